@@ -1,0 +1,523 @@
+//! A private key and its chain as one value.
+//!
+//! [`Bundle::new`] is the only way to make one, and it checks everything that
+//! a consumer would trip over: that the key belongs to the leaf, that the
+//! names are exactly those asked for, that the chain links, that the dates
+//! hold. What is not a `Bundle` is never stored or published. RFC 5280.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
+
+use crate::identifier::Identifier;
+use crate::time::Timestamp;
+
+/// A text that must not be shown: `Debug` hides it, dropping it wipes it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(Zeroizing<String>);
+
+impl Secret {
+    /// Takes the text over.
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+
+    /// The text itself, for the place that needs it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// A validated key with its certificate chain.
+#[derive(Clone, Debug)]
+pub struct Bundle {
+    key_pem: Secret,
+    chain: Vec<CertificateDer<'static>>,
+    facts: Facts,
+}
+
+/// What a leaf certificate says about itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Subject alternative names, sorted.
+    pub identifiers: BTreeSet<Identifier>,
+    /// First instant of validity.
+    pub not_before: Timestamp,
+    /// Last instant of validity.
+    pub not_after: Timestamp,
+    /// SHA-256 over the leaf's DER.
+    pub fingerprint: Fingerprint,
+    /// `base64url(AKI).base64url(serial)`, the RFC 9773 certificate
+    /// identifier; absent when the leaf has no authority key identifier.
+    pub renewal_id: Option<String>,
+}
+
+/// SHA-256 over a certificate's DER, shown in hexadecimal.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Fingerprint(String);
+
+impl Fingerprint {
+    /// The fingerprint of a certificate in DER.
+    #[must_use]
+    pub fn of(der: &[u8]) -> Self {
+        let hash = digest(&SHA256, der);
+        Self(
+            hash.as_ref()
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect(),
+        )
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why a key and a chain make no usable pair.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[allow(missing_docs)] // each message is its own documentation
+pub enum BundleError {
+    #[error("the private key is not readable PEM (PKCS#8, PKCS#1 or SEC1)")]
+    Key,
+    #[error("the chain is not readable PEM, or holds no certificate")]
+    Chain,
+    #[error("certificate {0} of the chain is not valid DER: {1}")]
+    Der(usize, String),
+    #[error("the certificate was not made for this key")]
+    KeyMismatch,
+    #[error("the certificate is for {found:?}, asked for were {wanted:?}")]
+    Names {
+        wanted: Vec<String>,
+        found: Vec<String>,
+    },
+    #[error("certificate {0} of the chain did not sign the one before it")]
+    Link(usize),
+    #[error("not valid before {0}")]
+    NotYetValid(Timestamp),
+    #[error("expired at {0}")]
+    Expired(Timestamp),
+    #[error("valid from {not_before} to {not_after}: less than an hour, or mostly over already")]
+    TooShort {
+        not_before: Timestamp,
+        not_after: Timestamp,
+    },
+}
+
+/// How much of the dates is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// Just issued: more than half of at least an hour is left.
+    Issued,
+    /// From our own store: not expired. A clock that was set back must not
+    /// make a stored pair unusable, so "not yet valid" passes.
+    Stored,
+    /// Only to be read: any dates.
+    Any,
+}
+
+/// A CA may date a certificate back; a clock ahead of ours must not refuse it.
+const SKEW: Duration = Duration::from_secs(300);
+
+impl Bundle {
+    /// Checks that `key_pem` and `chain_pem` (leaf first) belong together, are
+    /// for exactly `identifiers` and have usable dates at `now`.
+    ///
+    /// # Errors
+    /// [`BundleError`], naming the first thing that does not hold.
+    pub fn new(
+        key_pem: Secret,
+        chain_pem: &str,
+        identifiers: &BTreeSet<Identifier>,
+        now: Timestamp,
+        freshness: Freshness,
+    ) -> Result<Self, BundleError> {
+        let chain = CertificateDer::pem_slice_iter(chain_pem.as_bytes())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|_| BundleError::Chain)?;
+        let leaf = chain.first().ok_or(BundleError::Chain)?;
+        check_key(&key_pem, leaf)?;
+        check_links(&chain)?;
+        let facts = Facts::of(leaf)?;
+        if facts.identifiers != *identifiers {
+            let texts = |set: &BTreeSet<Identifier>| set.iter().map(ToString::to_string).collect();
+            return Err(BundleError::Names {
+                wanted: texts(identifiers),
+                found: texts(&facts.identifiers),
+            });
+        }
+        facts.check_dates(now, freshness)?;
+        Ok(Self {
+            key_pem,
+            chain,
+            facts,
+        })
+    }
+
+    /// What the leaf says.
+    #[must_use]
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// The private key in PEM.
+    #[must_use]
+    pub fn key_pem(&self) -> &Secret {
+        &self.key_pem
+    }
+
+    /// Leaf first, as a TLS server sends it.
+    #[must_use]
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    /// The leaf alone in PEM.
+    #[must_use]
+    pub fn leaf_pem(&self) -> String {
+        self.chain.iter().take(1).map(pem).collect()
+    }
+
+    /// The issuers without the leaf in PEM; empty for a self-signed one.
+    #[must_use]
+    pub fn issuers_pem(&self) -> String {
+        self.chain.iter().skip(1).map(pem).collect()
+    }
+
+    /// The whole chain in PEM, leaf first.
+    #[must_use]
+    pub fn chain_pem(&self) -> String {
+        self.chain.iter().map(pem).collect()
+    }
+}
+
+impl Facts {
+    /// Reads a leaf certificate.
+    ///
+    /// # Errors
+    /// [`BundleError::Der`] when it is not X.509.
+    pub fn of(leaf: &CertificateDer<'_>) -> Result<Self, BundleError> {
+        let certificate = parse(0, leaf)?;
+        let mut identifiers = BTreeSet::new();
+        if let Ok(Some(names)) = certificate.subject_alternative_name() {
+            for name in &names.value.general_names {
+                let identifier = match name {
+                    GeneralName::DNSName(name) => Identifier::parse(name).ok(),
+                    GeneralName::IPAddress(octets) => address(octets).map(Identifier::Ip),
+                    _ => None,
+                };
+                let identifier = identifier.ok_or_else(|| {
+                    BundleError::Der(0, "an alternative name of an unknown kind".into())
+                })?;
+                identifiers.insert(identifier);
+            }
+        }
+        let validity = certificate.validity();
+        Ok(Self {
+            identifiers,
+            not_before: Timestamp::from_seconds(validity.not_before.timestamp()),
+            not_after: Timestamp::from_seconds(validity.not_after.timestamp()),
+            fingerprint: Fingerprint::of(leaf),
+            renewal_id: renewal_id(&certificate),
+        })
+    }
+
+    /// The lifetime: `notAfter` is the last valid second, so it counts.
+    #[must_use]
+    pub fn lifetime(&self) -> Duration {
+        (self.not_after + Duration::from_secs(1)).since(self.not_before)
+    }
+
+    fn check_dates(&self, now: Timestamp, freshness: Freshness) -> Result<(), BundleError> {
+        if freshness == Freshness::Any {
+            return Ok(());
+        }
+        if now > self.not_after {
+            return Err(BundleError::Expired(self.not_after));
+        }
+        if freshness == Freshness::Stored {
+            return Ok(());
+        }
+        if now + SKEW < self.not_before {
+            return Err(BundleError::NotYetValid(self.not_before));
+        }
+        let lifetime = self.lifetime();
+        if lifetime < Duration::from_secs(3600) || self.not_after.since(now) <= lifetime / 2 {
+            return Err(BundleError::TooShort {
+                not_before: self.not_before,
+                not_after: self.not_after,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn parse<'a>(
+    index: usize,
+    der: &'a CertificateDer<'_>,
+) -> Result<X509Certificate<'a>, BundleError> {
+    match X509Certificate::from_der(der) {
+        Ok(([], certificate)) => Ok(certificate),
+        Ok(_) => Err(BundleError::Der(index, "trailing bytes".into())),
+        Err(error) => Err(BundleError::Der(index, error.to_string())),
+    }
+}
+
+fn check_key(key_pem: &Secret, leaf: &CertificateDer<'_>) -> Result<(), BundleError> {
+    let key =
+        PrivateKeyDer::from_pem_slice(key_pem.expose().as_bytes()).map_err(|_| BundleError::Key)?;
+    let key =
+        rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).map_err(|_| BundleError::Key)?;
+    let key = key.public_key().ok_or(BundleError::Key)?;
+    if parse(0, leaf)?.public_key().raw == key.as_ref() {
+        Ok(())
+    } else {
+        Err(BundleError::KeyMismatch)
+    }
+}
+
+fn check_links(chain: &[CertificateDer<'_>]) -> Result<(), BundleError> {
+    for (index, pair) in chain.windows(2).enumerate() {
+        let (subject, issuer) = (parse(index, &pair[0])?, parse(index + 1, &pair[1])?);
+        let signed = subject.issuer() == issuer.subject()
+            && subject.verify_signature(Some(issuer.public_key())).is_ok();
+        if !signed {
+            return Err(BundleError::Link(index + 1));
+        }
+    }
+    Ok(())
+}
+
+fn address(octets: &[u8]) -> Option<IpAddr> {
+    if let Ok(v4) = <[u8; 4]>::try_from(octets) {
+        return Some(IpAddr::from(v4));
+    }
+    <[u8; 16]>::try_from(octets).ok().map(IpAddr::from)
+}
+
+fn renewal_id(certificate: &X509Certificate<'_>) -> Option<String> {
+    let key_identifier = certificate.extensions().iter().find_map(|extension| {
+        match extension.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(aki) => aki.key_identifier.as_ref(),
+            _ => None,
+        }
+    })?;
+    let encode = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
+    Some(format!(
+        "{}.{}",
+        encode(key_identifier.0),
+        encode(certificate.raw_serial())
+    ))
+}
+
+fn pem(der: &CertificateDer<'_>) -> String {
+    const LINE: usize = 64;
+    let encoded = base64::prelude::BASE64_STANDARD.encode(der);
+    let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
+    for line in encoded.as_bytes().chunks(LINE) {
+        text.extend(line.iter().map(|byte| char::from(*byte)));
+        text.push('\n');
+    }
+    text.push_str("-----END CERTIFICATE-----\n");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+
+    const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+
+    struct Made {
+        key: Secret,
+        leaf: String,
+        issuer: String,
+    }
+
+    fn make(names: &[&str], not_before: Timestamp, not_after: Timestamp) -> Made {
+        let at = |t: Timestamp| time::OffsetDateTime::from_unix_timestamp(t.seconds()).unwrap();
+        let ca_key = KeyPair::generate().unwrap();
+        let mut ca = CertificateParams::new(Vec::new()).unwrap();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        ca.distinguished_name
+            .push(rcgen::DnType::CommonName, "Test CA");
+        let ca_certificate = ca.self_signed(&ca_key).unwrap();
+        let issuer = Issuer::new(ca, ca_key);
+        let key = KeyPair::generate().unwrap();
+        let mut params =
+            CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>())
+                .unwrap();
+        params.not_before = at(not_before);
+        params.not_after = at(not_after);
+        params.use_authority_key_identifier_extension = true;
+        let leaf = params.signed_by(&key, &issuer).unwrap();
+        Made {
+            key: Secret::new(key.serialize_pem()),
+            leaf: leaf.pem(),
+            issuer: ca_certificate.pem(),
+        }
+    }
+
+    fn set(names: &[&str]) -> BTreeSet<Identifier> {
+        names
+            .iter()
+            .map(|name| Identifier::parse(name).unwrap())
+            .collect()
+    }
+
+    fn days(n: u64) -> Duration {
+        Duration::from_secs(n * 86_400)
+    }
+
+    #[test]
+    fn takes_a_sound_pair_and_gives_it_back_unchanged() {
+        let names = ["example.com", "192.0.2.1"];
+        let made = make(&names, NOW, NOW + days(90));
+        let chain = format!("{}{}", made.leaf, made.issuer);
+        let bundle = Bundle::new(
+            made.key.clone(),
+            &chain,
+            &set(&names),
+            NOW,
+            Freshness::Issued,
+        )
+        .unwrap();
+        assert_eq!(bundle.chain().len(), 2);
+        let renewal_id = bundle.facts().renewal_id.clone().unwrap();
+        assert_eq!(renewal_id.split('.').count(), 2);
+        let again = Bundle::new(
+            made.key,
+            &bundle.chain_pem(),
+            &set(&names),
+            NOW,
+            Freshness::Stored,
+        )
+        .unwrap();
+        assert_eq!(again.facts(), bundle.facts());
+        assert_eq!(
+            bundle.chain_pem(),
+            format!("{}{}", bundle.leaf_pem(), bundle.issuers_pem())
+        );
+    }
+
+    #[test]
+    fn refuses_each_disagreement() {
+        let good = make(&["example.com"], NOW, NOW + days(90));
+        let other = make(&["example.com"], NOW, NOW + days(90));
+        let check = |key: &Secret, chain: &str, names: &[&str], now, freshness| {
+            Bundle::new(key.clone(), chain, &set(names), now, freshness).unwrap_err()
+        };
+        let names = ["example.com"];
+        assert_eq!(
+            check(&other.key, &good.leaf, &names, NOW, Freshness::Issued),
+            BundleError::KeyMismatch
+        );
+        assert_eq!(
+            check(&good.key, "", &names, NOW, Freshness::Issued),
+            BundleError::Chain
+        );
+        assert_eq!(
+            check(
+                &Secret::new("x".into()),
+                &good.leaf,
+                &names,
+                NOW,
+                Freshness::Issued
+            ),
+            BundleError::Key
+        );
+        assert!(matches!(
+            check(&good.key, &good.leaf, &["example.org"], NOW, Freshness::Any),
+            BundleError::Names { .. }
+        ));
+        assert!(matches!(
+            check(
+                &good.key,
+                &good.leaf,
+                &["example.com", "a.example.com"],
+                NOW,
+                Freshness::Any
+            ),
+            BundleError::Names { .. }
+        ));
+        let wrong_chain = format!("{}{}", good.leaf, other.issuer);
+        assert_eq!(
+            check(&good.key, &wrong_chain, &names, NOW, Freshness::Issued),
+            BundleError::Link(1)
+        );
+        assert!(matches!(
+            check(
+                &good.key,
+                &good.leaf,
+                &names,
+                NOW + days(91),
+                Freshness::Stored
+            ),
+            BundleError::Expired(_)
+        ));
+        assert!(matches!(
+            check(
+                &good.key,
+                &good.leaf,
+                &names,
+                NOW - days(1),
+                Freshness::Issued
+            ),
+            BundleError::NotYetValid(_)
+        ));
+        assert!(matches!(
+            check(
+                &good.key,
+                &good.leaf,
+                &names,
+                NOW + days(46),
+                Freshness::Issued
+            ),
+            BundleError::TooShort { .. }
+        ));
+    }
+
+    #[test]
+    fn a_secret_never_shows() {
+        let made = make(&["example.com"], NOW, NOW + days(90));
+        let bundle = Bundle::new(
+            made.key,
+            &made.leaf,
+            &set(&["example.com"]),
+            NOW,
+            Freshness::Issued,
+        )
+        .unwrap();
+        assert!(!format!("{bundle:?}").contains("PRIVATE"));
+    }
+}

@@ -1,0 +1,437 @@
+//! What a certificate is for: DNS names, wildcards and IP addresses (RFC 8555
+//! section 9.7.7, RFC 8738).
+//!
+//! Text becomes an [`Identifier`] once, at the edge; no later code parses a
+//! name. Internationalised names are kept as A-labels (RFC 5891).
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// One subject of a certificate.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Identifier {
+    /// A fully qualified DNS name, possibly a wildcard.
+    Dns(DnsName),
+    /// An IPv4 or IPv6 address.
+    Ip(IpAddr),
+}
+
+/// A DNS name in A-label form and lower case, without a trailing dot; at most
+/// its leftmost label is `*`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DnsName(String);
+
+/// Why a text is no identifier, or one that the CA cannot sign.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[allow(missing_docs)] // each message is its own documentation
+pub enum IdentifierError {
+    #[error("the name is empty")]
+    Empty,
+    #[error("`{0}` is a URL; give the host name alone")]
+    Url(String),
+    #[error("`{0}` carries a port; certificates are for names, not ports")]
+    Port(String),
+    #[error("`{0}` is not a valid DNS name")]
+    Malformed(String),
+    #[error("`{0}` has a wildcard that is not the whole leftmost label")]
+    Wildcard(String),
+    #[error("`{name}` cannot get a certificate from a public CA: {reason}")]
+    NotPublic { name: String, reason: &'static str },
+}
+
+impl Identifier {
+    /// Reads a DNS name (also in Unicode), a wildcard or an IP address
+    /// (brackets around IPv6 allowed).
+    ///
+    /// # Errors
+    /// [`IdentifierError`] for anything else, naming what is wrong.
+    pub fn parse(text: &str) -> Result<Self, IdentifierError> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(IdentifierError::Empty);
+        }
+        let unbracketed = text
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'));
+        if let Ok(address) = IpAddr::from_str(unbracketed.unwrap_or(text)) {
+            return Ok(Self::Ip(address.to_canonical()));
+        }
+        if text.contains("://") || text.contains('/') {
+            return Err(IdentifierError::Url(text.to_owned()));
+        }
+        if text.contains(':') {
+            return Err(IdentifierError::Port(text.to_owned()));
+        }
+        DnsName::parse(text).map(Self::Dns)
+    }
+
+    /// Whether it is a wildcard, which only DNS-01 can prove.
+    #[must_use]
+    pub fn is_wildcard(&self) -> bool {
+        matches!(self, Self::Dns(name) if name.0.starts_with("*."))
+    }
+
+    /// Refuses what no publicly trusted CA may sign: internal and reserved
+    /// names (RFC 6761, 6762, 7686) and addresses that are not globally
+    /// routable (RFC 6890).
+    ///
+    /// # Errors
+    /// [`IdentifierError::NotPublic`] with the reason.
+    pub fn require_public(&self) -> Result<(), IdentifierError> {
+        let reason = match self {
+            Self::Dns(name) => name.not_public(),
+            Self::Ip(IpAddr::V4(address)) => ipv4_not_public(*address),
+            Self::Ip(IpAddr::V6(address)) => ipv6_not_public(*address),
+        };
+        match reason {
+            None => Ok(()),
+            Some(reason) => Err(IdentifierError::NotPublic {
+                name: self.to_string(),
+                reason,
+            }),
+        }
+    }
+
+    /// Whether a certificate's subject alternative name `pattern` covers this
+    /// identifier, as a TLS client sees it (RFC 6125: one label per wildcard).
+    #[must_use]
+    pub fn is_covered_by(&self, pattern: &Self) -> bool {
+        if self == pattern {
+            return true;
+        }
+        let (Self::Dns(name), Self::Dns(pattern)) = (self, pattern) else {
+            return false;
+        };
+        let (Some(suffix), Some((first, rest))) =
+            (pattern.0.strip_prefix("*."), name.0.split_once('.'))
+        else {
+            return false;
+        };
+        first != "*" && rest == suffix
+    }
+}
+
+impl DnsName {
+    fn parse(text: &str) -> Result<Self, IdentifierError> {
+        let malformed = || IdentifierError::Malformed(text.to_owned());
+        let (wildcard, base) = match text.strip_prefix("*.") {
+            Some(base) => (true, base),
+            None => (false, text),
+        };
+        if base.contains('*') {
+            return Err(IdentifierError::Wildcard(text.to_owned()));
+        }
+        let base = base.strip_suffix('.').unwrap_or(base);
+        let ascii = idna::domain_to_ascii_strict(base).map_err(|_| malformed())?;
+        let labels_are_fine = ascii.split('.').all(label_is_fine);
+        // A last label of digits would be read as an IPv4 address by URL parsers.
+        let numeric_end = ascii
+            .rsplit('.')
+            .next()
+            .is_none_or(|last| last.bytes().all(|b| b.is_ascii_digit()));
+        let length = ascii.len() + if wildcard { 2 } else { 0 };
+        if !labels_are_fine || numeric_end || length > 253 {
+            return Err(malformed());
+        }
+        Ok(Self(if wildcard {
+            format!("*.{ascii}")
+        } else {
+            ascii
+        }))
+    }
+
+    /// The name in A-label form, `*.` included.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn not_public(&self) -> Option<&'static str> {
+        const RESERVED: [(&str, &str); 9] = [
+            (
+                "localhost",
+                "`localhost` names this machine only (RFC 6761)",
+            ),
+            ("local", "`.local` is for multicast DNS (RFC 6762)"),
+            ("internal", "`.internal` is reserved for private use"),
+            ("test", "`.test` is reserved for testing (RFC 6761)"),
+            (
+                "example",
+                "`.example` is reserved for documentation (RFC 6761)",
+            ),
+            ("invalid", "`.invalid` is reserved (RFC 6761)"),
+            (
+                "onion",
+                "`.onion` needs a CA that signs onion services (RFC 7686)",
+            ),
+            ("lan", "`.lan` is not in the public DNS"),
+            ("arpa", "`.arpa` is for infrastructure"),
+        ];
+        let base = self.0.strip_prefix("*.").unwrap_or(&self.0);
+        let top = base.rsplit('.').next().unwrap_or(base);
+        if let Some((_, reason)) = RESERVED.iter().find(|(name, _)| *name == top) {
+            return Some(reason);
+        }
+        (!base.contains('.')).then_some("it has a single label; a public name has a domain")
+    }
+}
+
+fn label_is_fine(label: &str) -> bool {
+    (1..=63).contains(&label.len())
+        && label
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !label.starts_with('-')
+        && !label.ends_with('-')
+}
+
+fn ipv4_not_public(address: Ipv4Addr) -> Option<&'static str> {
+    let [a, b, c, _] = address.octets();
+    if address.is_loopback() {
+        Some("it is a loopback address")
+    } else if address.is_private() || (a == 100 && (64..128).contains(&b)) {
+        Some("it is a private address")
+    } else if address.is_link_local() {
+        Some("it is a link-local address")
+    } else if address.is_documentation() || (a == 198 && (b == 18 || b == 19)) {
+        Some("it is reserved for documentation and tests")
+    } else if a == 0 || a >= 224 || (a, b, c) == (192, 0, 0) {
+        Some("it is not the address of a host on the internet")
+    } else {
+        None
+    }
+}
+
+fn ipv6_not_public(address: Ipv6Addr) -> Option<&'static str> {
+    let [first, second, ..] = address.segments();
+    if address.is_loopback() {
+        Some("it is a loopback address")
+    } else if address.is_unique_local() {
+        Some("it is a private address")
+    } else if address.is_unicast_link_local() {
+        Some("it is a link-local address")
+    } else if first == 0x2001 && second == 0x0db8 {
+        Some("it is reserved for documentation and tests")
+    } else if first & 0xe000 != 0x2000 {
+        Some("it is not a global unicast address")
+    } else {
+        None
+    }
+}
+
+impl fmt::Display for Identifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dns(name) => f.write_str(&name.0),
+            Self::Ip(address) => write!(f, "{address}"),
+        }
+    }
+}
+
+impl FromStr for Identifier {
+    type Err = IdentifierError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::parse(text)
+    }
+}
+
+impl TryFrom<String> for Identifier {
+    type Error = IdentifierError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::parse(&text)
+    }
+}
+
+impl From<Identifier> for String {
+    fn from(identifier: Identifier) -> Self {
+        identifier.to_string()
+    }
+}
+
+/// The name of a certificate through its renewals: also a directory's name, so
+/// it is made of `[a-z0-9._-]` only and never starts with a dot or a hyphen.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Lineage(String);
+
+impl Lineage {
+    /// The default name for a certificate whose first identifier is `first`:
+    /// `*.` becomes `_wildcard_.`, an IPv6 `:` becomes `-`.
+    #[must_use]
+    pub fn of(first: &Identifier) -> Self {
+        let text = first.to_string();
+        let text = match text.strip_prefix("*.") {
+            Some(base) => format!("_wildcard_.{base}"),
+            None => text.replace(':', "-"),
+        };
+        // `::1` would start with a hyphen, which every command reads as an option.
+        Self(if text.starts_with('-') {
+            format!("0{text}")
+        } else {
+            text
+        })
+    }
+
+    /// Reads a name that the user chose.
+    ///
+    /// # Errors
+    /// [`IdentifierError::Malformed`] when it would not be a safe file name.
+    pub fn parse(text: &str) -> Result<Self, IdentifierError> {
+        let fine = (1..=255).contains(&text.len())
+            && !text.starts_with(['.', '-'])
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b));
+        if fine {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(IdentifierError::Malformed(
+                text.escape_default().to_string(),
+            ))
+        }
+    }
+
+    /// The name as text, fit for a path component.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Lineage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for Lineage {
+    type Error = IdentifierError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::parse(&text)
+    }
+}
+
+impl From<Lineage> for String {
+    fn from(lineage: Lineage) -> Self {
+        lineage.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> String {
+        match Identifier::parse(text) {
+            Ok(identifier) => identifier.to_string(),
+            Err(error) => format!("refused: {error}"),
+        }
+    }
+
+    #[test]
+    fn reads_names_wildcards_and_addresses() {
+        assert_eq!(parse("Example.COM."), "example.com");
+        assert_eq!(parse("*.Example.com"), "*.example.com");
+        assert_eq!(parse("bücher.example.com"), "xn--bcher-kva.example.com");
+        assert_eq!(parse("192.0.2.7"), "192.0.2.7");
+        assert_eq!(parse("[2001:DB8::1]"), "2001:db8::1");
+        assert_eq!(parse("::ffff:192.0.2.7"), "192.0.2.7");
+    }
+
+    #[test]
+    fn refuses_what_is_no_name() {
+        for text in [
+            "",
+            "a..b",
+            "-a.com",
+            "a-.com",
+            "a_b.com",
+            "a.*.com",
+            "*",
+            "**.a.com",
+            "*a.com",
+            "1.2.3",
+            "1.2.3.4.5",
+            "http://a.com",
+            "a.com:443",
+            "a.com/",
+            "a b.com",
+            "a\n.com",
+            "xn--zzzzzz---.com",
+            "../etc",
+        ] {
+            assert!(Identifier::parse(text).is_err(), "{text:?} was taken");
+        }
+        assert!(Identifier::parse(&format!("{}.com", "a".repeat(64))).is_err());
+        assert!(Identifier::parse(&"a.".repeat(128)).is_err());
+    }
+
+    #[test]
+    fn knows_what_no_public_ca_signs() {
+        for text in [
+            "localhost",
+            "a.localhost",
+            "db.internal",
+            "printer.local",
+            "a.test",
+            "host",
+            "127.0.0.1",
+            "10.0.0.1",
+            "169.254.1.1",
+            "::1",
+            "fd00::1",
+            "fe80::1",
+            "100.64.0.1",
+        ] {
+            assert!(
+                Identifier::parse(text).unwrap().require_public().is_err(),
+                "{text}"
+            );
+        }
+        for text in ["example.com", "*.example.com", "8.8.8.8", "2606:4700::1111"] {
+            assert_eq!(
+                Identifier::parse(text).unwrap().require_public(),
+                Ok(()),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_wildcard_covers_one_label() {
+        let wildcard = Identifier::parse("*.example.com").unwrap();
+        let covered = |text: &str| Identifier::parse(text).unwrap().is_covered_by(&wildcard);
+        assert!(covered("www.example.com"));
+        assert!(covered("*.example.com"));
+        assert!(!covered("example.com"));
+        assert!(!covered("a.b.example.com"));
+    }
+
+    #[test]
+    fn a_lineage_is_a_safe_directory_name() {
+        let of = |text: &str| Lineage::of(&Identifier::parse(text).unwrap()).to_string();
+        assert_eq!(of("*.example.com"), "_wildcard_.example.com");
+        assert_eq!(of("2001:db8::1"), "2001-db8--1");
+        assert_eq!(of("::1"), "0--1");
+        for text in ["", ".", "..", "../x", "a/b", "-x", "A", "a\0b", ".hidden"] {
+            assert!(Lineage::parse(text).is_err(), "{text:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn parsing_is_idempotent_and_never_yields_an_unsafe_lineage(text in "\\PC{0,40}") {
+            if let Ok(identifier) = Identifier::parse(&text) {
+                let shown = identifier.to_string();
+                proptest::prop_assert_eq!(Identifier::parse(&shown).unwrap(), identifier.clone());
+                let lineage = Lineage::of(&identifier);
+                proptest::prop_assert_eq!(Lineage::parse(lineage.as_str()).unwrap(), lineage);
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Everything known about one certificate through its renewals: what was
+//! asked for, what was issued, what was handed over, what was seen served, and
+//! what is under way. It is the whole input of a decision, and it is stored as
+//! one value.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::certificate::{Facts, Secret};
+use crate::identifier::{Identifier, Lineage};
+use crate::time::Timestamp;
+
+/// Counts the certificates of a lineage, from 1; 0 is the placeholder.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Generation(pub u64);
+
+impl Generation {
+    /// The generation after this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl fmt::Display for Generation {
+    /// Four digits at least, as the archive's directories are named.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04}", self.0)
+    }
+}
+
+/// Counts the saved states of a record: the value that compare-and-swap
+/// compares. 0 means "not stored yet".
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Revision(pub u64);
+
+/// The durable state of one lineage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its name.
+    pub lineage: Lineage,
+    /// What the certificate shall be for.
+    pub identifiers: BTreeSet<Identifier>,
+    /// The directory URL of the CA that shall issue it.
+    pub ca: String,
+    /// The certificate profile to ask for, if any.
+    pub profile: Option<String>,
+    /// The newest certificate.
+    pub issued: Option<Issued>,
+    /// Targets by name, and the generation that each was last told to load.
+    pub deployed: BTreeMap<String, Generation>,
+    /// Endpoints (`host:port`), and the generation last seen there by a handshake.
+    pub served: BTreeMap<String, Served>,
+    /// The order under way; present from before it is sent until it ends.
+    pub order: Option<PendingOrder>,
+    /// Failures since the last success.
+    pub failures: Failures,
+}
+
+impl Record {
+    /// A record of which nothing is issued yet.
+    #[must_use]
+    pub fn new(lineage: Lineage, identifiers: BTreeSet<Identifier>, ca: String) -> Self {
+        Self {
+            lineage,
+            identifiers,
+            ca,
+            profile: None,
+            issued: None,
+            deployed: BTreeMap::new(),
+            served: BTreeMap::new(),
+            order: None,
+            failures: Failures::default(),
+        }
+    }
+}
+
+/// A certificate in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Issued {
+    /// Which one of the lineage it is.
+    pub generation: Generation,
+    /// What the leaf says.
+    pub facts: Facts,
+    /// The directory URL of the CA that issued it.
+    pub ca: String,
+    /// When it was stored.
+    pub at: Timestamp,
+    /// When to renew it; `None` until it was drawn.
+    pub renewal: Option<Renewal>,
+}
+
+/// The stored draw of a renewal instant (RFC 9773 section 4.2): drawn once,
+/// kept over restarts and on every replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    /// The instant to renew at.
+    pub at: Timestamp,
+    /// The window it was drawn from; `None` when it comes from the lifetime.
+    pub window: Option<Window>,
+    /// When to ask the CA for its window again; `None` when it offers none.
+    pub refresh_at: Option<Timestamp>,
+}
+
+/// A renewal window as the CA suggests it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// Inclusive.
+    pub start: Timestamp,
+    /// Exclusive; later than `start`.
+    pub end: Timestamp,
+}
+
+/// An endpoint that was seen serving one of our certificates.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    /// Which one.
+    pub generation: Generation,
+    /// When the handshake saw it.
+    pub at: Timestamp,
+}
+
+/// An order that may exist at the CA: all that is needed to finish it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingOrder {
+    /// The directory URL of the CA it was sent to.
+    pub ca: String,
+    /// What it is for.
+    pub identifiers: BTreeSet<Identifier>,
+    /// The key that the certificate is for, made before anything is sent.
+    pub key_pem: Secret,
+    /// The order's URL; `None` until the CA has answered.
+    pub url: Option<String>,
+    /// The certificate it replaces, as RFC 9773 names it.
+    pub replaces: Option<String>,
+    /// When it was begun.
+    pub begun: Timestamp,
+}
+
+/// What went wrong since the last success.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failures {
+    /// How many counted failures in a row.
+    pub count: u32,
+    /// No further try before this instant.
+    pub retry_at: Option<Timestamp>,
+    /// The last message, fit to be shown.
+    pub last: Option<String>,
+}

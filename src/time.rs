@@ -1,0 +1,242 @@
+//! The wall clock as a value, and the one adapter that reads it.
+//!
+//! Decisions take a [`Timestamp`]; whoever needs to wait takes a [`Clock`].
+//! Nothing else in the crate reads the system's time, so a year can pass in a
+//! test within a second.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::{Add, Sub};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::sync::oneshot;
+
+/// An instant of civil time: milliseconds since 1970-01-01T00:00:00Z.
+///
+/// Serialised as RFC 3339 in UTC. Arithmetic saturates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// From whole seconds since the epoch.
+    #[must_use]
+    pub const fn from_seconds(seconds: i64) -> Self {
+        Self(seconds.saturating_mul(1000))
+    }
+
+    /// Whole seconds since the epoch, rounded down.
+    #[must_use]
+    pub const fn seconds(self) -> i64 {
+        self.0.div_euclid(1000)
+    }
+
+    /// The time from `earlier` to `self`; zero when `earlier` is the later one.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+}
+
+impl Add<Duration> for Timestamp {
+    type Output = Self;
+    fn add(self, by: Duration) -> Self {
+        Self(self.0.saturating_add(milliseconds(by)))
+    }
+}
+
+impl Sub<Duration> for Timestamp {
+    type Output = Self;
+    fn sub(self, by: Duration) -> Self {
+        Self(self.0.saturating_sub(milliseconds(by)))
+    }
+}
+
+impl From<OffsetDateTime> for Timestamp {
+    fn from(instant: OffsetDateTime) -> Self {
+        Self(instant.unix_timestamp().saturating_mul(1000) + i64::from(instant.millisecond()))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    /// RFC 3339, whole seconds, UTC.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = OffsetDateTime::from_unix_timestamp(self.seconds())
+            .ok()
+            .and_then(|instant| instant.format(&Rfc3339).ok());
+        match text {
+            Some(text) => f.write_str(&text),
+            None => write!(f, "{} s since 1970", self.seconds()),
+        }
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let text = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000)
+            .ok()
+            .and_then(|instant| instant.format(&Rfc3339).ok())
+            .ok_or_else(|| serde::ser::Error::custom("a time outside the years 0 to 9999"))?;
+        serializer.serialize_str(&text)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        OffsetDateTime::parse(&text, &Rfc3339)
+            .map(Self::from)
+            .map_err(de::Error::custom)
+    }
+}
+
+fn milliseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// What time it is, and waiting for it to be later.
+#[async_trait]
+pub trait Clock: Send + Sync {
+    /// The current time. May jump in either direction between two calls.
+    fn now(&self) -> Timestamp;
+
+    /// Returns once `now()` has reached `instant`; at once when it is past.
+    async fn sleep_until(&self, instant: Timestamp);
+}
+
+/// The machine's own clock.
+#[derive(Debug, Default)]
+pub struct SystemClock;
+
+/// No single sleep is longer, so that a suspend or a changed clock is noticed.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+#[async_trait]
+impl Clock for SystemClock {
+    #[allow(clippy::disallowed_methods)] // the one place that may read it
+    fn now(&self) -> Timestamp {
+        Timestamp::from(OffsetDateTime::from(std::time::SystemTime::now()))
+    }
+
+    async fn sleep_until(&self, instant: Timestamp) {
+        loop {
+            let left = instant.since(self.now());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.min(LONGEST_SLEEP)).await;
+        }
+    }
+}
+
+/// A clock that stands still until it is moved by hand.
+#[derive(Debug)]
+pub struct VirtualClock {
+    state: Mutex<VirtualState>,
+}
+
+#[derive(Debug)]
+struct VirtualState {
+    now: Timestamp,
+    sleepers: BTreeMap<Timestamp, Vec<oneshot::Sender<()>>>,
+}
+
+impl VirtualClock {
+    /// A clock that shows `now`.
+    #[must_use]
+    pub fn new(now: Timestamp) -> Self {
+        Self {
+            state: Mutex::new(VirtualState {
+                now,
+                sleepers: BTreeMap::new(),
+            }),
+        }
+    }
+
+    /// Shows `instant` from here on and wakes whoever slept until then.
+    pub fn set(&self, instant: Timestamp) {
+        let mut state = self.lock();
+        state.now = instant;
+        let later = state
+            .sleepers
+            .split_off(&(instant + Duration::from_millis(1)));
+        for sleeper in std::mem::replace(&mut state.sleepers, later)
+            .into_values()
+            .flatten()
+        {
+            // A sleeper that gave up has dropped its end.
+            let _ = sleeper.send(());
+        }
+    }
+
+    /// Moves on by `by`.
+    pub fn advance(&self, by: Duration) {
+        let to = self.now() + by;
+        self.set(to);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VirtualState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Clock for VirtualClock {
+    fn now(&self) -> Timestamp {
+        self.lock().now
+    }
+
+    async fn sleep_until(&self, instant: Timestamp) {
+        let woken = {
+            let mut state = self.lock();
+            if state.now >= instant {
+                return;
+            }
+            let (wake, woken) = oneshot::channel();
+            state.sleepers.entry(instant).or_default().push(wake);
+            woken
+        };
+        // An error means that the clock itself is gone: nothing is left to wait for.
+        let _ = woken.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shows_rfc_3339_and_reads_it_back() {
+        let instant = Timestamp(1_764_000_000_123);
+        assert_eq!(instant.to_string(), "2025-11-24T16:00:00Z");
+        let json = serde_json::to_string(&instant).unwrap();
+        assert_eq!(json, "\"2025-11-24T16:00:00.123Z\"");
+        assert_eq!(serde_json::from_str::<Timestamp>(&json).unwrap(), instant);
+    }
+
+    #[test]
+    fn arithmetic_saturates() {
+        let last = Timestamp(i64::MAX);
+        assert_eq!(last + Duration::MAX, last);
+        assert_eq!(Timestamp(0).since(last), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn a_virtual_sleeper_wakes_at_its_instant_and_not_before() {
+        let clock = std::sync::Arc::new(VirtualClock::new(Timestamp(0)));
+        let sleeper = tokio::spawn({
+            let clock = clock.clone();
+            async move { clock.sleep_until(Timestamp(5_000)).await }
+        });
+        tokio::task::yield_now().await;
+        clock.set(Timestamp(4_999));
+        tokio::task::yield_now().await;
+        assert!(!sleeper.is_finished());
+        clock.advance(Duration::from_millis(1));
+        sleeper.await.unwrap();
+    }
+}
