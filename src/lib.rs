@@ -10,7 +10,9 @@
 //! - Intent is stored before every step that cannot be taken back.
 
 pub mod certificate;
+pub mod challenge;
 pub mod identifier;
 pub mod random;
 pub mod record;
+pub mod store;
 pub mod time;

@@ -1,0 +1,87 @@
+//! The durable truth. A [`Store`] speaks of records, bundles and accounts, not
+//! of keys and values, so that files, objects and databases can stand behind
+//! it alike.
+//!
+//! Correctness rests on compare-and-swap: [`Store::save`] takes the revision
+//! that was loaded and refuses when another writer was faster. A lease only
+//! spares two processes the same work.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use thiserror::Error;
+
+use crate::certificate::{Bundle, Secret};
+use crate::identifier::Lineage;
+use crate::record::{Generation, Record, Revision};
+
+/// Why the store did not do what it was asked to.
+#[derive(Debug, Error)]
+#[allow(missing_docs)] // each message is its own documentation
+pub enum StoreError {
+    #[error("{operation} {subject}: {source}")]
+    Io {
+        operation: &'static str,
+        /// The path, or whatever names the place.
+        subject: String,
+        source: std::io::Error,
+    },
+    #[error("{subject} is not readable as what it should be: {detail}")]
+    Corrupt { subject: String, detail: String },
+    #[error("the record of {lineage} was changed by another process (it is at revision {found})")]
+    Conflict { lineage: Lineage, found: u64 },
+    #[error("{lineage} is being worked on by another process")]
+    Leased { lineage: Lineage },
+    #[error("generation {generation} of {lineage} is stored already")]
+    GenerationExists {
+        lineage: Lineage,
+        generation: Generation,
+    },
+}
+
+/// The right to work on one lineage, given back when dropped, also by a crash.
+pub trait Lease: Send + Sync + fmt::Debug {
+    /// Grows with every lease of the lineage (a fencing token).
+    fn token(&self) -> u64;
+}
+
+/// The contract that every store keeps; `store::contract` in the tests holds
+/// each implementation to it.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// The record and the revision to save it against; `None` when there is none.
+    async fn load(&self, lineage: &Lineage) -> Result<Option<(Record, Revision)>, StoreError>;
+
+    /// Saves `record` if the stored revision is still `expected`
+    /// (`Revision(0)`: none is stored), with `bundle` as the pair of
+    /// `record.issued`'s generation when one is given: both or neither.
+    /// Returns the new revision. It is durable when this returns.
+    async fn save(
+        &self,
+        record: &Record,
+        expected: Revision,
+        bundle: Option<&Bundle>,
+    ) -> Result<Revision, StoreError>;
+
+    /// The key and chain (leaf first, PEM) of a stored generation.
+    async fn bundle(
+        &self,
+        lineage: &Lineage,
+        generation: Generation,
+    ) -> Result<Option<(Secret, String)>, StoreError>;
+
+    /// Every lineage with a record, sorted.
+    async fn list(&self) -> Result<Vec<Lineage>, StoreError>;
+
+    /// The right to work on `lineage`.
+    ///
+    /// # Errors
+    /// [`StoreError::Leased`] while another holder has it; it does not wait.
+    async fn lease(&self, lineage: &Lineage) -> Result<Box<dyn Lease>, StoreError>;
+
+    /// The stored account credentials for a CA's directory URL.
+    async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError>;
+
+    /// Stores account credentials; what was stored before is replaced.
+    async fn save_account(&self, ca: &str, credentials: &Secret) -> Result<(), StoreError>;
+}
