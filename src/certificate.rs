@@ -49,6 +49,42 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// The kind of a certificate's key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the names are the options'
+pub enum KeyType {
+    #[default]
+    #[serde(rename = "ecdsa-p256")]
+    EcdsaP256,
+    #[serde(rename = "ecdsa-p384")]
+    EcdsaP384,
+    #[serde(rename = "rsa-2048")]
+    Rsa2048,
+    #[serde(rename = "rsa-3072")]
+    Rsa3072,
+    #[serde(rename = "rsa-4096")]
+    Rsa4096,
+}
+
+impl KeyType {
+    /// Makes a new key, in PEM. RSA takes up to seconds: keep it off the
+    /// threads that serve.
+    ///
+    /// # Errors
+    /// When the cryptographic library has no randomness.
+    pub fn generate(self) -> Result<Secret, rcgen::Error> {
+        let rsa = |size| rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, size);
+        let key = match self {
+            Self::EcdsaP256 => rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256),
+            Self::EcdsaP384 => rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384),
+            Self::Rsa2048 => rsa(rcgen::RsaKeySize::_2048),
+            Self::Rsa3072 => rsa(rcgen::RsaKeySize::_3072),
+            Self::Rsa4096 => rsa(rcgen::RsaKeySize::_4096),
+        }?;
+        Ok(Secret::new(key.serialize_pem()))
+    }
+}
+
 /// A validated key with its certificate chain.
 #[derive(Clone, Debug)]
 pub struct Bundle {

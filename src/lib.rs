@@ -9,6 +9,7 @@
 //! - A published generation never changes; the `live` link moves last.
 //! - Intent is stored before every step that cannot be taken back.
 
+pub mod acme;
 pub mod certificate;
 pub mod challenge;
 pub mod identifier;
