@@ -309,6 +309,13 @@ impl fmt::Display for Lineage {
     }
 }
 
+impl FromStr for Lineage {
+    type Err = IdentifierError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::parse(text)
+    }
+}
+
 impl TryFrom<String> for Lineage {
     type Error = IdentifierError;
     fn try_from(text: String) -> Result<Self, Self::Error> {

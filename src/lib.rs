@@ -12,8 +12,13 @@
 pub mod acme;
 pub mod certificate;
 pub mod challenge;
+pub mod cli;
+pub mod deploy;
+pub mod files;
 pub mod identifier;
+pub mod manage;
 pub mod random;
 pub mod record;
+pub mod renew;
 pub mod store;
 pub mod time;

@@ -152,6 +152,9 @@ pub struct Failures {
     pub count: u32,
     /// No further try before this instant.
     pub retry_at: Option<Timestamp>,
+    /// Whether the CA itself asked for that pause.
+    #[serde(default)]
+    pub asked_to_wait: bool,
     /// The last message, fit to be shown.
     pub last: Option<String>,
 }

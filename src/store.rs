@@ -6,6 +6,8 @@
 //! that was loaded and refuses when another writer was faster. A lease only
 //! spares two processes the same work.
 
+pub mod fs;
+
 use std::fmt;
 
 use async_trait::async_trait;
@@ -45,8 +47,7 @@ pub trait Lease: Send + Sync + fmt::Debug {
     fn token(&self) -> u64;
 }
 
-/// The contract that every store keeps; `store::contract` in the tests holds
-/// each implementation to it.
+/// The contract that every store keeps; its tests stand beside each implementation.
 #[async_trait]
 pub trait Store: Send + Sync {
     /// The record and the revision to save it against; `None` when there is none.

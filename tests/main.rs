@@ -1,1 +1,1 @@
-
+//! The black-box tests, by topic; real servers where a user has real servers.

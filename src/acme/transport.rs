@@ -36,7 +36,7 @@ const DEFAULT_RETRY_AFTER: HeaderValue = HeaderValue::from_static("21600");
 
 /// Why there is no usable reply.
 #[derive(Debug, ThisError)]
-pub enum TransportError {
+pub(super) enum TransportError {
     #[error("{0}")]
     Io(String),
     #[error("no answer within {0:?}")]

@@ -1,0 +1,549 @@
+//! The listener on port 80 (RFC 8555 section 8.3). It gives a live answer on
+//! its exact path to its exact host, sends every other page to https, and
+//! refuses the rest. Nothing of a request is ever reflected unparsed.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::header::{
+    ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, LOCATION, TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use thiserror::Error;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::responses::Responses;
+use crate::identifier::Identifier;
+
+const PATH: &str = "/.well-known/acme-challenge/";
+const HEADER_DEADLINE: Duration = Duration::from_secs(5);
+/// Validations take milliseconds; a browser that is sent away needs no more.
+const CONNECTION_DEADLINE: Duration = Duration::from_secs(30);
+/// hyper's least buffer; no honest request head is near it.
+const LARGEST_HEAD: usize = 8 * 1024;
+const CONNECTIONS: usize = 1024;
+/// A CA validates from a handful of addresses; one of them never needs more.
+const CONNECTIONS_PER_ADDRESS: usize = 64;
+const AFTER_ACCEPT_ERROR: Duration = Duration::from_millis(100);
+
+/// Why an address could not be listened on.
+#[derive(Debug, Error)]
+#[error("cannot listen on {address}: {source}{owner}")]
+pub struct BindError {
+    /// The address.
+    pub address: SocketAddr,
+    source: io::Error,
+    owner: Owner,
+}
+
+/// Who holds the port, as far as that can be seen.
+#[derive(Debug)]
+struct Owner(Option<(String, u32)>);
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some((program, pid)) => write!(
+                f,
+                "; it is taken by {} (pid {pid})",
+                program.escape_default()
+            ),
+            None => Ok(()),
+        }
+    }
+}
+
+impl BindError {
+    /// The next thing to do.
+    #[must_use]
+    pub fn hint(&self) -> &'static str {
+        match self.source.kind() {
+            io::ErrorKind::AddrInUse => {
+                "leave the port to that server and use --webroot DIR with it, have it forward /.well-known/acme-challenge/ to another --http-listen ADDR, or stop it"
+            }
+            io::ErrorKind::PermissionDenied => {
+                "ports below 1024 need CAP_NET_BIND_SERVICE, net.ipv4.ip_unprivileged_port_start=80, or a socket handed over by systemd; or use --http-listen with another port that port 80 is forwarded to"
+            }
+            _ => "check the address given with --http-listen",
+        }
+    }
+}
+
+/// Sockets that are bound and not served yet.
+#[derive(Debug)]
+pub struct Listener {
+    sockets: Vec<TcpListener>,
+    responses: Responses,
+}
+
+impl Listener {
+    /// Binds every address of `addresses`.
+    ///
+    /// # Errors
+    /// The first that is not to be had; none is kept then.
+    pub fn bind(addresses: &[SocketAddr], responses: Responses) -> Result<Self, BindError> {
+        let sockets = addresses
+            .iter()
+            .map(|address| {
+                listen(*address).map_err(|source| BindError {
+                    address: *address,
+                    owner: Owner(if source.kind() == io::ErrorKind::AddrInUse {
+                        owner_of(address.port())
+                    } else {
+                        None
+                    }),
+                    source,
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { sockets, responses })
+    }
+
+    /// The addresses that are listened on, with the ports the system chose.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.sockets
+            .iter()
+            .filter_map(|socket| socket.local_addr().ok())
+            .collect()
+    }
+
+    /// Serves until the future is dropped.
+    pub async fn serve(self) {
+        let caps = Arc::new(Caps::default());
+        let mut accepting = tokio::task::JoinSet::new();
+        for socket in self.sockets {
+            accepting.spawn(accept(socket, self.responses.clone(), caps.clone()));
+        }
+        while accepting.join_next().await.is_some() {}
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    }?;
+    socket.set_reuseaddr(true)?;
+    if address.is_ipv6() {
+        // Beside 0.0.0.0:80, which a dual-stack socket would collide with.
+        rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    socket.bind(address)?;
+    socket.listen(1024)
+}
+
+/// How many connections there are, in all and by address.
+struct Caps {
+    all: Arc<Semaphore>,
+    by_address: Mutex<HashMap<IpAddr, usize>>,
+}
+
+impl Default for Caps {
+    fn default() -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(CONNECTIONS)),
+            by_address: Mutex::default(),
+        }
+    }
+}
+
+/// A place among the connections, given back when dropped.
+struct Place {
+    caps: Arc<Caps>,
+    address: IpAddr,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Caps {
+    fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
+        let permit = self.all.clone().try_acquire_owned().ok()?;
+        let mut by_address = self
+            .by_address
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let count = by_address.entry(address).or_insert(0);
+        if *count >= CONNECTIONS_PER_ADDRESS {
+            return None;
+        }
+        *count += 1;
+        Some(Place {
+            caps: self.clone(),
+            address,
+            _permit: permit,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut by_address = self
+            .caps
+            .by_address
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = by_address.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                by_address.remove(&self.address);
+            }
+        }
+    }
+}
+
+async fn accept(socket: TcpListener, responses: Responses, caps: Arc<Caps>) {
+    loop {
+        match socket.accept().await {
+            Ok((stream, peer)) => {
+                if let Some(place) = caps.admit(peer.ip()) {
+                    tokio::spawn(converse(stream, responses.clone(), place));
+                }
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: that passes, and port 80 must not.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(AFTER_ACCEPT_ERROR).await;
+            }
+        }
+    }
+}
+
+async fn converse(stream: TcpStream, responses: Responses, place: Place) {
+    let service = service_fn(move |request| {
+        let reply = answer(&request, &responses);
+        async move { Ok::<_, Infallible>(reply) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_DEADLINE)
+        .max_buf_size(LARGEST_HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+    // Whatever a stranger's connection ended with is not worth a log line.
+    let _ = tokio::time::timeout(CONNECTION_DEADLINE, connection).await;
+    drop(place);
+}
+
+fn answer(request: &Request<Incoming>, responses: &Responses) -> Response<Full<Bytes>> {
+    let headers = request.headers();
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        let mut reply = plain(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "only GET and HEAD are answered here\n",
+        );
+        reply
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return reply;
+    }
+    if has_body(headers) || headers.contains_key(UPGRADE) || request.uri().authority().is_some() {
+        return plain(
+            StatusCode::BAD_REQUEST,
+            "bodies, upgrades and proxying are refused here\n",
+        );
+    }
+    let Some(host) = host(headers) else {
+        return plain(
+            StatusCode::BAD_REQUEST,
+            "the Host is missing or is no name\n",
+        );
+    };
+    match request.uri().path().strip_prefix(PATH) {
+        Some(token) => match responses.lookup(&host, token) {
+            Some(key_authorization) => {
+                responses.given(token);
+                with_type(
+                    StatusCode::OK,
+                    "application/octet-stream",
+                    key_authorization.into(),
+                )
+            }
+            None => plain(StatusCode::NOT_FOUND, "no such challenge here\n"),
+        },
+        None => to_https(&host, request.uri()),
+    }
+}
+
+fn has_body(headers: &HeaderMap) -> bool {
+    headers.contains_key(TRANSFER_ENCODING)
+        || headers
+            .get(CONTENT_LENGTH)
+            .is_some_and(|length| length != "0")
+}
+
+/// The one `Host`, without its port.
+fn host(headers: &HeaderMap) -> Option<Identifier> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let (text, None) = (hosts.next()?.to_str().ok()?, hosts.next()) else {
+        return None;
+    };
+    let bare = match text.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !host.ends_with(':') => {
+            host
+        }
+        _ => text,
+    };
+    Identifier::parse(bare)
+        .ok()
+        .filter(|host| !host.is_wildcard())
+}
+
+fn to_https(host: &Identifier, uri: &http::Uri) -> Response<Full<Bytes>> {
+    let host = match host {
+        Identifier::Ip(IpAddr::V6(address)) => format!("[{address}]"),
+        other => other.to_string(),
+    };
+    let path = uri
+        .path_and_query()
+        .map_or("/", http::uri::PathAndQuery::as_str);
+    match HeaderValue::from_str(&format!("https://{host}{path}")) {
+        Ok(location) if path.starts_with('/') => {
+            let mut reply = plain(StatusCode::PERMANENT_REDIRECT, "");
+            reply.headers_mut().insert(LOCATION, location);
+            reply
+        }
+        _ => plain(StatusCode::BAD_REQUEST, "the path is malformed\n"),
+    }
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+    with_type(
+        status,
+        "text/plain; charset=utf-8",
+        Bytes::from_static(text.as_bytes()),
+    )
+}
+
+fn with_type(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut reply = Response::new(Full::new(body));
+    *reply.status_mut() = status;
+    reply
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply
+}
+
+/// The program that listens on `port`, as far as /proc shows it to us.
+fn owner_of(port: u16) -> Option<(String, u32)> {
+    let inodes: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
+        .iter()
+        .filter_map(|table| std::fs::read_to_string(table).ok())
+        .flat_map(|table| {
+            table
+                .lines()
+                .filter_map(|line| listening_inode(line, port))
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    for process in std::fs::read_dir("/proc").ok()?.flatten() {
+        let Some(pid) = process
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else {
+            continue;
+        };
+        let holds = descriptors.flatten().any(|descriptor| {
+            std::fs::read_link(descriptor.path()).is_ok_and(|target| {
+                inodes
+                    .iter()
+                    .any(|inode| target.as_os_str() == inode.as_str())
+            })
+        });
+        if holds {
+            let program = std::fs::read_to_string(process.path().join("comm")).ok()?;
+            return Some((program.trim().to_owned(), pid));
+        }
+    }
+    None
+}
+
+/// `socket:[INODE]` when the line of /proc/net/tcp is a listener on `port`.
+fn listening_inode(line: &str, port: u16) -> Option<String> {
+    const LISTEN: &str = "0A";
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let local = u16::from_str_radix(fields.get(1)?.rsplit(':').next()?, 16).ok()?;
+    (local == port && *fields.get(3)? == LISTEN)
+        .then(|| format!("socket:[{}]", fields.get(9).unwrap_or(&"")))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::challenge::{Answer, ChallengeKind, Solver, Token};
+
+    const TOKEN: &str = "abcdefghijklmnopqrstuv";
+
+    fn the_answer() -> Answer {
+        Answer {
+            kind: ChallengeKind::Http01,
+            identifier: Identifier::parse("example.com").unwrap(),
+            token: Token::parse(TOKEN).unwrap(),
+            key_authorization: format!("{TOKEN}.thumbprint"),
+        }
+    }
+
+    async fn serving() -> (SocketAddr, Responses) {
+        let responses = Responses::default();
+        responses.present(&the_answer()).await.unwrap();
+        let listener =
+            Listener::bind(&["127.0.0.1:0".parse().unwrap()], responses.clone()).unwrap();
+        let address = listener.addresses()[0];
+        tokio::spawn(listener.serve());
+        (address, responses)
+    }
+
+    async fn talk(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut reply = String::new();
+        // A reset ends a refused connection as well as a close does.
+        let _ = stream.read_to_string(&mut reply).await;
+        reply
+    }
+
+    async fn fetch(
+        address: SocketAddr,
+        method: &str,
+        path: &str,
+        host: &str,
+        more: &str,
+    ) -> String {
+        talk(
+            address,
+            &format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{more}\r\n"),
+        )
+        .await
+    }
+
+    #[tokio::test]
+    async fn gives_a_live_answer_to_its_host_and_is_seen_doing_it() {
+        let (address, responses) = serving().await;
+        let path = format!("{PATH}{TOKEN}");
+        let (waiting, answered) = tokio::join!(
+            async { responses.observed(&the_answer()).await },
+            fetch(address, "GET", &path, "Example.COM:80", ""),
+        );
+        let () = waiting;
+        assert!(
+            answered.starts_with("HTTP/1.1 200") && answered.ends_with(".thumbprint"),
+            "{answered}"
+        );
+        responses.clean_up(&the_answer()).await.unwrap();
+        assert!(
+            fetch(address, "GET", &path, "example.com", "")
+                .await
+                .starts_with("HTTP/1.1 404")
+        );
+    }
+
+    #[tokio::test]
+    async fn gives_nothing_to_another_host_path_or_method() {
+        let (address, _responses) = serving().await;
+        let path = format!("{PATH}{TOKEN}");
+        for (method, path, host, more, status) in [
+            ("GET", path.as_str(), "example.org", "", "404"),
+            (
+                "GET",
+                &format!("{PATH}{}", TOKEN.to_uppercase()),
+                "example.com",
+                "",
+                "404",
+            ),
+            (
+                "GET",
+                &format!("{PATH}%61bcdefghijklmnopqrstuv"),
+                "example.com",
+                "",
+                "404",
+            ),
+            (
+                "GET",
+                &format!("{PATH}../acme-challenge/{TOKEN}"),
+                "example.com",
+                "",
+                "404",
+            ),
+            ("GET", &path.to_uppercase(), "example.com", "", "308"),
+            ("POST", &path, "example.com", "", "405"),
+            ("GET", &path, "example.com", "Content-Length: 3\r\n", "400"),
+            (
+                "GET",
+                &path,
+                "example.com",
+                "Transfer-Encoding: chunked\r\n",
+                "400",
+            ),
+            ("GET", &path, "example.com", "Upgrade: h2c\r\n", "400"),
+            ("GET", &path, "example.com", "Host: example.com\r\n", "400"),
+            ("GET", &path, "a b", "", "400"),
+            ("GET", "http://example.com/", "example.com", "", "400"),
+        ] {
+            let reply = fetch(address, method, path, host, more).await;
+            assert!(
+                reply.starts_with(&format!("HTTP/1.1 {status}")),
+                "{method} {path} {host} {more}: {reply}"
+            );
+            assert!(!reply.contains("thumbprint"));
+        }
+    }
+
+    #[tokio::test]
+    async fn sends_every_other_page_to_https() {
+        let (address, _responses) = serving().await;
+        for (path, host, location) in [
+            ("/a?b=c", "example.com:8080", "https://example.com/a?b=c"),
+            ("/", "[2001:db8::1]:80", "https://[2001:db8::1]/"),
+            (
+                "//evil.example/",
+                "example.com",
+                "https://example.com//evil.example/",
+            ),
+        ] {
+            let reply = fetch(address, "GET", path, host, "").await;
+            assert!(reply.starts_with("HTTP/1.1 308"), "{reply}");
+            assert!(
+                reply.contains(&format!("location: {location}\r\n")),
+                "{reply}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn one_address_cannot_take_every_place() {
+        let caps = Arc::new(Caps::default());
+        let one: IpAddr = "192.0.2.1".parse().unwrap();
+        let places: Vec<_> = (0..CONNECTIONS_PER_ADDRESS)
+            .map(|_| caps.admit(one).unwrap())
+            .collect();
+        assert!(caps.admit(one).is_none());
+        assert!(caps.admit("192.0.2.2".parse().unwrap()).is_some());
+        drop(places);
+        assert!(caps.admit(one).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_names_who_has_it() {
+        let (address, _responses) = serving().await;
+        let error = Listener::bind(&[address], Responses::default()).unwrap_err();
+        let pid = format!("(pid {})", std::process::id());
+        assert!(error.to_string().contains(&pid), "{error}");
+        assert!(error.hint().contains("--webroot"));
+    }
+}

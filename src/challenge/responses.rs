@@ -1,0 +1,86 @@
+//! The live HTTP-01 answers, shared between whoever lays them out and the
+//! listener that gives them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use super::{Answer, ChallengeKind, Solver, SolverError};
+use crate::identifier::Identifier;
+
+/// Live answers by token.
+#[derive(Clone, Debug, Default)]
+pub struct Responses {
+    live: Arc<Mutex<HashMap<String, Live>>>,
+}
+
+#[derive(Debug)]
+struct Live {
+    identifier: Identifier,
+    key_authorization: String,
+    fetches: watch::Sender<u32>,
+}
+
+impl Responses {
+    /// The answer for `token` when it is live and for `host`.
+    #[must_use]
+    pub fn lookup(&self, host: &Identifier, token: &str) -> Option<String> {
+        let live = self.lock();
+        let answer = live
+            .get(token)
+            .filter(|answer| answer.identifier == *host)?;
+        Some(answer.key_authorization.clone())
+    }
+
+    /// Tells those who wait that the answer for `token` was given.
+    pub fn given(&self, token: &str) {
+        if let Some(answer) = self.lock().get(token) {
+            answer
+                .fetches
+                .send_modify(|count| *count = count.saturating_add(1));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Solver for Responses {
+    fn supports(&self, kind: ChallengeKind, identifier: &Identifier) -> bool {
+        kind == ChallengeKind::Http01 && !identifier.is_wildcard()
+    }
+
+    async fn present(&self, answer: &Answer) -> Result<(), SolverError> {
+        let live = Live {
+            identifier: answer.identifier.clone(),
+            key_authorization: answer.key_authorization.clone(),
+            fetches: watch::Sender::new(0),
+        };
+        self.lock().insert(answer.token.as_str().to_owned(), live);
+        Ok(())
+    }
+
+    async fn observed(&self, answer: &Answer) {
+        let fetches = self
+            .lock()
+            .get(answer.token.as_str())
+            .map(|live| live.fetches.subscribe());
+        let seen = match fetches {
+            Some(mut fetches) => fetches.wait_for(|count| *count > 0).await.is_ok(),
+            None => false,
+        };
+        if !seen {
+            // Taken away before it was fetched: nothing will be seen any more.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    async fn clean_up(&self, answer: &Answer) -> Result<(), SolverError> {
+        self.lock().remove(answer.token.as_str());
+        Ok(())
+    }
+}

@@ -1,0 +1,152 @@
+//! HTTP-01 answers as files below a directory that another server serves on
+//! port 80. Symbolic links below it are not followed, and a token is checked
+//! before it is a file's name.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, renameat, unlinkat};
+use rustix::io::Errno;
+
+use super::{Answer, ChallengeKind, Solver, SolverError};
+use crate::identifier::Identifier;
+
+const DIRECTORIES: [&str; 2] = [".well-known", "acme-challenge"];
+
+/// A directory served on port 80 by somebody else.
+#[derive(Debug)]
+pub struct Webroot(PathBuf);
+
+impl Webroot {
+    /// Answers go below `root`, which must exist.
+    #[must_use]
+    pub fn new(root: PathBuf) -> Self {
+        Self(root)
+    }
+
+    fn challenges(&self) -> Result<rustix::fd::OwnedFd, SolverError> {
+        let directory = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = openat(CWD, &self.0, directory, Mode::empty());
+        let mut at = open.map_err(|error| failed("open", &self.0, error))?;
+        let mut path = self.0.clone();
+        for name in DIRECTORIES {
+            path.push(name);
+            match mkdirat(&at, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(failed("create", &path, error)),
+            }
+            let opened = openat(&at, name, directory | OFlags::NOFOLLOW, Mode::empty());
+            at = opened.map_err(|error| failed("open", &path, error))?;
+        }
+        Ok(at)
+    }
+}
+
+#[async_trait]
+impl Solver for Webroot {
+    fn supports(&self, kind: ChallengeKind, identifier: &Identifier) -> bool {
+        kind == ChallengeKind::Http01 && !identifier.is_wildcard()
+    }
+
+    async fn present(&self, answer: &Answer) -> Result<(), SolverError> {
+        let directory = self.challenges()?;
+        let name = answer.token.as_str();
+        let aside = format!(".{name}");
+        let failed = |operation, error| failed(operation, &self.0.join(name), error);
+        // What a crash left there would be in the way.
+        let _ = unlinkat(&directory, &aside, AtFlags::empty());
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(&directory, &aside, flags, Mode::from_raw_mode(0o644))
+            .map_err(|e| failed("create", e))?;
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644))
+            .map_err(|e| failed("set the mode of", e))?;
+        std::fs::File::from(file)
+            .write_all(answer.key_authorization.as_bytes())
+            .map_err(|source| SolverError::Io {
+                operation: "write",
+                path: self.0.join(name).display().to_string(),
+                source,
+            })?;
+        renameat(&directory, &aside, &directory, name).map_err(|e| failed("rename", e))
+    }
+
+    async fn observed(&self, _answer: &Answer) {
+        std::future::pending().await
+    }
+
+    async fn clean_up(&self, answer: &Answer) -> Result<(), SolverError> {
+        let directory = self.challenges()?;
+        match unlinkat(&directory, answer.token.as_str(), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(failed("remove", &self.0.join(answer.token.as_str()), error)),
+        }
+    }
+}
+
+fn failed(operation: &'static str, path: &Path, error: Errno) -> SolverError {
+    SolverError::Io {
+        operation,
+        path: path.display().to_string(),
+        source: error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::challenge::Token;
+
+    fn answer() -> Answer {
+        Answer {
+            kind: ChallengeKind::Http01,
+            identifier: Identifier::parse("example.com").unwrap(),
+            token: Token::parse("abcdefghijklmnopqrstuv").unwrap(),
+            key_authorization: "the answer".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn lays_out_and_takes_away() {
+        let root = tempfile::tempdir().unwrap();
+        let webroot = Webroot::new(root.path().into());
+        let path = root
+            .path()
+            .join(".well-known/acme-challenge/abcdefghijklmnopqrstuv");
+        for _ in 0..2 {
+            webroot.present(&answer()).await.unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), "the answer");
+        }
+        for _ in 0..2 {
+            webroot.clean_up(&answer()).await.unwrap();
+            assert!(!path.exists());
+        }
+    }
+
+    #[tokio::test]
+    async fn follows_no_link_out_of_the_root() {
+        let (root, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::os::unix::fs::symlink(elsewhere.path(), root.path().join(".well-known")).unwrap();
+        assert!(
+            Webroot::new(root.path().into())
+                .present(&answer())
+                .await
+                .is_err()
+        );
+        assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_token_is_never_a_path() {
+        for text in [
+            "",
+            "../../../../etc/passwd-and-so-on",
+            "short",
+            "a/bcdefghijklmnopqrstuv",
+            "abcdefghijklmnopqrstu\0",
+        ] {
+            assert!(Token::parse(text).is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Handing over: files for consumers, the reload of a server, and the proof by
+//! handshake that it serves what it was given. A reload that returned success
+//! proves nothing: nginx accepts the signal and goes on with the old pair.
+
+pub mod nginx;
+pub mod output;
+pub mod verify;
+
+use async_trait::async_trait;
+use thiserror::Error;
+
+/// A server that loads certificates from the output.
+#[async_trait]
+pub trait Target: Send + Sync {
+    /// Its name in records and messages.
+    fn name(&self) -> &str;
+
+    /// Whether it would load what is on disk now; changes nothing.
+    async fn check(&self) -> Result<(), DeployError>;
+
+    /// Tells it to load what is on disk now. May be repeated. That it did so is
+    /// for [`verify`] to prove.
+    async fn apply(&self) -> Result<(), DeployError>;
+}
+
+/// Why a target was not told, or would not load.
+#[derive(Debug, Error)]
+#[allow(missing_docs)] // each message is its own documentation
+pub enum DeployError {
+    #[error("{target}: no pid file among {searched}")]
+    NoPidFile { target: String, searched: String },
+    #[error("{target}: the pid file {path} holds no process number")]
+    PidFile { target: String, path: String },
+    #[error("{target}: the process {pid} of {path} is not running")]
+    NotRunning {
+        target: String,
+        path: String,
+        pid: u32,
+    },
+    #[error("{target}: the process {pid} of {path} is `{program}`, not {target}")]
+    OtherProgram {
+        target: String,
+        path: String,
+        pid: u32,
+        program: String,
+    },
+    #[error("{target}: process {pid} cannot be signalled: {source}")]
+    Signal {
+        target: String,
+        pid: u32,
+        source: std::io::Error,
+    },
+    #[error("{target} refuses its configuration: {output}")]
+    Check { target: String, output: String },
+}
+
+impl DeployError {
+    /// The next thing to do.
+    #[must_use]
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::NoPidFile { .. } | Self::PidFile { .. } => {
+                "start the server, or name its pid file: --deploy nginx:/path/to/nginx.pid; in containers share the PID namespace"
+            }
+            Self::NotRunning { .. } => {
+                "start the server; the certificate is stored and is handed over by the next run"
+            }
+            Self::OtherProgram { .. } => {
+                "the pid file is stale or another program's: name the right one"
+            }
+            Self::Signal { .. } => "run as the server's user or as root, or with CAP_KILL",
+            Self::Check { .. } => "mend what it says; the server goes on with what it has loaded",
+        }
+    }
+}

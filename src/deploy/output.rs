@@ -1,0 +1,354 @@
+//! Files for consumers: an immutable directory a generation below `archive/`,
+//! and one symbolic link below `live/` that one rename moves, so that a reader
+//! never meets the key of one generation beside the chain of another.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use rcgen::{CertificateParams, KeyPair};
+use thiserror::Error;
+
+use crate::certificate::{Bundle, Freshness, Secret};
+use crate::files;
+use crate::identifier::{Identifier, Lineage};
+use crate::record::Generation;
+use crate::time::Timestamp;
+
+const DIRECTORY: u32 = 0o2750;
+const KEY: u32 = 0o640;
+const CERTIFICATE: u32 = 0o644;
+const KEPT: usize = 3;
+
+/// Why the output could not be written or read.
+#[derive(Debug, Error)]
+#[allow(missing_docs)] // each message is its own documentation
+pub enum OutputError {
+    #[error("{operation} {path}: {source}")]
+    Io {
+        operation: &'static str,
+        path: String,
+        source: io::Error,
+    },
+    #[error("the placeholder could not be made: {0}")]
+    Placeholder(String),
+}
+
+/// The directory that is shared with the proxy.
+#[derive(Debug)]
+pub struct Output {
+    root: PathBuf,
+}
+
+impl Output {
+    /// The output below `root`; nothing is touched yet.
+    #[must_use]
+    pub fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// The directory to name in a proxy's configuration.
+    #[must_use]
+    pub fn live_path(&self, lineage: &Lineage) -> PathBuf {
+        self.root.join("live").join(lineage.as_str())
+    }
+
+    /// Makes `bundle` the live pair. Repeating it touches nothing.
+    ///
+    /// # Errors
+    /// What was live before is live still.
+    pub fn publish(
+        &self,
+        lineage: &Lineage,
+        generation: Generation,
+        bundle: &Bundle,
+    ) -> Result<(), OutputError> {
+        let archive = self.root.join("archive").join(lineage.as_str());
+        let place = archive.join(generation.to_string());
+        let contents = contents(bundle);
+        if !is_intact(&place, &contents) {
+            for directory in [&self.root.join("archive"), &archive] {
+                make_shared(directory)?;
+            }
+            write_generation(&archive, &place, generation, &contents)?;
+        }
+        if self.live(lineage) != Some(generation) {
+            self.switch(lineage, generation)?;
+        }
+        self.prune(&archive, generation);
+        Ok(())
+    }
+
+    /// The generation that is live; `None` when none is, or what is there was
+    /// not made by us.
+    #[must_use]
+    pub fn live(&self, lineage: &Lineage) -> Option<Generation> {
+        let target = std::fs::read_link(self.live_path(lineage)).ok()?;
+        target.file_name()?.to_str()?.parse().ok().map(Generation)
+    }
+
+    /// Publishes a self-signed pair as generation 0 where nothing is live yet,
+    /// so that a proxy can start. Returns whether it did.
+    ///
+    /// # Errors
+    /// When it cannot be made or written.
+    pub fn placeholder(
+        &self,
+        lineage: &Lineage,
+        identifiers: &BTreeSet<Identifier>,
+        now: Timestamp,
+    ) -> Result<bool, OutputError> {
+        if self.live(lineage).is_some() {
+            return Ok(false);
+        }
+        let bundle = self_signed(identifiers, now).map_err(OutputError::Placeholder)?;
+        // A placeholder that a crash left behind has another key; ours replaces it.
+        self.publish(lineage, Generation(0), &bundle)?;
+        Ok(true)
+    }
+
+    fn switch(&self, lineage: &Lineage, generation: Generation) -> Result<(), OutputError> {
+        let link = self.live_path(lineage);
+        let live = self.root.join("live");
+        make_shared(&live)?;
+        let aside = live.join(format!(".{lineage}.new"));
+        files::remove_if_there(&aside).map_err(at("remove", &aside))?;
+        let target = Path::new("../archive")
+            .join(lineage.as_str())
+            .join(generation.to_string());
+        symlink(target, &aside).map_err(at("link", &aside))?;
+        std::fs::rename(&aside, &link).map_err(at("switch", &link))?;
+        files::sync_parent(&link).map_err(at("flush", &link))
+    }
+
+    /// Keeps the newest few. An old generation that stays is only untidy.
+    fn prune(&self, archive: &Path, live: Generation) {
+        let Ok(entries) = std::fs::read_dir(archive) else {
+            return;
+        };
+        let mut generations: Vec<u64> = entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .collect();
+        generations.sort_unstable_by(|one, other| other.cmp(one));
+        for old in generations
+            .into_iter()
+            .skip(KEPT)
+            .map(Generation)
+            .filter(|old| *old != live)
+        {
+            if let Err(error) = std::fs::remove_dir_all(archive.join(old.to_string())) {
+                tracing::warn!(%error, generation = %old, "an old generation could not be removed");
+            }
+        }
+    }
+}
+
+fn contents(bundle: &Bundle) -> [(&'static str, u32, Secret); 5] {
+    let (key, chain) = (bundle.key_pem().clone(), bundle.chain_pem());
+    let combined = format!("{chain}{}", key.expose());
+    [
+        ("privkey.pem", KEY, key),
+        ("fullchain.pem", CERTIFICATE, Secret::new(chain)),
+        ("cert.pem", CERTIFICATE, Secret::new(bundle.leaf_pem())),
+        ("chain.pem", CERTIFICATE, Secret::new(bundle.issuers_pem())),
+        ("combined.pem", KEY, Secret::new(combined)),
+    ]
+}
+
+fn is_intact(place: &Path, contents: &[(&str, u32, Secret)]) -> bool {
+    contents.iter().all(|(name, _, content)| {
+        std::fs::read(place.join(name)).is_ok_and(|found| found == content.expose().as_bytes())
+    })
+}
+
+/// Everything is written and flushed in a directory that only we can enter;
+/// the last step gives it its name.
+fn write_generation(
+    archive: &Path,
+    place: &Path,
+    generation: Generation,
+    contents: &[(&str, u32, Secret)],
+) -> Result<(), OutputError> {
+    let staged = archive.join(format!(".new-{generation}"));
+    remove_directory(&staged)?;
+    files::make_directory(&staged, 0o700).map_err(at("create", &staged))?;
+    for (name, mode, content) in contents {
+        let path = staged.join(name);
+        files::write_new(&path, *mode, content.expose().as_bytes()).map_err(at("write", &path))?;
+    }
+    set_mode(&staged, DIRECTORY)?;
+    files::sync_parent(&staged.join("privkey.pem")).map_err(at("flush", &staged))?;
+    // Only what a crash or a foreign hand left unfinished can stand there.
+    let damaged = archive.join(format!(".old-{generation}"));
+    remove_directory(&damaged)?;
+    if place.exists() {
+        std::fs::rename(place, &damaged).map_err(at("rename", place))?;
+    }
+    std::fs::rename(&staged, place).map_err(at("rename", place))?;
+    files::sync_parent(place).map_err(at("flush", place))?;
+    remove_directory(&damaged)
+}
+
+fn make_shared(path: &Path) -> Result<(), OutputError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    files::make_directory(path, 0o700).map_err(at("create", path))?;
+    set_mode(path, DIRECTORY)
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<(), OutputError> {
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode))
+        .map_err(at("set the mode of", path))
+}
+
+fn remove_directory(path: &Path) -> Result<(), OutputError> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn self_signed(identifiers: &BTreeSet<Identifier>, now: Timestamp) -> Result<Bundle, String> {
+    let key = KeyPair::generate().map_err(|error| error.to_string())?;
+    let names: Vec<String> = identifiers.iter().map(ToString::to_string).collect();
+    let mut params = CertificateParams::new(names).map_err(|error| error.to_string())?;
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, "certs placeholder");
+    let certificate = params
+        .self_signed(&key)
+        .map_err(|error| error.to_string())?;
+    let key = Secret::new(key.serialize_pem());
+    Bundle::new(key, &certificate.pem(), identifiers, now, Freshness::Any)
+        .map_err(|error| error.to_string())
+}
+
+fn at(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> OutputError {
+    let path = path.display().to_string();
+    move |source| OutputError::Io {
+        operation,
+        path: path.clone(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+
+    fn names() -> BTreeSet<Identifier> {
+        BTreeSet::from([Identifier::parse("example.com").unwrap()])
+    }
+
+    fn lineage() -> Lineage {
+        Lineage::parse("example.com").unwrap()
+    }
+
+    fn made() -> (tempfile::TempDir, Output) {
+        let directory = tempfile::tempdir().unwrap();
+        let output = Output::new(directory.path().join("certs"));
+        (directory, output)
+    }
+
+    #[test]
+    fn a_generation_goes_live_with_its_modes_and_three_are_kept() {
+        let (_directory, output) = made();
+        for generation in 1..=5 {
+            let bundle = self_signed(&names(), NOW).unwrap();
+            output
+                .publish(&lineage(), Generation(generation), &bundle)
+                .unwrap();
+            let live = output.live_path(&lineage());
+            assert_eq!(
+                std::fs::read_link(&live).unwrap(),
+                PathBuf::from(format!("../archive/example.com/{generation:04}"))
+            );
+            assert_eq!(
+                std::fs::read_to_string(live.join("privkey.pem")).unwrap(),
+                bundle.key_pem().expose()
+            );
+        }
+        let live = output.live_path(&lineage());
+        for (name, mode) in [
+            ("privkey.pem", KEY),
+            ("combined.pem", KEY),
+            ("fullchain.pem", CERTIFICATE),
+            ("cert.pem", CERTIFICATE),
+            ("chain.pem", CERTIFICATE),
+            ("", DIRECTORY),
+        ] {
+            assert_eq!(
+                std::fs::metadata(live.join(name)).unwrap().mode() & 0o7777,
+                mode,
+                "{name}"
+            );
+        }
+        let mut kept: Vec<_> = std::fs::read_dir(output.root.join("archive/example.com"))
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        kept.sort();
+        assert_eq!(kept, ["0003", "0004", "0005"]);
+    }
+
+    #[test]
+    fn publishing_again_touches_nothing_and_mends_what_was_damaged() {
+        let (_directory, output) = made();
+        let bundle = self_signed(&names(), NOW).unwrap();
+        let key = output.live_path(&lineage()).join("privkey.pem");
+        output.publish(&lineage(), Generation(1), &bundle).unwrap();
+        let inode = std::fs::metadata(&key).unwrap().ino();
+        output.publish(&lineage(), Generation(1), &bundle).unwrap();
+        assert_eq!(std::fs::metadata(&key).unwrap().ino(), inode);
+        std::fs::write(&key, "").unwrap();
+        output.publish(&lineage(), Generation(1), &bundle).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(&key).unwrap(),
+            bundle.key_pem().expose()
+        );
+    }
+
+    #[test]
+    fn a_failed_publication_leaves_the_live_pair_as_it_was() {
+        let (_directory, output) = made();
+        let first = self_signed(&names(), NOW).unwrap();
+        output.publish(&lineage(), Generation(1), &first).unwrap();
+        // A file stands where the staging directory belongs.
+        std::fs::write(output.root.join("archive/example.com/.new-0002"), "").unwrap();
+        let error = output
+            .publish(
+                &lineage(),
+                Generation(2),
+                &self_signed(&names(), NOW).unwrap(),
+            )
+            .unwrap_err();
+        assert!(error.to_string().contains(".new-0002"), "{error}");
+        assert_eq!(output.live(&lineage()), Some(Generation(1)));
+        let key =
+            std::fs::read_to_string(output.live_path(&lineage()).join("privkey.pem")).unwrap();
+        assert_eq!(key, first.key_pem().expose());
+    }
+
+    #[test]
+    fn the_placeholder_never_covers_a_real_certificate() {
+        let (_directory, output) = made();
+        assert!(output.placeholder(&lineage(), &names(), NOW).unwrap());
+        assert!(!output.placeholder(&lineage(), &names(), NOW).unwrap());
+        output
+            .publish(
+                &lineage(),
+                Generation(1),
+                &self_signed(&names(), NOW).unwrap(),
+            )
+            .unwrap();
+        assert!(!output.placeholder(&lineage(), &names(), NOW).unwrap());
+        assert_eq!(output.live(&lineage()), Some(Generation(1)));
+    }
+}

@@ -1,0 +1,358 @@
+//! The proof: a TLS handshake with each address of an endpoint, and the leaf
+//! that is served there compared with the one that should be.
+//!
+//! The chain is not judged here (a private CA's is as good): the question is
+//! which certificate is served, and the handshake's signature shows that the
+//! server holds its key.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::certificate::{Facts, Fingerprint};
+use crate::identifier::Identifier;
+use crate::time::{Clock, Timestamp};
+
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Where a certificate must be seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    host: String,
+    port: u16,
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    /// Reads `HOST:PORT`, `[IPV6]:PORT`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let malformed = || format!("`{}` is not HOST:PORT", text.escape_debug());
+        let (host, port) = text.rsplit_once(':').ok_or_else(malformed)?;
+        let port = port
+            .parse()
+            .ok()
+            .filter(|port| *port > 0)
+            .ok_or_else(malformed)?;
+        let host = match Identifier::parse(host).map_err(|_| malformed())? {
+            Identifier::Dns(name) => name.as_str().to_owned(),
+            Identifier::Ip(address) => address.to_string(),
+        };
+        Ok(Self { host, port })
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match IpAddr::from_str(&self.host) {
+            Ok(IpAddr::V6(address)) => write!(f, "[{address}]:{}", self.port),
+            _ => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+/// What an endpoint serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Of the leaf.
+    pub fingerprint: Fingerprint,
+    /// The leaf's last valid second.
+    pub not_after: Timestamp,
+}
+
+/// The endpoint was not seen to serve the certificate.
+#[derive(Debug, Error)]
+#[error("{name} is not proven served at {endpoint} within {}: {found}", seconds(.within))]
+pub struct VerifyError {
+    /// Where.
+    pub endpoint: String,
+    /// The name that was asked for by SNI.
+    pub name: String,
+    within: Duration,
+    found: String,
+}
+
+impl VerifyError {
+    /// The next thing to do.
+    #[must_use]
+    pub fn hint(&self) -> &'static str {
+        "the certificate is stored; see that the server there reads it (the path below live/) and was reloaded, then run this again: nothing is ordered twice"
+    }
+}
+
+fn seconds(duration: &Duration) -> String {
+    format!("{} s", duration.as_secs())
+}
+
+/// Handshakes until every address of `endpoint` serves `wanted` for `name`.
+///
+/// # Errors
+/// When `within` is over; says what is served instead.
+pub async fn verify(
+    endpoint: &Endpoint,
+    name: &Identifier,
+    wanted: &Fingerprint,
+    clock: &dyn Clock,
+    within: Duration,
+) -> Result<(), VerifyError> {
+    let end = clock.now() + within;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let Err(found) = every_address(endpoint, name, wanted).await else {
+            return Ok(());
+        };
+        if clock.now() >= end {
+            return Err(VerifyError {
+                endpoint: endpoint.to_string(),
+                name: name.to_string(),
+                within,
+                found,
+            });
+        }
+        clock.sleep_until((clock.now() + pause).min(end)).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+async fn every_address(
+    endpoint: &Endpoint,
+    name: &Identifier,
+    wanted: &Fingerprint,
+) -> Result<(), String> {
+    let addresses = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port)).await;
+    let addresses: Vec<_> = addresses.map_err(|error| error.to_string())?.collect();
+    if addresses.is_empty() {
+        return Err("the host has no address".to_owned());
+    }
+    for address in addresses {
+        let seen = observe(address, name)
+            .await
+            .map_err(|error| format!("{address}: {error}"))?;
+        if seen.fingerprint != *wanted {
+            return Err(format!(
+                "{address} serves another certificate (SHA-256 {}, valid to {})",
+                seen.fingerprint, seen.not_after
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// One handshake.
+///
+/// # Errors
+/// Why there was none, in words.
+pub async fn observe(address: SocketAddr, name: &Identifier) -> Result<Seen, String> {
+    let handshake = async {
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(|error| error.to_string())?;
+        let witness = Arc::new(Witness {
+            provider: Arc::new(aws_lc_rs::default_provider()),
+            leaf: Mutex::default(),
+        });
+        let config = ClientConfig::builder_with_provider(witness.provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?
+            .dangerous()
+            .with_custom_certificate_verifier(witness.clone())
+            .with_no_client_auth();
+        let connector = TlsConnector::from(Arc::new(config));
+        connector
+            .connect(server_name(name)?, stream)
+            .await
+            .map_err(|error| error.to_string())?;
+        let leaf = witness
+            .leaf
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        leaf.ok_or_else(|| "no certificate was shown".to_owned())
+    };
+    let leaf = match tokio::time::timeout(HANDSHAKE_WITHIN, handshake).await {
+        Ok(leaf) => leaf?,
+        Err(_) => return Err(format!("no handshake within {HANDSHAKE_WITHIN:?}")),
+    };
+    let facts = Facts::of(&leaf).map_err(|error| error.to_string())?;
+    Ok(Seen {
+        fingerprint: facts.fingerprint,
+        not_after: facts.not_after,
+    })
+}
+
+/// What to ask for: a wildcard by a name that only it covers.
+fn server_name(name: &Identifier) -> Result<ServerName<'static>, String> {
+    match name {
+        Identifier::Ip(address) => Ok(ServerName::IpAddress((*address).into())),
+        Identifier::Dns(name) => {
+            let concrete = name.as_str().replacen("*.", "certs-probe.", 1);
+            ServerName::try_from(concrete).map_err(|error| error.to_string())
+        }
+    }
+}
+
+/// Accepts any certificate and keeps it; a signature must hold.
+#[derive(Debug)]
+struct Witness {
+    provider: Arc<CryptoProvider>,
+    leaf: Mutex<Option<CertificateDer<'static>>>,
+}
+
+impl ServerCertVerifier for Witness {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        *self.leaf.lock().unwrap_or_else(PoisonError::into_inner) = Some(leaf.clone().into_owned());
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(
+            message,
+            leaf,
+            signed,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(
+            message,
+            leaf,
+            signed,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::ServerConfig;
+    use rustls::pki_types::PrivateKeyDer;
+    use tokio::net::TcpListener;
+    use tokio::sync::watch;
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+    use crate::time::{SystemClock, VirtualClock};
+
+    fn made() -> (Arc<ServerConfig>, Fingerprint) {
+        let made = rcgen::generate_simple_self_signed(["example.com".to_owned()]).unwrap();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let fingerprint = Fingerprint::of(made.cert.der());
+        let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        (Arc::new(config), fingerprint)
+    }
+
+    async fn serve(config: watch::Receiver<Arc<ServerConfig>>) -> Endpoint {
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = socket.local_addr().unwrap().to_string().parse().unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = socket.accept().await {
+                let acceptor = TlsAcceptor::from(config.borrow().clone());
+                let _ = acceptor.accept(stream).await;
+            }
+        });
+        endpoint
+    }
+
+    #[tokio::test]
+    async fn proves_the_new_leaf_and_names_the_old_one() {
+        let ((old, old_print), (new, new_print)) = (made(), made());
+        let (switch, config) = watch::channel(old);
+        let endpoint = serve(config).await;
+        let name = Identifier::parse("example.com").unwrap();
+        let standing = VirtualClock::new(Timestamp::from_seconds(0));
+        let error = verify(&endpoint, &name, &new_print, &standing, Duration::ZERO)
+            .await
+            .unwrap_err();
+        assert!(
+            error.to_string().contains(&old_print.to_string()),
+            "{error}"
+        );
+        let within = Duration::from_secs(30);
+        let (proven, _) = tokio::join!(
+            verify(&endpoint, &name, &new_print, &SystemClock, within),
+            async {
+                tokio::task::yield_now().await;
+                switch.send(new).unwrap();
+            }
+        );
+        proven.unwrap();
+    }
+
+    #[tokio::test]
+    async fn says_that_nobody_listens() {
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint: Endpoint = socket.local_addr().unwrap().to_string().parse().unwrap();
+        drop(socket);
+        let name = Identifier::parse("example.com").unwrap();
+        let error = verify(
+            &endpoint,
+            &name,
+            &Fingerprint::of(b""),
+            &SystemClock,
+            Duration::ZERO,
+        )
+        .await
+        .unwrap_err();
+        assert!(error.to_string().contains("refused"), "{error}");
+    }
+
+    #[test]
+    fn reads_endpoints() {
+        let shown = |text: &str| {
+            text.parse::<Endpoint>()
+                .map(|endpoint| endpoint.to_string())
+        };
+        assert_eq!(shown("Example.com:443").unwrap(), "example.com:443");
+        assert_eq!(shown("[::1]:443").unwrap(), "[::1]:443");
+        for text in [
+            "example.com",
+            "example.com:0",
+            "example.com:x",
+            ":443",
+            "a b:1",
+        ] {
+            assert!(shown(text).is_err(), "{text}");
+        }
+    }
+}

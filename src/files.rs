@@ -1,0 +1,69 @@
+//! Files that survive a crash and never show themselves half written: mode set
+//! at open, written aside, flushed, renamed, and the directory flushed.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+/// Writes a new file with `mode` and flushes it to the disk.
+///
+/// # Errors
+/// Also when the file exists already.
+pub fn write_new(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)?;
+    // The umask may have taken bits away; it can never have added any.
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+/// Replaces `path` by `content` in one step.
+///
+/// # Errors
+/// The old content is still there then.
+pub fn replace(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
+    let aside = path.with_extension(format!("new-{}", std::process::id()));
+    remove_if_there(&aside)?;
+    let written = write_new(&aside, mode, content).and_then(|()| std::fs::rename(&aside, path));
+    if written.is_err() {
+        // The first error is the one to tell; a leftover is overwritten next time.
+        let _ = std::fs::remove_file(&aside);
+    }
+    written?;
+    sync_parent(path)
+}
+
+/// Makes the directory with `mode`, and its parents; fine when it exists.
+///
+/// # Errors
+/// As the system has them.
+pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(mode).create(path)
+}
+
+/// Flushes the directory that `path` stands in.
+///
+/// # Errors
+/// As the system has them.
+pub fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// Removes a file; fine when there is none.
+///
+/// # Errors
+/// As the system has them.
+pub fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,96 @@
+//! Flows that join the parts. They load a record, ask [`crate::renew`] what it
+//! needs, do that one thing, store the result, and ask again; they decide
+//! nothing themselves.
+
+pub mod deploy;
+pub mod issue;
+pub mod supervise;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::acme::{AcmeError, Issuer};
+use crate::certificate::{BundleError, KeyType};
+use crate::deploy::output::{Output, OutputError};
+use crate::deploy::verify::{Endpoint, VerifyError};
+use crate::deploy::{DeployError, Target};
+use crate::identifier::{Identifier, Lineage};
+use crate::random::Random;
+use crate::record::Generation;
+use crate::store::{Store, StoreError};
+use crate::time::{Clock, Timestamp};
+
+/// The parts that a flow needs, built once by the command line.
+#[derive(Clone)]
+pub struct Parts {
+    /// The durable truth.
+    pub store: Arc<dyn Store>,
+    /// The CA.
+    pub issuer: Arc<dyn Issuer>,
+    /// Files for consumers.
+    pub output: Arc<Output>,
+    /// Servers to tell of a new certificate.
+    pub targets: Vec<Arc<dyn Target>>,
+    /// Where the new certificate must be seen.
+    pub endpoints: Vec<Endpoint>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Chance.
+    pub random: Arc<dyn Random>,
+}
+
+/// What the user wants of one certificate.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Its name.
+    pub lineage: Lineage,
+    /// What it is for.
+    pub identifiers: BTreeSet<Identifier>,
+    /// The CA's directory URL.
+    pub ca: String,
+    /// The profile to ask for.
+    pub profile: Option<String>,
+    /// The kind of key.
+    pub key: KeyType,
+}
+
+/// How a pass over one certificate ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The newest generation.
+    pub generation: Generation,
+    /// Whether this pass issued it.
+    pub issued: bool,
+    /// Its last valid second.
+    pub not_after: Timestamp,
+    /// When there is something to do next.
+    pub next: Timestamp,
+}
+
+/// Why a pass did not reach its end.
+#[derive(Debug, Error)]
+#[allow(missing_docs)] // each message is its own documentation
+pub enum ManageError {
+    #[error(transparent)]
+    Acme(#[from] AcmeError),
+    #[error("the certificate that {ca} sent is not usable: {source}")]
+    Bundle { ca: String, source: BundleError },
+    #[error("the stored certificate is not usable: {0}")]
+    Stored(BundleError),
+    #[error("a private key could not be made: {0}")]
+    Key(#[from] rcgen::Error),
+    #[error("no new try before {until}; the last one ended with: {last}")]
+    BackingOff { until: Timestamp, last: String },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    #[error(transparent)]
+    Deploy(#[from] DeployError),
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    #[error("nothing can be done: {0}")]
+    Halted(String),
+}

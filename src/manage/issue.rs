@@ -1,0 +1,363 @@
+//! One pass over one certificate: under its lease, from what the record says
+//! to a certificate that is issued, handed over and proven.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+
+use super::deploy::{FILES, deploy};
+use super::{ManageError, Outcome, Parts, Wanted};
+use crate::acme::{AcmeError, Cause, Journal, JournalError};
+use crate::certificate::{Bundle, Freshness, Secret};
+use crate::record::{Failures, Issued, PendingOrder, Record, Renewal, Revision};
+use crate::renew::backoff::{FailureKind, after_failure};
+use crate::renew::decide::{Next, next};
+use crate::renew::window;
+use crate::store::Store;
+use crate::time::Timestamp;
+
+/// A record held under its lease, with the revision to save it against.
+pub struct Held {
+    /// The record as last saved.
+    pub record: Record,
+    revision: Revision,
+}
+
+impl Held {
+    /// Makes the record durable as it is now.
+    ///
+    /// # Errors
+    /// Of the store, a conflict among them.
+    pub async fn save(
+        &mut self,
+        store: &dyn Store,
+        bundle: Option<&Bundle>,
+    ) -> Result<(), ManageError> {
+        self.revision = store.save(&self.record, self.revision, bundle).await?;
+        Ok(())
+    }
+}
+
+/// When a pass orders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urge {
+    /// When it is due and not backing off.
+    Due,
+    /// When it is due; the user asked, so an earlier failure does not delay it
+    /// unless the CA itself said when to come back.
+    Asked,
+    /// Now, once.
+    Force,
+}
+
+/// Does what `wanted` needs until nothing is due.
+///
+/// # Errors
+/// The first failure; what was reached until then is stored, and the next pass
+/// goes on from there.
+pub async fn pass(parts: &Parts, wanted: &Wanted, urge: Urge) -> Result<Outcome, ManageError> {
+    let _lease = parts.store.lease(&wanted.lineage).await?;
+    let mut held = load(parts, wanted, urge).await?;
+    let mut issued = false;
+    if urge == Urge::Force {
+        let replaces = held
+            .record
+            .issued
+            .as_ref()
+            .and_then(|issued| issued.facts.renewal_id.clone());
+        issue(parts, wanted, &mut held, replaces).await?;
+        issued = true;
+    }
+    loop {
+        let now = parts.clock.now();
+        match next(&held.record, now, parts.random.as_ref()) {
+            Next::Issue { .. } if issued => {
+                return Err(ManageError::Halted(
+                    "the certificate just issued is due for renewal already".into(),
+                ));
+            }
+            Next::Issue { replaces, .. } => {
+                issue(parts, wanted, &mut held, replaces).await?;
+                issued = true;
+            }
+            Next::RefreshWindow => refresh(parts, &mut held).await?,
+            Next::Draw(renewal) => {
+                if let Some(issued) = held.record.issued.as_mut() {
+                    issued.renewal = Some(renewal);
+                }
+                held.save(parts.store.as_ref(), None).await?;
+            }
+            Next::Deploy => deploy(parts, &mut held).await?,
+            Next::Wait(until) => return outcome(&held.record, issued, until),
+            Next::Halt(reason) => return Err(ManageError::Halted(format!("{reason:?}"))),
+        }
+    }
+}
+
+fn outcome(record: &Record, issued: bool, until: Timestamp) -> Result<Outcome, ManageError> {
+    match &record.issued {
+        Some(newest) => Ok(Outcome {
+            generation: newest.generation,
+            issued,
+            not_after: newest.facts.not_after,
+            next: until,
+        }),
+        None => Err(ManageError::BackingOff {
+            until,
+            last: record.failures.last.clone().unwrap_or_default(),
+        }),
+    }
+}
+
+async fn load(parts: &Parts, wanted: &Wanted, urge: Urge) -> Result<Held, ManageError> {
+    let (mut record, revision) = match parts.store.load(&wanted.lineage).await? {
+        Some(stored) => stored,
+        None => {
+            let fresh = Record::new(
+                wanted.lineage.clone(),
+                wanted.identifiers.clone(),
+                wanted.ca.clone(),
+            );
+            (fresh, Revision::default())
+        }
+    };
+    record.identifiers.clone_from(&wanted.identifiers);
+    record.ca.clone_from(&wanted.ca);
+    record.profile.clone_from(&wanted.profile);
+    let fits =
+        |order: &PendingOrder| order.identifiers == wanted.identifiers && order.ca == wanted.ca;
+    record.order = record.order.filter(fits);
+    if urge != Urge::Due && !record.failures.asked_to_wait {
+        record.failures.retry_at = None;
+    }
+    let known = |name: &str| {
+        (
+            name.to_owned(),
+            record.deployed.get(name).copied().unwrap_or_default(),
+        )
+    };
+    let mut deployed: BTreeMap<_, _> = parts
+        .targets
+        .iter()
+        .map(|target| known(target.name()))
+        .collect();
+    // What is on disk counts, not what was once written there.
+    deployed.insert(
+        FILES.to_owned(),
+        parts.output.live(&wanted.lineage).unwrap_or_default(),
+    );
+    record.deployed = deployed;
+    let endpoints: Vec<String> = parts.endpoints.iter().map(ToString::to_string).collect();
+    record
+        .served
+        .retain(|endpoint, _| endpoints.contains(endpoint));
+    for endpoint in endpoints {
+        record
+            .served
+            .entry(endpoint)
+            .or_insert_with(|| crate::record::Served {
+                generation: crate::record::Generation::default(),
+                at: parts.clock.now(),
+            });
+    }
+    Ok(Held { record, revision })
+}
+
+/// Orders, checks and stores a new generation.
+async fn issue(
+    parts: &Parts,
+    wanted: &Wanted,
+    held: &mut Held,
+    replaces: Option<String>,
+) -> Result<(), ManageError> {
+    let pending = match held.record.order.clone() {
+        Some(pending) => pending,
+        None => intend(parts, wanted, held, replaces).await?,
+    };
+    let mut journal = RecordJournal { parts, held };
+    let answered = parts.issuer.issue(pending.clone(), &mut journal).await;
+    let ended = answered.map_err(ManageError::from).and_then(|chain| {
+        let now = parts.clock.now();
+        Bundle::new(
+            pending.key_pem,
+            &chain,
+            &wanted.identifiers,
+            now,
+            Freshness::Issued,
+        )
+        .map_err(|source| ManageError::Bundle {
+            ca: wanted.ca.clone(),
+            source,
+        })
+    });
+    match ended {
+        Ok(bundle) => {
+            settle(parts, wanted, held, &bundle).await?;
+            refresh(parts, held).await
+        }
+        Err(error) => {
+            note_failure(parts, held, &error).await?;
+            Err(error)
+        }
+    }
+}
+
+/// Stores the key and the intent before anything is sent.
+async fn intend(
+    parts: &Parts,
+    wanted: &Wanted,
+    held: &mut Held,
+    replaces: Option<String>,
+) -> Result<PendingOrder, ManageError> {
+    let kind = wanted.key;
+    let key_pem = match tokio::task::spawn_blocking(move || kind.generate()).await {
+        Ok(key) => key?,
+        Err(stopped) => return Err(ManageError::Halted(stopped.to_string())),
+    };
+    let pending = PendingOrder {
+        ca: wanted.ca.clone(),
+        identifiers: wanted.identifiers.clone(),
+        key_pem,
+        url: None,
+        replaces,
+        begun: parts.clock.now(),
+    };
+    held.record.order = Some(pending.clone());
+    held.save(parts.store.as_ref(), None).await?;
+    Ok(pending)
+}
+
+async fn settle(
+    parts: &Parts,
+    wanted: &Wanted,
+    held: &mut Held,
+    bundle: &Bundle,
+) -> Result<(), ManageError> {
+    let record = &mut held.record;
+    record.issued = Some(Issued {
+        generation: record
+            .issued
+            .as_ref()
+            .map_or_else(Default::default, |issued| issued.generation)
+            .next(),
+        facts: bundle.facts().clone(),
+        ca: wanted.ca.clone(),
+        at: parts.clock.now(),
+        renewal: None,
+    });
+    record.order = None;
+    record.failures = Failures::default();
+    held.save(parts.store.as_ref(), Some(bundle)).await
+}
+
+/// Asks for the renewal window and stores the instant drawn from it. A CA that
+/// does not answer leaves the share of the lifetime to decide.
+async fn refresh(parts: &Parts, held: &mut Held) -> Result<(), ManageError> {
+    let Some(issued) = held.record.issued.clone() else {
+        return Ok(());
+    };
+    let info = match &issued.facts.renewal_id {
+        Some(id) if issued.ca == held.record.ca => {
+            let mut journal = RecordJournal { parts, held };
+            parts.issuer.renewal_info(id, &mut journal).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "the renewal window is not to be had; the lifetime decides meanwhile");
+                None
+            })
+        }
+        _ => None,
+    };
+    let now = parts.clock.now();
+    let (accepted, again) = match info {
+        Some((suggested, again)) => (
+            window::accept(suggested.start, suggested.end, &issued.facts),
+            Some(now + window::clamp_retry_after(again)),
+        ),
+        None => (
+            None,
+            issued
+                .facts
+                .renewal_id
+                .as_ref()
+                .map(|_| now + REFRESH_AFTER_FAILURE),
+        ),
+    };
+    let renewal: Renewal = window::redraw(
+        issued.renewal.as_ref(),
+        accepted,
+        again,
+        &issued.facts,
+        parts.random.as_ref(),
+    );
+    if let Some(issued) = held.record.issued.as_mut() {
+        issued.renewal = Some(renewal);
+    }
+    held.save(parts.store.as_ref(), None).await
+}
+
+/// RFC 9773 section 4.3.3: a temporary error waits this long.
+const REFRESH_AFTER_FAILURE: std::time::Duration = std::time::Duration::from_secs(6 * 3600);
+
+async fn note_failure(
+    parts: &Parts,
+    held: &mut Held,
+    error: &ManageError,
+) -> Result<(), ManageError> {
+    let (kind, ended) = match error {
+        ManageError::Acme(AcmeError { cause, .. }) => match cause {
+            Cause::RateLimited { retry_after, .. } => (
+                FailureKind::RateLimited {
+                    retry_after: *retry_after,
+                },
+                false,
+            ),
+            Cause::Unreachable(_) | Cause::Protocol(_) | Cause::TimedOut(_) => {
+                (FailureKind::Unreachable, false)
+            }
+            Cause::NotProven(_) => (FailureKind::Validation, true),
+            Cause::Refused(_) | Cause::NoChallenge { .. } => (FailureKind::Refused, true),
+            // Our own disk: the order is as good as before.
+            Cause::Solver(_) | Cause::Journal(_) => (FailureKind::Internal, false),
+        },
+        _ => (FailureKind::Internal, true),
+    };
+    let record = &mut held.record;
+    if ended {
+        record.order = None;
+    }
+    let facts = record.issued.as_ref().map(|issued| &issued.facts);
+    let now = parts.clock.now();
+    record.failures = after_failure(
+        &record.failures,
+        kind,
+        error.to_string(),
+        facts,
+        now,
+        parts.random.as_ref(),
+    );
+    held.save(parts.store.as_ref(), None).await
+}
+
+struct RecordJournal<'a> {
+    parts: &'a Parts,
+    held: &'a mut Held,
+}
+
+#[async_trait]
+impl Journal for RecordJournal<'_> {
+    async fn order(&mut self, order: &PendingOrder) -> Result<(), JournalError> {
+        self.held.record.order = Some(order.clone());
+        Ok(self.held.save(self.parts.store.as_ref(), None).await?)
+    }
+
+    async fn account(&mut self) -> Result<Option<Secret>, JournalError> {
+        Ok(self.parts.store.account(&self.held.record.ca).await?)
+    }
+
+    async fn save_account(&mut self, credentials: &Secret) -> Result<(), JournalError> {
+        Ok(self
+            .parts
+            .store
+            .save_account(&self.held.record.ca, credentials)
+            .await?)
+    }
+}

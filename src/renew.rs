@@ -1,0 +1,6 @@
+//! What a certificate needs next, decided purely: no clock, dice, file or log.
+//! Instants that were drawn are returned to be stored. RFC 9773.
+
+pub mod backoff;
+pub mod decide;
+pub mod window;

@@ -1,0 +1,83 @@
+//! How long to leave the CA alone after a failure, by its kind.
+
+use std::time::Duration;
+
+use crate::certificate::Facts;
+use crate::random::Random;
+use crate::record::Failures;
+use crate::time::Timestamp;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// What kind of failure it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// The CA said when to come back, or that we ask too often.
+    RateLimited {
+        /// Its `Retry-After`.
+        retry_after: Option<Duration>,
+    },
+    /// No usable answer. Says nothing about the certificate.
+    Unreachable,
+    /// Control of a name was not proven.
+    Validation,
+    /// Policy, CAA, account: trying again changes nothing soon.
+    Refused,
+    /// Our own side: disk, key, an unusable certificate.
+    Internal,
+}
+
+/// The failures to store after one more of `kind`.
+#[must_use]
+pub fn after_failure(
+    failures: &Failures,
+    kind: FailureKind,
+    message: String,
+    facts: Option<&Facts>,
+    now: Timestamp,
+    random: &dyn Random,
+) -> Failures {
+    let counted = matches!(
+        kind,
+        FailureKind::Validation | FailureKind::Refused | FailureKind::Internal
+    );
+    let count = failures.count.saturating_add(u32::from(counted));
+    let pause = match kind {
+        // Never earlier than asked for; a day at most, so that no CA stops us for good.
+        FailureKind::RateLimited { retry_after } => retry_after.unwrap_or(HOUR).clamp(MINUTE, DAY),
+        FailureKind::Unreachable => spread(2 * MINUTE, 20, random),
+        FailureKind::Validation | FailureKind::Internal => {
+            spread(patience(count, facts, now), 10, random)
+        }
+        FailureKind::Refused => spread(DAY, 10, random),
+    };
+    Failures {
+        count,
+        retry_at: Some(now + pause),
+        asked_to_wait: matches!(kind, FailureKind::RateLimited { .. }),
+        last: Some(message),
+    }
+}
+
+/// 1, 10, 100 minutes, then a day; six hours when a quarter of the life is left.
+fn patience(count: u32, facts: Option<&Facts>, now: Timestamp) -> Duration {
+    let pause = match count {
+        0 | 1 => MINUTE,
+        2 => 10 * MINUTE,
+        3 => 100 * MINUTE,
+        _ => DAY,
+    };
+    let urgent = facts.is_some_and(|facts| facts.not_after.since(now) < facts.lifetime() / 4);
+    if urgent { pause.min(6 * HOUR) } else { pause }
+}
+
+/// `pause` give or take `percent`.
+fn spread(pause: Duration, percent: u32, random: &dyn Random) -> Duration {
+    let part = pause * percent / 100;
+    let width = u64::try_from(part.as_millis())
+        .unwrap_or(0)
+        .saturating_mul(2);
+    pause - part + Duration::from_millis(random.below(width))
+}

@@ -1,0 +1,333 @@
+//! The one decision: what does this certificate need next?
+
+use super::window::{critical, fallback, latest};
+use crate::random::Random;
+use crate::record::{Issued, Record, Renewal};
+use crate::time::Timestamp;
+
+/// What a certificate needs next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing before this instant, which is in the future.
+    Wait(Timestamp),
+    /// Store this renewal instant, then ask again.
+    Draw(Renewal),
+    /// Ask the CA for its renewal window.
+    RefreshWindow,
+    /// Order a certificate, or finish the order under way.
+    Issue {
+        /// The predecessor, as RFC 9773 names it, when this CA issued it.
+        replaces: Option<String>,
+        /// Whether it may use what is kept in reserve.
+        urgent: bool,
+    },
+    /// Hand the newest generation over and prove that it is served.
+    Deploy,
+    /// Nothing can be done without the owner.
+    Halt(Reason),
+}
+
+/// Why nothing can be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The record asks for no identifier.
+    NoIdentifiers,
+}
+
+/// Decides for `record` at `now`. Total: any record has an answer, and a
+/// `Wait` always lies in the future.
+#[must_use]
+pub fn next(record: &Record, now: Timestamp, random: &dyn Random) -> Next {
+    if record.identifiers.is_empty() {
+        return Next::Halt(Reason::NoIdentifiers);
+    }
+    let backing_off = record.failures.retry_at.filter(|retry_at| *retry_at > now);
+    let Some(issued) = &record.issued else {
+        return unless_backing_off(backing_off, order(record, None, now));
+    };
+    let usable = issued.facts.not_after > now;
+    // A certificate in hand comes first: it may be the better one already.
+    if usable && !is_proven(record, issued) {
+        return Next::Deploy;
+    }
+    let wanted = issued.facts.identifiers == record.identifiers && issued.ca == record.ca;
+    if record.order.is_some() || !wanted || !usable {
+        return unless_backing_off(backing_off, order(record, Some(issued), now));
+    }
+    let Some(renewal) = &issued.renewal else {
+        let at = fallback(&issued.facts, random);
+        return Next::Draw(Renewal {
+            at,
+            window: None,
+            refresh_at: None,
+        });
+    };
+    let due = renewal.at.min(latest(&issued.facts));
+    if due <= now {
+        return unless_backing_off(backing_off, order(record, Some(issued), now));
+    }
+    match renewal.refresh_at {
+        Some(refresh_at) if refresh_at <= now => Next::RefreshWindow,
+        Some(refresh_at) => Next::Wait(refresh_at.min(due)),
+        None => Next::Wait(due),
+    }
+}
+
+fn unless_backing_off(backing_off: Option<Timestamp>, otherwise: Next) -> Next {
+    backing_off.map_or(otherwise, Next::Wait)
+}
+
+fn is_proven(record: &Record, issued: &Issued) -> bool {
+    record
+        .deployed
+        .values()
+        .all(|generation| *generation == issued.generation)
+        && record
+            .served
+            .values()
+            .all(|served| served.generation == issued.generation)
+}
+
+fn order(record: &Record, issued: Option<&Issued>, now: Timestamp) -> Next {
+    let predecessor = issued
+        .filter(|issued| issued.ca == record.ca && issued.facts.identifiers == record.identifiers);
+    let urgent = issued.is_some_and(|issued| {
+        let window_is_past = issued
+            .renewal
+            .as_ref()
+            .and_then(|r| r.window.as_ref())
+            .is_some_and(|w| w.end <= now);
+        window_is_past || critical(&issued.facts) <= now
+    });
+    Next::Issue {
+        replaces: predecessor.and_then(|issued| issued.facts.renewal_id.clone()),
+        urgent,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::certificate::{Facts, Fingerprint};
+    use crate::identifier::{Identifier, Lineage};
+    use crate::random::SeededRandom;
+    use crate::record::{Failures, Generation, Served, Window};
+    use crate::renew::backoff::{FailureKind, after_failure};
+    use crate::renew::window::{accept, redraw};
+
+    const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
+    const HOUR: u64 = 3600;
+    const DAY: u64 = 86_400;
+
+    fn names() -> BTreeSet<Identifier> {
+        BTreeSet::from([Identifier::parse("example.com").unwrap()])
+    }
+
+    fn facts(not_before: Timestamp, life: u64) -> Facts {
+        Facts {
+            identifiers: names(),
+            not_before,
+            not_after: not_before + Duration::from_secs(life.saturating_sub(1)),
+            fingerprint: Fingerprint::of(b""),
+            renewal_id: Some("a.b".into()),
+        }
+    }
+
+    fn record(life: u64) -> Record {
+        let identifier = Identifier::parse("example.com").unwrap();
+        let mut record = Record::new(Lineage::of(&identifier), names(), "https://ca".into());
+        issue(&mut record, START, life);
+        record
+    }
+
+    fn issue(record: &mut Record, at: Timestamp, life: u64) {
+        let generation = record
+            .issued
+            .as_ref()
+            .map_or(Generation(0), |i| i.generation)
+            .next();
+        record.issued = Some(Issued {
+            generation,
+            facts: facts(at, life),
+            ca: record.ca.clone(),
+            at,
+            renewal: None,
+        });
+    }
+
+    #[test]
+    fn each_life_sees_one_renewal_at_the_right_share() {
+        for (life, share) in [(90 * DAY, 66.6), (45 * DAY, 66.6), (160 * HOUR, 50.0)] {
+            let (mut record, random, mut now) = (record(life), SeededRandom::new(life), START);
+            let mut renewals = 0;
+            while renewals < 5 {
+                match next(&record, now, &random) {
+                    Next::Wait(until) => now = until,
+                    Next::Draw(renewal) => record.issued.as_mut().unwrap().renewal = Some(renewal),
+                    Next::Issue { replaces, urgent } => {
+                        let begun = record.issued.as_ref().unwrap().facts.not_before;
+                        let spent = now.since(begun).as_secs_f64()
+                            / Duration::from_secs(life).as_secs_f64()
+                            * 100.0;
+                        assert!(
+                            (spent - share).abs() < 1.1,
+                            "{life}: renewed after {spent} %"
+                        );
+                        assert_eq!((replaces.as_deref(), urgent), (Some("a.b"), false));
+                        issue(&mut record, now, life);
+                        renewals += 1;
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_160_hour_certificate_is_renewed_inside_its_window() {
+        let random = SeededRandom::new(1);
+        for round in 0..200 {
+            let mut record = record(160 * HOUR);
+            let facts = record.issued.as_ref().unwrap().facts.clone();
+            let start = START + Duration::from_secs(79 * HOUR);
+            let window = accept(start, start + Duration::from_secs(11_520), &facts).unwrap();
+            let renewal = redraw(None, Some(window.clone()), None, &facts, &random);
+            record.issued.as_mut().unwrap().renewal = Some(renewal);
+            let Next::Wait(until) = next(&record, START, &random) else {
+                panic!("{round}")
+            };
+            assert!((window.start..window.end).contains(&until), "{round}");
+            assert!(matches!(
+                next(&record, until, &random),
+                Next::Issue { urgent: false, .. }
+            ));
+        }
+    }
+
+    #[test]
+    fn the_stored_instant_outlives_a_refresh_and_a_silent_ca() {
+        let (facts, random) = (facts(START, 90 * DAY), SeededRandom::new(3));
+        let at = |days: u64| START + Duration::from_secs(days * DAY);
+        let window = accept(at(60), at(62), &facts);
+        let first = redraw(None, window.clone(), Some(at(1)), &facts, &random);
+        for answer in [window, None] {
+            let again = redraw(Some(&first), answer, Some(at(2)), &facts, &random);
+            assert_eq!((again.at, &again.window), (first.at, &first.window));
+        }
+        let moved = redraw(
+            Some(&first),
+            accept(at(10), at(11), &facts),
+            None,
+            &facts,
+            &random,
+        );
+        assert!((at(10)..at(11)).contains(&moved.at));
+        assert_eq!(accept(at(2), at(1), &facts), None);
+        assert_eq!(accept(at(1), at(91), &facts), None);
+    }
+
+    #[test]
+    fn a_window_in_the_past_is_urgent_and_an_expired_one_is_ordered_anew() {
+        let random = SeededRandom::new(4);
+        let mut past = record(90 * DAY);
+        let window = Window {
+            start: START,
+            end: START + Duration::from_secs(60),
+        };
+        past.issued.as_mut().unwrap().renewal = Some(Renewal {
+            at: START,
+            window: Some(window),
+            refresh_at: None,
+        });
+        let now = START + Duration::from_secs(DAY);
+        assert!(matches!(
+            next(&past, now, &random),
+            Next::Issue { urgent: true, .. }
+        ));
+        let expired = record(90 * DAY);
+        assert!(matches!(
+            next(&expired, START + Duration::from_secs(91 * DAY), &random),
+            Next::Issue { .. }
+        ));
+    }
+
+    #[test]
+    fn handing_over_waits_for_no_back_off_and_is_never_an_order() {
+        let (mut record, random) = (record(90 * DAY), SeededRandom::new(5));
+        record.failures.retry_at = Some(START + Duration::from_secs(DAY));
+        record.served.insert(
+            "h:443".into(),
+            Served {
+                generation: Generation(0),
+                at: START,
+            },
+        );
+        assert_eq!(next(&record, START, &random), Next::Deploy);
+        record.served.insert(
+            "h:443".into(),
+            Served {
+                generation: Generation(1),
+                at: START,
+            },
+        );
+        record.deployed.insert("nginx".into(), Generation(0));
+        assert_eq!(next(&record, START, &random), Next::Deploy);
+        record.deployed.insert("nginx".into(), Generation(1));
+        assert!(matches!(next(&record, START, &random), Next::Draw(_)));
+    }
+
+    #[test]
+    fn failures_back_off_by_their_kind() {
+        let (random, mut failures) = (SeededRandom::new(6), Failures::default());
+        let mut pauses = Vec::new();
+        for _ in 0..5 {
+            failures = after_failure(
+                &failures,
+                FailureKind::Validation,
+                "no".into(),
+                None,
+                START,
+                &random,
+            );
+            pauses.push(failures.retry_at.unwrap().since(START).as_secs_f64() / 60.0);
+        }
+        for (pause, wanted) in pauses.iter().zip([1.0, 10.0, 100.0, 1440.0, 1440.0]) {
+            assert!((pause / wanted - 1.0).abs() <= 0.1, "{pauses:?}");
+        }
+        let limited = FailureKind::RateLimited {
+            retry_after: Some(Duration::from_secs(90)),
+        };
+        let limited = after_failure(&failures, limited, "slow down".into(), None, START, &random);
+        assert_eq!((limited.count, limited.asked_to_wait), (5, true));
+        assert_eq!(limited.retry_at, Some(START + Duration::from_secs(90)));
+    }
+
+    proptest! {
+        #[test]
+        fn every_record_has_an_answer_and_no_wait_is_too_long(
+            begun in any::<i32>(), life in any::<u32>(), now in any::<i32>(), drawn in any::<i32>(),
+            refresh in proptest::option::of(any::<i32>()), retry in proptest::option::of(any::<i32>()), has_renewal in any::<bool>(),
+        ) {
+            let seconds = |s: i32| Timestamp::from_seconds(s.into());
+            let mut record = record(DAY);
+            issue(&mut record, seconds(begun), life.into());
+            record.failures.retry_at = retry.map(seconds);
+            let renewal = Renewal { at: seconds(drawn), window: None, refresh_at: refresh.map(seconds) };
+            record.issued.as_mut().unwrap().renewal = has_renewal.then_some(renewal);
+            let (now, facts) = (seconds(now), record.issued.as_ref().unwrap().facts.clone());
+            if let Next::Wait(until) = next(&record, now, &SeededRandom::new(0)) {
+                prop_assert!(until > now);
+                let longest = latest(&facts).max(retry.map_or(until, seconds));
+                prop_assert!(until <= longest || retry.is_some());
+                if retry.is_none() {
+                    prop_assert!(until <= latest(&facts));
+                }
+            }
+        }
+    }
+}

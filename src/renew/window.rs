@@ -1,0 +1,81 @@
+//! The renewal instant: drawn once from the CA's window (RFC 9773 section 4.2)
+//! or, where there is none, from the certificate's lifetime.
+
+use std::time::Duration;
+
+use crate::certificate::Facts;
+use crate::random::Random;
+use crate::record::{Renewal, Window};
+use crate::time::Timestamp;
+
+/// Certificates that live for less are renewed at half of their life.
+const SHORT: Duration = Duration::from_secs(10 * 86_400);
+const SHORTEST_RECHECK: Duration = Duration::from_secs(60);
+const LONGEST_RECHECK: Duration = Duration::from_secs(86_400);
+
+/// The window, unless it is empty or ends after the certificate does: then the
+/// CA counts as not having answered.
+#[must_use]
+pub fn accept(start: Timestamp, end: Timestamp, facts: &Facts) -> Option<Window> {
+    (start < end && end <= facts.not_after).then_some(Window { start, end })
+}
+
+/// `Retry-After` is the least and the most we wait, within a minute and a day.
+#[must_use]
+pub fn clamp_retry_after(asked: Duration) -> Duration {
+    asked.clamp(SHORTEST_RECHECK, LONGEST_RECHECK)
+}
+
+/// The renewal to store after the CA was asked: what was drawn before is kept
+/// while it still fits, so that neither a restart nor a replica draws again.
+#[must_use]
+pub fn redraw(
+    previous: Option<&Renewal>,
+    window: Option<Window>,
+    refresh_at: Option<Timestamp>,
+    facts: &Facts,
+    random: &dyn Random,
+) -> Renewal {
+    // A CA that gives no usable answer takes back nothing it said before.
+    let window = window.or_else(|| previous.and_then(|renewal| renewal.window.clone()));
+    let kept = previous
+        .map(|renewal| renewal.at)
+        .filter(|at| match &window {
+            Some(window) => (window.start..window.end).contains(at),
+            None => true,
+        });
+    let at = kept.unwrap_or_else(|| match &window {
+        Some(window) => window.start + random_part(window.end.since(window.start), random),
+        None => fallback(facts, random),
+    });
+    Renewal {
+        at,
+        window,
+        refresh_at,
+    }
+}
+
+/// Two thirds of the life (half of a short one), give or take a hundredth.
+#[must_use]
+pub fn fallback(facts: &Facts, random: &dyn Random) -> Timestamp {
+    let life = facts.lifetime();
+    let share = if life < SHORT { life / 2 } else { life / 3 * 2 };
+    facts.not_before + (share - life / 100) + random_part(life / 50, random)
+}
+
+/// The latest instant to renew at, whatever the window says: a tenth of the
+/// life before its end.
+#[must_use]
+pub fn latest(facts: &Facts) -> Timestamp {
+    facts.not_after - facts.lifetime() / 10
+}
+
+/// From here on the owner must hear of it: a sixth of the life is left.
+#[must_use]
+pub fn critical(facts: &Facts) -> Timestamp {
+    facts.not_after - facts.lifetime() / 6
+}
+
+fn random_part(whole: Duration, random: &dyn Random) -> Duration {
+    Duration::from_millis(random.below(u64::try_from(whole.as_millis()).unwrap_or(u64::MAX)))
+}

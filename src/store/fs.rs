@@ -1,0 +1,429 @@
+//! The store as files in a private directory:
+//!
+//! ```text
+//! records/NAME/record.json   the record and its revision, replaced by rename
+//! records/NAME/0007/         an immutable pair: privkey.pem fullchain.pem
+//! records/NAME/lock          held for the moments of a compare-and-swap
+//! leases/NAME                held while somebody works on it; its fencing token
+//! accounts/HASH.json         account credentials of the CA with that URL
+//! ```
+//!
+//! Locks are the kernel's (`flock`), so that a killed holder holds nothing; do
+//! not put the directory on NFS. Files are small and local: they are read and
+//! written in place, without a detour through other threads.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use super::{Lease, Store, StoreError};
+use crate::certificate::{Bundle, Fingerprint, Secret};
+use crate::files;
+use crate::identifier::Lineage;
+use crate::record::{Generation, Record, Revision};
+
+const PRIVATE_FILE: u32 = 0o600;
+const PRIVATE_DIRECTORY: u32 = 0o700;
+
+/// A store in a directory of this machine.
+#[derive(Debug)]
+pub struct FileStore {
+    root: PathBuf,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    revision: Revision,
+    record: Record,
+}
+
+impl FileStore {
+    /// Opens the store in `root`, making the directory (0700) if need be.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn open(root: PathBuf) -> Result<Self, StoreError> {
+        for part in ["records", "leases", "accounts"] {
+            let path = root.join(part);
+            files::make_directory(&path, PRIVATE_DIRECTORY).map_err(at("create", &path))?;
+        }
+        Ok(Self { root })
+    }
+
+    fn directory(&self, lineage: &Lineage) -> PathBuf {
+        self.root.join("records").join(lineage.as_str())
+    }
+
+    fn account_path(&self, ca: &str) -> PathBuf {
+        self.root
+            .join("accounts")
+            .join(format!("{}.json", Fingerprint::of(ca.as_bytes())))
+    }
+
+    fn read(&self, lineage: &Lineage) -> Result<Option<Stored>, StoreError> {
+        let path = self.directory(lineage).join("record.json");
+        let Some(bytes) = read_if_there(&path)? else {
+            return Ok(None);
+        };
+        let stored = serde_json::from_slice(&bytes).map_err(|error| StoreError::Corrupt {
+            subject: path.display().to_string(),
+            detail: error.to_string(),
+        })?;
+        Ok(Some(stored))
+    }
+
+    /// Puts the pair in place before the record points to it. What a crash
+    /// left there belongs to no record and is put aside.
+    fn write_pair(
+        &self,
+        lineage: &Lineage,
+        generation: Generation,
+        bundle: &Bundle,
+    ) -> Result<(), StoreError> {
+        let directory = self.directory(lineage);
+        let place = directory.join(generation.to_string());
+        let staged = directory.join(format!(".new-{generation}"));
+        for leftover in [&staged, &place] {
+            remove_directory(leftover)?;
+        }
+        files::make_directory(&staged, PRIVATE_DIRECTORY).map_err(at("create", &staged))?;
+        let key = bundle.key_pem().expose().as_bytes().to_vec();
+        for (name, content) in [
+            ("privkey.pem", key),
+            ("fullchain.pem", bundle.chain_pem().into_bytes()),
+        ] {
+            let path = staged.join(name);
+            files::write_new(&path, PRIVATE_FILE, &content).map_err(at("write", &path))?;
+        }
+        let flushed = files::sync_parent(&staged.join("privkey.pem"));
+        flushed
+            .and_then(|()| std::fs::rename(&staged, &place))
+            .map_err(at("write", &place))?;
+        files::sync_parent(&place).map_err(at("write", &place))
+    }
+}
+
+#[async_trait]
+impl Store for FileStore {
+    async fn load(&self, lineage: &Lineage) -> Result<Option<(Record, Revision)>, StoreError> {
+        Ok(self
+            .read(lineage)?
+            .map(|stored| (stored.record, stored.revision)))
+    }
+
+    async fn save(
+        &self,
+        record: &Record,
+        expected: Revision,
+        bundle: Option<&Bundle>,
+    ) -> Result<Revision, StoreError> {
+        let directory = self.directory(&record.lineage);
+        files::make_directory(&directory, PRIVATE_DIRECTORY).map_err(at("create", &directory))?;
+        let lock_path = directory.join("lock");
+        let lock = open_lock(&lock_path)?;
+        lock.lock().map_err(at("lock", &lock_path))?;
+        let before = self.read(&record.lineage)?;
+        let found = before
+            .as_ref()
+            .map_or(Revision::default(), |stored| stored.revision);
+        if found != expected {
+            return Err(StoreError::Conflict {
+                lineage: record.lineage.clone(),
+                found: found.0,
+            });
+        }
+        if let (Some(bundle), Some(issued)) = (bundle, &record.issued) {
+            let newest = before.and_then(|stored| stored.record.issued);
+            if newest.is_some_and(|newest| newest.generation >= issued.generation) {
+                return Err(StoreError::GenerationExists {
+                    lineage: record.lineage.clone(),
+                    generation: issued.generation,
+                });
+            }
+            self.write_pair(&record.lineage, issued.generation, bundle)?;
+        }
+        let revision = Revision(expected.0 + 1);
+        let path = directory.join("record.json");
+        let json = serde_json::to_vec_pretty(&Stored {
+            revision,
+            record: record.clone(),
+        })
+        .map_err(|error| StoreError::Corrupt {
+            subject: path.display().to_string(),
+            detail: error.to_string(),
+        })?;
+        files::replace(&path, PRIVATE_FILE, &json).map_err(at("write", &path))?;
+        files::sync_parent(&directory).map_err(at("write", &directory))?;
+        Ok(revision)
+    }
+
+    async fn bundle(
+        &self,
+        lineage: &Lineage,
+        generation: Generation,
+    ) -> Result<Option<(Secret, String)>, StoreError> {
+        let place = self.directory(lineage).join(generation.to_string());
+        let text = |name| -> Result<Option<String>, StoreError> {
+            let path = place.join(name);
+            read_if_there(&path)?
+                .map(|bytes| {
+                    String::from_utf8(bytes).map_err(|error| StoreError::Corrupt {
+                        subject: path.display().to_string(),
+                        detail: error.to_string(),
+                    })
+                })
+                .transpose()
+        };
+        let key = text("privkey.pem")?.map(Secret::new);
+        Ok(key.zip(text("fullchain.pem")?))
+    }
+
+    async fn list(&self) -> Result<Vec<Lineage>, StoreError> {
+        let records = self.root.join("records");
+        let mut lineages = Vec::new();
+        for entry in std::fs::read_dir(&records).map_err(at("read", &records))? {
+            let name = entry.map_err(at("read", &records))?.file_name();
+            let lineage = name.to_str().and_then(|name| Lineage::parse(name).ok());
+            lineages.extend(
+                lineage.filter(|lineage| self.directory(lineage).join("record.json").exists()),
+            );
+        }
+        lineages.sort();
+        Ok(lineages)
+    }
+
+    async fn lease(&self, lineage: &Lineage) -> Result<Box<dyn Lease>, StoreError> {
+        let path = self.root.join("leases").join(lineage.as_str());
+        let mut file = open_lock(&path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(StoreError::Leased {
+                    lineage: lineage.clone(),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(at("lock", &path)(error)),
+        }
+        let token = next_token(&mut file).map_err(at("write", &path))?;
+        Ok(Box::new(FileLease {
+            _locked: file,
+            token,
+        }))
+    }
+
+    async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {
+        let path = self.account_path(ca);
+        let bytes = read_if_there(&path)?;
+        let text =
+            bytes
+                .map(String::from_utf8)
+                .transpose()
+                .map_err(|error| StoreError::Corrupt {
+                    subject: path.display().to_string(),
+                    detail: error.to_string(),
+                })?;
+        Ok(text.map(Secret::new))
+    }
+
+    async fn save_account(&self, ca: &str, credentials: &Secret) -> Result<(), StoreError> {
+        let path = self.account_path(ca);
+        files::replace(&path, PRIVATE_FILE, credentials.expose().as_bytes())
+            .map_err(at("write", &path))
+    }
+}
+
+#[derive(Debug)]
+struct FileLease {
+    _locked: File,
+    token: u64,
+}
+
+impl Lease for FileLease {
+    fn token(&self) -> u64 {
+        self.token
+    }
+}
+
+/// The count in the file, plus one. An unreadable count starts again at 1: on
+/// one machine the kernel's lock alone already excludes every other holder.
+fn next_token(file: &mut File) -> io::Result<u64> {
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    let token = text.trim().parse::<u64>().unwrap_or(0).saturating_add(1);
+    file.rewind()?;
+    file.set_len(0)?;
+    write!(file, "{token}")?;
+    file.sync_all()?;
+    Ok(token)
+}
+
+fn open_lock(path: &Path) -> Result<File, StoreError> {
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(PRIVATE_FILE);
+    options.open(path).map_err(at("open", path))
+}
+
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(at("read", path)(error)),
+    }
+}
+
+fn remove_directory(path: &Path) -> Result<(), StoreError> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(at("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn at(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> StoreError {
+    let subject = path.display().to_string();
+    move |source| StoreError::Io {
+        operation,
+        subject: subject.clone(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::identifier::Identifier;
+
+    fn record(name: &str) -> Record {
+        let identifier = Identifier::parse(name).unwrap();
+        Record::new(
+            Lineage::of(&identifier),
+            BTreeSet::from([identifier]),
+            "https://ca".into(),
+        )
+    }
+
+    fn store() -> (tempfile::TempDir, FileStore) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = FileStore::open(directory.path().join("data")).unwrap();
+        (directory, store)
+    }
+
+    #[tokio::test]
+    async fn a_stale_writer_is_refused_and_nothing_is_lost() {
+        let (_directory, store) = store();
+        let mut record = record("example.com");
+        let first = store.save(&record, Revision(0), None).await.unwrap();
+        record.profile = Some("short".into());
+        let second = store.save(&record, first, None).await.unwrap();
+        for stale in [Revision(0), first] {
+            let refused = store.save(&record, stale, None).await;
+            assert!(
+                matches!(refused, Err(StoreError::Conflict { found, .. }) if found == second.0)
+            );
+        }
+        assert_eq!(
+            store.load(&record.lineage).await.unwrap(),
+            Some((record.clone(), second))
+        );
+        assert_eq!(store.list().await.unwrap(), vec![record.lineage]);
+    }
+
+    #[test]
+    fn of_many_writers_of_one_revision_exactly_one_wins() {
+        let (_directory, store) = store();
+        let store = Arc::new(store);
+        let writers: Vec<_> = (0..8)
+            .map(|_| {
+                let store = store.clone();
+                std::thread::spawn(move || {
+                    let runtime = tokio::runtime::Builder::new_current_thread()
+                        .build()
+                        .unwrap();
+                    runtime
+                        .block_on(store.save(&record("example.com"), Revision(0), None))
+                        .is_ok()
+                })
+            })
+            .collect();
+        let winners = writers
+            .into_iter()
+            .filter(|_| true)
+            .map(|w| w.join().unwrap())
+            .filter(|won| *won)
+            .count();
+        assert_eq!(winners, 1);
+    }
+
+    #[tokio::test]
+    async fn a_lease_excludes_until_it_is_dropped_and_its_token_grows() {
+        let (_directory, store) = store();
+        let lineage = record("example.com").lineage;
+        let first = store.lease(&lineage).await.unwrap();
+        assert!(matches!(
+            store.lease(&lineage).await,
+            Err(StoreError::Leased { .. })
+        ));
+        let token = first.token();
+        drop(first);
+        assert!(store.lease(&lineage).await.unwrap().token() > token);
+    }
+
+    #[tokio::test]
+    async fn what_is_stored_is_for_the_owner_alone() {
+        let (directory, store) = store();
+        let secret = Secret::new("credentials".into());
+        store.save_account("https://ca", &secret).await.unwrap();
+        store
+            .save(&record("example.com"), Revision(0), None)
+            .await
+            .unwrap();
+        assert_eq!(store.account("https://ca").await.unwrap(), Some(secret));
+        assert_eq!(store.account("https://other").await.unwrap(), None);
+        let mut open = vec![directory.path().join("data")];
+        while let Some(path) = open.pop() {
+            let metadata = std::fs::metadata(&path).unwrap();
+            assert_eq!(
+                metadata.permissions().mode() & 0o077,
+                0,
+                "{}",
+                path.display()
+            );
+            if metadata.is_dir() {
+                open.extend(
+                    std::fs::read_dir(&path)
+                        .unwrap()
+                        .map(|entry| entry.unwrap().path()),
+                );
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_damaged_record_is_named_and_left_alone() {
+        let (directory, store) = store();
+        let record = record("example.com");
+        store.save(&record, Revision(0), None).await.unwrap();
+        let path = directory
+            .path()
+            .join("data/records/example.com/record.json");
+        for damage in ["", "{\"revision\":"] {
+            std::fs::write(&path, damage).unwrap();
+            let error = store.load(&record.lineage).await.unwrap_err().to_string();
+            assert!(error.contains("record.json"), "{error}");
+            assert!(store.save(&record, Revision(0), None).await.is_err());
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), damage);
+        }
+    }
+}
