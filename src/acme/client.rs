@@ -248,6 +248,7 @@ impl Client {
         laid_out: &mut Vec<(Arc<dyn Solver>, Answer)>,
     ) -> Result<(), AcmeError> {
         let at = |cause| self.error(Phase::Authorization, cause);
+        self.fetch_authorizations(order).await?;
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
             let mut authorization =
@@ -290,6 +291,12 @@ impl Client {
             }
         }
         Ok(())
+    }
+
+    /// instant-acme keeps what it has fetched but loses its place on an error:
+    /// so they are all fetched first, from the start again after a bad nonce.
+    async fn fetch_authorizations(&self, order: &mut Order) -> Result<(), AcmeError> {
+        with_nonces!(fetch_all(order)).map_err(|error| self.failed(Phase::Authorization, error))
     }
 
     async fn until_authorized(
@@ -459,6 +466,14 @@ impl Issuer for Client {
             Err(error) => Err(self.failed(Phase::RenewalInfo, error)),
         }
     }
+}
+
+async fn fetch_all(order: &mut Order) -> Result<(), instant_acme::Error> {
+    let mut authorizations = order.authorizations();
+    while let Some(authorization) = authorizations.next().await {
+        authorization?;
+    }
+    Ok(())
 }
 
 fn to_acme(identifier: &Identifier) -> instant_acme::Identifier {

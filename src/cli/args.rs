@@ -110,7 +110,7 @@ pub struct Issue {
     /// The certificate's name (default: the first NAME)
     #[arg(long, value_name = "LINEAGE")]
     pub name: Option<Lineage>,
-    /// Hand it over: nginx[:PID_FILE] (repeatable) ($CERTS_DEPLOY)
+    /// Hand it over: `nginx` or `nginx:PID_FILE` (repeatable) ($CERTS_DEPLOY)
     #[arg(long, value_name = "SPEC")]
     pub deploy: Vec<String>,
     /// Prove by a handshake that this endpoint serves it (repeatable) ($CERTS_VERIFY)

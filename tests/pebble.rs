@@ -1,0 +1,215 @@
+//! The whole way against Pebble and a real nginx.
+
+use std::path::Path;
+
+use crate::support::{Nginx, Pebble, Running, certs, text, until};
+
+/// Runs it and returns what it said, once its exit code is `code`.
+fn run(command: &mut std::process::Command, code: i32) -> String {
+    let output = command.output().unwrap();
+    let told = text(&output);
+    assert_eq!(output.status.code(), Some(code), "{told}");
+    told
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap()
+}
+
+fn issued_renewed_and_served(rejected: u8) {
+    let Some(pebble) = Pebble::start(rejected) else {
+        return;
+    };
+    let names = ["example.com", "www.example.com"];
+    assert!(run(&mut pebble.issue(&names), 0).contains("issued; generation 0001"));
+    let live = pebble.path("out/live/example.com");
+    let first = read(&live.join("fullchain.pem"));
+    assert!(first.matches("BEGIN CERTIFICATE").count() >= 2);
+    assert!(
+        run(&mut pebble.issue(&names), 0).contains("not due"),
+        "a second issue ordered again"
+    );
+    assert_eq!(read(&live.join("fullchain.pem")), first);
+
+    let Some(nginx) = Nginx::start(&live) else {
+        return;
+    };
+    let (deploy, verify) = (
+        format!("nginx:{}", nginx.pid_file.display()),
+        format!("127.0.0.1:{}", nginx.port),
+    );
+    let served = ["--deploy", &deploy, "--verify", &verify];
+    let told = run(pebble.issue(&names).arg("--force").args(served), 0);
+    assert!(told.contains("issued; generation 0002"), "{told}");
+    assert_ne!(read(&live.join("fullchain.pem")), first);
+    let status = run(
+        certs(pebble.path("").as_path()).args(["status", "--json"]),
+        0,
+    );
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(
+        (
+            &status[0]["generation_issued"],
+            &status[0]["generation_served"]
+        ),
+        (&2.into(), &2.into())
+    );
+}
+
+#[test]
+fn issued_renewed_and_served_by_nginx() {
+    issued_renewed_and_served(5);
+}
+
+#[test]
+fn issued_renewed_and_served_though_half_of_the_nonces_are_rejected() {
+    issued_renewed_and_served(50);
+}
+
+#[test]
+fn what_is_not_served_is_told_and_never_ordered_twice() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    run(&mut pebble.issue(&["example.com"]), 0);
+    let live = pebble.path("out/live/example.com");
+    // A copy, so that a reload finds the old pair.
+    let copy = pebble.path("copy");
+    std::fs::create_dir(&copy).unwrap();
+    for name in ["fullchain.pem", "privkey.pem"] {
+        std::fs::copy(live.join(name), copy.join(name)).unwrap();
+    }
+    let Some(nginx) = Nginx::start(&copy) else {
+        return;
+    };
+    let (deploy, verify) = (
+        format!("nginx:{}", nginx.pid_file.display()),
+        format!("127.0.0.1:{}", nginx.port),
+    );
+    let served = ["--deploy", &deploy, "--verify", &verify];
+    let told = run(pebble.issue(&["example.com", "--force"]).args(served), 7);
+    assert!(
+        told.contains("serves another certificate") && told.contains("hint:"),
+        "{told}"
+    );
+    for name in ["fullchain.pem", "privkey.pem"] {
+        std::fs::copy(live.join(name), copy.join(name)).unwrap();
+    }
+    let told = run(pebble.issue(&["example.com"]).args(served), 0);
+    assert!(told.contains("not due; generation 0002"), "{told}");
+}
+
+#[test]
+fn a_name_that_is_not_answered_for_is_exit_5_and_loses_nothing() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    run(&mut pebble.issue(&["example.com"]), 0);
+    let live = pebble.path("out/live/example.com/fullchain.pem");
+    let before = read(&live);
+    let webroot = pebble.path("webroot");
+    std::fs::create_dir(&webroot).unwrap();
+    let mut command = certs(pebble.path("").as_path());
+    let issue = pebble.issue(&[]);
+    let directory: Vec<_> = issue.get_args().skip(2).take(4).collect();
+    // Nobody serves this webroot.
+    let told = run(
+        command
+            .args(["issue", "example.com", "--force", "--webroot"])
+            .arg(&webroot)
+            .args(directory),
+        5,
+    );
+    assert!(
+        told.contains("example.com: urn:ietf:params:acme:error:") && told.contains("hint:"),
+        "{told}"
+    );
+    assert_eq!(read(&live), before);
+    assert!(
+        !webroot
+            .join(".well-known/acme-challenge")
+            .read_dir()
+            .unwrap()
+            .any(|_| true),
+        "an answer was left behind"
+    );
+    run(&mut pebble.issue(&["example.com"]), 0);
+}
+
+#[test]
+fn killed_at_any_moment_it_leaves_a_pair_that_loads_and_goes_on() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    run(&mut pebble.issue(&["example.com"]), 0);
+    let live = pebble.path("out/live/example.com");
+    for round in 0..12 {
+        let record = || {
+            std::fs::read_to_string(pebble.path("data/records/example.com/record.json"))
+                .unwrap_or_default()
+        };
+        let before = record();
+        let mut running = Running::start(&mut pebble.issue(&["example.com", "--force"]));
+        // The moment moves through the run with the states of the record.
+        let mut changes = (before, 0);
+        until("a change of the record", || {
+            let now = record();
+            if now != changes.0 {
+                changes = (now, changes.1 + 1);
+            }
+            changes.1 > round % 3
+        });
+        running.kill();
+        loads(&live);
+        run(&mut pebble.issue(&["example.com"]), 0);
+        loads(&live);
+    }
+}
+
+/// The pair oracle: key, chain and names agree.
+fn loads(live: &Path) {
+    use certs::certificate::{Bundle, Freshness, Secret};
+    use certs::identifier::Identifier;
+    use certs::time::{Clock, SystemClock};
+    let directory = std::fs::canonicalize(live).unwrap();
+    let key = Secret::new(read(&directory.join("privkey.pem")));
+    let names = [Identifier::parse("example.com").unwrap()].into();
+    Bundle::new(
+        key,
+        &read(&directory.join("fullchain.pem")),
+        &names,
+        SystemClock.now(),
+        Freshness::Stored,
+    )
+    .unwrap();
+}
+
+#[test]
+fn an_unreachable_and_an_untrusted_ca_are_exit_3() {
+    let directory = tempfile::tempdir().unwrap();
+    let port = crate::support::free_port();
+    let ca = format!("https://127.0.0.1:{port}/dir");
+    let listen = ["--http-listen", "127.0.0.1:0"];
+    let told = run(
+        certs(directory.path())
+            .args(["issue", "example.com", "--ca", &ca])
+            .args(listen),
+        3,
+    );
+    assert!(
+        told.contains("registering the account") && told.contains("hint:"),
+        "{told}"
+    );
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    let mut untrusted = pebble.issue(&[]);
+    let arguments: Vec<_> = untrusted
+        .get_args()
+        .map(std::ffi::OsStr::to_owned)
+        .take(4)
+        .collect();
+    untrusted = certs(directory.path());
+    let told = run(untrusted.args(arguments).arg("example.com").args(listen), 3);
+    assert!(told.contains("certificate"), "{told}");
+}

@@ -1,0 +1,223 @@
+//! Real servers on loopback with ports of their own, ended with their test.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// The program that `tests/lab` found, or `None` and a loud line.
+#[allow(clippy::disallowed_methods)] // the lab's variables are read here alone
+pub(crate) fn program(variable: &str, usual: &str) -> Option<PathBuf> {
+    let found = std::env::var_os(variable).map_or_else(|| PathBuf::from(usual), PathBuf::from);
+    if !found.exists() {
+        eprintln!("SKIPPED: {variable}: there is no {}", found.display());
+        return None;
+    }
+    Some(found)
+}
+
+/// A child that ends with its test.
+pub(crate) struct Running(Child);
+
+impl Running {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let quiet = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Self(quiet.spawn().unwrap())
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A child that has ended already is what was wanted.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A port that nobody has, for TCP and UDP alike.
+pub(crate) fn free_port() -> u16 {
+    loop {
+        let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        if UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Waits until `ready` says so; a server that never is fails the test.
+#[allow(clippy::disallowed_methods)] // real servers take real time
+pub(crate) fn until(what: &str, mut ready: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !ready() {
+        assert!(Instant::now() < end, "{what}: not within 20 s");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+pub(crate) fn listens(port: u16) -> bool {
+    std::net::TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).is_ok()
+}
+
+/// Pebble with a DNS server that sends every name to loopback.
+pub(crate) struct Pebble {
+    directory: TempDir,
+    pub(crate) http_port: u16,
+    port: u16,
+    _servers: [Running; 2],
+}
+
+impl Pebble {
+    /// `rejected` percent of the nonces are refused.
+    pub(crate) fn start(rejected: u8) -> Option<Self> {
+        let pebble = program("CERTS_LAB_PEBBLE", "/usr/bin/pebble")?;
+        let dns = program("CERTS_LAB_CHALLTESTSRV", "/usr/bin/pebble-challtestsrv")?;
+        let directory = tempfile::tempdir().unwrap();
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let file = |name: &str| directory.path().join(name);
+        std::fs::write(file("root.pem"), made.cert.pem()).unwrap();
+        std::fs::write(file("key.pem"), made.signing_key.serialize_pem()).unwrap();
+        let [
+            port,
+            management,
+            http_port,
+            tls_port,
+            dns_port,
+            dns_management,
+        ] = [(); 6].map(|()| free_port());
+        let local = |port: u16| format!("127.0.0.1:{port}");
+        let config = serde_json::json!({"pebble": {
+            "listenAddress": local(port), "managementListenAddress": local(management),
+            "certificate": file("root.pem"), "privateKey": file("key.pem"),
+            "httpPort": http_port, "tlsPort": tls_port, "ocspResponderURL": "",
+            "externalAccountBindingRequired": false, "retryAfter": {"authz": 0, "order": 0},
+        }});
+        std::fs::write(file("config.json"), config.to_string()).unwrap();
+        // Older versions have another name for the one and none of the other.
+        let help = text(&Command::new(&dns).arg("-h").output().unwrap());
+        let mut command = Command::new(dns);
+        command.args(["-management", &local(dns_management), "-defaultIPv6", ""]);
+        command.args(["-http01", "", "-https01", "", "-tlsalpn01", ""]);
+        if help.contains("-dnsserver") {
+            command.args(["-dnsserver", &local(dns_port), "-doh", ""]);
+        } else {
+            command.args(["-dns01", &local(dns_port)]);
+        }
+        let dns = Running::start(&mut command);
+        let pebble = Running::start(
+            Command::new(pebble)
+                .args(["-strict", "-dnsserver", &local(dns_port), "-config"])
+                .arg(file("config.json"))
+                .env("PEBBLE_VA_NOSLEEP", "1")
+                .env("PEBBLE_AUTHZREUSE", "0")
+                .env("PEBBLE_WFE_NONCEREJECT", rejected.to_string()),
+        );
+        until("Pebble", || listens(port) && listens(dns_management));
+        Some(Self {
+            directory,
+            http_port,
+            port,
+            _servers: [dns, pebble],
+        })
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// `certs issue` against this CA, with its own data directory.
+    pub(crate) fn issue(&self, arguments: &[&str]) -> Command {
+        let mut command = certs(self.directory.path());
+        command
+            .args([
+                "issue",
+                "--agree-tos",
+                "--ca",
+                &format!("https://localhost:{}/dir", self.port),
+                "--ca-root",
+            ])
+            .arg(self.path("root.pem"))
+            .args(["--http-listen", &format!("127.0.0.1:{}", self.http_port)])
+            .args(arguments);
+        command
+    }
+}
+
+/// The binary, with its state below `directory` and nothing of our environment.
+pub(crate) fn certs(directory: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_certs"));
+    command.env_clear().stdin(Stdio::null());
+    command
+        .env("CERTS_DATA_DIR", directory.join("data"))
+        .env("CERTS_OUTPUT_DIR", directory.join("out"));
+    command
+}
+
+pub(crate) fn text(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+/// nginx on loopback with the pair below `live`, which must exist.
+pub(crate) struct Nginx {
+    pub(crate) port: u16,
+    pub(crate) pid_file: PathBuf,
+    directory: TempDir,
+    program: PathBuf,
+}
+
+impl Nginx {
+    pub(crate) fn start(live: &Path) -> Option<Self> {
+        let program = program("CERTS_LAB_NGINX", "/usr/sbin/nginx")?;
+        let (directory, port) = (tempfile::tempdir().unwrap(), free_port());
+        let (root, live) = (directory.path().display(), live.display());
+        let config = format!(
+            "pid {root}/nginx.pid; error_log {root}/error.log; worker_processes 1; events {{}}\n\
+             http {{ access_log off; client_body_temp_path {root}/b; proxy_temp_path {root}/p; fastcgi_temp_path {root}/f;\n\
+             uwsgi_temp_path {root}/u; scgi_temp_path {root}/s;\n\
+             server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {live}/fullchain.pem; ssl_certificate_key {live}/privkey.pem;\n\
+             location / {{ return 200 ok; }} }} }}\n"
+        );
+        std::fs::write(directory.path().join("nginx.conf"), config).unwrap();
+        let pid_file = directory.path().join("nginx.pid");
+        let nginx = Self {
+            port,
+            pid_file,
+            directory,
+            program,
+        };
+        assert!(nginx.command().status().unwrap().success());
+        until("nginx", || listens(port));
+        Some(nginx)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .arg("-c")
+            .arg(self.directory.path().join("nginx.conf"))
+            .stderr(Stdio::null());
+        command
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        let _ = self.command().args(["-s", "stop"]).status();
+        let listening = self.port;
+        until("nginx's end", || !listens(listening));
+    }
+}
