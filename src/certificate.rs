@@ -85,6 +85,16 @@ impl KeyType {
     }
 }
 
+impl std::str::FromStr for KeyType {
+    type Err = String;
+
+    /// Reads the option's value, such as `ecdsa-p256`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        serde_json::from_value(serde_json::Value::from(text))
+            .map_err(|_| format!("`{}` is no kind of key", text.escape_debug()))
+    }
+}
+
 /// A validated key with its certificate chain.
 #[derive(Clone, Debug)]
 pub struct Bundle {

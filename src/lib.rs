@@ -13,6 +13,7 @@ pub mod acme;
 pub mod certificate;
 pub mod challenge;
 pub mod cli;
+pub mod config;
 pub mod deploy;
 pub mod files;
 pub mod identifier;
