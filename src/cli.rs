@@ -3,6 +3,7 @@
 //! the user reads and an exit code.
 
 pub mod args;
+pub mod ca;
 mod issue;
 mod output;
 mod parts;
@@ -61,6 +62,7 @@ async fn act(
         Verb::Issue(options) => issue::issue(global, options, environment).await,
         Verb::Run(options) => issue::run(global, options, environment).await,
         Verb::Status { name } => status::status(global, name.as_ref(), environment).await,
+        Verb::Ca(verb) => ca::run(global, verb, environment).await,
         Verb::Completions { .. } | Verb::Man => Ok(()),
     }
 }

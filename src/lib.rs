@@ -10,6 +10,7 @@
 //! - Intent is stored before every step that cannot be taken back.
 
 pub mod acme;
+pub mod ca;
 pub mod certificate;
 pub mod challenge;
 pub mod cli;

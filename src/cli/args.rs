@@ -65,6 +65,9 @@ pub enum Verb {
         /// Only this one
         name: Option<Lineage>,
     },
+    /// Be a certificate authority for this machine
+    #[command(subcommand)]
+    Ca(super::ca::Ca),
     /// Print a completion script
     Completions {
         /// For which shell
