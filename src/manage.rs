@@ -22,23 +22,39 @@ use crate::record::Generation;
 use crate::store::{Store, StoreError};
 use crate::time::{Clock, Timestamp};
 
-/// The parts that a flow needs, built once by the command line.
+/// The parts that all flows share, built once by the command line.
 #[derive(Clone)]
 pub struct Parts {
     /// The durable truth.
     pub store: Arc<dyn Store>,
-    /// The CA.
-    pub issuer: Arc<dyn Issuer>,
     /// Files for consumers.
     pub output: Arc<Output>,
-    /// Servers to tell of a new certificate.
-    pub targets: Vec<Arc<dyn Target>>,
-    /// Where the new certificate must be seen.
-    pub endpoints: Vec<Endpoint>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Chance.
     pub random: Arc<dyn Random>,
+    /// When renewed certificates may be handed over.
+    pub maintenance: Option<Arc<dyn Maintenance>>,
+}
+
+/// A certificate to be kept, with the parts that are its own.
+#[derive(Clone)]
+pub struct Certificate {
+    /// What the user wants.
+    pub wanted: Wanted,
+    /// The CA.
+    pub issuer: Arc<dyn Issuer>,
+    /// Servers to tell of a new certificate.
+    pub targets: Vec<Arc<dyn Target>>,
+    /// Where the new certificate must be seen.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// The owner's maintenance windows: a renewed certificate is handed over when
+/// the next one opens, while its predecessor is still good.
+pub trait Maintenance: Send + Sync {
+    /// When the first window after `now` opens; `None` when none ever does.
+    fn next_after(&self, now: Timestamp) -> Option<Timestamp>;
 }
 
 /// What the user wants of one certificate.
@@ -54,6 +70,8 @@ pub struct Wanted {
     pub profile: Option<String>,
     /// The kind of key.
     pub key: KeyType,
+    /// Whether a renewal keeps the key of its predecessor.
+    pub reuse_key: bool,
 }
 
 /// How a pass over one certificate ended.

@@ -8,7 +8,7 @@ use super::parts::build;
 use crate::challenge::http01::Listener;
 use crate::manage::issue::{Urge, pass};
 use crate::manage::supervise::supervise;
-use crate::manage::{Outcome, Parts, Wanted};
+use crate::manage::{Certificate, Outcome, Parts};
 
 /// Obtains one certificate, or says that the stored one is not due.
 pub(super) async fn issue(
@@ -16,17 +16,18 @@ pub(super) async fn issue(
     options: Issue,
     environment: &BTreeMap<String, String>,
 ) -> Result<(), Failure> {
-    let (wanted, parts, listener) = build(global, &options, environment)?;
+    let (certificates, parts, listener) = build(global, &options, environment)?;
     let urge = if options.force {
         Urge::Force
     } else {
         Urge::Asked
     };
     let work = async {
-        for wanted in &wanted {
-            let ended = pass(&parts, wanted, urge).await;
-            let outcome = ended.map_err(|error| Failure::of(wanted.lineage.as_str(), &error))?;
-            tell(global, &parts, wanted, &outcome);
+        for certificate in &certificates {
+            let ended = pass(&parts, certificate, urge).await;
+            let lineage = certificate.wanted.lineage.as_str();
+            let outcome = ended.map_err(|error| Failure::of(lineage, &error))?;
+            tell(global, &parts, certificate, &outcome);
         }
         Ok(())
     };
@@ -42,14 +43,14 @@ pub(super) async fn run(
     options: Issue,
     environment: &BTreeMap<String, String>,
 ) -> Result<(), Failure> {
-    let (wanted, parts, listener) = build(global, &options, environment)?;
+    let (certificates, parts, listener) = build(global, &options, environment)?;
     let signal = |kind| {
         tokio::signal::unix::signal(kind).map_err(|error| Failure::unexpected(error.to_string()))
     };
     let mut terminate = signal(tokio::signal::unix::SignalKind::terminate())?;
     let mut interrupt = signal(tokio::signal::unix::SignalKind::interrupt())?;
     tokio::select! {
-        ended = supervise(&parts, &wanted) => ended.map_err(|error| Failure::of("certs run", &error)),
+        ended = supervise(&parts, &certificates) => ended.map_err(|error| Failure::of("certs run", &error)),
         () = serve(listener) => Err(Failure::unexpected("the challenge listener has stopped".into())),
         // Everything is stored before it is acted upon: an order that is cut
         // off here is resumed by the next start.
@@ -65,7 +66,8 @@ async fn serve(listener: Option<Listener>) {
     }
 }
 
-fn tell(global: &Global, parts: &Parts, wanted: &Wanted, outcome: &Outcome) {
+fn tell(global: &Global, parts: &Parts, certificate: &Certificate, outcome: &Outcome) {
+    let wanted = &certificate.wanted;
     let path = parts.output.live_path(&wanted.lineage);
     if global.json {
         let json = serde_json::json!({

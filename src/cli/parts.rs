@@ -19,7 +19,7 @@ use crate::deploy::nginx::Nginx;
 use crate::deploy::output::Output;
 use crate::deploy::verify::Endpoint;
 use crate::identifier::{Identifier, Lineage};
-use crate::manage::{Parts, Wanted};
+use crate::manage::{Certificate, Parts, Wanted};
 use crate::random::SystemRandom;
 use crate::store::fs::FileStore;
 use crate::time::SystemClock;
@@ -153,7 +153,7 @@ pub(super) fn build(
     global: &Global,
     options: &Issue,
     environment: &BTreeMap<String, String>,
-) -> Result<(Vec<Wanted>, Parts, Option<Listener>), Failure> {
+) -> Result<(Vec<Certificate>, Parts, Option<Listener>), Failure> {
     let variables = Environment(environment);
     let ca = directory(
         options
@@ -202,14 +202,22 @@ pub(super) fn build(
     };
     let parts = Parts {
         store: Arc::new(store),
-        issuer: Arc::new(client),
         output: Arc::new(Output::new(output_dir)),
-        targets,
-        endpoints,
         clock: Arc::new(SystemClock),
         random: Arc::new(SystemRandom),
+        maintenance: None,
     };
-    Ok((wanted, parts, listener))
+    let issuer: Arc<dyn crate::acme::Issuer> = Arc::new(client);
+    let certificates = wanted
+        .into_iter()
+        .map(|wanted| Certificate {
+            wanted,
+            issuer: issuer.clone(),
+            targets: targets.clone(),
+            endpoints: endpoints.clone(),
+        })
+        .collect();
+    Ok((certificates, parts, listener))
 }
 
 fn directory(ca: Option<String>) -> Result<String, Failure> {
@@ -308,6 +316,7 @@ fn one_wanted(
         ca: ca.to_owned(),
         profile,
         key: options.key,
+        reuse_key: false,
     })
 }
 

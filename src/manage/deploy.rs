@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::issue::Held;
-use super::{ManageError, Parts};
+use super::{Certificate, ManageError, Parts};
 use crate::certificate::{Bundle, Freshness};
 use crate::deploy::verify::verify;
 use crate::record::{Generation, Issued, Served};
@@ -19,7 +19,11 @@ pub const FILES: &str = "files";
 ///
 /// # Errors
 /// The first failure; each step that succeeded is stored.
-pub async fn deploy(parts: &Parts, held: &mut Held) -> Result<(), ManageError> {
+pub async fn deploy(
+    parts: &Parts,
+    certificate: &Certificate,
+    held: &mut Held,
+) -> Result<(), ManageError> {
     let Some(issued) = held.record.issued.clone() else {
         return Ok(());
     };
@@ -27,7 +31,7 @@ pub async fn deploy(parts: &Parts, held: &mut Held) -> Result<(), ManageError> {
     held.record
         .deployed
         .insert(FILES.to_owned(), issued.generation);
-    for target in &parts.targets {
+    for target in &certificate.targets {
         let name = target.name().to_owned();
         if held.record.deployed.get(&name) == Some(&issued.generation)
             && all_served(held, issued.generation)
@@ -39,7 +43,7 @@ pub async fn deploy(parts: &Parts, held: &mut Held) -> Result<(), ManageError> {
         held.record.deployed.insert(name, issued.generation);
         held.save(parts.store.as_ref(), None).await?;
     }
-    prove(parts, held, &issued).await?;
+    prove(parts, certificate, held, &issued).await?;
     held.save(parts.store.as_ref(), None).await
 }
 
@@ -72,8 +76,13 @@ fn all_served(held: &Held, generation: Generation) -> bool {
         .all(|served| served.generation == generation)
 }
 
-async fn prove(parts: &Parts, held: &mut Held, issued: &Issued) -> Result<(), ManageError> {
-    for endpoint in &parts.endpoints {
+async fn prove(
+    parts: &Parts,
+    certificate: &Certificate,
+    held: &mut Held,
+    issued: &Issued,
+) -> Result<(), ManageError> {
+    for endpoint in &certificate.endpoints {
         for identifier in &issued.facts.identifiers {
             verify(
                 endpoint,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 
 use super::deploy::{FILES, deploy};
-use super::{ManageError, Outcome, Parts, Wanted};
+use super::{Certificate, ManageError, Outcome, Parts, Wanted};
 use crate::acme::{AcmeError, Cause, Journal, JournalError};
 use crate::certificate::{Bundle, Freshness, Secret};
 use crate::record::{Failures, Issued, PendingOrder, Record, Renewal, Revision};
@@ -55,9 +55,13 @@ pub enum Urge {
 /// # Errors
 /// The first failure; what was reached until then is stored, and the next pass
 /// goes on from there.
-pub async fn pass(parts: &Parts, wanted: &Wanted, urge: Urge) -> Result<Outcome, ManageError> {
-    let _lease = parts.store.lease(&wanted.lineage).await?;
-    let mut held = load(parts, wanted, urge).await?;
+pub async fn pass(
+    parts: &Parts,
+    certificate: &Certificate,
+    urge: Urge,
+) -> Result<Outcome, ManageError> {
+    let _lease = parts.store.lease(&certificate.wanted.lineage).await?;
+    let mut held = load(parts, certificate, urge).await?;
     let mut issued = false;
     if urge == Urge::Force {
         let replaces = held
@@ -65,7 +69,7 @@ pub async fn pass(parts: &Parts, wanted: &Wanted, urge: Urge) -> Result<Outcome,
             .issued
             .as_ref()
             .and_then(|issued| issued.facts.renewal_id.clone());
-        issue(parts, wanted, &mut held, replaces).await?;
+        issue(parts, certificate, &mut held, replaces).await?;
         issued = true;
     }
     loop {
@@ -77,17 +81,17 @@ pub async fn pass(parts: &Parts, wanted: &Wanted, urge: Urge) -> Result<Outcome,
                 ));
             }
             Next::Issue { replaces, .. } => {
-                issue(parts, wanted, &mut held, replaces).await?;
+                issue(parts, certificate, &mut held, replaces).await?;
                 issued = true;
             }
-            Next::RefreshWindow => refresh(parts, &mut held).await?,
+            Next::RefreshWindow => refresh(parts, certificate, &mut held).await?,
             Next::Draw(renewal) => {
                 if let Some(issued) = held.record.issued.as_mut() {
                     issued.renewal = Some(renewal);
                 }
                 held.save(parts.store.as_ref(), None).await?;
             }
-            Next::Deploy => deploy(parts, &mut held).await?,
+            Next::Deploy => deploy(parts, certificate, &mut held).await?,
             Next::Wait(until) => return outcome(&held.record, issued, until),
             Next::Halt(reason) => return Err(ManageError::Halted(format!("{reason:?}"))),
         }
@@ -109,7 +113,8 @@ fn outcome(record: &Record, issued: bool, until: Timestamp) -> Result<Outcome, M
     }
 }
 
-async fn load(parts: &Parts, wanted: &Wanted, urge: Urge) -> Result<Held, ManageError> {
+async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<Held, ManageError> {
+    let wanted = &certificate.wanted;
     let (mut record, revision) = match parts.store.load(&wanted.lineage).await? {
         Some(stored) => stored,
         None => {
@@ -136,7 +141,7 @@ async fn load(parts: &Parts, wanted: &Wanted, urge: Urge) -> Result<Held, Manage
             record.deployed.get(name).copied().unwrap_or_default(),
         )
     };
-    let mut deployed: BTreeMap<_, _> = parts
+    let mut deployed: BTreeMap<_, _> = certificate
         .targets
         .iter()
         .map(|target| known(target.name()))
@@ -147,7 +152,11 @@ async fn load(parts: &Parts, wanted: &Wanted, urge: Urge) -> Result<Held, Manage
         parts.output.live(&wanted.lineage).unwrap_or_default(),
     );
     record.deployed = deployed;
-    let endpoints: Vec<String> = parts.endpoints.iter().map(ToString::to_string).collect();
+    let endpoints: Vec<String> = certificate
+        .endpoints
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     record
         .served
         .retain(|endpoint, _| endpoints.contains(endpoint));
@@ -166,16 +175,20 @@ async fn load(parts: &Parts, wanted: &Wanted, urge: Urge) -> Result<Held, Manage
 /// Orders, checks and stores a new generation.
 async fn issue(
     parts: &Parts,
-    wanted: &Wanted,
+    certificate: &Certificate,
     held: &mut Held,
     replaces: Option<String>,
 ) -> Result<(), ManageError> {
+    let wanted = &certificate.wanted;
     let pending = match held.record.order.clone() {
         Some(pending) => pending,
         None => intend(parts, wanted, held, replaces).await?,
     };
     let mut journal = RecordJournal { parts, held };
-    let answered = parts.issuer.issue(pending.clone(), &mut journal).await;
+    let answered = certificate
+        .issuer
+        .issue(pending.clone(), &mut journal)
+        .await;
     let ended = answered.map_err(ManageError::from).and_then(|chain| {
         let now = parts.clock.now();
         Bundle::new(
@@ -193,7 +206,7 @@ async fn issue(
     match ended {
         Ok(bundle) => {
             settle(parts, wanted, held, &bundle).await?;
-            refresh(parts, held).await
+            refresh(parts, certificate, held).await
         }
         Err(error) => {
             note_failure(parts, held, &error).await?;
@@ -252,14 +265,18 @@ async fn settle(
 
 /// Asks for the renewal window and stores the instant drawn from it. A CA that
 /// does not answer leaves the share of the lifetime to decide.
-async fn refresh(parts: &Parts, held: &mut Held) -> Result<(), ManageError> {
+async fn refresh(
+    parts: &Parts,
+    certificate: &Certificate,
+    held: &mut Held,
+) -> Result<(), ManageError> {
     let Some(issued) = held.record.issued.clone() else {
         return Ok(());
     };
     let info = match &issued.facts.renewal_id {
         Some(id) if issued.ca == held.record.ca => {
             let mut journal = RecordJournal { parts, held };
-            parts.issuer.renewal_info(id, &mut journal).await.unwrap_or_else(|error| {
+            certificate.issuer.renewal_info(id, &mut journal).await.unwrap_or_else(|error| {
                 tracing::warn!(%error, "the renewal window is not to be had; the lifetime decides meanwhile");
                 None
             })

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use super::issue::{Urge, pass};
-use super::{ManageError, Parts, Wanted};
+use super::{Certificate, ManageError, Parts};
 
 /// Certificates worked on at once.
 const IN_FLIGHT: usize = 4;
@@ -21,8 +21,8 @@ const AFTER_FAILURE: Duration = Duration::from_secs(15);
 ///
 /// # Errors
 /// When no placeholder could be written: the output is not usable.
-pub async fn supervise(parts: &Parts, wanted: &[Wanted]) -> Result<(), ManageError> {
-    for wanted in wanted {
+pub async fn supervise(parts: &Parts, certificates: &[Certificate]) -> Result<(), ManageError> {
+    for Certificate { wanted, .. } in certificates {
         let (lineage, identifiers) = (&wanted.lineage, &wanted.identifiers);
         if parts
             .output
@@ -33,20 +33,20 @@ pub async fn supervise(parts: &Parts, wanted: &[Wanted]) -> Result<(), ManageErr
     }
     let places = std::sync::Arc::new(Semaphore::new(IN_FLIGHT));
     let mut keeping = tokio::task::JoinSet::new();
-    for wanted in wanted {
-        keeping.spawn(keep(parts.clone(), wanted.clone(), places.clone()));
+    for certificate in certificates {
+        keeping.spawn(keep(parts.clone(), certificate.clone(), places.clone()));
     }
     while keeping.join_next().await.is_some() {}
     Ok(())
 }
 
-async fn keep(parts: Parts, wanted: Wanted, places: std::sync::Arc<Semaphore>) {
-    let lineage = &wanted.lineage;
+async fn keep(parts: Parts, certificate: Certificate, places: std::sync::Arc<Semaphore>) {
+    let lineage = &certificate.wanted.lineage;
     loop {
         let ended = {
             // The semaphore is never closed.
             let _place = places.acquire().await;
-            pass(&parts, &wanted, Urge::Due).await
+            pass(&parts, &certificate, Urge::Due).await
         };
         let now = parts.clock.now();
         let until = match ended {
