@@ -2,15 +2,7 @@
 
 use std::path::Path;
 
-use crate::support::{Nginx, Pebble, Running, certs, text, until};
-
-/// Runs it and returns what it said, once its exit code is `code`.
-fn run(command: &mut std::process::Command, code: i32) -> String {
-    let output = command.output().unwrap();
-    let told = text(&output);
-    assert_eq!(output.status.code(), Some(code), "{told}");
-    told
-}
+use crate::support::{Nginx, Pebble, Running, certs, run, until};
 
 fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap()
