@@ -197,7 +197,7 @@ fn an_unreachable_and_an_untrusted_ca_are_exit_3() {
         3,
     );
     assert!(
-        told.contains("registering the account") && told.contains("hint:"),
+        told.contains("reading the directory") && told.contains("hint:"),
         "{told}"
     );
     let Some(pebble) = Pebble::start(5) else {
