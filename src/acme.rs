@@ -17,6 +17,8 @@ pub mod client;
 mod directory;
 pub mod error;
 pub mod exchange;
+#[cfg(test)]
+mod fake;
 pub mod https;
 mod jws;
 mod order;

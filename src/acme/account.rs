@@ -152,3 +152,118 @@ async fn save(credentials: &Credentials, journal: &mut dyn Journal) -> Result<()
 fn unreadable() -> Cause {
     Cause::Journal("the stored account is not readable".into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::{FakeCa, Memory, Scripted, pending};
+    use super::super::{Cause, Client, Issuer};
+    use super::*;
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn a_key_that_was_stored_but_not_registered_is_registered_again() {
+        let (ca, mut journal) = (FakeCa::new(), Memory::default());
+        // The CA has registered the key and its reply is lost.
+        ca.lose_reply("new-account");
+        let ended = ca
+            .client()
+            .issue(pending(&["a.example"]), &mut journal)
+            .await;
+        assert!(matches!(ended.unwrap_err().cause, Cause::Unreachable(_)));
+        let stored: Value =
+            serde_json::from_str(journal.account.as_ref().unwrap().expose()).unwrap();
+        assert!(stored.get("id").is_none());
+        ca.client()
+            .issue(pending(&["a.example"]), &mut journal)
+            .await
+            .unwrap();
+        assert_eq!(ca.accounts(), 1);
+        let again: Value =
+            serde_json::from_str(journal.account.as_ref().unwrap().expose()).unwrap();
+        assert_eq!(again["key_pkcs8"], stored["key_pkcs8"]);
+        assert_eq!(again["id"], "https://ca.test/account/0");
+        ca.seen();
+        ca.client()
+            .issue(pending(&["a.example"]), &mut journal)
+            .await
+            .unwrap();
+        assert_eq!(ca.count("new-account"), 0);
+    }
+
+    #[tokio::test]
+    async fn a_forgotten_account_is_registered_again_once_with_its_key() {
+        let (ca, mut journal) = (FakeCa::new(), Memory::default());
+        let client = ca.client();
+        client
+            .issue(pending(&["a.example"]), &mut journal)
+            .await
+            .unwrap();
+        let key = |journal: &Memory| {
+            let json: Value =
+                serde_json::from_str(journal.account.as_ref().unwrap().expose()).unwrap();
+            json["key_pkcs8"].clone()
+        };
+        let before = key(&journal);
+        ca.forget_accounts();
+        ca.seen();
+        client
+            .issue(pending(&["a.example"]), &mut journal)
+            .await
+            .unwrap();
+        assert_eq!((ca.count("new-account"), key(&journal)), (1, before));
+        ca.seen();
+        for _ in 0..3 {
+            ca.script("new-order", Scripted::problem(400, "accountDoesNotExist"));
+        }
+        let ended = client.issue(pending(&["a.example"]), &mut journal).await;
+        assert!(matches!(ended.unwrap_err().cause, Cause::Refused(_)));
+        assert_eq!((ca.count("new-account"), ca.count("new-order")), (1, 2));
+    }
+
+    #[tokio::test]
+    async fn what_the_user_gave_is_registered_and_nothing_else() {
+        let ca = FakeCa::new();
+        let register = async |options| {
+            let client = Client::new(options).unwrap();
+            client
+                .issue(pending(&["a.example"]), &mut Memory::default())
+                .await
+                .unwrap();
+            ca.payloads("new-account").pop().unwrap()
+        };
+        assert_eq!(
+            register(ca.options()).await,
+            json!({"termsOfServiceAgreed": false})
+        );
+        let mut options = ca.options();
+        options.account = AccountOptions {
+            email: Some("me@example.com".into()),
+            terms_agreed: true,
+            external: Some(("customer".into(), b"secret".to_vec())),
+        };
+        let sent = register(options).await;
+        assert_eq!(
+            (&sent["contact"], &sent["termsOfServiceAgreed"]),
+            (&json!(["mailto:me@example.com"]), &json!(true))
+        );
+        assert!(sent["externalAccountBinding"]["signature"].is_string());
+    }
+
+    #[tokio::test]
+    async fn an_account_without_an_https_url_is_none() {
+        for location in [None, Some("http://ca.test/account/1"), Some("7")] {
+            let (ca, mut journal) = (FakeCa::new(), Memory::default());
+            let mut reply = Scripted::json(&json!({}));
+            if let Some(location) = location {
+                reply = reply.with("location", location);
+            }
+            ca.script("new-account", reply);
+            let ended = ca
+                .client()
+                .issue(pending(&["a.example"]), &mut journal)
+                .await;
+            assert!(matches!(ended.unwrap_err().cause, Cause::Protocol(_)));
+            assert_eq!(journal.accounts_saved, 1);
+        }
+    }
+}

@@ -243,3 +243,188 @@ async fn take_away(planned: &Planned) {
         tracing::warn!(%error, "a challenge answer could not be taken away");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use async_trait::async_trait;
+
+    use super::super::fake::{FakeCa, Memory, Scripted, issue, pending};
+    use super::super::{Client, Issuer};
+    use super::*;
+    use crate::challenge::SolverError;
+
+    const FIVE: [&str; 5] = [
+        "a.example",
+        "b.example",
+        "c.example",
+        "d.example",
+        "e.example",
+    ];
+
+    #[tokio::test(start_paused = true)]
+    async fn authorizations_and_challenges_go_side_by_side() {
+        for endpoint in ["authorization", "challenge"] {
+            let ca = FakeCa::new();
+            ca.hold(endpoint, FIVE.len());
+            let (client, mut journal) = (ca.client(), Memory::default());
+            let issued = client.issue(pending(&FIVE), &mut journal);
+            let ended = tokio::time::timeout(Duration::from_secs(60), issued).await;
+            ended.expect(endpoint).unwrap();
+            assert_eq!((ca.count("authorization"), ca.count("challenge")), (5, 5));
+        }
+    }
+
+    fn authorization(identifier: &str, challenges: serde_json::Value) -> Scripted {
+        Scripted::json(&json!({"status": "pending", "challenges": challenges,
+            "identifier": {"type": "dns", "value": identifier}}))
+    }
+
+    async fn cause_of(scripted: Scripted) -> Cause {
+        let ca = FakeCa::new();
+        ca.script("authorization", scripted);
+        let ended = issue(&ca.client()).await;
+        assert_eq!(ca.count("challenge"), 0);
+        ended.unwrap_err().cause
+    }
+
+    #[tokio::test]
+    async fn a_name_without_a_known_challenge_is_told_with_what_is_offered() {
+        let offered = json!([
+            {"type": "dns-01", "url": "https://ca.test/challenge/1", "status": "pending", "token": "t"},
+            {"type": "moon-01\u{1b}[31m", "url": "https://ca.test/challenge/2", "status": "pending"},
+        ]);
+        let cause = cause_of(authorization("a.example", offered)).await;
+        let Cause::NoChallenge {
+            identifier,
+            offered,
+        } = cause
+        else {
+            panic!("{cause:?}")
+        };
+        assert_eq!(identifier, "a.example");
+        assert_eq!(offered, "dns-01, moon-01\\u{1b}[31m");
+    }
+
+    #[tokio::test]
+    async fn hostile_tokens_and_names_are_nonsense_and_reach_no_solver() {
+        for token in [
+            "../../../../etc/passwd-and-so-on",
+            "",
+            "short",
+            "a b c d e f g h i j k l m",
+            "x\n",
+        ] {
+            let challenge = json!([{"type": "http-01", "url": "https://ca.test/challenge/1",
+                "status": "pending", "token": token}]);
+            let cause = cause_of(authorization("a.example", challenge)).await;
+            assert!(matches!(cause, Cause::Protocol(_)), "{token}: {cause:?}");
+        }
+        let cause = cause_of(authorization("a/../b", json!([]))).await;
+        assert!(matches!(cause, Cause::Protocol(_)), "{cause:?}");
+    }
+
+    #[tokio::test]
+    async fn an_invalid_order_tells_each_names_error_and_leaves_no_answer() {
+        let ca = FakeCa::new();
+        let invalid = json!({"status": "invalid", "finalize": "https://ca.test/f",
+            "authorizations": ["https://ca.test/authorization/0/0", "https://ca.test/authorization/0/1"]});
+        // The first two are asked before the order is lost.
+        let found = |name: &str, kind: &str| {
+            authorization(
+                name,
+                json!([{"type": "http-01", "url": "https://ca.test/challenge/1",
+                "status": "invalid", "token": "t", "error": {"detail": "why",
+                "type": format!("urn:ietf:params:acme:error:{kind}")}}]),
+            )
+        };
+        let fine = |number: usize| {
+            let name = ["a.example", "b.example"][number];
+            authorization(
+                name,
+                json!([{"type": "http-01", "status": "pending",
+                "token": format!("a-token-of-enough-length-0-{number}"),
+                "url": format!("https://ca.test/challenge/0/{number}")}]),
+            )
+        };
+        for scripted in [
+            fine(0),
+            fine(1),
+            found("a.example", "caa"),
+            found("b.example", "connection"),
+        ] {
+            ca.script("authorization", scripted);
+        }
+        ca.script("order", Scripted::json(&invalid));
+        let names = pending(&["a.example", "b.example"]);
+        let ended = ca.client().issue(names, &mut Memory::default()).await;
+        let error = ended.unwrap_err();
+        assert!(matches!(error.cause, Cause::NotProven(_)), "{error}");
+        for line in [
+            "a.example: urn:ietf:params:acme:error:caa: why",
+            "b.example: urn:ietf:params:acme:error:connection: why",
+        ] {
+            assert!(error.to_string().contains(line), "{error}");
+        }
+        let host = Identifier::parse("a.example").unwrap();
+        assert_eq!(
+            ca.responses.lookup(&host, "a-token-of-enough-length-0-0"),
+            None
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_valid_already_is_not_answered_again() {
+        let ca = FakeCa::new();
+        let valid = json!({"status": "valid", "challenges": [], "identifier": {"type": "dns", "value": "a.example"}});
+        ca.script("authorization", Scripted::json(&valid));
+        let ready = json!({"status": "valid", "authorizations": [], "finalize": "https://ca.test/f",
+            "certificate": "https://ca.test/certificate/0"});
+        ca.script("order", Scripted::json(&ready));
+        issue(&ca.client()).await.unwrap();
+        assert_eq!((ca.count("challenge"), ca.count("order")), (0, 1));
+    }
+
+    /// Lays nothing out and sees nothing.
+    struct Blind;
+
+    #[async_trait]
+    impl Solver for Blind {
+        fn supports(&self, _: ChallengeKind, _: &Identifier) -> bool {
+            true
+        }
+
+        async fn present(&self, _: &Answer) -> Result<(), SolverError> {
+            Ok(())
+        }
+
+        async fn observed(&self, _: &Answer) {
+            std::future::pending().await
+        }
+
+        async fn clean_up(&self, _: &Answer) -> Result<(), SolverError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn an_unseen_validation_is_polled_for_when_the_challenge_says_so() {
+        for (asked, expected) in [(None, 250), (Some(3), 3000)] {
+            let ca = FakeCa::new();
+            let mut options = ca.options();
+            options.solvers = vec![Arc::new(Blind)];
+            if let Some(asked) = asked {
+                ca.script(
+                    "challenge",
+                    Scripted::json(&json!({})).with("retry-after", asked),
+                );
+                ca.script("order", Scripted::json(&json!({"status": "valid", "authorizations": [],
+                    "finalize": "https://ca.test/f", "certificate": "https://ca.test/certificate/0"})));
+            }
+            issue(&Client::new(options).unwrap()).await.unwrap();
+            let waited = ca.times("order")[0].since(ca.times("challenge")[0]);
+            assert_eq!(waited, Duration::from_millis(expected));
+        }
+    }
+}

@@ -351,4 +351,116 @@ mod tests {
         assert_eq!(nonce("a b"), None);
         assert_eq!(nonce(&"a".repeat(513)), None);
     }
+
+    use super::super::fake::{FakeCa, Scripted, issue};
+
+    #[tokio::test]
+    async fn twenty_rejected_nonces_are_outlasted_and_twenty_one_are_not() {
+        for (rejected, status) in [(20, 400), (20, 403), (21, 400)] {
+            let ca = FakeCa::new();
+            for _ in 0..rejected {
+                ca.script("new-order", Scripted::problem(status, "badNonce"));
+            }
+            let ended = issue(&ca.client()).await;
+            assert_eq!(ended.is_ok(), rejected == 20, "{rejected}: {ended:?}");
+            assert_eq!(ca.count("new-order"), 21);
+            // Each rejection brings the nonce for the next try.
+            assert_eq!(ca.count("new-nonce"), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn every_order_is_issued_though_most_nonces_are_rejected() {
+        for (seed, percent) in (0..50).flat_map(|seed| [(seed, 50), (seed, 75)]) {
+            let ca = FakeCa::new();
+            ca.reject_nonces(seed, percent);
+            issue(&ca.client()).await.unwrap();
+            assert_eq!(ca.orders(), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_directory_with_plain_http_in_it_is_not_used() {
+        let ca = FakeCa::new();
+        let mut directory = serde_json::json!({});
+        for name in ["newNonce", "newAccount", "newOrder"] {
+            directory[name] = format!("https://ca.test/{name}").into();
+        }
+        directory["newOrder"] = "http://ca.test/new-order".into();
+        ca.script("directory", Scripted::json(&directory));
+        let cause = issue(&ca.client()).await.unwrap_err().cause;
+        assert!(matches!(cause, Cause::Protocol(_)), "{cause}");
+        assert_eq!(ca.seen(), ["directory"]);
+    }
+
+    #[tokio::test]
+    async fn rate_limits_and_outages_are_told_apart() {
+        let html = |status| Scripted(status, "text/html", "<p>".into(), vec![]);
+        let cause = async |scripted| {
+            let ca = FakeCa::new();
+            ca.script("new-order", scripted);
+            issue(&ca.client()).await.unwrap_err().cause
+        };
+        for scripted in [
+            html(429),
+            html(503).with("retry-after", 5),
+            Scripted::problem(503, "rateLimited"),
+            Scripted::problem(403, "rateLimited"),
+        ] {
+            let cause = cause(scripted.clone()).await;
+            assert!(
+                matches!(cause, Cause::RateLimited { .. }),
+                "{scripted:?}: {cause}"
+            );
+        }
+        for scripted in [
+            html(503),
+            html(500),
+            Scripted::problem(500, "serverInternal"),
+        ] {
+            let cause = cause(scripted.clone()).await;
+            assert!(
+                matches!(cause, Cause::Unreachable(_)),
+                "{scripted:?}: {cause}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_and_the_cas_clock_are_observed() {
+        #[derive(Default)]
+        struct Seen(Mutex<Vec<(&'static str, u16)>>, Mutex<Vec<Timestamp>>);
+        impl Observer for Seen {
+            fn request(&self, endpoint: &'static str, status: u16) {
+                self.0.lock().unwrap().push((endpoint, status));
+            }
+            fn date(&self, instant: Timestamp) {
+                self.1.lock().unwrap().push(instant);
+            }
+        }
+        let (ca, seen) = (FakeCa::new(), Arc::new(Seen::default()));
+        let mut options = ca.options();
+        options.observer = seen.clone();
+        let client = super::super::Client::new(options).unwrap();
+        let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+        ca.script(
+            "new-account",
+            Scripted::problem(403, "externalAccountRequired").with("date", date),
+        );
+        let cause = issue(&client).await.unwrap_err().cause;
+        assert!(cause.hint().contains("--eab-kid"));
+        ca.lose_reply("new-account");
+        issue(&client).await.unwrap_err();
+        let expected = [
+            ("directory", 200),
+            ("new-nonce", 200),
+            ("new-account", 403),
+            ("new-account", 0),
+        ];
+        assert_eq!(*seen.0.lock().unwrap(), expected);
+        assert_eq!(
+            *seen.1.lock().unwrap(),
+            [Timestamp::from_seconds(784_111_777)]
+        );
+    }
 }

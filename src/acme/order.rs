@@ -351,3 +351,338 @@ fn signing_request(pending: &PendingOrder) -> Result<Vec<u8>, rcgen::Error> {
     params.distinguished_name = DistinguishedName::new();
     Ok(params.serialize_request(&key)?.der().to_vec())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::{FakeCa, Memory, NOW, Scripted, issue, pem, pending};
+    use super::super::{Client, Issuer};
+    use super::*;
+    use crate::time::Timestamp;
+
+    async fn run(client: &Client, pending: PendingOrder) -> (Result<String, Cause>, Memory) {
+        let mut journal = Memory::default();
+        let ended = client.issue(pending, &mut journal).await;
+        (ended.map_err(|error| error.cause), journal)
+    }
+
+    #[tokio::test]
+    async fn one_name_takes_the_requests_it_must_and_no_more() {
+        let ca = FakeCa::new();
+        let client = ca.client();
+        issue(&client).await.unwrap();
+        let order = [
+            "new-order",
+            "authorization",
+            "challenge",
+            "order",
+            "finalize",
+            "order",
+            "certificate",
+        ];
+        let first = ["directory", "new-nonce", "new-account"];
+        assert_eq!(ca.seen(), [&first[..], &order].concat());
+        // The directory, the account and a nonce are there already.
+        let (ended, _) = run(&client, pending(&["a.example"])).await;
+        ended.unwrap();
+        assert_eq!(ca.seen(), order);
+        ca.issue_at_once();
+        run(&client, pending(&["a.example"])).await.0.unwrap();
+        let at_once = ["finalize", "certificate"];
+        assert_eq!(ca.seen(), [&order[..4], &at_once].concat());
+    }
+
+    #[tokio::test]
+    async fn whatever_a_ca_has_against_replaces_it_is_asked_once_more_without() {
+        let refusals = [
+            (409, "alreadyReplaced"),
+            (404, "malformed"),
+            (403, "unauthorized"),
+            (400, "malformed"),
+        ];
+        for (status, kind) in refusals {
+            let ca = FakeCa::new();
+            let client = ca.client();
+            let mut order = pending(&["a.example"]);
+            order.replaces = Some("YQ.Yg".into());
+            ca.script("new-order", Scripted::problem(status, kind));
+            let (ended, journal) = run(&client, order.clone()).await;
+            ended.unwrap();
+            let sent = ca.payloads("new-order");
+            assert_eq!(sent.len(), 2, "{status}");
+            assert_eq!(sent[0]["replaces"], "YQ.Yg");
+            assert!(sent[1].get("replaces").is_none());
+            assert_eq!(journal.orders[0].replaces, None);
+            // Refused again without it: that is the end.
+            ca.seen();
+            for _ in 0..2 {
+                ca.script("new-order", Scripted::problem(status, kind));
+            }
+            assert!(matches!(
+                run(&client, order).await.0,
+                Err(Cause::Refused(_))
+            ));
+            assert_eq!(ca.count("new-order"), 2);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_rate_limit_is_no_reason_to_drop_replaces() {
+        let ca = FakeCa::new();
+        let mut order = pending(&["a.example"]);
+        order.replaces = Some("YQ.Yg".into());
+        ca.script(
+            "new-order",
+            Scripted::problem(429, "rateLimited").with("retry-after", 90),
+        );
+        let (ended, _) = run(&ca.client(), order).await;
+        let Err(Cause::RateLimited {
+            message,
+            retry_after,
+        }) = ended
+        else {
+            panic!("{ended:?}")
+        };
+        assert_eq!(retry_after, Some(Duration::from_secs(90)));
+        let until = (NOW + Duration::from_secs(90)).to_string();
+        assert!(message.contains(&until), "{message}");
+        assert_eq!(ca.count("new-order"), 1);
+    }
+
+    #[tokio::test]
+    async fn replaces_is_for_a_ca_that_suggests_windows() {
+        let ca = FakeCa::new();
+        let url = |name: &str| format!("https://ca.test/{name}");
+        ca.script("directory", Scripted::json(&json!({
+            "newNonce": url("new-nonce"), "newAccount": url("new-account"), "newOrder": url("new-order"),
+        })));
+        let mut order = pending(&["a.example"]);
+        order.replaces = Some("YQ.Yg".into());
+        run(&ca.client(), order).await.0.unwrap();
+        assert!(ca.payloads("new-order")[0].get("replaces").is_none());
+    }
+
+    #[tokio::test]
+    async fn the_orders_url_is_stored_though_its_body_makes_no_sense() {
+        let ca = FakeCa::new();
+        let client = ca.client();
+        let nonsense = Scripted(201, "application/json", "{".into(), vec![]);
+        ca.script(
+            "new-order",
+            nonsense.with("location", "https://ca.test/order/7"),
+        );
+        let (ended, journal) = run(&client, pending(&["a.example"])).await;
+        assert!(matches!(ended, Err(Cause::Protocol(_))), "{ended:?}");
+        assert_eq!(
+            journal.orders[0].url.as_deref(),
+            Some("https://ca.test/order/7")
+        );
+        for location in ["http://ca.test/order/1", "/order/1", "file:///etc/passwd"] {
+            ca.script(
+                "new-order",
+                Scripted::json(&json!({})).with("location", location),
+            );
+            let (ended, journal) = run(&client, pending(&["a.example"])).await;
+            assert!(matches!(ended, Err(Cause::Protocol(_))), "{ended:?}");
+            assert!(journal.orders.is_empty(), "{location} was stored");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lost_reply_at_any_step_is_resumed_by_the_url_that_is_stored() {
+        for endpoint in [
+            "authorization",
+            "challenge",
+            "order",
+            "finalize",
+            "certificate",
+        ] {
+            let ca = FakeCa::new();
+            ca.lose_reply(endpoint);
+            let (ended, journal) = run(&ca.client(), pending(&["a.example"])).await;
+            assert!(
+                matches!(ended, Err(Cause::Unreachable(_))),
+                "{endpoint}: {ended:?}"
+            );
+            let stored = journal.orders.last().unwrap().clone();
+            ca.seen();
+            run(&ca.client(), stored).await.0.unwrap();
+            assert_eq!(ca.orders(), 1, "{endpoint}");
+            let again = usize::from(!["finalize", "certificate"].contains(&endpoint));
+            assert_eq!(ca.count("finalize"), again, "{endpoint}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_order_that_is_gone_or_invalid_is_ordered_anew_and_an_outage_keeps_it() {
+        let ca = FakeCa::new();
+        let client = ca.client();
+        let mut resumed = pending(&["a.example"]);
+        resumed.url = Some("https://ca.test/order/99".into());
+        let (ended, journal) = run(&client, resumed.clone()).await;
+        ended.unwrap();
+        assert_eq!(
+            journal.orders[0].url.as_deref(),
+            Some("https://ca.test/order/0")
+        );
+        let invalid =
+            json!({"status": "invalid", "authorizations": [], "finalize": "https://ca.test/f"});
+        ca.script("order", Scripted::json(&invalid));
+        run(&client, resumed.clone()).await.0.unwrap();
+        assert_eq!(ca.orders(), 2);
+        for scripted in [
+            Scripted::problem(500, "serverInternal"),
+            Scripted(502, "text/html", "<p>".into(), vec![]),
+        ] {
+            ca.script("order", scripted);
+            let (ended, _) = run(&client, resumed.clone()).await;
+            assert!(matches!(ended, Err(Cause::Unreachable(_))), "{ended:?}");
+        }
+        assert_eq!(ca.orders(), 2);
+    }
+
+    #[tokio::test]
+    async fn an_order_not_ready_is_looked_at_again_and_then_finalized() {
+        let ca = FakeCa::new();
+        ca.script("finalize", Scripted::problem(403, "orderNotReady"));
+        issue(&ca.client()).await.unwrap();
+        assert_eq!((ca.count("finalize"), ca.count("order")), (2, 3));
+    }
+
+    fn still_processing() -> Scripted {
+        Scripted::json(
+            &json!({"status": "processing", "authorizations": [], "finalize": "https://ca.test/f"}),
+        )
+    }
+
+    fn gaps(times: &[Timestamp]) -> Vec<Duration> {
+        times
+            .windows(2)
+            .map(|pair| pair[1].since(pair[0]))
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn polls_keep_to_retry_after_in_both_its_forms() {
+        let ca = FakeCa::new();
+        // The hit was seen: right away. Then as asked.
+        let pending =
+            json!({"status": "pending", "authorizations": [], "finalize": "https://ca.test/f"});
+        ca.script("order", Scripted::json(&pending).with("retry-after", 7));
+        let date = "Fri, 15 Jan 2027 08:01:00 GMT";
+        ca.script(
+            "order",
+            Scripted::json(&pending)
+                .with("retry-after", date)
+                .with("date", "Fri, 15 Jan 2027 08:00:30 GMT"),
+        );
+        issue(&ca.client()).await.unwrap();
+        let polls = ca.times("order");
+        assert_eq!(polls[0].since(ca.times("challenge")[0]), SETTLING);
+        assert_eq!(
+            gaps(&polls)[..2],
+            [Duration::from_secs(7), Duration::from_secs(30)]
+        );
+    }
+
+    #[tokio::test]
+    async fn without_retry_after_polls_grow_apart_and_end() {
+        let ca = FakeCa::new();
+        for _ in 0..200 {
+            ca.script("order", still_processing());
+        }
+        let (ended, _) = run(&ca.client(), pending(&["a.example"])).await;
+        assert!(matches!(ended, Err(Cause::TimedOut(_))), "{ended:?}");
+        let gaps = gaps(&ca.times("order"));
+        let milliseconds: Vec<_> = gaps.iter().map(Duration::as_millis).collect();
+        assert_eq!(milliseconds[1..7], [250, 500, 1000, 2000, 4000, 5000]);
+        assert!(ca.times("order").len() < 75);
+    }
+
+    #[tokio::test]
+    async fn a_ca_that_asks_for_more_than_our_patience_is_left_at_once() {
+        let ca = FakeCa::new();
+        ca.script("finalize", still_processing().with("retry-after", 86_400));
+        let (ended, journal) = run(&ca.client(), pending(&["a.example"])).await;
+        assert!(matches!(ended, Err(Cause::TimedOut(_))), "{ended:?}");
+        assert!(ca.clock.now().since(NOW) < Duration::from_secs(1));
+        assert!(journal.orders[0].url.is_some());
+    }
+
+    #[tokio::test]
+    async fn the_profile_is_the_orders_and_one_that_is_not_offered_is_not_sent() {
+        let ca = FakeCa::new();
+        let client = ca.client();
+        let mut order = pending(&["a.example"]);
+        order.profile = Some("shortlived".into());
+        run(&client, order.clone()).await.0.unwrap();
+        assert_eq!(ca.payloads("new-order")[0]["profile"], "shortlived");
+        order.profile = Some("tlsserver".into());
+        let Err(cause) = run(&client, order).await.0 else {
+            panic!()
+        };
+        assert!(
+            cause.hint().contains("classic, shortlived"),
+            "{}",
+            cause.hint()
+        );
+        assert_eq!(ca.count("new-order"), 1);
+    }
+
+    #[tokio::test]
+    async fn alternate_chains_are_fetched_only_for_a_preference() {
+        let certificate = |name: &str| {
+            let pem_type = "application/pem-certificate-chain";
+            Scripted(200, pem_type, pem(name), vec![]).with(
+                "link",
+                "<https://ca.test/certificate/0/1>;rel=\"alternate\"",
+            )
+        };
+        for (preferred, fetched) in [
+            (None, 1),
+            (Some("First"), 1),
+            (Some("Second"), 2),
+            (Some("Third"), 2),
+        ] {
+            let ca = FakeCa::new();
+            ca.script("certificate", certificate("First"));
+            ca.script("certificate", certificate("Second"));
+            let mut options = ca.options();
+            options.preferred_chain = preferred.map(str::to_owned);
+            let chain = issue(&Client::new(options).unwrap()).await.unwrap();
+            assert_eq!(ca.count("certificate"), fetched, "{preferred:?}");
+            let expected = if preferred == Some("Second") {
+                "Second"
+            } else {
+                "First"
+            };
+            assert!(chains::ends_at(&chain, expected), "{preferred:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn redirects_html_and_nonsense_are_no_answers() {
+        let html = |status| Scripted(status, "text/html", "<p>hello</p>".into(), vec![]);
+        let redirect =
+            Scripted(302, "", String::new(), vec![]).with("location", "https://ca.test/x");
+        for scripted in [redirect, html(200), html(404), Scripted::json(&json!([]))] {
+            for endpoint in [
+                "new-account",
+                "new-order",
+                "authorization",
+                "order",
+                "certificate",
+            ] {
+                if endpoint == "new-account" && scripted.1 == "application/json" {
+                    continue;
+                }
+                let ca = FakeCa::new();
+                ca.script(endpoint, scripted.clone());
+                let ended = issue(&ca.client()).await.map_err(|error| error.cause);
+                assert!(
+                    matches!(ended, Err(Cause::Protocol(_))),
+                    "{endpoint}: {ended:?}"
+                );
+            }
+        }
+    }
+}

@@ -56,3 +56,93 @@ fn is_identifier(text: &str) -> bool {
     text.split_once('.')
         .is_some_and(|(authority, serial)| fine(authority) && fine(serial))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::{FakeCa, Memory, NOW, Scripted};
+    use super::super::{AcmeError, Issuer};
+    use super::*;
+    use serde_json::json;
+
+    async fn asked(
+        ca: &std::sync::Arc<FakeCa>,
+        id: &str,
+    ) -> Result<Option<(Window, Duration)>, AcmeError> {
+        let mut journal = Memory::default();
+        let ended = ca.client().renewal_info(id, &mut journal).await;
+        assert!(journal.account.is_none(), "an account was made for it");
+        ended
+    }
+
+    #[tokio::test]
+    async fn a_window_needs_the_directory_alone_and_has_a_default_pause() {
+        let ca = FakeCa::new();
+        let (window, again) = asked(&ca, "YQ.Yg").await.unwrap().unwrap();
+        assert_eq!(window.start.to_string(), "2027-02-01T00:00:00Z");
+        assert_eq!(again, ASK_AGAIN);
+        assert_eq!(ca.seen(), ["directory", "renewal-info"]);
+        let info = json!({"suggestedWindow": {"start": "2027-02-01T00:00:00Z", "end": "2027-02-02T00:00:00Z"}});
+        ca.script(
+            "renewal-info",
+            Scripted::json(&info).with("retry-after", 900),
+        );
+        let (_, again) = asked(&ca, "YQ.Yg").await.unwrap().unwrap();
+        assert_eq!(again, Duration::from_secs(900));
+    }
+
+    #[tokio::test]
+    async fn an_outage_is_tried_three_times_with_pauses() {
+        let ca = FakeCa::new();
+        let down = || Scripted(502, "text/html", String::new(), vec![]);
+        for _ in 0..2 {
+            ca.script("renewal-info", down());
+        }
+        asked(&ca, "YQ.Yg").await.unwrap().unwrap();
+        assert_eq!(ca.count("renewal-info"), 3);
+        assert_eq!(ca.clock.now().since(NOW), Duration::from_secs(5));
+        for _ in 0..3 {
+            ca.script("renewal-info", down());
+        }
+        let ended = asked(&ca, "YQ.Yg").await;
+        assert!(matches!(ended.unwrap_err().cause, Cause::Unreachable(_)));
+        assert_eq!(ca.count("renewal-info"), 6);
+    }
+
+    #[tokio::test]
+    async fn no_window_no_sense_and_a_refusal_are_told_apart() {
+        let ca = FakeCa::new();
+        assert!(asked(&ca, "../../new-order").await.unwrap().is_none());
+        assert!(asked(&ca, "YQ").await.unwrap().is_none());
+        assert_eq!(ca.count("renewal-info"), 0);
+        for body in [
+            "",
+            "{}",
+            "[]",
+            "{\"suggestedWindow\":{}}",
+            "{\"suggestedWindow\":{\"start\":\"soon\",\"end\":1}}",
+        ] {
+            ca.script(
+                "renewal-info",
+                Scripted(200, "application/json", body.into(), vec![]),
+            );
+            let ended = asked(&ca, "YQ.Yg").await;
+            assert!(
+                matches!(ended.unwrap_err().cause, Cause::Protocol(_)),
+                "{body}"
+            );
+        }
+        ca.script("renewal-info", Scripted::problem(404, "malformed"));
+        assert!(matches!(
+            asked(&ca, "YQ.Yg").await.unwrap_err().cause,
+            Cause::Refused(_)
+        ));
+        ca.script(
+            "renewal-info",
+            Scripted::problem(429, "rateLimited").with("retry-after", 60),
+        );
+        assert!(matches!(
+            asked(&ca, "YQ.Yg").await.unwrap_err().cause,
+            Cause::RateLimited { .. }
+        ));
+    }
+}
