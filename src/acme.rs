@@ -16,12 +16,13 @@ mod chains;
 pub mod client;
 mod directory;
 pub mod error;
-pub mod exchange;
+mod exchange;
 #[cfg(test)]
 mod fake;
-pub mod https;
+mod https;
 mod jws;
 mod order;
+mod poll;
 mod renewal_info;
 mod wire;
 

@@ -14,7 +14,8 @@ use instant_acme::{
 use serde_json::json;
 
 use super::error::{Cause, Phase, describe, printable};
-use super::order::{During, FIRST_POLL, Failed, Flow, Placed};
+use super::order::{During, Failed, Flow};
+use super::poll::{FIRST_POLL, Placed};
 use super::wire;
 use crate::challenge::{Answer, ChallengeKind, Solver, Token};
 use crate::identifier::Identifier;

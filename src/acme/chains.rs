@@ -5,17 +5,14 @@ use x509_parser::pem::Pem;
 
 /// Whether the chain `pem` ends below an issuer of the common name `name`.
 pub(super) fn ends_at(pem: &str, name: &str) -> bool {
-    let Some(Ok(topmost)) = Pem::iter_from_buffer(pem.as_bytes()).last() else {
+    let topmost = Pem::iter_from_buffer(pem.as_bytes()).last();
+    let Some(Ok(topmost)) = topmost else {
         return false;
     };
-    let Ok(certificate) = topmost.parse_x509() else {
-        return false;
-    };
-    let matches = certificate
-        .issuer()
-        .iter_common_name()
-        .any(|found| found.as_str().is_ok_and(|found| found == name));
-    matches
+    topmost.parse_x509().is_ok_and(|certificate| {
+        let mut names = certificate.issuer().iter_common_name();
+        names.any(|found| found.as_str().is_ok_and(|found| found == name))
+    })
 }
 
 #[cfg(test)]

@@ -2,15 +2,11 @@
 //! authorized, finalized, downloaded.
 //!
 //! Whatever the CA's state says is where it goes on, so that a run that was cut
-//! off anywhere is continued and nothing is asked for twice. Waiting is bounded
-//! and keeps to `Retry-After`; an order that does not end in time is left to be
-//! resumed.
+//! off anywhere is continued and nothing is asked for twice.
 
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
-use instant_acme::{CertificateIdentifier, NewOrder, OrderState, OrderStatus};
+use instant_acme::{CertificateIdentifier, NewOrder, OrderStatus};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use serde_json::{Value, json};
 
@@ -19,19 +15,12 @@ use super::directory::Directory;
 use super::error::{Cause, Phase};
 use super::exchange::{Reply, Session, https};
 use super::jws::encode;
-use super::{Journal, chains, wire};
+use super::poll::{Placed, SETTLING};
+use super::{Journal, chains};
 use crate::challenge::Solver;
 use crate::identifier::Identifier;
 use crate::record::PendingOrder;
 use crate::time::Clock;
-
-/// After the CA was seen to fetch an answer, or took the request for the
-/// certificate, it still has to write that down.
-pub(super) const SETTLING: Duration = Duration::from_millis(50);
-pub(super) const FIRST_POLL: Duration = Duration::from_millis(250);
-const LONGEST_POLL: Duration = Duration::from_secs(5);
-/// An order that has not moved on by then is left to be resumed.
-const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A cause with the phase it arose in.
 #[derive(Debug)]
@@ -59,14 +48,6 @@ pub(super) struct Flow<'a> {
     pub(super) solvers: &'a [Arc<dyn Solver>],
     pub(super) clock: &'a dyn Clock,
     pub(super) preferred_chain: Option<&'a str>,
-}
-
-/// An order at the CA, as last seen.
-pub(super) struct Placed {
-    url: String,
-    pub(super) state: OrderState,
-    /// What the last reply asked for.
-    pub(super) retry_after: Option<Duration>,
 }
 
 impl Flow<'_> {
@@ -212,51 +193,6 @@ impl Flow<'_> {
         }
     }
 
-    /// Looks at the order until it has left the states in `still`: once as soon
-    /// as `nudge` ends, else when the CA asked for it, else after `first` and
-    /// then at growing distances.
-    pub(super) async fn poll(
-        &self,
-        order: &mut Placed,
-        still: &[OrderStatus],
-        first: Duration,
-        nudge: impl Future<Output = ()>,
-    ) -> Result<(), Cause> {
-        let begun = self.clock.now();
-        let (mut nudge, mut nudged) = (pin!(nudge), false);
-        let mut first = Some(first);
-        for round in 0.. {
-            let wait = match order.retry_after {
-                Some(asked) => asked.max(growing(SETTLING, round)),
-                None => first
-                    .take()
-                    .unwrap_or_else(|| growing(FIRST_POLL, round - 1)),
-            };
-            first = None;
-            if self.clock.now().since(begun) + wait > PATIENCE {
-                break;
-            }
-            tokio::select! {
-                biased;
-                () = &mut nudge, if !nudged => {
-                    nudged = true;
-                    self.pause(SETTLING).await;
-                }
-                () = self.pause(wait) => {}
-            }
-            let reply = self.post("order", &order.url, None).await?;
-            order.update(&reply)?;
-            if !still.contains(&order.state.status) {
-                return Ok(());
-            }
-        }
-        Err(Cause::TimedOut(PATIENCE))
-    }
-
-    async fn pause(&self, length: Duration) {
-        self.clock.sleep_until(self.clock.now() + length).await;
-    }
-
     async fn download(&self, order: &Placed) -> Result<String, Cause> {
         let url = order
             .state
@@ -281,29 +217,6 @@ impl Flow<'_> {
         tracing::warn!(name, "no chain of the CA ends there; its default is taken");
         Ok(chain)
     }
-}
-
-impl Placed {
-    fn new(url: String, reply: &Reply) -> Result<Self, Cause> {
-        Ok(Self {
-            url,
-            state: wire::order(&reply.body)?,
-            retry_after: reply.retry_after,
-        })
-    }
-
-    fn update(&mut self, reply: &Reply) -> Result<(), Cause> {
-        self.state = wire::order(&reply.body)?;
-        self.retry_after = reply.retry_after;
-        Ok(())
-    }
-}
-
-/// `first`, doubled `round` times, up to the longest.
-fn growing(first: Duration, round: u32) -> Duration {
-    first
-        .saturating_mul(2_u32.saturating_pow(round))
-        .min(LONGEST_POLL)
 }
 
 fn request(pending: &PendingOrder) -> Result<Value, Cause> {
@@ -357,7 +270,7 @@ mod tests {
     use super::super::fake::{FakeCa, Memory, NOW, Scripted, issue, pem, pending};
     use super::super::{Client, Issuer};
     use super::*;
-    use crate::time::Timestamp;
+    use std::time::Duration;
 
     async fn run(client: &Client, pending: PendingOrder) -> (Result<String, Cause>, Memory) {
         let mut journal = Memory::default();
@@ -546,66 +459,6 @@ mod tests {
         ca.script("finalize", Scripted::problem(403, "orderNotReady"));
         issue(&ca.client()).await.unwrap();
         assert_eq!((ca.count("finalize"), ca.count("order")), (2, 3));
-    }
-
-    fn still_processing() -> Scripted {
-        Scripted::json(
-            &json!({"status": "processing", "authorizations": [], "finalize": "https://ca.test/f"}),
-        )
-    }
-
-    fn gaps(times: &[Timestamp]) -> Vec<Duration> {
-        times
-            .windows(2)
-            .map(|pair| pair[1].since(pair[0]))
-            .collect()
-    }
-
-    #[tokio::test]
-    async fn polls_keep_to_retry_after_in_both_its_forms() {
-        let ca = FakeCa::new();
-        // The hit was seen: right away. Then as asked.
-        let pending =
-            json!({"status": "pending", "authorizations": [], "finalize": "https://ca.test/f"});
-        ca.script("order", Scripted::json(&pending).with("retry-after", 7));
-        let date = "Fri, 15 Jan 2027 08:01:00 GMT";
-        ca.script(
-            "order",
-            Scripted::json(&pending)
-                .with("retry-after", date)
-                .with("date", "Fri, 15 Jan 2027 08:00:30 GMT"),
-        );
-        issue(&ca.client()).await.unwrap();
-        let polls = ca.times("order");
-        assert_eq!(polls[0].since(ca.times("challenge")[0]), SETTLING);
-        assert_eq!(
-            gaps(&polls)[..2],
-            [Duration::from_secs(7), Duration::from_secs(30)]
-        );
-    }
-
-    #[tokio::test]
-    async fn without_retry_after_polls_grow_apart_and_end() {
-        let ca = FakeCa::new();
-        for _ in 0..200 {
-            ca.script("order", still_processing());
-        }
-        let (ended, _) = run(&ca.client(), pending(&["a.example"])).await;
-        assert!(matches!(ended, Err(Cause::TimedOut(_))), "{ended:?}");
-        let gaps = gaps(&ca.times("order"));
-        let milliseconds: Vec<_> = gaps.iter().map(Duration::as_millis).collect();
-        assert_eq!(milliseconds[1..7], [250, 500, 1000, 2000, 4000, 5000]);
-        assert!(ca.times("order").len() < 75);
-    }
-
-    #[tokio::test]
-    async fn a_ca_that_asks_for_more_than_our_patience_is_left_at_once() {
-        let ca = FakeCa::new();
-        ca.script("finalize", still_processing().with("retry-after", 86_400));
-        let (ended, journal) = run(&ca.client(), pending(&["a.example"])).await;
-        assert!(matches!(ended, Err(Cause::TimedOut(_))), "{ended:?}");
-        assert!(ca.clock.now().since(NOW) < Duration::from_secs(1));
-        assert!(journal.orders[0].url.is_some());
     }
 
     #[tokio::test]
