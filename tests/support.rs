@@ -131,6 +131,11 @@ impl Pebble {
         })
     }
 
+    /// The directory's URL.
+    pub(crate) fn directory(&self) -> String {
+        format!("https://localhost:{}/dir", self.port)
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -143,7 +148,7 @@ impl Pebble {
                 "issue",
                 "--agree-tos",
                 "--ca",
-                &format!("https://localhost:{}/dir", self.port),
+                &self.directory(),
                 "--ca-root",
             ])
             .arg(self.path("root.pem"))

@@ -137,7 +137,7 @@ impl Client {
     }
 
     fn informed(&self, failed: Failed, meta: &Meta) -> AcmeError {
-        self.failed(failed.phase, failed.cause.informed_by(meta))
+        self.failed(failed.phase, failed.cause.informed_by(meta, failed.phase))
     }
 }
 

@@ -249,23 +249,25 @@ impl Cause {
     }
 
     /// Adds what only the CA's directory knows to the hint of a refusal.
-    pub(super) fn informed_by(mut self, meta: &Meta) -> Self {
-        if let Self::Refused(explained) = &mut self {
-            match explained.kind.as_str() {
-                "invalidProfile" => explained.hint = profiles_hint(meta),
-                "caa" if !meta.caa_identities.is_empty() => {
-                    let name = printable(&meta.caa_identities[0]);
-                    explained.hint =
-                        format!("the name's CAA records forbid this CA; add `0 issue \"{name}\"`, or use a CA that they allow").into();
-                }
-                "userActionRequired" | "malformed" | "agreementRequired"
-                    if meta.terms_of_service.is_some() =>
-                {
-                    let terms = printable(meta.terms_of_service.as_deref().unwrap_or(""));
-                    explained.hint = format!("read {terms}, then add --agree-tos; if the message above names a URL, open it").into();
-                }
-                _ => {}
+    pub(super) fn informed_by(mut self, meta: &Meta, phase: Phase) -> Self {
+        let Self::Refused(explained) = &mut self else {
+            return self;
+        };
+        let terms = meta.terms_of_service.as_deref().map(printable);
+        let identity = meta.caa_identities.first().map(|name| printable(name));
+        let hint = match (explained.kind.as_str(), terms, identity) {
+            ("invalidProfile", ..) => Some(profiles_hint(meta)),
+            ("caa", _, Some(name)) => Some(Cow::Owned(format!(
+                "the name's CAA records forbid this CA; add `0 issue \"{name}\"`, or use a CA that they allow"
+            ))),
+            // Boulder calls terms that were not agreed to malformed.
+            ("userActionRequired" | "malformed", Some(terms), _) if phase == Phase::Account => {
+                Some(Cow::Owned(format!("read {terms}, then add --agree-tos")))
             }
+            _ => None,
+        };
+        if let Some(hint) = hint {
+            explained.hint = hint;
         }
         self
     }
@@ -393,5 +395,38 @@ mod tests {
                 .contains("a.example: urn:ietf:params:acme:error:caa: no\\u{1b}"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn each_refusal_has_a_hint_of_its_own() {
+        let meta = Meta {
+            terms_of_service: Some("https://ca.test/terms".into()),
+            caa_identities: vec!["ca.test".into()],
+            profiles: [("classic".to_owned(), String::new())].into(),
+        };
+        let hint = |kind: &str, phase| {
+            let kind = format!("urn:ietf:params:acme:error:{kind}");
+            let problem = serde_json::from_value(serde_json::json!({"type": kind})).unwrap();
+            let cause = Cause::of_reply(&problem).informed_by(&meta, phase);
+            assert!(matches!(cause, Cause::Refused(_)), "{kind}");
+            cause.hint().to_owned()
+        };
+        for (kind, phase, words) in [
+            ("caa", Phase::Finalize, "0 issue \"ca.test\""),
+            ("rejectedIdentifier", Phase::Order, "leave that one out"),
+            ("userActionRequired", Phase::Account, "--agree-tos"),
+            ("userActionRequired", Phase::Order, "open the URL"),
+            ("malformed", Phase::Account, "https://ca.test/terms"),
+            ("externalAccountRequired", Phase::Account, "--eab-kid"),
+            ("unauthorized", Phase::Order, "deactivated"),
+            ("badPublicKey", Phase::Finalize, "--key"),
+            ("badCSR", Phase::Finalize, "--key"),
+            ("invalidContact", Phase::Account, "--email"),
+            ("invalidProfile", Phase::Order, "one of: classic"),
+            ("malformed", Phase::Order, "change what it names"),
+        ] {
+            let hint = hint(kind, phase);
+            assert!(hint.contains(words), "{kind}: {hint}");
+        }
     }
 }
