@@ -265,7 +265,7 @@ async fn a_name_takes_seven_requests_and_those_of_a_first_meeting() {
     let (requests, mut journal) = (Arc::new(Requests::default()), Forgetful);
     let root = std::fs::read(pebble.path("root.pem")).unwrap();
     let client = Client::new(Options {
-        directory: pebble.directory(),
+        directory: pebble.directory_url(),
         account: AccountOptions {
             terms_agreed: true,
             ..AccountOptions::default()
@@ -278,7 +278,7 @@ async fn a_name_takes_seven_requests_and_those_of_a_first_meeting() {
     })
     .unwrap();
     let order = certs::record::PendingOrder {
-        ca: pebble.directory(),
+        ca: pebble.directory_url(),
         identifiers: [certs::identifier::Identifier::parse("example.com").unwrap()].into(),
         profile: None,
         key_pem: certs::certificate::KeyType::EcdsaP256.generate().unwrap(),

@@ -131,13 +131,12 @@ impl Pebble {
         })
     }
 
-    /// The directory's URL.
-    pub(crate) fn directory(&self) -> String {
-        format!("https://localhost:{}/dir", self.port)
-    }
-
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    pub(crate) fn directory_url(&self) -> String {
+        format!("https://localhost:{}/dir", self.port)
     }
 
     /// `certs issue` against this CA, with its own data directory.
@@ -148,7 +147,7 @@ impl Pebble {
                 "issue",
                 "--agree-tos",
                 "--ca",
-                &self.directory(),
+                &self.directory_url(),
                 "--ca-root",
             ])
             .arg(self.path("root.pem"))
