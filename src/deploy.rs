@@ -4,6 +4,7 @@
 
 pub mod nginx;
 pub mod output;
+pub mod spec;
 pub mod verify;
 
 use async_trait::async_trait;
