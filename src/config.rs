@@ -18,6 +18,8 @@ mod read;
 mod resolve;
 mod schedule;
 mod schema;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

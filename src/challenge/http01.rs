@@ -110,6 +110,31 @@ impl Listener {
         Ok(Self { sockets, responses })
     }
 
+    /// Takes sockets over that are bound and listening already.
+    ///
+    /// # Errors
+    /// When one of them cannot be used.
+    pub fn from_sockets(
+        sockets: Vec<std::net::TcpListener>,
+        responses: Responses,
+    ) -> Result<Self, BindError> {
+        let sockets = sockets
+            .into_iter()
+            .map(|socket| {
+                let address = socket.local_addr();
+                let taken = socket
+                    .set_nonblocking(true)
+                    .and_then(|()| TcpListener::from_std(socket));
+                taken.map_err(|source| BindError {
+                    address: address.unwrap_or_else(|_| (IpAddr::from([0, 0, 0, 0]), 80).into()),
+                    source,
+                    owner: Owner(None),
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { sockets, responses })
+    }
+
     /// The addresses that are listened on, with the ports the system chose.
     #[must_use]
     pub fn addresses(&self) -> Vec<SocketAddr> {

@@ -1,10 +1,8 @@
 //! `certs status`: what is known of every certificate.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Value, json};
 
-use super::args::Global;
+use super::Call;
 use super::output::Failure;
 use super::parts::open_store;
 use crate::identifier::Lineage;
@@ -15,12 +13,12 @@ use crate::store::Store;
 use crate::time::{Clock, SystemClock, Timestamp};
 
 /// Prints a table, or the same as JSON.
-pub(super) async fn status(
-    global: &Global,
-    only: Option<&Lineage>,
-    environment: &BTreeMap<String, String>,
-) -> Result<(), Failure> {
-    let (store, _) = open_store(global, environment)?;
+pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Failure> {
+    let settings = call
+        .sources
+        .process_settings()
+        .map_err(Failure::configuration)?;
+    let store = open_store(settings.data_dir)?;
     let failed = |error: crate::store::StoreError| Failure::of("status", &error.into());
     let lineages = match only {
         Some(lineage) => vec![lineage.clone()],
@@ -36,7 +34,7 @@ pub(super) async fn status(
         };
         rows.push(row(&record, SystemClock.now()));
     }
-    if global.json {
+    if call.json {
         println!("{}", Value::from(rows));
     } else {
         table(&rows);

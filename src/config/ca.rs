@@ -144,8 +144,7 @@ impl fmt::Display for Directory {
 }
 
 /// Every name that stands for a CA.
-#[must_use]
-pub fn names() -> Vec<&'static str> {
+pub(super) fn names() -> Vec<&'static str> {
     PUBLIC
         .iter()
         .map(|(name, ..)| *name)
@@ -231,7 +230,13 @@ mod tests {
         assert!(!private.is_public());
         assert_eq!(private.identity(), "https://ca.internal/dir");
         assert_eq!(private.staging(), Some(private.clone()));
-        for text in ["", "http://ca.internal/dir", "https://", "letsencript", "ftp://x"] {
+        for text in [
+            "",
+            "http://ca.internal/dir",
+            "https://",
+            "letsencript",
+            "ftp://x",
+        ] {
             assert!(text.parse::<Directory>().is_err(), "{text}");
         }
     }

@@ -47,13 +47,20 @@ fn names(wanted: &CertificateSettings, place: &Place, problems: &mut Problems) {
         let hint = format!("public CAs take {MOST_NAMES} at most: make two certificates");
         problems.add(place, message, hint);
     }
-    let address = wanted.names.iter().find(|name| matches!(name, Identifier::Ip(_)));
+    let address = wanted
+        .names
+        .iter()
+        .find(|name| matches!(name, Identifier::Ip(_)));
     if let Some(address) = address
         && wanted.ca.directory.is_letsencrypt()
         && wanted.profile.as_deref() != Some("shortlived")
     {
         let message = format!("{address}: Let's Encrypt signs addresses in one profile only");
-        problems.add(place, message, "add profile = \"shortlived\" (--profile shortlived)");
+        problems.add(
+            place,
+            message,
+            "add profile = \"shortlived\" (--profile shortlived)",
+        );
     }
 }
 
@@ -61,8 +68,7 @@ fn ca(wanted: &CertificateSettings, place: &Place, problems: &mut Problems) {
     let ca = &wanted.ca;
     if ca.directory.is_public() && !ca.agree_tos {
         let message = format!("the terms of service of {} are not agreed to", ca.directory);
-        let hint =
-            "read them, then add --agree-tos, CERTS_AGREE_TOS=true or agree_tos = true";
+        let hint = "read them, then add --agree-tos, CERTS_AGREE_TOS=true or agree_tos = true";
         problems.add(&Place::Nowhere, message, hint);
     }
     if ca.directory.is_embedded() {

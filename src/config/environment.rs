@@ -76,7 +76,9 @@ fn value(
         return given(text, name);
     }
     let file_name = format!("{name}_FILE");
-    let file = environment.get(&file_name).filter(|file| !file.is_empty())?;
+    let file = environment
+        .get(&file_name)
+        .filter(|file| !file.is_empty())?;
     // `CERTS_EAB_HMAC_FILE` and the like are keys of their own.
     match std::fs::read_to_string(file) {
         Ok(text) => given(&text, &file_name),
@@ -132,7 +134,10 @@ mod tests {
         std::fs::write(&file, "a@example.com\n").unwrap();
         let (variables, told) = read_of(&[
             ("CERTS_EMAIL_FILE", file.to_str().unwrap()),
-            ("CERTS_DOMAINS", "example.com, www.example.com; api.example.com;"),
+            (
+                "CERTS_DOMAINS",
+                "example.com, www.example.com; api.example.com;",
+            ),
             ("CERTS_AGREE_TOS", "True"),
             ("CERTS_CA", ""),
             ("CERTS_PORT", "tcp://10.0.0.1:80"),
@@ -153,7 +158,12 @@ mod tests {
             ("CERTS_EMIAL", "a@example.com"),
             ("CERTS_CA_FILE", "/nonexistent/file"),
         ]);
-        for name in ["CERTS_AGREE_TOS:", "CERTS_HTTP_LISTEN:", "CERTS_EMIAL:", "CERTS_CA_FILE:"] {
+        for name in [
+            "CERTS_AGREE_TOS:",
+            "CERTS_HTTP_LISTEN:",
+            "CERTS_EMIAL:",
+            "CERTS_CA_FILE:",
+        ] {
             assert!(told.iter().any(|line| line.starts_with(name)), "{told:?}");
         }
         assert_eq!(told.len(), 4, "{told:?}");

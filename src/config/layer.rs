@@ -140,14 +140,21 @@ impl Layer {
                 self.admin_listen = parsed(value, "write 127.0.0.1:9180, or off", problems);
             }
             "renew.schedule" => {
-                self.schedule = parsed(value, "for example 30 3 * * * for 3:30 every night", problems);
+                self.schedule = parsed(
+                    value,
+                    "for example 30 3 * * * for 3:30 every night",
+                    problems,
+                );
             }
             "renew.deploy" => {
                 self.deploy_when = parsed(value, "write at-once or on-schedule", problems);
             }
             "http_listen" => {
-                self.shared.http_listen =
-                    list(value, "an address such as 0.0.0.0:80 belongs here", problems);
+                self.shared.http_listen = list(
+                    value,
+                    "an address such as 0.0.0.0:80 belongs here",
+                    problems,
+                );
             }
             shared => return self.shared.put(shared, value, problems),
         }
@@ -164,7 +171,10 @@ impl CertificateLayer {
                 self.ca = parsed(value, &hint, problems);
             }
             "ca_root" => self.root = path(value, problems),
-            "email" => self.email = parsed::<Email>(value, "for example admin@example.com", problems).map(Given::inner),
+            "email" => {
+                self.email = parsed::<Email>(value, "for example admin@example.com", problems)
+                    .map(Given::inner)
+            }
             "agree_tos" => self.agree_tos = truth(value, problems),
             "eab_kid" => self.eab_kid = text(value, problems),
             "eab_hmac_file" => self.eab_hmac_file = path(value, problems),
@@ -271,7 +281,11 @@ pub(super) fn truth(value: &Value, problems: &mut Problems) -> Option<Given<bool
         _ => None,
     };
     if truth.is_none() {
-        problems.add(&place, "this is neither true nor false", "write true or false");
+        problems.add(
+            &place,
+            "this is neither true nor false",
+            "write true or false",
+        );
     }
     truth.map(|value| Given { value, place })
 }

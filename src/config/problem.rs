@@ -81,12 +81,6 @@ impl Problems {
         }
     }
 
-    pub(super) fn extend(&mut self, others: Self) {
-        for Problem { place, message, hint } in others.0 {
-            self.add(&place, message, hint);
-        }
-    }
-
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -102,10 +96,7 @@ impl Problems {
 }
 
 /// The known word that a mistyped one may stand for.
-pub(super) fn nearest<'a>(
-    word: &str,
-    known: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     known
         .into_iter()
         .map(|candidate| (distance(word, candidate), candidate))

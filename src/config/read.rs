@@ -95,7 +95,7 @@ impl Reader<'_> {
                         .add(&place, format!("`{section}` is a table"), hint);
                 }
                 _ => {
-                    let value = self.value(item);
+                    let value = self.value(key.span(), item);
                     if name.contains('.') || !all.layer.put(name, &value, &mut self.problems) {
                         self.unknown(key.span(), name, &top_level());
                     }
@@ -108,7 +108,7 @@ impl Reader<'_> {
 
     fn section(&mut self, section: &str, table: &DeTable<'_>, layer: &mut Layer) {
         for (key, item) in table {
-            let value = self.value(item);
+            let value = self.value(key.span(), item);
             let full = format!("{section}.{}", key.get_ref());
             if !layer.put(&full, &value, &mut self.problems) {
                 let known: Vec<&str> = KEYS
@@ -141,7 +141,7 @@ impl Reader<'_> {
     fn target(&mut self, place: &Place, keys: &DeTable<'_>) -> Option<Spec> {
         let (mut kind, mut pid_file) = (None, None);
         for (key, item) in keys {
-            let value = self.value(item);
+            let value = self.value(key.span(), item);
             match key.get_ref().as_ref() {
                 "kind" => {
                     kind = parsed::<String>(&value, super::DEPLOY_HINT, &mut self.problems);
@@ -159,13 +159,17 @@ impl Reader<'_> {
                     "`{}` is no kind of server that this version knows",
                     kind.value.escape_debug()
                 );
-                self.problems.add(&kind.place, message, "write kind = \"nginx\"");
+                self.problems
+                    .add(&kind.place, message, "write kind = \"nginx\"");
                 None
             }
             None if keys.keys().any(|key| key.get_ref() == "kind") => None,
             None => {
-                self.problems
-                    .add(place, "the kind of server is missing", "add kind = \"nginx\"");
+                self.problems.add(
+                    place,
+                    "the kind of server is missing",
+                    "add kind = \"nginx\"",
+                );
                 None
             }
         }
@@ -205,7 +209,7 @@ impl Reader<'_> {
         let mut layer = CertificateLayer::default();
         let (mut names, mut lineage) = (None, None);
         for (key, item) in table {
-            let value = self.value(item);
+            let value = self.value(key.span(), item);
             match key.get_ref().as_ref() {
                 "names" => {
                     let hint = "a DNS name or an IP address belongs here";
@@ -268,16 +272,22 @@ impl Reader<'_> {
         self.problems.add(&place, message, hint);
     }
 
-    fn value(&self, item: &Item<'_>) -> Value {
+    /// A value that the parser only supposes has no place of its own: it
+    /// stands where its key does.
+    fn value(&self, key: Range<usize>, item: &Item<'_>) -> Value {
         let value = match item.get_ref() {
             DeValue::String(text) => Raw::Text(text.to_string()),
             DeValue::Boolean(truth) => Raw::Truth(*truth),
-            DeValue::Array(items) => Raw::List(items.iter().map(|item| self.value(item)).collect()),
+            DeValue::Array(items) => {
+                let items = items.iter();
+                Raw::List(items.map(|item| self.value(key.clone(), item)).collect())
+            }
             _ => Raw::Other,
         };
+        let at = item.span();
         Given {
             value,
-            place: self.place(item.span()),
+            place: self.place(if at.is_empty() { key } else { at }),
         }
     }
 }

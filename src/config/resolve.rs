@@ -188,7 +188,12 @@ impl Sources {
         if options.names.is_empty() {
             return lineage.and_then(|lineage| self.by_lineage(lineage));
         }
-        if let [Value { value: super::layer::Raw::Text(text), .. }] = options.names.as_slice()
+        if let [
+            Value {
+                value: super::layer::Raw::Text(text),
+                ..
+            },
+        ] = options.names.as_slice()
             && let Ok(only) = Lineage::parse(text)
             && lineage.is_none()
             && let Some(entry) = self.configured(&only)
@@ -237,7 +242,11 @@ impl Sources {
         for entry in &self.domains {
             if !seen.insert(entry.lineage.clone()) {
                 let message = format!("there are two certificates `{}`", entry.lineage);
-                problems.add(&entry.place, message, "put another name first in one of them");
+                problems.add(
+                    &entry.place,
+                    message,
+                    "put another name first in one of them",
+                );
             }
         }
         for entry in self.domains.iter().chain(&self.named) {
@@ -437,12 +446,12 @@ fn file(
     environment: &BTreeMap<String, String>,
     problems: &mut Problems,
 ) -> (Option<PathBuf>, Document) {
-    let variable = environment.get("CERTS_CONFIG").filter(|file| !file.is_empty());
+    let variable = environment
+        .get("CERTS_CONFIG")
+        .filter(|file| !file.is_empty());
     let named = match (&options.config, variable) {
         (Some(file), _) => Some((file.clone(), Place::Option("--config".to_owned()))),
-        (None, Some(file)) => {
-            Some((file.clone(), Place::Variable("CERTS_CONFIG".to_owned())))
-        }
+        (None, Some(file)) => Some((file.clone(), Place::Variable("CERTS_CONFIG".to_owned()))),
         (None, None) => None,
     };
     let candidates = match named {
