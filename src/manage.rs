@@ -4,6 +4,7 @@
 
 pub mod deploy;
 pub mod issue;
+pub mod rehearse;
 pub mod schedule;
 pub mod status;
 pub mod supervise;
@@ -48,6 +49,8 @@ pub struct Parts {
     pub spacing: Duration,
     /// When renewed certificates may be handed over.
     pub maintenance: Option<Arc<dyn Maintenance>>,
+    /// Who is told of the phases of the work.
+    pub progress: Option<Arc<dyn Progress>>,
 }
 
 /// A certificate to be kept, with the parts that are its own.
@@ -61,6 +64,12 @@ pub struct Certificate {
     pub targets: Vec<Arc<dyn Target>>,
     /// Where the new certificate must be seen.
     pub endpoints: Vec<Endpoint>,
+}
+
+/// Is told what is being done, so that a person can be shown it.
+pub trait Progress: Send + Sync {
+    /// `lineage` has come to `phase`, in words such as `proving control`.
+    fn phase(&self, lineage: &Lineage, phase: &str);
 }
 
 /// The owner's maintenance windows: a renewed certificate is handed over when
