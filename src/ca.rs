@@ -23,6 +23,9 @@ mod server;
 mod state;
 mod validate;
 
+#[cfg(test)]
+mod tests;
+
 
 use std::collections::BTreeMap;
 use std::io;

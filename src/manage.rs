@@ -4,11 +4,16 @@
 
 pub mod deploy;
 pub mod issue;
+pub mod rehearse;
+pub mod schedule;
+pub mod status;
 pub mod supervise;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::acme::{AcmeError, Issuer};
@@ -17,28 +22,61 @@ use crate::deploy::output::{Output, OutputError};
 use crate::deploy::verify::{Endpoint, VerifyError};
 use crate::deploy::{DeployError, Target};
 use crate::identifier::{Identifier, Lineage};
+use crate::observe::Metrics;
 use crate::random::Random;
 use crate::record::Generation;
 use crate::store::{Store, StoreError};
 use crate::time::{Clock, Timestamp};
 
-/// The parts that a flow needs, built once by the command line.
+/// [`Parts::spacing`] as a user gets it.
+pub const SPACING: Duration = Duration::from_secs(3600);
+
+/// The parts that all flows share, built once by the command line.
 #[derive(Clone)]
 pub struct Parts {
     /// The durable truth.
     pub store: Arc<dyn Store>,
-    /// The CA.
-    pub issuer: Arc<dyn Issuer>,
     /// Files for consumers.
     pub output: Arc<Output>,
-    /// Servers to tell of a new certificate.
-    pub targets: Vec<Arc<dyn Target>>,
-    /// Where the new certificate must be seen.
-    pub endpoints: Vec<Endpoint>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Chance.
     pub random: Arc<dyn Random>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// The least time between two certificates of one lineage that nobody
+    /// asked for by hand.
+    pub spacing: Duration,
+    /// When renewed certificates may be handed over.
+    pub maintenance: Option<Arc<dyn Maintenance>>,
+    /// Who is told of the phases of the work.
+    pub progress: Option<Arc<dyn Progress>>,
+}
+
+/// A certificate to be kept, with the parts that are its own.
+#[derive(Clone)]
+pub struct Certificate {
+    /// What the user wants.
+    pub wanted: Wanted,
+    /// The CA.
+    pub issuer: Arc<dyn Issuer>,
+    /// Servers to tell of a new certificate.
+    pub targets: Vec<Arc<dyn Target>>,
+    /// Where the new certificate must be seen.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// Is told what is being done, so that a person can be shown it.
+pub trait Progress: Send + Sync {
+    /// `lineage` has come to `phase`, in words such as `proving control`.
+    fn phase(&self, lineage: &Lineage, phase: &str);
+}
+
+/// The owner's maintenance windows: a renewed certificate is handed over when
+/// the next one opens, while its predecessor is still good.
+pub trait Maintenance: Send + Sync {
+    /// When the first window after `now` opens; `None` when none ever does.
+    fn next_after(&self, now: Timestamp) -> Option<Timestamp>;
 }
 
 /// What the user wants of one certificate.
@@ -54,10 +92,12 @@ pub struct Wanted {
     pub profile: Option<String>,
     /// The kind of key.
     pub key: KeyType,
+    /// Whether a renewal keeps the key of its predecessor.
+    pub reuse_key: bool,
 }
 
 /// How a pass over one certificate ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The newest generation.
     pub generation: Generation,

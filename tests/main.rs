@@ -4,5 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod pebble;
+mod sidecar;
 mod support;
+mod surroundings;
 mod usage;

@@ -1,6 +1,5 @@
 //! `certs ca serve`: the embedded CA as an ACME server on loopback.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,9 +11,8 @@ use clap::{Args, Subcommand};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::args::Global;
+use super::Call;
 use super::output::Failure;
-use super::parts::data_dir;
 use crate::ca::{CaError, Profile, Resolve, Server, Settings, Validation};
 use crate::files;
 use crate::time::SystemClock;
@@ -71,11 +69,7 @@ fn lifetime(text: &str) -> Result<Duration, String> {
 }
 
 /// Runs the verb.
-pub(super) async fn run(
-    global: &Global,
-    verb: Ca,
-    environment: &BTreeMap<String, String>,
-) -> Result<(), Failure> {
+pub(super) async fn run(call: &Call, verb: Ca) -> Result<(), Failure> {
     let Ca::Serve(options) = verb;
     if !options.listen.ip().is_loopback() {
         return Err(Failure::usage(
@@ -83,7 +77,8 @@ pub(super) async fn run(
             "the embedded CA serves its own machine: use 127.0.0.1 or [::1]",
         ));
     }
-    let directory = data_dir(global, environment)?.join("ca");
+    let process = call.sources.process_settings();
+    let directory = process.map_err(Failure::configuration)?.data_dir.join("ca");
     let listener = TcpListener::bind(options.listen).await.map_err(|error| {
         Failure::usage(
             format!("cannot listen on {}: {error}", options.listen),
@@ -100,7 +95,7 @@ pub(super) async fn run(
         write_root(path, server.root_pem())?;
         root.clone_from(path);
     }
-    tell(global, &server.directory_url(), &root);
+    tell(call, &server.directory_url(), &root);
     let stop = |kind| signal(kind).map_err(|error| Failure::unexpected(error.to_string()));
     let (mut terminate, mut interrupt) =
         (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
@@ -161,11 +156,11 @@ fn failure(error: &CaError) -> Failure {
     Failure::usage(format!("the embedded CA: {error}"), error.hint())
 }
 
-fn tell(global: &Global, directory: &str, root: &Path) {
+fn tell(call: &Call, directory: &str, root: &Path) {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
     // Whoever started it may not read on; that is no reason to stop.
-    let _ = if global.json {
+    let _ = if call.json {
         let json = serde_json::json!({"directory": directory, "root": root});
         writeln!(out, "{json}")
     } else {
