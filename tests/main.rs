@@ -3,6 +3,7 @@
 // A helper of a test may fail it.
 #![allow(clippy::unwrap_used)]
 
+mod ca;
 mod faults;
 mod pebble;
 mod sidecar;
