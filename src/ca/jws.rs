@@ -17,7 +17,7 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 
 use super::problem::{Kind, Problem};
 
-/// What [`verify`] takes.
+/// What [`Jws::verify`] takes.
 pub(super) const ALGORITHMS: [&str; 3] = ["ES256", "ES384", "RS256"];
 
 /// A public key as a JWK, of the kinds that may sign requests. Its JSON is
@@ -263,6 +263,74 @@ mod tests {
             Jwk::try_from(jwk).unwrap().thumbprint(),
             "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"
         );
+    }
+
+    fn signed(alg: &str, sign: impl FnOnce(&[u8]) -> Vec<u8>) -> (Jws, Header) {
+        let header = serde_json::json!({"alg": alg, "kid": "of the test"}).to_string();
+        let (protected, payload) = (encode(header.as_bytes()), encode(b"payload"));
+        let signature = encode(&sign(format!("{protected}.{payload}").as_bytes()));
+        let jws = Jws {
+            protected,
+            payload,
+            signature,
+        };
+        let header = jws.header().unwrap();
+        (jws, header)
+    }
+
+    #[test]
+    fn each_algorithm_verifies_with_its_own_kind_of_key_only() {
+        use aws_lc_rs::rand::SystemRandom;
+        use aws_lc_rs::signature::{self, EcdsaKeyPair, KeyPair};
+        let random = SystemRandom::new();
+        let elliptic = |curve, algorithm| {
+            let der = EcdsaKeyPair::generate_pkcs8(algorithm, &random).unwrap();
+            let pair = EcdsaKeyPair::from_pkcs8(algorithm, der.as_ref()).unwrap();
+            let point = &pair.public_key().as_ref()[1..];
+            let (x, y) = point.split_at(point.len() / 2);
+            let jwk =
+                serde_json::json!({"kty": "EC", "crv": curve, "x": encode(x), "y": encode(y)});
+            (pair, Jwk::try_from(jwk).unwrap())
+        };
+        let (p256, p256_jwk) = elliptic("P-256", &signature::ECDSA_P256_SHA256_FIXED_SIGNING);
+        let (p384, p384_jwk) = elliptic("P-384", &signature::ECDSA_P384_SHA384_FIXED_SIGNING);
+        let rsa = aws_lc_rs::rsa::KeyPair::generate(aws_lc_rs::rsa::KeySize::Rsa2048).unwrap();
+        let public = rsa.public_key();
+        let bytes =
+            |number: aws_lc_rs::io::Positive<'_>| encode(number.big_endian_without_leading_zero());
+        let rsa_jwk = serde_json::json!({"kty": "RSA", "n": bytes(public.modulus()), "e": bytes(public.exponent())});
+        let rsa_jwk = Jwk::try_from(rsa_jwk).unwrap();
+        let by_curve = |pair: &EcdsaKeyPair, message: &[u8]| {
+            pair.sign(&random, message).unwrap().as_ref().to_vec()
+        };
+        let all = [
+            (
+                signed("ES256", |message| by_curve(&p256, message)),
+                &p256_jwk,
+            ),
+            (
+                signed("ES384", |message| by_curve(&p384, message)),
+                &p384_jwk,
+            ),
+            (
+                signed("RS256", |message| {
+                    let mut out = vec![0; rsa.public_modulus_len()];
+                    let padding = &signature::RSA_PKCS1_SHA256;
+                    rsa.sign(padding, &random, message, &mut out).unwrap();
+                    out
+                }),
+                &rsa_jwk,
+            ),
+        ];
+        for ((jws, header), key) in &all {
+            assert_eq!(jws.verify(header, key).unwrap(), b"payload");
+            for (_, other) in all.iter().filter(|(_, other)| other != key) {
+                assert!(jws.verify(header, other).is_err(), "{}", header.alg);
+            }
+            let mut changed = jws.clone();
+            changed.payload = encode(b"another");
+            assert!(changed.verify(header, key).is_err(), "{}", header.alg);
+        }
     }
 
     #[test]

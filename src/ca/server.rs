@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -14,6 +15,7 @@ use axum::extract::{FromRequest, Request, State as Shared};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, LINK};
 use http::{HeaderValue, Method, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -31,6 +33,7 @@ use crate::record::Window;
 use crate::time::{Clock, Timestamp};
 
 const LARGEST_BODY: usize = 64 * 1024;
+const BODY_DEADLINE: Duration = Duration::from_secs(10);
 const VALIDATIONS_AT_ONCE: usize = 64;
 const NEW_NONCE: &str = "/acme/new-nonce";
 const DIRECTORY: &str = "/directory";
@@ -384,14 +387,8 @@ impl FromRequest<Server> for Signed {
                 .path_and_query()
                 .map_or("/", |path| path.as_str()),
         );
-        let body = Limited::new(request.into_body(), LARGEST_BODY)
-            .collect()
-            .await;
-        let body = body.map_err(|_| {
-            Problem::malformed("the body is larger than 64 KiB, or was cut off")
-                .with_status(StatusCode::PAYLOAD_TOO_LARGE)
-        })?;
-        let jws = Jws::parse(&body.to_bytes())?;
+        let body = read(request.into_body()).await?;
+        let jws = Jws::parse(&body)?;
         let header = jws.header()?;
         let nonce = header.nonce.as_deref().unwrap_or("");
         if !server.0.nonces.take(nonce) {
@@ -409,6 +406,21 @@ impl FromRequest<Server> for Signed {
             signer,
             url,
         })
+    }
+}
+
+async fn read(body: Body) -> Result<Bytes, Problem> {
+    let whole = Limited::new(body, LARGEST_BODY).collect();
+    match tokio::time::timeout(BODY_DEADLINE, whole).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(_)) => Err(
+            Problem::malformed("the body is over 64 KiB, or was cut off")
+                .with_status(StatusCode::PAYLOAD_TOO_LARGE),
+        ),
+        Err(_) => {
+            Err(Problem::malformed("the body took too long")
+                .with_status(StatusCode::REQUEST_TIMEOUT))
+        }
     }
 }
 

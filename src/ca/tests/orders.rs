@@ -137,3 +137,26 @@ async fn an_order_that_is_not_finished_in_time_is_invalid() {
         "invalid"
     );
 }
+
+#[tokio::test]
+async fn the_key_of_an_account_is_never_certified() {
+    let (server, _) = server(|_| ());
+    let random = SystemRandom::new();
+    let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();
+    let mut client = Client {
+        key: EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.as_ref()).unwrap(),
+        kid: None,
+    };
+    let account = client.post(&server, "new-account", &json!({})).await;
+    client.kid = Some(account.location());
+    let wish = json!({"identifiers": identifiers(&["a.example"])});
+    let order = client.order(&server, wish).await.location();
+    client.authorize(&server, &order).await;
+    let key = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(
+        &pkcs8.as_ref().into(),
+        &rcgen::PKCS_ECDSA_P256_SHA256,
+    );
+    let csr = csr(&key.unwrap(), &["a.example"]);
+    let reply = client.finalize(&server, &order, csr).await;
+    assert_eq!(reply.problem(), kind(400, "badCSR"));
+}
