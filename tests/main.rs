@@ -4,5 +4,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod pebble;
+mod renew;
 mod support;
 mod usage;

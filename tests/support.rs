@@ -135,6 +135,10 @@ impl Pebble {
         self.directory.path().join(name)
     }
 
+    pub(crate) fn directory_url(&self) -> String {
+        format!("https://localhost:{}/dir", self.port)
+    }
+
     /// `certs issue` against this CA, with its own data directory.
     pub(crate) fn issue(&self, arguments: &[&str]) -> Command {
         let mut command = certs(self.directory.path());
@@ -143,7 +147,7 @@ impl Pebble {
                 "issue",
                 "--agree-tos",
                 "--ca",
-                &format!("https://localhost:{}/dir", self.port),
+                &self.directory_url(),
                 "--ca-root",
             ])
             .arg(self.path("root.pem"))

@@ -99,6 +99,12 @@ impl Failure {
     pub(super) fn tell(&self, terminal: &Terminal) {
         let mut text = String::new();
         for (message, hint) in &self.told {
+            if terminal.format == LogFormat::Json {
+                let fields = serde_json::json!({"message": message, "hint": hint});
+                let json = serde_json::json!({"level": "ERROR", "fields": fields});
+                text.push_str(&format!("{json}\n"));
+                continue;
+            }
             text.push_str(&format!("{} {message}\n", terminal.paint("error:", RED)));
             if let Some(hint) = hint {
                 text.push_str(&format!("{} {hint}\n", terminal.paint("hint:", CYAN)));
@@ -133,16 +139,19 @@ fn acme_code(cause: &Cause) -> u8 {
 pub(super) struct Terminal {
     is_terminal: bool,
     colour: bool,
+    format: LogFormat,
     line: Arc<Mutex<String>>,
 }
 
 impl Terminal {
     /// Standard error as it is; `NO_COLOR` is honoured.
-    pub(super) fn of(environment: &BTreeMap<String, String>) -> Self {
+    pub(super) fn new(environment: &BTreeMap<String, String>, format: LogFormat) -> Self {
         let set = |name: &str| environment.get(name).is_some_and(|value| !value.is_empty());
         let dumb = environment.get("TERM").is_some_and(|term| term == "dumb");
-        let is_terminal = io::stderr().is_terminal() && !dumb;
+        let text = format == LogFormat::Text;
+        let is_terminal = io::stderr().is_terminal() && !dumb && text;
         Self {
+            format,
             is_terminal,
             colour: is_terminal && !set("NO_COLOR"),
             line: Arc::default(),
@@ -209,7 +218,7 @@ impl<'a> MakeWriter<'a> for Terminal {
 }
 
 /// Messages go to standard error, results to standard output.
-pub(super) fn start_logging(global: &Global, format: LogFormat, terminal: &Terminal) {
+pub(super) fn start_logging(global: &Global, terminal: &Terminal) {
     let level = match (global.quiet, global.verbose) {
         (true, _) => Level::ERROR,
         (false, 0) => Level::INFO,
@@ -221,7 +230,7 @@ pub(super) fn start_logging(global: &Global, format: LogFormat, terminal: &Termi
         .with_writer(terminal.clone())
         .with_target(false);
     // A second subscriber exists in tests only; the first one stays.
-    let _ = match format {
+    let _ = match terminal.format {
         LogFormat::Text => builder.with_ansi(terminal.colour).try_init(),
         LogFormat::Json => builder.json().try_init(),
     };

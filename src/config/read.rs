@@ -266,6 +266,9 @@ impl Reader<'_> {
             None if everywhere.contains(&key) => {
                 "it belongs to the whole file: put it above the first [table]".to_owned()
             }
+            None if NAMING.contains(&key) => {
+                "it belongs to one certificate: put it below [[certificate]]".to_owned()
+            }
             None => format!("known here: {}", known.join(", ")),
         };
         let message = format!("`{}` is no key here", key.escape_debug());
