@@ -65,7 +65,7 @@ fn act(arguments: Arguments, environment: BTreeMap<String, String>) -> ExitCode 
     let sources = Sources::read(&arguments.options(), &environment);
     let call = Call {
         json: arguments.global.json,
-        terminal: Terminal::new(&environment, sources.log_format()),
+        terminal: Terminal::new(&environment, &arguments.global, sources.log_format()),
         environment,
         sources,
     };

@@ -137,7 +137,7 @@ fn acme_code(cause: &Cause) -> u8 {
 /// a message takes that line away, and it comes back after it.
 #[derive(Clone, Debug)]
 pub(super) struct Terminal {
-    is_terminal: bool,
+    progress: bool,
     colour: bool,
     format: LogFormat,
     line: Arc<Mutex<String>>,
@@ -145,22 +145,27 @@ pub(super) struct Terminal {
 
 impl Terminal {
     /// Standard error as it is; `NO_COLOR` is honoured.
-    pub(super) fn new(environment: &BTreeMap<String, String>, format: LogFormat) -> Self {
+    pub(super) fn new(
+        environment: &BTreeMap<String, String>,
+        global: &Global,
+        format: LogFormat,
+    ) -> Self {
         let set = |name: &str| environment.get(name).is_some_and(|value| !value.is_empty());
         let dumb = environment.get("TERM").is_some_and(|term| term == "dumb");
         let text = format == LogFormat::Text;
         let is_terminal = io::stderr().is_terminal() && !dumb && text;
+        let progress = is_terminal && !global.quiet;
         Self {
             format,
-            is_terminal,
+            progress,
             colour: is_terminal && !set("NO_COLOR"),
             line: Arc::default(),
         }
     }
 
-    /// Whether somebody is looking.
-    pub(super) fn is_terminal(&self) -> bool {
-        self.is_terminal
+    /// Whether somebody is looking who wants to see progress.
+    pub(super) fn shows_progress(&self) -> bool {
+        self.progress
     }
 
     fn paint(&self, text: &str, colour: &str) -> String {
@@ -173,7 +178,7 @@ impl Terminal {
 
     /// Shows `line` below all messages; an empty one shows nothing.
     pub(super) fn show(&self, line: String) {
-        if self.is_terminal {
+        if self.progress {
             let mut shown = self.line.lock().unwrap_or_else(PoisonError::into_inner);
             *shown = line;
             // A terminal that has gone away has nobody to tell.

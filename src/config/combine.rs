@@ -118,27 +118,42 @@ impl Sources {
         given: Option<&Given<Vec<Given<String>>>>,
         problems: &mut Problems,
     ) -> Vec<Spec> {
+        let targets = &self.document.targets;
         let Some(given) = given else {
-            return self.document.targets.values().cloned().collect();
+            return targets.values().map(|spec| self.located(spec)).collect();
         };
         let mut specs: Vec<Spec> = Vec::new();
         for word in &given.value {
-            let named = self.document.targets.get(&word.value).cloned();
-            match named.map_or_else(|| word.value.parse(), Ok) {
+            let spec = match targets.get(&word.value) {
+                Some(named) => Ok(self.located(named)),
+                None => word.value.parse().map(|value| {
+                    let place = word.place.clone();
+                    self.located(&Given { value, place })
+                }),
+            };
+            match spec {
                 Ok(spec) if specs.contains(&spec) => {
                     let message = format!("`{spec}` is given twice");
                     problems.add(&word.place, message, "give it once");
                 }
-                Ok(Spec::Nginx { pid_file }) => specs.push(Spec::Nginx {
-                    pid_file: pid_file.map(|value| {
-                        let place = word.place.clone();
-                        self.absolute(&Given { value, place })
-                    }),
-                }),
+                Ok(spec) => specs.push(spec),
                 Err(message) => problems.add(&word.place, message, DEPLOY_HINT),
             }
         }
         specs
+    }
+
+    fn located(&self, spec: &Given<Spec>) -> Spec {
+        let Spec::Nginx { pid_file } = &spec.value;
+        let absolute = |path: &PathBuf| {
+            self.absolute(&Given {
+                value: path.clone(),
+                place: spec.place.clone(),
+            })
+        };
+        Spec::Nginx {
+            pid_file: pid_file.as_ref().map(absolute),
+        }
     }
 
     /// A relative path of the file starts at the file, any other here.

@@ -175,18 +175,24 @@ fn what_is_stored_keeps_its_settings_until_it_is_configured() {
 
 #[test]
 fn named_servers_stand_for_every_certificate_that_does_not_say_otherwise() {
-    let settings = Case::new(
+    let case = Case::new(
         "agree_tos = true\n[deploy.web]\nkind = 'nginx'\npid_file = 'nginx.pid'\n[deploy.other]\nkind = 'nginx'\n\
-         [[certificate]]\nnames = 'a.example.com'\n[[certificate]]\nnames = 'b.example.com'\ndeploy = 'other'\n\
+         [[certificate]]\nnames = 'a.example.com'\n[[certificate]]\nnames = 'b.example.com'\ndeploy = 'web'\n\
          [[certificate]]\nnames = 'c.example.com'\ndeploy = []\n",
-    )
-    .settings(&Purpose::All);
-    let counts: Vec<usize> = settings
-        .certificates
-        .iter()
-        .map(|c| c.deploy.len())
-        .collect();
-    assert_eq!(counts, [2, 1, 0]);
+    );
+    let deploy = |index: usize| {
+        let settings = case.settings(&Purpose::All);
+        let specs = settings.certificates[index].deploy.iter();
+        specs.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    // A relative path starts at the file.
+    let web = format!(
+        "nginx:{}",
+        case.directory.path().join("nginx.pid").display()
+    );
+    assert_eq!(deploy(0), ["nginx", &web]);
+    assert_eq!(deploy(1), [web]);
+    assert!(deploy(2).is_empty());
 }
 
 #[test]
