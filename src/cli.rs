@@ -4,6 +4,7 @@
 
 pub mod args;
 mod config;
+mod control;
 mod issue;
 mod output;
 mod parts;
@@ -18,13 +19,15 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use crate::config::Sources;
+use crate::config::{Options, Sources};
 use args::{Arguments, Verb};
 use output::{Failure, Terminal};
 
 /// What every verb is given.
 struct Call {
     json: bool,
+    /// As they were given, to be read again beside a file that has changed.
+    options: Options,
     sources: Sources,
     /// The environment, of which most is in `sources` already.
     environment: BTreeMap<String, String>,
@@ -62,19 +65,22 @@ pub fn run(
 }
 
 fn act(arguments: Arguments, environment: BTreeMap<String, String>) -> ExitCode {
-    let sources = Sources::read(&arguments.options(), &environment);
+    let options = arguments.options();
+    let sources = Sources::read(&options, &environment);
     let call = Call {
         json: arguments.global.json,
         terminal: Terminal::new(&environment, &arguments.global, sources.log_format()),
+        options,
         environment,
         sources,
     };
-    output::start_logging(&arguments.global, &call.terminal);
+    let terminal = call.terminal.clone();
+    output::start_logging(&arguments.global, &terminal);
     let ended = runtime().and_then(|runtime| {
         runtime.block_on(async {
             match arguments.verb {
                 Verb::Issue(options) => issue::issue(&call, &options).await,
-                Verb::Run(_) => run::run(&call).await,
+                Verb::Run(_) => run::run(call).await,
                 Verb::Renew(options) => renew::renew(&call, &options).await,
                 Verb::Status { name } => status::status(&call, name.as_ref()).await,
                 Verb::Config { verb } => config::config(&call, &verb),
@@ -84,7 +90,7 @@ fn act(arguments: Arguments, environment: BTreeMap<String, String>) -> ExitCode 
     });
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(&call.terminal),
+        Err(failure) => failure.report(&terminal),
     }
 }
 

@@ -18,7 +18,6 @@ mod problem;
 mod read;
 mod remembered;
 mod resolve;
-mod schedule;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -34,13 +33,13 @@ pub use options::Options;
 pub use problem::{Place, Problem};
 pub use remembered::Remembered;
 pub use resolve::{Purpose, Sources};
-pub use schedule::Schedule;
 pub use schema::schema;
 
 use crate::certificate::KeyType;
 use crate::deploy::spec::Spec;
 use crate::deploy::verify::Endpoint;
 use crate::identifier::{Identifier, Lineage};
+use crate::manage::schedule::Schedule;
 
 const DEPLOY_HINT: &str =
     "nginx or nginx:/path/to/nginx.pid are; other servers read the files below live/";

@@ -5,5 +5,7 @@
 
 mod pebble;
 mod renew;
+mod sidecar;
 mod support;
+mod surroundings;
 mod usage;

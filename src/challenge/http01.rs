@@ -25,6 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::responses::Responses;
 use crate::identifier::Identifier;
+use crate::sockets::owner_of;
 
 const PATH: &str = "/.well-known/acme-challenge/";
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
@@ -80,11 +81,30 @@ impl BindError {
     }
 }
 
+/// Is told how each request ended: `answered`, `unknown`, `redirected` or
+/// `refused`.
+pub type Tally = Arc<dyn Fn(&'static str) + Send + Sync>;
+
 /// Sockets that are bound and not served yet.
-#[derive(Debug)]
 pub struct Listener {
     sockets: Vec<TcpListener>,
+    served: Served,
+}
+
+/// What every connection shares.
+#[derive(Clone)]
+struct Served {
     responses: Responses,
+    tally: Tally,
+}
+
+impl Served {
+    fn uncounted(responses: Responses) -> Self {
+        Self {
+            responses,
+            tally: Arc::new(|_| {}),
+        }
+    }
 }
 
 impl Listener {
@@ -107,7 +127,17 @@ impl Listener {
                 })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { sockets, responses })
+        Ok(Self {
+            sockets,
+            served: Served::uncounted(responses),
+        })
+    }
+
+    /// Tells `tally` of every request.
+    #[must_use]
+    pub fn counted_by(mut self, tally: Tally) -> Self {
+        self.served.tally = tally;
+        self
     }
 
     /// Takes sockets over that are bound and listening already.
@@ -132,7 +162,10 @@ impl Listener {
                 })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { sockets, responses })
+        Ok(Self {
+            sockets,
+            served: Served::uncounted(responses),
+        })
     }
 
     /// The addresses that are listened on, with the ports the system chose.
@@ -149,7 +182,7 @@ impl Listener {
         let caps = Arc::new(Caps::default());
         let mut accepting = tokio::task::JoinSet::new();
         for socket in self.sockets {
-            accepting.spawn(accept(socket, self.responses.clone(), caps.clone()));
+            accepting.spawn(accept(socket, self.served.clone(), caps.clone()));
         }
         while accepting.join_next().await.is_some() {}
     }
@@ -228,12 +261,12 @@ impl Drop for Place {
     }
 }
 
-async fn accept(socket: TcpListener, responses: Responses, caps: Arc<Caps>) {
+async fn accept(socket: TcpListener, served: Served, caps: Arc<Caps>) {
     loop {
         match socket.accept().await {
             Ok((stream, peer)) => {
                 if let Some(place) = caps.admit(peer.ip()) {
-                    tokio::spawn(converse(stream, responses.clone(), place));
+                    tokio::spawn(converse(stream, served.clone(), place));
                 }
             }
             Err(error) => {
@@ -245,9 +278,10 @@ async fn accept(socket: TcpListener, responses: Responses, caps: Arc<Caps>) {
     }
 }
 
-async fn converse(stream: TcpStream, responses: Responses, place: Place) {
+async fn converse(stream: TcpStream, served: Served, place: Place) {
     let service = service_fn(move |request| {
-        let reply = answer(&request, &responses);
+        let reply = answer(&request, &served.responses);
+        (served.tally)(kind(reply.status()));
         async move { Ok::<_, Infallible>(reply) }
     });
     let connection = http1::Builder::new()
@@ -258,6 +292,15 @@ async fn converse(stream: TcpStream, responses: Responses, place: Place) {
     // Whatever a stranger's connection ended with is not worth a log line.
     let _ = tokio::time::timeout(CONNECTION_DEADLINE, connection).await;
     drop(place);
+}
+
+fn kind(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::OK => "answered",
+        StatusCode::NOT_FOUND => "unknown",
+        StatusCode::PERMANENT_REDIRECT => "redirected",
+        _ => "refused",
+    }
 }
 
 fn answer(request: &Request<Incoming>, responses: &Responses) -> Response<Full<Bytes>> {
@@ -357,53 +400,6 @@ fn with_type(status: StatusCode, content_type: &'static str, body: Bytes) -> Res
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     reply
-}
-
-/// The program that listens on `port`, as far as /proc shows it to us.
-fn owner_of(port: u16) -> Option<(String, u32)> {
-    let inodes: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
-        .iter()
-        .filter_map(|table| std::fs::read_to_string(table).ok())
-        .flat_map(|table| {
-            table
-                .lines()
-                .filter_map(|line| listening_inode(line, port))
-                .collect::<Vec<_>>()
-        })
-        .collect();
-    for process in std::fs::read_dir("/proc").ok()?.flatten() {
-        let Some(pid) = process
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
-            continue;
-        };
-        let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else {
-            continue;
-        };
-        let holds = descriptors.flatten().any(|descriptor| {
-            std::fs::read_link(descriptor.path()).is_ok_and(|target| {
-                inodes
-                    .iter()
-                    .any(|inode| target.as_os_str() == inode.as_str())
-            })
-        });
-        if holds {
-            let program = std::fs::read_to_string(process.path().join("comm")).ok()?;
-            return Some((program.trim().to_owned(), pid));
-        }
-    }
-    None
-}
-
-/// `socket:[INODE]` when the line of /proc/net/tcp is a listener on `port`.
-fn listening_inode(line: &str, port: u16) -> Option<String> {
-    const LISTEN: &str = "0A";
-    let fields: Vec<&str> = line.split_whitespace().collect();
-    let local = u16::from_str_radix(fields.get(1)?.rsplit(':').next()?, 16).ok()?;
-    (local == port && *fields.get(3)? == LISTEN)
-        .then(|| format!("socket:[{}]", fields.get(9).unwrap_or(&"")))
 }
 
 #[cfg(test)]
@@ -551,6 +547,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn each_request_is_counted_by_how_it_ended() {
+        let counted = Arc::new(Mutex::new(Vec::new()));
+        let tally = {
+            let counted = counted.clone();
+            Arc::new(move |kind| counted.lock().unwrap().push(kind))
+        };
+        let bound = Listener::bind(&["127.0.0.1:0".parse().unwrap()], Responses::default());
+        let listener = bound.unwrap().counted_by(tally);
+        let address = listener.addresses()[0];
+        tokio::spawn(listener.serve());
+        for (method, path) in [("GET", "/"), ("GET", PATH), ("PUT", "/")] {
+            fetch(address, method, path, "example.com", "").await;
+        }
+        let counted = counted.lock().unwrap();
+        assert_eq!(*counted, ["redirected", "unknown", "refused"]);
+    }
+
+    #[tokio::test]
     async fn one_address_cannot_take_every_place() {
         let caps = Arc::new(Caps::default());
         let one: IpAddr = "192.0.2.1".parse().unwrap();
@@ -566,7 +580,9 @@ mod tests {
     #[tokio::test]
     async fn a_taken_port_names_who_has_it() {
         let (address, _responses) = serving().await;
-        let error = Listener::bind(&[address], Responses::default()).unwrap_err();
+        let error = Listener::bind(&[address], Responses::default())
+            .err()
+            .unwrap();
         let pid = format!("(pid {})", std::process::id());
         assert!(error.to_string().contains(&pid), "{error}");
         assert!(error.hint().contains("--webroot"));

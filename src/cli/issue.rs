@@ -1,15 +1,19 @@
 //! `certs issue`.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::json;
 
 use super::Call;
 use super::args::Issue;
+use super::control;
 use super::output::Failure;
 use super::parts::{Factory, listener, open_store, remember, serve, settings};
+use super::progress::Display;
 use crate::challenge::responses::Responses;
 use crate::config::{CertificateSettings, Purpose, Settings};
+use crate::deploy::output::Output;
 use crate::manage::issue::{Urge, pass};
 use crate::manage::rehearse::rehearse;
 use crate::manage::{Certificate, ManageError, Outcome};
@@ -26,28 +30,53 @@ pub(super) async fn issue(call: &Call, options: &Issue) -> Result<(), Failure> {
     } else {
         Urge::Asked
     };
+    work(call, &settings, urge).await
+}
+
+/// Who does the work.
+enum Worker {
+    /// This process.
+    Here(Box<Factory>),
+    /// The sidecar on the same data directory: port 80 is its own.
+    Sidecar(PathBuf, Display),
+}
+
+/// One pass over each certificate, by the sidecar where one runs.
+pub(super) async fn work(call: &Call, settings: &Settings, urge: Urge) -> Result<(), Failure> {
+    if control::answers(&settings.data_dir).await {
+        let display = Display::new(call.terminal.clone());
+        let worker = Worker::Sidecar(settings.data_dir.clone(), display);
+        return each(call, &worker, settings, urge).await;
+    }
     let responses = Responses::default();
-    let listener = listener(call, &settings, &responses)?;
+    let listener = listener(call, settings, &responses)?;
     let store = Arc::new(open_store(settings.data_dir.clone())?);
-    let factory = Factory::new(call, &settings, store, responses);
+    let worker = Worker::Here(Box::new(Factory::new(call, settings, store, responses)?));
     tokio::select! {
-        ended = each(call, &factory, &settings, urge) => ended,
+        ended = each(call, &worker, settings, urge) => ended,
         () = serve(listener) => Err(Failure::unexpected("the challenge listener has stopped".into())),
     }
 }
 
-/// One pass over each certificate. One that fails stops no other; the first
-/// one gives the exit code.
-pub(super) async fn each(
+/// One that fails stops no other; the first one gives the exit code.
+async fn each(
     call: &Call,
-    factory: &Factory,
+    worker: &Worker,
     settings: &Settings,
     urge: Urge,
 ) -> Result<(), Failure> {
+    let output = Output::new(settings.output.directory.clone());
     let mut ended = Ok(());
     for certificate in &settings.certificates {
-        match one(factory, certificate, urge).await {
-            Ok(outcome) => tell(call, factory, certificate, &outcome),
+        let worked = match worker {
+            Worker::Here(factory) => one(factory, certificate, urge).await,
+            Worker::Sidecar(data_dir, display) => {
+                let asked = control::hand_over(data_dir, certificate, urge);
+                display.during(&certificate.lineage, asked).await
+            }
+        };
+        match worked {
+            Ok(outcome) => tell(call, &output, certificate, &outcome),
             Err(failure) => {
                 failure.tell(&call.terminal);
                 if call.json || settings.certificates.len() > 1 {
@@ -94,9 +123,9 @@ async fn one(
     ended.map_err(|error| failed(&error))
 }
 
-fn tell(call: &Call, factory: &Factory, settings: &CertificateSettings, outcome: &Outcome) {
+fn tell(call: &Call, output: &Output, settings: &CertificateSettings, outcome: &Outcome) {
     let lineage = &settings.lineage;
-    let path = factory.parts.output.live_path(lineage);
+    let path = output.live_path(lineage);
     if call.json {
         let json = json!({
             "name": lineage, "issued": outcome.issued, "generation": outcome.generation,
@@ -132,7 +161,7 @@ async fn rehearse_all(call: &Call, settings: &mut Settings) -> Result<(), Failur
     let responses = Responses::default();
     let listener = listener(call, settings, &responses)?;
     let store = Arc::new(MemoryStore::default());
-    let factory = Factory::new(call, settings, store, responses);
+    let factory = Factory::new(call, settings, store, responses)?;
     let work = async {
         for settings in &settings.certificates {
             let certificate = factory.certificate(settings)?;

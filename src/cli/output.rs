@@ -2,10 +2,12 @@
 //! code. Results go to standard output, everything else to standard error.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use tracing::Level;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -16,7 +18,7 @@ use crate::manage::ManageError;
 
 /// A failure as the user sees it: an exit code, and what to tell with what to
 /// do about it.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Failure {
     pub(super) code: u8,
     told: Vec<(String, Option<String>)>,
@@ -35,6 +37,27 @@ impl Failure {
         Self {
             code: 2,
             told: vec![(message.into(), Some(hint.into()))],
+        }
+    }
+
+    /// The store or an output could not be used.
+    pub(super) fn store(message: String) -> Self {
+        Self {
+            code: 8,
+            told: vec![(message, Some(STORE_HINT.into()))],
+        }
+    }
+
+    /// The sidecar ended while it worked for us.
+    pub(super) fn interrupted(subject: &str) -> Self {
+        Self {
+            code: 1,
+            told: vec![(
+                format!("{subject}: `certs run` ended before the work did"),
+                Some(
+                    "run the same command again: what was ordered is resumed, not repeated".into(),
+                ),
+            )],
         }
     }
 
@@ -62,11 +85,9 @@ impl Failure {
                 6,
                 "wait until then; the certificate in use is untouched".into(),
             ),
-            ManageError::Stored(_) | ManageError::Store(_) | ManageError::Output(_) => (
-                8,
-                "check the directory's owner, mode and free space; nothing that is served was changed"
-                    .into(),
-            ),
+            ManageError::Stored(_) | ManageError::Store(_) | ManageError::Output(_) => {
+                (8, STORE_HINT.into())
+            }
             ManageError::Deploy(deploy) => (7, deploy.hint().to_string()),
             ManageError::Verify(verify) => (7, verify.hint().to_string()),
             ManageError::Key(_) | ManageError::Halted(_) => {
@@ -120,6 +141,20 @@ impl Failure {
     }
 }
 
+impl fmt::Display for Failure {
+    /// Every message, a line each at least.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let messages: Vec<&str> = self
+            .told
+            .iter()
+            .map(|(message, _)| message.as_str())
+            .collect();
+        f.write_str(&messages.join("\n"))
+    }
+}
+
+const STORE_HINT: &str =
+    "check the directory's owner, mode and free space; nothing that is served was changed";
 const RED: &str = "\x1b[1;31m";
 const CYAN: &str = "\x1b[36m";
 

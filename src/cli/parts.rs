@@ -11,17 +11,20 @@ use super::Call;
 use super::output::Failure;
 use super::progress::Display;
 use super::sockets;
-use crate::acme::{AccountOptions, Client, Issuer};
+use crate::acme::{self, AccountOptions, Client, Https, Issuer};
 use crate::challenge::Solver;
 use crate::challenge::http01::{BindError, Listener};
 use crate::challenge::responses::Responses;
 use crate::challenge::webroot::Webroot;
 use crate::config::{
-    CertificateSettings, ChallengeSettings, Directory, Purpose, Remembered, Settings,
+    CertificateSettings, ChallengeSettings, DeployWhen, Directory, Purpose, Remembered,
+    RenewSettings, Settings,
 };
 use crate::deploy::output::Output;
+use crate::deploy::owner::{self, Owner};
 use crate::identifier::Lineage;
-use crate::manage::{Certificate, Parts, Wanted};
+use crate::manage::{Certificate, Maintenance, Parts, SPACING, Wanted};
+use crate::observe::Metrics;
 use crate::random::SystemRandom;
 use crate::store::Store;
 use crate::store::fs::FileStore;
@@ -44,21 +47,24 @@ impl Factory {
         settings: &Settings,
         store: Arc<dyn Store>,
         responses: Responses,
-    ) -> Self {
+    ) -> Result<Self, Failure> {
         let display = Arc::new(Display::new(call.terminal.clone()));
-        Self {
+        let output = Output::new(settings.output.directory.clone()).owned_by(owner(settings)?);
+        Ok(Self {
             parts: Parts {
                 store,
-                output: Arc::new(Output::new(settings.output.directory.clone())),
+                output: Arc::new(output),
                 clock: Arc::new(SystemClock),
                 random: Arc::new(SystemRandom),
-                maintenance: None,
+                metrics: Metrics::default(),
+                spacing: SPACING,
+                maintenance: maintenance(&settings.renew),
                 progress: Some(display.clone()),
             },
             display,
             responses,
             issuers: Mutex::default(),
-        }
+        })
     }
 
     /// A certificate with the parts that are its own.
@@ -81,7 +87,7 @@ impl Factory {
             ChallengeSettings::Webroot(path) => Some(path),
             ChallengeSettings::Listen(_) => None,
         };
-        let key = serde_json::json!([settings.ca, settings.profile, webroot]).to_string();
+        let key = serde_json::json!([settings.ca, webroot]).to_string();
         let mut issuers = self.issuers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(issuer) = issuers.get(&key) {
             return Ok(issuer.clone());
@@ -105,14 +111,20 @@ impl Factory {
             terms_agreed: ca.agree_tos,
             external: ca.read_binding().map_err(surroundings)?,
         };
-        let client = Client::new(
-            ca.directory.identity(),
-            ca.read_root().map_err(surroundings)?.as_deref(),
+        let roots = ca.read_root().map_err(surroundings)?;
+        let identity = ca.directory.identity().to_owned();
+        let client = Client::new(acme::Options {
+            directory: identity.clone(),
             account,
-            settings.profile.clone(),
-            vec![self.solver(settings)],
-            Arc::new(SystemClock),
-        );
+            exchange: Arc::new(Https::new(roots.as_deref()).map_err(surroundings)?),
+            solvers: vec![self.solver(settings)],
+            clock: self.parts.clock.clone(),
+            observer: Arc::new(Counter {
+                ca: identity,
+                metrics: self.parts.metrics.clone(),
+            }),
+            preferred_chain: ca.preferred_chain.clone(),
+        });
         Ok(Arc::new(client.map_err(surroundings)?))
     }
 
@@ -121,6 +133,47 @@ impl Factory {
             ChallengeSettings::Webroot(path) => Arc::new(Webroot::new(path.clone())),
             ChallengeSettings::Listen(_) => Arc::new(self.responses.clone()),
         }
+    }
+}
+
+/// Counts the requests to one CA.
+struct Counter {
+    ca: String,
+    metrics: Metrics,
+}
+
+impl acme::Observer for Counter {
+    fn request(&self, endpoint: &'static str, status: u16) {
+        self.metrics.acme_request(&self.ca, endpoint, status);
+    }
+}
+
+fn owner(settings: &Settings) -> Result<Owner, Failure> {
+    let refused = |message: String| {
+        Failure::usage(
+            message,
+            "name one that exists with [output] owner and group, or its number",
+        )
+    };
+    let (user, group) = (&settings.output.owner, &settings.output.group);
+    Ok(Owner {
+        user: user
+            .as_deref()
+            .map(owner::user)
+            .transpose()
+            .map_err(refused)?,
+        group: group
+            .as_deref()
+            .map(owner::group)
+            .transpose()
+            .map_err(refused)?,
+    })
+}
+
+fn maintenance(renew: &RenewSettings) -> Option<Arc<dyn Maintenance>> {
+    match (&renew.schedule, renew.deploy) {
+        (Some(schedule), DeployWhen::OnSchedule) => Some(Arc::new(schedule.clone())),
+        _ => None,
     }
 }
 

@@ -1,14 +1,11 @@
 //! `certs renew`: one pass over everything that is configured or stored. One
 //! certificate that fails stops no other.
 
-use std::sync::Arc;
-
 use super::Call;
 use super::args::Renew;
-use super::issue::each;
+use super::issue::work;
 use super::output::Failure;
-use super::parts::{Factory, listener, open_store, recall, serve, settings};
-use crate::challenge::responses::Responses;
+use super::parts::{open_store, recall, settings};
 use crate::config::{CertificateSettings, Purpose, Settings};
 use crate::identifier::Identifier;
 use crate::manage::issue::Urge;
@@ -28,19 +25,12 @@ pub(super) async fn renew(call: &Call, options: &Renew) -> Result<(), Failure> {
         println!("nothing is stored or configured");
         return Ok(());
     }
-    let responses = Responses::default();
-    let listener = listener(call, &settings, &responses)?;
-    let store = Arc::new(open_store(settings.data_dir.clone())?);
-    let factory = Factory::new(call, &settings, store, responses);
     let urge = if options.force {
         Urge::Force
     } else {
         Urge::Due
     };
-    tokio::select! {
-        ended = each(call, &factory, &settings, urge) => ended,
-        () = serve(listener) => Err(Failure::unexpected("the challenge listener has stopped".into())),
-    }
+    work(call, &settings, urge).await
 }
 
 /// Keeps the certificates that `names` mean: by their own name, or by one

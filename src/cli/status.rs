@@ -1,16 +1,15 @@
 //! `certs status`: what is known of every certificate.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::Call;
 use super::output::Failure;
 use super::parts::open_store;
 use crate::identifier::Lineage;
+use crate::manage;
 use crate::random::SystemRandom;
-use crate::record::Record;
-use crate::renew::decide::{Next, next};
 use crate::store::Store;
-use crate::time::{Clock, SystemClock, Timestamp};
+use crate::time::{Clock, SystemClock};
 
 /// Prints a table, or the same as JSON.
 pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Failure> {
@@ -32,7 +31,8 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
                 "certs status lists them",
             ));
         };
-        rows.push(row(&record, SystemClock.now()));
+        let shown = manage::status::status(&record, SystemClock.now(), &SystemRandom);
+        rows.push(serde_json::to_value(shown).map_err(|e| Failure::unexpected(e.to_string()))?);
     }
     if call.json {
         println!("{}", Value::from(rows));
@@ -40,27 +40,6 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
         table(&rows);
     }
     Ok(())
-}
-
-fn row(record: &Record, now: Timestamp) -> Value {
-    let (action, at) = match next(record, now, &SystemRandom) {
-        Next::Wait(until) => ("wait", Some(until)),
-        Next::Draw(_) | Next::RefreshWindow => ("refresh", None),
-        Next::Issue { .. } => ("issue", None),
-        Next::Deploy => ("deploy", None),
-        Next::Halt(_) => ("halt", None),
-    };
-    json!({
-        "name": record.lineage,
-        "identifiers": record.identifiers,
-        "ca": record.ca,
-        "not_after": record.issued.as_ref().map(|issued| issued.facts.not_after),
-        "next_action": action,
-        "next_at": at.unwrap_or(now),
-        "generation_issued": record.issued.as_ref().map(|issued| issued.generation),
-        "generation_served": record.served.values().map(|served| served.generation).min(),
-        "last_error": record.failures.last,
-    })
 }
 
 fn table(rows: &[Value]) {

@@ -10,10 +10,10 @@ use std::str::FromStr;
 
 use super::ca::{self, Directory};
 use super::problem::{Given, Place, Problems, nearest};
-use super::schedule::Schedule;
 use super::{AdminListen, DeployWhen, LogFormat};
 use crate::certificate::KeyType;
 use crate::deploy::verify::Endpoint;
+use crate::manage::schedule::Schedule;
 
 /// What a key takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

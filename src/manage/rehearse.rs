@@ -31,6 +31,7 @@ pub async fn rehearse(
         key_pem: key_pem.clone(),
         url: None,
         replaces: None,
+        profile: wanted.profile.clone(),
         begun: clock.now(),
     };
     let mut journal = Forgetful {

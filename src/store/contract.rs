@@ -45,6 +45,8 @@ fn issued(record: &Record, generation: u64) -> (Record, Bundle) {
         ca: record.ca.clone(),
         at: Timestamp::from_seconds(1_800_000_000),
         renewal: None,
+        renewable_from: None,
+        handover_at: None,
     });
     (record, bundle)
 }
