@@ -24,10 +24,15 @@ fn a_renewal_goes_by_the_options_of_the_issue_that_made_it() {
         return;
     };
     run(&mut pebble.issue(&["example.com", "--key", "rsa-2048"]), 0);
-    // From cron: another directory, no option, no variable but where the state is.
+    // From cron: another directory, no option, no variable but where the state is;
+    // and while nothing is due, port 80 may belong to somebody else.
+    let taken = std::net::TcpListener::bind(("127.0.0.1", pebble.http_port)).unwrap();
     let mut renew = certs(&pebble.path(""));
     let told = run(renew.current_dir("/").arg("renew"), 0);
     assert!(told.contains("not due; generation 0001"), "{told}");
+    let told = run(here(&pebble).args(["renew", "--force"]), 2);
+    assert!(told.contains("cannot listen"), "{told}");
+    drop(taken);
     let told = run(here(&pebble).args(["renew", "--force"]), 0);
     assert!(told.contains("issued; generation 0002"), "{told}");
     let key = pebble.path("out/live/example.com/privkey.pem");

@@ -10,6 +10,7 @@ use super::{
     AdminListen, CaSettings, CertificateSettings, ChallengeSettings, DEPLOY_HINT, DeployWhen,
     LogFormat, OutputSettings, RenewSettings, Settings,
 };
+use crate::deploy::owner;
 use crate::deploy::spec::Spec;
 
 impl Sources {
@@ -43,12 +44,18 @@ impl Sources {
             problems.add(&when.place, "there is no schedule to deploy on", hint);
         }
         let directory = path(pick(&layers, |layer| &layer.output_dir));
+        let (owner, group) = (
+            pick(&layers, |layer| &layer.output_owner),
+            pick(&layers, |layer| &layer.output_group),
+        );
+        exists(owner, owner::user, problems);
+        exists(group, owner::group, problems);
         Settings {
             file: self.file.clone(),
             output: OutputSettings {
                 directory: directory.unwrap_or_else(|| data_dir.join("public")),
-                owner: value(pick(&layers, |layer| &layer.output_owner)),
-                group: value(pick(&layers, |layer| &layer.output_group)),
+                owner: value(owner),
+                group: value(group),
             },
             data_dir,
             log_format: self.log_format(),
@@ -173,6 +180,18 @@ impl CertificateLayer {
         ["ca", "agree_tos"]
             .iter()
             .any(|key| self.broken.contains(*key))
+    }
+}
+
+fn exists(
+    given: Option<&Given<String>>,
+    find: fn(&str) -> Result<u32, String>,
+    problems: &mut Problems,
+) {
+    if let Some(given) = given
+        && let Err(message) = find(&given.value)
+    {
+        problems.add(&given.place, message, "name one that exists, or its number");
     }
 }
 

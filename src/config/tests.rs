@@ -284,6 +284,10 @@ fn what_contradicts_itself_or_cannot_be_issued_is_refused() {
     );
     refused(&format!("challenge = 'dns-01'{one}"), "dns-01");
     refused("renew = { deploy = 'on-schedule' }", "no schedule");
+    refused(
+        "[output]\ngroup = 'no-such-group-here'",
+        "no-such-group-here",
+    );
     refused("[deploy.web]\nkind = 'haproxy'", "haproxy");
     refused(
         "[deploy.web]\npid_file = '/run/nginx.pid'",

@@ -34,7 +34,8 @@ impl FromStr for Schedule {
         let text = text.trim();
         let with_seconds = match text.split_whitespace().count() {
             5 => format!("0 {text}"),
-            _ => text.to_owned(),
+            6 => text.to_owned(),
+            count => return Err(format!("a cron expression has 5 or 6 fields, not {count}")),
         };
         let parser = CronParser::builder().seconds(Seconds::Required).build();
         let cron = parser
