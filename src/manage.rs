@@ -67,6 +67,15 @@ pub struct Certificate {
     pub endpoints: Vec<Endpoint>,
 }
 
+impl Parts {
+    /// Tells whoever looks what is being done.
+    fn phase(&self, lineage: &Lineage, phase: &str) {
+        if let Some(progress) = &self.progress {
+            progress.phase(lineage, phase);
+        }
+    }
+}
+
 /// Is told what is being done, so that a person can be shown it.
 pub trait Progress: Send + Sync {
     /// `lineage` has come to `phase`, in words such as `proving control`.

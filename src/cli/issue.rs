@@ -8,7 +8,7 @@ use serde_json::json;
 use super::Call;
 use super::args::Issue;
 use super::control;
-use super::output::Failure;
+use super::output::{Failure, say};
 use super::parts::{Factory, listener, open_store, remember, serve, settings, wanted};
 use super::progress::Display;
 use crate::challenge::responses::Responses;
@@ -122,9 +122,12 @@ fn tell_failure(call: &Call, settings: &CertificateSettings, failure: &Failure) 
         let json = json!({
             "name": lineage, "issued": false, "exit_code": failure.code, "error": failure.summary(),
         });
-        println!("{json}");
+        say(json);
     } else {
-        println!("{lineage}: failed (exit code {})", failure.code);
+        say(format_args!(
+            "{lineage}: failed (exit code {})",
+            failure.code
+        ));
     }
 }
 
@@ -158,17 +161,17 @@ fn tell(call: &Call, output: &Output, settings: &CertificateSettings, outcome: &
             "name": lineage, "issued": outcome.issued, "generation": outcome.generation,
             "not_after": outcome.not_after, "next": outcome.next, "path": path,
         });
-        println!("{json}");
+        say(json);
         return;
     }
     let what = if outcome.issued { "issued" } else { "not due" };
-    println!(
+    say(format_args!(
         "{lineage}: {what}; generation {} in {}, valid to {}, next action {}",
         outcome.generation,
         path.display(),
         outcome.not_after,
         outcome.next
-    );
+    ));
 }
 
 /// Orders at the staging directories, and keeps nothing.
@@ -222,12 +225,12 @@ async fn rehearse_one(
             "name": lineage, "dry_run": true, "ca": certificate.wanted.ca,
             "not_before": facts.not_before, "not_after": facts.not_after,
         });
-        println!("{json}");
+        say(json);
     } else {
-        println!(
+        say(format_args!(
             "dry run: {lineage} would be issued; {} signed a certificate valid to {}, of which nothing was kept",
             settings.ca.directory, facts.not_after
-        );
+        ));
     }
     Ok(())
 }

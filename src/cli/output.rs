@@ -257,6 +257,12 @@ impl<'a> MakeWriter<'a> for Terminal {
     }
 }
 
+/// Prints a result. A reader that has gone away (`certs status | head`) is no
+/// reason to stop the work.
+pub(super) fn say(result: impl fmt::Display) {
+    let _ = writeln!(io::stdout(), "{result}");
+}
+
 /// Messages go to standard error, results to standard output.
 pub(super) fn start_logging(global: &Global, terminal: &Terminal) {
     let level = match (global.quiet, global.verbose) {
