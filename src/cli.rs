@@ -48,50 +48,50 @@ pub fn run(
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    let terminal = Terminal::of(&environment);
-    match act(arguments, environment, &terminal) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(&terminal),
-    }
-}
-
-fn act(
-    arguments: Arguments,
-    environment: BTreeMap<String, String>,
-    terminal: &Terminal,
-) -> Result<(), Failure> {
-    match &arguments.verb {
+    let printed = match &arguments.verb {
         Verb::Completions { shell } => {
             let mut command = Arguments::command();
             clap_complete::generate(*shell, &mut command, "certs", &mut std::io::stdout());
-            return Ok(());
+            Ok(())
         }
-        Verb::Man => {
-            return clap_mangen::Man::new(Arguments::command())
-                .render(&mut std::io::stdout())
-                .map_err(|error| Failure::unexpected(error.to_string()));
-        }
-        _ => {}
+        Verb::Man => clap_mangen::Man::new(Arguments::command()).render(&mut std::io::stdout()),
+        _ => return act(arguments, environment),
+    };
+    match printed {
+        Ok(()) => ExitCode::SUCCESS,
+        // A reader that has gone away has nobody to tell.
+        Err(_) => ExitCode::FAILURE,
     }
+}
+
+fn act(arguments: Arguments, environment: BTreeMap<String, String>) -> ExitCode {
     let options = arguments.options();
+    let sources = Sources::read(&options, &environment);
     let call = Call {
         json: arguments.global.json,
-        sources: Sources::read(&options, &environment),
+        terminal: Terminal::new(&environment, &arguments.global, sources.log_format()),
         options,
         environment,
-        terminal: terminal.clone(),
+        sources,
     };
-    output::start_logging(&arguments.global, call.sources.log_format(), terminal);
-    runtime()?.block_on(async {
-        match arguments.verb {
-            Verb::Issue(options) => issue::issue(&call, &options).await,
-            Verb::Run(_) => run::run(call).await,
-            Verb::Renew(options) => renew::renew(&call, &options).await,
-            Verb::Status { name } => status::status(&call, name.as_ref()).await,
-            Verb::Config { verb } => config::config(&call, &verb),
-            Verb::Completions { .. } | Verb::Man => Ok(()),
-        }
-    })
+    let terminal = call.terminal.clone();
+    output::start_logging(&arguments.global, &terminal);
+    let ended = runtime().and_then(|runtime| {
+        runtime.block_on(async {
+            match arguments.verb {
+                Verb::Issue(options) => issue::issue(&call, &options).await,
+                Verb::Run(_) => run::run(call).await,
+                Verb::Renew(options) => renew::renew(&call, &options).await,
+                Verb::Status { name } => status::status(&call, name.as_ref()).await,
+                Verb::Config { verb } => config::config(&call, &verb),
+                Verb::Completions { .. } | Verb::Man => Ok(()),
+            }
+        })
+    });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(&terminal),
+    }
 }
 
 /// One thread: the work is waiting, and a thread pool costs memory that a

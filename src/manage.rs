@@ -3,6 +3,7 @@
 //! nothing themselves.
 
 pub mod deploy;
+pub mod foresee;
 pub mod issue;
 pub mod rehearse;
 pub mod schedule;

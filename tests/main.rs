@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod pebble;
+mod renew;
 mod sidecar;
 mod support;
 mod surroundings;
