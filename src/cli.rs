@@ -3,8 +3,10 @@
 //! the user reads and an exit code.
 
 pub mod args;
+pub mod ca;
 mod config;
 mod control;
+mod embedded;
 mod issue;
 mod output;
 mod parts;
@@ -84,6 +86,7 @@ fn act(arguments: Arguments, environment: BTreeMap<String, String>) -> ExitCode 
                 Verb::Renew(options) => renew::renew(&call, &options).await,
                 Verb::Status { name } => status::status(&call, name.as_ref()).await,
                 Verb::Config { verb } => config::config(&call, &verb),
+                Verb::Ca(verb) => ca::run(&call, verb).await,
                 Verb::Completions { .. } | Verb::Man => Ok(()),
             }
         })

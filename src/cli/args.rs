@@ -86,6 +86,9 @@ pub enum Verb {
         #[command(subcommand)]
         verb: Config,
     },
+    /// Be a certificate authority for this machine
+    #[command(subcommand)]
+    Ca(super::ca::Ca),
     /// Print a completion script
     Completions {
         /// For which shell
