@@ -117,6 +117,8 @@ pub struct Outcome {
     pub not_after: Timestamp,
     /// When there is something to do next.
     pub next: Timestamp,
+    /// When it will be renewed; `None` when that is not drawn yet.
+    pub renewal: Option<Timestamp>,
 }
 
 /// Why a pass did not reach its end.

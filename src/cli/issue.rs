@@ -159,18 +159,18 @@ fn tell(call: &Call, output: &Output, settings: &CertificateSettings, outcome: &
     if call.json {
         let json = json!({
             "name": lineage, "issued": outcome.issued, "generation": outcome.generation,
-            "not_after": outcome.not_after, "next": outcome.next, "path": path,
+            "not_after": outcome.not_after, "next": outcome.next, "renewal": outcome.renewal, "path": path,
         });
         say(json);
         return;
     }
     let what = if outcome.issued { "issued" } else { "not due" };
+    let renewal = outcome.renewal.unwrap_or(outcome.next);
     say(format_args!(
-        "{lineage}: {what}; generation {} in {}, valid to {}, next action {}",
+        "{lineage}: {what}; generation {} in {}, valid to {}, to be renewed at {renewal}",
         outcome.generation,
         path.display(),
         outcome.not_after,
-        outcome.next
     ));
 }
 

@@ -9,7 +9,7 @@ use crate::identifier::Lineage;
 use crate::manage;
 use crate::random::SystemRandom;
 use crate::store::Store;
-use crate::time::{Clock, SystemClock};
+use crate::time::{Clock, SystemClock, Timestamp};
 
 /// Prints a table, or the same as JSON.
 pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Failure> {
@@ -54,7 +54,11 @@ fn table(rows: &[Value]) {
     ];
     let cell = |row: &Value, key: &str| match &row[key] {
         Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
+        // The milliseconds of an instant are for machines.
+        Value::String(text) => match serde_json::from_value::<Timestamp>(row[key].clone()) {
+            Ok(instant) => instant.to_string(),
+            Err(_) => text.clone(),
+        },
         other => other.to_string(),
     };
     let widths = COLUMNS.map(|(title, key)| {

@@ -108,6 +108,10 @@ fn outcome(record: &Record, issued: bool, until: Timestamp) -> Result<Outcome, M
             issued,
             not_after: newest.facts.not_after,
             next: until,
+            renewal: newest
+                .renewal
+                .as_ref()
+                .map(|renewal| decide::due(newest, renewal)),
         }),
         None => Err(ManageError::BackingOff {
             until,
