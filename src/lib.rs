@@ -23,3 +23,4 @@ pub mod record;
 pub mod renew;
 pub mod store;
 pub mod time;
+pub mod tls;
