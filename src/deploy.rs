@@ -6,6 +6,8 @@ pub mod nginx;
 pub mod output;
 pub mod verify;
 
+use std::net::SocketAddr;
+
 use async_trait::async_trait;
 use thiserror::Error;
 
@@ -21,6 +23,12 @@ pub trait Target: Send + Sync {
     /// Tells it to load what is on disk now. May be repeated. That it did so is
     /// for [`verify`] to prove.
     async fn apply(&self) -> Result<(), DeployError>;
+
+    /// Where it listens now, for the proof when the user names no endpoint;
+    /// `None` when that is not to be seen from here.
+    fn listens_on(&self) -> Option<Vec<SocketAddr>> {
+        None
+    }
 }
 
 /// Why a target was not told, or would not load.

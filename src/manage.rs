@@ -4,11 +4,15 @@
 
 pub mod deploy;
 pub mod issue;
+pub mod schedule;
+pub mod status;
 pub mod supervise;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::acme::{AcmeError, Issuer};
@@ -17,10 +21,14 @@ use crate::deploy::output::{Output, OutputError};
 use crate::deploy::verify::{Endpoint, VerifyError};
 use crate::deploy::{DeployError, Target};
 use crate::identifier::{Identifier, Lineage};
+use crate::observe::Metrics;
 use crate::random::Random;
 use crate::record::Generation;
 use crate::store::{Store, StoreError};
 use crate::time::{Clock, Timestamp};
+
+/// [`Parts::spacing`] as a user gets it.
+pub const SPACING: Duration = Duration::from_secs(3600);
 
 /// The parts that all flows share, built once by the command line.
 #[derive(Clone)]
@@ -33,6 +41,11 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// Chance.
     pub random: Arc<dyn Random>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// The least time between two certificates of one lineage that nobody
+    /// asked for by hand.
+    pub spacing: Duration,
     /// When renewed certificates may be handed over.
     pub maintenance: Option<Arc<dyn Maintenance>>,
 }
@@ -75,7 +88,7 @@ pub struct Wanted {
 }
 
 /// How a pass over one certificate ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The newest generation.
     pub generation: Generation,

@@ -61,8 +61,11 @@ pub struct Record {
     pub served: BTreeMap<String, Served>,
     /// The order under way; present from before it is sent until it ends.
     pub order: Option<PendingOrder>,
-    /// Failures since the last success.
+    /// Failed issuances since the last success.
     pub failures: Failures,
+    /// Failed hand-overs of the newest certificate.
+    #[serde(default)]
+    pub handover: Failures,
 }
 
 impl Record {
@@ -79,6 +82,7 @@ impl Record {
             served: BTreeMap::new(),
             order: None,
             failures: Failures::default(),
+            handover: Failures::default(),
         }
     }
 }
@@ -96,6 +100,14 @@ pub struct Issued {
     pub at: Timestamp,
     /// When to renew it; `None` until it was drawn.
     pub renewal: Option<Renewal>,
+    /// No renewal before this instant, whatever the CA suggests: a window that
+    /// lies in the past for each new certificate must not become a loop.
+    #[serde(default)]
+    pub renewable_from: Option<Timestamp>,
+    /// Handed over in the maintenance window that opens then, since its
+    /// predecessor is still good; `None`: at once.
+    #[serde(default)]
+    pub handover_at: Option<Timestamp>,
 }
 
 /// The stored draw of a renewal instant (RFC 9773 section 4.2): drawn once,
@@ -126,6 +138,9 @@ pub struct Served {
     pub generation: Generation,
     /// When the handshake saw it.
     pub at: Timestamp,
+    /// The last valid second of the leaf that was shown.
+    #[serde(default)]
+    pub not_after: Option<Timestamp>,
 }
 
 /// An order that may exist at the CA: all that is needed to finish it.

@@ -25,6 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::responses::Responses;
 use crate::identifier::Identifier;
+use crate::sockets::owner_of;
 
 const PATH: &str = "/.well-known/acme-challenge/";
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
@@ -332,53 +333,6 @@ fn with_type(status: StatusCode, content_type: &'static str, body: Bytes) -> Res
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     reply
-}
-
-/// The program that listens on `port`, as far as /proc shows it to us.
-fn owner_of(port: u16) -> Option<(String, u32)> {
-    let inodes: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
-        .iter()
-        .filter_map(|table| std::fs::read_to_string(table).ok())
-        .flat_map(|table| {
-            table
-                .lines()
-                .filter_map(|line| listening_inode(line, port))
-                .collect::<Vec<_>>()
-        })
-        .collect();
-    for process in std::fs::read_dir("/proc").ok()?.flatten() {
-        let Some(pid) = process
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
-            continue;
-        };
-        let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else {
-            continue;
-        };
-        let holds = descriptors.flatten().any(|descriptor| {
-            std::fs::read_link(descriptor.path()).is_ok_and(|target| {
-                inodes
-                    .iter()
-                    .any(|inode| target.as_os_str() == inode.as_str())
-            })
-        });
-        if holds {
-            let program = std::fs::read_to_string(process.path().join("comm")).ok()?;
-            return Some((program.trim().to_owned(), pid));
-        }
-    }
-    None
-}
-
-/// `socket:[INODE]` when the line of /proc/net/tcp is a listener on `port`.
-fn listening_inode(line: &str, port: u16) -> Option<String> {
-    const LISTEN: &str = "0A";
-    let fields: Vec<&str> = line.split_whitespace().collect();
-    let local = u16::from_str_radix(fields.get(1)?.rsplit(':').next()?, 16).ok()?;
-    (local == port && *fields.get(3)? == LISTEN)
-        .then(|| format!("socket:[{}]", fields.get(9).unwrap_or(&"")))
 }
 
 #[cfg(test)]

@@ -205,6 +205,8 @@ pub(super) fn build(
         output: Arc::new(Output::new(output_dir)),
         clock: Arc::new(SystemClock),
         random: Arc::new(SystemRandom),
+        metrics: crate::observe::Metrics::default(),
+        spacing: crate::manage::SPACING,
         maintenance: None,
     };
     let issuer: Arc<dyn crate::acme::Issuer> = Arc::new(client);

@@ -1,6 +1,7 @@
 //! nginx: `nginx -t` where its program can be reached, then HUP to the master
 //! process that the pid file names.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -9,12 +10,15 @@ use async_trait::async_trait;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{DeployError, Target};
+use crate::sockets::listened_on_by;
 
 const PID_FILES: [&str; 3] = [
     "/run/nginx.pid",
     "/run/nginx/nginx.pid",
     "/var/run/nginx.pid",
 ];
+/// Not worth a handshake that only fills its log.
+const PLAIN_HTTP: u16 = 80;
 const MASTER: &str = "nginx: master process ";
 const CHECK_WITHIN: Duration = Duration::from_secs(10);
 /// Of what nginx says; its first errors are the ones that matter.
@@ -158,6 +162,12 @@ impl Target for Nginx {
             pid: master.pid,
             source: error.into(),
         })
+    }
+
+    fn listens_on(&self) -> Option<Vec<SocketAddr>> {
+        let mut found = listened_on_by(self.master().ok()?.pid)?;
+        found.retain(|address| address.port() != PLAIN_HTTP);
+        Some(found)
     }
 }
 

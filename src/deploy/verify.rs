@@ -96,12 +96,31 @@ fn seconds(duration: &Duration) -> String {
     format!("{} s", duration.as_secs())
 }
 
-/// Handshakes until every address of `endpoint` serves `wanted` for `name`.
+/// Where a certificate is looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Every address of an endpoint that the user named.
+    Named(Endpoint),
+    /// One of the addresses on which this server was found listening.
+    Found(String, Vec<SocketAddr>),
+}
+
+impl fmt::Display for Place {
+    /// The endpoint, or the server's name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(endpoint) => endpoint.fmt(f),
+            Self::Found(server, _) => f.write_str(server),
+        }
+    }
+}
+
+/// Handshakes until `place` serves `wanted` for `name`.
 ///
 /// # Errors
 /// When `within` is over; says what is served instead.
 pub async fn verify(
-    endpoint: &Endpoint,
+    place: &Place,
     name: &Identifier,
     wanted: &Fingerprint,
     clock: &dyn Clock,
@@ -110,12 +129,16 @@ pub async fn verify(
     let end = clock.now() + within;
     let mut pause = FIRST_PAUSE;
     loop {
-        let Err(found) = every_address(endpoint, name, wanted).await else {
+        let round = match place {
+            Place::Named(endpoint) => every_address(endpoint, name, wanted).await,
+            Place::Found(_, addresses) => one_address(addresses, name, wanted).await,
+        };
+        let Err(found) = round else {
             return Ok(());
         };
         if clock.now() >= end {
             return Err(VerifyError {
-                endpoint: endpoint.to_string(),
+                endpoint: place.to_string(),
                 name: name.to_string(),
                 within,
                 found,
@@ -124,6 +147,25 @@ pub async fn verify(
         clock.sleep_until((clock.now() + pause).min(end)).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+async fn one_address(
+    addresses: &[SocketAddr],
+    name: &Identifier,
+    wanted: &Fingerprint,
+) -> Result<(), String> {
+    let mut found = Vec::new();
+    for address in addresses {
+        match shows(*address, name, wanted).await {
+            Ok(()) => return Ok(()),
+            Err(other) => found.push(other),
+        }
+    }
+    Err(if found.is_empty() {
+        "it listens on no port but 80".to_owned()
+    } else {
+        found.join("; ")
+    })
 }
 
 async fn every_address(
@@ -137,17 +179,22 @@ async fn every_address(
         return Err("the host has no address".to_owned());
     }
     for address in addresses {
-        let seen = observe(address, name)
-            .await
-            .map_err(|error| format!("{address}: {error}"))?;
-        if seen.fingerprint != *wanted {
-            return Err(format!(
-                "{address} serves another certificate (SHA-256 {}, valid to {})",
-                seen.fingerprint, seen.not_after
-            ));
-        }
+        shows(address, name, wanted).await?;
     }
     Ok(())
+}
+
+async fn shows(address: SocketAddr, name: &Identifier, wanted: &Fingerprint) -> Result<(), String> {
+    let seen = observe(address, name)
+        .await
+        .map_err(|error| format!("{address}: {error}"))?;
+    if seen.fingerprint == *wanted {
+        return Ok(());
+    }
+    Err(format!(
+        "{address} serves another certificate (SHA-256 {}, valid to {})",
+        seen.fingerprint, seen.not_after
+    ))
 }
 
 /// One handshake.
@@ -298,10 +345,10 @@ mod tests {
     async fn proves_the_new_leaf_and_names_the_old_one() {
         let ((old, old_print), (new, new_print)) = (made(), made());
         let (switch, config) = watch::channel(old);
-        let endpoint = serve(config).await;
+        let place = Place::Named(serve(config).await);
         let name = Identifier::parse("example.com").unwrap();
         let standing = VirtualClock::new(Timestamp::from_seconds(0));
-        let error = verify(&endpoint, &name, &new_print, &standing, Duration::ZERO)
+        let error = verify(&place, &name, &new_print, &standing, Duration::ZERO)
             .await
             .unwrap_err();
         assert!(
@@ -310,7 +357,7 @@ mod tests {
         );
         let within = Duration::from_secs(30);
         let (proven, _) = tokio::join!(
-            verify(&endpoint, &name, &new_print, &SystemClock, within),
+            verify(&place, &name, &new_print, &SystemClock, within),
             async {
                 tokio::task::yield_now().await;
                 switch.send(new).unwrap();
@@ -325,8 +372,9 @@ mod tests {
         let endpoint: Endpoint = socket.local_addr().unwrap().to_string().parse().unwrap();
         drop(socket);
         let name = Identifier::parse("example.com").unwrap();
+        let place = Place::Named(endpoint);
         let error = verify(
-            &endpoint,
+            &place,
             &name,
             &Fingerprint::of(b""),
             &SystemClock,

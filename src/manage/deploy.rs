@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::issue::Held;
 use super::{Certificate, ManageError, Parts};
 use crate::certificate::{Bundle, Freshness};
-use crate::deploy::verify::verify;
-use crate::record::{Generation, Issued, Served};
+use crate::deploy::verify::{Place, verify};
+use crate::record::{Failures, Generation, Issued, Served};
 
-/// How long an endpoint may go on showing the old certificate.
+/// How long the endpoints may go on showing the old certificate, all in all.
 const PROOF_WITHIN: Duration = Duration::from_secs(30);
 
 /// The output itself, in [`crate::record::Record::deployed`].
@@ -27,15 +27,34 @@ pub async fn deploy(
     let Some(issued) = held.record.issued.clone() else {
         return Ok(());
     };
-    publish(parts, held, &issued).await?;
-    held.record
-        .deployed
-        .insert(FILES.to_owned(), issued.generation);
+    let published = publish(parts, held, &issued).await;
+    parts.metrics.deployment(FILES, published.is_ok());
+    published?;
+    let deployed = &mut held.record.deployed;
+    deployed.insert(FILES.to_owned(), issued.generation);
+    let ended = match tell(parts, certificate, held, &issued).await {
+        Ok(()) => prove(parts, certificate, held, &issued).await,
+        Err(error) => Err(error),
+    };
+    for target in &certificate.targets {
+        parts.metrics.deployment(target.name(), ended.is_ok());
+    }
+    ended?;
+    held.record.handover = Failures::default();
+    held.save(parts.store.as_ref(), None).await
+}
+
+/// Tells each target that has not been seen to serve the newest generation.
+async fn tell(
+    parts: &Parts,
+    certificate: &Certificate,
+    held: &mut Held,
+    issued: &Issued,
+) -> Result<(), ManageError> {
     for target in &certificate.targets {
         let name = target.name().to_owned();
-        if held.record.deployed.get(&name) == Some(&issued.generation)
-            && all_served(held, issued.generation)
-        {
+        let told = held.record.deployed.get(&name) == Some(&issued.generation);
+        if told && all_served(held, issued.generation) {
             continue;
         }
         target.check().await?;
@@ -43,8 +62,7 @@ pub async fn deploy(
         held.record.deployed.insert(name, issued.generation);
         held.save(parts.store.as_ref(), None).await?;
     }
-    prove(parts, certificate, held, &issued).await?;
-    held.save(parts.store.as_ref(), None).await
+    Ok(())
 }
 
 /// Puts the stored pair where consumers read it; repeating it changes nothing.
@@ -76,28 +94,48 @@ fn all_served(held: &Held, generation: Generation) -> bool {
         .all(|served| served.generation == generation)
 }
 
+/// The places where `certificate` must be seen; none when the user named no
+/// endpoint and no target shows where it listens.
+#[must_use]
+pub fn places(certificate: &Certificate) -> Vec<Place> {
+    if !certificate.endpoints.is_empty() {
+        return certificate
+            .endpoints
+            .iter()
+            .cloned()
+            .map(Place::Named)
+            .collect();
+    }
+    let found = certificate.targets.iter().filter_map(|target| {
+        let addresses = target.listens_on()?;
+        Some(Place::Found(target.name().to_owned(), addresses))
+    });
+    found.collect()
+}
+
 async fn prove(
     parts: &Parts,
     certificate: &Certificate,
     held: &mut Held,
     issued: &Issued,
 ) -> Result<(), ManageError> {
-    for endpoint in &certificate.endpoints {
+    let places = places(certificate);
+    if places.is_empty() && !certificate.targets.is_empty() {
+        tracing::warn!(lineage = %held.record.lineage, "nothing proves that it is served: name an endpoint with --verify HOST:PORT");
+    }
+    let end = parts.clock.now() + PROOF_WITHIN;
+    for place in places {
         for identifier in &issued.facts.identifiers {
-            verify(
-                endpoint,
-                identifier,
-                &issued.facts.fingerprint,
-                parts.clock.as_ref(),
-                PROOF_WITHIN,
-            )
-            .await?;
+            let within = end.since(parts.clock.now());
+            let (wanted, clock) = (&issued.facts.fingerprint, parts.clock.as_ref());
+            verify(&place, identifier, wanted, clock, within).await?;
         }
         let seen = Served {
             generation: issued.generation,
             at: parts.clock.now(),
+            not_after: Some(issued.facts.not_after),
         };
-        held.record.served.insert(endpoint.to_string(), seen);
+        held.record.served.insert(place.to_string(), seen);
         held.save(parts.store.as_ref(), None).await?;
     }
     Ok(())

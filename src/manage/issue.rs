@@ -4,14 +4,15 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
-use super::deploy::{FILES, deploy};
+use super::deploy::{FILES, deploy, places};
 use super::{Certificate, ManageError, Outcome, Parts, Wanted};
 use crate::acme::{AcmeError, Cause, Journal, JournalError};
-use crate::certificate::{Bundle, Freshness, Secret};
+use crate::certificate::{Bundle, Facts, Freshness, KeyType, Secret};
 use crate::record::{Failures, Issued, PendingOrder, Record, Renewal, Revision};
-use crate::renew::backoff::{FailureKind, after_failure};
-use crate::renew::decide::{Next, next};
+use crate::renew::backoff::{FailureKind, after_failure, after_handover_failure};
+use crate::renew::decide::{self, Next, next};
 use crate::renew::window;
 use crate::store::Store;
 use crate::time::Timestamp;
@@ -36,10 +37,19 @@ impl Held {
         self.revision = store.save(&self.record, self.revision, bundle).await?;
         Ok(())
     }
+
+    /// Makes a failure durable. That failure is what the user must hear of, not
+    /// that the disk which caused it cannot keep a note of it.
+    async fn save_or_warn(&mut self, store: &dyn Store) {
+        if let Err(error) = self.save(store, None).await {
+            tracing::warn!(lineage = %self.record.lineage, "the failure could not be noted: {error}");
+        }
+    }
 }
 
 /// When a pass orders.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Urge {
     /// When it is due and not backing off.
     Due,
@@ -64,22 +74,15 @@ pub async fn pass(
     let mut held = load(parts, certificate, urge).await?;
     let mut issued = false;
     if urge == Urge::Force {
-        let replaces = held
-            .record
-            .issued
-            .as_ref()
-            .and_then(|issued| issued.facts.renewal_id.clone());
+        let replaces = decide::replaces(&held.record, parts.clock.now());
         issue(parts, certificate, &mut held, replaces).await?;
         issued = true;
     }
     loop {
         let now = parts.clock.now();
         match next(&held.record, now, parts.random.as_ref()) {
-            Next::Issue { .. } if issued => {
-                return Err(ManageError::Halted(
-                    "the certificate just issued is due for renewal already".into(),
-                ));
-            }
+            // One order a pass, whatever the CA says of its newest certificate.
+            Next::Issue { .. } if issued => return outcome(&held.record, issued, now),
             Next::Issue { replaces, .. } => {
                 issue(parts, certificate, &mut held, replaces).await?;
                 issued = true;
@@ -91,7 +94,7 @@ pub async fn pass(
                 }
                 held.save(parts.store.as_ref(), None).await?;
             }
-            Next::Deploy => deploy(parts, certificate, &mut held).await?,
+            Next::Deploy => hand_over(parts, certificate, &mut held).await?,
             Next::Wait(until) => return outcome(&held.record, issued, until),
             Next::Halt(reason) => return Err(ManageError::Halted(format!("{reason:?}"))),
         }
@@ -132,8 +135,8 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
     let fits =
         |order: &PendingOrder| order.identifiers == wanted.identifiers && order.ca == wanted.ca;
     record.order = record.order.filter(fits);
-    if urge != Urge::Due && !record.failures.asked_to_wait {
-        record.failures.retry_at = None;
+    if urge != Urge::Due {
+        unhold(&mut record);
     }
     let known = |name: &str| {
         (
@@ -152,24 +155,49 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
         parts.output.live(&wanted.lineage).unwrap_or_default(),
     );
     record.deployed = deployed;
-    let endpoints: Vec<String> = certificate
-        .endpoints
+    let places: Vec<String> = places(certificate)
         .iter()
         .map(ToString::to_string)
         .collect();
-    record
-        .served
-        .retain(|endpoint, _| endpoints.contains(endpoint));
-    for endpoint in endpoints {
+    record.served.retain(|place, _| places.contains(place));
+    for place in places {
         record
             .served
-            .entry(endpoint)
+            .entry(place)
             .or_insert_with(|| crate::record::Served {
                 generation: crate::record::Generation::default(),
                 at: parts.clock.now(),
+                not_after: None,
             });
     }
     Ok(Held { record, revision })
+}
+
+/// What a user asks for by hand waits for no back-off of ours and for no
+/// maintenance window; only for what the CA itself has said.
+fn unhold(record: &mut Record) {
+    if !record.failures.asked_to_wait {
+        record.failures.retry_at = None;
+    }
+    record.handover.retry_at = None;
+    if let Some(issued) = record.issued.as_mut() {
+        issued.handover_at = None;
+    }
+}
+
+/// Hands over, and stores what it failed with: the next pass tries again.
+async fn hand_over(
+    parts: &Parts,
+    certificate: &Certificate,
+    held: &mut Held,
+) -> Result<(), ManageError> {
+    let Err(error) = deploy(parts, certificate, held).await else {
+        return Ok(());
+    };
+    let now = parts.clock.now();
+    held.record.handover = after_handover_failure(&held.record.handover, error.to_string(), now);
+    held.save_or_warn(parts.store.as_ref()).await;
+    Err(error)
 }
 
 /// Orders, checks and stores a new generation.
@@ -203,13 +231,14 @@ async fn issue(
             source,
         })
     });
+    parts.metrics.issuance(&wanted.ca, ended.is_ok());
     match ended {
         Ok(bundle) => {
             settle(parts, wanted, held, &bundle).await?;
             refresh(parts, certificate, held).await
         }
         Err(error) => {
-            note_failure(parts, held, &error).await?;
+            note_failure(parts, held, &error).await;
             Err(error)
         }
     }
@@ -222,10 +251,9 @@ async fn intend(
     held: &mut Held,
     replaces: Option<String>,
 ) -> Result<PendingOrder, ManageError> {
-    let kind = wanted.key;
-    let key_pem = match tokio::task::spawn_blocking(move || kind.generate()).await {
-        Ok(key) => key?,
-        Err(stopped) => return Err(ManageError::Halted(stopped.to_string())),
+    let key_pem = match kept_key(parts, wanted, &held.record).await? {
+        Some(key) => key,
+        None => new_key(wanted.key).await?,
     };
     let pending = PendingOrder {
         ca: wanted.ca.clone(),
@@ -240,6 +268,29 @@ async fn intend(
     Ok(pending)
 }
 
+/// The newest certificate's key, where the user wants it kept.
+async fn kept_key(
+    parts: &Parts,
+    wanted: &Wanted,
+    record: &Record,
+) -> Result<Option<Secret>, ManageError> {
+    let (true, Some(issued)) = (wanted.reuse_key, &record.issued) else {
+        return Ok(None);
+    };
+    let stored = parts
+        .store
+        .bundle(&wanted.lineage, issued.generation)
+        .await?;
+    Ok(stored.map(|(key, _)| key))
+}
+
+async fn new_key(kind: KeyType) -> Result<Secret, ManageError> {
+    match tokio::task::spawn_blocking(move || kind.generate()).await {
+        Ok(key) => Ok(key?),
+        Err(stopped) => Err(ManageError::Halted(stopped.to_string())),
+    }
+}
+
 async fn settle(
     parts: &Parts,
     wanted: &Wanted,
@@ -247,6 +298,9 @@ async fn settle(
     bundle: &Bundle,
 ) -> Result<(), ManageError> {
     let record = &mut held.record;
+    let now = parts.clock.now();
+    let predecessor = record.issued.as_ref().map(|issued| &issued.facts);
+    let handover_at = maintenance_window(parts, predecessor, now);
     record.issued = Some(Issued {
         generation: record
             .issued
@@ -255,12 +309,27 @@ async fn settle(
             .next(),
         facts: bundle.facts().clone(),
         ca: wanted.ca.clone(),
-        at: parts.clock.now(),
+        at: now,
         renewal: None,
+        renewable_from: Some(now + parts.spacing),
+        handover_at,
     });
     record.order = None;
     record.failures = Failures::default();
+    record.handover = Failures::default();
     held.save(parts.store.as_ref(), Some(bundle)).await
+}
+
+/// When the new certificate is handed over: in the next maintenance window, if
+/// its predecessor is comfortably good until then.
+fn maintenance_window(
+    parts: &Parts,
+    predecessor: Option<&Facts>,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let opens = parts.maintenance.as_ref()?.next_after(now)?;
+    let good_until = window::latest(predecessor?);
+    (opens <= good_until).then_some(opens)
 }
 
 /// Asks for the renewal window and stores the instant drawn from it. A CA that
@@ -314,11 +383,7 @@ async fn refresh(
 /// RFC 9773 section 4.3.3: a temporary error waits this long.
 const REFRESH_AFTER_FAILURE: std::time::Duration = std::time::Duration::from_secs(6 * 3600);
 
-async fn note_failure(
-    parts: &Parts,
-    held: &mut Held,
-    error: &ManageError,
-) -> Result<(), ManageError> {
+async fn note_failure(parts: &Parts, held: &mut Held, error: &ManageError) {
     let (kind, ended) = match error {
         ManageError::Acme(AcmeError { cause, .. }) => match cause {
             Cause::RateLimited { retry_after, .. } => (
@@ -351,7 +416,7 @@ async fn note_failure(
         now,
         parts.random.as_ref(),
     );
-    held.save(parts.store.as_ref(), None).await
+    held.save_or_warn(parts.store.as_ref()).await;
 }
 
 struct RecordJournal<'a> {

@@ -8,6 +8,8 @@ use crate::record::Failures;
 use crate::time::Timestamp;
 
 const MINUTE: Duration = Duration::from_secs(60);
+const HANDOVER_PAUSE: Duration = Duration::from_secs(15);
+const LONGEST_HANDOVER_PAUSE: Duration = Duration::from_secs(300);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -57,6 +59,20 @@ pub fn after_failure(
         count,
         retry_at: Some(now + pause),
         asked_to_wait: matches!(kind, FailureKind::RateLimited { .. }),
+        last: Some(message),
+    }
+}
+
+/// The hand-over's failures after one more: 15 s, doubling up to 5 minutes. It
+/// costs no CA anything, and it shall heal soon after its cause is gone.
+#[must_use]
+pub fn after_handover_failure(failures: &Failures, message: String, now: Timestamp) -> Failures {
+    let doublings = failures.count.min(5);
+    let pause = (HANDOVER_PAUSE * (1 << doublings)).min(LONGEST_HANDOVER_PAUSE);
+    Failures {
+        count: failures.count.saturating_add(1),
+        retry_at: Some(now + pause),
+        asked_to_wait: false,
         last: Some(message),
     }
 }

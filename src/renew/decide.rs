@@ -47,9 +47,28 @@ pub fn next(record: &Record, now: Timestamp, random: &dyn Random) -> Next {
     };
     let usable = issued.facts.not_after > now;
     // A certificate in hand comes first: it may be the better one already.
-    if usable && !is_proven(record, issued) {
-        return Next::Deploy;
+    let handover_at = if usable && !is_proven(record, issued) {
+        match issued.handover_at.max(record.handover.retry_at) {
+            Some(at) if at > now => Some(at),
+            _ => return Next::Deploy,
+        }
+    } else {
+        None
+    };
+    match renew(record, issued, usable, backing_off, now, random) {
+        Next::Wait(until) => Next::Wait(handover_at.map_or(until, |at| at.min(until))),
+        other => other,
     }
+}
+
+fn renew(
+    record: &Record,
+    issued: &Issued,
+    usable: bool,
+    backing_off: Option<Timestamp>,
+    now: Timestamp,
+    random: &dyn Random,
+) -> Next {
     let wanted = issued.facts.identifiers == record.identifiers && issued.ca == record.ca;
     if record.order.is_some() || !wanted || !usable {
         return unless_backing_off(backing_off, order(record, Some(issued), now));
@@ -62,7 +81,7 @@ pub fn next(record: &Record, now: Timestamp, random: &dyn Random) -> Next {
             refresh_at: None,
         });
     };
-    let due = renewal.at.min(latest(&issued.facts));
+    let due = due(issued, renewal);
     if due <= now {
         return unless_backing_off(backing_off, order(record, Some(issued), now));
     }
@@ -73,11 +92,23 @@ pub fn next(record: &Record, now: Timestamp, random: &dyn Random) -> Next {
     }
 }
 
+/// When the certificate shall be renewed: the drawn instant, no later than a
+/// tenth of the life before its end, no earlier than its issuance allows.
+#[must_use]
+pub fn due(issued: &Issued, renewal: &Renewal) -> Timestamp {
+    let wanted = renewal.at.min(latest(&issued.facts));
+    issued
+        .renewable_from
+        .map_or(wanted, |from| wanted.max(from))
+}
+
 fn unless_backing_off(backing_off: Option<Timestamp>, otherwise: Next) -> Next {
     backing_off.map_or(otherwise, Next::Wait)
 }
 
-fn is_proven(record: &Record, issued: &Issued) -> bool {
+/// Whether every target and endpoint has the newest certificate.
+#[must_use]
+pub fn is_proven(record: &Record, issued: &Issued) -> bool {
     record
         .deployed
         .values()
@@ -88,9 +119,17 @@ fn is_proven(record: &Record, issued: &Issued) -> bool {
             .all(|served| served.generation == issued.generation)
 }
 
+/// The certificate that an order would replace, as RFC 9773 names it: only the
+/// CA that issued it, for the same names, can be told of it.
+#[must_use]
+pub fn replaces(record: &Record, now: Timestamp) -> Option<String> {
+    let issued = record.issued.as_ref()?;
+    let same = issued.ca == record.ca && issued.facts.identifiers == record.identifiers;
+    let usable = issued.facts.not_after > now;
+    issued.facts.renewal_id.clone().filter(|_| same && usable)
+}
+
 fn order(record: &Record, issued: Option<&Issued>, now: Timestamp) -> Next {
-    let predecessor = issued
-        .filter(|issued| issued.ca == record.ca && issued.facts.identifiers == record.identifiers);
     let urgent = issued.is_some_and(|issued| {
         let window_is_past = issued
             .renewal
@@ -100,7 +139,7 @@ fn order(record: &Record, issued: Option<&Issued>, now: Timestamp) -> Next {
         window_is_past || critical(&issued.facts) <= now
     });
     Next::Issue {
-        replaces: predecessor.and_then(|issued| issued.facts.renewal_id.clone()),
+        replaces: replaces(record, now),
         urgent,
     }
 }
@@ -157,6 +196,8 @@ mod tests {
             ca: record.ca.clone(),
             at,
             renewal: None,
+            renewable_from: None,
+            handover_at: None,
         });
     }
 
@@ -265,6 +306,7 @@ mod tests {
             Served {
                 generation: Generation(0),
                 at: START,
+                not_after: None,
             },
         );
         assert_eq!(next(&record, START, &random), Next::Deploy);
@@ -273,12 +315,50 @@ mod tests {
             Served {
                 generation: Generation(1),
                 at: START,
+                not_after: None,
             },
         );
         record.deployed.insert("nginx".into(), Generation(0));
         assert_eq!(next(&record, START, &random), Next::Deploy);
         record.deployed.insert("nginx".into(), Generation(1));
         assert!(matches!(next(&record, START, &random), Next::Draw(_)));
+    }
+
+    #[test]
+    fn handing_over_waits_for_its_window_and_its_own_back_off_only() {
+        let (mut record, random) = (record(90 * DAY), SeededRandom::new(8));
+        record.deployed.insert("nginx".into(), Generation(0));
+        record.issued.as_mut().unwrap().renewal = Some(Renewal {
+            at: START + Duration::from_secs(60 * DAY),
+            window: None,
+            refresh_at: None,
+        });
+        let opens = START + Duration::from_secs(HOUR);
+        record.issued.as_mut().unwrap().handover_at = Some(opens);
+        assert_eq!(next(&record, START, &random), Next::Wait(opens));
+        assert_eq!(next(&record, opens, &random), Next::Deploy);
+        let again = opens + Duration::from_secs(15);
+        record.handover.retry_at = Some(again);
+        assert_eq!(next(&record, opens, &random), Next::Wait(again));
+        assert_eq!(next(&record, again, &random), Next::Deploy);
+    }
+
+    #[test]
+    fn a_window_that_is_always_past_is_no_loop() {
+        let (mut record, random) = (record(90 * DAY), SeededRandom::new(9));
+        let issued = record.issued.as_mut().unwrap();
+        issued.renewable_from = Some(START + Duration::from_secs(HOUR));
+        issued.renewal = Some(Renewal {
+            at: START,
+            window: Some(Window {
+                start: START - Duration::from_secs(DAY),
+                end: START,
+            }),
+            refresh_at: None,
+        });
+        let from = START + Duration::from_secs(HOUR);
+        assert_eq!(next(&record, START, &random), Next::Wait(from));
+        assert!(matches!(next(&record, from, &random), Next::Issue { .. }));
     }
 
     #[test]

@@ -1,0 +1,135 @@
+//! The owner's schedule (`[renew] schedule`), in cron's notation and UTC: it
+//! pokes the supervisor, and may be the maintenance window in which renewed
+//! certificates are handed over.
+//!
+//! The cron job only pokes. Its scheduler wakes twice a second on the wall
+//! clock and may miss an instant; what must happen at an instant is a deadline
+//! of the supervisor's own.
+
+use std::fmt;
+use std::str::FromStr;
+
+use chrono::{DateTime, Utc};
+use croner::Cron;
+use croner::parser::{CronParser, Seconds};
+use serde::{Deserialize, Serialize};
+use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
+
+use super::Maintenance;
+use super::supervise::Handle;
+use crate::time::Timestamp;
+
+/// A cron expression of five fields, or of six with the seconds first.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Schedule {
+    text: String,
+    cron: Cron,
+}
+
+impl FromStr for Schedule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let with_seconds = match text.split_whitespace().count() {
+            5 => format!("0 {text}"),
+            _ => text.to_owned(),
+        };
+        let parser = CronParser::builder().seconds(Seconds::Required).build();
+        let cron = parser
+            .parse(&with_seconds)
+            .map_err(|error| format!("`{}` is no cron expression: {error}", text.escape_debug()))?;
+        let schedule = Self {
+            text: with_seconds,
+            cron,
+        };
+        if schedule.next_after(Timestamp::from_seconds(0)).is_none() {
+            return Err(format!("`{}` never comes", text.escape_debug()));
+        }
+        Ok(schedule)
+    }
+}
+
+impl TryFrom<String> for Schedule {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Schedule> for String {
+    fn from(schedule: Schedule) -> Self {
+        schedule.text
+    }
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl PartialEq for Schedule {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Schedule {}
+
+impl Maintenance for Schedule {
+    fn next_after(&self, now: Timestamp) -> Option<Timestamp> {
+        let now = DateTime::<Utc>::from_timestamp(now.seconds(), 0)?;
+        let next = self.cron.find_next_occurrence(&now, false).ok()?;
+        Some(Timestamp::from_seconds(next.timestamp()))
+    }
+}
+
+/// Pokes `handle` at every instant of `schedule`, until what is returned is
+/// shut down.
+///
+/// # Errors
+/// When the scheduler does not start.
+pub async fn start(schedule: &Schedule, handle: Handle) -> Result<JobScheduler, JobSchedulerError> {
+    let scheduler = JobScheduler::new().await?;
+    let job = Job::new_async(schedule.text.as_str(), move |_, _| {
+        let handle = handle.clone();
+        Box::pin(async move { handle.sweep().await })
+    })?;
+    scheduler.add(job).await?;
+    scheduler.start().await?;
+    Ok(scheduler)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn next(text: &str, now: &str) -> String {
+        let now = serde_json::from_value(now.into()).unwrap();
+        let next = text.parse::<Schedule>().unwrap().next_after(now);
+        next.map_or_else(|| "never".into(), |at| at.to_string())
+    }
+
+    #[test]
+    fn opens_at_the_next_instant_in_utc() {
+        let now = "2026-11-25T03:00:00Z";
+        assert_eq!(next("0 3 * * *", now), "2026-11-26T03:00:00Z");
+        assert_eq!(next("30 0 3 * * *", now), "2026-11-25T03:00:30Z");
+        assert_eq!(next("0 4 * * SUN", now), "2026-11-29T04:00:00Z");
+    }
+
+    #[test]
+    fn refuses_what_is_none_and_what_never_comes() {
+        for text in [
+            "",
+            "every day",
+            "61 * * * *",
+            "0 0 30 2 *",
+            "* * * * * * * *",
+        ] {
+            assert!(text.parse::<Schedule>().is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The state of a certificate, as its record and the one decision have it.
+
+use crate::observe::status::{Action, Status};
+use crate::random::Random;
+use crate::record::{Issued, Record};
+use crate::renew::decide::{Next, due, is_proven, next};
+use crate::time::Timestamp;
+
+/// What there is to show of `record` at `now`.
+#[must_use]
+pub fn status(record: &Record, now: Timestamp, random: &dyn Random) -> Status {
+    let (next_action, next_at) = upcoming(record, now, random);
+    let issued = record.issued.as_ref();
+    Status {
+        name: record.lineage.clone(),
+        identifiers: record.identifiers.clone(),
+        ca: record.ca.clone(),
+        not_after: issued.map(|issued| issued.facts.not_after),
+        next_action,
+        next_at,
+        generation_issued: issued.map(|issued| issued.generation),
+        generation_served: record.served.values().map(|served| served.generation).min(),
+        served: record.served.clone(),
+        proven: issued.is_some_and(|issued| is_proven(record, issued)),
+        late: issued.is_some_and(|issued| is_late(issued, now)),
+        last_error: last_error(record),
+    }
+}
+
+/// A wait is shown as what it waits for.
+fn upcoming(record: &Record, now: Timestamp, random: &dyn Random) -> (Action, Timestamp) {
+    match next(record, now, random) {
+        Next::Issue { .. } => (Action::Issue, now),
+        Next::Deploy => (Action::Deploy, now),
+        Next::RefreshWindow | Next::Draw(_) => (Action::Refresh, now),
+        Next::Halt(_) => (Action::Halt, now),
+        Next::Wait(until) => match next(record, until, random) {
+            Next::Issue { .. } => (Action::Issue, until),
+            Next::Deploy => (Action::Deploy, until),
+            Next::Halt(_) => (Action::Halt, until),
+            // What the owner asks is when it will be renewed; the questions to
+            // the CA in between are housekeeping.
+            Next::RefreshWindow | Next::Draw(_) | Next::Wait(_) => {
+                let renewal = record.issued.as_ref().and_then(|issued| {
+                    let renewal = issued.renewal.as_ref()?;
+                    Some(due(issued, renewal))
+                });
+                match renewal {
+                    Some(at) => (Action::Issue, at),
+                    None => (Action::Refresh, until),
+                }
+            }
+        },
+    }
+}
+
+fn is_late(issued: &Issued, now: Timestamp) -> bool {
+    let grace = issued.facts.lifetime() / 20;
+    let overdue = issued
+        .renewal
+        .as_ref()
+        .is_some_and(|renewal| due(issued, renewal) + grace < now);
+    overdue || issued.facts.not_after < now
+}
+
+fn last_error(record: &Record) -> Option<String> {
+    record
+        .handover
+        .last
+        .clone()
+        .or_else(|| record.failures.last.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::certificate::{Facts, Fingerprint};
+    use crate::identifier::{Identifier, Lineage};
+    use crate::random::SeededRandom;
+    use crate::record::{Generation, Renewal};
+
+    const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    fn issued() -> Record {
+        let name = Identifier::parse("example.com").unwrap();
+        let mut record = Record::new(Lineage::of(&name), [name].into(), "https://ca".into());
+        record.issued = Some(Issued {
+            generation: Generation(1),
+            facts: Facts {
+                identifiers: record.identifiers.clone(),
+                not_before: START,
+                not_after: START + DAY * 90,
+                fingerprint: Fingerprint::of(b""),
+                renewal_id: None,
+            },
+            ca: record.ca.clone(),
+            at: START,
+            renewal: Some(Renewal {
+                at: START + DAY * 60,
+                window: None,
+                refresh_at: Some(START + DAY),
+            }),
+            renewable_from: None,
+            handover_at: None,
+        });
+        record
+    }
+
+    #[test]
+    fn shows_the_renewal_and_not_the_questions_before_it() {
+        let shown = status(&issued(), START, &SeededRandom::new(0));
+        assert_eq!(shown.next_action, Action::Issue);
+        assert_eq!(shown.next_at, START + DAY * 60);
+        assert!(shown.is_ready());
+    }
+
+    #[test]
+    fn is_late_a_twentieth_of_the_life_after_it_was_due() {
+        let late = |days: u32| status(&issued(), START + DAY * days, &SeededRandom::new(0)).late;
+        assert_eq!(
+            [late(60), late(64), late(65), late(91)],
+            [false, false, true, true]
+        );
+    }
+
+    #[test]
+    fn is_not_ready_before_it_is_issued_handed_over_and_proven() {
+        let mut record = issued();
+        record.deployed.insert("nginx".into(), Generation(0));
+        record.handover.last = Some("it ignores the signal".into());
+        let shown = status(&record, START, &SeededRandom::new(0));
+        assert_eq!((shown.proven, shown.next_action), (false, Action::Deploy));
+        assert_eq!(shown.last_error.as_deref(), Some("it ignores the signal"));
+        record.issued = None;
+        assert!(!status(&record, START, &SeededRandom::new(0)).is_ready());
+    }
+}

@@ -1,0 +1,89 @@
+//! The state of certificates as it is shown: by `certs status`, by the API and
+//! in the metrics.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use serde::{Deserialize, Serialize};
+
+use crate::identifier::{Identifier, Lineage};
+use crate::record::{Generation, Served};
+use crate::time::Timestamp;
+
+/// What a certificate does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// It is to be ordered for the first time, or renewed.
+    Issue,
+    /// It is to be handed over and proven.
+    Deploy,
+    /// The CA is to be asked for its renewal window.
+    Refresh,
+    /// Nothing can be done without the owner.
+    Halt,
+}
+
+/// One certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its lineage.
+    pub name: Lineage,
+    /// What it is for.
+    pub identifiers: BTreeSet<Identifier>,
+    /// The CA's directory URL.
+    pub ca: String,
+    /// The last valid second of the newest one; `None` before the first.
+    pub not_after: Option<Timestamp>,
+    /// What is done next.
+    pub next_action: Action,
+    /// When; in the past when it is overdue.
+    pub next_at: Timestamp,
+    /// The newest generation; `None` before the first.
+    pub generation_issued: Option<Generation>,
+    /// The oldest generation that an endpoint was last seen to serve; `None`
+    /// when no endpoint is named, 0 when one serves none of ours yet.
+    pub generation_served: Option<Generation>,
+    /// What each endpoint was last seen to serve.
+    pub served: BTreeMap<String, Served>,
+    /// Issued, handed over, and proven wherever an endpoint is named.
+    pub proven: bool,
+    /// The renewal is overdue by a twentieth of the lifetime, or the
+    /// certificate has expired.
+    pub late: bool,
+    /// The last failure since the last success.
+    pub last_error: Option<String>,
+}
+
+impl Status {
+    /// Whether the owner need not worry.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.proven && !self.late
+    }
+}
+
+/// The latest state of every certificate, shared by who writes and who shows it.
+#[derive(Clone, Debug, Default)]
+pub struct Board(Arc<RwLock<BTreeMap<Lineage, Status>>>);
+
+impl Board {
+    /// Puts the newest state up.
+    pub fn post(&self, status: Status) {
+        let mut board = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        board.insert(status.name.clone(), status);
+    }
+
+    /// Leaves only `kept` on the board.
+    pub fn retain(&self, kept: &BTreeSet<Lineage>) {
+        let mut board = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        board.retain(|lineage, _| kept.contains(lineage));
+    }
+
+    /// All of them, by name.
+    #[must_use]
+    pub fn all(&self) -> Vec<Status> {
+        let board = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        board.values().cloned().collect()
+    }
+}
