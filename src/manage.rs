@@ -3,6 +3,7 @@
 //! nothing themselves.
 
 pub mod deploy;
+pub mod front;
 pub mod issue;
 pub mod schedule;
 pub mod status;

@@ -7,4 +7,6 @@
 
 pub mod credentials;
 pub mod dialer;
+#[cfg(test)]
+mod fixture;
 pub mod terminator;

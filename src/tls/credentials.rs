@@ -232,3 +232,159 @@ impl fmt::Debug for Credentials {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustls::pki_types::{CertificateDer, ServerName};
+    use rustls::{ClientConfig, HandshakeKind, RootCertStore};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::tls::dialer::DialError;
+    use crate::tls::fixture::{Authority, NOW, echoes, identifier, lineage, publisher, serve};
+    use crate::tls::terminator::Limits;
+
+    #[tokio::test]
+    async fn a_swap_shows_in_the_next_handshake_and_ends_no_connection() {
+        let authority = Authority::new();
+        let (publisher, credentials, _) = publisher(&[&["example.com"]]);
+        let (address, dialer) = (serve(&credentials, Limits::default()), authority.dialer());
+        let name = identifier("example.com");
+        let mut kept = Vec::new();
+        for _ in 0..5 {
+            let bundle = authority.bundle(&["example.com"]);
+            publisher.publish(&lineage("example.com"), &bundle).unwrap();
+            for _ in 0..4 {
+                let (stream, leaf) = dialer.connect(address, &name).await.unwrap();
+                assert_eq!(leaf, bundle.facts().fingerprint);
+                kept.push(stream);
+            }
+            for stream in &mut kept {
+                assert!(echoes(stream).await, "a swap ended a connection");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_sound_is_refused_and_the_last_good_pair_stays() {
+        let authority = Authority::new();
+        let (publisher, credentials, clock) = publisher(&[&["example.com"]]);
+        let (address, dialer) = (serve(&credentials, Limits::default()), authority.dialer());
+        let (name, of) = (identifier("example.com"), lineage("example.com"));
+        let nothing_yet = dialer.connect(address, &name).await;
+        assert!(matches!(nothing_yet, Err(DialError::Handshake(_))));
+        let good = authority.bundle(&["example.com"]);
+        publisher.publish(&of, &good).unwrap();
+        let next = authority.bundle(&["example.com"]);
+
+        let foreign = authority.bundle(&["example.com", "other.example"]);
+        let refused = publisher.publish(&of, &foreign).unwrap_err();
+        assert!(matches!(
+            refused,
+            PublishError::Unsound {
+                source: BundleError::Names { .. },
+                ..
+            }
+        ));
+        let unknown = publisher
+            .publish(&lineage("other.example"), &next)
+            .unwrap_err();
+        assert!(matches!(unknown, PublishError::Unknown(_)));
+        clock.set(next.facts().not_after + Duration::from_secs(1));
+        let refused = publisher.publish(&of, &next).unwrap_err();
+        assert!(matches!(
+            refused,
+            PublishError::Unsound {
+                source: BundleError::Expired(_),
+                ..
+            }
+        ));
+
+        let (_, leaf) = dialer.connect(address, &name).await.unwrap();
+        assert_eq!(leaf, good.facts().fingerprint);
+        clock.set(NOW);
+        publisher.publish(&of, &next).unwrap();
+        let (_, leaf) = dialer.connect(address, &name).await.unwrap();
+        assert_eq!(leaf, next.facts().fingerprint);
+    }
+
+    #[test]
+    fn the_name_picks_the_pair() {
+        let authority = Authority::new();
+        let served: [&[&str]; 3] = [
+            &["example.com", "www.example.com"],
+            &["*.example.com"],
+            &["192.0.2.1", "ip.example"],
+        ];
+        let (publisher, credentials, _) = publisher(&served);
+        let bundles = served.map(|names| {
+            let bundle = authority.bundle(names);
+            publisher.publish(&lineage(names[0]), &bundle).unwrap();
+            bundle
+        });
+        let picked = |name: Option<&str>| {
+            let pair = credentials.now().pick(name)?;
+            bundles
+                .iter()
+                .position(|bundle| bundle.chain() == pair.cert)
+        };
+        assert_eq!(picked(Some("example.com")), Some(0));
+        assert_eq!(
+            picked(Some("WWW.example.com")),
+            Some(0),
+            "the exact name comes first"
+        );
+        assert_eq!(picked(Some("api.example.com")), Some(1));
+        assert_eq!(
+            picked(Some("a.b.example.com")),
+            None,
+            "a wildcard is one label"
+        );
+        assert_eq!(picked(Some("ip.example")), Some(2));
+        assert_eq!(picked(Some("other.example")), None);
+        assert_eq!(picked(Some("..")), None);
+        assert_eq!(picked(None), Some(0), "no name: the first");
+    }
+
+    /// A client that resumes where it may; returns how its handshake went.
+    async fn handshake(config: &Arc<ClientConfig>, address: std::net::SocketAddr) -> HandshakeKind {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let name = ServerName::try_from("example.com").unwrap();
+        let connector = tokio_rustls::TlsConnector::from(config.clone());
+        let mut stream = connector.connect(name, stream).await.unwrap();
+        // The tickets come with the first bytes that are read.
+        stream.write_all(b"ping").await.unwrap();
+        stream.read_exact(&mut [0; 4]).await.unwrap();
+        stream.get_ref().1.handshake_kind().unwrap()
+    }
+
+    #[tokio::test]
+    async fn sessions_are_resumed_but_never_across_a_swap() {
+        let authority = Authority::new();
+        let (publisher, credentials, _) = publisher(&[&["example.com"]]);
+        let address = serve(&credentials, Limits::default());
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(CertificateDer::from_pem_slice(authority.root().as_bytes()).unwrap())
+            .unwrap();
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            let config =
+                ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+                    .with_protocol_versions(&[version])
+                    .unwrap()
+                    .with_root_certificates(roots.clone())
+                    .with_no_client_auth();
+            let config = Arc::new(config);
+            let publish =
+                || publisher.publish(&lineage("example.com"), &authority.bundle(&["example.com"]));
+            publish().unwrap();
+            assert_eq!(handshake(&config, address).await, HandshakeKind::Full);
+            assert_eq!(handshake(&config, address).await, HandshakeKind::Resumed);
+            publish().unwrap();
+            assert_eq!(handshake(&config, address).await, HandshakeKind::Full);
+        }
+    }
+}

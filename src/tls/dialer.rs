@@ -71,13 +71,19 @@ impl Dialer {
         address: SocketAddr,
         name: &Identifier,
     ) -> Result<(Stream, Fingerprint), DialError> {
-        let asked = ServerName::try_from(name.to_string())
-            .map_err(|_| DialError::Name(name.clone()))?;
-        let stream = TcpStream::connect(address).await.map_err(DialError::Connect)?;
+        let asked =
+            ServerName::try_from(name.to_string()).map_err(|_| DialError::Name(name.clone()))?;
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(DialError::Connect)?;
         // A request is one small write: waiting for more only delays it.
         stream.set_nodelay(true).map_err(DialError::Connect)?;
         let stream = self.0.connect(asked, stream).await.map_err(sort)?;
-        let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let leaf = stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(<[_]>::first);
         let leaf = leaf.map(|leaf| Fingerprint::of(leaf));
         let nothing_shown = || DialError::Certificate(rustls::Error::NoCertificatesPresented);
         Ok((stream, leaf.ok_or_else(nothing_shown)?))
@@ -85,9 +91,46 @@ impl Dialer {
 }
 
 fn sort(error: std::io::Error) -> DialError {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let inner = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
         Some(inner @ rustls::Error::InvalidCertificate(_)) => DialError::Certificate(inner.clone()),
         _ => DialError::Handshake(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::fixture::{Authority, identifier, lineage, publisher, serve};
+    use crate::tls::terminator::Limits;
+
+    #[tokio::test]
+    async fn trusts_its_root_alone_and_only_for_the_name() {
+        let (authority, other) = (Authority::new(), Authority::new());
+        let (publisher, credentials, _) = publisher(&[&["*.example.com"], &["192.0.2.1"]]);
+        for name in ["*.example.com", "192.0.2.1"] {
+            publisher
+                .publish(&lineage(name), &authority.bundle(&[name]))
+                .unwrap();
+        }
+        let address = serve(&credentials, Limits::default());
+        let name = identifier("www.example.com");
+        assert!(authority.dialer().connect(address, &name).await.is_ok());
+        let untrusted = other.dialer().connect(address, &name).await;
+        assert!(matches!(untrusted, Err(DialError::Certificate(_))));
+        // Without a name the first pair is shown, and it is not for the address.
+        let misnamed = authority
+            .dialer()
+            .connect(address, &identifier("192.0.2.1"))
+            .await;
+        assert!(matches!(misnamed, Err(DialError::Certificate(_))));
+        let wildcard = authority
+            .dialer()
+            .connect(address, &identifier("*.example.com"))
+            .await;
+        assert!(matches!(wildcard, Err(DialError::Name(_))));
+        assert!(Dialer::new(b"").is_err());
     }
 }

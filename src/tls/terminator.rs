@@ -222,3 +222,132 @@ impl Drop for Place {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::sync::oneshot;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::tls::fixture::{Authority, Echo, echoes, identifier, lineage, publisher, serve};
+
+    fn published(authority: &Authority) -> Arc<Credentials> {
+        let (publisher, credentials, _) = publisher(&[&["example.com"]]);
+        publisher
+            .publish(&lineage("example.com"), &authority.bundle(&["example.com"]))
+            .unwrap();
+        credentials
+    }
+
+    /// The other end closes, in whatever manner.
+    async fn closed(stream: &mut TcpStream) {
+        let mut heard = Vec::new();
+        let _ = stream.read_to_end(&mut heard).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_nothing_is_cut_at_the_deadline_and_keeps_nobody_out() {
+        let authority = Authority::new();
+        let limits = Limits {
+            connections: 9,
+            by_address: 9,
+        };
+        let address = serve(&published(&authority), limits);
+        let begun = Instant::now();
+        let mut stalled = Vec::new();
+        for _ in 0..8 {
+            stalled.push(TcpStream::connect(address).await.unwrap());
+        }
+        let name = identifier("example.com");
+        let (mut served, _) = authority.dialer().connect(address, &name).await.unwrap();
+        assert!(echoes(&mut served).await);
+        for stream in &mut stalled {
+            closed(stream).await;
+        }
+        let waited = begun.elapsed();
+        assert!(waited >= HANDSHAKE_DEADLINE, "{waited:?}");
+        assert!(waited < HANDSHAKE_DEADLINE * 2, "{waited:?}");
+        assert!(
+            echoes(&mut served).await,
+            "the deadline is the handshake's alone"
+        );
+    }
+
+    #[tokio::test]
+    async fn one_connection_too_many_is_closed_and_its_place_comes_back() {
+        let authority = Authority::new();
+        for (connections, by_address) in [(2, 9), (9, 2)] {
+            let limits = Limits {
+                connections,
+                by_address,
+            };
+            let address = serve(&published(&authority), limits);
+            let (dialer, name) = (authority.dialer(), identifier("example.com"));
+            let (first, _) = dialer.connect(address, &name).await.unwrap();
+            let (mut second, _) = dialer.connect(address, &name).await.unwrap();
+            assert!(dialer.connect(address, &name).await.is_err());
+            drop(first);
+            let again = async { while dialer.connect(address, &name).await.is_err() {} };
+            let patience = Duration::from_secs(20);
+            tokio::time::timeout(patience, again).await.unwrap();
+            assert!(echoes(&mut second).await);
+        }
+    }
+
+    #[tokio::test]
+    async fn told_to_stop_it_takes_nobody_and_waits_for_who_is_there() {
+        let authority = Authority::new();
+        let local = "127.0.0.1:0".parse().unwrap();
+        let terminator =
+            Terminator::bind(local, &published(&authority), Limits::default()).unwrap();
+        let address = terminator.address().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = tokio::spawn(terminator.serve(Arc::new(Echo), async {
+            let _ = stopped.await;
+        }));
+        let (dialer, name) = (authority.dialer(), identifier("example.com"));
+        let (mut stream, _) = dialer.connect(address, &name).await.unwrap();
+        assert!(echoes(&mut stream).await);
+        stop.send(()).unwrap();
+        // The handler was told, closed in good manners, and everything ends.
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await.unwrap();
+        serving.await.unwrap();
+        assert!(matches!(
+            dialer.connect(address, &name).await,
+            Err(crate::tls::dialer::DialError::Connect(_))
+        ));
+    }
+
+    /// Talks for ever and heeds nobody.
+    struct Deaf;
+
+    #[async_trait]
+    impl Handler for Deaf {
+        async fn converse(&self, _stream: Stream, _peer: SocketAddr, _stopping: Stopping) {
+            pending::<()>().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_conversation_that_does_not_end_is_cut() {
+        let authority = Authority::new();
+        let local = "127.0.0.1:0".parse().unwrap();
+        let terminator =
+            Terminator::bind(local, &published(&authority), Limits::default()).unwrap();
+        let address = terminator.address().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = tokio::spawn(terminator.serve(Arc::new(Deaf), async {
+            let _ = stopped.await;
+        }));
+        let name = identifier("example.com");
+        let _held = authority.dialer().connect(address, &name).await.unwrap();
+        stop.send(()).unwrap();
+        let begun = Instant::now();
+        serving.await.unwrap();
+        assert!(begun.elapsed() >= LAST_WORDS);
+    }
+}
