@@ -4,6 +4,7 @@
 
 pub mod nginx;
 pub mod output;
+pub mod owner;
 pub mod verify;
 
 use std::net::SocketAddr;

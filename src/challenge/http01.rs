@@ -81,11 +81,21 @@ impl BindError {
     }
 }
 
+/// Is told how each request ended: `answered`, `unknown`, `redirected` or
+/// `refused`.
+pub type Tally = Arc<dyn Fn(&'static str) + Send + Sync>;
+
 /// Sockets that are bound and not served yet.
-#[derive(Debug)]
 pub struct Listener {
     sockets: Vec<TcpListener>,
+    served: Served,
+}
+
+/// What every connection shares.
+#[derive(Clone)]
+struct Served {
     responses: Responses,
+    tally: Tally,
 }
 
 impl Listener {
@@ -108,7 +118,18 @@ impl Listener {
                 })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { sockets, responses })
+        let tally: Tally = Arc::new(|_| {});
+        Ok(Self {
+            sockets,
+            served: Served { responses, tally },
+        })
+    }
+
+    /// Tells `tally` of every request.
+    #[must_use]
+    pub fn counted_by(mut self, tally: Tally) -> Self {
+        self.served.tally = tally;
+        self
     }
 
     /// The addresses that are listened on, with the ports the system chose.
@@ -125,7 +146,7 @@ impl Listener {
         let caps = Arc::new(Caps::default());
         let mut accepting = tokio::task::JoinSet::new();
         for socket in self.sockets {
-            accepting.spawn(accept(socket, self.responses.clone(), caps.clone()));
+            accepting.spawn(accept(socket, self.served.clone(), caps.clone()));
         }
         while accepting.join_next().await.is_some() {}
     }
@@ -204,12 +225,12 @@ impl Drop for Place {
     }
 }
 
-async fn accept(socket: TcpListener, responses: Responses, caps: Arc<Caps>) {
+async fn accept(socket: TcpListener, served: Served, caps: Arc<Caps>) {
     loop {
         match socket.accept().await {
             Ok((stream, peer)) => {
                 if let Some(place) = caps.admit(peer.ip()) {
-                    tokio::spawn(converse(stream, responses.clone(), place));
+                    tokio::spawn(converse(stream, served.clone(), place));
                 }
             }
             Err(error) => {
@@ -221,9 +242,10 @@ async fn accept(socket: TcpListener, responses: Responses, caps: Arc<Caps>) {
     }
 }
 
-async fn converse(stream: TcpStream, responses: Responses, place: Place) {
+async fn converse(stream: TcpStream, served: Served, place: Place) {
     let service = service_fn(move |request| {
-        let reply = answer(&request, &responses);
+        let reply = answer(&request, &served.responses);
+        (served.tally)(kind(reply.status()));
         async move { Ok::<_, Infallible>(reply) }
     });
     let connection = http1::Builder::new()
@@ -234,6 +256,15 @@ async fn converse(stream: TcpStream, responses: Responses, place: Place) {
     // Whatever a stranger's connection ended with is not worth a log line.
     let _ = tokio::time::timeout(CONNECTION_DEADLINE, connection).await;
     drop(place);
+}
+
+fn kind(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::OK => "answered",
+        StatusCode::NOT_FOUND => "unknown",
+        StatusCode::PERMANENT_REDIRECT => "redirected",
+        _ => "refused",
+    }
 }
 
 fn answer(request: &Request<Incoming>, responses: &Responses) -> Response<Full<Bytes>> {
@@ -480,6 +511,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn each_request_is_counted_by_how_it_ended() {
+        let counted = Arc::new(Mutex::new(Vec::new()));
+        let tally = {
+            let counted = counted.clone();
+            Arc::new(move |kind| counted.lock().unwrap().push(kind))
+        };
+        let bound = Listener::bind(&["127.0.0.1:0".parse().unwrap()], Responses::default());
+        let listener = bound.unwrap().counted_by(tally);
+        let address = listener.addresses()[0];
+        tokio::spawn(listener.serve());
+        for (method, path) in [("GET", "/"), ("GET", PATH), ("PUT", "/")] {
+            fetch(address, method, path, "example.com", "").await;
+        }
+        let counted = counted.lock().unwrap();
+        assert_eq!(*counted, ["redirected", "unknown", "refused"]);
+    }
+
+    #[tokio::test]
     async fn one_address_cannot_take_every_place() {
         let caps = Arc::new(Caps::default());
         let one: IpAddr = "192.0.2.1".parse().unwrap();
@@ -495,7 +544,9 @@ mod tests {
     #[tokio::test]
     async fn a_taken_port_names_who_has_it() {
         let (address, _responses) = serving().await;
-        let error = Listener::bind(&[address], Responses::default()).unwrap_err();
+        let error = Listener::bind(&[address], Responses::default())
+            .err()
+            .unwrap();
         let pid = format!("(pid {})", std::process::id());
         assert!(error.to_string().contains(&pid), "{error}");
         assert!(error.hint().contains("--webroot"));

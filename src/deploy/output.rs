@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use rcgen::{CertificateParams, KeyPair};
 use thiserror::Error;
 
+use super::owner::Owner;
 use crate::certificate::{Bundle, Freshness, Secret};
 use crate::files;
 use crate::identifier::{Identifier, Lineage};
@@ -39,13 +40,24 @@ pub enum OutputError {
 #[derive(Debug)]
 pub struct Output {
     root: PathBuf,
+    owner: Owner,
 }
 
 impl Output {
     /// The output below `root`; nothing is touched yet.
     #[must_use]
     pub fn new(root: PathBuf) -> Self {
-        Self { root }
+        Self {
+            root,
+            owner: Owner::default(),
+        }
+    }
+
+    /// Gives what is written from here on to `owner`.
+    #[must_use]
+    pub fn owned_by(mut self, owner: Owner) -> Self {
+        self.owner = owner;
+        self
     }
 
     /// The directory to name in a proxy's configuration.
@@ -68,10 +80,10 @@ impl Output {
         let place = archive.join(generation.to_string());
         let contents = contents(bundle);
         if !is_intact(&place, &contents) {
-            for directory in [&self.root.join("archive"), &archive] {
-                make_shared(directory)?;
+            for directory in [&self.root, &self.root.join("archive"), &archive] {
+                make_shared(directory, self.owner)?;
             }
-            write_generation(&archive, &place, generation, &contents)?;
+            write_generation(&archive, &place, generation, &contents, self.owner)?;
         }
         if self.live(lineage) != Some(generation) {
             self.switch(lineage, generation)?;
@@ -111,7 +123,7 @@ impl Output {
     fn switch(&self, lineage: &Lineage, generation: Generation) -> Result<(), OutputError> {
         let link = self.live_path(lineage);
         let live = self.root.join("live");
-        make_shared(&live)?;
+        make_shared(&live, self.owner)?;
         let aside = live.join(format!(".{lineage}.new"));
         files::remove_if_there(&aside).map_err(at("remove", &aside))?;
         let target = Path::new("../archive")
@@ -169,6 +181,7 @@ fn write_generation(
     place: &Path,
     generation: Generation,
     contents: &[(&str, u32, Secret)],
+    owner: Owner,
 ) -> Result<(), OutputError> {
     let staged = archive.join(format!(".new-{generation}"));
     remove_directory(&staged)?;
@@ -176,8 +189,9 @@ fn write_generation(
     for (name, mode, content) in contents {
         let path = staged.join(name);
         files::write_new(&path, *mode, content.expose().as_bytes()).map_err(at("write", &path))?;
+        give(&path, *mode, owner)?;
     }
-    set_mode(&staged, DIRECTORY)?;
+    give(&staged, DIRECTORY, owner)?;
     files::sync_parent(&staged.join("privkey.pem")).map_err(at("flush", &staged))?;
     // Only what a crash or a foreign hand left unfinished can stand there.
     let damaged = archive.join(format!(".old-{generation}"));
@@ -190,15 +204,18 @@ fn write_generation(
     remove_directory(&damaged)
 }
 
-fn make_shared(path: &Path) -> Result<(), OutputError> {
+fn make_shared(path: &Path, owner: Owner) -> Result<(), OutputError> {
     if path.is_dir() {
         return Ok(());
     }
     files::make_directory(path, 0o700).map_err(at("create", path))?;
-    set_mode(path, DIRECTORY)
+    give(path, DIRECTORY, owner)?;
+    files::sync_parent(path).map_err(at("flush", path))
 }
 
-fn set_mode(path: &Path, mode: u32) -> Result<(), OutputError> {
+/// The owner first: giving a file away takes its set-group-id bit.
+fn give(path: &Path, mode: u32, owner: Owner) -> Result<(), OutputError> {
+    owner.take(path).map_err(at("change the owner of", path))?;
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode))
         .map_err(at("set the mode of", path))
 }
@@ -283,6 +300,7 @@ mod tests {
             ("cert.pem", CERTIFICATE),
             ("chain.pem", CERTIFICATE),
             ("", DIRECTORY),
+            ("../../..", DIRECTORY),
         ] {
             assert_eq!(
                 std::fs::metadata(live.join(name)).unwrap().mode() & 0o7777,
@@ -296,6 +314,27 @@ mod tests {
             .collect();
         kept.sort();
         assert_eq!(kept, ["0003", "0004", "0005"]);
+    }
+
+    #[test]
+    fn what_is_published_belongs_to_the_owner_that_was_named() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: the output's owner: only root may give files away");
+            return;
+        }
+        let (_directory, output) = made();
+        let output = output.owned_by(Owner {
+            user: Some(4321),
+            group: Some(8765),
+        });
+        let bundle = self_signed(&names(), NOW).unwrap();
+        output.publish(&lineage(), Generation(1), &bundle).unwrap();
+        let live = output.live_path(&lineage());
+        for (path, mode) in [(live.join("privkey.pem"), KEY), (live.join(""), DIRECTORY)] {
+            let found = std::fs::metadata(&path).unwrap();
+            let found = (found.uid(), found.gid(), found.mode() & 0o7777);
+            assert_eq!(found, (4321, 8765, mode), "{}", path.display());
+        }
     }
 
     #[test]
