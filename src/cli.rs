@@ -3,6 +3,7 @@
 //! the user reads and an exit code.
 
 pub mod args;
+mod demo;
 mod issue;
 mod output;
 mod parts;
@@ -29,7 +30,10 @@ pub fn run(
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    output::start_logging(&arguments.global);
+    // The demonstration tells its own story; -v adds what the parts say.
+    if !matches!(arguments.verb, Verb::Demo(_)) || arguments.global.verbose > 0 {
+        output::start_logging(&arguments.global);
+    }
     let ended = match arguments.verb {
         Verb::Completions { shell } => {
             clap_complete::generate(
@@ -43,6 +47,7 @@ pub fn run(
         Verb::Man => clap_mangen::Man::new(Arguments::command())
             .render(&mut std::io::stdout())
             .map_err(|error| Failure::unexpected(error.to_string())),
+        Verb::Demo(options) => demo::demo(&arguments.global, &options, &environment),
         verb => runtime()
             .and_then(|runtime| runtime.block_on(act(&arguments.global, verb, &environment))),
     };
@@ -61,7 +66,7 @@ async fn act(
         Verb::Issue(options) => issue::issue(global, options, environment).await,
         Verb::Run(options) => issue::run(global, options, environment).await,
         Verb::Status { name } => status::status(global, name.as_ref(), environment).await,
-        Verb::Completions { .. } | Verb::Man => Ok(()),
+        Verb::Completions { .. } | Verb::Man | Verb::Demo(_) => Ok(()),
     }
 }
 

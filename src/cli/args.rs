@@ -65,6 +65,8 @@ pub enum Verb {
         /// Only this one
         name: Option<Lineage>,
     },
+    /// Show it all on loopback within half a minute: issue, serve, renew and swap under load
+    Demo(super::demo::Demo),
     /// Print a completion script
     Completions {
         /// For which shell

@@ -1,0 +1,212 @@
+//! Clients that never stop asking while certificates are swapped below them.
+//! Half of them keep their connection as browsers do, half make a new one for
+//! each request; all verify up to the CA's root. Paced, so that what is
+//! measured is the swap and not a machine without air.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{CONNECTION, HOST};
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::stage::Site;
+use super::tally::{Kind, Tally};
+use crate::tls::dialer::{DialError, Dialer};
+
+/// How many there are.
+pub(super) const CLIENTS: usize = 16;
+const BETWEEN_KEPT: Duration = Duration::from_millis(10);
+const BETWEEN_NEW: Duration = Duration::from_millis(40);
+const STAGGER: Duration = Duration::from_millis(3);
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Of each client; no run is near it.
+const MOST_REQUESTS: usize = 100_000;
+
+/// Whether the server may close a kept connection between two requests, as
+/// nginx does at each reload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Manners {
+    /// It has no reason to: it counts as a failure.
+    NeverCloses,
+    /// It may; the client then does what browsers do, and asks again.
+    ClosesIdle,
+}
+
+/// Clients at work.
+pub(super) struct Load {
+    clients: JoinSet<()>,
+    stop: watch::Sender<bool>,
+}
+
+impl Load {
+    /// Sets them to work on `sites`, all of them at `address`.
+    pub(super) fn start(
+        dialer: &Dialer,
+        address: SocketAddr,
+        sites: &[Site],
+        manners: Manners,
+        tally: &Arc<Tally>,
+    ) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let mut clients = JoinSet::new();
+        for number in 0..CLIENTS {
+            let mut sites = sites.to_vec();
+            // Each begins with another name.
+            let first = number / 2 % sites.len().max(1);
+            sites.rotate_left(first);
+            let client = Client {
+                dialer: dialer.clone(),
+                address,
+                sites,
+                manners,
+                tally: tally.clone(),
+                keeps: number % 2 == 0,
+            };
+            let delay = STAGGER * u32::try_from(number).unwrap_or(0);
+            clients.spawn(client.work(delay, stopped.clone()));
+        }
+        Self { clients, stop }
+    }
+
+    /// Lets each end the request that it is at.
+    pub(super) async fn stop(mut self) {
+        self.stop.send_replace(true);
+        while self.clients.join_next().await.is_some() {}
+    }
+}
+
+struct Client {
+    dialer: Dialer,
+    address: SocketAddr,
+    sites: Vec<Site>,
+    manners: Manners,
+    tally: Arc<Tally>,
+    keeps: bool,
+}
+
+type Connection = SendRequest<Empty<Bytes>>;
+type Ended<T> = Result<T, (Kind, String)>;
+
+/// How an attempt on a connection failed.
+enum Broken {
+    /// Before a byte of the answer came.
+    Unanswered(String),
+    /// Later.
+    Failed(Kind, String),
+}
+
+impl Client {
+    async fn work(self, delay: Duration, stopped: watch::Receiver<bool>) {
+        let pause = if self.keeps {
+            BETWEEN_KEPT
+        } else {
+            BETWEEN_NEW
+        };
+        let mut pace = tokio::time::interval_at(Instant::now() + delay, pause);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut kept = None;
+        for site in self.sites.iter().cycle().take(MOST_REQUESTS) {
+            pace.tick().await;
+            if *stopped.borrow() {
+                return;
+            }
+            // A client that keeps its connection stays with the first name.
+            let site = if self.keeps { &self.sites[0] } else { site };
+            let begun = Instant::now();
+            match tokio::time::timeout(PATIENCE, self.ask(site, &mut kept)).await {
+                Ok(Ok(())) => self.tally.answered(begun),
+                Ok(Err((kind, detail))) => self.tally.failed(kind, &detail),
+                Err(_) => {
+                    self.tally.failed(Kind::Timeout, &site.name.to_string());
+                    kept = None;
+                }
+            }
+        }
+    }
+
+    async fn ask(&self, site: &Site, kept: &mut Option<Connection>) -> Ended<()> {
+        let mut at_hand = kept.take();
+        if at_hand.as_ref().is_some_and(SendRequest::is_closed) {
+            at_hand = None;
+            self.closed_while_idle()?;
+        }
+        if let Some(mut connection) = at_hand {
+            match self.exchange(site, &mut connection).await {
+                Ok(()) => {
+                    *kept = Some(connection);
+                    return Ok(());
+                }
+                // It was being closed just as we asked.
+                Err(Broken::Unanswered(_)) => self.closed_while_idle()?,
+                Err(Broken::Failed(kind, detail)) => return Err((kind, detail)),
+            }
+        }
+        let mut connection = self.connect(site).await?;
+        match self.exchange(site, &mut connection).await {
+            Ok(()) => {
+                *kept = self.keeps.then_some(connection);
+                Ok(())
+            }
+            Err(Broken::Unanswered(detail)) => Err((Kind::Request, detail)),
+            Err(Broken::Failed(kind, detail)) => Err((kind, detail)),
+        }
+    }
+
+    fn closed_while_idle(&self) -> Ended<()> {
+        if self.manners == Manners::NeverCloses {
+            return Err((Kind::Dropped, "a kept connection was closed".to_owned()));
+        }
+        self.tally.closed_while_idle();
+        Ok(())
+    }
+
+    async fn connect(&self, site: &Site) -> Ended<Connection> {
+        let begun = Instant::now();
+        let dialled = self.dialer.connect(self.address, &site.name).await;
+        let (stream, leaf) = dialled.map_err(|error| {
+            let kind = match error {
+                DialError::Connect(_) => Kind::Connect,
+                DialError::Certificate(_) => Kind::Certificate,
+                DialError::Handshake(_) | DialError::Name(_) => Kind::Handshake,
+            };
+            (kind, format!("{}: {error}", site.name))
+        })?;
+        self.tally.shook_hands(&site.lineage, &leaf, begun);
+        let opened = handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = opened.map_err(|e| (Kind::Request, e.to_string()))?;
+        // How it ended is seen by whoever sends on it next.
+        tokio::spawn(async { drop(connection.await) });
+        Ok(sender)
+    }
+
+    async fn exchange(&self, site: &Site, connection: &mut Connection) -> Result<(), Broken> {
+        let unanswered = |error: hyper::Error| Broken::Unanswered(error.to_string());
+        let failed = |detail: String| Broken::Failed(Kind::Request, detail);
+        connection.ready().await.map_err(unanswered)?;
+        let mut request = Request::get("/").header(HOST, site.name.to_string());
+        if !self.keeps {
+            request = request.header(CONNECTION, "close");
+        }
+        let request = request
+            .body(Empty::new())
+            .map_err(|error| failed(error.to_string()))?;
+        let answer = connection.send_request(request).await;
+        let answer = answer.map_err(unanswered)?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await;
+        body.map_err(|error| failed(error.to_string()))?;
+        if status == StatusCode::OK {
+            Ok(())
+        } else {
+            Err(Broken::Failed(Kind::Status, status.to_string()))
+        }
+    }
+}
