@@ -1,22 +1,44 @@
 //! Talking to a CA (RFC 8555, ARI by RFC 9773). Only this room names
 //! instant-acme's types; what leaves it are our own words, parsed and bounded.
 //!
+//! instant-acme gives the vocabulary: orders, authorizations, challenges and
+//! problems are read into its types. The flows are ours, since an order must
+//! survive what its flows do not: a lost `Retry-After`, an order whose URL is
+//! dropped with an unexpected echo, an account key that exists only after it
+//! was registered, authorizations one after the other, three tries for a nonce.
+//!
 //! It never decides whether to order, never stores anything itself (a
 //! [`Journal`] does) and trusts nothing that the CA says.
 
+mod account;
+mod authorization;
+mod chains;
 pub mod client;
+mod directory;
 pub mod error;
-mod transport;
+mod exchange;
+#[cfg(test)]
+mod fake;
+mod https;
+mod jws;
+mod order;
+mod poll;
+mod renewal_info;
+mod wire;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub use client::{AccountOptions, Client};
-pub use error::{AcmeError, Cause, Phase};
+pub use account::AccountOptions;
+pub use client::{Client, Options};
+pub use error::{AcmeError, Cause, ExchangeError, Phase};
+pub use exchange::Exchange;
+pub use https::{Https, InProcess};
 
 use crate::certificate::Secret;
 use crate::record::{PendingOrder, Window};
+use crate::time::Timestamp;
 
 /// Where intent is written down before it is acted upon.
 #[async_trait]
@@ -27,12 +49,29 @@ pub trait Journal: Send {
     /// The stored account credentials of this CA, if there are any.
     async fn account(&mut self) -> Result<Option<Secret>, JournalError>;
 
-    /// Makes new account credentials durable.
+    /// Makes account credentials durable: the key alone before it is
+    /// registered, with the account's URL after.
     async fn save_account(&mut self, credentials: &Secret) -> Result<(), JournalError>;
 }
 
 /// What the journal's owner failed with.
 pub type JournalError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Sees each request and reply go by, to count them. `()` looks away.
+pub trait Observer: Send + Sync {
+    /// A request for `endpoint` was answered with `status`; 0 when it was not
+    /// answered.
+    fn request(&self, endpoint: &'static str, status: u16) {
+        let _ = (endpoint, status);
+    }
+
+    /// A reply said that it is `instant` at the CA, in whole seconds.
+    fn date(&self, instant: Timestamp) {
+        let _ = instant;
+    }
+}
+
+impl Observer for () {}
 
 /// A CA that issues.
 #[async_trait]
@@ -46,7 +85,7 @@ pub trait Issuer: Send + Sync {
     ) -> Result<String, AcmeError>;
 
     /// The suggested renewal window and when to ask again; `None` when the CA
-    /// offers none.
+    /// offers none. It needs no account.
     async fn renewal_info(
         &self,
         renewal_id: &str,

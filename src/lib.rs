@@ -8,6 +8,49 @@
 //! - A key and its chain are one value, checked before anything sees them.
 //! - A published generation never changes; the `live` link moves last.
 //! - Intent is stored before every step that cannot be taken back.
+//! - Correctness rests on compare-and-swap, never on the timing of a lease.
+//! - Nothing a CA says reaches a path, a shell or a log line unparsed.
+//!
+//! # The rooms
+//! - [`identifier`], [`certificate`], [`record`], [`time`], [`random`],
+//!   [`files`], [`sockets`]: the vocabulary. It imports nothing of ours.
+//! - [`renew`]: pure decisions: what next, when, how long to back off.
+//! - [`store`]: the durable truth: records, pairs, accounts, leases.
+//! - [`challenge`]: proving control of a name: solvers and the port 80 listener.
+//! - [`acme`]: talking to a CA (RFC 8555, RFC 9773).
+//! - [`deploy`]: files for consumers, servers to be told, the proof by handshake.
+//! - [`tls`]: our own TLS listener, and the pairs it serves.
+//! - [`ca`]: the embedded CA, itself an ACME server.
+//! - [`observe`]: what an operator sees: status, metrics, read-only endpoints.
+//! - [`manage`]: flows that join the parts: a pass, a hand-over, the supervisor.
+//! - [`config`]: what the file, the environment and the command line ask for.
+//! - [`cli`]: the only composition root; one file a verb.
+//!
+//! Who may import whom is a table in `tests/house.rs`, which holds the code
+//! against it.
+//!
+//! # The walk of `example.com`
+//! [`cli::args`] parses it to an [`identifier::Identifier`]; no later code sees
+//! a string. [`config`] resolves what was asked, and the command line's verb
+//! builds the [`manage::Parts`]. [`manage::issue::pass`] takes the lease, loads
+//! the record under it and asks [`renew::decide::next`]. [`acme::Client`] takes
+//! the order to its end; its solver lays the answer into
+//! [`challenge::responses`], where [`challenge::http01`] finds it.
+//! [`certificate::Bundle::new`] proves key, names, chain and dates, and
+//! [`store::Store::save`] keeps it as generation n + 1. [`manage::deploy`]
+//! publishes it through [`deploy::output`], checks and tells the target, and
+//! [`deploy::verify`] sees the new leaf. The record says served = n + 1, exit 0.
+//! If the last steps fail, the next pass says `Deploy`, never a second order.
+//!
+//! # Where this differs from its plan
+//! - [`record::Revision`] is what compare-and-swap compares;
+//!   [`record::Generation`] counts certificates only.
+//! - The flows of ACME are ours, in instant-acme's vocabulary: its own keep
+//!   neither a reply's `Retry-After` nor an order's URL, and answer the
+//!   authorizations of an order one after the other.
+//! - Where no endpoint is named, nginx is asked by way of /proc where it
+//!   listens, so that the proof needs no configuration.
+//! - Look-ups use the system's resolver.
 
 pub mod acme;
 pub mod certificate;

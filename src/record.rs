@@ -150,6 +150,9 @@ pub struct PendingOrder {
     pub ca: String,
     /// What it is for.
     pub identifiers: BTreeSet<Identifier>,
+    /// The certificate profile to ask for, if any.
+    #[serde(default)]
+    pub profile: Option<String>,
     /// The key that the certificate is for, made before anything is sent.
     pub key_pem: Secret,
     /// The order's URL; `None` until the CA has answered.

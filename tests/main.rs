@@ -5,4 +5,5 @@
 
 mod pebble;
 mod support;
+mod surroundings;
 mod usage;

@@ -2,15 +2,7 @@
 
 use std::path::Path;
 
-use crate::support::{Nginx, Pebble, Running, certs, text, until};
-
-/// Runs it and returns what it said, once its exit code is `code`.
-fn run(command: &mut std::process::Command, code: i32) -> String {
-    let output = command.output().unwrap();
-    let told = text(&output);
-    assert_eq!(output.status.code(), Some(code), "{told}");
-    told
-}
+use crate::support::{Nginx, Pebble, Running, certs, run, until};
 
 fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap()
@@ -197,7 +189,7 @@ fn an_unreachable_and_an_untrusted_ca_are_exit_3() {
         3,
     );
     assert!(
-        told.contains("registering the account") && told.contains("hint:"),
+        told.contains("reading the directory") && told.contains("hint:"),
         "{told}"
     );
     let Some(pebble) = Pebble::start(5) else {
@@ -212,4 +204,98 @@ fn an_unreachable_and_an_untrusted_ca_are_exit_3() {
     untrusted = certs(directory.path());
     let told = run(untrusted.args(arguments).arg("example.com").args(listen), 3);
     assert!(told.contains("certificate"), "{told}");
+}
+
+/// Counts requests by their endpoint.
+#[derive(Default)]
+struct Requests(std::sync::Mutex<Vec<&'static str>>);
+
+impl certs::acme::Observer for Requests {
+    fn request(&self, endpoint: &'static str, _status: u16) {
+        self.0.lock().unwrap().push(endpoint);
+    }
+}
+
+/// Forgets everything: one order needs no more.
+struct Forgetful;
+
+#[async_trait::async_trait]
+impl certs::acme::Journal for Forgetful {
+    async fn order(
+        &mut self,
+        _: &certs::record::PendingOrder,
+    ) -> Result<(), certs::acme::JournalError> {
+        Ok(())
+    }
+
+    async fn account(
+        &mut self,
+    ) -> Result<Option<certs::certificate::Secret>, certs::acme::JournalError> {
+        Ok(None)
+    }
+
+    async fn save_account(
+        &mut self,
+        _: &certs::certificate::Secret,
+    ) -> Result<(), certs::acme::JournalError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_name_takes_seven_requests_and_those_of_a_first_meeting() {
+    use certs::acme::{AccountOptions, Client, Https, Issuer, Options};
+    use certs::challenge::{http01::Listener, responses::Responses};
+    use certs::time::{Clock, SystemClock};
+    use std::sync::Arc;
+    let Some(pebble) = Pebble::start(0) else {
+        return;
+    };
+    let responses = Responses::default();
+    let address = (std::net::Ipv4Addr::LOCALHOST, pebble.http_port).into();
+    let listener = Listener::bind(&[address], responses.clone()).unwrap();
+    let (requests, mut journal) = (Arc::new(Requests::default()), Forgetful);
+    let root = std::fs::read(pebble.path("root.pem")).unwrap();
+    let client = Client::new(Options {
+        directory: pebble.directory_url(),
+        account: AccountOptions {
+            terms_agreed: true,
+            ..AccountOptions::default()
+        },
+        exchange: Arc::new(Https::new(Some(&root)).unwrap()),
+        solvers: vec![Arc::new(responses)],
+        clock: Arc::new(SystemClock),
+        observer: requests.clone(),
+        preferred_chain: None,
+    })
+    .unwrap();
+    let order = certs::record::PendingOrder {
+        ca: pebble.directory_url(),
+        identifiers: [certs::identifier::Identifier::parse("example.com").unwrap()].into(),
+        profile: None,
+        key_pem: certs::certificate::KeyType::EcdsaP256.generate().unwrap(),
+        url: None,
+        replaces: None,
+        begun: SystemClock.now(),
+    };
+    tokio::select! {
+        issued = client.issue(order, &mut journal) => drop(issued.unwrap()),
+        () = listener.serve() => panic!("the listener has stopped"),
+    }
+    let expected = [
+        "directory",
+        "new-nonce",
+        "new-account",
+        "new-order",
+        "authorization",
+        "challenge",
+        "order",
+        "finalize",
+        "order",
+        "certificate",
+    ];
+    let mut seen = requests.0.lock().unwrap().clone();
+    // A machine under load may have to ask a second time for the order.
+    seen.dedup();
+    assert_eq!(seen, expected);
 }

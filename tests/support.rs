@@ -30,6 +30,12 @@ impl Running {
         Self(quiet.spawn().unwrap())
     }
 
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = i32::try_from(self.0.id()).unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
     pub(crate) fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
@@ -74,7 +80,7 @@ pub(crate) struct Pebble {
     directory: TempDir,
     pub(crate) http_port: u16,
     port: u16,
-    _servers: [Running; 2],
+    servers: [Running; 2],
 }
 
 impl Pebble {
@@ -127,12 +133,25 @@ impl Pebble {
             directory,
             http_port,
             port,
-            _servers: [dns, pebble],
+            servers: [dns, pebble],
         })
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    pub(crate) fn directory_url(&self) -> String {
+        format!("https://localhost:{}/dir", self.port)
+    }
+
+    /// Hangs until it is resumed, as an overloaded CA does.
+    pub(crate) fn pause(&self) {
+        self.servers[1].signal(rustix::process::Signal::STOP);
+    }
+
+    pub(crate) fn resume(&self) {
+        self.servers[1].signal(rustix::process::Signal::CONT);
     }
 
     /// `certs issue` against this CA, with its own data directory.
@@ -143,7 +162,7 @@ impl Pebble {
                 "issue",
                 "--agree-tos",
                 "--ca",
-                &format!("https://localhost:{}/dir", self.port),
+                &self.directory_url(),
                 "--ca-root",
             ])
             .arg(self.path("root.pem"))
@@ -163,6 +182,14 @@ pub(crate) fn certs(directory: &Path) -> Command {
     command
 }
 
+/// Runs it and returns what it said, once its exit code is `code`.
+pub(crate) fn run(command: &mut Command, code: i32) -> String {
+    let output = command.output().unwrap();
+    let told = text(&output);
+    assert_eq!(output.status.code(), Some(code), "{told}");
+    told
+}
+
 pub(crate) fn text(output: &Output) -> String {
     format!(
         "{}{}",
@@ -175,15 +202,24 @@ pub(crate) fn text(output: &Output) -> String {
 pub(crate) struct Nginx {
     pub(crate) port: u16,
     pub(crate) pid_file: PathBuf,
-    directory: TempDir,
+    directory: PathBuf,
+    _temporary: Option<TempDir>,
     program: PathBuf,
 }
 
 impl Nginx {
     pub(crate) fn start(live: &Path) -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let mut nginx = Self::start_at(live, directory.path(), free_port())?;
+        nginx._temporary = Some(directory);
+        Some(nginx)
+    }
+
+    /// Its own files stand in `directory`, which is made if need be.
+    pub(crate) fn start_at(live: &Path, directory: &Path, port: u16) -> Option<Self> {
         let program = program("CERTS_LAB_NGINX", "/usr/sbin/nginx")?;
-        let (directory, port) = (tempfile::tempdir().unwrap(), free_port());
-        let (root, live) = (directory.path().display(), live.display());
+        std::fs::create_dir_all(directory).unwrap();
+        let (root, live) = (directory.display(), live.display());
         let config = format!(
             "pid {root}/nginx.pid; error_log {root}/error.log; worker_processes 1; events {{}}\n\
              http {{ access_log off; client_body_temp_path {root}/b; proxy_temp_path {root}/p; fastcgi_temp_path {root}/f;\n\
@@ -191,12 +227,13 @@ impl Nginx {
              server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {live}/fullchain.pem; ssl_certificate_key {live}/privkey.pem;\n\
              location / {{ return 200 ok; }} }} }}\n"
         );
-        std::fs::write(directory.path().join("nginx.conf"), config).unwrap();
-        let pid_file = directory.path().join("nginx.pid");
+        std::fs::write(directory.join("nginx.conf"), config).unwrap();
+        let pid_file = directory.join("nginx.pid");
         let nginx = Self {
             port,
             pid_file,
-            directory,
+            directory: directory.to_owned(),
+            _temporary: None,
             program,
         };
         assert!(nginx.command().status().unwrap().success());
@@ -208,7 +245,7 @@ impl Nginx {
         let mut command = Command::new(&self.program);
         command
             .arg("-c")
-            .arg(self.directory.path().join("nginx.conf"))
+            .arg(self.directory.join("nginx.conf"))
             .stderr(Stdio::null());
         command
     }

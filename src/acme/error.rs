@@ -1,14 +1,17 @@
 //! What can go wrong between us and a CA: which CA, in which phase, and what
 //! it said of each identifier, made safe to show.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
 use thiserror::Error;
 
 use super::JournalError;
-use super::transport::TransportError;
+use super::directory::Meta;
+use super::wire;
 use crate::challenge::SolverError;
+use crate::time::Timestamp;
 
 /// The step that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,11 +58,11 @@ pub struct AcmeError {
 #[allow(missing_docs)] // each message is its own documentation
 pub enum Cause {
     #[error("{0}")]
-    Unreachable(String),
+    Unreachable(Explained),
     #[error("the CA's answer makes no sense: {0}")]
     Protocol(String),
     #[error("{0}")]
-    Refused(String),
+    Refused(Explained),
     #[error("{0}")]
     NotProven(String),
     #[error("{message}")]
@@ -68,7 +71,7 @@ pub enum Cause {
         retry_after: Option<Duration>,
     },
     #[error("no answer could be laid out: {0}")]
-    Solver(#[from] SolverError),
+    Solver(SolverError),
     #[error("the intent could not be stored: {0}")]
     Journal(JournalError),
     #[error("no end after {0:?}")]
@@ -79,18 +82,87 @@ pub enum Cause {
     NoChallenge { identifier: String, offered: String },
 }
 
+/// A message with the next thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explained {
+    message: String,
+    hint: Cow<'static, str>,
+    /// The CA's word for it (`caa`, `rejectedIdentifier`); empty for our own.
+    kind: String,
+}
+
+impl Explained {
+    pub(super) fn new(message: String, hint: &'static str) -> Self {
+        Self {
+            message,
+            hint: Cow::Borrowed(hint),
+            kind: String::new(),
+        }
+    }
+}
+
+impl fmt::Display for Explained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// Why there is no reply.
+#[derive(Debug, Error)]
+#[allow(missing_docs)] // each message is its own documentation
+pub enum ExchangeError {
+    #[error("the CA's host name does not resolve: {0}")]
+    Unresolved(String),
+    #[error("no connection to the CA: {0}")]
+    Connect(String),
+    #[error("the CA's own server is not trusted: its certificate is not valid ({0})")]
+    Untrusted(String),
+    #[error("no TLS with the CA: {0}")]
+    Tls(String),
+    #[error("the connection to the CA broke: {0}")]
+    Broken(String),
+    #[error("no answer from the CA within {0:?}")]
+    TimedOut(Duration),
+    #[error("a body of more than {0} bytes")]
+    TooLarge(usize),
+}
+
+impl From<ExchangeError> for Cause {
+    fn from(error: ExchangeError) -> Self {
+        let hint = match &error {
+            ExchangeError::TooLarge(_) => return Self::Protocol(error.to_string()),
+            ExchangeError::Unresolved(_) => "check the directory URL and this machine's DNS",
+            ExchangeError::Connect(_) => {
+                "check the directory URL, the network, and that a firewall lets this machine out"
+            }
+            ExchangeError::Untrusted(_) => {
+                "with a private CA name its root: --ca-root root.pem; with a public one check this machine's clock, and for a proxy that opens TLS"
+            }
+            ExchangeError::Tls(_) => "check that the directory URL leads to an https server",
+            ExchangeError::Broken(_) | ExchangeError::TimedOut(_) => {
+                "run the same command again: an order that was begun is resumed"
+            }
+        };
+        Self::Unreachable(Explained::new(error.to_string(), hint))
+    }
+}
+
+impl From<SolverError> for Cause {
+    fn from(error: SolverError) -> Self {
+        match error {
+            SolverError::Token => Self::Protocol(error.to_string()),
+            other => Self::Solver(other),
+        }
+    }
+}
+
 impl Cause {
     /// The next thing for the user to do.
     #[must_use]
-    pub fn hint(&self) -> &'static str {
+    pub fn hint(&self) -> &str {
         match self {
-            Self::Unreachable(_) => {
-                "check the network, the directory URL, and with a private CA that --ca-root names its root"
-            }
+            Self::Unreachable(explained) | Self::Refused(explained) => &explained.hint,
             Self::Protocol(_) => "check that the URL is an ACME directory; try again later",
-            Self::Refused(_) => {
-                "the CA will not sign this as asked; change what it names and try again"
-            }
             Self::NotProven(_) => {
                 "port 80 of each name must lead here from the internet: check its DNS records, firewalls and forwardings"
             }
@@ -104,45 +176,147 @@ impl Cause {
         }
     }
 
-    /// Sorts an instant-acme error. `retry_after` is what the transport saw.
-    pub(super) fn of(error: instant_acme::Error, retry_after: Option<Duration>) -> Self {
-        match error {
-            instant_acme::Error::Api(problem) => Self::of_problem(&problem, retry_after),
-            instant_acme::Error::Other(inner) => match inner.downcast::<TransportError>() {
-                Ok(transport) => match *transport {
-                    TransportError::Unavailable { .. }
-                    | TransportError::Io(_)
-                    | TransportError::TimedOut(_) => Self::Unreachable(transport.to_string()),
-                    _ => Self::Protocol(transport.to_string()),
-                },
-                Err(other) => Self::Protocol(printable(&other.to_string())),
-            },
-            other => Self::Protocol(printable(&other.to_string())),
+    /// The same cause, told in other words.
+    pub(super) fn with_message(mut self, told: String) -> Self {
+        match &mut self {
+            Self::Unreachable(explained) | Self::Refused(explained) => explained.message = told,
+            Self::Protocol(message)
+            | Self::NotProven(message)
+            | Self::RateLimited { message, .. } => *message = told,
+            _ => {}
+        }
+        self
+    }
+
+    /// The CA's word for a refusal, such as `caa`.
+    pub(super) fn refusal(&self) -> Option<&str> {
+        match self {
+            Self::Refused(explained) => Some(&explained.kind),
+            _ => None,
         }
     }
 
-    pub(super) fn of_problem(
-        problem: &instant_acme::Problem,
-        retry_after: Option<Duration>,
-    ) -> Self {
-        let message = describe(problem);
-        let kind = problem.r#type.as_deref().unwrap_or("");
-        match kind
-            .strip_prefix("urn:ietf:params:acme:error:")
-            .unwrap_or(kind)
-        {
-            "rateLimited" => Self::RateLimited {
-                message,
-                retry_after,
-            },
-            "serverInternal" => Self::Unreachable(message),
-            "badNonce" => Self::Protocol(message),
-            "connection" | "dns" | "incorrectResponse" | "tls" | "unauthorized" => {
-                Self::NotProven(message)
-            }
-            _ => Self::Refused(message),
+    /// Sorts the problem document that a request was answered with.
+    pub(super) fn of_reply(problem: &instant_acme::Problem) -> Self {
+        match wire::kind(problem) {
+            // About the account, while in a challenge it is about the name.
+            "unauthorized" => Self::refused(problem),
+            _ => Self::of_challenge(problem),
         }
     }
+
+    /// Sorts what the CA found when it validated a name.
+    pub(super) fn of_challenge(problem: &instant_acme::Problem) -> Self {
+        match wire::kind(problem) {
+            "rateLimited" => Self::RateLimited {
+                message: describe(problem),
+                retry_after: None,
+            },
+            "serverInternal" => Self::Unreachable(Explained::new(
+                describe(problem),
+                "try again later: the CA is failing",
+            )),
+            "badNonce" => Self::Protocol(describe(problem)),
+            "connection" | "dns" | "incorrectResponse" | "tls" | "unauthorized" => {
+                Self::NotProven(describe(problem))
+            }
+            _ => Self::refused(problem),
+        }
+    }
+
+    fn refused(problem: &instant_acme::Problem) -> Self {
+        let kind = match (wire::kind(problem), problem.subproblems.first()) {
+            ("compound", Some(first)) => {
+                let kind = first.r#type.as_deref().unwrap_or("");
+                kind.rsplit(':').next().unwrap_or(kind)
+            }
+            (kind, _) => kind,
+        };
+        Self::Refused(Explained {
+            message: describe(problem),
+            hint: Cow::Borrowed(refusal_hint(kind)),
+            kind: kind.to_owned(),
+        })
+    }
+
+    /// A refusal of our own making, before anything is sent.
+    pub(super) fn invalid_profile(profile: &str, meta: &Meta) -> Self {
+        Self::Refused(Explained {
+            message: format!("the CA does not offer the profile `{}`", printable(profile)),
+            hint: profiles_hint(meta),
+            kind: "invalidProfile".into(),
+        })
+    }
+
+    /// Adds what only the CA's directory knows to the hint of a refusal.
+    pub(super) fn informed_by(mut self, meta: &Meta, phase: Phase) -> Self {
+        let Self::Refused(explained) = &mut self else {
+            return self;
+        };
+        let terms = meta.terms_of_service.as_deref().map(printable);
+        let identity = meta.caa_identities.first().map(|name| printable(name));
+        let hint = match (explained.kind.as_str(), terms, identity) {
+            ("invalidProfile", ..) => Some(profiles_hint(meta)),
+            ("caa", _, Some(name)) => Some(Cow::Owned(format!(
+                "the name's CAA records forbid this CA; add `0 issue \"{name}\"`, or use a CA that they allow"
+            ))),
+            // Boulder calls terms that were not agreed to malformed.
+            ("userActionRequired" | "malformed", Some(terms), _) if phase == Phase::Account => {
+                Some(Cow::Owned(format!("read {terms}, then add --agree-tos")))
+            }
+            _ => None,
+        };
+        if let Some(hint) = hint {
+            explained.hint = hint;
+        }
+        self
+    }
+
+    /// A rate limit that says until when, where that is known.
+    pub(super) fn rate_limited(
+        message: String,
+        retry_after: Option<Duration>,
+        now: Timestamp,
+    ) -> Self {
+        let until = retry_after.map_or_else(String::new, |wait| {
+            format!(" (the CA asks to come back at {})", now + wait)
+        });
+        Self::RateLimited {
+            message: format!("{message}{until}"),
+            retry_after,
+        }
+    }
+}
+
+fn refusal_hint(kind: &str) -> &'static str {
+    match kind {
+        "caa" => {
+            "the name's CAA records forbid this CA; add it there (its documentation names the value), or use a CA that they allow"
+        }
+        "rejectedIdentifier" | "unsupportedIdentifier" => {
+            "the CA will never sign one of these names; leave that one out, or use another CA"
+        }
+        "userActionRequired" => "open the URL in the message and do what it asks, then try again",
+        "externalAccountRequired" => {
+            "this CA wants the account bound to one of its customers: get the key from its web site and give --eab-kid and --eab-hmac-file"
+        }
+        "unauthorized" | "accountDoesNotExist" => {
+            "the account may be deactivated or revoked: look it up at the CA; with its file below accounts/ moved away a new one is made"
+        }
+        "badPublicKey" | "badCSR" => {
+            "the CA will not take this kind of key: try another --key, without --reuse-key"
+        }
+        "invalidContact" | "unsupportedContact" => "correct --email, or leave it out",
+        _ => "the CA will not sign this as asked; change what it names and try again",
+    }
+}
+
+fn profiles_hint(meta: &Meta) -> Cow<'static, str> {
+    if meta.profiles.is_empty() {
+        return Cow::Borrowed("this CA has no profiles: leave --profile out");
+    }
+    let names: Vec<_> = meta.profiles.keys().map(|name| printable(name)).collect();
+    format!("--profile must be one of: {}", names.join(", ")).into()
 }
 
 /// The CA's `type` and `detail`, and those of its subproblems by identifier.
@@ -206,19 +380,53 @@ mod tests {
             .unwrap()
         };
         assert!(matches!(
-            Cause::of_problem(&problem("rateLimited"), None),
+            Cause::of_reply(&problem("rateLimited")),
             Cause::RateLimited { .. }
         ));
         assert!(matches!(
-            Cause::of_problem(&problem("connection"), None),
+            Cause::of_challenge(&problem("connection")),
             Cause::NotProven(_)
         ));
-        let Cause::Refused(text) = Cause::of_problem(&problem("rejectedIdentifier"), None) else {
+        let Cause::Refused(text) = Cause::of_reply(&problem("rejectedIdentifier")) else {
             panic!()
         };
         assert!(
-            text.contains("a.example: urn:ietf:params:acme:error:caa: no\\u{1b}"),
+            text.to_string()
+                .contains("a.example: urn:ietf:params:acme:error:caa: no\\u{1b}"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn each_refusal_has_a_hint_of_its_own() {
+        let meta = Meta {
+            terms_of_service: Some("https://ca.test/terms".into()),
+            caa_identities: vec!["ca.test".into()],
+            profiles: [("classic".to_owned(), String::new())].into(),
+        };
+        let hint = |kind: &str, phase| {
+            let kind = format!("urn:ietf:params:acme:error:{kind}");
+            let problem = serde_json::from_value(serde_json::json!({"type": kind})).unwrap();
+            let cause = Cause::of_reply(&problem).informed_by(&meta, phase);
+            assert!(matches!(cause, Cause::Refused(_)), "{kind}");
+            cause.hint().to_owned()
+        };
+        for (kind, phase, words) in [
+            ("caa", Phase::Finalize, "0 issue \"ca.test\""),
+            ("rejectedIdentifier", Phase::Order, "leave that one out"),
+            ("userActionRequired", Phase::Account, "--agree-tos"),
+            ("userActionRequired", Phase::Order, "open the URL"),
+            ("malformed", Phase::Account, "https://ca.test/terms"),
+            ("externalAccountRequired", Phase::Account, "--eab-kid"),
+            ("unauthorized", Phase::Order, "deactivated"),
+            ("badPublicKey", Phase::Finalize, "--key"),
+            ("badCSR", Phase::Finalize, "--key"),
+            ("invalidContact", Phase::Account, "--email"),
+            ("invalidProfile", Phase::Order, "one of: classic"),
+            ("malformed", Phase::Order, "change what it names"),
+        ] {
+            let hint = hint(kind, phase);
+            assert!(hint.contains(words), "{kind}: {hint}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::args::{Global, Issue};
 use super::output::Failure;
-use crate::acme::{AccountOptions, Client};
+use crate::acme::{self, AccountOptions, Client, Https};
 use crate::challenge::Solver;
 use crate::challenge::http01::Listener;
 use crate::challenge::responses::Responses;
@@ -183,18 +183,19 @@ pub(super) fn build(
     }
     let account = account(options, &variables, &ca)?;
     let roots = roots(options, &variables)?;
-    let profile = wanted.first().and_then(|wanted| wanted.profile.clone());
     let (solver, listener) = solver(options, &variables)?;
     let (store, directory) = open_store(global, environment)?;
-    let client = Client::new(
-        &ca,
-        roots.as_deref(),
+    let refused = |message| Failure::usage(message, "see --ca and --ca-root");
+    let client = Client::new(acme::Options {
+        directory: ca,
         account,
-        profile,
-        vec![solver],
-        Arc::new(SystemClock),
-    )
-    .map_err(|message| Failure::usage(message, "see --ca and --ca-root"))?;
+        exchange: Arc::new(Https::new(roots.as_deref()).map_err(refused)?),
+        solvers: vec![solver],
+        clock: Arc::new(SystemClock),
+        observer: Arc::new(()),
+        preferred_chain: None,
+    })
+    .map_err(refused)?;
     let output_dir = match (&global.output_dir, variables.value("CERTS_OUTPUT_DIR")?) {
         (Some(given), _) => given.clone(),
         (None, Some(given)) => given.into(),

@@ -258,6 +258,7 @@ async fn intend(
     let pending = PendingOrder {
         ca: wanted.ca.clone(),
         identifiers: wanted.identifiers.clone(),
+        profile: wanted.profile.clone(),
         key_pem,
         url: None,
         replaces,

@@ -1,0 +1,431 @@
+//! Proving control of an order's names (RFC 8555 section 7.5): all of its
+//! authorizations are fetched side by side, every answer is laid out, then the
+//! CA is told of all of them side by side. The answers are taken away however
+//! it ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use instant_acme::{
+    AuthorizationState, AuthorizationStatus, Challenge, ChallengeStatus, ChallengeType, OrderStatus,
+};
+use serde_json::json;
+
+use super::error::{Cause, Phase, describe, printable};
+use super::order::{During, Failed, Flow};
+use super::poll::{FIRST_POLL, Placed};
+use super::wire;
+use crate::challenge::{Answer, ChallengeKind, Solver, Token};
+use crate::identifier::Identifier;
+
+/// Requests of one order under way at once.
+const SIDE_BY_SIDE: usize = 8;
+/// A certificate has a hundred names at most.
+const MOST_AUTHORIZATIONS: usize = 1000;
+
+/// An answer, who lays it out, and where the CA is told.
+struct Planned {
+    solver: Arc<dyn Solver>,
+    answer: Answer,
+    url: String,
+    /// The CA was told by an earlier run.
+    told: bool,
+}
+
+impl Flow<'_> {
+    /// Answers what is still pending and waits until the order has moved on.
+    pub(super) async fn authorize(&self, order: &mut Placed) -> Result<(), Failed> {
+        let phase = Phase::Authorization;
+        let planned = self.plan(order).await.during(phase)?;
+        let ended = self.prove(order, &planned).await;
+        join_all(planned.iter().map(take_away)).await;
+        ended.during(phase)?;
+        if order.state.status == OrderStatus::Invalid {
+            return Err(self.why_invalid(order, phase).await);
+        }
+        Ok(())
+    }
+
+    async fn plan(&self, order: &Placed) -> Result<Vec<Planned>, Cause> {
+        let authorizations = self.authorizations(order).await?;
+        let mut planned = Vec::new();
+        for authorization in &authorizations {
+            match authorization.status {
+                AuthorizationStatus::Valid => {}
+                AuthorizationStatus::Pending => planned.push(self.choose(authorization)?),
+                status => return Err(lost(authorization, status)),
+            }
+        }
+        Ok(planned)
+    }
+
+    async fn authorizations(&self, order: &Placed) -> Result<Vec<AuthorizationState>, Cause> {
+        let urls = &order.state.authorizations;
+        if urls.len() > MOST_AUTHORIZATIONS {
+            let number = urls.len();
+            return Err(Cause::Protocol(format!("{number} authorizations")));
+        }
+        let fetches: Vec<_> = urls
+            .iter()
+            .map(|one| self.authorization(&one.url))
+            .collect();
+        stream::iter(fetches)
+            .buffered(SIDE_BY_SIDE)
+            .try_collect()
+            .await
+    }
+
+    async fn authorization(&self, url: &str) -> Result<AuthorizationState, Cause> {
+        let reply = self.post("authorization", url, None).await?;
+        wire::authorization(&reply.body)
+    }
+
+    /// The first challenge, in the solvers' order, that one of them answers.
+    fn choose(&self, authorization: &AuthorizationState) -> Result<Planned, Cause> {
+        let name = authorization.identifier().to_string();
+        let identifier = Identifier::parse(&name)
+            .map_err(|error| Cause::Protocol(printable(&error.to_string())))?;
+        let answerable = |solver: &Arc<dyn Solver>, challenge: &Challenge| {
+            kind(&challenge.r#type).filter(|kind| solver.supports(*kind, &identifier))
+        };
+        let chosen = self.solvers.iter().find_map(|solver| {
+            let challenges = authorization.challenges.iter();
+            let mut fitting = challenges.filter_map(|c| Some((solver, answerable(solver, c)?, c)));
+            fitting.next()
+        });
+        let Some((solver, kind, challenge)) = chosen else {
+            return Err(none_fits(&identifier, &authorization.challenges));
+        };
+        Ok(Planned {
+            solver: solver.clone(),
+            answer: Answer {
+                kind,
+                token: Token::parse(&challenge.token)?,
+                key_authorization: self.account.key_authorization(&challenge.token),
+                identifier,
+            },
+            url: challenge.url.clone(),
+            told: challenge.status != ChallengeStatus::Pending,
+        })
+    }
+
+    async fn prove(&self, order: &mut Placed, planned: &[Planned]) -> Result<(), Cause> {
+        let presents: Vec<_> = planned
+            .iter()
+            .map(|planned| planned.solver.present(&planned.answer))
+            .collect();
+        let presented: Result<(), _> = stream::iter(presents)
+            .buffered(SIDE_BY_SIDE)
+            .try_collect()
+            .await;
+        presented?;
+        order.retry_after = self.tell(planned).await?;
+        let still = [OrderStatus::Pending];
+        self.poll(order, &still, FIRST_POLL, all_seen(planned))
+            .await
+    }
+
+    /// Tells the CA that the answers are there; returns the longest pause that
+    /// it asks for.
+    async fn tell(&self, planned: &[Planned]) -> Result<Option<Duration>, Cause> {
+        let empty = json!({});
+        let tells: Vec<_> = planned
+            .iter()
+            .filter(|planned| !planned.told)
+            .map(|planned| self.post("challenge", &planned.url, Some(&empty)))
+            .collect();
+        let replies: Vec<_> = stream::iter(tells)
+            .buffered(SIDE_BY_SIDE)
+            .try_collect()
+            .await?;
+        Ok(replies.iter().filter_map(|reply| reply.retry_after).max())
+    }
+
+    /// What the CA found, identifier by identifier.
+    pub(super) async fn why_invalid(&self, order: &Placed, phase: Phase) -> Failed {
+        let mut causes = Vec::new();
+        let mut text = String::new();
+        for authorization in self.authorizations(order).await.unwrap_or_default() {
+            let name = printable(&authorization.identifier().to_string());
+            for problem in authorization
+                .challenges
+                .iter()
+                .filter_map(|c| c.error.as_ref())
+            {
+                causes.push(Cause::of_challenge(problem));
+                text.push_str(&format!("\n  {name}: {}", describe(problem)));
+            }
+        }
+        let cause = match (&order.state.error, causes.pop()) {
+            (Some(problem), None) => Cause::of_reply(problem),
+            (None, None) => {
+                Cause::NotProven("the CA gave the order up and does not say why".into())
+            }
+            (error, Some(last)) => {
+                if let Some(problem) = error {
+                    text.push_str(&format!("\n  the order: {}", describe(problem)));
+                }
+                causes.push(last);
+                gravest(causes).with_message(format!("control was not proven{text}"))
+            }
+        };
+        Failed { phase, cause }
+    }
+}
+
+/// What is worth trying again comes before what is not.
+fn gravest(mut causes: Vec<Cause>) -> Cause {
+    let unproven = causes
+        .iter()
+        .position(|cause| !matches!(cause, Cause::Refused(_)));
+    causes.swap_remove(unproven.unwrap_or(0))
+}
+
+fn kind(kind: &ChallengeType) -> Option<ChallengeKind> {
+    match kind {
+        ChallengeType::Http01 => Some(ChallengeKind::Http01),
+        _ => None,
+    }
+}
+
+fn none_fits(identifier: &Identifier, challenges: &[Challenge]) -> Cause {
+    let offered: Vec<String> = challenges
+        .iter()
+        .map(|challenge| match &challenge.r#type {
+            ChallengeType::Http01 => "http-01".to_owned(),
+            ChallengeType::Dns01 => "dns-01".to_owned(),
+            ChallengeType::TlsAlpn01 => "tls-alpn-01".to_owned(),
+            ChallengeType::Unknown(name) => printable(name),
+            other => format!("{other:?}"),
+        })
+        .collect();
+    Cause::NoChallenge {
+        identifier: identifier.to_string(),
+        offered: if offered.is_empty() {
+            "none".to_owned()
+        } else {
+            printable(&offered.join(", "))
+        },
+    }
+}
+
+/// Invalid, expired, deactivated or revoked: this order leads nowhere.
+fn lost(authorization: &AuthorizationState, status: AuthorizationStatus) -> Cause {
+    let name = printable(&authorization.identifier().to_string());
+    let mut errors = authorization
+        .challenges
+        .iter()
+        .filter_map(|c| c.error.as_ref());
+    match errors.next() {
+        Some(problem) => Cause::of_challenge(problem).with_message(format!(
+            "control was not proven\n  {name}: {}",
+            describe(problem)
+        )),
+        None => {
+            Cause::NotProven(format!("the authorization of {name} is {status:?}").to_lowercase())
+        }
+    }
+}
+
+/// Ends when the CA was seen to fetch every answer.
+async fn all_seen(planned: &[Planned]) {
+    if planned.is_empty() {
+        return std::future::pending().await;
+    }
+    for planned in planned {
+        planned.solver.observed(&planned.answer).await;
+    }
+}
+
+async fn take_away(planned: &Planned) {
+    if let Err(error) = planned.solver.clean_up(&planned.answer).await {
+        tracing::warn!(%error, "a challenge answer could not be taken away");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use async_trait::async_trait;
+
+    use super::super::fake::{FakeCa, Memory, Scripted, issue, pending};
+    use super::super::{Client, Issuer};
+    use super::*;
+    use crate::challenge::SolverError;
+
+    const FIVE: [&str; 5] = [
+        "a.example",
+        "b.example",
+        "c.example",
+        "d.example",
+        "e.example",
+    ];
+
+    #[tokio::test(start_paused = true)]
+    async fn authorizations_and_challenges_go_side_by_side() {
+        for endpoint in ["authorization", "challenge"] {
+            let ca = FakeCa::new();
+            ca.hold(endpoint, FIVE.len());
+            let (client, mut journal) = (ca.client(), Memory::default());
+            let issued = client.issue(pending(&FIVE), &mut journal);
+            let ended = tokio::time::timeout(Duration::from_secs(60), issued).await;
+            ended.expect(endpoint).unwrap();
+            assert_eq!((ca.count("authorization"), ca.count("challenge")), (5, 5));
+        }
+    }
+
+    fn authorization(identifier: &str, challenges: serde_json::Value) -> Scripted {
+        Scripted::json(&json!({"status": "pending", "challenges": challenges,
+            "identifier": {"type": "dns", "value": identifier}}))
+    }
+
+    async fn cause_of(scripted: Scripted) -> Cause {
+        let ca = FakeCa::new();
+        ca.script("authorization", scripted);
+        let ended = issue(&ca.client()).await;
+        assert_eq!(ca.count("challenge"), 0);
+        ended.unwrap_err().cause
+    }
+
+    #[tokio::test]
+    async fn a_name_without_a_known_challenge_is_told_with_what_is_offered() {
+        let offered = json!([
+            {"type": "dns-01", "url": "https://ca.test/challenge/1", "status": "pending", "token": "t"},
+            {"type": "moon-01\u{1b}[31m", "url": "https://ca.test/challenge/2", "status": "pending"},
+        ]);
+        let cause = cause_of(authorization("a.example", offered)).await;
+        let Cause::NoChallenge {
+            identifier,
+            offered,
+        } = cause
+        else {
+            panic!("{cause:?}")
+        };
+        assert_eq!(identifier, "a.example");
+        assert_eq!(offered, "dns-01, moon-01\\u{1b}[31m");
+    }
+
+    #[tokio::test]
+    async fn hostile_tokens_and_names_are_nonsense_and_reach_no_solver() {
+        for token in [
+            "../../../../etc/passwd-and-so-on",
+            "",
+            "short",
+            "a b c d e f g h i j k l m",
+            "x\n",
+        ] {
+            let challenge = json!([{"type": "http-01", "url": "https://ca.test/challenge/1",
+                "status": "pending", "token": token}]);
+            let cause = cause_of(authorization("a.example", challenge)).await;
+            assert!(matches!(cause, Cause::Protocol(_)), "{token}: {cause:?}");
+        }
+        let cause = cause_of(authorization("a/../b", json!([]))).await;
+        assert!(matches!(cause, Cause::Protocol(_)), "{cause:?}");
+    }
+
+    #[tokio::test]
+    async fn an_invalid_order_tells_each_names_error_and_leaves_no_answer() {
+        let ca = FakeCa::new();
+        let invalid = json!({"status": "invalid", "finalize": "https://ca.test/f",
+            "authorizations": ["https://ca.test/authorization/0/0", "https://ca.test/authorization/0/1"]});
+        // The first two are asked before the order is lost.
+        let found = |name: &str, kind: &str| {
+            authorization(
+                name,
+                json!([{"type": "http-01", "url": "https://ca.test/challenge/1",
+                "status": "invalid", "token": "t", "error": {"detail": "why",
+                "type": format!("urn:ietf:params:acme:error:{kind}")}}]),
+            )
+        };
+        let fine = |number: usize| {
+            let name = ["a.example", "b.example"][number];
+            authorization(
+                name,
+                json!([{"type": "http-01", "status": "pending",
+                "token": format!("a-token-of-enough-length-0-{number}"),
+                "url": format!("https://ca.test/challenge/0/{number}")}]),
+            )
+        };
+        for scripted in [
+            fine(0),
+            fine(1),
+            found("a.example", "caa"),
+            found("b.example", "connection"),
+        ] {
+            ca.script("authorization", scripted);
+        }
+        ca.script("order", Scripted::json(&invalid));
+        let names = pending(&["a.example", "b.example"]);
+        let ended = ca.client().issue(names, &mut Memory::default()).await;
+        let error = ended.unwrap_err();
+        assert!(matches!(error.cause, Cause::NotProven(_)), "{error}");
+        for line in [
+            "a.example: urn:ietf:params:acme:error:caa: why",
+            "b.example: urn:ietf:params:acme:error:connection: why",
+        ] {
+            assert!(error.to_string().contains(line), "{error}");
+        }
+        let host = Identifier::parse("a.example").unwrap();
+        assert_eq!(
+            ca.responses.lookup(&host, "a-token-of-enough-length-0-0"),
+            None
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_valid_already_is_not_answered_again() {
+        let ca = FakeCa::new();
+        let valid = json!({"status": "valid", "challenges": [], "identifier": {"type": "dns", "value": "a.example"}});
+        ca.script("authorization", Scripted::json(&valid));
+        let ready = json!({"status": "valid", "authorizations": [], "finalize": "https://ca.test/f",
+            "certificate": "https://ca.test/certificate/0"});
+        ca.script("order", Scripted::json(&ready));
+        issue(&ca.client()).await.unwrap();
+        assert_eq!((ca.count("challenge"), ca.count("order")), (0, 1));
+    }
+
+    /// Lays nothing out and sees nothing.
+    struct Blind;
+
+    #[async_trait]
+    impl Solver for Blind {
+        fn supports(&self, _: ChallengeKind, _: &Identifier) -> bool {
+            true
+        }
+
+        async fn present(&self, _: &Answer) -> Result<(), SolverError> {
+            Ok(())
+        }
+
+        async fn observed(&self, _: &Answer) {
+            std::future::pending().await
+        }
+
+        async fn clean_up(&self, _: &Answer) -> Result<(), SolverError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn an_unseen_validation_is_polled_for_when_the_challenge_says_so() {
+        for (asked, expected) in [(None, 250), (Some(3), 3000)] {
+            let ca = FakeCa::new();
+            let mut options = ca.options();
+            options.solvers = vec![Arc::new(Blind)];
+            if let Some(asked) = asked {
+                ca.script(
+                    "challenge",
+                    Scripted::json(&json!({})).with("retry-after", asked),
+                );
+                ca.script("order", Scripted::json(&json!({"status": "valid", "authorizations": [],
+                    "finalize": "https://ca.test/f", "certificate": "https://ca.test/certificate/0"})));
+            }
+            issue(&Client::new(options).unwrap()).await.unwrap();
+            let waited = ca.times("order")[0].since(ca.times("challenge")[0]);
+            assert_eq!(waited, Duration::from_millis(expected));
+        }
+    }
+}

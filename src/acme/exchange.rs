@@ -1,0 +1,487 @@
+//! One request and its reply. An [`Exchange`] carries it, over https or inside
+//! this process; a [`Session`] signs it with a nonce of its pool, repeats it
+//! while the CA rejects the nonce (RFC 8555 section 6.5), and lets through
+//! only what ACME knows: success, and problem documents.
+//!
+//! No request leaves for anything but an https URL. Each reply carries its own
+//! status, `Retry-After`, `Date`, `Location` and links, so that requests side
+//! by side never read each other's.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, DATE, HeaderName, LINK, LOCATION, RETRY_AFTER};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use super::Observer;
+use super::error::{Cause, ExchangeError, Explained, printable};
+use super::jws::Signer;
+use super::wire;
+use crate::time::{Clock, Timestamp};
+
+const NONCE: HeaderName = HeaderName::from_static("replay-nonce");
+/// Nonces live for hours at most, and no flow has more in flight.
+const POOLED_NONCES: usize = 64;
+/// With half of its nonces rejected, one request in two million still fails.
+const NONCE_RETRIES: u32 = 20;
+/// More alternate chains than any CA offers.
+const MOST_LINKS: usize = 10;
+
+/// Carries one request to the CA and its whole reply back. It keeps to a
+/// deadline and a bound of the reply's size, and follows no redirect.
+#[async_trait]
+pub trait Exchange: Send + Sync {
+    /// The reply, whatever its status.
+    async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, ExchangeError>;
+}
+
+/// What a request is for, as it is counted.
+pub(super) type Endpoint = &'static str;
+
+/// A reply that ACME knows.
+#[derive(Debug)]
+pub(super) struct Reply {
+    /// `Retry-After`, whichever form it came in.
+    pub(super) retry_after: Option<Duration>,
+    pub(super) location: Option<String>,
+    /// The targets of `Link: …;rel="alternate"`.
+    pub(super) alternates: Vec<String>,
+    pub(super) body: Bytes,
+}
+
+impl Reply {
+    pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, Cause> {
+        serde_json::from_slice(&self.body)
+            .map_err(|error| Cause::Protocol(printable(&error.to_string())))
+    }
+}
+
+/// The conversation with one CA.
+pub(super) struct Session {
+    exchange: Arc<dyn Exchange>,
+    observer: Arc<dyn Observer>,
+    clock: Arc<dyn Clock>,
+    nonces: Mutex<Vec<String>>,
+}
+
+impl Session {
+    pub(super) fn new(
+        exchange: Arc<dyn Exchange>,
+        observer: Arc<dyn Observer>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            exchange,
+            observer,
+            clock,
+            nonces: Mutex::default(),
+        }
+    }
+
+    /// An unsigned GET.
+    pub(super) async fn get(&self, endpoint: Endpoint, url: &str) -> Result<Reply, Cause> {
+        let reply = self.send(endpoint, Method::GET, url, Bytes::new()).await?;
+        self.pool(reply.headers());
+        self.admit(&reply)
+    }
+
+    /// A signed POST of `payload`, or a POST-as-GET without one. Nonces are
+    /// fetched at `new_nonce` when none is left.
+    pub(super) async fn post(
+        &self,
+        endpoint: Endpoint,
+        url: &str,
+        signer: Signer<'_>,
+        new_nonce: &str,
+        payload: Option<&Value>,
+    ) -> Result<Reply, Cause> {
+        let mut fresh = None;
+        let mut retries = 0;
+        loop {
+            let nonce = match fresh.take() {
+                Some(nonce) => nonce,
+                None => self.nonce(new_nonce).await?,
+            };
+            let body = signer.sign(url, &nonce, payload).map_err(|_| {
+                Cause::Protocol("the account's key could not sign the request".into())
+            })?;
+            let reply = self.send(endpoint, Method::POST, url, body.into()).await?;
+            if retries < NONCE_RETRIES && wire::is_bad_nonce(&reply) {
+                retries += 1;
+                fresh = nonce_of(reply.headers());
+                continue;
+            }
+            self.pool(reply.headers());
+            return self.admit(&reply);
+        }
+    }
+
+    async fn nonce(&self, new_nonce: &str) -> Result<String, Cause> {
+        if let Some(nonce) = self.lock().pop() {
+            return Ok(nonce);
+        }
+        let reply = self
+            .send("new-nonce", Method::HEAD, new_nonce, Bytes::new())
+            .await?;
+        self.admit(&reply)?;
+        nonce_of(reply.headers())
+            .ok_or_else(|| Cause::Protocol("a new nonce was asked for and none came".into()))
+    }
+
+    async fn send(
+        &self,
+        endpoint: Endpoint,
+        method: Method,
+        url: &str,
+        body: Bytes,
+    ) -> Result<Response<Bytes>, Cause> {
+        let mut request = Request::builder().method(&method).uri(https(url)?);
+        if method == Method::POST {
+            request = request.header(CONTENT_TYPE, "application/jose+json");
+        }
+        let request = request
+            .body(body)
+            .map_err(|error| Cause::Protocol(printable(&error.to_string())))?;
+        let answered = self.exchange.exchange(request).await;
+        let status = answered.as_ref().map_or(0, |reply| reply.status().as_u16());
+        self.observer.request(endpoint, status);
+        let reply = answered?;
+        if let Some(date) = header(reply.headers(), &DATE).and_then(instant) {
+            self.observer.date(date);
+        }
+        Ok(reply)
+    }
+
+    /// Lets success through and sorts everything else.
+    fn admit(&self, reply: &Response<Bytes>) -> Result<Reply, Cause> {
+        let (status, headers) = (reply.status(), reply.headers());
+        let retry_after = retry_after(headers, self.clock.now());
+        let content_type = header(headers, &CONTENT_TYPE).unwrap_or("");
+        if status.is_redirection() {
+            return Err(Cause::Protocol(format!(
+                "a redirect (HTTP {}), which ACME does not use",
+                status.as_u16()
+            )));
+        }
+        if status.is_success() && !content_type.contains("html") {
+            return Ok(Reply {
+                retry_after,
+                location: header(headers, &LOCATION).map(str::to_owned),
+                alternates: alternates(headers),
+                body: reply.body().clone(),
+            });
+        }
+        Err(self.failed(status, content_type, retry_after, reply.body()))
+    }
+
+    fn failed(
+        &self,
+        status: StatusCode,
+        content_type: &str,
+        retry_after: Option<Duration>,
+        body: &[u8],
+    ) -> Cause {
+        let problem = wire::problem(content_type, body);
+        let number = status.as_u16();
+        let message = problem.as_ref().map_or_else(
+            || format!("the CA is not available: HTTP {number}"),
+            super::error::describe,
+        );
+        let limited = match status {
+            StatusCode::TOO_MANY_REQUESTS => true,
+            // Without a word of ACME it is a gateway whose CA is down.
+            StatusCode::SERVICE_UNAVAILABLE => retry_after.is_some() || problem.is_some(),
+            _ => problem.as_ref().is_some_and(wire::is_rate_limit),
+        };
+        if limited {
+            return Cause::rate_limited(message, retry_after, self.clock.now());
+        }
+        if status.is_server_error() {
+            return Cause::Unreachable(Explained::new(
+                message,
+                "try again later: the CA is failing",
+            ));
+        }
+        match problem {
+            Some(problem) => Cause::of_reply(&problem),
+            None => Cause::Protocol(format!(
+                "HTTP {number} with `{}` where JSON or PEM belongs",
+                printable(content_type)
+            )),
+        }
+    }
+
+    fn pool(&self, headers: &HeaderMap) {
+        if let Some(nonce) = nonce_of(headers) {
+            let mut pool = self.lock();
+            if pool.len() == POOLED_NONCES {
+                // The oldest is the likeliest to have expired.
+                pool.remove(0);
+            }
+            pool.push(nonce);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<String>> {
+        self.nonces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// `url` as an https URL with a host, which every URL of a CA must be.
+pub(super) fn https(url: &str) -> Result<Uri, Cause> {
+    url.parse::<Uri>()
+        .ok()
+        .filter(|uri| uri.scheme_str() == Some("https") && uri.host().is_some())
+        .ok_or_else(|| {
+            Cause::Protocol(format!(
+                "the CA names `{}`, which is not an https:// URL",
+                printable(url)
+            ))
+        })
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// A nonce is base64url (RFC 8555 section 6.5.1); another one is no nonce.
+fn nonce_of(headers: &HeaderMap) -> Option<String> {
+    let nonce = header(headers, &NONCE)?;
+    let fine = (1..=512).contains(&nonce.len())
+        && nonce
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    fine.then(|| nonce.to_owned())
+}
+
+/// Seconds, or a date as the CA's own clock counts it (RFC 9110 section 10.2.3).
+fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = header(headers, &RETRY_AFTER)?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let theirs = header(headers, &DATE).and_then(instant).unwrap_or(now);
+    Some(instant(text)?.since(theirs))
+}
+
+fn instant(text: &str) -> Option<Timestamp> {
+    let parsed = httpdate::parse_http_date(text.trim()).ok()?;
+    Some(OffsetDateTime::from(parsed).into())
+}
+
+fn alternates(headers: &HeaderMap) -> Vec<String> {
+    let links = headers
+        .get_all(LINK)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    links
+        .flat_map(|value| value.split(','))
+        .filter_map(|link| {
+            let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
+            let alternate = parameters.split(';').any(|parameter| {
+                let parameter = parameter.trim();
+                parameter == "rel=\"alternate\"" || parameter == "rel=alternate"
+            });
+            alternate.then(|| target.to_owned())
+        })
+        .take(MOST_LINKS)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Issuer;
+    use super::super::fake::{FakeCa, Memory, Scripted, issue, pending};
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let pairs = pairs
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
+        pairs.collect()
+    }
+
+    #[test]
+    fn retry_after_is_read_in_both_forms() {
+        let now = Timestamp::from_seconds(784_111_777);
+        let read = |pairs: &[(&'static str, &str)]| retry_after(&headers(pairs), now);
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        assert_eq!(read(&[("retry-after", "120")]), seconds(120));
+        let date = ("retry-after", "Sun, 06 Nov 1994 08:50:37 GMT");
+        assert_eq!(read(&[date]), seconds(60));
+        // The CA's clock is a minute ahead of ours.
+        let ahead = ("date", "Sun, 06 Nov 1994 08:50:37 GMT");
+        assert_eq!(read(&[date, ahead]), seconds(0));
+        assert_eq!(
+            read(&[("retry-after", "Sun, 06 Nov 1994 08:00:00 GMT")]),
+            seconds(0)
+        );
+        for nonsense in ["", "-1", "soon", "1.5"] {
+            assert_eq!(read(&[("retry-after", nonsense)]), None, "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn only_https_urls_with_a_host_are_followed() {
+        https("https://ca.example/acme?x=1").unwrap();
+        for url in [
+            "http://ca.example/",
+            "/acme/order/1",
+            "file:///etc/passwd",
+            "https:///x",
+            "",
+            "https://a b/",
+        ] {
+            assert!(matches!(https(url), Err(Cause::Protocol(_))), "{url}");
+        }
+    }
+
+    #[test]
+    fn links_and_nonces_are_taken_only_when_they_are_such() {
+        let links = headers(&[(
+            "link",
+            "<https://ca/dir>;rel=\"index\", <https://ca/1>;rel=\"alternate\"",
+        )]);
+        assert_eq!(alternates(&links), ["https://ca/1"]);
+        let nonce = |text: &str| nonce_of(&headers(&[("replay-nonce", text)]));
+        assert_eq!(nonce("a_B-9").as_deref(), Some("a_B-9"));
+        assert_eq!(nonce("a b"), None);
+        assert_eq!(nonce(&"a".repeat(513)), None);
+    }
+
+    #[tokio::test]
+    async fn twenty_rejected_nonces_are_outlasted_and_twenty_one_are_not() {
+        for (rejected, status) in [(20, 400), (20, 403), (21, 400)] {
+            let ca = FakeCa::new();
+            for _ in 0..rejected {
+                ca.script("new-order", Scripted::problem(status, "badNonce"));
+            }
+            let ended = issue(&ca.client()).await;
+            assert_eq!(ended.is_ok(), rejected == 20, "{rejected}: {ended:?}");
+            assert_eq!(ca.count("new-order"), 21);
+            // Each rejection brings the nonce for the next try.
+            assert_eq!(ca.count("new-nonce"), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn every_order_is_issued_at_once_though_half_of_the_nonces_are_rejected() {
+        for seed in 0..100 {
+            let ca = FakeCa::new();
+            ca.reject_nonces(seed, 50);
+            issue(&ca.client()).await.unwrap();
+            assert_eq!(ca.orders(), 1);
+        }
+    }
+
+    /// Nine in ten are more than twenty tries always outlast; what is left is
+    /// resumed as after any failure, and never ordered twice.
+    #[tokio::test]
+    async fn every_order_is_issued_though_nine_in_ten_nonces_are_rejected() {
+        for seed in 0..100 {
+            let ca = FakeCa::new();
+            ca.reject_nonces(seed, 90);
+            let (client, mut journal) = (ca.client(), Memory::default());
+            let mut order = pending(&["a.example"]);
+            for tries in 1.. {
+                match client.issue(order.clone(), &mut journal).await {
+                    Ok(_) => break,
+                    Err(error) => assert!(matches!(error.cause, Cause::Protocol(_)), "{error}"),
+                }
+                assert!(tries < 30, "seed {seed}");
+                order = journal.orders.last().cloned().unwrap_or(order);
+            }
+            assert_eq!((ca.orders(), ca.accounts()), (1, 1));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_directory_with_plain_http_in_it_is_not_used() {
+        let ca = FakeCa::new();
+        let mut directory = serde_json::json!({});
+        for name in ["newNonce", "newAccount", "newOrder"] {
+            directory[name] = format!("https://ca.test/{name}").into();
+        }
+        directory["newOrder"] = "http://ca.test/new-order".into();
+        ca.script("directory", Scripted::json(&directory));
+        let cause = issue(&ca.client()).await.unwrap_err().cause;
+        assert!(matches!(cause, Cause::Protocol(_)), "{cause}");
+        assert_eq!(ca.seen(), ["directory"]);
+    }
+
+    #[tokio::test]
+    async fn rate_limits_and_outages_are_told_apart() {
+        let html = |status| Scripted(status, "text/html", "<p>".into(), vec![]);
+        let cause = async |scripted| {
+            let ca = FakeCa::new();
+            ca.script("new-order", scripted);
+            issue(&ca.client()).await.unwrap_err().cause
+        };
+        for scripted in [
+            html(429),
+            html(503).with("retry-after", 5),
+            Scripted::problem(503, "rateLimited"),
+            Scripted::problem(403, "rateLimited"),
+        ] {
+            let cause = cause(scripted.clone()).await;
+            assert!(
+                matches!(cause, Cause::RateLimited { .. }),
+                "{scripted:?}: {cause}"
+            );
+        }
+        for scripted in [
+            html(503),
+            html(500),
+            Scripted::problem(500, "serverInternal"),
+        ] {
+            let cause = cause(scripted.clone()).await;
+            assert!(
+                matches!(cause, Cause::Unreachable(_)),
+                "{scripted:?}: {cause}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_and_the_cas_clock_are_observed() {
+        #[derive(Default)]
+        struct Seen(Mutex<Vec<(&'static str, u16)>>, Mutex<Vec<Timestamp>>);
+        impl Observer for Seen {
+            fn request(&self, endpoint: &'static str, status: u16) {
+                self.0.lock().unwrap().push((endpoint, status));
+            }
+            fn date(&self, instant: Timestamp) {
+                self.1.lock().unwrap().push(instant);
+            }
+        }
+        let (ca, seen) = (FakeCa::new(), Arc::new(Seen::default()));
+        let mut options = ca.options();
+        options.observer = seen.clone();
+        let client = super::super::Client::new(options).unwrap();
+        let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+        ca.script(
+            "new-account",
+            Scripted::problem(403, "externalAccountRequired").with("date", date),
+        );
+        let cause = issue(&client).await.unwrap_err().cause;
+        assert!(cause.hint().contains("--eab-kid"));
+        ca.lose_reply("new-account");
+        issue(&client).await.unwrap_err();
+        let expected = [
+            ("directory", 200),
+            ("new-nonce", 200),
+            ("new-account", 403),
+            ("new-account", 0),
+        ];
+        assert_eq!(*seen.0.lock().unwrap(), expected);
+        assert_eq!(
+            *seen.1.lock().unwrap(),
+            [Timestamp::from_seconds(784_111_777)]
+        );
+    }
+}

@@ -1,0 +1,442 @@
+//! A CA for the tests of this room: it issues by the book, in no time, and
+//! answers otherwise where a test says so. Signatures are checked beside
+//! [`super::jws`] and by real CAs, not here.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderName, Method, Request, Response, StatusCode};
+use serde_json::{Value, json};
+use tokio::sync::Barrier;
+
+use super::exchange::Exchange;
+use super::jws::decode;
+use super::{AccountOptions, Client, ExchangeError, Issuer, Journal, JournalError, Options};
+use crate::certificate::{KeyType, Secret};
+use crate::challenge::responses::Responses;
+use crate::identifier::Identifier;
+use crate::random::{Random, SeededRandom};
+use crate::record::PendingOrder;
+use crate::time::{Clock, Timestamp, VirtualClock};
+
+pub(super) const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+
+/// What to answer instead: status, content type, body, more headers.
+#[derive(Clone, Debug)]
+pub(super) struct Scripted(
+    pub(super) u16,
+    pub(super) &'static str,
+    pub(super) String,
+    pub(super) Vec<(&'static str, String)>,
+);
+
+impl Scripted {
+    pub(super) fn problem(status: u16, kind: &str) -> Self {
+        let body =
+            json!({"type": format!("urn:ietf:params:acme:error:{kind}"), "detail": "as scripted"});
+        Self(status, "application/problem+json", body.to_string(), vec![])
+    }
+
+    pub(super) fn json(body: &Value) -> Self {
+        Self(200, "application/json", body.to_string(), vec![])
+    }
+
+    pub(super) fn with(mut self, name: &'static str, value: impl ToString) -> Self {
+        self.3.push((name, value.to_string()));
+        self
+    }
+}
+
+#[derive(Default)]
+struct State {
+    seen: Vec<(String, Timestamp, Value)>,
+    nonces: HashSet<String>,
+    nonces_made: u64,
+    accounts: HashMap<String, String>,
+    orders: Vec<Order>,
+    scripts: Vec<(&'static str, Scripted)>,
+    rejected: Option<(SeededRandom, u64)>,
+    gate: Option<(&'static str, Arc<Barrier>)>,
+    broken_after: Option<&'static str>,
+    valid_at_once: bool,
+}
+
+struct Order {
+    identifiers: Vec<Value>,
+    proven: Vec<bool>,
+    status: &'static str,
+}
+
+pub(super) struct FakeCa {
+    state: Mutex<State>,
+    pub(super) responses: Responses,
+    pub(super) clock: Arc<Jumping>,
+}
+
+/// Whoever sleeps moves the time on.
+pub(super) struct Jumping(VirtualClock);
+
+#[async_trait]
+impl Clock for Jumping {
+    fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+
+    async fn sleep_until(&self, instant: Timestamp) {
+        tokio::task::yield_now().await;
+        if self.now() < instant {
+            self.0.set(instant);
+        }
+    }
+}
+
+impl FakeCa {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::default(),
+            responses: Responses::default(),
+            clock: Arc::new(Jumping(VirtualClock::new(NOW))),
+        })
+    }
+
+    pub(super) fn options(self: &Arc<Self>) -> Options {
+        Options {
+            directory: "https://ca.test/directory".into(),
+            account: AccountOptions::default(),
+            exchange: self.clone(),
+            solvers: vec![Arc::new(self.responses.clone())],
+            clock: self.clock.clone(),
+            observer: Arc::new(()),
+            preferred_chain: None,
+        }
+    }
+
+    pub(super) fn client(self: &Arc<Self>) -> Client {
+        Client::new(self.options()).unwrap()
+    }
+
+    /// Answers the next request for `endpoint` that no earlier script takes.
+    pub(super) fn script(&self, endpoint: &'static str, scripted: Scripted) {
+        self.lock().scripts.push((endpoint, scripted));
+    }
+
+    /// Rejects `percent` of the nonces, as `seed` draws them.
+    pub(super) fn reject_nonces(&self, seed: u64, percent: u64) {
+        self.lock().rejected = Some((SeededRandom::new(seed), percent));
+    }
+
+    /// Answers requests for `endpoint` only when `number` of them are there.
+    pub(super) fn hold(&self, endpoint: &'static str, number: usize) {
+        self.lock().gate = Some((endpoint, Arc::new(Barrier::new(number))));
+    }
+
+    /// Acts on the next request for `endpoint` and loses the reply.
+    pub(super) fn lose_reply(&self, endpoint: &'static str) {
+        self.lock().broken_after = Some(endpoint);
+    }
+
+    /// Answers a finalization with the valid order.
+    pub(super) fn issue_at_once(&self) {
+        self.lock().valid_at_once = true;
+    }
+
+    /// Every account is forgotten.
+    pub(super) fn forget_accounts(&self) {
+        self.lock().accounts.clear();
+    }
+
+    pub(super) fn accounts(&self) -> usize {
+        self.lock().accounts.len()
+    }
+
+    pub(super) fn orders(&self) -> usize {
+        self.lock().orders.len()
+    }
+
+    /// The endpoints asked so far, in order; forgets them.
+    pub(super) fn seen(&self) -> Vec<String> {
+        let seen = std::mem::take(&mut self.lock().seen);
+        seen.into_iter().map(|(endpoint, ..)| endpoint).collect()
+    }
+
+    /// How often `endpoint` was asked.
+    pub(super) fn count(&self, endpoint: &str) -> usize {
+        self.times(endpoint).len()
+    }
+
+    /// When `endpoint` was asked.
+    pub(super) fn times(&self, endpoint: &str) -> Vec<Timestamp> {
+        let state = self.lock();
+        let of_it = state.seen.iter().filter(|(name, ..)| name == endpoint);
+        of_it.map(|(_, at, _)| *at).collect()
+    }
+
+    /// The payloads that `endpoint` was sent.
+    pub(super) fn payloads(&self, endpoint: &str) -> Vec<Value> {
+        let state = self.lock();
+        let of_it = state.seen.iter().filter(|(name, ..)| name == endpoint);
+        of_it.map(|(.., payload)| payload.clone()).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    fn answer(&self, endpoint: &str, request: &Request<Bytes>) -> Scripted {
+        let mut state = self.lock();
+        let (protected, payload) = open(request);
+        let now = self.clock.now();
+        state.seen.push((endpoint.to_owned(), now, payload.clone()));
+        if request.method() == Method::POST {
+            let nonce = protected["nonce"].as_str().unwrap();
+            let known = state.nonces.remove(nonce);
+            let unlucky = state.rejected.as_ref();
+            if !known || unlucky.is_some_and(|(random, percent)| random.below(100) < *percent) {
+                return Scripted::problem(400, "badNonce");
+            }
+        }
+        let mut scripts = state.scripts.iter();
+        if let Some(place) = scripts.position(|(name, _)| *name == endpoint) {
+            return state.scripts.remove(place).1;
+        }
+        if let Some(id) = protected["kid"].as_str()
+            && !state.accounts.values().any(|known| known == id)
+        {
+            return Scripted::problem(400, "accountDoesNotExist");
+        }
+        let path: Vec<&str> = request.uri().path().split('/').skip(2).collect();
+        let number = |place: usize| path.get(place).and_then(|part| part.parse().ok());
+        match endpoint {
+            "directory" => directory(),
+            "new-nonce" => Scripted(200, "", String::new(), vec![]),
+            "new-account" => state.register(&protected),
+            "new-order" => state.place(&payload),
+            "renewal-info" => Scripted::json(&json!({"suggestedWindow": {
+                "start": "2027-02-01T00:00:00Z", "end": "2027-02-02T00:00:00Z"}})),
+            endpoint => match number(0).filter(|order| *order < state.orders.len()) {
+                Some(order) => self.within(&mut state, endpoint, order, number(1).unwrap_or(0)),
+                None => Scripted::problem(404, "malformed"),
+            },
+        }
+    }
+
+    fn within(&self, state: &mut State, endpoint: &str, number: usize, name: usize) -> Scripted {
+        let at_once = state.valid_at_once;
+        let order = &mut state.orders[number];
+        match endpoint {
+            "order" => {
+                let shown = order.show(number);
+                if order.status == "processing" {
+                    order.status = "valid";
+                    return order.show(number);
+                }
+                shown
+            }
+            "authorization" => order.authorization(number, name),
+            "challenge" => {
+                order.proven[name] = true;
+                if order.proven.iter().all(|proven| *proven) {
+                    order.status = "ready";
+                }
+                self.responses_given(number, name);
+                Scripted::json(&challenge(number, name, "processing"))
+            }
+            "finalize" if order.status == "ready" => {
+                order.status = if at_once { "valid" } else { "processing" };
+                order.show(number)
+            }
+            "finalize" => Scripted::problem(403, "orderNotReady"),
+            "certificate" => Scripted(
+                200,
+                "application/pem-certificate-chain",
+                pem(&format!("Issuer {number}")),
+                vec![],
+            ),
+            _ => Scripted::problem(404, "malformed"),
+        }
+    }
+
+    fn responses_given(&self, order: usize, name: usize) {
+        self.responses.given(&token(order, name));
+    }
+}
+
+impl State {
+    fn nonce(&mut self) -> String {
+        self.nonces_made += 1;
+        let nonce = format!("nonce-{}", self.nonces_made);
+        self.nonces.insert(nonce.clone());
+        nonce
+    }
+
+    fn register(&mut self, protected: &Value) -> Scripted {
+        let next = format!("https://ca.test/account/{}", self.accounts.len());
+        let key = protected["jwk"].to_string();
+        let id = self.accounts.entry(key).or_insert(next).clone();
+        Scripted(201, "application/json", "{}".into(), vec![("location", id)])
+    }
+
+    fn place(&mut self, payload: &Value) -> Scripted {
+        let identifiers = payload["identifiers"].as_array().unwrap().clone();
+        let order = Order {
+            proven: vec![false; identifiers.len()],
+            identifiers,
+            status: "pending",
+        };
+        let number = self.orders.len();
+        let mut reply = order.show(number);
+        self.orders.push(order);
+        reply.0 = 201;
+        reply.with("location", format!("https://ca.test/order/{number}"))
+    }
+}
+
+impl Order {
+    fn show(&self, number: usize) -> Scripted {
+        let url = |kind: &str| format!("https://ca.test/{kind}/{number}");
+        let authorizations = 0..self.identifiers.len();
+        let authorizations = authorizations.map(|name| format!("{}/{name}", url("authorization")));
+        let mut shown = json!({
+            "status": self.status, "identifiers": self.identifiers, "finalize": url("finalize"),
+            "authorizations": authorizations.collect::<Vec<_>>(),
+        });
+        if self.status == "valid" {
+            shown["certificate"] = url("certificate").into();
+        }
+        Scripted::json(&shown)
+    }
+
+    fn authorization(&self, number: usize, name: usize) -> Scripted {
+        let status = if self.proven[name] {
+            "valid"
+        } else {
+            "pending"
+        };
+        Scripted::json(&json!({
+            "status": status, "identifier": self.identifiers[name],
+            "challenges": [
+                {"type": "dns-persist-01", "url": "https://ca.test/challenge/x", "status": "pending"},
+                challenge(number, name, status),
+            ],
+        }))
+    }
+}
+
+fn directory() -> Scripted {
+    let url = |endpoint: &str| format!("https://ca.test/{endpoint}");
+    Scripted::json(&json!({
+        "newNonce": url("new-nonce"), "newAccount": url("new-account"), "newOrder": url("new-order"),
+        "renewalInfo": url("renewal-info"),
+        "meta": {"profiles": {"classic": "90 days", "shortlived": "6 days"}, "caaIdentities": ["ca.test"]},
+    }))
+}
+
+fn challenge(order: usize, name: usize, status: &str) -> Value {
+    json!({"type": "http-01", "status": status, "token": token(order, name),
+        "url": format!("https://ca.test/challenge/{order}/{name}")})
+}
+
+fn token(order: usize, name: usize) -> String {
+    format!("a-token-of-enough-length-{order}-{name}")
+}
+
+/// A self-signed certificate of the common name `name`.
+pub(super) fn pem(name: &str) -> String {
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    let common_name = rcgen::DnType::CommonName;
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(common_name, name);
+    let key = rcgen::KeyPair::generate().unwrap();
+    params.self_signed(&key).unwrap().pem()
+}
+
+/// The protected header and the payload of a signed request.
+fn open(request: &Request<Bytes>) -> (Value, Value) {
+    let Ok(jws) = serde_json::from_slice::<Value>(request.body()) else {
+        return (Value::Null, Value::Null);
+    };
+    let part = |name: &str| {
+        let bytes = decode(jws[name].as_str().unwrap()).unwrap();
+        serde_json::from_slice(&bytes).unwrap_or(Value::Null)
+    };
+    let protected: Value = part("protected");
+    assert_eq!(protected["url"], request.uri().to_string());
+    (protected, part("payload"))
+}
+
+#[async_trait]
+impl Exchange for FakeCa {
+    async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, ExchangeError> {
+        assert_eq!(request.uri().scheme_str(), Some("https"));
+        let endpoint = request.uri().path().split('/').nth(1).unwrap().to_owned();
+        let gate = self.lock().gate.clone();
+        if let Some((_, barrier)) = gate.filter(|(name, _)| *name == endpoint) {
+            barrier.wait().await;
+        }
+        let Scripted(status, content_type, body, more) = self.answer(&endpoint, &request);
+        let mut state = self.lock();
+        if state.broken_after.is_some_and(|broken| broken == endpoint) {
+            state.broken_after = None;
+            return Err(ExchangeError::Broken("as scripted".into()));
+        }
+        let mut reply = Response::builder()
+            .status(StatusCode::from_u16(status).unwrap())
+            .header("content-type", content_type);
+        if endpoint != "directory" && endpoint != "renewal-info" {
+            reply = reply.header("replay-nonce", state.nonce());
+        }
+        for (name, value) in more {
+            reply = reply.header(HeaderName::from_static(name), value);
+        }
+        Ok(reply.body(body.into()).unwrap())
+    }
+}
+
+/// A journal that remembers everything.
+#[derive(Default)]
+pub(super) struct Memory {
+    pub(super) account: Option<Secret>,
+    pub(super) accounts_saved: usize,
+    pub(super) orders: Vec<PendingOrder>,
+}
+
+#[async_trait]
+impl Journal for Memory {
+    async fn order(&mut self, order: &PendingOrder) -> Result<(), JournalError> {
+        self.orders.push(order.clone());
+        Ok(())
+    }
+
+    async fn account(&mut self) -> Result<Option<Secret>, JournalError> {
+        Ok(self.account.clone())
+    }
+
+    async fn save_account(&mut self, credentials: &Secret) -> Result<(), JournalError> {
+        self.account = Some(credentials.clone());
+        self.accounts_saved += 1;
+        Ok(())
+    }
+}
+
+/// The intent to order for `names`.
+pub(super) fn pending(names: &[&str]) -> PendingOrder {
+    let identifiers = names.iter().map(|name| Identifier::parse(name).unwrap());
+    PendingOrder {
+        ca: "https://ca.test/directory".into(),
+        identifiers: identifiers.collect(),
+        profile: None,
+        key_pem: KeyType::EcdsaP256.generate().unwrap(),
+        url: None,
+        replaces: None,
+        begun: NOW,
+    }
+}
+
+/// Orders a certificate for one name with a new journal.
+pub(super) async fn issue(client: &Client) -> Result<String, super::AcmeError> {
+    client
+        .issue(pending(&["a.example"]), &mut Memory::default())
+        .await
+}

@@ -1,0 +1,541 @@
+//! One order from intent to chain (RFC 8555 section 7.4): placed or resumed,
+//! authorized, finalized, downloaded.
+//!
+//! Whatever the CA's state says is where it goes on, so that a run that was cut
+//! off anywhere is continued and nothing is asked for twice.
+
+use std::sync::Arc;
+
+use instant_acme::{CertificateIdentifier, NewOrder, OrderStatus};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair};
+use serde_json::{Value, json};
+
+use super::account::Account;
+use super::directory::Directory;
+use super::error::{Cause, Phase};
+use super::exchange::{Reply, Session, https};
+use super::jws::encode;
+use super::poll::{Placed, SETTLING};
+use super::{Journal, chains};
+use crate::challenge::Solver;
+use crate::identifier::Identifier;
+use crate::record::PendingOrder;
+use crate::time::Clock;
+
+/// A cause with the phase it arose in.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) phase: Phase,
+    pub(super) cause: Cause,
+}
+
+/// Says in which phase a cause arose.
+pub(super) trait During<T> {
+    fn during(self, phase: Phase) -> Result<T, Failed>;
+}
+
+impl<T> During<T> for Result<T, Cause> {
+    fn during(self, phase: Phase) -> Result<T, Failed> {
+        self.map_err(|cause| Failed { phase, cause })
+    }
+}
+
+/// What an order's way through a CA needs.
+pub(super) struct Flow<'a> {
+    pub(super) session: &'a Session,
+    pub(super) directory: &'a Directory,
+    pub(super) account: &'a Account,
+    pub(super) solvers: &'a [Arc<dyn Solver>],
+    pub(super) clock: &'a dyn Clock,
+    pub(super) preferred_chain: Option<&'a str>,
+}
+
+impl Flow<'_> {
+    /// Takes `pending` to its chain in PEM.
+    pub(super) async fn run(
+        &self,
+        pending: &mut PendingOrder,
+        journal: &mut dyn Journal,
+    ) -> Result<String, Failed> {
+        let mut order = self.open(pending, journal).await.during(Phase::Order)?;
+        if order.state.status == OrderStatus::Pending {
+            self.authorize(&mut order).await?;
+        }
+        self.conclude(&mut order, pending).await?;
+        self.download(&order).await.during(Phase::Certificate)
+    }
+
+    pub(super) async fn post(
+        &self,
+        endpoint: &'static str,
+        url: &str,
+        payload: Option<&Value>,
+    ) -> Result<Reply, Cause> {
+        self.account
+            .post(self.session, self.directory, endpoint, url, payload)
+            .await
+    }
+
+    /// The order that `pending` names, or a new one when it has no URL, or the
+    /// CA no longer knows it or has given it up.
+    async fn open(
+        &self,
+        pending: &mut PendingOrder,
+        journal: &mut dyn Journal,
+    ) -> Result<Placed, Cause> {
+        if let Some(url) = pending.url.clone() {
+            match self.post("order", &url, None).await {
+                Ok(reply) => {
+                    let order = Placed::new(url, &reply)?;
+                    if order.state.status != OrderStatus::Invalid {
+                        return Ok(order);
+                    }
+                }
+                Err(Cause::NotProven(_)) => {}
+                Err(cause) => match cause.refusal() {
+                    None | Some("accountDoesNotExist") => return Err(cause),
+                    Some(_) => {}
+                },
+            }
+            pending.url = None;
+        }
+        let reply = self.place(pending).await?;
+        let url = reply
+            .location
+            .clone()
+            .ok_or_else(|| Cause::Protocol("a new order without its URL".into()))?;
+        https(&url)?;
+        // Before the rest is even read: the order exists.
+        pending.url = Some(url.clone());
+        journal.order(pending).await.map_err(Cause::Journal)?;
+        Placed::new(url, &reply)
+    }
+
+    /// A predecessor that was replaced or forgotten must never keep a
+    /// certificate from being renewed: whatever a CA has against `replaces`,
+    /// it is asked once more without, at once.
+    async fn place(&self, pending: &mut PendingOrder) -> Result<Reply, Cause> {
+        if let Some(profile) = &pending.profile
+            && !self.directory.meta.profiles.contains_key(profile)
+        {
+            return Err(Cause::invalid_profile(profile, &self.directory.meta));
+        }
+        if self.directory.renewal_info.is_none() {
+            pending.replaces = None;
+        }
+        let url = &self.directory.new_order;
+        if pending.replaces.is_some() {
+            let answered = self.post("new-order", url, Some(&request(pending)?)).await;
+            match answered {
+                Err(Cause::NotProven(_)) => {}
+                Err(cause) => match cause.refusal() {
+                    None | Some("accountDoesNotExist") => return Err(cause),
+                    Some(_) => tracing::info!(
+                        error = %cause,
+                        "the CA does not take this as a replacement; ordering without"
+                    ),
+                },
+                Ok(reply) => return Ok(reply),
+            }
+            pending.replaces = None;
+        }
+        self.post("new-order", url, Some(&request(pending)?)).await
+    }
+
+    /// From authorized to issued.
+    async fn conclude(&self, order: &mut Placed, pending: &PendingOrder) -> Result<(), Failed> {
+        let phase = Phase::Finalize;
+        let never = std::future::pending;
+        let mut tries = 0;
+        loop {
+            match order.state.status {
+                OrderStatus::Valid => return Ok(()),
+                OrderStatus::Invalid => return Err(self.why_invalid(order, phase).await),
+                OrderStatus::Pending => {
+                    self.poll(order, &[OrderStatus::Pending], SETTLING, never())
+                        .await
+                        .during(phase)?;
+                }
+                OrderStatus::Ready if tries < 2 => {
+                    tries += 1;
+                    self.finalize(order, pending).await.during(phase)?;
+                }
+                OrderStatus::Ready | OrderStatus::Processing => {
+                    let still = [OrderStatus::Ready, OrderStatus::Processing];
+                    self.poll(order, &still, SETTLING, never())
+                        .await
+                        .during(phase)?;
+                }
+            }
+        }
+    }
+
+    async fn finalize(&self, order: &mut Placed, pending: &PendingOrder) -> Result<(), Cause> {
+        let csr = signing_request(pending).map_err(|error| Cause::Journal(error.into()))?;
+        let payload = json!({"csr": encode(&csr)});
+        let url = order.state.finalize.clone();
+        match self.post("finalize", &url, Some(&payload)).await {
+            Ok(reply) => {
+                order.update(&reply)?;
+                if order.state.status == OrderStatus::Ready {
+                    // It has the request; its answer was older than that.
+                    order.state.status = OrderStatus::Processing;
+                }
+                Ok(())
+            }
+            // Finalized by a run that never heard of it, or not quite ready yet.
+            Err(cause) if cause.refusal() == Some("orderNotReady") => {
+                let still = [OrderStatus::Pending];
+                self.poll(order, &still, SETTLING, std::future::pending())
+                    .await
+            }
+            Err(cause) => Err(cause),
+        }
+    }
+
+    async fn download(&self, order: &Placed) -> Result<String, Cause> {
+        let url = order
+            .state
+            .certificate
+            .as_deref()
+            .ok_or_else(|| Cause::Protocol("a valid order without a certificate".into()))?;
+        let reply = self.post("certificate", url, None).await?;
+        let chain = chain(&reply)?;
+        let Some(name) = self.preferred_chain else {
+            return Ok(chain);
+        };
+        if chains::ends_at(&chain, name) {
+            return Ok(chain);
+        }
+        for url in &reply.alternates {
+            let other = self.post("certificate", url, None).await?;
+            let other = self::chain(&other)?;
+            if chains::ends_at(&other, name) {
+                return Ok(other);
+            }
+        }
+        tracing::warn!(name, "no chain of the CA ends there; its default is taken");
+        Ok(chain)
+    }
+}
+
+fn request(pending: &PendingOrder) -> Result<Value, Cause> {
+    let identifiers: Vec<_> = pending.identifiers.iter().map(to_acme).collect();
+    let mut order = NewOrder::new(&identifiers);
+    if let Some(profile) = &pending.profile {
+        order = order.profile(profile);
+    }
+    if let Some((authority, serial)) = pending
+        .replaces
+        .as_deref()
+        .and_then(|id| id.split_once('.'))
+    {
+        order = order.replaces(CertificateIdentifier {
+            authority_key_identifier: authority.into(),
+            serial: serial.into(),
+        });
+    }
+    serde_json::to_value(&order).map_err(|error| Cause::Protocol(error.to_string()))
+}
+
+fn to_acme(identifier: &Identifier) -> instant_acme::Identifier {
+    match identifier {
+        Identifier::Dns(name) => instant_acme::Identifier::Dns(name.as_str().to_owned()),
+        Identifier::Ip(address) => instant_acme::Identifier::Ip(*address),
+    }
+}
+
+fn chain(reply: &Reply) -> Result<String, Cause> {
+    std::str::from_utf8(&reply.body)
+        .ok()
+        .filter(|text| text.contains("-----BEGIN CERTIFICATE-----"))
+        .map(str::to_owned)
+        .ok_or_else(|| Cause::Protocol("what came as the certificate is not PEM".into()))
+}
+
+fn signing_request(pending: &PendingOrder) -> Result<Vec<u8>, rcgen::Error> {
+    let key = KeyPair::from_pem(pending.key_pem.expose())?;
+    let names: Vec<String> = pending
+        .identifiers
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let mut params = CertificateParams::new(names)?;
+    params.distinguished_name = DistinguishedName::new();
+    Ok(params.serialize_request(&key)?.der().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::{FakeCa, Memory, NOW, Scripted, issue, pem, pending};
+    use super::super::{Client, Issuer};
+    use super::*;
+    use std::time::Duration;
+
+    async fn run(client: &Client, pending: PendingOrder) -> (Result<String, Cause>, Memory) {
+        let mut journal = Memory::default();
+        let ended = client.issue(pending, &mut journal).await;
+        (ended.map_err(|error| error.cause), journal)
+    }
+
+    #[tokio::test]
+    async fn one_name_takes_the_requests_it_must_and_no_more() {
+        let ca = FakeCa::new();
+        let client = ca.client();
+        issue(&client).await.unwrap();
+        let order = [
+            "new-order",
+            "authorization",
+            "challenge",
+            "order",
+            "finalize",
+            "order",
+            "certificate",
+        ];
+        let first = ["directory", "new-nonce", "new-account"];
+        assert_eq!(ca.seen(), [&first[..], &order].concat());
+        // The directory, the account and a nonce are there already.
+        let (ended, _) = run(&client, pending(&["a.example"])).await;
+        ended.unwrap();
+        assert_eq!(ca.seen(), order);
+        ca.issue_at_once();
+        run(&client, pending(&["a.example"])).await.0.unwrap();
+        let at_once = ["finalize", "certificate"];
+        assert_eq!(ca.seen(), [&order[..4], &at_once].concat());
+    }
+
+    #[tokio::test]
+    async fn whatever_a_ca_has_against_replaces_it_is_asked_once_more_without() {
+        let refusals = [
+            (409, "alreadyReplaced"),
+            (404, "malformed"),
+            (403, "unauthorized"),
+            (400, "malformed"),
+        ];
+        for (status, kind) in refusals {
+            let ca = FakeCa::new();
+            let client = ca.client();
+            let mut order = pending(&["a.example"]);
+            order.replaces = Some("YQ.Yg".into());
+            ca.script("new-order", Scripted::problem(status, kind));
+            let (ended, journal) = run(&client, order.clone()).await;
+            ended.unwrap();
+            let sent = ca.payloads("new-order");
+            assert_eq!(sent.len(), 2, "{status}");
+            assert_eq!(sent[0]["replaces"], "YQ.Yg");
+            assert!(sent[1].get("replaces").is_none());
+            assert_eq!(journal.orders[0].replaces, None);
+            // Refused again without it: that is the end.
+            ca.seen();
+            for _ in 0..2 {
+                ca.script("new-order", Scripted::problem(status, kind));
+            }
+            assert!(matches!(
+                run(&client, order).await.0,
+                Err(Cause::Refused(_))
+            ));
+            assert_eq!(ca.count("new-order"), 2);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_rate_limit_is_no_reason_to_drop_replaces() {
+        let ca = FakeCa::new();
+        let mut order = pending(&["a.example"]);
+        order.replaces = Some("YQ.Yg".into());
+        ca.script(
+            "new-order",
+            Scripted::problem(429, "rateLimited").with("retry-after", 90),
+        );
+        let (ended, _) = run(&ca.client(), order).await;
+        let Err(Cause::RateLimited {
+            message,
+            retry_after,
+        }) = ended
+        else {
+            panic!("{ended:?}")
+        };
+        assert_eq!(retry_after, Some(Duration::from_secs(90)));
+        let until = (NOW + Duration::from_secs(90)).to_string();
+        assert!(message.contains(&until), "{message}");
+        assert_eq!(ca.count("new-order"), 1);
+    }
+
+    #[tokio::test]
+    async fn replaces_is_for_a_ca_that_suggests_windows() {
+        let ca = FakeCa::new();
+        let url = |name: &str| format!("https://ca.test/{name}");
+        ca.script("directory", Scripted::json(&json!({
+            "newNonce": url("new-nonce"), "newAccount": url("new-account"), "newOrder": url("new-order"),
+        })));
+        let mut order = pending(&["a.example"]);
+        order.replaces = Some("YQ.Yg".into());
+        run(&ca.client(), order).await.0.unwrap();
+        assert!(ca.payloads("new-order")[0].get("replaces").is_none());
+    }
+
+    #[tokio::test]
+    async fn the_orders_url_is_stored_though_its_body_makes_no_sense() {
+        let ca = FakeCa::new();
+        let client = ca.client();
+        let nonsense = Scripted(201, "application/json", "{".into(), vec![]);
+        ca.script(
+            "new-order",
+            nonsense.with("location", "https://ca.test/order/7"),
+        );
+        let (ended, journal) = run(&client, pending(&["a.example"])).await;
+        assert!(matches!(ended, Err(Cause::Protocol(_))), "{ended:?}");
+        assert_eq!(
+            journal.orders[0].url.as_deref(),
+            Some("https://ca.test/order/7")
+        );
+        for location in ["http://ca.test/order/1", "/order/1", "file:///etc/passwd"] {
+            ca.script(
+                "new-order",
+                Scripted::json(&json!({})).with("location", location),
+            );
+            let (ended, journal) = run(&client, pending(&["a.example"])).await;
+            assert!(matches!(ended, Err(Cause::Protocol(_))), "{ended:?}");
+            assert!(journal.orders.is_empty(), "{location} was stored");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lost_reply_at_any_step_is_resumed_by_the_url_that_is_stored() {
+        for endpoint in [
+            "authorization",
+            "challenge",
+            "order",
+            "finalize",
+            "certificate",
+        ] {
+            let ca = FakeCa::new();
+            ca.lose_reply(endpoint);
+            let (ended, journal) = run(&ca.client(), pending(&["a.example"])).await;
+            assert!(
+                matches!(ended, Err(Cause::Unreachable(_))),
+                "{endpoint}: {ended:?}"
+            );
+            let stored = journal.orders.last().unwrap().clone();
+            ca.seen();
+            run(&ca.client(), stored).await.0.unwrap();
+            assert_eq!(ca.orders(), 1, "{endpoint}");
+            let again = usize::from(!["finalize", "certificate"].contains(&endpoint));
+            assert_eq!(ca.count("finalize"), again, "{endpoint}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_order_that_is_gone_or_invalid_is_ordered_anew_and_an_outage_keeps_it() {
+        let ca = FakeCa::new();
+        let client = ca.client();
+        let mut resumed = pending(&["a.example"]);
+        resumed.url = Some("https://ca.test/order/99".into());
+        let (ended, journal) = run(&client, resumed.clone()).await;
+        ended.unwrap();
+        assert_eq!(
+            journal.orders[0].url.as_deref(),
+            Some("https://ca.test/order/0")
+        );
+        let invalid =
+            json!({"status": "invalid", "authorizations": [], "finalize": "https://ca.test/f"});
+        ca.script("order", Scripted::json(&invalid));
+        run(&client, resumed.clone()).await.0.unwrap();
+        assert_eq!(ca.orders(), 2);
+        for scripted in [
+            Scripted::problem(500, "serverInternal"),
+            Scripted(502, "text/html", "<p>".into(), vec![]),
+        ] {
+            ca.script("order", scripted);
+            let (ended, _) = run(&client, resumed.clone()).await;
+            assert!(matches!(ended, Err(Cause::Unreachable(_))), "{ended:?}");
+        }
+        assert_eq!(ca.orders(), 2);
+    }
+
+    #[tokio::test]
+    async fn an_order_not_ready_is_looked_at_again_and_then_finalized() {
+        let ca = FakeCa::new();
+        ca.script("finalize", Scripted::problem(403, "orderNotReady"));
+        issue(&ca.client()).await.unwrap();
+        assert_eq!((ca.count("finalize"), ca.count("order")), (2, 3));
+    }
+
+    #[tokio::test]
+    async fn the_profile_is_the_orders_and_one_that_is_not_offered_is_not_sent() {
+        let ca = FakeCa::new();
+        let client = ca.client();
+        let mut order = pending(&["a.example"]);
+        order.profile = Some("shortlived".into());
+        run(&client, order.clone()).await.0.unwrap();
+        assert_eq!(ca.payloads("new-order")[0]["profile"], "shortlived");
+        order.profile = Some("tlsserver".into());
+        let Err(cause) = run(&client, order).await.0 else {
+            panic!()
+        };
+        assert!(
+            cause.hint().contains("classic, shortlived"),
+            "{}",
+            cause.hint()
+        );
+        assert_eq!(ca.count("new-order"), 1);
+    }
+
+    #[tokio::test]
+    async fn alternate_chains_are_fetched_only_for_a_preference() {
+        let certificate = |name: &str| {
+            let pem_type = "application/pem-certificate-chain";
+            Scripted(200, pem_type, pem(name), vec![]).with(
+                "link",
+                "<https://ca.test/certificate/0/1>;rel=\"alternate\"",
+            )
+        };
+        for (preferred, fetched) in [
+            (None, 1),
+            (Some("First"), 1),
+            (Some("Second"), 2),
+            (Some("Third"), 2),
+        ] {
+            let ca = FakeCa::new();
+            ca.script("certificate", certificate("First"));
+            ca.script("certificate", certificate("Second"));
+            let mut options = ca.options();
+            options.preferred_chain = preferred.map(str::to_owned);
+            let chain = issue(&Client::new(options).unwrap()).await.unwrap();
+            assert_eq!(ca.count("certificate"), fetched, "{preferred:?}");
+            let expected = if preferred == Some("Second") {
+                "Second"
+            } else {
+                "First"
+            };
+            assert!(chains::ends_at(&chain, expected), "{preferred:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn redirects_html_and_nonsense_are_no_answers() {
+        let html = |status| Scripted(status, "text/html", "<p>hello</p>".into(), vec![]);
+        let redirect =
+            Scripted(302, "", String::new(), vec![]).with("location", "https://ca.test/x");
+        for scripted in [redirect, html(200), html(404), Scripted::json(&json!([]))] {
+            for endpoint in [
+                "new-account",
+                "new-order",
+                "authorization",
+                "order",
+                "certificate",
+            ] {
+                if endpoint == "new-account" && scripted.1 == "application/json" {
+                    continue;
+                }
+                let ca = FakeCa::new();
+                ca.script(endpoint, scripted.clone());
+                let ended = issue(&ca.client()).await.map_err(|error| error.cause);
+                assert!(
+                    matches!(ended, Err(Cause::Protocol(_))),
+                    "{endpoint}: {ended:?}"
+                );
+            }
+        }
+    }
+}

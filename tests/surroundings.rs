@@ -1,0 +1,129 @@
+//! Surroundings that fail: what was served before is still served, byte for
+//! byte, the message names what is wrong, and nothing is ordered twice once the
+//! cause is gone.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::{Nginx, Pebble, run};
+
+/// A small file system of its own, gone with the test.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    /// `None`, and a loud line, where we may not mount.
+    fn mount(path: &Path, kilobytes: u32) -> Option<Self> {
+        std::fs::create_dir_all(path).unwrap();
+        let size = format!("size={kilobytes}k,mode=0755");
+        let mounted = mount(&["-t", "tmpfs", "-o", &size, "none"], path);
+        if !mounted {
+            eprintln!("SKIPPED: full and read-only file systems: mounting one is not allowed here");
+            return None;
+        }
+        Some(Self(path.to_owned()))
+    }
+
+    fn remount(&self, options: &str) {
+        assert!(mount(&["-o", &format!("remount,{options}")], &self.0));
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        // Lazily: a failed test may still have files open there.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+fn mount(arguments: &[&str], path: &Path) -> bool {
+    let status = Command::new("mount").args(arguments).arg(path).output();
+    status.is_ok_and(|output| output.status.success())
+}
+
+fn pair(live: &Path) -> [Vec<u8>; 2] {
+    ["fullchain.pem", "privkey.pem"].map(|name| std::fs::read(live.join(name)).unwrap())
+}
+
+/// Breaks the output, renews into it, mends it, and runs once more.
+fn the_output_fails(break_it: impl FnOnce(&Tmpfs), message: &str, mend: impl FnOnce(&Tmpfs)) {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    let Some(tmpfs) = Tmpfs::mount(&pebble.path("out"), 64) else {
+        return;
+    };
+    run(&mut pebble.issue(&["example.com"]), 0);
+    let live = pebble.path("out/live/example.com");
+    let before = pair(&live);
+    break_it(&tmpfs);
+    let told = run(&mut pebble.issue(&["example.com", "--force"]), 8);
+    assert!(told.contains(message) && told.contains("hint:"), "{told}");
+    assert_eq!(pair(&live), before);
+    mend(&tmpfs);
+    let told = run(&mut pebble.issue(&["example.com"]), 0);
+    assert!(told.contains("not due; generation 0002"), "{told}");
+    assert_ne!(pair(&live), before);
+}
+
+#[test]
+fn a_full_output_is_exit_8_and_heals_without_an_order() {
+    let filler = |tmpfs: &Tmpfs| tmpfs.0.join("filler");
+    the_output_fails(
+        |tmpfs| {
+            // Written until nothing more fits.
+            let _ = std::fs::write(filler(tmpfs), vec![0; 128 * 1024]);
+        },
+        "No space left on device",
+        |tmpfs| std::fs::remove_file(filler(tmpfs)).unwrap(),
+    );
+}
+
+#[test]
+fn a_read_only_output_is_exit_8_and_heals_without_an_order() {
+    the_output_fails(
+        |tmpfs| tmpfs.remount("ro"),
+        "Read-only file system",
+        |tmpfs| tmpfs.remount("rw"),
+    );
+}
+
+#[test]
+fn a_pid_file_that_leads_astray_is_exit_7_and_signals_nobody() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    let file = pebble.path("server.pid");
+    let deploy = format!("nginx:{}", file.display());
+    let arguments = ["example.com", "--deploy", &deploy];
+    let own = std::process::id().to_string();
+    for (content, message) in [
+        (None, "no pid file"),
+        (Some("4194305"), "is not running"),
+        (Some("nonsense"), "holds no process number"),
+        // HUP would end this very process.
+        (Some(own.as_str()), "not nginx"),
+    ] {
+        if let Some(content) = content {
+            std::fs::write(&file, content).unwrap();
+        }
+        let told = run(&mut pebble.issue(&arguments), 7);
+        assert!(told.contains(message) && told.contains("hint:"), "{told}");
+    }
+    let live = pebble.path("out/live/example.com");
+    let Some(nginx) = Nginx::start(&live) else {
+        return;
+    };
+    let deploy = format!("nginx:{}", nginx.pid_file.display());
+    let told = run(&mut pebble.issue(&["example.com", "--deploy", &deploy]), 0);
+    assert!(told.contains("not due; generation 0001"), "{told}");
+}
+
+#[test]
+fn a_data_directory_that_is_no_directory_is_exit_8() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    std::fs::write(pebble.path("data"), "").unwrap();
+    let told = run(&mut pebble.issue(&["example.com"]), 8);
+    assert!(told.contains("hint:"), "{told}");
+}
