@@ -132,18 +132,15 @@ async fn play(
 ) -> Result<Score, Failure> {
     let with = if program.is_some() { "nginx" } else { "front" };
     let stage = Stage::set(directory, program).await?;
+    narrator.say(&format!("everything is below {}", directory.display()));
     narrator.say(&format!(
-        "{} terminates TLS on {}; below {}",
-        program.map_or("our own listener".into(), |program| program
-            .display()
-            .to_string()),
-        stage.address,
-        directory.display()
-    ));
-    narrator.say(&format!(
-        "an embedded CA signs for 90 days and asks for the renewal after {} s",
+        "an embedded CA signs for 90 days, and asks for renewals after {} s",
         WINDOW_OPENS_AFTER.as_secs()
     ));
+    let server = program.map_or("our own listener".into(), |program| {
+        program.display().to_string()
+    });
+    narrator.say(&format!("{server} terminates TLS on {}", stage.address));
     let board = Board::default();
     let (mut supervisor, handle) = Supervisor::new(stage.parts.clone(), board.clone());
     let kept = supervisor.keep(stage.certificates.clone()).await;
@@ -184,7 +181,7 @@ async fn watch(narrator: &Narrator, stage: &Stage, board: &Board) {
         }
         last_error = error;
         if load.is_none() && statuses.iter().all(|status| proven(status, 1)) {
-            narrator.say(&format!("{CLIENTS} clients begin to ask, without a pause"));
+            narrator.say(&format!("{CLIENTS} clients begin to ask, and do not pause"));
             let (dialer, sites) = (&stage.dialer, &stage.sites);
             load = Some(Load::start(
                 dialer,
@@ -218,7 +215,7 @@ fn line(swap: &Swap) -> String {
     match swap.seen_after.filter(|_| swap.generation > Generation(1)) {
         None => format!("{lineage:<17} issued, handed over, proven"),
         Some(after) => format!(
-            "{lineage:<17} renewed to {}, proven; clients saw it after {:.1} ms",
+            "{lineage:<17} renewed to {}, proven; seen by clients in {:.1} ms",
             swap.generation,
             after.as_secs_f64() * 1000.0,
         ),

@@ -105,59 +105,62 @@ impl Score {
 
     /// The board as a person reads it, within 80 columns.
     pub(super) fn lines(&self) -> Vec<String> {
-        let row = |name: &str, value: String, meaning: &str| {
-            format!("{name:<22}{value:>10}   {meaning}")
-                .trim_end()
-                .to_owned()
-        };
-        let mut lines = vec![
-            row(
+        let names = format!("for {} names, each proven by HTTP-01", self.names);
+        let mut rows = vec![
+            (
                 "certificates",
                 self.certificates.to_string(),
-                &format!("{} names, proven to the CA by HTTP-01", self.names),
+                names.as_str(),
             ),
-            row(
+            (
                 "renewals",
                 self.renewals.to_string(),
                 "each swapped in under load",
             ),
-            row(
+            (
                 "requests",
                 grouped(self.requests),
-                "kept and new connections, half the clients each",
+                "on kept and on new connections",
             ),
-            row(
+            (
                 "handshakes",
                 grouped(self.handshakes),
                 "full, verified up to the CA's root",
             ),
-            row("failures", self.failures.to_string(), &self.kinds()),
         ];
+        let kinds = self.kinds();
+        rows.push(("failures", grouped(self.failures), &kinds));
         if self.with == "nginx" {
-            lines.push(row(
+            let closed = grouped(self.closed_while_idle);
+            rows.push((
                 "closed while idle",
-                grouped(self.closed_while_idle),
-                "kept connections, by nginx's reloads; asked again",
+                closed,
+                "by nginx at a reload; clients asked again",
             ));
         }
-        lines.extend([
-            row(
+        let shown = |milliseconds: f64| format!("{milliseconds:.1} ms");
+        rows.extend([
+            (
                 "slowest swap",
-                format!("{:.1} ms", self.slowest_swap_ms),
+                shown(self.slowest_swap_ms),
                 "hand-over to a client's first new leaf",
             ),
-            row(
+            (
                 "slowest request",
-                format!("{:.1} ms", self.slowest_request_ms),
-                "with its handshake, where it made one",
+                shown(self.slowest_request_ms),
+                "its handshake included",
             ),
-            row(
+            (
                 "proofs",
                 self.proofs.to_string(),
-                "by handshake: the leaf served is the one issued",
+                "by handshake: served is what was issued",
             ),
         ]);
-        lines
+        let line = |(name, value, meaning): (&str, String, &str)| {
+            let line = format!("{name:<19}{value:>10}   {meaning}");
+            line.trim_end().to_owned()
+        };
+        rows.into_iter().map(line).collect()
     }
 
     fn kinds(&self) -> String {
@@ -195,6 +198,20 @@ mod tests {
     fn thousands_are_grouped() {
         let shown = [0, 999, 1000, 12_345, 1_234_567].map(grouped);
         assert_eq!(shown, ["0", "999", "1,000", "12,345", "1,234,567"]);
+    }
+
+    #[test]
+    fn the_board_fits_80_columns() {
+        let counts = Counts {
+            requests: 1_234_567,
+            ..Counts::default()
+        };
+        let lines = Score::of("nginx", counts, &[], Duration::ZERO).lines();
+        assert!(lines.iter().all(|line| line.len() <= 80), "{lines:#?}");
+        assert!(
+            lines.iter().any(|line| line.contains(" 1,234,567 ")),
+            "{lines:#?}"
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::load::Manners;
 use super::nginx::Nginx;
 use super::page::Page;
 use super::tally::Tally;
-use crate::acme::{AccountOptions, Client, Issuer};
+use crate::acme::{AccountOptions, Client, Https, Issuer, Options};
 use crate::ca::{RenewalWindows, Resolve, Server, Settings, Validation};
 use crate::certificate::{Bundle, Freshness, KeyType, Secret};
 use crate::challenge::http01::Listener;
@@ -162,14 +162,15 @@ async fn issuer(serving: &mut JoinSet<()>) -> Result<(Arc<dyn Issuer>, String, S
 }
 
 fn client(directory: &str, root: &str, responses: Responses) -> Result<Client, String> {
-    Client::new(
-        directory,
-        Some(root.as_bytes()),
-        AccountOptions::default(),
-        None,
-        vec![Arc::new(responses)],
-        Arc::new(SystemClock),
-    )
+    Client::new(Options {
+        directory: directory.to_owned(),
+        account: AccountOptions::default(),
+        exchange: Arc::new(Https::new(Some(root.as_bytes()))?),
+        solvers: vec![Arc::new(responses)],
+        clock: Arc::new(SystemClock),
+        observer: Arc::new(()),
+        preferred_chain: None,
+    })
 }
 
 fn parts(directory: &Path) -> Result<Parts, Failure> {
