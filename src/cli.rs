@@ -3,24 +3,43 @@
 //! the user reads and an exit code.
 
 pub mod args;
+mod config;
+mod control;
 mod demo;
 mod issue;
 mod output;
 mod parts;
+mod progress;
+mod renew;
+mod run;
+mod sockets;
 mod status;
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
+use crate::config::{LogFormat, Options, Sources};
 use args::{Arguments, Verb};
-use output::Failure;
+use output::{Failure, Terminal};
+
+/// What every verb is given.
+struct Call {
+    json: bool,
+    /// As they were given, to be read again beside a file that has changed.
+    options: Options,
+    sources: Sources,
+    /// The environment, of which most is in `sources` already.
+    environment: BTreeMap<String, String>,
+    terminal: Terminal,
+}
 
 /// Runs the command that `arguments` name; `environment` holds `CERTS_…`.
 #[must_use]
 pub fn run(
     arguments: impl IntoIterator<Item = std::ffi::OsString>,
-    environment: std::collections::BTreeMap<String, String>,
+    environment: BTreeMap<String, String>,
 ) -> ExitCode {
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
@@ -30,44 +49,57 @@ pub fn run(
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    // The demonstration tells its own story; -v adds what the parts say.
-    if !matches!(arguments.verb, Verb::Demo(_)) || arguments.global.verbose > 0 {
-        output::start_logging(&arguments.global);
-    }
-    let ended = match arguments.verb {
-        Verb::Completions { shell } => {
-            clap_complete::generate(
-                shell,
-                &mut Arguments::command(),
-                "certs",
-                &mut std::io::stdout(),
-            );
-            Ok(())
-        }
-        Verb::Man => clap_mangen::Man::new(Arguments::command())
-            .render(&mut std::io::stdout())
-            .map_err(|error| Failure::unexpected(error.to_string())),
-        Verb::Demo(options) => demo::demo(&arguments.global, &options, &environment),
-        verb => runtime()
-            .and_then(|runtime| runtime.block_on(act(&arguments.global, verb, &environment))),
-    };
-    match ended {
+    let terminal = Terminal::of(&environment);
+    match act(arguments, environment, &terminal) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+        Err(failure) => failure.report(&terminal),
     }
 }
 
-async fn act(
-    global: &args::Global,
-    verb: Verb,
-    environment: &std::collections::BTreeMap<String, String>,
+fn act(
+    arguments: Arguments,
+    environment: BTreeMap<String, String>,
+    terminal: &Terminal,
 ) -> Result<(), Failure> {
-    match verb {
-        Verb::Issue(options) => issue::issue(global, options, environment).await,
-        Verb::Run(options) => issue::run(global, options, environment).await,
-        Verb::Status { name } => status::status(global, name.as_ref(), environment).await,
-        Verb::Completions { .. } | Verb::Man | Verb::Demo(_) => Ok(()),
+    match &arguments.verb {
+        Verb::Completions { shell } => {
+            let mut command = Arguments::command();
+            clap_complete::generate(*shell, &mut command, "certs", &mut std::io::stdout());
+            return Ok(());
+        }
+        Verb::Man => {
+            return clap_mangen::Man::new(Arguments::command())
+                .render(&mut std::io::stdout())
+                .map_err(|error| Failure::unexpected(error.to_string()));
+        }
+        // It takes no configuration, and tells its own story.
+        Verb::Demo(options) => {
+            if arguments.global.verbose > 0 {
+                output::start_logging(&arguments.global, LogFormat::default(), terminal);
+            }
+            return demo::demo(&arguments.global, options, &environment);
+        }
+        _ => {}
     }
+    let options = arguments.options();
+    let call = Call {
+        json: arguments.global.json,
+        sources: Sources::read(&options, &environment),
+        options,
+        environment,
+        terminal: terminal.clone(),
+    };
+    output::start_logging(&arguments.global, call.sources.log_format(), terminal);
+    runtime()?.block_on(async {
+        match arguments.verb {
+            Verb::Issue(options) => issue::issue(&call, &options).await,
+            Verb::Run(_) => run::run(call).await,
+            Verb::Renew(options) => renew::renew(&call, &options).await,
+            Verb::Status { name } => status::status(&call, name.as_ref()).await,
+            Verb::Config { verb } => config::config(&call, &verb),
+            Verb::Completions { .. } | Verb::Man | Verb::Demo(_) => Ok(()),
+        }
+    })
 }
 
 /// One thread: the work is waiting, and a thread pool costs memory that a

@@ -5,6 +5,7 @@
 pub mod nginx;
 pub mod output;
 pub mod owner;
+pub mod spec;
 pub mod verify;
 
 use std::net::SocketAddr;

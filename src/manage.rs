@@ -5,6 +5,7 @@
 pub mod deploy;
 pub mod front;
 pub mod issue;
+pub mod rehearse;
 pub mod schedule;
 pub mod status;
 pub mod supervise;
@@ -49,6 +50,8 @@ pub struct Parts {
     pub spacing: Duration,
     /// When renewed certificates may be handed over.
     pub maintenance: Option<Arc<dyn Maintenance>>,
+    /// Who is told of the phases of the work.
+    pub progress: Option<Arc<dyn Progress>>,
 }
 
 /// A certificate to be kept, with the parts that are its own.
@@ -62,6 +65,21 @@ pub struct Certificate {
     pub targets: Vec<Arc<dyn Target>>,
     /// Where the new certificate must be seen.
     pub endpoints: Vec<Endpoint>,
+}
+
+impl Parts {
+    /// Tells whoever looks what is being done.
+    fn phase(&self, lineage: &Lineage, phase: &str) {
+        if let Some(progress) = &self.progress {
+            progress.phase(lineage, phase);
+        }
+    }
+}
+
+/// Is told what is being done, so that a person can be shown it.
+pub trait Progress: Send + Sync {
+    /// `lineage` has come to `phase`, in words such as `proving control`.
+    fn phase(&self, lineage: &Lineage, phase: &str);
 }
 
 /// The owner's maintenance windows: a renewed certificate is handed over when

@@ -6,7 +6,10 @@
 //! that was loaded and refuses when another writer was faster. A lease only
 //! spares two processes the same work.
 
+#[cfg(test)]
+mod contract;
 pub mod fs;
+pub mod memory;
 
 use std::fmt;
 
@@ -47,7 +50,7 @@ pub trait Lease: Send + Sync + fmt::Debug {
     fn token(&self) -> u64;
 }
 
-/// The contract that every store keeps; its tests stand beside each implementation.
+/// The contract that every store keeps; one suite of tests holds each to it.
 #[async_trait]
 pub trait Store: Send + Sync {
     /// The record and the revision to save it against; `None` when there is none.
@@ -70,6 +73,14 @@ pub trait Store: Send + Sync {
         lineage: &Lineage,
         generation: Generation,
     ) -> Result<Option<(Secret, String)>, StoreError>;
+
+    /// What the user asked for when the lineage was made, as JSON that only its
+    /// writer understands; `None` when nothing was said.
+    async fn options(&self, lineage: &Lineage) -> Result<Option<String>, StoreError>;
+
+    /// Stores such options, also before there is a record; what was stored
+    /// before is replaced.
+    async fn save_options(&self, lineage: &Lineage, json: &str) -> Result<(), StoreError>;
 
     /// Every lineage with a record, sorted.
     async fn list(&self) -> Result<Vec<Lineage>, StoreError>;

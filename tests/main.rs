@@ -5,6 +5,7 @@
 
 mod demo;
 mod pebble;
+mod sidecar;
 mod support;
 mod surroundings;
 mod usage;

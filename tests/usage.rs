@@ -1,20 +1,37 @@
-//! Bad usage: a clear error, exit code 2, and nothing sent or written.
+//! Bad usage: a clear error, exit code 2, and nothing sent or written; and
+//! every text that a user reads before anything has happened.
+
+use std::path::Path;
+use std::process::{Command, Output};
 
 use crate::support::{certs, text};
 
-fn refused(arguments: &[&str], words: &[&str]) {
+/// Runs in an empty directory, and says whether anything was left there.
+fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (Output, bool) {
     let directory = tempfile::tempdir().unwrap();
-    let output = certs(directory.path()).args(arguments).output().unwrap();
+    let output = certs(directory.path())
+        .current_dir(directory.path())
+        .args(arguments)
+        .envs(environment.iter().copied())
+        .output()
+        .unwrap();
+    let left = std::fs::read_dir(directory.path()).unwrap().count();
+    (output, left > 0)
+}
+
+fn refused_in(environment: &[(&str, &str)], arguments: &[&str], words: &[&str]) {
+    let (output, wrote) = run(arguments, environment);
     let told = text(&output);
     assert_eq!(output.status.code(), Some(2), "{arguments:?}: {told}");
+    assert!(output.stdout.is_empty(), "{arguments:?}: {told}");
     for word in words {
         assert!(told.contains(word), "{arguments:?}: no `{word}` in: {told}");
     }
-    assert!(
-        std::fs::read_dir(directory.path().join("data/records"))
-            .map_or(true, |mut entries| entries.next().is_none()),
-        "{arguments:?} wrote a record"
-    );
+    assert!(!wrote, "{arguments:?} wrote something");
+}
+
+fn refused(arguments: &[&str], words: &[&str]) {
+    refused_in(&[], arguments, words);
 }
 
 #[test]
@@ -59,7 +76,61 @@ fn each_mistake_is_named_with_a_hint() {
         &["issue", "example.com", "--name", "../x"],
         &["not a valid"],
     );
-    refused(&["status", "absent.example"], &["no such certificate"]);
+    refused(
+        &["issue", "example.com", "--config", "absent.toml"],
+        &["--config: absent.toml"],
+    );
+    refused(
+        &[
+            "issue",
+            "example.com",
+            "--agree-tos",
+            "--ca",
+            "zerossl",
+            "--dry-run",
+        ],
+        &["no staging directory", "hint:"],
+    );
+    refused(&["renew", "absent.example"], &["no such certificate"]);
+    refused(&["issue", "--frobnicate"], &["--frobnicate"]);
+    refused(&["isue"], &["issue"]);
+    refused_in(
+        &[("CERTS_EMIAL", "a@example.com")],
+        &["run"],
+        &["CERTS_EMIAL", "did you mean CERTS_EMAIL?"],
+    );
+}
+
+#[test]
+fn a_certificate_that_is_not_stored_has_no_status() {
+    let (output, _) = run(&["status", "absent.example"], &[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output).contains("no such certificate"));
+}
+
+#[test]
+fn the_mistakes_of_all_sources_are_told_together() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("certs.toml");
+    std::fs::write(&file, "agree_tos = maybe\nprofle = 'shortlived'\n").unwrap();
+    let output = certs(directory.path())
+        .current_dir(directory.path())
+        .args(["issue", "a..b", "--key", "dsa"])
+        .env("CERTS_HTTP_LISTEN", "nowhere")
+        .output()
+        .unwrap();
+    let told = text(&output);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    for place in [
+        "certs.toml:1: ",
+        "certs.toml:2: ",
+        "CERTS_HTTP_LISTEN: ",
+        "--key: ",
+        "NAME: ",
+    ] {
+        assert_eq!(told.matches(place).count(), 1, "{place}: {told}");
+    }
+    assert!(!directory.path().join("data").exists());
 }
 
 #[test]
@@ -79,17 +150,221 @@ fn a_taken_port_is_told_with_who_has_it() {
 
 #[test]
 fn help_and_completions_are_results() {
-    let directory = tempfile::tempdir().unwrap();
     for (arguments, word) in [
         (vec!["--help"], "issue"),
         (vec!["completions", "bash"], "_certs"),
         (vec!["man"], ".TH"),
+        (vec!["config", "schema"], "\"properties\""),
     ] {
-        let output = certs(directory.path()).args(&arguments).output().unwrap();
+        let (output, _) = run(&arguments, &[]);
         assert!(output.status.success());
         assert!(
             String::from_utf8_lossy(&output.stdout).contains(word),
             "{arguments:?}"
         );
     }
+}
+
+#[test]
+fn every_help_page_is_as_it_was_approved() {
+    for verb in ["", "issue", "run", "renew", "status", "config"] {
+        let arguments: Vec<&str> = [verb, "--help"]
+            .into_iter()
+            .filter(|word| !word.is_empty())
+            .collect();
+        let (output, _) = run(&arguments, &[]);
+        assert!(output.status.success());
+        let name = format!("help-{}", if verb.is_empty() { "certs" } else { verb });
+        insta::assert_snapshot!(name, String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+const BAD: &str = "\
+emial = 'admin@example.com'
+agree_tos = 'yes'
+key = 'dsa'
+webroot = '/srv/www'
+http_listen = ['0.0.0.0:80', 'nowhere']
+ca = 'letsencript'
+log_format = 'xml'
+name = 'example.com'
+
+[admin]
+listen = 9180
+
+[renew]
+schedule = 'every night'
+deploy = 'later'
+
+[deploy.web]
+kind = 'haproxy'
+
+[[certificate]]
+names = ['a..b', 'example.com', 'http://example.com/']
+deploy = ['docker:web']
+verify = 7
+
+[[certificate]]
+name = 'empty'
+
+[[certificate]]
+names = ['example.com', 'example.com', '*.example.com', 'db.internal']
+challenge = 'dns-01'
+output_dir = '/certs'
+
+[[certificate]]
+names = ['example.com']
+";
+
+#[test]
+fn a_bad_configuration_is_told_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("certs.toml"), BAD).unwrap();
+    let output = certs(directory.path())
+        .current_dir(directory.path())
+        .args(["config", "check"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(output.stdout.is_empty());
+    insta::assert_snapshot!("bad-configuration", String::from_utf8_lossy(&output.stderr));
+    assert!(!directory.path().join("data").exists());
+}
+
+#[test]
+fn mistakes_of_usage_read_as_they_were_approved() {
+    let mut told = String::new();
+    for arguments in [
+        vec!["issue"],
+        vec!["issue", "example.com"],
+        vec![
+            "issue",
+            "localhost",
+            "*.example.com",
+            "8.8.8.8",
+            "a.com:443",
+            "--key",
+            "dsa",
+        ],
+        vec![
+            "issue",
+            "example.com",
+            "--ca",
+            "embedded",
+            "--ca-root",
+            "root.pem",
+        ],
+        vec![
+            "issue",
+            "example.com",
+            "--webroot",
+            "/srv",
+            "--http-listen",
+            "127.0.0.1:0",
+        ],
+        vec!["issue", "example.com", "--frobnicate"],
+        vec!["issu"],
+        vec!["renew", "absent.example"],
+    ] {
+        let (output, _) = run(&arguments, &[]);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        told.push_str(&format!("$ certs {}\n{error}\n", arguments.join(" ")));
+    }
+    insta::assert_snapshot!("usage", told);
+}
+
+fn resolved(command: &mut Command) -> serde_json::Value {
+    let output = command
+        .args(["config", "check", "--json"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn in_directory(directory: &Path) -> Command {
+    let mut command = certs(directory);
+    command.current_dir(directory).env_remove("CERTS_DATA_DIR");
+    command
+}
+
+#[test]
+fn the_command_line_wins_over_the_environment_and_that_over_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let file = "data_dir = 'of-the-file'\nca = 'https://ca.internal/file'\n[[certificate]]\nnames = 'a.internal'\n";
+    std::fs::write(path.join("certs.toml"), file).unwrap();
+    let settings = resolved(&mut in_directory(path));
+    assert_eq!(settings["file"], "certs.toml");
+    assert_eq!(
+        settings["data_dir"],
+        path.join("of-the-file").to_str().unwrap()
+    );
+    let ca = |settings: &serde_json::Value| settings["certificates"][0]["ca"]["directory"].clone();
+    assert_eq!(ca(&settings), "https://ca.internal/file");
+    let environment = |command: &mut Command| {
+        command.env("CERTS_CA", "https://ca.internal/environment");
+        command.env("CERTS_DATA_DIR", "/of/the/environment");
+    };
+    let mut command = in_directory(path);
+    environment(&mut command);
+    let settings = resolved(&mut command);
+    assert_eq!(ca(&settings), "https://ca.internal/environment");
+    assert_eq!(settings["data_dir"], "/of/the/environment");
+    let mut command = in_directory(path);
+    environment(&mut command);
+    command.args(["--data-dir", "/of/the/command/line"]);
+    assert_eq!(resolved(&mut command)["data_dir"], "/of/the/command/line");
+}
+
+#[test]
+fn the_file_is_looked_for_where_it_is_said_to_be() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    for name in [
+        "certs.toml",
+        "variable.toml",
+        "option.toml",
+        "argument.toml",
+    ] {
+        std::fs::write(path.join(name), "agree_tos = true\n").unwrap();
+    }
+    let check = |arguments: &[&str], environment: &[(&str, &str)]| {
+        let mut command = in_directory(path);
+        command
+            .args(["config", "check"])
+            .args(arguments)
+            .envs(environment.iter().copied());
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        text(&output)
+    };
+    let variable = [("CERTS_CONFIG", "variable.toml")];
+    assert!(check(&[], &[]).contains("(certs.toml)"));
+    assert!(check(&[], &variable).contains("(variable.toml)"));
+    assert!(check(&["--config", "option.toml"], &variable).contains("(option.toml)"));
+    let named = ["argument.toml", "--config", "option.toml"];
+    assert!(check(&named, &variable).contains("(argument.toml)"));
+    assert!(check(&[], &[]).starts_with("ok: 0 certificates"));
+}
+
+#[test]
+fn no_secret_is_ever_printed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    std::fs::write(path.join("hmac"), "c2VjcmV0LXNlY3JldA").unwrap();
+    let file = "ca = 'https://ca.internal/dir'\neab_kid = 'kid'\neab_hmac_file = 'hmac'\n[[certificate]]\nnames = 'a.internal'\n";
+    std::fs::write(path.join("certs.toml"), file).unwrap();
+    let settings = resolved(&mut in_directory(path));
+    let ca = &settings["certificates"][0]["ca"];
+    assert_eq!(ca["eab_hmac_file"], path.join("hmac").to_str().unwrap());
+    assert!(!settings.to_string().contains("c2VjcmV0"));
+    std::fs::write(path.join("hmac"), "not*base64*secret").unwrap();
+    let output = in_directory(path)
+        .args(["config", "check"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(!text(&output).contains("secret"), "{}", text(&output));
 }

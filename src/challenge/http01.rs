@@ -98,6 +98,15 @@ struct Served {
     tally: Tally,
 }
 
+impl Served {
+    fn uncounted(responses: Responses) -> Self {
+        Self {
+            responses,
+            tally: Arc::new(|_| {}),
+        }
+    }
+}
+
 impl Listener {
     /// Binds every address of `addresses`.
     ///
@@ -118,10 +127,9 @@ impl Listener {
                 })
             })
             .collect::<Result<_, _>>()?;
-        let tally: Tally = Arc::new(|_| {});
         Ok(Self {
             sockets,
-            served: Served { responses, tally },
+            served: Served::uncounted(responses),
         })
     }
 
@@ -130,6 +138,34 @@ impl Listener {
     pub fn counted_by(mut self, tally: Tally) -> Self {
         self.served.tally = tally;
         self
+    }
+
+    /// Takes sockets over that are bound and listening already.
+    ///
+    /// # Errors
+    /// When one of them cannot be used.
+    pub fn from_sockets(
+        sockets: Vec<std::net::TcpListener>,
+        responses: Responses,
+    ) -> Result<Self, BindError> {
+        let sockets = sockets
+            .into_iter()
+            .map(|socket| {
+                let address = socket.local_addr();
+                let taken = socket
+                    .set_nonblocking(true)
+                    .and_then(|()| TcpListener::from_std(socket));
+                taken.map_err(|source| BindError {
+                    address: address.unwrap_or_else(|_| (IpAddr::from([0, 0, 0, 0]), 80).into()),
+                    source,
+                    owner: Owner(None),
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            sockets,
+            served: Served::uncounted(responses),
+        })
     }
 
     /// The addresses that are listened on, with the ports the system chose.

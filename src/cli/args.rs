@@ -1,17 +1,22 @@
-//! The command line, as clap reads it. Every option has its long name here
-//! once; `CERTS_…` in the environment stands in for what is not given.
+//! The command line, as clap reads it. Values stay texts here: they are
+//! understood where the same key of the file and the environment is, so that
+//! all errors of all three are told at once.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use clap::{Args, Parser, Subcommand};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-
-use crate::certificate::KeyType;
-use crate::identifier::{Identifier, Lineage};
+use crate::config::Options;
+use crate::identifier::Lineage;
 
 /// Gets, renews, deploys and proves TLS certificates next to any proxy.
 #[derive(Debug, Parser)]
 #[command(name = "certs", version, arg_required_else_help = true)]
+#[command(
+    after_help = "Every option is also CERTS_… in the environment (CERTS_…_FILE names a file with the \
+    value) and a key of the configuration; the command line wins, then the environment, then the file.\n\n\
+    Exit codes: 0 done or not due, 1 unexpected, 2 usage or surroundings (nothing was sent), 3 the CA could \
+    not be reached or failed, 4 the CA refused, 5 control of a name was not proven, 6 rate limited, \
+    7 issued but not proven served, 8 the store or an output could not be used"
+)]
 pub struct Arguments {
     /// Options of every command.
     #[command(flatten)]
@@ -23,16 +28,20 @@ pub struct Arguments {
 
 /// Options of every command.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
 pub struct Global {
+    /// The configuration (else $CERTS_CONFIG, ./certs.toml, /etc/certs/certs.toml)
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<String>,
     /// Private state: account keys, records (default /var/lib/certs as root, else $XDG_DATA_HOME/certs)
     #[arg(long, global = true, value_name = "DIR")]
-    pub data_dir: Option<PathBuf>,
+    pub data_dir: Option<String>,
     /// Where certificates are written for the proxy (default DATA_DIR/public)
     #[arg(long, global = true, value_name = "DIR")]
-    pub output_dir: Option<PathBuf>,
-    /// How messages on standard error look
-    #[arg(long, global = true, value_enum, default_value = "text")]
-    pub log_format: LogFormat,
+    pub output_dir: Option<String>,
+    /// How messages on standard error look: text (default) or json
+    #[arg(long, global = true, value_name = "FORMAT")]
+    pub log_format: Option<String>,
     /// Say more; twice for everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
@@ -44,13 +53,17 @@ pub struct Global {
     pub json: bool,
 }
 
-/// How messages look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// A line for a person.
-    Text,
-    /// A JSON object a line.
-    Json,
+impl Global {
+    /// In the words of the configuration.
+    #[must_use]
+    pub fn options(&self) -> Options {
+        let mut options = Options::default();
+        options.config(self.config.as_deref());
+        options.text("data_dir", self.data_dir.as_deref());
+        options.text("output_dir", self.output_dir.as_deref());
+        options.text("log_format", self.log_format.as_deref());
+        options
+    }
 }
 
 /// The commands.
@@ -58,12 +71,20 @@ pub enum LogFormat {
 pub enum Verb {
     /// Obtain one certificate for the names, deploy it and prove it served
     Issue(Issue),
-    /// Keep the certificate for the names issued, renewed, deployed and proven, until SIGTERM
-    Run(Issue),
+    /// Keep every configured certificate issued, renewed, deployed and proven, until SIGTERM
+    Run(Run),
+    /// One pass over what is due, for cron or a timer
+    Renew(Renew),
     /// Show every certificate: CA, not-after, next action, generation issued and served, last error
     Status {
         /// Only this one
         name: Option<Lineage>,
+    },
+    /// Check the configuration, or print its JSON Schema
+    Config {
+        /// Which of the two.
+        #[command(subcommand)]
+        verb: Config,
     },
     /// Show it all on loopback within half a minute: issue, serve, renew and swap under load
     Demo(super::demo::Demo),
@@ -76,63 +97,155 @@ pub enum Verb {
     Man,
 }
 
-/// Options of `issue` and `run`.
+/// What to do with the configuration.
+#[derive(Debug, Subcommand)]
+pub enum Config {
+    /// Tell every error at once, with file, line and hint; with --json print what it resolves to
+    Check {
+        /// The file (default: as with --config)
+        file: Option<String>,
+    },
+    /// Print the JSON Schema of the file
+    Schema,
+}
+
+/// Options of `issue`.
 #[derive(Debug, Args)]
 pub struct Issue {
-    /// DNS names or IP addresses ($CERTS_DOMAINS)
+    /// DNS names or IP addresses; a configured certificate is named by its first [CERTS_DOMAINS]
     #[arg(value_name = "NAME")]
-    pub names: Vec<Identifier>,
-    /// The CA: letsencrypt (default), letsencrypt-staging, zerossl, google, google-staging, actalis, sslcom-rsa, sslcom-ecc, or an https:// URL ($CERTS_CA)
-    #[arg(long, value_name = "NAME|URL")]
-    pub ca: Option<String>,
-    /// Trust this root for a private CA's directory, beside the public ones ($CERTS_CA_ROOT)
-    #[arg(long, value_name = "PEM")]
-    pub ca_root: Option<PathBuf>,
-    /// Where the CA may write to ($CERTS_EMAIL)
+    pub names: Vec<String>,
+    /// What is wanted of it.
+    #[command(flatten)]
+    pub wanted: Wanted,
+    /// Order now, due or not
     #[arg(long)]
-    pub email: Option<String>,
-    /// You have read and agree to the CA's terms of service ($CERTS_AGREE_TOS)
+    pub force: bool,
+    /// Rehearse at the CA's staging directory; nothing is stored or published
     #[arg(long)]
-    pub agree_tos: bool,
-    /// How to prove control ($CERTS_CHALLENGE)
-    #[arg(long, value_enum, value_name = "KIND")]
-    pub challenge: Option<Challenge>,
-    /// Answer HTTP-01 here (default port 80 of every address; repeatable) ($CERTS_HTTP_LISTEN)
+    pub dry_run: bool,
+}
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// One more certificate beside the configured ones [CERTS_DOMAINS]
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// What is wanted of every certificate.
+    #[command(flatten)]
+    pub wanted: Wanted,
+    /// Where the read-only endpoints are (default 127.0.0.1:9180), or off [CERTS_ADMIN_LISTEN]
     #[arg(long, value_name = "ADDR")]
-    pub http_listen: Vec<SocketAddr>,
-    /// Lay HTTP-01 answers below this directory, which another server serves on port 80
-    #[arg(long, value_name = "DIR", conflicts_with = "http_listen")]
-    pub webroot: Option<PathBuf>,
-    /// The kind of key
-    #[arg(long, value_name = "KIND", value_parser = key_type, default_value = "ecdsa-p256")]
-    pub key: KeyType,
-    /// The CA's certificate profile ($CERTS_PROFILE)
-    #[arg(long)]
-    pub profile: Option<String>,
-    /// The certificate's name (default: the first NAME)
-    #[arg(long, value_name = "LINEAGE")]
-    pub name: Option<Lineage>,
-    /// Hand it over: `nginx` or `nginx:PID_FILE` (repeatable) ($CERTS_DEPLOY)
-    #[arg(long, value_name = "SPEC")]
-    pub deploy: Vec<String>,
-    /// Prove by a handshake that this endpoint serves it (repeatable) ($CERTS_VERIFY)
-    #[arg(long, value_name = "HOST:PORT")]
-    pub verify: Vec<String>,
+    pub admin_listen: Option<String>,
+}
+
+/// Options of `renew`.
+#[derive(Debug, Args)]
+pub struct Renew {
+    /// Only these: certificates by name, or by a name that they are for
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
     /// Order now, due or not
     #[arg(long)]
     pub force: bool,
 }
 
-/// The ways of proving control.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Challenge {
-    /// RFC 8555 section 8.3, on port 80.
-    #[value(name = "http-01")]
-    Http01,
+/// What may be wanted of a certificate.
+#[derive(Debug, Args)]
+pub struct Wanted {
+    /// letsencrypt (default), letsencrypt-staging, zerossl, google, google-staging, actalis, sslcom-rsa, sslcom-ecc, embedded, or an https:// URL [CERTS_CA]
+    #[arg(long, value_name = "NAME|URL")]
+    pub ca: Option<String>,
+    /// Trust this root for the CA's directory, beside the public ones [CERTS_CA_ROOT]
+    #[arg(long, value_name = "PEM")]
+    pub ca_root: Option<String>,
+    /// Where the CA may write to [CERTS_EMAIL]
+    #[arg(long, value_name = "EMAIL")]
+    pub email: Option<String>,
+    /// You have read and agree to the CA's terms of service [CERTS_AGREE_TOS]
+    #[arg(long)]
+    pub agree_tos: bool,
+    /// External account binding: the key identifier [CERTS_EAB_KID]
+    #[arg(long, value_name = "KID")]
+    pub eab_kid: Option<String>,
+    /// External account binding: the file with the HMAC key in base64url [CERTS_EAB_HMAC_FILE]
+    #[arg(long, value_name = "FILE")]
+    pub eab_hmac_file: Option<String>,
+    /// Of several chains take the one with an issuer of this common name [CERTS_PREFERRED_CHAIN]
+    #[arg(long, value_name = "CN")]
+    pub preferred_chain: Option<String>,
+    /// How to prove control: http-01 [CERTS_CHALLENGE]
+    #[arg(long, value_name = "KIND")]
+    pub challenge: Option<String>,
+    /// Answer HTTP-01 here (default port 80 of every address; repeatable) [CERTS_HTTP_LISTEN]
+    #[arg(long, value_name = "ADDR")]
+    pub http_listen: Vec<String>,
+    /// Lay HTTP-01 answers below this directory, which another server serves on port 80 [CERTS_WEBROOT]
+    #[arg(long, value_name = "DIR")]
+    pub webroot: Option<String>,
+    /// ecdsa-p256 (default), ecdsa-p384, rsa-2048, rsa-3072 or rsa-4096 [CERTS_KEY]
+    #[arg(long, value_name = "KIND")]
+    pub key: Option<String>,
+    /// Keep the key when renewing [CERTS_REUSE_KEY]
+    #[arg(long)]
+    pub reuse_key: bool,
+    /// The CA's certificate profile [CERTS_PROFILE]
+    #[arg(long, value_name = "PROFILE")]
+    pub profile: Option<String>,
+    /// The certificate's own name (default: the first NAME)
+    #[arg(long, value_name = "LINEAGE")]
+    pub name: Option<String>,
+    /// Hand it over: nginx or nginx:PID_FILE (repeatable) [CERTS_DEPLOY]
+    #[arg(long, value_name = "SPEC")]
+    pub deploy: Vec<String>,
+    /// Prove by a handshake that this endpoint serves it (repeatable) [CERTS_VERIFY]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub verify: Vec<String>,
 }
 
-fn key_type(text: &str) -> Result<KeyType, String> {
-    serde_json::from_value(serde_json::Value::from(text)).map_err(|_| {
-        "one of ecdsa-p256, ecdsa-p384, rsa-2048, rsa-3072, rsa-4096 belongs here".to_owned()
-    })
+impl Wanted {
+    fn add_to(&self, options: &mut Options, names: &[String]) {
+        options.names(names);
+        options.lineage(self.name.as_deref());
+        for (key, text) in [
+            ("ca", &self.ca),
+            ("ca_root", &self.ca_root),
+            ("email", &self.email),
+            ("eab_kid", &self.eab_kid),
+            ("eab_hmac_file", &self.eab_hmac_file),
+            ("preferred_chain", &self.preferred_chain),
+            ("challenge", &self.challenge),
+            ("webroot", &self.webroot),
+            ("key", &self.key),
+            ("profile", &self.profile),
+        ] {
+            options.text(key, text.as_deref());
+        }
+        options.flag("agree_tos", self.agree_tos);
+        options.flag("reuse_key", self.reuse_key);
+        options.list("http_listen", &self.http_listen);
+        options.list("deploy", &self.deploy);
+        options.list("verify", &self.verify);
+    }
+}
+
+impl Arguments {
+    /// All that is said on the command line, in the words of the configuration.
+    #[must_use]
+    pub fn options(&self) -> Options {
+        let mut options = self.global.options();
+        match &self.verb {
+            Verb::Issue(issue) => issue.wanted.add_to(&mut options, &issue.names),
+            Verb::Run(run) => {
+                run.wanted.add_to(&mut options, &run.names);
+                options.text("admin.listen", run.admin_listen.as_deref());
+            }
+            Verb::Config {
+                verb: Config::Check { file: Some(file) },
+            } => options.config(Some(file)),
+            _ => {}
+        }
+        options
+    }
 }

@@ -1,33 +1,171 @@
-//! `certs issue` and `certs run`.
+//! `certs issue`.
 
-use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use super::args::{Global, Issue};
+use serde_json::json;
+
+use super::Call;
+use super::args::Issue;
+use super::control;
 use super::output::Failure;
-use super::parts::build;
-use crate::challenge::http01::Listener;
+use super::parts::{Factory, listener, open_store, remember, serve, settings};
+use super::progress::Display;
+use crate::challenge::responses::Responses;
+use crate::config::{CertificateSettings, Purpose, Settings};
+use crate::deploy::output::Output;
 use crate::manage::issue::{Urge, pass};
-use crate::manage::supervise::supervise;
-use crate::manage::{Certificate, Outcome, Parts};
+use crate::manage::rehearse::rehearse;
+use crate::manage::{Certificate, ManageError, Outcome};
+use crate::store::memory::MemoryStore;
 
-/// Obtains one certificate, or says that the stored one is not due.
-pub(super) async fn issue(
-    global: &Global,
-    options: Issue,
-    environment: &BTreeMap<String, String>,
-) -> Result<(), Failure> {
-    let (certificates, parts, listener) = build(global, &options, environment)?;
+/// Obtains the certificate, or says that the stored one is not due.
+pub(super) async fn issue(call: &Call, options: &Issue) -> Result<(), Failure> {
+    let mut settings = settings(call, &Purpose::Named)?;
+    if options.dry_run {
+        return rehearse_all(call, &mut settings).await;
+    }
     let urge = if options.force {
         Urge::Force
     } else {
         Urge::Asked
     };
+    work(call, &settings, urge).await
+}
+
+/// Who does the work.
+enum Worker {
+    /// This process.
+    Here(Box<Factory>),
+    /// The sidecar on the same data directory: port 80 is its own.
+    Sidecar(PathBuf, Display),
+}
+
+/// One pass over each certificate, by the sidecar where one runs.
+pub(super) async fn work(call: &Call, settings: &Settings, urge: Urge) -> Result<(), Failure> {
+    if control::answers(&settings.data_dir).await {
+        let display = Display::new(call.terminal.clone());
+        let worker = Worker::Sidecar(settings.data_dir.clone(), display);
+        return each(call, &worker, settings, urge).await;
+    }
+    let responses = Responses::default();
+    let listener = listener(call, settings, &responses)?;
+    let store = Arc::new(open_store(settings.data_dir.clone())?);
+    let worker = Worker::Here(Box::new(Factory::new(call, settings, store, responses)?));
+    tokio::select! {
+        ended = each(call, &worker, settings, urge) => ended,
+        () = serve(listener) => Err(Failure::unexpected("the challenge listener has stopped".into())),
+    }
+}
+
+/// One that fails stops no other; the first one gives the exit code.
+async fn each(
+    call: &Call,
+    worker: &Worker,
+    settings: &Settings,
+    urge: Urge,
+) -> Result<(), Failure> {
+    let output = Output::new(settings.output.directory.clone());
+    let mut ended = Ok(());
+    for certificate in &settings.certificates {
+        let worked = match worker {
+            Worker::Here(factory) => one(factory, certificate, urge).await,
+            Worker::Sidecar(data_dir, display) => {
+                let asked = control::hand_over(data_dir, certificate, urge);
+                display.during(&certificate.lineage, asked).await
+            }
+        };
+        match worked {
+            Ok(outcome) => tell(call, &output, certificate, &outcome),
+            Err(failure) => {
+                failure.tell(&call.terminal);
+                if call.json || settings.certificates.len() > 1 {
+                    tell_failure(call, certificate, &failure);
+                }
+                ended = ended.and(Err(failure.told_already()));
+            }
+        }
+    }
+    ended
+}
+
+fn tell_failure(call: &Call, settings: &CertificateSettings, failure: &Failure) {
+    let lineage = &settings.lineage;
+    if call.json {
+        let json = json!({
+            "name": lineage, "issued": false, "exit_code": failure.code, "error": failure.summary(),
+        });
+        println!("{json}");
+    } else {
+        println!("{lineage}: failed (exit code {})", failure.code);
+    }
+}
+
+/// One pass over one certificate. The settings are kept for `certs renew` once
+/// they have proven good, and before that when there are none.
+async fn one(
+    factory: &Factory,
+    settings: &CertificateSettings,
+    urge: Urge,
+) -> Result<Outcome, Failure> {
+    let certificate = factory.certificate(settings)?;
+    let (lineage, store) = (&settings.lineage, factory.parts.store.as_ref());
+    let failed = |error: &ManageError| Failure::of(lineage.as_str(), error);
+    let kept = store.options(lineage).await;
+    if kept.map_err(|error| failed(&error.into()))?.is_none() {
+        remember(store, settings).await?;
+    }
+    let work = pass(&factory.parts, &certificate, urge);
+    let ended = factory.display.during(lineage, work).await;
+    if let Ok(_) | Err(ManageError::Deploy(_) | ManageError::Verify(_)) = &ended {
+        remember(store, settings).await?;
+    }
+    ended.map_err(|error| failed(&error))
+}
+
+fn tell(call: &Call, output: &Output, settings: &CertificateSettings, outcome: &Outcome) {
+    let lineage = &settings.lineage;
+    let path = output.live_path(lineage);
+    if call.json {
+        let json = json!({
+            "name": lineage, "issued": outcome.issued, "generation": outcome.generation,
+            "not_after": outcome.not_after, "next": outcome.next, "path": path,
+        });
+        println!("{json}");
+        return;
+    }
+    let what = if outcome.issued { "issued" } else { "not due" };
+    println!(
+        "{lineage}: {what}; generation {} in {}, valid to {}, next action {}",
+        outcome.generation,
+        path.display(),
+        outcome.not_after,
+        outcome.next
+    );
+}
+
+/// Orders at the staging directories, and keeps nothing.
+async fn rehearse_all(call: &Call, settings: &mut Settings) -> Result<(), Failure> {
+    for certificate in &mut settings.certificates {
+        let ca = &mut certificate.ca;
+        ca.directory = ca.directory.staging().ok_or_else(|| {
+            Failure::usage(
+                format!(
+                    "{}: {} has no staging directory to rehearse at",
+                    certificate.lineage, ca.directory
+                ),
+                "rehearse with --ca letsencrypt --dry-run: names, port 80 and DNS are tried alike",
+            )
+        })?;
+    }
+    let responses = Responses::default();
+    let listener = listener(call, settings, &responses)?;
+    let store = Arc::new(MemoryStore::default());
+    let factory = Factory::new(call, settings, store, responses)?;
     let work = async {
-        for certificate in &certificates {
-            let ended = pass(&parts, certificate, urge).await;
-            let lineage = certificate.wanted.lineage.as_str();
-            let outcome = ended.map_err(|error| Failure::of(lineage, &error))?;
-            tell(global, &parts, certificate, &outcome);
+        for settings in &settings.certificates {
+            let certificate = factory.certificate(settings)?;
+            rehearse_one(call, &factory, settings, &certificate).await?;
         }
         Ok(())
     };
@@ -37,53 +175,32 @@ pub(super) async fn issue(
     }
 }
 
-/// Keeps every certificate issued, renewed, deployed and proven until SIGTERM.
-pub(super) async fn run(
-    global: &Global,
-    options: Issue,
-    environment: &BTreeMap<String, String>,
+async fn rehearse_one(
+    call: &Call,
+    factory: &Factory,
+    settings: &CertificateSettings,
+    certificate: &Certificate,
 ) -> Result<(), Failure> {
-    let (certificates, parts, listener) = build(global, &options, environment)?;
-    let signal = |kind| {
-        tokio::signal::unix::signal(kind).map_err(|error| Failure::unexpected(error.to_string()))
-    };
-    let mut terminate = signal(tokio::signal::unix::SignalKind::terminate())?;
-    let mut interrupt = signal(tokio::signal::unix::SignalKind::interrupt())?;
-    tokio::select! {
-        ended = supervise(&parts, &certificates) => ended.map_err(|error| Failure::of("certs run", &error)),
-        () = serve(listener) => Err(Failure::unexpected("the challenge listener has stopped".into())),
-        // Everything is stored before it is acted upon: an order that is cut
-        // off here is resumed by the next start.
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
-    }
-}
-
-async fn serve(listener: Option<Listener>) {
-    match listener {
-        Some(listener) => listener.serve().await,
-        None => std::future::pending().await,
-    }
-}
-
-fn tell(global: &Global, parts: &Parts, certificate: &Certificate, outcome: &Outcome) {
-    let wanted = &certificate.wanted;
-    let path = parts.output.live_path(&wanted.lineage);
-    if global.json {
-        let json = serde_json::json!({
-            "name": wanted.lineage, "issued": outcome.issued, "generation": outcome.generation,
-            "not_after": outcome.not_after, "next": outcome.next, "path": path,
+    let lineage = &settings.lineage;
+    let (issuer, parts) = (certificate.issuer.as_ref(), &factory.parts);
+    let (store, clock) = (parts.store.as_ref(), parts.clock.as_ref());
+    let work = rehearse(&certificate.wanted, issuer, store, clock);
+    let facts = factory
+        .display
+        .during(lineage, work)
+        .await
+        .map_err(|error| Failure::of(&format!("dry run: {lineage}"), &error))?;
+    if call.json {
+        let json = json!({
+            "name": lineage, "dry_run": true, "ca": certificate.wanted.ca,
+            "not_before": facts.not_before, "not_after": facts.not_after,
         });
         println!("{json}");
-        return;
+    } else {
+        println!(
+            "dry run: {lineage} would be issued; {} signed a certificate valid to {}, of which nothing was kept",
+            settings.ca.directory, facts.not_after
+        );
     }
-    let what = if outcome.issued { "issued" } else { "not due" };
-    println!(
-        "{}: {what}; generation {} in {}, valid to {}, next action {}",
-        wanted.lineage,
-        outcome.generation,
-        path.display(),
-        outcome.not_after,
-        outcome.next
-    );
+    Ok(())
 }

@@ -1,28 +1,34 @@
 //! What the user reads: messages, and how a failure becomes a hint and an exit
-//! code.
+//! code. Results go to standard output, everything else to standard error.
 
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use tracing::Level;
+use tracing_subscriber::fmt::MakeWriter;
 
-use super::args::{Global, LogFormat};
+use super::args::Global;
 use crate::acme::Cause;
+use crate::config::{LogFormat, Problem};
 use crate::manage::ManageError;
 
-/// A failure as the user sees it.
-#[derive(Debug)]
+/// A failure as the user sees it: an exit code, and what to tell with what to
+/// do about it.
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Failure {
-    code: u8,
-    message: String,
-    hint: Option<String>,
+    pub(super) code: u8,
+    told: Vec<(String, Option<String>)>,
 }
 
 impl Failure {
     pub(super) fn unexpected(message: String) -> Self {
         Self {
             code: 1,
-            message,
-            hint: None,
+            told: vec![(message, None)],
         }
     }
 
@@ -30,40 +36,121 @@ impl Failure {
     pub(super) fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self {
             code: 2,
-            message: message.into(),
-            hint: Some(hint.into()),
+            told: vec![(message.into(), Some(hint.into()))],
         }
+    }
+
+    /// The store or an output could not be used.
+    pub(super) fn store(message: String) -> Self {
+        Self {
+            code: 8,
+            told: vec![(message, Some(STORE_HINT.into()))],
+        }
+    }
+
+    /// The sidecar ended while it worked for us.
+    pub(super) fn interrupted(subject: &str) -> Self {
+        Self {
+            code: 1,
+            told: vec![(
+                format!("{subject}: `certs run` ended before the work did"),
+                Some(
+                    "run the same command again: what was ordered is resumed, not repeated".into(),
+                ),
+            )],
+        }
+    }
+
+    /// A configuration with errors; nothing was sent or written.
+    pub(super) fn configuration(problems: Vec<Problem>) -> Self {
+        let told = problems
+            .into_iter()
+            .map(|problem| {
+                let message = format!("{}{}", problem.place, problem.message);
+                (message, Some(problem.hint))
+            })
+            .collect();
+        Self { code: 2, told }
     }
 
     /// The failure of working on `subject`.
     pub(super) fn of(subject: &str, error: &ManageError) -> Self {
         let (code, hint): (u8, String) = match error {
             ManageError::Acme(acme) => (acme_code(&acme.cause), acme.cause.hint().into()),
-            ManageError::Bundle { .. } => (3, "nothing was published; what was served before is still served".into()),
-            ManageError::BackingOff { .. } => (6, "wait until then; the certificate in use is untouched".into()),
+            ManageError::Bundle { .. } => (
+                3,
+                "nothing was published; what was served before is still served".into(),
+            ),
+            ManageError::BackingOff { .. } => (
+                6,
+                "wait until then; the certificate in use is untouched".into(),
+            ),
             ManageError::Stored(_) | ManageError::Store(_) | ManageError::Output(_) => {
-                (8, "check the directory's owner, mode and free space; nothing that is served was changed".into())
+                (8, STORE_HINT.into())
             }
             ManageError::Deploy(deploy) => (7, deploy.hint().to_string()),
             ManageError::Verify(verify) => (7, verify.hint().to_string()),
-            ManageError::Key(_) | ManageError::Halted(_) => (1, "run again with -v and report what it says".into()),
+            ManageError::Key(_) | ManageError::Halted(_) => {
+                (1, "run again with -v and report what it says".into())
+            }
         };
         Self {
             code,
-            message: format!("{subject}: {error}"),
-            hint: Some(hint),
+            told: vec![(format!("{subject}: {error}"), Some(hint))],
         }
     }
 
-    /// Tells it on standard error.
-    pub(super) fn report(self) -> ExitCode {
-        eprintln!("error: {}", self.message);
-        if let Some(hint) = self.hint {
-            eprintln!("hint: {hint}");
+    /// The exit code alone, where all was told when it happened.
+    pub(super) fn told_already(&self) -> Self {
+        Self {
+            code: self.code,
+            told: Vec::new(),
         }
+    }
+
+    /// The first line of what went wrong.
+    pub(super) fn summary(&self) -> &str {
+        self.told
+            .first()
+            .and_then(|(message, _)| message.lines().next())
+            .unwrap_or_default()
+    }
+
+    /// Tells it on standard error.
+    pub(super) fn tell(&self, terminal: &Terminal) {
+        let mut text = String::new();
+        for (message, hint) in &self.told {
+            text.push_str(&format!("{} {message}\n", terminal.paint("error:", RED)));
+            if let Some(hint) = hint {
+                text.push_str(&format!("{} {hint}\n", terminal.paint("hint:", CYAN)));
+            }
+        }
+        terminal.write(text.as_bytes());
+    }
+
+    /// Tells it and gives the exit code.
+    pub(super) fn report(self, terminal: &Terminal) -> ExitCode {
+        self.tell(terminal);
         ExitCode::from(self.code)
     }
 }
+
+impl fmt::Display for Failure {
+    /// Every message, a line each at least.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let messages: Vec<&str> = self
+            .told
+            .iter()
+            .map(|(message, _)| message.as_str())
+            .collect();
+        f.write_str(&messages.join("\n"))
+    }
+}
+
+const STORE_HINT: &str =
+    "check the directory's owner, mode and free space; nothing that is served was changed";
+const RED: &str = "\x1b[1;31m";
+const CYAN: &str = "\x1b[36m";
 
 fn acme_code(cause: &Cause) -> u8 {
     match cause {
@@ -75,8 +162,89 @@ fn acme_code(cause: &Cause) -> u8 {
     }
 }
 
+/// Standard error, shared by messages and by the line that shows progress:
+/// a message takes that line away, and it comes back after it.
+#[derive(Clone, Debug)]
+pub(super) struct Terminal {
+    is_terminal: bool,
+    colour: bool,
+    line: Arc<Mutex<String>>,
+}
+
+impl Terminal {
+    /// Standard error as it is; `NO_COLOR` is honoured.
+    pub(super) fn of(environment: &BTreeMap<String, String>) -> Self {
+        let set = |name: &str| environment.get(name).is_some_and(|value| !value.is_empty());
+        let dumb = environment.get("TERM").is_some_and(|term| term == "dumb");
+        let is_terminal = io::stderr().is_terminal() && !dumb;
+        Self {
+            is_terminal,
+            colour: is_terminal && !set("NO_COLOR"),
+            line: Arc::default(),
+        }
+    }
+
+    /// Whether somebody is looking.
+    pub(super) fn is_terminal(&self) -> bool {
+        self.is_terminal
+    }
+
+    fn paint(&self, text: &str, colour: &str) -> String {
+        if self.colour {
+            format!("{colour}{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+
+    /// Shows `line` below all messages; an empty one shows nothing.
+    pub(super) fn show(&self, line: String) {
+        if self.is_terminal {
+            let mut shown = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+            *shown = line;
+            // A terminal that has gone away has nobody to tell.
+            let _ = write!(io::stderr(), "\r\x1b[K{shown}");
+        }
+    }
+
+    /// Writes whole lines.
+    fn write(&self, text: &[u8]) {
+        let shown = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stderr = io::stderr().lock();
+        let (clear, again) = if shown.is_empty() {
+            ("", "")
+        } else {
+            ("\r\x1b[K", shown.as_str())
+        };
+        // A standard error that is closed has nobody to tell.
+        let _ = stderr
+            .write_all(clear.as_bytes())
+            .and_then(|()| stderr.write_all(text))
+            .and_then(|()| stderr.write_all(again.as_bytes()))
+            .and_then(|()| stderr.flush());
+    }
+}
+
+impl Write for &Terminal {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        Terminal::write(self, text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Terminal {
+    type Writer = &'a Self;
+    fn make_writer(&'a self) -> Self::Writer {
+        self
+    }
+}
+
 /// Messages go to standard error, results to standard output.
-pub(super) fn start_logging(global: &Global) {
+pub(super) fn start_logging(global: &Global, format: LogFormat, terminal: &Terminal) {
     let level = match (global.quiet, global.verbose) {
         (true, _) => Level::ERROR,
         (false, 0) => Level::INFO,
@@ -85,11 +253,11 @@ pub(super) fn start_logging(global: &Global) {
     };
     let builder = tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(std::io::stderr)
+        .with_writer(terminal.clone())
         .with_target(false);
     // A second subscriber exists in tests only; the first one stays.
-    let _ = match global.log_format {
-        LogFormat::Text => builder.with_ansi(false).try_init(),
+    let _ = match format {
+        LogFormat::Text => builder.with_ansi(terminal.colour).try_init(),
         LogFormat::Json => builder.json().try_init(),
     };
 }

@@ -1,26 +1,23 @@
 //! `certs status`: what is known of every certificate.
 
-use std::collections::BTreeMap;
+use serde_json::Value;
 
-use serde_json::{Value, json};
-
-use super::args::Global;
+use super::Call;
 use super::output::Failure;
 use super::parts::open_store;
 use crate::identifier::Lineage;
+use crate::manage;
 use crate::random::SystemRandom;
-use crate::record::Record;
-use crate::renew::decide::{Next, next};
 use crate::store::Store;
-use crate::time::{Clock, SystemClock, Timestamp};
+use crate::time::{Clock, SystemClock};
 
 /// Prints a table, or the same as JSON.
-pub(super) async fn status(
-    global: &Global,
-    only: Option<&Lineage>,
-    environment: &BTreeMap<String, String>,
-) -> Result<(), Failure> {
-    let (store, _) = open_store(global, environment)?;
+pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Failure> {
+    let settings = call
+        .sources
+        .process_settings()
+        .map_err(Failure::configuration)?;
+    let store = open_store(settings.data_dir)?;
     let failed = |error: crate::store::StoreError| Failure::of("status", &error.into());
     let lineages = match only {
         Some(lineage) => vec![lineage.clone()],
@@ -34,35 +31,15 @@ pub(super) async fn status(
                 "certs status lists them",
             ));
         };
-        rows.push(row(&record, SystemClock.now()));
+        let shown = manage::status::status(&record, SystemClock.now(), &SystemRandom);
+        rows.push(serde_json::to_value(shown).map_err(|e| Failure::unexpected(e.to_string()))?);
     }
-    if global.json {
+    if call.json {
         println!("{}", Value::from(rows));
     } else {
         table(&rows);
     }
     Ok(())
-}
-
-fn row(record: &Record, now: Timestamp) -> Value {
-    let (action, at) = match next(record, now, &SystemRandom) {
-        Next::Wait(until) => ("wait", Some(until)),
-        Next::Draw(_) | Next::RefreshWindow => ("refresh", None),
-        Next::Issue { .. } => ("issue", None),
-        Next::Deploy => ("deploy", None),
-        Next::Halt(_) => ("halt", None),
-    };
-    json!({
-        "name": record.lineage,
-        "identifiers": record.identifiers,
-        "ca": record.ca,
-        "not_after": record.issued.as_ref().map(|issued| issued.facts.not_after),
-        "next_action": action,
-        "next_at": at.unwrap_or(now),
-        "generation_issued": record.issued.as_ref().map(|issued| issued.generation),
-        "generation_served": record.served.values().map(|served| served.generation).min(),
-        "last_error": record.failures.last,
-    })
 }
 
 fn table(rows: &[Value]) {

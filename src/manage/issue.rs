@@ -212,6 +212,7 @@ async fn issue(
         Some(pending) => pending,
         None => intend(parts, wanted, held, replaces).await?,
     };
+    parts.phase(&wanted.lineage, "placing the order");
     let mut journal = RecordJournal { parts, held };
     let answered = certificate
         .issuer
@@ -429,6 +430,9 @@ struct RecordJournal<'a> {
 impl Journal for RecordJournal<'_> {
     async fn order(&mut self, order: &PendingOrder) -> Result<(), JournalError> {
         self.held.record.order = Some(order.clone());
+        let lineage = &self.held.record.lineage;
+        self.parts
+            .phase(lineage, "waiting for the CA to validate and sign");
         Ok(self.held.save(self.parts.store.as_ref(), None).await?)
     }
 

@@ -480,6 +480,7 @@ mod tests {
                 metrics: Metrics::default(),
                 spacing: SPACING,
                 maintenance: None,
+                progress: None,
             };
             let signer = Arc::new(Signer {
                 clock: clock.clone(),

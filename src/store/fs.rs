@@ -3,6 +3,7 @@
 //! ```text
 //! records/NAME/record.json   the record and its revision, replaced by rename
 //! records/NAME/0007/         an immutable pair: privkey.pem fullchain.pem
+//! records/NAME/options.json  what the user asked for
 //! records/NAME/lock          held for the moments of a compare-and-swap
 //! leases/NAME                held while somebody works on it; its fencing token
 //! accounts/HASH.json         account credentials of the CA with that URL
@@ -167,19 +168,19 @@ impl Store for FileStore {
         generation: Generation,
     ) -> Result<Option<(Secret, String)>, StoreError> {
         let place = self.directory(lineage).join(generation.to_string());
-        let text = |name| -> Result<Option<String>, StoreError> {
-            let path = place.join(name);
-            read_if_there(&path)?
-                .map(|bytes| {
-                    String::from_utf8(bytes).map_err(|error| StoreError::Corrupt {
-                        subject: path.display().to_string(),
-                        detail: error.to_string(),
-                    })
-                })
-                .transpose()
-        };
-        let key = text("privkey.pem")?.map(Secret::new);
-        Ok(key.zip(text("fullchain.pem")?))
+        let key = read_text(&place.join("privkey.pem"))?.map(Secret::new);
+        Ok(key.zip(read_text(&place.join("fullchain.pem"))?))
+    }
+
+    async fn options(&self, lineage: &Lineage) -> Result<Option<String>, StoreError> {
+        read_text(&self.directory(lineage).join("options.json"))
+    }
+
+    async fn save_options(&self, lineage: &Lineage, json: &str) -> Result<(), StoreError> {
+        let directory = self.directory(lineage);
+        files::make_directory(&directory, PRIVATE_DIRECTORY).map_err(at("create", &directory))?;
+        let path = directory.join("options.json");
+        files::replace(&path, PRIVATE_FILE, json.as_bytes()).map_err(at("write", &path))
     }
 
     async fn list(&self) -> Result<Vec<Lineage>, StoreError> {
@@ -216,17 +217,7 @@ impl Store for FileStore {
     }
 
     async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {
-        let path = self.account_path(ca);
-        let bytes = read_if_there(&path)?;
-        let text =
-            bytes
-                .map(String::from_utf8)
-                .transpose()
-                .map_err(|error| StoreError::Corrupt {
-                    subject: path.display().to_string(),
-                    detail: error.to_string(),
-                })?;
-        Ok(text.map(Secret::new))
+        Ok(read_text(&self.account_path(ca))?.map(Secret::new))
     }
 
     async fn save_account(&self, ca: &str, credentials: &Secret) -> Result<(), StoreError> {
@@ -280,6 +271,14 @@ fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
     }
 }
 
+fn read_text(path: &Path) -> Result<Option<String>, StoreError> {
+    let text = read_if_there(path)?.map(String::from_utf8).transpose();
+    text.map_err(|error| StoreError::Corrupt {
+        subject: path.display().to_string(),
+        detail: error.to_string(),
+    })
+}
+
 fn remove_directory(path: &Path) -> Result<(), StoreError> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(at("remove", path)(error)),
@@ -304,6 +303,7 @@ mod tests {
 
     use super::*;
     use crate::identifier::Identifier;
+    use crate::store::contract;
 
     fn record(name: &str) -> Record {
         let identifier = Identifier::parse(name).unwrap();
@@ -321,23 +321,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stale_writer_is_refused_and_nothing_is_lost() {
-        let (_directory, store) = store();
-        let mut record = record("example.com");
-        let first = store.save(&record, Revision(0), None).await.unwrap();
-        record.profile = Some("short".into());
-        let second = store.save(&record, first, None).await.unwrap();
-        for stale in [Revision(0), first] {
-            let refused = store.save(&record, stale, None).await;
-            assert!(
-                matches!(refused, Err(StoreError::Conflict { found, .. }) if found == second.0)
-            );
-        }
-        assert_eq!(
-            store.load(&record.lineage).await.unwrap(),
-            Some((record.clone(), second))
-        );
-        assert_eq!(store.list().await.unwrap(), vec![record.lineage]);
+    async fn it_keeps_the_contract() {
+        let directory = tempfile::tempdir().unwrap();
+        let made = std::cell::Cell::new(0);
+        contract::keeps(|| {
+            made.set(made.get() + 1);
+            FileStore::open(directory.path().join(made.get().to_string())).unwrap()
+        })
+        .await;
     }
 
     #[test]
@@ -367,20 +358,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lease_excludes_until_it_is_dropped_and_its_token_grows() {
-        let (_directory, store) = store();
-        let lineage = record("example.com").lineage;
-        let first = store.lease(&lineage).await.unwrap();
-        assert!(matches!(
-            store.lease(&lineage).await,
-            Err(StoreError::Leased { .. })
-        ));
-        let token = first.token();
-        drop(first);
-        assert!(store.lease(&lineage).await.unwrap().token() > token);
-    }
-
-    #[tokio::test]
     async fn what_is_stored_is_for_the_owner_alone() {
         let (directory, store) = store();
         let secret = Secret::new("credentials".into());
@@ -389,8 +366,8 @@ mod tests {
             .save(&record("example.com"), Revision(0), None)
             .await
             .unwrap();
-        assert_eq!(store.account("https://ca").await.unwrap(), Some(secret));
-        assert_eq!(store.account("https://other").await.unwrap(), None);
+        let lineage = record("example.com").lineage;
+        store.save_options(&lineage, "{}").await.unwrap();
         let mut open = vec![directory.path().join("data")];
         while let Some(path) = open.pop() {
             let metadata = std::fs::metadata(&path).unwrap();

@@ -1,0 +1,201 @@
+//! The Unix socket over which a one-shot command hands its work to the sidecar
+//! that runs on the same data directory: both ends. The socket is 0660 in a
+//! directory of 0700, and its peer must be root, this process's own user or in
+//! its group: whoever can talk here can order certificates.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::{Json, State};
+use axum::http::{Request, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::serve::IncomingStream;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Serialize};
+use tokio::net::unix::UCred;
+use tokio::net::{UnixListener, UnixStream};
+
+use super::output::Failure;
+use super::parts::{Factory, remember};
+use crate::config::CertificateSettings;
+use crate::manage::Outcome;
+use crate::manage::issue::Urge;
+use crate::manage::supervise::Handle;
+
+const WORK: &str = "/v1/work";
+const LARGEST_REPLY: usize = 1 << 20;
+
+/// One pass, as a one-shot command asks for it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Work {
+    certificate: CertificateSettings,
+    urge: Urge,
+}
+
+/// Where the socket of `data_dir` stands.
+pub(super) fn path(data_dir: &Path) -> PathBuf {
+    data_dir.join("admin.sock")
+}
+
+/// The sidecar's end; the socket's file is gone when this is dropped.
+pub(super) struct Control {
+    listener: UnixListener,
+    path: Remove,
+}
+
+struct Remove(PathBuf);
+
+impl Drop for Remove {
+    fn drop(&mut self) {
+        // A socket that is gone already is what was wanted.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[derive(Clone)]
+struct Served {
+    handle: Handle,
+    factory: Arc<Factory>,
+}
+
+impl Control {
+    /// Binds the socket of `data_dir`. One that a killed process left is
+    /// replaced; one that answers is not.
+    pub(super) async fn bind(data_dir: &Path) -> Result<Self, Failure> {
+        let path = path(data_dir);
+        if UnixStream::connect(&path).await.is_ok() {
+            return Err(Failure::usage(
+                format!("another `certs run` works in {}", data_dir.display()),
+                "stop it first, or give this one its own --data-dir",
+            ));
+        }
+        bind(&path).map_err(|error| Failure::store(format!("{}: {error}", path.display())))
+    }
+
+    /// Serves until it is dropped.
+    pub(super) async fn serve(self, handle: Handle, factory: Arc<Factory>) {
+        let router = Router::new()
+            .route(WORK, post(work))
+            .with_state(Served { handle, factory })
+            .into_make_service_with_connect_info::<Peer>();
+        if let Err(error) = axum::serve(self.listener, router).await {
+            tracing::error!("the control socket has failed: {error}");
+        }
+        drop(self.path);
+    }
+}
+
+fn bind(path: &Path) -> io::Result<Control> {
+    crate::files::remove_if_there(path)?;
+    let listener = UnixListener::bind(path)?;
+    let remove = Remove(path.to_owned());
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o660))?;
+    Ok(Control {
+        listener,
+        path: remove,
+    })
+}
+
+#[derive(Clone, Debug)]
+struct Peer(Option<UCred>);
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        Self(stream.io().peer_cred().ok())
+    }
+}
+
+impl Peer {
+    fn is_trusted(&self) -> bool {
+        let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+        self.0.as_ref().is_some_and(|peer| {
+            peer.uid() == 0 || peer.uid() == user.as_raw() || peer.gid() == group.as_raw()
+        })
+    }
+}
+
+async fn work(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    State(served): State<Served>,
+    Json(work): Json<Work>,
+) -> Response {
+    if !peer.is_trusted() {
+        return StatusCode::FORBIDDEN.into_response();
+    }
+    Json(pass(&served, work).await).into_response()
+}
+
+async fn pass(served: &Served, work: Work) -> Result<Outcome, Failure> {
+    let certificate = served.factory.certificate(&work.certificate)?;
+    let lineage = certificate.wanted.lineage.clone();
+    match served.handle.work(certificate, work.urge).await {
+        Some(Ok(outcome)) => {
+            let store = served.factory.parts.store.as_ref();
+            remember(store, &work.certificate).await?;
+            Ok(outcome)
+        }
+        Some(Err(error)) => Err(Failure::of(lineage.as_str(), &error)),
+        None => Err(Failure::interrupted(lineage.as_str())),
+    }
+}
+
+/// Whether a sidecar runs on `data_dir` that we may talk to.
+pub(super) async fn answers(data_dir: &Path) -> bool {
+    UnixStream::connect(path(data_dir)).await.is_ok()
+}
+
+/// The one-shot command's end: hands the work over and waits for how it ended.
+pub(super) async fn hand_over(
+    data_dir: &Path,
+    certificate: &CertificateSettings,
+    urge: Urge,
+) -> Result<Outcome, Failure> {
+    let work = Work {
+        certificate: certificate.clone(),
+        urge,
+    };
+    exchange(&path(data_dir), &work)
+        .await
+        .unwrap_or_else(|error| {
+            Err(Failure::unexpected(format!(
+                "{}: the running `certs run` did not answer: {error}",
+                certificate.lineage
+            )))
+        })
+}
+
+async fn exchange(
+    socket: &Path,
+    work: &Work,
+) -> Result<Result<Outcome, Failure>, Box<dyn std::error::Error + Send + Sync>> {
+    let stream = UnixStream::connect(socket).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let connection = tokio::spawn(connection);
+    let request = Request::post(WORK)
+        .header("host", "certs")
+        .header("content-type", "application/json")
+        .body(Full::new(Bytes::from(serde_json::to_vec(work)?)))?;
+    let reply = sender.send_request(request).await?;
+    let status = reply.status();
+    let body = Limited::new(reply.into_body(), LARGEST_REPLY)
+        .collect()
+        .await?
+        .to_bytes();
+    connection.abort();
+    if status != StatusCode::OK {
+        return Err(format!(
+            "HTTP {status}: {}",
+            String::from_utf8_lossy(&body).escape_debug()
+        )
+        .into());
+    }
+    Ok(serde_json::from_slice(&body)?)
+}

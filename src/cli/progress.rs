@@ -1,0 +1,112 @@
+//! The line that shows a person what is being waited for: one for each
+//! certificate that is worked on, cut to one line of the terminal.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::output::Terminal;
+use crate::identifier::Lineage;
+use crate::manage::Progress;
+use crate::time::{Clock, SystemClock, Timestamp};
+
+const REFRESH: Duration = Duration::from_millis(500);
+const WIDTH: usize = 78;
+
+/// Shows phases on a terminal, and nothing anywhere else.
+#[derive(Debug)]
+pub(super) struct Display {
+    terminal: Terminal,
+    phases: Mutex<BTreeMap<Lineage, (String, Timestamp)>>,
+}
+
+impl Display {
+    pub(super) fn new(terminal: Terminal) -> Self {
+        Self {
+            terminal,
+            phases: Mutex::default(),
+        }
+    }
+
+    /// Runs `work` on `lineage` with its line shown meanwhile.
+    pub(super) async fn during<T>(&self, lineage: &Lineage, work: impl Future<Output = T>) -> T {
+        if !self.terminal.is_terminal() {
+            return work.await;
+        }
+        self.phase(lineage, "starting");
+        let ended = tokio::select! {
+            ended = work => ended,
+            never = self.tick() => match never {},
+        };
+        self.phases
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(lineage);
+        self.draw();
+        ended
+    }
+
+    async fn tick(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(REFRESH).await;
+            self.draw();
+        }
+    }
+
+    fn draw(&self) {
+        let phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
+        self.terminal.show(line(&phases, SystemClock.now()));
+    }
+}
+
+impl Progress for Display {
+    fn phase(&self, lineage: &Lineage, phase: &str) {
+        let now = SystemClock.now();
+        self.phases
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(lineage.clone())
+            .and_modify(|(shown, _)| phase.clone_into(shown))
+            .or_insert_with(|| (phase.to_owned(), now));
+        self.draw();
+    }
+}
+
+fn line(phases: &BTreeMap<Lineage, (String, Timestamp)>, now: Timestamp) -> String {
+    let parts: Vec<String> = phases
+        .iter()
+        .map(|(lineage, (phase, begun))| {
+            format!("{lineage}: {phase} ({} s)", now.since(*begun).as_secs())
+        })
+        .collect();
+    let line = parts.join("  ");
+    match line.char_indices().nth(WIDTH) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_tells_phase_and_time_and_stays_one_line() {
+        let begun = Timestamp::from_seconds(100);
+        let lineage = |text: &str| Lineage::parse(text).unwrap();
+        let mut phases = BTreeMap::from([(
+            lineage("example.com"),
+            ("proving control".to_owned(), begun),
+        )]);
+        let now = Timestamp::from_seconds(107);
+        assert_eq!(line(&phases, now), "example.com: proving control (7 s)");
+        for number in 0..9 {
+            let name = lineage(&format!("host{number}.example.com"));
+            phases.insert(name, ("placing the order".to_owned(), begun));
+        }
+        assert_eq!(line(&phases, now).chars().count(), WIDTH + 1);
+        assert_eq!(line(&BTreeMap::new(), now), "");
+    }
+}

@@ -1,0 +1,173 @@
+//! `certs run`: the sidecar. Binds what it serves, takes the certificates over,
+//! says that it is ready, and then obeys signals until it is told to end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::Call;
+use super::control::Control;
+use super::output::Failure;
+use super::parts::{Factory, listener, open_store, settings};
+use crate::challenge::responses::Responses;
+use crate::config::{Purpose, Settings, Sources};
+use crate::manage::Certificate;
+use crate::manage::schedule;
+use crate::manage::supervise::{Handle, Supervisor};
+use crate::observe::admin::{self, Shown};
+
+/// Keeps every certificate issued, renewed, deployed and proven until SIGTERM.
+pub(super) async fn run(call: Call) -> Result<(), Failure> {
+    let mut signals = Signals::new()?;
+    let settings = settings(&call, &Purpose::All)?;
+    let responses = Responses::default();
+    let listener = listener(&call, &settings, &responses)?;
+    let admin = bind_admin(settings.admin_listen).await?;
+    let store = Arc::new(open_store(settings.data_dir.clone())?);
+    let control = Control::bind(&settings.data_dir).await?;
+    let factory = Arc::new(Factory::new(&call, &settings, store, responses)?);
+    let shown = Shown {
+        metrics: factory.parts.metrics.clone(),
+        ..Shown::default()
+    };
+    let (mut supervisor, handle) = Supervisor::new(factory.parts.clone(), shown.board.clone());
+    let kept = supervisor.keep(certificates(&factory, &settings)?).await;
+    kept.map_err(|error| Failure::of("certs run", &error))?;
+    let supervising = tokio::spawn(supervisor.run());
+
+    let mut serving = JoinSet::new();
+    if let Some(listener) = listener {
+        let metrics = factory.parts.metrics.clone();
+        let tally = Arc::new(move |result| metrics.challenge_request(result));
+        serving.spawn(listener.counted_by(tally).serve());
+    }
+    if let Some(admin) = admin {
+        serving.spawn(async move {
+            if let Err(error) = axum::serve(admin, admin::router(shown)).await {
+                tracing::error!("the admin listener has failed: {error}");
+            }
+        });
+    }
+    serving.spawn(control.serve(handle.clone(), factory.clone()));
+    if let Some(every) = sd_notify::watchdog_enabled() {
+        serving.spawn(feed_watchdog(handle.clone(), every / 2));
+    }
+    let cron = match &settings.renew.schedule {
+        Some(schedule) => Some(schedule::start(schedule, handle.clone()).await.map_err(
+            |error| Failure::unexpected(format!("the schedule could not be started: {error}")),
+        )?),
+        None => None,
+    };
+    notify(&[NotifyState::Ready]);
+    tracing::info!("ready");
+    let reload = || {
+        let sources = Sources::read(&call.options, &call.environment);
+        let settings = sources.settings(&Purpose::All);
+        certificates(&factory, &settings.map_err(Failure::configuration)?)
+    };
+    let ended = obey(&mut signals, &handle, reload, &mut serving).await;
+    notify(&[NotifyState::Stopping]);
+    handle.stop().await;
+    // Answers on port 80 are given until the last step under way has ended.
+    let ended = ended.and(finished(supervising).await);
+    if let Some(mut cron) = cron
+        && let Err(error) = cron.shutdown().await
+    {
+        tracing::debug!("the schedule did not end cleanly: {error}");
+    }
+    ended
+}
+
+fn certificates(factory: &Factory, settings: &Settings) -> Result<Vec<Certificate>, Failure> {
+    let wanted = settings.certificates.iter();
+    wanted
+        .map(|settings| factory.certificate(settings))
+        .collect()
+}
+
+async fn finished(supervising: JoinHandle<()>) -> Result<(), Failure> {
+    supervising
+        .await
+        .map_err(|error| Failure::unexpected(format!("the supervisor has failed: {error}")))
+}
+
+async fn obey(
+    signals: &mut Signals,
+    handle: &Handle,
+    reload: impl Fn() -> Result<Vec<Certificate>, Failure>,
+    serving: &mut JoinSet<()>,
+) -> Result<(), Failure> {
+    loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => return Ok(()),
+            _ = signals.interrupt.recv() => return Ok(()),
+            _ = signals.hangup.recv() => {
+                if let Ok(now) = NotifyState::monotonic_usec_now() {
+                    notify(&[NotifyState::Reloading, now]);
+                }
+                match reload() {
+                    Ok(certificates) => {
+                        tracing::info!(certificates = certificates.len(), "the configuration was read again");
+                        handle.replace(certificates).await;
+                    }
+                    Err(failure) => tracing::error!("the old configuration stays: {failure}"),
+                }
+                notify(&[NotifyState::Ready]);
+            }
+            _ = serving.join_next() => {
+                return Err(Failure::unexpected("a listener has stopped".into()));
+            }
+        }
+    }
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let listen =
+            |kind| signal(kind).map_err(|error| Failure::unexpected(format!("signals: {error}")));
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+}
+
+async fn bind_admin(address: Option<SocketAddr>) -> Result<Option<TcpListener>, Failure> {
+    let Some(address) = address else {
+        return Ok(None);
+    };
+    let bound = TcpListener::bind(address).await;
+    bound.map(Some).map_err(|error| {
+        Failure::usage(
+            format!("cannot listen on {address} for the admin endpoints: {error}"),
+            "give another address with [admin] listen or CERTS_ADMIN_LISTEN, or `off`",
+        )
+    })
+}
+
+/// Tells the service manager that the supervisor's loop turns; a loop that does
+/// not is restarted.
+async fn feed_watchdog(handle: Handle, every: Duration) {
+    while handle.ping().await {
+        notify(&[NotifyState::Watchdog]);
+        tokio::time::sleep(every).await;
+    }
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!("the service manager cannot be told: {error}");
+    }
+}

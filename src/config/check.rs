@@ -1,0 +1,93 @@
+//! What makes sense key by key and still cannot be issued.
+
+use std::collections::BTreeSet;
+
+use super::problem::{Place, Problems};
+use super::{CertificateSettings, ChallengeSettings};
+use crate::identifier::Identifier;
+
+/// What the largest of public CAs take in one certificate.
+const MOST_NAMES: usize = 100;
+
+/// Adds everything that keeps `wanted`, which was said at `place`, from being
+/// issued. Files that it names are looked at; nothing else is.
+pub(super) fn certificate(wanted: &CertificateSettings, place: &Place, problems: &mut Problems) {
+    names(wanted, place, problems);
+    ca(wanted, place, problems);
+    if let ChallengeSettings::Webroot(path) = &wanted.challenge
+        && !path.is_dir()
+    {
+        let message = format!("the webroot {} is not a directory", path.display());
+        let hint = "name the one that port 80 is served from";
+        problems.add(&Place::Nowhere, message, hint);
+    }
+}
+
+fn names(wanted: &CertificateSettings, place: &Place, problems: &mut Problems) {
+    let mut seen = BTreeSet::new();
+    for name in &wanted.names {
+        if !seen.insert(name) {
+            let message = format!("{name} is given twice");
+            problems.add(place, message, "give each name once");
+        }
+        if name.is_wildcard() {
+            let message = format!("{name}: HTTP-01 cannot prove a wildcard");
+            let hint = "list the names one by one; this version does not answer DNS-01";
+            problems.add(place, message, hint);
+        }
+        if wanted.ca.directory.is_public()
+            && let Err(error) = name.require_public()
+        {
+            let hint = "use a public name, or a private CA: --ca https://…";
+            problems.add(place, error.to_string(), hint);
+        }
+    }
+    if wanted.ca.directory.is_public() && seen.len() > MOST_NAMES {
+        let message = format!("{} names in one certificate", seen.len());
+        let hint = format!("public CAs take {MOST_NAMES} at most: make two certificates");
+        problems.add(place, message, hint);
+    }
+    let address = wanted
+        .names
+        .iter()
+        .find(|name| matches!(name, Identifier::Ip(_)));
+    if let Some(address) = address
+        && wanted.ca.directory.is_letsencrypt()
+        && wanted.profile.as_deref() != Some("shortlived")
+    {
+        let message = format!("{address}: Let's Encrypt signs addresses in one profile only");
+        problems.add(
+            place,
+            message,
+            "add profile = \"shortlived\" (--profile shortlived)",
+        );
+    }
+}
+
+fn ca(wanted: &CertificateSettings, place: &Place, problems: &mut Problems) {
+    let ca = &wanted.ca;
+    if ca.directory.is_public() && !ca.agree_tos {
+        let message = format!("the terms of service of {} are not agreed to", ca.directory);
+        let hint = "read them, then add --agree-tos, CERTS_AGREE_TOS=true or agree_tos = true";
+        problems.add(&Place::Nowhere, message, hint);
+    }
+    if ca.directory.is_embedded() {
+        let useless = [
+            ("ca_root", ca.root.is_some()),
+            ("eab_kid", ca.eab_kid.is_some()),
+            ("eab_hmac_file", ca.eab_hmac_file.is_some()),
+        ];
+        for (key, _) in useless.iter().filter(|(_, given)| *given) {
+            let message = format!("the embedded CA has no use for {key}");
+            problems.add(place, message, "leave it out, or name another CA");
+        }
+        return;
+    }
+    if let Err(message) = ca.read_root() {
+        problems.add(&Place::Nowhere, message, "name a PEM file with --ca-root");
+    }
+    if let Err(message) = ca.read_binding() {
+        let hint = "the CA gives both: a key identifier, and an HMAC key to put into a file";
+        problems.add(&Place::Nowhere, message, hint);
+    }
+}

@@ -1,0 +1,171 @@
+//! What the environment says: `CERTS_` and the key in capitals, or the same
+//! with `_FILE` and the path of a file that holds the value. A service manager
+//! or an orchestrator adds variables of its own, so only a near miss is an error.
+
+use std::collections::BTreeMap;
+
+use super::layer::{KEYS, Kind, Layer, Raw, Value};
+use super::problem::{Given, Place, Problems, nearest};
+
+/// What the environment says: keys, and the names of `CERTS_DOMAINS`
+/// certificate by certificate.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Variables {
+    pub(super) layer: Layer,
+    pub(super) domains: Vec<Value>,
+    pub(super) config: Option<Given<String>>,
+}
+
+/// `output.owner` is `CERTS_OUTPUT_OWNER`.
+pub(super) fn variable(key: &str) -> String {
+    format!("CERTS_{}", key.replace('.', "_").to_uppercase())
+}
+
+pub(super) fn read(environment: &BTreeMap<String, String>, problems: &mut Problems) -> Variables {
+    let mut variables = Variables::default();
+    for (key, kind, _) in KEYS {
+        let name = variable(key);
+        let Some(text) = value(environment, &name, problems) else {
+            continue;
+        };
+        let place = text.place.clone();
+        let raw = match kind {
+            Kind::Text => Raw::Text(text.value),
+            Kind::List => Value::list(split(&text.value), &place).value,
+            Kind::Truth => match text.value.to_ascii_lowercase().as_str() {
+                "true" | "yes" | "on" | "1" => Raw::Truth(true),
+                "false" | "no" | "off" | "0" => Raw::Truth(false),
+                _ => Raw::Other,
+            },
+        };
+        let value = Given { value: raw, place };
+        variables.layer.put(key, &value, problems);
+    }
+    variables.config = value(environment, "CERTS_CONFIG", problems);
+    if let Some(text) = value(environment, "CERTS_DOMAINS", problems) {
+        variables.domains = text
+            .value
+            .split(';')
+            .filter(|group| !group.trim().is_empty())
+            .map(|group| Value::list(split(group), &text.place))
+            .collect();
+    }
+    near_misses(environment, problems);
+    variables
+}
+
+fn split(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| c.is_whitespace() || c == ',')
+        .filter(|word| !word.is_empty())
+}
+
+/// The variable, or what its `_FILE` holds; an empty one counts as unset.
+fn value(
+    environment: &BTreeMap<String, String>,
+    name: &str,
+    problems: &mut Problems,
+) -> Option<Given<String>> {
+    let given = |text: &str, name: &str| {
+        let text = text.trim();
+        (!text.is_empty()).then(|| Given {
+            value: text.to_owned(),
+            place: Place::Variable(name.to_owned()),
+        })
+    };
+    if let Some(text) = environment.get(name) {
+        return given(text, name);
+    }
+    let file_name = format!("{name}_FILE");
+    let file = environment
+        .get(&file_name)
+        .filter(|file| !file.is_empty())?;
+    // `CERTS_EAB_HMAC_FILE` and the like are keys of their own.
+    match std::fs::read_to_string(file) {
+        Ok(text) => given(&text, &file_name),
+        Err(error) => {
+            let message = format!("{}: {error}", file.escape_debug());
+            problems.add(&Place::Variable(file_name), message, "name a readable file");
+            None
+        }
+    }
+}
+
+fn near_misses(environment: &BTreeMap<String, String>, problems: &mut Problems) {
+    let mut known: Vec<String> = KEYS.iter().map(|(key, ..)| variable(key)).collect();
+    known.extend(["CERTS_CONFIG".to_owned(), "CERTS_DOMAINS".to_owned()]);
+    for name in environment.keys() {
+        let bare = name.strip_suffix("_FILE").unwrap_or(name);
+        let Some(word) = bare.strip_prefix("CERTS_") else {
+            continue;
+        };
+        if known.iter().any(|known| known == name || known == bare) {
+            continue;
+        }
+        let words = known.iter().filter_map(|name| name.strip_prefix("CERTS_"));
+        if let Some(meant) = nearest(word, words) {
+            problems.add(
+                &Place::Variable(name.clone()),
+                "there is no such variable",
+                format!("did you mean CERTS_{meant}?"),
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_of(pairs: &[(&str, &str)]) -> (Variables, Vec<String>) {
+        let environment = pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        let mut problems = Problems::default();
+        let variables = read(&environment, &mut problems);
+        let told = problems.sorted().iter().map(ToString::to_string).collect();
+        (variables, told)
+    }
+
+    #[test]
+    fn a_value_may_come_from_a_file_and_lists_are_split() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("email");
+        std::fs::write(&file, "a@example.com\n").unwrap();
+        let (variables, told) = read_of(&[
+            ("CERTS_EMAIL_FILE", file.to_str().unwrap()),
+            (
+                "CERTS_DOMAINS",
+                "example.com, www.example.com; api.example.com;",
+            ),
+            ("CERTS_AGREE_TOS", "True"),
+            ("CERTS_CA", ""),
+            ("CERTS_PORT", "tcp://10.0.0.1:80"),
+        ]);
+        assert_eq!(told, Vec::<String>::new());
+        let shared = variables.layer.shared;
+        assert_eq!(shared.email.unwrap().value, "a@example.com");
+        assert!(shared.agree_tos.unwrap().value);
+        assert!(shared.ca.is_none(), "an empty variable is an unset one");
+        assert_eq!(variables.domains.len(), 2);
+    }
+
+    #[test]
+    fn every_mistake_names_its_variable() {
+        let (_, told) = read_of(&[
+            ("CERTS_AGREE_TOS", "perhaps"),
+            ("CERTS_HTTP_LISTEN", "0.0.0.0:80 nowhere"),
+            ("CERTS_EMIAL", "a@example.com"),
+            ("CERTS_CA_FILE", "/nonexistent/file"),
+        ]);
+        for name in [
+            "CERTS_AGREE_TOS:",
+            "CERTS_HTTP_LISTEN:",
+            "CERTS_EMIAL:",
+            "CERTS_CA_FILE:",
+        ] {
+            assert!(told.iter().any(|line| line.starts_with(name)), "{told:?}");
+        }
+        assert_eq!(told.len(), 4, "{told:?}");
+    }
+}

@@ -1,0 +1,142 @@
+//! What is wrong with a configuration, and where it was said: a line of the
+//! file, a variable, or an option. Problems are collected, never thrown, so
+//! that one look shows them all.
+
+use std::fmt;
+
+/// Where something was said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A line of the configuration, from 1.
+    Line {
+        /// The file as it was named.
+        file: String,
+        /// From 1.
+        line: usize,
+    },
+    /// A variable of the environment.
+    Variable(String),
+    /// An option or an argument of the command line.
+    Option(String),
+    /// The options of the issue that made this certificate.
+    Stored(String),
+    /// Nowhere: it is missing.
+    Nowhere,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Line { file, line } => write!(f, "{file}:{line}: "),
+            Self::Variable(name) | Self::Option(name) => write!(f, "{name}: "),
+            Self::Stored(name) => write!(f, "stored options of {name}: "),
+            Self::Nowhere => Ok(()),
+        }
+    }
+}
+
+/// A value and where it was said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Given<T> {
+    pub(super) value: T,
+    pub(super) place: Place,
+}
+
+/// One error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Where.
+    pub place: Place,
+    /// What is wrong.
+    pub message: String,
+    /// What belongs there.
+    pub hint: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}\n  hint: {}", self.place, self.message, self.hint)
+    }
+}
+
+/// The errors found so far.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Problems(Vec<Problem>);
+
+impl Problems {
+    pub(super) fn add(
+        &mut self,
+        place: &Place,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
+        let problem = Problem {
+            place: place.clone(),
+            message: message.into(),
+            hint: hint.into(),
+        };
+        // A default that is wrong for many certificates is wrong once.
+        if !self.0.contains(&problem) {
+            self.0.push(problem);
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// In the order of the file's lines, then as they were found.
+    pub(super) fn sorted(mut self) -> Vec<Problem> {
+        self.0.sort_by_key(|problem| match problem.place {
+            Place::Line { line, .. } => line,
+            _ => usize::MAX,
+        });
+        self.0
+    }
+}
+
+/// The known word that a mistyped one may stand for.
+pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .map(|candidate| (distance(word, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= 2 && *distance * 3 <= candidate.len())
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+/// How many characters to insert, remove, replace or swap with their neighbour.
+fn distance(one: &str, other: &str) -> usize {
+    let (one, other): (Vec<char>, Vec<char>) = (one.chars().collect(), other.chars().collect());
+    let mut rows = vec![(0..=other.len()).collect::<Vec<_>>()];
+    for i in 1..=one.len() {
+        let mut row = vec![i];
+        for j in 1..=other.len() {
+            let changed = usize::from(one[i - 1] != other[j - 1]);
+            let mut least = (rows[i - 1][j - 1] + changed)
+                .min(rows[i - 1][j] + 1)
+                .min(row[j - 1] + 1);
+            if i > 1 && j > 1 && one[i - 1] == other[j - 2] && one[i - 2] == other[j - 1] {
+                least = least.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(least);
+        }
+        rows.push(row);
+    }
+    rows[one.len()][other.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistyped_word_finds_what_it_stands_for() {
+        let known = ["email", "ca", "http_listen", "webroot"];
+        assert_eq!(nearest("emial", known), Some("email"));
+        assert_eq!(nearest("http-listen", known), Some("http_listen"));
+        assert_eq!(nearest("web_root", known), Some("webroot"));
+        assert_eq!(nearest("cb", known), None);
+        assert_eq!(nearest("colour", known), None);
+    }
+}

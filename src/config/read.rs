@@ -1,0 +1,320 @@
+//! The file, read whole: TOML with the place of every value kept.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::layer::{CertificateLayer, KEYS, Layer, Raw, Scope, Value, list, parsed};
+use super::problem::{Given, Place, Problems, nearest};
+use crate::deploy::spec::Spec;
+use crate::identifier::{Identifier, Lineage};
+
+/// What the file says.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Document {
+    pub(super) layer: Layer,
+    pub(super) entries: Vec<Entry>,
+    /// `[deploy.NAME]`.
+    pub(super) targets: BTreeMap<String, Spec>,
+}
+
+/// One certificate that is named, with what is said for it alone.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) place: Place,
+    pub(super) names: Vec<Identifier>,
+    pub(super) lineage: Lineage,
+    pub(super) layer: CertificateLayer,
+}
+
+/// Tables of the file that only hold keys.
+const SECTIONS: [&str; 3] = ["output", "admin", "renew"];
+/// Keys that only a certificate has.
+const NAMING: [&str; 2] = ["names", "name"];
+
+/// Reads `source`, which is shown as `file`.
+pub(super) fn read(file: &str, source: &str, problems: &mut Problems) -> Document {
+    let mut reader = Reader {
+        file,
+        source,
+        problems: Problems::default(),
+    };
+    let (document, mistakes) = DeTable::parse_recoverable(source);
+    // One slip makes the parser stumble several times; the first says it all,
+    // and what it made of such a line is not worth telling either.
+    let mut broken = BTreeSet::new();
+    for mistake in mistakes {
+        let place = reader.place(mistake.span().unwrap_or_default());
+        if broken.insert(place.to_string()) {
+            let hint = "this is TOML: key = value, texts in quotes, each key once";
+            problems.add(&place, mistake.message(), hint);
+        }
+    }
+    let document = reader.document(document.get_ref());
+    for problem in reader.problems.sorted() {
+        if !broken.contains(&problem.place.to_string()) {
+            problems.add(&problem.place, problem.message, problem.hint);
+        }
+    }
+    document
+}
+
+struct Reader<'a> {
+    file: &'a str,
+    source: &'a str,
+    problems: Problems,
+}
+
+type Item<'i> = Spanned<DeValue<'i>>;
+
+impl Reader<'_> {
+    fn place(&self, at: Range<usize>) -> Place {
+        let before = self.source.as_bytes().iter().take(at.start);
+        Place::Line {
+            file: self.file.to_owned(),
+            line: before.filter(|byte| **byte == b'\n').count() + 1,
+        }
+    }
+
+    fn document(&mut self, table: &DeTable<'_>) -> Document {
+        let mut all = Document::default();
+        for (key, item) in table {
+            let name = key.get_ref().as_ref();
+            match (name, item.get_ref()) {
+                ("certificate", _) => all.entries = self.certificates(item),
+                ("deploy", DeValue::Table(targets)) => all.targets = self.targets(targets),
+                (section, DeValue::Table(keys)) if SECTIONS.contains(&section) => {
+                    self.section(section, keys, &mut all.layer);
+                }
+                (section, _) if SECTIONS.contains(&section) => {
+                    let place = self.place(key.span());
+                    let hint = format!("write [{section}] above its keys");
+                    self.problems
+                        .add(&place, format!("`{section}` is a table"), hint);
+                }
+                _ => {
+                    let value = self.value(key.span(), item);
+                    if name.contains('.') || !all.layer.put(name, &value, &mut self.problems) {
+                        self.unknown(key.span(), name, &top_level());
+                    }
+                }
+            }
+        }
+        self.contradiction(table, &["webroot", "http_listen"]);
+        all
+    }
+
+    fn section(&mut self, section: &str, table: &DeTable<'_>, layer: &mut Layer) {
+        for (key, item) in table {
+            let value = self.value(key.span(), item);
+            let full = format!("{section}.{}", key.get_ref());
+            if !layer.put(&full, &value, &mut self.problems) {
+                let known: Vec<&str> = KEYS
+                    .iter()
+                    .filter_map(|(key, ..)| key.strip_prefix(section)?.strip_prefix('.'))
+                    .collect();
+                self.unknown(key.span(), key.get_ref(), &known);
+            }
+        }
+    }
+
+    fn targets(&mut self, table: &DeTable<'_>) -> BTreeMap<String, Spec> {
+        let mut targets = BTreeMap::new();
+        for (name, item) in table {
+            let place = self.place(name.span());
+            let DeValue::Table(keys) = item.get_ref() else {
+                let hint = "write deploy = [\"nginx\"], or [deploy.NAME] with kind = \"nginx\"";
+                self.problems
+                    .add(&place, "a way to hand over is a table here", hint);
+                continue;
+            };
+            targets.extend(
+                self.target(&place, keys)
+                    .map(|spec| (name.get_ref().to_string(), spec)),
+            );
+        }
+        targets
+    }
+
+    fn target(&mut self, place: &Place, keys: &DeTable<'_>) -> Option<Spec> {
+        let (mut kind, mut pid_file) = (None, None);
+        for (key, item) in keys {
+            let value = self.value(key.span(), item);
+            match key.get_ref().as_ref() {
+                "kind" => {
+                    kind = parsed::<String>(&value, super::DEPLOY_HINT, &mut self.problems);
+                }
+                "pid_file" => pid_file = super::layer::path(&value, &mut self.problems),
+                unknown => self.unknown(key.span(), unknown, &["kind", "pid_file"]),
+            }
+        }
+        match kind {
+            Some(kind) if kind.value == "nginx" => Some(Spec::Nginx {
+                pid_file: pid_file.map(|path| path.value),
+            }),
+            Some(kind) => {
+                let message = format!(
+                    "`{}` is no kind of server that this version knows",
+                    kind.value.escape_debug()
+                );
+                self.problems
+                    .add(&kind.place, message, "write kind = \"nginx\"");
+                None
+            }
+            None if keys.keys().any(|key| key.get_ref() == "kind") => None,
+            None => {
+                self.problems.add(
+                    place,
+                    "the kind of server is missing",
+                    "add kind = \"nginx\"",
+                );
+                None
+            }
+        }
+    }
+
+    fn certificates(&mut self, item: &Item<'_>) -> Vec<Entry> {
+        let DeValue::Array(array) = item.get_ref() else {
+            let place = self.place(item.span());
+            let hint = "write [[certificate]], with two brackets";
+            self.problems
+                .add(&place, "`certificate` is not a list of tables", hint);
+            return Vec::new();
+        };
+        let mut seen = BTreeSet::new();
+        let mut entries = Vec::new();
+        for item in array.iter() {
+            let Some(entry) = self.certificate(item) else {
+                continue;
+            };
+            if !seen.insert(entry.lineage.clone()) {
+                let message = format!("there are two certificates `{}`", entry.lineage);
+                let hint = "remove one, or give one of them a `name`";
+                self.problems.add(&entry.place, message, hint);
+            }
+            entries.push(entry);
+        }
+        entries
+    }
+
+    fn certificate(&mut self, item: &Item<'_>) -> Option<Entry> {
+        let place = self.place(item.span());
+        let DeValue::Table(table) = item.get_ref() else {
+            let hint = "write [[certificate]] above its keys";
+            self.problems.add(&place, "a certificate is a table", hint);
+            return None;
+        };
+        let mut layer = CertificateLayer::default();
+        let (mut names, mut lineage) = (None, None);
+        for (key, item) in table {
+            let value = self.value(key.span(), item);
+            match key.get_ref().as_ref() {
+                "names" => {
+                    let hint = "a DNS name or an IP address belongs here";
+                    names = list::<Identifier>(&value, hint, &mut self.problems);
+                }
+                "name" => {
+                    let hint = "letters a to z, digits, `.`, `_` and `-`";
+                    lineage = parsed(&value, hint, &mut self.problems);
+                }
+                shared if layer.put(shared, &value, &mut self.problems) => {}
+                unknown => self.unknown(key.span(), unknown, &of_a_certificate()),
+            }
+        }
+        let empty = match names.as_ref() {
+            None => true,
+            Some(names) => names.value.is_empty() && is_empty_list(table),
+        };
+        if empty {
+            let hint = "add names = [\"example.com\"]";
+            self.problems
+                .add(&place, "a certificate without names", hint);
+        }
+        let names = names?.value;
+        let lineage = match lineage {
+            Some(lineage) => lineage.value,
+            None => Lineage::of(names.first()?),
+        };
+        Some(Entry {
+            place,
+            names,
+            lineage,
+            layer,
+        })
+    }
+
+    fn contradiction(&mut self, table: &DeTable<'_>, keys: &[&str; 2]) {
+        let mut found = table
+            .keys()
+            .filter(|key| keys.contains(&key.get_ref().as_ref()))
+            .map(Spanned::span);
+        if let (Some(one), Some(other)) = (found.next(), found.next()) {
+            let place = self.place(if one.start < other.start { other } else { one });
+            let message = format!("{} and {} exclude each other", keys[0], keys[1]);
+            let hint = "keep the one that answers on port 80";
+            self.problems.add(&place, message, hint);
+        }
+    }
+
+    fn unknown(&mut self, at: Range<usize>, key: &str, known: &[&str]) {
+        let place = self.place(at);
+        let everywhere = top_level();
+        let hint = match nearest(key, known.iter().copied()) {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None if everywhere.contains(&key) => {
+                "it belongs to the whole file: put it above the first [table]".to_owned()
+            }
+            None => format!("known here: {}", known.join(", ")),
+        };
+        let message = format!("`{}` is no key here", key.escape_debug());
+        self.problems.add(&place, message, hint);
+    }
+
+    /// A value that the parser only supposes has no place of its own: it
+    /// stands where its key does.
+    fn value(&self, key: Range<usize>, item: &Item<'_>) -> Value {
+        let value = match item.get_ref() {
+            DeValue::String(text) => Raw::Text(text.to_string()),
+            DeValue::Boolean(truth) => Raw::Truth(*truth),
+            DeValue::Array(items) => {
+                let items = items.iter();
+                Raw::List(items.map(|item| self.value(key.clone(), item)).collect())
+            }
+            _ => Raw::Other,
+        };
+        let at = item.span();
+        Given {
+            value,
+            place: self.place(if at.is_empty() { key } else { at }),
+        }
+    }
+}
+
+fn is_empty_list(table: &DeTable<'_>) -> bool {
+    table
+        .iter()
+        .find(|(key, _)| key.get_ref() == "names")
+        .and_then(|(_, item)| item.get_ref().as_array())
+        .is_some_and(|names| names.is_empty())
+}
+
+fn top_level() -> Vec<&'static str> {
+    let plain = KEYS.iter().map(|(key, ..)| *key);
+    plain
+        .filter(|key| !key.contains('.'))
+        .chain(SECTIONS)
+        .chain(["certificate"])
+        .collect()
+}
+
+fn of_a_certificate() -> Vec<&'static str> {
+    let own = KEYS
+        .iter()
+        .filter(|(.., scope)| *scope == Scope::Certificate);
+    NAMING
+        .into_iter()
+        .chain(own.map(|(key, ..)| *key))
+        .collect()
+}

@@ -1,0 +1,419 @@
+//! The configuration as a whole: what wins, what is refused, and that examples
+//! and schema tell of the same keys as the reader.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::layer::{KEYS, Scope};
+use super::problem::Problems;
+use super::*;
+
+struct Case {
+    options: Options,
+    environment: BTreeMap<String, String>,
+    directory: tempfile::TempDir,
+}
+
+impl Case {
+    fn new(file: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("certs.toml");
+        std::fs::write(&path, file).unwrap();
+        let mut options = Options::default();
+        options.config(path.to_str());
+        options.text("data_dir", Some("/data"));
+        Self {
+            options,
+            environment: BTreeMap::new(),
+            directory,
+        }
+    }
+
+    fn set(mut self, name: &str, value: &str) -> Self {
+        self.environment.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    fn sources(&self) -> Sources {
+        Sources::read(&self.options, &self.environment)
+    }
+
+    fn settings(&self, purpose: &Purpose) -> Settings {
+        self.sources().settings(purpose).unwrap_or_else(|problems| {
+            panic!("{}", told(&problems).join("\n"));
+        })
+    }
+
+    fn problems(&self, purpose: &Purpose) -> Vec<String> {
+        told(&self.sources().settings(purpose).unwrap_err())
+    }
+}
+
+fn told(problems: &[Problem]) -> Vec<String> {
+    assert!(problems.iter().all(|problem| !problem.hint.is_empty()));
+    problems
+        .iter()
+        .map(|problem| match &problem.place {
+            Place::Line { line, .. } => format!("{line}: {}", problem.message),
+            place => format!("{place}{}", problem.message),
+        })
+        .collect()
+}
+
+const TWO: &str = "email = 'a@example.com'\nagree_tos = true\nkey = 'ecdsa-p384'\nprofile = 'of the file'\n\
+    [[certificate]]\nnames = ['example.com', 'www.example.com']\nverify = 'example.com:443'\n\
+    [[certificate]]\nnames = ['10.0.0.1']\nname = 'inside'\nca = 'https://ca.internal/dir'\nkey = 'rsa-2048'\n";
+
+#[test]
+fn a_certificate_overrides_the_files_defaults_and_is_overridden_itself() {
+    let mut case = Case::new(TWO);
+    let settings = case.settings(&Purpose::All);
+    let [first, second] = settings.certificates.as_slice() else {
+        panic!("{settings:?}");
+    };
+    assert_eq!(first.key, KeyType::EcdsaP384);
+    assert_eq!(first.verify.len(), 1);
+    assert_eq!(second.lineage.as_str(), "inside");
+    assert_eq!(second.key, KeyType::Rsa2048);
+    assert_eq!(second.profile.as_deref(), Some("of the file"));
+    assert_eq!(second.ca.directory.identity(), "https://ca.internal/dir");
+
+    case = case
+        .set("CERTS_KEY", "rsa-3072")
+        .set("CERTS_PROFILE", "of the environment");
+    case.options.text("key", Some("rsa-4096"));
+    for certificate in case.settings(&Purpose::All).certificates {
+        assert_eq!(certificate.key, KeyType::Rsa4096);
+        assert_eq!(certificate.profile.as_deref(), Some("of the environment"));
+    }
+}
+
+#[test]
+fn the_strongest_source_says_how_control_is_proven() {
+    let mut case = Case::new(
+        "http_listen = '127.0.0.1:8080'\nagree_tos = true\n[[certificate]]\nnames = 'example.com'\n",
+    );
+    let listen = ChallengeSettings::Listen(vec!["127.0.0.1:8080".parse().unwrap()]);
+    let challenge = |case: &Case| {
+        case.settings(&Purpose::All).certificates[0]
+            .challenge
+            .clone()
+    };
+    assert_eq!(challenge(&case), listen);
+    let webroot = case.directory.path().to_owned();
+    case = case.set("CERTS_WEBROOT", webroot.to_str().unwrap());
+    assert_eq!(challenge(&case), ChallengeSettings::Webroot(webroot));
+    assert_eq!(case.settings(&Purpose::All).http_listen(), None);
+    case.options.list("http_listen", &["127.0.0.1:8080".into()]);
+    assert_eq!(challenge(&case), listen);
+}
+
+#[test]
+fn names_of_a_configured_certificate_mean_that_certificate_whole() {
+    let named = |names: &[&str]| {
+        let mut case = Case::new(TWO);
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        case.options.names(&names);
+        let mut settings = case.settings(&Purpose::Named);
+        assert_eq!(settings.certificates.len(), 1);
+        settings.certificates.remove(0)
+    };
+    let example = named(&["example.com"]);
+    assert_eq!(example.names.len(), 2);
+    assert_eq!(example.verify.len(), 1);
+    assert_eq!(named(&["inside"]).names.len(), 1);
+    assert_eq!(named(&["inside"]).key, KeyType::Rsa2048);
+    let more = named(&["example.com", "new.example.com"]);
+    assert_eq!(more.names.len(), 2);
+    assert!(more.names.contains(&"new.example.com".parse().unwrap()));
+    assert_eq!(more.verify.len(), 1, "it is that certificate still");
+    let other = named(&["other.example.com"]);
+    assert_eq!((other.key, other.verify.len()), (KeyType::EcdsaP384, 0));
+}
+
+#[test]
+fn a_container_needs_no_file() {
+    let case = Case::new("")
+        .set(
+            "CERTS_DOMAINS",
+            "example.com www.example.com; api.example.com",
+        )
+        .set("CERTS_EMAIL", "a@example.com")
+        .set("CERTS_AGREE_TOS", "true")
+        .set("CERTS_DEPLOY", "nginx")
+        .set("CERTS_ADMIN_LISTEN", "off")
+        .set("CERTS_OUTPUT_DIR", "/certs");
+    let settings = case.settings(&Purpose::All);
+    assert_eq!(settings.certificates.len(), 2);
+    assert_eq!(settings.admin_listen, None);
+    assert_eq!(settings.output.directory, Path::new("/certs"));
+    assert_eq!(settings.certificates[1].deploy, ["nginx".parse().unwrap()]);
+    assert_eq!(case.settings(&Purpose::Named).certificates.len(), 2);
+}
+
+#[test]
+fn what_is_stored_keeps_its_settings_until_it_is_configured() {
+    let file = "ca = 'https://ca.internal/dir'\n[[certificate]]\nnames = 'a.internal'\n";
+    let mut stored = Case::new(file)
+        .settings(&Purpose::All)
+        .certificates
+        .remove(0);
+    stored.key = KeyType::Rsa2048;
+    stored.deploy = vec!["nginx:/run/nginx.pid".parse().unwrap()];
+    let purpose = Purpose::Stored(vec![Remembered::Whole(Box::new(stored.clone()))]);
+    assert_eq!(Case::new("").settings(&purpose).certificates, [stored]);
+    let configured = Case::new(file).settings(&purpose).certificates;
+    assert_eq!(configured.len(), 1);
+    assert_eq!(configured[0].key, KeyType::default());
+    let overridden = Case::new("")
+        .set("CERTS_KEY", "rsa-4096")
+        .settings(&purpose);
+    assert_eq!(overridden.certificates[0].key, KeyType::Rsa4096);
+}
+
+#[test]
+fn named_servers_stand_for_every_certificate_that_does_not_say_otherwise() {
+    let settings = Case::new(
+        "agree_tos = true\n[deploy.web]\nkind = 'nginx'\npid_file = 'nginx.pid'\n[deploy.other]\nkind = 'nginx'\n\
+         [[certificate]]\nnames = 'a.example.com'\n[[certificate]]\nnames = 'b.example.com'\ndeploy = 'other'\n\
+         [[certificate]]\nnames = 'c.example.com'\ndeploy = []\n",
+    )
+    .settings(&Purpose::All);
+    let counts: Vec<usize> = settings
+        .certificates
+        .iter()
+        .map(|c| c.deploy.len())
+        .collect();
+    assert_eq!(counts, [2, 1, 0]);
+}
+
+#[test]
+fn settings_survive_their_journey_as_json() {
+    let settings = Case::new(TWO).settings(&Purpose::All);
+    let json = serde_json::to_string(&settings).unwrap();
+    assert_eq!(serde_json::from_str::<Settings>(&json).unwrap(), settings);
+}
+
+#[test]
+fn every_problem_is_told_at_once_with_its_line() {
+    let case = Case::new(
+        "emial = 'a@example.com'\nagree_tos = 'yes'\nkey = 'dsa'\nwebroot = '/srv'\nhttp_listen = ['0.0.0.0:80',\n 'nowhere']\n\
+         [renew]\nschedule = 'daily'\n[admin]\nlisten = 9180\n[outptu]\nowner = 'a'\n\
+         [[certificate]]\nnames = ['a..b', 'example.com']\nverify = 7\ndata_dir = '/x'\n\
+         [[certificate]]\nname = 'empty'\n\
+         [[certificate]]\nnames = ['example.com', 'example.com']\nname = '../x'\n",
+    )
+    .set("CERTS_CA", "http://ca.example/dir")
+    .set("CERTS_WEBROT", "/srv");
+    let problems = case.problems(&Purpose::All);
+    let expected = [
+        "1: `emial` is no key here",
+        "2: this is neither true nor false",
+        "3: `dsa` is no kind of key",
+        "5: webroot and http_listen exclude each other",
+        "6: invalid socket address syntax",
+        "8: a cron expression has 5 or 6 fields, not 1",
+        "10: this is not a text",
+        "11: `outptu` is no key here",
+        "14: `a..b` is not a valid DNS name",
+        "15: this is not a text",
+        "16: `data_dir` is no key here",
+        "17: a certificate without names",
+        "19: there are two certificates `example.com`",
+        "19: example.com is given twice",
+        "21: `../x` is not a valid DNS name",
+        "CERTS_CA: `http://ca.example/dir` is no CA: a directory is read over https only",
+        "CERTS_WEBROT: there is no such variable",
+    ];
+    for line in expected {
+        assert!(
+            problems.contains(&line.to_owned()),
+            "no `{line}` in {problems:#?}"
+        );
+    }
+}
+
+#[test]
+fn what_contradicts_itself_or_cannot_be_issued_is_refused() {
+    let refused = |file: &str, words: &str| {
+        let problems = Case::new(file).problems(&Purpose::All);
+        let found = problems.iter().any(|problem| problem.contains(words));
+        assert!(found, "no `{words}` for {file:?}: {problems:#?}");
+    };
+    let one = "\n[[certificate]]\nnames = ['example.com']\n";
+    refused(one, "terms of service of letsencrypt");
+    refused(
+        "agree_tos = true\n[[certificate]]\nnames = 'db.internal'",
+        "public CA",
+    );
+    refused(
+        "agree_tos = true\n[[certificate]]\nnames = '*.example.com'",
+        "wildcard",
+    );
+    refused(
+        "agree_tos = true\n[[certificate]]\nnames = '8.8.8.8'",
+        "one profile only",
+    );
+    refused(
+        &format!("ca = 'embedded'\nca_root = 'x'{one}"),
+        "no use for ca_root",
+    );
+    refused(
+        &format!("ca = 'https://ca'\nca_root = '/absent'{one}"),
+        "the root /absent",
+    );
+    refused(
+        &format!("ca = 'https://ca'\neab_kid = 'kid'{one}"),
+        "eab_hmac_file",
+    );
+    refused(
+        &format!("ca = 'https://ca'\nwebroot = '/absent'{one}"),
+        "not a directory",
+    );
+    refused(
+        &format!("ca = 'https://ca'\ndeploy = ['docker:web']{one}"),
+        "docker:web",
+    );
+    refused(&format!("challenge = 'dns-01'{one}"), "dns-01");
+    refused("renew = { deploy = 'on-schedule' }", "no schedule");
+    refused("[deploy.web]\nkind = 'haproxy'", "haproxy");
+    refused(
+        "[deploy.web]\npid_file = '/run/nginx.pid'",
+        "kind of server is missing",
+    );
+    refused("[certificate]\nnames = ['example.com']", "not a list");
+    let mut case = Case::new("");
+    case.options.names(&["a.internal".into()]);
+    case.options.text("ca", Some("embedded"));
+    assert_eq!(
+        case.settings(&Purpose::Named).certificates.len(),
+        1,
+        "any name is allowed there"
+    );
+}
+
+#[test]
+fn broken_toml_is_told_once_a_line() {
+    let problems =
+        Case::new("email = 'a@example.com'\nagree_tos =\nkey = = 1\n").problems(&Purpose::All);
+    let lines: Vec<&str> = problems
+        .iter()
+        .filter_map(|told| told.split(':').next())
+        .collect();
+    assert_eq!(lines, ["2", "3"], "{problems:#?}");
+    let twice =
+        Case::new("email = 'a@example.com'\nemail = 'b@example.com'\n").problems(&Purpose::All);
+    assert_eq!(twice.len(), 1, "{twice:?}");
+    assert!(twice[0].starts_with("2: "), "{twice:?}");
+}
+
+#[test]
+fn a_file_that_is_named_must_be_there() {
+    let case = Case::new("").set("CERTS_CONFIG", "/absent/certs.toml");
+    assert!(
+        case.sources().settings(&Purpose::All).is_ok(),
+        "the option wins"
+    );
+    let sources = Sources::read(&Options::default(), &case.environment);
+    let problems = told(&sources.settings(&Purpose::All).unwrap_err());
+    assert!(
+        problems[0].starts_with("CERTS_CONFIG: /absent/certs.toml: "),
+        "{problems:?}"
+    );
+}
+
+fn properties(schema: &Value) -> BTreeSet<String> {
+    let keys = schema["properties"].as_object().unwrap().keys();
+    keys.cloned().collect()
+}
+
+#[test]
+fn the_schema_knows_the_keys_that_the_reader_knows() {
+    let schema: Value = serde_json::from_str(&schema()).unwrap();
+    let mut everywhere = BTreeSet::from(["certificate".to_owned()]);
+    let mut own = BTreeSet::from(["names".to_owned(), "name".to_owned()]);
+    for (key, _, scope) in KEYS {
+        match key.split_once('.') {
+            Some((section, key)) => {
+                let pointer = schema["$defs"][title(section)]["properties"].get(key);
+                assert!(pointer.is_some(), "{section}.{key}");
+                everywhere.insert(section.to_owned());
+            }
+            None => {
+                everywhere.insert(key.to_owned());
+                if scope == Scope::Certificate {
+                    own.insert(key.to_owned());
+                }
+            }
+        }
+    }
+    assert_eq!(properties(&schema), everywhere);
+    assert_eq!(properties(&schema["$defs"]["Certificate"]), own);
+    for strict in [&schema, &schema["$defs"]["Certificate"]] {
+        let closed = [
+            &strict["additionalProperties"],
+            &strict["unevaluatedProperties"],
+        ];
+        assert!(closed.contains(&&Value::Bool(false)), "{strict:#}");
+    }
+}
+
+fn title(section: &str) -> String {
+    let (first, rest) = section.split_at(1);
+    first.to_uppercase() + rest
+}
+
+#[test]
+fn every_example_is_read_without_an_error() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+    let mut read = 0;
+    for entry in std::fs::read_dir(examples).unwrap() {
+        let path = entry.unwrap().path();
+        let source = std::fs::read_to_string(&path).unwrap();
+        let case = Case::new(&source);
+        let root = rcgen::generate_simple_self_signed(["ca.internal".to_owned()]).unwrap();
+        let place = case.directory.path().join("private-ca-root.pem");
+        std::fs::write(place, root.cert.pem()).unwrap();
+        let settings = case.settings(&Purpose::All);
+        assert!(!settings.certificates.is_empty(), "{}", path.display());
+        read += 1;
+    }
+    assert_eq!(read, 3);
+}
+
+#[test]
+fn the_annotated_example_has_every_key_and_its_defaults_are_true() {
+    let example = include_str!("../../config/certs.toml");
+    let on: String = example
+        .lines()
+        .map(|line| {
+            line.strip_prefix('#')
+                .filter(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()))
+                .unwrap_or(line)
+        })
+        .map(|line| format!("{line}\n"))
+        .collect();
+    for (key, ..) in KEYS {
+        let key = key.rsplit('.').next().unwrap();
+        assert!(
+            on.lines().any(|line| line.starts_with(&format!("{key} = "))
+                || line.starts_with(&format!("[{key}."))),
+            "{key}"
+        );
+    }
+    let mut problems = Problems::default();
+    read::read("certs.toml", &on, &mut problems);
+    // Both ways of answering HTTP-01 are shown, and only they exclude each other.
+    let problems = told(&problems.sorted());
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].contains("exclude each other"), "{problems:?}");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_the_reader_panic(text in "(\\PC|\n|\\[|\\]|=|'){0,80}") {
+        read::read("certs.toml", &text, &mut Problems::default());
+    }
+}

@@ -1,0 +1,71 @@
+//! An order for show: everything that the CA does for a real one, and nothing
+//! kept. It needs no record, takes no lease and publishes nothing.
+
+use async_trait::async_trait;
+
+use super::{ManageError, Wanted};
+use crate::acme::{Issuer, Journal, JournalError};
+use crate::certificate::{Bundle, Facts, Freshness, Secret};
+use crate::record::PendingOrder;
+use crate::store::Store;
+use crate::time::Clock;
+
+/// Orders what `wanted` says from `issuer` and returns what its leaf says.
+/// Only the account is written, to `store`; with one that forgets nothing is
+/// left of it.
+///
+/// # Errors
+/// Those of a real order.
+pub async fn rehearse(
+    wanted: &Wanted,
+    issuer: &dyn Issuer,
+    store: &dyn Store,
+    clock: &dyn Clock,
+) -> Result<Facts, ManageError> {
+    let kind = wanted.key;
+    let made = tokio::task::spawn_blocking(move || kind.generate()).await;
+    let key_pem = made.map_err(|stopped| ManageError::Halted(stopped.to_string()))??;
+    let order = PendingOrder {
+        ca: wanted.ca.clone(),
+        identifiers: wanted.identifiers.clone(),
+        key_pem: key_pem.clone(),
+        url: None,
+        replaces: None,
+        profile: wanted.profile.clone(),
+        begun: clock.now(),
+    };
+    let mut journal = Forgetful {
+        store,
+        ca: &wanted.ca,
+    };
+    let chain = issuer.issue(order, &mut journal).await?;
+    let names = &wanted.identifiers;
+    let bundle = Bundle::new(key_pem, &chain, names, clock.now(), Freshness::Issued);
+    match bundle {
+        Ok(bundle) => Ok(bundle.facts().clone()),
+        Err(source) => Err(ManageError::Bundle {
+            ca: wanted.ca.clone(),
+            source,
+        }),
+    }
+}
+
+struct Forgetful<'a> {
+    store: &'a dyn Store,
+    ca: &'a str,
+}
+
+#[async_trait]
+impl Journal for Forgetful<'_> {
+    async fn order(&mut self, _order: &PendingOrder) -> Result<(), JournalError> {
+        Ok(())
+    }
+
+    async fn account(&mut self) -> Result<Option<Secret>, JournalError> {
+        Ok(self.store.account(self.ca).await?)
+    }
+
+    async fn save_account(&mut self, credentials: &Secret) -> Result<(), JournalError> {
+        Ok(self.store.save_account(self.ca, credentials).await?)
+    }
+}

@@ -1,0 +1,138 @@
+//! What every store must do, as tests that each implementation passes.
+
+use std::collections::BTreeSet;
+
+use super::{Store, StoreError};
+use crate::certificate::{Bundle, Facts, Freshness, Secret};
+use crate::identifier::{Identifier, Lineage};
+use crate::record::{Generation, Issued, Record, Revision};
+use crate::time::Timestamp;
+
+/// Holds the stores that `make` makes, each empty, to the contract.
+pub(super) async fn keeps<S: Store>(make: impl Fn() -> S) {
+    a_stale_writer_is_refused_and_nothing_is_lost(make()).await;
+    a_pair_is_stored_with_its_record_or_not_at_all(make()).await;
+    a_generation_is_never_replaced(make()).await;
+    a_lease_excludes_until_it_is_dropped_and_its_token_grows(make()).await;
+    accounts_and_options_are_kept_apart_and_replaced(make()).await;
+}
+
+fn record(name: &str) -> Record {
+    let identifier = Identifier::parse(name).unwrap();
+    Record::new(
+        Lineage::of(&identifier),
+        BTreeSet::from([identifier]),
+        "https://ca".into(),
+    )
+}
+
+fn issued(record: &Record, generation: u64) -> (Record, Bundle) {
+    let names: Vec<String> = record.identifiers.iter().map(ToString::to_string).collect();
+    let made = rcgen::generate_simple_self_signed(names).unwrap();
+    let bundle = Bundle::new(
+        Secret::new(made.signing_key.serialize_pem()),
+        &made.cert.pem(),
+        &record.identifiers,
+        Timestamp::from_seconds(1_800_000_000),
+        Freshness::Any,
+    )
+    .unwrap();
+    let mut record = record.clone();
+    let facts: Facts = bundle.facts().clone();
+    record.issued = Some(Issued {
+        generation: Generation(generation),
+        facts,
+        ca: record.ca.clone(),
+        at: Timestamp::from_seconds(1_800_000_000),
+        renewal: None,
+        renewable_from: None,
+        handover_at: None,
+    });
+    (record, bundle)
+}
+
+async fn a_stale_writer_is_refused_and_nothing_is_lost(store: impl Store) {
+    let mut record = record("example.com");
+    assert_eq!(store.load(&record.lineage).await.unwrap(), None);
+    let first = store.save(&record, Revision(0), None).await.unwrap();
+    record.profile = Some("short".into());
+    let second = store.save(&record, first, None).await.unwrap();
+    for stale in [Revision(0), first, Revision(second.0 + 1)] {
+        let refused = store.save(&self::record("example.com"), stale, None).await;
+        assert!(matches!(refused, Err(StoreError::Conflict { found, .. }) if found == second.0));
+    }
+    let loaded = store.load(&record.lineage).await.unwrap();
+    assert_eq!(loaded, Some((record.clone(), second)));
+    let other = self::record("a.example.com");
+    store.save(&other, Revision(0), None).await.unwrap();
+    let listed = store.list().await.unwrap();
+    assert_eq!(listed, vec![other.lineage, record.lineage], "sorted");
+}
+
+async fn a_pair_is_stored_with_its_record_or_not_at_all(store: impl Store) {
+    let fresh = record("example.com");
+    let (record, bundle) = issued(&fresh, 1);
+    let (lineage, first) = (record.lineage.clone(), Generation(1));
+    let stale = store.save(&record, Revision(7), Some(&bundle)).await;
+    assert!(matches!(stale, Err(StoreError::Conflict { .. })));
+    assert_eq!(store.bundle(&lineage, first).await.unwrap(), None);
+    assert_eq!(store.load(&lineage).await.unwrap(), None);
+    store
+        .save(&record, Revision(0), Some(&bundle))
+        .await
+        .unwrap();
+    let stored = store.bundle(&lineage, first).await.unwrap();
+    assert_eq!(stored, Some((bundle.key_pem().clone(), bundle.chain_pem())));
+    assert_eq!(store.bundle(&lineage, Generation(2)).await.unwrap(), None);
+}
+
+async fn a_generation_is_never_replaced(store: impl Store) {
+    let fresh = record("example.com");
+    let (record, bundle) = issued(&fresh, 1);
+    let revision = store
+        .save(&record, Revision(0), Some(&bundle))
+        .await
+        .unwrap();
+    let (again, other) = issued(&fresh, 1);
+    let refused = store.save(&again, revision, Some(&other)).await;
+    assert!(matches!(
+        refused,
+        Err(StoreError::GenerationExists { generation, .. }) if generation == Generation(1)
+    ));
+    let stored = store.bundle(&record.lineage, Generation(1)).await.unwrap();
+    assert_eq!(stored.unwrap().0, *bundle.key_pem());
+}
+
+async fn a_lease_excludes_until_it_is_dropped_and_its_token_grows(store: impl Store) {
+    let lineage = record("example.com").lineage;
+    let first = store.lease(&lineage).await.unwrap();
+    let second = store.lease(&lineage).await;
+    assert!(matches!(second, Err(StoreError::Leased { .. })));
+    let other = store.lease(&record("a.example.com").lineage).await;
+    assert!(other.is_ok(), "a lease is for one lineage");
+    let token = first.token();
+    drop(first);
+    assert!(store.lease(&lineage).await.unwrap().token() > token);
+}
+
+async fn accounts_and_options_are_kept_apart_and_replaced(store: impl Store) {
+    for text in ["one", "two"] {
+        let secret = Secret::new(text.into());
+        store.save_account("https://ca", &secret).await.unwrap();
+        assert_eq!(store.account("https://ca").await.unwrap(), Some(secret));
+    }
+    assert_eq!(store.account("https://other").await.unwrap(), None);
+    let lineage = record("example.com").lineage;
+    assert_eq!(store.options(&lineage).await.unwrap(), None);
+    for json in ["{}", "{\"key\":1}"] {
+        store.save_options(&lineage, json).await.unwrap();
+        let stored = store.options(&lineage).await.unwrap();
+        assert_eq!(stored.as_deref(), Some(json));
+    }
+    let other = record("a.example.com").lineage;
+    assert_eq!(store.options(&other).await.unwrap(), None);
+    assert!(
+        store.list().await.unwrap().is_empty(),
+        "options alone are no certificate"
+    );
+}

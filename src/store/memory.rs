@@ -1,0 +1,161 @@
+//! The store in memory: for what shall leave no trace, such as a rehearsal,
+//! and for tests. It keeps the same contract as every other.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+use super::{Lease, Store, StoreError};
+use crate::certificate::{Bundle, Secret};
+use crate::identifier::Lineage;
+use crate::record::{Generation, Record, Revision};
+
+/// A store that ends with its process.
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    inside: Arc<Mutex<Inside>>,
+}
+
+#[derive(Debug, Default)]
+struct Inside {
+    records: BTreeMap<Lineage, (Record, Revision)>,
+    bundles: BTreeMap<(Lineage, Generation), (Secret, String)>,
+    options: BTreeMap<Lineage, String>,
+    accounts: BTreeMap<String, Secret>,
+    /// The last token, and whether its holder has it still.
+    leases: BTreeMap<Lineage, (u64, bool)>,
+}
+
+impl MemoryStore {
+    fn inside(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn load(&self, lineage: &Lineage) -> Result<Option<(Record, Revision)>, StoreError> {
+        Ok(self.inside().records.get(lineage).cloned())
+    }
+
+    async fn save(
+        &self,
+        record: &Record,
+        expected: Revision,
+        bundle: Option<&Bundle>,
+    ) -> Result<Revision, StoreError> {
+        let mut inside = self.inside();
+        let lineage = &record.lineage;
+        let before = inside.records.get(lineage);
+        let found = before.map_or(Revision::default(), |(_, revision)| *revision);
+        if found != expected {
+            return Err(StoreError::Conflict {
+                lineage: lineage.clone(),
+                found: found.0,
+            });
+        }
+        if let (Some(bundle), Some(issued)) = (bundle, &record.issued) {
+            let newest = before.and_then(|(record, _)| record.issued.as_ref());
+            if newest.is_some_and(|newest| newest.generation >= issued.generation) {
+                return Err(StoreError::GenerationExists {
+                    lineage: lineage.clone(),
+                    generation: issued.generation,
+                });
+            }
+            let pair = (bundle.key_pem().clone(), bundle.chain_pem());
+            inside
+                .bundles
+                .insert((lineage.clone(), issued.generation), pair);
+        }
+        let revision = Revision(expected.0 + 1);
+        inside
+            .records
+            .insert(lineage.clone(), (record.clone(), revision));
+        Ok(revision)
+    }
+
+    async fn bundle(
+        &self,
+        lineage: &Lineage,
+        generation: Generation,
+    ) -> Result<Option<(Secret, String)>, StoreError> {
+        let key = (lineage.clone(), generation);
+        Ok(self.inside().bundles.get(&key).cloned())
+    }
+
+    async fn options(&self, lineage: &Lineage) -> Result<Option<String>, StoreError> {
+        Ok(self.inside().options.get(lineage).cloned())
+    }
+
+    async fn save_options(&self, lineage: &Lineage, json: &str) -> Result<(), StoreError> {
+        self.inside()
+            .options
+            .insert(lineage.clone(), json.to_owned());
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<Lineage>, StoreError> {
+        Ok(self.inside().records.keys().cloned().collect())
+    }
+
+    async fn lease(&self, lineage: &Lineage) -> Result<Box<dyn Lease>, StoreError> {
+        let mut inside = self.inside();
+        let (token, held) = inside.leases.entry(lineage.clone()).or_default();
+        if *held {
+            return Err(StoreError::Leased {
+                lineage: lineage.clone(),
+            });
+        }
+        *token += 1;
+        *held = true;
+        Ok(Box::new(MemoryLease {
+            inside: self.inside.clone(),
+            lineage: lineage.clone(),
+            token: *token,
+        }))
+    }
+
+    async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {
+        Ok(self.inside().accounts.get(ca).cloned())
+    }
+
+    async fn save_account(&self, ca: &str, credentials: &Secret) -> Result<(), StoreError> {
+        self.inside()
+            .accounts
+            .insert(ca.to_owned(), credentials.clone());
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct MemoryLease {
+    inside: Arc<Mutex<Inside>>,
+    lineage: Lineage,
+    token: u64,
+}
+
+impl Lease for MemoryLease {
+    fn token(&self) -> u64 {
+        self.token
+    }
+}
+
+impl Drop for MemoryLease {
+    fn drop(&mut self) {
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, held)) = inside.leases.get_mut(&self.lineage) {
+            *held = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_keeps_the_contract() {
+        super::super::contract::keeps(MemoryStore::default).await;
+    }
+}

@@ -1,0 +1,340 @@
+//! `certs run` beside a real nginx, as a team meets it: the placeholder, the
+//! first certificate, what an operator sees, signals, and one-shot commands on
+//! the same data directory.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::{Nginx, Pebble, certs, free_port, run, until};
+
+/// A running `certs run` with its log.
+struct Sidecar {
+    child: Child,
+    log: PathBuf,
+    admin: u16,
+}
+
+impl Sidecar {
+    fn start(pebble: &Pebble, more: impl FnOnce(&mut Command)) -> Self {
+        let (log, admin) = (pebble.path("run.log"), free_port());
+        let mut command = certs(&pebble.path(""));
+        command
+            .arg("run")
+            .env("CERTS_DOMAINS", "example.com")
+            .env("CERTS_AGREE_TOS", "true")
+            .env("CERTS_CA", pebble.directory_url())
+            .env("CERTS_CA_ROOT", pebble.path("root.pem"))
+            .env(
+                "CERTS_HTTP_LISTEN",
+                format!("127.0.0.1:{}", pebble.http_port),
+            )
+            .env("CERTS_ADMIN_LISTEN", format!("127.0.0.1:{admin}"))
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(&log).unwrap());
+        more(&mut command);
+        let child = command.spawn().unwrap();
+        Self { child, log, admin }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// The status and body that the admin endpoint gives; 0 when it does not.
+    fn ask(&self, method: &str, path: &str) -> (u16, String) {
+        let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin)) else {
+            return (0, String::new());
+        };
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        let status = reply.get(9..12).unwrap_or("0").parse().unwrap();
+        let body = reply.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        (status, body.to_owned())
+    }
+
+    fn until_ready(&self) {
+        until("readiness", || self.ask("GET", "/readyz").0 == 200);
+    }
+
+    fn until_logged(&self, what: &str) {
+        until(what, || self.log().contains(what));
+    }
+
+    /// Ends it as a service manager does.
+    fn terminate(mut self) {
+        self.signal(Signal::TERM);
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}: {}", self.log());
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        // A child that has ended already is what was wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn value(metrics: &str, series: &str) -> f64 {
+    let line = metrics.lines().find(|line| line.starts_with(series));
+    let line = line.unwrap_or_else(|| panic!("no {series} in:\n{metrics}"));
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn from_the_placeholder_to_a_proven_certificate_and_through_a_restart() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    // A CA that hangs: nginx must start all the same.
+    pebble.pause();
+    let pid_file = pebble.path("nginx/nginx.pid");
+    let port = free_port();
+    let configure = |command: &mut Command| {
+        command
+            .env("CERTS_DEPLOY", format!("nginx:{}", pid_file.display()))
+            .env("CERTS_VERIFY", format!("127.0.0.1:{port}"));
+    };
+    let sidecar = Sidecar::start(&pebble, configure);
+    let live = pebble.path("out/live/example.com");
+    until("the placeholder", || live.join("privkey.pem").exists());
+    let Some(_nginx) = Nginx::start_at(&live, &pebble.path("nginx"), port) else {
+        return;
+    };
+    let (status, why) = sidecar.ask("GET", "/readyz");
+    assert_eq!((status, why.trim()), (503, "example.com: not issued yet"));
+    assert_eq!(sidecar.ask("GET", "/healthz").0, 200);
+    pebble.resume();
+    sidecar.until_ready();
+
+    let (_, metrics) = sidecar.ask("GET", "/metrics");
+    let not_after = value(
+        &metrics,
+        "certs_certificate_not_after_seconds{name=\"example.com\"}",
+    );
+    let served = format!(
+        "certs_served_not_after_seconds{{name=\"example.com\",endpoint=\"127.0.0.1:{port}\"}}"
+    );
+    assert!(
+        (value(&metrics, &served) - not_after).abs() < 1.0,
+        "{metrics}"
+    );
+    assert!(value(&metrics, "certs_next_action_seconds{name=\"example.com\"}") < not_after);
+    assert!(
+        value(
+            &metrics,
+            "certs_challenge_requests_total{result=\"answered\"}"
+        ) >= 1.0
+    );
+    assert!(
+        value(
+            &metrics,
+            "certs_deployments_total{target=\"nginx\",result=\"success\"}"
+        ) >= 1.0
+    );
+    assert!(
+        metrics.contains("certs_issuances_total{")
+            && metrics.contains("certs_acme_requests_total{"),
+        "{metrics}"
+    );
+    let (_, json) = sidecar.ask("GET", "/api/v1/certificates");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        (&json[0]["name"], &json[0]["generation_served"]),
+        (&"example.com".into(), &1.into())
+    );
+    assert_eq!(sidecar.ask("POST", "/api/v1/certificates").0, 405);
+
+    let socket = pebble.path("data/admin.sock");
+    assert_eq!(
+        std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777,
+        0o660
+    );
+    // Port 80 is the sidecar's: the work is handed to it.
+    let told = run(&mut pebble.issue(&["example.com", "--force"]), 0);
+    assert!(told.contains("issued; generation 0002"), "{told}");
+    let told = run(&mut pebble.issue(&["example.com"]), 0);
+    assert!(told.contains("not due; generation 0002"), "{told}");
+    sidecar.terminate();
+    assert!(!socket.exists());
+
+    let before = std::fs::canonicalize(&live).unwrap();
+    let again = Sidecar::start(&pebble, configure);
+    again.until_ready();
+    let (_, metrics) = again.ask("GET", "/metrics");
+    assert!(
+        !metrics.contains("certs_issuances_total{"),
+        "a restart ordered: {metrics}"
+    );
+    assert_eq!(std::fs::canonicalize(&live).unwrap(), before);
+    again.terminate();
+}
+
+#[test]
+fn what_is_not_served_is_an_alarm_that_ends_by_itself_and_never_an_order() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    run(&mut pebble.issue(&["example.com"]), 0);
+    let live = pebble.path("out/live/example.com");
+    let copy = pebble.path("copy");
+    std::fs::create_dir(&copy).unwrap();
+    let copy_live = || {
+        for name in ["fullchain.pem", "privkey.pem"] {
+            std::fs::copy(live.join(name), copy.join(name)).unwrap();
+        }
+    };
+    copy_live();
+    let Some(nginx) = Nginx::start(&copy) else {
+        return;
+    };
+    run(&mut pebble.issue(&["example.com", "--force"]), 0);
+    // No endpoint is named: where nginx listens is found.
+    let sidecar = Sidecar::start(&pebble, |command| {
+        command.env(
+            "CERTS_DEPLOY",
+            format!("nginx:{}", nginx.pid_file.display()),
+        );
+    });
+    until_within(60, "the alarm", || {
+        sidecar.log().contains("is not proven served")
+    });
+    let (status, why) = sidecar.ask("GET", "/readyz");
+    assert_eq!(
+        (status, why.trim()),
+        (503, "example.com: not proven served")
+    );
+    copy_live();
+    until_within(60, "readiness", || sidecar.ask("GET", "/readyz").0 == 200);
+    let (_, metrics) = sidecar.ask("GET", "/metrics");
+    assert!(!metrics.contains("certs_issuances_total{"), "{metrics}");
+    assert!(
+        value(
+            &metrics,
+            "certs_deployments_total{target=\"nginx\",result=\"failure\"}"
+        ) >= 1.0
+    );
+    sidecar.terminate();
+}
+
+#[test]
+fn a_new_configuration_is_taken_over_and_a_bad_one_is_not() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    let file = pebble.path("certs.toml");
+    let write = |certificates: &str| std::fs::write(&file, certificates).unwrap();
+    write("[[certificate]]\nnames = ['one.example.com']\n");
+    let sidecar = Sidecar::start(&pebble, |command| {
+        command
+            .env_remove("CERTS_DOMAINS")
+            .env("CERTS_CONFIG", &file);
+    });
+    sidecar.until_ready();
+    write("[[certificate]]\nnames = ['two.example.com', 'a..b']\n");
+    sidecar.signal(Signal::HUP);
+    sidecar.until_logged("the old configuration stays");
+    assert!(
+        sidecar.log().contains("`a..b` is not a valid DNS name"),
+        "{}",
+        sidecar.log()
+    );
+    assert_eq!(sidecar.ask("GET", "/readyz").0, 200);
+    write(
+        "[[certificate]]\nnames = ['one.example.com']\n[[certificate]]\nnames = ['two.example.com']\n",
+    );
+    sidecar.signal(Signal::HUP);
+    until("the second certificate", || {
+        pebble
+            .path("out/live/two.example.com/fullchain.pem")
+            .exists()
+    });
+    sidecar.until_ready();
+    sidecar.terminate();
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    let path = pebble.path("notify.sock");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket
+        .set_read_timeout(Some(std::time::Duration::from_secs(20)))
+        .unwrap();
+    let told = || {
+        let mut buffer = [0; 512];
+        let length = socket.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    let until_told = |what: &str| while !told().lines().any(|line| line == what) {};
+    let sidecar = Sidecar::start(&pebble, |command| {
+        command
+            .env("NOTIFY_SOCKET", &path)
+            .env("WATCHDOG_USEC", "400000");
+    });
+    until_told("READY=1");
+    until_told("WATCHDOG=1");
+    until_told("WATCHDOG=1");
+    sidecar.signal(Signal::HUP);
+    until_told("RELOADING=1");
+    until_told("READY=1");
+    sidecar.signal(Signal::TERM);
+    until_told("STOPPING=1");
+    sidecar.terminate();
+}
+
+#[test]
+fn a_second_sidecar_on_the_same_data_is_refused() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    let first = Sidecar::start(&pebble, |_| {});
+    first.until_ready();
+    let mut second = certs(&pebble.path(""));
+    second
+        .args([
+            "run",
+            "example.com",
+            "--agree-tos",
+            "--http-listen",
+            "127.0.0.1:0",
+        ])
+        .args(["--ca", &pebble.directory_url()])
+        .env("CERTS_ADMIN_LISTEN", "off");
+    let told = run(&mut second, 2);
+    assert!(
+        told.contains("another `certs run`") && told.contains("hint:"),
+        "{told}"
+    );
+    assert_eq!(first.ask("GET", "/readyz").0, 200);
+    first.terminate();
+}
+
+#[allow(clippy::disallowed_methods)] // real servers take real time
+fn until_within(seconds: u64, what: &str, mut ready: impl FnMut() -> bool) {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(seconds);
+    while !ready() {
+        assert!(
+            std::time::Instant::now() < end,
+            "{what}: not within {seconds} s"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
