@@ -3,6 +3,7 @@
 //! the user reads and an exit code.
 
 pub mod args;
+pub mod ca;
 mod config;
 mod control;
 mod demo;
@@ -97,6 +98,7 @@ fn act(
             Verb::Renew(options) => renew::renew(&call, &options).await,
             Verb::Status { name } => status::status(&call, name.as_ref()).await,
             Verb::Config { verb } => config::config(&call, &verb),
+            Verb::Ca(verb) => ca::run(&call, verb).await,
             Verb::Completions { .. } | Verb::Man | Verb::Demo(_) => Ok(()),
         }
     })

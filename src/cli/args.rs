@@ -88,6 +88,9 @@ pub enum Verb {
     },
     /// Show it all on loopback within half a minute: issue, serve, renew and swap under load
     Demo(super::demo::Demo),
+    /// Be a certificate authority for this machine
+    #[command(subcommand)]
+    Ca(super::ca::Ca),
     /// Print a completion script
     Completions {
         /// For which shell

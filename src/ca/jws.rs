@@ -1,0 +1,281 @@
+//! Signed requests: flattened JWS (RFC 7515) as RFC 8555 section 6.2 narrows
+//! it, and the HS256 binding of section 7.3.4.
+//!
+//! It proves that a text was signed by a key. Whether the nonce is fresh, the
+//! URL the one asked for and the key an account's is for the caller to say.
+
+use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, RSA_PKCS1_2048_8192_SHA256,
+    RsaPublicKeyComponents, UnparsedPublicKey,
+};
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
+use x509_parser::public_key::PublicKey as Spki;
+use x509_parser::x509::SubjectPublicKeyInfo;
+
+use super::problem::{Kind, Problem};
+
+/// What [`verify`] takes.
+pub(super) const ALGORITHMS: [&str; 3] = ["ES256", "ES384", "RS256"];
+
+/// A public key as a JWK, of the kinds that may sign requests. Its JSON is
+/// the canonical one of RFC 7638.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "serde_json::Value", into = "serde_json::Value")]
+pub(super) struct Jwk(Key);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Key {
+    P256(Vec<u8>),
+    P384(Vec<u8>),
+    Rsa { modulus: Vec<u8>, exponent: Vec<u8> },
+}
+
+impl TryFrom<serde_json::Value> for Jwk {
+    type Error = Problem;
+
+    fn try_from(jwk: serde_json::Value) -> Result<Self, Problem> {
+        let refused = |detail: &str| Problem::new(Kind::BadPublicKey, detail);
+        let text = |name: &str| jwk[name].as_str().unwrap_or("");
+        let bytes = |name: &str| decode(text(name));
+        let key = match (text("kty"), text("crv")) {
+            ("EC", "P-256") => Key::P256(point(&bytes("x")?, &bytes("y")?, 32)?),
+            ("EC", "P-384") => Key::P384(point(&bytes("x")?, &bytes("y")?, 48)?),
+            ("RSA", _) => {
+                let (modulus, exponent) = (bytes("n")?, bytes("e")?);
+                // RFC 7518 section 6.3.1: no leading zero octets.
+                if !(256..=512).contains(&modulus.len())
+                    || modulus.first() == Some(&0)
+                    || !matches!(exponent.as_slice(), [1, 0, 1] | [3])
+                {
+                    return Err(refused(
+                        "an RSA key has 2048 to 4096 bits and the exponent 65537 or 3",
+                    ));
+                }
+                Key::Rsa { modulus, exponent }
+            }
+            _ => return Err(refused("the key is none of P-256, P-384 and RSA")),
+        };
+        if ["d", "p", "q", "k"].iter().any(|name| !jwk[name].is_null()) {
+            return Err(refused("the JWK holds a private key"));
+        }
+        Ok(Self(key))
+    }
+}
+
+fn point(x: &[u8], y: &[u8], length: usize) -> Result<Vec<u8>, Problem> {
+    if x.len() != length || y.len() != length {
+        let detail = "a coordinate of the key has the wrong length";
+        return Err(Problem::new(Kind::BadPublicKey, detail));
+    }
+    Ok([&[4], x, y].concat())
+}
+
+impl From<Jwk> for serde_json::Value {
+    fn from(jwk: Jwk) -> Self {
+        let elliptic = |curve: &str, point: &[u8]| {
+            let (x, y) = point[1..].split_at((point.len() - 1) / 2);
+            serde_json::json!({"crv": curve, "kty": "EC", "x": encode(x), "y": encode(y)})
+        };
+        match &jwk.0 {
+            Key::P256(point) => elliptic("P-256", point),
+            Key::P384(point) => elliptic("P-384", point),
+            Key::Rsa { modulus, exponent } => {
+                serde_json::json!({"e": encode(exponent), "kty": "RSA", "n": encode(modulus)})
+            }
+        }
+    }
+}
+
+impl Jwk {
+    /// RFC 7638: the members in alphabetical order, which is how
+    /// `serde_json`'s map has them.
+    pub(super) fn thumbprint(&self) -> String {
+        let canonical = serde_json::Value::from(self.clone()).to_string();
+        encode(digest(&SHA256, canonical.as_bytes()).as_ref())
+    }
+
+    /// Whether a certificate or a request is for this very key.
+    pub(super) fn is_key_of(&self, spki: &SubjectPublicKeyInfo<'_>) -> bool {
+        match (&self.0, spki.parsed()) {
+            (Key::P256(point) | Key::P384(point), Ok(Spki::EC(other))) => point == other.data(),
+            (Key::Rsa { modulus, exponent }, Ok(Spki::RSA(other))) => {
+                let strip = |bytes: &[u8]| {
+                    let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+                    bytes[zeros..].to_vec()
+                };
+                *modulus == strip(other.modulus) && *exponent == strip(other.exponent)
+            }
+            _ => false,
+        }
+    }
+
+    fn verifies(&self, algorithm: &str, message: &[u8], signature: &[u8]) -> bool {
+        match (&self.0, algorithm) {
+            (Key::P256(point), "ES256") => UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
+                .verify(message, signature)
+                .is_ok(),
+            (Key::P384(point), "ES384") => UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, point)
+                .verify(message, signature)
+                .is_ok(),
+            (Key::Rsa { modulus, exponent }, "RS256") => RsaPublicKeyComponents {
+                n: modulus,
+                e: exponent,
+            }
+            .verify(&RSA_PKCS1_2048_8192_SHA256, message, signature)
+            .is_ok(),
+            _ => false,
+        }
+    }
+}
+
+/// A JWS in its flattened form. An unprotected header or several signatures
+/// are unknown fields here, and refused.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Jws {
+    protected: String,
+    payload: String,
+    signature: String,
+}
+
+/// The protected header.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Header {
+    alg: String,
+    pub(super) nonce: Option<String>,
+    pub(super) url: Option<String>,
+    pub(super) jwk: Option<Jwk>,
+    pub(super) kid: Option<String>,
+    crit: Option<serde_json::Value>,
+}
+
+impl Jws {
+    pub(super) fn parse(body: &[u8]) -> Result<Self, Problem> {
+        serde_json::from_slice(body)
+            .map_err(|_| Problem::malformed("the body is not one flattened JWS"))
+    }
+
+    /// The protected header, with an algorithm that is one of ours.
+    pub(super) fn header(&self) -> Result<Header, Problem> {
+        let header = self.any_header()?;
+        if !ALGORITHMS.contains(&header.alg.as_str()) {
+            let detail = "the signature algorithm is not supported";
+            return Err(Problem::new(Kind::BadSignatureAlgorithm, detail));
+        }
+        if header.jwk.is_some() == header.kid.is_some() {
+            return Err(Problem::malformed("exactly one of jwk and kid is needed"));
+        }
+        Ok(header)
+    }
+
+    fn any_header(&self) -> Result<Header, Problem> {
+        let json: serde_json::Value = serde_json::from_slice(&decode(&self.protected)?)
+            .map_err(|_| Problem::malformed("the protected header is not JSON"))?;
+        // The key is read first for the sake of its own error type.
+        if let Some(jwk) = json.get("jwk") {
+            Jwk::try_from(jwk.clone())?;
+        }
+        let header: Header = serde_json::from_value(json)
+            .map_err(|_| Problem::malformed("the protected header lacks a field or has a bad one"))?;
+        if header.crit.is_some() {
+            return Err(Problem::malformed("no critical extension is understood"));
+        }
+        Ok(header)
+    }
+
+    /// The payload, once `key` is seen to have signed it.
+    pub(super) fn verify(&self, header: &Header, key: &Jwk) -> Result<Vec<u8>, Problem> {
+        let signature = decode(&self.signature)?;
+        if key.verifies(&header.alg, self.message().as_bytes(), &signature) {
+            decode(&self.payload)
+        } else {
+            Err(Problem::malformed("the signature does not verify"))
+        }
+    }
+
+    /// Checks an external account binding: made for `url` and `account` with
+    /// the HMAC key that `key` finds by its identifier, which is returned.
+    pub(super) fn verify_binding<'a>(
+        &self,
+        url: &str,
+        account: &Jwk,
+        key: impl FnOnce(&str) -> Option<&'a [u8]>,
+    ) -> Result<String, Problem> {
+        let header = self.any_header()?;
+        let kid = header.kid.unwrap_or_default();
+        if header.alg != "HS256" || header.nonce.is_some() || header.jwk.is_some() {
+            return Err(Problem::malformed(
+                "an external account binding has alg HS256, a kid and no nonce",
+            ));
+        }
+        if header.url.as_deref() != Some(url) {
+            return Err(Problem::malformed(
+                "the external account binding is for another URL",
+            ));
+        }
+        let refused = |detail| Problem::new(Kind::Unauthorized, detail);
+        let key = key(&kid).ok_or_else(|| refused("the external account is not known"))?;
+        let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, key);
+        let signature = decode(&self.signature)?;
+        aws_lc_rs::hmac::verify(&key, self.message().as_bytes(), &signature)
+            .map_err(|_| refused("the external account binding does not verify"))?;
+        let bound: serde_json::Value = serde_json::from_slice(&decode(&self.payload)?)
+            .map_err(|_| Problem::malformed("the external account binding holds no JWK"))?;
+        if Jwk::try_from(bound)? != *account {
+            return Err(Problem::malformed(
+                "the external account binding is for another account key",
+            ));
+        }
+        Ok(kid)
+    }
+
+    fn message(&self) -> String {
+        format!("{}.{}", self.protected, self.payload)
+    }
+}
+
+/// Base64url without padding; anything else is malformed.
+pub(super) fn decode(text: &str) -> Result<Vec<u8>, Problem> {
+    BASE64_URL_SAFE_NO_PAD
+        .decode(text)
+        .map_err(|_| Problem::malformed("a field is not base64url without padding"))
+}
+
+pub(super) fn encode(bytes: &[u8]) -> String {
+    BASE64_URL_SAFE_NO_PAD.encode(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_thumbprint_is_that_of_rfc_7638() {
+        let jwk = serde_json::json!({
+            "kty": "RSA", "e": "AQAB", "alg": "RS256", "kid": "2011-04-29",
+            "n": "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw",
+        });
+        assert_eq!(
+            Jwk::try_from(jwk).unwrap().thumbprint(),
+            "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"
+        );
+    }
+
+    #[test]
+    fn weak_foreign_and_private_keys_are_refused() {
+        let short = encode(&[0xff; 128]);
+        for jwk in [
+            serde_json::json!({"kty": "RSA", "e": "AQAB", "n": short}),
+            serde_json::json!({"kty": "OKP", "crv": "Ed25519", "x": encode(&[1; 32])}),
+            serde_json::json!({"kty": "EC", "crv": "P-256", "x": encode(&[1; 31]), "y": encode(&[1; 32])}),
+            serde_json::json!({"kty": "EC", "crv": "P-256", "x": encode(&[1; 32]), "y": encode(&[1; 32]), "d": "AA"}),
+            serde_json::json!("text"),
+        ] {
+            let problem = Jwk::try_from(jwk.clone()).unwrap_err();
+            assert_eq!(problem.kind, Kind::BadPublicKey, "{jwk}");
+        }
+    }
+}

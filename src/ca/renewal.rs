@@ -1,0 +1,110 @@
+//! Renewal information (RFC 9773): the window in which the CA would like a
+//! certificate to be renewed, and when to ask again. Pure.
+
+use std::time::Duration;
+
+use super::state::Certificate;
+use super::{HOUR, RenewalWindows};
+use crate::record::Window;
+
+/// Certificates that live for less are renewed at half of their life.
+const SHORT: Duration = Duration::from_secs(10 * 86_400);
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(6 * 3600);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The window of `certificate`: of a revoked one it is over already, so that
+/// clients renew at once.
+pub(super) fn window(certificate: &Certificate, policy: RenewalWindows) -> Window {
+    if let Some(revocation) = &certificate.revoked {
+        let end = revocation.at;
+        return Window {
+            start: end - HOUR,
+            end,
+        };
+    }
+    match policy {
+        RenewalWindows::After { delay, width } => {
+            let start = certificate.issued + delay;
+            Window {
+                start,
+                end: start + width.max(Duration::from_millis(1)),
+            }
+        }
+        RenewalWindows::Share => {
+            let life = lifetime(certificate);
+            let share = if life < SHORT { life / 2 } else { life / 3 * 2 };
+            let middle = certificate.not_before + share;
+            Window {
+                start: middle - life / 100,
+                end: middle + life / 100,
+            }
+        }
+    }
+}
+
+/// A twentieth of the lifetime, from a second to six hours, in whole seconds.
+pub(super) fn retry_after(certificate: &Certificate) -> u64 {
+    (lifetime(certificate) / 20)
+        .clamp(SECOND, LONGEST_RETRY_AFTER)
+        .as_secs()
+}
+
+/// `notAfter` is the last valid second, so it counts.
+fn lifetime(certificate: &Certificate) -> Duration {
+    (certificate.not_after + SECOND).since(certificate.not_before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::Timestamp;
+
+    const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+
+    fn certificate(seconds: u64) -> Certificate {
+        Certificate {
+            account: String::new(),
+            identifiers: [].into(),
+            chain_pem: String::new(),
+            not_before: NOW,
+            not_after: NOW + Duration::from_secs(seconds - 1),
+            issued: NOW,
+            revoked: None,
+        }
+    }
+
+    #[test]
+    fn the_share_follows_the_lifetime() {
+        const DAY: u64 = 86_400;
+        for (seconds, middle, half_width) in [
+            (90 * DAY, 60 * DAY, 90 * DAY / 100),
+            (45 * DAY, 30 * DAY, 45 * DAY / 100),
+            (160 * 3600, 80 * 3600, 160 * 36),
+        ] {
+            let found = window(&certificate(seconds), RenewalWindows::Share);
+            let (middle, half) = (NOW + Duration::from_secs(middle), Duration::from_secs(half_width));
+            assert_eq!((found.start, found.end), (middle - half, middle + half));
+        }
+        let shortest = window(&certificate(1), RenewalWindows::Share);
+        assert!(shortest.start < shortest.end && shortest.end < NOW + SECOND);
+    }
+
+    #[test]
+    fn a_policy_counts_from_the_issuance_and_a_revocation_is_due_at_once() {
+        let mut certificate = certificate(90 * 86_400);
+        certificate.issued = NOW + HOUR;
+        let (delay, width) = (Duration::from_secs(3), Duration::from_secs(1));
+        let policy = RenewalWindows::After { delay, width };
+        let found = window(&certificate, policy);
+        assert_eq!((found.start, found.end), (NOW + HOUR + delay, NOW + HOUR + delay + width));
+        certificate.revoked = Some(super::super::state::Revocation { at: NOW + HOUR, reason: 1 });
+        assert_eq!(window(&certificate, policy).end, NOW + HOUR);
+    }
+
+    #[test]
+    fn asking_again_is_bounded() {
+        assert_eq!(retry_after(&certificate(90 * 86_400)), 6 * 3600);
+        assert_eq!(retry_after(&certificate(600)), 30);
+        assert_eq!(retry_after(&certificate(1)), 1);
+    }
+}
