@@ -26,7 +26,6 @@ mod validate;
 #[cfg(test)]
 mod tests;
 
-
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;

@@ -1,5 +1,7 @@
 //! Real servers on loopback with ports of their own, ended with their test.
 
+pub(crate) mod faults;
+
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

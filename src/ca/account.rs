@@ -159,8 +159,14 @@ pub(super) async fn account(
         signed.payload()?
     };
     check_contacts(update.contact.as_deref().unwrap_or_default())?;
-    if update.status.as_ref().is_some_and(|status| status != "deactivated" && status != "valid") {
-        return Err(Problem::malformed("an account can be deactivated, nothing else"));
+    if update
+        .status
+        .as_ref()
+        .is_some_and(|status| status != "deactivated" && status != "valid")
+    {
+        return Err(Problem::malformed(
+            "an account can be deactivated, nothing else",
+        ));
     }
     let changes = update.contact.is_some() || update.status.is_some();
     let apply = |account: &mut Account| {
@@ -177,7 +183,12 @@ pub(super) async fn account(
     } else {
         server.look(|state| state.accounts.get(&id).cloned())
     };
-    Ok(shown(&server, StatusCode::OK, &id, &account.ok_or_else(gone)?))
+    Ok(shown(
+        &server,
+        StatusCode::OK,
+        &id,
+        &account.ok_or_else(gone)?,
+    ))
 }
 
 fn own(signed: &Signed, id: &Id) -> Result<(), Problem> {
@@ -216,7 +227,11 @@ pub(super) async fn orders(
         .iter()
         .map(|order| server.url(&format!("/acme/order/{order}")))
         .collect();
-    Ok(reply(StatusCode::OK, &serde_json::json!({"orders": urls}), []))
+    Ok(reply(
+        StatusCode::OK,
+        &serde_json::json!({"orders": urls}),
+        [],
+    ))
 }
 
 #[derive(Deserialize)]
@@ -236,7 +251,9 @@ pub(super) async fn key_change(
     let inner: Jws = signed.payload()?;
     let header = inner.header()?;
     let Some(new_key) = header.jwk.clone() else {
-        return Err(Problem::malformed("the inner JWS carries the new key as its jwk"));
+        return Err(Problem::malformed(
+            "the inner JWS carries the new key as its jwk",
+        ));
     };
     if header.url.as_deref() != Some(&signed.url) || header.nonce.is_some() {
         return Err(Problem::malformed(
@@ -248,7 +265,9 @@ pub(super) async fn key_change(
         .map_err(|_| Problem::malformed("the inner payload names account and oldKey"))?;
     let url = server.url(&format!("/acme/account/{id}"));
     if change.account != url {
-        return Err(Problem::malformed("the inner payload names another account"));
+        return Err(Problem::malformed(
+            "the inner payload names another account",
+        ));
     }
     let changed = server.change(|state| {
         if let Some(other) = state.account_with_key(&new_key) {

@@ -120,7 +120,9 @@ impl Authority {
         let signer = self.intermediate_for(not_after, now)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names = identifiers.map(alternative_name).collect::<Result<_, _>>()?;
+        params.subject_alt_names = identifiers
+            .map(alternative_name)
+            .collect::<Result<_, _>>()?;
         params.not_before = instant(not_before);
         // Near the root's own end a leaf is cut short rather than left unusable.
         params.not_after = instant(not_after.min(signer.not_after));
@@ -265,7 +267,10 @@ fn signer(pem: String, key_pem: String, path: &Path) -> Result<Signer, CaError> 
     let key = KeyPair::from_pem(&key_pem)
         .map_err(|_| corrupt_file(path, "its private key is not readable"))?;
     if certificate.public_key().raw != key.subject_public_key_info() {
-        return Err(corrupt_file(path, "the private key belongs to another certificate"));
+        return Err(corrupt_file(
+            path,
+            "the private key belongs to another certificate",
+        ));
     }
     Ok(Signer {
         not_after: Timestamp::from_seconds(certificate.validity().not_after.timestamp()),

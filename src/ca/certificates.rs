@@ -93,7 +93,8 @@ fn check_right(
     now: Timestamp,
 ) -> Result<(), Problem> {
     let held = state.certificates.get(name);
-    let stored = held.and_then(|held| CertificateDer::from_pem_slice(held.chain_pem.as_bytes()).ok());
+    let stored =
+        held.and_then(|held| CertificateDer::from_pem_slice(held.chain_pem.as_bytes()).ok());
     let (Some(held), true) = (held, stored.as_ref() == Some(der)) else {
         return Err(Problem::not_found("certificate"));
     };

@@ -178,8 +178,9 @@ impl Jws {
         if let Some(jwk) = json.get("jwk") {
             Jwk::try_from(jwk.clone())?;
         }
-        let header: Header = serde_json::from_value(json)
-            .map_err(|_| Problem::malformed("the protected header lacks a field or has a bad one"))?;
+        let header: Header = serde_json::from_value(json).map_err(|_| {
+            Problem::malformed("the protected header lacks a field or has a bad one")
+        })?;
         if header.crit.is_some() {
             return Err(Problem::malformed("no critical extension is understood"));
         }

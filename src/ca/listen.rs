@@ -80,7 +80,10 @@ fn make(
     identifiers: &[Identifier],
 ) -> Result<(Arc<ServerConfig>, Timestamp), CaError> {
     let now = server.now();
-    let signed = server.0.authority.sign_own(identifiers, now + LIFETIME, now);
+    let signed = server
+        .0
+        .authority
+        .sign_own(identifiers, now + LIFETIME, now);
     let (key, chain_pem) = signed?;
     let failed = |error: &dyn Error| CaError::Tls(error.to_string());
     let chain = CertificateDer::pem_slice_iter(chain_pem.as_bytes())

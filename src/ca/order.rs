@@ -97,9 +97,8 @@ fn identifiers(wanted: &[WireIdentifier]) -> Result<BTreeSet<Identifier>, Proble
         let shown = wanted.value.chars().take(255).collect::<String>();
         let shown = shown.escape_debug();
         let parsed = Identifier::parse(&wanted.value).ok();
-        let canonical = parsed.filter(|parsed| {
-            parsed.to_string().eq_ignore_ascii_case(&wanted.value)
-        });
+        let canonical =
+            parsed.filter(|parsed| parsed.to_string().eq_ignore_ascii_case(&wanted.value));
         let identifier = match (wanted.kind.as_str(), canonical) {
             ("dns", Some(name @ Identifier::Dns(_))) => name,
             ("ip", Some(address @ Identifier::Ip(_))) => address,
@@ -177,7 +176,9 @@ fn with_retry_after(server: &Server, status: Status, mut response: Response) -> 
     if let (Status::Pending | Status::Processing, Some(wait)) =
         (status, server.0.settings.retry_after)
     {
-        response.headers_mut().insert(RETRY_AFTER, wait.as_secs().into());
+        response
+            .headers_mut()
+            .insert(RETRY_AFTER, wait.as_secs().into());
     }
     response
 }
@@ -201,8 +202,7 @@ pub(super) async fn authorization(
             let detail = "an authorization can be deactivated, nothing else";
             return Err(Problem::malformed(detail));
         }
-        let given_up =
-            server.change(|state| state.deactivate_authorization(account, &id, now));
+        let given_up = server.change(|state| state.deactivate_authorization(account, &id, now));
         given_up.await?;
     }
     let held = server.look(|state| state.authorization(account, &id, now).cloned())?;
@@ -317,7 +317,10 @@ pub(super) async fn finalize(
     let finalize: Finalize = signed.payload()?;
     let now = server.now();
     let (request, profile) = server.look(|state| {
-        let key = state.accounts.get(account).map(|account| account.key.clone());
+        let key = state
+            .accounts
+            .get(account)
+            .map(|account| account.key.clone());
         let key = key.ok_or_else(|| Problem::not_found("account"))?;
         let order = state.order(account, &id, now)?;
         if order.status != Status::Ready {
@@ -357,7 +360,8 @@ fn sign(
     let leaf = server.0.authority.sign(request, not_before, not_after, now);
     let leaf = leaf.map_err(|error| Problem::internal(&error))?;
     let name = leaf.facts.renewal_id;
-    let name = name.ok_or_else(|| Problem::internal(&"a leaf without an authority key identifier"))?;
+    let name =
+        name.ok_or_else(|| Problem::internal(&"a leaf without an authority key identifier"))?;
     let certificate = Certificate {
         account: account.clone(),
         identifiers: leaf.facts.identifiers,

@@ -82,7 +82,10 @@ mod tests {
             (160 * 3600, 80 * 3600, 160 * 36),
         ] {
             let found = window(&certificate(seconds), RenewalWindows::Share);
-            let (middle, half) = (NOW + Duration::from_secs(middle), Duration::from_secs(half_width));
+            let (middle, half) = (
+                NOW + Duration::from_secs(middle),
+                Duration::from_secs(half_width),
+            );
             assert_eq!((found.start, found.end), (middle - half, middle + half));
         }
         let shortest = window(&certificate(1), RenewalWindows::Share);
@@ -96,8 +99,14 @@ mod tests {
         let (delay, width) = (Duration::from_secs(3), Duration::from_secs(1));
         let policy = RenewalWindows::After { delay, width };
         let found = window(&certificate, policy);
-        assert_eq!((found.start, found.end), (NOW + HOUR + delay, NOW + HOUR + delay + width));
-        certificate.revoked = Some(super::super::state::Revocation { at: NOW + HOUR, reason: 1 });
+        assert_eq!(
+            (found.start, found.end),
+            (NOW + HOUR + delay, NOW + HOUR + delay + width)
+        );
+        certificate.revoked = Some(super::super::state::Revocation {
+            at: NOW + HOUR,
+            reason: 1,
+        });
         assert_eq!(window(&certificate, policy).end, NOW + HOUR);
     }
 

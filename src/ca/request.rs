@@ -75,7 +75,9 @@ fn check_key_kind(spki: &x509_parser::x509::SubjectPublicKeyInfo<'_>) -> Result<
     if fine {
         Ok(())
     } else {
-        Err(bad("its key is none of P-256, P-384 and RSA with 2048 to 4096 bits"))
+        Err(bad(
+            "its key is none of P-256, P-384 and RSA with 2048 to 4096 bits",
+        ))
     }
 }
 
@@ -96,7 +98,10 @@ fn names(csr: &X509CertificationRequest<'_>) -> Result<BTreeSet<Identifier>, Pro
     }
     let subject = &csr.certification_request_info.subject;
     for name in subject.iter_common_name() {
-        let common = name.as_str().ok().and_then(|text| Identifier::parse(text).ok());
+        let common = name
+            .as_str()
+            .ok()
+            .and_then(|text| Identifier::parse(text).ok());
         if common.is_none_or(|common| !identifiers.contains(&common)) {
             return Err(bad("its common name is none of its alternative names"));
         }
@@ -118,5 +123,8 @@ fn identifier(name: &GeneralName<'_>) -> Result<Identifier, Problem> {
 }
 
 fn bad(detail: &str) -> Problem {
-    Problem::new(Kind::BadCsr, format!("the signing request was refused: {detail}"))
+    Problem::new(
+        Kind::BadCsr,
+        format!("the signing request was refused: {detail}"),
+    )
 }

@@ -147,10 +147,7 @@ impl Server {
             .route("/acme/challenge/{id}", post(order::challenge))
             .route("/acme/certificate/{id}", post(certificates::certificate))
             .route("/acme/revoke-certificate", post(certificates::revoke))
-            .route(
-                "/acme/renewal-info/{id}",
-                get(certificates::renewal_info),
-            )
+            .route("/acme/renewal-info/{id}", get(certificates::renewal_info))
             .fallback(async || Problem::not_found("resource"))
             .method_not_allowed_fallback(async || {
                 Problem::malformed("this method is not for this resource")
@@ -204,8 +201,7 @@ impl Server {
         };
         let json = json.map_err(|error| Problem::internal(&error))?;
         let path = state_path(directory);
-        let ended =
-            tokio::task::spawn_blocking(move || files::replace(&path, 0o600, &json)).await;
+        let ended = tokio::task::spawn_blocking(move || files::replace(&path, 0o600, &json)).await;
         ended
             .map_err(|error| Problem::internal(&error))?
             .map_err(|error| Problem::internal(&error))?;
@@ -300,7 +296,8 @@ async fn dress(Shared(server): Shared<Server>, request: Request, next: Next) -> 
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
     if index
-        && let Ok(link) = HeaderValue::try_from(format!("<{}>;rel=\"index\"", server.url(DIRECTORY)))
+        && let Ok(link) =
+            HeaderValue::try_from(format!("<{}>;rel=\"index\"", server.url(DIRECTORY)))
     {
         headers.append(LINK, link);
     }
@@ -376,11 +373,20 @@ impl FromRequest<Server> for Signed {
     async fn from_request(request: Request, server: &Server) -> Result<Self, Problem> {
         let content_type = request.headers().get(CONTENT_TYPE);
         if content_type.is_none_or(|kind| kind != "application/jose+json") {
-            return Err(Problem::malformed("the content type is application/jose+json")
-                .with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE));
+            return Err(
+                Problem::malformed("the content type is application/jose+json")
+                    .with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE),
+            );
         }
-        let url = server.url(request.uri().path_and_query().map_or("/", |path| path.as_str()));
-        let body = Limited::new(request.into_body(), LARGEST_BODY).collect().await;
+        let url = server.url(
+            request
+                .uri()
+                .path_and_query()
+                .map_or("/", |path| path.as_str()),
+        );
+        let body = Limited::new(request.into_body(), LARGEST_BODY)
+            .collect()
+            .await;
         let body = body.map_err(|_| {
             Problem::malformed("the body is larger than 64 KiB, or was cut off")
                 .with_status(StatusCode::PAYLOAD_TOO_LARGE)
@@ -392,7 +398,10 @@ impl FromRequest<Server> for Signed {
             return Err(Problem::new(Kind::BadNonce, "the nonce is not fresh"));
         }
         if header.url.as_deref() != Some(&url) {
-            return Err(Problem::new(Kind::Unauthorized, "the request was signed for another URL"));
+            return Err(Problem::new(
+                Kind::Unauthorized,
+                "the request was signed for another URL",
+            ));
         }
         let (signer, key) = signer(server, &header)?;
         Ok(Self {
@@ -408,10 +417,15 @@ fn signer(server: &Server, header: &Header) -> Result<(Signer, Jwk), Problem> {
         return Ok((Signer::Key(key.clone()), key.clone()));
     }
     let kid = header.kid.as_deref().unwrap_or("");
-    let id = kid.strip_prefix(&server.url("/acme/account/")).unwrap_or("");
+    let id = kid
+        .strip_prefix(&server.url("/acme/account/"))
+        .unwrap_or("");
     let account = server.look(|state| state.accounts.get(id).cloned());
     let account = account.ok_or_else(|| {
-        Problem::new(Kind::AccountDoesNotExist, "the kid names no account of this CA")
+        Problem::new(
+            Kind::AccountDoesNotExist,
+            "the kid names no account of this CA",
+        )
     })?;
     check_active(&account)?;
     Ok((Signer::Account(id.to_owned()), account.key))
@@ -420,8 +434,10 @@ fn signer(server: &Server, header: &Header) -> Result<(Signer, Jwk), Problem> {
 /// RFC 8555 section 7.3.6.
 pub(super) fn check_active(account: &Account) -> Result<(), Problem> {
     if account.deactivated {
-        return Err(Problem::new(Kind::Unauthorized, "the account is deactivated")
-            .with_status(StatusCode::UNAUTHORIZED));
+        return Err(
+            Problem::new(Kind::Unauthorized, "the account is deactivated")
+                .with_status(StatusCode::UNAUTHORIZED),
+        );
     }
     Ok(())
 }

@@ -125,7 +125,10 @@ impl Order {
 
 impl State {
     pub(super) fn account_with_key(&self, key: &Jwk) -> Option<&Id> {
-        let found = self.accounts.iter().find(|(_, account)| account.key == *key);
+        let found = self
+            .accounts
+            .iter()
+            .find(|(_, account)| account.key == *key);
         found.map(|(id, _)| id)
     }
 
@@ -202,7 +205,9 @@ impl State {
             return refused("the certificate to replace is another account's");
         }
         if certificate.identifiers.is_disjoint(&new.identifiers) {
-            return refused("the certificate to replace has no identifier in common with the order");
+            return refused(
+                "the certificate to replace has no identifier in common with the order",
+            );
         }
         let replaced = self.orders.values().any(|order| {
             order.replaces.as_deref() == Some(predecessor)
@@ -296,12 +301,7 @@ impl State {
     }
 
     /// Writes down how a validation ended, and what follows for its order.
-    pub(super) fn end_validation(
-        &mut self,
-        id: &str,
-        ended: Result<(), Problem>,
-        now: Timestamp,
-    ) {
+    pub(super) fn end_validation(&mut self, id: &str, ended: Result<(), Problem>, now: Timestamp) {
         let Some(authorization) = self.authorizations.get_mut(id) else {
             return;
         };
@@ -351,7 +351,8 @@ impl State {
             .iter()
             .filter_map(|id| self.authorizations.get(id))
             .collect();
-        let failed = |a: &&&Authorization| matches!(a.status, Status::Invalid | Status::Deactivated);
+        let failed =
+            |a: &&&Authorization| matches!(a.status, Status::Invalid | Status::Deactivated);
         if let Some(failed) = statuses.iter().find(failed) {
             order.status = Status::Invalid;
             let problem = failed.challenge.error.clone().unwrap_or_else(|| {

@@ -68,7 +68,12 @@ async fn fetch(
     let (mut sender, connection) = handshake.await.map_err(|error| failed(&error))?;
     let exchange = async {
         let answered = sender.send_request(request(identifier, token, port)?).await;
-        read(identifier, address, answered.map_err(|error| failed(&error))?).await
+        read(
+            identifier,
+            address,
+            answered.map_err(|error| failed(&error))?,
+        )
+        .await
     };
     let body = tokio::select! {
         body = exchange => body?,
@@ -111,17 +116,25 @@ async fn read(
     };
     let status = answer.status();
     if status.is_redirection() {
-        let to = answer.headers().get(LOCATION).map_or(&b""[..], |to| to.as_bytes());
+        let to = answer
+            .headers()
+            .get(LOCATION)
+            .map_or(&b""[..], |to| to.as_bytes());
         return Err(wrong(format!(
             "with a redirect to `{}`, which this CA does not follow",
             shown(to)
         )));
     }
     if status != StatusCode::OK {
-        let detail = format!("{identifier} at {address} answered HTTP {}", status.as_u16());
+        let detail = format!(
+            "{identifier} at {address} answered HTTP {}",
+            status.as_u16()
+        );
         return Err(Problem::new(Kind::Unauthorized, detail));
     }
-    let body = Limited::new(answer.into_body(), LARGEST_ANSWER).collect().await;
+    let body = Limited::new(answer.into_body(), LARGEST_ANSWER)
+        .collect()
+        .await;
     let body = body.map_err(|_| wrong("with more than 1 KiB, or was cut off".into()))?;
     Ok(body.to_bytes())
 }

@@ -97,8 +97,10 @@ pub(super) async fn run(call: &Call, verb: Ca) -> Result<(), Failure> {
     }
     tell(call, &server.directory_url(), &root);
     let stop = |kind| signal(kind).map_err(|error| Failure::unexpected(error.to_string()));
-    let (mut terminate, mut interrupt) =
-        (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = (
+        stop(SignalKind::terminate())?,
+        stop(SignalKind::interrupt())?,
+    );
     tokio::select! {
         ended = server.serve(listener) => ended.map_err(|error| failure(&error)),
         _ = terminate.recv() => Ok(()),
@@ -106,11 +108,7 @@ pub(super) async fn run(call: &Call, verb: Ca) -> Result<(), Failure> {
     }
 }
 
-fn settings(
-    options: &Serve,
-    address: SocketAddr,
-    directory: PathBuf,
-) -> Result<Settings, Failure> {
+fn settings(options: &Serve, address: SocketAddr, directory: PathBuf) -> Result<Settings, Failure> {
     let mut settings = Settings::new(format!("https://{address}"));
     settings.directory = Some(directory);
     settings.validation = Validation::Http {
@@ -122,7 +120,9 @@ fn settings(
         settings.profiles.insert("default".into(), profile);
     }
     if let (Some(kid), Some(file)) = (&options.eab_kid, &options.eab_hmac_file) {
-        settings.external_accounts.insert(kid.clone(), hmac_key(file)?);
+        settings
+            .external_accounts
+            .insert(kid.clone(), hmac_key(file)?);
     }
     Ok(settings)
 }

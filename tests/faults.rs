@@ -1,0 +1,414 @@
+//! What a CA can do wrong. Each time: the exit code and the message of the
+//! contract, what was served before is untouched, and once the fault is gone
+//! the same command succeeds without ordering again what was ordered.
+
+use std::time::Duration;
+
+use crate::support::faults::{Chain, EmbeddedCa, Endpoint, Fault, Which};
+use crate::support::{Running, run, until};
+
+const NAME: &str = "example.com";
+
+/// The files that a proxy reads, byte for byte.
+fn live(ca: &EmbeddedCa) -> Vec<Vec<u8>> {
+    [
+        "privkey.pem",
+        "fullchain.pem",
+        "cert.pem",
+        "chain.pem",
+        "combined.pem",
+    ]
+    .map(|name| std::fs::read(ca.path("out/live").join(NAME).join(name)).unwrap_or_default())
+    .into()
+}
+
+fn issued() -> EmbeddedCa {
+    let ca = EmbeddedCa::start();
+    run(&mut ca.issue(&[NAME]), 0);
+    ca
+}
+
+/// How many more orders the command needs once the fault is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    Resumes,
+    OrdersAgain,
+}
+
+/// Renews while every request to `endpoint` fails, then without the fault.
+fn fails(ca: &EmbeddedCa, endpoint: Endpoint, fault: Fault, code: i32, then: Then) -> String {
+    let case = format!("{endpoint:?} {fault:?}")
+        .chars()
+        .take(200)
+        .collect::<String>();
+    let before = live(ca);
+    ca.script.add(endpoint, Which::Every, fault);
+    let arguments = [NAME, "--force"];
+    let output = ca.issue(&arguments).output().unwrap();
+    let told = crate::support::text(&output);
+    assert_eq!(output.status.code(), Some(code), "{case}: {told}");
+    assert!(
+        told.contains("hint:") && told.contains(NAME),
+        "{case}: {told}"
+    );
+    assert!(!told.contains('\x1b'), "{case}: {told:?}");
+    assert_eq!(live(ca), before, "{case}: what was served has changed");
+
+    ca.script.clear();
+    let orders = ca.script.count(Endpoint::NewOrder);
+    let output = ca.issue(&arguments).output().unwrap();
+    let after = crate::support::text(&output);
+    assert_eq!(output.status.code(), Some(0), "after {case}: {after}");
+    let more = ca.script.count(Endpoint::NewOrder) - orders;
+    let wanted = match then {
+        Then::Resumes => 0,
+        Then::OrdersAgain => 1,
+    };
+    assert_eq!(more, wanted, "after {case}: {after}");
+    assert_ne!(live(ca), before, "after {case}: nothing new is served");
+    told
+}
+
+/// The steps of a renewal, in their order. From the authorization on there is
+/// an order to be resumed.
+const STEPS: [(Endpoint, Then); 6] = [
+    (Endpoint::Directory, Then::OrdersAgain),
+    (Endpoint::Authorization, Then::Resumes),
+    (Endpoint::Challenge, Then::Resumes),
+    (Endpoint::Order, Then::Resumes),
+    (Endpoint::Finalize, Then::Resumes),
+    (Endpoint::Certificate, Then::Resumes),
+];
+
+#[test]
+fn a_request_that_is_lost_is_exit_3_and_made_again() {
+    let ca = issued();
+    for (endpoint, then) in STEPS {
+        fails(&ca, endpoint, Fault::DropBefore, 3, then);
+    }
+    fails(
+        &ca,
+        Endpoint::NewOrder,
+        Fault::DropBefore,
+        3,
+        Then::OrdersAgain,
+    );
+}
+
+#[test]
+fn a_reply_that_is_lost_is_exit_3_and_its_order_goes_on() {
+    let ca = issued();
+    for (endpoint, then) in STEPS {
+        let finalized = ca.script.count(Endpoint::Finalize);
+        fails(&ca, endpoint, Fault::DropAfter, 3, then);
+        let certificates = ca.script.count(Endpoint::Finalize) - finalized;
+        assert_eq!(certificates, 1, "{endpoint:?}: a duplicate certificate");
+    }
+}
+
+#[test]
+fn an_order_whose_url_was_lost_is_not_a_second_certificate() {
+    let ca = issued();
+    let finalized = ca.script.count(Endpoint::Finalize);
+    ca.script
+        .add(Endpoint::NewOrder, Which::Every, Fault::DropAfter);
+    let before = live(&ca);
+    run(&mut ca.issue(&[NAME, "--force"]), 3);
+    assert_eq!(live(&ca), before);
+    ca.script.clear();
+    run(&mut ca.issue(&[NAME, "--force"]), 0);
+    assert_eq!(ca.script.count(Endpoint::Finalize) - finalized, 1);
+}
+
+#[test]
+fn a_registration_whose_reply_was_lost_finds_its_account_or_makes_one() {
+    for fault in [Fault::DropBefore, Fault::DropAfter, Fault::html(502)] {
+        let ca = EmbeddedCa::start();
+        ca.script.add(Endpoint::NewAccount, Which::Every, fault);
+        let told = run(&mut ca.issue(&[NAME]), 3);
+        assert!(told.contains("hint:"), "{told}");
+        assert!(!ca.path("out/live").join(NAME).join("privkey.pem").exists());
+        ca.script.clear();
+        run(&mut ca.issue(&[NAME]), 0);
+        assert_eq!(ca.script.count(Endpoint::NewOrder), 1);
+    }
+}
+
+#[test]
+fn a_ca_that_fails_is_exit_3_at_every_step() {
+    let ca = issued();
+    for (endpoint, then) in STEPS {
+        let told = fails(
+            &ca,
+            endpoint,
+            Fault::problem(500, "serverInternal", "on fire"),
+            3,
+            then,
+        );
+        assert!(
+            told.contains("serverInternal") && told.contains("on fire"),
+            "{told}"
+        );
+    }
+    for status in [500, 502, 504] {
+        fails(&ca, Endpoint::Order, Fault::html(status), 3, Then::Resumes);
+    }
+}
+
+#[test]
+fn what_is_no_acme_is_exit_3() {
+    let ca = issued();
+    for endpoint in [
+        Endpoint::Directory,
+        Endpoint::Authorization,
+        Endpoint::Certificate,
+    ] {
+        let then = STEPS.iter().find(|step| step.0 == endpoint).unwrap().1;
+        for fault in [
+            Fault::html(200),
+            Fault::Redirect,
+            Fault::Truncated,
+            Fault::Endless,
+            Fault::Reply(200, "application/json", "{\"status\":".into(), None),
+        ] {
+            fails(&ca, endpoint, fault, 3, then);
+        }
+    }
+}
+
+#[test]
+fn a_rate_limit_is_exit_6_and_says_until_when() {
+    for endpoint in [Endpoint::NewOrder, Endpoint::Finalize] {
+        let ca = issued();
+        let before = live(&ca);
+        ca.script
+            .add(endpoint, Which::Every, Fault::rate_limited("7200"));
+        let told = run(&mut ca.issue(&[NAME, "--force"]), 6);
+        assert!(
+            told.contains("hint:") && told.contains("rateLimited"),
+            "{told}"
+        );
+        let now = time::OffsetDateTime::now_utc() + time::Duration::hours(2);
+        let near = [now, now - time::Duration::minutes(1)].map(|instant| {
+            format!(
+                "{}T{:02}:{:02}",
+                instant.date(),
+                instant.hour(),
+                instant.minute()
+            )
+        });
+        assert!(
+            near.iter().any(|until| told.contains(until)),
+            "{near:?}: {told}"
+        );
+        assert_eq!(live(&ca), before);
+    }
+}
+
+#[test]
+fn a_refusal_is_exit_4_and_its_words_are_made_safe() {
+    let ca = issued();
+    let hostile = "\x1b[2J\x1b]0;owned\x07\r\n$(reboot) `id` \u{202e}";
+    for kind in ["rejectedIdentifier", "caa", "unauthorized"] {
+        let fault = Fault::problem(403, kind, hostile);
+        let told = fails(&ca, Endpoint::NewOrder, fault, 4, Then::OrdersAgain);
+        assert!(told.contains(kind) && told.contains("\\u{1b}[2J"), "{told}");
+        assert!(!told.contains(['\x07', '\r', '\u{202e}']), "{told:?}");
+    }
+}
+
+#[test]
+fn a_name_without_our_answer_is_exit_5() {
+    let ca = issued();
+    let before = live(&ca);
+    let webroot = ca.path("webroot");
+    std::fs::create_dir(&webroot).unwrap();
+    // Nobody serves it.
+    let mut command = crate::support::certs(ca.path("").as_path());
+    command
+        .args(["issue", NAME, "--force", "--agree-tos", "--ca"])
+        .arg(ca.server.directory_url())
+        .arg("--ca-root")
+        .arg(ca.path("root.pem"))
+        .arg("--webroot")
+        .arg(&webroot);
+    let told = run(&mut command, 5);
+    assert!(
+        told.contains("hint:") && told.contains(":connection"),
+        "{told}"
+    );
+    assert_eq!(live(&ca), before);
+    run(&mut ca.issue(&[NAME, "--force"]), 0);
+}
+
+#[test]
+fn hostile_tokens_reach_no_path_and_no_answer() {
+    let ca = issued();
+    let webroot = ca.path("webroot");
+    std::fs::create_dir(&webroot).unwrap();
+    let outside = ca.path("owned");
+    let long = "a".repeat(10_000);
+    for token in [
+        "../../../owned",
+        "/etc/passwd",
+        "$(touch owned)",
+        "a b",
+        "",
+        "abc\u{0}defghijklmnopqrstuvwxyz",
+        &long,
+    ] {
+        let fault = Fault::Token(token.to_owned());
+        let told = fails(&ca, Endpoint::Authorization, fault, 3, Then::OrdersAgain);
+        assert!(!outside.exists(), "{token}: {told}");
+    }
+    assert!(!webroot.read_dir().unwrap().any(|_| true));
+}
+
+#[test]
+fn an_unknown_kind_of_challenge_is_passed_over() {
+    let ca = issued();
+    ca.script.add(
+        Endpoint::Authorization,
+        Which::Every,
+        Fault::OneMoreChallenge,
+    );
+    run(&mut ca.issue(&[NAME, "--force"]), 0);
+    ca.script.clear();
+    let told = fails(
+        &ca,
+        Endpoint::Authorization,
+        Fault::UnknownChallenges,
+        4,
+        Then::OrdersAgain,
+    );
+    assert!(told.contains("telepathy-01"), "{told}");
+}
+
+#[test]
+fn a_chain_that_is_wrong_is_never_published() {
+    let ca = issued();
+    for how in [
+        Chain::OfAnotherKey,
+        Chain::Swapped,
+        Chain::Expired,
+        Chain::NoPem,
+    ] {
+        fails(
+            &ca,
+            Endpoint::Certificate,
+            Fault::Chain(how),
+            3,
+            Then::OrdersAgain,
+        );
+    }
+}
+
+#[test]
+fn rejected_nonces_are_only_tried_again() {
+    for percent in [50, 90] {
+        let ca = EmbeddedCa::start();
+        ca.script.add(None, Which::Every, Fault::BadNonce(percent));
+        run(&mut ca.issue(&[NAME, "www.example.com"]), 0);
+        assert_eq!(live(&ca)[1].is_empty(), false, "{percent}%");
+    }
+}
+
+#[test]
+fn a_missing_nonce_is_asked_for_and_where_none_comes_it_is_exit_3() {
+    let ca = issued();
+    for endpoint in [
+        Endpoint::NewOrder,
+        Endpoint::Authorization,
+        Endpoint::Order,
+        Endpoint::Finalize,
+    ] {
+        ca.script.add(endpoint, Which::Every, Fault::NoNonce);
+    }
+    run(&mut ca.issue(&[NAME, "--force"]), 0);
+    ca.script.clear();
+    fails(
+        &ca,
+        Endpoint::NewNonce,
+        Fault::NoNonce,
+        3,
+        Then::OrdersAgain,
+    );
+}
+
+#[test]
+fn a_slow_ca_is_waited_for() {
+    let ca = EmbeddedCa::start();
+    ca.script
+        .add(None, Which::Every, Fault::Delay(Duration::from_millis(300)));
+    run(&mut ca.issue(&[NAME]), 0);
+    assert_eq!(ca.script.count(Endpoint::NewOrder), 1);
+}
+
+#[test]
+#[ignore = "takes the whole deadline of a request, half a minute"]
+fn a_ca_that_hangs_is_exit_3_after_the_deadline() {
+    let ca = issued();
+    let hanging = Fault::Delay(Duration::from_secs(90));
+    fails(&ca, Endpoint::Finalize, hanging, 3, Then::Resumes);
+}
+
+#[test]
+fn an_order_that_is_processing_for_ever_is_resumed_when_it_ends() {
+    let ca = issued();
+    let before = live(&ca);
+    for endpoint in [Endpoint::Finalize, Endpoint::Order] {
+        ca.script.add(endpoint, Which::Every, Fault::Processing);
+    }
+    let (orders, polls) = (
+        ca.script.count(Endpoint::NewOrder),
+        ca.script.count(Endpoint::Order),
+    );
+    let mut waiting = Running::start(&mut ca.issue(&[NAME, "--force"]));
+    until("three polls", || {
+        ca.script.count(Endpoint::Order) >= polls + 3
+    });
+    waiting.kill();
+    assert_eq!(live(&ca), before);
+    ca.script.clear();
+    run(&mut ca.issue(&[NAME, "--force"]), 0);
+    assert_eq!(ca.script.count(Endpoint::NewOrder), orders + 1);
+    assert_ne!(live(&ca), before);
+}
+
+#[test]
+fn no_shape_of_renewal_information_keeps_a_certificate_from_being_had() {
+    let window = |start: &str, end: &str| {
+        format!(r#"{{"suggestedWindow":{{"start":"{start}","end":"{end}"}}}}"#)
+    };
+    let (early, late) = ("2001-01-01T00:00:00Z", "2001-01-02T00:00:00Z");
+    let (far, farther) = ("2999-01-01T00:00:00Z", "2999-01-02T00:00:00Z");
+    for fault in [
+        Fault::renewal(&window(late, early), Some("21600")),
+        Fault::renewal(&window(early, early), Some("21600")),
+        Fault::renewal(&window(early, late), Some("21600")),
+        Fault::renewal(&window(far, farther), Some("21600")),
+        Fault::renewal(&window("soon", "later"), Some("21600")),
+        Fault::renewal(&window(far, farther), None),
+        Fault::renewal(&window(far, farther), Some("99999999999999999999")),
+        Fault::renewal(&window(far, farther), Some("-1")),
+        Fault::renewal("{", None),
+        Fault::renewal("[]", Some("1")),
+        Fault::problem(404, "malformed", "no such certificate"),
+        Fault::problem(500, "serverInternal", "on fire"),
+        Fault::rate_limited("60"),
+        Fault::html(200),
+        Fault::Redirect,
+        Fault::Truncated,
+        Fault::DropBefore,
+        Fault::Endless,
+    ] {
+        let case = format!("{fault:?}");
+        let ca = EmbeddedCa::start();
+        ca.script.add(Endpoint::RenewalInfo, Which::Every, fault);
+        let output = ca.issue(&[NAME]).output().unwrap();
+        let told = crate::support::text(&output);
+        assert_eq!(output.status.code(), Some(0), "{case}: {told}");
+        assert_eq!(ca.script.count(Endpoint::NewOrder), 1, "{case}");
+        assert!(ca.script.count(Endpoint::RenewalInfo) <= 4, "{case}");
+    }
+}
