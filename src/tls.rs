@@ -8,5 +8,5 @@
 pub mod credentials;
 pub mod dialer;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 pub mod terminator;

@@ -86,7 +86,7 @@ pub enum Verb {
         #[command(subcommand)]
         verb: Config,
     },
-    /// Show it all on loopback within half a minute: issue, serve, renew and swap under load
+    /// Show the whole story on loopback: issue, serve, renew and swap under load
     Demo(super::demo::Demo),
     /// Be a certificate authority for this machine
     #[command(subcommand)]

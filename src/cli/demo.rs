@@ -49,7 +49,8 @@ three seconds, a server that terminates TLS, and 16 clients that verify every
 handshake up to the CA's root. Each certificate is renewed three times below
 them. It takes about 15 seconds.
 
-Exit code 0: at least three renewals and not one failed request; 1: otherwise.")]
+Exit code 0: at least three renewals and not one failed request; 1: otherwise;
+2: there is no nginx.")]
 pub struct Demo {
     /// Who terminates TLS: our own listener, or a real nginx from PATH
     #[arg(long, value_enum, value_name = "SERVER", default_value = "front")]

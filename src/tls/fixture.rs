@@ -1,4 +1,4 @@
-//! A CA, its leaves and a listener that echoes, for the tests of this room.
+//! A CA, its leaves and a listener that echoes, for tests.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -16,17 +16,17 @@ use crate::identifier::{Identifier, Lineage};
 use crate::time::{Timestamp, VirtualClock};
 
 /// Some time in the validity of every leaf that is made here.
-pub(super) const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+pub(crate) const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
 /// The year in which they expire.
-pub(super) const LAST_YEAR: i32 = 2090;
+pub(crate) const LAST_YEAR: i32 = 2090;
 
-pub(super) struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     root: String,
 }
 
 impl Authority {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -35,7 +35,7 @@ impl Authority {
         Self { issuer, root }
     }
 
-    pub(super) fn bundle(&self, names: &[&str]) -> Bundle {
+    pub(crate) fn bundle(&self, names: &[&str]) -> Bundle {
         let key = KeyPair::generate().unwrap();
         let texts: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(texts).unwrap();
@@ -45,29 +45,29 @@ impl Authority {
         Bundle::new(key, &leaf, &set(names), NOW, Freshness::Stored).unwrap()
     }
 
-    pub(super) fn dialer(&self) -> Dialer {
+    pub(crate) fn dialer(&self) -> Dialer {
         Dialer::new(self.root.as_bytes()).unwrap()
     }
 
-    pub(super) fn root(&self) -> &str {
+    pub(crate) fn root(&self) -> &str {
         &self.root
     }
 }
 
-pub(super) fn set(names: &[&str]) -> BTreeSet<Identifier> {
+pub(crate) fn set(names: &[&str]) -> BTreeSet<Identifier> {
     names.iter().map(|name| identifier(name)).collect()
 }
 
-pub(super) fn identifier(name: &str) -> Identifier {
+pub(crate) fn identifier(name: &str) -> Identifier {
     Identifier::parse(name).unwrap()
 }
 
-pub(super) fn lineage(name: &str) -> Lineage {
+pub(crate) fn lineage(name: &str) -> Lineage {
     Lineage::of(&identifier(name))
 }
 
 /// A publisher for certificates of these names, each called by its first.
-pub(super) fn publisher(served: &[&[&str]]) -> (Publisher, Arc<Credentials>, Arc<VirtualClock>) {
+pub(crate) fn publisher(served: &[&[&str]]) -> (Publisher, Arc<Credentials>, Arc<VirtualClock>) {
     let clock = Arc::new(VirtualClock::new(NOW));
     let served = served.iter().map(|names| (lineage(names[0]), set(names)));
     let (publisher, credentials) = Publisher::new(served.collect(), clock.clone());
@@ -75,7 +75,7 @@ pub(super) fn publisher(served: &[&[&str]]) -> (Publisher, Arc<Credentials>, Arc
 }
 
 /// Says back what it hears, until it hears nothing more.
-pub(super) struct Echo;
+pub(crate) struct Echo;
 
 #[async_trait]
 impl Handler for Echo {
@@ -94,16 +94,24 @@ impl Handler for Echo {
     }
 }
 
-pub(super) fn serve(credentials: &Arc<Credentials>, limits: Limits) -> SocketAddr {
+pub(crate) fn serve(credentials: &Arc<Credentials>, limits: Limits) -> SocketAddr {
+    serve_by(Arc::new(Echo), credentials, limits)
+}
+
+pub(crate) fn serve_by(
+    handler: Arc<dyn Handler>,
+    credentials: &Arc<Credentials>,
+    limits: Limits,
+) -> SocketAddr {
     let local = "127.0.0.1:0".parse().unwrap();
     let terminator = Terminator::bind(local, credentials, limits).unwrap();
     let address = terminator.address().unwrap();
-    tokio::spawn(terminator.serve(Arc::new(Echo), std::future::pending()));
+    tokio::spawn(terminator.serve(handler, std::future::pending()));
     address
 }
 
 /// Whether the other end still answers.
-pub(super) async fn echoes(stream: &mut dialer::Stream) -> bool {
+pub(crate) async fn echoes(stream: &mut dialer::Stream) -> bool {
     let mut heard = [0; 4];
     stream.write_all(b"ping").await.is_ok()
         && stream.read_exact(&mut heard).await.is_ok()

@@ -210,3 +210,102 @@ impl Client {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use async_trait::async_trait;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::super::tally::Counts;
+    use super::*;
+    use crate::tls::fixture::{Authority, identifier, lineage, publisher, serve_by};
+    use crate::tls::terminator::{Handler, Limits, Stopping, Stream};
+
+    /// Gives its answer to the first request of a connection, and hangs up.
+    struct Rude(&'static str);
+
+    #[async_trait]
+    impl Handler for Rude {
+        async fn converse(&self, mut stream: Stream, _peer: SocketAddr, _stopping: Stopping) {
+            let _ = stream.read(&mut [0; 1024]).await;
+            let _ = stream.write_all(self.0.as_bytes()).await;
+            let _ = stream.shutdown().await;
+        }
+    }
+
+    const FINE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+    /// What the clients count once `enough` holds; trusts nobody when told so.
+    async fn loaded(
+        answer: &'static str,
+        manners: Manners,
+        trusting: bool,
+        enough: impl Fn(&Counts) -> bool,
+    ) -> Counts {
+        let (authority, other) = (Authority::new(), Authority::new());
+        let (publisher, credentials, _) = publisher(&[&["example.com"]]);
+        let bundle = authority.bundle(&["example.com"]);
+        publisher.publish(&lineage("example.com"), &bundle).unwrap();
+        let address = serve_by(Arc::new(Rude(answer)), &credentials, Limits::default());
+        let dialer = if trusting { authority } else { other }.dialer();
+        let site = Site {
+            lineage: lineage("example.com"),
+            name: identifier("example.com"),
+            live: "nowhere".into(),
+        };
+        let tally = Arc::new(Tally::default());
+        let load = Load::start(&dialer, address, &[site], manners, &tally);
+        let counted = async {
+            while !enough(&tally.counts()) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let patience = Duration::from_secs(20);
+        tokio::time::timeout(patience, counted).await.unwrap();
+        load.stop().await;
+        tally.counts()
+    }
+
+    fn kinds(counts: &Counts) -> Vec<Kind> {
+        counts.failures.keys().copied().collect()
+    }
+
+    #[tokio::test]
+    async fn a_kept_connection_that_is_closed_is_asked_again_or_is_a_failure() {
+        let closed = loaded(FINE, Manners::ClosesIdle, true, |c| c.idle_closes > 20).await;
+        assert_eq!(
+            closed.failures,
+            BTreeMap::new(),
+            "{:?}",
+            closed.first_failure
+        );
+        assert!(closed.requests > 20);
+        let dropped = loaded(FINE, Manners::NeverCloses, true, |c| c.failed() > 20).await;
+        assert_eq!(kinds(&dropped), [Kind::Dropped]);
+        assert_eq!(dropped.idle_closes, 0);
+    }
+
+    #[tokio::test]
+    async fn each_way_of_failing_is_counted_as_what_it_is() {
+        for (answer, trusting, kind) in [
+            ("", true, Kind::Request),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok",
+                true,
+                Kind::Request,
+            ),
+            (
+                "HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n",
+                true,
+                Kind::Status,
+            ),
+            (FINE, false, Kind::Certificate),
+        ] {
+            let counts = loaded(answer, Manners::ClosesIdle, trusting, |c| c.failed() > 20).await;
+            assert_eq!(kinds(&counts), [kind], "{answer}");
+            assert_eq!(counts.requests, 0, "{answer}");
+        }
+    }
+}
