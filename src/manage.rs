@@ -3,6 +3,7 @@
 //! nothing themselves.
 
 pub mod deploy;
+pub mod foresee;
 pub mod front;
 pub mod issue;
 pub mod rehearse;

@@ -6,6 +6,7 @@
 mod demo;
 mod faults;
 mod pebble;
+mod renew;
 mod sidecar;
 mod support;
 mod surroundings;

@@ -11,6 +11,7 @@ mod stage;
 mod tally;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use self::score::{LEAST_RENEWALS, Score};
 use self::stage::{Stage, WINDOW_OPENS_AFTER};
 use self::tally::Swap;
 use super::args::Global;
-use super::output::Failure;
+use super::output::{Failure, Terminal, say};
 use crate::files;
 use crate::identifier::Lineage;
 use crate::manage::supervise::Supervisor;
@@ -71,13 +72,14 @@ pub(super) fn demo(
     global: &Global,
     options: &Demo,
     environment: &BTreeMap<String, String>,
+    terminal: &Terminal,
 ) -> Result<(), Failure> {
     let program = match options.with {
         Server::Front => None,
         Server::Nginx => Some(nginx::find(environment)?),
     };
     let scratch = Scratch::make(environment)?;
-    let narrator = Narrator::new(global);
+    let narrator = Narrator::new(global, terminal);
     // Two threads, as the clients would not be on the server's machine.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -95,14 +97,11 @@ pub(super) fn demo(
     let score = played?;
     if global.json {
         let json = serde_json::to_string(&score);
-        println!(
-            "{}",
-            json.map_err(|error| Failure::unexpected(error.to_string()))?
-        );
+        say(json.map_err(|error| Failure::unexpected(error.to_string()))?);
     } else {
         narrator.end();
         for line in score.lines() {
-            println!("{line}");
+            say(line);
         }
     }
     match score.missing() {
@@ -127,7 +126,7 @@ async fn until_interrupted(
 }
 
 async fn play(
-    narrator: &Narrator,
+    narrator: &Narrator<'_>,
     directory: &Path,
     program: Option<&Path>,
 ) -> Result<Score, Failure> {
@@ -162,7 +161,7 @@ async fn play(
 
 /// Sets the clients to work once everything is served, and tells what happens
 /// until every certificate was renewed often enough.
-async fn watch(narrator: &Narrator, stage: &Stage, board: &Board) {
+async fn watch(narrator: &Narrator<'_>, stage: &Stage, board: &Board) {
     let mut load = None;
     let (mut told, mut last_error) = (BTreeSet::new(), None);
     while narrator.begun.elapsed() < PATIENCE {
@@ -224,28 +223,35 @@ fn line(swap: &Swap) -> String {
 }
 
 /// Tells the story on standard error, with the seconds it took.
-struct Narrator {
+struct Narrator<'a> {
+    terminal: &'a Terminal,
     begun: Instant,
     silent: bool,
 }
 
-impl Narrator {
-    fn new(global: &Global) -> Self {
+impl<'a> Narrator<'a> {
+    fn new(global: &Global, terminal: &'a Terminal) -> Self {
         Self {
+            terminal,
             begun: Instant::now(),
             silent: global.quiet,
         }
     }
 
     fn say(&self, line: &str) {
-        if !self.silent {
-            eprintln!("{:5.1} s  {line}", self.begun.elapsed().as_secs_f64());
-        }
+        let seconds = self.begun.elapsed().as_secs_f64();
+        self.write(&format!("{seconds:5.1} s  {line}\n"));
     }
 
     fn end(&self) {
+        self.write("\n");
+    }
+
+    fn write(&self, text: &str) {
+        let mut terminal = self.terminal;
         if !self.silent {
-            eprintln!();
+            // A standard error that is closed has nobody to tell.
+            let _ = terminal.write_all(text.as_bytes());
         }
     }
 }
@@ -275,9 +281,10 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            eprintln!(
-                "warning: {} could not be removed: {error}",
-                self.0.display()
+            let path = self.0.display();
+            let _ = writeln!(
+                std::io::stderr(),
+                "warning: {path} could not be removed: {error}"
             );
         }
     }

@@ -177,7 +177,8 @@ fn maintenance(renew: &RenewSettings) -> Option<Arc<dyn Maintenance>> {
     }
 }
 
-fn wanted(settings: &CertificateSettings) -> Wanted {
+/// What a pass is asked for.
+pub(super) fn wanted(settings: &CertificateSettings) -> Wanted {
     Wanted {
         lineage: settings.lineage.clone(),
         identifiers: settings.names.iter().cloned().collect::<BTreeSet<_>>(),

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::Call;
-use super::output::Failure;
+use super::output::{Failure, say};
 use super::parts::open_store;
 use crate::identifier::Lineage;
 use crate::manage;
@@ -35,7 +35,7 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
         rows.push(serde_json::to_value(shown).map_err(|e| Failure::unexpected(e.to_string()))?);
     }
     if call.json {
-        println!("{}", Value::from(rows));
+        say(Value::from(rows));
     } else {
         table(&rows);
     }
@@ -69,13 +69,13 @@ fn table(rows: &[Value]) {
             .iter()
             .zip(widths)
             .map(|(cell, width)| format!("{cell:width$}"));
-        println!("{}", padded.collect::<Vec<_>>().join("  ").trim_end());
+        say(padded.collect::<Vec<_>>().join("  ").trim_end());
     };
     line(COLUMNS.map(|(title, _)| title.to_owned()).to_vec());
     for row in rows {
         line(COLUMNS.map(|(_, key)| cell(row, key)).to_vec());
         if let Some(error) = row["last_error"].as_str() {
-            println!("  last error: {error}");
+            say(format_args!("  last error: {error}"));
         }
     }
 }
