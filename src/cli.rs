@@ -6,6 +6,7 @@ pub mod args;
 pub mod ca;
 mod config;
 mod control;
+mod demo;
 mod embedded;
 mod issue;
 mod output;
@@ -21,7 +22,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use crate::config::{Options, Sources};
+use crate::config::{LogFormat, Options, Sources};
 use args::{Arguments, Verb};
 use output::{Failure, Terminal};
 
@@ -57,6 +58,7 @@ pub fn run(
             Ok(())
         }
         Verb::Man => clap_mangen::Man::new(Arguments::command()).render(&mut std::io::stdout()),
+        Verb::Demo(options) => return demonstrate(&arguments.global, options, &environment),
         _ => return act(arguments, environment),
     };
     match printed {
@@ -87,11 +89,27 @@ fn act(arguments: Arguments, environment: BTreeMap<String, String>) -> ExitCode 
                 Verb::Status { name } => status::status(&call, name.as_ref()).await,
                 Verb::Config { verb } => config::config(&call, &verb),
                 Verb::Ca(verb) => ca::run(&call, verb).await,
-                Verb::Completions { .. } | Verb::Man => Ok(()),
+                Verb::Completions { .. } | Verb::Man | Verb::Demo(_) => Ok(()),
             }
         })
     });
     match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(&terminal),
+    }
+}
+
+/// It takes no configuration and tells its own story; -v adds what the parts say.
+fn demonstrate(
+    global: &args::Global,
+    options: &demo::Demo,
+    environment: &BTreeMap<String, String>,
+) -> ExitCode {
+    let terminal = Terminal::new(environment, global, LogFormat::default());
+    if global.verbose > 0 {
+        output::start_logging(global, &terminal);
+    }
+    match demo::demo(global, options, environment, &terminal) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(&terminal),
     }

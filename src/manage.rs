@@ -4,6 +4,7 @@
 
 pub mod deploy;
 pub mod foresee;
+pub mod front;
 pub mod issue;
 pub mod rehearse;
 pub mod schedule;

@@ -3,6 +3,7 @@
 // A helper of a test may fail it.
 #![allow(clippy::unwrap_used)]
 
+mod demo;
 mod faults;
 mod pebble;
 mod renew;

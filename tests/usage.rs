@@ -186,7 +186,7 @@ fn closed_pipe() -> std::io::PipeWriter {
 
 #[test]
 fn every_help_page_is_as_it_was_approved() {
-    for verb in ["", "issue", "run", "renew", "status", "config"] {
+    for verb in ["", "issue", "run", "demo", "renew", "status", "config"] {
         let arguments: Vec<&str> = [verb, "--help"]
             .into_iter()
             .filter(|word| !word.is_empty())

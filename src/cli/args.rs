@@ -86,6 +86,8 @@ pub enum Verb {
         #[command(subcommand)]
         verb: Config,
     },
+    /// Show the whole story on loopback: issue, serve, renew and swap under load
+    Demo(super::demo::Demo),
     /// Be a certificate authority for this machine
     #[command(subcommand)]
     Ca(super::ca::Ca),
