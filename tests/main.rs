@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod demo;
+mod ca;
 mod faults;
 mod pebble;
 mod renew;

@@ -1,5 +1,6 @@
 //! Real servers on loopback with ports of their own, ended with their test.
 
+pub(crate) mod embedded;
 pub(crate) mod faults;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};

@@ -1,14 +1,10 @@
-//! The embedded CA on a port of its own, and a script of what goes wrong with
-//! it: a layer round its service that loses, delays, breaks and forges. The
-//! CA itself knows nothing of it.
+//! A script of what goes wrong with the embedded CA: a layer round its service
+//! that loses, delays, breaks and forges. The CA itself knows nothing of it.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::pin::Pin;
-use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -16,9 +12,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use bytes::Bytes;
-use certs::ca::{Identity, Resolve, Server, Settings, Validation, serve};
 use certs::random::{Random, SeededRandom};
-use certs::time::SystemClock;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -26,12 +20,8 @@ use rcgen::{CertificateParams, Issuer, KeyPair, SubjectPublicKeyInfo};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use tokio::sync::oneshot;
 use tower_service::Service;
 use x509_parser::prelude::FromDer;
-
-use super::{certs, free_port};
 
 /// What a request is for, told by its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -152,6 +142,7 @@ pub(crate) struct Script(Arc<Mutex<Scripted>>);
 struct Scripted {
     rules: Vec<Rule>,
     counts: BTreeMap<Endpoint, u32>,
+    committed: BTreeMap<Endpoint, u32>,
     dice: SeededRandom,
 }
 
@@ -160,6 +151,7 @@ impl Default for Scripted {
         Self {
             rules: Vec::new(),
             counts: BTreeMap::new(),
+            committed: BTreeMap::new(),
             dice: SeededRandom::new(1),
         }
     }
@@ -192,6 +184,11 @@ impl Script {
     /// How many requests there were.
     pub(crate) fn count(&self, endpoint: Endpoint) -> u32 {
         self.with(|scripted| scripted.counts.get(&endpoint).copied().unwrap_or(0))
+    }
+
+    /// How many of them the CA has done, whether or not its reply arrived.
+    pub(crate) fn committed(&self, endpoint: Endpoint) -> u32 {
+        self.with(|scripted| scripted.committed.get(&endpoint).copied().unwrap_or(0))
     }
 
     /// Counts a request and says what goes wrong with it.
@@ -267,28 +264,51 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let endpoint = Endpoint::of(request.uri().path());
         let fault = self.script.next(endpoint);
-        let router = self.router.clone();
-        Box::pin(answer(router, request.map(Body::new), fault))
+        let ca = Counted {
+            router: self.router.clone(),
+            script: self.script.clone(),
+            endpoint,
+        };
+        Box::pin(answer(ca, request.map(Body::new), fault))
     }
 }
 
-async fn ask(mut router: Router, request: Request<Body>) -> Response<Body> {
+/// The CA itself, behind the script.
+struct Counted {
+    router: Router,
+    script: Script,
+    endpoint: Endpoint,
+}
+
+impl Counted {
+    async fn ask(&mut self, request: Request<Body>) -> Response<Body> {
+        let reply = ask(&mut self.router, request).await;
+        if reply.status().is_success() {
+            let endpoint = self.endpoint;
+            self.script
+                .with(|scripted| *scripted.committed.entry(endpoint).or_default() += 1);
+        }
+        reply
+    }
+}
+
+async fn ask(router: &mut Router, request: Request<Body>) -> Response<Body> {
     let answered: Result<_, Infallible> = router.call(request).await;
     answered.unwrap_or_else(|never| match never {})
 }
 
 async fn answer(
-    router: Router,
+    mut ca: Counted,
     request: Request<Body>,
     fault: Option<Fault>,
 ) -> Result<Response<Body>, Dropped> {
     let Some(fault) = fault else {
-        return Ok(ask(router, request).await);
+        return Ok(ca.ask(request).await);
     };
     match fault {
         Fault::DropBefore => return Err(Dropped),
         Fault::BadNonce(_) if request.method() == http::Method::POST => {
-            return Ok(bad_nonce(router).await);
+            return Ok(bad_nonce(ca.router).await);
         }
         Fault::Reply(status, kind, body, retry_after) => {
             return Ok(scripted(status, kind, body, retry_after));
@@ -307,7 +327,7 @@ async fn answer(
         Fault::Delay(by) => tokio::time::sleep(by).await,
         _ => {}
     }
-    let reply = ask(router, request).await;
+    let reply = ca.ask(request).await;
     match fault {
         Fault::DropAfter => Err(Dropped),
         fault => Ok(spoil(reply, &fault).await),
@@ -330,11 +350,11 @@ fn scripted(
     reply
 }
 
-async fn bad_nonce(router: Router) -> Response<Body> {
+async fn bad_nonce(mut router: Router) -> Response<Body> {
     let head = Request::head("/acme/new-nonce")
         .body(Body::empty())
         .unwrap();
-    let fresh = ask(router, head).await;
+    let fresh = ask(&mut router, head).await;
     let kind = "urn:ietf:params:acme:error:badNonce";
     let body = json!({"type": kind, "detail": "as scripted", "status": 400}).to_string();
     let mut reply = scripted(400, "application/problem+json", body, None);
@@ -346,6 +366,7 @@ async fn bad_nonce(router: Router) -> Response<Body> {
 async fn spoil(reply: Response<Body>, fault: &Fault) -> Response<Body> {
     let (mut parts, body) = reply.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
+    parts.headers.remove(CONTENT_LENGTH);
     let json = || serde_json::from_slice::<Value>(&body).unwrap_or_default();
     let body = match fault {
         Fault::NoNonce => {
@@ -459,94 +480,5 @@ impl http_body::Body for Cut {
             Some(part) => Ok(http_body::Frame::data(part)),
             None => Err(Dropped),
         }))
-    }
-}
-
-/// The embedded CA over TLS on loopback, with a script; it sends every name to
-/// loopback and keeps nothing.
-pub(crate) struct EmbeddedCa {
-    pub(crate) script: Script,
-    pub(crate) server: Server,
-    /// Where it fetches HTTP-01 answers.
-    pub(crate) http_port: u16,
-    directory: TempDir,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl EmbeddedCa {
-    pub(crate) fn start() -> Self {
-        Self::with(|_| ())
-    }
-
-    pub(crate) fn with(change: impl FnOnce(&mut Settings)) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address: SocketAddr = listener.local_addr().unwrap();
-        let http_port = free_port();
-        let mut settings = Settings::new(format!("https://{address}"));
-        settings.validation = Validation::Http {
-            port: http_port,
-            resolve: Resolve::Fixed(Ipv4Addr::LOCALHOST.into()),
-        };
-        change(&mut settings);
-        let server = Server::new(settings, Arc::new(SystemClock)).unwrap();
-        std::fs::write(directory.path().join("root.pem"), server.root_pem()).unwrap();
-        let script = Script::default();
-        let service = Faulty::new(server.router(), script.clone());
-        let identity = Identity::new(&server, address.ip()).unwrap();
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread();
-            let runtime = { runtime }.enable_all().build().unwrap();
-            runtime.block_on(async {
-                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                tokio::select! {
-                    () = serve(listener, identity, service) => {}
-                    _ = stopped => {}
-                }
-            });
-        });
-        Self {
-            script,
-            server,
-            http_port,
-            directory,
-            stop: Some(stop),
-            thread: Some(thread),
-        }
-    }
-
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    /// `certs issue` against this CA, with its own data directory.
-    pub(crate) fn issue(&self, arguments: &[&str]) -> Command {
-        let mut command = certs(self.directory.path());
-        command
-            .args(["issue", "--agree-tos", "--ca", &self.server.directory_url()])
-            .arg("--ca-root")
-            .arg(self.path("root.pem"))
-            .args(["--http-listen", &format!("127.0.0.1:{}", self.http_port)])
-            .args(arguments);
-        command
-    }
-}
-
-impl Drop for EmbeddedCa {
-    fn drop(&mut self) {
-        if let Some(stop) = self.stop.take() {
-            // A thread that has ended already is what was wanted.
-            let _ = stop.send(());
-        }
-        if let Some(thread) = self.thread.take() {
-            let ended = thread.join();
-            assert!(
-                ended.is_ok() || std::thread::panicking(),
-                "the CA's thread has failed"
-            );
-        }
     }
 }

@@ -1,0 +1,188 @@
+//! What is signed, when it shall be renewed, and how it is revoked.
+
+use serde_json::json;
+
+use super::*;
+use crate::record::Window;
+
+#[tokio::test]
+async fn a_certificate_is_sound_and_its_chain_ends_at_the_root() {
+    let (server, _) = server(|_| ());
+    let client = Client::registered(&server).await;
+    let names = ["example.com", "www.example.com", "192.0.2.7", "2001:db8::1"];
+    let (key, chain) = client.issue(&server, &names, json!({})).await;
+    let to_the_root = format!("{chain}{}", server.root_pem());
+    let bundle = Bundle::new(key, &to_the_root, &set(&names), NOW, Freshness::Issued).unwrap();
+    assert_eq!(bundle.chain().len(), 3);
+    assert_eq!(bundle.facts().lifetime(), 90 * DAY);
+    assert!(bundle.facts().renewal_id.is_some());
+    let wildcard = client.issue(&server, &["*.example.com"], json!({})).await;
+    assert_eq!(facts(&wildcard.1).identifiers, set(&["*.example.com"]));
+}
+
+#[tokio::test]
+async fn lifetimes_go_down_to_a_second() {
+    let (server, _) = server(|settings| {
+        for seconds in [1, 30] {
+            let profile = Profile::new(Duration::from_secs(seconds), "short");
+            settings.profiles.insert(seconds.to_string(), profile);
+        }
+    });
+    let client = Client::registered(&server).await;
+    for (profile, seconds) in [("1", 1), ("30", 30), ("shortlived", 160 * 3600)] {
+        let (_, chain) = client
+            .issue(&server, &["a.example"], json!({"profile": profile}))
+            .await;
+        assert_eq!(facts(&chain).lifetime(), Duration::from_secs(seconds));
+        assert!(facts(&chain).not_before <= NOW);
+    }
+    let wish = json!({"identifiers": identifiers(&["a.example"]), "profile": "eternal"});
+    let reply = client.order(&server, wish).await;
+    assert_eq!(reply.problem(), kind(400, "invalidProfile"));
+}
+
+#[tokio::test]
+async fn the_window_follows_the_policy_a_suggestion_and_a_revocation() {
+    let (server, clock) = server(|_| ());
+    let client = Client::registered(&server).await;
+    let (_, chain) = client.issue(&server, &["a.example"], json!({})).await;
+    let id = facts(&chain).renewal_id.unwrap();
+    let url = format!("{BASE}/acme/renewal-info/{id}");
+    let window = async || {
+        let reply = send(&server, "GET", &url, "", vec![]).await;
+        assert_eq!(reply.headers["retry-after"], "21600");
+        let window = &reply.json()["suggestedWindow"];
+        serde_json::from_value::<Window>(window.clone()).unwrap()
+    };
+    let usual = window().await;
+    let middle = facts(&chain).not_before + 60 * DAY;
+    assert!(usual.start < middle && middle < usual.end && usual.end.since(usual.start) < 2 * DAY);
+    let (delay, width) = (Duration::from_secs(5), Duration::from_secs(2));
+    server.suggest_by(RenewalWindows::After { delay, width });
+    assert_eq!(
+        window().await,
+        Window {
+            start: NOW + delay,
+            end: NOW + delay + width
+        }
+    );
+    let past = Window {
+        start: NOW - DAY,
+        end: NOW - HOUR,
+    };
+    server.suggest(&id, past.clone());
+    assert_eq!(window().await, past);
+    let unknown = send(
+        &server,
+        "GET",
+        &format!("{BASE}/acme/renewal-info/a.b"),
+        "",
+        vec![],
+    )
+    .await;
+    assert_eq!(unknown.problem(), kind(404, "malformed"));
+
+    let (_, chain) = client.issue(&server, &["a.example"], json!({})).await;
+    clock.advance(HOUR);
+    let der = certificate_der(&chain);
+    let payload = json!({"certificate": encode(&der), "reason": 1});
+    let stranger = Client::registered(&server).await;
+    let reply = stranger.post(&server, "revoke-certificate", &payload).await;
+    assert_eq!(reply.problem(), kind(403, "unauthorized"));
+    let wrong = json!({"certificate": encode(&der), "reason": 7});
+    let reply = client.post(&server, "revoke-certificate", &wrong).await;
+    assert_eq!(reply.problem(), kind(400, "badRevocationReason"));
+    assert_eq!(
+        client
+            .post(&server, "revoke-certificate", &payload)
+            .await
+            .status,
+        200
+    );
+    let reply = client.post(&server, "revoke-certificate", &payload).await;
+    assert_eq!(reply.problem(), kind(400, "alreadyRevoked"));
+    let id = facts(&chain).renewal_id.unwrap();
+    let reply = send(
+        &server,
+        "GET",
+        &format!("{BASE}/acme/renewal-info/{id}"),
+        "",
+        vec![],
+    )
+    .await;
+    let window: Window = serde_json::from_value(reply.json()["suggestedWindow"].clone()).unwrap();
+    assert_eq!(window.end, clock.now());
+}
+
+#[tokio::test]
+async fn a_certificate_is_revoked_by_its_own_key() {
+    let (server, _) = server(|_| ());
+    let client = Client::registered(&server).await;
+    let order = client
+        .order(&server, json!({"identifiers": identifiers(&["a.example"])}))
+        .await;
+    client.authorize(&server, &order.location()).await;
+    let random = SystemRandom::new();
+    let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();
+    let owner = Client {
+        key: EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.as_ref()).unwrap(),
+        kid: None,
+    };
+    let key = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(
+        &pkcs8.as_ref().into(),
+        &rcgen::PKCS_ECDSA_P256_SHA256,
+    );
+    let reply = client
+        .finalize(
+            &server,
+            &order.location(),
+            csr(&key.unwrap(), &["a.example"]),
+        )
+        .await;
+    let url = reply.json()["certificate"].as_str().unwrap().to_owned();
+    let chain = client.send(&server, &url, "").await.body;
+    let der = certificate_der(std::str::from_utf8(&chain).unwrap());
+    let payload = json!({"certificate": encode(&der)});
+    let stranger = Client::new();
+    let reply = stranger.post(&server, "revoke-certificate", &payload).await;
+    assert_eq!(reply.problem(), kind(403, "unauthorized"));
+    assert_eq!(
+        owner
+            .post(&server, "revoke-certificate", &payload)
+            .await
+            .status,
+        200
+    );
+}
+
+#[tokio::test]
+async fn the_intermediate_is_made_anew_before_it_ends() {
+    let (server, clock) = server(|_| ());
+    let client = Client::registered(&server).await;
+    let (_, before) = client.issue(&server, &["a.example"], json!({})).await;
+    clock.advance(300 * DAY);
+    let (key, after) = client.issue(&server, &["a.example"], json!({})).await;
+    let intermediate = |chain: &str| {
+        chain
+            .split_inclusive("END CERTIFICATE-----\n")
+            .nth(1)
+            .unwrap()
+            .to_owned()
+    };
+    assert_ne!(intermediate(&before), intermediate(&after));
+    let to_the_root = format!("{after}{}", server.root_pem());
+    let bundle = Bundle::new(
+        key,
+        &to_the_root,
+        &set(&["a.example"]),
+        clock.now(),
+        Freshness::Issued,
+    );
+    assert_eq!(bundle.unwrap().facts().lifetime(), 90 * DAY);
+}
+
+fn certificate_der(chain: &str) -> Vec<u8> {
+    use rustls::pki_types::pem::PemObject;
+    let leaf = rustls::pki_types::CertificateDer::from_pem_slice(chain.as_bytes());
+    leaf.unwrap().to_vec()
+}

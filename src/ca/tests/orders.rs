@@ -1,0 +1,139 @@
+//! Orders, from the wish to the signing request.
+
+use serde_json::json;
+
+use super::*;
+
+#[tokio::test]
+async fn orders_that_cannot_be_are_refused() {
+    let (server, _) = server(|settings| {
+        settings.validation = Validation::Http {
+            port: 80,
+            resolve: Resolve::System,
+        };
+    });
+    let client = Client::registered(&server).await;
+    let dns = |value: &str| json!([{"type": "dns", "value": value}]);
+    for (wish, expected) in [
+        (json!({"identifiers": []}), kind(400, "malformed")),
+        (json!({"identifiers": dns("a..b")}), kind(400, "malformed")),
+        (
+            json!({"identifiers": dns("192.0.2.1")}),
+            kind(400, "malformed"),
+        ),
+        (
+            json!({"identifiers": dns("a.example.")}),
+            kind(400, "malformed"),
+        ),
+        (
+            json!({"identifiers": dns("a.example"), "notAfter": "2030-01-01T00:00:00Z"}),
+            kind(400, "malformed"),
+        ),
+        (
+            json!({"identifiers": [{"type": "email", "value": "a@b"}]}),
+            kind(403, "rejectedIdentifier"),
+        ),
+    ] {
+        let reply = client.order(&server, wish.clone()).await;
+        assert_eq!(reply.problem(), expected, "{wish}");
+    }
+    let reply = client
+        .order(&server, json!({"identifiers": dns("*.a.example")}))
+        .await;
+    assert_eq!(reply.problem(), kind(403, "rejectedIdentifier"));
+    assert_eq!(
+        reply.json()["subproblems"][0]["identifier"]["value"],
+        "*.a.example"
+    );
+    assert!(reply.json()["detail"].as_str().unwrap().contains("dns-01"));
+}
+
+#[tokio::test]
+async fn a_signing_request_must_be_exactly_the_order() {
+    let (server, _) = server(|_| ());
+    let client = Client::registered(&server).await;
+    let wish = json!({"identifiers": identifiers(&["a.example", "b.example"])});
+    let order = client.order(&server, wish).await.location();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let right = csr(&key, &["a.example", "b.example"]);
+    let reply = client.finalize(&server, &order, right.clone()).await;
+    assert_eq!(reply.problem(), kind(403, "orderNotReady"));
+    client.authorize(&server, &order).await;
+    let mut forged = right.clone();
+    *forged.last_mut().unwrap() ^= 1;
+    let ed25519 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+    for (what, csr) in [
+        ("more", csr(&key, &["a.example", "b.example", "c.example"])),
+        ("less", csr(&key, &["a.example"])),
+        ("forged", forged),
+        ("Ed25519", csr(&ed25519, &["a.example", "b.example"])),
+        ("no DER", b"text".to_vec()),
+    ] {
+        let reply = client.finalize(&server, &order, csr).await;
+        assert_eq!(reply.problem(), kind(400, "badCSR"), "{what}");
+    }
+    let reply = client.finalize(&server, &order, right.clone()).await;
+    assert_eq!(reply.json()["status"], "valid");
+    let reply = client.finalize(&server, &order, right).await;
+    assert_eq!(reply.problem(), kind(403, "orderNotReady"));
+}
+
+#[tokio::test]
+async fn a_predecessor_is_replaced_once() {
+    let (server, _) = server(|_| ());
+    let (client, other) = (
+        Client::registered(&server).await,
+        Client::registered(&server).await,
+    );
+    let (_, chain) = client.issue(&server, &["a.example"], json!({})).await;
+    let id = facts(&chain).renewal_id.unwrap();
+    let wish = |name: &str, replaces: &str| json!({"identifiers": identifiers(&[name]), "replaces": replaces});
+    let reply = other.order(&server, wish("a.example", &id)).await;
+    assert_eq!(reply.problem(), kind(400, "malformed"));
+    let reply = client.order(&server, wish("b.example", &id)).await;
+    assert_eq!(reply.problem(), kind(400, "malformed"));
+    let reply = client.order(&server, wish("a.example", "unknown.id")).await;
+    assert_eq!(reply.problem(), kind(400, "malformed"));
+    let taken = client.order(&server, wish("a.example", &id)).await;
+    assert_eq!(taken.json()["replaces"], id);
+    let reply = client.order(&server, wish("a.example", &id)).await;
+    assert_eq!(reply.problem(), kind(409, "alreadyReplaced"));
+    // An order that came to nothing leaves its predecessor free.
+    let authorization = taken.json()["authorizations"][0]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    client
+        .send(&server, &authorization, r#"{"status": "deactivated"}"#)
+        .await;
+    assert_eq!(
+        client.read(&server, &taken.location()).await["status"],
+        "invalid"
+    );
+    assert_eq!(
+        client.order(&server, wish("a.example", &id)).await.status,
+        201
+    );
+}
+
+#[tokio::test]
+async fn an_order_that_is_not_finished_in_time_is_invalid() {
+    let (server, clock) = server(|_| ());
+    let client = Client::registered(&server).await;
+    let order = client
+        .order(&server, json!({"identifiers": identifiers(&["a.example"])}))
+        .await;
+    clock.advance(DAY);
+    assert_eq!(
+        client.read(&server, &order.location()).await["status"],
+        "invalid"
+    );
+    let authorization = order.json()["authorizations"][0]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert_eq!(
+        client.read(&server, &authorization).await["status"],
+        "invalid"
+    );
+}

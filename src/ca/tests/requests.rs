@@ -1,0 +1,196 @@
+//! Who may ask for what, and in which form.
+
+use serde_json::json;
+
+use super::*;
+
+#[tokio::test]
+async fn a_request_that_is_not_signed_right_does_nothing() {
+    let (server, _) = server(|_| ());
+    let client = Client::registered(&server).await;
+    let url = format!("{BASE}/acme/new-order");
+    let wish = json!({"identifiers": identifiers(&["a.example"])}).to_string();
+    let stranger = Client {
+        key: Client::new().key,
+        kid: client.kid.clone(),
+    };
+    let reply = stranger.send(&server, &url, &wish).await;
+    assert_eq!(reply.problem(), kind(400, "malformed"));
+
+    let header = client.header(&format!("{BASE}/acme/key-change"), &nonce(&server).await);
+    let reply = client.send_with(&server, &url, &header, &wish).await;
+    assert_eq!(reply.problem(), kind(403, "unauthorized"));
+
+    let header = client.header(&url, &nonce(&server).await);
+    assert_eq!(
+        client.send_with(&server, &url, &header, &wish).await.status,
+        201
+    );
+    let reply = client.send_with(&server, &url, &header, &wish).await;
+    assert_eq!(reply.problem(), kind(400, "badNonce"));
+
+    for (field, value, expected) in [
+        ("alg", json!("HS256"), "badSignatureAlgorithm"),
+        ("alg", json!("none"), "badSignatureAlgorithm"),
+        ("crit", json!(["b64"]), "malformed"),
+        ("jwk", client.jwk(), "malformed"),
+        (
+            "kid",
+            json!(format!("{BASE}/acme/account/none")),
+            "accountDoesNotExist",
+        ),
+        ("nonce", json!(null), "badNonce"),
+    ] {
+        let mut header = client.header(&url, &nonce(&server).await);
+        header[field] = value;
+        let reply = client.send_with(&server, &url, &header, &wish).await;
+        assert_eq!(reply.problem(), kind(400, expected), "{field}");
+    }
+    let mut jws = client.sign(&client.header(&url, &nonce(&server).await), &wish);
+    jws["header"] = json!({"alg": "none"});
+    let body = jws.to_string().into_bytes();
+    let reply = send(&server, "POST", &url, "application/jose+json", body.clone()).await;
+    assert_eq!(reply.problem(), kind(400, "malformed"));
+    let reply = send(&server, "POST", &url, "application/json", body).await;
+    assert_eq!(reply.problem(), kind(415, "malformed"));
+    let large = vec![b' '; 64 * 1024 + 1];
+    let reply = send(&server, "POST", &url, "application/jose+json", large).await;
+    assert_eq!(reply.problem(), kind(413, "malformed"));
+    let reply = send(&server, "GET", &url, "", vec![]).await;
+    assert_eq!(reply.problem(), kind(405, "malformed"));
+    let reply = send(&server, "GET", &format!("{BASE}/else"), "", vec![]).await;
+    assert_eq!(reply.problem(), kind(404, "malformed"));
+}
+
+#[tokio::test]
+async fn what_is_another_accounts_looks_as_if_it_were_not_there() {
+    let (server, _) = server(|_| ());
+    let (owner, other) = (
+        Client::registered(&server).await,
+        Client::registered(&server).await,
+    );
+    let wish = json!({"identifiers": identifiers(&["a.example"])});
+    let order = owner.order(&server, wish).await;
+    let authorization = order.json()["authorizations"][0]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let challenge = owner.read(&server, &authorization).await;
+    let challenge = challenge["challenges"][0]["url"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    for url in [&order.location(), &authorization, &challenge] {
+        let reply = other.send(&server, url, "").await;
+        assert_eq!(reply.problem(), kind(404, "malformed"), "{url}");
+    }
+    let reply = other.send(&server, owner.kid.as_ref().unwrap(), "").await;
+    assert_eq!(reply.problem(), kind(403, "unauthorized"));
+    owner.authorize(&server, &order.location()).await;
+    let key = rcgen::KeyPair::generate().unwrap();
+    let reply = other
+        .finalize(&server, &order.location(), csr(&key, &["a.example"]))
+        .await;
+    assert_eq!(reply.problem(), kind(404, "malformed"));
+}
+
+#[tokio::test]
+async fn accounts_are_found_changed_bound_and_ended() {
+    let (server, _) = server(|settings| {
+        settings
+            .external_accounts
+            .insert("customer".into(), b"0123456789abcdef".to_vec());
+        settings.terms_of_service = Some("https://terms.example".into());
+    });
+    let directory = send(&server, "GET", &format!("{BASE}/directory"), "", vec![]).await;
+    assert_eq!(directory.json()["meta"]["externalAccountRequired"], true);
+    let mut client = Client::new();
+    let url = format!("{BASE}/acme/new-account");
+    let bind = |secret: &[u8], kid: &str, jwk: &Value| {
+        let header = json!({"alg": "HS256", "kid": kid, "url": url});
+        let (head, body) = (
+            encode(header.to_string().as_bytes()),
+            encode(jwk.to_string().as_bytes()),
+        );
+        let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, secret);
+        let tag = aws_lc_rs::hmac::sign(&key, format!("{head}.{body}").as_bytes());
+        json!({"protected": head, "payload": body, "signature": encode(tag.as_ref())})
+    };
+    let (secret, jwk) = (b"0123456789abcdef", client.jwk());
+    let good = bind(secret, "customer", &jwk);
+    for (payload, expected) in [
+        (
+            json!({"onlyReturnExisting": true}),
+            kind(400, "accountDoesNotExist"),
+        ),
+        (json!({}), kind(403, "externalAccountRequired")),
+        (
+            json!({"externalAccountBinding": bind(b"another secret!!", "customer", &jwk)}),
+            kind(403, "unauthorized"),
+        ),
+        (
+            json!({"externalAccountBinding": bind(secret, "nobody", &jwk)}),
+            kind(403, "unauthorized"),
+        ),
+        (
+            json!({"externalAccountBinding": bind(secret, "customer", &Client::new().jwk())}),
+            kind(400, "malformed"),
+        ),
+        (
+            json!({"externalAccountBinding": good}),
+            kind(403, "userActionRequired"),
+        ),
+        (
+            json!({"externalAccountBinding": good, "contact": ["tel:+1"]}),
+            kind(400, "unsupportedContact"),
+        ),
+        (
+            json!({"externalAccountBinding": good, "contact": ["mailto:a"]}),
+            kind(400, "invalidContact"),
+        ),
+    ] {
+        let reply = client.post(&server, "new-account", &payload).await;
+        assert_eq!(reply.problem(), expected, "{payload}");
+    }
+    let payload = json!({"externalAccountBinding": good, "termsOfServiceAgreed": true, "contact": ["mailto:a@b.example"]});
+    let made = client.post(&server, "new-account", &payload).await;
+    assert_eq!(
+        (made.status.as_u16(), &made.json()["status"]),
+        (201, &json!("valid"))
+    );
+    let found = client
+        .post(&server, "new-account", &json!({"onlyReturnExisting": true}))
+        .await;
+    assert_eq!(
+        (found.status.as_u16(), found.location()),
+        (200, made.location())
+    );
+
+    let kid = made.location();
+    client.kid = Some(kid.clone());
+    let changed = client.send(&server, &kid, r#"{"contact": []}"#).await;
+    assert_eq!(changed.json()["contact"], json!([]));
+
+    let mut next = Client::new();
+    let change_url = format!("{BASE}/acme/key-change");
+    let inner = json!({"alg": "ES256", "jwk": next.jwk(), "url": change_url});
+    let inner = next.sign(
+        &inner,
+        &json!({"account": kid, "oldKey": client.jwk()}).to_string(),
+    );
+    let reply = client.send(&server, &change_url, &inner.to_string()).await;
+    assert_eq!(reply.status, StatusCode::OK, "{}", reply.json());
+    assert_eq!(
+        client.send(&server, &kid, "").await.problem(),
+        kind(400, "malformed")
+    );
+    next.kid = Some(kid.clone());
+    let ended = next
+        .send(&server, &kid, r#"{"status": "deactivated"}"#)
+        .await;
+    assert_eq!(ended.json()["status"], "deactivated");
+    assert_eq!(
+        next.send(&server, &kid, "").await.problem(),
+        kind(401, "unauthorized")
+    );
+}

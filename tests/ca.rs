@@ -1,0 +1,166 @@
+//! `certs ca serve` as a user has it: a directory to order from, a root to
+//! trust, and the same after a restart.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::{certs, free_port, run};
+
+/// A CA that was started by the command line.
+struct Serving {
+    child: Child,
+    directory: String,
+    root: PathBuf,
+}
+
+impl Serving {
+    fn start(directory: &Path, arguments: &[&str]) -> Self {
+        let mut command = certs(directory);
+        command.args(["ca", "serve"]).args(arguments);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut lines = lines.map_while(Result::ok);
+        let mut told = |label: &str| {
+            let line = lines.next().unwrap_or_default();
+            let value = line.strip_prefix(label);
+            value
+                .unwrap_or_else(|| panic!("no {label} in {line}"))
+                .to_owned()
+        };
+        Self {
+            directory: told("directory: "),
+            root: told("root: ").into(),
+            child,
+        }
+    }
+
+    /// Its exit code after `signal`.
+    fn stop(mut self, signal: Signal) -> Option<i32> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // One that has ended already is what was wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn it_serves_the_same_root_accounts_and_orders_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let port = free_port().to_string();
+    let listen = format!("127.0.0.1:{}", free_port());
+    let out = directory.path().join("root-out.pem");
+    let start = |more: &[&str]| {
+        let usual = [
+            "--listen",
+            &listen,
+            "--http-port",
+            &port,
+            "--resolve-to",
+            "127.0.0.1",
+        ];
+        Serving::start(directory.path(), &[&usual, more].concat())
+    };
+    let issue = |ca: &Serving, more: &[&str]| {
+        let mut command = certs(directory.path());
+        command.args(["issue", "example.com", "--agree-tos", "--ca", &ca.directory]);
+        command.arg("--ca-root").arg(&ca.root);
+        command.args(["--http-listen", &format!("127.0.0.1:{port}")]);
+        run(command.args(more), 0)
+    };
+    let ca = start(&["--root-out", out.to_str().unwrap()]);
+    assert_eq!(ca.root, out);
+    assert!(issue(&ca, &[]).contains("issued; generation 0001"));
+    assert_eq!(ca.stop(Signal::TERM), Some(0));
+    let ca = start(&["--lifetime", "160h"]);
+    assert_eq!(ca.root, directory.path().join("data/ca/root.pem"));
+    assert_eq!(
+        std::fs::read(&ca.root).unwrap(),
+        std::fs::read(&out).unwrap()
+    );
+    assert!(issue(&ca, &["--force"]).contains("issued; generation 0002"));
+    assert_eq!(ca.stop(Signal::INT), Some(0));
+    let state = std::fs::read(directory.path().join("data/ca/state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
+    assert_eq!(state["accounts"].as_object().unwrap().len(), 1);
+    assert_eq!(state["orders"].as_object().unwrap().len(), 2);
+}
+
+#[test]
+fn an_external_account_is_asked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let key = directory.path().join("hmac");
+    std::fs::write(&key, "MDEyMzQ1Njc4OWFiY2RlZg\n").unwrap();
+    let bound = [
+        "--eab-kid",
+        "customer",
+        "--eab-hmac-file",
+        key.to_str().unwrap(),
+    ];
+    let ca = Serving::start(
+        directory.path(),
+        &[&["--listen", "127.0.0.1:0"], &bound[..]].concat(),
+    );
+    let mut command = certs(&directory.path().join("client"));
+    command.args(["issue", "example.com", "--agree-tos", "--ca", &ca.directory]);
+    command.arg("--ca-root").arg(&ca.root);
+    let told = run(command.args(["--http-listen", "127.0.0.1:0"]), 4);
+    assert!(told.contains("externalAccountRequired"), "{told}");
+}
+
+#[test]
+fn what_it_cannot_do_is_exit_2_with_a_hint() {
+    let directory = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let weak = directory.path().join("weak");
+    std::fs::write(&weak, "AAAA").unwrap();
+    let weak = weak.to_str().unwrap();
+    for (arguments, words) in [
+        (vec!["--listen", &taken], "cannot listen on"),
+        (vec!["--listen", "0.0.0.0:14000"], "not a loopback address"),
+        (
+            vec![
+                "--listen",
+                "127.0.0.1:0",
+                "--eab-kid",
+                "a",
+                "--eab-hmac-file",
+                weak,
+            ],
+            "shorter than 16 bytes",
+        ),
+        (
+            vec!["--listen", "127.0.0.1:0", "--root-out", "/nowhere/root.pem"],
+            "/nowhere/root.pem",
+        ),
+    ] {
+        let told = run(
+            certs(directory.path())
+                .args(["ca", "serve"])
+                .args(arguments),
+            2,
+        );
+        assert!(told.contains(words) && told.contains("hint:"), "{told}");
+    }
+    let told = run(
+        certs(directory.path()).args(["ca", "serve", "--lifetime", "soon"]),
+        2,
+    );
+    assert!(told.contains("a number with s, m, h or d"), "{told}");
+    let _ca = Serving::start(directory.path(), &["--listen", "127.0.0.1:0"]);
+    let told = run(
+        certs(directory.path()).args(["ca", "serve", "--listen", "127.0.0.1:0"]),
+        2,
+    );
+    assert!(told.contains("in use by another process"), "{told}");
+}

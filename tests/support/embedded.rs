@@ -1,0 +1,103 @@
+//! The embedded CA on a port of its own, ended with its test.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+
+use certs::ca::{Identity, Resolve, Server, Settings, Validation, serve};
+use certs::time::SystemClock;
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+
+use super::faults::{Faulty, Script};
+use super::{certs, free_port};
+
+/// The embedded CA over TLS on loopback, with a script; it sends every name to
+/// loopback and keeps nothing.
+pub(crate) struct EmbeddedCa {
+    pub(crate) script: Script,
+    pub(crate) server: Server,
+    /// Where it fetches HTTP-01 answers.
+    pub(crate) http_port: u16,
+    directory: TempDir,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl EmbeddedCa {
+    pub(crate) fn start() -> Self {
+        Self::with(|_| ())
+    }
+
+    pub(crate) fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address: SocketAddr = listener.local_addr().unwrap();
+        let http_port = free_port();
+        let mut settings = Settings::new(format!("https://{address}"));
+        settings.validation = Validation::Http {
+            port: http_port,
+            resolve: Resolve::Fixed(Ipv4Addr::LOCALHOST.into()),
+        };
+        change(&mut settings);
+        let server = Server::new(settings, Arc::new(SystemClock)).unwrap();
+        std::fs::write(directory.path().join("root.pem"), server.root_pem()).unwrap();
+        let script = Script::default();
+        let service = Faulty::new(server.router(), script.clone());
+        let identity = Identity::new(&server, address.ip()).unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = { runtime }.enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                tokio::select! {
+                    () = serve(listener, identity, service) => {}
+                    _ = stopped => {}
+                }
+            });
+        });
+        Self {
+            script,
+            server,
+            http_port,
+            directory,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// `certs issue` against this CA, with its own data directory.
+    pub(crate) fn issue(&self, arguments: &[&str]) -> Command {
+        let mut command = certs(self.directory.path());
+        command
+            .args(["issue", "--agree-tos", "--ca", &self.server.directory_url()])
+            .arg("--ca-root")
+            .arg(self.path("root.pem"))
+            .args(["--http-listen", &format!("127.0.0.1:{}", self.http_port)])
+            .args(arguments);
+        command
+    }
+}
+
+impl Drop for EmbeddedCa {
+    fn drop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            // A thread that has ended already is what was wanted.
+            let _ = stop.send(());
+        }
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            assert!(
+                ended.is_ok() || std::thread::panicking(),
+                "the CA's thread has failed"
+            );
+        }
+    }
+}
