@@ -3,6 +3,7 @@
 // A helper of a test may fail it.
 #![allow(clippy::unwrap_used)]
 
+mod house;
 mod pebble;
 mod support;
 mod usage;
