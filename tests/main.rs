@@ -3,9 +3,10 @@
 // A helper of a test may fail it.
 #![allow(clippy::unwrap_used)]
 
-mod demo;
 mod ca;
+mod demo;
 mod faults;
+mod house;
 mod pebble;
 mod renew;
 mod sidecar;
