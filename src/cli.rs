@@ -6,6 +6,8 @@ pub mod args;
 pub mod ca;
 mod config;
 mod control;
+mod demo;
+mod embedded;
 mod issue;
 mod output;
 mod parts;
@@ -20,7 +22,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use crate::config::{Options, Sources};
+use crate::config::{LogFormat, Options, Sources};
 use args::{Arguments, Verb};
 use output::{Failure, Terminal};
 
@@ -49,51 +51,68 @@ pub fn run(
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    let terminal = Terminal::of(&environment);
-    match act(arguments, environment, &terminal) {
+    let printed = match &arguments.verb {
+        Verb::Completions { shell } => {
+            let mut command = Arguments::command();
+            clap_complete::generate(*shell, &mut command, "certs", &mut std::io::stdout());
+            Ok(())
+        }
+        Verb::Man => clap_mangen::Man::new(Arguments::command()).render(&mut std::io::stdout()),
+        Verb::Demo(options) => return demonstrate(&arguments.global, options, &environment),
+        _ => return act(arguments, environment),
+    };
+    match printed {
+        Ok(()) => ExitCode::SUCCESS,
+        // A reader that has gone away has nobody to tell.
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn act(arguments: Arguments, environment: BTreeMap<String, String>) -> ExitCode {
+    let options = arguments.options();
+    let sources = Sources::read(&options, &environment);
+    let call = Call {
+        json: arguments.global.json,
+        terminal: Terminal::new(&environment, &arguments.global, sources.log_format()),
+        options,
+        environment,
+        sources,
+    };
+    let terminal = call.terminal.clone();
+    output::start_logging(&arguments.global, &terminal);
+    let ended = runtime().and_then(|runtime| {
+        runtime.block_on(async {
+            match arguments.verb {
+                Verb::Issue(options) => issue::issue(&call, &options).await,
+                Verb::Run(_) => run::run(call).await,
+                Verb::Renew(options) => renew::renew(&call, &options).await,
+                Verb::Status { name } => status::status(&call, name.as_ref()).await,
+                Verb::Config { verb } => config::config(&call, &verb),
+                Verb::Ca(verb) => ca::run(&call, verb).await,
+                Verb::Completions { .. } | Verb::Man | Verb::Demo(_) => Ok(()),
+            }
+        })
+    });
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(&terminal),
     }
 }
 
-fn act(
-    arguments: Arguments,
-    environment: BTreeMap<String, String>,
-    terminal: &Terminal,
-) -> Result<(), Failure> {
-    match &arguments.verb {
-        Verb::Completions { shell } => {
-            let mut command = Arguments::command();
-            clap_complete::generate(*shell, &mut command, "certs", &mut std::io::stdout());
-            return Ok(());
-        }
-        Verb::Man => {
-            return clap_mangen::Man::new(Arguments::command())
-                .render(&mut std::io::stdout())
-                .map_err(|error| Failure::unexpected(error.to_string()));
-        }
-        _ => {}
+/// It takes no configuration and tells its own story; -v adds what the parts say.
+fn demonstrate(
+    global: &args::Global,
+    options: &demo::Demo,
+    environment: &BTreeMap<String, String>,
+) -> ExitCode {
+    let terminal = Terminal::new(environment, global, LogFormat::default());
+    if global.verbose > 0 {
+        output::start_logging(global, &terminal);
     }
-    let options = arguments.options();
-    let call = Call {
-        json: arguments.global.json,
-        sources: Sources::read(&options, &environment),
-        options,
-        environment,
-        terminal: terminal.clone(),
-    };
-    output::start_logging(&arguments.global, call.sources.log_format(), terminal);
-    runtime()?.block_on(async {
-        match arguments.verb {
-            Verb::Issue(options) => issue::issue(&call, &options).await,
-            Verb::Run(_) => run::run(call).await,
-            Verb::Renew(options) => renew::renew(&call, &options).await,
-            Verb::Status { name } => status::status(&call, name.as_ref()).await,
-            Verb::Config { verb } => config::config(&call, &verb),
-            Verb::Ca(verb) => ca::run(&call, verb).await,
-            Verb::Completions { .. } | Verb::Man => Ok(()),
-        }
-    })
+    match demo::demo(global, options, environment, &terminal) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(&terminal),
+    }
 }
 
 /// One thread: the work is waiting, and a thread pool costs memory that a

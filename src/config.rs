@@ -10,11 +10,13 @@
 
 mod ca;
 mod check;
+mod combine;
 mod environment;
 mod layer;
 mod options;
 mod problem;
 mod read;
+mod remembered;
 mod resolve;
 mod schema;
 #[cfg(test)]
@@ -29,7 +31,8 @@ use serde::{Deserialize, Serialize};
 pub use ca::{CaSettings, Directory};
 pub use options::Options;
 pub use problem::{Place, Problem};
-pub use resolve::{Purpose, Remembered, Sources};
+pub use remembered::Remembered;
+pub use resolve::{Purpose, Sources};
 pub use schema::schema;
 
 use crate::certificate::KeyType;

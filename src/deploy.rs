@@ -62,6 +62,12 @@ pub enum DeployError {
     },
     #[error("{target} refuses its configuration: {output}")]
     Check { target: String, output: String },
+    #[error("{target}: the pair below {path} is not served: {detail}")]
+    Pair {
+        target: String,
+        path: String,
+        detail: String,
+    },
 }
 
 impl DeployError {
@@ -79,6 +85,9 @@ impl DeployError {
                 "the pid file is stale or another program's: name the right one"
             }
             Self::Signal { .. } => "run as the server's user or as root, or with CAP_KILL",
+            Self::Pair { .. } => {
+                "it goes on with what it has loaded; the next pass publishes the stored pair again"
+            }
             Self::Check { .. } => "mend what it says; the server goes on with what it has loaded",
         }
     }

@@ -69,3 +69,4 @@ pub mod renew;
 pub mod sockets;
 pub mod store;
 pub mod time;
+pub mod tls;

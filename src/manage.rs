@@ -3,6 +3,8 @@
 //! nothing themselves.
 
 pub mod deploy;
+pub mod foresee;
+pub mod front;
 pub mod issue;
 pub mod rehearse;
 pub mod schedule;
@@ -66,6 +68,15 @@ pub struct Certificate {
     pub endpoints: Vec<Endpoint>,
 }
 
+impl Parts {
+    /// Tells whoever looks what is being done.
+    fn phase(&self, lineage: &Lineage, phase: &str) {
+        if let Some(progress) = &self.progress {
+            progress.phase(lineage, phase);
+        }
+    }
+}
+
 /// Is told what is being done, so that a person can be shown it.
 pub trait Progress: Send + Sync {
     /// `lineage` has come to `phase`, in words such as `proving control`.
@@ -107,6 +118,8 @@ pub struct Outcome {
     pub not_after: Timestamp,
     /// When there is something to do next.
     pub next: Timestamp,
+    /// When it will be renewed; `None` when that is not drawn yet.
+    pub renewal: Option<Timestamp>,
 }
 
 /// Why a pass did not reach its end.

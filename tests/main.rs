@@ -4,8 +4,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod ca;
+mod demo;
 mod faults;
+mod house;
 mod pebble;
+mod renew;
 mod sidecar;
 mod support;
 mod surroundings;

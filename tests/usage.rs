@@ -166,8 +166,27 @@ fn help_and_completions_are_results() {
 }
 
 #[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = certs(directory.path());
+    command.args(["config", "schema"]).stdout(closed_pipe());
+    let output = command
+        .stderr(std::process::Stdio::piped())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+/// A pipe that nobody reads.
+fn closed_pipe() -> std::io::PipeWriter {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    writer
+}
+
+#[test]
 fn every_help_page_is_as_it_was_approved() {
-    for verb in ["", "issue", "run", "renew", "status", "config"] {
+    for verb in ["", "issue", "run", "demo", "renew", "status", "config"] {
         let arguments: Vec<&str> = [verb, "--help"]
             .into_iter()
             .filter(|word| !word.is_empty())

@@ -86,6 +86,8 @@ pub enum Verb {
         #[command(subcommand)]
         verb: Config,
     },
+    /// Show the whole story on loopback: issue, serve, renew and swap under load
+    Demo(super::demo::Demo),
     /// Be a certificate authority for this machine
     #[command(subcommand)]
     Ca(super::ca::Ca),
@@ -113,7 +115,7 @@ pub enum Config {
 /// Options of `issue`.
 #[derive(Debug, Args)]
 pub struct Issue {
-    /// DNS names or IP addresses; a configured certificate is named by its first [CERTS_DOMAINS]
+    /// DNS names or IP addresses; a configured certificate is named by its first ($CERTS_DOMAINS)
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
     /// What is wanted of it.
@@ -130,13 +132,13 @@ pub struct Issue {
 /// Options of `run`.
 #[derive(Debug, Args)]
 pub struct Run {
-    /// One more certificate beside the configured ones [CERTS_DOMAINS]
+    /// One more certificate beside the configured ones ($CERTS_DOMAINS)
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
     /// What is wanted of every certificate.
     #[command(flatten)]
     pub wanted: Wanted,
-    /// Where the read-only endpoints are (default 127.0.0.1:9180), or off [CERTS_ADMIN_LISTEN]
+    /// Where the read-only endpoints are (default 127.0.0.1:9180), or off ($CERTS_ADMIN_LISTEN)
     #[arg(long, value_name = "ADDR")]
     pub admin_listen: Option<String>,
 }
@@ -155,52 +157,52 @@ pub struct Renew {
 /// What may be wanted of a certificate.
 #[derive(Debug, Args)]
 pub struct Wanted {
-    /// letsencrypt (default), letsencrypt-staging, zerossl, google, google-staging, actalis, sslcom-rsa, sslcom-ecc, embedded, or an https:// URL [CERTS_CA]
+    /// letsencrypt (default), letsencrypt-staging, zerossl, google, google-staging, actalis, sslcom-rsa, sslcom-ecc, embedded, or an https:// URL ($CERTS_CA)
     #[arg(long, value_name = "NAME|URL")]
     pub ca: Option<String>,
-    /// Trust this root for the CA's directory, beside the public ones [CERTS_CA_ROOT]
+    /// Trust this root for the CA's directory, beside the public ones ($CERTS_CA_ROOT)
     #[arg(long, value_name = "PEM")]
     pub ca_root: Option<String>,
-    /// Where the CA may write to [CERTS_EMAIL]
+    /// Where the CA may write to ($CERTS_EMAIL)
     #[arg(long, value_name = "EMAIL")]
     pub email: Option<String>,
-    /// You have read and agree to the CA's terms of service [CERTS_AGREE_TOS]
+    /// You have read and agree to the CA's terms of service ($CERTS_AGREE_TOS)
     #[arg(long)]
     pub agree_tos: bool,
-    /// External account binding: the key identifier [CERTS_EAB_KID]
+    /// External account binding: the key identifier ($CERTS_EAB_KID)
     #[arg(long, value_name = "KID")]
     pub eab_kid: Option<String>,
-    /// External account binding: the file with the HMAC key in base64url [CERTS_EAB_HMAC_FILE]
+    /// External account binding: the file with the HMAC key in base64url ($CERTS_EAB_HMAC_FILE)
     #[arg(long, value_name = "FILE")]
     pub eab_hmac_file: Option<String>,
-    /// Of several chains take the one with an issuer of this common name [CERTS_PREFERRED_CHAIN]
+    /// Of several chains take the one with an issuer of this common name ($CERTS_PREFERRED_CHAIN)
     #[arg(long, value_name = "CN")]
     pub preferred_chain: Option<String>,
-    /// How to prove control: http-01 [CERTS_CHALLENGE]
+    /// How to prove control: http-01 ($CERTS_CHALLENGE)
     #[arg(long, value_name = "KIND")]
     pub challenge: Option<String>,
-    /// Answer HTTP-01 here (default port 80 of every address; repeatable) [CERTS_HTTP_LISTEN]
+    /// Answer HTTP-01 here (default port 80 of every address; repeatable) ($CERTS_HTTP_LISTEN)
     #[arg(long, value_name = "ADDR")]
     pub http_listen: Vec<String>,
-    /// Lay HTTP-01 answers below this directory, which another server serves on port 80 [CERTS_WEBROOT]
+    /// Lay HTTP-01 answers below this directory, which another server serves on port 80 ($CERTS_WEBROOT)
     #[arg(long, value_name = "DIR")]
     pub webroot: Option<String>,
-    /// ecdsa-p256 (default), ecdsa-p384, rsa-2048, rsa-3072 or rsa-4096 [CERTS_KEY]
+    /// ecdsa-p256 (default), ecdsa-p384, rsa-2048, rsa-3072 or rsa-4096 ($CERTS_KEY)
     #[arg(long, value_name = "KIND")]
     pub key: Option<String>,
-    /// Keep the key when renewing [CERTS_REUSE_KEY]
+    /// Keep the key when renewing ($CERTS_REUSE_KEY)
     #[arg(long)]
     pub reuse_key: bool,
-    /// The CA's certificate profile [CERTS_PROFILE]
+    /// The CA's certificate profile ($CERTS_PROFILE)
     #[arg(long, value_name = "PROFILE")]
     pub profile: Option<String>,
     /// The certificate's own name (default: the first NAME)
     #[arg(long, value_name = "LINEAGE")]
     pub name: Option<String>,
-    /// Hand it over: nginx or nginx:PID_FILE (repeatable) [CERTS_DEPLOY]
+    /// Hand it over: nginx or nginx:PID_FILE (repeatable) ($CERTS_DEPLOY)
     #[arg(long, value_name = "SPEC")]
     pub deploy: Vec<String>,
-    /// Prove by a handshake that this endpoint serves it (repeatable) [CERTS_VERIFY]
+    /// Prove by a handshake that this endpoint serves it (repeatable) ($CERTS_VERIFY)
     #[arg(long, value_name = "HOST:PORT")]
     pub verify: Vec<String>,
 }

@@ -89,7 +89,7 @@ pub(super) async fn run(call: &Call, verb: Ca) -> Result<(), Failure> {
         .local_addr()
         .map_err(|error| Failure::unexpected(error.to_string()))?;
     let settings = settings(&options, address, directory.clone())?;
-    let server = Server::new(settings, Arc::new(SystemClock)).map_err(|error| failure(&error))?;
+    let server = Server::new(settings, Arc::new(SystemClock)).map_err(|error| failed(&error))?;
     let mut root = directory.join("root.pem");
     if let Some(path) = &options.root_out {
         write_root(path, server.root_pem())?;
@@ -102,7 +102,7 @@ pub(super) async fn run(call: &Call, verb: Ca) -> Result<(), Failure> {
         stop(SignalKind::interrupt())?,
     );
     tokio::select! {
-        ended = server.serve(listener) => ended.map_err(|error| failure(&error)),
+        ended = server.serve(listener) => ended.map_err(|error| failed(&error)),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     }
@@ -152,7 +152,8 @@ fn write_root(path: &Path, pem: &str) -> Result<(), Failure> {
     })
 }
 
-fn failure(error: &CaError) -> Failure {
+/// The failure of the CA itself.
+pub(super) fn failed(error: &CaError) -> Failure {
     Failure::usage(format!("the embedded CA: {error}"), error.hint())
 }
 

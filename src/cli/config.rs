@@ -2,21 +2,21 @@
 
 use super::Call;
 use super::args::Config;
-use super::output::Failure;
+use super::output::{Failure, say};
 use super::parts::settings;
 use crate::config::Purpose;
 
 /// Checks, or prints the schema; sends and writes nothing.
 pub(super) fn config(call: &Call, verb: &Config) -> Result<(), Failure> {
     if matches!(verb, Config::Schema) {
-        println!("{}", crate::config::schema());
+        say(crate::config::schema());
         return Ok(());
     }
     let settings = settings(call, &Purpose::All)?;
     if call.json {
         let json = serde_json::to_string_pretty(&settings)
             .map_err(|error| Failure::unexpected(error.to_string()))?;
-        println!("{json}");
+        say(json);
         return Ok(());
     }
     let count = settings.certificates.len();
@@ -28,6 +28,6 @@ pub(super) fn config(call: &Call, verb: &Config) -> Result<(), Failure> {
     let from = settings
         .file
         .map_or_else(|| "no file".to_owned(), |file| file.display().to_string());
-    println!("ok: {count} {certificates} ({from})");
+    say(format_args!("ok: {count} {certificates} ({from})"));
     Ok(())
 }

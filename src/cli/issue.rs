@@ -8,16 +8,20 @@ use serde_json::json;
 use super::Call;
 use super::args::Issue;
 use super::control;
-use super::output::Failure;
-use super::parts::{Factory, listener, open_store, remember, serve, settings};
+use super::output::{Failure, say};
+use super::parts::{Factory, listener, open_store, remember, serve, settings, wanted};
 use super::progress::Display;
 use crate::challenge::responses::Responses;
 use crate::config::{CertificateSettings, Purpose, Settings};
 use crate::deploy::output::Output;
+use crate::manage::foresee;
 use crate::manage::issue::{Urge, pass};
 use crate::manage::rehearse::rehearse;
 use crate::manage::{Certificate, ManageError, Outcome};
+use crate::random::SystemRandom;
+use crate::store::Store;
 use crate::store::memory::MemoryStore;
+use crate::time::{Clock, SystemClock};
 
 /// Obtains the certificate, or says that the stored one is not due.
 pub(super) async fn issue(call: &Call, options: &Issue) -> Result<(), Failure> {
@@ -49,13 +53,36 @@ pub(super) async fn work(call: &Call, settings: &Settings, urge: Urge) -> Result
         return each(call, &worker, settings, urge).await;
     }
     let responses = Responses::default();
-    let listener = listener(call, settings, &responses)?;
+    let listener = if may_order(settings, urge).await? {
+        listener(call, settings, &responses)?
+    } else {
+        None
+    };
     let store = Arc::new(open_store(settings.data_dir.clone())?);
     let worker = Worker::Here(Box::new(Factory::new(call, settings, store, responses)?));
     tokio::select! {
         ended = each(call, &worker, settings, urge) => ended,
         () = serve(listener) => Err(Failure::unexpected("the challenge listener has stopped".into())),
     }
+}
+
+/// Whether any certificate may come to an order, which alone needs port 80.
+async fn may_order(settings: &Settings, urge: Urge) -> Result<bool, Failure> {
+    if !settings.data_dir.exists() {
+        return Ok(true);
+    }
+    let store = open_store(settings.data_dir.clone())?;
+    for certificate in &settings.certificates {
+        let lineage = &certificate.lineage;
+        let stored = store.load(lineage).await;
+        let stored = stored.map_err(|error| Failure::of(lineage.as_str(), &error.into()))?;
+        let record = stored.as_ref().map(|(record, _)| record);
+        let (wanted, now) = (wanted(certificate), SystemClock.now());
+        if foresee::may_order(record, &wanted, urge, now, &SystemRandom) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// One that fails stops no other; the first one gives the exit code.
@@ -95,9 +122,12 @@ fn tell_failure(call: &Call, settings: &CertificateSettings, failure: &Failure) 
         let json = json!({
             "name": lineage, "issued": false, "exit_code": failure.code, "error": failure.summary(),
         });
-        println!("{json}");
+        say(json);
     } else {
-        println!("{lineage}: failed (exit code {})", failure.code);
+        say(format_args!(
+            "{lineage}: failed (exit code {})",
+            failure.code
+        ));
     }
 }
 
@@ -129,19 +159,19 @@ fn tell(call: &Call, output: &Output, settings: &CertificateSettings, outcome: &
     if call.json {
         let json = json!({
             "name": lineage, "issued": outcome.issued, "generation": outcome.generation,
-            "not_after": outcome.not_after, "next": outcome.next, "path": path,
+            "not_after": outcome.not_after, "next": outcome.next, "renewal": outcome.renewal, "path": path,
         });
-        println!("{json}");
+        say(json);
         return;
     }
     let what = if outcome.issued { "issued" } else { "not due" };
-    println!(
-        "{lineage}: {what}; generation {} in {}, valid to {}, next action {}",
+    let renewal = outcome.renewal.unwrap_or(outcome.next);
+    say(format_args!(
+        "{lineage}: {what}; generation {} in {}, valid to {}, to be renewed at {renewal}",
         outcome.generation,
         path.display(),
         outcome.not_after,
-        outcome.next
-    );
+    ));
 }
 
 /// Orders at the staging directories, and keeps nothing.
@@ -195,12 +225,12 @@ async fn rehearse_one(
             "name": lineage, "dry_run": true, "ca": certificate.wanted.ca,
             "not_before": facts.not_before, "not_after": facts.not_after,
         });
-        println!("{json}");
+        say(json);
     } else {
-        println!(
+        say(format_args!(
             "dry run: {lineage} would be issued; {} signed a certificate valid to {}, of which nothing was kept",
             settings.ca.directory, facts.not_after
-        );
+        ));
     }
     Ok(())
 }

@@ -120,6 +120,12 @@ impl Failure {
     pub(super) fn tell(&self, terminal: &Terminal) {
         let mut text = String::new();
         for (message, hint) in &self.told {
+            if terminal.format == LogFormat::Json {
+                let fields = serde_json::json!({"message": message, "hint": hint});
+                let json = serde_json::json!({"level": "ERROR", "fields": fields});
+                text.push_str(&format!("{json}\n"));
+                continue;
+            }
             text.push_str(&format!("{} {message}\n", terminal.paint("error:", RED)));
             if let Some(hint) = hint {
                 text.push_str(&format!("{} {hint}\n", terminal.paint("hint:", CYAN)));
@@ -166,27 +172,35 @@ fn acme_code(cause: &Cause) -> u8 {
 /// a message takes that line away, and it comes back after it.
 #[derive(Clone, Debug)]
 pub(super) struct Terminal {
-    is_terminal: bool,
+    progress: bool,
     colour: bool,
+    format: LogFormat,
     line: Arc<Mutex<String>>,
 }
 
 impl Terminal {
     /// Standard error as it is; `NO_COLOR` is honoured.
-    pub(super) fn of(environment: &BTreeMap<String, String>) -> Self {
+    pub(super) fn new(
+        environment: &BTreeMap<String, String>,
+        global: &Global,
+        format: LogFormat,
+    ) -> Self {
         let set = |name: &str| environment.get(name).is_some_and(|value| !value.is_empty());
         let dumb = environment.get("TERM").is_some_and(|term| term == "dumb");
-        let is_terminal = io::stderr().is_terminal() && !dumb;
+        let text = format == LogFormat::Text;
+        let is_terminal = io::stderr().is_terminal() && !dumb && text;
+        let progress = is_terminal && !global.quiet;
         Self {
-            is_terminal,
+            format,
+            progress,
             colour: is_terminal && !set("NO_COLOR"),
             line: Arc::default(),
         }
     }
 
-    /// Whether somebody is looking.
-    pub(super) fn is_terminal(&self) -> bool {
-        self.is_terminal
+    /// Whether somebody is looking who wants to see progress.
+    pub(super) fn shows_progress(&self) -> bool {
+        self.progress
     }
 
     fn paint(&self, text: &str, colour: &str) -> String {
@@ -199,7 +213,7 @@ impl Terminal {
 
     /// Shows `line` below all messages; an empty one shows nothing.
     pub(super) fn show(&self, line: String) {
-        if self.is_terminal {
+        if self.progress {
             let mut shown = self.line.lock().unwrap_or_else(PoisonError::into_inner);
             *shown = line;
             // A terminal that has gone away has nobody to tell.
@@ -243,8 +257,14 @@ impl<'a> MakeWriter<'a> for Terminal {
     }
 }
 
+/// Prints a result. A reader that has gone away (`certs status | head`) is no
+/// reason to stop the work.
+pub(super) fn say(result: impl fmt::Display) {
+    let _ = writeln!(io::stdout(), "{result}");
+}
+
 /// Messages go to standard error, results to standard output.
-pub(super) fn start_logging(global: &Global, format: LogFormat, terminal: &Terminal) {
+pub(super) fn start_logging(global: &Global, terminal: &Terminal) {
     let level = match (global.quiet, global.verbose) {
         (true, _) => Level::ERROR,
         (false, 0) => Level::INFO,
@@ -256,7 +276,7 @@ pub(super) fn start_logging(global: &Global, format: LogFormat, terminal: &Termi
         .with_writer(terminal.clone())
         .with_target(false);
     // A second subscriber exists in tests only; the first one stays.
-    let _ = match format {
+    let _ = match terminal.format {
         LogFormat::Text => builder.with_ansi(terminal.colour).try_init(),
         LogFormat::Json => builder.json().try_init(),
     };

@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::Call;
 use super::output::Failure;
 use super::progress::Display;
-use super::sockets;
-use crate::acme::{self, AccountOptions, Client, Https, Issuer};
+use super::{embedded, sockets};
+use crate::acme::{self, AccountOptions, Client, Exchange, Https, InProcess, Issuer};
+use crate::ca;
 use crate::challenge::Solver;
 use crate::challenge::http01::{BindError, Listener};
 use crate::challenge::responses::Responses;
@@ -37,7 +38,10 @@ pub(super) struct Factory {
     /// Shows what is being done.
     pub(super) display: Arc<Display>,
     responses: Responses,
+    data_dir: PathBuf,
     issuers: Mutex<BTreeMap<String, Arc<dyn Issuer>>>,
+    /// The CA inside this process, once a certificate asks for it.
+    embedded: Mutex<Option<ca::Server>>,
 }
 
 impl Factory {
@@ -63,7 +67,9 @@ impl Factory {
             },
             display,
             responses,
+            data_dir: settings.data_dir.clone(),
             issuers: Mutex::default(),
+            embedded: Mutex::default(),
         })
     }
 
@@ -99,24 +105,25 @@ impl Factory {
 
     fn issuer(&self, settings: &CertificateSettings) -> Result<Arc<dyn Issuer>, Failure> {
         let ca = &settings.ca;
-        if ca.directory.is_embedded() {
-            return Err(Failure::usage(
-                "there is no embedded CA in this binary",
-                "name another CA with --ca",
-            ));
-        }
         let surroundings = |message: String| Failure::usage(message, "see --ca-root and --eab-kid");
         let account = AccountOptions {
             email: ca.email.clone(),
             terms_agreed: ca.agree_tos,
             external: ca.read_binding().map_err(surroundings)?,
         };
-        let roots = ca.read_root().map_err(surroundings)?;
         let identity = ca.directory.identity().to_owned();
+        let (directory, exchange): (_, Arc<dyn Exchange>) = if ca.directory.is_embedded() {
+            let server = self.embedded(settings)?;
+            (server.directory_url(), Arc::new(InProcess(server.router())))
+        } else {
+            let roots = ca.read_root().map_err(surroundings)?;
+            let https = Https::new(roots.as_deref()).map_err(surroundings)?;
+            (identity.clone(), Arc::new(https))
+        };
         let client = Client::new(acme::Options {
-            directory: identity.clone(),
+            directory,
             account,
-            exchange: Arc::new(Https::new(roots.as_deref()).map_err(surroundings)?),
+            exchange,
             solvers: vec![self.solver(settings)],
             clock: self.parts.clock.clone(),
             observer: Arc::new(Counter {
@@ -126,6 +133,20 @@ impl Factory {
             preferred_chain: ca.preferred_chain.clone(),
         });
         Ok(Arc::new(client.map_err(surroundings)?))
+    }
+
+    fn embedded(&self, settings: &CertificateSettings) -> Result<ca::Server, Failure> {
+        let mut opened = self.embedded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(server) = &*opened {
+            return Ok(server.clone());
+        }
+        let answers_at = match &settings.challenge {
+            ChallengeSettings::Listen(addresses) => addresses.first().copied(),
+            ChallengeSettings::Webroot(_) => None,
+        };
+        let server = embedded::open(&self.data_dir, answers_at, self.parts.clock.clone())?;
+        *opened = Some(server.clone());
+        Ok(server)
     }
 
     fn solver(&self, settings: &CertificateSettings) -> Arc<dyn Solver> {
@@ -177,7 +198,8 @@ fn maintenance(renew: &RenewSettings) -> Option<Arc<dyn Maintenance>> {
     }
 }
 
-fn wanted(settings: &CertificateSettings) -> Wanted {
+/// What a pass is asked for.
+pub(super) fn wanted(settings: &CertificateSettings) -> Wanted {
     Wanted {
         lineage: settings.lineage.clone(),
         identifiers: settings.names.iter().cloned().collect::<BTreeSet<_>>(),

@@ -32,7 +32,7 @@ impl Display {
 
     /// Runs `work` on `lineage` with its line shown meanwhile.
     pub(super) async fn during<T>(&self, lineage: &Lineage, work: impl Future<Output = T>) -> T {
-        if !self.terminal.is_terminal() {
+        if !self.terminal.shows_progress() {
             return work.await;
         }
         self.phase(lineage, "starting");

@@ -4,7 +4,7 @@
 use super::Call;
 use super::args::Renew;
 use super::issue::work;
-use super::output::Failure;
+use super::output::{Failure, say};
 use super::parts::{open_store, recall, settings};
 use crate::config::{CertificateSettings, Purpose, Settings};
 use crate::identifier::Identifier;
@@ -22,7 +22,7 @@ pub(super) async fn renew(call: &Call, options: &Renew) -> Result<(), Failure> {
     let mut settings = settings(call, &Purpose::Stored(stored))?;
     select(&mut settings, &options.names)?;
     if settings.certificates.is_empty() {
-        println!("nothing is stored or configured");
+        say("nothing is stored or configured");
         return Ok(());
     }
     let urge = if options.force {

@@ -3,13 +3,13 @@
 use serde_json::Value;
 
 use super::Call;
-use super::output::Failure;
+use super::output::{Failure, say};
 use super::parts::open_store;
 use crate::identifier::Lineage;
 use crate::manage;
 use crate::random::SystemRandom;
 use crate::store::Store;
-use crate::time::{Clock, SystemClock};
+use crate::time::{Clock, SystemClock, Timestamp};
 
 /// Prints a table, or the same as JSON.
 pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Failure> {
@@ -35,7 +35,7 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
         rows.push(serde_json::to_value(shown).map_err(|e| Failure::unexpected(e.to_string()))?);
     }
     if call.json {
-        println!("{}", Value::from(rows));
+        say(Value::from(rows));
     } else {
         table(&rows);
     }
@@ -54,7 +54,11 @@ fn table(rows: &[Value]) {
     ];
     let cell = |row: &Value, key: &str| match &row[key] {
         Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
+        // The milliseconds of an instant are for machines.
+        Value::String(text) => match serde_json::from_value::<Timestamp>(row[key].clone()) {
+            Ok(instant) => instant.to_string(),
+            Err(_) => text.clone(),
+        },
         other => other.to_string(),
     };
     let widths = COLUMNS.map(|(title, key)| {
@@ -69,13 +73,13 @@ fn table(rows: &[Value]) {
             .iter()
             .zip(widths)
             .map(|(cell, width)| format!("{cell:width$}"));
-        println!("{}", padded.collect::<Vec<_>>().join("  ").trim_end());
+        say(padded.collect::<Vec<_>>().join("  ").trim_end());
     };
     line(COLUMNS.map(|(title, _)| title.to_owned()).to_vec());
     for row in rows {
         line(COLUMNS.map(|(_, key)| cell(row, key)).to_vec());
         if let Some(error) = row["last_error"].as_str() {
-            println!("  last error: {error}");
+            say(format_args!("  last error: {error}"));
         }
     }
 }

@@ -10,10 +10,19 @@ use crate::identifier::Identifier;
 const MOST_NAMES: usize = 100;
 
 /// Adds everything that keeps `wanted`, which was said at `place`, from being
-/// issued. Files that it names are looked at; nothing else is.
-pub(super) fn certificate(wanted: &CertificateSettings, place: &Place, problems: &mut Problems) {
+/// issued. Files that it names are looked at; nothing else is. `ca_is_known`
+/// is false where a mistake hides which CA is meant.
+pub(super) fn certificate(
+    wanted: &CertificateSettings,
+    place: &Place,
+    ca_is_known: bool,
+    problems: &mut Problems,
+) {
     names(wanted, place, problems);
-    ca(wanted, place, problems);
+    if ca_is_known {
+        public_names(wanted, place, problems);
+        ca(wanted, place, problems);
+    }
     if let ChallengeSettings::Webroot(path) = &wanted.challenge
         && !path.is_dir()
     {
@@ -35,15 +44,23 @@ fn names(wanted: &CertificateSettings, place: &Place, problems: &mut Problems) {
             let hint = "list the names one by one; this version does not answer DNS-01";
             problems.add(place, message, hint);
         }
-        if wanted.ca.directory.is_public()
-            && let Err(error) = name.require_public()
-        {
-            let hint = "use a public name, or a private CA: --ca https://…";
-            problems.add(place, error.to_string(), hint);
-        }
     }
-    if wanted.ca.directory.is_public() && seen.len() > MOST_NAMES {
-        let message = format!("{} names in one certificate", seen.len());
+}
+
+fn public_names(wanted: &CertificateSettings, place: &Place, problems: &mut Problems) {
+    if !wanted.ca.directory.is_public() {
+        return;
+    }
+    for error in wanted
+        .names
+        .iter()
+        .filter_map(|name| name.require_public().err())
+    {
+        let hint = "use a public name, or a private CA: --ca https://…";
+        problems.add(place, error.to_string(), hint);
+    }
+    if wanted.names.len() > MOST_NAMES {
+        let message = format!("{} names in one certificate", wanted.names.len());
         let hint = format!("public CAs take {MOST_NAMES} at most: make two certificates");
         problems.add(place, message, hint);
     }

@@ -13,7 +13,6 @@ use super::problem::{Given, Place, Problems, nearest};
 pub(super) struct Variables {
     pub(super) layer: Layer,
     pub(super) domains: Vec<Value>,
-    pub(super) config: Option<Given<String>>,
 }
 
 /// `output.owner` is `CERTS_OUTPUT_OWNER`.
@@ -41,7 +40,6 @@ pub(super) fn read(environment: &BTreeMap<String, String>, problems: &mut Proble
         let value = Given { value: raw, place };
         variables.layer.put(key, &value, problems);
     }
-    variables.config = value(environment, "CERTS_CONFIG", problems);
     if let Some(text) = value(environment, "CERTS_DOMAINS", problems) {
         variables.domains = text
             .value
@@ -79,7 +77,6 @@ fn value(
     let file = environment
         .get(&file_name)
         .filter(|file| !file.is_empty())?;
-    // `CERTS_EAB_HMAC_FILE` and the like are keys of their own.
     match std::fs::read_to_string(file) {
         Ok(text) => given(&text, &file_name),
         Err(error) => {

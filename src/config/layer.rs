@@ -2,13 +2,14 @@
 //! key and not yet combined with the others. All three come through
 //! [`Layer::put`], so that a key means the same wherever it is said.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::ca::{self, Directory};
-use super::problem::{Given, Place, Problems};
+use super::problem::{Given, Place, Problems, nearest};
 use super::{AdminListen, DeployWhen, LogFormat};
 use crate::certificate::KeyType;
 use crate::deploy::verify::Endpoint;
@@ -110,6 +111,9 @@ pub(super) struct CertificateLayer {
     /// Specs, or names of the file's `[deploy.NAME]` tables.
     pub(super) deploy: Option<Given<Vec<Given<String>>>>,
     pub(super) verify: Option<Given<Vec<Endpoint>>>,
+    /// Keys that were said and not understood: what follows from their absence
+    /// is not worth telling.
+    pub(super) broken: BTreeSet<String>,
 }
 
 /// What one source says.
@@ -165,10 +169,18 @@ impl Layer {
 impl CertificateLayer {
     /// Takes what is said for `key`; whether a certificate has such a key.
     pub(super) fn put(&mut self, key: &str, value: &Value, problems: &mut Problems) -> bool {
+        let before = problems.len();
+        let known = self.understand(key, value, problems);
+        if problems.len() > before {
+            self.broken.insert(key.to_owned());
+        }
+        known
+    }
+
+    fn understand(&mut self, key: &str, value: &Value, problems: &mut Problems) -> bool {
         match key {
             "ca" => {
-                let hint = format!("give an https:// URL or one of {}", ca::names().join(", "));
-                self.ca = parsed(value, &hint, problems);
+                self.ca = parsed(value, &ca_hint(value), problems);
             }
             "ca_root" => self.root = path(value, problems),
             "email" => {
@@ -200,6 +212,15 @@ impl CertificateLayer {
         }
         true
     }
+}
+
+fn ca_hint(value: &Value) -> String {
+    if let Raw::Text(text) = &value.value
+        && let Some(meant) = nearest(text, ca::names())
+    {
+        return format!("did you mean {meant}?");
+    }
+    format!("give an https:// URL or one of {}", ca::names().join(", "))
 }
 
 struct OnlyHttp01;
@@ -268,7 +289,14 @@ where
     match text.parse() {
         Ok(value) => Some(Given { value, place }),
         Err(error) => {
-            problems.add(&place, T::Err::to_string(&error), hint);
+            let message = error.to_string();
+            // The standard library's parsers do not say what they read.
+            let shown = text.escape_debug().to_string();
+            if message.contains(text.trim()) || message.contains(&shown) {
+                problems.add(&place, message, hint);
+            } else {
+                problems.add(&place, format!("`{shown}`: {message}"), hint);
+            }
             None
         }
     }

@@ -63,7 +63,7 @@ impl Options {
         if layer.shared.webroot.is_some() && layer.shared.http_listen.is_some() {
             problems.add(
                 &place("webroot"),
-                "--webroot and --http-listen exclude each other",
+                "it and --http-listen exclude each other",
                 "keep the one that answers on port 80",
             );
         }

@@ -17,7 +17,7 @@ pub(super) struct Document {
     pub(super) layer: Layer,
     pub(super) entries: Vec<Entry>,
     /// `[deploy.NAME]`.
-    pub(super) targets: BTreeMap<String, Spec>,
+    pub(super) targets: BTreeMap<String, Given<Spec>>,
 }
 
 /// One certificate that is named, with what is said for it alone.
@@ -120,7 +120,7 @@ impl Reader<'_> {
         }
     }
 
-    fn targets(&mut self, table: &DeTable<'_>) -> BTreeMap<String, Spec> {
+    fn targets(&mut self, table: &DeTable<'_>) -> BTreeMap<String, Given<Spec>> {
         let mut targets = BTreeMap::new();
         for (name, item) in table {
             let place = self.place(name.span());
@@ -132,7 +132,7 @@ impl Reader<'_> {
             };
             targets.extend(
                 self.target(&place, keys)
-                    .map(|spec| (name.get_ref().to_string(), spec)),
+                    .map(|value| (name.get_ref().to_string(), Given { value, place })),
             );
         }
         targets
@@ -265,6 +265,9 @@ impl Reader<'_> {
             Some(meant) => format!("did you mean `{meant}`?"),
             None if everywhere.contains(&key) => {
                 "it belongs to the whole file: put it above the first [table]".to_owned()
+            }
+            None if NAMING.contains(&key) => {
+                "it belongs to one certificate: put it below [[certificate]]".to_owned()
             }
             None => format!("known here: {}", known.join(", ")),
         };

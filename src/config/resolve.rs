@@ -1,20 +1,18 @@
-//! The one place where the three sources become [`Settings`].
+//! The three sources, and which certificates they name; [`super::combine`]
+//! then decides what holds for each.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use super::Settings;
 use super::check;
 use super::environment::{self, Variables};
-use super::layer::{CertificateLayer, Layer, Value, parsed};
+use super::layer::{CertificateLayer, Layer, Raw, Value, list, parsed};
 use super::options::Options;
 use super::problem::{Given, Place, Problem, Problems};
 use super::read::{self, Document, Entry};
-use super::{
-    AdminListen, CaSettings, CertificateSettings, ChallengeSettings, DEPLOY_HINT, Directory,
-    OutputSettings, RenewSettings, Settings,
-};
-use crate::deploy::spec::Spec;
+use super::remembered::Remembered;
 use crate::identifier::{Identifier, Lineage};
 
 const USUAL_FILES: [&str; 2] = ["certs.toml", "/etc/certs/certs.toml"];
@@ -31,35 +29,17 @@ pub enum Purpose {
     Stored(Vec<Remembered>),
 }
 
-/// A stored certificate.
-#[derive(Clone, Debug)]
-pub enum Remembered {
-    /// With the settings of the command that made it.
-    Whole(Box<CertificateSettings>),
-    /// With what its record says.
-    Record {
-        /// Its name.
-        lineage: Lineage,
-        /// What it is for.
-        names: Vec<Identifier>,
-        /// Its CA.
-        directory: Option<Directory>,
-        /// Its profile.
-        profile: Option<String>,
-    },
-}
-
 /// The three sources, read and not yet combined.
 #[derive(Clone, Debug)]
 pub struct Sources {
     problems: Problems,
-    options: Layer,
+    pub(super) options: Layer,
     named: Option<Entry>,
-    variables: Variables,
+    pub(super) variables: Variables,
     domains: Vec<Entry>,
-    document: Document,
-    file: Option<PathBuf>,
-    default_data_dir: Option<PathBuf>,
+    pub(super) document: Document,
+    pub(super) file: Option<PathBuf>,
+    pub(super) default_data_dir: Option<PathBuf>,
 }
 
 impl Sources {
@@ -99,7 +79,14 @@ impl Sources {
         let mut settings = self.process(&mut problems);
         for entry in &entries {
             let certificate = self.certificate(entry, &mut problems);
-            check::certificate(&certificate, &entry.place, &mut problems);
+            let layers = [
+                &self.options.shared,
+                &self.variables.layer.shared,
+                &entry.layer,
+                &self.document.layer.shared,
+            ];
+            let known = !layers.iter().any(|layer| layer.hides_its_ca());
+            check::certificate(&certificate, &entry.place, known, &mut problems);
             settings.certificates.push(certificate);
         }
         if problems.is_empty() {
@@ -124,59 +111,6 @@ impl Sources {
         }
     }
 
-    /// How messages look, also while something else is wrong.
-    #[must_use]
-    pub fn log_format(&self) -> super::LogFormat {
-        pick(&self.layers(), |layer| &layer.log_format)
-            .map(|given| given.value)
-            .unwrap_or_default()
-    }
-
-    fn layers(&self) -> [&Layer; 3] {
-        [&self.options, &self.variables.layer, &self.document.layer]
-    }
-
-    fn process(&self, problems: &mut Problems) -> Settings {
-        let layers = self.layers();
-        let path = |given: Option<&Given<PathBuf>>| given.map(|given| self.absolute(given));
-        let data_dir = path(pick(&layers, |layer| &layer.data_dir))
-            .or_else(|| self.default_data_dir.clone())
-            .unwrap_or_else(|| {
-                let message = "there is no place for the private state";
-                problems.add(&Place::Nowhere, message, "give --data-dir DIR");
-                PathBuf::new()
-            });
-        let schedule = value(pick(&layers, |layer| &layer.schedule));
-        let when = pick(&layers, |layer| &layer.deploy_when);
-        if let (Some(when), None) = (when, &schedule)
-            && when.value == super::DeployWhen::OnSchedule
-        {
-            let hint = "add [renew] schedule = \"30 3 * * *\"";
-            problems.add(&when.place, "there is no schedule to deploy on", hint);
-        }
-        let directory = path(pick(&layers, |layer| &layer.output_dir));
-        Settings {
-            file: self.file.clone(),
-            output: OutputSettings {
-                directory: directory.unwrap_or_else(|| data_dir.join("public")),
-                owner: value(pick(&layers, |layer| &layer.output_owner)),
-                group: value(pick(&layers, |layer| &layer.output_group)),
-            },
-            data_dir,
-            log_format: self.log_format(),
-            admin_listen: match value(pick(&layers, |layer| &layer.admin_listen)) {
-                None => Some(([127, 0, 0, 1], 9180).into()),
-                Some(AdminListen::At(address)) => Some(address),
-                Some(AdminListen::Off) => None,
-            },
-            renew: RenewSettings {
-                schedule,
-                deploy: value(when).unwrap_or_default(),
-            },
-            certificates: Vec::new(),
-        }
-    }
-
     /// The certificate of the command line. Names that are all of a configured
     /// certificate mean that one, whole: a command never makes it smaller.
     fn name(&mut self, options: &Options) -> Option<Entry> {
@@ -190,7 +124,7 @@ impl Sources {
         }
         if let [
             Value {
-                value: super::layer::Raw::Text(text),
+                value: Raw::Text(text),
                 ..
             },
         ] = options.names.as_slice()
@@ -201,7 +135,7 @@ impl Sources {
             return Some(entry.clone());
         }
         let group = Given {
-            value: super::layer::Raw::List(options.names.clone()),
+            value: Raw::List(options.names.clone()),
             place: Place::Option("NAME".to_owned()),
         };
         let mut entry = group_of(&group, lineage.map(|given| given.value), &mut self.problems)?;
@@ -277,160 +211,11 @@ impl Sources {
         }
         entry
     }
-
-    fn certificate(&self, entry: &Entry, problems: &mut Problems) -> CertificateSettings {
-        let layers = [
-            &self.options.shared,
-            &self.variables.layer.shared,
-            &entry.layer,
-            &self.document.layer.shared,
-        ];
-        let path = |given: Option<&Given<PathBuf>>| given.map(|given| self.absolute(given));
-        CertificateSettings {
-            lineage: entry.lineage.clone(),
-            names: entry.names.clone(),
-            ca: CaSettings {
-                directory: value(pick(&layers, |layer| &layer.ca)).unwrap_or_default(),
-                root: path(pick(&layers, |layer| &layer.root)),
-                email: value(pick(&layers, |layer| &layer.email)),
-                agree_tos: value(pick(&layers, |layer| &layer.agree_tos)).unwrap_or_default(),
-                eab_kid: value(pick(&layers, |layer| &layer.eab_kid)),
-                eab_hmac_file: path(pick(&layers, |layer| &layer.eab_hmac_file)),
-                preferred_chain: value(pick(&layers, |layer| &layer.preferred_chain)),
-            },
-            profile: value(pick(&layers, |layer| &layer.profile)),
-            key: value(pick(&layers, |layer| &layer.key)).unwrap_or_default(),
-            reuse_key: value(pick(&layers, |layer| &layer.reuse_key)).unwrap_or_default(),
-            challenge: self.challenge(&layers),
-            deploy: self.deploy(pick(&layers, |layer| &layer.deploy), problems),
-            verify: value(pick(&layers, |layer| &layer.verify)).unwrap_or_default(),
-        }
-    }
-
-    /// The strongest source that says how decides, whichever way it says.
-    fn challenge(&self, layers: &[&CertificateLayer]) -> ChallengeSettings {
-        for layer in layers {
-            if let Some(webroot) = &layer.webroot {
-                return ChallengeSettings::Webroot(self.absolute(webroot));
-            }
-            if let Some(addresses) = &layer.http_listen {
-                return ChallengeSettings::Listen(addresses.value.clone());
-            }
-        }
-        ChallengeSettings::Listen(Vec::new())
-    }
-
-    /// Named tables stand for every certificate that does not say otherwise.
-    fn deploy(
-        &self,
-        given: Option<&Given<Vec<Given<String>>>>,
-        problems: &mut Problems,
-    ) -> Vec<Spec> {
-        let Some(given) = given else {
-            return self.document.targets.values().cloned().collect();
-        };
-        let mut specs: Vec<Spec> = Vec::new();
-        for word in &given.value {
-            let named = self.document.targets.get(&word.value).cloned();
-            match named.map_or_else(|| word.value.parse(), Ok) {
-                Ok(spec) if specs.contains(&spec) => {
-                    let message = format!("`{spec}` is given twice");
-                    problems.add(&word.place, message, "give it once");
-                }
-                Ok(Spec::Nginx { pid_file }) => specs.push(Spec::Nginx {
-                    pid_file: pid_file.map(|value| {
-                        let place = word.place.clone();
-                        self.absolute(&Given { value, place })
-                    }),
-                }),
-                Err(message) => problems.add(&word.place, message, DEPLOY_HINT),
-            }
-        }
-        specs
-    }
-
-    /// A relative path of the file starts at the file, any other here.
-    fn absolute(&self, given: &Given<PathBuf>) -> PathBuf {
-        let base = match (&given.place, &self.file) {
-            (Place::Line { .. }, Some(file)) => file.parent().unwrap_or(Path::new("")),
-            _ => Path::new(""),
-        };
-        let path = base.join(&given.value);
-        std::path::absolute(&path).unwrap_or(path)
-    }
-}
-
-impl Entry {
-    fn remembered(stored: &Remembered) -> Self {
-        let (lineage, names) = match stored {
-            Remembered::Whole(settings) => (&settings.lineage, &settings.names),
-            Remembered::Record { lineage, names, .. } => (lineage, names),
-        };
-        let place = Place::Stored(lineage.to_string());
-        Self {
-            layer: CertificateLayer::remembered(stored, &place),
-            lineage: lineage.clone(),
-            names: names.clone(),
-            place,
-        }
-    }
-}
-
-impl CertificateLayer {
-    fn remembered(stored: &Remembered, place: &Place) -> Self {
-        fn given<T>(place: &Place, value: T) -> Option<Given<T>> {
-            let place = place.clone();
-            Some(Given { value, place })
-        }
-        let whole = match stored {
-            Remembered::Whole(whole) => whole,
-            Remembered::Record {
-                directory, profile, ..
-            } => {
-                return Self {
-                    ca: directory.clone().and_then(|ca| given(place, ca)),
-                    profile: profile.clone().and_then(|profile| given(place, profile)),
-                    ..Self::default()
-                };
-            }
-        };
-        let ca = whole.ca.clone();
-        let words = whole.deploy.iter().map(ToString::to_string);
-        let words = words.filter_map(|word| given(place, word)).collect();
-        let (listen, webroot) = match whole.challenge.clone() {
-            ChallengeSettings::Listen(addresses) => (given(place, addresses), None),
-            ChallengeSettings::Webroot(path) => (None, given(place, path)),
-        };
-        Self {
-            ca: given(place, ca.directory),
-            root: ca.root.and_then(|value| given(place, value)),
-            email: ca.email.and_then(|value| given(place, value)),
-            agree_tos: given(place, ca.agree_tos),
-            eab_kid: ca.eab_kid.and_then(|value| given(place, value)),
-            eab_hmac_file: ca.eab_hmac_file.and_then(|value| given(place, value)),
-            preferred_chain: ca.preferred_chain.and_then(|value| given(place, value)),
-            webroot,
-            http_listen: listen,
-            profile: whole.profile.clone().and_then(|value| given(place, value)),
-            key: given(place, whole.key),
-            reuse_key: given(place, whole.reuse_key),
-            deploy: given(place, words),
-            verify: given(place, whole.verify.clone()),
-        }
-    }
-}
-
-fn pick<'a, L, T>(layers: &[&'a L], of: impl Fn(&L) -> &Option<Given<T>>) -> Option<&'a Given<T>> {
-    layers.iter().find_map(|layer| of(layer).as_ref())
-}
-
-fn value<T: Clone>(given: Option<&Given<T>>) -> Option<T> {
-    given.map(|given| given.value.clone())
 }
 
 fn group_of(group: &Value, lineage: Option<Lineage>, problems: &mut Problems) -> Option<Entry> {
     let hint = "a DNS name or an IP address belongs here";
-    let names = super::layer::list::<Identifier>(group, hint, problems)?.value;
+    let names = list::<Identifier>(group, hint, problems)?.value;
     let lineage = lineage.or_else(|| names.first().map(Lineage::of))?;
     Some(Entry {
         place: group.place.clone(),

@@ -175,18 +175,24 @@ fn what_is_stored_keeps_its_settings_until_it_is_configured() {
 
 #[test]
 fn named_servers_stand_for_every_certificate_that_does_not_say_otherwise() {
-    let settings = Case::new(
+    let case = Case::new(
         "agree_tos = true\n[deploy.web]\nkind = 'nginx'\npid_file = 'nginx.pid'\n[deploy.other]\nkind = 'nginx'\n\
-         [[certificate]]\nnames = 'a.example.com'\n[[certificate]]\nnames = 'b.example.com'\ndeploy = 'other'\n\
+         [[certificate]]\nnames = 'a.example.com'\n[[certificate]]\nnames = 'b.example.com'\ndeploy = 'web'\n\
          [[certificate]]\nnames = 'c.example.com'\ndeploy = []\n",
-    )
-    .settings(&Purpose::All);
-    let counts: Vec<usize> = settings
-        .certificates
-        .iter()
-        .map(|c| c.deploy.len())
-        .collect();
-    assert_eq!(counts, [2, 1, 0]);
+    );
+    let deploy = |index: usize| {
+        let settings = case.settings(&Purpose::All);
+        let specs = settings.certificates[index].deploy.iter();
+        specs.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    // A relative path starts at the file.
+    let web = format!(
+        "nginx:{}",
+        case.directory.path().join("nginx.pid").display()
+    );
+    assert_eq!(deploy(0), ["nginx", &web]);
+    assert_eq!(deploy(1), [web]);
+    assert!(deploy(2).is_empty());
 }
 
 #[test]
@@ -213,8 +219,8 @@ fn every_problem_is_told_at_once_with_its_line() {
         "2: this is neither true nor false",
         "3: `dsa` is no kind of key",
         "5: webroot and http_listen exclude each other",
-        "6: invalid socket address syntax",
-        "8: a cron expression has 5 or 6 fields, not 1",
+        "6: `nowhere`: invalid socket address syntax",
+        "8: `daily`: a cron expression has 5 or 6 fields, not 1",
         "10: this is not a text",
         "11: `outptu` is no key here",
         "14: `a..b` is not a valid DNS name",
@@ -278,6 +284,10 @@ fn what_contradicts_itself_or_cannot_be_issued_is_refused() {
     );
     refused(&format!("challenge = 'dns-01'{one}"), "dns-01");
     refused("renew = { deploy = 'on-schedule' }", "no schedule");
+    refused(
+        "[output]\ngroup = 'no-such-group-here'",
+        "no-such-group-here",
+    );
     refused("[deploy.web]\nkind = 'haproxy'", "haproxy");
     refused(
         "[deploy.web]\npid_file = '/run/nginx.pid'",

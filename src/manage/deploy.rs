@@ -57,6 +57,8 @@ async fn tell(
         if told && all_served(held, issued.generation) {
             continue;
         }
+        let lineage = &held.record.lineage;
+        parts.phase(lineage, &format!("telling {name} to load it"));
         target.check().await?;
         target.apply().await?;
         held.record.deployed.insert(name, issued.generation);
@@ -125,6 +127,8 @@ async fn prove(
     }
     let end = parts.clock.now() + PROOF_WITHIN;
     for place in places {
+        let phase = format!("waiting for {place} to serve it");
+        parts.phase(&held.record.lineage, &phase);
         for identifier in &issued.facts.identifiers {
             let within = end.since(parts.clock.now());
             let (wanted, clock) = (&issued.facts.fingerprint, parts.clock.as_ref());

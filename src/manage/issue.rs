@@ -108,6 +108,10 @@ fn outcome(record: &Record, issued: bool, until: Timestamp) -> Result<Outcome, M
             issued,
             not_after: newest.facts.not_after,
             next: until,
+            renewal: newest
+                .renewal
+                .as_ref()
+                .map(|renewal| decide::due(newest, renewal)),
         }),
         None => Err(ManageError::BackingOff {
             until,
@@ -212,6 +216,7 @@ async fn issue(
         Some(pending) => pending,
         None => intend(parts, wanted, held, replaces).await?,
     };
+    parts.phase(&wanted.lineage, "placing the order");
     let mut journal = RecordJournal { parts, held };
     let answered = certificate
         .issuer
@@ -429,6 +434,9 @@ struct RecordJournal<'a> {
 impl Journal for RecordJournal<'_> {
     async fn order(&mut self, order: &PendingOrder) -> Result<(), JournalError> {
         self.held.record.order = Some(order.clone());
+        let lineage = &self.held.record.lineage;
+        self.parts
+            .phase(lineage, "waiting for the CA to validate and sign");
         Ok(self.held.save(self.parts.store.as_ref(), None).await?)
     }
 

@@ -31,15 +31,16 @@ impl FromStr for Schedule {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let text = text.trim();
-        let with_seconds = match text.split_whitespace().count() {
-            5 => format!("0 {text}"),
-            _ => text.to_owned(),
+        let fields: Vec<&str> = text.split_whitespace().collect();
+        let with_seconds = match fields.len() {
+            5 => format!("0 {}", fields.join(" ")),
+            6 => fields.join(" "),
+            count => return Err(format!("a cron expression has 5 or 6 fields, not {count}")),
         };
         let parser = CronParser::builder().seconds(Seconds::Required).build();
         let cron = parser
             .parse(&with_seconds)
-            .map_err(|error| format!("`{}` is no cron expression: {error}", text.escape_debug()))?;
+            .map_err(|error| format!("`{}`: {error}", text.escape_debug()))?;
         let schedule = Self {
             text: with_seconds,
             cron,

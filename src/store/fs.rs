@@ -29,6 +29,8 @@ use crate::record::{Generation, Record, Revision};
 
 const PRIVATE_FILE: u32 = 0o600;
 const PRIVATE_DIRECTORY: u32 = 0o700;
+/// Pairs of a lineage, for a way back.
+const KEPT: u64 = 3;
 
 /// A store in a directory of this machine.
 #[derive(Debug)]
@@ -159,6 +161,9 @@ impl Store for FileStore {
         })?;
         files::replace(&path, PRIVATE_FILE, &json).map_err(at("write", &path))?;
         files::sync_parent(&directory).map_err(at("write", &directory))?;
+        if let (Some(_), Some(issued)) = (bundle, &record.issued) {
+            forget_old(&directory, issued.generation);
+        }
         Ok(revision)
     }
 
@@ -279,6 +284,22 @@ fn read_text(path: &Path) -> Result<Option<String>, StoreError> {
     })
 }
 
+/// Removes all but the newest pairs. One that stays is only untidy.
+fn forget_old(directory: &Path, newest: Generation) {
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let generation = name.to_str().and_then(|name| name.parse::<u64>().ok());
+        if generation.is_some_and(|generation| generation + KEPT <= newest.0)
+            && let Err(error) = std::fs::remove_dir_all(entry.path())
+        {
+            tracing::warn!(path = %entry.path().display(), "an old pair could not be removed: {error}");
+        }
+    }
+}
+
 fn remove_directory(path: &Path) -> Result<(), StoreError> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(at("remove", path)(error)),
@@ -318,6 +339,18 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = FileStore::open(directory.path().join("data")).unwrap();
         (directory, store)
+    }
+
+    #[test]
+    fn the_newest_pairs_are_kept_and_nothing_else_is_touched() {
+        let directory = tempfile::tempdir().unwrap();
+        let names = ["0001", "0002", "0003", "0004", "record.json", ".new-0005"];
+        for name in names {
+            std::fs::create_dir(directory.path().join(name)).unwrap();
+        }
+        forget_old(directory.path(), Generation(4));
+        let left = names.map(|name| directory.path().join(name).exists());
+        assert_eq!(left, [false, true, true, true, true, true]);
     }
 
     #[tokio::test]

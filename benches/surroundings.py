@@ -1,0 +1,245 @@
+"""What the benchmarks stand on: the programs that tests/lab found, Pebble on ports of its own, and
+processes whose cost is known and whose end is certain. Python's standard library alone."""
+
+import ast
+import contextlib
+import json
+import os
+import select
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Missing(Exception):
+    """Something that the machine lacks; said in a line `SKIPPED: …`."""
+
+
+def progress(text):
+    """For a terminal alone: overwrites the last one."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def skipped(what, why):
+    print(f"SKIPPED: {what}: {why}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def bounded(seconds):
+    """Raises when the whole takes too long or is told to end, so that every `finally` is reached."""
+
+    def end(number, _frame):
+        raise SystemExit(f"FAILED: ended by {signal.Signals(number).name} (the limit is {seconds} s)")
+
+    for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def programs():
+    """The paths that tests/lab names, as CERTS_LAB_…; those in the environment win."""
+    found = {name: value for name, value in os.environ.items() if name.startswith("CERTS_LAB_")}
+    lab = subprocess.run([ROOT / "tests/lab", "--peers", "--env"], stdout=subprocess.PIPE, text=True, check=True)
+    for line in lab.stdout.splitlines():
+        name, _, value = line.removeprefix("export ").partition("=")
+        found.setdefault(name, shlex.split(value)[0])
+    return {name: path for name, path in found.items() if os.access(path, os.X_OK)}
+
+
+def release_binary(given):
+    """`given`, or what `cargo build --release` makes."""
+    if given:
+        return str(Path(given).resolve(strict=True))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "certs"
+    target = os.environ.get("CARGO_TARGET_DIR") or os.environ.get("CERTS_BUILD_DIR") or str(cache / "target")
+    command = ["cargo", "build", "--release", "--locked", "--bin", "certs", "--message-format=json-render-diagnostics"]
+    environment = {**os.environ, "CARGO_TARGET_DIR": target}
+    built = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    messages = [json.loads(line) for line in built.stdout.splitlines()]
+    return next(path for message in messages if (path := message.get("executable")))
+
+
+def environment(home, **more):
+    """Nothing of the caller's but PATH: no configuration of theirs, no proxy."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(home), "LC_ALL": "C.UTF-8", **more}
+
+
+def free_port():
+    """A port that nobody has, for TCP and UDP alike."""
+    while True:
+        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+            tcp.bind(("127.0.0.1", 0))
+            with contextlib.suppress(OSError):
+                udp.bind(tcp.getsockname())
+                return tcp.getsockname()[1]
+
+
+def until(what, ready, seconds=20.0, pause=0.02):
+    end = time.monotonic() + seconds
+    while not (answer := ready()):
+        if time.monotonic() > end:
+            raise SystemExit(f"FAILED: {what}: not within {seconds:.0f} s")
+        time.sleep(pause)
+    return answer
+
+
+def listens(port):
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def running(command, **options):
+    """A process that ends with the block: SIGTERM, and SIGKILL for one that does not obey."""
+    process = subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL, **options)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            print(f"{command[0]} had to be killed", file=sys.stderr)
+            process.kill()
+            process.wait()
+
+
+# A process begins its life with the peak of the one that started it, even after exec: this one, as
+# small as Python can be, stands between, and its own peak is the least that can be measured.
+LAUNCHER = """
+import posix, sys, time
+report = int(sys.argv[1])
+posix.set_inheritable(report, False)
+start = time.monotonic()
+child = posix.posix_spawn(sys.argv[2], sys.argv[2:], posix.environ)
+_, status, used = posix.wait4(child, 0)
+wall = time.monotonic() - start
+posix.write(report, repr((status, wall, used.ru_utime + used.ru_stime, used.ru_maxrss)).encode())
+"""
+
+
+def measured(command, env, limit=60):
+    """Runs `command` to its end: (wall s, CPU s, peak KiB), its children included. Raises when it fails."""
+    reading, writing = os.pipe()
+    with tempfile.TemporaryFile() as output, os.fdopen(reading, "rb") as figures:
+        try:
+            launcher = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", LAUNCHER, str(writing), *map(str, command)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=env,
+                pass_fds=[writing],
+                start_new_session=True,
+            )
+        finally:
+            os.close(writing)
+        try:
+            finished = select.select([figures], [], [], limit)[0]
+            reported = figures.read() if finished else b""
+        finally:
+            # What hangs ends with the session, and so does what it started.
+            if launcher.poll() is None and not wait_briefly(launcher):
+                os.killpg(launcher.pid, signal.SIGKILL)
+                launcher.wait()
+        status, *used = ast.literal_eval(reported.decode()) if reported else (None,)
+        if status != 0:
+            output.seek(0)
+            end = output.read().decode(errors="replace")[-2000:]
+            how = f"exit {os.waitstatus_to_exitcode(status)}" if reported else f"no end within {limit} s"
+            raise RuntimeError(f"{command[0]}: {how}\n{end}")
+        return tuple(used)
+
+
+def wait_briefly(process):
+    """Whether a process that has said its last word is gone; one that hangs has not said it."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(0.5)
+        return True
+    return False
+
+
+CERTIFICATES = """
+openssl ecparam -name prime256v1 -genkey -noout -out root-key.pem
+openssl req -x509 -new -key root-key.pem -subj "/CN=the directory's root" -days 2 -out root.pem
+openssl ecparam -name prime256v1 -genkey -noout -out key.pem
+openssl req -new -key key.pem -subj "/CN=localhost" -out leaf.csr
+printf 'subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\n' >leaf.ext
+openssl x509 -req -in leaf.csr -CA root.pem -CAkey root-key.pem -CAcreateserial -days 2 -extfile leaf.ext -out leaf.pem
+"""
+
+
+class Pebble:
+    """A CA without sleeps, whose DNS sends every name to loopback."""
+
+    def __init__(self, directory, port, http_port):
+        self.directory = directory
+        self.url = f"https://localhost:{port}/dir"
+        self.http_port = http_port
+        self.root = directory / "root.pem"
+
+    @classmethod
+    @contextlib.contextmanager
+    def start(cls, found):
+        for name in ("CERTS_LAB_PEBBLE", "CERTS_LAB_CHALLTESTSRV"):
+            if name not in found:
+                raise Missing(f"{name}: tests/lab did not find it")
+        if not shutil.which("openssl"):
+            raise Missing("openssl: Pebble's own certificate is made with it")
+        with tempfile.TemporaryDirectory(prefix="certs-bench-") as made, contextlib.ExitStack() as servers:
+            directory = Path(made)
+            subprocess.run(["sh", "-ec", CERTIFICATES], cwd=directory, check=True, capture_output=True)
+            port, management, http_port, tls_port, dns_port, dns_management = (free_port() for _ in range(6))
+            config = {
+                "listenAddress": f"127.0.0.1:{port}",
+                "managementListenAddress": f"127.0.0.1:{management}",
+                "certificate": str(directory / "leaf.pem"),
+                "privateKey": str(directory / "key.pem"),
+                "httpPort": http_port,
+                "tlsPort": tls_port,
+                "ocspResponderURL": "",
+                "externalAccountBindingRequired": False,
+                "retryAfter": {"authz": 0, "order": 0},
+            }
+            (directory / "pebble.json").write_text(json.dumps({"pebble": config}))
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            servers.enter_context(running(cls._dns(found, dns_port, dns_management), **quiet))
+            command = [found["CERTS_LAB_PEBBLE"], "-strict", "-config", directory / "pebble.json"]
+            command += ["-dnsserver", f"127.0.0.1:{dns_port}"]
+            env = environment(directory, PEBBLE_VA_NOSLEEP="1", PEBBLE_AUTHZREUSE="0", PEBBLE_WFE_NONCEREJECT="0")
+            servers.enter_context(running(command, env=env, **quiet))
+            until("Pebble", lambda: listens(port) and listens(dns_management))
+            yield cls(directory, port, http_port)
+
+    @staticmethod
+    def _dns(found, port, management):
+        program = found["CERTS_LAB_CHALLTESTSRV"]
+        asked = subprocess.run([program, "-h"], capture_output=True, text=True, check=False)
+        command = [program, "-management", f"127.0.0.1:{management}", "-defaultIPv6", ""]
+        command += ["-http01", "", "-https01", "", "-tlsalpn01", ""]
+        # Older versions have another name for the one and none of the other.
+        if "-dnsserver" in asked.stdout + asked.stderr:
+            return [*command, "-dnsserver", f"127.0.0.1:{port}", "-doh", ""]
+        return [*command, "-dns01", f"127.0.0.1:{port}"]
+
+
+def table(rows):
+    """Columns as wide as their widest cell; all but the first to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
+        print("  ".join(cells).rstrip())

@@ -1,0 +1,48 @@
+//! `--ca embedded`: the CA inside this process. It is reached without a socket,
+//! under a URL that stays the same, and fetches its answers from where this
+//! machine gives them; a name need not lead anywhere yet.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::ca::failed;
+use super::output::Failure;
+use crate::ca::{Resolve, Server, Settings, Validation};
+use crate::time::Clock;
+
+const BASE_URL: &str = "https://embedded.certs.internal";
+const HTTP: u16 = 80;
+
+/// Opens the CA of `data_dir`, whose answers are given at `answers_at`, or on
+/// port 80.
+pub(super) fn open(
+    data_dir: &Path,
+    answers_at: Option<SocketAddr>,
+    clock: Arc<dyn Clock>,
+) -> Result<Server, Failure> {
+    let directory = data_dir.join("ca");
+    let root = directory.join("root.pem");
+    let is_new = !root.exists();
+    let mut settings = Settings::new(BASE_URL);
+    settings.directory = Some(directory);
+    settings.validation = Validation::Http {
+        port: answers_at.map_or(HTTP, |address| address.port()),
+        resolve: Resolve::Fixed(reachable(answers_at)),
+    };
+    let server = Server::new(settings, clock).map_err(|error| failed(&error))?;
+    if is_new {
+        tracing::info!(
+            "a CA of your own was made: clients must trust {}",
+            root.display()
+        );
+    }
+    Ok(server)
+}
+
+fn reachable(answers_at: Option<SocketAddr>) -> IpAddr {
+    match answers_at.map(|address| address.ip()) {
+        Some(ip) if !ip.is_unspecified() => ip,
+        _ => Ipv4Addr::LOCALHOST.into(),
+    }
+}

@@ -1,0 +1,204 @@
+//! The strongest source wins, key by key; the defaults stand here.
+
+use std::path::{Path, PathBuf};
+
+use super::layer::{CertificateLayer, Layer};
+use super::problem::{Given, Place, Problems};
+use super::read::Entry;
+use super::resolve::Sources;
+use super::{
+    AdminListen, CaSettings, CertificateSettings, ChallengeSettings, DEPLOY_HINT, DeployWhen,
+    LogFormat, OutputSettings, RenewSettings, Settings,
+};
+use crate::deploy::owner;
+use crate::deploy::spec::Spec;
+
+impl Sources {
+    fn layers(&self) -> [&Layer; 3] {
+        [&self.options, &self.variables.layer, &self.document.layer]
+    }
+
+    /// How messages look, also while something else is wrong.
+    #[must_use]
+    pub fn log_format(&self) -> LogFormat {
+        value(pick(&self.layers(), |layer| &layer.log_format)).unwrap_or_default()
+    }
+
+    /// What holds for the whole process.
+    pub(super) fn process(&self, problems: &mut Problems) -> Settings {
+        let layers = self.layers();
+        let path = |given: Option<&Given<PathBuf>>| given.map(|given| self.absolute(given));
+        let data_dir = path(pick(&layers, |layer| &layer.data_dir))
+            .or_else(|| self.default_data_dir.clone())
+            .unwrap_or_else(|| {
+                let message = "there is no place for the private state";
+                problems.add(&Place::Nowhere, message, "give --data-dir DIR");
+                PathBuf::new()
+            });
+        let schedule = value(pick(&layers, |layer| &layer.schedule));
+        let when = pick(&layers, |layer| &layer.deploy_when);
+        if let (Some(when), None) = (when, &schedule)
+            && when.value == DeployWhen::OnSchedule
+        {
+            let hint = "add [renew] schedule = \"30 3 * * *\"";
+            problems.add(&when.place, "there is no schedule to deploy on", hint);
+        }
+        let directory = path(pick(&layers, |layer| &layer.output_dir));
+        let (owner, group) = (
+            pick(&layers, |layer| &layer.output_owner),
+            pick(&layers, |layer| &layer.output_group),
+        );
+        exists(owner, owner::user, problems);
+        exists(group, owner::group, problems);
+        Settings {
+            file: self.file.clone(),
+            output: OutputSettings {
+                directory: directory.unwrap_or_else(|| data_dir.join("public")),
+                owner: value(owner),
+                group: value(group),
+            },
+            data_dir,
+            log_format: self.log_format(),
+            admin_listen: match value(pick(&layers, |layer| &layer.admin_listen)) {
+                None => Some(([127, 0, 0, 1], 9180).into()),
+                Some(AdminListen::At(address)) => Some(address),
+                Some(AdminListen::Off) => None,
+            },
+            renew: RenewSettings {
+                schedule,
+                deploy: value(when).unwrap_or_default(),
+            },
+            certificates: Vec::new(),
+        }
+    }
+
+    /// One certificate, complete.
+    pub(super) fn certificate(
+        &self,
+        entry: &Entry,
+        problems: &mut Problems,
+    ) -> CertificateSettings {
+        let layers = [
+            &self.options.shared,
+            &self.variables.layer.shared,
+            &entry.layer,
+            &self.document.layer.shared,
+        ];
+        let path = |given: Option<&Given<PathBuf>>| given.map(|given| self.absolute(given));
+        CertificateSettings {
+            lineage: entry.lineage.clone(),
+            names: entry.names.clone(),
+            ca: CaSettings {
+                directory: value(pick(&layers, |layer| &layer.ca)).unwrap_or_default(),
+                root: path(pick(&layers, |layer| &layer.root)),
+                email: value(pick(&layers, |layer| &layer.email)),
+                agree_tos: value(pick(&layers, |layer| &layer.agree_tos)).unwrap_or_default(),
+                eab_kid: value(pick(&layers, |layer| &layer.eab_kid)),
+                eab_hmac_file: path(pick(&layers, |layer| &layer.eab_hmac_file)),
+                preferred_chain: value(pick(&layers, |layer| &layer.preferred_chain)),
+            },
+            profile: value(pick(&layers, |layer| &layer.profile)),
+            key: value(pick(&layers, |layer| &layer.key)).unwrap_or_default(),
+            reuse_key: value(pick(&layers, |layer| &layer.reuse_key)).unwrap_or_default(),
+            challenge: self.challenge(&layers),
+            deploy: self.deploy(pick(&layers, |layer| &layer.deploy), problems),
+            verify: value(pick(&layers, |layer| &layer.verify)).unwrap_or_default(),
+        }
+    }
+
+    /// The strongest source that says how decides, whichever way it says.
+    fn challenge(&self, layers: &[&CertificateLayer]) -> ChallengeSettings {
+        for layer in layers {
+            if let Some(webroot) = &layer.webroot {
+                return ChallengeSettings::Webroot(self.absolute(webroot));
+            }
+            if let Some(addresses) = &layer.http_listen {
+                return ChallengeSettings::Listen(addresses.value.clone());
+            }
+        }
+        ChallengeSettings::Listen(Vec::new())
+    }
+
+    /// Named tables stand for every certificate that does not say otherwise.
+    fn deploy(
+        &self,
+        given: Option<&Given<Vec<Given<String>>>>,
+        problems: &mut Problems,
+    ) -> Vec<Spec> {
+        let targets = &self.document.targets;
+        let Some(given) = given else {
+            return targets.values().map(|spec| self.located(spec)).collect();
+        };
+        let mut specs: Vec<Spec> = Vec::new();
+        for word in &given.value {
+            let spec = match targets.get(&word.value) {
+                Some(named) => Ok(self.located(named)),
+                None => word.value.parse().map(|value| {
+                    let place = word.place.clone();
+                    self.located(&Given { value, place })
+                }),
+            };
+            match spec {
+                Ok(spec) if specs.contains(&spec) => {
+                    let message = format!("`{spec}` is given twice");
+                    problems.add(&word.place, message, "give it once");
+                }
+                Ok(spec) => specs.push(spec),
+                Err(message) => problems.add(&word.place, message, DEPLOY_HINT),
+            }
+        }
+        specs
+    }
+
+    fn located(&self, spec: &Given<Spec>) -> Spec {
+        let Spec::Nginx { pid_file } = &spec.value;
+        let absolute = |path: &PathBuf| {
+            self.absolute(&Given {
+                value: path.clone(),
+                place: spec.place.clone(),
+            })
+        };
+        Spec::Nginx {
+            pid_file: pid_file.as_ref().map(absolute),
+        }
+    }
+
+    /// A relative path of the file starts at the file, any other here.
+    fn absolute(&self, given: &Given<PathBuf>) -> PathBuf {
+        let base = match (&given.place, &self.file) {
+            (Place::Line { .. }, Some(file)) => file.parent().unwrap_or(Path::new("")),
+            _ => Path::new(""),
+        };
+        let path = base.join(&given.value);
+        std::path::absolute(&path).unwrap_or(path)
+    }
+}
+
+impl CertificateLayer {
+    /// Whether its CA is not known, because of a mistake that is told already.
+    pub(super) fn hides_its_ca(&self) -> bool {
+        ["ca", "agree_tos"]
+            .iter()
+            .any(|key| self.broken.contains(*key))
+    }
+}
+
+fn exists(
+    given: Option<&Given<String>>,
+    find: fn(&str) -> Result<u32, String>,
+    problems: &mut Problems,
+) {
+    if let Some(given) = given
+        && let Err(message) = find(&given.value)
+    {
+        problems.add(&given.place, message, "name one that exists, or its number");
+    }
+}
+
+fn pick<'a, L, T>(layers: &[&'a L], of: impl Fn(&L) -> &Option<Given<T>>) -> Option<&'a Given<T>> {
+    layers.iter().find_map(|layer| of(layer).as_ref())
+}
+
+fn value<T: Clone>(given: Option<&Given<T>>) -> Option<T> {
+    given.map(|given| given.value.clone())
+}

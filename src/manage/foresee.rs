@@ -1,0 +1,136 @@
+//! Whether a pass may come to order, asked before the parts of an order are
+//! taken: while nothing is due, port 80 may belong to somebody else.
+
+use std::time::Duration;
+
+use super::Wanted;
+use super::issue::Urge;
+use crate::random::Random;
+use crate::record::Record;
+use crate::renew::decide::{Next, next};
+use crate::time::Timestamp;
+
+/// A pass that hands over takes its time; what is due within this may be due
+/// before it has ended.
+const MARGIN: Duration = Duration::from_secs(300);
+
+/// Whether a pass over `record` may order. It errs on the side of yes.
+#[must_use]
+pub fn may_order(
+    record: Option<&Record>,
+    wanted: &Wanted,
+    urge: Urge,
+    now: Timestamp,
+    random: &dyn Random,
+) -> bool {
+    let (Some(record), false) = (record, urge == Urge::Force) else {
+        return true;
+    };
+    let mut record = record.clone();
+    record.identifiers.clone_from(&wanted.identifiers);
+    record.ca.clone_from(&wanted.ca);
+    if urge == Urge::Asked {
+        record.failures.retry_at = None;
+    }
+    // The question is what comes when everything is handed over.
+    if let Some(issued) = &record.issued {
+        let generation = issued.generation;
+        record.deployed.values_mut().for_each(|on| *on = generation);
+        for served in record.served.values_mut() {
+            served.generation = generation;
+        }
+    }
+    match next(&record, now, random) {
+        Next::Wait(until) => until <= now + MARGIN,
+        Next::Halt(_) => false,
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::certificate::{Facts, Fingerprint, KeyType};
+    use crate::identifier::{Identifier, Lineage};
+    use crate::random::SeededRandom;
+    use crate::record::{Generation, Issued, Renewal};
+
+    const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    fn wanted() -> Wanted {
+        let name = Identifier::parse("example.com").unwrap();
+        Wanted {
+            lineage: Lineage::of(&name),
+            identifiers: BTreeSet::from([name]),
+            ca: "https://ca".into(),
+            profile: None,
+            key: KeyType::default(),
+            reuse_key: false,
+        }
+    }
+
+    fn record(renewed_at: Timestamp) -> Record {
+        let wanted = wanted();
+        let mut record = Record::new(wanted.lineage, wanted.identifiers.clone(), wanted.ca);
+        record.issued = Some(Issued {
+            generation: Generation(1),
+            facts: Facts {
+                identifiers: wanted.identifiers,
+                not_before: NOW,
+                not_after: NOW + DAY * 90,
+                fingerprint: Fingerprint::of(b"leaf"),
+                renewal_id: None,
+            },
+            ca: "https://ca".into(),
+            at: NOW,
+            renewal: Some(Renewal {
+                at: renewed_at,
+                window: None,
+                refresh_at: None,
+            }),
+            renewable_from: None,
+            handover_at: None,
+        });
+        record.deployed.insert("nginx".into(), Generation(0));
+        record
+    }
+
+    fn asks(record: Option<&Record>, wanted: &Wanted, urge: Urge) -> bool {
+        may_order(record, wanted, urge, NOW, &SeededRandom::new(1))
+    }
+
+    #[test]
+    fn what_is_not_due_needs_no_port_though_it_is_not_handed_over() {
+        let later = record(NOW + DAY * 60);
+        assert!(!asks(Some(&later), &wanted(), Urge::Due));
+        assert!(!asks(Some(&later), &wanted(), Urge::Asked));
+    }
+
+    #[test]
+    fn what_may_come_to_an_order_needs_it() {
+        assert!(asks(None, &wanted(), Urge::Due));
+        let later = record(NOW + DAY * 60);
+        assert!(asks(Some(&later), &wanted(), Urge::Force));
+        assert!(asks(Some(&record(NOW)), &wanted(), Urge::Due));
+        let soon = record(NOW + Duration::from_secs(10));
+        assert!(asks(Some(&soon), &wanted(), Urge::Due));
+        let mut more = wanted();
+        more.identifiers
+            .insert(Identifier::parse("www.example.com").unwrap());
+        assert!(asks(Some(&later), &more, Urge::Due));
+        let mut other = wanted();
+        other.ca = "https://other".into();
+        assert!(asks(Some(&later), &other, Urge::Due));
+    }
+
+    #[test]
+    fn a_pause_after_a_failure_ends_when_the_user_asks() {
+        let mut failed = record(NOW);
+        failed.failures.retry_at = Some(NOW + DAY);
+        assert!(!asks(Some(&failed), &wanted(), Urge::Due));
+        assert!(asks(Some(&failed), &wanted(), Urge::Asked));
+    }
+}

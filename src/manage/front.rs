@@ -1,0 +1,139 @@
+//! Our own TLS listener as a server to hand over to: it reads the live pair as
+//! nginx would, and its reload is a publication. So it is checked, told and
+//! proven by the same steps as any other.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::certificate::{Bundle, Freshness, Secret};
+use crate::deploy::output::Output;
+use crate::deploy::{DeployError, Target};
+use crate::identifier::{Identifier, Lineage};
+use crate::time::Clock;
+use crate::tls::credentials::Publisher;
+
+const NAME: &str = "front";
+
+/// One certificate of our own listener.
+pub struct Front {
+    lineage: Lineage,
+    identifiers: BTreeSet<Identifier>,
+    live: PathBuf,
+    publisher: Arc<Publisher>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Front {
+    /// Hands the live pair of `lineage` to `publisher`.
+    #[must_use]
+    pub fn new(
+        lineage: Lineage,
+        identifiers: BTreeSet<Identifier>,
+        output: &Output,
+        publisher: Arc<Publisher>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            live: output.live_path(&lineage),
+            lineage,
+            identifiers,
+            publisher,
+            clock,
+        }
+    }
+
+    fn read(&self) -> Result<Bundle, DeployError> {
+        // Resolved once: the link may move between two reads.
+        let place = std::fs::canonicalize(&self.live).map_err(|error| self.error(&error))?;
+        let text = |name: &str| {
+            std::fs::read_to_string(place.join(name)).map_err(|error| self.error(&error))
+        };
+        let key = Secret::new(text("privkey.pem")?);
+        let (chain, now) = (text("fullchain.pem")?, self.clock.now());
+        Bundle::new(key, &chain, &self.identifiers, now, Freshness::Stored)
+            .map_err(|error| self.error(&error))
+    }
+
+    fn error(&self, detail: &dyn std::error::Error) -> DeployError {
+        DeployError::Pair {
+            target: NAME.to_owned(),
+            path: self.live.display().to_string(),
+            detail: detail.to_string(),
+        }
+    }
+}
+
+#[async_trait]
+impl Target for Front {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    async fn check(&self) -> Result<(), DeployError> {
+        self.read().map(drop)
+    }
+
+    async fn apply(&self) -> Result<(), DeployError> {
+        let bundle = self.read()?;
+        let published = self.publisher.publish(&self.lineage, &bundle);
+        published.map_err(|error| self.error(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::record::Generation;
+    use crate::time::{SystemClock, VirtualClock};
+
+    #[tokio::test]
+    async fn a_damaged_or_expired_live_pair_is_refused_before_and_at_the_reload() {
+        let directory = tempfile::tempdir().unwrap();
+        let output = Output::new(directory.path().to_owned());
+        let names = BTreeSet::from([Identifier::parse("example.com").unwrap()]);
+        let lineage = Lineage::parse("example.com").unwrap();
+        let clock = Arc::new(VirtualClock::new(SystemClock.now()));
+        let served = vec![(lineage.clone(), names.clone())];
+        let (publisher, _credentials) = Publisher::new(served, clock.clone());
+        let front = Front::new(
+            lineage.clone(),
+            names.clone(),
+            &output,
+            Arc::new(publisher),
+            clock.clone(),
+        );
+        let missing = front.check().await.unwrap_err();
+        assert!(
+            missing.to_string().contains("live/example.com"),
+            "{missing}"
+        );
+        output.placeholder(&lineage, &names, clock.now()).unwrap();
+        front.check().await.unwrap();
+        front.apply().await.unwrap();
+
+        let live = output.live_path(&lineage);
+        let (key, chain) = (live.join("privkey.pem"), live.join("fullchain.pem"));
+        let sound = std::fs::read_to_string(&key).unwrap();
+        let other = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        for damaged in [other.as_str(), ""] {
+            std::fs::write(&key, damaged).unwrap();
+            assert!(front.check().await.is_err());
+            assert!(matches!(front.apply().await, Err(DeployError::Pair { .. })));
+        }
+        std::fs::write(&key, sound).unwrap();
+        front.apply().await.unwrap();
+
+        let leaf = std::fs::read_to_string(chain).unwrap();
+        let key = Secret::new(std::fs::read_to_string(&key).unwrap());
+        let bundle = Bundle::new(key, &leaf, &names, clock.now(), Freshness::Any).unwrap();
+        clock.set(bundle.facts().not_after + Duration::from_secs(1));
+        let expired = front.check().await.unwrap_err();
+        assert!(expired.to_string().contains("expired"), "{expired}");
+        assert_eq!(output.live(&lineage), Some(Generation(0)));
+    }
+}

@@ -1,0 +1,101 @@
+//! The demonstration, as a user runs it: the numbers that it is about, and
+//! nothing left behind.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::{certs, program, text, until};
+
+fn demo(directory: &Path, arguments: &[&str]) -> Command {
+    let mut command = certs(directory);
+    command.env("TMPDIR", directory).arg("demo").args(arguments);
+    command
+}
+
+fn is_empty(directory: &Path) -> bool {
+    std::fs::read_dir(directory).unwrap().next().is_none()
+}
+
+/// What every demonstration must show.
+fn proven(output: &Output) -> serde_json::Value {
+    let told = text(output);
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    let score: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let number = |key: &str| score[key].as_f64().unwrap();
+    assert_eq!(number("failures"), 0.0, "{told}");
+    assert_eq!(number("certificates"), 2.0, "{told}");
+    assert!(number("renewals") >= 6.0, "{told}");
+    // Four generations of three names.
+    assert!(number("proofs") >= 12.0, "{told}");
+    assert!(number("requests") >= 500.0, "{told}");
+    // Half of the clients make one for each request, the others one each.
+    assert!(number("handshakes") >= 200.0, "{told}");
+    assert!(number("handshakes") < number("requests"), "{told}");
+    assert!(number("slowest_swap_ms") > 0.0, "{told}");
+    assert!(number("seconds") < 60.0, "{told}");
+    score
+}
+
+#[test]
+fn three_renewals_each_under_load_fail_no_request_and_leave_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = demo(directory.path(), &["--json"]).output().unwrap();
+    let score = proven(&output);
+    assert_eq!(score["with"], "front");
+    assert_eq!(score["closed_while_idle"], 0, "a swap ended a connection");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("renewed to 0004, proven"), "{told}");
+    assert!(is_empty(directory.path()), "something was left behind");
+}
+
+#[test]
+fn nginx_is_renewed_without_a_failed_request_and_stopped() {
+    let Some(nginx) = program("CERTS_LAB_NGINX", "/usr/sbin/nginx") else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let output = demo(directory.path(), &["--with", "nginx", "--json", "--quiet"])
+        .env("PATH", nginx.parent().unwrap())
+        .output()
+        .unwrap();
+    let score = proven(&output);
+    assert_eq!(score["with"], "nginx");
+    assert!(output.stderr.is_empty(), "{}", text(&output));
+    assert!(is_empty(directory.path()), "something was left behind");
+}
+
+#[test]
+fn interrupted_it_leaves_nothing_and_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let child = demo(directory.path(), &[])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    until("the stage", || {
+        let scratch = std::fs::read_dir(directory.path()).unwrap().next();
+        scratch.is_some_and(|scratch| scratch.unwrap().path().join("certs/live").exists())
+    });
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let told = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("interrupted"), "{told}");
+    assert!(
+        is_empty(directory.path()),
+        "something was left behind: {told}"
+    );
+}
+
+#[test]
+fn a_missing_place_is_told_before_anything_begins() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory.path().join("missing");
+    let output = demo(&missing, &[]).output().unwrap();
+    let told = text(&output);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains("hint:") && told.contains("TMPDIR"), "{told}");
+    assert!(!missing.exists());
+}

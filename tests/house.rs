@@ -1,0 +1,542 @@
+//! Who may import whom, as data: reads the sources, leaves out comments,
+//! strings and what is compiled for tests alone, and holds every path that
+//! leads into another room against the table. A room is a module at the root of
+//! the crate together with all below it. Also: which rooms may name the crates
+//! that must not leak, and the form that every file has.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+/// Imports nothing of ours but itself, and anybody may import it.
+const VOCABULARY: &[&str] = &[
+    "identifier",
+    "certificate",
+    "record",
+    "time",
+    "random",
+    "error",
+    "files",
+    "sockets",
+];
+
+/// What a room may import beside itself and the vocabulary.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("renew", &[]),
+    ("store", &[]),
+    ("deploy", &[]),
+    ("observe", &[]),
+    ("ca", &[]),
+    ("challenge", &["store"]),
+    ("acme", &["challenge"]),
+    ("tls", &["challenge"]),
+    ("manage", FLOWS),
+    // Each module's own settings, never back.
+    ("config", &["deploy", "manage", "challenge", "acme"]),
+    ("cli", ALL),
+    ("main", &["cli"]),
+    ("lib", &[]),
+];
+
+const FLOWS: &[&str] = &[
+    "renew",
+    "store",
+    "challenge",
+    "acme",
+    "deploy",
+    "tls",
+    "ca",
+    "observe",
+];
+
+const ALL: &[&str] = &[
+    "renew",
+    "store",
+    "challenge",
+    "acme",
+    "deploy",
+    "tls",
+    "ca",
+    "observe",
+    "manage",
+    "config",
+];
+
+/// Crates whose types stay where they are: the module, all below it, and why.
+const CRATES: &[(&[&str], &[(&str, &str)])] = &[
+    (
+        &["instant_acme"],
+        &[("acme", "the one room that speaks ACME to a CA")],
+    ),
+    (
+        &["rustls", "tokio_rustls", "hyper_rustls"],
+        &[
+            ("tls", "our own front"),
+            ("certificate", "a key is proven to be one that can serve"),
+            ("deploy/verify", "the proof is a handshake"),
+            ("acme", "https to the CA, with the roots that we trust"),
+            ("ca", "DER out of PEM"),
+        ],
+    ),
+];
+
+const LONGEST: usize = 600;
+
+#[test]
+fn every_room_imports_only_what_the_table_lets_it() {
+    let house = read_house();
+    let faults: Vec<_> = house.iter().flat_map(imports_at_fault).collect();
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn the_types_of_some_crates_stay_in_their_rooms() {
+    let house = read_house();
+    let faults: Vec<_> = house.iter().flat_map(crates_at_fault).collect();
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn every_file_says_what_it_is_for_and_is_short_enough_to_read() {
+    let house = read_house();
+    let faults: Vec<_> = house.iter().flat_map(form_at_fault).collect();
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+/// One file of `src/`.
+struct Source {
+    /// Below `src/`.
+    path: PathBuf,
+    text: String,
+    /// The text with all that does not count as blanks, line by line.
+    code: String,
+}
+
+impl Source {
+    fn new(path: &str, text: &str) -> Self {
+        Self {
+            path: path.into(),
+            text: text.to_owned(),
+            code: without_tests(&without_prose(text)),
+        }
+    }
+
+    /// Below the root of the crate: `manage/issue` for `crate::manage::issue`.
+    fn module(&self) -> String {
+        self.path.with_extension("").display().to_string()
+    }
+
+    fn room(&self) -> String {
+        let module = self.module();
+        module
+            .split_once('/')
+            .map_or(module.clone(), |(room, _)| room.to_owned())
+    }
+}
+
+fn read_house() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut folders, mut house) = (vec![root.clone()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let below = path.strip_prefix(&root).unwrap();
+                let text = std::fs::read_to_string(&path).unwrap();
+                house.push(Source::new(below.to_str().unwrap(), &text));
+            }
+        }
+    }
+    house.sort_by(|one, other| one.path.cmp(&other.path));
+    let for_tests: BTreeSet<_> = house.iter().flat_map(modules_for_tests).collect();
+    for source in &mut house {
+        let module = source.module();
+        let inside = |test: &String| module == *test || module.starts_with(&format!("{test}/"));
+        if for_tests.iter().any(inside) {
+            source.code.clear();
+        }
+    }
+    assert!(house.len() > 20, "only {} files were found", house.len());
+    house
+}
+
+/// The faults of one file's imports, each with the line and what is allowed.
+fn imports_at_fault(source: &Source) -> Vec<String> {
+    let room = source.room();
+    let Some(allowed) = allowed(&room) else {
+        let path = source.path.display();
+        return vec![format!(
+            "src/{path}: the table in tests/house.rs has no room `{room}`; say there what it may import"
+        )];
+    };
+    let mut faults = Vec::new();
+    for (line, named) in rooms_named(source) {
+        if named == room || allowed.contains(&named.as_str()) {
+            continue;
+        }
+        let mut fault = String::new();
+        let path = source.path.display();
+        let allowed = allowed.join(", ");
+        write!(
+            fault,
+            "src/{path}:{line}: `{room}` may not import `{named}`"
+        )
+        .unwrap();
+        write!(fault, "; allowed: {allowed}").unwrap();
+        faults.push(fault);
+    }
+    faults
+}
+
+fn allowed(room: &str) -> Option<Vec<&'static str>> {
+    if VOCABULARY.contains(&room) {
+        return Some(VOCABULARY.to_vec());
+    }
+    let (_, more) = ROOMS.iter().find(|(name, _)| *name == room)?;
+    Some([VOCABULARY, more].concat())
+}
+
+/// The rooms that the code names, each with its line.
+fn rooms_named(source: &Source) -> Vec<(usize, String)> {
+    let depth = source.path.components().count();
+    // `crate` is spelled with our name in main.rs, and `super` leads there too.
+    let upward = vec!["super"; depth].join("::");
+    let roots = ["crate", "certs", &upward];
+    let mut named = Vec::new();
+    for (at, root) in roots.iter().flat_map(|root| words(&source.code, root)) {
+        if source.code[..at].ends_with("super::") && root == upward {
+            continue;
+        }
+        let Some(rest) = after_colons(&source.code[at + root.len()..]) else {
+            continue;
+        };
+        let line = line_of(&source.code, at);
+        named.extend(first_segments(rest).into_iter().map(|room| (line, room)));
+    }
+    named.sort();
+    named
+}
+
+/// `a` of `a::b`, `a` and `c` of `{a::b, c::{d, e}}`, `*` of `*`.
+fn first_segments(path: &str) -> Vec<String> {
+    let word = |text: &str| {
+        let text = text.trim_start();
+        let end = text.find(|letter: char| !is_of_word(letter));
+        match text[..end.unwrap_or(text.len())].to_owned() {
+            word if word.is_empty() => text.chars().take(1).collect(),
+            word => word,
+        }
+    };
+    let Some(group) = path.strip_prefix('{') else {
+        return vec![word(path)];
+    };
+    let (mut depth, mut start, mut segments) = (0_usize, 0, Vec::new());
+    for (at, letter) in group.char_indices() {
+        match letter {
+            '{' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            ',' | '}' if depth == 0 => {
+                segments.push(word(&group[start..at]));
+                start = at + 1;
+                if letter == '}' {
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    // After a trailing comma there is nothing but the closing brace.
+    segments.retain(|segment| !segment.is_empty() && segment != "self");
+    segments
+}
+
+fn crates_at_fault(source: &Source) -> Vec<String> {
+    let module = source.module();
+    let mut faults = Vec::new();
+    for (names, places) in CRATES {
+        let lives_here = |place: &str| module == place || module.starts_with(&format!("{place}/"));
+        if places.iter().any(|(place, _)| lives_here(place)) {
+            continue;
+        }
+        for (at, name) in names.iter().flat_map(|name| words(&source.code, name)) {
+            let (path, line) = (source.path.display(), line_of(&source.code, at));
+            let places = places
+                .iter()
+                .map(|(place, why)| format!("{place} ({why})"))
+                .collect::<Vec<_>>()
+                .join(", ");
+            faults.push(format!(
+                "src/{path}:{line}: `{name}` may be named in {places} alone"
+            ));
+        }
+    }
+    faults
+}
+
+fn form_at_fault(source: &Source) -> Vec<String> {
+    let (path, lines) = (source.path.display(), source.text.lines().count());
+    let mut faults = Vec::new();
+    if !source.text.starts_with("//! ") {
+        faults.push(format!(
+            "src/{path}:1: opens without `//!`: what is it for, and what does it never do?"
+        ));
+    }
+    if lines > LONGEST {
+        faults.push(format!(
+            "src/{path}:{lines}: {lines} lines, and {LONGEST} are allowed: divide it by topic"
+        ));
+    }
+    faults
+}
+
+fn line_of(code: &str, at: usize) -> usize {
+    1 + code[..at].matches('\n').count()
+}
+
+fn is_of_word(letter: char) -> bool {
+    letter.is_alphanumeric() || letter == '_'
+}
+
+/// Where `word` stands as a whole word.
+fn words<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = (usize, &'a str)> {
+    code.match_indices(word).filter(move |(at, _)| {
+        let (before, after) = (&code[..*at], &code[at + word.len()..]);
+        !before.ends_with(is_of_word) && !after.starts_with(is_of_word)
+    })
+}
+
+fn after_colons(code: &str) -> Option<&str> {
+    Some(code.trim_start().strip_prefix("::")?.trim_start())
+}
+
+/// `code` with comments, strings and characters blanked, every line in place.
+fn without_prose(text: &str) -> String {
+    let (mut code, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some(letter) = rest.chars().next() {
+        let prose = prose_length(rest, code.chars().next_back());
+        let kept = if prose == 0 { letter.len_utf8() } else { 0 };
+        code.push_str(&rest[..kept]);
+        blank(&mut code, &rest[kept..kept + prose]);
+        rest = &rest[kept + prose..];
+    }
+    code
+}
+
+fn blank(code: &mut String, prose: &str) {
+    code.extend(
+        prose
+            .chars()
+            .map(|letter| if letter == '\n' { '\n' } else { ' ' }),
+    );
+}
+
+/// How many bytes of a comment or literal `text` opens with.
+fn prose_length(text: &str, before: Option<char>) -> usize {
+    if text.starts_with("//") {
+        return text.find('\n').unwrap_or(text.len());
+    }
+    if text.starts_with("/*") {
+        return block_comment_length(text);
+    }
+    if text.starts_with('"') {
+        return quoted_length(text, '"');
+    }
+    let raw = text.strip_prefix('r').unwrap_or_default();
+    let quoted = raw.trim_start_matches('#').starts_with('"');
+    // `br"…"` is a raw string, `var"` is not.
+    if quoted && !before.is_some_and(|letter| is_of_word(letter) && letter != 'b') {
+        let hashes = raw.len() - raw.trim_start_matches('#').len();
+        let end = format!("\"{}", "#".repeat(hashes));
+        let body = 1 + hashes + 1;
+        return text[body..]
+            .find(&end)
+            .map_or(text.len(), |at| body + at + end.len());
+    }
+    // A lifetime is a quote with no second one after its first letter.
+    let is_character = text.strip_prefix('\'').is_some_and(|body| {
+        let mut letters = body.chars();
+        letters.next() == Some('\\') || letters.next() == Some('\'')
+    });
+    if is_character {
+        quoted_length(text, '\'')
+    } else {
+        0
+    }
+}
+
+fn block_comment_length(text: &str) -> usize {
+    let (mut depth, mut at) = (0, 0);
+    loop {
+        let rest = &text[at..];
+        if rest.starts_with("/*") {
+            (depth, at) = (depth + 1, at + 2);
+        } else if rest.starts_with("*/") {
+            (depth, at) = (depth - 1, at + 2);
+        } else {
+            match rest.chars().next() {
+                Some(letter) => at += letter.len_utf8(),
+                None => return at,
+            }
+        }
+        if depth == 0 {
+            return at;
+        }
+    }
+}
+
+fn quoted_length(text: &str, quote: char) -> usize {
+    let mut letters = text.char_indices().skip(1);
+    while let Some((at, letter)) = letters.next() {
+        if letter == '\\' {
+            letters.next();
+        } else if letter == quote {
+            return at + 1;
+        }
+    }
+    text.len()
+}
+
+const FOR_TESTS: &str = "#[cfg(test)]";
+
+/// `code` with every item under `#[cfg(test)]` blanked.
+fn without_tests(code: &str) -> String {
+    let (mut kept, mut rest) = (String::with_capacity(code.len()), code);
+    while let Some(at) = rest.find(FOR_TESTS) {
+        kept.push_str(&rest[..at]);
+        let end = at + FOR_TESTS.len() + item_length(&rest[at + FOR_TESTS.len()..]);
+        blank(&mut kept, &rest[at..end]);
+        rest = &rest[end..];
+    }
+    kept + rest
+}
+
+/// Up to the brace that closes the item's first one, or the semicolon of an
+/// item that has none.
+fn item_length(code: &str) -> usize {
+    let (mut braces, mut brackets) = (0_usize, 0_usize);
+    for (at, letter) in code.char_indices() {
+        match letter {
+            '{' => braces += 1,
+            '}' if braces <= 1 => return at + 1,
+            '}' => braces -= 1,
+            '[' | '(' => brackets += 1,
+            ']' | ')' => brackets = brackets.saturating_sub(1),
+            ';' if braces == 0 && brackets == 0 => return at + 1,
+            _ => {}
+        }
+    }
+    code.len()
+}
+
+/// `manage/issue/tests` where `manage/issue` says `#[cfg(test)] mod tests;`.
+fn modules_for_tests(source: &Source) -> Vec<String> {
+    let code = without_prose(&source.text);
+    let declared = code.match_indices(FOR_TESTS).filter_map(|(at, _)| {
+        let rest = &code[at + FOR_TESTS.len()..];
+        let item = rest[..item_length(rest)].strip_suffix(';')?;
+        let (_, name) = item.rsplit_once("mod ")?;
+        Some(match source.module().as_str() {
+            "lib" | "main" => name.trim().to_owned(),
+            module => format!("{module}/{}", name.trim()),
+        })
+    });
+    declared.collect()
+}
+
+fn named(path: &str, text: &str) -> Vec<(usize, String)> {
+    rooms_named(&Source::new(path, text))
+}
+
+#[test]
+fn a_planted_import_is_found_in_every_spelling() {
+    let plain = "//! x\nuse crate::cli::parts;\n";
+    let fault = imports_at_fault(&Source::new("store/fs.rs", plain)).remove(0);
+    assert!(
+        fault.starts_with("src/store/fs.rs:2: `store` may not import `cli`; allowed: identifier,"),
+        "{fault}"
+    );
+    for text in [
+        "use crate::{time::Clock, cli};",
+        "use crate::{\n    time::{Clock, Timestamp},\n    cli::{self, parts},\n};",
+        "use crate :: cli;",
+        "use super::super::cli;",
+        "fn f() { crate::cli::run() }",
+        "fn f<'a>(x: &'a str) { let q = ['\"', '\\'']; crate::cli::run() }",
+        "#[cfg(test)]\nmod tests { fn f() { if x { } } }\nuse crate::cli;",
+        "#[cfg(test)]\nmod tests;\nuse crate::cli;",
+        "#[cfg(test)]\nconst X: [u8; 2] = [0; 2];\nuse crate::cli;",
+        "const X: &str = \"\\\"\"; use crate::cli;",
+        "const X: &str = r#\"\"\"#; use crate::cli;",
+        "/* /* */ */ use crate::cli;",
+    ] {
+        let faults = imports_at_fault(&Source::new("store/fs.rs", text));
+        assert_eq!(faults.len(), 1, "{text}: {faults:?}");
+        assert!(faults[0].contains("may not import `cli`"), "{faults:?}");
+    }
+    for (path, text) in [
+        ("time.rs", "use super::store;"),
+        ("time.rs", "use crate::renew::window;"),
+        ("deploy.rs", "use crate::config::Settings;"),
+        ("challenge/http01.rs", "use crate::acme::Client;"),
+        ("manage/issue.rs", "use crate::cli::args;"),
+        ("main.rs", "fn f() { certs::store::open() }"),
+        ("store.rs", "use crate::*;"),
+        ("attic.rs", ""),
+    ] {
+        let faults = imports_at_fault(&Source::new(path, text));
+        assert_eq!(faults.len(), 1, "{path}: {text}: {faults:?}");
+    }
+}
+
+#[test]
+fn what_only_looks_like_an_import_is_left_alone() {
+    for text in [
+        "// use crate::cli;",
+        "/// See [`crate::cli`].",
+        "/* use crate::cli; */",
+        "const X: &str = \"crate::cli\";",
+        "const X: &str = r##\"\"# crate::cli\"##;",
+        "#[cfg(test)]\nmod tests { use crate::cli; fn f() { g(\"}\") } }",
+        "#[cfg(test)]\nuse crate::cli;",
+        "use my_crate::cli;",
+        "pub(crate) fn cli() {}",
+        "use super::cli;",
+    ] {
+        assert_eq!(named("store/fs.rs", text), [], "{text}");
+    }
+    let own = "use crate::store::fs;\nuse crate::{record, time::{self}};";
+    let source = Source::new("store/fs.rs", own);
+    assert_eq!(imports_at_fault(&source), [""; 0]);
+    let rooms = [(1, "store"), (2, "record"), (2, "time")];
+    let rooms = rooms.map(|(line, room)| (line, room.to_owned()));
+    assert_eq!(rooms_named(&source), rooms);
+}
+
+#[test]
+fn a_planted_crate_and_a_planted_form_are_found() {
+    let found = |path: &str, text: &str| crates_at_fault(&Source::new(path, text));
+    let fault = found("manage/issue.rs", "\nuse instant_acme::Order;").remove(0);
+    assert!(fault.starts_with("src/manage/issue.rs:2: `instant_acme`"));
+    assert_eq!(found("acme/order.rs", "use instant_acme::Order;"), [""; 0]);
+    assert_eq!(
+        found("deploy/nginx.rs", "fn f(_: rustls::Error) {}").len(),
+        1
+    );
+    assert_eq!(found("deploy/verify.rs", "use rustls::Error;"), [""; 0]);
+    assert_eq!(found("cli.rs", "use tokio_rustls::TlsAcceptor;").len(), 1);
+
+    let form = |text: &str| form_at_fault(&Source::new("time.rs", text)).len();
+    assert_eq!(form("//! Why.\n"), 0);
+    assert_eq!(form("use std::time;\n"), 1);
+    assert_eq!(form(&"//! Why.\n".repeat(LONGEST)), 0);
+    assert_eq!(form(&"//! Why.\n".repeat(LONGEST + 1)), 1);
+}
+
+#[test]
+fn modules_declared_for_tests_alone_are_known() {
+    let declared = "mod real;\n#[cfg(test)]\npub(super) mod fake;\n#[cfg(test)]\nmod tests { }";
+    let modules = modules_for_tests(&Source::new("acme.rs", declared));
+    assert_eq!(modules, ["acme/fake"]);
+}

@@ -1,0 +1,159 @@
+//! `certs renew` and rehearsals, against Pebble.
+
+use std::process::Command;
+
+use crate::support::{Pebble, certs, free_port, text};
+
+/// Runs it and returns what it said, once its exit code is `code`.
+fn run(command: &mut Command, code: i32) -> String {
+    let output = command.output().unwrap();
+    let told = text(&output);
+    assert_eq!(output.status.code(), Some(code), "{told}");
+    told
+}
+
+fn here(pebble: &Pebble) -> Command {
+    let mut command = certs(&pebble.path(""));
+    command.current_dir(pebble.path(""));
+    command
+}
+
+#[test]
+fn a_renewal_goes_by_the_options_of_the_issue_that_made_it() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    run(&mut pebble.issue(&["example.com", "--key", "rsa-2048"]), 0);
+    // From cron: another directory, no option, no variable but where the state is;
+    // and while nothing is due, port 80 may belong to somebody else.
+    let taken = std::net::TcpListener::bind(("127.0.0.1", pebble.http_port)).unwrap();
+    let mut renew = certs(&pebble.path(""));
+    let told = run(renew.current_dir("/").arg("renew"), 0);
+    assert!(told.contains("not due; generation 0001"), "{told}");
+    let told = run(here(&pebble).args(["renew", "--force"]), 2);
+    assert!(told.contains("cannot listen"), "{told}");
+    drop(taken);
+    let told = run(here(&pebble).args(["renew", "--force"]), 0);
+    assert!(told.contains("issued; generation 0002"), "{told}");
+    let key = pebble.path("out/live/example.com/privkey.pem");
+    let key = rcgen::KeyPair::from_pem(&std::fs::read_to_string(key).unwrap()).unwrap();
+    assert!(key.is_compatible(&rcgen::PKCS_RSA_SHA256));
+}
+
+#[test]
+fn one_certificate_that_fails_stops_no_other_and_gives_the_exit_code() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    for name in ["a.example.com", "b.example.com", "c.example.com"] {
+        run(&mut pebble.issue(&[name]), 0);
+    }
+    // Configured now, at a CA that nobody answers for.
+    let nowhere = format!("https://127.0.0.1:{}/dir", free_port());
+    let file = format!(
+        "ca = '{nowhere}'\nhttp_listen = '127.0.0.1:{}'\n[[certificate]]\nnames = 'b.example.com'\n",
+        pebble.http_port
+    );
+    std::fs::write(pebble.path("certs.toml"), file).unwrap();
+    let told = run(here(&pebble).args(["renew", "--force"]), 3);
+    for line in [
+        "a.example.com: issued; generation 0002",
+        "b.example.com: failed (exit code 3)",
+        "c.example.com: issued; generation 0002",
+    ] {
+        assert!(told.contains(line), "no `{line}` in {told}");
+    }
+    let told = run(here(&pebble).args(["renew", "a.example.com", "--force"]), 0);
+    assert!(told.contains("a.example.com: issued; generation 0003"));
+    assert!(!told.contains("c.example.com"), "{told}");
+}
+
+#[test]
+fn a_configured_certificate_needs_its_name_alone() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    let file = format!(
+        "agree_tos = true\nca = '{}'\nca_root = 'root.pem'\nhttp_listen = '127.0.0.1:{}'\nkey = 'ecdsa-p384'\n\
+         [[certificate]]\nnames = ['example.com', 'www.example.com']\n",
+        pebble.directory_url(),
+        pebble.http_port
+    );
+    std::fs::write(pebble.path("certs.toml"), file).unwrap();
+    let told = run(here(&pebble).args(["issue", "example.com", "--json"]), 0);
+    let told: serde_json::Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
+    assert_eq!(
+        (&told["name"], &told["issued"]),
+        (&"example.com".into(), &true.into())
+    );
+    let status = run(here(&pebble).args(["status", "--json"]), 0);
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status[0]["identifiers"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_rehearsal_leaves_no_trace() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    let told = run(&mut pebble.issue(&["example.com", "--dry-run"]), 0);
+    assert!(
+        told.contains("dry run: example.com would be issued"),
+        "{told}"
+    );
+    for name in ["data", "out"] {
+        assert!(!pebble.path(name).exists(), "{name} was written");
+    }
+    // A name whose answer is not to be had fails as the real order would.
+    let webroot = pebble.path("webroot");
+    std::fs::create_dir(&webroot).unwrap();
+    let webroot = webroot.to_str().unwrap().to_owned();
+    let mut command = here(&pebble);
+    command.args([
+        "issue",
+        "example.com",
+        "--dry-run",
+        "--agree-tos",
+        "--webroot",
+        &webroot,
+    ]);
+    command.args(["--ca", &pebble.directory_url(), "--ca-root", "root.pem"]);
+    let told = run(&mut command, 5);
+    assert!(told.contains("dry run: example.com: "), "{told}");
+    assert_eq!(
+        std::fs::read_dir(pebble.path("webroot/.well-known/acme-challenge"))
+            .map_or(0, Iterator::count),
+        0
+    );
+}
+
+#[test]
+fn a_socket_that_is_handed_over_answers_the_challenge() {
+    use std::os::fd::OwnedFd;
+
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    let socket = std::net::TcpListener::bind(("127.0.0.1", pebble.http_port)).unwrap();
+    // As systemd starts a unit: descriptor 3, and the process's own number.
+    let mut command = Command::new("/bin/sh");
+    command
+        .args(["-c", "LISTEN_PID=$$ exec \"$@\" 3<&0 0</dev/null", "sh"])
+        .arg(env!("CARGO_BIN_EXE_certs"))
+        .args([
+            "issue",
+            "example.com",
+            "--agree-tos",
+            "--ca",
+            &pebble.directory_url(),
+            "--ca-root",
+        ])
+        .arg(pebble.path("root.pem"))
+        .env_clear()
+        .env("CERTS_DATA_DIR", pebble.path("data"))
+        .env("LISTEN_FDS", "1")
+        .env("LISTEN_FDNAMES", "http")
+        .stdin(OwnedFd::from(socket));
+    let told = run(&mut command, 0);
+    assert!(told.contains("issued; generation 0001"), "{told}");
+}
