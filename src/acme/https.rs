@@ -48,15 +48,24 @@ impl Https {
             .map_err(|error| error.to_string())?
             .with_root_certificates(roots(extra_roots)?)
             .with_no_client_auth();
-        let connector = hyper_rustls::HttpsConnectorBuilder::new()
+        let https = hyper_rustls::HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_only()
             .enable_http1()
-            .build();
+            .wrap_connector(connector());
         Ok(Self {
-            client: Client::builder(TokioExecutor::new()).build(connector),
+            client: Client::builder(TokioExecutor::new()).build(https),
         })
     }
+}
+
+/// A request is written in two parts: the second must not wait for the first
+/// to be acknowledged.
+fn connector() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector
 }
 
 fn roots(extra: Option<&[u8]>) -> Result<rustls::RootCertStore, String> {

@@ -17,7 +17,7 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 
 use super::problem::{Kind, Problem};
 
-/// What [`Jws::verify`] takes.
+/// What `Jws::verify` takes.
 pub(super) const ALGORITHMS: [&str; 3] = ["ES256", "ES384", "RS256"];
 
 /// A public key as a JWK, of the kinds that may sign requests. Its JSON is
