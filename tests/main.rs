@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod ca;
+mod crash;
 mod demo;
 mod faults;
 mod house;

@@ -39,6 +39,10 @@ impl Running {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
+    }
+
     pub(crate) fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
@@ -191,6 +195,25 @@ pub(crate) fn run(command: &mut Command, code: i32) -> String {
     let told = text(&output);
     assert_eq!(output.status.code(), Some(code), "{told}");
     told
+}
+
+/// The pair oracle: key, chain and names agree.
+pub(crate) fn loads(live: &Path) {
+    use certs::certificate::{Bundle, Freshness, Secret};
+    use certs::identifier::Identifier;
+    use certs::time::{Clock, SystemClock};
+    let directory = std::fs::canonicalize(live).unwrap();
+    let read = |name: &str| std::fs::read_to_string(directory.join(name)).unwrap();
+    let key = Secret::new(read("privkey.pem"));
+    let names = [Identifier::parse("example.com").unwrap()].into();
+    Bundle::new(
+        key,
+        &read("fullchain.pem"),
+        &names,
+        SystemClock.now(),
+        Freshness::Stored,
+    )
+    .unwrap();
 }
 
 pub(crate) fn text(output: &Output) -> String {

@@ -67,6 +67,10 @@ pub(crate) enum Fault {
     DropBefore,
     /// The CA has acted; its reply is lost.
     DropAfter,
+    /// The CA never acts, and the connection stays.
+    HangBefore,
+    /// The CA has acted; its reply never comes, and the connection stays.
+    HangAfter,
     /// The reply comes late.
     Delay(Duration),
     /// A reply of our own: status, content type, body, `Retry-After`.
@@ -307,6 +311,11 @@ async fn answer(
     };
     match fault {
         Fault::DropBefore => return Err(Dropped),
+        Fault::HangBefore => return std::future::pending().await,
+        Fault::HangAfter => {
+            ca.ask(request).await;
+            return std::future::pending().await;
+        }
         Fault::BadNonce(_) if request.method() == http::Method::POST => {
             return Ok(bad_nonce(ca.router).await);
         }
