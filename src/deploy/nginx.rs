@@ -36,7 +36,8 @@ pub struct Nginx {
 struct Master {
     pid: u32,
     handle: rustix::fd::OwnedFd,
-    arguments: Vec<String>,
+    /// What it was started with; `None` when its title is cut off.
+    arguments: Option<Vec<String>>,
 }
 
 impl Nginx {
@@ -82,6 +83,8 @@ impl Nginx {
             .ok_or_else(gone)?;
         let handle = pidfd_open(number, PidfdFlags::empty()).map_err(|_| gone())?;
         let title = std::fs::read(format!("/proc/{pid}/cmdline")).map_err(|_| gone())?;
+        let used = title.iter().rposition(|byte| *byte != 0).unwrap_or(0) + 1;
+        let is_whole = room_for_title(pid).is_none_or(|room| used < room);
         let title = String::from_utf8_lossy(&title).replace('\0', " ");
         match title.trim_end().strip_prefix(MASTER) {
             Some(command) => {
@@ -93,7 +96,7 @@ impl Nginx {
                 Ok(Master {
                     pid,
                     handle,
-                    arguments,
+                    arguments: Some(arguments).filter(|_| is_whole),
                 })
             }
             None => {
@@ -115,6 +118,24 @@ impl Nginx {
     }
 }
 
+/// How long a title may get: nginx writes it over its arguments and its
+/// environment, and cuts off what does not fit. `None` when that is not to be
+/// seen. See proc_pid_stat(5).
+fn room_for_title(pid: u32) -> Option<usize> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    room_in(&stat)
+}
+
+fn room_in(stat: &str) -> Option<usize> {
+    const ARG_START: usize = 48;
+    const ENV_END: usize = 51;
+    // The program's name, in brackets, may hold anything. After it comes field 3.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3)?.parse::<usize>().ok();
+    let room = field(ENV_END)?.checked_sub(field(ARG_START)?)?;
+    (room > 0).then(|| room - 1)
+}
+
 fn read_pid(file: &Path) -> Option<u32> {
     let text = std::fs::read_to_string(file).ok()?;
     text.trim().parse().ok().filter(|pid| *pid > 1)
@@ -133,8 +154,11 @@ impl Target for Nginx {
         let Ok(program) = std::fs::read_link(format!("/proc/{}/exe", master.pid)) else {
             return Ok(());
         };
+        let Some(arguments) = &master.arguments else {
+            return Ok(());
+        };
         let run = tokio::process::Command::new(&program)
-            .args(&master.arguments)
+            .args(arguments)
             .arg("-t")
             .stdin(Stdio::null())
             .kill_on_drop(true)
@@ -174,6 +198,18 @@ impl Target for Nginx {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_title_that_fills_its_room_may_be_cut_off() {
+        let stat = |start: u32, end: u32| {
+            let before = vec!["0"; 44].join(" ");
+            format!("7 (a) b) S {before} {start} 0 0 {end} 0")
+        };
+        assert_eq!(room_in(&stat(1000, 1100)), Some(99));
+        assert_eq!(room_in(&stat(0, 0)), None);
+        assert_eq!(room_in("7 (x) S 0"), None);
+        assert!(room_for_title(std::process::id()).is_some_and(|room| room > 10));
+    }
 
     #[tokio::test]
     async fn signals_nobody_that_is_not_nginx() {
