@@ -24,7 +24,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::output::Failure;
 use super::parts::{Factory, remember};
-use crate::config::CertificateSettings;
+use crate::config::{CertificateSettings, ChallengeSettings};
 use crate::manage::Outcome;
 use crate::manage::issue::Urge;
 use crate::manage::supervise::Handle;
@@ -63,6 +63,8 @@ impl Drop for Remove {
 struct Served {
     handle: Handle,
     factory: Arc<Factory>,
+    /// Whether HTTP-01 is answered by this process.
+    listens: bool,
 }
 
 impl Control {
@@ -80,10 +82,15 @@ impl Control {
     }
 
     /// Serves until it is dropped.
-    pub(super) async fn serve(self, handle: Handle, factory: Arc<Factory>) {
+    pub(super) async fn serve(self, handle: Handle, factory: Arc<Factory>, listens: bool) {
+        let served = Served {
+            handle,
+            factory,
+            listens,
+        };
         let router = Router::new()
             .route(WORK, post(work))
-            .with_state(Served { handle, factory })
+            .with_state(served)
             .into_make_service_with_connect_info::<Peer>();
         if let Err(error) = axum::serve(self.listener, router).await {
             tracing::error!("the control socket has failed: {error}");
@@ -133,6 +140,16 @@ async fn work(
 }
 
 async fn pass(served: &Served, work: Work) -> Result<Outcome, Failure> {
+    let wants_listener = matches!(work.certificate.challenge, ChallengeSettings::Listen(_));
+    if wants_listener && !served.listens {
+        return Err(Failure::usage(
+            format!(
+                "{}: the running `certs run` answers no challenges itself",
+                work.certificate.lineage
+            ),
+            "give --webroot with the directory that it uses, or stop it first",
+        ));
+    }
     let certificate = served.factory.certificate(&work.certificate)?;
     let lineage = certificate.wanted.lineage.clone();
     match served.handle.work(certificate, work.urge).await {

@@ -53,7 +53,8 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
             }
         });
     }
-    serving.spawn(control.serve(handle.clone(), factory.clone()));
+    let listens = settings.http_listen().is_some();
+    serving.spawn(control.serve(handle.clone(), factory.clone(), listens));
     if let Some(every) = sd_notify::watchdog_enabled() {
         serving.spawn(feed_watchdog(handle.clone(), every / 2));
     }
@@ -67,8 +68,12 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     tracing::info!("ready");
     let reload = || {
         let sources = Sources::read(&call.options, &call.environment);
-        let settings = sources.settings(&Purpose::All);
-        certificates(&factory, &settings.map_err(Failure::configuration)?)
+        let read = sources.settings(&Purpose::All);
+        let read = read.map_err(Failure::configuration)?;
+        if !same_process(&settings, &read) {
+            tracing::warn!("listeners, directories and the schedule change with a restart only");
+        }
+        certificates(&factory, &read)
     };
     let ended = obey(&mut signals, &handle, reload, &mut serving).await;
     notify(&[NotifyState::Stopping]);
@@ -81,6 +86,16 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         tracing::debug!("the schedule did not end cleanly: {error}");
     }
     ended
+}
+
+/// Whether all but the certificates is as it was.
+fn same_process(one: &Settings, other: &Settings) -> bool {
+    let fixed = |settings: &Settings| {
+        let mut fixed = settings.clone();
+        fixed.certificates.clear();
+        (fixed, settings.http_listen())
+    };
+    fixed(one) == fixed(other)
 }
 
 fn certificates(factory: &Factory, settings: &Settings) -> Result<Vec<Certificate>, Failure> {
