@@ -24,7 +24,7 @@ use crate::deploy::output::{Output, OutputError};
 use crate::deploy::verify::{Endpoint, VerifyError};
 use crate::deploy::{DeployError, Target};
 use crate::identifier::{Identifier, Lineage};
-use crate::observe::Metrics;
+use crate::observe::{Board, Metrics};
 use crate::random::Random;
 use crate::record::Generation;
 use crate::store::{Store, StoreError};
@@ -51,6 +51,8 @@ pub struct Parts {
     pub spacing: Duration,
     /// When renewed certificates may be handed over.
     pub maintenance: Option<Arc<dyn Maintenance>>,
+    /// Where the state of what is kept is shown at each step.
+    pub board: Option<Board>,
     /// Who is told of the phases of the work.
     pub progress: Option<Arc<dyn Progress>>,
 }

@@ -63,6 +63,7 @@ impl Factory {
                 metrics: Metrics::default(),
                 spacing: SPACING,
                 maintenance: maintenance(&settings.renew),
+                board: None,
                 progress: Some(display.clone()),
             },
             display,

@@ -41,7 +41,7 @@ pub async fn deploy(
     }
     ended?;
     held.record.handover = Failures::default();
-    held.save(parts.store.as_ref(), None).await
+    held.save(parts, None).await
 }
 
 /// Tells each target that has not been seen to serve the newest generation.
@@ -62,7 +62,7 @@ async fn tell(
         target.check().await?;
         target.apply().await?;
         held.record.deployed.insert(name, issued.generation);
-        held.save(parts.store.as_ref(), None).await?;
+        held.save(parts, None).await?;
     }
     Ok(())
 }
@@ -140,7 +140,7 @@ async fn prove(
             not_after: Some(issued.facts.not_after),
         };
         held.record.served.insert(place.to_string(), seen);
-        held.save(parts.store.as_ref(), None).await?;
+        held.save(parts, None).await?;
     }
     Ok(())
 }

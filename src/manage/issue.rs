@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::deploy::{FILES, deploy, places};
+use super::status::status;
 use super::{Certificate, ManageError, Outcome, Parts, Wanted};
 use crate::acme::{AcmeError, Cause, Journal, JournalError};
 use crate::certificate::{Bundle, Facts, Freshness, KeyType, Secret};
@@ -14,7 +15,6 @@ use crate::record::{Failures, Issued, PendingOrder, Record, Renewal, Revision};
 use crate::renew::backoff::{FailureKind, after_failure, after_handover_failure};
 use crate::renew::decide::{self, Next, next};
 use crate::renew::window;
-use crate::store::Store;
 use crate::time::Timestamp;
 
 /// A record held under its lease, with the revision to save it against.
@@ -31,17 +31,22 @@ impl Held {
     /// Of the store, a conflict among them.
     pub async fn save(
         &mut self,
-        store: &dyn Store,
+        parts: &Parts,
         bundle: Option<&Bundle>,
     ) -> Result<(), ManageError> {
-        self.revision = store.save(&self.record, self.revision, bundle).await?;
+        let saved = parts.store.save(&self.record, self.revision, bundle);
+        self.revision = saved.await?;
+        if let Some(board) = &parts.board {
+            let (now, random) = (parts.clock.now(), parts.random.as_ref());
+            board.update(status(&self.record, now, random));
+        }
         Ok(())
     }
 
     /// Makes a failure durable. That failure is what the user must hear of, not
     /// that the disk which caused it cannot keep a note of it.
-    async fn save_or_warn(&mut self, store: &dyn Store) {
-        if let Err(error) = self.save(store, None).await {
+    async fn save_or_warn(&mut self, parts: &Parts) {
+        if let Err(error) = self.save(parts, None).await {
             tracing::warn!(lineage = %self.record.lineage, "the failure could not be noted: {error}");
         }
     }
@@ -92,7 +97,7 @@ pub async fn pass(
                 if let Some(issued) = held.record.issued.as_mut() {
                     issued.renewal = Some(renewal);
                 }
-                held.save(parts.store.as_ref(), None).await?;
+                held.save(parts, None).await?;
             }
             Next::Deploy => hand_over(parts, certificate, &mut held).await?,
             Next::Wait(until) => return outcome(&held.record, issued, until),
@@ -200,7 +205,7 @@ async fn hand_over(
     };
     let now = parts.clock.now();
     held.record.handover = after_handover_failure(&held.record.handover, error.to_string(), now);
-    held.save_or_warn(parts.store.as_ref()).await;
+    held.save_or_warn(parts).await;
     Err(error)
 }
 
@@ -270,7 +275,7 @@ async fn intend(
         begun: parts.clock.now(),
     };
     held.record.order = Some(pending.clone());
-    held.save(parts.store.as_ref(), None).await?;
+    held.save(parts, None).await?;
     Ok(pending)
 }
 
@@ -323,7 +328,7 @@ async fn settle(
     record.order = None;
     record.failures = Failures::default();
     record.handover = Failures::default();
-    held.save(parts.store.as_ref(), Some(bundle)).await
+    held.save(parts, Some(bundle)).await
 }
 
 /// When the new certificate is handed over: in the next maintenance window, if
@@ -383,7 +388,7 @@ async fn refresh(
     if let Some(issued) = held.record.issued.as_mut() {
         issued.renewal = Some(renewal);
     }
-    held.save(parts.store.as_ref(), None).await
+    held.save(parts, None).await
 }
 
 /// RFC 9773 section 4.3.3: a temporary error waits this long.
@@ -422,7 +427,7 @@ async fn note_failure(parts: &Parts, held: &mut Held, error: &ManageError) {
         now,
         parts.random.as_ref(),
     );
-    held.save_or_warn(parts.store.as_ref()).await;
+    held.save_or_warn(parts).await;
 }
 
 struct RecordJournal<'a> {
@@ -437,7 +442,7 @@ impl Journal for RecordJournal<'_> {
         let lineage = &self.held.record.lineage;
         self.parts
             .phase(lineage, "waiting for the CA to validate and sign");
-        Ok(self.held.save(self.parts.store.as_ref(), None).await?)
+        Ok(self.held.save(self.parts, None).await?)
     }
 
     async fn account(&mut self) -> Result<Option<Secret>, JournalError> {

@@ -113,7 +113,8 @@ pub struct Supervisor {
 impl Supervisor {
     /// A supervisor without certificates, that shows their state on `board`.
     #[must_use]
-    pub fn new(parts: Parts, board: Board) -> (Self, Handle) {
+    pub fn new(mut parts: Parts, board: Board) -> (Self, Handle) {
+        parts.board = Some(board.clone());
         let (sender, commands) = mpsc::channel(COMMANDS);
         let supervisor = Self {
             parts,

@@ -74,6 +74,14 @@ impl Board {
         board.insert(status.name.clone(), status);
     }
 
+    /// Puts the newest state up of what is on the board already.
+    pub fn update(&self, status: Status) {
+        let mut board = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shown) = board.get_mut(&status.name) {
+            *shown = status;
+        }
+    }
+
     /// Leaves only `kept` on the board.
     pub fn retain(&self, kept: &BTreeSet<Lineage>) {
         let mut board = self.0.write().unwrap_or_else(PoisonError::into_inner);

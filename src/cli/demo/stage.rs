@@ -182,6 +182,7 @@ fn parts(directory: &Path) -> Result<Parts, Failure> {
         clock: Arc::new(SystemClock),
         random: Arc::new(SystemRandom),
         metrics: Metrics::default(),
+        board: None,
         progress: None,
         spacing: SPACING,
         maintenance: None,

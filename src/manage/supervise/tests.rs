@@ -103,6 +103,7 @@ impl House {
             metrics: Metrics::default(),
             spacing: SPACING,
             maintenance: None,
+            board: None,
             progress: None,
         };
         let signer = Arc::new(Signer {
@@ -306,4 +307,23 @@ async fn a_renewal_is_handed_over_when_the_window_opens() {
     house.until("handed over", |all| all[0].is_ready()).await;
     assert_eq!(house.parts.output.live(&lineage), Some(Generation(2)));
     assert!(handle.ping().await);
+}
+
+#[tokio::test]
+async fn the_board_shows_a_certificate_while_it_is_still_being_proven() {
+    let house = House::new();
+    let mut certificate = house.certificate("n0.example.com");
+    // Nobody listens there, and no time passes: the proof never ends.
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = socket.local_addr().unwrap().to_string().parse().unwrap();
+    drop(socket);
+    certificate.endpoints = vec![nobody];
+    let (mut supervisor, _handle) = Supervisor::new(house.parts.clone(), house.board.clone());
+    supervisor.keep(vec![certificate]).await.unwrap();
+    tokio::spawn(supervisor.run());
+    house
+        .until("issued and not proven", |all| {
+            all[0].generation_issued == Some(Generation(1)) && !all[0].proven
+        })
+        .await;
 }
