@@ -96,6 +96,12 @@ impl Sources {
         }
     }
 
+    /// Whether the file or the environment has a certificate of that name.
+    #[must_use]
+    pub fn configures(&self, lineage: &Lineage) -> bool {
+        self.configured(lineage).is_some()
+    }
+
     /// What holds for the whole process; the certificates are left out, and
     /// whatever is wrong with them alone.
     ///
@@ -161,8 +167,10 @@ impl Sources {
         None
     }
 
+    /// The certificate as it is configured: the environment's word for its
+    /// names is stronger than the file's.
     fn configured(&self, lineage: &Lineage) -> Option<&Entry> {
-        let mut all = self.document.entries.iter();
+        let mut all = self.domains.iter().chain(&self.document.entries);
         all.find(|entry| entry.lineage == *lineage)
     }
 
@@ -204,9 +212,11 @@ impl Sources {
         entries
     }
 
+    /// With what the file says for this certificate alone.
     fn with_own(&self, entry: &Entry) -> Entry {
         let mut entry = entry.clone();
-        if let Some(known) = self.configured(&entry.lineage) {
+        let mut all = self.document.entries.iter();
+        if let Some(known) = all.find(|known| known.lineage == entry.lineage) {
             entry.layer = known.layer.clone();
         }
         entry

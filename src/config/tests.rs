@@ -427,3 +427,19 @@ proptest::proptest! {
         read::read("certs.toml", &text, &mut Problems::default());
     }
 }
+
+#[test]
+fn a_command_means_the_whole_of_what_the_environment_configures() {
+    let mut case = Case::new("agree_tos = true\n")
+        .set("CERTS_DOMAINS", "example.com www.example.com; api.example.com");
+    case.options.names(&["example.com".to_owned()]);
+    let settings = case.settings(&Purpose::Named);
+    let [only] = settings.certificates.as_slice() else {
+        panic!("{settings:?}");
+    };
+    assert_eq!(only.names.len(), 2, "{only:?}");
+    assert!(case.sources().configures(&only.lineage));
+    case.options.names(&["other.example.com".to_owned()]);
+    let settings = case.settings(&Purpose::Named);
+    assert!(!case.sources().configures(&settings.certificates[0].lineage));
+}
