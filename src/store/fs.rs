@@ -15,7 +15,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -45,11 +45,25 @@ struct Stored {
 }
 
 impl FileStore {
+    /// The store that is in `root` already, to be read; `None` when there is
+    /// none, and then none is made.
+    #[must_use]
+    pub fn existing(root: PathBuf) -> Option<Self> {
+        root.join("records").is_dir().then_some(Self { root })
+    }
+
     /// Opens the store in `root`, making the directory (0700) if need be.
     ///
     /// # Errors
     /// When it cannot be made.
     pub fn open(root: PathBuf) -> Result<Self, StoreError> {
+        files::make_directory(&root, PRIVATE_DIRECTORY).map_err(at("create", &root))?;
+        // The mount point of a new volume is for everybody. A directory with
+        // something in it may be anybody's, and its mode is theirs.
+        if is_empty(&root).map_err(at("read", &root))? {
+            let private = PermissionsExt::from_mode(PRIVATE_DIRECTORY);
+            std::fs::set_permissions(&root, private).map_err(at("set the mode of", &root))?;
+        }
         for part in ["records", "leases", "accounts"] {
             let path = root.join(part);
             files::make_directory(&path, PRIVATE_DIRECTORY).map_err(at("create", &path))?;
@@ -257,6 +271,10 @@ fn next_token(file: &mut File) -> io::Result<u64> {
     Ok(token)
 }
 
+fn is_empty(directory: &Path) -> io::Result<bool> {
+    Ok(std::fs::read_dir(directory)?.next().is_none())
+}
+
 fn open_lock(path: &Path) -> Result<File, StoreError> {
     let mut options = OpenOptions::new();
     options
@@ -319,7 +337,6 @@ fn at(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> StoreError 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::os::unix::fs::PermissionsExt;
     use std::sync::Arc;
 
     use super::*;
@@ -417,6 +434,22 @@ mod tests {
                         .map(|entry| entry.unwrap().path()),
                 );
             }
+        }
+    }
+
+    #[test]
+    fn an_empty_directory_becomes_private_and_a_used_one_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, used, mode) in [("new", false, 0o700), ("used", true, 0o755)] {
+            let root = directory.path().join(name);
+            std::fs::create_dir(&root).unwrap();
+            std::fs::set_permissions(&root, PermissionsExt::from_mode(0o755)).unwrap();
+            if used {
+                std::fs::write(root.join("a file"), "").unwrap();
+            }
+            FileStore::open(root.clone()).unwrap();
+            let found = std::fs::metadata(&root).unwrap().permissions().mode();
+            assert_eq!(found & 0o777, mode, "{name}");
         }
     }
 
