@@ -1,6 +1,7 @@
 //! Proving control of a name (RFC 8555 section 8). A [`Solver`] lays out the
 //! answer that the CA will look for and takes it away again.
 
+mod connections;
 pub mod http01;
 pub mod responses;
 pub mod webroot;

@@ -22,7 +22,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use crate::config::{LogFormat, Options, Sources};
+use crate::config::{CommandVariables, LogFormat, Options, Sources};
 use args::{Arguments, Verb};
 use output::{Failure, Terminal};
 
@@ -68,7 +68,11 @@ pub fn run(
     }
 }
 
-fn act(arguments: Arguments, environment: BTreeMap<String, String>) -> ExitCode {
+fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitCode {
+    let said = CommandVariables::read(&environment);
+    if let Ok(said) = &said {
+        arguments.heed(said);
+    }
     let options = arguments.options();
     let sources = Sources::read(&options, &environment);
     let call = Call {
@@ -80,8 +84,11 @@ fn act(arguments: Arguments, environment: BTreeMap<String, String>) -> ExitCode 
     };
     let terminal = call.terminal.clone();
     output::start_logging(&arguments.global, &terminal);
+    if let Err(problems) = said {
+        return Failure::configuration(problems).report(&terminal);
+    }
     let ended = runtime().and_then(|runtime| {
-        runtime.block_on(async {
+        let ended = runtime.block_on(async {
             match arguments.verb {
                 Verb::Issue(options) => issue::issue(&call, &options).await,
                 Verb::Run(_) => run::run(call).await,
@@ -91,7 +98,10 @@ fn act(arguments: Arguments, environment: BTreeMap<String, String>) -> ExitCode 
                 Verb::Ca(verb) => ca::run(&call, verb).await,
                 Verb::Completions { .. } | Verb::Man | Verb::Demo(_) => Ok(()),
             }
-        })
+        });
+        // A look-up that hangs in the system's resolver must not hold up the end.
+        runtime.shutdown_background();
+        ended
     });
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -29,6 +29,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use ca::{CaSettings, Directory};
+pub use environment::CommandVariables;
 pub use options::Options;
 pub use problem::{Place, Problem};
 pub use remembered::Remembered;
@@ -59,6 +60,8 @@ pub struct Settings {
     pub admin_listen: Option<SocketAddr>,
     /// When work is done.
     pub renew: RenewSettings,
+    /// How control is proven where a certificate does not say otherwise.
+    pub challenge: ChallengeSettings,
     /// The certificates, in the order in which they were said.
     pub certificates: Vec<CertificateSettings>,
 }

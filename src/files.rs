@@ -38,12 +38,20 @@ pub fn replace(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
     sync_parent(path)
 }
 
-/// Makes the directory with `mode`, and its parents; fine when it exists.
+/// Makes the directory with `mode`, and its parents for everybody to pass
+/// through; fine when it exists.
 ///
 /// # Errors
 /// As the system has them.
 pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(mode).create(path)
+    let make = |path: &Path, mode| DirBuilder::new().recursive(true).mode(mode).create(path);
+    if let Some(parent) = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
+        make(parent, 0o755)?;
+    }
+    make(path, mode)
 }
 
 /// Flushes the directory that `path` stands in.
@@ -65,5 +73,23 @@ pub fn remove_if_there(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_is_private_and_its_parents_can_be_passed() {
+        let directory = tempfile::tempdir().unwrap();
+        let deep = directory.path().join("a/b/c");
+        make_directory(&deep, 0o700).unwrap();
+        make_directory(&deep, 0o700).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o711;
+        assert_eq!(mode(&deep), 0o700);
+        assert_eq!(mode(deep.parent().unwrap()), 0o711);
     }
 }

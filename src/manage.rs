@@ -138,6 +138,12 @@ pub enum ManageError {
     Key(#[from] rcgen::Error),
     #[error("no new try before {until}; the last one ended with: {last}")]
     BackingOff { until: Timestamp, last: String },
+    #[error("not handed over, and no new try before {until}; the last one ended with: {last}")]
+    NotHandedOver { until: Timestamp, last: String },
+    #[error("the running `certs run` keeps it for {kept}, and not for what this command asks for")]
+    KeptOtherwise { kept: String },
+    #[error("`certs run` ended before the work did")]
+    Stopped,
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -149,3 +155,42 @@ pub enum ManageError {
     #[error("nothing can be done: {0}")]
     Halted(String),
 }
+
+impl ManageError {
+    /// The next thing for a person to do.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Acme(acme) => acme.cause.hint().into(),
+            Self::Bundle { .. } => {
+                "nothing was published; what was served before is still served".into()
+            }
+            Self::BackingOff { .. } => {
+                "certs issue with the same names tries at once, unless the CA itself asked to wait; the certificate in use is untouched".into()
+            }
+            Self::NotHandedOver { .. } => {
+                "mend what the last try ended with; certs issue with the same names tries at once".into()
+            }
+            Self::KeptOtherwise { .. } => {
+                "change its configuration and send it SIGHUP, or make another certificate with --name NAME".into()
+            }
+            Self::Stopped => {
+                "run the same command again: what was ordered is resumed, not repeated".into()
+            }
+            Self::Store(StoreError::Corrupt { .. }) => {
+                "restore that file from a backup, or move it away: what is missing is then made anew, and what is served stays".into()
+            }
+            Self::Store(StoreError::Leased { .. }) => {
+                "wait until the other process has ended, or let it do the work".into()
+            }
+            Self::Stored(_) | Self::Store(_) | Self::Output(_) => STORE_HINT.into(),
+            Self::Deploy(deploy) => deploy.hint().to_string(),
+            Self::Verify(verify) => verify.hint().to_string(),
+            Self::Key(_) | Self::Halted(_) => "run again with -v and report what it says".into(),
+        }
+    }
+}
+
+/// What to do about a store or an output that cannot be used.
+pub const STORE_HINT: &str =
+    "check the directory's owner, mode and free space; nothing that is served was changed";

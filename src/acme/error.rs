@@ -196,6 +196,22 @@ impl Cause {
         }
     }
 
+    /// The CA's word for whatever it has against a request, `serverInternal`
+    /// among them; `None` when it says nothing, or to wait.
+    pub(super) fn objection(&self) -> Option<&str> {
+        match self {
+            Self::Unreachable(explained) if !explained.kind.is_empty() => Some(&explained.kind),
+            _ => self.refusal(),
+        }
+    }
+
+    /// The CA answers, and fails.
+    pub(super) fn failing(message: String, problem: Option<&instant_acme::Problem>) -> Self {
+        let explained = Explained::new(message, "try again later: the CA is failing");
+        let kind = problem.map_or("", wire::kind).to_owned();
+        Self::Unreachable(Explained { kind, ..explained })
+    }
+
     /// Sorts the problem document that a request was answered with.
     pub(super) fn of_reply(problem: &instant_acme::Problem) -> Self {
         match wire::kind(problem) {
@@ -212,10 +228,7 @@ impl Cause {
                 message: describe(problem),
                 retry_after: None,
             },
-            "serverInternal" => Self::Unreachable(Explained::new(
-                describe(problem),
-                "try again later: the CA is failing",
-            )),
+            "serverInternal" => Self::failing(describe(problem), Some(problem)),
             "badNonce" => Self::Protocol(describe(problem)),
             "connection" | "dns" | "incorrectResponse" | "tls" | "unauthorized" => {
                 Self::NotProven(describe(problem))

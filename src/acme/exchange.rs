@@ -202,10 +202,7 @@ impl Session {
             return Cause::rate_limited(message, retry_after, self.clock.now());
         }
         if status.is_server_error() {
-            return Cause::Unreachable(Explained::new(
-                message,
-                "try again later: the CA is failing",
-            ));
+            return Cause::failing(message, problem.as_ref());
         }
         match problem {
             Some(problem) => Cause::of_reply(&problem),

@@ -128,7 +128,7 @@ impl Flow<'_> {
             let answered = self.post("new-order", url, Some(&request(pending)?)).await;
             match answered {
                 Err(Cause::NotProven(_)) => {}
-                Err(cause) => match cause.refusal() {
+                Err(cause) => match cause.objection() {
                     None | Some("accountDoesNotExist") => return Err(cause),
                     Some(_) => tracing::info!(
                         error = %cause,
@@ -311,6 +311,8 @@ mod tests {
             (404, "malformed"),
             (403, "unauthorized"),
             (400, "malformed"),
+            // Pebble's word when it does not find the predecessor.
+            (500, "serverInternal"),
         ];
         for (status, kind) in refusals {
             let ca = FakeCa::new();
@@ -332,10 +334,22 @@ mod tests {
             }
             assert!(matches!(
                 run(&client, order).await.0,
-                Err(Cause::Refused(_))
+                Err(Cause::Refused(_) | Cause::Unreachable(_))
             ));
             assert_eq!(ca.count("new-order"), 2);
         }
+    }
+
+    #[tokio::test]
+    async fn a_ca_that_is_down_has_nothing_against_replaces() {
+        let ca = FakeCa::new();
+        let mut order = pending(&["a.example"]);
+        order.replaces = Some("YQ.Yg".into());
+        let gateway = Scripted(502, "text/html", "<html>".into(), vec![]);
+        ca.script("new-order", gateway);
+        let (ended, _) = run(&ca.client(), order).await;
+        assert!(matches!(ended, Err(Cause::Unreachable(_))), "{ended:?}");
+        assert_eq!(ca.count("new-order"), 1);
     }
 
     #[tokio::test]

@@ -2,12 +2,11 @@
 //! its exact path to its exact host, sends every other page to https, and
 //! refuses the rest. Nothing of a request is ever reflected unparsed.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{
@@ -21,8 +20,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::connections::Connections;
 use super::responses::Responses;
 use crate::identifier::Identifier;
 use crate::sockets::owner_of;
@@ -33,9 +32,6 @@ const HEADER_DEADLINE: Duration = Duration::from_secs(5);
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(30);
 /// hyper's least buffer; no honest request head is near it.
 const LARGEST_HEAD: usize = 8 * 1024;
-const CONNECTIONS: usize = 1024;
-/// A CA validates from a handful of addresses; one of them never needs more.
-const CONNECTIONS_PER_ADDRESS: usize = 64;
 const AFTER_ACCEPT_ERROR: Duration = Duration::from_millis(100);
 
 /// Why an address could not be listened on.
@@ -66,6 +62,17 @@ impl fmt::Display for Owner {
 }
 
 impl BindError {
+    /// Whether the machine has no IPv6, or none that is switched on.
+    #[must_use]
+    pub fn is_for_lack_of_ipv6(&self) -> bool {
+        let errno = rustix::io::Errno::from_io_error(&self.source);
+        let lack = [
+            rustix::io::Errno::AFNOSUPPORT,
+            rustix::io::Errno::ADDRNOTAVAIL,
+        ];
+        self.address.is_ipv6() && errno.is_some_and(|errno| lack.contains(&errno))
+    }
+
     /// The next thing to do.
     #[must_use]
     pub fn hint(&self) -> &'static str {
@@ -179,10 +186,10 @@ impl Listener {
 
     /// Serves until the future is dropped.
     pub async fn serve(self) {
-        let caps = Arc::new(Caps::default());
+        let connections = Arc::new(Connections::default());
         let mut accepting = tokio::task::JoinSet::new();
         for socket in self.sockets {
-            accepting.spawn(accept(socket, self.served.clone(), caps.clone()));
+            accepting.spawn(accept(socket, self.served.clone(), connections.clone()));
         }
         while accepting.join_next().await.is_some() {}
     }
@@ -203,71 +210,11 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(1024)
 }
 
-/// How many connections there are, in all and by address.
-struct Caps {
-    all: Arc<Semaphore>,
-    by_address: Mutex<HashMap<IpAddr, usize>>,
-}
-
-impl Default for Caps {
-    fn default() -> Self {
-        Self {
-            all: Arc::new(Semaphore::new(CONNECTIONS)),
-            by_address: Mutex::default(),
-        }
-    }
-}
-
-/// A place among the connections, given back when dropped.
-struct Place {
-    caps: Arc<Caps>,
-    address: IpAddr,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Caps {
-    fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
-        let permit = self.all.clone().try_acquire_owned().ok()?;
-        let mut by_address = self
-            .by_address
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let count = by_address.entry(address).or_insert(0);
-        if *count >= CONNECTIONS_PER_ADDRESS {
-            return None;
-        }
-        *count += 1;
-        Some(Place {
-            caps: self.clone(),
-            address,
-            _permit: permit,
-        })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut by_address = self
-            .caps
-            .by_address
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = by_address.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                by_address.remove(&self.address);
-            }
-        }
-    }
-}
-
-async fn accept(socket: TcpListener, served: Served, caps: Arc<Caps>) {
+async fn accept(socket: TcpListener, served: Served, connections: Arc<Connections>) {
     loop {
         match socket.accept().await {
             Ok((stream, peer)) => {
-                if let Some(place) = caps.admit(peer.ip()) {
-                    tokio::spawn(converse(stream, served.clone(), place));
-                }
+                connections.admit(peer.ip(), converse(stream, served.clone()));
             }
             Err(error) => {
                 // Out of descriptors, most likely: that passes, and port 80 must not.
@@ -278,7 +225,7 @@ async fn accept(socket: TcpListener, served: Served, caps: Arc<Caps>) {
     }
 }
 
-async fn converse(stream: TcpStream, served: Served, place: Place) {
+async fn converse(stream: TcpStream, served: Served) {
     let service = service_fn(move |request| {
         let reply = answer(&request, &served.responses);
         (served.tally)(kind(reply.status()));
@@ -291,7 +238,6 @@ async fn converse(stream: TcpStream, served: Served, place: Place) {
         .serve_connection(TokioIo::new(stream), service);
     // Whatever a stranger's connection ended with is not worth a log line.
     let _ = tokio::time::timeout(CONNECTION_DEADLINE, connection).await;
-    drop(place);
 }
 
 fn kind(status: StatusCode) -> &'static str {
@@ -404,8 +350,11 @@ fn with_type(status: StatusCode, content_type: &'static str, body: Bytes) -> Res
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+    use super::super::connections::CONNECTIONS_PER_ADDRESS;
     use super::*;
     use crate::challenge::{Answer, ChallengeKind, Solver, Token};
 
@@ -565,16 +514,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_address_cannot_take_every_place() {
-        let caps = Arc::new(Caps::default());
-        let one: IpAddr = "192.0.2.1".parse().unwrap();
-        let places: Vec<_> = (0..CONNECTIONS_PER_ADDRESS)
-            .map(|_| caps.admit(one).unwrap())
-            .collect();
-        assert!(caps.admit(one).is_none());
-        assert!(caps.admit("192.0.2.2".parse().unwrap()).is_some());
-        drop(places);
-        assert!(caps.admit(one).is_some());
+    async fn those_who_say_nothing_make_way_for_the_next_of_their_address() {
+        let (address, _responses) = serving().await;
+        let mut silent = Vec::new();
+        for _ in 0..=CONNECTIONS_PER_ADDRESS {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let path = format!("{PATH}{TOKEN}");
+        let reply = fetch(address, "GET", &path, "example.com", "").await;
+        assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+        let ended = silent[0].read(&mut [0]).await;
+        assert!(matches!(ended, Ok(0) | Err(_)), "the oldest is there still");
+        let last = silent[CONNECTIONS_PER_ADDRESS].try_read(&mut [0]);
+        assert!(last.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::Options;
+use crate::config::{CommandVariables, Options};
 use crate::identifier::Lineage;
 
 /// Gets, renews, deploys and proves TLS certificates next to any proxy.
@@ -234,6 +234,28 @@ impl Wanted {
 }
 
 impl Arguments {
+    /// Takes what the environment says of one command, where the command line
+    /// is silent.
+    pub fn heed(&mut self, said: &CommandVariables) {
+        let global = &mut self.global;
+        global.json |= said.flag("json");
+        if global.verbose == 0 && !global.quiet {
+            global.quiet = said.flag("quiet");
+            global.verbose = u8::from(said.flag("verbose") && !global.quiet);
+        }
+        let name = || said.text("name").map(str::to_owned);
+        match &mut self.verb {
+            Verb::Issue(issue) => {
+                issue.force |= said.flag("force");
+                issue.dry_run |= said.flag("dry_run");
+                issue.wanted.name = issue.wanted.name.take().or_else(name);
+            }
+            Verb::Renew(renew) => renew.force |= said.flag("force"),
+            Verb::Run(run) => run.wanted.name = run.wanted.name.take().or_else(name),
+            _ => {}
+        }
+    }
+
     /// All that is said on the command line, in the words of the configuration.
     #[must_use]
     pub fn options(&self) -> Options {

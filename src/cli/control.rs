@@ -22,21 +22,20 @@ use serde::{Deserialize, Serialize};
 use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
 
+use super::issue::{Done, Task};
 use super::output::Failure;
-use super::parts::{Factory, remember};
+use super::parts::Factory;
 use crate::config::{CertificateSettings, ChallengeSettings};
-use crate::manage::Outcome;
-use crate::manage::issue::Urge;
 use crate::manage::supervise::Handle;
 
 const WORK: &str = "/v1/work";
 const LARGEST_REPLY: usize = 1 << 20;
 
-/// One pass, as a one-shot command asks for it.
+/// What a one-shot command asks for.
 #[derive(Debug, Serialize, Deserialize)]
 struct Work {
     certificate: CertificateSettings,
-    urge: Urge,
+    task: Task,
 }
 
 /// Where the socket of `data_dir` stands.
@@ -136,30 +135,28 @@ async fn work(
     if !peer.is_trusted() {
         return StatusCode::FORBIDDEN.into_response();
     }
-    Json(pass(&served, work).await).into_response()
+    Json(done(&served, work).await).into_response()
 }
 
-async fn pass(served: &Served, work: Work) -> Result<Outcome, Failure> {
-    let wants_listener = matches!(work.certificate.challenge, ChallengeSettings::Listen(_));
+async fn done(served: &Served, work: Work) -> Result<Done, Failure> {
+    let (settings, factory) = (&work.certificate, &served.factory);
+    let wants_listener = matches!(settings.challenge, ChallengeSettings::Listen(_));
     if wants_listener && !served.listens {
         return Err(Failure::usage(
             format!(
                 "{}: the running `certs run` answers no challenges itself",
-                work.certificate.lineage
+                settings.lineage
             ),
             "give --webroot with the directory that it uses, or stop it first",
         ));
     }
-    let certificate = served.factory.certificate(&work.certificate)?;
-    let lineage = certificate.wanted.lineage.clone();
-    match served.handle.work(certificate, work.urge).await {
-        Some(Ok(outcome)) => {
-            let store = served.factory.parts.store.as_ref();
-            remember(store, &work.certificate).await?;
-            Ok(outcome)
+    match work.task {
+        Task::Pass(urge) => {
+            let certificate = factory.certificate(settings)?;
+            let pass = served.handle.work(certificate, urge);
+            factory.remembering(settings, pass).await
         }
-        Some(Err(error)) => Err(Failure::of(lineage.as_str(), &error)),
-        None => Err(Failure::interrupted(lineage.as_str())),
+        Task::Rehearsal => factory.work(settings, Task::Rehearsal).await,
     }
 }
 
@@ -172,26 +169,35 @@ pub(super) async fn answers(data_dir: &Path) -> bool {
 pub(super) async fn hand_over(
     data_dir: &Path,
     certificate: &CertificateSettings,
-    urge: Urge,
-) -> Result<Outcome, Failure> {
-    let work = Work {
-        certificate: certificate.clone(),
-        urge,
-    };
-    exchange(&path(data_dir), &work)
-        .await
-        .unwrap_or_else(|error| {
-            Err(Failure::unexpected(format!(
-                "{}: the running `certs run` did not answer: {error}",
-                certificate.lineage
-            )))
-        })
+    task: Task,
+) -> Result<Done, Failure> {
+    let certificate = certificate.clone();
+    let lineage = certificate.lineage.clone();
+    let work = Work { certificate, task };
+    let answer = exchange(&path(data_dir), &work).await;
+    let (status, body) = answer.map_err(|error| Failure::interrupted(lineage.as_str(), &error))?;
+    if status == StatusCode::FORBIDDEN {
+        return Err(Failure::usage(
+            format!("{lineage}: the running `certs run` takes no work from this user"),
+            "be root, the user that it runs as, or in that user's group",
+        ));
+    }
+    serde_json::from_slice(&body).unwrap_or_else(|_| {
+        let said = String::from_utf8_lossy(&body);
+        Err(Failure::usage(
+            format!(
+                "{lineage}: the running `certs run` does not understand this command: HTTP {status}: {}",
+                said.escape_debug()
+            ),
+            "they are of different versions: restart `certs run`",
+        ))
+    })
 }
 
 async fn exchange(
     socket: &Path,
     work: &Work,
-) -> Result<Result<Outcome, Failure>, Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
     let stream = UnixStream::connect(socket).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -207,12 +213,5 @@ async fn exchange(
         .await?
         .to_bytes();
     connection.abort();
-    if status != StatusCode::OK {
-        return Err(format!(
-            "HTTP {status}: {}",
-            String::from_utf8_lossy(&body).escape_debug()
-        )
-        .into());
-    }
-    Ok(serde_json::from_slice(&body)?)
+    Ok((status, body))
 }

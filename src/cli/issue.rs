@@ -1,181 +1,107 @@
-//! `certs issue`.
+//! `certs issue`, and the work that `certs renew` shares with it: by this
+//! process, or by the sidecar that runs on the same data directory.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Call;
 use super::args::Issue;
 use super::control;
 use super::output::{Failure, say};
-use super::parts::{Factory, listener, open_store, remember, serve, settings, wanted};
+use super::parts::{Factory, listener, open_store, serve, settings, wanted};
 use super::progress::Display;
+use crate::certificate::Facts;
 use crate::challenge::responses::Responses;
 use crate::config::{CertificateSettings, Purpose, Settings};
 use crate::deploy::output::Output;
+use crate::identifier::Identifier;
+use crate::manage::Outcome;
 use crate::manage::foresee;
-use crate::manage::issue::{Urge, pass};
-use crate::manage::rehearse::rehearse;
-use crate::manage::{Certificate, ManageError, Outcome};
+use crate::manage::issue::Urge;
 use crate::random::SystemRandom;
 use crate::store::Store;
+use crate::store::fs::FileStore;
 use crate::store::memory::MemoryStore;
 use crate::time::{Clock, SystemClock};
+
+/// What is done with each certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Task {
+    /// One pass.
+    Pass(Urge),
+    /// An order for show at the staging directory.
+    Rehearsal,
+}
+
+/// How that ended.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Done {
+    /// The pass, and where the pair stands.
+    Passed {
+        /// How it ended.
+        outcome: Outcome,
+        /// The directory to name in a proxy's configuration.
+        path: PathBuf,
+    },
+    /// The rehearsal, and what its leaf said.
+    Rehearsed(Facts),
+}
 
 /// Obtains the certificate, or says that the stored one is not due.
 pub(super) async fn issue(call: &Call, options: &Issue) -> Result<(), Failure> {
     let mut settings = settings(call, &Purpose::Named)?;
+    keep_whole(call, &mut settings).await?;
     if options.dry_run {
-        return rehearse_all(call, &mut settings).await;
+        at_staging(&mut settings)?;
+        return work(call, &settings, Task::Rehearsal).await;
     }
     let urge = if options.force {
         Urge::Force
     } else {
         Urge::Asked
     };
-    work(call, &settings, urge).await
+    work(call, &settings, Task::Pass(urge)).await
 }
 
-/// Who does the work.
-enum Worker {
-    /// This process.
-    Here(Box<Factory>),
-    /// The sidecar on the same data directory: port 80 is its own.
-    Sidecar(PathBuf, Display),
-}
-
-/// One pass over each certificate, by the sidecar where one runs.
-pub(super) async fn work(call: &Call, settings: &Settings, urge: Urge) -> Result<(), Failure> {
-    if control::answers(&settings.data_dir).await {
-        let display = Display::new(call.terminal.clone());
-        let worker = Worker::Sidecar(settings.data_dir.clone(), display);
-        return each(call, &worker, settings, urge).await;
-    }
-    let responses = Responses::default();
-    let listener = if may_order(settings, urge).await? {
-        listener(call, settings, &responses)?
-    } else {
-        None
+/// Some of a stored certificate's names mean that certificate, whole: a
+/// command must not take names from a server that needs them.
+async fn keep_whole(call: &Call, settings: &mut Settings) -> Result<(), Failure> {
+    let [certificate] = settings.certificates.as_mut_slice() else {
+        return Ok(());
     };
-    let store = Arc::new(open_store(settings.data_dir.clone())?);
-    let worker = Worker::Here(Box::new(Factory::new(call, settings, store, responses)?));
-    tokio::select! {
-        ended = each(call, &worker, settings, urge) => ended,
-        () = serve(listener) => Err(Failure::unexpected("the challenge listener has stopped".into())),
+    let lineage = &certificate.lineage;
+    let named = call.options.names_a_lineage() || call.sources.configures(lineage);
+    let store = FileStore::existing(settings.data_dir.clone());
+    let (false, Some(store)) = (named, store) else {
+        return Ok(());
+    };
+    let stored = store.load(lineage).await;
+    let stored = stored.map_err(|error| Failure::of(lineage.as_str(), &error.into()))?;
+    let Some((record, _)) = stored else {
+        return Ok(());
+    };
+    let asked: BTreeSet<&Identifier> = certificate.names.iter().collect();
+    let kept: BTreeSet<&Identifier> = record.identifiers.iter().collect();
+    if record.issued.is_some() && asked.len() < kept.len() && asked.is_subset(&kept) {
+        let others = kept.difference(&asked).map(ToString::to_string);
+        let others = others.collect::<Vec<_>>().join(", ");
+        tracing::info!(
+            %lineage,
+            "it stays for {others} too; --name {lineage} makes it smaller, another --name makes another"
+        );
+        certificate.names = record.identifiers.into_iter().collect();
     }
+    Ok(())
 }
 
-/// Whether any certificate may come to an order, which alone needs port 80.
-async fn may_order(settings: &Settings, urge: Urge) -> Result<bool, Failure> {
-    if !settings.data_dir.exists() {
-        return Ok(true);
-    }
-    let store = open_store(settings.data_dir.clone())?;
-    for certificate in &settings.certificates {
-        let lineage = &certificate.lineage;
-        let stored = store.load(lineage).await;
-        let stored = stored.map_err(|error| Failure::of(lineage.as_str(), &error.into()))?;
-        let record = stored.as_ref().map(|(record, _)| record);
-        let (wanted, now) = (wanted(certificate), SystemClock.now());
-        if foresee::may_order(record, &wanted, urge, now, &SystemRandom) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// One that fails stops no other; the first one gives the exit code.
-async fn each(
-    call: &Call,
-    worker: &Worker,
-    settings: &Settings,
-    urge: Urge,
-) -> Result<(), Failure> {
-    let output = Output::new(settings.output.directory.clone());
-    let mut ended = Ok(());
-    for certificate in &settings.certificates {
-        let worked = match worker {
-            Worker::Here(factory) => one(factory, certificate, urge).await,
-            Worker::Sidecar(data_dir, display) => {
-                let asked = control::hand_over(data_dir, certificate, urge);
-                display.during(&certificate.lineage, asked).await
-            }
-        };
-        match worked {
-            Ok(outcome) => tell(call, &output, certificate, &outcome),
-            Err(failure) => {
-                failure.tell(&call.terminal);
-                if call.json || settings.certificates.len() > 1 {
-                    tell_failure(call, certificate, &failure);
-                }
-                ended = ended.and(Err(failure.told_already()));
-            }
-        }
-    }
-    ended
-}
-
-fn tell_failure(call: &Call, settings: &CertificateSettings, failure: &Failure) {
-    let lineage = &settings.lineage;
-    if call.json {
-        let json = json!({
-            "name": lineage, "issued": false, "exit_code": failure.code, "error": failure.summary(),
-        });
-        say(json);
-    } else {
-        say(format_args!(
-            "{lineage}: failed (exit code {})",
-            failure.code
-        ));
-    }
-}
-
-/// One pass over one certificate. The settings are kept for `certs renew` once
-/// they have proven good, and before that when there are none.
-async fn one(
-    factory: &Factory,
-    settings: &CertificateSettings,
-    urge: Urge,
-) -> Result<Outcome, Failure> {
-    let certificate = factory.certificate(settings)?;
-    let (lineage, store) = (&settings.lineage, factory.parts.store.as_ref());
-    let failed = |error: &ManageError| Failure::of(lineage.as_str(), error);
-    let kept = store.options(lineage).await;
-    if kept.map_err(|error| failed(&error.into()))?.is_none() {
-        remember(store, settings).await?;
-    }
-    let work = pass(&factory.parts, &certificate, urge);
-    let ended = factory.display.during(lineage, work).await;
-    if let Ok(_) | Err(ManageError::Deploy(_) | ManageError::Verify(_)) = &ended {
-        remember(store, settings).await?;
-    }
-    ended.map_err(|error| failed(&error))
-}
-
-fn tell(call: &Call, output: &Output, settings: &CertificateSettings, outcome: &Outcome) {
-    let lineage = &settings.lineage;
-    let path = output.live_path(lineage);
-    if call.json {
-        let json = json!({
-            "name": lineage, "issued": outcome.issued, "generation": outcome.generation,
-            "not_after": outcome.not_after, "next": outcome.next, "renewal": outcome.renewal, "path": path,
-        });
-        say(json);
-        return;
-    }
-    let what = if outcome.issued { "issued" } else { "not due" };
-    let renewal = outcome.renewal.unwrap_or(outcome.next);
-    say(format_args!(
-        "{lineage}: {what}; generation {} in {}, valid to {}, to be renewed at {renewal}",
-        outcome.generation,
-        path.display(),
-        outcome.not_after,
-    ));
-}
-
-/// Orders at the staging directories, and keeps nothing.
-async fn rehearse_all(call: &Call, settings: &mut Settings) -> Result<(), Failure> {
+/// Each CA's own directory for rehearsals takes its place.
+fn at_staging(settings: &mut Settings) -> Result<(), Failure> {
     for certificate in &mut settings.certificates {
         let ca = &mut certificate.ca;
         ca.directory = ca.directory.staging().ok_or_else(|| {
@@ -188,49 +114,157 @@ async fn rehearse_all(call: &Call, settings: &mut Settings) -> Result<(), Failur
             )
         })?;
     }
-    let responses = Responses::default();
-    let listener = listener(call, settings, &responses)?;
-    let store = Arc::new(MemoryStore::default());
-    let factory = Factory::new(call, settings, store, responses)?;
-    let work = async {
-        for settings in &settings.certificates {
-            let certificate = factory.certificate(settings)?;
-            rehearse_one(call, &factory, settings, &certificate).await?;
+    Ok(())
+}
+
+/// Who does the work.
+enum Worker {
+    /// This process.
+    Here(Box<Factory>),
+    /// The sidecar on the same data directory: port 80 is its own.
+    Sidecar {
+        data_dir: PathBuf,
+        /// Where this command expects the files.
+        output: Output,
+        display: Display,
+    },
+}
+
+impl Worker {
+    async fn work(&self, settings: &CertificateSettings, task: Task) -> Result<Done, Failure> {
+        match self {
+            Self::Here(factory) => factory.work(settings, task).await,
+            Self::Sidecar {
+                data_dir,
+                output,
+                display,
+            } => {
+                let lineage = &settings.lineage;
+                let asked = control::hand_over(data_dir, settings, task);
+                let done = display.during(lineage, asked).await?;
+                if let Done::Passed { path, .. } = &done
+                    && *path != output.live_path(lineage)
+                {
+                    tracing::warn!(%lineage, "the running `certs run` writes to {}", path.display());
+                }
+                Ok(done)
+            }
         }
-        Ok(())
+    }
+}
+
+/// `task` for each certificate, by the sidecar where one runs.
+pub(super) async fn work(call: &Call, settings: &Settings, task: Task) -> Result<(), Failure> {
+    if control::answers(&settings.data_dir).await {
+        let worker = Worker::Sidecar {
+            data_dir: settings.data_dir.clone(),
+            output: Output::new(settings.output.directory.clone()),
+            display: Display::new(call.terminal.clone()),
+        };
+        return each(call, &worker, settings, task).await;
+    }
+    let responses = Responses::default();
+    let listener = if may_order(settings, task).await {
+        listener(call, settings, &responses)?
+    } else {
+        None
     };
+    let store: Arc<dyn Store> = match task {
+        Task::Pass(_) => Arc::new(open_store(settings.data_dir.clone())?),
+        Task::Rehearsal => Arc::new(MemoryStore::default()),
+    };
+    let worker = Worker::Here(Box::new(Factory::new(call, settings, store, responses)?));
     tokio::select! {
-        ended = work => ended,
+        ended = each(call, &worker, settings, task) => ended,
         () = serve(listener) => Err(Failure::unexpected("the challenge listener has stopped".into())),
     }
 }
 
-async fn rehearse_one(
+/// Whether any certificate may come to an order, which alone needs port 80.
+async fn may_order(settings: &Settings, task: Task) -> bool {
+    let store = FileStore::existing(settings.data_dir.clone());
+    let (Task::Pass(urge), Some(store)) = (task, store) else {
+        return true;
+    };
+    for certificate in &settings.certificates {
+        // A record that cannot be read is told by the pass, which then orders nothing.
+        let Ok(stored) = store.load(&certificate.lineage).await else {
+            continue;
+        };
+        let record = stored.as_ref().map(|(record, _)| record);
+        let (wanted, now) = (wanted(certificate), SystemClock.now());
+        if foresee::may_order(record, &wanted, urge, now, &SystemRandom) {
+            return true;
+        }
+    }
+    false
+}
+
+/// One that fails stops no other; the first one gives the exit code.
+async fn each(
     call: &Call,
-    factory: &Factory,
-    settings: &CertificateSettings,
-    certificate: &Certificate,
+    worker: &Worker,
+    settings: &Settings,
+    task: Task,
 ) -> Result<(), Failure> {
-    let lineage = &settings.lineage;
-    let (issuer, parts) = (certificate.issuer.as_ref(), &factory.parts);
-    let (store, clock) = (parts.store.as_ref(), parts.clock.as_ref());
-    let work = rehearse(&certificate.wanted, issuer, store, clock);
-    let facts = factory
-        .display
-        .during(lineage, work)
-        .await
-        .map_err(|error| Failure::of(&format!("dry run: {lineage}"), &error))?;
+    let mut ended = Ok(());
+    for certificate in &settings.certificates {
+        match worker.work(certificate, task).await {
+            Ok(done) => tell(call, certificate, &done),
+            Err(failure) => {
+                failure.tell(&call.terminal);
+                if call.json || settings.certificates.len() > 1 {
+                    tell_failure(call, certificate.lineage.as_str(), task, &failure);
+                }
+                ended = ended.and(Err(failure.told_already()));
+            }
+        }
+    }
+    ended
+}
+
+/// The result of one that has failed, on standard output.
+pub(super) fn tell_failure(call: &Call, lineage: &str, task: Task, failure: &Failure) {
     if call.json {
-        let json = json!({
-            "name": lineage, "dry_run": true, "ca": certificate.wanted.ca,
-            "not_before": facts.not_before, "not_after": facts.not_after,
+        let mut json = json!({
+            "name": lineage, "issued": false, "exit_code": failure.code, "error": failure.summary(),
         });
+        if task == Task::Rehearsal {
+            json["dry_run"] = true.into();
+        }
         say(json);
     } else {
         say(format_args!(
-            "dry run: {lineage} would be issued; {} signed a certificate valid to {}, of which nothing was kept",
-            settings.ca.directory, facts.not_after
+            "{lineage}: failed (exit code {})",
+            failure.code
         ));
     }
-    Ok(())
+}
+
+fn tell(call: &Call, settings: &CertificateSettings, done: &Done) {
+    let (lineage, ca) = (&settings.lineage, &settings.ca.directory);
+    match done {
+        Done::Passed { outcome, path } if call.json => say(json!({
+            "name": lineage, "issued": outcome.issued, "generation": outcome.generation,
+            "not_after": outcome.not_after, "next": outcome.next, "renewal": outcome.renewal, "path": path,
+        })),
+        Done::Passed { outcome, path } => {
+            let what = if outcome.issued { "issued" } else { "not due" };
+            let renewal = outcome.renewal.unwrap_or(outcome.next);
+            say(format_args!(
+                "{lineage}: {what}; generation {} in {}, valid to {}, to be renewed at {renewal}",
+                outcome.generation,
+                path.display(),
+                outcome.not_after,
+            ));
+        }
+        Done::Rehearsed(facts) if call.json => say(json!({
+            "name": lineage, "dry_run": true, "ca": ca.identity(),
+            "not_before": facts.not_before, "not_after": facts.not_after,
+        })),
+        Done::Rehearsed(facts) => say(format_args!(
+            "dry run: {lineage} would be issued; {ca} signed a certificate valid to {}, of which nothing was kept",
+            facts.not_after
+        )),
+    }
 }

@@ -14,21 +14,23 @@ use tracing_subscriber::fmt::MakeWriter;
 use super::args::Global;
 use crate::acme::Cause;
 use crate::config::{LogFormat, Problem};
-use crate::manage::ManageError;
+use crate::manage::{ManageError, STORE_HINT};
 
 /// A failure as the user sees it: an exit code, and what to tell with what to
 /// do about it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Failure {
     pub(super) code: u8,
-    told: Vec<(String, Option<String>)>,
+    told: Vec<(String, String)>,
 }
 
 impl Failure {
+    /// What nobody foresaw.
     pub(super) fn unexpected(message: String) -> Self {
+        let hint = "run again with -v and report what it says";
         Self {
             code: 1,
-            told: vec![(message, None)],
+            told: vec![(message, hint.into())],
         }
     }
 
@@ -36,7 +38,7 @@ impl Failure {
     pub(super) fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self {
             code: 2,
-            told: vec![(message.into(), Some(hint.into()))],
+            told: vec![(message.into(), hint.into())],
         }
     }
 
@@ -44,20 +46,16 @@ impl Failure {
     pub(super) fn store(message: String) -> Self {
         Self {
             code: 8,
-            told: vec![(message, Some(STORE_HINT.into()))],
+            told: vec![(message, STORE_HINT.into())],
         }
     }
 
-    /// The sidecar ended while it worked for us.
-    pub(super) fn interrupted(subject: &str) -> Self {
+    /// The sidecar went away while it worked for us.
+    pub(super) fn interrupted(subject: &str, error: &dyn fmt::Display) -> Self {
+        let message = format!("{subject}: the running `certs run` did not answer: {error}");
         Self {
             code: 1,
-            told: vec![(
-                format!("{subject}: `certs run` ended before the work did"),
-                Some(
-                    "run the same command again: what was ordered is resumed, not repeated".into(),
-                ),
-            )],
+            told: vec![(message, ManageError::Stopped.hint())],
         }
     }
 
@@ -67,7 +65,7 @@ impl Failure {
             .into_iter()
             .map(|problem| {
                 let message = format!("{}{}", problem.place, problem.message);
-                (message, Some(problem.hint))
+                (message, problem.hint)
             })
             .collect();
         Self { code: 2, told }
@@ -75,28 +73,20 @@ impl Failure {
 
     /// The failure of working on `subject`.
     pub(super) fn of(subject: &str, error: &ManageError) -> Self {
-        let (code, hint): (u8, String) = match error {
-            ManageError::Acme(acme) => (acme_code(&acme.cause), acme.cause.hint().into()),
-            ManageError::Bundle { .. } => (
-                3,
-                "nothing was published; what was served before is still served".into(),
-            ),
-            ManageError::BackingOff { .. } => (
-                6,
-                "wait until then; the certificate in use is untouched".into(),
-            ),
-            ManageError::Stored(_) | ManageError::Store(_) | ManageError::Output(_) => {
-                (8, STORE_HINT.into())
+        let code = match error {
+            ManageError::Acme(acme) => acme_code(&acme.cause),
+            ManageError::Bundle { .. } => 3,
+            ManageError::KeptOtherwise { .. } => 2,
+            ManageError::BackingOff { .. } => 6,
+            ManageError::Stored(_) | ManageError::Store(_) | ManageError::Output(_) => 8,
+            ManageError::Deploy(_) | ManageError::Verify(_) | ManageError::NotHandedOver { .. } => {
+                7
             }
-            ManageError::Deploy(deploy) => (7, deploy.hint().to_string()),
-            ManageError::Verify(verify) => (7, verify.hint().to_string()),
-            ManageError::Key(_) | ManageError::Halted(_) => {
-                (1, "run again with -v and report what it says".into())
-            }
+            ManageError::Key(_) | ManageError::Halted(_) | ManageError::Stopped => 1,
         };
         Self {
             code,
-            told: vec![(format!("{subject}: {error}"), Some(hint))],
+            told: vec![(format!("{subject}: {error}"), error.hint())],
         }
     }
 
@@ -127,11 +117,16 @@ impl Failure {
                 continue;
             }
             text.push_str(&format!("{} {message}\n", terminal.paint("error:", RED)));
-            if let Some(hint) = hint {
-                text.push_str(&format!("{} {hint}\n", terminal.paint("hint:", CYAN)));
-            }
+            text.push_str(&format!("{} {hint}\n", terminal.paint("hint:", CYAN)));
         }
         terminal.write(text.as_bytes());
+    }
+
+    /// Every message with its hint, for a log.
+    pub(super) fn in_a_line(&self) -> String {
+        let told = self.told.iter();
+        let told = told.map(|(message, hint)| format!("{message}; hint: {hint}"));
+        told.collect::<Vec<_>>().join("; ")
     }
 
     /// Tells it and gives the exit code.
@@ -141,20 +136,6 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
-    /// Every message, a line each at least.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let messages: Vec<&str> = self
-            .told
-            .iter()
-            .map(|(message, _)| message.as_str())
-            .collect();
-        f.write_str(&messages.join("\n"))
-    }
-}
-
-const STORE_HINT: &str =
-    "check the directory's owner, mode and free space; nothing that is served was changed";
 const RED: &str = "\x1b[1;31m";
 const CYAN: &str = "\x1b[36m";
 

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Call;
+use super::issue::{Done, Task};
 use super::output::Failure;
 use super::progress::Display;
 use super::{embedded, sockets};
@@ -24,11 +25,14 @@ use crate::config::{
 use crate::deploy::output::Output;
 use crate::deploy::owner::{self, Owner};
 use crate::identifier::Lineage;
-use crate::manage::{Certificate, Maintenance, Parts, SPACING, Wanted};
+use crate::manage::issue::pass;
+use crate::manage::rehearse::rehearse;
+use crate::manage::{Certificate, Maintenance, ManageError, Outcome, Parts, SPACING, Wanted};
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
-use crate::store::Store;
 use crate::store::fs::FileStore;
+use crate::store::memory::MemoryStore;
+use crate::store::{Store, StoreError};
 use crate::time::SystemClock;
 
 /// Builds certificates out of parts that are built once.
@@ -40,6 +44,8 @@ pub(super) struct Factory {
     responses: Responses,
     data_dir: PathBuf,
     issuers: Mutex<BTreeMap<String, Arc<dyn Issuer>>>,
+    /// The accounts of rehearsals, which are forgotten.
+    rehearsals: MemoryStore,
     /// The CA inside this process, once a certificate asks for it.
     embedded: Mutex<Option<ca::Server>>,
 }
@@ -70,6 +76,7 @@ impl Factory {
             responses,
             data_dir: settings.data_dir.clone(),
             issuers: Mutex::default(),
+            rehearsals: MemoryStore::default(),
             embedded: Mutex::default(),
         })
     }
@@ -85,6 +92,65 @@ impl Factory {
             targets: settings.deploy.iter().map(|spec| spec.target()).collect(),
             endpoints: settings.verify.clone(),
         })
+    }
+
+    /// Does `task` for one certificate.
+    pub(super) async fn work(
+        &self,
+        settings: &CertificateSettings,
+        task: Task,
+    ) -> Result<Done, Failure> {
+        let certificate = self.certificate(settings)?;
+        let lineage = &settings.lineage;
+        match task {
+            Task::Pass(urge) => {
+                let pass = pass(&self.parts, &certificate, urge);
+                let work = self.display.during(lineage, pass);
+                self.remembering(settings, work).await
+            }
+            Task::Rehearsal => {
+                let (wanted, clock) = (&certificate.wanted, self.parts.clock.as_ref());
+                let issuer = certificate.issuer.as_ref();
+                let work = rehearse(wanted, issuer, &self.rehearsals, clock);
+                let facts = self.display.during(lineage, work).await;
+                let subject = format!("dry run: {lineage}");
+                facts
+                    .map(Done::Rehearsed)
+                    .map_err(|error| Failure::of(&subject, &error))
+            }
+        }
+    }
+
+    /// Keeps the settings of all that is configured, so that they hold when it
+    /// is configured no more.
+    pub(super) async fn remember_all(&self, settings: &Settings) {
+        for certificate in &settings.certificates {
+            if let Err(failure) = remember(self.parts.store.as_ref(), certificate).await {
+                tracing::warn!("{}", failure.in_a_line());
+            }
+        }
+    }
+
+    /// `work` is a pass for these settings. They are kept for `certs renew` once
+    /// they have proven good, and before that when there are none.
+    pub(super) async fn remembering(
+        &self,
+        settings: &CertificateSettings,
+        work: impl Future<Output = Result<Outcome, ManageError>>,
+    ) -> Result<Done, Failure> {
+        let (lineage, store) = (&settings.lineage, self.parts.store.as_ref());
+        let failed = |error: &ManageError| Failure::of(lineage.as_str(), error);
+        let kept = store.options(lineage).await;
+        if kept.map_err(|error| failed(&error.into()))?.is_none() {
+            remember(store, settings).await?;
+        }
+        let ended = work.await;
+        if let Ok(_) | Err(ManageError::Deploy(_) | ManageError::Verify(_)) = &ended {
+            remember(store, settings).await?;
+        }
+        let outcome = ended.map_err(|error| failed(&error))?;
+        let path = self.parts.output.live_path(lineage);
+        Ok(Done::Passed { outcome, path })
     }
 
     /// One client for each way of talking to a CA: its nonces and its account
@@ -241,7 +307,7 @@ fn bind(addresses: &[SocketAddr], responses: &Responses) -> Result<Listener, Bin
     ];
     // A machine without IPv6 has only the first.
     Listener::bind(&everywhere, responses.clone()).or_else(|error| {
-        if error.address.is_ipv6() {
+        if error.is_for_lack_of_ipv6() {
             Listener::bind(&everywhere[..1], responses.clone())
         } else {
             Err(error)
@@ -270,45 +336,63 @@ pub(super) async fn serve(listener: Option<Listener>) {
 }
 
 /// Keeps the settings that made a certificate, for [`recall`].
-pub(super) async fn remember(
-    store: &dyn Store,
-    settings: &CertificateSettings,
-) -> Result<(), Failure> {
+async fn remember(store: &dyn Store, settings: &CertificateSettings) -> Result<(), Failure> {
+    let lineage = &settings.lineage;
+    let failed = |error: StoreError| Failure::of(lineage.as_str(), &error.into());
     let json = serde_json::to_string_pretty(settings)
         .map_err(|error| Failure::unexpected(error.to_string()))?;
-    let saved = store.save_options(&settings.lineage, &json).await;
-    saved.map_err(|error| Failure::of(settings.lineage.as_str(), &error.into()))
-}
-
-/// Everything stored, with the settings that made it.
-pub(super) async fn recall(store: &dyn Store) -> Result<Vec<Remembered>, Failure> {
-    let failed =
-        |error: crate::store::StoreError| Failure::of("stored certificates", &error.into());
-    let mut remembered = Vec::new();
-    for lineage in store.list().await.map_err(failed)? {
-        let Some((record, _)) = store.load(&lineage).await.map_err(failed)? else {
-            continue;
-        };
-        let json = store.options(&lineage).await.map_err(failed)?;
-        remembered.push(match json {
-            Some(json) => Remembered::Whole(Box::new(understood(&lineage, &json)?)),
-            None => Remembered::Record {
-                lineage,
-                names: record.identifiers.into_iter().collect(),
-                directory: record.ca.parse::<Directory>().ok(),
-                profile: record.profile,
-            },
-        });
+    if store.options(lineage).await.map_err(failed)?.as_ref() == Some(&json) {
+        return Ok(());
     }
-    Ok(remembered)
+    store.save_options(lineage, &json).await.map_err(failed)
 }
 
-fn understood(lineage: &Lineage, json: &str) -> Result<CertificateSettings, Failure> {
-    serde_json::from_str(json).map_err(|error| {
-        let corrupt = crate::store::StoreError::Corrupt {
-            subject: format!("the stored options of {lineage}"),
-            detail: error.to_string(),
+/// What is stored of a certificate that is configured no more: its settings,
+/// or why they are not to be had.
+pub(super) type Recalled = (Lineage, Result<CertificateSettings, Failure>);
+
+/// Every stored certificate that `configured` does not name, with the settings
+/// that made it. One that is damaged holds up no other.
+pub(super) async fn recall(call: &Call, configured: &Settings) -> Result<Vec<Recalled>, Failure> {
+    let Some(store) = FileStore::existing(configured.data_dir.clone()) else {
+        return Ok(Vec::new());
+    };
+    let lineages = store.list().await;
+    let lineages = lineages.map_err(|error| Failure::of("stored certificates", &error.into()))?;
+    let named = |lineage: &Lineage| {
+        let mut all = configured.certificates.iter();
+        all.any(|certificate| certificate.lineage == *lineage)
+    };
+    let mut recalled = Vec::new();
+    for lineage in lineages.into_iter().filter(|lineage| !named(lineage)) {
+        let settings = match remembered(&store, &lineage).await {
+            Ok(stored) => {
+                let settings = call.sources.remembered(&stored);
+                settings.map_err(Failure::configuration)
+            }
+            Err(error) => Err(Failure::of(lineage.as_str(), &error.into())),
         };
-        Failure::of(lineage.as_str(), &corrupt.into())
+        recalled.push((lineage, settings));
+    }
+    Ok(recalled)
+}
+
+async fn remembered(store: &FileStore, lineage: &Lineage) -> Result<Remembered, StoreError> {
+    let corrupt = |what: &str, detail: String| StoreError::Corrupt {
+        subject: format!("the stored {what} of {lineage}"),
+        detail,
+    };
+    if let Some(json) = store.options(lineage).await? {
+        let settings = serde_json::from_str(&json);
+        let settings = settings.map_err(|error| corrupt("options", error.to_string()))?;
+        return Ok(Remembered::Whole(Box::new(settings)));
+    }
+    let record = store.load(lineage).await?;
+    let (record, _) = record.ok_or_else(|| corrupt("record", "it is gone".to_owned()))?;
+    Ok(Remembered::Record {
+        lineage: lineage.clone(),
+        names: record.identifiers.into_iter().collect(),
+        directory: record.ca.parse::<Directory>().ok(),
+        profile: record.profile,
     })
 }

@@ -3,58 +3,79 @@
 
 use super::Call;
 use super::args::Renew;
-use super::issue::work;
+use super::issue::{Task, tell_failure, work};
 use super::output::{Failure, say};
-use super::parts::{open_store, recall, settings};
-use crate::config::{CertificateSettings, Purpose, Settings};
-use crate::identifier::Identifier;
+use super::parts::{Recalled, recall, settings};
+use crate::config::{Purpose, Settings};
+use crate::identifier::{Identifier, Lineage};
 use crate::manage::issue::Urge;
 
 /// Renews what is due.
 pub(super) async fn renew(call: &Call, options: &Renew) -> Result<(), Failure> {
-    let configured = settings(call, &Purpose::All)?;
-    // A data directory that is not there yet is not made only to be empty.
-    let stored = if configured.data_dir.exists() {
-        recall(&open_store(configured.data_dir)?).await?
-    } else {
-        Vec::new()
-    };
-    let mut settings = settings(call, &Purpose::Stored(stored))?;
-    select(&mut settings, &options.names)?;
-    if settings.certificates.is_empty() {
-        say("nothing is stored or configured");
+    let mut settings = settings(call, &Purpose::All)?;
+    let recalled = recall(call, &settings).await?;
+    let lost = select(&mut settings, recalled, &options.names)?;
+    if settings.certificates.is_empty() && lost.is_empty() {
+        if !call.json {
+            say("nothing is stored or configured");
+        }
         return Ok(());
     }
-    let urge = if options.force {
+    let task = Task::Pass(if options.force {
         Urge::Force
     } else {
         Urge::Due
-    };
-    work(call, &settings, urge).await
+    });
+    let mut ended = Ok(());
+    for (lineage, failure) in lost {
+        failure.tell(&call.terminal);
+        tell_failure(call, lineage.as_str(), task, &failure);
+        ended = ended.and(Err(failure.told_already()));
+    }
+    if !settings.certificates.is_empty() {
+        ended = ended.and(work(call, &settings, task).await);
+    }
+    ended
 }
 
-/// Keeps the certificates that `names` mean: by their own name, or by one
-/// that they are for.
-fn select(settings: &mut Settings, names: &[String]) -> Result<(), Failure> {
-    if names.is_empty() {
-        return Ok(());
+/// Adds what was recalled to what is configured, and keeps the certificates
+/// that `names` mean: by their own name, or by one that they are for. Returns
+/// those whose settings are lost.
+fn select(
+    settings: &mut Settings,
+    recalled: Vec<Recalled>,
+    names: &[String],
+) -> Result<Vec<(Lineage, Failure)>, Failure> {
+    let mut lost = Vec::new();
+    for (lineage, recalled) in recalled {
+        match recalled {
+            Ok(certificate) => settings.certificates.push(certificate),
+            Err(failure) => lost.push((lineage, failure)),
+        }
     }
-    let means = |name: &str, certificate: &CertificateSettings| {
-        certificate.lineage.as_str() == name
-            || Identifier::parse(name).is_ok_and(|name| certificate.names.contains(&name))
+    if names.is_empty() {
+        return Ok(lost);
+    }
+    let means = |name: &str, lineage: &Lineage, identifiers: &[Identifier]| {
+        lineage.as_str() == name
+            || Identifier::parse(name).is_ok_and(|name| identifiers.contains(&name))
     };
-    let all = &settings.certificates;
-    let unknown = names
-        .iter()
-        .find(|name| !all.iter().any(|certificate| means(name, certificate)));
+    let unknown = names.iter().find(|name| {
+        let mut all = settings.certificates.iter();
+        let found = all.any(|certificate| means(name, &certificate.lineage, &certificate.names));
+        !found && !lost.iter().any(|(lineage, _)| means(name, lineage, &[]))
+    });
     if let Some(name) = unknown {
         return Err(Failure::usage(
             format!("{}: there is no such certificate", name.escape_debug()),
             "certs status lists what is stored; a new one is made by certs issue",
         ));
     }
-    settings
-        .certificates
-        .retain(|certificate| names.iter().any(|name| means(name, certificate)));
-    Ok(())
+    let chosen = |lineage: &Lineage, identifiers: &[Identifier]| {
+        names.iter().any(|name| means(name, lineage, identifiers))
+    };
+    let certificates = &mut settings.certificates;
+    certificates.retain(|certificate| chosen(&certificate.lineage, &certificate.names));
+    lost.retain(|(lineage, _)| chosen(lineage, &[]));
+    Ok(lost)
 }

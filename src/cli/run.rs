@@ -15,7 +15,7 @@ use super::control::Control;
 use super::output::Failure;
 use super::parts::{Factory, listener, open_store, settings};
 use crate::challenge::responses::Responses;
-use crate::config::{Purpose, Settings, Sources};
+use crate::config::{ChallengeSettings, Purpose, Settings, Sources};
 use crate::manage::Certificate;
 use crate::manage::schedule;
 use crate::manage::supervise::{Handle, Supervisor};
@@ -26,6 +26,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let settings = settings(&call, &Purpose::All)?;
     let responses = Responses::default();
+    let handed = call.environment.contains_key("LISTEN_FDS");
     let listener = listener(&call, &settings, &responses)?;
     let admin = bind_admin(settings.admin_listen).await?;
     let store = Arc::new(open_store(settings.data_dir.clone())?);
@@ -38,6 +39,12 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let (mut supervisor, handle) = Supervisor::new(factory.parts.clone(), shown.board.clone());
     let kept = supervisor.keep(certificates(&factory, &settings)?).await;
     kept.map_err(|error| Failure::of("certs run", &error))?;
+    factory.remember_all(&settings).await;
+    if settings.certificates.is_empty() {
+        tracing::warn!(
+            "no certificate is configured: set CERTS_DOMAINS, or add [[certificate]] to the configuration and send SIGHUP"
+        );
+    }
     let supervising = tokio::spawn(supervisor.run());
 
     let mut serving = JoinSet::new();
@@ -66,14 +73,20 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     };
     notify(&[NotifyState::Ready]);
     tracing::info!("ready");
-    let reload = || {
+    let reload = async || {
         let sources = Sources::read(&call.options, &call.environment);
         let read = sources.settings(&Purpose::All);
         let read = read.map_err(Failure::configuration)?;
+        if !handed && !covers(settings.http_listen(), read.http_listen()) {
+            let message = "where challenges are answered changes with a restart only";
+            return Err(Failure::usage(message, "restart certs run"));
+        }
         if !same_process(&settings, &read) {
             tracing::warn!("listeners, directories and the schedule change with a restart only");
         }
-        certificates(&factory, &read)
+        let certificates = certificates(&factory, &read)?;
+        factory.remember_all(&read).await;
+        Ok(certificates)
     };
     let ended = obey(&mut signals, &handle, reload, &mut serving).await;
     notify(&[NotifyState::Stopping]);
@@ -88,12 +101,24 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     ended
 }
 
+/// Whether what is listened to since the start is all that is needed now.
+fn covers(bound: Option<Vec<SocketAddr>>, needed: Option<Vec<SocketAddr>>) -> bool {
+    match (bound, needed) {
+        (_, None) => true,
+        (None, Some(_)) => false,
+        // None at all stands for port 80 of every address.
+        (Some(bound), Some(needed)) if bound.is_empty() || needed.is_empty() => bound == needed,
+        (Some(bound), Some(needed)) => needed.iter().all(|address| bound.contains(address)),
+    }
+}
+
 /// Whether all but the certificates is as it was.
 fn same_process(one: &Settings, other: &Settings) -> bool {
     let fixed = |settings: &Settings| {
         let mut fixed = settings.clone();
         fixed.certificates.clear();
-        (fixed, settings.http_listen())
+        fixed.challenge = ChallengeSettings::Listen(Vec::new());
+        fixed
     };
     fixed(one) == fixed(other)
 }
@@ -114,7 +139,7 @@ async fn finished(supervising: JoinHandle<()>) -> Result<(), Failure> {
 async fn obey(
     signals: &mut Signals,
     handle: &Handle,
-    reload: impl Fn() -> Result<Vec<Certificate>, Failure>,
+    reload: impl AsyncFn() -> Result<Vec<Certificate>, Failure>,
     serving: &mut JoinSet<()>,
 ) -> Result<(), Failure> {
     loop {
@@ -125,12 +150,14 @@ async fn obey(
                 if let Ok(now) = NotifyState::monotonic_usec_now() {
                     notify(&[NotifyState::Reloading, now]);
                 }
-                match reload() {
+                match reload().await {
                     Ok(certificates) => {
                         tracing::info!(certificates = certificates.len(), "the configuration was read again");
                         handle.replace(certificates).await;
                     }
-                    Err(failure) => tracing::error!("the old configuration stays: {failure}"),
+                    Err(failure) => {
+                        tracing::error!("the old configuration stays: {}", failure.in_a_line());
+                    }
                 }
                 notify(&[NotifyState::Ready]);
             }

@@ -4,11 +4,11 @@ use serde_json::Value;
 
 use super::Call;
 use super::output::{Failure, say};
-use super::parts::open_store;
 use crate::identifier::Lineage;
 use crate::manage;
 use crate::random::SystemRandom;
-use crate::store::Store;
+use crate::store::fs::FileStore;
+use crate::store::{Store, StoreError};
 use crate::time::{Clock, SystemClock, Timestamp};
 
 /// Prints a table, or the same as JSON.
@@ -17,29 +17,50 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
         .sources
         .process_settings()
         .map_err(Failure::configuration)?;
-    let store = open_store(settings.data_dir)?;
-    let failed = |error: crate::store::StoreError| Failure::of("status", &error.into());
-    let lineages = match only {
-        Some(lineage) => vec![lineage.clone()],
-        None => store.list().await.map_err(failed)?,
+    let store = FileStore::existing(settings.data_dir);
+    let lineages = match (only, &store) {
+        (Some(lineage), _) => vec![lineage.clone()],
+        (None, Some(store)) => store.list().await.map_err(|error| failed(STORED, error))?,
+        (None, None) => Vec::new(),
     };
-    let mut rows = Vec::new();
+    let (mut rows, mut ended) = (Vec::new(), Ok(()));
     for lineage in lineages {
-        let Some((record, _)) = store.load(&lineage).await.map_err(failed)? else {
-            return Err(Failure::usage(
-                format!("{lineage}: there is no such certificate"),
-                "certs status lists them",
-            ));
-        };
-        let shown = manage::status::status(&record, SystemClock.now(), &SystemRandom);
-        rows.push(serde_json::to_value(shown).map_err(|e| Failure::unexpected(e.to_string()))?);
+        match row(store.as_ref(), &lineage).await {
+            Ok(row) => rows.push(row),
+            Err(failure) => {
+                failure.tell(&call.terminal);
+                ended = ended.and(Err(failure.told_already()));
+            }
+        }
     }
     if call.json {
         say(Value::from(rows));
-    } else {
+    } else if ended.is_ok() || !rows.is_empty() {
         table(&rows);
     }
-    Ok(())
+    ended
+}
+
+const STORED: &str = "stored certificates";
+
+fn failed(subject: &str, error: StoreError) -> Failure {
+    Failure::of(subject, &error.into())
+}
+
+async fn row(store: Option<&FileStore>, lineage: &Lineage) -> Result<Value, Failure> {
+    let stored = match store {
+        Some(store) => store.load(lineage).await,
+        None => Ok(None),
+    };
+    let stored = stored.map_err(|error| failed(lineage.as_str(), error))?;
+    let (record, _) = stored.ok_or_else(|| {
+        Failure::usage(
+            format!("{lineage}: there is no such certificate"),
+            "certs status lists them",
+        )
+    })?;
+    let shown = manage::status::status(&record, SystemClock.now(), &SystemRandom);
+    serde_json::to_value(shown).map_err(|error| Failure::unexpected(error.to_string()))
 }
 
 fn table(rows: &[Value]) {

@@ -68,6 +68,11 @@ impl Sources {
                 schedule,
                 deploy: value(when).unwrap_or_default(),
             },
+            challenge: self.challenge(&[
+                &self.options.shared,
+                &self.variables.layer.shared,
+                &self.document.layer.shared,
+            ]),
             certificates: Vec::new(),
         }
     }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::layer::{KEYS, Kind, Layer, Raw, Value};
-use super::problem::{Given, Place, Problems, nearest};
+use super::problem::{Given, Place, Problem, Problems, nearest};
 
 /// What the environment says: keys, and the names of `CERTS_DOMAINS`
 /// certificate by certificate.
@@ -31,11 +31,7 @@ pub(super) fn read(environment: &BTreeMap<String, String>, problems: &mut Proble
         let raw = match kind {
             Kind::Text => Raw::Text(text.value),
             Kind::List => Value::list(split(&text.value), &place).value,
-            Kind::Truth => match text.value.to_ascii_lowercase().as_str() {
-                "true" | "yes" | "on" | "1" => Raw::Truth(true),
-                "false" | "no" | "off" | "0" => Raw::Truth(false),
-                _ => Raw::Other,
-            },
+            Kind::Truth => truth(&text.value).map_or(Raw::Other, Raw::Truth),
         };
         let value = Given { value: raw, place };
         variables.layer.put(key, &value, problems);
@@ -50,6 +46,62 @@ pub(super) fn read(environment: &BTreeMap<String, String>, problems: &mut Proble
     }
     near_misses(environment, problems);
     variables
+}
+
+fn truth(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "1" => Some(true),
+        "false" | "no" | "off" | "0" => Some(false),
+        _ => None,
+    }
+}
+
+/// What only a command has, and no file.
+const COMMANDS: [&str; 6] = ["force", "dry_run", "json", "quiet", "verbose", "name"];
+
+/// Options of one command, as the environment has them: `CERTS_FORCE` and the
+/// like, which no file can say.
+#[derive(Clone, Debug, Default)]
+pub struct CommandVariables {
+    said: BTreeMap<&'static str, String>,
+}
+
+impl CommandVariables {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// Every one that is neither true nor false.
+    pub fn read(environment: &BTreeMap<String, String>) -> Result<Self, Vec<Problem>> {
+        let (mut all, mut problems) = (Self::default(), Problems::default());
+        for key in COMMANDS {
+            let name = variable(key);
+            let Some(text) = value(environment, &name, &mut problems) else {
+                continue;
+            };
+            if key != "name" && truth(&text.value).is_none() {
+                let message = format!("`{}` is neither true nor false", text.value.escape_debug());
+                problems.add(&text.place, message, "true or false belongs here");
+            }
+            all.said.insert(key, text.value);
+        }
+        if problems.is_empty() {
+            Ok(all)
+        } else {
+            Err(problems.sorted())
+        }
+    }
+
+    /// Whether `key` is switched on.
+    #[must_use]
+    pub fn flag(&self, key: &str) -> bool {
+        self.text(key).and_then(truth).unwrap_or_default()
+    }
+
+    /// What `key` is set to.
+    #[must_use]
+    pub fn text(&self, key: &str) -> Option<&str> {
+        self.said.get(key).map(String::as_str)
+    }
 }
 
 fn split(text: &str) -> impl Iterator<Item = &str> {
@@ -90,6 +142,7 @@ fn value(
 fn near_misses(environment: &BTreeMap<String, String>, problems: &mut Problems) {
     let mut known: Vec<String> = KEYS.iter().map(|(key, ..)| variable(key)).collect();
     known.extend(["CERTS_CONFIG".to_owned(), "CERTS_DOMAINS".to_owned()]);
+    known.extend(COMMANDS.map(variable));
     for name in environment.keys() {
         let bare = name.strip_suffix("_FILE").unwrap_or(name);
         let Some(word) = bare.strip_prefix("CERTS_") else {
@@ -164,5 +217,24 @@ mod tests {
             assert!(told.iter().any(|line| line.starts_with(name)), "{told:?}");
         }
         assert_eq!(told.len(), 4, "{told:?}");
+    }
+
+    #[test]
+    fn what_only_a_command_has_is_true_or_false() {
+        let read = |pairs: &[(&str, &str)]| {
+            let pairs = pairs.iter().copied();
+            let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            CommandVariables::read(&pairs.collect())
+        };
+        let said = read(&[
+            ("CERTS_FORCE", "yes"),
+            ("CERTS_JSON", "0"),
+            ("CERTS_NAME", "shop"),
+        ]);
+        let said = said.unwrap();
+        assert!(said.flag("force") && !said.flag("json") && !said.flag("quiet"));
+        assert_eq!(said.text("name"), Some("shop"));
+        let problems = read(&[("CERTS_FORCE", "often"), ("CERTS_QUIET", "2")]).unwrap_err();
+        assert_eq!(problems.len(), 2, "{problems:?}");
     }
 }

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::Settings;
 use super::check;
 use super::environment::{self, Variables};
 use super::layer::{CertificateLayer, Layer, Raw, Value, list, parsed};
@@ -13,6 +12,7 @@ use super::options::Options;
 use super::problem::{Given, Place, Problem, Problems};
 use super::read::{self, Document, Entry};
 use super::remembered::Remembered;
+use super::{CertificateSettings, Settings};
 use crate::identifier::{Identifier, Lineage};
 
 const USUAL_FILES: [&str; 2] = ["certs.toml", "/etc/certs/certs.toml"];
@@ -25,8 +25,6 @@ pub enum Purpose {
     Named,
     /// Every one of the file, the environment and the command line.
     All,
-    /// Those, and what is stored and configured no more.
-    Stored(Vec<Remembered>),
 }
 
 /// The three sources, read and not yet combined.
@@ -78,15 +76,7 @@ impl Sources {
         let entries = self.entries(purpose, &mut problems);
         let mut settings = self.process(&mut problems);
         for entry in &entries {
-            let certificate = self.certificate(entry, &mut problems);
-            let layers = [
-                &self.options.shared,
-                &self.variables.layer.shared,
-                &entry.layer,
-                &self.document.layer.shared,
-            ];
-            let known = !layers.iter().any(|layer| layer.hides_its_ca());
-            check::certificate(&certificate, &entry.place, known, &mut problems);
+            let certificate = self.checked(entry, &mut problems);
             settings.certificates.push(certificate);
         }
         if problems.is_empty() {
@@ -94,6 +84,34 @@ impl Sources {
         } else {
             Err(problems.sorted())
         }
+    }
+
+    /// What holds for a certificate that is stored and not configured: what is
+    /// stored of it stands where the file would name it.
+    ///
+    /// # Errors
+    /// Every problem of that certificate; the others have theirs.
+    pub fn remembered(&self, stored: &Remembered) -> Result<CertificateSettings, Vec<Problem>> {
+        let mut problems = Problems::default();
+        let certificate = self.checked(&Entry::remembered(stored), &mut problems);
+        if problems.is_empty() {
+            Ok(certificate)
+        } else {
+            Err(problems.sorted())
+        }
+    }
+
+    fn checked(&self, entry: &Entry, problems: &mut Problems) -> CertificateSettings {
+        let certificate = self.certificate(entry, problems);
+        let layers = [
+            &self.options.shared,
+            &self.variables.layer.shared,
+            &entry.layer,
+            &self.document.layer.shared,
+        ];
+        let known = !layers.iter().any(|layer| layer.hides_its_ca());
+        check::certificate(&certificate, &entry.place, known, problems);
+        certificate
     }
 
     /// Whether the file or the environment has a certificate of that name.
@@ -196,13 +214,6 @@ impl Sources {
             match entries.iter_mut().find(|old| old.lineage == entry.lineage) {
                 Some(old) => *old = entry,
                 None => entries.push(entry),
-            }
-        }
-        if let Purpose::Stored(remembered) = purpose {
-            for entry in remembered.iter().map(Entry::remembered) {
-                if entries.iter().all(|known| known.lineage != entry.lineage) {
-                    entries.push(entry);
-                }
             }
         }
         if entries.is_empty() && matches!(purpose, Purpose::Named) && problems.is_empty() {

@@ -154,7 +154,7 @@ fn a_container_needs_no_file() {
 }
 
 #[test]
-fn what_is_stored_keeps_its_settings_until_it_is_configured() {
+fn what_is_stored_keeps_its_settings_below_the_environment() {
     let file = "ca = 'https://ca.internal/dir'\n[[certificate]]\nnames = 'a.internal'\n";
     let mut stored = Case::new(file)
         .settings(&Purpose::All)
@@ -162,15 +162,30 @@ fn what_is_stored_keeps_its_settings_until_it_is_configured() {
         .remove(0);
     stored.key = KeyType::Rsa2048;
     stored.deploy = vec!["nginx:/run/nginx.pid".parse().unwrap()];
-    let purpose = Purpose::Stored(vec![Remembered::Whole(Box::new(stored.clone()))]);
-    assert_eq!(Case::new("").settings(&purpose).certificates, [stored]);
-    let configured = Case::new(file).settings(&purpose).certificates;
-    assert_eq!(configured.len(), 1);
-    assert_eq!(configured[0].key, KeyType::default());
-    let overridden = Case::new("")
-        .set("CERTS_KEY", "rsa-4096")
-        .settings(&purpose);
-    assert_eq!(overridden.certificates[0].key, KeyType::Rsa4096);
+    let remembered = Remembered::Whole(Box::new(stored.clone()));
+    let kept = |case: &Case| case.sources().remembered(&remembered);
+    assert_eq!(kept(&Case::new("")).unwrap(), stored);
+    let overridden = Case::new("").set("CERTS_KEY", "rsa-4096");
+    assert_eq!(kept(&overridden).unwrap().key, KeyType::Rsa4096);
+}
+
+#[test]
+fn what_is_stored_and_has_become_wrong_has_its_own_problems() {
+    let mut stored = Case::new("agree_tos = true\n[[certificate]]\nnames = 'a.example.com'\n")
+        .settings(&Purpose::All)
+        .certificates
+        .remove(0);
+    stored.challenge = ChallengeSettings::Webroot("/nowhere/at/all".into());
+    let case = Case::new("");
+    let problems = case
+        .sources()
+        .remembered(&Remembered::Whole(Box::new(stored)))
+        .unwrap_err();
+    assert!(
+        told(&problems)[0].contains("/nowhere/at/all"),
+        "{problems:?}"
+    );
+    assert!(case.settings(&Purpose::All).certificates.is_empty());
 }
 
 #[test]
@@ -430,8 +445,10 @@ proptest::proptest! {
 
 #[test]
 fn a_command_means_the_whole_of_what_the_environment_configures() {
-    let mut case = Case::new("agree_tos = true\n")
-        .set("CERTS_DOMAINS", "example.com www.example.com; api.example.com");
+    let mut case = Case::new("agree_tos = true\n").set(
+        "CERTS_DOMAINS",
+        "example.com www.example.com; api.example.com",
+    );
     case.options.names(&["example.com".to_owned()]);
     let settings = case.settings(&Purpose::Named);
     let [only] = settings.certificates.as_slice() else {

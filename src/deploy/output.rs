@@ -92,12 +92,26 @@ impl Output {
         Ok(())
     }
 
-    /// The generation that is live; `None` when none is, or what is there was
-    /// not made by us.
+    /// The generation that is live; `None` when none is, when its files are
+    /// missing or empty, or what is there was not made by us.
     #[must_use]
     pub fn live(&self, lineage: &Lineage) -> Option<Generation> {
-        let target = std::fs::read_link(self.live_path(lineage)).ok()?;
-        target.file_name()?.to_str()?.parse().ok().map(Generation)
+        let link = self.live_path(lineage);
+        let target = std::fs::read_link(&link).ok()?;
+        let generation = target.file_name()?.to_str()?.parse().ok().map(Generation);
+        // What only cannot be looked at now is no reason to put another in its place.
+        let there = |name: &str| match std::fs::metadata(link.join(name)) {
+            Ok(found) => found.len() > 0,
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        };
+        generation.filter(|_| there("privkey.pem") && there("fullchain.pem"))
+    }
+
+    /// Whether `bundle` is the live pair, byte for byte.
+    #[must_use]
+    pub fn is_live(&self, lineage: &Lineage, generation: Generation, bundle: &Bundle) -> bool {
+        self.live(lineage) == Some(generation)
+            && is_intact(&self.live_path(lineage), &contents(bundle))
     }
 
     /// Publishes a self-signed pair as generation 0 where nothing is live yet,
@@ -389,5 +403,24 @@ mod tests {
             .unwrap();
         assert!(!output.placeholder(&lineage(), &names(), NOW).unwrap());
         assert_eq!(output.live(&lineage()), Some(Generation(1)));
+    }
+
+    #[test]
+    fn a_link_to_nothing_is_not_live_and_the_placeholder_stands_in() {
+        let (_directory, output) = made();
+        let bundle = self_signed(&names(), NOW).unwrap();
+        output.publish(&lineage(), Generation(4), &bundle).unwrap();
+        assert!(output.is_live(&lineage(), Generation(4), &bundle));
+        let archive = output.root.join("archive/example.com");
+        std::fs::write(archive.join("0004/privkey.pem"), "").unwrap();
+        assert_eq!(output.live(&lineage()), None);
+        output.publish(&lineage(), Generation(4), &bundle).unwrap();
+        std::fs::write(archive.join("0004/chain.pem"), "damaged").unwrap();
+        assert_eq!(output.live(&lineage()), Some(Generation(4)));
+        assert!(!output.is_live(&lineage(), Generation(4), &bundle));
+        std::fs::remove_dir_all(&archive).unwrap();
+        assert_eq!(output.live(&lineage()), None);
+        assert!(output.placeholder(&lineage(), &names(), NOW).unwrap());
+        assert_eq!(output.live(&lineage()), Some(Generation(0)));
     }
 }

@@ -7,6 +7,7 @@ use super::issue::Held;
 use super::{Certificate, ManageError, Parts};
 use crate::certificate::{Bundle, Freshness};
 use crate::deploy::verify::{Place, verify};
+use crate::identifier::Lineage;
 use crate::record::{Failures, Generation, Issued, Served};
 
 /// How long the endpoints may go on showing the old certificate, all in all.
@@ -73,20 +74,34 @@ async fn tell(
 /// When the stored pair is damaged or expired, or the output is not writable.
 pub async fn publish(parts: &Parts, held: &Held, issued: &Issued) -> Result<(), ManageError> {
     let lineage = &held.record.lineage;
+    let bundle = stored(parts, lineage, issued).await?;
+    parts.output.publish(lineage, issued.generation, &bundle)?;
+    Ok(())
+}
+
+/// The generation whose files stand where consumers read them: what is on disk
+/// counts, not what was once written there.
+pub async fn on_disk(parts: &Parts, lineage: &Lineage, issued: Option<&Issued>) -> Generation {
+    let live = parts.output.live(lineage).unwrap_or_default();
+    let Some(issued) = issued.filter(|issued| issued.generation == live) else {
+        return live;
+    };
+    match stored(parts, lineage, issued).await {
+        Ok(bundle) if !parts.output.is_live(lineage, live, &bundle) => {
+            tracing::warn!(%lineage, generation = %live, "the published files are not as they were written");
+            Generation::default()
+        }
+        // With nothing to mend them from, they are left as they are.
+        _ => live,
+    }
+}
+
+async fn stored(parts: &Parts, lineage: &Lineage, issued: &Issued) -> Result<Bundle, ManageError> {
     let stored = parts.store.bundle(lineage, issued.generation).await?;
     let (key, chain) = stored
         .ok_or_else(|| ManageError::Halted("the newest pair is missing in the store".into()))?;
-    let now = parts.clock.now();
-    let bundle = Bundle::new(
-        key,
-        &chain,
-        &issued.facts.identifiers,
-        now,
-        Freshness::Stored,
-    )
-    .map_err(ManageError::Stored)?;
-    parts.output.publish(lineage, issued.generation, &bundle)?;
-    Ok(())
+    let (names, now) = (&issued.facts.identifiers, parts.clock.now());
+    Bundle::new(key, &chain, names, now, Freshness::Stored).map_err(ManageError::Stored)
 }
 
 fn all_served(held: &Held, generation: Generation) -> bool {

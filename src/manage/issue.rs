@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::deploy::{FILES, deploy, places};
+use super::deploy::{FILES, deploy, on_disk, places};
 use super::status::status;
 use super::{Certificate, ManageError, Outcome, Parts, Wanted};
 use crate::acme::{AcmeError, Cause, Journal, JournalError};
 use crate::certificate::{Bundle, Facts, Freshness, KeyType, Secret};
 use crate::record::{Failures, Issued, PendingOrder, Record, Renewal, Revision};
 use crate::renew::backoff::{FailureKind, after_failure, after_handover_failure};
-use crate::renew::decide::{self, Next, next};
+use crate::renew::decide::{self, HeldUp, Next, next};
 use crate::renew::window;
 use crate::time::Timestamp;
 
@@ -100,29 +100,44 @@ pub async fn pass(
                 held.save(parts, None).await?;
             }
             Next::Deploy => hand_over(parts, certificate, &mut held).await?,
-            Next::Wait(until) => return outcome(&held.record, issued, until),
+            Next::Wait(until) => {
+                return match decide::held_up(&held.record, now) {
+                    Some(held_up) => Err(waiting(&held.record, held_up)),
+                    None => outcome(&held.record, issued, until),
+                };
+            }
             Next::Halt(reason) => return Err(ManageError::Halted(format!("{reason:?}"))),
         }
     }
 }
 
-fn outcome(record: &Record, issued: bool, until: Timestamp) -> Result<Outcome, ManageError> {
-    match &record.issued {
-        Some(newest) => Ok(Outcome {
-            generation: newest.generation,
-            issued,
-            not_after: newest.facts.not_after,
-            next: until,
-            renewal: newest
-                .renewal
-                .as_ref()
-                .map(|renewal| decide::due(newest, renewal)),
-        }),
-        None => Err(ManageError::BackingOff {
+/// Something is due that has failed before: that is no success, though there
+/// is nothing to do now.
+fn waiting(record: &Record, held_up: HeldUp) -> ManageError {
+    let last = |failures: &Failures| failures.last.clone().unwrap_or_default();
+    match held_up {
+        HeldUp::Issuance { until } => ManageError::BackingOff {
             until,
-            last: record.failures.last.clone().unwrap_or_default(),
-        }),
+            last: last(&record.failures),
+        },
+        HeldUp::Handover { until } => ManageError::NotHandedOver {
+            until,
+            last: last(&record.handover),
+        },
     }
+}
+
+fn outcome(record: &Record, issued: bool, until: Timestamp) -> Result<Outcome, ManageError> {
+    let newest = record.issued.as_ref();
+    let newest = newest.ok_or_else(|| ManageError::Halted("nothing is issued".into()))?;
+    let renewal = newest.renewal.as_ref();
+    Ok(Outcome {
+        generation: newest.generation,
+        issued,
+        not_after: newest.facts.not_after,
+        next: until,
+        renewal: renewal.map(|renewal| decide::due(newest, renewal)),
+    })
 }
 
 async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<Held, ManageError> {
@@ -158,11 +173,8 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
         .iter()
         .map(|target| known(target.name()))
         .collect();
-    // What is on disk counts, not what was once written there.
-    deployed.insert(
-        FILES.to_owned(),
-        parts.output.live(&wanted.lineage).unwrap_or_default(),
-    );
+    let files = on_disk(parts, &wanted.lineage, record.issued.as_ref()).await;
+    deployed.insert(FILES.to_owned(), files);
     record.deployed = deployed;
     let places: Vec<String> = places(certificate)
         .iter()

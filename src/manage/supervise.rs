@@ -10,10 +10,11 @@ use tokio::task::{JoinError, JoinSet};
 
 use super::issue::{Urge, pass};
 use super::status::status;
-use super::{Certificate, ManageError, Outcome, Parts};
+use super::{Certificate, ManageError, Outcome, Parts, Wanted};
 use crate::identifier::Lineage;
 use crate::observe::Board;
 use crate::record::Record;
+use crate::renew::decide::{Next, next};
 use crate::time::Timestamp;
 
 /// Certificates worked on at once.
@@ -21,8 +22,12 @@ const IN_FLIGHT: usize = 4;
 /// The wall clock is read again this often: it may jump, and the machine may
 /// have been suspended.
 const SWEEP: Duration = Duration::from_secs(60);
-/// After a failure that the record could not date, such as a full disk.
+/// After a failure that the record could not date, such as a full disk; it
+/// doubles with each in a row, up to the longest pause.
 const AFTER_FAILURE: Duration = Duration::from_secs(15);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// After any failure: what the record says may be older than what is wanted.
+const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 /// Steps under way get this long to end when the process is asked to.
 const GRACE: Duration = Duration::from_secs(8);
 const COMMANDS: usize = 64;
@@ -55,13 +60,16 @@ impl Handle {
     }
 
     /// Passes over `certificate` once, whether it is one of those kept or not.
-    /// `None` when the supervisor ended first; the work is then resumed by the
-    /// next start, where it is kept.
-    pub async fn work(&self, certificate: Certificate, urge: Urge) -> Option<Ended> {
+    ///
+    /// # Errors
+    /// Those of a pass; [`ManageError::KeptOtherwise`] for a certificate that
+    /// is kept for other names or from another CA, and [`ManageError::Stopped`]
+    /// when the supervisor ended first: the next pass then resumes the work.
+    pub async fn work(&self, certificate: Certificate, urge: Urge) -> Ended {
         let (reply, ended) = oneshot::channel();
         self.send(Command::Work(Box::new(certificate), urge, reply))
             .await;
-        ended.await.ok()
+        ended.await.unwrap_or(Err(ManageError::Stopped))
     }
 
     /// Returns once the loop has turned; false when it is gone.
@@ -90,6 +98,8 @@ struct Kept {
     busy: bool,
     /// Whether it is passed over again and again, or only for those who wait.
     managed: bool,
+    /// Failures in a row that the record could not date.
+    undated: u32,
     waiting: VecDeque<(Certificate, Urge, oneshot::Sender<Ended>)>,
 }
 
@@ -128,10 +138,12 @@ impl Supervisor {
     }
 
     /// Takes `certificates` over: each has at least a placeholder when this
-    /// returns, and its state is on the board.
+    /// returns, and its state is on the board. One that could not be prepared
+    /// is told and tried again with the others.
     ///
     /// # Errors
-    /// The first placeholder that could not be written, or record not read.
+    /// The first placeholder that could not be written, or record not read,
+    /// when that is so for all of them.
     pub async fn keep(&mut self, certificates: Vec<Certificate>) -> Result<(), ManageError> {
         let lineages: BTreeSet<Lineage> = certificates
             .iter()
@@ -142,13 +154,21 @@ impl Supervisor {
             kept.managed || kept.busy || !kept.waiting.is_empty()
         });
         self.board.retain(&lineages);
-        let mut first = Ok(());
+        let (mut first, mut prepared) = (None, certificates.is_empty());
         for certificate in certificates {
-            let prepared = self.prepare(&certificate).await;
-            first = first.and(prepared);
+            match self.prepare(&certificate).await {
+                Ok(()) => prepared = true,
+                Err(error) => {
+                    tell(&certificate.wanted.lineage, &error);
+                    first = first.or(Some(error));
+                }
+            }
             self.adopt(certificate);
         }
-        first
+        match first {
+            Some(error) if !prepared => Err(error),
+            _ => Ok(()),
+        }
     }
 
     fn adopt(&mut self, certificate: Certificate) {
@@ -166,6 +186,7 @@ impl Supervisor {
                     due: now,
                     busy: false,
                     managed: true,
+                    undated: 0,
                     waiting: VecDeque::new(),
                 };
                 self.kept.insert(lineage, kept);
@@ -222,9 +243,8 @@ impl Supervisor {
                 }
             }
             Command::Replace(certificates) => {
-                if let Err(error) = self.keep(certificates).await {
-                    tracing::error!("{error}");
-                }
+                // Each failure was told; the passes try again.
+                let _ = self.keep(certificates).await;
             }
             Command::Work(certificate, urge, reply) => self.enqueue(*certificate, urge, reply),
             Command::Ping(reply) => {
@@ -242,8 +262,15 @@ impl Supervisor {
             due,
             busy: false,
             managed: false,
+            undated: 0,
             waiting: VecDeque::new(),
         });
+        // Two who want different things of one certificate would order in turn.
+        if kept.managed && !is_same(&kept.certificate.wanted, &certificate.wanted) {
+            let kept = in_words(&kept.certificate.wanted);
+            let _ = reply.send(Err(ManageError::KeptOtherwise { kept }));
+            return;
+        }
         kept.waiting.push_back((certificate, urge, reply));
     }
 
@@ -284,22 +311,30 @@ impl Supervisor {
     }
 
     fn settle(&mut self, ended: Result<(tokio::task::Id, Pass), JoinError>) {
-        let now = self.parts.clock.now();
-        let (lineage, until) = match ended {
+        let (lineage, again) = match ended {
             Ok((id, pass)) => {
                 self.lineages.remove(&id);
-                let lineage = pass.lineage.clone();
-                (Some(lineage), self.report(pass, now))
+                (Some(pass.lineage.clone()), self.report(pass))
             }
             Err(error) => {
                 tracing::error!("a pass has failed in a way nobody foresaw: {error}");
-                (self.lineages.remove(&error.id()), now + AFTER_FAILURE)
+                (self.lineages.remove(&error.id()), Again::Undated)
             }
         };
         let Some(lineage) = lineage else { return };
+        let now = self.parts.clock.now();
         if let Some(kept) = self.kept.get_mut(&lineage) {
             kept.busy = false;
-            kept.due = until;
+            (kept.due, kept.undated) = match again {
+                Again::At(instant) => (instant, 0),
+                Again::Undated => {
+                    let pause = AFTER_FAILURE * (1 << kept.undated.min(5));
+                    (
+                        now + pause.min(LONGEST_PAUSE),
+                        kept.undated.saturating_add(1),
+                    )
+                }
+            };
             if !kept.managed && kept.waiting.is_empty() {
                 self.kept.remove(&lineage);
             }
@@ -307,36 +342,42 @@ impl Supervisor {
     }
 
     /// Tells how it ended, and when the certificate is to be looked at again.
-    fn report(&self, pass: Pass, now: Timestamp) -> Timestamp {
-        let lineage = &pass.lineage;
+    fn report(&self, pass: Pass) -> Again {
+        let (lineage, now) = (&pass.lineage, self.parts.clock.now());
         let random = self.parts.random.as_ref();
-        let shown = pass.record.map(|record| status(&record, now, random));
-        let next_at = shown.as_ref().map(|shown| shown.next_at);
-        if let Some(shown) = shown
+        if let Some(record) = &pass.record
             && self.kept.get(lineage).is_some_and(|kept| kept.managed)
         {
-            self.board.post(shown);
+            self.board.post(status(record, now, random));
         }
-        let until = match &pass.ended {
+        let again = match &pass.ended {
             Ok(outcome) => {
                 if outcome.issued {
                     tracing::info!(%lineage, generation = %outcome.generation, not_after = %outcome.not_after, "issued");
                 }
-                outcome.next
+                Again::At(outcome.next)
             }
-            Err(ManageError::BackingOff { until, .. }) => *until,
             Err(error) => {
-                tracing::error!(%lineage, "{error}");
-                next_at
-                    .filter(|at| *at > now)
-                    .unwrap_or(now + AFTER_FAILURE)
+                // What waits after a failure was told when it failed.
+                let waits = matches!(
+                    error,
+                    ManageError::BackingOff { .. } | ManageError::NotHandedOver { .. }
+                );
+                if !waits {
+                    tell(lineage, error);
+                }
+                let record = pass.record.as_ref();
+                match record.map(|record| next(record, now, random)) {
+                    Some(Next::Wait(until)) => Again::At(until.min(now + LOOK_AGAIN)),
+                    _ => Again::Undated,
+                }
             }
         };
         if let Some(reply) = pass.reply {
             // Whoever waited may have gone away meanwhile.
             let _ = reply.send(pass.ended);
         }
-        until
+        again
     }
 
     /// Lets what is under way end. What takes longer is resumed by the next
@@ -350,6 +391,26 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// When a certificate is looked at again.
+enum Again {
+    At(Timestamp),
+    /// After a failure that the record could not date.
+    Undated,
+}
+
+fn tell(lineage: &Lineage, error: &ManageError) {
+    tracing::error!(%lineage, "{error}; hint: {}", error.hint());
+}
+
+fn is_same(one: &Wanted, other: &Wanted) -> bool {
+    one.identifiers == other.identifiers && one.ca == other.ca
+}
+
+fn in_words(wanted: &Wanted) -> String {
+    let names: Vec<String> = wanted.identifiers.iter().map(ToString::to_string).collect();
+    format!("{} from {}", names.join(", "), wanted.ca)
 }
 
 async fn one_pass(

@@ -12,6 +12,8 @@ const HANDOVER_PAUSE: Duration = Duration::from_secs(15);
 const LONGEST_HANDOVER_PAUSE: Duration = Duration::from_secs(300);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
+/// Let's Encrypt counts certificates over a week.
+const LONGEST_LIMIT: Duration = Duration::from_secs(8 * 86_400);
 
 /// What kind of failure it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +49,11 @@ pub fn after_failure(
     );
     let count = failures.count.saturating_add(u32::from(counted));
     let pause = match kind {
-        // Never earlier than asked for; a day at most, so that no CA stops us for good.
-        FailureKind::RateLimited { retry_after } => retry_after.unwrap_or(HOUR).clamp(MINUTE, DAY),
+        // Never earlier than asked for, within the longest window of any CA's
+        // limits: no CA stops us for good.
+        FailureKind::RateLimited { retry_after } => {
+            retry_after.unwrap_or(HOUR).clamp(MINUTE, LONGEST_LIMIT)
+        }
         FailureKind::Unreachable => spread(2 * MINUTE, 20, random),
         FailureKind::Validation | FailureKind::Internal => {
             spread(patience(count, facts, now), 10, random)

@@ -45,32 +45,29 @@ pub fn next(record: &Record, now: Timestamp, random: &dyn Random) -> Next {
     let Some(issued) = &record.issued else {
         return unless_backing_off(backing_off, order(record, None, now));
     };
-    let usable = issued.facts.not_after > now;
-    // A certificate in hand comes first: it may be the better one already.
-    let handover_at = if usable && !is_proven(record, issued) {
-        match issued.handover_at.max(record.handover.retry_at) {
-            Some(at) if at > now => Some(at),
-            _ => return Next::Deploy,
-        }
-    } else {
-        None
-    };
-    match renew(record, issued, usable, backing_off, now, random) {
-        Next::Wait(until) => Next::Wait(handover_at.map_or(until, |at| at.min(until))),
-        other => other,
+    let renewal = renew(record, issued, backing_off, now, random);
+    if issued.facts.not_after <= now || is_proven(record, issued) {
+        return renewal;
+    }
+    // A certificate in hand comes first: it may be the better one already. But
+    // a hand-over that goes on failing must not keep it from being renewed.
+    let stuck = record.handover.count > 0 && matches!(renewal, Next::Issue { .. });
+    match (handover_held(record, issued, now), renewal) {
+        (_, renewal) if stuck => renewal,
+        (None, _) => Next::Deploy,
+        (Some(at), Next::Wait(until)) => Next::Wait(at.min(until)),
+        (Some(_), renewal) => renewal,
     }
 }
 
 fn renew(
     record: &Record,
     issued: &Issued,
-    usable: bool,
     backing_off: Option<Timestamp>,
     now: Timestamp,
     random: &dyn Random,
 ) -> Next {
-    let wanted = issued.facts.identifiers == record.identifiers && issued.ca == record.ca;
-    if record.order.is_some() || !wanted || !usable {
+    if needs_order(record, now) {
         return unless_backing_off(backing_off, order(record, Some(issued), now));
     }
     let Some(renewal) = &issued.renewal else {
@@ -82,14 +79,61 @@ fn renew(
         });
     };
     let due = due(issued, renewal);
-    if due <= now {
-        return unless_backing_off(backing_off, order(record, Some(issued), now));
-    }
     match renewal.refresh_at {
         Some(refresh_at) if refresh_at <= now => Next::RefreshWindow,
         Some(refresh_at) => Next::Wait(refresh_at.min(due)),
         None => Next::Wait(due),
     }
+}
+
+/// Whether there must be an order now, were it not for earlier failures.
+fn needs_order(record: &Record, now: Timestamp) -> bool {
+    let Some(issued) = &record.issued else {
+        return true;
+    };
+    let wanted = issued.facts.identifiers == record.identifiers && issued.ca == record.ca;
+    let usable = issued.facts.not_after > now;
+    let renewal = issued.renewal.as_ref();
+    let is_due = renewal.is_some_and(|renewal| due(issued, renewal) <= now);
+    record.order.is_some() || !wanted || !usable || is_due
+}
+
+/// Until when the hand-over waits: for its window, or after it has failed.
+fn handover_held(record: &Record, issued: &Issued, now: Timestamp) -> Option<Timestamp> {
+    let until = issued.handover_at.max(record.handover.retry_at);
+    until.filter(|until| *until > now)
+}
+
+/// A step that is due and waits because it has failed before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HeldUp {
+    /// The order.
+    Issuance {
+        /// When it is tried again.
+        until: Timestamp,
+    },
+    /// The hand-over.
+    Handover {
+        /// When it is tried again.
+        until: Timestamp,
+    },
+}
+
+/// What of `record` is due at `now` and waits after a failure: a [`Next::Wait`]
+/// is then no sign that all is well.
+#[must_use]
+pub fn held_up(record: &Record, now: Timestamp) -> Option<HeldUp> {
+    let later = |at: Option<Timestamp>| at.filter(|at| *at > now);
+    if needs_order(record, now)
+        && let Some(until) = later(record.failures.retry_at)
+    {
+        return Some(HeldUp::Issuance { until });
+    }
+    let issued = record.issued.as_ref()?;
+    if is_proven(record, issued) {
+        return None;
+    }
+    later(record.handover.retry_at).map(|until| HeldUp::Handover { until })
 }
 
 /// When the certificate shall be renewed: the drawn instant, no later than a
@@ -409,5 +453,66 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_hand_over_that_goes_on_failing_does_not_keep_it_from_being_renewed() {
+        let (mut record, random) = (record(90 * DAY), SeededRandom::new(3));
+        record.deployed.insert("nginx".into(), Generation(0));
+        let Next::Deploy = next(&record, START, &random) else {
+            panic!("a certificate in hand comes first");
+        };
+        let issued = record.issued.as_mut().unwrap();
+        let at = fallback(&issued.facts, &random);
+        issued.renewal = Some(Renewal {
+            at,
+            window: None,
+            refresh_at: None,
+        });
+        record.handover.count = 1;
+        record.handover.retry_at = Some(at + Duration::from_secs(HOUR));
+        assert!(matches!(next(&record, at, &random), Next::Issue { .. }));
+        record.handover.retry_at = Some(at);
+        assert!(matches!(next(&record, at, &random), Next::Issue { .. }));
+        // While that backs off, the one in hand is tried again.
+        record.failures.retry_at = Some(at + Duration::from_secs(DAY));
+        assert_eq!(next(&record, at, &random), Next::Deploy);
+    }
+
+    #[test]
+    fn what_waits_after_a_failure_is_told_from_what_is_well() {
+        let later = START + Duration::from_secs(HOUR);
+        let mut never = record(90 * DAY);
+        never.issued = None;
+        assert_eq!(
+            held_up(&never, START),
+            None,
+            "it is due, and nothing holds it up"
+        );
+        never.failures.retry_at = Some(later);
+        let issuance = Some(HeldUp::Issuance { until: later });
+        assert_eq!(held_up(&never, START), issuance);
+
+        let mut fresh = record(90 * DAY);
+        fresh.failures.retry_at = Some(later);
+        assert_eq!(held_up(&fresh, START), None, "no order is needed");
+        fresh
+            .identifiers
+            .insert(Identifier::parse("www.example.com").unwrap());
+        assert_eq!(held_up(&fresh, START), issuance);
+
+        let mut unproven = record(90 * DAY);
+        unproven.deployed.insert("nginx".into(), Generation(0));
+        unproven.issued.as_mut().unwrap().handover_at = Some(later);
+        assert_eq!(
+            held_up(&unproven, START),
+            None,
+            "the owner's window is no failure"
+        );
+        unproven.handover.retry_at = Some(later);
+        let handover = Some(HeldUp::Handover { until: later });
+        assert_eq!(held_up(&unproven, START), handover);
+        unproven.deployed.clear();
+        assert_eq!(held_up(&unproven, START), None);
     }
 }

@@ -84,7 +84,7 @@ fn sign(order: &PendingOrder, now: Timestamp) -> String {
 }
 
 struct House {
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
     parts: Parts,
     board: Board,
     clock: Arc<VirtualClock>,
@@ -114,7 +114,7 @@ impl House {
             refusals: Mutex::default(),
         });
         Self {
-            _directory: directory,
+            directory,
             parts,
             board: Board::default(),
             clock,
@@ -234,23 +234,12 @@ async fn what_is_asked_for_is_done_also_when_it_is_not_kept() {
     let handle = house.start(&names(1)).await;
     house.until("issued", |all| all[0].is_ready()).await;
     let kept = house.certificate("n0.example.com");
-    let again = handle
-        .work(kept.clone(), Urge::Asked)
-        .await
-        .unwrap()
-        .unwrap();
+    let again = handle.work(kept.clone(), Urge::Asked).await.unwrap();
     assert!(!again.issued);
-    let forced = handle.work(kept, Urge::Force).await.unwrap().unwrap();
+    let forced = handle.work(kept, Urge::Force).await.unwrap();
     assert_eq!((forced.issued, forced.generation), (true, Generation(2)));
     let other = house.certificate("other.example.com");
-    assert!(
-        handle
-            .work(other, Urge::Asked)
-            .await
-            .unwrap()
-            .unwrap()
-            .issued
-    );
+    assert!(handle.work(other, Urge::Asked).await.unwrap().issued);
     assert_eq!(house.board.all().len(), 1);
 }
 
@@ -277,12 +266,8 @@ async fn a_new_configuration_takes_over_and_a_stop_ends_it() {
     while handle.ping().await {
         tokio::task::yield_now().await;
     }
-    assert!(
-        handle
-            .work(house.certificate("n1.example.com"), Urge::Force)
-            .await
-            .is_none()
-    );
+    let late = handle.work(house.certificate("n1.example.com"), Urge::Force);
+    assert!(matches!(late.await, Err(ManageError::Stopped)));
 }
 
 #[tokio::test]
@@ -324,6 +309,48 @@ async fn the_board_shows_a_certificate_while_it_is_still_being_proven() {
     house
         .until("issued and not proven", |all| {
             all[0].generation_issued == Some(Generation(1)) && !all[0].proven
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn one_that_is_kept_is_not_made_into_another() {
+    let house = House::new();
+    let handle = house.start(&names(1)).await;
+    house.until("issued", |all| all[0].is_ready()).await;
+    let mut fewer = house.certificate("n0.example.com");
+    fewer.wanted.identifiers = [Identifier::parse("www.example.com").unwrap()].into();
+    let mut elsewhere = house.certificate("n0.example.com");
+    elsewhere.wanted.ca = "https://other".into();
+    for other in [fewer, elsewhere] {
+        let refused = handle.work(other, Urge::Force).await.unwrap_err();
+        assert!(
+            refused
+                .to_string()
+                .contains("n0.example.com from https://ca"),
+            "{refused}"
+        );
+    }
+    assert_eq!(house.orders(), 1);
+}
+
+#[tokio::test]
+async fn a_damaged_record_holds_up_no_other_and_heals() {
+    let house = House::new();
+    let names = names(2);
+    let path = house.directory.path().join("data/records");
+    std::fs::create_dir_all(path.join(&names[0])).unwrap();
+    let record = path.join(&names[0]).join("record.json");
+    std::fs::write(&record, "{").unwrap();
+    let _handle = house.start(&names).await;
+    house
+        .until("the other one", |all| all.iter().any(|s| s.is_ready()))
+        .await;
+    std::fs::remove_file(&record).unwrap();
+    house.clock.advance(Duration::from_secs(60));
+    house
+        .until("both", |all| {
+            all.iter().filter(|s| s.is_ready()).count() == 2
         })
         .await;
 }

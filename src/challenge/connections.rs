@@ -1,0 +1,109 @@
+//! The connections of a listener that strangers reach. When there are too many,
+//! in all or of one address, the oldest makes way: whoever opens many and says
+//! nothing locks nobody out, not even those behind the same address.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::task::AbortHandle;
+
+/// Half of what a process may usually have open.
+const CONNECTIONS: usize = 512;
+/// A CA validates from a handful of addresses; one of them never needs more.
+pub(super) const CONNECTIONS_PER_ADDRESS: usize = 64;
+
+/// The connections there are.
+#[derive(Default)]
+pub(super) struct Connections(Mutex<Open>);
+
+#[derive(Default)]
+struct Open {
+    by_age: BTreeMap<u64, (IpAddr, AbortHandle)>,
+    next: u64,
+}
+
+impl Connections {
+    /// Lets `conversation` with `address` take place.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        address: IpAddr,
+        conversation: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let surplus = open.surplus(address).and_then(|id| open.by_age.remove(&id));
+        let id = open.next;
+        open.next += 1;
+        let place = Place(self.clone(), id);
+        // Under the lock, so that it is listed before it can end.
+        let task = tokio::spawn(async move {
+            conversation.await;
+            drop(place);
+        });
+        open.by_age.insert(id, (address, task.abort_handle()));
+        drop(open);
+        if let Some((_, task)) = surplus {
+            task.abort();
+        }
+    }
+}
+
+impl Open {
+    /// The connection that makes way for one more of `address`.
+    fn surplus(&self, address: IpAddr) -> Option<u64> {
+        let mut own = self.by_age.iter().filter(|(_, (peer, _))| *peer == address);
+        let oldest = own.next().map(|(id, _)| *id);
+        // `own` has yielded one.
+        if own.count() + 1 >= CONNECTIONS_PER_ADDRESS {
+            return oldest;
+        }
+        let full = self.by_age.len() >= CONNECTIONS;
+        self.by_age.keys().next().copied().filter(|_| full)
+    }
+}
+
+/// A place among the connections, given back when dropped.
+struct Place(Arc<Connections>, u64);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Self(connections, id) = self;
+        let mut open = connections.0.lock().unwrap_or_else(PoisonError::into_inner);
+        open.by_age.remove(id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn there_are_never_more_than_the_caps_allow() {
+        let connections = Arc::new(Connections::default());
+        let open = || connections.0.lock().unwrap().by_age.len();
+        for host in 0..=255 {
+            for _ in 0..3 {
+                connections.admit(IpAddr::from([192, 0, 2, host]), std::future::pending());
+            }
+        }
+        assert_eq!(open(), CONNECTIONS);
+        for _ in 0..2 * CONNECTIONS {
+            connections.admit(IpAddr::from([192, 0, 2, 255]), std::future::pending());
+        }
+        let own = connections.0.lock().unwrap();
+        let own = own
+            .by_age
+            .values()
+            .filter(|(peer, _)| *peer == IpAddr::from([192, 0, 2, 255]));
+        assert_eq!(own.count(), CONNECTIONS_PER_ADDRESS);
+    }
+
+    #[tokio::test]
+    async fn a_conversation_that_has_ended_gives_its_place_back() {
+        let connections = Arc::new(Connections::default());
+        connections.admit(IpAddr::from([192, 0, 2, 1]), std::future::ready(()));
+        while !connections.0.lock().unwrap().by_age.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
