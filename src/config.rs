@@ -69,11 +69,14 @@ pub struct Settings {
 impl Settings {
     /// Where HTTP-01 is to be answered by this process: nowhere (`None`), at
     /// these addresses, or, when there are none, on port 80 of every address.
+    /// Without any certificate, where the first one would need it.
     #[must_use]
     pub fn http_listen(&self) -> Option<Vec<SocketAddr>> {
+        let default = self.certificates.is_empty().then_some(&self.challenge);
+        let certificates = self.certificates.iter().map(|one| &one.challenge);
         let mut all: Option<Vec<SocketAddr>> = None;
-        for certificate in &self.certificates {
-            if let ChallengeSettings::Listen(addresses) = &certificate.challenge {
+        for challenge in certificates.chain(default) {
+            if let ChallengeSettings::Listen(addresses) = challenge {
                 let all = all.get_or_insert_default();
                 all.extend(addresses);
                 all.sort();

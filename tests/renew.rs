@@ -157,3 +157,88 @@ fn a_socket_that_is_handed_over_answers_the_challenge() {
     let told = run(&mut command, 0);
     assert!(told.contains("issued; generation 0001"), "{told}");
 }
+
+#[test]
+fn what_is_damaged_concerns_itself_alone() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    let webroot = pebble.path("webroot");
+    std::fs::create_dir(&webroot).unwrap();
+    for name in ["a.example.com", "b.example.com", "c.example.com"] {
+        run(&mut pebble.issue(&[name]), 0);
+    }
+    let records = |name: &str| pebble.path("data/records").join(name);
+    std::fs::write(records("a.example.com").join("record.json"), "{").unwrap();
+    // The settings of this one name a webroot that is gone.
+    let options = records("b.example.com").join("options.json");
+    let settings = std::fs::read_to_string(&options).unwrap();
+    let mut settings: serde_json::Value = serde_json::from_str(&settings).unwrap();
+    settings["challenge"] = serde_json::json!({"webroot": pebble.path("gone")});
+    std::fs::write(&options, settings.to_string()).unwrap();
+
+    let told = run(here(&pebble).args(["renew", "--force"]), 2);
+    for line in [
+        "b.example.com: failed (exit code 2)",
+        "a.example.com: failed (exit code 8)",
+        "c.example.com: issued; generation 0002",
+        "restore that file from a backup",
+    ] {
+        assert!(told.contains(line), "no `{line}` in {told}");
+    }
+    let told = run(here(&pebble).args(["renew", "c.example.com"]), 0);
+    assert!(told.contains("not due; generation 0002"), "{told}");
+    let told = run(here(&pebble).arg("status"), 8);
+    assert!(told.contains("a.example.com: "), "{told}");
+    assert!(told.contains("c.example.com  "), "{told}");
+}
+
+#[test]
+fn some_of_its_names_mean_a_stored_certificate_whole() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    run(&mut pebble.issue(&["example.com", "www.example.com"]), 0);
+    let told = run(&mut pebble.issue(&["example.com"]), 0);
+    assert!(told.contains("not due; generation 0001"), "{told}");
+    assert!(told.contains("it stays for www.example.com too"), "{told}");
+    let names = || {
+        let status = run(here(&pebble).args(["status", "--json"]), 0);
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        status[0]["identifiers"].as_array().unwrap().len()
+    };
+    run(&mut pebble.issue(&["example.com", "--force"]), 0);
+    assert_eq!(names(), 2);
+    let smaller = ["example.com", "--name", "example.com"];
+    let told = run(&mut pebble.issue(&smaller), 0);
+    assert!(told.contains("issued; generation 0003"), "{told}");
+    assert_eq!(names(), 1);
+}
+
+#[test]
+fn what_waits_after_a_failure_is_no_success() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    // Nobody answers there.
+    let verify = format!("127.0.0.1:{}", free_port());
+    let told = run(&mut pebble.issue(&["example.com", "--verify", &verify]), 7);
+    assert!(told.contains("is not proven served"), "{told}");
+    let told = run(here(&pebble).arg("renew"), 7);
+    assert!(
+        told.contains("not handed over, and no new try before"),
+        "{told}"
+    );
+    assert!(told.contains("hint: "), "{told}");
+    let webroot = pebble.path("webroot");
+    std::fs::create_dir(&webroot).unwrap();
+    let other = format!(
+        "agree_tos = true\nca = '{}'\nca_root = 'root.pem'\nwebroot = 'webroot'\n\
+         [[certificate]]\nnames = 'other.example.com'\n",
+        pebble.directory_url()
+    );
+    std::fs::write(pebble.path("certs.toml"), other).unwrap();
+    run(here(&pebble).args(["issue", "other.example.com"]), 5);
+    let told = run(here(&pebble).args(["renew", "other.example.com"]), 6);
+    assert!(told.contains("no new try before"), "{told}");
+}

@@ -269,6 +269,108 @@ fn a_new_configuration_is_taken_over_and_a_bad_one_is_not() {
 }
 
 #[test]
+fn the_first_certificate_may_be_configured_while_it_runs() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    let file = pebble.path("certs.toml");
+    let write = |text: &str| std::fs::write(&file, text).unwrap();
+    write("");
+    let sidecar = Sidecar::start(&pebble, |command| {
+        command
+            .env_remove("CERTS_DOMAINS")
+            .env("CERTS_CONFIG", &file);
+    });
+    sidecar.until_logged("no certificate is configured");
+    write("[[certificate]]\nnames = ['one.example.com']\n");
+    sidecar.signal(Signal::HUP);
+    sidecar.until_logged("the configuration was read again");
+    sidecar.until_ready();
+    assert!(pebble.path("out/live/one.example.com/cert.pem").exists());
+    sidecar.terminate();
+}
+
+#[test]
+fn where_challenges_are_answered_changes_with_a_restart_only() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    let file = pebble.path("certs.toml");
+    let listen = |port: u16| {
+        let text =
+            format!("http_listen = '127.0.0.1:{port}'\n[[certificate]]\nnames = 'example.com'\n");
+        std::fs::write(&file, text).unwrap();
+    };
+    listen(pebble.http_port);
+    let sidecar = Sidecar::start(&pebble, |command| {
+        command
+            .env_remove("CERTS_HTTP_LISTEN")
+            .env_remove("CERTS_DOMAINS")
+            .env("CERTS_CONFIG", &file);
+    });
+    sidecar.until_ready();
+    listen(free_port());
+    sidecar.signal(Signal::HUP);
+    sidecar.until_logged("the old configuration stays: where challenges are answered");
+    sidecar.until_logged("hint: restart certs run");
+    sidecar.terminate();
+}
+
+#[test]
+fn a_command_beside_it_is_told_what_it_does() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    let sidecar = Sidecar::start(&pebble, |_| {});
+    sidecar.until_ready();
+    // A rehearsal needs port 80 as well.
+    let told = run(&mut pebble.issue(&["new.example.com", "--dry-run"]), 0);
+    assert!(told.contains("dry run: new.example.com would be issued"));
+    assert!(!pebble.path("data/records/new.example.com").exists());
+    // The files are where the sidecar writes them.
+    let other = pebble.path("other");
+    let mut command = pebble.issue(&["new.example.com", "--output-dir"]);
+    let told = run(command.arg(&other), 0);
+    let path = pebble.path("out/live/new.example.com");
+    let there = format!("in {}, valid", path.display());
+    assert!(told.contains(&there) && path.exists(), "{told}");
+    assert!(told.contains("the running `certs run` writes to"), "{told}");
+    assert!(!other.exists());
+    // What it keeps is not made into something else by a command.
+    let more = ["example.com", "www.example.com"];
+    let told = run(&mut pebble.issue(&more), 2);
+    assert!(told.contains("keeps it for example.com from"), "{told}");
+    assert!(told.contains("SIGHUP"), "{told}");
+    sidecar.terminate();
+}
+
+#[test]
+fn a_damaged_certificate_is_mended_and_holds_up_no_other() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    let live = pebble.path("out/live/example.com");
+    run(&mut pebble.issue(&["example.com"]), 0);
+    run(&mut pebble.issue(&["other.example.com"]), 0);
+    // The volume was lost but for its link; and a record is not readable.
+    std::fs::remove_dir_all(pebble.path("out/archive/example.com")).unwrap();
+    let record = pebble.path("data/records/other.example.com/record.json");
+    std::fs::write(&record, "").unwrap();
+    let sidecar = Sidecar::start(&pebble, |command| {
+        command.env("CERTS_DOMAINS", "other.example.com; example.com");
+    });
+    sidecar.until_logged("hint: restore that file");
+    until("the pair", || live.join("fullchain.pem").exists());
+    until("the newest", || {
+        std::fs::read_link(&live).unwrap().ends_with("0001")
+    });
+    crate::support::loads(&live);
+    let (_, metrics) = sidecar.ask("GET", "/metrics");
+    assert!(!metrics.contains("certs_issuances_total{"), "{metrics}");
+    sidecar.terminate();
+}
+
+#[test]
 fn the_service_manager_is_told() {
     let Some(pebble) = Pebble::start(5) else {
         return;

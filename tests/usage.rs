@@ -109,6 +109,47 @@ fn a_certificate_that_is_not_stored_has_no_status() {
 }
 
 #[test]
+fn looking_leaves_nothing_behind() {
+    for (arguments, said) in [
+        (vec!["status"], "NAME"),
+        (vec!["status", "--json"], "[]"),
+        (vec!["renew"], "nothing is stored or configured"),
+        (vec!["renew", "--json"], ""),
+    ] {
+        let (output, wrote) = run(&arguments, &[]);
+        assert!(output.status.success(), "{}", text(&output));
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(told.trim().starts_with(said), "{arguments:?}: {told}");
+        assert_eq!(told.is_empty(), said.is_empty(), "{arguments:?}: {told}");
+        assert!(!wrote, "{arguments:?} wrote something");
+    }
+    // Nor is a directory needed that cannot be made.
+    let (output, _) = run(&["status", "--data-dir", "/proc/none"], &[]);
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+#[test]
+fn options_of_one_command_are_variables_too() {
+    let (output, _) = run(&["status"], &[("CERTS_JSON", "true")]);
+    assert_eq!(text(&output).trim(), "[]");
+    refused_in(
+        &[("CERTS_FORCE", "often"), ("CERTS_NAME", "../x")],
+        &["issue", "example.com"],
+        &["CERTS_FORCE: ", "neither true nor false"],
+    );
+    refused_in(
+        &[("CERTS_NAME", "../x")],
+        &["issue", "example.com", "--agree-tos"],
+        &["--name: ", "not a valid"],
+    );
+    refused_in(
+        &[("CERTS_DRY_RUN", "true")],
+        &["issue", "example.com", "--agree-tos", "--ca", "zerossl"],
+        &["no staging directory"],
+    );
+}
+
+#[test]
 fn the_mistakes_of_all_sources_are_told_together() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("certs.toml");

@@ -19,7 +19,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 
 use super::Observer;
-use super::error::{Cause, ExchangeError, Explained, printable};
+use super::error::{Cause, ExchangeError, printable};
 use super::jws::Signer;
 use super::wire;
 use crate::time::{Clock, Timestamp};
