@@ -227,14 +227,14 @@ fn closed_pipe() -> std::io::PipeWriter {
 
 #[test]
 fn every_help_page_is_as_it_was_approved() {
-    for verb in ["", "issue", "run", "demo", "renew", "status", "config"] {
-        let arguments: Vec<&str> = [verb, "--help"]
-            .into_iter()
-            .filter(|word| !word.is_empty())
-            .collect();
+    for verb in [
+        "", "issue", "run", "demo", "renew", "status", "config", "ca serve",
+    ] {
+        let arguments: Vec<&str> = verb.split_whitespace().chain(["--help"]).collect();
         let (output, _) = run(&arguments, &[]);
         assert!(output.status.success());
-        let name = format!("help-{}", if verb.is_empty() { "certs" } else { verb });
+        let verb = verb.replace(' ', "-");
+        let name = format!("help-{}", if verb.is_empty() { "certs" } else { &verb });
         insta::assert_snapshot!(name, String::from_utf8_lossy(&output.stdout));
     }
 }

@@ -14,8 +14,9 @@ use crate::identifier::Lineage;
     after_help = "Every option is also CERTS_… in the environment (CERTS_…_FILE names a file with the \
     value) and a key of the configuration; the command line wins, then the environment, then the file.\n\n\
     Exit codes: 0 done or not due, 1 unexpected, 2 usage or surroundings (nothing was sent), 3 the CA could \
-    not be reached or failed, 4 the CA refused, 5 control of a name was not proven, 6 rate limited, \
-    7 issued but not proven served, 8 the store or an output could not be used"
+    not be reached or failed, 4 the CA refused, 5 control of a name was not proven, \
+    6 rate limited or waiting after a failure, 7 issued but not proven served, 8 the store or an output could \
+    not be used"
 )]
 pub struct Arguments {
     /// Options of every command.
