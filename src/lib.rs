@@ -53,6 +53,7 @@
 //! - Look-ups use the system's resolver.
 
 pub mod acme;
+pub mod authority;
 pub mod ca;
 pub mod certificate;
 pub mod challenge;

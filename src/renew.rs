@@ -3,4 +3,5 @@
 
 pub mod backoff;
 pub mod decide;
+pub mod ledger;
 pub mod window;

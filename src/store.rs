@@ -16,6 +16,7 @@ use std::fmt;
 use async_trait::async_trait;
 use thiserror::Error;
 
+use crate::authority::Authority;
 use crate::certificate::{Bundle, Secret};
 use crate::identifier::Lineage;
 use crate::record::{Generation, Record, Revision};
@@ -33,8 +34,8 @@ pub enum StoreError {
     },
     #[error("{subject} is not readable as what it should be: {detail}")]
     Corrupt { subject: String, detail: String },
-    #[error("the record of {lineage} was changed by another process (it is at revision {found})")]
-    Conflict { lineage: Lineage, found: u64 },
+    #[error("{subject} was changed by another process (it is at revision {found})")]
+    Conflict { subject: String, found: u64 },
     #[error("{lineage} is being worked on by another process")]
     Leased { lineage: Lineage },
     #[error("generation {generation} of {lineage} is stored already")]
@@ -96,4 +97,16 @@ pub trait Store: Send + Sync {
 
     /// Stores account credentials; what was stored before is replaced.
     async fn save_account(&self, ca: &str, credentials: &Secret) -> Result<(), StoreError>;
+
+    /// What is known of the CA with that directory URL, and the revision to
+    /// save it against; the default and `Revision(0)` when that is nothing.
+    async fn authority(&self, ca: &str) -> Result<(Authority, Revision), StoreError>;
+
+    /// Saves it if the stored revision is still `expected`. Returns the new one.
+    async fn save_authority(
+        &self,
+        ca: &str,
+        authority: &Authority,
+        expected: Revision,
+    ) -> Result<Revision, StoreError>;
 }

@@ -13,6 +13,7 @@ const VOCABULARY: &[&str] = &[
     "identifier",
     "certificate",
     "record",
+    "authority",
     "time",
     "random",
     "error",

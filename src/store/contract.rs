@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Store, StoreError};
+use crate::authority::{Authority, Limit};
 use crate::certificate::{Bundle, Facts, Freshness, Secret};
 use crate::identifier::{Identifier, Lineage};
 use crate::record::{Generation, Issued, Record, Revision};
@@ -15,6 +16,7 @@ pub(super) async fn keeps<S: Store>(make: impl Fn() -> S) {
     a_generation_is_never_replaced(make()).await;
     a_lease_excludes_until_it_is_dropped_and_its_token_grows(make()).await;
     accounts_and_options_are_kept_apart_and_replaced(make()).await;
+    what_is_known_of_a_ca_is_swapped_whole(make()).await;
 }
 
 fn record(name: &str) -> Record {
@@ -135,4 +137,24 @@ async fn accounts_and_options_are_kept_apart_and_replaced(store: impl Store) {
         store.list().await.unwrap().is_empty(),
         "options alone are no certificate"
     );
+}
+
+async fn what_is_known_of_a_ca_is_swapped_whole(store: impl Store) {
+    let (nothing, none) = store.authority("https://one").await.unwrap();
+    assert_eq!((&nothing, none), (&Authority::default(), Revision(0)));
+    let mut spent = nothing.clone();
+    let at = Timestamp::from_seconds(1_800_000_000);
+    let bucket = spent.spent.entry(Limit::NewOrders).or_default();
+    bucket.insert("account".into(), at);
+    let first = store.save_authority("https://one", &spent, none).await;
+    let first = first.unwrap();
+    for stale in [none, Revision(first.0 + 1)] {
+        let refused = store.save_authority("https://one", &nothing, stale).await;
+        assert!(matches!(refused, Err(StoreError::Conflict { .. })));
+    }
+    assert_eq!(
+        store.authority("https://one").await.unwrap(),
+        (spent, first)
+    );
+    assert_eq!(store.authority("https://two").await.unwrap().1, none);
 }

@@ -7,6 +7,7 @@
 //! records/NAME/lock          held for the moments of a compare-and-swap
 //! leases/NAME                held while somebody works on it; its fencing token
 //! accounts/HASH.json         account credentials of the CA with that URL
+//! authorities/HASH.json      what is known of that CA: limits spent, outages
 //! ```
 //!
 //! Locks are the kernel's (`flock`), so that a killed holder holds nothing; do
@@ -19,9 +20,11 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Lease, Store, StoreError};
+use crate::authority::Authority;
 use crate::certificate::{Bundle, Fingerprint, Secret};
 use crate::files;
 use crate::identifier::Lineage;
@@ -44,6 +47,14 @@ struct Stored {
     record: Record,
 }
 
+#[derive(Serialize, Deserialize)]
+struct Known {
+    /// For whoever looks at the file.
+    ca: String,
+    revision: Revision,
+    authority: Authority,
+}
+
 impl FileStore {
     /// The store that is in `root` already, to be read; `None` when there is
     /// none, and then none is made.
@@ -62,9 +73,12 @@ impl FileStore {
         // something in it may be anybody's, and its mode is theirs.
         if is_empty(&root).map_err(at("read", &root))? {
             let private = PermissionsExt::from_mode(PRIVATE_DIRECTORY);
-            std::fs::set_permissions(&root, private).map_err(at("set the mode of", &root))?;
+            if let Err(error) = std::fs::set_permissions(&root, private) {
+                // It is somebody else's; what is in it is private all the same.
+                tracing::warn!(path = %root.display(), "it stays open to others: {error}");
+            }
         }
-        for part in ["records", "leases", "accounts"] {
+        for part in ["records", "leases", "accounts", "authorities"] {
             let path = root.join(part);
             files::make_directory(&path, PRIVATE_DIRECTORY).map_err(at("create", &path))?;
         }
@@ -75,22 +89,14 @@ impl FileStore {
         self.root.join("records").join(lineage.as_str())
     }
 
-    fn account_path(&self, ca: &str) -> PathBuf {
-        self.root
-            .join("accounts")
-            .join(format!("{}.json", Fingerprint::of(ca.as_bytes())))
+    /// The file of the CA with that URL below `part`.
+    fn path_of(&self, part: &str, ca: &str) -> PathBuf {
+        let name = format!("{}.json", Fingerprint::of(ca.as_bytes()));
+        self.root.join(part).join(name)
     }
 
     fn read(&self, lineage: &Lineage) -> Result<Option<Stored>, StoreError> {
-        let path = self.directory(lineage).join("record.json");
-        let Some(bytes) = read_if_there(&path)? else {
-            return Ok(None);
-        };
-        let stored = serde_json::from_slice(&bytes).map_err(|error| StoreError::Corrupt {
-            subject: path.display().to_string(),
-            detail: error.to_string(),
-        })?;
-        Ok(Some(stored))
+        read_json(&self.directory(lineage).join("record.json"))
     }
 
     /// Puts the pair in place before the record points to it. What a crash
@@ -140,16 +146,14 @@ impl Store for FileStore {
     ) -> Result<Revision, StoreError> {
         let directory = self.directory(&record.lineage);
         files::make_directory(&directory, PRIVATE_DIRECTORY).map_err(at("create", &directory))?;
-        let lock_path = directory.join("lock");
-        let lock = open_lock(&lock_path)?;
-        lock.lock().map_err(at("lock", &lock_path))?;
+        let _locked = locked(&directory.join("lock"))?;
         let before = self.read(&record.lineage)?;
         let found = before
             .as_ref()
             .map_or(Revision::default(), |stored| stored.revision);
         if found != expected {
             return Err(StoreError::Conflict {
-                lineage: record.lineage.clone(),
+                subject: format!("the record of {}", record.lineage),
                 found: found.0,
             });
         }
@@ -164,16 +168,10 @@ impl Store for FileStore {
             self.write_pair(&record.lineage, issued.generation, bundle)?;
         }
         let revision = Revision(expected.0 + 1);
-        let path = directory.join("record.json");
-        let json = serde_json::to_vec_pretty(&Stored {
-            revision,
-            record: record.clone(),
-        })
-        .map_err(|error| StoreError::Corrupt {
-            subject: path.display().to_string(),
-            detail: error.to_string(),
-        })?;
-        files::replace(&path, PRIVATE_FILE, &json).map_err(at("write", &path))?;
+        let record = record.clone();
+        let stored = Stored { revision, record };
+        write_json(&directory.join("record.json"), &stored)?;
+        let record = stored.record;
         files::sync_parent(&directory).map_err(at("write", &directory))?;
         if let (Some(_), Some(issued)) = (bundle, &record.issued) {
             forget_old(&directory, issued.generation);
@@ -236,13 +234,42 @@ impl Store for FileStore {
     }
 
     async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {
-        Ok(read_text(&self.account_path(ca))?.map(Secret::new))
+        Ok(read_text(&self.path_of("accounts", ca))?.map(Secret::new))
     }
 
     async fn save_account(&self, ca: &str, credentials: &Secret) -> Result<(), StoreError> {
-        let path = self.account_path(ca);
+        let path = self.path_of("accounts", ca);
         files::replace(&path, PRIVATE_FILE, credentials.expose().as_bytes())
             .map_err(at("write", &path))
+    }
+
+    async fn authority(&self, ca: &str) -> Result<(Authority, Revision), StoreError> {
+        let stored: Option<Known> = read_json(&self.path_of("authorities", ca))?;
+        Ok(stored.map_or_else(Default::default, |known| (known.authority, known.revision)))
+    }
+
+    async fn save_authority(
+        &self,
+        ca: &str,
+        authority: &Authority,
+        expected: Revision,
+    ) -> Result<Revision, StoreError> {
+        let path = self.path_of("authorities", ca);
+        let _locked = locked(&path.with_extension("lock"))?;
+        let (_, found) = self.authority(ca).await?;
+        if found != expected {
+            return Err(StoreError::Conflict {
+                subject: format!("what is known of {ca}"),
+                found: found.0,
+            });
+        }
+        let known = Known {
+            ca: ca.to_owned(),
+            revision: Revision(expected.0 + 1),
+            authority: authority.clone(),
+        };
+        write_json(&path, &known)?;
+        Ok(known.revision)
     }
 }
 
@@ -286,6 +313,33 @@ fn open_lock(path: &Path) -> Result<File, StoreError> {
     options.open(path).map_err(at("open", path))
 }
 
+/// Held for the moments of a compare-and-swap.
+fn locked(path: &Path) -> Result<File, StoreError> {
+    let lock = open_lock(path)?;
+    lock.lock().map_err(at("lock", path))?;
+    Ok(lock)
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+    let bytes = read_if_there(path)?;
+    let read = bytes
+        .map(|bytes| serde_json::from_slice(&bytes))
+        .transpose();
+    read.map_err(|error| corrupt(path, &error))
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StoreError> {
+    let json = serde_json::to_vec_pretty(value).map_err(|error| corrupt(path, &error))?;
+    files::replace(path, PRIVATE_FILE, &json).map_err(at("write", path))
+}
+
+fn corrupt(path: &Path, error: &dyn std::error::Error) -> StoreError {
+    StoreError::Corrupt {
+        subject: path.display().to_string(),
+        detail: error.to_string(),
+    }
+}
+
 fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
@@ -296,10 +350,7 @@ fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
 
 fn read_text(path: &Path) -> Result<Option<String>, StoreError> {
     let text = read_if_there(path)?.map(String::from_utf8).transpose();
-    text.map_err(|error| StoreError::Corrupt {
-        subject: path.display().to_string(),
-        detail: error.to_string(),
-    })
+    text.map_err(|error| corrupt(path, &error))
 }
 
 /// Removes all but the newest pairs. One that stays is only untidy.

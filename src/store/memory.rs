@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use super::{Lease, Store, StoreError};
+use crate::authority::Authority;
 use crate::certificate::{Bundle, Secret};
 use crate::identifier::Lineage;
 use crate::record::{Generation, Record, Revision};
@@ -23,6 +24,7 @@ struct Inside {
     bundles: BTreeMap<(Lineage, Generation), (Secret, String)>,
     options: BTreeMap<Lineage, String>,
     accounts: BTreeMap<String, Secret>,
+    authorities: BTreeMap<String, (Authority, Revision)>,
     /// The last token, and whether its holder has it still.
     leases: BTreeMap<Lineage, (u64, bool)>,
 }
@@ -51,7 +53,7 @@ impl Store for MemoryStore {
         let found = before.map_or(Revision::default(), |(_, revision)| *revision);
         if found != expected {
             return Err(StoreError::Conflict {
-                lineage: lineage.clone(),
+                subject: format!("the record of {lineage}"),
                 found: found.0,
             });
         }
@@ -125,6 +127,29 @@ impl Store for MemoryStore {
             .accounts
             .insert(ca.to_owned(), credentials.clone());
         Ok(())
+    }
+
+    async fn authority(&self, ca: &str) -> Result<(Authority, Revision), StoreError> {
+        let stored = self.inside().authorities.get(ca).cloned();
+        Ok(stored.unwrap_or_default())
+    }
+
+    async fn save_authority(
+        &self,
+        ca: &str,
+        authority: &Authority,
+        expected: Revision,
+    ) -> Result<Revision, StoreError> {
+        let mut inside = self.inside();
+        let (stored, revision) = inside.authorities.entry(ca.to_owned()).or_default();
+        if *revision != expected {
+            return Err(StoreError::Conflict {
+                subject: format!("what is known of {ca}"),
+                found: revision.0,
+            });
+        }
+        (*stored, revision.0) = (authority.clone(), expected.0 + 1);
+        Ok(*revision)
     }
 }
 

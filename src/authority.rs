@@ -1,0 +1,60 @@
+//! What is known of one CA beyond its certificates: how much of its limits is
+//! spent, and whether it answers. All certificates, and all nodes on one store,
+//! share it, so it is stored as one value beside the records.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::Timestamp;
+
+/// The durable state of one CA.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Authority {
+    /// The buckets that are not full, by limit and by what it counts for: the
+    /// instant at which each is full again.
+    #[serde(default)]
+    pub spent: BTreeMap<Limit, BTreeMap<String, Timestamp>>,
+    /// Since when it does not answer; `None` while it does.
+    #[serde(default)]
+    pub outage: Option<Outage>,
+}
+
+/// What a CA counts, as Let's Encrypt names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Limit {
+    /// New orders of the account.
+    NewOrders,
+    /// Certificates that name a registered domain.
+    CertificatesPerDomain,
+    /// Certificates for the very same set of names.
+    DuplicateCertificates,
+    /// Validations of one name that failed.
+    FailedValidations,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NewOrders => "new orders",
+            Self::CertificatesPerDomain => "certificates per registered domain",
+            Self::DuplicateCertificates => "certificates for the same names",
+            Self::FailedValidations => "failed validations",
+        })
+    }
+}
+
+/// A CA that does not answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outage {
+    /// When that was first seen.
+    pub since: Timestamp,
+    /// How often it was asked again, in vain.
+    pub probes: u32,
+    /// Nobody asks before this instant.
+    pub probe_at: Timestamp,
+    /// What the last attempt ended with.
+    pub last: String,
+}

@@ -1,0 +1,487 @@
+//! The CA's limits as we keep them ourselves, so that it never has to refuse:
+//! token buckets that refill one token at a time (the generic cell rate
+//! algorithm, as Let's Encrypt counts). What renews by itself leaves a reserve
+//! for what is urgent and for what the owner forces.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::authority::{Authority, Limit};
+use crate::identifier::Identifier;
+use crate::time::Timestamp;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// One limit of one CA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// What it counts.
+    pub limit: Limit,
+    /// Tokens in a full bucket.
+    pub capacity: u32,
+    /// What an empty bucket takes to be full again.
+    pub refill: Duration,
+    /// Tokens that what renews by itself leaves alone.
+    pub reserve: u32,
+}
+
+/// The limits of Let's Encrypt (its rate-limits page of 2026-08-05), with a
+/// fifth kept in reserve, and two of the five duplicates.
+pub const LETS_ENCRYPT: &[Rule] = &[
+    rule(Limit::NewOrders, 300, Duration::from_secs(3 * 3600), 60),
+    rule(
+        Limit::CertificatesPerDomain,
+        50,
+        Duration::from_secs(7 * 86_400),
+        10,
+    ),
+    rule(
+        Limit::DuplicateCertificates,
+        5,
+        Duration::from_secs(7 * 86_400),
+        2,
+    ),
+    rule(Limit::FailedValidations, 5, HOUR, 1),
+];
+
+/// Its staging directory.
+const STAGING: &[Rule] = &[
+    rule(Limit::NewOrders, 1500, Duration::from_secs(3 * 3600), 300),
+    rule(
+        Limit::CertificatesPerDomain,
+        30_000,
+        Duration::from_secs(7 * 86_400),
+        6000,
+    ),
+    rule(
+        Limit::DuplicateCertificates,
+        30_000,
+        Duration::from_secs(7 * 86_400),
+        6000,
+    ),
+    rule(Limit::FailedValidations, 200, HOUR, 40),
+];
+
+const fn rule(limit: Limit, capacity: u32, refill: Duration, reserve: u32) -> Rule {
+    Rule {
+        limit,
+        capacity,
+        refill,
+        reserve,
+    }
+}
+
+/// The limits of the CA whose directory is `ca`; none that is not known.
+#[must_use]
+pub fn rules(ca: &str) -> &'static [Rule] {
+    match ca {
+        "https://acme-v02.api.letsencrypt.org/directory" => LETS_ENCRYPT,
+        "https://acme-staging-v02.api.letsencrypt.org/directory" => STAGING,
+        _ => &[],
+    }
+}
+
+impl Rule {
+    /// What one token takes to come back.
+    fn interval(&self) -> Duration {
+        self.refill / self.capacity.max(1)
+    }
+
+    /// Tokens left in a bucket that is full again at `full_at`.
+    fn left(&self, full_at: Timestamp, now: Timestamp) -> u32 {
+        let interval = self.interval().as_millis().max(1);
+        let missing = full_at.since(now).as_millis().div_ceil(interval);
+        self.capacity
+            .saturating_sub(u32::try_from(missing).unwrap_or(u32::MAX))
+    }
+
+    /// When it has a token above `reserve`.
+    fn free_at(&self, full_at: Timestamp, reserve: u32) -> Timestamp {
+        let usable = self.capacity.saturating_sub(reserve).max(1);
+        full_at - self.interval() * (usable - 1)
+    }
+}
+
+/// An order, as a CA counts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A replacement inside the window that the CA itself suggested.
+    Exempt,
+    /// The same names as a certificate that this CA has issued.
+    Again,
+    /// Anything else.
+    New,
+}
+
+/// Who asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Priority {
+    /// A renewal that is due.
+    Routine,
+    /// What cannot wait, or what the owner asks for: it may use the reserve.
+    Reserved,
+}
+
+/// Our own ledger says no.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Which limit.
+    pub limit: Limit,
+    /// For whom: a registered domain, a set of names, a name.
+    pub subject: String,
+    /// When there is a token again.
+    pub until: Timestamp,
+}
+
+/// Takes the tokens of an order for `identifiers` out of `authority`.
+///
+/// # Errors
+/// The limit that has none left, of several the one that takes longest; nothing
+/// is taken then.
+pub fn spend(
+    authority: &mut Authority,
+    rules: &[Rule],
+    identifiers: &BTreeSet<Identifier>,
+    kind: Kind,
+    priority: Priority,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let charges = charges(rules, identifiers, kind);
+    // A failed validation is counted when it has failed; here it only must not
+    // be the one too many.
+    let checked = rules
+        .iter()
+        .filter(|rule| rule.limit == Limit::FailedValidations)
+        .flat_map(|rule| identifiers.iter().map(move |name| (rule, name.to_string())));
+    let refusals = charges
+        .iter()
+        .cloned()
+        .chain(checked)
+        .filter_map(|(rule, subject)| {
+            let reserve = match priority {
+                Priority::Routine => rule.reserve,
+                Priority::Reserved => 0,
+            };
+            let until = rule.free_at(full_at(authority, rule.limit, &subject)?, reserve);
+            let limit = rule.limit;
+            (until > now).then_some(Refusal {
+                limit,
+                subject,
+                until,
+            })
+        });
+    if let Some(refusal) = refusals.max_by_key(|refusal| refusal.until) {
+        return Err(refusal);
+    }
+    forget_full(authority, now);
+    for (rule, subject) in charges {
+        take(authority, rule, subject, now);
+    }
+    Ok(())
+}
+
+/// Gives back what [`spend`] took for an order that came to no certificate;
+/// that it was an order stays counted.
+pub fn refund(
+    authority: &mut Authority,
+    rules: &[Rule],
+    identifiers: &BTreeSet<Identifier>,
+    kind: Kind,
+) {
+    for (rule, subject) in charges(rules, identifiers, kind) {
+        if rule.limit != Limit::NewOrders
+            && let Some(subjects) = authority.spent.get_mut(&rule.limit)
+            && let Some(full_at) = subjects.get_mut(&subject)
+        {
+            *full_at = *full_at - rule.interval();
+        }
+    }
+}
+
+/// Counts a validation of each of `identifiers` that failed.
+pub fn failed(
+    authority: &mut Authority,
+    rules: &[Rule],
+    identifiers: &BTreeSet<Identifier>,
+    now: Timestamp,
+) {
+    let rules = rules.iter();
+    for rule in rules.filter(|rule| rule.limit == Limit::FailedValidations) {
+        for name in identifiers {
+            take(authority, rule, name.to_string(), now);
+        }
+    }
+}
+
+/// What is left of one limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Which one.
+    pub limit: Limit,
+    /// For whom.
+    pub subject: String,
+    /// Tokens there are.
+    pub tokens: u32,
+    /// Tokens of a full bucket.
+    pub capacity: u32,
+    /// When it is full again; `None` when it is.
+    pub full_at: Option<Timestamp>,
+}
+
+/// What is left for a new certificate for `identifiers`.
+#[must_use]
+pub fn left(
+    authority: &Authority,
+    rules: &[Rule],
+    identifiers: &BTreeSet<Identifier>,
+    now: Timestamp,
+) -> Vec<Left> {
+    let charges = charges(rules, identifiers, Kind::New).into_iter();
+    let left = charges.map(|(rule, subject)| {
+        let full_at = full_at(authority, rule.limit, &subject).filter(|full_at| *full_at > now);
+        Left {
+            limit: rule.limit,
+            tokens: full_at.map_or(rule.capacity, |full_at| rule.left(full_at, now)),
+            capacity: rule.capacity,
+            subject,
+            full_at,
+        }
+    });
+    left.collect()
+}
+
+fn charges<'r>(
+    rules: &'r [Rule],
+    identifiers: &BTreeSet<Identifier>,
+    kind: Kind,
+) -> Vec<(&'r Rule, String)> {
+    let mut charges = Vec::new();
+    for rule in rules {
+        match (rule.limit, kind) {
+            (Limit::FailedValidations, _) | (_, Kind::Exempt) => {}
+            (Limit::NewOrders, Kind::New) => charges.push((rule, String::new())),
+            (Limit::CertificatesPerDomain, Kind::New) => {
+                let domains: BTreeSet<String> = identifiers.iter().map(registered).collect();
+                charges.extend(domains.into_iter().map(|domain| (rule, domain)));
+            }
+            (Limit::DuplicateCertificates, _) => charges.push((rule, set(identifiers))),
+            (Limit::NewOrders | Limit::CertificatesPerDomain, Kind::Again) => {}
+        }
+    }
+    charges
+}
+
+fn set(identifiers: &BTreeSet<Identifier>) -> String {
+    let names: Vec<String> = identifiers.iter().map(ToString::to_string).collect();
+    names.join(" ")
+}
+
+/// What Let's Encrypt counts certificates for: the domain that somebody
+/// registered below a public suffix, an IPv4 address, the /64 of an IPv6 one.
+fn registered(identifier: &Identifier) -> String {
+    match identifier {
+        Identifier::Dns(name) => {
+            let name = name.as_str().trim_start_matches("*.");
+            psl::domain_str(name).unwrap_or(name).to_owned()
+        }
+        Identifier::Ip(IpAddr::V4(address)) => address.to_string(),
+        Identifier::Ip(IpAddr::V6(address)) => {
+            let [a, b, c, d, ..] = address.segments();
+            format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
+        }
+    }
+}
+
+fn full_at(authority: &Authority, limit: Limit, subject: &str) -> Option<Timestamp> {
+    authority.spent.get(&limit)?.get(subject).copied()
+}
+
+fn take(authority: &mut Authority, rule: &Rule, subject: String, now: Timestamp) {
+    let subjects = authority.spent.entry(rule.limit).or_default();
+    let full_at = subjects.entry(subject).or_insert(now);
+    // An empty bucket stays as it is: what a CA counted beyond it is over too.
+    let emptied = now + rule.refill;
+    *full_at = ((*full_at).max(now) + rule.interval()).min(emptied);
+}
+
+fn forget_full(authority: &mut Authority, now: Timestamp) {
+    for subjects in authority.spent.values_mut() {
+        subjects.retain(|_, full_at| *full_at > now);
+    }
+    authority.spent.retain(|_, subjects| !subjects.is_empty());
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+    const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+
+    fn names(texts: &[&str]) -> BTreeSet<Identifier> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn order(
+        authority: &mut Authority,
+        texts: &[&str],
+        kind: Kind,
+        priority: Priority,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        spend(authority, LETS_ENCRYPT, &names(texts), kind, priority, now)
+    }
+
+    #[test]
+    fn what_renews_by_itself_leaves_a_reserve_and_what_is_urgent_uses_it() {
+        let mut authority = Authority::default();
+        let again = |authority: &mut Authority, priority, now| {
+            order(authority, &["example.com"], Kind::Again, priority, now)
+        };
+        for _ in 0..3 {
+            again(&mut authority, Priority::Routine, NOW).unwrap();
+        }
+        let refusal = again(&mut authority, Priority::Routine, NOW).unwrap_err();
+        assert_eq!(refusal.limit, Limit::DuplicateCertificates);
+        assert_eq!(refusal.subject, "example.com");
+        let before = authority.clone();
+        assert!(
+            again(
+                &mut authority,
+                Priority::Routine,
+                refusal.until - Duration::from_secs(1)
+            )
+            .is_err()
+        );
+        assert_eq!(authority, before, "what is refused costs nothing");
+        for _ in 0..2 {
+            again(&mut authority, Priority::Reserved, NOW).unwrap();
+        }
+        let refusal = again(&mut authority, Priority::Reserved, NOW).unwrap_err();
+        // Five in seven days: one comes back after a fifth of them.
+        assert_eq!(refusal.until, NOW + DAY * 7 / 5);
+        again(&mut authority, Priority::Reserved, refusal.until).unwrap();
+    }
+
+    #[test]
+    fn what_the_ca_exempts_costs_nothing() {
+        let mut authority = Authority::default();
+        for _ in 0..1000 {
+            order(
+                &mut authority,
+                &["example.com"],
+                Kind::Exempt,
+                Priority::Routine,
+                NOW,
+            )
+            .unwrap();
+        }
+        assert_eq!(authority, Authority::default());
+    }
+
+    #[test]
+    fn names_are_counted_by_the_domain_that_was_registered() {
+        let counted = |text: &str| registered(&text.parse().unwrap());
+        assert_eq!(counted("a.b.example.co.uk"), "example.co.uk");
+        assert_eq!(counted("*.example.com"), "example.com");
+        assert_eq!(counted("team.github.io"), "team.github.io");
+        assert_eq!(counted("192.0.2.7"), "192.0.2.7");
+        assert_eq!(counted("2001:db8:1:2:3::4"), "2001:db8:1:2::/64");
+        let mut authority = Authority::default();
+        for n in 0..40 {
+            let (one, other) = (format!("a{n}.example.com"), format!("b{n}.example.com"));
+            order(
+                &mut authority,
+                &[&one, &other],
+                Kind::New,
+                Priority::Routine,
+                NOW,
+            )
+            .unwrap();
+        }
+        let refused = |texts: &[&str], authority: &mut Authority| {
+            order(authority, texts, Kind::New, Priority::Routine, NOW)
+                .unwrap_err()
+                .subject
+        };
+        assert_eq!(
+            refused(&["new.example.com", "example.org"], &mut authority),
+            "example.com"
+        );
+        order(
+            &mut authority,
+            &["example.org"],
+            Kind::New,
+            Priority::Routine,
+            NOW,
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn an_order_that_comes_to_nothing_gives_its_certificate_back() {
+        let mut authority = Authority::default();
+        let name = names(&["example.com"]);
+        for _ in 0..200 {
+            spend(
+                &mut authority,
+                LETS_ENCRYPT,
+                &name,
+                Kind::New,
+                Priority::Routine,
+                NOW,
+            )
+            .unwrap();
+            refund(&mut authority, LETS_ENCRYPT, &name, Kind::New);
+        }
+        let left: Vec<u32> = left(&authority, LETS_ENCRYPT, &name, NOW)
+            .iter()
+            .map(|left| left.tokens)
+            .collect();
+        assert_eq!(left, [100, 50, 5]);
+        for _ in 0..4 {
+            failed(&mut authority, LETS_ENCRYPT, &name, NOW);
+        }
+        let again = |authority: &mut Authority, priority| {
+            spend(authority, LETS_ENCRYPT, &name, Kind::Again, priority, NOW)
+        };
+        let refusal = again(&mut authority, Priority::Routine).unwrap_err();
+        assert_eq!(refusal.limit, Limit::FailedValidations);
+        again(&mut authority, Priority::Reserved).unwrap();
+    }
+
+    #[test]
+    fn a_ca_of_unknown_limits_is_not_second_guessed() {
+        assert!(rules("https://ca.internal/dir").is_empty());
+        assert_eq!(
+            rules("https://acme-v02.api.letsencrypt.org/directory"),
+            LETS_ENCRYPT
+        );
+    }
+
+    proptest! {
+        /// Whatever is asked for and when, no window of a limit's length sees
+        /// more than twice a bucket, and none starts with more than one.
+        #[test]
+        fn no_bucket_gives_more_than_it_holds_and_refills(
+            steps in prop::collection::vec((0_u64..40_000, any::<bool>()), 1..300),
+        ) {
+            let (mut authority, mut now, mut granted) = (Authority::default(), NOW, Vec::new());
+            for (pause, reserved) in steps {
+                now = now + Duration::from_secs(pause);
+                let priority = if reserved { Priority::Reserved } else { Priority::Routine };
+                match order(&mut authority, &["example.com"], Kind::Again, priority, now) {
+                    Ok(()) => granted.push(now),
+                    Err(refusal) => prop_assert!(refusal.until > now),
+                }
+                let since = |start: Timestamp| granted.iter().filter(|at| **at > start).count();
+                let spent = now.since(NOW).as_secs_f64() / (7.0 * 86_400.0) * 5.0;
+                prop_assert!(granted.len() as f64 <= 5.0 + spent);
+                prop_assert!(since(now - DAY) <= 5);
+            }
+        }
+    }
+}
