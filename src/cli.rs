@@ -84,8 +84,14 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
     };
     let terminal = call.terminal.clone();
     output::start_logging(&arguments.global, &terminal);
-    if let Err(problems) = said {
-        return Failure::configuration(problems).report(&terminal);
+    let cannot_rehearse = matches!(arguments.verb, Verb::Renew(_) | Verb::Run(_));
+    match said {
+        Err(problems) => return Failure::configuration(problems).report(&terminal),
+        Ok(said) if said.flag("dry_run") && cannot_rehearse => {
+            let message = "CERTS_DRY_RUN: this command cannot rehearse";
+            return Failure::usage(message, "certs issue NAME --dry-run can").report(&terminal);
+        }
+        Ok(_) => {}
     }
     let ended = runtime().and_then(|runtime| {
         let ended = runtime.block_on(async {

@@ -140,7 +140,7 @@ pub enum ManageError {
     BackingOff { until: Timestamp, last: String },
     #[error("not handed over, and no new try before {until}; the last one ended with: {last}")]
     NotHandedOver { until: Timestamp, last: String },
-    #[error("the running `certs run` keeps it for {kept}, and not for what this command asks for")]
+    #[error("the running `certs run` keeps it {kept}, and not as this command asks for")]
     KeptOtherwise { kept: String },
     #[error("`certs run` ended before the work did")]
     Stopped,

@@ -209,6 +209,22 @@ fn some_of_its_names_mean_a_stored_certificate_whole() {
     };
     run(&mut pebble.issue(&["example.com", "--force"]), 0);
     assert_eq!(names(), 2);
+    // What was asked for and never issued is withdrawn.
+    let webroot = pebble.path("webroot");
+    std::fs::create_dir(&webroot).unwrap();
+    let mut more = here(&pebble);
+    more.args([
+        "issue",
+        "--agree-tos",
+        "example.com",
+        "www.example.com",
+        "typo.example.com",
+    ]);
+    more.args(["--ca", &pebble.directory_url(), "--ca-root", "root.pem"]);
+    run(more.arg("--webroot").arg(&webroot), 5);
+    let told = run(&mut pebble.issue(&["example.com", "www.example.com"]), 0);
+    assert!(told.contains("not due; generation 0002"), "{told}");
+    assert_eq!(names(), 2);
     let smaller = ["example.com", "--name", "example.com"];
     let told = run(&mut pebble.issue(&smaller), 0);
     assert!(told.contains("issued; generation 0003"), "{told}");

@@ -345,6 +345,50 @@ fn a_command_beside_it_is_told_what_it_does() {
 }
 
 #[test]
+fn a_rehearsal_before_the_first_order_lends_it_no_account() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    let sidecar = Sidecar::start(&pebble, |command| {
+        command.env_remove("CERTS_DOMAINS");
+    });
+    until("the sidecar", || pebble.path("data/admin.sock").exists());
+    run(&mut pebble.issue(&["example.com", "--dry-run"]), 0);
+    let accounts = || {
+        std::fs::read_dir(pebble.path("data/accounts"))
+            .unwrap()
+            .count()
+    };
+    assert_eq!(accounts(), 0);
+    run(&mut pebble.issue(&["example.com"]), 0);
+    assert_eq!(accounts(), 1);
+    sidecar.terminate();
+}
+
+#[test]
+fn a_sidecar_without_a_listener_keeps_nobody_from_what_is_not_due() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    run(&mut pebble.issue(&["example.com"]), 0);
+    let webroot = pebble.path("webroot");
+    std::fs::create_dir(&webroot).unwrap();
+    let sidecar = Sidecar::start(&pebble, |command| {
+        command
+            .env_remove("CERTS_DOMAINS")
+            .env_remove("CERTS_HTTP_LISTEN")
+            .env("CERTS_WEBROOT", &webroot);
+    });
+    until("the sidecar", || pebble.path("data/admin.sock").exists());
+    let mut renew = certs(&pebble.path(""));
+    let told = run(renew.arg("renew"), 0);
+    assert!(told.contains("not due; generation 0001"), "{told}");
+    let told = run(renew.arg("--force"), 2);
+    assert!(told.contains("answers no challenges itself"), "{told}");
+    sidecar.terminate();
+}
+
+#[test]
 fn a_damaged_certificate_is_mended_and_holds_up_no_other() {
     let Some(pebble) = Pebble::start(5) else {
         return;

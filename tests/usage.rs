@@ -140,7 +140,12 @@ fn options_of_one_command_are_variables_too() {
     refused_in(
         &[("CERTS_NAME", "../x")],
         &["issue", "example.com", "--agree-tos"],
-        &["--name: ", "not a valid"],
+        &["CERTS_NAME: ", "not a valid"],
+    );
+    refused_in(
+        &[("CERTS_DRY_RUN", "true")],
+        &["renew", "--force"],
+        &["CERTS_DRY_RUN: ", "cannot rehearse"],
     );
     refused_in(
         &[("CERTS_DRY_RUN", "true")],

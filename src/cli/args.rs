@@ -244,15 +244,12 @@ impl Arguments {
             global.quiet = said.flag("quiet");
             global.verbose = u8::from(said.flag("verbose") && !global.quiet);
         }
-        let name = || said.text("name").map(str::to_owned);
         match &mut self.verb {
             Verb::Issue(issue) => {
                 issue.force |= said.flag("force");
                 issue.dry_run |= said.flag("dry_run");
-                issue.wanted.name = issue.wanted.name.take().or_else(name);
             }
             Verb::Renew(renew) => renew.force |= said.flag("force"),
-            Verb::Run(run) => run.wanted.name = run.wanted.name.take().or_else(name),
             _ => {}
         }
     }

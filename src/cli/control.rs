@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
 
-use super::issue::{Done, Task};
+use super::issue::{Done, Task, may_order};
 use super::output::Failure;
 use super::parts::Factory;
 use crate::config::{CertificateSettings, ChallengeSettings};
@@ -140,8 +140,9 @@ async fn work(
 
 async fn done(served: &Served, work: Work) -> Result<Done, Failure> {
     let (settings, factory) = (&work.certificate, &served.factory);
+    let store = factory.parts.store.as_ref();
     let wants_listener = matches!(settings.challenge, ChallengeSettings::Listen(_));
-    if wants_listener && !served.listens {
+    if wants_listener && !served.listens && may_order(store, settings, work.task).await {
         return Err(Failure::usage(
             format!(
                 "{}: the running `certs run` answers no challenges itself",
@@ -153,7 +154,12 @@ async fn done(served: &Served, work: Work) -> Result<Done, Failure> {
     match work.task {
         Task::Pass(urge) => {
             let certificate = factory.certificate(settings)?;
+            let is_kept = served.handle.keeps(&settings.lineage).await;
             let pass = served.handle.work(certificate, urge);
+            if is_kept {
+                // Its own settings hold, not those of a command.
+                return factory.done(settings, pass.await);
+            }
             factory.remembering(settings, pass).await
         }
         Task::Rehearsal => factory.work(settings, Task::Rehearsal).await,

@@ -76,26 +76,26 @@ async fn keep_whole(call: &Call, settings: &mut Settings) -> Result<(), Failure>
         return Ok(());
     };
     let lineage = &certificate.lineage;
-    let named = call.options.names_a_lineage() || call.sources.configures(lineage);
+    let named = call.sources.names_a_lineage() || call.sources.configures(lineage);
     let store = FileStore::existing(settings.data_dir.clone());
     let (false, Some(store)) = (named, store) else {
         return Ok(());
     };
     let stored = store.load(lineage).await;
     let stored = stored.map_err(|error| Failure::of(lineage.as_str(), &error.into()))?;
-    let Some((record, _)) = stored else {
+    let Some(issued) = stored.and_then(|(record, _)| record.issued) else {
         return Ok(());
     };
     let asked: BTreeSet<&Identifier> = certificate.names.iter().collect();
-    let kept: BTreeSet<&Identifier> = record.identifiers.iter().collect();
-    if record.issued.is_some() && asked.len() < kept.len() && asked.is_subset(&kept) {
+    let kept: BTreeSet<&Identifier> = issued.facts.identifiers.iter().collect();
+    if asked.len() < kept.len() && asked.is_subset(&kept) {
         let others = kept.difference(&asked).map(ToString::to_string);
         let others = others.collect::<Vec<_>>().join(", ");
         tracing::info!(
             %lineage,
             "it stays for {others} too; --name {lineage} makes it smaller, another --name makes another"
         );
-        certificate.names = record.identifiers.into_iter().collect();
+        certificate.names = issued.facts.identifiers.into_iter().collect();
     }
     Ok(())
 }
@@ -164,7 +164,7 @@ pub(super) async fn work(call: &Call, settings: &Settings, task: Task) -> Result
         return each(call, &worker, settings, task).await;
     }
     let responses = Responses::default();
-    let listener = if may_order(settings, task).await {
+    let listener = if any_may_order(settings, task).await {
         listener(call, settings, &responses)?
     } else {
         None
@@ -180,20 +180,31 @@ pub(super) async fn work(call: &Call, settings: &Settings, task: Task) -> Result
     }
 }
 
-/// Whether any certificate may come to an order, which alone needs port 80.
-async fn may_order(settings: &Settings, task: Task) -> bool {
-    let store = FileStore::existing(settings.data_dir.clone());
-    let (Task::Pass(urge), Some(store)) = (task, store) else {
+/// Whether `task` may come to an order, which alone needs port 80.
+pub(super) async fn may_order(
+    store: &dyn Store,
+    settings: &CertificateSettings,
+    task: Task,
+) -> bool {
+    let Task::Pass(urge) = task else {
+        return true;
+    };
+    // A record that cannot be read is told by the pass, which then orders nothing.
+    let Ok(stored) = store.load(&settings.lineage).await else {
+        return false;
+    };
+    let record = stored.as_ref().map(|(record, _)| record);
+    let (wanted, now) = (wanted(settings), SystemClock.now());
+    foresee::may_order(record, &wanted, urge, now, &SystemRandom)
+}
+
+/// Whether any certificate of `settings` may.
+async fn any_may_order(settings: &Settings, task: Task) -> bool {
+    let Some(store) = FileStore::existing(settings.data_dir.clone()) else {
         return true;
     };
     for certificate in &settings.certificates {
-        // A record that cannot be read is told by the pass, which then orders nothing.
-        let Ok(stored) = store.load(&certificate.lineage).await else {
-            continue;
-        };
-        let record = stored.as_ref().map(|(record, _)| record);
-        let (wanted, now) = (wanted(certificate), SystemClock.now());
-        if foresee::may_order(record, &wanted, urge, now, &SystemRandom) {
+        if may_order(&store, certificate, task).await {
             return true;
         }
     }

@@ -86,9 +86,17 @@ impl Factory {
         &self,
         settings: &CertificateSettings,
     ) -> Result<Certificate, Failure> {
+        self.certificate_for(settings, false)
+    }
+
+    fn certificate_for(
+        &self,
+        settings: &CertificateSettings,
+        rehearsal: bool,
+    ) -> Result<Certificate, Failure> {
         Ok(Certificate {
             wanted: wanted(settings),
-            issuer: self.shared_issuer(settings)?,
+            issuer: self.shared_issuer(settings, rehearsal)?,
             targets: settings.deploy.iter().map(|spec| spec.target()).collect(),
             endpoints: settings.verify.clone(),
         })
@@ -100,7 +108,7 @@ impl Factory {
         settings: &CertificateSettings,
         task: Task,
     ) -> Result<Done, Failure> {
-        let certificate = self.certificate(settings)?;
+        let certificate = self.certificate_for(settings, task == Task::Rehearsal)?;
         let lineage = &settings.lineage;
         match task {
             Task::Pass(urge) => {
@@ -148,19 +156,34 @@ impl Factory {
         if let Ok(_) | Err(ManageError::Deploy(_) | ManageError::Verify(_)) = &ended {
             remember(store, settings).await?;
         }
-        let outcome = ended.map_err(|error| failed(&error))?;
+        self.done(settings, ended)
+    }
+
+    /// How a pass ended, as it is told.
+    pub(super) fn done(
+        &self,
+        settings: &CertificateSettings,
+        ended: Result<Outcome, ManageError>,
+    ) -> Result<Done, Failure> {
+        let lineage = &settings.lineage;
+        let outcome = ended.map_err(|error| Failure::of(lineage.as_str(), &error))?;
         let path = self.parts.output.live_path(lineage);
         Ok(Done::Passed { outcome, path })
     }
 
     /// One client for each way of talking to a CA: its nonces and its account
-    /// are shared by all certificates that it issues.
-    fn shared_issuer(&self, settings: &CertificateSettings) -> Result<Arc<dyn Issuer>, Failure> {
+    /// are shared by all certificates that it issues. Rehearsals have others,
+    /// whose accounts are forgotten.
+    fn shared_issuer(
+        &self,
+        settings: &CertificateSettings,
+        rehearsal: bool,
+    ) -> Result<Arc<dyn Issuer>, Failure> {
         let webroot = match &settings.challenge {
             ChallengeSettings::Webroot(path) => Some(path),
             ChallengeSettings::Listen(_) => None,
         };
-        let key = serde_json::json!([settings.ca, webroot]).to_string();
+        let key = serde_json::json!([settings.ca, webroot, rehearsal]).to_string();
         let mut issuers = self.issuers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(issuer) = issuers.get(&key) {
             return Ok(issuer.clone());

@@ -13,6 +13,8 @@ use super::problem::{Given, Place, Problem, Problems, nearest};
 pub(super) struct Variables {
     pub(super) layer: Layer,
     pub(super) domains: Vec<Value>,
+    /// The own name of the one certificate of `domains`, or of the command line.
+    pub(super) name: Option<Value>,
 }
 
 /// `output.owner` is `CERTS_OUTPUT_OWNER`.
@@ -44,6 +46,8 @@ pub(super) fn read(environment: &BTreeMap<String, String>, problems: &mut Proble
             .map(|group| Value::list(split(group), &text.place))
             .collect();
     }
+    variables.name = value(environment, "CERTS_NAME", problems)
+        .map(|given| Value::text(&given.value, &given.place));
     near_misses(environment, problems);
     variables
 }
@@ -57,13 +61,13 @@ fn truth(text: &str) -> Option<bool> {
 }
 
 /// What only a command has, and no file.
-const COMMANDS: [&str; 6] = ["force", "dry_run", "json", "quiet", "verbose", "name"];
+const COMMANDS: [&str; 5] = ["force", "dry_run", "json", "quiet", "verbose"];
 
 /// Options of one command, as the environment has them: `CERTS_FORCE` and the
 /// like, which no file can say.
 #[derive(Clone, Debug, Default)]
 pub struct CommandVariables {
-    said: BTreeMap<&'static str, String>,
+    said: BTreeMap<&'static str, bool>,
 }
 
 impl CommandVariables {
@@ -78,11 +82,16 @@ impl CommandVariables {
             let Some(text) = value(environment, &name, &mut problems) else {
                 continue;
             };
-            if key != "name" && truth(&text.value).is_none() {
-                let message = format!("`{}` is neither true nor false", text.value.escape_debug());
-                problems.add(&text.place, message, "true or false belongs here");
+            match truth(&text.value) {
+                Some(truth) => {
+                    all.said.insert(key, truth);
+                }
+                None => {
+                    let said = text.value.escape_debug();
+                    let message = format!("`{said}` is neither true nor false");
+                    problems.add(&text.place, message, "true or false belongs here");
+                }
             }
-            all.said.insert(key, text.value);
         }
         if problems.is_empty() {
             Ok(all)
@@ -94,13 +103,7 @@ impl CommandVariables {
     /// Whether `key` is switched on.
     #[must_use]
     pub fn flag(&self, key: &str) -> bool {
-        self.text(key).and_then(truth).unwrap_or_default()
-    }
-
-    /// What `key` is set to.
-    #[must_use]
-    pub fn text(&self, key: &str) -> Option<&str> {
-        self.said.get(key).map(String::as_str)
+        self.said.get(key).copied().unwrap_or_default()
     }
 }
 
@@ -141,7 +144,7 @@ fn value(
 
 fn near_misses(environment: &BTreeMap<String, String>, problems: &mut Problems) {
     let mut known: Vec<String> = KEYS.iter().map(|(key, ..)| variable(key)).collect();
-    known.extend(["CERTS_CONFIG".to_owned(), "CERTS_DOMAINS".to_owned()]);
+    known.extend(["CERTS_CONFIG", "CERTS_DOMAINS", "CERTS_NAME"].map(str::to_owned));
     known.extend(COMMANDS.map(variable));
     for name in environment.keys() {
         let bare = name.strip_suffix("_FILE").unwrap_or(name);
@@ -226,14 +229,9 @@ mod tests {
             let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
             CommandVariables::read(&pairs.collect())
         };
-        let said = read(&[
-            ("CERTS_FORCE", "yes"),
-            ("CERTS_JSON", "0"),
-            ("CERTS_NAME", "shop"),
-        ]);
+        let said = read(&[("CERTS_FORCE", "yes"), ("CERTS_JSON", "0")]);
         let said = said.unwrap();
         assert!(said.flag("force") && !said.flag("json") && !said.flag("quiet"));
-        assert_eq!(said.text("name"), Some("shop"));
         let problems = read(&[("CERTS_FORCE", "often"), ("CERTS_QUIET", "2")]).unwrap_err();
         assert_eq!(problems.len(), 2, "{problems:?}");
     }

@@ -50,12 +50,6 @@ impl Options {
         self.lineage = lineage.map(|lineage| Value::text(lineage, &place("name")));
     }
 
-    /// Whether `--name` was given.
-    #[must_use]
-    pub fn names_a_lineage(&self) -> bool {
-        self.lineage.is_some()
-    }
-
     /// `--config FILE`.
     pub fn config(&mut self, file: Option<&str>) {
         self.config = file.map(str::to_owned);

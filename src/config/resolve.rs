@@ -38,6 +38,7 @@ pub struct Sources {
     pub(super) document: Document,
     pub(super) file: Option<PathBuf>,
     pub(super) default_data_dir: Option<PathBuf>,
+    names_a_lineage: bool,
 }
 
 impl Sources {
@@ -47,11 +48,21 @@ impl Sources {
         let mut problems = Problems::default();
         let (file, document) = file(options, environment, &mut problems);
         let variables = environment::read(environment, &mut problems);
-        let domains = variables
-            .domains
-            .iter()
+        let name = variables.name.as_ref();
+        let name = name.and_then(|name| lineage_of(name, &mut problems));
+        let groups = variables.domains.iter();
+        let mut domains: Vec<Entry> = groups
             .filter_map(|group| group_of(group, None, &mut problems))
             .collect();
+        match (domains.as_mut_slice(), &name) {
+            ([only], Some(name)) => only.lineage = name.value.clone(),
+            ([_, _, ..], Some(name)) => problems.add(
+                &name.place,
+                "it names one certificate, and CERTS_DOMAINS has several",
+                "leave it out, or write [[certificate]] tables with their own `name`",
+            ),
+            _ => {}
+        }
         let layer = options.layer(&mut problems);
         let mut sources = Self {
             problems,
@@ -62,8 +73,14 @@ impl Sources {
             document,
             file,
             default_data_dir: default_data_dir(environment),
+            names_a_lineage: false,
         };
-        sources.named = sources.name(options);
+        let lineage = options.lineage.as_ref();
+        let lineage = lineage.and_then(|name| lineage_of(name, &mut sources.problems));
+        // That of the environment is for what the environment names, if it does.
+        let lineage = lineage.or(name.filter(|_| sources.domains.is_empty()));
+        sources.names_a_lineage = lineage.is_some();
+        sources.named = sources.name(options, lineage);
         sources
     }
 
@@ -114,6 +131,12 @@ impl Sources {
         certificate
     }
 
+    /// Whether the certificate's own name was given.
+    #[must_use]
+    pub fn names_a_lineage(&self) -> bool {
+        self.names_a_lineage
+    }
+
     /// Whether the file or the environment has a certificate of that name.
     #[must_use]
     pub fn configures(&self, lineage: &Lineage) -> bool {
@@ -137,13 +160,10 @@ impl Sources {
 
     /// The certificate of the command line. Names that are all of a configured
     /// certificate mean that one, whole: a command never makes it smaller.
-    fn name(&mut self, options: &Options) -> Option<Entry> {
-        let hint = "letters a to z, digits, `.`, `_` and `-`";
-        let lineage = options
-            .lineage
-            .as_ref()
-            .and_then(|value| parsed::<Lineage>(value, hint, &mut self.problems));
+    fn name(&mut self, options: &Options, lineage: Option<Given<Lineage>>) -> Option<Entry> {
         if options.names.is_empty() {
+            // A name in the environment alone asks for nothing.
+            options.lineage.as_ref()?;
             return lineage.and_then(|lineage| self.by_lineage(lineage));
         }
         if let [
@@ -232,6 +252,10 @@ impl Sources {
         }
         entry
     }
+}
+
+fn lineage_of(name: &Value, problems: &mut Problems) -> Option<Given<Lineage>> {
+    parsed::<Lineage>(name, "letters a to z, digits, `.`, `_` and `-`", problems)
 }
 
 fn group_of(group: &Value, lineage: Option<Lineage>, problems: &mut Problems) -> Option<Entry> {

@@ -460,3 +460,27 @@ fn a_command_means_the_whole_of_what_the_environment_configures() {
     let settings = case.settings(&Purpose::Named);
     assert!(!case.sources().configures(&settings.certificates[0].lineage));
 }
+
+#[test]
+fn a_name_of_the_environment_is_for_what_the_environment_names() {
+    let case = || Case::new("agree_tos = true\n").set("CERTS_NAME", "shop");
+    let lineages = |settings: Settings| -> Vec<String> {
+        let certificates = settings.certificates.iter();
+        certificates.map(|one| one.lineage.to_string()).collect()
+    };
+    let one = case().set("CERTS_DOMAINS", "example.com www.example.com");
+    assert_eq!(lineages(one.settings(&Purpose::All)), ["shop"]);
+    assert_eq!(lineages(one.settings(&Purpose::Named)), ["shop"]);
+    let mut other = case().set("CERTS_DOMAINS", "example.com");
+    other.options.names(&["other.example.com".to_owned()]);
+    assert_eq!(
+        lineages(other.settings(&Purpose::Named)),
+        ["other.example.com"]
+    );
+    let mut alone = case();
+    assert!(alone.settings(&Purpose::All).certificates.is_empty());
+    alone.options.names(&["example.com".to_owned()]);
+    assert_eq!(lineages(alone.settings(&Purpose::Named)), ["shop"]);
+    let several = case().set("CERTS_DOMAINS", "a.example.com; b.example.com");
+    assert!(several.problems(&Purpose::All)[0].starts_with("CERTS_NAME: "));
+}

@@ -207,15 +207,31 @@ fn write_generation(
     }
     give(&staged, DIRECTORY, owner)?;
     files::sync_parent(&staged.join("privkey.pem")).map_err(at("flush", &staged))?;
-    // Only what a crash or a foreign hand left unfinished can stand there.
-    let damaged = archive.join(format!(".old-{generation}"));
-    remove_directory(&damaged)?;
     if place.exists() {
-        std::fs::rename(place, &damaged).map_err(at("rename", place))?;
+        // Only what a crash or a foreign hand left unfinished can stand there;
+        // but it may be live, so there is no moment without it.
+        exchange(&staged, place).map_err(at("replace", place))?;
+        files::sync_parent(place).map_err(at("flush", place))?;
+        return remove_directory(&staged);
     }
     std::fs::rename(&staged, place).map_err(at("rename", place))?;
-    files::sync_parent(place).map_err(at("flush", place))?;
-    remove_directory(&damaged)
+    files::sync_parent(place).map_err(at("flush", place))
+}
+
+/// Each takes the other's name in one step. Where the file system cannot, two
+/// steps must do.
+fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::io::Errno;
+    match renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            let aside = one.with_extension("old");
+            std::fs::rename(other, &aside)?;
+            std::fs::rename(one, other)?;
+            std::fs::rename(aside, one)
+        }
+        exchanged => Ok(exchanged?),
+    }
 }
 
 fn make_shared(path: &Path, owner: Owner) -> Result<(), OutputError> {

@@ -96,7 +96,12 @@ pub async fn on_disk(parts: &Parts, lineage: &Lineage, issued: Option<&Issued>) 
     }
 }
 
-async fn stored(parts: &Parts, lineage: &Lineage, issued: &Issued) -> Result<Bundle, ManageError> {
+/// The pair of a stored generation, loadable and not expired.
+pub(super) async fn stored(
+    parts: &Parts,
+    lineage: &Lineage,
+    issued: &Issued,
+) -> Result<Bundle, ManageError> {
     let stored = parts.store.bundle(lineage, issued.generation).await?;
     let (key, chain) = stored
         .ok_or_else(|| ManageError::Halted("the newest pair is missing in the store".into()))?;
@@ -147,7 +152,16 @@ async fn prove(
         for identifier in &issued.facts.identifiers {
             let within = end.since(parts.clock.now());
             let (wanted, clock) = (&issued.facts.fingerprint, parts.clock.as_ref());
-            verify(&place, identifier, wanted, clock, within).await?;
+            if let Err(error) = verify(&place, identifier, wanted, clock, within).await {
+                // What was seen there before is seen there no more.
+                held.record
+                    .served
+                    .entry(place.to_string())
+                    .and_modify(|served| {
+                        served.generation = Generation::default();
+                    });
+                return Err(error.into());
+            }
         }
         let seen = Served {
             generation: issued.generation,

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::Wanted;
-use super::issue::Urge;
+use super::issue::{Urge, asks_the_same};
 use crate::random::Random;
 use crate::record::Record;
 use crate::renew::decide::{Next, next};
@@ -27,6 +27,9 @@ pub fn may_order(
         return true;
     };
     let mut record = record.clone();
+    if !asks_the_same(&record, wanted) {
+        record.failures.retry_at = None;
+    }
     record.identifiers.clone_from(&wanted.identifiers);
     record.ca.clone_from(&wanted.ca);
     if urge == Urge::Asked {

@@ -11,7 +11,9 @@ use super::status::status;
 use super::{Certificate, ManageError, Outcome, Parts, Wanted};
 use crate::acme::{AcmeError, Cause, Journal, JournalError};
 use crate::certificate::{Bundle, Facts, Freshness, KeyType, Secret};
-use crate::record::{Failures, Issued, PendingOrder, Record, Renewal, Revision};
+use crate::record::{
+    Failures, Generation, Issued, PendingOrder, Record, Renewal, Revision, Served,
+};
 use crate::renew::backoff::{FailureKind, after_failure, after_handover_failure};
 use crate::renew::decide::{self, HeldUp, Next, next};
 use crate::renew::window;
@@ -153,6 +155,11 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
             (fresh, Revision::default())
         }
     };
+    let changed = !asks_the_same(&record, wanted);
+    if changed {
+        // What failed was something else.
+        record.failures = Failures::default();
+    }
     record.identifiers.clone_from(&wanted.identifiers);
     record.ca.clone_from(&wanted.ca);
     record.profile.clone_from(&wanted.profile);
@@ -174,6 +181,19 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
         .map(|target| known(target.name()))
         .collect();
     let files = on_disk(parts, &wanted.lineage, record.issued.as_ref()).await;
+    if record
+        .issued
+        .as_ref()
+        .is_some_and(|issued| issued.generation != files)
+    {
+        // Whoever has read the files meanwhile has read others.
+        deployed
+            .values_mut()
+            .for_each(|on| *on = Generation::default());
+        for served in record.served.values_mut() {
+            served.generation = Generation::default();
+        }
+    }
     deployed.insert(FILES.to_owned(), files);
     record.deployed = deployed;
     let places: Vec<String> = places(certificate)
@@ -182,16 +202,25 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
         .collect();
     record.served.retain(|place, _| places.contains(place));
     for place in places {
-        record
-            .served
-            .entry(place)
-            .or_insert_with(|| crate::record::Served {
-                generation: crate::record::Generation::default(),
-                at: parts.clock.now(),
-                not_after: None,
-            });
+        record.served.entry(place).or_insert_with(|| Served {
+            generation: Generation::default(),
+            at: parts.clock.now(),
+            not_after: None,
+        });
     }
-    Ok(Held { record, revision })
+    let mut held = Held { record, revision };
+    if changed {
+        // What is shown, and renewed without a configuration, is what was asked last.
+        held.save(parts, None).await?;
+    }
+    Ok(held)
+}
+
+/// Whether the earlier orders of `record` were for what is wanted now.
+pub(super) fn asks_the_same(record: &Record, wanted: &Wanted) -> bool {
+    record.identifiers == wanted.identifiers
+        && record.ca == wanted.ca
+        && record.profile == wanted.profile
 }
 
 /// What a user asks for by hand waits for no back-off of ours and for no

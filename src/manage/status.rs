@@ -21,6 +21,8 @@ pub fn status(record: &Record, now: Timestamp, random: &dyn Random) -> Status {
         generation_issued: issued.map(|issued| issued.generation),
         generation_served: record.served.values().map(|served| served.generation).min(),
         served: record.served.clone(),
+        complete: issued
+            .is_some_and(|issued| issued.facts.identifiers.is_superset(&record.identifiers)),
         proven: issued.is_some_and(|issued| is_proven(record, issued)),
         late: issued.is_some_and(|issued| is_late(issued, now)),
         last_error: last_error(record),
@@ -115,6 +117,18 @@ mod tests {
         assert_eq!(shown.next_action, Action::Issue);
         assert_eq!(shown.next_at, START + DAY * 60);
         assert!(shown.is_ready());
+    }
+
+    #[test]
+    fn is_not_ready_before_it_is_for_every_name() {
+        let mut record = issued();
+        record
+            .identifiers
+            .insert(Identifier::parse("www.example.com").unwrap());
+        let shown = status(&record, START, &SeededRandom::new(0));
+        assert!(shown.proven && !shown.is_ready());
+        record.identifiers.clear();
+        assert!(status(&record, START, &SeededRandom::new(0)).is_ready());
     }
 
     #[test]

@@ -8,13 +8,16 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 
+use super::deploy::stored;
 use super::issue::{Urge, pass};
 use super::status::status;
-use super::{Certificate, ManageError, Outcome, Parts, Wanted};
+use super::{Certificate, ManageError, Outcome, Parts};
+use crate::certificate::KeyType;
 use crate::identifier::Lineage;
 use crate::observe::Board;
 use crate::record::Record;
 use crate::renew::decide::{Next, next};
+use crate::store::StoreError;
 use crate::time::Timestamp;
 
 /// Certificates worked on at once.
@@ -43,6 +46,7 @@ enum Command {
     Sweep,
     Replace(Vec<Certificate>),
     Work(Box<Certificate>, Urge, oneshot::Sender<Ended>),
+    Keeps(Lineage, oneshot::Sender<bool>),
     Ping(oneshot::Sender<()>),
     Stop,
 }
@@ -70,6 +74,13 @@ impl Handle {
         self.send(Command::Work(Box::new(certificate), urge, reply))
             .await;
         ended.await.unwrap_or(Err(ManageError::Stopped))
+    }
+
+    /// Whether `lineage` is one of those kept.
+    pub async fn keeps(&self, lineage: &Lineage) -> bool {
+        let (reply, kept) = oneshot::channel();
+        self.send(Command::Keeps(lineage.clone(), reply)).await;
+        kept.await.unwrap_or_default()
     }
 
     /// Returns once the loop has turned; false when it is gone.
@@ -100,6 +111,8 @@ struct Kept {
     managed: bool,
     /// Failures in a row that the record could not date.
     undated: u32,
+    /// Whether what is under way was begun before the last command.
+    stale: bool,
     waiting: VecDeque<(Certificate, Urge, oneshot::Sender<Ended>)>,
 }
 
@@ -179,6 +192,7 @@ impl Supervisor {
                 kept.certificate = certificate;
                 kept.managed = true;
                 kept.due = now;
+                kept.stale = kept.busy;
             }
             None => {
                 let kept = Kept {
@@ -187,6 +201,7 @@ impl Supervisor {
                     busy: false,
                     managed: true,
                     undated: 0,
+                    stale: false,
                     waiting: VecDeque::new(),
                 };
                 self.kept.insert(lineage, kept);
@@ -197,8 +212,8 @@ impl Supervisor {
     async fn prepare(&self, certificate: &Certificate) -> Result<(), ManageError> {
         let wanted = &certificate.wanted;
         let (lineage, now) = (&wanted.lineage, self.parts.clock.now());
-        let stored = self.parts.store.load(lineage).await?;
-        let record = stored.map_or_else(
+        let loaded = self.parts.store.load(lineage).await?;
+        let record = loaded.map_or_else(
             || {
                 Record::new(
                     lineage.clone(),
@@ -208,9 +223,16 @@ impl Supervisor {
             },
             |(record, _)| record,
         );
-        self.board
-            .post(status(&record, now, self.parts.random.as_ref()));
+        let random = self.parts.random.as_ref();
+        self.board.post(status(&record, now, random));
         let output = &self.parts.output;
+        if output.live(lineage).is_none()
+            && let Some(issued) = &record.issued
+            && let Ok(bundle) = stored(&self.parts, lineage, issued).await
+        {
+            // The volume is new: what is stored is better than a placeholder.
+            output.publish(lineage, issued.generation, &bundle)?;
+        }
         if output.placeholder(lineage, &wanted.identifiers, now)? {
             tracing::info!(%lineage, "a placeholder stands in until the certificate is issued");
         }
@@ -240,6 +262,7 @@ impl Supervisor {
                 let now = self.parts.clock.now();
                 for kept in self.kept.values_mut() {
                     kept.due = now;
+                    kept.stale = kept.busy;
                 }
             }
             Command::Replace(certificates) => {
@@ -247,6 +270,10 @@ impl Supervisor {
                 let _ = self.keep(certificates).await;
             }
             Command::Work(certificate, urge, reply) => self.enqueue(*certificate, urge, reply),
+            Command::Keeps(lineage, reply) => {
+                let kept = self.kept.get(&lineage);
+                let _ = reply.send(kept.is_some_and(|kept| kept.managed));
+            }
             Command::Ping(reply) => {
                 let _ = reply.send(());
             }
@@ -263,15 +290,23 @@ impl Supervisor {
             busy: false,
             managed: false,
             undated: 0,
+            stale: false,
             waiting: VecDeque::new(),
         });
-        // Two who want different things of one certificate would order in turn.
-        if kept.managed && !is_same(&kept.certificate.wanted, &certificate.wanted) {
-            let kept = in_words(&kept.certificate.wanted);
-            let _ = reply.send(Err(ManageError::KeptOtherwise { kept }));
+        if !kept.managed {
+            kept.waiting.push_back((certificate, urge, reply));
             return;
         }
-        kept.waiting.push_back((certificate, urge, reply));
+        // Two who want different things of one certificate would order in turn.
+        match difference(&kept.certificate, &certificate) {
+            Some(kept) => {
+                let _ = reply.send(Err(ManageError::KeptOtherwise { kept }));
+            }
+            None => {
+                let certificate = kept.certificate.clone();
+                kept.waiting.push_back((certificate, urge, reply));
+            }
+        }
     }
 
     /// Starts passes while there is room: those that somebody waits for first.
@@ -335,6 +370,9 @@ impl Supervisor {
                     )
                 }
             };
+            if std::mem::take(&mut kept.stale) {
+                kept.due = now;
+            }
             if !kept.managed && kept.waiting.is_empty() {
                 self.kept.remove(&lineage);
             }
@@ -367,8 +405,9 @@ impl Supervisor {
                     tell(lineage, error);
                 }
                 let record = pass.record.as_ref();
+                let leased = matches!(error, ManageError::Store(StoreError::Leased { .. }));
                 match record.map(|record| next(record, now, random)) {
-                    Some(Next::Wait(until)) => Again::At(until.min(now + LOOK_AGAIN)),
+                    Some(Next::Wait(until)) if !leased => Again::At(until.min(now + LOOK_AGAIN)),
                     _ => Again::Undated,
                 }
             }
@@ -404,13 +443,32 @@ fn tell(lineage: &Lineage, error: &ManageError) {
     tracing::error!(%lineage, "{error}; hint: {}", error.hint());
 }
 
-fn is_same(one: &Wanted, other: &Wanted) -> bool {
-    one.identifiers == other.identifiers && one.ca == other.ca
-}
-
-fn in_words(wanted: &Wanted) -> String {
-    let names: Vec<String> = wanted.identifiers.iter().map(ToString::to_string).collect();
-    format!("{} from {}", names.join(", "), wanted.ca)
+/// How `kept` is kept, where a command asks for something else. What it does not
+/// say is as it is kept.
+fn difference(kept: &Certificate, asked: &Certificate) -> Option<String> {
+    let (one, other) = (&kept.wanted, &asked.wanted);
+    if one.identifiers != other.identifiers || one.ca != other.ca {
+        let names: Vec<String> = one.identifiers.iter().map(ToString::to_string).collect();
+        return Some(format!("for {} from {}", names.join(", "), one.ca));
+    }
+    if other.profile.is_some() && one.profile != other.profile {
+        let profile = one.profile.as_deref().unwrap_or("none");
+        return Some(format!("with the profile {profile}"));
+    }
+    if other.key != KeyType::default() && one.key != other.key {
+        return Some(format!("with a key of the kind {}", one.key));
+    }
+    let (here, there) = (&kept.endpoints, &asked.endpoints);
+    if !there.is_empty() && here != there {
+        let here: Vec<String> = here.iter().map(ToString::to_string).collect();
+        return Some(format!("proven at [{}]", here.join(", ")));
+    }
+    let named = |certificate: &Certificate| -> Vec<String> {
+        let targets = certificate.targets.iter();
+        targets.map(|target| target.name().to_owned()).collect()
+    };
+    let (here, there) = (named(kept), named(asked));
+    (!there.is_empty() && here != there).then(|| format!("for [{}]", here.join(", ")))
 }
 
 async fn one_pass(

@@ -46,10 +46,16 @@ async fn readyz(State(shown): State<Shown>) -> Response {
 }
 
 fn complaint(status: &Status) -> &'static str {
-    match (status.generation_issued, status.proven) {
-        (None, _) => "not issued yet",
-        (Some(_), false) => "not proven served",
-        (Some(_), true) => "late",
+    match status {
+        Status {
+            generation_issued: None,
+            ..
+        } => "not issued yet",
+        Status { proven: false, .. } => "not proven served",
+        Status {
+            complete: false, ..
+        } => "not issued for all its names yet",
+        _ => "late",
     }
 }
 

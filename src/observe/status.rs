@@ -46,6 +46,8 @@ pub struct Status {
     pub generation_served: Option<Generation>,
     /// What each endpoint was last seen to serve.
     pub served: BTreeMap<String, Served>,
+    /// The newest one is for every name that is wanted.
+    pub complete: bool,
     /// Issued, handed over, and proven wherever an endpoint is named.
     pub proven: bool,
     /// The renewal is overdue by a twentieth of the lifetime, or the
@@ -59,7 +61,7 @@ impl Status {
     /// Whether the owner need not worry.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.proven && !self.late
+        self.complete && self.proven && !self.late
     }
 }
 
