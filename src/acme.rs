@@ -84,6 +84,9 @@ pub trait Issuer: Send + Sync {
         journal: &mut dyn Journal,
     ) -> Result<String, AcmeError>;
 
+    /// Asks the CA for no more than whether it answers.
+    async fn probe(&self) -> Result<(), AcmeError>;
+
     /// The suggested renewal window and when to ask again; `None` when the CA
     /// offers none. It needs no account.
     async fn renewal_info(

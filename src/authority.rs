@@ -35,6 +35,19 @@ pub enum Limit {
     FailedValidations,
 }
 
+impl Limit {
+    /// Its name for machines, as it is stored.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NewOrders => "new-orders",
+            Self::CertificatesPerDomain => "certificates-per-domain",
+            Self::DuplicateCertificates => "duplicate-certificates",
+            Self::FailedValidations => "failed-validations",
+        }
+    }
+}
+
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -44,6 +57,19 @@ impl fmt::Display for Limit {
             Self::FailedValidations => "failed validations",
         })
     }
+}
+
+/// As what an order counts at its CA.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Counted {
+    /// A replacement inside the window that the CA itself suggested: nothing.
+    #[default]
+    Exempt,
+    /// The same names as a certificate that this CA has issued.
+    Again,
+    /// Anything else.
+    New,
 }
 
 /// A CA that does not answer.

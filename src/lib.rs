@@ -12,10 +12,13 @@
 //! - Nothing a CA says reaches a path, a shell or a log line unparsed.
 //!
 //! # The rooms
-//! - [`identifier`], [`certificate`], [`record`], [`time`], [`random`],
-//!   [`files`], [`sockets`]: the vocabulary. It imports nothing of ours.
-//! - [`renew`]: pure decisions: what next, when, how long to back off.
-//! - [`store`]: the durable truth: records, pairs, accounts, leases.
+//! - [`identifier`], [`certificate`], [`record`], [`authority`], [`time`],
+//!   [`random`], [`files`], [`sockets`]: the vocabulary. It imports nothing of
+//!   ours.
+//! - [`renew`]: pure decisions: what next, when, how long to back off, and what
+//!   a CA's limits still allow.
+//! - [`store`]: the durable truth: records, pairs, accounts, leases, and what is
+//!   known of each CA.
 //! - [`challenge`]: proving control of a name: solvers and the port 80 listener.
 //! - [`acme`]: talking to a CA (RFC 8555, RFC 9773).
 //! - [`deploy`]: files for consumers, servers to be told, the proof by handshake.

@@ -2,10 +2,12 @@
 //! needs, do that one thing, store the result, and ask again; they decide
 //! nothing themselves.
 
+mod authority;
 pub mod deploy;
 pub mod foresee;
 pub mod front;
 pub mod issue;
+mod order;
 pub mod rehearse;
 pub mod schedule;
 pub mod status;
@@ -19,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::acme::{AcmeError, Issuer};
+use crate::authority::Limit;
 use crate::certificate::{BundleError, KeyType};
 use crate::deploy::output::{Output, OutputError};
 use crate::deploy::verify::{Endpoint, VerifyError};
@@ -140,6 +143,19 @@ pub enum ManageError {
     BackingOff { until: Timestamp, last: String },
     #[error("not handed over, and no new try before {until}; the last one ended with: {last}")]
     NotHandedOver { until: Timestamp, last: String },
+    #[error("{ca} has not answered since {since}, and is asked again at {until}: {last}")]
+    Down {
+        ca: String,
+        since: Timestamp,
+        until: Timestamp,
+        last: String,
+    },
+    #[error("{} by our own ledger: no order before {until}", exhausted(.limit, .subject))]
+    OutOfBudget {
+        limit: Limit,
+        subject: String,
+        until: Timestamp,
+    },
     #[error("the running `certs run` keeps it {kept}, and not as this command asks for")]
     KeptOtherwise { kept: String },
     #[error("`certs run` ended before the work did")]
@@ -171,6 +187,12 @@ impl ManageError {
             Self::NotHandedOver { .. } => {
                 "mend what the last try ended with; certs issue with the same names tries at once".into()
             }
+            Self::Down { .. } => {
+                "it is asked again by itself, once for all certificates; certs issue with the same names asks at once".into()
+            }
+            Self::OutOfBudget { .. } => {
+                "wait until then: the CA would refuse it, and count it; certs status shows what is left".into()
+            }
             Self::KeptOtherwise { .. } => {
                 "change its configuration and send it SIGHUP, or make another certificate with --name NAME".into()
             }
@@ -188,6 +210,13 @@ impl ManageError {
             Self::Verify(verify) => verify.hint().to_string(),
             Self::Key(_) | Self::Halted(_) => "run again with -v and report what it says".into(),
         }
+    }
+}
+
+fn exhausted(limit: &Limit, subject: &str) -> String {
+    match subject {
+        "" => format!("the {limit} are used up"),
+        _ => format!("the {limit} of {subject} are used up"),
     }
 }
 

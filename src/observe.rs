@@ -6,5 +6,5 @@ pub mod admin;
 pub mod metrics;
 pub mod status;
 
-pub use metrics::Metrics;
+pub use metrics::{Metrics, Tokens};
 pub use status::{Board, Status};

@@ -8,6 +8,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::authority::Counted;
 use crate::certificate::{Facts, Secret};
 use crate::identifier::{Identifier, Lineage};
 use crate::time::Timestamp;
@@ -161,6 +162,9 @@ pub struct PendingOrder {
     pub replaces: Option<String>,
     /// When it was begun.
     pub begun: Timestamp,
+    /// As what it was taken out of the ledger.
+    #[serde(default)]
+    pub counted: Counted,
 }
 
 /// What went wrong since the last success.

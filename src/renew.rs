@@ -4,4 +4,5 @@
 pub mod backoff;
 pub mod decide;
 pub mod ledger;
+pub mod outage;
 pub mod window;

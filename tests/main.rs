@@ -11,6 +11,7 @@ mod house;
 mod pebble;
 mod renew;
 mod sidecar;
+mod status;
 mod support;
 mod surroundings;
 mod usage;

@@ -153,6 +153,12 @@ impl Issuer for Client {
         ended.map_err(|failed| self.informed(failed, &directory.meta))
     }
 
+    async fn probe(&self) -> Result<(), AcmeError> {
+        let (url, clock) = (&self.options.directory, self.options.clock.as_ref());
+        let read = self.directory.renew(&self.session, url, clock).await;
+        read.map_err(|cause| self.failed(Phase::Directory, cause))
+    }
+
     async fn renewal_info(
         &self,
         renewal_id: &str,

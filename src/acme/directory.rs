@@ -93,4 +93,16 @@ impl Cached {
         *cached = Some((now, directory.clone()));
         Ok(directory)
     }
+
+    /// Reads it anew, old or not.
+    pub(super) async fn renew(
+        &self,
+        session: &Session,
+        url: &str,
+        clock: &dyn Clock,
+    ) -> Result<(), Cause> {
+        let directory = Directory::fetch(session, url).await?;
+        *self.0.lock().await = Some((clock.now(), Arc::new(directory)));
+        Ok(())
+    }
 }

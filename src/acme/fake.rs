@@ -431,6 +431,7 @@ pub(super) fn pending(names: &[&str]) -> PendingOrder {
         url: None,
         replaces: None,
         begun: NOW,
+        counted: crate::authority::Counted::default(),
     }
 }
 

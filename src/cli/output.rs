@@ -75,9 +75,9 @@ impl Failure {
     pub(super) fn of(subject: &str, error: &ManageError) -> Self {
         let code = match error {
             ManageError::Acme(acme) => acme_code(&acme.cause),
-            ManageError::Bundle { .. } => 3,
+            ManageError::Bundle { .. } | ManageError::Down { .. } => 3,
             ManageError::KeptOtherwise { .. } => 2,
-            ManageError::BackingOff { .. } => 6,
+            ManageError::BackingOff { .. } | ManageError::OutOfBudget { .. } => 6,
             ManageError::Stored(_) | ManageError::Store(_) | ManageError::Output(_) => 8,
             ManageError::Deploy(_) | ManageError::Verify(_) | ManageError::NotHandedOver { .. } => {
                 7

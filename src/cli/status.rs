@@ -1,12 +1,16 @@
 //! `certs status`: what is known of every certificate.
 
+use serde::Serialize;
 use serde_json::Value;
 
 use super::Call;
 use super::output::{Failure, say};
+use crate::authority::Outage;
 use crate::identifier::Lineage;
 use crate::manage;
+use crate::observe::Status;
 use crate::random::SystemRandom;
+use crate::renew::ledger::{self, Left};
 use crate::store::fs::FileStore;
 use crate::store::{Store, StoreError};
 use crate::time::{Clock, SystemClock, Timestamp};
@@ -59,8 +63,48 @@ async fn row(store: Option<&FileStore>, lineage: &Lineage) -> Result<Value, Fail
             "certs status lists them",
         )
     })?;
-    let shown = manage::status::status(&record, SystemClock.now(), &SystemRandom);
-    serde_json::to_value(shown).map_err(|error| Failure::unexpected(error.to_string()))
+    let now = SystemClock.now();
+    let known = match store {
+        Some(store) => store.authority(&record.ca).await,
+        None => Ok(Default::default()),
+    };
+    let (authority, _) = known.map_err(|error| failed(&record.ca, error))?;
+    let rules = ledger::rules(&record.ca);
+    let row = Row {
+        status: manage::status::status(&record, now, &SystemRandom),
+        budget: ledger::left(&authority, rules, &record.identifiers, now),
+        outage: authority.outage,
+    };
+    serde_json::to_value(row).map_err(|error| Failure::unexpected(error.to_string()))
+}
+
+/// One certificate, with what its CA allows it.
+#[derive(Serialize)]
+struct Row {
+    #[serde(flatten)]
+    status: Status,
+    /// What is left of the CA's limits for a new certificate of these names.
+    budget: Vec<Left>,
+    /// Since when the CA does not answer.
+    outage: Option<Outage>,
+}
+
+/// What is left of the limits that are not full, in a line.
+fn budget(row: &Value) -> Option<String> {
+    let limits = row["budget"].as_array()?.iter();
+    let spent: Vec<String> = limits
+        .filter(|left| !left["full_at"].is_null())
+        .map(|left| {
+            let subject = left["subject"].as_str().unwrap_or_default();
+            let of = if subject.is_empty() { "" } else { " of " };
+            let full_at = serde_json::from_value::<Timestamp>(left["full_at"].clone());
+            let full_at = full_at.map_or_else(|_| String::new(), |at| at.to_string());
+            let limit = left["limit"].as_str().unwrap_or_default().replace('-', " ");
+            let (tokens, capacity) = (&left["tokens"], &left["capacity"]);
+            format!("{tokens} of {capacity} {limit}{of}{subject} (all at {full_at})")
+        })
+        .collect();
+    (!spent.is_empty()).then(|| spent.join(", "))
 }
 
 fn table(rows: &[Value]) {
@@ -101,6 +145,15 @@ fn table(rows: &[Value]) {
         line(COLUMNS.map(|(_, key)| cell(row, key)).to_vec());
         if let Some(error) = row["last_error"].as_str() {
             say(format_args!("  last error: {error}"));
+        }
+        if let Some(left) = budget(row) {
+            say(format_args!("  left: {left}"));
+        }
+        if let Some(last) = row["outage"]["last"].as_str() {
+            say(format_args!(
+                "  its CA has not answered since {}: {last}",
+                cell(&row["outage"], "since")
+            ));
         }
     }
 }

@@ -3,20 +3,16 @@
 
 use std::collections::BTreeMap;
 
-use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::deploy::{FILES, deploy, on_disk, places};
+use super::order::{Plan, order, refresh};
 use super::status::status;
 use super::{Certificate, ManageError, Outcome, Parts, Wanted};
-use crate::acme::{AcmeError, Cause, Journal, JournalError};
-use crate::certificate::{Bundle, Facts, Freshness, KeyType, Secret};
-use crate::record::{
-    Failures, Generation, Issued, PendingOrder, Record, Renewal, Revision, Served,
-};
-use crate::renew::backoff::{FailureKind, after_failure, after_handover_failure};
+use crate::certificate::Bundle;
+use crate::record::{Failures, Generation, PendingOrder, Record, Revision, Served};
+use crate::renew::backoff::after_handover_failure;
 use crate::renew::decide::{self, HeldUp, Next, next};
-use crate::renew::window;
 use crate::time::Timestamp;
 
 /// A record held under its lease, with the revision to save it against.
@@ -47,7 +43,7 @@ impl Held {
 
     /// Makes a failure durable. That failure is what the user must hear of, not
     /// that the disk which caused it cannot keep a note of it.
-    async fn save_or_warn(&mut self, parts: &Parts) {
+    pub(super) async fn save_or_warn(&mut self, parts: &Parts) {
         if let Err(error) = self.save(parts, None).await {
             tracing::warn!(lineage = %self.record.lineage, "the failure could not be noted: {error}");
         }
@@ -82,7 +78,12 @@ pub async fn pass(
     let mut issued = false;
     if urge == Urge::Force {
         let replaces = decide::replaces(&held.record, parts.clock.now());
-        issue(parts, certificate, &mut held, replaces).await?;
+        let plan = Plan {
+            replaces,
+            urgent: false,
+            urge,
+        };
+        order(parts, certificate, &mut held, plan).await?;
         issued = true;
     }
     loop {
@@ -90,8 +91,13 @@ pub async fn pass(
         match next(&held.record, now, parts.random.as_ref()) {
             // One order a pass, whatever the CA says of its newest certificate.
             Next::Issue { .. } if issued => return outcome(&held.record, issued, now),
-            Next::Issue { replaces, .. } => {
-                issue(parts, certificate, &mut held, replaces).await?;
+            Next::Issue { replaces, urgent } => {
+                let plan = Plan {
+                    replaces,
+                    urgent,
+                    urge,
+                };
+                order(parts, certificate, &mut held, plan).await?;
                 issued = true;
             }
             Next::RefreshWindow => refresh(parts, certificate, &mut held).await?,
@@ -248,253 +254,4 @@ async fn hand_over(
     held.record.handover = after_handover_failure(&held.record.handover, error.to_string(), now);
     held.save_or_warn(parts).await;
     Err(error)
-}
-
-/// Orders, checks and stores a new generation.
-async fn issue(
-    parts: &Parts,
-    certificate: &Certificate,
-    held: &mut Held,
-    replaces: Option<String>,
-) -> Result<(), ManageError> {
-    let wanted = &certificate.wanted;
-    let pending = match held.record.order.clone() {
-        Some(pending) => pending,
-        None => intend(parts, wanted, held, replaces).await?,
-    };
-    parts.phase(&wanted.lineage, "placing the order");
-    let mut journal = RecordJournal { parts, held };
-    let answered = certificate
-        .issuer
-        .issue(pending.clone(), &mut journal)
-        .await;
-    let ended = answered.map_err(ManageError::from).and_then(|chain| {
-        let now = parts.clock.now();
-        Bundle::new(
-            pending.key_pem,
-            &chain,
-            &wanted.identifiers,
-            now,
-            Freshness::Issued,
-        )
-        .map_err(|source| ManageError::Bundle {
-            ca: wanted.ca.clone(),
-            source,
-        })
-    });
-    parts.metrics.issuance(&wanted.ca, ended.is_ok());
-    match ended {
-        Ok(bundle) => {
-            settle(parts, wanted, held, &bundle).await?;
-            refresh(parts, certificate, held).await
-        }
-        Err(error) => {
-            note_failure(parts, held, &error).await;
-            Err(error)
-        }
-    }
-}
-
-/// Stores the key and the intent before anything is sent.
-async fn intend(
-    parts: &Parts,
-    wanted: &Wanted,
-    held: &mut Held,
-    replaces: Option<String>,
-) -> Result<PendingOrder, ManageError> {
-    let key_pem = match kept_key(parts, wanted, &held.record).await? {
-        Some(key) => key,
-        None => new_key(wanted.key).await?,
-    };
-    let pending = PendingOrder {
-        ca: wanted.ca.clone(),
-        identifiers: wanted.identifiers.clone(),
-        profile: wanted.profile.clone(),
-        key_pem,
-        url: None,
-        replaces,
-        begun: parts.clock.now(),
-    };
-    held.record.order = Some(pending.clone());
-    held.save(parts, None).await?;
-    Ok(pending)
-}
-
-/// The newest certificate's key, where the user wants it kept.
-async fn kept_key(
-    parts: &Parts,
-    wanted: &Wanted,
-    record: &Record,
-) -> Result<Option<Secret>, ManageError> {
-    let (true, Some(issued)) = (wanted.reuse_key, &record.issued) else {
-        return Ok(None);
-    };
-    let stored = parts
-        .store
-        .bundle(&wanted.lineage, issued.generation)
-        .await?;
-    Ok(stored.map(|(key, _)| key))
-}
-
-async fn new_key(kind: KeyType) -> Result<Secret, ManageError> {
-    match tokio::task::spawn_blocking(move || kind.generate()).await {
-        Ok(key) => Ok(key?),
-        Err(stopped) => Err(ManageError::Halted(stopped.to_string())),
-    }
-}
-
-async fn settle(
-    parts: &Parts,
-    wanted: &Wanted,
-    held: &mut Held,
-    bundle: &Bundle,
-) -> Result<(), ManageError> {
-    let record = &mut held.record;
-    let now = parts.clock.now();
-    let predecessor = record.issued.as_ref().map(|issued| &issued.facts);
-    let handover_at = maintenance_window(parts, predecessor, now);
-    record.issued = Some(Issued {
-        generation: record
-            .issued
-            .as_ref()
-            .map_or_else(Default::default, |issued| issued.generation)
-            .next(),
-        facts: bundle.facts().clone(),
-        ca: wanted.ca.clone(),
-        at: now,
-        renewal: None,
-        renewable_from: Some(now + parts.spacing),
-        handover_at,
-    });
-    record.order = None;
-    record.failures = Failures::default();
-    record.handover = Failures::default();
-    held.save(parts, Some(bundle)).await
-}
-
-/// When the new certificate is handed over: in the next maintenance window, if
-/// its predecessor is comfortably good until then.
-fn maintenance_window(
-    parts: &Parts,
-    predecessor: Option<&Facts>,
-    now: Timestamp,
-) -> Option<Timestamp> {
-    let opens = parts.maintenance.as_ref()?.next_after(now)?;
-    let good_until = window::latest(predecessor?);
-    (opens <= good_until).then_some(opens)
-}
-
-/// Asks for the renewal window and stores the instant drawn from it. A CA that
-/// does not answer leaves the share of the lifetime to decide.
-async fn refresh(
-    parts: &Parts,
-    certificate: &Certificate,
-    held: &mut Held,
-) -> Result<(), ManageError> {
-    let Some(issued) = held.record.issued.clone() else {
-        return Ok(());
-    };
-    let info = match &issued.facts.renewal_id {
-        Some(id) if issued.ca == held.record.ca => {
-            let mut journal = RecordJournal { parts, held };
-            certificate.issuer.renewal_info(id, &mut journal).await.unwrap_or_else(|error| {
-                tracing::warn!(%error, "the renewal window is not to be had; the lifetime decides meanwhile");
-                None
-            })
-        }
-        _ => None,
-    };
-    let now = parts.clock.now();
-    let (accepted, again) = match info {
-        Some((suggested, again)) => (
-            window::accept(suggested.start, suggested.end, &issued.facts),
-            Some(now + window::clamp_retry_after(again)),
-        ),
-        None => (
-            None,
-            issued
-                .facts
-                .renewal_id
-                .as_ref()
-                .map(|_| now + REFRESH_AFTER_FAILURE),
-        ),
-    };
-    let renewal: Renewal = window::redraw(
-        issued.renewal.as_ref(),
-        accepted,
-        again,
-        &issued.facts,
-        parts.random.as_ref(),
-    );
-    if let Some(issued) = held.record.issued.as_mut() {
-        issued.renewal = Some(renewal);
-    }
-    held.save(parts, None).await
-}
-
-/// RFC 9773 section 4.3.3: a temporary error waits this long.
-const REFRESH_AFTER_FAILURE: std::time::Duration = std::time::Duration::from_secs(6 * 3600);
-
-async fn note_failure(parts: &Parts, held: &mut Held, error: &ManageError) {
-    let (kind, ended) = match error {
-        ManageError::Acme(AcmeError { cause, .. }) => match cause {
-            Cause::RateLimited { retry_after, .. } => (
-                FailureKind::RateLimited {
-                    retry_after: *retry_after,
-                },
-                false,
-            ),
-            Cause::Unreachable(_) | Cause::Protocol(_) | Cause::TimedOut(_) => {
-                (FailureKind::Unreachable, false)
-            }
-            Cause::NotProven(_) => (FailureKind::Validation, true),
-            Cause::Refused(_) | Cause::NoChallenge { .. } => (FailureKind::Refused, true),
-            // Our own disk: the order is as good as before.
-            Cause::Solver(_) | Cause::Journal(_) => (FailureKind::Internal, false),
-        },
-        _ => (FailureKind::Internal, true),
-    };
-    let record = &mut held.record;
-    if ended {
-        record.order = None;
-    }
-    let facts = record.issued.as_ref().map(|issued| &issued.facts);
-    let now = parts.clock.now();
-    record.failures = after_failure(
-        &record.failures,
-        kind,
-        error.to_string(),
-        facts,
-        now,
-        parts.random.as_ref(),
-    );
-    held.save_or_warn(parts).await;
-}
-
-struct RecordJournal<'a> {
-    parts: &'a Parts,
-    held: &'a mut Held,
-}
-
-#[async_trait]
-impl Journal for RecordJournal<'_> {
-    async fn order(&mut self, order: &PendingOrder) -> Result<(), JournalError> {
-        self.held.record.order = Some(order.clone());
-        let lineage = &self.held.record.lineage;
-        self.parts
-            .phase(lineage, "waiting for the CA to validate and sign");
-        Ok(self.held.save(self.parts, None).await?)
-    }
-
-    async fn account(&mut self) -> Result<Option<Secret>, JournalError> {
-        Ok(self.parts.store.account(&self.held.record.ca).await?)
-    }
-
-    async fn save_account(&mut self, credentials: &Secret) -> Result<(), JournalError> {
-        Ok(self
-            .parts
-            .store
-            .save_account(&self.held.record.ca, credentials)
-            .await?)
-    }
 }

@@ -33,6 +33,7 @@ pub async fn rehearse(
         replaces: None,
         profile: wanted.profile.clone(),
         begun: clock.now(),
+        counted: crate::authority::Counted::default(),
     };
     let mut journal = Forgetful {
         store,

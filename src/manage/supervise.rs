@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 
+use super::authority::{show_stored, waits_until};
 use super::deploy::stored;
 use super::issue::{Urge, pass};
 use super::status::status;
@@ -113,6 +114,8 @@ struct Kept {
     undated: u32,
     /// Whether what is under way was begun before the last command.
     stale: bool,
+    /// Whether it waits for its CA to answer.
+    waits_for_ca: bool,
     waiting: VecDeque<(Certificate, Urge, oneshot::Sender<Ended>)>,
 }
 
@@ -167,6 +170,10 @@ impl Supervisor {
             kept.managed || kept.busy || !kept.waiting.is_empty()
         });
         self.board.retain(&lineages);
+        let cas: BTreeSet<&String> = certificates.iter().map(|one| &one.wanted.ca).collect();
+        for ca in cas {
+            show_stored(&self.parts, ca).await;
+        }
         let (mut first, mut prepared) = (None, certificates.is_empty());
         for certificate in certificates {
             match self.prepare(&certificate).await {
@@ -202,6 +209,7 @@ impl Supervisor {
                     managed: true,
                     undated: 0,
                     stale: false,
+                    waits_for_ca: false,
                     waiting: VecDeque::new(),
                 };
                 self.kept.insert(lineage, kept);
@@ -291,6 +299,7 @@ impl Supervisor {
             managed: false,
             undated: 0,
             stale: false,
+            waits_for_ca: false,
             waiting: VecDeque::new(),
         });
         if !kept.managed {
@@ -349,6 +358,9 @@ impl Supervisor {
         let (lineage, again) = match ended {
             Ok((id, pass)) => {
                 self.lineages.remove(&id);
+                if matches!(&pass.ended, Ok(outcome) if outcome.issued) {
+                    self.answers(&pass.lineage);
+                }
                 (Some(pass.lineage.clone()), self.report(pass))
             }
             Err(error) => {
@@ -360,8 +372,9 @@ impl Supervisor {
         let now = self.parts.clock.now();
         if let Some(kept) = self.kept.get_mut(&lineage) {
             kept.busy = false;
+            kept.waits_for_ca = matches!(again, Again::Answered(_));
             (kept.due, kept.undated) = match again {
-                Again::At(instant) => (instant, 0),
+                Again::At(instant) | Again::Answered(instant) => (instant, 0),
                 Again::Undated => {
                     let pause = AFTER_FAILURE * (1 << kept.undated.min(5));
                     (
@@ -375,6 +388,20 @@ impl Supervisor {
             }
             if !kept.managed && kept.waiting.is_empty() {
                 self.kept.remove(&lineage);
+            }
+        }
+    }
+
+    /// The CA of `lineage` has issued: whoever waits for it need not wait longer.
+    fn answers(&mut self, lineage: &Lineage) {
+        let now = self.parts.clock.now();
+        let ca = self.kept.get(lineage);
+        let Some(ca) = ca.map(|kept| kept.certificate.wanted.ca.clone()) else {
+            return;
+        };
+        for kept in self.kept.values_mut() {
+            if kept.certificate.wanted.ca == ca && std::mem::take(&mut kept.waits_for_ca) {
+                kept.due = now;
             }
         }
     }
@@ -396,17 +423,24 @@ impl Supervisor {
                 Again::At(outcome.next)
             }
             Err(error) => {
-                // What waits after a failure was told when it failed.
+                // What waits after a failure was told when it failed, and an
+                // outage by the certificate that met it.
                 let waits = matches!(
                     error,
-                    ManageError::BackingOff { .. } | ManageError::NotHandedOver { .. }
+                    ManageError::BackingOff { .. }
+                        | ManageError::NotHandedOver { .. }
+                        | ManageError::Down { .. }
                 );
                 if !waits {
                     tell(lineage, error);
                 }
                 let record = pass.record.as_ref();
                 let leased = matches!(error, ManageError::Store(StoreError::Leased { .. }));
-                match record.map(|record| next(record, now, random)) {
+                let next = record.map(|record| next(record, now, random));
+                match next {
+                    _ if matches!(error, ManageError::Down { .. }) => {
+                        Again::Answered(waits_until(error).unwrap_or(now))
+                    }
                     Some(Next::Wait(until)) if !leased => Again::At(until.min(now + LOOK_AGAIN)),
                     _ => Again::Undated,
                 }
@@ -435,6 +469,8 @@ impl Supervisor {
 /// When a certificate is looked at again.
 enum Again {
     At(Timestamp),
+    /// When its CA answers, or else to see whether it does.
+    Answered(Timestamp),
     /// After a failure that the record could not date.
     Undated,
 }

@@ -9,6 +9,7 @@ use axum::routing::get;
 
 use super::metrics::{CONTENT_TYPE, Metrics};
 use super::status::{Board, Status};
+use crate::time::{Clock, SystemClock};
 
 /// What the endpoints show.
 #[derive(Clone, Debug, Default)]
@@ -60,7 +61,7 @@ fn complaint(status: &Status) -> &'static str {
 }
 
 async fn metrics(State(shown): State<Shown>) -> Response {
-    let text = shown.metrics.render(&shown.board);
+    let text = shown.metrics.render(&shown.board, SystemClock.now());
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
 }
 

@@ -1,8 +1,10 @@
 //! Counters and gauges in Prometheus' text format. Gauges are read off the
 //! [`Board`] when somebody asks, so that nothing wakes up to keep them.
 
-use std::fmt::Write as _;
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
@@ -12,6 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::status::Board;
+use crate::time::Timestamp;
 
 /// What `Content-Type` the text has.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -41,6 +44,13 @@ struct ChallengeLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LedgerLabels {
+    ca: String,
+    limit: String,
+    subject: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct NameLabels {
     name: String,
 }
@@ -60,12 +70,33 @@ enum Ended {
 }
 
 /// Counts what happens. Cheap to clone; all clones count together.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Metrics {
     issuances: Family<IssuanceLabels, Counter>,
     deployments: Family<DeploymentLabels, Counter>,
     requests: Family<RequestLabels, Counter>,
     challenges: Family<ChallengeLabels, Counter>,
+    ledgers: Arc<Mutex<BTreeMap<String, Standing>>>,
+}
+
+/// How much is left of a CA's limits at an instant.
+type Standing = Box<dyn Fn(Timestamp) -> Vec<Tokens> + Send>;
+
+/// What is left of one limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// Which one, such as `new-orders`.
+    pub limit: String,
+    /// For whom; empty for the account.
+    pub subject: String,
+    /// How many there are.
+    pub left: u32,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
 }
 
 impl Metrics {
@@ -104,11 +135,19 @@ impl Metrics {
             .inc();
     }
 
-    /// Everything as text, with the state of the certificates on `board`.
+    /// How much is left of the limits of `ca` from here on.
+    pub fn ledger(&self, ca: &str, standing: impl Fn(Timestamp) -> Vec<Tokens> + Send + 'static) {
+        let mut ledgers = self.ledgers.lock().unwrap_or_else(PoisonError::into_inner);
+        ledgers.insert(ca.to_owned(), Box::new(standing));
+    }
+
+    /// Everything as text, with the state of the certificates on `board` and
+    /// what is left of the CAs' limits at `now`.
     #[must_use]
-    pub fn render(&self, board: &Board) -> String {
+    pub fn render(&self, board: &Board, now: Timestamp) -> String {
         let mut registry = Registry::with_prefix("certs");
         self.register_counters(&mut registry);
+        self.register_ledgers(&mut registry, now);
         register_gauges(&mut registry, board);
         let mut text = String::new();
         if encode(&mut text, &registry).is_err() {
@@ -116,6 +155,28 @@ impl Metrics {
             let _ = writeln!(text, "# incomplete");
         }
         text
+    }
+
+    fn register_ledgers(&self, registry: &mut Registry, now: Timestamp) {
+        let tokens = Family::<LedgerLabels, Gauge>::default();
+        let ledgers = self.ledgers.lock().unwrap_or_else(PoisonError::into_inner);
+        for (ca, standing) in ledgers.iter() {
+            for Tokens {
+                limit,
+                subject,
+                left,
+            } in standing(now)
+            {
+                let ca = ca.clone();
+                let labels = LedgerLabels { ca, limit, subject };
+                tokens.get_or_create(&labels).set(i64::from(left));
+            }
+        }
+        registry.register(
+            "ledger_tokens",
+            "What is left of a CA's limits, by our own count; what is full is not listed",
+            tokens,
+        );
     }
 
     fn register_counters(&self, registry: &mut Registry) {
@@ -184,7 +245,7 @@ fn register_gauges(registry: &mut Registry, board: &Board) {
 }
 
 #[allow(clippy::cast_precision_loss)] // exact for 285 million years
-fn seconds(instant: crate::time::Timestamp) -> f64 {
+fn seconds(instant: Timestamp) -> f64 {
     instant.seconds() as f64
 }
 

@@ -7,8 +7,11 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::authority::{Authority, Limit};
+use serde::Serialize;
+
+use crate::authority::{Authority, Counted, Limit};
 use crate::identifier::Identifier;
+use crate::record::Record;
 use crate::time::Timestamp;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -103,15 +106,26 @@ impl Rule {
     }
 }
 
-/// An order, as a CA counts it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A replacement inside the window that the CA itself suggested.
-    Exempt,
-    /// The same names as a certificate that this CA has issued.
-    Again,
-    /// Anything else.
-    New,
+/// As what a CA would count an order for `record` that says it replaces
+/// `replaces`.
+#[must_use]
+pub fn counts_as(record: &Record, replaces: Option<&str>, now: Timestamp) -> Counted {
+    let Some(issued) = &record.issued else {
+        return Counted::New;
+    };
+    if issued.ca != record.ca || issued.facts.identifiers != record.identifiers {
+        return Counted::New;
+    }
+    let window = issued
+        .renewal
+        .as_ref()
+        .and_then(|renewal| renewal.window.as_ref());
+    let inside = window.is_some_and(|window| (window.start..window.end).contains(&now));
+    if replaces.is_some() && inside {
+        Counted::Exempt
+    } else {
+        Counted::Again
+    }
 }
 
 /// Who asks for it.
@@ -143,11 +157,11 @@ pub fn spend(
     authority: &mut Authority,
     rules: &[Rule],
     identifiers: &BTreeSet<Identifier>,
-    kind: Kind,
+    counted: Counted,
     priority: Priority,
     now: Timestamp,
 ) -> Result<(), Refusal> {
-    let charges = charges(rules, identifiers, kind);
+    let charges = charges(rules, identifiers, counted);
     // A failed validation is counted when it has failed; here it only must not
     // be the one too many.
     let checked = rules
@@ -187,9 +201,9 @@ pub fn refund(
     authority: &mut Authority,
     rules: &[Rule],
     identifiers: &BTreeSet<Identifier>,
-    kind: Kind,
+    counted: Counted,
 ) {
-    for (rule, subject) in charges(rules, identifiers, kind) {
+    for (rule, subject) in charges(rules, identifiers, counted) {
         if rule.limit != Limit::NewOrders
             && let Some(subjects) = authority.spent.get_mut(&rule.limit)
             && let Some(full_at) = subjects.get_mut(&subject)
@@ -215,7 +229,7 @@ pub fn failed(
 }
 
 /// What is left of one limit.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Left {
     /// Which one.
     pub limit: Limit,
@@ -237,7 +251,7 @@ pub fn left(
     identifiers: &BTreeSet<Identifier>,
     now: Timestamp,
 ) -> Vec<Left> {
-    let charges = charges(rules, identifiers, Kind::New).into_iter();
+    let charges = charges(rules, identifiers, Counted::New).into_iter();
     let left = charges.map(|(rule, subject)| {
         let full_at = full_at(authority, rule.limit, &subject).filter(|full_at| *full_at > now);
         Left {
@@ -251,22 +265,39 @@ pub fn left(
     left.collect()
 }
 
+/// What is left wherever something is spent.
+#[must_use]
+pub fn standing(authority: &Authority, rules: &[Rule], now: Timestamp) -> Vec<Left> {
+    let rules = rules.iter();
+    let spent = rules.flat_map(|rule| {
+        let subjects = authority.spent.get(&rule.limit).into_iter().flatten();
+        subjects.map(move |(subject, full_at)| Left {
+            limit: rule.limit,
+            subject: subject.clone(),
+            tokens: rule.left(*full_at, now),
+            capacity: rule.capacity,
+            full_at: Some(*full_at).filter(|full_at| *full_at > now),
+        })
+    });
+    spent.collect()
+}
+
 fn charges<'r>(
     rules: &'r [Rule],
     identifiers: &BTreeSet<Identifier>,
-    kind: Kind,
+    counted: Counted,
 ) -> Vec<(&'r Rule, String)> {
     let mut charges = Vec::new();
     for rule in rules {
-        match (rule.limit, kind) {
-            (Limit::FailedValidations, _) | (_, Kind::Exempt) => {}
-            (Limit::NewOrders, Kind::New) => charges.push((rule, String::new())),
-            (Limit::CertificatesPerDomain, Kind::New) => {
+        match (rule.limit, counted) {
+            (Limit::FailedValidations, _) | (_, Counted::Exempt) => {}
+            (Limit::NewOrders, Counted::New) => charges.push((rule, String::new())),
+            (Limit::CertificatesPerDomain, Counted::New) => {
                 let domains: BTreeSet<String> = identifiers.iter().map(registered).collect();
                 charges.extend(domains.into_iter().map(|domain| (rule, domain)));
             }
             (Limit::DuplicateCertificates, _) => charges.push((rule, set(identifiers))),
-            (Limit::NewOrders | Limit::CertificatesPerDomain, Kind::Again) => {}
+            (Limit::NewOrders | Limit::CertificatesPerDomain, Counted::Again) => {}
         }
     }
     charges
@@ -328,18 +359,25 @@ mod tests {
     fn order(
         authority: &mut Authority,
         texts: &[&str],
-        kind: Kind,
+        counted: Counted,
         priority: Priority,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        spend(authority, LETS_ENCRYPT, &names(texts), kind, priority, now)
+        spend(
+            authority,
+            LETS_ENCRYPT,
+            &names(texts),
+            counted,
+            priority,
+            now,
+        )
     }
 
     #[test]
     fn what_renews_by_itself_leaves_a_reserve_and_what_is_urgent_uses_it() {
         let mut authority = Authority::default();
         let again = |authority: &mut Authority, priority, now| {
-            order(authority, &["example.com"], Kind::Again, priority, now)
+            order(authority, &["example.com"], Counted::Again, priority, now)
         };
         for _ in 0..3 {
             again(&mut authority, Priority::Routine, NOW).unwrap();
@@ -373,7 +411,7 @@ mod tests {
             order(
                 &mut authority,
                 &["example.com"],
-                Kind::Exempt,
+                Counted::Exempt,
                 Priority::Routine,
                 NOW,
             )
@@ -396,14 +434,14 @@ mod tests {
             order(
                 &mut authority,
                 &[&one, &other],
-                Kind::New,
+                Counted::New,
                 Priority::Routine,
                 NOW,
             )
             .unwrap();
         }
         let refused = |texts: &[&str], authority: &mut Authority| {
-            order(authority, texts, Kind::New, Priority::Routine, NOW)
+            order(authority, texts, Counted::New, Priority::Routine, NOW)
                 .unwrap_err()
                 .subject
         };
@@ -414,7 +452,7 @@ mod tests {
         order(
             &mut authority,
             &["example.org"],
-            Kind::New,
+            Counted::New,
             Priority::Routine,
             NOW,
         )
@@ -430,12 +468,12 @@ mod tests {
                 &mut authority,
                 LETS_ENCRYPT,
                 &name,
-                Kind::New,
+                Counted::New,
                 Priority::Routine,
                 NOW,
             )
             .unwrap();
-            refund(&mut authority, LETS_ENCRYPT, &name, Kind::New);
+            refund(&mut authority, LETS_ENCRYPT, &name, Counted::New);
         }
         let left: Vec<u32> = left(&authority, LETS_ENCRYPT, &name, NOW)
             .iter()
@@ -446,7 +484,14 @@ mod tests {
             failed(&mut authority, LETS_ENCRYPT, &name, NOW);
         }
         let again = |authority: &mut Authority, priority| {
-            spend(authority, LETS_ENCRYPT, &name, Kind::Again, priority, NOW)
+            spend(
+                authority,
+                LETS_ENCRYPT,
+                &name,
+                Counted::Again,
+                priority,
+                NOW,
+            )
         };
         let refusal = again(&mut authority, Priority::Routine).unwrap_err();
         assert_eq!(refusal.limit, Limit::FailedValidations);
@@ -473,7 +518,7 @@ mod tests {
             for (pause, reserved) in steps {
                 now = now + Duration::from_secs(pause);
                 let priority = if reserved { Priority::Reserved } else { Priority::Routine };
-                match order(&mut authority, &["example.com"], Kind::Again, priority, now) {
+                match order(&mut authority, &["example.com"], Counted::Again, priority, now) {
                     Ok(()) => granted.push(now),
                     Err(refusal) => prop_assert!(refusal.until > now),
                 }

@@ -19,6 +19,9 @@ use crate::record::{Generation, PendingOrder, Window};
 use crate::store::fs::FileStore;
 use crate::time::{Clock, VirtualClock};
 
+mod authority;
+mod kept;
+
 const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -29,6 +32,20 @@ struct Signer {
     under_way: AtomicUsize,
     most: AtomicUsize,
     refusals: Mutex<BTreeMap<String, usize>>,
+    /// Orders that find no CA.
+    silences: AtomicUsize,
+    probes: AtomicUsize,
+    /// Probes that find none.
+    silent_probes: AtomicUsize,
+}
+
+fn silence(ca: &str) -> AcmeError {
+    let error = acme::ExchangeError::Connect("nobody there".into());
+    AcmeError {
+        ca: ca.into(),
+        phase: Phase::Directory,
+        cause: error.into(),
+    }
 }
 
 #[async_trait]
@@ -45,6 +62,11 @@ impl acme::Issuer for Signer {
             tokio::task::yield_now().await;
         }
         self.under_way.fetch_sub(1, Ordering::SeqCst);
+        let left = self.silences.load(Ordering::SeqCst);
+        if left > 0 {
+            self.silences.store(left - 1, Ordering::SeqCst);
+            return Err(silence(&order.ca));
+        }
         let name = order.identifiers.first().unwrap().to_string();
         if let Some(left) = self.refusals.lock().unwrap().get_mut(&name)
             && *left > 0
@@ -57,6 +79,15 @@ impl acme::Issuer for Signer {
             });
         }
         Ok(sign(&order, self.clock.now()))
+    }
+
+    async fn probe(&self) -> Result<(), AcmeError> {
+        match self.probes.fetch_add(1, Ordering::SeqCst) {
+            probe if probe < self.silent_probes.load(Ordering::SeqCst) => {
+                Err(silence("https://ca"))
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn renewal_info(
@@ -132,6 +163,9 @@ impl House {
             under_way: AtomicUsize::new(0),
             most: AtomicUsize::new(0),
             refusals: Mutex::default(),
+            silences: AtomicUsize::new(0),
+            probes: AtomicUsize::new(0),
+            silent_probes: AtomicUsize::new(0),
         });
         Self {
             directory,
@@ -331,188 +365,4 @@ async fn the_board_shows_a_certificate_while_it_is_still_being_proven() {
             all[0].generation_issued == Some(Generation(1)) && !all[0].proven
         })
         .await;
-}
-
-#[tokio::test]
-async fn one_that_is_kept_is_not_made_into_another() {
-    let house = House::new();
-    let handle = house.start(&names(1)).await;
-    house.until("issued", |all| all[0].is_ready()).await;
-    let mut fewer = house.certificate("n0.example.com");
-    fewer.wanted.identifiers = [Identifier::parse("www.example.com").unwrap()].into();
-    let mut elsewhere = house.certificate("n0.example.com");
-    elsewhere.wanted.ca = "https://other".into();
-    for other in [fewer, elsewhere] {
-        let refused = handle.work(other, Urge::Force).await.unwrap_err();
-        assert!(
-            refused
-                .to_string()
-                .contains("n0.example.com from https://ca"),
-            "{refused}"
-        );
-    }
-    assert_eq!(house.orders(), 1);
-}
-
-#[tokio::test]
-async fn a_damaged_record_holds_up_no_other_and_heals() {
-    let house = House::new();
-    let names = names(2);
-    let path = house.directory.path().join("data/records");
-    std::fs::create_dir_all(path.join(&names[0])).unwrap();
-    let record = path.join(&names[0]).join("record.json");
-    std::fs::write(&record, "{").unwrap();
-    let _handle = house.start(&names).await;
-    house
-        .until("the other one", |all| all.iter().any(|s| s.is_ready()))
-        .await;
-    std::fs::remove_file(&record).unwrap();
-    house.clock.advance(Duration::from_secs(60));
-    house
-        .until("both", |all| {
-            all.iter().filter(|s| s.is_ready()).count() == 2
-        })
-        .await;
-}
-
-#[tokio::test]
-async fn a_new_volume_gets_the_stored_pair_and_its_server_is_told_again() {
-    let house = House::new();
-    let told = Arc::new(Told::default());
-    let mut certificate = house.certificate("n0.example.com");
-    certificate.targets = vec![told.clone()];
-    let lineage = certificate.wanted.lineage.clone();
-    let (mut supervisor, handle) = Supervisor::new(house.parts.clone(), house.board.clone());
-    supervisor.keep(vec![certificate.clone()]).await.unwrap();
-    assert_eq!(house.parts.output.live(&lineage), Some(Generation(0)));
-    tokio::spawn(supervisor.run());
-    house.until("issued", |all| all[0].is_ready()).await;
-    assert_eq!(told.0.load(Ordering::SeqCst), 1);
-    handle.stop().await;
-
-    std::fs::remove_dir_all(house.directory.path().join("out")).unwrap();
-    let (mut supervisor, _handle) = Supervisor::new(house.parts.clone(), house.board.clone());
-    supervisor.keep(vec![certificate]).await.unwrap();
-    assert_eq!(house.parts.output.live(&lineage), Some(Generation(1)));
-    // Somebody else's hand: the server may have read what is there now.
-    let stored = house.parts.store.bundle(&lineage, Generation(1)).await;
-    let (key, chain) = stored.unwrap().unwrap();
-    let names = [Identifier::parse("n0.example.com").unwrap()].into();
-    let pair = Bundle::new(key, &chain, &names, START, Freshness::Any).unwrap();
-    let output = &house.parts.output;
-    output.publish(&lineage, Generation(0), &pair).unwrap();
-    tokio::spawn(supervisor.run());
-    house
-        .until("handed over", |_| told.0.load(Ordering::SeqCst) == 2)
-        .await;
-    assert_eq!(house.parts.output.live(&lineage), Some(Generation(1)));
-    assert_eq!(house.orders(), 1);
-}
-
-#[tokio::test]
-async fn what_a_proof_no_longer_sees_counts_as_not_served() {
-    let house = House::new();
-    let mut certificate = house.certificate("n0.example.com");
-    pass(&house.parts, &certificate, Urge::Due).await.unwrap();
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let nobody: crate::deploy::verify::Endpoint =
-        socket.local_addr().unwrap().to_string().parse().unwrap();
-    drop(socket);
-    let lineage = certificate.wanted.lineage.clone();
-    let load = async || house.parts.store.load(&lineage).await.unwrap().unwrap();
-    let (mut record, revision) = load().await;
-    record.served.insert(
-        nobody.to_string(),
-        crate::record::Served {
-            generation: Generation(1),
-            at: START,
-            not_after: None,
-        },
-    );
-    record.deployed.insert("files".into(), Generation(1));
-    record.deployed.insert("told".into(), Generation(1));
-    house
-        .parts
-        .store
-        .save(&record, revision, None)
-        .await
-        .unwrap();
-    certificate.endpoints = vec![nobody.clone()];
-    let told = Arc::new(Told::default());
-    certificate.targets = vec![told.clone()];
-    // The files were replaced meanwhile.
-    std::fs::write(house.parts.output.live_path(&lineage).join("cert.pem"), "").unwrap();
-    let work = {
-        let (parts, certificate) = (house.parts.clone(), certificate.clone());
-        tokio::spawn(async move { pass(&parts, &certificate, Urge::Due).await })
-    };
-    while !work.is_finished() {
-        house.clock.advance(Duration::from_secs(1));
-        tokio::task::yield_now().await;
-    }
-    assert!(matches!(work.await.unwrap(), Err(ManageError::Verify(_))));
-    assert_eq!(told.0.load(Ordering::SeqCst), 1);
-    let (record, _) = load().await;
-    assert_eq!(record.served[&nobody.to_string()].generation, Generation(0));
-}
-
-#[tokio::test]
-async fn a_configuration_that_comes_during_a_pass_is_not_forgotten() {
-    let house = House::new();
-    let handle = house.start(&names(1)).await;
-    house.until("begun", |_| house.orders() == 1).await;
-    let mut more = house.certificate("n0.example.com");
-    let www = Identifier::parse("www.example.com").unwrap();
-    more.wanted.identifiers.insert(www);
-    handle.replace(vec![more]).await;
-    house
-        .until("both names", |all| {
-            all[0].is_ready() && all[0].identifiers.len() == 2
-        })
-        .await;
-    assert_eq!(house.orders(), 2);
-}
-
-#[tokio::test]
-async fn a_command_for_one_that_is_kept_takes_nothing_from_it() {
-    let house = House::new();
-    let told = Arc::new(Told::default());
-    let mut kept = house.certificate("n0.example.com");
-    kept.targets = vec![told.clone()];
-    let (mut supervisor, handle) = Supervisor::new(house.parts.clone(), house.board.clone());
-    supervisor.keep(vec![kept]).await.unwrap();
-    tokio::spawn(supervisor.run());
-    house.until("issued", |all| all[0].is_ready()).await;
-    let lineage = Lineage::parse("n0.example.com").unwrap();
-    assert!(handle.keeps(&lineage).await);
-    // From a shell that knows nothing of the server to be told.
-    let bare = house.certificate("n0.example.com");
-    handle.work(bare.clone(), Urge::Force).await.unwrap();
-    assert_eq!(told.0.load(Ordering::SeqCst), 2);
-    let mut other_key = bare;
-    other_key.wanted.key = KeyType::Rsa4096;
-    let refused = handle.work(other_key, Urge::Force).await.unwrap_err();
-    assert!(refused.to_string().contains("ecdsa-p256"), "{refused}");
-}
-
-#[tokio::test]
-async fn what_another_ca_asked_to_wait_for_is_not_waited_for() {
-    let house = House::new();
-    let mut certificate = house.certificate("n0.example.com");
-    let wanted = &certificate.wanted;
-    let (lineage, names) = (wanted.lineage.clone(), wanted.identifiers.clone());
-    let mut record = Record::new(lineage, names, "https://ca".into());
-    record.failures.retry_at = Some(START + DAY * 7);
-    record.failures.asked_to_wait = true;
-    let saved = house.parts.store.save(&record, Default::default(), None);
-    saved.await.unwrap();
-    let waits = pass(&house.parts, &certificate, Urge::Asked).await;
-    assert!(matches!(waits, Err(ManageError::BackingOff { .. })));
-    certificate.wanted.ca = "https://other".into();
-    assert!(
-        pass(&house.parts, &certificate, Urge::Due)
-            .await
-            .unwrap()
-            .issued
-    );
 }

@@ -1,0 +1,249 @@
+//! What all certificates of one CA share: its limits, which are spent before an
+//! order is sent, and whether it answers, which one of them finds out for all.
+
+use std::collections::BTreeSet;
+
+use super::{Certificate, ManageError, Parts};
+use crate::authority::{Authority, Counted, Outage};
+use crate::identifier::Identifier;
+use crate::observe::Tokens;
+use crate::record::{PendingOrder, Record};
+use crate::renew::ledger::{self, Priority};
+use crate::renew::outage::after_silence;
+use crate::store::StoreError;
+use crate::time::Timestamp;
+
+/// Writers that may be faster, one after the other, before we give up.
+const TRIES: usize = 64;
+
+/// Changes what is known of `ca`, from its newest state again when another
+/// process was faster.
+async fn change<T>(
+    parts: &Parts,
+    ca: &str,
+    mut change: impl FnMut(&mut Authority) -> T,
+) -> Result<T, ManageError> {
+    let mut faster = None;
+    for _ in 0..TRIES {
+        let (stored, revision) = match parts.store.authority(ca).await {
+            Err(error @ StoreError::Corrupt { .. }) => {
+                // No certificate may lapse for want of a count.
+                tracing::warn!("what is known of {ca} is left aside: {error}");
+                return Ok(change(&mut Authority::default()));
+            }
+            stored => stored?,
+        };
+        let mut authority = stored.clone();
+        let answer = change(&mut authority);
+        if authority == stored {
+            return Ok(answer);
+        }
+        match parts.store.save_authority(ca, &authority, revision).await {
+            Ok(_) => {
+                show(parts, ca, authority);
+                return Ok(answer);
+            }
+            Err(error @ StoreError::Conflict { .. }) => faster = Some(error),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(faster.map_or_else(
+        || ManageError::Halted("the ledger could not be changed".into()),
+        ManageError::Store,
+    ))
+}
+
+/// Shows what is stored of `ca` in the metrics.
+pub(super) async fn show_stored(parts: &Parts, ca: &str) {
+    match parts.store.authority(ca).await {
+        Ok((authority, _)) => show(parts, ca, authority),
+        Err(error) => tracing::warn!("what is known of {ca} cannot be shown: {error}"),
+    }
+}
+
+fn show(parts: &Parts, ca: &str, authority: Authority) {
+    let rules = ledger::rules(ca);
+    if rules.is_empty() {
+        return;
+    }
+    parts.metrics.ledger(ca, move |now| {
+        let standing = ledger::standing(&authority, rules, now).into_iter();
+        let tokens = standing.map(|left| Tokens {
+            limit: left.limit.as_str().to_owned(),
+            subject: left.subject,
+            left: left.tokens,
+        });
+        tokens.collect()
+    });
+}
+
+/// Takes an order out of the ledger, and says as what it counts.
+///
+/// # Errors
+/// [`ManageError::OutOfBudget`]; nothing is taken then.
+pub(super) async fn spend(
+    parts: &Parts,
+    record: &Record,
+    replaces: Option<&str>,
+    priority: Priority,
+) -> Result<Counted, ManageError> {
+    let (ca, now) = (&record.ca, parts.clock.now());
+    let (rules, counted) = (ledger::rules(ca), ledger::counts_as(record, replaces, now));
+    if rules.is_empty() {
+        return Ok(counted);
+    }
+    let names = &record.identifiers;
+    let spent = change(parts, ca, |authority| {
+        ledger::spend(authority, rules, names, counted, priority, now)
+    });
+    spent.await?.map_err(|refusal| ManageError::OutOfBudget {
+        limit: refusal.limit,
+        subject: refusal.subject,
+        until: refusal.until,
+    })?;
+    Ok(counted)
+}
+
+/// Settles the ledger after an order that came to a certificate: one that the
+/// CA took only when it no longer said what it replaces has counted after all.
+pub(super) async fn settle_issued(
+    parts: &Parts,
+    planned: &PendingOrder,
+    sent: Option<&PendingOrder>,
+) {
+    let dropped = planned.replaces.is_some() && sent.is_some_and(|sent| sent.replaces.is_none());
+    let (rules, now) = (ledger::rules(&planned.ca), parts.clock.now());
+    if rules.is_empty() || !dropped || planned.counted != Counted::Exempt {
+        return;
+    }
+    let names = &planned.identifiers;
+    let counted = change(parts, &planned.ca, |authority| {
+        // It exists, whether there was a token for it or not.
+        let _ = ledger::spend(
+            authority,
+            rules,
+            names,
+            Counted::Again,
+            Priority::Reserved,
+            now,
+        );
+    });
+    if let Err(error) = counted.await {
+        tracing::warn!("an order at {} could not be counted: {error}", planned.ca);
+    }
+}
+
+/// Settles the ledger after an order that came to nothing; `unproven` are the
+/// names whose validation failed.
+pub(super) async fn settle_failed(
+    parts: &Parts,
+    order: &PendingOrder,
+    unproven: &BTreeSet<Identifier>,
+) {
+    let (rules, now) = (ledger::rules(&order.ca), parts.clock.now());
+    if rules.is_empty() {
+        return;
+    }
+    let settled = change(parts, &order.ca, |authority| {
+        ledger::refund(authority, rules, &order.identifiers, order.counted);
+        ledger::failed(authority, rules, unproven, now);
+    });
+    if let Err(error) = settled.await {
+        tracing::warn!(
+            "the ledger of {} could not be settled, it counts too much: {error}",
+            order.ca
+        );
+    }
+}
+
+/// Lets nobody ask a CA that does not answer, but one certificate for all when
+/// it is time.
+///
+/// # Errors
+/// [`ManageError::Down`] while it does not answer.
+pub(super) async fn reach(parts: &Parts, certificate: &Certificate) -> Result<(), ManageError> {
+    let (ca, random) = (&certificate.wanted.ca, parts.random.as_ref());
+    let now = parts.clock.now();
+    let claimed = change(parts, ca, |authority| {
+        let Some(outage) = &authority.outage else {
+            return Ok(false);
+        };
+        if outage.probe_at > now {
+            return Err(down(ca, outage));
+        }
+        // Whoever comes meanwhile waits for the time after this one.
+        let next = after_silence(Some(outage), outage.last.clone(), now, random);
+        authority.outage = Some(next);
+        Ok(true)
+    });
+    if !claimed.await?? {
+        return Ok(());
+    }
+    match certificate.issuer.probe().await {
+        Ok(()) => {
+            answers(parts, ca).await;
+            Ok(())
+        }
+        Err(error) => {
+            let outage = change(parts, ca, |authority| {
+                let outage = authority.outage.as_mut();
+                outage.map(|outage| {
+                    outage.last = error.to_string();
+                    down(ca, outage)
+                })
+            });
+            Err(outage.await?.unwrap_or(ManageError::Acme(error)))
+        }
+    }
+}
+
+/// The CA has answered.
+pub(super) async fn answers(parts: &Parts, ca: &str) {
+    let before = change(parts, ca, |authority| authority.outage.take()).await;
+    match before {
+        Ok(None) => {}
+        Ok(Some(outage)) => tracing::info!("{ca} answers again, after {}", since(&outage, parts)),
+        Err(error) => tracing::warn!("that {ca} answers could not be noted: {error}"),
+    }
+}
+
+/// The CA has not answered: it is left alone for a while.
+pub(super) async fn is_silent(parts: &Parts, ca: &str, last: &str) {
+    let (now, random) = (parts.clock.now(), parts.random.as_ref());
+    let noted = change(parts, ca, |authority| {
+        let begun = authority.outage.as_ref();
+        if begun.is_none_or(|outage| outage.probe_at <= now) {
+            authority.outage = Some(after_silence(begun, last.to_owned(), now, random));
+        }
+    });
+    if let Err(error) = noted.await {
+        tracing::warn!("that {ca} does not answer could not be noted: {error}");
+    }
+}
+
+fn down(ca: &str, outage: &Outage) -> ManageError {
+    ManageError::Down {
+        ca: ca.to_owned(),
+        since: outage.since,
+        until: outage.probe_at,
+        last: outage.last.clone(),
+    }
+}
+
+fn since(outage: &Outage, parts: &Parts) -> String {
+    let silent = parts.clock.now().since(outage.since);
+    let minutes = silent.as_secs() / 60;
+    match minutes {
+        0..120 => format!("{minutes} min"),
+        _ => format!("{} h", minutes / 60),
+    }
+}
+
+/// When the certificates that a CA keeps waiting may go on.
+#[must_use]
+pub(super) fn waits_until(error: &ManageError) -> Option<Timestamp> {
+    match error {
+        ManageError::Down { until, .. } | ManageError::OutOfBudget { until, .. } => Some(*until),
+        _ => None,
+    }
+}

@@ -1,0 +1,325 @@
+//! An order from its intent to a stored generation: taken out of the ledger,
+//! written down before it is sent, checked when it comes back, and its failure
+//! dated so that the next pass knows when to try again.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::authority;
+use super::issue::{Held, Urge};
+use super::{Certificate, ManageError, Parts, Wanted};
+use crate::acme::{AcmeError, Cause, Journal, JournalError};
+use crate::certificate::{Bundle, Facts, Freshness, KeyType, Secret};
+use crate::record::{Failures, Issued, PendingOrder, Record, Renewal};
+use crate::renew::backoff::{FailureKind, after_failure};
+use crate::renew::ledger::Priority;
+use crate::renew::window;
+use crate::time::Timestamp;
+
+/// What is known of an order before it is begun.
+pub(super) struct Plan {
+    /// The predecessor, as RFC 9773 names it.
+    pub(super) replaces: Option<String>,
+    /// Whether it cannot wait.
+    pub(super) urgent: bool,
+    /// Who asks for it.
+    pub(super) urge: Urge,
+}
+
+/// Orders, checks and stores a new generation.
+///
+/// # Errors
+/// What kept it from being stored; it is noted in the record.
+pub(super) async fn order(
+    parts: &Parts,
+    certificate: &Certificate,
+    held: &mut Held,
+    plan: Plan,
+) -> Result<(), ManageError> {
+    let wanted = &certificate.wanted;
+    if plan.urge == Urge::Due {
+        authority::reach(parts, certificate).await?;
+    }
+    let pending = match held.record.order.clone() {
+        Some(pending) => pending,
+        None => intend(parts, wanted, held, plan).await?,
+    };
+    parts.phase(&wanted.lineage, "placing the order");
+    let mut journal = RecordJournal { parts, held };
+    let issuer = &certificate.issuer;
+    let answered = issuer.issue(pending.clone(), &mut journal).await;
+    let ended = answered
+        .map_err(ManageError::from)
+        .and_then(|chain| bundle(parts, wanted, pending.key_pem.clone(), &chain));
+    parts.metrics.issuance(&wanted.ca, ended.is_ok());
+    match ended {
+        Ok(bundle) => {
+            authority::answers(parts, &wanted.ca).await;
+            authority::settle_issued(parts, &pending, held.record.order.as_ref()).await;
+            settle(parts, wanted, held, &bundle).await?;
+            refresh(parts, certificate, held).await
+        }
+        Err(error) => {
+            note_failure(parts, held, &pending, &error).await;
+            Err(error)
+        }
+    }
+}
+
+fn bundle(parts: &Parts, wanted: &Wanted, key: Secret, chain: &str) -> Result<Bundle, ManageError> {
+    let (names, now) = (&wanted.identifiers, parts.clock.now());
+    let checked = Bundle::new(key, chain, names, now, Freshness::Issued);
+    checked.map_err(|source| ManageError::Bundle {
+        ca: wanted.ca.clone(),
+        source,
+    })
+}
+
+/// Stores the key and the intent before anything is sent.
+async fn intend(
+    parts: &Parts,
+    wanted: &Wanted,
+    held: &mut Held,
+    plan: Plan,
+) -> Result<PendingOrder, ManageError> {
+    // What is urgent may be so because of its key.
+    let kept = match plan.urgent {
+        true => None,
+        false => kept_key(parts, wanted, &held.record).await?,
+    };
+    let key_pem = match kept {
+        Some(key) => key,
+        None => new_key(wanted.key).await?,
+    };
+    let priority = match (plan.urge, plan.urgent) {
+        (Urge::Due, false) => Priority::Routine,
+        _ => Priority::Reserved,
+    };
+    let spent = authority::spend(parts, &held.record, plan.replaces.as_deref(), priority).await;
+    let counted = match spent {
+        Ok(counted) => counted,
+        Err(error) => {
+            hold(parts, held, &error).await;
+            return Err(error);
+        }
+    };
+    let pending = PendingOrder {
+        ca: wanted.ca.clone(),
+        identifiers: wanted.identifiers.clone(),
+        profile: wanted.profile.clone(),
+        key_pem,
+        url: None,
+        replaces: plan.replaces,
+        begun: parts.clock.now(),
+        counted,
+    };
+    held.record.order = Some(pending.clone());
+    held.save(parts, None).await?;
+    Ok(pending)
+}
+
+/// Notes until when the ledger has nothing left; that is no failure.
+async fn hold(parts: &Parts, held: &mut Held, error: &ManageError) {
+    if let Some(until) = authority::waits_until(error) {
+        let failures = &mut held.record.failures;
+        (failures.retry_at, failures.asked_to_wait) = (Some(until), false);
+        failures.last = Some(error.to_string());
+        held.save_or_warn(parts).await;
+    }
+}
+
+/// The newest certificate's key, where the user wants it kept.
+async fn kept_key(
+    parts: &Parts,
+    wanted: &Wanted,
+    record: &Record,
+) -> Result<Option<Secret>, ManageError> {
+    let (true, Some(issued)) = (wanted.reuse_key, &record.issued) else {
+        return Ok(None);
+    };
+    let stored = parts
+        .store
+        .bundle(&wanted.lineage, issued.generation)
+        .await?;
+    Ok(stored.map(|(key, _)| key))
+}
+
+async fn new_key(kind: KeyType) -> Result<Secret, ManageError> {
+    match tokio::task::spawn_blocking(move || kind.generate()).await {
+        Ok(key) => Ok(key?),
+        Err(stopped) => Err(ManageError::Halted(stopped.to_string())),
+    }
+}
+
+async fn settle(
+    parts: &Parts,
+    wanted: &Wanted,
+    held: &mut Held,
+    bundle: &Bundle,
+) -> Result<(), ManageError> {
+    let record = &mut held.record;
+    let now = parts.clock.now();
+    let predecessor = record.issued.as_ref().map(|issued| &issued.facts);
+    let handover_at = maintenance_window(parts, predecessor, now);
+    record.issued = Some(Issued {
+        generation: record
+            .issued
+            .as_ref()
+            .map_or_else(Default::default, |issued| issued.generation)
+            .next(),
+        facts: bundle.facts().clone(),
+        ca: wanted.ca.clone(),
+        at: now,
+        renewal: None,
+        renewable_from: Some(now + parts.spacing),
+        handover_at,
+    });
+    record.order = None;
+    record.failures = Failures::default();
+    record.handover = Failures::default();
+    held.save(parts, Some(bundle)).await
+}
+
+/// When the new certificate is handed over: in the next maintenance window, if
+/// its predecessor is comfortably good until then.
+fn maintenance_window(
+    parts: &Parts,
+    predecessor: Option<&Facts>,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let opens = parts.maintenance.as_ref()?.next_after(now)?;
+    let good_until = window::latest(predecessor?);
+    (opens <= good_until).then_some(opens)
+}
+
+/// Asks for the renewal window and stores the instant drawn from it. A CA that
+/// does not answer leaves the share of the lifetime to decide.
+pub(super) async fn refresh(
+    parts: &Parts,
+    certificate: &Certificate,
+    held: &mut Held,
+) -> Result<(), ManageError> {
+    let Some(issued) = held.record.issued.clone() else {
+        return Ok(());
+    };
+    let info = match &issued.facts.renewal_id {
+        Some(id) if issued.ca == held.record.ca => {
+            let mut journal = RecordJournal { parts, held };
+            certificate.issuer.renewal_info(id, &mut journal).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "the renewal window is not to be had; the lifetime decides meanwhile");
+                None
+            })
+        }
+        _ => None,
+    };
+    let now = parts.clock.now();
+    let (accepted, again) = match info {
+        Some((suggested, again)) => (
+            window::accept(suggested.start, suggested.end, &issued.facts),
+            Some(now + window::clamp_retry_after(again)),
+        ),
+        None => (
+            None,
+            issued
+                .facts
+                .renewal_id
+                .as_ref()
+                .map(|_| now + REFRESH_AFTER_FAILURE),
+        ),
+    };
+    let renewal: Renewal = window::redraw(
+        issued.renewal.as_ref(),
+        accepted,
+        again,
+        &issued.facts,
+        parts.random.as_ref(),
+    );
+    if let Some(issued) = held.record.issued.as_mut() {
+        issued.renewal = Some(renewal);
+    }
+    held.save(parts, None).await
+}
+
+/// RFC 9773 section 4.3.3: a temporary error waits this long.
+const REFRESH_AFTER_FAILURE: Duration = Duration::from_secs(6 * 3600);
+
+async fn note_failure(parts: &Parts, held: &mut Held, order: &PendingOrder, error: &ManageError) {
+    if kind_is_silence(error) {
+        authority::is_silent(parts, &order.ca, &error.to_string()).await;
+    }
+    let (kind, ended) = match error {
+        ManageError::Acme(AcmeError { cause, .. }) => match cause {
+            Cause::RateLimited { retry_after, .. } => (
+                FailureKind::RateLimited {
+                    retry_after: *retry_after,
+                },
+                false,
+            ),
+            Cause::Unreachable(_) | Cause::Protocol(_) | Cause::TimedOut(_) => {
+                (FailureKind::Unreachable, false)
+            }
+            Cause::NotProven(_) => (FailureKind::Validation, true),
+            Cause::Refused(_) | Cause::NoChallenge { .. } => (FailureKind::Refused, true),
+            // Our own disk: the order is as good as before.
+            Cause::Solver(_) | Cause::Journal(_) => (FailureKind::Internal, false),
+        },
+        _ => (FailureKind::Internal, true),
+    };
+    let record = &mut held.record;
+    if ended {
+        record.order = None;
+        let unproven = match kind {
+            FailureKind::Validation => order.identifiers.clone(),
+            _ => BTreeSet::new(),
+        };
+        authority::settle_failed(parts, order, &unproven).await;
+    }
+    let facts = record.issued.as_ref().map(|issued| &issued.facts);
+    let now = parts.clock.now();
+    record.failures = after_failure(
+        &record.failures,
+        kind,
+        error.to_string(),
+        facts,
+        now,
+        parts.random.as_ref(),
+    );
+    held.save_or_warn(parts).await;
+}
+
+fn kind_is_silence(error: &ManageError) -> bool {
+    let ManageError::Acme(AcmeError { cause, .. }) = error else {
+        return false;
+    };
+    matches!(cause, Cause::Unreachable(_))
+}
+
+struct RecordJournal<'a> {
+    parts: &'a Parts,
+    held: &'a mut Held,
+}
+
+#[async_trait]
+impl Journal for RecordJournal<'_> {
+    async fn order(&mut self, order: &PendingOrder) -> Result<(), JournalError> {
+        self.held.record.order = Some(order.clone());
+        let lineage = &self.held.record.lineage;
+        self.parts
+            .phase(lineage, "waiting for the CA to validate and sign");
+        Ok(self.held.save(self.parts, None).await?)
+    }
+
+    async fn account(&mut self) -> Result<Option<Secret>, JournalError> {
+        Ok(self.parts.store.account(&self.held.record.ca).await?)
+    }
+
+    async fn save_account(&mut self, credentials: &Secret) -> Result<(), JournalError> {
+        Ok(self
+            .parts
+            .store
+            .save_account(&self.held.record.ca, credentials)
+            .await?)
+    }
+}

@@ -1,0 +1,106 @@
+//! What all certificates of one CA share: its limits, and its silence.
+
+use super::*;
+
+#[tokio::test]
+async fn a_ca_that_does_not_answer_is_asked_by_one_for_all() {
+    let house = House::new();
+    house.signer.silences.store(IN_FLIGHT, Ordering::SeqCst);
+    house.signer.silent_probes.store(3, Ordering::SeqCst);
+    let handle = house.start(&names(20)).await;
+    let settled = async || {
+        for _ in 0..50 {
+            assert!(handle.ping().await);
+        }
+    };
+    settled().await;
+    // Those that were under way met it; the others are spared.
+    assert_eq!(house.orders(), IN_FLIGHT);
+    let ca = house.certificate("n0.example.com").wanted.ca;
+    let outage = async || house.parts.store.authority(&ca).await.unwrap().0.outage;
+    assert_eq!(outage().await.unwrap().since, START);
+    for minute in 1_u64..=30 {
+        house
+            .clock
+            .set(START + Duration::from_secs(60) * u32::try_from(minute).unwrap());
+        settled().await;
+        let probes = house.signer.probes.load(Ordering::SeqCst);
+        assert!(
+            probes as u64 <= minute,
+            "{probes} probes in {minute} minutes"
+        );
+        if outage().await.is_none() {
+            break;
+        }
+        assert_eq!(house.orders(), IN_FLIGHT);
+    }
+    assert_eq!(outage().await, None);
+    // Nobody waits for another probe: one that was answered wakes the others.
+    house.clock.advance(Duration::from_secs(150));
+    house
+        .until("all", |all| all.iter().all(|s| s.is_ready()))
+        .await;
+    assert_eq!(house.orders(), 20 + IN_FLIGHT);
+}
+
+#[tokio::test]
+async fn the_ledger_refuses_before_the_ca_does_and_says_until_when() {
+    const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+    let house = House::new();
+    let mut certificate = house.certificate("n0.example.com");
+    certificate.wanted.ca = LETS_ENCRYPT.into();
+    let force = async || pass(&house.parts, &certificate, Urge::Force).await;
+    for _ in 0..5 {
+        assert!(force().await.unwrap().issued);
+    }
+    let text = house.parts.metrics.render(&house.board, house.clock.now());
+    let left = "limit=\"duplicate-certificates\",subject=\"n0.example.com\"} 0";
+    assert!(
+        text.contains("certs_ledger_tokens{") && text.contains(left),
+        "{text}"
+    );
+    let Err(ManageError::OutOfBudget { until, .. }) = force().await else {
+        panic!("a sixth duplicate in a week");
+    };
+    assert_eq!(house.orders(), 5);
+    // What renews by itself waits; the certificate in use is as it was.
+    let outcome = pass(&house.parts, &certificate, Urge::Due).await.unwrap();
+    assert_eq!(outcome.generation, Generation(5));
+    house.clock.set(until);
+    assert!(force().await.unwrap().issued);
+    assert_eq!(house.orders(), 6);
+}
+
+#[tokio::test]
+async fn a_name_that_fails_is_not_validated_once_too_often() {
+    const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+    let house = House::new();
+    let mut certificate = house.certificate("n0.example.com");
+    certificate.wanted.ca = LETS_ENCRYPT.into();
+    house
+        .signer
+        .refusals
+        .lock()
+        .unwrap()
+        .insert("n0.example.com".into(), 9);
+    for _ in 0..5 {
+        let failed = pass(&house.parts, &certificate, Urge::Asked).await;
+        assert!(matches!(failed, Err(ManageError::Acme(_))), "{failed:?}");
+    }
+    let refused = pass(&house.parts, &certificate, Urge::Asked)
+        .await
+        .unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .contains("failed validations of n0.example.com"),
+        "{refused}"
+    );
+    assert_eq!(house.orders(), 5);
+    let (authority, _) = house.parts.store.authority(LETS_ENCRYPT).await.unwrap();
+    let spent = &authority.spent[&crate::authority::Limit::CertificatesPerDomain];
+    assert!(
+        spent.values().all(|full_at| *full_at <= START),
+        "nothing was issued: {spent:?}"
+    );
+}

@@ -1,0 +1,56 @@
+//! A CA that does not answer: one certificate asks it again for all, each time
+//! a little later, and nobody else adds to its load.
+
+use std::time::Duration;
+
+use super::backoff::spread;
+use crate::authority::Outage;
+use crate::random::Random;
+use crate::time::Timestamp;
+
+const FIRST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// What is to be known after one more attempt that ended with `last`.
+#[must_use]
+pub fn after_silence(
+    before: Option<&Outage>,
+    last: String,
+    now: Timestamp,
+    random: &dyn Random,
+) -> Outage {
+    let probes = before.map_or(0, |outage| outage.probes.saturating_add(1));
+    Outage {
+        since: before.map_or(now, |outage| outage.since),
+        probes,
+        probe_at: now + pause(probes, random),
+        last,
+    }
+}
+
+/// 1, 2, 4, then 5 minutes, give or take a fifth.
+fn pause(probes: u32, random: &dyn Random) -> Duration {
+    let pause = FIRST_PAUSE * (1 << probes.min(3));
+    spread(pause.min(LONGEST_PAUSE), 20, random)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::SeededRandom;
+
+    #[test]
+    fn it_is_asked_again_after_one_to_five_minutes_and_its_beginning_is_kept() {
+        let (start, random) = (Timestamp::from_seconds(1_800_000_000), SeededRandom::new(1));
+        let (mut outage, mut now) = (None, start);
+        for minutes in [1, 2, 4, 5, 5, 5] {
+            let next = after_silence(outage.as_ref(), "no".into(), now, &random);
+            let pause = next.probe_at.since(now).as_secs_f64() / 60.0;
+            let spread = f64::from(minutes) / 5.0;
+            assert!((pause - f64::from(minutes)).abs() <= spread, "{pause}");
+            assert_eq!(next.since, start);
+            now = next.probe_at;
+            outage = Some(next);
+        }
+    }
+}
