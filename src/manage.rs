@@ -35,6 +35,11 @@ use crate::time::{Clock, Timestamp};
 
 /// [`Parts::spacing`] as a user gets it.
 pub const SPACING: Duration = Duration::from_secs(3600);
+/// [`Parts::spread`] of up to [`MANY`] certificates.
+pub const SPREAD: Duration = Duration::from_secs(300);
+/// From here on it is an hour.
+pub const MANY: usize = 100;
+const SPREAD_OF_MANY: Duration = Duration::from_secs(3600);
 
 /// The parts that all flows share, built once by the command line.
 #[derive(Clone)]
@@ -52,6 +57,8 @@ pub struct Parts {
     /// The least time between two certificates of one lineage that nobody
     /// asked for by hand.
     pub spacing: Duration,
+    /// What must be renewed at once is spread over this time.
+    pub spread: Duration,
     /// When renewed certificates may be handed over.
     pub maintenance: Option<Arc<dyn Maintenance>>,
     /// Where the state of what is kept is shown at each step.

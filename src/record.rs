@@ -105,6 +105,10 @@ pub struct Issued {
     /// lies in the past for each new certificate must not become a loop.
     #[serde(default)]
     pub renewable_from: Option<Timestamp>,
+    /// How many in a row, this one's predecessor last, were replaced in the first
+    /// half of their lives without anybody asking for it.
+    #[serde(default)]
+    pub early: u32,
     /// Handed over in the maintenance window that opens then, since its
     /// predecessor is still good; `None`: at once.
     #[serde(default)]

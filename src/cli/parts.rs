@@ -27,7 +27,9 @@ use crate::deploy::owner::{self, Owner};
 use crate::identifier::Lineage;
 use crate::manage::issue::pass;
 use crate::manage::rehearse::rehearse;
-use crate::manage::{Certificate, Maintenance, ManageError, Outcome, Parts, SPACING, Wanted};
+use crate::manage::{
+    Certificate, Maintenance, ManageError, Outcome, Parts, SPACING, SPREAD, Wanted,
+};
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
 use crate::store::fs::FileStore;
@@ -68,6 +70,7 @@ impl Factory {
                 random: Arc::new(SystemRandom),
                 metrics: Metrics::default(),
                 spacing: SPACING,
+                spread: SPREAD,
                 maintenance: maintenance(&settings.renew),
                 board: None,
                 progress: Some(display.clone()),

@@ -95,6 +95,7 @@ mod tests {
                 refresh_at: None,
             }),
             renewable_from: None,
+            early: 0,
             handover_at: None,
         });
         record.deployed.insert("nginx".into(), Generation(0));

@@ -42,6 +42,7 @@ pub(super) async fn order(
     if plan.urge == Urge::Due {
         authority::reach(parts, certificate).await?;
     }
+    let urge = plan.urge;
     let pending = match held.record.order.clone() {
         Some(pending) => pending,
         None => intend(parts, wanted, held, plan).await?,
@@ -58,7 +59,7 @@ pub(super) async fn order(
         Ok(bundle) => {
             authority::answers(parts, &wanted.ca).await;
             authority::settle_issued(parts, &pending, held.record.order.as_ref()).await;
-            settle(parts, wanted, held, &bundle).await?;
+            settle(parts, wanted, held, &bundle, urge).await?;
             refresh(parts, certificate, held).await
         }
         Err(error) => {
@@ -158,9 +159,11 @@ async fn settle(
     wanted: &Wanted,
     held: &mut Held,
     bundle: &Bundle,
+    urge: Urge,
 ) -> Result<(), ManageError> {
     let record = &mut held.record;
     let now = parts.clock.now();
+    let early = early(record, urge, now);
     let predecessor = record.issued.as_ref().map(|issued| &issued.facts);
     let handover_at = maintenance_window(parts, predecessor, now);
     record.issued = Some(Issued {
@@ -173,13 +176,36 @@ async fn settle(
         ca: wanted.ca.clone(),
         at: now,
         renewal: None,
-        renewable_from: Some(now + parts.spacing),
+        renewable_from: Some(window::renewable_from(
+            bundle.facts(),
+            now,
+            parts.spacing,
+            early,
+        )),
+        early,
         handover_at,
     });
     record.order = None;
     record.failures = Failures::default();
     record.handover = Failures::default();
     held.save(parts, Some(bundle)).await
+}
+
+/// How many certificates in a row were replaced early, the one that is replaced
+/// now among them.
+fn early(record: &Record, urge: Urge, now: Timestamp) -> u32 {
+    let Some(issued) = record.issued.as_ref().filter(|_| urge == Urge::Due) else {
+        return 0;
+    };
+    let same = issued.ca == record.ca && issued.facts.identifiers == record.identifiers;
+    let half = issued.facts.not_before + issued.facts.lifetime() / 2;
+    // A short life is renewed at half of it, give or take a hundredth.
+    let grace = issued.facts.lifetime() / 50;
+    if same && now + grace < half {
+        issued.early.saturating_add(1)
+    } else {
+        0
+    }
 }
 
 /// When the new certificate is handed over: in the next maintenance window, if
@@ -234,6 +260,10 @@ pub(super) async fn refresh(
         accepted,
         again,
         &issued.facts,
+        window::Moment {
+            now,
+            spread: parts.spread,
+        },
         parts.random.as_ref(),
     );
     if let Some(issued) = held.record.issued.as_mut() {

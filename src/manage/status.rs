@@ -106,6 +106,7 @@ mod tests {
                 refresh_at: Some(START + DAY),
             }),
             renewable_from: None,
+            early: 0,
             handover_at: None,
         });
         record

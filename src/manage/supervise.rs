@@ -12,7 +12,7 @@ use super::authority::{show_stored, waits_until};
 use super::deploy::stored;
 use super::issue::{Urge, pass};
 use super::status::status;
-use super::{Certificate, ManageError, Outcome, Parts};
+use super::{Certificate, MANY, ManageError, Outcome, Parts, SPREAD_OF_MANY};
 use crate::certificate::KeyType;
 use crate::identifier::Lineage;
 use crate::observe::Board;
@@ -170,6 +170,9 @@ impl Supervisor {
             kept.managed || kept.busy || !kept.waiting.is_empty()
         });
         self.board.retain(&lineages);
+        if lineages.len() > MANY {
+            self.parts.spread = self.parts.spread.max(SPREAD_OF_MANY);
+        }
         let cas: BTreeSet<&String> = certificates.iter().map(|one| &one.wanted.ca).collect();
         for ca in cas {
             show_stored(&self.parts, ca).await;

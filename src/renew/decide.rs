@@ -201,9 +201,13 @@ mod tests {
     use crate::random::SeededRandom;
     use crate::record::{Failures, Generation, Served, Window};
     use crate::renew::backoff::{FailureKind, after_failure};
-    use crate::renew::window::{accept, redraw};
+    use crate::renew::window::{Moment, accept, redraw};
 
     const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
+    const AT_START: Moment = Moment {
+        now: START,
+        spread: Duration::from_secs(300),
+    };
     const HOUR: u64 = 3600;
     const DAY: u64 = 86_400;
 
@@ -241,6 +245,7 @@ mod tests {
             at,
             renewal: None,
             renewable_from: None,
+            early: 0,
             handover_at: None,
         });
     }
@@ -281,7 +286,7 @@ mod tests {
             let facts = record.issued.as_ref().unwrap().facts.clone();
             let start = START + Duration::from_secs(79 * HOUR);
             let window = accept(start, start + Duration::from_secs(11_520), &facts).unwrap();
-            let renewal = redraw(None, Some(window.clone()), None, &facts, &random);
+            let renewal = redraw(None, Some(window.clone()), None, &facts, AT_START, &random);
             record.issued.as_mut().unwrap().renewal = Some(renewal);
             let Next::Wait(until) = next(&record, START, &random) else {
                 panic!("{round}")
@@ -299,9 +304,9 @@ mod tests {
         let (facts, random) = (facts(START, 90 * DAY), SeededRandom::new(3));
         let at = |days: u64| START + Duration::from_secs(days * DAY);
         let window = accept(at(60), at(62), &facts);
-        let first = redraw(None, window.clone(), Some(at(1)), &facts, &random);
+        let first = redraw(None, window.clone(), Some(at(1)), &facts, AT_START, &random);
         for answer in [window, None] {
-            let again = redraw(Some(&first), answer, Some(at(2)), &facts, &random);
+            let again = redraw(Some(&first), answer, Some(at(2)), &facts, AT_START, &random);
             assert_eq!((again.at, &again.window), (first.at, &first.window));
         }
         let moved = redraw(
@@ -309,11 +314,31 @@ mod tests {
             accept(at(10), at(11), &facts),
             None,
             &facts,
+            AT_START,
             &random,
         );
         assert!((at(10)..at(11)).contains(&moved.at));
         assert_eq!(accept(at(2), at(1), &facts), None);
         assert_eq!(accept(at(1), at(91), &facts), None);
+    }
+
+    #[test]
+    fn a_window_that_is_over_means_soon_and_is_drawn_once() {
+        let (facts, random) = (facts(START, 90 * DAY), SeededRandom::new(9));
+        let over = accept(START - Duration::from_secs(DAY), START, &facts);
+        let mut seen = BTreeSet::new();
+        for _ in 0..50 {
+            let drawn = redraw(None, over.clone(), None, &facts, AT_START, &random);
+            assert!((START..START + AT_START.spread).contains(&drawn.at));
+            let later = Moment {
+                now: drawn.at,
+                ..AT_START
+            };
+            let kept = redraw(Some(&drawn), over.clone(), None, &facts, later, &random);
+            assert_eq!(kept.at, drawn.at);
+            seen.insert(drawn.at);
+        }
+        assert!(seen.len() > 40, "they are not spread");
     }
 
     #[test]

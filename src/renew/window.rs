@@ -26,6 +26,16 @@ pub fn clamp_retry_after(asked: Duration) -> Duration {
     asked.clamp(SHORTEST_RECHECK, LONGEST_RECHECK)
 }
 
+/// When a window is looked at, and how soon what is urgent must be done.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// Now.
+    pub now: Timestamp,
+    /// A window that lies wholly in the past means at once; many certificates
+    /// that hear so together are spread over this time.
+    pub spread: Duration,
+}
+
 /// The renewal to store after the CA was asked: what was drawn before is kept
 /// while it still fits, so that neither a restart nor a replica draws again.
 #[must_use]
@@ -34,17 +44,22 @@ pub fn redraw(
     window: Option<Window>,
     refresh_at: Option<Timestamp>,
     facts: &Facts,
+    moment: Moment,
     random: &dyn Random,
 ) -> Renewal {
     // A CA that gives no usable answer takes back nothing it said before.
     let window = window.or_else(|| previous.and_then(|renewal| renewal.window.clone()));
-    let kept = previous
-        .map(|renewal| renewal.at)
-        .filter(|at| match &window {
-            Some(window) => (window.start..window.end).contains(at),
-            None => true,
-        });
-    let at = kept.unwrap_or_else(|| match &window {
+    let kept = previous.filter(|renewal| match &window {
+        Some(window) => {
+            let is_past = window.end <= moment.now;
+            (window.start..window.end).contains(&renewal.at)
+                || is_past && renewal.window.as_ref() == Some(window)
+        }
+        None => true,
+    });
+    let at = kept.map(|renewal| renewal.at);
+    let at = at.unwrap_or_else(|| match &window {
+        Some(window) if window.end <= moment.now => moment.now + random_part(moment.spread, random),
         Some(window) => window.start + random_part(window.end.since(window.start), random),
         None => fallback(facts, random),
     });
@@ -53,6 +68,16 @@ pub fn redraw(
         window,
         refresh_at,
     }
+}
+
+/// No renewal by itself before this instant, for a certificate issued `now`:
+/// `spacing` after it, and twice as long for each of its predecessors in a row
+/// that was replaced in the first half of its life, so that a CA which finds
+/// every certificate overdue is not asked for one after the other.
+#[must_use]
+pub fn renewable_from(facts: &Facts, now: Timestamp, spacing: Duration, early: u32) -> Timestamp {
+    let pause = spacing.saturating_mul(1 << early.min(16));
+    now + pause.min(facts.lifetime() / 3).max(spacing)
 }
 
 /// Two thirds of the life (half of a short one), give or take a hundredth.

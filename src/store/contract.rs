@@ -48,6 +48,7 @@ fn issued(record: &Record, generation: u64) -> (Record, Bundle) {
         at: Timestamp::from_seconds(1_800_000_000),
         renewal: None,
         renewable_from: None,
+        early: 0,
         handover_at: None,
     });
     (record, bundle)

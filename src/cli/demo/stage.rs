@@ -185,6 +185,7 @@ fn parts(directory: &Path) -> Result<Parts, Failure> {
         board: None,
         progress: None,
         spacing: SPACING,
+        spread: Duration::ZERO,
         maintenance: None,
     })
 }

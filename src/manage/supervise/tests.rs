@@ -12,7 +12,7 @@ use crate::acme::{self, AcmeError, Cause, Journal, Phase};
 use crate::certificate::{Bundle, Freshness, KeyType};
 use crate::deploy::output::Output;
 use crate::identifier::Identifier;
-use crate::manage::{SPACING, Wanted};
+use crate::manage::{SPACING, SPREAD, Wanted};
 use crate::observe::Metrics;
 use crate::random::SeededRandom;
 use crate::record::{Generation, PendingOrder, Window};
@@ -37,6 +37,8 @@ struct Signer {
     probes: AtomicUsize,
     /// Probes that find none.
     silent_probes: AtomicUsize,
+    /// The window that it suggests for each certificate.
+    window: Mutex<Option<Window>>,
 }
 
 fn silence(ca: &str) -> AcmeError {
@@ -95,7 +97,8 @@ impl acme::Issuer for Signer {
         _renewal_id: &str,
         _journal: &mut dyn Journal,
     ) -> Result<Option<(Window, Duration)>, AcmeError> {
-        Ok(None)
+        let window = self.window.lock().unwrap().clone();
+        Ok(window.map(|window| (window, DAY)))
     }
 }
 
@@ -110,6 +113,8 @@ fn sign(order: &PendingOrder, now: Timestamp) -> String {
     let names: Vec<_> = order.identifiers.iter().map(ToString::to_string).collect();
     let mut leaf = CertificateParams::new(names).unwrap();
     (leaf.not_before, leaf.not_after) = (at(now), at(now + DAY * 90));
+    // Without it a certificate has no name that a renewal window is asked by.
+    leaf.use_authority_key_identifier_extension = true;
     let leaf = leaf.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();
     format!("{}{}", leaf.pem(), root.pem())
 }
@@ -153,6 +158,7 @@ impl House {
             random: Arc::new(SeededRandom::new(1)),
             metrics: Metrics::default(),
             spacing: SPACING,
+            spread: SPREAD,
             maintenance: None,
             board: None,
             progress: None,
@@ -166,6 +172,7 @@ impl House {
             silences: AtomicUsize::new(0),
             probes: AtomicUsize::new(0),
             silent_probes: AtomicUsize::new(0),
+            window: Mutex::default(),
         });
         Self {
             directory,

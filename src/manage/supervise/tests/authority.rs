@@ -104,3 +104,24 @@ async fn a_name_that_fails_is_not_validated_once_too_often() {
         "nothing was issued: {spent:?}"
     );
 }
+
+#[tokio::test]
+async fn a_ca_that_finds_every_certificate_overdue_is_asked_ever_more_rarely() {
+    let house = House::new();
+    *house.signer.window.lock().unwrap() = Some(Window {
+        start: START - DAY,
+        end: START - Duration::from_secs(1),
+    });
+    let _handle = house.start(&names(1)).await;
+    house.until("issued", |all| all[0].is_ready()).await;
+    let mut orders = Vec::new();
+    for _ in 0..7 * 24 {
+        orders.push(house.orders());
+        house.clock.advance(Duration::from_secs(3600));
+        for _ in 0..200 {
+            tokio::task::yield_now().await;
+        }
+    }
+    // After 1, 2, 4, 8, 16, 32, 64 hours, and a little while each.
+    assert_eq!(orders.iter().max(), Some(&8), "{orders:?}");
+}
