@@ -10,6 +10,7 @@ pub mod issue;
 mod order;
 pub mod rehearse;
 pub mod schedule;
+pub mod skew;
 pub mod status;
 pub mod supervise;
 

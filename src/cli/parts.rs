@@ -27,6 +27,7 @@ use crate::deploy::owner::{self, Owner};
 use crate::identifier::Lineage;
 use crate::manage::issue::pass;
 use crate::manage::rehearse::rehearse;
+use crate::manage::skew::Skew;
 use crate::manage::{
     Certificate, Maintenance, ManageError, Outcome, Parts, SPACING, SPREAD, Wanted,
 };
@@ -35,7 +36,7 @@ use crate::random::SystemRandom;
 use crate::store::fs::FileStore;
 use crate::store::memory::MemoryStore;
 use crate::store::{Store, StoreError};
-use crate::time::SystemClock;
+use crate::time::{Clock, SystemClock, Timestamp};
 
 /// Builds certificates out of parts that are built once.
 pub(super) struct Factory {
@@ -219,9 +220,11 @@ impl Factory {
             exchange,
             solvers: vec![self.solver(settings)],
             clock: self.parts.clock.clone(),
-            observer: Arc::new(Counter {
+            observer: Arc::new(Watcher {
                 ca: identity,
                 metrics: self.parts.metrics.clone(),
+                clock: self.parts.clock.clone(),
+                skew: Skew::default(),
             }),
             preferred_chain: ca.preferred_chain.clone(),
         });
@@ -250,13 +253,24 @@ impl Factory {
     }
 }
 
-/// Counts the requests to one CA.
-struct Counter {
+/// Counts the requests to one CA, and compares its clock with ours.
+struct Watcher {
     ca: String,
     metrics: Metrics,
+    clock: Arc<dyn Clock>,
+    skew: Skew,
 }
 
-impl acme::Observer for Counter {
+impl acme::Observer for Watcher {
+    fn date(&self, instant: Timestamp) {
+        if let Some(alarm) = self.skew.observe(self.clock.now(), instant) {
+            tracing::error!(
+                ca = self.ca,
+                "{alarm}; hint: set it, best by NTP: renewals come too early or too late, and TLS fails"
+            );
+        }
+    }
+
     fn request(&self, endpoint: &'static str, status: u16) {
         self.metrics.acme_request(&self.ca, endpoint, status);
     }

@@ -4,6 +4,7 @@ use crate::observe::status::{Action, Status};
 use crate::random::Random;
 use crate::record::{Issued, Record};
 use crate::renew::decide::{Next, due, is_proven, next};
+use crate::renew::window::critical;
 use crate::time::Timestamp;
 
 /// What there is to show of `record` at `now`.
@@ -25,6 +26,7 @@ pub fn status(record: &Record, now: Timestamp, random: &dyn Random) -> Status {
             .is_some_and(|issued| issued.facts.identifiers.is_superset(&record.identifiers)),
         proven: issued.is_some_and(|issued| is_proven(record, issued)),
         late: issued.is_some_and(|issued| is_late(issued, now)),
+        critical: issued.is_some_and(|issued| critical(&issued.facts) <= now),
         last_error: last_error(record),
     }
 }
@@ -130,6 +132,13 @@ mod tests {
         assert!(shown.proven && !shown.is_ready());
         record.identifiers.clear();
         assert!(status(&record, START, &SeededRandom::new(0)).is_ready());
+    }
+
+    #[test]
+    fn is_critical_when_a_sixth_of_the_life_is_left() {
+        let critical =
+            |days: u32| status(&issued(), START + DAY * days, &SeededRandom::new(0)).critical;
+        assert_eq!([critical(74), critical(76)], [false, true]);
     }
 
     #[test]

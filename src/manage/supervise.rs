@@ -15,7 +15,7 @@ use super::status::status;
 use super::{Certificate, MANY, ManageError, Outcome, Parts, SPREAD_OF_MANY};
 use crate::certificate::KeyType;
 use crate::identifier::Lineage;
-use crate::observe::Board;
+use crate::observe::{Board, Status};
 use crate::record::Record;
 use crate::renew::decide::{Next, next};
 use crate::store::StoreError;
@@ -116,6 +116,8 @@ struct Kept {
     stale: bool,
     /// Whether it waits for its CA to answer.
     waits_for_ca: bool,
+    /// The worst that the owner was told of it: 1 late, 2 critical.
+    told: usize,
     waiting: VecDeque<(Certificate, Urge, oneshot::Sender<Ended>)>,
 }
 
@@ -213,6 +215,7 @@ impl Supervisor {
                     undated: 0,
                     stale: false,
                     waits_for_ca: false,
+                    told: 0,
                     waiting: VecDeque::new(),
                 };
                 self.kept.insert(lineage, kept);
@@ -303,6 +306,7 @@ impl Supervisor {
             undated: 0,
             stale: false,
             waits_for_ca: false,
+            told: 0,
             waiting: VecDeque::new(),
         });
         if !kept.managed {
@@ -410,13 +414,19 @@ impl Supervisor {
     }
 
     /// Tells how it ended, and when the certificate is to be looked at again.
-    fn report(&self, pass: Pass) -> Again {
+    fn report(&mut self, pass: Pass) -> Again {
         let (lineage, now) = (&pass.lineage, self.parts.clock.now());
         let random = self.parts.random.as_ref();
         if let Some(record) = &pass.record
-            && self.kept.get(lineage).is_some_and(|kept| kept.managed)
+            && let Some(kept) = self.kept.get_mut(lineage).filter(|kept| kept.managed)
         {
-            self.board.post(status(record, now, random));
+            let shown = status(record, now, random);
+            let level = alarm_level(&shown);
+            if level > kept.told {
+                tracing::error!(%lineage, "{}", alarm(&shown, level));
+            }
+            kept.told = level;
+            self.board.post(shown);
         }
         let again = match &pass.ended {
             Ok(outcome) => {
@@ -467,6 +477,24 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// How bad it is: 1 late, 2 critical.
+fn alarm_level(shown: &Status) -> usize {
+    match shown {
+        Status { critical: true, .. } => 2,
+        Status { late: true, .. } => 1,
+        _ => 0,
+    }
+}
+
+fn alarm(shown: &Status, level: usize) -> String {
+    let what = if level == 2 { "critical" } else { "late" };
+    let why = shown.last_error.as_deref().unwrap_or("no failure is known");
+    let end = shown.not_after.map(|at| at.to_string()).unwrap_or_default();
+    format!(
+        "{what}: it ends at {end} and is not renewed: {why}; hint: certs status tells what it waits for; certs issue with the same names tries at once"
+    )
 }
 
 /// When a certificate is looked at again.

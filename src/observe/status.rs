@@ -53,6 +53,8 @@ pub struct Status {
     /// The renewal is overdue by a twentieth of the lifetime, or the
     /// certificate has expired.
     pub late: bool,
+    /// A sixth of the life of the newest one is left, or less: the owner must act.
+    pub critical: bool,
     /// The last failure since the last success.
     pub last_error: Option<String>,
 }

@@ -186,3 +186,40 @@ async fn what_another_ca_asked_to_wait_for_is_not_waited_for() {
             .issued
     );
 }
+
+#[tokio::test]
+async fn what_is_not_renewed_is_an_alarm_once_and_a_worse_one_later() {
+    let house = House::new();
+    pass(
+        &house.parts,
+        &house.certificate("n0.example.com"),
+        Urge::Due,
+    )
+    .await
+    .unwrap();
+    let lineage = Lineage::parse("n0.example.com").unwrap();
+    let (mut record, _) = house.parts.store.load(&lineage).await.unwrap().unwrap();
+    record.failures.last = Some("the CA said no".into());
+    let shown = |days: u32| status(&record, START + DAY * days, house.parts.random.as_ref());
+    let levels = [1, 60, 70, 80].map(|days| alarm_level(&shown(days)));
+    assert_eq!(levels, [0, 0, 1, 2]);
+    let told = alarm(&shown(80), 2);
+    assert!(told.starts_with("critical: it ends at 20"), "{told}");
+    assert!(told.contains("the CA said no; hint: "), "{told}");
+
+    let (mut supervisor, _handle) = Supervisor::new(house.parts.clone(), house.board.clone());
+    let kept = vec![house.certificate("n0.example.com")];
+    supervisor.keep(kept).await.unwrap();
+    house.clock.set(START + DAY * 80);
+    let told = async |supervisor: &mut Supervisor| {
+        supervisor.report(Pass {
+            lineage: lineage.clone(),
+            ended: Err(ManageError::Halted("again".into())),
+            record: Some(record.clone()),
+            reply: None,
+        });
+        supervisor.kept[&lineage].told
+    };
+    assert_eq!(told(&mut supervisor).await, 2);
+    assert!(house.board.all()[0].critical);
+}

@@ -1,0 +1,68 @@
+//! This machine's clock against the CA's: a wrong clock renews too late or too
+//! early, and breaks TLS itself. The `Date` of every reply says how late it is
+//! there, in whole seconds and after the time that the reply took.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::time::Timestamp;
+
+/// From here on somebody must set the clock.
+const ALARM: Duration = Duration::from_secs(300);
+const TELL_AGAIN_AFTER: Duration = Duration::from_secs(3600);
+
+/// Raises an alarm for a clock that is wrong, once an hour.
+#[derive(Debug, Default)]
+pub struct Skew {
+    told: Mutex<Option<Timestamp>>,
+}
+
+impl Skew {
+    /// What to tell when the CA's clock shows `theirs` and ours shows `ours`;
+    /// `None` when they agree, or it was told within the hour.
+    pub fn observe(&self, ours: Timestamp, theirs: Timestamp) -> Option<String> {
+        let (ahead, behind) = (ours.since(theirs), theirs.since(ours));
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if ahead.max(behind) <= ALARM {
+            *told = None;
+            return None;
+        }
+        // A clock that is set back must not silence it.
+        if told.is_some_and(|at| ours >= at && ours.since(at) < TELL_AGAIN_AFTER) {
+            return None;
+        }
+        *told = Some(ours);
+        let (apart, direction) = if ahead > behind {
+            (ahead, "ahead of")
+        } else {
+            (behind, "behind")
+        };
+        let minutes = apart.as_secs() / 60;
+        Some(format!(
+            "this machine's clock is {minutes} minutes {direction} the CA's ({ours}, there {theirs})"
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_clock_is_told_once_an_hour_until_it_is_right() {
+        let skew = Skew::default();
+        let ours = Timestamp::from_seconds(1_800_000_000);
+        let minutes = |n: u64| Duration::from_secs(60 * n);
+        assert_eq!(skew.observe(ours, ours + minutes(5)), None);
+        let told = skew.observe(ours, ours + minutes(6)).unwrap();
+        assert!(told.contains("6 minutes behind the CA's"), "{told}");
+        assert_eq!(skew.observe(ours + minutes(59), ours), None);
+        let told = skew.observe(ours + minutes(60), ours).unwrap();
+        assert!(told.contains("60 minutes ahead of the CA's"), "{told}");
+        assert_eq!(skew.observe(ours, ours), None);
+        assert!(skew.observe(ours, ours - minutes(30)).is_some());
+        // Set back by a year: it is wrong still, and the hour counts anew.
+        let back = ours - minutes(60 * 24 * 365);
+        assert!(skew.observe(back, ours).is_some());
+    }
+}
