@@ -199,7 +199,7 @@ impl ManageError {
                 "it is asked again by itself, once for all certificates; certs issue with the same names asks at once".into()
             }
             Self::OutOfBudget { .. } => {
-                "wait until then: the CA would refuse it, and count it; certs status shows what is left".into()
+                "a part of what the CA allows is kept for what cannot wait: certs issue --force may use it; certs status shows what is left".into()
             }
             Self::KeptOtherwise { .. } => {
                 "change its configuration and send it SIGHUP, or make another certificate with --name NAME".into()

@@ -9,6 +9,7 @@ mod demo;
 mod faults;
 mod house;
 mod pebble;
+mod port80;
 mod renew;
 mod sidecar;
 mod status;

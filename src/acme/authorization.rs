@@ -159,7 +159,7 @@ impl Flow<'_> {
             }
         }
         let cause = match (&order.state.error, causes.pop()) {
-            (Some(problem), None) => Cause::of_reply(problem),
+            (Some(problem), None) => Cause::of_challenge(problem),
             (None, None) => {
                 Cause::NotProven("the CA gave the order up and does not say why".into())
             }

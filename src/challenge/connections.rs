@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::task::AbortHandle;
 
-/// Half of what a process may usually have open.
-const CONNECTIONS: usize = 512;
+/// Far below what a process may usually have open; each that says nothing costs
+/// some 12 KiB.
+const CONNECTIONS: usize = 128;
 /// A CA validates from a handful of addresses; one of them never needs more.
 pub(super) const CONNECTIONS_PER_ADDRESS: usize = 64;
 

@@ -149,10 +149,11 @@ fn table(rows: &[Value]) {
         if let Some(left) = budget(row) {
             say(format_args!("  left: {left}"));
         }
-        if let Some(last) = row["outage"]["last"].as_str() {
+        let outage = &row["outage"];
+        if !outage.is_null() {
+            let (since, again) = (cell(outage, "since"), cell(outage, "probe_at"));
             say(format_args!(
-                "  its CA has not answered since {}: {last}",
-                cell(&row["outage"], "since")
+                "  its CA has not answered since {since}, and is asked again at {again}"
             ));
         }
     }

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeSet;
 
-use super::{Certificate, ManageError, Parts};
+use super::{Certificate, ManageError, Outcome, Parts};
+use crate::acme::Cause;
 use crate::authority::{Authority, Counted, Outage};
 use crate::identifier::Identifier;
 use crate::observe::Tokens;
 use crate::record::{PendingOrder, Record};
 use crate::renew::ledger::{self, Priority};
-use crate::renew::outage::after_silence;
+use crate::renew::outage::{after_request, after_silence, is_waited_for};
 use crate::store::StoreError;
 use crate::time::Timestamp;
 
@@ -25,14 +26,7 @@ async fn change<T>(
 ) -> Result<T, ManageError> {
     let mut faster = None;
     for _ in 0..TRIES {
-        let (stored, revision) = match parts.store.authority(ca).await {
-            Err(error @ StoreError::Corrupt { .. }) => {
-                // No certificate may lapse for want of a count.
-                tracing::warn!("what is known of {ca} is left aside: {error}");
-                return Ok(change(&mut Authority::default()));
-            }
-            stored => stored?,
-        };
+        let (stored, revision) = parts.store.authority(ca).await?;
         let mut authority = stored.clone();
         let answer = change(&mut authority);
         if authority == stored {
@@ -111,7 +105,7 @@ pub(super) async fn settle_issued(
     planned: &PendingOrder,
     sent: Option<&PendingOrder>,
 ) {
-    let dropped = planned.replaces.is_some() && sent.is_some_and(|sent| sent.replaces.is_none());
+    let dropped = sent.is_some_and(|sent| sent.replaces.is_none());
     let (rules, now) = (ledger::rules(&planned.ca), parts.clock.now());
     if rules.is_empty() || !dropped || planned.counted != Counted::Exempt {
         return;
@@ -124,7 +118,7 @@ pub(super) async fn settle_issued(
             rules,
             names,
             Counted::Again,
-            Priority::Reserved,
+            Priority::Forced,
             now,
         );
     });
@@ -168,7 +162,7 @@ pub(super) async fn reach(parts: &Parts, certificate: &Certificate) -> Result<()
         let Some(outage) = &authority.outage else {
             return Ok(false);
         };
-        if outage.probe_at > now {
+        if is_waited_for(outage, now) {
             return Err(down(ca, outage));
         }
         // Whoever comes meanwhile waits for the time after this one.
@@ -179,22 +173,26 @@ pub(super) async fn reach(parts: &Parts, certificate: &Certificate) -> Result<()
     if !claimed.await?? {
         return Ok(());
     }
-    match certificate.issuer.probe().await {
-        Ok(()) => {
-            answers(parts, ca).await;
-            Ok(())
-        }
-        Err(error) => {
-            let outage = change(parts, ca, |authority| {
-                let outage = authority.outage.as_mut();
-                outage.map(|outage| {
-                    outage.last = error.to_string();
-                    down(ca, outage)
-                })
-            });
-            Err(outage.await?.unwrap_or(ManageError::Acme(error)))
-        }
-    }
+    let Err(error) = certificate.issuer.probe().await else {
+        // Its directory is there; whether it issues shows with this order. Until
+        // then the others go on waiting.
+        return Ok(());
+    };
+    tracing::warn!("{ca} does not answer still: {error}");
+    let asked = match &error.cause {
+        Cause::RateLimited { retry_after, .. } => *retry_after,
+        _ => None,
+    };
+    let outage = change(parts, ca, |authority| {
+        let outage = authority.outage.take()?;
+        let last = error.to_string();
+        let outage = Outage { last, ..outage };
+        let outage = asked.map_or(outage.clone(), |asked| after_request(outage, asked, now));
+        let down = down(ca, &outage);
+        authority.outage = Some(outage);
+        Some(down)
+    });
+    Err(outage.await?.unwrap_or(ManageError::Acme(error)))
 }
 
 /// The CA has answered.
@@ -212,7 +210,7 @@ pub(super) async fn is_silent(parts: &Parts, ca: &str, last: &str) {
     let (now, random) = (parts.clock.now(), parts.random.as_ref());
     let noted = change(parts, ca, |authority| {
         let begun = authority.outage.as_ref();
-        if begun.is_none_or(|outage| outage.probe_at <= now) {
+        if begun.is_none_or(|outage| !is_waited_for(outage, now)) {
             authority.outage = Some(after_silence(begun, last.to_owned(), now, random));
         }
     });
@@ -236,6 +234,19 @@ fn since(outage: &Outage, parts: &Parts) -> String {
     match minutes {
         0..120 => format!("{minutes} min"),
         _ => format!("{} h", minutes / 60),
+    }
+}
+
+/// Whether how a pass ended shows that the CA does its work.
+#[must_use]
+pub(super) fn has_answered(ended: &Result<Outcome, ManageError>) -> bool {
+    match ended {
+        Ok(outcome) => outcome.issued,
+        Err(ManageError::Acme(error)) => matches!(
+            error.cause,
+            Cause::NotProven(_) | Cause::Refused(_) | Cause::NoChallenge { .. }
+        ),
+        Err(error) => matches!(error, ManageError::Bundle { .. }),
     }
 }
 

@@ -1,10 +1,12 @@
 //! One pass over one certificate: under its lease, from what the record says
 //! to a certificate that is issued, handed over and proven.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::authority;
 use super::deploy::{FILES, deploy, on_disk, places};
 use super::order::{Plan, order, refresh};
 use super::status::status;
@@ -14,6 +16,9 @@ use crate::record::{Failures, Generation, PendingOrder, Record, Revision, Served
 use crate::renew::backoff::after_handover_failure;
 use crate::renew::decide::{self, HeldUp, Next, next};
 use crate::time::Timestamp;
+
+/// Let's Encrypt's orders live for seven days.
+const OLDEST_ORDER: Duration = Duration::from_secs(3 * 86_400);
 
 /// A record held under its lease, with the revision to save it against.
 pub struct Held {
@@ -169,9 +174,12 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
     record.identifiers.clone_from(&wanted.identifiers);
     record.ca.clone_from(&wanted.ca);
     record.profile.clone_from(&wanted.profile);
-    let fits =
-        |order: &PendingOrder| order.identifiers == wanted.identifiers && order.ca == wanted.ca;
-    record.order = record.order.filter(fits);
+    if let Some(order) = record
+        .order
+        .take_if(|order| !is_worth_resuming(order, wanted, parts))
+    {
+        authority::settle_failed(parts, &order, &BTreeSet::new()).await;
+    }
     if urge != Urge::Due {
         unhold(&mut record);
     }
@@ -220,6 +228,13 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
         held.save(parts, None).await?;
     }
     Ok(held)
+}
+
+/// Whether an order under way is for what is wanted, and not so old that the CA
+/// has forgotten it or fails at it for good.
+fn is_worth_resuming(order: &PendingOrder, wanted: &Wanted, parts: &Parts) -> bool {
+    let age = parts.clock.now().since(order.begun);
+    order.identifiers == wanted.identifiers && order.ca == wanted.ca && age < OLDEST_ORDER
 }
 
 /// Whether the earlier orders of `record` were for what is wanted now.

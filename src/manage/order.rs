@@ -55,9 +55,11 @@ pub(super) async fn order(
         .map_err(ManageError::from)
         .and_then(|chain| bundle(parts, wanted, pending.key_pem.clone(), &chain));
     parts.metrics.issuance(&wanted.ca, ended.is_ok());
+    if !ended.as_ref().is_err_and(is_silence) {
+        authority::answers(parts, &wanted.ca).await;
+    }
     match ended {
         Ok(bundle) => {
-            authority::answers(parts, &wanted.ca).await;
             authority::settle_issued(parts, &pending, held.record.order.as_ref()).await;
             settle(parts, wanted, held, &bundle, urge).await?;
             refresh(parts, certificate, held).await
@@ -85,10 +87,13 @@ async fn intend(
     held: &mut Held,
     plan: Plan,
 ) -> Result<PendingOrder, ManageError> {
-    // What is urgent may be so because of its key.
-    let kept = match plan.urgent {
-        true => None,
-        false => kept_key(parts, wanted, &held.record).await?,
+    let kept = kept_key(parts, wanted, &held.record).await?;
+    let kept = match kept {
+        Some(_) if is_called_back(&held.record) => {
+            tracing::warn!(lineage = %wanted.lineage, "the CA calls it back, perhaps for its key: reuse_key is not obeyed this once");
+            None
+        }
+        kept => kept,
     };
     let key_pem = match kept {
         Some(key) => key,
@@ -96,16 +101,11 @@ async fn intend(
     };
     let priority = match (plan.urge, plan.urgent) {
         (Urge::Due, false) => Priority::Routine,
-        _ => Priority::Reserved,
+        (Urge::Due, true) => Priority::Urgent,
+        _ => Priority::Forced,
     };
-    let spent = authority::spend(parts, &held.record, plan.replaces.as_deref(), priority).await;
-    let counted = match spent {
-        Ok(counted) => counted,
-        Err(error) => {
-            hold(parts, held, &error).await;
-            return Err(error);
-        }
-    };
+    let replaces = plan.replaces.as_deref();
+    let counted = authority::spend(parts, &held.record, replaces, priority).await?;
     let pending = PendingOrder {
         ca: wanted.ca.clone(),
         identifiers: wanted.identifiers.clone(),
@@ -117,18 +117,24 @@ async fn intend(
         counted,
     };
     held.record.order = Some(pending.clone());
-    held.save(parts, None).await?;
+    if let Err(error) = held.save(parts, None).await {
+        authority::settle_failed(parts, &pending, &BTreeSet::new()).await;
+        return Err(error);
+    }
     Ok(pending)
 }
 
-/// Notes until when the ledger has nothing left; that is no failure.
-async fn hold(parts: &Parts, held: &mut Held, error: &ManageError) {
-    if let Some(until) = authority::waits_until(error) {
-        let failures = &mut held.record.failures;
-        (failures.retry_at, failures.asked_to_wait) = (Some(until), false);
-        failures.last = Some(error.to_string());
-        held.save_or_warn(parts).await;
-    }
+/// Whether the window lay in the past already when its instant was drawn: that
+/// is how a CA tells of a certificate that it will revoke.
+fn is_called_back(record: &Record) -> bool {
+    let renewal = record
+        .issued
+        .as_ref()
+        .and_then(|issued| issued.renewal.as_ref());
+    renewal.is_some_and(|renewal| {
+        let window = renewal.window.as_ref();
+        window.is_some_and(|window| window.end <= renewal.at)
+    })
 }
 
 /// The newest certificate's key, where the user wants it kept.
@@ -276,7 +282,7 @@ pub(super) async fn refresh(
 const REFRESH_AFTER_FAILURE: Duration = Duration::from_secs(6 * 3600);
 
 async fn note_failure(parts: &Parts, held: &mut Held, order: &PendingOrder, error: &ManageError) {
-    if kind_is_silence(error) {
+    if is_silence(error) {
         authority::is_silent(parts, &order.ca, &error.to_string()).await;
     }
     let (kind, ended) = match error {
@@ -300,11 +306,6 @@ async fn note_failure(parts: &Parts, held: &mut Held, order: &PendingOrder, erro
     let record = &mut held.record;
     if ended {
         record.order = None;
-        let unproven = match kind {
-            FailureKind::Validation => order.identifiers.clone(),
-            _ => BTreeSet::new(),
-        };
-        authority::settle_failed(parts, order, &unproven).await;
     }
     let facts = record.issued.as_ref().map(|issued| &issued.facts);
     let now = parts.clock.now();
@@ -317,9 +318,19 @@ async fn note_failure(parts: &Parts, held: &mut Held, order: &PendingOrder, erro
         parts.random.as_ref(),
     );
     held.save_or_warn(parts).await;
+    // After the save: to count too much is the safe side. What was signed and is
+    // of no use was signed all the same.
+    if ended && matches!(error, ManageError::Acme(_)) {
+        let unproven = match kind {
+            FailureKind::Validation => order.identifiers.clone(),
+            _ => BTreeSet::new(),
+        };
+        authority::settle_failed(parts, order, &unproven).await;
+    }
 }
 
-fn kind_is_silence(error: &ManageError) -> bool {
+/// Whether the CA was not to be reached, or failed.
+pub(super) fn is_silence(error: &ManageError) -> bool {
     let ManageError::Acme(AcmeError { cause, .. }) = error else {
         return false;
     };

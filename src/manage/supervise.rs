@@ -8,9 +8,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 
-use super::authority::{show_stored, waits_until};
+use super::authority::{has_answered, show_stored, waits_until};
 use super::deploy::stored;
 use super::issue::{Urge, pass};
+use super::order::is_silence;
 use super::status::status;
 use super::{Certificate, MANY, ManageError, Outcome, Parts, SPREAD_OF_MANY};
 use crate::certificate::KeyType;
@@ -116,6 +117,8 @@ struct Kept {
     stale: bool,
     /// Whether it waits for its CA to answer.
     waits_for_ca: bool,
+    /// Orders in a row that found no CA.
+    silences: u32,
     /// The worst that the owner was told of it: 1 late, 2 critical.
     told: usize,
     waiting: VecDeque<(Certificate, Urge, oneshot::Sender<Ended>)>,
@@ -136,6 +139,8 @@ pub struct Supervisor {
     kept: BTreeMap<Lineage, Kept>,
     passes: JoinSet<Pass>,
     lineages: BTreeMap<tokio::task::Id, Lineage>,
+    /// The latest instant that the clock has shown: it may be set back.
+    latest: Timestamp,
 }
 
 impl Supervisor {
@@ -145,6 +150,7 @@ impl Supervisor {
         parts.board = Some(board.clone());
         let (sender, commands) = mpsc::channel(COMMANDS);
         let supervisor = Self {
+            latest: parts.clock.now(),
             parts,
             board,
             commands,
@@ -215,6 +221,7 @@ impl Supervisor {
                     undated: 0,
                     stale: false,
                     waits_for_ca: false,
+                    silences: 0,
                     told: 0,
                     waiting: VecDeque::new(),
                 };
@@ -306,6 +313,7 @@ impl Supervisor {
             undated: 0,
             stale: false,
             waits_for_ca: false,
+            silences: 0,
             told: 0,
             waiting: VecDeque::new(),
         });
@@ -328,13 +336,20 @@ impl Supervisor {
     /// Starts passes while there is room: those that somebody waits for first.
     fn launch(&mut self) {
         let now = self.parts.clock.now();
+        if now + SWEEP < self.latest {
+            tracing::warn!("the clock was set back, from {} to {now}", self.latest);
+            self.kept.values_mut().for_each(|kept| kept.due = now);
+            self.latest = now;
+        }
+        self.latest = self.latest.max(now);
         while self.passes.len() < IN_FLIGHT {
             let ready = |kept: &&mut Kept| {
                 !kept.busy && (!kept.waiting.is_empty() || (kept.managed && kept.due <= now))
             };
             let candidates = self.kept.values_mut().filter(ready);
-            let Some(kept) = candidates.min_by_key(|kept| (kept.waiting.is_empty(), kept.due))
-            else {
+            // One whose order found no CA is not the first to try again.
+            let key = |kept: &&mut Kept| (kept.waiting.is_empty(), kept.due, kept.silences);
+            let Some(kept) = candidates.min_by_key(key) else {
                 return;
             };
             kept.busy = true;
@@ -365,7 +380,7 @@ impl Supervisor {
         let (lineage, again) = match ended {
             Ok((id, pass)) => {
                 self.lineages.remove(&id);
-                if matches!(&pass.ended, Ok(outcome) if outcome.issued) {
+                if has_answered(&pass.ended) {
                     self.answers(&pass.lineage);
                 }
                 (Some(pass.lineage.clone()), self.report(pass))
@@ -423,10 +438,20 @@ impl Supervisor {
             let shown = status(record, now, random);
             let level = alarm_level(&shown);
             if level > kept.told {
-                tracing::error!(%lineage, "{}", alarm(&shown, level));
+                let error = pass.ended.as_ref().err();
+                let why = shown.last_error.clone();
+                let why = why.or_else(|| error.map(ToString::to_string));
+                tracing::error!(%lineage, "{}", alarm(&shown, level, why));
             }
             kept.told = level;
             self.board.post(shown);
+        }
+        if let Some(kept) = self.kept.get_mut(lineage) {
+            kept.silences = match &pass.ended {
+                Err(error) if is_silence(error) => kept.silences.saturating_add(1),
+                Err(ManageError::Down { .. }) => kept.silences,
+                _ => 0,
+            };
         }
         let again = match &pass.ended {
             Ok(outcome) => {
@@ -450,11 +475,14 @@ impl Supervisor {
                 let record = pass.record.as_ref();
                 let leased = matches!(error, ManageError::Store(StoreError::Leased { .. }));
                 let next = record.map(|record| next(record, now, random));
-                match next {
-                    _ if matches!(error, ManageError::Down { .. }) => {
-                        Again::Answered(waits_until(error).unwrap_or(now))
+                match (waits_until(error), next) {
+                    (Some(until), _) if matches!(error, ManageError::Down { .. }) => {
+                        Again::Answered(until)
                     }
-                    Some(Next::Wait(until)) if !leased => Again::At(until.min(now + LOOK_AGAIN)),
+                    (Some(until), _) => Again::At(until.min(now + LOOK_AGAIN)),
+                    (None, Some(Next::Wait(until))) if !leased => {
+                        Again::At(until.min(now + LOOK_AGAIN))
+                    }
                     _ => Again::Undated,
                 }
             }
@@ -488,9 +516,9 @@ fn alarm_level(shown: &Status) -> usize {
     }
 }
 
-fn alarm(shown: &Status, level: usize) -> String {
+fn alarm(shown: &Status, level: usize, why: Option<String>) -> String {
     let what = if level == 2 { "critical" } else { "late" };
-    let why = shown.last_error.as_deref().unwrap_or("no failure is known");
+    let why = why.unwrap_or_else(|| "no failure is known".into());
     let end = shown.not_after.map(|at| at.to_string()).unwrap_or_default();
     format!(
         "{what}: it ends at {end} and is not renewed: {why}; hint: certs status tells what it waits for; certs issue with the same names tries at once"

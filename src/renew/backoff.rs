@@ -13,7 +13,7 @@ const LONGEST_HANDOVER_PAUSE: Duration = Duration::from_secs(300);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 /// Let's Encrypt counts certificates over a week.
-const LONGEST_LIMIT: Duration = Duration::from_secs(8 * 86_400);
+pub(super) const LONGEST_LIMIT: Duration = Duration::from_secs(8 * 86_400);
 
 /// What kind of failure it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 //! The one decision: what does this certificate need next?
 
+use super::backoff::LONGEST_LIMIT;
 use super::window::{critical, fallback, latest};
 use crate::random::Random;
 use crate::record::{Issued, Record, Renewal};
@@ -41,7 +42,7 @@ pub fn next(record: &Record, now: Timestamp, random: &dyn Random) -> Next {
     if record.identifiers.is_empty() {
         return Next::Halt(Reason::NoIdentifiers);
     }
-    let backing_off = record.failures.retry_at.filter(|retry_at| *retry_at > now);
+    let backing_off = ahead(record.failures.retry_at, now);
     let Some(issued) = &record.issued else {
         return unless_backing_off(backing_off, order(record, None, now));
     };
@@ -100,8 +101,14 @@ fn needs_order(record: &Record, now: Timestamp) -> bool {
 
 /// Until when the hand-over waits: for its window, or after it has failed.
 fn handover_held(record: &Record, issued: &Issued, now: Timestamp) -> Option<Timestamp> {
-    let until = issued.handover_at.max(record.handover.retry_at);
-    until.filter(|until| *until > now)
+    let window = issued.handover_at.filter(|opens| *opens > now);
+    window.max(ahead(record.handover.retry_at, now))
+}
+
+/// A pause that is not over. One that is longer than any was written by a clock
+/// that was wrong.
+fn ahead(retry_at: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
+    retry_at.filter(|at| *at > now && *at <= now + LONGEST_LIMIT)
 }
 
 /// A step that is due and waits because it has failed before.
@@ -123,9 +130,8 @@ pub enum HeldUp {
 /// is then no sign that all is well.
 #[must_use]
 pub fn held_up(record: &Record, now: Timestamp) -> Option<HeldUp> {
-    let later = |at: Option<Timestamp>| at.filter(|at| *at > now);
     if needs_order(record, now)
-        && let Some(until) = later(record.failures.retry_at)
+        && let Some(until) = ahead(record.failures.retry_at, now)
     {
         return Some(HeldUp::Issuance { until });
     }
@@ -133,7 +139,7 @@ pub fn held_up(record: &Record, now: Timestamp) -> Option<HeldUp> {
     if is_proven(record, issued) {
         return None;
     }
-    later(record.handover.retry_at).map(|until| HeldUp::Handover { until })
+    ahead(record.handover.retry_at, now).map(|until| HeldUp::Handover { until })
 }
 
 /// When the certificate shall be renewed: the drawn instant, no later than a

@@ -133,8 +133,10 @@ pub fn counts_as(record: &Record, replaces: Option<&str>, now: Timestamp) -> Cou
 pub enum Priority {
     /// A renewal that is due.
     Routine,
-    /// What cannot wait, or what the owner asks for: it may use the reserve.
-    Reserved,
+    /// What cannot wait: it may use half of the reserve.
+    Urgent,
+    /// What the owner asks for: it may use all of it.
+    Forced,
 }
 
 /// Our own ledger says no.
@@ -164,10 +166,7 @@ pub fn spend(
     let charges = charges(rules, identifiers, counted);
     // A failed validation is counted when it has failed; here it only must not
     // be the one too many.
-    let checked = rules
-        .iter()
-        .filter(|rule| rule.limit == Limit::FailedValidations)
-        .flat_map(|rule| identifiers.iter().map(move |name| (rule, name.to_string())));
+    let checked = validations(rules, identifiers);
     let refusals = charges
         .iter()
         .cloned()
@@ -175,9 +174,10 @@ pub fn spend(
         .filter_map(|(rule, subject)| {
             let reserve = match priority {
                 Priority::Routine => rule.reserve,
-                Priority::Reserved => 0,
+                Priority::Urgent => rule.reserve / 2,
+                Priority::Forced => 0,
             };
-            let until = rule.free_at(full_at(authority, rule.limit, &subject)?, reserve);
+            let until = rule.free_at(full_at(authority, rule, &subject, now)?, reserve);
             let limit = rule.limit;
             (until > now).then_some(Refusal {
                 limit,
@@ -252,16 +252,18 @@ pub fn left(
     now: Timestamp,
 ) -> Vec<Left> {
     let charges = charges(rules, identifiers, Counted::New).into_iter();
-    let left = charges.map(|(rule, subject)| {
-        let full_at = full_at(authority, rule.limit, &subject).filter(|full_at| *full_at > now);
-        Left {
-            limit: rule.limit,
-            tokens: full_at.map_or(rule.capacity, |full_at| rule.left(full_at, now)),
-            capacity: rule.capacity,
-            subject,
-            full_at,
-        }
-    });
+    let left = charges
+        .chain(validations(rules, identifiers))
+        .map(|(rule, subject)| {
+            let full_at = full_at(authority, rule, &subject, now).filter(|full_at| *full_at > now);
+            Left {
+                limit: rule.limit,
+                tokens: full_at.map_or(rule.capacity, |full_at| rule.left(full_at, now)),
+                capacity: rule.capacity,
+                subject,
+                full_at,
+            }
+        });
     left.collect()
 }
 
@@ -303,6 +305,17 @@ fn charges<'r>(
     charges
 }
 
+fn validations<'r>(
+    rules: &'r [Rule],
+    identifiers: &BTreeSet<Identifier>,
+) -> Vec<(&'r Rule, String)> {
+    let rules = rules.iter();
+    let rules = rules.filter(|rule| rule.limit == Limit::FailedValidations);
+    rules
+        .flat_map(|rule| identifiers.iter().map(move |name| (rule, name.to_string())))
+        .collect()
+}
+
 fn set(identifiers: &BTreeSet<Identifier>) -> String {
     let names: Vec<String> = identifiers.iter().map(ToString::to_string).collect();
     names.join(" ")
@@ -324,8 +337,11 @@ fn registered(identifier: &Identifier) -> String {
     }
 }
 
-fn full_at(authority: &Authority, limit: Limit, subject: &str) -> Option<Timestamp> {
-    authority.spent.get(&limit)?.get(subject).copied()
+/// No bucket takes longer than its refill: what says so was written by a clock
+/// that was wrong.
+fn full_at(authority: &Authority, rule: &Rule, subject: &str, now: Timestamp) -> Option<Timestamp> {
+    let full_at = authority.spent.get(&rule.limit)?.get(subject)?;
+    Some((*full_at).min(now + rule.refill))
 }
 
 fn take(authority: &mut Authority, rule: &Rule, subject: String, now: Timestamp) {
@@ -395,13 +411,37 @@ mod tests {
             .is_err()
         );
         assert_eq!(authority, before, "what is refused costs nothing");
-        for _ in 0..2 {
-            again(&mut authority, Priority::Reserved, NOW).unwrap();
-        }
-        let refusal = again(&mut authority, Priority::Reserved, NOW).unwrap_err();
+        again(&mut authority, Priority::Urgent, NOW).unwrap();
+        assert!(again(&mut authority, Priority::Urgent, NOW).is_err());
+        again(&mut authority, Priority::Forced, NOW).unwrap();
+        let refusal = again(&mut authority, Priority::Forced, NOW).unwrap_err();
         // Five in seven days: one comes back after a fifth of them.
         assert_eq!(refusal.until, NOW + DAY * 7 / 5);
-        again(&mut authority, Priority::Reserved, refusal.until).unwrap();
+        again(&mut authority, Priority::Forced, refusal.until).unwrap();
+    }
+
+    #[test]
+    fn a_clock_that_was_wrong_leaves_no_bucket_empty_for_ever() {
+        let mut authority = Authority::default();
+        let later = NOW + DAY * 365;
+        for _ in 0..5 {
+            order(
+                &mut authority,
+                &["example.com"],
+                Counted::Again,
+                Priority::Forced,
+                later,
+            )
+            .unwrap();
+        }
+        let refusal = order(
+            &mut authority,
+            &["example.com"],
+            Counted::Again,
+            Priority::Forced,
+            NOW,
+        );
+        assert!(refusal.unwrap_err().until <= NOW + DAY * 7);
     }
 
     #[test]
@@ -479,7 +519,7 @@ mod tests {
             .iter()
             .map(|left| left.tokens)
             .collect();
-        assert_eq!(left, [100, 50, 5]);
+        assert_eq!(left, [100, 50, 5, 5]);
         for _ in 0..4 {
             failed(&mut authority, LETS_ENCRYPT, &name, NOW);
         }
@@ -495,7 +535,7 @@ mod tests {
         };
         let refusal = again(&mut authority, Priority::Routine).unwrap_err();
         assert_eq!(refusal.limit, Limit::FailedValidations);
-        again(&mut authority, Priority::Reserved).unwrap();
+        again(&mut authority, Priority::Forced).unwrap();
     }
 
     #[test]
@@ -517,7 +557,7 @@ mod tests {
             let (mut authority, mut now, mut granted) = (Authority::default(), NOW, Vec::new());
             for (pause, reserved) in steps {
                 now = now + Duration::from_secs(pause);
-                let priority = if reserved { Priority::Reserved } else { Priority::Routine };
+                let priority = if reserved { Priority::Forced } else { Priority::Routine };
                 match order(&mut authority, &["example.com"], Counted::Again, priority, now) {
                     Ok(()) => granted.push(now),
                     Err(refusal) => prop_assert!(refusal.until > now),

@@ -10,6 +10,8 @@ use crate::time::Timestamp;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// However long a CA that is down asks us to wait.
+const LONGEST_ASKED: Duration = Duration::from_secs(3600);
 
 /// What is to be known after one more attempt that ended with `last`.
 #[must_use]
@@ -28,6 +30,21 @@ pub fn after_silence(
     }
 }
 
+/// Whether nobody asks at `now`. What lies further ahead than any pause was
+/// written by a clock that was wrong.
+#[must_use]
+pub fn is_waited_for(outage: &Outage, now: Timestamp) -> bool {
+    let longest = LONGEST_ASKED.max(LONGEST_PAUSE * 6 / 5);
+    outage.probe_at > now && outage.probe_at <= now + longest
+}
+
+/// The CA has answered, and asks to be left alone for that long.
+#[must_use]
+pub fn after_request(outage: Outage, asked: Duration, now: Timestamp) -> Outage {
+    let probe_at = outage.probe_at.max(now + asked.min(LONGEST_ASKED));
+    Outage { probe_at, ..outage }
+}
+
 /// 1, 2, 4, then 5 minutes, give or take a fifth.
 fn pause(probes: u32, random: &dyn Random) -> Duration {
     let pause = FIRST_PAUSE * (1 << probes.min(3));
@@ -38,6 +55,20 @@ fn pause(probes: u32, random: &dyn Random) -> Duration {
 mod tests {
     use super::*;
     use crate::random::SeededRandom;
+
+    #[test]
+    fn a_clock_that_was_wrong_blocks_nobody() {
+        let (now, random) = (Timestamp::from_seconds(1_800_000_000), SeededRandom::new(1));
+        let outage = after_silence(None, "no".into(), now, &random);
+        assert!(is_waited_for(&outage, now));
+        assert!(!is_waited_for(&outage, outage.probe_at));
+        let half_a_year = Duration::from_secs(180 * 86_400);
+        assert!(!is_waited_for(&outage, now - half_a_year));
+        let asked = after_request(outage.clone(), half_a_year, now);
+        assert_eq!(asked.probe_at, now + Duration::from_secs(3600));
+        let little = after_request(outage.clone(), Duration::ZERO, now);
+        assert_eq!(little, outage);
+    }
 
     #[test]
     fn it_is_asked_again_after_one_to_five_minutes_and_its_beginning_is_kept() {

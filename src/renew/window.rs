@@ -51,9 +51,11 @@ pub fn redraw(
     let window = window.or_else(|| previous.and_then(|renewal| renewal.window.clone()));
     let kept = previous.filter(|renewal| match &window {
         Some(window) => {
-            let is_past = window.end <= moment.now;
-            (window.start..window.end).contains(&renewal.at)
-                || is_past && renewal.window.as_ref() == Some(window)
+            // A CA that means "at once" may say so with another window each time.
+            let is_past = |window: &Window| window.end <= moment.now;
+            let was_past = renewal.window.as_ref().is_some_and(is_past);
+            let soon = renewal.at <= moment.now + moment.spread;
+            (window.start..window.end).contains(&renewal.at) || is_past(window) && was_past && soon
         }
         None => true,
     });
@@ -72,12 +74,18 @@ pub fn redraw(
 
 /// No renewal by itself before this instant, for a certificate issued `now`:
 /// `spacing` after it, and twice as long for each of its predecessors in a row
-/// that was replaced in the first half of its life, so that a CA which finds
-/// every certificate overdue is not asked for one after the other.
+/// that was replaced in the first half of its life, and from the second on a
+/// twentieth of its life (a hundred spacings at most), so that a CA which finds every certificate overdue is not
+/// asked for one after the other.
 #[must_use]
 pub fn renewable_from(facts: &Facts, now: Timestamp, spacing: Duration, early: u32) -> Timestamp {
     let pause = spacing.saturating_mul(1 << early.min(16));
-    now + pause.min(facts.lifetime() / 3).max(spacing)
+    let life = facts.lifetime();
+    let least = match early {
+        0 | 1 => spacing,
+        _ => (life / 20).min(spacing.saturating_mul(100)),
+    };
+    now + pause.min(life / 3).max(spacing).max(least)
 }
 
 /// Two thirds of the life (half of a short one), give or take a hundredth.

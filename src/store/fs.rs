@@ -244,7 +244,14 @@ impl Store for FileStore {
     }
 
     async fn authority(&self, ca: &str) -> Result<(Authority, Revision), StoreError> {
-        let stored: Option<Known> = read_json(&self.path_of("authorities", ca))?;
+        let stored: Option<Known> = match read_json(&self.path_of("authorities", ca)) {
+            Err(error @ StoreError::Corrupt { .. }) => {
+                // No certificate may lapse for want of a count: it begins anew.
+                tracing::warn!("what was known of {ca} is lost: {error}");
+                None
+            }
+            stored => stored?,
+        };
         Ok(stored.map_or_else(Default::default, |known| (known.authority, known.revision)))
     }
 

@@ -44,7 +44,7 @@ const CERTIFICATES: [&[&str]; 2] = [
 pub(super) const WINDOW_OPENS_AFTER: Duration = Duration::from_secs(3);
 const WINDOW_IS_OPEN_FOR: Duration = Duration::from_millis(500);
 /// An hour for a user; here the windows are seconds away.
-const SPACING: Duration = Duration::from_secs(1);
+const SPACING: Duration = Duration::from_millis(10);
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// A name that is asked for.

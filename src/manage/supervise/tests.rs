@@ -32,6 +32,8 @@ struct Signer {
     under_way: AtomicUsize,
     most: AtomicUsize,
     refusals: Mutex<BTreeMap<String, usize>>,
+    /// Names whose orders the CA fails at.
+    poisoned: Mutex<BTreeSet<String>>,
     /// Orders that find no CA.
     silences: AtomicUsize,
     probes: AtomicUsize,
@@ -70,6 +72,9 @@ impl acme::Issuer for Signer {
             return Err(silence(&order.ca));
         }
         let name = order.identifiers.first().unwrap().to_string();
+        if self.poisoned.lock().unwrap().contains(&name) {
+            return Err(silence(&order.ca));
+        }
         if let Some(left) = self.refusals.lock().unwrap().get_mut(&name)
             && *left > 0
         {
@@ -169,6 +174,7 @@ impl House {
             under_way: AtomicUsize::new(0),
             most: AtomicUsize::new(0),
             refusals: Mutex::default(),
+            poisoned: Mutex::default(),
             silences: AtomicUsize::new(0),
             probes: AtomicUsize::new(0),
             silent_probes: AtomicUsize::new(0),

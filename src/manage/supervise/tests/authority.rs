@@ -44,6 +44,38 @@ async fn a_ca_that_does_not_answer_is_asked_by_one_for_all() {
 }
 
 #[tokio::test]
+async fn one_that_fails_by_itself_keeps_no_other_from_its_ca() {
+    let house = House::new();
+    // Its orders end with a 500, those of the others would not.
+    house
+        .signer
+        .poisoned
+        .lock()
+        .unwrap()
+        .insert("n0.example.com".into());
+    let _handle = house.start(&names(1)).await;
+    house
+        .until("failed", |all| all[0].last_error.is_some())
+        .await;
+    let (mut supervisor, handle) = Supervisor::new(house.parts.clone(), house.board.clone());
+    let all = names(8);
+    let certificates = all.iter().map(|name| house.certificate(name)).collect();
+    supervisor.keep(certificates).await.unwrap();
+    tokio::spawn(supervisor.run());
+    for _ in 0..15 {
+        house.clock.advance(Duration::from_secs(60));
+        for _ in 0..50 {
+            assert!(handle.ping().await);
+        }
+    }
+    house
+        .until("all but one", |all| {
+            all.iter().filter(|s| s.is_ready()).count() == 7
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn the_ledger_refuses_before_the_ca_does_and_says_until_when() {
     const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
     let house = House::new();
@@ -122,6 +154,6 @@ async fn a_ca_that_finds_every_certificate_overdue_is_asked_ever_more_rarely() {
             tokio::task::yield_now().await;
         }
     }
-    // After 1, 2, 4, 8, 16, 32, 64 hours, and a little while each.
-    assert_eq!(orders.iter().max(), Some(&8), "{orders:?}");
+    // After 1 and 2 hours, then a twentieth of 90 days, and a little while each.
+    assert_eq!(orders.iter().max(), Some(&4), "{orders:?}");
 }

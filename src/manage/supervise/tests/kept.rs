@@ -203,7 +203,7 @@ async fn what_is_not_renewed_is_an_alarm_once_and_a_worse_one_later() {
     let shown = |days: u32| status(&record, START + DAY * days, house.parts.random.as_ref());
     let levels = [1, 60, 70, 80].map(|days| alarm_level(&shown(days)));
     assert_eq!(levels, [0, 0, 1, 2]);
-    let told = alarm(&shown(80), 2);
+    let told = alarm(&shown(80), 2, shown(80).last_error);
     assert!(told.starts_with("critical: it ends at 20"), "{told}");
     assert!(told.contains("the CA said no; hint: "), "{told}");
 
@@ -222,4 +222,20 @@ async fn what_is_not_renewed_is_an_alarm_once_and_a_worse_one_later() {
     };
     assert_eq!(told(&mut supervisor).await, 2);
     assert!(house.board.all()[0].critical);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_makes_nobody_wait() {
+    let house = House::new();
+    house.clock.set(START + DAY * 180);
+    let refusals = &house.signer.refusals;
+    refusals.lock().unwrap().insert("n0.example.com".into(), 1);
+    let handle = house.start(&names(1)).await;
+    let failed = |all: &[crate::observe::Status]| all[0].last_error.is_some();
+    house.until("refused", failed).await;
+    // The pause ends in half a year by the clock that is right.
+    house.clock.set(START);
+    assert!(handle.ping().await);
+    house.until("issued", |all| all[0].is_ready()).await;
+    assert_eq!(house.orders(), 2);
 }

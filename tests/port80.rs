@@ -1,0 +1,297 @@
+//! Port 80 under attack: while a token is live, strangers ask for others, open
+//! connections and say nothing. The token is answered all the while, nothing
+//! else is, and memory stays where it was.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketType};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::support::embedded::EmbeddedCa;
+use crate::support::faults::{Endpoint, Fault, Which};
+use crate::support::until;
+
+const TOKEN: &str = "a-token-that-is-live-throughout";
+const PATH: &str = "/.well-known/acme-challenge/";
+const MIB: u64 = 1 << 20;
+
+/// `certs issue` whose CA goes on saying that it validates.
+struct Besieged {
+    child: Child,
+    port: u16,
+    _ca: EmbeddedCa,
+}
+
+impl Besieged {
+    fn start() -> Self {
+        let ca = EmbeddedCa::start();
+        let url = ca
+            .server
+            .directory_url()
+            .replace("/directory", "/acme/challenge/none");
+        let challenge = serde_json::json!({
+            "type": "http-01", "url": url, "token": TOKEN, "status": "processing",
+        });
+        let challenge = Fault::Reply(200, "application/json", challenge.to_string(), None);
+        let token = Fault::Token(TOKEN.to_owned());
+        ca.script.add(Endpoint::Authorization, Which::Every, token);
+        ca.script.add(Endpoint::Challenge, Which::Every, challenge);
+        let mut command = ca.issue(&["example.com"]);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let besieged = Self {
+            child: command.spawn().unwrap(),
+            port: ca.http_port,
+            _ca: ca,
+        };
+        until("the live token", || besieged.token_is_answered());
+        besieged
+    }
+
+    fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    fn token_is_answered(&self) -> bool {
+        let Ok(mut stream) = TcpStream::connect(self.address()) else {
+            return false;
+        };
+        let path = format!("{PATH}{TOKEN}");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n");
+        let mut reply = String::new();
+        stream.write_all(request.as_bytes()).is_ok()
+            && stream.read_to_string(&mut reply).is_ok()
+            && reply.starts_with("HTTP/1.1 200")
+            && reply.contains(TOKEN)
+    }
+
+    /// Of its process, in bytes.
+    fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.unwrap().trim().trim_end_matches(" kB");
+        kib.parse::<u64>().unwrap() * 1024
+    }
+
+    /// Asks for the token again and again while `attack` lasts. Returns the
+    /// longest answer and the most memory that was seen.
+    #[allow(clippy::disallowed_methods)] // real servers take real time
+    fn during(&self, attack: impl FnOnce() + Send) -> (Duration, u64) {
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                attack();
+                over.store(true, Ordering::SeqCst);
+            });
+            let (mut slowest, mut most) = (Duration::ZERO, 0);
+            while !over.load(Ordering::SeqCst) {
+                let asked = Instant::now();
+                assert!(self.token_is_answered(), "the live token was not answered");
+                slowest = slowest.max(asked.elapsed());
+                most = most.max(self.resident());
+                thread::sleep(Duration::from_millis(10));
+            }
+            (slowest, most)
+        })
+    }
+}
+
+impl Drop for Besieged {
+    fn drop(&mut self) {
+        // A child that has ended already is what was wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Everything that must get no answer: other tokens, hosts, spellings, methods,
+/// smuggled bodies, heads that are too long.
+fn bogus(number: usize) -> String {
+    let other = format!("{number:022}");
+    let (method, path, host, more) = match number % 10 {
+        0 => (
+            "GET",
+            format!("{PATH}{other}"),
+            "example.com",
+            String::new(),
+        ),
+        1 => (
+            "GET",
+            format!("{PATH}{TOKEN}"),
+            "other.example",
+            String::new(),
+        ),
+        2 => (
+            "GET",
+            format!("{PATH}{}", TOKEN.to_uppercase()),
+            "example.com",
+            String::new(),
+        ),
+        3 => (
+            "GET",
+            format!("{PATH}%61{}", &TOKEN[1..]),
+            "example.com",
+            String::new(),
+        ),
+        4 => (
+            "GET",
+            format!("{PATH}../acme-challenge/{TOKEN}"),
+            "example.com",
+            String::new(),
+        ),
+        5 => (
+            "POST",
+            format!("{PATH}{TOKEN}"),
+            "example.com",
+            String::new(),
+        ),
+        6 => (
+            "GET",
+            format!("{PATH}{TOKEN}"),
+            "example.com",
+            "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n".to_owned(),
+        ),
+        7 => (
+            "GET",
+            format!("/{}", PATH.to_uppercase()),
+            "example.com",
+            String::new(),
+        ),
+        8 => (
+            "GET",
+            format!("{PATH}{TOKEN}"),
+            "example.com",
+            format!("X: {}\r\n", "x".repeat(16 * 1024)),
+        ),
+        _ => (
+            "GET",
+            format!("{PATH}{TOKEN}?{number}#"),
+            "example.com:80:80",
+            String::new(),
+        ),
+    };
+    format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n{more}\r\n")
+}
+
+/// One after the other on kept connections. Returns how many were answered 200.
+fn ask_bogus(address: SocketAddr, numbers: impl Iterator<Item = usize>) -> usize {
+    let mut answered = 0;
+    let mut connection: Option<BufReader<TcpStream>> = None;
+    for number in numbers {
+        let mut stream = match connection.take() {
+            Some(stream) => stream,
+            None => BufReader::new(TcpStream::connect(address).unwrap()),
+        };
+        if stream
+            .get_mut()
+            .write_all(bogus(number).as_bytes())
+            .is_err()
+        {
+            continue;
+        }
+        let (status, kept) = read_reply(&mut stream);
+        answered += usize::from(status == 200);
+        // After what is malformed the server closes, and so do we.
+        if kept && status != 400 && status != 431 {
+            connection = Some(stream);
+        }
+    }
+    answered
+}
+
+/// The status, 0 when there is none, and whether the connection is kept.
+fn read_reply(stream: &mut BufReader<TcpStream>) -> (u16, bool) {
+    let (mut status, mut length, mut kept) = (0, 0, true);
+    loop {
+        let mut line = String::new();
+        match stream.read_line(&mut line) {
+            Ok(0) | Err(_) => return (status, false),
+            Ok(_) => {}
+        }
+        let line = line.trim_end().to_ascii_lowercase();
+        if let Some(rest) = line.strip_prefix("http/1.1 ") {
+            status = rest[..3].parse().unwrap();
+        } else if let Some(rest) = line.strip_prefix("content-length:") {
+            length = rest.trim().parse().unwrap();
+        } else if line.starts_with("connection: close") {
+            kept = false;
+        } else if line.is_empty() {
+            let mut body = vec![0; length];
+            return (status, stream.read_exact(&mut body).is_ok() && kept);
+        }
+    }
+}
+
+/// From one of many addresses of this machine.
+fn connect_from(source: Ipv4Addr, address: SocketAddr) -> rustix::io::Result<TcpStream> {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    rustix::net::bind(&socket, &SocketAddrV4::new(source, 0))?;
+    rustix::net::connect(&socket, &address)?;
+    Ok(TcpStream::from(socket))
+}
+
+/// Opens them, begins a request on each, and leaves it at that.
+fn open_slow(address: SocketAddr, count: u32) {
+    let mut open = Vec::new();
+    for number in 0..count {
+        let [.., high, low] = (number / 4 + 2).to_be_bytes();
+        let Ok(mut stream) = connect_from(Ipv4Addr::new(127, 1, high, low), address) else {
+            panic!("connection {number} was not taken");
+        };
+        // One that had to make way already is gone.
+        let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: exam");
+        open.push(stream);
+    }
+}
+
+fn besiege(requests: usize, connections: u32) {
+    let limit = getrlimit(Resource::Nofile);
+    let all = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, all).unwrap();
+    let besieged = Besieged::start();
+    let (address, before) = (besieged.address(), besieged.resident());
+    let (slowest, most) = besieged.during(|| {
+        let answered: usize = thread::scope(|scope| {
+            let asking: Vec<_> = (0..8)
+                .map(|start| scope.spawn(move || ask_bogus(address, (start..requests).step_by(8))))
+                .collect();
+            asking.into_iter().map(|one| one.join().unwrap()).sum()
+        });
+        assert_eq!(answered, 0, "bogus requests were answered");
+    });
+    report(requests, "bogus requests", slowest, before, most);
+    let (slowest, most) = besieged.during(|| open_slow(address, connections));
+    report(connections, "slow connections", slowest, before, most);
+    assert!(besieged.token_is_answered());
+}
+
+fn report(count: impl std::fmt::Display, what: &str, slowest: Duration, before: u64, most: u64) {
+    let grown = most.saturating_sub(before);
+    println!(
+        "{count} {what}: the live token within {} ms throughout, {:.1} MiB more than {:.1}",
+        slowest.as_millis(),
+        grown as f64 / MIB as f64,
+        before as f64 / MIB as f64,
+    );
+    assert!(slowest < Duration::from_secs(1), "{what}: {slowest:?}");
+    assert!(grown <= 4 * MIB, "{what}: {grown} bytes more");
+}
+
+#[test]
+fn a_live_token_is_answered_whatever_else_comes() {
+    besiege(10_000, 2_000);
+}
+
+#[test]
+#[ignore = "the whole siege: 100,000 requests and 10,000 connections"]
+fn a_live_token_is_answered_through_the_whole_siege() {
+    besiege(100_000, 10_000);
+}
