@@ -8,6 +8,7 @@ mod config;
 mod control;
 mod demo;
 mod embedded;
+mod harden;
 mod issue;
 mod output;
 mod parts;
@@ -84,6 +85,7 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
     };
     let terminal = call.terminal.clone();
     output::start_logging(&arguments.global, &terminal);
+    harden::harden();
     let cannot_rehearse = matches!(arguments.verb, Verb::Renew(_) | Verb::Run(_));
     match said {
         Err(problems) => return Failure::configuration(problems).report(&terminal),

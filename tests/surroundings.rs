@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{Nginx, Pebble, run};
+use crate::support::{Nginx, Pebble, Running, run, until};
 
 /// A small file system of its own, gone with the test.
 struct Tmpfs(PathBuf);
@@ -126,4 +126,40 @@ fn a_data_directory_that_is_no_directory_is_exit_8() {
     std::fs::write(pebble.path("data"), "").unwrap();
     let told = run(&mut pebble.issue(&["example.com"]), 8);
     assert!(told.contains("hint:"), "{told}");
+}
+
+#[test]
+fn nothing_looks_into_a_process_that_holds_keys() {
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::process::CommandExt;
+
+    let directory = tempfile::tempdir().unwrap();
+    // Where the user that it runs as may read it.
+    let program = directory.path().join("certs");
+    std::fs::copy(env!("CARGO_BIN_EXE_certs"), &program).unwrap();
+    let mut command = Command::new(program);
+    command.arg("run").env_clear();
+    command.env("CERTS_DATA_DIR", directory.path().join("data"));
+    command.env("CERTS_ADMIN_LISTEN", "off");
+    command.env("CERTS_HTTP_LISTEN", "127.0.0.1:0");
+    if rustix::process::geteuid().is_root() {
+        const NOBODY: u32 = 65_534;
+        std::os::unix::fs::chown(directory.path(), Some(NOBODY), None).unwrap();
+        command.uid(NOBODY);
+    }
+    let running = Running::start(&mut command);
+    until("the sidecar", || {
+        directory.path().join("data/admin.sock").exists()
+    });
+    let proc = PathBuf::from(format!("/proc/{}", running.id()));
+    let read = |name: &str| std::fs::read_to_string(proc.join(name)).unwrap();
+    assert!(read("status").contains("NoNewPrivs:\t1\n"));
+    let limits = read("limits");
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"));
+    let core: Vec<&str> = core.unwrap().split_whitespace().collect();
+    assert_eq!(core[4..6], ["0", "0"]);
+    // What cannot be dumped belongs to root in /proc, whoever runs it.
+    assert_eq!(std::fs::metadata(proc.join("maps")).unwrap().uid(), 0);
 }

@@ -242,11 +242,19 @@ fn since(outage: &Outage, parts: &Parts) -> String {
 pub(super) fn has_answered(ended: &Result<Outcome, ManageError>) -> bool {
     match ended {
         Ok(outcome) => outcome.issued,
-        Err(ManageError::Acme(error)) => matches!(
+        Err(error) => is_an_answer(error),
+    }
+}
+
+/// Whether an order that failed so was understood and judged by the CA; one that
+/// is overloaded, or a gateway in its place, is not at work yet.
+pub(super) fn is_an_answer(error: &ManageError) -> bool {
+    match error {
+        ManageError::Acme(error) => matches!(
             error.cause,
             Cause::NotProven(_) | Cause::Refused(_) | Cause::NoChallenge { .. }
         ),
-        Err(error) => matches!(error, ManageError::Bundle { .. }),
+        error => matches!(error, ManageError::Bundle { .. }),
     }
 }
 
