@@ -91,18 +91,27 @@ pub async fn pass(
         order(parts, certificate, &mut held, plan).await?;
         issued = true;
     }
+    // What could not be handed over is told in the end: first comes what else is
+    // due, or a server that is down would keep it from being renewed.
+    let mut stuck: Option<ManageError> = None;
     loop {
         let now = parts.clock.now();
         match next(&held.record, now, parts.random.as_ref()) {
             // One order a pass, whatever the CA says of its newest certificate.
-            Next::Issue { .. } if issued => return outcome(&held.record, issued, now),
+            Next::Issue { .. } if issued => {
+                return stuck.map_or_else(|| outcome(&held.record, issued, now), Err);
+            }
             Next::Issue { replaces, urgent } => {
                 let plan = Plan {
                     replaces,
                     urgent,
                     urge,
                 };
-                order(parts, certificate, &mut held, plan).await?;
+                let ordered = order(parts, certificate, &mut held, plan).await;
+                if let (Err(_), Some(stuck)) = (&ordered, &stuck) {
+                    tracing::error!(lineage = %held.record.lineage, "{stuck}; hint: {}", stuck.hint());
+                }
+                ordered?;
                 issued = true;
             }
             Next::RefreshWindow => refresh(parts, certificate, &mut held).await?,
@@ -112,11 +121,12 @@ pub async fn pass(
                 }
                 held.save(parts, None).await?;
             }
-            Next::Deploy => hand_over(parts, certificate, &mut held).await?,
+            Next::Deploy => stuck = hand_over(parts, certificate, &mut held).await.err(),
             Next::Wait(until) => {
-                return match decide::held_up(&held.record, now) {
-                    Some(held_up) => Err(waiting(&held.record, held_up)),
-                    None => outcome(&held.record, issued, until),
+                return match (stuck, decide::held_up(&held.record, now)) {
+                    (Some(error), _) => Err(error),
+                    (None, Some(held_up)) => Err(waiting(&held.record, held_up)),
+                    (None, None) => outcome(&held.record, issued, until),
                 };
             }
             Next::Halt(reason) => return Err(ManageError::Halted(format!("{reason:?}"))),
@@ -174,12 +184,9 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
     record.identifiers.clone_from(&wanted.identifiers);
     record.ca.clone_from(&wanted.ca);
     record.profile.clone_from(&wanted.profile);
-    if let Some(order) = record
+    let dropped = record
         .order
-        .take_if(|order| !is_worth_resuming(order, wanted, parts))
-    {
-        authority::settle_failed(parts, &order, &BTreeSet::new()).await;
-    }
+        .take_if(|order| !is_worth_resuming(order, wanted, parts));
     if urge != Urge::Due {
         unhold(&mut record);
     }
@@ -223,9 +230,13 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
         });
     }
     let mut held = Held { record, revision };
-    if changed {
+    if changed || dropped.is_some() {
         // What is shown, and renewed without a configuration, is what was asked last.
         held.save(parts, None).await?;
+    }
+    if let Some(order) = dropped {
+        // Once, that is after it is gone for good.
+        authority::settle_failed(parts, &order, &BTreeSet::new()).await;
     }
     Ok(held)
 }

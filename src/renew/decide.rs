@@ -50,11 +50,9 @@ pub fn next(record: &Record, now: Timestamp, random: &dyn Random) -> Next {
     if issued.facts.not_after <= now || is_proven(record, issued) {
         return renewal;
     }
-    // A certificate in hand comes first: it may be the better one already. But
-    // a hand-over that goes on failing must not keep it from being renewed.
-    let stuck = record.handover.count > 0 && matches!(renewal, Next::Issue { .. });
+    // A certificate in hand comes first: it may be the better one already. While
+    // it waits after a failed hand-over, it may well be renewed.
     match (handover_held(record, issued, now), renewal) {
-        (_, renewal) if stuck => renewal,
         (None, _) => Next::Deploy,
         (Some(at), Next::Wait(until)) => Next::Wait(at.min(until)),
         (Some(_), renewal) => renewal,
@@ -503,10 +501,8 @@ mod tests {
         record.handover.count = 1;
         record.handover.retry_at = Some(at + Duration::from_secs(HOUR));
         assert!(matches!(next(&record, at, &random), Next::Issue { .. }));
+        // When it is its turn again, it comes first again: the CA may be down.
         record.handover.retry_at = Some(at);
-        assert!(matches!(next(&record, at, &random), Next::Issue { .. }));
-        // While that backs off, the one in hand is tried again.
-        record.failures.retry_at = Some(at + Duration::from_secs(DAY));
         assert_eq!(next(&record, at, &random), Next::Deploy);
     }
 

@@ -126,7 +126,7 @@ fn sign(order: &PendingOrder, now: Timestamp) -> String {
 
 /// A server that only counts how often it was told.
 #[derive(Default)]
-struct Told(AtomicUsize);
+struct Told(AtomicUsize, std::sync::atomic::AtomicBool);
 
 #[async_trait]
 impl crate::deploy::Target for Told {
@@ -140,6 +140,11 @@ impl crate::deploy::Target for Told {
 
     async fn apply(&self) -> Result<(), crate::deploy::DeployError> {
         self.0.fetch_add(1, Ordering::SeqCst);
+        // The second field: whether it is down.
+        if self.1.load(Ordering::SeqCst) {
+            let (target, searched) = ("told".into(), "nothing".into());
+            return Err(crate::deploy::DeployError::NoPidFile { target, searched });
+        }
         Ok(())
     }
 }

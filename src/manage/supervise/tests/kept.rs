@@ -239,3 +239,59 @@ async fn a_clock_that_is_set_back_makes_nobody_wait() {
     house.until("issued", |all| all[0].is_ready()).await;
     assert_eq!(house.orders(), 2);
 }
+
+#[tokio::test]
+async fn a_server_that_is_down_keeps_nothing_from_being_renewed_nor_a_ca_from_being_handed_over() {
+    let house = House::new();
+    let told = Arc::new(Told::default());
+    told.1.store(true, Ordering::SeqCst);
+    let mut certificate = house.certificate("n0.example.com");
+    certificate.targets = vec![told.clone()];
+    let due = async || pass(&house.parts, &certificate, Urge::Due).await;
+    assert!(matches!(due().await, Err(ManageError::Deploy(_))));
+    assert!(matches!(
+        due().await,
+        Err(ManageError::NotHandedOver { .. })
+    ));
+    assert_eq!(house.orders(), 1);
+    // Renewed when it is due, in the very pass that fails to hand over.
+    house.clock.set(START + DAY * 80);
+    assert!(matches!(due().await, Err(ManageError::Deploy(_))));
+    assert_eq!(house.orders(), 2);
+    // Due again, its CA is down and its server is back: it is handed over.
+    house.clock.set(START + DAY * 160);
+    house.signer.silences.store(1, Ordering::SeqCst);
+    assert!(due().await.is_err());
+    house.clock.advance(Duration::from_secs(30));
+    told.1.store(false, Ordering::SeqCst);
+    let before = told.0.load(Ordering::SeqCst);
+    assert!(due().await.is_err());
+    assert_eq!(told.0.load(Ordering::SeqCst), before + 1);
+    let lineage = &certificate.wanted.lineage;
+    assert_eq!(house.parts.output.live(lineage), Some(Generation(2)));
+}
+
+#[tokio::test]
+async fn an_order_that_is_dropped_is_given_back_once() {
+    const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+    let house = House::new();
+    let mut certificate = house.certificate("n0.example.com");
+    certificate.wanted.ca = LETS_ENCRYPT.into();
+    for _ in 0..3 {
+        pass(&house.parts, &certificate, Urge::Force).await.unwrap();
+    }
+    house.signer.silences.store(1, Ordering::SeqCst);
+    assert!(pass(&house.parts, &certificate, Urge::Force).await.is_err());
+    let full_at = async || {
+        let (authority, _) = house.parts.store.authority(LETS_ENCRYPT).await.unwrap();
+        let duplicates = &authority.spent[&crate::authority::Limit::DuplicateCertificates];
+        *duplicates.values().next().unwrap()
+    };
+    let spent = full_at().await;
+    house.clock.set(START + DAY * 4);
+    for _ in 0..3 {
+        pass(&house.parts, &certificate, Urge::Due).await.unwrap();
+    }
+    assert_eq!(full_at().await, spent - DAY * 7 / 5);
+    assert_eq!(house.orders(), 4);
+}
