@@ -2,12 +2,15 @@
 //! a few at a time, and obeys what comes through its [`Handle`]. It decides
 //! nothing: each pass asks [`crate::renew`], and says when to come back.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod agenda;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 
+use self::agenda::{Agenda, Kept};
 use super::authority::{has_answered, show_stored, waits_until};
 use super::deploy::stored;
 use super::issue::{Urge, pass};
@@ -103,27 +106,6 @@ impl Handle {
     }
 }
 
-struct Kept {
-    certificate: Certificate,
-    /// When the next pass is launched.
-    due: Timestamp,
-    /// Whether a pass is under way.
-    busy: bool,
-    /// Whether it is passed over again and again, or only for those who wait.
-    managed: bool,
-    /// Failures in a row that the record could not date.
-    undated: u32,
-    /// Whether what is under way was begun before the last command.
-    stale: bool,
-    /// Whether it waits for its CA to answer.
-    waits_for_ca: bool,
-    /// Orders in a row that found no CA.
-    silences: u32,
-    /// The worst that the owner was told of it: 1 late, 2 critical.
-    told: usize,
-    waiting: VecDeque<(Certificate, Urge, oneshot::Sender<Ended>)>,
-}
-
 struct Pass {
     lineage: Lineage,
     ended: Ended,
@@ -136,7 +118,7 @@ pub struct Supervisor {
     parts: Parts,
     board: Board,
     commands: mpsc::Receiver<Command>,
-    kept: BTreeMap<Lineage, Kept>,
+    agenda: Agenda,
     passes: JoinSet<Pass>,
     lineages: BTreeMap<tokio::task::Id, Lineage>,
     /// The latest instant that the clock has shown: it may be set back.
@@ -154,7 +136,7 @@ impl Supervisor {
             parts,
             board,
             commands,
-            kept: BTreeMap::new(),
+            agenda: Agenda::default(),
             passes: JoinSet::new(),
             lineages: BTreeMap::new(),
         };
@@ -173,7 +155,7 @@ impl Supervisor {
             .iter()
             .map(|certificate| certificate.wanted.lineage.clone())
             .collect();
-        self.kept.retain(|lineage, kept| {
+        self.agenda.retain(|lineage, kept| {
             kept.managed = lineages.contains(lineage);
             kept.managed || kept.busy || !kept.waiting.is_empty()
         });
@@ -205,29 +187,17 @@ impl Supervisor {
     fn adopt(&mut self, certificate: Certificate) {
         let now = self.parts.clock.now();
         let lineage = certificate.wanted.lineage.clone();
-        match self.kept.get_mut(&lineage) {
-            Some(kept) => {
-                kept.certificate = certificate;
-                kept.managed = true;
-                kept.due = now;
-                kept.stale = kept.busy;
-            }
-            None => {
-                let kept = Kept {
-                    certificate,
-                    due: now,
-                    busy: false,
-                    managed: true,
-                    undated: 0,
-                    stale: false,
-                    waits_for_ca: false,
-                    silences: 0,
-                    told: 0,
-                    waiting: VecDeque::new(),
-                };
-                self.kept.insert(lineage, kept);
-            }
+        let kept = self.agenda.get(&lineage).is_some();
+        if !kept {
+            self.agenda.insert(Kept::new(certificate, now, true));
+            return;
         }
+        self.agenda.change(&lineage, |kept| {
+            kept.certificate = certificate;
+            kept.managed = true;
+            kept.due = now;
+            kept.stale = kept.busy;
+        });
     }
 
     async fn prepare(&self, certificate: &Certificate) -> Result<(), ManageError> {
@@ -265,7 +235,9 @@ impl Supervisor {
         loop {
             self.launch();
             let wake = self.wake();
+            // In this order: two runs of one history are the same.
             tokio::select! {
+                biased;
                 command = self.commands.recv() => match command {
                     Some(Command::Stop) | None => break,
                     Some(command) => self.obey(command).await,
@@ -281,10 +253,11 @@ impl Supervisor {
         match command {
             Command::Sweep => {
                 let now = self.parts.clock.now();
-                for kept in self.kept.values_mut() {
+                self.agenda.retain(|_, kept| {
                     kept.due = now;
                     kept.stale = kept.busy;
-                }
+                    true
+                });
             }
             Command::Replace(certificates) => {
                 // Each failure was told; the passes try again.
@@ -292,7 +265,7 @@ impl Supervisor {
             }
             Command::Work(certificate, urge, reply) => self.enqueue(*certificate, urge, reply),
             Command::Keeps(lineage, reply) => {
-                let kept = self.kept.get(&lineage);
+                let kept = self.agenda.get(&lineage);
                 let _ = reply.send(kept.is_some_and(|kept| kept.managed));
             }
             Command::Ping(reply) => {
@@ -305,32 +278,26 @@ impl Supervisor {
     fn enqueue(&mut self, certificate: Certificate, urge: Urge, reply: oneshot::Sender<Ended>) {
         let lineage = certificate.wanted.lineage.clone();
         let due = self.parts.clock.now() + SWEEP;
-        let kept = self.kept.entry(lineage).or_insert_with(|| Kept {
-            certificate: certificate.clone(),
-            due,
-            busy: false,
-            managed: false,
-            undated: 0,
-            stale: false,
-            waits_for_ca: false,
-            silences: 0,
-            told: 0,
-            waiting: VecDeque::new(),
-        });
-        if !kept.managed {
-            kept.waiting.push_back((certificate, urge, reply));
-            return;
+        if self.agenda.get(&lineage).is_none() {
+            self.agenda
+                .insert(Kept::new(certificate.clone(), due, false));
         }
-        // Two who want different things of one certificate would order in turn.
-        match difference(&kept.certificate, &certificate) {
-            Some(kept) => {
-                let _ = reply.send(Err(ManageError::KeptOtherwise { kept }));
-            }
-            None => {
-                let certificate = kept.certificate.clone();
+        self.agenda.change(&lineage, |kept| {
+            if !kept.managed {
                 kept.waiting.push_back((certificate, urge, reply));
+                return;
             }
-        }
+            // Two who want different things of one certificate would order in turn.
+            match difference(&kept.certificate, &certificate) {
+                Some(kept) => {
+                    let _ = reply.send(Err(ManageError::KeptOtherwise { kept }));
+                }
+                None => {
+                    let certificate = kept.certificate.clone();
+                    kept.waiting.push_back((certificate, urge, reply));
+                }
+            }
+        });
     }
 
     /// Starts passes while there is room: those that somebody waits for first.
@@ -338,26 +305,27 @@ impl Supervisor {
         let now = self.parts.clock.now();
         if now + SWEEP < self.latest {
             tracing::warn!("the clock was set back, from {} to {now}", self.latest);
-            self.kept.values_mut().for_each(|kept| kept.due = now);
+            self.agenda.retain(|_, kept| {
+                kept.due = now;
+                true
+            });
             self.latest = now;
         }
         self.latest = self.latest.max(now);
         while self.passes.len() < IN_FLIGHT {
-            let ready = |kept: &&mut Kept| {
-                !kept.busy && (!kept.waiting.is_empty() || (kept.managed && kept.due <= now))
-            };
-            let candidates = self.kept.values_mut().filter(ready);
-            // One whose order found no CA is not the first to try again.
-            let key = |kept: &&mut Kept| (kept.waiting.is_empty(), kept.due, kept.silences);
-            let Some(kept) = candidates.min_by_key(key) else {
+            let Some(lineage) = self.agenda.ready(now) else {
                 return;
             };
-            kept.busy = true;
-            let (certificate, urge, reply) = match kept.waiting.pop_front() {
-                Some((certificate, urge, reply)) => (certificate, urge, Some(reply)),
-                None => (kept.certificate.clone(), Urge::Due, None),
+            let begun = self.agenda.change(&lineage, |kept| {
+                kept.busy = true;
+                match kept.waiting.pop_front() {
+                    Some((certificate, urge, reply)) => (certificate, urge, Some(reply)),
+                    None => (kept.certificate.clone(), Urge::Due, None),
+                }
+            });
+            let Some((certificate, urge, reply)) = begun else {
+                return;
             };
-            let lineage = certificate.wanted.lineage.clone();
             let task = one_pass(self.parts.clone(), certificate, urge, reply);
             let id = self.passes.spawn(task).id();
             self.lineages.insert(id, lineage);
@@ -366,14 +334,12 @@ impl Supervisor {
 
     /// The next instant at which there may be something to launch.
     fn wake(&self) -> Timestamp {
-        let idle = self.kept.values().filter(|kept| kept.managed && !kept.busy);
         let sweep = self.parts.clock.now() + SWEEP;
         if self.passes.len() >= IN_FLIGHT {
             return sweep;
         }
-        idle.map(|kept| kept.due)
-            .min()
-            .map_or(sweep, |due| due.min(sweep))
+        let due = self.agenda.first_due();
+        due.map_or(sweep, |due| due.min(sweep))
     }
 
     fn settle(&mut self, ended: Result<(tokio::task::Id, Pass), JoinError>) {
@@ -392,7 +358,7 @@ impl Supervisor {
         };
         let Some(lineage) = lineage else { return };
         let now = self.parts.clock.now();
-        if let Some(kept) = self.kept.get_mut(&lineage) {
+        let forgotten = self.agenda.change(&lineage, |kept| {
             kept.busy = false;
             kept.waits_for_ca = matches!(again, Again::Answered(_));
             (kept.due, kept.undated) = match again {
@@ -408,23 +374,26 @@ impl Supervisor {
             if std::mem::take(&mut kept.stale) {
                 kept.due = now;
             }
-            if !kept.managed && kept.waiting.is_empty() {
-                self.kept.remove(&lineage);
-            }
+            !kept.managed && kept.waiting.is_empty()
+        });
+        if forgotten == Some(true) {
+            self.agenda.remove(&lineage);
         }
     }
 
     /// The CA of `lineage` has issued: whoever waits for it need not wait longer.
     fn answers(&mut self, lineage: &Lineage) {
         let now = self.parts.clock.now();
-        let ca = self.kept.get(lineage);
+        let ca = self.agenda.get(lineage);
         let Some(ca) = ca.map(|kept| kept.certificate.wanted.ca.clone()) else {
             return;
         };
-        for kept in self.kept.values_mut() {
-            if kept.certificate.wanted.ca == ca && std::mem::take(&mut kept.waits_for_ca) {
-                kept.due = now;
-            }
+        for lineage in self.agenda.waiting_for_a_ca() {
+            self.agenda.change(&lineage, |kept| {
+                if kept.certificate.wanted.ca == ca {
+                    (kept.waits_for_ca, kept.due) = (false, now);
+                }
+            });
         }
     }
 
@@ -433,26 +402,28 @@ impl Supervisor {
         let (lineage, now) = (&pass.lineage, self.parts.clock.now());
         let random = self.parts.random.as_ref();
         if let Some(record) = &pass.record
-            && let Some(kept) = self.kept.get_mut(lineage).filter(|kept| kept.managed)
+            && self.agenda.get(lineage).is_some_and(|kept| kept.managed)
         {
             let shown = status(record, now, random);
             let level = alarm_level(&shown);
-            if level > kept.told {
+            let told = self
+                .agenda
+                .change(lineage, |kept| std::mem::replace(&mut kept.told, level));
+            if told.is_some_and(|told| level > told) {
                 let error = pass.ended.as_ref().err();
                 let why = shown.last_error.clone();
                 let why = why.or_else(|| error.map(ToString::to_string));
                 tracing::error!(%lineage, "{}", alarm(&shown, level, why));
             }
-            kept.told = level;
             self.board.post(shown);
         }
-        if let Some(kept) = self.kept.get_mut(lineage) {
+        self.agenda.change(lineage, |kept| {
             kept.silences = match &pass.ended {
                 Err(error) if is_silence(error) => kept.silences.saturating_add(1),
                 Err(ManageError::Down { .. }) => kept.silences,
                 _ => 0,
             };
-        }
+        });
         let again = match &pass.ended {
             Ok(outcome) => {
                 if outcome.issued {
@@ -500,6 +471,7 @@ impl Supervisor {
         let end = self.parts.clock.now() + GRACE;
         while !self.passes.is_empty() {
             tokio::select! {
+                biased;
                 Some(ended) = self.passes.join_next_with_id() => self.settle(ended),
                 () = self.parts.clock.sleep_until(end) => return,
             }

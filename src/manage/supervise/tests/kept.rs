@@ -218,7 +218,7 @@ async fn what_is_not_renewed_is_an_alarm_once_and_a_worse_one_later() {
             record: Some(record.clone()),
             reply: None,
         });
-        supervisor.kept[&lineage].told
+        supervisor.agenda.get(&lineage).unwrap().told
     };
     assert_eq!(told(&mut supervisor).await, 2);
     assert!(house.board.all()[0].critical);

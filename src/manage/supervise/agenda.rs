@@ -1,0 +1,153 @@
+//! What is kept, in the order in which it is due: a turn of the loop costs the
+//! same for one certificate as for thousands.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use tokio::sync::oneshot;
+
+use super::Ended;
+use crate::identifier::Lineage;
+use crate::manage::Certificate;
+use crate::manage::issue::Urge;
+use crate::time::Timestamp;
+
+/// One certificate, and how far the work on it is.
+pub(super) struct Kept {
+    pub(super) certificate: Certificate,
+    /// When the next pass is launched.
+    pub(super) due: Timestamp,
+    /// Whether a pass is under way.
+    pub(super) busy: bool,
+    /// Whether it is passed over again and again, or only for those who wait.
+    pub(super) managed: bool,
+    /// Failures in a row that the record could not date.
+    pub(super) undated: u32,
+    /// Whether what is under way was begun before the last command.
+    pub(super) stale: bool,
+    /// Whether it waits for its CA to answer.
+    pub(super) waits_for_ca: bool,
+    /// Orders in a row that found no CA.
+    pub(super) silences: u32,
+    /// The worst that the owner was told of it: 1 late, 2 critical.
+    pub(super) told: usize,
+    pub(super) waiting: VecDeque<(Certificate, Urge, oneshot::Sender<Ended>)>,
+}
+
+impl Kept {
+    pub(super) fn new(certificate: Certificate, due: Timestamp, managed: bool) -> Self {
+        Self {
+            certificate,
+            due,
+            busy: false,
+            managed,
+            undated: 0,
+            stale: false,
+            waits_for_ca: false,
+            silences: 0,
+            told: 0,
+            waiting: VecDeque::new(),
+        }
+    }
+}
+
+/// All that is kept. Everything is changed through it, so that the order holds.
+#[derive(Default)]
+pub(super) struct Agenda {
+    kept: BTreeMap<Lineage, Kept>,
+    /// What is managed and not under way. One whose order found no CA is not the
+    /// first to try again.
+    idle: BTreeSet<(Timestamp, u32, Lineage)>,
+    /// What somebody waits for, and is not under way.
+    asked: BTreeSet<Lineage>,
+    /// What waits for its CA to answer.
+    held_up: BTreeSet<Lineage>,
+}
+
+impl Agenda {
+    pub(super) fn get(&self, lineage: &Lineage) -> Option<&Kept> {
+        self.kept.get(lineage)
+    }
+
+    pub(super) fn insert(&mut self, kept: Kept) {
+        let lineage = kept.certificate.wanted.lineage.clone();
+        self.remove(&lineage);
+        self.enter(&lineage, &kept);
+        self.kept.insert(lineage, kept);
+    }
+
+    pub(super) fn remove(&mut self, lineage: &Lineage) {
+        if let Some(kept) = self.kept.remove(lineage) {
+            self.leave(lineage, &kept);
+        }
+    }
+
+    /// Changes one; `None` when it is not kept.
+    pub(super) fn change<T>(
+        &mut self,
+        lineage: &Lineage,
+        change: impl FnOnce(&mut Kept) -> T,
+    ) -> Option<T> {
+        // Taken out meanwhile: both orders name it by what may change.
+        let (lineage, mut kept) = self.kept.remove_entry(lineage)?;
+        self.leave(&lineage, &kept);
+        let changed = change(&mut kept);
+        self.enter(&lineage, &kept);
+        self.kept.insert(lineage, kept);
+        Some(changed)
+    }
+
+    /// Changes each, and keeps those for which `change` answers true.
+    pub(super) fn retain(&mut self, mut change: impl FnMut(&Lineage, &mut Kept) -> bool) {
+        self.kept.retain(|lineage, kept| change(lineage, kept));
+        (self.idle, self.asked, self.held_up) = Default::default();
+        for (lineage, kept) in std::mem::take(&mut self.kept) {
+            self.enter(&lineage, &kept);
+            self.kept.insert(lineage, kept);
+        }
+    }
+
+    /// What is to be passed over now: first what somebody waits for.
+    pub(super) fn ready(&self, now: Timestamp) -> Option<Lineage> {
+        let order = |lineage: &&Lineage| {
+            let kept = self.kept.get(*lineage);
+            kept.map(|kept| (kept.due, kept.silences))
+        };
+        let asked = self.asked.iter().min_by_key(order);
+        let due = || self.idle.first().filter(|(due, ..)| *due <= now);
+        asked
+            .or_else(|| due().map(|(.., lineage)| lineage))
+            .cloned()
+    }
+
+    /// When the first of those that are not under way is due.
+    pub(super) fn first_due(&self) -> Option<Timestamp> {
+        self.idle.first().map(|(due, ..)| *due)
+    }
+
+    /// Those that wait for their CA to answer.
+    pub(super) fn waiting_for_a_ca(&self) -> BTreeSet<Lineage> {
+        self.held_up.clone()
+    }
+
+    fn enter(&mut self, lineage: &Lineage, kept: &Kept) {
+        if kept.waits_for_ca {
+            self.held_up.insert(lineage.clone());
+        }
+        if kept.busy {
+            return;
+        }
+        if kept.managed {
+            self.idle.insert((kept.due, kept.silences, lineage.clone()));
+        }
+        if !kept.waiting.is_empty() {
+            self.asked.insert(lineage.clone());
+        }
+    }
+
+    fn leave(&mut self, lineage: &Lineage, kept: &Kept) {
+        self.idle
+            .remove(&(kept.due, kept.silences, lineage.clone()));
+        self.asked.remove(lineage);
+        self.held_up.remove(lineage);
+    }
+}
