@@ -5,6 +5,8 @@
 //! names are exactly those asked for, that the chain links, that the dates
 //! hold. What is not a `Bundle` is never stored or published. RFC 5280.
 
+mod known;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
@@ -23,6 +25,8 @@ use zeroize::Zeroizing;
 
 use crate::identifier::Identifier;
 use crate::time::Timestamp;
+
+pub use known::Known;
 
 /// A text that must not be shown: `Debug` hides it, dropping it wipes it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]

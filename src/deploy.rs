@@ -8,10 +8,55 @@ pub mod owner;
 pub mod spec;
 pub mod verify;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use async_trait::async_trait;
 use thiserror::Error;
+
+use self::output::OutputError;
+use crate::certificate::Bundle;
+use crate::identifier::{Identifier, Lineage};
+use crate::record::Generation;
+use crate::time::Timestamp;
+
+/// Where consumers find the live pair of each certificate: always one whole
+/// generation, the last that was published.
+pub trait Outlet: Send + Sync {
+    /// Makes `bundle` the live pair. Repeating it touches nothing.
+    ///
+    /// # Errors
+    /// What was live before is live still.
+    fn publish(
+        &self,
+        lineage: &Lineage,
+        generation: Generation,
+        bundle: &Bundle,
+    ) -> Result<(), OutputError>;
+
+    /// The generation that is live; `None` when none is, when its files are
+    /// missing or empty, or what is there was not made by us.
+    fn live(&self, lineage: &Lineage) -> Option<Generation>;
+
+    /// Whether `bundle` is the live pair, byte for byte.
+    fn is_live(&self, lineage: &Lineage, generation: Generation, bundle: &Bundle) -> bool;
+
+    /// Publishes a self-signed pair as generation 0 where nothing is live yet,
+    /// so that a proxy can start. Returns whether it did.
+    ///
+    /// # Errors
+    /// When it cannot be made or written.
+    fn placeholder(
+        &self,
+        lineage: &Lineage,
+        identifiers: &BTreeSet<Identifier>,
+        now: Timestamp,
+    ) -> Result<bool, OutputError>;
+
+    /// The directory to name in a proxy's configuration.
+    fn live_path(&self, lineage: &Lineage) -> PathBuf;
+}
 
 /// A server that loads certificates from the output.
 #[async_trait]

@@ -18,15 +18,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::acme::{AcmeError, Issuer};
 use crate::authority::Limit;
-use crate::certificate::{BundleError, KeyType};
-use crate::deploy::output::{Output, OutputError};
-use crate::deploy::verify::{Endpoint, VerifyError};
-use crate::deploy::{DeployError, Target};
+use crate::certificate::{BundleError, KeyType, Known, Secret};
+use crate::deploy::output::OutputError;
+use crate::deploy::verify::{Endpoint, Prover, VerifyError};
+use crate::deploy::{DeployError, Outlet, Target};
 use crate::identifier::{Identifier, Lineage};
 use crate::observe::{Board, Metrics};
 use crate::random::Random;
@@ -48,7 +49,13 @@ pub struct Parts {
     /// The durable truth.
     pub store: Arc<dyn Store>,
     /// Files for consumers.
-    pub output: Arc<Output>,
+    pub output: Arc<dyn Outlet>,
+    /// Who looks at what is served.
+    pub prover: Arc<dyn Prover>,
+    /// Who makes private keys.
+    pub keys: Arc<dyn Keys>,
+    /// Stored pairs that were found good before.
+    pub known: Known,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Chance.
@@ -86,6 +93,30 @@ impl Parts {
     fn phase(&self, lineage: &Lineage, phase: &str) {
         if let Some(progress) = &self.progress {
             progress.phase(lineage, phase);
+        }
+    }
+}
+
+/// Makes private keys.
+#[async_trait]
+pub trait Keys: Send + Sync {
+    /// A key of that kind that nobody has had before.
+    ///
+    /// # Errors
+    /// [`ManageError::Key`] when there is no randomness.
+    async fn make(&self, kind: KeyType) -> Result<Secret, ManageError>;
+}
+
+/// Makes them off the thread that serves: RSA takes up to seconds.
+#[derive(Debug, Default)]
+pub struct FreshKeys;
+
+#[async_trait]
+impl Keys for FreshKeys {
+    async fn make(&self, kind: KeyType) -> Result<Secret, ManageError> {
+        match tokio::task::spawn_blocking(move || kind.generate()).await {
+            Ok(key) => Ok(key?),
+            Err(stopped) => Err(ManageError::Halted(stopped.to_string())),
         }
     }
 }

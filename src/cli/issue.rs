@@ -17,6 +17,7 @@ use super::progress::Display;
 use crate::certificate::Facts;
 use crate::challenge::responses::Responses;
 use crate::config::{CertificateSettings, Purpose, Settings};
+use crate::deploy::Outlet;
 use crate::deploy::output::Output;
 use crate::identifier::Identifier;
 use crate::manage::Outcome;

@@ -14,6 +14,7 @@ use super::progress::Display;
 use super::{embedded, sockets};
 use crate::acme::{self, AccountOptions, Client, Exchange, Https, InProcess, Issuer};
 use crate::ca;
+use crate::certificate::Known;
 use crate::challenge::Solver;
 use crate::challenge::http01::{BindError, Listener};
 use crate::challenge::responses::Responses;
@@ -24,12 +25,13 @@ use crate::config::{
 };
 use crate::deploy::output::Output;
 use crate::deploy::owner::{self, Owner};
+use crate::deploy::verify::Handshake;
 use crate::identifier::Lineage;
 use crate::manage::issue::pass;
 use crate::manage::rehearse::rehearse;
 use crate::manage::skew::Skew;
 use crate::manage::{
-    Certificate, Maintenance, ManageError, Outcome, Parts, SPACING, SPREAD, Wanted,
+    Certificate, FreshKeys, Maintenance, ManageError, Outcome, Parts, SPACING, SPREAD, Wanted,
 };
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
@@ -67,6 +69,9 @@ impl Factory {
             parts: Parts {
                 store,
                 output: Arc::new(output),
+                prover: Arc::new(Handshake),
+                keys: Arc::new(FreshKeys),
+                known: Known::default(),
                 clock: Arc::new(SystemClock),
                 random: Arc::new(SystemRandom),
                 metrics: Metrics::default(),

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use rcgen::{CertificateParams, KeyPair};
 use thiserror::Error;
 
+use super::Outlet;
 use super::owner::Owner;
 use crate::certificate::{Bundle, Freshness, Secret};
 use crate::files;
@@ -59,18 +60,10 @@ impl Output {
         self.owner = owner;
         self
     }
+}
 
-    /// The directory to name in a proxy's configuration.
-    #[must_use]
-    pub fn live_path(&self, lineage: &Lineage) -> PathBuf {
-        self.root.join("live").join(lineage.as_str())
-    }
-
-    /// Makes `bundle` the live pair. Repeating it touches nothing.
-    ///
-    /// # Errors
-    /// What was live before is live still.
-    pub fn publish(
+impl Outlet for Output {
+    fn publish(
         &self,
         lineage: &Lineage,
         generation: Generation,
@@ -92,10 +85,7 @@ impl Output {
         Ok(())
     }
 
-    /// The generation that is live; `None` when none is, when its files are
-    /// missing or empty, or what is there was not made by us.
-    #[must_use]
-    pub fn live(&self, lineage: &Lineage) -> Option<Generation> {
+    fn live(&self, lineage: &Lineage) -> Option<Generation> {
         let link = self.live_path(lineage);
         let target = std::fs::read_link(&link).ok()?;
         let generation = target.file_name()?.to_str()?.parse().ok().map(Generation);
@@ -107,19 +97,12 @@ impl Output {
         generation.filter(|_| there("privkey.pem") && there("fullchain.pem"))
     }
 
-    /// Whether `bundle` is the live pair, byte for byte.
-    #[must_use]
-    pub fn is_live(&self, lineage: &Lineage, generation: Generation, bundle: &Bundle) -> bool {
+    fn is_live(&self, lineage: &Lineage, generation: Generation, bundle: &Bundle) -> bool {
         self.live(lineage) == Some(generation)
             && is_intact(&self.live_path(lineage), &contents(bundle))
     }
 
-    /// Publishes a self-signed pair as generation 0 where nothing is live yet,
-    /// so that a proxy can start. Returns whether it did.
-    ///
-    /// # Errors
-    /// When it cannot be made or written.
-    pub fn placeholder(
+    fn placeholder(
         &self,
         lineage: &Lineage,
         identifiers: &BTreeSet<Identifier>,
@@ -134,6 +117,12 @@ impl Output {
         Ok(true)
     }
 
+    fn live_path(&self, lineage: &Lineage) -> PathBuf {
+        self.root.join("live").join(lineage.as_str())
+    }
+}
+
+impl Output {
     fn switch(&self, lineage: &Lineage, generation: Generation) -> Result<(), OutputError> {
         let link = self.live_path(lineage);
         let live = self.root.join("live");

@@ -11,6 +11,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -130,11 +131,46 @@ impl fmt::Display for Place {
     }
 }
 
-/// Handshakes until `place` serves `wanted` for `name`.
+/// Looks at what is served.
+#[async_trait]
+pub trait Prover: Send + Sync {
+    /// One look: whether `place` serves `wanted` for `name` now.
+    ///
+    /// # Errors
+    /// What was found instead, in words.
+    async fn look(
+        &self,
+        place: &Place,
+        name: &Identifier,
+        wanted: &Fingerprint,
+    ) -> Result<(), String>;
+}
+
+/// Looks by a TLS handshake.
+#[derive(Debug, Default)]
+pub struct Handshake;
+
+#[async_trait]
+impl Prover for Handshake {
+    async fn look(
+        &self,
+        place: &Place,
+        name: &Identifier,
+        wanted: &Fingerprint,
+    ) -> Result<(), String> {
+        match place {
+            Place::Named(endpoint) => every_address(endpoint, name, wanted).await,
+            Place::Found(_, addresses) => one_address(addresses, name, wanted).await,
+        }
+    }
+}
+
+/// Looks until `place` serves `wanted` for `name`.
 ///
 /// # Errors
 /// When `within` is over; says what is served instead.
 pub async fn verify(
+    prover: &dyn Prover,
     place: &Place,
     name: &Identifier,
     wanted: &Fingerprint,
@@ -144,11 +180,7 @@ pub async fn verify(
     let end = clock.now() + within;
     let mut pause = FIRST_PAUSE;
     loop {
-        let round = match place {
-            Place::Named(endpoint) => every_address(endpoint, name, wanted).await,
-            Place::Found(_, addresses) => one_address(addresses, name, wanted).await,
-        };
-        let Err(found) = round else {
+        let Err(found) = prover.look(place, name, wanted).await else {
             return Ok(());
         };
         if clock.now() >= end {
@@ -363,16 +395,23 @@ mod tests {
         let place = Place::Named(serve(config).await);
         let name = Identifier::parse("example.com").unwrap();
         let standing = VirtualClock::new(Timestamp::from_seconds(0));
-        let error = verify(&place, &name, &new_print, &standing, Duration::ZERO)
-            .await
-            .unwrap_err();
+        let error = verify(
+            &Handshake,
+            &place,
+            &name,
+            &new_print,
+            &standing,
+            Duration::ZERO,
+        )
+        .await
+        .unwrap_err();
         assert!(
             error.to_string().contains(&old_print.to_string()),
             "{error}"
         );
         let within = Duration::from_secs(30);
         let (proven, _) = tokio::join!(
-            verify(&place, &name, &new_print, &SystemClock, within),
+            verify(&Handshake, &place, &name, &new_print, &SystemClock, within),
             async {
                 tokio::task::yield_now().await;
                 switch.send(new).unwrap();
@@ -389,6 +428,7 @@ mod tests {
         let name = Identifier::parse("example.com").unwrap();
         let place = Place::Named(endpoint);
         let error = verify(
+            &Handshake,
             &place,
             &name,
             &Fingerprint::of(b""),

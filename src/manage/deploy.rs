@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::issue::Held;
 use super::{Certificate, ManageError, Parts};
-use crate::certificate::{Bundle, Freshness};
+use crate::certificate::Bundle;
 use crate::deploy::verify::{Place, verify};
 use crate::identifier::Lineage;
 use crate::record::{Failures, Generation, Issued, Served};
@@ -106,7 +106,8 @@ pub(super) async fn stored(
     let (key, chain) = stored
         .ok_or_else(|| ManageError::Halted("the newest pair is missing in the store".into()))?;
     let (names, now) = (&issued.facts.identifiers, parts.clock.now());
-    Bundle::new(key, &chain, names, now, Freshness::Stored).map_err(ManageError::Stored)
+    let pair = parts.known.bundle(lineage, key, &chain, names, now);
+    pair.map_err(ManageError::Stored)
 }
 
 fn all_served(held: &Held, generation: Generation) -> bool {
@@ -152,7 +153,8 @@ async fn prove(
         for identifier in &issued.facts.identifiers {
             let within = end.since(parts.clock.now());
             let (wanted, clock) = (&issued.facts.fingerprint, parts.clock.as_ref());
-            if let Err(error) = verify(&place, identifier, wanted, clock, within).await {
+            let prover = parts.prover.as_ref();
+            if let Err(error) = verify(prover, &place, identifier, wanted, clock, within).await {
                 // What was seen there before is seen there no more.
                 held.record
                     .served

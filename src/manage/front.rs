@@ -9,8 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::certificate::{Bundle, Freshness, Secret};
-use crate::deploy::output::Output;
-use crate::deploy::{DeployError, Target};
+use crate::deploy::{DeployError, Outlet, Target};
 use crate::identifier::{Identifier, Lineage};
 use crate::time::Clock;
 use crate::tls::credentials::Publisher;
@@ -32,7 +31,7 @@ impl Front {
     pub fn new(
         lineage: Lineage,
         identifiers: BTreeSet<Identifier>,
-        output: &Output,
+        output: &dyn Outlet,
         publisher: Arc<Publisher>,
         clock: Arc<dyn Clock>,
     ) -> Self {
@@ -88,6 +87,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::deploy::output::Output;
     use crate::record::Generation;
     use crate::time::{SystemClock, VirtualClock};
 

@@ -11,7 +11,7 @@ use super::authority;
 use super::issue::{Held, Urge};
 use super::{Certificate, ManageError, Parts, Wanted};
 use crate::acme::{AcmeError, Cause, Journal, JournalError};
-use crate::certificate::{Bundle, Facts, Freshness, KeyType, Secret};
+use crate::certificate::{Bundle, Facts, Freshness, Secret};
 use crate::record::{Failures, Issued, PendingOrder, Record, Renewal};
 use crate::renew::backoff::{FailureKind, after_failure};
 use crate::renew::ledger::Priority;
@@ -97,7 +97,7 @@ async fn intend(
     };
     let key_pem = match kept {
         Some(key) => key,
-        None => new_key(wanted.key).await?,
+        None => parts.keys.make(wanted.key).await?,
     };
     let priority = match (plan.urge, plan.urgent) {
         (Urge::Due, false) => Priority::Routine,
@@ -151,13 +151,6 @@ async fn kept_key(
         .bundle(&wanted.lineage, issued.generation)
         .await?;
     Ok(stored.map(|(key, _)| key))
-}
-
-async fn new_key(kind: KeyType) -> Result<Secret, ManageError> {
-    match tokio::task::spawn_blocking(move || kind.generate()).await {
-        Ok(key) => Ok(key?),
-        Err(stopped) => Err(ManageError::Halted(stopped.to_string())),
-    }
 }
 
 async fn settle(

@@ -3,7 +3,7 @@
 
 use async_trait::async_trait;
 
-use super::{ManageError, Wanted};
+use super::{FreshKeys, Keys, ManageError, Wanted};
 use crate::acme::{Issuer, Journal, JournalError};
 use crate::certificate::{Bundle, Facts, Freshness, Secret};
 use crate::record::PendingOrder;
@@ -22,9 +22,7 @@ pub async fn rehearse(
     store: &dyn Store,
     clock: &dyn Clock,
 ) -> Result<Facts, ManageError> {
-    let kind = wanted.key;
-    let made = tokio::task::spawn_blocking(move || kind.generate()).await;
-    let key_pem = made.map_err(|stopped| ManageError::Halted(stopped.to_string()))??;
+    let key_pem = FreshKeys.make(wanted.key).await?;
     let order = PendingOrder {
         ca: wanted.ca.clone(),
         identifiers: wanted.identifiers.clone(),

@@ -17,16 +17,16 @@ use super::page::Page;
 use super::tally::Tally;
 use crate::acme::{AccountOptions, Client, Https, Issuer, Options};
 use crate::ca::{RenewalWindows, Resolve, Server, Settings, Validation};
-use crate::certificate::{Bundle, Freshness, KeyType, Secret};
+use crate::certificate::{Bundle, Freshness, KeyType, Known, Secret};
 use crate::challenge::http01::Listener;
 use crate::challenge::responses::Responses;
 use crate::cli::output::Failure;
 use crate::deploy::output::Output;
-use crate::deploy::verify::Endpoint;
-use crate::deploy::{DeployError, Target, nginx};
+use crate::deploy::verify::{Endpoint, Handshake};
+use crate::deploy::{DeployError, Outlet, Target, nginx};
 use crate::identifier::{Identifier, Lineage};
 use crate::manage::front::Front;
-use crate::manage::{Certificate, ManageError, Parts, Wanted};
+use crate::manage::{Certificate, FreshKeys, ManageError, Parts, Wanted};
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
 use crate::store::fs::FileStore;
@@ -81,7 +81,7 @@ impl Stage {
         for names in CERTIFICATES {
             wanted.push(want(names, &ca)?);
         }
-        let sites = sites(&wanted, &parts.output);
+        let sites = sites(&wanted, parts.output.as_ref());
         let (address, targets, nginx) = match program {
             Some(program) => {
                 let nginx = start_nginx(program, directory, &parts, &wanted, &sites).await?;
@@ -179,6 +179,9 @@ fn parts(directory: &Path) -> Result<Parts, Failure> {
     Ok(Parts {
         store: Arc::new(store),
         output: Arc::new(Output::new(directory.join("certs"))),
+        prover: Arc::new(Handshake),
+        keys: Arc::new(FreshKeys),
+        known: Known::default(),
         clock: Arc::new(SystemClock),
         random: Arc::new(SystemRandom),
         metrics: Metrics::default(),
@@ -208,7 +211,7 @@ fn want(names: &[&str], ca: &str) -> Result<Wanted, Failure> {
     })
 }
 
-fn sites(wanted: &[Wanted], output: &Output) -> Vec<Site> {
+fn sites(wanted: &[Wanted], output: &dyn Outlet) -> Vec<Site> {
     let of = |wanted: &Wanted| {
         let (lineage, live) = (wanted.lineage.clone(), output.live_path(&wanted.lineage));
         let names = wanted.identifiers.clone().into_iter();
@@ -255,7 +258,7 @@ fn start_front(
         Arc::new(Front::new(
             wanted.lineage.clone(),
             wanted.identifiers.clone(),
-            &parts.output,
+            parts.output.as_ref(),
             publisher.clone(),
             parts.clock.clone(),
         ))

@@ -9,10 +9,11 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
 use super::*;
 use crate::acme::{self, AcmeError, Cause, Journal, Phase};
-use crate::certificate::{Bundle, Freshness, KeyType};
+use crate::certificate::{Bundle, Freshness, KeyType, Known};
 use crate::deploy::output::Output;
+use crate::deploy::verify::Handshake;
 use crate::identifier::Identifier;
-use crate::manage::{SPACING, SPREAD, Wanted};
+use crate::manage::{FreshKeys, SPACING, SPREAD, Wanted};
 use crate::observe::Metrics;
 use crate::random::SeededRandom;
 use crate::record::{Generation, PendingOrder, Window};
@@ -164,6 +165,9 @@ impl House {
         let parts = Parts {
             store: Arc::new(FileStore::open(directory.path().join("data")).unwrap()),
             output: Arc::new(Output::new(directory.path().join("out"))),
+            prover: Arc::new(Handshake),
+            keys: Arc::new(FreshKeys),
+            known: Known::default(),
             clock: clock.clone(),
             random: Arc::new(SeededRandom::new(1)),
             metrics: Metrics::default(),

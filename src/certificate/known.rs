@@ -1,0 +1,122 @@
+//! Pairs that were found good before: the same bytes need no second signature
+//! check. Only their dates are looked at again, since those pass. It remembers
+//! a digest and what the leaf says, never a key.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aws_lc_rs::digest::{Context, SHA256};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+use super::{Bundle, BundleError, Facts, Freshness, Secret};
+use crate::identifier::{Identifier, Lineage};
+use crate::time::Timestamp;
+
+/// What was checked last of each lineage. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Known(Arc<Mutex<BTreeMap<Lineage, Accepted>>>);
+
+#[derive(Debug)]
+struct Accepted {
+    digest: [u8; 32],
+    facts: Facts,
+}
+
+impl Known {
+    /// The stored pair of `lineage`, checked as [`Bundle::new`] does with
+    /// [`Freshness::Stored`].
+    ///
+    /// # Errors
+    /// Those of [`Bundle::new`].
+    pub fn bundle(
+        &self,
+        lineage: &Lineage,
+        key_pem: Secret,
+        chain_pem: &str,
+        identifiers: &BTreeSet<Identifier>,
+        now: Timestamp,
+    ) -> Result<Bundle, BundleError> {
+        let digest = digest(&key_pem, chain_pem);
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(accepted) = known.get(lineage)
+            && accepted.digest == digest
+            && accepted.facts.identifiers == *identifiers
+        {
+            accepted.facts.check_dates(now, Freshness::Stored)?;
+            return Ok(Bundle {
+                key_pem,
+                chain: CertificateDer::pem_slice_iter(chain_pem.as_bytes())
+                    .collect::<Result<_, _>>()
+                    .map_err(|_| BundleError::Chain)?,
+                facts: accepted.facts.clone(),
+            });
+        }
+        let bundle = Bundle::new(key_pem, chain_pem, identifiers, now, Freshness::Stored)?;
+        let facts = bundle.facts.clone();
+        known.insert(lineage.clone(), Accepted { digest, facts });
+        Ok(bundle)
+    }
+}
+
+/// SHA-256 over both, with the length of the first in between them.
+fn digest(key_pem: &Secret, chain_pem: &str) -> [u8; 32] {
+    let mut context = Context::new(&SHA256);
+    let key = key_pem.expose().as_bytes();
+    context.update(&key.len().to_be_bytes());
+    context.update(key);
+    context.update(chain_pem.as_bytes());
+    let mut digest = [0; 32];
+    digest.copy_from_slice(context.finish().as_ref());
+    digest
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn made(name: &str, now: Timestamp) -> (Secret, String, BTreeSet<Identifier>, Lineage) {
+        let at = |instant: Timestamp| {
+            time::OffsetDateTime::from_unix_timestamp(instant.seconds()).unwrap()
+        };
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.not_before = at(now);
+        params.not_after = at(now + Duration::from_secs(86_400));
+        let chain = params.self_signed(&key).unwrap().pem();
+        let identifier = Identifier::parse(name).unwrap();
+        let lineage = Lineage::of(&identifier);
+        let key = Secret::new(key.serialize_pem());
+        (key, chain, [identifier].into(), lineage)
+    }
+
+    #[test]
+    fn the_same_bytes_are_good_again_until_their_end() {
+        let (known, now) = (Known::default(), Timestamp::from_seconds(1_800_000_000));
+        let (key, chain, names, lineage) = made("example.com", now);
+        let first = known.bundle(&lineage, key.clone(), &chain, &names, now);
+        let again = known.bundle(&lineage, key.clone(), &chain, &names, now);
+        assert_eq!(again.unwrap().chain_pem(), first.unwrap().chain_pem());
+        let later = now + Duration::from_secs(86_401);
+        let expired = known.bundle(&lineage, key, &chain, &names, later);
+        assert!(matches!(expired, Err(BundleError::Expired(_))));
+    }
+
+    #[test]
+    fn other_bytes_or_names_are_checked_anew() {
+        let (known, now) = (Known::default(), Timestamp::from_seconds(1_800_000_000));
+        let (key, chain, names, lineage) = made("example.com", now);
+        let bundle = |key: &Secret, names: &BTreeSet<Identifier>| {
+            known.bundle(&lineage, key.clone(), &chain, names, now)
+        };
+        bundle(&key, &names).unwrap();
+        let (other_key, _, other_names, _) = made("example.org", now);
+        let mismatch = bundle(&other_key, &names).unwrap_err();
+        assert_eq!(mismatch, BundleError::KeyMismatch);
+        let error = bundle(&key, &other_names).unwrap_err();
+        assert!(matches!(error, BundleError::Names { .. }), "{error}");
+        bundle(&key, &names).unwrap();
+    }
+}
