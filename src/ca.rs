@@ -20,6 +20,7 @@ mod problem;
 mod renewal;
 mod request;
 mod server;
+mod signing;
 mod state;
 mod validate;
 
@@ -35,7 +36,9 @@ use std::time::Duration;
 use thiserror::Error;
 
 pub use listen::{Identity, serve};
+pub use renewal::share;
 pub use server::Server;
+pub use signing::Signing;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);

@@ -15,6 +15,7 @@ mod parts;
 mod progress;
 mod renew;
 mod run;
+mod simulate;
 mod sockets;
 mod status;
 
@@ -60,6 +61,9 @@ pub fn run(
         }
         Verb::Man => clap_mangen::Man::new(Arguments::command()).render(&mut std::io::stdout()),
         Verb::Demo(options) => return demonstrate(&arguments.global, options, &environment),
+        Verb::Simulate(options) => {
+            return rehearse_a_year(&arguments.global, options, &environment);
+        }
         _ => return act(arguments, environment),
     };
     match printed {
@@ -104,7 +108,7 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
                 Verb::Status { name } => status::status(&call, name.as_ref()).await,
                 Verb::Config { verb } => config::config(&call, &verb),
                 Verb::Ca(verb) => ca::run(&call, verb).await,
-                Verb::Completions { .. } | Verb::Man | Verb::Demo(_) => Ok(()),
+                Verb::Completions { .. } | Verb::Man | Verb::Demo(_) | Verb::Simulate(_) => Ok(()),
             }
         });
         // A look-up that hangs in the system's resolver must not hold up the end.
@@ -128,6 +132,22 @@ fn demonstrate(
         output::start_logging(global, &terminal);
     }
     match demo::demo(global, options, environment, &terminal) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(&terminal),
+    }
+}
+
+/// It touches nothing outside of itself; -v adds what the parts say.
+fn rehearse_a_year(
+    global: &args::Global,
+    options: &simulate::Simulate,
+    environment: &BTreeMap<String, String>,
+) -> ExitCode {
+    let terminal = Terminal::new(environment, global, LogFormat::default());
+    if global.verbose > 0 {
+        output::start_logging(global, &terminal);
+    }
+    match simulate::simulate(global, options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(&terminal),
     }

@@ -26,6 +26,7 @@
 //! - [`ca`]: the embedded CA, itself an ACME server.
 //! - [`observe`]: what an operator sees: status, metrics, read-only endpoints.
 //! - [`manage`]: flows that join the parts: a pass, a hand-over, the supervisor.
+//! - [`simulate`]: a fleet for a year in seconds, over the real flows.
 //! - [`config`]: what the file, the environment and the command line ask for.
 //! - [`cli`]: the only composition root; one file a verb.
 //!
@@ -70,6 +71,7 @@ pub mod observe;
 pub mod random;
 pub mod record;
 pub mod renew;
+pub mod simulate;
 pub mod sockets;
 pub mod store;
 pub mod time;

@@ -179,6 +179,26 @@ impl VirtualClock {
         self.set(to);
     }
 
+    /// Moves on to the first instant that somebody sleeps until; false when
+    /// nobody sleeps.
+    pub fn step(&self) -> bool {
+        let first = {
+            let mut state = self.lock();
+            // Who gave up sleeping is no reason to stop there.
+            while let Some(mut earliest) = state.sleepers.first_entry() {
+                earliest.get_mut().retain(|sleeper| !sleeper.is_closed());
+                if !earliest.get().is_empty() {
+                    break;
+                }
+                earliest.remove();
+            }
+            state.sleepers.keys().next().copied()
+        };
+        let Some(first) = first else { return false };
+        self.set(first);
+        true
+    }
+
     fn lock(&self) -> MutexGuard<'_, VirtualState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -207,6 +227,8 @@ impl Clock for VirtualClock {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     #[test]
@@ -223,6 +245,21 @@ mod tests {
         let last = Timestamp(i64::MAX);
         assert_eq!(last + Duration::MAX, last);
         assert_eq!(Timestamp(0).since(last), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn a_step_ends_at_the_first_who_still_sleeps() {
+        let clock = VirtualClock::new(Timestamp(0));
+        assert!(!clock.step());
+        let mut given_up = clock.sleep_until(Timestamp(1));
+        let mut sleeper = clock.sleep_until(Timestamp(2));
+        assert!((&mut given_up).now_or_never().is_none());
+        assert!((&mut sleeper).now_or_never().is_none());
+        drop(given_up);
+        assert!(clock.step());
+        assert_eq!(clock.now(), Timestamp(2));
+        sleeper.await;
+        assert!(!clock.step());
     }
 
     #[tokio::test]

@@ -33,6 +33,12 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("tls", &["challenge"]),
     ("manage", FLOWS),
     // Each module's own settings, never back.
+    (
+        "simulate",
+        &[
+            "manage", "renew", "store", "acme", "deploy", "ca", "observe",
+        ],
+    ),
     ("config", &["deploy", "manage", "challenge", "acme"]),
     ("cli", ALL),
     ("main", &["cli"]),
@@ -60,6 +66,7 @@ const ALL: &[&str] = &[
     "ca",
     "observe",
     "manage",
+    "simulate",
     "config",
 ];
 

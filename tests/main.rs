@@ -12,6 +12,7 @@ mod pebble;
 mod port80;
 mod renew;
 mod sidecar;
+mod simulate;
 mod status;
 mod support;
 mod surroundings;

@@ -5,6 +5,7 @@
 //! `intermediate.pem` (0600) with key and certificate in one file, so that
 //! they are replaced together. RFC 5280.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -94,6 +95,17 @@ impl Authority {
             not_after,
             now,
         )
+    }
+
+    /// Signs a certificate with those very dates.
+    pub(super) fn sign_for(
+        &self,
+        public: &SubjectPublicKeyInfo,
+        identifiers: &BTreeSet<Identifier>,
+        validity: (Timestamp, Timestamp),
+        now: Timestamp,
+    ) -> Result<Leaf, CaError> {
+        self.sign_key(public, identifiers.iter(), validity.0, validity.1, now)
     }
 
     /// Signs a certificate for the CA's own listener, and gives its key in PEM.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::state::Certificate;
 use super::{HOUR, RenewalWindows};
 use crate::record::Window;
+use crate::time::Timestamp;
 
 /// Certificates that live for less are renewed at half of their life.
 const SHORT: Duration = Duration::from_secs(10 * 86_400);
@@ -30,15 +31,20 @@ pub(super) fn window(certificate: &Certificate, policy: RenewalWindows) -> Windo
                 end: start + width.max(Duration::from_millis(1)),
             }
         }
-        RenewalWindows::Share => {
-            let life = lifetime(certificate);
-            let share = if life < SHORT { life / 2 } else { life / 3 * 2 };
-            let middle = certificate.not_before + share;
-            Window {
-                start: middle - life / 100,
-                end: middle + life / 100,
-            }
-        }
+        RenewalWindows::Share => share(certificate.not_before, certificate.not_after),
+    }
+}
+
+/// The window of a certificate with these dates, by the share of its life:
+/// around two thirds (half of a short one), give or take a hundredth.
+#[must_use]
+pub fn share(not_before: Timestamp, not_after: Timestamp) -> Window {
+    let life = (not_after + SECOND).since(not_before);
+    let share = if life < SHORT { life / 2 } else { life / 3 * 2 };
+    let middle = not_before + share;
+    Window {
+        start: middle - life / 100,
+        end: middle + life / 100,
     }
 }
 
@@ -57,7 +63,6 @@ fn lifetime(certificate: &Certificate) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::Timestamp;
 
     const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
 

@@ -1,13 +1,12 @@
 //! Pairs that were found good before: the same bytes need no second signature
 //! check. Only their dates are looked at again, since those pass. It remembers
-//! a digest and what the leaf says, never a key.
+//! a digest, the chain and what the leaf says, never a key.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 
 use super::{Bundle, BundleError, Facts, Freshness, Secret};
 use crate::identifier::{Identifier, Lineage};
@@ -20,10 +19,18 @@ pub struct Known(Arc<Mutex<BTreeMap<Lineage, Accepted>>>);
 #[derive(Debug)]
 struct Accepted {
     digest: [u8; 32],
+    chain: Vec<CertificateDer<'static>>,
     facts: Facts,
 }
 
 impl Known {
+    /// What was checked just now, as it was issued.
+    pub fn accept(&self, lineage: &Lineage, bundle: &Bundle) {
+        let digest = digest(&bundle.key_pem, &bundle.chain_pem());
+        self.lock()
+            .insert(lineage.clone(), Accepted::of(digest, bundle));
+    }
+
     /// The stored pair of `lineage`, checked as [`Bundle::new`] does with
     /// [`Freshness::Stored`].
     ///
@@ -38,7 +45,7 @@ impl Known {
         now: Timestamp,
     ) -> Result<Bundle, BundleError> {
         let digest = digest(&key_pem, chain_pem);
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.lock();
         if let Some(accepted) = known.get(lineage)
             && accepted.digest == digest
             && accepted.facts.identifiers == *identifiers
@@ -46,16 +53,27 @@ impl Known {
             accepted.facts.check_dates(now, Freshness::Stored)?;
             return Ok(Bundle {
                 key_pem,
-                chain: CertificateDer::pem_slice_iter(chain_pem.as_bytes())
-                    .collect::<Result<_, _>>()
-                    .map_err(|_| BundleError::Chain)?,
+                chain: accepted.chain.clone(),
                 facts: accepted.facts.clone(),
             });
         }
         let bundle = Bundle::new(key_pem, chain_pem, identifiers, now, Freshness::Stored)?;
-        let facts = bundle.facts.clone();
-        known.insert(lineage.clone(), Accepted { digest, facts });
+        known.insert(lineage.clone(), Accepted::of(digest, &bundle));
         Ok(bundle)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Lineage, Accepted>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Accepted {
+    fn of(digest: [u8; 32], bundle: &Bundle) -> Self {
+        Self {
+            digest,
+            chain: bundle.chain.clone(),
+            facts: bundle.facts.clone(),
+        }
     }
 }
 

@@ -89,6 +89,8 @@ pub enum Verb {
     },
     /// Show the whole story on loopback: issue, serve, renew and swap under load
     Demo(super::demo::Demo),
+    /// A fleet for a year in virtual time, through faults of every kind; prints the scoreboard
+    Simulate(super::simulate::Simulate),
     /// Be a certificate authority for this machine
     #[command(subcommand)]
     Ca(super::ca::Ca),

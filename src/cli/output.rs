@@ -34,6 +34,14 @@ impl Failure {
         }
     }
 
+    /// What was promised, and was not so.
+    pub(super) fn broken(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            code: 1,
+            told: vec![(message.into(), hint.into())],
+        }
+    }
+
     /// Bad usage, configuration or surroundings; nothing was sent.
     pub(super) fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self {

@@ -62,6 +62,7 @@ pub(super) async fn order(
         Ok(bundle) => {
             authority::settle_issued(parts, &pending, held.record.order.as_ref()).await;
             settle(parts, wanted, held, &bundle, urge).await?;
+            parts.known.accept(&wanted.lineage, &bundle);
             refresh(parts, certificate, held).await
         }
         Err(error) => {

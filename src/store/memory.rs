@@ -12,6 +12,9 @@ use crate::certificate::{Bundle, Secret};
 use crate::identifier::Lineage;
 use crate::record::{Generation, Record, Revision};
 
+/// Pairs of a lineage that are kept.
+const KEPT: u64 = 3;
+
 /// A store that ends with its process.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
@@ -66,6 +69,8 @@ impl Store for MemoryStore {
                 });
             }
             let pair = (bundle.key_pem().clone(), bundle.chain_pem());
+            let old = Generation(issued.generation.0.saturating_sub(KEPT));
+            inside.bundles.remove(&(lineage.clone(), old));
             inside
                 .bundles
                 .insert((lineage.clone(), issued.generation), pair);

@@ -1,0 +1,140 @@
+//! `certs simulate`: a year of a fleet in virtual time, and its scoreboard.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::args::Global;
+use super::output::{Failure, say};
+use crate::simulate::{Plan, Scenario, Score, plot, simulate as play};
+
+/// Options of `simulate`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The program's own decisions, flows, ledger and store run over a clock that jumps
+to whatever is next, and over a CA with Let's Encrypt's limits, disks, networks
+and proxies that fail by a script. Of ten certificates, five live for 45 days,
+four for 90 days and one for 160 hours. Signatures are real; HTTP and files are left out.
+The same options give the same output to the byte.
+
+Scenarios: all (the default: all that follow but long-outage), none,
+outages (the CA is down for 2.5 h, 7 h 47 min, 24 h and 72 h), long-outage (14
+days, all certificates of 45 days), rate-limits, mass-revocation,
+useless-certificates, lost-replies, unproven-names, crashes, scaling,
+partitions, full-disks, deaf-proxies, suspensions.
+
+Exit code 0: no expired and no mismatched second was served, no order was
+needless or refused by the CA, at most two orders per due renewal, and all was
+well within 30 minutes after each fault; 1: otherwise.")]
+pub struct Simulate {
+    /// All that is left to chance follows from it
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Machines with a proxy each, on one store
+    #[arg(long, value_name = "N", default_value_t = 3,
+        value_parser = clap::value_parser!(u16).range(1..=100))]
+    nodes: u16,
+    /// Certificates that each of them serves
+    #[arg(long, value_name = "N", default_value_t = 1000,
+        value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    certificates: u32,
+    /// How long
+    #[arg(long, value_name = "N", default_value_t = 365,
+        value_parser = clap::value_parser!(u32).range(1..=3650))]
+    days: u32,
+    /// What goes wrong
+    #[arg(long = "scenario", value_name = "NAME", num_args = 1.., default_value = "all")]
+    scenarios: Vec<String>,
+    /// Draw the story as an SVG
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+}
+
+/// Plays it and prints the scoreboard.
+pub(super) fn simulate(global: &Global, options: &Simulate) -> Result<(), Failure> {
+    let plan = Plan {
+        seed: options.seed,
+        nodes: options.nodes.into(),
+        certificates: options.certificates as usize,
+        days: options.days,
+        scenarios: scenarios(&options.scenarios)?,
+    };
+    // Before the work, which would be lost.
+    let file = options.plot.as_deref().map(create).transpose()?;
+    let (score, timeline) = play(&plan).map_err(|error| Failure::unexpected(error.to_string()))?;
+    if let Some((path, mut file)) = file {
+        let written = file.write_all(plot(&score, &timeline).as_bytes());
+        written.map_err(|error| unwritable(path, &error))?;
+    }
+    if global.json {
+        let json = serde_json::to_string(&score);
+        say(json.map_err(|error| Failure::unexpected(error.to_string()))?);
+    } else {
+        table(&score);
+    }
+    match score.broken() {
+        broken if broken.is_empty() => Ok(()),
+        broken => Err(Failure::broken(
+            format!("not kept: {}", broken.join(", ")),
+            "the same options replay it exactly; -v tells what the parts said",
+        )),
+    }
+}
+
+fn create(path: &Path) -> Result<(&Path, File), Failure> {
+    let file = File::create(path).map_err(|error| unwritable(path, &error))?;
+    Ok((path, file))
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    let message = format!("the plot {} cannot be written: {error}", path.display());
+    Failure::usage(
+        message,
+        "name a file in a directory that exists and is yours",
+    )
+}
+
+fn scenarios(names: &[String]) -> Result<Vec<Scenario>, Failure> {
+    let mut chosen = Vec::new();
+    for name in names.iter().flat_map(|names| names.split(',')) {
+        match name {
+            "all" => chosen.extend(Scenario::all()),
+            "none" => {}
+            name => chosen.push(name.parse().map_err(|error: String| {
+                Failure::usage(error, "certs simulate --help tells what each of them is")
+            })?),
+        }
+    }
+    chosen.sort_unstable();
+    chosen.dedup();
+    Ok(chosen)
+}
+
+fn table(score: &Score) {
+    say(format_args!(
+        "seed {}: {} certificates on {} nodes for {} days",
+        score.seed, score.certificates, score.nodes, score.days
+    ));
+    let scenarios = match score.scenarios.as_slice() {
+        [] => "none".to_owned(),
+        some => some.join(", "),
+    };
+    say(format_args!("scenarios: {scenarios}"));
+    for (what, count) in [
+        ("expired seconds served", score.expired_seconds_served),
+        ("mismatched seconds served", score.mismatched_seconds_served),
+        ("due renewals", score.due_renewals),
+        ("orders", score.orders),
+        (
+            "certificates that nobody needed",
+            score.duplicate_certificates,
+        ),
+        ("orders refused by the CA's limits", score.ledger_breaches),
+        ("reloads", score.reloads),
+        ("worst recovery, seconds", score.worst_recovery_seconds),
+    ] {
+        say(format_args!("{what:<36}{count:>12}"));
+    }
+}

@@ -1,0 +1,145 @@
+//! A fleet for a year in seconds: the real supervisor, flows, decisions, ledger
+//! and store, over a clock that jumps to whatever is next, and over a CA,
+//! disks, networks and proxies that fail by a script drawn from a seed. Left
+//! out are HTTP, real files and the waiting; signatures are real.
+//!
+//! It asks one question: did any client see a certificate that was over, or one
+//! that does not fit its key? The same plan gives the same answer to the byte.
+
+mod authority;
+mod fleet;
+mod issuer;
+mod node;
+mod plot;
+pub mod scenario;
+mod store;
+mod tally;
+
+use std::time::Duration;
+
+use serde::Serialize;
+use thiserror::Error;
+
+pub use plot::plot;
+pub use scenario::Scenario;
+
+use crate::certificate::BundleError;
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// What is simulated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Everything that is left to chance follows from it.
+    pub seed: u64,
+    /// Machines with a proxy each, on one store.
+    pub nodes: usize,
+    /// Certificates that each of them serves.
+    pub certificates: usize,
+    /// How long.
+    pub days: u32,
+    /// What goes wrong.
+    pub scenarios: Vec<Scenario>,
+}
+
+/// The scoreboard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Score {
+    /// As in the plan.
+    pub seed: u64,
+    /// As in the plan.
+    pub nodes: usize,
+    /// As in the plan.
+    pub certificates: usize,
+    /// As in the plan.
+    pub days: u32,
+    /// As in the plan, by name.
+    pub scenarios: Vec<String>,
+    /// Summed over proxies and certificates.
+    pub expired_seconds_served: u64,
+    /// For how long a certificate was served for another key or another name.
+    pub mismatched_seconds_served: u64,
+    /// Certificates that somebody needed, first ones among them.
+    pub due_renewals: u64,
+    /// Orders that the CA took.
+    pub orders: u64,
+    /// Certificates that nobody needed.
+    pub duplicate_certificates: u64,
+    /// Orders that the CA refused by its own limits.
+    pub ledger_breaches: u64,
+    /// How often a proxy was made to load its certificates.
+    pub reloads: u64,
+    /// From the end of a fault to the last certificate that it had held up,
+    /// where the CA or the owner did not make us wait.
+    pub worst_recovery_seconds: u64,
+}
+
+impl Score {
+    /// What was promised and not kept; empty when all is well.
+    #[must_use]
+    pub fn broken(&self) -> Vec<String> {
+        let mut broken = Vec::new();
+        let mut zero = |count: u64, what: &str| {
+            if count > 0 {
+                broken.push(format!("{count} {what}"));
+            }
+        };
+        zero(self.expired_seconds_served, "expired seconds served");
+        zero(self.mismatched_seconds_served, "mismatched seconds served");
+        zero(
+            self.duplicate_certificates,
+            "certificates that nobody needed",
+        );
+        zero(self.ledger_breaches, "orders that the CA had to refuse");
+        if self.orders > 2 * self.due_renewals {
+            let (orders, due) = (self.orders, self.due_renewals);
+            broken.push(format!("{orders} orders for {due} due renewals"));
+        }
+        if self.worst_recovery_seconds > 1800 {
+            let seconds = self.worst_recovery_seconds;
+            broken.push(format!(
+                "{seconds} seconds until all was well after a fault"
+            ));
+        }
+        broken
+    }
+}
+
+/// How it went, for a plot.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Timeline {
+    /// At the end of each quarter of a day: the least part of a life that was
+    /// left of anything served, in thousandths.
+    pub least_left: Vec<u32>,
+    /// Orders on each day.
+    pub orders: Vec<u64>,
+    /// What happened, as hours from the beginning, with its name.
+    pub events: Vec<(u64, u64, String)>,
+}
+
+/// Why there is no result.
+#[derive(Debug, Error)]
+#[allow(missing_docs)] // each message is its own documentation
+pub enum SimulationError {
+    #[error("the runtime could not be made: {0}")]
+    Runtime(#[from] std::io::Error),
+    #[error("the CA's keys could not be made: {0}")]
+    Authority(#[from] crate::ca::CaError),
+    #[error("a private key could not be made: {0}")]
+    Key(#[from] rcgen::Error),
+    #[error("a name of the simulation is not one: {0}")]
+    Name(String),
+    #[error("a certificate of the simulation is not usable: {0}")]
+    Bundle(#[from] BundleError),
+}
+
+/// Plays `plan` to its end.
+///
+/// # Errors
+/// When it could not begin; what goes wrong in it is its result.
+pub fn simulate(plan: &Plan) -> Result<(Score, Timeline), SimulationError> {
+    fleet::play(plan)
+}
+
+#[cfg(test)]
+mod tests;

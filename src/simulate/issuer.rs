@@ -1,0 +1,147 @@
+//! A node's way to the CA: the same steps as over HTTP, each of which takes its
+//! time, may find nobody, and may lose its reply.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::authority::{DIRECTORY, Refusal};
+use super::node::Node;
+use crate::acme::{AcmeError, Cause, ExchangeError, Issuer, Journal, Phase};
+use crate::random::Random;
+use crate::record::{PendingOrder, Window};
+use crate::time::{Clock, Timestamp};
+
+const HOUR: Duration = Duration::from_secs(3600);
+/// Asked for by the CA; it is also the longest that is obeyed.
+const ASK_AGAIN: Duration = Duration::from_secs(86_400);
+
+/// The CA, as one certificate of one node meets it.
+pub(super) struct NodeIssuer {
+    pub(super) node: Arc<Node>,
+    pub(super) random: Arc<dyn Random>,
+    /// What is signed for it lives so long.
+    pub(super) lifetime: Duration,
+}
+
+impl NodeIssuer {
+    fn now(&self) -> Timestamp {
+        self.node.world.now()
+    }
+
+    /// A way there and back, of up to `most` milliseconds.
+    async fn travel(&self, most: u64, phase: Phase) -> Result<(), AcmeError> {
+        let until = self.now() + Duration::from_millis(1 + self.random.below(most));
+        self.node.world.sleep_until(until).await;
+        let weather = self.node.authority.weather();
+        if weather.down || self.node.ailments().cut_off {
+            return Err(unreachable(phase, "nobody there"));
+        }
+        if weather.busy {
+            return Err(limited(phase, "scripted", HOUR));
+        }
+        Ok(())
+    }
+
+    /// The reply to what the CA has done already.
+    fn reply(&self, phase: Phase) -> Result<(), AcmeError> {
+        if self.random.below(1000) < self.node.authority.weather().lost {
+            return Err(unreachable(phase, "the reply was lost"));
+        }
+        Ok(())
+    }
+
+    async fn place(
+        &self,
+        order: &mut PendingOrder,
+        journal: &mut dyn Journal,
+    ) -> Result<String, AcmeError> {
+        if let Some(url) = &order.url {
+            return Ok(url.clone());
+        }
+        self.travel(500, Phase::Order).await?;
+        let authority = &self.node.authority;
+        let mut taken = authority.order(order, self.lifetime, self.now());
+        if taken == Err(Refusal::AlreadyReplaced) {
+            order.replaces = None;
+            note(journal, order).await?;
+            taken = authority.order(order, self.lifetime, self.now());
+        }
+        let url = match taken {
+            Ok(url) => url,
+            Err(Refusal::Limited(wait)) => return Err(limited(Phase::Order, "a limit", wait)),
+            Err(Refusal::AlreadyReplaced) => return Err(unreachable(Phase::Order, "replaced")),
+        };
+        self.reply(Phase::Order)?;
+        order.url = Some(url.clone());
+        note(journal, order).await?;
+        Ok(url)
+    }
+}
+
+#[async_trait]
+impl Issuer for NodeIssuer {
+    async fn issue(
+        &self,
+        mut order: PendingOrder,
+        journal: &mut dyn Journal,
+    ) -> Result<String, AcmeError> {
+        self.travel(200, Phase::Directory).await?;
+        let url = self.place(&mut order, journal).await?;
+        self.travel(4000, Phase::Authorization).await?;
+        let authority = &self.node.authority;
+        if !authority.validate(&order, self.now()) {
+            authority.forget_order(&url);
+            let cause = Cause::NotProven("nobody answers at that name".into());
+            return Err(failed(Phase::Authorization, cause));
+        }
+        self.travel(2000, Phase::Finalize).await?;
+        let signed = authority.finalize(&url, &order.key_pem, self.now());
+        let signed =
+            signed.map_err(|error| failed(Phase::Finalize, Cause::Protocol(error.to_string())))?;
+        self.reply(Phase::Finalize)?;
+        self.travel(500, Phase::Certificate).await?;
+        self.reply(Phase::Certificate)?;
+        signed.ok_or_else(|| failed(Phase::Certificate, Cause::NotProven("no such order".into())))
+    }
+
+    async fn probe(&self) -> Result<(), AcmeError> {
+        self.travel(200, Phase::Directory).await
+    }
+
+    async fn renewal_info(
+        &self,
+        renewal_id: &str,
+        _journal: &mut dyn Journal,
+    ) -> Result<Option<(Window, Duration)>, AcmeError> {
+        self.travel(200, Phase::RenewalInfo).await?;
+        let window = self.node.authority.window(renewal_id, self.now());
+        Ok(window.map(|window| (window, ASK_AGAIN)))
+    }
+}
+
+async fn note(journal: &mut dyn Journal, order: &PendingOrder) -> Result<(), AcmeError> {
+    let noted = journal.order(order).await;
+    noted.map_err(|error| failed(Phase::Order, Cause::Journal(error)))
+}
+
+fn failed(phase: Phase, cause: Cause) -> AcmeError {
+    AcmeError {
+        ca: DIRECTORY.to_owned(),
+        phase,
+        cause,
+    }
+}
+
+fn unreachable(phase: Phase, why: &str) -> AcmeError {
+    failed(phase, ExchangeError::Connect(why.to_owned()).into())
+}
+
+fn limited(phase: Phase, what: &str, wait: Duration) -> AcmeError {
+    let cause = Cause::RateLimited {
+        message: format!("{what}: too many requests"),
+        retry_after: Some(wait),
+    };
+    failed(phase, cause)
+}

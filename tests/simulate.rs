@@ -1,0 +1,86 @@
+//! `certs simulate` as a user meets it. What it shows is proven by many seeds
+//! in `tests/seeds`; here it is small.
+
+use std::process::Output;
+
+use crate::support::{certs, text};
+
+const SMALL: [&str; 7] = [
+    "simulate",
+    "--nodes",
+    "2",
+    "--certificates",
+    "4",
+    "--days",
+    "20",
+];
+
+/// What it printed, and what it told; it ended with `code`.
+fn play(arguments: &[&str], code: i32) -> (String, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = certs(directory.path());
+    let output: Output = command.args(SMALL).args(arguments).output().unwrap();
+    assert_eq!(output.status.code(), Some(code), "{}", text(&output));
+    // It needs no directory, and makes none.
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn the_scoreboard_has_its_names_and_is_the_same_each_time() {
+    let played = |seed: &str| play(&["--json", "--seed", seed], 0).0;
+    let first = played("3");
+    assert_eq!(first, played("3"));
+    assert_ne!(first, played("4"));
+    let score: serde_json::Value = serde_json::from_str(&first).unwrap();
+    for (key, value) in [
+        ("seed", 3),
+        ("nodes", 2),
+        ("certificates", 4),
+        ("days", 20),
+        ("expired_seconds_served", 0),
+        ("mismatched_seconds_served", 0),
+        ("duplicate_certificates", 0),
+        ("ledger_breaches", 0),
+    ] {
+        assert_eq!(score[key], value, "{key}: {first}");
+    }
+    for key in ["due_renewals", "orders", "reloads"] {
+        assert!(score[key].as_u64().unwrap() >= 4, "{key}: {first}");
+    }
+    assert!(
+        score["worst_recovery_seconds"].as_u64().is_some(),
+        "{first}"
+    );
+}
+
+#[test]
+fn a_scenario_that_there_is_not_is_told_with_those_that_there_are() {
+    let said = play(&["--scenario", "outage"], 2).1;
+    assert!(
+        said.contains("`outage` is no scenario: there are outages,"),
+        "{said}"
+    );
+    assert!(said.contains("hint: certs simulate --help"), "{said}");
+    let said = play(&["--plot", "/nowhere/year.svg"], 2).1;
+    assert!(
+        said.contains("/nowhere/year.svg cannot be written"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_plot_is_an_svg_and_the_table_a_table() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("year.svg");
+    let plot = ["--plot", path.to_str().unwrap()];
+    let scenarios = ["--scenario", "outages", "full-disks"];
+    let (shown, _) = play(&[&plot[..], &scenarios].concat(), 0);
+    assert!(shown.contains("scenarios: outages, full-disks"), "{shown}");
+    let none = "expired seconds served                         0";
+    assert!(shown.contains(none), "{shown}");
+    let svg = std::fs::read_to_string(&path).unwrap();
+    assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
+    assert!(svg.contains(">outages</text>"), "{svg}");
+}
