@@ -39,19 +39,31 @@ pub fn replace(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
 }
 
 /// Makes the directory with `mode`, and its parents for everybody to pass
-/// through; fine when it exists.
+/// through, and flushes each one's name; fine when it exists.
 ///
 /// # Errors
 /// As the system has them.
 pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
-    let make = |path: &Path, mode| DirBuilder::new().recursive(true).mode(mode).create(path);
-    if let Some(parent) = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-    {
-        make(parent, 0o755)?;
+    let missing = path.ancestors().take_while(|path| !path.is_dir());
+    let missing: Vec<&Path> = missing.filter(|path| *path != Path::new("")).collect();
+    for directory in missing.into_iter().rev() {
+        let mode = if directory == path { mode } else { 0o755 };
+        match new_directory(directory, mode) {
+            // Somebody else was faster.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => {}
+            made => made?,
+        }
+        sync_parent(directory)?;
     }
-    make(path, mode)
+    Ok(())
+}
+
+/// Makes one directory with `mode`, which no crash needs to keep yet.
+///
+/// # Errors
+/// Also when there is something of that name.
+pub fn new_directory(path: &Path, mode: u32) -> io::Result<()> {
+    DirBuilder::new().mode(mode).create(path)
 }
 
 /// Flushes the directory that `path` stands in.
@@ -60,9 +72,18 @@ pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
 /// As the system has them.
 pub fn sync_parent(path: &Path) -> io::Result<()> {
     match path.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
+        Some(parent) if parent == Path::new("") => sync(Path::new(".")),
+        Some(parent) => sync(parent),
         None => Ok(()),
     }
+}
+
+/// Flushes the directory itself: its mode, and the names in it.
+///
+/// # Errors
+/// As the system has them.
+pub fn sync(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
 }
 
 /// Removes a file; fine when there is none.

@@ -99,6 +99,15 @@ impl FileStore {
         read_json(&self.directory(lineage).join("record.json"))
     }
 
+    /// Flushes the names that a record is found by: whoever made the directories
+    /// may have been killed before he came to it.
+    fn flush_places(&self, directory: &Path) -> Result<(), StoreError> {
+        for path in [directory, &self.root.join("records")] {
+            files::sync_parent(path).map_err(at("write", path))?;
+        }
+        Ok(())
+    }
+
     /// Puts the pair in place before the record points to it. What a crash
     /// left there belongs to no record and is put aside.
     fn write_pair(
@@ -113,7 +122,7 @@ impl FileStore {
         for leftover in [&staged, &place] {
             remove_directory(leftover)?;
         }
-        files::make_directory(&staged, PRIVATE_DIRECTORY).map_err(at("create", &staged))?;
+        files::new_directory(&staged, PRIVATE_DIRECTORY).map_err(at("create", &staged))?;
         let key = bundle.key_pem().expose().as_bytes().to_vec();
         for (name, content) in [
             ("privkey.pem", key),
@@ -122,8 +131,7 @@ impl FileStore {
             let path = staged.join(name);
             files::write_new(&path, PRIVATE_FILE, &content).map_err(at("write", &path))?;
         }
-        let flushed = files::sync_parent(&staged.join("privkey.pem"));
-        flushed
+        files::sync(&staged)
             .and_then(|()| std::fs::rename(&staged, &place))
             .map_err(at("write", &place))?;
         files::sync_parent(&place).map_err(at("write", &place))
@@ -148,6 +156,7 @@ impl Store for FileStore {
         files::make_directory(&directory, PRIVATE_DIRECTORY).map_err(at("create", &directory))?;
         let _locked = locked(&directory.join("lock"))?;
         let before = self.read(&record.lineage)?;
+        let is_first = before.is_none();
         let found = before
             .as_ref()
             .map_or(Revision::default(), |stored| stored.revision);
@@ -172,7 +181,9 @@ impl Store for FileStore {
         let stored = Stored { revision, record };
         write_json(&directory.join("record.json"), &stored)?;
         let record = stored.record;
-        files::sync_parent(&directory).map_err(at("write", &directory))?;
+        if is_first {
+            self.flush_places(&directory)?;
+        }
         if let (Some(_), Some(issued)) = (bundle, &record.issued) {
             forget_old(&directory, issued.generation);
         }
@@ -360,14 +371,20 @@ fn read_text(path: &Path) -> Result<Option<String>, StoreError> {
     text.map_err(|error| corrupt(path, &error))
 }
 
-/// Removes all but the newest pairs. One that stays is only untidy.
+/// Removes all but the newest pairs, and the records that killed writers never
+/// put in place: there are keys in them. One that stays is only untidy.
 fn forget_old(directory: &Path, newest: Generation) {
     let Ok(entries) = std::fs::read_dir(directory) else {
         return;
     };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let generation = name.to_str().and_then(|name| name.parse::<u64>().ok());
+        let name = name.to_str().unwrap_or_default();
+        if name.starts_with("record.new-") {
+            // Nobody writes it: the lock is ours.
+            let _ = std::fs::remove_file(entry.path());
+        }
+        let generation = name.parse::<u64>().ok();
         if generation.is_some_and(|generation| generation + KEPT <= newest.0)
             && let Err(error) = std::fs::remove_dir_all(entry.path())
         {
@@ -423,7 +440,10 @@ mod tests {
         for name in names {
             std::fs::create_dir(directory.path().join(name)).unwrap();
         }
+        let cut_off = directory.path().join("record.new-4711");
+        std::fs::write(&cut_off, "a key").unwrap();
         forget_old(directory.path(), Generation(4));
+        assert!(!cut_off.exists());
         let left = names.map(|name| directory.path().join(name).exists());
         assert_eq!(left, [false, true, true, true, true, true]);
     }
