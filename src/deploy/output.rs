@@ -188,14 +188,14 @@ fn write_generation(
 ) -> Result<(), OutputError> {
     let staged = archive.join(format!(".new-{generation}"));
     remove_directory(&staged)?;
-    files::make_directory(&staged, 0o700).map_err(at("create", &staged))?;
+    files::new_directory(&staged, 0o700).map_err(at("create", &staged))?;
     for (name, mode, content) in contents {
         let path = staged.join(name);
         files::write_new(&path, *mode, content.expose().as_bytes()).map_err(at("write", &path))?;
         give(&path, *mode, owner)?;
     }
     give(&staged, DIRECTORY, owner)?;
-    files::sync_parent(&staged.join("privkey.pem")).map_err(at("flush", &staged))?;
+    files::sync(&staged).map_err(at("flush", &staged))?;
     if place.exists() {
         // Only what a crash or a foreign hand left unfinished can stand there;
         // but it may be live, so there is no moment without it.
@@ -223,12 +223,26 @@ fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     }
 }
 
+/// It gets its name last: one that a crash left half made would be taken for
+/// the user's own, and stay closed to every consumer.
 fn make_shared(path: &Path, owner: Owner) -> Result<(), OutputError> {
     if path.is_dir() {
         return Ok(());
     }
-    files::make_directory(path, 0o700).map_err(at("create", path))?;
-    give(path, DIRECTORY, owner)?;
+    if let Some(parent) = path.parent() {
+        files::make_directory(parent, 0o755).map_err(at("create", parent))?;
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let aside = path.with_file_name(format!(".{name}.new-{}", std::process::id()));
+    remove_directory(&aside)?;
+    files::new_directory(&aside, 0o700).map_err(at("create", path))?;
+    give(&aside, DIRECTORY, owner)?;
+    files::sync(&aside).map_err(at("flush", path))?;
+    match std::fs::rename(&aside, path) {
+        // Another process was faster.
+        Err(_) if path.is_dir() => remove_directory(&aside)?,
+        named => named.map_err(at("create", path))?,
+    }
     files::sync_parent(path).map_err(at("flush", path))
 }
 
@@ -354,6 +368,22 @@ mod tests {
             let found = (found.uid(), found.gid(), found.mode() & 0o7777);
             assert_eq!(found, (4321, 8765, mode), "{}", path.display());
         }
+    }
+
+    #[test]
+    fn a_directory_that_was_cut_off_in_the_making_is_made_anew() {
+        let (_directory, output) = made();
+        let aside = format!(".certs.new-{}", std::process::id());
+        let aside = output.root.with_file_name(aside);
+        files::new_directory(&aside, 0o700).unwrap();
+        make_shared(&output.root, Owner::default()).unwrap();
+        let mode = std::fs::metadata(&output.root).unwrap().mode() & 0o7777;
+        assert_eq!((mode, aside.exists()), (DIRECTORY, false));
+        // The user's own stays as it is.
+        std::fs::set_permissions(&output.root, PermissionsExt::from_mode(0o755)).unwrap();
+        make_shared(&output.root, Owner::default()).unwrap();
+        let mode = std::fs::metadata(&output.root).unwrap().mode() & 0o7777;
+        assert_eq!(mode, 0o755);
     }
 
     #[test]
