@@ -6,10 +6,13 @@
 mod ca;
 mod crash;
 mod demo;
+mod errno;
 mod faults;
 mod house;
+mod kill;
 mod pebble;
 mod port80;
+mod power;
 mod renew;
 mod sidecar;
 mod simulate;

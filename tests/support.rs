@@ -1,7 +1,11 @@
 //! Real servers on loopback with ports of their own, ended with their test.
 
+pub(crate) mod disk;
 pub(crate) mod embedded;
 pub(crate) mod faults;
+pub(crate) mod oracle;
+pub(crate) mod renewal;
+pub(crate) mod strace;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};

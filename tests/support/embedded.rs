@@ -1,7 +1,7 @@
 //! The embedded CA on a port of its own, ended with its test.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -75,7 +75,12 @@ impl EmbeddedCa {
 
     /// `certs issue` against this CA, with its own data directory.
     pub(crate) fn issue(&self, arguments: &[&str]) -> Command {
-        let mut command = certs(self.directory.path());
+        self.issue_below(self.directory.path(), arguments)
+    }
+
+    /// The same with its state below `directory`.
+    pub(crate) fn issue_below(&self, directory: &Path, arguments: &[&str]) -> Command {
+        let mut command = certs(directory);
         command
             .args(["issue", "--agree-tos", "--ca", &self.server.directory_url()])
             .arg("--ca-root")

@@ -1,0 +1,142 @@
+//! A disk that is full, read-only or broken, and a process out of descriptors,
+//! at every call that has to do with our files: what was live is live still,
+//! the message says what failed, and once the fault is gone the next run heals
+//! it without ordering again.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use crate::support::embedded::EmbeddedCa;
+use crate::support::renewal::Renewal;
+use crate::support::strace::{Call, Point, Strace, is_about, points};
+use crate::support::{run, text};
+
+const NAMES: [&str; 2] = ["example.com", "www.example.com"];
+
+/// What a call can fail with, and how that is told.
+fn errors(call: &Call) -> &'static [&'static str] {
+    let writes = ["O_CREAT", "O_RDWR", "O_WRONLY"];
+    let writes = writes.iter().any(|flag| call.arguments.contains(flag));
+    match call.name.as_str() {
+        "open" | "openat" if writes => &["ENOSPC", "EROFS", "EIO", "EMFILE"],
+        "open" | "openat" => &["EIO", "EMFILE"],
+        "write" | "pwrite64" | "writev" | "fsync" | "fdatasync" => &["ENOSPC", "EIO"],
+        _ => &["ENOSPC", "EROFS", "EIO"],
+    }
+}
+
+const TOLD: [(&str, &str); 4] = [
+    ("ENOSPC", "No space left on device"),
+    ("EROFS", "Read-only file system"),
+    ("EIO", "Input/output error"),
+    ("EMFILE", "Too many open files"),
+];
+
+struct Failing {
+    ca: EmbeddedCa,
+    strace: Strace,
+    /// How often a run ended with which exit code.
+    codes: BTreeMap<i32, u32>,
+    /// Orders that were placed again, as their URL could not be kept.
+    second_orders: u32,
+}
+
+impl Failing {
+    fn start(strace: Strace) -> Self {
+        let ca = EmbeddedCa::start();
+        run(&mut ca.issue(&NAMES), 0);
+        Self {
+            ca,
+            strace,
+            codes: BTreeMap::new(),
+            second_orders: 0,
+        }
+    }
+
+    fn renew(&self) -> Command {
+        self.ca.issue(&[&NAMES[..], &["--force"]].concat())
+    }
+
+    /// Each call about our files, with what it can fail with.
+    fn points(&self) -> Vec<(Point, &'static [&'static str])> {
+        let (data, output) = (self.ca.path("data"), self.ca.path("out"));
+        let calls = self.strace.calls(&self.renew());
+        let about = |call: &Call| is_about(call, &[&data, &output]) && call.name != "connect";
+        let chosen = calls.iter().filter(|call| about(call));
+        let errors = chosen.map(errors).collect::<Vec<_>>();
+        let points = points(&calls, about);
+        assert_eq!(points.len(), errors.len(), "another thread writes");
+        assert!(points.len() > 80, "{} points are too few", points.len());
+        points.into_iter().zip(errors).collect()
+    }
+
+    /// One renewal in which `point` fails; with `+`, also all such calls after it.
+    fn heals(&mut self, point: &Point, error: &str, also: &str) {
+        let case = format!("{error} at {point:?}{also}");
+        let mut renewal = Renewal::begin(&self.ca, &NAMES, case.clone());
+        let output = self.strace.fail_at(&self.renew(), point, error, also);
+        let told = text(&output);
+        let code = output.status.code().unwrap_or(-1);
+        *self.codes.entry(code).or_default() += 1;
+        match code {
+            0 => {}
+            // Nothing can be told where nothing can be written.
+            8 if point.call == "write" && !also.is_empty() => {}
+            8 => is_told(&case, error, &told),
+            _ => panic!("{case}: exit {code}: {told}"),
+        }
+        renewal.is_whole();
+        let (orders, _) = renewal.ends_well();
+        self.second_orders += orders.saturating_sub(1);
+    }
+}
+
+fn is_told(case: &str, error: &str, told: &str) {
+    let (_, words) = TOLD.iter().find(|(name, _)| *name == error).unwrap();
+    // Before the first name is come to, the store itself is named.
+    let name = told.contains(NAMES[0]) || told.contains("store: ");
+    assert!(
+        name && told.contains(words) && told.contains("hint:"),
+        "{case}: {told}"
+    );
+}
+
+/// One of `stride` calls, each failing in turn with one of its errors, or with
+/// all of them.
+fn failing(what: &str, also: &str, stride: usize, every_error: bool) {
+    let Some(strace) = Strace::find(what) else {
+        return;
+    };
+    let mut failing = Failing::start(strace);
+    let points = failing.points();
+    for (at, (point, errors)) in points.iter().enumerate().step_by(stride) {
+        let one = [errors[at / stride % errors.len()]];
+        let errors = if every_error { errors } else { &one[..] };
+        for error in errors {
+            failing.heals(point, error, also);
+        }
+    }
+    let Failing {
+        codes,
+        second_orders,
+        ..
+    } = failing;
+    eprintln!("{what}: exit codes {codes:?}, {second_orders} orders placed again");
+}
+
+#[test]
+fn a_file_call_that_fails_once_changes_nothing_that_is_live_and_the_next_run_heals() {
+    failing("file calls that fail once", "", 1, false);
+}
+
+#[test]
+fn file_calls_that_fail_from_some_point_on_change_nothing_that_is_live() {
+    failing("file calls that fail from some point on", "+", 4, false);
+}
+
+#[test]
+#[ignore = "every call with every error takes minutes"]
+fn every_file_call_fails_with_every_error() {
+    failing("every error once", "", 1, true);
+    failing("every error from some point on", "+", 1, true);
+}

@@ -1,0 +1,165 @@
+//! `kill -9` at every call of the kernel that a run makes and that can be seen
+//! outside of it: opens, writes, flushes, renames, locks, and what goes to and
+//! comes from the CA. The points are what a traced run did, so that a new one
+//! is among them without being listed. Killed before a call is killed after the
+//! one before it.
+
+use std::process::Command;
+
+use certs::random::{Random, SeededRandom};
+
+use crate::support::embedded::EmbeddedCa;
+use crate::support::renewal::Renewal;
+use crate::support::run;
+use crate::support::strace::{Point, Strace, is_about, points};
+
+const NAMES: [&str; 2] = ["example.com", "www.example.com"];
+
+/// What the kills did.
+#[derive(Debug, Default)]
+struct Tally {
+    kills: u32,
+    /// Runs that came to their end because they made fewer such calls.
+    ended: u32,
+    /// Kills that excuse a second order, and how many there were.
+    lost_urls: u32,
+    lost_answers: u32,
+    second_orders: u32,
+}
+
+struct Killed {
+    ca: EmbeddedCa,
+    strace: Strace,
+    tally: Tally,
+}
+
+impl Killed {
+    fn start(strace: Strace) -> Self {
+        Self {
+            ca: EmbeddedCa::start(),
+            strace,
+            tally: Tally::default(),
+        }
+    }
+
+    fn issue(&self, more: &[&str]) -> Command {
+        self.ca.issue(&[&NAMES[..], more].concat())
+    }
+
+    /// From the first call that has to do with our files on: before it the
+    /// loader is at work.
+    fn points(&self, more: &[&str]) -> Vec<Point> {
+        let calls = self.strace.calls(&self.issue(more));
+        let data = self.ca.path("data");
+        let first = calls.iter().position(|call| is_about(call, &[&data]));
+        let points = points(&calls[first.unwrap()..], |_| true);
+        assert!(points.len() > 100, "{} points are too few", points.len());
+        points
+    }
+
+    /// One renewal (or first issuance), killed at each of `kills` in turn, and
+    /// then left alone.
+    fn survives(&mut self, kills: &[&Point], more: &[&str]) {
+        let case = format!("killed at {kills:?}");
+        let mut renewal = Renewal::begin(&self.ca, &NAMES, case.clone());
+        for (at, point) in kills.iter().enumerate() {
+            let more = if at == 0 { more } else { &[] };
+            let output = self.strace.kill_at(&self.issue(more), point);
+            if output.status.success() {
+                self.tally.ended += 1;
+                break;
+            }
+            assert_eq!(output.status.code(), None, "{case}: {output:?}");
+            self.tally.kills += 1;
+            renewal.is_whole();
+        }
+        let (orders, excused) = renewal.ends_well();
+        self.tally.lost_urls += excused.lost_urls;
+        self.tally.lost_answers += excused.lost_answers;
+        self.tally.second_orders += orders.saturating_sub(1);
+    }
+}
+
+/// Points of a renewal, for which every run is a fresh one of the same store:
+/// it has a history of kills by then.
+fn renewals(strace: Strace, rounds: u32) -> Tally {
+    let mut killed = Killed::start(strace);
+    run(&mut killed.issue(&[]), 0);
+    let points = killed.points(&["--force"]);
+    for _ in 0..rounds {
+        for point in &points {
+            killed.survives(&[point], &["--force"]);
+        }
+    }
+    killed.tally
+}
+
+/// One point of `stride`, each in a directory without anything.
+fn first_issuances(strace: Strace, stride: usize) -> Tally {
+    let mut killed = Killed::start(strace);
+    let points = killed.points(&[]);
+    for point in points.iter().step_by(stride) {
+        for directory in ["data", "out"] {
+            std::fs::remove_dir_all(killed.ca.path(directory)).unwrap();
+        }
+        killed.survives(&[point], &[]);
+    }
+    killed.tally
+}
+
+/// Renewals that are killed, and whose next run is killed, too, and the one
+/// after that.
+fn again_and_again(strace: Strace, renewals: u32) -> Tally {
+    let mut killed = Killed::start(strace);
+    run(&mut killed.issue(&[]), 0);
+    let points = killed.points(&["--force"]);
+    let dice = SeededRandom::new(7);
+    for _ in 0..renewals {
+        let draw = || &points[usize::try_from(dice.below(points.len() as u64)).unwrap()];
+        let kills = [draw(), draw(), draw()];
+        killed.survives(&kills, &["--force"]);
+    }
+    killed.tally
+}
+
+#[test]
+fn killed_at_any_call_of_a_renewal_one_whole_pair_is_live_and_the_next_run_finishes() {
+    let what = "kill points of a renewal";
+    if let Some(strace) = Strace::find(what) {
+        eprintln!("{what}: {:?}", renewals(strace, 1));
+    }
+}
+
+#[test]
+fn killed_in_a_first_issuance_the_next_run_finishes() {
+    let what = "kill points of a first issuance";
+    if let Some(strace) = Strace::find(what) {
+        eprintln!("{what}: {:?}", first_issuances(strace, 5));
+    }
+}
+
+#[test]
+fn killed_again_and_again_the_last_run_finishes() {
+    let what = "kill after kill";
+    if let Some(strace) = Strace::find(what) {
+        eprintln!("{what}: {:?}", again_and_again(strace, 15));
+    }
+}
+
+#[test]
+#[ignore = "a thousand kills take five minutes"]
+fn a_thousand_kills() {
+    let what = "a thousand kills";
+    let find = || Strace::find(what);
+    let (Some(one), Some(two), Some(three)) = (find(), find(), find()) else {
+        return;
+    };
+    let tallies = [
+        renewals(one, 3),
+        first_issuances(two, 1),
+        again_and_again(three, 100),
+    ];
+    let kills: u32 = tallies.iter().map(|tally| tally.kills).sum();
+    eprintln!("{what}: {kills}: {tallies:?}");
+    assert!(kills >= 1_000, "{kills}");
+}

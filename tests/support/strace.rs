@@ -1,0 +1,231 @@
+//! The real binary under `strace`: what it asks of the kernel, in order, and
+//! any one of those calls killed or failed. What is no call of interest is
+//! named, so that a new one is.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use super::{program, text};
+
+/// Calls that change nothing that outlives the process and send nothing.
+const HARMLESS: &str = "access,accept4,?arch_prctl,bind,brk,?clone,clone3,close,clock_gettime,\
+    clock_nanosleep,dup,epoll_create1,epoll_ctl,epoll_pwait,?epoll_pwait2,?epoll_wait,eventfd2,\
+    exit,exit_group,faccessat,?faccessat2,fcntl,fstat,futex,getcwd,getdents64,getegid,geteuid,\
+    getgid,getpeername,getpid,getrandom,getsockname,getsockopt,gettid,getuid,ioctl,listen,lseek,\
+    ?lstat,madvise,mmap,mprotect,mremap,munmap,newfstatat,?poll,ppoll,prctl,pread64,prlimit64,read,\
+    ?readlink,readlinkat,readv,restart_syscall,rseq,rt_sigaction,rt_sigprocmask,rt_sigreturn,\
+    sched_getaffinity,sched_yield,set_robust_list,set_tid_address,setsockopt,shutdown,sigaltstack,\
+    socket,socketpair,?stat,statx,sysinfo,timerfd_create,timerfd_settime,?time,uname";
+
+/// A call that came back, or that never did (`exit`, a kill).
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    process: u32,
+    pub(crate) name: String,
+    pub(crate) arguments: String,
+    /// `None`: it failed.
+    pub(crate) returned: Option<i64>,
+    /// Which of its thread's calls of this name it was, from 1: what `when=` counts.
+    pub(crate) nth: u32,
+}
+
+/// One call of the next run of the same command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Point {
+    pub(crate) call: String,
+    pub(crate) nth: u32,
+}
+
+pub(crate) struct Strace {
+    program: PathBuf,
+}
+
+impl Strace {
+    /// `None`, and a line that says why `what` was left out.
+    pub(crate) fn find(what: &str) -> Option<Self> {
+        let Some(program) = program("CERTS_LAB_STRACE", "/usr/bin/strace") else {
+            eprintln!("SKIPPED: {what}: there is no strace");
+            return None;
+        };
+        let found = Self { program };
+        match found.probe() {
+            Ok(()) => Some(found),
+            Err(why) => {
+                eprintln!("SKIPPED: {what}: strace cannot be used here: {why}");
+                None
+            }
+        }
+    }
+
+    /// A killed call must not have been done, and a failed one neither.
+    fn probe(&self) -> Result<(), String> {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("made");
+        for (how, ends) in [("signal=KILL", None), ("error=ENOSPC", Some(1))] {
+            let mut mkdir = Command::new("mkdir");
+            mkdir.arg(&target);
+            let inject = format!("inject=?mkdir,mkdirat:{how}:when=1+");
+            let output = self.run(&mkdir, &["-e", "trace=?mkdir,mkdirat", "-e", &inject]);
+            if output.status.code() != ends || target.exists() {
+                return Err(format!("{how}: {}: {}", output.status, text(&output)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every call of interest of one run of `command`, which succeeds.
+    pub(crate) fn calls(&self, command: &Command) -> Vec<Call> {
+        self.record(command, &[], &["-y"])
+    }
+
+    /// The same and every call named in `also`, with `more` options.
+    pub(crate) fn record(&self, command: &Command, also: &[&str], more: &[&str]) -> Vec<Call> {
+        let directory = tempfile::tempdir().unwrap();
+        let written = directory.path().join("trace");
+        let left_out = HARMLESS.split(',').filter(|name| !also.contains(name));
+        let trace = format!("trace=!{}", left_out.collect::<Vec<_>>().join(","));
+        let mut options = vec!["-o", written.to_str().unwrap(), "-e", &trace];
+        options.extend(more);
+        let output = self.under(command, &options).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        calls(&std::fs::read_to_string(&written).unwrap())
+    }
+
+    /// One run that is killed when it is about to do `point`.
+    pub(crate) fn kill_at(&self, command: &Command, point: &Point) -> Output {
+        self.inject(command, point, "signal=KILL", "")
+    }
+
+    /// One run in which `point` fails; with `+`, also every such call after it.
+    pub(crate) fn fail_at(
+        &self,
+        command: &Command,
+        point: &Point,
+        error: &str,
+        also: &str,
+    ) -> Output {
+        self.inject(command, point, &format!("error={error}"), also)
+    }
+
+    fn inject(&self, command: &Command, point: &Point, how: &str, also: &str) -> Output {
+        let Point { call, nth } = point;
+        let inject = format!("inject={call}:{how}:when={nth}{also}");
+        self.run(command, &["-e", &format!("trace={call}"), "-e", &inject])
+    }
+
+    fn run(&self, command: &Command, options: &[&str]) -> Output {
+        let quiet = ["-o", "/dev/null"];
+        let options = [&quiet[..], options].concat();
+        self.under(command, &options).output().unwrap()
+    }
+
+    /// `command` under strace. Not with its seccomp filter, which would be faster:
+    /// no signal is injected then.
+    fn under(&self, command: &Command, options: &[&str]) -> Command {
+        let mut under = Command::new(&self.program);
+        under.args(["-f", "-qq"]);
+        under.args(options).arg("--").arg(command.get_program());
+        under.args(command.get_args()).stdin(Stdio::null());
+        if command.get_envs().any(|(name, _)| name == "CERTS_DATA_DIR") {
+            // It was given an environment of its own.
+            under.env_clear();
+        }
+        for (name, value) in command.get_envs() {
+            if let Some(value) = value {
+                under.env(name, value);
+            }
+        }
+        under
+    }
+}
+
+/// The points of interest to whom `wanted` says so, in order. Only the first
+/// thread's: it does all the work, and `when=` counts for each thread.
+pub(crate) fn points(calls: &[Call], wanted: impl Fn(&Call) -> bool) -> Vec<Point> {
+    let main = calls.first().map_or(0, |call| call.process);
+    let chosen = calls.iter().filter(|call| call.process == main);
+    let chosen = chosen.filter(|call| wanted(call));
+    let points = chosen.map(|call| Point {
+        call: call.name.clone(),
+        nth: call.nth,
+    });
+    points.collect()
+}
+
+/// Whether it is about a file below one of `roots`.
+pub(crate) fn is_about(call: &Call, roots: &[&Path]) -> bool {
+    let mut roots = roots.iter().map(|root| root.to_str().unwrap());
+    roots.any(|root| call.arguments.contains(root))
+}
+
+/// Reads what strace wrote: `PID NAME(ARGUMENTS) = RETURNED`, a call of one
+/// thread cut in two where another one's came between.
+fn calls(trace: &str) -> Vec<Call> {
+    let mut begun: BTreeMap<u32, String> = BTreeMap::new();
+    let mut counts: BTreeMap<(u32, String), u32> = BTreeMap::new();
+    let mut calls = Vec::new();
+    for line in trace.lines() {
+        let Some((process, rest)) = line.split_once(' ') else {
+            continue;
+        };
+        let (process, rest) = (process.parse::<u32>().unwrap(), rest.trim_start());
+        if let Some(start) = rest.strip_suffix(" <unfinished ...>") {
+            begun.insert(process, start.to_owned());
+            continue;
+        }
+        let whole = match rest.strip_prefix("<... ") {
+            Some(resumed) => {
+                let (_, end) = resumed.split_once(" resumed>").unwrap();
+                begun.remove(&process).unwrap_or_default() + end
+            }
+            None => rest.to_owned(),
+        };
+        let (Some((name, rest)), Some((_, returned))) =
+            (whole.split_once('('), whole.rsplit_once(" = "))
+        else {
+            continue; // a signal, or the end of a thread
+        };
+        let nth = counts.entry((process, name.to_owned())).or_default();
+        *nth += 1;
+        let returned = returned.split([' ', '<']).next().unwrap_or_default();
+        let arguments = rest.rsplit_once(" = ").unwrap().0.trim_end();
+        calls.push(Call {
+            process,
+            name: name.to_owned(),
+            arguments: arguments.strip_suffix(')').unwrap_or(arguments).to_owned(),
+            returned: returned.parse().ok().filter(|returned| *returned >= 0),
+            nth: *nth,
+        });
+    }
+    calls
+}
+
+#[test]
+fn a_call_that_is_cut_in_two_is_one() {
+    let trace = "\
+7  openat(AT_FDCWD, \"/a = b\", O_RDONLY) = 3</a>
+7  write(3</a>, \"x\", 1 <unfinished ...>
+8  rename(\"/a\", \"/b\")   = -1 ENOENT (No such file or directory)
+7  <... write resumed>)              = 1
+8  +++ exited with 0 +++
+7  write(4, \"y\", 1)                 = 1
+";
+    let calls = calls(trace);
+    let told: Vec<_> = calls
+        .iter()
+        .map(|call| (call.name.as_str(), call.nth, call.returned))
+        .collect();
+    let wanted = [
+        ("openat", 1, Some(3)),
+        ("rename", 1, None),
+        ("write", 1, Some(1)),
+        ("write", 2, Some(1)),
+    ];
+    assert_eq!(told, wanted);
+    assert_eq!(calls[2].arguments, "3</a>, \"x\", 1");
+    assert_eq!(
+        points(&calls, |call| is_about(call, &[Path::new("/a")])).len(),
+        2
+    );
+}
