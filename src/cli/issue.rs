@@ -2,6 +2,7 @@
 //! process, or by the sidecar that runs on the same data directory.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -24,9 +25,9 @@ use crate::manage::Outcome;
 use crate::manage::foresee;
 use crate::manage::issue::Urge;
 use crate::random::SystemRandom;
-use crate::store::Store;
 use crate::store::fs::FileStore;
 use crate::store::memory::MemoryStore;
+use crate::store::{Store, StoreError};
 use crate::time::{Clock, SystemClock};
 
 /// What is done with each certificate.
@@ -190,13 +191,23 @@ pub(super) async fn may_order(
     let Task::Pass(urge) = task else {
         return true;
     };
-    // A record that cannot be read is told by the pass, which then orders nothing.
-    let Ok(stored) = store.load(&settings.lineage).await else {
-        return false;
+    let stored = match store.load(&settings.lineage).await {
+        Ok(stored) => stored,
+        // It is told by the pass, which then orders nothing.
+        Err(error) if stays_unreadable(&error) => return false,
+        // The pass may be luckier, and order.
+        Err(_) => return true,
     };
     let record = stored.as_ref().map(|(record, _)| record);
     let (wanted, now) = (wanted(settings), SystemClock.now());
     foresee::may_order(record, &wanted, urge, now, &SystemRandom)
+}
+
+fn stays_unreadable(error: &StoreError) -> bool {
+    match error {
+        StoreError::Io { source, .. } => source.kind() == ErrorKind::PermissionDenied,
+        _ => true,
+    }
 }
 
 /// Whether any certificate of `settings` may.
