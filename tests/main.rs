@@ -20,3 +20,4 @@ mod status;
 mod support;
 mod surroundings;
 mod usage;
+mod volumes;

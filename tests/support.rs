@@ -37,6 +37,15 @@ impl Running {
         Self(quiet.spawn().unwrap())
     }
 
+    /// What it says goes to `log`.
+    pub(crate) fn start_logging(command: &mut Command, log: Stdio) -> Self {
+        let logging = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        Self(logging.spawn().unwrap())
+    }
+
     pub(crate) fn id(&self) -> u32 {
         self.0.id()
     }
@@ -77,11 +86,16 @@ pub(crate) fn free_port() -> u16 {
 }
 
 /// Waits until `ready` says so; a server that never is fails the test.
+pub(crate) fn until(what: &str, ready: impl FnMut() -> bool) {
+    until_within(what, Duration::from_secs(20), ready);
+}
+
+/// The same for what takes longer.
 #[allow(clippy::disallowed_methods)] // real servers take real time
-pub(crate) fn until(what: &str, mut ready: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
+pub(crate) fn until_within(what: &str, within: Duration, mut ready: impl FnMut() -> bool) {
+    let end = Instant::now() + within;
     while !ready() {
-        assert!(Instant::now() < end, "{what}: not within 20 s");
+        assert!(Instant::now() < end, "{what}: not within {within:?}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -73,6 +73,8 @@ pub(crate) enum Fault {
     HangAfter,
     /// The reply comes late.
     Delay(Duration),
+    /// The CA acts once the script is cleared.
+    Held,
     /// A reply of our own: status, content type, body, `Retry-After`.
     Reply(u16, &'static str, String, Option<&'static str>),
     /// Half of the body, and the end of the connection.
@@ -334,6 +336,11 @@ async fn answer(
             return Ok(reply);
         }
         Fault::Delay(by) => tokio::time::sleep(by).await,
+        Fault::Held => {
+            while ca.script.with(|scripted| !scripted.rules.is_empty()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
         _ => {}
     }
     let reply = ca.ask(request).await;
