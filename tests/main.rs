@@ -13,6 +13,7 @@ mod kill;
 mod pebble;
 mod port80;
 mod power;
+mod races;
 mod renew;
 mod sidecar;
 mod simulate;

@@ -25,6 +25,12 @@ pub(crate) fn program(variable: &str, usual: &str) -> Option<PathBuf> {
     Some(found)
 }
 
+/// Whether `tests/run --full` has started us.
+#[allow(clippy::disallowed_methods)] // as above
+pub(crate) fn is_full() -> bool {
+    std::env::var_os("CERTS_TEST_FULL").is_some()
+}
+
 /// A child that ends with its test.
 pub(crate) struct Running(Child);
 
@@ -58,6 +64,11 @@ impl Running {
 
     pub(crate) fn has_ended(&mut self) -> bool {
         self.0.try_wait().unwrap().is_some()
+    }
+
+    /// Of a child that has ended; `None` when a signal ended it.
+    pub(crate) fn exit_code(&mut self) -> Option<i32> {
+        self.0.wait().unwrap().code()
     }
 
     pub(crate) fn kill(&mut self) {

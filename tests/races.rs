@@ -1,0 +1,278 @@
+//! Two to ten processes at once on one store, and a process that is stopped in
+//! the middle of an order while another one comes: one order, one certificate,
+//! and whoever is late says so.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use certs::ca::Validation;
+use certs::identifier::{Identifier, Lineage};
+use certs::random::{Random, SeededRandom};
+use certs::record::{Record, Revision};
+use certs::store::fs::FileStore;
+use certs::store::{Store, StoreError};
+use rustix::process::Signal;
+
+use crate::support::embedded::EmbeddedCa;
+use crate::support::faults::{Endpoint, Fault, Which};
+use crate::support::oracle::Oracle;
+use crate::support::{Running, certs, is_full, run, text, until};
+
+/// A CA that looks at nobody's port 80: each process has a listener of its own.
+fn ca() -> EmbeddedCa {
+    EmbeddedCa::with(|settings| settings.validation = Validation::AlwaysValid)
+}
+
+fn issue(ca: &EmbeddedCa, names: &[&str]) -> Command {
+    let mut command = certs(&ca.path(""));
+    command
+        .args(["issue", "--agree-tos", "--ca", &ca.server.directory_url()])
+        .arg("--ca-root")
+        .arg(ca.path("root.pem"))
+        .args(["--http-listen", "127.0.0.1:0"])
+        .args(names);
+    command
+}
+
+fn spawn(mut command: Command) -> Child {
+    let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    piped.spawn().unwrap()
+}
+
+/// Runs `number` of them at once. Exactly one orders; the others have nothing to
+/// do or find the first at work.
+fn race(ca: &EmbeddedCa, name: &str, number: u64, command: impl Fn() -> Command) {
+    let done = |endpoint| ca.script.committed(endpoint);
+    let (orders, certificates) = (done(Endpoint::NewOrder), done(Endpoint::Finalize));
+    let racing: Vec<Child> = (0..number).map(|_| spawn(command())).collect();
+    let mut successes = 0;
+    for child in racing {
+        let output = child.wait_with_output().unwrap();
+        let told = text(&output);
+        match output.status.code() {
+            Some(0) => successes += 1,
+            Some(8) => assert!(
+                told.contains("is being worked on by another process") && told.contains("hint:"),
+                "{told}"
+            ),
+            code => panic!("{code:?}: {told}"),
+        }
+    }
+    assert!(successes > 0, "{name}: nobody has won");
+    let (orders, certificates) = (
+        done(Endpoint::NewOrder) - orders,
+        done(Endpoint::Finalize) - certificates,
+    );
+    assert_eq!((orders, certificates), (1, 1), "{name}: {number} at once");
+    let oracle = Oracle::new(&ca.path(""), &[name]);
+    oracle
+        .settled()
+        .unwrap_or_else(|why| panic!("{name}: {why}"));
+}
+
+/// Rounds of a race for a new name, or for one that is made due.
+#[allow(clippy::disallowed_methods)] // a test that takes as long as it is given
+fn rounds(most: u64, within: Duration) -> u64 {
+    let (mut ca, dice) = (ca(), SeededRandom::new(3));
+    let end = Instant::now() + within;
+    let mut round = 0;
+    while round < most && Instant::now() < end {
+        if round % 10 == 0 {
+            // Also where there is no store yet, and no account.
+            ca = self::ca();
+        }
+        let name = format!("r{round}.example.com");
+        let number = 2 + dice.below(9);
+        race(&ca, &name, number, || issue(&ca, &[&name]));
+        if round % 2 == 1 {
+            make_due(&ca, &name);
+            race(&ca, &name, number, || renew(&ca, &name));
+        }
+        round += 1;
+    }
+    round
+}
+
+fn renew(ca: &EmbeddedCa, name: &str) -> Command {
+    let mut command = certs(&ca.path(""));
+    command.args(["renew", name]);
+    command
+}
+
+/// As if the stored instant of renewal had come.
+fn make_due(ca: &EmbeddedCa, name: &str) {
+    let path = ca.path("data/records").join(name).join("record.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let mut stored: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let issued = &mut stored["record"]["issued"];
+    issued["renewal"]["at"] = "2026-01-01T00:00:00Z".into();
+    issued["renewable_from"] = serde_json::Value::Null;
+    std::fs::write(&path, stored.to_string()).unwrap();
+}
+
+#[test]
+fn of_processes_that_race_for_one_certificate_exactly_one_orders() {
+    let rounds = rounds(1_000, Duration::from_secs(20));
+    eprintln!("races of 2 to 10 processes: {rounds} rounds");
+    assert!(rounds >= 5, "{rounds} rounds are too few");
+}
+
+#[test]
+#[ignore = "a thousand rounds take ten minutes"]
+fn a_thousand_races_of_processes() {
+    let a_day = Duration::from_secs(86_400);
+    assert_eq!(rounds(1_000, a_day), 1_000);
+}
+
+#[test]
+fn who_finds_port_80_taken_by_the_first_says_so_and_orders_nothing() {
+    let ca = EmbeddedCa::start();
+    let racing: Vec<Child> = (0..6).map(|_| spawn(ca.issue(&["example.com"]))).collect();
+    let mut codes = Vec::new();
+    for child in racing {
+        let output = child.wait_with_output().unwrap();
+        let told = text(&output);
+        let code = output.status.code().unwrap();
+        assert!([0, 2, 8].contains(&code), "{code}: {told}");
+        assert!(code == 0 || told.contains("hint:"), "{told}");
+        codes.push(code);
+    }
+    assert!(codes.contains(&0), "{codes:?}");
+    assert_eq!(ca.script.committed(Endpoint::NewOrder), 1, "{codes:?}");
+    let oracle = Oracle::new(&ca.path(""), &["example.com"]);
+    oracle.settled().unwrap();
+}
+
+/// What one of many workers did with a record.
+fn work(store: &FileStore, lineage: &Lineage, round: u64, leased: bool) -> bool {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let lease = match store.lease(lineage).await {
+            Err(StoreError::Leased { .. }) if leased => return false,
+            lease => leased.then(|| lease.unwrap()),
+        };
+        let stored = store.load(lineage).await.unwrap();
+        let (mut record, revision) = stored.unwrap_or_else(|| {
+            let names = [Identifier::parse(lineage.as_str()).unwrap()].into();
+            let fresh = Record::new(lineage.clone(), names, "https://ca".into());
+            (fresh, Revision(0))
+        });
+        let ours = Some(round.to_string());
+        if record.profile == ours {
+            return false;
+        }
+        record.profile = ours;
+        let saved = store.save(&record, revision, None).await;
+        drop(lease);
+        match saved {
+            Ok(_) => true,
+            Err(StoreError::Conflict { .. }) if !leased => false,
+            Err(error) => panic!("{error}"),
+        }
+    })
+}
+
+#[test]
+fn in_a_thousand_rounds_exactly_one_of_many_writers_wins() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = FileStore::open(directory.path().join("data")).unwrap();
+    let (store, dice) = (Arc::new(store), SeededRandom::new(5));
+    let lineage = Lineage::parse("example.com").unwrap();
+    for round in 0..1_000 {
+        // With their lease, and by compare-and-swap alone.
+        let (number, leased) = (2 + dice.below(9), round % 2 == 0);
+        let barrier = Arc::new(Barrier::new(usize::try_from(number).unwrap()));
+        let workers = (0..number).map(|_| {
+            let (store, lineage, barrier) = (store.clone(), lineage.clone(), barrier.clone());
+            std::thread::spawn(move || {
+                barrier.wait();
+                work(&store, &lineage, round, leased)
+            })
+        });
+        let workers = workers.collect::<Vec<_>>().into_iter();
+        let winners = workers
+            .filter(|_| true)
+            .map(|worker| worker.join().unwrap());
+        assert_eq!(winners.filter(|won| *won).count(), 1, "round {round}");
+    }
+}
+
+/// A process that is stopped while the CA is about to sign.
+struct Stopped {
+    ca: EmbeddedCa,
+    child: Running,
+    log: PathBuf,
+}
+
+impl Stopped {
+    fn in_the_middle_of_an_order() -> Self {
+        let ca = ca();
+        ca.script
+            .add(Endpoint::Finalize, Which::Nth(1), Fault::Held);
+        let log = ca.path("stopped.log");
+        let file = std::fs::File::create(&log).unwrap();
+        let child = Running::start_logging(&mut issue(&ca, &["example.com"]), file.into());
+        until("an order", || ca.script.count(Endpoint::Finalize) == 1);
+        child.signal(Signal::STOP);
+        let stat = format!("/proc/{}/stat", child.id());
+        let is_stopped = || std::fs::read_to_string(&stat).unwrap().contains(") T ");
+        until("the stop", is_stopped);
+        // The CA signs, and replies to nobody.
+        ca.script.clear();
+        until("the CA", || ca.script.committed(Endpoint::Finalize) == 1);
+        Self { ca, child, log }
+    }
+
+    /// What it says once it goes on.
+    fn goes_on(&mut self, code: i32) -> String {
+        self.child.signal(Signal::CONT);
+        until("its end", || self.child.has_ended());
+        let told = std::fs::read_to_string(&self.log).unwrap();
+        assert_eq!(self.child.exit_code(), Some(code), "{told}");
+        told
+    }
+}
+
+fn settled_with_one_order(ca: &EmbeddedCa) {
+    let done = |endpoint| ca.script.committed(endpoint);
+    assert_eq!((done(Endpoint::NewOrder), done(Endpoint::Finalize)), (1, 1));
+    let oracle = Oracle::new(&ca.path(""), &["example.com"]);
+    oracle.settled().unwrap();
+}
+
+#[test]
+fn a_process_that_is_stopped_in_its_order_keeps_its_lease_and_ends_well() {
+    let mut stopped = Stopped::in_the_middle_of_an_order();
+    let told = run(&mut issue(&stopped.ca, &["example.com"]), 8);
+    assert!(
+        told.contains("is being worked on by another process"),
+        "{told}"
+    );
+    if is_full() {
+        // Longer than any deadline of a request.
+        std::thread::sleep(Duration::from_secs(60));
+    }
+    stopped.goes_on(0);
+    settled_with_one_order(&stopped.ca);
+}
+
+#[test]
+fn a_process_whose_lease_was_taken_from_it_is_refused_when_it_goes_on() {
+    let mut stopped = Stopped::in_the_middle_of_an_order();
+    // By somebody who takes the lock of a stopped process for a stale one.
+    std::fs::remove_file(stopped.ca.path("data/leases/example.com")).unwrap();
+    let told = run(&mut issue(&stopped.ca, &["example.com"]), 0);
+    let oracle = Oracle::new(&stopped.ca.path(""), &["example.com"]);
+    let before = oracle.settled();
+    let before = before.unwrap_or_else(|why| panic!("{why}: {told}"));
+    let told = stopped.goes_on(8);
+    let is_told = told.contains("was changed by another process") && told.contains("hint:");
+    assert!(is_told, "{told}");
+    settled_with_one_order(&stopped.ca);
+    let after = oracle.settled().unwrap();
+    assert_eq!(after, before, "the late one has overwritten the other");
+}
