@@ -99,10 +99,19 @@ impl Exchange for Https {
             let reply = self.client.request(request.map(Full::new)).await;
             whole(reply.map_err(|error| sort(&error))?).await
         };
-        match tokio::time::timeout(DEADLINE, exchanged).await {
-            Ok(ended) => ended,
-            Err(_) => Err(ExchangeError::TimedOut(DEADLINE)),
+        tokio::select! {
+            biased;
+            ended = exchanged => ended,
+            () = deadline() => Err(ExchangeError::TimedOut(DEADLINE)),
         }
+    }
+}
+
+/// By the second: a process that was stopped or moved meanwhile has not looked
+/// for its reply, which may have come.
+async fn deadline() {
+    for _ in 0..DEADLINE.as_secs() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 
