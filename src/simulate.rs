@@ -111,6 +111,9 @@ pub struct Timeline {
     /// At the end of each quarter of a day: the least part of a life that was
     /// left of anything served, in thousandths.
     pub least_left: Vec<u32>,
+    /// Renewals ordered outside of the window that the CA had suggested: after
+    /// an outage that was longer, or because it called a certificate back.
+    pub outside_window: u64,
     /// Orders on each day.
     pub orders: Vec<u64>,
     /// What happened, as hours from the beginning, with its name.

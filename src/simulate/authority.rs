@@ -44,6 +44,8 @@ pub(super) struct Counts {
     pub(super) needed: u64,
     /// Certificates that nobody needed.
     pub(super) duplicates: u64,
+    /// Renewals ordered while their windows were not open.
+    pub(super) outside: u64,
     /// Orders that it refused by its limits.
     pub(super) breaches: u64,
 }
@@ -167,6 +169,7 @@ impl Authority {
             inside.take(Limit::Orders, String::new(), now);
         }
         inside.counts.orders += 1;
+        inside.counts.outside += u64::from(again && !exempt);
         inside.next_order += 1;
         inside.forget_orders(now);
         let number = inside.next_order;

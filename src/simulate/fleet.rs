@@ -131,6 +131,7 @@ impl World {
         tasks.abort_all();
         while tasks.join_next().await.is_some() {}
         let mut timeline = timeline.lock().unwrap_or_else(PoisonError::into_inner);
+        timeline.outside_window = self.authority.counts().outside;
         timeline.events = events.iter().map(named).collect();
         (self.score().await, std::mem::take(&mut *timeline))
     }

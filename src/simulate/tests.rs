@@ -24,6 +24,40 @@ fn a_small_fleet_never_serves_an_expired_second() {
 }
 
 #[test]
+fn where_nothing_goes_wrong_every_order_is_inside_its_window_also_of_160_hours() {
+    let calm = Plan {
+        nodes: 1,
+        scenarios: vec![],
+        ..plan(1)
+    };
+    let (score, timeline) = simulate(&calm).unwrap();
+    // 17 or 18 of them are the short-lived one's, in windows of 3.2 hours.
+    assert!(score.orders > 10 + 17, "{score:?}");
+    assert_eq!(score.orders, score.due_renewals);
+    assert_eq!(timeline.outside_window, 0);
+    // After three days no window of 3.2 hours is open any more.
+    let outages = Plan {
+        scenarios: vec![Scenario::Outages],
+        ..calm
+    };
+    assert!(simulate(&outages).unwrap().1.outside_window > 0);
+}
+
+#[test]
+fn a_ca_that_is_down_for_two_weeks_costs_no_second_of_45_days() {
+    let plan = Plan {
+        nodes: 1,
+        certificates: 6,
+        days: 90,
+        scenarios: vec![Scenario::LongOutage],
+        ..plan(1)
+    };
+    let (score, timeline) = simulate(&plan).unwrap();
+    assert_eq!(score.broken(), Vec::<String>::new(), "{score:?}");
+    assert_eq!(timeline.events.len(), 1);
+}
+
+#[test]
 fn the_same_seed_gives_the_same_story_and_another_another() {
     let one = simulate(&plan(7)).unwrap();
     assert_eq!(one, simulate(&plan(7)).unwrap());
