@@ -21,10 +21,10 @@ struct Tally {
     kills: u32,
     /// Runs that came to their end because they made fewer such calls.
     ended: u32,
-    /// Kills that excuse a second order, and how many there were.
+    /// Orders that were placed again, and why.
+    again: u32,
     lost_urls: u32,
-    lost_answers: u32,
-    second_orders: u32,
+    given_up: u32,
 }
 
 struct Killed {
@@ -73,10 +73,10 @@ impl Killed {
             self.tally.kills += 1;
             renewal.is_whole();
         }
-        let (orders, excused) = renewal.ends_well();
-        self.tally.lost_urls += excused.lost_urls;
-        self.tally.lost_answers += excused.lost_answers;
-        self.tally.second_orders += orders.saturating_sub(1);
+        let orders = renewal.ends_well();
+        self.tally.again += orders.placed.saturating_sub(1);
+        self.tally.lost_urls += orders.lost_urls;
+        self.tally.given_up += orders.given_up;
     }
 }
 
@@ -142,7 +142,7 @@ fn killed_in_a_first_issuance_the_next_run_finishes() {
 fn killed_again_and_again_the_last_run_finishes() {
     let what = "kill after kill";
     if let Some(strace) = Strace::find(what) {
-        eprintln!("{what}: {:?}", again_and_again(strace, 15));
+        eprintln!("{what}: {:?}", again_and_again(strace, 25));
     }
 }
 

@@ -1,7 +1,7 @@
 //! A script of what goes wrong with the embedded CA: a layer round its service
 //! that loses, delays, breaks and forges. The CA itself knows nothing of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::fmt;
 use std::pin::Pin;
@@ -149,6 +149,8 @@ struct Scripted {
     rules: Vec<Rule>,
     counts: BTreeMap<Endpoint, u32>,
     committed: BTreeMap<Endpoint, u32>,
+    given_up: BTreeSet<String>,
+    unfollowed: Option<String>,
     dice: SeededRandom,
 }
 
@@ -158,6 +160,8 @@ impl Default for Scripted {
             rules: Vec::new(),
             counts: BTreeMap::new(),
             committed: BTreeMap::new(),
+            given_up: BTreeSet::new(),
+            unfollowed: None,
             dice: SeededRandom::new(1),
         }
     }
@@ -197,10 +201,23 @@ impl Script {
         self.with(|scripted| scripted.committed.get(&endpoint).copied().unwrap_or(0))
     }
 
+    /// How many orders the CA has shown to be invalid.
+    pub(crate) fn given_up(&self) -> u32 {
+        self.with(|scripted| u32::try_from(scripted.given_up.len()).unwrap())
+    }
+
+    /// The URL of the newest order, until somebody asks for an authorization.
+    pub(crate) fn unfollowed_order(&self) -> Option<String> {
+        self.with(|scripted| scripted.unfollowed.clone())
+    }
+
     /// Counts a request and says what goes wrong with it.
     fn next(&self, endpoint: Endpoint) -> Option<Fault> {
         self.with(|scripted| {
             *scripted.counts.entry(endpoint).or_default() += 1;
+            if endpoint == Endpoint::Authorization {
+                scripted.unfollowed = None;
+            }
             let mut hit = None;
             for rule in &mut scripted.rules {
                 if rule.endpoint.is_some_and(|wanted| wanted != endpoint) {
@@ -288,13 +305,33 @@ struct Counted {
 
 impl Counted {
     async fn ask(&mut self, request: Request<Body>) -> Response<Body> {
+        let path = request.uri().path().to_owned();
         let reply = ask(&mut self.router, request).await;
         if reply.status().is_success() {
             let endpoint = self.endpoint;
-            self.script
-                .with(|scripted| *scripted.committed.entry(endpoint).or_default() += 1);
+            let url = reply.headers().get(LOCATION);
+            let url = url.map(|url| url.to_str().unwrap().to_owned());
+            self.script.with(|scripted| {
+                *scripted.committed.entry(endpoint).or_default() += 1;
+                if endpoint == Endpoint::NewOrder {
+                    scripted.unfollowed = url;
+                }
+            });
         }
-        reply
+        match self.endpoint {
+            Endpoint::Order => self.look(path, reply).await,
+            _ => reply,
+        }
+    }
+
+    async fn look(&self, path: String, reply: Response<Body>) -> Response<Body> {
+        let (parts, body) = reply.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let order: Value = serde_json::from_slice(&body).unwrap_or_default();
+        if order["status"] == "invalid" {
+            self.script.with(|scripted| scripted.given_up.insert(path));
+        }
+        Response::from_parts(parts, Body::from(body))
     }
 }
 

@@ -13,19 +13,28 @@ pub(crate) struct Renewal<'a> {
     names: &'a [&'a str],
     case: String,
     before: Option<Pair>,
-    asked: [u32; 3],
-    /// Orders more than the one, and why.
-    excused: Excused,
+    counts: Counts,
+    /// When the last run began.
+    last: Counts,
+    /// Orders whose URL died with the CA's reply.
+    lost_urls: u32,
 }
 
-/// Orders that the CA had taken and that nobody could go on with.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Excused {
-    /// Their URL died with the CA's reply.
+/// What the CA was asked for.
+#[derive(Clone, Copy)]
+struct Counts {
+    orders: u32,
+    certificates: u32,
+    /// By the CA, which had looked for an answer when the listener was dead.
+    given_up: u32,
+}
+
+/// How it went with the one order that is allowed, and the reasons for more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Orders {
+    pub(crate) placed: u32,
     pub(crate) lost_urls: u32,
-    /// The CA may have looked for an answer when the listener was dead, and has
-    /// given the order up then.
-    pub(crate) lost_answers: u32,
+    pub(crate) given_up: u32,
 }
 
 impl<'a> Renewal<'a> {
@@ -33,12 +42,13 @@ impl<'a> Renewal<'a> {
         let oracle = Oracle::new(&ca.path(""), names);
         Self {
             before: oracle.live().unwrap(),
-            asked: asked(ca),
+            counts: Counts::of(ca),
+            last: Counts::of(ca),
             ca,
             oracle,
             names,
             case,
-            excused: Excused::default(),
+            lost_urls: 0,
         }
     }
 
@@ -56,55 +66,56 @@ impl<'a> Renewal<'a> {
         self.excuse();
     }
 
+    /// The run ended between the CA's order and its next request, and nobody
+    /// knows the order's URL.
     fn excuse(&mut self) {
         let case = &self.case;
         let record = self.oracle.record();
         let record = record.unwrap_or_else(|why| panic!("{case}: {why}"));
         let order = record.and_then(|record| record.order);
-        let [orders, certificates, challenges] = self.asked();
-        let ordered = orders > self.excused.lost_urls + self.excused.lost_answers;
-        if ordered && order.as_ref().is_none_or(|order| order.url.is_none()) && certificates == 0 {
-            self.excused.lost_urls += 1;
-        } else if challenges > 0 && certificates == 0 && order.is_some() {
-            self.excused.lost_answers += 1;
+        let known = order.and_then(|order| order.url);
+        let now = Counts::of(self.ca);
+        let newest = self.ca.script.unfollowed_order();
+        if now.orders > self.last.orders && newest.is_some() && newest != known {
+            self.lost_urls += 1;
         }
-    }
-
-    /// Orders, certificates and challenges since it began.
-    fn asked(&self) -> [u32; 3] {
-        let (now, before) = (asked(self.ca), self.asked);
-        [0, 1, 2].map(|index| now[index] - before[index])
+        self.last = now;
     }
 
     /// Leaves it alone: exit 0, everything settled, one order and never two
-    /// certificates. Returns the orders and what excuses more than one.
-    pub(crate) fn ends_well(self) -> (u32, Excused) {
+    /// certificates.
+    pub(crate) fn ends_well(self) -> Orders {
         let case = &self.case;
         let output = self.ca.issue(self.names).output().unwrap();
         let told = text(&output);
         assert_eq!(output.status.code(), Some(0), "after {case}: {told}");
         let after = self.oracle.settled();
         let after = after.unwrap_or_else(|why| panic!("after {case}: {why}: {told}"));
-        let ([orders, certificates, _], excused) = (self.asked(), self.excused);
-        let allowed = 1 + excused.lost_urls + excused.lost_answers;
-        assert!(
-            orders <= allowed,
-            "{case}: {orders} orders, {excused:?}: {told}"
-        );
+        let (now, before) = (Counts::of(self.ca), self.counts);
+        let orders = Orders {
+            placed: now.orders - before.orders,
+            lost_urls: self.lost_urls,
+            given_up: now.given_up - before.given_up,
+        };
+        let allowed = 1 + orders.lost_urls + orders.given_up;
+        assert!(orders.placed <= allowed, "{case}: {orders:?}: {told}");
+        let certificates = now.certificates - before.certificates;
         assert!(certificates <= 1, "{case}: {certificates} certificates");
         // What was ordered is used, and nothing else is new.
         let renewed = self.before.as_ref() != Some(&after);
-        assert_eq!(renewed, orders > 0, "{case}: {told}");
+        assert_eq!(renewed, orders.placed > 0, "{case}: {told}");
         assert_eq!(renewed, certificates == 1, "{case}: {told}");
-        (orders, excused)
+        orders
     }
 }
 
-fn asked(ca: &EmbeddedCa) -> [u32; 3] {
-    let script = &ca.script;
-    [
-        script.committed(Endpoint::NewOrder),
-        script.committed(Endpoint::Finalize),
-        script.count(Endpoint::Challenge),
-    ]
+impl Counts {
+    fn of(ca: &EmbeddedCa) -> Self {
+        let script = &ca.script;
+        Self {
+            orders: script.committed(Endpoint::NewOrder),
+            certificates: script.committed(Endpoint::Finalize),
+            given_up: script.given_up(),
+        }
+    }
 }
