@@ -8,10 +8,11 @@ use std::path::Path;
 
 use certs::record::{Generation, Record};
 
-use crate::support::disk::{Disk, FOR_REPLAY, Ignored, Loss, Replay, Tree, write_down};
+use crate::support::disk::{Disk, Ignored, Loss, Tree, write_down};
 use crate::support::embedded::EmbeddedCa;
 use crate::support::faults::Endpoint;
 use crate::support::oracle::Oracle;
+use crate::support::replay::{FOR_REPLAY, Replay};
 use crate::support::run;
 use crate::support::strace::Strace;
 

@@ -5,6 +5,7 @@ pub(crate) mod embedded;
 pub(crate) mod faults;
 pub(crate) mod oracle;
 pub(crate) mod renewal;
+pub(crate) mod replay;
 pub(crate) mod strace;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};

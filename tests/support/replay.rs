@@ -1,0 +1,357 @@
+//! From what strace tells of a run to the steps that a disk is played: paths
+//! and descriptors are followed as the process saw them, and a call about our
+//! files that is not known here fails the test.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use super::disk::{Disk, Node, Number, ROOT, Step};
+use super::strace::Call;
+
+/// Turns the calls of a run into steps.
+pub(crate) struct Replay<'a> {
+    disk: Disk,
+    root: &'a Path,
+    /// The nodes as the process sees them.
+    nodes: BTreeMap<Number, Node>,
+    open: BTreeMap<i64, Open>,
+}
+
+#[derive(Clone, Copy)]
+enum Open {
+    File { node: Number, at: usize },
+    Ca,
+}
+
+/// What strace must record, beside its points, for a replay.
+pub(crate) const FOR_REPLAY: [&str; 3] = ["read", "lseek", "close"];
+
+impl<'a> Replay<'a> {
+    /// Below `root`, from what `disk` holds.
+    pub(crate) fn new(disk: Disk, root: &'a Path) -> Self {
+        Self {
+            nodes: disk.nodes.clone(),
+            disk,
+            root,
+            open: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn all(mut self, calls: &[Call]) -> Disk {
+        for call in calls {
+            if let Some(returned) = call.returned {
+                self.call(call, &arguments(&call.arguments), returned);
+            } else if call.name == "connect" && call.arguments.contains("AF_INET") {
+                // It is under way.
+                let descriptor = arguments(&call.arguments)[0].parse().unwrap();
+                self.open.insert(descriptor, Open::Ca);
+            }
+        }
+        self.disk
+    }
+
+    fn call(&mut self, call: &Call, arguments: &[String], returned: i64) {
+        let argument = |index: usize| arguments[index].as_str();
+        let number = |index: usize| arguments[index].parse::<i64>().unwrap_or(-1);
+        let length = usize::try_from(returned).unwrap();
+        match call.name.as_str() {
+            "openat" => self.open(arguments, returned),
+            "close" => {
+                self.open.remove(&number(0));
+            }
+            "read" => self.moved(number(0), |at| at + length),
+            "lseek" => self.moved(number(0), |_| length),
+            "write" | "writev" | "sendto" | "sendmsg" => {
+                self.write(number(0), &bytes(argument(1)), length);
+            }
+            "connect" if argument(1).contains("AF_INET") => {
+                self.open.insert(number(0), Open::Ca);
+            }
+            "ftruncate" => {
+                let length = usize::try_from(number(1)).unwrap();
+                self.on(number(0), |node| Step::Cut { node, length });
+            }
+            "fsync" | "fdatasync" => {
+                if let Some(node) = self.file(number(0)) {
+                    self.disk.flushed.push(self.path_of(node));
+                    self.step(Step::Flush(node));
+                }
+            }
+            "fchmod" => {
+                let mode = octal(argument(1));
+                self.on(number(0), |node| Step::Mode { node, mode });
+            }
+            "chmod" => self.mode(self.at("AT_FDCWD", argument(0)), argument(1)),
+            "fchmodat" => self.mode(self.at(argument(0), argument(1)), argument(2)),
+            "mkdir" => self.make_directory(self.at("AT_FDCWD", argument(0)), argument(1)),
+            "mkdirat" => self.make_directory(self.at(argument(0), argument(1)), argument(2)),
+            "symlink" => self.link(argument(0), self.at("AT_FDCWD", argument(1))),
+            "symlinkat" => self.link(argument(0), self.at(argument(1), argument(2))),
+            "unlink" | "rmdir" => self.leave(self.at("AT_FDCWD", argument(0))),
+            "unlinkat" => self.leave(self.at(argument(0), argument(1))),
+            "rename" => {
+                let from = self.at("AT_FDCWD", argument(0));
+                self.rename(from, self.at("AT_FDCWD", argument(1)), false);
+            }
+            "renameat" | "renameat2" => {
+                let from = self.at(argument(0), argument(1));
+                let exchange = arguments
+                    .get(4)
+                    .is_some_and(|flags| flags.contains("EXCHANGE"));
+                self.rename(from, self.at(argument(2), argument(3)), exchange);
+            }
+            "flock" | "recvfrom" | "recvmsg" => {}
+            name => self.is_none_of_ours(name, arguments),
+        }
+    }
+
+    /// A call that is not known here must not be about our files.
+    fn is_none_of_ours(&self, name: &str, arguments: &[String]) {
+        let paths = arguments.iter().filter(|text| text.starts_with('"'));
+        let about = paths.map(|text| PathBuf::from(string(text)));
+        let about = about.filter(|path| path.starts_with(self.root)).count();
+        let first = arguments.first().and_then(|text| text.parse().ok());
+        let file = first.and_then(|descriptor| self.file(descriptor));
+        assert!(
+            about == 0 && file.is_none(),
+            "the replay does not know {name}({})",
+            arguments.join(", ")
+        );
+    }
+
+    fn open(&mut self, arguments: &[String], descriptor: i64) {
+        self.open.remove(&descriptor);
+        let flags = &arguments[2];
+        let creates = flags.contains("O_CREAT");
+        let Some((directory, name)) = self.at(&arguments[0], &arguments[1]) else {
+            return;
+        };
+        let found = if name.is_empty() {
+            Some(directory)
+        } else {
+            self.entry(directory, &name)
+        };
+        let node = match found {
+            Some(node) => node,
+            None if creates => {
+                let mode = octal(&arguments[3]) & !0o022;
+                self.enter(
+                    directory,
+                    name,
+                    Node::File {
+                        mode,
+                        bytes: Vec::new(),
+                    },
+                )
+            }
+            None => panic!("{} is not known to the replay", string(&arguments[1])),
+        };
+        if flags.contains("O_TRUNC") {
+            self.step(Step::Cut { node, length: 0 });
+        }
+        assert!(!flags.contains("O_APPEND"), "the replay does not know it");
+        self.open.insert(descriptor, Open::File { node, at: 0 });
+    }
+
+    fn file(&self, descriptor: i64) -> Option<Number> {
+        match self.open.get(&descriptor)? {
+            Open::File { node, .. } => Some(*node),
+            Open::Ca => None,
+        }
+    }
+
+    fn on(&mut self, descriptor: i64, step: impl FnOnce(Number) -> Step) {
+        if let Some(node) = self.file(descriptor) {
+            self.step(step(node));
+        }
+    }
+
+    fn moved(&mut self, descriptor: i64, to: impl FnOnce(usize) -> usize) {
+        if let Some(Open::File { at, .. }) = self.open.get_mut(&descriptor) {
+            *at = to(*at);
+        }
+    }
+
+    fn write(&mut self, descriptor: i64, bytes: &[u8], length: usize) {
+        match self.open.get(&descriptor).copied() {
+            Some(Open::File { node, at }) => {
+                assert!(bytes.len() >= length, "strace has cut {bytes:?} off");
+                let bytes = bytes[..length].to_vec();
+                self.step(Step::Write { node, at, bytes });
+                self.moved(descriptor, |at| at + length);
+            }
+            Some(Open::Ca) => self.step(Step::Send),
+            None => {}
+        }
+    }
+
+    fn mode(&mut self, place: Option<(Number, String)>, mode: &str) {
+        if let Some((directory, name)) = place {
+            let node = self.entry(directory, &name).unwrap();
+            let mode = octal(mode);
+            self.step(Step::Mode { node, mode });
+        }
+    }
+
+    fn make_directory(&mut self, place: Option<(Number, String)>, mode: &str) {
+        if let Some((directory, name)) = place {
+            let mode = octal(mode) & !0o022;
+            let entries = BTreeMap::new();
+            self.enter(directory, name, Node::Directory { mode, entries });
+        }
+    }
+
+    fn link(&mut self, target: &str, place: Option<(Number, String)>) {
+        if let Some((directory, name)) = place {
+            self.enter(directory, name, Node::Link(string(target)));
+        }
+    }
+
+    fn enter(&mut self, directory: Number, name: String, node: Node) -> Number {
+        let number = self.disk.add(node.clone());
+        self.nodes.insert(number, node);
+        self.step(Step::Enter {
+            directory,
+            name,
+            node: number,
+        });
+        number
+    }
+
+    fn leave(&mut self, place: Option<(Number, String)>) {
+        if let Some((directory, name)) = place {
+            self.step(Step::Leave { directory, name });
+        }
+    }
+
+    fn rename(
+        &mut self,
+        from: Option<(Number, String)>,
+        to: Option<(Number, String)>,
+        exchange: bool,
+    ) {
+        let (Some((directory, from)), Some((other, to))) = (from, to) else {
+            return;
+        };
+        assert_eq!(
+            directory, other,
+            "the replay knows renames within a directory"
+        );
+        let node = self.entry(directory, &from).unwrap();
+        let step = if exchange {
+            let nodes = [node, self.entry(directory, &to).unwrap()];
+            let names = [from, to];
+            Step::Exchange {
+                directory,
+                names,
+                nodes,
+            }
+        } else {
+            Step::Rename {
+                directory,
+                from,
+                to,
+                node,
+            }
+        };
+        self.step(step);
+    }
+
+    fn step(&mut self, step: Step) {
+        step.apply(&mut self.nodes, true);
+        self.disk.steps.push(step);
+    }
+
+    /// The directory and the last name of a path below the root; the name is
+    /// empty for the root itself.
+    fn at(&self, from: &str, path: &str) -> Option<(Number, String)> {
+        let path = PathBuf::from(string(path));
+        let (mut directory, path) = match from.parse::<i64>() {
+            Ok(descriptor) => (self.file(descriptor)?, path),
+            Err(_) => (ROOT, path.strip_prefix(self.root).ok()?.to_owned()),
+        };
+        let names = path.components().map(|part| match part {
+            Component::Normal(name) => name.to_str().unwrap().to_owned(),
+            other => panic!("the replay does not know {other:?}"),
+        });
+        let mut names: Vec<String> = names.collect();
+        let last = names.pop().unwrap_or_default();
+        for name in names {
+            directory = self.follow(directory, &name);
+        }
+        Some((directory, last))
+    }
+
+    /// Through the one kind of link that there is: `live/NAME`.
+    fn follow(&self, directory: Number, name: &str) -> Number {
+        let node = self.entry(directory, name);
+        let node = node.unwrap_or_else(|| panic!("the replay knows no {name}"));
+        let Node::Link(target) = &self.nodes[&node] else {
+            return node;
+        };
+        let below = target.strip_prefix("../").unwrap().split('/');
+        below.fold(self.output(), |at, name| self.entry(at, name).unwrap())
+    }
+
+    fn output(&self) -> Number {
+        self.entry(ROOT, "out").unwrap()
+    }
+
+    fn entry(&self, directory: Number, name: &str) -> Option<Number> {
+        match &self.nodes[&directory] {
+            Node::Directory { entries, .. } => entries.get(name).copied(),
+            other => panic!("{other:?} is no directory"),
+        }
+    }
+
+    fn path_of(&self, node: Number) -> String {
+        fn search(nodes: &BTreeMap<Number, Node>, at: Number, wanted: Number) -> Option<String> {
+            if at == wanted {
+                return Some(String::new());
+            }
+            let Node::Directory { entries, .. } = &nodes[&at] else {
+                return None;
+            };
+            let mut found = entries.iter().filter_map(|(name, child)| {
+                search(nodes, *child, wanted).map(|below| format!("/{name}{below}"))
+            });
+            found.next()
+        }
+        search(&self.nodes, ROOT, node).unwrap_or_default()
+    }
+}
+
+/// Splits at the commas outside of all brackets. With `-xx` no text has one.
+fn arguments(text: &str) -> Vec<String> {
+    let (mut parts, mut depth) = (vec![String::new()], 0_i32);
+    for letter in text.chars() {
+        match letter {
+            '[' | '{' => depth += 1,
+            ']' | '}' => depth -= 1,
+            _ => {}
+        }
+        match parts.last_mut() {
+            Some(_) if letter == ',' && depth == 0 => parts.push(String::new()),
+            Some(part) => part.push(letter),
+            None => {}
+        }
+    }
+    parts.iter().map(|part| part.trim().to_owned()).collect()
+}
+
+/// Every text of an argument, one after the other.
+fn bytes(argument: &str) -> Vec<u8> {
+    let texts = argument.split('"').skip(1).step_by(2);
+    let digits = texts.flat_map(|text| text.split("\\x").skip(1));
+    digits
+        .map(|digits| u8::from_str_radix(digits, 16).unwrap())
+        .collect()
+}
+
+fn string(argument: &str) -> String {
+    String::from_utf8(bytes(argument)).unwrap()
+}
+
+fn octal(argument: &str) -> u32 {
+    u32::from_str_radix(argument, 8).unwrap()
+}
