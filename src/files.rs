@@ -2,8 +2,8 @@
 //! at open, written aside, flushed, renamed, and the directory flushed.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// Writes a new file with `mode` and flushes it to the disk.
@@ -17,7 +17,7 @@ pub fn write_new(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
         .mode(mode)
         .open(path)?;
     // The umask may have taken bits away; it can never have added any.
-    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
+    file.set_permissions(PermissionsExt::from_mode(mode))?;
     file.write_all(content)?;
     file.sync_all()
 }
@@ -39,7 +39,8 @@ pub fn replace(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
 }
 
 /// Makes the directory with `mode`, and its parents for everybody to pass
-/// through, and flushes each one's name; fine when it exists.
+/// through, whatever the umask is, and flushes each one's name; fine when it
+/// exists.
 ///
 /// # Errors
 /// As the system has them.
@@ -50,7 +51,7 @@ pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
         let mode = if directory == path { mode } else { 0o755 };
         match new_directory(directory, mode) {
             // Somebody else was faster.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => {}
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && directory.is_dir() => {}
             made => made?,
         }
         sync_parent(directory)?;
@@ -58,12 +59,17 @@ pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes one directory with `mode`, which no crash needs to keep yet.
+/// Makes one directory with `mode`, whatever the umask is, which no crash needs
+/// to keep yet.
 ///
 /// # Errors
 /// Also when there is something of that name.
 pub fn new_directory(path: &Path, mode: u32) -> io::Result<()> {
-    DirBuilder::new().mode(mode).create(path)
+    const SET_GROUP: u32 = 0o2000;
+    DirBuilder::new().mode(mode).create(path)?;
+    // What it has from its parent stays.
+    let inherited = std::fs::metadata(path)?.permissions().mode() & SET_GROUP;
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode | inherited))
 }
 
 /// Flushes the directory that `path` stands in.
@@ -92,15 +98,13 @@ pub fn sync(directory: &Path) -> io::Result<()> {
 /// As the system has them.
 pub fn remove_if_there(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]

@@ -6,13 +6,15 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fchmod, mkdirat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 use super::{Answer, ChallengeKind, Solver, SolverError};
 use crate::identifier::Identifier;
 
 const DIRECTORIES: [&str; 2] = [".well-known", "acme-challenge"];
+const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
+const FILE: Mode = Mode::from_raw_mode(0o644);
 
 /// A directory served on port 80 by somebody else.
 #[derive(Debug)]
@@ -32,12 +34,17 @@ impl Webroot {
         let mut path = self.0.clone();
         for name in DIRECTORIES {
             path.push(name);
-            match mkdirat(&at, name, Mode::from_raw_mode(0o755)) {
-                Ok(()) | Err(Errno::EXIST) => {}
+            let is_new = match mkdirat(&at, name, DIRECTORY) {
+                Ok(()) => true,
+                Err(Errno::EXIST) => false,
                 Err(error) => return Err(failed("create", &path, error)),
-            }
+            };
             let opened = openat(&at, name, directory | OFlags::NOFOLLOW, Mode::empty());
             at = opened.map_err(|error| failed("open", &path, error))?;
+            if is_new {
+                // The server of port 80 may be another user, whatever our umask is.
+                fchmod(&at, DIRECTORY).map_err(|error| failed("set the mode of", &path, error))?;
+            }
         }
         Ok(at)
     }
@@ -58,10 +65,8 @@ impl Solver for Webroot {
         let _ = unlinkat(&directory, &aside, AtFlags::empty());
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(&directory, &aside, flags, Mode::from_raw_mode(0o644))
-            .map_err(|e| failed("create", e))?;
-        rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644))
-            .map_err(|e| failed("set the mode of", e))?;
+        let file = openat(&directory, &aside, flags, FILE).map_err(|e| failed("create", e))?;
+        fchmod(&file, FILE).map_err(|e| failed("set the mode of", e))?;
         std::fs::File::from(file)
             .write_all(answer.key_authorization.as_bytes())
             .map_err(|source| SolverError::Io {
