@@ -2,6 +2,7 @@
 //! handshake that it serves what it was given. A reload that returned success
 //! proves nothing: nginx accepts the signal and goes on with the old pair.
 
+pub mod hand;
 pub mod nginx;
 pub mod output;
 pub mod owner;
@@ -13,6 +14,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use self::output::OutputError;
@@ -73,13 +75,13 @@ pub trait Target: Send + Sync {
 
     /// Where it listens now, for the proof when the user names no endpoint;
     /// `None` when that is not to be seen from here.
-    fn listens_on(&self) -> Option<Vec<SocketAddr>> {
+    async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
         None
     }
 }
 
 /// Why a target was not told, or would not load.
-#[derive(Debug, Error)]
+#[derive(Debug, Error, Serialize, Deserialize)]
 #[allow(missing_docs)] // each message is its own documentation
 pub enum DeployError {
     #[error("{target}: no pid file among {searched}")]
@@ -99,12 +101,14 @@ pub enum DeployError {
         pid: u32,
         program: String,
     },
-    #[error("{target}: process {pid} cannot be signalled: {source}")]
+    #[error("{target}: process {pid} cannot be signalled: {detail}")]
     Signal {
         target: String,
         pid: u32,
-        source: std::io::Error,
+        detail: String,
     },
+    #[error("{target}: the process that tells servers does not answer: {detail}")]
+    Hand { target: String, detail: String },
     #[error("{target} refuses its configuration: {output}")]
     Check { target: String, output: String },
     #[error("{target}: the pair below {path} is not served: {detail}")]
@@ -130,6 +134,7 @@ impl DeployError {
                 "the pid file is stale or another program's: name the right one"
             }
             Self::Signal { .. } => "run as the server's user or as root, or with CAP_KILL",
+            Self::Hand { .. } => "restart certs run; CERTS_HARDEN=off does without that process",
             Self::Pair { .. } => {
                 "it goes on with what it has loaded; the next pass publishes the stored pair again"
             }

@@ -184,11 +184,11 @@ impl Target for Nginx {
         pidfd_send_signal(&master.handle, Signal::HUP).map_err(|error| DeployError::Signal {
             target: self.name.clone(),
             pid: master.pid,
-            source: error.into(),
+            detail: std::io::Error::from(error).to_string(),
         })
     }
 
-    fn listens_on(&self) -> Option<Vec<SocketAddr>> {
+    async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
         let mut found = listened_on_by(self.master().ok()?.pid)?;
         found.retain(|address| address.port() != PLAIN_HTTP);
         Some(found)

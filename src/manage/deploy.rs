@@ -120,7 +120,7 @@ fn all_served(held: &Held, generation: Generation) -> bool {
 /// The places where `certificate` must be seen; none when the user named no
 /// endpoint and no target shows where it listens.
 #[must_use]
-pub fn places(certificate: &Certificate) -> Vec<Place> {
+pub async fn places(certificate: &Certificate) -> Vec<Place> {
     if !certificate.endpoints.is_empty() {
         return certificate
             .endpoints
@@ -129,11 +129,13 @@ pub fn places(certificate: &Certificate) -> Vec<Place> {
             .map(Place::Named)
             .collect();
     }
-    let found = certificate.targets.iter().filter_map(|target| {
-        let addresses = target.listens_on()?;
-        Some(Place::Found(target.name().to_owned(), addresses))
-    });
-    found.collect()
+    let mut found = Vec::new();
+    for target in &certificate.targets {
+        if let Some(addresses) = target.listens_on().await {
+            found.push(Place::Found(target.name().to_owned(), addresses));
+        }
+    }
+    found
 }
 
 async fn prove(
@@ -142,7 +144,7 @@ async fn prove(
     held: &mut Held,
     issued: &Issued,
 ) -> Result<(), ManageError> {
-    let places = places(certificate);
+    let places = places(certificate).await;
     if places.is_empty() && !certificate.targets.is_empty() {
         tracing::warn!(lineage = %held.record.lineage, "nothing proves that it is served: name an endpoint with --verify HOST:PORT");
     }

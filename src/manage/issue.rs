@@ -217,10 +217,8 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
     }
     deployed.insert(FILES.to_owned(), files);
     record.deployed = deployed;
-    let places: Vec<String> = places(certificate)
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let places = places(certificate).await;
+    let places: Vec<String> = places.iter().map(ToString::to_string).collect();
     record.served.retain(|place, _| places.contains(place));
     for place in places {
         record.served.entry(place).or_insert_with(|| Served {

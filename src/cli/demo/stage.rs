@@ -306,7 +306,7 @@ impl Target for Timed {
         self.target.apply().await
     }
 
-    fn listens_on(&self) -> Option<Vec<SocketAddr>> {
-        self.target.listens_on()
+    async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
+        self.target.listens_on().await
     }
 }
