@@ -56,6 +56,8 @@ pub struct Settings {
     pub output: OutputSettings,
     /// How messages look.
     pub log_format: LogFormat,
+    /// Whether `certs run` gives up what it does not need.
+    pub harden: bool,
     /// Where the read-only endpoints are; `None` turns them off.
     pub admin_listen: Option<SocketAddr>,
     /// When work is done.

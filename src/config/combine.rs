@@ -18,6 +18,16 @@ impl Sources {
         [&self.options, &self.variables.layer, &self.document.layer]
     }
 
+    /// The files that are said for every certificate: one that is configured
+    /// later, or by a command, has use for them.
+    #[must_use]
+    pub fn shared_files(&self) -> Vec<PathBuf> {
+        let shared = self.layers().map(|layer| &layer.shared);
+        let files = shared.map(|layer| [&layer.root, &layer.eab_hmac_file]);
+        let said = files.into_iter().flatten().flatten();
+        said.map(|given| self.absolute(given)).collect()
+    }
+
     /// How messages look, also while something else is wrong.
     #[must_use]
     pub fn log_format(&self) -> LogFormat {
@@ -59,6 +69,7 @@ impl Sources {
             },
             data_dir,
             log_format: self.log_format(),
+            harden: value(pick(&layers, |layer| &layer.harden)).unwrap_or(true),
             admin_listen: match value(pick(&layers, |layer| &layer.admin_listen)) {
                 None => Some(([127, 0, 0, 1], 9180).into()),
                 Some(AdminListen::At(address)) => Some(address),

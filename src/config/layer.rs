@@ -34,10 +34,11 @@ pub(super) enum Scope {
 
 /// Every key there is; a `.` stands between a table and its key. The variable
 /// and the option are made from it.
-pub(super) const KEYS: [(&str, Kind, Scope); 23] = [
+pub(super) const KEYS: [(&str, Kind, Scope); 24] = [
     ("data_dir", Kind::Text, Scope::Process),
     ("output_dir", Kind::Text, Scope::Process),
     ("log_format", Kind::Text, Scope::Process),
+    ("harden", Kind::Truth, Scope::Process),
     ("http_listen", Kind::List, Scope::Process),
     ("output.owner", Kind::Text, Scope::Process),
     ("output.group", Kind::Text, Scope::Process),
@@ -122,6 +123,7 @@ pub(super) struct Layer {
     pub(super) data_dir: Option<Given<PathBuf>>,
     pub(super) output_dir: Option<Given<PathBuf>>,
     pub(super) log_format: Option<Given<LogFormat>>,
+    pub(super) harden: Option<Given<bool>>,
     pub(super) output_owner: Option<Given<String>>,
     pub(super) output_group: Option<Given<String>>,
     pub(super) admin_listen: Option<Given<AdminListen>>,
@@ -138,6 +140,7 @@ impl Layer {
             "data_dir" => self.data_dir = path(value, problems),
             "output_dir" => self.output_dir = path(value, problems),
             "log_format" => self.log_format = parsed(value, "write text or json", problems),
+            "harden" => self.harden = truth(value, problems),
             "output.owner" => self.output_owner = text(value, problems),
             "output.group" => self.output_group = text(value, problems),
             "admin.listen" => {

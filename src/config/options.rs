@@ -30,9 +30,14 @@ impl Options {
 
     /// `--key`, which can only turn something on.
     pub fn flag(&mut self, key: &'static str, given: bool) {
-        if given {
+        self.switch(key, given.then_some(true));
+    }
+
+    /// `--key on|off`.
+    pub fn switch(&mut self, key: &'static str, on: Option<bool>) {
+        if let Some(on) = on {
             let value = Given {
-                value: Raw::Truth(true),
+                value: Raw::Truth(on),
                 place: place(key),
             };
             self.values.push((key, value));

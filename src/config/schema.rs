@@ -19,6 +19,8 @@ struct Document {
     output_dir: Option<String>,
     /// How messages look
     log_format: Option<LogFormat>,
+    /// Whether certs run gives up what it does not need
+    harden: Option<bool>,
     /// Addresses (IP:PORT) on which HTTP-01 is answered
     http_listen: Option<OneOrMany>,
     /// Who owns what is written for the proxy
