@@ -108,6 +108,7 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
                 Verb::Status { name } => status::status(&call, name.as_ref()).await,
                 Verb::Config { verb } => config::config(&call, &verb),
                 Verb::Ca(verb) => ca::run(&call, verb).await,
+                Verb::Hand => harden::apart::serve().await,
                 Verb::Completions { .. } | Verb::Man | Verb::Demo(_) | Verb::Simulate(_) => Ok(()),
             }
         });

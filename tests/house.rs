@@ -83,6 +83,10 @@ const KEPT: &[Kept] = &[
         places: &[("acme", "the one room that speaks ACME to a CA")],
     },
     Kept {
+        crates: &["landlock", "seccompiler", "libc"],
+        places: &[("cli/harden", "what a process gives up is told in one place")],
+    },
+    Kept {
         crates: &["rustls", "tokio_rustls", "hyper_rustls"],
         places: &[
             ("tls", "our own front"),

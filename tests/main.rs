@@ -8,6 +8,7 @@ mod crash;
 mod demo;
 mod errno;
 mod faults;
+mod harden;
 mod house;
 mod kill;
 mod pebble;

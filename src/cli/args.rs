@@ -94,6 +94,9 @@ pub enum Verb {
     /// Be a certificate authority for this machine
     #[command(subcommand)]
     Ca(super::ca::Ca),
+    /// Run by certs run alone, as the process that tells servers
+    #[command(hide = true)]
+    Hand,
     /// Print a completion script
     Completions {
         /// For which shell
@@ -144,6 +147,17 @@ pub struct Run {
     /// Where the read-only endpoints are (default 127.0.0.1:9180), or off ($CERTS_ADMIN_LISTEN)
     #[arg(long, value_name = "ADDR")]
     pub admin_listen: Option<String>,
+    /// Give up what is not needed: capabilities, files, system calls (default on) ($CERTS_HARDEN)
+    #[arg(long, value_name = "on|off", value_parser = on_or_off, action = clap::ArgAction::Set)]
+    pub harden: Option<bool>,
+}
+
+fn on_or_off(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("write on or off"),
+    }
 }
 
 /// Options of `renew`.
@@ -265,6 +279,7 @@ impl Arguments {
             Verb::Run(run) => {
                 run.wanted.add_to(&mut options, &run.names);
                 options.text("admin.listen", run.admin_listen.as_deref());
+                options.switch("harden", run.harden);
             }
             Verb::Config {
                 verb: Config::Check { file: Some(file) },

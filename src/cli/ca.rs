@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Call;
+use super::harden;
 use super::output::Failure;
 use crate::ca::{CaError, Profile, Resolve, Server, Settings, Validation};
 use crate::files;
@@ -78,7 +79,8 @@ pub(super) async fn run(call: &Call, verb: Ca) -> Result<(), Failure> {
         ));
     }
     let process = call.sources.process_settings();
-    let directory = process.map_err(Failure::configuration)?.data_dir.join("ca");
+    let process = process.map_err(Failure::configuration)?;
+    let directory = process.data_dir.join("ca");
     let listener = TcpListener::bind(options.listen).await.map_err(|error| {
         Failure::usage(
             format!("cannot listen on {}: {error}", options.listen),
@@ -101,6 +103,7 @@ pub(super) async fn run(call: &Call, verb: Ca) -> Result<(), Failure> {
         stop(SignalKind::terminate())?,
         stop(SignalKind::interrupt())?,
     );
+    harden::confine_alone(call, &process);
     tokio::select! {
         ended = server.serve(listener) => ended.map_err(|error| failed(&error)),
         _ = terminate.recv() => Ok(()),

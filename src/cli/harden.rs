@@ -1,12 +1,37 @@
-//! What this process gives up before it reads a single name: it holds private
-//! keys, so nothing may look into it, and nothing it starts may gain a privilege.
+//! What this process gives up: it holds private keys and talks to the world.
+//! Before it reads a single name nothing may look into it any more, and nothing
+//! that it starts may gain a privilege. `certs run` gives up far more, once its
+//! sockets are bound and its directories are known: capabilities, files outside
+//! of them, new listeners, and most system calls, `execve` among them; so does
+//! the embedded CA as a server.
+//!
+//! A kernel that refuses one of these keeps nobody from a certificate: it is
+//! told, and the others hold. Nothing here is ever taken back.
 
+pub(super) mod apart;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod calls;
+mod domain;
+mod places;
+mod privileges;
+
+use std::sync::Arc;
+
+use rustix::fs::Mode;
 use rustix::io;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::set_no_new_privs;
 
-/// Gives it up, before any thread is started. A kernel that refuses one of them
-/// keeps nobody from a certificate: it is told, and the others hold.
+use super::Call;
+use super::output::Failure;
+use super::parts::recall;
+use crate::config::{CertificateSettings, ChallengeSettings, Settings};
+use crate::deploy::Target;
+use crate::deploy::hand::Hand;
+use crate::deploy::spec::Spec;
+use places::Places;
+
+/// Gives up what no command needs, before any thread is started.
 pub(super) fn harden() {
     let none = Rlimit {
         current: Some(0),
@@ -30,4 +55,114 @@ pub(super) fn harden() {
 /// alone.
 fn not_dumpable() -> io::Result<()> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
+}
+
+/// What is left within reach. By default everything is.
+#[derive(Default)]
+pub(super) struct Reach {
+    /// Tells servers, where this process may not do so itself.
+    hand: Option<Arc<Hand>>,
+    /// Where files may be touched, when the kernel sees to it.
+    places: Option<Places>,
+}
+
+impl Reach {
+    /// The server of `spec`, told from here or by the process apart.
+    pub(super) fn target(&self, spec: &Spec) -> Arc<dyn Target> {
+        match &self.hand {
+            Some(hand) => hand.target(spec),
+            None => spec.target(),
+        }
+    }
+
+    /// Whether the paths of `settings` are within reach: what has been given up
+    /// does not come back, so that a new path needs a new process.
+    pub(super) fn covers(&self, settings: &CertificateSettings) -> Result<(), Failure> {
+        let Some(places) = &self.places else {
+            return Ok(());
+        };
+        let webroot = match &settings.challenge {
+            ChallengeSettings::Webroot(path) => Some(path),
+            ChallengeSettings::Listen(_) => None,
+        };
+        let ca = &settings.ca;
+        let read = [&ca.root, &ca.eab_hmac_file].into_iter().flatten();
+        let beyond = webroot
+            .filter(|path| !places.may_write(path))
+            .or_else(|| read.into_iter().find(|path| !places.may_read(path)));
+        match beyond {
+            None => Ok(()),
+            Some(path) => Err(Failure::usage(
+                format!(
+                    "{}: {} is out of reach of this process, which gave up all that was not configured when it started",
+                    settings.lineage,
+                    path.display()
+                ),
+                "configure it and restart certs run, or start it with --harden off",
+            )),
+        }
+    }
+}
+
+/// Gives up all that `settings` and what is stored do not need. All sockets are
+/// bound by now, and no thread beside this one is started: capabilities and what
+/// Landlock and seccomp allow are each thread's own, passed on to new ones only.
+pub(super) async fn confine(
+    call: &Call,
+    settings: &Settings,
+    hand: Option<Arc<Hand>>,
+) -> Result<Reach, Failure> {
+    let Some(hand) = hand else {
+        return Ok(Reach::default());
+    };
+    // What is configured no more can still be renewed by a command.
+    let mut known = settings.clone();
+    let stored = recall(call, settings).await?.into_iter();
+    known
+        .certificates
+        .extend(stored.filter_map(|(_, stored)| stored.ok()));
+    let places = Places::of(call, &known);
+    let confined = give_up(call, settings, &places);
+    Ok(Reach {
+        hand: Some(hand),
+        places: confined.then_some(places),
+    })
+}
+
+/// The same for a server that tells no other one.
+pub(super) fn confine_alone(call: &Call, settings: &Settings) {
+    if settings.harden {
+        give_up(call, settings, &Places::of(call, settings));
+    }
+}
+
+/// Whether `places` are now all that is within reach.
+fn give_up(call: &Call, settings: &Settings, places: &Places) -> bool {
+    if let Some(threads) = threads().filter(|threads| *threads != 1) {
+        tracing::warn!("{threads} threads run already: what is given up now, only one gives up");
+    }
+    // What is shared with other users has its mode set by name.
+    rustix::process::umask(Mode::from_raw_mode(0o077));
+    privileges::drop_all_but_needed(settings, places);
+    let confined = domain::enter(places, notifies_abstractly(call));
+    restrict_calls();
+    confined
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use calls::allow_only_needed as restrict_calls;
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn restrict_calls() {
+    tracing::info!("system calls are not restricted: those of this processor are not known");
+}
+
+fn threads() -> Option<usize> {
+    Some(std::fs::read_dir("/proc/self/task").ok()?.count())
+}
+
+/// Whether the service manager is told through a socket that has no file.
+fn notifies_abstractly(call: &Call) -> bool {
+    let socket = call.environment.get("NOTIFY_SOCKET");
+    socket.is_some_and(|socket| socket.starts_with('@'))
 }

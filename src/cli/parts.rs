@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Call;
+use super::harden::Reach;
 use super::issue::{Done, Task};
 use super::output::Failure;
 use super::progress::Display;
@@ -46,6 +47,8 @@ pub(super) struct Factory {
     pub(super) parts: Parts,
     /// Shows what is being done.
     pub(super) display: Arc<Display>,
+    /// What is left to this process.
+    reach: Reach,
     responses: Responses,
     data_dir: PathBuf,
     issuers: Mutex<BTreeMap<String, Arc<dyn Issuer>>>,
@@ -82,12 +85,19 @@ impl Factory {
                 progress: Some(display.clone()),
             },
             display,
+            reach: Reach::default(),
             responses,
             data_dir: settings.data_dir.clone(),
             issuers: Mutex::default(),
             rehearsals: MemoryStore::default(),
             embedded: Mutex::default(),
         })
+    }
+
+    /// For a process that has given up all but `reach`.
+    pub(super) fn within(mut self, reach: Reach) -> Self {
+        self.reach = reach;
+        self
     }
 
     /// A certificate with the parts that are its own.
@@ -103,10 +113,12 @@ impl Factory {
         settings: &CertificateSettings,
         rehearsal: bool,
     ) -> Result<Certificate, Failure> {
+        self.reach.covers(settings)?;
+        let targets = settings.deploy.iter();
         Ok(Certificate {
             wanted: wanted(settings),
             issuer: self.shared_issuer(settings, rehearsal)?,
-            targets: settings.deploy.iter().map(|spec| spec.target()).collect(),
+            targets: targets.map(|spec| self.reach.target(spec)).collect(),
             endpoints: settings.verify.clone(),
         })
     }

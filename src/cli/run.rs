@@ -12,6 +12,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::Call;
 use super::control::Control;
+use super::harden;
 use super::output::Failure;
 use super::parts::{Factory, listener, open_store, settings};
 use crate::challenge::responses::Responses;
@@ -31,7 +32,12 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let admin = bind_admin(settings.admin_listen).await?;
     let store = Arc::new(open_store(settings.data_dir.clone())?);
     let control = Control::bind(&settings.data_dir).await?;
-    let factory = Arc::new(Factory::new(&call, &settings, store, responses)?);
+    let factory = Factory::new(&call, &settings, store, responses)?;
+    factory.parts.output.prepare();
+    // Those that a service manager handed over are ours alone by now.
+    let hand = harden::apart::start(&call, &settings);
+    let reach = harden::confine(&call, &settings, hand).await?;
+    let factory = Arc::new(factory.within(reach));
     let shown = Shown {
         metrics: factory.parts.metrics.clone(),
         ..Shown::default()

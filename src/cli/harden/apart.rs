@@ -1,0 +1,73 @@
+//! The process apart: the same program, started before anything is given up,
+//! which tells servers what the confined one may not tell them. It has no keys,
+//! no network and no configuration, and ends with the socket to its parent.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::super::Call;
+use super::super::output::Failure;
+use crate::config::Settings;
+use crate::deploy::hand::{self, Hand};
+
+/// Starts it, or says why this process goes on as it is.
+pub(in crate::cli) fn start(call: &Call, settings: &Settings) -> Option<Arc<Hand>> {
+    if !settings.harden {
+        tracing::warn!("nothing is given up: harden is off");
+        return None;
+    }
+    match spawn(call) {
+        Ok(hand) => Some(hand),
+        Err(error) => {
+            tracing::warn!("nothing is given up: the process that tells servers: {error}");
+            None
+        }
+    }
+}
+
+fn spawn(call: &Call) -> std::io::Result<Arc<Hand>> {
+    let (near, distant) = UnixStream::pair()?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("certs").arg("hand");
+    // What concerns us alone, secrets among it, is no business of nginx.
+    for name in call.environment.keys() {
+        let ours = ["CERTS_", "LISTEN_", "NOTIFY_", "WATCHDOG_"];
+        if ours.iter().any(|prefix| name.starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
+    command.stdin(OwnedFd::from(distant));
+    command.stdout(Stdio::null()).spawn()?;
+    Hand::new(near)
+}
+
+/// The other end, `certs hand`: does what it is asked until nobody can ask.
+pub(in crate::cli) async fn serve() -> Result<(), Failure> {
+    let usage = |error: std::io::Error| {
+        Failure::usage(
+            format!("certs hand: {error}"),
+            "it is started by certs run alone",
+        )
+    };
+    let stdin = std::io::stdin().as_fd().try_clone_to_owned();
+    let stream = UnixStream::from(stdin.map_err(usage)?);
+    stream.peer_addr().map_err(usage)?;
+    // Those that are sent to all of a service, or of a terminal, are for the
+    // parent: it may have something left to be done.
+    let ends = [
+        SignalKind::terminate(),
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+    ];
+    let _heard: Vec<_> = ends
+        .into_iter()
+        .map(signal)
+        .collect::<Result<_, _>>()
+        .map_err(usage)?;
+    hand::serve(stream).await.map_err(usage)
+}

@@ -1,0 +1,144 @@
+//! Which files a sidecar touches: what it writes and what it reads, out of its
+//! settings, and what the system's resolver reads beside it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::super::Call;
+use crate::config::{ChallengeSettings, Settings};
+
+/// Read by the resolver (its modules are loaded when a name is first looked
+/// up), for time zones, and for users' names. Whole directories: their files
+/// are replaced while we run.
+const SYSTEM: [&str; 14] = [
+    "/etc",
+    "/usr",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/nix/store",
+    "/gnu/store",
+    "/run/systemd/resolve",
+    "/run/resolvconf",
+    "/run/NetworkManager",
+    "/run/connman",
+    "/run/nscd",
+    "/var/lib/sss",
+    "/sys/devices/system/cpu",
+];
+
+/// Directories, each with all below it.
+#[derive(Clone, Debug)]
+pub(super) struct Places {
+    pub(super) written: BTreeSet<PathBuf>,
+    pub(super) read: BTreeSet<PathBuf>,
+    /// Of `written`: the private state.
+    pub(super) data: PathBuf,
+    /// Of `written`: what is shared with a proxy.
+    pub(super) output: PathBuf,
+    /// Files that are named, to be read again at any time.
+    pub(super) files: BTreeSet<PathBuf>,
+}
+
+impl Places {
+    pub(super) fn of(call: &Call, settings: &Settings) -> Self {
+        let environment = &call.environment;
+        let mut files = files(environment, settings);
+        files.extend(call.sources.shared_files());
+        let mut read: BTreeSet<PathBuf> = SYSTEM.iter().map(PathBuf::from).collect();
+        let resolver = real(Path::new("/etc/resolv.conf"));
+        read.extend(resolver.parent().map(Path::to_owned));
+        let libraries = environment.get("LD_LIBRARY_PATH");
+        read.extend(libraries.into_iter().flat_map(std::env::split_paths));
+        // The directory, since a file is replaced by another of its name.
+        for file in files.iter().flat_map(|file| [file.clone(), real(file)]) {
+            read.extend(file.parent().map(Path::to_owned));
+        }
+        // Where a configuration may appear that was not there at the start.
+        read.extend(settings.file.is_none().then(|| real(Path::new("."))));
+        // Named by nobody, and as good as no restriction.
+        read.retain(|directory| directory.components().count() > 1);
+        let (data, output) = (real(&settings.data_dir), real(&settings.output.directory));
+        let mut written = BTreeSet::from([existing(&data), existing(&output)]);
+        written.extend(webroots(settings).map(|path| existing(&real(path))));
+        for directory in [&data, &output] {
+            written.extend(linked_from(directory));
+        }
+        Self {
+            written,
+            read,
+            data,
+            output,
+            files,
+        }
+    }
+
+    pub(super) fn may_write(&self, path: &Path) -> bool {
+        within(&self.written, path)
+    }
+
+    pub(super) fn may_read(&self, path: &Path) -> bool {
+        self.may_write(path) || within(&self.read, path)
+    }
+}
+
+/// What is not there is not out of reach: whoever needs it says what is wrong.
+fn within(directories: &BTreeSet<PathBuf>, path: &Path) -> bool {
+    let Ok(path) = std::fs::canonicalize(path) else {
+        return true;
+    };
+    path.ancestors()
+        .any(|directory| directories.contains(directory))
+}
+
+fn webroots(settings: &Settings) -> impl Iterator<Item = &PathBuf> {
+    let certificates = settings.certificates.iter().map(|one| &one.challenge);
+    let all = certificates.chain([&settings.challenge]);
+    all.filter_map(|challenge| match challenge {
+        ChallengeSettings::Webroot(path) => Some(path),
+        ChallengeSettings::Listen(_) => None,
+    })
+}
+
+fn files(environment: &BTreeMap<String, String>, settings: &Settings) -> BTreeSet<PathBuf> {
+    let named = environment.iter().filter_map(|(name, value)| {
+        let is_ours = name.starts_with("CERTS_") && name.ends_with("_FILE");
+        (is_ours && !value.is_empty()).then(|| PathBuf::from(value))
+    });
+    let cas = settings.certificates.iter().map(|one| &one.ca);
+    let of_cas = cas.flat_map(|ca| [ca.root.clone(), ca.eab_hmac_file.clone()]);
+    named
+        .chain(of_cas.flatten())
+        .chain(settings.file.clone())
+        .map(|file| std::path::absolute(&file).unwrap_or(file))
+        .collect()
+}
+
+/// What links directly below `directory` lead to: part of the state may stand
+/// on another disk.
+fn linked_from(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()))
+        .filter_map(|entry| std::fs::canonicalize(entry.path()).ok())
+        .filter(|target| target.is_dir())
+        .collect()
+}
+
+/// The directory, or what is there of the way to it: it may be made later.
+fn existing(directory: &Path) -> PathBuf {
+    let mut ancestors = directory.ancestors();
+    let found = ancestors.find(|ancestor| ancestor.is_dir());
+    found.unwrap_or(directory).to_owned()
+}
+
+/// Without links, as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or(path.to_owned());
+    let there = existing(&absolute);
+    let rest = absolute.strip_prefix(&there).unwrap_or(Path::new(""));
+    std::fs::canonicalize(&absolute).unwrap_or_else(|_| {
+        let there = std::fs::canonicalize(&there).unwrap_or(there);
+        there.join(rest)
+    })
+}

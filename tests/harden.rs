@@ -1,0 +1,375 @@
+//! What a running sidecar has given up, seen from outside, and that all it is
+//! there for works without.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::support::{Running, certs, free_port, until};
+
+const NOBODY: u32 = 65_534;
+const NONE: &str = "0000000000000000";
+
+/// `certs run` with the embedded CA, and what it says.
+struct Sidecar {
+    running: Running,
+    directory: TempDir,
+}
+
+impl Sidecar {
+    fn start(prepare: impl FnOnce(&Path, &mut Command)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = certs(directory.path());
+        command
+            .args(["run", "-v"])
+            .env("CERTS_DOMAINS", "example.com")
+            .env("CERTS_CA", "embedded")
+            .env("CERTS_ADMIN_LISTEN", "off")
+            .env("CERTS_HTTP_LISTEN", format!("127.0.0.1:{}", free_port()));
+        prepare(directory.path(), &mut command);
+        let running = Running::start_logging(&mut command, &directory.path().join("log"));
+        Self { running, directory }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap()
+    }
+
+    fn until_logged(&self, what: &str) {
+        until(what, || self.log().contains(what));
+    }
+
+    fn until_issued(&self) {
+        until("the certificate", || {
+            let live = std::fs::read_link(self.path("out/live/example.com"));
+            live.is_ok_and(|target| target.ends_with("0001"))
+        });
+    }
+
+    fn status(&self) -> BTreeMap<String, String> {
+        status(&format!("{}", self.running.id()))
+    }
+
+    /// The process that tells servers.
+    fn hand(&self) -> u32 {
+        let id = self.running.id();
+        let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
+        children.unwrap().trim().parse().unwrap()
+    }
+}
+
+fn status(who: &str) -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(format!("/proc/{who}/status")).unwrap();
+    let lines = text.lines().filter_map(|line| line.split_once(':'));
+    lines
+        .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
+        .collect()
+}
+
+/// Asked in a thread of its own, which is restricted by the question.
+fn has_landlock() -> bool {
+    use landlock::{AccessFs, LandlockStatus, Ruleset, RulesetAttr};
+    let asked = std::thread::spawn(|| {
+        let ruleset = Ruleset::default().handle_access(AccessFs::Execute);
+        ruleset
+            .unwrap()
+            .create()
+            .unwrap()
+            .restrict_self()
+            .unwrap()
+            .landlock
+    });
+    matches!(asked.join().unwrap(), LandlockStatus::Available { .. })
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+#[test]
+fn nothing_is_left_that_it_does_not_need() {
+    let sidecar = Sidecar::start(|_, _| ());
+    sidecar.until_issued();
+    let id = sidecar.running.id();
+    let threads = std::fs::read_dir(format!("/proc/{id}/task")).unwrap();
+    for thread in threads {
+        let thread = thread.unwrap().file_name().into_string().unwrap();
+        let status = status(&format!("{id}/task/{thread}"));
+        for (name, wanted) in [
+            ("CapInh", NONE),
+            ("CapPrm", NONE),
+            ("CapEff", NONE),
+            ("CapAmb", NONE),
+            ("NoNewPrivs", "1"),
+            ("Seccomp", "2"),
+            ("Seccomp_filters", "1"),
+            ("Umask", "0077"),
+        ] {
+            assert_eq!(status[name], wanted, "{name} of thread {thread}");
+        }
+        // Only who has a capability for it can give this up.
+        assert!(!is_root() || status["CapBnd"] == NONE, "{status:?}");
+    }
+    let log = sidecar.log();
+    assert!(
+        log.contains("system calls are restricted by seccomp"),
+        "{log}"
+    );
+    assert_eq!(
+        log.contains("files are restricted by Landlock"),
+        has_landlock(),
+        "{log}"
+    );
+}
+
+#[test]
+fn the_process_that_tells_servers_has_what_they_need_and_ends_with_its_parent() {
+    let sidecar = Sidecar::start(|_, command| {
+        command
+            .env("CERTS_EMAIL", "a@example.com")
+            .env("ANOTHER", "one");
+    });
+    sidecar.until_logged("ready");
+    let hand = sidecar.hand();
+    let (of_hand, own) = (status(&hand.to_string()), status("self"));
+    for name in ["CapPrm", "CapEff", "CapBnd", "Umask", "Seccomp"] {
+        assert_eq!(of_hand[name], own[name], "{name}");
+    }
+    assert_eq!(of_hand["NoNewPrivs"], "1");
+    let environment = std::fs::read(format!("/proc/{hand}/environ")).unwrap();
+    let environment = String::from_utf8_lossy(&environment);
+    assert!(environment.contains("ANOTHER=one"), "{environment}");
+    assert!(!environment.contains("CERTS_"), "{environment}");
+    let descriptors = std::fs::read_dir(format!("/proc/{hand}/fd")).unwrap();
+    let sockets: BTreeSet<_> = descriptors
+        .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+        .filter(|link| link.to_string_lossy().starts_with("socket:"))
+        .collect();
+    // The one to its parent, and the two that its runtime hears signals with.
+    assert!(sockets.len() <= 3, "{sockets:?}");
+    // Those of a service or a terminal are not for it.
+    let pid = rustix::process::Pid::from_raw(i32::try_from(hand).unwrap()).unwrap();
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+    let is_there = || {
+        let status = std::fs::read_to_string(format!("/proc/{hand}/status"));
+        status.is_ok_and(|status| !status.contains("State:\tZ"))
+    };
+    assert!(is_there());
+    drop(sidecar);
+    until("its end", || !is_there());
+}
+
+#[test]
+fn the_embedded_ca_as_a_server_has_given_it_up_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = certs(directory.path());
+    command.args(["ca", "serve", "--listen", "127.0.0.1:0"]);
+    let log = directory.path().join("log");
+    let running = Running::start_logging(&mut command, &log);
+    let restricted = || {
+        std::fs::read_to_string(&log)
+            .unwrap()
+            .contains("by seccomp")
+    };
+    until("its restrictions", restricted);
+    let status = status(&running.id().to_string());
+    assert_eq!((&*status["CapPrm"], &*status["Seccomp"]), (NONE, "2"));
+}
+
+#[test]
+fn it_can_be_switched_off() {
+    let sidecar = Sidecar::start(|_, command| {
+        command.args(["--harden", "off"]);
+    });
+    sidecar.until_issued();
+    assert_eq!(sidecar.status()["Seccomp"], status("self")["Seccomp"]);
+    assert_eq!(sidecar.status()["CapEff"], status("self")["CapEff"]);
+    assert!(sidecar.log().contains("nothing is given up: harden is off"));
+    let id = sidecar.running.id();
+    let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
+    assert_eq!(children.unwrap(), "");
+}
+
+#[test]
+fn a_file_elsewhere_is_out_of_reach_though_a_link_leads_there() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let outside = elsewhere.path().join("email");
+    std::fs::write(&outside, "other@example.com").unwrap();
+    let mut link = PathBuf::new();
+    let sidecar = Sidecar::start(|directory, command| {
+        let secrets = directory.join("secrets");
+        std::fs::create_dir(&secrets).unwrap();
+        std::fs::write(secrets.join("email"), "admin@example.com").unwrap();
+        link = secrets.join("link");
+        symlink("email", &link).unwrap();
+        command.env("CERTS_EMAIL_FILE", &link);
+    });
+    sidecar.until_logged("ready");
+    if !has_landlock() {
+        eprintln!("SKIPPED: files out of reach: this kernel has no Landlock");
+        return;
+    }
+    sidecar.running.signal(Signal::HUP);
+    sidecar.until_logged("the configuration was read again");
+    std::fs::remove_file(&link).unwrap();
+    symlink(&outside, &link).unwrap();
+    sidecar.running.signal(Signal::HUP);
+    sidecar.until_logged("the old configuration stays: ");
+    let log = sidecar.log();
+    assert!(
+        log.contains("CERTS_EMAIL_FILE") && log.contains("Permission denied"),
+        "{log}"
+    );
+}
+
+#[test]
+fn a_new_path_needs_a_new_process_and_is_named() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mut file = PathBuf::new();
+    let sidecar = Sidecar::start(|directory, command| {
+        file = directory.join("certs.toml");
+        std::fs::write(&file, "ca = 'embedded'").unwrap();
+        command.env_remove("CERTS_CA").env("CERTS_CONFIG", &file);
+    });
+    sidecar.until_logged("ready");
+    if !has_landlock() {
+        eprintln!("SKIPPED: a path out of reach: this kernel has no Landlock");
+        return;
+    }
+    let root = elsewhere.path().join("root.pem");
+    std::fs::write(&root, "").unwrap();
+    let text = format!(
+        "ca = 'https://ca.invalid/directory'\nagree_tos = true\nca_root = '{}'\n",
+        root.display()
+    );
+    std::fs::write(&file, text).unwrap();
+    sidecar.running.signal(Signal::HUP);
+    sidecar.until_logged("the old configuration stays: ");
+    let named = format!("{} is out of reach", root.display());
+    assert!(sidecar.log().contains(&named), "{}", sidecar.log());
+    assert!(
+        sidecar
+            .log()
+            .contains("hint: configure it and restart certs run")
+    );
+}
+
+#[test]
+fn modes_hold_whatever_the_umask_is() {
+    let sidecar = Sidecar::start(|_, _| ());
+    sidecar.until_issued();
+    for (path, wanted) in [
+        ("out", 0o2750),
+        ("out/live", 0o2750),
+        ("out/archive/example.com", 0o2750),
+        ("out/archive/example.com/0001", 0o2750),
+        ("out/archive/example.com/0001/privkey.pem", 0o640),
+        ("out/archive/example.com/0001/fullchain.pem", 0o644),
+        ("data", 0o700),
+        ("data/admin.sock", 0o660),
+        ("data/records/example.com/record.json", 0o600),
+    ] {
+        let mode = std::fs::metadata(sidecar.path(path))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o7777, wanted, "{path}");
+    }
+}
+
+#[test]
+fn files_for_another_user_take_the_capabilities_that_are_kept() {
+    if !is_root() {
+        eprintln!("SKIPPED: files for another user: only root may give them away");
+        return;
+    }
+    let sidecar = Sidecar::start(|_, command| {
+        command.env("CERTS_OUTPUT_OWNER", NOBODY.to_string());
+        command.env("CERTS_OUTPUT_GROUP", NOBODY.to_string());
+    });
+    sidecar.until_issued();
+    // CHOWN, DAC_OVERRIDE, FOWNER and FSETID.
+    assert_eq!(sidecar.status()["CapEff"], "000000000000001b");
+    assert_eq!(sidecar.status()["CapBnd"], "000000000000001b");
+    let log = sidecar.log();
+    assert!(
+        log.contains("kept: CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID: "),
+        "{log}"
+    );
+    let key = std::fs::metadata(sidecar.path("out/live/example.com/privkey.pem")).unwrap();
+    assert_eq!(
+        (key.uid(), key.gid(), key.mode() & 0o777),
+        (NOBODY, NOBODY, 0o640)
+    );
+}
+
+#[test]
+fn a_webroot_of_another_user_takes_one() {
+    if !is_root() {
+        eprintln!("SKIPPED: a webroot of another user: only root may write there");
+        return;
+    }
+    let mut webroot = PathBuf::new();
+    let sidecar = Sidecar::start(|directory, command| {
+        webroot = directory.join("webroot");
+        std::fs::create_dir(&webroot).unwrap();
+        chown(&webroot, Some(NOBODY), None).unwrap();
+        command
+            .env_remove("CERTS_HTTP_LISTEN")
+            .env("CERTS_WEBROOT", &webroot);
+    });
+    sidecar.until_logged("ready");
+    assert_eq!(sidecar.status()["CapEff"], "0000000000000002");
+    let reason = format!("kept: CAP_DAC_OVERRIDE: {}", webroot.display());
+    assert!(sidecar.log().contains(&reason), "{}", sidecar.log());
+    // It is used: nobody listens on port 80, but the answer was laid out.
+    let answers = webroot.join(".well-known/acme-challenge");
+    until("the answer's directory", || answers.is_dir());
+    assert_eq!(std::fs::metadata(&answers).unwrap().mode() & 0o777, 0o755);
+}
+
+#[test]
+fn a_user_without_any_privilege_needs_none() {
+    if !is_root() {
+        eprintln!("SKIPPED: another user: this one is not root, and all other tests show it");
+        return;
+    }
+    let sidecar = Sidecar::start(|directory, command| {
+        // Where that user may read it.
+        let program = directory.join("certs");
+        std::fs::copy(command.get_program(), &program).unwrap();
+        chown(directory, Some(NOBODY), Some(NOBODY)).unwrap();
+        let mut other = Command::new(program);
+        other.args(command.get_args()).env_clear();
+        other.envs(
+            command
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+        other.uid(NOBODY).gid(NOBODY);
+        *command = other;
+    });
+    sidecar.until_issued();
+    let status = sidecar.status();
+    for (name, wanted) in [
+        ("CapEff", NONE),
+        ("CapPrm", NONE),
+        ("Seccomp", "2"),
+        ("Umask", "0077"),
+    ] {
+        assert_eq!(status[name], wanted, "{name}");
+    }
+    let key = std::fs::metadata(sidecar.path("out/live/example.com/privkey.pem")).unwrap();
+    assert_eq!((key.uid(), key.mode() & 0o777), (NOBODY, 0o640));
+}
