@@ -16,6 +16,7 @@ mod port80;
 mod power;
 mod races;
 mod renew;
+mod secrets;
 mod sidecar;
 mod simulate;
 mod status;

@@ -1,0 +1,405 @@
+//! Keys are nowhere but in their files: not in what any command says, however
+//! much it is asked to say, not in what the endpoints show, and not in the
+//! memory of a sidecar that has nothing to do.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use base64::Engine;
+use base64::prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
+
+use crate::support::{Running, certs, free_port, text, until};
+
+/// A P-256 key in PKCS#8, and where it came from.
+#[derive(Clone)]
+struct Key {
+    from: PathBuf,
+    der: Vec<u8>,
+}
+
+impl Key {
+    /// What nobody else knows of it; the rest of the DER is the same for all
+    /// keys, or public.
+    fn scalar(&self) -> (usize, &[u8]) {
+        const BEFORE: [u8; 5] = [2, 1, 1, 4, 32];
+        let mut windows = self.der.windows(BEFORE.len());
+        let start = windows.position(|window| window == BEFORE).unwrap() + BEFORE.len();
+        (start, &self.der[start..start + 32])
+    }
+
+    /// Every form in which it may be told.
+    fn forms(&self) -> BTreeSet<Vec<u8>> {
+        let (start, scalar) = self.scalar();
+        let hexadecimal: String = scalar.iter().map(|byte| format!("{byte:02x}")).collect();
+        let list = format!("{scalar:?}");
+        let list = list.trim_matches(['[', ']']);
+        // Base64 of the whole key, from the first group that is all the scalar's.
+        let groups = &self.der[start.next_multiple_of(3)..][..24];
+        let mut forms =
+            BTreeSet::from([scalar.to_vec(), list.into(), list.replace(' ', "").into()]);
+        forms.extend([hexadecimal.to_uppercase().into(), hexadecimal.into()]);
+        for part in [groups, scalar] {
+            forms.insert(BASE64_STANDARD_NO_PAD.encode(&part[..24]).into());
+            forms.insert(BASE64_URL_SAFE_NO_PAD.encode(&part[..24]).into());
+        }
+        forms
+    }
+
+    fn count(&self, told: &[u8]) -> usize {
+        // A PEM is broken into lines, and those are escaped in JSON.
+        let escaped = replace(told, b"\\n", b"");
+        let joined: Vec<u8> = escaped
+            .iter()
+            .copied()
+            .filter(|byte| *byte != b'\n')
+            .collect();
+        let forms = self.forms();
+        let in_each = [told, &joined].map(|told| {
+            forms
+                .iter()
+                .map(|form| occurrences(told, form))
+                .sum::<usize>()
+        });
+        in_each[0].max(in_each[1])
+    }
+}
+
+fn replace(text: &[u8], what: &[u8], with: &[u8]) -> Vec<u8> {
+    let (mut made, mut rest) = (Vec::with_capacity(text.len()), text);
+    while let Some(at) = find(rest, what) {
+        made.extend_from_slice(&rest[..at]);
+        made.extend_from_slice(with);
+        rest = &rest[at + what.len()..];
+    }
+    made.extend_from_slice(rest);
+    made
+}
+
+fn find(text: &[u8], what: &[u8]) -> Option<usize> {
+    // The first byte first: tests are not optimized, and memory is large.
+    let mut from = 0;
+    while let Some(at) = text[from..].iter().position(|byte| *byte == what[0]) {
+        if text[from + at..].starts_with(what) {
+            return Some(from + at);
+        }
+        from += at + 1;
+    }
+    None
+}
+
+fn occurrences(text: &[u8], what: &[u8]) -> usize {
+    let (mut count, mut rest) = (0, text);
+    while let Some(at) = find(rest, what) {
+        count += 1;
+        rest = &rest[at + what.len()..];
+    }
+    count
+}
+
+/// Every key below `root`: certificates', accounts', the CA's own.
+fn keys(root: &Path) -> Vec<Key> {
+    let (mut folders, mut keys) = (vec![root.to_owned()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let from = entry.unwrap().path();
+            if from.is_dir() {
+                folders.push(from);
+            } else if let Some(der) = key_in(&from) {
+                keys.push(Key { from, der });
+            }
+        }
+    }
+    keys
+}
+
+fn key_in(file: &Path) -> Option<Vec<u8>> {
+    let text = std::fs::read_to_string(file).ok()?;
+    if let Ok(key) = PrivateKeyDer::from_pem_slice(text.as_bytes()) {
+        return Some(key.secret_der().to_vec());
+    }
+    let json: serde_json::Value = serde_json::from_str(&text).ok()?;
+    let key = json.get("key_pkcs8")?.as_str()?;
+    Some(BASE64_URL_SAFE_NO_PAD.decode(key).unwrap())
+}
+
+#[test]
+fn the_search_finds_a_key_in_every_form() {
+    let pair = rcgen::KeyPair::generate().unwrap();
+    let (der, pem) = (pair.serialize_der(), pair.serialize_pem());
+    let key = Key {
+        from: PathBuf::new(),
+        der,
+    };
+    let (_, scalar) = key.scalar();
+    let hexadecimal: String = scalar.iter().map(|byte| format!("{byte:02x}")).collect();
+    for told in [
+        key.der.clone(),
+        serde_json::json!({ "key": pem }).to_string().into(),
+        format!("{pem:?}").into(),
+        pem.into(),
+        format!("{:?}", key.der).into(),
+        serde_json::to_vec(&key.der).unwrap(),
+        hexadecimal.into(),
+        BASE64_STANDARD.encode(&key.der).into(),
+        BASE64_URL_SAFE_NO_PAD.encode(&key.der).into(),
+        serde_json::json!({ "d": BASE64_URL_SAFE_NO_PAD.encode(scalar) })
+            .to_string()
+            .into(),
+    ] {
+        let surrounded = [b"before ", told.as_slice(), b" after"].concat();
+        assert_eq!(
+            key.count(&surrounded),
+            1,
+            "{}",
+            String::from_utf8_lossy(&told)
+        );
+    }
+    let public = pair.public_key_pem() + &format!("{:?}", pair.public_key_raw());
+    assert_eq!(key.count(public.as_bytes()), 0);
+}
+
+/// A sidecar and commands beside it, in one data directory.
+struct House {
+    directory: tempfile::TempDir,
+    http: u16,
+    admin: u16,
+    format: &'static str,
+}
+
+impl House {
+    fn new(format: &'static str) -> Self {
+        let (directory, http, admin) = (tempfile::tempdir().unwrap(), free_port(), free_port());
+        Self {
+            directory,
+            http,
+            admin,
+            format,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = certs(self.directory.path());
+        command
+            .args(arguments)
+            .args(["-v", "-v"])
+            .env("CERTS_DOMAINS", "example.com")
+            .env("CERTS_CA", "embedded")
+            .env("CERTS_LOG_FORMAT", self.format)
+            .env("CERTS_ADMIN_LISTEN", format!("127.0.0.1:{}", self.admin))
+            .env("CERTS_HTTP_LISTEN", format!("127.0.0.1:{}", self.http));
+        command
+    }
+
+    fn start(&self) -> Running {
+        let running = Running::start_logging(&mut self.command(&["run"]), &self.path("log"));
+        until("the certificate", || {
+            let live = std::fs::read_link(self.path("out/live/example.com"));
+            live.is_ok_and(|target| target.ends_with("0001"))
+        });
+        until("readiness", || {
+            self.ask("GET /readyz").starts_with("HTTP/1.1 200")
+        });
+        running
+    }
+
+    fn ask(&self, request: &str) -> String {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin));
+        stream.map_or_else(
+            |error| error.to_string(),
+            |stream| asked(stream, request, ""),
+        )
+    }
+
+    /// Changes a file for a command, and back.
+    fn damaged(&self, file: &Path, content: &str, command: &mut Command) -> String {
+        let sound = std::fs::read(file).unwrap();
+        std::fs::write(file, content).unwrap();
+        let told = text(&command.output().unwrap());
+        std::fs::write(file, sound).unwrap();
+        told
+    }
+}
+
+fn asked(mut stream: impl Read + Write, request: &str, body: &str) -> String {
+    let length = body.len();
+    let head = format!("{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
+    let typed = "Content-Type: application/json\r\n";
+    write!(
+        stream,
+        "{head}{typed}Content-Length: {length}\r\n\r\n{body}"
+    )
+    .unwrap();
+    let mut reply = Vec::new();
+    stream.read_to_end(&mut reply).unwrap();
+    String::from_utf8_lossy(&reply).into_owned()
+}
+
+fn everything_told(house: &House) -> String {
+    let running = house.start();
+    let mut told = String::new();
+    for path in [
+        "/",
+        "/metrics",
+        "/api/v1/certificates",
+        "/healthz",
+        "/readyz",
+        "/x",
+    ] {
+        told += &house.ask(&format!("GET {path}"));
+        told += &house.ask(&format!("POST {path}"));
+    }
+    for (request, body) in [
+        ("GET /", ""),
+        ("GET /v1/work", ""),
+        ("POST /v1/work", "{"),
+        ("POST /v1/work", "{\"certificate\": {}, \"task\": 1}"),
+    ] {
+        let socket = UnixStream::connect(house.path("data/admin.sock")).unwrap();
+        told += &asked(socket, request, body);
+    }
+    for arguments in [
+        &["status"][..],
+        &["status", "--json"],
+        &["config", "check", "--json"],
+        &["issue", "example.com", "--json"],
+        &["issue", "example.com", "--force"],
+        &["issue", "other.example.com", "--dry-run"],
+        &["issue", "other.example.com", "--reuse-key"],
+        &["renew", "--force", "--json"],
+    ] {
+        told += &text(&house.command(arguments).output().unwrap());
+    }
+    drop(running);
+    told += &std::fs::read_to_string(house.path("log")).unwrap();
+    told
+}
+
+fn everything_told_of_damage(house: &House) -> String {
+    let mut told = String::new();
+    let records = house.path("data/records");
+    let other = records.join("other.example.com/0001/privkey.pem");
+    let other = std::fs::read_to_string(other).unwrap();
+    let mut accounts = std::fs::read_dir(house.path("data/accounts")).unwrap();
+    let account = accounts.next().unwrap().unwrap().path();
+    let live = house.path("out/live/example.com");
+    let newest = std::fs::read_link(&live).unwrap();
+    let newest = records
+        .join("example.com")
+        .join(newest.file_name().unwrap());
+    let of_key = &["issue", "--reuse-key", "--force"][..];
+    for (file, forced) in [
+        (newest.join("privkey.pem"), &["status", "--json"][..]),
+        (live.join("privkey.pem"), &["status"]),
+        (account, of_key),
+    ] {
+        let sound = std::fs::read_to_string(&file).unwrap();
+        for content in [&sound[..sound.len() / 2], &sound.replace('M', "!"), &other] {
+            for arguments in [&["issue"], forced] {
+                told += &house.damaged(&file, content, &mut house.command(arguments));
+            }
+        }
+    }
+    // A renewal that would keep a key that is damaged.
+    let key = newest.join("privkey.pem");
+    let half = other.split_at(other.len() / 2).0;
+    std::fs::write(key, half).unwrap();
+    told += &text(&house.command(of_key).output().unwrap());
+    told
+}
+
+#[test]
+fn no_key_is_ever_told() {
+    for format in ["text", "json"] {
+        let house = House::new(format);
+        let mut told = everything_told(&house);
+        let mut keys = keys(&house.path("data"));
+        told += &everything_told_of_damage(&house);
+        keys.extend(self::keys(&house.path("data")));
+        for kind in ["records", "accounts", "ca"] {
+            let of_kind = house.path("data").join(kind);
+            assert!(
+                keys.iter().any(|key| key.from.starts_with(&of_kind)),
+                "no key of {kind}"
+            );
+        }
+        // All of it was said: by the log at its loudest, the endpoints and the commands.
+        for words in [
+            "DEBUG",
+            "certs_certificate_not_after",
+            "generation_served",
+            "hint",
+        ] {
+            assert!(told.contains(words), "nothing said `{words}`: {told}");
+        }
+        for key in &keys {
+            assert_eq!(
+                key.count(told.as_bytes()),
+                0,
+                "{}: {told}",
+                key.from.display()
+            );
+        }
+    }
+}
+
+/// All that process `id` may write to and therefore may have copied to.
+fn memory(id: u32) -> Vec<u8> {
+    let maps = std::fs::read_to_string(format!("/proc/{id}/maps")).unwrap();
+    let mut memory = std::fs::File::open(format!("/proc/{id}/mem")).unwrap();
+    let mut all = Vec::new();
+    for line in maps.lines() {
+        let mut fields = line.split_whitespace();
+        let (range, mode) = (fields.next().unwrap(), fields.next().unwrap());
+        if !mode.starts_with("rw") {
+            continue;
+        }
+        let (start, end) = range.split_once('-').unwrap();
+        let [start, end] = [start, end].map(|at| u64::from_str_radix(at, 16).unwrap());
+        memory.seek(SeekFrom::Start(start)).unwrap();
+        let mut region = vec![0; usize::try_from(end - start).unwrap()];
+        // One of the kernel's own cannot be read.
+        if memory.read_exact(&mut region).is_ok() {
+            all.append(&mut region);
+        }
+    }
+    all
+}
+
+#[test]
+fn a_sidecar_that_has_nothing_to_do_holds_no_certificate_key() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: keys in memory: only root may look into the process");
+        return;
+    }
+    let house = House::new("text");
+    let running = house.start();
+    let (placeholder, issued) = ("archive/example.com/0000", "archive/example.com/0001");
+    let keys_of = |part: &str| keys(&house.path("out").join(part));
+    let accounts = keys(&house.path("data/accounts"));
+    let count = |key: &Key, memory: &[u8]| {
+        // The library keeps numbers with the lowest byte first.
+        let (_, scalar) = key.scalar();
+        let number: Vec<u8> = scalar.iter().rev().copied().collect();
+        key.count(memory) + occurrences(memory, &number)
+    };
+    // What it does after it said that it is ready takes a moment.
+    until("a memory without a certificate's key", || {
+        let memory = memory(running.id());
+        // It signs with this one, so that it must be found.
+        assert_eq!(accounts.len(), 1);
+        assert!(count(&accounts[0], &memory) > 0);
+        let keys = [keys_of(placeholder), keys_of(issued)].concat();
+        assert!(keys.len() >= 2);
+        keys.iter().all(|key| count(key, &memory) == 0)
+    });
+}
