@@ -22,5 +22,6 @@ mod simulate;
 mod status;
 mod support;
 mod surroundings;
+mod systemd;
 mod usage;
 mod volumes;

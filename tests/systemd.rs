@@ -1,0 +1,92 @@
+//! The units below `deploy/`: systemd understands them, and the service is as
+//! little exposed as it was measured to be.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::support::text;
+
+/// Tenths of what `systemd-analyze security` says: 2.0 by systemd 252. Most of
+/// it is the network, which is what the service is for.
+const EXPOSURE: u32 = 20;
+/// The same with `certs.service.d/nginx.conf`, for the process that tells nginx.
+const EXPOSURE_WITH_NGINX: u32 = 35;
+
+/// `None`, and a loud line, where there is no systemd.
+fn analyze(arguments: &[&str], unit: &Path) -> Option<Output> {
+    let mut command = Command::new("systemd-analyze");
+    let output = command.args(arguments).arg(unit).output();
+    let Ok(output) = output else {
+        eprintln!("SKIPPED: the systemd units: there is no systemd-analyze");
+        return None;
+    };
+    if text(&output).contains("unrecognized option") {
+        let arguments = arguments.join(" ");
+        eprintln!("SKIPPED: the systemd units: `systemd-analyze {arguments}` is not known here");
+        return None;
+    }
+    Some(output)
+}
+
+/// The units in a directory of their own, with a program that is there.
+fn units(with: &[&str]) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    for name in with {
+        let unit = std::fs::read_to_string(deploy.join(name)).unwrap();
+        let unit = unit.replace("/usr/bin/certs", env!("CARGO_BIN_EXE_certs"));
+        let path = directory.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, unit).unwrap();
+    }
+    directory
+}
+
+#[test]
+fn systemd_understands_the_units() {
+    let all = [
+        "certs.service",
+        "certs.socket",
+        "certs.service.d/nginx.conf",
+    ];
+    let directory = units(&all);
+    for name in ["certs.service", "certs.socket"] {
+        let Some(output) = analyze(&["verify"], &directory.path().join(name)) else {
+            return;
+        };
+        let told = text(&output);
+        assert!(
+            output.status.success() && !told.contains("certs."),
+            "{name}: {told}"
+        );
+    }
+    // A key that it does not know is told.
+    let service = directory.path().join("certs.service");
+    let unit = std::fs::read_to_string(&service).unwrap();
+    std::fs::write(&service, unit.replace("UMask=", "Umask=")).unwrap();
+    let told = text(&analyze(&["verify"], &service).unwrap());
+    assert!(told.contains("Umask"), "{told}");
+}
+
+#[test]
+fn the_service_is_no_more_exposed_than_it_was() {
+    for (with, exposure) in [
+        (&["certs.service"][..], EXPOSURE),
+        (
+            &["certs.service", "certs.service.d/nginx.conf"],
+            EXPOSURE_WITH_NGINX,
+        ),
+    ] {
+        let directory = units(with);
+        let judged = |threshold: u32| {
+            let threshold = format!("--threshold={threshold}");
+            let arguments = ["security", "--offline=yes", "--no-pager", &threshold];
+            analyze(&arguments, &directory.path().join("certs.service"))
+        };
+        let Some(output) = judged(exposure) else {
+            return;
+        };
+        assert!(output.status.success(), "{}", text(&output));
+        assert!(!judged(exposure - 1).unwrap().status.success());
+    }
+}
