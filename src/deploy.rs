@@ -26,6 +26,10 @@ use crate::time::Timestamp;
 /// Where consumers find the live pair of each certificate: always one whole
 /// generation, the last that was published.
 pub trait Outlet: Send + Sync {
+    /// Makes the place, where it can be made: what is wrong with it is told by
+    /// whoever writes to it.
+    fn prepare(&self) {}
+
     /// Makes `bundle` the live pair. Repeating it touches nothing.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -32,7 +32,7 @@ impl Sidecar {
             .env("CERTS_ADMIN_LISTEN", "off")
             .env("CERTS_HTTP_LISTEN", format!("127.0.0.1:{}", free_port()));
         prepare(directory.path(), &mut command);
-        let running = Running::start_logging(&mut command, &directory.path().join("log"));
+        let running = Running::start_logging(&mut command, log_at(&directory.path().join("log")));
         Self { running, directory }
     }
 
@@ -176,7 +176,7 @@ fn the_embedded_ca_as_a_server_has_given_it_up_too() {
     let mut command = certs(directory.path());
     command.args(["ca", "serve", "--listen", "127.0.0.1:0"]);
     let log = directory.path().join("log");
-    let running = Running::start_logging(&mut command, &log);
+    let running = Running::start_logging(&mut command, log_at(&log));
     let restricted = || {
         std::fs::read_to_string(&log)
             .unwrap()
@@ -372,4 +372,8 @@ fn a_user_without_any_privilege_needs_none() {
     }
     let key = std::fs::metadata(sidecar.path("out/live/example.com/privkey.pem")).unwrap();
     assert_eq!((key.uid(), key.mode() & 0o777), (NOBODY, 0o640));
+}
+
+fn log_at(path: &Path) -> Stdio {
+    std::fs::File::create(path).unwrap().into()
 }

@@ -201,7 +201,8 @@ impl House {
     }
 
     fn start(&self) -> Running {
-        let running = Running::start_logging(&mut self.command(&["run"]), &self.path("log"));
+        let log = std::fs::File::create(self.path("log")).unwrap();
+        let running = Running::start_logging(&mut self.command(&["run"]), log.into());
         until("the certificate", || {
             let live = std::fs::read_link(self.path("out/live/example.com"));
             live.is_ok_and(|target| target.ends_with("0001"))

@@ -60,17 +60,15 @@ impl Output {
         self.owner = owner;
         self
     }
+}
 
-    /// Makes the directory, where it can be made: what is wrong with it is told
-    /// by whoever writes to it.
-    pub fn prepare(&self) {
+impl Outlet for Output {
+    fn prepare(&self) {
         if let Err(error) = make_shared(&self.root, self.owner) {
             tracing::debug!("{error}");
         }
     }
-}
 
-impl Outlet for Output {
     fn publish(
         &self,
         lineage: &Lineage,
