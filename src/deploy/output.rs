@@ -78,13 +78,19 @@ impl Outlet for Output {
         let archive = self.root.join("archive").join(lineage.as_str());
         let place = archive.join(generation.to_string());
         let contents = contents(bundle);
-        if !is_intact(&place, &contents) {
+        if is_intact(&place, &contents) {
+            // Whoever wrote it may have been killed before he flushed it.
+            files::sync_parent(&place).map_err(at("flush", &place))?;
+        } else {
             for directory in [&self.root, &self.root.join("archive"), &archive] {
                 make_shared(directory, self.owner)?;
             }
             write_generation(&archive, &place, generation, &contents, self.owner)?;
         }
-        if self.live(lineage) != Some(generation) {
+        let link = self.live_path(lineage);
+        if self.live(lineage) == Some(generation) {
+            files::sync_parent(&link).map_err(at("flush", &link))?;
+        } else {
             self.switch(lineage, generation)?;
         }
         self.prune(&archive, generation);

@@ -215,6 +215,10 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
             served.generation = Generation::default();
         }
     }
+    // What is there and was not noted is handed over once more: whoever wrote it
+    // was killed, perhaps before it was flushed.
+    let noted = record.deployed.get(FILES) == Some(&files);
+    let files = if noted { files } else { Generation::default() };
     deployed.insert(FILES.to_owned(), files);
     record.deployed = deployed;
     let places = places(certificate).await;

@@ -108,6 +108,18 @@ impl FileStore {
         Ok(())
     }
 
+    /// Flushes what the last holder of the lease may have put in its place and
+    /// was killed before he flushed it: what is read from here on is relied on.
+    fn flush_leftovers(&self, lineage: &Lineage) -> Result<(), StoreError> {
+        let record = self.directory(lineage);
+        for path in [record, self.root.join("accounts")] {
+            if path.is_dir() {
+                files::sync(&path).map_err(at("write", &path))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Puts the pair in place before the record points to it. What a crash
     /// left there belongs to no record and is put aside.
     fn write_pair(
@@ -238,6 +250,7 @@ impl Store for FileStore {
             Err(TryLockError::Error(error)) => return Err(at("lock", &path)(error)),
         }
         let token = next_token(&mut file).map_err(at("write", &path))?;
+        self.flush_leftovers(lineage)?;
         Ok(Box::new(FileLease {
             _locked: file,
             token,
