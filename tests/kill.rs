@@ -155,7 +155,7 @@ fn a_thousand_kills() {
         return;
     };
     let tallies = [
-        renewals(one, 3),
+        renewals(one, 4),
         first_issuances(two, 1),
         again_and_again(three, 100),
     ];

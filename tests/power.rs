@@ -14,7 +14,7 @@ use crate::support::faults::Endpoint;
 use crate::support::oracle::Oracle;
 use crate::support::replay::{FOR_REPLAY, Replay};
 use crate::support::run;
-use crate::support::strace::Strace;
+use crate::support::strace::{Call, Point, Strace, is_about, points};
 
 const NAMES: [&str; 2] = ["example.com", "www.example.com"];
 
@@ -35,14 +35,23 @@ struct Found {
     record: Result<Option<Record>, String>,
 }
 
-fn record(ca: &EmbeddedCa, strace: &Strace, arguments: &[&str]) -> Recorded {
+/// Records `runs`, the first of which is killed at `kill` if that is given.
+fn record(ca: &EmbeddedCa, strace: &Strace, runs: &[&[&str]], kill: Option<&Point>) -> Recorded {
     let root = ca.path("");
     let oracle = Oracle::new(&root, &NAMES);
     let generation = || oracle.live().unwrap().map(|pair| pair.generation);
     let (disk, before) = (Disk::of(&root), generation());
-    let command = ca.issue(&[&NAMES[..], arguments].concat());
-    let calls = strace.record(&command, &FOR_REPLAY, &["-xx", "-s", "1048576"]);
-    let disk = Replay::new(disk, &root).all(&calls);
+    let whole = ["-xx", "-s", "1048576"];
+    let mut kill = kill;
+    let runs = runs.iter().map(|arguments| {
+        let command = ca.issue(&[&NAMES[..], arguments].concat());
+        match kill.take() {
+            Some(point) => strace.record_killed(&command, &FOR_REPLAY, &whole, point),
+            None => strace.record(&command, &FOR_REPLAY, &whole),
+        }
+    });
+    let runs: Vec<Vec<Call>> = runs.collect();
+    let disk = Replay::new(disk, &root).all(&runs);
     let (replayed, real) = (disk.seen(disk.steps()), Disk::of(&root).seen(0));
     assert!(replayed == real, "the replay differs from the disk");
     Recorded {
@@ -226,7 +235,7 @@ fn prove(
     by_chance: u64,
     stride: usize,
 ) {
-    let mut recorded = record(ca, strace, arguments);
+    let mut recorded = record(ca, strace, &[arguments], None);
     let losses = losses(by_chance);
     recorded
         .survives(&losses, Ignored::None)
@@ -271,6 +280,58 @@ fn after_a_power_loss_in_a_first_issuance_the_next_run_goes_on() {
         return;
     };
     prove(what, &[], &EmbeddedCa::start(), &strace, 4, 4);
+}
+
+/// A run is killed, the next one ends well, and then the power fails: what the
+/// first had not flushed is nobody else's to lose. `arguments` are the first
+/// run's, and each starts from `prepare`.
+fn after_kills(what: &str, arguments: &[&str], stride: usize, prepare: impl Fn(&EmbeddedCa)) {
+    let Some(strace) = Strace::find(what) else {
+        return;
+    };
+    let ca = EmbeddedCa::start();
+    prepare(&ca);
+    let calls = strace.calls(&ca.issue(&[&NAMES[..], arguments].concat()));
+    let (data, output) = (ca.path("data"), ca.path("out"));
+    let about = |call: &Call| is_about(call, &[&data, &output]) && call.name != "connect";
+    let points = points(&calls, about);
+    assert!(points.len() > 80, "{} points are too few", points.len());
+    let mut kills = 0;
+    for point in points.iter().step_by(stride) {
+        prepare(&ca);
+        let mut recorded = record(&ca, &strace, &[arguments, &[]], Some(point));
+        let survived = recorded.survives(&losses(2), Ignored::None);
+        survived.unwrap_or_else(|why| panic!("{what}: killed at {point:?}: {why}"));
+        kills += 1;
+    }
+    eprintln!("{what}: {kills} kills");
+}
+
+fn issued(ca: &EmbeddedCa) {
+    run(&mut ca.issue(&NAMES), 0);
+}
+
+fn without_anything(ca: &EmbeddedCa) {
+    for directory in ["data", "out"].map(|name| ca.path(name)) {
+        if directory.exists() {
+            std::fs::remove_dir_all(directory).unwrap();
+        }
+    }
+}
+
+#[test]
+fn after_a_kill_and_a_good_run_a_power_loss_takes_nothing() {
+    after_kills("power loss after a kill", &["--force"], 12, issued);
+    let what = "power loss after a kill in a first issuance";
+    after_kills(what, &[], 24, without_anything);
+}
+
+#[test]
+#[ignore = "every kill takes minutes"]
+fn after_any_kill_and_a_good_run_a_power_loss_takes_nothing() {
+    after_kills("power loss after any kill", &["--force"], 1, issued);
+    let what = "power loss after any kill in a first issuance";
+    after_kills(what, &[], 1, without_anything);
 }
 
 #[test]

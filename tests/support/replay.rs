@@ -37,7 +37,16 @@ impl<'a> Replay<'a> {
         }
     }
 
-    pub(crate) fn all(mut self, calls: &[Call]) -> Disk {
+    /// One process after the other.
+    pub(crate) fn all(mut self, runs: &[Vec<Call>]) -> Disk {
+        for calls in runs {
+            self.open.clear();
+            self.run(calls);
+        }
+        self.disk
+    }
+
+    fn run(&mut self, calls: &[Call]) {
         for call in calls {
             if let Some(returned) = call.returned {
                 self.call(call, &arguments(&call.arguments), returned);
@@ -47,7 +56,6 @@ impl<'a> Replay<'a> {
                 self.open.insert(descriptor, Open::Ca);
             }
         }
-        self.disk
     }
 
     fn call(&mut self, call: &Call, arguments: &[String], returned: i64) {

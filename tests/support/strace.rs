@@ -81,6 +81,26 @@ impl Strace {
 
     /// The same and every call named in `also`, with `more` options.
     pub(crate) fn record(&self, command: &Command, also: &[&str], more: &[&str]) -> Vec<Call> {
+        let (output, calls) = self.trace(command, also, more);
+        assert!(output.status.success(), "{}", text(&output));
+        calls
+    }
+
+    /// The same of a run that is killed when it is about to do `point`.
+    pub(crate) fn record_killed(
+        &self,
+        command: &Command,
+        also: &[&str],
+        more: &[&str],
+        point: &Point,
+    ) -> Vec<Call> {
+        let Point { call, nth } = point;
+        let inject = format!("inject={call}:signal=KILL:when={nth}");
+        let more = [more, &["-e", &inject]].concat();
+        self.trace(command, also, &more).1
+    }
+
+    fn trace(&self, command: &Command, also: &[&str], more: &[&str]) -> (Output, Vec<Call>) {
         let directory = tempfile::tempdir().unwrap();
         let written = directory.path().join("trace");
         let left_out = HARMLESS.split(',').filter(|name| !also.contains(name));
@@ -88,8 +108,7 @@ impl Strace {
         let mut options = vec!["-o", written.to_str().unwrap(), "-e", &trace];
         options.extend(more);
         let output = self.under(command, &options).output().unwrap();
-        assert!(output.status.success(), "{}", text(&output));
-        calls(&std::fs::read_to_string(&written).unwrap())
+        (output, calls(&std::fs::read_to_string(&written).unwrap()))
     }
 
     /// One run that is killed when it is about to do `point`.
