@@ -163,6 +163,9 @@ pub struct CertificateSettings {
     pub names: Vec<Identifier>,
     /// Who shall issue it.
     pub ca: CaSettings,
+    /// Who issues it when that one does not.
+    #[serde(default)]
+    pub fallback: Option<CaSettings>,
     /// The CA's certificate profile.
     pub profile: Option<String>,
     /// The kind of key.

@@ -4,6 +4,7 @@
 
 mod authority;
 pub mod deploy;
+mod fallback;
 pub mod foresee;
 pub mod front;
 pub mod issue;
@@ -82,10 +83,21 @@ pub struct Certificate {
     pub wanted: Wanted,
     /// The CA.
     pub issuer: Arc<dyn Issuer>,
+    /// The CA that stands in for it, if the owner names one.
+    pub fallback: Option<StandIn>,
     /// Servers to tell of a new certificate.
     pub targets: Vec<Arc<dyn Target>>,
     /// Where the new certificate must be seen.
     pub endpoints: Vec<Endpoint>,
+}
+
+/// A CA that stands in for another.
+#[derive(Clone)]
+pub struct StandIn {
+    /// Its directory URL.
+    pub ca: String,
+    /// The way to it; the account there is its own.
+    pub issuer: Arc<dyn Issuer>,
 }
 
 impl Parts {

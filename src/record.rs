@@ -67,6 +67,9 @@ pub struct Record {
     /// Failed hand-overs of the newest certificate.
     #[serde(default)]
     pub handover: Failures,
+    /// Where it is ordered when its CA does not issue it; `None`: nowhere.
+    #[serde(default)]
+    pub fallback: Option<Fallback>,
 }
 
 impl Record {
@@ -84,8 +87,19 @@ impl Record {
             order: None,
             failures: Failures::default(),
             handover: Failures::default(),
+            fallback: None,
         }
     }
+}
+
+/// The CA of the second choice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fallback {
+    /// Its directory URL.
+    pub ca: String,
+    /// Orders that failed there since the last success anywhere.
+    #[serde(default)]
+    pub failures: Failures,
 }
 
 /// A certificate in the store.
@@ -113,6 +127,10 @@ pub struct Issued {
     /// predecessor is still good; `None`: at once.
     #[serde(default)]
     pub handover_at: Option<Timestamp>,
+    /// The CA that should have issued it, when it comes from the fallback: it is
+    /// no reason to order again, and the next one comes from there.
+    #[serde(default)]
+    pub instead_of: Option<String>,
 }
 
 /// The stored draw of a renewal instant (RFC 9773 section 4.2): drawn once,
@@ -181,6 +199,9 @@ pub struct Failures {
     /// Whether the CA itself asked for that pause.
     #[serde(default)]
     pub asked_to_wait: bool,
+    /// When the first try of them was.
+    #[serde(default)]
+    pub since: Option<Timestamp>,
     /// The last message, fit to be shown.
     pub last: Option<String>,
 }

@@ -3,6 +3,7 @@
 
 pub mod backoff;
 pub mod decide;
+pub mod fallback;
 pub mod ledger;
 pub mod outage;
 pub mod window;

@@ -7,6 +7,7 @@ mod ca;
 mod crash;
 mod demo;
 mod errno;
+mod fallback;
 mod faults;
 mod harden;
 mod house;

@@ -195,6 +195,15 @@ pub struct Wanted {
     /// Of several chains take the one with an issuer of this common name ($CERTS_PREFERRED_CHAIN)
     #[arg(long, value_name = "CN")]
     pub preferred_chain: Option<String>,
+    /// Order there when the CA does not issue: nothing usable is left and 3 orders or 30 minutes were in vain, or it is down and a sixth of the life is left ($CERTS_FALLBACK_CA)
+    #[arg(long, value_name = "NAME|URL")]
+    pub fallback_ca: Option<String>,
+    /// External account binding at the fallback: the key identifier ($CERTS_FALLBACK_EAB_KID)
+    #[arg(long, value_name = "KID")]
+    pub fallback_eab_kid: Option<String>,
+    /// External account binding at the fallback: the file with the HMAC key in base64url ($CERTS_FALLBACK_EAB_HMAC_FILE)
+    #[arg(long, value_name = "FILE")]
+    pub fallback_eab_hmac_file: Option<String>,
     /// How to prove control: http-01 ($CERTS_CHALLENGE)
     #[arg(long, value_name = "KIND")]
     pub challenge: Option<String>,
@@ -235,6 +244,9 @@ impl Wanted {
             ("eab_kid", &self.eab_kid),
             ("eab_hmac_file", &self.eab_hmac_file),
             ("preferred_chain", &self.preferred_chain),
+            ("fallback_ca", &self.fallback_ca),
+            ("fallback_eab_kid", &self.fallback_eab_kid),
+            ("fallback_eab_hmac_file", &self.fallback_eab_hmac_file),
             ("challenge", &self.challenge),
             ("webroot", &self.webroot),
             ("key", &self.key),

@@ -21,7 +21,7 @@ use crate::challenge::http01::{BindError, Listener};
 use crate::challenge::responses::Responses;
 use crate::challenge::webroot::Webroot;
 use crate::config::{
-    CertificateSettings, ChallengeSettings, DeployWhen, Directory, Purpose, Remembered,
+    CaSettings, CertificateSettings, ChallengeSettings, DeployWhen, Directory, Purpose, Remembered,
     RenewSettings, Settings,
 };
 use crate::deploy::output::Output;
@@ -32,7 +32,8 @@ use crate::manage::issue::pass;
 use crate::manage::rehearse::rehearse;
 use crate::manage::skew::Skew;
 use crate::manage::{
-    Certificate, FreshKeys, Maintenance, ManageError, Outcome, Parts, SPACING, SPREAD, Wanted,
+    Certificate, FreshKeys, Maintenance, ManageError, Outcome, Parts, SPACING, SPREAD, StandIn,
+    Wanted,
 };
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
@@ -117,7 +118,8 @@ impl Factory {
         let targets = settings.deploy.iter();
         Ok(Certificate {
             wanted: wanted(settings),
-            issuer: self.shared_issuer(settings, rehearsal)?,
+            issuer: self.shared_issuer(&settings.ca, settings, rehearsal)?,
+            fallback: self.stand_in(settings, rehearsal)?,
             targets: targets.map(|spec| self.reach.target(spec)).collect(),
             endpoints: settings.verify.clone(),
         })
@@ -197,6 +199,7 @@ impl Factory {
     /// whose accounts are forgotten.
     fn shared_issuer(
         &self,
+        ca: &CaSettings,
         settings: &CertificateSettings,
         rehearsal: bool,
     ) -> Result<Arc<dyn Issuer>, Failure> {
@@ -204,18 +207,36 @@ impl Factory {
             ChallengeSettings::Webroot(path) => Some(path),
             ChallengeSettings::Listen(_) => None,
         };
-        let key = serde_json::json!([settings.ca, webroot, rehearsal]).to_string();
+        let key = serde_json::json!([ca, webroot, rehearsal]).to_string();
         let mut issuers = self.issuers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(issuer) = issuers.get(&key) {
             return Ok(issuer.clone());
         }
-        let issuer = self.issuer(settings)?;
+        let issuer = self.issuer(ca, settings)?;
         issuers.insert(key, issuer.clone());
         Ok(issuer)
     }
 
-    fn issuer(&self, settings: &CertificateSettings) -> Result<Arc<dyn Issuer>, Failure> {
-        let ca = &settings.ca;
+    /// The CA that stands in; a rehearsal has none.
+    fn stand_in(
+        &self,
+        settings: &CertificateSettings,
+        rehearsal: bool,
+    ) -> Result<Option<StandIn>, Failure> {
+        let Some(ca) = settings.fallback.as_ref().filter(|_| !rehearsal) else {
+            return Ok(None);
+        };
+        Ok(Some(StandIn {
+            ca: ca.directory.identity().to_owned(),
+            issuer: self.shared_issuer(ca, settings, rehearsal)?,
+        }))
+    }
+
+    fn issuer(
+        &self,
+        ca: &CaSettings,
+        settings: &CertificateSettings,
+    ) -> Result<Arc<dyn Issuer>, Failure> {
         let surroundings = |message: String| Failure::usage(message, "see --ca-root and --eab-kid");
         let account = AccountOptions {
             email: ca.email.clone(),

@@ -143,6 +143,11 @@ fn table(rows: &[Value]) {
     line(COLUMNS.map(|(title, _)| title.to_owned()).to_vec());
     for row in rows {
         line(COLUMNS.map(|(_, key)| cell(row, key)).to_vec());
+        if let Some(ca) = row["issued_by"].as_str()
+            && row["ca"] != ca
+        {
+            say(format_args!("  issued by {ca}"));
+        }
         if let Some(error) = row["last_error"].as_str() {
             say(format_args!("  last error: {error}"));
         }

@@ -87,6 +87,13 @@ impl Directory {
         }
     }
 
+    /// Whether it signs what nobody trusts, for rehearsals.
+    #[must_use]
+    pub fn is_staging(&self) -> bool {
+        self.known()
+            .is_some_and(|(name, _, staging)| staging == Some(name))
+    }
+
     fn known(&self) -> Option<(&'static str, &'static str, Option<&'static str>)> {
         PUBLIC
             .into_iter()

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::problem::{Place, Problems};
-use super::{CertificateSettings, ChallengeSettings};
+use super::{CaSettings, CertificateSettings, ChallengeSettings};
 use crate::identifier::Identifier;
 
 /// What the largest of public CAs take in one certificate.
@@ -20,8 +20,17 @@ pub(super) fn certificate(
 ) {
     names(wanted, place, problems);
     if ca_is_known {
-        public_names(wanted, place, problems);
-        ca(wanted, place, problems);
+        public_names(
+            &wanted.ca,
+            wanted.profile.as_deref(),
+            wanted,
+            place,
+            problems,
+        );
+        ca(&wanted.ca, place, problems);
+        if let Some(second) = &wanted.fallback {
+            fallback(second, wanted, place, problems);
+        }
     }
     if let ChallengeSettings::Webroot(path) = &wanted.challenge
         && !path.is_dir()
@@ -47,8 +56,38 @@ fn names(wanted: &CertificateSettings, place: &Place, problems: &mut Problems) {
     }
 }
 
-fn public_names(wanted: &CertificateSettings, place: &Place, problems: &mut Problems) {
-    if !wanted.ca.directory.is_public() {
+/// A CA that stands in is asked for the same names, and for no profile: that is
+/// a word of the CA that offers it.
+fn fallback(
+    second: &CaSettings,
+    wanted: &CertificateSettings,
+    place: &Place,
+    problems: &mut Problems,
+) {
+    let directory = &second.directory;
+    if directory.is_staging() {
+        let message = format!("the fallback {directory} signs what nobody trusts");
+        let hint = "name one whose certificates are trusted, such as zerossl";
+        problems.add(place, message, hint);
+        return;
+    }
+    if directory.identity() == wanted.ca.directory.identity() {
+        let message = format!("the fallback {directory} is the CA that it would stand in for");
+        problems.add(place, message, "name another CA, or leave fallback_ca out");
+        return;
+    }
+    public_names(second, None, wanted, place, problems);
+    ca(second, place, problems);
+}
+
+fn public_names(
+    ca: &CaSettings,
+    profile: Option<&str>,
+    wanted: &CertificateSettings,
+    place: &Place,
+    problems: &mut Problems,
+) {
+    if !ca.directory.is_public() {
         return;
     }
     for error in wanted
@@ -69,8 +108,8 @@ fn public_names(wanted: &CertificateSettings, place: &Place, problems: &mut Prob
         .iter()
         .find(|name| matches!(name, Identifier::Ip(_)));
     if let Some(address) = address
-        && wanted.ca.directory.is_letsencrypt()
-        && wanted.profile.as_deref() != Some("shortlived")
+        && ca.directory.is_letsencrypt()
+        && profile != Some("shortlived")
     {
         let message = format!("{address}: Let's Encrypt signs addresses in one profile only");
         problems.add(
@@ -81,8 +120,7 @@ fn public_names(wanted: &CertificateSettings, place: &Place, problems: &mut Prob
     }
 }
 
-fn ca(wanted: &CertificateSettings, place: &Place, problems: &mut Problems) {
-    let ca = &wanted.ca;
+fn ca(ca: &CaSettings, place: &Place, problems: &mut Problems) {
     if ca.directory.is_public() && !ca.agree_tos {
         let message = format!("the terms of service of {} are not agreed to", ca.directory);
         let hint = "read them, then add --agree-tos, CERTS_AGREE_TOS=true or agree_tos = true";

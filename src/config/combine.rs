@@ -101,12 +101,23 @@ impl Sources {
             &self.document.layer.shared,
         ];
         let path = |given: Option<&Given<PathBuf>>| given.map(|given| self.absolute(given));
+        let root = path(pick(&layers, |layer| &layer.root));
+        let fallback = pick(&layers, |layer| &layer.fallback).map(|directory| CaSettings {
+            directory: directory.value.clone(),
+            root: root.clone(),
+            email: value(pick(&layers, |layer| &layer.email)),
+            agree_tos: value(pick(&layers, |layer| &layer.agree_tos)).unwrap_or_default(),
+            eab_kid: value(pick(&layers, |layer| &layer.fallback_eab_kid)),
+            eab_hmac_file: path(pick(&layers, |layer| &layer.fallback_eab_hmac_file)),
+            preferred_chain: None,
+        });
         CertificateSettings {
             lineage: entry.lineage.clone(),
             names: entry.names.clone(),
+            fallback,
             ca: CaSettings {
                 directory: value(pick(&layers, |layer| &layer.ca)).unwrap_or_default(),
-                root: path(pick(&layers, |layer| &layer.root)),
+                root,
                 email: value(pick(&layers, |layer| &layer.email)),
                 agree_tos: value(pick(&layers, |layer| &layer.agree_tos)).unwrap_or_default(),
                 eab_kid: value(pick(&layers, |layer| &layer.eab_kid)),
@@ -193,7 +204,7 @@ impl Sources {
 impl CertificateLayer {
     /// Whether its CA is not known, because of a mistake that is told already.
     pub(super) fn hides_its_ca(&self) -> bool {
-        ["ca", "agree_tos"]
+        ["ca", "agree_tos", "fallback_ca"]
             .iter()
             .any(|key| self.broken.contains(*key))
     }

@@ -34,7 +34,7 @@ pub(super) enum Scope {
 
 /// Every key there is; a `.` stands between a table and its key. The variable
 /// and the option are made from it.
-pub(super) const KEYS: [(&str, Kind, Scope); 24] = [
+pub(super) const KEYS: [(&str, Kind, Scope); 26] = [
     ("data_dir", Kind::Text, Scope::Process),
     ("output_dir", Kind::Text, Scope::Process),
     ("log_format", Kind::Text, Scope::Process),
@@ -52,6 +52,9 @@ pub(super) const KEYS: [(&str, Kind, Scope); 24] = [
     ("eab_kid", Kind::Text, Scope::Certificate),
     ("eab_hmac_file", Kind::Text, Scope::Certificate),
     ("preferred_chain", Kind::Text, Scope::Certificate),
+    ("fallback_ca", Kind::Text, Scope::Certificate),
+    ("fallback_eab_kid", Kind::Text, Scope::Certificate),
+    ("fallback_eab_hmac_file", Kind::Text, Scope::Certificate),
     ("challenge", Kind::Text, Scope::Certificate),
     ("webroot", Kind::Text, Scope::Certificate),
     ("profile", Kind::Text, Scope::Certificate),
@@ -104,6 +107,9 @@ pub(super) struct CertificateLayer {
     pub(super) eab_kid: Option<Given<String>>,
     pub(super) eab_hmac_file: Option<Given<PathBuf>>,
     pub(super) preferred_chain: Option<Given<String>>,
+    pub(super) fallback: Option<Given<Directory>>,
+    pub(super) fallback_eab_kid: Option<Given<String>>,
+    pub(super) fallback_eab_hmac_file: Option<Given<PathBuf>>,
     pub(super) webroot: Option<Given<PathBuf>>,
     pub(super) http_listen: Option<Given<Vec<SocketAddr>>>,
     pub(super) profile: Option<Given<String>>,
@@ -194,6 +200,9 @@ impl CertificateLayer {
             "eab_kid" => self.eab_kid = text(value, problems),
             "eab_hmac_file" => self.eab_hmac_file = path(value, problems),
             "preferred_chain" => self.preferred_chain = text(value, problems),
+            "fallback_ca" => self.fallback = parsed(value, &ca_hint(value), problems),
+            "fallback_eab_kid" => self.fallback_eab_kid = text(value, problems),
+            "fallback_eab_hmac_file" => self.fallback_eab_hmac_file = path(value, problems),
             "challenge" => {
                 let hint = "leave it out: this version proves control by http-01, on port 80";
                 // What it says is the only thing there is; nothing is left to keep.

@@ -60,6 +60,10 @@ impl CertificateLayer {
             }
         };
         let ca = whole.ca.clone();
+        let (fallback, second) = (whole.fallback.clone(), whole.fallback.clone());
+        let (fallback_eab_kid, fallback_eab_hmac_file) = second.map_or((None, None), |second| {
+            (second.eab_kid, second.eab_hmac_file)
+        });
         let words = whole.deploy.iter().map(ToString::to_string);
         let words = words.filter_map(|word| given(place, word)).collect();
         let (listen, webroot) = match whole.challenge.clone() {
@@ -74,6 +78,9 @@ impl CertificateLayer {
             eab_kid: ca.eab_kid.and_then(|value| given(place, value)),
             eab_hmac_file: ca.eab_hmac_file.and_then(|value| given(place, value)),
             preferred_chain: ca.preferred_chain.and_then(|value| given(place, value)),
+            fallback: fallback.and_then(|second| given(place, second.directory)),
+            fallback_eab_kid: fallback_eab_kid.and_then(|value| given(place, value)),
+            fallback_eab_hmac_file: fallback_eab_hmac_file.and_then(|value| given(place, value)),
             webroot,
             http_listen: listen,
             profile: whole.profile.clone().and_then(|value| given(place, value)),

@@ -69,6 +69,12 @@ struct Shared {
     eab_hmac_file: Option<String>,
     /// The chain to take, by an issuer's common name
     preferred_chain: Option<String>,
+    /// The CA that issues when the first one does not
+    fallback_ca: Option<String>,
+    /// The key identifier of an external account binding there
+    fallback_eab_kid: Option<String>,
+    /// The file with its HMAC key in base64url
+    fallback_eab_hmac_file: Option<String>,
     /// How control is proven
     challenge: Option<Challenge>,
     /// A directory that another server serves on port 80

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{Certificate, ManageError, Outcome, Parts};
-use crate::acme::Cause;
+use super::{ManageError, Outcome, Parts};
+use crate::acme::{AcmeError, Cause, Issuer};
 use crate::authority::{Authority, Counted, Outage};
 use crate::identifier::Identifier;
 use crate::observe::Tokens;
@@ -71,18 +71,20 @@ fn show(parts: &Parts, ca: &str, authority: Authority) {
     });
 }
 
-/// Takes an order out of the ledger, and says as what it counts.
+/// Takes an order at `ca` out of its ledger, and says as what it counts.
 ///
 /// # Errors
 /// [`ManageError::OutOfBudget`]; nothing is taken then.
 pub(super) async fn spend(
     parts: &Parts,
+    ca: &str,
     record: &Record,
     replaces: Option<&str>,
     priority: Priority,
 ) -> Result<Counted, ManageError> {
-    let (ca, now) = (&record.ca, parts.clock.now());
-    let (rules, counted) = (ledger::rules(ca), ledger::counts_as(record, replaces, now));
+    let now = parts.clock.now();
+    let rules = ledger::rules(ca);
+    let counted = ledger::counts_as(record, ca, replaces, now);
     if rules.is_empty() {
         return Ok(counted);
     }
@@ -155,9 +157,8 @@ pub(super) async fn settle_failed(
 ///
 /// # Errors
 /// [`ManageError::Down`] while it does not answer.
-pub(super) async fn reach(parts: &Parts, certificate: &Certificate) -> Result<(), ManageError> {
-    let (ca, random) = (&certificate.wanted.ca, parts.random.as_ref());
-    let now = parts.clock.now();
+pub(super) async fn reach(parts: &Parts, ca: &str, issuer: &dyn Issuer) -> Result<(), ManageError> {
+    let (now, random) = (parts.clock.now(), parts.random.as_ref());
     let claimed = change(parts, ca, |authority| {
         let Some(outage) = &authority.outage else {
             return Ok(false);
@@ -173,7 +174,7 @@ pub(super) async fn reach(parts: &Parts, certificate: &Certificate) -> Result<()
     if !claimed.await?? {
         return Ok(());
     }
-    let Err(error) = certificate.issuer.probe().await else {
+    let Err(error) = issuer.probe().await else {
         // Its directory is there; whether it issues shows with this order. Until
         // then the others go on waiting.
         return Ok(());
@@ -237,12 +238,26 @@ fn since(outage: &Outage, parts: &Parts) -> String {
     }
 }
 
-/// Whether how a pass ended shows that the CA does its work.
+/// The CA that does its work, as how a pass over `record` ended shows.
 #[must_use]
-pub(super) fn has_answered(ended: &Result<Outcome, ManageError>) -> bool {
+pub(super) fn who_answered(
+    ended: &Result<Outcome, ManageError>,
+    record: Option<&Record>,
+) -> Option<String> {
+    let record = record?;
     match ended {
-        Ok(outcome) => outcome.issued,
-        Err(error) => is_an_answer(error),
+        Ok(outcome) if outcome.issued => record.issued.as_ref().map(|issued| issued.ca.clone()),
+        Err(error) if is_an_answer(error) => {
+            let (ManageError::Acme(AcmeError { ca, .. }) | ManageError::Bundle { ca, .. }) = error
+            else {
+                return None;
+            };
+            let second = record.fallback.as_ref().map(|fallback| &fallback.ca);
+            // The first one may be known to its records by another name.
+            let second = second.filter(|second| *second == ca);
+            Some(second.unwrap_or(&record.ca).clone())
+        }
+        _ => None,
     }
 }
 

@@ -34,6 +34,9 @@ pub fn may_order(
     record.ca.clone_from(&wanted.ca);
     if urge == Urge::Asked {
         record.failures.retry_at = None;
+        if let Some(second) = &mut record.fallback {
+            second.failures.retry_at = None;
+        }
     }
     // The question is what comes when everything is handed over.
     if let Some(issued) = &record.issued {
@@ -97,6 +100,7 @@ mod tests {
             renewable_from: None,
             early: 0,
             handover_at: None,
+            instead_of: None,
         });
         record.deployed.insert("nginx".into(), Generation(0));
         record

@@ -8,13 +8,15 @@ use serde::{Deserialize, Serialize};
 
 use super::authority;
 use super::deploy::{FILES, deploy, on_disk, places};
-use super::order::{Plan, order, refresh};
+use super::fallback::order;
+use super::order::{Plan, refresh};
 use super::status::status;
 use super::{Certificate, ManageError, Outcome, Parts, Wanted};
 use crate::certificate::Bundle;
-use crate::record::{Failures, Generation, PendingOrder, Record, Revision, Served};
+use crate::record::{Failures, Fallback, Generation, PendingOrder, Record, Revision, Served};
 use crate::renew::backoff::after_handover_failure;
 use crate::renew::decide::{self, HeldUp, Next, next};
+use crate::renew::fallback::Choice;
 use crate::time::Timestamp;
 
 /// Let's Encrypt's orders live for seven days.
@@ -82,9 +84,9 @@ pub async fn pass(
     let mut held = load(parts, certificate, urge).await?;
     let mut issued = false;
     if urge == Urge::Force {
-        let replaces = decide::replaces(&held.record, parts.clock.now());
         let plan = Plan {
-            replaces,
+            from: Choice::First,
+            replaces: decide::replaces(&held.record, &held.record.ca, parts.clock.now()),
             urgent: false,
             urge,
         };
@@ -101,8 +103,13 @@ pub async fn pass(
             Next::Issue { .. } if issued => {
                 return stuck.map_or_else(|| outcome(&held.record, issued, now), Err);
             }
-            Next::Issue { replaces, urgent } => {
+            Next::Issue {
+                from,
+                replaces,
+                urgent,
+            } => {
                 let plan = Plan {
+                    from,
                     replaces,
                     urgent,
                     urge,
@@ -137,15 +144,14 @@ pub async fn pass(
 /// Something is due that has failed before: that is no success, though there
 /// is nothing to do now.
 fn waiting(record: &Record, held_up: HeldUp) -> ManageError {
-    let last = |failures: &Failures| failures.last.clone().unwrap_or_default();
     match held_up {
         HeldUp::Issuance { until } => ManageError::BackingOff {
             until,
-            last: last(&record.failures),
+            last: last_failure(record).unwrap_or_default(),
         },
         HeldUp::Handover { until } => ManageError::NotHandedOver {
             until,
-            last: last(&record.handover),
+            last: record.handover.last.clone().unwrap_or_default(),
         },
     }
 }
@@ -184,9 +190,10 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
     record.identifiers.clone_from(&wanted.identifiers);
     record.ca.clone_from(&wanted.ca);
     record.profile.clone_from(&wanted.profile);
+    record.fallback = second_choice(&record, certificate, changed);
     let dropped = record
         .order
-        .take_if(|order| !is_worth_resuming(order, wanted, parts));
+        .take_if(|order| !is_worth_resuming(order, certificate, parts));
     if urge != Urge::Due {
         unhold(&mut record);
     }
@@ -243,11 +250,38 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
     Ok(held)
 }
 
+/// The CA that stands in, with what has failed there: at the same one, for the
+/// same names.
+fn second_choice(record: &Record, certificate: &Certificate, changed: bool) -> Option<Fallback> {
+    let ca = &certificate.fallback.as_ref()?.ca;
+    let known = record.fallback.clone();
+    let known = known.filter(|known| known.ca == *ca && !changed);
+    Some(known.unwrap_or_else(|| Fallback {
+        ca: ca.clone(),
+        failures: Failures::default(),
+    }))
+}
+
+/// What the last order ended with, wherever it was tried last.
+pub(super) fn last_failure(record: &Record) -> Option<String> {
+    let first = record.failures.last.clone();
+    let second = record.fallback.as_ref();
+    match (
+        first,
+        second.and_then(|second| second.failures.last.clone()),
+    ) {
+        (Some(first), Some(second)) => Some(format!("{first}; and in its place: {second}")),
+        (first, second) => first.or(second),
+    }
+}
+
 /// Whether an order under way is for what is wanted, and not so old that the CA
 /// has forgotten it or fails at it for good.
-fn is_worth_resuming(order: &PendingOrder, wanted: &Wanted, parts: &Parts) -> bool {
-    let age = parts.clock.now().since(order.begun);
-    order.identifiers == wanted.identifiers && order.ca == wanted.ca && age < OLDEST_ORDER
+fn is_worth_resuming(order: &PendingOrder, certificate: &Certificate, parts: &Parts) -> bool {
+    let (wanted, age) = (&certificate.wanted, parts.clock.now().since(order.begun));
+    let second = certificate.fallback.as_ref();
+    let known = order.ca == wanted.ca || second.is_some_and(|second| second.ca == order.ca);
+    order.identifiers == wanted.identifiers && known && age < OLDEST_ORDER
 }
 
 /// Whether the earlier orders of `record` were for what is wanted now.
@@ -260,8 +294,11 @@ pub(super) fn asks_the_same(record: &Record, wanted: &Wanted) -> bool {
 /// What a user asks for by hand waits for no back-off of ours and for no
 /// maintenance window; only for what the CA itself has said.
 fn unhold(record: &mut Record) {
-    if !record.failures.asked_to_wait {
-        record.failures.retry_at = None;
+    let second = record.fallback.as_mut().map(|second| &mut second.failures);
+    for failures in [&mut record.failures].into_iter().chain(second) {
+        if !failures.asked_to_wait {
+            failures.retry_at = None;
+        }
     }
     record.handover.retry_at = None;
     if let Some(issued) = record.issued.as_mut() {

@@ -1,4 +1,4 @@
-//! An order from its intent to a stored generation: taken out of the ledger,
+//! An order at one CA, from its intent to a stored generation: taken out of the ledger,
 //! written down before it is sent, checked when it comes back, and its failure
 //! dated so that the next pass knows when to try again.
 
@@ -10,22 +10,56 @@ use async_trait::async_trait;
 use super::authority;
 use super::issue::{Held, Urge};
 use super::{Certificate, ManageError, Parts, Wanted};
-use crate::acme::{AcmeError, Cause, Journal, JournalError};
+use crate::acme::{AcmeError, Cause, Issuer, Journal, JournalError};
 use crate::certificate::{Bundle, Facts, Freshness, Secret};
 use crate::record::{Failures, Issued, PendingOrder, Record, Renewal};
 use crate::renew::backoff::{FailureKind, after_failure};
+use crate::renew::fallback::Choice;
 use crate::renew::ledger::Priority;
 use crate::renew::window;
 use crate::time::Timestamp;
 
 /// What is known of an order before it is begun.
+#[derive(Clone)]
 pub(super) struct Plan {
+    /// From whom.
+    pub(super) from: Choice,
     /// The predecessor, as RFC 9773 names it.
     pub(super) replaces: Option<String>,
     /// Whether it cannot wait.
     pub(super) urgent: bool,
     /// Who asks for it.
     pub(super) urge: Urge,
+}
+
+/// The CA that an order goes to.
+struct Place<'c> {
+    ca: &'c str,
+    issuer: &'c dyn Issuer,
+    profile: Option<&'c String>,
+    /// The one that it stands in for.
+    instead_of: Option<&'c String>,
+}
+
+impl<'c> Place<'c> {
+    fn of(certificate: &'c Certificate, from: Choice) -> Self {
+        let wanted = &certificate.wanted;
+        match (from, &certificate.fallback) {
+            (Choice::Fallback, Some(second)) => Self {
+                ca: &second.ca,
+                issuer: second.issuer.as_ref(),
+                // A profile is a word of the CA that offers it.
+                profile: None,
+                instead_of: Some(&wanted.ca),
+            },
+            _ => Self {
+                ca: &wanted.ca,
+                issuer: certificate.issuer.as_ref(),
+                profile: wanted.profile.as_ref(),
+                instead_of: None,
+            },
+        }
+    }
 }
 
 /// Orders, checks and stores a new generation.
@@ -39,29 +73,30 @@ pub(super) async fn order(
     plan: Plan,
 ) -> Result<(), ManageError> {
     let wanted = &certificate.wanted;
+    let place = Place::of(certificate, plan.from);
     if plan.urge == Urge::Due {
-        authority::reach(parts, certificate).await?;
+        authority::reach(parts, place.ca, place.issuer).await?;
     }
+    give_up_elsewhere(parts, held, place.ca).await?;
     let urge = plan.urge;
     let pending = match held.record.order.clone() {
         Some(pending) => pending,
-        None => intend(parts, wanted, held, plan).await?,
+        None => intend(parts, wanted, held, &place, plan).await?,
     };
     parts.phase(&wanted.lineage, "placing the order");
-    let mut journal = RecordJournal { parts, held };
-    let issuer = &certificate.issuer;
-    let answered = issuer.issue(pending.clone(), &mut journal).await;
+    let mut journal = RecordJournal::new(parts, held, place.ca);
+    let answered = place.issuer.issue(pending.clone(), &mut journal).await;
     let ended = answered
         .map_err(ManageError::from)
-        .and_then(|chain| bundle(parts, wanted, pending.key_pem.clone(), &chain));
-    parts.metrics.issuance(&wanted.ca, ended.is_ok());
+        .and_then(|chain| bundle(parts, &pending, &chain));
+    parts.metrics.issuance(place.ca, ended.is_ok());
     if ended.as_ref().err().is_none_or(authority::is_an_answer) {
-        authority::answers(parts, &wanted.ca).await;
+        authority::answers(parts, place.ca).await;
     }
     match ended {
         Ok(bundle) => {
             authority::settle_issued(parts, &pending, held.record.order.as_ref()).await;
-            settle(parts, wanted, held, &bundle, urge).await?;
+            settle(parts, &place, held, &bundle, urge).await?;
             parts.known.accept(&wanted.lineage, &bundle);
             refresh(parts, certificate, held).await
         }
@@ -72,11 +107,21 @@ pub(super) async fn order(
     }
 }
 
-fn bundle(parts: &Parts, wanted: &Wanted, key: Secret, chain: &str) -> Result<Bundle, ManageError> {
-    let (names, now) = (&wanted.identifiers, parts.clock.now());
-    let checked = Bundle::new(key, chain, names, now, Freshness::Issued);
+/// An order at another CA comes to nothing: there is one at a time.
+async fn give_up_elsewhere(parts: &Parts, held: &mut Held, ca: &str) -> Result<(), ManageError> {
+    let Some(other) = held.record.order.take_if(|order| order.ca != ca) else {
+        return Ok(());
+    };
+    held.save(parts, None).await?;
+    authority::settle_failed(parts, &other, &BTreeSet::new()).await;
+    Ok(())
+}
+
+fn bundle(parts: &Parts, order: &PendingOrder, chain: &str) -> Result<Bundle, ManageError> {
+    let (names, now) = (&order.identifiers, parts.clock.now());
+    let checked = Bundle::new(order.key_pem.clone(), chain, names, now, Freshness::Issued);
     checked.map_err(|source| ManageError::Bundle {
-        ca: wanted.ca.clone(),
+        ca: order.ca.clone(),
         source,
     })
 }
@@ -86,6 +131,7 @@ async fn intend(
     parts: &Parts,
     wanted: &Wanted,
     held: &mut Held,
+    place: &Place<'_>,
     plan: Plan,
 ) -> Result<PendingOrder, ManageError> {
     let kept = kept_key(parts, wanted, &held.record).await?;
@@ -106,11 +152,11 @@ async fn intend(
         _ => Priority::Forced,
     };
     let replaces = plan.replaces.as_deref();
-    let counted = authority::spend(parts, &held.record, replaces, priority).await?;
+    let counted = authority::spend(parts, place.ca, &held.record, replaces, priority).await?;
     let pending = PendingOrder {
-        ca: wanted.ca.clone(),
+        ca: place.ca.to_owned(),
         identifiers: wanted.identifiers.clone(),
-        profile: wanted.profile.clone(),
+        profile: place.profile.cloned(),
         key_pem,
         url: None,
         replaces: plan.replaces,
@@ -156,7 +202,7 @@ async fn kept_key(
 
 async fn settle(
     parts: &Parts,
-    wanted: &Wanted,
+    place: &Place<'_>,
     held: &mut Held,
     bundle: &Bundle,
     urge: Urge,
@@ -173,7 +219,7 @@ async fn settle(
             .map_or_else(Default::default, |issued| issued.generation)
             .next(),
         facts: bundle.facts().clone(),
-        ca: wanted.ca.clone(),
+        ca: place.ca.to_owned(),
         at: now,
         renewal: None,
         renewable_from: Some(window::renewable_from(
@@ -184,10 +230,14 @@ async fn settle(
         )),
         early,
         handover_at,
+        instead_of: place.instead_of.cloned(),
     });
     record.order = None;
     record.failures = Failures::default();
     record.handover = Failures::default();
+    if let Some(second) = &mut record.fallback {
+        second.failures = Failures::default();
+    }
     held.save(parts, Some(bundle)).await
 }
 
@@ -197,7 +247,8 @@ fn early(record: &Record, urge: Urge, now: Timestamp) -> u32 {
     let Some(issued) = record.issued.as_ref().filter(|_| urge == Urge::Due) else {
         return 0;
     };
-    let same = issued.ca == record.ca && issued.facts.identifiers == record.identifiers;
+    // From another CA, too: the next one is asked for as soon.
+    let same = issued.facts.identifiers == record.identifiers;
     let half = issued.facts.not_before + issued.facts.lifetime() / 2;
     // A short life is renewed at half of it, give or take a hundredth.
     let grace = issued.facts.lifetime() / 50;
@@ -230,10 +281,15 @@ pub(super) async fn refresh(
     let Some(issued) = held.record.issued.clone() else {
         return Ok(());
     };
-    let info = match &issued.facts.renewal_id {
-        Some(id) if issued.ca == held.record.ca => {
-            let mut journal = RecordJournal { parts, held };
-            certificate.issuer.renewal_info(id, &mut journal).await.unwrap_or_else(|error| {
+    let second = certificate.fallback.as_ref();
+    let issuer = match second.filter(|second| second.ca == issued.ca) {
+        Some(second) => Some(&second.issuer),
+        None => Some(&certificate.issuer).filter(|_| issued.ca == held.record.ca),
+    };
+    let info = match (&issued.facts.renewal_id, issuer) {
+        (Some(id), Some(issuer)) => {
+            let mut journal = RecordJournal::new(parts, held, &issued.ca);
+            issuer.renewal_info(id, &mut journal).await.unwrap_or_else(|error| {
                 tracing::warn!(%error, "the renewal window is not to be had; the lifetime decides meanwhile");
                 None
             })
@@ -303,8 +359,12 @@ async fn note_failure(parts: &Parts, held: &mut Held, order: &PendingOrder, erro
     }
     let facts = record.issued.as_ref().map(|issued| &issued.facts);
     let now = parts.clock.now();
-    record.failures = after_failure(
-        &record.failures,
+    let failures = match &mut record.fallback {
+        Some(second) if second.ca == order.ca => &mut second.failures,
+        _ => &mut record.failures,
+    };
+    *failures = after_failure(
+        failures,
         kind,
         error.to_string(),
         facts,
@@ -334,6 +394,14 @@ pub(super) fn is_silence(error: &ManageError) -> bool {
 struct RecordJournal<'a> {
     parts: &'a Parts,
     held: &'a mut Held,
+    ca: String,
+}
+
+impl<'a> RecordJournal<'a> {
+    fn new(parts: &'a Parts, held: &'a mut Held, ca: &str) -> Self {
+        let ca = ca.to_owned();
+        Self { parts, held, ca }
+    }
 }
 
 #[async_trait]
@@ -347,14 +415,10 @@ impl Journal for RecordJournal<'_> {
     }
 
     async fn account(&mut self) -> Result<Option<Secret>, JournalError> {
-        Ok(self.parts.store.account(&self.held.record.ca).await?)
+        Ok(self.parts.store.account(&self.ca).await?)
     }
 
     async fn save_account(&mut self, credentials: &Secret) -> Result<(), JournalError> {
-        Ok(self
-            .parts
-            .store
-            .save_account(&self.held.record.ca, credentials)
-            .await?)
+        Ok(self.parts.store.save_account(&self.ca, credentials).await?)
     }
 }

@@ -1,5 +1,6 @@
 //! The state of a certificate, as its record and the one decision have it.
 
+use super::issue::last_failure;
 use crate::observe::status::{Action, Status};
 use crate::random::Random;
 use crate::record::{Issued, Record};
@@ -16,6 +17,7 @@ pub fn status(record: &Record, now: Timestamp, random: &dyn Random) -> Status {
         name: record.lineage.clone(),
         identifiers: record.identifiers.clone(),
         ca: record.ca.clone(),
+        issued_by: issued.map(|issued| issued.ca.clone()),
         not_after: issued.map(|issued| issued.facts.not_after),
         next_action,
         next_at,
@@ -68,11 +70,8 @@ fn is_late(issued: &Issued, now: Timestamp) -> bool {
 }
 
 fn last_error(record: &Record) -> Option<String> {
-    record
-        .handover
-        .last
-        .clone()
-        .or_else(|| record.failures.last.clone())
+    let handover = record.handover.last.clone();
+    handover.or_else(|| last_failure(record))
 }
 
 #[cfg(test)]
@@ -110,6 +109,7 @@ mod tests {
             renewable_from: None,
             early: 0,
             handover_at: None,
+            instead_of: None,
         });
         record
     }

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 
 use self::agenda::{Agenda, Kept};
-use super::authority::{has_answered, show_stored, waits_until};
+use super::authority::{show_stored, waits_until, who_answered};
 use super::deploy::stored;
 use super::issue::{Urge, pass};
 use super::order::is_silence;
@@ -163,7 +163,9 @@ impl Supervisor {
         if lineages.len() > MANY {
             self.parts.spread = self.parts.spread.max(SPREAD_OF_MANY);
         }
-        let cas: BTreeSet<&String> = certificates.iter().map(|one| &one.wanted.ca).collect();
+        let seconds = certificates.iter().filter_map(|one| one.fallback.as_ref());
+        let cas = certificates.iter().map(|one| &one.wanted.ca);
+        let cas: BTreeSet<&String> = cas.chain(seconds.map(|second| &second.ca)).collect();
         for ca in cas {
             show_stored(&self.parts, ca).await;
         }
@@ -346,8 +348,8 @@ impl Supervisor {
         let (lineage, again) = match ended {
             Ok((id, pass)) => {
                 self.lineages.remove(&id);
-                if has_answered(&pass.ended) {
-                    self.answers(&pass.lineage);
+                if let Some(ca) = who_answered(&pass.ended, pass.record.as_ref()) {
+                    self.answers(&ca);
                 }
                 (Some(pass.lineage.clone()), self.report(pass))
             }
@@ -381,13 +383,9 @@ impl Supervisor {
         }
     }
 
-    /// The CA of `lineage` has issued: whoever waits for it need not wait longer.
-    fn answers(&mut self, lineage: &Lineage) {
+    /// `ca` does its work: whoever waits for it need not wait longer.
+    fn answers(&mut self, ca: &str) {
         let now = self.parts.clock.now();
-        let ca = self.agenda.get(lineage);
-        let Some(ca) = ca.map(|kept| kept.certificate.wanted.ca.clone()) else {
-            return;
-        };
         for lineage in self.agenda.waiting_for_a_ca() {
             self.agenda.change(&lineage, |kept| {
                 if kept.certificate.wanted.ca == ca {
@@ -521,6 +519,13 @@ fn difference(kept: &Certificate, asked: &Certificate) -> Option<String> {
     if other.profile.is_some() && one.profile != other.profile {
         let profile = one.profile.as_deref().unwrap_or("none");
         return Some(format!("with the profile {profile}"));
+    }
+    let second = |one: &Certificate| one.fallback.as_ref().map(|second| second.ca.clone());
+    if let (here, Some(there)) = (second(kept), second(asked))
+        && here.as_ref() != Some(&there)
+    {
+        let here = here.unwrap_or_else(|| "none".into());
+        return Some(format!("with the fallback {here}"));
     }
     if other.key != KeyType::default() && one.key != other.key {
         return Some(format!("with a key of the kind {}", one.key));

@@ -33,6 +33,9 @@ pub struct Status {
     pub identifiers: BTreeSet<Identifier>,
     /// The CA's directory URL.
     pub ca: String,
+    /// The directory URL of the CA that issued the newest one.
+    #[serde(default)]
+    pub issued_by: Option<String>,
     /// The last valid second of the newest one; `None` before the first.
     pub not_after: Option<Timestamp>,
     /// What is done next.

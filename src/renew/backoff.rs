@@ -64,6 +64,7 @@ pub fn after_failure(
         count,
         retry_at: Some(now + pause),
         asked_to_wait: matches!(kind, FailureKind::RateLimited { .. }),
+        since: failures.since.or(Some(now)),
         last: Some(message),
     }
 }
@@ -78,6 +79,7 @@ pub fn after_handover_failure(failures: &Failures, message: String, now: Timesta
         count: failures.count.saturating_add(1),
         retry_at: Some(now + pause),
         asked_to_wait: false,
+        since: failures.since.or(Some(now)),
         last: Some(message),
     }
 }

@@ -1,7 +1,8 @@
 //! The one decision: what does this certificate need next?
 
 use super::backoff::LONGEST_LIMIT;
-use super::window::{critical, fallback, latest};
+use super::fallback::{self, Choice};
+use super::window::{critical, latest, share_of_life};
 use crate::random::Random;
 use crate::record::{Issued, Record, Renewal};
 use crate::time::Timestamp;
@@ -17,6 +18,8 @@ pub enum Next {
     RefreshWindow,
     /// Order a certificate, or finish the order under way.
     Issue {
+        /// From whom.
+        from: Choice,
         /// The predecessor, as RFC 9773 names it, when this CA issued it.
         replaces: Option<String>,
         /// Whether it may use what is kept in reserve.
@@ -42,11 +45,10 @@ pub fn next(record: &Record, now: Timestamp, random: &dyn Random) -> Next {
     if record.identifiers.is_empty() {
         return Next::Halt(Reason::NoIdentifiers);
     }
-    let backing_off = ahead(record.failures.retry_at, now);
     let Some(issued) = &record.issued else {
-        return unless_backing_off(backing_off, order(record, None, now));
+        return order(record, now);
     };
-    let renewal = renew(record, issued, backing_off, now, random);
+    let renewal = renew(record, issued, now, random);
     if issued.facts.not_after <= now || is_proven(record, issued) {
         return renewal;
     }
@@ -59,18 +61,12 @@ pub fn next(record: &Record, now: Timestamp, random: &dyn Random) -> Next {
     }
 }
 
-fn renew(
-    record: &Record,
-    issued: &Issued,
-    backing_off: Option<Timestamp>,
-    now: Timestamp,
-    random: &dyn Random,
-) -> Next {
+fn renew(record: &Record, issued: &Issued, now: Timestamp, random: &dyn Random) -> Next {
     if needs_order(record, now) {
-        return unless_backing_off(backing_off, order(record, Some(issued), now));
+        return order(record, now);
     }
     let Some(renewal) = &issued.renewal else {
-        let at = fallback(&issued.facts, random);
+        let at = share_of_life(&issued.facts, random);
         return Next::Draw(Renewal {
             at,
             window: None,
@@ -90,11 +86,16 @@ fn needs_order(record: &Record, now: Timestamp) -> bool {
     let Some(issued) = &record.issued else {
         return true;
     };
-    let wanted = issued.facts.identifiers == record.identifiers && issued.ca == record.ca;
+    let wanted = issued.facts.identifiers == record.identifiers && is_from(issued, record);
     let usable = issued.facts.not_after > now;
     let renewal = issued.renewal.as_ref();
     let is_due = renewal.is_some_and(|renewal| due(issued, renewal) <= now);
     record.order.is_some() || !wanted || !usable || is_due
+}
+
+/// Whether it comes from the CA of the first choice, or in its place.
+fn is_from(issued: &Issued, record: &Record) -> bool {
+    issued.ca == record.ca || issued.instead_of.as_ref() == Some(&record.ca)
 }
 
 /// Until when the hand-over waits: for its window, or after it has failed.
@@ -105,7 +106,7 @@ fn handover_held(record: &Record, issued: &Issued, now: Timestamp) -> Option<Tim
 
 /// A pause that is not over. One that is longer than any was written by a clock
 /// that was wrong.
-fn ahead(retry_at: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
+pub(super) fn ahead(retry_at: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
     retry_at.filter(|at| *at > now && *at <= now + LONGEST_LIMIT)
 }
 
@@ -129,7 +130,7 @@ pub enum HeldUp {
 #[must_use]
 pub fn held_up(record: &Record, now: Timestamp) -> Option<HeldUp> {
     if needs_order(record, now)
-        && let Some(until) = ahead(record.failures.retry_at, now)
+        && let Err(until) = fallback::choose(record, now)
     {
         return Some(HeldUp::Issuance { until });
     }
@@ -150,10 +151,6 @@ pub fn due(issued: &Issued, renewal: &Renewal) -> Timestamp {
         .map_or(wanted, |from| wanted.max(from))
 }
 
-fn unless_backing_off(backing_off: Option<Timestamp>, otherwise: Next) -> Next {
-    backing_off.map_or(otherwise, Next::Wait)
-}
-
 /// Whether every target and endpoint has the newest certificate.
 #[must_use]
 pub fn is_proven(record: &Record, issued: &Issued) -> bool {
@@ -167,29 +164,39 @@ pub fn is_proven(record: &Record, issued: &Issued) -> bool {
             .all(|served| served.generation == issued.generation)
 }
 
-/// The certificate that an order would replace, as RFC 9773 names it: only the
-/// CA that issued it, for the same names, can be told of it.
+/// The certificate that an order at `ca` would replace, as RFC 9773 names it:
+/// only the CA that issued it, for the same names, can be told of it.
 #[must_use]
-pub fn replaces(record: &Record, now: Timestamp) -> Option<String> {
+pub fn replaces(record: &Record, ca: &str, now: Timestamp) -> Option<String> {
     let issued = record.issued.as_ref()?;
-    let same = issued.ca == record.ca && issued.facts.identifiers == record.identifiers;
+    let same = issued.ca == ca && issued.facts.identifiers == record.identifiers;
     let usable = issued.facts.not_after > now;
     issued.facts.renewal_id.clone().filter(|_| same && usable)
 }
 
-fn order(record: &Record, issued: Option<&Issued>, now: Timestamp) -> Next {
-    let urgent = issued.is_some_and(|issued| {
+/// The order that is due, or until when it waits after those that have failed.
+fn order(record: &Record, now: Timestamp) -> Next {
+    match fallback::choose(record, now) {
+        Ok(from) => Next::Issue {
+            from,
+            replaces: replaces(record, from.ca(record), now),
+            urgent: is_urgent(record, now),
+        },
+        Err(until) => Next::Wait(until),
+    }
+}
+
+/// Whether an order at `now` could not wait.
+#[must_use]
+pub fn is_urgent(record: &Record, now: Timestamp) -> bool {
+    record.issued.as_ref().is_some_and(|issued| {
         let window_is_past = issued
             .renewal
             .as_ref()
             .and_then(|r| r.window.as_ref())
             .is_some_and(|w| w.end <= now);
         window_is_past || critical(&issued.facts) <= now
-    });
-    Next::Issue {
-        replaces: replaces(record, now),
-        urgent,
-    }
+    })
 }
 
 #[cfg(test)]
@@ -251,6 +258,7 @@ mod tests {
             renewable_from: None,
             early: 0,
             handover_at: None,
+            instead_of: None,
         });
     }
 
@@ -263,7 +271,9 @@ mod tests {
                 match next(&record, now, &random) {
                     Next::Wait(until) => now = until,
                     Next::Draw(renewal) => record.issued.as_mut().unwrap().renewal = Some(renewal),
-                    Next::Issue { replaces, urgent } => {
+                    Next::Issue {
+                        replaces, urgent, ..
+                    } => {
                         let begun = record.issued.as_ref().unwrap().facts.not_before;
                         let spent = now.since(begun).as_secs_f64()
                             / Duration::from_secs(life).as_secs_f64()
@@ -492,7 +502,7 @@ mod tests {
             panic!("a certificate in hand comes first");
         };
         let issued = record.issued.as_mut().unwrap();
-        let at = fallback(&issued.facts, &random);
+        let at = share_of_life(&issued.facts, &random);
         issued.renewal = Some(Renewal {
             at,
             window: None,

@@ -106,14 +106,14 @@ impl Rule {
     }
 }
 
-/// As what a CA would count an order for `record` that says it replaces
+/// As what `ca` would count an order for `record` that says it replaces
 /// `replaces`.
 #[must_use]
-pub fn counts_as(record: &Record, replaces: Option<&str>, now: Timestamp) -> Counted {
+pub fn counts_as(record: &Record, ca: &str, replaces: Option<&str>, now: Timestamp) -> Counted {
     let Some(issued) = &record.issued else {
         return Counted::New;
     };
-    if issued.ca != record.ca || issued.facts.identifiers != record.identifiers {
+    if issued.ca != ca || issued.facts.identifiers != record.identifiers {
         return Counted::New;
     }
     let window = issued

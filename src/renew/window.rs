@@ -63,7 +63,7 @@ pub fn redraw(
     let at = at.unwrap_or_else(|| match &window {
         Some(window) if window.end <= moment.now => moment.now + random_part(moment.spread, random),
         Some(window) => window.start + random_part(window.end.since(window.start), random),
-        None => fallback(facts, random),
+        None => share_of_life(facts, random),
     });
     Renewal {
         at,
@@ -90,7 +90,7 @@ pub fn renewable_from(facts: &Facts, now: Timestamp, spacing: Duration, early: u
 
 /// Two thirds of the life (half of a short one), give or take a hundredth.
 #[must_use]
-pub fn fallback(facts: &Facts, random: &dyn Random) -> Timestamp {
+pub fn share_of_life(facts: &Facts, random: &dyn Random) -> Timestamp {
     let life = facts.lifetime();
     let share = if life < SHORT { life / 2 } else { life / 3 * 2 };
     facts.not_before + (share - life / 100) + random_part(life / 50, random)

@@ -50,6 +50,7 @@ fn issued(record: &Record, generation: u64) -> (Record, Bundle) {
         renewable_from: None,
         early: 0,
         handover_at: None,
+        instead_of: None,
     });
     (record, bundle)
 }

@@ -100,6 +100,7 @@ impl Stage {
             .into_iter()
             .zip(targets)
             .map(|(wanted, target)| Certificate {
+                fallback: None,
                 targets: vec![Arc::new(Timed {
                     target,
                     lineage: wanted.lineage.clone(),

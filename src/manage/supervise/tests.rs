@@ -21,6 +21,7 @@ use crate::store::fs::FileStore;
 use crate::time::{Clock, VirtualClock};
 
 mod authority;
+mod fallback;
 mod kept;
 
 const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
@@ -42,6 +43,23 @@ struct Signer {
     silent_probes: AtomicUsize,
     /// The window that it suggests for each certificate.
     window: Mutex<Option<Window>>,
+}
+
+impl Signer {
+    fn new(clock: Arc<VirtualClock>) -> Self {
+        Self {
+            clock,
+            orders: AtomicUsize::new(0),
+            under_way: AtomicUsize::new(0),
+            most: AtomicUsize::new(0),
+            refusals: Mutex::default(),
+            poisoned: Mutex::default(),
+            silences: AtomicUsize::new(0),
+            probes: AtomicUsize::new(0),
+            silent_probes: AtomicUsize::new(0),
+            window: Mutex::default(),
+        }
+    }
 }
 
 fn silence(ca: &str) -> AcmeError {
@@ -177,18 +195,7 @@ impl House {
             board: None,
             progress: None,
         };
-        let signer = Arc::new(Signer {
-            clock: clock.clone(),
-            orders: AtomicUsize::new(0),
-            under_way: AtomicUsize::new(0),
-            most: AtomicUsize::new(0),
-            refusals: Mutex::default(),
-            poisoned: Mutex::default(),
-            silences: AtomicUsize::new(0),
-            probes: AtomicUsize::new(0),
-            silent_probes: AtomicUsize::new(0),
-            window: Mutex::default(),
-        });
+        let signer = Arc::new(Signer::new(clock.clone()));
         Self {
             directory,
             parts,
@@ -210,6 +217,7 @@ impl House {
                 reuse_key: false,
             },
             issuer: self.signer.clone(),
+            fallback: None,
             targets: Vec::new(),
             endpoints: Vec::new(),
         }

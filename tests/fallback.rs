@@ -1,0 +1,106 @@
+//! The CA that stands in, with two CAs on loopback: the first one refuses or is
+//! dead, the second issues, and the next order goes to the first again.
+
+use std::process::Command;
+
+use certs::ca::{Resolve, Validation};
+use serde_json::Value;
+
+use crate::support::embedded::EmbeddedCa;
+use crate::support::faults::{Endpoint, Fault, Which};
+use crate::support::{certs, run};
+
+const NAME: &str = "example.com";
+
+/// Two CAs that fetch answers from the same place; the first one's root file
+/// has both roots.
+fn two() -> (EmbeddedCa, EmbeddedCa) {
+    let first = EmbeddedCa::start();
+    let port = first.http_port;
+    let second = EmbeddedCa::with(|settings| {
+        settings.validation = Validation::Http {
+            port,
+            resolve: Resolve::Fixed(std::net::Ipv4Addr::LOCALHOST.into()),
+        };
+    });
+    let both = format!("{}{}", first.server.root_pem(), second.server.root_pem());
+    std::fs::write(first.path("root.pem"), both).unwrap();
+    (first, second)
+}
+
+fn issue(first: &EmbeddedCa, second: &EmbeddedCa) -> Command {
+    let fallback = second.server.directory_url();
+    first.issue(&[NAME, "--fallback-ca", &fallback])
+}
+
+fn issued_by(first: &EmbeddedCa) -> String {
+    let status = run(certs(&first.path("")).args(["status", "--json"]), 0);
+    let status: Value = serde_json::from_str(&status).unwrap();
+    status[0]["issued_by"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_ca_that_refuses_three_times_is_stood_in_for() {
+    let (first, second) = two();
+    let refusal = Fault::problem(403, "rejectedIdentifier", "not this one");
+    first.script.add(Endpoint::NewOrder, Which::Every, refusal);
+    for _ in 0..3 {
+        run(&mut issue(&first, &second), 4);
+    }
+    assert_eq!(second.script.committed(Endpoint::NewOrder), 0);
+    run(&mut issue(&first, &second), 0);
+    assert_eq!(issued_by(&first), second.server.directory_url());
+    let told = run(certs(&first.path("")).arg("status"), 0);
+    let line = format!("issued by {}", second.server.directory_url());
+    assert!(told.contains(&line), "{told}");
+
+    // It is as good as any other until it is due; then the first is asked.
+    first.script.clear();
+    let told = run(&mut issue(&first, &second), 0);
+    assert!(told.contains("not due; generation 0001"), "{told}");
+    run(issue(&first, &second).arg("--force"), 0);
+    assert_eq!(issued_by(&first), first.server.directory_url());
+    assert_eq!(second.script.committed(Endpoint::NewOrder), 1);
+}
+
+#[test]
+fn a_ca_that_is_dead_for_half_an_hour_is_stood_in_for() {
+    let (first, second) = two();
+    first
+        .script
+        .add(Endpoint::Directory, Which::Every, Fault::DropBefore);
+    run(&mut issue(&first, &second), 3);
+    run(&mut issue(&first, &second), 3);
+    assert_eq!(second.script.committed(Endpoint::NewOrder), 0);
+    // As if the first try had been long ago.
+    let path = first.path("data/records").join(NAME).join("record.json");
+    let stored = std::fs::read_to_string(&path).unwrap();
+    let mut stored: Value = serde_json::from_str(&stored).unwrap();
+    let record = match stored.get("record") {
+        Some(_) => &mut stored["record"],
+        None => &mut stored,
+    };
+    assert!(record["failures"]["since"].is_string(), "{record}");
+    record["failures"]["since"] = "2026-01-01T00:00:00Z".into();
+    std::fs::write(&path, stored.to_string()).unwrap();
+    run(&mut issue(&first, &second), 0);
+    assert_eq!(issued_by(&first), second.server.directory_url());
+    // Both are asked with an account of their own.
+    let accounts = std::fs::read_dir(first.path("data/accounts")).unwrap();
+    assert_eq!(accounts.count(), 1, "the dead one never had one");
+}
+
+#[test]
+fn a_fallback_that_signs_what_nobody_trusts_is_refused() {
+    let ca = EmbeddedCa::start();
+    for fallback in ["letsencrypt-staging", "google-staging"] {
+        let told = run(&mut ca.issue(&[NAME, "--fallback-ca", fallback]), 2);
+        assert!(told.contains("signs what nobody trusts"), "{told}");
+    }
+    let same = ca.server.directory_url();
+    let told = run(&mut ca.issue(&[NAME, "--fallback-ca", &same]), 2);
+    assert!(
+        told.contains("is the CA that it would stand in for"),
+        "{told}"
+    );
+}
