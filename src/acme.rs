@@ -32,7 +32,7 @@ use async_trait::async_trait;
 
 pub use account::AccountOptions;
 pub use client::{Client, Options};
-pub use error::{AcmeError, Cause, ExchangeError, Phase};
+pub use error::{AcmeError, Cause, ExchangeError, FailedName, Phase};
 pub use exchange::Exchange;
 pub use https::{Https, InProcess};
 

@@ -172,6 +172,9 @@ pub struct CertificateSettings {
     pub key: KeyType,
     /// Whether a renewal keeps the key.
     pub reuse_key: bool,
+    /// Whether names that fail may be left out.
+    #[serde(default)]
+    pub partial: bool,
     /// How control is proven.
     pub challenge: ChallengeSettings,
     /// Whom to hand over to.

@@ -9,6 +9,7 @@ pub mod foresee;
 pub mod front;
 pub mod issue;
 mod order;
+mod partial;
 pub mod rehearse;
 pub mod schedule;
 pub mod skew;
@@ -30,7 +31,7 @@ use crate::deploy::output::OutputError;
 use crate::deploy::verify::{Endpoint, Prover, VerifyError};
 use crate::deploy::{DeployError, Outlet, Target};
 use crate::identifier::{Identifier, Lineage};
-use crate::observe::{Board, Metrics};
+use crate::observe::{Board, LeftOut, Metrics};
 use crate::random::Random;
 use crate::record::Generation;
 use crate::store::{Store, StoreError};
@@ -161,6 +162,8 @@ pub struct Wanted {
     pub key: KeyType,
     /// Whether a renewal keeps the key of its predecessor.
     pub reuse_key: bool,
+    /// Whether names that fail may be left out, so that they do not sink the rest.
+    pub partial: bool,
 }
 
 /// How a pass over one certificate ended.
@@ -176,6 +179,9 @@ pub struct Outcome {
     pub next: Timestamp,
     /// When it will be renewed; `None` when that is not drawn yet.
     pub renewal: Option<Timestamp>,
+    /// What is wanted and left out of it for now.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
 }
 
 /// Why a pass did not reach its end.

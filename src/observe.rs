@@ -7,4 +7,4 @@ pub mod metrics;
 pub mod status;
 
 pub use metrics::{Metrics, Tokens};
-pub use status::{Board, Status};
+pub use status::{Board, LeftOut, Status};

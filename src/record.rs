@@ -67,6 +67,9 @@ pub struct Record {
     /// Failed hand-overs of the newest certificate.
     #[serde(default)]
     pub handover: Failures,
+    /// What is wanted and left out of the newest certificate for now.
+    #[serde(default)]
+    pub quarantine: Option<Quarantine>,
     /// Where it is ordered when its CA does not issue it; `None`: nowhere.
     #[serde(default)]
     pub fallback: Option<Fallback>,
@@ -87,9 +90,19 @@ impl Record {
             order: None,
             failures: Failures::default(),
             handover: Failures::default(),
+            quarantine: None,
             fallback: None,
         }
     }
+}
+
+/// Names that must not sink the rest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantine {
+    /// Each, and why the CA does not sign it, fit to be shown.
+    pub names: BTreeMap<Identifier, String>,
+    /// Orders with them that have failed; no further one before its `retry_at`.
+    pub tries: Failures,
 }
 
 /// The CA of the second choice.

@@ -6,4 +6,5 @@ pub mod decide;
 pub mod fallback;
 pub mod ledger;
 pub mod outage;
+pub mod quarantine;
 pub mod window;

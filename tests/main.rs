@@ -12,6 +12,7 @@ mod faults;
 mod harden;
 mod house;
 mod kill;
+mod partial;
 mod pebble;
 mod port80;
 mod power;

@@ -13,7 +13,7 @@ use instant_acme::{
 };
 use serde_json::json;
 
-use super::error::{Cause, Phase, describe, printable};
+use super::error::{Cause, FailedName, Phase, describe, printable};
 use super::order::{During, Failed, Flow};
 use super::poll::{FIRST_POLL, Placed};
 use super::wire;
@@ -22,6 +22,16 @@ use crate::identifier::Identifier;
 
 /// Requests of one order under way at once.
 const SIDE_BY_SIDE: usize = 8;
+/// The first name that fails ends an order, while the CA is still busy with
+/// others: how long they are given.
+const OTHERS: [Duration; 6] = [
+    Duration::from_millis(100),
+    Duration::from_millis(300),
+    Duration::from_millis(600),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+    Duration::from_secs(5),
+];
 /// A certificate has a hundred names at most.
 const MOST_AUTHORIZATIONS: usize = 1000;
 
@@ -40,12 +50,15 @@ impl Flow<'_> {
         let phase = Phase::Authorization;
         let planned = self.plan(order).await.during(phase)?;
         let ended = self.prove(order, &planned).await;
+        let lost = match &ended {
+            Ok(()) if order.state.status == OrderStatus::Invalid => {
+                Some(self.why_invalid(order, phase).await)
+            }
+            _ => None,
+        };
         join_all(planned.iter().map(take_away)).await;
         ended.during(phase)?;
-        if order.state.status == OrderStatus::Invalid {
-            return Err(self.why_invalid(order, phase).await);
-        }
-        Ok(())
+        lost.map_or(Ok(()), Err)
     }
 
     async fn plan(&self, order: &Placed) -> Result<Vec<Planned>, Cause> {
@@ -143,17 +156,35 @@ impl Flow<'_> {
         Ok(replies.iter().filter_map(|reply| reply.retry_after).max())
     }
 
+    /// The authorizations of an order that is lost, once the CA has judged each
+    /// or has had time to.
+    async fn judged(&self, order: &Placed) -> Vec<AuthorizationState> {
+        let mut seen = Vec::new();
+        for pause in OTHERS {
+            seen = self.authorizations(order).await.unwrap_or_default();
+            if !seen.iter().any(has_failed) || seen.iter().all(is_judged) {
+                break;
+            }
+            self.pause(pause).await;
+        }
+        seen
+    }
+
     /// What the CA found, identifier by identifier.
     pub(super) async fn why_invalid(&self, order: &Placed, phase: Phase) -> Failed {
         let mut causes = Vec::new();
         let mut text = String::new();
-        for authorization in self.authorizations(order).await.unwrap_or_default() {
+        let mut names = Vec::new();
+        for authorization in self.judged(order).await {
             let name = printable(&authorization.identifier().to_string());
-            for problem in authorization
-                .challenges
-                .iter()
-                .filter_map(|c| c.error.as_ref())
+            if has_failed(&authorization)
+                && let Ok(identifier) = Identifier::parse(&name)
             {
+                let problem = errors(&authorization).next();
+                let reason = problem.map_or_else(|| "it is not valid".into(), describe);
+                names.push(FailedName { identifier, reason });
+            }
+            for problem in errors(&authorization) {
                 causes.push(Cause::of_challenge(problem));
                 text.push_str(&format!("\n  {name}: {}", describe(problem)));
             }
@@ -168,11 +199,30 @@ impl Flow<'_> {
                     text.push_str(&format!("\n  the order: {}", describe(problem)));
                 }
                 causes.push(last);
-                gravest(causes).with_message(format!("control was not proven{text}"))
+                gravest(causes)
+                    .with_message(format!("control was not proven{text}"))
+                    .for_names(names)
             }
         };
         Failed { phase, cause }
     }
+}
+
+fn errors(authorization: &AuthorizationState) -> impl Iterator<Item = &instant_acme::Problem> {
+    let challenges = authorization.challenges.iter();
+    challenges.filter_map(|challenge| challenge.error.as_ref())
+}
+
+fn has_failed(authorization: &AuthorizationState) -> bool {
+    errors(authorization).next().is_some()
+        || !matches!(
+            authorization.status,
+            AuthorizationStatus::Valid | AuthorizationStatus::Pending
+        )
+}
+
+fn is_judged(authorization: &AuthorizationState) -> bool {
+    authorization.status != AuthorizationStatus::Pending || has_failed(authorization)
 }
 
 /// What is worth trying again comes before what is not.
@@ -214,19 +264,21 @@ fn none_fits(identifier: &Identifier, challenges: &[Challenge]) -> Cause {
 /// Invalid, expired, deactivated or revoked: this order leads nowhere.
 fn lost(authorization: &AuthorizationState, status: AuthorizationStatus) -> Cause {
     let name = printable(&authorization.identifier().to_string());
-    let mut errors = authorization
-        .challenges
-        .iter()
-        .filter_map(|c| c.error.as_ref());
-    match errors.next() {
+    let problem = errors(authorization).next();
+    let identifier = Identifier::parse(&authorization.identifier().to_string());
+    let reason = problem.map_or_else(|| format!("{status:?}").to_lowercase(), describe);
+    let failed = identifier.map(|identifier| FailedName { identifier, reason });
+    let cause = match problem {
         Some(problem) => Cause::of_challenge(problem).with_message(format!(
             "control was not proven\n  {name}: {}",
             describe(problem)
         )),
         None => {
-            Cause::NotProven(format!("the authorization of {name} is {status:?}").to_lowercase())
+            let told = format!("the authorization of {name} is {status:?}").to_lowercase();
+            Cause::NotProven(told.into())
         }
-    }
+    };
+    cause.for_names(failed.into_iter().collect())
 }
 
 /// Ends when the CA was seen to fetch every answer.
@@ -362,6 +414,9 @@ mod tests {
         let ended = ca.client().issue(names, &mut Memory::default()).await;
         let error = ended.unwrap_err();
         assert!(matches!(error.cause, Cause::NotProven(_)), "{error}");
+        let failed = error.cause.failed_names().iter();
+        let failed: Vec<_> = failed.map(|one| one.identifier.to_string()).collect();
+        assert_eq!(failed, ["a.example", "b.example"]);
         for line in [
             "a.example: urn:ietf:params:acme:error:caa: why",
             "b.example: urn:ietf:params:acme:error:connection: why",
@@ -373,6 +428,42 @@ mod tests {
             ca.responses.lookup(&host, "a-token-of-enough-length-0-0"),
             None
         );
+    }
+
+    #[tokio::test]
+    async fn the_first_name_that_fails_does_not_keep_the_others_from_being_judged() {
+        let ca = FakeCa::new();
+        let invalid = json!({"status": "invalid", "finalize": "https://ca.test/f",
+            "authorizations": ["https://ca.test/authorization/0/0", "https://ca.test/authorization/0/1"]});
+        let shown = |name: &str, number: usize, status: &str, kind: Option<&str>| {
+            let error = kind.map(|kind| {
+                json!({"type": format!("urn:ietf:params:acme:error:{kind}"), "detail": "why"})
+            });
+            Scripted::json(
+                &json!({"status": status, "identifier": {"type": "dns", "value": name},
+                "challenges": [{"type": "http-01", "status": "pending", "error": error,
+                    "token": format!("a-token-of-enough-length-0-{number}"),
+                    "url": format!("https://ca.test/challenge/0/{number}")}]}),
+            )
+        };
+        // Asked before, when the first has failed, and when the second is judged.
+        for (dead, well) in [
+            (("pending", None), "pending"),
+            (("invalid", Some("dns")), "pending"),
+            (("invalid", Some("dns")), "valid"),
+        ] {
+            ca.script("authorization", shown("a.example", 0, dead.0, dead.1));
+            ca.script("authorization", shown("b.example", 1, well, None));
+        }
+        ca.script("order", Scripted::json(&invalid));
+        let names = pending(&["a.example", "b.example"]);
+        let ended = ca.client().issue(names, &mut Memory::default()).await;
+        let error = ended.unwrap_err();
+        let failed = error.cause.failed_names();
+        assert_eq!(failed.len(), 1, "{failed:?}");
+        assert_eq!(failed[0].identifier.to_string(), "a.example");
+        assert_eq!(failed[0].reason, "urn:ietf:params:acme:error:dns: why");
+        assert_eq!(ca.count("authorization"), 6);
     }
 
     #[tokio::test]

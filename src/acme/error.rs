@@ -11,6 +11,7 @@ use super::JournalError;
 use super::directory::Meta;
 use super::wire;
 use crate::challenge::SolverError;
+use crate::identifier::Identifier;
 use crate::time::Timestamp;
 
 /// The step that failed.
@@ -64,7 +65,7 @@ pub enum Cause {
     #[error("{0}")]
     Refused(Explained),
     #[error("{0}")]
-    NotProven(String),
+    NotProven(Unproven),
     #[error("{message}")]
     RateLimited {
         message: String,
@@ -82,6 +83,37 @@ pub enum Cause {
     NoChallenge { identifier: String, offered: String },
 }
 
+/// A name that an order came to nothing for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedName {
+    /// The name.
+    pub identifier: Identifier,
+    /// The CA's `type` and `detail`, fit to be shown.
+    pub reason: String,
+}
+
+/// Control that was not proven, with the names where the CA tells them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unproven {
+    message: String,
+    names: Vec<FailedName>,
+}
+
+impl<T: Into<String>> From<T> for Unproven {
+    fn from(message: T) -> Self {
+        Self {
+            message: message.into(),
+            names: Vec::new(),
+        }
+    }
+}
+
+impl fmt::Display for Unproven {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
 /// A message with the next thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explained {
@@ -89,6 +121,8 @@ pub struct Explained {
     hint: Cow<'static, str>,
     /// The CA's word for it (`caa`, `rejectedIdentifier`); empty for our own.
     kind: String,
+    /// The names that it is about, where the CA tells them.
+    names: Vec<FailedName>,
 }
 
 impl Explained {
@@ -97,6 +131,7 @@ impl Explained {
             message,
             hint: Cow::Borrowed(hint),
             kind: String::new(),
+            names: Vec::new(),
         }
     }
 }
@@ -180,12 +215,33 @@ impl Cause {
     pub(super) fn with_message(mut self, told: String) -> Self {
         match &mut self {
             Self::Unreachable(explained) | Self::Refused(explained) => explained.message = told,
-            Self::Protocol(message)
-            | Self::NotProven(message)
-            | Self::RateLimited { message, .. } => *message = told,
+            Self::NotProven(unproven) => unproven.message = told,
+            Self::Protocol(message) | Self::RateLimited { message, .. } => *message = told,
             _ => {}
         }
         self
+    }
+
+    /// The same cause, for these names.
+    #[must_use]
+    pub fn for_names(mut self, failed: Vec<FailedName>) -> Self {
+        match &mut self {
+            Self::Refused(explained) => explained.names = failed,
+            Self::NotProven(unproven) => unproven.names = failed,
+            _ => {}
+        }
+        self
+    }
+
+    /// The names that the order came to nothing for, where the CA tells them:
+    /// the others may well be fine.
+    #[must_use]
+    pub fn failed_names(&self) -> &[FailedName] {
+        match self {
+            Self::Refused(explained) => &explained.names,
+            Self::NotProven(unproven) => &unproven.names,
+            _ => &[],
+        }
     }
 
     /// The CA's word for a refusal, such as `caa`.
@@ -231,7 +287,7 @@ impl Cause {
             "serverInternal" => Self::failing(describe(problem), Some(problem)),
             "badNonce" => Self::Protocol(describe(problem)),
             "connection" | "dns" | "incorrectResponse" | "tls" | "unauthorized" => {
-                Self::NotProven(describe(problem))
+                Self::NotProven(describe(problem).into()).for_names(names_of(problem))
             }
             _ => Self::refused(problem),
         }
@@ -249,6 +305,7 @@ impl Cause {
             message: describe(problem),
             hint: Cow::Borrowed(refusal_hint(kind)),
             kind: kind.to_owned(),
+            names: names_of(problem),
         })
     }
 
@@ -258,6 +315,7 @@ impl Cause {
             message: format!("the CA does not offer the profile `{}`", printable(profile)),
             hint: profiles_hint(meta),
             kind: "invalidProfile".into(),
+            names: Vec::new(),
         })
     }
 
@@ -332,15 +390,29 @@ fn profiles_hint(meta: &Meta) -> Cow<'static, str> {
     format!("--profile must be one of: {}", names.join(", ")).into()
 }
 
+/// The names that a problem has subproblems for.
+fn names_of(problem: &instant_acme::Problem) -> Vec<FailedName> {
+    let subproblems = problem.subproblems.iter().take(100);
+    let named = subproblems.filter_map(|sub| {
+        let name = sub.identifier.clone()?.authorized(false).to_string();
+        Some(FailedName {
+            identifier: Identifier::parse(&name).ok()?,
+            reason: part(sub.r#type.as_deref(), sub.detail.as_deref()),
+        })
+    });
+    named.collect()
+}
+
+fn part(kind: Option<&str>, detail: Option<&str>) -> String {
+    format!(
+        "{}: {}",
+        printable(kind.unwrap_or("no type")),
+        printable(detail.unwrap_or("no detail"))
+    )
+}
+
 /// The CA's `type` and `detail`, and those of its subproblems by identifier.
 pub(super) fn describe(problem: &instant_acme::Problem) -> String {
-    let part = |kind: Option<&str>, detail: Option<&str>| {
-        format!(
-            "{}: {}",
-            printable(kind.unwrap_or("no type")),
-            printable(detail.unwrap_or("no detail"))
-        )
-    };
     let mut text = part(problem.r#type.as_deref(), problem.detail.as_deref());
     for sub in problem.subproblems.iter().take(100) {
         let name = match &sub.identifier {
@@ -408,6 +480,12 @@ mod tests {
                 .contains("a.example: urn:ietf:params:acme:error:caa: no\\u{1b}"),
             "{text}"
         );
+        let named = Cause::Refused(text);
+        let [failed] = named.failed_names() else {
+            panic!("{named:?}");
+        };
+        assert_eq!(failed.identifier, Identifier::parse("a.example").unwrap());
+        assert_eq!(failed.reason, "urn:ietf:params:acme:error:caa: no\\u{1b}");
     }
 
     #[test]

@@ -89,7 +89,7 @@ impl Flow<'_> {
         Err(Cause::TimedOut(PATIENCE))
     }
 
-    async fn pause(&self, length: Duration) {
+    pub(super) async fn pause(&self, length: Duration) {
         self.clock.sleep_until(self.clock.now() + length).await;
     }
 }

@@ -219,6 +219,9 @@ pub struct Wanted {
     /// Keep the key when renewing ($CERTS_REUSE_KEY)
     #[arg(long)]
     pub reuse_key: bool,
+    /// Issue for the names that are proven when others fail, and try those again by itself ($CERTS_PARTIAL)
+    #[arg(long)]
+    pub partial: bool,
     /// The CA's certificate profile ($CERTS_PROFILE)
     #[arg(long, value_name = "PROFILE")]
     pub profile: Option<String>,
@@ -256,6 +259,7 @@ impl Wanted {
         }
         options.flag("agree_tos", self.agree_tos);
         options.flag("reuse_key", self.reuse_key);
+        options.flag("partial", self.partial);
         options.list("http_listen", &self.http_listen);
         options.list("deploy", &self.deploy);
         options.list("verify", &self.verify);

@@ -270,6 +270,7 @@ fn tell(call: &Call, settings: &CertificateSettings, done: &Done) {
         Done::Passed { outcome, path } if call.json => say(json!({
             "name": lineage, "issued": outcome.issued, "generation": outcome.generation,
             "not_after": outcome.not_after, "next": outcome.next, "renewal": outcome.renewal, "path": path,
+            "left_out": outcome.left_out,
         })),
         Done::Passed { outcome, path } => {
             let what = if outcome.issued { "issued" } else { "not due" };
@@ -280,6 +281,13 @@ fn tell(call: &Call, settings: &CertificateSettings, done: &Done) {
                 path.display(),
                 outcome.not_after,
             ));
+            for one in &outcome.left_out {
+                let again = one.retry_at.unwrap_or(outcome.next);
+                let (name, reason) = (&one.identifier, &one.reason);
+                say(format_args!(
+                    "{lineage}: left out for now: {name}: {reason}; tried again at {again}"
+                ));
+            }
         }
         Done::Rehearsed(facts) if call.json => say(json!({
             "name": lineage, "dry_run": true, "ca": ca.identity(),

@@ -352,6 +352,7 @@ pub(super) fn wanted(settings: &CertificateSettings) -> Wanted {
         profile: settings.profile.clone(),
         key: settings.key,
         reuse_key: settings.reuse_key,
+        partial: settings.partial,
     }
 }
 

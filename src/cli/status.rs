@@ -148,6 +148,13 @@ fn table(rows: &[Value]) {
         {
             say(format_args!("  issued by {ca}"));
         }
+        for one in row["left_out"].as_array().into_iter().flatten() {
+            let (name, reason) = (cell(one, "identifier"), cell(one, "reason"));
+            let again = cell(one, "retry_at");
+            say(format_args!(
+                "  left out: {name}: {reason}; tried again at {again}"
+            ));
+        }
         if let Some(error) = row["last_error"].as_str() {
             say(format_args!("  last error: {error}"));
         }

@@ -127,6 +127,7 @@ impl Sources {
             profile: value(pick(&layers, |layer| &layer.profile)),
             key: value(pick(&layers, |layer| &layer.key)).unwrap_or_default(),
             reuse_key: value(pick(&layers, |layer| &layer.reuse_key)).unwrap_or_default(),
+            partial: value(pick(&layers, |layer| &layer.partial)).unwrap_or_default(),
             challenge: self.challenge(&layers),
             deploy: self.deploy(pick(&layers, |layer| &layer.deploy), problems),
             verify: value(pick(&layers, |layer| &layer.verify)).unwrap_or_default(),

@@ -34,7 +34,7 @@ pub(super) enum Scope {
 
 /// Every key there is; a `.` stands between a table and its key. The variable
 /// and the option are made from it.
-pub(super) const KEYS: [(&str, Kind, Scope); 26] = [
+pub(super) const KEYS: [(&str, Kind, Scope); 28] = [
     ("data_dir", Kind::Text, Scope::Process),
     ("output_dir", Kind::Text, Scope::Process),
     ("log_format", Kind::Text, Scope::Process),
@@ -60,6 +60,7 @@ pub(super) const KEYS: [(&str, Kind, Scope); 26] = [
     ("profile", Kind::Text, Scope::Certificate),
     ("key", Kind::Text, Scope::Certificate),
     ("reuse_key", Kind::Truth, Scope::Certificate),
+    ("partial", Kind::Truth, Scope::Certificate),
     ("deploy", Kind::List, Scope::Certificate),
     ("verify", Kind::List, Scope::Certificate),
 ];
@@ -115,6 +116,7 @@ pub(super) struct CertificateLayer {
     pub(super) profile: Option<Given<String>>,
     pub(super) key: Option<Given<KeyType>>,
     pub(super) reuse_key: Option<Given<bool>>,
+    pub(super) partial: Option<Given<bool>>,
     /// Specs, or names of the file's `[deploy.NAME]` tables.
     pub(super) deploy: Option<Given<Vec<Given<String>>>>,
     pub(super) verify: Option<Given<Vec<Endpoint>>>,
@@ -215,6 +217,7 @@ impl CertificateLayer {
                 self.key = parsed(value, hint, problems);
             }
             "reuse_key" => self.reuse_key = truth(value, problems),
+            "partial" => self.partial = truth(value, problems),
             "deploy" => self.deploy = words(value, super::DEPLOY_HINT, problems),
             "verify" => {
                 let hint = "HOST:PORT, for example example.com:443";

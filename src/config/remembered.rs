@@ -86,6 +86,7 @@ impl CertificateLayer {
             profile: whole.profile.clone().and_then(|value| given(place, value)),
             key: given(place, whole.key),
             reuse_key: given(place, whole.reuse_key),
+            partial: given(place, whole.partial),
             deploy: given(place, words),
             verify: given(place, whole.verify.clone()),
             ..Self::default()

@@ -85,6 +85,8 @@ struct Shared {
     key: Option<Key>,
     /// Whether a renewal keeps the key
     reuse_key: Option<bool>,
+    /// Whether names that fail may be left out, so that they do not sink the rest
+    partial: Option<bool>,
     /// HOST:PORT where it must be seen served
     verify: Option<OneOrMany>,
 }

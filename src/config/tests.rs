@@ -298,6 +298,24 @@ fn what_contradicts_itself_or_cannot_be_issued_is_refused() {
         "docker:web",
     );
     refused(&format!("challenge = 'dns-01'{one}"), "dns-01");
+    refused(
+        &format!("agree_tos = true\nfallback_ca = 'google-staging'{one}"),
+        "signs what nobody trusts",
+    );
+    refused(
+        &format!(
+            "agree_tos = true\nfallback_ca = 'https://acme-v02.api.letsencrypt.org/directory'{one}"
+        ),
+        "is the CA that it would stand in for",
+    );
+    refused(
+        "ca = 'https://ca'\nagree_tos = true\nfallback_ca = 'zerossl'\n[[certificate]]\nnames = 'db.internal'",
+        "public CA",
+    );
+    refused(
+        &format!("ca = 'https://ca'\nfallback_ca = 'zerossl'{one}"),
+        "terms of service of zerossl",
+    );
     refused("renew = { deploy = 'on-schedule' }", "no schedule");
     refused(
         "[output]\ngroup = 'no-such-group-here'",

@@ -79,16 +79,16 @@ pub(super) async fn spend(
     parts: &Parts,
     ca: &str,
     record: &Record,
+    names: &BTreeSet<Identifier>,
     replaces: Option<&str>,
     priority: Priority,
 ) -> Result<Counted, ManageError> {
     let now = parts.clock.now();
     let rules = ledger::rules(ca);
-    let counted = ledger::counts_as(record, ca, replaces, now);
+    let counted = ledger::counts_as(record, ca, names, replaces, now);
     if rules.is_empty() {
         return Ok(counted);
     }
-    let names = &record.identifiers;
     let spent = change(parts, ca, |authority| {
         ledger::spend(authority, rules, names, counted, priority, now)
     });

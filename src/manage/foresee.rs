@@ -34,6 +34,9 @@ pub fn may_order(
     record.ca.clone_from(&wanted.ca);
     if urge == Urge::Asked {
         record.failures.retry_at = None;
+        if let Some(quarantine) = &mut record.quarantine {
+            quarantine.tries.retry_at = None;
+        }
         if let Some(second) = &mut record.fallback {
             second.failures.retry_at = None;
         }
@@ -75,6 +78,7 @@ mod tests {
             profile: None,
             key: KeyType::default(),
             reuse_key: false,
+            partial: false,
         }
     }
 

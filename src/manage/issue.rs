@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::authority;
 use super::deploy::{FILES, deploy, on_disk, places};
-use super::fallback::order;
 use super::order::{Plan, refresh};
-use super::status::status;
+use super::partial::{self, order};
+use super::status::{left_out, status};
 use super::{Certificate, ManageError, Outcome, Parts, Wanted};
 use crate::certificate::Bundle;
 use crate::record::{Failures, Fallback, Generation, PendingOrder, Record, Revision, Served};
@@ -86,7 +86,12 @@ pub async fn pass(
     if urge == Urge::Force {
         let plan = Plan {
             from: Choice::First,
-            replaces: decide::replaces(&held.record, &held.record.ca, parts.clock.now()),
+            names: held.record.identifiers.clone(),
+            heals: false,
+            replaces: {
+                let (record, now) = (&held.record, parts.clock.now());
+                decide::replaces(record, &record.ca, &record.identifiers, now)
+            },
             urgent: false,
             urge,
         };
@@ -105,11 +110,15 @@ pub async fn pass(
             }
             Next::Issue {
                 from,
+                names,
+                heals,
                 replaces,
                 urgent,
             } => {
                 let plan = Plan {
                     from,
+                    names,
+                    heals,
                     replaces,
                     urgent,
                     urge,
@@ -118,8 +127,11 @@ pub async fn pass(
                 if let (Err(_), Some(stuck)) = (&ordered, &stuck) {
                     tracing::error!(lineage = %held.record.lineage, "{stuck}; hint: {}", stuck.hint());
                 }
-                ordered?;
-                issued = true;
+                match ordered {
+                    Ok(()) => issued = true,
+                    Err(error) if heals => partial::later(parts, &mut held, error).await?,
+                    Err(error) => return Err(error),
+                }
             }
             Next::RefreshWindow => refresh(parts, certificate, &mut held).await?,
             Next::Draw(renewal) => {
@@ -166,6 +178,7 @@ fn outcome(record: &Record, issued: bool, until: Timestamp) -> Result<Outcome, M
         not_after: newest.facts.not_after,
         next: until,
         renewal: renewal.map(|renewal| decide::due(newest, renewal)),
+        left_out: left_out(record),
     })
 }
 
@@ -191,6 +204,7 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
     record.ca.clone_from(&wanted.ca);
     record.profile.clone_from(&wanted.profile);
     record.fallback = second_choice(&record, certificate, changed);
+    partial::reconcile(&mut record, wanted);
     let dropped = record
         .order
         .take_if(|order| !is_worth_resuming(order, certificate, parts));
@@ -281,7 +295,7 @@ fn is_worth_resuming(order: &PendingOrder, certificate: &Certificate, parts: &Pa
     let (wanted, age) = (&certificate.wanted, parts.clock.now().since(order.begun));
     let second = certificate.fallback.as_ref();
     let known = order.ca == wanted.ca || second.is_some_and(|second| second.ca == order.ca);
-    order.identifiers == wanted.identifiers && known && age < OLDEST_ORDER
+    partial::fits(&order.identifiers, wanted) && known && age < OLDEST_ORDER
 }
 
 /// Whether the earlier orders of `record` were for what is wanted now.
@@ -301,6 +315,11 @@ fn unhold(record: &mut Record) {
         }
     }
     record.handover.retry_at = None;
+    if let Some(quarantine) = &mut record.quarantine
+        && !quarantine.tries.asked_to_wait
+    {
+        quarantine.tries.retry_at = None;
+    }
     if let Some(issued) = record.issued.as_mut() {
         issued.handover_at = None;
     }

@@ -10,8 +10,9 @@ use async_trait::async_trait;
 use super::authority;
 use super::issue::{Held, Urge};
 use super::{Certificate, ManageError, Parts, Wanted};
-use crate::acme::{AcmeError, Cause, Issuer, Journal, JournalError};
+use crate::acme::{AcmeError, Cause, FailedName, Issuer, Journal, JournalError};
 use crate::certificate::{Bundle, Facts, Freshness, Secret};
+use crate::identifier::Identifier;
 use crate::record::{Failures, Issued, PendingOrder, Record, Renewal};
 use crate::renew::backoff::{FailureKind, after_failure};
 use crate::renew::fallback::Choice;
@@ -24,6 +25,10 @@ use crate::time::Timestamp;
 pub(super) struct Plan {
     /// From whom.
     pub(super) from: Choice,
+    /// For what.
+    pub(super) names: BTreeSet<Identifier>,
+    /// Whether it is for names alone that were left out.
+    pub(super) heals: bool,
     /// The predecessor, as RFC 9773 names it.
     pub(super) replaces: Option<String>,
     /// Whether it cannot wait.
@@ -78,7 +83,7 @@ pub(super) async fn order(
         authority::reach(parts, place.ca, place.issuer).await?;
     }
     give_up_elsewhere(parts, held, place.ca).await?;
-    let urge = plan.urge;
+    let (urge, heals) = (plan.urge, plan.heals);
     let pending = match held.record.order.clone() {
         Some(pending) => pending,
         None => intend(parts, wanted, held, &place, plan).await?,
@@ -101,7 +106,7 @@ pub(super) async fn order(
             refresh(parts, certificate, held).await
         }
         Err(error) => {
-            note_failure(parts, held, &pending, &error).await;
+            note_failure(parts, held, &pending, &error, heals).await;
             Err(error)
         }
     }
@@ -152,10 +157,18 @@ async fn intend(
         _ => Priority::Forced,
     };
     let replaces = plan.replaces.as_deref();
-    let counted = authority::spend(parts, place.ca, &held.record, replaces, priority).await?;
+    let counted = authority::spend(
+        parts,
+        place.ca,
+        &held.record,
+        &plan.names,
+        replaces,
+        priority,
+    )
+    .await?;
     let pending = PendingOrder {
         ca: place.ca.to_owned(),
-        identifiers: wanted.identifiers.clone(),
+        identifiers: plan.names,
         profile: place.profile.cloned(),
         key_pem,
         url: None,
@@ -209,7 +222,7 @@ async fn settle(
 ) -> Result<(), ManageError> {
     let record = &mut held.record;
     let now = parts.clock.now();
-    let early = early(record, urge, now);
+    let early = early(record, bundle.facts(), urge, now);
     let predecessor = record.issued.as_ref().map(|issued| &issued.facts);
     let handover_at = maintenance_window(parts, predecessor, now);
     record.issued = Some(Issued {
@@ -233,6 +246,13 @@ async fn settle(
         instead_of: place.instead_of.cloned(),
     });
     record.order = None;
+    let issued_for = &bundle.facts().identifiers;
+    if let Some(quarantine) = &mut record.quarantine {
+        quarantine
+            .names
+            .retain(|name, _| !issued_for.contains(name));
+    }
+    record.quarantine.take_if(|left| left.names.is_empty());
     record.failures = Failures::default();
     record.handover = Failures::default();
     if let Some(second) = &mut record.fallback {
@@ -243,12 +263,12 @@ async fn settle(
 
 /// How many certificates in a row were replaced early, the one that is replaced
 /// now among them.
-fn early(record: &Record, urge: Urge, now: Timestamp) -> u32 {
+fn early(record: &Record, facts: &Facts, urge: Urge, now: Timestamp) -> u32 {
     let Some(issued) = record.issued.as_ref().filter(|_| urge == Urge::Due) else {
         return 0;
     };
     // From another CA, too: the next one is asked for as soon.
-    let same = issued.facts.identifiers == record.identifiers;
+    let same = issued.facts.identifiers == facts.identifiers;
     let half = issued.facts.not_before + issued.facts.lifetime() / 2;
     // A short life is renewed at half of it, give or take a hundredth.
     let grace = issued.facts.lifetime() / 50;
@@ -331,7 +351,13 @@ pub(super) async fn refresh(
 /// RFC 9773 section 4.3.3: a temporary error waits this long.
 const REFRESH_AFTER_FAILURE: Duration = Duration::from_secs(6 * 3600);
 
-async fn note_failure(parts: &Parts, held: &mut Held, order: &PendingOrder, error: &ManageError) {
+async fn note_failure(
+    parts: &Parts,
+    held: &mut Held,
+    order: &PendingOrder,
+    error: &ManageError,
+    heals: bool,
+) {
     if is_silence(error) {
         authority::is_silent(parts, &order.ca, &error.to_string()).await;
     }
@@ -359,8 +385,12 @@ async fn note_failure(parts: &Parts, held: &mut Held, order: &PendingOrder, erro
     }
     let facts = record.issued.as_ref().map(|issued| &issued.facts);
     let now = parts.clock.now();
-    let failures = match &mut record.fallback {
-        Some(second) if second.ca == order.ca => &mut second.failures,
+    // What is good already is not held up by what it lacks.
+    let healing = record.quarantine.as_mut().filter(|_| heals);
+    let facts = facts.filter(|_| healing.is_none());
+    let failures = match (healing, &mut record.fallback) {
+        (Some(quarantine), _) => &mut quarantine.tries,
+        (None, Some(second)) if second.ca == order.ca => &mut second.failures,
         _ => &mut record.failures,
     };
     *failures = after_failure(
@@ -375,12 +405,24 @@ async fn note_failure(parts: &Parts, held: &mut Held, order: &PendingOrder, erro
     // After the save: to count too much is the safe side. What was signed and is
     // of no use was signed all the same.
     if ended && matches!(error, ManageError::Acme(_)) {
+        let named = failed_names(error).map(|failed| failed.identifier.clone());
+        let named: BTreeSet<Identifier> = named.collect();
         let unproven = match kind {
-            FailureKind::Validation => order.identifiers.clone(),
+            FailureKind::Validation if named.is_empty() => order.identifiers.clone(),
+            FailureKind::Validation => named,
             _ => BTreeSet::new(),
         };
         authority::settle_failed(parts, order, &unproven).await;
     }
+}
+
+/// The names that an order came to nothing for, where the CA tells them.
+pub(super) fn failed_names(error: &ManageError) -> impl Iterator<Item = &FailedName> {
+    let failed = match error {
+        ManageError::Acme(error) => error.cause.failed_names(),
+        _ => &[],
+    };
+    failed.iter()
 }
 
 /// Whether the CA was not to be reached, or failed.

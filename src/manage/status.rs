@@ -1,10 +1,11 @@
 //! The state of a certificate, as its record and the one decision have it.
 
 use super::issue::last_failure;
-use crate::observe::status::{Action, Status};
+use crate::observe::status::{Action, LeftOut, Status};
 use crate::random::Random;
 use crate::record::{Issued, Record};
 use crate::renew::decide::{Next, due, is_proven, next};
+use crate::renew::quarantine::is_covered;
 use crate::renew::window::critical;
 use crate::time::Timestamp;
 
@@ -24,13 +25,30 @@ pub fn status(record: &Record, now: Timestamp, random: &dyn Random) -> Status {
         generation_issued: issued.map(|issued| issued.generation),
         generation_served: record.served.values().map(|served| served.generation).min(),
         served: record.served.clone(),
-        complete: issued
-            .is_some_and(|issued| issued.facts.identifiers.is_superset(&record.identifiers)),
+        complete: issued.is_some_and(|issued| {
+            is_covered(record, issued) || issued.facts.identifiers.is_superset(&record.identifiers)
+        }),
+        left_out: left_out(record),
         proven: issued.is_some_and(|issued| is_proven(record, issued)),
         late: issued.is_some_and(|issued| is_late(issued, now)),
         critical: issued.is_some_and(|issued| critical(&issued.facts) <= now),
         last_error: last_error(record),
     }
+}
+
+/// What is wanted of `record` and left out for now.
+#[must_use]
+pub fn left_out(record: &Record) -> Vec<LeftOut> {
+    let quarantine = record.quarantine.iter();
+    let left_out = quarantine.flat_map(|quarantine| {
+        let names = quarantine.names.iter();
+        names.map(|(identifier, reason)| LeftOut {
+            identifier: identifier.clone(),
+            reason: reason.clone(),
+            retry_at: quarantine.tries.retry_at,
+        })
+    });
+    left_out.collect()
 }
 
 /// A wait is shown as what it waits for.
@@ -132,6 +150,32 @@ mod tests {
         assert!(shown.proven && !shown.is_ready());
         record.identifiers.clear();
         assert!(status(&record, START, &SeededRandom::new(0)).is_ready());
+    }
+
+    #[test]
+    fn what_the_owner_lets_be_left_out_is_shown_and_does_not_make_it_unready() {
+        let mut record = issued();
+        let dead = Identifier::parse("dead.example.com").unwrap();
+        record.identifiers.insert(dead.clone());
+        let retry_at = Some(START + DAY);
+        let mut quarantine = crate::record::Quarantine::default();
+        quarantine.names.insert(dead.clone(), "no".into());
+        quarantine.tries.retry_at = retry_at;
+        record.quarantine = Some(quarantine);
+        let shown = status(&record, START, &SeededRandom::new(0));
+        let reason = "no".to_owned();
+        let left_out = LeftOut {
+            identifier: dead,
+            reason,
+            retry_at,
+        };
+        assert_eq!(shown.left_out, [left_out]);
+        assert!(shown.is_ready());
+        assert_eq!(shown.next_at, START + DAY, "it is tried again");
+        record
+            .identifiers
+            .insert(Identifier::parse("new.example.com").unwrap());
+        assert!(!status(&record, START, &SeededRandom::new(0)).is_ready());
     }
 
     #[test]

@@ -40,10 +40,23 @@ async fn readyz(State(shown): State<Shown>) -> Response {
         .map(|status| format!("{}: {}\n", status.name, complaint(status)))
         .collect();
     if waiting.is_empty() {
-        "ready\n".into_response()
+        let left_out = shown.board.all();
+        let left_out = left_out.iter().flat_map(left_out_of);
+        format!("ready\n{}", left_out.collect::<String>()).into_response()
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, waiting).into_response()
     }
+}
+
+/// What the owner lets be left out is no reason to be unready, and is told.
+fn left_out_of(status: &Status) -> impl Iterator<Item = String> {
+    let left_out = status.left_out.iter();
+    left_out.map(|one| {
+        format!(
+            "{}: left out for now: {}: {}\n",
+            status.name, one.identifier, one.reason
+        )
+    })
 }
 
 fn complaint(status: &Status) -> &'static str {
@@ -96,12 +109,11 @@ fn row(status: &Status) -> String {
     };
     let names: Vec<String> = status.identifiers.iter().map(ToString::to_string).collect();
     let action = serde_json::to_value(status.next_action).unwrap_or_default();
-    let why = status
-        .last_error
-        .as_deref()
-        .map_or_else(String::new, |error| {
-            format!("<tr><td colspan=7 class=why>{}", escaped(error))
-        });
+    let why = status.last_error.iter().cloned();
+    let why = why.chain(left_out_of(status));
+    let why: String = why
+        .map(|error| format!("<tr><td colspan=7 class=why>{}", escaped(&error)))
+        .collect();
     format!(
         "<tr><td title='{}'>{}<td class={class}>{state}<td>{}<td>{}<td>{}<td>{}<td>{}{why}",
         escaped(&names.join(", ")),

@@ -209,6 +209,7 @@ fn register_gauges(registry: &mut Registry, board: &Board) {
     let not_after = Seconds::<NameLabels>::default();
     let next_action = Seconds::<NameLabels>::default();
     let served = Seconds::<EndpointLabels>::default();
+    let left_out = Family::<NameLabels, Gauge>::default();
     for status in board.all() {
         let name = status.name.to_string();
         let label = NameLabels { name: name.clone() };
@@ -218,6 +219,9 @@ fn register_gauges(registry: &mut Registry, board: &Board) {
         next_action
             .get_or_create(&label)
             .set(seconds(status.next_at));
+        left_out
+            .get_or_create(&label)
+            .set(i64::try_from(status.left_out.len()).unwrap_or(i64::MAX));
         for (endpoint, seen) in status.served {
             if let Some(instant) = seen.not_after {
                 let name = name.clone();
@@ -236,6 +240,11 @@ fn register_gauges(registry: &mut Registry, board: &Board) {
         "served_not_after_seconds",
         "The last valid second of the certificate that a handshake last saw (Unix time)",
         served,
+    );
+    registry.register(
+        "certificate_left_out_names",
+        "Names that are wanted and left out for now",
+        left_out,
     );
     registry.register(
         "next_action_seconds",

@@ -24,6 +24,17 @@ pub enum Action {
     Halt,
 }
 
+/// A name that is wanted and left out for now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// The name.
+    pub identifier: Identifier,
+    /// Why the CA does not sign it.
+    pub reason: String,
+    /// When it is tried again; `None`: with the next pass.
+    pub retry_at: Option<Timestamp>,
+}
+
 /// One certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -49,8 +60,11 @@ pub struct Status {
     pub generation_served: Option<Generation>,
     /// What each endpoint was last seen to serve.
     pub served: BTreeMap<String, Served>,
-    /// The newest one is for every name that is wanted.
+    /// The newest one is for every name that is wanted and not left out.
     pub complete: bool,
+    /// What is wanted and left out for now, as the owner allows.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
     /// Issued, handed over, and proven wherever an endpoint is named.
     pub proven: bool,
     /// The renewal is overdue by a twentieth of the lifetime, or the

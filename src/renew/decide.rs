@@ -1,8 +1,12 @@
 //! The one decision: what does this certificate need next?
 
+use std::collections::BTreeSet;
+
 use super::backoff::LONGEST_LIMIT;
 use super::fallback::{self, Choice};
+use super::quarantine;
 use super::window::{critical, latest, share_of_life};
+use crate::identifier::Identifier;
 use crate::random::Random;
 use crate::record::{Issued, Record, Renewal};
 use crate::time::Timestamp;
@@ -20,6 +24,11 @@ pub enum Next {
     Issue {
         /// From whom.
         from: Choice,
+        /// For what.
+        names: BTreeSet<Identifier>,
+        /// The newest certificate is good, and not for all that is wanted: it
+        /// stays, whatever becomes of this order.
+        heals: bool,
         /// The predecessor, as RFC 9773 names it, when this CA issued it.
         replaces: Option<String>,
         /// Whether it may use what is kept in reserve.
@@ -62,8 +71,11 @@ pub fn next(record: &Record, now: Timestamp, random: &dyn Random) -> Next {
 }
 
 fn renew(record: &Record, issued: &Issued, now: Timestamp, random: &dyn Random) -> Next {
-    if needs_order(record, now) {
-        return order(record, now);
+    let healing = heals(record, now).then(|| quarantine::retry_at(record, now));
+    match healing {
+        Some(None) => return heal(record, now),
+        None if needs_order(record, now) => return order(record, now),
+        _ => {}
     }
     let Some(renewal) = &issued.renewal else {
         let at = share_of_life(&issued.facts, random);
@@ -76,21 +88,33 @@ fn renew(record: &Record, issued: &Issued, now: Timestamp, random: &dyn Random) 
     let due = due(issued, renewal);
     match renewal.refresh_at {
         Some(refresh_at) if refresh_at <= now => Next::RefreshWindow,
-        Some(refresh_at) => Next::Wait(refresh_at.min(due)),
-        None => Next::Wait(due),
+        refresh_at => {
+            let instants = [refresh_at, healing.flatten()].into_iter().flatten();
+            Next::Wait(instants.fold(due, Timestamp::min))
+        }
     }
 }
 
 /// Whether there must be an order now, were it not for earlier failures.
 fn needs_order(record: &Record, now: Timestamp) -> bool {
+    record.order.is_some() && !heals(record, now) || is_due(record, now)
+}
+
+/// Whether an order now is for names alone that were left out.
+fn heals(record: &Record, now: Timestamp) -> bool {
+    record.quarantine.is_some() && !is_due(record, now)
+}
+
+/// Whether what there is does not do.
+fn is_due(record: &Record, now: Timestamp) -> bool {
     let Some(issued) = &record.issued else {
         return true;
     };
-    let wanted = issued.facts.identifiers == record.identifiers && is_from(issued, record);
+    let wanted = quarantine::is_covered(record, issued) && is_from(issued, record);
     let usable = issued.facts.not_after > now;
     let renewal = issued.renewal.as_ref();
     let is_due = renewal.is_some_and(|renewal| due(issued, renewal) <= now);
-    record.order.is_some() || !wanted || !usable || is_due
+    !wanted || !usable || is_due
 }
 
 /// Whether it comes from the CA of the first choice, or in its place.
@@ -164,12 +188,17 @@ pub fn is_proven(record: &Record, issued: &Issued) -> bool {
             .all(|served| served.generation == issued.generation)
 }
 
-/// The certificate that an order at `ca` would replace, as RFC 9773 names it:
+/// The certificate that an order at `ca` for `names` would replace, as RFC 9773 names it:
 /// only the CA that issued it, for the same names, can be told of it.
 #[must_use]
-pub fn replaces(record: &Record, ca: &str, now: Timestamp) -> Option<String> {
+pub fn replaces(
+    record: &Record,
+    ca: &str,
+    names: &BTreeSet<Identifier>,
+    now: Timestamp,
+) -> Option<String> {
     let issued = record.issued.as_ref()?;
-    let same = issued.ca == ca && issued.facts.identifiers == record.identifiers;
+    let same = issued.ca == ca && issued.facts.identifiers == *names;
     let usable = issued.facts.not_after > now;
     issued.facts.renewal_id.clone().filter(|_| same && usable)
 }
@@ -177,12 +206,29 @@ pub fn replaces(record: &Record, ca: &str, now: Timestamp) -> Option<String> {
 /// The order that is due, or until when it waits after those that have failed.
 fn order(record: &Record, now: Timestamp) -> Next {
     match fallback::choose(record, now) {
-        Ok(from) => Next::Issue {
-            from,
-            replaces: replaces(record, from.ca(record), now),
-            urgent: is_urgent(record, now),
-        },
+        Ok(from) => {
+            let names = quarantine::target(record, now);
+            Next::Issue {
+                from,
+                heals: false,
+                replaces: replaces(record, from.ca(record), &names, now),
+                urgent: is_urgent(record, now),
+                names,
+            }
+        }
         Err(until) => Next::Wait(until),
+    }
+}
+
+/// An order for all that is wanted. It is worth no other CA.
+fn heal(record: &Record, now: Timestamp) -> Next {
+    let names = quarantine::target(record, now);
+    Next::Issue {
+        from: Choice::First,
+        heals: true,
+        replaces: replaces(record, &record.ca, &names, now),
+        urgent: false,
+        names,
     }
 }
 
@@ -201,14 +247,13 @@ pub fn is_urgent(record: &Record, now: Timestamp) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
     use std::time::Duration;
 
     use proptest::prelude::*;
 
     use super::*;
     use crate::certificate::{Facts, Fingerprint};
-    use crate::identifier::{Identifier, Lineage};
+    use crate::identifier::Lineage;
     use crate::random::SeededRandom;
     use crate::record::{Failures, Generation, Served, Window};
     use crate::renew::backoff::{FailureKind, after_failure};

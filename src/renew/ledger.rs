@@ -106,14 +106,20 @@ impl Rule {
     }
 }
 
-/// As what `ca` would count an order for `record` that says it replaces
-/// `replaces`.
+/// As what `ca` would count an order for `names` of `record` that says it
+/// replaces `replaces`.
 #[must_use]
-pub fn counts_as(record: &Record, ca: &str, replaces: Option<&str>, now: Timestamp) -> Counted {
+pub fn counts_as(
+    record: &Record,
+    ca: &str,
+    names: &BTreeSet<Identifier>,
+    replaces: Option<&str>,
+    now: Timestamp,
+) -> Counted {
     let Some(issued) = &record.issued else {
         return Counted::New;
     };
-    if issued.ca != ca || issued.facts.identifiers != record.identifiers {
+    if issued.ca != ca || issued.facts.identifiers != *names {
         return Counted::New;
     }
     let window = issued

@@ -236,7 +236,9 @@ impl World {
             .map(|(lineage, identifiers, lifetime)| {
                 let target: Arc<dyn Target> = Arc::new(NodeProxy(node.clone(), lineage.clone()));
                 Certificate {
+                    fallback: None,
                     wanted: Wanted {
+                        partial: false,
                         lineage: lineage.clone(),
                         identifiers: identifiers.clone(),
                         ca: DIRECTORY.to_owned(),

@@ -209,6 +209,7 @@ fn want(names: &[&str], ca: &str) -> Result<Wanted, Failure> {
         profile: None,
         key: KeyType::default(),
         reuse_key: false,
+        partial: false,
     })
 }
 

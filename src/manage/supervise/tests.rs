@@ -23,6 +23,7 @@ use crate::time::{Clock, VirtualClock};
 mod authority;
 mod fallback;
 mod kept;
+mod partial;
 
 const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -36,6 +37,10 @@ struct Signer {
     refusals: Mutex<BTreeMap<String, usize>>,
     /// Names whose orders the CA fails at.
     poisoned: Mutex<BTreeSet<String>>,
+    /// Names whose validation fails.
+    dead: Mutex<BTreeSet<Identifier>>,
+    /// What each order was for.
+    asked: Mutex<Vec<BTreeSet<Identifier>>>,
     /// Orders that find no CA.
     silences: AtomicUsize,
     probes: AtomicUsize,
@@ -54,6 +59,8 @@ impl Signer {
             most: AtomicUsize::new(0),
             refusals: Mutex::default(),
             poisoned: Mutex::default(),
+            dead: Mutex::default(),
+            asked: Mutex::default(),
             silences: AtomicUsize::new(0),
             probes: AtomicUsize::new(0),
             silent_probes: AtomicUsize::new(0),
@@ -85,6 +92,7 @@ impl acme::Issuer for Signer {
             tokio::task::yield_now().await;
         }
         self.under_way.fetch_sub(1, Ordering::SeqCst);
+        self.asked.lock().unwrap().push(order.identifiers.clone());
         let left = self.silences.load(Ordering::SeqCst);
         if left > 0 {
             self.silences.store(left - 1, Ordering::SeqCst);
@@ -93,6 +101,19 @@ impl acme::Issuer for Signer {
         let name = order.identifiers.first().unwrap().to_string();
         if self.poisoned.lock().unwrap().contains(&name) {
             return Err(silence(&order.ca));
+        }
+        let dead = self.dead.lock().unwrap();
+        let failed: Vec<_> = order.identifiers.intersection(&dead).cloned().collect();
+        if !failed.is_empty() {
+            let failed = failed.into_iter().map(|identifier| acme::FailedName {
+                identifier,
+                reason: "nobody there".into(),
+            });
+            return Err(AcmeError {
+                ca: order.ca,
+                phase: Phase::Authorization,
+                cause: Cause::NotProven("no".into()).for_names(failed.collect()),
+            });
         }
         if let Some(left) = self.refusals.lock().unwrap().get_mut(&name)
             && *left > 0
@@ -215,6 +236,7 @@ impl House {
                 profile: None,
                 key: KeyType::EcdsaP256,
                 reuse_key: false,
+                partial: false,
             },
             issuer: self.signer.clone(),
             fallback: None,

@@ -1,0 +1,66 @@
+//! One name whose answer nobody gets to see, and another that is fine.
+
+use std::process::Command;
+
+use certs::ca::{Resolve, Validation};
+use serde_json::Value;
+
+use crate::support::embedded::EmbeddedCa;
+use crate::support::{certs, run};
+
+/// An address that is not the listener's: its validation fails.
+const DEAD: &str = "127.0.0.2";
+const WELL: &str = "127.0.0.1";
+
+/// A CA that looks where each name leads.
+fn ca() -> EmbeddedCa {
+    EmbeddedCa::with(|settings| {
+        if let Validation::Http { port, .. } = settings.validation {
+            settings.validation = Validation::Http {
+                port,
+                resolve: Resolve::System,
+            };
+        }
+    })
+}
+
+fn issue(ca: &EmbeddedCa, partial: bool) -> Command {
+    let mut command = ca.issue(&[DEAD, WELL, "--name", "both"]);
+    if partial {
+        command.arg("--partial");
+    }
+    command
+}
+
+fn status(ca: &EmbeddedCa) -> Value {
+    let status = run(certs(&ca.path("")).args(["status", "--json"]), 0);
+    serde_json::from_str::<Value>(&status).unwrap()[0].take()
+}
+
+#[test]
+fn a_dead_name_sinks_the_rest_only_where_the_owner_does_not_let_it_be_left_out() {
+    let ca = ca();
+    let told = run(&mut issue(&ca, false), 5);
+    assert!(told.contains(DEAD), "{told}");
+    let told = run(&mut issue(&ca, true), 0);
+    let line = format!("both: left out for now: {DEAD}: urn:ietf:params:acme:error:connection");
+    assert!(told.contains(&line), "{told}");
+    let shown = status(&ca);
+    assert_eq!(shown["left_out"][0]["identifier"], DEAD, "{shown}");
+    assert_eq!(shown["identifiers"].as_array().unwrap().len(), 2);
+    assert_eq!(shown["complete"], true);
+    let told = run(certs(&ca.path("")).arg("status"), 0);
+    assert!(told.contains(&format!("  left out: {DEAD}: ")), "{told}");
+    let pem = std::fs::read_to_string(ca.path("out/live/both/cert.pem")).unwrap();
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
+    let leaf = pem.parse_x509().unwrap();
+    let names = leaf.subject_alternative_name().unwrap().unwrap();
+    assert_eq!(names.value.general_names.len(), 1);
+
+    // A user who asks has it tried at once; it is dead still, and nothing changes.
+    let told = run(&mut issue(&ca, true), 0);
+    assert!(told.contains("not due; generation 0001"), "{told}");
+    assert!(told.contains(&line), "{told}");
+    // Without leave it is missing, and that is a failure again.
+    run(&mut issue(&ca, false), 5);
+}
