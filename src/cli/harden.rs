@@ -15,6 +15,7 @@ mod domain;
 mod places;
 mod privileges;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::Mode;
@@ -92,16 +93,28 @@ impl Reach {
             .or_else(|| read.into_iter().find(|path| !places.may_read(path)));
         match beyond {
             None => Ok(()),
-            Some(path) => Err(Failure::usage(
-                format!(
-                    "{}: {} is out of reach of this process, which gave up all that was not configured when it started",
-                    settings.lineage,
-                    path.display()
-                ),
-                "configure it and restart certs run, or start it with --harden off",
-            )),
+            Some(path) => Err(out_of_reach(path)),
         }
     }
+
+    /// What `failure` comes from, if one of `files` is out of reach.
+    pub(super) fn behind(&self, failure: Failure, files: &[PathBuf]) -> Failure {
+        let Some(places) = &self.places else {
+            return failure;
+        };
+        let beyond = files.iter().find(|path| !places.may_read(path));
+        beyond.map_or(failure, |path| out_of_reach(path))
+    }
+}
+
+fn out_of_reach(path: &Path) -> Failure {
+    Failure::usage(
+        format!(
+            "{} is out of reach of this process, which gave up all that was not configured when it started",
+            path.display()
+        ),
+        "configure it and restart certs run, or start it with --harden off",
+    )
 }
 
 /// Gives up all that `settings` and what is stored do not need. All sockets are

@@ -49,7 +49,7 @@ pub(super) struct Factory {
     /// Shows what is being done.
     pub(super) display: Arc<Display>,
     /// What is left to this process.
-    reach: Reach,
+    pub(super) reach: Reach,
     responses: Responses,
     data_dir: PathBuf,
     issuers: Mutex<BTreeMap<String, Arc<dyn Issuer>>>,

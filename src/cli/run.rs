@@ -82,7 +82,10 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let reload = async || {
         let sources = Sources::read(&call.options, &call.environment);
         let read = sources.settings(&Purpose::All);
-        let read = read.map_err(Failure::configuration)?;
+        let read = read.map_err(|problems| {
+            let failure = Failure::configuration(problems);
+            factory.reach.behind(failure, &sources.files())
+        })?;
         if !handed && !covers(settings.http_listen(), read.http_listen()) {
             let message = "where challenges are answered changes with a restart only";
             return Err(Failure::usage(message, "restart certs run"));

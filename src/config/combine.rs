@@ -18,13 +18,15 @@ impl Sources {
         [&self.options, &self.variables.layer, &self.document.layer]
     }
 
-    /// The files that are said for every certificate: one that is configured
-    /// later, or by a command, has use for them.
+    /// The files that are named, whether or not a certificate has use for them
+    /// yet.
     #[must_use]
-    pub fn shared_files(&self) -> Vec<PathBuf> {
+    pub fn files(&self) -> Vec<PathBuf> {
         let shared = self.layers().map(|layer| &layer.shared);
-        let files = shared.map(|layer| [&layer.root, &layer.eab_hmac_file]);
-        let said = files.into_iter().flatten().flatten();
+        let own = self.document.entries.iter().map(|entry| &entry.layer);
+        let layers = shared.into_iter().chain(own);
+        let files = layers.flat_map(|layer| [&layer.root, &layer.eab_hmac_file]);
+        let said = files.flatten();
         said.map(|given| self.absolute(given)).collect()
     }
 

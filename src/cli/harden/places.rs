@@ -44,7 +44,7 @@ impl Places {
     pub(super) fn of(call: &Call, settings: &Settings) -> Self {
         let environment = &call.environment;
         let mut files = files(environment, settings);
-        files.extend(call.sources.shared_files());
+        files.extend(call.sources.files());
         let mut read: BTreeSet<PathBuf> = SYSTEM.iter().map(PathBuf::from).collect();
         let resolver = real(Path::new("/etc/resolv.conf"));
         read.extend(resolver.parent().map(Path::to_owned));
