@@ -104,7 +104,7 @@ fn is_told(case: &str, error: &str, told: &str) {
 /// One of `stride` calls, each failing in turn with one of its errors, or with
 /// all of them.
 fn failing(what: &str, also: &str, stride: usize, every_error: bool) {
-    let Some(strace) = Strace::find(what) else {
+    let Some(strace) = Strace::find_seeing(what) else {
         return;
     };
     let mut failing = Failing::start(strace);

@@ -262,7 +262,7 @@ fn prove(
 #[test]
 fn after_a_power_loss_in_a_renewal_one_whole_pair_is_live_and_the_next_run_goes_on() {
     let what = "power loss in a renewal";
-    let Some(strace) = Strace::find(what) else {
+    let Some(strace) = Strace::find_seeing(what) else {
         return;
     };
     let ca = EmbeddedCa::start();
@@ -276,7 +276,7 @@ fn after_a_power_loss_in_a_renewal_one_whole_pair_is_live_and_the_next_run_goes_
 #[test]
 fn after_a_power_loss_in_a_first_issuance_the_next_run_goes_on() {
     let what = "power loss in a first issuance";
-    let Some(strace) = Strace::find(what) else {
+    let Some(strace) = Strace::find_seeing(what) else {
         return;
     };
     prove(what, &[], &EmbeddedCa::start(), &strace, 4, 4);
@@ -286,7 +286,7 @@ fn after_a_power_loss_in_a_first_issuance_the_next_run_goes_on() {
 /// first had not flushed is nobody else's to lose. `arguments` are the first
 /// run's, and each starts from `prepare`.
 fn after_kills(what: &str, arguments: &[&str], stride: usize, prepare: impl Fn(&EmbeddedCa)) {
-    let Some(strace) = Strace::find(what) else {
+    let Some(strace) = Strace::find_seeing(what) else {
         return;
     };
     let ca = EmbeddedCa::start();
@@ -338,7 +338,7 @@ fn after_any_kill_and_a_good_run_a_power_loss_takes_nothing() {
 #[ignore = "hundreds of ways to lose a part take minutes"]
 fn whatever_part_a_power_loss_takes_the_next_run_goes_on() {
     let what = "power loss, every tree";
-    let Some(strace) = Strace::find(what) else {
+    let Some(strace) = Strace::find_seeing(what) else {
         return;
     };
     let ca = EmbeddedCa::start();

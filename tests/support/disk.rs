@@ -72,7 +72,7 @@ pub(super) enum Step {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Loss {
     All,
-    /// The data; names, modes and lengths of nothing are kept.
+    /// The data: names, modes and cuts are kept.
     Data,
     /// The second half of each piece of data.
     HalfOfData,

@@ -15,6 +15,8 @@ pub(crate) struct Replay<'a> {
     /// The nodes as the process sees them.
     nodes: BTreeMap<Number, Node>,
     open: BTreeMap<i64, Open>,
+    /// The bits of a mode that a new file may have.
+    mask: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -34,6 +36,7 @@ impl<'a> Replay<'a> {
             disk,
             root,
             open: BTreeMap::new(),
+            mask: !umask(),
         }
     }
 
@@ -142,7 +145,7 @@ impl<'a> Replay<'a> {
         let node = match found {
             Some(node) => node,
             None if creates => {
-                let mode = octal(&arguments[3]) & !0o022;
+                let mode = octal(&arguments[3]) & self.mask;
                 self.enter(
                     directory,
                     name,
@@ -203,7 +206,7 @@ impl<'a> Replay<'a> {
 
     fn make_directory(&mut self, place: Option<(Number, String)>, mode: &str) {
         if let Some((directory, name)) = place {
-            let mode = octal(mode) & !0o022;
+            let mode = octal(mode) & self.mask;
             let entries = BTreeMap::new();
             self.enter(directory, name, Node::Directory { mode, entries });
         }
@@ -358,6 +361,13 @@ fn bytes(argument: &str) -> Vec<u8> {
 
 fn string(argument: &str) -> String {
     String::from_utf8(bytes(argument)).unwrap()
+}
+
+/// Ours, and so that of whatever we start.
+fn umask() -> u32 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    octal(line.unwrap().trim())
 }
 
 fn octal(argument: &str) -> u32 {
