@@ -11,16 +11,22 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::oneshot;
 
 /// An instant of civil time: milliseconds since 1970-01-01T00:00:00Z.
 ///
-/// Serialised as RFC 3339 in UTC. Arithmetic saturates.
+/// Serialised as RFC 3339 in UTC, which has the years 0 to 9999: what lies
+/// beyond is its first or last instant. Arithmetic saturates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
+
+/// What RFC 3339 can say. A CA's offset leads out of it, and a record that
+/// could not be stored for it would hold up a renewal.
+const FIRST: Timestamp = Timestamp::from_seconds(-62_167_219_200);
+const LAST: Timestamp = Timestamp(253_402_300_799_999);
 
 impl Timestamp {
     /// From whole seconds since the epoch.
@@ -58,7 +64,8 @@ impl Sub<Duration> for Timestamp {
 
 impl From<OffsetDateTime> for Timestamp {
     fn from(instant: OffsetDateTime) -> Self {
-        Self(instant.unix_timestamp().saturating_mul(1000) + i64::from(instant.millisecond()))
+        let seconds = Self::from_seconds(instant.unix_timestamp());
+        Self(seconds.0.saturating_add(instant.millisecond().into())).clamp(FIRST, LAST)
     }
 }
 
@@ -77,11 +84,10 @@ impl fmt::Display for Timestamp {
 
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let text = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000)
-            .ok()
-            .and_then(|instant| instant.format(&Rfc3339).ok())
-            .ok_or_else(|| serde::ser::Error::custom("a time outside the years 0 to 9999"))?;
-        serializer.serialize_str(&text)
+        let nanoseconds = i128::from(self.clamp(&FIRST, &LAST).0) * 1_000_000;
+        let instant = OffsetDateTime::from_unix_timestamp_nanos(nanoseconds);
+        let text = instant.map_err(ser::Error::custom)?.format(&Rfc3339);
+        serializer.serialize_str(&text.map_err(ser::Error::custom)?)
     }
 }
 
@@ -238,6 +244,23 @@ mod tests {
         let json = serde_json::to_string(&instant).unwrap();
         assert_eq!(json, "\"2025-11-24T16:00:00.123Z\"");
         assert_eq!(serde_json::from_str::<Timestamp>(&json).unwrap(), instant);
+    }
+
+    #[test]
+    fn what_rfc_3339_cannot_say_is_its_first_or_last_instant() {
+        for (text, shown) in [
+            ("0000-01-01T00:00:00+23:59", "0000-01-01T00:00:00Z"),
+            ("9999-12-31T23:59:59-23:59", "9999-12-31T23:59:59.999Z"),
+        ] {
+            let instant: Timestamp = serde_json::from_value(text.into()).unwrap();
+            assert_eq!(serde_json::to_value(instant).unwrap(), shown);
+            let again: Timestamp = serde_json::from_value(shown.into()).unwrap();
+            assert_eq!(again, instant);
+        }
+        for (end, shown) in [(i64::MIN, "0000"), (i64::MAX, "9999")] {
+            let text = serde_json::to_string(&Timestamp(end)).unwrap();
+            assert!(text.contains(shown), "{text}");
+        }
     }
 
     #[test]
