@@ -11,6 +11,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::certificate::Fingerprint;
+
 /// One subject of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -259,9 +261,13 @@ impl From<Identifier> for String {
 #[serde(try_from = "String", into = "String")]
 pub struct Lineage(String);
 
+/// What a file system takes, less `.` and `.new` around it.
+const LONGEST_LINEAGE: usize = 255 - 5;
+
 impl Lineage {
     /// The default name for a certificate whose first identifier is `first`:
-    /// `*.` becomes `_wildcard_.`, an IPv6 `:` becomes `-`.
+    /// `*.` becomes `_wildcard_.`, an IPv6 `:` becomes `-`. The few that are too
+    /// long for a file's name end in a hash instead.
     #[must_use]
     pub fn of(first: &Identifier) -> Self {
         let text = first.to_string();
@@ -270,11 +276,18 @@ impl Lineage {
             None => text.replace(':', "-"),
         };
         // `::1` would start with a hyphen, which every command reads as an option.
-        Self(if text.starts_with('-') {
-            format!("0{text}")
-        } else {
-            text
-        })
+        if text.starts_with('-') {
+            return Self(format!("0{text}"));
+        }
+        if text.len() <= LONGEST_LINEAGE {
+            return Self(text);
+        }
+        let hash = Fingerprint::of(text.as_bytes()).to_string();
+        let begun: String = text
+            .chars()
+            .take(LONGEST_LINEAGE - 1 - hash.len())
+            .collect();
+        Self(format!("{begun}-{hash}"))
     }
 
     /// Reads a name that the user chose.
@@ -282,7 +295,7 @@ impl Lineage {
     /// # Errors
     /// [`IdentifierError::Malformed`] when it would not be a safe file name.
     pub fn parse(text: &str) -> Result<Self, IdentifierError> {
-        let fine = (1..=255).contains(&text.len())
+        let fine = (1..=LONGEST_LINEAGE).contains(&text.len())
             && !text.starts_with(['.', '-'])
             && text
                 .bytes()
@@ -428,6 +441,24 @@ mod tests {
         for text in ["", ".", "..", "../x", "a/b", "-x", "A", "a\0b", ".hidden"] {
             assert!(Lineage::parse(text).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn the_longest_names_have_lineages_that_a_file_can_be_called_by() {
+        let labels = format!("{0}.{0}.{0}.", "a".repeat(63));
+        let mut seen = std::collections::BTreeSet::new();
+        for name in [
+            format!("{labels}{}.com", "b".repeat(57)),
+            format!("{labels}{}.net", "b".repeat(57)),
+            format!("*.{labels}{}.com", "b".repeat(55)),
+        ] {
+            let lineage = Lineage::of(&Identifier::parse(&name).unwrap());
+            assert_eq!(Lineage::parse(lineage.as_str()).unwrap(), lineage);
+            assert!(format!(".{lineage}.new").len() <= 255, "{lineage}");
+            assert!(seen.insert(lineage), "two names share one");
+        }
+        assert!(Lineage::parse(&"x".repeat(LONGEST_LINEAGE)).is_ok());
+        assert!(Lineage::parse(&"x".repeat(LONGEST_LINEAGE + 1)).is_err());
     }
 
     proptest::proptest! {
