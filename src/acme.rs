@@ -19,6 +19,8 @@ pub mod error;
 mod exchange;
 #[cfg(test)]
 mod fake;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod https;
 mod jws;
 mod order;

@@ -5,6 +5,8 @@
 //! names are exactly those asked for, that the chain links, that the dates
 //! hold. What is not a `Bundle` is never stored or published. RFC 5280.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod known;
 
 use std::collections::BTreeSet;

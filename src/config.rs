@@ -12,6 +12,8 @@ mod ca;
 mod check;
 mod combine;
 mod environment;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod layer;
 mod options;
 mod problem;

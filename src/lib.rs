@@ -65,6 +65,9 @@ pub mod cli;
 pub mod config;
 pub mod deploy;
 pub mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod identifier;
 pub mod manage;
 pub mod observe;

@@ -9,4 +9,6 @@ pub mod credentials;
 pub mod dialer;
 #[cfg(test)]
 pub(crate) mod fixture;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub mod terminator;

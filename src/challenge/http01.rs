@@ -2,6 +2,9 @@
 //! its exact path to its exact host, sends every other page to https, and
 //! refuses the rest. Nothing of a request is ever reflected unparsed.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
@@ -19,7 +22,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpSocket};
 
 use super::connections::Connections;
 use super::responses::Responses;
@@ -225,7 +229,10 @@ async fn accept(socket: TcpListener, served: Served, connections: Arc<Connection
     }
 }
 
-async fn converse(stream: TcpStream, served: Served) {
+async fn converse<S>(stream: S, served: Served)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let service = service_fn(move |request| {
         let reply = answer(&request, &served.responses);
         (served.tally)(kind(reply.status()));
@@ -353,6 +360,7 @@ mod tests {
     use std::sync::Mutex;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
 
     use super::super::connections::CONNECTIONS_PER_ADDRESS;
     use super::*;

@@ -173,16 +173,8 @@ mod tests {
         let (hand, _served) = pair();
         let target = hand.target(&"nginx:/absent/nginx.pid".parse().unwrap());
         for _ in 0..3 {
-<<<<<<< ours
             // Asked for once, and dropped before the answer is there.
             assert_eq!(target.listens_on().now_or_never(), None);
-=======
-            tokio::select! {
-                biased;
-                _ = target.listens_on() => panic!("it was answered before it was sent"),
-                () = std::future::ready(()) => {}
-            }
->>>>>>> theirs
             let error = target.check().await.unwrap_err();
             assert!(matches!(error, DeployError::NoPidFile { .. }), "{error}");
         }

@@ -1,0 +1,134 @@
+//! What `fuzz/` holds against a configuration: it is taken whole, and is then
+//! the same for the process that it is handed to; or every error has a place,
+//! words and a hint.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+
+use super::{CommandVariables, Options, Place, Problem, Purpose, Settings, Sources};
+
+/// What stands for a variable of the environment in a seed.
+const VARIABLE: &str = "#env ";
+/// Files that never end, or are not the same twice.
+const ELSEWHERE: [&str; 3] = ["/dev", "/proc", "/sys"];
+
+/// A configuration's text.
+pub(crate) fn file(source: &[u8]) {
+    let text = String::from_utf8_lossy(source);
+    // A TOML text may spell a path with escapes as well.
+    if ELSEWHERE.iter().any(|place| text.contains(place)) || text.contains("\\u") {
+        return;
+    }
+    let environment = environment(&text);
+    let _ = CommandVariables::read(&environment);
+    let Ok(sources) = sources(source, &environment) else {
+        return;
+    };
+    let lines: Vec<&str> = text.split('\n').collect();
+    for purpose in [Purpose::All, Purpose::Named] {
+        match sources.settings(&purpose) {
+            Ok(settings) => sound(&settings),
+            Err(problems) => told(&problems, &lines),
+        }
+    }
+    if let Err(problems) = sources.process_settings() {
+        told(&problems, &lines);
+    }
+}
+
+fn sources(source: &[u8], environment: &BTreeMap<String, String>) -> std::io::Result<Sources> {
+    let file = in_memory(source)?;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let mut options = Options::default();
+    options.config(Some(&path));
+    options.text("data_dir", Some("/data"));
+    Ok(Sources::read(&options, environment))
+}
+
+fn environment(text: &str) -> BTreeMap<String, String> {
+    let said = text.lines().filter_map(|line| line.strip_prefix(VARIABLE));
+    let said = said.filter_map(|line| line.split_once('='));
+    let said = said.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    // Which file is read is decided here.
+    said.filter(|(name, _)| !name.ends_with("_FILE") && name != "CERTS_CONFIG")
+        .collect()
+}
+
+fn in_memory(source: &[u8]) -> std::io::Result<File> {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::memfd_create("certs.toml", flags)?);
+    file.write_all(source)?;
+    Ok(file)
+}
+
+/// Another process reads the same from its JSON.
+fn sound(settings: &Settings) {
+    let json = serde_json::to_string(settings);
+    let json = json.unwrap_or_else(|error| panic!("it cannot be handed over: {error}"));
+    match serde_json::from_str::<Settings>(&json) {
+        Ok(read) => assert_eq!(&read, settings),
+        Err(error) => panic!("what was handed over is not read: {error}: {json}"),
+    }
+    let mut lineages: Vec<_> = settings
+        .certificates
+        .iter()
+        .map(|one| &one.lineage)
+        .collect();
+    lineages.sort();
+    lineages.dedup();
+    assert_eq!(lineages.len(), settings.certificates.len());
+    for certificate in &settings.certificates {
+        assert!(!certificate.names.is_empty());
+    }
+    assert!(settings.data_dir.is_absolute() && settings.output.directory.is_absolute());
+}
+
+fn told(problems: &[Problem], lines: &[&str]) {
+    assert!(!problems.is_empty());
+    for problem in problems {
+        assert!(!problem.message.is_empty() && !problem.hint.is_empty());
+        if let Place::Line { line, .. } = &problem.place {
+            let said = line.checked_sub(1).and_then(|index| lines.get(index));
+            let Some(said) = said else {
+                panic!("line {line} of {}", lines.len());
+            };
+            let key = unknown_key(&problem.message);
+            assert!(
+                key.is_none_or(|key| said.contains(key)),
+                "{problem}: {said}"
+            );
+        }
+        let text = problem.to_string();
+        let steers = |letter: char| letter.is_control() && letter != '\n';
+        assert!(!text.contains(steers), "{text:?}");
+    }
+}
+
+/// The key that a problem is about, where it is written as it is shown.
+fn unknown_key(message: &str) -> Option<&str> {
+    let key = message
+        .strip_suffix("` is no key here")?
+        .strip_prefix('`')?;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    key.bytes().all(plain).then_some(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_are_taken_from_the_file_and_the_environment() {
+        let certificates = |seed: &str| {
+            let sources = sources(seed.as_bytes(), &environment(seed)).unwrap();
+            sources.settings(&Purpose::All).unwrap().certificates.len()
+        };
+        let everything = include_str!("../../fuzz/seeds/config/everything.toml");
+        assert_eq!(certificates(everything), 2);
+        let environment =
+            "#env CERTS_DOMAINS=example.com; www.example.com\n#env CERTS_AGREE_TOS=true\n";
+        assert_eq!(certificates(environment), 2);
+    }
+}

@@ -1,0 +1,147 @@
+//! The doors that `fuzz/` knocks at: one function an input, each with what must
+//! hold whatever comes in. It is compiled for tests and with the feature
+//! `fuzzing` alone, and no program that is shipped has it.
+//!
+//! A rule that is broken panics; that is what a fuzzer sees. Where a parser is
+//! private, its rules stand beside it, in a module of the same name.
+
+mod path;
+mod record;
+#[cfg(test)]
+mod replay;
+
+use std::time::Duration;
+
+use crate::certificate::{Facts, Fingerprint};
+use crate::identifier::Identifier;
+use crate::random::SeededRandom;
+use crate::record::{Failures, Renewal};
+use crate::renew::backoff::{FailureKind, after_failure};
+use crate::renew::window::{Moment, accept, clamp_retry_after, redraw};
+use crate::time::Timestamp;
+use crate::{acme, certificate, challenge, config, tls};
+
+pub use path::path;
+pub use record::record;
+
+/// Takes one input and panics where a rule is broken.
+pub type Target = fn(&[u8]);
+
+/// Every target by its name, which is also that of its seeds' directory.
+pub const TARGETS: [(&str, Target); 9] = [
+    ("acme_json", acme_json),
+    ("ari", ari),
+    ("client_hello", client_hello),
+    ("config", config),
+    ("http1", http1),
+    ("path", path),
+    ("pem", pem),
+    ("record", record),
+    ("retry_after", retry_after),
+];
+
+/// Some time in the validity of every certificate among the seeds.
+const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// A reply's body, read as each document of RFC 8555 in turn.
+pub fn acme_json(body: &[u8]) {
+    acme::fuzzing::documents(body);
+}
+
+/// The first bytes that a stranger sends to port 443.
+pub fn client_hello(bytes: &[u8]) {
+    tls::fuzzing::client_hello(bytes);
+}
+
+/// A configuration; its comments `#env NAME=VALUE` are the environment.
+pub fn config(source: &[u8]) {
+    config::fuzzing::file(source);
+}
+
+/// A key and a chain in PEM, or one certificate in DER.
+pub fn pem(bytes: &[u8]) {
+    certificate::fuzzing::pair(bytes, NOW);
+}
+
+/// What a stranger sends to port 80.
+pub fn http1(bytes: &[u8]) {
+    challenge::http01::fuzzing::conversation(bytes);
+}
+
+/// A renewalInfo document: whatever window it suggests is left alone, or gives
+/// an instant that can be stored and is neither too late nor out of the window.
+pub fn ari(body: &[u8]) {
+    let Some((said, again)) = acme::fuzzing::renewal_info(body, NOW) else {
+        return;
+    };
+    let pause = clamp_retry_after(again);
+    let facts = facts();
+    let window = accept(said.start, said.end, &facts);
+    for previous in [None, Some(earlier())] {
+        let moment = Moment {
+            now: NOW,
+            spread: Duration::from_secs(300),
+        };
+        let refresh_at = Some(NOW + pause);
+        let random = SeededRandom::new(1);
+        let (one, window) = (previous.as_ref(), window.clone());
+        let drawn = redraw(one, window, refresh_at, &facts, moment, &random);
+        if let Some(window) = &drawn.window {
+            let inside = (window.start..window.end).contains(&drawn.at);
+            let soon = window.end <= NOW && drawn.at <= NOW + moment.spread;
+            assert!(inside || soon, "{drawn:?}");
+            assert!(window.end <= facts.not_after, "{drawn:?}");
+        }
+        assert_eq!(stored(&drawn), drawn);
+    }
+}
+
+/// `Retry-After`, and on a second line `Date`: read as RFC 9110 has it, and no
+/// CA stops us for good with it.
+pub fn retry_after(text: &[u8]) {
+    let Some(asked) = acme::fuzzing::retry_after(text, NOW) else {
+        return;
+    };
+    let pause = clamp_retry_after(asked);
+    assert!((Duration::from_secs(60)..=DAY).contains(&pause));
+    let kind = FailureKind::RateLimited {
+        retry_after: Some(asked),
+    };
+    let random = SeededRandom::new(1);
+    let none = Failures::default();
+    let failed = after_failure(&none, kind, String::new(), None, NOW, &random);
+    let pause = failed.retry_at.map(|at| at.since(NOW));
+    let least = asked.min(DAY).max(Duration::from_secs(60));
+    assert!(pause.is_some_and(|pause| pause >= least && pause <= DAY * 8));
+    assert_eq!(stored(&failed), failed);
+}
+
+/// A certificate of ninety days, a third of which is over.
+fn facts() -> Facts {
+    Facts {
+        identifiers: Identifier::parse("example.com").into_iter().collect(),
+        not_before: NOW - DAY * 30,
+        not_after: NOW + DAY * 60,
+        fingerprint: Fingerprint::of(b"leaf"),
+        renewal_id: Some("YQ.Yg".to_owned()),
+    }
+}
+
+/// What was drawn before the CA was asked again.
+fn earlier() -> Renewal {
+    Renewal {
+        at: NOW + DAY * 30,
+        window: accept(NOW + DAY * 29, NOW + DAY * 31, &facts()),
+        refresh_at: Some(NOW),
+    }
+}
+
+/// `value` as it comes back from the store.
+fn stored<T: serde::Serialize + serde::de::DeserializeOwned>(value: &T) -> T {
+    let read = serde_json::to_vec(value).and_then(|json| serde_json::from_slice(&json));
+    match read {
+        Ok(value) => value,
+        Err(error) => panic!("it cannot be stored: {error}"),
+    }
+}

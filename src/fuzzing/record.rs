@@ -1,0 +1,87 @@
+//! What is read from the store: any record and anything known of a CA has an
+//! answer, and comes back from the store as it went in.
+
+use std::time::Duration;
+
+use super::{DAY, NOW, stored};
+use crate::authority::{Authority, Counted};
+use crate::random::SeededRandom;
+use crate::record::Record;
+use crate::renew::decide::{Next, due, held_up, next, replaces};
+use crate::renew::ledger::{Priority, counts_as, rules, spend};
+use crate::renew::outage::is_waited_for;
+use crate::time::Timestamp;
+
+const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+const MOMENT: Duration = Duration::from_millis(1);
+
+/// A record, or what is known of a CA.
+pub fn record(json: &[u8]) {
+    if let Ok(record) = serde_json::from_slice::<Record>(json) {
+        assert_eq!(stored(&record), record);
+        for now in instants(&record) {
+            decided(&record, now);
+        }
+    }
+    if let Ok(authority) = serde_json::from_slice::<Authority>(json) {
+        assert_eq!(stored(&authority), authority);
+        counted(&authority);
+    }
+}
+
+fn decided(record: &Record, now: Timestamp) {
+    let random = SeededRandom::new(1);
+    let _ = (held_up(record, now), replaces(record, now));
+    let _ = counts_as(record, None, now);
+    match next(record, now, &random) {
+        Next::Wait(until) => assert!(until > now, "waits until {until} at {now}"),
+        Next::Draw(renewal) => {
+            let mut drawn = record.clone();
+            let Some(issued) = drawn.issued.as_mut() else {
+                panic!("drawn for no certificate");
+            };
+            let _ = due(issued, &renewal);
+            issued.renewal = Some(renewal);
+            let again = next(&drawn, now, &random);
+            assert!(!matches!(again, Next::Draw(_)), "drawn over and over");
+            assert_eq!(stored(&drawn), drawn);
+        }
+        Next::RefreshWindow | Next::Issue { .. } | Next::Deploy | Next::Halt(_) => {}
+    }
+}
+
+/// Every instant that the record itself names, and those right beside it.
+fn instants(record: &Record) -> Vec<Timestamp> {
+    let mut named = vec![NOW, Timestamp::from_seconds(0)];
+    named.extend(record.failures.retry_at);
+    named.extend(record.handover.retry_at);
+    if let Some(issued) = &record.issued {
+        named.extend([issued.at, issued.facts.not_before, issued.facts.not_after]);
+        named.extend(issued.renewable_from.into_iter().chain(issued.handover_at));
+        if let Some(renewal) = &issued.renewal {
+            named.extend([renewal.at, due(issued, renewal)]);
+            named.extend(renewal.refresh_at);
+        }
+    }
+    let around = |at: Timestamp| [at - MOMENT, at, at + MOMENT];
+    named.into_iter().flat_map(around).collect()
+}
+
+fn counted(authority: &Authority) {
+    if let Some(outage) = &authority.outage {
+        let _ = is_waited_for(outage, NOW);
+    }
+    let names = super::facts().identifiers;
+    for priority in [Priority::Routine, Priority::Urgent, Priority::Forced] {
+        let mut spent = authority.clone();
+        let rules = rules(LETS_ENCRYPT);
+        match spend(&mut spent, rules, &names, Counted::New, priority, NOW) {
+            Ok(()) => assert_eq!(stored(&spent), spent),
+            Err(refusal) => {
+                assert!(refusal.until > NOW, "{refusal:?}");
+                // The longest window of any CA's limits.
+                assert!(refusal.until <= NOW + DAY * 8, "{refusal:?}");
+            }
+        }
+    }
+}
