@@ -9,6 +9,7 @@ use futures_util::FutureExt;
 use super::stored;
 use crate::challenge::webroot::Webroot;
 use crate::challenge::{Answer, ChallengeKind, Solver, Token};
+use crate::deploy::Outlet;
 use crate::deploy::output::Output;
 use crate::identifier::{Identifier, Lineage};
 

@@ -31,8 +31,9 @@ pub fn record(json: &[u8]) {
 
 fn decided(record: &Record, now: Timestamp) {
     let random = SeededRandom::new(1);
-    let _ = (held_up(record, now), replaces(record, now));
-    let _ = counts_as(record, None, now);
+    let (ca, names) = (&record.ca, &record.identifiers);
+    let _ = (held_up(record, now), replaces(record, ca, names, now));
+    let _ = counts_as(record, ca, names, None, now);
     match next(record, now, &random) {
         Next::Wait(until) => assert!(until > now, "waits until {until} at {now}"),
         Next::Draw(renewal) => {
