@@ -83,6 +83,9 @@ impl Failing {
             // Nothing can be told where nothing can be written.
             8 if point.call == "write" && !also.is_empty() => {}
             8 => is_told(&case, error, &told),
+            // The runtime has woken itself once more than in the traced run, and
+            // its own descriptor was hit instead of the file.
+            101 if point.call == "write" && told.contains("failed to wake I/O driver") => {}
             _ => panic!("{case}: exit {code}: {told}"),
         }
         renewal.is_whole();
