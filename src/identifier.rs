@@ -34,13 +34,13 @@ pub struct DnsName(String);
 pub enum IdentifierError {
     #[error("the name is empty")]
     Empty,
-    #[error("`{0}` is a URL; give the host name alone")]
+    #[error("`{}` is a URL; give the host name alone", .0.escape_debug())]
     Url(String),
-    #[error("`{0}` carries a port; certificates are for names, not ports")]
+    #[error("`{}` carries a port; certificates are for names, not ports", .0.escape_debug())]
     Port(String),
-    #[error("`{0}` is not a valid DNS name")]
+    #[error("`{}` is not a valid DNS name", .0.escape_debug())]
     Malformed(String),
-    #[error("`{0}` has a wildcard that is not the whole leftmost label")]
+    #[error("`{}` has a wildcard that is not the whole leftmost label", .0.escape_debug())]
     Wildcard(String),
     #[error("`{name}` cannot get a certificate from a public CA: {reason}")]
     NotPublic { name: String, reason: &'static str },
@@ -303,9 +303,7 @@ impl Lineage {
         if fine {
             Ok(Self(text.to_owned()))
         } else {
-            Err(IdentifierError::Malformed(
-                text.escape_default().to_string(),
-            ))
+            Err(IdentifierError::Malformed(text.to_owned()))
         }
     }
 
@@ -389,6 +387,22 @@ mod tests {
         }
         assert!(Identifier::parse(&format!("{}.com", "a".repeat(64))).is_err());
         assert!(Identifier::parse(&"a.".repeat(128)).is_err());
+    }
+
+    #[test]
+    fn what_is_refused_is_shown_without_steering_a_terminal() {
+        for (text, shown) in [
+            ("w\u{7f}w.com", "w\\u{7f}w.com"),
+            ("a\u{1b}[2J:1", "a\\u{1b}[2J:1"),
+            ("\u{9b}/x", "\\u{9b}/x"),
+            ("a.*\r.com", "a.*\\r.com"),
+        ] {
+            let error = Identifier::parse(text).unwrap_err().to_string();
+            assert!(error.contains(shown), "{error:?}");
+            assert!(!error.contains(char::is_control), "{error:?}");
+        }
+        let error = Lineage::parse("a\u{7}").unwrap_err().to_string();
+        assert!(error.contains("`a\\u{7}`"), "{error:?}");
     }
 
     #[test]
