@@ -59,8 +59,9 @@ impl Places {
         // Named by nobody, and as good as no restriction.
         read.retain(|directory| directory.components().count() > 1);
         let (data, output) = (real(&settings.data_dir), real(&settings.output.directory));
-        let mut written = BTreeSet::from([existing(&data), existing(&output)]);
-        written.extend(webroots(settings).map(|path| existing(&real(path))));
+        let webroots = webroots(settings).map(|path| real(path));
+        let named = [data.clone(), output.clone()].into_iter().chain(webroots);
+        let mut written: BTreeSet<_> = named.filter_map(|path| made_or_to_be_made(&path)).collect();
         for directory in [&data, &output] {
             written.extend(linked_from(directory));
         }
@@ -125,7 +126,24 @@ fn linked_from(directory: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The directory, or what is there of the way to it: it may be made later.
+/// The directory, or the one that it will be made in. What lies further away is
+/// too much to reach for.
+fn made_or_to_be_made(directory: &Path) -> Option<PathBuf> {
+    if directory.is_dir() {
+        return Some(directory.to_owned());
+    }
+    let parent = directory.parent();
+    let found = parent.filter(|parent| parent.is_dir() && parent.parent().is_some());
+    if found.is_none() {
+        tracing::warn!(
+            "{} does not exist, and stays out of reach; hint: make it and restart certs run",
+            directory.display()
+        );
+    }
+    found.map(Path::to_owned)
+}
+
+/// What is there of the way to `directory`.
 fn existing(directory: &Path) -> PathBuf {
     let mut ancestors = directory.ancestors();
     let found = ancestors.find(|ancestor| ancestor.is_dir());
@@ -141,4 +159,41 @@ fn real(path: &Path) -> PathBuf {
         let there = std::fs::canonicalize(&there).unwrap_or(there);
         there.join(rest)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_opens_its_parent_and_never_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = std::fs::canonicalize(directory.path()).unwrap();
+        for (name, wanted) in [("", Some(&root)), ("a", Some(&root)), ("a/b", None)] {
+            let found = made_or_to_be_made(&real(&root.join(name)));
+            assert_eq!(found.as_ref(), wanted, "{name}");
+        }
+        assert_eq!(made_or_to_be_made(Path::new("/absent")), None);
+    }
+
+    #[test]
+    fn a_path_is_judged_by_where_it_leads() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = std::fs::canonicalize(directory.path()).unwrap();
+        let [inside, outside] = ["inside", "outside"].map(|name| root.join(name));
+        std::fs::create_dir_all(inside.join("deep")).unwrap();
+        std::fs::create_dir(&outside).unwrap();
+        std::os::unix::fs::symlink(&outside, inside.join("link")).unwrap();
+        let places = BTreeSet::from([inside.clone()]);
+        for (path, wanted) in [
+            (inside.join("deep"), true),
+            (inside.join("link"), false),
+            (inside.join("deep/../../outside"), false),
+            (outside.join("absent"), true),
+        ] {
+            assert_eq!(within(&places, &path), wanted, "{}", path.display());
+        }
+        let linked = linked_from(&inside);
+        assert_eq!(linked, [outside]);
+    }
 }
