@@ -75,6 +75,23 @@ pub trait Observer: Send + Sync {
 
 impl Observer for () {}
 
+/// What two clocks showed at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dated {
+    /// This machine's.
+    pub ours: Timestamp,
+    /// The CA's, in whole seconds.
+    pub theirs: Timestamp,
+}
+
+impl Dated {
+    /// What the CA's clock shows when ours shows `now`.
+    #[must_use]
+    pub fn there(&self, now: Timestamp) -> Timestamp {
+        now + self.theirs.since(self.ours) - self.ours.since(self.theirs)
+    }
+}
+
 /// A CA that issues.
 #[async_trait]
 pub trait Issuer: Send + Sync {
@@ -85,6 +102,14 @@ pub trait Issuer: Send + Sync {
         order: PendingOrder,
         journal: &mut dyn Journal,
     ) -> Result<String, AcmeError>;
+
+    /// What time it is there and here, by a reply of the last `newest`; it asks
+    /// for one where there is none, and not at all without a `newest`. `None`
+    /// from one that does not tell the time, or does not answer.
+    async fn time(&self, newest: Option<Duration>) -> Option<Dated> {
+        let _ = newest;
+        None
+    }
 
     /// Asks the CA for no more than whether it answers.
     async fn probe(&self) -> Result<(), AcmeError>;

@@ -213,6 +213,13 @@ pub enum ManageError {
         subject: String,
         until: Timestamp,
     },
+    #[error("it is due by this machine's clock ({ours}) and not by that of {ca} ({theirs})")]
+    NotDueThere {
+        ca: String,
+        ours: Timestamp,
+        theirs: Timestamp,
+        until: Timestamp,
+    },
     #[error("the running `certs run` keeps it {kept}, and not as this command asks for")]
     KeptOtherwise { kept: String },
     #[error("`certs run` ended before the work did")]
@@ -249,6 +256,9 @@ impl ManageError {
             }
             Self::OutOfBudget { .. } => {
                 "a part of what the CA allows is kept for what cannot wait: certs issue --force may use it; certs status shows what is left".into()
+            }
+            Self::NotDueThere { .. } => {
+                "set this machine's clock, best by NTP; nothing was ordered".into()
             }
             Self::KeptOtherwise { .. } => {
                 "change its configuration and send it SIGHUP, or make another certificate with --name NAME".into()

@@ -7,4 +7,5 @@ pub mod fallback;
 pub mod ledger;
 pub mod outage;
 pub mod quarantine;
+pub mod skew;
 pub mod window;

@@ -12,7 +12,7 @@ use super::directory::{Cached, Directory, Meta};
 use super::error::{AcmeError, Cause, Phase};
 use super::exchange::{Exchange, Session, https};
 use super::order::{During, Failed, Flow};
-use super::{Issuer, Journal, Observer, renewal_info};
+use super::{Dated, Issuer, Journal, Observer, renewal_info};
 use crate::challenge::Solver;
 use crate::record::{PendingOrder, Window};
 use crate::time::Clock;
@@ -151,6 +151,23 @@ impl Issuer for Client {
         let directory = self.directory().await?;
         let ended = self.take_to_its_end(&directory, pending, journal).await;
         ended.map_err(|failed| self.informed(failed, &directory.meta))
+    }
+
+    async fn time(&self, newest: Option<Duration>) -> Option<Dated> {
+        let now = self.options.clock.now();
+        let dated = self.session.dated();
+        let Some(newest) = newest else {
+            return dated;
+        };
+        // A clock that was set since has made it a reply of another time.
+        if dated.is_some_and(|dated| dated.ours <= now && now.since(dated.ours) <= newest) {
+            return dated;
+        }
+        if let Err(error) = self.probe().await {
+            tracing::debug!("what time it is at the CA cannot be told: {error}");
+            return None;
+        }
+        self.session.dated()
     }
 
     async fn probe(&self) -> Result<(), AcmeError> {

@@ -18,10 +18,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use super::Observer;
 use super::error::{Cause, ExchangeError, printable};
 use super::jws::Signer;
 use super::wire;
+use super::{Dated, Observer};
 use crate::time::{Clock, Timestamp};
 
 const NONCE: HeaderName = HeaderName::from_static("replay-nonce");
@@ -67,6 +67,7 @@ pub(super) struct Session {
     observer: Arc<dyn Observer>,
     clock: Arc<dyn Clock>,
     nonces: Mutex<Vec<String>>,
+    dated: Mutex<Option<Dated>>,
 }
 
 impl Session {
@@ -80,7 +81,13 @@ impl Session {
             observer,
             clock,
             nonces: Mutex::default(),
+            dated: Mutex::default(),
         }
+    }
+
+    /// What the clocks showed when the latest reply came.
+    pub(super) fn dated(&self) -> Option<Dated> {
+        *self.dated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An unsigned GET.
@@ -153,6 +160,9 @@ impl Session {
         let reply = answered?;
         if let Some(date) = header(reply.headers(), &DATE).and_then(instant) {
             self.observer.date(date);
+            let (ours, theirs) = (self.clock.now(), date);
+            let mut dated = self.dated.lock().unwrap_or_else(PoisonError::into_inner);
+            *dated = Some(Dated { ours, theirs });
         }
         Ok(reply)
     }

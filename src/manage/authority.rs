@@ -277,7 +277,9 @@ pub(super) fn is_an_answer(error: &ManageError) -> bool {
 #[must_use]
 pub(super) fn waits_until(error: &ManageError) -> Option<Timestamp> {
     match error {
-        ManageError::Down { until, .. } | ManageError::OutOfBudget { until, .. } => Some(*until),
+        ManageError::Down { until, .. }
+        | ManageError::OutOfBudget { until, .. }
+        | ManageError::NotDueThere { until, .. } => Some(*until),
         _ => None,
     }
 }

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::authority;
+use super::authority::{self, waits_until};
 use super::deploy::{FILES, deploy, on_disk, places};
 use super::order::{Plan, refresh};
 use super::partial::{self, order};
+use super::skew;
 use super::status::{left_out, status};
 use super::{Certificate, ManageError, Outcome, Parts, Wanted};
 use crate::certificate::Bundle;
@@ -102,7 +103,8 @@ pub async fn pass(
     // due, or a server that is down would keep it from being renewed.
     let mut stuck: Option<ManageError> = None;
     loop {
-        let now = parts.clock.now();
+        let ours = parts.clock.now();
+        let now = skew::not_behind(certificate, &held.record, ours).await;
         match next(&held.record, now, parts.random.as_ref()) {
             // One order a pass, whatever the CA says of its newest certificate.
             Next::Issue { .. } if issued => {
@@ -129,6 +131,10 @@ pub async fn pass(
                 }
                 match ordered {
                     Ok(()) => issued = true,
+                    Err(error) if skew::is_slight(&error) => {
+                        let until = waits_until(&error).unwrap_or(ours);
+                        return outcome(&held.record, issued, until);
+                    }
                     Err(error) if heals => partial::later(parts, &mut held, error).await?,
                     Err(error) => return Err(error),
                 }
@@ -145,7 +151,8 @@ pub async fn pass(
                 return match (stuck, decide::held_up(&held.record, now)) {
                     (Some(error), _) => Err(error),
                     (None, Some(held_up)) => Err(waiting(&held.record, held_up)),
-                    (None, None) => outcome(&held.record, issued, until),
+                    // The time to wait is the same by either clock.
+                    (None, None) => outcome(&held.record, issued, ours + until.since(now)),
                 };
             }
             Next::Halt(reason) => return Err(ManageError::Halted(format!("{reason:?}"))),

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 
 use super::authority;
 use super::issue::{Held, Urge};
+use super::skew;
 use super::{Certificate, ManageError, Parts, Wanted};
 use crate::acme::{AcmeError, Cause, FailedName, Issuer, Journal, JournalError};
 use crate::certificate::{Bundle, Facts, Freshness, Secret};
@@ -82,6 +83,9 @@ pub(super) async fn order(
     if plan.urge == Urge::Due {
         authority::reach(parts, place.ca, place.issuer).await?;
     }
+    if plan.urge != Urge::Force {
+        skew::due_there(parts, place.ca, place.issuer, &held.record).await?;
+    }
     give_up_elsewhere(parts, held, place.ca).await?;
     let (urge, heals) = (plan.urge, plan.heals);
     let pending = match held.record.order.clone() {
@@ -91,9 +95,10 @@ pub(super) async fn order(
     parts.phase(&wanted.lineage, "placing the order");
     let mut journal = RecordJournal::new(parts, held, place.ca);
     let answered = place.issuer.issue(pending.clone(), &mut journal).await;
-    let ended = answered
-        .map_err(ManageError::from)
-        .and_then(|chain| bundle(parts, &pending, &chain));
+    let ended = match answered {
+        Ok(chain) => bundle(parts, place.issuer, held, &pending, &chain).await,
+        Err(error) => Err(error.into()),
+    };
     parts.metrics.issuance(place.ca, ended.is_ok());
     if ended.as_ref().err().is_none_or(authority::is_an_answer) {
         authority::answers(parts, place.ca).await;
@@ -122,8 +127,15 @@ async fn give_up_elsewhere(parts: &Parts, held: &mut Held, ca: &str) -> Result<(
     Ok(())
 }
 
-fn bundle(parts: &Parts, order: &PendingOrder, chain: &str) -> Result<Bundle, ManageError> {
-    let (names, now) = (&order.identifiers, parts.clock.now());
+async fn bundle(
+    parts: &Parts,
+    issuer: &dyn Issuer,
+    held: &Held,
+    order: &PendingOrder,
+    chain: &str,
+) -> Result<Bundle, ManageError> {
+    let names = &order.identifiers;
+    let now = skew::when_signed(issuer, &held.record, parts.clock.now()).await;
     let checked = Bundle::new(order.key_pem.clone(), chain, names, now, Freshness::Issued);
     checked.map_err(|source| ManageError::Bundle {
         ca: order.ca.clone(),

@@ -5,6 +5,10 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use super::{Certificate, ManageError, Parts};
+use crate::acme::Issuer;
+use crate::record::Record;
+use crate::renew::skew::{decided_at, is_due_at};
 use crate::time::Timestamp;
 
 /// From here on somebody must set the clock.
@@ -43,6 +47,82 @@ impl Skew {
         ))
     }
 }
+
+/// A reply that is older says nothing of what the clock shows now.
+const NEWEST: Duration = Duration::from_secs(60);
+/// When what only our clock says is due is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(3600);
+
+/// When `record` is looked at, by a clock that is not behind: where the CA's
+/// last reply shows that ours is, by the CA's.
+pub(super) async fn not_behind(
+    certificate: &Certificate,
+    record: &Record,
+    ours: Timestamp,
+) -> Timestamp {
+    let dated = certificate.issuer.time(None).await;
+    let at = dated.map_or(ours, |dated| decided_at(record, ours, dated.there(ours)));
+    at.max(ours)
+}
+
+/// Lets no order through that is due only because our clock is ahead: it is
+/// held against the CA's as it is now.
+///
+/// # Errors
+/// [`ManageError::NotDueThere`].
+pub(super) async fn due_there(
+    parts: &Parts,
+    ca: &str,
+    issuer: &dyn Issuer,
+    record: &Record,
+) -> Result<(), ManageError> {
+    if record.issued.is_none() {
+        return Ok(());
+    }
+    let Some(dated) = issuer.time(Some(NEWEST)).await else {
+        return Ok(());
+    };
+    let ours = parts.clock.now();
+    let theirs = dated.there(ours);
+    let at = decided_at(record, ours, theirs);
+    let due = match is_due_at(record, at) {
+        Ok(()) => return Ok(()),
+        Err(due) => due,
+    };
+    Err(ManageError::NotDueThere {
+        ca: ca.to_owned(),
+        ours,
+        theirs,
+        until: ours + due.since(at).min(LOOK_AGAIN),
+    })
+}
+
+/// Whether the clocks are so near each other that waiting is no failure.
+pub(super) fn is_slight(error: &ManageError) -> bool {
+    let ManageError::NotDueThere { ours, theirs, .. } = error else {
+        return false;
+    };
+    ours.since(*theirs) <= ALARM
+}
+
+/// When a certificate was signed, for judging its dates: by the CA's clock, where
+/// it is to be believed.
+pub(super) async fn when_signed(
+    issuer: &dyn Issuer,
+    record: &Record,
+    ours: Timestamp,
+) -> Timestamp {
+    let dated = issuer.time(None).await;
+    let theirs = dated.map_or(ours, |dated| dated.there(ours));
+    if ours.since(theirs).max(theirs.since(ours)) <= BELIEVED {
+        theirs
+    } else {
+        decided_at(record, ours, theirs)
+    }
+}
+
+/// What is believed of a CA's clock without any further sign.
+const BELIEVED: Duration = Duration::from_secs(2 * 86_400);
 
 #[cfg(test)]
 mod tests {

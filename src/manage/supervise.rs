@@ -437,6 +437,7 @@ impl Supervisor {
                     ManageError::BackingOff { .. }
                         | ManageError::NotHandedOver { .. }
                         | ManageError::Down { .. }
+                        | ManageError::NotDueThere { .. }
                 );
                 if !waits {
                     tell(lineage, error);

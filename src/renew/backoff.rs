@@ -104,3 +104,37 @@ pub(super) fn spread(pause: Duration, percent: u32, random: &dyn Random) -> Dura
         .saturating_mul(2);
     pause - part + Duration::from_millis(random.below(width))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::SeededRandom;
+
+    const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
+
+    #[test]
+    fn failures_back_off_by_their_kind() {
+        let (random, mut failures) = (SeededRandom::new(6), Failures::default());
+        let mut pauses = Vec::new();
+        for _ in 0..5 {
+            failures = after_failure(
+                &failures,
+                FailureKind::Validation,
+                "no".into(),
+                None,
+                START,
+                &random,
+            );
+            pauses.push(failures.retry_at.unwrap().since(START).as_secs_f64() / 60.0);
+        }
+        for (pause, wanted) in pauses.iter().zip([1.0, 10.0, 100.0, 1440.0, 1440.0]) {
+            assert!((pause / wanted - 1.0).abs() <= 0.1, "{pauses:?}");
+        }
+        let limited = FailureKind::RateLimited {
+            retry_after: Some(Duration::from_secs(90)),
+        };
+        let limited = after_failure(&failures, limited, "slow down".into(), None, START, &random);
+        assert_eq!((limited.count, limited.asked_to_wait), (5, true));
+        assert_eq!(limited.retry_at, Some(START + Duration::from_secs(90)));
+    }
+}

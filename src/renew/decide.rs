@@ -110,16 +110,18 @@ fn is_due(record: &Record, now: Timestamp) -> bool {
     let Some(issued) = &record.issued else {
         return true;
     };
-    let wanted = quarantine::is_covered(record, issued) && is_from(issued, record);
+    let wanted = is_wanted(record, issued);
     let usable = issued.facts.not_after > now;
     let renewal = issued.renewal.as_ref();
     let is_due = renewal.is_some_and(|renewal| due(issued, renewal) <= now);
     !wanted || !usable || is_due
 }
 
-/// Whether it comes from the CA of the first choice, or in its place.
-fn is_from(issued: &Issued, record: &Record) -> bool {
-    issued.ca == record.ca || issued.instead_of.as_ref() == Some(&record.ca)
+/// Whether `issued` is for what is wanted, and comes from the CA of the first
+/// choice or in its place.
+pub(super) fn is_wanted(record: &Record, issued: &Issued) -> bool {
+    let in_its_place = issued.instead_of.as_ref() == Some(&record.ca);
+    quarantine::is_covered(record, issued) && (issued.ca == record.ca || in_its_place)
 }
 
 /// Until when the hand-over waits: for its window, or after it has failed.
@@ -255,8 +257,7 @@ mod tests {
     use crate::certificate::{Facts, Fingerprint};
     use crate::identifier::Lineage;
     use crate::random::SeededRandom;
-    use crate::record::{Failures, Generation, Served, Window};
-    use crate::renew::backoff::{FailureKind, after_failure};
+    use crate::record::{Generation, Served, Window};
     use crate::renew::window::{Moment, accept, redraw};
 
     const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
@@ -487,32 +488,6 @@ mod tests {
         let from = START + Duration::from_secs(HOUR);
         assert_eq!(next(&record, START, &random), Next::Wait(from));
         assert!(matches!(next(&record, from, &random), Next::Issue { .. }));
-    }
-
-    #[test]
-    fn failures_back_off_by_their_kind() {
-        let (random, mut failures) = (SeededRandom::new(6), Failures::default());
-        let mut pauses = Vec::new();
-        for _ in 0..5 {
-            failures = after_failure(
-                &failures,
-                FailureKind::Validation,
-                "no".into(),
-                None,
-                START,
-                &random,
-            );
-            pauses.push(failures.retry_at.unwrap().since(START).as_secs_f64() / 60.0);
-        }
-        for (pause, wanted) in pauses.iter().zip([1.0, 10.0, 100.0, 1440.0, 1440.0]) {
-            assert!((pause / wanted - 1.0).abs() <= 0.1, "{pauses:?}");
-        }
-        let limited = FailureKind::RateLimited {
-            retry_after: Some(Duration::from_secs(90)),
-        };
-        let limited = after_failure(&failures, limited, "slow down".into(), None, START, &random);
-        assert_eq!((limited.count, limited.asked_to_wait), (5, true));
-        assert_eq!(limited.retry_at, Some(START + Duration::from_secs(90)));
     }
 
     proptest! {

@@ -52,9 +52,8 @@ impl Two {
     }
 
     async fn settle(&self, handle: &Handle) {
-        for _ in 0..60 {
-            assert!(handle.ping().await);
-        }
+        let kept = self.house.board.all().len();
+        self.house.settle(handle, kept).await;
     }
 
     /// From here on the first choice is down.

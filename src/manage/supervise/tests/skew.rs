@@ -1,0 +1,109 @@
+//! A clock that is wrong by an hour, a day or ten years, in either direction:
+//! nobody orders for it, and nothing expires for it.
+
+use super::*;
+
+const HOUR: Duration = Duration::from_secs(3600);
+const TEN_YEARS: Duration = Duration::from_secs(3652 * 86_400);
+
+/// Sets this machine's clock by `seconds`, and not the CA's.
+fn set_by(house: &House, seconds: i64) {
+    let now = house.clock.now().seconds();
+    house.clock.set(Timestamp::from_seconds(now + seconds));
+    *house.signer.ahead.lock().unwrap() += seconds;
+}
+
+fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap()
+}
+
+#[tokio::test]
+async fn a_clock_that_is_ahead_orders_nothing_before_its_time() {
+    for (ahead, before) in [
+        (HOUR, HOUR / 2),
+        (DAY, DAY / 2),
+        (TEN_YEARS, DAY),
+        (TEN_YEARS, DAY * 59),
+    ] {
+        let house = House::new();
+        let handle = house.start(&names(3)).await;
+        house
+            .until("issued", |all| all.iter().all(|s| s.is_ready()))
+            .await;
+        let first = house.board.all().iter().map(|s| s.next_at).min().unwrap();
+        house.clock.set(first - before);
+        house.settle(&handle, house.board.all().len()).await;
+        set_by(&house, seconds(ahead));
+        house.settle(&handle, house.board.all().len()).await;
+        // Also when it is started so, and time goes on.
+        handle.stop().await;
+        let handle = house.start(&names(3)).await;
+        for _ in 0..10 {
+            house.clock.advance(before / 20);
+            house.settle(&handle, house.board.all().len()).await;
+        }
+        assert_eq!(house.orders(), 3, "{ahead:?} ahead");
+        // Its time comes by the CA's clock.
+        house.clock.advance(before);
+        house.settle(&handle, house.board.all().len()).await;
+        house.clock.advance(HOUR * 3);
+        house.settle(&handle, house.board.all().len()).await;
+        assert!(house.orders() > 3, "{ahead:?} ahead");
+        assert!(house.orders() <= 6, "{ahead:?} ahead");
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_is_behind_lets_nothing_grow_old() {
+    for behind in [HOUR, DAY, TEN_YEARS] {
+        let house = House::new();
+        let handle = house.start(&names(1)).await;
+        house.until("issued", |all| all[0].is_ready()).await;
+        let due = house.board.all()[0].next_at;
+        house.clock.set(due - DAY * 2);
+        house.settle(&handle, house.board.all().len()).await;
+        set_by(&house, -seconds(behind));
+        house.settle(&handle, house.board.all().len()).await;
+        assert_eq!(house.orders(), 1, "{behind:?} behind");
+        for _ in 0..50 {
+            house.clock.advance(HOUR);
+            house.settle(&handle, house.board.all().len()).await;
+        }
+        assert_eq!(house.orders(), 2, "{behind:?} behind");
+        let lineage = Lineage::parse("n0.example.com").unwrap();
+        let stored = house.parts.store.load(&lineage).await.unwrap().unwrap().0;
+        assert_eq!(stored.issued.unwrap().generation, Generation(2));
+    }
+}
+
+#[tokio::test]
+async fn after_a_suspend_what_is_due_is_renewed_once() {
+    let house = House::new();
+    let handle = house.start(&names(4)).await;
+    house
+        .until("issued", |all| all.iter().all(|s| s.is_ready()))
+        .await;
+    // Both clocks went on meanwhile.
+    house.clock.set(START + DAY * 70);
+    for _ in 0..30 {
+        house.settle(&handle, house.board.all().len()).await;
+        house.clock.advance(HOUR);
+    }
+    house.settle(&handle, house.board.all().len()).await;
+    assert_eq!(house.orders(), 8);
+}
+
+#[tokio::test]
+async fn a_ca_whose_clock_is_wrong_makes_nobody_order() {
+    for wrong in [DAY * 2, TEN_YEARS] {
+        let house = House::new();
+        let handle = house.start(&names(1)).await;
+        house.until("issued", |all| all[0].is_ready()).await;
+        *house.signer.ahead.lock().unwrap() = -seconds(wrong);
+        for _ in 0..48 {
+            house.clock.advance(HOUR);
+            house.settle(&handle, house.board.all().len()).await;
+        }
+        assert_eq!(house.orders(), 1, "{wrong:?}");
+    }
+}
