@@ -109,6 +109,12 @@ fn scenarios(names: &[String]) -> Result<Vec<Scenario>, Failure> {
     }
     chosen.sort_unstable();
     chosen.dedup();
+    if chosen.len() > 1 && chosen.contains(&Scenario::LongOutage) {
+        return Err(Failure::usage(
+            "long-outage goes with no other scenario",
+            "play it by itself: 160 h certificates do not outlive it",
+        ));
+    }
     Ok(chosen)
 }
 

@@ -339,13 +339,13 @@ mod tests {
         }
         let live = output.live_path(&lineage());
         for (name, mode) in [
-            ("privkey.pem", KEY),
-            ("combined.pem", KEY),
-            ("fullchain.pem", CERTIFICATE),
-            ("cert.pem", CERTIFICATE),
-            ("chain.pem", CERTIFICATE),
-            ("", DIRECTORY),
-            ("../../..", DIRECTORY),
+            ("privkey.pem", 0o640),
+            ("combined.pem", 0o640),
+            ("fullchain.pem", 0o644),
+            ("cert.pem", 0o644),
+            ("chain.pem", 0o644),
+            ("", 0o2750),
+            ("../../..", 0o2750),
         ] {
             assert_eq!(
                 std::fs::metadata(live.join(name)).unwrap().mode() & 0o7777,
@@ -375,7 +375,7 @@ mod tests {
         let bundle = self_signed(&names(), NOW).unwrap();
         output.publish(&lineage(), Generation(1), &bundle).unwrap();
         let live = output.live_path(&lineage());
-        for (path, mode) in [(live.join("privkey.pem"), KEY), (live.join(""), DIRECTORY)] {
+        for (path, mode) in [(live.join("privkey.pem"), 0o640), (live.join(""), 0o2750)] {
             let found = std::fs::metadata(&path).unwrap();
             let found = (found.uid(), found.gid(), found.mode() & 0o7777);
             assert_eq!(found, (4321, 8765, mode), "{}", path.display());

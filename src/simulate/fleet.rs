@@ -138,7 +138,7 @@ impl World {
 
     async fn score(&self) -> Score {
         let (plan, counts) = (&self.plan, self.authority.counts());
-        let sums = self.tally.sums(self.clock.now());
+        let sums = self.tally.sums(START + self.span());
         let mut overdue = 0;
         for (lineage, ..) in &self.lineages {
             overdue += u64::from(self.needs_an_order(lineage).await);

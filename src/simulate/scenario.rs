@@ -1,6 +1,5 @@
 //! What goes wrong, by name, and when: drawn from the seed before anything
-//! happens. Each scenario has draws of its own, so that leaving one out moves
-//! no other.
+//! happens.
 
 use std::fmt;
 use std::str::FromStr;
