@@ -53,7 +53,15 @@ fn record(ca: &EmbeddedCa, strace: &Strace, runs: &[&[&str]], kill: Option<&Poin
     let runs: Vec<Vec<Call>> = runs.collect();
     let disk = Replay::new(disk, &root).all(&runs);
     let (replayed, real) = (disk.seen(disk.steps()), Disk::of(&root).seen(0));
-    assert!(replayed == real, "the replay differs from the disk");
+    let differing = replayed
+        .iter()
+        .find(|(path, node)| real.get(*path) != Some(*node));
+    let missing = real.keys().find(|path| !replayed.contains_key(*path));
+    assert_eq!(
+        (differing.map(|(path, _)| path), missing),
+        (None, None),
+        "the replay differs from the disk"
+    );
     Recorded {
         disk,
         before,
@@ -330,6 +338,11 @@ fn after_a_kill_and_a_good_run_a_power_loss_takes_nothing() {
 #[ignore = "a hundred kills, each with every crash after it, take minutes"]
 fn after_many_kills_and_a_good_run_a_power_loss_takes_nothing() {
     after_kills("power loss after many kills", &["--force"], 3, issued);
+}
+
+#[test]
+#[ignore = "as above"]
+fn after_many_kills_of_a_first_issuance_and_a_good_run_a_power_loss_takes_nothing() {
     let what = "power loss after many kills in a first issuance";
     after_kills(what, &[], 4, without_anything);
 }

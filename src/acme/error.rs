@@ -120,9 +120,9 @@ pub struct Explained {
     message: String,
     hint: Cow<'static, str>,
     /// The CA's word for it (`caa`, `rejectedIdentifier`); empty for our own.
-    kind: String,
+    kind: Box<str>,
     /// The names that it is about, where the CA tells them.
-    names: Vec<FailedName>,
+    names: Box<[FailedName]>,
 }
 
 impl Explained {
@@ -130,8 +130,8 @@ impl Explained {
         Self {
             message,
             hint: Cow::Borrowed(hint),
-            kind: String::new(),
-            names: Vec::new(),
+            kind: Box::default(),
+            names: Box::default(),
         }
     }
 }
@@ -226,7 +226,7 @@ impl Cause {
     #[must_use]
     pub fn for_names(mut self, failed: Vec<FailedName>) -> Self {
         match &mut self {
-            Self::Refused(explained) => explained.names = failed,
+            Self::Refused(explained) => explained.names = failed.into(),
             Self::NotProven(unproven) => unproven.names = failed,
             _ => {}
         }
@@ -265,7 +265,10 @@ impl Cause {
     pub(super) fn failing(message: String, problem: Option<&instant_acme::Problem>) -> Self {
         let explained = Explained::new(message, "try again later: the CA is failing");
         let kind = problem.map_or("", wire::kind).to_owned();
-        Self::Unreachable(Explained { kind, ..explained })
+        Self::Unreachable(Explained {
+            kind: kind.into(),
+            ..explained
+        })
     }
 
     /// Sorts the problem document that a request was answered with.
@@ -304,8 +307,8 @@ impl Cause {
         Self::Refused(Explained {
             message: describe(problem),
             hint: Cow::Borrowed(refusal_hint(kind)),
-            kind: kind.to_owned(),
-            names: names_of(problem),
+            kind: kind.into(),
+            names: names_of(problem).into(),
         })
     }
 
@@ -315,7 +318,7 @@ impl Cause {
             message: format!("the CA does not offer the profile `{}`", printable(profile)),
             hint: profiles_hint(meta),
             kind: "invalidProfile".into(),
-            names: Vec::new(),
+            names: Box::default(),
         })
     }
 
@@ -326,7 +329,7 @@ impl Cause {
         };
         let terms = meta.terms_of_service.as_deref().map(printable);
         let identity = meta.caa_identities.first().map(|name| printable(name));
-        let hint = match (explained.kind.as_str(), terms, identity) {
+        let hint = match (&*explained.kind, terms, identity) {
             ("invalidProfile", ..) => Some(profiles_hint(meta)),
             ("caa", _, Some(name)) => Some(Cow::Owned(format!(
                 "the name's CAA records forbid this CA; add `0 issue \"{name}\"`, or use a CA that they allow"

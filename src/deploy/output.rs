@@ -239,6 +239,9 @@ fn exchange(one: &Path, other: &Path) -> io::Result<()> {
 /// the user's own, and stay closed to every consumer.
 fn make_shared(path: &Path, owner: Owner) -> Result<(), OutputError> {
     if path.is_dir() {
+        // Whoever made it may have been killed before he flushed its name; but
+        // the user's own may stand where nothing can be flushed.
+        let _ = files::sync_parent(path);
         return Ok(());
     }
     if let Some(parent) = path.parent() {

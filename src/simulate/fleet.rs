@@ -130,10 +130,11 @@ impl World {
         self.clock.sleep_until(START + self.span()).await;
         tasks.abort_all();
         while tasks.join_next().await.is_some() {}
+        let score = self.score().await;
         let mut timeline = timeline.lock().unwrap_or_else(PoisonError::into_inner);
         timeline.outside_window = self.authority.counts().outside;
         timeline.events = events.iter().map(named).collect();
-        (self.score().await, std::mem::take(&mut *timeline))
+        (score, std::mem::take(&mut *timeline))
     }
 
     async fn score(&self) -> Score {
@@ -367,7 +368,7 @@ impl World {
             let counted = self.authority.counts().orders;
             let mut timeline = timeline.lock().unwrap_or_else(PoisonError::into_inner);
             timeline.least_left.push(left);
-            if timeline.least_left.len() % 4 == 0 {
+            if timeline.least_left.len().is_multiple_of(4) {
                 timeline.orders.push(counted - orders);
                 orders = counted;
             }

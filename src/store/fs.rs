@@ -105,6 +105,8 @@ impl FileStore {
         for path in [directory, &self.root.join("records")] {
             files::sync_parent(path).map_err(at("write", path))?;
         }
+        // The user's own may stand where nothing can be flushed.
+        let _ = files::sync_parent(&self.root);
         Ok(())
     }
 

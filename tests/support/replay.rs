@@ -206,7 +206,11 @@ impl<'a> Replay<'a> {
 
     fn make_directory(&mut self, place: Option<(Number, String)>, mode: &str) {
         if let Some((directory, name)) = place {
-            let mode = octal(mode) & self.mask;
+            let Node::Directory { mode: above, .. } = self.nodes[&directory] else {
+                panic!("{name} is made in what is no directory");
+            };
+            // The set-group-id bit is handed down.
+            let mode = octal(mode) & self.mask | above & 0o2000;
             let entries = BTreeMap::new();
             self.enter(directory, name, Node::Directory { mode, entries });
         }
