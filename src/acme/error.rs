@@ -114,15 +114,19 @@ impl fmt::Display for Unproven {
     }
 }
 
+/// Behind a pointer, so that no error is large for their sake.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Names(Vec<FailedName>);
+
 /// A message with the next thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explained {
     message: String,
     hint: Cow<'static, str>,
     /// The CA's word for it (`caa`, `rejectedIdentifier`); empty for our own.
-    kind: Box<str>,
+    kind: String,
     /// The names that it is about, where the CA tells them.
-    names: Box<[FailedName]>,
+    names: Box<Names>,
 }
 
 impl Explained {
@@ -130,7 +134,7 @@ impl Explained {
         Self {
             message,
             hint: Cow::Borrowed(hint),
-            kind: Box::default(),
+            kind: String::new(),
             names: Box::default(),
         }
     }
@@ -226,7 +230,7 @@ impl Cause {
     #[must_use]
     pub fn for_names(mut self, failed: Vec<FailedName>) -> Self {
         match &mut self {
-            Self::Refused(explained) => explained.names = failed.into(),
+            Self::Refused(explained) => explained.names.0 = failed,
             Self::NotProven(unproven) => unproven.names = failed,
             _ => {}
         }
@@ -238,7 +242,7 @@ impl Cause {
     #[must_use]
     pub fn failed_names(&self) -> &[FailedName] {
         match self {
-            Self::Refused(explained) => &explained.names,
+            Self::Refused(explained) => &explained.names.0,
             Self::NotProven(unproven) => &unproven.names,
             _ => &[],
         }
@@ -265,10 +269,7 @@ impl Cause {
     pub(super) fn failing(message: String, problem: Option<&instant_acme::Problem>) -> Self {
         let explained = Explained::new(message, "try again later: the CA is failing");
         let kind = problem.map_or("", wire::kind).to_owned();
-        Self::Unreachable(Explained {
-            kind: kind.into(),
-            ..explained
-        })
+        Self::Unreachable(Explained { kind, ..explained })
     }
 
     /// Sorts the problem document that a request was answered with.
@@ -307,8 +308,8 @@ impl Cause {
         Self::Refused(Explained {
             message: describe(problem),
             hint: Cow::Borrowed(refusal_hint(kind)),
-            kind: kind.into(),
-            names: names_of(problem).into(),
+            kind: kind.to_owned(),
+            names: Box::new(Names(names_of(problem))),
         })
     }
 
@@ -329,7 +330,7 @@ impl Cause {
         };
         let terms = meta.terms_of_service.as_deref().map(printable);
         let identity = meta.caa_identities.first().map(|name| printable(name));
-        let hint = match (&*explained.kind, terms, identity) {
+        let hint = match (explained.kind.as_str(), terms, identity) {
             ("invalidProfile", ..) => Some(profiles_hint(meta)),
             ("caa", _, Some(name)) => Some(Cow::Owned(format!(
                 "the name's CAA records forbid this CA; add `0 issue \"{name}\"`, or use a CA that they allow"

@@ -135,7 +135,7 @@ pub async fn pass(
                         let until = waits_until(&error).unwrap_or(ours);
                         return outcome(&held.record, issued, until);
                     }
-                    Err(error) if heals => partial::later(parts, &mut held, error).await?,
+                    Err(error) if heals => partial::later(parts, &mut held, error, now).await?,
                     Err(error) => return Err(error),
                 }
             }

@@ -111,7 +111,8 @@ pub(super) async fn order(
             refresh(parts, certificate, held).await
         }
         Err(error) => {
-            note_failure(parts, held, &pending, &error, heals).await;
+            let now = skew::not_behind(certificate, &held.record, parts.clock.now()).await;
+            note_failure(parts, held, &pending, &error, heals, now).await;
             Err(error)
         }
     }
@@ -328,7 +329,8 @@ pub(super) async fn refresh(
         }
         _ => None,
     };
-    let now = parts.clock.now();
+    // The clock that it is compared with, or it would be asked again at once.
+    let now = skew::not_behind(certificate, &held.record, parts.clock.now()).await;
     let (accepted, again) = match info {
         Some((suggested, again)) => (
             window::accept(suggested.start, suggested.end, &issued.facts),
@@ -369,6 +371,7 @@ async fn note_failure(
     order: &PendingOrder,
     error: &ManageError,
     heals: bool,
+    now: Timestamp,
 ) {
     if is_silence(error) {
         authority::is_silent(parts, &order.ca, &error.to_string()).await;
@@ -396,7 +399,6 @@ async fn note_failure(
         record.order = None;
     }
     let facts = record.issued.as_ref().map(|issued| &issued.facts);
-    let now = parts.clock.now();
     // What is good already is not held up by what it lacks.
     let healing = record.quarantine.as_mut().filter(|_| heals);
     let facts = facts.filter(|_| healing.is_none());

@@ -9,12 +9,14 @@ use super::authority::waits_until;
 use super::fallback;
 use super::issue::Held;
 use super::order::{Plan, failed_names};
+use super::skew;
 use super::{Certificate, ManageError, Parts, Wanted};
 use crate::identifier::Identifier;
 use crate::record::{Quarantine, Record};
 use crate::renew::backoff::{FailureKind, after_failure};
 use crate::renew::decide;
 use crate::renew::quarantine;
+use crate::time::Timestamp;
 
 /// After a failure that says no better.
 const LATER: Duration = Duration::from_secs(3600);
@@ -35,7 +37,8 @@ pub(super) async fn order(
         return Ok(());
     };
     let healthy = if certificate.wanted.partial {
-        leave_out(parts, held, &plan, &error).await?
+        let now = skew::not_behind(certificate, &held.record, parts.clock.now()).await;
+        leave_out(parts, held, &plan, &error, now).await?
     } else {
         None
     };
@@ -64,6 +67,7 @@ async fn leave_out(
     held: &mut Held,
     plan: &Plan,
     error: &ManageError,
+    now: Timestamp,
 ) -> Result<Option<BTreeSet<Identifier>>, ManageError> {
     let failed = failed_names(error).map(|one| (one.identifier.clone(), one.reason.clone()));
     let failed: BTreeMap<Identifier, String> = failed.collect();
@@ -73,7 +77,6 @@ async fn leave_out(
         return Ok(None);
     };
     let record = &mut held.record;
-    let now = parts.clock.now();
     let may = |name| quarantine::may_be_left_out(record, name, now);
     if !failed.keys().all(may) {
         return Ok(None);
@@ -102,8 +105,8 @@ pub(super) async fn later(
     parts: &Parts,
     held: &mut Held,
     error: ManageError,
+    now: Timestamp,
 ) -> Result<(), ManageError> {
-    let now = parts.clock.now();
     if quarantine::retry_at(&held.record, now).is_none()
         && let Some(quarantine) = &mut held.record.quarantine
     {
