@@ -72,8 +72,6 @@ struct Known {
     facts: Facts,
     revoked: bool,
     replaced: bool,
-    /// Made under a scenario that makes them useless.
-    short: bool,
 }
 
 /// The CA itself.
@@ -227,7 +225,8 @@ impl Authority {
         }
         let key = facts.fingerprint.to_string();
         inside.keys.insert(key, key_pem.clone());
-        if let Some(id) = facts.renewal_id.clone() {
+        // What is useless takes nobody's place.
+        if let Some(id) = facts.renewal_id.clone().filter(|_| !short) {
             let before = inside.newest.insert(names.clone(), id.clone());
             let last_but_one = before.and_then(|before| inside.previous.insert(names, before));
             if let Some(last_but_one) = last_but_one {
@@ -237,7 +236,6 @@ impl Authority {
                 facts,
                 revoked: false,
                 replaced: false,
-                short,
             };
             inside.known.insert(id, known);
         }
@@ -294,9 +292,7 @@ impl Known {
     }
 
     fn is_needed(&self, now: Timestamp) -> bool {
-        !self.short
-            && !self.revoked
-            && now < share(self.facts.not_before, self.facts.not_after).start
+        !self.revoked && now < share(self.facts.not_before, self.facts.not_after).start
     }
 }
 
