@@ -55,6 +55,10 @@
 //! - Where no endpoint is named, nginx is asked by way of /proc where it
 //!   listens, so that the proof needs no configuration.
 //! - Look-ups use the system's resolver.
+//! - Files, proof and keys are parts behind traits, so that [`simulate`] runs the
+//!   flows as they are.
+//! - Servers are told by a process apart ([`deploy::hand`]), which keeps the rights
+//!   that the sidecar gives up.
 
 pub mod acme;
 pub mod authority;
