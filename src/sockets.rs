@@ -5,6 +5,11 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
+/// How many connections may wait until a listener takes them: as many as the
+/// system allows by default, which cuts what is more. Where a burst fills the
+/// queue, whoever comes next is not heard before it asks again a second later.
+pub const BACKLOG: u32 = 4096;
+
 /// A socket that listens.
 struct Listening {
     address: SocketAddr,

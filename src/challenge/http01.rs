@@ -28,7 +28,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use super::connections::Connections;
 use super::responses::Responses;
 use crate::identifier::Identifier;
-use crate::sockets::owner_of;
+use crate::sockets::{BACKLOG, owner_of};
 
 const PATH: &str = "/.well-known/acme-challenge/";
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
@@ -211,7 +211,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
     }
     socket.bind(address)?;
-    socket.listen(1024)
+    socket.listen(BACKLOG)
 }
 
 async fn accept(socket: TcpListener, served: Served, connections: Arc<Connections>) {

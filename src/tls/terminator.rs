@@ -21,8 +21,8 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::credentials::Credentials;
+use crate::sockets::BACKLOG;
 
-const BACKLOG: u32 = 1024;
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// What is not over by then is cut: a process that was told to stop must end.
 const LAST_WORDS: Duration = Duration::from_secs(8);
