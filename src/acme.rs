@@ -24,6 +24,7 @@ pub(crate) mod fuzzing;
 mod https;
 mod jws;
 mod order;
+mod pace;
 mod poll;
 mod renewal_info;
 mod wire;
@@ -51,8 +52,11 @@ pub trait Journal: Send {
     /// The stored account credentials of this CA, if there are any.
     async fn account(&mut self) -> Result<Option<Secret>, JournalError>;
 
-    /// Makes account credentials durable: the key alone before it is
-    /// registered, with the account's URL after.
+    /// Makes a new account's key durable before it is registered, and returns
+    /// it, or the one that somebody else has stored meanwhile.
+    async fn create_account(&mut self, credentials: &Secret) -> Result<Secret, JournalError>;
+
+    /// Makes account credentials durable, with the account's URL.
     async fn save_account(&mut self, credentials: &Secret) -> Result<(), JournalError>;
 }
 

@@ -33,6 +33,10 @@ pub enum Limit {
     DuplicateCertificates,
     /// Validations of one name that failed.
     FailedValidations,
+    /// Validations of one name that failed, with none between that succeeded.
+    ConsecutiveFailures,
+    /// New accounts of this machine's address.
+    NewAccounts,
 }
 
 impl Limit {
@@ -44,6 +48,8 @@ impl Limit {
             Self::CertificatesPerDomain => "certificates-per-domain",
             Self::DuplicateCertificates => "duplicate-certificates",
             Self::FailedValidations => "failed-validations",
+            Self::ConsecutiveFailures => "consecutive-failures",
+            Self::NewAccounts => "new-accounts",
         }
     }
 }
@@ -55,6 +61,8 @@ impl fmt::Display for Limit {
             Self::CertificatesPerDomain => "certificates per registered domain",
             Self::DuplicateCertificates => "certificates for the same names",
             Self::FailedValidations => "failed validations",
+            Self::ConsecutiveFailures => "failed validations in a row",
+            Self::NewAccounts => "new accounts",
         })
     }
 }

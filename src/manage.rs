@@ -272,6 +272,9 @@ impl ManageError {
             Self::Store(StoreError::Leased { .. }) => {
                 "wait until the other process has ended, or let it do the work".into()
             }
+            Self::Store(StoreError::Conflict { .. } | StoreError::GenerationExists { .. }) => {
+                "another process has done its work first: run the same command again, and it goes on from there".into()
+            }
             Self::Stored(_) | Self::Store(_) | Self::Output(_) => STORE_HINT.into(),
             Self::Deploy(deploy) => deploy.hint().to_string(),
             Self::Verify(verify) => verify.hint().to_string(),

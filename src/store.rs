@@ -95,6 +95,10 @@ pub trait Store: Send + Sync {
     /// The stored account credentials for a CA's directory URL.
     async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError>;
 
+    /// Stores the credentials of a new account unless there are some, and returns
+    /// what is stored then: several that begin at once all use one.
+    async fn create_account(&self, ca: &str, credentials: &Secret) -> Result<Secret, StoreError>;
+
     /// Stores account credentials; what was stored before is replaced.
     async fn save_account(&self, ca: &str, credentials: &Secret) -> Result<(), StoreError>;
 

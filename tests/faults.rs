@@ -307,6 +307,43 @@ fn a_refusal_is_exit_4_and_its_words_are_made_safe() {
 }
 
 #[test]
+fn a_key_that_the_ca_does_not_take_is_replaced_once_within_the_same_order() {
+    let ca = issued();
+    let orders = ca.script.count(Endpoint::NewOrder);
+    ca.script
+        .add(Endpoint::Finalize, Which::Every, Fault::LeakedKey);
+    let told = run(&mut ca.issue(&[NAME, "--force"]), 0);
+    assert!(told.contains("does not take the key"), "{told}");
+    assert_eq!(ca.script.leaked(), 1);
+    ca.script.clear();
+    assert_eq!(ca.script.count(Endpoint::NewOrder), orders + 1);
+
+    let asked = ca.script.count(Endpoint::Finalize);
+    let told = fails(
+        &ca,
+        Endpoint::Finalize,
+        Fault::LeakedKeys,
+        4,
+        Then::OrdersAgain,
+    );
+    assert!(told.contains("this key has leaked"), "{told}");
+    assert_eq!(ca.script.leaked(), 3, "not two keys more");
+    // Two in vain, and the one of the run after it.
+    assert_eq!(ca.script.count(Endpoint::Finalize), asked + 3);
+}
+
+#[test]
+fn names_that_the_ca_has_paused_need_a_person_who_is_told_where() {
+    let ca = issued();
+    let portal = "https://ca.test/sfe/v1/unpause?jwt=abc.def";
+    let detail = format!("temporarily prevented for {NAME}. Please visit: {portal}");
+    let fault = Fault::problem(429, "rateLimited", &detail);
+    let told = fails(&ca, Endpoint::NewOrder, fault, 4, Then::OrdersAgain);
+    assert!(told.contains(portal), "{told}");
+    assert!(told.contains("open the URL"), "{told}");
+}
+
+#[test]
 fn a_name_without_our_answer_is_exit_5() {
     let ca = issued();
     let before = live(&ca);

@@ -72,6 +72,25 @@ fn race(ca: &EmbeddedCa, name: &str, number: u64, command: impl Fn() -> Command)
         .unwrap_or_else(|why| panic!("{name}: {why}"));
 }
 
+#[test]
+fn processes_that_meet_a_ca_for_the_first_time_at_once_make_one_account() {
+    let ca = ca();
+    let names: Vec<String> = (0..6).map(|n| format!("n{n}.example.com")).collect();
+    // Each reads the directory first, and then looks for an account.
+    ca.script.add(Endpoint::Directory, Which::Every, Fault::Held);
+    let racing: Vec<Child> = names
+        .iter()
+        .map(|name| spawn(issue(&ca, &[name])))
+        .collect();
+    until("all are there", || ca.script.count(Endpoint::Directory) == 6);
+    ca.script.clear();
+    for child in racing {
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    }
+    assert_eq!(ca.script.accounts(), 1);
+}
+
 /// Rounds of a race for a new name, or for one that is made due.
 #[allow(clippy::disallowed_methods)] // a test that takes as long as it is given
 fn rounds(most: u64, within: Duration) -> u64 {

@@ -98,8 +98,9 @@ async fn stored_or_new(ca: &str, journal: &mut dyn Journal) -> Result<Credential
         key_pkcs8: Secret::new(encode(&key)),
         directory: Some(ca.to_owned()),
     };
-    save(&credentials, journal).await?;
-    Ok(credentials)
+    let stored = journal.create_account(&to_json(&credentials)?).await;
+    let stored = stored.map_err(Cause::Journal)?;
+    serde_json::from_str(stored.expose()).map_err(|_| unreadable())
 }
 
 async fn register(
@@ -144,9 +145,13 @@ async fn register(
 }
 
 async fn save(credentials: &Credentials, journal: &mut dyn Journal) -> Result<(), Cause> {
-    let json = serde_json::to_string(credentials).map_err(|e| Cause::Journal(e.into()))?;
-    let saved = journal.save_account(&Secret::new(json)).await;
+    let saved = journal.save_account(&to_json(credentials)?).await;
     saved.map_err(Cause::Journal)
+}
+
+fn to_json(credentials: &Credentials) -> Result<Secret, Cause> {
+    let json = serde_json::to_string(credentials).map_err(|e| Cause::Journal(e.into()))?;
+    Ok(Secret::new(json))
 }
 
 fn unreadable() -> Cause {

@@ -59,6 +59,7 @@ impl Client {
             options.observer.clone(),
             options.clock.clone(),
         );
+        let session = session.at_the_pace_of(&options.directory);
         Ok(Self {
             options,
             session,

@@ -54,6 +54,16 @@ pub struct AcmeError {
     pub cause: Cause,
 }
 
+impl AcmeError {
+    /// Whether the CA has nothing against the order but the certificate's key:
+    /// one that somebody has leaked, or that it finds weak.
+    #[must_use]
+    pub fn is_about_the_key(&self) -> bool {
+        let refusal = self.cause.refusal();
+        self.phase == Phase::Finalize && matches!(refusal, Some("badCSR" | "badPublicKey"))
+    }
+}
+
 /// What happened.
 #[derive(Debug, Error)]
 #[allow(missing_docs)] // each message is its own documentation
@@ -284,6 +294,7 @@ impl Cause {
     /// Sorts what the CA found when it validated a name.
     pub(super) fn of_challenge(problem: &instant_acme::Problem) -> Self {
         match wire::kind(problem) {
+            "rateLimited" if wire::is_pause(problem) => Self::refused(problem),
             "rateLimited" => Self::RateLimited {
                 message: describe(problem),
                 retry_after: None,
@@ -303,6 +314,7 @@ impl Cause {
                 let kind = first.r#type.as_deref().unwrap_or("");
                 kind.rsplit(':').next().unwrap_or(kind)
             }
+            _ if wire::is_pause(problem) => "paused",
             (kind, _) => kind,
         };
         Self::Refused(Explained {
@@ -372,6 +384,9 @@ fn refusal_hint(kind: &str) -> &'static str {
             "the CA will never sign one of these names; leave that one out, or use another CA"
         }
         "userActionRequired" => "open the URL in the message and do what it asks, then try again",
+        "paused" => {
+            "validations of these names have failed too often in a row: see that port 80 of each leads here, then open the URL in the message to be let in again"
+        }
         "externalAccountRequired" => {
             "this CA wants the account bound to one of its customers: get the key from its web site and give --eab-kid and --eab-hmac-file"
         }

@@ -20,6 +20,7 @@ use time::OffsetDateTime;
 
 use super::error::{Cause, ExchangeError, printable};
 use super::jws::Signer;
+use super::pace::Pace;
 use super::wire;
 use super::{Dated, Observer};
 use crate::time::{Clock, Timestamp};
@@ -66,6 +67,7 @@ pub(super) struct Session {
     exchange: Arc<dyn Exchange>,
     observer: Arc<dyn Observer>,
     clock: Arc<dyn Clock>,
+    pace: Pace,
     nonces: Mutex<Vec<String>>,
     dated: Mutex<Option<Dated>>,
 }
@@ -80,9 +82,16 @@ impl Session {
             exchange,
             observer,
             clock,
+            pace: Pace::default(),
             nonces: Mutex::default(),
             dated: Mutex::default(),
         }
+    }
+
+    /// Keeps the limits of the CA whose directory is `directory`.
+    pub(super) fn at_the_pace_of(mut self, directory: &str) -> Self {
+        self.pace = Pace::at(directory);
+        self
     }
 
     /// What the clocks showed when the latest reply came.
@@ -154,6 +163,7 @@ impl Session {
         let request = request
             .body(body)
             .map_err(|error| Cause::Protocol(printable(&error.to_string())))?;
+        self.pace.wait(endpoint, self.clock.as_ref()).await;
         let answered = self.exchange.exchange(request).await;
         let status = answered.as_ref().map_or(0, |reply| reply.status().as_u16());
         self.observer.request(endpoint, status);
@@ -208,6 +218,9 @@ impl Session {
             StatusCode::SERVICE_UNAVAILABLE => retry_after.is_some() || problem.is_some(),
             _ => problem.as_ref().is_some_and(wire::is_rate_limit),
         };
+        if let Some(paused) = problem.as_ref().filter(|problem| wire::is_pause(problem)) {
+            return Cause::of_reply(paused);
+        }
         if limited {
             return Cause::rate_limited(message, retry_after, self.clock.now());
         }

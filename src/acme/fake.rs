@@ -413,6 +413,11 @@ impl Journal for Memory {
         Ok(self.account.clone())
     }
 
+    async fn create_account(&mut self, credentials: &Secret) -> Result<Secret, JournalError> {
+        self.save_account(credentials).await?;
+        Ok(credentials.clone())
+    }
+
     async fn save_account(&mut self, credentials: &Secret) -> Result<(), JournalError> {
         self.account = Some(credentials.clone());
         self.accounts_saved += 1;

@@ -20,6 +20,13 @@ pub(super) fn kind(problem: &Problem) -> &str {
     kind.strip_prefix(ACME_ERROR).unwrap_or(kind)
 }
 
+/// Whether names are paused: Boulder, after 1,152 failures of one in a row, calls
+/// that a rate limit too, but only a person who opens the URL it gives ends it.
+pub(super) fn is_pause(problem: &Problem) -> bool {
+    let detail = problem.detail.as_deref().unwrap_or("");
+    is_rate_limit(problem) && detail.contains("/unpause?")
+}
+
 pub(super) fn is_rate_limit(problem: &Problem) -> bool {
     kind(problem) == "rateLimited"
 }

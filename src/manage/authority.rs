@@ -9,7 +9,7 @@ use crate::authority::{Authority, Counted, Outage};
 use crate::identifier::Identifier;
 use crate::observe::Tokens;
 use crate::record::{PendingOrder, Record};
-use crate::renew::ledger::{self, Priority};
+use crate::renew::ledger::{self, Priority, Refusal};
 use crate::renew::outage::{after_request, after_silence, is_waited_for};
 use crate::store::StoreError;
 use crate::time::Timestamp;
@@ -92,12 +92,31 @@ pub(super) async fn spend(
     let spent = change(parts, ca, |authority| {
         ledger::spend(authority, rules, names, counted, priority, now)
     });
-    spent.await?.map_err(|refusal| ManageError::OutOfBudget {
+    spent.await?.map_err(out_of_budget)?;
+    Ok(counted)
+}
+
+fn out_of_budget(refusal: Refusal) -> ManageError {
+    ManageError::OutOfBudget {
         limit: refusal.limit,
         subject: refusal.subject,
         until: refusal.until,
-    })?;
-    Ok(counted)
+    }
+}
+
+/// Takes a new account at `ca` out of its ledger.
+///
+/// # Errors
+/// [`ManageError::OutOfBudget`]; nothing is taken then.
+pub(super) async fn register(parts: &Parts, ca: &str) -> Result<(), ManageError> {
+    let (rules, now) = (ledger::rules(ca), parts.clock.now());
+    if rules.is_empty() {
+        return Ok(());
+    }
+    let taken = change(parts, ca, |authority| {
+        ledger::register(authority, rules, now)
+    });
+    taken.await?.map_err(out_of_budget)
 }
 
 /// Settles the ledger after an order that came to a certificate: one that the
@@ -109,11 +128,15 @@ pub(super) async fn settle_issued(
 ) {
     let dropped = sent.is_some_and(|sent| sent.replaces.is_none());
     let (rules, now) = (ledger::rules(&planned.ca), parts.clock.now());
-    if rules.is_empty() || !dropped || planned.counted != Counted::Exempt {
+    if rules.is_empty() {
         return;
     }
     let names = &planned.identifiers;
     let counted = change(parts, &planned.ca, |authority| {
+        ledger::proven(authority, names);
+        if !dropped || planned.counted != Counted::Exempt {
+            return;
+        }
         // It exists, whether there was a token for it or not.
         let _ = ledger::spend(
             authority,

@@ -46,8 +46,9 @@ async fn first(
         ..plan
     };
     match order_at(parts, certificate, held, plan).await {
-        // Both are; the first choice says when it is asked again.
-        Err(ManageError::Down { .. } | ManageError::OutOfBudget { .. }) => Err(error),
+        Err(other @ (ManageError::Down { .. } | ManageError::OutOfBudget { .. })) => {
+            Err(sooner(error, other))
+        }
         ended => ended,
     }
 }
@@ -65,25 +66,46 @@ async fn second(
     let (ManageError::Down { until, .. } | ManageError::OutOfBudget { until, .. }) = &error else {
         return Err(error);
     };
+    let second = held.record.fallback.as_ref();
+    let held_before = second.and_then(|second| second.failures.retry_at);
     if let Some(second) = &mut held.record.fallback {
         second.failures.retry_at = Some(*until);
         second.failures.last = Some(error.to_string());
     }
+    let choice = choose(&held.record, parts.clock.now());
+    if let (ManageError::Down { .. }, Some(second)) = (&error, &mut held.record.fallback) {
+        // All certificates share how long that is, and it may end earlier.
+        second.failures.retry_at = held_before;
+    }
     held.save_or_warn(parts).await;
-    match choose(&held.record, parts.clock.now()) {
+    match choice {
         Ok(Choice::First) => {
             let plan = Plan {
                 from: Choice::First,
                 replaces: None,
                 ..plan
             };
-            order_at(parts, certificate, held, plan).await
+            let ended = order_at(parts, certificate, held, plan).await;
+            ended.map_err(|first| sooner(first, error))
         }
         Ok(Choice::Fallback) => Err(error),
         Err(until) => Err(ManageError::BackingOff {
             until,
             last: error.to_string(),
         }),
+    }
+}
+
+/// Of two CAs that do not answer the one that is asked again first; else what
+/// the first choice ended with.
+fn sooner(first: ManageError, second: ManageError) -> ManageError {
+    match (&first, &second) {
+        (ManageError::Down { until: one, .. }, ManageError::Down { until: other, .. })
+            if other < one =>
+        {
+            second
+        }
+        _ => first,
     }
 }
 

@@ -93,12 +93,18 @@ pub(super) async fn order(
         None => intend(parts, wanted, held, &place, plan).await?,
     };
     parts.phase(&wanted.lineage, "placing the order");
-    let mut journal = RecordJournal::new(parts, held, place.ca);
-    let answered = place.issuer.issue(pending.clone(), &mut journal).await;
-    let ended = match answered {
-        Ok(chain) => bundle(parts, place.issuer, held, &pending, &chain).await,
-        Err(error) => Err(error.into()),
-    };
+    let mut ended = send(parts, &place, held, &pending).await;
+    let mut pending = pending;
+    if ended.as_ref().is_err_and(is_about_the_key)
+        && let Some(again) = with_another_key(parts, wanted, held, &pending).await?
+    {
+        pending = again;
+        ended = send(parts, &place, held, &pending).await;
+    }
+    if let Err(error @ ManageError::OutOfBudget { .. }) = ended {
+        // Nothing was sent: the order waits as it is written down.
+        return Err(error);
+    }
     parts.metrics.issuance(place.ca, ended.is_ok());
     if ended.as_ref().err().is_none_or(authority::is_an_answer) {
         authority::answers(parts, place.ca).await;
@@ -126,6 +132,55 @@ async fn give_up_elsewhere(parts: &Parts, held: &mut Held, ca: &str) -> Result<(
     held.save(parts, None).await?;
     authority::settle_failed(parts, &other, &BTreeSet::new()).await;
     Ok(())
+}
+
+/// Takes `order` to a certificate that was checked.
+async fn send(
+    parts: &Parts,
+    place: &Place<'_>,
+    held: &mut Held,
+    order: &PendingOrder,
+) -> Result<Bundle, ManageError> {
+    let mut journal = RecordJournal::new(parts, held, place.ca);
+    let answered = place.issuer.issue(order.clone(), &mut journal).await;
+    let chain = answered.map_err(own_refusal)?;
+    bundle(parts, place.issuer, held, order, &chain).await
+}
+
+/// What our own ledger has against it, which the journal could only pass on.
+fn own_refusal(error: AcmeError) -> ManageError {
+    match error.cause {
+        Cause::Journal(refusal) => match refusal.downcast::<ManageError>() {
+            Ok(own) => *own,
+            Err(other) => ManageError::Acme(AcmeError {
+                cause: Cause::Journal(other),
+                ..error
+            }),
+        },
+        _ => error.into(),
+    }
+}
+
+fn is_about_the_key(error: &ManageError) -> bool {
+    matches!(error, ManageError::Acme(error) if error.is_about_the_key())
+}
+
+/// The order as it is written down, for a new key; `None` when it is no more.
+async fn with_another_key(
+    parts: &Parts,
+    wanted: &Wanted,
+    held: &mut Held,
+    order: &PendingOrder,
+) -> Result<Option<PendingOrder>, ManageError> {
+    let key_pem = parts.keys.make(wanted.key).await?;
+    let Some(again) = &mut held.record.order else {
+        return Ok(None);
+    };
+    tracing::warn!(lineage = %wanted.lineage, "{} does not take the key; it gets another one, once", order.ca);
+    again.key_pem = key_pem;
+    let again = again.clone();
+    held.save(parts, None).await?;
+    Ok(Some(again))
 }
 
 async fn bundle(
@@ -472,6 +527,12 @@ impl Journal for RecordJournal<'_> {
 
     async fn account(&mut self) -> Result<Option<Secret>, JournalError> {
         Ok(self.parts.store.account(&self.ca).await?)
+    }
+
+    async fn create_account(&mut self, credentials: &Secret) -> Result<Secret, JournalError> {
+        authority::register(self.parts, &self.ca).await?;
+        let store = &self.parts.store;
+        Ok(store.create_account(&self.ca, credentials).await?)
     }
 
     async fn save_account(&mut self, credentials: &Secret) -> Result<(), JournalError> {

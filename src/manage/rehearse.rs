@@ -64,6 +64,10 @@ impl Journal for Forgetful<'_> {
         Ok(self.store.account(self.ca).await?)
     }
 
+    async fn create_account(&mut self, credentials: &Secret) -> Result<Secret, JournalError> {
+        Ok(self.store.create_account(self.ca, credentials).await?)
+    }
+
     async fn save_account(&mut self, credentials: &Secret) -> Result<(), JournalError> {
         Ok(self.store.save_account(self.ca, credentials).await?)
     }

@@ -388,7 +388,10 @@ impl Supervisor {
         let now = self.parts.clock.now();
         for lineage in self.agenda.waiting_for_a_ca() {
             self.agenda.change(&lineage, |kept| {
-                if kept.certificate.wanted.ca == ca {
+                let certificate = &kept.certificate;
+                let second = certificate.fallback.as_ref();
+                let second = second.is_some_and(|second| second.ca == ca);
+                if second || certificate.wanted.ca == ca {
                     (kept.waits_for_ca, kept.due) = (false, now);
                 }
             });

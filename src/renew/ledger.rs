@@ -46,6 +46,13 @@ pub const LETS_ENCRYPT: &[Rule] = &[
         2,
     ),
     rule(Limit::FailedValidations, 5, HOUR, 1),
+    rule(
+        Limit::ConsecutiveFailures,
+        1152,
+        Duration::from_secs(1152 * 86_400),
+        230,
+    ),
+    rule(Limit::NewAccounts, 10, Duration::from_secs(3 * 3600), 2),
 ];
 
 /// Its staging directory.
@@ -173,6 +180,28 @@ pub fn spend(
     // A failed validation is counted when it has failed; here it only must not
     // be the one too many.
     let checked = validations(rules, identifiers);
+    take_all(authority, charges, checked, priority, now)
+}
+
+/// Takes the token of a new account out of `authority`.
+///
+/// # Errors
+/// When there is none.
+pub fn register(authority: &mut Authority, rules: &[Rule], now: Timestamp) -> Result<(), Refusal> {
+    let rules = rules.iter();
+    let charges = rules.filter(|rule| rule.limit == Limit::NewAccounts);
+    let charges = charges.map(|rule| (rule, String::new())).collect();
+    // Without an account there is no certificate: nothing is more urgent.
+    take_all(authority, charges, Vec::new(), Priority::Forced, now)
+}
+
+fn take_all(
+    authority: &mut Authority,
+    charges: Vec<(&Rule, String)>,
+    checked: Vec<(&Rule, String)>,
+    priority: Priority,
+    now: Timestamp,
+) -> Result<(), Refusal> {
     let refusals = charges
         .iter()
         .cloned()
@@ -226,10 +255,17 @@ pub fn failed(
     identifiers: &BTreeSet<Identifier>,
     now: Timestamp,
 ) {
-    let rules = rules.iter();
-    for rule in rules.filter(|rule| rule.limit == Limit::FailedValidations) {
+    for (rule, subject) in validations(rules, identifiers) {
+        take(authority, rule, subject, now);
+    }
+}
+
+/// Control of each of `identifiers` was proven: no failure is in a row with an
+/// earlier one.
+pub fn proven(authority: &mut Authority, identifiers: &BTreeSet<Identifier>) {
+    if let Some(failures) = authority.spent.get_mut(&Limit::ConsecutiveFailures) {
         for name in identifiers {
-            take(authority, rule, name.to_string(), now);
+            failures.remove(&name.to_string());
         }
     }
 }
@@ -298,7 +334,8 @@ fn charges<'r>(
     let mut charges = Vec::new();
     for rule in rules {
         match (rule.limit, counted) {
-            (Limit::FailedValidations, _) | (_, Counted::Exempt) => {}
+            (Limit::FailedValidations | Limit::ConsecutiveFailures | Limit::NewAccounts, _)
+            | (_, Counted::Exempt) => {}
             (Limit::NewOrders, Counted::New) => charges.push((rule, String::new())),
             (Limit::CertificatesPerDomain, Counted::New) => {
                 let domains: BTreeSet<String> = identifiers.iter().map(registered).collect();
@@ -316,7 +353,8 @@ fn validations<'r>(
     identifiers: &BTreeSet<Identifier>,
 ) -> Vec<(&'r Rule, String)> {
     let rules = rules.iter();
-    let rules = rules.filter(|rule| rule.limit == Limit::FailedValidations);
+    let counting = [Limit::FailedValidations, Limit::ConsecutiveFailures];
+    let rules = rules.filter(|rule| counting.contains(&rule.limit));
     rules
         .flat_map(|rule| identifiers.iter().map(move |name| (rule, name.to_string())))
         .collect()
@@ -525,7 +563,7 @@ mod tests {
             .iter()
             .map(|left| left.tokens)
             .collect();
-        assert_eq!(left, [100, 50, 5, 5]);
+        assert_eq!(left, [100, 50, 5, 5, 1152]);
         for _ in 0..4 {
             failed(&mut authority, LETS_ENCRYPT, &name, NOW);
         }
@@ -542,6 +580,45 @@ mod tests {
         let refusal = again(&mut authority, Priority::Routine).unwrap_err();
         assert_eq!(refusal.limit, Limit::FailedValidations);
         again(&mut authority, Priority::Forced).unwrap();
+    }
+
+    #[test]
+    fn failures_in_a_row_end_with_a_success_and_not_by_the_hour() {
+        let (mut authority, name) = (Authority::default(), names(&["example.com"]));
+        let hourly = |authority: &mut Authority, hours: u32| {
+            failed(authority, LETS_ENCRYPT, &name, NOW + HOUR * hours);
+            let left = left(authority, LETS_ENCRYPT, &name, NOW + HOUR * (hours + 1));
+            (left[3].tokens, left[4].tokens)
+        };
+        for hour in 0..922 {
+            hourly(&mut authority, hour);
+        }
+        // One a day comes back.
+        assert_eq!(hourly(&mut authority, 922), (5, 1152 - 923 + 38));
+        let spend = |authority: &mut Authority, priority| {
+            let later = NOW + HOUR * 971;
+            order(authority, &["example.com"], Counted::Again, priority, later)
+        };
+        for hour in 923..970 {
+            hourly(&mut authority, hour);
+        }
+        let refusal = spend(&mut authority, Priority::Routine).unwrap_err();
+        assert_eq!(refusal.limit, Limit::ConsecutiveFailures);
+        spend(&mut authority, Priority::Forced).unwrap();
+        proven(&mut authority, &name);
+        spend(&mut authority, Priority::Routine).unwrap();
+    }
+
+    #[test]
+    fn ten_accounts_are_made_and_no_eleventh() {
+        let mut authority = Authority::default();
+        for _ in 0..10 {
+            register(&mut authority, LETS_ENCRYPT, NOW).unwrap();
+        }
+        let refusal = register(&mut authority, LETS_ENCRYPT, NOW).unwrap_err();
+        assert_eq!(refusal.limit, Limit::NewAccounts);
+        assert_eq!(refusal.until, NOW + HOUR * 3 / 10);
+        register(&mut authority, LETS_ENCRYPT, refusal.until).unwrap();
     }
 
     #[test]

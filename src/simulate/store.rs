@@ -122,6 +122,11 @@ impl Store for NodeStore {
         self.shared.account(ca).await
     }
 
+    async fn create_account(&self, ca: &str, credentials: &Secret) -> Result<Secret, StoreError> {
+        self.reach("write", true)?;
+        self.shared.create_account(ca, credentials).await
+    }
+
     async fn save_account(&self, ca: &str, credentials: &Secret) -> Result<(), StoreError> {
         self.reach("write", true)?;
         self.shared.save_account(ca, credentials).await

@@ -120,6 +120,11 @@ async fn a_lease_excludes_until_it_is_dropped_and_its_token_grows(store: impl St
 }
 
 async fn accounts_and_options_are_kept_apart_and_replaced(store: impl Store) {
+    for text in ["first", "second"] {
+        let secret = Secret::new(text.into());
+        let created = store.create_account("https://ca", &secret).await.unwrap();
+        assert_eq!(created.expose(), "first", "there is one already");
+    }
     for text in ["one", "two"] {
         let secret = Secret::new(text.into());
         store.save_account("https://ca", &secret).await.unwrap();

@@ -263,6 +263,16 @@ impl Store for FileStore {
         Ok(read_text(&self.path_of("accounts", ca))?.map(Secret::new))
     }
 
+    async fn create_account(&self, ca: &str, credentials: &Secret) -> Result<Secret, StoreError> {
+        let lock = self.path_of("authorities", ca).with_extension("lock");
+        let _locked = locked(&lock)?;
+        if let Some(stored) = self.account(ca).await? {
+            return Ok(stored);
+        }
+        self.save_account(ca, credentials).await?;
+        Ok(credentials.clone())
+    }
+
     async fn save_account(&self, ca: &str, credentials: &Secret) -> Result<(), StoreError> {
         let path = self.path_of("accounts", ca);
         files::replace(&path, PRIVATE_FILE, credentials.expose().as_bytes())

@@ -127,6 +127,12 @@ impl Store for MemoryStore {
         Ok(self.inside().accounts.get(ca).cloned())
     }
 
+    async fn create_account(&self, ca: &str, credentials: &Secret) -> Result<Secret, StoreError> {
+        let mut inside = self.inside();
+        let stored = inside.accounts.entry(ca.to_owned());
+        Ok(stored.or_insert_with(|| credentials.clone()).clone())
+    }
+
     async fn save_account(&self, ca: &str, credentials: &Secret) -> Result<(), StoreError> {
         self.inside()
             .accounts

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use bytes::Bytes;
 use certs::random::{Random, SeededRandom};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER};
@@ -97,6 +98,10 @@ pub(crate) enum Fault {
     Processing,
     /// Another chain than the right one.
     Chain(Chain),
+    /// The first key that a certificate is asked for is one that has leaked.
+    LeakedKey,
+    /// So is every other.
+    LeakedKeys,
 }
 
 /// How a chain is wrong.
@@ -151,6 +156,8 @@ struct Scripted {
     committed: BTreeMap<Endpoint, u32>,
     given_up: BTreeSet<String>,
     unfollowed: Option<String>,
+    leaked: BTreeSet<Vec<u8>>,
+    accounts: BTreeSet<String>,
     dice: SeededRandom,
 }
 
@@ -162,6 +169,8 @@ impl Default for Scripted {
             committed: BTreeMap::new(),
             given_up: BTreeSet::new(),
             unfollowed: None,
+            leaked: BTreeSet::new(),
+            accounts: BTreeSet::new(),
             dice: SeededRandom::new(1),
         }
     }
@@ -204,6 +213,16 @@ impl Script {
     /// How many orders the CA has shown to be invalid.
     pub(crate) fn given_up(&self) -> u32 {
         self.with(|scripted| u32::try_from(scripted.given_up.len()).unwrap())
+    }
+
+    /// How many keys the CA has refused.
+    pub(crate) fn leaked(&self) -> usize {
+        self.with(|scripted| scripted.leaked.len())
+    }
+
+    /// How many accounts the CA has given a URL.
+    pub(crate) fn accounts(&self) -> usize {
+        self.with(|scripted| scripted.accounts.len())
     }
 
     /// The URL of the newest order, until somebody asks for an authorization.
@@ -313,8 +332,10 @@ impl Counted {
             let url = url.map(|url| url.to_str().unwrap().to_owned());
             self.script.with(|scripted| {
                 *scripted.committed.entry(endpoint).or_default() += 1;
-                if endpoint == Endpoint::NewOrder {
-                    scripted.unfollowed = url;
+                match endpoint {
+                    Endpoint::NewOrder => scripted.unfollowed = url,
+                    Endpoint::NewAccount => scripted.accounts.extend(url),
+                    _ => {}
                 }
             });
         }
@@ -348,6 +369,10 @@ async fn answer(
     let Some(fault) = fault else {
         return Ok(ca.ask(request).await);
     };
+    if let Fault::LeakedKey | Fault::LeakedKeys = fault {
+        let all = matches!(fault, Fault::LeakedKeys);
+        return Ok(ask_with_leaked_key(ca, request, all).await);
+    }
     match fault {
         Fault::DropBefore => return Err(Dropped),
         Fault::HangBefore => return std::future::pending().await,
@@ -385,6 +410,41 @@ async fn answer(
         Fault::DropAfter => Err(Dropped),
         fault => Ok(spoil(reply, &fault).await),
     }
+}
+
+/// Refuses the key of the request's CSR, if it is the first or `all` are.
+async fn ask_with_leaked_key(mut ca: Counted, request: Request<Body>, all: bool) -> Response<Body> {
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    let key = key_asked_for(&body);
+    let leaked = ca.script.with(|scripted| {
+        if all || scripted.leaked.is_empty() {
+            scripted.leaked.insert(key.clone());
+        }
+        scripted.leaked.contains(&key)
+    });
+    if leaked {
+        let kind = "urn:ietf:params:acme:error:badPublicKey";
+        let body = json!({"type": kind, "detail": "this key has leaked", "status": 400});
+        let mut reply = scripted(400, "application/problem+json", body.to_string(), None);
+        let nonce = bad_nonce(ca.router).await.headers()["replay-nonce"].clone();
+        reply.headers_mut().insert("replay-nonce", nonce);
+        return reply;
+    }
+    ca.ask(Request::from_parts(parts, Body::from(body))).await
+}
+
+fn key_asked_for(body: &[u8]) -> Vec<u8> {
+    let decode = |value: &Value| {
+        let text = value.as_str().unwrap();
+        BASE64_URL_SAFE_NO_PAD.decode(text).unwrap()
+    };
+    let jws: Value = serde_json::from_slice(body).unwrap();
+    let payload: Value = serde_json::from_slice(&decode(&jws["payload"])).unwrap();
+    let der = decode(&payload["csr"]);
+    let parsed = x509_parser::certification_request::X509CertificationRequest::from_der(&der);
+    let info = parsed.unwrap().1.certification_request_info;
+    info.subject_pki.raw.to_vec()
 }
 
 fn scripted(

@@ -8,11 +8,7 @@ async fn a_ca_that_does_not_answer_is_asked_by_one_for_all() {
     house.signer.silences.store(IN_FLIGHT, Ordering::SeqCst);
     house.signer.silent_probes.store(3, Ordering::SeqCst);
     let handle = house.start(&names(20)).await;
-    let settled = async || {
-        for _ in 0..50 {
-            assert!(handle.ping().await);
-        }
-    };
+    let settled = async || house.settle(&handle, 20).await;
     settled().await;
     // Those that were under way met it; the others are spared.
     assert_eq!(house.orders(), IN_FLIGHT);
@@ -64,9 +60,7 @@ async fn one_that_fails_by_itself_keeps_no_other_from_its_ca() {
     tokio::spawn(supervisor.run());
     for _ in 0..15 {
         house.clock.advance(Duration::from_secs(60));
-        for _ in 0..50 {
-            assert!(handle.ping().await);
-        }
+        house.settle(&handle, 9).await;
     }
     house
         .until("all but one", |all| {

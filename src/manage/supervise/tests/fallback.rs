@@ -206,3 +206,22 @@ async fn an_order_cut_off_at_the_second_is_resumed_there() {
     two.house.until("issued", |all| all[0].is_ready()).await;
     assert_eq!(two.orders(), (3, 2));
 }
+
+#[tokio::test]
+async fn of_two_that_are_down_the_one_that_answers_first_serves_all_who_wait() {
+    let two = Two::new();
+    two.first_is_down();
+    two.second.silences.store(FOR_EVER, Ordering::SeqCst);
+    two.second.silent_probes.store(FOR_EVER, Ordering::SeqCst);
+    let handle = two.start(&names(10)).await;
+    two.settle(&handle).await;
+    two.pass(&handle, 90).await;
+    assert!(two.house.board.all().iter().all(|s| !s.is_ready()));
+    two.second.silences.store(0, Ordering::SeqCst);
+    two.second.silent_probes.store(0, Ordering::SeqCst);
+    // One finds out, and the others need not.
+    two.pass(&handle, 8).await;
+    let shown = two.house.board.all();
+    let served = shown.iter().filter(|s| s.is_ready()).count();
+    assert_eq!(served, 10, "{shown:#?}");
+}

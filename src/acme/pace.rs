@@ -1,0 +1,147 @@
+//! How fast requests may follow one another. A CA that limits the requests of
+//! an address refuses with 503 and holds up everybody behind that address, so
+//! we keep below its limits instead of finding them.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::exchange::Endpoint;
+use crate::time::{Clock, Timestamp};
+
+/// Requests a second, and how many at once beyond them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rate {
+    per_second: u32,
+    burst: u32,
+}
+
+const fn rate(per_second: u32, burst: u32) -> Rate {
+    Rate { per_second, burst }
+}
+
+/// Let's Encrypt's limits per address (its rate-limits page of 2026-08-05), by
+/// what we call an endpoint.
+const LETS_ENCRYPT: &[(Endpoint, Rate)] = &[
+    ("directory", rate(40, 40)),
+    ("new-nonce", rate(20, 10)),
+    ("new-account", rate(5, 15)),
+    ("new-order", rate(300, 200)),
+    ("renewal-info", rate(1000, 100)),
+];
+/// Those of everything else below its `/acme/`, together.
+const THE_REST: (Endpoint, Rate) = ("acme", rate(250, 125));
+/// In tenths: others may share our address.
+const SHARE: u32 = 8;
+
+/// The pace at one CA.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    limited: bool,
+    /// By endpoint: when its bucket is full again, since the epoch.
+    full_at: Mutex<BTreeMap<Endpoint, Duration>>,
+}
+
+impl Pace {
+    /// That of the CA whose directory is `directory`; none where no limits are known.
+    pub(super) fn at(directory: &str) -> Self {
+        let limited = matches!(
+            directory,
+            "https://acme-v02.api.letsencrypt.org/directory"
+                | "https://acme-staging-v02.api.letsencrypt.org/directory"
+        );
+        Self {
+            limited,
+            ..Self::default()
+        }
+    }
+
+    /// Returns when a request for `endpoint` may be sent.
+    pub(super) async fn wait(&self, endpoint: Endpoint, clock: &dyn Clock) {
+        if !self.limited {
+            return;
+        }
+        let now = clock.now();
+        let pause = self.take(endpoint, now);
+        if !pause.is_zero() {
+            clock.sleep_until(now + pause).await;
+        }
+    }
+
+    /// Takes a place, and says how far off it is.
+    fn take(&self, endpoint: Endpoint, now: Timestamp) -> Duration {
+        let named = LETS_ENCRYPT.iter().find(|(name, _)| *name == endpoint);
+        let (bucket, rate) = *named.unwrap_or(&THE_REST);
+        let interval = Duration::from_secs(10) / (rate.per_second * SHARE);
+        let held = interval * (rate.burst * SHARE / 10);
+        let now = now.since(Timestamp::from_seconds(0));
+        let mut buckets = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let full_at = buckets.entry(bucket).or_default();
+        // A clock that was set back keeps nobody waiting.
+        if *full_at > now + held + Duration::from_secs(60) {
+            *full_at = now;
+        }
+        *full_at = (*full_at).max(now) + interval;
+        full_at.saturating_sub(now + held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PRODUCTION: &str = "https://acme-v02.api.letsencrypt.org/directory";
+    const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+
+    /// How long the last of `count` requests at once has to wait.
+    fn last_of(pace: &Pace, count: u32, endpoint: Endpoint, now: Timestamp) -> Duration {
+        let pauses = (0..count).map(|_| pace.take(endpoint, now));
+        pauses.last().unwrap_or_default()
+    }
+
+    #[test]
+    fn a_burst_passes_and_what_comes_after_it_keeps_the_rate() {
+        let pace = Pace::at(PRODUCTION);
+        assert_eq!(last_of(&pace, 8, "new-nonce", NOW), Duration::ZERO);
+        // Sixteen a second from there on.
+        assert_eq!(last_of(&pace, 16, "new-nonce", NOW), Duration::from_secs(1));
+        let later = NOW + Duration::from_secs(10);
+        assert_eq!(last_of(&pace, 8, "new-nonce", later), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_has_no_limit_of_its_own_shares_one() {
+        let pace = Pace::at(PRODUCTION);
+        assert_eq!(last_of(&pace, 100, "authorization", NOW), Duration::ZERO);
+        assert_eq!(last_of(&pace, 200, "order", NOW), Duration::from_secs(1));
+        assert_eq!(last_of(&pace, 160, "new-order", NOW), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_keeps_nobody_waiting() {
+        let pace = Pace::at(PRODUCTION);
+        last_of(&pace, 8, "new-nonce", NOW + Duration::from_secs(86_400));
+        assert_eq!(last_of(&pace, 8, "new-nonce", NOW), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn only_where_limits_are_known_does_anybody_wait() {
+        use crate::time::VirtualClock;
+        let clock = VirtualClock::new(NOW);
+        let pace = Pace::at("https://ca.internal/directory");
+        for _ in 0..10_000 {
+            pace.wait("new-nonce", &clock).await;
+        }
+        let pace = Pace::at(PRODUCTION);
+        for _ in 0..8 {
+            pace.wait("new-nonce", &clock).await;
+        }
+        let ninth = pace.wait("new-nonce", &clock);
+        let waits = tokio::select! {
+            biased;
+            () = ninth => false,
+            () = std::future::ready(()) => true,
+        };
+        assert!(waits);
+    }
+}
