@@ -13,8 +13,8 @@
 //!
 //! # The rooms
 //! - [`identifier`], [`certificate`], [`record`], [`authority`], [`time`],
-//!   [`random`], [`files`], [`sockets`]: the vocabulary. It imports nothing of
-//!   ours.
+//!   [`random`], [`files`], [`sockets`], [`text`]: the vocabulary. It imports
+//!   nothing of ours.
 //! - [`renew`]: pure decisions: what next, when, how long to back off, and what
 //!   a CA's limits still allow.
 //! - [`store`]: the durable truth: records, pairs, accounts, leases, and what is
@@ -81,5 +81,6 @@ pub mod renew;
 pub mod simulate;
 pub mod sockets;
 pub mod store;
+pub mod text;
 pub mod time;
 pub mod tls;

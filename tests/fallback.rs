@@ -3,7 +3,8 @@
 
 use std::process::Command;
 
-use certs::ca::{Resolve, Validation};
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
+use certs::ca::{Resolve, Settings, Validation};
 use serde_json::Value;
 
 use crate::support::embedded::EmbeddedCa;
@@ -15,6 +16,10 @@ const NAME: &str = "example.com";
 /// Two CAs that fetch answers from the same place; the first one's root file
 /// has both roots.
 fn two() -> (EmbeddedCa, EmbeddedCa) {
+    two_with(|_| ())
+}
+
+fn two_with(change: impl FnOnce(&mut Settings)) -> (EmbeddedCa, EmbeddedCa) {
     let first = EmbeddedCa::start();
     let port = first.http_port;
     let second = EmbeddedCa::with(|settings| {
@@ -22,6 +27,7 @@ fn two() -> (EmbeddedCa, EmbeddedCa) {
             port,
             resolve: Resolve::Fixed(std::net::Ipv4Addr::LOCALHOST.into()),
         };
+        change(settings);
     });
     let both = format!("{}{}", first.server.root_pem(), second.server.root_pem());
     std::fs::write(first.path("root.pem"), both).unwrap();
@@ -88,6 +94,27 @@ fn a_ca_that_is_dead_for_half_an_hour_is_stood_in_for() {
     // Both are asked with an account of their own.
     let accounts = std::fs::read_dir(first.path("data/accounts")).unwrap();
     assert_eq!(accounts.count(), 1, "the dead one never had one");
+}
+
+#[test]
+fn a_fallback_that_wants_its_own_customers_key_gets_it() {
+    let key = b"a key of the second CA, 32 bytes".to_vec();
+    let account = ("kid-2".to_owned(), key.clone());
+    let (first, second) = two_with(|settings| settings.external_accounts = [account].into());
+    let refusal = Fault::problem(403, "rejectedIdentifier", "not this one");
+    first.script.add(Endpoint::NewOrder, Which::Every, refusal);
+    for _ in 0..3 {
+        run(&mut issue(&first, &second), 4);
+    }
+    let told = run(&mut issue(&first, &second), 4);
+    assert!(told.contains("externalAccountRequired"), "{told}");
+    assert!(told.contains("--fallback-eab-kid"), "{told}");
+    let file = first.path("second.hmac");
+    std::fs::write(&file, BASE64_URL_SAFE_NO_PAD.encode(&key)).unwrap();
+    let mut bound = issue(&first, &second);
+    bound.args(["--fallback-eab-kid", "kid-2", "--fallback-eab-hmac-file"]);
+    run(bound.arg(&file), 0);
+    assert_eq!(issued_by(&first), second.server.directory_url());
 }
 
 #[test]

@@ -19,6 +19,7 @@ const VOCABULARY: &[&str] = &[
     "error",
     "files",
     "sockets",
+    "text",
 ];
 
 /// What a room may import beside itself and the vocabulary.

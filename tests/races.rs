@@ -77,12 +77,15 @@ fn processes_that_meet_a_ca_for_the_first_time_at_once_make_one_account() {
     let ca = ca();
     let names: Vec<String> = (0..6).map(|n| format!("n{n}.example.com")).collect();
     // Each reads the directory first, and then looks for an account.
-    ca.script.add(Endpoint::Directory, Which::Every, Fault::Held);
+    ca.script
+        .add(Endpoint::Directory, Which::Every, Fault::Held);
     let racing: Vec<Child> = names
         .iter()
         .map(|name| spawn(issue(&ca, &[name])))
         .collect();
-    until("all are there", || ca.script.count(Endpoint::Directory) == 6);
+    until("all are there", || {
+        ca.script.count(Endpoint::Directory) == 6
+    });
     ca.script.clear();
     for child in racing {
         let output = child.wait_with_output().unwrap();

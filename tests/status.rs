@@ -55,6 +55,6 @@ async fn what_the_ca_allows_and_whether_it_answers_is_shown() {
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     let budget = json[0]["budget"].as_array().unwrap();
     let left: Vec<_> = budget.iter().map(|left| left["tokens"].clone()).collect();
-    assert_eq!(left, [297, 47, 2, 5]);
+    assert_eq!(left, [297, 47, 2, 5, 1152]);
     assert_eq!(json[0]["outage"]["probes"], 2);
 }

@@ -13,12 +13,13 @@ use instant_acme::{
 };
 use serde_json::json;
 
-use super::error::{Cause, FailedName, Phase, describe, printable};
+use super::error::{Cause, FailedName, Phase, describe};
 use super::order::{During, Failed, Flow};
 use super::poll::{FIRST_POLL, Placed};
 use super::wire;
 use crate::challenge::{Answer, ChallengeKind, Solver, Token};
 use crate::identifier::Identifier;
+use crate::text::printable;
 
 /// Requests of one order under way at once.
 const SIDE_BY_SIDE: usize = 8;

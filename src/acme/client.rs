@@ -51,7 +51,7 @@ impl Client {
     /// When the directory's URL is not https.
     pub fn new(options: Options) -> Result<Self, String> {
         https(&options.directory).map_err(|_| {
-            let url = super::error::printable(&options.directory);
+            let url = crate::text::printable(&options.directory);
             format!("the directory `{url}` is not an https:// URL")
         })?;
         let session = Session::new(

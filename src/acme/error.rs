@@ -12,6 +12,7 @@ use super::directory::Meta;
 use super::wire;
 use crate::challenge::SolverError;
 use crate::identifier::Identifier;
+use crate::text::printable;
 use crate::time::Timestamp;
 
 /// The step that failed.
@@ -388,7 +389,7 @@ fn refusal_hint(kind: &str) -> &'static str {
             "validations of these names have failed too often in a row: see that port 80 of each leads here, then open the URL in the message to be let in again"
         }
         "externalAccountRequired" => {
-            "this CA wants the account bound to one of its customers: get the key from its web site and give --eab-kid and --eab-hmac-file"
+            "this CA wants the account bound to one of its customers: get the key from its web site and give --eab-kid and --eab-hmac-file (for a fallback --fallback-eab-kid and --fallback-eab-hmac-file)"
         }
         "unauthorized" | "accountDoesNotExist" => {
             "the account may be deactivated or revoked: look it up at the CA; with its file below accounts/ moved away a new one is made"
@@ -446,32 +447,9 @@ pub(super) fn describe(problem: &instant_acme::Problem) -> String {
     text
 }
 
-/// Escapes control characters and cuts at 1,000 characters: what a CA says
-/// must not be able to steer a terminal or flood a log.
-pub(super) fn printable(text: &str) -> String {
-    text.chars()
-        .take(1000)
-        .flat_map(|c| {
-            let escaped = c.is_control() || ('\u{202a}'..='\u{2069}').contains(&c);
-            let (plain, special) = if escaped {
-                (None, Some(c.escape_unicode()))
-            } else {
-                (Some(c), None)
-            };
-            plain.into_iter().chain(special.into_iter().flatten())
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_a_ca_says_is_escaped_and_bounded() {
-        assert_eq!(printable("a\x1b[31m\nb"), "a\\u{1b}[31m\\u{a}b");
-        assert_eq!(printable(&"x".repeat(5000)).len(), 1000);
-    }
 
     #[test]
     fn problems_are_sorted_by_their_type_and_show_each_identifier() {

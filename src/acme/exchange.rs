@@ -18,11 +18,12 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use super::error::{Cause, ExchangeError, printable};
+use super::error::{Cause, ExchangeError};
 use super::jws::Signer;
 use super::pace::Pace;
 use super::wire;
 use super::{Dated, Observer};
+use crate::text::printable;
 use crate::time::{Clock, Timestamp};
 
 const NONCE: HeaderName = HeaderName::from_static("replay-nonce");

@@ -22,8 +22,9 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tower_service::Service;
 
-use super::error::{ExchangeError, printable};
+use super::error::ExchangeError;
 use super::exchange::Exchange;
+use crate::text::printable;
 
 /// The whole of one request, connecting included.
 const DEADLINE: Duration = Duration::from_secs(30);

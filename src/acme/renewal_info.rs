@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
-use super::error::{Cause, printable};
+use super::error::Cause;
 use super::exchange::Session;
 use crate::record::Window;
+use crate::text::printable;
 use crate::time::{Clock, Timestamp};
 
 /// Where the CA does not say when to ask again.

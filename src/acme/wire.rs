@@ -10,7 +10,8 @@ use instant_acme::{AuthorizationState, Challenge, OrderState, Problem, Subproble
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::error::{Cause, printable};
+use super::error::Cause;
+use crate::text::printable;
 
 const ACME_ERROR: &str = "urn:ietf:params:acme:error:";
 

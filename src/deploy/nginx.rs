@@ -11,6 +11,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{DeployError, Target};
 use crate::sockets::listened_on_by;
+use crate::text::printable_lines;
 
 const PID_FILES: [&str; 3] = [
     "/run/nginx.pid",
@@ -21,8 +22,6 @@ const PID_FILES: [&str; 3] = [
 const PLAIN_HTTP: u16 = 80;
 const MASTER: &str = "nginx: master process ";
 const CHECK_WITHIN: Duration = Duration::from_secs(10);
-/// Of what nginx says; its first errors are the ones that matter.
-const SHOWN: usize = 2000;
 
 /// A running nginx.
 #[derive(Debug)]
@@ -165,10 +164,7 @@ impl Target for Nginx {
             .output();
         let output = match tokio::time::timeout(CHECK_WITHIN, run).await {
             Ok(Ok(output)) if output.status.success() => return Ok(()),
-            Ok(Ok(output)) => String::from_utf8_lossy(&output.stderr)
-                .chars()
-                .take(SHOWN)
-                .collect(),
+            Ok(Ok(output)) => printable_lines(&String::from_utf8_lossy(&output.stderr)),
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("`nginx -t` did not end within {CHECK_WITHIN:?}"),

@@ -1,0 +1,249 @@
+//! The ledger's arithmetic: reserves, refills, what counts for whom.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const DAY: Duration = Duration::from_secs(86_400);
+const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+
+fn names(texts: &[&str]) -> BTreeSet<Identifier> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn order(
+    authority: &mut Authority,
+    texts: &[&str],
+    counted: Counted,
+    priority: Priority,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    spend(
+        authority,
+        LETS_ENCRYPT,
+        &names(texts),
+        counted,
+        priority,
+        now,
+    )
+}
+
+#[test]
+fn what_renews_by_itself_leaves_a_reserve_and_what_is_urgent_uses_it() {
+    let mut authority = Authority::default();
+    let again = |authority: &mut Authority, priority, now| {
+        order(authority, &["example.com"], Counted::Again, priority, now)
+    };
+    for _ in 0..3 {
+        again(&mut authority, Priority::Routine, NOW).unwrap();
+    }
+    let refusal = again(&mut authority, Priority::Routine, NOW).unwrap_err();
+    assert_eq!(refusal.limit, Limit::DuplicateCertificates);
+    assert_eq!(refusal.subject, "example.com");
+    let before = authority.clone();
+    assert!(
+        again(
+            &mut authority,
+            Priority::Routine,
+            refusal.until - Duration::from_secs(1)
+        )
+        .is_err()
+    );
+    assert_eq!(authority, before, "what is refused costs nothing");
+    again(&mut authority, Priority::Urgent, NOW).unwrap();
+    assert!(again(&mut authority, Priority::Urgent, NOW).is_err());
+    again(&mut authority, Priority::Forced, NOW).unwrap();
+    let refusal = again(&mut authority, Priority::Forced, NOW).unwrap_err();
+    // Five in seven days: one comes back after a fifth of them.
+    assert_eq!(refusal.until, NOW + DAY * 7 / 5);
+    again(&mut authority, Priority::Forced, refusal.until).unwrap();
+}
+
+#[test]
+fn a_clock_that_was_wrong_leaves_no_bucket_empty_for_ever() {
+    let mut authority = Authority::default();
+    let later = NOW + DAY * 365;
+    for _ in 0..5 {
+        order(
+            &mut authority,
+            &["example.com"],
+            Counted::Again,
+            Priority::Forced,
+            later,
+        )
+        .unwrap();
+    }
+    let refusal = order(
+        &mut authority,
+        &["example.com"],
+        Counted::Again,
+        Priority::Forced,
+        NOW,
+    );
+    assert!(refusal.unwrap_err().until <= NOW + DAY * 7);
+}
+
+#[test]
+fn what_the_ca_exempts_costs_nothing() {
+    let mut authority = Authority::default();
+    for _ in 0..1000 {
+        order(
+            &mut authority,
+            &["example.com"],
+            Counted::Exempt,
+            Priority::Routine,
+            NOW,
+        )
+        .unwrap();
+    }
+    assert_eq!(authority, Authority::default());
+}
+
+#[test]
+fn names_are_counted_by_the_domain_that_was_registered() {
+    let counted = |text: &str| registered(&text.parse().unwrap());
+    assert_eq!(counted("a.b.example.co.uk"), "example.co.uk");
+    assert_eq!(counted("*.example.com"), "example.com");
+    assert_eq!(counted("team.github.io"), "team.github.io");
+    assert_eq!(counted("192.0.2.7"), "192.0.2.7");
+    assert_eq!(counted("2001:db8:1:2:3::4"), "2001:db8:1:2::/64");
+    let mut authority = Authority::default();
+    for n in 0..40 {
+        let (one, other) = (format!("a{n}.example.com"), format!("b{n}.example.com"));
+        order(
+            &mut authority,
+            &[&one, &other],
+            Counted::New,
+            Priority::Routine,
+            NOW,
+        )
+        .unwrap();
+    }
+    let refused = |texts: &[&str], authority: &mut Authority| {
+        order(authority, texts, Counted::New, Priority::Routine, NOW)
+            .unwrap_err()
+            .subject
+    };
+    assert_eq!(
+        refused(&["new.example.com", "example.org"], &mut authority),
+        "example.com"
+    );
+    order(
+        &mut authority,
+        &["example.org"],
+        Counted::New,
+        Priority::Routine,
+        NOW,
+    )
+    .unwrap();
+}
+
+#[test]
+fn an_order_that_comes_to_nothing_gives_its_certificate_back() {
+    let mut authority = Authority::default();
+    let name = names(&["example.com"]);
+    for _ in 0..200 {
+        spend(
+            &mut authority,
+            LETS_ENCRYPT,
+            &name,
+            Counted::New,
+            Priority::Routine,
+            NOW,
+        )
+        .unwrap();
+        refund(&mut authority, LETS_ENCRYPT, &name, Counted::New);
+    }
+    let left: Vec<u32> = left(&authority, LETS_ENCRYPT, &name, NOW)
+        .iter()
+        .map(|left| left.tokens)
+        .collect();
+    assert_eq!(left, [100, 50, 5, 5, 1152]);
+    for _ in 0..4 {
+        failed(&mut authority, LETS_ENCRYPT, &name, NOW);
+    }
+    let again = |authority: &mut Authority, priority| {
+        spend(
+            authority,
+            LETS_ENCRYPT,
+            &name,
+            Counted::Again,
+            priority,
+            NOW,
+        )
+    };
+    let refusal = again(&mut authority, Priority::Routine).unwrap_err();
+    assert_eq!(refusal.limit, Limit::FailedValidations);
+    again(&mut authority, Priority::Forced).unwrap();
+}
+
+#[test]
+fn failures_in_a_row_end_with_a_success_and_not_by_the_hour() {
+    let (mut authority, name) = (Authority::default(), names(&["example.com"]));
+    let hourly = |authority: &mut Authority, hours: u32| {
+        failed(authority, LETS_ENCRYPT, &name, NOW + HOUR * hours);
+        let left = left(authority, LETS_ENCRYPT, &name, NOW + HOUR * (hours + 1));
+        (left[3].tokens, left[4].tokens)
+    };
+    for hour in 0..922 {
+        hourly(&mut authority, hour);
+    }
+    // One a day comes back.
+    assert_eq!(hourly(&mut authority, 922), (5, 1152 - 923 + 38));
+    let spend = |authority: &mut Authority, priority| {
+        let later = NOW + HOUR * 971;
+        order(authority, &["example.com"], Counted::Again, priority, later)
+    };
+    for hour in 923..970 {
+        hourly(&mut authority, hour);
+    }
+    let refusal = spend(&mut authority, Priority::Routine).unwrap_err();
+    assert_eq!(refusal.limit, Limit::ConsecutiveFailures);
+    spend(&mut authority, Priority::Forced).unwrap();
+    proven(&mut authority, &name);
+    spend(&mut authority, Priority::Routine).unwrap();
+}
+
+#[test]
+fn ten_accounts_are_made_and_no_eleventh() {
+    let mut authority = Authority::default();
+    for _ in 0..10 {
+        register(&mut authority, LETS_ENCRYPT, NOW).unwrap();
+    }
+    let refusal = register(&mut authority, LETS_ENCRYPT, NOW).unwrap_err();
+    assert_eq!(refusal.limit, Limit::NewAccounts);
+    assert_eq!(refusal.until, NOW + HOUR * 3 / 10);
+    register(&mut authority, LETS_ENCRYPT, refusal.until).unwrap();
+}
+
+#[test]
+fn a_ca_of_unknown_limits_is_not_second_guessed() {
+    assert!(rules("https://ca.internal/dir").is_empty());
+    assert_eq!(
+        rules("https://acme-v02.api.letsencrypt.org/directory"),
+        LETS_ENCRYPT
+    );
+}
+
+proptest! {
+    /// Whatever is asked for and when, no window of a limit's length sees
+    /// more than twice a bucket, and none starts with more than one.
+    #[test]
+    fn no_bucket_gives_more_than_it_holds_and_refills(
+        steps in prop::collection::vec((0_u64..40_000, any::<bool>()), 1..300),
+    ) {
+        let (mut authority, mut now, mut granted) = (Authority::default(), NOW, Vec::new());
+        for (pause, reserved) in steps {
+            now = now + Duration::from_secs(pause);
+            let priority = if reserved { Priority::Forced } else { Priority::Routine };
+            match order(&mut authority, &["example.com"], Counted::Again, priority, now) {
+                Ok(()) => granted.push(now),
+                Err(refusal) => prop_assert!(refusal.until > now),
+            }
+            let since = |start: Timestamp| granted.iter().filter(|at| **at > start).count();
+            let spent = now.since(NOW).as_secs_f64() / (7.0 * 86_400.0) * 5.0;
+            prop_assert!(granted.len() as f64 <= 5.0 + spent);
+            prop_assert!(since(now - DAY) <= 5);
+        }
+    }
+}

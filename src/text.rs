@@ -1,0 +1,46 @@
+//! Text that strangers wrote, made fit to be shown: it must not be able to
+//! steer a terminal, forge a line of a log, or flood either.
+
+/// Longest text that is shown, in characters.
+const LONGEST: usize = 1000;
+
+/// Escapes control characters and what turns the direction of writing, and cuts
+/// at 1,000 characters.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    let mut shown = String::new();
+    for letter in text.chars().take(LONGEST) {
+        if letter.is_control() || ('\u{202a}'..='\u{2069}').contains(&letter) {
+            shown.extend(letter.escape_unicode());
+        } else {
+            shown.push(letter);
+        }
+    }
+    shown
+}
+
+/// The same for what a program prints: its lines stay lines, the first 20 of them.
+#[must_use]
+pub fn printable_lines(text: &str) -> String {
+    let lines = text.trim_end().lines().take(20).map(printable);
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_steer_a_terminal_is_escaped_and_all_is_bounded() {
+        assert_eq!(printable("a\x1b[31m\nb"), "a\\u{1b}[31m\\u{a}b");
+        assert_eq!(printable("\u{202e}x"), "\\u{202e}x");
+        assert_eq!(printable(&"x".repeat(5000)).len(), 1000);
+    }
+
+    #[test]
+    fn the_lines_of_a_program_stay_lines() {
+        assert_eq!(printable_lines("a\x07\r\nb\n\n"), "a\\u{7}\nb");
+        let flood = "x\n".repeat(1_000_000);
+        assert_eq!(printable_lines(&flood).lines().count(), 20);
+    }
+}
