@@ -185,6 +185,16 @@ pub struct CertificateSettings {
     pub verify: Vec<Endpoint>,
 }
 
+impl CertificateSettings {
+    /// The files that its CAs ask for: roots and keys of external accounts.
+    pub fn ca_files(&self) -> impl Iterator<Item = &PathBuf> {
+        let cas = [Some(&self.ca), self.fallback.as_ref()];
+        let files = cas.into_iter().flatten();
+        let files = files.flat_map(|ca| [ca.root.as_ref(), ca.eab_hmac_file.as_ref()]);
+        files.flatten()
+    }
+}
+
 /// How control of names is proven.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

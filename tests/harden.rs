@@ -234,6 +234,26 @@ fn a_file_elsewhere_is_out_of_reach_though_a_link_leads_there() {
 }
 
 #[test]
+fn the_files_of_a_fallback_are_within_reach() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let key = elsewhere.path().join("second.hmac");
+    std::fs::write(&key, "c2VjcmV0").unwrap();
+    let sidecar = Sidecar::start(|directory, command| {
+        let file = directory.join("certs.toml");
+        let text = format!(
+            "fallback_ca = 'https://ca.invalid/directory'\nfallback_eab_kid = 'kid-2'\n\
+             fallback_eab_hmac_file = '{}'\nagree_tos = true\n",
+            key.display()
+        );
+        std::fs::write(&file, text).unwrap();
+        command.env("CERTS_CONFIG", &file);
+    });
+    sidecar.until_logged("ready");
+    sidecar.running.signal(Signal::HUP);
+    sidecar.until_logged("the configuration was read again");
+}
+
+#[test]
 fn a_new_path_needs_a_new_process_and_is_named() {
     let elsewhere = tempfile::tempdir().unwrap();
     let mut file = PathBuf::new();

@@ -86,11 +86,10 @@ impl Reach {
             ChallengeSettings::Webroot(path) => Some(path),
             ChallengeSettings::Listen(_) => None,
         };
-        let ca = &settings.ca;
-        let read = [&ca.root, &ca.eab_hmac_file].into_iter().flatten();
+        let mut read = settings.ca_files();
         let beyond = webroot
             .filter(|path| !places.may_write(path))
-            .or_else(|| read.into_iter().find(|path| !places.may_read(path)));
+            .or_else(|| read.find(|path| !places.may_read(path)));
         match beyond {
             None => Ok(()),
             Some(path) => Err(out_of_reach(path)),

@@ -106,10 +106,9 @@ fn files(environment: &BTreeMap<String, String>, settings: &Settings) -> BTreeSe
         let is_ours = name.starts_with("CERTS_") && name.ends_with("_FILE");
         (is_ours && !value.is_empty()).then(|| PathBuf::from(value))
     });
-    let cas = settings.certificates.iter().map(|one| &one.ca);
-    let of_cas = cas.flat_map(|ca| [ca.root.clone(), ca.eab_hmac_file.clone()]);
+    let certificates = settings.certificates.iter();
     named
-        .chain(of_cas.flatten())
+        .chain(certificates.flat_map(|one| one.ca_files().cloned()))
         .chain(settings.file.clone())
         .map(|file| std::path::absolute(&file).unwrap_or(file))
         .collect()
