@@ -20,6 +20,7 @@ use crate::record::{Generation, PendingOrder, Window};
 use crate::store::fs::FileStore;
 use crate::time::{Clock, VirtualClock};
 
+mod agenda;
 mod authority;
 mod fallback;
 mod kept;
