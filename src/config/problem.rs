@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use crate::text::printable;
+
 /// Where something was said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -27,8 +29,9 @@ pub enum Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Line { file, line } => write!(f, "{file}:{line}: "),
-            Self::Variable(name) | Self::Option(name) => write!(f, "{name}: "),
+            // Whoever starts us may name both as he likes.
+            Self::Line { file, line } => write!(f, "{}:{line}: ", printable(file)),
+            Self::Variable(name) | Self::Option(name) => write!(f, "{}: ", printable(name)),
             Self::Stored(name) => write!(f, "stored options of {name}: "),
             Self::Nowhere => Ok(()),
         }
