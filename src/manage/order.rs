@@ -147,18 +147,20 @@ async fn send(
     bundle(parts, place.issuer, held, order, &chain).await
 }
 
-/// What our own ledger has against it, which the journal could only pass on.
+/// What our own ledger has against it, which the journal could only pass on; of
+/// anything else that the journal failed with, the CA knows nothing: its order
+/// is as good as before.
 fn own_refusal(error: AcmeError) -> ManageError {
-    match error.cause {
+    let AcmeError { ca, phase, cause } = error;
+    let cause = match cause {
         Cause::Journal(refusal) => match refusal.downcast::<ManageError>() {
-            Ok(own) => *own,
-            Err(other) => ManageError::Acme(AcmeError {
-                cause: Cause::Journal(other),
-                ..error
-            }),
+            Ok(own) if matches!(*own, ManageError::OutOfBudget { .. }) => return *own,
+            Ok(other) => Cause::Journal(other),
+            Err(other) => Cause::Journal(other),
         },
-        _ => error.into(),
-    }
+        cause => cause,
+    };
+    AcmeError { ca, phase, cause }.into()
 }
 
 fn is_about_the_key(error: &ManageError) -> bool {
