@@ -254,6 +254,9 @@ impl ManageError {
             Self::Down { .. } => {
                 "it is asked again by itself, once for all certificates; certs issue with the same names asks at once".into()
             }
+            Self::OutOfBudget { limit: Limit::NewAccounts, .. } => {
+                "use one data directory for all that is issued here: each new one makes an account, and the CA counts them by this machine's address".into()
+            }
             Self::OutOfBudget { .. } => {
                 "a part of what the CA allows is kept for what cannot wait: certs issue --force may use it; certs status shows what is left".into()
             }

@@ -8,8 +8,14 @@ const LONGEST: usize = 1000;
 /// at 1,000 characters.
 #[must_use]
 pub fn printable(text: &str) -> String {
+    printable_within(text, LONGEST)
+}
+
+/// The same for text that is of no use when it is cut, such as a URL: `most` characters.
+#[must_use]
+pub fn printable_within(text: &str, most: usize) -> String {
     let mut shown = String::new();
-    for letter in text.chars().take(LONGEST) {
+    for letter in text.chars().take(most) {
         if letter.is_control() || ('\u{202a}'..='\u{2069}').contains(&letter) {
             shown.extend(letter.escape_unicode());
         } else {

@@ -130,6 +130,8 @@ fn failing(what: &str, also: &str, stride: usize, every_error: bool) {
         missed * 10 <= codes.values().sum(),
         "missed the files too often: {codes:?}"
     );
+    // Once the fault is over the URL is stored with the failure.
+    assert!(!also.is_empty() || second_orders == 0, "{second_orders}");
     eprintln!("{what}: exit codes {codes:?}, {second_orders} orders placed again");
 }
 

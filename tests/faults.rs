@@ -335,11 +335,18 @@ fn a_key_that_the_ca_does_not_take_is_replaced_once_within_the_same_order() {
 #[test]
 fn names_that_the_ca_has_paused_need_a_person_who_is_told_where() {
     let ca = issued();
-    let portal = "https://ca.test/sfe/v1/unpause?jwt=abc.def";
+    // The token holds all the names.
+    let portal = format!(
+        "https://ca.test/sfe/v1/unpause?jwt={}.end",
+        "a".repeat(3000)
+    );
     let detail = format!("temporarily prevented for {NAME}. Please visit: {portal}");
     let fault = Fault::problem(429, "rateLimited", &detail);
+    let asked = ca.script.count(Endpoint::NewOrder);
     let told = fails(&ca, Endpoint::NewOrder, fault, 4, Then::OrdersAgain);
-    assert!(told.contains(portal), "{told}");
+    assert!(told.contains(&portal), "{told}");
+    // Not once more without `replaces`; the other one is that of the run after it.
+    assert_eq!(ca.script.count(Endpoint::NewOrder), asked + 2);
     assert!(told.contains("open the URL"), "{told}");
 }
 

@@ -12,7 +12,7 @@ use super::directory::Meta;
 use super::wire;
 use crate::challenge::SolverError;
 use crate::identifier::Identifier;
-use crate::text::printable;
+use crate::text::{printable, printable_within};
 use crate::time::Timestamp;
 
 /// The step that failed.
@@ -434,6 +434,11 @@ fn part(kind: Option<&str>, detail: Option<&str>) -> String {
 /// The CA's `type` and `detail`, and those of its subproblems by identifier.
 pub(super) fn describe(problem: &instant_acme::Problem) -> String {
     let mut text = part(problem.r#type.as_deref(), problem.detail.as_deref());
+    if wire::is_pause(problem) {
+        // The URL at its end names every name that is paused.
+        text = printable_within(problem.detail.as_deref().unwrap_or_default(), 8192);
+        text.insert_str(0, "rateLimited: ");
+    }
     for sub in problem.subproblems.iter().take(100) {
         let name = match &sub.identifier {
             Some(identifier) => printable(&identifier.clone().authorized(false).to_string()),

@@ -129,7 +129,7 @@ impl Flow<'_> {
             match answered {
                 Err(Cause::NotProven(_)) => {}
                 Err(cause) => match cause.objection() {
-                    None | Some("accountDoesNotExist") => return Err(cause),
+                    None | Some("accountDoesNotExist" | "paused") => return Err(cause),
                     Some(_) => tracing::info!(
                         error = %cause,
                         "the CA does not take this as a replacement; ordering without"

@@ -77,8 +77,8 @@ impl Pace {
         let now = now.since(Timestamp::from_seconds(0));
         let mut buckets = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
         let full_at = buckets.entry(bucket).or_default();
-        // A clock that was set back keeps nobody waiting.
-        if *full_at > now + held + Duration::from_secs(60) {
+        // A clock that was set back keeps nobody waiting: so few are ever in line.
+        if *full_at > now + held + Duration::from_secs(2) {
             *full_at = now;
         }
         *full_at = (*full_at).max(now) + interval;
@@ -120,8 +120,10 @@ mod tests {
     #[test]
     fn a_clock_that_is_set_back_keeps_nobody_waiting() {
         let pace = Pace::at(PRODUCTION);
-        last_of(&pace, 8, "new-nonce", NOW + Duration::from_secs(86_400));
-        assert_eq!(last_of(&pace, 8, "new-nonce", NOW), Duration::ZERO);
+        for ahead in [86_400, 30] {
+            last_of(&pace, 8, "new-nonce", NOW + Duration::from_secs(ahead));
+            assert_eq!(last_of(&pace, 8, "new-nonce", NOW), Duration::ZERO);
+        }
     }
 
     #[tokio::test]

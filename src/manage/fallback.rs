@@ -89,10 +89,29 @@ async fn second(
             ended.map_err(|first| sooner(first, error))
         }
         Ok(Choice::Fallback) => Err(error),
+        Err(wait) if matches!(error, ManageError::Down { .. }) => Err(asked_by(error, wait)),
         Err(until) => Err(ManageError::BackingOff {
             until,
             last: error.to_string(),
         }),
+    }
+}
+
+/// The same silence, which is looked into by `wait` at the latest.
+fn asked_by(error: ManageError, wait: Timestamp) -> ManageError {
+    match error {
+        ManageError::Down {
+            ca,
+            since,
+            until,
+            last,
+        } => ManageError::Down {
+            ca,
+            since,
+            until: until.min(wait),
+            last,
+        },
+        other => other,
     }
 }
 

@@ -95,11 +95,17 @@ pub(super) async fn order(
     parts.phase(&wanted.lineage, "placing the order");
     let mut ended = send(parts, &place, held, &pending).await;
     let mut pending = pending;
-    if ended.as_ref().is_err_and(is_about_the_key)
-        && let Some(again) = with_another_key(parts, wanted, held, &pending).await?
-    {
-        pending = again;
-        ended = send(parts, &place, held, &pending).await;
+    if ended.as_ref().is_err_and(is_about_the_key) {
+        match with_another_key(parts, wanted, held, &pending).await {
+            Ok(Some(again)) => {
+                pending = again;
+                ended = send(parts, &place, held, &pending).await;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::error!(lineage = %wanted.lineage, "{error}; hint: {}", error.hint())
+            }
+        }
     }
     if let Err(error @ ManageError::OutOfBudget { .. }) = ended {
         // Nothing was sent: the order waits as it is written down.
@@ -532,8 +538,12 @@ impl Journal for RecordJournal<'_> {
     }
 
     async fn create_account(&mut self, credentials: &Secret) -> Result<Secret, JournalError> {
-        authority::register(self.parts, &self.ca).await?;
         let store = &self.parts.store;
+        // Somebody else may have made one since we looked.
+        if let Some(stored) = store.account(&self.ca).await? {
+            return Ok(stored);
+        }
+        authority::register(self.parts, &self.ca).await?;
         Ok(store.create_account(&self.ca, credentials).await?)
     }
 

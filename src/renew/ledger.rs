@@ -52,7 +52,8 @@ pub const LETS_ENCRYPT: &[Rule] = &[
         Duration::from_secs(1152 * 86_400),
         230,
     ),
-    rule(Limit::NewAccounts, 10, Duration::from_secs(3 * 3600), 2),
+    // Without an account there is no certificate: nothing is more urgent.
+    rule(Limit::NewAccounts, 10, Duration::from_secs(3 * 3600), 0),
 ];
 
 /// Its staging directory.
@@ -191,7 +192,6 @@ pub fn register(authority: &mut Authority, rules: &[Rule], now: Timestamp) -> Re
     let rules = rules.iter();
     let charges = rules.filter(|rule| rule.limit == Limit::NewAccounts);
     let charges = charges.map(|rule| (rule, String::new())).collect();
-    // Without an account there is no certificate: nothing is more urgent.
     take_all(authority, charges, Vec::new(), Priority::Forced, now)
 }
 

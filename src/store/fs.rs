@@ -267,6 +267,9 @@ impl Store for FileStore {
         let lock = self.path_of("authorities", ca).with_extension("lock");
         let _locked = locked(&lock)?;
         if let Some(stored) = self.account(ca).await? {
+            // Whoever made it may have been killed before he flushed its name.
+            let accounts = self.root.join("accounts");
+            files::sync(&accounts).map_err(at("write", &accounts))?;
             return Ok(stored);
         }
         self.save_account(ca, credentials).await?;

@@ -1,7 +1,7 @@
 //! The supervisor in virtual time, with a CA that is scripted.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -52,6 +52,8 @@ struct Signer {
     silent_probes: AtomicUsize,
     /// The window that it suggests for each certificate.
     window: Mutex<Option<Window>>,
+    /// Whether it wants an account.
+    registers: AtomicBool,
 }
 
 impl Signer {
@@ -70,6 +72,7 @@ impl Signer {
             probes: AtomicUsize::new(0),
             silent_probes: AtomicUsize::new(0),
             window: Mutex::default(),
+            registers: AtomicBool::new(false),
         }
     }
 }
@@ -96,8 +99,11 @@ impl acme::Issuer for Signer {
     async fn issue(
         &self,
         order: PendingOrder,
-        _journal: &mut dyn Journal,
+        journal: &mut dyn Journal,
     ) -> Result<String, AcmeError> {
+        if self.registers.load(Ordering::SeqCst) {
+            register(&order.ca, journal).await?;
+        }
         self.orders.fetch_add(1, Ordering::SeqCst);
         let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(now, Ordering::SeqCst);
@@ -165,6 +171,19 @@ impl acme::Issuer for Signer {
     }
 }
 
+async fn register(ca: &str, journal: &mut dyn Journal) -> Result<(), AcmeError> {
+    let failed = |error| AcmeError {
+        ca: ca.into(),
+        phase: Phase::Account,
+        cause: Cause::Journal(error),
+    };
+    if journal.account().await.map_err(failed)?.is_none() {
+        let key = Secret::new("key".into());
+        journal.create_account(&key).await.map_err(failed)?;
+    }
+    Ok(())
+}
+
 fn sign(order: &PendingOrder, now: Timestamp) -> String {
     let at =
         |instant: Timestamp| time::OffsetDateTime::from_unix_timestamp(instant.seconds()).unwrap();
@@ -184,7 +203,7 @@ fn sign(order: &PendingOrder, now: Timestamp) -> String {
 
 /// A server that only counts how often it was told.
 #[derive(Default)]
-struct Told(AtomicUsize, std::sync::atomic::AtomicBool);
+struct Told(AtomicUsize, AtomicBool);
 
 #[async_trait]
 impl crate::deploy::Target for Told {

@@ -151,3 +151,48 @@ async fn a_ca_that_finds_every_certificate_overdue_is_asked_ever_more_rarely() {
     // After 1 and 2 hours, then a twentieth of 90 days, and a little while each.
     assert_eq!(orders.iter().max(), Some(&4), "{orders:?}");
 }
+
+#[tokio::test]
+async fn an_account_too_many_keeps_the_order_waiting_as_it_is() {
+    const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+    let house = House::new();
+    house.signer.registers.store(true, Ordering::SeqCst);
+    let three_hours = START + Duration::from_secs(3 * 3600);
+    let mut used_up = crate::authority::Authority::default();
+    let accounts = crate::authority::Limit::NewAccounts;
+    used_up
+        .spent
+        .insert(accounts, [(String::new(), three_hours)].into());
+    let store = house.parts.store.clone();
+    let none = store.authority(LETS_ENCRYPT).await.unwrap().1;
+    store
+        .save_authority(LETS_ENCRYPT, &used_up, none)
+        .await
+        .unwrap();
+    let (mut supervisor, handle) = Supervisor::new(house.parts.clone(), house.board.clone());
+    let mut certificate = house.certificate("n0.example.com");
+    certificate.wanted.ca = LETS_ENCRYPT.into();
+    let lineage = certificate.wanted.lineage.clone();
+    supervisor.keep(vec![certificate.clone()]).await.unwrap();
+    tokio::spawn(supervisor.run());
+    let ended = handle.work(certificate, Urge::Asked).await.unwrap_err();
+    // Ten in three hours.
+    let until = START + Duration::from_secs(1080);
+    assert!(
+        matches!(&ended, ManageError::OutOfBudget { limit, until: at, .. } if *limit == accounts && *at == until),
+        "{ended}"
+    );
+    assert_eq!(house.orders(), 0);
+    let record = store.load(&lineage).await.unwrap().unwrap().0;
+    assert!(record.order.is_some() && record.failures.count == 0);
+    let left = async || {
+        let known = store.authority(LETS_ENCRYPT).await.unwrap().0;
+        known.spent[&crate::authority::Limit::CertificatesPerDomain]["example.com"]
+    };
+    let spent = left().await;
+    house.settle(&handle, 1).await;
+    house.clock.set(until);
+    house.until("issued", |all| all[0].is_ready()).await;
+    assert_eq!(house.orders(), 1);
+    assert_eq!(left().await, spent, "the order was paid for twice");
+}
