@@ -169,6 +169,7 @@ pub fn spend(
     priority: Priority,
     now: Timestamp,
 ) -> Result<(), Refusal> {
+    rewrite_the_impossible(authority, rules, now);
     let charges = charges(rules, identifiers, counted);
     // A failed validation is counted when it has failed; here it only must not
     // be the one too many.
@@ -358,6 +359,20 @@ fn take(authority: &mut Authority, rule: &Rule, subject: String, now: Timestamp)
     *full_at = ((*full_at).max(now) + rule.interval()).min(emptied);
 }
 
+/// Lets what a clock that was wrong has left behind refill from now on: seen
+/// from each later instant alone, such a bucket would be empty for ever.
+fn rewrite_the_impossible(authority: &mut Authority, rules: &[Rule], now: Timestamp) {
+    for rule in rules {
+        let subjects = authority.spent.get_mut(&rule.limit);
+        for full_at in subjects
+            .into_iter()
+            .flat_map(|subjects| subjects.values_mut())
+        {
+            *full_at = (*full_at).min(now + rule.refill);
+        }
+    }
+}
+
 fn forget_full(authority: &mut Authority, now: Timestamp) {
     for subjects in authority.spent.values_mut() {
         subjects.retain(|_, full_at| *full_at > now);
@@ -447,7 +462,19 @@ mod tests {
             Priority::Forced,
             NOW,
         );
-        assert!(refusal.unwrap_err().until <= NOW + DAY * 7);
+        let until = refusal.unwrap_err().until;
+        assert!(until <= NOW + DAY * 7);
+        let again = |authority: &mut Authority, at| {
+            order(
+                authority,
+                &["example.com"],
+                Counted::Again,
+                Priority::Forced,
+                at,
+            )
+        };
+        assert!(again(&mut authority, NOW + DAY).is_err());
+        again(&mut authority, until).unwrap();
     }
 
     #[test]
