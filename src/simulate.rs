@@ -7,14 +7,20 @@
 //! that does not fit its key? The same plan gives the same answer to the byte.
 
 mod authority;
+mod disk;
+mod faults;
 mod fleet;
 mod issuer;
+mod kill;
+mod limits;
 mod node;
 mod plot;
 pub mod scenario;
+mod script;
 mod store;
 mod tally;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -24,8 +30,11 @@ pub use plot::plot;
 pub use scenario::Scenario;
 
 use crate::certificate::BundleError;
+use crate::time::Timestamp;
 
 const DAY: Duration = Duration::from_secs(86_400);
+/// 2026-12-01T00:00:00Z.
+const START: Timestamp = Timestamp::from_seconds(1_796_083_200);
 
 /// What is simulated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,9 +78,30 @@ pub struct Score {
     pub ledger_breaches: u64,
     /// How often a proxy was made to load its certificates.
     pub reloads: u64,
-    /// From the end of a fault to the last certificate that it had held up,
-    /// where the CA or the owner did not make us wait.
+    /// How often that may be: once a proxy for each certificate, and what is due
+    /// to machines that come back, and to processes and disks that fail.
+    pub reloads_at_most: u64,
+    /// From the end of a fault to the last certificate that it had held up, of
+    /// the faults after which nothing makes us wait.
     pub worst_recovery_seconds: u64,
+    /// For how long a proxy served no certificate though the CA had signed one,
+    /// beyond an hour and a half of peace; or a placeholder after a certificate.
+    pub placeholder_seconds_served: u64,
+    /// First certificates that the CA would have signed, had it been asked.
+    pub certificates_never_issued: u64,
+    /// The most orders for one certificate that was due. What the script has
+    /// lost, or made useless, does not count.
+    pub most_orders_for_one_renewal: u64,
+    /// The longest that a certificate was served after it was called back.
+    pub revoked_seconds_served: u64,
+    /// Leases of machines that were not heard of.
+    pub leases_run_out: u64,
+    /// What such machines would have stored later, and was refused.
+    pub late_saves_refused: u64,
+    /// What went wrong how often, by scenario.
+    pub events: BTreeMap<String, u64>,
+    /// As the worst recovery, by scenario.
+    pub recovery_seconds: BTreeMap<String, u64>,
 }
 
 impl Score {
@@ -91,15 +121,34 @@ impl Score {
             "certificates that nobody needed",
         );
         zero(self.ledger_breaches, "orders that the CA had to refuse");
+        zero(
+            self.placeholder_seconds_served,
+            "seconds without a certificate that there was",
+        );
+        zero(
+            self.certificates_never_issued,
+            "certificates were never issued",
+        );
         if self.orders > 2 * self.due_renewals {
             let (orders, due) = (self.orders, self.due_renewals);
             broken.push(format!("{orders} orders for {due} due renewals"));
         }
-        if self.worst_recovery_seconds > 1800 {
-            let seconds = self.worst_recovery_seconds;
-            broken.push(format!(
-                "{seconds} seconds until all was well after a fault"
-            ));
+        if self.most_orders_for_one_renewal > 2 {
+            let orders = self.most_orders_for_one_renewal;
+            broken.push(format!("{orders} orders for one renewal"));
+        }
+        if self.reloads > self.reloads_at_most {
+            let (reloads, most) = (self.reloads, self.reloads_at_most);
+            broken.push(format!("{reloads} reloads, and {most} are allowed"));
+        }
+        for (name, took) in &self.recovery_seconds {
+            let scenario = name.parse::<Scenario>();
+            let within = scenario.map_or(0, |scenario| scenario.recovers_within().as_secs());
+            if *took > within {
+                broken.push(format!(
+                    "{took} seconds until all was well after {name}, and {within} are allowed"
+                ));
+            }
         }
         broken
     }

@@ -110,7 +110,9 @@ pub trait Clock: Send + Sync {
     /// The current time. May jump in either direction between two calls.
     fn now(&self) -> Timestamp;
 
-    /// Returns once `now()` has reached `instant`; at once when it is past.
+    /// Returns once `now()` has reached `instant`; at once when it is past, and
+    /// no later than after the time that it lay ahead: a clock that is set back
+    /// meanwhile holds nobody up.
     async fn sleep_until(&self, instant: Timestamp);
 }
 
@@ -129,13 +131,28 @@ impl Clock for SystemClock {
     }
 
     async fn sleep_until(&self, instant: Timestamp) {
-        loop {
-            let left = instant.since(self.now());
-            if left.is_zero() {
-                return;
-            }
-            tokio::time::sleep(left.min(LONGEST_SLEEP)).await;
+        sleep_in_parts(instant, || self.now(), tokio::time::sleep).await;
+    }
+}
+
+/// Sleeps until `now` shows `instant` by pauses of a minute at most, and no
+/// longer in all than `instant` lay ahead in the beginning: who sleeps until ten
+/// years hence since the clock was wrong wakes soon after it is set right.
+pub async fn sleep_in_parts<P: Future<Output = ()> + Send>(
+    instant: Timestamp,
+    now: impl Fn() -> Timestamp + Send,
+    pause: impl Fn(Duration) -> P + Send,
+) {
+    let (begun, mut slept) = (instant.since(now()), Duration::ZERO);
+    loop {
+        // Of a clock that was set back only the first part was meant.
+        let left = instant.since(now());
+        let part = left.min(begun.saturating_sub(slept)).min(LONGEST_SLEEP);
+        if part.is_zero() {
+            return;
         }
+        pause(part).await;
+        slept += part;
     }
 }
 
@@ -268,6 +285,21 @@ mod tests {
         let last = Timestamp(i64::MAX);
         assert_eq!(last + Duration::MAX, last);
         assert_eq!(Timestamp(0).since(last), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_is_set_back_holds_no_sleeper_up() {
+        let (now, slept) = (Mutex::new(Timestamp(3_650_000_000)), Mutex::new(Vec::new()));
+        let pause = |part: Duration| {
+            slept.lock().unwrap().push(part.as_secs());
+            // By its first part it is ten years earlier.
+            let mut now = now.lock().unwrap();
+            *now = Timestamp(now.0.rem_euclid(3_650_000_000)) + part;
+            std::future::ready(())
+        };
+        let until = Timestamp(3_650_000_000) + LONGEST_SLEEP * 2;
+        sleep_in_parts(until, || *now.lock().unwrap(), pause).await;
+        assert_eq!(*slept.lock().unwrap(), [60, 60]);
     }
 
     #[tokio::test]

@@ -101,6 +101,21 @@ const KEPT: &[Kept] = &[
     },
 ];
 
+/// What would let the machine's own pace into a story that a seed must replay.
+const IN_NO_STORY: &[&str] = &[
+    "spawn_blocking",
+    "block_in_place",
+    "tokio::time",
+    "std::thread",
+    "SystemTime",
+    "SystemRandom",
+    "SystemClock",
+    "Instant",
+    "new_multi_thread",
+    "HashMap",
+    "HashSet",
+];
+
 const LONGEST: usize = 600;
 
 #[test]
@@ -115,6 +130,16 @@ fn the_types_of_some_crates_stay_in_their_rooms() {
     let house = read_house();
     let faults: Vec<_> = house.iter().flat_map(crates_at_fault).collect();
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn nothing_in_the_simulation_follows_the_machines_own_pace() {
+    let house = read_house();
+    let told = house.iter().filter(|source| source.room() == "simulate");
+    let faults: Vec<_> = told.flat_map(pace_at_fault).collect();
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+    let wrong = "fn f() { tokio::task::spawn_blocking(g); }";
+    assert_eq!(pace_at_fault(&Source::new("simulate/f.rs", wrong)).len(), 1);
 }
 
 #[test]
@@ -294,6 +319,17 @@ fn crates_at_fault(source: &Source) -> Vec<String> {
         }
     }
     faults
+}
+
+fn pace_at_fault(source: &Source) -> Vec<String> {
+    let found = IN_NO_STORY.iter().flat_map(|name| {
+        let places = words(&source.code, name);
+        places.map(move |(at, _)| (line_of(&source.code, at), name))
+    });
+    let path = source.path.display();
+    let fault =
+        |(line, name)| format!("src/{path}:{line}: `{name}` is not for a story that must replay");
+    found.map(fault).collect()
 }
 
 fn form_at_fault(source: &Source) -> Vec<String> {

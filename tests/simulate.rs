@@ -5,21 +5,17 @@ use std::process::Output;
 
 use crate::support::{certs, text};
 
-const SMALL: [&str; 7] = [
-    "simulate",
-    "--nodes",
-    "2",
-    "--certificates",
-    "4",
-    "--days",
-    "20",
-];
+const SMALL: [&str; 5] = ["simulate", "--nodes", "2", "--certificates", "4"];
 
 /// What it printed, and what it told; it ended with `code`.
 fn play(arguments: &[&str], code: i32) -> (String, String) {
     let directory = tempfile::tempdir().unwrap();
     let mut command = certs(directory.path());
-    let output: Output = command.args(SMALL).args(arguments).output().unwrap();
+    command.args(SMALL).args(arguments);
+    if !arguments.contains(&"--days") {
+        command.args(["--days", "20"]);
+    }
+    let output: Output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(code), "{}", text(&output));
     // It needs no directory, and makes none.
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
@@ -56,6 +52,35 @@ fn the_scoreboard_has_its_names_and_is_the_same_each_time() {
 }
 
 #[test]
+fn one_seed_is_as_it_was() {
+    let (json, _) = play(&["--json", "--seed", "3"], 0);
+    insta::assert_snapshot!("simulate-seed-3", json);
+}
+
+#[test]
+fn a_scenario_that_does_not_happen_is_a_usage_error() {
+    let said = play(&["--days", "9", "--scenario", "outages"], 2).1;
+    assert!(
+        said.contains("nothing of outages happens in 9 days"),
+        "{said}"
+    );
+    assert!(said.contains("hint: play more days"), "{said}");
+    // One that is not named may well be missing.
+    play(&["--days", "2", "--scenario", "all"], 0);
+}
+
+#[test]
+fn what_happened_is_counted_by_scenario() {
+    let (json, _) = play(&["--json", "--scenario", "full-disks", "clocks"], 0);
+    let score: serde_json::Value = serde_json::from_str(&json).unwrap();
+    for scenario in ["full-disks", "clocks"] {
+        assert!(score["events"][scenario].as_u64().unwrap() > 0, "{json}");
+        assert!(score["recovery_seconds"][scenario].is_u64(), "{json}");
+    }
+    assert_eq!(score["events"].as_object().unwrap().len(), 2, "{json}");
+}
+
+#[test]
 fn a_scenario_that_there_is_not_is_told_with_those_that_there_are() {
     let said = play(&["--scenario", "outage"], 2).1;
     assert!(
@@ -78,7 +103,7 @@ fn the_plot_is_an_svg_and_the_table_a_table() {
     let scenarios = ["--scenario", "outages", "full-disks"];
     let (shown, _) = play(&[&plot[..], &scenarios].concat(), 0);
     assert!(shown.contains("scenarios: outages, full-disks"), "{shown}");
-    let none = "expired seconds served                         0";
+    let none = "expired seconds served                               0";
     assert!(shown.contains(none), "{shown}");
     let svg = std::fs::read_to_string(&path).unwrap();
     assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));

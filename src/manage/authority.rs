@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::skew;
 use super::{ManageError, Outcome, Parts};
 use crate::acme::{AcmeError, Cause, Issuer};
 use crate::authority::{Authority, Counted, Outage};
@@ -77,14 +78,14 @@ fn show(parts: &Parts, ca: &str, authority: Authority) {
 /// [`ManageError::OutOfBudget`]; nothing is taken then.
 pub(super) async fn spend(
     parts: &Parts,
-    ca: &str,
+    (ca, issuer): (&str, &dyn Issuer),
     record: &Record,
     names: &BTreeSet<Identifier>,
     replaces: Option<&str>,
     priority: Priority,
 ) -> Result<Counted, ManageError> {
-    let now = parts.clock.now();
-    let rules = ledger::rules(ca);
+    let ours = parts.clock.now();
+    let (now, rules) = (skew::there(issuer, ours).await, ledger::rules(ca));
     let counted = ledger::counts_as(record, ca, names, replaces, now);
     if rules.is_empty() {
         return Ok(counted);
@@ -92,7 +93,11 @@ pub(super) async fn spend(
     let spent = change(parts, ca, |authority| {
         ledger::spend(authority, rules, names, counted, priority, now)
     });
-    spent.await?.map_err(out_of_budget)?;
+    spent.await?.map_err(|refusal| {
+        // The time to wait is the same by either clock.
+        let until = ours + refusal.until.since(now);
+        out_of_budget(Refusal { until, ..refusal })
+    })?;
     Ok(counted)
 }
 
@@ -120,14 +125,16 @@ pub(super) async fn register(parts: &Parts, ca: &str) -> Result<(), ManageError>
 }
 
 /// Settles the ledger after an order that came to a certificate: one that the
-/// CA took only when it no longer said what it replaces has counted after all.
+/// CA took only when it no longer said what it replaces has counted after all, at
+/// `now` by the CA's clock.
 pub(super) async fn settle_issued(
     parts: &Parts,
     planned: &PendingOrder,
     sent: Option<&PendingOrder>,
+    now: Timestamp,
 ) {
     let dropped = sent.is_some_and(|sent| sent.replaces.is_none());
-    let (rules, now) = (ledger::rules(&planned.ca), parts.clock.now());
+    let rules = ledger::rules(&planned.ca);
     if rules.is_empty() {
         return;
     }
@@ -153,13 +160,14 @@ pub(super) async fn settle_issued(
 }
 
 /// Settles the ledger after an order that came to nothing; `unproven` are the
-/// names whose validation failed.
+/// names whose validation failed, at `now` by the CA's clock.
 pub(super) async fn settle_failed(
     parts: &Parts,
     order: &PendingOrder,
     unproven: &BTreeSet<Identifier>,
+    now: Timestamp,
 ) {
-    let (rules, now) = (ledger::rules(&order.ca), parts.clock.now());
+    let rules = ledger::rules(&order.ca);
     if rules.is_empty() {
         return;
     }

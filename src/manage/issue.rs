@@ -96,7 +96,7 @@ pub async fn pass(
             urgent: false,
             urge,
         };
-        order(parts, certificate, &mut held, plan).await?;
+        Box::pin(order(parts, certificate, &mut held, plan)).await?;
         issued = true;
     }
     // What could not be handed over is told in the end: first comes what else is
@@ -125,7 +125,8 @@ pub async fn pass(
                     urgent,
                     urge,
                 };
-                let ordered = order(parts, certificate, &mut held, plan).await;
+                // Few passes order: the others do not carry its state about.
+                let ordered = Box::pin(order(parts, certificate, &mut held, plan)).await;
                 if let (Err(_), Some(stuck)) = (&ordered, &stuck) {
                     tracing::error!(lineage = %held.record.lineage, "{stuck}; hint: {}", stuck.hint());
                 }
@@ -140,13 +141,20 @@ pub async fn pass(
                 }
             }
             Next::RefreshWindow => refresh(parts, certificate, &mut held).await?,
+            // Whoever stored it was killed before the CA could be asked.
+            Next::Draw(_) if has_a_window(&held.record) => {
+                refresh(parts, certificate, &mut held).await?;
+            }
             Next::Draw(renewal) => {
                 if let Some(issued) = held.record.issued.as_mut() {
                     issued.renewal = Some(renewal);
                 }
                 held.save(parts, None).await?;
             }
-            Next::Deploy => stuck = hand_over(parts, certificate, &mut held).await.err(),
+            Next::Deploy => {
+                let handed = Box::pin(hand_over(parts, certificate, &mut held)).await;
+                stuck = handed.err();
+            }
             Next::Wait(until) => {
                 return match (stuck, decide::held_up(&held.record, now)) {
                     (Some(error), _) => Err(error),
@@ -158,6 +166,12 @@ pub async fn pass(
             Next::Halt(reason) => return Err(ManageError::Halted(format!("{reason:?}"))),
         }
     }
+}
+
+/// Whether a CA can be asked when to renew it.
+fn has_a_window(record: &Record) -> bool {
+    let issued = record.issued.as_ref();
+    issued.is_some_and(|issued| issued.facts.renewal_id.is_some())
 }
 
 /// Something is due that has failed before: that is no success, though there
@@ -266,7 +280,8 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
     }
     if let Some(order) = dropped {
         // Once, that is after it is gone for good.
-        authority::settle_failed(parts, &order, &BTreeSet::new()).await;
+        let (nothing, now) = (BTreeSet::new(), parts.clock.now());
+        authority::settle_failed(parts, &order, &nothing, now).await;
     }
     Ok(held)
 }

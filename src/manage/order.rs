@@ -84,7 +84,11 @@ pub(super) async fn order(
         authority::reach(parts, place.ca, place.issuer).await?;
     }
     if plan.urge != Urge::Force {
-        skew::due_there(parts, place.ca, place.issuer, &held.record).await?;
+        let due = skew::due_there(parts, place.ca, place.issuer, &held.record).await;
+        if let Err(error @ ManageError::Acme(_)) = &due {
+            note_unsent(parts, held, place.ca, error, plan.heals).await;
+        }
+        due?;
     }
     give_up_elsewhere(parts, held, place.ca).await?;
     let (urge, heals) = (plan.urge, plan.heals);
@@ -117,14 +121,21 @@ pub(super) async fn order(
     }
     match ended {
         Ok(bundle) => {
-            authority::settle_issued(parts, &pending, held.record.order.as_ref()).await;
-            settle(parts, &place, held, &bundle, urge).await?;
+            let there = skew::there(place.issuer, parts.clock.now()).await;
+            let sent = held.record.order.as_ref();
+            authority::settle_issued(parts, &pending, sent, there).await;
+            settle(parts, &place, held, &bundle, urge, there).await?;
             parts.known.accept(&wanted.lineage, &bundle);
             refresh(parts, certificate, held).await
         }
         Err(error) => {
             let now = skew::not_behind(certificate, &held.record, parts.clock.now()).await;
-            note_failure(parts, held, &pending, &error, heals, now).await;
+            // Only what it has judged was counted by its clock.
+            let there = match authority::is_an_answer(&error) {
+                true => skew::there(place.issuer, parts.clock.now()).await,
+                false => now,
+            };
+            note_failure(parts, held, &pending, &error, heals, (now, there)).await;
             Err(error)
         }
     }
@@ -136,7 +147,8 @@ async fn give_up_elsewhere(parts: &Parts, held: &mut Held, ca: &str) -> Result<(
         return Ok(());
     };
     held.save(parts, None).await?;
-    authority::settle_failed(parts, &other, &BTreeSet::new()).await;
+    let (nothing, now) = (BTreeSet::new(), parts.clock.now());
+    authority::settle_failed(parts, &other, &nothing, now).await;
     Ok(())
 }
 
@@ -235,7 +247,7 @@ async fn intend(
     let replaces = plan.replaces.as_deref();
     let counted = authority::spend(
         parts,
-        place.ca,
+        (place.ca, place.issuer),
         &held.record,
         &plan.names,
         replaces,
@@ -254,7 +266,8 @@ async fn intend(
     };
     held.record.order = Some(pending.clone());
     if let Err(error) = held.save(parts, None).await {
-        authority::settle_failed(parts, &pending, &BTreeSet::new()).await;
+        let (nothing, now) = (BTreeSet::new(), parts.clock.now());
+        authority::settle_failed(parts, &pending, &nothing, now).await;
         return Err(error);
     }
     Ok(pending)
@@ -289,15 +302,17 @@ async fn kept_key(
     Ok(stored.map(|(key, _)| key))
 }
 
+/// Stores it, at `now` by the CA's clock: by one that is ahead it could not be
+/// renewed before its end.
 async fn settle(
     parts: &Parts,
     place: &Place<'_>,
     held: &mut Held,
     bundle: &Bundle,
     urge: Urge,
+    now: Timestamp,
 ) -> Result<(), ManageError> {
     let record = &mut held.record;
-    let now = parts.clock.now();
     let early = early(record, bundle.facts(), urge, now);
     let predecessor = record.issued.as_ref().map(|issued| &issued.facts);
     let handover_at = maintenance_window(parts, predecessor, now);
@@ -434,12 +449,41 @@ async fn note_failure(
     order: &PendingOrder,
     error: &ManageError,
     heals: bool,
-    now: Timestamp,
+    (now, there): (Timestamp, Timestamp),
 ) {
     if is_silence(error) {
         authority::is_silent(parts, &order.ca, &error.to_string()).await;
     }
-    let (kind, ended) = match error {
+    let (kind, ended) = kind_of(error);
+    if ended {
+        held.record.order = None;
+    }
+    date_failure(parts, held, &order.ca, error, heals, now).await;
+    // After the save: to count too much is the safe side. What was signed and is
+    // of no use was signed all the same.
+    if ended && matches!(error, ManageError::Acme(_)) {
+        let named = failed_names(error).map(|failed| failed.identifier.clone());
+        let named: BTreeSet<Identifier> = named.collect();
+        let unproven = match kind {
+            FailureKind::Validation if named.is_empty() => order.identifiers.clone(),
+            FailureKind::Validation => named,
+            _ => BTreeSet::new(),
+        };
+        authority::settle_failed(parts, order, &unproven, there).await;
+    }
+}
+
+/// Notes that the CA keeps an order from being begun.
+async fn note_unsent(parts: &Parts, held: &mut Held, ca: &str, error: &ManageError, heals: bool) {
+    if is_silence(error) {
+        authority::is_silent(parts, ca, &error.to_string()).await;
+    }
+    date_failure(parts, held, ca, error, heals, parts.clock.now()).await;
+}
+
+/// Its kind, and whether the order has come to nothing.
+fn kind_of(error: &ManageError) -> (FailureKind, bool) {
+    match error {
         ManageError::Acme(AcmeError { cause, .. }) => match cause {
             Cause::RateLimited { retry_after, .. } => (
                 FailureKind::RateLimited {
@@ -456,41 +500,37 @@ async fn note_failure(
             Cause::Solver(_) | Cause::Journal(_) => (FailureKind::Internal, false),
         },
         _ => (FailureKind::Internal, true),
-    };
-    let record = &mut held.record;
-    if ended {
-        record.order = None;
     }
+}
+
+/// Makes the failure durable, with the instant of the next try.
+async fn date_failure(
+    parts: &Parts,
+    held: &mut Held,
+    ca: &str,
+    error: &ManageError,
+    heals: bool,
+    now: Timestamp,
+) {
+    let record = &mut held.record;
     let facts = record.issued.as_ref().map(|issued| &issued.facts);
     // What is good already is not held up by what it lacks.
     let healing = record.quarantine.as_mut().filter(|_| heals);
     let facts = facts.filter(|_| healing.is_none());
     let failures = match (healing, &mut record.fallback) {
         (Some(quarantine), _) => &mut quarantine.tries,
-        (None, Some(second)) if second.ca == order.ca => &mut second.failures,
+        (None, Some(second)) if second.ca == ca => &mut second.failures,
         _ => &mut record.failures,
     };
     *failures = after_failure(
         failures,
-        kind,
+        kind_of(error).0,
         error.to_string(),
         facts,
         now,
         parts.random.as_ref(),
     );
     held.save_or_warn(parts).await;
-    // After the save: to count too much is the safe side. What was signed and is
-    // of no use was signed all the same.
-    if ended && matches!(error, ManageError::Acme(_)) {
-        let named = failed_names(error).map(|failed| failed.identifier.clone());
-        let named: BTreeSet<Identifier> = named.collect();
-        let unproven = match kind {
-            FailureKind::Validation if named.is_empty() => order.identifiers.clone(),
-            FailureKind::Validation => named,
-            _ => BTreeSet::new(),
-        };
-        authority::settle_failed(parts, order, &unproven).await;
-    }
 }
 
 /// The names that an order came to nothing for, where the CA tells them.

@@ -69,7 +69,9 @@ pub(super) async fn not_behind(
 /// held against the CA's as it is now.
 ///
 /// # Errors
-/// [`ManageError::NotDueThere`].
+/// [`ManageError::NotDueThere`]; and what a CA that has told the time before says
+/// instead of telling it: an order that is written down now would be finished
+/// when it answers again, due or not.
 pub(super) async fn due_there(
     parts: &Parts,
     ca: &str,
@@ -80,6 +82,9 @@ pub(super) async fn due_there(
         return Ok(());
     }
     let Some(dated) = issuer.time(Some(NEWEST)).await else {
+        if record.order.is_none() && issuer.time(None).await.is_some() {
+            issuer.probe().await?;
+        }
         return Ok(());
     };
     let ours = parts.clock.now();
@@ -95,6 +100,16 @@ pub(super) async fn due_there(
         theirs,
         until: ours + due.since(at).min(LOOK_AGAIN),
     })
+}
+
+/// What the CA's clock shows: its limits are counted by it. Ours, where it has
+/// not told or does not answer.
+pub(super) async fn there(issuer: &dyn Issuer, ours: Timestamp) -> Timestamp {
+    if issuer.time(None).await.is_none() {
+        return ours;
+    }
+    let dated = issuer.time(Some(NEWEST)).await;
+    dated.map_or(ours, |dated| dated.there(ours))
 }
 
 /// Whether the clocks are so near each other that waiting is no failure.

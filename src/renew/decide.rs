@@ -1,6 +1,7 @@
 //! The one decision: what does this certificate need next?
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::backoff::LONGEST_LIMIT;
 use super::fallback::{self, Choice};
@@ -10,6 +11,10 @@ use crate::identifier::Identifier;
 use crate::random::Random;
 use crate::record::{Issued, Record, Renewal};
 use crate::time::Timestamp;
+
+/// No window is asked for later than a day from now: an instant beyond it was
+/// written by a clock that was wrong. An hour for clocks that differ a little.
+const LATEST_REFRESH: Duration = Duration::from_secs(25 * 3600);
 
 /// What a certificate needs next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,7 +92,7 @@ fn renew(record: &Record, issued: &Issued, now: Timestamp, random: &dyn Random) 
     };
     let due = due(issued, renewal);
     match renewal.refresh_at {
-        Some(refresh_at) if refresh_at <= now => Next::RefreshWindow,
+        Some(at) if at <= now || at > now + LATEST_REFRESH => Next::RefreshWindow,
         refresh_at => {
             let instants = [refresh_at, healing.flatten()].into_iter().flatten();
             Next::Wait(instants.fold(due, Timestamp::min))
@@ -249,8 +254,6 @@ pub fn is_urgent(record: &Record, now: Timestamp) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use proptest::prelude::*;
 
     use super::*;

@@ -9,6 +9,9 @@ use super::window::critical;
 use crate::record::{Fallback, Record};
 use crate::time::Timestamp;
 
+/// Twice what is waited for a CA that was not to be reached.
+const LONGEST_SILENCE: Duration = Duration::from_secs(300);
+
 /// Failures of the first choice after which the second is asked, where nothing
 /// usable is left.
 const FAILURES: u32 = 3;
@@ -35,12 +38,20 @@ impl Choice {
     }
 }
 
+/// Whether a pause until `at` is one of those there are: a CA that was not to be
+/// reached is left alone for minutes, and longer only by a clock that was wrong.
+fn is_meant(record: &Record, at: Timestamp, now: Timestamp) -> bool {
+    let failures = &record.failures;
+    let counted = failures.count > 0 || failures.asked_to_wait || failures.last.is_none();
+    counted || at <= now + LONGEST_SILENCE
+}
+
 /// From whom an order that is needed comes at `now`.
 ///
 /// # Errors
 /// Until when it waits: both have failed before, or there is but one.
 pub fn choose(record: &Record, now: Timestamp) -> Result<Choice, Timestamp> {
-    let first = ahead(record.failures.retry_at, now);
+    let first = ahead(record.failures.retry_at, now).filter(|at| is_meant(record, *at, now));
     if let Some(second) = &record.fallback {
         let held = ahead(second.failures.retry_at, now);
         let opens = opens(record, second, record.failures.since, now);

@@ -177,31 +177,11 @@ pub fn spend(
     priority: Priority,
     now: Timestamp,
 ) -> Result<(), Refusal> {
+    rewrite_the_impossible(authority, rules, now);
     let charges = charges(rules, identifiers, counted);
     // A failed validation is counted when it has failed; here it only must not
     // be the one too many.
     let checked = validations(rules, identifiers);
-    take_all(authority, charges, checked, priority, now)
-}
-
-/// Takes the token of a new account out of `authority`.
-///
-/// # Errors
-/// When there is none.
-pub fn register(authority: &mut Authority, rules: &[Rule], now: Timestamp) -> Result<(), Refusal> {
-    let rules = rules.iter();
-    let charges = rules.filter(|rule| rule.limit == Limit::NewAccounts);
-    let charges = charges.map(|rule| (rule, String::new())).collect();
-    take_all(authority, charges, Vec::new(), Priority::Forced, now)
-}
-
-fn take_all(
-    authority: &mut Authority,
-    charges: Vec<(&Rule, String)>,
-    checked: Vec<(&Rule, String)>,
-    priority: Priority,
-    now: Timestamp,
-) -> Result<(), Refusal> {
     let refusals = charges
         .iter()
         .cloned()
@@ -227,6 +207,32 @@ fn take_all(
     for (rule, subject) in charges {
         take(authority, rule, subject, now);
     }
+    Ok(())
+}
+
+/// Takes the token of a new account out of `authority`; all other limits are left
+/// alone, since `now` is by our own clock.
+///
+/// # Errors
+/// When there is none.
+pub fn register(authority: &mut Authority, rules: &[Rule], now: Timestamp) -> Result<(), Refusal> {
+    let mut rules = rules.iter();
+    let Some(rule) = rules.find(|rule| rule.limit == Limit::NewAccounts) else {
+        return Ok(());
+    };
+    rewrite_the_impossible(authority, std::slice::from_ref(rule), now);
+    let subject = String::new();
+    let full_at = full_at(authority, rule, &subject, now);
+    let until = full_at.map(|full_at| rule.free_at(full_at, rule.reserve));
+    if let Some(until) = until.filter(|until| *until > now) {
+        let limit = rule.limit;
+        return Err(Refusal {
+            limit,
+            subject,
+            until,
+        });
+    }
+    take(authority, rule, subject, now);
     Ok(())
 }
 
@@ -394,6 +400,20 @@ fn take(authority: &mut Authority, rule: &Rule, subject: String, now: Timestamp)
     // An empty bucket stays as it is: what a CA counted beyond it is over too.
     let emptied = now + rule.refill;
     *full_at = ((*full_at).max(now) + rule.interval()).min(emptied);
+}
+
+/// Lets what a clock that was wrong has left behind refill from now on: seen
+/// from each later instant alone, such a bucket would be empty for ever.
+fn rewrite_the_impossible(authority: &mut Authority, rules: &[Rule], now: Timestamp) {
+    for rule in rules {
+        let subjects = authority.spent.get_mut(&rule.limit);
+        for full_at in subjects
+            .into_iter()
+            .flat_map(|subjects| subjects.values_mut())
+        {
+            *full_at = (*full_at).min(now + rule.refill);
+        }
+    }
 }
 
 fn forget_full(authority: &mut Authority, now: Timestamp) {

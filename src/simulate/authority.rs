@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::DAY;
+use super::limits::{Buckets, Limit, limits, registered};
 use crate::ca::{CaError, Signing, share};
 use crate::certificate::{Facts, Fingerprint, Secret};
 use crate::identifier::Identifier;
@@ -21,7 +22,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const SECOND: Duration = Duration::from_secs(1);
 
 /// What the scenarios do to it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Weather {
     /// It is not to be reached.
     pub(super) down: bool,
@@ -31,8 +32,6 @@ pub(super) struct Weather {
     pub(super) short: bool,
     /// Of a thousand replies, so many are lost after it has acted.
     pub(super) lost: u64,
-    /// Names that it cannot validate.
-    pub(super) unproven: BTreeSet<Identifier>,
 }
 
 /// What it has counted.
@@ -48,6 +47,9 @@ pub(super) struct Counts {
     pub(super) outside: u64,
     /// Orders that it refused by its limits.
     pub(super) breaches: u64,
+    /// The most orders that it took for one certificate that was needed, without
+    /// those of which it is to blame itself that they came to nothing.
+    pub(super) most_orders: u64,
 }
 
 /// Why it takes no order.
@@ -55,8 +57,26 @@ pub(super) struct Counts {
 pub(super) enum Refusal {
     /// Another certificate replaces that one already.
     AlreadyReplaced,
+    /// It knows of no certificate that would be replaced.
+    UnknownReplaced,
     /// A limit is reached for so long.
     Limited(Duration),
+}
+
+/// What there is for a set of names, as the CA knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Nothing yet.
+    Unissued {
+        /// Whether its limits have room for all that waits.
+        room: bool,
+    },
+    /// A certificate.
+    Issued {
+        leaf: Fingerprint,
+        /// Whether it should have been replaced by now.
+        overdue: bool,
+    },
 }
 
 struct Order {
@@ -80,6 +100,8 @@ pub(super) struct Authority(Mutex<Inside>);
 struct Inside {
     signing: Signing,
     weather: Weather,
+    /// Names that it cannot validate.
+    unproven: BTreeSet<Identifier>,
     counts: Counts,
     /// By number.
     orders: BTreeMap<u64, Order>,
@@ -92,29 +114,9 @@ struct Inside {
     previous: BTreeMap<BTreeSet<Identifier>, String>,
     /// Which key each leaf was signed for.
     keys: BTreeMap<String, Secret>,
-    /// When each bucket is full again.
-    buckets: BTreeMap<(Limit, String), Timestamp>,
-}
-
-/// What it counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Limit {
-    Orders,
-    Domain,
-    Duplicates,
-    Failures,
-}
-
-impl Limit {
-    /// Tokens in a full bucket, and what one takes to come back.
-    fn most(self) -> (u32, Duration) {
-        match self {
-            Self::Orders => (300, 3 * HOUR / 300),
-            Self::Domain => (50, 7 * DAY / 50),
-            Self::Duplicates => (5, 7 * DAY / 5),
-            Self::Failures => (5, HOUR / 5),
-        }
-    }
+    buckets: Buckets,
+    /// Orders since the last certificate that was needed.
+    tries: BTreeMap<BTreeSet<Identifier>, u64>,
 }
 
 impl Authority {
@@ -122,6 +124,7 @@ impl Authority {
         Ok(Self(Mutex::new(Inside {
             signing: Signing::new(now)?,
             weather: Weather::default(),
+            unproven: BTreeSet::new(),
             counts: Counts::default(),
             orders: BTreeMap::new(),
             next_order: 0,
@@ -129,20 +132,32 @@ impl Authority {
             newest: BTreeMap::new(),
             previous: BTreeMap::new(),
             keys: BTreeMap::new(),
-            buckets: BTreeMap::new(),
+            buckets: Buckets::default(),
+            tries: BTreeMap::new(),
         })))
     }
 
     pub(super) fn weather(&self) -> Weather {
-        self.lock().weather.clone()
+        self.lock().weather
     }
 
     pub(super) fn change_weather(&self, change: impl FnOnce(&mut Weather)) {
         change(&mut self.lock().weather);
     }
 
+    /// From here on it cannot validate these, and no others.
+    pub(super) fn doubt(&self, unproven: BTreeSet<Identifier>) {
+        self.lock().unproven = unproven;
+    }
+
     pub(super) fn counts(&self) -> Counts {
-        self.lock().counts
+        let inside = self.lock();
+        let tries = inside.tries.values().copied().max().unwrap_or_default();
+        let most_orders = inside.counts.most_orders.max(tries);
+        Counts {
+            most_orders,
+            ..inside.counts
+        }
     }
 
     /// Takes an order, or says why not.
@@ -156,17 +171,18 @@ impl Authority {
         let exempt = inside.is_exempt(order, now)?;
         let again = inside.newest.contains_key(&order.identifiers);
         for limit in limits(exempt, again) {
-            for subject in subjects(limit, &order.identifiers) {
-                if let Some(wait) = inside.is_full(limit, subject, now) {
+            for subject in limit.subjects(&order.identifiers) {
+                if let Some(wait) = inside.buckets.is_full(*limit, subject, now) {
                     inside.counts.breaches += 1;
                     return Err(Refusal::Limited(wait));
                 }
             }
         }
         if !exempt && !again {
-            inside.take(Limit::Orders, String::new(), now);
+            inside.buckets.take(Limit::Orders, String::new(), now);
         }
         inside.counts.orders += 1;
+        *inside.tries.entry(order.identifiers.clone()).or_default() += 1;
         inside.counts.outside += u64::from(again && !exempt);
         inside.next_order += 1;
         inside.forget_orders(now);
@@ -183,15 +199,24 @@ impl Authority {
         Ok(format!("{ORDER}{number}"))
     }
 
+    /// By the script, nobody can know of an order that it took for `names`.
+    pub(super) fn excuse(&self, names: &BTreeSet<Identifier>) {
+        self.lock().excuse(names);
+    }
+
     /// Whether control of all names was proven; the order is void otherwise.
     pub(super) fn validate(&self, order: &PendingOrder, now: Timestamp) -> bool {
         let mut inside = self.lock();
-        let unproven = inside.weather.unproven.clone();
-        let failed: Vec<_> = order.identifiers.intersection(&unproven).collect();
-        for name in &failed {
-            inside.take(Limit::Failures, name.to_string(), now);
+        let inside = &mut *inside;
+        let mut failed = order.identifiers.intersection(&inside.unproven).peekable();
+        if failed.peek().is_none() {
+            return true;
         }
-        failed.is_empty()
+        for name in failed {
+            inside.buckets.take(Limit::Failures, name.to_string(), now);
+        }
+        inside.excuse(&order.identifiers);
+        false
     }
 
     /// Signs for an order, once: asked again it gives what it has signed.
@@ -200,14 +225,15 @@ impl Authority {
         url: &str,
         key_pem: &Secret,
         now: Timestamp,
-    ) -> Result<Option<String>, CaError> {
+    ) -> Result<Option<Signed>, CaError> {
         let mut inside = self.lock();
         let number = number(url);
         let Some(order) = inside.orders.get(&number) else {
             return Ok(None);
         };
-        if let Some(chain) = &order.chain {
-            return Ok(Some(chain.clone()));
+        if let Some(chain) = order.chain.clone() {
+            let is_first = false;
+            return Ok(Some(Signed { chain, is_first }));
         }
         let (names, lifetime) = (order.identifiers.clone(), order.lifetime);
         let (replaces, exempt) = (order.replaces.clone(), order.exempt);
@@ -220,6 +246,7 @@ impl Authority {
         let validity = (not_before, not_after);
         let (facts, chain) = inside.signing.sign(key_pem, &names, validity, now)?;
         inside.count(&names, exempt, now);
+        let is_first = !short && !inside.newest.contains_key(&names);
         if let Some(replaced) = replaces.and_then(|id| inside.known.get_mut(&id)) {
             replaced.replaced = true;
         }
@@ -242,7 +269,7 @@ impl Authority {
         if let Some(order) = inside.orders.get_mut(&number) {
             order.chain = Some(chain.clone());
         }
-        Ok(Some(chain))
+        Ok(Some(Signed { chain, is_first }))
     }
 
     /// The order has failed.
@@ -257,17 +284,20 @@ impl Authority {
         Some(known.window(now))
     }
 
-    /// Calls back one in `part` of what is good, and says how many that are.
-    pub(super) fn call_back(&self, part: usize) -> usize {
+    /// Calls back one in `part` of what is good, from `first` on, and says which.
+    pub(super) fn call_back(&self, part: usize, first: usize) -> BTreeSet<String> {
         let mut inside = self.lock();
         // By names: identifiers of certificates are random.
-        let chosen: Vec<String> = inside.newest.values().step_by(part).cloned().collect();
+        let newest = inside.newest.values().skip(first % part);
+        let chosen: Vec<String> = newest.step_by(part).cloned().collect();
+        let mut leaves = BTreeSet::new();
         for id in &chosen {
             if let Some(known) = inside.known.get_mut(id) {
                 known.revoked = true;
+                leaves.insert(known.facts.fingerprint.to_string());
             }
         }
-        chosen.len()
+        leaves
     }
 
     /// Whether the leaf was signed for that key.
@@ -275,9 +305,70 @@ impl Authority {
         self.lock().keys.get(&leaf.to_string()) == Some(key_pem)
     }
 
+    /// Whether `leaf` is all that could be wished for `names` at `now`.
+    pub(super) fn is_the_best(
+        &self,
+        names: &BTreeSet<Identifier>,
+        leaf: &Fingerprint,
+        now: Timestamp,
+    ) -> bool {
+        let inside = self.lock();
+        let newest = inside.newest.get(names).and_then(|id| inside.known.get(id));
+        newest.is_some_and(|known| known.facts.fingerprint == *leaf && !known.is_overdue(now))
+    }
+
+    /// What there is for each of `all`.
+    pub(super) fn standing<'n>(
+        &self,
+        all: impl Iterator<Item = &'n BTreeSet<Identifier>>,
+        now: Timestamp,
+    ) -> Vec<Standing> {
+        let (inside, all) = (self.lock(), all.collect::<Vec<_>>());
+        let waiting = all
+            .iter()
+            .filter(|names| !inside.newest.contains_key(**names));
+        let (mut orders, mut by_domain) = (0, BTreeMap::<String, u32>::new());
+        for name in waiting.flat_map(|names| names.iter()) {
+            orders += 1;
+            *by_domain.entry(registered(name)).or_default() += 1;
+        }
+        let room = |limit, subject| inside.buckets.room(limit, subject, now);
+        let enough = orders <= room(Limit::Orders, String::new());
+        let standing = all.iter().map(|names| {
+            match inside
+                .newest
+                .get(*names)
+                .and_then(|id| inside.known.get(id))
+            {
+                Some(known) => Standing::Issued {
+                    leaf: known.facts.fingerprint.clone(),
+                    overdue: known.is_overdue(now),
+                },
+                None => {
+                    let mut domains = names.iter().map(registered);
+                    let fits = domains.all(|domain| {
+                        let waiting = by_domain.get(&domain).copied().unwrap_or_default();
+                        waiting <= room(Limit::Domain, domain)
+                    });
+                    Standing::Unissued {
+                        room: enough && fits,
+                    }
+                }
+            }
+        });
+        standing.collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inside> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What came of an order.
+pub(super) struct Signed {
+    pub(super) chain: String,
+    /// Whether there was none for these names before.
+    pub(super) is_first: bool,
 }
 
 impl Known {
@@ -294,14 +385,18 @@ impl Known {
     fn is_needed(&self, now: Timestamp) -> bool {
         !self.revoked && now < share(self.facts.not_before, self.facts.not_after).start
     }
+
+    fn is_overdue(&self, now: Timestamp) -> bool {
+        self.revoked || share(self.facts.not_before, self.facts.not_after).end <= now
+    }
 }
 
 impl Inside {
     fn is_exempt(&self, order: &PendingOrder, now: Timestamp) -> Result<bool, Refusal> {
-        let replaced = order.replaces.as_ref().and_then(|id| self.known.get(id));
-        let Some(replaced) = replaced else {
+        let Some(replaced) = &order.replaces else {
             return Ok(false);
         };
+        let replaced = self.known.get(replaced).ok_or(Refusal::UnknownReplaced)?;
         if replaced.replaced {
             return Err(Refusal::AlreadyReplaced);
         }
@@ -315,8 +410,12 @@ impl Inside {
         let spare = newest.is_some_and(|newest| newest.is_needed(now));
         if spare {
             self.counts.duplicates += 1;
-        } else if !self.weather.short {
+        } else if self.weather.short {
+            self.excuse(names);
+        } else {
             self.counts.needed += 1;
+            let tries = self.tries.remove(names).unwrap_or_default();
+            self.counts.most_orders = self.counts.most_orders.max(tries);
         }
         if exempt {
             return;
@@ -326,24 +425,16 @@ impl Inside {
             if again && limit == Limit::Domain {
                 continue;
             }
-            for subject in subjects(limit, names) {
-                self.take(limit, subject, now);
+            for subject in limit.subjects(names) {
+                self.buckets.take(limit, subject, now);
             }
         }
     }
 
-    /// How long until there is room again; `None` when there is.
-    fn is_full(&self, limit: Limit, subject: String, now: Timestamp) -> Option<Duration> {
-        let full_at = *self.buckets.get(&(limit, subject))?;
-        let (most, interval) = limit.most();
-        let wait = full_at.since(now);
-        (wait > interval * (most - 1)).then(|| wait - interval * (most - 1))
-    }
-
-    fn take(&mut self, limit: Limit, subject: String, now: Timestamp) {
-        let (_, interval) = limit.most();
-        let full_at = self.buckets.entry((limit, subject)).or_insert(now);
-        *full_at = (*full_at).max(now) + interval;
+    fn excuse(&mut self, names: &BTreeSet<Identifier>) {
+        if let Some(tries) = self.tries.get_mut(names) {
+            *tries = tries.saturating_sub(1);
+        }
     }
 
     /// An order lives for a week.
@@ -368,39 +459,6 @@ fn number(url: &str) -> u64 {
         .strip_prefix(ORDER)
         .and_then(|number| number.parse().ok());
     number.unwrap_or_default()
-}
-
-fn limits(exempt: bool, again: bool) -> Vec<Limit> {
-    match (exempt, again) {
-        (true, _) => vec![],
-        (false, true) => vec![Limit::Duplicates, Limit::Failures],
-        (false, false) => vec![
-            Limit::Orders,
-            Limit::Domain,
-            Limit::Duplicates,
-            Limit::Failures,
-        ],
-    }
-}
-
-fn subjects(limit: Limit, names: &BTreeSet<Identifier>) -> Vec<String> {
-    match limit {
-        Limit::Orders => vec![String::new()],
-        Limit::Duplicates => {
-            let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-            vec![names.join(",")]
-        }
-        Limit::Failures => names.iter().map(ToString::to_string).collect(),
-        // Two labels: the simulation's names are all below .com.
-        Limit::Domain => {
-            let domains = names.iter().map(|name| {
-                let name = name.to_string();
-                let labels: Vec<&str> = name.rsplitn(3, '.').take(2).collect();
-                format!("{}.{}", labels.last().unwrap_or(&""), labels[0])
-            });
-            domains.collect::<BTreeSet<_>>().into_iter().collect()
-        }
-    }
 }
 
 /// Shared by all nodes.

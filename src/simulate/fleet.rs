@@ -1,20 +1,22 @@
 //! The world: sets up the CA, the store and the nodes, lets the scenarios loose
 //! on them, and runs the clock.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::task::JoinSet;
 
-use super::authority::{Authority, DIRECTORY, Shared};
+use super::authority::{Authority, DIRECTORY, Shared, Standing};
 use super::issuer::NodeIssuer;
-use super::node::{Ailments, Node, NodeClock, NodeDisk, NodeProver, NodeProxy};
-use super::scenario::{Event, at_a_node, at_the_ca, part};
-use super::store::NodeStore;
-use super::tally::{Place, Tally};
-use super::{DAY, Plan, Scenario, Score, SimulationError, Timeline};
+use super::limits::first_issuance;
+use super::node::{Node, NodeClock, NodeDisk, NodeProver, NodeProxy};
+use super::scenario::Event;
+use super::script::Script;
+use super::store::{NodeStore, SharedStore};
+use super::tally::Tally;
+use super::{DAY, Plan, START, Scenario, Score, SimulationError, Timeline};
 use crate::certificate::{KeyType, Known, Secret};
 use crate::deploy::Target;
 use crate::deploy::verify::Endpoint;
@@ -23,35 +25,31 @@ use crate::manage::supervise::Supervisor;
 use crate::manage::{Certificate, Keys, ManageError, Parts, SPACING, SPREAD, Wanted};
 use crate::observe::{Board, Metrics};
 use crate::random::{Random, SeededRandom};
-use crate::record::Failures;
-use crate::renew::decide::{Next, next};
 use crate::store::Store;
-use crate::store::memory::MemoryStore;
 use crate::time::{Clock, Timestamp, VirtualClock};
 
-/// 2026-12-01T00:00:00Z.
-const START: Timestamp = Timestamp::from_seconds(1_796_083_200);
 const HOUR: Duration = Duration::from_secs(3600);
 const SAMPLE: Duration = Duration::from_secs(6 * 3600);
 /// Keys are made before the beginning, and used again and again.
 const KEYS: usize = 16;
 /// A restart of the process takes up to a minute.
-const RESTART: Duration = Duration::from_secs(60);
-/// Restarts in a row, about a minute apart.
-const STORM: usize = 50;
+pub(super) const RESTART: Duration = Duration::from_secs(60);
+/// Names below the first registered domain: more than its limit lets through.
+const CROWDED: usize = 60;
 
 /// What all tasks of the simulation share.
-struct World {
-    plan: Plan,
-    clock: Arc<VirtualClock>,
-    authority: Shared,
-    tally: Arc<Tally>,
-    store: Arc<MemoryStore>,
-    nodes: Vec<Arc<Node>>,
+pub(super) struct World {
+    pub(super) plan: Plan,
+    pub(super) clock: Arc<VirtualClock>,
+    pub(super) authority: Shared,
+    pub(super) tally: Arc<Tally>,
+    pub(super) script: Arc<Script>,
+    pub(super) store: Arc<SharedStore>,
+    pub(super) nodes: Vec<Arc<Node>>,
     keys: Arc<KeyPool>,
     known: Known,
     endpoint: Endpoint,
-    lineages: Vec<(Lineage, BTreeSet<Identifier>, Duration)>,
+    pub(super) lineages: Vec<(Lineage, BTreeSet<Identifier>, Duration)>,
 }
 
 /// Keys that exist already; which one comes next is drawn.
@@ -69,8 +67,13 @@ impl Keys for KeyPool {
 }
 
 pub(super) fn play(plan: &Plan) -> Result<(Score, Timeline), SimulationError> {
+    play_by(plan, Script::new(plan))
+}
+
+/// As [`play`], with what goes wrong as `script` has it.
+pub(super) fn play_by(plan: &Plan, script: Script) -> Result<(Score, Timeline), SimulationError> {
     let clock = Arc::new(VirtualClock::new(START));
-    let world = Arc::new(World::new(plan.clone(), clock.clone())?);
+    let world = Arc::new(World::new(plan.clone(), script, clock.clone())?);
     // Nothing is left to do at this instant: on to the next.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .on_thread_park(move || {
@@ -81,8 +84,9 @@ pub(super) fn play(plan: &Plan) -> Result<(Score, Timeline), SimulationError> {
 }
 
 impl World {
-    fn new(plan: Plan, clock: Arc<VirtualClock>) -> Result<Self, SimulationError> {
-        let (authority, tally) = (Arc::new(Authority::new(START)?), Arc::new(Tally::default()));
+    fn new(plan: Plan, script: Script, clock: Arc<VirtualClock>) -> Result<Self, SimulationError> {
+        let (authority, script) = (Arc::new(Authority::new(START)?), Arc::new(script));
+        let tally = Arc::new(Tally::new(script.clone()));
         let nodes = (0..plan.nodes).map(|index| {
             let (clock, authority) = (clock.clone(), authority.clone());
             Arc::new(Node::new(index, clock, authority, tally.clone()))
@@ -102,27 +106,27 @@ impl World {
             clock,
             authority,
             tally,
+            script,
             plan,
         })
     }
 
-    fn span(&self) -> Duration {
+    pub(super) fn span(&self) -> Duration {
         DAY * self.plan.days
     }
 
-    fn is_chosen(&self, scenario: Scenario) -> bool {
+    pub(super) fn is_chosen(&self, scenario: Scenario) -> bool {
         self.plan.scenarios.contains(&scenario)
     }
 
     async fn run(self: Arc<Self>) -> (Score, Timeline) {
-        let events = at_the_ca(&self.plan.scenarios, self.plan.seed, self.span());
         let timeline = Arc::new(Mutex::new(Timeline::default()));
         let mut tasks = JoinSet::new();
         for node in &self.nodes {
             tasks.spawn(self.clone().keep(node.clone()));
             tasks.spawn(self.clone().afflict(node.clone()));
         }
-        tasks.spawn(self.clone().trouble_the_ca(events.clone()));
+        tasks.spawn(self.clone().trouble_the_ca());
         tasks.spawn(self.clone().watch(timeline.clone()));
         if self.is_chosen(Scenario::LostReplies) {
             self.authority.change_weather(|weather| weather.lost = 30);
@@ -130,20 +134,28 @@ impl World {
         self.clock.sleep_until(START + self.span()).await;
         tasks.abort_all();
         while tasks.join_next().await.is_some() {}
-        let score = self.score().await;
+        let score = self.score();
         let mut timeline = timeline.lock().unwrap_or_else(PoisonError::into_inner);
         timeline.outside_window = self.authority.counts().outside;
-        timeline.events = events.iter().map(named).collect();
+        timeline.events = self.script.at_the_ca.iter().map(named).collect();
         (score, std::mem::take(&mut *timeline))
     }
 
-    async fn score(&self) -> Score {
-        let (plan, counts) = (&self.plan, self.authority.counts());
-        let sums = self.tally.sums(START + self.span());
-        let mut overdue = 0;
-        for (lineage, ..) in &self.lineages {
-            overdue += u64::from(self.needs_an_order(lineage).await);
-        }
+    fn score(&self) -> Score {
+        let (plan, counts, end) = (&self.plan, self.authority.counts(), START + self.span());
+        let sums = self.tally.sums(end);
+        let standing = self.standing(end);
+        let waits = |one: &&Standing| match one {
+            Standing::Unissued { .. } => true,
+            Standing::Issued { overdue, .. } => *overdue,
+        };
+        let overdue = standing.iter().filter(waits).count() as u64;
+        let within = |scenario: &Scenario| {
+            let took = sums.recoveries.get(scenario).copied();
+            seconds(took.unwrap_or_default())
+        };
+        let happened = self.script.happened();
+        let (leases, refused) = self.store.counts();
         Score {
             seed: plan.seed,
             nodes: plan.nodes,
@@ -157,61 +169,67 @@ impl World {
             duplicate_certificates: counts.duplicates,
             ledger_breaches: counts.breaches,
             reloads: sums.reloads,
-            worst_recovery_seconds: seconds(sums.worst_recovery),
+            reloads_at_most: self.reloads_at_most(&happened),
+            worst_recovery_seconds: happened
+                .keys()
+                .filter(|one| one.recovers_within() == Scenario::Outages.recovers_within())
+                .map(within)
+                .max()
+                .unwrap_or_default(),
+            placeholder_seconds_served: seconds(sums.bare),
+            certificates_never_issued: self.never_issued(&standing),
+            most_orders_for_one_renewal: counts.most_orders,
+            revoked_seconds_served: seconds(sums.called_back),
+            leases_run_out: leases,
+            late_saves_refused: refused,
+            events: happened
+                .iter()
+                .map(|(scenario, count)| (scenario.to_string(), *count))
+                .collect(),
+            recovery_seconds: happened
+                .keys()
+                .map(|scenario| (scenario.to_string(), within(scenario)))
+                .collect(),
         }
     }
 
-    /// The process on one node: it runs until it is killed or its machine is
-    /// taken away, and starts again.
-    async fn keep(self: Arc<Self>, node: Arc<Node>) {
-        let kills = Scenario::Crashes.random(self.plan.seed, node.index);
-        let (mut store, mut storm) = (self.node_store(&node), 0);
-        let scaling = Scenario::Scaling.random(self.plan.seed, node.index);
-        let scales = self.is_chosen(Scenario::Scaling) && node.index > 0;
-        let mut retires = START + DAY * 10 + part(DAY * 20, &scaling);
-        loop {
-            let mut process = JoinSet::new();
-            process.spawn(self.clone().supervise(node.clone(), store.clone()));
-            let mut ends = self.clock.now() + self.until_killed(&kills, &mut storm);
-            let retire = scales && retires <= ends;
-            if retire {
-                ends = retires;
-            }
-            self.clock.sleep_until(ends).await;
-            process.abort_all();
-            while process.join_next().await.is_some() {}
-            let mut pause = part(RESTART, &kills);
-            if retire {
-                node.retire();
-                store = self.node_store(&node);
-                pause = DAY + part(DAY * 4, &scaling);
-                retires = ends + pause + DAY * 10 + part(DAY * 20, &scaling);
-            }
-            self.clock.sleep_until(ends + pause).await;
-        }
+    /// Each proxy loads each certificate once, and all of them when its machine
+    /// comes back empty. What was under way in a process that is killed, or on a
+    /// disk that fills up, may have been loaded and not noted.
+    fn reloads_at_most(&self, happened: &BTreeMap<Scenario, u64>) -> u64 {
+        const IN_FLIGHT: u64 = 4;
+        let counts = self.authority.counts();
+        let (nodes, all) = (self.nodes.len() as u64, self.lineages.len() as u64);
+        let times = |scenario| happened.get(&scenario).copied().unwrap_or_default();
+        let unnoted = times(Scenario::Crashes) + times(Scenario::FullDisks);
+        nodes * (counts.needed + counts.duplicates)
+            + all * times(Scenario::Scaling)
+            + IN_FLIGHT * unnoted
     }
 
-    /// How long until the process is killed; `storm` counts those that follow
-    /// each other.
-    fn until_killed(&self, random: &dyn Random, storm: &mut usize) -> Duration {
-        if !self.is_chosen(Scenario::Crashes) {
-            return self.span() * 2;
-        }
-        if *storm > 0 {
-            *storm -= 1;
-            return part(RESTART, random);
-        }
-        if random.below(20) == 0 {
-            *storm = STORM;
-        }
-        DAY + part(DAY * 20, random)
+    /// What is known of each lineage at the CA.
+    pub(super) fn standing(&self, now: Timestamp) -> Vec<Standing> {
+        let names = self.lineages.iter().map(|(_, names, _)| names);
+        self.authority.standing(names, now)
     }
 
-    fn node_store(&self, node: &Arc<Node>) -> Arc<dyn Store> {
+    /// Certificates that the CA would have signed by now, had it been asked: a day
+    /// after its limits, and what the script did to it, left time for all of them.
+    fn never_issued(&self, standing: &[Standing]) -> u64 {
+        let names = self.lineages.iter().flat_map(|(_, names, _)| names);
+        let held_up = self.script.held_up_until(START + self.span());
+        if self.span() < first_issuance(names) + held_up + DAY {
+            return 0;
+        }
+        let unissued = |one: &&Standing| matches!(one, Standing::Unissued { .. });
+        standing.iter().filter(unissued).count() as u64
+    }
+
+    pub(super) fn node_store(&self, node: &Arc<Node>) -> Arc<dyn Store> {
         Arc::new(NodeStore::new(self.store.clone(), node.clone()))
     }
 
-    async fn supervise(self: Arc<Self>, node: Arc<Node>, store: Arc<dyn Store>) {
+    pub(super) async fn supervise(self: Arc<Self>, node: Arc<Node>, store: Arc<dyn Store>) {
         let clock: Arc<dyn Clock> = Arc::new(NodeClock(node.clone()));
         let random: Arc<dyn Random> = Arc::new(SeededRandom::new(
             self.plan.seed ^ ((node.index as u64 + 1) << 40) ^ self.clock.now().seconds() as u64,
@@ -267,97 +285,6 @@ impl World {
         }
     }
 
-    async fn afflict(self: Arc<Self>, node: Arc<Node>) {
-        let (plan, span) = (&self.plan, self.span());
-        for event in at_a_node(&plan.scenarios, plan.seed, node.index, span) {
-            let begins = START + event.begins;
-            let ends = begins + event.lasts;
-            self.clock.sleep_until(begins).await;
-            self.tally.fault_begins(Some(node.index), begins);
-            node.change(|ailments| match event.scenario {
-                Scenario::FullDisks => ailments.disk_full = true,
-                Scenario::Partitions => ailments.cut_off = true,
-                Scenario::DeafProxies => ailments.deaf = true,
-                Scenario::Suspensions => ailments.frozen_until = Some(ends),
-                _ => {}
-            });
-            self.clock.sleep_until(ends).await;
-            node.change(|ailments| *ailments = Default::default());
-            self.fault_over(std::slice::from_ref(&node)).await;
-        }
-    }
-
-    async fn trouble_the_ca(self: Arc<Self>, events: Vec<Event>) {
-        let random = Scenario::UnprovenNames.random(self.plan.seed, 0);
-        for event in events {
-            self.clock.sleep_until(START + event.begins).await;
-            self.tally.fault_begins(None, self.clock.now());
-            self.authority
-                .change_weather(|weather| match event.scenario {
-                    Scenario::Outages | Scenario::LongOutage => weather.down = true,
-                    Scenario::RateLimits => weather.busy = true,
-                    Scenario::UselessCertificates => weather.short = true,
-                    Scenario::UnprovenNames => {
-                        let all = self.lineages.iter().flat_map(|(_, names, _)| names);
-                        weather.unproven = all.filter(|_| random.below(50) == 0).cloned().collect();
-                    }
-                    _ => {}
-                });
-            if event.scenario == Scenario::MassRevocation {
-                self.authority.call_back(3);
-            }
-            let ends = START + event.begins + event.lasts;
-            self.clock.sleep_until(ends).await;
-            self.authority.change_weather(|weather| {
-                (weather.down, weather.busy, weather.short) = (false, false, false);
-                weather.unproven.clear();
-            });
-            // After the others the CA itself, or the owner, has made us wait.
-            if let Scenario::Outages | Scenario::LongOutage = event.scenario {
-                self.fault_over(&self.nodes).await;
-            }
-        }
-    }
-
-    /// Notes what is left undone on `nodes`, without what the CA or the owner
-    /// makes wait at this instant.
-    async fn fault_over(&self, nodes: &[Arc<Node>]) {
-        let weather = self.authority.weather();
-        let troubled = weather.down || weather.busy || weather.short;
-        let mut left: BTreeSet<Place> = BTreeSet::new();
-        for (lineage, ..) in &self.lineages {
-            let Ok(Some((record, _))) = self.store.load(lineage).await else {
-                continue;
-            };
-            let Some(issued) = record.issued.as_ref().map(|issued| issued.generation) else {
-                continue;
-            };
-            let waits = record.failures.count > 0 || record.failures.asked_to_wait;
-            let due = !troubled && !waits && self.needs_an_order(lineage).await;
-            // One that has a fault of its own is looked at when that is over.
-            let well = |node: &&Arc<Node>| node.ailments() == Ailments::default();
-            for node in nodes.iter().filter(well) {
-                let served = node.serves(lineage).map(|(generation, _)| generation);
-                if served.is_some_and(|served| due || served < issued) {
-                    left.insert((node.index, lineage.clone()));
-                }
-            }
-        }
-        self.tally.fault_over(left, self.clock.now());
-    }
-
-    async fn needs_an_order(&self, lineage: &Lineage) -> bool {
-        let Ok(Some((mut record, _))) = self.store.load(lineage).await else {
-            return true;
-        };
-        record.failures = Failures::default();
-        let now = self.clock.now();
-        matches!(
-            next(&record, now, &SeededRandom::new(0)),
-            Next::Issue { .. }
-        )
-    }
-
     /// Writes the timeline.
     async fn watch(self: Arc<Self>, timeline: Arc<Mutex<Timeline>>) {
         let (mut at, mut orders) = (START, 0);
@@ -377,27 +304,20 @@ impl World {
 
     /// In thousandths of a life.
     fn least_left(&self, now: Timestamp) -> u32 {
-        let mut least = 1000;
-        for node in &self.nodes {
-            for (lineage, _, lifetime) in &self.lineages {
-                if let Some((_, until)) = node.serves(lineage) {
-                    let left = until.since(now).as_secs() * 1000 / lifetime.as_secs();
-                    least = least.min(u32::try_from(left).unwrap_or(1000));
-                }
-            }
-        }
-        least
+        let least = self.nodes.iter().map(|node| node.least_left(now)).min();
+        u32::try_from(least.unwrap_or(1000)).unwrap_or(1000)
     }
 }
 
-/// Of ten below each registered domain, five live for 45 days, four for 90 days
-/// and one for 160 hours.
+/// Of ten, five live for 45 days, four for 90 days and one for 160 hours. The
+/// first sixty are below one registered domain, the others ten by ten.
 fn lineages(
     plan: &Plan,
 ) -> Result<Vec<(Lineage, BTreeSet<Identifier>, Duration)>, SimulationError> {
     let only_45 = plan.scenarios.contains(&Scenario::LongOutage);
     let one = |index: usize| {
-        let name = format!("n{}.site{:04}.com", index % 10, index / 10);
+        let site = if index < CROWDED { 0 } else { index / 10 };
+        let name = format!("n{index}.site{site:04}.com");
         let name =
             Identifier::parse(&name).map_err(|error| SimulationError::Name(error.to_string()))?;
         let lifetime = match index % 10 {

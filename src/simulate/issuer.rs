@@ -1,21 +1,24 @@
 //! A node's way to the CA: the same steps as over HTTP, each of which takes its
 //! time, may find nobody, and may lose its reply.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::Scenario;
 use super::authority::{DIRECTORY, Refusal};
 use super::node::Node;
-use crate::acme::{AcmeError, Cause, ExchangeError, Issuer, Journal, Phase};
+use crate::acme::{AcmeError, Cause, Dated, ExchangeError, Issuer, Journal, Phase};
+use crate::identifier::{Identifier, Lineage};
 use crate::random::Random;
 use crate::record::{PendingOrder, Window};
 use crate::time::{Clock, Timestamp};
 
 const HOUR: Duration = Duration::from_secs(3600);
-/// Asked for by the CA; it is also the longest that is obeyed.
-const ASK_AGAIN: Duration = Duration::from_secs(86_400);
+/// Let's Encrypt's `Retry-After` with a renewal window.
+const ASK_AGAIN: Duration = Duration::from_secs(6 * 3600);
 
 /// The CA, as one certificate of one node meets it.
 pub(super) struct NodeIssuer {
@@ -33,11 +36,12 @@ impl NodeIssuer {
     /// A way there and back, of up to `most` milliseconds.
     async fn travel(&self, most: u64, phase: Phase) -> Result<(), AcmeError> {
         let until = self.now() + Duration::from_millis(1 + self.random.below(most));
-        self.node.world.sleep_until(until).await;
+        self.node.sleep_until(until).await;
         let weather = self.node.authority.weather();
-        if weather.down || self.node.ailments().cut_off {
+        if weather.down || self.node.ailments().no_ca {
             return Err(unreachable(phase, "nobody there"));
         }
+        self.node.hears_the_time();
         if weather.busy {
             return Err(limited(phase, "scripted", HOUR));
         }
@@ -47,6 +51,7 @@ impl NodeIssuer {
     /// The reply to what the CA has done already.
     fn reply(&self, phase: Phase) -> Result<(), AcmeError> {
         if self.random.below(1000) < self.node.authority.weather().lost {
+            self.node.tally.happens(Scenario::LostReplies);
             return Err(unreachable(phase, "the reply was lost"));
         }
         Ok(())
@@ -63,7 +68,7 @@ impl NodeIssuer {
         self.travel(500, Phase::Order).await?;
         let authority = &self.node.authority;
         let mut taken = authority.order(order, self.lifetime, self.now());
-        if taken == Err(Refusal::AlreadyReplaced) {
+        if let Err(Refusal::AlreadyReplaced | Refusal::UnknownReplaced) = taken {
             order.replaces = None;
             note(journal, order).await?;
             taken = authority.order(order, self.lifetime, self.now());
@@ -71,12 +76,38 @@ impl NodeIssuer {
         let url = match taken {
             Ok(url) => url,
             Err(Refusal::Limited(wait)) => return Err(limited(Phase::Order, "a limit", wait)),
-            Err(Refusal::AlreadyReplaced) => return Err(unreachable(Phase::Order, "replaced")),
+            Err(_) => return Err(unreachable(Phase::Order, "replaced")),
+        };
+        let mut unnoted = Unnoted {
+            node: &self.node,
+            names: order.identifiers.clone(),
+            noted: false,
         };
         self.reply(Phase::Order)?;
         order.url = Some(url.clone());
-        note(journal, order).await?;
+        // That the URL could not be kept is the script's doing where it has taken
+        // the store away; where it is lost otherwise, it is the program's.
+        let kept = note(journal, order).await;
+        let ailments = self.node.ailments();
+        unnoted.noted = kept.is_ok() || !ailments.disk_full && ailments.no_store.is_none();
+        kept?;
         Ok(url)
+    }
+}
+
+/// An order whose URL nobody has kept yet. Nobody can resume it when its reply is
+/// lost, or its process killed, before that.
+struct Unnoted<'n> {
+    node: &'n Node,
+    names: BTreeSet<Identifier>,
+    noted: bool,
+}
+
+impl Drop for Unnoted<'_> {
+    fn drop(&mut self) {
+        if !self.noted {
+            self.node.authority.excuse(&self.names);
+        }
     }
 }
 
@@ -100,10 +131,28 @@ impl Issuer for NodeIssuer {
         let signed = authority.finalize(&url, &order.key_pem, self.now());
         let signed =
             signed.map_err(|error| failed(Phase::Finalize, Cause::Protocol(error.to_string())))?;
+        if signed.as_ref().is_some_and(|signed| signed.is_first) {
+            for name in &order.identifiers {
+                self.node.tally.issued(&Lineage::of(name), self.now());
+            }
+        }
         self.reply(Phase::Finalize)?;
         self.travel(500, Phase::Certificate).await?;
         self.reply(Phase::Certificate)?;
+        let signed = signed.map(|signed| signed.chain);
         signed.ok_or_else(|| failed(Phase::Certificate, Cause::NotProven("no such order".into())))
+    }
+
+    async fn time(&self, newest: Option<Duration>) -> Option<Dated> {
+        let (now, dated) = (self.node.clock(), self.node.dated());
+        let Some(newest) = newest else {
+            return dated;
+        };
+        if dated.is_some_and(|dated| dated.ours <= now && now.since(dated.ours) <= newest) {
+            return dated;
+        }
+        self.probe().await.ok()?;
+        self.node.dated()
     }
 
     async fn probe(&self) -> Result<(), AcmeError> {

@@ -7,34 +7,45 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::Notify;
 
 use super::authority::Shared;
+use super::disk::{Disk, File, Folder, Found};
+use super::kill::{Fuse, Moment};
 use super::tally::Tally;
+use crate::acme::Dated;
 use crate::certificate::{Bundle, Facts, Fingerprint, Secret};
 use crate::deploy::output::OutputError;
 use crate::deploy::verify::{Place, Prover};
 use crate::deploy::{DeployError, Outlet, Target};
 use crate::identifier::{Identifier, Lineage};
 use crate::record::Generation;
-use crate::time::{Clock, Timestamp, VirtualClock};
+use crate::time::{Clock, Timestamp, VirtualClock, sleep_in_parts};
 
 const PROXY: &str = "proxy";
-/// As the machine's own clock does it.
-const LONGEST_SLEEP: Duration = Duration::from_secs(60);
-
 /// What the scenarios do to a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ailments {
     /// Nothing can be written.
     pub(super) disk_full: bool,
-    /// Neither the CA nor the shared store can be reached.
-    pub(super) cut_off: bool,
+    /// The CA cannot be reached.
+    pub(super) no_ca: bool,
+    /// The shared store cannot be reached, since then.
+    pub(super) no_store: Option<Timestamp>,
     /// The proxy accepts the signal and does nothing.
     pub(super) deaf: bool,
-    /// Nothing moves until then.
-    pub(super) frozen_until: Option<Timestamp>,
+    /// Nothing moves, from the one instant until the other.
+    pub(super) frozen: Option<(Timestamp, Timestamp)>,
     /// Milliseconds that its clock is ahead.
     pub(super) ahead: i64,
+}
+
+impl Ailments {
+    /// Since when nobody hears of it at the store.
+    pub(super) fn silent_since(&self) -> Option<Timestamp> {
+        let frozen = self.frozen.map(|(since, _)| since);
+        [frozen, self.no_store].into_iter().flatten().min()
+    }
 }
 
 /// One machine.
@@ -42,24 +53,24 @@ pub(super) struct Node {
     pub(super) index: usize,
     pub(super) world: Arc<VirtualClock>,
     pub(super) authority: Shared,
-    tally: Arc<Tally>,
+    pub(super) tally: Arc<Tally>,
+    /// Its process is to be ended.
+    pub(super) killed: Notify,
     inside: Mutex<Inside>,
 }
 
 #[derive(Default)]
 struct Inside {
     ailments: Ailments,
-    /// What `live/NAME` leads to.
-    disk: BTreeMap<Lineage, Published>,
+    disk: Disk,
     /// What the proxy has loaded.
-    served: BTreeMap<Lineage, Published>,
-}
-
-#[derive(Clone)]
-struct Published {
-    generation: Generation,
-    facts: Facts,
-    key_pem: Secret,
+    served: BTreeMap<Lineage, Found>,
+    /// When the process ends by itself.
+    fuse: Option<Fuse>,
+    /// Whether it has ended: it does nothing any more.
+    dead: bool,
+    /// What its clock and the CA's have shown at once, in this process.
+    dated: Option<Dated>,
 }
 
 impl Node {
@@ -69,11 +80,13 @@ impl Node {
         authority: Shared,
         tally: Arc<Tally>,
     ) -> Self {
+        tally.appears(index, world.now());
         Self {
             index,
             world,
             authority,
             tally,
+            killed: Notify::new(),
             inside: Mutex::default(),
         }
     }
@@ -86,22 +99,112 @@ impl Node {
         change(&mut self.inside().ailments);
     }
 
+    /// What its clock shows.
+    pub(super) fn clock(&self) -> Timestamp {
+        let (now, ahead) = (self.world.now(), self.ailments().ahead);
+        let by = Duration::from_millis(ahead.unsigned_abs());
+        if ahead < 0 { now - by } else { now + by }
+    }
+
     /// What the proxy serves of `lineage`, if that is not a placeholder.
-    pub(super) fn serves(&self, lineage: &Lineage) -> Option<(Generation, Timestamp)> {
+    pub(super) fn serves(&self, lineage: &Lineage) -> Option<Fingerprint> {
         let inside = self.inside();
         let served = inside.served.get(lineage)?;
         let real = served.generation > Generation(0);
-        real.then_some((served.generation, served.facts.not_after))
+        real.then(|| served.facts.fingerprint.clone())
+    }
+
+    /// The least part of a life that is left of anything served, in thousandths.
+    pub(super) fn least_left(&self, now: Timestamp) -> u64 {
+        let inside = self.inside();
+        let real = inside.served.values();
+        let real = real.filter(|served| served.generation > Generation(0));
+        let left = real.map(|served| {
+            let life = served.facts.lifetime().as_secs().max(1);
+            served.facts.not_after.since(now).as_secs() * 1000 / life
+        });
+        left.min().unwrap_or(1000)
     }
 
     /// The machine is taken away, and all that was on it.
     pub(super) fn retire(&self) {
-        let now = self.world.now();
+        self.tally.vanishes(self.index, self.world.now());
         let mut inside = self.inside();
-        for lineage in inside.served.keys() {
-            self.tally.withdrawn(&(self.index, lineage.clone()), now);
+        *inside = Inside {
+            ailments: inside.ailments,
+            dead: true,
+            ..Inside::default()
+        };
+    }
+
+    /// Its process begins.
+    pub(super) fn begin(&self) {
+        let mut inside = self.inside();
+        (inside.dead, inside.fuse, inside.dated) = (false, None, None);
+        inside.disk.sweep();
+    }
+
+    /// Its process has ended, and will not have done what it was about to.
+    pub(super) fn end(&self) {
+        self.inside().dead = true;
+    }
+
+    /// Ends the process at a drawn moment.
+    pub(super) fn light(&self, fuse: Fuse) {
+        self.inside().fuse = Some(fuse);
+    }
+
+    /// Whether the process has ended; it ends here when it is to.
+    fn ends_at(&self, moment: Moment) -> bool {
+        let mut inside = self.inside();
+        let burnt = inside.fuse.as_mut().is_some_and(|fuse| fuse.burns(moment));
+        if burnt && !inside.dead {
+            inside.dead = true;
+            self.killed.notify_one();
         }
-        *inside = Inside::default();
+        inside.dead
+    }
+
+    /// Lets the process end here when it is to, and stand still while its machine
+    /// does: then nothing more of it is seen.
+    pub(super) async fn lives_through(&self, moment: Moment) {
+        if self.ends_at(moment) {
+            std::future::pending::<()>().await;
+        }
+        self.thaw().await;
+    }
+
+    /// Sleeps by the world's clock, and on while the machine stands still.
+    pub(super) async fn sleep_until(&self, instant: Timestamp) {
+        self.world.sleep_until(instant).await;
+        self.thaw().await;
+    }
+
+    async fn thaw(&self) {
+        while let Some((_, until)) = self.ailments().frozen
+            && until > self.world.now()
+        {
+            self.world.sleep_until(until).await;
+        }
+    }
+
+    /// The CA's reply has told the time.
+    pub(super) fn hears_the_time(&self) {
+        let theirs = Timestamp::from_seconds(self.world.now().seconds());
+        let ours = self.clock();
+        self.inside().dated = Some(Dated { ours, theirs });
+    }
+
+    pub(super) fn dated(&self) -> Option<Dated> {
+        self.inside().dated
+    }
+
+    /// The proxy begins anew, with what lies on the disk.
+    pub(super) fn proxy_begins(&self) {
+        let names = self.inside().disk.names();
+        for lineage in names {
+            self.load(&lineage);
+        }
     }
 
     fn inside(&self) -> MutexGuard<'_, Inside> {
@@ -110,29 +213,63 @@ impl Node {
 
     fn load(&self, lineage: &Lineage) {
         let mut inside = self.inside();
-        let Some(found) = inside.disk.get(lineage).cloned() else {
+        let Some(found) = inside.disk.read(lineage) else {
             return;
         };
         let before = inside.served.insert(lineage.clone(), found.clone());
-        self.tally.reload();
-        if before.is_some_and(|before| before.facts.fingerprint == found.facts.fingerprint) {
+        drop(inside);
+        let same = |before: Found| {
+            before.facts.fingerprint == found.facts.fingerprint && before.key_pem == found.key_pem
+        };
+        if before.is_some_and(same) {
             return;
         }
-        // A placeholder is no certificate that clients were promised.
+        let (now, place) = (self.world.now(), (self.index, lineage.clone()));
         if found.generation == Generation(0) {
+            self.tally.bared(place, now);
             return;
         }
-        let leaf = &found.facts.fingerprint;
+        let (leaf, names) = (&found.facts.fingerprint, &found.facts.identifiers);
         let matches = self.authority.is_pair(leaf, &found.key_pem)
-            && found
-                .facts
-                .identifiers
-                .iter()
-                .map(Lineage::of)
-                .eq([lineage.clone()]);
-        let (until, now) = (found.facts.not_after, self.world.now());
-        let place = (self.index, lineage.clone());
-        self.tally.loaded(place, matches, until, now);
+            && names.iter().map(Lineage::of).eq([lineage.clone()]);
+        let until = found.facts.not_after;
+        self.tally.loaded(place.clone(), matches, until, now);
+        if self.authority.is_the_best(names, leaf, now) {
+            self.tally.well(&place, now);
+        }
+    }
+
+    fn write(&self, folder: Folder, lineage: &Lineage, file: File) -> Result<(), OutputError> {
+        if self.ends_at(Moment::Publish) || self.ailments().disk_full {
+            return Err(full("write"));
+        }
+        self.inside().disk.write(folder, lineage, file);
+        Ok(())
+    }
+
+    fn publish(
+        &self,
+        lineage: &Lineage,
+        generation: Generation,
+        facts: Facts,
+        key_pem: Secret,
+    ) -> Result<(), OutputError> {
+        self.write(Folder::Staging, lineage, File::Key(key_pem))?;
+        let chain = File::Chain(generation, facts);
+        self.write(Folder::Staging, lineage, chain)?;
+        if self.ends_at(Moment::Publish) {
+            return Err(full("rename"));
+        }
+        self.inside().disk.rename(lineage);
+        Ok(())
+    }
+}
+
+fn full(operation: &'static str) -> OutputError {
+    OutputError::Io {
+        operation,
+        path: "/certs".into(),
+        source: std::io::ErrorKind::StorageFull.into(),
     }
 }
 
@@ -142,49 +279,17 @@ pub(super) struct NodeClock(pub(super) Arc<Node>);
 #[async_trait]
 impl Clock for NodeClock {
     fn now(&self) -> Timestamp {
-        let (now, ahead) = (self.0.world.now(), self.0.ailments().ahead);
-        let by = Duration::from_millis(ahead.unsigned_abs());
-        if ahead < 0 { now - by } else { now + by }
+        self.0.clock()
     }
 
     async fn sleep_until(&self, instant: Timestamp) {
-        loop {
-            let left = instant.since(self.now());
-            if left.is_zero() {
-                break;
-            }
-            let until = self.0.world.now() + left.min(LONGEST_SLEEP);
-            self.0.world.sleep_until(until).await;
-            self.thaw().await;
-        }
-    }
-}
-
-impl NodeClock {
-    async fn thaw(&self) {
-        while let Some(until) = self.0.ailments().frozen_until
-            && until > self.0.world.now()
-        {
-            self.0.world.sleep_until(until).await;
-        }
+        let pause = |part| self.0.sleep_until(self.0.world.now() + part);
+        sleep_in_parts(instant, || self.now(), pause).await;
     }
 }
 
 /// The node's disk, as the proxy reads it.
 pub(super) struct NodeDisk(pub(super) Arc<Node>);
-
-impl NodeDisk {
-    fn full(&self, operation: &'static str) -> Result<(), OutputError> {
-        if !self.0.ailments().disk_full {
-            return Ok(());
-        }
-        Err(OutputError::Io {
-            operation,
-            path: "/certs".into(),
-            source: std::io::ErrorKind::StorageFull.into(),
-        })
-    }
-}
 
 impl Outlet for NodeDisk {
     fn publish(
@@ -193,25 +298,24 @@ impl Outlet for NodeDisk {
         generation: Generation,
         bundle: &Bundle,
     ) -> Result<(), OutputError> {
-        self.full("write")?;
-        let published = Published {
-            generation,
-            facts: bundle.facts().clone(),
-            key_pem: bundle.key_pem().clone(),
-        };
-        self.0.inside().disk.insert(lineage.clone(), published);
-        Ok(())
+        if self.is_live(lineage, generation, bundle) {
+            return Ok(());
+        }
+        let (facts, key_pem) = (bundle.facts().clone(), bundle.key_pem().clone());
+        self.0.publish(lineage, generation, facts, key_pem)
     }
 
     fn live(&self, lineage: &Lineage) -> Option<Generation> {
         let inside = self.0.inside();
-        inside.disk.get(lineage).map(|live| live.generation)
+        inside.disk.live(lineage).map(|(live, ..)| live)
     }
 
     fn is_live(&self, lineage: &Lineage, generation: Generation, bundle: &Bundle) -> bool {
         let inside = self.0.inside();
-        inside.disk.get(lineage).is_some_and(|live| {
-            live.generation == generation && live.facts.fingerprint == bundle.facts().fingerprint
+        let live = inside.disk.live(lineage);
+        live.is_some_and(|(live, facts, key_pem)| {
+            let leaf = &bundle.facts().fingerprint;
+            live == generation && facts.fingerprint == *leaf && key_pem == bundle.key_pem()
         })
     }
 
@@ -225,19 +329,15 @@ impl Outlet for NodeDisk {
         if self.live(lineage).is_some() {
             return Ok(false);
         }
-        self.full("write")?;
-        let published = Published {
-            generation: Generation(0),
-            facts: Facts {
-                identifiers: identifiers.clone(),
-                not_before: now,
-                not_after: now,
-                fingerprint: Fingerprint::of(lineage.as_str().as_bytes()),
-                renewal_id: None,
-            },
-            key_pem: Secret::new(String::new()),
+        let facts = Facts {
+            identifiers: identifiers.clone(),
+            not_before: now,
+            not_after: now,
+            fingerprint: Fingerprint::of(lineage.as_str().as_bytes()),
+            renewal_id: None,
         };
-        self.0.inside().disk.insert(lineage.clone(), published);
+        let no_key = Secret::new(String::new());
+        self.0.publish(lineage, Generation(0), facts, no_key)?;
         Ok(true)
     }
 
@@ -260,9 +360,12 @@ impl Target for NodeProxy {
     }
 
     async fn apply(&self) -> Result<(), DeployError> {
+        self.0.lives_through(Moment::Apply).await;
         if !self.0.ailments().deaf {
+            self.0.tally.reload();
             self.0.load(&self.1);
         }
+        self.0.lives_through(Moment::Apply).await;
         Ok(())
     }
 }
@@ -287,3 +390,6 @@ impl Prover for NodeProver {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

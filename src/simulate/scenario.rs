@@ -40,6 +40,12 @@ pub enum Scenario {
     DeafProxies,
     /// A node stands still for hours, and its clock does not.
     Suspensions,
+    /// A node reaches the CA, and not the shared store, for hours.
+    StoreCuts,
+    /// A node reaches the shared store, and not the CA, for hours.
+    CaCuts,
+    /// A node's clock is wrong by an hour, a day or ten years, for hours.
+    Clocks,
 }
 
 /// All of them, with the names that a user gives them.
@@ -57,6 +63,9 @@ const ALL: &[(Scenario, &str)] = &[
     (Scenario::FullDisks, "full-disks"),
     (Scenario::DeafProxies, "deaf-proxies"),
     (Scenario::Suspensions, "suspensions"),
+    (Scenario::StoreCuts, "store-cuts"),
+    (Scenario::CaCuts, "ca-cuts"),
+    (Scenario::Clocks, "clocks"),
 ];
 
 impl Scenario {
@@ -69,6 +78,41 @@ impl Scenario {
     /// Every name that [`FromStr`] reads.
     pub fn names() -> impl Iterator<Item = &'static str> {
         ALL.iter().map(|(_, name)| *name)
+    }
+
+    /// From the end of one of them until all is well at the latest, where nothing
+    /// else goes wrong meanwhile.
+    ///
+    /// Half an hour is what a fleet takes that may act: a CA is asked again every
+    /// 5 minutes (give or take a fifth), a hand-over and a store that cannot be
+    /// written are tried again every 5 minutes, a lease that is taken is asked for
+    /// again as often; a thousand orders, four at a time, take the rest of it.
+    /// What the CA has asked us to wait for, or what must wait since it has failed,
+    /// comes first.
+    #[must_use]
+    pub fn recovers_within(self) -> Duration {
+        let waits = match self {
+            // Its `Retry-After`.
+            Self::RateLimits => HOUR,
+            // Its windows are asked for every six hours, and what is called back
+            // is spread over an hour.
+            Self::MassRevocation => HOUR * 7,
+            // What it has signed counts: when three of the five duplicates of a
+            // week are spent, the next is there after a fifth of the week. The
+            // back-off of a day is shorter.
+            Self::UselessCertificates => DAY * 7 / 5,
+            // After the fourth failure it is tried again after a day, give or take
+            // a tenth.
+            Self::UnprovenNames => DAY * 11 / 10,
+            _ => Duration::ZERO,
+        };
+        waits + MINUTE * 30
+    }
+
+    /// Whether it happens to the CA, and so to all.
+    pub(super) fn is_the_cas(self) -> bool {
+        let mut at_the_ca = AT_THE_CA.iter().chain(LONG);
+        at_the_ca.any(|(scenario, ..)| *scenario == self)
     }
 
     /// Its own sequence of draws.
@@ -167,13 +211,29 @@ const AT_A_NODE: &[Choice] = &[
         MINUTE.saturating_mul(10),
         HOUR.saturating_mul(4),
     ),
+    (Scenario::StoreCuts, HOUR, HOUR.saturating_mul(4)),
+    (Scenario::CaCuts, HOUR, HOUR.saturating_mul(4)),
+    (Scenario::Clocks, HOUR, HOUR.saturating_mul(12)),
 ];
+
+/// A CA that calls the same certificates back again and again is taken for one
+/// that has gone wrong, and is left alone for longer each time.
+const BETWEEN_REVOCATIONS: Duration = DAY.saturating_mul(60);
 
 /// What happens to the CA: never two things at once, and all is well for days
 /// in between, since each of them alone may take what a short life leaves.
 pub(super) fn at_the_ca(chosen: &[Scenario], seed: u64, span: Duration) -> Vec<Event> {
     let random = Scenario::Outages.random(seed, 0);
     let mut events = plan(AT_THE_CA, chosen, &random, span, DAY * 10);
+    let mut last = None;
+    events.retain(|event: &Event| {
+        let called_back = event.scenario == Scenario::MassRevocation;
+        let soon = last.is_some_and(|last| event.begins < last + BETWEEN_REVOCATIONS);
+        if called_back && !soon {
+            last = Some(event.begins);
+        }
+        !called_back || !soon
+    });
     events.extend(plan(LONG, chosen, &random, span, DAY * 60));
     events
 }
@@ -204,8 +264,9 @@ fn plan(
     let events = (0..slots).map(|number| {
         let (scenario, least, most) = choices[(first + number) % choices.len()];
         let lasts = *least + part(*most - *least, random);
-        // A tenth of the slot at least is quiet, at its end.
-        let free = slot.saturating_sub(lasts).saturating_sub(slot / 10);
+        // A fifth of the slot at least is quiet, at its end: what it has left
+        // undone is done before the next one begins.
+        let free = slot.saturating_sub(lasts).saturating_sub(slot / 5);
         Event {
             scenario: *scenario,
             begins: slot * number as u32 + part(free, random),
@@ -214,6 +275,13 @@ fn plan(
     });
     events.collect()
 }
+
+/// By how much a clock is wrong, in turn: milliseconds ahead.
+pub(super) const AHEAD: [i64; 6] = {
+    const HOUR: i64 = 3_600_000;
+    let (day, decade) = (24 * HOUR, 3652 * 24 * HOUR);
+    [HOUR, -HOUR, day, -day, decade, -decade]
+};
 
 /// Whole seconds up to `whole`.
 pub(super) fn part(whole: Duration, random: &dyn Random) -> Duration {

@@ -1,11 +1,15 @@
 //! A node's view of the shared store: what it has handed over and seen served
-//! is its own, kept on its own disk; all else is the fleet's.
+//! is its own, kept on its own disk; all else is the fleet's. A lease ends when
+//! its holder does, and runs out when the store has not heard of it for a minute:
+//! what it would save then is refused if another was faster.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::kill::Moment;
 use super::node::Node;
 use crate::authority::Authority;
 use crate::certificate::{Bundle, Secret};
@@ -13,6 +17,7 @@ use crate::identifier::Lineage;
 use crate::record::{Failures, Generation, Record, Revision, Served};
 use crate::store::memory::MemoryStore;
 use crate::store::{Lease, Store, StoreError};
+use crate::time::Clock;
 
 /// What one node has of one certificate.
 #[derive(Clone, Debug, Default)]
@@ -22,15 +27,101 @@ struct Own {
     handover: Failures,
 }
 
+/// A holder that has not been heard of for so long holds nothing any more.
+const LEASE: Duration = Duration::from_secs(60);
+
+/// What the fleet shares.
+#[derive(Default)]
+pub(super) struct SharedStore {
+    memory: MemoryStore,
+    leases: Mutex<BTreeMap<Lineage, Holder>>,
+    last_token: Mutex<u64>,
+    /// Leases that ran out, and saves of those who had held them that were refused.
+    counts: Mutex<(u64, u64)>,
+}
+
+struct Holder {
+    token: u64,
+    node: Arc<Node>,
+}
+
+impl SharedStore {
+    /// How many leases ran out, and how many late saves were refused.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        *guard(&self.counts)
+    }
+
+    fn take(
+        self: &Arc<Self>,
+        lineage: &Lineage,
+        node: &Arc<Node>,
+    ) -> Result<NodeLease, StoreError> {
+        let mut leases = guard(&self.leases);
+        if let Some(holder) = leases.get(lineage) {
+            let silent = holder.node.ailments().silent_since();
+            let now = node.world.now();
+            if silent.is_none_or(|since| now.since(since) < LEASE) {
+                return Err(StoreError::Leased {
+                    lineage: lineage.clone(),
+                });
+            }
+            guard(&self.counts).0 += 1;
+        }
+        let mut last = guard(&self.last_token);
+        *last += 1;
+        let (token, node) = (*last, node.clone());
+        leases.insert(lineage.clone(), Holder { token, node });
+        Ok(NodeLease {
+            shared: self.clone(),
+            lineage: lineage.clone(),
+            token,
+        })
+    }
+}
+
+fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct NodeLease {
+    shared: Arc<SharedStore>,
+    lineage: Lineage,
+    token: u64,
+}
+
+impl std::fmt::Debug for NodeLease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "lease {} of {}", self.token, self.lineage)
+    }
+}
+
+impl Lease for NodeLease {
+    fn token(&self) -> u64 {
+        self.token
+    }
+}
+
+impl Drop for NodeLease {
+    fn drop(&mut self) {
+        let mut leases = guard(&self.shared.leases);
+        if leases
+            .get(&self.lineage)
+            .is_some_and(|holder| holder.token == self.token)
+        {
+            leases.remove(&self.lineage);
+        }
+    }
+}
+
 /// The store as one node sees it.
 pub(super) struct NodeStore {
-    shared: Arc<MemoryStore>,
+    shared: Arc<SharedStore>,
     node: Arc<Node>,
     own: Mutex<BTreeMap<Lineage, Own>>,
 }
 
 impl NodeStore {
-    pub(super) fn new(shared: Arc<MemoryStore>, node: Arc<Node>) -> Self {
+    pub(super) fn new(shared: Arc<SharedStore>, node: Arc<Node>) -> Self {
         Self {
             shared,
             node,
@@ -42,10 +133,18 @@ impl NodeStore {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn reach(&self, operation: &'static str, writes: bool) -> Result<(), StoreError> {
+    /// What a process that has ended, or a machine that stands still, asks for
+    /// comes to nothing, or later.
+    async fn reach(
+        &self,
+        operation: &'static str,
+        writes: bool,
+        moment: Moment,
+    ) -> Result<(), StoreError> {
+        self.node.lives_through(moment).await;
         let ailments = self.node.ailments();
-        let kind = match (ailments.cut_off, ailments.disk_full && writes) {
-            (true, _) => std::io::ErrorKind::HostUnreachable,
+        let kind = match (ailments.no_store, ailments.disk_full && writes) {
+            (Some(_), _) => std::io::ErrorKind::HostUnreachable,
             (_, true) => std::io::ErrorKind::StorageFull,
             _ => return Ok(()),
         };
@@ -60,8 +159,8 @@ impl NodeStore {
 #[async_trait]
 impl Store for NodeStore {
     async fn load(&self, lineage: &Lineage) -> Result<Option<(Record, Revision)>, StoreError> {
-        self.reach("read", false)?;
-        let Some((mut record, revision)) = self.shared.load(lineage).await? else {
+        self.reach("read", false, Moment::Read).await?;
+        let Some((mut record, revision)) = self.shared.memory.load(lineage).await? else {
             return Ok(None);
         };
         let own = self.own().get(lineage).cloned().unwrap_or_default();
@@ -77,15 +176,23 @@ impl Store for NodeStore {
         expected: Revision,
         bundle: Option<&Bundle>,
     ) -> Result<Revision, StoreError> {
-        self.reach("write", true)?;
+        let moment = bundle.map_or(Moment::Save, |_| Moment::Pair);
+        self.reach("write", true, moment).await?;
         let mut shared = record.clone();
         let own = Own {
             deployed: std::mem::take(&mut shared.deployed),
             served: std::mem::take(&mut shared.served),
             handover: std::mem::take(&mut shared.handover),
         };
-        let saved = self.shared.save(&shared, expected, bundle).await?;
+        let saved = self.shared.memory.save(&shared, expected, bundle).await;
+        if let Err(StoreError::Conflict { .. }) = saved {
+            guard(&self.shared.counts).1 += 1;
+        }
+        let saved = saved?;
+        // The fleet knows of it; this machine's own notes come after.
+        self.node.lives_through(moment).await;
         self.own().insert(record.lineage.clone(), own);
+        self.node.lives_through(moment).await;
         Ok(saved)
     }
 
@@ -94,47 +201,47 @@ impl Store for NodeStore {
         lineage: &Lineage,
         generation: Generation,
     ) -> Result<Option<(Secret, String)>, StoreError> {
-        self.reach("read", false)?;
-        self.shared.bundle(lineage, generation).await
+        self.reach("read", false, Moment::Read).await?;
+        self.shared.memory.bundle(lineage, generation).await
     }
 
     async fn options(&self, lineage: &Lineage) -> Result<Option<String>, StoreError> {
-        self.shared.options(lineage).await
+        self.shared.memory.options(lineage).await
     }
 
     async fn save_options(&self, lineage: &Lineage, json: &str) -> Result<(), StoreError> {
-        self.reach("write", true)?;
-        self.shared.save_options(lineage, json).await
+        self.reach("write", true, Moment::Save).await?;
+        self.shared.memory.save_options(lineage, json).await
     }
 
     async fn list(&self) -> Result<Vec<Lineage>, StoreError> {
-        self.reach("read", false)?;
-        self.shared.list().await
+        self.reach("read", false, Moment::Read).await?;
+        self.shared.memory.list().await
     }
 
     async fn lease(&self, lineage: &Lineage) -> Result<Box<dyn Lease>, StoreError> {
-        self.reach("lease", false)?;
-        self.shared.lease(lineage).await
+        self.reach("lease", false, Moment::Read).await?;
+        Ok(Box::new(self.shared.take(lineage, &self.node)?))
     }
 
     async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {
-        self.reach("read", false)?;
-        self.shared.account(ca).await
+        self.reach("read", false, Moment::Read).await?;
+        self.shared.memory.account(ca).await
     }
 
     async fn create_account(&self, ca: &str, credentials: &Secret) -> Result<Secret, StoreError> {
-        self.reach("write", true)?;
-        self.shared.create_account(ca, credentials).await
+        self.reach("write", true, Moment::Save).await?;
+        self.shared.memory.create_account(ca, credentials).await
     }
 
     async fn save_account(&self, ca: &str, credentials: &Secret) -> Result<(), StoreError> {
-        self.reach("write", true)?;
-        self.shared.save_account(ca, credentials).await
+        self.reach("write", true, Moment::Save).await?;
+        self.shared.memory.save_account(ca, credentials).await
     }
 
     async fn authority(&self, ca: &str) -> Result<(Authority, Revision), StoreError> {
-        self.reach("read", false)?;
-        self.shared.authority(ca).await
+        self.reach("read", false, Moment::Read).await?;
+        self.shared.memory.authority(ca).await
     }
 
     async fn save_authority(
@@ -143,7 +250,64 @@ impl Store for NodeStore {
         authority: &Authority,
         expected: Revision,
     ) -> Result<Revision, StoreError> {
-        self.reach("write", true)?;
-        self.shared.save_authority(ca, authority, expected).await
+        self.reach("write", true, Moment::Ledger).await?;
+        let memory = &self.shared.memory;
+        let saved = memory.save_authority(ca, authority, expected).await;
+        self.node.lives_through(Moment::Ledger).await;
+        saved
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::authority::Authority as Ca;
+    use super::super::script::Script;
+    use super::super::tally::Tally;
+    use super::super::{Plan, START};
+    use super::*;
+    use crate::identifier::Identifier;
+    use crate::time::VirtualClock;
+
+    #[tokio::test]
+    async fn the_lease_of_who_is_not_heard_of_runs_out_and_its_late_save_is_refused() {
+        let plan = Plan {
+            seed: 1,
+            nodes: 2,
+            certificates: 1,
+            days: 1,
+            scenarios: vec![],
+        };
+        let world = Arc::new(VirtualClock::new(START));
+        let (ca, script) = (Arc::new(Ca::new(START).unwrap()), Script::new(&plan));
+        let tally = Arc::new(Tally::new(Arc::new(script)));
+        let shared = Arc::new(SharedStore::default());
+        let store = |index| {
+            let (world, ca, tally) = (world.clone(), ca.clone(), tally.clone());
+            let node = Arc::new(Node::new(index, world, ca, tally));
+            (node.clone(), NodeStore::new(shared.clone(), node))
+        };
+        let ((silent, one), (_, other)) = (store(0), store(1));
+        let name = Identifier::parse("example.com").unwrap();
+        let record = Record::new(Lineage::of(&name), [name].into(), "https://ca".into());
+        let lineage = record.lineage.clone();
+
+        let lease = one.lease(&lineage).await.unwrap();
+        let cut = |since| silent.change(|ailments| ailments.no_store = since);
+        cut(Some(START));
+        assert!(one.load(&lineage).await.is_err());
+        world.set(START + LEASE - Duration::from_secs(1));
+        let taken = other.lease(&lineage).await;
+        assert!(matches!(taken, Err(StoreError::Leased { .. })));
+        world.set(START + LEASE);
+        let second = other.lease(&lineage).await.unwrap();
+        assert!(second.token() > lease.token());
+        other.save(&record, Revision(0), None).await.unwrap();
+        cut(None);
+        let late = one.save(&record, Revision(0), None).await;
+        assert!(matches!(late, Err(StoreError::Conflict { .. })));
+        // What it had gives nothing back that is another's now.
+        drop(lease);
+        assert!(one.lease(&lineage).await.is_err());
+        assert_eq!(shared.counts(), (1, 1));
     }
 }

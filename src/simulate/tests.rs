@@ -1,6 +1,12 @@
 //! A small fleet through all scenarios; the large ones are the program's.
 
+use super::kill::{Fuse, Moment};
+use super::scenario::Event;
+use super::script::Script;
 use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
 
 fn plan(seed: u64) -> Plan {
     Plan {
@@ -12,6 +18,21 @@ fn plan(seed: u64) -> Plan {
     }
 }
 
+fn calm() -> Plan {
+    Plan {
+        nodes: 1,
+        scenarios: vec![],
+        ..plan(1)
+    }
+}
+
+/// What comes of `plan` when just `events` happen to its nodes.
+fn play_with(plan: &Plan, events: Vec<Vec<Event>>) -> Score {
+    let mut script = Script::new(plan);
+    script.at_a_node = events;
+    fleet::play_by(plan, script).unwrap().0
+}
+
 #[test]
 fn a_small_fleet_never_serves_an_expired_second() {
     for seed in 0..2 {
@@ -20,17 +41,13 @@ fn a_small_fleet_never_serves_an_expired_second() {
         // Something must have happened.
         assert!(score.due_renewals > 25, "{score:?}");
         assert!(timeline.events.len() == 6, "{timeline:?}");
+        assert!(score.events["crashes"] > 4, "{score:?}");
     }
 }
 
 #[test]
 fn where_nothing_goes_wrong_every_order_is_inside_its_window_also_of_160_hours() {
-    let calm = Plan {
-        nodes: 1,
-        scenarios: vec![],
-        ..plan(1)
-    };
-    let (score, timeline) = simulate(&calm).unwrap();
+    let (score, timeline) = simulate(&calm()).unwrap();
     // 17 or 18 of them are the short-lived one's, in windows of 3.2 hours.
     assert!(score.orders > 10 + 17, "{score:?}");
     assert_eq!(score.orders, score.due_renewals);
@@ -38,9 +55,17 @@ fn where_nothing_goes_wrong_every_order_is_inside_its_window_also_of_160_hours()
     // After three days no window of 3.2 hours is open any more.
     let outages = Plan {
         scenarios: vec![Scenario::Outages],
-        ..calm
+        ..calm()
     };
     assert!(simulate(&outages).unwrap().1.outside_window > 0);
+}
+
+#[test]
+fn where_nothing_goes_wrong_each_proxy_loads_each_certificate_once() {
+    let two = Plan { nodes: 2, ..calm() };
+    let (score, _) = simulate(&two).unwrap();
+    assert_eq!(score.reloads, 2 * score.orders, "{score:?}");
+    assert_eq!(score.reloads_at_most, score.reloads, "{score:?}");
 }
 
 #[test]
@@ -50,7 +75,7 @@ fn a_ca_that_is_down_for_two_weeks_costs_no_second_of_45_days() {
         certificates: 6,
         days: 90,
         scenarios: vec![Scenario::LongOutage],
-        // From day 20 on, so that every renewal falls into it.
+        // Before day 30, so that every renewal falls into it.
         ..plan(12)
     };
     let (score, timeline) = simulate(&plan).unwrap();
@@ -58,6 +83,174 @@ fn a_ca_that_is_down_for_two_weeks_costs_no_second_of_45_days() {
     assert_eq!(timeline.events.len(), 1);
     assert!(timeline.outside_window >= 6, "{timeline:?}");
     assert!(score.worst_recovery_seconds > 0, "{score:?}");
+}
+
+#[test]
+fn a_clock_that_is_wrong_by_an_hour_a_day_or_ten_years_costs_no_order_and_no_second() {
+    let plan = Plan {
+        nodes: 1,
+        certificates: 6,
+        scenarios: vec![Scenario::Clocks],
+        ..plan(7)
+    };
+    // Each of the six in turn, twice.
+    let (score, _) = simulate(&plan).unwrap();
+    assert_eq!(score.broken(), Vec::<String>::new(), "{score:?}");
+    assert_eq!(score.events["clocks"], 12, "{score:?}");
+    assert_eq!(score.duplicate_certificates, 0);
+}
+
+#[test]
+fn what_is_called_back_is_replaced_within_the_time_to_ask_and_to_spread() {
+    let plan = Plan {
+        nodes: 1,
+        scenarios: vec![Scenario::MassRevocation],
+        days: 20,
+        ..plan(1)
+    };
+    let (score, _) = simulate(&plan).unwrap();
+    assert_eq!(score.broken(), Vec::<String>::new(), "{score:?}");
+    assert_eq!(score.events["mass-revocation"], 1, "{score:?}");
+    assert!(score.revoked_seconds_served > 0, "{score:?}");
+    assert!(score.revoked_seconds_served <= 27_000, "{score:?}");
+    let took = score.recovery_seconds["mass-revocation"];
+    assert_eq!(took, score.revoked_seconds_served, "{score:?}");
+}
+
+#[test]
+fn what_was_stored_by_a_process_that_was_killed_then_is_called_back_as_well() {
+    let plan = Plan {
+        certificates: 2,
+        days: 4,
+        scenarios: vec![Scenario::MassRevocation],
+        ..calm()
+    };
+    for moments in 0..3 {
+        let mut script = Script::new(&plan);
+        // Before the first pair is stored, after, and before it is known to be.
+        script.first_ends = Some(Fuse::at(Moment::Pair, moments));
+        script.at_the_ca = vec![Event {
+            scenario: Scenario::MassRevocation,
+            begins: DAY,
+            lasts: Duration::ZERO,
+        }];
+        let (score, _) = fleet::play_by(&plan, script).unwrap();
+        assert_eq!(score.broken(), Vec::<String>::new(), "{score:?}");
+        assert!(score.revoked_seconds_served > 0, "{score:?}");
+    }
+}
+
+#[test]
+fn after_each_kind_of_trouble_at_the_ca_all_is_well_as_soon_as_it_lets_us() {
+    // The first certificates are held up, from the first second on.
+    for (scenario, lasts, at_least) in [
+        (Scenario::RateLimits, HOUR * 3, 1),
+        (Scenario::UselessCertificates, HOUR * 4, 3600),
+        (Scenario::UnprovenNames, HOUR * 12, 3600),
+        (Scenario::Outages, HOUR * 24, 1),
+    ] {
+        let plan = Plan {
+            certificates: 2,
+            days: 5,
+            scenarios: vec![scenario],
+            ..calm()
+        };
+        let mut script = Script::new(&plan);
+        script.at_the_ca = vec![Event {
+            scenario,
+            begins: Duration::ZERO,
+            lasts,
+        }];
+        let (score, _) = fleet::play_by(&plan, script).unwrap();
+        let late = score.broken();
+        let late = late
+            .iter()
+            .filter(|what| what.contains("until all was well"));
+        assert_eq!(late.count(), 0, "{score:?}");
+        assert_eq!(score.certificates_never_issued, 0, "{score:?}");
+        let name = scenario.to_string();
+        assert_eq!(score.events[&name], 1, "{score:?}");
+        assert!(score.recovery_seconds[&name] >= at_least, "{score:?}");
+    }
+}
+
+#[test]
+fn an_order_stands_still_with_its_machine_and_its_lease_runs_out() {
+    let frozen = Event {
+        scenario: Scenario::Suspensions,
+        begins: SECOND,
+        lasts: HOUR,
+    };
+    let plan = Plan {
+        nodes: 2,
+        certificates: 4,
+        days: 2,
+        scenarios: vec![Scenario::Suspensions],
+        ..plan(1)
+    };
+    let score = play_with(&plan, vec![vec![frozen], vec![]]);
+    assert_eq!(score.broken(), Vec::<String>::new(), "{score:?}");
+    assert!(score.leases_run_out > 0, "{score:?}");
+    // What it would have stored when it went on: the other was faster.
+    assert!(score.late_saves_refused > 0, "{score:?}");
+    // The short-lived one is not due within two days.
+    assert_eq!(score.orders, 4, "{score:?}");
+}
+
+#[test]
+fn a_machine_that_reaches_the_ca_alone_loses_its_lease() {
+    let cut = Event {
+        scenario: Scenario::StoreCuts,
+        begins: SECOND,
+        lasts: HOUR,
+    };
+    let plan = Plan {
+        nodes: 2,
+        certificates: 4,
+        days: 2,
+        scenarios: vec![Scenario::StoreCuts],
+        ..plan(1)
+    };
+    let score = play_with(&plan, vec![vec![cut], vec![]]);
+    assert_eq!(score.broken(), Vec::<String>::new(), "{score:?}");
+    assert!(score.orders >= 4, "{score:?}");
+}
+
+#[test]
+fn many_names_below_one_domain_are_ordered_as_the_limits_let_through() {
+    let plan = Plan {
+        certificates: 62,
+        days: 7,
+        ..calm()
+    };
+    let (score, _) = simulate(&plan).unwrap();
+    assert_eq!(score.broken(), Vec::<String>::new(), "{score:?}");
+    // 40 at once, and one of the others each 3 h 22 min: all within three days.
+    assert!(score.orders > 62, "{score:?}");
+    assert_eq!(score.due_renewals, score.orders, "{score:?}");
+}
+
+#[test]
+fn what_is_promised_and_not_kept_is_told() {
+    let (good, _) = simulate(&Plan { days: 2, ..calm() }).unwrap();
+    assert_eq!(good.broken(), Vec::<String>::new());
+    let broken = |change: fn(&mut Score)| {
+        let mut score = good.clone();
+        change(&mut score);
+        score.broken()
+    };
+    for change in [
+        (|score| score.placeholder_seconds_served = 1) as fn(&mut Score),
+        |score| score.certificates_never_issued = 1,
+        |score| score.most_orders_for_one_renewal = 3,
+        |score| score.reloads = 2 * score.reloads,
+        |score| {
+            let late = ("rate-limits".to_owned(), 5401);
+            score.recovery_seconds = [late].into();
+        },
+    ] {
+        assert_eq!(broken(change).len(), 1, "{:?}", broken(change));
+    }
 }
 
 #[test]

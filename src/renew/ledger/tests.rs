@@ -80,7 +80,19 @@ fn a_clock_that_was_wrong_leaves_no_bucket_empty_for_ever() {
         Priority::Forced,
         NOW,
     );
-    assert!(refusal.unwrap_err().until <= NOW + DAY * 7);
+    let until = refusal.unwrap_err().until;
+    assert!(until <= NOW + DAY * 7);
+    let again = |authority: &mut Authority, at| {
+        order(
+            authority,
+            &["example.com"],
+            Counted::Again,
+            Priority::Forced,
+            at,
+        )
+    };
+    assert!(again(&mut authority, NOW + DAY).is_err());
+    again(&mut authority, until).unwrap();
 }
 
 #[test]

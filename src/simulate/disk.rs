@@ -1,0 +1,99 @@
+//! The disk of a node, as the proxy reads it: a key and a chain are two files,
+//! so that whoever writes them has to see to it that both are seen together. A
+//! crash, or the end of the space, may come before each write.
+
+use std::collections::BTreeMap;
+
+use crate::certificate::{Facts, Secret};
+use crate::identifier::Lineage;
+use crate::record::Generation;
+
+/// Where a file is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Folder {
+    /// Where nobody looks.
+    Staging,
+    /// What `live/NAME` leads to.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "a program that writes there is wrong")
+    )]
+    Live,
+}
+
+/// What is written.
+#[derive(Clone)]
+pub(super) enum File {
+    Key(Secret),
+    Chain(Generation, Facts),
+}
+
+/// The files of one folder.
+#[derive(Clone, Default)]
+struct Files {
+    key: Option<Secret>,
+    chain: Option<(Generation, Facts)>,
+}
+
+/// A pair as it lies there: nothing says that the two belong together.
+#[derive(Clone)]
+pub(super) struct Found {
+    pub(super) generation: Generation,
+    pub(super) facts: Facts,
+    pub(super) key_pem: Secret,
+}
+
+/// All that is on it.
+#[derive(Default)]
+pub(super) struct Disk {
+    staging: BTreeMap<Lineage, Files>,
+    live: BTreeMap<Lineage, Files>,
+}
+
+impl Disk {
+    pub(super) fn write(&mut self, folder: Folder, lineage: &Lineage, file: File) {
+        let folders = match folder {
+            Folder::Staging => &mut self.staging,
+            Folder::Live => &mut self.live,
+        };
+        let files = folders.entry(lineage.clone()).or_default();
+        match file {
+            File::Key(key) => files.key = Some(key),
+            File::Chain(generation, facts) => files.chain = Some((generation, facts)),
+        }
+    }
+
+    /// One step: what was staged is live.
+    pub(super) fn rename(&mut self, lineage: &Lineage) {
+        if let Some(files) = self.staging.remove(lineage) {
+            self.live.insert(lineage.clone(), files);
+        }
+    }
+
+    /// What a process finds that begins: nothing half done is taken for whole.
+    pub(super) fn sweep(&mut self) {
+        self.staging.clear();
+    }
+
+    /// Both files of `lineage`, if there are both.
+    pub(super) fn read(&self, lineage: &Lineage) -> Option<Found> {
+        let (generation, facts, key_pem) = self.live(lineage)?;
+        Some(Found {
+            generation,
+            facts: facts.clone(),
+            key_pem: key_pem.clone(),
+        })
+    }
+
+    /// The generation that is live, its leaf and the key beside it.
+    pub(super) fn live(&self, lineage: &Lineage) -> Option<(Generation, &Facts, &Secret)> {
+        let files = self.live.get(lineage)?;
+        let (generation, facts) = files.chain.as_ref()?;
+        Some((*generation, facts, files.key.as_ref()?))
+    }
+
+    /// Every name with something live.
+    pub(super) fn names(&self) -> Vec<Lineage> {
+        self.live.keys().cloned().collect()
+    }
+}

@@ -1,0 +1,160 @@
+//! What the simulated CA counts, on its own side: Let's Encrypt's limits as
+//! buckets that refill one token at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::DAY;
+use crate::identifier::Identifier;
+use crate::time::Timestamp;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// What it counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Limit {
+    Orders,
+    Domain,
+    Duplicates,
+    Failures,
+}
+
+impl Limit {
+    /// Tokens in a full bucket, and what one takes to come back.
+    pub(super) fn most(self) -> (u32, Duration) {
+        match self {
+            Self::Orders => (300, 3 * HOUR / 300),
+            Self::Domain => (50, 7 * DAY / 50),
+            Self::Duplicates => (5, 7 * DAY / 5),
+            Self::Failures => (5, HOUR / 5),
+        }
+    }
+
+    /// Who is counted: the account, a registered domain, a set of names, a name.
+    pub(super) fn subjects(self, names: &BTreeSet<Identifier>) -> Vec<String> {
+        match self {
+            Self::Orders => vec![String::new()],
+            Self::Duplicates => {
+                let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+                vec![names.join(",")]
+            }
+            Self::Failures => names.iter().map(ToString::to_string).collect(),
+            Self::Domain => {
+                let domains = names.iter().map(registered);
+                domains.collect::<BTreeSet<_>>().into_iter().collect()
+            }
+        }
+    }
+}
+
+/// Two labels: the simulation's names are all below .com.
+pub(super) fn registered(name: &Identifier) -> String {
+    let name = name.to_string();
+    let labels: Vec<&str> = name.rsplitn(3, '.').take(2).collect();
+    format!("{}.{}", labels.last().unwrap_or(&""), labels[0])
+}
+
+/// The limits that an order is held against.
+pub(super) fn limits(exempt: bool, again: bool) -> &'static [Limit] {
+    match (exempt, again) {
+        (true, _) => &[],
+        (false, true) => &[Limit::Duplicates, Limit::Failures],
+        (false, false) => &[
+            Limit::Orders,
+            Limit::Domain,
+            Limit::Duplicates,
+            Limit::Failures,
+        ],
+    }
+}
+
+/// When each bucket is full again.
+#[derive(Default)]
+pub(super) struct Buckets(BTreeMap<(Limit, String), Timestamp>);
+
+impl Buckets {
+    /// How long until there is room again; `None` when there is.
+    pub(super) fn is_full(
+        &self,
+        limit: Limit,
+        subject: String,
+        now: Timestamp,
+    ) -> Option<Duration> {
+        let full_at = *self.0.get(&(limit, subject))?;
+        let (most, interval) = limit.most();
+        let wait = full_at.since(now);
+        (wait > interval * (most - 1)).then(|| wait - interval * (most - 1))
+    }
+
+    /// Tokens above the fifth that a careful client leaves alone.
+    pub(super) fn room(&self, limit: Limit, subject: String, now: Timestamp) -> u32 {
+        let (most, interval) = limit.most();
+        let full_at = self.0.get(&(limit, subject)).copied().unwrap_or(now);
+        let missing = full_at
+            .since(now)
+            .as_millis()
+            .div_ceil(interval.as_millis().max(1));
+        let missing = u32::try_from(missing).unwrap_or(u32::MAX);
+        (most - most / 5).saturating_sub(missing)
+    }
+
+    pub(super) fn take(&mut self, limit: Limit, subject: String, now: Timestamp) {
+        let (_, interval) = limit.most();
+        let full_at = self.0.entry((limit, subject)).or_insert(now);
+        *full_at = (*full_at).max(now) + interval;
+    }
+}
+
+/// The least time that a careful client needs for the first certificates of
+/// `names`, where the CA's limits are all that is in the way.
+pub(super) fn first_issuance<'n>(names: impl Iterator<Item = &'n Identifier>) -> Duration {
+    let mut by_domain: BTreeMap<String, u32> = BTreeMap::new();
+    for name in names {
+        *by_domain.entry(registered(name)).or_default() += 1;
+    }
+    let all = by_domain.values().sum();
+    let most = by_domain.values().copied().max().unwrap_or_default();
+    let needs = |limit: Limit, orders: u32| {
+        let (capacity, interval) = limit.most();
+        interval * orders.saturating_sub(capacity - capacity / 5)
+    };
+    needs(Limit::Orders, all).max(needs(Limit::Domain, most))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+
+    #[test]
+    fn a_bucket_is_empty_after_as_many_as_it_holds_and_refills_one_by_one() {
+        let (mut buckets, subject) = (Buckets::default(), || "site.com".to_owned());
+        assert_eq!(buckets.room(Limit::Domain, subject(), NOW), 40);
+        for _ in 0..50 {
+            assert_eq!(buckets.is_full(Limit::Domain, subject(), NOW), None);
+            buckets.take(Limit::Domain, subject(), NOW);
+        }
+        let wait = buckets.is_full(Limit::Domain, subject(), NOW).unwrap();
+        assert_eq!(wait, 7 * DAY / 50);
+        assert_eq!(buckets.is_full(Limit::Domain, subject(), NOW + wait), None);
+        assert_eq!(buckets.room(Limit::Domain, subject(), NOW), 0);
+    }
+
+    #[test]
+    fn the_first_certificates_take_what_the_limits_let_through() {
+        let names = |count: u32, domain: &str| -> Vec<Identifier> {
+            let names = (0..count).map(|n| Identifier::parse(&format!("n{n}.{domain}")).unwrap());
+            names.collect()
+        };
+        assert_eq!(first_issuance(names(40, "a.com").iter()), Duration::ZERO);
+        assert_eq!(
+            first_issuance(names(60, "a.com").iter()),
+            20 * (7 * DAY / 50)
+        );
+        let spread: Vec<_> = (0..34)
+            .flat_map(|n| names(10, &format!("s{n}.com")))
+            .collect();
+        assert_eq!(first_issuance(spread.iter()), 100 * (3 * HOUR / 300));
+    }
+}
