@@ -226,9 +226,10 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
     record.profile.clone_from(&wanted.profile);
     record.fallback = second_choice(&record, certificate, changed);
     partial::reconcile(&mut record, wanted);
+    let now = age_at(&record, certificate, parts.clock.now()).await;
     let dropped = record
         .order
-        .take_if(|order| !is_worth_resuming(order, certificate, parts));
+        .take_if(|order| !is_worth_resuming(order, certificate, now));
     if urge != Urge::Due {
         unhold(&mut record);
     }
@@ -311,10 +312,21 @@ pub(super) fn last_failure(record: &Record) -> Option<String> {
     }
 }
 
+/// When the order under way, if it looks old, is looked at: a clock that is ahead
+/// must not give up one that may have come to a certificate already.
+async fn age_at(record: &Record, certificate: &Certificate, ours: Timestamp) -> Timestamp {
+    match &record.order {
+        Some(order) if ours.since(order.begun) >= OLDEST_ORDER => {
+            skew::there(certificate.issuer.as_ref(), ours).await
+        }
+        _ => ours,
+    }
+}
+
 /// Whether an order under way is for what is wanted, and not so old that the CA
 /// has forgotten it or fails at it for good.
-fn is_worth_resuming(order: &PendingOrder, certificate: &Certificate, parts: &Parts) -> bool {
-    let (wanted, age) = (&certificate.wanted, parts.clock.now().since(order.begun));
+fn is_worth_resuming(order: &PendingOrder, certificate: &Certificate, now: Timestamp) -> bool {
+    let (wanted, age) = (&certificate.wanted, now.since(order.begun));
     let second = certificate.fallback.as_ref();
     let known = order.ca == wanted.ca || second.is_some_and(|second| second.ca == order.ca);
     partial::fits(&order.identifiers, wanted) && known && age < OLDEST_ORDER

@@ -102,12 +102,9 @@ pub(super) async fn due_there(
     })
 }
 
-/// What the CA's clock shows: its limits are counted by it. Ours, where it has
-/// not told or does not answer.
+/// What the CA's clock shows: its limits are counted by it. Ours, where it
+/// does not tell or does not answer.
 pub(super) async fn there(issuer: &dyn Issuer, ours: Timestamp) -> Timestamp {
-    if issuer.time(None).await.is_none() {
-        return ours;
-    }
     let dated = issuer.time(Some(NEWEST)).await;
     dated.map_or(ours, |dated| dated.there(ours))
 }

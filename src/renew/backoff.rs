@@ -136,5 +136,9 @@ mod tests {
         let limited = after_failure(&failures, limited, "slow down".into(), None, START, &random);
         assert_eq!((limited.count, limited.asked_to_wait), (5, true));
         assert_eq!(limited.retry_at, Some(START + Duration::from_secs(90)));
+        // Whose fault an outage is does not depend on how often it is met.
+        let silent = FailureKind::Unreachable;
+        let silent = after_failure(&failures, silent, "down".into(), None, START, &random);
+        assert_eq!((silent.count, silent.asked_to_wait), (5, false));
     }
 }

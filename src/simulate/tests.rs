@@ -175,6 +175,24 @@ fn after_each_kind_of_trouble_at_the_ca_all_is_well_as_soon_as_it_lets_us() {
 }
 
 #[test]
+fn a_proxy_that_was_deaf_is_told_again_when_it_listens() {
+    let deaf = Event {
+        scenario: Scenario::DeafProxies,
+        begins: DAY * 2,
+        lasts: DAY * 3,
+    };
+    let plan = Plan {
+        days: 6,
+        scenarios: vec![Scenario::DeafProxies],
+        ..calm()
+    };
+    let score = play_with(&plan, vec![vec![deaf]]);
+    assert_eq!(score.broken(), Vec::<String>::new(), "{score:?}");
+    // The renewal of the one that lives for 160 hours waited for it.
+    assert!(score.recovery_seconds["deaf-proxies"] > 0, "{score:?}");
+}
+
+#[test]
 fn an_order_stands_still_with_its_machine_and_its_lease_runs_out() {
     let frozen = Event {
         scenario: Scenario::Suspensions,

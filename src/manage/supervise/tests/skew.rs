@@ -107,3 +107,23 @@ async fn a_ca_whose_clock_is_wrong_makes_nobody_order() {
         assert_eq!(house.orders(), 1, "{wrong:?}");
     }
 }
+
+#[tokio::test]
+async fn what_a_ca_counts_is_dated_by_its_own_clock() {
+    const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+    let house = House::new();
+    set_by(&house, seconds(DAY));
+    let (mut supervisor, _handle) = Supervisor::new(house.parts.clone(), house.board.clone());
+    let mut certificate = house.certificate("n0.example.com");
+    certificate.wanted.ca = LETS_ENCRYPT.into();
+    supervisor.keep(vec![certificate]).await.unwrap();
+    tokio::spawn(supervisor.run());
+    house
+        .until("issued", |all| all[0].generation_issued.is_some())
+        .await;
+    let known = house.parts.store.authority(LETS_ENCRYPT).await.unwrap().0;
+    let limit = crate::authority::Limit::CertificatesPerDomain;
+    // One of fifty comes back within the week's fiftieth part.
+    let back = known.spent[&limit]["example.com"].since(house.signer.there());
+    assert!(!back.is_zero() && back < HOUR * 4, "{back:?}");
+}
