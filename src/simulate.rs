@@ -143,7 +143,7 @@ impl Score {
         }
         for (name, took) in &self.recovery_seconds {
             let scenario = name.parse::<Scenario>();
-            let within = scenario.map_or(0, |scenario| scenario.recovers_within().as_secs());
+            let within = scenario.map_or(0, |scenario| self.allowed(scenario).as_secs());
             if *took > within {
                 broken.push(format!(
                     "{took} seconds until all was well after {name}, and {within} are allowed"
@@ -151,6 +151,17 @@ impl Score {
             }
         }
         broken
+    }
+
+    /// How long it may take until all is well after `scenario`.
+    fn allowed(&self, scenario: Scenario) -> Duration {
+        let chosen = self.scenarios.iter().filter_map(|name| name.parse().ok());
+        let ailment = chosen.map(Scenario::keeps_a_machine_for).max();
+        match scenario {
+            // Whoever is to ask for the window, or to order, may ail just then.
+            Scenario::MassRevocation => scenario.recovers_within() + ailment.unwrap_or_default(),
+            _ => scenario.recovers_within(),
+        }
     }
 }
 

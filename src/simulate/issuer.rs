@@ -164,7 +164,16 @@ impl Issuer for NodeIssuer {
         renewal_id: &str,
         _journal: &mut dyn Journal,
     ) -> Result<Option<(Window, Duration)>, AcmeError> {
-        self.travel(200, Phase::RenewalInfo).await?;
+        // As often as the client asks (RFC 9773 section 4.3.3).
+        let mut pauses = [1, 4].into_iter().map(Duration::from_secs);
+        while let Err(error) = self.travel(200, Phase::RenewalInfo).await {
+            match (&error.cause, pauses.next()) {
+                (Cause::Unreachable(_), Some(pause)) => {
+                    self.node.sleep_until(self.now() + pause).await;
+                }
+                _ => return Err(error),
+            }
+        }
         let window = self.node.authority.window(renewal_id, self.now());
         Ok(window.map(|window| (window, ASK_AGAIN)))
     }

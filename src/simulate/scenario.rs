@@ -109,6 +109,13 @@ impl Scenario {
         waits + MINUTE * 30
     }
 
+    /// How long it keeps one machine from its work at the longest.
+    pub(super) fn keeps_a_machine_for(self) -> Duration {
+        let ailments = AT_A_NODE.iter();
+        let longest = ailments.filter(|(scenario, ..)| *scenario == self);
+        longest.map(|(_, _, most)| *most).max().unwrap_or_default()
+    }
+
     /// Whether it happens to the CA, and so to all.
     pub(super) fn is_the_cas(self) -> bool {
         let mut at_the_ca = AT_THE_CA.iter().chain(LONG);
