@@ -13,7 +13,7 @@ use certs::random::{Random, SeededRandom};
 use certs::record::{Record, Revision};
 use certs::store::fs::FileStore;
 use certs::store::{Store, StoreError};
-use rustix::process::Signal;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, Signal};
 
 use crate::support::embedded::EmbeddedCa;
 use crate::support::faults::{Endpoint, Fault, Which};
@@ -221,6 +221,30 @@ fn in_a_thousand_rounds_exactly_one_of_many_writers_wins() {
             .map(|worker| worker.join().unwrap());
         assert_eq!(winners.filter(|won| *won).count(), 1, "round {round}");
     }
+}
+
+#[test]
+fn a_lease_that_is_given_back_is_free_though_a_child_that_is_being_started_has_its_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = FileStore::open(directory.path().join("data")).unwrap();
+    let lineage = Lineage::parse("example.com").unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.unwrap().block_on(async {
+        let lease = store.lease(&lineage).await.unwrap();
+        // As between fork and exec: the same open file under another number.
+        let file = directory.path().join("data/leases/example.com");
+        let its = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let mut its = its.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == file));
+        let number = its.next().unwrap().file_name();
+        let number = number.to_str().unwrap().parse().unwrap();
+        let ourselves = rustix::process::getpid();
+        let ourselves = rustix::process::pidfd_open(ourselves, PidfdFlags::empty()).unwrap();
+        let flags = PidfdGetfdFlags::empty();
+        let inherited = rustix::process::pidfd_getfd(&ourselves, number, flags).unwrap();
+        drop(lease);
+        assert!(store.lease(&lineage).await.is_ok());
+        drop(inherited);
+    });
 }
 
 /// A process that is stopped while the CA is about to sign.

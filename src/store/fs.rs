@@ -254,7 +254,7 @@ impl Store for FileStore {
         let token = next_token(&mut file).map_err(at("write", &path))?;
         self.flush_leftovers(lineage)?;
         Ok(Box::new(FileLease {
-            _locked: file,
+            locked: file,
             token,
         }))
     }
@@ -321,8 +321,15 @@ impl Store for FileStore {
 
 #[derive(Debug)]
 struct FileLease {
-    _locked: File,
+    locked: File,
     token: u64,
+}
+
+impl Drop for FileLease {
+    fn drop(&mut self) {
+        // Closing it is not enough while a child that is being started has it, too.
+        let _ = self.locked.unlock();
+    }
 }
 
 impl Lease for FileLease {
