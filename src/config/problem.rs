@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use crate::text::printable;
+use crate::text::{printable, printable_within};
 
 /// Where something was said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,8 +58,17 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}\n  hint: {}", self.place, self.message, self.hint)
+        // Whatever a message quotes was written by somebody: a path, a value, a name.
+        let (message, hint) = (safe(&self.message), safe(&self.hint));
+        write!(f, "{}{message}\n  hint: {hint}", self.place)
     }
+}
+
+/// Its lines stay lines, and nothing in them steers a terminal.
+fn safe(text: &str) -> String {
+    let lines = text.split('\n');
+    let lines = lines.map(|line| printable_within(line, usize::MAX));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// The errors found so far.
