@@ -38,6 +38,7 @@ pub use client::{Client, Options};
 pub use error::{AcmeError, Cause, ExchangeError, FailedName, Phase};
 pub use exchange::Exchange;
 pub use https::{Https, InProcess};
+pub use pace::Paces;
 
 use crate::certificate::Secret;
 use crate::record::{PendingOrder, Window};

@@ -252,6 +252,7 @@ async fn a_name_takes_seven_requests_and_those_of_a_first_meeting() {
         },
         exchange: Arc::new(Https::new(Some(&root)).unwrap()),
         solvers: vec![Arc::new(responses)],
+        paces: Arc::default(),
         clock: Arc::new(SystemClock),
         observer: requests.clone(),
         preferred_chain: None,

@@ -12,6 +12,7 @@ use super::directory::{Cached, Directory, Meta};
 use super::error::{AcmeError, Cause, Phase};
 use super::exchange::{Exchange, Session, https};
 use super::order::{During, Failed, Flow};
+use super::pace::Paces;
 use super::{Dated, Issuer, Journal, Observer, renewal_info};
 use crate::challenge::Solver;
 use crate::record::{PendingOrder, Window};
@@ -27,6 +28,9 @@ pub struct Options {
     pub exchange: Arc<dyn Exchange>,
     /// Who answers challenges; the first that can is taken.
     pub solvers: Vec<Arc<dyn Solver>>,
+    /// How fast requests may follow one another, shared by all clients of a
+    /// process.
+    pub paces: Arc<Paces>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Who counts requests.
@@ -59,7 +63,7 @@ impl Client {
             options.observer.clone(),
             options.clock.clone(),
         );
-        let session = session.at_the_pace_of(&options.directory);
+        let session = session.at(options.paces.at(&options.directory));
         Ok(Self {
             options,
             session,

@@ -68,7 +68,7 @@ pub(super) struct Session {
     exchange: Arc<dyn Exchange>,
     observer: Arc<dyn Observer>,
     clock: Arc<dyn Clock>,
-    pace: Pace,
+    pace: Arc<Pace>,
     nonces: Mutex<Vec<String>>,
     dated: Mutex<Option<Dated>>,
 }
@@ -83,15 +83,15 @@ impl Session {
             exchange,
             observer,
             clock,
-            pace: Pace::default(),
+            pace: Arc::default(),
             nonces: Mutex::default(),
             dated: Mutex::default(),
         }
     }
 
-    /// Keeps the limits of the CA whose directory is `directory`.
-    pub(super) fn at_the_pace_of(mut self, directory: &str) -> Self {
-        self.pace = Pace::at(directory);
+    /// Sends nothing faster than `pace`.
+    pub(super) fn at(mut self, pace: Arc<Pace>) -> Self {
+        self.pace = pace;
         self
     }
 

@@ -107,6 +107,7 @@ impl FakeCa {
             account: AccountOptions::default(),
             exchange: self.clone(),
             solvers: vec![Arc::new(self.responses.clone())],
+            paces: Arc::default(),
             clock: self.clock.clone(),
             observer: Arc::new(()),
             preferred_chain: None,

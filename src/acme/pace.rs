@@ -3,7 +3,7 @@
 //! we keep below its limits instead of finding them.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::exchange::Endpoint;
@@ -33,6 +33,21 @@ const LETS_ENCRYPT: &[(Endpoint, Rate)] = &[
 const THE_REST: (Endpoint, Rate) = ("acme", rate(250, 125));
 /// In tenths: others may share our address.
 const SHARE: u32 = 8;
+
+/// The pace at each CA: a CA counts an address, so all clients of a process
+/// share one.
+#[derive(Debug, Default)]
+pub struct Paces(Mutex<BTreeMap<String, Arc<Pace>>>);
+
+impl Paces {
+    /// That of the CA whose directory is `directory`.
+    pub(super) fn at(&self, directory: &str) -> Arc<Pace> {
+        let mut paces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let pace = paces.entry(directory.to_owned());
+        pace.or_insert_with(|| Arc::new(Pace::at(directory)))
+            .clone()
+    }
+}
 
 /// The pace at one CA.
 #[derive(Debug, Default)]
@@ -107,6 +122,14 @@ mod tests {
         assert_eq!(last_of(&pace, 16, "new-nonce", NOW), Duration::from_secs(1));
         let later = NOW + Duration::from_secs(10);
         assert_eq!(last_of(&pace, 8, "new-nonce", later), Duration::ZERO);
+    }
+
+    #[test]
+    fn those_who_ask_one_ca_share_its_pace() {
+        let paces = Paces::default();
+        let one = last_of(&paces.at(PRODUCTION), 8, "new-nonce", NOW);
+        let other = last_of(&paces.at(PRODUCTION), 16, "new-nonce", NOW);
+        assert_eq!((one, other), (Duration::ZERO, Duration::from_secs(1)));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::issue::{Done, Task};
 use super::output::Failure;
 use super::progress::Display;
 use super::{embedded, sockets};
-use crate::acme::{self, AccountOptions, Client, Exchange, Https, InProcess, Issuer};
+use crate::acme::{self, AccountOptions, Client, Exchange, Https, InProcess, Issuer, Paces};
 use crate::ca;
 use crate::certificate::Known;
 use crate::challenge::Solver;
@@ -53,6 +53,7 @@ pub(super) struct Factory {
     responses: Responses,
     data_dir: PathBuf,
     issuers: Mutex<BTreeMap<String, Arc<dyn Issuer>>>,
+    paces: Arc<Paces>,
     /// The accounts of rehearsals, which are forgotten.
     rehearsals: MemoryStore,
     /// The CA inside this process, once a certificate asks for it.
@@ -90,6 +91,7 @@ impl Factory {
             responses,
             data_dir: settings.data_dir.clone(),
             issuers: Mutex::default(),
+            paces: Arc::default(),
             rehearsals: MemoryStore::default(),
             embedded: Mutex::default(),
         })
@@ -257,6 +259,7 @@ impl Factory {
             account,
             exchange,
             solvers: vec![self.solver(settings)],
+            paces: self.paces.clone(),
             clock: self.parts.clock.clone(),
             observer: Arc::new(Watcher {
                 ca: identity,

@@ -168,6 +168,7 @@ fn client(directory: &str, root: &str, responses: Responses) -> Result<Client, S
         account: AccountOptions::default(),
         exchange: Arc::new(Https::new(Some(root.as_bytes()))?),
         solvers: vec![Arc::new(responses)],
+        paces: Arc::default(),
         clock: Arc::new(SystemClock),
         observer: Arc::new(()),
         preferred_chain: None,
