@@ -316,6 +316,15 @@ impl Facts {
         })
     }
 
+    /// Reads the leaf of a chain in PEM.
+    ///
+    /// # Errors
+    /// [`BundleError::Chain`] or [`BundleError::Der`].
+    pub fn of_chain(pem: &str) -> Result<Self, BundleError> {
+        let leaf = CertificateDer::from_pem_slice(pem.as_bytes());
+        Self::of(&leaf.map_err(|_| BundleError::Chain)?)
+    }
+
     /// The lifetime: `notAfter` is the last valid second, so it counts.
     #[must_use]
     pub fn lifetime(&self) -> Duration {

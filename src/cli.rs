@@ -90,7 +90,10 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
     let terminal = call.terminal.clone();
     output::start_logging(&arguments.global, &terminal);
     harden::harden();
-    let cannot_rehearse = matches!(arguments.verb, Verb::Renew(_) | Verb::Run(_));
+    let cannot_rehearse = matches!(
+        arguments.verb,
+        Verb::Renew(_) | Verb::Run(_) | Verb::Reload { .. } | Verb::Rollback { .. }
+    );
     match said {
         Err(problems) => return Failure::configuration(problems).report(&terminal),
         Ok(said) if said.flag("dry_run") && cannot_rehearse => {
@@ -105,6 +108,8 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
                 Verb::Issue(options) => issue::issue(&call, &options).await,
                 Verb::Run(_) => run::run(call).await,
                 Verb::Renew(options) => renew::renew(&call, &options).await,
+                Verb::Reload { names } => renew::reload(&call, &names).await,
+                Verb::Rollback { name, to } => renew::rollback(&call, name, to).await,
                 Verb::Status { name } => status::status(&call, name.as_ref()).await,
                 Verb::Config { verb } => config::config(&call, &verb),
                 Verb::Ca(verb) => ca::run(&call, verb).await,

@@ -2,12 +2,23 @@
 //! handshake that it serves what it was given. A reload that returned success
 //! proves nothing: nginx accepts the signal and goes on with the old pair.
 
+pub mod docker;
+pub mod exec;
 pub mod hand;
+pub mod haproxy;
+mod http;
+pub mod merge;
 pub mod nginx;
 pub mod output;
 pub mod owner;
+mod process;
+pub mod reader;
+pub mod signalled;
 pub mod spec;
+pub mod systemd;
 pub mod verify;
+pub mod watched;
+pub mod webhook;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -18,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use self::output::OutputError;
-use crate::certificate::Bundle;
+use crate::certificate::{Bundle, Fingerprint};
 use crate::identifier::{Identifier, Lineage};
 use crate::record::Generation;
 use crate::time::Timestamp;
@@ -64,6 +75,23 @@ pub trait Outlet: Send + Sync {
     fn live_path(&self, lineage: &Lineage) -> PathBuf;
 }
 
+/// A pair that was published, as a target is told of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivery {
+    /// The certificate's name.
+    pub lineage: Lineage,
+    /// What it is for.
+    pub names: BTreeSet<Identifier>,
+    /// Which of the lineage it is.
+    pub generation: Generation,
+    /// Of the leaf.
+    pub fingerprint: Fingerprint,
+    /// The leaf's last valid second.
+    pub not_after: Timestamp,
+    /// The directory in which its files stand.
+    pub live: PathBuf,
+}
+
 /// A server that loads certificates from the output.
 #[async_trait]
 pub trait Target: Send + Sync {
@@ -71,15 +99,21 @@ pub trait Target: Send + Sync {
     fn name(&self) -> &str;
 
     /// Whether it would load what is on disk now; changes nothing.
-    async fn check(&self) -> Result<(), DeployError>;
+    async fn check(&self, delivery: &Delivery) -> Result<(), DeployError>;
 
     /// Tells it to load what is on disk now. May be repeated. That it did so is
     /// for [`verify`] to prove.
-    async fn apply(&self) -> Result<(), DeployError>;
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError>;
 
     /// Where it listens now, for the proof when the user names no endpoint;
     /// `None` when that is not to be seen from here.
     async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
+        None
+    }
+
+    /// Why it may not have loaded what it was told to, as far as that is to be
+    /// seen: asked when the proof has failed.
+    async fn obstacle(&self, _delivery: &Delivery) -> Option<String> {
         None
     }
 }
@@ -115,6 +149,26 @@ pub enum DeployError {
     Hand { target: String, detail: String },
     #[error("{target} refuses its configuration: {output}")]
     Check { target: String, output: String },
+    #[error("{target}: {detail}")]
+    Unreachable { target: String, detail: String },
+    #[error("{target} refuses the pair: {detail}")]
+    Refused { target: String, detail: String },
+    #[error("{target}: `{program}` {detail}")]
+    Program {
+        target: String,
+        program: String,
+        detail: String,
+    },
+    #[error("{target}: {detail}")]
+    Unsafe { target: String, detail: String },
+    #[error("{target}: {generations} generations of its workers still serve old connections")]
+    Draining { target: String, generations: usize },
+    #[error("{target}: {path} could not be written: {detail}")]
+    Write {
+        target: String,
+        path: String,
+        detail: String,
+    },
     #[error("{target}: the pair below {path} is not served: {detail}")]
     Pair {
         target: String,
@@ -143,6 +197,34 @@ impl DeployError {
                 "it goes on with what it has loaded; the next pass publishes the stored pair again"
             }
             Self::Check { .. } => "mend what it says; the server goes on with what it has loaded",
+            Self::Unreachable { .. } => {
+                "see that it runs and that this process may connect to it; it is tried again by itself"
+            }
+            Self::Refused { .. } => "mend what it says; it goes on with the pair that it has",
+            Self::Program { .. } => {
+                "run it by hand with RENEWED_LINEAGE and RENEWED_DOMAINS set; it is tried again by itself"
+            }
+            Self::Unsafe { .. } => {
+                "put a filtering proxy in between that allows the container's name and signal alone, or accept it with `accept_raw_socket = true` in its [deploy.NAME]"
+            }
+            Self::Draining { .. } => {
+                "it is told again when they have ended; worker_shutdown_timeout in nginx.conf bounds how long that takes"
+            }
+            Self::Write { .. } => "check the directory's owner, mode and free space",
         }
+    }
+}
+
+/// A delivery for tests.
+#[cfg(test)]
+pub(crate) fn sample() -> Delivery {
+    let name = Identifier::parse("example.com").unwrap();
+    Delivery {
+        lineage: Lineage::of(&name),
+        names: BTreeSet::from([name]),
+        generation: Generation(7),
+        fingerprint: Fingerprint::of(b"leaf"),
+        not_after: Timestamp::from_seconds(1_900_000_000),
+        live: PathBuf::from("/certs/live/example.com"),
     }
 }

@@ -2,6 +2,7 @@
 //! needs, do that one thing, store the result, and ask again; they decide
 //! nothing themselves.
 
+mod again;
 mod authority;
 pub mod deploy;
 mod fallback;
@@ -147,6 +148,23 @@ pub trait Maintenance: Send + Sync {
     fn next_after(&self, now: Timestamp) -> Option<Timestamp>;
 }
 
+impl Certificate {
+    /// Its targets under the names that records know them by: a second one of the
+    /// same name is told apart.
+    pub fn named_targets(&self) -> impl Iterator<Item = (String, &Arc<dyn Target>)> {
+        let targets = &self.targets;
+        targets.iter().enumerate().map(|(index, target)| {
+            let before = targets.iter().take(index);
+            let same = before.filter(|other| other.name() == target.name()).count();
+            let name = match same {
+                0 => target.name().to_owned(),
+                _ => format!("{}#{}", target.name(), same + 1),
+            };
+            (name, target)
+        })
+    }
+}
+
 /// What the user wants of one certificate.
 #[derive(Clone, Debug)]
 pub struct Wanted {
@@ -232,6 +250,8 @@ pub enum ManageError {
     Deploy(#[from] DeployError),
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    #[error("{lineage}: {why}")]
+    NoWayBack { lineage: Lineage, why: String },
     #[error("nothing can be done: {0}")]
     Halted(String),
 }
@@ -262,6 +282,9 @@ impl ManageError {
             }
             Self::NotDueThere { .. } => {
                 "set this machine's clock, best by NTP; nothing was ordered".into()
+            }
+            Self::NoWayBack { .. } => {
+                "certs status shows what is served; the last three generations are kept: --to GENERATION names one".into()
             }
             Self::KeptOtherwise { .. } => {
                 "change its configuration and send it SIGHUP, or make another certificate with --name NAME".into()

@@ -73,6 +73,21 @@ pub struct Record {
     /// Where it is ordered when its CA does not issue it; `None`: nowhere.
     #[serde(default)]
     pub fallback: Option<Fallback>,
+    /// An earlier certificate that the owner wants served instead.
+    #[serde(default)]
+    pub pinned: Option<Pinned>,
+}
+
+/// An earlier certificate that is served on the owner's word, until the next one
+/// is issued.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pinned {
+    /// Which one.
+    pub generation: Generation,
+    /// What its leaf says.
+    pub facts: Facts,
+    /// From here on the newest one is served again, before this one ends.
+    pub until: Timestamp,
 }
 
 impl Record {
@@ -92,7 +107,21 @@ impl Record {
             handover: Failures::default(),
             quarantine: None,
             fallback: None,
+            pinned: None,
         }
+    }
+}
+
+impl Record {
+    /// The certificate that shall be served at `now`: the newest, unless the owner
+    /// wants an earlier one.
+    #[must_use]
+    pub fn to_be_served(&self, now: Timestamp) -> Option<(Generation, &Facts)> {
+        let pinned = self.pinned.as_ref().filter(|pinned| now < pinned.until);
+        let newest = self.issued.as_ref();
+        pinned
+            .map(|pinned| (pinned.generation, &pinned.facts))
+            .or_else(|| newest.map(|issued| (issued.generation, &issued.facts)))
     }
 }
 

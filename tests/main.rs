@@ -25,5 +25,6 @@ mod status;
 mod support;
 mod surroundings;
 mod systemd;
+mod targets;
 mod usage;
 mod volumes;

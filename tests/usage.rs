@@ -266,7 +266,7 @@ kind = 'haproxy'
 
 [[certificate]]
 names = ['a..b', 'example.com', 'http://example.com/']
-deploy = ['docker:web']
+deploy = ['apache:web']
 verify = 7
 
 [[certificate]]

@@ -76,6 +76,19 @@ pub enum Verb {
     Run(Run),
     /// One pass over what is due, for cron or a timer
     Renew(Renew),
+    /// Hand over again what there is, and prove it; takes a rollback back
+    Reload {
+        /// Only these, by lineage or by a name that it is for
+        names: Vec<String>,
+    },
+    /// Publish an earlier generation and prove it: it stays until the next renewal or certs reload
+    Rollback {
+        /// Which, by lineage or by a name that it is for
+        name: String,
+        /// The generation, as certs status numbers them (default: the one before)
+        #[arg(long, value_name = "GENERATION", value_parser = clap::value_parser!(u64).range(1..))]
+        to: Option<u64>,
+    },
     /// Show every certificate: CA, not-after, next action, generation issued and served, last error
     Status {
         /// Only this one

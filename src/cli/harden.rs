@@ -71,8 +71,8 @@ impl Reach {
     /// The server of `spec`, told from here or by the process apart.
     pub(super) fn target(&self, spec: &Spec) -> Arc<dyn Target> {
         match &self.hand {
-            Some(hand) => hand.target(spec),
-            None => spec.target(),
+            Some(hand) if spec.needs_a_hand() => hand.target(spec),
+            _ => spec.target(),
         }
     }
 
@@ -86,13 +86,16 @@ impl Reach {
             ChallengeSettings::Webroot(path) => Some(path),
             ChallengeSettings::Listen(_) => None,
         };
-        let mut read = settings.ca_files();
-        let beyond = webroot
-            .filter(|path| !places.may_write(path))
+        let written = settings.deploy.iter().filter_map(Spec::writes);
+        let read = settings.deploy.iter().filter_map(Spec::reads);
+        let mut written = webroot.cloned().into_iter().chain(written);
+        let mut read = settings.ca_files().cloned().chain(read);
+        let beyond = written
+            .find(|path| !places.may_write(&directory_of(path)))
             .or_else(|| read.find(|path| !places.may_read(path)));
         match beyond {
             None => Ok(()),
-            Some(path) => Err(out_of_reach(path)),
+            Some(path) => Err(out_of_reach(&path)),
         }
     }
 
@@ -104,6 +107,15 @@ impl Reach {
         let beyond = files.iter().find(|path| !places.may_read(path));
         beyond.map_or(failure, |path| out_of_reach(path))
     }
+}
+
+/// Where a file that need not be there yet is written.
+fn directory_of(path: &Path) -> PathBuf {
+    let directory = match path.is_dir() {
+        true => path,
+        false => path.parent().unwrap_or(path),
+    };
+    directory.to_owned()
 }
 
 fn out_of_reach(path: &Path) -> Failure {
@@ -119,20 +131,18 @@ fn out_of_reach(path: &Path) -> Failure {
 /// Gives up all that `settings` and what is stored do not need. All sockets are
 /// bound by now, and no thread beside this one is started: capabilities and what
 /// Landlock and seccomp allow are each thread's own, passed on to new ones only.
-pub(super) async fn confine(
-    call: &Call,
-    settings: &Settings,
-    hand: Option<Arc<Hand>>,
-) -> Result<Reach, Failure> {
-    let Some(hand) = hand else {
-        return Ok(Reach::default());
-    };
+pub(super) async fn confine(call: &Call, settings: &Settings) -> Result<Reach, Failure> {
     // What is configured no more can still be renewed by a command.
     let mut known = settings.clone();
     let stored = recall(call, settings).await?.into_iter();
     known
         .certificates
         .extend(stored.filter_map(|(_, stored)| stored.ok()));
+    let targets = known.certificates.iter().flat_map(|one| &one.deploy);
+    let programs = targets.filter(|spec| spec.runs_a_program()).cloned();
+    let Some(hand) = apart::start(call, settings, &programs.collect::<Vec<_>>()) else {
+        return Ok(Reach::default());
+    };
     let places = Places::of(call, &known);
     let confined = give_up(call, settings, &places);
     Ok(Reach {

@@ -233,7 +233,7 @@ async fn each(
     let mut ended = Ok(());
     for certificate in &settings.certificates {
         match worker.work(certificate, task).await {
-            Ok(done) => tell(call, certificate, &done),
+            Ok(done) => tell(call, certificate, task, &done),
             Err(failure) => {
                 failure.tell(&call.terminal);
                 if call.json || settings.certificates.len() > 1 {
@@ -264,7 +264,7 @@ pub(super) fn tell_failure(call: &Call, lineage: &str, task: Task, failure: &Fai
     }
 }
 
-fn tell(call: &Call, settings: &CertificateSettings, done: &Done) {
+fn tell(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
     let (lineage, ca) = (&settings.lineage, &settings.ca.directory);
     match done {
         Done::Passed { outcome, path } if call.json => say(json!({
@@ -273,7 +273,11 @@ fn tell(call: &Call, settings: &CertificateSettings, done: &Done) {
             "left_out": outcome.left_out,
         })),
         Done::Passed { outcome, path } => {
-            let what = if outcome.issued { "issued" } else { "not due" };
+            let what = match (outcome.issued, task) {
+                (true, _) => "issued",
+                (false, Task::Pass(urge)) if urge.never_orders() => "handed over again",
+                (false, _) => "not due",
+            };
             let renewal = outcome.renewal.unwrap_or(outcome.next);
             say(format_args!(
                 "{lineage}: {what}; generation {} in {}, valid to {}, to be renewed at {renewal}",

@@ -84,7 +84,9 @@ impl Failure {
         let code = match error {
             ManageError::Acme(acme) => acme_code(&acme.cause),
             ManageError::Bundle { .. } | ManageError::Down { .. } => 3,
-            ManageError::KeptOtherwise { .. } | ManageError::NotDueThere { .. } => 2,
+            ManageError::KeptOtherwise { .. }
+            | ManageError::NotDueThere { .. }
+            | ManageError::NoWayBack { .. } => 2,
             ManageError::BackingOff { .. } | ManageError::OutOfBudget { .. } => 6,
             ManageError::Stored(_) | ManageError::Store(_) | ManageError::Output(_) => 8,
             ManageError::Deploy(_) | ManageError::Verify(_) | ManageError::NotHandedOver { .. } => {

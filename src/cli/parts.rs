@@ -24,8 +24,11 @@ use crate::config::{
     CaSettings, CertificateSettings, ChallengeSettings, DeployWhen, Directory, Purpose, Remembered,
     RenewSettings, Settings,
 };
+use crate::deploy::Target;
+use crate::deploy::merge::Merged;
 use crate::deploy::output::Output;
 use crate::deploy::owner::{self, Owner};
+use crate::deploy::spec::Spec;
 use crate::deploy::verify::Handshake;
 use crate::identifier::Lineage;
 use crate::manage::issue::pass;
@@ -54,6 +57,7 @@ pub(super) struct Factory {
     data_dir: PathBuf,
     issuers: Mutex<BTreeMap<String, Arc<dyn Issuer>>>,
     paces: Arc<Paces>,
+    targets: Mutex<BTreeMap<Spec, Arc<Merged>>>,
     /// The accounts of rehearsals, which are forgotten.
     rehearsals: MemoryStore,
     /// The CA inside this process, once a certificate asks for it.
@@ -92,6 +96,7 @@ impl Factory {
             data_dir: settings.data_dir.clone(),
             issuers: Mutex::default(),
             paces: Arc::default(),
+            targets: Mutex::default(),
             rehearsals: MemoryStore::default(),
             embedded: Mutex::default(),
         })
@@ -117,14 +122,26 @@ impl Factory {
         rehearsal: bool,
     ) -> Result<Certificate, Failure> {
         self.reach.covers(settings)?;
-        let targets = settings.deploy.iter();
         Ok(Certificate {
             wanted: wanted(settings),
             issuer: self.shared_issuer(&settings.ca, settings, rehearsal)?,
             fallback: self.stand_in(settings, rehearsal)?,
-            targets: targets.map(|spec| self.reach.target(spec)).collect(),
+            targets: settings
+                .deploy
+                .iter()
+                .map(|spec| self.target(spec))
+                .collect(),
             endpoints: settings.verify.clone(),
         })
+    }
+
+    /// One for each server, so that certificates share its reloads.
+    fn target(&self, spec: &Spec) -> Arc<dyn Target> {
+        let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = targets.entry(spec.clone());
+        let shared = shared
+            .or_insert_with(|| Arc::new(Merged::new(self.reach.target(spec), spec.loads_all())));
+        shared.clone()
     }
 
     /// Does `task` for one certificate.

@@ -1,5 +1,6 @@
-//! `certs renew`: one pass over everything that is configured or stored. One
-//! certificate that fails stops no other.
+//! `certs renew`: one pass over everything that is configured or stored, and
+//! `certs reload` and `certs rollback`, which hand over again. One certificate
+//! that fails stops no other.
 
 use super::Call;
 use super::args::Renew;
@@ -9,23 +10,39 @@ use super::parts::{Recalled, recall, settings};
 use crate::config::{Purpose, Settings};
 use crate::identifier::{Identifier, Lineage};
 use crate::manage::issue::Urge;
+use crate::record::Generation;
 
 /// Renews what is due.
 pub(super) async fn renew(call: &Call, options: &Renew) -> Result<(), Failure> {
+    let urge = if options.force {
+        Urge::Force
+    } else {
+        Urge::Due
+    };
+    pass(call, &options.names, urge).await
+}
+
+/// Hands over what there is once more.
+pub(super) async fn reload(call: &Call, names: &[String]) -> Result<(), Failure> {
+    pass(call, names, Urge::Reload).await
+}
+
+/// Hands over an earlier generation.
+pub(super) async fn rollback(call: &Call, name: String, to: Option<u64>) -> Result<(), Failure> {
+    pass(call, &[name], Urge::Rollback(to.map(Generation))).await
+}
+
+async fn pass(call: &Call, names: &[String], urge: Urge) -> Result<(), Failure> {
     let mut settings = settings(call, &Purpose::All)?;
     let recalled = recall(call, &settings).await?;
-    let lost = select(&mut settings, recalled, &options.names)?;
+    let lost = select(&mut settings, recalled, names)?;
     if settings.certificates.is_empty() && lost.is_empty() {
         if !call.json {
             say("nothing is stored or configured");
         }
         return Ok(());
     }
-    let task = Task::Pass(if options.force {
-        Urge::Force
-    } else {
-        Urge::Due
-    });
+    let task = Task::Pass(urge);
     let mut ended = Ok(());
     for (lineage, failure) in lost {
         failure.tell(&call.terminal);

@@ -35,8 +35,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let factory = Factory::new(&call, &settings, store, responses)?;
     factory.parts.output.prepare();
     // Those that a service manager handed over are ours alone by now.
-    let hand = harden::apart::start(&call, &settings);
-    let reach = harden::confine(&call, &settings, hand).await?;
+    let reach = harden::confine(&call, &settings).await?;
     let factory = Arc::new(factory.within(reach));
     let shown = Shown {
         metrics: factory.parts.metrics.clone(),

@@ -181,15 +181,15 @@ impl Sources {
     }
 
     fn located(&self, spec: &Given<Spec>) -> Spec {
-        let Spec::Nginx { pid_file } = &spec.value;
-        let absolute = |path: &PathBuf| {
+        let located = spec.value.clone().located(|path| {
             self.absolute(&Given {
-                value: path.clone(),
+                value: path.to_owned(),
                 place: spec.place.clone(),
             })
-        };
-        Spec::Nginx {
-            pid_file: pid_file.as_ref().map(absolute),
+        });
+        match &self.docker_host {
+            Some(host) => located.at_docker(host),
+            None => located,
         }
     }
 

@@ -6,9 +6,9 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::layer::{CertificateLayer, KEYS, Layer, Raw, Scope, Value, list, parsed};
+use super::layer::{CertificateLayer, KEYS, Layer, Raw, Scope, Value, list, parsed, words};
 use super::problem::{Given, Place, Problems, nearest};
-use crate::deploy::spec::Spec;
+use crate::deploy::spec::{Keys, Spec};
 use crate::identifier::{Identifier, Lineage};
 
 /// What the file says.
@@ -139,40 +139,49 @@ impl Reader<'_> {
     }
 
     fn target(&mut self, place: &Place, keys: &DeTable<'_>) -> Option<Spec> {
-        let (mut kind, mut pid_file) = (None, None);
+        let (mut kind, mut given) = (None::<String>, Keys::new());
+        let mut places = BTreeMap::new();
         for (key, item) in keys {
             let value = self.value(key.span(), item);
-            match key.get_ref().as_ref() {
-                "kind" => {
-                    kind = parsed::<String>(&value, super::DEPLOY_HINT, &mut self.problems);
+            let name = key.get_ref().to_string();
+            places.insert(name.clone(), value.place.clone());
+            let mut said = match value.value {
+                Raw::Truth(said) => vec![said.to_string()],
+                _ => {
+                    let words = words::<String>(&value, super::DEPLOY_HINT, &mut self.problems)?;
+                    words.value.into_iter().map(|word| word.value).collect()
                 }
-                "pid_file" => pid_file = super::layer::path(&value, &mut self.problems),
-                unknown => self.unknown(key.span(), unknown, &["kind", "pid_file"]),
+            };
+            match name.as_str() {
+                "kind" => kind = said.pop(),
+                _ => {
+                    given.insert(name, said);
+                }
             }
         }
-        match kind {
-            Some(kind) if kind.value == "nginx" => Some(Spec::Nginx {
-                pid_file: pid_file.map(|path| path.value),
-            }),
-            Some(kind) => {
-                let message = format!(
-                    "`{}` is no kind of server that this version knows",
-                    kind.value.escape_debug()
-                );
-                self.problems
-                    .add(&kind.place, message, "write kind = \"nginx\"");
-                None
-            }
-            None if keys.keys().any(|key| key.get_ref() == "kind") => None,
-            None => {
-                self.problems.add(
-                    place,
-                    "the kind of server is missing",
-                    "add kind = \"nginx\"",
-                );
-                None
-            }
-        }
+        let Some(kind) = kind else {
+            self.problems.add(
+                place,
+                "the kind of server is missing",
+                "add kind = \"nginx\"",
+            );
+            return None;
+        };
+        let malformed = match Spec::long(&kind, given) {
+            Ok(spec) => return Some(spec),
+            Err(malformed) => malformed,
+        };
+        let place = malformed
+            .key
+            .as_ref()
+            .and_then(|key| places.get(key))
+            .unwrap_or(place);
+        let hint = match (malformed.key.as_deref(), Spec::keys_of(&kind)) {
+            (Some("kind"), _) => "write kind = \"nginx\", or another of them".to_owned(),
+            (_, keys) => format!("the keys of {kind}: {}", keys.join(", ")),
+        };
+        self.problems.add(place, malformed.message, hint);
+        None
     }
 
     fn certificates(&mut self, item: &Item<'_>) -> Vec<Entry> {

@@ -38,6 +38,8 @@ pub struct Sources {
     pub(super) document: Document,
     pub(super) file: Option<PathBuf>,
     pub(super) default_data_dir: Option<PathBuf>,
+    /// Where Docker's API is, as its own programs are told.
+    pub(super) docker_host: Option<String>,
     names_a_lineage: bool,
 }
 
@@ -73,6 +75,7 @@ impl Sources {
             document,
             file,
             default_data_dir: default_data_dir(environment),
+            docker_host: environment.get("DOCKER_HOST").cloned(),
             names_a_lineage: false,
         };
         let lineage = options.lineage.as_ref();

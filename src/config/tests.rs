@@ -294,8 +294,8 @@ fn what_contradicts_itself_or_cannot_be_issued_is_refused() {
         "not a directory",
     );
     refused(
-        &format!("ca = 'https://ca'\ndeploy = ['docker:web']{one}"),
-        "docker:web",
+        &format!("ca = 'https://ca'\ndeploy = ['apache:web']{one}"),
+        "apache:web",
     );
     refused(&format!("challenge = 'dns-01'{one}"), "dns-01");
     refused(

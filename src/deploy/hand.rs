@@ -1,47 +1,124 @@
 //! Targets that are told by a process apart. Whatever a program such as
 //! `nginx -t` needs, its parent must be allowed as well; so the process that
 //! holds keys and talks to the world asks another one, started before it gave
-//! up what it does not need. What is asked are a target and one of three
-//! errands: no program, no argument and no process number is taken from here.
+//! up what it does not need. What is asked are a target and one of a few errands.
+//! No process number is taken from here, and a program of the user's own is run
+//! only if it was configured when that process was started.
 
-use std::io;
+use std::collections::BTreeMap;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::sync::Mutex;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::oneshot;
 
 use super::spec::Spec;
-use super::{DeployError, Target};
+use super::{Delivery, DeployError, Target};
 
 /// What is to be done for a target.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 enum Errand {
-    Check,
-    Apply,
+    Check(Delivery),
+    Apply(Delivery),
     ListensOn,
+    Obstacle(Delivery),
 }
 
-/// Where the target listens, when that was the errand and is to be seen.
-type Answer = Result<Option<Vec<SocketAddr>>, DeployError>;
+/// What comes back, as far as it was the errand and is to be seen.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Found {
+    addresses: Option<Vec<SocketAddr>>,
+    obstacle: Option<String>,
+}
 
-/// The way to the other process.
+type Answer = Result<Found, DeployError>;
+
+/// One line on the way there, and one on the way back.
+#[derive(Serialize, Deserialize)]
+struct Numbered<T> {
+    number: u64,
+    value: T,
+}
+
+/// The way to the other process. Errands run side by side there: one that hangs
+/// holds up no other.
 #[derive(Debug)]
 pub struct Hand {
-    stream: Mutex<BufReader<UnixStream>>,
+    sender: tokio::sync::Mutex<OwnedWriteHalf>,
+    waiting: Arc<Waiting>,
+}
+
+/// Who waits for an answer.
+#[derive(Debug)]
+struct Waiting(Mutex<Asked>);
+
+#[derive(Debug)]
+struct Asked {
+    last: u64,
+    /// By number; `None` once the other process has ended.
+    waiting: Option<BTreeMap<u64, oneshot::Sender<Answer>>>,
+}
+
+impl Waiting {
+    fn enter(&self) -> io::Result<(u64, oneshot::Receiver<Answer>)> {
+        let (sender, receiver) = oneshot::channel();
+        let mut inside = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Asked { last, waiting } = &mut *inside;
+        let waiting = waiting
+            .as_mut()
+            .ok_or_else(|| io::Error::other("it has ended"))?;
+        *last += 1;
+        waiting.insert(*last, sender);
+        Ok((*last, receiver))
+    }
+
+    fn answer(&self, number: u64, answer: Answer) {
+        let mut inside = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = inside
+            .waiting
+            .as_mut()
+            .and_then(|waiting| waiting.remove(&number));
+        if let Some(waiting) = waiting {
+            // Whoever asked may not wait any more.
+            let _ = waiting.send(answer);
+        }
+    }
+
+    fn end(&self) {
+        let mut inside = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        inside.waiting = None;
+    }
 }
 
 impl Hand {
-    /// Errands go through `stream`, to where [`serve`] is at its other end.
+    /// Errands go through `stream`, to where [`serve`] is at its other end, which
+    /// runs `programs` of the user's own and no other.
     ///
     /// # Errors
     /// As the system has them.
-    pub fn new(stream: std::os::unix::net::UnixStream) -> io::Result<Arc<Self>> {
-        let stream = Mutex::new(BufReader::new(asynchronous(stream)?));
-        Ok(Arc::new(Self { stream }))
+    pub fn new(
+        mut stream: std::os::unix::net::UnixStream,
+        programs: &[Spec],
+    ) -> io::Result<Arc<Self>> {
+        // Before anything from the network is read: later it is asked in vain.
+        let mut line = serde_json::to_vec(programs)?;
+        line.push(b'\n');
+        stream.write_all(&line)?;
+        let (receiver, sender) = asynchronous(stream)?.into_split();
+        let waiting = Arc::new(Waiting(Mutex::new(Asked {
+            last: 0,
+            waiting: Some(BTreeMap::new()),
+        })));
+        tokio::spawn(receive(receiver, waiting.clone()));
+        Ok(Arc::new(Self {
+            sender: tokio::sync::Mutex::new(sender),
+            waiting,
+        }))
     }
 
     /// The target of `spec`, told by the other process.
@@ -52,17 +129,27 @@ impl Hand {
         Arc::new(Distant { hand, spec, name })
     }
 
-    async fn exchange(&self, errand: &(Spec, Errand)) -> io::Result<Answer> {
-        let mut stream = self.stream.lock().await;
-        let mut line = serde_json::to_vec(errand)?;
+    async fn exchange(&self, errand: (Spec, Errand)) -> io::Result<Answer> {
+        let (number, answer) = self.waiting.enter()?;
+        let mut line = serde_json::to_vec(&Numbered {
+            number,
+            value: errand,
+        })?;
         line.push(b'\n');
-        stream.write_all(&line).await?;
-        let mut answer = String::new();
-        if stream.read_line(&mut answer).await? == 0 {
-            return Err(io::Error::other("it has ended"));
-        }
-        Ok(serde_json::from_str(&answer)?)
+        self.sender.lock().await.write_all(&line).await?;
+        answer.await.map_err(|_| io::Error::other("it has ended"))
     }
+}
+
+async fn receive(receiver: OwnedReadHalf, waiting: Arc<Waiting>) {
+    let mut lines = BufReader::new(receiver).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        match serde_json::from_str::<Numbered<Answer>>(&line) {
+            Ok(Numbered { number, value }) => waiting.answer(number, value),
+            Err(error) => tracing::error!("the process that tells servers: {error}"),
+        }
+    }
+    waiting.end();
 }
 
 /// A target at the other end of a [`Hand`].
@@ -75,9 +162,9 @@ struct Distant {
 impl Distant {
     async fn ask(&self, errand: Errand) -> Answer {
         let (hand, errand) = (self.hand.clone(), (self.spec.clone(), errand));
-        // In a task of its own: an errand that nobody waits for any more must
-        // not leave its answer for the next one.
-        let asked = tokio::spawn(async move { hand.exchange(&errand).await });
+        // In a task of its own: one that nobody waits for any more must not leave
+        // half a line.
+        let asked = tokio::spawn(async move { hand.exchange(errand).await });
         let failed = |detail: String| DeployError::Hand {
             target: self.name.clone(),
             detail,
@@ -93,43 +180,68 @@ impl Target for Distant {
         &self.name
     }
 
-    async fn check(&self) -> Result<(), DeployError> {
-        self.ask(Errand::Check).await.map(drop)
+    async fn check(&self, delivery: &Delivery) -> Result<(), DeployError> {
+        self.ask(Errand::Check(delivery.clone())).await.map(drop)
     }
 
-    async fn apply(&self) -> Result<(), DeployError> {
-        self.ask(Errand::Apply).await.map(drop)
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
+        self.ask(Errand::Apply(delivery.clone())).await.map(drop)
     }
 
     async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
-        self.ask(Errand::ListensOn).await.ok().flatten()
+        self.ask(Errand::ListensOn).await.ok()?.addresses
+    }
+
+    async fn obstacle(&self, delivery: &Delivery) -> Option<String> {
+        let errand = Errand::Obstacle(delivery.clone());
+        self.ask(errand).await.ok()?.obstacle
     }
 }
 
-/// Runs errands one after the other until the other end is closed.
+/// Runs errands side by side until the other end is closed.
 ///
 /// # Errors
 /// As the system has them, and when what comes is no errand.
 pub async fn serve(stream: std::os::unix::net::UnixStream) -> io::Result<()> {
-    let mut stream = BufReader::new(asynchronous(stream)?);
-    let mut line = String::new();
-    while stream.read_line(&mut line).await? > 0 {
-        let (spec, errand): (Spec, Errand) = serde_json::from_str(&line)?;
-        line.clear();
-        let mut answer = serde_json::to_vec(&run(&spec, errand).await)?;
-        answer.push(b'\n');
-        stream.write_all(&answer).await?;
+    let (receiver, sender) = asynchronous(stream)?.into_split();
+    let sender = Arc::new(tokio::sync::Mutex::new(sender));
+    let mut lines = BufReader::new(receiver).lines();
+    let allowed = lines.next_line().await?.unwrap_or_else(|| "[]".to_owned());
+    let allowed: Arc<Vec<Spec>> = Arc::new(serde_json::from_str(&allowed)?);
+    while let Some(line) = lines.next_line().await? {
+        let asked: Numbered<(Spec, Errand)> = serde_json::from_str(&line)?;
+        let (sender, allowed) = (sender.clone(), allowed.clone());
+        tokio::spawn(async move {
+            let (spec, errand) = asked.value;
+            let answer = Numbered {
+                number: asked.number,
+                value: run(&spec, errand, &allowed).await,
+            };
+            let mut line = serde_json::to_vec(&answer).unwrap_or_default();
+            line.push(b'\n');
+            // Nobody is left to be told that nobody is left.
+            let _ = sender.lock().await.write_all(&line).await;
+        });
     }
     Ok(())
 }
 
-async fn run(spec: &Spec, errand: Errand) -> Answer {
+async fn run(spec: &Spec, errand: Errand, allowed: &[Spec]) -> Answer {
     let target = spec.target();
-    match errand {
-        Errand::Check => target.check().await.map(|()| None),
-        Errand::Apply => target.apply().await.map(|()| None),
-        Errand::ListensOn => Ok(target.listens_on().await),
+    if spec.runs_a_program() && !allowed.contains(spec) {
+        return Err(DeployError::Hand {
+            target: target.name().to_owned(),
+            detail: "it runs no program that was not configured when it was started".to_owned(),
+        });
     }
+    let mut found = Found::default();
+    match errand {
+        Errand::Check(delivery) => target.check(&delivery).await?,
+        Errand::Apply(delivery) => target.apply(&delivery).await?,
+        Errand::ListensOn => found.addresses = target.listens_on().await,
+        Errand::Obstacle(delivery) => found.obstacle = target.obstacle(&delivery).await,
+    }
+    Ok(found)
 }
 
 fn asynchronous(stream: std::os::unix::net::UnixStream) -> io::Result<UnixStream> {
@@ -141,11 +253,12 @@ fn asynchronous(stream: std::os::unix::net::UnixStream) -> io::Result<UnixStream
 mod tests {
     use futures_util::FutureExt;
 
+    use super::super::sample;
     use super::*;
 
     fn pair() -> (Arc<Hand>, tokio::task::JoinHandle<io::Result<()>>) {
         let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
-        (Hand::new(one).unwrap(), tokio::spawn(serve(other)))
+        (Hand::new(one, &[]).unwrap(), tokio::spawn(serve(other)))
     }
 
     #[tokio::test]
@@ -155,8 +268,8 @@ mod tests {
         let (near, distant) = (spec.target(), hand.target(&spec));
         assert_eq!(near.name(), distant.name());
         for (one, other) in [
-            (near.check().await, distant.check().await),
-            (near.apply().await, distant.apply().await),
+            (near.check(&sample()).await, distant.check(&sample()).await),
+            (near.apply(&sample()).await, distant.apply(&sample()).await),
         ] {
             let (one, other) = (one.unwrap_err(), other.unwrap_err());
             assert!(matches!(one, DeployError::NoPidFile { .. }));
@@ -175,7 +288,7 @@ mod tests {
         for _ in 0..3 {
             // Asked for once, and dropped before the answer is there.
             assert_eq!(target.listens_on().now_or_never(), None);
-            let error = target.check().await.unwrap_err();
+            let error = target.check(&sample()).await.unwrap_err();
             assert!(matches!(error, DeployError::NoPidFile { .. }), "{error}");
         }
     }
@@ -183,10 +296,39 @@ mod tests {
     #[tokio::test]
     async fn an_end_that_is_gone_is_told_with_a_hint() {
         let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
-        let target = Hand::new(one).unwrap().target(&"nginx".parse().unwrap());
+        let target = Hand::new(one, &[])
+            .unwrap()
+            .target(&"nginx".parse().unwrap());
         drop(other);
-        let error = target.apply().await.unwrap_err();
+        let error = target.apply(&sample()).await.unwrap_err();
         assert!(matches!(error, DeployError::Hand { .. }), "{error}");
         assert!(error.hint().contains("restart certs run"));
+    }
+
+    #[tokio::test]
+    async fn a_program_that_hangs_holds_up_no_other_and_one_that_is_not_known_is_not_run() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("fifo");
+        let hook = directory.path().join("hook");
+        std::fs::write(&hook, format!("#!/bin/sh\nread line <{}\n", fifo.display())).unwrap();
+        std::fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+        assert!(made.unwrap().success());
+        let spec: Spec = format!("exec:{}", hook.display()).parse().unwrap();
+        let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let hand = Hand::new(one, std::slice::from_ref(&spec)).unwrap();
+        tokio::spawn(serve(other));
+
+        let hangs = hand.target(&spec);
+        let waits = tokio::spawn(async move { hangs.apply(&sample()).await });
+        let absent = hand.target(&"nginx:/absent/nginx.pid".parse().unwrap());
+        assert!(absent.check(&sample()).await.is_err());
+        let unknown = hand.target(&"exec:/bin/true".parse().unwrap());
+        let error = unknown.apply(&sample()).await.unwrap_err();
+        assert!(error.to_string().contains("not configured"), "{error}");
+        assert!(!waits.is_finished());
+        tokio::fs::write(&fifo, "go\n").await.unwrap();
+        waits.await.unwrap().unwrap();
     }
 }

@@ -2,14 +2,16 @@
 //! process that the pid file names.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::Signal;
+use tokio::time::Instant;
 
-use super::{DeployError, Target};
+use super::process::Process;
+use super::{Delivery, DeployError, Target, reader};
 use crate::sockets::listened_on_by;
 use crate::text::printable_lines;
 
@@ -22,6 +24,12 @@ const PID_FILES: [&str; 3] = [
 const PLAIN_HTTP: u16 = 80;
 const MASTER: &str = "nginx: master process ";
 const CHECK_WITHIN: Duration = Duration::from_secs(10);
+const SHUTTING_DOWN: &str = "worker process is shutting down";
+/// Each keeps its memory and its connections for as long as its clients like.
+const MOST_DRAINING: usize = 3;
+const DRAINED_WITHIN: Duration = Duration::from_secs(10);
+/// In hundredths of a second: one master starts all its workers at once.
+const TOGETHER: u64 = 20;
 
 /// A running nginx.
 #[derive(Debug)]
@@ -30,11 +38,9 @@ pub struct Nginx {
     pid_files: Vec<PathBuf>,
 }
 
-/// A master process that was found, held by its pidfd: a signal cannot reach
-/// another process that was given the same number since.
+/// A master process.
 struct Master {
-    pid: u32,
-    handle: rustix::fd::OwnedFd,
+    process: Process,
     /// What it was started with; `None` when its title is cut off.
     arguments: Option<Vec<String>>,
 }
@@ -53,67 +59,19 @@ impl Nginx {
     }
 
     fn master(&self) -> Result<Master, DeployError> {
-        let target = self.name.clone();
-        let Some(file) = self.pid_files.iter().find(|file| file.exists()) else {
-            let searched = self
-                .pid_files
-                .iter()
-                .map(|file| file.display().to_string())
-                .collect::<Vec<_>>();
-            return Err(DeployError::NoPidFile {
-                target,
-                searched: searched.join(", "),
-            });
-        };
-        let path = file.display().to_string();
-        let pid = read_pid(file).ok_or_else(|| DeployError::PidFile {
-            target: target.clone(),
-            path: path.clone(),
-        })?;
-        let gone = || DeployError::NotRunning {
-            target: target.clone(),
-            path: path.clone(),
-            pid,
-        };
-        // The handle first, then the identity: in this order both are of one process.
-        let number = i32::try_from(pid)
-            .ok()
-            .and_then(Pid::from_raw)
-            .ok_or_else(gone)?;
-        let handle = pidfd_open(number, PidfdFlags::empty()).map_err(|_| gone())?;
-        let title = std::fs::read(format!("/proc/{pid}/cmdline")).map_err(|_| gone())?;
+        let process = Process::find(&self.name, &self.pid_files)?;
+        let title = &process.command_line;
         let used = title.iter().rposition(|byte| *byte != 0).unwrap_or(0) + 1;
-        let is_whole = room_for_title(pid).is_none_or(|room| used < room);
-        let title = String::from_utf8_lossy(&title).replace('\0', " ");
-        match title.trim_end().strip_prefix(MASTER) {
-            Some(command) => {
-                let arguments = command
-                    .split_whitespace()
-                    .skip(1)
-                    .map(str::to_owned)
-                    .collect();
-                Ok(Master {
-                    pid,
-                    handle,
-                    arguments: Some(arguments).filter(|_| is_whole),
-                })
-            }
-            None => {
-                let program = title
-                    .chars()
-                    .take(60)
-                    .collect::<String>()
-                    .trim_end()
-                    .escape_debug()
-                    .to_string();
-                Err(DeployError::OtherProgram {
-                    target,
-                    path,
-                    pid,
-                    program,
-                })
-            }
-        }
+        let is_whole = room_for_title(process.pid).is_none_or(|room| used < room);
+        let title = String::from_utf8_lossy(title).replace('\0', " ");
+        let Some(command) = title.trim_end().strip_prefix(MASTER) else {
+            return Err(process.is_another(&self.name));
+        };
+        let arguments = command.split_whitespace().skip(1).map(str::to_owned);
+        Ok(Master {
+            arguments: is_whole.then(|| arguments.collect()),
+            process,
+        })
     }
 }
 
@@ -135,22 +93,17 @@ fn room_in(stat: &str) -> Option<usize> {
     (room > 0).then(|| room - 1)
 }
 
-fn read_pid(file: &Path) -> Option<u32> {
-    let text = std::fs::read_to_string(file).ok()?;
-    text.trim().parse().ok().filter(|pid| *pid > 1)
-}
-
 #[async_trait]
 impl Target for Nginx {
     fn name(&self) -> &str {
         &self.name
     }
 
-    async fn check(&self) -> Result<(), DeployError> {
+    async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
         let master = self.master()?;
         // In another container's file system there is nothing to run; the
         // handshake after the reload still tells.
-        let Ok(program) = std::fs::read_link(format!("/proc/{}/exe", master.pid)) else {
+        let Ok(program) = std::fs::read_link(format!("/proc/{}/exe", master.process.pid)) else {
             return Ok(());
         };
         let Some(arguments) = &master.arguments else {
@@ -175,20 +128,67 @@ impl Target for Nginx {
         })
     }
 
-    async fn apply(&self) -> Result<(), DeployError> {
+    async fn apply(&self, _: &Delivery) -> Result<(), DeployError> {
         let master = self.master()?;
-        pidfd_send_signal(&master.handle, Signal::HUP).map_err(|error| DeployError::Signal {
-            target: self.name.clone(),
-            pid: master.pid,
-            detail: std::io::Error::from(error).to_string(),
-        })
+        let draining = drained(master.process.pid).await;
+        if draining >= MOST_DRAINING {
+            return Err(DeployError::Draining {
+                target: self.name.clone(),
+                generations: draining,
+            });
+        }
+        master.process.signal(&self.name, Signal::HUP)
     }
 
     async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
-        let mut found = listened_on_by(self.master().ok()?.pid)?;
+        let mut found = listened_on_by(self.master().ok()?.process.pid)?;
         found.retain(|address| address.port() != PLAIN_HTTP);
         Some(found)
     }
+
+    async fn obstacle(&self, delivery: &Delivery) -> Option<String> {
+        reader::obstacle(self.master().ok()?.process.pid, &self.name, &delivery.live)
+    }
+}
+
+/// How many generations of workers drain, once that is few enough or has been
+/// waited for.
+async fn drained(master: u32) -> usize {
+    let end = Instant::now() + DRAINED_WITHIN;
+    loop {
+        let draining = draining(master);
+        if draining < MOST_DRAINING || Instant::now() >= end {
+            return draining;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Generations of workers that were told to end and still serve: those that
+/// were started together are one.
+fn draining(master: u32) -> usize {
+    let children = format!("/proc/{master}/task/{master}/children");
+    let children = std::fs::read_to_string(children).unwrap_or_default();
+    let mut started: Vec<u64> = children
+        .split_whitespace()
+        .filter_map(|pid| {
+            let title = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            title.contains(SHUTTING_DOWN).then(|| started_at(&stat))?
+        })
+        .collect();
+    started.sort_unstable();
+    let apart = started
+        .windows(2)
+        .filter(|pair| pair[1] - pair[0] > TOGETHER);
+    apart.count() + usize::from(!started.is_empty())
+}
+
+/// Field 22 of proc_pid_stat(5), in hundredths of a second.
+fn started_at(stat: &str) -> Option<u64> {
+    const STARTED: usize = 22;
+    let fields = stat.rsplit_once(')')?.1;
+    fields.split_whitespace().nth(STARTED - 3)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -207,12 +207,20 @@ mod tests {
         assert!(room_for_title(std::process::id()).is_some_and(|room| room > 10));
     }
 
+    #[test]
+    fn a_process_is_known_by_when_it_was_started() {
+        let stat = format!("7 (a) b) S {} 4711 0", vec!["0"; 18].join(" "));
+        assert_eq!(started_at(&stat), Some(4711));
+        assert_eq!(started_at("7 (x) S 0"), None);
+        assert_eq!(draining(std::process::id()), 0);
+    }
+
     #[tokio::test]
     async fn signals_nobody_that_is_not_nginx() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("nginx.pid");
         let nginx = Nginx::new(Some(file.clone()));
-        let mut errors = vec![nginx.apply().await.unwrap_err()];
+        let mut errors = vec![nginx.apply(&super::super::sample()).await.unwrap_err()];
         for content in [
             "",
             "x",
@@ -223,7 +231,7 @@ mod tests {
             &std::process::id().to_string(),
         ] {
             std::fs::write(&file, content).unwrap();
-            errors.push(nginx.apply().await.unwrap_err());
+            errors.push(nginx.apply(&super::super::sample()).await.unwrap_err());
         }
         assert!(matches!(
             errors.first(),

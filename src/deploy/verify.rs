@@ -101,6 +101,15 @@ pub struct VerifyError {
 }
 
 impl VerifyError {
+    /// The same, with what is known of its cause.
+    #[must_use]
+    pub fn because(mut self, cause: Option<String>) -> Self {
+        if let Some(cause) = cause {
+            self.found = format!("{}; {cause}", self.found);
+        }
+        self
+    }
+
     /// The next thing to do.
     #[must_use]
     pub fn hint(&self) -> &'static str {

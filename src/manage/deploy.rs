@@ -1,14 +1,17 @@
-//! Hands the newest generation over and proves that it is served. What fails
-//! here is tried again by the next pass; it never leads to a second order.
+//! Hands a generation over and proves that it is served: check, switch, tell,
+//! prove, and back to what was served before when that fails. It is tried again
+//! by the next pass; it never leads to a second order.
 
 use std::time::Duration;
 
 use super::issue::Held;
 use super::{Certificate, ManageError, Parts};
-use crate::certificate::Bundle;
+use crate::certificate::{Bundle, Facts, Freshness};
 use crate::deploy::verify::{Place, verify};
+use crate::deploy::{Delivery, DeployError, Target};
 use crate::identifier::Lineage;
-use crate::record::{Failures, Generation, Issued, Served};
+use crate::record::{Failures, Generation, Served};
+use crate::renew::window::latest;
 
 /// How long the endpoints may go on showing the old certificate, all in all.
 const PROOF_WITHIN: Duration = Duration::from_secs(30);
@@ -16,7 +19,17 @@ const PROOF_WITHIN: Duration = Duration::from_secs(30);
 /// The output itself, in [`crate::record::Record::deployed`].
 pub const FILES: &str = "files";
 
-/// Publishes, checks, applies and proves the newest generation.
+/// What is handed over.
+#[derive(Clone)]
+struct Pair {
+    generation: Generation,
+    facts: Facts,
+    bundle: Bundle,
+}
+
+/// Publishes, checks, applies and proves the generation that shall be served: the
+/// newest, or an earlier one on the owner's word. What fails is taken back while
+/// what was served before is good for long enough.
 ///
 /// # Errors
 /// The first failure; each step that succeeded is stored.
@@ -25,68 +38,189 @@ pub async fn deploy(
     certificate: &Certificate,
     held: &mut Held,
 ) -> Result<(), ManageError> {
-    let Some(issued) = held.record.issued.clone() else {
+    let now = parts.clock.now();
+    let wanted = held.record.to_be_served(now);
+    let Some((generation, facts)) = wanted.map(|(which, facts)| (which, facts.clone())) else {
         return Ok(());
     };
-    let published = publish(parts, held, &issued).await;
-    parts.metrics.deployment(FILES, published.is_ok());
-    published?;
-    let deployed = &mut held.record.deployed;
-    deployed.insert(FILES.to_owned(), issued.generation);
-    let ended = match tell(parts, certificate, held, &issued).await {
-        Ok(()) => prove(parts, certificate, held, &issued).await,
-        Err(error) => Err(error),
+    let lineage = held.record.lineage.clone();
+    let bundle = stored(parts, &lineage, generation, &facts).await?;
+    let pair = Pair {
+        generation,
+        facts,
+        bundle,
     };
-    for target in &certificate.targets {
+    let before = to_go_back_to(parts, certificate, &lineage, generation).await;
+    let ended = transact(parts, certificate, held, &pair, before.is_some()).await;
+    for (_, target) in certificate.named_targets() {
         parts.metrics.deployment(target.name(), ended.is_ok());
+    }
+    if let (Err(error), Some(before)) = (&ended, before)
+        && parts.output.live(&lineage) == Some(pair.generation)
+        && is_about_a_server(error)
+    {
+        take_back(parts, certificate, held, &before).await;
     }
     ended?;
     held.record.handover = Failures::default();
     held.save(parts, None).await
 }
 
-/// Tells each target that has not been seen to serve the newest generation.
+async fn transact(
+    parts: &Parts,
+    certificate: &Certificate,
+    held: &mut Held,
+    pair: &Pair,
+    carefully: bool,
+) -> Result<(), ManageError> {
+    if carefully {
+        // A server that could not be told, or would not start again as it is, is
+        // found before anything is touched.
+        let delivery = delivery(parts, held, pair);
+        for (_, target) in certificate.named_targets() {
+            target.check(&delivery).await?;
+        }
+    }
+    let published = parts
+        .output
+        .publish(&held.record.lineage, pair.generation, &pair.bundle);
+    parts.metrics.deployment(FILES, published.is_ok());
+    published?;
+    let deployed = &mut held.record.deployed;
+    deployed.insert(FILES.to_owned(), pair.generation);
+    tell(parts, certificate, held, pair, carefully).await?;
+    prove(parts, certificate, held, pair).await
+}
+
+/// Tells each target that has not been seen to serve the pair. With nothing to go
+/// back to, one that fails holds up no other.
 async fn tell(
     parts: &Parts,
     certificate: &Certificate,
     held: &mut Held,
-    issued: &Issued,
+    pair: &Pair,
+    carefully: bool,
 ) -> Result<(), ManageError> {
-    for target in &certificate.targets {
-        let name = target.name().to_owned();
-        let told = held.record.deployed.get(&name) == Some(&issued.generation);
-        if told && all_served(held, issued.generation) {
+    let delivery = delivery(parts, held, pair);
+    let mut failed: Option<DeployError> = None;
+    for (name, target) in certificate.named_targets() {
+        let told = held.record.deployed.get(&name) == Some(&pair.generation);
+        if told && all_served(held, pair.generation) {
             continue;
         }
         let lineage = &held.record.lineage;
         parts.phase(lineage, &format!("telling {name} to load it"));
-        target.check().await?;
-        target.apply().await?;
-        held.record.deployed.insert(name, issued.generation);
-        held.save(parts, None).await?;
+        match tell_one(target.as_ref(), &delivery).await {
+            Ok(()) => {
+                held.record.deployed.insert(name, pair.generation);
+                held.save(parts, None).await?;
+            }
+            Err(error) if carefully => return Err(error.into()),
+            Err(error) => {
+                if let Some(first) = failed.replace(error) {
+                    tracing::error!(%lineage, "{first}; hint: {}", first.hint());
+                }
+            }
+        }
     }
-    Ok(())
+    failed.map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// Puts the stored pair where consumers read it; repeating it changes nothing.
-///
-/// # Errors
-/// When the stored pair is damaged or expired, or the output is not writable.
-pub async fn publish(parts: &Parts, held: &Held, issued: &Issued) -> Result<(), ManageError> {
-    let lineage = &held.record.lineage;
-    let bundle = stored(parts, lineage, issued).await?;
-    parts.output.publish(lineage, issued.generation, &bundle)?;
-    Ok(())
+async fn tell_one(target: &dyn Target, delivery: &Delivery) -> Result<(), DeployError> {
+    target.check(delivery).await?;
+    target.apply(delivery).await
+}
+
+fn delivery(parts: &Parts, held: &Held, pair: &Pair) -> Delivery {
+    let lineage = held.record.lineage.clone();
+    Delivery {
+        live: parts.output.live_path(&lineage),
+        lineage,
+        names: pair.facts.identifiers.clone(),
+        generation: pair.generation,
+        fingerprint: pair.facts.fingerprint.clone(),
+        not_after: pair.facts.not_after,
+    }
+}
+
+/// What is live now, if servers may go on with it for a good while: then a
+/// hand-over that fails is no reason to leave any of them with something else. A
+/// failure that lasts must not let it run out, so that from its last tenth on the
+/// newest stays, whoever cannot load it.
+async fn to_go_back_to(
+    parts: &Parts,
+    certificate: &Certificate,
+    lineage: &Lineage,
+    generation: Generation,
+) -> Option<Pair> {
+    if certificate.targets.is_empty() {
+        return None;
+    }
+    let live = parts.output.live(lineage)?;
+    if live == generation || live == Generation::default() {
+        return None;
+    }
+    let (key, chain) = parts.store.bundle(lineage, live).await.ok()??;
+    let (facts, now) = (Facts::of_chain(&chain).ok()?, parts.clock.now());
+    if latest(&facts) <= now {
+        return None;
+    }
+    let names = &facts.identifiers;
+    let bundle = Bundle::new(key, &chain, names, now, Freshness::Stored).ok()?;
+    Some(Pair {
+        generation: live,
+        facts,
+        bundle,
+    })
+}
+
+/// Whether what failed is a server, and not our own store.
+fn is_about_a_server(error: &ManageError) -> bool {
+    matches!(error, ManageError::Deploy(_) | ManageError::Verify(_))
+}
+
+/// Makes `before` live again, for every server that was told of another. What
+/// fails here is told; the failure that led here is the one to act on.
+async fn take_back(parts: &Parts, certificate: &Certificate, held: &mut Held, before: &Pair) {
+    let lineage = held.record.lineage.clone();
+    tracing::warn!(%lineage, generation = %before.generation, "the hand-over has failed: the generation that was served before goes live again");
+    let published = parts
+        .output
+        .publish(&lineage, before.generation, &before.bundle);
+    if let Err(error) = published {
+        tracing::error!(%lineage, "it could not be published again: {error}");
+        return;
+    }
+    let deployed = &mut held.record.deployed;
+    deployed.insert(FILES.to_owned(), before.generation);
+    // Each server, also the one that failed: what it has loaded is not known.
+    for served in held.record.served.values_mut() {
+        served.generation = Generation::default();
+    }
+    let told = tell(parts, certificate, held, before, false).await;
+    let proven = prove(parts, certificate, held, before).await;
+    match told.and(proven) {
+        Ok(()) => {
+            tracing::info!(%lineage, generation = %before.generation, "it is proven served again");
+        }
+        Err(error) => {
+            tracing::error!(%lineage, "it is not proven served again: {error}; hint: {}", error.hint());
+        }
+    }
 }
 
 /// The generation whose files stand where consumers read them: what is on disk
 /// counts, not what was once written there.
-pub async fn on_disk(parts: &Parts, lineage: &Lineage, issued: Option<&Issued>) -> Generation {
+pub async fn on_disk(
+    parts: &Parts,
+    lineage: &Lineage,
+    wanted: Option<(Generation, &Facts)>,
+) -> Generation {
     let live = parts.output.live(lineage).unwrap_or_default();
-    let Some(issued) = issued.filter(|issued| issued.generation == live) else {
+    let Some((generation, facts)) = wanted.filter(|(generation, _)| *generation == live) else {
         return live;
     };
-    match stored(parts, lineage, issued).await {
+    match stored(parts, lineage, generation, facts).await {
         Ok(bundle) if !parts.output.is_live(lineage, live, &bundle) => {
             tracing::warn!(%lineage, generation = %live, "the published files are not as they were written");
             Generation::default()
@@ -100,12 +234,13 @@ pub async fn on_disk(parts: &Parts, lineage: &Lineage, issued: Option<&Issued>) 
 pub(super) async fn stored(
     parts: &Parts,
     lineage: &Lineage,
-    issued: &Issued,
+    generation: Generation,
+    facts: &Facts,
 ) -> Result<Bundle, ManageError> {
-    let stored = parts.store.bundle(lineage, issued.generation).await?;
-    let (key, chain) = stored
-        .ok_or_else(|| ManageError::Halted("the newest pair is missing in the store".into()))?;
-    let (names, now) = (&issued.facts.identifiers, parts.clock.now());
+    let stored = parts.store.bundle(lineage, generation).await?;
+    let missing = || ManageError::Halted(format!("the pair {generation} is missing in the store"));
+    let (key, chain) = stored.ok_or_else(missing)?;
+    let (names, now) = (&facts.identifiers, parts.clock.now());
     let pair = parts.known.bundle(lineage, key, &chain, names, now);
     pair.map_err(ManageError::Stored)
 }
@@ -142,7 +277,7 @@ async fn prove(
     parts: &Parts,
     certificate: &Certificate,
     held: &mut Held,
-    issued: &Issued,
+    pair: &Pair,
 ) -> Result<(), ManageError> {
     let places = places(certificate).await;
     if places.is_empty() && !certificate.targets.is_empty() {
@@ -152,9 +287,9 @@ async fn prove(
     for place in places {
         let phase = format!("waiting for {place} to serve it");
         parts.phase(&held.record.lineage, &phase);
-        for identifier in &issued.facts.identifiers {
+        for identifier in &pair.facts.identifiers {
             let within = end.since(parts.clock.now());
-            let (wanted, clock) = (&issued.facts.fingerprint, parts.clock.as_ref());
+            let (wanted, clock) = (&pair.facts.fingerprint, parts.clock.as_ref());
             let prover = parts.prover.as_ref();
             if let Err(error) = verify(prover, &place, identifier, wanted, clock, within).await {
                 // What was seen there before is seen there no more.
@@ -164,16 +299,27 @@ async fn prove(
                     .and_modify(|served| {
                         served.generation = Generation::default();
                     });
-                return Err(error.into());
+                let obstacle = obstacle(certificate, &delivery(parts, held, pair)).await;
+                return Err(error.because(obstacle).into());
             }
         }
         let seen = Served {
-            generation: issued.generation,
+            generation: pair.generation,
             at: parts.clock.now(),
-            not_after: Some(issued.facts.not_after),
+            not_after: Some(pair.facts.not_after),
         };
         held.record.served.insert(place.to_string(), seen);
         held.save(parts, None).await?;
     }
     Ok(())
+}
+
+/// What keeps a server from loading the pair, as far as it is to be seen.
+async fn obstacle(certificate: &Certificate, delivery: &Delivery) -> Option<String> {
+    for target in &certificate.targets {
+        if let Some(obstacle) = target.obstacle(delivery).await {
+            return Some(obstacle);
+        }
+    }
+    None
 }

@@ -23,6 +23,9 @@ pub fn may_order(
     now: Timestamp,
     random: &dyn Random,
 ) -> bool {
+    if urge.never_orders() {
+        return false;
+    }
     let (Some(record), false) = (record, urge == Urge::Force) else {
         return true;
     };

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::certificate::{Bundle, Freshness, Secret};
-use crate::deploy::{DeployError, Outlet, Target};
+use crate::deploy::{Delivery, DeployError, Outlet, Target};
 use crate::identifier::{Identifier, Lineage};
 use crate::time::Clock;
 use crate::tls::credentials::Publisher;
@@ -71,11 +71,11 @@ impl Target for Front {
         NAME
     }
 
-    async fn check(&self) -> Result<(), DeployError> {
+    async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
         self.read().map(drop)
     }
 
-    async fn apply(&self) -> Result<(), DeployError> {
+    async fn apply(&self, _: &Delivery) -> Result<(), DeployError> {
         let bundle = self.read()?;
         let published = self.publisher.publish(&self.lineage, &bundle);
         published.map_err(|error| self.error(&error))
@@ -88,6 +88,7 @@ mod tests {
 
     use super::*;
     use crate::deploy::output::Output;
+    use crate::deploy::sample;
     use crate::record::Generation;
     use crate::time::{SystemClock, VirtualClock};
 
@@ -107,14 +108,14 @@ mod tests {
             Arc::new(publisher),
             clock.clone(),
         );
-        let missing = front.check().await.unwrap_err();
+        let missing = front.check(&sample()).await.unwrap_err();
         assert!(
             missing.to_string().contains("live/example.com"),
             "{missing}"
         );
         output.placeholder(&lineage, &names, clock.now()).unwrap();
-        front.check().await.unwrap();
-        front.apply().await.unwrap();
+        front.check(&sample()).await.unwrap();
+        front.apply(&sample()).await.unwrap();
 
         let live = output.live_path(&lineage);
         let (key, chain) = (live.join("privkey.pem"), live.join("fullchain.pem"));
@@ -122,17 +123,20 @@ mod tests {
         let other = rcgen::KeyPair::generate().unwrap().serialize_pem();
         for damaged in [other.as_str(), ""] {
             std::fs::write(&key, damaged).unwrap();
-            assert!(front.check().await.is_err());
-            assert!(matches!(front.apply().await, Err(DeployError::Pair { .. })));
+            assert!(front.check(&sample()).await.is_err());
+            assert!(matches!(
+                front.apply(&sample()).await,
+                Err(DeployError::Pair { .. })
+            ));
         }
         std::fs::write(&key, sound).unwrap();
-        front.apply().await.unwrap();
+        front.apply(&sample()).await.unwrap();
 
         let leaf = std::fs::read_to_string(chain).unwrap();
         let key = Secret::new(std::fs::read_to_string(&key).unwrap());
         let bundle = Bundle::new(key, &leaf, &names, clock.now(), Freshness::Any).unwrap();
         clock.set(bundle.facts().not_after + Duration::from_secs(1));
-        let expired = front.check().await.unwrap_err();
+        let expired = front.check(&sample()).await.unwrap_err();
         assert!(expired.to_string().contains("expired"), "{expired}");
         assert_eq!(output.live(&lineage), Some(Generation(0)));
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::again;
 use super::authority::{self, waits_until};
 use super::deploy::{FILES, deploy, on_disk, places};
 use super::order::{Plan, refresh};
@@ -69,6 +70,18 @@ pub enum Urge {
     Asked,
     /// Now, once.
     Force,
+    /// Never: what there is, is handed over once more.
+    Reload,
+    /// Never: this generation, or the one before, is handed over and stays.
+    Rollback(Option<Generation>),
+}
+
+impl Urge {
+    /// Whether it is about handing over alone.
+    #[must_use]
+    pub fn never_orders(self) -> bool {
+        matches!(self, Self::Reload | Self::Rollback(_))
+    }
 }
 
 /// Does what `wanted` needs until nothing is due.
@@ -83,6 +96,9 @@ pub async fn pass(
 ) -> Result<Outcome, ManageError> {
     let _lease = parts.store.lease(&certificate.wanted.lineage).await?;
     let mut held = load(parts, certificate, urge).await?;
+    if urge.never_orders() {
+        return hand_over_again(parts, certificate, &mut held, urge).await;
+    }
     let mut issued = false;
     if urge == Urge::Force {
         let plan = Plan {
@@ -191,12 +207,17 @@ fn waiting(record: &Record, held_up: HeldUp) -> ManageError {
 
 fn outcome(record: &Record, issued: bool, until: Timestamp) -> Result<Outcome, ManageError> {
     let newest = record.issued.as_ref();
-    let newest = newest.ok_or_else(|| ManageError::Halted("nothing is issued".into()))?;
+    let served = record.to_be_served(until);
+    let (newest, (generation, facts)) =
+        newest.zip(served).ok_or_else(|| ManageError::NoWayBack {
+            lineage: record.lineage.clone(),
+            why: "nothing is issued yet".into(),
+        })?;
     let renewal = newest.renewal.as_ref();
     Ok(Outcome {
-        generation: newest.generation,
+        generation,
         issued,
-        not_after: newest.facts.not_after,
+        not_after: facts.not_after,
         next: until,
         renewal: renewal.map(|renewal| decide::due(newest, renewal)),
         left_out: left_out(record),
@@ -240,16 +261,13 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
         )
     };
     let mut deployed: BTreeMap<_, _> = certificate
-        .targets
-        .iter()
-        .map(|target| known(target.name()))
+        .named_targets()
+        .map(|(name, _)| known(&name))
         .collect();
-    let files = on_disk(parts, &wanted.lineage, record.issued.as_ref()).await;
-    if record
-        .issued
-        .as_ref()
-        .is_some_and(|issued| issued.generation != files)
-    {
+    let to_be_served = record.to_be_served(now);
+    let files = on_disk(parts, &wanted.lineage, to_be_served).await;
+    let noted = record.deployed.get(FILES) == Some(&files);
+    if to_be_served.is_some_and(|(generation, _)| generation != files) && !noted {
         // Whoever has read the files meanwhile has read others.
         deployed
             .values_mut()
@@ -260,7 +278,6 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
     }
     // What is there and was not noted is handed over once more: whoever wrote it
     // was killed, perhaps before it was flushed.
-    let noted = record.deployed.get(FILES) == Some(&files);
     let files = if noted { files } else { Generation::default() };
     deployed.insert(FILES.to_owned(), files);
     record.deployed = deployed;
@@ -357,6 +374,25 @@ fn unhold(record: &mut Record) {
     if let Some(issued) = record.issued.as_mut() {
         issued.handover_at = None;
     }
+}
+
+/// Hands over once more what shall be served, whatever was seen before.
+async fn hand_over_again(
+    parts: &Parts,
+    certificate: &Certificate,
+    held: &mut Held,
+    urge: Urge,
+) -> Result<Outcome, ManageError> {
+    match urge {
+        Urge::Rollback(to) => again::pin(parts, held, to).await?,
+        _ => held.record.pinned = None,
+    }
+    again::unprove(held);
+    held.save(parts, None).await?;
+    if held.record.issued.is_some() {
+        hand_over(parts, certificate, held).await?;
+    }
+    outcome(&held.record, false, parts.clock.now())
 }
 
 /// Hands over, and stores what it failed with: the next pass tries again.

@@ -337,6 +337,7 @@ async fn settle(
         instead_of: place.instead_of.cloned(),
     });
     record.order = None;
+    record.pinned = None;
     let issued_for = &bundle.facts().identifiers;
     if let Some(quarantine) = &mut record.quarantine {
         quarantine

@@ -29,7 +29,7 @@ pub fn status(record: &Record, now: Timestamp, random: &dyn Random) -> Status {
             is_covered(record, issued) || issued.facts.identifiers.is_superset(&record.identifiers)
         }),
         left_out: left_out(record),
-        proven: issued.is_some_and(|issued| is_proven(record, issued)),
+        proven: issued.is_some() && is_proven(record, now),
         late: issued.is_some_and(|issued| is_late(issued, now)),
         critical: issued.is_some_and(|issued| critical(&issued.facts) <= now),
         last_error: last_error(record),

@@ -220,11 +220,11 @@ impl Supervisor {
         self.board.post(status(&record, now, random));
         let output = &self.parts.output;
         if output.live(lineage).is_none()
-            && let Some(issued) = &record.issued
-            && let Ok(bundle) = stored(&self.parts, lineage, issued).await
+            && let Some((generation, facts)) = record.to_be_served(now)
+            && let Ok(bundle) = stored(&self.parts, lineage, generation, facts).await
         {
             // The volume is new: what is stored is better than a placeholder.
-            output.publish(lineage, issued.generation, &bundle)?;
+            output.publish(lineage, generation, &bundle)?;
         }
         if output.placeholder(lineage, &wanted.identifiers, now)? {
             tracing::info!(%lineage, "a placeholder stands in until the certificate is issued");

@@ -62,8 +62,13 @@ pub fn next(record: &Record, now: Timestamp, random: &dyn Random) -> Next {
     let Some(issued) = &record.issued else {
         return order(record, now);
     };
-    let renewal = renew(record, issued, now, random);
-    if issued.facts.not_after <= now || is_proven(record, issued) {
+    let renewal = match renew(record, issued, now, random) {
+        Next::Wait(until) => Next::Wait(unpinned(record, now).map_or(until, |at| until.min(at))),
+        other => other,
+    };
+    let served = record.to_be_served(now);
+    let is_over = served.is_none_or(|(_, facts)| facts.not_after <= now);
+    if is_over || is_proven(record, now) {
         return renewal;
     }
     // A certificate in hand comes first: it may be the better one already. While
@@ -73,6 +78,12 @@ pub fn next(record: &Record, now: Timestamp, random: &dyn Random) -> Next {
         (Some(at), Next::Wait(until)) => Next::Wait(at.min(until)),
         (Some(_), renewal) => renewal,
     }
+}
+
+/// When the owner's word for an earlier certificate holds no longer.
+fn unpinned(record: &Record, now: Timestamp) -> Option<Timestamp> {
+    let until = record.pinned.as_ref()?.until;
+    (until > now).then_some(until)
 }
 
 fn renew(record: &Record, issued: &Issued, now: Timestamp, random: &dyn Random) -> Next {
@@ -165,8 +176,8 @@ pub fn held_up(record: &Record, now: Timestamp) -> Option<HeldUp> {
     {
         return Some(HeldUp::Issuance { until });
     }
-    let issued = record.issued.as_ref()?;
-    if is_proven(record, issued) {
+    record.issued.as_ref()?;
+    if is_proven(record, now) {
         return None;
     }
     ahead(record.handover.retry_at, now).map(|until| HeldUp::Handover { until })
@@ -182,17 +193,16 @@ pub fn due(issued: &Issued, renewal: &Renewal) -> Timestamp {
         .map_or(wanted, |from| wanted.max(from))
 }
 
-/// Whether every target and endpoint has the newest certificate.
+/// Whether every target and endpoint has the certificate that shall be served.
 #[must_use]
-pub fn is_proven(record: &Record, issued: &Issued) -> bool {
-    record
-        .deployed
-        .values()
-        .all(|generation| *generation == issued.generation)
-        && record
-            .served
-            .values()
-            .all(|served| served.generation == issued.generation)
+pub fn is_proven(record: &Record, now: Timestamp) -> bool {
+    let Some((wanted, _)) = record.to_be_served(now) else {
+        return true;
+    };
+    let mut deployed = record.deployed.values();
+    let mut served = record.served.values();
+    deployed.all(|generation| *generation == wanted)
+        && served.all(|served| served.generation == wanted)
 }
 
 /// The certificate that an order at `ca` for `names` would replace, as RFC 9773 names it:

@@ -17,7 +17,7 @@ use crate::acme::Dated;
 use crate::certificate::{Bundle, Facts, Fingerprint, Secret};
 use crate::deploy::output::OutputError;
 use crate::deploy::verify::{Place, Prover};
-use crate::deploy::{DeployError, Outlet, Target};
+use crate::deploy::{Delivery, DeployError, Outlet, Target};
 use crate::identifier::{Identifier, Lineage};
 use crate::record::Generation;
 use crate::time::{Clock, Timestamp, VirtualClock, sleep_in_parts};
@@ -355,11 +355,11 @@ impl Target for NodeProxy {
         PROXY
     }
 
-    async fn check(&self) -> Result<(), DeployError> {
+    async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
         Ok(())
     }
 
-    async fn apply(&self) -> Result<(), DeployError> {
+    async fn apply(&self, _: &Delivery) -> Result<(), DeployError> {
         self.0.lives_through(Moment::Apply).await;
         if !self.0.ailments().deaf {
             self.0.tally.reload();

@@ -23,7 +23,7 @@ use crate::challenge::responses::Responses;
 use crate::cli::output::Failure;
 use crate::deploy::output::Output;
 use crate::deploy::verify::{Endpoint, Handshake};
-use crate::deploy::{DeployError, Outlet, Target, nginx};
+use crate::deploy::{Delivery, DeployError, Outlet, Target, nginx};
 use crate::identifier::{Identifier, Lineage};
 use crate::manage::front::Front;
 use crate::manage::{Certificate, FreshKeys, ManageError, Parts, Wanted};
@@ -300,13 +300,13 @@ impl Target for Timed {
         self.target.name()
     }
 
-    async fn check(&self) -> Result<(), DeployError> {
-        self.target.check().await
+    async fn check(&self, delivery: &Delivery) -> Result<(), DeployError> {
+        self.target.check(delivery).await
     }
 
-    async fn apply(&self) -> Result<(), DeployError> {
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
         self.note();
-        self.target.apply().await
+        self.target.apply(delivery).await
     }
 
     async fn listens_on(&self) -> Option<Vec<SocketAddr>> {

@@ -14,14 +14,16 @@ use super::super::Call;
 use super::super::output::Failure;
 use crate::config::Settings;
 use crate::deploy::hand::{self, Hand};
+use crate::deploy::spec::Spec;
 
-/// Starts it, or says why this process goes on as it is.
-pub(in crate::cli) fn start(call: &Call, settings: &Settings) -> Option<Arc<Hand>> {
+/// Starts it, or says why this process goes on as it is. `programs` are those
+/// of the user's own that it may run, and no other.
+pub(super) fn start(call: &Call, settings: &Settings, programs: &[Spec]) -> Option<Arc<Hand>> {
     if !settings.harden {
         tracing::warn!("nothing is given up: harden is off");
         return None;
     }
-    match spawn(call) {
+    match spawn(call, programs) {
         Ok(hand) => Some(hand),
         Err(error) => {
             tracing::warn!("nothing is given up: the process that tells servers: {error}");
@@ -30,7 +32,7 @@ pub(in crate::cli) fn start(call: &Call, settings: &Settings) -> Option<Arc<Hand
     }
 }
 
-fn spawn(call: &Call) -> std::io::Result<Arc<Hand>> {
+fn spawn(call: &Call, programs: &[Spec]) -> std::io::Result<Arc<Hand>> {
     let (near, distant) = UnixStream::pair()?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0("certs").arg("hand");
@@ -43,7 +45,7 @@ fn spawn(call: &Call) -> std::io::Result<Arc<Hand>> {
     }
     command.stdin(OwnedFd::from(distant));
     command.stdout(Stdio::null()).spawn()?;
-    Hand::new(near)
+    Hand::new(near, programs)
 }
 
 /// The other end, `certs hand`: does what it is asked until nobody can ask.

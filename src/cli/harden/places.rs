@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::Call;
 use crate::config::{ChallengeSettings, Settings};
+use crate::deploy::spec::Spec;
 
 /// Read by the resolver (its modules are loaded when a name is first looked
 /// up), for time zones, and for users' names. Whole directories: their files
@@ -60,7 +61,11 @@ impl Places {
         read.retain(|directory| directory.components().count() > 1);
         let (data, output) = (real(&settings.data_dir), real(&settings.output.directory));
         let webroots = webroots(settings).map(|path| real(path));
-        let named = [data.clone(), output.clone()].into_iter().chain(webroots);
+        let beside = settings.certificates.iter().flat_map(|one| &one.deploy);
+        let beside = beside.filter_map(Spec::writes);
+        let beside = beside.filter_map(|file| Some(real(file.parent()?)));
+        let named = [data.clone(), output.clone()].into_iter();
+        let named = named.chain(webroots).chain(beside);
         let mut written: BTreeSet<_> = named.filter_map(|path| made_or_to_be_made(&path)).collect();
         for directory in [&data, &output] {
             written.extend(linked_from(directory));

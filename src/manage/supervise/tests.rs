@@ -211,11 +211,11 @@ impl crate::deploy::Target for Told {
         "told"
     }
 
-    async fn check(&self) -> Result<(), crate::deploy::DeployError> {
+    async fn check(&self, _: &crate::deploy::Delivery) -> Result<(), crate::deploy::DeployError> {
         Ok(())
     }
 
-    async fn apply(&self) -> Result<(), crate::deploy::DeployError> {
+    async fn apply(&self, _: &crate::deploy::Delivery) -> Result<(), crate::deploy::DeployError> {
         self.0.fetch_add(1, Ordering::SeqCst);
         // The second field: whether it is down.
         if self.1.load(Ordering::SeqCst) {

@@ -1,0 +1,206 @@
+//! A program of the user's own, with the environment that certbot gives its
+//! deploy hooks. It is started by its arguments, never by a shell, in a process
+//! group of its own: what takes too long ends with all that it has started.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
+
+use super::{Delivery, DeployError, Target};
+use crate::text::printable;
+
+/// How long a program may take where nothing else is said.
+pub const WITHIN: Duration = Duration::from_secs(30);
+/// Of what it says, the end is kept: the error stands there.
+const KEPT: usize = 4096;
+const LINES: usize = 10;
+
+/// A program with its arguments.
+#[derive(Debug)]
+pub struct Exec {
+    name: String,
+    command: Vec<String>,
+    within: Duration,
+}
+
+impl Exec {
+    /// Runs `command`, its program first, known to records as `name`.
+    #[must_use]
+    pub fn new(name: String, command: Vec<String>, within: Duration) -> Self {
+        Self {
+            name,
+            command,
+            within,
+        }
+    }
+
+    fn failed(&self, detail: String) -> DeployError {
+        DeployError::Program {
+            target: "exec".to_owned(),
+            program: self.command.first().cloned().unwrap_or_default(),
+            detail,
+        }
+    }
+
+    async fn run(&self, delivery: &Delivery) -> Result<(), DeployError> {
+        let mut child = self.start(delivery)?;
+        let (output, errors) = (child.stdout.take(), child.stderr.take());
+        // Reading goes on past what is kept: a full pipe would stop it.
+        let ended = async {
+            let (output, errors, status) = tokio::join!(tail(output), tail(errors), child.wait());
+            (status, [output, b"\n".to_vec(), errors].concat())
+        };
+        let (status, said) = match tokio::time::timeout(self.within, ended).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                end(&mut child).await;
+                return Err(self.failed(format!("did not end within {:?}", self.within)));
+            }
+        };
+        let said = last_lines(&String::from_utf8_lossy(&said));
+        match status {
+            Ok(status) if status.success() => {
+                tracing::debug!(program = self.command.first(), "{said}");
+                Ok(())
+            }
+            Ok(status) => Err(self.failed(match said.as_str() {
+                "" => format!("failed ({status}) and said nothing"),
+                said => format!("failed ({status}): {said}"),
+            })),
+            Err(error) => Err(self.failed(format!("could not be waited for: {error}"))),
+        }
+    }
+
+    fn start(&self, delivery: &Delivery) -> Result<Child, DeployError> {
+        let (program, arguments) = self
+            .command
+            .split_first()
+            .ok_or_else(|| self.failed("names no program".to_owned()))?;
+        let names: Vec<String> = delivery.names.iter().map(ToString::to_string).collect();
+        Command::new(program)
+            .args(arguments)
+            .env("RENEWED_LINEAGE", &delivery.live)
+            .env("RENEWED_DOMAINS", names.join(" "))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| self.failed(format!("could not be started: {error}")))
+    }
+}
+
+async fn end(child: &mut Child) {
+    let group = child.id().and_then(|pid| i32::try_from(pid).ok());
+    if let Some(group) = group.and_then(Pid::from_raw) {
+        // It may have ended just now.
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+    let _ = child.wait().await;
+}
+
+/// The last of what `stream` says until it ends.
+async fn tail(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
+    let Some(mut stream) = stream else {
+        return Vec::new();
+    };
+    let (mut kept, mut buffer) = (Vec::new(), [0; 16_384]);
+    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+        kept.extend_from_slice(&buffer[..read]);
+        let surplus = kept.len().saturating_sub(KEPT);
+        kept.drain(..surplus);
+    }
+    kept
+}
+
+fn last_lines(said: &str) -> String {
+    let lines: Vec<String> = said.trim_end().lines().map(printable).collect();
+    lines[lines.len().saturating_sub(LINES)..].join("\n")
+}
+
+#[async_trait]
+impl Target for Exec {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// That it is there; what it does is known to its owner alone.
+    async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
+        let program = self.command.first().map(String::as_str).unwrap_or_default();
+        match tokio::fs::metadata(program).await {
+            Ok(found) if found.is_file() => Ok(()),
+            Ok(_) => Err(self.failed("is no file".to_owned())),
+            Err(error) => Err(self.failed(format!("cannot be started: {error}"))),
+        }
+    }
+
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
+        self.run(delivery).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    fn shell(script: &str) -> Exec {
+        let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+        Exec::new("exec:/bin/sh".into(), command, Duration::from_secs(20))
+    }
+
+    async fn fails(script: &str) -> String {
+        shell(script)
+            .apply(&sample())
+            .await
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[tokio::test]
+    async fn it_is_told_what_certbot_tells_its_hooks() {
+        let said = fails("echo $RENEWED_LINEAGE $RENEWED_DOMAINS; exit 3").await;
+        assert!(said.contains("exit status: 3"), "{said}");
+        assert!(
+            said.contains("/certs/live/example.com example.com"),
+            "{said}"
+        );
+        shell("exit 0").apply(&sample()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_never_ends_is_ended_with_all_that_it_has_started() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("pid");
+        let script = format!("sleep 600 & echo $! >{}; wait", file.display());
+        let mut hangs = shell(&script);
+        hangs.within = Duration::from_millis(500);
+        let error = hangs.apply(&sample()).await.unwrap_err();
+        assert!(error.to_string().contains("did not end within"), "{error}");
+        let pid = std::fs::read_to_string(file).unwrap();
+        let state = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+        // It may wait for its reaper.
+        assert!(state.is_err() || state.is_ok_and(|stat| stat.contains(") Z")));
+    }
+
+    #[tokio::test]
+    async fn of_what_it_says_the_end_is_kept() {
+        let said = fails("head -c 20000000 /dev/zero; echo 'at last' >&2; exit 1").await;
+        assert!(said.len() < 8 * KEPT && said.contains("at last"));
+        // Nothing that it says reaches a terminal as it is.
+        let said = fails("printf '\\033[2J'; exit 1").await;
+        assert!(!said.contains('\u{1b}'), "{said:?}");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_not_there_is_found_out_before_the_switch() {
+        let absent = Exec::new("exec".into(), vec!["/absent/hook".into()], WITHIN);
+        let error = absent.check(&sample()).await.unwrap_err();
+        assert!(error.to_string().contains("/absent/hook"), "{error}");
+    }
+}

@@ -1,0 +1,319 @@
+//! HAProxy through its runtime socket: the pair is put into its memory by a
+//! transaction of its own (`set`, `commit`, or `abort`), without a reload. What
+//! it has in memory dies with it, so the file that it reads when it starts is
+//! written too. See its management guide, section 9.3.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use super::{Delivery, DeployError, Target};
+use crate::certificate::Secret;
+use crate::files;
+use crate::identifier::Identifier;
+use crate::sockets::listened_on_by;
+use crate::text::printable;
+
+const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
+const LONGEST_ANSWER: u64 = 4 << 20;
+const PAIR: &str = "combined.pem";
+const MODE: u32 = 0o640;
+const KIND: &str = "haproxy";
+
+/// A running HAProxy.
+#[derive(Debug)]
+pub struct Haproxy {
+    name: String,
+    socket: PathBuf,
+    /// What it calls the pair: the file in its configuration.
+    certificate: Option<PathBuf>,
+}
+
+/// How it knows the pair.
+#[derive(Debug, PartialEq, Eq)]
+struct Entry {
+    /// The file's name in its configuration.
+    file: String,
+    /// The list or directory that it must be added to, when it is new.
+    list: Option<String>,
+}
+
+impl Haproxy {
+    /// The HAProxy of `socket`, which calls the pair `certificate`, or else the one
+    /// that fits best of those that it has.
+    #[must_use]
+    pub fn new(name: String, socket: PathBuf, certificate: Option<PathBuf>) -> Self {
+        Self {
+            name,
+            socket,
+            certificate,
+        }
+    }
+
+    fn unreachable(&self, detail: String) -> DeployError {
+        DeployError::Unreachable {
+            target: KIND.to_owned(),
+            detail: format!("{}: {detail}", self.socket.display()),
+        }
+    }
+
+    fn refused(detail: &str) -> DeployError {
+        DeployError::Refused {
+            target: KIND.to_owned(),
+            detail: printable(detail.trim()),
+        }
+    }
+
+    /// One command; a connection each, as the socket wants it.
+    async fn ask(&self, command: &str) -> Result<String, DeployError> {
+        let asked = async {
+            let mut stream = UnixStream::connect(&self.socket).await?;
+            // At once: it closes as soon as it has understood.
+            stream.write_all(format!("{command}\n").as_bytes()).await?;
+            let mut answer = Vec::new();
+            stream.take(LONGEST_ANSWER).read_to_end(&mut answer).await?;
+            Ok::<_, io::Error>(String::from_utf8_lossy(&answer).into_owned())
+        };
+        match tokio::time::timeout(ANSWERED_WITHIN, asked).await {
+            Ok(Ok(answer)) if answer.starts_with("Permission denied") => Err(Self::refused(
+                "its socket is not of `level admin`: write `stats socket PATH mode 660 level admin`",
+            )),
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(self.unreachable(error.to_string())),
+            Err(_) => Err(self.unreachable(format!("no answer within {ANSWERED_WITHIN:?}"))),
+        }
+    }
+
+    /// How it knows the pair of `delivery`.
+    async fn entry(&self, delivery: &Delivery) -> Result<Entry, DeployError> {
+        let known = files_in(&self.ask("show ssl cert").await?);
+        if let Some(wanted) = &self.certificate {
+            let file = wanted.display().to_string();
+            let list = match known.contains(&file) {
+                true => None,
+                false => Some(self.list_for(wanted).await?),
+            };
+            return Ok(Entry { file, list });
+        }
+        if let Some(file) = by_name(&known, delivery) {
+            return Ok(Entry { file, list: None });
+        }
+        for file in &known {
+            let shown = self.ask(&format!("show ssl cert {file}")).await?;
+            if names_in(&shown).is_some_and(|names| names.iter().eq(&delivery.names)) {
+                let file = file.clone();
+                return Ok(Entry { file, list: None });
+            }
+        }
+        let known = known.join(", ");
+        Err(Self::refused(&format!(
+            "none of its certificates [{known}] is for {}: write `crt {}` at its bind, or name the file with `certificate` in its [deploy.NAME]",
+            delivery.lineage,
+            delivery.live.join(PAIR).display()
+        )))
+    }
+
+    /// The directory of a new file, or a list, that a bind of its reads.
+    async fn list_for(&self, file: &Path) -> Result<String, DeployError> {
+        let lists = self.ask("show ssl crt-list").await?;
+        let mut lists = lists
+            .lines()
+            .map(str::trim)
+            .filter(|line| line.starts_with('/'));
+        let directory = file.parent().unwrap_or(Path::new("/"));
+        let found = lists.find(|list| Path::new(list) == directory);
+        found.map(str::to_owned).ok_or_else(|| {
+            Self::refused(&format!(
+                "it does not know {}, and none of its binds reads the directory {}",
+                file.display(),
+                directory.display()
+            ))
+        })
+    }
+
+    /// Puts `pair` into its memory; a transaction that fails is taken back.
+    async fn swap(&self, entry: &Entry, pair: &str) -> Result<(), DeployError> {
+        let file = &entry.file;
+        if entry.list.is_some() {
+            self.ask(&format!("new ssl cert {file}")).await?;
+        }
+        let set = self
+            .ask(&format!("set ssl cert {file} <<\n{pair}"))
+            .await?;
+        let mut ended =
+            match set.contains("Transaction created") || set.contains("Transaction updated") {
+                true => self.ask(&format!("commit ssl cert {file}")).await?,
+                false => set,
+            };
+        let mut done = ended.contains("Success!");
+        if let (true, Some(list)) = (done, &entry.list) {
+            ended = self.ask(&format!("add ssl crt-list {list} {file}")).await?;
+            done = ended.contains("Success!");
+        }
+        if done {
+            return Ok(());
+        }
+        // What it says to this is of no interest beside the refusal.
+        let _ = self.ask(&format!("abort ssl cert {file}")).await;
+        if entry.list.is_some() {
+            let _ = self.ask(&format!("del ssl cert {file}")).await;
+        }
+        Err(Self::refused(&ended))
+    }
+
+    /// Writes the file that it reads when it starts, unless that is the live one.
+    fn keep(&self, file: &Path, live: &Path, pair: &str) -> Result<(), DeployError> {
+        if self.certificate.is_none() && !file.parent().is_some_and(Path::is_dir) {
+            // Its files are not to be seen from here, and nobody named one.
+            tracing::warn!(
+                "haproxy reads {} when it starts, which is not to be seen from here: let it read {}, or it starts with an older pair",
+                file.display(),
+                live.display()
+            );
+            return Ok(());
+        }
+        if std::fs::read(file).is_ok_and(|found| found == pair.as_bytes()) {
+            return Ok(());
+        }
+        files::replace(file, MODE, pair.as_bytes()).map_err(|error| DeployError::Write {
+            target: KIND.to_owned(),
+            path: file.display().to_string(),
+            detail: error.to_string(),
+        })
+    }
+}
+
+#[async_trait]
+impl Target for Haproxy {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn check(&self, delivery: &Delivery) -> Result<(), DeployError> {
+        self.entry(delivery).await.map(drop)
+    }
+
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
+        let live = delivery.live.join(PAIR);
+        let pair = tokio::fs::read_to_string(&live).await;
+        let pair = Secret::new(pair.map_err(|error| DeployError::Pair {
+            target: KIND.to_owned(),
+            path: delivery.live.display().to_string(),
+            detail: error.to_string(),
+        })?);
+        let entry = self.entry(delivery).await?;
+        let payload = Secret::new(without_empty_lines(pair.expose()));
+        self.swap(&entry, payload.expose()).await?;
+        self.keep(Path::new(&entry.file), &live, pair.expose())
+    }
+
+    async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
+        let info = self.ask("show info").await.ok()?;
+        let pid = info.lines().find_map(|line| line.strip_prefix("Pid: "))?;
+        let pid = pid.trim().parse().ok()?;
+        // In another PID namespace that number is another process.
+        let program = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        (program.trim() == KIND).then(|| listened_on_by(pid))?
+    }
+}
+
+/// A payload ends at the first empty line.
+fn without_empty_lines(pem: &str) -> String {
+    let lines = pem
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| !line.is_empty());
+    lines.fold(String::new(), |all, line| all + line + "\n")
+}
+
+/// What `show ssl cert` lists, but for transactions under way.
+fn files_in(answer: &str) -> Vec<String> {
+    let lines = answer.lines().map(str::trim);
+    let files = lines.filter(|line| !line.is_empty() && !line.starts_with(['#', '*']));
+    files.map(str::to_owned).collect()
+}
+
+/// The one that is the live file, wherever it is mounted, or is called as the
+/// certificate is.
+fn by_name(known: &[String], delivery: &Delivery) -> Option<String> {
+    let lineage = delivery.lineage.as_str();
+    let live = Path::new("live").join(lineage).join(PAIR);
+    let is_live = |file: &&String| Path::new(file).ends_with(&live);
+    let is_called_so = |file: &&String| {
+        let name = Path::new(file).file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.strip_suffix(".pem") == Some(lineage))
+    };
+    let found = known.iter().find(is_live);
+    found.or_else(|| known.iter().find(is_called_so)).cloned()
+}
+
+/// The names of a certificate that it shows; `None` when it has none.
+fn names_in(answer: &str) -> Option<std::collections::BTreeSet<Identifier>> {
+    let mut lines = answer.lines();
+    let names = lines.find_map(|line| line.strip_prefix("Subject Alternative Name: "))?;
+    let names = names.split(", ").filter_map(|name| {
+        let (_, value) = name.split_once(':')?;
+        Identifier::parse(value.trim()).ok()
+    });
+    Some(names.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    #[test]
+    fn reads_what_it_lists() {
+        let known =
+            files_in("# transaction\n*/etc/a.pem\n# filename\n/etc/a.pem\n/etc/b.pem\n\n\n");
+        assert_eq!(known, ["/etc/a.pem", "/etc/b.pem"]);
+        let names = names_in(
+            "Filename: x\nSubject Alternative Name: DNS:b.example, IP Address:::1, DNS:a.example\n",
+        );
+        let names: Vec<String> = names.unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["a.example", "b.example", "::1"]);
+        assert_eq!(names_in("Filename: x\nStatus: Empty\n"), None);
+    }
+
+    #[test]
+    fn knows_the_pair_by_its_file_wherever_that_is_mounted() {
+        let known = |names: &[&str]| {
+            names
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect::<Vec<_>>()
+        };
+        let find = |names: &[&str]| by_name(&known(names), &sample());
+        let (mounted, called) = (
+            "/x/live/example.com/combined.pem",
+            "/etc/certs/example.com.pem",
+        );
+        assert_eq!(find(&[called, mounted]).as_deref(), Some(mounted));
+        assert_eq!(
+            find(&["/etc/certs/other.pem", called]).as_deref(),
+            Some(called)
+        );
+        assert_eq!(find(&["/etc/certs/www.example.com.pem"]), None);
+    }
+
+    #[test]
+    fn no_empty_line_cuts_a_payload_short() {
+        assert_eq!(without_empty_lines("a\n\n  \r\nb\r\n"), "a\nb\n");
+    }
+
+    #[tokio::test]
+    async fn one_that_is_absent_is_named_with_its_socket() {
+        let absent = Haproxy::new("haproxy".into(), "/absent/haproxy.sock".into(), None);
+        let error = absent.check(&sample()).await.unwrap_err();
+        assert!(
+            error.to_string().contains("/absent/haproxy.sock"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,133 @@
+//! A unit that systemd reloads, asked over D-Bus as `systemctl reload` asks, and
+//! waited for: `ReloadUnit` of org.freedesktop.systemd1, and the job's result.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use zbus::zvariant::OwnedObjectPath;
+use zbus::{Connection, Proxy, connection};
+
+use super::{Delivery, DeployError, Target};
+use crate::text::printable;
+
+const WITHIN: Duration = Duration::from_secs(30);
+const MANAGER: &str = "org.freedesktop.systemd1";
+const OBJECT: &str = "/org/freedesktop/systemd1";
+
+/// A unit.
+#[derive(Debug)]
+pub struct Systemd {
+    name: String,
+    unit: String,
+    /// A D-Bus address; else that of the system's bus.
+    bus: Option<String>,
+}
+
+impl Systemd {
+    /// `unit`; without a suffix it is a service.
+    #[must_use]
+    pub fn new(unit: &str, bus: Option<String>) -> Self {
+        let unit = match unit.contains('.') {
+            true => unit.to_owned(),
+            false => format!("{unit}.service"),
+        };
+        Self {
+            name: format!("systemd:{unit}"),
+            unit,
+            bus,
+        }
+    }
+
+    fn failed(&self, detail: &str) -> DeployError {
+        DeployError::Unreachable {
+            target: self.name.clone(),
+            detail: printable(detail),
+        }
+    }
+
+    async fn connect(&self) -> zbus::Result<Connection> {
+        match &self.bus {
+            Some(address) => {
+                connection::Builder::address(address.as_str())?
+                    .build()
+                    .await
+            }
+            None => Connection::system().await,
+        }
+    }
+
+    /// The job's result, `done` where all is well.
+    async fn reload(&self) -> zbus::Result<String> {
+        let bus = self.connect().await?;
+        let manager = Proxy::new(&bus, MANAGER, OBJECT, "org.freedesktop.systemd1.Manager").await?;
+        // Before the job is begun, or it may end unheard.
+        let mut ended = manager.receive_signal("JobRemoved").await?;
+        manager.call_method("Subscribe", &()).await?;
+        let wanted = (self.unit.as_str(), "replace");
+        let begun: OwnedObjectPath = manager.call("ReloadUnit", &wanted).await?;
+        while let Some(message) = ended.next().await {
+            let body = message.body();
+            let (_, job, _, result): (u32, OwnedObjectPath, String, String) = body.deserialize()?;
+            if job == begun {
+                return Ok(result);
+            }
+        }
+        Err(zbus::Error::Failure("the bus was closed".to_owned()))
+    }
+
+    async fn is_loaded(&self) -> zbus::Result<String> {
+        let bus = self.connect().await?;
+        let manager = Proxy::new(&bus, MANAGER, OBJECT, "org.freedesktop.systemd1.Manager").await?;
+        let unit: OwnedObjectPath = manager.call("LoadUnit", &(self.unit.as_str())).await?;
+        let unit = Proxy::new(&bus, MANAGER, unit, "org.freedesktop.systemd1.Unit").await?;
+        unit.get_property("ActiveState").await
+    }
+}
+
+#[async_trait]
+impl Target for Systemd {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
+        match tokio::time::timeout(WITHIN, self.is_loaded()).await {
+            Ok(Ok(state)) if state == "active" || state == "reloading" => Ok(()),
+            Ok(Ok(state)) => Err(self.failed(&format!("it is {state}"))),
+            Ok(Err(error)) => Err(self.failed(&error.to_string())),
+            Err(_) => Err(self.failed(&format!("systemd did not answer within {WITHIN:?}"))),
+        }
+    }
+
+    async fn apply(&self, _: &Delivery) -> Result<(), DeployError> {
+        match tokio::time::timeout(WITHIN, self.reload()).await {
+            Ok(Ok(result)) if result == "done" => Ok(()),
+            Ok(Ok(result)) => Err(self.failed(&format!(
+                "its reload ended with `{result}`: see systemctl status {}",
+                self.unit
+            ))),
+            Ok(Err(error)) => Err(self.failed(&error.to_string())),
+            Err(_) => Err(self.failed(&format!("the reload did not end within {WITHIN:?}"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_bus_that_is_absent_is_told_with_the_unit() {
+        let bus = Some("unix:path=/absent/bus".to_owned());
+        let error = Systemd::new("nginx", bus)
+            .apply(&sample())
+            .await
+            .unwrap_err();
+        assert!(
+            error.to_string().starts_with("systemd:nginx.service: "),
+            "{error}"
+        );
+    }
+}

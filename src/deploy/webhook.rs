@@ -1,0 +1,222 @@
+//! A web server that is told of each new pair, never of its key: a POST of JSON,
+//! signed with a secret that both know (HMAC-SHA256 over the body), tried again
+//! when it fails.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_lc_rs::hmac;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Request, StatusCode, Uri};
+use serde_json::json;
+
+use super::http::Server;
+use super::{Delivery, DeployError, Target};
+use crate::certificate::Secret;
+use crate::text::printable;
+
+/// The header with `sha256=` and the code in hexadecimal digits.
+pub const SIGNATURE: &str = "x-certs-signature";
+const TRIES: u32 = 3;
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A URL to tell.
+#[derive(Debug)]
+pub struct Webhook {
+    /// Without what may be secret: user, password and query.
+    name: String,
+    url: String,
+    secret_file: Option<PathBuf>,
+}
+
+impl Webhook {
+    /// Tells `url`; what is sent is signed with what `secret_file` holds.
+    #[must_use]
+    pub fn new(url: String, secret_file: Option<PathBuf>) -> Self {
+        Self {
+            name: shown(&url),
+            url,
+            secret_file,
+        }
+    }
+
+    fn unreachable(&self, detail: &str) -> DeployError {
+        DeployError::Unreachable {
+            target: self.name.clone(),
+            detail: printable(detail),
+        }
+    }
+
+    fn secret(&self) -> Result<Option<Secret>, DeployError> {
+        let Some(file) = &self.secret_file else {
+            return Ok(None);
+        };
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| self.unreachable(&format!("{}: {error}", file.display())))?;
+        Ok(Some(Secret::new(text.trim().to_owned())))
+    }
+
+    fn request(&self, uri: &Uri, delivery: &Delivery) -> Result<Request<Full<Bytes>>, DeployError> {
+        let body = body(delivery);
+        let target = uri.path_and_query().map_or("/", |target| target.as_str());
+        let mut request = Request::post(target)
+            .header("host", uri.authority().map_or("", |place| place.as_str()))
+            .header("content-type", "application/json")
+            .header("user-agent", concat!("certs/", env!("CARGO_PKG_VERSION")));
+        if let Some(secret) = self.secret()? {
+            request = request.header(SIGNATURE, signature(&secret, body.as_bytes()));
+        }
+        let request = request.body(Full::from(body));
+        request.map_err(|error| self.unreachable(&error.to_string()))
+    }
+
+    async fn tell(&self, delivery: &Delivery) -> Result<(), (bool, DeployError)> {
+        let fails = |error: DeployError| (false, error);
+        let uri: Uri = self
+            .url
+            .parse()
+            .map_err(|_| fails(self.unreachable("its URL is not one")))?;
+        let server = Server::of(&uri).map_err(|detail| fails(self.unreachable(&detail)))?;
+        let request = self.request(&uri, delivery).map_err(fails)?;
+        match server.send(request).await {
+            Ok((status, _)) if status.is_success() => Ok(()),
+            Ok((status, _)) => {
+                let again = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
+                Err((again, self.unreachable(&format!("it answers {status}"))))
+            }
+            Err(detail) => Err((true, self.unreachable(&detail))),
+        }
+    }
+}
+
+#[async_trait]
+impl Target for Webhook {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
+        self.secret().map(drop)
+    }
+
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
+        let mut tries = 1;
+        loop {
+            match self.tell(delivery).await {
+                Ok(()) => return Ok(()),
+                Err((true, _)) if tries < TRIES => tries += 1,
+                Err((_, error)) => return Err(error),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+fn shown(url: &str) -> String {
+    let Ok(uri) = url.parse::<Uri>() else {
+        return "webhook".to_owned();
+    };
+    let port = uri.port().map(|port| format!(":{port}"));
+    format!(
+        "{}://{}{}{}",
+        uri.scheme_str().unwrap_or_default(),
+        uri.host().unwrap_or_default(),
+        port.unwrap_or_default(),
+        uri.path()
+    )
+}
+
+fn body(delivery: &Delivery) -> String {
+    let names: Vec<String> = delivery.names.iter().map(ToString::to_string).collect();
+    json!({
+        "name": delivery.lineage.as_str(),
+        "names": names,
+        "generation": delivery.generation.0,
+        "fingerprint_sha256": delivery.fingerprint.to_string(),
+        "not_after": delivery.not_after.to_string(),
+        "directory": delivery.live,
+    })
+    .to_string()
+}
+
+fn signature(secret: &Secret, body: &[u8]) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret.expose().as_bytes());
+    let code = hmac::sign(&key, body);
+    let digits = code.as_ref().iter().map(|byte| format!("{byte:02x}"));
+    format!("sha256={}", digits.collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::super::sample;
+    use super::*;
+
+    /// Answers one request after the other with these, and gives what was asked.
+    async fn server(
+        answers: &'static [&'static str],
+    ) -> (String, tokio::task::JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!(
+            "http://user:pw@{}/hook?token=x",
+            listener.local_addr().unwrap()
+        );
+        let served = tokio::spawn(async move {
+            let mut asked = Vec::new();
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut text = String::new();
+                while !text.ends_with('}') {
+                    let mut buffer = [0; 4096];
+                    let read = stream.read(&mut buffer).await.unwrap();
+                    text += std::str::from_utf8(&buffer[..read]).unwrap();
+                }
+                asked.push(text);
+                let answer = format!("HTTP/1.1 {answer}\r\ncontent-length: 0\r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+            asked
+        });
+        (url, served)
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_is_signed_and_tried_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("secret");
+        std::fs::write(&file, "key\n").unwrap();
+        let (url, served) = server(&["503 x", "200 x"]).await;
+        let webhook = Webhook::new(url, Some(file));
+        webhook.check(&sample()).await.unwrap();
+        webhook.apply(&sample()).await.unwrap();
+        let asked = served.await.unwrap();
+        assert_eq!(asked.len(), 2);
+        let (head, body) = asked[1].split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("POST /hook?token=x HTTP/1.1"), "{head}");
+        let code = signature(&Secret::new("key".into()), body.as_bytes());
+        assert!(head.contains(&format!("{SIGNATURE}: {code}")), "{head}");
+        assert!(body.contains("\"generation\":7"), "{body}");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_without_what_is_secret_in_the_url() {
+        let (url, served) = server(&["403 x"]).await;
+        let error = Webhook::new(url, None).apply(&sample()).await.unwrap_err();
+        served.await.unwrap();
+        let told = error.to_string();
+        assert!(told.contains("403") && told.contains("/hook"), "{told}");
+        assert!(!told.contains("pw") && !told.contains("token"), "{told}");
+    }
+
+    #[test]
+    fn the_code_is_that_of_rfc_4231() {
+        // Its second case.
+        let code = signature(&Secret::new("Jefe".into()), b"what do ya want for nothing?");
+        let wanted = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
+        assert_eq!(code, format!("sha256={wanted}"));
+    }
+}

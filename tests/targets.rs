@@ -1,0 +1,262 @@
+//! The servers that certificates are handed to, each the real one: a renewal is
+//! loaded and proven, and what fails is taken back.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::embedded::EmbeddedCa;
+use crate::support::oracle::Oracle;
+use crate::support::{Nginx, Running, free_port, listens, program, run, until};
+
+const NAME: &str = "example.com";
+
+/// A CA that has issued the first generation.
+fn issued() -> EmbeddedCa {
+    let ca = EmbeddedCa::start();
+    run(&mut ca.issue(&[NAME]), 0);
+    ca
+}
+
+fn live(ca: &EmbeddedCa) -> PathBuf {
+    ca.path("out/live").join(NAME)
+}
+
+/// Which generation is live.
+fn generation(ca: &EmbeddedCa) -> u64 {
+    let oracle = Oracle::new(&ca.path(""), &[NAME]);
+    oracle.live().unwrap().unwrap().generation.0
+}
+
+fn verify(port: u16) -> String {
+    format!("--verify=127.0.0.1:{port}")
+}
+
+fn script(path: &Path, lines: &str) -> String {
+    std::fs::write(path, format!("#!/bin/sh\n{lines}\n")).unwrap();
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+    format!("--deploy=exec:{}", path.display())
+}
+
+/// HAProxy in the foreground, ended with its test.
+fn haproxy(directory: &Path, port: u16, crt: &Path) -> Option<Running> {
+    let program = program("CERTS_LAB_HAPROXY", "/usr/sbin/haproxy")?;
+    std::fs::create_dir_all(directory).unwrap();
+    let file = directory.join("haproxy.cfg");
+    let config = format!(
+        "global\n  stats socket {}/admin.sock mode 600 level admin\n\
+         defaults\n  mode http\n  timeout client 30s\n  timeout server 30s\n  timeout connect 5s\n\
+         frontend tls\n  bind 127.0.0.1:{port} ssl crt {}\n  http-request return status 200\n",
+        directory.display(),
+        crt.display()
+    );
+    std::fs::write(&file, config).unwrap();
+    let running = Running::start(Command::new(program).arg("-db").arg("-f").arg(&file));
+    until("HAProxy", || listens(port));
+    Some(running)
+}
+
+#[test]
+fn haproxy_has_the_new_pair_in_memory_and_after_a_restart() {
+    let ca = issued();
+    let (directory, port) = (ca.path("haproxy"), free_port());
+    let crt = live(&ca).join("combined.pem");
+    let Some(running) = haproxy(&directory, port, &crt) else {
+        return;
+    };
+    let socket = format!(
+        "--deploy=haproxy:{}",
+        directory.join("admin.sock").display()
+    );
+    run(&mut ca.issue(&[NAME, "--force", &socket, &verify(port)]), 0);
+    assert_eq!(generation(&ca), 2);
+    // Without --verify it is asked where it listens.
+    let told = run(&mut ca.issue(&[NAME, "--force", &socket]), 0);
+    assert!(!told.contains("nothing proves"), "{told}");
+    drop(running);
+    let _again = haproxy(&directory, port, &crt);
+    run(&mut ca.issue(&[NAME, &socket, &verify(port)]), 0);
+}
+
+#[test]
+fn haproxy_takes_a_file_of_its_own_and_one_that_is_new_to_it() {
+    let ca = issued();
+    let (directory, port) = (ca.path("haproxy"), free_port());
+    let certificates = directory.join("certificates");
+    std::fs::create_dir_all(&certificates).unwrap();
+    let combined = live(&ca).join("combined.pem");
+    std::fs::copy(&combined, certificates.join("first.pem")).unwrap();
+    let Some(running) = haproxy(&directory, port, &certificates) else {
+        return;
+    };
+    for file in ["first.pem", "second.pem"] {
+        let file = certificates.join(file);
+        let config = format!(
+            "[deploy.front]\nkind = 'haproxy'\nsocket = '{}'\ncertificate = '{}'\n",
+            directory.join("admin.sock").display(),
+            file.display()
+        );
+        std::fs::write(ca.path("certs.toml"), config).unwrap();
+        let mut command = ca.issue(&[NAME, "--force", "--deploy=front", &verify(port)]);
+        let told = command.current_dir(ca.path("")).output().unwrap();
+        if file.ends_with("first.pem") {
+            assert_eq!(
+                told.status.code(),
+                Some(0),
+                "{}",
+                crate::support::text(&told)
+            );
+        }
+        let written = std::fs::read_to_string(&file).unwrap();
+        assert_eq!(written, std::fs::read_to_string(&combined).unwrap());
+    }
+    drop(running);
+}
+
+#[test]
+fn what_haproxy_does_not_know_is_told_with_what_it_knows() {
+    let ca = issued();
+    let (directory, port) = (ca.path("haproxy"), free_port());
+    let other = ca.path("other.pem");
+    let made = rcgen::generate_simple_self_signed(["other.example".to_owned()]).unwrap();
+    std::fs::write(&other, made.cert.pem() + &made.signing_key.serialize_pem()).unwrap();
+    let Some(_running) = haproxy(&directory, port, &other) else {
+        return;
+    };
+    let socket = format!(
+        "--deploy=haproxy:{}",
+        directory.join("admin.sock").display()
+    );
+    let told = run(&mut ca.issue(&[NAME, "--force", &socket]), 7);
+    assert!(
+        told.contains("other.pem") && told.contains("hint:"),
+        "{told}"
+    );
+    // It was found before anything was touched.
+    assert_eq!(generation(&ca), 1);
+}
+
+#[test]
+fn coturn_loads_the_new_pair() {
+    let ca = issued();
+    let Some(program) = program("CERTS_LAB_COTURN", "/usr/bin/turnserver") else {
+        return;
+    };
+    let (port, plain) = (free_port(), free_port());
+    let pid_file = ca.path("turnserver.pid");
+    let file = ca.path("turnserver.conf");
+    let config = format!(
+        "listening-ip=127.0.0.1\nlistening-port={plain}\ntls-listening-port={port}\ncert={live}/fullchain.pem\n\
+         pkey={live}/privkey.pem\npidfile={}\nno-cli\nno-udp\nno-dtls\nlog-file=stdout\nsimple-log\nrealm=example.com\n\
+         userdb={}\nlt-cred-mech\nuser=a:b\n",
+        pid_file.display(),
+        ca.path("turndb").display(),
+        live = live(&ca).display(),
+    );
+    std::fs::write(&file, config).unwrap();
+    let _running = Running::start(Command::new(program).arg("-c").arg(&file));
+    until("coturn", || listens(port) && pid_file.exists());
+    let deploy = format!("--deploy=coturn:{}", pid_file.display());
+    run(&mut ca.issue(&[NAME, "--force", &deploy, &verify(port)]), 0);
+    let told = run(&mut ca.issue(&[NAME, "--force", &deploy]), 0);
+    assert!(!told.contains("nothing proves"), "{told}");
+    assert_eq!(generation(&ca), 3);
+}
+
+#[test]
+fn a_hook_that_fails_leaves_every_server_with_the_pair_of_before_and_heals() {
+    let ca = issued();
+    let Some(nginx) = Nginx::start(&live(&ca)) else {
+        return;
+    };
+    let deploy = format!("--deploy=nginx:{}", nginx.pid_file.display());
+    let hook = ca.path("hook");
+    let log = ca.path("log");
+    let seen = format!("echo $RENEWED_LINEAGE $RENEWED_DOMAINS >>{}", log.display());
+    let exec = script(&hook, &format!("{seen}; echo out of order >&2; exit 1"));
+    let verify = verify(nginx.port);
+    let told = run(
+        &mut ca.issue(&[NAME, "--force", &deploy, &exec, &verify]),
+        7,
+    );
+    for part in [
+        "out of order",
+        "hook",
+        "goes live again",
+        "proven served again",
+    ] {
+        assert!(told.contains(part), "no `{part}` in {told}");
+    }
+    assert_eq!(generation(&ca), 1);
+    // nginx serves what is live, which is the first one again.
+    run(
+        &mut ca.issue(&[NAME, "--deploy", &deploy[9..], &verify, "--name", NAME]),
+        0,
+    );
+    assert_eq!(generation(&ca), 2);
+    script(&hook, &seen);
+    run(&mut ca.issue(&[NAME, &deploy, &exec, &verify]), 0);
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(
+        log.lines()
+            .all(|line| line == format!("{} {NAME}", live(&ca).display())),
+        "{log}"
+    );
+}
+
+#[test]
+fn a_configuration_that_is_broken_before_is_found_before_the_switch() {
+    let ca = issued();
+    let Some(nginx) = Nginx::start(&live(&ca)) else {
+        return;
+    };
+    let deploy = format!("--deploy=nginx:{}", nginx.pid_file.display());
+    let config = nginx.pid_file.with_file_name("nginx.conf");
+    let sound = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("{sound}\nnonsense;\n")).unwrap();
+    let verify = verify(nginx.port);
+    let told = run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), 7);
+    assert!(
+        told.contains("nonsense") && told.contains("nginx refuses its configuration"),
+        "{told}"
+    );
+    assert_eq!(generation(&ca), 1);
+    std::fs::write(&config, sound).unwrap();
+    let told = run(&mut ca.issue(&[NAME, &deploy, &verify]), 0);
+    assert!(told.contains("not due; generation 0002"), "{told}");
+}
+
+#[test]
+fn an_earlier_generation_is_served_on_demand_until_it_is_taken_back() {
+    let ca = issued();
+    let Some(nginx) = Nginx::start(&live(&ca)) else {
+        return;
+    };
+    let deploy = format!("--deploy=nginx:{}", nginx.pid_file.display());
+    let verify = verify(nginx.port);
+    run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), 0);
+    let certs = || crate::support::certs(&ca.path(""));
+    let told = run(certs().args(["rollback", NAME]), 0);
+    assert!(
+        told.contains("handed over again; generation 0001"),
+        "{told}"
+    );
+    assert_eq!(generation(&ca), 1);
+    // It stays, also for what asks whether anything is due.
+    run(certs().args(["renew"]), 0);
+    assert_eq!(generation(&ca), 1);
+    let told = run(certs().args(["rollback", NAME, "--to", "9"]), 2);
+    assert!(told.contains("generation 0009 is not stored"), "{told}");
+    let told = run(certs().args(["rollback", NAME]), 2);
+    assert!(told.contains("generation 0000 is not stored"), "{told}");
+    let told = run(certs().args(["reload", NAME]), 0);
+    assert!(
+        told.contains("handed over again; generation 0002"),
+        "{told}"
+    );
+    assert_eq!(generation(&ca), 2);
+    run(certs().args(["rollback", NAME, "--to", "1"]), 0);
+    // The next certificate ends it.
+    run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), 0);
+    assert_eq!(generation(&ca), 3);
+}
