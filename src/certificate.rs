@@ -8,6 +8,7 @@
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod known;
+mod pkcs12;
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -44,8 +44,7 @@ use crate::deploy::verify::Endpoint;
 use crate::identifier::{Identifier, Lineage};
 use crate::manage::schedule::Schedule;
 
-const DEPLOY_HINT: &str =
-    "nginx or nginx:/path/to/nginx.pid are; other servers read the files below live/";
+const DEPLOY_HINT: &str = "write nginx[:PID_FILE], haproxy:SOCKET, coturn, systemd:UNIT, docker:CONTAINER, exec:/PROGRAM, https://… or another of certs issue --help";
 
 /// Everything that was said, resolved.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

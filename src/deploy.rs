@@ -2,6 +2,7 @@
 //! handshake that it serves what it was given. A reload that returned success
 //! proves nothing: nginx accepts the signal and goes on with the old pair.
 
+pub mod copy;
 pub mod docker;
 pub mod exec;
 pub mod hand;
@@ -15,6 +16,7 @@ mod process;
 pub mod reader;
 pub mod signalled;
 pub mod spec;
+pub mod starttls;
 pub mod systemd;
 pub mod verify;
 pub mod watched;

@@ -95,6 +95,10 @@ const KEPT: &[Kept] = &[
             ("tls", "our own front"),
             ("certificate", "a key is proven to be one that can serve"),
             ("deploy/verify", "the proof is a handshake"),
+            (
+                "deploy/http",
+                "a server that is told by https must be the one",
+            ),
             ("acme", "https to the CA, with the roots that we trust"),
             ("ca", "its own port speaks TLS"),
         ],

@@ -260,3 +260,128 @@ fn an_earlier_generation_is_served_on_demand_until_it_is_taken_back() {
     run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), 0);
     assert_eq!(generation(&ca), 3);
 }
+
+/// Dovecot in the foreground, with IMAP alone.
+fn dovecot(directory: &Path, live: &Path, port: u16) -> Option<Running> {
+    let program = program("CERTS_LAB_DOVECOT", "/usr/sbin/dovecot")?;
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: Dovecot: its master runs as root");
+        return None;
+    }
+    std::fs::create_dir_all(directory).unwrap();
+    let file = directory.join("dovecot.conf");
+    let root = directory.display();
+    let config = format!(
+        "base_dir = {root}/run\nlog_path = {root}/log\nprotocols = imap\nlisten = 127.0.0.1\n\
+         ssl = yes\nssl_cert = <{live}/fullchain.pem\nssl_key = <{live}/privkey.pem\n\
+         service imap-login {{\n  inet_listener imap {{\n    port = {port}\n  }}\n  inet_listener imaps {{\n    port = 0\n  }}\n}}\n\
+         passdb {{\n  driver = static\n  args = password=x\n}}\nuserdb {{\n  driver = static\n  args = uid=65534 gid=65534 home=/tmp\n}}\n",
+        live = live.display()
+    );
+    std::fs::write(&file, config).unwrap();
+    let running = Running::start(Command::new(program).arg("-F").arg("-c").arg(&file));
+    until("Dovecot", || listens(port));
+    Some(running)
+}
+
+#[test]
+fn dovecot_loads_the_new_pair_and_shows_it_after_starttls() {
+    let ca = issued();
+    let (directory, port) = (ca.path("dovecot"), free_port());
+    let Some(_running) = dovecot(&directory, &live(&ca), port) else {
+        return;
+    };
+    let deploy = format!(
+        "--deploy=dovecot:{}",
+        directory.join("run/master.pid").display()
+    );
+    let verify = format!("--verify=imap://127.0.0.1:{port}");
+    run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), 0);
+    assert_eq!(generation(&ca), 2);
+}
+
+#[test]
+fn postfix_loads_the_new_pair_and_shows_it_after_starttls() {
+    let ca = issued();
+    let Some(program) = program("CERTS_LAB_POSTFIX", "/usr/sbin/postfix") else {
+        return;
+    };
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: Postfix: its master runs as root");
+        return;
+    }
+    let (directory, port) = (ca.path("postfix"), free_port());
+    let mail = Postfix::start(&program, &directory, &live(&ca), port);
+    let deploy = format!(
+        "--deploy=postfix:{}",
+        directory.join("queue/pid/master.pid").display()
+    );
+    let verify = format!("--verify=smtp://127.0.0.1:{port}");
+    run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), 0);
+    assert_eq!(generation(&ca), 2);
+    drop(mail);
+}
+
+/// Postfix with directories of its own.
+struct Postfix {
+    program: PathBuf,
+    config: PathBuf,
+}
+
+impl Postfix {
+    fn start(program: &Path, directory: &Path, live: &Path, port: u16) -> Self {
+        let (config, root) = (directory.join("etc"), directory.display());
+        for part in ["etc", "queue", "data"] {
+            std::fs::create_dir_all(directory.join(part)).unwrap();
+        }
+        let main = format!(
+            "compatibility_level = 3.6\nqueue_directory = {root}/queue\ndata_directory = {root}/data\n\
+             mail_owner = postfix\nsetgid_group = postdrop\ninet_interfaces = 127.0.0.1\ninet_protocols = ipv4\n\
+             mydestination =\nmyhostname = mail.example.com\nalias_maps =\nlocal_recipient_maps =\nmaillog_file_prefixes = {root}\nmaillog_file = {root}/log\n\
+             smtpd_tls_security_level = may\n\
+             smtpd_tls_cert_file = {live}/fullchain.pem\nsmtpd_tls_key_file = {live}/privkey.pem\n",
+            live = live.display()
+        );
+        std::fs::write(config.join("main.cf"), main).unwrap();
+        let services = format!(
+            "127.0.0.1:{port} inet n - n - - smtpd\npostlog unix-dgram n - n - 1 postlogd\n\
+             tlsmgr unix - - n 1000? 1 tlsmgr\nanvil unix - - n - 1 anvil\n\
+             rewrite unix - - n - - trivial-rewrite\nproxymap unix - - n - - proxymap\n"
+        );
+        std::fs::write(config.join("master.cf"), services).unwrap();
+        // What it owns must belong to it, below what its parts can pass.
+        let open = |path: &Path| std::fs::set_permissions(path, PermissionsExt::from_mode(0o755));
+        open(directory.parent().unwrap()).unwrap();
+        let mut owned = Command::new("chown");
+        owned.arg("-R").arg("postfix").arg(directory.join("data"));
+        assert!(owned.status().unwrap().success());
+        let mail = Self {
+            program: program.to_owned(),
+            config,
+        };
+        mail.command("start");
+        until("Postfix", || listens(port));
+        mail
+    }
+
+    fn command(&self, verb: &str) {
+        let mut command = Command::new(&self.program);
+        let output = command
+            .arg("-c")
+            .arg(&self.config)
+            .arg(verb)
+            .output()
+            .unwrap();
+        let told = crate::support::text(&output);
+        assert!(
+            output.status.success() || std::thread::panicking(),
+            "postfix {verb}: {told}"
+        );
+    }
+}
+
+impl Drop for Postfix {
+    fn drop(&mut self) {
+        self.command("stop");
+    }
+}

@@ -241,10 +241,10 @@ pub struct Wanted {
     /// The certificate's own name (default: the first NAME)
     #[arg(long, value_name = "LINEAGE")]
     pub name: Option<String>,
-    /// Hand it over: nginx or nginx:PID_FILE (repeatable) ($CERTS_DEPLOY)
+    /// Hand it over (repeatable): nginx[:PID_FILE], haproxy:SOCKET, coturn[:PID_FILE], dovecot, postfix, caddy[:ADMIN], envoy:FILE, traefik:FILE, systemd:UNIT, docker:CONTAINER[:SIGNAL], exec:/PROGRAM, file:/PATH, directory:/PATH, http(s)://URL ($CERTS_DEPLOY)
     #[arg(long, value_name = "SPEC")]
     pub deploy: Vec<String>,
-    /// Prove by a handshake that this endpoint serves it (repeatable) ($CERTS_VERIFY)
+    /// Prove by a handshake that this endpoint serves it (repeatable); smtp://, imap:// and pop3:// before it speak STARTTLS ($CERTS_VERIFY)
     #[arg(long, value_name = "HOST:PORT")]
     pub verify: Vec<String>,
 }

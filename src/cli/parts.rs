@@ -57,7 +57,7 @@ pub(super) struct Factory {
     data_dir: PathBuf,
     issuers: Mutex<BTreeMap<String, Arc<dyn Issuer>>>,
     paces: Arc<Paces>,
-    targets: Mutex<BTreeMap<Spec, Arc<Merged>>>,
+    servers: Mutex<BTreeMap<Spec, Arc<Merged>>>,
     /// The accounts of rehearsals, which are forgotten.
     rehearsals: MemoryStore,
     /// The CA inside this process, once a certificate asks for it.
@@ -96,7 +96,7 @@ impl Factory {
             data_dir: settings.data_dir.clone(),
             issuers: Mutex::default(),
             paces: Arc::default(),
-            targets: Mutex::default(),
+            servers: Mutex::default(),
             rehearsals: MemoryStore::default(),
             embedded: Mutex::default(),
         })
@@ -126,18 +126,23 @@ impl Factory {
             wanted: wanted(settings),
             issuer: self.shared_issuer(&settings.ca, settings, rehearsal)?,
             fallback: self.stand_in(settings, rehearsal)?,
-            targets: settings
-                .deploy
-                .iter()
-                .map(|spec| self.target(spec))
-                .collect(),
+            targets: self.targets(settings),
             endpoints: settings.verify.clone(),
         })
     }
 
+    /// Copies first: a server may read one of them.
+    fn targets(&self, settings: &CertificateSettings) -> Vec<Arc<dyn Target>> {
+        let specs = settings.deploy.iter();
+        let (copies, servers): (Vec<_>, Vec<_>) = specs.partition(|spec| spec.is_a_copy());
+        let all = copies.into_iter().chain(servers);
+        all.map(|spec| self.target(&spec.for_lineage(&settings.lineage)))
+            .collect()
+    }
+
     /// One for each server, so that certificates share its reloads.
     fn target(&self, spec: &Spec) -> Arc<dyn Target> {
-        let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut targets = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = targets.entry(spec.clone());
         let shared = shared
             .or_insert_with(|| Arc::new(Merged::new(self.reach.target(spec), spec.loads_all())));

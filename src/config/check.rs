@@ -1,9 +1,11 @@
 //! What makes sense key by key and still cannot be issued.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::problem::{Place, Problems};
+use super::read::Entry;
 use super::{CaSettings, CertificateSettings, ChallengeSettings};
+use crate::deploy::spec::NAME;
 use crate::identifier::Identifier;
 
 /// What the largest of public CAs take in one certificate.
@@ -38,6 +40,26 @@ pub(super) fn certificate(
         let message = format!("the webroot {} is not a directory", path.display());
         let hint = "name the one that port 80 is served from";
         problems.add(&Place::Nowhere, message, hint);
+    }
+}
+
+/// Two certificates must not take turns in one file.
+pub(super) fn copies(all: &[CertificateSettings], entries: &[Entry], problems: &mut Problems) {
+    let mut written = BTreeMap::new();
+    for (certificate, entry) in all.iter().zip(entries) {
+        for spec in certificate.deploy.iter().filter(|spec| spec.is_for_one()) {
+            let Some(path) = spec.writes() else { continue };
+            let first = written.entry(path.clone()).or_insert(&certificate.lineage);
+            if *first != &certificate.lineage {
+                let message = format!(
+                    "{}: {first} is written there, and {} too",
+                    path.display(),
+                    certificate.lineage
+                );
+                let hint = format!("put {NAME} into the path, or give each its own `deploy`");
+                problems.add(&entry.place, message, hint);
+            }
+        }
     }
 }
 

@@ -99,6 +99,7 @@ impl Sources {
             let certificate = self.checked(entry, &mut problems);
             settings.certificates.push(certificate);
         }
+        check::copies(&settings.certificates, &entries, &mut problems);
         if problems.is_empty() {
             Ok(settings)
         } else {

@@ -433,7 +433,10 @@ fn the_annotated_example_has_every_key_and_its_defaults_are_true() {
         .lines()
         .map(|line| {
             line.strip_prefix('#')
-                .filter(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()))
+                .filter(|rest| {
+                    rest.starts_with(|c: char| c.is_ascii_lowercase())
+                        || rest.starts_with("[deploy.")
+                })
                 .unwrap_or(line)
         })
         .map(|line| format!("{line}\n"))

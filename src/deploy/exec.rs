@@ -183,9 +183,15 @@ mod tests {
         let error = hangs.apply(&sample()).await.unwrap_err();
         assert!(error.to_string().contains("did not end within"), "{error}");
         let pid = std::fs::read_to_string(file).unwrap();
-        let state = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
-        // It may wait for its reaper.
-        assert!(state.is_err() || state.is_ok_and(|stat| stat.contains(") Z")));
+        let stat = format!("/proc/{}/stat", pid.trim());
+        // Killed is not gone yet, and gone is not reaped yet.
+        let runs = || std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z"));
+        let mut looks = 0;
+        while runs() {
+            looks += 1;
+            assert!(looks < 1000, "it runs still");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     #[tokio::test]

@@ -142,9 +142,7 @@ impl Haproxy {
         if entry.list.is_some() {
             self.ask(&format!("new ssl cert {file}")).await?;
         }
-        let set = self
-            .ask(&format!("set ssl cert {file} <<\n{pair}"))
-            .await?;
+        let set = self.ask(&format!("set ssl cert {file} <<\n{pair}")).await?;
         let mut ended =
             match set.contains("Transaction created") || set.contains("Transaction updated") {
                 true => self.ask(&format!("commit ssl cert {file}")).await?,

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use rcgen::{CertificateParams, KeyPair};
@@ -261,10 +261,9 @@ fn make_shared(path: &Path, owner: Owner) -> Result<(), OutputError> {
     files::sync_parent(path).map_err(at("flush", path))
 }
 
-/// The owner first: giving a file away takes its set-group-id bit.
 fn give(path: &Path, mode: u32, owner: Owner) -> Result<(), OutputError> {
-    owner.take(path).map_err(at("change the owner of", path))?;
-    std::fs::set_permissions(path, PermissionsExt::from_mode(mode))
+    owner
+        .take_or_warn(path, mode)
         .map_err(at("set the mode of", path))
 }
 
@@ -302,7 +301,7 @@ fn at(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> OutputError
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
 

@@ -3,6 +3,7 @@
 //! and a directory service must not decide who reads a key.
 
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use rustix::fs::{Gid, Uid};
@@ -28,6 +29,31 @@ impl Owner {
         }
         let (user, group) = (self.user.map(Uid::from_raw), self.group.map(Gid::from_raw));
         Ok(rustix::fs::chown(path, user, group)?)
+    }
+}
+
+impl Owner {
+    /// The same, and its mode after it: giving a file away takes its set-group-id
+    /// bit. Whoever may not give it away goes on with a file that is his own.
+    ///
+    /// # Errors
+    /// When it has not got the mode: a key must not be open to others.
+    pub fn take_or_warn(self, path: &Path, mode: u32) -> io::Result<()> {
+        if let Err(error) = self.take(path) {
+            tracing::warn!(
+                "the owner of {} stays: {error}; hint: it takes root, or CAP_CHOWN, to give a file away",
+                path.display()
+            );
+        }
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode))?;
+        let found = std::fs::metadata(path)?.permissions().mode() & 0o7777;
+        // A directory may have a bit that it has from its parent.
+        match found & !0o2000 == mode & !0o2000 {
+            true => Ok(()),
+            false => Err(io::Error::other(format!(
+                "its mode is {found:04o}, and not {mode:04o}"
+            ))),
+        }
     }
 }
 

@@ -11,14 +11,17 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Target;
+use super::copy::{Copy, Form, Place};
 use super::docker::{self, Docker, Errand};
 use super::exec::{self, Exec};
 use super::haproxy::Haproxy;
 use super::nginx::Nginx;
+use super::owner::{self, Owner};
 use super::signalled::Signalled;
 use super::systemd::Systemd;
 use super::watched::{Caddy, Format, Watched};
 use super::webhook::Webhook;
+use crate::identifier::Lineage;
 use crate::text::printable;
 
 /// What a kind's short form has after its colon, and all keys of its long form.
@@ -48,6 +51,13 @@ const fn kind(
 
 const KINDS: &[Kind] = &[
     kind("nginx", Some("pid_file"), false, &[]),
+    kind(
+        "file",
+        Some("path"),
+        true,
+        &["format", "password_file", "owner", "group", "mode"],
+    ),
+    kind("directory", Some("path"), true, &["owner", "group"]),
     kind("haproxy", Some("socket"), true, &["certificate"]),
     kind("coturn", Some("pid_file"), false, &[]),
     kind("dovecot", Some("pid_file"), false, &[]),
@@ -65,6 +75,17 @@ const KINDS: &[Kind] = &[
     kind("exec", Some("command"), true, &["timeout"]),
     kind("webhook", Some("url"), true, &["secret_file"]),
 ];
+const PATHS: [&str; 7] = [
+    "pid_file",
+    "socket",
+    "file",
+    "path",
+    "certificate",
+    "secret_file",
+    "password_file",
+];
+/// What stands for the certificate's own name in a path that is written.
+pub const NAME: &str = "{name}";
 const CADDY_ADMIN: &str = "localhost:2019";
 const LONGEST_PROGRAM: Duration = Duration::from_secs(3600);
 
@@ -193,9 +214,35 @@ impl Spec {
         if self.value("timeout").is_some() && self.within().is_none() {
             return wrong("timeout", "a program may take from 1s to 60m");
         }
+        self.check_copy()?;
         match self.value("accept_raw_socket") {
             None | Some("true" | "false") => Ok(()),
             Some(_) => wrong("accept_raw_socket", "write true or false"),
+        }
+    }
+
+    fn check_copy(&self) -> Result<(), Malformed> {
+        let wrong = |key: &str, message: String| Err(malformed(Some(key), message));
+        if self.form().is_none() {
+            let forms = "combined, fullchain, key, cert, chain and pkcs12; where Java asks for JKS, it reads pkcs12";
+            return wrong("format", format!("the formats are {forms}"));
+        }
+        if self.form() == Some(Form::Pkcs12) && !self.keys.contains_key("password_file") {
+            return wrong("format", "pkcs12 needs `password_file`".to_owned());
+        }
+        if self.keys.contains_key("mode") && self.mode().is_none() {
+            return wrong(
+                "mode",
+                "a mode is written in octal digits, such as \"0640\"".to_owned(),
+            );
+        }
+        let (user, group) = (self.value("owner"), self.value("group"));
+        if let Some(Err(message)) = user.map(owner::user) {
+            return wrong("owner", message);
+        }
+        match group.map(owner::group) {
+            Some(Err(message)) => wrong("group", message),
+            _ => Ok(()),
         }
     }
 
@@ -220,7 +267,7 @@ impl Spec {
     /// Makes its paths start at `base`, where they are relative.
     #[must_use]
     pub fn located(mut self, base: impl Fn(&Path) -> PathBuf) -> Self {
-        for key in ["pid_file", "socket", "file", "secret_file"] {
+        for key in PATHS {
             if let Some(path) = self.path(key) {
                 let path = base(&path).display().to_string();
                 self.keys.insert(key.to_owned(), vec![path]);
@@ -268,13 +315,84 @@ impl Spec {
     /// The file that it writes itself, beside the output.
     #[must_use]
     pub fn writes(&self) -> Option<PathBuf> {
-        self.path("file").or_else(|| self.path("certificate"))
+        ["file", "path", "certificate"]
+            .into_iter()
+            .find_map(|key| self.path(key))
     }
 
     /// The file that it reads itself.
     #[must_use]
     pub fn reads(&self) -> Option<PathBuf> {
-        self.path("secret_file")
+        ["secret_file", "password_file"]
+            .into_iter()
+            .find_map(|key| self.path(key))
+    }
+
+    /// The same for one certificate, with its name where [`NAME`] stands.
+    #[must_use]
+    pub fn for_lineage(&self, lineage: &Lineage) -> Self {
+        let mut spec = self.clone();
+        for key in ["file", "path", "certificate"] {
+            for value in spec.keys.get_mut(key).into_iter().flatten() {
+                *value = value.replace(NAME, lineage.as_str());
+            }
+        }
+        spec
+    }
+
+    /// Whether it is written for a consumer, and so before any server is told.
+    #[must_use]
+    pub fn is_a_copy(&self) -> bool {
+        matches!(self.kind.name, "file" | "directory")
+    }
+
+    /// Whether what it writes is for one certificate alone.
+    #[must_use]
+    pub fn is_for_one(&self) -> bool {
+        let written = self.writes().is_some() && self.kind.name != "directory";
+        written
+            && !self
+                .writes()
+                .is_some_and(|path| path.display().to_string().contains(NAME))
+    }
+
+    /// Whether what it writes belongs to another user or group.
+    #[must_use]
+    pub fn gives_away(&self) -> bool {
+        self.keys.contains_key("owner") || self.keys.contains_key("group")
+    }
+
+    fn form(&self) -> Option<Form> {
+        self.value("format").unwrap_or("combined").parse().ok()
+    }
+
+    fn mode(&self) -> Option<u32> {
+        let mode = u32::from_str_radix(self.value("mode")?, 8).ok()?;
+        (mode <= 0o777).then_some(mode)
+    }
+
+    fn owner(&self) -> Owner {
+        Owner {
+            user: self.value("owner").and_then(|user| owner::user(user).ok()),
+            group: self
+                .value("group")
+                .and_then(|group| owner::group(group).ok()),
+        }
+    }
+
+    fn copy(&self, name: String) -> Copy {
+        let path = self.path("path").unwrap_or_default();
+        let form = self.form().unwrap_or(Form::Combined);
+        let place = match self.kind.name {
+            "directory" => Place::Directory(path),
+            _ => Place::File {
+                path,
+                form,
+                password_file: self.path("password_file"),
+                mode: self.mode().unwrap_or(form.usual_mode()),
+            },
+        };
+        Copy::new(name, place, self.owner())
     }
 
     /// The server itself; nothing is touched yet.
@@ -284,6 +402,7 @@ impl Spec {
         let file = || self.path("file").unwrap_or_default();
         let text = |key: &str| self.value(key).unwrap_or_default();
         match self.kind.name {
+            "file" | "directory" => Arc::new(self.copy(name)),
             "coturn" => Arc::new(Signalled::coturn(pid_file)),
             "dovecot" => Arc::new(Signalled::dovecot(pid_file)),
             "postfix" => Arc::new(Signalled::postfix(pid_file)),
@@ -408,95 +527,4 @@ impl From<Spec> for Written {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_written_is_read_back() {
-        for text in [
-            "nginx",
-            "nginx:/run/nginx.pid",
-            "haproxy:/run/haproxy/admin.sock",
-            "coturn",
-            "coturn:/run/turnserver.pid",
-            "dovecot",
-            "postfix",
-            "envoy:/etc/envoy/sds.yaml",
-            "traefik:/etc/traefik/tls.yaml",
-            "caddy",
-            "caddy:localhost:2020",
-            "systemd:nginx.service",
-            "docker:web",
-            "docker:web:USR1",
-            "exec:/usr/local/bin/hook",
-            "https://hooks.example/x?y",
-        ] {
-            let spec = text.parse::<Spec>().unwrap();
-            assert_eq!(spec.to_string(), text);
-            let json = serde_json::to_string(&spec).unwrap();
-            assert_eq!(json, format!("{text:?}"));
-            assert_eq!(serde_json::from_str::<Spec>(&json).unwrap(), spec);
-        }
-        for text in [
-            "",
-            "nginx:",
-            "apache",
-            "haproxy",
-            "exec:hook",
-            "exec",
-            "systemd",
-            "docker:a/b",
-            "docker:web:",
-            "webhook:https://x",
-            "ftp://x",
-            "envoy",
-        ] {
-            assert!(text.parse::<Spec>().is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_long_form_is_stored_whole_and_wrong_keys_are_named() {
-        let keys = |pairs: &[(&str, &[&str])]| -> Keys {
-            let pairs = pairs.iter();
-            pairs
-                .map(|(key, values)| {
-                    let values = values.iter().map(|value| (*value).to_owned());
-                    ((*key).to_owned(), values.collect())
-                })
-                .collect()
-        };
-        let command = keys(&[("command", &["/bin/hook", "-x"]), ("timeout", &["5"])]);
-        let spec = Spec::long("exec", command).unwrap();
-        let json = serde_json::to_string(&spec).unwrap();
-        assert_eq!(serde_json::from_str::<Spec>(&json).unwrap(), spec);
-        for (kind, given, wrong) in [
-            ("apache", keys(&[]), Some("kind")),
-            ("nginx", keys(&[("socket", &["/x"])]), Some("socket")),
-            ("haproxy", keys(&[]), None),
-            (
-                "exec",
-                keys(&[("command", &["/x"]), ("timeout", &["0"])]),
-                Some("timeout"),
-            ),
-            (
-                "docker",
-                keys(&[("container", &["a?b"])]),
-                Some("container"),
-            ),
-            (
-                "docker",
-                keys(&[("container", &["a"]), ("accept_raw_socket", &["yes"])]),
-                Some("accept_raw_socket"),
-            ),
-            (
-                "haproxy",
-                keys(&[("socket", &["/a", "/b"])]),
-                Some("socket"),
-            ),
-        ] {
-            let error = Spec::long(kind, given).unwrap_err();
-            assert_eq!(error.key.as_deref(), wrong, "{}", error.message);
-        }
-    }
-}
+mod tests;

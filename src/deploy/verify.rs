@@ -21,6 +21,7 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::starttls::{self, Protocol};
 use crate::certificate::{Facts, Fingerprint};
 use crate::identifier::Identifier;
 use crate::time::{Clock, Timestamp};
@@ -33,6 +34,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Endpoint {
+    protocol: Protocol,
     host: String,
     port: u16,
 }
@@ -53,10 +55,15 @@ impl From<Endpoint> for String {
 impl FromStr for Endpoint {
     type Err = String;
 
-    /// Reads `HOST:PORT`, `[IPV6]:PORT`.
+    /// Reads `HOST:PORT`, `[IPV6]:PORT`, and either behind `smtp://`, `imap://`
+    /// or `pop3://`.
     fn from_str(text: &str) -> Result<Self, String> {
         let malformed = || format!("`{}` is not HOST:PORT", text.escape_debug());
-        let (host, port) = text.rsplit_once(':').ok_or_else(malformed)?;
+        let (protocol, place) = match text.split_once("://") {
+            Some((protocol, place)) => (protocol.parse().map_err(|()| malformed())?, place),
+            None => (Protocol::Tls, text),
+        };
+        let (host, port) = place.rsplit_once(':').ok_or_else(malformed)?;
         let port = port
             .parse()
             .ok()
@@ -66,12 +73,19 @@ impl FromStr for Endpoint {
             Identifier::Dns(name) => name.as_str().to_owned(),
             Identifier::Ip(address) => address.to_string(),
         };
-        Ok(Self { host, port })
+        Ok(Self {
+            protocol,
+            host,
+            port,
+        })
     }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.protocol != Protocol::Tls {
+            write!(f, "{}://", self.protocol)?;
+        }
         match IpAddr::from_str(&self.host) {
             Ok(IpAddr::V6(address)) => write!(f, "[{address}]:{}", self.port),
             _ => write!(f, "{}:{}", self.host, self.port),
@@ -212,7 +226,7 @@ async fn one_address(
 ) -> Result<(), String> {
     let mut found = Vec::new();
     for address in addresses {
-        match shows(*address, name, wanted).await {
+        match shows(*address, Protocol::Tls, name, wanted).await {
             Ok(()) => return Ok(()),
             Err(other) => found.push(other),
         }
@@ -235,13 +249,18 @@ async fn every_address(
         return Err("the host has no address".to_owned());
     }
     for address in addresses {
-        shows(address, name, wanted).await?;
+        shows(address, endpoint.protocol, name, wanted).await?;
     }
     Ok(())
 }
 
-async fn shows(address: SocketAddr, name: &Identifier, wanted: &Fingerprint) -> Result<(), String> {
-    let seen = observe(address, name)
+async fn shows(
+    address: SocketAddr,
+    protocol: Protocol,
+    name: &Identifier,
+    wanted: &Fingerprint,
+) -> Result<(), String> {
+    let seen = observe(address, protocol, name)
         .await
         .map_err(|error| format!("{address}: {error}"))?;
     if seen.fingerprint == *wanted {
@@ -257,11 +276,16 @@ async fn shows(address: SocketAddr, name: &Identifier, wanted: &Fingerprint) -> 
 ///
 /// # Errors
 /// Why there was none, in words.
-pub async fn observe(address: SocketAddr, name: &Identifier) -> Result<Seen, String> {
+pub async fn observe(
+    address: SocketAddr,
+    protocol: Protocol,
+    name: &Identifier,
+) -> Result<Seen, String> {
     let handshake = async {
-        let stream = TcpStream::connect(address)
+        let mut stream = TcpStream::connect(address)
             .await
             .map_err(|error| error.to_string())?;
+        starttls::begin(&mut stream, protocol).await?;
         let witness = Arc::new(Witness {
             provider: Arc::new(aws_lc_rs::default_provider()),
             leaf: Mutex::default(),
@@ -457,10 +481,13 @@ mod tests {
         };
         assert_eq!(shown("Example.com:443").unwrap(), "example.com:443");
         assert_eq!(shown("[::1]:443").unwrap(), "[::1]:443");
+        assert_eq!(shown("smtp://[::1]:25").unwrap(), "smtp://[::1]:25");
+        assert_eq!(shown("turns://a:5349").unwrap(), "a:5349");
         for text in [
             "example.com",
             "example.com:0",
             "example.com:x",
+            "ftp://example.com:21",
             ":443",
             "a b:1",
         ] {

@@ -14,6 +14,7 @@ use rustix::thread::{
 use super::places::Places;
 use crate::config::Settings;
 use crate::deploy::owner;
+use crate::deploy::spec::Spec;
 
 /// Keeps what `settings` and `places` need of what there is, and says why.
 pub(super) fn drop_all_but_needed(settings: &Settings, places: &Places) {
@@ -93,7 +94,9 @@ fn is_given_away(settings: &Settings, places: &Places) -> bool {
     // A directory that hands its group on keeps that mark only for its members.
     let foreign = std::fs::metadata(&places.output)
         .is_ok_and(|output| output.gid() != rustix::process::getegid().as_raw());
-    is_another(owner.as_deref()) || group.is_some() || foreign
+    let mut beside = settings.certificates.iter().flat_map(|one| &one.deploy);
+    let beside = beside.any(Spec::gives_away);
+    is_another(owner.as_deref()) || group.is_some() || foreign || beside
 }
 
 fn is_another(user: Option<&str>) -> bool {
