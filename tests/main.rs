@@ -24,6 +24,7 @@ mod simulate;
 mod status;
 mod support;
 mod surroundings;
+mod swaps;
 mod systemd;
 mod targets;
 mod usage;

@@ -9,7 +9,7 @@ use crate::support::embedded::EmbeddedCa;
 use crate::support::oracle::Oracle;
 use crate::support::{Nginx, Running, free_port, listens, program, run, until};
 
-const NAME: &str = "example.com";
+pub(crate) const NAME: &str = "example.com";
 
 /// A CA that has issued the first generation.
 fn issued() -> EmbeddedCa {
@@ -18,7 +18,7 @@ fn issued() -> EmbeddedCa {
     ca
 }
 
-fn live(ca: &EmbeddedCa) -> PathBuf {
+pub(crate) fn live(ca: &EmbeddedCa) -> PathBuf {
     ca.path("out/live").join(NAME)
 }
 
@@ -28,7 +28,7 @@ fn generation(ca: &EmbeddedCa) -> u64 {
     oracle.live().unwrap().unwrap().generation.0
 }
 
-fn verify(port: u16) -> String {
+pub(crate) fn verify(port: u16) -> String {
     format!("--verify=127.0.0.1:{port}")
 }
 
@@ -39,14 +39,14 @@ fn script(path: &Path, lines: &str) -> String {
 }
 
 /// HAProxy in the foreground, ended with its test.
-fn haproxy(directory: &Path, port: u16, crt: &Path) -> Option<Running> {
+pub(crate) fn haproxy(directory: &Path, port: u16, crt: &Path) -> Option<Running> {
     let program = program("CERTS_LAB_HAPROXY", "/usr/sbin/haproxy")?;
     std::fs::create_dir_all(directory).unwrap();
     let file = directory.join("haproxy.cfg");
     let config = format!(
         "global\n  stats socket {}/admin.sock mode 600 level admin\n\
          defaults\n  mode http\n  timeout client 30s\n  timeout server 30s\n  timeout connect 5s\n\
-         frontend tls\n  bind 127.0.0.1:{port} ssl crt {}\n  http-request return status 200\n",
+         frontend tls\n  bind 127.0.0.1:{port} ssl crt {}\n  http-request return status 200 content-type text/plain string ok\n",
         directory.display(),
         crt.display()
     );
@@ -136,29 +136,48 @@ fn what_haproxy_does_not_know_is_told_with_what_it_knows() {
     assert_eq!(generation(&ca), 1);
 }
 
+/// coturn with the live pair, and how it is told.
+pub(crate) struct Turn {
+    pub(crate) port: u16,
+    pub(crate) deploy: String,
+    _running: Running,
+}
+
+impl Turn {
+    pub(crate) fn start(ca: &EmbeddedCa) -> Option<Self> {
+        let program = program("CERTS_LAB_COTURN", "/usr/bin/turnserver")?;
+        let (port, plain) = (free_port(), free_port());
+        let pid_file = ca.path("turnserver.pid");
+        let file = ca.path("turnserver.conf");
+        let config = format!(
+            "listening-ip=127.0.0.1\nrelay-ip=127.0.0.1\nallow-loopback-peers\nlistening-port={plain}\n\
+             tls-listening-port={port}\ncert={live}/fullchain.pem\npkey={live}/privkey.pem\npidfile={}\n\
+             cli-password=unused\nno-cli\nno-udp\nno-dtls\nlog-file=stdout\nsimple-log\nrealm=example.com\n\
+             userdb={}\nlt-cred-mech\nuser=a:b\n",
+            pid_file.display(),
+            ca.path("turndb").display(),
+            live = live(ca).display(),
+        );
+        std::fs::write(&file, config).unwrap();
+        let running = Running::start(Command::new(program).arg("-c").arg(&file));
+        until("coturn", || listens(port) && pid_file.exists());
+        Some(Self {
+            port,
+            deploy: format!("--deploy=coturn:{}", pid_file.display()),
+            _running: running,
+        })
+    }
+}
+
 #[test]
 fn coturn_loads_the_new_pair() {
     let ca = issued();
-    let Some(program) = program("CERTS_LAB_COTURN", "/usr/bin/turnserver") else {
+    let Some(turn) = Turn::start(&ca) else {
         return;
     };
-    let (port, plain) = (free_port(), free_port());
-    let pid_file = ca.path("turnserver.pid");
-    let file = ca.path("turnserver.conf");
-    let config = format!(
-        "listening-ip=127.0.0.1\nlistening-port={plain}\ntls-listening-port={port}\ncert={live}/fullchain.pem\n\
-         pkey={live}/privkey.pem\npidfile={}\nno-cli\nno-udp\nno-dtls\nlog-file=stdout\nsimple-log\nrealm=example.com\n\
-         userdb={}\nlt-cred-mech\nuser=a:b\n",
-        pid_file.display(),
-        ca.path("turndb").display(),
-        live = live(&ca).display(),
-    );
-    std::fs::write(&file, config).unwrap();
-    let _running = Running::start(Command::new(program).arg("-c").arg(&file));
-    until("coturn", || listens(port) && pid_file.exists());
-    let deploy = format!("--deploy=coturn:{}", pid_file.display());
-    run(&mut ca.issue(&[NAME, "--force", &deploy, &verify(port)]), 0);
-    let told = run(&mut ca.issue(&[NAME, "--force", &deploy]), 0);
+    let verify = verify(turn.port);
+    run(&mut ca.issue(&[NAME, "--force", &turn.deploy, &verify]), 0);
+    let told = run(&mut ca.issue(&[NAME, "--force", &turn.deploy]), 0);
     assert!(!told.contains("nothing proves"), "{told}");
     assert_eq!(generation(&ca), 3);
 }
