@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod ca;
+mod calls;
 mod crash;
 mod demo;
 mod errno;
