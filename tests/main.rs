@@ -28,5 +28,6 @@ mod surroundings;
 mod swaps;
 mod systemd;
 mod targets;
+mod told;
 mod usage;
 mod volumes;

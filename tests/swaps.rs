@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use certs::certificate::{Bundle, Freshness, Secret};
@@ -108,7 +108,7 @@ impl Client {
     async fn work(self) {
         let mut kept: Option<Stream> = None;
         while !self.tally.stop.load(Ordering::Relaxed) {
-            let begun = Instant::now();
+            let begun = tokio::time::Instant::now();
             let reused = kept.is_some();
             let stream = match kept.take() {
                 Some(stream) => Some(stream),

@@ -12,7 +12,7 @@ use crate::support::{Nginx, Running, free_port, listens, program, run, until};
 pub(crate) const NAME: &str = "example.com";
 
 /// A CA that has issued the first generation.
-fn issued() -> EmbeddedCa {
+pub(crate) fn issued() -> EmbeddedCa {
     let ca = EmbeddedCa::start();
     run(&mut ca.issue(&[NAME]), 0);
     ca
@@ -23,7 +23,7 @@ pub(crate) fn live(ca: &EmbeddedCa) -> PathBuf {
 }
 
 /// Which generation is live.
-fn generation(ca: &EmbeddedCa) -> u64 {
+pub(crate) fn generation(ca: &EmbeddedCa) -> u64 {
     let oracle = Oracle::new(&ca.path(""), &[NAME]);
     oracle.live().unwrap().unwrap().generation.0
 }
@@ -32,7 +32,7 @@ pub(crate) fn verify(port: u16) -> String {
     format!("--verify=127.0.0.1:{port}")
 }
 
-fn script(path: &Path, lines: &str) -> String {
+pub(crate) fn script(path: &Path, lines: &str) -> String {
     std::fs::write(path, format!("#!/bin/sh\n{lines}\n")).unwrap();
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
     format!("--deploy=exec:{}", path.display())

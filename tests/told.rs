@@ -1,0 +1,330 @@
+//! Servers that are told by a protocol of their own: units over D-Bus, containers
+//! through Docker's API, Caddy by its admin API. Where the server itself cannot run
+//! in a test, what it answers is scripted after its documentation, and the way
+//! there (the bus, the socket) is the real one.
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use axum::extract::{Path as Part, State};
+use axum::http::{StatusCode, Uri};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use zbus::object_server::SignalEmitter;
+use zbus::zvariant::OwnedObjectPath;
+
+use crate::support::embedded::EmbeddedCa;
+use crate::support::{Running, certs, free_port, listens, program, run, until};
+use crate::targets::{NAME, generation, issued, live, verify};
+
+/// What was done to units, in order.
+type Done = Arc<Mutex<Vec<String>>>;
+
+/// As org.freedesktop.systemd1 documents it.
+struct Manager {
+    done: Done,
+    result: &'static str,
+}
+
+#[zbus::interface(name = "org.freedesktop.systemd1.Manager")]
+impl Manager {
+    fn subscribe(&self) {}
+
+    fn load_unit(&self, name: String) -> zbus::fdo::Result<OwnedObjectPath> {
+        match name.as_str() {
+            "web.service" => Ok(OwnedObjectPath::try_from("/unit/web").unwrap()),
+            _ => Err(zbus::fdo::Error::Failed(format!("no unit {name}"))),
+        }
+    }
+
+    async fn reload_unit(
+        &self,
+        name: String,
+        mode: String,
+        #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
+    ) -> OwnedObjectPath {
+        self.done.lock().unwrap().push(format!("{name} {mode}"));
+        let job = OwnedObjectPath::try_from("/job/7").unwrap();
+        Self::job_removed(&emitter, 7, job.clone(), name, self.result.to_owned())
+            .await
+            .unwrap();
+        job
+    }
+
+    #[zbus(signal)]
+    async fn job_removed(
+        emitter: &SignalEmitter<'_>,
+        id: u32,
+        job: OwnedObjectPath,
+        unit: String,
+        result: String,
+    ) -> zbus::Result<()>;
+}
+
+struct Unit;
+
+#[zbus::interface(name = "org.freedesktop.systemd1.Unit")]
+impl Unit {
+    #[zbus(property)]
+    fn active_state(&self) -> String {
+        "active".to_owned()
+    }
+}
+
+/// A bus of our own with a manager on it whose jobs end with `result`.
+fn bus(
+    ca: &EmbeddedCa,
+    result: &'static str,
+) -> Option<(Running, tokio::runtime::Runtime, String, Done)> {
+    let program = program("CERTS_LAB_DBUS", "/usr/bin/dbus-daemon")?;
+    let socket = ca.path("bus");
+    let address = format!("unix:path={}", socket.display());
+    let daemon = Running::start(Command::new(program).args([
+        "--session",
+        "--nofork",
+        "--nopidfile",
+        "--address",
+        &address,
+    ]));
+    until("the bus", || socket.exists());
+    let done = Done::default();
+    let manager = Manager {
+        done: done.clone(),
+        result,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = { runtime }.worker_threads(1).enable_all().build().unwrap();
+    let connection = runtime.block_on(async {
+        zbus::connection::Builder::address(address.as_str())
+            .unwrap()
+            .name("org.freedesktop.systemd1")
+            .unwrap()
+            .serve_at("/org/freedesktop/systemd1", manager)
+            .unwrap()
+            .serve_at("/unit/web", Unit)
+            .unwrap()
+            .build()
+            .await
+            .unwrap()
+    });
+    runtime.spawn(async move {
+        let _held = connection;
+        std::future::pending::<()>().await;
+    });
+    Some((daemon, runtime, address, done))
+}
+
+/// Renews with a `[deploy.NAME]` of these keys.
+fn renew(ca: &EmbeddedCa, keys: &str, code: i32) -> String {
+    std::fs::write(ca.path("certs.toml"), format!("[deploy.it]\n{keys}\n")).unwrap();
+    let mut command = ca.issue(&[NAME, "--force", "--deploy=it"]);
+    run(command.current_dir(ca.path("")), code)
+}
+
+#[test]
+fn a_unit_is_reloaded_over_the_bus_and_its_failure_is_ours() {
+    let ca = issued();
+    let Some((_daemon, _runtime, address, done)) = bus(&ca, "done") else {
+        return;
+    };
+    let keys = |unit: &str| format!("kind = 'systemd'\nunit = '{unit}'\nbus = '{address}'");
+    renew(&ca, &keys("web"), 0);
+    assert_eq!(*done.lock().unwrap(), ["web.service replace"]);
+    let told = renew(&ca, &keys("absent"), 7);
+    assert!(told.contains("no unit absent.service"), "{told}");
+
+    let ca = issued();
+    let Some((_daemon, _runtime, address, _)) = bus(&ca, "failed") else {
+        return;
+    };
+    let keys = format!("kind = 'systemd'\nunit = 'web'\nbus = '{address}'");
+    let told = renew(&ca, &keys, 7);
+    assert!(told.contains("its reload ended with `failed`"), "{told}");
+    assert_eq!(generation(&ca), 1);
+}
+
+/// Docker's API as far as it is used; `create` is what making containers gets.
+#[derive(Clone)]
+struct Api {
+    create: u16,
+    exit_code: i64,
+    done: Done,
+}
+
+async fn kill(
+    State(api): State<Api>,
+    Part(name): Part<String>,
+    asked: Uri,
+) -> (StatusCode, Json<Value>) {
+    if name != "web" {
+        let message = json!({"message": format!("No such container: {name}")});
+        return (StatusCode::NOT_FOUND, Json(message));
+    }
+    let signal = asked.query().unwrap().strip_prefix("signal=").unwrap();
+    api.done
+        .lock()
+        .unwrap()
+        .push(format!("kill {name} {signal}"));
+    (StatusCode::NO_CONTENT, Json(json!({})))
+}
+
+async fn exec(State(api): State<Api>, Json(asked): Json<Value>) -> (StatusCode, Json<Value>) {
+    api.done
+        .lock()
+        .unwrap()
+        .push(format!("run {}", asked["Cmd"]));
+    (StatusCode::CREATED, Json(json!({"Id": "4f1e"})))
+}
+
+fn docker(ca: &EmbeddedCa, create: u16, exit_code: i64) -> (tokio::runtime::Runtime, String, Done) {
+    let api = Api {
+        create,
+        exit_code,
+        done: Done::default(),
+    };
+    let done = api.done.clone();
+    let router = Router::new()
+        .route(
+            "/containers/create",
+            post(|State(api): State<Api>| async move { StatusCode::from_u16(api.create).unwrap() }),
+        )
+        .route("/containers/{name}/kill", post(kill))
+        .route("/containers/{name}/exec", post(exec))
+        .route("/exec/{id}/start", post(|| async { "out" }))
+        .route(
+            "/exec/{id}/json",
+            get(|State(api): State<Api>| async move { Json(json!({"ExitCode": api.exit_code})) }),
+        )
+        .with_state(api);
+    let runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = { runtime }.worker_threads(1).enable_all().build().unwrap();
+    let socket = ca.path(&format!("docker-{create}-{exit_code}.sock"));
+    let inside = runtime.enter();
+    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    drop(inside);
+    runtime.spawn(async move { axum::serve(listener, router).await });
+    (runtime, format!("unix://{}", socket.display()), done)
+}
+
+#[test]
+fn a_container_is_told_through_a_filtered_api_alone() {
+    let ca = issued();
+    let (_runtime, host, done) = docker(&ca, 403, 0);
+    // As Docker's own programs are told where the API is.
+    let mut command = ca.issue(&[NAME, "--force", "--deploy=docker:web:USR1"]);
+    run(command.env("DOCKER_HOST", &host), 0);
+    assert_eq!(*done.lock().unwrap(), ["kill web USR1"]);
+    let keys = |more: &str| format!("kind = 'docker'\nhost = '{host}'\n{more}");
+    let told = renew(&ca, &keys("container = 'other'"), 7);
+    assert!(told.contains("No such container: other"), "{told}");
+    let program = "container = 'web'\ncommand = ['nginx', '-s', 'reload']";
+    renew(&ca, &keys(program), 0);
+    assert_eq!(done.lock().unwrap()[1], "run [\"nginx\",\"-s\",\"reload\"]");
+
+    let (_runtime, host, _) = docker(&ca, 403, 3);
+    let told = renew(
+        &ca,
+        &format!("kind = 'docker'\nhost = '{host}'\n{program}"),
+        7,
+    );
+    assert!(told.contains("ended with 3"), "{told}");
+}
+
+#[test]
+fn an_api_that_nothing_filters_is_used_on_its_owners_word_alone() {
+    let ca = issued();
+    let (_runtime, host, done) = docker(&ca, 400, 0);
+    let keys = format!("kind = 'docker'\ncontainer = 'web'\nhost = '{host}'");
+    let told = renew(&ca, &keys, 7);
+    assert!(
+        told.contains("root on the host") && told.contains("accept_raw_socket"),
+        "{told}"
+    );
+    assert!(done.lock().unwrap().is_empty());
+    assert_eq!(generation(&ca), 1);
+    renew(&ca, &format!("{keys}\naccept_raw_socket = true"), 0);
+    assert_eq!(*done.lock().unwrap(), ["kill web HUP"]);
+}
+
+#[test]
+fn caddy_takes_its_configuration_again_and_the_new_pair_with_it() {
+    let ca = issued();
+    let Some(program) = program("CERTS_LAB_CADDY", "/usr/bin/caddy") else {
+        return;
+    };
+    let (port, plain, admin) = (free_port(), free_port(), free_port());
+    let file = ca.path("Caddyfile");
+    let live = live(&ca).display().to_string();
+    let config = format!(
+        "{{\n  admin localhost:{admin}\n  auto_https off\n  http_port {plain}\n}}\n\
+         https://{NAME}:{port} {{\n  bind 127.0.0.1\n  tls {live}/fullchain.pem {live}/privkey.pem\n  respond ok\n}}\n"
+    );
+    std::fs::write(&file, config).unwrap();
+    let mut command = Command::new(program);
+    command
+        .args(["run", "--adapter", "caddyfile", "--config"])
+        .arg(&file);
+    command.env("HOME", ca.path("")).process_group(0);
+    let _running = Running::start(&mut command);
+    until("Caddy", || listens(port) && listens(admin));
+    let deploy = format!("--deploy=caddy:localhost:{admin}");
+    for wanted in 2..=3 {
+        run(&mut ca.issue(&[NAME, "--force", &deploy, &verify(port)]), 0);
+        assert_eq!(generation(&ca), wanted);
+    }
+    run(certs(&ca.path("")).args(["rollback", NAME]), 0);
+    assert_eq!(generation(&ca), 2);
+}
+
+#[test]
+fn copies_are_written_before_any_server_is_told_and_taken_back_with_it() {
+    let ca = issued();
+    let password = ca.path("password");
+    std::fs::write(&password, "changeit\n").unwrap();
+    let store = ca.path("store.p12");
+    let hook = ca.path("hook");
+    let log = ca.path("seen");
+    let seen = format!("sha256sum {} >>{}", store.display(), log.display());
+    crate::targets::script(&hook, &seen);
+    let config = format!(
+        "[deploy.java]\nkind = 'file'\nformat = 'pkcs12'\npath = '{}'\npassword_file = '{}'\nmode = '0600'\n\
+         [deploy.copy]\nkind = 'file'\npath = '{}/{{name}}.pem'\n[deploy.hook]\nkind = 'exec'\ncommand = ['{}']\n",
+        store.display(),
+        password.display(),
+        ca.path("").display(),
+        hook.display()
+    );
+    std::fs::write(ca.path("certs.toml"), config).unwrap();
+    let renew = |code: i32| {
+        let deploy = ["--deploy=hook", "--deploy=java", "--deploy=copy"];
+        let mut command = ca.issue(&[NAME, "--force", deploy[0], deploy[1], deploy[2]]);
+        run(command.current_dir(ca.path("")), code)
+    };
+    renew(0);
+    let copy = ca.path(&format!("{NAME}.pem"));
+    let combined = live(&ca).join("combined.pem");
+    let same = || std::fs::read(&copy).unwrap() == std::fs::read(&combined).unwrap();
+    assert!(same());
+    // The hook has seen the store: copies come first, wherever they are listed.
+    assert_eq!(std::fs::read_to_string(&log).unwrap().lines().count(), 1);
+    let sound = std::fs::read(&combined).unwrap();
+    crate::targets::script(&hook, "exit 1");
+    renew(7);
+    assert!(same() && std::fs::read(&copy).unwrap() == sound);
+    if let Some(keytool) = program("CERTS_LAB_OPENSSL", "/usr/bin/openssl") {
+        let mut command = Command::new(keytool);
+        command
+            .args(["pkcs12", "-nodes", "-passin", "pass:changeit", "-in"])
+            .arg(&store);
+        let told = run(&mut command, 0);
+        assert!(
+            told.contains("BEGIN PRIVATE KEY") && told.contains(NAME),
+            "{told}"
+        );
+    }
+    std::fs::remove_file(&password).unwrap();
+    let told = renew(7);
+    assert!(told.contains("password"), "{told}");
+}
