@@ -19,7 +19,7 @@ use crate::record::{Failures, Renewal};
 use crate::renew::backoff::{FailureKind, after_failure};
 use crate::renew::window::{Moment, accept, clamp_retry_after, redraw};
 use crate::time::Timestamp;
-use crate::{acme, certificate, challenge, config, tls};
+use crate::{acme, certificate, challenge, config, deploy, tls};
 
 pub use path::path;
 pub use record::record;
@@ -28,11 +28,12 @@ pub use record::record;
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is also that of its seeds' directory.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("acme_json", acme_json),
     ("ari", ari),
     ("client_hello", client_hello),
     ("config", config),
+    ("haproxy", haproxy),
     ("http1", http1),
     ("path", path),
     ("pem", pem),
@@ -57,6 +58,11 @@ pub fn client_hello(bytes: &[u8]) {
 /// A configuration; its comments `#env NAME=VALUE` are the environment.
 pub fn config(source: &[u8]) {
     config::fuzzing::file(source);
+}
+
+/// What HAProxy answers on its runtime socket, to any of our commands.
+pub fn haproxy(answer: &[u8]) {
+    deploy::haproxy::fuzzing::answer(answer);
 }
 
 /// A key and a chain in PEM, or one certificate in DER.

@@ -132,6 +132,8 @@ fn what_haproxy_does_not_know_is_told_with_what_it_knows() {
         told.contains("other.pem") && told.contains("hint:"),
         "{told}"
     );
+    let told = run(&mut ca.issue(&["other.example", "--force", &socket]), 7);
+    assert!(told.contains("certificate = "), "{told}");
     // It was found before anything was touched.
     assert_eq!(generation(&ca), 1);
 }

@@ -129,7 +129,7 @@ struct Target {
     pid_file: Option<String>,
     /// haproxy: its runtime socket, of level admin
     socket: Option<String>,
-    /// haproxy: the file that it calls the pair; else the one that fits is taken
+    /// haproxy: the file that it reads when it starts, written too; else it reads live/NAME/combined.pem
     certificate: Option<String>,
     /// envoy, traefik: the file that it watches
     file: Option<String>,

@@ -3,6 +3,7 @@
 //! it has in memory dies with it, so the file that it reads when it starts is
 //! written too. See its management guide, section 9.3.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ const LONGEST_ANSWER: u64 = 4 << 20;
 const PAIR: &str = "combined.pem";
 const MODE: u32 = 0o640;
 const KIND: &str = "haproxy";
+/// For a hint.
+const MOST_LOOKED_AT: usize = 200;
 
 /// A running HAProxy.
 #[derive(Debug)]
@@ -44,8 +47,8 @@ struct Entry {
 }
 
 impl Haproxy {
-    /// The HAProxy of `socket`, which calls the pair `certificate`, or else the one
-    /// that fits best of those that it has.
+    /// The HAProxy of `socket`, which reads `certificate` when it starts, or else the
+    /// live file itself.
     #[must_use]
     pub fn new(name: String, socket: PathBuf, certificate: Option<PathBuf>) -> Self {
         Self {
@@ -100,22 +103,38 @@ impl Haproxy {
             };
             return Ok(Entry { file, list });
         }
-        if let Some(file) = by_name(&known, delivery) {
+        if let Some(file) = live_file(&known, delivery) {
             return Ok(Entry { file, list: None });
         }
-        for file in &known {
+        let live = delivery.live.join(PAIR);
+        Err(match self.one_for(&known, delivery).await? {
+            // Which file is written is not for it to say, but for its owner.
+            Some(file) => Self::refused(&format!(
+                "it reads {file} when it starts, which nobody writes: write `certificate = \"{file}\"` in its [deploy.NAME], or `crt {}` at its bind",
+                live.display()
+            )),
+            None => Self::refused(&format!(
+                "none of its certificates [{}] is for {}: write `crt {}` at its bind, or name the file with `certificate` in its [deploy.NAME]",
+                known.join(", "),
+                delivery.lineage,
+                live.display()
+            )),
+        })
+    }
+
+    /// The one of its files that is for the same names.
+    async fn one_for(
+        &self,
+        known: &[String],
+        delivery: &Delivery,
+    ) -> Result<Option<String>, DeployError> {
+        for file in known.iter().take(MOST_LOOKED_AT) {
             let shown = self.ask(&format!("show ssl cert {file}")).await?;
-            if names_in(&shown).is_some_and(|names| names.iter().eq(&delivery.names)) {
-                let file = file.clone();
-                return Ok(Entry { file, list: None });
+            if names_in(&shown).is_some_and(|names| names == delivery.names) {
+                return Ok(Some(file.clone()));
             }
         }
-        let known = known.join(", ");
-        Err(Self::refused(&format!(
-            "none of its certificates [{known}] is for {}: write `crt {}` at its bind, or name the file with `certificate` in its [deploy.NAME]",
-            delivery.lineage,
-            delivery.live.join(PAIR).display()
-        )))
+        Ok(None)
     }
 
     /// The directory of a new file, or a list, that a bind of its reads.
@@ -164,17 +183,11 @@ impl Haproxy {
         Err(Self::refused(&ended))
     }
 
-    /// Writes the file that it reads when it starts, unless that is the live one.
-    fn keep(&self, file: &Path, live: &Path, pair: &str) -> Result<(), DeployError> {
-        if self.certificate.is_none() && !file.parent().is_some_and(Path::is_dir) {
-            // Its files are not to be seen from here, and nobody named one.
-            tracing::warn!(
-                "haproxy reads {} when it starts, which is not to be seen from here: let it read {}, or it starts with an older pair",
-                file.display(),
-                live.display()
-            );
+    /// Writes the file that it reads when it starts, where that is not the live one.
+    fn keep(&self, pair: &str) -> Result<(), DeployError> {
+        let Some(file) = &self.certificate else {
             return Ok(());
-        }
+        };
         if std::fs::read(file).is_ok_and(|found| found == pair.as_bytes()) {
             return Ok(());
         }
@@ -207,7 +220,7 @@ impl Target for Haproxy {
         let entry = self.entry(delivery).await?;
         let payload = Secret::new(without_empty_lines(pair.expose()));
         self.swap(&entry, payload.expose()).await?;
-        self.keep(Path::new(&entry.file), &live, pair.expose())
+        self.keep(pair.expose())
     }
 
     async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
@@ -229,29 +242,32 @@ fn without_empty_lines(pem: &str) -> String {
     lines.fold(String::new(), |all, line| all + line + "\n")
 }
 
-/// What `show ssl cert` lists, but for transactions under way.
+/// What `show ssl cert` lists, but for transactions under way, and for names that
+/// would be more than a name in a command.
 fn files_in(answer: &str) -> Vec<String> {
     let lines = answer.lines().map(str::trim);
-    let files = lines.filter(|line| !line.is_empty() && !line.starts_with(['#', '*']));
+    let files = lines.filter(|line| !line.starts_with(['#', '*']) && is_a_name(line));
     files.map(str::to_owned).collect()
 }
 
-/// The one that is the live file, wherever it is mounted, or is called as the
-/// certificate is.
-fn by_name(known: &[String], delivery: &Delivery) -> Option<String> {
-    let lineage = delivery.lineage.as_str();
-    let live = Path::new("live").join(lineage).join(PAIR);
-    let is_live = |file: &&String| Path::new(file).ends_with(&live);
-    let is_called_so = |file: &&String| {
-        let name = Path::new(file).file_name().and_then(|name| name.to_str());
-        name.is_some_and(|name| name.strip_suffix(".pem") == Some(lineage))
-    };
-    let found = known.iter().find(is_live);
-    found.or_else(|| known.iter().find(is_called_so)).cloned()
+/// Whether `text` is one word of a command, and no other one: `;` begins the next
+/// command, `<<` a payload, and `\` takes the meaning of what follows.
+#[must_use]
+pub fn is_a_name(text: &str) -> bool {
+    let plain =
+        |letter: char| !letter.is_whitespace() && !letter.is_control() && !";\\<".contains(letter);
+    !text.is_empty() && text.chars().all(plain)
+}
+
+/// The one that is the live file, wherever it is mounted.
+fn live_file(known: &[String], delivery: &Delivery) -> Option<String> {
+    let live = Path::new("live").join(delivery.lineage.as_str()).join(PAIR);
+    let mut known = known.iter();
+    known.find(|file| Path::new(file).ends_with(&live)).cloned()
 }
 
 /// The names of a certificate that it shows; `None` when it has none.
-fn names_in(answer: &str) -> Option<std::collections::BTreeSet<Identifier>> {
+fn names_in(answer: &str) -> Option<BTreeSet<Identifier>> {
     let mut lines = answer.lines();
     let names = lines.find_map(|line| line.strip_prefix("Subject Alternative Name: "))?;
     let names = names.split(", ").filter_map(|name| {
@@ -259,6 +275,27 @@ fn names_in(answer: &str) -> Option<std::collections::BTreeSet<Identifier>> {
         Identifier::parse(value.trim()).ok()
     });
     Some(names.collect())
+}
+
+/// What `fuzz/` holds against the reading of its answers.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing {
+    use super::{files_in, is_a_name, names_in, without_empty_lines};
+
+    /// No name that it lists is more than a word of the next command; no payload
+    /// has an empty line.
+    pub(crate) fn answer(bytes: &[u8]) {
+        let answer = String::from_utf8_lossy(bytes);
+        for file in files_in(&answer) {
+            assert!(is_a_name(&file), "{file:?}");
+            let command = format!("show ssl cert {file}");
+            assert_eq!(command.lines().count(), 1);
+            assert_eq!(command.split_whitespace().count(), 4);
+        }
+        let _ = names_in(&answer);
+        let payload = without_empty_lines(&answer);
+        assert!(payload.lines().all(|line| !line.is_empty()));
+    }
 }
 
 #[cfg(test)]
@@ -280,24 +317,21 @@ mod tests {
     }
 
     #[test]
-    fn knows_the_pair_by_its_file_wherever_that_is_mounted() {
-        let known = |names: &[&str]| {
-            names
-                .iter()
-                .map(|name| (*name).to_owned())
-                .collect::<Vec<_>>()
+    fn knows_the_pair_by_the_live_file_wherever_that_is_mounted() {
+        let find = |names: &[&str]| {
+            let known: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            live_file(&known, &sample())
         };
-        let find = |names: &[&str]| by_name(&known(names), &sample());
-        let (mounted, called) = (
-            "/x/live/example.com/combined.pem",
-            "/etc/certs/example.com.pem",
-        );
-        assert_eq!(find(&[called, mounted]).as_deref(), Some(mounted));
-        assert_eq!(
-            find(&["/etc/certs/other.pem", called]).as_deref(),
-            Some(called)
-        );
-        assert_eq!(find(&["/etc/certs/www.example.com.pem"]), None);
+        let mounted = "/x/live/example.com/combined.pem";
+        assert_eq!(find(&["/etc/a.pem", mounted]).as_deref(), Some(mounted));
+        assert_eq!(find(&["/etc/certs/example.com.pem"]), None);
+        assert_eq!(find(&["/x/live/www.example.com/combined.pem"]), None);
+    }
+
+    #[test]
+    fn what_it_calls_a_file_is_one_word_of_a_command() {
+        let hostile = "/a.pem; shutdown\n/b.pem <<\n/c\\ d.pem\n/e f\n/good.pem\n";
+        assert_eq!(files_in(hostile), ["/good.pem"]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::Target;
 use super::copy::{Copy, Form, Place};
 use super::docker::{self, Docker, Errand};
 use super::exec::{self, Exec};
-use super::haproxy::Haproxy;
+use super::haproxy::{self, Haproxy};
 use super::nginx::Nginx;
 use super::owner::{self, Owner};
 use super::signalled::Signalled;
@@ -213,6 +213,13 @@ impl Spec {
         }
         if self.value("timeout").is_some() && self.within().is_none() {
             return wrong("timeout", "a program may take from 1s to 60m");
+        }
+        let certificate = self.value("certificate");
+        if certificate.is_some_and(|file| !haproxy::is_a_name(file)) {
+            return wrong(
+                "certificate",
+                "HAProxy takes no blanks and no `;`, `<` or `\\` in it",
+            );
         }
         self.check_copy()?;
         match self.value("accept_raw_socket") {
