@@ -328,3 +328,55 @@ fn copies_are_written_before_any_server_is_told_and_taken_back_with_it() {
     let told = renew(7);
     assert!(told.contains("password"), "{told}");
 }
+
+#[test]
+fn a_sidecar_that_has_given_up_its_rights_still_tells_them_all() {
+    let ca = issued();
+    let (directory, port, admin) = (ca.path("haproxy"), free_port(), free_port());
+    let file = directory.join("example.pem");
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::copy(live(&ca).join("combined.pem"), &file).unwrap();
+    let Some(_haproxy) = crate::targets::haproxy(&directory, port, &file) else {
+        return;
+    };
+    let (hook, log) = (ca.path("hook"), ca.path("seen"));
+    crate::targets::script(&hook, &format!("echo $RENEWED_DOMAINS >>{}", log.display()));
+    let (_runtime, host, done) = docker(&ca, 403, 0);
+    let config = format!(
+        "ca = '{}'\nca_root = 'root.pem'\nagree_tos = true\nhttp_listen = ['127.0.0.1:{}']\n\
+         data_dir = 'data'\noutput_dir = 'out'\n[admin]\nlisten = '127.0.0.1:{admin}'\n\
+         [deploy.front]\nkind = 'haproxy'\nsocket = '{}'\ncertificate = '{}'\n\
+         [deploy.hook]\nkind = 'exec'\ncommand = ['{}']\n\
+         [deploy.web]\nkind = 'docker'\ncontainer = 'web'\nhost = '{host}'\n\
+         [deploy.copy]\nkind = 'file'\npath = 'copies/{{name}}.pem'\n\
+         [[certificate]]\nnames = ['{NAME}']\nverify = ['127.0.0.1:{port}']\n",
+        ca.server.directory_url(),
+        ca.http_port,
+        directory.join("admin.sock").display(),
+        file.display(),
+        hook.display(),
+    );
+    std::fs::create_dir(ca.path("copies")).unwrap();
+    std::fs::write(ca.path("certs.toml"), config).unwrap();
+    let said = std::fs::File::create(ca.path("log")).unwrap();
+    let mut command = certs(&ca.path(""));
+    command.arg("run").current_dir(ca.path(""));
+    let _sidecar = Running::start_logging(&mut command, said.into());
+    until("the control socket", || ca.path("data/admin.sock").exists());
+    let mut renew = certs(&ca.path(""));
+    let told = run(renew.current_dir(ca.path("")).args(["renew", "--force"]), 0);
+    assert!(told.contains("generation 0002"), "{told}");
+    assert_eq!(generation(&ca), 2);
+    let combined = std::fs::read(live(&ca).join("combined.pem")).unwrap();
+    for copy in [file, ca.path(&format!("copies/{NAME}.pem"))] {
+        assert_eq!(std::fs::read(copy).unwrap(), combined);
+    }
+    assert!(std::fs::read_to_string(log).unwrap().contains(NAME));
+    assert_eq!(done.lock().unwrap().last().unwrap(), "kill web HUP");
+    let mut reload = certs(&ca.path(""));
+    let told = run(reload.current_dir(ca.path("")).args(["reload"]), 0);
+    assert!(
+        told.contains("handed over again; generation 0002"),
+        "{told}"
+    );
+}
