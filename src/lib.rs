@@ -41,10 +41,11 @@
 //! the order to its end; its solver lays the answer into
 //! [`challenge::responses`], where [`challenge::http01`] finds it.
 //! [`certificate::Bundle::new`] proves key, names, chain and dates, and
-//! [`store::Store::save`] keeps it as generation n + 1. [`manage::deploy`]
-//! publishes it through [`deploy::output`], checks and tells the target, and
+//! [`store::Store::save`] keeps it as generation n + 1. [`manage::deploy`] checks
+//! the targets, publishes it through [`deploy::output`], tells them, and
 //! [`deploy::verify`] sees the new leaf. The record says served = n + 1, exit 0.
-//! If the last steps fail, the next pass says `Deploy`, never a second order.
+//! If the last steps fail, generation n goes live again, and the next pass says
+//! `Deploy`, never a second order.
 //!
 //! # Where this differs from its plan
 //! - [`record::Revision`] is what compare-and-swap compares;
@@ -57,8 +58,13 @@
 //! - Look-ups use the system's resolver.
 //! - Files, proof and keys are parts behind traits, so that [`simulate`] runs the
 //!   flows as they are.
-//! - Servers are told by a process apart ([`deploy::hand`]), which keeps the rights
-//!   that the sidecar gives up.
+//! - Servers that take a signal or a program are told by a process apart
+//!   ([`deploy::hand`]), which keeps the rights that the sidecar gives up.
+//! - A further output is a target among others ([`deploy::copy`]): it is written
+//!   before the servers are told, and taken back with them.
+//! - A hand-over that fails goes back only while what was served before has a
+//!   tenth of its life left: a server that never recovers must not let it run out.
+//! - Caddy watches no certificate files; it is told by its admin API.
 
 pub mod acme;
 pub mod authority;

@@ -380,3 +380,38 @@ fn a_sidecar_that_has_given_up_its_rights_still_tells_them_all() {
         "{told}"
     );
 }
+
+#[test]
+fn envoy_loads_each_generation_from_the_directory_that_it_watches() {
+    let ca = issued();
+    let Some(program) = program("CERTS_LAB_ENVOY", "/usr/bin/envoy") else {
+        return;
+    };
+    let port = free_port();
+    let secret = ca.path("sds.yaml");
+    let deploy = format!("--deploy=envoy:{}", secret.display());
+    // It is there before Envoy is, which does not start without it.
+    run(&mut ca.issue(&[NAME, &deploy]), 0);
+    let config = format!(
+        "static_resources:\n  listeners:\n  - name: tls\n    address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}\n    \
+         filter_chains:\n    - transport_socket:\n        name: envoy.transport_sockets.tls\n        typed_config:\n          \
+         \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext\n          \
+         common_tls_context:\n            tls_certificate_sds_secret_configs:\n            - name: {NAME}\n              \
+         sds_config: {{resource_api_version: V3, path_config_source: {{path: {secret}}}}}\n      \
+         filters:\n      - name: envoy.filters.network.echo\n        typed_config:\n          \
+         \"@type\": type.googleapis.com/envoy.extensions.filters.network.echo.v3.Echo\n",
+        secret = secret.display()
+    );
+    let file = ca.path("envoy.yaml");
+    std::fs::write(&file, config).unwrap();
+    let mut command = Command::new(program);
+    command.args(["--use-dynamic-base-id", "--concurrency", "1", "-l", "error"]);
+    command.args(["--service-node", "one", "--service-cluster", "test"]);
+    command.arg("-c").arg(&file);
+    let _running = Running::start(&mut command);
+    until("Envoy", || listens(port));
+    for wanted in 2..=4 {
+        run(&mut ca.issue(&[NAME, "--force", &deploy, &verify(port)]), 0);
+        assert_eq!(generation(&ca), wanted);
+    }
+}
