@@ -25,6 +25,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use authority::Probed;
+
 use crate::acme::{AcmeError, Issuer};
 use crate::authority::Limit;
 use crate::certificate::{BundleError, KeyType, Known, Secret};
@@ -59,6 +61,8 @@ pub struct Parts {
     pub keys: Arc<dyn Keys>,
     /// Stored pairs that were found good before.
     pub known: Known,
+    /// The probes that this process has made in vain.
+    pub probed: Probed,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Chance.

@@ -35,8 +35,8 @@ use crate::manage::issue::pass;
 use crate::manage::rehearse::rehearse;
 use crate::manage::skew::Skew;
 use crate::manage::{
-    Certificate, FreshKeys, Maintenance, ManageError, Outcome, Parts, SPACING, SPREAD, StandIn,
-    Wanted,
+    Certificate, FreshKeys, Maintenance, ManageError, Outcome, Parts, Probed, SPACING, SPREAD,
+    StandIn, Wanted,
 };
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
@@ -81,6 +81,7 @@ impl Factory {
                 prover: Arc::new(Handshake),
                 keys: Arc::new(FreshKeys),
                 known: Known::default(),
+                probed: Probed::default(),
                 clock: Arc::new(SystemClock),
                 random: Arc::new(SystemRandom),
                 metrics: Metrics::default(),

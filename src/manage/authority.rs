@@ -1,7 +1,9 @@
 //! What all certificates of one CA share: its limits, which are spent before an
 //! order is sent, and whether it answers, which one of them finds out for all.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::skew;
 use super::{ManageError, Outcome, Parts};
@@ -17,6 +19,33 @@ use crate::time::Timestamp;
 
 /// Writers that may be faster, one after the other, before we give up.
 const TRIES: usize = 64;
+
+/// After a probe in vain, this much longer than anybody else.
+const STEPPED_BACK: Duration = Duration::from_secs(20);
+
+/// When this process may probe each CA again that it has probed in vain. One that
+/// is cut off from a CA steps back behind the others, or it would be the one that
+/// asks each time, and keep all of them waiting. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Probed(Arc<Mutex<BTreeMap<String, Timestamp>>>);
+
+impl Probed {
+    fn again_at(&self, ca: &str) -> Timestamp {
+        let stepped_back = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = stepped_back.get(ca).copied();
+        at.unwrap_or(Timestamp::from_seconds(i64::MIN))
+    }
+
+    fn in_vain(&self, ca: &str, probe_at: Timestamp) {
+        let mut stepped_back = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        stepped_back.insert(ca.to_owned(), probe_at + STEPPED_BACK);
+    }
+
+    fn well(&self, ca: &str) {
+        let mut stepped_back = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        stepped_back.remove(ca);
+    }
+}
 
 /// Changes what is known of `ca`, from its newest state again when another
 /// process was faster.
@@ -194,12 +223,18 @@ pub(super) async fn settle_failed(
 /// [`ManageError::Down`] while it does not answer.
 pub(super) async fn reach(parts: &Parts, ca: &str, issuer: &dyn Issuer) -> Result<(), ManageError> {
     let (now, random) = (parts.clock.now(), parts.random.as_ref());
+    let again_at = parts.probed.again_at(ca);
     let claimed = change(parts, ca, |authority| {
         let Some(outage) = &authority.outage else {
             return Ok(false);
         };
-        if is_waited_for(outage, now) {
-            return Err(down(ca, outage));
+        let steps_back = again_at > now && again_at <= outage.probe_at + STEPPED_BACK;
+        if is_waited_for(outage, now) || steps_back {
+            return Err(down(
+                ca,
+                outage,
+                again_at.min(outage.probe_at + STEPPED_BACK),
+            ));
         }
         // Whoever comes meanwhile waits for the time after this one.
         let next = after_silence(Some(outage), outage.last.clone(), now, random);
@@ -212,6 +247,7 @@ pub(super) async fn reach(parts: &Parts, ca: &str, issuer: &dyn Issuer) -> Resul
     let Err(error) = issuer.probe().await else {
         // Its directory is there; whether it issues shows with this order. Until
         // then the others go on waiting.
+        parts.probed.well(ca);
         return Ok(());
     };
     tracing::warn!("{ca} does not answer still: {error}");
@@ -224,7 +260,9 @@ pub(super) async fn reach(parts: &Parts, ca: &str, issuer: &dyn Issuer) -> Resul
         let last = error.to_string();
         let outage = Outage { last, ..outage };
         let outage = asked.map_or(outage.clone(), |asked| after_request(outage, asked, now));
-        let down = down(ca, &outage);
+        let again_at = outage.probe_at + STEPPED_BACK;
+        parts.probed.in_vain(ca, outage.probe_at);
+        let down = down(ca, &outage, again_at);
         authority.outage = Some(outage);
         Some(down)
     });
@@ -255,11 +293,12 @@ pub(super) async fn is_silent(parts: &Parts, ca: &str, last: &str) {
     }
 }
 
-fn down(ca: &str, outage: &Outage) -> ManageError {
+/// `again_at` is when this process looks again, if that is later.
+fn down(ca: &str, outage: &Outage, again_at: Timestamp) -> ManageError {
     ManageError::Down {
         ca: ca.to_owned(),
         since: outage.since,
-        until: outage.probe_at,
+        until: outage.probe_at.max(again_at),
         last: outage.last.clone(),
     }
 }

@@ -22,7 +22,7 @@ use crate::deploy::Target;
 use crate::deploy::verify::Endpoint;
 use crate::identifier::{Identifier, Lineage};
 use crate::manage::supervise::Supervisor;
-use crate::manage::{Certificate, Keys, ManageError, Parts, SPACING, SPREAD, Wanted};
+use crate::manage::{Certificate, Keys, ManageError, Parts, Probed, SPACING, SPREAD, Wanted};
 use crate::observe::{Board, Metrics};
 use crate::random::{Random, SeededRandom};
 use crate::store::Store;
@@ -195,13 +195,15 @@ impl World {
 
     /// Each proxy loads each certificate once, and all of them when its machine
     /// comes back empty. What was under way in a process that is killed, or on a
-    /// disk that fills up, may have been loaded and not noted.
+    /// disk that fills up, may have been loaded and not noted; and a proxy that hears
+    /// again in the middle of a hand-over loads what is taken back before the new.
     fn reloads_at_most(&self, happened: &BTreeMap<Scenario, u64>) -> u64 {
         const IN_FLIGHT: u64 = 4;
         let counts = self.authority.counts();
         let (nodes, all) = (self.nodes.len() as u64, self.lineages.len() as u64);
         let times = |scenario| happened.get(&scenario).copied().unwrap_or_default();
-        let unnoted = times(Scenario::Crashes) + times(Scenario::FullDisks);
+        let unnoted =
+            times(Scenario::Crashes) + times(Scenario::FullDisks) + times(Scenario::DeafProxies);
         nodes * (counts.needed + counts.duplicates)
             + all * times(Scenario::Scaling)
             + IN_FLIGHT * unnoted
@@ -240,6 +242,7 @@ impl World {
             prover: Arc::new(NodeProver(node.clone())),
             keys: self.keys.clone(),
             known: self.known.clone(),
+            probed: Probed::default(),
             clock,
             random: random.clone(),
             metrics: Metrics::default(),

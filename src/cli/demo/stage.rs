@@ -26,7 +26,7 @@ use crate::deploy::verify::{Endpoint, Handshake};
 use crate::deploy::{Delivery, DeployError, Outlet, Target, nginx};
 use crate::identifier::{Identifier, Lineage};
 use crate::manage::front::Front;
-use crate::manage::{Certificate, FreshKeys, ManageError, Parts, Wanted};
+use crate::manage::{Certificate, FreshKeys, ManageError, Parts, Probed, Wanted};
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
 use crate::store::fs::FileStore;
@@ -184,6 +184,7 @@ fn parts(directory: &Path) -> Result<Parts, Failure> {
         prover: Arc::new(Handshake),
         keys: Arc::new(FreshKeys),
         known: Known::default(),
+        probed: Probed::default(),
         clock: Arc::new(SystemClock),
         random: Arc::new(SystemRandom),
         metrics: Metrics::default(),

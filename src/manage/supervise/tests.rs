@@ -13,7 +13,7 @@ use crate::certificate::{Bundle, Freshness, KeyType, Known, Secret};
 use crate::deploy::output::Output;
 use crate::deploy::verify::Handshake;
 use crate::identifier::Identifier;
-use crate::manage::{Keys, SPACING, SPREAD, Wanted};
+use crate::manage::{Keys, Probed, SPACING, SPREAD, Wanted};
 use crate::observe::Metrics;
 use crate::random::SeededRandom;
 use crate::record::{Generation, PendingOrder, Window};
@@ -254,6 +254,7 @@ impl House {
             prover: Arc::new(Handshake),
             keys: Arc::new(KeysAtOnce),
             known: Known::default(),
+            probed: Probed::default(),
             clock: clock.clone(),
             random: Arc::new(SeededRandom::new(1)),
             metrics: Metrics::default(),

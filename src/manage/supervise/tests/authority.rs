@@ -196,3 +196,36 @@ async fn an_account_too_many_keeps_the_order_waiting_as_it_is() {
     assert_eq!(house.orders(), 1);
     assert_eq!(left().await, spent, "the order was paid for twice");
 }
+
+#[tokio::test]
+async fn who_is_cut_off_from_a_ca_keeps_nobody_else_from_asking() {
+    let house = House::new();
+    let ca = house.certificate("n0.example.com").wanted.ca;
+    let reach = crate::manage::authority::reach;
+    let cut_off = house.parts.clone();
+    let other = Parts {
+        probed: Probed::default(),
+        ..house.parts.clone()
+    };
+    crate::manage::authority::is_silent(&cut_off, &ca, "no answer").await;
+    let probe_at = async || {
+        let known = house.parts.store.authority(&ca).await.unwrap().0;
+        known.outage.unwrap().probe_at
+    };
+    house.clock.set(probe_at().await);
+    // Every probe of the one fails; those of the other would not.
+    house.signer.silent_probes.store(1, Ordering::SeqCst);
+    assert!(reach(&cut_off, &ca, house.signer.as_ref()).await.is_err());
+    house.clock.set(probe_at().await);
+    let waits = reach(&cut_off, &ca, house.signer.as_ref()).await;
+    let Err(ManageError::Down { until, .. }) = waits else {
+        panic!("it does not step back");
+    };
+    assert!(until > probe_at().await);
+    assert_eq!(house.signer.probes.load(Ordering::SeqCst), 1);
+    reach(&other, &ca, house.signer.as_ref()).await.unwrap();
+    // With nobody beside it, it asks itself a little later.
+    house.clock.set(until.max(probe_at().await));
+    reach(&cut_off, &ca, house.signer.as_ref()).await.unwrap();
+    assert_eq!(house.signer.probes.load(Ordering::SeqCst), 3);
+}
