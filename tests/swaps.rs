@@ -157,9 +157,11 @@ fn measure(ca: &EmbeddedCa, server: &str, port: u16, may_close: bool, mut swap: 
         swap();
     }
     let done = || tally.requests.load(Ordering::Relaxed);
-    crate::support::until_within("the requests", Duration::from_secs(120), || {
-        done() >= requests
-    });
+    crate::support::until_within(
+        "the requests",
+        Duration::from_secs(if is_full() { 900 } else { 120 }),
+        || done() >= requests,
+    );
     tally.stop.store(true, Ordering::Relaxed);
     runtime.block_on(async {
         for client in clients {

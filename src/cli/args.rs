@@ -241,7 +241,7 @@ pub struct Wanted {
     /// The certificate's own name (default: the first NAME)
     #[arg(long, value_name = "LINEAGE")]
     pub name: Option<String>,
-    /// Hand it over (repeatable): nginx[:PID_FILE], haproxy:SOCKET, coturn[:PID_FILE], dovecot, postfix, caddy[:ADMIN], envoy:FILE, traefik:FILE, systemd:UNIT, docker:CONTAINER[:SIGNAL], exec:/PROGRAM, file:/PATH, directory:/PATH, http(s)://URL ($CERTS_DEPLOY)
+    /// Hand it over (repeatable): nginx or nginx:PID_FILE, haproxy:SOCKET, coturn, dovecot, postfix, caddy, envoy:FILE, traefik:FILE, systemd:UNIT, docker:CONTAINER, exec:/PROGRAM, file:/PATH, directory:/PATH or a URL ($CERTS_DEPLOY)
     #[arg(long, value_name = "SPEC")]
     pub deploy: Vec<String>,
     /// Prove by a handshake that this endpoint serves it (repeatable); smtp://, imap:// and pop3:// before it speak STARTTLS ($CERTS_VERIFY)
