@@ -342,6 +342,8 @@ fn a_sidecar_that_has_given_up_its_rights_still_tells_them_all() {
     let (hook, log) = (ca.path("hook"), ca.path("seen"));
     crate::targets::script(&hook, &format!("echo $RENEWED_DOMAINS >>{}", log.display()));
     let (_runtime, host, done) = docker(&ca, 403, 0);
+    let is_root = rustix::process::geteuid().is_root();
+    let owner = if is_root { "owner = '4321'\n" } else { "" };
     let config = format!(
         "ca = '{}'\nca_root = 'root.pem'\nagree_tos = true\nhttp_listen = ['127.0.0.1:{}']\n\
          data_dir = 'data'\noutput_dir = 'out'\n[admin]\nlisten = '127.0.0.1:{admin}'\n\
@@ -349,6 +351,7 @@ fn a_sidecar_that_has_given_up_its_rights_still_tells_them_all() {
          [deploy.hook]\nkind = 'exec'\ncommand = ['{}']\n\
          [deploy.web]\nkind = 'docker'\ncontainer = 'web'\nhost = '{host}'\n\
          [deploy.copy]\nkind = 'file'\npath = 'copies/{{name}}.pem'\n\
+         [deploy.store]\nkind = 'file'\npath = 'copies/{{name}}.p12'\nformat = 'pkcs12'\npassword_file = 'secret/password'\n{owner}\
          [[certificate]]\nnames = ['{NAME}']\nverify = ['127.0.0.1:{port}']\n",
         ca.server.directory_url(),
         ca.http_port,
@@ -357,6 +360,8 @@ fn a_sidecar_that_has_given_up_its_rights_still_tells_them_all() {
         hook.display(),
     );
     std::fs::create_dir(ca.path("copies")).unwrap();
+    std::fs::create_dir(ca.path("secret")).unwrap();
+    std::fs::write(ca.path("secret/password"), "changeit\n").unwrap();
     std::fs::write(ca.path("certs.toml"), config).unwrap();
     let said = std::fs::File::create(ca.path("log")).unwrap();
     let mut command = certs(&ca.path(""));
@@ -371,6 +376,8 @@ fn a_sidecar_that_has_given_up_its_rights_still_tells_them_all() {
     for copy in [file, ca.path(&format!("copies/{NAME}.pem"))] {
         assert_eq!(std::fs::read(copy).unwrap(), combined);
     }
+    let store = std::fs::metadata(ca.path(&format!("copies/{NAME}.p12"))).unwrap();
+    assert!(!is_root || std::os::unix::fs::MetadataExt::uid(&store) == 4321);
     assert!(std::fs::read_to_string(log).unwrap().contains(NAME));
     assert_eq!(done.lock().unwrap().last().unwrap(), "kill web HUP");
     let mut reload = certs(&ca.path(""));

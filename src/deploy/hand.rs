@@ -228,11 +228,17 @@ pub async fn serve(stream: std::os::unix::net::UnixStream) -> io::Result<()> {
 
 async fn run(spec: &Spec, errand: Errand, allowed: &[Spec]) -> Answer {
     let target = spec.target();
-    if spec.runs_a_program() && !allowed.contains(spec) {
-        return Err(DeployError::Hand {
+    let refused = |detail: &str| {
+        Err(DeployError::Hand {
             target: target.name().to_owned(),
-            detail: "it runs no program that was not configured when it was started".to_owned(),
-        });
+            detail: detail.to_owned(),
+        })
+    };
+    if !spec.needs_a_hand() {
+        return refused("it does nothing that can be done without it");
+    }
+    if spec.runs_a_program() && !allowed.contains(spec) {
+        return refused("it runs no program that was not configured when it was started");
     }
     let mut found = Found::default();
     match errand {
@@ -327,6 +333,10 @@ mod tests {
         let unknown = hand.target(&"exec:/bin/true".parse().unwrap());
         let error = unknown.apply(&sample()).await.unwrap_err();
         assert!(error.to_string().contains("not configured"), "{error}");
+        // Whoever has taken the other process over has no files written here.
+        let file = hand.target(&"file:/absent/file.pem".parse().unwrap());
+        let error = file.check(&sample()).await.unwrap_err();
+        assert!(matches!(error, DeployError::Hand { .. }), "{error}");
         assert!(!waits.is_finished());
         tokio::fs::write(&fifo, "go\n").await.unwrap();
         waits.await.unwrap().unwrap();

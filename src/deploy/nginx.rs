@@ -67,12 +67,32 @@ impl Nginx {
         let Some(command) = title.trim_end().strip_prefix(MASTER) else {
             return Err(process.is_another(&self.name));
         };
-        let arguments = command.split_whitespace().skip(1).map(str::to_owned);
         Ok(Master {
-            arguments: is_whole.then(|| arguments.collect()),
+            arguments: is_whole.then(|| arguments_in(command)),
             process,
         })
     }
+}
+
+/// The arguments of `command`, its program first. A title has lost where those with
+/// blanks in them began and ended, as in `-g 'daemon on; master_process on;'`: such
+/// directives go on until the next option.
+fn arguments_in(command: &str) -> Vec<String> {
+    const OPTIONS: [&str; 8] = ["-c", "-p", "-e", "-q", "-t", "-T", "-g", "-s"];
+    let mut arguments: Vec<String> = Vec::new();
+    let mut in_directives = false;
+    for word in command.split_whitespace().skip(1) {
+        let is_option = OPTIONS.contains(&word);
+        match arguments.last_mut() {
+            Some(last) if in_directives && !is_option && last != "-g" => {
+                last.push(' ');
+                last.push_str(word);
+            }
+            _ => arguments.push(word.to_owned()),
+        }
+        in_directives = word == "-g" || in_directives && !is_option;
+    }
+    arguments
 }
 
 /// How long a title may get: nginx writes it over its arguments and its
@@ -205,6 +225,19 @@ mod tests {
         assert_eq!(room_in(&stat(0, 0)), None);
         assert_eq!(room_in("7 (x) S 0"), None);
         assert!(room_for_title(std::process::id()).is_some_and(|room| room > 10));
+    }
+
+    #[test]
+    fn directives_of_the_command_line_stay_one_argument() {
+        let debian = "/usr/sbin/nginx -g daemon on; master_process on;";
+        assert_eq!(
+            arguments_in(debian),
+            ["-g", "daemon on; master_process on;"]
+        );
+        let more = "nginx -c /etc/n.conf -g daemon off; -p /srv/";
+        let wanted = ["-c", "/etc/n.conf", "-g", "daemon off;", "-p", "/srv/"];
+        assert_eq!(arguments_in(more), wanted);
+        assert!(arguments_in("nginx").is_empty());
     }
 
     #[test]

@@ -92,5 +92,6 @@ fn open(pid: u32) -> io::Result<(OwnedFd, Vec<u8>)> {
 fn read_pid(file: &Path) -> Option<u32> {
     let text = std::fs::read_to_string(file).ok()?;
     // Postfix pads its number, and Dovecot ends it with a line.
-    text.trim().parse().ok().filter(|pid| *pid > 1)
+    // A server that is the first process of a PID namespace has number 1.
+    text.trim().parse().ok().filter(|pid| *pid > 0)
 }

@@ -214,6 +214,13 @@ impl Spec {
         if self.value("timeout").is_some() && self.within().is_none() {
             return wrong("timeout", "a program may take from 1s to 60m");
         }
+        // Other transports of D-Bus start programs.
+        if self
+            .value("bus")
+            .is_some_and(|bus| !bus.starts_with("unix:") || bus.contains(';'))
+        {
+            return wrong("bus", "a bus is one `unix:` address");
+        }
         let certificate = self.value("certificate");
         if certificate.is_some_and(|file| !haproxy::is_a_name(file)) {
             return wrong(

@@ -194,6 +194,9 @@ async fn take_back(parts: &Parts, certificate: &Certificate, held: &mut Held, be
     let deployed = &mut held.record.deployed;
     deployed.insert(FILES.to_owned(), before.generation);
     // Each server, also the one that failed: what it has loaded is not known.
+    for (name, _) in certificate.named_targets() {
+        deployed.insert(name, Generation::default());
+    }
     for served in held.record.served.values_mut() {
         served.generation = Generation::default();
     }

@@ -251,7 +251,9 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
     let dropped = record
         .order
         .take_if(|order| !is_worth_resuming(order, certificate, now));
-    if urge != Urge::Due {
+    if urge.never_orders() {
+        record.handover.retry_at = None;
+    } else if urge != Urge::Due {
         unhold(&mut record);
     }
     let known = |name: &str| {

@@ -64,6 +64,8 @@ impl Places {
         let beside = settings.certificates.iter().flat_map(|one| &one.deploy);
         let beside = beside.filter_map(Spec::writes);
         let beside = beside.filter_map(|file| Some(real(file.parent()?)));
+        // A directory at the root of all is as good as no restriction.
+        let beside = beside.filter(|directory| directory.components().count() > 1);
         let named = [data.clone(), output.clone()].into_iter();
         let named = named.chain(webroots).chain(beside);
         let mut written: BTreeSet<_> = named.filter_map(|path| made_or_to_be_made(&path)).collect();
@@ -113,7 +115,10 @@ fn files(environment: &BTreeMap<String, String>, settings: &Settings) -> BTreeSe
     });
     let certificates = settings.certificates.iter();
     named
-        .chain(certificates.flat_map(|one| one.ca_files().cloned()))
+        .chain(certificates.flat_map(|one| {
+            let beside = one.deploy.iter().filter_map(Spec::reads);
+            one.ca_files().cloned().chain(beside)
+        }))
         .chain(settings.file.clone())
         .map(|file| std::path::absolute(&file).unwrap_or(file))
         .collect()

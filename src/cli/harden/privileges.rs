@@ -35,7 +35,9 @@ fn needed(held: CapabilitySets, settings: &Settings, places: &Places) -> io::Res
         // What belongs to another user already is changed by name of its owner.
         let touch = CapabilitySet::FOWNER | CapabilitySet::DAC_OVERRIDE;
         kept |= give;
-        if is_another(settings.output.owner.as_deref()) {
+        let mut beside = settings.certificates.iter().flat_map(|one| &one.deploy);
+        let beside = beside.any(Spec::gives_away);
+        if is_another(settings.output.owner.as_deref()) || beside {
             kept |= touch;
         }
         tell(held, kept, why);
