@@ -40,8 +40,8 @@ pub struct Nginx {
     /// nginx's main file (default: as nginx -V says)
     #[arg(long, value_name = "FILE")]
     conf: Option<PathBuf>,
-    /// Take every install back (with --domain those for it): each file gets its old bytes, and one that was edited since is left and named
-    #[arg(long, conflicts_with_all = ["site", "webroot", "conf"])]
+    /// Take every install back (with --domain or --conf those alone): each file gets its old bytes, and one that was edited since is left and named
+    #[arg(long, conflicts_with = "site")]
     undo: bool,
     /// Where answers to challenges are laid (default DATA_DIR-webroot): nginx serves them, certs issue --webroot writes them
     #[arg(long, value_name = "DIR")]
@@ -372,8 +372,12 @@ impl Work<'_> {
     }
 
     fn undo(&self) -> Result<(), Failure> {
+        let main = self.options.conf.as_deref().map(absolute);
         let domain = self.options.domain.as_deref().map(str::to_ascii_lowercase);
-        let undone = self.journals.undo(domain.as_deref()).map_err(failed)?;
+        let undone = self
+            .journals
+            .undo(domain.as_deref(), main.as_deref())
+            .map_err(failed)?;
         let program = Program::ask(&self.options.nginx);
         let mains: BTreeSet<&PathBuf> = undone.iter().map(|one| &one.main).collect();
         let mut reloaded = Vec::new();

@@ -203,15 +203,22 @@ impl Journals {
         Ok(())
     }
 
-    /// Takes every install back, or with `name` those that were for it.
+    /// Takes every install back, newest first; with `name` those that were for
+    /// it, with `main` those in that configuration.
     ///
     /// # Errors
     /// When a file was changed by hand since: it is left as it is then.
-    pub fn undo(&self, name: Option<&str>) -> Result<Vec<Undone>, InstallError> {
+    pub fn undo(
+        &self,
+        name: Option<&str>,
+        main: Option<&Path>,
+    ) -> Result<Vec<Undone>, InstallError> {
         let mut undone = Vec::new();
         for number in self.numbers()?.into_iter().rev() {
             let intent = self.intent(number)?;
-            if name.is_some_and(|name| name != intent.name) {
+            if name.is_some_and(|name| name != intent.name)
+                || main.is_some_and(|main| main != intent.main)
+            {
                 continue;
             }
             undone.push(self.take_back(number)?);
@@ -463,8 +470,8 @@ mod tests {
         assert_eq!(case.text("a").as_deref(), Some("new a"));
         assert_eq!(case.text("l").as_deref(), Some("new c"));
         assert!(!case.journals.recover().unwrap());
-        assert!(case.journals.undo(Some("other")).unwrap().is_empty());
-        assert_eq!(case.journals.undo(None).unwrap().len(), 1);
+        assert!(case.journals.undo(Some("other"), None).unwrap().is_empty());
+        assert_eq!(case.journals.undo(None, None).unwrap().len(), 1);
         assert_eq!(case.text("a").as_deref(), Some("old a"));
         assert_eq!(case.text("b").as_deref(), Some("old b"));
         let mode = std::fs::metadata(case.path("a"))
@@ -473,7 +480,7 @@ mod tests {
             .mode();
         assert_eq!(mode & 0o777, 0o640);
         assert!(!case.path("c").exists() && case.path("l").symlink_metadata().is_err());
-        assert!(case.journals.undo(None).unwrap().is_empty());
+        assert!(case.journals.undo(None, None).unwrap().is_empty());
         let left = std::fs::read_dir(case.directory.path()).unwrap().count();
         assert_eq!(left, 3, "a, b and the empty journal");
     }
@@ -483,12 +490,12 @@ mod tests {
         let case = Case::new();
         case.install();
         std::fs::write(case.path("b"), "mine").unwrap();
-        let refused = case.journals.undo(None).unwrap_err().to_string();
+        let refused = case.journals.undo(None, None).unwrap_err().to_string();
         assert!(refused.contains("/install/0001/1"), "{refused}");
         assert_eq!(case.text("a").as_deref(), Some("new a"));
         assert_eq!(case.text("b").as_deref(), Some("mine"));
         std::fs::write(case.path("b"), "old b").unwrap();
-        case.journals.undo(None).unwrap();
+        case.journals.undo(None, None).unwrap();
         assert_eq!(case.text("a").as_deref(), Some("old a"));
     }
 
