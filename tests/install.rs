@@ -180,7 +180,11 @@ fn install_adds_tls_once_and_undo_restores_every_byte() {
         let bare = kept.replace(" default_server; # plain\n\tserver_name", "# plain\n");
         assert!(after.contains(&bare), "{bare}: {after}");
     }
-    until("TLS", || listens(machine.https));
+    // The workers of before answer for a moment still.
+    until("TLS", || {
+        let moved = machine.ask("http://www.example.com:HTTP/", &[]);
+        moved.contains(" 308 ") && listens(machine.https)
+    });
     assert!(
         machine
             .ask("https://www.example.com:HTTPS/", &[])
