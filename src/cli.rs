@@ -9,6 +9,7 @@ mod control;
 mod demo;
 mod embedded;
 mod harden;
+pub mod install;
 mod issue;
 mod output;
 mod parts;
@@ -113,6 +114,7 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
                 Verb::Status { name } => status::status(&call, name.as_ref()).await,
                 Verb::Config { verb } => config::config(&call, &verb),
                 Verb::Ca(verb) => ca::run(&call, verb).await,
+                Verb::Install(verb) => install::run(&call, verb),
                 Verb::Hand => harden::apart::serve().await,
                 Verb::Completions { .. } | Verb::Man | Verb::Demo(_) | Verb::Simulate(_) => Ok(()),
             }

@@ -28,13 +28,14 @@ pub use record::record;
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is also that of its seeds' directory.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("acme_json", acme_json),
     ("ari", ari),
     ("client_hello", client_hello),
     ("config", config),
     ("haproxy", haproxy),
     ("http1", http1),
+    ("nginx", nginx),
     ("path", path),
     ("pem", pem),
     ("record", record),
@@ -68,6 +69,11 @@ pub fn haproxy(answer: &[u8]) {
 /// A key and a chain in PEM, or one certificate in DER.
 pub fn pem(bytes: &[u8]) {
     certificate::fuzzing::pair(bytes, NOW);
+}
+
+/// A file of nginx's configuration.
+pub fn nginx(text: &[u8]) {
+    crate::install::fuzzing::file(text);
 }
 
 /// What a stranger sends to port 80.

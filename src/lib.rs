@@ -22,6 +22,7 @@
 //! - [`challenge`]: proving control of a name: solvers and the port 80 listener.
 //! - [`acme`]: talking to a CA (RFC 8555, RFC 9773).
 //! - [`deploy`]: files for consumers, servers to be told, the proof by handshake.
+//! - [`install`]: an existing nginx: its configuration read, edited and given back.
 //! - [`tls`]: our own TLS listener, and the pairs it serves.
 //! - [`ca`]: the embedded CA, itself an ACME server.
 //! - [`observe`]: what an operator sees: status, metrics, read-only endpoints.
@@ -79,6 +80,7 @@ pub mod files;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod identifier;
+pub mod install;
 pub mod manage;
 pub mod observe;
 pub mod random;

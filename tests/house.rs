@@ -27,6 +27,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("renew", &[]),
     ("store", &[]),
     ("deploy", &[]),
+    ("install", &[]),
     ("observe", &[]),
     ("ca", &[]),
     ("challenge", &["store"]),
@@ -60,6 +61,7 @@ const FLOWS: &[&str] = &[
 ];
 
 const ALL: &[&str] = &[
+    "install",
     "renew",
     "store",
     "challenge",

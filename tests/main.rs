@@ -12,6 +12,7 @@ mod fallback;
 mod faults;
 mod harden;
 mod house;
+mod install;
 mod kill;
 mod partial;
 mod pebble;

@@ -233,7 +233,16 @@ fn closed_pipe() -> std::io::PipeWriter {
 #[test]
 fn every_help_page_is_as_it_was_approved() {
     for verb in [
-        "", "issue", "run", "demo", "renew", "status", "config", "ca serve", "simulate",
+        "",
+        "issue",
+        "run",
+        "demo",
+        "renew",
+        "status",
+        "config",
+        "ca serve",
+        "simulate",
+        "install nginx",
     ] {
         let arguments: Vec<&str> = verb.split_whitespace().chain(["--help"]).collect();
         let (output, _) = run(&arguments, &[]);

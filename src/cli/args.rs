@@ -104,6 +104,9 @@ pub enum Verb {
     Demo(super::demo::Demo),
     /// A fleet for a year in virtual time, through faults of every kind; prints the scoreboard
     Simulate(super::simulate::Simulate),
+    /// Set a server up for TLS
+    #[command(subcommand)]
+    Install(super::install::Install),
     /// Be a certificate authority for this machine
     #[command(subcommand)]
     Ca(super::ca::Ca),

@@ -73,7 +73,7 @@ impl Factory {
         responses: Responses,
     ) -> Result<Self, Failure> {
         let display = Arc::new(Display::new(call.terminal.clone()));
-        let output = Output::new(settings.output.directory.clone()).owned_by(owner(settings)?);
+        let output = output_for(settings)?;
         Ok(Self {
             parts: Parts {
                 store,
@@ -367,6 +367,11 @@ fn maintenance(renew: &RenewSettings) -> Option<Arc<dyn Maintenance>> {
         (Some(schedule), DeployWhen::OnSchedule) => Some(Arc::new(schedule.clone())),
         _ => None,
     }
+}
+
+/// The directory that is shared with consumers.
+pub(super) fn output_for(settings: &Settings) -> Result<Output, Failure> {
+    Ok(Output::new(settings.output.directory.clone()).owned_by(owner(settings)?))
 }
 
 /// What a pass is asked for.

@@ -1,0 +1,434 @@
+//! `certs install nginx`: TLS for an nginx that is there, or a whole site for
+//! it, and the way back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::Call;
+use super::output::{Failure, say};
+use super::parts::output_for;
+use crate::config::Settings;
+use crate::deploy::Outlet;
+use crate::files;
+use crate::identifier::{Identifier, Lineage};
+use crate::install::InstallError;
+use crate::install::change::apply;
+use crate::install::journal::{Change, Journals, Link};
+use crate::install::plan::{Pair, Plan, Wish, choose, plan};
+use crate::install::program::Program;
+use crate::install::site::{self, Site};
+use crate::install::tree::{Overlay, Tree};
+use crate::record::Generation;
+use crate::time::{Clock, SystemClock};
+
+/// Which server.
+#[derive(Debug, Subcommand)]
+pub enum Install {
+    /// Add TLS, the challenge location and the redirect to nginx's configuration, tried by nginx -t first
+    Nginx(Nginx),
+}
+
+/// Options of `install nginx`.
+#[derive(Debug, Args)]
+pub struct Nginx {
+    /// The server block, by one of its names (default: the only one that has a name)
+    #[arg(long, value_name = "NAME")]
+    domain: Option<String>,
+    /// nginx's main file (default: as nginx -V says)
+    #[arg(long, value_name = "FILE")]
+    conf: Option<PathBuf>,
+    /// Take every install back (with --domain or --conf those alone): each file gets its old bytes, and one that was edited since is left and named
+    #[arg(long, conflicts_with = "site")]
+    undo: bool,
+    /// Where answers to challenges are laid (default DATA_DIR-webroot): nginx serves them, certs issue --webroot writes them
+    #[arg(long, value_name = "DIR")]
+    webroot: Option<PathBuf>,
+    /// nginx's program
+    #[arg(long, value_name = "FILE", default_value = "nginx")]
+    nginx: PathBuf,
+    /// Write a whole site: / a single-page front end, /api a back end
+    #[arg(long, requires = "domain", requires = "root")]
+    site: bool,
+    /// --site: the files of the front end
+    #[arg(long, value_name = "DIR", requires = "site")]
+    root: Option<PathBuf>,
+    /// --site: the back end of /api; a path in it takes the place of /api
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    api: String,
+    /// --site: an origin that may call /api from a browser, with credentials (repeatable)
+    #[arg(long, value_name = "URL", requires = "site")]
+    cors_origin: Vec<String>,
+    /// --site: the file (default: sites-available/NAME.conf with its link, else conf.d/NAME.conf)
+    #[arg(long, value_name = "FILE", requires = "site")]
+    file: Option<PathBuf>,
+    /// Another port than 80, for tests
+    #[arg(long, value_name = "N", default_value_t = 80, hide = true)]
+    http_port: u16,
+    /// Another port than 443, for tests
+    #[arg(long, value_name = "N", default_value_t = 443, hide = true)]
+    https_port: u16,
+}
+
+/// Runs the verb.
+pub(super) fn run(call: &Call, verb: Install) -> Result<(), Failure> {
+    let Install::Nginx(options) = verb;
+    let process = call.sources.process_settings();
+    let settings = process.map_err(Failure::configuration)?;
+    let journals = Journals::new(&settings.data_dir);
+    let work = Work {
+        call,
+        options: &options,
+        settings: &settings,
+        journals,
+    };
+    if options.undo {
+        return work.undo();
+    }
+    work.install()
+}
+
+struct Work<'a> {
+    call: &'a Call,
+    options: &'a Nginx,
+    settings: &'a Settings,
+    journals: Journals,
+}
+
+/// What is to be written.
+struct Draft {
+    plan: Plan,
+    changes: Vec<Change>,
+    links: Vec<Link>,
+}
+
+impl Work<'_> {
+    fn install(&self) -> Result<(), Failure> {
+        if let Some(name) = &self.options.domain {
+            identifier(name)?;
+        }
+        let program = Program::ask(&self.options.nginx).map_err(failed)?;
+        let main = self
+            .options
+            .conf
+            .clone()
+            .unwrap_or_else(|| program.main.clone());
+        let main = std::path::absolute(&main).unwrap_or(main);
+        if self.journals.recover().map_err(failed)? {
+            tracing::warn!("an install that was cut off has been taken back");
+        }
+        program.test(&main).map_err(|said| {
+            Failure::usage(
+                format!(
+                    "nginx refuses {} as it is; nothing was changed:\n{said}",
+                    main.display()
+                ),
+                "mend what it says first; --conf FILE names another main file",
+            )
+        })?;
+        let draft = if self.options.site {
+            self.site(&program, &main)?
+        } else {
+            self.edits(&main)?
+        };
+        if draft.changes.is_empty() && draft.links.is_empty() {
+            self.tell(&draft, None);
+            return Ok(());
+        }
+        let made = self.prepare(&draft.plan)?;
+        let overlay = self.overlay(&draft);
+        let scratch = self.journals.scratch().map_err(failed)?;
+        let rehearsed = program.rehearse(&main, &overlay, &scratch);
+        // Our own, and made anew each time.
+        let _ = std::fs::remove_dir_all(&scratch);
+        rehearsed.map_err(failed)?;
+        let name = draft.plan.name.as_str();
+        let written = self
+            .journals
+            .write(name, &main, &draft.changes, &draft.links);
+        written.map_err(failed)?;
+        // It was tried as a copy, but paths that only nginx resolves may differ.
+        if let Err(said) = program.test(&main) {
+            self.journals.undo_newest().map_err(failed)?;
+            return Err(Failure::usage(
+                format!("nginx refuses the new configuration; it was taken back:\n{said}"),
+                "report this with the configuration: the copy of it had passed",
+            ));
+        }
+        tracing::debug!(placeholder = made, "written");
+        self.tell(&draft, Some(program.reload(&main)));
+        Ok(())
+    }
+
+    fn edits(&self, main: &Path) -> Result<Draft, Failure> {
+        let options = self.options;
+        let tree = Tree::load(main, &Overlay::new()).map_err(failed)?;
+        let wish = Wish {
+            name: options.domain.clone(),
+            http_port: options.http_port,
+            https_port: options.https_port,
+            webroot: options.webroot.as_deref().map(absolute),
+            default_webroot: self.default_webroot(),
+        };
+        let name = choose(&tree, &wish).map_err(failed)?;
+        let pair = self.pair(&identifier(&name)?)?;
+        let plan = plan(&tree, &name, &wish, &pair).map_err(failed)?;
+        let change = |(number, edits): (usize, &[_])| Change {
+            path: tree.files[number].path.clone(),
+            content: apply(&tree.files[number].text, edits),
+        };
+        Ok(Draft {
+            changes: plan.edits.files().map(change).collect(),
+            links: Vec::new(),
+            plan,
+        })
+    }
+
+    fn site(&self, program: &Program, main: &Path) -> Result<Draft, Failure> {
+        let options = self.options;
+        let (Some(name), Some(root)) = (&options.domain, &options.root) else {
+            return Err(Failure::usage(
+                "--site needs --domain and --root",
+                "see certs install nginx --help",
+            ));
+        };
+        site::check_api(&options.api).map_err(failed)?;
+        options
+            .cors_origin
+            .iter()
+            .try_for_each(|origin| site::check_origin(origin))
+            .map_err(failed)?;
+        let name = identifier(name)?;
+        let webroot = options
+            .webroot
+            .as_deref()
+            .map_or_else(|| self.default_webroot(), absolute);
+        let text = Site {
+            names: vec![name.to_string()],
+            root: absolute(root),
+            api: options.api.clone(),
+            origins: options.cors_origin.clone(),
+            live: self.pair(&name)?.live,
+            webroot: webroot.clone(),
+            http_port: options.http_port,
+            https_port: options.https_port,
+            has_ipv6: Path::new("/proc/net/if_inet6").exists(),
+            version: program.version,
+        }
+        .text();
+        let (file, link) = match &options.file {
+            Some(file) => (absolute(file), None),
+            None => site::usual_place(main, &name.to_string()),
+        };
+        let mut plan = Plan {
+            name: name.to_string(),
+            names: vec![name.to_string()],
+            edits: Default::default(),
+            done: vec![format!("{}: the site is written", file.display())],
+            notes: Vec::new(),
+            webroot: Some(webroot),
+        };
+        match std::fs::read(&file) {
+            Ok(there) if there == text.as_bytes() => {
+                plan.done.clear();
+                return Ok(Draft {
+                    plan,
+                    changes: Vec::new(),
+                    links: Vec::new(),
+                });
+            }
+            Ok(_) => {
+                return Err(Failure::usage(
+                    format!(
+                        "{}: it is there already, and other than it would be written",
+                        file.display()
+                    ),
+                    "edit it by hand, or move it away; --file FILE names another",
+                ));
+            }
+            Err(_) => {}
+        }
+        let links = link.filter(|path| path.symlink_metadata().is_err());
+        let links = links.map(|path| Link {
+            path,
+            target: file.clone(),
+        });
+        let content = text.into_bytes();
+        Ok(Draft {
+            plan,
+            changes: vec![Change {
+                path: file,
+                content,
+            }],
+            links: links.into_iter().collect(),
+        })
+    }
+
+    /// As nginx will meet the files: a new one by its link.
+    fn overlay(&self, draft: &Draft) -> Overlay {
+        let mut overlay = BTreeMap::new();
+        for change in &draft.changes {
+            let link = draft.links.iter().find(|link| link.target == change.path);
+            let path = link.map_or(&change.path, |link| &link.path);
+            overlay.insert(path.clone(), change.content.clone());
+        }
+        overlay
+    }
+
+    fn default_webroot(&self) -> PathBuf {
+        // Beside the data directory, which nginx's workers cannot enter.
+        let mut path = self.settings.data_dir.clone().into_os_string();
+        path.push("-webroot");
+        PathBuf::from(path)
+    }
+
+    fn pair(&self, name: &Identifier) -> Result<Pair, Failure> {
+        let output = output_for(self.settings)?;
+        let lineage = Lineage::of(name);
+        Ok(Pair {
+            live: absolute(&output.live_path(&lineage)),
+            is_issued: output
+                .live(&lineage)
+                .is_some_and(|live| live != Generation(0)),
+        })
+    }
+
+    /// What the new configuration names must be there before nginx reads it.
+    fn prepare(&self, plan: &Plan) -> Result<bool, Failure> {
+        if let Some(webroot) = &plan.webroot {
+            files::make_directory(webroot, 0o755).map_err(|error| {
+                let message = format!("{}: {error}", webroot.display());
+                Failure::usage(
+                    message,
+                    "name a directory that can be made with --webroot DIR",
+                )
+            })?;
+        }
+        files::make_directory(&self.settings.data_dir, 0o700).map_err(|error| {
+            Failure::store(format!("{}: {error}", self.settings.data_dir.display()))
+        })?;
+        let names: BTreeSet<Identifier> = plan
+            .names
+            .iter()
+            .filter_map(|name| Identifier::parse(name).ok())
+            .collect();
+        let lineage = Lineage::of(&identifier(&plan.name)?);
+        let output = output_for(self.settings)?;
+        output
+            .placeholder(&lineage, &names, SystemClock.now())
+            .map_err(|error| Failure::store(error.to_string()))
+    }
+
+    fn tell(&self, draft: &Draft, reloaded: Option<Result<(), String>>) {
+        let plan = &draft.plan;
+        let issued = identifier(&plan.name)
+            .and_then(|name| self.pair(&name))
+            .is_ok_and(|pair| pair.is_issued);
+        let next = (!issued).then(|| self.next(plan));
+        let changed: Vec<&PathBuf> = draft.changes.iter().map(|change| &change.path).collect();
+        if self.call.json {
+            let json = json!({
+                "name": plan.name, "names": plan.names, "changed": changed, "done": plan.done,
+                "notes": plan.notes, "webroot": plan.webroot, "issued": issued, "next": next,
+                "reloaded": reloaded.as_ref().map(Result::is_ok),
+            });
+            return say(json);
+        }
+        for line in plan.done.iter() {
+            say(line);
+        }
+        for note in &plan.notes {
+            say(format_args!("note: {note}"));
+        }
+        match reloaded {
+            None => say(format_args!("{}: nothing to change", plan.name)),
+            Some(Ok(())) => say("nginx has taken it, and was reloaded"),
+            Some(Err(_)) => {
+                say("nginx would take it; it does not run, or could not be reloaded: start it")
+            }
+        }
+        if let Some(next) = next {
+            say(format_args!(
+                "a CA's certificate is still to be issued: {next}"
+            ));
+        }
+        if !changed.is_empty() {
+            say("to take it back: certs install nginx --undo");
+        }
+    }
+
+    /// The command that issues what nginx is now ready for.
+    fn next(&self, plan: &Plan) -> String {
+        let webroot = plan.webroot.as_ref().map_or(String::new(), |webroot| {
+            format!(" --webroot {}", webroot.display())
+        });
+        let verify = format!("{}:{}", plan.name, self.options.https_port);
+        format!(
+            "certs issue {}{webroot} --deploy nginx --verify {verify} --agree-tos --email YOU",
+            plan.names.join(" ")
+        )
+    }
+
+    fn undo(&self) -> Result<(), Failure> {
+        let main = self.options.conf.as_deref().map(absolute);
+        let domain = self.options.domain.as_deref().map(str::to_ascii_lowercase);
+        let undone = self
+            .journals
+            .undo(domain.as_deref(), main.as_deref())
+            .map_err(failed)?;
+        let program = Program::ask(&self.options.nginx);
+        let mains: BTreeSet<&PathBuf> = undone.iter().map(|one| &one.main).collect();
+        let mut reloaded = Vec::new();
+        for main in mains {
+            let ended = program.as_ref().map_err(ToString::to_string);
+            let ended =
+                ended.and_then(|program| program.test(main).and_then(|()| program.reload(main)));
+            reloaded.push(ended.is_ok());
+        }
+        if self.call.json {
+            let restored: Vec<_> = undone
+                .iter()
+                .map(|one| json!({"name": one.name, "files": one.files}))
+                .collect();
+            say(json!({"undone": restored, "reloaded": reloaded}));
+            return Ok(());
+        }
+        for one in &undone {
+            for file in &one.files {
+                say(format_args!(
+                    "{}: as it was before {}",
+                    file.display(),
+                    one.name
+                ));
+            }
+        }
+        match (undone.is_empty(), reloaded.iter().all(|done| *done)) {
+            (true, _) => say("there is nothing to take back"),
+            (false, true) => say("nginx was reloaded"),
+            (false, false) => say("nginx does not run, or could not be reloaded: see nginx -t"),
+        }
+        Ok(())
+    }
+}
+
+fn identifier(name: &str) -> Result<Identifier, Failure> {
+    Identifier::parse(name).map_err(|error| {
+        Failure::usage(
+            format!("--domain: {error}"),
+            "write a host name, such as www.example.com",
+        )
+    })
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+fn failed(error: InstallError) -> Failure {
+    match error {
+        InstallError::Refused { message, hint } => Failure::usage(message, hint),
+        InstallError::Store(message) => Failure::store(message),
+    }
+}

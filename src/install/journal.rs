@@ -1,0 +1,520 @@
+//! Files changed as one: the originals and the intent are kept below the private
+//! data directory before the first rename, so that any crash can be taken back,
+//! and so can the whole, byte for byte. One numbered directory an install; the
+//! newest is taken back first.
+
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::InstallError;
+use crate::certificate::Fingerprint;
+use crate::files;
+
+const INTENT: &str = "journal.json";
+const DONE: &str = "done";
+
+/// One file that is to be written.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// Where it really is, no link.
+    pub path: PathBuf,
+    /// All of it.
+    pub content: Vec<u8>,
+}
+
+/// A link that is to be made, as sites-enabled has them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Link {
+    /// Its own name.
+    pub path: PathBuf,
+    /// Where it leads.
+    pub target: PathBuf,
+}
+
+/// What was meant, as it is stored.
+#[derive(Debug, Serialize, Deserialize)]
+struct Intent {
+    /// The name that it was for.
+    name: String,
+    /// nginx's main file.
+    main: PathBuf,
+    entries: Vec<Entry>,
+    links: Vec<Link>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    path: PathBuf,
+    /// Of the original; `None` where there was no file.
+    before: Option<Fingerprint>,
+    after: Fingerprint,
+    mode: u32,
+    owner: (u32, u32),
+}
+
+/// The installs that can be taken back.
+#[derive(Debug)]
+pub struct Journals {
+    root: PathBuf,
+}
+
+/// What was taken back.
+#[derive(Debug)]
+pub struct Undone {
+    /// The name that it was for.
+    pub name: String,
+    /// nginx's main file.
+    pub main: PathBuf,
+    /// Each file that is as it was.
+    pub files: Vec<PathBuf>,
+}
+
+impl Journals {
+    /// Those below the data directory.
+    #[must_use]
+    pub fn new(data_dir: &Path) -> Self {
+        Self {
+            root: data_dir.join("install"),
+        }
+    }
+
+    /// A directory of ours that is empty, for copies to be tried.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn scratch(&self) -> Result<PathBuf, InstallError> {
+        let path = self.root.join(".scratch");
+        remove_all(&path).map_err(stored(&path))?;
+        files::make_directory(&path, 0o700).map_err(stored(&path))?;
+        Ok(path)
+    }
+
+    /// Takes back what a crash left half done; returns whether there was any.
+    ///
+    /// # Errors
+    /// When a file was changed by hand since.
+    pub fn recover(&self) -> Result<bool, InstallError> {
+        let Some(number) = self.newest()? else {
+            return Ok(false);
+        };
+        if self.place(number).join(DONE).exists() {
+            return Ok(false);
+        }
+        self.take_back(number)?;
+        Ok(true)
+    }
+
+    /// Writes all changes, or none.
+    ///
+    /// # Errors
+    /// Everything is as it was then.
+    pub fn write(
+        &self,
+        name: &str,
+        main: &Path,
+        changes: &[Change],
+        links: &[Link],
+    ) -> Result<(), InstallError> {
+        let number = self.newest()?.unwrap_or(0) + 1;
+        let place = self.keep(number, name, main, changes, links)?;
+        let staged = changes.iter().try_for_each(|change| {
+            stage(change).map_err(|error| {
+                InstallError::refused(
+                    format!(
+                        "{}: it cannot be written: {error}; nothing was changed",
+                        change.path.display()
+                    ),
+                    "run as a user who may write it, mostly root",
+                )
+            })
+        });
+        let written = staged.and_then(|()| self.go_live(changes, links));
+        if let Err(error) = written {
+            self.take_back(number)?;
+            return Err(error);
+        }
+        files::write_new(&place.join(DONE), 0o600, b"").map_err(stored(&place))?;
+        files::sync(&place).map_err(stored(&place))
+    }
+
+    fn go_live(&self, changes: &[Change], links: &[Link]) -> Result<(), InstallError> {
+        let told = |path: &Path, error: io::Error| {
+            let message = format!("{}: {error}; nothing was changed", path.display());
+            InstallError::refused(message, "see who owns it, and whether the disk is full")
+        };
+        for change in changes {
+            let path = &change.path;
+            let renamed =
+                std::fs::rename(aside(path), path).and_then(|()| files::sync_parent(path));
+            renamed.map_err(|error| told(path, error))?;
+        }
+        for link in links {
+            let made = symlink(&link.target, &link.path);
+            let made = made.and_then(|()| files::sync_parent(&link.path));
+            made.map_err(|error| told(&link.path, error))?;
+        }
+        Ok(())
+    }
+
+    /// The originals and the intent, whole or not at all.
+    fn keep(
+        &self,
+        number: u64,
+        name: &str,
+        main: &Path,
+        changes: &[Change],
+        links: &[Link],
+    ) -> Result<PathBuf, InstallError> {
+        let place = self.place(number);
+        let new = self.root.join(format!(".new-{number}"));
+        remove_all(&new).map_err(stored(&new))?;
+        files::make_directory(&new, 0o700).map_err(stored(&new))?;
+        let mut entries = Vec::new();
+        for (index, change) in changes.iter().enumerate() {
+            entries.push(keep_one(&new.join(index.to_string()), change)?);
+        }
+        let intent = Intent {
+            name: name.to_owned(),
+            main: main.to_owned(),
+            entries,
+            links: links.to_vec(),
+        };
+        let json = serde_json::to_vec_pretty(&intent);
+        let json = json.map_err(|error| InstallError::Store(error.to_string()))?;
+        let kept = files::write_new(&new.join(INTENT), 0o600, &json)
+            .and_then(|()| files::sync(&new))
+            .and_then(|()| std::fs::rename(&new, &place))
+            .and_then(|()| files::sync_parent(&place));
+        kept.map_err(stored(&place))?;
+        Ok(place)
+    }
+
+    /// Takes the newest install back.
+    ///
+    /// # Errors
+    /// As [`Journals::undo`].
+    pub fn undo_newest(&self) -> Result<(), InstallError> {
+        if let Some(number) = self.newest()? {
+            self.take_back(number)?;
+        }
+        Ok(())
+    }
+
+    /// Takes every install back, newest first; with `name` those that were for
+    /// it, with `main` those in that configuration.
+    ///
+    /// # Errors
+    /// When a file was changed by hand since: it is left as it is then.
+    pub fn undo(
+        &self,
+        name: Option<&str>,
+        main: Option<&Path>,
+    ) -> Result<Vec<Undone>, InstallError> {
+        let mut undone = Vec::new();
+        for number in self.numbers()?.into_iter().rev() {
+            let intent = self.intent(number)?;
+            if name.is_some_and(|name| name != intent.name)
+                || main.is_some_and(|main| main != intent.main)
+            {
+                continue;
+            }
+            undone.push(self.take_back(number)?);
+        }
+        Ok(undone)
+    }
+
+    /// Checks all before it touches any; may be repeated after a crash.
+    fn take_back(&self, number: u64) -> Result<Undone, InstallError> {
+        let (intent, place) = (self.intent(number)?, self.place(number));
+        let mut changed = Vec::new();
+        for (index, entry) in intent.entries.iter().enumerate() {
+            let found = read(&entry.path)?.map(|text| Fingerprint::of(&text));
+            if found == entry.before {
+                continue;
+            }
+            if found.as_ref() != Some(&entry.after) {
+                return Err(changed_by_hand(entry, &place.join(index.to_string())));
+            }
+            changed.push((index, entry));
+        }
+        for link in &intent.links {
+            if std::fs::read_link(&link.path).is_ok_and(|target| target == link.target) {
+                let removed = files::remove_if_there(&link.path);
+                removed
+                    .and_then(|()| files::sync_parent(&link.path))
+                    .map_err(undoing(&link.path))?;
+            }
+        }
+        for (index, entry) in changed {
+            restore(entry, &place.join(index.to_string())).map_err(undoing(&entry.path))?;
+        }
+        for entry in &intent.entries {
+            files::remove_if_there(&aside(&entry.path)).map_err(undoing(&entry.path))?;
+        }
+        remove_all(&place)
+            .and_then(|()| files::sync(&self.root))
+            .map_err(stored(&place))?;
+        Ok(Undone {
+            name: intent.name,
+            main: intent.main,
+            files: intent.entries.into_iter().map(|entry| entry.path).collect(),
+        })
+    }
+
+    fn intent(&self, number: u64) -> Result<Intent, InstallError> {
+        let path = self.place(number).join(INTENT);
+        let json = std::fs::read(&path).map_err(stored(&path))?;
+        serde_json::from_slice(&json).map_err(|error| stored(&path)(error.into()))
+    }
+
+    fn place(&self, number: u64) -> PathBuf {
+        self.root.join(format!("{number:04}"))
+    }
+
+    fn newest(&self) -> Result<Option<u64>, InstallError> {
+        Ok(self.numbers()?.last().copied())
+    }
+
+    fn numbers(&self) -> Result<Vec<u64>, InstallError> {
+        let entries = match std::fs::read_dir(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(stored(&self.root))?,
+        };
+        let number =
+            |entry: io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
+        let mut numbers: Vec<u64> = entries.filter_map(number).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+}
+
+fn keep_one(copy: &Path, change: &Change) -> Result<Entry, InstallError> {
+    let original = read(&change.path)?;
+    let (mut mode, mut owner) = (0o644, (u32::MAX, u32::MAX));
+    if let Some(original) = &original {
+        let found = std::fs::metadata(&change.path).map_err(stored(&change.path))?;
+        (mode, owner) = (
+            found.permissions().mode() & 0o7777,
+            (found.uid(), found.gid()),
+        );
+        files::write_new(copy, 0o600, original).map_err(stored(copy))?;
+    }
+    Ok(Entry {
+        path: change.path.clone(),
+        before: original.map(|original| Fingerprint::of(&original)),
+        after: Fingerprint::of(&change.content),
+        mode,
+        owner,
+    })
+}
+
+/// No pattern of an `include` takes a name that begins with a dot.
+fn aside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.certs-new"))
+}
+
+fn stage(change: &Change) -> io::Result<()> {
+    let found = std::fs::metadata(&change.path).ok();
+    let mode = found
+        .as_ref()
+        .map_or(0o644, |found| found.permissions().mode() & 0o7777);
+    let owner = found.map(|found| (found.uid(), found.gid()));
+    write_aside(&change.path, mode, owner, &change.content)
+}
+
+fn write_aside(
+    path: &Path,
+    mode: u32,
+    owner: Option<(u32, u32)>,
+    content: &[u8],
+) -> io::Result<()> {
+    let aside = aside(path);
+    files::remove_if_there(&aside)?;
+    files::write_new(&aside, mode, content)?;
+    let Some((user, group)) = owner else {
+        return Ok(());
+    };
+    let own = std::fs::metadata(&aside)?;
+    if (own.uid(), own.gid()) != (user, group) {
+        chown(&aside, Some(user), Some(group))?;
+        // A change of owner may take bits away.
+        std::fs::set_permissions(&aside, PermissionsExt::from_mode(mode))?;
+    }
+    Ok(())
+}
+
+fn restore(entry: &Entry, kept: &Path) -> io::Result<()> {
+    if entry.before.is_none() {
+        files::remove_if_there(&entry.path)?;
+        return files::sync_parent(&entry.path);
+    }
+    let original = std::fs::read(kept)?;
+    write_aside(&entry.path, entry.mode, Some(entry.owner), &original)?;
+    std::fs::rename(aside(&entry.path), &entry.path)?;
+    files::sync_parent(&entry.path)
+}
+
+fn changed_by_hand(entry: &Entry, kept: &Path) -> InstallError {
+    let path = entry.path.display();
+    let (was, hint) = if entry.before.is_some() {
+        (
+            format!(
+                "{path}: it was changed since certs install; the original is kept as {}",
+                kept.display()
+            ),
+            format!(
+                "compare the two (diff {} {path}), and copy the original back by hand if that is what you want",
+                kept.display()
+            ),
+        )
+    } else {
+        (
+            format!("{path}: it was written by certs install and changed since"),
+            format!("remove {path} by hand if nothing in it is needed"),
+        )
+    };
+    InstallError::refused(was, hint)
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>, InstallError> {
+    match std::fs::read(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(InstallError::refused(
+            format!("{}: {error}", path.display()),
+            "run as a user who may read it",
+        )),
+    }
+}
+
+fn remove_all(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn stored(path: &Path) -> impl Fn(io::Error) -> InstallError {
+    let path = path.display().to_string();
+    move |error| InstallError::Store(format!("{path}: {error}"))
+}
+
+fn undoing(path: &Path) -> impl Fn(io::Error) -> InstallError {
+    let path = path.display().to_string();
+    move |error| {
+        InstallError::refused(
+            format!("{path}: it cannot be put back: {error}"),
+            "mend that, and run certs install nginx --undo once more: it goes on from there",
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Case {
+        directory: tempfile::TempDir,
+        journals: Journals,
+    }
+
+    impl Case {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            std::fs::write(directory.path().join("a"), "old a").unwrap();
+            std::fs::write(directory.path().join("b"), "old b").unwrap();
+            let journals = Journals::new(directory.path());
+            Self {
+                directory,
+                journals,
+            }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.directory.path().join(name)
+        }
+
+        fn text(&self, name: &str) -> Option<String> {
+            std::fs::read_to_string(self.path(name)).ok()
+        }
+
+        fn changes(&self) -> Vec<Change> {
+            let change = |name: &str| Change {
+                path: self.path(name),
+                content: format!("new {name}").into_bytes(),
+            };
+            ["a", "b", "c"].map(change).into()
+        }
+
+        fn install(&self) {
+            let links = [Link {
+                path: self.path("l"),
+                target: self.path("c"),
+            }];
+            let main = Path::new("nginx.conf");
+            self.journals
+                .write("x.example", main, &self.changes(), &links)
+                .unwrap();
+        }
+    }
+
+    #[test]
+    fn an_undo_restores_every_byte_mode_and_absence() {
+        let case = Case::new();
+        std::fs::set_permissions(case.path("a"), PermissionsExt::from_mode(0o640)).unwrap();
+        case.install();
+        assert_eq!(case.text("a").as_deref(), Some("new a"));
+        assert_eq!(case.text("l").as_deref(), Some("new c"));
+        assert!(!case.journals.recover().unwrap());
+        assert!(case.journals.undo(Some("other"), None).unwrap().is_empty());
+        assert_eq!(case.journals.undo(None, None).unwrap().len(), 1);
+        assert_eq!(case.text("a").as_deref(), Some("old a"));
+        assert_eq!(case.text("b").as_deref(), Some("old b"));
+        let mode = std::fs::metadata(case.path("a"))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o640);
+        assert!(!case.path("c").exists() && case.path("l").symlink_metadata().is_err());
+        assert!(case.journals.undo(None, None).unwrap().is_empty());
+        let left = std::fs::read_dir(case.directory.path()).unwrap().count();
+        assert_eq!(left, 3, "a, b and the empty journal");
+    }
+
+    #[test]
+    fn a_hand_edit_is_never_overwritten() {
+        let case = Case::new();
+        case.install();
+        std::fs::write(case.path("b"), "mine").unwrap();
+        let refused = case.journals.undo(None, None).unwrap_err().to_string();
+        assert!(refused.contains("/install/0001/1"), "{refused}");
+        assert_eq!(case.text("a").as_deref(), Some("new a"));
+        assert_eq!(case.text("b").as_deref(), Some("mine"));
+        std::fs::write(case.path("b"), "old b").unwrap();
+        case.journals.undo(None, None).unwrap();
+        assert_eq!(case.text("a").as_deref(), Some("old a"));
+    }
+
+    #[test]
+    fn a_crash_after_any_rename_is_taken_back() {
+        for renamed in 0..=3 {
+            let case = Case::new();
+            let changes = case.changes();
+            case.journals
+                .keep(1, "x.example", Path::new("m"), &changes, &[])
+                .unwrap();
+            changes.iter().for_each(|change| stage(change).unwrap());
+            for change in &changes[..renamed] {
+                std::fs::rename(aside(&change.path), &change.path).unwrap();
+            }
+            assert!(case.journals.recover().unwrap());
+            assert_eq!(case.text("a").as_deref(), Some("old a"));
+            assert_eq!(case.text("b").as_deref(), Some("old b"));
+            assert_eq!(std::fs::read_dir(case.directory.path()).unwrap().count(), 3);
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The nginx program: which version it is, where its main file is, and whether
+//! it takes a configuration. What is tried is a copy: each file that changes, and
+//! each that includes one, is written aside with its includes led to the copies.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::InstallError;
+use super::change::{Edit, apply};
+use super::syntax::{Directive, quoted};
+use super::tree::{Overlay, Tree};
+use crate::files;
+use crate::text::printable_lines;
+
+const DEFAULT: &str = "/etc/nginx/nginx.conf";
+
+/// An nginx that can be started.
+#[derive(Clone, Debug)]
+pub struct Program {
+    path: PathBuf,
+    /// As `nginx -v` has it; zeroes when it does not say.
+    pub version: (u32, u32, u32),
+    /// The main file that it was built with.
+    pub main: PathBuf,
+}
+
+impl Program {
+    /// Asks the program at `path`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn ask(path: &Path) -> Result<Self, InstallError> {
+        let output = Command::new(path).arg("-V").stdin(Stdio::null()).output();
+        let output = output.map_err(|error| {
+            InstallError::refused(
+                format!("{}: {error}", path.display()),
+                "install nginx, or name its program with --nginx FILE",
+            )
+        })?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let main = said
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix("--conf-path="));
+        Ok(Self {
+            path: path.to_owned(),
+            version: version(&said),
+            main: PathBuf::from(main.unwrap_or(DEFAULT)),
+        })
+    }
+
+    /// `nginx -t`.
+    ///
+    /// # Errors
+    /// What nginx said.
+    pub fn test(&self, main: &Path) -> Result<(), String> {
+        self.run(main, &["-t", "-q"])
+    }
+
+    /// Tells a running nginx to load its configuration.
+    ///
+    /// # Errors
+    /// What nginx said, mostly that it does not run.
+    pub fn reload(&self, main: &Path) -> Result<(), String> {
+        self.run(main, &["-s", "reload"])
+    }
+
+    fn run(&self, main: &Path, arguments: &[&str]) -> Result<(), String> {
+        let mut command = Command::new(&self.path);
+        command
+            .args(arguments)
+            .arg("-c")
+            .arg(main)
+            .stdin(Stdio::null());
+        match command.output() {
+            Ok(output) if output.status.success() => Ok(()),
+            Ok(output) => Err(printable_lines(&String::from_utf8_lossy(&output.stderr))),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// `nginx -t` over a copy in which `overlay` is written; `scratch` is an
+    /// empty directory of ours.
+    ///
+    /// # Errors
+    /// What nginx said, with the paths of the originals.
+    pub fn rehearse(
+        &self,
+        main: &Path,
+        overlay: &Overlay,
+        scratch: &Path,
+    ) -> Result<(), InstallError> {
+        let tree = Tree::load(main, overlay)?;
+        if let Some(path) = overlay
+            .keys()
+            .find(|path| !tree.files.iter().any(|one| one.path == **path))
+        {
+            return Err(InstallError::refused(
+                format!(
+                    "{}: no include of {} reaches it",
+                    path.display(),
+                    main.display()
+                ),
+                "name another with --file FILE, or add an include to its `http` block",
+            ));
+        }
+        // Relative paths are relative to the main file's directory.
+        let name = format!(".certs-test-{}.conf", std::process::id());
+        let copy = main.with_file_name(name);
+        let places = staged(&tree, overlay, &copy, scratch);
+        let written = places.iter().try_for_each(|(number, place)| {
+            files::remove_if_there(place)?;
+            files::write_new(place, 0o600, &led_to_copies(&tree, *number, &places))
+        });
+        let tested = match written {
+            Ok(()) => self.test(&copy).map_err(|mut said| {
+                for (number, place) in &places {
+                    let real = tree.files[*number].path.display().to_string();
+                    said = said.replace(&place.display().to_string(), &real);
+                }
+                InstallError::refused(
+                    format!(
+                        "nginx would refuse the new configuration; nothing was changed:\n{said}"
+                    ),
+                    "mend what it says, and run this again",
+                )
+            }),
+            Err(error) => Err(InstallError::refused(
+                format!(
+                    "{}: the copy to be tried cannot be written: {error}",
+                    copy.display()
+                ),
+                "run as a user who may write there, mostly root",
+            )),
+        };
+        // A leftover is nginx's to ignore and ours to overwrite.
+        let _ = files::remove_if_there(&copy);
+        tested
+    }
+}
+
+/// Where each file that must be copied is to stand.
+fn staged(tree: &Tree, overlay: &Overlay, main: &Path, scratch: &Path) -> BTreeMap<usize, PathBuf> {
+    let changed = |number: &usize| overlay.contains_key(&tree.files[*number].path);
+    let mut wanted: BTreeSet<usize> = (0..tree.files.len()).filter(changed).collect();
+    wanted.insert(0);
+    loop {
+        let including = (0..tree.files.len()).filter(|number| {
+            let mut includes = tree.includes_of(*number);
+            includes.any(|(_, files)| files.iter().any(|file| wanted.contains(file)))
+        });
+        let more: Vec<usize> = including
+            .filter(|number| !wanted.contains(number))
+            .collect();
+        if more.is_empty() {
+            break;
+        }
+        wanted.extend(more);
+    }
+    let place = |number: usize| match number {
+        0 => main.to_owned(),
+        number => scratch.join(format!("{number}.conf")),
+    };
+    wanted
+        .into_iter()
+        .map(|number| (number, place(number)))
+        .collect()
+}
+
+/// A file whose includes of copied files name the copies.
+fn led_to_copies(tree: &Tree, number: usize, places: &BTreeMap<usize, PathBuf>) -> Vec<u8> {
+    let source = &tree.files[number];
+    let mut edits = Vec::new();
+    for (at, files) in tree.includes_of(number) {
+        if !files.iter().any(|file| places.contains_key(file)) {
+            continue;
+        }
+        let Some(span) = span_at(&source.directives, at) else {
+            continue;
+        };
+        let path = |file: &usize| places.get(file).unwrap_or(&tree.files[*file].path);
+        let lines = files
+            .iter()
+            .map(|file| format!("include {};", quoted(&path(file).to_string_lossy())));
+        let text = lines.collect::<Vec<_>>().join(" ");
+        edits.push(Edit { span, text });
+    }
+    apply(&source.text, &edits)
+}
+
+fn span_at(directives: &[Directive], at: usize) -> Option<super::syntax::Span> {
+    directives.iter().find_map(|directive| {
+        if directive.span.start == at {
+            return Some(directive.span.clone());
+        }
+        let block = directive.block.as_ref()?;
+        span_at(&block.directives, at)
+    })
+}
+
+fn version(said: &str) -> (u32, u32, u32) {
+    let text = said.split("nginx/").nth(1).unwrap_or_default();
+    let end = text.find(|letter: char| !letter.is_ascii_digit() && letter != '.');
+    let mut parts = text[..end.unwrap_or(text.len())]
+        .split('.')
+        .map(|part| part.parse().unwrap_or(0));
+    let mut next = || parts.next().unwrap_or(0);
+    (next(), next(), next())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_read() {
+        assert_eq!(version("nginx version: nginx/1.22.1\nbuilt"), (1, 22, 1));
+        assert_eq!(version("nginx version: nginx/1.27.0 (Ubuntu)"), (1, 27, 0));
+        assert_eq!(version("nothing"), (0, 0, 0));
+    }
+}

@@ -1,0 +1,294 @@
+//! What the server blocks of a configuration are for: their names, where they
+//! listen, and what they say of TLS and of challenges already.
+
+use std::collections::BTreeSet;
+
+use super::InstallError;
+use super::syntax::line_of;
+use super::tree::{Placed, Tree};
+
+/// Below it HTTP-01 answers are asked for.
+pub const CHALLENGES: &str = "/.well-known/acme-challenge/";
+
+/// A `server` block of `http`.
+#[derive(Debug)]
+pub struct Server<'a> {
+    /// The block itself.
+    pub at: Placed<'a>,
+    /// What it says, with what it includes.
+    pub says: Vec<Placed<'a>>,
+    /// Every `server_name`, in lower case.
+    pub names: Vec<String>,
+    /// Every `listen`; nginx's own default when there is none.
+    pub listens: Vec<Listen<'a>>,
+}
+
+/// Where a block listens.
+#[derive(Clone, Debug)]
+pub struct Listen<'a> {
+    /// `None` where nginx's default stands for it.
+    pub at: Option<Placed<'a>>,
+    /// Without the port: empty for all of IPv4, `[::]`, `127.0.0.1`, a name.
+    pub address: String,
+    /// `None` for a Unix socket.
+    pub port: Option<u16>,
+    /// All that follows the address.
+    pub options: Vec<String>,
+}
+
+impl Listen<'_> {
+    /// Whether it has this option.
+    #[must_use]
+    pub fn is(&self, option: &str) -> bool {
+        self.options.iter().any(|one| one == option)
+    }
+
+    /// Whether it is the same address, however it is written.
+    #[must_use]
+    pub fn is_at(&self, address: &str) -> bool {
+        let plain = |text: &str| match text {
+            "*" | "0.0.0.0" => String::new(),
+            other => other.to_owned(),
+        };
+        plain(&self.address) == plain(address)
+    }
+}
+
+impl<'a> Server<'a> {
+    /// Every `server` block of a configuration, in nginx's order.
+    #[must_use]
+    pub fn all(tree: &'a Tree) -> Vec<Self> {
+        let mut seen = BTreeSet::new();
+        let mut servers = Vec::new();
+        for http in named(tree.within(0, &tree.files[0].directives), "http") {
+            for at in named(tree.inside(http), "server") {
+                // One that is included twice is one to edit.
+                if at.directive.block.is_some() && seen.insert((at.file, at.directive.span.start)) {
+                    servers.push(Self::read(tree, at));
+                }
+            }
+        }
+        servers
+    }
+
+    fn read(tree: &'a Tree, at: Placed<'a>) -> Self {
+        let says = tree.inside(at);
+        let said = says
+            .iter()
+            .filter(|one| one.directive.name() == "server_name");
+        let names = said.flat_map(|one| one.directive.arguments());
+        let names = names.map(str::to_ascii_lowercase).collect();
+        let said = says.iter().filter(|one| one.directive.name() == "listen");
+        let mut listens: Vec<_> = said.map(|one| listen(*one)).collect();
+        if listens.is_empty() {
+            listens.push(Listen {
+                at: None,
+                address: String::new(),
+                port: Some(80),
+                options: Vec::new(),
+            });
+        }
+        Self {
+            at,
+            says,
+            names,
+            listens,
+        }
+    }
+
+    /// Whether one of its names is this one, letter by letter.
+    #[must_use]
+    pub fn is_named(&self, name: &str) -> bool {
+        self.names.iter().any(|own| match own.strip_prefix('.') {
+            // `.example.com` is `example.com` and `*.example.com`.
+            Some(base) => name == base || name.strip_prefix("*.") == Some(base),
+            None => own == name,
+        })
+    }
+
+    /// The name of it that a host of this name would match, if it is a pattern.
+    #[must_use]
+    pub fn pattern_for(&self, host: &str) -> Option<&str> {
+        let fits = |name: &&String| {
+            let begins = name.strip_suffix(".*");
+            let ends = name
+                .strip_prefix('*')
+                .or(name.starts_with('.').then_some(name));
+            begins.is_some_and(|begin| host.starts_with(&format!("{begin}.")))
+                || ends.is_some_and(|end| host.ends_with(end) && host.len() > end.len())
+        };
+        self.names.iter().find(fits).map(String::as_str)
+    }
+
+    /// The names of it that are regular expressions.
+    pub fn expressions(&self) -> impl Iterator<Item = &str> {
+        let names = self.names.iter().map(String::as_str);
+        names.filter(|name| name.starts_with('~'))
+    }
+
+    /// Whether it speaks TLS anywhere.
+    #[must_use]
+    pub fn has_tls(&self) -> bool {
+        self.listens.iter().any(|listen| listen.is("ssl")) || self.of("ssl").any(says_on)
+    }
+
+    /// What it says by this name.
+    pub fn of<'b>(&'b self, name: &'b str) -> impl Iterator<Item = Placed<'a>> + 'b {
+        let says = self.says.iter().copied();
+        says.filter(move |one| one.directive.name() == name)
+    }
+
+    /// The location that has the challenges already.
+    #[must_use]
+    pub fn challenges(&self) -> Option<Placed<'a>> {
+        let is_for = |one: &Placed| {
+            let mut arguments = one.directive.arguments();
+            arguments.any(|path| {
+                path.trim_start_matches('^')
+                    .starts_with(CHALLENGES.trim_end_matches('/'))
+            })
+        };
+        self.of("location").find(is_for)
+    }
+
+    /// For messages: `FILE:LINE`.
+    #[must_use]
+    pub fn place(&self, tree: &Tree) -> String {
+        place(tree, self.at)
+    }
+}
+
+/// Of these, the ones of this name.
+fn named<'a>(all: Vec<Placed<'a>>, name: &str) -> Vec<Placed<'a>> {
+    let all = all.into_iter();
+    all.filter(|one| one.directive.name() == name).collect()
+}
+
+fn says_on(one: Placed) -> bool {
+    one.directive.arguments().eq(["on"])
+}
+
+/// `FILE:LINE` of a directive.
+#[must_use]
+pub fn place(tree: &Tree, placed: Placed) -> String {
+    let source = &tree.files[placed.file];
+    let line = line_of(&source.text, placed.directive.span.start);
+    format!("{}:{line}", source.path.display())
+}
+
+fn listen(at: Placed<'_>) -> Listen<'_> {
+    let mut arguments = at.directive.arguments();
+    let (address, port) = address(arguments.next().unwrap_or_default());
+    Listen {
+        at: Some(at),
+        address,
+        port,
+        options: arguments.map(str::to_owned).collect(),
+    }
+}
+
+/// `80`, `*:80`, `[::]:80`, `[::1]`, `127.0.0.1`, `localhost:80`, `unix:PATH`; of a range its begin.
+fn address(text: &str) -> (String, Option<u16>) {
+    if text.starts_with("unix:") {
+        return (text.to_owned(), None);
+    }
+    let begin = |port: &str| port.split('-').next().and_then(|port| port.parse().ok());
+    if let Some(port) = begin(text) {
+        return (String::new(), Some(port));
+    }
+    match text.rsplit_once(':') {
+        Some((address, port)) if !port.contains(']') => (address.to_owned(), begin(port)),
+        _ => (text.to_owned(), Some(80)),
+    }
+}
+
+/// The names of all blocks, as a message lists them.
+#[must_use]
+pub fn list_names(servers: &[Server]) -> String {
+    let names = servers.iter().flat_map(|server| &server.names);
+    let names: BTreeSet<_> = names
+        .filter(|name| !name.is_empty() && *name != "_")
+        .collect();
+    let shown: Vec<_> = names.iter().take(50).map(|name| name.as_str()).collect();
+    match (shown.is_empty(), names.len() > shown.len()) {
+        (true, _) => "none has a server_name".to_owned(),
+        (false, true) => format!(
+            "{} and {} more",
+            shown.join(", "),
+            names.len() - shown.len()
+        ),
+        (false, false) => shown.join(", "),
+    }
+}
+
+/// The blocks whose name this is.
+///
+/// # Errors
+/// [`InstallError::Refused`] with the names that there are, or with the pattern
+/// that the name would match.
+pub fn find<'t, 's>(
+    tree: &Tree,
+    servers: &'s [Server<'t>],
+    name: &str,
+) -> Result<Vec<&'s Server<'t>>, InstallError> {
+    let found: Vec<_> = servers
+        .iter()
+        .filter(|server| server.is_named(name))
+        .collect();
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    for server in servers {
+        if let Some(pattern) = server.pattern_for(name) {
+            let place = server.place(tree);
+            return Err(InstallError::refused(
+                format!(
+                    "{name}: only the pattern `{pattern}` at {place} is for it, and that block serves other names too"
+                ),
+                format!(
+                    "give {name} a server block of its own, or add it to that block's server_name"
+                ),
+            ));
+        }
+    }
+    let mut message = format!(
+        "{name}: no server block has this name; there are: {}",
+        list_names(servers)
+    );
+    let expressions: Vec<_> = servers.iter().flat_map(Server::expressions).collect();
+    if !expressions.is_empty() {
+        message.push_str("; regular expressions are not tried");
+    }
+    let hint = format!(
+        "add `server_name {name};` to the block that is for it, or write a site with --site"
+    );
+    Err(InstallError::refused(message, hint))
+}
+
+/// Whether the directive stands in the braces of `server`, in its own file.
+#[must_use]
+pub fn is_own(server: &Server, placed: Placed) -> bool {
+    let (outer, inner) = (&server.at.directive.span, &placed.directive.span);
+    server.at.file == placed.file && outer.start < inner.start && inner.end < outer.end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_in_every_spelling() {
+        for (text, expected, port) in [
+            ("80", "", Some(80)),
+            ("*:8080", "*", Some(8080)),
+            ("[::]:80", "[::]", Some(80)),
+            ("[::1]", "[::1]", Some(80)),
+            ("127.0.0.1", "127.0.0.1", Some(80)),
+            ("localhost:81", "localhost", Some(81)),
+            ("8000-8005", "", Some(8000)),
+            ("unix:/run/x.sock", "unix:/run/x.sock", None),
+        ] {
+            assert_eq!(address(text), (expected.to_owned(), port), "{text}");
+        }
+    }
+}

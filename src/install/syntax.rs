@@ -1,0 +1,343 @@
+//! Words, directives and blocks of an nginx configuration, each with the bytes
+//! that it stands in. Divides words exactly as nginx's own reader does; what a
+//! directive means is for others. Any bytes are taken, UTF-8 or not.
+
+use std::ops::Range;
+
+use thiserror::Error;
+
+/// Deeper than any configuration that nginx itself takes in practice.
+const DEEPEST: usize = 64;
+const RAW_BLOCK: &str = "_by_lua_block";
+
+/// Bytes of a file.
+pub type Span = Range<usize>;
+
+/// One word of a directive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Word {
+    /// Without its quotes, escapes resolved.
+    pub text: String,
+    /// With its quotes.
+    pub span: Span,
+}
+
+/// `name words… ;` or `name words… { … }`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directive {
+    /// The first is its name.
+    pub words: Vec<Word>,
+    /// From the first word to the semicolon or the closing brace, included.
+    pub span: Span,
+    /// What stands between its braces.
+    pub block: Option<Block>,
+}
+
+/// The inside of braces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Without the braces.
+    pub inner: Span,
+    /// In order.
+    pub directives: Vec<Directive>,
+}
+
+impl Directive {
+    /// Its first word.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.words.first().map_or("", |word| &word.text)
+    }
+
+    /// Every word but the name.
+    pub fn arguments(&self) -> impl Iterator<Item = &str> {
+        self.words.iter().skip(1).map(|word| word.text.as_str())
+    }
+}
+
+/// Where a file cannot be read on.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("line {line}: {what}")]
+pub struct SyntaxError {
+    /// Counted from 1.
+    pub line: usize,
+    what: &'static str,
+}
+
+/// Reads a whole file.
+///
+/// # Errors
+/// Where nginx would refuse it, too, or where blocks are nested too deep.
+pub fn parse(text: &[u8]) -> Result<Vec<Directive>, SyntaxError> {
+    let mut reader = Reader { text, at: 0 };
+    let directives = reader.directives(0)?;
+    if reader.at < text.len() {
+        return Err(reader.error("a brace closes nothing"));
+    }
+    Ok(directives)
+}
+
+struct Reader<'a> {
+    text: &'a [u8],
+    at: usize,
+}
+
+impl Reader<'_> {
+    /// Up to the end of the file or a closing brace, which is left.
+    fn directives(&mut self, depth: usize) -> Result<Vec<Directive>, SyntaxError> {
+        if depth > DEEPEST {
+            return Err(self.error("blocks are nested too deep"));
+        }
+        let mut directives = Vec::new();
+        loop {
+            self.skip_blanks();
+            match self.peek() {
+                None | Some(b'}') => return Ok(directives),
+                Some(b';' | b'{') => return Err(self.error("a directive has no name")),
+                Some(_) => directives.push(self.directive(depth)?),
+            }
+        }
+    }
+
+    fn directive(&mut self, depth: usize) -> Result<Directive, SyntaxError> {
+        let (start, mut words) = (self.at, Vec::new());
+        loop {
+            self.skip_blanks();
+            let block = match self.peek() {
+                None => return Err(self.error("the last directive has no end")),
+                Some(b'}') => return Err(self.error("a brace comes where `;` is missing")),
+                Some(b';') => {
+                    self.at += 1;
+                    None
+                }
+                Some(b'{') => Some(self.block(&words, depth)?),
+                Some(_) => {
+                    words.push(self.word()?);
+                    continue;
+                }
+            };
+            return Ok(Directive {
+                words,
+                span: start..self.at,
+                block,
+            });
+        }
+    }
+
+    fn block(&mut self, words: &[Word], depth: usize) -> Result<Block, SyntaxError> {
+        self.at += 1;
+        let start = self.at;
+        let is_raw = words.first();
+        let directives = if is_raw.is_some_and(|name| name.text.ends_with(RAW_BLOCK)) {
+            self.skip_lua();
+            Vec::new()
+        } else {
+            self.directives(depth + 1)?
+        };
+        if self.peek() != Some(b'}') {
+            return Err(self.error("a block is not closed"));
+        }
+        let inner = start..self.at;
+        self.at += 1;
+        Ok(Block { inner, directives })
+    }
+
+    /// Up to the brace that closes a block of Lua.
+    fn skip_lua(&mut self) {
+        let mut open = 0_usize;
+        while let Some(byte) = self.peek() {
+            match byte {
+                b'{' => open += 1,
+                b'}' if open == 0 => return,
+                b'}' => open -= 1,
+                b'"' | b'\'' => self.skip_lua_string(byte),
+                b'-' if self.text[self.at..].starts_with(b"--") => {
+                    while self.peek().is_some_and(|byte| byte != b'\n') {
+                        self.at += 1;
+                    }
+                    continue;
+                }
+                _ => {}
+            }
+            self.at = (self.at + 1).min(self.text.len());
+        }
+    }
+
+    /// Leaves the closing quote to the caller.
+    fn skip_lua_string(&mut self, quote: u8) {
+        self.at += 1;
+        while let Some(byte) = self.peek() {
+            if byte == quote || byte == b'\n' {
+                return;
+            }
+            self.at += if byte == b'\\' { 2 } else { 1 };
+        }
+    }
+
+    fn word(&mut self) -> Result<Word, SyntaxError> {
+        let start = self.at;
+        let quote = self.peek().filter(|byte| matches!(byte, b'"' | b'\''));
+        self.at += usize::from(quote.is_some());
+        let begun = self.at;
+        let mut after_dollar = false;
+        while let Some(byte) = self.peek() {
+            let is_end = match quote {
+                Some(quote) => byte == quote,
+                None => is_blank(byte) || byte == b';' || (byte == b'{' && !after_dollar),
+            };
+            if is_end {
+                break;
+            }
+            after_dollar = byte == b'$';
+            // What follows a backslash ends nothing.
+            self.at += if byte == b'\\' { 2 } else { 1 };
+        }
+        if self.at > self.text.len() || (quote.is_some() && self.peek().is_none()) {
+            self.at = self.text.len();
+            return Err(self.error("the last word has no end"));
+        }
+        let text = unescaped(&self.text[begun..self.at]);
+        if quote.is_some() {
+            self.at += 1;
+            let next = self.peek();
+            if next.is_some_and(|byte| !is_blank(byte) && !matches!(byte, b';' | b'{' | b')')) {
+                return Err(self.error("something follows a closing quote"));
+            }
+        }
+        Ok(Word {
+            text,
+            span: start..self.at,
+        })
+    }
+
+    /// Over blanks and comments.
+    fn skip_blanks(&mut self) {
+        while let Some(byte) = self.peek() {
+            if byte == b'#' {
+                while self.peek().is_some_and(|byte| byte != b'\n') {
+                    self.at += 1;
+                }
+            } else if is_blank(byte) {
+                self.at += 1;
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.text.get(self.at).copied()
+    }
+
+    fn error(&self, what: &'static str) -> SyntaxError {
+        SyntaxError {
+            line: line_of(self.text, self.at),
+            what,
+        }
+    }
+}
+
+/// The line of a byte, counted from 1.
+#[must_use]
+pub fn line_of(text: &[u8], at: usize) -> usize {
+    let before = &text[..at.min(text.len())];
+    1 + before.iter().filter(|byte| **byte == b'\n').count()
+}
+
+fn is_blank(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
+}
+
+fn unescaped(raw: &[u8]) -> String {
+    let (mut text, mut rest) = (Vec::with_capacity(raw.len()), raw);
+    while let [byte, after @ ..] = rest {
+        let (taken, kept) = match (byte, after.first()) {
+            (b'\\', Some(quoted @ (b'"' | b'\'' | b'\\'))) => (2, *quoted),
+            (b'\\', Some(b't')) => (2, b'\t'),
+            (b'\\', Some(b'r')) => (2, b'\r'),
+            (b'\\', Some(b'n')) => (2, b'\n'),
+            _ => (1, *byte),
+        };
+        text.push(kept);
+        rest = &rest[taken..];
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// A word that nginx reads as `text`, whatever is in it.
+#[must_use]
+pub fn quoted(text: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-:+@%,=~*[]".contains(&byte);
+    if !text.is_empty() && text.bytes().all(is_plain) {
+        return text.to_owned();
+    }
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn words(text: &str) -> Vec<Vec<String>> {
+        let directives = parse(text.as_bytes()).unwrap();
+        let texts = |one: &Directive| one.words.iter().map(|word| word.text.clone()).collect();
+        directives.iter().map(texts).collect()
+    }
+
+    #[test]
+    fn words_end_where_nginx_ends_them() {
+        for (text, expected) in [
+            ("set $a b}c;", vec!["set", "$a", "b}c"]),
+            ("set $a b\"c;", vec!["set", "$a", "b\"c"]),
+            ("set $a b#c;", vec!["set", "$a", "b#c"]),
+            ("set $a \\;x;", vec!["set", "$a", "\\;x"]),
+            ("set $a x\\ y;", vec!["set", "$a", "x\\ y"]),
+            ("set $a ${b}c;", vec!["set", "$a", "${b}c"]),
+            ("set $a 'it\\'s; {';", vec!["set", "$a", "it's; {"]),
+            ("set $a \"\";", vec!["set", "$a", ""]),
+            ("set $a # b;\n c;", vec!["set", "$a", "c"]),
+            ("location /{}", vec!["location", "/"]),
+        ] {
+            assert_eq!(words(text), [expected], "{text}");
+        }
+        assert_eq!(words("a;b{}c;").len(), 3);
+        for text in [
+            "a", "a;}", "a{", ";", "{}", "a 'b'c;", "a 'b", "a \\", "a{b}", "a;b\\",
+        ] {
+            assert!(parse(text.as_bytes()).is_err(), "{text}");
+        }
+        assert!(parse(&b"a{".repeat(10_000)).is_err());
+    }
+
+    #[test]
+    fn lua_is_passed_over() {
+        let text = "content_by_lua_block { if x then return { '}' } end -- }\n } a;";
+        assert_eq!(words(text), [vec!["content_by_lua_block"], vec!["a"]]);
+    }
+
+    #[test]
+    fn spans_give_the_bytes_back() {
+        let text = b"a b; # c\nd 'e f' { g; }\n";
+        let read = parse(text).unwrap();
+        assert_eq!(&text[read[0].span.clone()], b"a b;");
+        assert_eq!(&text[read[1].span.clone()], b"d 'e f' { g; }");
+        assert_eq!(&text[read[1].words[1].span.clone()], b"'e f'");
+        let block = read[1].block.as_ref().unwrap();
+        assert_eq!(&text[block.inner.clone()], b" g; ");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(text in "[ab${}; \n#'\"\\\\]{0,60}") {
+            let _ = parse(text.as_bytes());
+        }
+
+        #[test]
+        fn what_is_quoted_is_read_as_it_was(text in "[a-z ;{}\"'#/.-]{0,20}") {
+            let line = format!("x {};", quoted(&text));
+            prop_assert_eq!(words(&line), vec![vec!["x".to_owned(), text]]);
+        }
+    }
+}

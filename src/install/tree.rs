@@ -1,0 +1,344 @@
+//! A configuration with all that it includes, each file once, by the path it is
+//! really at: a link in sites-enabled stands for the file it points to. Reads
+//! files, writes none. Contents that are not written yet can be laid over them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::InstallError;
+use super::syntax::{Directive, line_of, parse};
+
+/// More than any machine has; a pattern that meets itself ends here at the latest.
+const MOST_VISITS: usize = 20_000;
+const LARGEST: u64 = 16 << 20;
+
+/// One file.
+#[derive(Debug)]
+pub struct Source {
+    /// Where it really is.
+    pub path: PathBuf,
+    /// As it is read.
+    pub text: Vec<u8>,
+    /// What is in it.
+    pub directives: Vec<Directive>,
+}
+
+/// A directive, and the file that it stands in.
+#[derive(Clone, Copy, Debug)]
+pub struct Placed<'a> {
+    /// The number of the file.
+    pub file: usize,
+    /// What stands there.
+    pub directive: &'a Directive,
+}
+
+/// Files that are to be, by the path at which nginx would meet them.
+pub type Overlay = BTreeMap<PathBuf, Vec<u8>>;
+
+/// nginx's main file and all that it includes.
+#[derive(Debug)]
+pub struct Tree {
+    /// The first is the main file.
+    pub files: Vec<Source>,
+    /// What the `include` at this byte of this file stands for.
+    includes: BTreeMap<(usize, usize), Vec<usize>>,
+}
+
+impl Tree {
+    /// Reads `main` and all that it includes, as if `overlay` were written.
+    ///
+    /// # Errors
+    /// [`InstallError::Refused`], naming the file and the line.
+    pub fn load(main: &Path, overlay: &Overlay) -> Result<Self, InstallError> {
+        let base = main.parent().unwrap_or(Path::new("/")).to_owned();
+        let mut loader = Loader {
+            overlay,
+            base,
+            tree: Self {
+                files: Vec::new(),
+                includes: BTreeMap::new(),
+            },
+            known: BTreeMap::new(),
+            stack: Vec::new(),
+            visits: 0,
+        };
+        loader.visit(main, None)?;
+        Ok(loader.tree)
+    }
+
+    /// The directives of a block or file in the order in which nginx obeys them.
+    #[must_use]
+    pub fn within<'a>(&'a self, file: usize, directives: &'a [Directive]) -> Vec<Placed<'a>> {
+        let mut found = Vec::new();
+        self.collect(file, directives, &mut found);
+        found
+    }
+
+    fn collect<'a>(&'a self, file: usize, all: &'a [Directive], found: &mut Vec<Placed<'a>>) {
+        for directive in all {
+            match self.includes.get(&(file, directive.span.start)) {
+                Some(included) => {
+                    for number in included {
+                        self.collect(*number, &self.files[*number].directives, found);
+                    }
+                }
+                None => found.push(Placed { file, directive }),
+            }
+        }
+    }
+
+    /// The inside of a directive's braces.
+    #[must_use]
+    pub fn inside<'a>(&'a self, placed: Placed<'a>) -> Vec<Placed<'a>> {
+        let block = placed.directive.block.as_ref();
+        block.map_or_else(Vec::new, |block| {
+            self.within(placed.file, &block.directives)
+        })
+    }
+
+    /// The files that an include in this file stands for, with its bytes.
+    pub fn includes_of(&self, file: usize) -> impl Iterator<Item = (usize, &[usize])> {
+        let from = (file, 0)..(file + 1, 0);
+        let found = self.includes.range(from);
+        found.map(|((_, at), files)| (*at, files.as_slice()))
+    }
+}
+
+struct Loader<'a> {
+    overlay: &'a Overlay,
+    base: PathBuf,
+    tree: Tree,
+    known: BTreeMap<PathBuf, usize>,
+    stack: Vec<PathBuf>,
+    visits: usize,
+}
+
+impl Loader<'_> {
+    fn visit(&mut self, path: &Path, by: Option<&str>) -> Result<usize, InstallError> {
+        let (real, text) = self.read(path, by)?;
+        self.visits += 1;
+        if self.stack.contains(&real) || self.visits > MOST_VISITS {
+            return Err(InstallError::refused(
+                format!("{}: it is included by itself", real.display()),
+                format!("take the include out ({})", by.unwrap_or_default()),
+            ));
+        }
+        if let Some(number) = self.known.get(&real) {
+            return Ok(*number);
+        }
+        let directives = parse(&text).map_err(|error| {
+            let message = format!("{}: {error}", real.display());
+            InstallError::refused(message, "mend it, and try it with nginx -t")
+        })?;
+        let number = self.tree.files.len();
+        self.tree.files.push(Source {
+            path: real.clone(),
+            text,
+            directives: directives.clone(),
+        });
+        self.stack.push(real.clone());
+        self.follow(number, &directives)?;
+        self.stack.pop();
+        self.known.insert(real, number);
+        Ok(number)
+    }
+
+    fn follow(&mut self, number: usize, directives: &[Directive]) -> Result<(), InstallError> {
+        for directive in directives {
+            if let Some(block) = &directive.block {
+                self.follow(number, &block.directives)?;
+                continue;
+            }
+            let (true, Some(word)) = (directive.name() == "include", directive.words.get(1)) else {
+                continue;
+            };
+            let source = &self.tree.files[number];
+            let line = line_of(&source.text, directive.span.start);
+            let by = format!("{}:{line}", source.path.display());
+            let pattern = self.base.join(&word.text);
+            let mut included = Vec::new();
+            for path in self.expand(&pattern) {
+                included.push(self.visit(&path, Some(&by))?);
+            }
+            let at = directive.span.start;
+            self.tree.includes.insert((number, at), included);
+        }
+        Ok(())
+    }
+
+    fn read(&self, path: &Path, by: Option<&str>) -> Result<(PathBuf, Vec<u8>), InstallError> {
+        if let Some(text) = self.overlay.get(path) {
+            return Ok((path.to_owned(), text.clone()));
+        }
+        let failed = |error: std::io::Error| {
+            let by = by.map_or_else(String::new, |by| format!(", included at {by}"));
+            InstallError::refused(
+                format!("{}: {error}{by}", path.display()),
+                "name nginx's main file with --conf FILE; run as one who may read all of it",
+            )
+        };
+        let real = std::fs::canonicalize(path).map_err(failed)?;
+        if let Some(text) = self.overlay.get(&real) {
+            return Ok((real, text.clone()));
+        }
+        let found = std::fs::metadata(&real).map_err(failed)?;
+        if !found.is_file() || found.len() > LARGEST {
+            return Err(failed(std::io::Error::other("it is no configuration file")));
+        }
+        let text = std::fs::read(&real).map_err(failed)?;
+        Ok((real, text))
+    }
+
+    /// The files that an `include` means, in glob(3)'s order; one without a
+    /// pattern means itself, be it there or not.
+    fn expand(&self, pattern: &Path) -> Vec<PathBuf> {
+        let text = pattern.to_string_lossy();
+        if !text.contains(['*', '?', '[']) {
+            return vec![pattern.to_owned()];
+        }
+        let mut found = vec![PathBuf::from("/")];
+        for segment in text.split('/').filter(|segment| !segment.is_empty()) {
+            let mut next = Vec::new();
+            for directory in &found {
+                if segment.contains(['*', '?', '[']) {
+                    let names = self.names_in(directory);
+                    let fitting = names.iter().filter(|name| matches(segment, name));
+                    next.extend(fitting.map(|name| directory.join(name)));
+                } else {
+                    next.push(directory.join(segment));
+                }
+            }
+            found = next;
+        }
+        found.retain(|path| path.exists() || self.overlay.contains_key(path));
+        found.sort();
+        found
+    }
+
+    fn names_in(&self, directory: &Path) -> BTreeSet<String> {
+        let entries = std::fs::read_dir(directory).into_iter().flatten();
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let laid = self.overlay.keys();
+        let laid = laid.filter(|path| path.parent() == Some(directory));
+        let laid = laid.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()));
+        names.chain(laid).collect()
+    }
+}
+
+/// glob(3) for one name: a leading dot must be written.
+fn matches(pattern: &str, name: &str) -> bool {
+    let hidden = name.starts_with('.') && !pattern.starts_with('.');
+    !hidden && fits(pattern.as_bytes(), name.as_bytes())
+}
+
+/// With one place to go back to: no pattern takes more than length times length.
+fn fits(pattern: &[u8], name: &[u8]) -> bool {
+    let (mut p, mut n, mut back) = (0, 0, None);
+    while n < name.len() {
+        let step = match pattern.get(p) {
+            Some(b'*') => {
+                back = Some((p + 1, n));
+                p += 1;
+                continue;
+            }
+            Some(b'?') => Some(1),
+            Some(b'[') => class(&pattern[p..], name[n]),
+            Some(byte) => (*byte == name[n]).then_some(1),
+            None => None,
+        };
+        match (step, back) {
+            (Some(step), _) => (p, n) = (p + step, n + 1),
+            (None, Some((after, at))) => {
+                (p, n) = (after, at + 1);
+                back = Some((after, at + 1));
+            }
+            (None, None) => return false,
+        }
+    }
+    pattern[p..].iter().all(|byte| *byte == b'*')
+}
+
+/// The length of `[…]` when it has `byte`.
+fn class(pattern: &[u8], byte: u8) -> Option<usize> {
+    let Some(end) = pattern.iter().skip(2).position(|byte| *byte == b']') else {
+        return (byte == b'[').then_some(1);
+    };
+    let set = &pattern[1..end + 2];
+    let (negated, set) = match set {
+        [b'!' | b'^', rest @ ..] => (true, rest),
+        _ => (false, set),
+    };
+    let in_range = |range: &[u8]| range[1] == b'-' && range[0] <= byte && byte <= range[2];
+    let has = set.contains(&byte) || set.windows(3).any(in_range);
+    (has != negated).then_some(end + 3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_are_those_of_glob() {
+        for (pattern, name, expected) in [
+            ("*.conf", "a.conf", true),
+            ("*.conf", ".a.conf", false),
+            ("*", "default", true),
+            ("*", ".hidden", false),
+            ("a*b*c", "a__b__b_c", true),
+            ("a?c", "abc", true),
+            ("[a-c]x", "bx", true),
+            ("[!a-c]x", "bx", false),
+            ("*.conf", "a.conf~", false),
+            ("**", "", true),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn includes_links_and_loops_are_followed_or_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = std::fs::canonicalize(directory.path()).unwrap();
+        let write = |name: &str, text: &str| {
+            std::fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
+            std::fs::write(root.join(name), text).unwrap();
+        };
+        write(
+            "nginx.conf",
+            "http { include enabled/*; include mime.types; }",
+        );
+        write("mime.types", "types { }");
+        write("available/b", "server { include snippet; }");
+        write("snippet", "listen 80;");
+        std::fs::create_dir(root.join("enabled")).unwrap();
+        std::os::unix::fs::symlink("../available/b", root.join("enabled/b")).unwrap();
+        let tree = Tree::load(&root.join("nginx.conf"), &Overlay::new()).unwrap();
+        let paths: Vec<_> = tree.files.iter().map(|file| file.path.clone()).collect();
+        let expected = ["nginx.conf", "available/b", "snippet", "mime.types"];
+        assert_eq!(paths, expected.map(|name| root.join(name)));
+        let http = tree.within(0, &tree.files[0].directives)[0];
+        let names: Vec<_> = tree
+            .inside(http)
+            .iter()
+            .map(|one| one.directive.name())
+            .collect();
+        assert_eq!(names, ["server", "types"]);
+
+        write("snippet", "include available/b;");
+        let refused = Tree::load(&root.join("nginx.conf"), &Overlay::new()).unwrap_err();
+        assert!(
+            refused.to_string().contains("included by itself"),
+            "{refused}"
+        );
+        write("snippet", "include absent;");
+        let refused = Tree::load(&root.join("nginx.conf"), &Overlay::new()).unwrap_err();
+        assert!(refused.to_string().contains("snippet:1"), "{refused}");
+
+        let overlay = Overlay::from([
+            (root.join("enabled/new"), b"server { }".to_vec()),
+            (root.join("snippet"), b"listen 81;".to_vec()),
+        ]);
+        let tree = Tree::load(&root.join("nginx.conf"), &overlay).unwrap();
+        assert_eq!(tree.files.len(), 5);
+    }
+}

@@ -1,0 +1,581 @@
+//! `certs install nginx` over a real nginx: what it edits, what it refuses, that
+//! clients are served as promised, and that an undo gives every byte back.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+use crate::support::{certs, free_port, listens, program, run, text, until};
+
+/// A Debian-like configuration in a directory of its own.
+struct Machine {
+    directory: TempDir,
+    nginx: PathBuf,
+    curl: PathBuf,
+    http: u16,
+    https: u16,
+}
+
+const PLAIN: &str = "\
+# The team's site.
+server {
+\tlisten 127.0.0.1:HTTP default_server; # plain
+\tserver_name www.example.com Example.com;
+
+\t# Ours.
+\tlocation / { return 200 'hello'; }
+}
+
+server { listen 127.0.0.1:HTTP; server_name other.example.com *.wild.example.com ~^x\\d+\\.example\\.com$; return 200 'other'; }
+";
+
+impl Machine {
+    fn new(site: &str) -> Option<Self> {
+        let machine = Self {
+            nginx: program("CERTS_LAB_NGINX", "/usr/sbin/nginx")?,
+            curl: program("CERTS_LAB_CURL", "/usr/bin/curl")?,
+            directory: tempfile::tempdir().unwrap(),
+            http: free_port(),
+            https: free_port(),
+        };
+        for directory in ["sites-available", "sites-enabled", "www"] {
+            std::fs::create_dir(machine.path(directory)).unwrap();
+        }
+        let root = machine.path("").display().to_string();
+        let root = root.trim_end_matches('/');
+        let user = if rustix::process::geteuid().is_root() {
+            "user root;"
+        } else {
+            ""
+        };
+        let main = format!(
+            "{user} pid {root}/nginx.pid; error_log {root}/error.log; worker_processes 1; events {{}}\n\
+             http {{ access_log off; client_body_temp_path {root}/b; proxy_temp_path {root}/p; fastcgi_temp_path {root}/f;\n\
+             uwsgi_temp_path {root}/u; scgi_temp_path {root}/s;\n\
+             types {{ text/html html; text/css css; application/javascript js; }}\n\
+             include sites-enabled/*; }}\n"
+        );
+        std::fs::write(machine.path("nginx.conf"), main).unwrap();
+        machine.write_site(site);
+        let link = machine.path("sites-enabled/site");
+        std::os::unix::fs::symlink("../sites-available/site", link).unwrap();
+        Some(machine)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn write_site(&self, site: &str) {
+        let site = site.replace("HTTP", &self.http.to_string());
+        std::fs::write(self.path("sites-available/site"), site).unwrap();
+    }
+
+    fn site(&self) -> String {
+        std::fs::read_to_string(self.path("sites-available/site")).unwrap()
+    }
+
+    fn install(&self, arguments: &[&str]) -> Command {
+        let mut command = certs(self.directory.path());
+        command
+            .args(["install", "nginx", "--nginx"])
+            .arg(&self.nginx);
+        if !arguments.contains(&"--undo") {
+            command.arg("--conf").arg(self.path("nginx.conf"));
+            command.args(["--http-port", &self.http.to_string()]);
+            command.args(["--https-port", &self.https.to_string()]);
+        }
+        command.args(arguments);
+        command
+    }
+
+    /// Every file of the configuration with its bytes, and every link.
+    fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut files = BTreeMap::new();
+        for directory in ["", "sites-available", "sites-enabled"] {
+            for entry in std::fs::read_dir(self.path(directory)).unwrap() {
+                let entry = entry.unwrap();
+                let name = entry.file_name().into_string().unwrap();
+                let kind = entry.file_type().unwrap();
+                if kind.is_symlink() {
+                    let target = std::fs::read_link(entry.path()).unwrap();
+                    files.insert(entry.path(), target.into_os_string().into_encoded_bytes());
+                } else if kind.is_file() && name != "nginx.pid" && name != "error.log" {
+                    files.insert(entry.path(), std::fs::read(entry.path()).unwrap());
+                }
+            }
+        }
+        files
+    }
+
+    fn signal(&self, arguments: &[&str]) -> bool {
+        let mut command = Command::new(&self.nginx);
+        command
+            .arg("-c")
+            .arg(self.path("nginx.conf"))
+            .args(arguments);
+        command
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap()
+            .success()
+    }
+
+    fn start(&self) {
+        assert!(self.signal(&[]));
+        until("nginx", || listens(self.http));
+    }
+
+    /// What curl sees: the headers in lower case, and the body.
+    fn ask(&self, url: &str, more: &[&str]) -> String {
+        let mut command = Command::new(&self.curl);
+        command.args(["-ksi", "--max-time", "10", "--noproxy", "*"]);
+        for (port, host) in [
+            (self.http, "www.example.com"),
+            (self.https, "www.example.com"),
+            (self.http, "other.example.com"),
+        ] {
+            command.args(["--resolve", &format!("{host}:{port}:127.0.0.1")]);
+        }
+        let url = url
+            .replace("HTTPS", &self.https.to_string())
+            .replace("HTTP", &self.http.to_string());
+        text(&command.args(more).arg(url).output().unwrap()).to_lowercase()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if self.path("nginx.pid").exists() {
+            self.signal(&["-s", "stop"]);
+            until("nginx's end", || !listens(self.http));
+        }
+    }
+}
+
+#[test]
+fn install_adds_tls_once_and_undo_restores_every_byte() {
+    let Some(machine) = Machine::new(PLAIN) else {
+        return;
+    };
+    machine.start();
+    let before = machine.files();
+    let told = run(&mut machine.install(&["--domain", "www.example.com"]), 0);
+    assert!(
+        told.contains("certs issue www.example.com example.com --webroot"),
+        "{told}"
+    );
+    assert!(told.contains("was reloaded"), "{told}");
+    let after = machine.site();
+    for kept in [
+        "# The team's site.\n",
+        " default_server; # plain\n\tserver_name",
+        "\t# Ours.\n\tlocation / { return 200 'hello'; }\n}\n",
+    ] {
+        let bare = kept.replace(" default_server; # plain\n\tserver_name", "# plain\n");
+        assert!(after.contains(&bare), "{bare}: {after}");
+    }
+    // The workers of before answer for a moment still.
+    until("TLS", || {
+        let moved = machine.ask("http://www.example.com:HTTP/", &[]);
+        moved.contains(" 308 ") && listens(machine.https)
+    });
+    assert!(
+        machine
+            .ask("https://www.example.com:HTTPS/", &[])
+            .ends_with("hello")
+    );
+    let moved = machine.ask("http://www.example.com:HTTP/a?b", &[]);
+    assert!(
+        moved.contains(" 308 ")
+            && moved.contains(&format!(
+                "location: https://www.example.com:{}/a?b",
+                machine.https
+            )),
+        "{moved}"
+    );
+    assert!(
+        machine
+            .ask("http://other.example.com:HTTP/", &[])
+            .ends_with("other")
+    );
+    let webroot = machine.path("data-webroot/.well-known/acme-challenge");
+    std::fs::create_dir_all(&webroot).unwrap();
+    std::fs::write(webroot.join("token"), "token.thumb").unwrap();
+    let answer = machine.ask(
+        "http://www.example.com:HTTP/.well-known/acme-challenge/token",
+        &[],
+    );
+    assert!(answer.ends_with("token.thumb"), "{answer}");
+
+    let told = run(&mut machine.install(&["--domain", "www.example.com"]), 0);
+    assert!(told.contains("nothing to change"), "{told}");
+    assert_eq!(machine.site(), after);
+
+    run(&mut machine.install(&["--undo"]), 0);
+    assert_eq!(machine.files(), before);
+    until("plain again", || {
+        machine
+            .ask("http://www.example.com:HTTP/", &[])
+            .ends_with("hello")
+    });
+    let told = run(&mut machine.install(&["--undo"]), 0);
+    assert!(told.contains("nothing to take back"), "{told}");
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_and_nothing_is_lost() {
+    let Some(machine) = Machine::new(PLAIN) else {
+        return;
+    };
+    let before = machine.files();
+    let refused = |arguments: &[&str], words: &[&str]| {
+        let told = run(&mut machine.install(arguments), 2);
+        for word in words {
+            assert!(told.contains(word), "{arguments:?}: no {word} in {told}");
+        }
+        assert_eq!(machine.files(), before, "{arguments:?}");
+    };
+    refused(&[], &["which server block", "--domain"]);
+    refused(
+        &["--domain", "absent.example"],
+        &["no server block", "other.example.com", "www.example.com"],
+    );
+    refused(&["--domain", "a.wild.example.com"], &["*.wild.example.com"]);
+    refused(
+        &["--domain", "x1.example.com"],
+        &["regular expressions are not tried"],
+    );
+    refused(&["--domain", "a..b"], &["--domain"]);
+    machine
+        .write_site("server { listen 127.0.0.1:HTTP; server_name www.example.com; nonsense on; }");
+    let broken = machine.files();
+    let told = run(&mut machine.install(&["--domain", "www.example.com"]), 2);
+    assert!(
+        told.contains("unknown directive \"nonsense\"") && told.contains("as it is"),
+        "{told}"
+    );
+    assert_eq!(machine.files(), broken);
+}
+
+#[test]
+fn what_nginx_would_refuse_never_goes_live() {
+    // Fine as it is, and a zone of another size beside ours.
+    let site = "ssl_session_cache shared:certs_tls:1m;\nserver { listen 127.0.0.1:HTTP; server_name www.example.com; }";
+    let Some(machine) = Machine::new(site) else {
+        return;
+    };
+    let before = machine.files();
+    let told = run(&mut machine.install(&[]), 2);
+    for word in ["nothing was changed", "conflicts", "sites-available/site:"] {
+        assert!(told.contains(word), "{word}: {told}");
+    }
+    assert_eq!(machine.files(), before);
+    assert!(!machine.path("data/install/0001").exists());
+}
+
+#[test]
+fn a_crash_between_two_writes_is_taken_back_by_the_next_command() {
+    let Some(machine) = Machine::new(PLAIN) else {
+        return;
+    };
+    let before = machine.files();
+    run(&mut machine.install(&["--domain", "www.example.com"]), 0);
+    let installed = machine.site();
+    // As it is left when the process dies after the last rename.
+    std::fs::remove_file(machine.path("data/install/0001/done")).unwrap();
+    let told = run(&mut machine.install(&["--domain", "www.example.com"]), 0);
+    assert!(told.contains("cut off"), "{told}");
+    assert_eq!(machine.site(), installed);
+    std::fs::remove_file(machine.path("data/install/0001/done")).unwrap();
+    let conf = machine.path("nginx.conf");
+    run(machine.install(&["--undo"]).arg("--conf").arg(conf), 0);
+    assert_eq!(machine.files(), before);
+}
+
+#[test]
+fn a_hand_edit_is_kept_and_the_original_named() {
+    let Some(machine) = Machine::new(PLAIN) else {
+        return;
+    };
+    run(&mut machine.install(&["--domain", "www.example.com"]), 0);
+    let edited = machine.site() + "# mine\n";
+    machine.write_site(&edited);
+    let told = run(&mut machine.install(&["--undo"]), 2);
+    assert!(told.contains("data/install/0001/0"), "{told}");
+    assert_eq!(machine.site(), edited);
+}
+
+/// A pair of another tool's, below `name`.
+fn pair(machine: &Machine, name: &str) -> String {
+    let directory = machine.path(name);
+    std::fs::create_dir_all(&directory).unwrap();
+    let made = rcgen::generate_simple_self_signed(["www.example.com".to_owned()]).unwrap();
+    std::fs::write(directory.join("fullchain.pem"), made.cert.pem()).unwrap();
+    std::fs::write(
+        directory.join("privkey.pem"),
+        made.signing_key.serialize_pem(),
+    )
+    .unwrap();
+    directory.display().to_string()
+}
+
+#[test]
+fn a_certificate_of_certbot_stays_until_there_is_another() {
+    let Some(machine) = Machine::new("") else {
+        return;
+    };
+    let live = pair(&machine, "letsencrypt/live/www.example.com");
+    let site = format!(
+        "server {{\n    server_name www.example.com;\n    listen 127.0.0.1:{} ssl; # managed by Certbot\n    \
+         ssl_certificate {live}/fullchain.pem; # managed by Certbot\n    \
+         ssl_certificate_key {live}/privkey.pem; # managed by Certbot\n}}\n\
+         server {{\n    if ($host = www.example.com) {{ return 301 https://$host$request_uri; }}\n    \
+         listen 127.0.0.1:HTTP;\n    server_name www.example.com;\n    return 404; # managed by Certbot\n}}\n",
+        machine.https
+    );
+    machine.write_site(&site);
+    let before = machine.site();
+    let told = run(&mut machine.install(&[]), 0);
+    assert!(told.contains("it keeps its certificate"), "{told}");
+    let once = machine.site();
+    assert!(
+        once.contains("/.well-known/acme-challenge/") && once.contains(&live),
+        "{once}"
+    );
+    // As if a CA had issued one.
+    let archive = machine.path("out/archive/www.example.com");
+    std::fs::rename(archive.join("0000"), archive.join("0001")).unwrap_or_else(|_| {
+        std::fs::rename(archive.join("0"), archive.join("1")).unwrap();
+    });
+    let link = machine.path("out/live/www.example.com");
+    let target = std::fs::read_link(&link).unwrap();
+    let number = target
+        .file_name()
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .replacen('0', "1", 1);
+    let number = if archive.join(&number).exists() {
+        number
+    } else {
+        "0001".to_owned()
+    };
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(format!("../archive/www.example.com/{number}"), &link).unwrap();
+    let told = run(&mut machine.install(&[]), 0);
+    assert!(told.contains("certbot delete"), "{told}");
+    assert!(!machine.site().contains(&live), "{}", machine.site());
+    assert!(machine.site().contains("# managed by Certbot"));
+    let told = run(&mut machine.install(&[]), 0);
+    assert!(told.contains("nothing to change"), "{told}");
+    run(&mut machine.install(&["--undo"]), 0);
+    assert_eq!(machine.site(), before);
+}
+
+/// Answers every request with its own text, and an upgrade with 101.
+fn back_end() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, mut request) = (stream.unwrap(), Vec::new());
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                if stream.read(&mut byte).unwrap_or(0) == 0 {
+                    break;
+                }
+                request.push(byte[0]);
+            }
+            let asked = String::from_utf8_lossy(&request).into_owned();
+            let answer = if asked.contains("Upgrade: websocket") {
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n".to_owned()
+            } else {
+                format!(
+                    "HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{asked}",
+                    asked.len()
+                )
+            };
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    port
+}
+
+fn write(path: &Path, content: &str) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, content).unwrap();
+}
+
+#[test]
+fn a_whole_site_serves_front_end_and_back_end() {
+    let Some(machine) = Machine::new(PLAIN) else {
+        return;
+    };
+    write(&machine.path("sites-available/site"), "");
+    let before = machine.files();
+    let www = machine.path("www");
+    write(
+        &www.join("index.html"),
+        &format!("<p>app {}</p>", "x".repeat(2000)),
+    );
+    write(&www.join("assets/app-DiwrgTda.js"), "app()");
+    write(&www.join("robots.txt"), "robots");
+    let api = format!("http://127.0.0.1:{}", back_end());
+    let www = www.to_str().unwrap();
+    let site = [
+        "--site",
+        "--domain",
+        "www.example.com",
+        "--root",
+        www,
+        "--api",
+        &api,
+        "--cors-origin",
+        "https://app.example.org",
+    ];
+    let told = run(&mut machine.install(&site), 0);
+    assert!(
+        told.contains("sites-available/www.example.com.conf"),
+        "{told}"
+    );
+    assert!(
+        machine
+            .path("sites-enabled/www.example.com.conf")
+            .is_symlink()
+    );
+    assert!(run(&mut machine.install(&site), 0).contains("nothing to change"));
+    // Another one beside it shares no variable.
+    let mut other = site;
+    other[2] = "other.example.com";
+    run(&mut machine.install(&other), 0);
+    machine.start();
+    until("TLS", || listens(machine.https));
+    let ask = |path: &str, more: &[&str]| {
+        machine.ask(&format!("https://www.example.com:HTTPS{path}"), more)
+    };
+
+    let page = ask("/some/deep/page", &["--compressed"]);
+    assert!(
+        page.contains("<p>app ") && page.contains("cache-control: no-cache"),
+        "{page}"
+    );
+    assert!(page.contains("content-encoding: gzip"), "{page}");
+    assert!(
+        page.contains("strict-transport-security: max-age=63072000"),
+        "{page}"
+    );
+    assert!(page.starts_with("http/2 200"), "{page}");
+    let asset = ask("/assets/app-DiwrgTda.js", &[]);
+    assert!(
+        asset.ends_with("app()") && asset.contains("immutable"),
+        "{asset}"
+    );
+    assert!(ask("/assets/app-AAAAAAAA.js", &[]).starts_with("http/2 404"));
+    assert!(!ask("/robots.txt", &[]).contains("immutable"));
+
+    let called = ask("/api/users?x=1", &["-H", "X-Forwarded-For: 6.6.6.6"]);
+    for word in [
+        "get /api/users?x=1 ",
+        "host: www.example.com",
+        "x-forwarded-proto: https",
+        "x-forwarded-for: 127.0.0.1",
+        "strict-transport-security",
+    ] {
+        assert!(called.contains(word), "{word}: {called}");
+    }
+    assert!(
+        !called.contains("access-control-allow-origin") && !called.contains("6.6.6.6"),
+        "{called}"
+    );
+    let upgrade = ask(
+        "/api/socket",
+        &[
+            "--http1.1",
+            "-H",
+            "Connection: Upgrade",
+            "-H",
+            "Upgrade: websocket",
+            "--max-time",
+            "2",
+        ],
+    );
+    assert!(upgrade.starts_with("http/1.1 101"), "{upgrade}");
+
+    let preflight = |origin: &str| {
+        let origin = format!("Origin: {origin}");
+        ask(
+            "/api/users",
+            &[
+                "-X",
+                "OPTIONS",
+                "-H",
+                &origin,
+                "-H",
+                "Access-Control-Request-Method: PUT",
+                "-H",
+                "Access-Control-Request-Headers: x-token",
+            ],
+        )
+    };
+    let allowed = preflight("https://app.example.org");
+    for word in [
+        "http/2 204",
+        "access-control-allow-origin: https://app.example.org",
+        "allow-credentials: true",
+        "allow-headers: x-token",
+        "put, ",
+    ] {
+        assert!(allowed.contains(word), "{word}: {allowed}");
+    }
+    for origin in [
+        "https://evil.example.org",
+        "https://app.example.org.evil.net",
+        "https://appxexample.org",
+    ] {
+        let refused = preflight(origin);
+        assert!(
+            !refused.contains("access-control-allow-origin") && !refused.contains("credentials"),
+            "{refused}"
+        );
+    }
+    let plain = ask("/api/users", &["-H", "Origin: https://app.example.org"]);
+    assert_eq!(
+        plain.matches("\naccess-control-allow-origin:").count(),
+        1,
+        "{plain}"
+    );
+    let moved = machine.ask("http://www.example.com:HTTP/x", &[]);
+    assert!(moved.contains(" 308 "), "{moved}");
+
+    assert!(run(&mut machine.install(&["--undo"]), 0).contains("as it was before"));
+    assert_eq!(machine.files(), before);
+}
+
+#[test]
+fn a_site_with_bad_options_is_refused() {
+    let Some(machine) = Machine::new(PLAIN) else {
+        return;
+    };
+    let before = machine.files();
+    let site = |more: &[&str]| {
+        let all = [
+            &["--site", "--domain", "new.example.com", "--root", "/srv"],
+            more,
+        ]
+        .concat();
+        let told = run(&mut machine.install(&all), 2);
+        assert_eq!(machine.files(), before);
+        told
+    };
+    assert!(site(&["--cors-origin", "*"]).contains("no origin"));
+    assert!(site(&["--cors-origin", "https://a.example/path"]).contains("no origin"));
+    assert!(site(&["--api", "http://x; }"]).contains("no URL"));
+    let elsewhere = machine.path("elsewhere.conf");
+    assert!(site(&["--file", elsewhere.to_str().unwrap()]).contains("no include"));
+}
