@@ -92,6 +92,8 @@ pub struct Delivery {
     pub not_after: Timestamp,
     /// The directory in which its files stand.
     pub live: PathBuf,
+    /// Whether it must be told now, whatever that costs it.
+    pub urgent: bool,
 }
 
 /// A server that loads certificates from the output.
@@ -228,5 +230,6 @@ pub(crate) fn sample() -> Delivery {
         fingerprint: Fingerprint::of(b"leaf"),
         not_after: Timestamp::from_seconds(1_900_000_000),
         live: PathBuf::from("/certs/live/example.com"),
+        urgent: false,
     }
 }

@@ -131,6 +131,23 @@ impl Machine {
         until("nginx", || listens(self.http));
     }
 
+    /// Its workers, by number.
+    fn workers(&self) -> Vec<String> {
+        let pid = std::fs::read_to_string(self.path("nginx.pid")).unwrap();
+        let pid = pid.trim();
+        let children = format!("/proc/{pid}/task/{pid}/children");
+        let children = std::fs::read_to_string(children).unwrap();
+        children.split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// Returns once none of `former` answers any more.
+    fn until_replaced(&self, former: &[String]) {
+        until("the new workers", || {
+            let workers = self.workers();
+            !workers.is_empty() && !workers.iter().any(|worker| former.contains(worker))
+        });
+    }
+
     /// What curl sees: the headers in lower case, and the body.
     fn ask(&self, url: &str, more: &[&str]) -> String {
         let mut command = Command::new(&self.curl);
@@ -165,6 +182,7 @@ fn install_adds_tls_once_and_undo_restores_every_byte() {
     };
     machine.start();
     let before = machine.files();
+    let former = machine.workers();
     let told = run(&mut machine.install(&["--domain", "www.example.com"]), 0);
     assert!(
         told.contains("certs issue www.example.com example.com --webroot"),
@@ -180,11 +198,8 @@ fn install_adds_tls_once_and_undo_restores_every_byte() {
         let bare = kept.replace(" default_server; # plain\n\tserver_name", "# plain\n");
         assert!(after.contains(&bare), "{bare}: {after}");
     }
-    // The workers of before answer for a moment still.
-    until("TLS", || {
-        let moved = machine.ask("http://www.example.com:HTTP/", &[]);
-        moved.contains(" 308 ") && listens(machine.https)
-    });
+    machine.until_replaced(&former);
+    until("TLS", || listens(machine.https));
     assert!(
         machine
             .ask("https://www.example.com:HTTPS/", &[])

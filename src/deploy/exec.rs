@@ -3,12 +3,14 @@
 //! group of its own: what takes too long ends with all that it has started.
 
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
 
 use super::{Delivery, DeployError, Target};
 use crate::text::printable;
@@ -18,6 +20,7 @@ pub const WITHIN: Duration = Duration::from_secs(30);
 /// Of what it says, the end is kept: the error stands there.
 const KEPT: usize = 4096;
 const LINES: usize = 10;
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A program with its arguments.
 #[derive(Debug)]
@@ -48,20 +51,19 @@ impl Exec {
 
     async fn run(&self, delivery: &Delivery) -> Result<(), DeployError> {
         let mut child = self.start(delivery)?;
-        let (output, errors) = (child.stdout.take(), child.stderr.take());
+        let said = Said::default();
         // Reading goes on past what is kept: a full pipe would stop it.
-        let ended = async {
-            let (output, errors, status) = tokio::join!(tail(output), tail(errors), child.wait());
-            (status, [output, b"\n".to_vec(), errors].concat())
+        let mut reading = JoinSet::new();
+        reading.spawn(tail(child.stdout.take(), said.output.clone()));
+        reading.spawn(tail(child.stderr.take(), said.errors.clone()));
+        let Ok(status) = tokio::time::timeout(self.within, child.wait()).await else {
+            end(&mut child).await;
+            return Err(self.failed(format!("did not end within {:?}", self.within)));
         };
-        let (status, said) = match tokio::time::timeout(self.within, ended).await {
-            Ok(ended) => ended,
-            Err(_) => {
-                end(&mut child).await;
-                return Err(self.failed(format!("did not end within {:?}", self.within)));
-            }
-        };
-        let said = last_lines(&String::from_utf8_lossy(&said));
+        // What it has left running may hold its output open for as long as it likes.
+        let rest = async { while reading.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(LAST_WORDS, rest).await;
+        let said = last_lines(&said.text());
         match status {
             Ok(status) if status.success() => {
                 tracing::debug!(program = self.command.first(), "{said}");
@@ -104,18 +106,35 @@ async fn end(child: &mut Child) {
     let _ = child.wait().await;
 }
 
-/// The last of what `stream` says until it ends.
-async fn tail(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
-    let Some(mut stream) = stream else {
-        return Vec::new();
-    };
-    let (mut kept, mut buffer) = (Vec::new(), [0; 16_384]);
+type Kept = Arc<Mutex<Vec<u8>>>;
+
+/// The ends of what it says.
+#[derive(Default)]
+struct Said {
+    output: Kept,
+    errors: Kept,
+}
+
+impl Said {
+    fn text(&self) -> String {
+        let text = |kept: &Kept| {
+            let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            String::from_utf8_lossy(&kept).into_owned()
+        };
+        format!("{}\n{}", text(&self.output), text(&self.errors))
+    }
+}
+
+/// Keeps the last of what `stream` says, until it ends.
+async fn tail(stream: Option<impl AsyncRead + Unpin>, kept: Kept) {
+    let Some(mut stream) = stream else { return };
+    let mut buffer = [0; 16_384];
     while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.extend_from_slice(&buffer[..read]);
         let surplus = kept.len().saturating_sub(KEPT);
         kept.drain(..surplus);
     }
-    kept
 }
 
 fn last_lines(said: &str) -> String {
@@ -192,6 +211,17 @@ mod tests {
             assert!(looks < 1000, "it runs still");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    #[tokio::test]
+    async fn what_it_leaves_running_holds_nothing_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("pid");
+        let script = format!("sleep 600 & echo $! >{}; exit 0", file.display());
+        shell(&script).apply(&sample()).await.unwrap();
+        let pid = std::fs::read_to_string(file).unwrap();
+        let ended = std::process::Command::new("kill").arg(pid.trim()).status();
+        assert!(ended.unwrap().success(), "it was ended with its parent");
     }
 
     #[tokio::test]

@@ -169,7 +169,10 @@ impl Distant {
             target: self.name.clone(),
             detail,
         };
-        let answer = asked.await.map_err(|error| failed(error.to_string()))?;
+        let within = self.spec.told_within();
+        let asked = tokio::time::timeout(within, asked).await;
+        let asked = asked.map_err(|_| failed(format!("no answer within {within:?}")))?;
+        let answer = asked.map_err(|error| failed(error.to_string()))?;
         answer.map_err(|error| failed(error.to_string()))?
     }
 }

@@ -2,6 +2,7 @@
 //! process that the pid file names.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -95,6 +96,22 @@ fn arguments_in(command: &str) -> Vec<String> {
     arguments
 }
 
+/// The program of `pid`, if it may be run by us: any process can call itself nginx,
+/// and whoever may write a pid file can name it. In another container's file system
+/// the same path is another program.
+fn trusted_program(pid: u32) -> Option<PathBuf> {
+    let ours = |owner: u32| owner == 0 || owner == rustix::process::geteuid().as_raw();
+    let mounts = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/mnt")).ok();
+    if mounts(&pid.to_string())? != mounts("self")? {
+        return None;
+    }
+    let process = std::fs::metadata(format!("/proc/{pid}")).ok()?;
+    let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let file = std::fs::metadata(&program).ok()?;
+    let trusted = ours(process.uid()) && ours(file.uid()) && file.mode() & 0o022 == 0;
+    trusted.then_some(program)
+}
+
 /// How long a title may get: nginx writes it over its arguments and its
 /// environment, and cuts off what does not fit. `None` when that is not to be
 /// seen. See proc_pid_stat(5).
@@ -121,9 +138,8 @@ impl Target for Nginx {
 
     async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
         let master = self.master()?;
-        // In another container's file system there is nothing to run; the
-        // handshake after the reload still tells.
-        let Ok(program) = std::fs::read_link(format!("/proc/{}/exe", master.process.pid)) else {
+        // Where there is nothing to run, the handshake after the reload still tells.
+        let Some(program) = trusted_program(master.process.pid) else {
             return Ok(());
         };
         let Some(arguments) = &master.arguments else {
@@ -148,10 +164,10 @@ impl Target for Nginx {
         })
     }
 
-    async fn apply(&self, _: &Delivery) -> Result<(), DeployError> {
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
         let master = self.master()?;
         let draining = drained(master.process.pid).await;
-        if draining >= MOST_DRAINING {
+        if draining >= MOST_DRAINING && !delivery.urgent {
             return Err(DeployError::Draining {
                 target: self.name.clone(),
                 generations: draining,
@@ -225,6 +241,24 @@ mod tests {
         assert_eq!(room_in(&stat(0, 0)), None);
         assert_eq!(room_in("7 (x) S 0"), None);
         assert!(room_for_title(std::process::id()).is_some_and(|room| room > 10));
+    }
+
+    #[test]
+    fn a_program_that_others_may_write_is_not_run() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("nginx");
+        std::fs::copy("/bin/sleep", &program).unwrap();
+        let open = |mode| std::fs::set_permissions(&program, PermissionsExt::from_mode(mode));
+        open(0o755).unwrap();
+        let started = std::process::Command::new(&program).arg("600").spawn();
+        let mut started = started.unwrap();
+        let trusted = trusted_program(started.id());
+        open(0o777).unwrap();
+        let open_to_others = trusted_program(started.id());
+        started.kill().unwrap();
+        started.wait().unwrap();
+        assert_eq!((trusted, open_to_others), (Some(program), None));
     }
 
     #[test]

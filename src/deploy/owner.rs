@@ -2,11 +2,12 @@
 //! looked up in the files under /etc only: a static binary has no other way,
 //! and a directory service must not decide who reads a key.
 
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use rustix::fs::{Gid, Uid};
+use rustix::fs::{Gid, OFlags, Uid};
 use serde::{Deserialize, Serialize};
 
 /// Who shall own the output; what is `None` stays the process's own.
@@ -19,34 +20,42 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// Gives `path` to this owner; nothing is done where none is named.
-    ///
-    /// # Errors
-    /// As the system has them: only root may give files away.
-    pub fn take(self, path: &Path) -> io::Result<()> {
+    /// Gives it to this owner; nothing is done where none is named.
+    fn take(self, held: &File) -> io::Result<()> {
         if self == Self::default() {
             return Ok(());
         }
         let (user, group) = (self.user.map(Uid::from_raw), self.group.map(Gid::from_raw));
-        Ok(rustix::fs::chown(path, user, group)?)
+        Ok(rustix::fs::fchown(held, user, group)?)
     }
-}
 
-impl Owner {
-    /// The same, and its mode after it: giving a file away takes its set-group-id
-    /// bit. Whoever may not give it away goes on with a file that is his own.
+    /// Gives the file or directory at `path` to this owner, and its mode after it:
+    /// giving a file away takes its set-group-id bit. Whoever may not give it away
+    /// goes on with a file that is his own.
     ///
     /// # Errors
-    /// When it has not got the mode: a key must not be open to others.
+    /// When it has not got the mode: a key must not be open to others. Also when a
+    /// link stands there, or a file that has another name too: whoever owns the
+    /// directory could have us give away anything.
     pub fn take_or_warn(self, path: &Path, mode: u32) -> io::Result<()> {
-        if let Err(error) = self.take(path) {
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
+        let mut options = File::options();
+        let held = options
+            .read(true)
+            .custom_flags(flags.cast_signed())
+            .open(path)?;
+        let found = held.metadata()?;
+        if !found.is_dir() && (!found.is_file() || found.nlink() != 1) {
+            return Err(io::Error::other("it is no file of ours alone"));
+        }
+        if let Err(error) = self.take(&held) {
             tracing::warn!(
                 "the owner of {} stays: {error}; hint: it takes root, or CAP_CHOWN, to give a file away",
                 path.display()
             );
         }
-        std::fs::set_permissions(path, PermissionsExt::from_mode(mode))?;
-        let found = std::fs::metadata(path)?.permissions().mode() & 0o7777;
+        held.set_permissions(PermissionsExt::from_mode(mode))?;
+        let found = held.metadata()?.permissions().mode() & 0o7777;
         // A directory may have a bit that it has from its parent.
         match found & !0o2000 == mode & !0o2000 {
             true => Ok(()),
@@ -110,12 +119,20 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_that_is_not_named_changes_nothing() {
-        assert!(Owner::default().take(Path::new("/absent")).is_ok());
-        let named = Owner {
-            user: None,
-            group: Some(0),
-        };
-        assert!(named.take(Path::new("/absent")).is_err());
+    fn nothing_is_given_away_through_a_link_or_a_second_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        std::fs::write(path("other"), "x").unwrap();
+        let mode = |name: &str| std::fs::metadata(path(name)).unwrap().mode() & 0o7777;
+        let before = mode("other");
+        std::os::unix::fs::symlink(path("other"), path("link")).unwrap();
+        std::fs::write(path("ours"), "x").unwrap();
+        let owner = Owner::default();
+        assert!(owner.take_or_warn(&path("link"), 0o604).is_err());
+        owner.take_or_warn(&path("ours"), 0o640).unwrap();
+        std::fs::hard_link(path("other"), path("second")).unwrap();
+        assert!(owner.take_or_warn(&path("second"), 0o604).is_err());
+        assert_eq!((mode("other"), mode("ours")), (before, 0o640));
+        assert!(owner.take_or_warn(&path("absent"), 0o640).is_err());
     }
 }

@@ -278,6 +278,12 @@ impl Spec {
         (within > Duration::ZERO && within <= LONGEST_PROGRAM).then_some(within)
     }
 
+    /// How long it may take to be told, whatever it does.
+    #[must_use]
+    pub fn told_within(&self) -> Duration {
+        self.within().unwrap_or(exec::WITHIN) + Duration::from_secs(60)
+    }
+
     /// Makes its paths start at `base`, where they are relative.
     #[must_use]
     pub fn located(mut self, base: impl Fn(&Path) -> PathBuf) -> Self {

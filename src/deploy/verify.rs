@@ -115,6 +115,17 @@ pub struct VerifyError {
 }
 
 impl VerifyError {
+    /// A server that was found listening, and is found no more.
+    #[must_use]
+    pub fn gone(server: &str, name: impl fmt::Display) -> Self {
+        Self {
+            endpoint: server.to_owned(),
+            name: name.to_string(),
+            within: Duration::ZERO,
+            found: "it listens no more: see its log, and start it".to_owned(),
+        }
+    }
+
     /// The same, with what is known of its cause.
     #[must_use]
     pub fn because(mut self, cause: Option<String>) -> Self {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::issue::Held;
 use super::{Certificate, ManageError, Parts};
 use crate::certificate::{Bundle, Facts, Freshness};
-use crate::deploy::verify::{Place, verify};
+use crate::deploy::verify::{Place, VerifyError, verify};
 use crate::deploy::{Delivery, DeployError, Target};
 use crate::identifier::Lineage;
 use crate::record::{Failures, Generation, Served};
@@ -59,6 +59,8 @@ pub async fn deploy(
         && parts.output.live(&lineage) == Some(pair.generation)
         && is_about_a_server(error)
     {
+        let hint = error.hint();
+        tracing::error!(%lineage, "{error}; hint: {hint}");
         take_back(parts, certificate, held, &before).await;
     }
     ended?;
@@ -76,7 +78,7 @@ async fn transact(
     if carefully {
         // A server that could not be told, or would not start again as it is, is
         // found before anything is touched.
-        let delivery = delivery(parts, held, pair);
+        let delivery = delivery(parts, held, pair, false);
         for (_, target) in certificate.named_targets() {
             target.check(&delivery).await?;
         }
@@ -101,7 +103,7 @@ async fn tell(
     pair: &Pair,
     carefully: bool,
 ) -> Result<(), ManageError> {
-    let delivery = delivery(parts, held, pair);
+    let delivery = delivery(parts, held, pair, !carefully);
     let mut failed: Option<DeployError> = None;
     for (name, target) in certificate.named_targets() {
         let told = held.record.deployed.get(&name) == Some(&pair.generation);
@@ -131,7 +133,7 @@ async fn tell_one(target: &dyn Target, delivery: &Delivery) -> Result<(), Deploy
     target.apply(delivery).await
 }
 
-fn delivery(parts: &Parts, held: &Held, pair: &Pair) -> Delivery {
+fn delivery(parts: &Parts, held: &Held, pair: &Pair, urgent: bool) -> Delivery {
     let lineage = held.record.lineage.clone();
     Delivery {
         live: parts.output.live_path(&lineage),
@@ -140,6 +142,7 @@ fn delivery(parts: &Parts, held: &Held, pair: &Pair) -> Delivery {
         generation: pair.generation,
         fingerprint: pair.facts.fingerprint.clone(),
         not_after: pair.facts.not_after,
+        urgent,
     }
 }
 
@@ -203,6 +206,9 @@ async fn take_back(parts: &Parts, certificate: &Certificate, held: &mut Held, be
     let told = tell(parts, certificate, held, before, false).await;
     let proven = prove(parts, certificate, held, before).await;
     match told.and(proven) {
+        Ok(()) if held.record.served.is_empty() => {
+            tracing::info!(%lineage, generation = %before.generation, "it was handed over again");
+        }
         Ok(()) => {
             tracing::info!(%lineage, generation = %before.generation, "it is proven served again");
         }
@@ -283,6 +289,10 @@ async fn prove(
     pair: &Pair,
 ) -> Result<(), ManageError> {
     let places = places(certificate).await;
+    let listens = |known: &&String| places.iter().any(|place| place.to_string() == **known);
+    if let Some(gone) = held.record.served.keys().find(|known| !listens(known)) {
+        return Err(VerifyError::gone(gone, &held.record.lineage).into());
+    }
     if places.is_empty() && !certificate.targets.is_empty() {
         tracing::warn!(lineage = %held.record.lineage, "nothing proves that it is served: name an endpoint with --verify HOST:PORT");
     }
@@ -302,7 +312,7 @@ async fn prove(
                     .and_modify(|served| {
                         served.generation = Generation::default();
                     });
-                let obstacle = obstacle(certificate, &delivery(parts, held, pair)).await;
+                let obstacle = obstacle(certificate, &delivery(parts, held, pair, false)).await;
                 return Err(error.because(obstacle).into());
             }
         }
