@@ -108,12 +108,17 @@ pub trait Issuer: Send + Sync {
         journal: &mut dyn Journal,
     ) -> Result<String, AcmeError>;
 
-    /// What time it is there and here, by a reply of the last `newest`; it asks
-    /// for one where there is none, and not at all without a `newest`. `None`
-    /// from one that does not tell the time, or does not answer.
-    async fn time(&self, newest: Option<Duration>) -> Option<Dated> {
-        let _ = newest;
+    /// What time it was there and here at its last reply; `None` before the first,
+    /// and from one that does not tell the time.
+    fn dated(&self) -> Option<Dated> {
         None
+    }
+
+    /// The same, by a reply of the last `newest`; it asks for one where there is
+    /// none. `None` from one that does not answer.
+    async fn time(&self, newest: Duration) -> Option<Dated> {
+        let _ = newest;
+        self.dated()
     }
 
     /// Asks the CA for no more than whether it answers.

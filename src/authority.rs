@@ -89,6 +89,9 @@ pub struct Outage {
     pub probes: u32,
     /// Nobody asks before this instant.
     pub probe_at: Timestamp,
+    /// Whether the CA has asked to be left alone until then.
+    #[serde(default)]
+    pub asked: bool,
     /// What the last attempt ended with.
     pub last: String,
 }

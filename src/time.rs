@@ -110,6 +110,11 @@ pub trait Clock: Send + Sync {
     /// The current time. May jump in either direction between two calls.
     fn now(&self) -> Timestamp;
 
+    /// What this machine's clock shows, where `now` is corrected for how wrong that is.
+    fn wall(&self) -> Timestamp {
+        self.now()
+    }
+
     /// Returns once `now()` has reached `instant`; at once when it is past, and
     /// no later than after the time that it lay ahead: a clock that is set back
     /// meanwhile holds nobody up.

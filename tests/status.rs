@@ -36,6 +36,7 @@ async fn what_the_ca_allows_and_whether_it_answers_is_shown() {
         since: now,
         probes: 2,
         probe_at: now,
+        asked: false,
         last: "nobody there".into(),
     });
     let saved = store.save_authority(CA, &authority, Revision(0));

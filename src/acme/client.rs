@@ -158,12 +158,13 @@ impl Issuer for Client {
         ended.map_err(|failed| self.informed(failed, &directory.meta))
     }
 
-    async fn time(&self, newest: Option<Duration>) -> Option<Dated> {
+    fn dated(&self) -> Option<Dated> {
+        self.session.dated()
+    }
+
+    async fn time(&self, newest: Duration) -> Option<Dated> {
         let now = self.options.clock.now();
         let dated = self.session.dated();
-        let Some(newest) = newest else {
-            return dated;
-        };
         // A clock that was set since has made it a reply of another time.
         if dated.is_some_and(|dated| dated.ours <= now && now.since(dated.ours) <= newest) {
             return dated;

@@ -117,7 +117,7 @@ pub(super) async fn spend(
     // Where there is nothing to count it need not be asked.
     let now = match rules {
         [] => ours,
-        _ => skew::there(issuer, ours).await,
+        _ => skew::there(issuer, parts.clock.as_ref()).await,
     };
     let counted = ledger::counts_as(record, ca, names, replaces, now);
     if rules.is_empty() {

@@ -2,6 +2,7 @@
 //! to a certificate that is issued, handed over and proven.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,7 @@ use super::authority::{self, waits_until};
 use super::deploy::{FILES, deploy, on_disk, places};
 use super::order::{Plan, refresh};
 use super::partial::{self, order};
-use super::skew;
+use super::skew::{self, Corrected};
 use super::status::{left_out, status};
 use super::{Certificate, ManageError, Outcome, Parts, Wanted};
 use crate::certificate::Bundle;
@@ -19,7 +20,7 @@ use crate::record::{Failures, Fallback, Generation, PendingOrder, Record, Revisi
 use crate::renew::backoff::after_handover_failure;
 use crate::renew::decide::{self, HeldUp, Next, next};
 use crate::renew::fallback::Choice;
-use crate::time::Timestamp;
+use crate::time::{Clock, Timestamp};
 
 /// Let's Encrypt's orders live for seven days.
 const OLDEST_ORDER: Duration = Duration::from_secs(3 * 86_400);
@@ -95,7 +96,12 @@ pub async fn pass(
     urge: Urge,
 ) -> Result<Outcome, ManageError> {
     let _lease = parts.store.lease(&certificate.wanted.lineage).await?;
-    let mut held = load(parts, certificate, urge).await?;
+    let clock = Arc::new(Corrected::new(parts.clock.clone(), certificate));
+    let parts = &Parts {
+        clock: clock.clone(),
+        ..parts.clone()
+    };
+    let mut held = load(parts, certificate, urge, &clock).await?;
     if urge.never_orders() {
         return hand_over_again(parts, certificate, &mut held, urge).await;
     }
@@ -119,8 +125,7 @@ pub async fn pass(
     // due, or a server that is down would keep it from being renewed.
     let mut stuck: Option<ManageError> = None;
     loop {
-        let ours = parts.clock.now();
-        let now = skew::not_behind(certificate, &held.record, ours).await;
+        let now = parts.clock.now();
         match next(&held.record, now, parts.random.as_ref()) {
             // One order a pass, whatever the CA says of its newest certificate.
             Next::Issue { .. } if issued => {
@@ -149,7 +154,7 @@ pub async fn pass(
                 match ordered {
                     Ok(()) => issued = true,
                     Err(error) if skew::is_slight(&error) => {
-                        let until = waits_until(&error).unwrap_or(ours);
+                        let until = waits_until(&error).unwrap_or(now);
                         return outcome(&held.record, issued, until);
                     }
                     Err(error) if heals => partial::later(parts, &mut held, error, now).await?,
@@ -175,8 +180,7 @@ pub async fn pass(
                 return match (stuck, decide::held_up(&held.record, now)) {
                     (Some(error), _) => Err(error),
                     (None, Some(held_up)) => Err(waiting(&held.record, held_up)),
-                    // The time to wait is the same by either clock.
-                    (None, None) => outcome(&held.record, issued, ours + until.since(now)),
+                    (None, None) => outcome(&held.record, issued, until),
                 };
             }
             Next::Halt(reason) => return Err(ManageError::Halted(format!("{reason:?}"))),
@@ -224,7 +228,12 @@ fn outcome(record: &Record, issued: bool, until: Timestamp) -> Result<Outcome, M
     })
 }
 
-async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<Held, ManageError> {
+async fn load(
+    parts: &Parts,
+    certificate: &Certificate,
+    urge: Urge,
+    clock: &Corrected,
+) -> Result<Held, ManageError> {
     let wanted = &certificate.wanted;
     let (mut record, revision) = match parts.store.load(&wanted.lineage).await? {
         Some(stored) => stored,
@@ -237,6 +246,7 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
             (fresh, Revision::default())
         }
     };
+    clock.knows(&record);
     let changed = !asks_the_same(&record, wanted);
     if changed {
         // What failed was something else.
@@ -247,7 +257,7 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
     record.profile.clone_from(&wanted.profile);
     record.fallback = second_choice(&record, certificate, changed);
     partial::reconcile(&mut record, wanted);
-    let now = age_at(&record, certificate, parts.clock.now()).await;
+    let now = age_at(&record, certificate, clock).await;
     let dropped = record
         .order
         .take_if(|order| !is_worth_resuming(order, certificate, now));
@@ -333,12 +343,13 @@ pub(super) fn last_failure(record: &Record) -> Option<String> {
 
 /// When the order under way, if it looks old, is looked at: a clock that is ahead
 /// must not give up one that may have come to a certificate already.
-async fn age_at(record: &Record, certificate: &Certificate, ours: Timestamp) -> Timestamp {
+async fn age_at(record: &Record, certificate: &Certificate, clock: &dyn Clock) -> Timestamp {
+    let now = clock.now();
     match &record.order {
-        Some(order) if ours.since(order.begun) >= OLDEST_ORDER => {
-            skew::there(certificate.issuer.as_ref(), ours).await
+        Some(order) if now.since(order.begun) >= OLDEST_ORDER => {
+            skew::there(certificate.issuer.as_ref(), clock).await
         }
-        _ => ours,
+        _ => now,
     }
 }
 

@@ -121,7 +121,7 @@ pub(super) async fn order(
     }
     match ended {
         Ok(bundle) => {
-            let there = skew::there(place.issuer, parts.clock.now()).await;
+            let there = skew::there(place.issuer, parts.clock.as_ref()).await;
             let sent = held.record.order.as_ref();
             authority::settle_issued(parts, &pending, sent, there).await;
             settle(parts, &place, held, &bundle, urge, there).await?;
@@ -129,10 +129,10 @@ pub(super) async fn order(
             refresh(parts, certificate, held).await
         }
         Err(error) => {
-            let now = skew::not_behind(certificate, &held.record, parts.clock.now()).await;
+            let now = parts.clock.now();
             // Only what it has judged was counted by its clock.
             let there = match authority::is_an_answer(&error) {
-                true => skew::there(place.issuer, parts.clock.now()).await,
+                true => skew::there(place.issuer, parts.clock.as_ref()).await,
                 false => now,
             };
             note_failure(parts, held, &pending, &error, heals, (now, there)).await;
@@ -211,7 +211,7 @@ async fn bundle(
     chain: &str,
 ) -> Result<Bundle, ManageError> {
     let names = &order.identifiers;
-    let now = skew::when_signed(issuer, &held.record, parts.clock.now()).await;
+    let now = skew::when_signed(issuer, &held.record, parts.clock.as_ref());
     let checked = Bundle::new(order.key_pem.clone(), chain, names, now, Freshness::Issued);
     checked.map_err(|source| ManageError::Bundle {
         ca: order.ca.clone(),
@@ -409,7 +409,7 @@ pub(super) async fn refresh(
         _ => None,
     };
     // The clock that it is compared with, or it would be asked again at once.
-    let now = skew::not_behind(certificate, &held.record, parts.clock.now()).await;
+    let now = parts.clock.now();
     let (accepted, again) = match info {
         Some((suggested, again)) => (
             window::accept(suggested.start, suggested.end, &issued.facts),

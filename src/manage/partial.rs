@@ -9,7 +9,6 @@ use super::authority::waits_until;
 use super::fallback;
 use super::issue::Held;
 use super::order::{Plan, failed_names};
-use super::skew;
 use super::{Certificate, ManageError, Parts, Wanted};
 use crate::identifier::Identifier;
 use crate::record::{Quarantine, Record};
@@ -37,7 +36,7 @@ pub(super) async fn order(
         return Ok(());
     };
     let healthy = if certificate.wanted.partial {
-        let now = skew::not_behind(certificate, &held.record, parts.clock.now()).await;
+        let now = parts.clock.now();
         leave_out(parts, held, &plan, &error, now).await?
     } else {
         None

@@ -2,14 +2,16 @@
 //! early, and breaks TLS itself. The `Date` of every reply says how late it is
 //! there, in whole seconds and after the time that the reply took.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use async_trait::async_trait;
 
 use super::{Certificate, ManageError, Parts};
 use crate::acme::Issuer;
 use crate::record::Record;
-use crate::renew::skew::{decided_at, is_due_at};
-use crate::time::Timestamp;
+use crate::renew::skew::{Evidence, decided_at, is_due_at};
+use crate::time::{Clock, Timestamp};
 
 /// From here on somebody must set the clock.
 const ALARM: Duration = Duration::from_secs(300);
@@ -53,25 +55,66 @@ const NEWEST: Duration = Duration::from_secs(60);
 /// When what only our clock says is due is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
-/// When `record` is looked at, by a clock that is not behind: where the CA's
-/// last reply shows that ours is, by the CA's.
-pub(super) async fn not_behind(
-    certificate: &Certificate,
-    record: &Record,
-    ours: Timestamp,
-) -> Timestamp {
-    let dated = certificate.issuer.time(None).await;
-    let at = dated.map_or(ours, |dated| decided_at(record, ours, dated.there(ours)));
-    at.max(ours)
+/// A reply that is older does not correct our clock any more.
+const CORRECTS_FOR: Duration = Duration::from_secs(86_400);
+
+/// The clock of one pass: this machine's, corrected by what the CA's last reply has
+/// shown, so that what is written down for a whole fleet, and what is decided, has
+/// one time, whichever machine's clock is wrong.
+pub(super) struct Corrected {
+    wall: Arc<dyn Clock>,
+    issuers: Vec<Arc<dyn Issuer>>,
+    evidence: Mutex<Option<Evidence>>,
+}
+
+impl Corrected {
+    pub(super) fn new(wall: Arc<dyn Clock>, certificate: &Certificate) -> Self {
+        let second = certificate.fallback.as_ref();
+        let second = second.map(|second| second.issuer.clone());
+        let issuers = [Some(certificate.issuer.clone()), second];
+        Self {
+            wall,
+            issuers: issuers.into_iter().flatten().collect(),
+            evidence: Mutex::default(),
+        }
+    }
+
+    /// What is issued shows which of two clocks is wrong.
+    pub(super) fn knows(&self, record: &Record) {
+        let mut evidence = self.evidence.lock().unwrap_or_else(PoisonError::into_inner);
+        *evidence = Evidence::of(record);
+    }
+}
+
+#[async_trait]
+impl Clock for Corrected {
+    fn now(&self) -> Timestamp {
+        let ours = self.wall.now();
+        let issuers = self.issuers.iter();
+        let heard = issuers.filter_map(|issuer| issuer.dated()).find(|dated| {
+            // One that was set since has made it a reply of another time.
+            dated.ours <= ours && ours.since(dated.ours) <= CORRECTS_FOR
+        });
+        let evidence = *self.evidence.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.map_or(ours, |dated| decided_at(evidence, ours, dated.there(ours)))
+    }
+
+    fn wall(&self) -> Timestamp {
+        self.wall.wall()
+    }
+
+    async fn sleep_until(&self, instant: Timestamp) {
+        let ahead = instant.since(self.now());
+        self.wall.sleep_until(self.wall.now() + ahead).await;
+    }
 }
 
 /// Lets no order through that is due only because our clock is ahead: it is
 /// held against the CA's as it is now.
 ///
 /// # Errors
-/// [`ManageError::NotDueThere`]; and what a CA that has told the time before says
-/// instead of telling it: an order that is written down now would be finished
-/// when it answers again, due or not.
+/// [`ManageError::NotDueThere`]; and what a CA says instead of telling the time: an
+/// order that is written down now would be finished when it answers again, due or not.
 pub(super) async fn due_there(
     parts: &Parts,
     ca: &str,
@@ -81,15 +124,15 @@ pub(super) async fn due_there(
     if record.issued.is_none() {
         return Ok(());
     }
-    let Some(dated) = issuer.time(Some(NEWEST)).await else {
-        if record.order.is_none() && issuer.time(None).await.is_some() {
+    let Some(dated) = issuer.time(NEWEST).await else {
+        if record.order.is_none() {
             issuer.probe().await?;
         }
         return Ok(());
     };
-    let ours = parts.clock.now();
+    let ours = parts.clock.wall();
     let theirs = dated.there(ours);
-    let at = decided_at(record, ours, theirs);
+    let at = decided_at(Evidence::of(record), ours, theirs);
     let due = match is_due_at(record, at) {
         Ok(()) => return Ok(()),
         Err(due) => due,
@@ -98,15 +141,15 @@ pub(super) async fn due_there(
         ca: ca.to_owned(),
         ours,
         theirs,
-        until: ours + due.since(at).min(LOOK_AGAIN),
+        until: parts.clock.now() + due.since(at).min(LOOK_AGAIN),
     })
 }
 
 /// What the CA's clock shows: its limits are counted by it. Ours, where it
 /// does not tell or does not answer.
-pub(super) async fn there(issuer: &dyn Issuer, ours: Timestamp) -> Timestamp {
-    let dated = issuer.time(Some(NEWEST)).await;
-    dated.map_or(ours, |dated| dated.there(ours))
+pub(super) async fn there(issuer: &dyn Issuer, clock: &dyn Clock) -> Timestamp {
+    let dated = issuer.time(NEWEST).await;
+    dated.map_or(clock.now(), |dated| dated.there(clock.wall()))
 }
 
 /// Whether the clocks are so near each other that waiting is no failure.
@@ -119,17 +162,13 @@ pub(super) fn is_slight(error: &ManageError) -> bool {
 
 /// When a certificate was signed, for judging its dates: by the CA's clock, where
 /// it is to be believed.
-pub(super) async fn when_signed(
-    issuer: &dyn Issuer,
-    record: &Record,
-    ours: Timestamp,
-) -> Timestamp {
-    let dated = issuer.time(None).await;
-    let theirs = dated.map_or(ours, |dated| dated.there(ours));
+pub(super) fn when_signed(issuer: &dyn Issuer, record: &Record, clock: &dyn Clock) -> Timestamp {
+    let ours = clock.wall();
+    let theirs = issuer.dated().map_or(ours, |dated| dated.there(ours));
     if ours.since(theirs).max(theirs.since(ours)) <= BELIEVED {
         theirs
     } else {
-        decided_at(record, ours, theirs)
+        decided_at(Evidence::of(record), ours, theirs)
     }
 }
 

@@ -15,6 +15,7 @@ use super::authority::{show_stored, waits_until, who_answered};
 use super::deploy::stored;
 use super::issue::{Urge, pass};
 use super::order::is_silence;
+use super::skew::Corrected;
 use super::status::status;
 use super::{Certificate, MANY, ManageError, Outcome, Parts, SPREAD_OF_MANY};
 use crate::certificate::KeyType;
@@ -23,7 +24,7 @@ use crate::observe::{Board, Status};
 use crate::record::Record;
 use crate::renew::decide::{Next, next};
 use crate::store::StoreError;
-use crate::time::Timestamp;
+use crate::time::{Clock, Timestamp};
 
 /// Certificates worked on at once.
 const IN_FLIGHT: usize = 4;
@@ -110,6 +111,9 @@ struct Pass {
     lineage: Lineage,
     ended: Ended,
     record: Option<Record>,
+    /// What time it is by the CA's clock, where ours is known to be wrong: what the
+    /// pass and its record say is in it.
+    at: Timestamp,
     reply: Option<oneshot::Sender<Ended>>,
 }
 
@@ -400,7 +404,10 @@ impl Supervisor {
 
     /// Tells how it ended, and when the certificate is to be looked at again.
     fn report(&mut self, pass: Pass) -> Again {
-        let (lineage, now) = (&pass.lineage, self.parts.clock.now());
+        let (lineage, now) = (&pass.lineage, pass.at);
+        let ours = self.parts.clock.now();
+        // The time to wait is the same by either clock.
+        let ours = |instant: Timestamp| ours + instant.since(now);
         let random = self.parts.random.as_ref();
         if let Some(record) = &pass.record
             && self.agenda.get(lineage).is_some_and(|kept| kept.managed)
@@ -430,7 +437,7 @@ impl Supervisor {
                 if outcome.issued {
                     tracing::info!(%lineage, generation = %outcome.generation, not_after = %outcome.not_after, "issued");
                 }
-                Again::At(outcome.next)
+                Again::At(ours(outcome.next))
             }
             Err(error) => {
                 // What waits after a failure was told when it failed, and an
@@ -450,11 +457,11 @@ impl Supervisor {
                 let next = record.map(|record| next(record, now, random));
                 match (waits_until(error), next) {
                     (Some(until), _) if matches!(error, ManageError::Down { .. }) => {
-                        Again::Answered(until)
+                        Again::Answered(ours(until))
                     }
-                    (Some(until), _) => Again::At(until.min(now + LOOK_AGAIN)),
+                    (Some(until), _) => Again::At(ours(until.min(now + LOOK_AGAIN))),
                     (None, Some(Next::Wait(until))) if !leased => {
-                        Again::At(until.min(now + LOOK_AGAIN))
+                        Again::At(ours(until.min(now + LOOK_AGAIN)))
                     }
                     _ => Again::Undated,
                 }
@@ -554,6 +561,7 @@ async fn one_pass(
     reply: Option<oneshot::Sender<Ended>>,
 ) -> Pass {
     let ended = pass(&parts, &certificate, urge).await;
+    let clock = Corrected::new(parts.clock.clone(), &certificate);
     let lineage = certificate.wanted.lineage;
     let record = match parts.store.load(&lineage).await {
         Ok(stored) => stored.map(|(record, _)| record),
@@ -562,10 +570,14 @@ async fn one_pass(
             None
         }
     };
+    if let Some(record) = &record {
+        clock.knows(record);
+    }
     Pass {
         lineage,
         ended,
         record,
+        at: clock.now(),
         reply,
     }
 }

@@ -26,6 +26,7 @@ pub fn after_silence(
         since: before.map_or(now, |outage| outage.since),
         probes,
         probe_at: now + pause(probes, random),
+        asked: false,
         last,
     }
 }
@@ -34,7 +35,10 @@ pub fn after_silence(
 /// written by a clock that was wrong.
 #[must_use]
 pub fn is_waited_for(outage: &Outage, now: Timestamp) -> bool {
-    let longest = LONGEST_ASKED.max(LONGEST_PAUSE * 6 / 5);
+    let longest = match outage.asked {
+        true => LONGEST_ASKED,
+        false => LONGEST_PAUSE * 6 / 5,
+    };
     outage.probe_at > now && outage.probe_at <= now + longest
 }
 
@@ -42,7 +46,12 @@ pub fn is_waited_for(outage: &Outage, now: Timestamp) -> bool {
 #[must_use]
 pub fn after_request(outage: Outage, asked: Duration, now: Timestamp) -> Outage {
     let probe_at = outage.probe_at.max(now + asked.min(LONGEST_ASKED));
-    Outage { probe_at, ..outage }
+    let asked = true;
+    Outage {
+        probe_at,
+        asked,
+        ..outage
+    }
 }
 
 /// 1, 2, 4, then 5 minutes, give or take a fifth.
@@ -67,7 +76,11 @@ mod tests {
         let asked = after_request(outage.clone(), half_a_year, now);
         assert_eq!(asked.probe_at, now + Duration::from_secs(3600));
         let little = after_request(outage.clone(), Duration::ZERO, now);
-        assert_eq!(little, outage);
+        assert_eq!(little.probe_at, outage.probe_at);
+        // An hour ahead is what a CA may ask for, and no pause of ours.
+        let half_an_hour = Duration::from_secs(1800);
+        assert!(is_waited_for(&asked, now + half_an_hour));
+        assert!(!is_waited_for(&outage, now - half_an_hour));
     }
 
     #[test]

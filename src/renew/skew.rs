@@ -15,26 +15,43 @@ const AGREEMENT: Duration = Duration::from_secs(30);
 /// shows that ours is behind.
 const BELIEVED_AHEAD: Duration = Duration::from_secs(86_400);
 
-/// The instant to decide at for `record`, when our clock shows `ours` and the
-/// CA's `theirs`.
+/// What the newest certificate of a record says of the time: both lie in the past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Evidence {
+    /// From when on it holds, by the CA's clock.
+    pub not_before: Timestamp,
+    /// When it was stored.
+    pub stored: Timestamp,
+}
+
+impl Evidence {
+    /// `None` while nothing is issued.
+    #[must_use]
+    pub fn of(record: &Record) -> Option<Self> {
+        record.issued.as_ref().map(|issued| Self {
+            not_before: issued.facts.not_before,
+            stored: issued.at,
+        })
+    }
+}
+
+/// The instant to decide at, when our clock shows `ours` and the CA's `theirs`.
+/// Where nothing is issued no order can be needless, and what the CA signs is
+/// good by its own clock: it is believed.
 #[must_use]
-pub fn decided_at(record: &Record, ours: Timestamp, theirs: Timestamp) -> Timestamp {
-    let Some(issued) = &record.issued else {
-        return ours;
-    };
+pub fn decided_at(evidence: Option<Evidence>, ours: Timestamp, theirs: Timestamp) -> Timestamp {
     if ours.since(theirs).max(theirs.since(ours)) <= AGREEMENT {
         return ours;
     }
+    let Some(Evidence { not_before, stored }) = evidence else {
+        return theirs;
+    };
     if theirs < ours {
         // A CA that has not yet come to the day of its own certificate is wrong.
-        return if theirs < issued.facts.not_before {
-            ours
-        } else {
-            theirs
-        };
+        return if theirs < not_before { ours } else { theirs };
     }
     // It was stored in the past, whatever our clock shows.
-    let is_behind = ours + AGREEMENT < issued.at.min(issued.facts.not_before);
+    let is_behind = ours + AGREEMENT < stored.min(not_before);
     if is_behind || theirs.since(ours) <= BELIEVED_AHEAD {
         theirs
     } else {
@@ -105,11 +122,11 @@ mod tests {
     fn a_clock_that_is_ahead_makes_nothing_due() {
         let record = record();
         for ahead in [HOUR, DAY, DAY * 31, TEN_YEARS] {
-            let at = decided_at(&record, NOW + ahead, NOW);
+            let at = decided_at(Evidence::of(&record), NOW + ahead, NOW);
             assert_eq!(at, NOW);
             assert_eq!(is_due_at(&record, at), Err(NOW + DAY * 30));
         }
-        let at = decided_at(&record, NOW + DAY * 31, NOW + DAY * 31);
+        let at = decided_at(Evidence::of(&record), NOW + DAY * 31, NOW + DAY * 31);
         assert_eq!(is_due_at(&record, at), Ok(()));
     }
 
@@ -117,7 +134,7 @@ mod tests {
     fn a_clock_that_is_behind_makes_nothing_fresh() {
         let record = record();
         for behind in [HOUR, DAY, DAY * 61, TEN_YEARS] {
-            let at = decided_at(&record, NOW - behind, NOW);
+            let at = decided_at(Evidence::of(&record), NOW - behind, NOW);
             assert_eq!(at, NOW, "{behind:?}");
         }
     }
@@ -126,12 +143,19 @@ mod tests {
     fn a_ca_whose_clock_is_wrong_makes_nothing_due_and_nothing_wait_for_ever() {
         let record = record();
         for wrong in [DAY * 2, TEN_YEARS] {
-            assert_eq!(decided_at(&record, NOW, NOW + wrong), NOW, "{wrong:?}");
+            assert_eq!(
+                decided_at(Evidence::of(&record), NOW, NOW + wrong),
+                NOW,
+                "{wrong:?}"
+            );
         }
         let late = NOW + DAY * 40;
-        assert_eq!(decided_at(&record, late, late - TEN_YEARS), late);
+        assert_eq!(
+            decided_at(Evidence::of(&record), late, late - TEN_YEARS),
+            late
+        );
         let near = NOW + Duration::from_secs(30);
-        assert_eq!(decided_at(&record, NOW, near), NOW);
+        assert_eq!(decided_at(Evidence::of(&record), NOW, near), NOW);
     }
 
     #[test]

@@ -143,11 +143,12 @@ impl Issuer for NodeIssuer {
         signed.ok_or_else(|| failed(Phase::Certificate, Cause::NotProven("no such order".into())))
     }
 
-    async fn time(&self, newest: Option<Duration>) -> Option<Dated> {
+    fn dated(&self) -> Option<Dated> {
+        self.node.dated()
+    }
+
+    async fn time(&self, newest: Duration) -> Option<Dated> {
         let (now, dated) = (self.node.clock(), self.node.dated());
-        let Some(newest) = newest else {
-            return dated;
-        };
         if dated.is_some_and(|dated| dated.ours <= now && now.since(dated.ours) <= newest) {
             return dated;
         }

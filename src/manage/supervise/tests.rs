@@ -147,7 +147,7 @@ impl acme::Issuer for Signer {
         Ok(sign(&order, self.there()))
     }
 
-    async fn time(&self, _newest: Option<Duration>) -> Option<acme::Dated> {
+    fn dated(&self) -> Option<acme::Dated> {
         let (ours, theirs) = (self.clock.now(), self.there());
         Some(acme::Dated { ours, theirs })
     }

@@ -216,6 +216,7 @@ async fn what_is_not_renewed_is_an_alarm_once_and_a_worse_one_later() {
             lineage: lineage.clone(),
             ended: Err(ManageError::Halted("again".into())),
             record: Some(record.clone()),
+            at: START + DAY * 80,
             reply: None,
         });
         supervisor.agenda.get(&lineage).unwrap().told
