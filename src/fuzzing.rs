@@ -146,6 +146,7 @@ fn earlier() -> Renewal {
         at: NOW + DAY * 30,
         window: accept(NOW + DAY * 29, NOW + DAY * 31, &facts()),
         refresh_at: Some(NOW),
+        asked: None,
     }
 }
 

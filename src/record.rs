@@ -185,6 +185,9 @@ pub struct Renewal {
     pub window: Option<Window>,
     /// When to ask the CA for its window again; `None` when it offers none.
     pub refresh_at: Option<Timestamp>,
+    /// When it was asked last, or in vain.
+    #[serde(default)]
+    pub asked: Option<Timestamp>,
 }
 
 /// A renewal window as the CA suggests it.
@@ -244,6 +247,9 @@ pub struct Failures {
     /// When the first try of them was.
     #[serde(default)]
     pub since: Option<Timestamp>,
+    /// When the last of them was noted.
+    #[serde(default)]
+    pub noted: Option<Timestamp>,
     /// The last message, fit to be shown.
     pub last: Option<String>,
 }

@@ -228,7 +228,8 @@ pub(super) async fn reach(parts: &Parts, ca: &str, issuer: &dyn Issuer) -> Resul
         let Some(outage) = &authority.outage else {
             return Ok(false);
         };
-        let steps_back = again_at > now && again_at <= outage.probe_at + STEPPED_BACK;
+        let last = outage.probe_at.min(now) + STEPPED_BACK;
+        let steps_back = again_at > now && again_at <= last;
         if is_waited_for(outage, now) || steps_back {
             return Err(down(
                 ca,
@@ -258,7 +259,11 @@ pub(super) async fn reach(parts: &Parts, ca: &str, issuer: &dyn Issuer) -> Resul
     let outage = change(parts, ca, |authority| {
         let outage = authority.outage.take()?;
         let last = error.to_string();
-        let outage = Outage { last, ..outage };
+        // Another machine may have dated it meanwhile, by a clock that is wrong.
+        let outage = match outage.probe_at > now && !is_waited_for(&outage, now) {
+            true => after_silence(Some(&outage), last, now, random),
+            false => Outage { last, ..outage },
+        };
         let outage = asked.map_or(outage.clone(), |asked| after_request(outage, asked, now));
         let again_at = outage.probe_at + STEPPED_BACK;
         parts.probed.in_vain(ca, outage.probe_at);

@@ -103,6 +103,7 @@ mod tests {
                 at: renewed_at,
                 window: None,
                 refresh_at: None,
+                asked: None,
             }),
             renewable_from: None,
             early: 0,

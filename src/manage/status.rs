@@ -123,6 +123,7 @@ mod tests {
                 at: START + DAY * 60,
                 window: None,
                 refresh_at: Some(START + DAY),
+                asked: None,
             }),
             renewable_from: None,
             early: 0,

@@ -313,6 +313,7 @@ impl Supervisor {
             tracing::warn!("the clock was set back, from {} to {now}", self.latest);
             self.agenda.retain(|_, kept| {
                 kept.due = now;
+                kept.stale = kept.busy;
                 true
             });
             self.latest = now;
@@ -457,7 +458,7 @@ impl Supervisor {
                 let next = record.map(|record| next(record, now, random));
                 match (waits_until(error), next) {
                     (Some(until), _) if matches!(error, ManageError::Down { .. }) => {
-                        Again::Answered(ours(until))
+                        Again::Answered(ours(until.min(now + LOOK_AGAIN)))
                     }
                     (Some(until), _) => Again::At(ours(until.min(now + LOOK_AGAIN))),
                     (None, Some(Next::Wait(until))) if !leased => {

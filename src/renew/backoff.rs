@@ -13,7 +13,9 @@ const LONGEST_HANDOVER_PAUSE: Duration = Duration::from_secs(300);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 /// Let's Encrypt counts certificates over a week.
-pub(super) const LONGEST_LIMIT: Duration = Duration::from_secs(8 * 86_400);
+const LONGEST_LIMIT: Duration = Duration::from_secs(8 * 86_400);
+/// Clocks of one fleet that differ by no more are thought to agree.
+const TOLERANCE: Duration = Duration::from_secs(300);
 
 /// What kind of failure it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +67,7 @@ pub fn after_failure(
         retry_at: Some(now + pause),
         asked_to_wait: matches!(kind, FailureKind::RateLimited { .. }),
         since: failures.since.or(Some(now)),
+        noted: Some(now),
         last: Some(message),
     }
 }
@@ -80,8 +83,23 @@ pub fn after_handover_failure(failures: &Failures, message: String, now: Timesta
         retry_at: Some(now + pause),
         asked_to_wait: false,
         since: failures.since.or(Some(now)),
+        noted: Some(now),
         last: Some(message),
     }
+}
+
+/// A pause that is not over. One that is longer than any, or that begins later than
+/// now, was written by a clock that was wrong.
+pub(super) fn ahead(failures: &Failures, now: Timestamp) -> Option<Timestamp> {
+    let retry_at = failures
+        .retry_at
+        .filter(|_| !is_of_the_future(failures.noted, now));
+    retry_at.filter(|at| *at > now && *at <= now + LONGEST_LIMIT)
+}
+
+/// Whether it was noted by a clock that is ahead of the one that shows `now`.
+pub(super) fn is_of_the_future(noted: Option<Timestamp>, now: Timestamp) -> bool {
+    noted.is_some_and(|noted| noted > now + TOLERANCE)
 }
 
 /// 1, 10, 100 minutes, then a day; six hours when a quarter of the life is left.
@@ -108,6 +126,31 @@ pub(super) fn spread(pause: Duration, percent: u32, random: &dyn Random) -> Dura
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pause_that_begins_later_than_now_is_not_believed() {
+        let now = Timestamp::from_seconds(1_800_000_000);
+        let by_a_clock = |ahead: Duration| {
+            after_handover_failure(&Failures::default(), "no".into(), now + ahead)
+        };
+        let held = |failures: &Failures| ahead(failures, now).is_some();
+        assert!(held(&by_a_clock(Duration::ZERO)));
+        assert!(held(&by_a_clock(5 * MINUTE)), "they differ a little");
+        for wrong in [HOUR, DAY] {
+            assert!(!held(&by_a_clock(wrong)), "{wrong:?}");
+        }
+        // As it was written before that was noted.
+        let undated = Failures {
+            noted: None,
+            ..by_a_clock(HOUR)
+        };
+        assert!(held(&undated));
+        let longer_than_any = Failures {
+            retry_at: Some(now + 9 * DAY),
+            ..undated
+        };
+        assert!(!held(&longer_than_any));
+    }
     use crate::random::SeededRandom;
 
     const START: Timestamp = Timestamp::from_seconds(1_800_000_000);

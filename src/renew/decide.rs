@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::backoff::LONGEST_LIMIT;
+use super::backoff::{ahead, is_of_the_future};
 use super::fallback::{self, Choice};
 use super::quarantine;
 use super::window::{critical, latest, share_of_life};
@@ -99,11 +99,13 @@ fn renew(record: &Record, issued: &Issued, now: Timestamp, random: &dyn Random) 
             at,
             window: None,
             refresh_at: None,
+            asked: None,
         });
     };
     let due = due(issued, renewal);
     match renewal.refresh_at {
         Some(at) if at <= now || at > now + LATEST_REFRESH => Next::RefreshWindow,
+        Some(_) if is_of_the_future(renewal.asked, now) => Next::RefreshWindow,
         refresh_at => {
             let instants = [refresh_at, healing.flatten()].into_iter().flatten();
             Next::Wait(instants.fold(due, Timestamp::min))
@@ -143,13 +145,7 @@ pub(super) fn is_wanted(record: &Record, issued: &Issued) -> bool {
 /// Until when the hand-over waits: for its window, or after it has failed.
 fn handover_held(record: &Record, issued: &Issued, now: Timestamp) -> Option<Timestamp> {
     let window = issued.handover_at.filter(|opens| *opens > now);
-    window.max(ahead(record.handover.retry_at, now))
-}
-
-/// A pause that is not over. One that is longer than any was written by a clock
-/// that was wrong.
-pub(super) fn ahead(retry_at: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
-    retry_at.filter(|at| *at > now && *at <= now + LONGEST_LIMIT)
+    window.max(ahead(&record.handover, now))
 }
 
 /// A step that is due and waits because it has failed before.
@@ -180,7 +176,7 @@ pub fn held_up(record: &Record, now: Timestamp) -> Option<HeldUp> {
     if is_proven(record, now) {
         return None;
     }
-    ahead(record.handover.retry_at, now).map(|until| HeldUp::Handover { until })
+    ahead(&record.handover, now).map(|until| HeldUp::Handover { until })
 }
 
 /// When the certificate shall be renewed: the drawn instant, no later than a
@@ -426,6 +422,7 @@ mod tests {
             at: START,
             window: Some(window),
             refresh_at: None,
+            asked: None,
         });
         let now = START + Duration::from_secs(DAY);
         assert!(matches!(
@@ -467,6 +464,24 @@ mod tests {
     }
 
     #[test]
+    fn a_window_asked_for_later_than_now_is_asked_for_again() {
+        let (mut record, random) = (record(90 * DAY), SeededRandom::new(8));
+        let hours = |hours| START + Duration::from_secs(hours * HOUR);
+        let mut by_a_clock = |ahead| {
+            record.issued.as_mut().unwrap().renewal = Some(Renewal {
+                at: hours(60 * 24),
+                window: None,
+                refresh_at: Some(hours(ahead + 6)),
+                asked: Some(hours(ahead)),
+            });
+            next(&record, START, &random)
+        };
+        assert_eq!(by_a_clock(0), Next::Wait(hours(6)));
+        assert_eq!(by_a_clock(1), Next::RefreshWindow);
+        assert_eq!(by_a_clock(18), Next::RefreshWindow);
+    }
+
+    #[test]
     fn handing_over_waits_for_its_window_and_its_own_back_off_only() {
         let (mut record, random) = (record(90 * DAY), SeededRandom::new(8));
         record.deployed.insert("nginx".into(), Generation(0));
@@ -474,6 +489,7 @@ mod tests {
             at: START + Duration::from_secs(60 * DAY),
             window: None,
             refresh_at: None,
+            asked: None,
         });
         let opens = START + Duration::from_secs(HOUR);
         record.issued.as_mut().unwrap().handover_at = Some(opens);
@@ -497,6 +513,7 @@ mod tests {
                 end: START,
             }),
             refresh_at: None,
+            asked: None,
         });
         let from = START + Duration::from_secs(HOUR);
         assert_eq!(next(&record, START, &random), Next::Wait(from));
@@ -513,7 +530,7 @@ mod tests {
             let mut record = record(DAY);
             issue(&mut record, seconds(begun), life.into());
             record.failures.retry_at = retry.map(seconds);
-            let renewal = Renewal { at: seconds(drawn), window: None, refresh_at: refresh.map(seconds) };
+            let renewal = Renewal { at: seconds(drawn), window: None, refresh_at: refresh.map(seconds), asked: None };
             record.issued.as_mut().unwrap().renewal = has_renewal.then_some(renewal);
             let (now, facts) = (seconds(now), record.issued.as_ref().unwrap().facts.clone());
             if let Next::Wait(until) = next(&record, now, &SeededRandom::new(0)) {
@@ -540,6 +557,7 @@ mod tests {
             at,
             window: None,
             refresh_at: None,
+            asked: None,
         });
         record.handover.count = 1;
         record.handover.retry_at = Some(at + Duration::from_secs(HOUR));

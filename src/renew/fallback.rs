@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::decide::ahead;
+use super::backoff::ahead;
 use super::window::critical;
 use crate::record::{Fallback, Record};
 use crate::time::Timestamp;
@@ -51,9 +51,9 @@ fn is_meant(record: &Record, at: Timestamp, now: Timestamp) -> bool {
 /// # Errors
 /// Until when it waits: both have failed before, or there is but one.
 pub fn choose(record: &Record, now: Timestamp) -> Result<Choice, Timestamp> {
-    let first = ahead(record.failures.retry_at, now).filter(|at| is_meant(record, *at, now));
+    let first = ahead(&record.failures, now).filter(|at| is_meant(record, *at, now));
     if let Some(second) = &record.fallback {
-        let held = ahead(second.failures.retry_at, now);
+        let held = ahead(&second.failures, now);
         let opens = opens(record, second, record.failures.since, now);
         match (opens.filter(|opens| *opens > now).max(held), opens, first) {
             (None, Some(_), _) => return Ok(Choice::Fallback),
@@ -71,7 +71,7 @@ pub fn stands_in(record: &Record, since: Timestamp, now: Timestamp) -> bool {
     let Some(second) = &record.fallback else {
         return false;
     };
-    if ahead(second.failures.retry_at, now).is_some() {
+    if ahead(&second.failures, now).is_some() {
         return false;
     }
     match &record.issued {

@@ -4,7 +4,8 @@
 
 use std::collections::BTreeSet;
 
-use super::decide::{ahead, due};
+use super::backoff::ahead;
+use super::decide::due;
 use crate::identifier::Identifier;
 use crate::record::{Issued, Record};
 use crate::time::Timestamp;
@@ -13,7 +14,7 @@ use crate::time::Timestamp;
 #[must_use]
 pub fn retry_at(record: &Record, now: Timestamp) -> Option<Timestamp> {
     let quarantine = record.quarantine.as_ref()?;
-    ahead(quarantine.tries.retry_at, now)
+    ahead(&quarantine.tries, now)
 }
 
 /// What an order at `now` is for: everything, but for the names whose time to
@@ -118,6 +119,7 @@ mod tests {
                 at: NOW + DAY * 60,
                 window: None,
                 refresh_at: None,
+                asked: None,
             }),
             renewable_from: None,
             early: 0,

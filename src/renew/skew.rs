@@ -109,6 +109,7 @@ mod tests {
                 at: begun + DAY * 60,
                 window: None,
                 refresh_at: None,
+                asked: None,
             }),
             renewable_from: None,
             early: 0,

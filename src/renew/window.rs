@@ -69,6 +69,7 @@ pub fn redraw(
         at,
         window,
         refresh_at,
+        asked: Some(moment.now),
     }
 }
 

@@ -127,3 +127,30 @@ async fn what_a_ca_counts_is_dated_by_its_own_clock() {
     let back = known.spent[&limit]["example.com"].since(house.signer.there());
     assert!(!back.is_zero() && back < HOUR * 4, "{back:?}");
 }
+
+#[tokio::test]
+async fn what_a_fleet_shares_is_dated_by_one_clock_and_waited_for_by_ours() {
+    for wrong in [seconds(DAY), -seconds(DAY), seconds(TEN_YEARS)] {
+        let house = House::new();
+        set_by(&house, wrong);
+        let refusals = &house.signer.refusals;
+        refusals.lock().unwrap().insert("n0.example.com".into(), 1);
+        let handle = house.start(&names(1)).await;
+        house
+            .until("refused", |all| all[0].last_error.is_some())
+            .await;
+        let lineage = house.certificate("n0.example.com").wanted.lineage;
+        let (record, _) = house.parts.store.load(&lineage).await.unwrap().unwrap();
+        let again = record.failures.retry_at.unwrap();
+        let pause = again.since(house.signer.there());
+        assert!(!pause.is_zero() && pause < HOUR, "{wrong}: {pause:?}");
+        // The minute passes by our clock as well.
+        house.clock.advance(HOUR);
+        house.settle(&handle, 1).await;
+        house.until("issued", |all| all[0].is_ready()).await;
+        let (record, _) = house.parts.store.load(&lineage).await.unwrap().unwrap();
+        let stored = record.issued.unwrap().at;
+        let there = house.signer.there();
+        assert!(there.since(stored).max(stored.since(there)) <= HOUR);
+    }
+}
