@@ -123,7 +123,7 @@ pub trait Target: Send + Sync {
 }
 
 /// Why a target was not told, or would not load.
-#[derive(Debug, Error, Serialize, Deserialize)]
+#[derive(Clone, Debug, Error, Serialize, Deserialize)]
 #[allow(missing_docs)] // each message is its own documentation
 pub enum DeployError {
     #[error("{target}: no pid file among {searched}")]

@@ -20,7 +20,7 @@ use crate::support::{Running, certs, free_port, listens, program, run, until};
 use crate::targets::{NAME, generation, issued, live, verify};
 
 /// What was done to units, in order.
-type Done = Arc<Mutex<Vec<String>>>;
+pub(crate) type Done = Arc<Mutex<Vec<String>>>;
 
 /// As org.freedesktop.systemd1 documents it.
 struct Manager {
@@ -178,7 +178,7 @@ async fn exec(State(api): State<Api>, Json(asked): Json<Value>) -> (StatusCode, 
     (StatusCode::CREATED, Json(json!({"Id": "4f1e"})))
 }
 
-fn docker(ca: &EmbeddedCa, create: u16, exit_code: i64) -> (tokio::runtime::Runtime, String, Done) {
+pub(crate) fn docker(ca: &EmbeddedCa, create: u16, exit_code: i64) -> (tokio::runtime::Runtime, String, Done) {
     let api = Api {
         create,
         exit_code,

@@ -31,9 +31,10 @@ use crate::deploy::owner::{self, Owner};
 use crate::deploy::spec::Spec;
 use crate::deploy::verify::Handshake;
 use crate::identifier::Lineage;
-use crate::manage::issue::pass;
+use crate::manage::issue::pass_in_turn;
 use crate::manage::rehearse::rehearse;
 use crate::manage::skew::Skew;
+use crate::manage::turns::Turns;
 use crate::manage::{
     Certificate, FreshKeys, Maintenance, ManageError, Outcome, Parts, Probed, SPACING, SPREAD,
     StandIn, Wanted,
@@ -57,6 +58,7 @@ pub(super) struct Factory {
     data_dir: PathBuf,
     issuers: Mutex<BTreeMap<String, Arc<dyn Issuer>>>,
     paces: Arc<Paces>,
+    turns: Turns,
     servers: Mutex<BTreeMap<Spec, Arc<Merged>>>,
     /// The accounts of rehearsals, which are forgotten.
     rehearsals: MemoryStore,
@@ -97,6 +99,7 @@ impl Factory {
             data_dir: settings.data_dir.clone(),
             issuers: Mutex::default(),
             paces: Arc::default(),
+            turns: Turns::default(),
             servers: Mutex::default(),
             rehearsals: MemoryStore::default(),
             embedded: Mutex::default(),
@@ -158,9 +161,10 @@ impl Factory {
     ) -> Result<Done, Failure> {
         let certificate = self.certificate_for(settings, task == Task::Rehearsal)?;
         let lineage = &settings.lineage;
+        let turn = self.turns.take().await;
         match task {
             Task::Pass(urge) => {
-                let pass = pass(&self.parts, &certificate, urge);
+                let pass = pass_in_turn(&self.parts, &certificate, urge, turn);
                 let work = self.display.during(lineage, pass);
                 self.remembering(settings, work).await
             }

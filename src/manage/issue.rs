@@ -13,6 +13,7 @@ use super::order::{Plan, refresh};
 use super::partial::{self, order};
 use super::skew;
 use super::status::{left_out, status};
+use super::turns::Turn;
 use super::{Certificate, ManageError, Outcome, Parts, Wanted};
 use crate::certificate::Bundle;
 use crate::record::{Failures, Fallback, Generation, PendingOrder, Record, Revision, Served};
@@ -94,10 +95,23 @@ pub async fn pass(
     certificate: &Certificate,
     urge: Urge,
 ) -> Result<Outcome, ManageError> {
+    pass_in_turn(parts, certificate, urge, Turn::default()).await
+}
+
+/// The same among others: its turn is given back while it hands over.
+///
+/// # Errors
+/// Those of [`pass`].
+pub async fn pass_in_turn(
+    parts: &Parts,
+    certificate: &Certificate,
+    urge: Urge,
+    mut turn: Turn,
+) -> Result<Outcome, ManageError> {
     let _lease = parts.store.lease(&certificate.wanted.lineage).await?;
     let mut held = load(parts, certificate, urge).await?;
     if urge.never_orders() {
-        return hand_over_again(parts, certificate, &mut held, urge).await;
+        return hand_over_again(parts, certificate, &mut held, urge, &mut turn).await;
     }
     let mut issued = false;
     if urge == Urge::Force {
@@ -141,6 +155,7 @@ pub async fn pass(
                     urgent,
                     urge,
                 };
+                turn.take_again().await;
                 // Few passes order: the others do not carry its state about.
                 let ordered = Box::pin(order(parts, certificate, &mut held, plan)).await;
                 if let (Err(_), Some(stuck)) = (&ordered, &stuck) {
@@ -156,9 +171,13 @@ pub async fn pass(
                     Err(error) => return Err(error),
                 }
             }
-            Next::RefreshWindow => refresh(parts, certificate, &mut held).await?,
+            Next::RefreshWindow => {
+                turn.take_again().await;
+                refresh(parts, certificate, &mut held).await?;
+            }
             // Whoever stored it was killed before the CA could be asked.
             Next::Draw(_) if has_a_window(&held.record) => {
+                turn.take_again().await;
                 refresh(parts, certificate, &mut held).await?;
             }
             Next::Draw(renewal) => {
@@ -168,7 +187,7 @@ pub async fn pass(
                 held.save(parts, None).await?;
             }
             Next::Deploy => {
-                let handed = Box::pin(hand_over(parts, certificate, &mut held)).await;
+                let handed = Box::pin(hand_over(parts, certificate, &mut held, &mut turn)).await;
                 stuck = handed.err();
             }
             Next::Wait(until) => {
@@ -384,6 +403,7 @@ async fn hand_over_again(
     certificate: &Certificate,
     held: &mut Held,
     urge: Urge,
+    turn: &mut Turn,
 ) -> Result<Outcome, ManageError> {
     match urge {
         Urge::Rollback(to) => again::pin(parts, held, to).await?,
@@ -392,7 +412,7 @@ async fn hand_over_again(
     again::unprove(held);
     held.save(parts, None).await?;
     if held.record.issued.is_some() {
-        hand_over(parts, certificate, held).await?;
+        hand_over(parts, certificate, held, turn).await?;
     }
     outcome(&held.record, false, parts.clock.now())
 }
@@ -402,7 +422,9 @@ async fn hand_over(
     parts: &Parts,
     certificate: &Certificate,
     held: &mut Held,
+    turn: &mut Turn,
 ) -> Result<(), ManageError> {
+    turn.give_back();
     let Err(error) = deploy(parts, certificate, held).await else {
         return Ok(());
     };

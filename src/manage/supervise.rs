@@ -1,5 +1,5 @@
 //! The sidecar's loop: it launches a pass over each certificate at its instant,
-//! a few at a time, and obeys what comes through its [`Handle`]. It decides
+//! a few at a time and more that hand over, and obeys what comes through its [`Handle`]. It decides
 //! nothing: each pass asks [`crate::renew`], and says when to come back.
 
 mod agenda;
@@ -13,9 +13,10 @@ use tokio::task::{JoinError, JoinSet};
 use self::agenda::{Agenda, Kept};
 use super::authority::{show_stored, waits_until, who_answered};
 use super::deploy::stored;
-use super::issue::{Urge, pass};
+use super::issue::{Urge, pass_in_turn};
 use super::order::is_silence;
 use super::status::status;
+use super::turns::{SIDE_BY_SIDE, Turn, Turns};
 use super::{Certificate, MANY, ManageError, Outcome, Parts, SPREAD_OF_MANY};
 use crate::certificate::KeyType;
 use crate::identifier::Lineage;
@@ -25,8 +26,6 @@ use crate::renew::decide::{Next, next};
 use crate::store::StoreError;
 use crate::time::Timestamp;
 
-/// Certificates worked on at once.
-const IN_FLIGHT: usize = 4;
 /// The wall clock is read again this often: it may jump, and the machine may
 /// have been suspended.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -120,6 +119,7 @@ pub struct Supervisor {
     commands: mpsc::Receiver<Command>,
     agenda: Agenda,
     passes: JoinSet<Pass>,
+    turns: Turns,
     lineages: BTreeMap<tokio::task::Id, Lineage>,
     /// The latest instant that the clock has shown: it may be set back.
     latest: Timestamp,
@@ -138,6 +138,7 @@ impl Supervisor {
             commands,
             agenda: Agenda::default(),
             passes: JoinSet::new(),
+            turns: Turns::default(),
             lineages: BTreeMap::new(),
         };
         (supervisor, Handle(sender))
@@ -245,6 +246,7 @@ impl Supervisor {
                     Some(command) => self.obey(command).await,
                 },
                 Some(ended) = self.passes.join_next_with_id() => self.settle(ended),
+                () = self.turns.given_back() => {}
                 () = self.parts.clock.sleep_until(wake) => {}
             }
         }
@@ -314,8 +316,11 @@ impl Supervisor {
             self.latest = now;
         }
         self.latest = self.latest.max(now);
-        while self.passes.len() < IN_FLIGHT {
+        while self.passes.len() < SIDE_BY_SIDE {
             let Some(lineage) = self.agenda.ready(now) else {
+                return;
+            };
+            let Some(turn) = self.turns.try_take() else {
                 return;
             };
             let begun = self.agenda.change(&lineage, |kept| {
@@ -328,7 +333,7 @@ impl Supervisor {
             let Some((certificate, urge, reply)) = begun else {
                 return;
             };
-            let task = one_pass(self.parts.clone(), certificate, urge, reply);
+            let task = one_pass(self.parts.clone(), certificate, urge, turn, reply);
             let id = self.passes.spawn(task).id();
             self.lineages.insert(id, lineage);
         }
@@ -337,7 +342,7 @@ impl Supervisor {
     /// The next instant at which there may be something to launch.
     fn wake(&self) -> Timestamp {
         let sweep = self.parts.clock.now() + SWEEP;
-        if self.passes.len() >= IN_FLIGHT {
+        if self.passes.len() >= SIDE_BY_SIDE || !self.turns.any() {
             return sweep;
         }
         let due = self.agenda.first_due();
@@ -551,9 +556,10 @@ async fn one_pass(
     parts: Parts,
     certificate: Certificate,
     urge: Urge,
+    turn: Turn,
     reply: Option<oneshot::Sender<Ended>>,
 ) -> Pass {
-    let ended = pass(&parts, &certificate, urge).await;
+    let ended = pass_in_turn(&parts, &certificate, urge, turn).await;
     let lineage = certificate.wanted.lineage;
     let record = match parts.store.load(&lineage).await {
         Ok(stored) => stored.map(|(record, _)| record),
