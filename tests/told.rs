@@ -178,7 +178,11 @@ async fn exec(State(api): State<Api>, Json(asked): Json<Value>) -> (StatusCode, 
     (StatusCode::CREATED, Json(json!({"Id": "4f1e"})))
 }
 
-pub(crate) fn docker(ca: &EmbeddedCa, create: u16, exit_code: i64) -> (tokio::runtime::Runtime, String, Done) {
+pub(crate) fn docker(
+    ca: &EmbeddedCa,
+    create: u16,
+    exit_code: i64,
+) -> (tokio::runtime::Runtime, String, Done) {
     let api = Api {
         create,
         exit_code,

@@ -104,13 +104,14 @@ pub struct Seen {
 
 /// The endpoint was not seen to serve the certificate.
 #[derive(Debug, Error)]
-#[error("{name} is not proven served at {endpoint} within {}: {found}", seconds(.within))]
+#[error("{name} is not proven served at {endpoint}{}: {found}", seconds(.within))]
 pub struct VerifyError {
     /// Where.
     pub endpoint: String,
     /// The name that was asked for by SNI.
     pub name: String,
-    within: Duration,
+    /// How long it was looked for.
+    within: Option<Duration>,
     found: String,
 }
 
@@ -121,9 +122,16 @@ impl VerifyError {
         Self {
             endpoint: server.to_owned(),
             name: name.to_string(),
-            within: Duration::ZERO,
+            within: None,
             found: "it listens no more: see its log, and start it".to_owned(),
         }
+    }
+
+    /// The same, looked for since the proof began.
+    #[must_use]
+    pub fn after(mut self, waited: Duration) -> Self {
+        self.within = Some(waited);
+        self
     }
 
     /// The same, with what is known of its cause.
@@ -142,8 +150,9 @@ impl VerifyError {
     }
 }
 
-fn seconds(duration: &Duration) -> String {
-    format!("{} s", duration.as_secs())
+fn seconds(within: &Option<Duration>) -> String {
+    let shown = |within: Duration| format!(" within {} s", within.as_secs());
+    within.map(shown).unwrap_or_default()
 }
 
 /// Where a certificate is looked for.
@@ -221,7 +230,7 @@ pub async fn verify(
             return Err(VerifyError {
                 endpoint: place.to_string(),
                 name: name.to_string(),
-                within,
+                within: Some(within),
                 found,
             });
         }

@@ -138,7 +138,7 @@ pub async fn pass_in_turn(
         match next(&held.record, now, parts.random.as_ref()) {
             // One order a pass, whatever the CA says of its newest certificate.
             Next::Issue { .. } if issued => {
-                return stuck.map_or_else(|| outcome(&held.record, issued, now), Err);
+                return stuck.map_or_else(|| outcome(&held.record, issued, ours, now), Err);
             }
             Next::Issue {
                 from,
@@ -165,7 +165,7 @@ pub async fn pass_in_turn(
                     Ok(()) => issued = true,
                     Err(error) if skew::is_slight(&error) => {
                         let until = waits_until(&error).unwrap_or(ours);
-                        return outcome(&held.record, issued, until);
+                        return outcome(&held.record, issued, ours, until);
                     }
                     Err(error) if heals => partial::later(parts, &mut held, error, now).await?,
                     Err(error) => return Err(error),
@@ -195,7 +195,7 @@ pub async fn pass_in_turn(
                     (Some(error), _) => Err(error),
                     (None, Some(held_up)) => Err(waiting(&held.record, held_up)),
                     // The time to wait is the same by either clock.
-                    (None, None) => outcome(&held.record, issued, ours + until.since(now)),
+                    (None, None) => outcome(&held.record, issued, ours, ours + until.since(now)),
                 };
             }
             Next::Halt(reason) => return Err(ManageError::Halted(format!("{reason:?}"))),
@@ -224,9 +224,15 @@ fn waiting(record: &Record, held_up: HeldUp) -> ManageError {
     }
 }
 
-fn outcome(record: &Record, issued: bool, until: Timestamp) -> Result<Outcome, ManageError> {
+/// What is served `now`, and `until` when nothing is due.
+fn outcome(
+    record: &Record,
+    issued: bool,
+    now: Timestamp,
+    until: Timestamp,
+) -> Result<Outcome, ManageError> {
     let newest = record.issued.as_ref();
-    let served = record.to_be_served(until);
+    let served = record.to_be_served(now);
     let (newest, (generation, facts)) =
         newest.zip(served).ok_or_else(|| ManageError::NoWayBack {
             lineage: record.lineage.clone(),
@@ -405,16 +411,23 @@ async fn hand_over_again(
     urge: Urge,
     turn: &mut Turn,
 ) -> Result<Outcome, ManageError> {
+    let earlier = (held.record.pinned.clone(), held.record.handover.clone());
     match urge {
         Urge::Rollback(to) => again::pin(parts, held, to).await?,
         _ => held.record.pinned = None,
     }
     again::unprove(held);
     held.save(parts, None).await?;
-    if held.record.issued.is_some() {
-        hand_over(parts, certificate, held, turn).await?;
+    if held.record.issued.is_some()
+        && let Err(error) = hand_over(parts, certificate, held, turn).await
+    {
+        if matches!(urge, Urge::Rollback(_)) {
+            again::give_up(parts, held, earlier).await;
+        }
+        return Err(error);
     }
-    outcome(&held.record, false, parts.clock.now())
+    let now = parts.clock.now();
+    outcome(&held.record, false, now, now)
 }
 
 /// Hands over, and stores what it failed with: the next pass tries again.
@@ -430,6 +443,10 @@ async fn hand_over(
     };
     let now = parts.clock.now();
     held.record.handover = after_handover_failure(&held.record.handover, error.to_string(), now);
+    if let Some(patience) = again::patience(&held.record) {
+        let handover = &mut held.record.handover;
+        handover.retry_at = handover.retry_at.max(Some(now + patience));
+    }
     held.save_or_warn(parts).await;
     Err(error)
 }
