@@ -196,7 +196,8 @@ pub(crate) fn docker(
         )
         .route("/containers/{name}/kill", post(kill))
         .route("/containers/{name}/exec", post(exec))
-        .route("/exec/{id}/start", post(|| async { "out" }))
+        // More than is kept of it.
+        .route("/exec/{id}/start", post(|| async { "out".repeat(1 << 20) }))
         .route(
             "/exec/{id}/json",
             get(|State(api): State<Api>| async move { Json(json!({"ExitCode": api.exit_code})) }),
@@ -210,6 +211,24 @@ pub(crate) fn docker(
     drop(inside);
     runtime.spawn(async move { axum::serve(listener, router).await });
     (runtime, format!("unix://{}", socket.display()), done)
+}
+
+#[test]
+fn a_bus_that_is_no_socket_is_refused() {
+    let ca = issued();
+    for bus in [
+        "unixexec:path=/bin/true",
+        "tcp:host=localhost,port=1",
+        "unix:path=/a;unixexec:path=/b",
+    ] {
+        let told = renew(
+            &ca,
+            &format!("kind = 'systemd'\nunit = 'web'\nbus = '{bus}'"),
+            2,
+        );
+        assert!(told.contains("a bus is one `unix:` address"), "{told}");
+    }
+    assert_eq!(generation(&ca), 1);
 }
 
 #[test]
