@@ -26,6 +26,7 @@ use crate::config::{
 };
 use crate::deploy::Target;
 use crate::deploy::merge::Merged;
+use crate::deploy::named::Named;
 use crate::deploy::output::Output;
 use crate::deploy::owner::{self, Owner};
 use crate::deploy::spec::Spec;
@@ -140,8 +141,17 @@ impl Factory {
         let specs = settings.deploy.iter();
         let (copies, servers): (Vec<_>, Vec<_>) = specs.partition(|spec| spec.is_a_copy());
         let all = copies.into_iter().chain(servers);
-        all.map(|spec| self.target(&spec.for_lineage(&settings.lineage)))
-            .collect()
+        let all = all.map(|spec| spec.for_lineage(&settings.lineage));
+        let all: Vec<_> = all.map(|spec| (self.target(&spec), spec)).collect();
+        let named = all.iter().map(|(target, spec)| -> Arc<dyn Target> {
+            let same = |(other, _): &&(Arc<dyn Target>, Spec)| other.name() == target.name();
+            match all.iter().filter(same).count() {
+                1 => target.clone(),
+                // Two nginx are told apart by their pid files.
+                _ => Arc::new(Named::new(spec.to_string(), target.clone())),
+            }
+        });
+        named.collect()
     }
 
     /// One for each server, so that certificates share its reloads.
@@ -489,6 +499,26 @@ pub(super) async fn recall(call: &Call, configured: &Settings) -> Result<Vec<Rec
         recalled.push((lineage, settings));
     }
     Ok(recalled)
+}
+
+/// The settings of every stored certificate that `configured` does not name, as they
+/// are stored, where that can be read.
+pub(super) async fn as_stored(configured: &Settings) -> Vec<CertificateSettings> {
+    let Some(store) = FileStore::existing(configured.data_dir.clone()) else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for lineage in store.list().await.unwrap_or_default() {
+        if let Ok(Remembered::Whole(settings)) = remembered(&store, &lineage).await {
+            found.push(*settings);
+        }
+    }
+    let named = |one: &CertificateSettings| {
+        let mut all = configured.certificates.iter();
+        all.any(|certificate| certificate.lineage == one.lineage)
+    };
+    found.retain(|one| !named(one));
+    found
 }
 
 async fn remembered(store: &FileStore, lineage: &Lineage) -> Result<Remembered, StoreError> {

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{Delivery, DeployError, Target};
+use crate::identifier::Lineage;
 
 /// Two reloads of one server are this far apart at least.
 const APART: Duration = Duration::from_secs(2);
@@ -120,6 +121,14 @@ impl Target for Merged {
 
     async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
         self.target.listens_on().await
+    }
+
+    fn has_copies(&self) -> bool {
+        self.target.has_copies()
+    }
+
+    async fn is_gone(&self, lineage: &Lineage) -> bool {
+        self.target.is_gone(lineage).await
     }
 
     async fn obstacle(&self, delivery: &Delivery) -> Option<String> {

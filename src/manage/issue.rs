@@ -281,16 +281,13 @@ async fn load(parts: &Parts, certificate: &Certificate, urge: Urge) -> Result<He
     } else if urge != Urge::Due {
         unhold(&mut record);
     }
-    let known = |name: &str| {
-        (
-            name.to_owned(),
-            record.deployed.get(name).copied().unwrap_or_default(),
-        )
-    };
-    let mut deployed: BTreeMap<_, _> = certificate
-        .named_targets()
-        .map(|(name, _)| known(&name))
-        .collect();
+    let mut deployed = BTreeMap::new();
+    for (name, target) in certificate.named_targets() {
+        let known = record.deployed.get(&name).copied().unwrap_or_default();
+        // Its copy may have been taken away meanwhile.
+        let gone = known != Generation::default() && target.is_gone(&wanted.lineage).await;
+        deployed.insert(name, if gone { Generation::default() } else { known });
+    }
     let to_be_served = record.to_be_served(now);
     let files = on_disk(parts, &wanted.lineage, to_be_served).await;
     let noted = record.deployed.get(FILES) == Some(&files);

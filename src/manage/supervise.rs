@@ -3,6 +3,7 @@
 //! nothing: each pass asks [`crate::renew`], and says when to come back.
 
 mod agenda;
+mod copies;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 
 use self::agenda::{Agenda, Kept};
+use self::copies::Copies;
 use super::authority::{show_stored, waits_until, who_answered};
 use super::deploy::stored;
 use super::issue::{Urge, pass_in_turn};
@@ -120,6 +122,7 @@ pub struct Supervisor {
     agenda: Agenda,
     passes: JoinSet<Pass>,
     turns: Turns,
+    copies: Copies,
     lineages: BTreeMap<tokio::task::Id, Lineage>,
     /// The latest instant that the clock has shown: it may be set back.
     latest: Timestamp,
@@ -139,6 +142,7 @@ impl Supervisor {
             agenda: Agenda::default(),
             passes: JoinSet::new(),
             turns: Turns::default(),
+            copies: Copies::default(),
             lineages: BTreeMap::new(),
         };
         (supervisor, Handle(sender))
@@ -161,6 +165,7 @@ impl Supervisor {
             kept.managed || kept.busy || !kept.waiting.is_empty()
         });
         self.board.retain(&lineages);
+        self.copies.are_those_of(&certificates);
         if lineages.len() > MANY {
             self.parts.spread = self.parts.spread.max(SPREAD_OF_MANY);
         }
@@ -237,6 +242,7 @@ impl Supervisor {
     pub async fn run(mut self) {
         loop {
             self.launch();
+            self.copies.look(&self.agenda, self.parts.clock.now());
             let wake = self.wake();
             // In this order: two runs of one history are the same.
             tokio::select! {
@@ -247,6 +253,7 @@ impl Supervisor {
                 },
                 Some(ended) = self.passes.join_next_with_id() => self.settle(ended),
                 () = self.turns.given_back() => {}
+                gone = self.copies.gone() => self.look_again(&gone),
                 () = self.parts.clock.sleep_until(wake) => {}
             }
         }
@@ -388,6 +395,13 @@ impl Supervisor {
         }
     }
 
+    fn look_again(&mut self, lineages: &[Lineage]) {
+        let now = self.parts.clock.now();
+        for lineage in lineages {
+            self.agenda.change(lineage, |kept| kept.due = now);
+        }
+    }
+
     /// `ca` does its work: whoever waits for it need not wait longer.
     fn answers(&mut self, ca: &str) {
         let now = self.parts.clock.now();
@@ -424,6 +438,7 @@ impl Supervisor {
             self.board.post(shown);
         }
         self.agenda.change(lineage, |kept| {
+            kept.whole = pass.ended.is_ok();
             kept.silences = match &pass.ended {
                 Err(error) if is_silence(error) => kept.silences.saturating_add(1),
                 Err(ManageError::Down { .. }) => kept.silences,

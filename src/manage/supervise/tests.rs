@@ -24,6 +24,7 @@ use crate::time::{Clock, VirtualClock};
 
 mod agenda;
 mod authority;
+mod copies;
 mod fallback;
 mod kept;
 mod partial;
