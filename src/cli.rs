@@ -115,7 +115,8 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
                 Verb::Config { verb } => config::config(&call, &verb),
                 Verb::Ca(verb) => ca::run(&call, verb).await,
                 Verb::Install(verb) => install::run(&call, verb),
-                Verb::Hand => harden::apart::serve().await,
+                Verb::Hand { errands: false } => harden::apart::keep().await,
+                Verb::Hand { errands: true } => harden::apart::serve().await,
                 Verb::Completions { .. } | Verb::Man | Verb::Demo(_) | Verb::Simulate(_) => Ok(()),
             }
         });

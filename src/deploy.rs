@@ -9,6 +9,7 @@ pub mod hand;
 pub mod haproxy;
 mod http;
 pub mod merge;
+pub mod named;
 pub mod nginx;
 pub mod output;
 pub mod owner;
@@ -38,6 +39,10 @@ use crate::time::Timestamp;
 
 /// Where consumers find the live pair of each certificate: always one whole
 /// generation, the last that was published.
+///
+/// It is written on the thread that serves: five small files beside our own state,
+/// in an order that tests replay call by call. A volume that hangs there hangs the
+/// record too, and the watchdog sees it.
 pub trait Outlet: Send + Sync {
     /// Makes the place, where it can be made: what is wrong with it is told by
     /// whoever writes to it.
@@ -115,6 +120,16 @@ pub trait Target: Send + Sync {
         None
     }
 
+    /// Whether it writes files of its own that somebody may take away.
+    fn has_copies(&self) -> bool {
+        false
+    }
+
+    /// Whether what it wrote for `lineage` is gone, as far as a glance shows.
+    async fn is_gone(&self, _lineage: &Lineage) -> bool {
+        false
+    }
+
     /// Why it may not have loaded what it was told to, as far as that is to be
     /// seen: asked when the proof has failed.
     async fn obstacle(&self, _delivery: &Delivery) -> Option<String> {
@@ -123,7 +138,7 @@ pub trait Target: Send + Sync {
 }
 
 /// Why a target was not told, or would not load.
-#[derive(Debug, Error, Serialize, Deserialize)]
+#[derive(Clone, Debug, Error, Serialize, Deserialize)]
 #[allow(missing_docs)] // each message is its own documentation
 pub enum DeployError {
     #[error("{target}: no pid file among {searched}")]
@@ -181,7 +196,43 @@ pub enum DeployError {
     },
 }
 
+/// Does what may have to wait for a slow volume, where nobody else waits for it. To
+/// its end: one that was given up could write what is old over what is new.
+async fn off_thread<T: Send + 'static>(
+    target: &str,
+    work: impl FnOnce() -> Result<T, DeployError> + Send + 'static,
+) -> Result<T, DeployError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|stopped| {
+        Err(DeployError::Unreachable {
+            target: target.to_owned(),
+            detail: stopped.to_string(),
+        })
+    })
+}
+
 impl DeployError {
+    /// The same of a target that has a name of its own.
+    fn of(mut self, name: &str) -> Self {
+        match &mut self {
+            Self::NoPidFile { target, .. }
+            | Self::PidFile { target, .. }
+            | Self::NotRunning { target, .. }
+            | Self::OtherProgram { target, .. }
+            | Self::Signal { target, .. }
+            | Self::Hand { target, .. }
+            | Self::Check { target, .. }
+            | Self::Unreachable { target, .. }
+            | Self::Refused { target, .. }
+            | Self::Program { target, .. }
+            | Self::Unsafe { target, .. }
+            | Self::Draining { target, .. }
+            | Self::Write { target, .. }
+            | Self::Pair { target, .. } => name.clone_into(target),
+        }
+        self
+    }
+
     /// The next thing to do.
     #[must_use]
     pub fn hint(&self) -> &'static str {

@@ -2,7 +2,7 @@
 //! at open, written aside, flushed, renamed, and the directory flushed.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
@@ -70,6 +70,24 @@ pub fn new_directory(path: &Path, mode: u32) -> io::Result<()> {
     // What it has from its parent stays.
     let inherited = std::fs::metadata(path)?.permissions().mode() & SET_GROUP;
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode | inherited))
+}
+
+/// Reads a short file that others may have made: what is no file, such as a pipe
+/// that nobody writes to, is refused and not waited for.
+///
+/// # Errors
+/// As the system has them, and when it is no file or no text.
+pub fn read_short(path: &Path) -> io::Result<String> {
+    const LONGEST: u64 = 4096;
+    const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let mut options = OpenOptions::new();
+    let file = options.read(true).custom_flags(NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    let mut text = String::new();
+    file.take(LONGEST).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Flushes the directory that `path` stands in.

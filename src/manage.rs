@@ -16,6 +16,7 @@ pub mod schedule;
 pub mod skew;
 pub mod status;
 pub mod supervise;
+pub mod turns;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

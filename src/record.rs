@@ -76,6 +76,24 @@ pub struct Record {
     /// An earlier certificate that the owner wants served instead.
     #[serde(default)]
     pub pinned: Option<Pinned>,
+    /// What was live before a switch that is not proven yet: whoever is killed in
+    /// between still knows what to go back to.
+    #[serde(default)]
+    pub going_back_to: Option<Generation>,
+    /// The last hand-over that was taken back, since the last that was proven.
+    #[serde(default)]
+    pub taken_back: Option<TakenBack>,
+}
+
+/// A hand-over that was taken back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakenBack {
+    /// Which one was not served.
+    pub generation: Generation,
+    /// What it failed with.
+    pub why: String,
+    /// How often in a row it did so.
+    pub times: u32,
 }
 
 /// An earlier certificate that is served on the owner's word, until the next one
@@ -108,6 +126,8 @@ impl Record {
             quarantine: None,
             fallback: None,
             pinned: None,
+            going_back_to: None,
+            taken_back: None,
         }
     }
 }
@@ -252,4 +272,20 @@ pub struct Failures {
     pub noted: Option<Timestamp>,
     /// The last message, fit to be shown.
     pub last: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_of_an_earlier_version_is_read() {
+        let name = Identifier::parse("example.com").unwrap();
+        let record = Record::new(Lineage::of(&name), [name].into(), "https://ca".into());
+        let mut json = serde_json::to_value(&record).unwrap();
+        for later in ["going_back_to", "taken_back", "pinned", "handover"] {
+            assert!(json.as_object_mut().unwrap().remove(later).is_some());
+        }
+        assert_eq!(serde_json::from_value::<Record>(json).unwrap(), record);
+    }
 }

@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::support::{Running, certs, free_port, until};
+use crate::targets::script;
 
 const NOBODY: u32 = 65_534;
 const NONE: &str = "0000000000000000";
@@ -61,10 +62,14 @@ impl Sidecar {
 
     /// The process that tells servers.
     fn hand(&self) -> u32 {
-        let id = self.running.id();
-        let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
-        children.unwrap().trim().parse().unwrap()
+        child_of(self.running.id()).unwrap()
     }
+}
+
+/// The only child of `id`.
+fn child_of(id: u32) -> Option<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
+    children.ok()?.trim().parse().ok()
 }
 
 fn status(who: &str) -> BTreeMap<String, String> {
@@ -154,8 +159,9 @@ fn the_process_that_tells_servers_has_what_they_need_and_ends_with_its_parent() 
         .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
         .filter(|link| link.to_string_lossy().starts_with("socket:"))
         .collect();
-    // The one to its parent, and the two that its runtime hears signals with.
-    assert!(sockets.len() <= 3, "{sockets:?}");
+    // The one to its parent, the one to its child, and the two that its runtime hears
+    // signals with.
+    assert!(sockets.len() <= 4, "{sockets:?}");
     // Those of a service or a terminal are not for it.
     let pid = rustix::process::Pid::from_raw(i32::try_from(hand).unwrap()).unwrap();
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
@@ -168,6 +174,40 @@ fn the_process_that_tells_servers_has_what_they_need_and_ends_with_its_parent() 
     assert!(is_there());
     drop(sidecar);
     until("its end", || !is_there());
+}
+
+#[test]
+fn the_process_that_tells_servers_is_started_again_when_it_has_died() {
+    let (hook, seen) = ("hook", "seen");
+    let sidecar = Sidecar::start(|directory, command| {
+        let log = directory.join(seen);
+        let deploy = script(
+            &directory.join(hook),
+            &format!("echo told >>{}", log.display()),
+        );
+        command.env("CERTS_DEPLOY", deploy.strip_prefix("--deploy=").unwrap());
+    });
+    sidecar.until_issued();
+    let told = || std::fs::read_to_string(sidecar.path(seen)).map_or(0, |log| log.lines().count());
+    until("the hook", || told() == 1);
+    let keeper = sidecar.hand();
+    let first = child_of(keeper).unwrap();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(first).unwrap()).unwrap();
+    rustix::process::kill_process(pid, Signal::KILL).unwrap();
+    until("another one", || {
+        child_of(keeper).is_some_and(|id| id != first)
+    });
+    let mut renew = certs(&sidecar.path(""));
+    crate::support::run(renew.args(["renew", "--force"]), 0);
+    assert_eq!(told(), 2);
+    sidecar.until_logged("has ended (signal: 9");
+    // With nobody left to start one, that is told before it is needed.
+    let pid = rustix::process::Pid::from_raw(i32::try_from(keeper).unwrap()).unwrap();
+    rustix::process::kill_process(pid, Signal::KILL).unwrap();
+    sidecar.until_logged("the process that tells servers is gone; hint: restart certs run");
+    let mut renew = certs(&sidecar.path(""));
+    let told = crate::support::run(renew.args(["renew", "--force"]), 7);
+    assert!(told.contains("restart certs run"), "{told}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod demo;
 mod errno;
 mod fallback;
 mod faults;
+mod handover;
 mod harden;
 mod house;
 mod install;

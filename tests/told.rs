@@ -20,7 +20,7 @@ use crate::support::{Running, certs, free_port, listens, program, run, until};
 use crate::targets::{NAME, generation, issued, live, verify};
 
 /// What was done to units, in order.
-type Done = Arc<Mutex<Vec<String>>>;
+pub(crate) type Done = Arc<Mutex<Vec<String>>>;
 
 /// As org.freedesktop.systemd1 documents it.
 struct Manager {
@@ -178,7 +178,11 @@ async fn exec(State(api): State<Api>, Json(asked): Json<Value>) -> (StatusCode, 
     (StatusCode::CREATED, Json(json!({"Id": "4f1e"})))
 }
 
-fn docker(ca: &EmbeddedCa, create: u16, exit_code: i64) -> (tokio::runtime::Runtime, String, Done) {
+pub(crate) fn docker(
+    ca: &EmbeddedCa,
+    create: u16,
+    exit_code: i64,
+) -> (tokio::runtime::Runtime, String, Done) {
     let api = Api {
         create,
         exit_code,
@@ -192,7 +196,8 @@ fn docker(ca: &EmbeddedCa, create: u16, exit_code: i64) -> (tokio::runtime::Runt
         )
         .route("/containers/{name}/kill", post(kill))
         .route("/containers/{name}/exec", post(exec))
-        .route("/exec/{id}/start", post(|| async { "out" }))
+        // More than is kept of it.
+        .route("/exec/{id}/start", post(|| async { "out".repeat(1 << 20) }))
         .route(
             "/exec/{id}/json",
             get(|State(api): State<Api>| async move { Json(json!({"ExitCode": api.exit_code})) }),
@@ -206,6 +211,24 @@ fn docker(ca: &EmbeddedCa, create: u16, exit_code: i64) -> (tokio::runtime::Runt
     drop(inside);
     runtime.spawn(async move { axum::serve(listener, router).await });
     (runtime, format!("unix://{}", socket.display()), done)
+}
+
+#[test]
+fn a_bus_that_is_no_socket_is_refused() {
+    let ca = issued();
+    for bus in [
+        "unixexec:path=/bin/true",
+        "tcp:host=localhost,port=1",
+        "unix:path=/a;unixexec:path=/b",
+    ] {
+        let told = renew(
+            &ca,
+            &format!("kind = 'systemd'\nunit = 'web'\nbus = '{bus}'"),
+            2,
+        );
+        assert!(told.contains("a bus is one `unix:` address"), "{told}");
+    }
+    assert_eq!(generation(&ca), 1);
 }
 
 #[test]

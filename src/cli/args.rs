@@ -112,7 +112,11 @@ pub enum Verb {
     Ca(super::ca::Ca),
     /// Run by certs run alone, as the process that tells servers
     #[command(hide = true)]
-    Hand,
+    Hand {
+        /// Do the errands, and start no other process for them
+        #[arg(long)]
+        errands: bool,
+    },
     /// Print a completion script
     Completions {
         /// For which shell

@@ -15,6 +15,7 @@ mod domain;
 mod places;
 mod privileges;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,12 +26,12 @@ use rustix::thread::set_no_new_privs;
 
 use super::Call;
 use super::output::Failure;
-use super::parts::recall;
+use super::parts::{as_stored, recall};
 use crate::config::{CertificateSettings, ChallengeSettings, Settings};
 use crate::deploy::Target;
 use crate::deploy::hand::Hand;
 use crate::deploy::spec::Spec;
-use places::Places;
+use places::{Places, specs};
 
 /// Gives up what no command needs, before any thread is started.
 pub(super) fn harden() {
@@ -86,12 +87,24 @@ impl Reach {
             ChallengeSettings::Webroot(path) => Some(path),
             ChallengeSettings::Listen(_) => None,
         };
-        let written = settings.deploy.iter().filter_map(Spec::writes);
+        let lineage = &settings.lineage;
+        let written = settings.deploy.iter().map(|spec| spec.for_lineage(lineage));
+        let written = written.filter_map(|spec| {
+            let directory = spec.writes_in()?;
+            // One that is not there yet is made in what is around it.
+            let is_made = spec.writes().as_ref() == Some(&directory);
+            Some(if is_made {
+                directory_of(&directory)
+            } else {
+                directory
+            })
+        });
         let read = settings.deploy.iter().filter_map(Spec::reads);
-        let mut written = webroot.cloned().into_iter().chain(written);
+        let webroot = webroot.map(|path| directory_of(path));
+        let mut written = webroot.into_iter().chain(written);
         let mut read = settings.ca_files().cloned().chain(read);
         let beyond = written
-            .find(|path| !places.may_write(&directory_of(path)))
+            .find(|path| !places.may_write(path))
             .or_else(|| read.find(|path| !places.may_read(path)));
         match beyond {
             None => Ok(()),
@@ -138,11 +151,17 @@ pub(super) async fn confine(call: &Call, settings: &Settings) -> Result<Reach, F
     known
         .certificates
         .extend(stored.filter_map(|(_, stored)| stored.ok()));
-    let targets = known.certificates.iter().flat_map(|one| &one.deploy);
-    let programs = targets.filter(|spec| spec.runs_a_program()).cloned();
-    let Some(hand) = apart::start(call, settings, &programs.collect::<Vec<_>>()) else {
+    // What this process is told may say otherwise of them than the command that
+    // renews them.
+    known.certificates.extend(as_stored(settings).await);
+    let programs = specs(&known).filter(Spec::runs_a_program);
+    let programs: BTreeSet<Spec> = programs.collect();
+    let programs: Vec<Spec> = programs.into_iter().collect();
+    let Some(hand) = apart::start(call, settings, &programs) else {
         return Ok(Reach::default());
     };
+    // While it still may: what is there need not be made in what is around it.
+    specs(&known).for_each(|spec| spec.prepare());
     let places = Places::of(call, &known);
     let confined = give_up(call, settings, &places);
     Ok(Reach {

@@ -6,6 +6,7 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -24,6 +25,7 @@ use crate::identifier::Identifier;
 use crate::manage::Outcome;
 use crate::manage::foresee;
 use crate::manage::issue::Urge;
+use crate::manage::turns::SIDE_BY_SIDE;
 use crate::random::SystemRandom;
 use crate::store::fs::FileStore;
 use crate::store::memory::MemoryStore;
@@ -223,7 +225,8 @@ async fn any_may_order(settings: &Settings, task: Task) -> bool {
     false
 }
 
-/// One that fails stops no other; the first one gives the exit code.
+/// One that fails stops no other; the first one gives the exit code. Side by side,
+/// so that they share the reloads of their servers, and told in their order.
 async fn each(
     call: &Call,
     worker: &Worker,
@@ -231,8 +234,13 @@ async fn each(
     task: Task,
 ) -> Result<(), Failure> {
     let mut ended = Ok(());
-    for certificate in &settings.certificates {
-        match worker.work(certificate, task).await {
+    let works = settings.certificates.iter().map(async |certificate| {
+        let done = worker.work(certificate, task).await;
+        (certificate, done)
+    });
+    let mut works = stream::iter(works).buffered(SIDE_BY_SIDE);
+    while let Some((certificate, done)) = works.next().await {
+        match done {
             Ok(done) => tell(call, certificate, task, &done),
             Err(failure) => {
                 failure.tell(&call.terminal);

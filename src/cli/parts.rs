@@ -26,14 +26,16 @@ use crate::config::{
 };
 use crate::deploy::Target;
 use crate::deploy::merge::Merged;
+use crate::deploy::named::Named;
 use crate::deploy::output::Output;
 use crate::deploy::owner::{self, Owner};
 use crate::deploy::spec::Spec;
 use crate::deploy::verify::Handshake;
 use crate::identifier::Lineage;
-use crate::manage::issue::pass;
+use crate::manage::issue::pass_in_turn;
 use crate::manage::rehearse::rehearse;
 use crate::manage::skew::Skew;
+use crate::manage::turns::Turns;
 use crate::manage::{
     Certificate, FreshKeys, Maintenance, ManageError, Outcome, Parts, Probed, SPACING, SPREAD,
     StandIn, Wanted,
@@ -57,6 +59,7 @@ pub(super) struct Factory {
     data_dir: PathBuf,
     issuers: Mutex<BTreeMap<String, Arc<dyn Issuer>>>,
     paces: Arc<Paces>,
+    turns: Turns,
     servers: Mutex<BTreeMap<Spec, Arc<Merged>>>,
     /// The accounts of rehearsals, which are forgotten.
     rehearsals: MemoryStore,
@@ -97,6 +100,7 @@ impl Factory {
             data_dir: settings.data_dir.clone(),
             issuers: Mutex::default(),
             paces: Arc::default(),
+            turns: Turns::default(),
             servers: Mutex::default(),
             rehearsals: MemoryStore::default(),
             embedded: Mutex::default(),
@@ -137,8 +141,17 @@ impl Factory {
         let specs = settings.deploy.iter();
         let (copies, servers): (Vec<_>, Vec<_>) = specs.partition(|spec| spec.is_a_copy());
         let all = copies.into_iter().chain(servers);
-        all.map(|spec| self.target(&spec.for_lineage(&settings.lineage)))
-            .collect()
+        let all = all.map(|spec| spec.for_lineage(&settings.lineage));
+        let all: Vec<_> = all.map(|spec| (self.target(&spec), spec)).collect();
+        let named = all.iter().map(|(target, spec)| -> Arc<dyn Target> {
+            let same = |(other, _): &&(Arc<dyn Target>, Spec)| other.name() == target.name();
+            match all.iter().filter(same).count() {
+                1 => target.clone(),
+                // Two nginx are told apart by their pid files.
+                _ => Arc::new(Named::new(spec.to_string(), target.clone())),
+            }
+        });
+        named.collect()
     }
 
     /// One for each server, so that certificates share its reloads.
@@ -158,9 +171,10 @@ impl Factory {
     ) -> Result<Done, Failure> {
         let certificate = self.certificate_for(settings, task == Task::Rehearsal)?;
         let lineage = &settings.lineage;
+        let turn = self.turns.take().await;
         match task {
             Task::Pass(urge) => {
-                let pass = pass(&self.parts, &certificate, urge);
+                let pass = pass_in_turn(&self.parts, &certificate, urge, turn);
                 let work = self.display.during(lineage, pass);
                 self.remembering(settings, work).await
             }
@@ -485,6 +499,26 @@ pub(super) async fn recall(call: &Call, configured: &Settings) -> Result<Vec<Rec
         recalled.push((lineage, settings));
     }
     Ok(recalled)
+}
+
+/// The settings of every stored certificate that `configured` does not name, as they
+/// are stored, where that can be read.
+pub(super) async fn as_stored(configured: &Settings) -> Vec<CertificateSettings> {
+    let Some(store) = FileStore::existing(configured.data_dir.clone()) else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for lineage in store.list().await.unwrap_or_default() {
+        if let Ok(Remembered::Whole(settings)) = remembered(&store, &lineage).await {
+            found.push(*settings);
+        }
+    }
+    let named = |one: &CertificateSettings| {
+        let mut all = configured.certificates.iter();
+        all.any(|certificate| certificate.lineage == one.lineage)
+    };
+    found.retain(|one| !named(one));
+    found
 }
 
 async fn remembered(store: &FileStore, lineage: &Lineage) -> Result<Remembered, StoreError> {

@@ -11,9 +11,10 @@ use zeroize::Zeroizing;
 
 use super::output::Output;
 use super::owner::Owner;
-use super::{Delivery, DeployError, Outlet, Target};
+use super::{Delivery, DeployError, Outlet, Target, off_thread};
 use crate::certificate::{Bundle, Freshness, Secret};
 use crate::files;
+use crate::identifier::Lineage;
 
 /// What a file holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +79,7 @@ pub enum Place {
 }
 
 /// A copy.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Copy {
     name: String,
     place: Place,
@@ -159,6 +160,16 @@ impl Copy {
         Ok(Zeroizing::new(text.into_bytes()))
     }
 
+    fn look(&self) -> Result<(), DeployError> {
+        if let Place::File { path, .. } = &self.place {
+            let parent = path.parent().unwrap_or(Path::new("/"));
+            if !parent.is_dir() {
+                return Err(self.failed("its directory is not there"));
+            }
+        }
+        self.password().map(drop)
+    }
+
     fn write(&self, delivery: &Delivery) -> Result<(), DeployError> {
         match &self.place {
             Place::Directory(root) => {
@@ -179,7 +190,7 @@ impl Copy {
 }
 
 /// The owner before the name: whoever finds it there may read it.
-fn replace(path: &Path, mode: u32, owner: Owner, content: &[u8]) -> io::Result<()> {
+pub(super) fn replace(path: &Path, mode: u32, owner: Owner, content: &[u8]) -> io::Result<()> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let name = format!(".{}.new-{}", name.to_string_lossy(), std::process::id());
     let aside = path.with_file_name(name);
@@ -202,17 +213,29 @@ impl Target for Copy {
     }
 
     async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
-        if let Place::File { path, .. } = &self.place {
-            let parent = path.parent().unwrap_or(Path::new("/"));
-            if !parent.is_dir() {
-                return Err(self.failed("its directory is not there"));
-            }
-        }
-        self.password().map(drop)
+        let copy = self.clone();
+        off_thread(&self.name, move || copy.look()).await
     }
 
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
-        self.write(delivery)
+        let (copy, delivery) = (self.clone(), delivery.clone());
+        off_thread(&self.name, move || copy.write(&delivery)).await
+    }
+
+    fn has_copies(&self) -> bool {
+        true
+    }
+
+    async fn is_gone(&self, lineage: &Lineage) -> bool {
+        let path = match &self.place {
+            Place::File { path, .. } => path.clone(),
+            Place::Directory(root) => {
+                let live = Output::new(root.clone()).live_path(lineage);
+                live.join("privkey.pem")
+            }
+        };
+        let found = tokio::fs::metadata(path).await;
+        found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 }
 

@@ -71,8 +71,10 @@ impl Docker {
             .header("content-type", "application/json")
             .body(Full::from(Bytes::from(body)))
             .map_err(|error| self.failed(&error.to_string()))?;
-        let answer = server.send(request).await;
-        let (status, body) = answer.map_err(|detail| self.failed(&format!("its API: {detail}")))?;
+        // What a program says goes on for as long as it likes; all else is short.
+        let answer = server.send_cutting(request).await;
+        let (status, body, _) =
+            answer.map_err(|detail| self.failed(&format!("its API: {detail}")))?;
         Ok((status, serde_json::from_slice(&body).unwrap_or_default()))
     }
 

@@ -2,6 +2,7 @@
 //! deploy hooks. It is started by its arguments, never by a shell, in a process
 //! group of its own: what takes too long ends with all that it has started.
 
+use std::ffi::OsString;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,6 +21,7 @@ pub const WITHIN: Duration = Duration::from_secs(30);
 /// Of what it says, the end is kept: the error stands there.
 const KEPT: usize = 4096;
 const LINES: usize = 10;
+const INHERITED: [&str; 6] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR"];
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A program with its arguments.
@@ -85,6 +87,8 @@ impl Exec {
         let names: Vec<String> = delivery.names.iter().map(ToString::to_string).collect();
         Command::new(program)
             .args(arguments)
+            .env_clear()
+            .envs(inherited())
             .env("RENEWED_LINEAGE", &delivery.live)
             .env("RENEWED_DOMAINS", names.join(" "))
             .stdin(Stdio::null())
@@ -95,6 +99,13 @@ impl Exec {
             .spawn()
             .map_err(|error| self.failed(format!("could not be started: {error}")))
     }
+}
+
+/// What it has of our environment: credentials are no business of its.
+#[allow(clippy::disallowed_methods)] // nothing is decided by it: it is passed on
+fn inherited() -> impl Iterator<Item = (&'static str, OsString)> {
+    let passed_on = INHERITED.into_iter();
+    passed_on.filter_map(|name| Some((name, std::env::var_os(name)?)))
 }
 
 async fn end(child: &mut Child) {
@@ -190,6 +201,25 @@ mod tests {
             "{said}"
         );
         shell("exit 0").apply(&sample()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn of_our_environment_it_has_what_any_program_needs_and_no_more() {
+        let said = fails("env; exit 1").await;
+        let names = said
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(name, _)| name);
+        // The shell's own, and the line before them.
+        let own = ["PWD", "SHLVL", "_", "RENEWED_LINEAGE", "RENEWED_DOMAINS"];
+        for name in names.filter(|name| !name.contains(' ')) {
+            assert!(
+                own.contains(&name) || INHERITED.contains(&name),
+                "{name} in {said}"
+            );
+        }
+        // What cargo gives its tests is there to be inherited.
+        assert!(!said.contains("CARGO"), "{said}");
     }
 
     #[tokio::test]

@@ -5,6 +5,8 @@
 //! No process number is taken from here, and a program of the user's own is run
 //! only if it was configured when that process was started.
 
+pub mod keeper;
+
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
@@ -150,6 +152,9 @@ async fn receive(receiver: OwnedReadHalf, waiting: Arc<Waiting>) {
         }
     }
     waiting.end();
+    tracing::error!(
+        "the process that tells servers is gone; hint: restart certs run: until then no server is told"
+    );
 }
 
 /// A target at the other end of a [`Hand`].
@@ -201,10 +206,11 @@ impl Target for Distant {
     }
 }
 
-/// Runs errands side by side until the other end is closed.
+/// Runs errands side by side until the other end is closed. A line that is none ends
+/// nothing.
 ///
 /// # Errors
-/// As the system has them, and when what comes is no errand.
+/// As the system has them, and when it is not told what programs it may run.
 pub async fn serve(stream: std::os::unix::net::UnixStream) -> io::Result<()> {
     let (receiver, sender) = asynchronous(stream)?.into_split();
     let sender = Arc::new(tokio::sync::Mutex::new(sender));
@@ -212,7 +218,13 @@ pub async fn serve(stream: std::os::unix::net::UnixStream) -> io::Result<()> {
     let allowed = lines.next_line().await?.unwrap_or_else(|| "[]".to_owned());
     let allowed: Arc<Vec<Spec>> = Arc::new(serde_json::from_str(&allowed)?);
     while let Some(line) = lines.next_line().await? {
-        let asked: Numbered<(Spec, Errand)> = serde_json::from_str(&line)?;
+        let asked: Numbered<(Spec, Errand)> = match serde_json::from_str(&line) {
+            Ok(asked) => asked,
+            Err(error) => {
+                tracing::error!("what is asked is no errand: {error}");
+                continue;
+            }
+        };
         let (sender, allowed) = (sender.clone(), allowed.clone());
         tokio::spawn(async move {
             let (spec, errand) = asked.value;
@@ -300,6 +312,35 @@ mod tests {
             let error = target.check(&sample()).await.unwrap_err();
             assert!(matches!(error, DeployError::NoPidFile { .. }), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_line_that_is_no_errand_ends_nothing() {
+        let (hand, served) = pair();
+        let target = hand.target(&"nginx:/absent/nginx.pid".parse().unwrap());
+        for bad in ["", "{", "[1]", "{\"number\":1,\"value\":null}"] {
+            let line = format!("{bad}\n");
+            hand.sender
+                .lock()
+                .await
+                .write_all(line.as_bytes())
+                .await
+                .unwrap();
+            let error = target.check(&sample()).await.unwrap_err();
+            assert!(matches!(error, DeployError::NoPidFile { .. }), "{error}");
+        }
+        assert!(!served.is_finished());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_never_answers_is_not_waited_for_for_ever() {
+        let (one, _never_answers) = std::os::unix::net::UnixStream::pair().unwrap();
+        let spec: Spec = "nginx".parse().unwrap();
+        let target = Hand::new(one, &[]).unwrap().target(&spec);
+        let begun = tokio::time::Instant::now();
+        let error = target.apply(&sample()).await.unwrap_err();
+        assert!(error.to_string().contains("no answer within"), "{error}");
+        assert_eq!(begun.elapsed().as_secs(), spec.told_within().as_secs());
     }
 
     #[tokio::test]

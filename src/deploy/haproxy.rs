@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,9 +14,9 @@ use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use super::{Delivery, DeployError, Target};
+use super::owner::Owner;
+use super::{Delivery, DeployError, Target, copy, off_thread};
 use crate::certificate::Secret;
-use crate::files;
 use crate::identifier::Identifier;
 use crate::sockets::listened_on_by;
 use crate::text::printable;
@@ -42,7 +43,9 @@ pub struct Haproxy {
 struct Entry {
     /// The file's name in its configuration.
     file: String,
-    /// The list or directory that it must be added to, when it is new.
+    /// Whether it has none of that name yet.
+    is_new: bool,
+    /// The list or directory that it must be added to, when nothing uses it.
     list: Option<String>,
 }
 
@@ -97,14 +100,19 @@ impl Haproxy {
         let known = files_in(&self.ask("show ssl cert").await?);
         if let Some(wanted) = &self.certificate {
             let file = wanted.display().to_string();
-            let list = match known.contains(&file) {
+            let is_new = !known.contains(&file);
+            // One that nothing uses was left by whoever was killed before he had
+            // added it.
+            let used = !is_new && is_used(&self.ask(&format!("show ssl cert {file}")).await?);
+            let list = match used {
                 true => None,
                 false => Some(self.list_for(wanted).await?),
             };
-            return Ok(Entry { file, list });
+            return Ok(Entry { file, is_new, list });
         }
         if let Some(file) = live_file(&known, delivery) {
-            return Ok(Entry { file, list: None });
+            let (is_new, list) = (false, None);
+            return Ok(Entry { file, is_new, list });
         }
         let live = delivery.live.join(PAIR);
         Err(match self.one_for(&known, delivery).await? {
@@ -148,7 +156,7 @@ impl Haproxy {
         let found = lists.find(|list| Path::new(list) == directory);
         found.map(str::to_owned).ok_or_else(|| {
             Self::refused(&format!(
-                "it does not know {}, and none of its binds reads the directory {}",
+                "nothing of it uses {}, and none of its binds reads the directory {}",
                 file.display(),
                 directory.display()
             ))
@@ -158,7 +166,7 @@ impl Haproxy {
     /// Puts `pair` into its memory; a transaction that fails is taken back.
     async fn swap(&self, entry: &Entry, pair: &str) -> Result<(), DeployError> {
         let file = &entry.file;
-        if entry.list.is_some() {
+        if entry.is_new {
             self.ask(&format!("new ssl cert {file}")).await?;
         }
         let set = self.ask(&format!("set ssl cert {file} <<\n{pair}")).await?;
@@ -177,26 +185,41 @@ impl Haproxy {
         }
         // What it says to this is of no interest beside the refusal.
         let _ = self.ask(&format!("abort ssl cert {file}")).await;
-        if entry.list.is_some() {
+        if entry.is_new {
             let _ = self.ask(&format!("del ssl cert {file}")).await;
         }
         Err(Self::refused(&ended))
     }
 
     /// Writes the file that it reads when it starts, where that is not the live one.
-    fn keep(&self, pair: &str) -> Result<(), DeployError> {
-        let Some(file) = &self.certificate else {
+    async fn keep(&self, pair: Secret) -> Result<(), DeployError> {
+        let Some(file) = self.certificate.clone() else {
             return Ok(());
         };
-        if std::fs::read(file).is_ok_and(|found| found == pair.as_bytes()) {
-            return Ok(());
-        }
-        files::replace(file, MODE, pair.as_bytes()).map_err(|error| DeployError::Write {
-            target: KIND.to_owned(),
-            path: file.display().to_string(),
-            detail: error.to_string(),
+        off_thread(KIND, move || {
+            keep(&file, pair.expose()).map_err(|error| DeployError::Write {
+                target: KIND.to_owned(),
+                path: file.display().to_string(),
+                detail: error.to_string(),
+            })
         })
+        .await
     }
+}
+
+/// It stays whose it was, and never opens to others: there is a key in it.
+fn keep(file: &Path, pair: &str) -> io::Result<()> {
+    let (owner, mode) = match std::fs::metadata(file) {
+        Ok(found) => {
+            let (user, group) = (Some(found.uid()), Some(found.gid()));
+            (Owner { user, group }, found.mode() & 0o770)
+        }
+        Err(_) => (Owner::default(), MODE),
+    };
+    if std::fs::read(file).is_ok_and(|found| found == pair.as_bytes()) {
+        return Ok(());
+    }
+    copy::replace(file, mode, owner, pair.as_bytes())
 }
 
 #[async_trait]
@@ -220,7 +243,7 @@ impl Target for Haproxy {
         let entry = self.entry(delivery).await?;
         let payload = Secret::new(without_empty_lines(pair.expose()));
         self.swap(&entry, payload.expose()).await?;
-        self.keep(pair.expose())
+        self.keep(pair).await
     }
 
     async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
@@ -231,6 +254,15 @@ impl Target for Haproxy {
         let program = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
         (program.trim() == KIND).then(|| listened_on_by(pid))?
     }
+}
+
+/// Whether any bind of it shows the certificate that this is about.
+fn is_used(answer: &str) -> bool {
+    let status = answer
+        .lines()
+        .find_map(|line| line.strip_prefix("Status: "));
+    // Older ones do not say.
+    status.is_none_or(|status| status.trim() == "Used")
 }
 
 /// A payload ends at the first empty line.
@@ -314,6 +346,36 @@ mod tests {
         let names: Vec<String> = names.unwrap().iter().map(ToString::to_string).collect();
         assert_eq!(names, ["a.example", "b.example", "::1"]);
         assert_eq!(names_in("Filename: x\nStatus: Empty\n"), None);
+    }
+
+    #[test]
+    fn a_file_that_is_kept_stays_whose_it_was() {
+        use std::os::unix::fs::{PermissionsExt, chown};
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("front.pem");
+        keep(&file, "one").unwrap();
+        let found = || {
+            let found = std::fs::metadata(&file).unwrap();
+            (found.uid(), found.gid(), found.mode() & 0o7777)
+        };
+        let (user, group, mode) = found();
+        assert_eq!(mode, MODE);
+        let is_root = rustix::process::geteuid().is_root();
+        let theirs = if is_root { (4321, 8765) } else { (user, group) };
+        chown(&file, Some(theirs.0), Some(theirs.1)).unwrap();
+        for (before, after) in [(0o600, 0o600), (0o664, 0o660)] {
+            std::fs::set_permissions(&file, PermissionsExt::from_mode(before)).unwrap();
+            keep(&file, &format!("{before:o}")).unwrap();
+            assert_eq!(found(), (theirs.0, theirs.1, after));
+        }
+    }
+
+    #[test]
+    fn what_nothing_uses_is_known() {
+        assert!(is_used("Filename: /a.pem\nStatus: Used\n"));
+        assert!(!is_used("Filename: /a.pem\nStatus: Unused\n"));
+        assert!(!is_used("Filename: /a.pem\nStatus: Empty\n"));
+        assert!(is_used("Filename: /a.pem\n"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -43,11 +43,24 @@ impl Server {
         }
     }
 
-    /// Sends `request` and reads the answer.
+    /// Sends `request` and reads the answer, which is an error when it is too long.
     pub(super) async fn send(
         &self,
         request: Request<Full<Bytes>>,
     ) -> Result<(StatusCode, Bytes), String> {
+        let (status, body, is_whole) = self.send_cutting(request).await?;
+        match is_whole {
+            true => Ok((status, body)),
+            false => Err(format!("its answer has more than {LONGEST_ANSWER} bytes")),
+        }
+    }
+
+    /// The same with the beginning of an answer of any length, and whether that is
+    /// all of it.
+    pub(super) async fn send_cutting(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Bytes, bool), String> {
         let sent = async {
             match self {
                 Self::Unix(path) => {
@@ -91,7 +104,7 @@ fn connector() -> Result<TlsConnector, String> {
 async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     request: Request<Full<Bytes>>,
-) -> Result<(StatusCode, Bytes), String> {
+) -> Result<(StatusCode, Bytes, bool), String> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(shown)?;
@@ -99,8 +112,16 @@ async fn exchange(
     let connection = tokio::spawn(connection);
     let answer = sender.send_request(request).await.map_err(shown)?;
     let status = answer.status();
-    let body = Limited::new(answer.into_body(), LONGEST_ANSWER).collect();
-    let body = body.await.map_err(shown)?.to_bytes();
+    let (mut body, mut kept, mut is_whole) = (answer.into_body(), Vec::new(), true);
+    // To its end: with it ends what says it.
+    while let Some(frame) = body.frame().await {
+        let Ok(part) = frame.map_err(shown)?.into_data() else {
+            continue;
+        };
+        let room = LONGEST_ANSWER.saturating_sub(kept.len());
+        is_whole &= part.len() <= room;
+        kept.extend_from_slice(&part[..part.len().min(room)]);
+    }
     connection.abort();
-    Ok((status, body))
+    Ok((status, kept.into(), is_whole))
 }

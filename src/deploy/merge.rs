@@ -1,5 +1,6 @@
 //! One reload for many certificates: whoever asks while one is under way, or soon
-//! after one, shares the next. A server is told by one at a time, whatever it is.
+//! after one, shares the next, and what it ended with. So it is with the check
+//! before it. A server is told by one at a time, whatever it is.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,6 +10,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{Delivery, DeployError, Target};
+use crate::identifier::Lineage;
 
 /// Two reloads of one server are this far apart at least.
 const APART: Duration = Duration::from_secs(2);
@@ -18,28 +20,52 @@ pub struct Merged {
     target: Arc<dyn Target>,
     /// Whether one reload is for all certificates.
     loads_all: bool,
-    asked: Mutex<u64>,
-    latest: tokio::sync::Mutex<Option<Reload>>,
+    checks: Lane,
+    reloads: Lane,
 }
 
-/// The last reload.
-struct Reload {
+/// Where those who want the same done wait for one who does it.
+#[derive(Default)]
+struct Lane {
+    asked: Mutex<u64>,
+    latest: tokio::sync::Mutex<Option<Done>>,
+}
+
+/// What was done last.
+struct Done {
     /// Everybody up to this one had asked when it was begun.
     serves: u64,
-    ended: Instant,
-    well: bool,
+    /// Whether it minded nothing but that it be done.
+    urgent: bool,
+    at: Instant,
+    ended: Result<(), DeployError>,
 }
 
-impl Merged {
-    /// `target`; `loads_all` says whether one reload is for all certificates.
-    #[must_use]
-    pub fn new(target: Arc<dyn Target>, loads_all: bool) -> Self {
-        Self {
-            target,
-            loads_all,
-            asked: Mutex::default(),
-            latest: tokio::sync::Mutex::default(),
+impl Lane {
+    /// Does `work`, unless it was begun by another after this was asked.
+    async fn share(
+        &self,
+        urgent: bool,
+        apart: Duration,
+        work: impl Future<Output = Result<(), DeployError>>,
+    ) -> Result<(), DeployError> {
+        let mine = self.ask();
+        let mut latest = self.latest.lock().await;
+        if let Some(latest) = latest.as_ref() {
+            if latest.serves >= mine && latest.urgent == urgent {
+                return latest.ended.clone();
+            }
+            tokio::time::sleep_until(latest.at + apart).await;
         }
+        let serves = self.asked();
+        let ended = work.await;
+        *latest = Some(Done {
+            serves,
+            urgent,
+            at: Instant::now(),
+            ended: ended.clone(),
+        });
+        ended
     }
 
     fn ask(&self) -> u64 {
@@ -53,6 +79,19 @@ impl Merged {
     }
 }
 
+impl Merged {
+    /// `target`; `loads_all` says whether one reload is for all certificates.
+    #[must_use]
+    pub fn new(target: Arc<dyn Target>, loads_all: bool) -> Self {
+        Self {
+            target,
+            loads_all,
+            checks: Lane::default(),
+            reloads: Lane::default(),
+        }
+    }
+}
+
 #[async_trait]
 impl Target for Merged {
     fn name(&self) -> &str {
@@ -60,34 +99,36 @@ impl Target for Merged {
     }
 
     async fn check(&self, delivery: &Delivery) -> Result<(), DeployError> {
-        self.target.check(delivery).await
+        let check = self.target.check(delivery);
+        match self.loads_all {
+            true => {
+                self.checks
+                    .share(delivery.urgent, Duration::ZERO, check)
+                    .await
+            }
+            false => check.await,
+        }
     }
 
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
-        let mine = self.ask();
-        let mut latest = self.latest.lock().await;
-        if !self.loads_all {
-            return self.target.apply(delivery).await;
+        let apply = self.target.apply(delivery);
+        if self.loads_all {
+            return self.reloads.share(delivery.urgent, APART, apply).await;
         }
-        if let Some(latest) = latest.as_ref() {
-            // One that failed is for each to see by himself.
-            if latest.well && latest.serves >= mine {
-                return Ok(());
-            }
-            tokio::time::sleep_until(latest.ended + APART).await;
-        }
-        let serves = self.asked();
-        let ended = self.target.apply(delivery).await;
-        *latest = Some(Reload {
-            serves,
-            ended: Instant::now(),
-            well: ended.is_ok(),
-        });
-        ended
+        let _one_at_a_time = self.reloads.latest.lock().await;
+        apply.await
     }
 
     async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
         self.target.listens_on().await
+    }
+
+    fn has_copies(&self) -> bool {
+        self.target.has_copies()
+    }
+
+    async fn is_gone(&self, lineage: &Lineage) -> bool {
+        self.target.is_gone(lineage).await
     }
 
     async fn obstacle(&self, delivery: &Delivery) -> Option<String> {
@@ -105,6 +146,7 @@ mod tests {
     /// Takes a second for each reload, and refuses to be told twice at once.
     #[derive(Default)]
     struct Slow {
+        checks: AtomicUsize,
         reloads: AtomicUsize,
         busy: AtomicUsize,
         fails: bool,
@@ -117,6 +159,8 @@ mod tests {
         }
 
         async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            self.checks.fetch_add(1, Ordering::SeqCst);
             Ok(())
         }
 
@@ -160,12 +204,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_reload_that_failed_is_nobody_elses_success() {
+    async fn a_reload_that_failed_is_nobody_elses_success_and_not_tried_by_each() {
         let fails = Slow {
             fails: true,
             ..Slow::default()
         };
-        assert_eq!(reloads(fails, true, 3).await, (3, 3));
+        assert_eq!(reloads(fails, true, 100).await, (2, 100));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hundred_certificates_take_two_checks_and_what_cannot_wait_its_own() {
+        let slow = Arc::new(Slow::default());
+        let merged = Merged::new(slow.clone(), true);
+        let mut urgent = sample();
+        urgent.urgent = true;
+        let usual = sample();
+        let checks = (0..100).map(|_| merged.check(&usual));
+        let checks = futures_util::future::join_all(checks);
+        let (_, last) = tokio::join!(checks, merged.check(&urgent));
+        last.unwrap();
+        assert_eq!(slow.checks.load(Ordering::SeqCst), 3);
     }
 
     #[tokio::test(start_paused = true)]

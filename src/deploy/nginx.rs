@@ -59,6 +59,20 @@ impl Nginx {
         }
     }
 
+    /// Whether few enough of its workers drain for some more to do so.
+    async fn may_reload(&self, master: &Master, delivery: &Delivery) -> Result<(), DeployError> {
+        if delivery.urgent {
+            return Ok(());
+        }
+        match drained(master.process.pid).await {
+            generations if generations >= MOST_DRAINING => Err(DeployError::Draining {
+                target: self.name.clone(),
+                generations,
+            }),
+            _ => Ok(()),
+        }
+    }
+
     fn master(&self) -> Result<Master, DeployError> {
         let process = Process::find(&self.name, &self.pid_files)?;
         let title = &process.command_line;
@@ -136,8 +150,10 @@ impl Target for Nginx {
         &self.name
     }
 
-    async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
+    async fn check(&self, delivery: &Delivery) -> Result<(), DeployError> {
         let master = self.master()?;
+        // Before anything is touched: to take it back would be one more reload.
+        self.may_reload(&master, delivery).await?;
         // Where there is nothing to run, the handshake after the reload still tells.
         let Some(program) = trusted_program(master.process.pid) else {
             return Ok(());
@@ -166,13 +182,7 @@ impl Target for Nginx {
 
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
         let master = self.master()?;
-        let draining = drained(master.process.pid).await;
-        if draining >= MOST_DRAINING && !delivery.urgent {
-            return Err(DeployError::Draining {
-                target: self.name.clone(),
-                generations: draining,
-            });
-        }
+        self.may_reload(&master, delivery).await?;
         master.process.signal(&self.name, Signal::HUP)
     }
 

@@ -8,6 +8,7 @@ use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::DeployError;
+use crate::files;
 
 /// A process that runs.
 #[derive(Debug)]
@@ -90,8 +91,27 @@ fn open(pid: u32) -> io::Result<(OwnedFd, Vec<u8>)> {
 }
 
 fn read_pid(file: &Path) -> Option<u32> {
-    let text = std::fs::read_to_string(file).ok()?;
+    let text = files::read_short(file).ok()?;
     // Postfix pads its number, and Dovecot ends it with a line.
     // A server that is the first process of a PID namespace has number 1.
     text.trim().parse().ok().filter(|pid| *pid > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pid_file_that_is_a_pipe_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("nginx.pid");
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+        assert!(made.unwrap().success());
+        let (sender, receiver) = std::sync::mpsc::channel();
+        // Whoever opens it as a file waits until somebody writes to it.
+        std::thread::spawn(move || sender.send(Process::find("nginx", &[fifo])));
+        let found = receiver.recv_timeout(std::time::Duration::from_secs(20));
+        let error = found.expect("it waits for ever").unwrap_err();
+        assert!(matches!(error, DeployError::PidFile { .. }), "{error}");
+    }
 }

@@ -10,17 +10,18 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Target;
 use super::copy::{Copy, Form, Place};
 use super::docker::{self, Docker, Errand};
 use super::exec::{self, Exec};
 use super::haproxy::{self, Haproxy};
 use super::nginx::Nginx;
+use super::output::Output;
 use super::owner::{self, Owner};
 use super::signalled::Signalled;
 use super::systemd::Systemd;
 use super::watched::{Caddy, Format, Watched};
 use super::webhook::Webhook;
+use super::{Outlet, Target};
 use crate::identifier::Lineage;
 use crate::text::printable;
 
@@ -338,6 +339,44 @@ impl Spec {
         ["file", "path", "certificate"]
             .into_iter()
             .find_map(|key| self.path(key))
+    }
+
+    /// The file of another program that it rewrites, with its owner as it is.
+    #[must_use]
+    pub fn keeps(&self) -> Option<PathBuf> {
+        self.path("certificate")
+    }
+
+    /// The directory in which it does so: a file is replaced by another of its name.
+    #[must_use]
+    pub fn writes_in(&self) -> Option<PathBuf> {
+        let path = self.writes()?;
+        match self.kind.name {
+            "directory" => Some(path),
+            _ => path.parent().map(Path::to_owned),
+        }
+    }
+
+    /// The socket of this machine that it connects to itself.
+    #[must_use]
+    pub fn connects_to(&self) -> Option<PathBuf> {
+        match self.kind.name {
+            "haproxy" => self.path("socket"),
+            "docker" => self.host().strip_prefix("unix://").map(PathBuf::from),
+            _ => None,
+        }
+    }
+
+    /// Makes the directory that it writes, where it can be made: what is wrong with it
+    /// is told by whoever writes to it.
+    pub fn prepare(&self) {
+        if let ("directory", Some(path)) = (self.kind.name, self.path("path")) {
+            Output::new(path).owned_by(self.owner()).prepare();
+        }
+    }
+
+    fn host(&self) -> &str {
+        self.value("host").unwrap_or(docker::SOCKET)
     }
 
     /// The file that it reads itself.

@@ -104,13 +104,14 @@ pub struct Seen {
 
 /// The endpoint was not seen to serve the certificate.
 #[derive(Debug, Error)]
-#[error("{name} is not proven served at {endpoint} within {}: {found}", seconds(.within))]
+#[error("{name} is not proven served at {endpoint}{}: {found}", seconds(.within))]
 pub struct VerifyError {
     /// Where.
     pub endpoint: String,
     /// The name that was asked for by SNI.
     pub name: String,
-    within: Duration,
+    /// How long it was looked for.
+    within: Option<Duration>,
     found: String,
 }
 
@@ -121,9 +122,16 @@ impl VerifyError {
         Self {
             endpoint: server.to_owned(),
             name: name.to_string(),
-            within: Duration::ZERO,
+            within: None,
             found: "it listens no more: see its log, and start it".to_owned(),
         }
+    }
+
+    /// The same, looked for since the proof began.
+    #[must_use]
+    pub fn after(mut self, waited: Duration) -> Self {
+        self.within = Some(waited);
+        self
     }
 
     /// The same, with what is known of its cause.
@@ -142,8 +150,9 @@ impl VerifyError {
     }
 }
 
-fn seconds(duration: &Duration) -> String {
-    format!("{} s", duration.as_secs())
+fn seconds(within: &Option<Duration>) -> String {
+    let shown = |within: Duration| format!(" within {} s", within.as_secs());
+    within.map(shown).unwrap_or_default()
 }
 
 /// Where a certificate is looked for.
@@ -151,7 +160,8 @@ fn seconds(duration: &Duration) -> String {
 pub enum Place {
     /// Every address of an endpoint that the user named.
     Named(Endpoint),
-    /// One of the addresses on which this server was found listening.
+    /// One of the addresses on which this server was found listening, of each family
+    /// that listens on its port.
     Found(String, Vec<SocketAddr>),
 }
 
@@ -194,7 +204,7 @@ impl Prover for Handshake {
     ) -> Result<(), String> {
         match place {
             Place::Named(endpoint) => every_address(endpoint, name, wanted).await,
-            Place::Found(_, addresses) => one_address(addresses, name, wanted).await,
+            Place::Found(_, addresses) => each_family(addresses, name, wanted).await,
         }
     }
 }
@@ -221,7 +231,7 @@ pub async fn verify(
             return Err(VerifyError {
                 endpoint: place.to_string(),
                 name: name.to_string(),
-                within,
+                within: Some(within),
                 found,
             });
         }
@@ -230,23 +240,39 @@ pub async fn verify(
     }
 }
 
-async fn one_address(
+/// Other ports may serve other things, or nothing by TLS: what is found on one of
+/// them by IPv4 must be found on the same one by IPv6, where both listen there.
+async fn each_family(
     addresses: &[SocketAddr],
     name: &Identifier,
     wanted: &Fingerprint,
 ) -> Result<(), String> {
-    let mut found = Vec::new();
+    let (mut shown, mut others) = (Vec::new(), Vec::new());
     for address in addresses {
+        if !shown.is_empty() && !is_other_family(address, &shown) {
+            continue;
+        }
         match shows(*address, Protocol::Tls, name, wanted).await {
-            Ok(()) => return Ok(()),
-            Err(other) => found.push(other),
+            Ok(()) => shown.push(*address),
+            Err(other) => others.push((address, other)),
         }
     }
-    Err(if found.is_empty() {
-        "it listens on no port but 80".to_owned()
-    } else {
-        found.join("; ")
-    })
+    if shown.is_empty() && others.is_empty() {
+        return Err("it listens on no port but 80".to_owned());
+    }
+    others.retain(|(address, _)| shown.is_empty() || is_other_family(address, &shown));
+    let others: Vec<String> = others.into_iter().map(|(_, other)| other).collect();
+    match others.is_empty() {
+        true => Ok(()),
+        false => Err(others.join("; ")),
+    }
+}
+
+/// Whether `address` is on a port at which it is `shown`, and none of its family is.
+fn is_other_family(address: &SocketAddr, shown: &[SocketAddr]) -> bool {
+    let mut same_port = shown.iter().filter(|one| one.port() == address.port());
+    let there = same_port.clone().next().is_some();
+    there && !same_port.any(|one| one.is_ipv6() == address.is_ipv6())
 }
 
 async fn every_address(
@@ -422,14 +448,19 @@ mod tests {
 
     async fn serve(config: watch::Receiver<Arc<ServerConfig>>) -> Endpoint {
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = socket.local_addr().unwrap().to_string().parse().unwrap();
+        let address = serve_at(socket, config);
+        address.to_string().parse().unwrap()
+    }
+
+    fn serve_at(socket: TcpListener, config: watch::Receiver<Arc<ServerConfig>>) -> SocketAddr {
+        let address = socket.local_addr().unwrap();
         tokio::spawn(async move {
             while let Ok((stream, _)) = socket.accept().await {
                 let acceptor = TlsAcceptor::from(config.borrow().clone());
                 let _ = acceptor.accept(stream).await;
             }
         });
-        endpoint
+        address
     }
 
     #[tokio::test]
@@ -462,6 +493,51 @@ mod tests {
             }
         );
         proven.unwrap();
+    }
+
+    /// One port, by both families; `None` where there is no IPv6.
+    async fn both_families() -> Option<[TcpListener; 2]> {
+        for _ in 0..100 {
+            let four = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = four.local_addr().unwrap().port();
+            match TcpListener::bind(("::1", port)).await {
+                Ok(six) => return Some([four, six]),
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
+                Err(error) => {
+                    eprintln!("SKIPPED: both families: {error}");
+                    return None;
+                }
+            }
+        }
+        panic!("no port is free in both families");
+    }
+
+    #[tokio::test]
+    async fn of_a_server_that_is_found_both_families_are_proven() {
+        let ((old, _), (new, new_print)) = (made(), made());
+        let Some([four, six]) = both_families().await else {
+            return;
+        };
+        let (_switch, newest) = watch::channel(new.clone());
+        let (switch, config) = watch::channel(old.clone());
+        let elsewhere = TcpListener::bind("[::1]:0").await.unwrap();
+        let (_kept, older) = watch::channel(old);
+        let other_port = serve_at(elsewhere, older);
+        let (four, six) = (serve_at(four, newest), serve_at(six, config));
+        let name = Identifier::parse("example.com").unwrap();
+        let look = async |addresses: &[SocketAddr]| {
+            let place = Place::Found("nginx".into(), addresses.to_vec());
+            Handshake.look(&place, &name, &new_print).await
+        };
+        for order in [[four, six, other_port], [other_port, six, four]] {
+            let found = look(&order).await.unwrap_err();
+            assert!(found.contains(&six.to_string()), "{found}");
+            assert!(!found.contains(&other_port.to_string()), "{found}");
+        }
+        switch.send(new).unwrap();
+        look(&[four, six, other_port]).await.unwrap();
+        look(&[six]).await.unwrap();
+        assert!(look(&[other_port]).await.is_err());
     }
 
     #[tokio::test]

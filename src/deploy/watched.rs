@@ -12,7 +12,7 @@ use hyper::Request;
 use serde_json::{Value, json};
 
 use super::http::Server;
-use super::{Delivery, DeployError, Target};
+use super::{Delivery, DeployError, Target, off_thread};
 use crate::files;
 use crate::text::printable;
 
@@ -52,9 +52,9 @@ impl Target for Watched {
 
     async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
         let parent = self.file.parent().unwrap_or(Path::new("/"));
-        match parent.is_dir() {
-            true => Ok(()),
-            false => Err(unwritten(
+        match tokio::fs::metadata(parent).await {
+            Ok(found) if found.is_dir() => Ok(()),
+            _ => Err(unwritten(
                 &self.name,
                 &self.file,
                 "its directory is not there",
@@ -67,11 +67,15 @@ impl Target for Watched {
             Format::Envoy => envoy(delivery),
             Format::Traefik => traefik(delivery),
         };
-        if std::fs::read_to_string(&self.file).is_ok_and(|found| found == content) {
-            return Ok(());
-        }
-        files::replace(&self.file, MODE, content.as_bytes())
-            .map_err(|error| unwritten(&self.name, &self.file, &error.to_string()))
+        let (name, file) = (self.name.clone(), self.file.clone());
+        off_thread(&self.name, move || {
+            if std::fs::read_to_string(&file).is_ok_and(|found| found == content) {
+                return Ok(());
+            }
+            files::replace(&file, MODE, content.as_bytes())
+                .map_err(|error| unwritten(&name, &file, &error.to_string()))
+        })
+        .await
     }
 }
 

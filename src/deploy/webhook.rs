@@ -49,23 +49,28 @@ impl Webhook {
         }
     }
 
-    fn secret(&self) -> Result<Option<Secret>, DeployError> {
+    async fn secret(&self) -> Result<Option<Secret>, DeployError> {
         let Some(file) = &self.secret_file else {
             return Ok(None);
         };
-        let text = std::fs::read_to_string(file)
+        let text = tokio::fs::read_to_string(file)
+            .await
             .map_err(|error| self.unreachable(&format!("{}: {error}", file.display())))?;
         Ok(Some(Secret::new(text.trim().to_owned())))
     }
 
-    fn request(&self, uri: &Uri, delivery: &Delivery) -> Result<Request<Full<Bytes>>, DeployError> {
+    async fn request(
+        &self,
+        uri: &Uri,
+        delivery: &Delivery,
+    ) -> Result<Request<Full<Bytes>>, DeployError> {
         let body = body(delivery);
         let target = uri.path_and_query().map_or("/", |target| target.as_str());
         let mut request = Request::post(target)
             .header("host", uri.authority().map_or("", |place| place.as_str()))
             .header("content-type", "application/json")
             .header("user-agent", concat!("certs/", env!("CARGO_PKG_VERSION")));
-        if let Some(secret) = self.secret()? {
+        if let Some(secret) = self.secret().await? {
             request = request.header(SIGNATURE, signature(&secret, body.as_bytes()));
         }
         let request = request.body(Full::from(body));
@@ -79,7 +84,7 @@ impl Webhook {
             .parse()
             .map_err(|_| fails(self.unreachable("its URL is not one")))?;
         let server = Server::of(&uri).map_err(|detail| fails(self.unreachable(&detail)))?;
-        let request = self.request(&uri, delivery).map_err(fails)?;
+        let request = self.request(&uri, delivery).await.map_err(fails)?;
         match server.send(request).await {
             Ok((status, _)) if status.is_success() => Ok(()),
             Ok((status, _)) => {
@@ -98,7 +103,7 @@ impl Target for Webhook {
     }
 
     async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
-        self.secret().map(drop)
+        self.secret().await.map(drop)
     }
 
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {

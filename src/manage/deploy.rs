@@ -10,7 +10,7 @@ use crate::certificate::{Bundle, Facts, Freshness};
 use crate::deploy::verify::{Place, VerifyError, verify};
 use crate::deploy::{Delivery, DeployError, Target};
 use crate::identifier::Lineage;
-use crate::record::{Failures, Generation, Served};
+use crate::record::{Failures, Generation, Served, TakenBack};
 use crate::renew::window::latest;
 
 /// How long the endpoints may go on showing the old certificate, all in all.
@@ -50,8 +50,8 @@ pub async fn deploy(
         facts,
         bundle,
     };
-    let before = to_go_back_to(parts, certificate, &lineage, generation).await;
-    let ended = transact(parts, certificate, held, &pair, before.is_some()).await;
+    let before = to_go_back_to(parts, certificate, held, generation).await;
+    let ended = transact(parts, certificate, held, &pair, before.as_ref()).await;
     for (_, target) in certificate.named_targets() {
         parts.metrics.deployment(target.name(), ended.is_ok());
     }
@@ -62,9 +62,11 @@ pub async fn deploy(
         let hint = error.hint();
         tracing::error!(%lineage, "{error}; hint: {hint}");
         take_back(parts, certificate, held, &before).await;
+        note_taken_back(held, pair.generation, error.to_string());
     }
     ended?;
     held.record.handover = Failures::default();
+    (held.record.going_back_to, held.record.taken_back) = (None, None);
     held.save(parts, None).await
 }
 
@@ -73,8 +75,9 @@ async fn transact(
     certificate: &Certificate,
     held: &mut Held,
     pair: &Pair,
-    carefully: bool,
+    before: Option<&Pair>,
 ) -> Result<(), ManageError> {
+    let carefully = before.is_some();
     if carefully {
         // A server that could not be told, or would not start again as it is, is
         // found before anything is touched.
@@ -82,6 +85,11 @@ async fn transact(
         for (_, target) in certificate.named_targets() {
             target.check(&delivery).await?;
         }
+    }
+    let going_back_to = before.map(|before| before.generation);
+    if held.record.going_back_to != going_back_to {
+        held.record.going_back_to = going_back_to;
+        held.save(parts, None).await?;
     }
     let published = parts
         .output
@@ -146,24 +154,28 @@ fn delivery(parts: &Parts, held: &Held, pair: &Pair, urgent: bool) -> Delivery {
     }
 }
 
-/// What is live now, if servers may go on with it for a good while: then a
-/// hand-over that fails is no reason to leave any of them with something else. A
+/// What is live now, or was before a switch that was never proven, if servers may
+/// go on with it for a good while: then a hand-over that fails is no reason to leave any of them with something else. A
 /// failure that lasts must not let it run out, so that from its last tenth on the
 /// newest stays, whoever cannot load it.
 async fn to_go_back_to(
     parts: &Parts,
     certificate: &Certificate,
-    lineage: &Lineage,
+    held: &Held,
     generation: Generation,
 ) -> Option<Pair> {
     if certificate.targets.is_empty() {
         return None;
     }
-    let live = parts.output.live(lineage)?;
-    if live == generation || live == Generation::default() {
+    let lineage = &held.record.lineage;
+    let before = match parts.output.live(lineage)? {
+        live if live == generation => held.record.going_back_to?,
+        live => live,
+    };
+    if before == generation || before == Generation::default() {
         return None;
     }
-    let (key, chain) = parts.store.bundle(lineage, live).await.ok()??;
+    let (key, chain) = parts.store.bundle(lineage, before).await.ok()??;
     let (facts, now) = (Facts::of_chain(&chain).ok()?, parts.clock.now());
     if latest(&facts) <= now {
         return None;
@@ -171,7 +183,7 @@ async fn to_go_back_to(
     let names = &facts.identifiers;
     let bundle = Bundle::new(key, &chain, names, now, Freshness::Stored).ok()?;
     Some(Pair {
-        generation: live,
+        generation: before,
         facts,
         bundle,
     })
@@ -216,6 +228,18 @@ async fn take_back(parts: &Parts, certificate: &Certificate, held: &mut Held, be
             tracing::error!(%lineage, "it is not proven served again: {error}; hint: {}", error.hint());
         }
     }
+}
+
+/// Each try costs a server two reloads: one that has failed in the same way before
+/// is not hurried.
+fn note_taken_back(held: &mut Held, generation: Generation, why: String) {
+    let known = held.record.taken_back.take();
+    let known = known.filter(|known| known.generation == generation && known.why == why);
+    held.record.taken_back = Some(TakenBack {
+        generation,
+        why,
+        times: known.map_or(1, |known| known.times.saturating_add(1)),
+    });
 }
 
 /// The generation whose files stand where consumers read them: what is on disk
@@ -296,7 +320,8 @@ async fn prove(
     if places.is_empty() && !certificate.targets.is_empty() {
         tracing::warn!(lineage = %held.record.lineage, "nothing proves that it is served: name an endpoint with --verify HOST:PORT");
     }
-    let end = parts.clock.now() + PROOF_WITHIN;
+    let begun = parts.clock.now();
+    let end = begun + PROOF_WITHIN;
     for place in places {
         let phase = format!("waiting for {place} to serve it");
         parts.phase(&held.record.lineage, &phase);
@@ -313,7 +338,8 @@ async fn prove(
                         served.generation = Generation::default();
                     });
                 let obstacle = obstacle(certificate, &delivery(parts, held, pair, false)).await;
-                return Err(error.because(obstacle).into());
+                let waited = parts.clock.now().since(begun);
+                return Err(error.after(waited).because(obstacle).into());
             }
         }
         let seen = Served {
@@ -322,6 +348,9 @@ async fn prove(
             not_after: Some(pair.facts.not_after),
         };
         held.record.served.insert(place.to_string(), seen);
+        if all_served(held, pair.generation) {
+            held.record.going_back_to = None;
+        }
         held.save(parts, None).await?;
     }
     Ok(())

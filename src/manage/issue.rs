@@ -14,6 +14,7 @@ use super::order::{Plan, refresh};
 use super::partial::{self, order};
 use super::skew::{self, Corrected};
 use super::status::{left_out, status};
+use super::turns::Turn;
 use super::{Certificate, ManageError, Outcome, Parts, Wanted};
 use crate::certificate::Bundle;
 use crate::record::{Failures, Fallback, Generation, PendingOrder, Record, Revision, Served};
@@ -95,6 +96,19 @@ pub async fn pass(
     certificate: &Certificate,
     urge: Urge,
 ) -> Result<Outcome, ManageError> {
+    pass_in_turn(parts, certificate, urge, Turn::default()).await
+}
+
+/// The same among others: its turn is given back while it hands over.
+///
+/// # Errors
+/// Those of [`pass`].
+pub async fn pass_in_turn(
+    parts: &Parts,
+    certificate: &Certificate,
+    urge: Urge,
+    mut turn: Turn,
+) -> Result<Outcome, ManageError> {
     let _lease = parts.store.lease(&certificate.wanted.lineage).await?;
     let clock = Arc::new(Corrected::new(parts.clock.clone(), certificate));
     let parts = &Parts {
@@ -103,7 +117,7 @@ pub async fn pass(
     };
     let mut held = load(parts, certificate, urge, &clock).await?;
     if urge.never_orders() {
-        return hand_over_again(parts, certificate, &mut held, urge).await;
+        return hand_over_again(parts, certificate, &mut held, urge, &mut turn).await;
     }
     let mut issued = false;
     if urge == Urge::Force {
@@ -129,7 +143,7 @@ pub async fn pass(
         match next(&held.record, now, parts.random.as_ref()) {
             // One order a pass, whatever the CA says of its newest certificate.
             Next::Issue { .. } if issued => {
-                return stuck.map_or_else(|| outcome(&held.record, issued, now), Err);
+                return stuck.map_or_else(|| outcome(&held.record, issued, now, now), Err);
             }
             Next::Issue {
                 from,
@@ -146,6 +160,7 @@ pub async fn pass(
                     urgent,
                     urge,
                 };
+                turn.take_again().await;
                 // Few passes order: the others do not carry its state about.
                 let ordered = Box::pin(order(parts, certificate, &mut held, plan)).await;
                 if let (Err(_), Some(stuck)) = (&ordered, &stuck) {
@@ -155,15 +170,19 @@ pub async fn pass(
                     Ok(()) => issued = true,
                     Err(error) if skew::is_slight(&error) => {
                         let until = waits_until(&error).unwrap_or(now);
-                        return outcome(&held.record, issued, until);
+                        return outcome(&held.record, issued, now, until);
                     }
                     Err(error) if heals => partial::later(parts, &mut held, error, now).await?,
                     Err(error) => return Err(error),
                 }
             }
-            Next::RefreshWindow => refresh(parts, certificate, &mut held).await?,
+            Next::RefreshWindow => {
+                turn.take_again().await;
+                refresh(parts, certificate, &mut held).await?;
+            }
             // Whoever stored it was killed before the CA could be asked.
             Next::Draw(_) if has_a_window(&held.record) => {
+                turn.take_again().await;
                 refresh(parts, certificate, &mut held).await?;
             }
             Next::Draw(renewal) => {
@@ -173,14 +192,14 @@ pub async fn pass(
                 held.save(parts, None).await?;
             }
             Next::Deploy => {
-                let handed = Box::pin(hand_over(parts, certificate, &mut held)).await;
+                let handed = Box::pin(hand_over(parts, certificate, &mut held, &mut turn)).await;
                 stuck = handed.err();
             }
             Next::Wait(until) => {
                 return match (stuck, decide::held_up(&held.record, now)) {
                     (Some(error), _) => Err(error),
                     (None, Some(held_up)) => Err(waiting(&held.record, held_up)),
-                    (None, None) => outcome(&held.record, issued, until),
+                    (None, None) => outcome(&held.record, issued, now, until),
                 };
             }
             Next::Halt(reason) => return Err(ManageError::Halted(format!("{reason:?}"))),
@@ -209,9 +228,15 @@ fn waiting(record: &Record, held_up: HeldUp) -> ManageError {
     }
 }
 
-fn outcome(record: &Record, issued: bool, until: Timestamp) -> Result<Outcome, ManageError> {
+/// What is served `now`, and `until` when nothing is due.
+fn outcome(
+    record: &Record,
+    issued: bool,
+    now: Timestamp,
+    until: Timestamp,
+) -> Result<Outcome, ManageError> {
     let newest = record.issued.as_ref();
-    let served = record.to_be_served(until);
+    let served = record.to_be_served(now);
     let (newest, (generation, facts)) =
         newest.zip(served).ok_or_else(|| ManageError::NoWayBack {
             lineage: record.lineage.clone(),
@@ -266,16 +291,13 @@ async fn load(
     } else if urge != Urge::Due {
         unhold(&mut record);
     }
-    let known = |name: &str| {
-        (
-            name.to_owned(),
-            record.deployed.get(name).copied().unwrap_or_default(),
-        )
-    };
-    let mut deployed: BTreeMap<_, _> = certificate
-        .named_targets()
-        .map(|(name, _)| known(&name))
-        .collect();
+    let mut deployed = BTreeMap::new();
+    for (name, target) in certificate.named_targets() {
+        let known = record.deployed.get(&name).copied().unwrap_or_default();
+        // Its copy may have been taken away meanwhile.
+        let gone = known != Generation::default() && target.is_gone(&wanted.lineage).await;
+        deployed.insert(name, if gone { Generation::default() } else { known });
+    }
     let to_be_served = record.to_be_served(now);
     let files = on_disk(parts, &wanted.lineage, to_be_served).await;
     let noted = record.deployed.get(FILES) == Some(&files);
@@ -395,17 +417,25 @@ async fn hand_over_again(
     certificate: &Certificate,
     held: &mut Held,
     urge: Urge,
+    turn: &mut Turn,
 ) -> Result<Outcome, ManageError> {
+    let earlier = (held.record.pinned.clone(), held.record.handover.clone());
     match urge {
         Urge::Rollback(to) => again::pin(parts, held, to).await?,
         _ => held.record.pinned = None,
     }
     again::unprove(held);
     held.save(parts, None).await?;
-    if held.record.issued.is_some() {
-        hand_over(parts, certificate, held).await?;
+    if held.record.issued.is_some()
+        && let Err(error) = hand_over(parts, certificate, held, turn).await
+    {
+        if matches!(urge, Urge::Rollback(_)) {
+            again::give_up(parts, held, earlier).await;
+        }
+        return Err(error);
     }
-    outcome(&held.record, false, parts.clock.now())
+    let now = parts.clock.now();
+    outcome(&held.record, false, now, now)
 }
 
 /// Hands over, and stores what it failed with: the next pass tries again.
@@ -413,12 +443,18 @@ async fn hand_over(
     parts: &Parts,
     certificate: &Certificate,
     held: &mut Held,
+    turn: &mut Turn,
 ) -> Result<(), ManageError> {
+    turn.give_back();
     let Err(error) = deploy(parts, certificate, held).await else {
         return Ok(());
     };
     let now = parts.clock.now();
     held.record.handover = after_handover_failure(&held.record.handover, error.to_string(), now);
+    if let Some(patience) = again::patience(&held.record) {
+        let handover = &mut held.record.handover;
+        handover.retry_at = handover.retry_at.max(Some(now + patience));
+    }
     held.save_or_warn(parts).await;
     Err(error)
 }

@@ -1,8 +1,9 @@
 //! The sidecar's loop: it launches a pass over each certificate at its instant,
-//! a few at a time, and obeys what comes through its [`Handle`]. It decides
+//! a few at a time and more that hand over, and obeys what comes through its [`Handle`]. It decides
 //! nothing: each pass asks [`crate::renew`], and says when to come back.
 
 mod agenda;
+mod copies;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,12 +12,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 
 use self::agenda::{Agenda, Kept};
+use self::copies::Copies;
 use super::authority::{show_stored, waits_until, who_answered};
 use super::deploy::stored;
-use super::issue::{Urge, pass};
+use super::issue::{Urge, pass_in_turn};
 use super::order::is_silence;
 use super::skew::Corrected;
 use super::status::status;
+use super::turns::{SIDE_BY_SIDE, Turn, Turns};
 use super::{Certificate, MANY, ManageError, Outcome, Parts, SPREAD_OF_MANY};
 use crate::certificate::KeyType;
 use crate::identifier::Lineage;
@@ -26,8 +29,6 @@ use crate::renew::decide::{Next, next};
 use crate::store::StoreError;
 use crate::time::{Clock, Timestamp};
 
-/// Certificates worked on at once.
-const IN_FLIGHT: usize = 4;
 /// The wall clock is read again this often: it may jump, and the machine may
 /// have been suspended.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -124,6 +125,8 @@ pub struct Supervisor {
     commands: mpsc::Receiver<Command>,
     agenda: Agenda,
     passes: JoinSet<Pass>,
+    turns: Turns,
+    copies: Copies,
     lineages: BTreeMap<tokio::task::Id, Lineage>,
     /// The latest instant that the clock has shown: it may be set back.
     latest: Timestamp,
@@ -142,6 +145,8 @@ impl Supervisor {
             commands,
             agenda: Agenda::default(),
             passes: JoinSet::new(),
+            turns: Turns::default(),
+            copies: Copies::default(),
             lineages: BTreeMap::new(),
         };
         (supervisor, Handle(sender))
@@ -164,6 +169,7 @@ impl Supervisor {
             kept.managed || kept.busy || !kept.waiting.is_empty()
         });
         self.board.retain(&lineages);
+        self.copies.are_those_of(&certificates);
         if lineages.len() > MANY {
             self.parts.spread = self.parts.spread.max(SPREAD_OF_MANY);
         }
@@ -240,6 +246,7 @@ impl Supervisor {
     pub async fn run(mut self) {
         loop {
             self.launch();
+            self.copies.look(&self.agenda, self.parts.clock.now());
             let wake = self.wake();
             // In this order: two runs of one history are the same.
             tokio::select! {
@@ -249,6 +256,8 @@ impl Supervisor {
                     Some(command) => self.obey(command).await,
                 },
                 Some(ended) = self.passes.join_next_with_id() => self.settle(ended),
+                () = self.turns.given_back() => {}
+                gone = self.copies.gone() => self.look_again(&gone),
                 () = self.parts.clock.sleep_until(wake) => {}
             }
         }
@@ -319,8 +328,11 @@ impl Supervisor {
             self.latest = now;
         }
         self.latest = self.latest.max(now);
-        while self.passes.len() < IN_FLIGHT {
+        while self.passes.len() < SIDE_BY_SIDE {
             let Some(lineage) = self.agenda.ready(now) else {
+                return;
+            };
+            let Some(turn) = self.turns.try_take() else {
                 return;
             };
             let begun = self.agenda.change(&lineage, |kept| {
@@ -333,7 +345,7 @@ impl Supervisor {
             let Some((certificate, urge, reply)) = begun else {
                 return;
             };
-            let task = one_pass(self.parts.clone(), certificate, urge, reply);
+            let task = one_pass(self.parts.clone(), certificate, urge, turn, reply);
             let id = self.passes.spawn(task).id();
             self.lineages.insert(id, lineage);
         }
@@ -342,7 +354,7 @@ impl Supervisor {
     /// The next instant at which there may be something to launch.
     fn wake(&self) -> Timestamp {
         let sweep = self.parts.clock.now() + SWEEP;
-        if self.passes.len() >= IN_FLIGHT {
+        if self.passes.len() >= SIDE_BY_SIDE || !self.turns.any() {
             return sweep;
         }
         let due = self.agenda.first_due();
@@ -388,6 +400,13 @@ impl Supervisor {
         }
     }
 
+    fn look_again(&mut self, lineages: &[Lineage]) {
+        let now = self.parts.clock.now();
+        for lineage in lineages {
+            self.agenda.change(lineage, |kept| kept.due = now);
+        }
+    }
+
     /// `ca` does its work: whoever waits for it need not wait longer.
     fn answers(&mut self, ca: &str) {
         let now = self.parts.clock.now();
@@ -427,6 +446,7 @@ impl Supervisor {
             self.board.post(shown);
         }
         self.agenda.change(lineage, |kept| {
+            kept.whole = pass.ended.is_ok();
             kept.silences = match &pass.ended {
                 Err(error) if is_silence(error) => kept.silences.saturating_add(1),
                 Err(ManageError::Down { .. }) => kept.silences,
@@ -559,9 +579,10 @@ async fn one_pass(
     parts: Parts,
     certificate: Certificate,
     urge: Urge,
+    turn: Turn,
     reply: Option<oneshot::Sender<Ended>>,
 ) -> Pass {
-    let ended = pass(&parts, &certificate, urge).await;
+    let ended = pass_in_turn(&parts, &certificate, urge, turn).await;
     let clock = Corrected::new(parts.clock.clone(), &certificate);
     let lineage = certificate.wanted.lineage;
     let record = match parts.store.load(&lineage).await {

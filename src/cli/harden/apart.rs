@@ -1,6 +1,8 @@
 //! The process apart: the same program, started before anything is given up,
 //! which tells servers what the confined one may not tell them. It has no keys,
-//! no network and no configuration, and ends with the socket to its parent.
+//! no network and no configuration, and ends with the socket to its parent. It is
+//! two: one does the errands, and one starts another when that has died, which the
+//! confined process may not do.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -8,12 +10,12 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::super::Call;
 use super::super::output::Failure;
 use crate::config::Settings;
-use crate::deploy::hand::{self, Hand};
+use crate::deploy::hand::{self, Hand, keeper};
 use crate::deploy::spec::Spec;
 
 /// Starts it, or says why this process goes on as it is. `programs` are those
@@ -48,14 +50,34 @@ fn spawn(call: &Call, programs: &[Spec]) -> std::io::Result<Arc<Hand>> {
     Hand::new(near, programs)
 }
 
-/// The other end, `certs hand`: does what it is asked until nobody can ask.
+/// The other end, `certs hand`: keeps a process at the errands until nobody can ask.
+pub(in crate::cli) async fn keep() -> Result<(), Failure> {
+    let (stream, _heard) = inherited()?;
+    let kept = keeper::keep(stream, |stream| {
+        let mut command = tokio::process::Command::new("/proc/self/exe");
+        command.arg0("certs").args(["hand", "--errands"]);
+        command.stdin(OwnedFd::from(stream)).stdout(Stdio::null());
+        command.kill_on_drop(true).spawn()
+    });
+    kept.await.map_err(|error| usage(&error))
+}
+
+/// `certs hand --errands`: does what it is asked.
 pub(in crate::cli) async fn serve() -> Result<(), Failure> {
-    let usage = |error: std::io::Error| {
-        Failure::usage(
-            format!("certs hand: {error}"),
-            "it is started by certs run alone",
-        )
-    };
+    let (stream, _heard) = inherited()?;
+    hand::serve(stream).await.map_err(|error| usage(&error))
+}
+
+fn usage(error: &std::io::Error) -> Failure {
+    Failure::usage(
+        format!("certs hand: {error}"),
+        "it is started by certs run alone",
+    )
+}
+
+/// The way to the parent, and the signals that are heard and not obeyed.
+fn inherited() -> Result<(UnixStream, Vec<Signal>), Failure> {
+    let usage = |error: std::io::Error| usage(&error);
     let stdin = std::io::stdin().as_fd().try_clone_to_owned();
     let stream = UnixStream::from(stdin.map_err(usage)?);
     stream.peer_addr().map_err(usage)?;
@@ -66,10 +88,6 @@ pub(in crate::cli) async fn serve() -> Result<(), Failure> {
         SignalKind::interrupt(),
         SignalKind::hangup(),
     ];
-    let _heard: Vec<_> = ends
-        .into_iter()
-        .map(signal)
-        .collect::<Result<_, _>>()
-        .map_err(usage)?;
-    hand::serve(stream).await.map_err(usage)
+    let heard: Result<Vec<_>, _> = ends.into_iter().map(signal).collect();
+    Ok((stream, heard.map_err(usage)?))
 }

@@ -118,6 +118,7 @@ mod tests {
             data,
             output,
             files: BTreeSet::new(),
+            sockets: BTreeSet::new(),
         }
     }
 

@@ -39,6 +39,8 @@ pub(super) struct Places {
     pub(super) output: PathBuf,
     /// Files that are named, to be read again at any time.
     pub(super) files: BTreeSet<PathBuf>,
+    /// Sockets that are connected to.
+    pub(super) sockets: BTreeSet<PathBuf>,
 }
 
 impl Places {
@@ -61,14 +63,10 @@ impl Places {
         read.retain(|directory| directory.components().count() > 1);
         let (data, output) = (real(&settings.data_dir), real(&settings.output.directory));
         let webroots = webroots(settings).map(|path| real(path));
-        let beside = settings.certificates.iter().flat_map(|one| &one.deploy);
-        let beside = beside.filter_map(Spec::writes);
-        let beside = beside.filter_map(|file| Some(real(file.parent()?)));
-        // A directory at the root of all is as good as no restriction.
-        let beside = beside.filter(|directory| directory.components().count() > 1);
         let named = [data.clone(), output.clone()].into_iter();
-        let named = named.chain(webroots).chain(beside);
+        let named = named.chain(webroots);
         let mut written: BTreeSet<_> = named.filter_map(|path| made_or_to_be_made(&path)).collect();
+        written.extend(written_beside(settings));
         for directory in [&data, &output] {
             written.extend(linked_from(directory));
         }
@@ -78,6 +76,9 @@ impl Places {
             data,
             output,
             files,
+            sockets: specs(settings)
+                .filter_map(|spec| spec.connects_to())
+                .collect(),
         }
     }
 
@@ -97,6 +98,14 @@ fn within(directories: &BTreeSet<PathBuf>, path: &Path) -> bool {
     };
     path.ancestors()
         .any(|directory| directories.contains(directory))
+}
+
+/// Whom to tell, with each certificate's own name in its paths.
+pub(super) fn specs(settings: &Settings) -> impl Iterator<Item = Spec> {
+    settings.certificates.iter().flat_map(|one| {
+        let specs = one.deploy.iter();
+        specs.map(|spec| spec.for_lineage(&one.lineage))
+    })
 }
 
 fn webroots(settings: &Settings) -> impl Iterator<Item = &PathBuf> {
@@ -152,6 +161,27 @@ fn made_or_to_be_made(directory: &Path) -> Option<PathBuf> {
     found.map(Path::to_owned)
 }
 
+/// What is written for consumers beside the output, and nothing around it.
+fn written_beside(settings: &Settings) -> BTreeSet<PathBuf> {
+    let directories = specs(settings).filter_map(|spec| Some(real(&spec.writes_in()?)));
+    directories
+        .filter(|directory| is_there(directory))
+        .collect()
+}
+
+/// A directory that nobody makes but its owner: what it would be made in is too much
+/// to reach for, and so is the root of all.
+fn is_there(directory: &Path) -> bool {
+    let there = directory.is_dir() && directory.components().count() > 1;
+    if !there {
+        tracing::warn!(
+            "{} does not exist, and stays out of reach; hint: make it and restart certs run",
+            directory.display()
+        );
+    }
+    there
+}
+
 /// What is there of the way to `directory`.
 fn existing(directory: &Path) -> PathBuf {
     let mut ancestors = directory.ancestors();
@@ -183,6 +213,38 @@ mod tests {
             assert_eq!(found.as_ref(), wanted, "{name}");
         }
         assert_eq!(made_or_to_be_made(Path::new("/absent")), None);
+    }
+
+    #[test]
+    fn of_what_is_written_beside_the_output_nothing_around_it_is_opened() {
+        use crate::config::{Options, Purpose, Sources};
+        let directory = tempfile::tempdir().unwrap();
+        let root = std::fs::canonicalize(directory.path()).unwrap();
+        let file = root.join("certs.toml");
+        let shown = root.display();
+        let config = format!(
+            "data_dir = '{shown}/data'\nemail = 'a@example.com'\nagree_tos = true\n\
+             [deploy.java]\nkind = 'directory'\npath = '{shown}/java'\n\
+             [deploy.each]\nkind = 'file'\npath = '{shown}/each/{{name}}/pair.pem'\n\
+             [deploy.absent]\nkind = 'file'\npath = '{shown}/absent/deep/pair-{{name}}.pem'\n\
+             [[certificate]]\nnames = ['a.example.com']\n[[certificate]]\nnames = ['b.example.com']\n"
+        );
+        std::fs::write(&file, config).unwrap();
+        std::fs::create_dir(root.join("absent")).unwrap();
+        let each = ["a", "b"].map(|name| root.join(format!("each/{name}.example.com")));
+        for directory in &each {
+            std::fs::create_dir_all(directory).unwrap();
+        }
+        let mut options = Options::default();
+        options.config(file.to_str());
+        let settings = Sources::read(&options, &[].into()).settings(&Purpose::All);
+        let settings = settings.unwrap();
+        assert_eq!(written_beside(&settings), BTreeSet::from(each.clone()));
+        // What is ours alone is made before anything is given up.
+        specs(&settings).for_each(|spec| spec.prepare());
+        let [one, other] = each;
+        let wanted = BTreeSet::from([one, other, root.join("java")]);
+        assert_eq!(written_beside(&settings), wanted);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! apart: nothing is left but files that belong to another user, and which of
 //! the four capabilities they ask for is tried out, not guessed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::{self, Errno};
@@ -11,10 +11,9 @@ use rustix::thread::{
     clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
 };
 
-use super::places::Places;
+use super::places::{Places, specs};
 use crate::config::Settings;
 use crate::deploy::owner;
-use crate::deploy::spec::Spec;
 
 /// Keeps what `settings` and `places` need of what there is, and says why.
 pub(super) fn drop_all_but_needed(settings: &Settings, places: &Places) {
@@ -35,9 +34,7 @@ fn needed(held: CapabilitySets, settings: &Settings, places: &Places) -> io::Res
         // What belongs to another user already is changed by name of its owner.
         let touch = CapabilitySet::FOWNER | CapabilitySet::DAC_OVERRIDE;
         kept |= give;
-        let mut beside = settings.certificates.iter().flat_map(|one| &one.deploy);
-        let beside = beside.any(Spec::gives_away);
-        if is_another(settings.output.owner.as_deref()) || beside {
+        if is_another(settings.output.owner.as_deref()) || any_is_given_away(settings) {
             kept |= touch;
         }
         tell(held, kept, why);
@@ -49,7 +46,7 @@ fn needed(held: CapabilitySets, settings: &Settings, places: &Places) -> io::Res
     let mut without = held;
     without.effective -= beyond;
     set_capabilities(None, without)?;
-    if let Some(path) = first_closed(places) {
+    if let Some(path) = first_closed(places).or_else(|| first_unreachable(places)) {
         tell(held, CapabilitySet::DAC_OVERRIDE, &path);
         kept |= CapabilitySet::DAC_OVERRIDE;
     } else if let Some(path) = first_unreadable(places) {
@@ -96,9 +93,18 @@ fn is_given_away(settings: &Settings, places: &Places) -> bool {
     // A directory that hands its group on keeps that mark only for its members.
     let foreign = std::fs::metadata(&places.output)
         .is_ok_and(|output| output.gid() != rustix::process::getegid().as_raw());
-    let mut beside = settings.certificates.iter().flat_map(|one| &one.deploy);
-    let beside = beside.any(Spec::gives_away);
-    is_another(owner.as_deref()) || group.is_some() || foreign || beside
+    is_another(owner.as_deref()) || group.is_some() || foreign || any_is_given_away(settings)
+}
+
+/// Whether a copy is for another user, or one that is there is and stays so.
+fn any_is_given_away(settings: &Settings) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    let foreign = |file: PathBuf| {
+        let found = std::fs::metadata(file);
+        found.is_ok_and(|found| (found.uid(), found.gid()) != (user.as_raw(), group.as_raw()))
+    };
+    specs(settings).any(|spec| spec.gives_away() || spec.keeps().is_some_and(foreign))
 }
 
 fn is_another(user: Option<&str>) -> bool {
@@ -163,6 +169,13 @@ fn first_unreadable(places: &Places) -> Option<String> {
     found.map(|file| file.display().to_string())
 }
 
+/// The first socket that its owner or mode keeps from being connected to.
+fn first_unreachable(places: &Places) -> Option<String> {
+    let mut sockets = places.sockets.iter();
+    let found = sockets.find(|socket| is_denied(socket, Access::WRITE_OK));
+    found.map(|socket| socket.display().to_string())
+}
+
 fn is_denied(path: &Path, access: Access) -> bool {
     accessat(CWD, path, access, AtFlags::EACCESS) == Err(Errno::ACCESS)
 }
@@ -204,7 +217,8 @@ mod tests {
             directory.path().join("data/public"),
         );
         std::fs::create_dir_all(&output).unwrap();
-        let files = prepare(directory.path()).into_iter().collect();
+        let named = prepare(directory.path()).into_iter();
+        let (sockets, files) = named.partition(|path| path.extension().is_some());
         let settings = settings(directory.path(), more);
         let places = Places {
             written: BTreeSet::from([data.clone(), output.clone()]),
@@ -212,6 +226,7 @@ mod tests {
             data,
             output,
             files,
+            sockets,
         };
         let thread = std::thread::spawn(move || {
             assert!(!capabilities(None).unwrap().effective.is_empty());
@@ -255,6 +270,14 @@ mod tests {
             std::fs::write(&file, "").unwrap();
             vec![file]
         });
+        let socket = left("", |directory| {
+            let socket = directory.join("secrets/haproxy.sock");
+            std::fs::create_dir_all(directory.join("secrets")).unwrap();
+            std::os::unix::net::UnixListener::bind(&socket).unwrap();
+            chown(&socket, Some(NOBODY), None).unwrap();
+            std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o600)).unwrap();
+            vec![socket]
+        });
         let given = left("[output]\nowner = '65534'\n", |_| Vec::new());
         let shared = left("[output]\ngroup = '65534'\n", |_| Vec::new());
         let give = CapabilitySet::CHOWN | CapabilitySet::FSETID;
@@ -263,6 +286,7 @@ mod tests {
             (records, CapabilitySet::DAC_OVERRIDE),
             (open, CapabilitySet::empty()),
             (secret, CapabilitySet::DAC_READ_SEARCH),
+            (socket, CapabilitySet::DAC_OVERRIDE),
             (given, give | touch),
             (shared, give),
         ] {

@@ -30,6 +30,8 @@ pub(super) struct Kept {
     pub(super) silences: u32,
     /// The worst that the owner was told of it: 1 late, 2 critical.
     pub(super) told: usize,
+    /// Whether the last pass found all handed over.
+    pub(super) whole: bool,
     pub(super) waiting: VecDeque<(Certificate, Urge, oneshot::Sender<Ended>)>,
 }
 
@@ -45,6 +47,7 @@ impl Kept {
             waits_for_ca: false,
             silences: 0,
             told: 0,
+            whole: false,
             waiting: VecDeque::new(),
         }
     }
@@ -127,6 +130,13 @@ impl Agenda {
     /// Those that wait for their CA to answer.
     pub(super) fn waiting_for_a_ca(&self) -> BTreeSet<Lineage> {
         self.held_up.clone()
+    }
+
+    /// What is handed over and not under way.
+    pub(super) fn handed_over(&self) -> impl Iterator<Item = &Certificate> {
+        let kept = self.kept.values();
+        let at_rest = kept.filter(|kept| kept.managed && kept.whole && !kept.busy);
+        at_rest.map(|kept| &kept.certificate)
     }
 
     fn enter(&mut self, lineage: &Lineage, kept: &Kept) {

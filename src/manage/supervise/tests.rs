@@ -13,6 +13,8 @@ use crate::certificate::{Bundle, Freshness, KeyType, Known, Secret};
 use crate::deploy::output::Output;
 use crate::deploy::verify::Handshake;
 use crate::identifier::Identifier;
+use crate::manage::issue::pass;
+use crate::manage::turns::ORDERING;
 use crate::manage::{Keys, Probed, SPACING, SPREAD, Wanted};
 use crate::observe::Metrics;
 use crate::random::SeededRandom;
@@ -22,10 +24,13 @@ use crate::time::{Clock, VirtualClock};
 
 mod agenda;
 mod authority;
+mod copies;
 mod fallback;
 mod kept;
 mod partial;
+mod shared;
 mod skew;
+mod taken_back;
 
 const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -345,7 +350,7 @@ async fn all_are_issued_a_few_at_a_time_and_each_is_renewed_at_its_instant() {
         .until("issued", |all| all.iter().all(|status| status.is_ready()))
         .await;
     assert_eq!(house.orders(), 10);
-    assert_eq!(house.signer.most.load(Ordering::SeqCst), IN_FLIGHT);
+    assert_eq!(house.signer.most.load(Ordering::SeqCst), ORDERING);
     let first = house.board.all().iter().map(|s| s.next_at).min().unwrap();
     house.clock.set(first - Duration::from_secs(1));
     assert!(handle.ping().await);

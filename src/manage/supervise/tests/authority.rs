@@ -5,13 +5,13 @@ use super::*;
 #[tokio::test]
 async fn a_ca_that_does_not_answer_is_asked_by_one_for_all() {
     let house = House::new();
-    house.signer.silences.store(IN_FLIGHT, Ordering::SeqCst);
+    house.signer.silences.store(ORDERING, Ordering::SeqCst);
     house.signer.silent_probes.store(3, Ordering::SeqCst);
     let handle = house.start(&names(20)).await;
     let settled = async || house.settle(&handle, 20).await;
     settled().await;
     // Those that were under way met it; the others are spared.
-    assert_eq!(house.orders(), IN_FLIGHT);
+    assert_eq!(house.orders(), ORDERING);
     let ca = house.certificate("n0.example.com").wanted.ca;
     let outage = async || house.parts.store.authority(&ca).await.unwrap().0.outage;
     assert_eq!(outage().await.unwrap().since, START);
@@ -28,7 +28,7 @@ async fn a_ca_that_does_not_answer_is_asked_by_one_for_all() {
         if outage().await.is_none() {
             break;
         }
-        assert_eq!(house.orders(), IN_FLIGHT);
+        assert_eq!(house.orders(), ORDERING);
     }
     assert_eq!(outage().await, None);
     // Nobody waits for another probe: one that was answered wakes the others.
@@ -36,7 +36,7 @@ async fn a_ca_that_does_not_answer_is_asked_by_one_for_all() {
     house
         .until("all", |all| all.iter().all(|s| s.is_ready()))
         .await;
-    assert_eq!(house.orders(), 20 + IN_FLIGHT);
+    assert_eq!(house.orders(), 20 + ORDERING);
 }
 
 #[tokio::test]

@@ -1,0 +1,93 @@
+//! Turns among passes. A few order at a time, since a CA counts and paces what it
+//! is asked; many hand over side by side, since certificates share the reloads of
+//! their servers, and a proof is mostly waiting.
+
+use std::sync::Arc;
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+/// Certificates ordered at once.
+pub const ORDERING: usize = 4;
+/// Passes under way at once, those that hand over among them. Each holds a record
+/// and a pair, and one connection while it proves.
+pub const SIDE_BY_SIDE: usize = 32;
+
+/// The turns of one process.
+#[derive(Clone, Debug)]
+pub struct Turns {
+    free: Arc<Semaphore>,
+    given_back: Arc<Notify>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(ORDERING)),
+            given_back: Arc::default(),
+        }
+    }
+}
+
+impl Turns {
+    /// A turn, once it is there.
+    pub async fn take(&self) -> Turn {
+        let mut turn = Turn {
+            of: Some(self.clone()),
+            held: None,
+        };
+        turn.take_again().await;
+        turn
+    }
+
+    /// A turn, if there is one now.
+    #[must_use]
+    pub fn try_take(&self) -> Option<Turn> {
+        let held = self.free.clone().try_acquire_owned().ok()?;
+        Some(Turn {
+            of: Some(self.clone()),
+            held: Some(held),
+        })
+    }
+
+    /// Whether there is one now.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        self.free.available_permits() > 0
+    }
+
+    /// Returns once one was given back since the last time that this was asked.
+    pub async fn given_back(&self) {
+        self.given_back.notified().await;
+    }
+}
+
+/// A pass's turn to talk to a CA. By default nobody waits for anybody.
+#[derive(Debug, Default)]
+pub struct Turn {
+    of: Option<Turns>,
+    held: Option<OwnedSemaphorePermit>,
+}
+
+impl Turn {
+    /// Lets another pass begin.
+    pub(super) fn give_back(&mut self) {
+        if let (Some(_), Some(of)) = (self.held.take(), &self.of) {
+            of.given_back.notify_one();
+        }
+    }
+
+    /// Waits for a turn, unless it is held. Those who wait come before whoever
+    /// begins.
+    pub(super) async fn take_again(&mut self) {
+        if let (Some(of), None) = (&self.of, &self.held) {
+            // It is closed by nobody.
+            self.held = of.free.clone().acquire_owned().await.ok();
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}

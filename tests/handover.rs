@@ -1,0 +1,291 @@
+//! Handing over from end to end, where it is about more than one kind of server:
+//! what many certificates share, and what comes after a failure.
+
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use certs::identifier::Identifier;
+use certs::tls::dialer::{Dialer, Stream};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::AsyncWriteExt;
+
+use crate::support::embedded::EmbeddedCa;
+use crate::support::{Nginx, Running, certs, free_port, run, until, until_within};
+use crate::targets::{NAME, generation, issued, live, script, verify};
+use crate::told::docker;
+
+/// Of all that may be configured, what every story here has.
+fn config(ca: &EmbeddedCa, more: &str) {
+    let config = format!(
+        "ca = '{}'\nca_root = 'root.pem'\nagree_tos = true\nhttp_listen = ['127.0.0.1:{}']\n\
+         data_dir = 'data'\noutput_dir = 'out'\n{more}",
+        ca.server.directory_url(),
+        ca.http_port,
+    );
+    std::fs::write(ca.path("certs.toml"), config).unwrap();
+}
+
+/// `certs run` with that configuration.
+struct Sidecar {
+    admin: u16,
+    _running: Running,
+}
+
+impl Sidecar {
+    fn start(ca: &EmbeddedCa, deploy: &str) -> Self {
+        let admin = free_port();
+        let log = std::fs::File::create(ca.path("log")).unwrap();
+        let mut command = certs(&ca.path(""));
+        command.arg("run").current_dir(ca.path(""));
+        command.env("CERTS_ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
+        if !deploy.is_empty() {
+            command.env("CERTS_DEPLOY", deploy);
+        }
+        let running = Running::start_logging(&mut command, log.into());
+        until("the control socket", || ca.path("data/admin.sock").exists());
+        let sidecar = Self {
+            admin,
+            _running: running,
+        };
+        until("readiness", || sidecar.is_ready());
+        sidecar
+    }
+
+    fn is_ready(&self) -> bool {
+        let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin)) else {
+            return false;
+        };
+        let ask = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        std::io::Write::write_all(&mut stream, ask).unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        reply.starts_with("HTTP/1.1 200")
+    }
+}
+
+fn told_by(nginx: &Nginx) -> String {
+    format!("--deploy=nginx:{}", nginx.pid_file.display())
+}
+
+#[test]
+fn twenty_certificates_share_the_reloads_of_one_server() {
+    let ca = EmbeddedCa::start();
+    let (_runtime, host, done) = docker(&ca, 403, 0);
+    let mut more = format!("[deploy.web]\nkind = 'docker'\ncontainer = 'web'\nhost = '{host}'\n");
+    for number in 0..20 {
+        more += &format!("[[certificate]]\nnames = ['n{number}.example.com']\n");
+    }
+    config(&ca, &more);
+    let mut told = 0;
+    // Issued a few at a time, and handed over again all at once.
+    for (verb, most) in [("renew", 10), ("reload", 3)] {
+        run(certs(&ca.path("")).arg(verb).current_dir(ca.path("")), 0);
+        let now = done.lock().unwrap().len();
+        let reloads = now - std::mem::replace(&mut told, now);
+        assert!((1..=most).contains(&reloads), "{verb}: {reloads} reloads");
+    }
+}
+
+#[test]
+fn a_server_that_ignores_the_signal_is_taken_back_and_heals() {
+    let ca = issued();
+    let Some(nginx) = Nginx::start(&live(&ca)) else {
+        return;
+    };
+    let (deploy, verify) = (told_by(&nginx), verify(nginx.port));
+    let master: i32 = std::fs::read_to_string(&nginx.pid_file)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    let signal = |signal| kill_process(Pid::from_raw(master).unwrap(), signal).unwrap();
+    let title = format!("/proc/{master}/cmdline");
+    until("its title", || {
+        std::fs::read_to_string(&title)
+            .unwrap()
+            .contains("master process")
+    });
+    // Its workers go on with what they have.
+    signal(Signal::STOP);
+    let told = run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), 7);
+    for part in [
+        "within 30 s",
+        "serves another certificate",
+        "goes live again",
+        "proven served again",
+        "hint:",
+    ] {
+        assert!(told.contains(part), "no `{part}` in {told}");
+    }
+    assert_eq!(generation(&ca), 1);
+    signal(Signal::CONT);
+    let told = run(&mut ca.issue(&[NAME, &deploy, &verify]), 0);
+    assert!(told.contains("not due; generation 0002"), "{told}");
+}
+
+#[test]
+fn of_two_servers_one_fails_and_the_sidecar_heals_by_itself() {
+    let ca = issued();
+    let Some(nginx) = Nginx::start(&live(&ca)) else {
+        return;
+    };
+    let hook = ca.path("hook");
+    script(&hook, "exit 0");
+    config(
+        &ca,
+        &format!(
+            "[deploy.web]\nkind = 'nginx'\npid_file = '{}'\n[deploy.hook]\nkind = 'exec'\ncommand = ['{}']\n\
+             [[certificate]]\nnames = ['{NAME}']\nverify = ['127.0.0.1:{}']\n",
+            nginx.pid_file.display(),
+            hook.display(),
+            nginx.port,
+        ),
+    );
+    let sidecar = Sidecar::start(&ca, "");
+    script(&hook, "echo out of order; exit 1");
+    let mut renew = certs(&ca.path(""));
+    let told = run(renew.args(["renew", "--force"]).current_dir(ca.path("")), 7);
+    assert!(
+        told.contains("out of order") && told.contains("hint:"),
+        "{told}"
+    );
+    // Both have what they had.
+    assert_eq!(generation(&ca), 1);
+    assert!(!sidecar.is_ready());
+    let log = std::fs::read_to_string(ca.path("log")).unwrap();
+    assert!(log.contains("proven served again"), "{log}");
+    script(&hook, "exit 0");
+    until_within("readiness", Duration::from_secs(60), || sidecar.is_ready());
+    assert_eq!(generation(&ca), 2);
+}
+
+/// A connection in the middle of a request, which no reload cuts off.
+fn open(runtime: &tokio::runtime::Runtime, root: &Path, port: u16) -> Stream {
+    let dialer = Dialer::new(&std::fs::read(root).unwrap()).unwrap();
+    let name = Identifier::parse(NAME).unwrap();
+    runtime.block_on(async {
+        let connected = dialer
+            .connect((Ipv4Addr::LOCALHOST, port).into(), &name)
+            .await;
+        let (mut stream, _) = connected.unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nhost: ex")
+            .await
+            .unwrap();
+        stream.flush().await.unwrap();
+        stream
+    })
+}
+
+#[test]
+fn three_draining_generations_hold_the_fourth_reload_back_unless_it_is_urgent() {
+    let ca = issued();
+    let Some(nginx) = Nginx::start(&live(&ca)) else {
+        return;
+    };
+    let (deploy, verify) = (told_by(&nginx), verify(nginx.port));
+    let runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = { runtime }.worker_threads(1).enable_all().build().unwrap();
+    let renew = |code| run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), code);
+    let mut open_ones = Vec::new();
+    for _ in 0..3 {
+        open_ones.push(open(&runtime, &ca.path("root.pem"), nginx.port));
+        // Generations of workers are told apart by when they were started.
+        std::thread::sleep(Duration::from_millis(400));
+        renew(0);
+    }
+    assert_eq!(generation(&ca), 4);
+    let told = renew(7);
+    assert!(
+        told.contains("3 generations of its workers still serve old connections"),
+        "{told}"
+    );
+    // It was found before anything was touched, so that nothing is taken back.
+    assert!(!told.contains("goes live again"), "{told}");
+    assert_eq!(generation(&ca), 4);
+    run(certs(&ca.path("")).args(["reload", NAME]), 7);
+    // What has nothing to go back to cannot wait for anybody.
+    run(certs(&ca.path("")).args(["rollback", NAME, "--to", "4"]), 0);
+    drop(open_ones);
+    renew(0);
+}
+
+#[test]
+fn a_hook_that_hangs_and_one_that_never_stops_talking_leave_the_old_pair_served() {
+    let ca = issued();
+    let Some(nginx) = Nginx::start(&live(&ca)) else {
+        return;
+    };
+    let hook = ca.path("hook");
+    config(
+        &ca,
+        &format!(
+            "[deploy.web]\nkind = 'nginx'\npid_file = '{}'\n\
+             [deploy.hook]\nkind = 'exec'\ncommand = ['{}']\ntimeout = '5s'\n",
+            nginx.pid_file.display(),
+            hook.display(),
+        ),
+    );
+    for (lines, wanted) in [
+        ("sleep 600", "did not end within 5s"),
+        (
+            "head -c 1000000000 /dev/zero; exit 1",
+            "failed (exit status: 1)",
+        ),
+    ] {
+        script(&hook, lines);
+        let begun = Instant::now();
+        let mut command = ca.issue(&[NAME, "--force", &verify(nginx.port)]);
+        let told = run(command.current_dir(ca.path("")), 7);
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "{:?}",
+            begun.elapsed()
+        );
+        for part in [wanted, "proven served again", "hint:"] {
+            assert!(told.contains(part), "no `{part}` in {told}");
+        }
+        assert!(told.len() < 100_000);
+        assert_eq!(generation(&ca), 1);
+    }
+}
+
+#[test]
+fn two_servers_of_a_kind_are_told_apart() {
+    let ca = issued();
+    let (Some(one), Some(other)) = (Nginx::start(&live(&ca)), Nginx::start(&live(&ca))) else {
+        return;
+    };
+    let deploy = [told_by(&one), told_by(&other)];
+    run(&mut ca.issue(&[NAME, "--force", &deploy[0], &deploy[1]]), 0);
+    let shown = run(certs(&ca.path("")).args(["status", "--json"]), 0);
+    for deploy in &deploy {
+        let name = deploy.strip_prefix("--deploy=").unwrap();
+        assert!(shown.contains(name), "no {name} in {shown}");
+    }
+    let gone = deploy[1].strip_prefix("--deploy=").unwrap().to_owned();
+    drop(other);
+    let told = run(&mut ca.issue(&[NAME, "--force", &deploy[0], &deploy[1]]), 7);
+    assert!(told.contains(&format!("{gone}: no pid file")), "{told}");
+}
+
+#[test]
+fn a_program_of_what_is_only_stored_is_run_by_a_sidecar_that_tells_others_otherwise() {
+    let ca = EmbeddedCa::start();
+    let (hook, seen) = (ca.path("hook"), ca.path("seen"));
+    let exec = script(
+        &hook,
+        &format!("echo $RENEWED_DOMAINS >>{}", seen.display()),
+    );
+    run(&mut ca.issue(&["stored.example.com", &exec]), 0);
+    config(&ca, &format!("[[certificate]]\nnames = ['{NAME}']\n"));
+    let copies = format!("file:{}/{{name}}.pem", ca.path("").display());
+    let _sidecar = Sidecar::start(&ca, &copies);
+    let mut renew = certs(&ca.path(""));
+    let told = renew.args(["renew", "stored.example.com", "--force"]);
+    run(told.current_dir(ca.path("")), 0);
+    let seen = std::fs::read_to_string(seen).unwrap();
+    assert_eq!(seen.lines().collect::<Vec<_>>(), ["stored.example.com"; 2]);
+}
