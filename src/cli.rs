@@ -111,7 +111,11 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
                 Verb::Renew(options) => renew::renew(&call, &options).await,
                 Verb::Reload { names } => renew::reload(&call, &names).await,
                 Verb::Rollback { name, to } => renew::rollback(&call, name, to).await,
-                Verb::Status { name } => status::status(&call, name.as_ref()).await,
+                Verb::Status {
+                    health: Some(health),
+                    ..
+                } => status::health(&call, health).await,
+                Verb::Status { name, .. } => status::status(&call, name.as_ref()).await,
                 Verb::Config { verb } => config::config(&call, &verb),
                 Verb::Ca(verb) => ca::run(&call, verb).await,
                 Verb::Install(verb) => install::run(&call, verb),

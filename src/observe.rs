@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod metrics;
+pub mod probe;
 pub mod status;
 
 pub use metrics::{Metrics, Tokens};

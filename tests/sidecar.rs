@@ -119,8 +119,16 @@ fn from_the_placeholder_to_a_proven_certificate_and_through_a_restart() {
     let (status, why) = sidecar.ask("GET", "/readyz");
     assert_eq!((status, why.trim()), (503, "example.com: not issued yet"));
     assert_eq!(sidecar.ask("GET", "/healthz").0, 200);
+    let health = |asked: &str, code| {
+        let mut command = certs(&pebble.path(""));
+        command.env("CERTS_ADMIN_LISTEN", format!("0.0.0.0:{}", sidecar.admin));
+        run(command.args(["status", asked]), code)
+    };
+    assert_eq!(health("--health", 0), "ok\n");
+    assert!(health("--health=ready", 1).contains("example.com: not issued yet"));
     pebble.resume();
     sidecar.until_ready();
+    assert_eq!(health("--health=ready", 0), "ready\n");
 
     let (_, metrics) = sidecar.ask("GET", "/metrics");
     let not_after = value(

@@ -93,6 +93,17 @@ pub enum Verb {
     Status {
         /// Only this one
         name: Option<Lineage>,
+        /// Ask the running certs run instead: is it alive, or ready (all is proven served); exit code 1 when not
+        #[arg(
+            long,
+            value_name = "alive|ready",
+            num_args = 0..=1,
+            require_equals = true,
+            default_missing_value = "alive",
+            hide_possible_values = true,
+            conflicts_with = "name"
+        )]
+        health: Option<Health>,
     },
     /// Check the configuration, or print its JSON Schema
     Config {
@@ -124,6 +135,15 @@ pub enum Verb {
     },
     /// Print the manual page (roff)
     Man,
+}
+
+/// What a health check asks.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Health {
+    /// Does it answer?
+    Alive,
+    /// Is every certificate proven served and not late?
+    Ready,
 }
 
 /// What to do with the configuration.

@@ -4,15 +4,17 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Call;
+use super::args::Health;
 use super::output::{Failure, say};
 use crate::authority::Outage;
 use crate::identifier::Lineage;
 use crate::manage;
-use crate::observe::Status;
+use crate::observe::{Status, probe};
 use crate::random::SystemRandom;
 use crate::renew::ledger::{self, Left};
 use crate::store::fs::FileStore;
 use crate::store::{Store, StoreError};
+use crate::text::printable_lines;
 use crate::time::{Clock, SystemClock, Timestamp};
 
 /// Prints a table, or the same as JSON.
@@ -43,6 +45,39 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
         table(&rows);
     }
     ended
+}
+
+/// Asks the admin endpoints of the running process; nothing is read from disk, so
+/// that any user may ask.
+pub(super) async fn health(call: &Call, health: Health) -> Result<(), Failure> {
+    let settings = call
+        .sources
+        .process_settings()
+        .map_err(Failure::configuration)?;
+    let address = settings.admin_listen.ok_or_else(|| {
+        let hint = "give it an address with [admin] listen or CERTS_ADMIN_LISTEN";
+        Failure::usage("the admin endpoints are off: there is nobody to ask", hint)
+    })?;
+    let path = match health {
+        Health::Alive => "/healthz",
+        Health::Ready => "/readyz",
+    };
+    let answer = probe::ask(address, path).await.map_err(|error| {
+        let hint = "is certs run running, with the same [admin] listen?";
+        Failure::broken(format!("nobody answers at {address}: {error}"), hint)
+    })?;
+    let told = printable_lines(&answer.body);
+    let told = told.trim_end();
+    if !answer.good {
+        let hint = "certs status shows the last error of each";
+        return Err(Failure::broken(format!("not well: {told}"), hint));
+    }
+    if call.json {
+        say(serde_json::json!({ "health": told }));
+    } else {
+        say(told);
+    }
+    Ok(())
 }
 
 const STORED: &str = "stored certificates";
