@@ -65,6 +65,8 @@
 //!   before the servers are told, and taken back with them.
 //! - A hand-over that fails goes back only while what was served before has a
 //!   tenth of its life left: a server that never recovers must not let it run out.
+//! - A pass has one clock: this machine's, corrected by what the CA's last reply has
+//!   shown ([`manage::issue::pass`]). Whatever a fleet shares is dated by it.
 //! - Caddy watches no certificate files; it is told by its admin API.
 
 pub mod acme;

@@ -14,7 +14,7 @@ use super::node::Node;
 use crate::authority::Authority;
 use crate::certificate::{Bundle, Secret};
 use crate::identifier::Lineage;
-use crate::record::{Failures, Generation, Record, Revision, Served};
+use crate::record::{Failures, Generation, Record, Revision, Served, TakenBack};
 use crate::store::memory::MemoryStore;
 use crate::store::{Lease, Store, StoreError};
 use crate::time::Clock;
@@ -25,6 +25,8 @@ struct Own {
     deployed: BTreeMap<String, Generation>,
     served: BTreeMap<String, Served>,
     handover: Failures,
+    going_back_to: Option<Generation>,
+    taken_back: Option<TakenBack>,
 }
 
 /// A holder that has not been heard of for so long holds nothing any more.
@@ -167,6 +169,8 @@ impl Store for NodeStore {
         record.deployed = own.deployed;
         record.served = own.served;
         record.handover = own.handover;
+        record.going_back_to = own.going_back_to;
+        record.taken_back = own.taken_back;
         Ok(Some((record, revision)))
     }
 
@@ -183,6 +187,8 @@ impl Store for NodeStore {
             deployed: std::mem::take(&mut shared.deployed),
             served: std::mem::take(&mut shared.served),
             handover: std::mem::take(&mut shared.handover),
+            going_back_to: shared.going_back_to.take(),
+            taken_back: shared.taken_back.take(),
         };
         let saved = self.shared.memory.save(&shared, expected, bundle).await;
         if let Err(StoreError::Conflict { .. }) = saved {
