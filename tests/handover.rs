@@ -213,6 +213,7 @@ fn three_draining_generations_hold_the_fourth_reload_back_unless_it_is_urgent() 
 }
 
 #[test]
+#[allow(clippy::disallowed_methods)] // a real hook takes real time
 fn a_hook_that_hangs_and_one_that_never_stops_talking_leave_the_old_pair_served() {
     let ca = issued();
     let Some(nginx) = Nginx::start(&live(&ca)) else {
