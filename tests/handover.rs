@@ -235,6 +235,8 @@ fn a_hook_that_hangs_and_one_that_never_stops_talking_leave_the_old_pair_served(
             "head -c 1000000000 /dev/zero; exit 1",
             "failed (exit status: 1)",
         ),
+        // By now there are three that are newer than what is served.
+        ("yes", "did not end within 5s"),
     ] {
         script(&hook, lines);
         let begun = Instant::now();
