@@ -41,6 +41,16 @@ struct Done {
     ended: Result<(), DeployError>,
 }
 
+impl Done {
+    /// Whether it would have ended so for one who is `urgent` or not: a reload that is
+    /// done is done for everybody, and what was looked at closely for whoever looks
+    /// less closely.
+    fn is_for(&self, urgent: bool, apart: Duration) -> bool {
+        let is_reload = apart > Duration::ZERO;
+        self.urgent == urgent || self.ended.is_ok() && (is_reload || urgent)
+    }
+}
+
 impl Lane {
     /// Does `work`, unless it was begun by another after this was asked.
     async fn share(
@@ -52,7 +62,7 @@ impl Lane {
         let mine = self.ask();
         let mut latest = self.latest.lock().await;
         if let Some(latest) = latest.as_ref() {
-            if latest.serves >= mine && latest.urgent == urgent {
+            if latest.serves >= mine && latest.is_for(urgent, apart) {
                 return latest.ended.clone();
             }
             tokio::time::sleep_until(latest.at + apart).await;
@@ -213,17 +223,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_hundred_certificates_take_two_checks_and_what_cannot_wait_its_own() {
-        let slow = Arc::new(Slow::default());
-        let merged = Merged::new(slow.clone(), true);
+    async fn a_hundred_certificates_take_two_checks_and_one_that_minds_more_its_own() {
+        let usual = sample();
         let mut urgent = sample();
         urgent.urgent = true;
-        let usual = sample();
-        let checks = (0..100).map(|_| merged.check(&usual));
-        let checks = futures_util::future::join_all(checks);
-        let (_, last) = tokio::join!(checks, merged.check(&urgent));
-        last.unwrap();
-        assert_eq!(slow.checks.load(Ordering::SeqCst), 3);
+        for (many, last, checks, reloads) in [(&usual, &urgent, 2, 2), (&urgent, &usual, 3, 2)] {
+            let slow = Arc::new(Slow::default());
+            let merged = Merged::new(slow.clone(), true);
+            let all = || std::iter::repeat_n(many, 100).chain([last]);
+            let join = futures_util::future::join_all::<Vec<_>>;
+            for ended in join(all().map(|one| merged.check(one)).collect()).await {
+                ended.unwrap();
+            }
+            for ended in join(all().map(|one| merged.apply(one)).collect()).await {
+                ended.unwrap();
+            }
+            let count = |of: &AtomicUsize| of.load(Ordering::SeqCst);
+            assert_eq!(
+                (count(&slow.checks), count(&slow.reloads)),
+                (checks, reloads)
+            );
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -348,7 +348,8 @@ async fn prove(
             not_after: Some(pair.facts.not_after),
         };
         held.record.served.insert(place.to_string(), seen);
-        if all_served(held, pair.generation) {
+        let is_new = held.record.going_back_to != Some(pair.generation);
+        if is_new && all_served(held, pair.generation) {
             held.record.going_back_to = None;
         }
         held.save(parts, None).await?;

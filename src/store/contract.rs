@@ -14,6 +14,7 @@ pub(super) async fn keeps<S: Store>(make: impl Fn() -> S) {
     a_stale_writer_is_refused_and_nothing_is_lost(make()).await;
     a_pair_is_stored_with_its_record_or_not_at_all(make()).await;
     a_generation_is_never_replaced(make()).await;
+    three_pairs_are_kept_and_the_one_that_is_gone_back_to(make()).await;
     a_lease_excludes_until_it_is_dropped_and_its_token_grows(make()).await;
     accounts_and_options_are_kept_apart_and_replaced(make()).await;
     what_is_known_of_a_ca_is_swapped_whole(make()).await;
@@ -105,6 +106,20 @@ async fn a_generation_is_never_replaced(store: impl Store) {
     ));
     let stored = store.bundle(&record.lineage, Generation(1)).await.unwrap();
     assert_eq!(stored.unwrap().0, *bundle.key_pem());
+}
+
+async fn three_pairs_are_kept_and_the_one_that_is_gone_back_to(store: impl Store) {
+    let mut record = record("example.com");
+    record.going_back_to = Some(Generation(2));
+    let mut revision = Revision::default();
+    for generation in 1..=6 {
+        let (record, bundle) = issued(&record, generation);
+        revision = store.save(&record, revision, Some(&bundle)).await.unwrap();
+    }
+    for (generation, kept) in [(1, false), (2, true), (3, false), (4, true), (6, true)] {
+        let found = store.bundle(&record.lineage, Generation(generation)).await;
+        assert_eq!(found.unwrap().is_some(), kept, "{generation}");
+    }
 }
 
 async fn a_lease_excludes_until_it_is_dropped_and_its_token_grows(store: impl Store) {

@@ -199,7 +199,7 @@ impl Store for FileStore {
             self.flush_places(&directory)?;
         }
         if let (Some(_), Some(issued)) = (bundle, &record.issued) {
-            forget_old(&directory, issued.generation);
+            forget_old(&directory, issued.generation, record.going_back_to);
         }
         Ok(revision)
     }
@@ -407,8 +407,9 @@ fn read_text(path: &Path) -> Result<Option<String>, StoreError> {
 }
 
 /// Removes all but the newest pairs, and the records that killed writers never
-/// put in place: there are keys in them. One that stays is only untidy.
-fn forget_old(directory: &Path, newest: Generation) {
+/// put in place: there are keys in them. One that stays is only untidy. `served` stays
+/// for as long as nothing newer could be proven.
+fn forget_old(directory: &Path, newest: Generation, served: Option<Generation>) {
     let Ok(entries) = std::fs::read_dir(directory) else {
         return;
     };
@@ -420,7 +421,9 @@ fn forget_old(directory: &Path, newest: Generation) {
             let _ = std::fs::remove_file(entry.path());
         }
         let generation = name.parse::<u64>().ok();
-        if generation.is_some_and(|generation| generation + KEPT <= newest.0)
+        let is_old = |generation: &u64| generation + KEPT <= newest.0;
+        let is_over = |generation: &u64| served != Some(Generation(*generation));
+        if generation.filter(is_old).is_some_and(|one| is_over(&one))
             && let Err(error) = std::fs::remove_dir_all(entry.path())
         {
             tracing::warn!(path = %entry.path().display(), "an old pair could not be removed: {error}");
@@ -477,7 +480,7 @@ mod tests {
         }
         let cut_off = directory.path().join("record.new-4711");
         std::fs::write(&cut_off, "a key").unwrap();
-        forget_old(directory.path(), Generation(4));
+        forget_old(directory.path(), Generation(4), None);
         assert!(!cut_off.exists());
         let left = names.map(|name| directory.path().join(name).exists());
         assert_eq!(left, [false, true, true, true, true, true]);

@@ -70,7 +70,9 @@ impl Store for MemoryStore {
             }
             let pair = (bundle.key_pem().clone(), bundle.chain_pem());
             let old = Generation(issued.generation.0.saturating_sub(KEPT));
-            inside.bundles.remove(&(lineage.clone(), old));
+            if record.going_back_to != Some(old) {
+                inside.bundles.remove(&(lineage.clone(), old));
+            }
             inside
                 .bundles
                 .insert((lineage.clone(), issued.generation), pair);

@@ -182,15 +182,18 @@ mod tests {
             "read programs; [ \"$programs\" = '[]' ] || exit 9; read errand; number=${errand#*:}; \
              printf '{\"number\":%s,\"value\":{\"Ok\":{\"addresses\":null,\"obstacle\":null}}}\\n' ${number%%,*}",
         );
-        let mut answered = 0;
-        let mut told = String::new();
-        while answered < 3 {
-            match nginx(&hand).apply(&sample()).await {
-                Ok(()) => answered += 1,
-                // Asked while there was none.
-                Err(error) => told = error.to_string(),
+        let (mut answered, mut told) = (0, String::new());
+        let asked = async {
+            while answered < 3 {
+                match nginx(&hand).apply(&sample()).await {
+                    Ok(()) => answered += 1,
+                    // Asked while there was none.
+                    Err(error) => told = error.to_string(),
+                }
             }
-        }
+        };
+        let asked = tokio::time::timeout(Duration::from_secs(60), asked).await;
+        asked.expect("there is no other one");
         assert!(
             told.is_empty() || told.contains("started again") || told.contains("meanwhile"),
             "{told}"
