@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 
-use self::agenda::{Agenda, Kept};
+use self::agenda::{Agenda, Kept, difference};
 use self::copies::Copies;
 use super::authority::{show_stored, waits_until, who_answered};
 use super::deploy::stored;
@@ -21,7 +21,6 @@ use super::skew::Corrected;
 use super::status::status;
 use super::turns::{SIDE_BY_SIDE, Turn, Turns};
 use super::{Certificate, MANY, ManageError, Outcome, Parts, SPREAD_OF_MANY};
-use crate::certificate::KeyType;
 use crate::identifier::Lineage;
 use crate::observe::{Board, Status};
 use crate::record::Record;
@@ -538,41 +537,6 @@ enum Again {
 
 fn tell(lineage: &Lineage, error: &ManageError) {
     tracing::error!(%lineage, "{error}; hint: {}", error.hint());
-}
-
-/// How `kept` is kept, where a command asks for something else. What it does not
-/// say is as it is kept.
-fn difference(kept: &Certificate, asked: &Certificate) -> Option<String> {
-    let (one, other) = (&kept.wanted, &asked.wanted);
-    if one.identifiers != other.identifiers || one.ca != other.ca {
-        let names: Vec<String> = one.identifiers.iter().map(ToString::to_string).collect();
-        return Some(format!("for {} from {}", names.join(", "), one.ca));
-    }
-    if other.profile.is_some() && one.profile != other.profile {
-        let profile = one.profile.as_deref().unwrap_or("none");
-        return Some(format!("with the profile {profile}"));
-    }
-    let second = |one: &Certificate| one.fallback.as_ref().map(|second| second.ca.clone());
-    if let (here, Some(there)) = (second(kept), second(asked))
-        && here.as_ref() != Some(&there)
-    {
-        let here = here.unwrap_or_else(|| "none".into());
-        return Some(format!("with the fallback {here}"));
-    }
-    if other.key != KeyType::default() && one.key != other.key {
-        return Some(format!("with a key of the kind {}", one.key));
-    }
-    let (here, there) = (&kept.endpoints, &asked.endpoints);
-    if !there.is_empty() && here != there {
-        let here: Vec<String> = here.iter().map(ToString::to_string).collect();
-        return Some(format!("proven at [{}]", here.join(", ")));
-    }
-    let named = |certificate: &Certificate| -> Vec<String> {
-        let targets = certificate.targets.iter();
-        targets.map(|target| target.name().to_owned()).collect()
-    };
-    let (here, there) = (named(kept), named(asked));
-    (!there.is_empty() && here != there).then(|| format!("for [{}]", here.join(", ")))
 }
 
 async fn one_pass(

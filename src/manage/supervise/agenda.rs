@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tokio::sync::oneshot;
 
 use super::Ended;
+use crate::certificate::KeyType;
 use crate::identifier::Lineage;
 use crate::manage::Certificate;
 use crate::manage::issue::Urge;
@@ -160,4 +161,39 @@ impl Agenda {
         self.asked.remove(lineage);
         self.held_up.remove(lineage);
     }
+}
+
+/// How `kept` is kept, where a command asks for something else. What it does not
+/// say is as it is kept.
+pub(super) fn difference(kept: &Certificate, asked: &Certificate) -> Option<String> {
+    let (one, other) = (&kept.wanted, &asked.wanted);
+    if one.identifiers != other.identifiers || one.ca != other.ca {
+        let names: Vec<String> = one.identifiers.iter().map(ToString::to_string).collect();
+        return Some(format!("for {} from {}", names.join(", "), one.ca));
+    }
+    if other.profile.is_some() && one.profile != other.profile {
+        let profile = one.profile.as_deref().unwrap_or("none");
+        return Some(format!("with the profile {profile}"));
+    }
+    let second = |one: &Certificate| one.fallback.as_ref().map(|second| second.ca.clone());
+    if let (here, Some(there)) = (second(kept), second(asked))
+        && here.as_ref() != Some(&there)
+    {
+        let here = here.unwrap_or_else(|| "none".into());
+        return Some(format!("with the fallback {here}"));
+    }
+    if other.key != KeyType::default() && one.key != other.key {
+        return Some(format!("with a key of the kind {}", one.key));
+    }
+    let (here, there) = (&kept.endpoints, &asked.endpoints);
+    if !there.is_empty() && here != there {
+        let here: Vec<String> = here.iter().map(ToString::to_string).collect();
+        return Some(format!("proven at [{}]", here.join(", ")));
+    }
+    let named = |certificate: &Certificate| -> Vec<String> {
+        let targets = certificate.targets.iter();
+        targets.map(|target| target.name().to_owned()).collect()
+    };
+    let (here, there) = (named(kept), named(asked));
+    (!there.is_empty() && here != there).then(|| format!("for [{}]", here.join(", ")))
 }

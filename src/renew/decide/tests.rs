@@ -1,0 +1,345 @@
+//! What is decided over whole lives, and that any record has an answer.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::certificate::{Facts, Fingerprint};
+use crate::identifier::Lineage;
+use crate::random::SeededRandom;
+use crate::record::{Generation, Served, Window};
+use crate::renew::window::{Moment, accept, redraw};
+
+const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
+const AT_START: Moment = Moment {
+    now: START,
+    spread: Duration::from_secs(300),
+};
+const HOUR: u64 = 3600;
+const DAY: u64 = 86_400;
+
+fn names() -> BTreeSet<Identifier> {
+    BTreeSet::from([Identifier::parse("example.com").unwrap()])
+}
+
+fn facts(not_before: Timestamp, life: u64) -> Facts {
+    Facts {
+        identifiers: names(),
+        not_before,
+        not_after: not_before + Duration::from_secs(life.saturating_sub(1)),
+        fingerprint: Fingerprint::of(b""),
+        renewal_id: Some("a.b".into()),
+    }
+}
+
+fn record(life: u64) -> Record {
+    let identifier = Identifier::parse("example.com").unwrap();
+    let mut record = Record::new(Lineage::of(&identifier), names(), "https://ca".into());
+    issue(&mut record, START, life);
+    record
+}
+
+fn issue(record: &mut Record, at: Timestamp, life: u64) {
+    let generation = record
+        .issued
+        .as_ref()
+        .map_or(Generation(0), |i| i.generation)
+        .next();
+    record.issued = Some(Issued {
+        generation,
+        facts: facts(at, life),
+        ca: record.ca.clone(),
+        at,
+        renewal: None,
+        renewable_from: None,
+        early: 0,
+        handover_at: None,
+        instead_of: None,
+    });
+}
+
+#[test]
+fn each_life_sees_one_renewal_at_the_right_share() {
+    for (life, share) in [(90 * DAY, 66.6), (45 * DAY, 66.6), (160 * HOUR, 50.0)] {
+        let (mut record, random, mut now) = (record(life), SeededRandom::new(life), START);
+        let mut renewals = 0;
+        while renewals < 5 {
+            match next(&record, now, &random) {
+                Next::Wait(until) => now = until,
+                Next::Draw(renewal) => record.issued.as_mut().unwrap().renewal = Some(renewal),
+                Next::Issue {
+                    replaces, urgent, ..
+                } => {
+                    let begun = record.issued.as_ref().unwrap().facts.not_before;
+                    let spent = now.since(begun).as_secs_f64()
+                        / Duration::from_secs(life).as_secs_f64()
+                        * 100.0;
+                    assert!(
+                        (spent - share).abs() < 1.1,
+                        "{life}: renewed after {spent} %"
+                    );
+                    assert_eq!((replaces.as_deref(), urgent), (Some("a.b"), false));
+                    issue(&mut record, now, life);
+                    renewals += 1;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_160_hour_certificate_is_renewed_inside_its_window() {
+    let random = SeededRandom::new(1);
+    for round in 0..200 {
+        let mut record = record(160 * HOUR);
+        let facts = record.issued.as_ref().unwrap().facts.clone();
+        let start = START + Duration::from_secs(79 * HOUR);
+        let window = accept(start, start + Duration::from_secs(11_520), &facts).unwrap();
+        let renewal = redraw(None, Some(window.clone()), None, &facts, AT_START, &random);
+        record.issued.as_mut().unwrap().renewal = Some(renewal);
+        let Next::Wait(until) = next(&record, START, &random) else {
+            panic!("{round}")
+        };
+        assert!((window.start..window.end).contains(&until), "{round}");
+        assert!(matches!(
+            next(&record, until, &random),
+            Next::Issue { urgent: false, .. }
+        ));
+    }
+}
+
+#[test]
+fn the_stored_instant_outlives_a_refresh_and_a_silent_ca() {
+    let (facts, random) = (facts(START, 90 * DAY), SeededRandom::new(3));
+    let at = |days: u64| START + Duration::from_secs(days * DAY);
+    let window = accept(at(60), at(62), &facts);
+    let first = redraw(None, window.clone(), Some(at(1)), &facts, AT_START, &random);
+    for answer in [window, None] {
+        let again = redraw(Some(&first), answer, Some(at(2)), &facts, AT_START, &random);
+        assert_eq!((again.at, &again.window), (first.at, &first.window));
+    }
+    let moved = redraw(
+        Some(&first),
+        accept(at(10), at(11), &facts),
+        None,
+        &facts,
+        AT_START,
+        &random,
+    );
+    assert!((at(10)..at(11)).contains(&moved.at));
+    assert_eq!(accept(at(2), at(1), &facts), None);
+    assert_eq!(accept(at(1), at(91), &facts), None);
+}
+
+#[test]
+fn a_window_that_is_over_means_soon_and_is_drawn_once() {
+    let (facts, random) = (facts(START, 90 * DAY), SeededRandom::new(9));
+    let over = accept(START - Duration::from_secs(DAY), START, &facts);
+    let mut seen = BTreeSet::new();
+    for _ in 0..50 {
+        let drawn = redraw(None, over.clone(), None, &facts, AT_START, &random);
+        assert!((START..START + AT_START.spread).contains(&drawn.at));
+        let later = Moment {
+            now: drawn.at,
+            ..AT_START
+        };
+        let kept = redraw(Some(&drawn), over.clone(), None, &facts, later, &random);
+        assert_eq!(kept.at, drawn.at);
+        seen.insert(drawn.at);
+    }
+    assert!(seen.len() > 40, "they are not spread");
+}
+
+#[test]
+fn a_window_in_the_past_is_urgent_and_an_expired_one_is_ordered_anew() {
+    let random = SeededRandom::new(4);
+    let mut past = record(90 * DAY);
+    let window = Window {
+        start: START,
+        end: START + Duration::from_secs(60),
+    };
+    past.issued.as_mut().unwrap().renewal = Some(Renewal {
+        at: START,
+        window: Some(window),
+        refresh_at: None,
+        asked: None,
+    });
+    let now = START + Duration::from_secs(DAY);
+    assert!(matches!(
+        next(&past, now, &random),
+        Next::Issue { urgent: true, .. }
+    ));
+    let expired = record(90 * DAY);
+    assert!(matches!(
+        next(&expired, START + Duration::from_secs(91 * DAY), &random),
+        Next::Issue { .. }
+    ));
+}
+
+#[test]
+fn handing_over_waits_for_no_back_off_and_is_never_an_order() {
+    let (mut record, random) = (record(90 * DAY), SeededRandom::new(5));
+    record.failures.retry_at = Some(START + Duration::from_secs(DAY));
+    record.served.insert(
+        "h:443".into(),
+        Served {
+            generation: Generation(0),
+            at: START,
+            not_after: None,
+        },
+    );
+    assert_eq!(next(&record, START, &random), Next::Deploy);
+    record.served.insert(
+        "h:443".into(),
+        Served {
+            generation: Generation(1),
+            at: START,
+            not_after: None,
+        },
+    );
+    record.deployed.insert("nginx".into(), Generation(0));
+    assert_eq!(next(&record, START, &random), Next::Deploy);
+    record.deployed.insert("nginx".into(), Generation(1));
+    assert!(matches!(next(&record, START, &random), Next::Draw(_)));
+}
+
+#[test]
+fn a_window_asked_for_later_than_now_is_asked_for_again() {
+    let (mut record, random) = (record(90 * DAY), SeededRandom::new(8));
+    let hours = |hours| START + Duration::from_secs(hours * HOUR);
+    let mut by_a_clock = |ahead| {
+        record.issued.as_mut().unwrap().renewal = Some(Renewal {
+            at: hours(60 * 24),
+            window: None,
+            refresh_at: Some(hours(ahead + 6)),
+            asked: Some(hours(ahead)),
+        });
+        next(&record, START, &random)
+    };
+    assert_eq!(by_a_clock(0), Next::Wait(hours(6)));
+    assert_eq!(by_a_clock(1), Next::RefreshWindow);
+    assert_eq!(by_a_clock(18), Next::RefreshWindow);
+}
+
+#[test]
+fn handing_over_waits_for_its_window_and_its_own_back_off_only() {
+    let (mut record, random) = (record(90 * DAY), SeededRandom::new(8));
+    record.deployed.insert("nginx".into(), Generation(0));
+    record.issued.as_mut().unwrap().renewal = Some(Renewal {
+        at: START + Duration::from_secs(60 * DAY),
+        window: None,
+        refresh_at: None,
+        asked: None,
+    });
+    let opens = START + Duration::from_secs(HOUR);
+    record.issued.as_mut().unwrap().handover_at = Some(opens);
+    assert_eq!(next(&record, START, &random), Next::Wait(opens));
+    assert_eq!(next(&record, opens, &random), Next::Deploy);
+    let again = opens + Duration::from_secs(15);
+    record.handover.retry_at = Some(again);
+    assert_eq!(next(&record, opens, &random), Next::Wait(again));
+    assert_eq!(next(&record, again, &random), Next::Deploy);
+}
+
+#[test]
+fn a_window_that_is_always_past_is_no_loop() {
+    let (mut record, random) = (record(90 * DAY), SeededRandom::new(9));
+    let issued = record.issued.as_mut().unwrap();
+    issued.renewable_from = Some(START + Duration::from_secs(HOUR));
+    issued.renewal = Some(Renewal {
+        at: START,
+        window: Some(Window {
+            start: START - Duration::from_secs(DAY),
+            end: START,
+        }),
+        refresh_at: None,
+        asked: None,
+    });
+    let from = START + Duration::from_secs(HOUR);
+    assert_eq!(next(&record, START, &random), Next::Wait(from));
+    assert!(matches!(next(&record, from, &random), Next::Issue { .. }));
+}
+
+proptest! {
+    #[test]
+    fn every_record_has_an_answer_and_no_wait_is_too_long(
+        begun in any::<i32>(), life in any::<u32>(), now in any::<i32>(), drawn in any::<i32>(),
+        refresh in proptest::option::of(any::<i32>()), retry in proptest::option::of(any::<i32>()), has_renewal in any::<bool>(),
+    ) {
+        let seconds = |s: i32| Timestamp::from_seconds(s.into());
+        let mut record = record(DAY);
+        issue(&mut record, seconds(begun), life.into());
+        record.failures.retry_at = retry.map(seconds);
+        let renewal = Renewal { at: seconds(drawn), window: None, refresh_at: refresh.map(seconds), asked: None };
+        record.issued.as_mut().unwrap().renewal = has_renewal.then_some(renewal);
+        let (now, facts) = (seconds(now), record.issued.as_ref().unwrap().facts.clone());
+        if let Next::Wait(until) = next(&record, now, &SeededRandom::new(0)) {
+            prop_assert!(until > now);
+            let longest = latest(&facts).max(retry.map_or(until, seconds));
+            prop_assert!(until <= longest || retry.is_some());
+            if retry.is_none() {
+                prop_assert!(until <= latest(&facts));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_hand_over_that_goes_on_failing_does_not_keep_it_from_being_renewed() {
+    let (mut record, random) = (record(90 * DAY), SeededRandom::new(3));
+    record.deployed.insert("nginx".into(), Generation(0));
+    let Next::Deploy = next(&record, START, &random) else {
+        panic!("a certificate in hand comes first");
+    };
+    let issued = record.issued.as_mut().unwrap();
+    let at = share_of_life(&issued.facts, &random);
+    issued.renewal = Some(Renewal {
+        at,
+        window: None,
+        refresh_at: None,
+        asked: None,
+    });
+    record.handover.count = 1;
+    record.handover.retry_at = Some(at + Duration::from_secs(HOUR));
+    assert!(matches!(next(&record, at, &random), Next::Issue { .. }));
+    // When it is its turn again, it comes first again: the CA may be down.
+    record.handover.retry_at = Some(at);
+    assert_eq!(next(&record, at, &random), Next::Deploy);
+}
+
+#[test]
+fn what_waits_after_a_failure_is_told_from_what_is_well() {
+    let later = START + Duration::from_secs(HOUR);
+    let mut never = record(90 * DAY);
+    never.issued = None;
+    assert_eq!(
+        held_up(&never, START),
+        None,
+        "it is due, and nothing holds it up"
+    );
+    never.failures.retry_at = Some(later);
+    let issuance = Some(HeldUp::Issuance { until: later });
+    assert_eq!(held_up(&never, START), issuance);
+
+    let mut fresh = record(90 * DAY);
+    fresh.failures.retry_at = Some(later);
+    assert_eq!(held_up(&fresh, START), None, "no order is needed");
+    fresh
+        .identifiers
+        .insert(Identifier::parse("www.example.com").unwrap());
+    assert_eq!(held_up(&fresh, START), issuance);
+
+    let mut unproven = record(90 * DAY);
+    unproven.deployed.insert("nginx".into(), Generation(0));
+    unproven.issued.as_mut().unwrap().handover_at = Some(later);
+    assert_eq!(
+        held_up(&unproven, START),
+        None,
+        "the owner's window is no failure"
+    );
+    unproven.handover.retry_at = Some(later);
+    let handover = Some(HeldUp::Handover { until: later });
+    assert_eq!(held_up(&unproven, START), handover);
+    unproven.deployed.clear();
+    assert_eq!(held_up(&unproven, START), None);
+}
