@@ -1,6 +1,7 @@
 //! Handing over from end to end, where it is about more than one kind of server:
 //! what many certificates share, and what comes after a failure.
 
+use std::fs;
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
@@ -179,6 +180,19 @@ fn open(runtime: &tokio::runtime::Runtime, root: &Path, port: u16) -> Stream {
     })
 }
 
+/// Workers that serve what they have, and nothing new.
+fn draining(nginx: &Nginx) -> usize {
+    let master = fs::read_to_string(&nginx.pid_file).unwrap();
+    let master = master.trim();
+    let children = fs::read_to_string(format!("/proc/{master}/task/{master}/children")).unwrap();
+    let titles = children
+        .split_whitespace()
+        .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")).ok());
+    titles
+        .filter(|title| title.contains("shutting down"))
+        .count()
+}
+
 #[test]
 fn three_draining_generations_hold_the_fourth_reload_back_unless_it_is_urgent() {
     let ca = issued();
@@ -190,12 +204,15 @@ fn three_draining_generations_hold_the_fourth_reload_back_unless_it_is_urgent() 
     let runtime = { runtime }.worker_threads(1).enable_all().build().unwrap();
     let renew = |code| run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), code);
     let mut open_ones = Vec::new();
-    for _ in 0..3 {
+    for held in 0..3 {
+        // A worker takes connections until it has heard that it is to end.
+        until("the workers before end", || draining(&nginx) == held);
         open_ones.push(open(&runtime, &ca.path("root.pem"), nginx.port));
         // Generations of workers are told apart by when they were started.
         std::thread::sleep(Duration::from_millis(400));
         renew(0);
     }
+    until("the workers before end", || draining(&nginx) == 3);
     assert_eq!(generation(&ca), 4);
     let told = renew(7);
     assert!(
