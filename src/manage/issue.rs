@@ -115,9 +115,16 @@ pub async fn pass_in_turn(
         clock: clock.clone(),
         ..parts.clone()
     };
-    let mut held = load(parts, certificate, urge, &clock).await?;
+    let mut held = Box::pin(load(parts, certificate, urge, &clock)).await?;
     if urge.never_orders() {
-        return hand_over_again(parts, certificate, &mut held, urge, &mut turn).await;
+        return Box::pin(hand_over_again(
+            parts,
+            certificate,
+            &mut held,
+            urge,
+            &mut turn,
+        ))
+        .await;
     }
     let mut issued = false;
     if urge == Urge::Force {
@@ -172,18 +179,20 @@ pub async fn pass_in_turn(
                         let until = waits_until(&error).unwrap_or(now);
                         return outcome(&held.record, issued, now, until);
                     }
-                    Err(error) if heals => partial::later(parts, &mut held, error, now).await?,
+                    Err(error) if heals => {
+                        Box::pin(partial::later(parts, &mut held, error, now)).await?;
+                    }
                     Err(error) => return Err(error),
                 }
             }
             Next::RefreshWindow => {
                 turn.take_again().await;
-                refresh(parts, certificate, &mut held).await?;
+                Box::pin(refresh(parts, certificate, &mut held)).await?;
             }
             // Whoever stored it was killed before the CA could be asked.
             Next::Draw(_) if has_a_window(&held.record) => {
                 turn.take_again().await;
-                refresh(parts, certificate, &mut held).await?;
+                Box::pin(refresh(parts, certificate, &mut held)).await?;
             }
             Next::Draw(renewal) => {
                 if let Some(issued) = held.record.issued.as_mut() {
@@ -333,7 +342,7 @@ async fn load(
     if let Some(order) = dropped {
         // Once, that is after it is gone for good.
         let (nothing, now) = (BTreeSet::new(), parts.clock.now());
-        authority::settle_failed(parts, &order, &nothing, now).await;
+        Box::pin(authority::settle_failed(parts, &order, &nothing, now)).await;
     }
     Ok(held)
 }

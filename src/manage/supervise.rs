@@ -6,6 +6,7 @@ mod agenda;
 mod copies;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -35,6 +36,10 @@ const SWEEP: Duration = Duration::from_secs(60);
 /// doubles with each in a row, up to the longest pause.
 const AFTER_FAILURE: Duration = Duration::from_secs(15);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// While another process works on it, at most; a quarter of it at least.
+const ELSEWHERE: Duration = Duration::from_secs(20);
+/// Looks in a row that found another process at work, until the owner is told.
+const LONG_ELSEWHERE: u32 = 50;
 /// After any failure: what the record says may be older than what is wanted.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 /// Steps under way get this long to end when the process is asked to.
@@ -200,11 +205,12 @@ impl Supervisor {
         let lineage = certificate.wanted.lineage.clone();
         let kept = self.agenda.get(&lineage).is_some();
         if !kept {
-            self.agenda.insert(Kept::new(certificate, now, true));
+            self.agenda
+                .insert(Kept::new(Arc::new(certificate), now, true));
             return;
         }
         self.agenda.change(&lineage, |kept| {
-            kept.certificate = certificate;
+            kept.certificate = Arc::new(certificate);
             kept.managed = true;
             kept.due = now;
             kept.stale = kept.busy;
@@ -290,7 +296,7 @@ impl Supervisor {
     }
 
     fn enqueue(&mut self, certificate: Certificate, urge: Urge, reply: oneshot::Sender<Ended>) {
-        let lineage = certificate.wanted.lineage.clone();
+        let (lineage, certificate) = (certificate.wanted.lineage.clone(), Arc::new(certificate));
         let due = self.parts.clock.now() + SWEEP;
         if self.agenda.get(&lineage).is_none() {
             self.agenda
@@ -388,6 +394,7 @@ impl Supervisor {
                         kept.undated.saturating_add(1),
                     )
                 }
+                Again::Elsewhere(pause) => (now + pause, kept.undated),
             };
             if std::mem::take(&mut kept.stale) {
                 kept.due = now;
@@ -451,6 +458,10 @@ impl Supervisor {
                 Err(ManageError::Down { .. }) => kept.silences,
                 _ => 0,
             };
+            kept.elsewhere = match is_elsewhere(&pass.ended) {
+                true => kept.elsewhere.saturating_add(1),
+                false => 0,
+            };
         });
         let again = match &pass.ended {
             Ok(outcome) => {
@@ -469,20 +480,23 @@ impl Supervisor {
                         | ManageError::Down { .. }
                         | ManageError::NotDueThere { .. }
                 );
-                if !waits {
+                let elsewhere = self.agenda.get(lineage).map_or(0, |kept| kept.elsewhere);
+                if !waits && (elsewhere == 0 || elsewhere == LONG_ELSEWHERE) {
                     tell(lineage, error);
                 }
                 let record = pass.record.as_ref();
-                let leased = matches!(error, ManageError::Store(StoreError::Leased { .. }));
                 let next = record.map(|record| next(record, now, random));
                 match (waits_until(error), next) {
+                    _ if elsewhere > 0 => {
+                        // Many wait for the same one: not all come back at once.
+                        let drawn = random.below(ELSEWHERE.as_secs() * 3 / 4 + 1);
+                        Again::Elsewhere(ELSEWHERE / 4 + Duration::from_secs(drawn))
+                    }
                     (Some(until), _) if matches!(error, ManageError::Down { .. }) => {
                         Again::Answered(ours(until.min(now + LOOK_AGAIN)))
                     }
                     (Some(until), _) => Again::At(ours(until.min(now + LOOK_AGAIN))),
-                    (None, Some(Next::Wait(until))) if !leased => {
-                        Again::At(ours(until.min(now + LOOK_AGAIN)))
-                    }
+                    (None, Some(Next::Wait(until))) => Again::At(ours(until.min(now + LOOK_AGAIN))),
                     _ => Again::Undated,
                 }
             }
@@ -533,6 +547,13 @@ enum Again {
     Answered(Timestamp),
     /// After a failure that the record could not date.
     Undated,
+    /// After that time, since another process works on it.
+    Elsewhere(Duration),
+}
+
+/// Whether another process has its lease. In a fleet that is nobody's failure.
+fn is_elsewhere(ended: &Ended) -> bool {
+    matches!(ended, Err(ManageError::Store(StoreError::Leased { .. })))
 }
 
 fn tell(lineage: &Lineage, error: &ManageError) {
@@ -541,15 +562,17 @@ fn tell(lineage: &Lineage, error: &ManageError) {
 
 async fn one_pass(
     parts: Parts,
-    certificate: Certificate,
+    certificate: Arc<Certificate>,
     urge: Urge,
     turn: Turn,
     reply: Option<oneshot::Sender<Ended>>,
 ) -> Pass {
     let ended = pass_in_turn(&parts, &certificate, urge, turn).await;
     let clock = Corrected::new(parts.clock.clone(), &certificate);
-    let lineage = certificate.wanted.lineage;
+    let lineage = certificate.wanted.lineage.clone();
     let record = match parts.store.load(&lineage).await {
+        // Whoever works on it shows it.
+        _ if is_elsewhere(&ended) => None,
         Ok(stored) => stored.map(|(record, _)| record),
         Err(error) => {
             tracing::warn!(%lineage, "its state cannot be shown: {error}");

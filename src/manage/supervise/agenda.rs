@@ -2,6 +2,7 @@
 //! same for one certificate as for thousands.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
@@ -14,7 +15,7 @@ use crate::time::Timestamp;
 
 /// One certificate, and how far the work on it is.
 pub(super) struct Kept {
-    pub(super) certificate: Certificate,
+    pub(super) certificate: Arc<Certificate>,
     /// When the next pass is launched.
     pub(super) due: Timestamp,
     /// Whether a pass is under way.
@@ -23,6 +24,8 @@ pub(super) struct Kept {
     pub(super) managed: bool,
     /// Failures in a row that the record could not date.
     pub(super) undated: u32,
+    /// Passes in a row that found another process at work on it.
+    pub(super) elsewhere: u32,
     /// Whether what is under way was begun before the last command.
     pub(super) stale: bool,
     /// Whether it waits for its CA to answer.
@@ -33,17 +36,18 @@ pub(super) struct Kept {
     pub(super) told: usize,
     /// Whether the last pass found all handed over.
     pub(super) whole: bool,
-    pub(super) waiting: VecDeque<(Certificate, Urge, oneshot::Sender<Ended>)>,
+    pub(super) waiting: VecDeque<(Arc<Certificate>, Urge, oneshot::Sender<Ended>)>,
 }
 
 impl Kept {
-    pub(super) fn new(certificate: Certificate, due: Timestamp, managed: bool) -> Self {
+    pub(super) fn new(certificate: Arc<Certificate>, due: Timestamp, managed: bool) -> Self {
         Self {
             certificate,
             due,
             busy: false,
             managed,
             undated: 0,
+            elsewhere: 0,
             stale: false,
             waits_for_ca: false,
             silences: 0,
@@ -75,13 +79,13 @@ impl Agenda {
     pub(super) fn insert(&mut self, kept: Kept) {
         let lineage = kept.certificate.wanted.lineage.clone();
         self.remove(&lineage);
-        self.enter(&lineage, &kept);
+        self.enter(&lineage, Place::of(&kept));
         self.kept.insert(lineage, kept);
     }
 
     pub(super) fn remove(&mut self, lineage: &Lineage) {
         if let Some(kept) = self.kept.remove(lineage) {
-            self.leave(lineage, &kept);
+            self.leave(lineage, Place::of(&kept));
         }
     }
 
@@ -91,12 +95,14 @@ impl Agenda {
         lineage: &Lineage,
         change: impl FnOnce(&mut Kept) -> T,
     ) -> Option<T> {
-        // Taken out meanwhile: both orders name it by what may change.
-        let (lineage, mut kept) = self.kept.remove_entry(lineage)?;
-        self.leave(&lineage, &kept);
-        let changed = change(&mut kept);
-        self.enter(&lineage, &kept);
-        self.kept.insert(lineage, kept);
+        let kept = self.kept.get_mut(lineage)?;
+        let before = Place::of(kept);
+        let changed = change(kept);
+        let after = Place::of(kept);
+        if before != after {
+            self.leave(lineage, before);
+            self.enter(lineage, after);
+        }
         Some(changed)
     }
 
@@ -105,7 +111,7 @@ impl Agenda {
         self.kept.retain(|lineage, kept| change(lineage, kept));
         (self.idle, self.asked, self.held_up) = Default::default();
         for (lineage, kept) in std::mem::take(&mut self.kept) {
-            self.enter(&lineage, &kept);
+            self.enter(&lineage, Place::of(&kept));
             self.kept.insert(lineage, kept);
         }
     }
@@ -134,32 +140,53 @@ impl Agenda {
     }
 
     /// What is handed over and not under way.
-    pub(super) fn handed_over(&self) -> impl Iterator<Item = &Certificate> {
+    pub(super) fn handed_over(&self) -> impl Iterator<Item = &Arc<Certificate>> {
         let kept = self.kept.values();
         let at_rest = kept.filter(|kept| kept.managed && kept.whole && !kept.busy);
         at_rest.map(|kept| &kept.certificate)
     }
 
-    fn enter(&mut self, lineage: &Lineage, kept: &Kept) {
-        if kept.waits_for_ca {
-            self.held_up.insert(lineage.clone());
+    fn enter(&mut self, lineage: &Lineage, place: Place) {
+        if let Some((due, silences)) = place.idle {
+            self.idle.insert((due, silences, lineage.clone()));
         }
-        if kept.busy {
-            return;
-        }
-        if kept.managed {
-            self.idle.insert((kept.due, kept.silences, lineage.clone()));
-        }
-        if !kept.waiting.is_empty() {
+        if place.asked {
             self.asked.insert(lineage.clone());
+        }
+        if place.held_up {
+            self.held_up.insert(lineage.clone());
         }
     }
 
-    fn leave(&mut self, lineage: &Lineage, kept: &Kept) {
-        self.idle
-            .remove(&(kept.due, kept.silences, lineage.clone()));
-        self.asked.remove(lineage);
-        self.held_up.remove(lineage);
+    fn leave(&mut self, lineage: &Lineage, place: Place) {
+        if let Some((due, silences)) = place.idle {
+            self.idle.remove(&(due, silences, lineage.clone()));
+        }
+        if place.asked {
+            self.asked.remove(lineage);
+        }
+        if place.held_up {
+            self.held_up.remove(lineage);
+        }
+    }
+}
+
+/// Where one stands in the orders.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Place {
+    idle: Option<(Timestamp, u32)>,
+    asked: bool,
+    held_up: bool,
+}
+
+impl Place {
+    fn of(kept: &Kept) -> Self {
+        let (due, silences) = (kept.due, kept.silences);
+        Self {
+            idle: (kept.managed && !kept.busy).then_some((due, silences)),
+            asked: !kept.busy && !kept.waiting.is_empty(),
+            held_up: kept.waits_for_ca,
+        }
     }
 }
 

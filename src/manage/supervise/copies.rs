@@ -1,6 +1,8 @@
 //! What somebody else takes away: copies are for other programs, and in their reach.
 //! A glance at each once a minute, beside the loop: a volume may be slow.
 
+use std::sync::Arc;
+
 use tokio::task::JoinSet;
 
 use super::SWEEP;
@@ -33,7 +35,7 @@ impl Copies {
         }
         self.looked = Some(now);
         let kept = agenda.handed_over().filter(|one| has_copies(one));
-        let copied: Vec<Certificate> = kept.cloned().collect();
+        let copied: Vec<Arc<Certificate>> = kept.cloned().collect();
         if !copied.is_empty() {
             self.looking.spawn(gone(copied));
         }
@@ -54,12 +56,12 @@ fn has_copies(certificate: &Certificate) -> bool {
     targets.any(|target| target.has_copies())
 }
 
-async fn gone(copied: Vec<Certificate>) -> Vec<Lineage> {
+async fn gone(copied: Vec<Arc<Certificate>>) -> Vec<Lineage> {
     let mut gone = Vec::new();
     for certificate in copied {
-        let lineage = certificate.wanted.lineage;
-        for target in certificate.targets {
-            if target.is_gone(&lineage).await {
+        let lineage = &certificate.wanted.lineage;
+        for target in &certificate.targets {
+            if target.is_gone(lineage).await {
                 tracing::warn!(%lineage, "{} is gone, and is written again", target.name());
                 gone.push(lineage.clone());
                 break;

@@ -34,7 +34,7 @@ fn at(seconds: i64) -> Timestamp {
     Timestamp::from_seconds(1_800_000_000 + seconds)
 }
 
-fn apply(agenda: &mut Agenda, certificates: &[Certificate], step: Step) {
+fn apply(agenda: &mut Agenda, certificates: &[Arc<Certificate>], step: Step) {
     let lineage = |which: usize| certificates[which].wanted.lineage.clone();
     match step {
         Step::Insert(which, due, managed) => {
@@ -97,7 +97,7 @@ fn whatever_is_changed_the_order_is_that_of_a_look_through_all() {
     let house = House::new();
     let certificates: Vec<_> = names(6)
         .iter()
-        .map(|name| house.certificate(name))
+        .map(|name| Arc::new(house.certificate(name)))
         .collect();
     let lineages: Vec<_> = certificates
         .iter()

@@ -296,3 +296,24 @@ async fn an_order_that_is_dropped_is_given_back_once() {
     assert_eq!(full_at().await, spent - DAY * 7 / 5);
     assert_eq!(house.orders(), 4);
 }
+
+#[tokio::test]
+async fn what_another_process_worked_on_is_taken_up_soon_after_it_has_ended() {
+    let house = House::new();
+    let lineage = house.certificate("n0.example.com").wanted.lineage;
+    let lease = house.parts.store.lease(&lineage).await.unwrap();
+    let handle = house.start(&names(1)).await;
+    // Half an hour: no pause grows with it.
+    for _ in 0..360 {
+        house.settle(&handle, 1).await;
+        house.clock.advance(Duration::from_secs(5));
+    }
+    assert_eq!(house.orders(), 0);
+    drop(lease);
+    for _ in 0..4 {
+        house.settle(&handle, 1).await;
+        house.clock.advance(Duration::from_secs(5));
+    }
+    house.until("issued", |all| all[0].is_ready()).await;
+    assert_eq!(house.orders(), 1);
+}
