@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -128,7 +130,8 @@ impl Machine {
 
     fn start(&self) {
         assert!(self.signal(&[]));
-        until("nginx", || listens(self.http));
+        // It listens before it has anybody who answers.
+        until("nginx", || listens(self.http) && !self.workers().is_empty());
     }
 
     /// Its workers, by number.
@@ -324,6 +327,72 @@ fn a_hand_edit_is_kept_and_the_original_named() {
     let told = run(&mut machine.install(&["--undo"]), 2);
     assert!(told.contains("data/install/0001/0"), "{told}");
     assert_eq!(machine.site(), edited);
+}
+
+fn json(command: &mut Command) -> serde_json::Value {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Installs as somebody who may read all, and write everywhere but at the site.
+fn as_nobody(machine: &Machine) {
+    const NOBODY: u32 = 65_534;
+    // The directories of its own that nginx wants are there.
+    assert!(machine.signal(&["-t"]));
+    let own = |path: &Path| chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    own(machine.directory.path());
+    for log in ["error.log", "nginx.pid"] {
+        std::fs::write(machine.path(log), "").unwrap();
+        own(&machine.path(log));
+    }
+    let whole = machine.install(&["--domain", "example.com"]);
+    let program = machine.path("certs");
+    std::fs::copy(whole.get_program(), &program).unwrap();
+    let mut command = Command::new(&program);
+    command.args(whole.get_args()).env_clear();
+    command.env("CERTS_DATA_DIR", machine.path("data"));
+    let told = run(command.uid(NOBODY).gid(NOBODY), 2);
+    for word in [
+        "sites-available/site: it cannot be written",
+        "nothing was changed",
+        "hint: run as a user who may write it",
+    ] {
+        assert!(told.contains(word), "{word}: {told}");
+    }
+    std::fs::remove_file(program).unwrap();
+    for made in ["data", "data-webroot"] {
+        std::fs::remove_dir_all(machine.path(made)).unwrap();
+    }
+}
+
+#[test]
+fn who_may_not_write_is_told_and_the_rest_is_shown_as_json() {
+    let Some(machine) = Machine::new(PLAIN) else {
+        return;
+    };
+    let before = machine.files();
+    if rustix::process::geteuid().is_root() {
+        as_nobody(&machine);
+        assert_eq!(machine.files(), before);
+    }
+
+    let mut command = machine.install(&["--domain", "example.com", "--json"]);
+    let shown = json(&mut command);
+    assert_eq!(shown["name"], "example.com");
+    assert_eq!(shown["names"].as_array().unwrap().len(), 2);
+    let site = machine.path("sites-available/site");
+    assert_eq!(shown["changed"][0], site.to_str().unwrap());
+    assert_eq!(
+        (&shown["issued"], &shown["reloaded"]),
+        (&false.into(), &false.into())
+    );
+    assert!(shown["next"].as_str().unwrap().starts_with("certs issue "));
+    // By its other name, and as JSON too.
+    let mut command = machine.install(&["--undo", "--domain", "www.example.com", "--json"]);
+    let undone = json(&mut command);
+    assert_eq!(undone["undone"][0]["name"], "example.com");
+    assert_eq!(machine.files(), before);
 }
 
 /// A pair of another tool's, below `name`.

@@ -16,7 +16,7 @@ use crate::files;
 use crate::identifier::{Identifier, Lineage};
 use crate::install::InstallError;
 use crate::install::change::apply;
-use crate::install::journal::{Change, Journals, Link};
+use crate::install::journal::{Change, Journals, Link, Subject};
 use crate::install::plan::{Pair, Plan, Wish, choose, plan};
 use crate::install::program::Program;
 use crate::install::site::{self, Site};
@@ -116,6 +116,7 @@ impl Work<'_> {
             .clone()
             .unwrap_or_else(|| program.main.clone());
         let main = std::path::absolute(&main).unwrap_or(main);
+        let _lock = self.journals.lock().map_err(failed)?;
         if self.journals.recover().map_err(failed)? {
             tracing::warn!("an install that was cut off has been taken back");
         }
@@ -144,10 +145,12 @@ impl Work<'_> {
         // Our own, and made anew each time.
         let _ = std::fs::remove_dir_all(&scratch);
         rehearsed.map_err(failed)?;
-        let name = draft.plan.name.as_str();
-        let written = self
-            .journals
-            .write(name, &main, &draft.changes, &draft.links);
+        let subject = Subject {
+            name: &draft.plan.name,
+            names: &draft.plan.names,
+            main: &main,
+        };
+        let written = self.journals.write(subject, &draft.changes, &draft.links);
         written.map_err(failed)?;
         // It was tried as a copy, but paths that only nginx resolves may differ.
         if let Err(said) = program.test(&main) {
@@ -374,6 +377,7 @@ impl Work<'_> {
     fn undo(&self) -> Result<(), Failure> {
         let main = self.options.conf.as_deref().map(absolute);
         let domain = self.options.domain.as_deref().map(str::to_ascii_lowercase);
+        let _lock = self.journals.lock().map_err(failed)?;
         let undone = self
             .journals
             .undo(domain.as_deref(), main.as_deref())
@@ -405,7 +409,10 @@ impl Work<'_> {
             }
         }
         match (undone.is_empty(), reloaded.iter().all(|done| *done)) {
-            (true, _) => say("there is nothing to take back"),
+            (true, _) => say(match &domain {
+                Some(domain) => format!("there is nothing to take back for {domain}"),
+                None => "there is nothing to take back".to_owned(),
+            }),
             (false, true) => say("nginx was reloaded"),
             (false, false) => say("nginx does not run, or could not be reloaded: see nginx -t"),
         }

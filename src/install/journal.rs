@@ -3,8 +3,9 @@
 //! and so can the whole, byte for byte. One numbered directory an install; the
 //! newest is taken back first.
 
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,9 @@ pub struct Link {
 struct Intent {
     /// The name that it was for.
     name: String,
+    /// That name, and the others of the same server.
+    #[serde(default)]
+    names: Vec<String>,
     /// nginx's main file.
     main: PathBuf,
     entries: Vec<Entry>,
@@ -61,6 +65,23 @@ pub struct Journals {
     root: PathBuf,
 }
 
+/// What an install is for.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// The name of its certificate.
+    pub name: &'a str,
+    /// All names of its server.
+    pub names: &'a [String],
+    /// nginx's main file.
+    pub main: &'a Path,
+}
+
+/// While it is there, no other install and no undo begins.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
 /// What was taken back.
 #[derive(Debug)]
 pub struct Undone {
@@ -78,6 +99,26 @@ impl Journals {
     pub fn new(data_dir: &Path) -> Self {
         Self {
             root: data_dir.join("install"),
+        }
+    }
+
+    /// Lets nobody else install or undo until the lock is dropped, or its process ends.
+    ///
+    /// # Errors
+    /// When another holds it, or the directory cannot be made.
+    pub fn lock(&self) -> Result<Lock, InstallError> {
+        let path = self.root.join("lock");
+        files::make_directory(&self.root, 0o700).map_err(stored(&self.root))?;
+        let mut options = OpenOptions::new();
+        let options = options.write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(&path).map_err(stored(&path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Lock { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(InstallError::refused(
+                "another certs install is at work; nothing was changed",
+                "wait until it has ended, and try again",
+            )),
+            Err(TryLockError::Error(error)) => Err(stored(&path)(error)),
         }
     }
 
@@ -113,13 +154,12 @@ impl Journals {
     /// Everything is as it was then.
     pub fn write(
         &self,
-        name: &str,
-        main: &Path,
+        subject: Subject<'_>,
         changes: &[Change],
         links: &[Link],
     ) -> Result<(), InstallError> {
         let number = self.newest()?.unwrap_or(0) + 1;
-        let place = self.keep(number, name, main, changes, links)?;
+        let place = self.keep(number, subject, changes, links)?;
         let staged = changes.iter().try_for_each(|change| {
             stage(change).map_err(|error| {
                 InstallError::refused(
@@ -163,8 +203,7 @@ impl Journals {
     fn keep(
         &self,
         number: u64,
-        name: &str,
-        main: &Path,
+        subject: Subject<'_>,
         changes: &[Change],
         links: &[Link],
     ) -> Result<PathBuf, InstallError> {
@@ -177,8 +216,9 @@ impl Journals {
             entries.push(keep_one(&new.join(index.to_string()), change)?);
         }
         let intent = Intent {
-            name: name.to_owned(),
-            main: main.to_owned(),
+            name: subject.name.to_owned(),
+            names: subject.names.to_vec(),
+            main: subject.main.to_owned(),
             entries,
             links: links.to_vec(),
         };
@@ -203,8 +243,8 @@ impl Journals {
         Ok(())
     }
 
-    /// Takes every install back, newest first; with `name` those that were for
-    /// it, with `main` those in that configuration.
+    /// Takes every install back, newest first; with `name` those of the server
+    /// that has it, with `main` those in that configuration.
     ///
     /// # Errors
     /// When a file was changed by hand since: it is left as it is then.
@@ -216,7 +256,7 @@ impl Journals {
         let mut undone = Vec::new();
         for number in self.numbers()?.into_iter().rev() {
             let intent = self.intent(number)?;
-            if name.is_some_and(|name| name != intent.name)
+            if name.is_some_and(|name| !intent.is_of(name))
                 || main.is_some_and(|main| main != intent.main)
             {
                 continue;
@@ -288,6 +328,12 @@ impl Journals {
         let mut numbers: Vec<u64> = entries.filter_map(number).collect();
         numbers.sort_unstable();
         Ok(numbers)
+    }
+}
+
+impl Intent {
+    fn is_of(&self, name: &str) -> bool {
+        self.name == name || self.names.iter().any(|one| one == name)
     }
 }
 
@@ -417,6 +463,14 @@ fn undoing(path: &Path) -> impl Fn(io::Error) -> InstallError {
 mod tests {
     use super::*;
 
+    fn subject() -> Subject<'static> {
+        Subject {
+            name: "x.example",
+            names: &[],
+            main: Path::new("nginx.conf"),
+        }
+    }
+
     struct Case {
         directory: tempfile::TempDir,
         journals: Journals,
@@ -455,9 +509,8 @@ mod tests {
                 path: self.path("l"),
                 target: self.path("c"),
             }];
-            let main = Path::new("nginx.conf");
             self.journals
-                .write("x.example", main, &self.changes(), &links)
+                .write(subject(), &self.changes(), &links)
                 .unwrap();
         }
     }
@@ -486,6 +539,37 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_at_work_keeps_the_others_out() {
+        let case = Case::new();
+        let lock = case.journals.lock().unwrap();
+        let other = Journals::new(case.directory.path());
+        let refused = other.lock().unwrap_err().to_string();
+        assert!(refused.contains("another certs install"), "{refused}");
+        drop(lock);
+        other.lock().unwrap();
+    }
+
+    #[test]
+    fn it_is_taken_back_by_any_name_of_its_server() {
+        let case = Case::new();
+        let names = ["x.example".to_owned(), "www.x.example".to_owned()];
+        let subject = Subject {
+            names: &names,
+            ..subject()
+        };
+        case.journals.write(subject, &case.changes(), &[]).unwrap();
+        assert!(
+            case.journals
+                .undo(Some("y.x.example"), None)
+                .unwrap()
+                .is_empty()
+        );
+        let undone = case.journals.undo(Some("www.x.example"), None).unwrap();
+        assert_eq!(undone.len(), 1);
+        assert_eq!(case.text("a").as_deref(), Some("old a"));
+    }
+
+    #[test]
     fn a_hand_edit_is_never_overwritten() {
         let case = Case::new();
         case.install();
@@ -504,9 +588,7 @@ mod tests {
         for renamed in 0..=3 {
             let case = Case::new();
             let changes = case.changes();
-            case.journals
-                .keep(1, "x.example", Path::new("m"), &changes, &[])
-                .unwrap();
+            case.journals.keep(1, subject(), &changes, &[]).unwrap();
             changes.iter().for_each(|change| stage(change).unwrap());
             for change in &changes[..renamed] {
                 std::fs::rename(aside(&change.path), &change.path).unwrap();
