@@ -230,12 +230,13 @@ pub(super) async fn reach(parts: &Parts, ca: &str, issuer: &dyn Issuer) -> Resul
         };
         let last = outage.probe_at.min(now) + STEPPED_BACK;
         let steps_back = again_at > now && again_at <= last;
-        if is_waited_for(outage, now) || steps_back {
-            return Err(down(
-                ca,
-                outage,
-                again_at.min(outage.probe_at + STEPPED_BACK),
-            ));
+        if is_waited_for(outage, now) {
+            let last = outage.probe_at + STEPPED_BACK;
+            return Err(down(ca, outage, outage.probe_at.max(again_at.min(last))));
+        }
+        if steps_back {
+            // When the next probe is due was written by a clock that is wrong.
+            return Err(down(ca, outage, again_at));
         }
         // Whoever comes meanwhile waits for the time after this one.
         let next = after_silence(Some(outage), outage.last.clone(), now, random);
@@ -298,12 +299,12 @@ pub(super) async fn is_silent(parts: &Parts, ca: &str, last: &str) {
     }
 }
 
-/// `again_at` is when this process looks again, if that is later.
-fn down(ca: &str, outage: &Outage, again_at: Timestamp) -> ManageError {
+/// `until` is when this process looks again.
+fn down(ca: &str, outage: &Outage, until: Timestamp) -> ManageError {
     ManageError::Down {
         ca: ca.to_owned(),
         since: outage.since,
-        until: outage.probe_at.max(again_at),
+        until,
         last: outage.last.clone(),
     }
 }

@@ -229,3 +229,32 @@ async fn who_is_cut_off_from_a_ca_keeps_nobody_else_from_asking() {
     reach(&cut_off, &ca, house.signer.as_ref()).await.unwrap();
     assert_eq!(house.signer.probes.load(Ordering::SeqCst), 3);
 }
+
+#[tokio::test]
+async fn a_probe_that_a_wrong_clock_has_dated_is_not_waited_for_by_who_steps_back() {
+    let house = House::new();
+    let ca = house.certificate("n0.example.com").wanted.ca;
+    let reach = crate::manage::authority::reach;
+    let known = async || house.parts.store.authority(&ca).await.unwrap();
+    crate::manage::authority::is_silent(&house.parts, &ca, "no answer").await;
+    house.signer.silent_probes.store(1, Ordering::SeqCst);
+    house.clock.set(known().await.0.outage.unwrap().probe_at);
+    let probed = reach(&house.parts, &ca, house.signer.as_ref()).await;
+    assert!(probed.is_err());
+    // One whose clock is an hour ahead has asked in vain since.
+    let (mut authority, revision) = known().await;
+    let outage = authority.outage.as_mut().unwrap();
+    let next = outage.probe_at;
+    outage.probe_at = next + Duration::from_secs(3600);
+    let store = &house.parts.store;
+    store
+        .save_authority(&ca, &authority, revision)
+        .await
+        .unwrap();
+    house.clock.set(next);
+    let waits = reach(&house.parts, &ca, house.signer.as_ref()).await;
+    let Err(ManageError::Down { until, .. }) = waits else {
+        panic!("it does not step back");
+    };
+    assert_eq!(until, next + Duration::from_secs(20));
+}
