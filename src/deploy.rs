@@ -80,6 +80,12 @@ pub trait Outlet: Send + Sync {
 
     /// The directory to name in a proxy's configuration.
     fn live_path(&self, lineage: &Lineage) -> PathBuf;
+
+    /// Whether somebody else may take its files away: then they are looked for
+    /// between passes.
+    fn is_shared(&self) -> bool {
+        true
+    }
 }
 
 /// A pair that was published, as a target is told of it.

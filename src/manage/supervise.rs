@@ -173,7 +173,8 @@ impl Supervisor {
             kept.managed || kept.busy || !kept.waiting.is_empty()
         });
         self.board.retain(&lineages);
-        self.copies.are_those_of(&certificates);
+        self.copies
+            .are_those_of(&certificates, self.parts.output.as_ref());
         if lineages.len() > MANY {
             self.parts.spread = self.parts.spread.max(SPREAD_OF_MANY);
         }
@@ -251,7 +252,8 @@ impl Supervisor {
     pub async fn run(mut self) {
         loop {
             self.launch();
-            self.copies.look(&self.agenda, self.parts.clock.now());
+            let (output, now) = (&self.parts.output, self.parts.clock.now());
+            self.copies.look(&self.agenda, output, now);
             let wake = self.wake();
             // In this order: two runs of one history are the same.
             tokio::select! {

@@ -344,6 +344,10 @@ impl Outlet for NodeDisk {
     fn live_path(&self, lineage: &Lineage) -> PathBuf {
         PathBuf::from("/certs/live").join(lineage.as_str())
     }
+
+    fn is_shared(&self) -> bool {
+        false
+    }
 }
 
 /// The proxy of the node, told of one certificate.

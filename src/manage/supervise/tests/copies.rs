@@ -30,7 +30,8 @@ async fn a_copy_that_is_taken_away_is_written_again_and_no_server_is_told() {
     tokio::spawn(supervisor.run());
     house.until("issued", |all| all[0].is_ready()).await;
     let (copy, live) = (path("copy.pem"), path("tree/live/n0.example.com"));
-    for gone in [&copy, &live] {
+    let published = path("out/live/n0.example.com");
+    for gone in [&copy, &live, &published] {
         assert!(gone.exists());
         std::fs::remove_file(gone).unwrap();
         let mut turns = 0;
