@@ -33,9 +33,8 @@ impl Labels {
             ErrorKind::NotFound => None,
             _ => Some(error.to_string()),
         });
-        let read = read.and_then(|text| {
-            serde_json::from_str(&text).map_err(|error| Some(error.to_string()))
-        });
+        let read = read
+            .and_then(|text| serde_json::from_str(&text).map_err(|error| Some(error.to_string())));
         let kept = read.unwrap_or_else(|detail: Option<String>| {
             if let Some(detail) = detail {
                 tracing::error!(
@@ -87,7 +86,10 @@ impl Labels {
         let granted = sources.granted(&asks, configured);
         let complaints = listing.complaints.iter().map(Problem::from);
         self.complain(complaints.chain(granted.refused.iter().cloned()));
-        let lineages = granted.certificates.iter().map(|(_, one)| one.names.iter().collect());
+        let lineages = granted
+            .certificates
+            .iter()
+            .map(|(_, one)| one.names.iter().collect());
         let sets: BTreeSet<BTreeSet<_>> = lineages.collect();
         // Also those who ask for what another has asked for before.
         let asks = asks.into_iter().filter(|ask| sets.contains(&ask.set()));

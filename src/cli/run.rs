@@ -135,7 +135,9 @@ impl Keeping<'_> {
             return Err(Failure::usage(message, "restart certs run"));
         }
         if !same_process(&self.at_start, &read) {
-            tracing::warn!("listeners, directories, the schedule and the Docker host change with a restart only");
+            tracing::warn!(
+                "listeners, directories, the schedule and the Docker host change with a restart only"
+            );
         }
         // Before anything is taken over: a wrong one is refused whole.
         certificates(&self.factory, &read)?;
@@ -148,7 +150,10 @@ impl Keeping<'_> {
     /// What a whole list of containers asks for; `None` when that is as before.
     async fn listed(&mut self, listing: &Listing) -> Option<Vec<Certificate>> {
         let now = self.factory.parts.clock.now();
-        if !self.labels.take(listing, &self.sources, &self.configured, now) {
+        if !self
+            .labels
+            .take(listing, &self.sources, &self.configured, now)
+        {
             return None;
         }
         match self.certificates() {

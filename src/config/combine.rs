@@ -113,7 +113,8 @@ impl Sources {
             accept_raw_socket: raw.unwrap_or_default(),
             grace: grace.map_or(GRACE, |grace| grace.0),
             allow: value(pick(&layers, |layer| &layer.docker_allow)).unwrap_or_default(),
-            limit: value(pick(&layers, |layer| &layer.docker_limit)).map_or(LIMIT, |limit| limit.get().into()),
+            limit: value(pick(&layers, |layer| &layer.docker_limit))
+                .map_or(LIMIT, |limit| limit.get().into()),
             deploy: tables.map(|spec| self.located(spec)).collect(),
         })
     }

@@ -138,7 +138,9 @@ impl Sources {
             return granted;
         };
         for (index, ask) in asks.iter().enumerate() {
-            let Some(lineage) = ask.lineage() else { continue };
+            let Some(lineage) = ask.lineage() else {
+                continue;
+            };
             let place = place_of(ask, &ask.said_in);
             let mut problems = Problems::default();
             if self.is_taken(ask, &lineage, configured, &granted, &mut problems) {
@@ -153,12 +155,14 @@ impl Sources {
             match problems.is_empty() {
                 true => granted.certificates.push((index, certificate)),
                 // Some problems are of no place, and here that is the container.
-                false => granted.refused.extend(problems.sorted().into_iter().map(|mut one| {
-                    if one.place == Place::Nowhere {
-                        one.place = place.clone();
-                    }
-                    one
-                })),
+                false => granted
+                    .refused
+                    .extend(problems.sorted().into_iter().map(|mut one| {
+                        if one.place == Place::Nowhere {
+                            one.place = place.clone();
+                        }
+                        one
+                    })),
             }
         }
         granted
@@ -174,7 +178,9 @@ impl Sources {
         granted: &Granted,
         problems: &mut Problems,
     ) -> bool {
-        let same = |one: &CertificateSettings| one.names.iter().collect::<std::collections::BTreeSet<_>>() == ask.set();
+        let same = |one: &CertificateSettings| {
+            one.names.iter().collect::<std::collections::BTreeSet<_>>() == ask.set()
+        };
         let asked = granted.certificates.iter().map(|(_, one)| one);
         let mut all = configured.certificates.iter().chain(asked);
         let Some(other) = all.find(|one| one.lineage == *lineage || same(one)) else {
@@ -186,7 +192,10 @@ impl Sources {
                 true => "the configuration",
                 false => "another container",
             };
-            let message = format!("{whose} has a certificate {lineage}, for {}", names.join(", "));
+            let message = format!(
+                "{whose} has a certificate {lineage}, for {}",
+                names.join(", ")
+            );
             let hint = "put another name first, or ask for the same names";
             problems.add(&place_of(ask, &ask.said_in), message, hint);
         }

@@ -283,7 +283,13 @@ mod tests {
         ] {
             assert_eq!(Api::at(host), Ok(Api(Server::Tcp(place.into()))), "{host}");
         }
-        for other in ["ssh://host", "unix://docker.sock", "proxy:2375", "tcp://", ""] {
+        for other in [
+            "ssh://host",
+            "unix://docker.sock",
+            "proxy:2375",
+            "tcp://",
+            "",
+        ] {
             assert!(Api::at(other).is_err(), "{other}");
         }
     }

@@ -188,5 +188,11 @@ async fn begin(
     let answer = sender.send_request(request).await.map_err(shown)?;
     let status = answer.status();
     let body = answer.into_body();
-    Ok((status, Answer { body, _connection: connection }))
+    Ok((
+        status,
+        Answer {
+            body,
+            _connection: connection,
+        },
+    ))
 }

@@ -418,7 +418,10 @@ impl Spec {
     /// Whether its paths have each certificate's name in them.
     #[must_use]
     pub fn names_each(&self) -> bool {
-        self.keys.values().flatten().any(|value| value.contains(NAME))
+        self.keys
+            .values()
+            .flatten()
+            .any(|value| value.contains(NAME))
     }
 
     /// Whether what it writes belongs to another user or group.

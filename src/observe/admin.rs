@@ -116,7 +116,12 @@ fn row(status: &Status) -> String {
         .collect();
     let asked = status.asked.iter();
     let asked: String = asked
-        .map(|asked| format!("<tr><td colspan=7><small>{}</small>", escaped(&asked.to_string())))
+        .map(|asked| {
+            format!(
+                "<tr><td colspan=7><small>{}</small>",
+                escaped(&asked.to_string())
+            )
+        })
         .collect();
     format!(
         "<tr><td title='{}'>{}<td class={class}>{state}<td>{}<td>{}<td>{}<td>{}<td>{}{asked}{why}",

@@ -222,7 +222,9 @@ impl Events for Lines {
             }
             let part = match has_begun {
                 0 => self.answer.next().await,
-                _ => match tokio::time::timeout(LINE_WITHIN, self.lines.rest(&mut self.answer)).await {
+                _ => match tokio::time::timeout(LINE_WITHIN, self.lines.rest(&mut self.answer))
+                    .await
+                {
                     Ok(part) => part,
                     Err(_) => return Err(garbled(&self.host, "an event that does not end")),
                 },
@@ -264,7 +266,9 @@ impl Split {
         loop {
             let part = answer.next().await?;
             match part {
-                Ok(part) if !part.contains(&b'\n') && self.begun() <= LONGEST_LINE => self.put(&part),
+                Ok(part) if !part.contains(&b'\n') && self.begun() <= LONGEST_LINE => {
+                    self.put(&part)
+                }
                 other => return Some(other),
             }
         }
@@ -311,7 +315,12 @@ mod tests {
         assert_eq!(of("container", "exec_start: true"), Ok(false));
         assert_eq!(of("network", "destroy"), Ok(false));
         assert_eq!(is_followed(b" \r"), Ok(false));
-        for wrong in ["{}", "[]", "nonsense", "{\"Type\": 1, \"Action\": \"start\"}"] {
+        for wrong in [
+            "{}",
+            "[]",
+            "nonsense",
+            "{\"Type\": 1, \"Action\": \"start\"}",
+        ] {
             assert!(is_followed(wrong.as_bytes()).is_err(), "{wrong}");
         }
     }
@@ -320,12 +329,29 @@ mod tests {
     fn every_trouble_has_a_hint() {
         let host = "tcp://proxy:2375".to_owned();
         let troubles = [
-            Trouble::Unreachable { host: host.clone(), detail: "connection refused".into() },
-            Trouble::Refused { host: host.clone(), path: LIST, status: StatusCode::FORBIDDEN },
-            Trouble::Garbled { host: host.clone(), detail: "no list".into() },
+            Trouble::Unreachable {
+                host: host.clone(),
+                detail: "connection refused".into(),
+            },
+            Trouble::Refused {
+                host: host.clone(),
+                path: LIST,
+                status: StatusCode::FORBIDDEN,
+            },
+            Trouble::Garbled {
+                host: host.clone(),
+                detail: "no list".into(),
+            },
             Trouble::Unfiltered { host },
         ];
-        let told = troubles.iter().map(|one| format!("{one}; hint: {}", one.hint()));
-        insta::assert_snapshot!(told.collect::<Vec<_>>().join("\n"), @"");
+        let told = troubles
+            .iter()
+            .map(|one| format!("{one}; hint: {}", one.hint()));
+        insta::assert_snapshot!(told.collect::<Vec<_>>().join("\n"), @r"
+        Docker's API at tcp://proxy:2375 does not answer: connection refused; hint: is the proxy of [docker] host running, and in a network of this container?
+        Docker's API at tcp://proxy:2375 refuses /containers/json: 403 Forbidden; hint: let the proxy allow GET /containers/json, with and without /v1.NN before it
+        Docker's API at tcp://proxy:2375 says what cannot be read: no list; hint: is that Docker's API, at [docker] host?
+        Docker's API at tcp://proxy:2375 is not filtered: whoever may use it is root on the host; hint: put a proxy before it that allows GET /containers/json and /events alone, as in deploy/compose.labels.yaml, or set accept_raw_socket = true
+        ");
     }
 }

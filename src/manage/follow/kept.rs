@@ -133,16 +133,24 @@ impl Kept {
         let mut changes = Vec::new();
         let mut before = std::mem::take(&mut self.certificates);
         for ask in asks {
-            let Some(lineage) = ask.lineage() else { continue };
+            let Some(lineage) = ask.lineage() else {
+                continue;
+            };
             let same = |one: &One| one.ask.set() == ask.set();
             if let Some(listed) = self.certificates.iter_mut().find(|one| same(one)) {
                 listed.containers.insert(ask.container.clone());
                 continue;
             }
-            let known = before.iter().position(same).map(|at| before.swap_remove(at));
+            let known = before
+                .iter()
+                .position(same)
+                .map(|at| before.swap_remove(at));
             let container = ask.container.clone();
             match &known {
-                None if before.iter().any(|one| one.ask.lineage().as_ref() == Some(&lineage)) => {
+                None if before
+                    .iter()
+                    .any(|one| one.ask.lineage().as_ref() == Some(&lineage)) =>
+                {
                     changes.push(Change::Instead { lineage, container });
                 }
                 None => changes.push(Change::Asked { lineage, container }),
@@ -162,14 +170,23 @@ impl Kept {
                 gone: None,
             });
         }
-        let taken: BTreeSet<_> = self.certificates.iter().filter_map(|one| one.ask.lineage()).collect();
+        let taken: BTreeSet<_> = self
+            .certificates
+            .iter()
+            .filter_map(|one| one.ask.lineage())
+            .collect();
         // One name, one certificate: its successor has it.
-        before.retain(|one| one.ask.lineage().is_some_and(|lineage| !taken.contains(&lineage)));
+        before.retain(|one| {
+            one.ask
+                .lineage()
+                .is_some_and(|lineage| !taken.contains(&lineage))
+        });
         for mut one in before {
             changes.extend(one.age(unseen, now, grace));
             self.certificates.push(one);
         }
-        self.certificates.sort_by_cached_key(|one| one.ask.lineage());
+        self.certificates
+            .sort_by_cached_key(|one| one.ask.lineage());
         self.forget_the_oldest();
         changes
     }
@@ -226,9 +243,17 @@ impl One {
     }
 
     /// A list lacks it.
-    fn age(&mut self, unseen: &BTreeSet<String>, now: Timestamp, grace: Duration) -> Option<Change> {
+    fn age(
+        &mut self,
+        unseen: &BTreeSet<String>,
+        now: Timestamp,
+        grace: Duration,
+    ) -> Option<Change> {
         if self.ask.is_of_the_environment()
-            && self.containers.iter().any(|container| unseen.contains(container))
+            && self
+                .containers
+                .iter()
+                .any(|container| unseen.contains(container))
         {
             return None;
         }
@@ -252,7 +277,8 @@ impl One {
         }
         gone.until = gone.since + grace;
         gone.stopped = gone.until <= now;
-        gone.stopped.then_some(Change::Stopped { lineage, container })
+        gone.stopped
+            .then_some(Change::Stopped { lineage, container })
     }
 }
 
@@ -269,7 +295,10 @@ mod tests {
             container: container.to_owned(),
             created: 0,
             said_in: "certs.domains".to_owned(),
-            names: names.split(' ').map(|name| Identifier::parse(name).unwrap()).collect(),
+            names: names
+                .split(' ')
+                .map(|name| Identifier::parse(name).unwrap())
+                .collect(),
             keys: BTreeMap::new(),
         }
     }
@@ -301,7 +330,11 @@ mod tests {
         at(&mut kept, &asks[1..], START + HOUR * 3);
         at(&mut kept, &asks, START + HOUR * 4);
         at(&mut kept, &asks[1..], START + HOUR * 5);
-        at(&mut kept, &asks[1..], START + HOUR * 5 + WEEK - Duration::from_secs(1));
+        at(
+            &mut kept,
+            &asks[1..],
+            START + HOUR * 5 + WEEK - Duration::from_secs(1),
+        );
         assert_eq!(renewed(&kept).len(), 2);
         at(&mut kept, &asks[1..], START + HOUR * 5 + WEEK);
         assert_eq!(renewed(&kept), ["b.example.com"]);
@@ -311,7 +344,15 @@ mod tests {
         assert!(shown.stopped && shown.gone_since == Some(START + HOUR * 5));
         at(&mut kept, &asks, START + HOUR * 7 + WEEK);
         assert_eq!(renewed(&kept).len(), 2);
-        insta::assert_snapshot!(told.join("\n"), @"");
+        insta::assert_snapshot!(told.join("\n"), @r"
+        a.example.com: asked for by container web
+        b.example.com: asked for by container api
+        a.example.com: no longer asked for: container web is gone; it is renewed until 2027-01-22T10:00:00Z, unless it comes back
+        a.example.com: asked for again by container web
+        a.example.com: no longer asked for: container web is gone; it is renewed until 2027-01-22T13:00:00Z, unless it comes back
+        a.example.com: not renewed any more: container web is gone, and the grace period is over; what is stored stays; hint: name it in the configuration to keep it
+        a.example.com: asked for again by container web
+        ");
         let json = serde_json::to_string(&kept).unwrap();
         assert_eq!(serde_json::from_str::<Kept>(&json).unwrap(), kept);
     }
@@ -319,7 +360,10 @@ mod tests {
     #[test]
     fn one_set_is_one_certificate_as_long_as_anybody_asks_for_it() {
         let mut kept = Kept::default();
-        let asks = [ask("web", "a.example.com b.example.com"), ask("api", "b.example.com a.example.com")];
+        let asks = [
+            ask("web", "a.example.com b.example.com"),
+            ask("api", "b.example.com a.example.com"),
+        ];
         assert_eq!(kept.merge(&asks, &nobody(), START, WEEK).len(), 1);
         let lineage = Lineage::parse("a.example.com").unwrap();
         assert_eq!(kept.asked()[&lineage].containers.len(), 2);
@@ -333,7 +377,10 @@ mod tests {
         kept.merge(&[ask("web", "a.example.com")], &nobody(), START, WEEK);
         let wider = [ask("web", "a.example.com www.example.com")];
         let changes = kept.merge(&wider, &nobody(), START, WEEK);
-        assert!(matches!(changes.as_slice(), [Change::Instead { .. }]), "{changes:?}");
+        assert!(
+            matches!(changes.as_slice(), [Change::Instead { .. }]),
+            "{changes:?}"
+        );
         assert_eq!(kept.renewed(), [&wider[0]]);
     }
 

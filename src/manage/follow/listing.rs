@@ -105,8 +105,8 @@ struct Listed {
 /// # Errors
 /// Why it is no list of containers: nothing may be concluded from it then.
 pub fn read_list(answer: &[u8]) -> Result<Vec<Container>, String> {
-    let listed: Vec<Listed> =
-        serde_json::from_slice(answer).map_err(|error| format!("no list of containers: {error}"))?;
+    let listed: Vec<Listed> = serde_json::from_slice(answer)
+        .map_err(|error| format!("no list of containers: {error}"))?;
     if listed.len() > MOST_CONTAINERS {
         return Err(format!("it lists more than {MOST_CONTAINERS} containers"));
     }
@@ -322,14 +322,20 @@ mod tests {
     #[test]
     fn a_label_is_read_as_the_environment_of_certs_is() {
         let web = container(&[
-            (DOMAINS, "Example.com, www.example.com www.example.com; api.example.com;"),
+            (
+                DOMAINS,
+                "Example.com, www.example.com www.example.com; api.example.com;",
+            ),
             ("certs.email", " a@example.com "),
             ("certs.profile", ""),
             ("org.example.other", "x"),
         ]);
         let (asks, complaints) = web.asks();
         assert_eq!(complaints, []);
-        assert_eq!(names(&asks), ["example.com www.example.com", "api.example.com"]);
+        assert_eq!(
+            names(&asks),
+            ["example.com www.example.com", "api.example.com"]
+        );
         for ask in &asks {
             assert_eq!((ask.container.as_str(), ask.created), ("web", 7));
             assert_eq!(ask.keys["email"], "a@example.com");
@@ -341,19 +347,33 @@ mod tests {
 
     #[test]
     fn what_is_wrong_names_its_container_and_label_and_sinks_no_other() {
-        let (asks, complaints) =
-            container(&[(DOMAINS, "a_b!.example.com; api.example.com"), ("certs.domain", "x")])
-                .asks();
+        let (asks, complaints) = container(&[
+            (DOMAINS, "a_b!.example.com; api.example.com"),
+            ("certs.domain", "x"),
+        ])
+        .asks();
         assert_eq!(names(&asks), ["api.example.com"]);
         let told: Vec<_> = complaints
             .iter()
-            .map(|one| format!("{}, {}: {}; hint: {}", one.container, one.label, one.message, one.hint))
+            .map(|one| {
+                format!(
+                    "{}, {}: {}; hint: {}",
+                    one.container, one.label, one.message, one.hint
+                )
+            })
             .collect();
-        insta::assert_snapshot!(told.join("\n"), @"");
+        insta::assert_snapshot!(told.join("\n"), @r"
+        web, certs.domain: there is no such label; hint: there are certs.domains, certs.email, certs.deploy, certs.challenge, certs.profile
+        web, certs.domains: `a_b!.example.com` is not a valid DNS name; hint: names as in `example.com www.example.com; api.example.com`
+        ");
         let (asks, complaints) = container(&[("certs.email", "a@example.com")]).asks();
         assert_eq!((asks.len(), complaints.len()), (0, 1));
         assert!(complaints[0].message.contains("no certificate"));
-        assert!(container(&[(DOMAINS, " ; ")]).asks().1[0].message.contains("names nothing"));
+        assert!(
+            container(&[(DOMAINS, " ; ")]).asks().1[0]
+                .message
+                .contains("names nothing")
+        );
         let long = "a.example.com ".repeat(2000);
         assert!(container(&[(DOMAINS, &long)]).asks().0.is_empty());
         let long = container(&[(DOMAINS, "a.example.com"), ("certs.deploy", &long)]);
@@ -371,7 +391,10 @@ mod tests {
         };
         let hosts = "LETSENCRYPT_HOST=a.example.com,b.example.com";
         let (asks, complaints) = of(&["PATH=/bin", hosts, "LETSENCRYPT_EMAIL=a@example.com"]);
-        assert_eq!((names(&asks), complaints), (vec!["a.example.com b.example.com".into()], vec![]));
+        assert_eq!(
+            (names(&asks), complaints),
+            (vec!["a.example.com b.example.com".into()], vec![])
+        );
         assert_eq!(asks[0].keys["email"], "a@example.com");
         assert!(asks[0].is_of_the_environment());
         let (asks, _) = of(&[hosts, "LETSENCRYPT_SINGLE_DOMAIN_CERTS=true"]);
@@ -404,7 +427,9 @@ mod tests {
         ] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
-        let many: Vec<_> = (0..=MOST_CONTAINERS).map(|n| serde_json::json!({"Id": format!("{n:x}")})).collect();
+        let many: Vec<_> = (0..=MOST_CONTAINERS)
+            .map(|n| serde_json::json!({"Id": format!("{n:x}")}))
+            .collect();
         assert!(read(&serde_json::Value::from(many).to_string()).is_err());
         assert!(read(&"[".repeat(100_000)).is_err());
         assert!(read_environment(b"[]").is_err());
