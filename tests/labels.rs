@@ -38,6 +38,7 @@ struct State {
     mood: Mood,
     /// With what `GET /containers/json` and `…/ID/json` say of each.
     containers: Vec<(Value, Value)>,
+    made: u64,
     streams: Vec<TcpStream>,
     asked: BTreeSet<String>,
 }
@@ -59,6 +60,7 @@ impl Docker {
         let state = Arc::new(Mutex::new(State {
             mood: Mood::Well,
             containers: Vec::new(),
+            made: 0,
             streams: Vec::new(),
             asked: BTreeSet::new(),
         }));
@@ -87,7 +89,8 @@ impl Docker {
 
     fn add_with(&self, name: &str, labels: Value, environment: &[&str]) {
         let mut state = self.state.lock().unwrap();
-        let id = format!("{:064x}", state.containers.len() + 1);
+        state.made += 1;
+        let id = format!("{:064x}", state.made);
         let listed =
             json!({"Id": id, "Names": [format!("/{name}")], "Created": 1, "Labels": labels});
         state

@@ -63,19 +63,24 @@ impl Server {
         &self,
         request: Request<Full<Bytes>>,
     ) -> Result<(StatusCode, Bytes, bool), String> {
-        self.send_within(request, LONGEST_ANSWER).await
+        let sent = async {
+            let (status, answer) = self.begin(request).await?;
+            let (body, is_whole) = answer.cut(LONGEST_ANSWER).await?;
+            Ok((status, body, is_whole))
+        };
+        in_time(sent).await
     }
 
-    /// The same up to `longest` bytes.
+    /// Sends `request` and reads an answer of `longest` bytes at most: no byte more is
+    /// waited for.
     pub(super) async fn send_within(
         &self,
         request: Request<Full<Bytes>>,
         longest: usize,
-    ) -> Result<(StatusCode, Bytes, bool), String> {
+    ) -> Result<(StatusCode, Bytes), String> {
         let sent = async {
             let (status, answer) = self.begin(request).await?;
-            let (body, is_whole) = answer.read(longest).await?;
-            Ok((status, body, is_whole))
+            Ok((status, answer.whole(longest).await?))
         };
         in_time(sent).await
     }
@@ -139,8 +144,19 @@ impl Answer {
         }
     }
 
+    async fn whole(mut self, longest: usize) -> Result<Bytes, String> {
+        let mut kept = Vec::new();
+        while let Some(part) = self.next().await {
+            kept.extend_from_slice(&part?);
+            if kept.len() > longest {
+                return Err(format!("its answer has more than {longest} bytes"));
+            }
+        }
+        Ok(kept.into())
+    }
+
     /// To its end: with it ends what says it.
-    async fn read(mut self, longest: usize) -> Result<(Bytes, bool), String> {
+    async fn cut(mut self, longest: usize) -> Result<(Bytes, bool), String> {
         let (mut kept, mut is_whole) = (Vec::new(), true);
         while let Some(part) = self.next().await {
             let part = part?;
