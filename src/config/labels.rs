@@ -4,7 +4,7 @@
 //! the owner of the configuration has not named: a label hands over to nginx or to a
 //! `[deploy.NAME]` of the file, and its names may be held to a list.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -97,7 +97,9 @@ impl FromStr for Grace {
             'd' => 86_400,
             _ => return Err(wrong()),
         };
-        let number: u32 = text.trim_end_matches(unit).parse().map_err(|_| wrong())?;
+        let number: u32 = text[..text.len() - unit.len_utf8()]
+            .parse()
+            .map_err(|_| wrong())?;
         let grace = u64::from(number) * seconds;
         match grace <= 366 * 86_400 {
             true => Ok(Self(Duration::from_secs(grace))),
@@ -178,9 +180,8 @@ impl Sources {
         granted: &Granted,
         problems: &mut Problems,
     ) -> bool {
-        let same = |one: &CertificateSettings| {
-            one.names.iter().collect::<std::collections::BTreeSet<_>>() == ask.set()
-        };
+        let same =
+            |one: &CertificateSettings| one.names.iter().collect::<BTreeSet<_>>() == ask.set();
         let asked = granted.certificates.iter().map(|(_, one)| one);
         let mut all = configured.certificates.iter().chain(asked);
         let Some(other) = all.find(|one| one.lineage == *lineage || same(one)) else {
@@ -240,7 +241,7 @@ impl Sources {
 
     /// Holds what a label hands over to against what it may.
     fn may_be_named(&self, text: &str, place: &Place, problems: &mut Problems) {
-        let tables: &BTreeMap<_, _> = &self.document.targets;
+        let tables = &self.document.targets;
         for word in split(text) {
             if word != NGINX && !tables.contains_key(word) {
                 let message = format!("a label cannot hand over to `{}`", word.escape_debug());
@@ -270,3 +271,6 @@ impl fmt::Display for Pattern {
         self.0.fmt(f)
     }
 }
+
+#[cfg(test)]
+mod tests;
