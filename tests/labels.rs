@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -187,9 +188,11 @@ fn answer(mut stream: TcpStream, shared: &Mutex<State>) -> std::io::Result<()> {
         Mood::Drips | Mood::Hangs => {
             drop(state);
             stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")?;
-            while mood == Mood::Drips {
-                stream.write_all(b" ")?;
-                std::thread::sleep(Duration::from_millis(300));
+            if mood == Mood::Drips {
+                loop {
+                    stream.write_all(b" ")?;
+                    std::thread::sleep(Duration::from_millis(300));
+                }
             }
             return stream.read_to_end(&mut Vec::new()).map(drop);
         }
@@ -557,6 +560,54 @@ fn more_than_the_limit_are_not_asked_for_and_what_is_there_stays() {
     sidecar.until_issued("a.example.com");
     assert!(sidecar.status(&[]).contains("asked for by container z"));
     assert!(!sidecar.is_issued("b.example.com"));
+}
+
+/// The same API at a socket.
+fn at_a_socket(docker: &Docker, path: &Path) -> String {
+    let (listener, port) = (UnixListener::bind(path).unwrap(), docker.port);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let stream = stream.unwrap();
+            let Ok(onward) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else {
+                return;
+            };
+            let mut there = (stream.try_clone().unwrap(), onward.try_clone().unwrap());
+            let mut back = (onward, stream);
+            std::thread::spawn(move || std::io::copy(&mut there.0, &mut there.1).ok());
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut back.0, &mut back.1);
+                let _ = back.1.shutdown(std::net::Shutdown::Both);
+            });
+        }
+    });
+    format!("unix://{}", path.display())
+}
+
+#[test]
+fn a_socket_of_this_machine_is_within_reach_of_a_process_that_has_given_up_the_rest() {
+    let (ca, docker) = (EmbeddedCa::start(), Docker::start());
+    docker.is(Mood::Raw);
+    docker.add(
+        "web",
+        json!({"certs.domains": "a.example.com", "certs.deploy": "copy"}),
+    );
+    let beside = tempfile::tempdir().unwrap();
+    let host = at_a_socket(&docker, &beside.path().join("docker.sock"));
+    let copy = tempfile::tempdir().unwrap();
+    let file = ca.path("labels.toml");
+    let configuration = format!(
+        "[docker]\naccept_raw_socket = true\n[deploy.copy]\nkind = 'file'\npath = '{}/pair.pem'\n",
+        copy.path().display()
+    );
+    std::fs::write(&file, configuration).unwrap();
+    let sidecar = Followed::start(&ca, &host, |command| {
+        command.env("CERTS_CONFIG", &file);
+    });
+    sidecar.until_issued("a.example.com");
+    // What a label may name is within reach, though nothing that was configured needed it.
+    until("the copy", || copy.path().join("pair.pem").exists());
+    assert!(sidecar.log().contains("Landlock"), "{}", sidecar.log());
+    assert!(!docker.was_asked("POST"), "it is accepted");
 }
 
 #[test]
