@@ -330,10 +330,10 @@ fn a_container_that_is_added_gets_its_certificate_and_one_that_is_gone_is_told()
     assert!(metrics.contains(series), "{metrics}");
 
     docker.remove("web");
-    sidecar.until_logged("no longer asked for: container web is gone; it is renewed until");
+    sidecar.until_logged("container web asks for it no longer; it is renewed until");
     let shown = sidecar.status(&[]);
     assert!(
-        shown.contains("  no longer asked for: web gone since "),
+        shown.contains("  no longer asked for by container web since "),
         "{shown}"
     );
     assert!(
@@ -382,7 +382,11 @@ fn whatever_the_api_does_takes_nothing_away() {
         let lists = || docker.was_asked("GET /events");
         until_within("events", Duration::from_secs(70), lists);
     }
-    assert!(!sidecar.log().contains("is gone"), "{}", sidecar.log());
+    assert!(
+        !sidecar.log().contains("asks for it no longer"),
+        "{}",
+        sidecar.log()
+    );
     assert!(sidecar.status(&[]).contains("asked for by container web"));
     let before = sidecar.generations("a.example.com");
     let mut renewal = certs(&ca.path(""));
@@ -445,10 +449,9 @@ fn a_restart_without_the_proxy_renews_what_was_asked_for() {
     let sidecar = Followed::start(&ca, &host, |command| {
         command.env("CERTS_DOCKER_GRACE", "0s");
     });
-    sidecar.until_logged("no longer asked for: container web is gone");
+    sidecar.until_logged("container web asks for it no longer");
     docker.add("other", json!({}));
-    sidecar
-        .until_logged("not renewed any more: container web is gone, and the grace period is over");
+    sidecar.until_logged("not renewed any more: container web was the last to ask for it");
     until("it is managed no more", || {
         !sidecar
             .get("/api/v1/certificates")
@@ -457,7 +460,7 @@ fn a_restart_without_the_proxy_renews_what_was_asked_for() {
     assert!(
         sidecar
             .status(&[])
-            .contains("  not renewed any more: web gone since ")
+            .contains("  not renewed any more: not asked for by container web since ")
     );
     assert!(ca.path("out/live/a.example.com/privkey.pem").exists());
 }

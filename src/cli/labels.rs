@@ -64,7 +64,10 @@ impl Labels {
     ) -> Vec<CertificateSettings> {
         let granted = sources.granted(&self.kept.renewed(), configured);
         let certificates = granted.certificates.into_iter();
-        certificates.map(|(_, certificate)| certificate).collect()
+        let mut certificates: Vec<_> = certificates.map(|(_, one)| one).collect();
+        // Whoever compares two of them asks what, not in which order.
+        certificates.sort_by(|one, other| one.lineage.cmp(&other.lineage));
+        certificates
     }
 
     /// Takes the newest whole list over; whether anything is asked for that was not,

@@ -18,7 +18,7 @@ use super::labels::Labels;
 use super::output::Failure;
 use super::parts::{Factory, listener, open_store, settings};
 use crate::challenge::responses::Responses;
-use crate::config::{ChallengeSettings, Purpose, Settings, Sources};
+use crate::config::{CertificateSettings, ChallengeSettings, Purpose, Settings, Sources};
 use crate::manage::Certificate;
 use crate::manage::follow::daemon::Docker;
 use crate::manage::follow::{Follower, Listing};
@@ -56,6 +56,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         labels,
         factory: factory.clone(),
         board: shown.board.clone(),
+        asked: Vec::new(),
         handed,
         call: &call,
     };
@@ -118,6 +119,8 @@ struct Keeping<'a> {
     labels: Labels,
     factory: Arc<Factory>,
     board: Board,
+    /// What containers asked for when it was managed last.
+    asked: Vec<CertificateSettings>,
     handed: bool,
 }
 
@@ -156,6 +159,12 @@ impl Keeping<'_> {
         {
             return None;
         }
+        let asked = self.labels.certificates(&self.sources, &self.configured);
+        if asked == self.asked {
+            // Another asks for it, or nobody for a moment: it is renewed as before.
+            self.board.ask(self.labels.asked());
+            return None;
+        }
         match self.certificates() {
             Ok(certificates) => {
                 self.remember().await;
@@ -169,10 +178,11 @@ impl Keeping<'_> {
     }
 
     /// All of them. One that a label asks for and cannot be had holds up no other.
-    fn certificates(&self) -> Result<Vec<Certificate>, Failure> {
+    fn certificates(&mut self) -> Result<Vec<Certificate>, Failure> {
         let mut all = certificates(&self.factory, &self.configured)?;
-        for settings in self.labels.certificates(&self.sources, &self.configured) {
-            match self.factory.certificate(&settings) {
+        self.asked = self.labels.certificates(&self.sources, &self.configured);
+        for settings in &self.asked {
+            match self.factory.certificate(settings) {
                 Ok(certificate) => all.push(certificate),
                 Err(failure) => {
                     tracing::error!("{}: {}", settings.lineage, failure.in_a_line());

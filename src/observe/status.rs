@@ -54,11 +54,14 @@ impl std::fmt::Display for Asked {
         let names = names.join(", ");
         match (self.gone_since, self.renewed_until) {
             (Some(since), _) if self.stopped => {
-                write!(f, "not renewed any more: {names} gone since {since}")
+                write!(
+                    f,
+                    "not renewed any more: not asked for by container {names} since {since}"
+                )
             }
             (Some(since), Some(until)) => write!(
                 f,
-                "no longer asked for: {names} gone since {since}; renewed until {until}"
+                "no longer asked for by container {names} since {since}; renewed until {until}"
             ),
             _ => write!(f, "asked for by container {names}"),
         }

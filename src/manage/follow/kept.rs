@@ -71,10 +71,11 @@ pub enum Change {
 }
 
 impl Change {
-    /// Whether the owner may have to act.
+    /// Whether the owner may have to act. That a container is gone is no reason: most
+    /// come back in a moment.
     #[must_use]
     pub fn is_a_warning(&self) -> bool {
-        matches!(self, Self::Gone { .. } | Self::Stopped { .. })
+        matches!(self, Self::Stopped { .. })
     }
 
     /// The certificate.
@@ -102,11 +103,11 @@ impl fmt::Display for Change {
                 container, until, ..
             } => write!(
                 f,
-                "no longer asked for: container {container} is gone; it is renewed until {until}, unless it comes back"
+                "container {container} asks for it no longer; it is renewed until {until}, unless it is asked for again"
             ),
             Self::Stopped { container, .. } => write!(
                 f,
-                "not renewed any more: container {container} is gone, and the grace period is over; what is stored stays; hint: name it in the configuration to keep it"
+                "not renewed any more: container {container} was the last to ask for it, and the grace period is over; what is stored stays; hint: name it in the configuration to keep it"
             ),
         }
     }
@@ -347,10 +348,10 @@ mod tests {
         insta::assert_snapshot!(told.join("\n"), @r"
         a.example.com: asked for by container web
         b.example.com: asked for by container api
-        a.example.com: no longer asked for: container web is gone; it is renewed until 2027-01-22T10:00:00Z, unless it comes back
+        a.example.com: container web asks for it no longer; it is renewed until 2027-01-22T10:00:00Z, unless it is asked for again
         a.example.com: asked for again by container web
-        a.example.com: no longer asked for: container web is gone; it is renewed until 2027-01-22T13:00:00Z, unless it comes back
-        a.example.com: not renewed any more: container web is gone, and the grace period is over; what is stored stays; hint: name it in the configuration to keep it
+        a.example.com: container web asks for it no longer; it is renewed until 2027-01-22T13:00:00Z, unless it is asked for again
+        a.example.com: not renewed any more: container web was the last to ask for it, and the grace period is over; what is stored stays; hint: name it in the configuration to keep it
         a.example.com: asked for again by container web
         ");
         let json = serde_json::to_string(&kept).unwrap();
