@@ -11,6 +11,7 @@ mod embedded;
 mod harden;
 pub mod install;
 mod issue;
+mod labels;
 mod output;
 mod parts;
 mod progress;

@@ -14,6 +14,7 @@ mod combine;
 mod environment;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod labels;
 mod layer;
 mod options;
 mod problem;
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
 
 pub use ca::{CaSettings, Directory};
 pub use environment::CommandVariables;
+pub use labels::{DockerSettings, Granted, Pattern};
 pub use options::Options;
 pub use problem::{Place, Problem};
 pub use remembered::Remembered;
@@ -65,6 +67,9 @@ pub struct Settings {
     pub renew: RenewSettings,
     /// How control is proven where a certificate does not say otherwise.
     pub challenge: ChallengeSettings,
+    /// Whether containers may ask for certificates by their labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub docker: Option<DockerSettings>,
     /// The certificates, in the order in which they were said.
     pub certificates: Vec<CertificateSettings>,
 }
@@ -72,10 +77,12 @@ pub struct Settings {
 impl Settings {
     /// Where HTTP-01 is to be answered by this process: nowhere (`None`), at
     /// these addresses, or, when there are none, on port 80 of every address.
-    /// Without any certificate, where the first one would need it.
+    /// Without any certificate, and where containers may ask for one, where the first
+    /// one would need it.
     #[must_use]
     pub fn http_listen(&self) -> Option<Vec<SocketAddr>> {
-        let default = self.certificates.is_empty().then_some(&self.challenge);
+        let may_come = self.certificates.is_empty() || self.docker.is_some();
+        let default = may_come.then_some(&self.challenge);
         let certificates = self.certificates.iter().map(|one| &one.challenge);
         let mut all: Option<Vec<SocketAddr>> = None;
         for challenge in certificates.chain(default) {

@@ -5,6 +5,7 @@
 //! A rule that is broken panics; that is what a fuzzer sees. Where a parser is
 //! private, its rules stand beside it, in a module of the same name.
 
+mod labels;
 mod path;
 mod record;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use crate::renew::window::{Moment, accept, clamp_retry_after, redraw};
 use crate::time::Timestamp;
 use crate::{acme, certificate, challenge, config, deploy, tls};
 
+pub use labels::labels;
 pub use path::path;
 pub use record::record;
 
@@ -28,13 +30,14 @@ pub use record::record;
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is also that of its seeds' directory.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("acme_json", acme_json),
     ("ari", ari),
     ("client_hello", client_hello),
     ("config", config),
     ("haproxy", haproxy),
     ("http1", http1),
+    ("labels", labels),
     ("nginx", nginx),
     ("path", path),
     ("pem", pem),

@@ -26,7 +26,8 @@
 //! - [`tls`]: our own TLS listener, and the pairs it serves.
 //! - [`ca`]: the embedded CA, itself an ACME server.
 //! - [`observe`]: what an operator sees: status, metrics, read-only endpoints.
-//! - [`manage`]: flows that join the parts: a pass, a hand-over, the supervisor.
+//! - [`manage`]: flows that join the parts: a pass, a hand-over, the supervisor, and
+//!   what containers ask for by their labels.
 //! - [`simulate`]: a fleet for a year in seconds, over the real flows.
 //! - [`config`]: what the file, the environment and the command line ask for.
 //! - [`cli`]: the only composition root; one file a verb.

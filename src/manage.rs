@@ -6,6 +6,7 @@ mod again;
 mod authority;
 pub mod deploy;
 mod fallback;
+pub mod follow;
 pub mod foresee;
 pub mod front;
 pub mod issue;

@@ -8,4 +8,4 @@ pub mod probe;
 pub mod status;
 
 pub use metrics::{Metrics, Tokens};
-pub use status::{Board, LeftOut, Status};
+pub use status::{Asked, Board, LeftOut, Status};

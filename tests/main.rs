@@ -15,6 +15,7 @@ mod harden;
 mod house;
 mod install;
 mod kill;
+mod labels;
 mod partial;
 mod pebble;
 mod port80;

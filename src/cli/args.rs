@@ -187,6 +187,9 @@ pub struct Run {
     /// Where the read-only endpoints are (default 127.0.0.1:9180), or off ($CERTS_ADMIN_LISTEN)
     #[arg(long, value_name = "ADDR")]
     pub admin_listen: Option<String>,
+    /// Follow the labels of containers: Docker's API behind a filtering proxy, tcp://HOST:2375 or unix:///PATH ($CERTS_DOCKER_HOST)
+    #[arg(long, value_name = "URL")]
+    pub docker_host: Option<String>,
     /// Give up what is not needed: capabilities, files, system calls (default on) ($CERTS_HARDEN)
     #[arg(long, value_name = "on|off", value_parser = on_or_off, action = clap::ArgAction::Set)]
     pub harden: Option<bool>,
@@ -335,6 +338,7 @@ impl Arguments {
             Verb::Run(run) => {
                 run.wanted.add_to(&mut options, &run.names);
                 options.text("admin.listen", run.admin_listen.as_deref());
+                options.text("docker.host", run.docker_host.as_deref());
                 options.switch("harden", run.harden);
             }
             Verb::Config {

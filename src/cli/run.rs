@@ -8,24 +8,31 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::Call;
 use super::control::Control;
 use super::harden;
+use super::labels::Labels;
 use super::output::Failure;
 use super::parts::{Factory, listener, open_store, settings};
 use crate::challenge::responses::Responses;
-use crate::config::{ChallengeSettings, Purpose, Settings, Sources};
+use crate::config::{CertificateSettings, ChallengeSettings, Purpose, Settings, Sources};
 use crate::manage::Certificate;
+use crate::manage::follow::daemon::Docker;
+use crate::manage::follow::{Follower, Listing};
 use crate::manage::schedule;
 use crate::manage::supervise::{Handle, Supervisor};
+use crate::observe::Board;
 use crate::observe::admin::{self, Shown};
 
 /// Keeps every certificate issued, renewed, deployed and proven until SIGTERM.
 pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
-    let settings = settings(&call, &Purpose::All)?;
+    let configured = settings(&call, &Purpose::All)?;
+    let labels = Labels::open(&configured.data_dir);
+    let settings = with_labels(&call.sources, &configured, &labels);
     let responses = Responses::default();
     let handed = call.environment.contains_key("LISTEN_FDS");
     let listener = listener(&call, &settings, &responses)?;
@@ -42,10 +49,21 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         ..Shown::default()
     };
     let (mut supervisor, handle) = Supervisor::new(factory.parts.clone(), shown.board.clone());
-    let kept = supervisor.keep(certificates(&factory, &settings)?).await;
+    let mut keeping = Keeping {
+        sources: call.sources.clone(),
+        at_start: configured.clone(),
+        configured,
+        labels,
+        factory: factory.clone(),
+        board: shown.board.clone(),
+        asked: Vec::new(),
+        handed,
+        call: &call,
+    };
+    let kept = supervisor.keep(keeping.certificates()?).await;
     kept.map_err(|error| Failure::of("certs run", &error))?;
     factory.remember_all(&settings).await;
-    if settings.certificates.is_empty() {
+    if settings.certificates.is_empty() && settings.docker.is_none() {
         tracing::warn!(
             "no certificate is configured: set CERTS_DOMAINS, or add [[certificate]] to the configuration and send SIGHUP"
         );
@@ -53,6 +71,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let supervising = tokio::spawn(supervisor.run());
 
     let mut serving = JoinSet::new();
+    let listings = follow(&settings, &mut serving)?;
     if let Some(listener) = listener {
         let metrics = factory.parts.metrics.clone();
         let tally = Arc::new(move |result| metrics.challenge_request(result));
@@ -78,25 +97,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     };
     notify(&[NotifyState::Ready]);
     tracing::info!("ready");
-    let reload = async || {
-        let sources = Sources::read(&call.options, &call.environment);
-        let read = sources.settings(&Purpose::All);
-        let read = read.map_err(|problems| {
-            let failure = Failure::configuration(problems);
-            factory.reach.behind(failure, &sources.files())
-        })?;
-        if !handed && !covers(settings.http_listen(), read.http_listen()) {
-            let message = "where challenges are answered changes with a restart only";
-            return Err(Failure::usage(message, "restart certs run"));
-        }
-        if !same_process(&settings, &read) {
-            tracing::warn!("listeners, directories and the schedule change with a restart only");
-        }
-        let certificates = certificates(&factory, &read)?;
-        factory.remember_all(&read).await;
-        Ok(certificates)
-    };
-    let ended = obey(&mut signals, &handle, reload, &mut serving).await;
+    let ended = obey(&mut signals, &handle, &mut keeping, listings, &mut serving).await;
     notify(&[NotifyState::Stopping]);
     handle.stop().await;
     // Answers on port 80 are given until the last step under way has ended.
@@ -107,6 +108,119 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         tracing::debug!("the schedule did not end cleanly: {error}");
     }
     ended
+}
+
+/// What is configured, and what containers ask for beside it.
+struct Keeping<'a> {
+    call: &'a Call,
+    sources: Sources,
+    at_start: Settings,
+    configured: Settings,
+    labels: Labels,
+    factory: Arc<Factory>,
+    board: Board,
+    /// What containers asked for when it was managed last.
+    asked: Vec<CertificateSettings>,
+    handed: bool,
+}
+
+impl Keeping<'_> {
+    /// The configuration as it is now; the old one stays when it is wrong.
+    async fn reload(&mut self) -> Result<Vec<Certificate>, Failure> {
+        let sources = Sources::read(&self.call.options, &self.call.environment);
+        let read = sources.settings(&Purpose::All);
+        let read = read.map_err(|problems| {
+            let failure = Failure::configuration(problems);
+            self.factory.reach.behind(failure, &sources.files())
+        })?;
+        if !self.handed && !covers(self.at_start.http_listen(), read.http_listen()) {
+            let message = "where challenges are answered changes with a restart only";
+            return Err(Failure::usage(message, "restart certs run"));
+        }
+        if !same_process(&self.at_start, &read) {
+            tracing::warn!(
+                "listeners, directories, the schedule and the Docker host change with a restart only"
+            );
+        }
+        // Before anything is taken over: a wrong one is refused whole.
+        certificates(&self.factory, &read)?;
+        (self.sources, self.configured) = (sources, read);
+        let certificates = self.certificates()?;
+        self.remember().await;
+        Ok(certificates)
+    }
+
+    /// What a whole list of containers asks for; `None` when that is as before.
+    async fn listed(&mut self, listing: &Listing) -> Option<Vec<Certificate>> {
+        let now = self.factory.parts.clock.now();
+        if !self
+            .labels
+            .take(listing, &self.sources, &self.configured, now)
+        {
+            return None;
+        }
+        let asked = self.labels.certificates(&self.sources, &self.configured);
+        if asked == self.asked {
+            // Another asks for it, or nobody for a moment: it is renewed as before.
+            self.board.ask(self.labels.asked());
+            return None;
+        }
+        match self.certificates() {
+            Ok(certificates) => {
+                self.remember().await;
+                Some(certificates)
+            }
+            Err(failure) => {
+                tracing::error!("what was asked for before stays: {}", failure.in_a_line());
+                None
+            }
+        }
+    }
+
+    /// All of them. One that a label asks for and cannot be had holds up no other.
+    fn certificates(&mut self) -> Result<Vec<Certificate>, Failure> {
+        let mut all = certificates(&self.factory, &self.configured)?;
+        self.asked = self.labels.certificates(&self.sources, &self.configured);
+        for settings in &self.asked {
+            match self.factory.certificate(settings) {
+                Ok(certificate) => all.push(certificate),
+                Err(failure) => {
+                    tracing::error!("{}: {}", settings.lineage, failure.in_a_line());
+                }
+            }
+        }
+        self.board.ask(self.labels.asked());
+        Ok(all)
+    }
+
+    async fn remember(&self) {
+        let settings = with_labels(&self.sources, &self.configured, &self.labels);
+        self.factory.remember_all(&settings).await;
+    }
+}
+
+fn with_labels(sources: &Sources, configured: &Settings, labels: &Labels) -> Settings {
+    let mut settings = configured.clone();
+    let asked = labels.certificates(sources, configured);
+    settings.certificates.extend(asked);
+    settings
+}
+
+/// Follows the containers, where that is wanted.
+fn follow(
+    settings: &Settings,
+    serving: &mut JoinSet<()>,
+) -> Result<Option<watch::Receiver<Listing>>, Failure> {
+    let Some(docker) = &settings.docker else {
+        return Ok(None);
+    };
+    let daemon = Docker::new(&docker.host, docker.accept_raw_socket);
+    let daemon = daemon.map_err(|error| {
+        Failure::usage(error, "give --docker-host tcp://HOST:2375 or unix:///PATH")
+    })?;
+    let (follower, listings) = Follower::new(Arc::new(daemon));
+    serving.spawn(follower.follow());
+    Ok(Some(listings))
 }
 
 /// Whether what is listened to since the start is all that is needed now.
@@ -125,6 +239,12 @@ fn same_process(one: &Settings, other: &Settings) -> bool {
     let fixed = |settings: &Settings| {
         let mut fixed = settings.clone();
         fixed.certificates.clear();
+        if let Some(docker) = &mut fixed.docker {
+            // What may be asked for is read with every list.
+            (docker.grace, docker.limit) = Default::default();
+            docker.allow.clear();
+            docker.deploy.clear();
+        }
         fixed.challenge = ChallengeSettings::Listen(Vec::new());
         fixed
     };
@@ -147,7 +267,8 @@ async fn finished(supervising: JoinHandle<()>) -> Result<(), Failure> {
 async fn obey(
     signals: &mut Signals,
     handle: &Handle,
-    reload: impl AsyncFn() -> Result<Vec<Certificate>, Failure>,
+    keeping: &mut Keeping<'_>,
+    mut listings: Option<watch::Receiver<Listing>>,
     serving: &mut JoinSet<()>,
 ) -> Result<(), Failure> {
     loop {
@@ -158,7 +279,7 @@ async fn obey(
                 if let Ok(now) = NotifyState::monotonic_usec_now() {
                     notify(&[NotifyState::Reloading, now]);
                 }
-                match reload().await {
+                match keeping.reload().await {
                     Ok(certificates) => {
                         tracing::info!(certificates = certificates.len(), "the configuration was read again");
                         handle.replace(certificates).await;
@@ -169,11 +290,26 @@ async fn obey(
                 }
                 notify(&[NotifyState::Ready]);
             }
+            listing = newest(&mut listings) => {
+                if let Some(certificates) = keeping.listed(&listing).await {
+                    handle.replace(certificates).await;
+                }
+            }
             _ = serving.join_next() => {
                 return Err(Failure::unexpected("a listener has stopped".into()));
             }
         }
     }
+}
+
+/// The next whole list of containers; never, where nobody follows them.
+async fn newest(listings: &mut Option<watch::Receiver<Listing>>) -> Listing {
+    if let Some(listings) = listings
+        && listings.changed().await.is_ok()
+    {
+        return listings.borrow_and_update().clone();
+    }
+    std::future::pending().await
 }
 
 struct Signals {

@@ -5,11 +5,12 @@ use serde_json::Value;
 
 use super::Call;
 use super::args::Health;
+use super::labels::Labels;
 use super::output::{Failure, say};
 use crate::authority::Outage;
 use crate::identifier::Lineage;
 use crate::manage;
-use crate::observe::{Status, probe};
+use crate::observe::{Asked, Status, probe};
 use crate::random::SystemRandom;
 use crate::renew::ledger::{self, Left};
 use crate::store::fs::FileStore;
@@ -23,6 +24,7 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
         .sources
         .process_settings()
         .map_err(Failure::configuration)?;
+    let asked = Labels::open(&settings.data_dir).asked();
     let store = FileStore::existing(settings.data_dir);
     let lineages = match (only, &store) {
         (Some(lineage), _) => vec![lineage.clone()],
@@ -31,7 +33,7 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
     };
     let (mut rows, mut ended) = (Vec::new(), Ok(()));
     for lineage in lineages {
-        match row(store.as_ref(), &lineage).await {
+        match row(store.as_ref(), &lineage, asked.get(&lineage)).await {
             Ok(row) => rows.push(row),
             Err(failure) => {
                 failure.tell(&call.terminal);
@@ -86,7 +88,11 @@ fn failed(subject: &str, error: StoreError) -> Failure {
     Failure::of(subject, &error.into())
 }
 
-async fn row(store: Option<&FileStore>, lineage: &Lineage) -> Result<Value, Failure> {
+async fn row(
+    store: Option<&FileStore>,
+    lineage: &Lineage,
+    asked: Option<&Asked>,
+) -> Result<Value, Failure> {
     let stored = match store {
         Some(store) => store.load(lineage).await,
         None => Ok(None),
@@ -105,8 +111,10 @@ async fn row(store: Option<&FileStore>, lineage: &Lineage) -> Result<Value, Fail
     };
     let (authority, _) = known.map_err(|error| failed(&record.ca, error))?;
     let rules = ledger::rules(&record.ca);
+    let mut status = manage::status::status(&record, now, &SystemRandom);
+    status.asked = asked.cloned();
     let row = Row {
-        status: manage::status::status(&record, now, &SystemRandom),
+        status,
         budget: ledger::left(&authority, rules, &record.identifiers, now),
         outage: authority.outage,
     };
@@ -182,6 +190,9 @@ fn table(rows: &[Value]) {
             && row["ca"] != ca
         {
             say(format_args!("  issued by {ca}"));
+        }
+        if let Ok(asked) = serde_json::from_value::<Asked>(row["asked"].clone()) {
+            say(format_args!("  {asked}"));
         }
         for one in row["left_out"].as_array().into_iter().flatten() {
             let (name, reason) = (cell(one, "identifier"), cell(one, "reason"));

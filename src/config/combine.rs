@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::labels::{DockerSettings, GRACE, LIMIT};
 use super::layer::{CertificateLayer, Layer};
 use super::problem::{Given, Place, Problems};
 use super::read::Entry;
@@ -16,6 +17,16 @@ use crate::deploy::spec::Spec;
 impl Sources {
     fn layers(&self) -> [&Layer; 3] {
         [&self.options, &self.variables.layer, &self.document.layer]
+    }
+
+    /// What is said for one certificate, the strongest first.
+    pub(super) fn layers_of<'a>(&'a self, entry: &'a Entry) -> [&'a CertificateLayer; 4] {
+        let (options, variables) = (&self.options.shared, &self.variables.layer.shared);
+        let (own, file) = (&entry.layer, &self.document.layer.shared);
+        match entry.is_a_label {
+            true => [own, options, variables, file],
+            false => [options, variables, own, file],
+        }
     }
 
     /// The files that are named, whether or not a certificate has use for them
@@ -86,8 +97,26 @@ impl Sources {
                 &self.variables.layer.shared,
                 &self.document.layer.shared,
             ]),
+            docker: self.docker(),
             certificates: Vec::new(),
         }
+    }
+
+    /// Without a host there are no labels.
+    fn docker(&self) -> Option<DockerSettings> {
+        let layers = self.layers();
+        let grace = value(pick(&layers, |layer| &layer.docker_grace));
+        let raw = value(pick(&layers, |layer| &layer.docker_accepts_raw));
+        let tables = self.document.targets.values();
+        Some(DockerSettings {
+            host: value(pick(&layers, |layer| &layer.docker_host))?.0,
+            accept_raw_socket: raw.unwrap_or_default(),
+            grace: grace.map_or(GRACE, |grace| grace.0),
+            allow: value(pick(&layers, |layer| &layer.docker_allow)).unwrap_or_default(),
+            limit: value(pick(&layers, |layer| &layer.docker_limit))
+                .map_or(LIMIT, |limit| limit.get().into()),
+            deploy: tables.map(|spec| self.located(spec)).collect(),
+        })
     }
 
     /// One certificate, complete.
@@ -96,12 +125,7 @@ impl Sources {
         entry: &Entry,
         problems: &mut Problems,
     ) -> CertificateSettings {
-        let layers = [
-            &self.options.shared,
-            &self.variables.layer.shared,
-            &entry.layer,
-            &self.document.layer.shared,
-        ];
+        let layers = self.layers_of(entry);
         let path = |given: Option<&Given<PathBuf>>| given.map(|given| self.absolute(given));
         let root = path(pick(&layers, |layer| &layer.root));
         let fallback = pick(&layers, |layer| &layer.fallback).map(|directory| CaSettings {

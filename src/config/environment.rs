@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::layer::{KEYS, Kind, Layer, Raw, Value};
+use super::layer::{KEYS, Kind, Layer, Raw, Value, split};
 use super::problem::{Given, Place, Problem, Problems, nearest};
 
 /// What the environment says: keys, and the names of `CERTS_DOMAINS`
@@ -105,11 +105,6 @@ impl CommandVariables {
     pub fn flag(&self, key: &str) -> bool {
         self.said.get(key).copied().unwrap_or_default()
     }
-}
-
-fn split(text: &str) -> impl Iterator<Item = &str> {
-    text.split(|c: char| c.is_whitespace() || c == ',')
-        .filter(|word| !word.is_empty())
 }
 
 /// The variable, or what its `_FILE` holds; an empty one counts as unset.

@@ -5,13 +5,16 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::ca::{self, Directory};
+use super::labels::{Grace, Pattern};
 use super::problem::{Given, Place, Problems, nearest};
 use super::{AdminListen, DeployWhen, LogFormat};
 use crate::certificate::KeyType;
+use crate::deploy::docker::Api;
 use crate::deploy::verify::Endpoint;
 use crate::manage::schedule::Schedule;
 
@@ -34,7 +37,7 @@ pub(super) enum Scope {
 
 /// Every key there is; a `.` stands between a table and its key. The variable
 /// and the option are made from it.
-pub(super) const KEYS: [(&str, Kind, Scope); 28] = [
+pub(super) const KEYS: [(&str, Kind, Scope); 33] = [
     ("data_dir", Kind::Text, Scope::Process),
     ("output_dir", Kind::Text, Scope::Process),
     ("log_format", Kind::Text, Scope::Process),
@@ -45,6 +48,11 @@ pub(super) const KEYS: [(&str, Kind, Scope); 28] = [
     ("admin.listen", Kind::Text, Scope::Process),
     ("renew.schedule", Kind::Text, Scope::Process),
     ("renew.deploy", Kind::Text, Scope::Process),
+    ("docker.host", Kind::Text, Scope::Process),
+    ("docker.accept_raw_socket", Kind::Truth, Scope::Process),
+    ("docker.grace", Kind::Text, Scope::Process),
+    ("docker.allow", Kind::List, Scope::Process),
+    ("docker.limit", Kind::Text, Scope::Process),
     ("ca", Kind::Text, Scope::Certificate),
     ("ca_root", Kind::Text, Scope::Certificate),
     ("email", Kind::Text, Scope::Certificate),
@@ -71,7 +79,9 @@ pub(super) enum Raw {
     Text(String),
     List(Vec<Given<Raw>>),
     Truth(bool),
-    /// A number, a date or a table: no key takes one.
+    /// Its digits.
+    Number(String),
+    /// A date or a table: no key takes one.
     Other,
 }
 
@@ -137,6 +147,11 @@ pub(super) struct Layer {
     pub(super) admin_listen: Option<Given<AdminListen>>,
     pub(super) schedule: Option<Given<Schedule>>,
     pub(super) deploy_when: Option<Given<DeployWhen>>,
+    pub(super) docker_host: Option<Given<DockerHost>>,
+    pub(super) docker_accepts_raw: Option<Given<bool>>,
+    pub(super) docker_grace: Option<Given<Grace>>,
+    pub(super) docker_allow: Option<Given<Vec<Pattern>>>,
+    pub(super) docker_limit: Option<Given<NonZeroU16>>,
     /// For every certificate.
     pub(super) shared: CertificateLayer,
 }
@@ -163,6 +178,21 @@ impl Layer {
             }
             "renew.deploy" => {
                 self.deploy_when = parsed(value, "write at-once or on-schedule", problems);
+            }
+            "docker.host" => {
+                let hint = "write tcp://HOST:2375, or unix:///PATH";
+                self.docker_host = parsed(value, hint, problems);
+            }
+            "docker.accept_raw_socket" => self.docker_accepts_raw = truth(value, problems),
+            "docker.grace" => {
+                self.docker_grace = parsed(value, "write 7d, 12h or 30m", problems);
+            }
+            "docker.allow" => {
+                let hint = "a name belongs here, or *.example.com for all below it";
+                self.docker_allow = list(value, hint, problems);
+            }
+            "docker.limit" => {
+                self.docker_limit = number(value, "a number from 1 to 65535", problems);
             }
             "http_listen" => {
                 self.shared.http_listen = list(
@@ -236,6 +266,17 @@ fn ca_hint(value: &Value) -> String {
         return format!("did you mean {meant}?");
     }
     format!("give an https:// URL or one of {}", ca::names().join(", "))
+}
+
+/// Where Docker's API is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct DockerHost(pub(super) String);
+
+impl FromStr for DockerHost {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        Api::at(text).map(|_| Self(text.to_owned()))
+    }
 }
 
 struct OnlyHttp01;
@@ -315,6 +356,23 @@ where
             None
         }
     }
+}
+
+/// A number, which may stand in quotes.
+fn number<T: FromStr>(value: &Value, hint: &str, problems: &mut Problems) -> Option<Given<T>>
+where
+    T::Err: fmt::Display,
+{
+    match &value.value {
+        Raw::Number(digits) => parsed(&Value::text(digits, &value.place), hint, problems),
+        _ => parsed(value, hint, problems),
+    }
+}
+
+/// Words between spaces or commas.
+pub(super) fn split(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| c.is_whitespace() || c == ',')
+        .filter(|word| !word.is_empty())
 }
 
 pub(super) fn truth(value: &Value, problems: &mut Problems) -> Option<Given<bool>> {

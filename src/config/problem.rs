@@ -22,6 +22,13 @@ pub enum Place {
     Option(String),
     /// The options of the issue that made this certificate.
     Stored(String),
+    /// A label of a container, or a variable of its environment.
+    Label {
+        /// The container, by its name.
+        container: String,
+        /// The label.
+        label: String,
+    },
     /// Nowhere: it is missing.
     Nowhere,
 }
@@ -33,6 +40,10 @@ impl fmt::Display for Place {
             Self::Line { file, line } => write!(f, "{}:{line}: ", printable(file)),
             Self::Variable(name) | Self::Option(name) => write!(f, "{}: ", printable(name)),
             Self::Stored(name) => write!(f, "stored options of {name}: "),
+            Self::Label { container, label } => {
+                let (container, label) = (printable(container), printable(label));
+                write!(f, "container {container}, {label}: ")
+            }
             Self::Nowhere => Ok(()),
         }
     }

@@ -27,10 +27,13 @@ pub(super) struct Entry {
     pub(super) names: Vec<Identifier>,
     pub(super) lineage: Lineage,
     pub(super) layer: CertificateLayer,
+    /// Whether a container's label says so: then it is stronger than what holds for
+    /// all certificates.
+    pub(super) is_a_label: bool,
 }
 
 /// Tables of the file that only hold keys.
-const SECTIONS: [&str; 3] = ["output", "admin", "renew"];
+const SECTIONS: [&str; 4] = ["output", "admin", "renew", "docker"];
 /// Keys that only a certificate has.
 const NAMING: [&str; 2] = ["names", "name"];
 
@@ -251,6 +254,7 @@ impl Reader<'_> {
             names,
             lineage,
             layer,
+            is_a_label: false,
         })
     }
 
@@ -290,6 +294,9 @@ impl Reader<'_> {
         let value = match item.get_ref() {
             DeValue::String(text) => Raw::Text(text.to_string()),
             DeValue::Boolean(truth) => Raw::Truth(*truth),
+            DeValue::Integer(number) if number.radix() == 10 => {
+                Raw::Number(number.as_str().to_owned())
+            }
             DeValue::Array(items) => {
                 let items = items.iter();
                 Raw::List(items.map(|item| self.value(key.clone(), item)).collect())

@@ -37,6 +37,7 @@ impl Entry {
             lineage: lineage.clone(),
             names: names.clone(),
             place,
+            is_a_label: false,
         }
     }
 }

@@ -122,14 +122,9 @@ impl Sources {
         }
     }
 
-    fn checked(&self, entry: &Entry, problems: &mut Problems) -> CertificateSettings {
+    pub(super) fn checked(&self, entry: &Entry, problems: &mut Problems) -> CertificateSettings {
         let certificate = self.certificate(entry, problems);
-        let layers = [
-            &self.options.shared,
-            &self.variables.layer.shared,
-            &entry.layer,
-            &self.document.layer.shared,
-        ];
+        let layers = self.layers_of(entry);
         let known = !layers.iter().any(|layer| layer.hides_its_ca());
         check::certificate(&certificate, &entry.place, known, problems);
         certificate
@@ -271,6 +266,7 @@ fn group_of(group: &Value, lineage: Option<Lineage>, problems: &mut Problems) ->
         names,
         lineage,
         layer: CertificateLayer::default(),
+        is_a_label: false,
     })
 }
 

@@ -29,6 +29,8 @@ struct Document {
     admin: Option<Admin>,
     /// When work is done
     renew: Option<Renew>,
+    /// Containers that ask for certificates by their labels
+    docker: Option<Docker>,
     /// Whom every certificate is handed over to: nginx or nginx:PID_FILE; or tables by name
     deploy: Option<Deploy>,
     #[serde(flatten)]
@@ -117,6 +119,22 @@ struct Renew {
     schedule: Option<String>,
     /// When a renewed certificate is handed over
     deploy: Option<DeployWhen>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[allow(dead_code)] // only its shape is used
+struct Docker {
+    /// Where Docker's API is, behind a proxy: tcp://HOST:PORT or unix:///PATH
+    host: Option<String>,
+    /// Whether an API that nothing filters may be used
+    accept_raw_socket: Option<bool>,
+    /// How long a certificate is renewed whose container is gone, such as 7d
+    grace: Option<String>,
+    /// What may be asked for: names, or *.example.com for all below it (default: all)
+    allow: Option<OneOrMany>,
+    /// How many certificates may be asked for (default 100)
+    limit: Option<u16>,
 }
 
 #[derive(JsonSchema)]

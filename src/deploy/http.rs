@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 
 const WITHIN: Duration = Duration::from_secs(15);
@@ -62,27 +64,114 @@ impl Server {
         request: Request<Full<Bytes>>,
     ) -> Result<(StatusCode, Bytes, bool), String> {
         let sent = async {
-            match self {
-                Self::Unix(path) => {
-                    exchange(UnixStream::connect(path).await.map_err(shown)?, request).await
-                }
-                Self::Tcp(place) => {
-                    exchange(TcpStream::connect(place).await.map_err(shown)?, request).await
-                }
-                Self::Tls(host, port) => {
-                    let stream = TcpStream::connect((host.as_str(), *port))
-                        .await
-                        .map_err(shown)?;
-                    let name = ServerName::try_from(host.clone()).map_err(shown)?;
-                    let stream = connector()?.connect(name, stream).await.map_err(shown)?;
-                    exchange(stream, request).await
+            let (status, answer) = self.begin(request).await?;
+            let (body, is_whole) = answer.cut(LONGEST_ANSWER).await?;
+            Ok((status, body, is_whole))
+        };
+        in_time(sent).await
+    }
+
+    /// Sends `request` and reads an answer of `longest` bytes at most: no byte more is
+    /// waited for.
+    pub(super) async fn send_within(
+        &self,
+        request: Request<Full<Bytes>>,
+        longest: usize,
+    ) -> Result<(StatusCode, Bytes), String> {
+        let sent = async {
+            let (status, answer) = self.begin(request).await?;
+            Ok((status, answer.whole(longest).await?))
+        };
+        in_time(sent).await
+    }
+
+    /// Sends `request` for an answer that goes on.
+    pub(super) async fn open(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Answer), String> {
+        in_time(self.begin(request)).await
+    }
+
+    async fn begin(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Answer), String> {
+        match self {
+            Self::Unix(path) => {
+                begin(UnixStream::connect(path).await.map_err(shown)?, request).await
+            }
+            Self::Tcp(place) => {
+                begin(TcpStream::connect(place).await.map_err(shown)?, request).await
+            }
+            Self::Tls(host, port) => {
+                let stream = TcpStream::connect((host.as_str(), *port))
+                    .await
+                    .map_err(shown)?;
+                let name = ServerName::try_from(host.clone()).map_err(shown)?;
+                let stream = connector()?.connect(name, stream).await.map_err(shown)?;
+                begin(stream, request).await
+            }
+        }
+    }
+}
+
+/// An answer whose head has come. The connection ends with it.
+#[derive(Debug)]
+pub struct Answer {
+    body: Incoming,
+    _connection: Connection,
+}
+
+#[derive(Debug)]
+struct Connection(JoinHandle<()>);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Answer {
+    /// What comes next of it, whenever that is; `None` at its end.
+    pub async fn next(&mut self) -> Option<Result<Bytes, String>> {
+        loop {
+            match self.body.frame().await? {
+                Err(error) => return Some(Err(shown(error))),
+                Ok(frame) => {
+                    if let Ok(part) = frame.into_data() {
+                        return Some(Ok(part));
+                    }
                 }
             }
-        };
-        match tokio::time::timeout(WITHIN, sent).await {
-            Ok(answer) => answer,
-            Err(_) => Err(format!("no answer within {WITHIN:?}")),
         }
+    }
+
+    async fn whole(mut self, longest: usize) -> Result<Bytes, String> {
+        let mut kept = Vec::new();
+        while let Some(part) = self.next().await {
+            kept.extend_from_slice(&part?);
+            if kept.len() > longest {
+                return Err(format!("its answer has more than {longest} bytes"));
+            }
+        }
+        Ok(kept.into())
+    }
+
+    /// To its end: with it ends what says it.
+    async fn cut(mut self, longest: usize) -> Result<(Bytes, bool), String> {
+        let (mut kept, mut is_whole) = (Vec::new(), true);
+        while let Some(part) = self.next().await {
+            let part = part?;
+            let room = longest.saturating_sub(kept.len());
+            is_whole &= part.len() <= room;
+            kept.extend_from_slice(&part[..part.len().min(room)]);
+        }
+        Ok((kept.into(), is_whole))
+    }
+}
+
+async fn in_time<T>(sent: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    match tokio::time::timeout(WITHIN, sent).await {
+        Ok(answer) => answer,
+        Err(_) => Err(format!("no answer within {WITHIN:?}")),
     }
 }
 
@@ -101,27 +190,25 @@ fn connector() -> Result<TlsConnector, String> {
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-async fn exchange(
+async fn begin(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     request: Request<Full<Bytes>>,
-) -> Result<(StatusCode, Bytes, bool), String> {
+) -> Result<(StatusCode, Answer), String> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(shown)?;
-    // It ends with its sender.
-    let connection = tokio::spawn(connection);
+    let connection = Connection(tokio::spawn(async {
+        // Whoever waits for the answer is told what went wrong.
+        let _ = connection.await;
+    }));
     let answer = sender.send_request(request).await.map_err(shown)?;
     let status = answer.status();
-    let (mut body, mut kept, mut is_whole) = (answer.into_body(), Vec::new(), true);
-    // To its end: with it ends what says it.
-    while let Some(frame) = body.frame().await {
-        let Ok(part) = frame.map_err(shown)?.into_data() else {
-            continue;
-        };
-        let room = LONGEST_ANSWER.saturating_sub(kept.len());
-        is_whole &= part.len() <= room;
-        kept.extend_from_slice(&part[..part.len().min(room)]);
-    }
-    connection.abort();
-    Ok((status, kept.into(), is_whole))
+    let body = answer.into_body();
+    Ok((
+        status,
+        Answer {
+            body,
+            _connection: connection,
+        },
+    ))
 }

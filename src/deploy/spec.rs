@@ -415,6 +415,15 @@ impl Spec {
                 .is_some_and(|path| path.display().to_string().contains(NAME))
     }
 
+    /// Whether its paths have each certificate's name in them.
+    #[must_use]
+    pub fn names_each(&self) -> bool {
+        self.keys
+            .values()
+            .flatten()
+            .any(|value| value.contains(NAME))
+    }
+
     /// Whether what it writes belongs to another user or group.
     #[must_use]
     pub fn gives_away(&self) -> bool {

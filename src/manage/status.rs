@@ -33,6 +33,7 @@ pub fn status(record: &Record, now: Timestamp, random: &dyn Random) -> Status {
         late: issued.is_some_and(|issued| is_late(issued, now)),
         critical: issued.is_some_and(|issued| critical(&issued.facts) <= now),
         last_error: last_error(record),
+        asked: None,
     }
 }
 

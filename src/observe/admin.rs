@@ -114,8 +114,17 @@ fn row(status: &Status) -> String {
     let why: String = why
         .map(|error| format!("<tr><td colspan=7 class=why>{}", escaped(&error)))
         .collect();
+    let asked = status.asked.iter();
+    let asked: String = asked
+        .map(|asked| {
+            format!(
+                "<tr><td colspan=7><small>{}</small>",
+                escaped(&asked.to_string())
+            )
+        })
+        .collect();
     format!(
-        "<tr><td title='{}'>{}<td class={class}>{state}<td>{}<td>{}<td>{}<td>{}<td>{}{why}",
+        "<tr><td title='{}'>{}<td class={class}>{state}<td>{}<td>{}<td>{}<td>{}<td>{}{asked}{why}",
         escaped(&names.join(", ")),
         escaped(status.name.as_str()),
         status

@@ -56,6 +56,12 @@ struct NameLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AskedLabels {
+    name: String,
+    container: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct EndpointLabels {
     name: String,
     endpoint: String,
@@ -210,6 +216,7 @@ fn register_gauges(registry: &mut Registry, board: &Board) {
     let next_action = Seconds::<NameLabels>::default();
     let served = Seconds::<EndpointLabels>::default();
     let left_out = Family::<NameLabels, Gauge>::default();
+    let asked_for = Family::<AskedLabels, Gauge>::default();
     for status in board.all() {
         let name = status.name.to_string();
         let label = NameLabels { name: name.clone() };
@@ -222,6 +229,15 @@ fn register_gauges(registry: &mut Registry, board: &Board) {
         left_out
             .get_or_create(&label)
             .set(i64::try_from(status.left_out.len()).unwrap_or(i64::MAX));
+        if let Some(asked) = status.asked {
+            for container in asked.containers {
+                let name = name.clone();
+                let here = i64::from(asked.gone_since.is_none());
+                asked_for
+                    .get_or_create(&AskedLabels { name, container })
+                    .set(here);
+            }
+        }
         for (endpoint, seen) in status.served {
             if let Some(instant) = seen.not_after {
                 let name = name.clone();
@@ -245,6 +261,11 @@ fn register_gauges(registry: &mut Registry, board: &Board) {
         "certificate_left_out_names",
         "Names that are wanted and left out for now",
         left_out,
+    );
+    registry.register(
+        "certificate_asked_for",
+        "Whether a container asks for it by its labels: 1, or 0 when that is gone",
+        asked_for,
     );
     registry.register(
         "next_action_seconds",

@@ -35,6 +35,39 @@ pub struct LeftOut {
     pub retry_at: Option<Timestamp>,
 }
 
+/// That containers ask for a certificate, by their labels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// The containers, by name.
+    pub containers: BTreeSet<String>,
+    /// Since when none of them is there.
+    pub gone_since: Option<Timestamp>,
+    /// Until when it is renewed all the same.
+    pub renewed_until: Option<Timestamp>,
+    /// It is not renewed any more.
+    pub stopped: bool,
+}
+
+impl std::fmt::Display for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> = self.containers.iter().map(String::as_str).collect();
+        let names = names.join(", ");
+        match (self.gone_since, self.renewed_until) {
+            (Some(since), _) if self.stopped => {
+                write!(
+                    f,
+                    "not renewed any more: not asked for by container {names} since {since}"
+                )
+            }
+            (Some(since), Some(until)) => write!(
+                f,
+                "no longer asked for by container {names} since {since}; renewed until {until}"
+            ),
+            _ => write!(f, "asked for by container {names}"),
+        }
+    }
+}
+
 /// One certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -74,6 +107,9 @@ pub struct Status {
     pub critical: bool,
     /// The last failure since the last success.
     pub last_error: Option<String>,
+    /// Where it comes from, when that is no configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Asked>,
 }
 
 impl Status {
@@ -86,7 +122,10 @@ impl Status {
 
 /// The latest state of every certificate, shared by who writes and who shows it.
 #[derive(Clone, Debug, Default)]
-pub struct Board(Arc<RwLock<BTreeMap<Lineage, Status>>>);
+pub struct Board(
+    Arc<RwLock<BTreeMap<Lineage, Status>>>,
+    Arc<RwLock<BTreeMap<Lineage, Asked>>>,
+);
 
 impl Board {
     /// Puts the newest state up.
@@ -109,10 +148,20 @@ impl Board {
         board.retain(|lineage, _| kept.contains(lineage));
     }
 
+    /// Says of each certificate who asks for it.
+    pub fn ask(&self, asked: BTreeMap<Lineage, Asked>) {
+        *self.1.write().unwrap_or_else(PoisonError::into_inner) = asked;
+    }
+
     /// All of them, by name.
     #[must_use]
     pub fn all(&self) -> Vec<Status> {
         let board = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        board.values().cloned().collect()
+        let asked = self.1.read().unwrap_or_else(PoisonError::into_inner);
+        let shown = board.values().cloned().map(|mut status| {
+            status.asked = asked.get(&status.name).cloned();
+            status
+        });
+        shown.collect()
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::Call;
 use crate::config::{ChallengeSettings, Settings};
+use crate::deploy::docker::Api;
 use crate::deploy::spec::Spec;
 
 /// Read by the resolver (its modules are loaded when a name is first looked
@@ -78,6 +79,7 @@ impl Places {
             files,
             sockets: specs(settings)
                 .filter_map(|spec| spec.connects_to())
+                .chain(followed(settings))
                 .collect(),
         }
     }
@@ -100,12 +102,22 @@ fn within(directories: &BTreeSet<PathBuf>, path: &Path) -> bool {
         .any(|directory| directories.contains(directory))
 }
 
-/// Whom to tell, with each certificate's own name in its paths.
+/// Whom to tell, with each certificate's own name in its paths; also whom a
+/// certificate may name that a container asks for later.
 pub(super) fn specs(settings: &Settings) -> impl Iterator<Item = Spec> {
-    settings.certificates.iter().flat_map(|one| {
+    let docker = settings.docker.iter();
+    let may_come = docker.flat_map(|docker| docker.deploy.iter().cloned());
+    let certificates = settings.certificates.iter().flat_map(|one| {
         let specs = one.deploy.iter();
         specs.map(|spec| spec.for_lineage(&one.lineage))
-    })
+    });
+    certificates.chain(may_come.filter(|spec| !spec.names_each()))
+}
+
+/// The socket of Docker's API, where labels are followed.
+fn followed(settings: &Settings) -> Option<PathBuf> {
+    let api = Api::at(&settings.docker.as_ref()?.host).ok()?;
+    api.socket().map(Path::to_owned)
 }
 
 fn webroots(settings: &Settings) -> impl Iterator<Item = &PathBuf> {

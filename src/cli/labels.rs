@@ -1,0 +1,140 @@
+//! What containers ask for, joined to what is configured: each whole list is held
+//! against the configuration, merged into what was asked for before, kept in
+//! `DATA_DIR/labels.json`, and told. What comes out are certificates like all others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use crate::config::{CertificateSettings, Problem, Settings, Sources};
+use crate::identifier::Lineage;
+use crate::manage::follow::Listing;
+use crate::manage::follow::kept::Kept;
+use crate::manage::follow::listing::Ask;
+use crate::observe::status::Asked;
+use crate::time::Timestamp;
+
+const FILE: &str = "labels.json";
+
+/// What containers ask for.
+pub(super) struct Labels {
+    path: PathBuf,
+    kept: Kept,
+    /// What is wrong with labels, as it was told last.
+    told: BTreeSet<String>,
+}
+
+impl Labels {
+    /// As it was kept in `data_dir`. What cannot be read is told, and asked for again
+    /// by those that are still there.
+    pub(super) fn open(data_dir: &Path) -> Self {
+        let path = data_dir.join(FILE);
+        let read = std::fs::read_to_string(&path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => None,
+            _ => Some(error.to_string()),
+        });
+        let read = read
+            .and_then(|text| serde_json::from_str(&text).map_err(|error| Some(error.to_string())));
+        let kept = read.unwrap_or_else(|detail: Option<String>| {
+            if let Some(detail) = detail {
+                tracing::error!(
+                    "{}: {detail}; hint: what containers ask for now is managed; what is gone is not",
+                    path.display()
+                );
+            }
+            Kept::default()
+        });
+        Self {
+            path,
+            kept,
+            told: BTreeSet::new(),
+        }
+    }
+
+    /// Who asks for each certificate.
+    pub(super) fn asked(&self) -> BTreeMap<Lineage, Asked> {
+        self.kept.asked()
+    }
+
+    /// The certificates of all that is asked for, beside those of `configured`.
+    pub(super) fn certificates(
+        &self,
+        sources: &Sources,
+        configured: &Settings,
+    ) -> Vec<CertificateSettings> {
+        let granted = sources.granted(&self.kept.renewed(), configured);
+        let certificates = granted.certificates.into_iter();
+        let mut certificates: Vec<_> = certificates.map(|(_, one)| one).collect();
+        // Whoever compares two of them asks what, not in which order.
+        certificates.sort_by(|one, other| one.lineage.cmp(&other.lineage));
+        certificates
+    }
+
+    /// Takes the newest whole list over; whether anything is asked for that was not,
+    /// or otherwise than before.
+    pub(super) fn take(
+        &mut self,
+        listing: &Listing,
+        sources: &Sources,
+        configured: &Settings,
+        now: Timestamp,
+    ) -> bool {
+        let Some(docker) = &configured.docker else {
+            return false;
+        };
+        // What is managed is not pushed out by what is new.
+        let (known, new): (Vec<_>, Vec<_>) =
+            listing.asks.iter().partition(|ask| self.kept.knows(ask));
+        let asks: Vec<&Ask> = known.into_iter().chain(new).collect();
+        let granted = sources.granted(&asks, configured);
+        let complaints = listing.complaints.iter().map(Problem::from);
+        self.complain(complaints.chain(granted.refused.iter().cloned()));
+        let lineages = granted
+            .certificates
+            .iter()
+            .map(|(_, one)| one.names.iter().collect());
+        let sets: BTreeSet<BTreeSet<_>> = lineages.collect();
+        // Also those who ask for what another has asked for before.
+        let asks = asks.into_iter().filter(|ask| sets.contains(&ask.set()));
+        let asks: Vec<Ask> = asks.cloned().collect();
+        let before = self.kept.clone();
+        let changes = self.kept.merge(&asks, &listing.unseen, now, docker.grace);
+        for change in changes {
+            let lineage = change.lineage();
+            match change.is_a_warning() {
+                true => tracing::warn!(%lineage, "{change}"),
+                false => tracing::info!(%lineage, "{change}"),
+            }
+        }
+        if self.kept == before {
+            return false;
+        }
+        self.save();
+        true
+    }
+
+    /// Tells what is wrong, once as long as it stays.
+    fn complain(&mut self, problems: impl Iterator<Item = Problem>) {
+        let lines: BTreeSet<String> = problems
+            .map(|one| format!("{}{}; hint: {}", one.place, one.message, one.hint))
+            .map(|line| crate::text::printable(&line))
+            .collect();
+        for line in lines.difference(&self.told) {
+            tracing::warn!("{line}");
+        }
+        self.told = lines;
+    }
+
+    /// Without it the next start would forget who is gone; what is asked for now it
+    /// would see again.
+    fn save(&self) {
+        let written = serde_json::to_vec_pretty(&self.kept).map_err(std::io::Error::from);
+        let written = written.and_then(|json| crate::files::replace(&self.path, 0o600, &json));
+        if let Err(error) = written {
+            tracing::error!(
+                "{}: {error}; hint: until it can be written, a restart forgets which containers are gone",
+                self.path.display()
+            );
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! What a label may say, what it may not, and what is told of it.
+
+use super::*;
+use crate::config::{Options, Purpose};
+
+const FILE: &str = "email = 'a@example.com'\nagree_tos = true\ndeploy = 'web'\nprofile = 'file'\n\
+    [docker]\nhost = 'tcp://proxy:2375'\nlimit = 3\n";
+const TABLES: &str = "[[certificate]]\nnames = ['a.example.com', 'b.example.com']\n";
+
+/// With its own file and environment.
+fn sources(file: &str, environment: &[(&str, &str)]) -> Sources {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("certs.toml");
+    std::fs::write(&path, file.replace("deploy = 'web'\n", "")).unwrap();
+    let mut options = Options::default();
+    options.config(path.to_str());
+    options.text("data_dir", Some("/data"));
+    let environment = environment.iter().copied();
+    let environment = environment.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    Sources::read(&options, &environment.collect())
+}
+
+fn ask(container: &str, names: &str, keys: &[(&str, &str)]) -> Ask {
+    let keys = keys.iter().copied();
+    Ask {
+        container: container.to_owned(),
+        created: 0,
+        said_in: "certs.domains".to_owned(),
+        names: names.split(' ').map(|name| name.parse().unwrap()).collect(),
+        keys: keys
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect(),
+    }
+}
+
+fn granted(sources: &Sources, asks: &[Ask]) -> (Vec<CertificateSettings>, Vec<String>) {
+    let settings = sources.settings(&Purpose::All).unwrap();
+    let granted = sources.granted(&asks.iter().collect::<Vec<_>>(), &settings);
+    let certificates = granted.certificates.into_iter().map(|(_, one)| one);
+    let refused = granted.refused.iter();
+    (
+        certificates.collect(),
+        refused
+            .map(|one| format!("{}{}", one.place, one.message))
+            .collect(),
+    )
+}
+
+#[test]
+fn a_label_is_stronger_than_what_holds_for_all_and_weaker_than_a_table() {
+    let environment = [
+        ("CERTS_EMAIL", "all@example.com"),
+        ("CERTS_VERIFY", "proxy:443"),
+    ];
+    let file = format!("{FILE}[deploy.web]\nkind = 'exec'\ncommand = '/bin/true'\n{TABLES}");
+    let sources = sources(&file, &environment);
+    let asks = [
+        ask(
+            "web",
+            "c.example.com",
+            &[
+                ("email", "own@example.com"),
+                ("profile", "label"),
+                ("deploy", "web, nginx"),
+            ],
+        ),
+        ask("plain", "d.example.com", &[("challenge", "http-01")]),
+        ask("taken", "a.example.com c.example.com", &[]),
+        ask("same", "b.example.com a.example.com", &[]),
+    ];
+    let (certificates, refused) = granted(&sources, &asks);
+    let [web, plain] = certificates.as_slice() else {
+        panic!("{certificates:?}");
+    };
+    assert_eq!(web.ca.email.as_deref(), Some("own@example.com"));
+    assert_eq!(web.profile.as_deref(), Some("label"));
+    assert_eq!((web.deploy.len(), web.verify.len()), (2, 1));
+    assert_eq!(plain.ca.email.as_deref(), Some("all@example.com"));
+    assert_eq!(plain.profile.as_deref(), Some("file"));
+    assert_eq!(plain.deploy.len(), 1, "all tables");
+    // The configuration has that very set already, and only the other is told.
+    assert_eq!(
+        refused,
+        [
+            "container taken, certs.domains: the configuration has a certificate a.example.com, for a.example.com, b.example.com"
+        ]
+    );
+}
+
+#[test]
+fn whoever_starts_a_container_runs_and_reaches_nothing_that_is_not_named() {
+    let sources = sources(FILE, &[("CERTS_DOCKER_ALLOW", "*.example.com, 192.0.2.1")]);
+    for deploy in [
+        "exec:/bin/sh",
+        "https://evil.example.com",
+        "haproxy:/run/other.sock",
+        "docker:db:KILL",
+        "file:/etc/passwd",
+        "directory:/",
+        "systemd:ssh.service",
+        "nginx:/tmp/pid",
+        "web",
+    ] {
+        let (certificates, refused) = granted(
+            &sources,
+            &[ask("web", "a.example.com", &[("deploy", deploy)])],
+        );
+        assert!(certificates.is_empty(), "{deploy}");
+        assert!(
+            refused[0].starts_with("container web, certs.deploy: a label cannot hand over to"),
+            "{refused:?}"
+        );
+    }
+    for (names, fine) in [
+        ("a.example.com", true),
+        ("deep.a.example.com", true),
+        ("example.com", false),
+        ("badexample.com", false),
+        ("a.example.com example.org", false),
+        ("a.example.com.example.org", false),
+    ] {
+        assert_eq!(
+            granted(&sources, &[ask("web", names, &[])]).0.len() == 1,
+            fine,
+            "{names}"
+        );
+    }
+}
+
+#[test]
+fn what_is_wrong_with_one_is_told_at_its_label_and_counts_for_nothing() {
+    let sources = sources(FILE, &[]);
+    let asks = [
+        ask("odd", "a.example.com", &[("email", "nobody")]),
+        ask("inner", "wiki.internal", &[]),
+        ask("one", "b.example.com", &[]),
+        ask("two", "b.example.com c.example.com", &[]),
+        ask("three", "d.example.com", &[]),
+        ask("four", "e.example.com", &[]),
+        ask("five", "f.example.com", &[]),
+    ];
+    let (certificates, refused) = granted(&sources, &asks);
+    assert_eq!(certificates.len(), 3);
+    insta::assert_snapshot!(refused.join("\n"), @r"
+    container odd, certs.email: `nobody` is no e-mail address
+    container inner, certs.domains: `wiki.internal` cannot get a certificate from a public CA: `.internal` is reserved for private use
+    container two, certs.domains: another container has a certificate b.example.com, for b.example.com
+    container five, certs.domains: containers ask for more than 3 certificates
+    ");
+    let none = self::sources(
+        "email = 'a@example.com'\n[docker]\nhost = 'tcp://proxy'\n",
+        &[],
+    );
+    let (_, refused) = granted(&none, &asks[2..3]);
+    assert!(
+        refused[0].starts_with("container one, certs.domains: the terms of service"),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn its_keys_are_read_and_without_a_host_there_are_no_labels() {
+    let docker = |file: &str| {
+        let settings = sources(file, &[]).settings(&Purpose::All).unwrap();
+        settings.docker
+    };
+    assert_eq!(docker("[docker]\ngrace = '1d'\n"), None);
+    let all = docker("[docker]\nhost = 'unix:///run/proxy.sock'\ngrace = '12h'\nallow = 'example.com'\nlimit = 7\naccept_raw_socket = true\n").unwrap();
+    assert_eq!(
+        (all.grace.as_secs(), all.limit, all.accept_raw_socket),
+        (43_200, 7, true)
+    );
+    assert_eq!(all.allow.len(), 1);
+    let json = serde_json::to_string(&all).unwrap();
+    assert_eq!(serde_json::from_str::<DockerSettings>(&json).unwrap(), all);
+    let least = docker("[docker]\nhost = 'tcp://proxy'\n").unwrap();
+    assert_eq!(
+        (least.grace, least.limit, least.accept_raw_socket),
+        (GRACE, LIMIT, false)
+    );
+    let wrong = "[docker]\nhost = 'ssh://proxy'\ngrace = '7 days'\nallow = ['a b']\nlimit = 0\naccept_raw_socket = 'no'\nlabels = true\n";
+    let problems = sources(wrong, &[]).settings(&Purpose::All).unwrap_err();
+    let told = problems
+        .iter()
+        .map(|one| format!("{}\n  hint: {}", one.message, one.hint));
+    insta::assert_snapshot!(told.collect::<Vec<_>>().join("\n"), @r"
+    `ssh://proxy`: it is neither http:// nor https://
+      hint: write tcp://HOST:2375, or unix:///PATH
+    `7 days` is no time
+      hint: write 7d, 12h or 30m
+    `a b` is not a valid DNS name
+      hint: a name belongs here, or *.example.com for all below it
+    `0`: number would be zero for non-zero type
+      hint: a number from 1 to 65535
+    this is neither true nor false
+      hint: write true or false
+    `labels` is no key here
+      hint: known here: host, accept_raw_socket, grace, allow, limit
+    ");
+}
+
+#[test]
+fn a_time_is_written_with_its_unit() {
+    for (text, seconds) in [
+        ("0s", Some(0)),
+        ("90m", Some(5400)),
+        ("7d", Some(604_800)),
+        ("366d", Some(31_622_400)),
+        ("367d", None),
+        ("7", None),
+        ("d", None),
+        ("-1d", None),
+        ("1w", None),
+        ("7dd", None),
+        ("9999999999d", None),
+        ("7µ", None),
+    ] {
+        assert_eq!(
+            text.parse::<Grace>().ok().map(|grace| grace.0.as_secs()),
+            seconds,
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,95 @@
+//! What must hold of containers and their labels, whoever lists them: the lines of
+//! the input are a list, an environment or an event each.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::NOW;
+use crate::config::{Options, Purpose, Sources};
+use crate::manage::follow::daemon::{Split, is_followed};
+use crate::manage::follow::kept::Kept;
+use crate::manage::follow::listing::{Ask, read_environment, read_list};
+
+const GRACE: Duration = Duration::from_secs(3600);
+
+/// Whatever is granted is allowed, bounded and told apart, and what is refused steers
+/// no terminal.
+pub fn labels(input: &[u8]) {
+    let mut lines = Split::default();
+    lines.put(input);
+    let (mut asks, mut said) = (Vec::new(), Vec::new());
+    let mut containers = Vec::new();
+    let mut kept = 0;
+    while let Some(line) = lines.take() {
+        assert!(!line.contains(&b'\n'));
+        kept += line.len() + 1;
+        // Whatever it is, it is no more than one of these.
+        let _ = is_followed(&line);
+        containers.extend(read_list(&line).unwrap_or_default());
+        let variables = read_environment(&line).unwrap_or_default();
+        for container in &containers {
+            for (more, complaints) in [container.asks(), container.asks_of(&variables)] {
+                asks.extend(more);
+                said.extend(complaints.into_iter().map(|one| (&one).into()));
+            }
+        }
+        // One that lists thousands says nothing more than one that lists some.
+        asks.truncate(200);
+        said.truncate(200);
+        containers.truncate(50);
+    }
+    assert_eq!(kept + lines.begun(), input.len());
+    let environment = [
+        ("CERTS_AGREE_TOS", "true"),
+        ("CERTS_DATA_DIR", "/data"),
+        ("CERTS_DOCKER_HOST", "tcp://proxy:2375"),
+        ("CERTS_DOCKER_ALLOW", "*.example.com"),
+        ("CERTS_DOCKER_LIMIT", "3"),
+        ("CERTS_CONFIG", "/dev/null"),
+    ];
+    let environment = environment.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let sources = Sources::read(&Options::default(), &environment.into());
+    let Ok(settings) = sources.settings(&Purpose::All) else {
+        unreachable!("it is sound");
+    };
+    let granted = sources.granted(&asks.iter().collect::<Vec<_>>(), &settings);
+    let all = granted.certificates.iter().map(|(_, one)| one);
+    let lineages: BTreeSet<_> = all.clone().map(|one| &one.lineage).collect();
+    assert!(lineages.len() == granted.certificates.len() && lineages.len() <= 3);
+    for one in all {
+        assert!(
+            one.names
+                .iter()
+                .all(|name| name.to_string().ends_with(".example.com"))
+        );
+        assert!(one.deploy.iter().all(|spec| spec.to_string() == "nginx"));
+    }
+    said.extend(granted.refused);
+    for problem in said {
+        assert!(
+            !problem
+                .to_string()
+                .replace('\n', "")
+                .contains(char::is_control)
+        );
+    }
+    merged(
+        &granted
+            .certificates
+            .iter()
+            .map(|(at, _)| asks[*at].clone())
+            .collect::<Vec<_>>(),
+    );
+}
+
+/// The same list again changes nothing, and an empty one takes nothing at once.
+fn merged(asks: &[Ask]) {
+    let (mut kept, nobody) = (Kept::default(), BTreeSet::new());
+    kept.merge(asks, &nobody, NOW, GRACE);
+    let before = kept.clone();
+    assert!(kept.merge(asks, &nobody, NOW + GRACE, GRACE).is_empty() && kept == before);
+    assert_eq!(kept.merge(&[], &nobody, NOW, GRACE).len(), asks.len());
+    assert_eq!(kept.renewed().len(), asks.len());
+    let json = serde_json::to_string(&kept).unwrap_or_default();
+    assert_eq!(serde_json::from_str::<Kept>(&json).ok(), Some(kept));
+}

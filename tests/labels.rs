@@ -1,0 +1,634 @@
+//! Containers that ask for certificates by their labels: `certs run` against a Docker
+//! API of a script, which comes, goes, and answers whatever it likes.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::embedded::EmbeddedCa;
+use crate::support::{Running, certs, free_port, run, until, until_within};
+
+/// What is answered in place of the truth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mood {
+    Well,
+    /// Refuses even the list.
+    Refuses,
+    Fails,
+    Garbage,
+    /// A list that does not end.
+    Endless,
+    /// A byte now and then.
+    Drips,
+    Hangs,
+    /// Lists are fine, and events are nonsense.
+    Babbles,
+    /// Allows everything.
+    Raw,
+}
+
+struct State {
+    mood: Mood,
+    /// With what `GET /containers/json` and `…/ID/json` say of each.
+    containers: Vec<(Value, Value)>,
+    made: u64,
+    streams: Vec<TcpStream>,
+    asked: BTreeSet<String>,
+}
+
+/// Docker's API behind a filter, as far as it is used.
+struct Docker {
+    port: u16,
+    state: Arc<Mutex<State>>,
+    over: Arc<AtomicBool>,
+}
+
+impl Docker {
+    fn start() -> Self {
+        Self::start_at(free_port())
+    }
+
+    fn start_at(port: u16) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+        let state = Arc::new(Mutex::new(State {
+            mood: Mood::Well,
+            containers: Vec::new(),
+            made: 0,
+            streams: Vec::new(),
+            asked: BTreeSet::new(),
+        }));
+        let over = Arc::new(AtomicBool::new(false));
+        let (shared, ends) = (state.clone(), over.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if ends.load(Ordering::SeqCst) {
+                    return;
+                }
+                let (stream, shared) = (stream.unwrap(), shared.clone());
+                // A client that has gone away is its own affair.
+                std::thread::spawn(move || answer(stream, &shared).ok());
+            }
+        });
+        Self { port, state, over }
+    }
+
+    fn host(&self) -> String {
+        format!("tcp://127.0.0.1:{}", self.port)
+    }
+
+    fn add(&self, name: &str, labels: Value) {
+        self.add_with(name, labels, &[]);
+    }
+
+    fn add_with(&self, name: &str, labels: Value, environment: &[&str]) {
+        let mut state = self.state.lock().unwrap();
+        state.made += 1;
+        let id = format!("{:064x}", state.made);
+        let listed =
+            json!({"Id": id, "Names": [format!("/{name}")], "Created": 1, "Labels": labels});
+        state
+            .containers
+            .push((listed, json!({"Config": {"Env": environment}})));
+        tell(&mut state, "start");
+    }
+
+    fn remove(&self, name: &str) {
+        let mut state = self.state.lock().unwrap();
+        let name = json!([format!("/{name}")]);
+        state
+            .containers
+            .retain(|(listed, _)| listed["Names"] != name);
+        tell(&mut state, "die");
+    }
+
+    /// Also of connections that are open.
+    fn is(&self, mood: Mood) {
+        let mut state = self.state.lock().unwrap();
+        state.mood = mood;
+        for stream in state.streams.drain(..) {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    fn was_asked(&self, what: &str) -> bool {
+        let state = self.state.lock().unwrap();
+        state.asked.iter().any(|asked| asked.contains(what))
+    }
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+        self.is(Mood::Refuses);
+        // So that the listener sees that it is over.
+        let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
+    }
+}
+
+fn tell(state: &mut State, action: &str) {
+    let event = json!({"Type": "container", "Action": action}).to_string();
+    let chunk = format!("{:x}\r\n{event}\n\r\n", event.len() + 1);
+    state
+        .streams
+        .retain(|mut stream| stream.write_all(chunk.as_bytes()).is_ok());
+}
+
+fn answer(mut stream: TcpStream, shared: &Mutex<State>) -> std::io::Result<()> {
+    let mut request = BufReader::new(stream.try_clone()?);
+    let (mut line, mut length) = (String::new(), 0);
+    request.read_line(&mut line)?;
+    loop {
+        let mut header = String::new();
+        request.read_line(&mut header)?;
+        if let Some(value) = header.to_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap_or(0);
+        }
+        if header.trim().is_empty() {
+            break;
+        }
+    }
+    request.take(length).read_to_end(&mut Vec::new())?;
+    let asked = line.trim().trim_end_matches(" HTTP/1.1").to_owned();
+    let mut state = shared.lock().unwrap();
+    state.asked.insert(asked.clone());
+    let mood = state.mood;
+    let is_list = asked == "GET /containers/json";
+    let mut reply = |status: u16, body: &str| {
+        let length = body.len();
+        let head =
+            format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes())?;
+        stream.write_all(body.as_bytes())
+    };
+    if asked.starts_with("POST") {
+        return match mood {
+            Mood::Raw => reply(400, "{\"message\": \"config cannot be empty\"}"),
+            _ => reply(403, "no"),
+        };
+    }
+    match mood {
+        Mood::Refuses => return reply(403, "no"),
+        Mood::Fails => return reply(503, "no server is available"),
+        Mood::Garbage => return reply(200, "<html>welcome"),
+        Mood::Endless if is_list => {
+            drop(state);
+            stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n[")?;
+            loop {
+                stream.write_all(&[b' '; 65536])?;
+            }
+        }
+        Mood::Drips | Mood::Hangs => {
+            drop(state);
+            stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")?;
+            if mood == Mood::Drips {
+                loop {
+                    stream.write_all(b" ")?;
+                    std::thread::sleep(Duration::from_millis(300));
+                }
+            }
+            return stream.read_to_end(&mut Vec::new()).map(drop);
+        }
+        _ => {}
+    }
+    if asked.starts_with("GET /events?") {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+        if mood == Mood::Babbles {
+            stream.write_all(b"4\r\nhm?\n\r\n")?;
+        }
+        state.streams.push(stream);
+        return Ok(());
+    }
+    if is_list {
+        let listed = state.containers.iter().map(|(listed, _)| listed.clone());
+        let listed = Value::from(listed.collect::<Vec<_>>()).to_string();
+        return reply(200, &listed);
+    }
+    let found = state.containers.iter().find(|(listed, _)| {
+        let id = listed["Id"].as_str().unwrap_or_default();
+        asked == format!("GET /containers/{id}/json")
+    });
+    match found {
+        Some((_, inspected)) if inspected["Config"]["Env"] != json!([]) => {
+            let inspected = inspected.to_string();
+            reply(200, &inspected)
+        }
+        _ => reply(403, "no"),
+    }
+}
+
+/// A `certs run` that follows labels.
+struct Followed<'a> {
+    ca: &'a EmbeddedCa,
+    running: Running,
+    log: PathBuf,
+    admin: u16,
+}
+
+impl<'a> Followed<'a> {
+    fn start(ca: &'a EmbeddedCa, host: &str, change: impl FnOnce(&mut Command)) -> Self {
+        let (log, admin) = (ca.path("run.log"), free_port());
+        let mut command = certs(&ca.path(""));
+        command
+            .arg("run")
+            .args(["--docker-host", host])
+            .env("CERTS_AGREE_TOS", "true")
+            .env("CERTS_CA", ca.server.directory_url())
+            .env("CERTS_CA_ROOT", ca.path("root.pem"))
+            .env("CERTS_HTTP_LISTEN", format!("127.0.0.1:{}", ca.http_port))
+            .env("CERTS_ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
+        change(&mut command);
+        let file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log);
+        let running = Running::start_logging(&mut command, Stdio::from(file.unwrap()));
+        Self {
+            ca,
+            running,
+            log,
+            admin,
+        }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn until_logged(&self, what: &str) {
+        until_within(what, Duration::from_secs(40), || self.log().contains(what));
+    }
+
+    fn is_issued(&self, name: &str) -> bool {
+        self.generations(name) > 0
+    }
+
+    fn until_issued(&self, name: &str) {
+        until_within(name, Duration::from_secs(40), || self.is_issued(name));
+        let live = self.ca.path("out/live").join(name);
+        assert!(live.join("fullchain.pem").exists());
+    }
+
+    fn generations(&self, name: &str) -> u64 {
+        let shown = self.status(&["--json"]);
+        let rows: Value = serde_json::from_str(&shown).unwrap();
+        let mut rows = rows.as_array().unwrap().iter();
+        let row = rows.find(|row| row["name"] == name);
+        row.and_then(|row| row["generation_issued"].as_u64())
+            .unwrap_or(0)
+    }
+
+    fn status(&self, arguments: &[&str]) -> String {
+        let mut command = certs(&self.ca.path(""));
+        run(command.arg("status").args(arguments), 0)
+    }
+
+    fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin)).unwrap();
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        reply
+    }
+}
+
+#[test]
+#[allow(clippy::disallowed_methods)] // real servers take real time
+fn a_container_that_is_added_gets_its_certificate_and_one_that_is_gone_is_told() {
+    let (ca, docker) = (EmbeddedCa::start(), Docker::start());
+    docker.add(
+        "web",
+        json!({"certs.domains": "a.example.com www.example.com; b.example.com"}),
+    );
+    docker.add("db", json!({"other": "label"}));
+    let sidecar = Followed::start(&ca, &docker.host(), |_| ());
+    sidecar.until_issued("a.example.com");
+    sidecar.until_issued("b.example.com");
+    sidecar.until_logged("LETSENCRYPT_HOST in the environment of containers is not seen");
+
+    let began = Instant::now();
+    docker.add(
+        "late",
+        json!({"certs.domains": "late.example.com", "certs.email": "a@example.com"}),
+    );
+    sidecar.until_issued("late.example.com");
+    let took = began.elapsed();
+    eprintln!("a container that was added has its certificate after {took:?}");
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert!(sidecar.get("/").contains("asked for by container late"));
+    let metrics = sidecar.get("/metrics");
+    let series = "certs_certificate_asked_for{name=\"b.example.com\",container=\"web\"} 1";
+    assert!(metrics.contains(series), "{metrics}");
+
+    docker.remove("web");
+    sidecar.until_logged("container web asks for it no longer; it is renewed until");
+    let shown = sidecar.status(&[]);
+    assert!(
+        shown.contains("  no longer asked for by container web since "),
+        "{shown}"
+    );
+    assert!(
+        sidecar
+            .get("/metrics")
+            .contains(&series.replace("} 1", "} 0"))
+    );
+    let before = sidecar.generations("b.example.com");
+    let mut renewal = certs(&ca.path(""));
+    run(renewal.args(["renew", "--force", "b.example.com"]), 0);
+    assert_eq!(sidecar.generations("b.example.com"), before + 1);
+    // It is as it was before when it comes back.
+    docker.add(
+        "web",
+        json!({"certs.domains": "a.example.com www.example.com; b.example.com"}),
+    );
+    sidecar.until_logged("asked for again by container web");
+    assert!(!docker.was_asked("kill") && !docker.was_asked("exec"));
+}
+
+#[test]
+fn whatever_the_api_does_takes_nothing_away() {
+    let (ca, docker) = (EmbeddedCa::start(), Docker::start());
+    docker.add("web", json!({"certs.domains": "a.example.com"}));
+    let sidecar = Followed::start(&ca, &docker.host(), |_| ());
+    sidecar.until_issued("a.example.com");
+    sidecar.until_logged("the labels of containers are followed");
+    for (mood, told) in [
+        (Mood::Refuses, "refuses /containers/json: 403"),
+        (Mood::Fails, "503"),
+        (
+            Mood::Garbage,
+            "says what cannot be read: no list of containers",
+        ),
+        (Mood::Endless, "more than 33554432 bytes"),
+        (
+            Mood::Raw,
+            "is not filtered: whoever may use it is root on the host",
+        ),
+    ] {
+        docker.is(mood);
+        docker.state.lock().unwrap().asked.clear();
+        sidecar.until_logged(told);
+        docker.is(Mood::Well);
+        // The next try is at most a few seconds away: each begins anew with a good one.
+        let lists = || docker.was_asked("GET /events");
+        until_within("events", Duration::from_secs(70), lists);
+    }
+    assert!(
+        !sidecar.log().contains("asks for it no longer"),
+        "{}",
+        sidecar.log()
+    );
+    assert!(sidecar.status(&[]).contains("asked for by container web"));
+    let before = sidecar.generations("a.example.com");
+    let mut renewal = certs(&ca.path(""));
+    run(renewal.args(["renew", "--force"]), 0);
+    assert_eq!(sidecar.generations("a.example.com"), before + 1);
+}
+
+#[test]
+fn an_api_that_is_slow_or_babbles_is_told_and_new_containers_are_seen_all_the_same() {
+    let (ca, docker) = (EmbeddedCa::start(), Docker::start());
+    docker.is(Mood::Drips);
+    let sidecar = Followed::start(&ca, &docker.host(), |command| {
+        command.env("CERTS_DOMAINS", "configured.example.com");
+    });
+    // What is configured does not wait.
+    sidecar.until_issued("configured.example.com");
+    sidecar.until_logged("no answer within 15s");
+    docker.add("web", json!({"certs.domains": "a.example.com"}));
+    docker.is(Mood::Babbles);
+    sidecar.until_issued("a.example.com");
+    sidecar.until_logged("events are not heard, and containers looked at once a minute");
+    docker.is(Mood::Hangs);
+    assert!(sidecar.is_issued("a.example.com"));
+}
+
+#[test]
+fn a_restart_without_the_proxy_renews_what_was_asked_for() {
+    let (ca, docker) = (EmbeddedCa::start(), Docker::start());
+    docker.add("web", json!({"certs.domains": "a.example.com"}));
+    let mut sidecar = Followed::start(&ca, &docker.host(), |_| ());
+    sidecar.until_issued("a.example.com");
+    let host = docker.host();
+    drop(docker);
+    sidecar.running.signal(rustix::process::Signal::TERM);
+    until("the end", || sidecar.running.has_ended());
+    drop(sidecar);
+    let sidecar = Followed::start(&ca, &host, |_| ());
+    sidecar.until_logged("does not answer");
+    until("it is managed", || {
+        sidecar
+            .get("/api/v1/certificates")
+            .contains("a.example.com")
+    });
+    assert!(
+        sidecar
+            .get("/api/v1/certificates")
+            .contains("\"containers\":[\"web\"]")
+    );
+    let before = sidecar.generations("a.example.com");
+    let mut renewal = certs(&ca.path(""));
+    run(renewal.args(["renew", "--force"]), 0);
+    assert_eq!(sidecar.generations("a.example.com"), before + 1);
+    // A whole list that lacks it, with no grace at all, ends that; nothing is deleted.
+    sidecar.running.signal(rustix::process::Signal::TERM);
+    let mut sidecar = sidecar;
+    until("the end", || sidecar.running.has_ended());
+    drop(sidecar);
+    let port = host.rsplit(':').next().unwrap().parse().unwrap();
+    let docker = Docker::start_at(port);
+    let sidecar = Followed::start(&ca, &host, |command| {
+        command.env("CERTS_DOCKER_GRACE", "0s");
+    });
+    sidecar.until_logged("container web asks for it no longer");
+    docker.add("other", json!({}));
+    sidecar.until_logged("not renewed any more: container web was the last to ask for it");
+    until("it is managed no more", || {
+        !sidecar
+            .get("/api/v1/certificates")
+            .contains("a.example.com")
+    });
+    assert!(
+        sidecar
+            .status(&[])
+            .contains("  not renewed any more: not asked for by container web since ")
+    );
+    assert!(ca.path("out/live/a.example.com/privkey.pem").exists());
+}
+
+#[test]
+fn what_a_label_may_not_say_is_told_and_concerns_its_container_alone() {
+    let (ca, docker) = (EmbeddedCa::start(), Docker::start());
+    let ran = ca.path("ran");
+    for (name, domains, key, value) in [
+        (
+            "runs",
+            "runs.example.com",
+            "deploy",
+            format!("exec:{}", ran.display()),
+        ),
+        (
+            "calls",
+            "calls.example.com",
+            "deploy",
+            "https://evil.example.com/".to_owned(),
+        ),
+        (
+            "reaches",
+            "reaches.example.com",
+            "deploy",
+            "nginx:/tmp/other.pid".to_owned(),
+        ),
+        (
+            "proves",
+            "proves.example.com",
+            "challenge",
+            "dns-01".to_owned(),
+        ),
+        ("writes", "writes.example.com", "email", "nobody".to_owned()),
+        ("wild", "*.example.com", "profile", String::new()),
+        ("other", "a.example.org", "profile", String::new()),
+        ("good", "good.example.com", "deploy", "copy".to_owned()),
+        (
+            "same",
+            "configured.example.com other.example.com",
+            "profile",
+            String::new(),
+        ),
+        ("odd", "odd_!.example.com", "profile", String::new()),
+    ] {
+        let mut labels = json!({"certs.domains": domains});
+        labels[format!("certs.{key}")] = json!(value);
+        docker.add(name, labels);
+    }
+    let file = ca.path("labels.toml");
+    let copy = ca.path("copy.pem");
+    let configuration = format!(
+        "[docker]\nallow = ['*.example.com']\n[deploy.copy]\nkind = 'file'\npath = '{}'\n\
+         [[certificate]]\nnames = ['configured.example.com']\ndeploy = []\n",
+        copy.display()
+    );
+    std::fs::write(&file, configuration).unwrap();
+    let sidecar = Followed::start(&ca, &docker.host(), |command| {
+        command.env("CERTS_CONFIG", &file);
+    });
+    sidecar.until_issued("good.example.com");
+    until("the copy", || copy.exists());
+    sidecar.until_issued("configured.example.com");
+    sidecar.until_logged("container odd, certs.domains");
+    let log = sidecar.log();
+    let told = log
+        .lines()
+        .filter_map(|line| Some(line[line.find("container ")?..].to_owned()));
+    let told: BTreeSet<String> = told.filter(|line| line.contains("hint: ")).collect();
+    let told: Vec<_> = told.into_iter().collect();
+    let told = told.join("\n").replace(&ran.display().to_string(), "/ran");
+    insta::assert_snapshot!("labels-that-are-refused", told);
+    let shown = sidecar.status(&[]);
+    for name in [
+        "runs",
+        "calls",
+        "reaches",
+        "proves",
+        "writes",
+        "a.example.org",
+    ] {
+        assert!(!shown.contains(name), "{name}: {shown}");
+    }
+    assert!(!ran.exists());
+}
+
+#[test]
+fn more_than_the_limit_are_not_asked_for_and_what_is_there_stays() {
+    let (ca, docker) = (EmbeddedCa::start(), Docker::start());
+    docker.add("z", json!({"certs.domains": "z.example.com"}));
+    let sidecar = Followed::start(&ca, &docker.host(), |command| {
+        command.env("CERTS_DOCKER_LIMIT", "2");
+    });
+    sidecar.until_issued("z.example.com");
+    docker.add(
+        "a",
+        json!({"certs.domains": "a.example.com; b.example.com; c.example.com"}),
+    );
+    sidecar.until_logged("containers ask for more than 2 certificates; hint: raise [docker] limit");
+    sidecar.until_issued("a.example.com");
+    assert!(sidecar.status(&[]).contains("asked for by container z"));
+    assert!(!sidecar.is_issued("b.example.com"));
+}
+
+/// The same API at a socket.
+fn at_a_socket(docker: &Docker, path: &Path) -> String {
+    let (listener, port) = (UnixListener::bind(path).unwrap(), docker.port);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let stream = stream.unwrap();
+            let Ok(onward) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else {
+                return;
+            };
+            let mut there = (stream.try_clone().unwrap(), onward.try_clone().unwrap());
+            let mut back = (onward, stream);
+            std::thread::spawn(move || std::io::copy(&mut there.0, &mut there.1).ok());
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut back.0, &mut back.1);
+                let _ = back.1.shutdown(std::net::Shutdown::Both);
+            });
+        }
+    });
+    format!("unix://{}", path.display())
+}
+
+#[test]
+fn a_socket_of_this_machine_is_within_reach_of_a_process_that_has_given_up_the_rest() {
+    let (ca, docker) = (EmbeddedCa::start(), Docker::start());
+    docker.is(Mood::Raw);
+    docker.add(
+        "web",
+        json!({"certs.domains": "a.example.com", "certs.deploy": "copy"}),
+    );
+    let beside = tempfile::tempdir().unwrap();
+    let host = at_a_socket(&docker, &beside.path().join("docker.sock"));
+    let copy = tempfile::tempdir().unwrap();
+    let file = ca.path("labels.toml");
+    let configuration = format!(
+        "[docker]\naccept_raw_socket = true\n[deploy.copy]\nkind = 'file'\npath = '{}/pair.pem'\n",
+        copy.path().display()
+    );
+    std::fs::write(&file, configuration).unwrap();
+    let sidecar = Followed::start(&ca, &host, |command| {
+        command.env("CERTS_CONFIG", &file);
+    });
+    sidecar.until_issued("a.example.com");
+    // What a label may name is within reach, though nothing that was configured needed it.
+    until("the copy", || copy.path().join("pair.pem").exists());
+    assert!(sidecar.log().contains("Landlock"), "{}", sidecar.log());
+    assert!(!docker.was_asked("POST"), "it is accepted");
+}
+
+#[test]
+fn the_variables_of_acme_companion_are_seen_where_the_proxy_allows_it() {
+    let (ca, docker) = (EmbeddedCa::start(), Docker::start());
+    let hosts = "LETSENCRYPT_HOST=a.example.com,b.example.com";
+    docker.add_with(
+        "web",
+        json!({}),
+        &[hosts, "LETSENCRYPT_EMAIL=a@example.com", "SECRET=hunter2"],
+    );
+    let sidecar = Followed::start(&ca, &docker.host(), |_| ());
+    sidecar.until_issued("a.example.com");
+    let names = sidecar.status(&["--json"]);
+    assert!(
+        names.contains("b.example.com") && names.contains("\"containers\":[\"web\"]"),
+        "{names}"
+    );
+    let kept = std::fs::read_to_string(ca.path("data/labels.json")).unwrap();
+    assert!(!kept.contains("hunter2") && !sidecar.log().contains("hunter2"));
+}
