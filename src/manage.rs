@@ -8,6 +8,7 @@ pub mod deploy;
 mod fallback;
 pub mod foresee;
 pub mod front;
+pub mod import;
 pub mod issue;
 mod order;
 mod partial;

@@ -32,13 +32,19 @@ pub(super) struct Account {
 
 /// The stored form; instant-acme reads it too, once it has an `id`.
 #[derive(Serialize, Deserialize)]
-struct Credentials {
+pub(super) struct Credentials {
     /// The account's URL; none before it is registered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    id: Option<String>,
+    pub(super) id: Option<String>,
     /// Base64url.
-    key_pkcs8: Secret,
-    directory: Option<String>,
+    pub(super) key_pkcs8: Secret,
+    pub(super) directory: Option<String>,
+}
+
+/// The key of a stored account.
+pub(super) fn stored_key(credentials: &Secret) -> Option<Secret> {
+    let credentials: Credentials = serde_json::from_str(credentials.expose()).ok()?;
+    Some(credentials.key_pkcs8)
 }
 
 impl Account {

@@ -1,0 +1,185 @@
+//! One directory, read within bounds and never left: whatever links lead out of
+//! it, whatever is no file, and whatever is too large is refused by name.
+
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Component, Path, PathBuf};
+
+use crate::certificate::Secret;
+use crate::text::printable;
+
+/// No key, chain or setting of one certificate comes near to it.
+const LARGEST: u64 = 1 << 20;
+/// Whoever has more in one directory has no certificates there.
+const MOST_ENTRIES: usize = 20_000;
+
+/// A directory that is read and never left.
+pub(super) struct Tree {
+    root: PathBuf,
+}
+
+impl Tree {
+    /// The directory at `path`, which may itself be a link.
+    pub(super) fn open(path: &Path) -> Result<Self, String> {
+        let root = std::fs::canonicalize(path);
+        let root = root.map_err(|error| format!("{}: {error}", path.display()))?;
+        if !root.is_dir() {
+            return Err(format!("{} is not a directory", path.display()));
+        }
+        Ok(Self { root })
+    }
+
+    /// Where it is.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The text of a file; `None` when there is none of that name.
+    pub(super) fn text(&self, path: impl AsRef<Path>) -> Result<Option<Secret>, String> {
+        let path = path.as_ref();
+        match self.resolve(path)? {
+            Some(inside) => text_of(&inside, LARGEST).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The text of a file that must be there.
+    pub(super) fn needed(&self, path: impl AsRef<Path>) -> Result<Secret, String> {
+        let path = path.as_ref();
+        let text = self.text(path)?;
+        text.ok_or_else(|| format!("there is no {}", shown(path)))
+    }
+
+    /// The names in a directory, sorted; none when there is no such directory. Names
+    /// that are no text are nobody's.
+    pub(super) fn names(&self, path: impl AsRef<Path>) -> Vec<String> {
+        let Ok(Some(inside)) = self.resolve(path.as_ref()) else {
+            return Vec::new();
+        };
+        let entries = std::fs::read_dir(inside).into_iter().flatten();
+        let names = entries.take(MOST_ENTRIES).flatten();
+        let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    }
+
+    /// Whether there is a directory of that name.
+    pub(super) fn has_directory(&self, path: impl AsRef<Path>) -> bool {
+        let inside = self.resolve(path.as_ref());
+        inside.is_ok_and(|inside| inside.is_some_and(|inside| inside.is_dir()))
+    }
+
+    /// Every directory below `path`, at most `depth` levels down, that has a file of
+    /// that name, as a path below `path`.
+    pub(super) fn directories_with(&self, path: &str, file: &str, depth: usize) -> Vec<PathBuf> {
+        let (mut found, mut open) = (Vec::new(), vec![PathBuf::new()]);
+        while let Some(directory) = open.pop() {
+            let names = self.names(Path::new(path).join(&directory));
+            if names.iter().any(|name| name == file) {
+                found.push(directory.clone());
+            }
+            if directory.components().count() < depth && found.len() < MOST_ENTRIES {
+                let inner = names.iter().map(|name| directory.join(name));
+                open.extend(inner.filter(|inner| self.is_plain_directory(path, inner)));
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// A directory that is no link: links among directories may lead in circles.
+    fn is_plain_directory(&self, path: &str, inner: &Path) -> bool {
+        let place = self.root.join(path).join(inner);
+        std::fs::symlink_metadata(place).is_ok_and(|found| found.is_dir())
+    }
+
+    /// Where `path` leads, which is inside; `None` when that is nowhere.
+    fn resolve(&self, path: &Path) -> Result<Option<PathBuf>, String> {
+        let plain = |part| matches!(part, Component::Normal(_));
+        if !path.components().all(plain) {
+            return Err(format!("{} leads out of the directory", shown(path)));
+        }
+        match std::fs::canonicalize(self.root.join(path)) {
+            Ok(inside) if inside.starts_with(&self.root) => Ok(Some(inside)),
+            Ok(_) => Err(format!("{} leads out of the directory", shown(path))),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                match std::fs::symlink_metadata(self.root.join(path)) {
+                    Ok(_) => Err(format!("{} is a link to nothing", shown(path))),
+                    Err(_) => Ok(None),
+                }
+            }
+            Err(error) => Err(format!("{}: {error}", shown(path))),
+        }
+    }
+}
+
+/// The text of one file of at most `largest` bytes; what is no file is not waited for.
+pub(super) fn text_of(path: &Path, largest: u64) -> Result<Secret, String> {
+    const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let failed = |what: &str| format!("{}: {what}", shown(path));
+    let mut options = OpenOptions::new();
+    let file = options.read(true).custom_flags(NONBLOCK).open(path);
+    let file = file.map_err(|error| failed(&error.to_string()))?;
+    let is_file = file.metadata().is_ok_and(|found| found.is_file());
+    if !is_file {
+        return Err(failed("it is no file"));
+    }
+    let mut text = String::new();
+    let read = file.take(largest + 1).read_to_string(&mut text);
+    let text = Secret::new(text);
+    match read {
+        Ok(length) if length as u64 > largest => Err(failed("it is too large")),
+        Ok(_) => Ok(text),
+        Err(error) => Err(failed(&error.to_string())),
+    }
+}
+
+fn shown(path: &Path) -> String {
+    printable(&path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn nothing_outside_is_read_and_nothing_that_is_no_text() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        std::fs::create_dir(at("in")).unwrap();
+        std::fs::write(at("secret"), "outside").unwrap();
+        symlink("../secret", at("in/out")).unwrap();
+        symlink("/etc/passwd", at("in/away")).unwrap();
+        symlink("nowhere", at("in/broken")).unwrap();
+        symlink("there", at("in/inside")).unwrap();
+        symlink(".", at("in/circle")).unwrap();
+        std::fs::write(at("in/there"), "text").unwrap();
+        std::fs::write(at("in/binary"), [0xff, 0]).unwrap();
+        std::fs::write(at("in/huge"), vec![b'x'; 1 + (1 << 20)]).unwrap();
+        let tree = Tree::open(&at("in")).unwrap();
+        for (path, why) in [
+            ("out", "leads out"),
+            ("away", "leads out"),
+            ("../secret", "leads out"),
+            ("/etc/passwd", "leads out"),
+            ("broken", "link to nothing"),
+            ("binary", "UTF-8"),
+            ("huge", "too large"),
+            ("circle", "no file"),
+            ("there/below", "Not a directory"),
+            ("a\0b", ""),
+        ] {
+            let error = tree.text(path).unwrap_err();
+            assert!(error.contains(why), "{path}: {error}");
+        }
+        assert!(tree.text("absent").unwrap().is_none());
+        assert_eq!(tree.text("inside").unwrap().unwrap().expose(), "text");
+        assert_eq!(tree.directories_with("", "there", 4), [PathBuf::new()]);
+        assert_eq!(tree.names("../").len(), 0);
+        assert!(Tree::open(&at("secret")).is_err());
+        assert!(Tree::open(&at("absent")).is_err());
+    }
+}
