@@ -10,6 +10,8 @@
 mod acme_sh;
 mod caddy;
 mod certbot;
+#[cfg(test)]
+mod fixture;
 mod hook;
 mod lego;
 mod lines;

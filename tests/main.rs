@@ -13,6 +13,7 @@ mod faults;
 mod handover;
 mod harden;
 mod house;
+mod import;
 mod install;
 mod kill;
 mod partial;

@@ -501,6 +501,25 @@ pub(super) async fn recall(call: &Call, configured: &Settings) -> Result<Vec<Rec
     Ok(recalled)
 }
 
+/// Adds the certificates that were taken over from another client and are not
+/// configured: whoever takes them over wants them kept. One that cannot be kept is
+/// told and holds up no other.
+pub(super) async fn keep_imported(call: &Call, configured: &mut Settings) -> Result<(), Failure> {
+    let stored = as_stored(configured).await;
+    let is_imported = |lineage: &Lineage| {
+        let mut all = stored.iter();
+        all.any(|one| one.lineage == *lineage && one.imported.is_some())
+    };
+    let recalled = recall(call, configured).await?.into_iter();
+    for (lineage, settings) in recalled.filter(|(lineage, _)| is_imported(lineage)) {
+        match settings {
+            Ok(settings) => configured.certificates.push(settings),
+            Err(failure) => tracing::error!(%lineage, "it is not kept: {}", failure.in_a_line()),
+        }
+    }
+    Ok(())
+}
+
 /// The settings of every stored certificate that `configured` does not name, as they
 /// are stored, where that can be read.
 pub(super) async fn as_stored(configured: &Settings) -> Vec<CertificateSettings> {

@@ -14,7 +14,7 @@ use super::Call;
 use super::control::Control;
 use super::harden;
 use super::output::Failure;
-use super::parts::{Factory, listener, open_store, settings};
+use super::parts::{Factory, keep_imported, listener, open_store, settings};
 use crate::challenge::responses::Responses;
 use crate::config::{ChallengeSettings, Purpose, Settings, Sources};
 use crate::manage::Certificate;
@@ -25,7 +25,8 @@ use crate::observe::admin::{self, Shown};
 /// Keeps every certificate issued, renewed, deployed and proven until SIGTERM.
 pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
-    let settings = settings(&call, &Purpose::All)?;
+    let mut settings = settings(&call, &Purpose::All)?;
+    keep_imported(&call, &mut settings).await?;
     let responses = Responses::default();
     let handed = call.environment.contains_key("LISTEN_FDS");
     let listener = listener(&call, &settings, &responses)?;
@@ -81,10 +82,11 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let reload = async || {
         let sources = Sources::read(&call.options, &call.environment);
         let read = sources.settings(&Purpose::All);
-        let read = read.map_err(|problems| {
+        let mut read = read.map_err(|problems| {
             let failure = Failure::configuration(problems);
             factory.reach.behind(failure, &sources.files())
         })?;
+        keep_imported(&call, &mut read).await?;
         if !handed && !covers(settings.http_listen(), read.http_listen()) {
             let message = "where challenges are answered changes with a restart only";
             return Err(Failure::usage(message, "restart certs run"));

@@ -191,3 +191,6 @@ fn account(tree: &Tree, place: &Path) -> Result<Account, String> {
         email: conf.value("CA_EMAIL").and_then(super::address),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -116,3 +116,6 @@ fn json(tree: &Tree, path: &str) -> Result<Value, String> {
     let text = tree.needed(path)?;
     serde_json::from_str(text.expose()).map_err(|_| format!("{} is no JSON", printable(path)))
 }
+
+#[cfg(test)]
+mod tests;

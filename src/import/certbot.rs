@@ -233,3 +233,6 @@ fn account(tree: &Tree, place: &Path, name: String, server: &Path) -> Result<Acc
         email: super::email(&registered["body"]["contact"]),
     })
 }
+
+#[cfg(test)]
+mod tests;

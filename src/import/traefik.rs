@@ -91,3 +91,6 @@ fn certificate(one: &Value, resolver: &str, ca: &Ca) -> Result<Certificate, Stri
         remarks: Vec::new(),
     })
 }
+
+#[cfg(test)]
+mod tests;

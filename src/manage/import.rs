@@ -143,3 +143,6 @@ fn record_of(
     });
     record
 }
+
+#[cfg(test)]
+mod tests;
