@@ -12,6 +12,8 @@ mod caddy;
 mod certbot;
 #[cfg(test)]
 mod fixture;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod hook;
 mod lego;
 mod lines;

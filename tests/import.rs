@@ -8,8 +8,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use certs::certificate::Secret;
+use certs::time::{Clock, SystemClock};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -202,7 +206,6 @@ impl certs::acme::Observer for Seen {
 /// it refuses a second one (RFC 9773 section 5).
 async fn is_replaced(pebble: &Pebble, account: &str, replaced: &str, facts: &Value) -> bool {
     use certs::acme::{AccountOptions, Client, Https, Issuer, Options};
-    use certs::time::{Clock, SystemClock};
     let root = std::fs::read(pebble.path("root.pem")).unwrap();
     let seen = Arc::new(Seen::default());
     let client = Client::new(Options {
@@ -332,14 +335,13 @@ async fn what_certbot_keeps_is_taken_over_and_renewed_with_its_rsa_account() {
     assert_eq!(told, "example.com www.example.com\n".repeat(3));
 }
 
-/// Says of a certificate that its CA wants it renewed at once.
+/// Says of a certificate that its CA wants it renewed in a moment.
 async fn call_back(pebble: &Pebble, certificate: &Path) {
     use certs::acme::{Exchange, Https};
     let root = std::fs::read(pebble.path("root.pem")).unwrap();
     let pem = std::fs::read_to_string(certificate).unwrap();
-    let window = json!({"suggestedWindow": {
-        "start": "2020-01-01T00:00:00Z", "end": "2020-01-02T00:00:00Z",
-    }});
+    let at = |seconds| (SystemClock.now() + Duration::from_secs(seconds)).to_string();
+    let window = json!({"suggestedWindow": {"start": at(8), "end": at(20)}});
     let body = json!({"Certificate": pem, "ARIResponse": window.to_string()});
     let url = format!("https://localhost:{}/set-renewal-info/", pebble.management);
     let request = http::Request::post(url)
@@ -369,13 +371,13 @@ async fn certs_run_keeps_what_was_taken_over_and_renews_it_when_its_ca_says_so()
     command.env("CERTS_ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
     let log = std::fs::File::create(pebble.path("run.log")).unwrap();
     let sidecar = Running::start_logging(&mut command, log.into());
-    // What is called back is renewed within five minutes, spread at random.
     let about = || record(&pebble, "example.com")["issued"].clone();
     let drawn = || about()["renewal"]["window"].is_object();
     until("the window of its CA", drawn);
     let other = || record(&pebble, "b.example.com")["deployed"]["files"] == 1;
     until("the hand-over of the other", other);
-    let within = std::time::Duration::from_secs(330);
+    // Where the moment has passed meanwhile it is within five minutes, at random.
+    let within = Duration::from_secs(330);
     until_within("the renewal", within, || about()["generation"] == 2);
     assert_eq!(record(&pebble, "b.example.com")["issued"]["generation"], 1);
     assert_eq!(account(&pebble), known);
@@ -484,11 +486,7 @@ async fn what_caddy_keeps_is_taken_over() {
     let directory = directory.replace([':', '/'], "-");
     let about = storage.join(format!("certificates/{directory}/{name}/{name}.json"));
     let issued = || about.exists();
-    until_within(
-        "Caddy's certificate",
-        std::time::Duration::from_secs(60),
-        issued,
-    );
+    until_within("Caddy's certificate", Duration::from_secs(60), issued);
     running.signal(rustix::process::Signal::TERM);
     until("Caddy's end", || running.has_ended());
     assert!(!listens(https));
@@ -501,4 +499,93 @@ async fn what_caddy_keeps_is_taken_over() {
     let account = json["location"].as_str().unwrap();
     let path = storage.display().to_string();
     is_taken_over(&pebble, &["caddy", &path], &storage, name, account).await;
+}
+
+/// A certificate and an account of Pebble, for state that is laid out by hand: the
+/// account's key in DER and its URL, and the directory of the pair.
+fn issued(pebble: &Pebble, name: &str) -> (Vec<u8>, String, PathBuf) {
+    let client = pebble.path("client");
+    let mut command = certs(&client);
+    command
+        .env("CERTS_CA_ROOT", pebble.path("root.pem"))
+        .env(
+            "CERTS_HTTP_LISTEN",
+            format!("127.0.0.1:{}", pebble.http_port),
+        )
+        .args(["issue", name, "--ca", &pebble.directory_url()])
+        .arg("--agree-tos");
+    run(&mut command, 0);
+    let accounts = std::fs::read_dir(client.join("data/accounts")).unwrap();
+    let file = accounts.map(|file| file.unwrap().path()).next().unwrap();
+    let account: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    let key = account["key_pkcs8"].as_str().unwrap();
+    let key = BASE64_URL_SAFE_NO_PAD.decode(key).unwrap();
+    let url = account["id"].as_str().unwrap().to_owned();
+    (key, url, client.join("out/live").join(name))
+}
+
+fn pem(der: &[u8]) -> String {
+    let text = BASE64_STANDARD.encode(der);
+    format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n")
+}
+
+#[tokio::test]
+async fn what_acme_sh_keeps_is_taken_over() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    let name = "sh.example.com";
+    let (key, url, live) = issued(&pebble, name);
+    let home = pebble.path(".acme.sh");
+    let ca = pebble.directory_url().replace("https://", "");
+    let (own, account) = (home.join(format!("{name}_ecc")), home.join("ca").join(&ca));
+    std::fs::create_dir_all(&own).unwrap();
+    std::fs::create_dir_all(&account).unwrap();
+    std::fs::write(account.join("account.key"), pem(&key)).unwrap();
+    let conf = format!("CA_EMAIL='owner@example.com'\nACCOUNT_URL='{url}'\n");
+    std::fs::write(account.join("ca.conf"), conf).unwrap();
+    let conf = format!(
+        "Le_Domain='{name}'\nLe_Alt='no'\nLe_Webroot='no'\nLe_HTTPPort='{}'\nLe_API='{}'\n\
+         Le_Keylength='ec-256'\nLe_ReloadCmd='__ACME_BASE64__START_{}__ACME_BASE64__END_'\n",
+        pebble.http_port,
+        pebble.directory_url(),
+        BASE64_STANDARD.encode("systemctl reload nginx"),
+    );
+    std::fs::write(own.join(format!("{name}.conf")), conf).unwrap();
+    std::fs::copy(live.join("privkey.pem"), own.join(format!("{name}.key"))).unwrap();
+    std::fs::copy(live.join("fullchain.pem"), own.join("fullchain.cer")).unwrap();
+    // It is found where it usually is.
+    let mut command = here(&pebble, &["import", "acme.sh", "--dry-run"]);
+    let told = run(command.env("HOME", pebble.path("")), 0);
+    assert!(told.contains("import again with --deploy nginx"), "{told}");
+    let path = home.display().to_string();
+    is_taken_over(&pebble, &["acme.sh", &path], &home, name, &url).await;
+    assert_eq!(options(&pebble, name)["reuse_key"], true);
+}
+
+#[tokio::test]
+async fn what_traefik_keeps_is_taken_over_once_its_ca_is_named() {
+    let Some(pebble) = Pebble::start(5) else {
+        return;
+    };
+    let name = "traefik.example.com";
+    let (key, url, live) = issued(&pebble, name);
+    let encoded = |file: &str| BASE64_STANDARD.encode(std::fs::read(live.join(file)).unwrap());
+    let state = json!({"le": {
+        "Account": {
+            "Email": "owner@example.com", "KeyType": "EC256", "PrivateKey": BASE64_STANDARD.encode(&key),
+            "Registration": {"body": {"status": "valid"}, "uri": url},
+        },
+        "Certificates": [{
+            "domain": {"main": name}, "Store": "default",
+            "certificate": encoded("fullchain.pem"), "key": encoded("privkey.pem"),
+        }],
+    }});
+    let directory = pebble.path("traefik");
+    std::fs::create_dir(&directory).unwrap();
+    std::fs::write(directory.join("acme.json"), state.to_string()).unwrap();
+    let path = directory.join("acme.json").display().to_string();
+    let ca = pebble.directory_url();
+    let arguments = ["traefik", &path, "--ca", &ca];
+    is_taken_over(&pebble, &arguments, &directory, name, &url).await;
 }

@@ -30,6 +30,7 @@ mod support;
 mod surroundings;
 mod swaps;
 mod systemd;
+mod takeover;
 mod targets;
 mod told;
 mod usage;

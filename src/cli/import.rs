@@ -60,7 +60,7 @@ impl Source {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Nothing is ordered, and the source is only read. certs run and certs renew then keep what was taken, \
-    each when it is due. Once more it changes nothing: what is newer here stays.\n\n\
+    each when it is due. Once more it changes nothing but what its own options say: what is newer here stays.\n\n\
     Exit codes: 0 every certificate and account of the source is here, 2 that is no place of this client (nothing \
     was written), 8 some could not be taken, each named with its reason, or the store or an output could not be used"
 )]
@@ -90,6 +90,14 @@ pub struct Import {
     pub verify: Vec<String>,
 }
 
+impl Import {
+    fn says_how(&self) -> bool {
+        let lists = [&self.deploy, &self.verify];
+        let texts = [&self.ca_root, &self.webroot];
+        lists.iter().any(|list| !list.is_empty()) || texts.iter().any(|text| text.is_some())
+    }
+}
+
 /// Takes over what is found.
 pub(super) async fn import(call: &Call, options: &Import) -> Result<(), Failure> {
     let process = call.sources.process_settings();
@@ -116,6 +124,7 @@ pub(super) async fn import(call: &Call, options: &Import) -> Result<(), Failure>
         named,
         report: Report::new(call, options.dry_run),
         target,
+        insists: options.says_how(),
         now: SystemClock.now(),
     };
     work.take(found).await;
@@ -171,6 +180,8 @@ struct Work<'a> {
     named: Option<Directory>,
     report: Report<'a>,
     target: Target,
+    /// Whether the command line says how they are renewed.
+    insists: bool,
     now: Timestamp,
 }
 
@@ -291,6 +302,7 @@ impl Work<'_> {
                 profile: settings.profile,
                 bundle: one.bundle,
                 options,
+                insists: self.insists,
             })
         });
         let subject = format!("certificate {lineage}");

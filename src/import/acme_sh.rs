@@ -76,7 +76,7 @@ fn certificate(tree: &Tree, directory: &str, is_second: bool) -> Result<Certific
     })
 }
 
-fn renewal(conf: &Assignments, remarks: &mut Vec<Remark>) -> Renewal {
+pub(super) fn renewal(conf: &Assignments, remarks: &mut Vec<Remark>) -> Renewal {
     let mut renewal = Renewal {
         proof: proof(conf, remarks),
         preferred_chain: conf.value("Le_Preferred_Chain").and_then(decoded),

@@ -74,7 +74,7 @@ fn certificate(tree: &Tree, name: &str) -> Result<Certificate, String> {
     })
 }
 
-fn renewal(ini: &Ini, remarks: &mut Vec<Remark>) -> Renewal {
+pub(super) fn renewal(ini: &Ini, remarks: &mut Vec<Remark>) -> Renewal {
     let setting = |name: &str| ini.value(SETTINGS, name);
     let is_on = |name: &str| setting(name) == Some("True");
     let profile = setting("required_profile").or_else(|| setting("preferred_profile"));

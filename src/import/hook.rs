@@ -21,7 +21,7 @@ pub(super) fn take(setting: &str, command: &str, renewal: &mut Renewal, remarks:
     let first = printable_within(first, 60);
     let instead = better_word(command).map_or_else(
         || "put it into a program of its own and name that with --deploy exec:/PROGRAM".to_owned(),
-        |word| format!("import again with --deploy {word}, which proves that it worked"),
+        |word| format!("import again with --deploy {word}"),
     );
     let why = "no shell is run here, and it is more than the path of a program";
     remarks.push(Remark::not_taken(
@@ -87,13 +87,13 @@ mod tests {
             Ok("/usr/local/bin/reload-all".into())
         );
         for (command, word) in [
-            ("systemctl reload nginx", "--deploy nginx,"),
+            ("systemctl reload nginx", "--deploy nginx"),
             (
                 "/bin/systemctl restart apache2.service",
-                "--deploy systemd:apache2.service,",
+                "--deploy systemd:apache2.service",
             ),
-            ("sudo service postfix reload", "--deploy postfix,"),
-            ("nginx -s reload", "--deploy nginx,"),
+            ("sudo service postfix reload", "--deploy postfix"),
+            ("nginx -s reload", "--deploy nginx"),
             ("reload.sh", "--deploy exec:/PROGRAM"),
             ("/bin/a && /bin/b", "--deploy exec:/PROGRAM"),
             ("systemctl reload $(id)", "--deploy exec:/PROGRAM"),

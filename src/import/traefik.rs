@@ -22,10 +22,14 @@ pub(super) fn read(path: &Path) -> Result<Found, String> {
     let path = if path.is_dir() { &inside } else { path };
     let text = text_of(path, LARGEST)?;
     let no_state = || format!("{} is no acme.json of Traefik", path.display());
-    let resolvers: Value = serde_json::from_str(text.expose()).map_err(|_| no_state())?;
-    let resolvers = resolvers.as_object().ok_or_else(no_state)?;
+    parse(text.expose()).ok_or_else(no_state)
+}
+
+/// What stands in the file; `None` when it is another.
+pub(super) fn parse(text: &str) -> Option<Found> {
+    let resolvers: Value = serde_json::from_str(text).ok()?;
     let mut found = Found::default();
-    for (name, resolver) in resolvers {
+    for (name, resolver) in resolvers.as_object()? {
         let account = &resolver["Account"];
         if account.is_null() && resolver["Certificates"].is_null() {
             let text = "there is neither an account nor a certificate in it";
@@ -64,7 +68,7 @@ pub(super) fn read(path: &Path) -> Result<Found, String> {
                     from there to certs with --http-listen";
         found.remarks.push(Remark::by_hand("Traefik", text));
     }
-    Ok(found)
+    Some(found)
 }
 
 fn certificate(one: &Value, resolver: &str, ca: &Ca) -> Result<Certificate, String> {

@@ -26,6 +26,8 @@ pub struct Foreign {
     pub bundle: Bundle,
     /// How it is renewed, for [`Store::save_options`].
     pub options: String,
+    /// Whether the owner has said that, so that it holds for one that is here, too.
+    pub insists: bool,
 }
 
 /// What becomes of it.
@@ -33,10 +35,15 @@ pub struct Foreign {
 pub enum Taken {
     /// It is this generation now, to be renewed then.
     Stored(Generation, Timestamp),
-    /// It is here already.
-    Here(Generation),
-    /// A newer one is here.
-    Newer(Generation),
+    /// It is here already, or a newer one is.
+    Here {
+        /// Which one.
+        generation: Generation,
+        /// Whether that is a newer one.
+        newer: bool,
+        /// Whether it is renewed in another way from here on.
+        resettled: bool,
+    },
     /// What is here is for other names.
     OtherNames(Vec<Identifier>),
 }
@@ -56,7 +63,7 @@ pub async fn take(
     let lineage = &foreign.lineage;
     let _lease = store.lease(lineage).await?;
     let stored = store.load(lineage).await?;
-    let taken = foresee(stored.as_ref().map(|(record, _)| record), foreign, random);
+    let mut taken = foresee(stored.as_ref().map(|(record, _)| record), foreign, random);
     match taken {
         Taken::Stored(generation, at) => {
             if store.options(lineage).await?.is_none() {
@@ -68,18 +75,39 @@ pub async fn take(
             store.save(&record, revision, Some(&foreign.bundle)).await?;
             output.publish(lineage, generation, &foreign.bundle)?;
         }
-        Taken::Here(generation) if output.live(lineage).is_none() => {
-            output.publish(lineage, generation, &foreign.bundle)?;
+        Taken::Here {
+            generation,
+            newer,
+            ref mut resettled,
+        } => {
+            if !newer && output.live(lineage).is_none() {
+                output.publish(lineage, generation, &foreign.bundle)?;
+            }
+            *resettled = resettle(store, foreign).await?;
         }
-        _ => {}
+        Taken::OtherNames(_) => {}
     }
     Ok(taken)
+}
+
+async fn resettle(store: &dyn Store, foreign: &Foreign) -> Result<bool, ManageError> {
+    let (lineage, options) = (&foreign.lineage, &foreign.options);
+    if !foreign.insists || store.options(lineage).await?.as_ref() == Some(options) {
+        return Ok(false);
+    }
+    store.save_options(lineage, options).await?;
+    Ok(true)
 }
 
 /// What would become of it beside `record`; nothing is written.
 #[must_use]
 pub fn foresee(record: Option<&Record>, foreign: &Foreign, random: &dyn Random) -> Taken {
     let facts = foreign.bundle.facts();
+    let here = |generation, newer| Taken::Here {
+        generation,
+        newer,
+        resettled: false,
+    };
     let stored = |generation| Taken::Stored(generation, share_of_life(facts, random));
     let Some(record) = record else {
         return stored(Generation(1));
@@ -87,7 +115,7 @@ pub fn foresee(record: Option<&Record>, foreign: &Foreign, random: &dyn Random) 
     if let Some(issued) = &record.issued
         && issued.facts.fingerprint == facts.fingerprint
     {
-        return Taken::Here(issued.generation);
+        return here(issued.generation, false);
     }
     if record.identifiers != facts.identifiers {
         return Taken::OtherNames(record.identifiers.iter().cloned().collect());
@@ -95,7 +123,7 @@ pub fn foresee(record: Option<&Record>, foreign: &Foreign, random: &dyn Random) 
     match &record.issued {
         None => stored(Generation(1)),
         Some(issued) if is_newer(facts, &issued.facts) => stored(issued.generation.next()),
-        Some(issued) => Taken::Newer(issued.generation),
+        Some(issued) => here(issued.generation, true),
     }
 }
 

@@ -95,14 +95,19 @@ impl<'a> Report<'a> {
                 );
                 self.line(Word::Taken, subject, &text);
             }
-            Taken::Here(generation) => {
+            Taken::Here {
+                generation,
+                newer,
+                resettled,
+            } => {
                 self.here += 1;
-                let text = format!("generation {generation} in {live}, valid to {not_after}");
-                self.line(Word::Here, subject, &text);
-            }
-            Taken::Newer(generation) => {
-                self.here += 1;
-                let text = format!("a newer one, generation {generation} in {live}, which stays");
+                let mut text = match newer {
+                    true => format!("a newer one, generation {generation} in {live}, which stays"),
+                    false => format!("generation {generation} in {live}, valid to {not_after}"),
+                };
+                if *resettled {
+                    text.push_str("; it is renewed and handed over as this command says");
+                }
                 self.line(Word::Here, subject, &text);
             }
             Taken::OtherNames(names) => {

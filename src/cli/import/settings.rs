@@ -78,7 +78,7 @@ pub(super) fn of(
     prove(&mut settings, renewal.proof.as_ref(), remarks);
     hand_over(&mut settings, renewal.nginx, &renewal.programs, remarks);
     if account.is_none() && one.directory.is_public() && !settings.ca.agree_tos {
-        let text = "no account of its CA is in the source: its renewal needs agree_tos = true or \
+        let text = "no account of its CA is in the source: its renewal needs \
                     CERTS_AGREE_TOS=true, and makes one";
         remarks.push(not_taken("its account", text));
     }

@@ -1,3 +1,5 @@
+//! What is read of Caddy's state, and what is said of the rest.
+
 use super::super::fixture::{broken, found};
 use super::*;
 

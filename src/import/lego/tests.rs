@@ -1,3 +1,5 @@
+//! What is read of lego's state, and what is said of the rest.
+
 use super::super::fixture::{broken, found, laid_out};
 use super::super::read as read_any;
 use super::*;

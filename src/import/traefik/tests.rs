@@ -1,3 +1,5 @@
+//! What is read of Traefik's state, and what is said of the rest.
+
 use super::super::fixture::{broken, laid_out};
 use super::super::{Tool, read as read_any};
 use super::*;

@@ -1,3 +1,5 @@
+//! What becomes of a certificate that another client has issued, beside what is here.
+
 use std::time::Duration;
 
 use super::*;
@@ -13,6 +15,16 @@ use crate::store::memory::MemoryStore;
 
 const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
 const DAY: Duration = Duration::from_secs(86_400);
+const HERE: Taken = Taken::Here {
+    generation: Generation(1),
+    newer: false,
+    resettled: false,
+};
+const NEWER: Taken = Taken::Here {
+    generation: Generation(1),
+    newer: true,
+    resettled: false,
+};
 const CA: &str = "https://ca.example/dir";
 
 fn foreign(names: &[&str], not_before: Timestamp) -> Foreign {
@@ -34,6 +46,7 @@ fn foreign(names: &[&str], not_before: Timestamp) -> Foreign {
         profile: Some("tlsserver".to_owned()),
         bundle: Bundle::new(key, &chain, &names, START, Freshness::Stored).unwrap(),
         options: "{\"of\": \"the client\"}".to_owned(),
+        insists: false,
     }
 }
 
@@ -99,8 +112,25 @@ async fn it_is_the_first_generation_live_unproven_and_not_due() {
     assert_eq!(next(&proven, START, &SeededRandom::new(1)), Next::Wait(at));
     assert!(at > START + DAY * 50 && at < START + DAY * 65);
     // Once more it changes nothing.
-    assert_eq!(house.take(&one).await.unwrap(), Taken::Here(Generation(1)));
+    assert_eq!(house.take(&one).await.unwrap(), HERE);
     assert_eq!(house.record().await, (record, revision));
+}
+
+#[tokio::test]
+async fn what_the_owner_says_holds_for_one_that_is_here() {
+    let (house, mut one) = (House::new(), foreign(&["a.example"], START));
+    house.take(&one).await.unwrap();
+    one.options = "another way".to_owned();
+    assert_eq!(house.take(&one).await.unwrap(), HERE);
+    let options = house.store.options(&one.lineage).await.unwrap();
+    assert_ne!(options.as_ref(), Some(&one.options));
+    one.insists = true;
+    for resettled in [true, false] {
+        let taken = house.take(&one).await.unwrap();
+        assert!(matches!(taken, Taken::Here { resettled: now, .. } if now == resettled));
+        let options = house.store.options(&one.lineage).await.unwrap();
+        assert_eq!(options.as_ref(), Some(&one.options));
+    }
 }
 
 #[tokio::test]
@@ -108,7 +138,7 @@ async fn what_a_crash_left_unpublished_is_published_by_the_next_try() {
     let (house, one) = (House::new(), foreign(&["a.example"], START));
     house.take(&one).await.unwrap();
     std::fs::remove_dir_all(house.output.live_path_of_all()).unwrap();
-    assert_eq!(house.take(&one).await.unwrap(), Taken::Here(Generation(1)));
+    assert_eq!(house.take(&one).await.unwrap(), HERE);
     assert_eq!(house.output.live(&one.lineage), Some(Generation(1)));
 }
 
@@ -122,10 +152,7 @@ async fn a_newer_one_stays_and_an_older_one_is_followed() {
         .await
         .unwrap();
     let older = foreign(&["a.example"], START - DAY * 2);
-    assert_eq!(
-        house.take(&older).await.unwrap(),
-        Taken::Newer(Generation(1))
-    );
+    assert_eq!(house.take(&older).await.unwrap(), NEWER);
     let newer = foreign(&["a.example"], START);
     let taken = house.take(&newer).await.unwrap();
     assert!(
