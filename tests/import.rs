@@ -333,6 +333,14 @@ async fn what_certbot_keeps_is_taken_over_and_renewed_with_its_rsa_account() {
     // It was run by certbot, by the pass that handed it over, and by the renewal.
     let told = std::fs::read_to_string(format!("{hook}.log")).unwrap();
     assert_eq!(told, "example.com www.example.com\n".repeat(3));
+    // A command about it does not take it from `certs run`.
+    assert_eq!(settings["imported"], "certbot");
+    let ca = pebble.directory_url();
+    let arguments = ["issue", "example.com", "www.example.com", "--ca", &ca];
+    let told = run(&mut here(&pebble, &arguments), 0);
+    assert!(told.contains("not due"), "{told}");
+    assert_eq!(options(&pebble, "example.com")["deploy"], json!([]));
+    assert_eq!(options(&pebble, "example.com")["imported"], "certbot");
 }
 
 /// Says of a certificate that its CA wants it renewed in a moment.

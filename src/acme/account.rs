@@ -30,7 +30,7 @@ pub(super) struct Account {
     id: String,
 }
 
-/// The stored form; instant-acme reads it too, once it has an `id`.
+/// The stored form; instant-acme reads it too, once it has an `id` and if its key is on P-256.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Credentials {
     /// The account's URL; none before it is registered.

@@ -211,7 +211,9 @@ impl Factory {
         let (lineage, store) = (&settings.lineage, self.parts.store.as_ref());
         let failed = |error: &ManageError| Failure::of(lineage.as_str(), error);
         let kept = store.options(lineage).await;
-        if kept.map_err(|error| failed(&error.into()))?.is_none() {
+        let kept = kept.map_err(|error| failed(&error.into()))?;
+        let settings = &still_imported(settings, kept.as_deref());
+        if kept.is_none() {
             remember(store, settings).await?;
         }
         let ended = work.await;
@@ -457,6 +459,16 @@ pub(super) async fn serve(listener: Option<Listener>) {
         Some(listener) => listener.serve().await,
         None => std::future::pending().await,
     }
+}
+
+/// A command that works on a certificate that was taken over once does not take it
+/// from `certs run`; a configuration that names it does.
+fn still_imported(settings: &CertificateSettings, kept: Option<&str>) -> CertificateSettings {
+    let mut settings = settings.clone();
+    let kept = kept.and_then(|json| serde_json::from_str::<CertificateSettings>(json).ok());
+    let kept = kept.and_then(|kept| kept.imported);
+    settings.imported = settings.imported.or(kept);
+    settings
 }
 
 /// Keeps the settings that made a certificate, for [`recall`].
