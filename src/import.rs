@@ -216,11 +216,19 @@ impl Remark {
 /// # Errors
 /// Why that is no place where `tool` keeps its state.
 pub fn read(tool: Tool, path: &Path) -> Result<Found, String> {
+    let of_tree = |read: fn(&tree::Tree) -> Result<Found, String>| {
+        let tree = tree::Tree::open(path)?;
+        let mut found = read(&tree)?;
+        let closed = tree.closed().into_iter();
+        let remarks = closed.map(|why| Remark::broken("a directory that cannot be read", why));
+        found.remarks.extend(remarks);
+        Ok::<_, String>(found)
+    };
     let mut found = match tool {
-        Tool::Certbot => certbot::read(&tree::Tree::open(path)?),
-        Tool::AcmeSh => acme_sh::read(&tree::Tree::open(path)?),
-        Tool::Lego => lego::read(&tree::Tree::open(path)?),
-        Tool::Caddy => caddy::read(&tree::Tree::open(path)?),
+        Tool::Certbot => of_tree(certbot::read),
+        Tool::AcmeSh => of_tree(acme_sh::read),
+        Tool::Lego => of_tree(lego::read),
+        Tool::Caddy => of_tree(caddy::read),
         Tool::Traefik => traefik::read(path),
     }?;
     found

@@ -166,3 +166,32 @@ fn a_wrong_place_or_client_is_told_and_nothing_is_written() {
     insta::assert_snapshot!("import-wrong", told);
     assert!(!root.join("data").exists() && !root.join("out").exists());
 }
+
+#[test]
+fn what_may_not_be_read_is_not_taken_for_nothing() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let source = root.join("letsencrypt");
+    letsencrypt(
+        &source,
+        &[("a.example.com", "", &pair(&["a.example.com"], 60))],
+    );
+    let mode = |path: &Path, mode| {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    };
+    mode(root, 0o777);
+    mode(&source.join("renewal"), 0o700);
+    let mut command = certs(root);
+    command.current_dir(root).args(["import", "certbot"]);
+    if rustix::process::geteuid().is_root() {
+        const NOBODY: u32 = 65534;
+        command.uid(NOBODY).gid(NOBODY);
+    } else {
+        mode(&source.join("renewal"), 0);
+    }
+    let told = run(command.arg(&source), 8);
+    mode(&source.join("renewal"), 0o700);
+    assert!(told.contains("renewal: Permission denied"), "{told}");
+}

@@ -1,6 +1,8 @@
 //! One directory, read within bounds and never left: whatever links lead out of
 //! it, whatever is no file, and whatever is too large is refused by name.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -17,6 +19,16 @@ const MOST_ENTRIES: usize = 20_000;
 /// A directory that is read and never left.
 pub(super) struct Tree {
     root: PathBuf,
+    /// Directories that could not be looked into, and why: what they hold is not known
+    /// to be nothing.
+    closed: RefCell<BTreeSet<String>>,
+}
+
+/// Why a path leads nowhere that is read.
+struct Refusal {
+    text: String,
+    /// Whether there may well be something.
+    is_closed: bool,
 }
 
 impl Tree {
@@ -27,7 +39,13 @@ impl Tree {
         if !root.is_dir() {
             return Err(format!("{} is not a directory", path.display()));
         }
-        Ok(Self { root })
+        let closed = RefCell::default();
+        Ok(Self { root, closed })
+    }
+
+    /// The directories that could not be looked into, each with its reason.
+    pub(super) fn closed(&self) -> BTreeSet<String> {
+        self.closed.borrow().clone()
     }
 
     /// Where it is.
@@ -38,7 +56,7 @@ impl Tree {
     /// The text of a file; `None` when there is none of that name.
     pub(super) fn text(&self, path: impl AsRef<Path>) -> Result<Option<Secret>, String> {
         let path = path.as_ref();
-        match self.resolve(path)? {
+        match self.resolve(path).map_err(|refusal| refusal.text)? {
             Some(inside) => text_of(&inside, LARGEST).map(Some),
             None => Ok(None),
         }
@@ -54,10 +72,24 @@ impl Tree {
     /// The names in a directory, sorted; none when there is no such directory. Names
     /// that are no text are nobody's.
     pub(super) fn names(&self, path: impl AsRef<Path>) -> Vec<String> {
-        let Ok(Some(inside)) = self.resolve(path.as_ref()) else {
-            return Vec::new();
+        let path = path.as_ref();
+        let entries = match self.resolve(path) {
+            Ok(Some(inside)) => std::fs::read_dir(inside),
+            Ok(None) => return Vec::new(),
+            Err(refusal) => {
+                let text = Some(refusal.text).filter(|_| refusal.is_closed);
+                self.closed.borrow_mut().extend(text);
+                return Vec::new();
+            }
         };
-        let entries = std::fs::read_dir(inside).into_iter().flatten();
+        let entries = match entries {
+            Err(error) if error.kind() != ErrorKind::NotADirectory => {
+                let text = format!("{}: {error}", shown(path));
+                self.closed.borrow_mut().insert(text);
+                return Vec::new();
+            }
+            entries => entries.into_iter().flatten(),
+        };
         let names = entries.take(MOST_ENTRIES).flatten();
         let names = names.filter_map(|entry| entry.file_name().into_string().ok());
         let mut names: Vec<String> = names.collect();
@@ -96,21 +128,26 @@ impl Tree {
     }
 
     /// Where `path` leads, which is inside; `None` when that is nowhere.
-    fn resolve(&self, path: &Path) -> Result<Option<PathBuf>, String> {
+    fn resolve(&self, path: &Path) -> Result<Option<PathBuf>, Refusal> {
         let plain = |part| matches!(part, Component::Normal(_));
+        let refused = |text: String, is_closed| Err(Refusal { text, is_closed });
+        let away = || format!("{} leads out of the directory", shown(path));
         if !path.components().all(plain) {
-            return Err(format!("{} leads out of the directory", shown(path)));
+            return refused(away(), false);
         }
         match std::fs::canonicalize(self.root.join(path)) {
             Ok(inside) if inside.starts_with(&self.root) => Ok(Some(inside)),
-            Ok(_) => Err(format!("{} leads out of the directory", shown(path))),
+            Ok(_) => refused(away(), false),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 match std::fs::symlink_metadata(self.root.join(path)) {
-                    Ok(_) => Err(format!("{} is a link to nothing", shown(path))),
+                    Ok(_) => refused(format!("{} is a link to nothing", shown(path)), false),
                     Err(_) => Ok(None),
                 }
             }
-            Err(error) => Err(format!("{}: {error}", shown(path))),
+            Err(error) => {
+                let is_closed = error.kind() != ErrorKind::NotADirectory;
+                refused(format!("{}: {error}", shown(path)), is_closed)
+            }
         }
     }
 }
@@ -179,6 +216,11 @@ mod tests {
         assert_eq!(tree.text("inside").unwrap().unwrap().expose(), "text");
         assert_eq!(tree.directories_with("", "there", 4), [PathBuf::new()]);
         assert_eq!(tree.names("../").len(), 0);
+        assert_eq!(tree.names("there").len() + tree.names("absent").len(), 0);
+        assert!(tree.closed().is_empty());
+        // What cannot be looked into is not taken for empty.
+        assert_eq!(tree.names("x".repeat(300)).len(), 0);
+        assert_eq!(tree.closed().len(), 1);
         assert!(Tree::open(&at("secret")).is_err());
         assert!(Tree::open(&at("absent")).is_err());
     }
