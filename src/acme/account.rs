@@ -202,6 +202,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_account_of_another_client_is_asked_for_by_its_key_where_its_url_is_lost() {
+        use super::super::{ForeignKey, foreign_account, is_same_account};
+        let (ca, mut journal) = (FakeCa::new(), Memory::default());
+        let rsa = crate::certificate::KeyType::Rsa2048.generate().unwrap();
+        let key = ForeignKey::Pem(rsa.expose());
+        let foreign = foreign_account("https://ca.test/dir", key, None).unwrap();
+        journal.account = Some(foreign.credentials.clone());
+        ca.client()
+            .issue(pending(&["a.example"]), &mut journal)
+            .await
+            .unwrap();
+        assert_eq!((ca.accounts(), ca.count("new-account")), (1, 1));
+        let stored = journal.account.unwrap();
+        assert!(is_same_account(&stored, &foreign.credentials));
+        let stored: Value = serde_json::from_str(stored.expose()).unwrap();
+        assert_eq!(stored["id"], "https://ca.test/account/0");
+    }
+
+    #[tokio::test]
     async fn a_forgotten_account_is_registered_again_once_with_its_key() {
         let (ca, mut journal) = (FakeCa::new(), Memory::default());
         let client = ca.client();
