@@ -22,6 +22,7 @@ mod fake;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod https;
+mod imported;
 mod jws;
 mod order;
 mod pace;
@@ -38,6 +39,7 @@ pub use client::{Client, Options};
 pub use error::{AcmeError, Cause, ExchangeError, FailedName, Phase};
 pub use exchange::Exchange;
 pub use https::{Https, InProcess};
+pub use imported::{ForeignAccount, ForeignKey, foreign_account, is_same_account};
 pub use pace::Paces;
 
 use crate::certificate::Secret;

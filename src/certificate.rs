@@ -7,6 +7,7 @@
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod kind;
 mod known;
 mod pkcs12;
 

@@ -9,6 +9,7 @@ mod control;
 mod demo;
 mod embedded;
 mod harden;
+pub mod import;
 pub mod install;
 mod issue;
 mod labels;
@@ -119,6 +120,7 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
                 Verb::Status { name, .. } => status::status(&call, name.as_ref()).await,
                 Verb::Config { verb } => config::config(&call, &verb),
                 Verb::Ca(verb) => ca::run(&call, verb).await,
+                Verb::Import(options) => import::import(&call, &options).await,
                 Verb::Install(verb) => install::run(&call, verb),
                 Verb::Hand { errands: false } => harden::apart::keep().await,
                 Verb::Hand { errands: true } => harden::apart::serve().await,

@@ -189,6 +189,9 @@ pub struct CertificateSettings {
     pub deploy: Vec<Spec>,
     /// Where it must be seen served.
     pub verify: Vec<Endpoint>,
+    /// The client that it was taken over from, if no configuration asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imported: Option<String>,
 }
 
 impl CertificateSettings {

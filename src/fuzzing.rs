@@ -30,13 +30,14 @@ pub use record::record;
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is also that of its seeds' directory.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("acme_json", acme_json),
     ("ari", ari),
     ("client_hello", client_hello),
     ("config", config),
     ("haproxy", haproxy),
     ("http1", http1),
+    ("import", import),
     ("labels", labels),
     ("nginx", nginx),
     ("path", path),
@@ -67,6 +68,20 @@ pub fn config(source: &[u8]) {
 /// What HAProxy answers on its runtime socket, to any of our commands.
 pub fn haproxy(answer: &[u8]) {
     deploy::haproxy::fuzzing::answer(answer);
+}
+
+/// A file of another client: settings, a state, or the key of an account.
+pub fn import(bytes: &[u8]) {
+    use acme::ForeignKey::{Der, Jwk, Pem};
+    crate::import::fuzzing::file(bytes);
+    let read = |key| acme::foreign_account("https://ca.example/dir", key, None);
+    let text = String::from_utf8_lossy(bytes);
+    for account in [read(Der(bytes)), read(Pem(&text)), read(Jwk(&text))] {
+        let Ok(account) = account else { continue };
+        // What is taken once is stored, and known again.
+        let same = acme::is_same_account(&account.credentials, &account.credentials);
+        assert!(same);
+    }
 }
 
 /// A key and a chain in PEM, or one certificate in DER.

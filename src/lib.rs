@@ -23,6 +23,7 @@
 //! - [`acme`]: talking to a CA (RFC 8555, RFC 9773).
 //! - [`deploy`]: files for consumers, servers to be told, the proof by handshake.
 //! - [`install`]: an existing nginx: its configuration read, edited and given back.
+//! - [`import`]: what another ACME client keeps on disk, read as it lies there.
 //! - [`tls`]: our own TLS listener, and the pairs it serves.
 //! - [`ca`]: the embedded CA, itself an ACME server.
 //! - [`observe`]: what an operator sees: status, metrics, read-only endpoints.
@@ -83,6 +84,7 @@ pub mod files;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod identifier;
+pub mod import;
 pub mod install;
 pub mod manage;
 pub mod observe;

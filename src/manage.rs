@@ -9,6 +9,7 @@ mod fallback;
 pub mod follow;
 pub mod foresee;
 pub mod front;
+pub mod import;
 pub mod issue;
 mod order;
 mod partial;

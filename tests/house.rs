@@ -28,6 +28,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("store", &[]),
     ("deploy", &[]),
     ("install", &[]),
+    // Pure reading of a stranger's directory: what becomes of it is for others.
+    ("import", &[]),
     ("observe", &[]),
     ("ca", &[]),
     ("challenge", &["store"]),
@@ -61,6 +63,7 @@ const FLOWS: &[&str] = &[
 ];
 
 const ALL: &[&str] = &[
+    "import",
     "install",
     "renew",
     "store",

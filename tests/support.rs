@@ -120,6 +120,7 @@ pub(crate) fn listens(port: u16) -> bool {
 pub(crate) struct Pebble {
     directory: TempDir,
     pub(crate) http_port: u16,
+    pub(crate) management: u16,
     port: u16,
     servers: [Running; 2],
 }
@@ -173,6 +174,7 @@ impl Pebble {
         Some(Self {
             directory,
             http_port,
+            management,
             port,
             servers: [dns, pebble],
         })

@@ -243,6 +243,7 @@ fn every_help_page_is_as_it_was_approved() {
         "ca serve",
         "simulate",
         "install nginx",
+        "import",
     ] {
         let arguments: Vec<&str> = verb.split_whitespace().chain(["--help"]).collect();
         let (output, _) = run(&arguments, &[]);

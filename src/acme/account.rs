@@ -30,15 +30,21 @@ pub(super) struct Account {
     id: String,
 }
 
-/// The stored form; instant-acme reads it too, once it has an `id`.
+/// The stored form; instant-acme reads it too, once it has an `id` and if its key is on P-256.
 #[derive(Serialize, Deserialize)]
-struct Credentials {
+pub(super) struct Credentials {
     /// The account's URL; none before it is registered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    id: Option<String>,
+    pub(super) id: Option<String>,
     /// Base64url.
-    key_pkcs8: Secret,
-    directory: Option<String>,
+    pub(super) key_pkcs8: Secret,
+    pub(super) directory: Option<String>,
+}
+
+/// The key of a stored account.
+pub(super) fn stored_key(credentials: &Secret) -> Option<Secret> {
+    let credentials: Credentials = serde_json::from_str(credentials.expose()).ok()?;
+    Some(credentials.key_pkcs8)
 }
 
 impl Account {
@@ -193,6 +199,25 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(ca.count("new-account"), 0);
+    }
+
+    #[tokio::test]
+    async fn an_account_of_another_client_is_asked_for_by_its_key_where_its_url_is_lost() {
+        use super::super::{ForeignKey, foreign_account, is_same_account};
+        let (ca, mut journal) = (FakeCa::new(), Memory::default());
+        let rsa = crate::certificate::KeyType::Rsa2048.generate().unwrap();
+        let key = ForeignKey::Pem(rsa.expose());
+        let foreign = foreign_account("https://ca.test/dir", key, None).unwrap();
+        journal.account = Some(foreign.credentials.clone());
+        ca.client()
+            .issue(pending(&["a.example"]), &mut journal)
+            .await
+            .unwrap();
+        assert_eq!((ca.accounts(), ca.count("new-account")), (1, 1));
+        let stored = journal.account.unwrap();
+        assert!(is_same_account(&stored, &foreign.credentials));
+        let stored: Value = serde_json::from_str(stored.expose()).unwrap();
+        assert_eq!(stored["id"], "https://ca.test/account/0");
     }
 
     #[tokio::test]

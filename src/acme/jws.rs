@@ -1,22 +1,38 @@
-//! Signed requests (RFC 8555 section 6.2; RFC 7515 flattened JSON): ES256 with
-//! the account's key, and HS256 for the external account binding (section
-//! 7.3.4).
+//! Signed requests (RFC 8555 section 6.2; RFC 7515 flattened JSON): with the
+//! account's key by ES256, or by ES384 or RS256 where it was taken over from
+//! another client, and HS256 for the external account binding (section 7.3.4).
 //!
 //! The key lives in PKCS#8 and in memory; it is never shown.
 
 use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::error::{KeyRejected, Unspecified};
 use aws_lc_rs::hmac;
 use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+use aws_lc_rs::rsa;
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, KeyPair,
+    RSA_PKCS1_SHA256,
+};
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
 /// The key that an account is known by at its CA.
 pub(super) struct AccountKey {
-    pair: EcdsaKeyPair,
+    pair: Pair,
     random: SystemRandom,
 }
+
+/// By its algorithm (RFC 7518 section 3.1).
+enum Pair {
+    Es256(EcdsaKeyPair),
+    Es384(EcdsaKeyPair),
+    Rs256(rsa::KeyPair),
+}
+
+/// The sizes of RSA that CAs take from accounts, in bytes of the modulus.
+const RSA_SIZES: std::ops::RangeInclusive<usize> = 256..=512;
 
 /// How a request names its signer.
 #[derive(Clone, Copy)]
@@ -35,24 +51,115 @@ impl AccountKey {
         Ok(document.as_ref().to_vec())
     }
 
+    /// Reads what [`Self::generate`] has made, or [`Self::to_pkcs8`] has given: P-256,
+    /// P-384, or RSA of 2048 to 4096 bits.
     pub(super) fn from_pkcs8(der: &[u8]) -> Result<Self, KeyRejected> {
-        Ok(Self {
-            pair: EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der)?,
-            random: SystemRandom::new(),
-        })
+        let p256 = || EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der);
+        let p384 = || EcdsaKeyPair::from_pkcs8(&ECDSA_P384_SHA384_FIXED_SIGNING, der);
+        let pair = p256()
+            .map(Pair::Es256)
+            .or_else(|_| p384().map(Pair::Es384))
+            .or_else(|_| rsa::KeyPair::from_pkcs8(der).map(Pair::Rs256))?;
+        match pair {
+            Pair::Rs256(pair) => Self::from_rsa(pair),
+            pair => Ok(Self::of(pair)),
+        }
+    }
+
+    /// A key on the curve P-256 or P-384 in SEC1 (RFC 5915), or PKCS#8.
+    pub(super) fn from_sec1(der: &[u8]) -> Result<Self, KeyRejected> {
+        let p256 = EcdsaKeyPair::from_private_key_der(&ECDSA_P256_SHA256_FIXED_SIGNING, der);
+        let p384 = || EcdsaKeyPair::from_private_key_der(&ECDSA_P384_SHA384_FIXED_SIGNING, der);
+        let pair = p256.map(Pair::Es256);
+        Ok(Self::of(pair.or_else(|_| p384().map(Pair::Es384))?))
+    }
+
+    /// A private number and its public point on the curve of that name (RFC 7518
+    /// section 6.2.1.1).
+    pub(super) fn from_point(curve: &str, number: &[u8], point: &[u8]) -> Option<Self> {
+        let pair = |algorithm| {
+            EcdsaKeyPair::from_private_key_and_public_key(algorithm, number, point).ok()
+        };
+        let pair = match curve {
+            "P-256" => Pair::Es256(pair(&ECDSA_P256_SHA256_FIXED_SIGNING)?),
+            "P-384" => Pair::Es384(pair(&ECDSA_P384_SHA384_FIXED_SIGNING)?),
+            _ => return None,
+        };
+        Some(Self::of(pair))
+    }
+
+    /// An RSA key of a size that CAs take.
+    pub(super) fn from_rsa(pair: rsa::KeyPair) -> Result<Self, KeyRejected> {
+        if RSA_SIZES.contains(&pair.public_modulus_len()) {
+            Ok(Self::of(Pair::Rs256(pair)))
+        } else {
+            Err(KeyRejected::from(Unspecified))
+        }
+    }
+
+    fn of(pair: Pair) -> Self {
+        let random = SystemRandom::new();
+        Self { pair, random }
+    }
+
+    /// As it is stored.
+    pub(super) fn to_pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, Unspecified> {
+        let bytes = match &self.pair {
+            Pair::Es256(pair) | Pair::Es384(pair) => pair.to_pkcs8v1()?.as_ref().to_vec(),
+            Pair::Rs256(pair) => AsDer::<Pkcs8V1Der<'_>>::as_der(pair)?.as_ref().to_vec(),
+        };
+        Ok(Zeroizing::new(bytes))
     }
 
     /// The SHA-256 thumbprint (RFC 7638) in base64url.
     pub(super) fn thumbprint(&self) -> String {
-        // serde_json sorts the members, as the RFC wants them.
-        encode(digest(&SHA256, self.jwk().to_string().as_bytes()).as_ref())
+        thumbprint(&self.jwk())
+    }
+
+    /// What it is, for people.
+    pub(super) fn kind(&self) -> String {
+        match &self.pair {
+            Pair::Es256(_) => "ECDSA P-256".to_owned(),
+            Pair::Es384(_) => "ECDSA P-384".to_owned(),
+            Pair::Rs256(pair) => format!("RSA {}", pair.public_modulus_len() * 8),
+        }
+    }
+
+    fn algorithm(&self) -> &'static str {
+        match &self.pair {
+            Pair::Es256(_) => "ES256",
+            Pair::Es384(_) => "ES384",
+            Pair::Rs256(_) => "RS256",
+        }
     }
 
     fn jwk(&self) -> Value {
-        let point = self.pair.public_key().as_ref();
-        // An uncompressed point: 0x04, then both coordinates.
-        let (x, y) = point.get(1..).unwrap_or_default().split_at(point.len() / 2);
-        json!({"crv": "P-256", "kty": "EC", "x": encode(x), "y": encode(y)})
+        match &self.pair {
+            Pair::Es256(pair) => point("P-256", pair),
+            Pair::Es384(pair) => point("P-384", pair),
+            Pair::Rs256(pair) => {
+                let public = pair.public_key();
+                let (n, e) = (public.modulus(), public.exponent());
+                let number = |bytes: &[u8]| encode(bytes);
+                json!({
+                    "e": number(e.big_endian_without_leading_zero()), "kty": "RSA",
+                    "n": number(n.big_endian_without_leading_zero()),
+                })
+            }
+        }
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Unspecified> {
+        match &self.pair {
+            Pair::Es256(pair) | Pair::Es384(pair) => {
+                Ok(pair.sign(&self.random, message)?.as_ref().to_vec())
+            }
+            Pair::Rs256(pair) => {
+                let mut signature = vec![0; pair.public_modulus_len()];
+                pair.sign(&RSA_PKCS1_SHA256, &self.random, message, &mut signature)?;
+                Ok(signature)
+            }
+        }
     }
 
     /// Proves to the CA that this key belongs to the customer `key_id` there.
@@ -68,6 +175,18 @@ impl AccountKey {
     }
 }
 
+fn thumbprint(jwk: &Value) -> String {
+    // serde_json sorts the members, as the RFC wants them.
+    encode(digest(&SHA256, jwk.to_string().as_bytes()).as_ref())
+}
+
+fn point(curve: &str, pair: &EcdsaKeyPair) -> Value {
+    let point = pair.public_key().as_ref();
+    // An uncompressed point: 0x04, then both coordinates.
+    let (x, y) = point.get(1..).unwrap_or_default().split_at(point.len() / 2);
+    json!({"crv": curve, "kty": "EC", "x": encode(x), "y": encode(y)})
+}
+
 impl Signer<'_> {
     /// The body of a POST to `url`; without `payload` it is a POST-as-GET.
     pub(super) fn sign(
@@ -76,7 +195,7 @@ impl Signer<'_> {
         nonce: &str,
         payload: Option<&Value>,
     ) -> Result<Vec<u8>, Unspecified> {
-        let mut protected = json!({"alg": "ES256", "nonce": nonce, "url": url});
+        let mut protected = json!({"nonce": nonce, "url": url});
         let key = match self {
             Self::Key(key) => {
                 protected["jwk"] = key.jwk();
@@ -87,12 +206,12 @@ impl Signer<'_> {
                 key
             }
         };
+        protected["alg"] = key.algorithm().into();
         let head = encode(protected.to_string().as_bytes());
         let body = payload.map_or_else(String::new, |value| encode(value.to_string().as_bytes()));
         let signed = format!("{head}.{body}");
-        let signature = key.pair.sign(&key.random, signed.as_bytes())?;
-        let jws =
-            json!({"protected": head, "payload": body, "signature": encode(signature.as_ref())});
+        let signature = key.sign(signed.as_bytes())?;
+        let jws = json!({"protected": head, "payload": body, "signature": encode(&signature)});
         Ok(jws.to_string().into_bytes())
     }
 }
@@ -143,6 +262,49 @@ mod tests {
         }
         let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point);
         public.verify(signed.as_bytes(), &signature).unwrap();
+    }
+
+    #[test]
+    fn keys_of_other_clients_sign_by_their_own_algorithm() {
+        use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED, RSA_PKCS1_2048_8192_SHA256};
+        let p384 = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).unwrap();
+        let rsa = rsa::KeyPair::generate(rsa::KeySize::Rsa2048).unwrap();
+        for (key, alg, kind) in [
+            (AccountKey::of(Pair::Es384(p384)), "ES384", "ECDSA P-384"),
+            (AccountKey::from_rsa(rsa).unwrap(), "RS256", "RSA 2048"),
+        ] {
+            // Stored and read again it is the same.
+            let again = AccountKey::from_pkcs8(&key.to_pkcs8().unwrap()).unwrap();
+            assert_eq!((again.jwk(), again.kind().as_str()), (key.jwk(), kind));
+            let signed = Signer::Key(&again).sign("https://ca/x", "n", None).unwrap();
+            let (protected, signed, signature) = parts(&serde_json::from_slice(&signed).unwrap());
+            assert_eq!(protected["alg"], alg);
+            let member = |name: &str| decode(protected["jwk"][name].as_str().unwrap()).unwrap();
+            if alg == "RS256" {
+                let (n, e) = (member("n"), member("e"));
+                let public = aws_lc_rs::rsa::PublicKeyComponents { n: &n, e: &e };
+                public
+                    .verify(&RSA_PKCS1_2048_8192_SHA256, signed.as_bytes(), &signature)
+                    .unwrap();
+            } else {
+                let point = [vec![4], member("x"), member("y")].concat();
+                let public = UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, point);
+                public.verify(signed.as_bytes(), &signature).unwrap();
+            }
+        }
+        let large = rsa::KeyPair::generate(rsa::KeySize::Rsa8192);
+        assert!(AccountKey::from_rsa(large.unwrap()).is_err());
+    }
+
+    /// The example of RFC 7638 section 3.1.
+    #[test]
+    fn the_thumbprint_of_an_rsa_key_is_that_of_the_rfc() {
+        let n = "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw";
+        let jwk = json!({"e": "AQAB", "kty": "RSA", "n": n});
+        assert_eq!(
+            thumbprint(&jwk),
+            "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"
+        );
     }
 
     #[test]

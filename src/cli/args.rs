@@ -118,6 +118,8 @@ pub enum Verb {
     /// Set a server up for TLS
     #[command(subcommand)]
     Install(super::install::Install),
+    /// Take over what another client keeps: certificates, accounts, and how they are renewed; nothing is ordered
+    Import(super::import::Import),
     /// Be a certificate authority for this machine
     #[command(subcommand)]
     Ca(super::ca::Ca),
@@ -325,6 +327,7 @@ impl Arguments {
                 issue.dry_run |= said.flag("dry_run");
             }
             Verb::Renew(renew) => renew.force |= said.flag("force"),
+            Verb::Import(import) => import.dry_run |= said.flag("dry_run"),
             _ => {}
         }
     }
@@ -340,6 +343,12 @@ impl Arguments {
                 options.text("admin.listen", run.admin_listen.as_deref());
                 options.text("docker.host", run.docker_host.as_deref());
                 options.switch("harden", run.harden);
+            }
+            Verb::Import(import) => {
+                options.text("ca_root", import.ca_root.as_deref());
+                options.text("webroot", import.webroot.as_deref());
+                options.list("deploy", &import.deploy);
+                options.list("verify", &import.verify);
             }
             Verb::Config {
                 verb: Config::Check { file: Some(file) },

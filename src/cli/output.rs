@@ -58,6 +58,15 @@ impl Failure {
         }
     }
 
+    /// Some of what another client keeps could not be taken over.
+    pub(super) fn left_behind(message: String) -> Self {
+        let hint = "each is named above with its reason; import again once that is mended: the others stay";
+        Self {
+            code: 8,
+            told: vec![(message, hint.into())],
+        }
+    }
+
     /// The sidecar went away while it worked for us.
     pub(super) fn interrupted(subject: &str, error: &dyn fmt::Display) -> Self {
         let message = format!("{subject}: the running `certs run` did not answer: {error}");

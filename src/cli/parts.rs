@@ -211,7 +211,9 @@ impl Factory {
         let (lineage, store) = (&settings.lineage, self.parts.store.as_ref());
         let failed = |error: &ManageError| Failure::of(lineage.as_str(), error);
         let kept = store.options(lineage).await;
-        if kept.map_err(|error| failed(&error.into()))?.is_none() {
+        let kept = kept.map_err(|error| failed(&error.into()))?;
+        let settings = &still_imported(settings, kept.as_deref());
+        if kept.is_none() {
             remember(store, settings).await?;
         }
         let ended = work.await;
@@ -459,6 +461,16 @@ pub(super) async fn serve(listener: Option<Listener>) {
     }
 }
 
+/// A command that works on a certificate that was taken over once does not take it
+/// from `certs run`; a configuration that names it does.
+fn still_imported(settings: &CertificateSettings, kept: Option<&str>) -> CertificateSettings {
+    let mut settings = settings.clone();
+    let kept = kept.and_then(|json| serde_json::from_str::<CertificateSettings>(json).ok());
+    let kept = kept.and_then(|kept| kept.imported);
+    settings.imported = settings.imported.or(kept);
+    settings
+}
+
 /// Keeps the settings that made a certificate, for [`recall`].
 async fn remember(store: &dyn Store, settings: &CertificateSettings) -> Result<(), Failure> {
     let lineage = &settings.lineage;
@@ -499,6 +511,25 @@ pub(super) async fn recall(call: &Call, configured: &Settings) -> Result<Vec<Rec
         recalled.push((lineage, settings));
     }
     Ok(recalled)
+}
+
+/// Adds the certificates that were taken over from another client and are not
+/// configured: whoever takes them over wants them kept. One that cannot be kept is
+/// told and holds up no other.
+pub(super) async fn keep_imported(call: &Call, configured: &mut Settings) -> Result<(), Failure> {
+    let stored = as_stored(configured).await;
+    let is_imported = |lineage: &Lineage| {
+        let mut all = stored.iter();
+        all.any(|one| one.lineage == *lineage && one.imported.is_some())
+    };
+    let recalled = recall(call, configured).await?.into_iter();
+    for (lineage, settings) in recalled.filter(|(lineage, _)| is_imported(lineage)) {
+        match settings {
+            Ok(settings) => configured.certificates.push(settings),
+            Err(failure) => tracing::error!(%lineage, "it is not kept: {}", failure.in_a_line()),
+        }
+    }
+    Ok(())
 }
 
 /// The settings of every stored certificate that `configured` does not name, as they

@@ -16,7 +16,7 @@ use super::control::Control;
 use super::harden;
 use super::labels::Labels;
 use super::output::Failure;
-use super::parts::{Factory, listener, open_store, settings};
+use super::parts::{Factory, keep_imported, listener, open_store, settings};
 use crate::challenge::responses::Responses;
 use crate::config::{CertificateSettings, ChallengeSettings, Purpose, Settings, Sources};
 use crate::manage::Certificate;
@@ -30,7 +30,8 @@ use crate::observe::admin::{self, Shown};
 /// Keeps every certificate issued, renewed, deployed and proven until SIGTERM.
 pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
-    let configured = settings(&call, &Purpose::All)?;
+    let mut configured = settings(&call, &Purpose::All)?;
+    keep_imported(&call, &mut configured).await?;
     let labels = Labels::open(&configured.data_dir);
     let settings = with_labels(&call.sources, &configured, &labels);
     let responses = Responses::default();
@@ -129,10 +130,11 @@ impl Keeping<'_> {
     async fn reload(&mut self) -> Result<Vec<Certificate>, Failure> {
         let sources = Sources::read(&self.call.options, &self.call.environment);
         let read = sources.settings(&Purpose::All);
-        let read = read.map_err(|problems| {
+        let mut read = read.map_err(|problems| {
             let failure = Failure::configuration(problems);
             self.factory.reach.behind(failure, &sources.files())
         })?;
+        keep_imported(self.call, &mut read).await?;
         if !self.handed && !covers(self.at_start.http_listen(), read.http_listen()) {
             let message = "where challenges are answered changes with a restart only";
             return Err(Failure::usage(message, "restart certs run"));

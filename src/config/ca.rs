@@ -57,6 +57,18 @@ impl Directory {
         self.known().map_or(&self.0, |(_, url, _)| url)
     }
 
+    /// The public CA whose directory is at `host`; `None` when none or several are.
+    #[must_use]
+    pub fn at_host(host: &str) -> Option<Self> {
+        let is_there = |url: &str| {
+            let url = url.parse::<http::Uri>().ok();
+            url.is_some_and(|url| url.host() == Some(host))
+        };
+        let mut there = PUBLIC.into_iter().filter(|(_, url, _)| is_there(url));
+        let (name, ..) = there.next()?;
+        there.next().is_none().then(|| Self(name.to_owned()))
+    }
+
     /// Whether it is the CA inside this process.
     #[must_use]
     pub fn is_embedded(&self) -> bool {
@@ -255,6 +267,14 @@ mod tests {
         assert!(url.is_public());
         assert_eq!(url.staging().unwrap().to_string(), "letsencrypt-staging");
         assert_eq!("zerossl".parse::<Directory>().unwrap().staging(), None);
+    }
+
+    #[test]
+    fn a_host_is_a_public_ca_where_it_has_one_directory() {
+        let at = |host: &str| Directory::at_host(host).map(|ca| ca.to_string());
+        assert_eq!(at("acme.zerossl.com").as_deref(), Some("zerossl"));
+        assert_eq!(at("acme.ssl.com"), None, "it has two");
+        assert_eq!(at("ca.internal"), None);
     }
 
     #[test]

@@ -157,6 +157,7 @@ impl Sources {
             challenge: self.challenge(&layers),
             deploy: self.deploy(pick(&layers, |layer| &layer.deploy), problems),
             verify: value(pick(&layers, |layer| &layer.verify)).unwrap_or_default(),
+            imported: None,
         }
     }
 

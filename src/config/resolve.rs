@@ -114,7 +114,10 @@ impl Sources {
     /// Every problem of that certificate; the others have theirs.
     pub fn remembered(&self, stored: &Remembered) -> Result<CertificateSettings, Vec<Problem>> {
         let mut problems = Problems::default();
-        let certificate = self.checked(&Entry::remembered(stored), &mut problems);
+        let mut certificate = self.checked(&Entry::remembered(stored), &mut problems);
+        if let Remembered::Whole(whole) = stored {
+            certificate.imported.clone_from(&whole.imported);
+        }
         if problems.is_empty() {
             Ok(certificate)
         } else {

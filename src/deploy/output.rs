@@ -54,6 +54,12 @@ impl Output {
         }
     }
 
+    /// Where the live pairs of all certificates stand, each below its name.
+    #[must_use]
+    pub fn live_path_of_all(&self) -> PathBuf {
+        self.root.join("live")
+    }
+
     /// Gives what is written from here on to `owner`.
     #[must_use]
     pub fn owned_by(mut self, owner: Owner) -> Self {

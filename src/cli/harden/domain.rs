@@ -66,7 +66,9 @@ fn tell(status: &RestrictionStatus, places: &Places) -> bool {
             return false;
         }
         LandlockStatus::NotImplemented => {
-            tracing::info!("files and ports are not restricted: this kernel has no Landlock, or what started this process refuses it");
+            tracing::info!(
+                "files and ports are not restricted: this kernel has no Landlock, or what started this process refuses it"
+            );
             return false;
         }
     };

@@ -1,0 +1,206 @@
+//! The account of another client, in the form in which ours are stored. Its key
+//! comes as that client keeps it: PEM, DER, or a JSON Web Key (RFC 7517, RFC 7518
+//! section 6). Nothing is sent: an account whose URL is not known is asked for by
+//! its key when it is used first (RFC 8555 section 7.3).
+
+use aws_lc_rs::rsa;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+use super::account::{Credentials, stored_key};
+use super::jws::{AccountKey, decode, encode};
+use crate::certificate::Secret;
+
+/// In base64url: 8192 bits, which is twice what is taken. Arithmetic with longer ones
+/// takes its time.
+const LONGEST_NUMBER: usize = 1366;
+
+/// An account key as another client keeps it.
+#[derive(Clone, Copy)]
+pub enum ForeignKey<'a> {
+    /// PKCS#8, PKCS#1 or SEC1 in PEM.
+    Pem(&'a str),
+    /// The same in DER.
+    Der(&'a [u8]),
+    /// A private JSON Web Key.
+    Jwk(&'a str),
+}
+
+/// An account of another client.
+pub struct ForeignAccount {
+    /// As the store keeps it.
+    pub credentials: Secret,
+    /// What kind of key it has, for people.
+    pub kind: String,
+}
+
+/// The account with `key` at `ca`; without `url` it is asked for when it is used.
+///
+/// # Errors
+/// Why it is no account of ours; never the key.
+pub fn foreign_account(
+    ca: &str,
+    key: ForeignKey<'_>,
+    url: Option<&str>,
+) -> Result<ForeignAccount, String> {
+    let unusable = || {
+        "its key is neither ECDSA on P-256 or P-384 nor RSA of 2048 to 4096 bits, or is damaged"
+            .to_owned()
+    };
+    let key = read(key).ok_or_else(unusable)?;
+    if let Some(url) = url
+        && super::exchange::https(url).is_err()
+    {
+        return Err("its URL is not an https:// URL".to_owned());
+    }
+    let credentials = Credentials {
+        id: url.map(str::to_owned),
+        key_pkcs8: Secret::new(encode(&key.to_pkcs8().map_err(|_| unusable())?)),
+        directory: Some(ca.to_owned()),
+    };
+    let json = serde_json::to_string(&credentials).map_err(|_| unusable())?;
+    Ok(ForeignAccount {
+        credentials: Secret::new(json),
+        kind: key.kind(),
+    })
+}
+
+/// Whether both stored accounts have one key.
+#[must_use]
+pub fn is_same_account(one: &Secret, other: &Secret) -> bool {
+    stored_key(one).is_some_and(|key| stored_key(other).as_ref() == Some(&key))
+}
+
+fn read(key: ForeignKey<'_>) -> Option<AccountKey> {
+    match key {
+        ForeignKey::Pem(text) => {
+            let key = PrivateKeyDer::from_pem_slice(text.as_bytes()).ok()?;
+            from_der(key.secret_der())
+        }
+        ForeignKey::Der(der) => from_der(der),
+        ForeignKey::Jwk(text) => from_jwk(&serde_json::from_str(text).ok()?),
+    }
+}
+
+fn from_der(der: &[u8]) -> Option<AccountKey> {
+    let pkcs1 = || AccountKey::from_rsa(rsa::KeyPair::from_der(der).ok()?).ok();
+    let pkcs8 = AccountKey::from_pkcs8(der).ok();
+    pkcs8
+        .or_else(pkcs1)
+        .or_else(|| AccountKey::from_sec1(der).ok())
+}
+
+fn from_jwk(jwk: &Value) -> Option<AccountKey> {
+    let number = |name: &str| {
+        let text = jwk[name].as_str()?.trim_end_matches('=');
+        let text = Some(text).filter(|text| text.len() <= LONGEST_NUMBER);
+        Some(Zeroizing::new(decode(text?)?))
+    };
+    match jwk["kty"].as_str()? {
+        "RSA" => {
+            let [n, e, d] = [number("n")?, number("e")?, number("d")?];
+            let (n, e) = (without_zeros(&n), without_zeros(&e));
+            let components = rsa::KeyPairComponents {
+                public_key: rsa::PublicKeyComponents { n, e },
+                d: d.as_slice(),
+                p: &number("p")?,
+                q: &number("q")?,
+                dP: &number("dp")?,
+                dQ: &number("dq")?,
+                qInv: &number("qi")?,
+            };
+            AccountKey::from_rsa(rsa::KeyPair::from_components(&components).ok()?).ok()
+        }
+        "EC" => {
+            let point = [&[4][..], &number("x")?, &number("y")?].concat();
+            AccountKey::from_point(jwk["crv"].as_str()?, &number("d")?, &point)
+        }
+        _ => None,
+    }
+}
+
+fn without_zeros(number: &[u8]) -> &[u8] {
+    let zeros = number.iter().take_while(|byte| **byte == 0).count();
+    number.get(zeros..).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aws_lc_rs::encoding::{AsBigEndian, AsDer, Pkcs8V1Der};
+    use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+    use serde_json::json;
+
+    const CA: &str = "https://ca.example/dir";
+
+    fn kind(key: ForeignKey<'_>) -> Result<String, String> {
+        foreign_account(CA, key, None).map(|account| account.kind)
+    }
+
+    #[test]
+    fn keys_in_every_form_are_read() {
+        let rsa =
+            rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)
+                .unwrap();
+        let p256 = rcgen::KeyPair::generate().unwrap();
+        for (key, expected) in [(&rsa, "RSA 2048"), (&p256, "ECDSA P-256")] {
+            let (pem, der) = (key.serialize_pem(), key.serialize_der());
+            assert_eq!(kind(ForeignKey::Pem(&pem)).as_deref(), Ok(expected));
+            assert_eq!(kind(ForeignKey::Der(&der)).as_deref(), Ok(expected));
+        }
+        // SEC1, as the clients in Go keep theirs.
+        let pair = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).unwrap();
+        let sec1: aws_lc_rs::encoding::EcPrivateKeyRfc5915Der<'_> =
+            pair.private_key().as_der().unwrap();
+        let expected = Ok("ECDSA P-384");
+        assert_eq!(kind(ForeignKey::Der(sec1.as_ref())).as_deref(), expected);
+        let point = pair.public_key().as_ref();
+        let private: aws_lc_rs::encoding::EcPrivateKeyBin<'_> =
+            pair.private_key().as_be_bytes().unwrap();
+        let jwk = json!({
+            "kty": "EC", "crv": "P-384", "d": encode(private.as_ref()),
+            "x": encode(&point[1..49]), "y": encode(&point[49..]),
+        });
+        assert_eq!(kind(ForeignKey::Jwk(&jwk.to_string())).as_deref(), expected);
+    }
+
+    #[test]
+    fn what_is_no_key_of_ours_is_refused() {
+        for key in [
+            ForeignKey::Pem(""),
+            ForeignKey::Pem("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"),
+            ForeignKey::Der(&[]),
+            ForeignKey::Jwk("[]"),
+            ForeignKey::Jwk(
+                r#"{"kty": "RSA", "n": "AA", "e": "AQAB", "d": "AA", "p": "", "q": 7}"#,
+            ),
+            ForeignKey::Jwk(r#"{"kty": "EC", "crv": "P-256", "d": "AA", "x": "AA", "y": "AA"}"#),
+            ForeignKey::Jwk(r#"{"kty": "OKP"}"#),
+        ] {
+            assert!(kind(key).unwrap_err().contains("damaged"));
+        }
+        let small = rsa::KeyPair::generate(rsa::KeySize::Rsa8192).unwrap();
+        let der: Pkcs8V1Der<'_> = small.as_der().unwrap();
+        assert!(kind(ForeignKey::Der(der.as_ref())).is_err());
+        let p256 = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        let plain = foreign_account(CA, ForeignKey::Pem(&p256), Some("http://ca.example/1"));
+        assert!(plain.is_err());
+    }
+
+    #[test]
+    fn accounts_are_told_apart_by_their_keys() {
+        let account = |pem: &str, url| {
+            let account = foreign_account(CA, ForeignKey::Pem(pem), url);
+            account.unwrap().credentials
+        };
+        let pem = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        let other = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        let known = account(&pem, Some("https://ca.example/1"));
+        assert!(is_same_account(&known, &account(&pem, None)));
+        assert!(!is_same_account(&known, &account(&other, None)));
+        let nothing = Secret::new("{}".to_owned());
+        assert!(!is_same_account(&nothing, &nothing));
+    }
+}

@@ -1,0 +1,55 @@
+//! The kind of key that a certificate was made for, so that its renewal gets one of
+//! the same kind.
+
+use x509_parser::public_key::PublicKey;
+
+use super::{Bundle, KeyType, parse};
+
+impl Bundle {
+    /// The kind of its key; `None` when it is one that is not made here.
+    #[must_use]
+    pub fn key_type(&self) -> Option<KeyType> {
+        let leaf = parse(0, self.chain.first()?).ok()?;
+        match leaf.public_key().parsed().ok()? {
+            PublicKey::RSA(key) => match key.key_size() {
+                2048 => Some(KeyType::Rsa2048),
+                3072 => Some(KeyType::Rsa3072),
+                4096 => Some(KeyType::Rsa4096),
+                _ => None,
+            },
+            PublicKey::EC(point) => match point.key_size() {
+                256 => Some(KeyType::EcdsaP256),
+                384 => Some(KeyType::EcdsaP384),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Freshness;
+    use super::*;
+    use crate::identifier::Identifier;
+    use crate::time::{Clock, SystemClock};
+
+    #[test]
+    fn every_kind_that_is_made_here_is_known_again() {
+        let now = SystemClock.now();
+        for kind in [
+            KeyType::EcdsaP256,
+            KeyType::EcdsaP384,
+            KeyType::Rsa2048,
+            KeyType::Rsa3072,
+        ] {
+            let pem = kind.generate().unwrap();
+            let key = rcgen::KeyPair::from_pem(pem.expose()).unwrap();
+            let params = rcgen::CertificateParams::new(vec!["example.com".to_owned()]).unwrap();
+            let chain = params.self_signed(&key).unwrap().pem();
+            let names = [Identifier::parse("example.com").unwrap()].into();
+            let bundle = Bundle::new(pem, &chain, &names, now, Freshness::Any).unwrap();
+            assert_eq!(bundle.key_type(), Some(kind));
+        }
+    }
+}

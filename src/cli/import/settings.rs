@@ -1,0 +1,175 @@
+//! How a certificate that was taken over is renewed: what the command line and the
+//! environment say, then the source, then the configuration's defaults.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use super::Sound;
+use crate::certificate::KeyType;
+use crate::cli::Call;
+use crate::cli::output::Failure;
+use crate::config::{CertificateSettings, ChallengeSettings, Remembered};
+use crate::deploy::spec::Spec;
+use crate::identifier::{Identifier, Lineage};
+use crate::import::{Proof, Remark, Tool, Verdict};
+use crate::text::printable;
+
+/// Stands for a CA whose rules do not matter yet.
+const SOME_CA: &str = "https://ca.invalid/directory";
+
+/// What holds for a certificate of which nothing is known but its names: what can be
+/// proven by HTTP-01, and what its CA signs, is looked at when it is renewed.
+pub(super) fn base(call: &Call, of: Option<&Sound>) -> Result<CertificateSettings, Failure> {
+    let name = Identifier::parse("example.com");
+    let stand_in = name.map_err(|error| Failure::unexpected(error.to_string()))?;
+    let lineage = of.map_or_else(
+        || Lineage::of(&stand_in),
+        |one| one.certificate.lineage.clone(),
+    );
+    let stored = Remembered::Record {
+        lineage,
+        names: vec![stand_in],
+        directory: SOME_CA.parse().ok(),
+        profile: of.and_then(|one| one.certificate.renewal.profile.clone()),
+    };
+    call.sources
+        .remembered(&stored)
+        .map_err(Failure::configuration)
+}
+
+/// The settings of one certificate; `account` is that of its CA, with its e-mail
+/// address. What has no counterpart goes to `remarks`.
+pub(super) fn of(
+    call: &Call,
+    tool: Tool,
+    one: &Sound,
+    account: Option<Option<&str>>,
+    remarks: &mut Vec<Remark>,
+) -> Result<CertificateSettings, Failure> {
+    let mut settings = base(call, Some(one))?;
+    let (facts, renewal) = (one.bundle.facts(), &one.certificate.renewal);
+    settings.names = facts.identifiers.iter().cloned().collect();
+    settings.imported = Some(tool.name().to_owned());
+    let ca = &mut settings.ca;
+    ca.directory = one.directory.clone();
+    // Who has an account there has agreed to its terms.
+    ca.agree_tos |= account.is_some();
+    ca.email = ca
+        .email
+        .take()
+        .or_else(|| account.flatten().map(str::to_owned));
+    ca.preferred_chain = ca
+        .preferred_chain
+        .take()
+        .or_else(|| renewal.preferred_chain.clone());
+    settings.reuse_key |= renewal.reuse_key;
+    settings.partial |= renewal.partial;
+    match one.bundle.key_type() {
+        Some(kind) => settings.key = kind,
+        None => remarks.push(not_taken(
+            "its kind of key",
+            format!(
+                "none such is made here: from its renewal on it is {}",
+                KeyType::default()
+            ),
+        )),
+    }
+    settings.profile = settings.profile.take().or_else(|| profile(one));
+    prove(&mut settings, renewal.proof.as_ref(), remarks);
+    hand_over(&mut settings, renewal.nginx, &renewal.programs, remarks);
+    if account.is_none() && one.directory.is_public() && !settings.ca.agree_tos {
+        let text = "no account of its CA is in the source: its renewal needs \
+                    CERTS_AGREE_TOS=true, and makes one";
+        remarks.push(not_taken("its account", text));
+    }
+    if settings.names.iter().any(Identifier::is_wildcard) {
+        let text = "HTTP-01 cannot prove a wildcard, and this version does not answer DNS-01: it is served to its \
+                    end and NOT renewed; certs renew says so each time (exit 2)";
+        remarks.push(by_hand("its renewal", text));
+    }
+    Ok(settings)
+}
+
+/// Let's Encrypt signs addresses in one profile alone.
+fn profile(one: &Sound) -> Option<String> {
+    let mut names = one.bundle.facts().identifiers.iter();
+    let has_address = names.any(|name| matches!(name, Identifier::Ip(_)));
+    let needs_it = has_address && one.directory.is_letsencrypt();
+    needs_it.then(|| "shortlived".to_owned())
+}
+
+/// What the user has said wins over the source.
+fn prove(settings: &mut CertificateSettings, proof: Option<&Proof>, remarks: &mut Vec<Remark>) {
+    if settings.challenge != ChallengeSettings::Listen(Vec::new()) {
+        return;
+    }
+    match proof {
+        None | Some(Proof::Listen(None)) => {}
+        Some(Proof::Listen(Some(address))) => {
+            settings.challenge = ChallengeSettings::Listen(vec![*address]);
+        }
+        Some(Proof::Webroot(path)) if path.is_dir() => {
+            settings.challenge = ChallengeSettings::Webroot(path.clone());
+        }
+        Some(Proof::Webroot(path)) => remarks.push(not_taken(
+            "webroot",
+            format!(
+                "{} is not a directory: the renewal will be tried on port 80; --webroot DIR names another",
+                printable(&path.display().to_string())
+            ),
+        )),
+    }
+}
+
+fn hand_over(
+    settings: &mut CertificateSettings,
+    nginx: bool,
+    programs: &[std::path::PathBuf],
+    remarks: &mut Vec<Remark>,
+) {
+    let mut words = Vec::new();
+    words.extend(nginx.then(|| "nginx".to_owned()));
+    for program in programs {
+        let shown = program.display().to_string();
+        match fault(program) {
+            None => words.push(format!("exec:{shown}")),
+            Some(why) => remarks.push(not_taken(printable(&shown), why)),
+        }
+    }
+    for word in words {
+        match word.parse::<Spec>() {
+            Ok(spec) if settings.deploy.contains(&spec) => {}
+            Ok(spec) => settings.deploy.push(spec),
+            Err(why) => remarks.push(not_taken(printable(&word), why)),
+        }
+    }
+}
+
+/// Why a program is not run on every renewal.
+fn fault(program: &Path) -> Option<String> {
+    let found = match std::fs::metadata(program) {
+        Ok(found) => found,
+        Err(error) => return Some(format!("it cannot be run: {error}")),
+    };
+    let mode = found.permissions().mode();
+    if !found.is_file() || mode & 0o111 == 0 {
+        return Some("it is not executable, and was not run before".to_owned());
+    }
+    let why = "everybody may write to it: chmod o-w, and import again with --deploy exec:/PROGRAM";
+    (mode & 0o002 != 0).then(|| why.to_owned())
+}
+
+fn not_taken(subject: impl Into<String>, text: impl Into<String>) -> Remark {
+    Remark {
+        subject: subject.into(),
+        verdict: Verdict::NotTaken,
+        text: text.into(),
+    }
+}
+
+fn by_hand(subject: impl Into<String>, text: impl Into<String>) -> Remark {
+    Remark {
+        verdict: Verdict::ByHand,
+        ..not_taken(subject, text)
+    }
+}

@@ -1,0 +1,131 @@
+//! What is read of acme.sh's state, and what is said of the rest.
+
+use super::super::fixture::{broken, found, laid_out, told};
+use super::super::read as read_any;
+use super::*;
+
+fn conf(more: &str) -> String {
+    format!("Le_Domain='a.example'\nLe_Alt='b.example'\nLe_API='https://ca.example/dir'\n{more}\n")
+}
+
+fn only(more: &str) -> (Certificate, Vec<String>) {
+    let directory = laid_out(&[
+        ("a.example_ecc/a.example.conf", &conf(more)),
+        ("a.example_ecc/a.example.key", "key"),
+        ("a.example_ecc/fullchain.cer", "chain"),
+    ]);
+    let mut found = read_any(Tool::AcmeSh, directory.path()).unwrap();
+    let told = told(&found, directory.path());
+    (found.certificates.pop().unwrap(), told)
+}
+
+fn encoded(text: &str) -> String {
+    format!(
+        "__ACME_BASE64__START_{}__ACME_BASE64__END_",
+        BASE64_STANDARD.encode(text)
+    )
+}
+
+#[test]
+fn a_certificate_is_read_with_its_settings() {
+    let reload = encoded("/usr/local/bin/tell");
+    let (one, told) = only(&format!(
+        "Le_Webroot='no'\nLe_HTTPPort='5002'\nLe_ReloadCmd='{reload}'\nLe_Preferred_Chain='{}'",
+        encoded("Some Root")
+    ));
+    assert_eq!(one.lineage.as_str(), "a.example");
+    assert_eq!(
+        (one.key_pem.expose(), one.chain_pem.as_str()),
+        ("key", "chain")
+    );
+    assert_eq!(one.ca, Ca::Directory("https://ca.example/dir".into()));
+    let expected = Renewal {
+        proof: Some(Proof::Listen(Some("0.0.0.0:5002".parse().unwrap()))),
+        reuse_key: true,
+        preferred_chain: Some("Some Root".into()),
+        programs: vec!["/usr/local/bin/tell".into()],
+        ..Renewal::default()
+    };
+    assert_eq!((one.renewal, told), (expected, vec![]));
+    let (one, _) = only("Le_Webroot='/srv/www'\nLe_ForceNewDomainKey='1'");
+    assert_eq!(one.renewal.proof, Some(Proof::Webroot("/srv/www".into())));
+    assert!(!one.renewal.reuse_key);
+}
+
+#[test]
+fn every_setting_without_a_counterpart_is_named() {
+    let (one, told) = only(&format!(
+        "Le_Webroot='dns_cf'\nLe_PreHook='{}'\nLe_ReloadCmd='{}'\nLe_RenewHook='__ACME_BASE64__START_!'\n\
+         Le_RealKeyPath='/etc/nginx/key.pem'",
+        encoded("true"),
+        encoded("service nginx force-reload")
+    ));
+    assert_eq!(one.renewal.proof, None);
+    insta::assert_snapshot!(told.join("\n"));
+}
+
+#[test]
+fn both_kinds_of_a_name_are_two_certificates() {
+    let certificate = |directory: &str| {
+        let conf = (format!("{directory}/a.example.conf"), conf(""));
+        let key = (format!("{directory}/a.example.key"), "key".to_owned());
+        [
+            conf,
+            key,
+            (format!("{directory}/fullchain.cer"), "chain".to_owned()),
+        ]
+    };
+    let files = [certificate("a.example"), certificate("a.example_ecc")].concat();
+    let files: Vec<(&str, &str)> = files
+        .iter()
+        .map(|(path, text)| (path.as_str(), text.as_str()))
+        .collect();
+    let found = found(Tool::AcmeSh, &files);
+    let names: Vec<&str> = found
+        .certificates
+        .iter()
+        .map(|one| one.lineage.as_str())
+        .collect();
+    assert_eq!(names, ["a.example", "a.example-ecc"]);
+}
+
+#[test]
+fn what_is_broken_is_named_and_the_rest_is_read() {
+    let found = found(
+        Tool::AcmeSh,
+        &[
+            ("nokey.example/nokey.example.conf", &conf("")),
+            ("noca.example/noca.example.conf", "Le_Domain='noca.example'"),
+            ("bad.example/bad.example.conf", "Le_Domain='../x'"),
+            ("null.example/null.example.conf", "\0"),
+            ("http.header", ""),
+            ("ca/ca.example/dir/account.key", "pem"),
+            (
+                "ca/ca.example/dir/ca.conf",
+                "ACCOUNT_URL='https://ca.example/acct/1'\nCA_EMAIL='me@a.example'\n",
+            ),
+            ("ca/old.example/account.key", "pem"),
+            ("ca/odd.example/dir/account.key", "pem"),
+            ("ca/odd.example/dir/ca.conf", "\0"),
+        ],
+    );
+    let accounts: Vec<_> = found
+        .accounts
+        .iter()
+        .map(|one| (&one.ca, one.url.as_deref()))
+        .collect();
+    let directory = Ca::Directory("https://ca.example/dir".into());
+    let host = Ca::Host("old.example".into());
+    assert_eq!(
+        accounts,
+        [
+            (&directory, Some("https://ca.example/acct/1")),
+            (&host, None)
+        ]
+    );
+    let broken: Vec<String> = broken(&found)
+        .into_iter()
+        .map(|(subject, why)| format!("{subject}: {why}"))
+        .collect();
+    insta::assert_snapshot!(broken.join("\n"));
+}

@@ -1,0 +1,121 @@
+//! Caddy's storage: `certificates/CA/NAME/NAME.{crt,key,json}` and
+//! `acme/CA/users/EMAIL/`, where CA is its directory's URL with hyphens. What
+//! Caddy is configured to do with them stays in its own configuration.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::tree::Tree;
+use super::{
+    Account, AccountKey, Ca, Certificate, Found, LIVE, Remark, Renewal, Tool, is_no_place,
+};
+use crate::identifier::{Identifier, Lineage};
+use crate::text::printable;
+
+pub(super) fn read(tree: &Tree) -> Result<Found, String> {
+    if !tree.has_directory("certificates") {
+        return Err(is_no_place(Tool::Caddy, tree.root(), "certificates/"));
+    }
+    let (mut found, mut cas) = (Found::default(), BTreeMap::new());
+    for ca in tree.names("certificates") {
+        if ca == "local" {
+            let text =
+                "Caddy's own CA signs for Caddy alone: certs issue --ca embedded makes such ones";
+            found
+                .remarks
+                .push(Remark::not_taken("certificates/local", text));
+            continue;
+        }
+        for name in tree.names(format!("certificates/{ca}")) {
+            match certificate(tree, &ca, &name) {
+                Ok(certificate) => {
+                    cas.insert(ca.clone(), certificate.ca.clone());
+                    found.certificates.push(certificate);
+                }
+                Err(why) => {
+                    let subject = format!("{} ({})", printable(&name), printable(&ca));
+                    found.remarks.push(Remark::broken(subject, why));
+                }
+            }
+        }
+    }
+    for ca in tree.names("acme") {
+        accounts(tree, &ca, cas.get(&ca), &mut found);
+    }
+    if !found.certificates.is_empty() {
+        let text = format!(
+            "port 80 stays Caddy's: stop it, or let it serve a directory there and import again with \
+                    --webroot DIR; in its Caddyfile `tls {LIVE}/NAME/fullchain.pem {LIVE}/NAME/privkey.pem` uses \
+                    these files, and --deploy caddy tells it of new ones"
+        );
+        found.remarks.push(Remark::by_hand("Caddy", text));
+    }
+    Ok(found)
+}
+
+fn certificate(tree: &Tree, ca: &str, name: &str) -> Result<Certificate, String> {
+    let file = |kind: &str| format!("certificates/{ca}/{name}/{name}.{kind}");
+    let about = json(tree, &file("json"))?;
+    let data = &about["issuer_data"];
+    let url = data["ca"]
+        .as_str()
+        .ok_or("its .json does not say which CA issued it")?;
+    let first = about["sans"][0]
+        .as_str()
+        .ok_or("its .json names nothing that it is for")?;
+    let first = Identifier::parse(first).map_err(|error| error.to_string())?;
+    Ok(Certificate {
+        lineage: Lineage::of(&first),
+        key_pem: tree.needed(file("key"))?,
+        chain_pem: tree.needed(file("crt"))?.expose().to_owned(),
+        ca: Ca::Directory(url.to_owned()),
+        account: data["account"].as_str().map(str::to_owned),
+        renewal: Renewal::default(),
+        remarks: Vec::new(),
+    })
+}
+
+fn accounts(tree: &Tree, ca: &str, url: Option<&Ca>, found: &mut Found) {
+    for user in tree.names(format!("acme/{ca}/users")) {
+        let subject = format!("account {} ({})", printable(&user), printable(ca));
+        let Some(url) = url else {
+            let text = "none of the certificates is from its CA, whose URL is kept with them alone";
+            found.remarks.push(Remark::not_taken(subject, text));
+            continue;
+        };
+        match account(tree, &format!("acme/{ca}/users/{user}"), url) {
+            Ok(account) => found.accounts.push(account),
+            Err(why) => found.remarks.push(Remark::broken(subject, why)),
+        }
+    }
+}
+
+/// Its files are called by the first part of the address, or `default`.
+fn account(tree: &Tree, place: &str, ca: &Ca) -> Result<Account, String> {
+    let names = tree.names(place);
+    let with = |kind: &str| {
+        let name = names.iter().find(|name| name.ends_with(kind));
+        name.map(|name| format!("{place}/{name}"))
+            .ok_or_else(|| format!("there is no {kind}"))
+    };
+    let about = json(tree, &with(".json")?)?;
+    let key = tree.needed(with(".key")?)?;
+    let url = about["location"].as_str().map(str::to_owned);
+    Ok(Account {
+        // Certificates name it by its URL.
+        name: url.clone().unwrap_or_else(|| place.to_owned()),
+        ca: ca.clone(),
+        key: AccountKey::Pem(key),
+        url,
+        email: super::email(&about["contact"]),
+    })
+}
+
+fn json(tree: &Tree, path: &str) -> Result<Value, String> {
+    let text = tree.needed(path)?;
+    serde_json::from_str(text.expose()).map_err(|_| format!("{} is no JSON", printable(path)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,51 @@
+//! Directories as clients lay them out, for tests of their readers.
+
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use super::{Found, Tool, Verdict, read};
+
+/// A directory with these files; one whose content is `-> PLACE` is a link.
+pub(super) fn laid_out(files: &[(&str, &str)]) -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for (path, content) in files {
+        let path = directory.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        match content.strip_prefix("-> ") {
+            Some(place) => std::os::unix::fs::symlink(place, path).unwrap(),
+            None => std::fs::write(path, content).unwrap(),
+        }
+    }
+    directory
+}
+
+/// What is found in such a directory.
+pub(super) fn found(tool: Tool, files: &[(&str, &str)]) -> Found {
+    let directory = laid_out(files);
+    read(tool, directory.path()).unwrap()
+}
+
+/// What is said of it, a line each, without the directory's own name.
+pub(super) fn told(found: &Found, root: &Path) -> Vec<String> {
+    let own = found.certificates.iter().flat_map(|one| &one.remarks);
+    let all = found.remarks.iter().chain(own);
+    let root = root.display().to_string();
+    let line = |remark: &super::Remark| {
+        let verdict = match remark.verdict {
+            Verdict::Broken => "broken",
+            Verdict::NotTaken => "not taken",
+            Verdict::ByHand => "by hand",
+        };
+        format!("{verdict}: {}: {}", remark.subject, remark.text).replace(&root, "ROOT")
+    };
+    all.map(line).collect()
+}
+
+/// What is broken, as subjects with reasons.
+pub(super) fn broken(found: &Found) -> Vec<(String, String)> {
+    let remarks = found.remarks.iter();
+    let broken = remarks.filter(|remark| remark.verdict == Verdict::Broken);
+    let pair = |remark: &super::Remark| (remark.subject.clone(), remark.text.clone());
+    broken.map(pair).collect()
+}

@@ -1,0 +1,102 @@
+//! lego's directory: `certificates/NAME.{crt,key,json}` and
+//! `accounts/HOST/EMAIL/`. It keeps the host of the CA and not its directory, and
+//! nothing of how control was proven or what is run after a renewal: those are
+//! options of the command that its owner's timer runs.
+
+use serde_json::Value;
+
+use super::tree::Tree;
+use super::{Account, AccountKey, Ca, Certificate, Found, Remark, Renewal, Tool, is_no_place};
+use crate::identifier::{Identifier, Lineage};
+use crate::text::printable;
+
+pub(super) fn read(tree: &Tree) -> Result<Found, String> {
+    if !tree.has_directory("certificates") {
+        return Err(is_no_place(Tool::Lego, tree.root(), "certificates/"));
+    }
+    let mut found = Found::default();
+    for file in tree.names("certificates") {
+        let Some(name) = file.strip_suffix(".json") else {
+            continue;
+        };
+        match certificate(tree, name) {
+            Ok(certificate) => found.certificates.push(certificate),
+            Err(why) => found.remarks.push(Remark::broken(printable(name), why)),
+        }
+    }
+    for host in tree.names("accounts") {
+        for email in tree.names(format!("accounts/{host}")) {
+            match account(tree, &host, &email) {
+                Ok(account) => found.accounts.push(account),
+                Err(why) => {
+                    let subject = format!("account {} at {}", printable(&email), printable(&host));
+                    found.remarks.push(Remark::broken(subject, why));
+                }
+            }
+        }
+    }
+    if !found.certificates.is_empty() {
+        let text = "lego keeps neither how control is proven nor its hooks: they stand in the command of your \
+                    timer. Without --webroot, port 80 is used; what --run-hook or --renew-hook did is --deploy here";
+        found.remarks.push(Remark::by_hand("options of lego", text));
+    }
+    Ok(found)
+}
+
+fn certificate(tree: &Tree, name: &str) -> Result<Certificate, String> {
+    let file = |kind: &str| format!("certificates/{name}.{kind}");
+    let about = json(tree, &file("json"))?;
+    let domain = about["domain"]
+        .as_str()
+        .ok_or("its .json names no domain")?;
+    let first = Identifier::parse(domain).map_err(|error| error.to_string())?;
+    let url = about["certUrl"]
+        .as_str()
+        .or_else(|| about["certStableUrl"].as_str());
+    let host = url
+        .and_then(super::host_of)
+        .ok_or("its .json does not say which CA issued it")?;
+    let key_pem = tree.needed(file("key"))?;
+    let mut chain_pem = tree.needed(file("crt"))?.expose().to_owned();
+    // With --no-bundle the issuers stand apart.
+    if chain_pem.matches("-----BEGIN CERTIFICATE").count() == 1
+        && let Some(issuers) = tree.text(file("issuer.crt"))?
+    {
+        chain_pem = format!("{}\n{}", chain_pem.trim_end(), issuers.expose());
+    }
+    Ok(Certificate {
+        lineage: Lineage::of(&first),
+        key_pem,
+        chain_pem,
+        ca: Ca::Host(host),
+        account: None,
+        renewal: Renewal::default(),
+        remarks: Vec::new(),
+    })
+}
+
+fn account(tree: &Tree, host: &str, email: &str) -> Result<Account, String> {
+    let place = format!("accounts/{host}/{email}");
+    let about = json(tree, &format!("{place}/account.json"))?;
+    let key = tree.needed(format!("{place}/keys/{email}.key"))?;
+    let url = about["registration"]["uri"].as_str();
+    // Its directory is called by the host with `_` for `:`.
+    let ca = url
+        .and_then(super::host_of)
+        .unwrap_or_else(|| host.replace('_', ":"));
+    Ok(Account {
+        name: email.to_owned(),
+        ca: Ca::Host(ca),
+        key: AccountKey::Pem(key),
+        url: url.map(str::to_owned),
+        email: about["email"].as_str().and_then(super::address),
+    })
+}
+
+fn json(tree: &Tree, path: &str) -> Result<Value, String> {
+    let text = tree.needed(path)?;
+    serde_json::from_str(text.expose()).map_err(|_| format!("{} is no JSON", printable(path)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,100 @@
+//! Traefik's `acme.json`: for each resolver an account and its certificates. It
+//! keeps the account's URL and not the CA's directory, and how control is proven
+//! stands in Traefik's own configuration.
+
+use std::path::Path;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::Value;
+
+use super::tree::text_of;
+use super::{Account, AccountKey, Ca, Certificate, Found, Remark, Renewal};
+use crate::certificate::Secret;
+use crate::identifier::{Identifier, Lineage};
+use crate::text::printable;
+
+/// All certificates stand in one file.
+const LARGEST: u64 = 32 << 20;
+
+pub(super) fn read(path: &Path) -> Result<Found, String> {
+    let inside = path.join("acme.json");
+    let path = if path.is_dir() { &inside } else { path };
+    let text = text_of(path, LARGEST)?;
+    let no_state = || format!("{} is no acme.json of Traefik", path.display());
+    parse(text.expose()).ok_or_else(no_state)
+}
+
+/// What stands in the file; `None` when it is another.
+pub(super) fn parse(text: &str) -> Option<Found> {
+    let resolvers: Value = serde_json::from_str(text).ok()?;
+    let mut found = Found::default();
+    for (name, resolver) in resolvers.as_object()? {
+        let account = &resolver["Account"];
+        if account.is_null() && resolver["Certificates"].is_null() {
+            let text = "there is neither an account nor a certificate in it";
+            found.remarks.push(Remark::not_taken(printable(name), text));
+            continue;
+        }
+        let url = account["Registration"]["uri"].as_str();
+        let Some(host) = url.and_then(super::host_of) else {
+            let text = "its account does not say at which CA it is";
+            found.remarks.push(Remark::broken(printable(name), text));
+            continue;
+        };
+        let ca = Ca::Host(host);
+        if let Some(key) = account["PrivateKey"].as_str() {
+            found.accounts.push(Account {
+                name: name.clone(),
+                ca: ca.clone(),
+                key: AccountKey::Base64(Secret::new(key.to_owned())),
+                url: url.map(str::to_owned),
+                email: account["Email"].as_str().and_then(super::address),
+            });
+        }
+        for one in resolver["Certificates"].as_array().into_iter().flatten() {
+            match certificate(one, name, &ca) {
+                Ok(certificate) => found.certificates.push(certificate),
+                Err(why) => {
+                    let main = one["domain"]["main"].as_str().unwrap_or("a certificate");
+                    found.remarks.push(Remark::broken(printable(main), why));
+                }
+            }
+        }
+    }
+    if !found.certificates.is_empty() {
+        let text = "take the certResolver from its routers, and let it read our files: --deploy traefik:FILE writes \
+                    one for its file provider. While Traefik keeps port 80, send it /.well-known/acme-challenge/ \
+                    from there to certs with --http-listen";
+        found.remarks.push(Remark::by_hand("Traefik", text));
+    }
+    Some(found)
+}
+
+fn certificate(one: &Value, resolver: &str, ca: &Ca) -> Result<Certificate, String> {
+    let main = one["domain"]["main"]
+        .as_str()
+        .ok_or("it has no main domain")?;
+    let first = Identifier::parse(main).map_err(|error| error.to_string())?;
+    let pem = |member: &str| {
+        let text = one[member]
+            .as_str()
+            .ok_or_else(|| format!("it has no {member}"))?;
+        let bytes = BASE64_STANDARD.decode(text.trim()).ok();
+        let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
+        let text = text.ok_or_else(|| format!("its {member} is no PEM in base64"))?;
+        Ok::<_, String>(Secret::new(text))
+    };
+    Ok(Certificate {
+        lineage: Lineage::of(&first),
+        key_pem: pem("key")?,
+        chain_pem: pem("certificate")?.expose().to_owned(),
+        ca: ca.clone(),
+        account: Some(resolver.to_owned()),
+        renewal: Renewal::default(),
+        remarks: Vec::new(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

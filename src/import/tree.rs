@@ -1,0 +1,227 @@
+//! One directory, read within bounds and never left: whatever links lead out of
+//! it, whatever is no file, and whatever is too large is refused by name.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Component, Path, PathBuf};
+
+use crate::certificate::Secret;
+use crate::text::printable;
+
+/// No key, chain or setting of one certificate comes near to it.
+const LARGEST: u64 = 1 << 20;
+/// Whoever has more in one directory has no certificates there.
+const MOST_ENTRIES: usize = 20_000;
+
+/// A directory that is read and never left.
+pub(super) struct Tree {
+    root: PathBuf,
+    /// Directories that could not be looked into, and why: what they hold is not known
+    /// to be nothing.
+    closed: RefCell<BTreeSet<String>>,
+}
+
+/// Why a path leads nowhere that is read.
+struct Refusal {
+    text: String,
+    /// Whether there may well be something.
+    is_closed: bool,
+}
+
+impl Tree {
+    /// The directory at `path`, which may itself be a link.
+    pub(super) fn open(path: &Path) -> Result<Self, String> {
+        let root = std::fs::canonicalize(path);
+        let root = root.map_err(|error| format!("{}: {error}", path.display()))?;
+        if !root.is_dir() {
+            return Err(format!("{} is not a directory", path.display()));
+        }
+        let closed = RefCell::default();
+        Ok(Self { root, closed })
+    }
+
+    /// The directories that could not be looked into, each with its reason.
+    pub(super) fn closed(&self) -> BTreeSet<String> {
+        self.closed.borrow().clone()
+    }
+
+    /// Where it is.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The text of a file; `None` when there is none of that name.
+    pub(super) fn text(&self, path: impl AsRef<Path>) -> Result<Option<Secret>, String> {
+        let path = path.as_ref();
+        match self.resolve(path).map_err(|refusal| refusal.text)? {
+            Some(inside) => text_of(&inside, LARGEST).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The text of a file that must be there.
+    pub(super) fn needed(&self, path: impl AsRef<Path>) -> Result<Secret, String> {
+        let path = path.as_ref();
+        let text = self.text(path)?;
+        text.ok_or_else(|| format!("there is no {}", shown(path)))
+    }
+
+    /// The names in a directory, sorted; none when there is no such directory. Names
+    /// that are no text are nobody's.
+    pub(super) fn names(&self, path: impl AsRef<Path>) -> Vec<String> {
+        let path = path.as_ref();
+        let entries = match self.resolve(path) {
+            Ok(Some(inside)) => std::fs::read_dir(inside),
+            Ok(None) => return Vec::new(),
+            Err(refusal) => {
+                let text = Some(refusal.text).filter(|_| refusal.is_closed);
+                self.closed.borrow_mut().extend(text);
+                return Vec::new();
+            }
+        };
+        let entries = match entries {
+            Err(error) if error.kind() != ErrorKind::NotADirectory => {
+                let text = format!("{}: {error}", shown(path));
+                self.closed.borrow_mut().insert(text);
+                return Vec::new();
+            }
+            entries => entries.into_iter().flatten(),
+        };
+        let names = entries.take(MOST_ENTRIES).flatten();
+        let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    }
+
+    /// Whether there is a directory of that name.
+    pub(super) fn has_directory(&self, path: impl AsRef<Path>) -> bool {
+        let inside = self.resolve(path.as_ref());
+        inside.is_ok_and(|inside| inside.is_some_and(|inside| inside.is_dir()))
+    }
+
+    /// Every directory below `path`, at most `depth` levels down, that has a file of
+    /// that name, as a path below `path`.
+    pub(super) fn directories_with(&self, path: &str, file: &str, depth: usize) -> Vec<PathBuf> {
+        let (mut found, mut open) = (Vec::new(), vec![PathBuf::new()]);
+        while let Some(directory) = open.pop() {
+            let names = self.names(Path::new(path).join(&directory));
+            if names.iter().any(|name| name == file) {
+                found.push(directory.clone());
+            }
+            if directory.components().count() < depth && found.len() < MOST_ENTRIES {
+                let inner = names.iter().map(|name| directory.join(name));
+                open.extend(inner.filter(|inner| self.is_plain_directory(path, inner)));
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// A directory that is no link: links among directories may lead in circles.
+    fn is_plain_directory(&self, path: &str, inner: &Path) -> bool {
+        let place = self.root.join(path).join(inner);
+        std::fs::symlink_metadata(place).is_ok_and(|found| found.is_dir())
+    }
+
+    /// Where `path` leads, which is inside; `None` when that is nowhere.
+    fn resolve(&self, path: &Path) -> Result<Option<PathBuf>, Refusal> {
+        let plain = |part| matches!(part, Component::Normal(_));
+        let refused = |text: String, is_closed| Err(Refusal { text, is_closed });
+        let away = || format!("{} leads out of the directory", shown(path));
+        if !path.components().all(plain) {
+            return refused(away(), false);
+        }
+        match std::fs::canonicalize(self.root.join(path)) {
+            Ok(inside) if inside.starts_with(&self.root) => Ok(Some(inside)),
+            Ok(_) => refused(away(), false),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                match std::fs::symlink_metadata(self.root.join(path)) {
+                    Ok(_) => refused(format!("{} is a link to nothing", shown(path)), false),
+                    Err(_) => Ok(None),
+                }
+            }
+            Err(error) => {
+                let is_closed = error.kind() != ErrorKind::NotADirectory;
+                refused(format!("{}: {error}", shown(path)), is_closed)
+            }
+        }
+    }
+}
+
+/// The text of one file of at most `largest` bytes; what is no file is not waited for.
+pub(super) fn text_of(path: &Path, largest: u64) -> Result<Secret, String> {
+    const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let failed = |what: &str| format!("{}: {what}", shown(path));
+    let mut options = OpenOptions::new();
+    let file = options.read(true).custom_flags(NONBLOCK).open(path);
+    let file = file.map_err(|error| failed(&error.to_string()))?;
+    let is_file = file.metadata().is_ok_and(|found| found.is_file());
+    if !is_file {
+        return Err(failed("it is no file"));
+    }
+    let mut text = String::new();
+    let read = file.take(largest + 1).read_to_string(&mut text);
+    let text = Secret::new(text);
+    match read {
+        Ok(length) if length as u64 > largest => Err(failed("it is too large")),
+        Ok(_) => Ok(text),
+        Err(error) => Err(failed(&error.to_string())),
+    }
+}
+
+fn shown(path: &Path) -> String {
+    printable(&path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn nothing_outside_is_read_and_nothing_that_is_no_text() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        std::fs::create_dir(at("in")).unwrap();
+        std::fs::write(at("secret"), "outside").unwrap();
+        symlink("../secret", at("in/out")).unwrap();
+        symlink("/etc/passwd", at("in/away")).unwrap();
+        symlink("nowhere", at("in/broken")).unwrap();
+        symlink("there", at("in/inside")).unwrap();
+        symlink(".", at("in/circle")).unwrap();
+        std::fs::write(at("in/there"), "text").unwrap();
+        std::fs::write(at("in/binary"), [0xff, 0]).unwrap();
+        std::fs::write(at("in/huge"), vec![b'x'; 1 + (1 << 20)]).unwrap();
+        let tree = Tree::open(&at("in")).unwrap();
+        for (path, why) in [
+            ("out", "leads out"),
+            ("away", "leads out"),
+            ("../secret", "leads out"),
+            ("/etc/passwd", "leads out"),
+            ("broken", "link to nothing"),
+            ("binary", "UTF-8"),
+            ("huge", "too large"),
+            ("circle", "no file"),
+            ("there/below", "Not a directory"),
+            ("a\0b", ""),
+        ] {
+            let error = tree.text(path).unwrap_err();
+            assert!(error.contains(why), "{path}: {error}");
+        }
+        assert!(tree.text("absent").unwrap().is_none());
+        assert_eq!(tree.text("inside").unwrap().unwrap().expose(), "text");
+        assert_eq!(tree.directories_with("", "there", 4), [PathBuf::new()]);
+        assert_eq!(tree.names("../").len(), 0);
+        assert_eq!(tree.names("there").len() + tree.names("absent").len(), 0);
+        assert!(tree.closed().is_empty());
+        // What cannot be looked into is not taken for empty.
+        assert_eq!(tree.names("x".repeat(300)).len(), 0);
+        assert_eq!(tree.closed().len(), 1);
+        assert!(Tree::open(&at("secret")).is_err());
+        assert!(Tree::open(&at("absent")).is_err());
+    }
+}

@@ -1,0 +1,209 @@
+//! What becomes of a certificate that another client has issued, beside what is here.
+
+use std::time::Duration;
+
+use super::*;
+use crate::certificate::{Freshness, Secret};
+use crate::deploy::output::Output;
+use crate::manage::status::status;
+use crate::observe::status::Action;
+use crate::random::SeededRandom;
+use crate::record::PendingOrder;
+use crate::renew::decide::{Next, next};
+use crate::store::StoreError;
+use crate::store::memory::MemoryStore;
+
+const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
+const DAY: Duration = Duration::from_secs(86_400);
+const HERE: Taken = Taken::Here {
+    generation: Generation(1),
+    newer: false,
+    resettled: false,
+};
+const NEWER: Taken = Taken::Here {
+    generation: Generation(1),
+    newer: true,
+    resettled: false,
+};
+const CA: &str = "https://ca.example/dir";
+
+fn foreign(names: &[&str], not_before: Timestamp) -> Foreign {
+    let at =
+        |instant: Timestamp| time::OffsetDateTime::from_unix_timestamp(instant.seconds()).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = rcgen::CertificateParams::new(names.clone()).unwrap();
+    (params.not_before, params.not_after) = (at(not_before), at(not_before + DAY * 90));
+    let chain = params.self_signed(&key).unwrap().pem();
+    let names = names
+        .iter()
+        .map(|name| Identifier::parse(name).unwrap())
+        .collect();
+    let key = Secret::new(key.serialize_pem());
+    Foreign {
+        lineage: Lineage::parse("a.example").unwrap(),
+        ca: CA.to_owned(),
+        profile: Some("tlsserver".to_owned()),
+        bundle: Bundle::new(key, &chain, &names, START, Freshness::Stored).unwrap(),
+        options: "{\"of\": \"the client\"}".to_owned(),
+        insists: false,
+    }
+}
+
+struct House {
+    _directory: tempfile::TempDir,
+    store: MemoryStore,
+    output: Output,
+}
+
+impl House {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let output = Output::new(directory.path().join("out"));
+        let store = MemoryStore::default();
+        Self {
+            _directory: directory,
+            store,
+            output,
+        }
+    }
+
+    async fn take(&self, foreign: &Foreign) -> Result<Taken, ManageError> {
+        take(
+            &self.store,
+            &self.output,
+            foreign,
+            START,
+            &SeededRandom::new(1),
+        )
+        .await
+    }
+
+    async fn record(&self) -> (Record, Revision) {
+        let lineage = Lineage::parse("a.example").unwrap();
+        self.store.load(&lineage).await.unwrap().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn it_is_the_first_generation_live_unproven_and_not_due() {
+    let (house, one) = (House::new(), foreign(&["a.example"], START - DAY));
+    let Taken::Stored(Generation(1), at) = house.take(&one).await.unwrap() else {
+        panic!("it was not stored");
+    };
+    let (record, revision) = house.record().await;
+    assert_eq!(
+        (record.ca.as_str(), record.profile.as_deref()),
+        (CA, Some("tlsserver"))
+    );
+    let issued = record.issued.as_ref().unwrap();
+    assert_eq!(
+        (issued.ca.as_str(), &issued.facts),
+        (CA, one.bundle.facts())
+    );
+    assert_eq!(house.output.live(&one.lineage), Some(Generation(1)));
+    let options = house.store.options(&one.lineage).await.unwrap();
+    assert_eq!(options.as_ref(), Some(&one.options));
+    // It is handed over first, and renewed in its time.
+    let shown = status(&record, START, &SeededRandom::new(1));
+    assert_eq!((shown.proven, shown.next_action), (false, Action::Deploy));
+    let mut proven = record.clone();
+    proven.deployed.insert(FILES.to_owned(), Generation(1));
+    assert_eq!(next(&proven, START, &SeededRandom::new(1)), Next::Wait(at));
+    assert!(at > START + DAY * 50 && at < START + DAY * 65);
+    // Once more it changes nothing.
+    assert_eq!(house.take(&one).await.unwrap(), HERE);
+    assert_eq!(house.record().await, (record, revision));
+}
+
+#[tokio::test]
+async fn what_the_owner_says_holds_for_one_that_is_here() {
+    let (house, mut one) = (House::new(), foreign(&["a.example"], START));
+    house.take(&one).await.unwrap();
+    one.options = "another way".to_owned();
+    assert_eq!(house.take(&one).await.unwrap(), HERE);
+    let options = house.store.options(&one.lineage).await.unwrap();
+    assert_ne!(options.as_ref(), Some(&one.options));
+    one.insists = true;
+    for resettled in [true, false] {
+        let taken = house.take(&one).await.unwrap();
+        assert!(matches!(taken, Taken::Here { resettled: now, .. } if now == resettled));
+        let options = house.store.options(&one.lineage).await.unwrap();
+        assert_eq!(options.as_ref(), Some(&one.options));
+    }
+}
+
+#[tokio::test]
+async fn what_a_crash_left_unpublished_is_published_by_the_next_try() {
+    let (house, one) = (House::new(), foreign(&["a.example"], START));
+    house.take(&one).await.unwrap();
+    std::fs::remove_dir_all(house.output.live_path_of_all()).unwrap();
+    assert_eq!(house.take(&one).await.unwrap(), HERE);
+    assert_eq!(house.output.live(&one.lineage), Some(Generation(1)));
+}
+
+#[tokio::test]
+async fn a_newer_one_stays_and_an_older_one_is_followed() {
+    let (house, one) = (House::new(), foreign(&["a.example"], START - DAY));
+    house.take(&one).await.unwrap();
+    house
+        .store
+        .save_options(&one.lineage, "the user's")
+        .await
+        .unwrap();
+    let older = foreign(&["a.example"], START - DAY * 2);
+    assert_eq!(house.take(&older).await.unwrap(), NEWER);
+    let newer = foreign(&["a.example"], START);
+    let taken = house.take(&newer).await.unwrap();
+    assert!(
+        matches!(taken, Taken::Stored(Generation(2), _)),
+        "{taken:?}"
+    );
+    assert_eq!(house.output.live(&one.lineage), Some(Generation(2)));
+    let options = house.store.options(&one.lineage).await.unwrap();
+    assert_eq!(options.as_deref(), Some("the user's"));
+    let others = foreign(&["a.example", "b.example"], START + DAY);
+    let taken = house.take(&others).await.unwrap();
+    assert!(matches!(taken, Taken::OtherNames(names) if names.len() == 1));
+    assert_eq!(house.output.live(&one.lineage), Some(Generation(2)));
+}
+
+#[tokio::test]
+async fn what_waits_for_its_first_certificate_gets_this_one() {
+    let (house, one) = (House::new(), foreign(&["a.example"], START));
+    let names = one.bundle.facts().identifiers.clone();
+    let mut record = Record::new(one.lineage.clone(), names.clone(), CA.to_owned());
+    record.failures.count = 3;
+    record.order = Some(PendingOrder {
+        ca: CA.to_owned(),
+        identifiers: names,
+        profile: None,
+        key_pem: Secret::new(String::new()),
+        url: None,
+        replaces: None,
+        begun: START,
+        counted: crate::authority::Counted::default(),
+    });
+    house.store.save(&record, Revision(0), None).await.unwrap();
+    house
+        .output
+        .placeholder(&one.lineage, &record.identifiers, START)
+        .unwrap();
+    house.take(&one).await.unwrap();
+    let (record, _) = house.record().await;
+    assert_eq!((record.order, record.failures), (None, Failures::default()));
+    assert_eq!(house.output.live(&one.lineage), Some(Generation(1)));
+}
+
+#[tokio::test]
+async fn whoever_works_on_it_is_left_alone() {
+    let (house, one) = (House::new(), foreign(&["a.example"], START));
+    let lease = house.store.lease(&one.lineage).await.unwrap();
+    let error = house.take(&one).await.unwrap_err();
+    assert!(
+        matches!(error, ManageError::Store(StoreError::Leased { .. })),
+        "{error}"
+    );
+    drop(lease);
+    house.take(&one).await.unwrap();
+}

@@ -1,0 +1,197 @@
+//! `certs import` of state that is broken, in the wrong place or here already: what
+//! is said line by line, and how it ends. Nothing is asked of a CA.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::support::{certs, run};
+
+/// A pair for these names, valid for so many days from now.
+fn pair(names: &[&str], days: i64) -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = rcgen::CertificateParams::new(names).unwrap();
+    let now = time::OffsetDateTime::now_utc();
+    params.not_before = now - time::Duration::days(90 - days);
+    params.not_after = now + time::Duration::days(days);
+    let chain = params.self_signed(&key).unwrap().pem();
+    (key.serialize_pem(), chain)
+}
+
+/// A directory of certbot with a lineage for each pair, all of one CA.
+fn letsencrypt(root: &Path, lineages: &[(&str, &str, &(String, String))]) {
+    for (name, settings, (key, chain)) in lineages {
+        let conf = format!(
+            "version = 5.8.0\n[renewalparams]\nserver = https://acme-v02.api.letsencrypt.org/directory\n\
+             account = 1\n{settings}\n"
+        );
+        for (path, content) in [
+            (format!("renewal/{name}.conf"), &conf),
+            (format!("live/{name}/privkey.pem"), key),
+            (format!("live/{name}/fullchain.pem"), chain),
+        ] {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, content).unwrap();
+        }
+    }
+}
+
+/// Without what differs from run to run.
+fn settled(told: &str, root: &Path) -> String {
+    let told = told.replace(&root.display().to_string(), "ROOT");
+    let words = told.split(' ').map(|word| {
+        let is_date = word.len() > 19 && word.starts_with("20") && word.as_bytes()[10] == b'T';
+        match (is_date, word.split_once('\n')) {
+            (true, Some((_, rest))) => format!("DATE\n{rest}"),
+            (true, None) => "DATE".to_owned(),
+            _ => word.to_owned(),
+        }
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn of_several_lineages_the_sound_ones_are_taken_and_the_others_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let source = root.join("letsencrypt");
+    let (good, wild) = (
+        pair(&["good.example.com"], 60),
+        pair(&["*.example.com"], 60),
+    );
+    let mismatch = (good.0.clone(), wild.1.clone());
+    let expired = pair(&["old.example.com"], -1);
+    letsencrypt(
+        &source,
+        &[
+            (
+                "good.example.com",
+                "authenticator = webroot\nwebroot_path = /no/such/webroot,\ninstaller = nginx\n\
+                 renew_hook = /no/such/program",
+                &good,
+            ),
+            (
+                "expired.example.com",
+                "authenticator = standalone",
+                &expired,
+            ),
+            (
+                "mismatch.example.com",
+                "authenticator = standalone",
+                &mismatch,
+            ),
+            ("nothing.example.com", "", &(String::new(), String::new())),
+            ("wild.example.com", "authenticator = dns-cloudflare", &wild),
+        ],
+    );
+    std::fs::remove_file(source.join("live/nothing.example.com/privkey.pem")).unwrap();
+    let import = |code| {
+        let mut command = certs(root);
+        command.current_dir(root).args(["import", "certbot"]);
+        settled(&run(command.arg(&source), code), root)
+    };
+    insta::assert_snapshot!("import-certbot", import(8));
+    insta::assert_snapshot!("import-certbot-again", import(8));
+    let status = run(certs(root).current_dir(root).arg("status"), 0);
+    assert!(status.contains("good.example.com"), "{status}");
+    assert!(status.contains("wild.example.com"), "{status}");
+    let key = std::fs::read_to_string(root.join("out/live/good.example.com/privkey.pem")).unwrap();
+    assert_eq!(key, good.0);
+    // Without an account nobody has agreed to the CA's terms.
+    let told = run(certs(root).current_dir(root).arg("renew"), 2);
+    assert!(told.contains("terms of service"), "{told}");
+    assert!(told.contains("HTTP-01 cannot prove a wildcard"), "{told}");
+}
+
+#[test]
+fn what_the_command_says_holds_for_what_is_here_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let source = root.join("letsencrypt");
+    letsencrypt(
+        &source,
+        &[("a.example.com", "", &pair(&["a.example.com"], 60))],
+    );
+    let import = |more: &[&str]| {
+        let mut command = certs(root);
+        command.current_dir(root).args(["import", "certbot"]);
+        run(command.arg(&source).args(more), 0)
+    };
+    import(&[]);
+    let path = root.join("data/records/a.example.com/options.json");
+    let deploy = || {
+        let options: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        options["deploy"].clone()
+    };
+    assert_eq!(deploy(), json!([]));
+    let told = import(&["--deploy", "nginx"]);
+    assert!(told.contains("as this command says"), "{told}");
+    assert_eq!(deploy(), json!(["nginx"]));
+    assert!(!import(&[]).contains("as this command says"));
+    assert_eq!(deploy(), json!(["nginx"]));
+    let mut command = certs(root);
+    command
+        .current_dir(root)
+        .args(["import", "certbot", "--deploy", "apache"]);
+    let told = run(command.arg(&source), 2);
+    assert!(told.contains("no way to hand over"), "{told}");
+}
+
+#[test]
+fn a_wrong_place_or_client_is_told_and_nothing_is_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let source = root.join("letsencrypt");
+    letsencrypt(
+        &source,
+        &[("a.example.com", "", &pair(&["a.example.com"], 60))],
+    );
+    let path = source.display().to_string();
+    let mut told = String::new();
+    for arguments in [
+        vec!["lego", &path],
+        vec!["caddy", &path],
+        vec!["acme.sh", &path],
+        vec!["traefik", &path],
+        vec!["certbot", "/no/such/place"],
+        vec!["traefik"],
+        vec!["lego", &path, "--ca", "nonsense"],
+    ] {
+        let mut command = certs(root);
+        command.current_dir(root).arg("import").args(&arguments);
+        told.push_str(&settled(&run(&mut command, 2), root));
+    }
+    insta::assert_snapshot!("import-wrong", told);
+    assert!(!root.join("data").exists() && !root.join("out").exists());
+}
+
+#[test]
+fn what_may_not_be_read_is_not_taken_for_nothing() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let source = root.join("letsencrypt");
+    letsencrypt(
+        &source,
+        &[("a.example.com", "", &pair(&["a.example.com"], 60))],
+    );
+    let mode = |path: &Path, mode| {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    };
+    mode(root, 0o777);
+    mode(&source.join("renewal"), 0o700);
+    let mut command = certs(root);
+    command.current_dir(root).args(["import", "certbot"]);
+    if rustix::process::geteuid().is_root() {
+        const NOBODY: u32 = 65534;
+        command.uid(NOBODY).gid(NOBODY);
+    } else {
+        mode(&source.join("renewal"), 0);
+    }
+    let told = run(command.arg(&source), 8);
+    mode(&source.join("renewal"), 0o700);
+    assert!(told.contains("renewal: Permission denied"), "{told}");
+}
