@@ -155,7 +155,7 @@ impl Sources {
             reuse_key: value(pick(&layers, |layer| &layer.reuse_key)).unwrap_or_default(),
             partial: value(pick(&layers, |layer| &layer.partial)).unwrap_or_default(),
             challenge: self.challenge(&layers),
-            deploy: self.deploy(pick(&layers, |layer| &layer.deploy), problems),
+            deploy: self.deploy(&layers, problems),
             verify: value(pick(&layers, |layer| &layer.verify)).unwrap_or_default(),
             imported: None,
         }
@@ -175,13 +175,17 @@ impl Sources {
     }
 
     /// Named tables stand for every certificate that does not say otherwise.
-    fn deploy(
-        &self,
-        given: Option<&Given<Vec<Given<String>>>>,
-        problems: &mut Problems,
-    ) -> Vec<Spec> {
+    fn deploy(&self, layers: &[&CertificateLayer], problems: &mut Problems) -> Vec<Spec> {
         let targets = &self.document.targets;
-        let Some(given) = given else {
+        let mut says = layers
+            .iter()
+            .filter(|layer| layer.deploy.is_some() || layer.stored_deploy.is_some());
+        let said = says.next();
+        if let Some(stored) = said.and_then(|layer| layer.stored_deploy.as_ref()) {
+            // With all their keys, as they were located when they were stored.
+            return stored.value.clone();
+        }
+        let Some(given) = said.and_then(|layer| layer.deploy.as_ref()) else {
             return targets.values().map(|spec| self.located(spec)).collect();
         };
         let mut specs: Vec<Spec> = Vec::new();

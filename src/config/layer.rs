@@ -15,6 +15,7 @@ use super::problem::{Given, Place, Problems, nearest};
 use super::{AdminListen, DeployWhen, LogFormat};
 use crate::certificate::KeyType;
 use crate::deploy::docker::Api;
+use crate::deploy::spec::Spec;
 use crate::deploy::verify::Endpoint;
 use crate::manage::schedule::Schedule;
 
@@ -129,6 +130,8 @@ pub(super) struct CertificateLayer {
     pub(super) partial: Option<Given<bool>>,
     /// Specs, or names of the file's `[deploy.NAME]` tables.
     pub(super) deploy: Option<Given<Vec<Given<String>>>>,
+    /// Instead of them, whole specs: those of a stored certificate.
+    pub(super) stored_deploy: Option<Given<Vec<Spec>>>,
     pub(super) verify: Option<Given<Vec<Endpoint>>>,
     /// Keys that were said and not understood: what follows from their absence
     /// is not worth telling.

@@ -65,8 +65,6 @@ impl CertificateLayer {
         let (fallback_eab_kid, fallback_eab_hmac_file) = second.map_or((None, None), |second| {
             (second.eab_kid, second.eab_hmac_file)
         });
-        let words = whole.deploy.iter().map(ToString::to_string);
-        let words = words.filter_map(|word| given(place, word)).collect();
         let (listen, webroot) = match whole.challenge.clone() {
             ChallengeSettings::Listen(addresses) => (given(place, addresses), None),
             ChallengeSettings::Webroot(path) => (None, given(place, path)),
@@ -88,7 +86,7 @@ impl CertificateLayer {
             key: given(place, whole.key),
             reuse_key: given(place, whole.reuse_key),
             partial: given(place, whole.partial),
-            deploy: given(place, words),
+            stored_deploy: given(place, whole.deploy.clone()),
             verify: given(place, whole.verify.clone()),
             ..Self::default()
         }

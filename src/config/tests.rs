@@ -155,18 +155,26 @@ fn a_container_needs_no_file() {
 
 #[test]
 fn what_is_stored_keeps_its_settings_below_the_environment() {
-    let file = "ca = 'https://ca.internal/dir'\n[[certificate]]\nnames = 'a.internal'\n";
+    let file = "ca = 'https://ca.internal/dir'\n[[certificate]]\nnames = 'a.internal'\n\
+        [deploy.proxy]\nkind = 'haproxy'\nsocket = '/run/haproxy.sock'\ncertificate = '/etc/haproxy/a.pem'\n";
     let mut stored = Case::new(file)
         .settings(&Purpose::All)
         .certificates
         .remove(0);
     stored.key = KeyType::Rsa2048;
-    stored.deploy = vec!["nginx:/run/nginx.pid".parse().unwrap()];
+    // One of them says more than its short form does.
+    stored.deploy.push("nginx:/run/nginx.pid".parse().unwrap());
+    assert_eq!(stored.deploy.len(), 2);
     let remembered = Remembered::Whole(Box::new(stored.clone()));
     let kept = |case: &Case| case.sources().remembered(&remembered);
     assert_eq!(kept(&Case::new("")).unwrap(), stored);
     let overridden = Case::new("").set("CERTS_KEY", "rsa-4096");
     assert_eq!(kept(&overridden).unwrap().key, KeyType::Rsa4096);
+    let overridden = Case::new("").set("CERTS_DEPLOY", "coturn");
+    assert_eq!(
+        kept(&overridden).unwrap().deploy,
+        ["coturn".parse().unwrap()]
+    );
 }
 
 #[test]
