@@ -1,0 +1,140 @@
+//! What is taken back, and what is left as somebody has made it since.
+
+use super::*;
+
+fn subject() -> Subject<'static> {
+    Subject {
+        name: "x.example",
+        names: &[],
+        main: Path::new("nginx.conf"),
+    }
+}
+
+struct Case {
+    directory: tempfile::TempDir,
+    journals: Journals,
+}
+
+impl Case {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("a"), "old a").unwrap();
+        std::fs::write(directory.path().join("b"), "old b").unwrap();
+        let journals = Journals::new(directory.path());
+        Self {
+            directory,
+            journals,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        std::fs::read_to_string(self.path(name)).ok()
+    }
+
+    fn changes(&self) -> Vec<Change> {
+        let change = |name: &str| Change {
+            path: self.path(name),
+            content: format!("new {name}").into_bytes(),
+        };
+        ["a", "b", "c"].map(change).into()
+    }
+
+    fn install(&self) {
+        let links = [Link {
+            path: self.path("l"),
+            target: self.path("c"),
+        }];
+        self.journals
+            .write(subject(), &self.changes(), &links)
+            .unwrap();
+    }
+}
+
+#[test]
+fn an_undo_restores_every_byte_mode_and_absence() {
+    let case = Case::new();
+    std::fs::set_permissions(case.path("a"), PermissionsExt::from_mode(0o640)).unwrap();
+    case.install();
+    assert_eq!(case.text("a").as_deref(), Some("new a"));
+    assert_eq!(case.text("l").as_deref(), Some("new c"));
+    assert!(!case.journals.recover().unwrap());
+    assert!(case.journals.undo(Some("other"), None).unwrap().is_empty());
+    assert_eq!(case.journals.undo(None, None).unwrap().len(), 1);
+    assert_eq!(case.text("a").as_deref(), Some("old a"));
+    assert_eq!(case.text("b").as_deref(), Some("old b"));
+    let mode = std::fs::metadata(case.path("a"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o640);
+    assert!(!case.path("c").exists() && case.path("l").symlink_metadata().is_err());
+    assert!(case.journals.undo(None, None).unwrap().is_empty());
+    let left = std::fs::read_dir(case.directory.path()).unwrap().count();
+    assert_eq!(left, 3, "a, b and the empty journal");
+}
+
+#[test]
+fn one_that_is_at_work_keeps_the_others_out() {
+    let case = Case::new();
+    let lock = case.journals.lock().unwrap();
+    let other = Journals::new(case.directory.path());
+    let refused = other.lock().unwrap_err().to_string();
+    assert!(refused.contains("another certs install"), "{refused}");
+    drop(lock);
+    other.lock().unwrap();
+}
+
+#[test]
+fn it_is_taken_back_by_any_name_of_its_server() {
+    let case = Case::new();
+    let names = ["x.example".to_owned(), "www.x.example".to_owned()];
+    let subject = Subject {
+        names: &names,
+        ..subject()
+    };
+    case.journals.write(subject, &case.changes(), &[]).unwrap();
+    assert!(
+        case.journals
+            .undo(Some("y.x.example"), None)
+            .unwrap()
+            .is_empty()
+    );
+    let undone = case.journals.undo(Some("www.x.example"), None).unwrap();
+    assert_eq!(undone.len(), 1);
+    assert_eq!(case.text("a").as_deref(), Some("old a"));
+}
+
+#[test]
+fn a_hand_edit_is_never_overwritten() {
+    let case = Case::new();
+    case.install();
+    std::fs::write(case.path("b"), "mine").unwrap();
+    let refused = case.journals.undo(None, None).unwrap_err().to_string();
+    assert!(refused.contains("/install/0001/1"), "{refused}");
+    assert_eq!(case.text("a").as_deref(), Some("new a"));
+    assert_eq!(case.text("b").as_deref(), Some("mine"));
+    std::fs::write(case.path("b"), "old b").unwrap();
+    case.journals.undo(None, None).unwrap();
+    assert_eq!(case.text("a").as_deref(), Some("old a"));
+}
+
+#[test]
+fn a_crash_after_any_rename_is_taken_back() {
+    for renamed in 0..=3 {
+        let case = Case::new();
+        let changes = case.changes();
+        case.journals.keep(1, subject(), &changes, &[]).unwrap();
+        changes.iter().for_each(|change| stage(change).unwrap());
+        for change in &changes[..renamed] {
+            std::fs::rename(aside(&change.path), &change.path).unwrap();
+        }
+        assert!(case.journals.recover().unwrap());
+        assert_eq!(case.text("a").as_deref(), Some("old a"));
+        assert_eq!(case.text("b").as_deref(), Some("old b"));
+        assert_eq!(std::fs::read_dir(case.directory.path()).unwrap().count(), 3);
+    }
+}
