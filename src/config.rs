@@ -32,6 +32,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use ca::{CaSettings, Directory};
+pub use check::shared_file;
 pub use environment::CommandVariables;
 pub use labels::{DockerSettings, Granted, Pattern};
 pub use options::Options;

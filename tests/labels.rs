@@ -599,7 +599,7 @@ fn a_socket_of_this_machine_is_within_reach_of_a_process_that_has_given_up_the_r
     let copy = tempfile::tempdir().unwrap();
     let file = ca.path("labels.toml");
     let configuration = format!(
-        "[docker]\naccept_raw_socket = true\n[deploy.copy]\nkind = 'file'\npath = '{}/pair.pem'\n",
+        "[docker]\naccept_raw_socket = true\n[deploy.copy]\nkind = 'file'\npath = '{}/{{name}}.pem'\n",
         copy.path().display()
     );
     std::fs::write(&file, configuration).unwrap();
@@ -608,7 +608,9 @@ fn a_socket_of_this_machine_is_within_reach_of_a_process_that_has_given_up_the_r
     });
     sidecar.until_issued("a.example.com");
     // What a label may name is within reach, though nothing that was configured needed it.
-    until("the copy", || copy.path().join("pair.pem").exists());
+    until("the copy", || {
+        copy.path().join("a.example.com.pem").exists()
+    });
     assert!(sidecar.log().contains("Landlock"), "{}", sidecar.log());
     assert!(!docker.was_asked("POST"), "it is accepted");
 }

@@ -147,7 +147,7 @@ fn out_of_reach(path: &Path) -> Failure {
 pub(super) async fn confine(call: &Call, settings: &Settings) -> Result<Reach, Failure> {
     // What is configured no more can still be renewed by a command.
     let mut known = settings.clone();
-    let stored = recall(call, settings).await?.into_iter();
+    let stored = recall(&call.sources, settings).await?.into_iter();
     known
         .certificates
         .extend(stored.filter_map(|(_, stored)| stored.ok()));

@@ -85,7 +85,21 @@ impl Labels {
         // What is managed is not pushed out by what is new.
         let (known, new): (Vec<_>, Vec<_>) =
             listing.asks.iter().partition(|ask| self.kept.knows(ask));
-        let asks: Vec<&Ask> = known.into_iter().chain(new).collect();
+        // Nor is what is gone for a moment, but by the container's own new words.
+        let here: BTreeSet<&str> = listing
+            .asks
+            .iter()
+            .map(|ask| ask.container.as_str())
+            .collect();
+        let gone: Vec<Ask> = self
+            .kept
+            .renewed()
+            .into_iter()
+            .filter(|ask| listing.asks.iter().all(|one| one.set() != ask.set()))
+            .filter(|ask| !here.contains(ask.container.as_str()))
+            .cloned()
+            .collect();
+        let asks: Vec<&Ask> = known.into_iter().chain(&gone).chain(new).collect();
         let granted = sources.granted(&asks, configured);
         let complaints = listing.complaints.iter().map(Problem::from);
         self.complain(complaints.chain(granted.refused.iter().cloned()));
@@ -93,9 +107,12 @@ impl Labels {
             .certificates
             .iter()
             .map(|(_, one)| one.names.iter().collect());
-        let sets: BTreeSet<BTreeSet<_>> = lineages.collect();
-        // Also those who ask for what another has asked for before.
-        let asks = asks.into_iter().filter(|ask| sets.contains(&ask.set()));
+        let configured = configured.certificates.iter();
+        let configured = configured.map(|one| one.names.iter().collect());
+        let sets: BTreeSet<BTreeSet<_>> = lineages.chain(configured).collect();
+        // Also those who ask for what another has asked for before, or is configured.
+        let asks = listing.asks.iter();
+        let asks = asks.filter(|ask| sets.contains(&ask.set()));
         let asks: Vec<Ask> = asks.cloned().collect();
         let before = self.kept.clone();
         let changes = self.kept.merge(&asks, &listing.unseen, now, docker.grace);
@@ -136,5 +153,103 @@ impl Labels {
                 self.path.display()
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Options, Purpose};
+
+    const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+
+    fn sources(file: &str, directory: &Path) -> Sources {
+        let path = directory.join("certs.toml");
+        let docker = "agree_tos = true\nemail = 'a@example.com'\n[docker]\nhost = 'tcp://proxy:2375'\nlimit = 2\n";
+        std::fs::write(&path, format!("{docker}{file}")).unwrap();
+        let mut options = Options::default();
+        options.config(path.to_str());
+        Sources::read(&options, &BTreeMap::new())
+    }
+
+    fn listing(asks: &[(&str, &str)]) -> Listing {
+        let ask = |(container, names): &(&str, &str)| Ask {
+            container: (*container).to_owned(),
+            created: 0,
+            said_in: "certs.domains".into(),
+            names: names.split(' ').map(|name| name.parse().unwrap()).collect(),
+            keys: BTreeMap::new(),
+        };
+        Listing {
+            asks: asks.iter().map(ask).collect(),
+            ..Listing::default()
+        }
+    }
+
+    fn lineages(labels: &Labels) -> Vec<String> {
+        labels.asked().keys().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn what_is_gone_for_a_moment_is_not_pushed_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let sources = sources("", directory.path());
+        let settings = sources.settings(&Purpose::All).unwrap();
+        let mut labels = Labels::open(directory.path());
+        let take = |labels: &mut Labels, asks: &[(&str, &str)]| {
+            labels.take(&listing(asks), &sources, &settings, NOW);
+        };
+        let (first, other) = (
+            ("a", "x.example.com www.example.com"),
+            ("b", "x.example.com"),
+        );
+        take(&mut labels, &[first, other]);
+        // It restarts.
+        take(&mut labels, &[other]);
+        take(
+            &mut labels,
+            &[other, ("c", "c.example.com"), ("d", "d.example.com")],
+        );
+        assert_eq!(lineages(&labels), ["c.example.com", "x.example.com"]);
+        let kept = labels.kept.renewed();
+        let x = kept.iter().find(|ask| ask.container == "a").unwrap();
+        assert_eq!(x.names.len(), 2);
+        // Its own new words are no other's.
+        take(
+            &mut labels,
+            &[("a", "x.example.com"), ("c", "c.example.com")],
+        );
+        let kept = labels.kept.renewed();
+        let x = kept.iter().find(|ask| ask.container == "a").unwrap();
+        assert_eq!(x.names.len(), 1);
+    }
+
+    #[test]
+    fn what_is_configured_meanwhile_is_still_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let before = sources("", directory.path());
+        let settings = before.settings(&Purpose::All).unwrap();
+        let mut labels = Labels::open(directory.path());
+        let asks = listing(&[("a", "x.example.com")]);
+        assert!(labels.take(&asks, &before, &settings, NOW));
+        let after = sources(
+            "[[certificate]]\nnames = 'x.example.com'\n",
+            directory.path(),
+        );
+        let settings = after.settings(&Purpose::All).unwrap();
+        assert!(
+            !labels.take(&asks, &after, &settings, NOW),
+            "nothing has changed"
+        );
+        assert!(
+            labels
+                .asked()
+                .values()
+                .all(|asked| asked.gone_since.is_none())
+        );
+        assert!(
+            labels.certificates(&after, &settings).is_empty(),
+            "the table has it"
+        );
     }
 }

@@ -22,14 +22,14 @@ use crate::challenge::responses::Responses;
 use crate::challenge::webroot::Webroot;
 use crate::config::{
     CaSettings, CertificateSettings, ChallengeSettings, DeployWhen, Directory, Purpose, Remembered,
-    RenewSettings, Settings,
+    RenewSettings, Settings, Sources, shared_file,
 };
 use crate::deploy::Target;
 use crate::deploy::merge::Merged;
 use crate::deploy::named::Named;
 use crate::deploy::output::Output;
 use crate::deploy::owner::{self, Owner};
-use crate::deploy::spec::Spec;
+use crate::deploy::spec::{NAME, Spec};
 use crate::deploy::verify::Handshake;
 use crate::identifier::Lineage;
 use crate::manage::issue::pass_in_turn;
@@ -489,7 +489,10 @@ pub(super) type Recalled = (Lineage, Result<CertificateSettings, Failure>);
 
 /// Every stored certificate that `configured` does not name, with the settings
 /// that made it. One that is damaged holds up no other.
-pub(super) async fn recall(call: &Call, configured: &Settings) -> Result<Vec<Recalled>, Failure> {
+pub(super) async fn recall(
+    sources: &Sources,
+    configured: &Settings,
+) -> Result<Vec<Recalled>, Failure> {
     let Some(store) = FileStore::existing(configured.data_dir.clone()) else {
         return Ok(Vec::new());
     };
@@ -503,7 +506,7 @@ pub(super) async fn recall(call: &Call, configured: &Settings) -> Result<Vec<Rec
     for lineage in lineages.into_iter().filter(|lineage| !named(lineage)) {
         let settings = match remembered(&store, &lineage).await {
             Ok(stored) => {
-                let settings = call.sources.remembered(&stored);
+                let settings = sources.remembered(&stored);
                 settings.map_err(Failure::configuration)
             }
             Err(error) => Err(Failure::of(lineage.as_str(), &error.into())),
@@ -516,16 +519,29 @@ pub(super) async fn recall(call: &Call, configured: &Settings) -> Result<Vec<Rec
 /// Adds the certificates that were taken over from another client and are not
 /// configured: whoever takes them over wants them kept. One that cannot be kept is
 /// told and holds up no other.
-pub(super) async fn keep_imported(call: &Call, configured: &mut Settings) -> Result<(), Failure> {
+pub(super) async fn keep_imported(
+    sources: &Sources,
+    configured: &mut Settings,
+) -> Result<(), Failure> {
     let stored = as_stored(configured).await;
     let is_imported = |lineage: &Lineage| {
         let mut all = stored.iter();
         all.any(|one| one.lineage == *lineage && one.imported.is_some())
     };
-    let recalled = recall(call, configured).await?.into_iter();
+    let recalled = recall(sources, configured).await?.into_iter();
     for (lineage, settings) in recalled.filter(|(lineage, _)| is_imported(lineage)) {
         match settings {
-            Ok(settings) => configured.certificates.push(settings),
+            Ok(mut settings) => {
+                // Another's file is the other's.
+                let others = &configured.certificates;
+                while let Some((path, whose)) = shared_file(&settings, others.iter()) {
+                    tracing::error!(%lineage, "{}: {whose} is written there, and this one is not; hint: put {NAME} into the path", path.display());
+                    let leads_there =
+                        |spec: &Spec| spec.for_lineage(&lineage).writes().as_ref() == Some(&path);
+                    settings.deploy.retain(|spec| !leads_there(spec));
+                }
+                configured.certificates.push(settings);
+            }
             Err(failure) => tracing::error!(%lineage, "it is not kept: {}", failure.in_a_line()),
         }
     }

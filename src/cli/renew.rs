@@ -34,7 +34,7 @@ pub(super) async fn rollback(call: &Call, name: String, to: Option<u64>) -> Resu
 
 async fn pass(call: &Call, names: &[String], urge: Urge) -> Result<(), Failure> {
     let mut settings = settings(call, &Purpose::All)?;
-    let recalled = recall(call, &settings).await?;
+    let recalled = recall(&call.sources, &settings).await?;
     let lost = select(&mut settings, recalled, names)?;
     if settings.certificates.is_empty() && lost.is_empty() {
         if !call.json {

@@ -31,7 +31,7 @@ use crate::observe::admin::{self, Shown};
 pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let mut configured = settings(&call, &Purpose::All)?;
-    keep_imported(&call, &mut configured).await?;
+    keep_imported(&call.sources, &mut configured).await?;
     let labels = Labels::open(&configured.data_dir);
     let settings = with_labels(&call.sources, &configured, &labels);
     let responses = Responses::default();
@@ -134,7 +134,7 @@ impl Keeping<'_> {
             let failure = Failure::configuration(problems);
             self.factory.reach.behind(failure, &sources.files())
         })?;
-        keep_imported(self.call, &mut read).await?;
+        keep_imported(&sources, &mut read).await?;
         if !self.handed && !covers(self.at_start.http_listen(), read.http_listen()) {
             let message = "where challenges are answered changes with a restart only";
             return Err(Failure::usage(message, "restart certs run"));
@@ -143,6 +143,10 @@ impl Keeping<'_> {
             tracing::warn!(
                 "listeners, directories, the schedule and the Docker host change with a restart only"
             );
+        }
+        if read.docker.is_none() {
+            // Whoever asked by a label is not dropped without a word.
+            read.docker.clone_from(&self.configured.docker);
         }
         // Before anything is taken over: a wrong one is refused whole.
         certificates(&self.factory, &read)?;

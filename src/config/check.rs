@@ -1,12 +1,13 @@
 //! What makes sense key by key and still cannot be issued.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use super::problem::{Place, Problems};
 use super::read::Entry;
 use super::{CaSettings, CertificateSettings, ChallengeSettings};
-use crate::deploy::spec::NAME;
-use crate::identifier::Identifier;
+use crate::deploy::spec::{NAME, Spec};
+use crate::identifier::{Identifier, Lineage};
 
 /// What the largest of public CAs take in one certificate.
 const MOST_NAMES: usize = 100;
@@ -61,6 +62,25 @@ pub(super) fn copies(all: &[CertificateSettings], entries: &[Entry], problems: &
             }
         }
     }
+}
+
+/// A file of `certificate` that one of `others` is written to, and which.
+pub fn shared_file<'a>(
+    certificate: &CertificateSettings,
+    others: impl Iterator<Item = &'a CertificateSettings>,
+) -> Option<(PathBuf, Lineage)> {
+    let files = |one: &CertificateSettings| -> BTreeSet<PathBuf> {
+        let specs = one.deploy.iter().map(|spec| spec.for_lineage(&one.lineage));
+        let specs = specs.filter(Spec::is_for_one);
+        specs.filter_map(|spec| spec.writes()).collect()
+    };
+    let ours = files(certificate);
+    let mut others = others.filter(|other| other.lineage != certificate.lineage);
+    others.find_map(|other| {
+        let theirs = files(other);
+        let both = ours.intersection(&theirs).next()?;
+        Some((both.clone(), other.lineage.clone()))
+    })
 }
 
 fn names(wanted: &CertificateSettings, place: &Place, problems: &mut Problems) {

@@ -107,7 +107,19 @@ impl Sources {
         let layers = self.layers();
         let grace = value(pick(&layers, |layer| &layer.docker_grace));
         let raw = value(pick(&layers, |layer| &layer.docker_accepts_raw));
+        let shared = [
+            &self.options.shared,
+            &self.variables.layer.shared,
+            &self.document.layer.shared,
+        ];
+        // What is wrong with them is told with the certificates.
+        let mut deploy = self.deploy(&shared, &mut Problems::default());
         let tables = self.document.targets.values();
+        for table in tables.map(|spec| self.located(spec)) {
+            if !deploy.contains(&table) {
+                deploy.push(table);
+            }
+        }
         Some(DockerSettings {
             host: value(pick(&layers, |layer| &layer.docker_host))?.0,
             accept_raw_socket: raw.unwrap_or_default(),
@@ -115,7 +127,7 @@ impl Sources {
             allow: value(pick(&layers, |layer| &layer.docker_allow)).unwrap_or_default(),
             limit: value(pick(&layers, |layer| &layer.docker_limit))
                 .map_or(LIMIT, |limit| limit.get().into()),
-            deploy: tables.map(|spec| self.located(spec)).collect(),
+            deploy,
         })
     }
 

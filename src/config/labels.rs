@@ -15,8 +15,8 @@ use super::layer::{CertificateLayer, Value, split};
 use super::problem::{Place, Problem, Problems};
 use super::read::Entry;
 use super::resolve::Sources;
-use super::{CertificateSettings, Settings};
-use crate::deploy::spec::Spec;
+use super::{CertificateSettings, Settings, check};
+use crate::deploy::spec::{NAME, Spec};
 use crate::identifier::{Identifier, Lineage};
 use crate::manage::follow::listing::{Ask, Complaint};
 
@@ -40,7 +40,8 @@ pub struct DockerSettings {
     pub allow: Vec<Pattern>,
     /// How many certificates may be asked for.
     pub limit: usize,
-    /// What a label may name beside nginx: all of the file's `[deploy.NAME]`.
+    /// What is handed over to where a label says nothing, and what it may name: all of
+    /// the file's `[deploy.NAME]`.
     pub deploy: Vec<Spec>,
 }
 
@@ -150,6 +151,13 @@ impl Sources {
                 continue;
             }
             let certificate = self.asked(ask, lineage, docker, &mut problems);
+            let before = granted.certificates.iter().map(|(_, one)| one);
+            let before = configured.certificates.iter().chain(before);
+            if let Some((path, whose)) = check::shared_file(&certificate, before) {
+                let message = format!("{}: {whose} is written there", path.display());
+                let hint = format!("put {NAME} into the path, or let certs.deploy name others");
+                problems.add(&place, message, hint);
+            }
             if problems.is_empty() && granted.certificates.len() >= docker.limit {
                 let message = format!("containers ask for more than {} certificates", docker.limit);
                 problems.add(&place, message, "raise [docker] limit, if that is meant");

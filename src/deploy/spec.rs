@@ -415,13 +415,11 @@ impl Spec {
                 .is_some_and(|path| path.display().to_string().contains(NAME))
     }
 
-    /// Whether its paths have each certificate's name in them.
+    /// Whether each certificate's file is in a directory of its own name.
     #[must_use]
-    pub fn names_each(&self) -> bool {
-        self.keys
-            .values()
-            .flatten()
-            .any(|value| value.contains(NAME))
+    pub fn is_each_in_its_own_place(&self) -> bool {
+        let place = self.writes_in();
+        place.is_some_and(|place| place.display().to_string().contains(NAME))
     }
 
     /// Whether what it writes belongs to another user or group.

@@ -1,6 +1,7 @@
 //! A command that a client runs after a renewal: a plain path can be run as it is,
 //! a shell's line cannot, and what many write there has a better word here. What is
-//! shown of a command is its first word alone: passwords stand among the others.
+//! shown of a command is its first word alone, and only if that is a plain one: passwords
+//! stand among the others.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +19,11 @@ pub(super) fn take(setting: &str, command: &str, renewal: &mut Renewal, remarks:
         return;
     }
     let first = command.split_whitespace().next().unwrap_or_default();
-    let first = printable_within(first, 60);
+    // `PASSWORD=… program` has one in its first word.
+    let first = match is_plain(first) {
+        true => format!("`{} …`", printable_within(first, 60)),
+        false => "a command".to_owned(),
+    };
     let instead = better_word(command).map_or_else(
         || "put it into a program of its own and name that with --deploy exec:/PROGRAM".to_owned(),
         |word| format!("import again with --deploy {word}"),
@@ -26,7 +31,7 @@ pub(super) fn take(setting: &str, command: &str, renewal: &mut Renewal, remarks:
     let why = "no shell is run here, and it is more than the path of a program";
     remarks.push(Remark::not_taken(
         setting,
-        format!("`{first} …`: {why}; {instead}"),
+        format!("{first}: {why}; {instead}"),
     ));
 }
 
@@ -104,6 +109,11 @@ mod tests {
             let text = told(command).unwrap_err();
             assert!(text.contains(word), "{command}: {text}");
         }
+        let text = told("TOKEN=hunter2 /usr/bin/hook").unwrap_err();
+        assert!(
+            text.starts_with("a command: ") && !text.contains("hunter2"),
+            "{text}"
+        );
         let text = told("curl -H 'X-Token: hunter2' https://hook").unwrap_err();
         assert!(!text.contains("hunter2"), "{text}");
     }

@@ -111,7 +111,7 @@ pub(super) fn specs(settings: &Settings) -> impl Iterator<Item = Spec> {
         let specs = one.deploy.iter();
         specs.map(|spec| spec.for_lineage(&one.lineage))
     });
-    certificates.chain(may_come.filter(|spec| !spec.names_each()))
+    certificates.chain(may_come.filter(|spec| !spec.is_each_in_its_own_place()))
 }
 
 /// The socket of Docker's API, where labels are followed.

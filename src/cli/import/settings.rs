@@ -1,7 +1,7 @@
 //! How a certificate that was taken over is renewed: what the command line and the
 //! environment say, then the source, then the configuration's defaults.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use super::Sound;
@@ -151,12 +151,26 @@ fn fault(program: &Path) -> Option<String> {
         Ok(found) => found,
         Err(error) => return Some(format!("it cannot be run: {error}")),
     };
-    let mode = found.permissions().mode();
-    if !found.is_file() || mode & 0o111 == 0 {
+    if !found.is_file() || found.permissions().mode() & 0o111 == 0 {
         return Some("it is not executable, and was not run before".to_owned());
     }
-    let why = "everybody may write to it: chmod o-w, and import again with --deploy exec:/PROGRAM";
-    (mode & 0o002 != 0).then(|| why.to_owned())
+    let changeable = |path: &Path| -> Option<String> {
+        let found = std::fs::metadata(path).ok()?;
+        let (mode, owner) = (found.permissions().mode(), found.uid());
+        let all = mode & 0o002 != 0 && !(found.is_dir() && mode & 0o1000 != 0);
+        let many = found.is_file() && mode & 0o020 != 0;
+        let another = owner != 0 && owner != rustix::process::geteuid().as_raw();
+        (all || many || another).then(|| {
+            format!(
+                "another user may change {}: let it be root's (chown, chmod go-w), and import again with --deploy exec:/PROGRAM",
+                printable(&path.display().to_string())
+            )
+        })
+    };
+    // What it leads to, and the link itself with all directories above.
+    let real = std::fs::canonicalize(program).ok()?;
+    let mut all = real.ancestors().chain(program.ancestors().skip(1));
+    all.find_map(changeable)
 }
 
 fn not_taken(subject: impl Into<String>, text: impl Into<String>) -> Remark {
@@ -171,5 +185,42 @@ fn by_hand(subject: impl Into<String>, text: impl Into<String>) -> Remark {
     Remark {
         verdict: Verdict::ByHand,
         ..not_taken(subject, text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::chown;
+
+    use super::*;
+
+    #[test]
+    fn a_program_that_another_user_may_change_is_not_run() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("hook");
+        std::fs::write(&program, "").unwrap();
+        let allow = |path: &Path, mode| {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+        };
+        allow(&program, 0o644);
+        assert!(fault(&program).unwrap().contains("not executable"));
+        allow(&program, 0o755);
+        assert_eq!(fault(&program), None);
+        for mode in [0o775, 0o757] {
+            allow(&program, mode);
+            assert!(fault(&program).unwrap().contains("another user may change"));
+        }
+        allow(&program, 0o755);
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&program, &link).unwrap();
+        assert_eq!(fault(&link), None);
+        allow(directory.path(), 0o757);
+        assert!(fault(&program).is_some() && fault(&link).is_some());
+        allow(directory.path(), 0o1757);
+        assert_eq!(fault(&program), None);
+        if rustix::process::geteuid().is_root() {
+            chown(&program, Some(65_534), None).unwrap();
+            assert!(fault(&link).is_some());
+        }
     }
 }

@@ -200,6 +200,37 @@ fn its_keys_are_read_and_without_a_host_there_are_no_labels() {
 }
 
 #[test]
+fn no_label_takes_the_file_of_another() {
+    let one = "[deploy.pair]\nkind = 'file'\npath = '/etc/proxy/site.pem'\n";
+    let each = one.replace("site.pem", "{name}.pem");
+    let asks = [
+        ask("web", "c.example.com", &[]),
+        ask("other", "d.example.com", &[]),
+    ];
+    let (certificates, refused) = granted(&sources(&format!("{FILE}{one}{TABLES}"), &[]), &asks);
+    assert!(certificates.is_empty(), "{certificates:?}");
+    assert_eq!(
+        refused[0],
+        "container web, certs.domains: /etc/proxy/site.pem: a.example.com is written there"
+    );
+    // Nor do two of them take turns.
+    let (certificates, refused) = granted(&sources(&format!("{FILE}{one}"), &[]), &asks);
+    assert_eq!((certificates.len(), refused.len()), (1, 1));
+    let (certificates, _) = granted(&sources(&format!("{FILE}{each}{TABLES}"), &[]), &asks);
+    assert_eq!(certificates.len(), 2);
+}
+
+#[test]
+fn what_holds_for_all_may_come_with_a_label_too() {
+    let environment = [("CERTS_DEPLOY", "exec:/bin/true")];
+    let table = "[deploy.web]\nkind = 'nginx'\n";
+    let settings = sources(&format!("{FILE}{table}"), &environment).settings(&Purpose::All);
+    let mut may_come = settings.unwrap().docker.unwrap().deploy.into_iter();
+    assert_eq!(may_come.next().unwrap().to_string(), "exec:/bin/true");
+    assert_eq!(may_come.next().unwrap().to_string(), "nginx");
+}
+
+#[test]
 fn a_time_is_written_with_its_unit() {
     for (text, seconds) in [
         ("0s", Some(0)),
