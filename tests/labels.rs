@@ -368,7 +368,7 @@ fn whatever_the_api_does_takes_nothing_away() {
             Mood::Garbage,
             "says what cannot be read: no list of containers",
         ),
-        (Mood::Endless, "more than 33554432 bytes"),
+        (Mood::Endless, "more than 8388608 bytes"),
         (
             Mood::Raw,
             "is not filtered: whoever may use it is root on the host",

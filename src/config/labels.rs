@@ -153,7 +153,9 @@ impl Sources {
             let certificate = self.asked(ask, lineage, docker, &mut problems);
             let before = granted.certificates.iter().map(|(_, one)| one);
             let before = configured.certificates.iter().chain(before);
-            if let Some((path, whose)) = check::shared_file(&certificate, before) {
+            if problems.is_empty()
+                && let Some((path, whose)) = check::shared_file(&certificate, before)
+            {
                 let message = format!("{}: {whose} is written there", path.display());
                 let hint = format!("put {NAME} into the path, or let certs.deploy name others");
                 problems.add(&place, message, hint);
