@@ -39,6 +39,10 @@ pub(super) struct Credentials {
     /// Base64url.
     pub(super) key_pkcs8: Secret,
     pub(super) directory: Option<String>,
+    /// It is another client's, whose URL is not known: the CA is asked for it before
+    /// anything is registered.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) is_foreign: bool,
 }
 
 /// The key of a stored account.
@@ -66,8 +70,12 @@ impl Account {
             let id = id.clone();
             return Ok(Self { key, id });
         }
-        let id = register(session, directory, options, &key).await?;
+        let id = match credentials.is_foreign {
+            true => find(session, directory, options, &key).await?,
+            false => register(session, directory, options, &key, false).await?,
+        };
         credentials.id = Some(id.clone());
+        credentials.is_foreign = false;
         save(&credentials, journal).await?;
         Ok(Self { key, id })
     }
@@ -103,10 +111,29 @@ async fn stored_or_new(ca: &str, journal: &mut dyn Journal) -> Result<Credential
         id: None,
         key_pkcs8: Secret::new(encode(&key)),
         directory: Some(ca.to_owned()),
+        is_foreign: false,
     };
     let stored = journal.create_account(&to_json(&credentials)?).await;
     let stored = stored.map_err(Cause::Journal)?;
     serde_json::from_str(stored.expose()).map_err(|_| unreadable())
+}
+
+/// The account that the CA has for `key` already (section 7.3.1), else a new one.
+async fn find(
+    session: &Session,
+    directory: &Directory,
+    options: &AccountOptions,
+    key: &AccountKey,
+) -> Result<String, Cause> {
+    match register(session, directory, options, key, true).await {
+        Err(cause) if cause.objection() == Some("accountDoesNotExist") => {
+            tracing::warn!(
+                "the CA knows no account of the key that was taken over; it is registered there"
+            );
+            register(session, directory, options, key, false).await
+        }
+        found => found,
+    }
 }
 
 async fn register(
@@ -114,6 +141,7 @@ async fn register(
     directory: &Directory,
     options: &AccountOptions,
     key: &AccountKey,
+    only_existing: bool,
 ) -> Result<String, Cause> {
     let url = &directory.new_account;
     let contact = options
@@ -124,7 +152,7 @@ async fn register(
     let new = NewAccount {
         contact: &contacts,
         terms_of_service_agreed: options.terms_agreed,
-        only_return_existing: false,
+        only_return_existing: only_existing,
     };
     let mut payload = serde_json::to_value(&new).map_err(|e| Cause::Protocol(e.to_string()))?;
     if let (true, Some(members)) = (contacts.is_empty(), payload.as_object_mut()) {
@@ -213,7 +241,16 @@ mod tests {
             .issue(pending(&["a.example"]), &mut journal)
             .await
             .unwrap();
-        assert_eq!((ca.accounts(), ca.count("new-account")), (1, 1));
+        assert_eq!(ca.accounts(), 1);
+        assert_eq!(ca.payloads("new-account")[0]["onlyReturnExisting"], true);
+        // One that the CA does not know is registered, and no other.
+        let (ca, mut unknown) = (FakeCa::new(), Memory::default());
+        unknown.account = Some(foreign.credentials.clone());
+        ca.script("new-account", Scripted::problem(400, "accountDoesNotExist"));
+        let client = ca.client();
+        let ended = client.issue(pending(&["a.example"]), &mut unknown);
+        ended.await.unwrap();
+        assert_eq!((ca.accounts(), ca.count("new-account")), (1, 2));
         let stored = journal.account.unwrap();
         assert!(is_same_account(&stored, &foreign.credentials));
         let stored: Value = serde_json::from_str(stored.expose()).unwrap();

@@ -59,6 +59,7 @@ pub fn foreign_account(
         id: url.map(str::to_owned),
         key_pkcs8: Secret::new(encode(&key.to_pkcs8().map_err(|_| unusable())?)),
         directory: Some(ca.to_owned()),
+        is_foreign: url.is_none(),
     };
     let json = serde_json::to_string(&credentials).map_err(|_| unusable())?;
     Ok(ForeignAccount {

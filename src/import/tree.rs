@@ -107,24 +107,33 @@ impl Tree {
     /// that name, as a path below `path`.
     pub(super) fn directories_with(&self, path: &str, file: &str, depth: usize) -> Vec<PathBuf> {
         let (mut found, mut open) = (Vec::new(), vec![PathBuf::new()]);
+        let mut visited = 0;
         while let Some(directory) = open.pop() {
+            visited += 1;
+            if visited > MOST_ENTRIES {
+                break;
+            }
             let names = self.names(Path::new(path).join(&directory));
             if names.iter().any(|name| name == file) {
                 found.push(directory.clone());
             }
-            if directory.components().count() < depth && found.len() < MOST_ENTRIES {
+            if directory.components().count() < depth && open.len() < MOST_ENTRIES {
                 let inner = names.iter().map(|name| directory.join(name));
-                open.extend(inner.filter(|inner| self.is_plain_directory(path, inner)));
+                open.extend(inner.filter(|inner| self.leads_on(Path::new(path), inner)));
             }
         }
         found.sort();
         found
     }
 
-    /// A directory that is no link: links among directories may lead in circles.
-    fn is_plain_directory(&self, path: &str, inner: &Path) -> bool {
-        let place = self.root.join(path).join(inner);
-        std::fs::symlink_metadata(place).is_ok_and(|found| found.is_dir())
+    /// Whether `inner` is a directory, and no link back to one that it is in.
+    fn leads_on(&self, path: &Path, inner: &Path) -> bool {
+        let real = |inner: &Path| self.resolve(&path.join(inner)).ok().flatten();
+        let Some(there) = real(inner).filter(|there| there.is_dir()) else {
+            return false;
+        };
+        let here = inner.parent().and_then(real);
+        here.is_some_and(|here| !here.starts_with(there))
     }
 
     /// Where `path` leads, which is inside; `None` when that is nowhere.

@@ -66,7 +66,11 @@ pub async fn take(
     let mut taken = foresee(stored.as_ref().map(|(record, _)| record), foreign, random);
     match taken {
         Taken::Stored(generation, at) => {
-            if store.options(lineage).await?.is_none() {
+            // Those of a command that came to nothing are no certificate's.
+            let waits = stored
+                .as_ref()
+                .is_none_or(|(record, _)| record.issued.is_none());
+            if waits || store.options(lineage).await?.is_none() {
                 store.save_options(lineage, &foreign.options).await?;
             }
             let (record, revision) = stored.unzip();

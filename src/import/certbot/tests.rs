@@ -217,3 +217,26 @@ fn another_directory_is_none_of_certbots() {
         "{error}"
     );
 }
+
+#[test]
+fn the_account_of_a_ca_that_has_moved_is_found_behind_its_link() {
+    let directory = laid_out(&[
+        ("renewal/README", ""),
+        ("accounts/old.example/dir/4d2/private_key.json", "{}"),
+        ("accounts/ca.example/acme/dir", "-> ../../old.example/dir"),
+        // In a circle.
+        ("accounts/old.example/dir/self", "-> ."),
+    ]);
+    let found = read_any(Tool::Certbot, directory.path()).unwrap();
+    let accounts = found.accounts.iter();
+    let mut cas: Vec<String> = accounts
+        .map(|one| format!("{:?} {}", one.ca, one.name))
+        .collect();
+    cas.sort();
+    assert_eq!(cas[0], "Directory(\"https://ca.example/acme/dir\") 4d2");
+    assert!(
+        cas.iter()
+            .any(|ca| ca.contains("https://old.example/dir\"")),
+        "{cas:?}"
+    );
+}

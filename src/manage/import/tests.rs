@@ -189,7 +189,11 @@ async fn what_waits_for_its_first_certificate_gets_this_one() {
         .output
         .placeholder(&one.lineage, &record.identifiers, START)
         .unwrap();
+    let before = house.store.save_options(&one.lineage, "{}");
+    before.await.unwrap();
     house.take(&one).await.unwrap();
+    let options = house.store.options(&one.lineage).await.unwrap();
+    assert_eq!(options.as_ref(), Some(&one.options));
     let (record, _) = house.record().await;
     assert_eq!((record.order, record.failures), (None, Failures::default()));
     assert_eq!(house.output.live(&one.lineage), Some(Generation(1)));
