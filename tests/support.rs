@@ -130,6 +130,13 @@ impl Pebble {
     pub(crate) fn start(rejected: u8) -> Option<Self> {
         let pebble = program("CERTS_LAB_PEBBLE", "/usr/bin/pebble")?;
         let dns = program("CERTS_LAB_CHALLTESTSRV", "/usr/bin/pebble-challtestsrv")?;
+        // A port that was free may be somebody else's by the time that it is bound.
+        let mut tries = (0..5).filter_map(|_| Self::begin(&pebble, &dns, rejected));
+        Some(tries.next().expect("a Pebble that stays"))
+    }
+
+    /// `None` when one of the two has ended before it listened.
+    fn begin(pebble: &Path, dns: &Path, rejected: u8) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let file = |name: &str| directory.path().join(name);
@@ -152,7 +159,7 @@ impl Pebble {
         }});
         std::fs::write(file("config.json"), config.to_string()).unwrap();
         // Older versions have another name for the one and none of the other.
-        let help = text(&Command::new(&dns).arg("-h").output().unwrap());
+        let help = text(&Command::new(dns).arg("-h").output().unwrap());
         let mut command = Command::new(dns);
         command.args(["-management", &local(dns_management), "-defaultIPv6", ""]);
         command.args(["-http01", "", "-https01", "", "-tlsalpn01", ""]);
@@ -161,8 +168,8 @@ impl Pebble {
         } else {
             command.args(["-dns01", &local(dns_port)]);
         }
-        let dns = Running::start(&mut command);
-        let pebble = Running::start(
+        let mut dns = Running::start(&mut command);
+        let mut pebble = Running::start(
             Command::new(pebble)
                 .args(["-strict", "-dnsserver", &local(dns_port), "-config"])
                 .arg(file("config.json"))
@@ -170,8 +177,12 @@ impl Pebble {
                 .env("PEBBLE_AUTHZREUSE", "0")
                 .env("PEBBLE_WFE_NONCEREJECT", rejected.to_string()),
         );
-        until("Pebble", || listens(port) && listens(dns_management));
-        Some(Self {
+        let mut ended = false;
+        until("Pebble", || {
+            ended = dns.has_ended() || pebble.has_ended();
+            ended || listens(port) && listens(dns_management)
+        });
+        (!ended).then(|| Self {
             directory,
             http_port,
             management,
