@@ -132,7 +132,9 @@ impl Pebble {
         let dns = program("CERTS_LAB_CHALLTESTSRV", "/usr/bin/pebble-challtestsrv")?;
         // A port that was free may be somebody else's by the time that it is bound.
         let mut tries = (0..5).filter_map(|_| Self::begin(&pebble, &dns, rejected));
-        Some(tries.next().expect("a Pebble that stays"))
+        let stays = tries.next();
+        assert!(stays.is_some(), "no Pebble stays");
+        stays
     }
 
     /// `None` when one of the two has ended before it listened.
