@@ -3,17 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::support::{Running, certs, free_port, until};
+use crate::support::{NOBODY, Running, as_nobody, certs, free_port, until};
 use crate::targets::script;
 
-const NOBODY: u32 = 65_534;
 const NONE: &str = "0000000000000000";
 
 /// `certs run` with the embedded CA, and what it says.
@@ -407,19 +405,8 @@ fn a_user_without_any_privilege_needs_none() {
         return;
     }
     let sidecar = Sidecar::start(|directory, command| {
-        // Where that user may read it.
-        let program = directory.join("certs");
-        std::fs::copy(command.get_program(), &program).unwrap();
         chown(directory, Some(NOBODY), Some(NOBODY)).unwrap();
-        let mut other = Command::new(program);
-        other.args(command.get_args()).env_clear();
-        other.envs(
-            command
-                .get_envs()
-                .filter_map(|(name, value)| Some((name, value?))),
-        );
-        other.uid(NOBODY).gid(NOBODY);
-        *command = other;
+        *command = as_nobody(command, directory);
     });
     sidecar.until_issued();
     let status = sidecar.status();

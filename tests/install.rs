@@ -5,13 +5,12 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::chown;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-use crate::support::{certs, free_port, listens, program, run, text, until};
+use crate::support::{NOBODY, as_nobody, certs, free_port, listens, program, run, text, until};
 
 /// A Debian-like configuration in a directory of its own.
 struct Machine {
@@ -336,8 +335,7 @@ fn json(command: &mut Command) -> serde_json::Value {
 }
 
 /// Installs as somebody who may read all, and write everywhere but at the site.
-fn as_nobody(machine: &Machine) {
-    const NOBODY: u32 = 65_534;
+fn by_nobody(machine: &Machine) {
     // The directories of its own that nginx wants are there.
     assert!(machine.signal(&["-t"]));
     let own = |path: &Path| chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
@@ -346,13 +344,9 @@ fn as_nobody(machine: &Machine) {
         std::fs::write(machine.path(log), "").unwrap();
         own(&machine.path(log));
     }
-    let whole = machine.install(&["--domain", "example.com"]);
-    let program = machine.path("certs");
-    std::fs::copy(whole.get_program(), &program).unwrap();
-    let mut command = Command::new(&program);
-    command.args(whole.get_args()).env_clear();
-    command.env("CERTS_DATA_DIR", machine.path("data"));
-    let told = run(command.uid(NOBODY).gid(NOBODY), 2);
+    let mut whole = machine.install(&["--domain", "example.com"]);
+    whole.env("CERTS_DATA_DIR", machine.path("data"));
+    let told = run(&mut as_nobody(&whole, machine.directory.path()), 2);
     for word in [
         "sites-available/site: it cannot be written",
         "nothing was changed",
@@ -360,7 +354,7 @@ fn as_nobody(machine: &Machine) {
     ] {
         assert!(told.contains(word), "{word}: {told}");
     }
-    std::fs::remove_file(program).unwrap();
+    std::fs::remove_file(machine.path("certs")).unwrap();
     for made in ["data", "data-webroot"] {
         std::fs::remove_dir_all(machine.path(made)).unwrap();
     }
@@ -373,7 +367,7 @@ fn who_may_not_write_is_told_and_the_rest_is_shown_as_json() {
     };
     let before = machine.files();
     if rustix::process::geteuid().is_root() {
-        as_nobody(&machine);
+        by_nobody(&machine);
         assert_eq!(machine.files(), before);
     }
 

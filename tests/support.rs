@@ -238,6 +238,28 @@ pub(crate) fn certs(directory: &Path) -> Command {
     command
 }
 
+/// A user without a right of its own on this machine.
+pub(crate) const NOBODY: u32 = 65_534;
+
+/// The same command as [`NOBODY`], by a copy of the program in `directory`: where it was built may be closed to
+/// that user.
+pub(crate) fn as_nobody(command: &Command, directory: &Path) -> Command {
+    use std::os::unix::process::CommandExt;
+    let program = directory.join("certs");
+    std::fs::copy(command.get_program(), &program).unwrap();
+    let mut other = Command::new(program);
+    other.args(command.get_args()).env_clear();
+    let set = command
+        .get_envs()
+        .filter_map(|(name, value)| Some((name, value?)));
+    other.envs(set).stdin(Stdio::null());
+    if let Some(directory) = command.get_current_dir() {
+        other.current_dir(directory);
+    }
+    other.uid(NOBODY).gid(NOBODY);
+    other
+}
+
 /// Runs it and returns what it said, once its exit code is `code`.
 pub(crate) fn run(command: &mut Command, code: i32) -> String {
     let output = command.output().unwrap();

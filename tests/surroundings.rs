@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{Nginx, Pebble, Running, run, until};
+use crate::support::{NOBODY, Nginx, Pebble, Running, as_nobody, run, until};
 
 /// A small file system of its own, gone with the test.
 struct Tmpfs(PathBuf);
@@ -131,21 +131,16 @@ fn a_data_directory_that_is_no_directory_is_exit_8() {
 #[test]
 fn nothing_looks_into_a_process_that_holds_keys() {
     use std::os::unix::fs::MetadataExt;
-    use std::os::unix::process::CommandExt;
 
     let directory = tempfile::tempdir().unwrap();
-    // Where the user that it runs as may read it.
-    let program = directory.path().join("certs");
-    std::fs::copy(env!("CARGO_BIN_EXE_certs"), &program).unwrap();
-    let mut command = Command::new(program);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_certs"));
     command.arg("run").env_clear();
     command.env("CERTS_DATA_DIR", directory.path().join("data"));
     command.env("CERTS_ADMIN_LISTEN", "off");
     command.env("CERTS_HTTP_LISTEN", "127.0.0.1:0");
     if rustix::process::geteuid().is_root() {
-        const NOBODY: u32 = 65_534;
         std::os::unix::fs::chown(directory.path(), Some(NOBODY), None).unwrap();
-        command.uid(NOBODY);
+        command = as_nobody(&command, directory.path());
     }
     let running = Running::start(&mut command);
     until("the sidecar", || {

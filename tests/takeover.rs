@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::support::{certs, run};
+use crate::support::{as_nobody, certs, run};
 
 /// A pair for these names, valid for so many days from now.
 fn pair(names: &[&str], days: i64) -> (String, String) {
@@ -170,7 +170,6 @@ fn a_wrong_place_or_client_is_told_and_nothing_is_written() {
 #[test]
 fn what_may_not_be_read_is_not_taken_for_nothing() {
     use std::os::unix::fs::PermissionsExt;
-    use std::os::unix::process::CommandExt;
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
     let source = root.join("letsencrypt");
@@ -185,13 +184,13 @@ fn what_may_not_be_read_is_not_taken_for_nothing() {
     mode(&source.join("renewal"), 0o700);
     let mut command = certs(root);
     command.current_dir(root).args(["import", "certbot"]);
+    command.arg(&source);
     if rustix::process::geteuid().is_root() {
-        const NOBODY: u32 = 65534;
-        command.uid(NOBODY).gid(NOBODY);
+        command = as_nobody(&command, root);
     } else {
         mode(&source.join("renewal"), 0);
     }
-    let told = run(command.arg(&source), 8);
+    let told = run(&mut command, 8);
     mode(&source.join("renewal"), 0o700);
     assert!(told.contains("renewal: Permission denied"), "{told}");
 }
