@@ -42,8 +42,8 @@ pub use resolve::{Purpose, Sources};
 pub use schema::schema;
 
 use crate::certificate::KeyType;
+use crate::deploy::endpoint::Endpoint;
 use crate::deploy::spec::Spec;
-use crate::deploy::verify::Endpoint;
 use crate::identifier::{Identifier, Lineage};
 use crate::manage::schedule::Schedule;
 

@@ -4,6 +4,7 @@
 
 pub mod copy;
 pub mod docker;
+pub mod endpoint;
 pub mod exec;
 pub mod hand;
 pub mod haproxy;

@@ -234,11 +234,17 @@ struct Followed<'a> {
 
 impl<'a> Followed<'a> {
     fn start(ca: &'a EmbeddedCa, host: &str, change: impl FnOnce(&mut Command)) -> Self {
+        Self::start_configured(ca, |command| {
+            command.args(["--docker-host", host]);
+            change(command);
+        })
+    }
+
+    fn start_configured(ca: &'a EmbeddedCa, change: impl FnOnce(&mut Command)) -> Self {
         let (log, admin) = (ca.path("run.log"), free_port());
         let mut command = certs(&ca.path(""));
         command
             .arg("run")
-            .args(["--docker-host", host])
             .env("CERTS_AGREE_TOS", "true")
             .env("CERTS_CA", ca.server.directory_url())
             .env("CERTS_CA_ROOT", ca.path("root.pem"))
@@ -410,6 +416,28 @@ fn an_api_that_is_slow_or_babbles_is_told_and_new_containers_are_seen_all_the_sa
     sidecar.until_logged("events are not heard, and containers looked at once a minute");
     docker.is(Mood::Hangs);
     assert!(sidecar.is_issued("a.example.com"));
+}
+
+#[test]
+fn a_configuration_without_docker_takes_nothing_from_who_asked_until_a_restart() {
+    let (ca, docker) = (EmbeddedCa::start(), Docker::start());
+    let config = ca.path("certs.toml");
+    let table = format!("[docker]\nhost = '{}'\n", docker.host());
+    std::fs::write(&config, table).unwrap();
+    docker.add("first", json!({"certs.domains": "first.example.com"}));
+    let followed = Followed::start_configured(&ca, |command| {
+        command.arg("--config").arg(&config);
+    });
+    followed.until_issued("first.example.com");
+    std::fs::write(&config, "").unwrap();
+    followed.running.signal(rustix::process::Signal::HUP);
+    followed.until_logged("the Docker host change with a restart only");
+    followed.until_logged("the configuration was read again");
+    docker.add("second", json!({"certs.domains": "second.example.com"}));
+    followed.until_issued("second.example.com");
+    assert!(!followed.log().contains("asks for it no longer"));
+    let kept = followed.status(&["--json"]);
+    assert!(kept.contains("first.example.com"), "{kept}");
 }
 
 #[test]

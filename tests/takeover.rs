@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::support::{as_nobody, certs, run};
+use crate::support::embedded::EmbeddedCa;
+use crate::support::{Running, as_nobody, certs, run, until};
 
 /// A pair for these names, valid for so many days from now.
 fn pair(names: &[&str], days: i64) -> (String, String) {
@@ -193,4 +194,61 @@ fn what_may_not_be_read_is_not_taken_for_nothing() {
     let told = run(&mut command, 8);
     mode(&source.join("renewal"), 0o700);
     assert!(told.contains("renewal: Permission denied"), "{told}");
+}
+
+/// `certs run` is there first; what was taken over meanwhile is kept from SIGHUP on, by
+/// the configuration as it is then.
+#[test]
+fn what_was_taken_over_is_kept_by_the_newest_configuration_and_gives_up_what_is_anothers() {
+    let ca = EmbeddedCa::start();
+    let (root, url) = (ca.path(""), ca.server.directory_url());
+    let process = format!(
+        "agree_tos = true\nhttp_listen = ['127.0.0.1:{}']\ndata_dir = 'data'\noutput_dir = 'out'\n",
+        ca.http_port
+    );
+    std::fs::write(ca.path("certs.toml"), &process).unwrap();
+    let log = || std::fs::read_to_string(ca.path("log")).unwrap();
+    let mut command = certs(&root);
+    command.arg("run").current_dir(&root);
+    command.env("CERTS_ADMIN_LISTEN", "off");
+    let file = std::fs::File::create(ca.path("log")).unwrap();
+    let running = Running::start_logging(&mut command, file.into());
+    until("the control socket", || ca.path("data/admin.sock").exists());
+
+    // Due, of a CA whose root is not trusted yet, and into a file that it will lose.
+    let source = ca.path("letsencrypt");
+    let old = pair(&["old.example.com"], 1);
+    letsencrypt(&source, &[("old.example.com", "", &old)]);
+    let conf = source.join("renewal/old.example.com.conf");
+    let text = std::fs::read_to_string(&conf).unwrap();
+    let text = text.replace("https://acme-v02.api.letsencrypt.org/directory", &url);
+    std::fs::write(&conf, text).unwrap();
+    let copy = ca.path("copy.pem");
+    let mut import = certs(&root);
+    import.current_dir(&root).args(["import", "certbot"]);
+    import.arg(&source);
+    run(import.arg(format!("--deploy=file:{}", copy.display())), 0);
+    let with_both = format!(
+        "{process}ca = '{url}'\nca_root = 'root.pem'\n\
+         [[certificate]]\nnames = ['a.example.com']\ndeploy = ['file:{}']\n",
+        copy.display()
+    );
+    std::fs::write(ca.path("certs.toml"), with_both).unwrap();
+    running.signal(rustix::process::Signal::HUP);
+    until("the configured one", || {
+        ca.path("out/live/a.example.com").exists()
+    });
+    let lost = format!(
+        "{}: a.example.com is written there, and this one is not",
+        copy.display()
+    );
+    until("the word about the file", || log().contains(&lost));
+    until("the renewal of what was taken over", || {
+        let live = std::fs::read(ca.path("out/live/old.example.com/fullchain.pem"));
+        live.is_ok_and(|live| live != old.1.as_bytes())
+    });
+    let wanted = ca.path("out/live/a.example.com/combined.pem");
+    until("the file of the configured one", || {
+        std::fs::read(&copy).unwrap() == std::fs::read(&wanted).unwrap()
+    });
 }

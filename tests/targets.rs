@@ -1,9 +1,17 @@
 //! The servers that certificates are handed to, each the real one: a renewal is
 //! loaded and proven, and what fails is taken back.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use certs::certificate::Fingerprint;
+use certs::deploy::starttls::Protocol;
+use certs::deploy::verify::observe;
+use certs::identifier::Identifier;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use crate::support::embedded::EmbeddedCa;
 use crate::support::oracle::Oracle;
@@ -238,6 +246,36 @@ fn a_hook_that_fails_leaves_every_server_with_the_pair_of_before_and_heals() {
             .all(|line| line == format!("{} {NAME}", live(&ca).display())),
         "{log}"
     );
+}
+
+/// nginx has its old workers take connections beside the new ones for a while.
+#[test]
+fn after_exit_0_no_connection_sees_the_pair_of_before() {
+    let ca = issued();
+    let root = ca.path("nginx");
+    let Some(nginx) = Nginx::start_at(&live(&ca), &root, free_port()) else {
+        return;
+    };
+    let config = root.join("nginx.conf");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let text = text.replace("worker_processes 1", "worker_processes 8");
+    std::fs::write(&config, text).unwrap();
+    let reload = format!("kill -HUP \"$(cat {})\"", nginx.pid_file.display());
+    let exec = script(&ca.path("hook"), &reload);
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, nginx.port));
+    let name = Identifier::parse(NAME).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for _ in 0..5 {
+        let renewal = [NAME, "--force", &exec, &verify(nginx.port)];
+        run(&mut ca.issue(&renewal), 0);
+        let pem = std::fs::read(live(&ca).join("fullchain.pem")).unwrap();
+        let leaf = CertificateDer::from_pem_slice(&pem).unwrap();
+        let wanted = Fingerprint::of(&leaf);
+        for _ in 0..100 {
+            let seen = runtime.block_on(observe(address, Protocol::Tls, &name));
+            assert_eq!(seen.unwrap().fingerprint, wanted);
+        }
+    }
 }
 
 #[test]

@@ -15,8 +15,8 @@ use super::problem::{Given, Place, Problems, nearest};
 use super::{AdminListen, DeployWhen, LogFormat};
 use crate::certificate::KeyType;
 use crate::deploy::docker::Api;
+use crate::deploy::endpoint::Endpoint;
 use crate::deploy::spec::Spec;
-use crate::deploy::verify::Endpoint;
 use crate::manage::schedule::Schedule;
 
 /// What a key takes.

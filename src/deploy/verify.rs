@@ -5,9 +5,9 @@
 //! which certificate is served, and the handshake's signature shows that the
 //! server holds its key.
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
-use std::str::FromStr;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::endpoint::Endpoint;
 use super::starttls::{self, Protocol};
 use crate::certificate::{Facts, Fingerprint};
 use crate::identifier::Identifier;
@@ -29,69 +29,9 @@ use crate::time::{Clock, Timestamp};
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-
-/// Where a certificate must be seen.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Endpoint {
-    protocol: Protocol,
-    host: String,
-    port: u16,
-}
-
-impl TryFrom<String> for Endpoint {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Endpoint> for String {
-    fn from(endpoint: Endpoint) -> Self {
-        endpoint.to_string()
-    }
-}
-
-impl FromStr for Endpoint {
-    type Err = String;
-
-    /// Reads `HOST:PORT`, `[IPV6]:PORT`, and either behind `smtp://`, `imap://`
-    /// or `pop3://`.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let malformed = || format!("`{}` is not HOST:PORT", text.escape_debug());
-        let (protocol, place) = match text.split_once("://") {
-            Some((protocol, place)) => (protocol.parse().map_err(|()| malformed())?, place),
-            None => (Protocol::Tls, text),
-        };
-        let (host, port) = place.rsplit_once(':').ok_or_else(malformed)?;
-        let port = port
-            .parse()
-            .ok()
-            .filter(|port| *port > 0)
-            .ok_or_else(malformed)?;
-        let host = match Identifier::parse(host).map_err(|_| malformed())? {
-            Identifier::Dns(name) => name.as_str().to_owned(),
-            Identifier::Ip(address) => address.to_string(),
-        };
-        Ok(Self {
-            protocol,
-            host,
-            port,
-        })
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.protocol != Protocol::Tls {
-            write!(f, "{}://", self.protocol)?;
-        }
-        match IpAddr::from_str(&self.host) {
-            Ok(IpAddr::V6(address)) => write!(f, "[{address}]:{}", self.port),
-            _ => write!(f, "{}:{}", self.host, self.port),
-        }
-    }
-}
+/// Half a second in all.
+const STEADY_LOOKS: usize = 10;
+const STEADY_PAUSE: Duration = Duration::from_millis(50);
 
 /// What an endpoint serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -209,34 +149,84 @@ impl Prover for Handshake {
     }
 }
 
-/// Looks until `place` serves `wanted` for `name`.
-///
-/// # Errors
-/// When `within` is over; says what is served instead.
-pub async fn verify(
-    prover: &dyn Prover,
-    place: &Place,
-    name: &Identifier,
-    wanted: &Fingerprint,
-    clock: &dyn Clock,
-    within: Duration,
-) -> Result<(), VerifyError> {
-    let end = clock.now() + within;
-    let mut pause = FIRST_PAUSE;
-    loop {
-        let Err(found) = prover.look(place, name, wanted).await else {
-            return Ok(());
-        };
-        if clock.now() >= end {
-            return Err(VerifyError {
-                endpoint: place.to_string(),
-                name: name.to_string(),
-                within: Some(within),
-                found,
-            });
+/// What is looked for, and until when.
+pub struct Looks<'a> {
+    /// Looks.
+    pub prover: &'a dyn Prover,
+    /// Of the leaf.
+    pub wanted: &'a Fingerprint,
+    /// Tells the time.
+    pub clock: &'a dyn Clock,
+    /// From then on nothing is waited for.
+    pub end: Timestamp,
+}
+
+impl Looks<'_> {
+    /// Looks until `place` serves what is wanted for each of `names`, and goes on
+    /// serving it to every new connection.
+    ///
+    /// # Errors
+    /// When the time is over; says what is served instead.
+    pub async fn prove(
+        &self,
+        place: &Place,
+        names: &BTreeSet<Identifier>,
+    ) -> Result<(), VerifyError> {
+        loop {
+            for name in names {
+                self.seen(place, name).await?;
+            }
+            // Whoever starts anew starts for all of its names.
+            let Some(name) = names.first() else {
+                return Ok(());
+            };
+            match self.steadily(place, name).await {
+                Ok(()) => return Ok(()),
+                Err(found) if self.clock.now() >= self.end => {
+                    return Err(missed(place, name, found));
+                }
+                Err(_) => {}
+            }
         }
-        clock.sleep_until((clock.now() + pause).min(end)).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+
+    async fn seen(&self, place: &Place, name: &Identifier) -> Result<(), VerifyError> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let Err(found) = self.prover.look(place, name, self.wanted).await else {
+                return Ok(());
+            };
+            let now = self.clock.now();
+            if now >= self.end {
+                return Err(missed(place, name, found));
+            }
+            self.clock.sleep_until((now + pause).min(self.end)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// A server that is told anew goes on beside its old self for a moment: nginx has
+    /// both take connections for 100 ms at least, a balancer has several of them. That
+    /// one connection sees the new pair says nothing of the next.
+    async fn steadily(&self, place: &Place, name: &Identifier) -> Result<(), String> {
+        for _ in 0..STEADY_LOOKS {
+            let next = self.clock.now() + STEADY_PAUSE;
+            self.clock.sleep_until(next).await;
+            let look = self.prover.look(place, name, self.wanted).await;
+            look.map_err(|found| {
+                format!("it was seen there, but not by all connections: {found}")
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn missed(place: &Place, name: &Identifier, found: String) -> VerifyError {
+    VerifyError {
+        endpoint: place.to_string(),
+        name: name.to_string(),
+        within: None,
+        found,
     }
 }
 
@@ -423,162 +413,4 @@ impl ServerCertVerifier for Witness {
 }
 
 #[cfg(test)]
-mod tests {
-    use rustls::ServerConfig;
-    use rustls::pki_types::PrivateKeyDer;
-    use tokio::net::TcpListener;
-    use tokio::sync::watch;
-    use tokio_rustls::TlsAcceptor;
-
-    use super::*;
-    use crate::time::{SystemClock, VirtualClock};
-
-    fn made() -> (Arc<ServerConfig>, Fingerprint) {
-        let made = rcgen::generate_simple_self_signed(["example.com".to_owned()]).unwrap();
-        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-        let fingerprint = Fingerprint::of(made.cert.der());
-        let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)
-            .unwrap();
-        (Arc::new(config), fingerprint)
-    }
-
-    async fn serve(config: watch::Receiver<Arc<ServerConfig>>) -> Endpoint {
-        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = serve_at(socket, config);
-        address.to_string().parse().unwrap()
-    }
-
-    fn serve_at(socket: TcpListener, config: watch::Receiver<Arc<ServerConfig>>) -> SocketAddr {
-        let address = socket.local_addr().unwrap();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = socket.accept().await {
-                let acceptor = TlsAcceptor::from(config.borrow().clone());
-                let _ = acceptor.accept(stream).await;
-            }
-        });
-        address
-    }
-
-    #[tokio::test]
-    async fn proves_the_new_leaf_and_names_the_old_one() {
-        let ((old, old_print), (new, new_print)) = (made(), made());
-        let (switch, config) = watch::channel(old);
-        let place = Place::Named(serve(config).await);
-        let name = Identifier::parse("example.com").unwrap();
-        let standing = VirtualClock::new(Timestamp::from_seconds(0));
-        let error = verify(
-            &Handshake,
-            &place,
-            &name,
-            &new_print,
-            &standing,
-            Duration::ZERO,
-        )
-        .await
-        .unwrap_err();
-        assert!(
-            error.to_string().contains(&old_print.to_string()),
-            "{error}"
-        );
-        let within = Duration::from_secs(30);
-        let (proven, _) = tokio::join!(
-            verify(&Handshake, &place, &name, &new_print, &SystemClock, within),
-            async {
-                tokio::task::yield_now().await;
-                switch.send(new).unwrap();
-            }
-        );
-        proven.unwrap();
-    }
-
-    /// One port, by both families; `None` where there is no IPv6.
-    async fn both_families() -> Option<[TcpListener; 2]> {
-        for _ in 0..100 {
-            let four = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let port = four.local_addr().unwrap().port();
-            match TcpListener::bind(("::1", port)).await {
-                Ok(six) => return Some([four, six]),
-                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
-                Err(error) => {
-                    eprintln!("SKIPPED: both families: {error}");
-                    return None;
-                }
-            }
-        }
-        panic!("no port is free in both families");
-    }
-
-    #[tokio::test]
-    async fn of_a_server_that_is_found_both_families_are_proven() {
-        let ((old, _), (new, new_print)) = (made(), made());
-        let Some([four, six]) = both_families().await else {
-            return;
-        };
-        let (_switch, newest) = watch::channel(new.clone());
-        let (switch, config) = watch::channel(old.clone());
-        let elsewhere = TcpListener::bind("[::1]:0").await.unwrap();
-        let (_kept, older) = watch::channel(old);
-        let other_port = serve_at(elsewhere, older);
-        let (four, six) = (serve_at(four, newest), serve_at(six, config));
-        let name = Identifier::parse("example.com").unwrap();
-        let look = async |addresses: &[SocketAddr]| {
-            let place = Place::Found("nginx".into(), addresses.to_vec());
-            Handshake.look(&place, &name, &new_print).await
-        };
-        for order in [[four, six, other_port], [other_port, six, four]] {
-            let found = look(&order).await.unwrap_err();
-            assert!(found.contains(&six.to_string()), "{found}");
-            assert!(!found.contains(&other_port.to_string()), "{found}");
-        }
-        switch.send(new).unwrap();
-        look(&[four, six, other_port]).await.unwrap();
-        look(&[six]).await.unwrap();
-        assert!(look(&[other_port]).await.is_err());
-    }
-
-    #[tokio::test]
-    async fn says_that_nobody_listens() {
-        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint: Endpoint = socket.local_addr().unwrap().to_string().parse().unwrap();
-        drop(socket);
-        let name = Identifier::parse("example.com").unwrap();
-        let place = Place::Named(endpoint);
-        let error = verify(
-            &Handshake,
-            &place,
-            &name,
-            &Fingerprint::of(b""),
-            &SystemClock,
-            Duration::ZERO,
-        )
-        .await
-        .unwrap_err();
-        assert!(error.to_string().contains("refused"), "{error}");
-    }
-
-    #[test]
-    fn reads_endpoints() {
-        let shown = |text: &str| {
-            text.parse::<Endpoint>()
-                .map(|endpoint| endpoint.to_string())
-        };
-        assert_eq!(shown("Example.com:443").unwrap(), "example.com:443");
-        assert_eq!(shown("[::1]:443").unwrap(), "[::1]:443");
-        assert_eq!(shown("smtp://[::1]:25").unwrap(), "smtp://[::1]:25");
-        assert_eq!(shown("turns://a:5349").unwrap(), "a:5349");
-        for text in [
-            "example.com",
-            "example.com:0",
-            "example.com:x",
-            "ftp://example.com:21",
-            ":443",
-            "a b:1",
-        ] {
-            assert!(shown(text).is_err(), "{text}");
-        }
-    }
-}
+mod tests;

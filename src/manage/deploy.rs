@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::issue::Held;
 use super::{Certificate, ManageError, Parts};
 use crate::certificate::{Bundle, Facts, Freshness};
-use crate::deploy::verify::{Place, VerifyError, verify};
+use crate::deploy::verify::{Looks, Place, VerifyError};
 use crate::deploy::{Delivery, DeployError, Target};
 use crate::identifier::Lineage;
 use crate::record::{Failures, Generation, Served, TakenBack};
@@ -321,26 +321,22 @@ async fn prove(
         tracing::warn!(lineage = %held.record.lineage, "nothing proves that it is served: name an endpoint with --verify HOST:PORT");
     }
     let begun = parts.clock.now();
-    let end = begun + PROOF_WITHIN;
+    let looks = Looks {
+        prover: parts.prover.as_ref(),
+        wanted: &pair.facts.fingerprint,
+        clock: parts.clock.as_ref(),
+        end: begun + PROOF_WITHIN,
+    };
     for place in places {
         let phase = format!("waiting for {place} to serve it");
         parts.phase(&held.record.lineage, &phase);
-        for identifier in &pair.facts.identifiers {
-            let within = end.since(parts.clock.now());
-            let (wanted, clock) = (&pair.facts.fingerprint, parts.clock.as_ref());
-            let prover = parts.prover.as_ref();
-            if let Err(error) = verify(prover, &place, identifier, wanted, clock, within).await {
-                // What was seen there before is seen there no more.
-                held.record
-                    .served
-                    .entry(place.to_string())
-                    .and_modify(|served| {
-                        served.generation = Generation::default();
-                    });
-                let obstacle = obstacle(certificate, &delivery(parts, held, pair, false)).await;
-                let waited = parts.clock.now().since(begun);
-                return Err(error.after(waited).because(obstacle).into());
-            }
+        if let Err(error) = looks.prove(&place, &pair.facts.identifiers).await {
+            // What was seen there before is seen there no more.
+            let known = held.record.served.entry(place.to_string());
+            known.and_modify(|served| served.generation = Generation::default());
+            let obstacle = obstacle(certificate, &delivery(parts, held, pair, false)).await;
+            let waited = parts.clock.now().since(begun);
+            return Err(error.after(waited).because(obstacle).into());
         }
         let seen = Served {
             generation: pair.generation,

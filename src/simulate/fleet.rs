@@ -19,7 +19,7 @@ use super::tally::Tally;
 use super::{DAY, Plan, START, Scenario, Score, SimulationError, Timeline};
 use crate::certificate::{KeyType, Known, Secret};
 use crate::deploy::Target;
-use crate::deploy::verify::Endpoint;
+use crate::deploy::endpoint::Endpoint;
 use crate::identifier::{Identifier, Lineage};
 use crate::manage::supervise::Supervisor;
 use crate::manage::{Certificate, Keys, ManageError, Parts, Probed, SPACING, SPREAD, Wanted};

@@ -85,7 +85,7 @@ async fn what_a_proof_no_longer_sees_counts_as_not_served() {
     let mut certificate = house.certificate("n0.example.com");
     pass(&house.parts, &certificate, Urge::Due).await.unwrap();
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let nobody: crate::deploy::verify::Endpoint =
+    let nobody: crate::deploy::endpoint::Endpoint =
         socket.local_addr().unwrap().to_string().parse().unwrap();
     drop(socket);
     let lineage = certificate.wanted.lineage.clone();

@@ -1,0 +1,100 @@
+//! Where a certificate must be seen, as a user writes it.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::starttls::Protocol;
+use crate::identifier::Identifier;
+
+/// Where a certificate must be seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Endpoint {
+    pub(super) protocol: Protocol,
+    pub(super) host: String,
+    pub(super) port: u16,
+}
+
+impl TryFrom<String> for Endpoint {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Endpoint> for String {
+    fn from(endpoint: Endpoint) -> Self {
+        endpoint.to_string()
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    /// Reads `HOST:PORT`, `[IPV6]:PORT`, and either behind `smtp://`, `imap://`
+    /// or `pop3://`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let malformed = || format!("`{}` is not HOST:PORT", text.escape_debug());
+        let (protocol, place) = match text.split_once("://") {
+            Some((protocol, place)) => (protocol.parse().map_err(|()| malformed())?, place),
+            None => (Protocol::Tls, text),
+        };
+        let (host, port) = place.rsplit_once(':').ok_or_else(malformed)?;
+        let port = port
+            .parse()
+            .ok()
+            .filter(|port| *port > 0)
+            .ok_or_else(malformed)?;
+        let host = match Identifier::parse(host).map_err(|_| malformed())? {
+            Identifier::Dns(name) => name.as_str().to_owned(),
+            Identifier::Ip(address) => address.to_string(),
+        };
+        Ok(Self {
+            protocol,
+            host,
+            port,
+        })
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.protocol != Protocol::Tls {
+            write!(f, "{}://", self.protocol)?;
+        }
+        match IpAddr::from_str(&self.host) {
+            Ok(IpAddr::V6(address)) => write!(f, "[{address}]:{}", self.port),
+            _ => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_endpoints() {
+        let shown = |text: &str| {
+            text.parse::<Endpoint>()
+                .map(|endpoint| endpoint.to_string())
+        };
+        assert_eq!(shown("Example.com:443").unwrap(), "example.com:443");
+        assert_eq!(shown("[::1]:443").unwrap(), "[::1]:443");
+        assert_eq!(shown("smtp://[::1]:25").unwrap(), "smtp://[::1]:25");
+        assert_eq!(shown("turns://a:5349").unwrap(), "a:5349");
+        for text in [
+            "example.com",
+            "example.com:0",
+            "example.com:x",
+            "ftp://example.com:21",
+            ":443",
+            "a b:1",
+        ] {
+            assert!(shown(text).is_err(), "{text}");
+        }
+    }
+}

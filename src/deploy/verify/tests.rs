@@ -1,0 +1,198 @@
+//! Looks at real handshakes, and proofs by looks that are scripted.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::FutureExt;
+use rustls::ServerConfig;
+use rustls::pki_types::PrivateKeyDer;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+use crate::time::{SystemClock, VirtualClock};
+
+fn made() -> (Arc<ServerConfig>, Fingerprint) {
+    let made = rcgen::generate_simple_self_signed(["example.com".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let fingerprint = Fingerprint::of(made.cert.der());
+    let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    (Arc::new(config), fingerprint)
+}
+
+async fn serve(config: watch::Receiver<Arc<ServerConfig>>) -> Endpoint {
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = serve_at(socket, config);
+    address.to_string().parse().unwrap()
+}
+
+fn serve_at(socket: TcpListener, config: watch::Receiver<Arc<ServerConfig>>) -> SocketAddr {
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = socket.accept().await {
+            let acceptor = TlsAcceptor::from(config.borrow().clone());
+            let _ = acceptor.accept(stream).await;
+        }
+    });
+    address
+}
+
+/// One proof, for example.com, within so many seconds.
+async fn proven(
+    prover: &dyn Prover,
+    place: &Place,
+    wanted: &Fingerprint,
+    clock: &dyn Clock,
+    within: u64,
+) -> Result<(), VerifyError> {
+    let end = clock.now() + Duration::from_secs(within);
+    let names = BTreeSet::from([Identifier::parse("example.com").unwrap()]);
+    let looks = Looks {
+        prover,
+        wanted,
+        clock,
+        end,
+    };
+    looks.prove(place, &names).await
+}
+
+#[tokio::test]
+async fn proves_the_new_leaf_and_names_the_old_one() {
+    let ((old, old_print), (new, new_print)) = (made(), made());
+    let (switch, config) = watch::channel(old);
+    let place = Place::Named(serve(config).await);
+    let standing = VirtualClock::new(Timestamp::from_seconds(0));
+    let error = proven(&Handshake, &place, &new_print, &standing, 0)
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains(&old_print.to_string()),
+        "{error}"
+    );
+    let (proven, ()) = tokio::join!(
+        proven(&Handshake, &place, &new_print, &SystemClock, 30),
+        async {
+            tokio::task::yield_now().await;
+            switch.send(new).unwrap();
+        }
+    );
+    proven.unwrap();
+}
+
+/// Old and new workers side by side: sees the new one but for these looks.
+struct Draining {
+    old: fn(usize) -> bool,
+    looks: AtomicUsize,
+}
+
+#[async_trait]
+impl Prover for Draining {
+    async fn look(&self, _: &Place, _: &Identifier, _: &Fingerprint) -> Result<(), String> {
+        let look = self.looks.fetch_add(1, Ordering::SeqCst) + 1;
+        match (self.old)(look) {
+            true => Err("the old one".into()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// How it ended, after how many looks and milliseconds.
+fn with(old: fn(usize) -> bool) -> (Result<(), String>, usize, u128) {
+    let begun = Timestamp::from_seconds(0);
+    let clock = VirtualClock::new(begun);
+    let looks = AtomicUsize::new(0);
+    let prover = Draining { old, looks };
+    let place = Place::Found("nginx".into(), Vec::new());
+    let wanted = Fingerprint::of(b"");
+    let mut proof = std::pin::pin!(proven(&prover, &place, &wanted, &clock, 30));
+    let ended = loop {
+        match proof.as_mut().now_or_never() {
+            Some(ended) => break ended,
+            None => assert!(clock.step()),
+        }
+    };
+    let took = clock.now().since(begun).as_millis();
+    let ended = ended.map_err(|error| error.to_string());
+    (ended, prover.looks.load(Ordering::SeqCst), took)
+}
+
+#[test]
+fn one_connection_that_sees_it_is_no_proof_while_another_does_not() {
+    const EVERY: usize = 1 + STEADY_LOOKS;
+    assert_eq!(with(|_| false), (Ok(()), EVERY, 500));
+    // The first sees it, the next does not: once more from the beginning.
+    let (ended, looks, _) = with(|look| look == 2);
+    assert_eq!((ended, looks), (Ok(()), 2 + EVERY));
+    let (ended, looks, _) = with(|look| look == EVERY || look == EVERY + 1);
+    assert_eq!((ended, looks), (Ok(()), 2 * EVERY + 1));
+    // One of several servers behind a balancer stays as it was.
+    let (ended, _, took) = with(|look| look.is_multiple_of(4));
+    let told = ended.unwrap_err();
+    assert!(
+        told.contains("not by all connections: the old one"),
+        "{told}"
+    );
+    assert!((30_000..31_000).contains(&took), "{took}");
+}
+
+/// One port, by both families; `None` where there is no IPv6.
+async fn both_families() -> Option<[TcpListener; 2]> {
+    for _ in 0..100 {
+        let four = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = four.local_addr().unwrap().port();
+        match TcpListener::bind(("::1", port)).await {
+            Ok(six) => return Some([four, six]),
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
+            Err(error) => {
+                eprintln!("SKIPPED: both families: {error}");
+                return None;
+            }
+        }
+    }
+    panic!("no port is free in both families");
+}
+
+#[tokio::test]
+async fn of_a_server_that_is_found_both_families_are_proven() {
+    let ((old, _), (new, new_print)) = (made(), made());
+    let Some([four, six]) = both_families().await else {
+        return;
+    };
+    let (_switch, newest) = watch::channel(new.clone());
+    let (switch, config) = watch::channel(old.clone());
+    let elsewhere = TcpListener::bind("[::1]:0").await.unwrap();
+    let (_kept, older) = watch::channel(old);
+    let other_port = serve_at(elsewhere, older);
+    let (four, six) = (serve_at(four, newest), serve_at(six, config));
+    let name = Identifier::parse("example.com").unwrap();
+    let look = async |addresses: &[SocketAddr]| {
+        let place = Place::Found("nginx".into(), addresses.to_vec());
+        Handshake.look(&place, &name, &new_print).await
+    };
+    for order in [[four, six, other_port], [other_port, six, four]] {
+        let found = look(&order).await.unwrap_err();
+        assert!(found.contains(&six.to_string()), "{found}");
+        assert!(!found.contains(&other_port.to_string()), "{found}");
+    }
+    switch.send(new).unwrap();
+    look(&[four, six, other_port]).await.unwrap();
+    look(&[six]).await.unwrap();
+    assert!(look(&[other_port]).await.is_err());
+}
+
+#[tokio::test]
+async fn says_that_nobody_listens() {
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint: Endpoint = socket.local_addr().unwrap().to_string().parse().unwrap();
+    drop(socket);
+    let place = Place::Named(endpoint);
+    let error = proven(&Handshake, &place, &Fingerprint::of(b""), &SystemClock, 0)
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("refused"), "{error}");
+}
