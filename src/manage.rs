@@ -238,6 +238,7 @@ pub enum ManageError {
         limit: Limit,
         subject: String,
         until: Timestamp,
+        every: Duration,
     },
     #[error("it is due by this machine's clock ({ours}) and not by that of {ca} ({theirs})")]
     NotDueThere {

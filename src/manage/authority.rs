@@ -139,6 +139,7 @@ fn out_of_budget(refusal: Refusal) -> ManageError {
         limit: refusal.limit,
         subject: refusal.subject,
         until: refusal.until,
+        every: refusal.every,
     }
 }
 

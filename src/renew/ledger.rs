@@ -162,6 +162,8 @@ pub struct Refusal {
     pub subject: String,
     /// When there is a token again.
     pub until: Timestamp,
+    /// How long after it the next one comes.
+    pub every: Duration,
 }
 
 /// Takes the tokens of an order for `identifiers` out of `authority`.
@@ -193,11 +195,11 @@ pub fn spend(
                 Priority::Forced => 0,
             };
             let until = rule.free_at(full_at(authority, rule, &subject, now)?, reserve);
-            let limit = rule.limit;
             (until > now).then_some(Refusal {
-                limit,
+                limit: rule.limit,
                 subject,
                 until,
+                every: rule.interval(),
             })
         });
     if let Some(refusal) = refusals.max_by_key(|refusal| refusal.until) {
@@ -225,11 +227,11 @@ pub fn register(authority: &mut Authority, rules: &[Rule], now: Timestamp) -> Re
     let full_at = full_at(authority, rule, &subject, now);
     let until = full_at.map(|full_at| rule.free_at(full_at, rule.reserve));
     if let Some(until) = until.filter(|until| *until > now) {
-        let limit = rule.limit;
         return Err(Refusal {
-            limit,
+            limit: rule.limit,
             subject,
             until,
+            every: rule.interval(),
         });
     }
     take(authority, rule, subject, now);

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::Ended;
+use super::{Ended, LOOK_AGAIN};
+use crate::authority::Limit;
 use crate::certificate::KeyType;
 use crate::identifier::Lineage;
-use crate::manage::Certificate;
 use crate::manage::issue::Urge;
+use crate::manage::{Certificate, ManageError};
 use crate::time::Timestamp;
 
 /// One certificate, and how far the work on it is.
@@ -69,6 +70,8 @@ pub(super) struct Agenda {
     asked: BTreeSet<Lineage>,
     /// What waits for its CA to answer.
     held_up: BTreeSet<Lineage>,
+    /// The last place in each line for the tokens of a limit.
+    lines: BTreeMap<(Limit, String), Timestamp>,
 }
 
 impl Agenda {
@@ -144,6 +147,35 @@ impl Agenda {
         let kept = self.kept.values();
         let at_rest = kept.filter(|kept| kept.managed && kept.whole && !kept.busy);
         at_rest.map(|kept| &kept.certificate)
+    }
+
+    /// When whoever met `error`, which says to wait until then, looks again: within an
+    /// hour. Of those that wait for the tokens of one limit each has the next one: if
+    /// all came for the first, a thousand would be refused for one that is not, token
+    /// by token.
+    pub(super) fn in_line(
+        &mut self,
+        error: &ManageError,
+        until: Timestamp,
+        now: Timestamp,
+    ) -> Timestamp {
+        let latest = now + LOOK_AGAIN;
+        let ManageError::OutOfBudget {
+            limit,
+            subject,
+            every,
+            ..
+        } = error
+        else {
+            return until.min(latest);
+        };
+        // Where the last one's turn has come there is no line any more.
+        self.lines.retain(|_, last| *last >= now);
+        let line = (*limit, subject.clone());
+        let next = self.lines.get(&line).map(|last| *last + *every);
+        let place = next.map_or(until, |next| next.max(until)).min(latest);
+        self.lines.insert(line, place);
+        place
     }
 
     fn enter(&mut self, lineage: &Lineage, place: Place) {
@@ -223,4 +255,49 @@ pub(super) fn difference(kept: &Certificate, asked: &Certificate) -> Option<Stri
     };
     let (here, there) = (named(kept), named(asked));
     (!there.is_empty() && here != there).then(|| format!("for [{}]", here.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn each_of_a_line_has_the_next_token_and_looks_within_the_hour() {
+        let at = Timestamp::from_seconds;
+        let refused = |limit, until| ManageError::OutOfBudget {
+            limit,
+            subject: String::new(),
+            until: at(until),
+            every: Duration::from_secs(1000),
+        };
+        let (orders, domain) = (Limit::NewOrders, Limit::CertificatesPerDomain);
+        let mut agenda = Agenda::default();
+        let mut place = |limit, until: i64, now: i64| {
+            let place = agenda.in_line(&refused(limit, until), at(until), at(now));
+            place.since(at(0)).as_secs()
+        };
+        let line = |place: &mut dyn FnMut(Limit, i64, i64) -> u64, now| {
+            [(); 5].map(|()| place(orders, 100, now))
+        };
+        assert_eq!(line(&mut place, 0), [100, 1100, 2100, 3100, 3600]);
+        // Another limit has a line of its own, and takes no place from this one.
+        assert_eq!(place(domain, 9000, 50), 3650);
+        assert_eq!(place(orders, 100, 60), 3660);
+        // The token that comes is later than the last place.
+        assert_eq!(place(orders, 5000, 3000), 5000);
+        assert_eq!(place(orders, 5000, 3000), 6000);
+        // All of them have had their turn.
+        assert_eq!(place(orders, 9100, 9000), 9100);
+        let down = ManageError::NotDueThere {
+            ca: String::new(),
+            ours: at(0),
+            theirs: at(0),
+            until: at(0),
+        };
+        for (until, wanted) in [(7, 7), (9000, 3600)] {
+            assert_eq!(agenda.in_line(&down, at(until), at(0)), at(wanted));
+        }
+    }
 }
