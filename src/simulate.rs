@@ -156,12 +156,7 @@ impl Score {
     /// How long it may take until all is well after `scenario`.
     fn allowed(&self, scenario: Scenario) -> Duration {
         let chosen = self.scenarios.iter().filter_map(|name| name.parse().ok());
-        let ailment = chosen.map(Scenario::keeps_a_machine_for).max();
-        match scenario {
-            // Whoever is to ask for the window, or to order, may ail just then.
-            Scenario::MassRevocation => scenario.recovers_within() + ailment.unwrap_or_default(),
-            _ => scenario.recovers_within(),
-        }
+        scenario.recovers_among(chosen)
     }
 }
 

@@ -76,6 +76,8 @@ pub(super) enum Standing {
         leaf: Fingerprint,
         /// Whether it should have been replaced by now.
         overdue: bool,
+        /// Whether it was called back.
+        revoked: bool,
     },
 }
 
@@ -343,6 +345,7 @@ impl Authority {
                 Some(known) => Standing::Issued {
                     leaf: known.facts.fingerprint.clone(),
                     overdue: known.is_overdue(now),
+                    revoked: known.revoked,
                 },
                 None => {
                     let mut domains = names.iter().map(registered);

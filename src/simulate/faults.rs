@@ -208,15 +208,37 @@ impl World {
         // One that has a fault of its own is looked at when that is over.
         let well = |node: &&Arc<Node>| node.ailments() == Ailments::default();
         let nodes: Vec<&Arc<Node>> = nodes.iter().filter(well).collect();
-        let mut left: BTreeSet<Place> = BTreeSet::new();
+        let called_back_at = self.script.called_back_at(now).filter(|_| !own);
+        let (mut left, mut called_back) = (BTreeSet::new(), BTreeSet::new());
         for ((lineage, ..), standing) in self.lineages.iter().zip(self.standing(now)) {
             for node in &nodes {
-                if is_undone(&standing, node, lineage, orders) {
-                    left.insert((node.index, lineage.clone()));
+                if !is_undone(&standing, node, lineage, orders) {
+                    continue;
                 }
+                let place: Place = (node.index, lineage.clone());
+                match called_back_at
+                    .filter(|_| serves_what_is_called_back(&standing, node, lineage))
+                {
+                    Some(_) => called_back.insert(place),
+                    None => left.insert(place),
+                };
             }
         }
         self.tally.fault_over(scenario, left, now);
+        if let Some(since) = called_back_at {
+            let revocation = Scenario::MassRevocation;
+            self.tally.fault_over(revocation, called_back, since);
+        }
+    }
+}
+
+/// Whether nothing better than what `node` serves is there, and that was called back.
+fn serves_what_is_called_back(standing: &Standing, node: &Node, lineage: &Lineage) -> bool {
+    match standing {
+        Standing::Issued { leaf, revoked, .. } => {
+            *revoked && node.serves(lineage).is_some_and(|served| served == *leaf)
+        }
+        Standing::Unissued { .. } => false,
     }
 }
 
@@ -225,7 +247,9 @@ impl World {
 fn is_undone(standing: &Standing, node: &Node, lineage: &Lineage, orders: bool) -> bool {
     match (standing, node.serves(lineage)) {
         (Standing::Unissued { room }, _) => orders && *room,
-        (Standing::Issued { leaf, overdue }, Some(served)) => served != *leaf || *overdue && orders,
+        (Standing::Issued { leaf, overdue, .. }, Some(served)) => {
+            served != *leaf || *overdue && orders
+        }
         (Standing::Issued { .. }, None) => false,
     }
 }

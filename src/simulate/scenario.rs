@@ -109,6 +109,16 @@ impl Scenario {
         waits + MINUTE * 30
     }
 
+    /// The same where any of `chosen` may happen besides.
+    pub(super) fn recovers_among(self, chosen: impl Iterator<Item = Self>) -> Duration {
+        let ailment = chosen.map(Self::keeps_a_machine_for).max();
+        match self {
+            // Whoever is to ask for the window, or to order, may ail just then.
+            Self::MassRevocation => self.recovers_within() + ailment.unwrap_or_default(),
+            _ => self.recovers_within(),
+        }
+    }
+
     /// How long it keeps one machine from its work at the longest.
     pub(super) fn keeps_a_machine_for(self) -> Duration {
         let ailments = AT_A_NODE.iter();

@@ -23,6 +23,8 @@ pub(super) struct Script {
     pub(super) at_a_node: Vec<Vec<Event>>,
     /// Where the first process of each node ends.
     pub(super) first_ends: Option<Fuse>,
+    /// How long it may take until what was called back is replaced.
+    replaced_within: Duration,
     noted: Mutex<Noted>,
 }
 
@@ -47,6 +49,7 @@ impl Script {
                 .map(|node| at_a_node(chosen, seed, node, span))
                 .collect(),
             first_ends: None,
+            replaced_within: Scenario::MassRevocation.recovers_among(chosen.iter().copied()),
             noted: Mutex::new(noted),
         }
     }
@@ -71,6 +74,15 @@ impl Script {
     pub(super) fn holds_up_orders(&self, now: Timestamp) -> bool {
         let mut spans = self.at_the_ca.iter().map(at_rest);
         spans.any(|(from, until)| from <= now && now < until)
+    }
+
+    /// When the mass revocation was that at `now` has time left to replace what it
+    /// called back: that is for itself to answer, whoever ailed meanwhile.
+    pub(super) fn called_back_at(&self, now: Timestamp) -> Option<Timestamp> {
+        let all = self.at_the_ca.iter();
+        let all = all.filter(|event| event.scenario == Scenario::MassRevocation);
+        let mut ends = all.map(|event| lasting(event).1);
+        ends.find(|ended| *ended <= now && now < *ended + self.replaced_within)
     }
 
     /// The longest time between `from` and `until` in which `node` and the CA were
@@ -168,6 +180,38 @@ mod tests {
         assert_eq!(peace_after_kill(&script, hour), hour * 4);
         assert!(script.holds_up_orders(START + hour * 14));
         assert!(!script.holds_up_orders(START + hour * 15));
+    }
+
+    #[test]
+    fn what_is_called_back_is_for_the_revocation_to_answer_until_its_time_is_over() {
+        let hour = Duration::from_secs(3600);
+        let of = |scenarios| {
+            let mut script = Script::new(&Plan {
+                seed: 1,
+                nodes: 1,
+                certificates: 1,
+                days: 30,
+                scenarios,
+            });
+            let event = |scenario| Event {
+                scenario,
+                begins: hour * 10,
+                lasts: Duration::ZERO,
+            };
+            script.at_the_ca = vec![event(Scenario::Outages), event(Scenario::MassRevocation)];
+            script
+        };
+        let alone = of(vec![Scenario::MassRevocation]);
+        let half = START + hour / 2;
+        let asked = [9, 10, 16, 17, 30].map(|hours| alone.called_back_at(half + hour * hours));
+        let then = Some(START + hour * 10);
+        assert_eq!(asked, [None, then, then, None, None]);
+        // A machine that is cut off is the one that asks.
+        let ailing = of(vec![Scenario::MassRevocation, Scenario::CaCuts]);
+        let longest = Scenario::CaCuts.keeps_a_machine_for();
+        let over = START + hour * 10 + hour / 2 + hour * 7 + longest;
+        assert_eq!(ailing.called_back_at(over - Duration::from_secs(1)), then);
+        assert_eq!(ailing.called_back_at(over), None);
     }
 
     fn peace_after_kill(script: &Script, hour: Duration) -> Duration {
