@@ -41,6 +41,7 @@ use crate::identifier::{Identifier, Lineage};
 use crate::observe::{Board, LeftOut, Metrics};
 use crate::random::Random;
 use crate::record::Generation;
+use crate::renew::ledger::Line;
 use crate::store::{Store, StoreError};
 use crate::time::{Clock, Timestamp};
 
@@ -238,7 +239,7 @@ pub enum ManageError {
         limit: Limit,
         subject: String,
         until: Timestamp,
-        every: Duration,
+        line: Option<Box<Line>>,
     },
     #[error("it is due by this machine's clock ({ours}) and not by that of {ca} ({theirs})")]
     NotDueThere {

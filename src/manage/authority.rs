@@ -12,7 +12,7 @@ use crate::authority::{Authority, Counted, Outage};
 use crate::identifier::Identifier;
 use crate::observe::Tokens;
 use crate::record::{PendingOrder, Record};
-use crate::renew::ledger::{self, Priority, Refusal};
+use crate::renew::ledger::{self, Line, Priority, Refusal};
 use crate::renew::outage::{after_request, after_silence, is_waited_for};
 use crate::store::StoreError;
 use crate::time::Timestamp;
@@ -129,17 +129,24 @@ pub(super) async fn spend(
     spent.await?.map_err(|refusal| {
         // The time to wait is the same by either clock.
         let until = ours + refusal.until.since(now);
-        out_of_budget(Refusal { until, ..refusal })
+        let line = refusal.every.map(|every| Line {
+            ca: ca.to_owned(),
+            limit: refusal.limit,
+            subject: refusal.subject.clone(),
+            priority,
+            every,
+        });
+        out_of_budget(Refusal { until, ..refusal }, line)
     })?;
     Ok(counted)
 }
 
-fn out_of_budget(refusal: Refusal) -> ManageError {
+fn out_of_budget(refusal: Refusal, line: Option<Line>) -> ManageError {
     ManageError::OutOfBudget {
         limit: refusal.limit,
         subject: refusal.subject,
         until: refusal.until,
-        every: refusal.every,
+        line: line.map(Box::new),
     }
 }
 
@@ -155,7 +162,9 @@ pub(super) async fn register(parts: &Parts, ca: &str) -> Result<(), ManageError>
     let taken = change(parts, ca, |authority| {
         ledger::register(authority, rules, now)
     });
-    taken.await?.map_err(out_of_budget)
+    let taken = taken.await?;
+    // The account of whoever comes first is everybody's.
+    taken.map_err(|refusal| out_of_budget(refusal, None))
 }
 
 /// Settles the ledger after an order that came to a certificate: one that the

@@ -497,7 +497,9 @@ impl Supervisor {
                     (Some(until), _) if matches!(error, ManageError::Down { .. }) => {
                         Again::Answered(ours(until.min(now + LOOK_AGAIN)))
                     }
-                    (Some(until), _) => Again::At(ours(self.agenda.in_line(error, until, now))),
+                    (Some(until), _) => {
+                        Again::At(ours(self.agenda.in_line(lineage, error, until, now)))
+                    }
                     (None, Some(Next::Wait(until))) => Again::At(ours(until.min(now + LOOK_AGAIN))),
                     _ => Again::Undated,
                 }

@@ -143,7 +143,7 @@ pub fn counts_as(
 }
 
 /// Who asks for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Priority {
     /// A renewal that is due.
     Routine,
@@ -162,7 +162,23 @@ pub struct Refusal {
     pub subject: String,
     /// When there is a token again.
     pub until: Timestamp,
-    /// How long after it the next one comes.
+    /// How long after it the next one comes, for those who each need one; `None`
+    /// where one lets all of them through.
+    pub every: Option<Duration>,
+}
+
+/// Those who wait for the tokens of one limit, each for one of its own.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Line {
+    /// The directory of whose limit it is.
+    pub ca: String,
+    /// Which one.
+    pub limit: Limit,
+    /// For whom.
+    pub subject: String,
+    /// What is urgent may take tokens that others leave alone: it waits apart.
+    pub priority: Priority,
+    /// How long after a token the next one comes.
     pub every: Duration,
 }
 
@@ -184,11 +200,10 @@ pub fn spend(
     // A failed validation is counted when it has failed; here it only must not
     // be the one too many.
     let checked = validations(rules, identifiers);
-    let refusals = charges
-        .iter()
-        .cloned()
-        .chain(checked)
-        .filter_map(|(rule, subject)| {
+    let charged = charges.iter().cloned().map(|charge| (charge, true));
+    let refusals = charged
+        .chain(checked.into_iter().map(|checked| (checked, false)))
+        .filter_map(|((rule, subject), charged)| {
             let reserve = match priority {
                 Priority::Routine => rule.reserve,
                 Priority::Urgent => rule.reserve / 2,
@@ -199,7 +214,7 @@ pub fn spend(
                 limit: rule.limit,
                 subject,
                 until,
-                every: rule.interval(),
+                every: charged.then(|| rule.interval()),
             })
         });
     if let Some(refusal) = refusals.max_by_key(|refusal| refusal.until) {
@@ -231,7 +246,7 @@ pub fn register(authority: &mut Authority, rules: &[Rule], now: Timestamp) -> Re
             limit: rule.limit,
             subject,
             until,
-            every: rule.interval(),
+            every: None,
         });
     }
     take(authority, rule, subject, now);

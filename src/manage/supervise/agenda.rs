@@ -7,11 +7,11 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::{Ended, LOOK_AGAIN};
-use crate::authority::Limit;
 use crate::certificate::KeyType;
 use crate::identifier::Lineage;
 use crate::manage::issue::Urge;
 use crate::manage::{Certificate, ManageError};
+use crate::renew::ledger::Line;
 use crate::time::Timestamp;
 
 /// One certificate, and how far the work on it is.
@@ -70,8 +70,8 @@ pub(super) struct Agenda {
     asked: BTreeSet<Lineage>,
     /// What waits for its CA to answer.
     held_up: BTreeSet<Lineage>,
-    /// The last place in each line for the tokens of a limit.
-    lines: BTreeMap<(Limit, String), Timestamp>,
+    /// Who waits for the tokens of a limit, and when it has one.
+    lines: BTreeMap<Line, BTreeMap<Lineage, Timestamp>>,
 }
 
 impl Agenda {
@@ -87,6 +87,7 @@ impl Agenda {
     }
 
     pub(super) fn remove(&mut self, lineage: &Lineage) {
+        self.leave_lines(lineage);
         if let Some(kept) = self.kept.remove(lineage) {
             self.leave(lineage, Place::of(&kept));
         }
@@ -109,10 +110,12 @@ impl Agenda {
         Some(changed)
     }
 
-    /// Changes each, and keeps those for which `change` answers true.
+    /// Changes each, and keeps those for which `change` answers true. Who waits in a
+    /// line may come at once now: lines begin anew.
     pub(super) fn retain(&mut self, mut change: impl FnMut(&Lineage, &mut Kept) -> bool) {
         self.kept.retain(|lineage, kept| change(lineage, kept));
         (self.idle, self.asked, self.held_up) = Default::default();
+        self.lines.clear();
         for (lineage, kept) in std::mem::take(&mut self.kept) {
             self.enter(&lineage, Place::of(&kept));
             self.kept.insert(lineage, kept);
@@ -149,33 +152,42 @@ impl Agenda {
         at_rest.map(|kept| &kept.certificate)
     }
 
-    /// When whoever met `error`, which says to wait until then, looks again: within an
-    /// hour. Of those that wait for the tokens of one limit each has the next one: if
+    /// When `lineage`, which met `error` and is to wait until then, looks again: within
+    /// an hour. Of those that wait for the tokens of one limit each has the next one: if
     /// all came for the first, a thousand would be refused for one that is not, token
     /// by token.
     pub(super) fn in_line(
         &mut self,
+        lineage: &Lineage,
         error: &ManageError,
         until: Timestamp,
         now: Timestamp,
     ) -> Timestamp {
+        self.leave_lines(lineage);
         let latest = now + LOOK_AGAIN;
         let ManageError::OutOfBudget {
-            limit,
-            subject,
-            every,
-            ..
+            line: Some(line), ..
         } = error
         else {
             return until.min(latest);
         };
-        // Where the last one's turn has come there is no line any more.
-        self.lines.retain(|_, last| *last >= now);
-        let line = (*limit, subject.clone());
-        let next = self.lines.get(&line).map(|last| *last + *every);
-        let place = next.map_or(until, |next| next.max(until)).min(latest);
-        self.lines.insert(line, place);
+        let places = self.lines.entry((**line).clone()).or_default();
+        places.retain(|_, place| *place >= now);
+        let before = u32::try_from(places.len()).unwrap_or(u32::MAX);
+        let place = until + line.every.saturating_mul(before);
+        if place > latest {
+            // A look, and no place.
+            return latest;
+        }
+        places.insert(lineage.clone(), place);
         place
+    }
+
+    fn leave_lines(&mut self, lineage: &Lineage) {
+        self.lines.retain(|_, places| {
+            places.remove(lineage);
+            !places.is_empty()
+        });
     }
 
     fn enter(&mut self, lineage: &Lineage, place: Place) {
@@ -262,42 +274,86 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::authority::Limit;
+    use crate::renew::ledger::Priority;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_seconds(seconds)
+    }
+
+    fn refused(limit: Limit, priority: Priority) -> ManageError {
+        ManageError::OutOfBudget {
+            limit,
+            subject: String::new(),
+            until: at(0),
+            line: Some(Box::new(Line {
+                ca: String::new(),
+                limit,
+                subject: String::new(),
+                priority,
+                every: Duration::from_secs(1000),
+            })),
+        }
+    }
+
+    /// The places of `numbers`, who meet `error` one after the other at `now`.
+    fn places(
+        agenda: &mut Agenda,
+        numbers: std::ops::Range<u32>,
+        error: &ManageError,
+        (until, now): (i64, i64),
+    ) -> Vec<u64> {
+        let each = numbers.map(|number| {
+            let lineage = Lineage::parse(&format!("n{number}.example.com")).unwrap();
+            let place = agenda.in_line(&lineage, error, at(until), at(now));
+            place.since(at(0)).as_secs()
+        });
+        each.collect()
+    }
 
     #[test]
     fn each_of_a_line_has_the_next_token_and_looks_within_the_hour() {
-        let at = Timestamp::from_seconds;
-        let refused = |limit, until| ManageError::OutOfBudget {
-            limit,
-            subject: String::new(),
-            until: at(until),
-            every: Duration::from_secs(1000),
-        };
-        let (orders, domain) = (Limit::NewOrders, Limit::CertificatesPerDomain);
+        let orders = refused(Limit::NewOrders, Priority::Routine);
         let mut agenda = Agenda::default();
-        let mut place = |limit, until: i64, now: i64| {
-            let place = agenda.in_line(&refused(limit, until), at(until), at(now));
-            place.since(at(0)).as_secs()
-        };
-        let line = |place: &mut dyn FnMut(Limit, i64, i64) -> u64, now| {
-            [(); 5].map(|()| place(orders, 100, now))
-        };
-        assert_eq!(line(&mut place, 0), [100, 1100, 2100, 3100, 3600]);
-        // Another limit has a line of its own, and takes no place from this one.
-        assert_eq!(place(domain, 9000, 50), 3650);
-        assert_eq!(place(orders, 100, 60), 3660);
-        // The token that comes is later than the last place.
-        assert_eq!(place(orders, 5000, 3000), 5000);
-        assert_eq!(place(orders, 5000, 3000), 6000);
-        // All of them have had their turn.
-        assert_eq!(place(orders, 9100, 9000), 9100);
-        let down = ManageError::NotDueThere {
-            ca: String::new(),
-            ours: at(0),
-            theirs: at(0),
+        let first = places(&mut agenda, 0..5, &orders, (100, 0));
+        assert_eq!(first, [100, 1100, 2100, 3100, 3600]);
+        // Other limits, and who may take what others leave alone, wait apart.
+        let domain = refused(Limit::CertificatesPerDomain, Priority::Routine);
+        assert_eq!(places(&mut agenda, 5..6, &domain, (3000, 0)), [3000]);
+        let urgent = refused(Limit::NewOrders, Priority::Urgent);
+        assert_eq!(places(&mut agenda, 6..8, &urgent, (100, 0)), [100, 1100]);
+        // Who comes again has left its place, and who had its turn is gone.
+        assert_eq!(places(&mut agenda, 0..1, &orders, (1100, 150)), [3750]);
+        assert_eq!(places(&mut agenda, 8..9, &orders, (3100, 3000)), [4100]);
+        // A token that is further away than a look is had at its second.
+        let mut rare = Agenda::default();
+        let looks = places(&mut rare, 0..3, &domain, (9000, 0));
+        assert_eq!(looks, [3600, 3600, 3600]);
+        let looks = places(&mut rare, 0..3, &domain, (9000, 5500));
+        assert_eq!(looks, [9000, 9100, 9100]);
+    }
+
+    #[test]
+    fn where_all_look_again_at_once_no_place_is_kept_for_who_was_there() {
+        let orders = refused(Limit::NewOrders, Priority::Routine);
+        let mut agenda = Agenda::default();
+        let before = places(&mut agenda, 0..4, &orders, (100, 0));
+        agenda.retain(|_, _| true);
+        assert_eq!(places(&mut agenda, 0..4, &orders, (100, 10)), before);
+        agenda.remove(&Lineage::parse("n1.example.com").unwrap());
+        assert_eq!(places(&mut agenda, 4..5, &orders, (100, 20)), [3100]);
+    }
+
+    #[test]
+    fn where_one_token_lets_all_through_all_come_for_it() {
+        let account = ManageError::OutOfBudget {
+            limit: Limit::NewAccounts,
+            subject: String::new(),
             until: at(0),
+            line: None,
         };
-        for (until, wanted) in [(7, 7), (9000, 3600)] {
-            assert_eq!(agenda.in_line(&down, at(until), at(0)), at(wanted));
-        }
+        let mut agenda = Agenda::default();
+        assert_eq!(places(&mut agenda, 0..3, &account, (700, 0)), [700; 3]);
+        assert_eq!(places(&mut agenda, 0..3, &account, (9000, 0)), [3600; 3]);
     }
 }
