@@ -29,7 +29,7 @@
 //! - [`observe`]: what an operator sees: status, metrics, read-only endpoints.
 //! - [`manage`]: flows that join the parts: a pass, a hand-over, the supervisor, and
 //!   what containers ask for by their labels.
-//! - [`simulate`]: a fleet for a year in seconds, over the real flows.
+//! - [`simulate`]: a fleet's year in virtual time, over the real flows.
 //! - [`config`]: what the file, the environment and the command line ask for.
 //! - [`cli`]: the only composition root; one file a verb.
 //!
@@ -46,7 +46,7 @@
 //! [`certificate::Bundle::new`] proves key, names, chain and dates, and
 //! [`store::Store::save`] keeps it as generation n + 1. [`manage::deploy`] checks
 //! the targets, publishes it through [`deploy::output`], tells them, and
-//! [`deploy::verify`] sees the new leaf. The record says served = n + 1, exit 0.
+//! [`deploy::verify`] sees the new leaf, and goes on seeing it. The record says served = n + 1, exit 0.
 //! If the last steps fail, generation n goes live again, and the next pass says
 //! `Deploy`, never a second order.
 //!
@@ -70,6 +70,10 @@
 //! - A pass has one clock: this machine's, corrected by what the CA's last reply has
 //!   shown ([`manage::issue::pass`]). Whatever a fleet shares is dated by it.
 //! - Caddy watches no certificate files; it is told by its admin API.
+//! - One handshake is no proof where old workers serve on beside the new: it has to
+//!   hold for half a second of connections ([`deploy::verify`]).
+//! - Who waits for the tokens of a CA's limit has a place in a line
+//!   (the supervisor's agenda), or all would come for each of them.
 
 pub mod acme;
 pub mod authority;
