@@ -101,44 +101,69 @@ fn show(parts: &Parts, ca: &str, authority: Authority) {
     });
 }
 
+/// An order as the ledger sees it, before it is begun.
+pub(super) struct Intended<'o> {
+    /// What there is already.
+    pub(super) record: &'o Record,
+    /// What it would be for.
+    pub(super) names: &'o BTreeSet<Identifier>,
+    /// The predecessor, as RFC 9773 names it.
+    pub(super) replaces: Option<&'o str>,
+    /// How much of the reserve it may use.
+    pub(super) priority: Priority,
+}
+
+impl Intended<'_> {
+    /// Takes it out of the ledger of `ca`, or says until when it is refused.
+    fn spend(
+        &self,
+        authority: &mut Authority,
+        ca: &str,
+        now: Timestamp,
+    ) -> Result<Counted, Refusal> {
+        let counted = ledger::counts_as(self.record, ca, self.names, self.replaces, now);
+        let (rules, names, priority) = (ledger::rules(ca), self.names, self.priority);
+        ledger::spend(authority, rules, names, counted, priority, now)?;
+        Ok(counted)
+    }
+
+    /// Until when the ledger of `ca`, as it is `known`, would refuse it at `now`.
+    fn refused_until(&self, known: &Authority, ca: &str, now: Timestamp) -> Option<Timestamp> {
+        let spent = self.spend(&mut known.clone(), ca, now);
+        spent.err().map(|refusal| refusal.until)
+    }
+}
+
 /// Takes an order at `ca` out of its ledger, and says as what it counts.
 ///
 /// # Errors
 /// [`ManageError::OutOfBudget`]; nothing is taken then.
 pub(super) async fn spend(
     parts: &Parts,
-    (ca, issuer): (&str, &dyn Issuer),
-    record: &Record,
-    names: &BTreeSet<Identifier>,
-    replaces: Option<&str>,
-    priority: Priority,
+    ca: &str,
+    issuer: &dyn Issuer,
+    order: Intended<'_>,
 ) -> Result<Counted, ManageError> {
-    let (ours, rules) = (parts.clock.now(), ledger::rules(ca));
-    // Where there is nothing to count it need not be asked.
-    let now = match rules {
-        [] => ours,
-        _ => skew::there(issuer, parts.clock.as_ref()).await,
-    };
-    let counted = ledger::counts_as(record, ca, names, replaces, now);
-    if rules.is_empty() {
-        return Ok(counted);
+    let ours = parts.clock.now();
+    if ledger::rules(ca).is_empty() {
+        // Where there is nothing to count it need not be asked for the time.
+        let Intended { record, names, .. } = order;
+        return Ok(ledger::counts_as(record, ca, names, order.replaces, ours));
     }
-    let spent = change(parts, ca, |authority| {
-        ledger::spend(authority, rules, names, counted, priority, now)
-    });
-    spent.await?.map_err(|refusal| {
+    let now = skew::there(issuer, parts.clock.as_ref()).await;
+    let spent = change(parts, ca, |authority| order.spend(authority, ca, now)).await?;
+    spent.map_err(|refusal| {
         // The time to wait is the same by either clock.
         let until = ours + refusal.until.since(now);
         let line = refusal.every.map(|every| Line {
             ca: ca.to_owned(),
             limit: refusal.limit,
             subject: refusal.subject.clone(),
-            priority,
+            priority: order.priority,
             every,
         });
         out_of_budget(Refusal { until, ..refusal }, line)
-    })?;
-    Ok(counted)
+    })
 }
 
 fn out_of_budget(refusal: Refusal, line: Option<Line>) -> ManageError {
@@ -227,11 +252,17 @@ pub(super) async fn settle_failed(
 }
 
 /// Lets nobody ask a CA that does not answer, but one certificate for all when
-/// it is time.
+/// it is time: one whose `order`, unless it is begun already, the ledger has a token for.
+/// What answers is told by an order alone, so that the others would wait on for nothing.
 ///
 /// # Errors
 /// [`ManageError::Down`] while it does not answer.
-pub(super) async fn reach(parts: &Parts, ca: &str, issuer: &dyn Issuer) -> Result<(), ManageError> {
+pub(super) async fn reach(
+    parts: &Parts,
+    ca: &str,
+    issuer: &dyn Issuer,
+    order: Option<Intended<'_>>,
+) -> Result<(), ManageError> {
     let (now, random) = (parts.clock.now(), parts.random.as_ref());
     let again_at = parts.probed.again_at(ca);
     let claimed = change(parts, ca, |authority| {
@@ -247,6 +278,10 @@ pub(super) async fn reach(parts: &Parts, ca: &str, issuer: &dyn Issuer) -> Resul
         if steps_back {
             // When the next probe is due was written by a clock that is wrong.
             return Err(down(ca, outage, again_at));
+        }
+        let order = order.as_ref();
+        if let Some(until) = order.and_then(|order| order.refused_until(authority, ca, now)) {
+            return Err(down(ca, outage, until));
         }
         // Whoever comes meanwhile waits for the time after this one.
         let next = after_silence(Some(outage), outage.last.clone(), now, random);

@@ -2,20 +2,23 @@
 //! written down before it is sent, checked when it comes back, and its failure
 //! dated so that the next pass knows when to try again.
 
+mod failure;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::authority;
+pub(super) use self::failure::{failed_names, is_silence};
+use self::failure::{note_failure, note_unsent};
+use super::authority::{self, Intended};
 use super::issue::{Held, Urge};
 use super::skew;
 use super::{Certificate, ManageError, Parts, Wanted};
-use crate::acme::{AcmeError, Cause, FailedName, Issuer, Journal, JournalError};
+use crate::acme::{AcmeError, Cause, Issuer, Journal, JournalError};
 use crate::certificate::{Bundle, Facts, Freshness, Secret};
 use crate::identifier::Identifier;
 use crate::record::{Failures, Issued, PendingOrder, Record, Renewal};
-use crate::renew::backoff::{FailureKind, after_failure};
 use crate::renew::fallback::Choice;
 use crate::renew::ledger::Priority;
 use crate::renew::window;
@@ -36,6 +39,21 @@ pub(super) struct Plan {
     pub(super) urgent: bool,
     /// Who asks for it.
     pub(super) urge: Urge,
+}
+
+impl Plan {
+    fn intended<'o>(&'o self, record: &'o Record) -> Intended<'o> {
+        Intended {
+            record,
+            names: &self.names,
+            replaces: self.replaces.as_deref(),
+            priority: match (self.urge, self.urgent) {
+                (Urge::Due, false) => Priority::Routine,
+                (Urge::Due, true) => Priority::Urgent,
+                _ => Priority::Forced,
+            },
+        }
+    }
 }
 
 /// The CA that an order goes to.
@@ -81,7 +99,10 @@ pub(super) async fn order(
     let wanted = &certificate.wanted;
     let place = Place::of(certificate, plan.from);
     if plan.urge == Urge::Due {
-        authority::reach(parts, place.ca, place.issuer).await?;
+        let begun = held.record.order.as_ref();
+        let begun = begun.is_some_and(|order| order.ca == place.ca);
+        let intended = (!begun).then(|| plan.intended(&held.record));
+        authority::reach(parts, place.ca, place.issuer, intended).await?;
     }
     if plan.urge != Urge::Force {
         let due = skew::due_there(parts, place.ca, place.issuer, &held.record).await;
@@ -239,21 +260,8 @@ async fn intend(
         Some(key) => key,
         None => parts.keys.make(wanted.key).await?,
     };
-    let priority = match (plan.urge, plan.urgent) {
-        (Urge::Due, false) => Priority::Routine,
-        (Urge::Due, true) => Priority::Urgent,
-        _ => Priority::Forced,
-    };
-    let replaces = plan.replaces.as_deref();
-    let counted = authority::spend(
-        parts,
-        (place.ca, place.issuer),
-        &held.record,
-        &plan.names,
-        replaces,
-        priority,
-    )
-    .await?;
+    let intended = plan.intended(&held.record);
+    let counted = authority::spend(parts, place.ca, place.issuer, intended).await?;
     let pending = PendingOrder {
         ca: place.ca.to_owned(),
         identifiers: plan.names,
@@ -443,113 +451,6 @@ pub(super) async fn refresh(
 
 /// RFC 9773 section 4.3.3: a temporary error waits this long.
 const REFRESH_AFTER_FAILURE: Duration = Duration::from_secs(6 * 3600);
-
-async fn note_failure(
-    parts: &Parts,
-    held: &mut Held,
-    order: &PendingOrder,
-    error: &ManageError,
-    heals: bool,
-    (now, there): (Timestamp, Timestamp),
-) {
-    if is_silence(error) {
-        authority::is_silent(parts, &order.ca, &error.to_string()).await;
-    }
-    let (kind, ended) = kind_of(error);
-    if ended {
-        held.record.order = None;
-    }
-    date_failure(parts, held, &order.ca, error, heals, now).await;
-    // After the save: to count too much is the safe side. What was signed and is
-    // of no use was signed all the same.
-    if ended && matches!(error, ManageError::Acme(_)) {
-        let named = failed_names(error).map(|failed| failed.identifier.clone());
-        let named: BTreeSet<Identifier> = named.collect();
-        let unproven = match kind {
-            FailureKind::Validation if named.is_empty() => order.identifiers.clone(),
-            FailureKind::Validation => named,
-            _ => BTreeSet::new(),
-        };
-        authority::settle_failed(parts, order, &unproven, there).await;
-    }
-}
-
-/// Notes that the CA keeps an order from being begun.
-async fn note_unsent(parts: &Parts, held: &mut Held, ca: &str, error: &ManageError, heals: bool) {
-    if is_silence(error) {
-        authority::is_silent(parts, ca, &error.to_string()).await;
-    }
-    date_failure(parts, held, ca, error, heals, parts.clock.now()).await;
-}
-
-/// Its kind, and whether the order has come to nothing.
-fn kind_of(error: &ManageError) -> (FailureKind, bool) {
-    match error {
-        ManageError::Acme(AcmeError { cause, .. }) => match cause {
-            Cause::RateLimited { retry_after, .. } => (
-                FailureKind::RateLimited {
-                    retry_after: *retry_after,
-                },
-                false,
-            ),
-            Cause::Unreachable(_) | Cause::Protocol(_) | Cause::TimedOut(_) => {
-                (FailureKind::Unreachable, false)
-            }
-            Cause::NotProven(_) => (FailureKind::Validation, true),
-            Cause::Refused(_) | Cause::NoChallenge { .. } => (FailureKind::Refused, true),
-            // Our own disk: the order is as good as before.
-            Cause::Solver(_) | Cause::Journal(_) => (FailureKind::Internal, false),
-        },
-        _ => (FailureKind::Internal, true),
-    }
-}
-
-/// Makes the failure durable, with the instant of the next try.
-async fn date_failure(
-    parts: &Parts,
-    held: &mut Held,
-    ca: &str,
-    error: &ManageError,
-    heals: bool,
-    now: Timestamp,
-) {
-    let record = &mut held.record;
-    let facts = record.issued.as_ref().map(|issued| &issued.facts);
-    // What is good already is not held up by what it lacks.
-    let healing = record.quarantine.as_mut().filter(|_| heals);
-    let facts = facts.filter(|_| healing.is_none());
-    let failures = match (healing, &mut record.fallback) {
-        (Some(quarantine), _) => &mut quarantine.tries,
-        (None, Some(second)) if second.ca == ca => &mut second.failures,
-        _ => &mut record.failures,
-    };
-    *failures = after_failure(
-        failures,
-        kind_of(error).0,
-        error.to_string(),
-        facts,
-        now,
-        parts.random.as_ref(),
-    );
-    held.save_or_warn(parts).await;
-}
-
-/// The names that an order came to nothing for, where the CA tells them.
-pub(super) fn failed_names(error: &ManageError) -> impl Iterator<Item = &FailedName> {
-    let failed = match error {
-        ManageError::Acme(error) => error.cause.failed_names(),
-        _ => &[],
-    };
-    failed.iter()
-}
-
-/// Whether the CA was not to be reached, or failed.
-pub(super) fn is_silence(error: &ManageError) -> bool {
-    let ManageError::Acme(AcmeError { cause, .. }) = error else {
-        return false;
-    };
-    matches!(cause, Cause::Unreachable(_))
-}
 
 struct RecordJournal<'a> {
     parts: &'a Parts,

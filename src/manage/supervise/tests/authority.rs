@@ -215,18 +215,26 @@ async fn who_is_cut_off_from_a_ca_keeps_nobody_else_from_asking() {
     house.clock.set(probe_at().await);
     // Every probe of the one fails; those of the other would not.
     house.signer.silent_probes.store(1, Ordering::SeqCst);
-    assert!(reach(&cut_off, &ca, house.signer.as_ref()).await.is_err());
+    assert!(
+        reach(&cut_off, &ca, house.signer.as_ref(), None)
+            .await
+            .is_err()
+    );
     house.clock.set(probe_at().await);
-    let waits = reach(&cut_off, &ca, house.signer.as_ref()).await;
+    let waits = reach(&cut_off, &ca, house.signer.as_ref(), None).await;
     let Err(ManageError::Down { until, .. }) = waits else {
         panic!("it does not step back");
     };
     assert!(until > probe_at().await);
     assert_eq!(house.signer.probes.load(Ordering::SeqCst), 1);
-    reach(&other, &ca, house.signer.as_ref()).await.unwrap();
+    reach(&other, &ca, house.signer.as_ref(), None)
+        .await
+        .unwrap();
     // With nobody beside it, it asks itself a little later.
     house.clock.set(until.max(probe_at().await));
-    reach(&cut_off, &ca, house.signer.as_ref()).await.unwrap();
+    reach(&cut_off, &ca, house.signer.as_ref(), None)
+        .await
+        .unwrap();
     assert_eq!(house.signer.probes.load(Ordering::SeqCst), 3);
 }
 
@@ -239,7 +247,7 @@ async fn a_probe_that_a_wrong_clock_has_dated_is_not_waited_for_by_who_steps_bac
     crate::manage::authority::is_silent(&house.parts, &ca, "no answer").await;
     house.signer.silent_probes.store(1, Ordering::SeqCst);
     house.clock.set(known().await.0.outage.unwrap().probe_at);
-    let probed = reach(&house.parts, &ca, house.signer.as_ref()).await;
+    let probed = reach(&house.parts, &ca, house.signer.as_ref(), None).await;
     assert!(probed.is_err());
     // One whose clock is an hour ahead has asked in vain since.
     let (mut authority, revision) = known().await;
@@ -252,9 +260,47 @@ async fn a_probe_that_a_wrong_clock_has_dated_is_not_waited_for_by_who_steps_bac
         .await
         .unwrap();
     house.clock.set(next);
-    let waits = reach(&house.parts, &ca, house.signer.as_ref()).await;
+    let waits = reach(&house.parts, &ca, house.signer.as_ref(), None).await;
     let Err(ManageError::Down { until, .. }) = waits else {
         panic!("it does not step back");
     };
     assert_eq!(until, next + Duration::from_secs(20));
+}
+
+#[tokio::test]
+async fn who_has_no_token_is_not_the_one_that_asks_for_all() {
+    const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+    let house = House::new();
+    let store = &house.parts.store;
+    let known = async || store.authority(LETS_ENCRYPT).await.unwrap();
+    crate::manage::authority::is_silent(&house.parts, LETS_ENCRYPT, "no answer").await;
+    let (mut authority, revision) = known().await;
+    let probe_at = authority.outage.as_ref().unwrap().probe_at;
+    // Nothing more below example.com for a week.
+    let in_a_week = START + DAY * 7;
+    let domain = crate::authority::Limit::CertificatesPerDomain;
+    let used_up = [("example.com".to_owned(), in_a_week)];
+    authority.spent.insert(domain, used_up.into());
+    store
+        .save_authority(LETS_ENCRYPT, &authority, revision)
+        .await
+        .unwrap();
+    house.clock.set(probe_at);
+    let certificate = |name: &str| {
+        let mut certificate = house.certificate(name);
+        certificate.wanted.ca = LETS_ENCRYPT.into();
+        certificate
+    };
+    let without = certificate("n0.example.com");
+    let waits = pass(&house.parts, &without, Urge::Due).await;
+    let Err(ManageError::Down { until, .. }) = waits else {
+        panic!("{waits:?}");
+    };
+    assert!(until > probe_at + Duration::from_secs(600), "{until}");
+    assert_eq!(house.signer.probes.load(Ordering::SeqCst), 0);
+    assert_eq!(known().await.0.outage.unwrap().probe_at, probe_at);
+    let with = certificate("n1.example.org");
+    let outcome = pass(&house.parts, &with, Urge::Due).await.unwrap();
+    assert!(outcome.issued);
+    assert_eq!(known().await.0.outage, None);
 }
