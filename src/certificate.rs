@@ -14,6 +14,7 @@ mod pkcs12;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -32,22 +33,35 @@ use crate::time::Timestamp;
 
 pub use known::Known;
 
-/// A text that must not be shown: `Debug` hides it, dropping it wipes it.
+/// A text that must not be shown: `Debug` hides it, dropping the last clone wipes it.
+/// Clones share it: there is one copy in memory, however many hold it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(Zeroizing<String>);
+#[serde(from = "Zeroizing<String>", into = "Zeroizing<String>")]
+pub struct Secret(Arc<Zeroizing<String>>);
 
 impl Secret {
     /// Takes the text over.
     #[must_use]
     pub fn new(text: String) -> Self {
-        Self(Zeroizing::new(text))
+        Self(Arc::new(Zeroizing::new(text)))
     }
 
     /// The text itself, for the place that needs it.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
+    }
+}
+
+impl From<Zeroizing<String>> for Secret {
+    fn from(text: Zeroizing<String>) -> Self {
+        Self(Arc::new(text))
+    }
+}
+
+impl From<Secret> for Zeroizing<String> {
+    fn from(secret: Secret) -> Self {
+        Self::new(secret.expose().to_owned())
     }
 }
 
@@ -120,8 +134,8 @@ impl std::str::FromStr for KeyType {
 #[derive(Clone, Debug)]
 pub struct Bundle {
     key_pem: Secret,
-    chain: Vec<CertificateDer<'static>>,
-    facts: Facts,
+    chain: Arc<[CertificateDer<'static>]>,
+    facts: Arc<Facts>,
 }
 
 /// What a leaf certificate says about itself.
@@ -245,8 +259,8 @@ impl Bundle {
         facts.check_dates(now, freshness)?;
         Ok(Self {
             key_pem,
-            chain,
-            facts,
+            chain: chain.into(),
+            facts: Arc::new(facts),
         })
     }
 

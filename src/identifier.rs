@@ -7,6 +7,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -26,7 +27,7 @@ pub enum Identifier {
 /// A DNS name in A-label form and lower case, without a trailing dot; at most
 /// its leftmost label is `*`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DnsName(String);
+pub struct DnsName(Arc<str>);
 
 /// Why a text is no identifier, or one that the CA cannot sign.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -141,9 +142,9 @@ impl DnsName {
             return Err(malformed());
         }
         Ok(Self(if wildcard {
-            format!("*.{ascii}")
+            format!("*.{ascii}").into()
         } else {
-            ascii
+            ascii.into()
         }))
     }
 
@@ -259,7 +260,7 @@ impl From<Identifier> for String {
 /// it is made of `[a-z0-9._-]` only and never starts with a dot or a hyphen.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Lineage(String);
+pub struct Lineage(Arc<str>);
 
 /// What a file system takes, less `.` and `.new` around it.
 const LONGEST_LINEAGE: usize = 255 - 5;
@@ -277,17 +278,17 @@ impl Lineage {
         };
         // `::1` would start with a hyphen, which every command reads as an option.
         if text.starts_with('-') {
-            return Self(format!("0{text}"));
+            return Self(format!("0{text}").into());
         }
         if text.len() <= LONGEST_LINEAGE {
-            return Self(text);
+            return Self(text.into());
         }
         let hash = Fingerprint::of(text.as_bytes()).to_string();
         let begun: String = text
             .chars()
             .take(LONGEST_LINEAGE - 1 - hash.len())
             .collect();
-        Self(format!("{begun}-{hash}"))
+        Self(format!("{begun}-{hash}").into())
     }
 
     /// Reads a name that the user chose.
@@ -301,7 +302,7 @@ impl Lineage {
                 .bytes()
                 .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b));
         if fine {
-            Ok(Self(text.to_owned()))
+            Ok(Self(text.into()))
         } else {
             Err(IdentifierError::Malformed(text.to_owned()))
         }
@@ -336,7 +337,7 @@ impl TryFrom<String> for Lineage {
 
 impl From<Lineage> for String {
     fn from(lineage: Lineage) -> Self {
-        lineage.0
+        lineage.0.as_ref().to_owned()
     }
 }
 

@@ -19,8 +19,8 @@ pub struct Known(Arc<Mutex<BTreeMap<Lineage, Accepted>>>);
 #[derive(Debug)]
 struct Accepted {
     digest: [u8; 32],
-    chain: Vec<CertificateDer<'static>>,
-    facts: Facts,
+    chain: Arc<[CertificateDer<'static>]>,
+    facts: Arc<Facts>,
 }
 
 impl Known {

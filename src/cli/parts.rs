@@ -174,7 +174,10 @@ impl Factory {
         let turn = self.turns.take().await;
         match task {
             Task::Pass(urge) => {
-                let pass = pass_in_turn(&self.parts, &certificate, urge, turn);
+                let pass = async {
+                    let ended = pass_in_turn(&self.parts, &certificate, urge, turn).await;
+                    ended.map(|(outcome, _)| outcome)
+                };
                 let work = self.display.during(lineage, pass);
                 self.remembering(settings, work).await
             }

@@ -96,10 +96,12 @@ pub async fn pass(
     certificate: &Certificate,
     urge: Urge,
 ) -> Result<Outcome, ManageError> {
-    pass_in_turn(parts, certificate, urge, Turn::default()).await
+    let ended = pass_in_turn(parts, certificate, urge, Turn::default()).await;
+    ended.map(|(outcome, _)| outcome)
 }
 
-/// The same among others: its turn is given back while it hands over.
+/// The same among others: its turn is given back while it hands over. With the record
+/// as it is then.
 ///
 /// # Errors
 /// Those of [`pass`].
@@ -107,25 +109,49 @@ pub async fn pass_in_turn(
     parts: &Parts,
     certificate: &Certificate,
     urge: Urge,
-    mut turn: Turn,
-) -> Result<Outcome, ManageError> {
+    turn: Turn,
+) -> Result<(Outcome, Record), ManageError> {
     let _lease = parts.store.lease(&certificate.wanted.lineage).await?;
+    // Of a fleet all but one stop above: they do not carry its state about.
+    Box::pin(under_lease(parts, certificate, urge, turn)).await
+}
+
+async fn under_lease(
+    parts: &Parts,
+    certificate: &Certificate,
+    urge: Urge,
+    mut turn: Turn,
+) -> Result<(Outcome, Record), ManageError> {
     let clock = Arc::new(Corrected::new(parts.clock.clone(), certificate));
     let parts = &Parts {
         clock: clock.clone(),
         ..parts.clone()
     };
     let mut held = Box::pin(load(parts, certificate, urge, &clock)).await?;
-    if urge.never_orders() {
-        return Box::pin(hand_over_again(
-            parts,
-            certificate,
-            &mut held,
-            urge,
-            &mut turn,
-        ))
-        .await;
-    }
+    let outcome = match urge.never_orders() {
+        true => {
+            Box::pin(hand_over_again(
+                parts,
+                certificate,
+                &mut held,
+                urge,
+                &mut turn,
+            ))
+            .await?
+        }
+        false => work(parts, certificate, &mut held, urge, &mut turn).await?,
+    };
+    Ok((outcome, held.record))
+}
+
+/// Does what the record asks for until nothing is due.
+async fn work(
+    parts: &Parts,
+    certificate: &Certificate,
+    held: &mut Held,
+    urge: Urge,
+    turn: &mut Turn,
+) -> Result<Outcome, ManageError> {
     let mut issued = false;
     if urge == Urge::Force {
         let plan = Plan {
@@ -139,7 +165,7 @@ pub async fn pass_in_turn(
             urgent: false,
             urge,
         };
-        Box::pin(order(parts, certificate, &mut held, plan)).await?;
+        Box::pin(order(parts, certificate, held, plan)).await?;
         issued = true;
     }
     // What could not be handed over is told in the end: first comes what else is
@@ -169,7 +195,7 @@ pub async fn pass_in_turn(
                 };
                 turn.take_again().await;
                 // Few passes order: the others do not carry its state about.
-                let ordered = Box::pin(order(parts, certificate, &mut held, plan)).await;
+                let ordered = Box::pin(order(parts, certificate, held, plan)).await;
                 if let (Err(_), Some(stuck)) = (&ordered, &stuck) {
                     tracing::error!(lineage = %held.record.lineage, "{stuck}; hint: {}", stuck.hint());
                 }
@@ -180,19 +206,19 @@ pub async fn pass_in_turn(
                         return outcome(&held.record, issued, now, until);
                     }
                     Err(error) if heals => {
-                        Box::pin(partial::later(parts, &mut held, error, now)).await?;
+                        Box::pin(partial::later(parts, held, error, now)).await?;
                     }
                     Err(error) => return Err(error),
                 }
             }
             Next::RefreshWindow => {
                 turn.take_again().await;
-                Box::pin(refresh(parts, certificate, &mut held)).await?;
+                Box::pin(refresh(parts, certificate, held)).await?;
             }
             // Whoever stored it was killed before the CA could be asked.
             Next::Draw(_) if has_a_window(&held.record) => {
                 turn.take_again().await;
-                Box::pin(refresh(parts, certificate, &mut held)).await?;
+                Box::pin(refresh(parts, certificate, held)).await?;
             }
             Next::Draw(renewal) => {
                 if let Some(issued) = held.record.issued.as_mut() {
@@ -201,7 +227,7 @@ pub async fn pass_in_turn(
                 held.save(parts, None).await?;
             }
             Next::Deploy => {
-                let handed = Box::pin(hand_over(parts, certificate, &mut held, &mut turn)).await;
+                let handed = Box::pin(hand_over(parts, certificate, held, turn)).await;
                 stuck = handed.err();
             }
             Next::Wait(until) => {

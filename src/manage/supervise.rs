@@ -4,6 +4,7 @@
 
 mod agenda;
 mod copies;
+mod pass;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,20 +15,20 @@ use tokio::task::{JoinError, JoinSet};
 
 use self::agenda::{Agenda, Kept, difference};
 use self::copies::Copies;
+use self::pass::{Pass, one_pass};
 use super::authority::{show_stored, waits_until, who_answered};
 use super::deploy::stored;
-use super::issue::{Urge, pass_in_turn};
+use super::issue::Urge;
 use super::order::is_silence;
-use super::skew::Corrected;
 use super::status::status;
-use super::turns::{SIDE_BY_SIDE, Turn, Turns};
+use super::turns::{SIDE_BY_SIDE, Turns};
 use super::{Certificate, MANY, ManageError, Outcome, Parts, SPREAD_OF_MANY};
 use crate::identifier::Lineage;
 use crate::observe::{Board, Status};
 use crate::record::Record;
 use crate::renew::decide::{Next, next};
 use crate::store::StoreError;
-use crate::time::{Clock, Timestamp};
+use crate::time::Timestamp;
 
 /// The wall clock is read again this often: it may jump, and the machine may
 /// have been suspended.
@@ -38,6 +39,9 @@ const AFTER_FAILURE: Duration = Duration::from_secs(15);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// While another process works on it, at most; a quarter of it at least.
 const ELSEWHERE: Duration = Duration::from_secs(20);
+/// Looks that can wait are so far apart, at most, in a fleet whose certificates are
+/// looked at at one instant: the first has done by then what all would come for.
+const APART: Duration = Duration::from_secs(10);
 /// Looks in a row that found another process at work, until the owner is told.
 const LONG_ELSEWHERE: u32 = 50;
 /// After any failure: what the record says may be older than what is wanted.
@@ -112,19 +116,9 @@ impl Handle {
     }
 }
 
-struct Pass {
-    lineage: Lineage,
-    ended: Ended,
-    record: Option<Record>,
-    /// What time it is by the CA's clock, where ours is known to be wrong: what the
-    /// pass and its record say is in it.
-    at: Timestamp,
-    reply: Option<oneshot::Sender<Ended>>,
-}
-
 /// Keeps certificates until it is stopped.
 pub struct Supervisor {
-    parts: Parts,
+    parts: Arc<Parts>,
     board: Board,
     commands: mpsc::Receiver<Command>,
     agenda: Agenda,
@@ -144,7 +138,7 @@ impl Supervisor {
         let (sender, commands) = mpsc::channel(COMMANDS);
         let supervisor = Self {
             latest: parts.clock.now(),
-            parts,
+            parts: Arc::new(parts),
             board,
             commands,
             agenda: Agenda::default(),
@@ -176,7 +170,8 @@ impl Supervisor {
         self.copies
             .are_those_of(&certificates, self.parts.output.as_ref());
         if lineages.len() > MANY {
-            self.parts.spread = self.parts.spread.max(SPREAD_OF_MANY);
+            let spread = self.parts.spread.max(SPREAD_OF_MANY);
+            Arc::make_mut(&mut self.parts).spread = spread;
         }
         let seconds = certificates.iter().filter_map(|one| one.fallback.as_ref());
         let cas = certificates.iter().map(|one| &one.wanted.ca);
@@ -470,7 +465,7 @@ impl Supervisor {
                 if outcome.issued {
                     tracing::info!(%lineage, generation = %outcome.generation, not_after = %outcome.not_after, "issued");
                 }
-                Again::At(ours(outcome.next))
+                Again::At(ours(outcome.next) + self.apart(outcome))
             }
             Err(error) => {
                 // What waits after a failure was told when it failed, and an
@@ -510,6 +505,14 @@ impl Supervisor {
             let _ = reply.send(pass.ended);
         }
         again
+    }
+
+    /// How much later than at its instant the question for a window may come: whoever
+    /// is first asks it for the whole fleet. What is due is due.
+    fn apart(&self, outcome: &Outcome) -> Duration {
+        let can_wait = outcome.renewal.is_some_and(|due| outcome.next < due);
+        let most = if can_wait { APART.as_millis() } else { 0 };
+        Duration::from_millis(self.parts.random.below(most as u64))
     }
 
     /// Lets what is under way end. What takes longer is resumed by the next
@@ -562,37 +565,6 @@ fn is_elsewhere(ended: &Ended) -> bool {
 
 fn tell(lineage: &Lineage, error: &ManageError) {
     tracing::error!(%lineage, "{error}; hint: {}", error.hint());
-}
-
-async fn one_pass(
-    parts: Parts,
-    certificate: Arc<Certificate>,
-    urge: Urge,
-    turn: Turn,
-    reply: Option<oneshot::Sender<Ended>>,
-) -> Pass {
-    let ended = pass_in_turn(&parts, &certificate, urge, turn).await;
-    let clock = Corrected::new(parts.clock.clone(), &certificate);
-    let lineage = certificate.wanted.lineage.clone();
-    let record = match parts.store.load(&lineage).await {
-        // Whoever works on it shows it.
-        _ if is_elsewhere(&ended) => None,
-        Ok(stored) => stored.map(|(record, _)| record),
-        Err(error) => {
-            tracing::warn!(%lineage, "its state cannot be shown: {error}");
-            None
-        }
-    };
-    if let Some(record) = &record {
-        clock.knows(record);
-    }
-    Pass {
-        lineage,
-        ended,
-        record,
-        at: clock.now(),
-        reply,
-    }
 }
 
 #[cfg(test)]

@@ -131,7 +131,10 @@ impl Board {
     /// Puts the newest state up.
     pub fn post(&self, status: Status) {
         let mut board = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        board.insert(status.name.clone(), status);
+        match board.get_mut(&status.name) {
+            Some(shown) => *shown = status,
+            None => drop(board.insert(status.name.clone(), status)),
+        }
     }
 
     /// Puts the newest state up of what is on the board already.

@@ -35,3 +35,37 @@ async fn twenty_certificates_of_one_server_share_its_reloads() {
     assert!((1..=6).contains(&issued), "{issued} reloads");
     assert_eq!(house.signer.most.load(Ordering::SeqCst), ORDERING);
 }
+
+#[tokio::test]
+async fn windows_that_are_to_be_asked_for_at_one_instant_are_asked_for_within_seconds() {
+    let house = House::new();
+    let window = Window {
+        start: START + DAY * 60,
+        end: START + DAY * 62,
+    };
+    *house.signer.window.lock().unwrap() = Some(window);
+    let handle = house.start(&names(8)).await;
+    house
+        .until("issued", |all| all.iter().all(|status| status.is_ready()))
+        .await;
+    house.settle(&handle, 8).await;
+    // The signer says: a day later.
+    let due = START + DAY;
+    let mut asked = BTreeMap::new();
+    for second in 0..=10 {
+        house.clock.set(due + Duration::from_secs(second));
+        house.settle(&handle, 8).await;
+        for name in names(8) {
+            let lineage = house.certificate(&name).wanted.lineage;
+            let stored = house.parts.store.load(&lineage).await.unwrap();
+            let renewal = stored.unwrap().0.issued.unwrap().renewal.unwrap();
+            let at = renewal.asked.unwrap();
+            if at >= due {
+                asked.entry(lineage).or_insert(at);
+            }
+        }
+    }
+    assert_eq!(asked.len(), 8, "{asked:?}");
+    let instants: BTreeSet<Timestamp> = asked.values().copied().collect();
+    assert!(instants.len() >= 4, "all at once: {asked:?}");
+}
