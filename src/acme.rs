@@ -117,10 +117,10 @@ pub trait Issuer: Send + Sync {
     }
 
     /// The same, by a reply of the last `newest`; it asks for one where there is
-    /// none. `None` from one that does not answer.
-    async fn time(&self, newest: Duration) -> Option<Dated> {
+    /// none. An error is why there is none.
+    async fn time(&self, newest: Duration) -> Result<Option<Dated>, AcmeError> {
         let _ = newest;
-        self.dated()
+        Ok(self.dated())
     }
 
     /// Asks the CA for no more than whether it answers.

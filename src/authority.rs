@@ -19,6 +19,10 @@ pub struct Authority {
     /// Since when it does not answer; `None` while it does.
     #[serde(default)]
     pub outage: Option<Outage>,
+    /// Since when it does not tell its renewal windows. That says nothing of whether it
+    /// issues, and the other way round.
+    #[serde(default)]
+    pub windowless: Option<Outage>,
 }
 
 /// What a CA counts, as Let's Encrypt names it.

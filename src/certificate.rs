@@ -34,9 +34,9 @@ use crate::time::Timestamp;
 pub use known::Known;
 
 /// A text that must not be shown: `Debug` hides it, dropping the last clone wipes it.
-/// Clones share it: there is one copy in memory, however many hold it.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Zeroizing<String>", into = "Zeroizing<String>")]
+/// Clones share one text.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "Zeroizing<String>")]
 pub struct Secret(Arc<Zeroizing<String>>);
 
 impl Secret {
@@ -59,9 +59,9 @@ impl From<Zeroizing<String>> for Secret {
     }
 }
 
-impl From<Secret> for Zeroizing<String> {
-    fn from(secret: Secret) -> Self {
-        Self::new(secret.expose().to_owned())
+impl Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.expose())
     }
 }
 

@@ -92,6 +92,9 @@ pub struct Score {
     /// The most orders for one certificate that was due. What the script has
     /// lost, or made useless, does not count.
     pub most_orders_for_one_renewal: u64,
+    /// The most requests of all machines in one minute to a CA that has been down for
+    /// five minutes or longer.
+    pub requests_a_minute_while_down: u64,
     /// The longest that a certificate was served after it was called back.
     pub revoked_seconds_served: u64,
     /// Leases of machines that were not heard of.

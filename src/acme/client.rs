@@ -162,18 +162,15 @@ impl Issuer for Client {
         self.session.dated()
     }
 
-    async fn time(&self, newest: Duration) -> Option<Dated> {
+    async fn time(&self, newest: Duration) -> Result<Option<Dated>, AcmeError> {
         let now = self.options.clock.now();
         let dated = self.session.dated();
         // A clock that was set since has made it a reply of another time.
         if dated.is_some_and(|dated| dated.ours <= now && now.since(dated.ours) <= newest) {
-            return dated;
+            return Ok(dated);
         }
-        if let Err(error) = self.probe().await {
-            tracing::debug!("what time it is at the CA cannot be told: {error}");
-            return None;
-        }
-        self.session.dated()
+        self.probe().await?;
+        Ok(self.session.dated())
     }
 
     async fn probe(&self) -> Result<(), AcmeError> {

@@ -167,6 +167,10 @@ fn table(score: &Score) {
             score.most_orders_for_one_renewal,
         ),
         (
+            "requests a minute to a CA that is down",
+            score.requests_a_minute_while_down,
+        ),
+        (
             "longest served when called back, seconds",
             score.revoked_seconds_served,
         ),

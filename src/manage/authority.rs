@@ -1,51 +1,25 @@
 //! What all certificates of one CA share: its limits, which are spent before an
 //! order is sent, and whether it answers, which one of them finds out for all.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+mod outage;
 
+use std::collections::BTreeSet;
+
+pub use self::outage::Probed;
+pub(super) use self::outage::{Work, answers, is_silent, reach, reach_windows, tells_windows};
 use super::skew;
 use super::{ManageError, Outcome, Parts};
 use crate::acme::{AcmeError, Cause, Issuer};
-use crate::authority::{Authority, Counted, Outage};
+use crate::authority::{Authority, Counted};
 use crate::identifier::Identifier;
 use crate::observe::Tokens;
 use crate::record::{PendingOrder, Record};
 use crate::renew::ledger::{self, Line, Priority, Refusal};
-use crate::renew::outage::{after_request, after_silence, is_waited_for};
 use crate::store::StoreError;
 use crate::time::Timestamp;
 
 /// Writers that may be faster, one after the other, before we give up.
 const TRIES: usize = 64;
-
-/// After a probe in vain, this much longer than anybody else.
-const STEPPED_BACK: Duration = Duration::from_secs(20);
-
-/// When this process may probe each CA again that it has probed in vain. One that
-/// is cut off from a CA steps back behind the others, or it would be the one that
-/// asks each time, and keep all of them waiting. Clones share it.
-#[derive(Clone, Debug, Default)]
-pub struct Probed(Arc<Mutex<BTreeMap<String, Timestamp>>>);
-
-impl Probed {
-    fn again_at(&self, ca: &str) -> Timestamp {
-        let stepped_back = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = stepped_back.get(ca).copied();
-        at.unwrap_or(Timestamp::from_seconds(i64::MIN))
-    }
-
-    fn in_vain(&self, ca: &str, probe_at: Timestamp) {
-        let mut stepped_back = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        stepped_back.insert(ca.to_owned(), probe_at + STEPPED_BACK);
-    }
-
-    fn well(&self, ca: &str) {
-        let mut stepped_back = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        stepped_back.remove(ca);
-    }
-}
 
 /// Changes what is known of `ca`, from its newest state again when another
 /// process was faster.
@@ -114,6 +88,10 @@ pub(super) struct Intended<'o> {
 }
 
 impl Intended<'_> {
+    fn counts_as(&self, ca: &str, now: Timestamp) -> Counted {
+        ledger::counts_as(self.record, ca, self.names, self.replaces, now)
+    }
+
     /// Takes it out of the ledger of `ca`, or says until when it is refused.
     fn spend(
         &self,
@@ -121,7 +99,7 @@ impl Intended<'_> {
         ca: &str,
         now: Timestamp,
     ) -> Result<Counted, Refusal> {
-        let counted = ledger::counts_as(self.record, ca, self.names, self.replaces, now);
+        let counted = self.counts_as(ca, now);
         let (rules, names, priority) = (ledger::rules(ca), self.names, self.priority);
         ledger::spend(authority, rules, names, counted, priority, now)?;
         Ok(counted)
@@ -129,8 +107,10 @@ impl Intended<'_> {
 
     /// Until when the ledger of `ca`, as it is `known`, would refuse it at `now`.
     fn refused_until(&self, known: &Authority, ca: &str, now: Timestamp) -> Option<Timestamp> {
-        let spent = self.spend(&mut known.clone(), ca, now);
-        spent.err().map(|refusal| refusal.until)
+        let mut after = known.clone();
+        let refusal = self.spend(&mut after, ca, now).err()?;
+        // What had to be rewritten is of a wrong clock's making, or of ours: no refusal.
+        (after == *known).then_some(refusal.until)
     }
 }
 
@@ -147,8 +127,7 @@ pub(super) async fn spend(
     let ours = parts.clock.now();
     if ledger::rules(ca).is_empty() {
         // Where there is nothing to count it need not be asked for the time.
-        let Intended { record, names, .. } = order;
-        return Ok(ledger::counts_as(record, ca, names, order.replaces, ours));
+        return Ok(order.counts_as(ca, ours));
     }
     let now = skew::there(issuer, parts.clock.as_ref()).await;
     let spent = change(parts, ca, |authority| order.spend(authority, ca, now)).await?;
@@ -248,118 +227,6 @@ pub(super) async fn settle_failed(
             "the ledger of {} could not be settled, it counts too much: {error}",
             order.ca
         );
-    }
-}
-
-/// Lets nobody ask a CA that does not answer, but one certificate for all when
-/// it is time: one whose `order`, unless it is begun already, the ledger has a token for.
-/// What answers is told by an order alone, so that the others would wait on for nothing.
-///
-/// # Errors
-/// [`ManageError::Down`] while it does not answer.
-pub(super) async fn reach(
-    parts: &Parts,
-    ca: &str,
-    issuer: &dyn Issuer,
-    order: Option<Intended<'_>>,
-) -> Result<(), ManageError> {
-    let (now, random) = (parts.clock.now(), parts.random.as_ref());
-    let again_at = parts.probed.again_at(ca);
-    let claimed = change(parts, ca, |authority| {
-        let Some(outage) = &authority.outage else {
-            return Ok(false);
-        };
-        let last = outage.probe_at.min(now) + STEPPED_BACK;
-        let steps_back = again_at > now && again_at <= last;
-        if is_waited_for(outage, now) {
-            let last = outage.probe_at + STEPPED_BACK;
-            return Err(down(ca, outage, outage.probe_at.max(again_at.min(last))));
-        }
-        if steps_back {
-            // When the next probe is due was written by a clock that is wrong.
-            return Err(down(ca, outage, again_at));
-        }
-        let order = order.as_ref();
-        if let Some(until) = order.and_then(|order| order.refused_until(authority, ca, now)) {
-            return Err(down(ca, outage, until));
-        }
-        // Whoever comes meanwhile waits for the time after this one.
-        let next = after_silence(Some(outage), outage.last.clone(), now, random);
-        authority.outage = Some(next);
-        Ok(true)
-    });
-    if !claimed.await?? {
-        return Ok(());
-    }
-    let Err(error) = issuer.probe().await else {
-        // Its directory is there; whether it issues shows with this order. Until
-        // then the others go on waiting.
-        parts.probed.well(ca);
-        return Ok(());
-    };
-    tracing::warn!("{ca} does not answer still: {error}");
-    let asked = match &error.cause {
-        Cause::RateLimited { retry_after, .. } => *retry_after,
-        _ => None,
-    };
-    let outage = change(parts, ca, |authority| {
-        let outage = authority.outage.take()?;
-        let last = error.to_string();
-        // Another machine may have dated it meanwhile, by a clock that is wrong.
-        let outage = match outage.probe_at > now && !is_waited_for(&outage, now) {
-            true => after_silence(Some(&outage), last, now, random),
-            false => Outage { last, ..outage },
-        };
-        let outage = asked.map_or(outage.clone(), |asked| after_request(outage, asked, now));
-        let again_at = outage.probe_at + STEPPED_BACK;
-        parts.probed.in_vain(ca, outage.probe_at);
-        let down = down(ca, &outage, again_at);
-        authority.outage = Some(outage);
-        Some(down)
-    });
-    Err(outage.await?.unwrap_or(ManageError::Acme(error)))
-}
-
-/// The CA has answered.
-pub(super) async fn answers(parts: &Parts, ca: &str) {
-    let before = change(parts, ca, |authority| authority.outage.take()).await;
-    match before {
-        Ok(None) => {}
-        Ok(Some(outage)) => tracing::info!("{ca} answers again, after {}", since(&outage, parts)),
-        Err(error) => tracing::warn!("that {ca} answers could not be noted: {error}"),
-    }
-}
-
-/// The CA has not answered: it is left alone for a while.
-pub(super) async fn is_silent(parts: &Parts, ca: &str, last: &str) {
-    let (now, random) = (parts.clock.now(), parts.random.as_ref());
-    let noted = change(parts, ca, |authority| {
-        let begun = authority.outage.as_ref();
-        if begun.is_none_or(|outage| !is_waited_for(outage, now)) {
-            authority.outage = Some(after_silence(begun, last.to_owned(), now, random));
-        }
-    });
-    if let Err(error) = noted.await {
-        tracing::warn!("that {ca} does not answer could not be noted: {error}");
-    }
-}
-
-/// `until` is when this process looks again.
-fn down(ca: &str, outage: &Outage, until: Timestamp) -> ManageError {
-    ManageError::Down {
-        ca: ca.to_owned(),
-        since: outage.since,
-        until,
-        last: outage.last.clone(),
-    }
-}
-
-fn since(outage: &Outage, parts: &Parts) -> String {
-    let silent = parts.clock.now().since(outage.since);
-    let minutes = silent.as_secs() / 60;
-    match minutes {
-        0..120 => format!("{minutes} min"),
-        _ => format!("{} h", minutes / 60),
     }
 }
 

@@ -112,7 +112,7 @@ pub async fn pass_in_turn(
     turn: Turn,
 ) -> Result<(Outcome, Record), ManageError> {
     let _lease = parts.store.lease(&certificate.wanted.lineage).await?;
-    // Of a fleet all but one stop above: they do not carry its state about.
+    // Who meets a held lease stops above, and does not carry its state about.
     Box::pin(under_lease(parts, certificate, urge, turn)).await
 }
 

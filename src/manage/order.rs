@@ -11,14 +11,15 @@ use async_trait::async_trait;
 
 pub(super) use self::failure::{failed_names, is_silence};
 use self::failure::{note_failure, note_unsent};
-use super::authority::{self, Intended};
+use super::authority::{self, Intended, Work};
 use super::issue::{Held, Urge};
 use super::skew;
 use super::{Certificate, ManageError, Parts, Wanted};
 use crate::acme::{AcmeError, Cause, Issuer, Journal, JournalError};
 use crate::certificate::{Bundle, Facts, Freshness, Secret};
 use crate::identifier::Identifier;
-use crate::record::{Failures, Issued, PendingOrder, Record, Renewal};
+use crate::record::{Failures, Issued, PendingOrder, Record, Renewal, Window};
+use crate::renew::backoff::spread;
 use crate::renew::fallback::Choice;
 use crate::renew::ledger::Priority;
 use crate::renew::window;
@@ -406,42 +407,33 @@ pub(super) async fn refresh(
         Some(second) => Some(&second.issuer),
         None => Some(&certificate.issuer).filter(|_| issued.ca == held.record.ca),
     };
-    let info = match (&issued.facts.renewal_id, issuer) {
-        (Some(id), Some(issuer)) => {
-            let mut journal = RecordJournal::new(parts, held, &issued.ca);
-            issuer.renewal_info(id, &mut journal).await.unwrap_or_else(|error| {
-                tracing::warn!(%error, "the renewal window is not to be had; the lifetime decides meanwhile");
-                None
-            })
-        }
-        _ => None,
+    let told = match (&issued.facts.renewal_id, issuer) {
+        (Some(id), Some(issuer)) => window_of(parts, held, &issued.ca, issuer.as_ref(), id).await?,
+        (Some(_), None) => Told::Nothing,
+        (None, _) => Told::NoWindows,
     };
     // The clock that it is compared with, or it would be asked again at once.
     let now = parts.clock.now();
-    let (accepted, again) = match info {
-        Some((suggested, again)) => (
-            window::accept(suggested.start, suggested.end, &issued.facts),
+    let (random, facts) = (parts.random.as_ref(), &issued.facts);
+    let (accepted, again) = match told {
+        Told::Window(suggested, again) => (
+            window::accept(suggested.start, suggested.end, facts),
             Some(now + window::clamp_retry_after(again)),
         ),
-        None => (
-            None,
-            issued
-                .facts
-                .renewal_id
-                .as_ref()
-                .map(|_| now + REFRESH_AFTER_FAILURE),
-        ),
+        Told::Nothing => (None, Some(now + spread(REFRESH_AFTER_FAILURE, 10, random))),
+        Told::NotAsked => (None, Some(now + spread(REFRESH_AFTER_SILENCE, 50, random))),
+        Told::NoWindows => (None, None),
     };
     let renewal: Renewal = window::redraw(
         issued.renewal.as_ref(),
         accepted,
         again,
-        &issued.facts,
+        facts,
         window::Moment {
             now,
             spread: parts.spread,
         },
-        parts.random.as_ref(),
+        random,
     );
     if let Some(issued) = held.record.issued.as_mut() {
         issued.renewal = Some(renewal);
@@ -449,8 +441,49 @@ pub(super) async fn refresh(
     held.save(parts, None).await
 }
 
+/// What a CA has told of its window.
+enum Told {
+    /// It, and when to ask again.
+    Window(Window, Duration),
+    /// Nothing, or nothing that could be read.
+    Nothing,
+    /// Somebody else finds out whether it tells any.
+    NotAsked,
+    /// There are none for this certificate.
+    NoWindows,
+}
+
 /// RFC 9773 section 4.3.3: a temporary error waits this long.
 const REFRESH_AFTER_FAILURE: Duration = Duration::from_secs(6 * 3600);
+/// Who did not ask comes again when the CA may well answer.
+const REFRESH_AFTER_SILENCE: Duration = Duration::from_secs(3600);
+
+async fn window_of(
+    parts: &Parts,
+    held: &mut Held,
+    ca: &str,
+    issuer: &dyn Issuer,
+    id: &str,
+) -> Result<Told, ManageError> {
+    match authority::reach_windows(parts, ca, issuer).await {
+        Ok(()) => {}
+        Err(ManageError::Down { .. }) => return Ok(Told::NotAsked),
+        Err(error) => return Err(error),
+    }
+    let mut journal = RecordJournal::new(parts, held, ca);
+    let error = match issuer.renewal_info(id, &mut journal).await {
+        Ok(told) => {
+            authority::tells_windows(parts, ca).await;
+            return Ok(told.map_or(Told::Nothing, |(window, again)| Told::Window(window, again)));
+        }
+        Err(error) => ManageError::from(error),
+    };
+    if is_silence(&error) {
+        authority::is_silent(parts, ca, Work::Windows, &error.to_string()).await;
+    }
+    tracing::warn!(%error, "the renewal window is not to be had; the lifetime decides meanwhile");
+    Ok(Told::Nothing)
+}
 
 struct RecordJournal<'a> {
     parts: &'a Parts,

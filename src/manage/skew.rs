@@ -124,11 +124,10 @@ pub(super) async fn due_there(
     if record.issued.is_none() {
         return Ok(());
     }
-    let Some(dated) = issuer.time(NEWEST).await else {
-        if record.order.is_none() {
-            issuer.probe().await?;
-        }
-        return Ok(());
+    let dated = match issuer.time(NEWEST).await {
+        Ok(Some(dated)) => dated,
+        Err(error) if record.order.is_none() => return Err(error.into()),
+        Ok(None) | Err(_) => return Ok(()),
     };
     let ours = parts.clock.wall();
     let theirs = dated.there(ours);
@@ -148,8 +147,14 @@ pub(super) async fn due_there(
 /// What the CA's clock shows: its limits are counted by it. Ours, where it
 /// does not tell or does not answer.
 pub(super) async fn there(issuer: &dyn Issuer, clock: &dyn Clock) -> Timestamp {
-    let dated = issuer.time(NEWEST).await;
-    dated.map_or(clock.now(), |dated| dated.there(clock.wall()))
+    match issuer.time(NEWEST).await {
+        Ok(Some(dated)) => dated.there(clock.wall()),
+        Ok(None) => clock.now(),
+        Err(error) => {
+            tracing::debug!("what time it is at the CA cannot be told: {error}");
+            clock.now()
+        }
+    }
 }
 
 /// Whether the clocks are so near each other that waiting is no failure.

@@ -465,7 +465,7 @@ impl Supervisor {
                 if outcome.issued {
                     tracing::info!(%lineage, generation = %outcome.generation, not_after = %outcome.not_after, "issued");
                 }
-                Again::At(ours(outcome.next) + self.apart(outcome))
+                Again::At(ours(outcome.next) + self.apart(outcome, pass.record.as_ref()))
             }
             Err(error) => {
                 // What waits after a failure was told when it failed, and an
@@ -508,11 +508,16 @@ impl Supervisor {
     }
 
     /// How much later than at its instant the question for a window may come: whoever
-    /// is first asks it for the whole fleet. What is due is due.
-    fn apart(&self, outcome: &Outcome) -> Duration {
-        let can_wait = outcome.renewal.is_some_and(|due| outcome.next < due);
-        let most = if can_wait { APART.as_millis() } else { 0 };
-        Duration::from_millis(self.parts.random.below(most as u64))
+    /// is first asks it for the whole fleet. Nothing else is put off.
+    fn apart(&self, outcome: &Outcome, record: Option<&Record>) -> Duration {
+        let issued = record.and_then(|record| record.issued.as_ref());
+        let asked_at = issued.and_then(|issued| issued.renewal.as_ref()?.refresh_at);
+        let (Some(due), true) = (outcome.renewal, asked_at == Some(outcome.next)) else {
+            return Duration::ZERO;
+        };
+        let most = APART.min(due.since(outcome.next)).as_millis();
+        let most = u64::try_from(most).unwrap_or(u64::MAX);
+        Duration::from_millis(self.parts.random.below(most))
     }
 
     /// Lets what is under way end. What takes longer is resumed by the next

@@ -115,7 +115,7 @@ fn patience(count: u32, facts: Option<&Facts>, now: Timestamp) -> Duration {
 }
 
 /// `pause` give or take `percent`.
-pub(super) fn spread(pause: Duration, percent: u32, random: &dyn Random) -> Duration {
+pub(crate) fn spread(pause: Duration, percent: u32, random: &dyn Random) -> Duration {
     let part = pause * percent / 100;
     let width = u64::try_from(part.as_millis())
         .unwrap_or(0)

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::DAY;
 use super::limits::{Buckets, Limit, limits, registered};
+use crate::acme::Phase;
 use crate::ca::{CaError, Signing, share};
 use crate::certificate::{Facts, Fingerprint, Secret};
 use crate::identifier::Identifier;
@@ -20,6 +21,9 @@ pub(super) const DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directo
 const ORDER: &str = "https://acme-v02.api.letsencrypt.org/acme/order/";
 const HOUR: Duration = Duration::from_secs(3600);
 const SECOND: Duration = Duration::from_secs(1);
+/// Whoever has met its silence has noted it so long after the first.
+const FOUND_OUT: Duration = Duration::from_secs(300);
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// What the scenarios do to it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,6 +54,8 @@ pub(super) struct Counts {
     /// The most orders that it took for one certificate that was needed, without
     /// those of which it is to blame itself that they came to nothing.
     pub(super) most_orders: u64,
+    /// The most requests in a minute of an outage that was met before.
+    pub(super) most_knocks: u64,
 }
 
 /// Why it takes no order.
@@ -96,6 +102,33 @@ struct Known {
     replaced: bool,
 }
 
+/// Requests during an outage.
+#[derive(Default)]
+struct Knocks {
+    /// When it was met first, by an order and by the question for a window: each finds
+    /// out for itself.
+    met: BTreeMap<bool, Timestamp>,
+    /// Since when those of a minute are counted.
+    since: Option<Timestamp>,
+    count: u64,
+}
+
+impl Knocks {
+    /// How many there were within a minute, with one `now`: none before all know of it.
+    fn count(&mut self, phase: Phase, now: Timestamp) -> u64 {
+        if matches!(phase, Phase::Order | Phase::RenewalInfo) {
+            self.met.entry(phase == Phase::Order).or_insert(now);
+        }
+        if self.met.values().any(|met| now.since(*met) < FOUND_OUT) {
+            return 0;
+        }
+        let since = self.since.filter(|since| now.since(*since) < MINUTE);
+        self.count = since.map_or(1, |_| self.count + 1);
+        self.since = since.or(Some(now));
+        self.count
+    }
+}
+
 /// The CA itself.
 pub(super) struct Authority(Mutex<Inside>);
 
@@ -117,6 +150,7 @@ struct Inside {
     /// Which key each leaf was signed for.
     keys: BTreeMap<String, Secret>,
     buckets: Buckets,
+    knocks: Knocks,
     /// Orders since the last certificate that was needed.
     tries: BTreeMap<BTreeSet<Identifier>, u64>,
 }
@@ -135,6 +169,7 @@ impl Authority {
             previous: BTreeMap::new(),
             keys: BTreeMap::new(),
             buckets: Buckets::default(),
+            knocks: Knocks::default(),
             tries: BTreeMap::new(),
         })))
     }
@@ -145,6 +180,19 @@ impl Authority {
 
     pub(super) fn change_weather(&self, change: impl FnOnce(&mut Weather)) {
         change(&mut self.lock().weather);
+    }
+
+    /// Somebody asks, and finds nobody there if it is down.
+    pub(super) fn is_down(&self, phase: Phase, now: Timestamp) -> bool {
+        let mut inside = self.lock();
+        let inside = &mut *inside;
+        if !inside.weather.down {
+            inside.knocks = Knocks::default();
+            return false;
+        }
+        let knocks = inside.knocks.count(phase, now);
+        inside.counts.most_knocks = inside.counts.most_knocks.max(knocks);
+        true
     }
 
     /// From here on it cannot validate these, and no others.

@@ -179,6 +179,7 @@ impl World {
             placeholder_seconds_served: seconds(sums.bare),
             certificates_never_issued: self.never_issued(&standing),
             most_orders_for_one_renewal: counts.most_orders,
+            requests_a_minute_while_down: counts.most_knocks,
             revoked_seconds_served: seconds(sums.called_back),
             leases_run_out: leases,
             late_saves_refused: refused,

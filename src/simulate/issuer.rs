@@ -37,12 +37,12 @@ impl NodeIssuer {
     async fn travel(&self, most: u64, phase: Phase) -> Result<(), AcmeError> {
         let until = self.now() + Duration::from_millis(1 + self.random.below(most));
         self.node.sleep_until(until).await;
-        let weather = self.node.authority.weather();
-        if weather.down || self.node.ailments().no_ca {
+        let authority = &self.node.authority;
+        if self.node.ailments().no_ca || authority.is_down(phase, self.now()) {
             return Err(unreachable(phase, "nobody there"));
         }
         self.node.hears_the_time();
-        if weather.busy {
+        if authority.weather().busy {
             return Err(limited(phase, "scripted", HOUR));
         }
         Ok(())
@@ -118,7 +118,7 @@ impl Issuer for NodeIssuer {
         mut order: PendingOrder,
         journal: &mut dyn Journal,
     ) -> Result<String, AcmeError> {
-        self.travel(200, Phase::Directory).await?;
+        self.travel(200, Phase::Order).await?;
         let url = self.place(&mut order, journal).await?;
         self.travel(4000, Phase::Authorization).await?;
         let authority = &self.node.authority;
@@ -147,13 +147,13 @@ impl Issuer for NodeIssuer {
         self.node.dated()
     }
 
-    async fn time(&self, newest: Duration) -> Option<Dated> {
+    async fn time(&self, newest: Duration) -> Result<Option<Dated>, AcmeError> {
         let (now, dated) = (self.node.clock(), self.node.dated());
         if dated.is_some_and(|dated| dated.ours <= now && now.since(dated.ours) <= newest) {
-            return dated;
+            return Ok(dated);
         }
-        self.probe().await.ok()?;
-        self.node.dated()
+        self.probe().await?;
+        Ok(self.node.dated())
     }
 
     async fn probe(&self) -> Result<(), AcmeError> {

@@ -61,6 +61,21 @@ fn where_nothing_goes_wrong_every_order_is_inside_its_window_also_of_160_hours()
 }
 
 #[test]
+fn a_ca_that_is_down_is_asked_by_one_for_all_once_a_minute_at_most() {
+    let outages = |scenario| Plan {
+        nodes: 3,
+        certificates: 40,
+        scenarios: vec![scenario],
+        ..plan(4)
+    };
+    for scenario in [Scenario::Outages, Scenario::LongOutage] {
+        let (score, _) = simulate(&outages(scenario)).unwrap();
+        assert_eq!(score.broken(), Vec::<String>::new(), "{score:?}");
+        assert_eq!(score.requests_a_minute_while_down, 1, "{score:?}");
+    }
+}
+
+#[test]
 fn where_nothing_goes_wrong_each_proxy_loads_each_certificate_once() {
     let two = Plan { nodes: 2, ..calm() };
     let (score, _) = simulate(&two).unwrap();

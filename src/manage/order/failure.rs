@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::super::authority;
+use super::super::authority::{self, Work};
 use super::super::issue::Held;
 use super::super::{ManageError, Parts};
 use crate::acme::{AcmeError, Cause, FailedName};
@@ -22,7 +22,7 @@ pub(super) async fn note_failure(
     (now, there): (Timestamp, Timestamp),
 ) {
     if is_silence(error) {
-        authority::is_silent(parts, &order.ca, &error.to_string()).await;
+        authority::is_silent(parts, &order.ca, Work::Orders, &error.to_string()).await;
     }
     let (kind, ended) = kind_of(error);
     if ended {
@@ -52,7 +52,7 @@ pub(super) async fn note_unsent(
     heals: bool,
 ) {
     if is_silence(error) {
-        authority::is_silent(parts, ca, &error.to_string()).await;
+        authority::is_silent(parts, ca, Work::Orders, &error.to_string()).await;
     }
     date_failure(parts, held, ca, error, heals, parts.clock.now()).await;
 }

@@ -57,6 +57,10 @@ struct Signer {
     silent_probes: AtomicUsize,
     /// The window that it suggests for each certificate.
     window: Mutex<Option<Window>>,
+    /// Whether it does not tell its windows.
+    windowless: AtomicBool,
+    /// How often it was asked for one.
+    windows: AtomicUsize,
     /// Whether it wants an account.
     registers: AtomicBool,
 }
@@ -77,6 +81,8 @@ impl Signer {
             probes: AtomicUsize::new(0),
             silent_probes: AtomicUsize::new(0),
             window: Mutex::default(),
+            windowless: AtomicBool::new(false),
+            windows: AtomicUsize::new(0),
             registers: AtomicBool::new(false),
         }
     }
@@ -171,6 +177,10 @@ impl acme::Issuer for Signer {
         _renewal_id: &str,
         _journal: &mut dyn Journal,
     ) -> Result<Option<(Window, Duration)>, AcmeError> {
+        self.windows.fetch_add(1, Ordering::SeqCst);
+        if self.windowless.load(Ordering::SeqCst) {
+            return Err(silence("https://ca"));
+        }
         let window = self.window.lock().unwrap().clone();
         Ok(window.map(|window| (window, DAY)))
     }

@@ -1,6 +1,7 @@
 //! What all certificates of one CA share: its limits, and its silence.
 
 use super::*;
+use crate::manage::authority::Work;
 
 #[tokio::test]
 async fn a_ca_that_does_not_answer_is_asked_by_one_for_all() {
@@ -207,7 +208,7 @@ async fn who_is_cut_off_from_a_ca_keeps_nobody_else_from_asking() {
         probed: Probed::default(),
         ..house.parts.clone()
     };
-    crate::manage::authority::is_silent(&cut_off, &ca, "no answer").await;
+    crate::manage::authority::is_silent(&cut_off, &ca, Work::Orders, "no answer").await;
     let probe_at = async || {
         let known = house.parts.store.authority(&ca).await.unwrap().0;
         known.outage.unwrap().probe_at
@@ -244,7 +245,7 @@ async fn a_probe_that_a_wrong_clock_has_dated_is_not_waited_for_by_who_steps_bac
     let ca = house.certificate("n0.example.com").wanted.ca;
     let reach = crate::manage::authority::reach;
     let known = async || house.parts.store.authority(&ca).await.unwrap();
-    crate::manage::authority::is_silent(&house.parts, &ca, "no answer").await;
+    crate::manage::authority::is_silent(&house.parts, &ca, Work::Orders, "no answer").await;
     house.signer.silent_probes.store(1, Ordering::SeqCst);
     house.clock.set(known().await.0.outage.unwrap().probe_at);
     let probed = reach(&house.parts, &ca, house.signer.as_ref(), None).await;
@@ -273,7 +274,8 @@ async fn who_has_no_token_is_not_the_one_that_asks_for_all() {
     let house = House::new();
     let store = &house.parts.store;
     let known = async || store.authority(LETS_ENCRYPT).await.unwrap();
-    crate::manage::authority::is_silent(&house.parts, LETS_ENCRYPT, "no answer").await;
+    crate::manage::authority::is_silent(&house.parts, LETS_ENCRYPT, Work::Orders, "no answer")
+        .await;
     let (mut authority, revision) = known().await;
     let probe_at = authority.outage.as_ref().unwrap().probe_at;
     // Nothing more below example.com for a week.
@@ -296,11 +298,131 @@ async fn who_has_no_token_is_not_the_one_that_asks_for_all() {
     let Err(ManageError::Down { until, .. }) = waits else {
         panic!("{waits:?}");
     };
-    assert!(until > probe_at + Duration::from_secs(600), "{until}");
+    let others_first = probe_at + Duration::from_secs(300);
+    assert_eq!(until, others_first);
     assert_eq!(house.signer.probes.load(Ordering::SeqCst), 0);
     assert_eq!(known().await.0.outage.unwrap().probe_at, probe_at);
     let with = certificate("n1.example.org");
     let outcome = pass(&house.parts, &with, Urge::Due).await.unwrap();
     assert!(outcome.issued);
     assert_eq!(known().await.0.outage, None);
+    // Where nobody else asks it finds out itself, and is told what it lacks.
+    crate::manage::authority::is_silent(&house.parts, LETS_ENCRYPT, Work::Orders, "no").await;
+    let probe_at = known().await.0.outage.unwrap().probe_at;
+    house.clock.set(probe_at + Duration::from_secs(300));
+    let lacks = pass(&house.parts, &without, Urge::Due).await;
+    assert!(
+        matches!(lacks, Err(ManageError::OutOfBudget { .. })),
+        "{lacks:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_order_that_is_begun_has_its_token_and_asks_for_all() {
+    const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+    let house = House::new();
+    let store = &house.parts.store;
+    let mut certificate = house.certificate("n0.example.com");
+    certificate.wanted.ca = LETS_ENCRYPT.into();
+    house.signer.silences.store(1, Ordering::SeqCst);
+    let met = pass(&house.parts, &certificate, Urge::Due).await;
+    assert!(matches!(met, Err(ManageError::Acme(_))), "{met:?}");
+    let (mut authority, revision) = store.authority(LETS_ENCRYPT).await.unwrap();
+    let domain = crate::authority::Limit::CertificatesPerDomain;
+    let used_up = [("example.com".to_owned(), START + DAY * 7)];
+    authority.spent.insert(domain, used_up.into());
+    let probe_at = authority.outage.as_ref().unwrap().probe_at;
+    store
+        .save_authority(LETS_ENCRYPT, &authority, revision)
+        .await
+        .unwrap();
+    // Its own pause is longer than the CA's.
+    house.clock.set(probe_at + Duration::from_secs(120));
+    let outcome = pass(&house.parts, &certificate, Urge::Due).await.unwrap();
+    assert!(outcome.issued);
+    let known = store.authority(LETS_ENCRYPT).await.unwrap().0;
+    assert_eq!(known.outage, None);
+}
+
+#[tokio::test]
+async fn windows_that_are_not_to_be_had_are_asked_for_by_one_for_all() {
+    let house = House::new();
+    *house.signer.window.lock().unwrap() = Some(Window {
+        start: START + DAY * 60,
+        end: START + DAY * 62,
+    });
+    let handle = house.start(&names(20)).await;
+    house
+        .until("issued", |all| all.iter().all(|status| status.is_ready()))
+        .await;
+    house.settle(&handle, 20).await;
+    let requests = || {
+        let probes = house.signer.probes.load(Ordering::SeqCst);
+        probes + house.signer.windows.load(Ordering::SeqCst)
+    };
+    house.signer.windowless.store(true, Ordering::SeqCst);
+    house.signer.silent_probes.store(1_000, Ordering::SeqCst);
+    let second = Duration::from_secs(1);
+    // Each comes at its second; whoever is first finds out.
+    let before = requests();
+    for seconds in 0..=10 {
+        house.clock.set(START + DAY + second * seconds);
+        house.settle(&handle, 20).await;
+    }
+    let met = requests() - before;
+    assert!((1..=ORDERING).contains(&met), "{met} have asked");
+    for minute in 1..=180 {
+        let before = requests();
+        house.clock.set(START + DAY + second * (10 + 60 * minute));
+        house.settle(&handle, 20).await;
+        let asked = requests() - before;
+        assert!(asked <= 1, "{asked} requests in minute {minute}");
+    }
+    house.signer.windowless.store(false, Ordering::SeqCst);
+    house.signer.silent_probes.store(0, Ordering::SeqCst);
+    let back = START + DAY + second * (10 + 60 * 180);
+    for minute in 1..=95 {
+        house.clock.set(back + second * (60 * minute));
+        house.settle(&handle, 20).await;
+    }
+    let mut asked_since = 0;
+    for name in names(20) {
+        let lineage = house.certificate(&name).wanted.lineage;
+        let stored = house.parts.store.load(&lineage).await.unwrap();
+        let renewal = stored.unwrap().0.issued.unwrap().renewal.unwrap();
+        asked_since += usize::from(renewal.asked.is_some_and(|at| at > back));
+    }
+    // Who has asked in vain waits for six hours.
+    assert!(
+        asked_since >= 20 - met,
+        "{asked_since} of 20, {met} in vain"
+    );
+    let ca = house.certificate("n0.example.com").wanted.ca;
+    let known = house.parts.store.authority(&ca).await.unwrap().0;
+    assert_eq!(known.windowless, None);
+}
+
+#[tokio::test]
+async fn while_orders_find_no_ca_no_window_is_asked_for() {
+    let house = House::new();
+    *house.signer.window.lock().unwrap() = Some(Window {
+        start: START + DAY * 60,
+        end: START + DAY * 62,
+    });
+    let certificate = house.certificate("n0.example.com");
+    pass(&house.parts, &certificate, Urge::Due).await.unwrap();
+    let windows = || house.signer.windows.load(Ordering::SeqCst);
+    assert_eq!(windows(), 1);
+    house.clock.set(START + DAY);
+    let ca = &certificate.wanted.ca;
+    crate::manage::authority::is_silent(&house.parts, ca, Work::Orders, "no answer").await;
+    let outcome = pass(&house.parts, &certificate, Urge::Due).await.unwrap();
+    assert_eq!(windows(), 1);
+    let again = outcome.next.since(START + DAY);
+    let hour = Duration::from_secs(3600);
+    assert!(again >= hour / 2 && again <= hour * 3 / 2, "{again:?}");
+    // An hour later nobody has an order, or it would have told.
+    house.clock.set(START + DAY + hour * 2);
+    pass(&house.parts, &certificate, Urge::Due).await.unwrap();
+    assert_eq!(windows(), 2);
 }

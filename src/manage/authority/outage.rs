@@ -1,0 +1,231 @@
+//! A CA that does not answer: one of all who want something of it finds out whether it
+//! does again, and the others leave it alone.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::{Intended, change};
+use crate::acme::{Cause, Issuer};
+use crate::authority::{Authority, Outage};
+use crate::manage::{ManageError, Parts};
+use crate::renew::outage::{after_request, after_silence, is_waited_for};
+use crate::time::Timestamp;
+
+/// Who has an order asks within minutes; after so long nobody has one.
+const NOBODY_ORDERS: Duration = Duration::from_secs(3600);
+
+/// For so long who has a token for its order asks before who has none.
+const OTHERS_FIRST: Duration = Duration::from_secs(300);
+
+/// What is asked of a CA. It may do the one and not the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::manage) enum Work {
+    /// To issue.
+    Orders,
+    /// To tell when to renew.
+    Windows,
+}
+
+impl Work {
+    /// Since when it does not.
+    fn of(self, authority: &mut Authority) -> &mut Option<Outage> {
+        match self {
+            Self::Orders => &mut authority.outage,
+            Self::Windows => &mut authority.windowless,
+        }
+    }
+}
+
+/// After a probe in vain, this much longer than anybody else.
+const STEPPED_BACK: Duration = Duration::from_secs(20);
+
+/// When this process may probe each CA again that it has probed in vain. One that
+/// is cut off from a CA steps back behind the others, or it would be the one that
+/// asks each time, and keep all of them waiting. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Probed(Arc<Mutex<BTreeMap<String, Timestamp>>>);
+
+impl Probed {
+    fn again_at(&self, ca: &str) -> Timestamp {
+        let stepped_back = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = stepped_back.get(ca).copied();
+        at.unwrap_or(Timestamp::from_seconds(i64::MIN))
+    }
+
+    fn in_vain(&self, ca: &str, probe_at: Timestamp) {
+        let mut stepped_back = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        stepped_back.insert(ca.to_owned(), probe_at + STEPPED_BACK);
+    }
+
+    fn well(&self, ca: &str) {
+        let mut stepped_back = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        stepped_back.remove(ca);
+    }
+}
+
+/// Lets nobody ask a CA that does not answer, but one certificate for all when
+/// it is time: first one whose `order`, unless it is begun already, the ledger has a token
+/// for. That the CA is at work again is told by an order alone: without one, the others
+/// would wait on for nothing.
+///
+/// # Errors
+/// [`ManageError::Down`] while it does not answer.
+pub(in crate::manage) async fn reach(
+    parts: &Parts,
+    ca: &str,
+    issuer: &dyn Issuer,
+    order: Option<Intended<'_>>,
+) -> Result<(), ManageError> {
+    claim(parts, ca, issuer, Work::Orders, order).await
+}
+
+/// The same for a renewal window: while orders find no CA, and within an hour of the
+/// time at which one would, windows are not asked for at all, and by one for all where
+/// they are not to be had.
+///
+/// # Errors
+/// [`ManageError::Down`] while they are not to be asked for.
+pub(in crate::manage) async fn reach_windows(
+    parts: &Parts,
+    ca: &str,
+    issuer: &dyn Issuer,
+) -> Result<(), ManageError> {
+    let (known, _) = parts.store.authority(ca).await?;
+    let now = parts.clock.now();
+    if let Some(outage) = &known.outage
+        && (is_waited_for(outage, now) || is_just_over(outage, now))
+    {
+        return Err(down(ca, outage, outage.probe_at));
+    }
+    if known.windowless.is_none() {
+        return Ok(());
+    }
+    claim(parts, ca, issuer, Work::Windows, None).await
+}
+
+/// Whether an order is about to ask, or nobody has any.
+fn is_just_over(outage: &Outage, now: Timestamp) -> bool {
+    outage.probe_at <= now && now.since(outage.probe_at) < NOBODY_ORDERS
+}
+
+/// Lets one ask for all when it is time.
+async fn claim(
+    parts: &Parts,
+    ca: &str,
+    issuer: &dyn Issuer,
+    work: Work,
+    order: Option<Intended<'_>>,
+) -> Result<(), ManageError> {
+    let (now, random) = (parts.clock.now(), parts.random.as_ref());
+    let again_at = parts.probed.again_at(ca);
+    let claimed = change(parts, ca, |authority| {
+        let Some(outage) = work.of(authority).clone() else {
+            return Ok(false);
+        };
+        let last = outage.probe_at.min(now) + STEPPED_BACK;
+        let steps_back = again_at > now && again_at <= last;
+        if is_waited_for(&outage, now) {
+            let last = outage.probe_at + STEPPED_BACK;
+            return Err(down(ca, &outage, outage.probe_at.max(again_at.min(last))));
+        }
+        if steps_back {
+            // When the next probe is due was written by a clock that is wrong.
+            return Err(down(ca, &outage, again_at));
+        }
+        let others_first = outage.probe_at + OTHERS_FIRST;
+        let order = order.as_ref().filter(|_| now < others_first);
+        if let Some(until) = order.and_then(|order| order.refused_until(authority, ca, now)) {
+            return Err(down(ca, &outage, until.min(others_first)));
+        }
+        // Whoever comes meanwhile waits for the time after this one.
+        let next = after_silence(Some(&outage), outage.last.clone(), now, random);
+        *work.of(authority) = Some(next);
+        Ok(true)
+    });
+    if !claimed.await?? {
+        return Ok(());
+    }
+    let Err(error) = issuer.probe().await else {
+        // Its directory is there; whether it does this work shows with what is asked
+        // next. Until then the others go on waiting.
+        parts.probed.well(ca);
+        return Ok(());
+    };
+    tracing::warn!("{ca} does not answer still: {error}");
+    let asked = match &error.cause {
+        Cause::RateLimited { retry_after, .. } => *retry_after,
+        _ => None,
+    };
+    let outage = change(parts, ca, |authority| {
+        let outage = work.of(authority).take()?;
+        let last = error.to_string();
+        // Another machine may have dated it meanwhile, by a clock that is wrong.
+        let outage = match outage.probe_at > now && !is_waited_for(&outage, now) {
+            true => after_silence(Some(&outage), last, now, random),
+            false => Outage { last, ..outage },
+        };
+        let outage = asked.map_or(outage.clone(), |asked| after_request(outage, asked, now));
+        let again_at = outage.probe_at + STEPPED_BACK;
+        parts.probed.in_vain(ca, outage.probe_at);
+        let down = down(ca, &outage, again_at);
+        *work.of(authority) = Some(outage);
+        Some(down)
+    });
+    Err(outage.await?.unwrap_or(ManageError::Acme(error)))
+}
+
+/// The CA has issued, or judged: it is there, and so are its windows.
+pub(in crate::manage) async fn answers(parts: &Parts, ca: &str) {
+    let before = change(parts, ca, |authority| {
+        authority.windowless = None;
+        authority.outage.take()
+    });
+    match before.await {
+        Ok(None) => {}
+        Ok(Some(outage)) => tracing::info!("{ca} answers again, after {}", since(&outage, parts)),
+        Err(error) => tracing::warn!("that {ca} answers could not be noted: {error}"),
+    }
+}
+
+/// The CA has told a renewal window.
+pub(in crate::manage) async fn tells_windows(parts: &Parts, ca: &str) {
+    let noted = change(parts, ca, |authority| authority.windowless = None);
+    if let Err(error) = noted.await {
+        tracing::warn!("that {ca} tells its windows could not be noted: {error}");
+    }
+}
+
+/// The CA has not answered when it was asked for that work: it is left alone for a while.
+pub(in crate::manage) async fn is_silent(parts: &Parts, ca: &str, work: Work, last: &str) {
+    let (now, random) = (parts.clock.now(), parts.random.as_ref());
+    let noted = change(parts, ca, |authority| {
+        let known = work.of(authority);
+        let begun = known.as_ref();
+        if begun.is_none_or(|outage| !is_waited_for(outage, now)) {
+            *known = Some(after_silence(begun, last.to_owned(), now, random));
+        }
+    });
+    if let Err(error) = noted.await {
+        tracing::warn!("that {ca} does not answer could not be noted: {error}");
+    }
+}
+
+/// `until` is when this process looks again.
+fn down(ca: &str, outage: &Outage, until: Timestamp) -> ManageError {
+    ManageError::Down {
+        ca: ca.to_owned(),
+        since: outage.since,
+        until,
+        last: outage.last.clone(),
+    }
+}
+
+fn since(outage: &Outage, parts: &Parts) -> String {
+    let silent = parts.clock.now().since(outage.since);
+    let minutes = silent.as_secs() / 60;
+    match minutes {
+        0..120 => format!("{minutes} min"),
+        _ => format!("{} h", minutes / 60),
+    }
+}
