@@ -10,6 +10,7 @@ pub(crate) mod fuzzing;
 mod kind;
 mod known;
 mod pkcs12;
+mod secret;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -26,50 +27,12 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
-use zeroize::Zeroizing;
 
 use crate::identifier::Identifier;
 use crate::time::Timestamp;
 
 pub use known::Known;
-
-/// A text that must not be shown: `Debug` hides it, dropping the last clone wipes it.
-/// Clones share one text.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(from = "Zeroizing<String>")]
-pub struct Secret(Arc<Zeroizing<String>>);
-
-impl Secret {
-    /// Takes the text over.
-    #[must_use]
-    pub fn new(text: String) -> Self {
-        Self(Arc::new(Zeroizing::new(text)))
-    }
-
-    /// The text itself, for the place that needs it.
-    #[must_use]
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<Zeroizing<String>> for Secret {
-    fn from(text: Zeroizing<String>) -> Self {
-        Self(Arc::new(text))
-    }
-}
-
-impl Serialize for Secret {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.expose())
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(…)")
-    }
-}
+pub use secret::Secret;
 
 /// The kind of a certificate's key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

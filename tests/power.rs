@@ -8,7 +8,7 @@ use std::path::Path;
 
 use certs::record::{Generation, Record};
 
-use crate::support::disk::{Disk, Ignored, Loss, Tree, write_down};
+use crate::support::disk::{Disk, Ignored, Loss, Node, Tree, write_down};
 use crate::support::embedded::EmbeddedCa;
 use crate::support::faults::Endpoint;
 use crate::support::oracle::Oracle;
@@ -244,6 +244,7 @@ fn prove(
     stride: usize,
 ) {
     let mut recorded = record(ca, strace, &[arguments], None);
+    no_key_is_open_to_others(&recorded.disk);
     let losses = losses(by_chance);
     recorded
         .survives(&losses, Ignored::None)
@@ -265,6 +266,27 @@ fn prove(
     // No order of its own protects any of these.
     let needed = |path: &String| path.ends_with(".pem") || path.ends_with("/live");
     assert!(!spare.iter().any(needed), "{what}: {spare:?}");
+}
+
+/// At no step, not only in the end: neither the owner's group may write it, nor anybody
+/// else do anything, from the moment on at which it is made and before it has content.
+fn no_key_is_open_to_others(disk: &Disk) {
+    let mut keys = 0;
+    for steps in 0..=disk.steps() {
+        for (path, node) in disk.seen(steps) {
+            let Node::File { mode, bytes } = node else {
+                continue;
+            };
+            let name = path.file_name().unwrap().to_string_lossy();
+            let holds_one = bytes.windows(11).any(|part| part == b"PRIVATE KEY");
+            if holds_one || name.starts_with("privkey") {
+                let path = path.display();
+                assert_eq!(mode & 0o037, 0, "{path} is {mode:o} after step {steps}");
+                keys += 1;
+            }
+        }
+    }
+    assert!(keys > disk.steps(), "{keys} keys were looked at");
 }
 
 #[test]

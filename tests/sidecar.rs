@@ -166,7 +166,20 @@ fn from_the_placeholder_to_a_proven_certificate_and_through_a_restart() {
         (&json[0]["name"], &json[0]["generation_served"]),
         (&"example.com".into(), &1.into())
     );
-    assert_eq!(sidecar.ask("POST", "/api/v1/certificates").0, 405);
+    // No TCP port changes anything.
+    for path in [
+        "/",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/api/v1/certificates",
+    ] {
+        for method in ["POST", "PUT", "PATCH", "DELETE"] {
+            let (status, told) = sidecar.ask(method, path);
+            let refused = [404, 405].contains(&status);
+            assert!(refused, "{method} {path}: {status} {told}");
+        }
+    }
 
     let socket = pebble.path("data/admin.sock");
     assert_eq!(
@@ -182,15 +195,17 @@ fn from_the_placeholder_to_a_proven_certificate_and_through_a_restart() {
     assert!(!socket.exists());
 
     let before = std::fs::canonicalize(&live).unwrap();
-    let again = Sidecar::start(&pebble, configure);
-    again.until_ready();
-    let (_, metrics) = again.ask("GET", "/metrics");
-    assert!(
-        !metrics.contains("certs_issuances_total{"),
-        "a restart ordered: {metrics}"
-    );
-    assert_eq!(std::fs::canonicalize(&live).unwrap(), before);
-    again.terminate();
+    for restart in 0..50 {
+        let again = Sidecar::start(&pebble, configure);
+        again.until_ready();
+        let (_, metrics) = again.ask("GET", "/metrics");
+        assert!(
+            !metrics.contains("certs_issuances_total{"),
+            "restart {restart} ordered: {metrics}"
+        );
+        assert_eq!(std::fs::canonicalize(&live).unwrap(), before);
+        again.terminate();
+    }
 }
 
 #[test]

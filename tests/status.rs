@@ -1,6 +1,8 @@
 //! `certs status` of what a data directory holds, written as a sidecar would.
 
-use certs::authority::{Authority, Outage};
+use std::process::Command;
+
+use certs::authority::{Authority, Limit, Outage};
 use certs::identifier::{Identifier, Lineage};
 use certs::record::{Record, Revision};
 use certs::renew::ledger::{LETS_ENCRYPT, Priority, spend};
@@ -58,4 +60,42 @@ async fn what_the_ca_allows_and_whether_it_answers_is_shown() {
     let left: Vec<_> = budget.iter().map(|left| left["tokens"].clone()).collect();
     assert_eq!(left, [297, 47, 2, 5, 1152]);
     assert_eq!(json[0]["outage"]["probes"], 2);
+}
+
+#[tokio::test]
+async fn what_our_own_ledger_refuses_is_exit_6_and_says_until_when() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: an order that the ledger refuses: a network of its own takes root");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let store = FileStore::open(directory.path().join("data")).unwrap();
+    let mut authority = Authority::default();
+    // Three hours from full: there is none, and the next one is 36 seconds away.
+    let full_at = SystemClock.now() + std::time::Duration::from_secs(3 * 3600);
+    let spent = [(String::new(), full_at)].into();
+    authority.spent.insert(Limit::NewOrders, spent);
+    let saved = store.save_authority(CA, &authority, Revision(0));
+    saved.await.unwrap();
+
+    // Nobody is to be reached from there, and nobody needs to be.
+    let certs = certs(directory.path());
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--"]).arg(certs.get_program());
+    for (name, value) in certs.get_envs() {
+        command.env(name, value.unwrap_or_default());
+    }
+    command.args(["issue", "example.com", "--agree-tos", "--ca", CA]);
+    command.arg("--webroot").arg(directory.path());
+    let told = run(&mut command, 6);
+    let near = [30, 36, 37].map(|seconds| {
+        let until = SystemClock.now() + std::time::Duration::from_secs(seconds);
+        until.to_string()[.."2026-01-01T00:00".len()].to_owned()
+    });
+    assert!(
+        told.contains("the new orders are used up by our own ledger: no order before ")
+            && near.iter().any(|until| told.contains(until)),
+        "{near:?}: {told}"
+    );
+    assert!(told.contains("hint: "), "{told}");
 }

@@ -377,6 +377,37 @@ mod tests {
         }
     }
 
+    /// How long the listener bears with a stranger that says `first` and then, again and
+    /// again after each pause, `more`.
+    async fn hangs_up_after(first: &str, pause: Duration, more: &str) -> Duration {
+        let begun = tokio::time::Instant::now();
+        let (mut stranger, ours) = tokio::io::duplex(64 * 1024);
+        let served = Served::uncounted(Responses::default());
+        let converses = tokio::spawn(converse(ours, served));
+        stranger.write_all(first.as_bytes()).await.unwrap();
+        while !converses.is_finished() {
+            tokio::time::sleep(pause).await;
+            // It may be hung up on meanwhile.
+            let _ = stranger.write_all(more.as_bytes()).await;
+        }
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_dawdles_or_stays_for_ever_is_hung_up_on() {
+        let tenth = Duration::from_millis(100);
+        let near =
+            |took: Duration, deadline: Duration| took >= deadline && took <= deadline + tenth;
+        let whole = "GET / HTTP/1.1\r\nHost: example.com\r\n\r\n";
+        let silent = hangs_up_after("", tenth, "").await;
+        assert!(near(silent, HEADER_DEADLINE), "{silent:?}");
+        let slow = hangs_up_after("GET / HTTP/1.1\r\nA: ", tenth, "a").await;
+        assert!(near(slow, HEADER_DEADLINE), "{slow:?}");
+        let busy = hangs_up_after(whole, tenth * 10, whole).await;
+        assert!(busy >= CONNECTION_DEADLINE, "{busy:?}");
+        assert!(busy <= CONNECTION_DEADLINE + tenth * 10, "{busy:?}");
+    }
+
     async fn serving() -> (SocketAddr, Responses) {
         let responses = Responses::default();
         responses.present(&the_answer()).await.unwrap();

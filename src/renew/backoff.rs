@@ -179,6 +179,29 @@ mod tests {
         let limited = after_failure(&failures, limited, "slow down".into(), None, START, &random);
         assert_eq!((limited.count, limited.asked_to_wait), (5, true));
         assert_eq!(limited.retry_at, Some(START + Duration::from_secs(90)));
+        let unsaid = FailureKind::RateLimited { retry_after: None };
+        let unsaid = after_failure(&failures, unsaid, "slow down".into(), None, START, &random);
+        assert_eq!(unsaid.retry_at, Some(START + HOUR));
+        let refused = FailureKind::Refused;
+        let refused = after_failure(&failures, refused, "never".into(), None, START, &random);
+        let pause = refused.retry_at.unwrap().since(START).as_secs_f64();
+        assert!((pause / 86_400.0 - 1.0).abs() <= 0.1, "{pause}");
+        // With less than a quarter of the life left no validation waits for a day.
+        let facts = |left: Duration| Facts {
+            identifiers: std::collections::BTreeSet::new(),
+            not_before: START + left - 90 * DAY,
+            not_after: START + left,
+            fingerprint: crate::certificate::Fingerprint::of(b""),
+            renewal_id: None,
+        };
+        let pause = |left: Duration| {
+            let (kind, facts) = (FailureKind::Validation, facts(left));
+            let failed = after_failure(&failures, kind, "no".into(), Some(&facts), START, &random);
+            failed.retry_at.unwrap().since(START).as_secs_f64() / 3600.0
+        };
+        let (late, early) = (pause(22 * DAY), pause(23 * DAY));
+        assert!((late / 6.0 - 1.0).abs() <= 0.1, "{late}");
+        assert!((early / 24.0 - 1.0).abs() <= 0.1, "{early}");
         // Whose fault an outage is does not depend on how often it is met.
         let silent = FailureKind::Unreachable;
         let silent = after_failure(&failures, silent, "down".into(), None, START, &random);

@@ -57,6 +57,8 @@ struct Signer {
     silent_probes: AtomicUsize,
     /// The window that it suggests for each certificate.
     window: Mutex<Option<Window>>,
+    /// From when until when what it signs is valid, before and after it is signed.
+    dates: Mutex<(Duration, Duration)>,
     /// Whether it does not tell its windows.
     windowless: AtomicBool,
     /// How often it was asked for one.
@@ -81,6 +83,7 @@ impl Signer {
             probes: AtomicUsize::new(0),
             silent_probes: AtomicUsize::new(0),
             window: Mutex::default(),
+            dates: Mutex::new((Duration::ZERO, DAY * 90)),
             windowless: AtomicBool::new(false),
             windows: AtomicUsize::new(0),
             registers: AtomicBool::new(false),
@@ -155,7 +158,9 @@ impl acme::Issuer for Signer {
                 cause: Cause::NotProven("no".into()),
             });
         }
-        Ok(sign(&order, self.there()))
+        let (before, after) = *self.dates.lock().unwrap();
+        let now = self.there();
+        Ok(sign(&order, now - before, now + after))
     }
 
     fn dated(&self) -> Option<acme::Dated> {
@@ -199,7 +204,7 @@ async fn register(ca: &str, journal: &mut dyn Journal) -> Result<(), AcmeError> 
     Ok(())
 }
 
-fn sign(order: &PendingOrder, now: Timestamp) -> String {
+fn sign(order: &PendingOrder, from: Timestamp, until: Timestamp) -> String {
     let at =
         |instant: Timestamp| time::OffsetDateTime::from_unix_timestamp(instant.seconds()).unwrap();
     let ca_key = KeyPair::generate().unwrap();
@@ -209,7 +214,7 @@ fn sign(order: &PendingOrder, now: Timestamp) -> String {
     let key = KeyPair::from_pem(order.key_pem.expose()).unwrap();
     let names: Vec<_> = order.identifiers.iter().map(ToString::to_string).collect();
     let mut leaf = CertificateParams::new(names).unwrap();
-    (leaf.not_before, leaf.not_after) = (at(now), at(now + DAY * 90));
+    (leaf.not_before, leaf.not_after) = (at(from), at(until));
     // Without it a certificate has no name that a renewal window is asked by.
     leaf.use_authority_key_identifier_extension = true;
     let leaf = leaf.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();

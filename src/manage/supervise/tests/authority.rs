@@ -426,3 +426,30 @@ async fn while_orders_find_no_ca_no_window_is_asked_for() {
     pass(&house.parts, &certificate, Urge::Due).await.unwrap();
     assert_eq!(windows(), 2);
 }
+
+#[tokio::test]
+async fn a_certificate_that_is_of_no_use_is_one_order_and_then_a_back_off() {
+    let minute = Duration::from_secs(60);
+    let (backdated, over) = ((DAY * 80, DAY * 10), (DAY * 90, Duration::ZERO));
+    let short = (Duration::ZERO, minute * 5);
+    for dates in [backdated, over, short] {
+        let house = House::new();
+        *house.signer.dates.lock().unwrap() = dates;
+        let handle = house.start(&names(1)).await;
+        house
+            .until("refused", |all| all[0].last_error.is_some())
+            .await;
+        let mut orders = Vec::new();
+        for seconds in [0, 53, 67, 600, 720, 6_000] {
+            house.clock.set(START + Duration::from_secs(seconds));
+            house.settle(&handle, 1).await;
+            orders.push(house.orders());
+        }
+        // 1, 10 and 100 minutes, give or take a tenth.
+        assert_eq!(orders, [1, 1, 2, 2, 3, 3], "{dates:?}");
+        assert!(house.board.all().iter().all(|one| !one.is_ready()));
+        let lineage = house.certificate("n0.example.com").wanted.lineage;
+        let placeholder = Some(Generation(0));
+        assert_eq!(house.parts.output.live(&lineage), placeholder);
+    }
+}
