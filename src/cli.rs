@@ -21,6 +21,7 @@ mod run;
 mod simulate;
 mod sockets;
 mod status;
+mod volume;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;

@@ -17,6 +17,7 @@ use super::harden;
 use super::labels::Labels;
 use super::output::Failure;
 use super::parts::{Factory, keep_imported, listener, open_store, settings};
+use super::volume;
 use crate::challenge::responses::Responses;
 use crate::config::{CertificateSettings, ChallengeSettings, Purpose, Settings, Sources};
 use crate::manage::Certificate;
@@ -39,6 +40,9 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let listener = listener(&call, &settings, &responses)?;
     let admin = bind_admin(settings.admin_listen).await?;
     let store = Arc::new(open_store(settings.data_dir.clone())?);
+    if let Some(why) = volume::is_lost(&settings.data_dir) {
+        tracing::warn!("{why}");
+    }
     let control = Control::bind(&settings.data_dir).await?;
     let factory = Factory::new(&call, &settings, store, responses)?;
     factory.parts.output.prepare();
