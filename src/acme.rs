@@ -91,7 +91,20 @@ pub struct Dated {
     pub theirs: Timestamp,
 }
 
+/// A clock that is set back by less is being kept right.
+const SET_BACK: Duration = Duration::from_secs(60);
+
 impl Dated {
+    /// What is `known`, while ours shows `now`. One that ours was set back behind is
+    /// forgotten: when ours comes by there again, it is another clock.
+    #[must_use]
+    pub fn still(known: &mut Option<Self>, now: Timestamp) -> Option<Self> {
+        if known.is_some_and(|dated| dated.ours > now + SET_BACK) {
+            *known = None;
+        }
+        *known
+    }
+
     /// What the CA's clock shows when ours shows `now`.
     #[must_use]
     pub fn there(&self, now: Timestamp) -> Timestamp {
@@ -133,4 +146,28 @@ pub trait Issuer: Send + Sync {
         renewal_id: &str,
         journal: &mut dyn Journal,
     ) -> Result<Option<(Window, Duration)>, AcmeError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_that_our_clock_was_set_back_behind_never_counts_again() {
+        let (day, now) = (
+            Duration::from_secs(86_400),
+            Timestamp::from_seconds(1_800_000_000),
+        );
+        // Heard while ours was a day ahead.
+        let heard = Dated {
+            ours: now + day,
+            theirs: now,
+        };
+        let mut known = Some(heard);
+        assert_eq!(Dated::still(&mut known, now + day), Some(heard));
+        assert_eq!(Dated::still(&mut known, now + day - SET_BACK), Some(heard));
+        assert_eq!(Dated::still(&mut known, now), None);
+        // A day later ours shows again what it showed then, and is right.
+        assert_eq!(Dated::still(&mut known, now + day), None);
+    }
 }

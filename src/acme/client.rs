@@ -164,13 +164,13 @@ impl Issuer for Client {
 
     async fn time(&self, newest: Duration) -> Result<Option<Dated>, AcmeError> {
         let now = self.options.clock.now();
-        let dated = self.session.dated();
+        let dated = self.dated();
         // A clock that was set since has made it a reply of another time.
         if dated.is_some_and(|dated| dated.ours <= now && now.since(dated.ours) <= newest) {
             return Ok(dated);
         }
         self.probe().await?;
-        Ok(self.session.dated())
+        Ok(self.dated())
     }
 
     async fn probe(&self) -> Result<(), AcmeError> {

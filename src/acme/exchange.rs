@@ -97,7 +97,8 @@ impl Session {
 
     /// What the clocks showed when the latest reply came.
     pub(super) fn dated(&self) -> Option<Dated> {
-        *self.dated.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut dated = self.dated.lock().unwrap_or_else(PoisonError::into_inner);
+        Dated::still(&mut dated, self.clock.now())
     }
 
     /// An unsigned GET.

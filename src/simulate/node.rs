@@ -196,7 +196,8 @@ impl Node {
     }
 
     pub(super) fn dated(&self) -> Option<Dated> {
-        self.inside().dated
+        let now = self.clock();
+        Dated::still(&mut self.inside().dated, now)
     }
 
     /// The proxy begins anew, with what lies on the disk.
