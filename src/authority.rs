@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,9 +14,10 @@ use crate::time::Timestamp;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Authority {
     /// The buckets that are not full, by limit and by what it counts for: the
-    /// instant at which each is full again.
+    /// instant at which each is full again. Clones share it until one is changed: most
+    /// who look at a CA look at whether it answers.
     #[serde(default)]
-    pub spent: BTreeMap<Limit, BTreeMap<String, Timestamp>>,
+    pub spent: Arc<BTreeMap<Limit, BTreeMap<String, Timestamp>>>,
     /// Since when it does not answer; `None` while it does.
     #[serde(default)]
     pub outage: Option<Outage>,

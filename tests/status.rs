@@ -74,7 +74,7 @@ async fn what_our_own_ledger_refuses_is_exit_6_and_says_until_when() {
     // Three hours from full: there is none, and the next one is 36 seconds away.
     let full_at = SystemClock.now() + std::time::Duration::from_secs(3 * 3600);
     let spent = [(String::new(), full_at)].into();
-    authority.spent.insert(Limit::NewOrders, spent);
+    std::sync::Arc::make_mut(&mut authority.spent).insert(Limit::NewOrders, spent);
     let saved = store.save_authority(CA, &authority, Revision(0));
     saved.await.unwrap();
 

@@ -465,15 +465,17 @@ async fn window_of(
     issuer: &dyn Issuer,
     id: &str,
 ) -> Result<Told, ManageError> {
-    match authority::reach_windows(parts, ca, issuer).await {
-        Ok(()) => {}
+    let doubted = match authority::reach_windows(parts, ca, issuer).await {
+        Ok(doubted) => doubted,
         Err(ManageError::Down { .. }) => return Ok(Told::NotAsked),
         Err(error) => return Err(error),
-    }
+    };
     let mut journal = RecordJournal::new(parts, held, ca);
     let error = match issuer.renewal_info(id, &mut journal).await {
         Ok(told) => {
-            authority::tells_windows(parts, ca).await;
+            if doubted {
+                authority::tells_windows(parts, ca).await;
+            }
             return Ok(told.map_or(Told::Nothing, |(window, again)| Told::Window(window, again)));
         }
         Err(error) => ManageError::from(error),

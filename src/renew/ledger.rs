@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -263,7 +264,7 @@ pub fn refund(
 ) {
     for (rule, subject) in charges(rules, identifiers, counted) {
         if rule.limit != Limit::NewOrders
-            && let Some(subjects) = authority.spent.get_mut(&rule.limit)
+            && let Some(subjects) = Arc::make_mut(&mut authority.spent).get_mut(&rule.limit)
             && let Some(full_at) = subjects.get_mut(&subject)
         {
             *full_at = *full_at - rule.interval();
@@ -286,7 +287,8 @@ pub fn failed(
 /// Control of each of `identifiers` was proven: no failure is in a row with an
 /// earlier one.
 pub fn proven(authority: &mut Authority, identifiers: &BTreeSet<Identifier>) {
-    if let Some(failures) = authority.spent.get_mut(&Limit::ConsecutiveFailures) {
+    if let Some(failures) = Arc::make_mut(&mut authority.spent).get_mut(&Limit::ConsecutiveFailures)
+    {
         for name in identifiers {
             failures.remove(&name.to_string());
         }
@@ -412,7 +414,9 @@ fn full_at(authority: &Authority, rule: &Rule, subject: &str, now: Timestamp) ->
 }
 
 fn take(authority: &mut Authority, rule: &Rule, subject: String, now: Timestamp) {
-    let subjects = authority.spent.entry(rule.limit).or_default();
+    let subjects = Arc::make_mut(&mut authority.spent)
+        .entry(rule.limit)
+        .or_default();
     let full_at = subjects.entry(subject).or_insert(now);
     // An empty bucket stays as it is: what a CA counted beyond it is over too.
     let emptied = now + rule.refill;
@@ -423,7 +427,7 @@ fn take(authority: &mut Authority, rule: &Rule, subject: String, now: Timestamp)
 /// from each later instant alone, such a bucket would be empty for ever.
 fn rewrite_the_impossible(authority: &mut Authority, rules: &[Rule], now: Timestamp) {
     for rule in rules {
-        let subjects = authority.spent.get_mut(&rule.limit);
+        let subjects = Arc::make_mut(&mut authority.spent).get_mut(&rule.limit);
         for full_at in subjects
             .into_iter()
             .flat_map(|subjects| subjects.values_mut())
@@ -434,10 +438,10 @@ fn rewrite_the_impossible(authority: &mut Authority, rules: &[Rule], now: Timest
 }
 
 fn forget_full(authority: &mut Authority, now: Timestamp) {
-    for subjects in authority.spent.values_mut() {
+    for subjects in Arc::make_mut(&mut authority.spent).values_mut() {
         subjects.retain(|_, full_at| *full_at > now);
     }
-    authority.spent.retain(|_, subjects| !subjects.is_empty());
+    Arc::make_mut(&mut authority.spent).retain(|_, subjects| !subjects.is_empty());
 }
 
 #[cfg(test)]

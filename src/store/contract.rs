@@ -166,7 +166,9 @@ async fn what_is_known_of_a_ca_is_swapped_whole(store: impl Store) {
     assert_eq!((&nothing, none), (&Authority::default(), Revision(0)));
     let mut spent = nothing.clone();
     let at = Timestamp::from_seconds(1_800_000_000);
-    let bucket = spent.spent.entry(Limit::NewOrders).or_default();
+    let bucket = std::sync::Arc::make_mut(&mut spent.spent)
+        .entry(Limit::NewOrders)
+        .or_default();
     bucket.insert("account".into(), at);
     let first = store.save_authority("https://one", &spent, none).await;
     let first = first.unwrap();

@@ -82,7 +82,7 @@ pub(in crate::manage) async fn reach(
 
 /// The same for a renewal window: while orders find no CA, and within an hour of the
 /// time at which one would, windows are not asked for at all, and by one for all where
-/// they are not to be had.
+/// they are not to be had. Says whether this one asks for all.
 ///
 /// # Errors
 /// [`ManageError::Down`] while they are not to be asked for.
@@ -90,7 +90,7 @@ pub(in crate::manage) async fn reach_windows(
     parts: &Parts,
     ca: &str,
     issuer: &dyn Issuer,
-) -> Result<(), ManageError> {
+) -> Result<bool, ManageError> {
     let (known, _) = parts.store.authority(ca).await?;
     let now = parts.clock.now();
     if let Some(outage) = &known.outage
@@ -99,9 +99,10 @@ pub(in crate::manage) async fn reach_windows(
         return Err(down(ca, outage, outage.probe_at));
     }
     if known.windowless.is_none() {
-        return Ok(());
+        return Ok(false);
     }
-    claim(parts, ca, issuer, Work::Windows, None).await
+    claim(parts, ca, issuer, Work::Windows, None).await?;
+    Ok(true)
 }
 
 /// Whether an order is about to ask, or nobody has any.

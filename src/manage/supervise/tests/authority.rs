@@ -161,8 +161,7 @@ async fn an_account_too_many_keeps_the_order_waiting_as_it_is() {
     let three_hours = START + Duration::from_secs(3 * 3600);
     let mut used_up = crate::authority::Authority::default();
     let accounts = crate::authority::Limit::NewAccounts;
-    used_up
-        .spent
+    std::sync::Arc::make_mut(&mut used_up.spent)
         .insert(accounts, [(String::new(), three_hours)].into());
     let store = house.parts.store.clone();
     let none = store.authority(LETS_ENCRYPT).await.unwrap().1;
@@ -282,7 +281,7 @@ async fn who_has_no_token_is_not_the_one_that_asks_for_all() {
     let in_a_week = START + DAY * 7;
     let domain = crate::authority::Limit::CertificatesPerDomain;
     let used_up = [("example.com".to_owned(), in_a_week)];
-    authority.spent.insert(domain, used_up.into());
+    std::sync::Arc::make_mut(&mut authority.spent).insert(domain, used_up.into());
     store
         .save_authority(LETS_ENCRYPT, &authority, revision)
         .await
@@ -330,7 +329,7 @@ async fn an_order_that_is_begun_has_its_token_and_asks_for_all() {
     let (mut authority, revision) = store.authority(LETS_ENCRYPT).await.unwrap();
     let domain = crate::authority::Limit::CertificatesPerDomain;
     let used_up = [("example.com".to_owned(), START + DAY * 7)];
-    authority.spent.insert(domain, used_up.into());
+    std::sync::Arc::make_mut(&mut authority.spent).insert(domain, used_up.into());
     let probe_at = authority.outage.as_ref().unwrap().probe_at;
     store
         .save_authority(LETS_ENCRYPT, &authority, revision)
