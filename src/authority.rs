@@ -21,8 +21,7 @@ pub struct Authority {
     /// Since when it does not answer; `None` while it does.
     #[serde(default)]
     pub outage: Option<Outage>,
-    /// Since when it does not tell its renewal windows. That says nothing of whether it
-    /// issues, and the other way round.
+    /// Since when it does not tell its renewal windows; it may issue all the same.
     #[serde(default)]
     pub windowless: Option<Outage>,
 }
@@ -98,6 +97,10 @@ pub struct Outage {
     /// Whether the CA has asked to be left alone until then.
     #[serde(default)]
     pub asked: bool,
+    /// Whether its directory was there when it was asked last: then what it fails at is
+    /// not all that it does.
+    #[serde(default)]
+    pub answered: bool,
     /// What the last attempt ended with.
     pub last: String,
 }

@@ -205,7 +205,7 @@ pub struct Renewal {
     pub window: Option<Window>,
     /// When to ask the CA for its window again; `None` when it offers none.
     pub refresh_at: Option<Timestamp>,
-    /// When it was asked last, or in vain.
+    /// When it was asked last, or was not to be asked.
     #[serde(default)]
     pub asked: Option<Timestamp>,
 }

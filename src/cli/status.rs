@@ -117,6 +117,7 @@ async fn row(
         status,
         budget: ledger::left(&authority, rules, &record.identifiers, now),
         outage: authority.outage,
+        windowless: authority.windowless,
     };
     serde_json::to_value(row).map_err(|error| Failure::unexpected(error.to_string()))
 }
@@ -130,6 +131,8 @@ struct Row {
     budget: Vec<Left>,
     /// Since when the CA does not answer.
     outage: Option<Outage>,
+    /// Since when it does not tell its renewal windows.
+    windowless: Option<Outage>,
 }
 
 /// What is left of the limits that are not full, in a line.
@@ -207,12 +210,17 @@ fn table(rows: &[Value]) {
         if let Some(left) = budget(row) {
             say(format_args!("  left: {left}"));
         }
-        let outage = &row["outage"];
-        if !outage.is_null() {
-            let (since, again) = (cell(outage, "since"), cell(outage, "probe_at"));
-            say(format_args!(
-                "  its CA has not answered since {since}, and is asked again at {again}"
-            ));
+        for (which, what) in [
+            ("outage", "has not answered"),
+            ("windowless", "has not told its renewal windows"),
+        ] {
+            let outage = &row[which];
+            if !outage.is_null() {
+                let (since, again) = (cell(outage, "since"), cell(outage, "probe_at"));
+                say(format_args!(
+                    "  its CA {what} since {since}, and is asked again at {again}"
+                ));
+            }
         }
     }
 }

@@ -7,43 +7,52 @@ const MOUNTS: &str = "/proc/self/mountinfo";
 /// File systems that a container's own layer is made of.
 const LAYERS: [&str; 3] = ["overlay", "fuse.fuse-overlayfs", "aufs"];
 const IN_MEMORY: [&str; 2] = ["tmpfs", "ramfs"];
+/// What Docker, Podman and Kubernetes put into a container. A machine's own root may be
+/// an overlay that lasts.
+const SIGNS: [&str; 3] = [
+    "/.dockerenv",
+    "/run/.containerenv",
+    "/var/run/secrets/kubernetes.io",
+];
 
 /// What is wrong with the place where `directory` lies, for its owner; `None` where
 /// nothing is, or nothing is to be seen.
 pub(super) fn is_lost(directory: &Path) -> Option<String> {
-    let mounts = std::fs::read_to_string(MOUNTS).ok()?;
-    let why = judge(&mounts, &std::fs::canonicalize(directory).ok()?)?;
+    let mounts = std::fs::read(MOUNTS).ok()?;
+    let contained = SIGNS.iter().any(|sign| Path::new(sign).exists());
+    let place = std::fs::canonicalize(directory).ok()?;
+    let why = judge(&String::from_utf8_lossy(&mounts), contained, &place)?;
     let directory = directory.display();
     Some(format!(
-        "{directory} is {why}: what is stored there is gone with it, and all certificates are ordered anew; hint: mount a volume that has a name at {directory}"
+        "{directory} is {why}: once what is stored there is gone, all certificates are ordered anew; hint: mount a volume that has a name at {directory}"
     ))
 }
 
 /// Of the mounts as proc(5) shows them, the one that `path` lies on.
-fn judge(mounts: &str, path: &Path) -> Option<&'static str> {
+fn judge(mounts: &str, contained: bool, path: &Path) -> Option<&'static str> {
     let mounts = mounts.lines().filter_map(Mount::parse);
     // The last of those at one place covers the others.
     let mount = mounts
         .filter(|mount| path.starts_with(&mount.at))
         .max_by_key(|mount| mount.at.components().count())?;
     let is_one_of = |kinds: &[&str]| kinds.contains(&mount.kind);
-    if is_one_of(&LAYERS) && mount.at == Path::new("/") {
+    if contained && is_one_of(&LAYERS) && mount.at == Path::new("/") {
         Some("on the container's own layer")
     } else if is_one_of(&IN_MEMORY) {
         Some("in memory")
     } else if is_nameless(mount.root) {
         Some("on a volume without a name")
+    } else if mount.root.contains("/kubernetes.io~empty-dir/") {
+        Some("on a volume that lives as long as its pod")
     } else {
         None
     }
 }
 
-/// Docker names a volume that nobody has named by 64 digits, and gives each new
-/// container another one.
+/// Docker and containerd name a volume that nobody has named by 64 digits, and give each
+/// new container another one.
 fn is_nameless(root: &str) -> bool {
-    let (Some(volume), true) = (root.strip_suffix("/_data"), root.contains("/volumes/")) else {
-        return false;
-    };
+    let volume = root.strip_suffix("/_data").unwrap_or(root);
     let name = volume.rsplit('/').next().unwrap_or_default();
     name.len() == 64 && name.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
@@ -78,7 +87,7 @@ mod tests {
         let mounts = format!(
             "1 0 0:50 / / rw,relatime - overlay overlay rw,lowerdir=/a\n2 1 0:51 / /proc rw - proc proc rw\n{mount}"
         );
-        judge(&mounts, Path::new(DATA))
+        judge(&mounts, true, Path::new(DATA))
     }
 
     #[test]
@@ -91,6 +100,11 @@ mod tests {
             "3 1 8:1 /var/lib/docker/volumes/{name}/_data {DATA} rw,relatime master:1 - ext4 /dev/sda1 rw"
         );
         assert_eq!(judged(&nameless), Some("on a volume without a name"));
+        let images =
+            format!("3 1 8:1 /containerd/containers/c/volumes/{name} {DATA} rw - xfs /dev/sda1 rw");
+        assert_eq!(judged(&images), Some("on a volume without a name"));
+        let pods = "3 1 8:1 /kubelet/pods/p/volumes/kubernetes.io~empty-dir/data /var/lib/certs rw - ext4 /dev/sda1 rw";
+        assert!(judged(pods).unwrap().ends_with("its pod"));
     }
 
     #[test]
@@ -104,7 +118,9 @@ mod tests {
             assert_eq!(judged(mount), None, "{mount}");
         }
         let machine = "1 0 8:1 / / rw - ext4 /dev/sda1 rw";
-        assert_eq!(judge(machine, Path::new(DATA)), None);
-        assert_eq!(judge("what is this", Path::new(DATA)), None);
+        assert_eq!(judge(machine, true, Path::new(DATA)), None);
+        let router = "1 0 0:50 / / rw - overlay overlayfs:/overlay rw,upperdir=/overlay/upper";
+        assert_eq!(judge(router, false, Path::new(DATA)), None);
+        assert_eq!(judge("what is this", true, Path::new(DATA)), None);
     }
 }

@@ -408,7 +408,7 @@ pub(super) async fn refresh(
         None => Some(&certificate.issuer).filter(|_| issued.ca == held.record.ca),
     };
     let told = match (&issued.facts.renewal_id, issuer) {
-        (Some(id), Some(issuer)) => window_of(parts, held, &issued.ca, issuer.as_ref(), id).await?,
+        (Some(id), Some(issuer)) => window_of(parts, held, &issued.ca, issuer.as_ref(), id).await,
         (Some(_), None) => Told::Nothing,
         (None, _) => Told::NoWindows,
     };
@@ -447,7 +447,7 @@ enum Told {
     Window(Window, Duration),
     /// Nothing, or nothing that could be read.
     Nothing,
-    /// Somebody else finds out whether it tells any.
+    /// It was not asked: whether it tells any is found out by one for all.
     NotAsked,
     /// There are none for this certificate.
     NoWindows,
@@ -464,11 +464,14 @@ async fn window_of(
     ca: &str,
     issuer: &dyn Issuer,
     id: &str,
-) -> Result<Told, ManageError> {
+) -> Told {
     let doubted = match authority::reach_windows(parts, ca, issuer).await {
         Ok(doubted) => doubted,
-        Err(ManageError::Down { .. }) => return Ok(Told::NotAsked),
-        Err(error) => return Err(error),
+        Err(ManageError::Down { .. }) => return Told::NotAsked,
+        Err(error) => {
+            tracing::warn!("whether {ca} tells renewal windows is not to be known: {error}");
+            return Told::NotAsked;
+        }
     };
     let mut journal = RecordJournal::new(parts, held, ca);
     let error = match issuer.renewal_info(id, &mut journal).await {
@@ -476,7 +479,7 @@ async fn window_of(
             if doubted {
                 authority::tells_windows(parts, ca).await;
             }
-            return Ok(told.map_or(Told::Nothing, |(window, again)| Told::Window(window, again)));
+            return told.map_or(Told::Nothing, |(window, again)| Told::Window(window, again));
         }
         Err(error) => ManageError::from(error),
     };
@@ -484,7 +487,7 @@ async fn window_of(
         authority::is_silent(parts, ca, Work::Windows, &error.to_string()).await;
     }
     tracing::warn!(%error, "the renewal window is not to be had; the lifetime decides meanwhile");
-    Ok(Told::Nothing)
+    Told::Nothing
 }
 
 struct RecordJournal<'a> {

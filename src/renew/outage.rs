@@ -27,6 +27,7 @@ pub fn after_silence(
         probes,
         probe_at: now + pause(probes, random),
         asked: false,
+        answered: false,
         last,
     }
 }

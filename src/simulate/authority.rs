@@ -114,7 +114,8 @@ struct Knocks {
 }
 
 impl Knocks {
-    /// How many there were within a minute, with one `now`: none before all know of it.
+    /// How many there were within a minute, with one `now`: none of the first minutes after
+    /// an order, or the question for a window, has met it.
     fn count(&mut self, phase: Phase, now: Timestamp) -> u64 {
         if matches!(phase, Phase::Order | Phase::RenewalInfo) {
             self.met.entry(phase == Phase::Order).or_insert(now);

@@ -80,8 +80,8 @@ pub(in crate::manage) async fn reach(
     claim(parts, ca, issuer, Work::Orders, order).await
 }
 
-/// The same for a renewal window: while orders find no CA, and within an hour of the
-/// time at which one would, windows are not asked for at all, and by one for all where
+/// The same for a renewal window: while orders find no CA there, and within an hour of
+/// the time at which one would, windows are not asked for at all, and by one for all where
 /// they are not to be had. Says whether this one asks for all.
 ///
 /// # Errors
@@ -94,6 +94,7 @@ pub(in crate::manage) async fn reach_windows(
     let (known, _) = parts.store.authority(ca).await?;
     let now = parts.clock.now();
     if let Some(outage) = &known.outage
+        && !outage.answered
         && (is_waited_for(outage, now) || is_just_over(outage, now))
     {
         return Err(down(ca, outage, outage.probe_at));
@@ -151,7 +152,12 @@ async fn claim(
         // Its directory is there; whether it does this work shows with what is asked
         // next. Until then the others go on waiting.
         parts.probed.well(ca);
-        return Ok(());
+        let there = change(parts, ca, |authority| {
+            if let Some(outage) = work.of(authority) {
+                outage.answered = true;
+            }
+        });
+        return there.await;
     };
     tracing::warn!("{ca} does not answer still: {error}");
     let asked = match &error.cause {
@@ -191,9 +197,16 @@ pub(in crate::manage) async fn answers(parts: &Parts, ca: &str) {
 
 /// The CA has told a renewal window.
 pub(in crate::manage) async fn tells_windows(parts: &Parts, ca: &str) {
-    let noted = change(parts, ca, |authority| authority.windowless = None);
-    if let Err(error) = noted.await {
-        tracing::warn!("that {ca} tells its windows could not be noted: {error}");
+    let before = change(parts, ca, |authority| authority.windowless.take()).await;
+    match before {
+        Ok(None) => {}
+        Ok(Some(silent)) => {
+            tracing::info!(
+                "{ca} tells renewal windows again, after {}",
+                since(&silent, parts)
+            );
+        }
+        Err(error) => tracing::warn!("that {ca} tells its windows could not be noted: {error}"),
     }
 }
 
