@@ -117,7 +117,8 @@ impl Intended<'_> {
 /// Takes an order at `ca` out of its ledger, and says as what it counts.
 ///
 /// # Errors
-/// [`ManageError::OutOfBudget`]; nothing is taken then.
+/// [`ManageError::OutOfBudget`], or that the CA does not tell the time, as it would not
+/// take an order either; nothing is taken then.
 pub(super) async fn spend(
     parts: &Parts,
     ca: &str,
@@ -129,7 +130,10 @@ pub(super) async fn spend(
         // Where there is nothing to count it need not be asked for the time.
         return Ok(order.counts_as(ca, ours));
     }
-    let now = skew::there(issuer, parts.clock.as_ref()).await;
+    let now = match issuer.time(skew::NEWEST).await? {
+        Some(dated) => dated.there(parts.clock.wall()),
+        None => ours,
+    };
     let spent = change(parts, ca, |authority| order.spend(authority, ca, now)).await?;
     spent.map_err(|refusal| {
         // The time to wait is the same by either clock.

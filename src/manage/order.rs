@@ -116,7 +116,13 @@ pub(super) async fn order(
     let (urge, heals) = (plan.urge, plan.heals);
     let pending = match held.record.order.clone() {
         Some(pending) => pending,
-        None => intend(parts, wanted, held, &place, plan).await?,
+        None => {
+            let intended = intend(parts, wanted, held, &place, plan).await;
+            if let Err(error @ ManageError::Acme(_)) = &intended {
+                note_unsent(parts, held, place.ca, error, heals).await;
+            }
+            intended?
+        }
     };
     parts.phase(&wanted.lineage, "placing the order");
     let mut ended = send(parts, &place, held, &pending).await;

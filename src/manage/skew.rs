@@ -51,7 +51,7 @@ impl Skew {
 }
 
 /// A reply that is older says nothing of what the clock shows now.
-const NEWEST: Duration = Duration::from_secs(60);
+pub(super) const NEWEST: Duration = Duration::from_secs(60);
 /// When what only our clock says is due is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 

@@ -152,7 +152,8 @@ impl Issuer for NodeIssuer {
         if dated.is_some_and(|dated| dated.ours <= now && now.since(dated.ours) <= newest) {
             return Ok(dated);
         }
-        self.probe().await?;
+        // An order asks for it before anything else.
+        self.travel(200, Phase::Order).await?;
         Ok(self.node.dated())
     }
 

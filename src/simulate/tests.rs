@@ -76,6 +76,28 @@ fn a_ca_that_is_down_is_asked_by_one_for_all_once_a_minute_at_most() {
 }
 
 #[test]
+fn a_machine_whose_disk_is_full_asks_a_ca_that_is_down_no_more_often() {
+    let plan = Plan {
+        certificates: 40,
+        days: 4,
+        scenarios: vec![Scenario::Outages, Scenario::FullDisks],
+        ..calm()
+    };
+    let event = |scenario, begins| Event {
+        scenario,
+        begins,
+        lasts: HOUR * 20,
+    };
+    let mut script = Script::new(&plan);
+    script.at_the_ca = vec![event(Scenario::Outages, DAY)];
+    script.at_a_node = vec![vec![event(Scenario::FullDisks, DAY - SECOND)]];
+    let (score, _) = fleet::play_by(&plan, script).unwrap();
+    assert_eq!(score.broken(), Vec::<String>::new(), "{score:?}");
+    // Each asks once before the first one's silence is known, and then nobody.
+    assert!(score.requests_a_minute_while_down <= 1, "{score:?}");
+}
+
+#[test]
 fn where_nothing_goes_wrong_each_proxy_loads_each_certificate_once() {
     let two = Plan { nodes: 2, ..calm() };
     let (score, _) = simulate(&two).unwrap();

@@ -27,6 +27,8 @@ pub(in crate::manage) enum Work {
     Windows,
 }
 
+const WORKS: [Work; 2] = [Work::Orders, Work::Windows];
+
 impl Work {
     /// Since when it does not.
     fn of(self, authority: &mut Authority) -> &mut Option<Outage> {
@@ -40,27 +42,56 @@ impl Work {
 /// After a probe in vain, this much longer than anybody else.
 const STEPPED_BACK: Duration = Duration::from_secs(20);
 
-/// When this process may probe each CA again that it has probed in vain. One that
-/// is cut off from a CA steps back behind the others, or it would be the one that
-/// asks each time, and keep all of them waiting. Clones share it.
+/// What this process knows of each CA's silence beside what is stored. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Probed(Arc<Mutex<BTreeMap<String, Timestamp>>>);
+pub struct Probed(Arc<Mutex<BTreeMap<String, Known>>>);
+
+#[derive(Debug, Default)]
+struct Known {
+    /// When it may probe again where it has probed in vain. Who is cut off from a CA
+    /// steps back behind the others, or it would be the one that asks each time, and
+    /// keep all of them waiting.
+    again_at: Option<Timestamp>,
+    /// Silence at each of [`WORKS`] that could not be stored, as on a full disk: it is kept
+    /// here, or each certificate of this machine would ask.
+    unsaved: [Option<Outage>; 2],
+}
 
 impl Probed {
+    fn known<T>(&self, ca: &str, change: impl FnOnce(&mut Known) -> T) -> T {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        change(known.entry(ca.to_owned()).or_default())
+    }
+
     fn again_at(&self, ca: &str) -> Timestamp {
-        let stepped_back = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = stepped_back.get(ca).copied();
+        let at = self.known(ca, |known| known.again_at);
         at.unwrap_or(Timestamp::from_seconds(i64::MIN))
     }
 
     fn in_vain(&self, ca: &str, probe_at: Timestamp) {
-        let mut stepped_back = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        stepped_back.insert(ca.to_owned(), probe_at + STEPPED_BACK);
+        self.known(ca, |known| known.again_at = Some(probe_at + STEPPED_BACK));
     }
 
     fn well(&self, ca: &str) {
-        let mut stepped_back = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        stepped_back.remove(ca);
+        self.known(ca, |known| known.again_at = None);
+    }
+
+    fn unsaved(&self, ca: &str) -> [Option<Outage>; 2] {
+        self.known(ca, |known| known.unsaved.clone())
+    }
+
+    fn keeps(&self, ca: &str, work: Work, outage: Outage) {
+        self.known(ca, |known| {
+            known.unsaved[work as usize].get_or_insert(outage);
+        });
+    }
+
+    fn forgets(&self, ca: &str, works: &[Work]) {
+        self.known(ca, |known| {
+            for work in works {
+                known.unsaved[*work as usize] = None;
+            }
+        });
     }
 }
 
@@ -77,6 +108,7 @@ pub(in crate::manage) async fn reach(
     issuer: &dyn Issuer,
     order: Option<Intended<'_>>,
 ) -> Result<(), ManageError> {
+    catch_up(parts, ca).await?;
     claim(parts, ca, issuer, Work::Orders, order).await
 }
 
@@ -91,6 +123,7 @@ pub(in crate::manage) async fn reach_windows(
     ca: &str,
     issuer: &dyn Issuer,
 ) -> Result<bool, ManageError> {
+    catch_up(parts, ca).await?;
     let (known, _) = parts.store.authority(ca).await?;
     let now = parts.clock.now();
     if let Some(outage) = &known.outage
@@ -104,6 +137,28 @@ pub(in crate::manage) async fn reach_windows(
     }
     claim(parts, ca, issuer, Work::Windows, None).await?;
     Ok(true)
+}
+
+/// Stores the silence that could not be stored before. While it still cannot be, nothing
+/// that the CA gave could be kept either.
+///
+/// # Errors
+/// What the store says; the CA is not to be asked then.
+async fn catch_up(parts: &Parts, ca: &str) -> Result<(), ManageError> {
+    let unsaved = parts.probed.unsaved(ca);
+    if unsaved == [None, None] {
+        return Ok(());
+    }
+    let saved = change(parts, ca, |authority| {
+        for (work, outage) in WORKS.into_iter().zip(&unsaved) {
+            if let (known @ None, Some(outage)) = (work.of(authority), outage) {
+                *known = Some(outage.clone());
+            }
+        }
+    });
+    saved.await?;
+    parts.probed.forgets(ca, &WORKS);
+    Ok(())
 }
 
 /// Whether an order is about to ask, or nobody has any.
@@ -184,6 +239,7 @@ async fn claim(
 
 /// The CA has issued, or judged: it is there, and so are its windows.
 pub(in crate::manage) async fn answers(parts: &Parts, ca: &str) {
+    parts.probed.forgets(ca, &WORKS);
     let before = change(parts, ca, |authority| {
         authority.windowless = None;
         authority.outage.take()
@@ -197,6 +253,7 @@ pub(in crate::manage) async fn answers(parts: &Parts, ca: &str) {
 
 /// The CA has told a renewal window.
 pub(in crate::manage) async fn tells_windows(parts: &Parts, ca: &str) {
+    parts.probed.forgets(ca, &[Work::Windows]);
     let before = change(parts, ca, |authority| authority.windowless.take()).await;
     match before {
         Ok(None) => {}
@@ -220,8 +277,13 @@ pub(in crate::manage) async fn is_silent(parts: &Parts, ca: &str, work: Work, la
             *known = Some(after_silence(begun, last.to_owned(), now, random));
         }
     });
-    if let Err(error) = noted.await {
-        tracing::warn!("that {ca} does not answer could not be noted: {error}");
+    match noted.await {
+        Ok(()) => parts.probed.forgets(ca, &[work]),
+        Err(error) => {
+            tracing::warn!("that {ca} does not answer could not be noted: {error}");
+            let outage = after_silence(None, last.to_owned(), now, random);
+            parts.probed.keeps(ca, work, outage);
+        }
     }
 }
 
