@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use super::{certs, program, text};
+use super::{Running, certs, program, text, until};
 
 /// Calls that change nothing that outlives the process and send nothing.
 const HARMLESS: &str = "access,accept4,?arch_prctl,bind,brk,?clone,clone3,close,clock_gettime,\
@@ -148,6 +148,33 @@ impl Strace {
         self.run(command, &["-e", &format!("trace={call}"), "-e", &inject])
     }
 
+    /// From now on each of `calls` fails in `process`, which runs already, until
+    /// the strace that is given back is told to end. `None`, and a line, where it
+    /// may not be attached.
+    pub(crate) fn fail_from_now(
+        &self,
+        process: &Running,
+        calls: &str,
+        error: &str,
+    ) -> Option<Running> {
+        let process = process.id().to_string();
+        let inject = format!("inject={calls}:error={error}");
+        let mut command = Command::new(&self.program);
+        command.args(["-f", "-qq", "-o", "/dev/null", "-p", &process]);
+        command.args(["-e", &format!("trace={calls}"), "-e", &inject]);
+        let mut tracer = Running::start(&mut command);
+        let mut refused = false;
+        until("strace", || {
+            refused = tracer.has_ended();
+            refused || is_traced(&process)
+        });
+        if refused {
+            eprintln!("SKIPPED: {calls}: strace cannot be attached here");
+            return None;
+        }
+        Some(tracer)
+    }
+
     fn run(&self, command: &Command, options: &[&str]) -> Output {
         let quiet = ["-o", "/dev/null"];
         let options = [&quiet[..], options].concat();
@@ -185,6 +212,16 @@ pub(crate) fn points(calls: &[Call], wanted: impl Fn(&Call) -> bool) -> Vec<Poin
         nth: call.nth,
     });
     points.collect()
+}
+
+/// Every thread of it.
+fn is_traced(process: &str) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let mut statuses = threads.map(|thread| {
+        let status = thread.unwrap().path().join("status");
+        std::fs::read_to_string(status).unwrap_or_default()
+    });
+    statuses.all(|status| !status.contains("TracerPid:\t0\n"))
 }
 
 /// Whether it is about a file below one of `roots`.
