@@ -103,8 +103,9 @@ fn a_full_or_read_only_volume_is_exit_8_and_healed_by_the_next_run() {
 }
 
 /// Meets `disturb` when it is about to issue, tells `words` within a minute, and
-/// is ready without any help within two after `mend`. `false`: it was not to be
-/// disturbed.
+/// is ready without any help within two after `mend`. Where it could not be
+/// disturbed, that was told.
+#[allow(clippy::disallowed_methods)] // what is promised is real time
 fn alarm_and_recovery<T>(
     ca: &EmbeddedCa,
     words: &str,
@@ -154,7 +155,10 @@ fn on_a_volume(place: &str, words: &str, disturb: impl Fn(&Volume), mend: impl F
     let Some(volume) = Volume::mount(&ca.path(place), &what) else {
         return;
     };
-    let disturb = |_: &Sidecar| Some(disturb(&volume));
+    let disturb = |_: &Sidecar| {
+        disturb(&volume);
+        Some(())
+    };
     alarm_and_recovery(&ca, words, disturb, |()| mend(&volume));
 }
 

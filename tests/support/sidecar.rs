@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use rustix::process::Signal;
+
 use super::embedded::EmbeddedCa;
 use super::{Running, certs, free_port};
 
@@ -19,7 +21,8 @@ pub(crate) fn configured(ca: &EmbeddedCa, names: &[&str]) -> (Command, u16) {
     let admin = free_port();
     let mut command = certs(&ca.path(""));
     command
-        .args(["run", "--agree-tos", "--ca", &ca.server.directory_url()])
+        .args(["run", "--agree-tos"])
+        .env("CERTS_CA", ca.server.directory_url())
         .env("CERTS_DOMAINS", names.join(","))
         .env("CERTS_CA_ROOT", ca.path("root.pem"))
         .env("CERTS_HTTP_LISTEN", format!("127.0.0.1:{}", ca.http_port))
@@ -52,6 +55,12 @@ impl Sidecar {
     pub(crate) fn readiness(&self) -> u16 {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin));
         stream.map_or(0, |stream| status(&stream, "close"))
+    }
+
+    /// Ends it as a service manager does.
+    pub(crate) fn stop(mut self) {
+        self.running.signal(Signal::TERM);
+        assert_eq!(self.running.exit_code(), Some(0), "{}", self.log());
     }
 
     /// A connection that it has accepted, to ask it on when it accepts no other.

@@ -120,7 +120,7 @@ impl Strace {
         let written = directory.path().join("trace");
         let left_out = HARMLESS.split(',').filter(|name| !also.contains(name));
         let trace = format!("trace=!{}", left_out.collect::<Vec<_>>().join(","));
-        let mut options = vec!["-o", written.to_str().unwrap(), "-e", &trace];
+        let mut options = vec!["-f", "-qq", "-o", written.to_str().unwrap(), "-e", &trace];
         options.extend(more);
         let output = self.under(command, &options).output().unwrap();
         (output, calls(&std::fs::read_to_string(&written).unwrap()))
@@ -146,6 +146,36 @@ impl Strace {
         let Point { call, nth } = point;
         let inject = format!("inject={call}:{how}:when={nth}{also}");
         self.run(command, &["-e", &format!("trace={call}"), "-e", &inject])
+    }
+
+    /// `command` as it is traced: its first thread alone, all that it is asked of
+    /// is written to `file`, and it is the child itself, not one of strace's.
+    pub(crate) fn tracing(&self, command: &Command, file: &Path) -> Command {
+        let trace = format!("trace=!{HARMLESS}");
+        let options = ["-D", "-q", "-y", "-o", file.to_str().unwrap(), "-e", &trace];
+        self.under(command, &options)
+    }
+
+    /// What [`Self::tracing`] has written of a process that was told to end, and
+    /// has: up to there.
+    pub(crate) fn traced(file: &Path) -> Vec<Call> {
+        let read = || std::fs::read_to_string(file).unwrap();
+        until("the end of the trace", || read().contains("+++ exited"));
+        let lines = read();
+        let lines = lines.lines();
+        let lines = lines.take_while(|line| !line.starts_with("--- SIGTERM"));
+        // Of a single thread it does not say which.
+        let lines: Vec<_> = lines.map(|line| format!("1 {line}\n")).collect();
+        calls(&lines.concat())
+    }
+
+    /// The same child, killed when its first thread is about to do `point`.
+    pub(crate) fn killing(&self, command: &Command, point: &Point) -> Command {
+        let Point { call, nth } = point;
+        let inject = format!("inject={call}:signal=KILL:when={nth}");
+        let trace = format!("trace={call}");
+        let options = ["-D", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+        self.under(command, &options)
     }
 
     /// From now on each of `calls` fails in `process`, which runs already, until
@@ -176,7 +206,7 @@ impl Strace {
     }
 
     fn run(&self, command: &Command, options: &[&str]) -> Output {
-        let quiet = ["-o", "/dev/null"];
+        let quiet = ["-f", "-qq", "-o", "/dev/null"];
         let options = [&quiet[..], options].concat();
         self.under(command, &options).output().unwrap()
     }
@@ -185,7 +215,6 @@ impl Strace {
     /// no signal is injected then.
     fn under(&self, command: &Command, options: &[&str]) -> Command {
         let mut under = Command::new(&self.program);
-        under.args(["-f", "-qq"]);
         under.args(options).arg("--").arg(command.get_program());
         under.args(command.get_args()).stdin(Stdio::null());
         if command.get_envs().any(|(name, _)| name == "CERTS_DATA_DIR") {
