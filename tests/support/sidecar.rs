@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -75,6 +76,10 @@ impl Sidecar {
 pub(crate) fn status(mut stream: &TcpStream, then: &str) -> u16 {
     // No body follows the head, so that the connection can be used again.
     let request = format!("HEAD /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: {then}\r\n\r\n");
+    // Who is not accepted waits, too.
+    stream
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
     if stream.write_all(request.as_bytes()).is_err() {
         return 0;
     }
