@@ -13,13 +13,15 @@ use crate::support::oracle::{Oracle, Pair};
 use crate::support::renewal::Renewal;
 use crate::support::sidecar::{Sidecar, configured};
 use crate::support::strace::{Point, Strace, is_about, points};
-use crate::support::until_within;
+use crate::support::{free_port, until_within};
 
 const NAMES: [&str; 2] = ["example.com", "www.example.com"];
 const MINUTE: Duration = Duration::from_secs(60);
 
 struct Kept {
     ca: EmbeddedCa,
+    /// The same for every run: one of its own each might be another test's.
+    admin: u16,
     oracle: Oracle,
     strace: Strace,
     /// Which of the two URLs of the one CA it is told.
@@ -33,19 +35,20 @@ impl Kept {
         Self {
             oracle: Oracle::new(&ca.path(""), &NAMES),
             ca,
+            admin: free_port(),
             strace,
             other: false,
             tally: Tally::default(),
         }
     }
 
-    fn command(&self) -> (Command, u16) {
-        let (mut command, admin) = configured(&self.ca, &NAMES);
+    fn command(&self) -> Command {
+        let mut command = configured(&self.ca, &NAMES, self.admin);
         if self.other {
             let other = format!("{}?other", self.ca.server.directory_url());
             command.env("CERTS_CA", other);
         }
-        (command, admin)
+        command
     }
 
     /// Whether another certificate than `before` is live and all agrees. It asks
@@ -58,9 +61,9 @@ impl Kept {
     /// From the first call that has to do with our files on.
     fn points(&self) -> Vec<Point> {
         let (file, before) = (self.ca.path("trace"), self.oracle.live().unwrap());
-        let (command, admin) = self.command();
+        let command = self.command();
         let mut traced = self.strace.tracing(&command, &file);
-        let sidecar = Sidecar::start_as(&self.ca, &mut traced, admin);
+        let sidecar = Sidecar::start_as(&self.ca, &mut traced, self.admin);
         until_within("a certificate", MINUTE, || self.is_done(before.as_ref()));
         sidecar.stop();
         let calls = Strace::traced(&file);
@@ -75,9 +78,9 @@ impl Kept {
         let case = format!("killed at {point:?}");
         let before = self.oracle.live().unwrap();
         let mut renewal = Renewal::begin(&self.ca, &NAMES, case.clone());
-        let (command, admin) = self.command();
+        let command = self.command();
         let mut killing = self.strace.killing(&command, point);
-        let mut sidecar = Sidecar::start_as(&self.ca, &mut killing, admin);
+        let mut sidecar = Sidecar::start_as(&self.ca, &mut killing, self.admin);
         let is_done = || sidecar.running.has_ended() || self.is_done(before.as_ref());
         until_within(&case, MINUTE, is_done);
         // It may well come to that point while it ends.
@@ -98,8 +101,8 @@ impl Kept {
 
     /// Started again, it is ready without any help.
     fn left_alone(&self, case: &str) -> String {
-        let (mut command, admin) = self.command();
-        let sidecar = Sidecar::start_as(&self.ca, &mut command, admin);
+        let mut command = self.command();
+        let sidecar = Sidecar::start_as(&self.ca, &mut command, self.admin);
         until_within(case, 2 * MINUTE, || sidecar.readiness() == 200);
         let told = sidecar.log();
         sidecar.stop();

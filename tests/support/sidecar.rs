@@ -17,9 +17,8 @@ pub(crate) struct Sidecar {
     admin: u16,
 }
 
-/// The command alone, and the port that is asked whether it is ready.
-pub(crate) fn configured(ca: &EmbeddedCa, names: &[&str]) -> (Command, u16) {
-    let admin = free_port();
+/// The command alone; `admin` is the port that is asked whether it is ready.
+pub(crate) fn configured(ca: &EmbeddedCa, names: &[&str], admin: u16) -> Command {
     let mut command = certs(&ca.path(""));
     command
         .args(["run", "--agree-tos"])
@@ -28,12 +27,13 @@ pub(crate) fn configured(ca: &EmbeddedCa, names: &[&str]) -> (Command, u16) {
         .env("CERTS_CA_ROOT", ca.path("root.pem"))
         .env("CERTS_HTTP_LISTEN", format!("127.0.0.1:{}", ca.http_port))
         .env("CERTS_ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
-    (command, admin)
+    command
 }
 
 impl Sidecar {
     pub(crate) fn start(ca: &EmbeddedCa, names: &[&str]) -> Self {
-        let (mut command, admin) = configured(ca, names);
+        let admin = free_port();
+        let mut command = configured(ca, names, admin);
         Self::start_as(ca, &mut command, admin)
     }
 
