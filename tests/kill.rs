@@ -2,14 +2,17 @@
 //! outside of it: opens, writes, flushes, renames, locks, and what goes to and
 //! comes from the CA. The points are what a traced run did, so that a new one
 //! is among them without being listed. Killed before a call is killed after the
-//! one before it.
+//! one before it. Here of a command that tells nobody.
+
+mod handover;
+mod sidecar;
 
 use std::process::Command;
 
 use certs::random::{Random, SeededRandom};
 
 use crate::support::embedded::EmbeddedCa;
-use crate::support::renewal::Renewal;
+use crate::support::renewal::{Orders, Renewal};
 use crate::support::run;
 use crate::support::strace::{Point, Strace, is_about, points};
 
@@ -25,6 +28,20 @@ struct Tally {
     again: u32,
     lost_urls: u32,
     given_up: u32,
+}
+
+impl Tally {
+    fn add(&mut self, orders: Orders) {
+        self.again += orders.placed.saturating_sub(1);
+        self.lost_urls += orders.lost_urls;
+        self.given_up += orders.given_up;
+    }
+
+    /// That most runs came to where they were to be killed.
+    fn tell(&self, what: &str) {
+        eprintln!("{what}: {self:?}");
+        assert!(self.kills > self.ended, "{what}: {self:?}");
+    }
 }
 
 struct Killed {
@@ -73,10 +90,7 @@ impl Killed {
             self.tally.kills += 1;
             renewal.is_whole();
         }
-        let orders = renewal.ends_well();
-        self.tally.again += orders.placed.saturating_sub(1);
-        self.tally.lost_urls += orders.lost_urls;
-        self.tally.given_up += orders.given_up;
+        self.tally.add(renewal.ends_well());
     }
 }
 

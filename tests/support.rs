@@ -6,6 +6,7 @@ pub(crate) mod faults;
 pub(crate) mod oracle;
 pub(crate) mod renewal;
 pub(crate) mod replay;
+pub(crate) mod sidecar;
 pub(crate) mod strace;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};

@@ -1,17 +1,23 @@
 //! Volumes that are really full or really read-only, as a one-shot command and
 //! the sidecar meet them: told at once, nothing that is live is touched, and
-//! mended unaided once there is room again.
+//! mended unaided once there is room again. The same of a sidecar whose disk is
+//! broken, and of one that is out of descriptors.
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
+use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
 use crate::support::embedded::EmbeddedCa;
 use crate::support::faults::{Endpoint, Fault, Which};
+use crate::support::oracle::Oracle;
 use crate::support::renewal::Renewal;
-use crate::support::{Running, certs, free_port, run, text, until, until_within};
+use crate::support::sidecar::{Sidecar, status};
+use crate::support::strace::Strace;
+use crate::support::{Running, run, text, until, until_within};
 
 const NAMES: [&str; 1] = ["example.com"];
 
@@ -96,92 +102,128 @@ fn a_full_or_read_only_volume_is_exit_8_and_healed_by_the_next_run() {
     }
 }
 
-/// `certs run` with its log.
-struct Sidecar {
-    running: Running,
-    log: PathBuf,
-    admin: u16,
-}
-
-impl Sidecar {
-    fn start(ca: &EmbeddedCa) -> Self {
-        let (log, admin) = (ca.path("run.log"), free_port());
-        let mut command = certs(&ca.path(""));
-        let http = format!("127.0.0.1:{}", ca.http_port);
-        command
-            .args(["run", "--agree-tos", "--ca", &ca.server.directory_url()])
-            .env("CERTS_DOMAINS", NAMES[0])
-            .env("CERTS_CA_ROOT", ca.path("root.pem"))
-            .env("CERTS_HTTP_LISTEN", http)
-            .env("CERTS_ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
-        let log_file = std::fs::File::create(&log).unwrap();
-        let running = Running::start_logging(&mut command, Stdio::from(log_file));
-        Self {
-            running,
-            log,
-            admin,
-        }
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap()
-    }
-
-    /// The status that `/readyz` gives; 0 when it does not.
-    fn readiness(&self) -> u16 {
-        let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin)) else {
-            return 0;
-        };
-        let request = "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-        let mut reply = String::new();
-        let asked = stream.write_all(request.as_bytes());
-        asked
-            .and_then(|()| stream.read_to_string(&mut reply))
-            .unwrap();
-        reply.get(9..12).unwrap_or("0").parse().unwrap()
-    }
-}
-
 /// Meets `disturb` when it is about to issue, tells `words` within a minute, and
-/// is ready without any help within one after `mend`.
-fn alarm_and_recovery(place: &str, words: &str, disturb: impl Fn(&Volume), mend: impl Fn(&Volume)) {
+/// is ready without any help within two after `mend`. Where it could not be
+/// disturbed, that was told.
+#[allow(clippy::disallowed_methods)] // what is promised is real time
+fn alarm_and_recovery<T>(
+    ca: &EmbeddedCa,
+    words: &str,
+    disturb: impl FnOnce(&Sidecar) -> Option<T>,
+    mend: impl FnOnce(T),
+) {
+    ca.script
+        .add(Endpoint::NewOrder, Which::Nth(1), Fault::Held);
+    let mut sidecar = Sidecar::start(ca, &NAMES);
+    until("an order", || ca.script.count(Endpoint::NewOrder) == 1);
+    // Its placeholder, which somebody is served by now.
+    let live = ca.path("out/live").join(NAMES[0]);
+    let pair =
+        || ["fullchain.pem", "privkey.pem"].map(|name| std::fs::read(live.join(name)).unwrap());
+    let before = pair();
+    // Without descriptors it accepts nobody.
+    let connection = sidecar.connection();
+    let Some(disturbed) = disturb(&sidecar) else {
+        return;
+    };
+    ca.script.clear();
+    let (minute, begun) = (Duration::from_secs(60), Instant::now());
+    // Of a file of its own: that the CA cannot be asked is another story.
+    let directory = ca.path("").display().to_string();
+    let parts = ["ERROR", words, &directory, "hint:"];
+    let is_alarm = |line: &str| parts.iter().all(|part| line.contains(part));
+    until_within("an alarm", minute, || sidecar.log().lines().any(is_alarm));
+    let alarm = begun.elapsed();
+    assert_eq!(status(&connection, "close"), 503, "{}", sidecar.log());
+    assert!(pair() == before, "{words}: what was live has changed");
+    mend(disturbed);
+    let mended = Instant::now();
+    until_within("recovery", 2 * minute, || sidecar.readiness() == 200);
+    eprintln!(
+        "{words}: told after {alarm:.1?}, recovered after {:.1?}",
+        mended.elapsed()
+    );
+    assert!(!sidecar.running.has_ended());
+    // The first one's URL may have come to nobody.
+    let orders = ca.script.committed(Endpoint::NewOrder);
+    assert!(orders <= 2, "{words}: {orders} orders");
+    assert_eq!(ca.script.committed(Endpoint::Finalize), 1);
+    Oracle::new(&ca.path(""), &NAMES).settled().unwrap();
+}
+
+/// The same of a volume for `place`.
+fn on_a_volume(place: &str, words: &str, disturb: impl Fn(&Volume), mend: impl Fn(&Volume)) {
     let ca = EmbeddedCa::start();
     let what = format!("the sidecar and its {place} directory: {words}");
     let Some(volume) = Volume::mount(&ca.path(place), &what) else {
         return;
     };
-    ca.script
-        .add(Endpoint::NewOrder, Which::Nth(1), Fault::Held);
-    let mut sidecar = Sidecar::start(&ca);
-    until("an order", || ca.script.count(Endpoint::NewOrder) == 1);
-    disturb(&volume);
-    ca.script.clear();
-    let minute = Duration::from_secs(60);
-    let log = sidecar.log.clone();
-    let is_told = || {
-        let log = std::fs::read_to_string(&log).unwrap();
-        log.lines()
-            .any(|line| line.contains("ERROR") && line.contains(words) && line.contains("hint:"))
+    let disturb = |_: &Sidecar| {
+        disturb(&volume);
+        Some(())
     };
-    until_within("an alarm", minute, is_told);
-    assert_eq!(sidecar.readiness(), 503, "{}", sidecar.log());
-    mend(&volume);
-    until_within("recovery", 2 * minute, || sidecar.readiness() == 200);
-    assert!(!sidecar.running.has_ended());
-    assert_eq!(ca.script.committed(Endpoint::Finalize), 1);
+    alarm_and_recovery(&ca, words, disturb, |()| mend(&volume));
 }
 
 #[test]
 fn the_sidecar_tells_a_volume_that_is_read_only_and_recovers_unaided() {
     // The store cannot be shut while its lease is held: the kernel refuses.
     let words = "Read-only file system";
-    alarm_and_recovery("out", words, |it| it.remount("ro"), |it| it.remount("rw"));
+    on_a_volume("out", words, |it| it.remount("ro"), |it| it.remount("rw"));
 }
 
 #[test]
 fn the_sidecar_tells_a_volume_that_is_full_and_recovers_unaided() {
     for place in ["data", "out"] {
         let words = "No space left on device";
-        alarm_and_recovery(place, words, Volume::fill, Volume::empty);
+        on_a_volume(place, words, Volume::fill, Volume::empty);
     }
+}
+
+#[test]
+fn the_sidecar_tells_a_disk_that_is_broken_and_recovers_unaided() {
+    // A flush of the store, and the link to what is live, which nothing but its
+    // output has.
+    for calls in ["fsync,fdatasync", "?symlink,symlinkat"] {
+        let Some(strace) = Strace::find("the sidecar and a broken disk") else {
+            return;
+        };
+        let ca = EmbeddedCa::start();
+        let fail = |sidecar: &Sidecar| strace.fail_from_now(&sidecar.running, calls, "EIO");
+        let stop = |mut tracer: Running| {
+            tracer.signal(Signal::TERM);
+            until("the strace's end", || tracer.has_ended());
+        };
+        alarm_and_recovery(&ca, "Input/output error", fail, stop);
+    }
+}
+
+/// Leaves `process` the descriptors that it has and not one more; what it was
+/// allowed before.
+fn exhaust(process: Pid) -> Rlimit {
+    let open = std::fs::read_dir(format!("/proc/{}/fd", process.as_raw_nonzero())).unwrap();
+    let names = open.map(|entry| entry.unwrap().file_name());
+    let numbers = names.map(|name| name.to_str().unwrap().parse().unwrap());
+    let open: BTreeSet<u64> = numbers.collect();
+    // A new one takes the lowest number that is free.
+    let limit = Rlimit {
+        current: (0..).find(|number| !open.contains(number)),
+        // Which it has from us.
+        maximum: getrlimit(Resource::Nofile).maximum,
+    };
+    prlimit(Some(process), Resource::Nofile, limit).unwrap()
+}
+
+#[test]
+fn the_sidecar_tells_that_it_is_out_of_descriptors_and_recovers_unaided() {
+    let ca = EmbeddedCa::start();
+    let process = |sidecar: &Sidecar| Pid::from_raw(i32::try_from(sidecar.running.id()).unwrap());
+    let exhaust = |sidecar: &Sidecar| {
+        let process = process(sidecar)?;
+        Some((process, exhaust(process)))
+    };
+    let allow = |(process, before)| {
+        prlimit(Some(process), Resource::Nofile, before).unwrap();
+    };
+    alarm_and_recovery(&ca, "Too many open files", exhaust, allow);
 }

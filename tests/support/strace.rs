@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use super::{certs, program, text};
+use super::{Running, certs, program, text, until};
 
 /// Calls that change nothing that outlives the process and send nothing.
 const HARMLESS: &str = "access,accept4,?arch_prctl,bind,brk,?clone,clone3,close,clock_gettime,\
@@ -120,7 +120,7 @@ impl Strace {
         let written = directory.path().join("trace");
         let left_out = HARMLESS.split(',').filter(|name| !also.contains(name));
         let trace = format!("trace=!{}", left_out.collect::<Vec<_>>().join(","));
-        let mut options = vec!["-o", written.to_str().unwrap(), "-e", &trace];
+        let mut options = vec!["-f", "-qq", "-o", written.to_str().unwrap(), "-e", &trace];
         options.extend(more);
         let output = self.under(command, &options).output().unwrap();
         (output, calls(&std::fs::read_to_string(&written).unwrap()))
@@ -148,8 +148,65 @@ impl Strace {
         self.run(command, &["-e", &format!("trace={call}"), "-e", &inject])
     }
 
+    /// `command` as it is traced: its first thread alone, all that it is asked of
+    /// is written to `file`, and it is the child itself, not one of strace's.
+    pub(crate) fn tracing(&self, command: &Command, file: &Path) -> Command {
+        let trace = format!("trace=!{HARMLESS}");
+        let options = ["-D", "-q", "-y", "-o", file.to_str().unwrap(), "-e", &trace];
+        self.under(command, &options)
+    }
+
+    /// What [`Self::tracing`] has written of a process that was told to end, and
+    /// has: up to there.
+    pub(crate) fn traced(file: &Path) -> Vec<Call> {
+        let read = || std::fs::read_to_string(file).unwrap();
+        until("the end of the trace", || read().contains("+++ exited"));
+        let lines = read();
+        let lines = lines.lines();
+        let lines = lines.take_while(|line| !line.starts_with("--- SIGTERM"));
+        // Of a single thread it does not say which.
+        let lines: Vec<_> = lines.map(|line| format!("1 {line}\n")).collect();
+        calls(&lines.concat())
+    }
+
+    /// The same child, killed when its first thread is about to do `point`.
+    pub(crate) fn killing(&self, command: &Command, point: &Point) -> Command {
+        let Point { call, nth } = point;
+        let inject = format!("inject={call}:signal=KILL:when={nth}");
+        let trace = format!("trace={call}");
+        let options = ["-D", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+        self.under(command, &options)
+    }
+
+    /// From now on each of `calls` fails in `process`, which runs already, until
+    /// the strace that is given back is told to end. `None`, and a line, where it
+    /// may not be attached.
+    pub(crate) fn fail_from_now(
+        &self,
+        process: &Running,
+        calls: &str,
+        error: &str,
+    ) -> Option<Running> {
+        let process = process.id().to_string();
+        let inject = format!("inject={calls}:error={error}");
+        let mut command = Command::new(&self.program);
+        command.args(["-f", "-qq", "-o", "/dev/null", "-p", &process]);
+        command.args(["-e", &format!("trace={calls}"), "-e", &inject]);
+        let mut tracer = Running::start(&mut command);
+        let mut refused = false;
+        until("strace", || {
+            refused = tracer.has_ended();
+            refused || is_traced(&process)
+        });
+        if refused {
+            eprintln!("SKIPPED: {calls}: strace cannot be attached here");
+            return None;
+        }
+        Some(tracer)
+    }
+
     fn run(&self, command: &Command, options: &[&str]) -> Output {
-        let quiet = ["-o", "/dev/null"];
+        let quiet = ["-f", "-qq", "-o", "/dev/null"];
         let options = [&quiet[..], options].concat();
         self.under(command, &options).output().unwrap()
     }
@@ -158,7 +215,6 @@ impl Strace {
     /// no signal is injected then.
     fn under(&self, command: &Command, options: &[&str]) -> Command {
         let mut under = Command::new(&self.program);
-        under.args(["-f", "-qq"]);
         under.args(options).arg("--").arg(command.get_program());
         under.args(command.get_args()).stdin(Stdio::null());
         if command.get_envs().any(|(name, _)| name == "CERTS_DATA_DIR") {
@@ -185,6 +241,16 @@ pub(crate) fn points(calls: &[Call], wanted: impl Fn(&Call) -> bool) -> Vec<Poin
         nth: call.nth,
     });
     points.collect()
+}
+
+/// Every thread of it.
+fn is_traced(process: &str) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let mut statuses = threads.map(|thread| {
+        let status = thread.unwrap().path().join("status");
+        std::fs::read_to_string(status).unwrap_or_default()
+    });
+    statuses.all(|status| !status.contains("TracerPid:\t0\n"))
 }
 
 /// Whether it is about a file below one of `roots`.

@@ -1,0 +1,132 @@
+//! `kill -9` of a renewal that tells a server and has it proven, at every call
+//! from the first one that publishes on: the server always shows a whole pair,
+//! and the next run finishes what was begun, with the same order.
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+
+use certs::certificate::Fingerprint;
+use certs::identifier::Identifier;
+use certs::record::Generation;
+use certs::tls::dialer::Dialer;
+
+use super::Tally;
+use crate::support::embedded::EmbeddedCa;
+use crate::support::oracle::Oracle;
+use crate::support::renewal::Renewal;
+use crate::support::strace::{Call, Point, Strace, is_about, points};
+use crate::support::{Nginx, run};
+use crate::targets::{NAME, issued, live, verify};
+
+struct Told {
+    /// First, as it is ended by a program that reads the pair below `ca`.
+    nginx: Nginx,
+    ca: EmbeddedCa,
+    oracle: Oracle,
+    strace: Strace,
+    tally: Tally,
+}
+
+impl Told {
+    fn start(strace: Strace) -> Option<Self> {
+        let ca = issued();
+        let told = Self {
+            oracle: Oracle::new(&ca.path(""), &[NAME]),
+            nginx: Nginx::start(&live(&ca))?,
+            ca,
+            strace,
+            tally: Tally::default(),
+        };
+        run(&mut told.renew(&["--force"]), 0);
+        Some(told)
+    }
+
+    fn renew(&self, more: &[&str]) -> Command {
+        let deploy = format!("--deploy=nginx:{}", self.nginx.pid_file.display());
+        let told = [NAME, &deploy, &verify(self.nginx.port)];
+        self.ca.issue(&[&told[..], more].concat())
+    }
+
+    fn points(&self) -> Vec<Point> {
+        let calls = self.strace.calls(&self.renew(&["--force"]));
+        let output = self.ca.path("out");
+        let makes = |call: &Call| is_about(call, &[&output]) && call.name.starts_with("mkdir");
+        let first = calls.iter().position(makes);
+        let points = points(&calls[first.unwrap()..], |_| true);
+        assert!(points.len() > 40, "{} points are too few", points.len());
+        points
+    }
+
+    /// The leaf that the server shows to whoever comes now.
+    fn shown(&self) -> Fingerprint {
+        let root = std::fs::read(self.ca.path("root.pem")).unwrap();
+        let (dialer, name) = (
+            Dialer::new(&root).unwrap(),
+            Identifier::parse(NAME).unwrap(),
+        );
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().unwrap();
+        let address = (Ipv4Addr::LOCALHOST, self.nginx.port).into();
+        let shown = runtime.block_on(dialer.connect(address, &name));
+        shown.unwrap().1
+    }
+
+    fn survives(&mut self, point: &Point) {
+        let case = format!("killed at {point:?}");
+        let live = || self.oracle.live().unwrap().unwrap().facts.fingerprint;
+        let before = live();
+        let mut renewal = Renewal::begin(&self.ca, &[NAME], case.clone());
+        // Alone: of the programs that it runs, none is killed in its place.
+        let mut killing = self.strace.killing(&self.renew(&["--force"]), point);
+        let output = killing.output().unwrap();
+        if output.status.success() {
+            self.tally.ended += 1;
+        } else {
+            assert_eq!(output.status.code(), None, "{case}: {output:?}");
+            self.tally.kills += 1;
+            renewal.is_whole();
+            let shown = self.shown();
+            assert!(shown == before || shown == live(), "{case}: {shown:?}");
+        }
+        let orders = renewal.ends_well_by(|_| run(&mut self.renew(&[]), 0));
+        self.tally.add(orders);
+        self.is_proven(&case);
+    }
+
+    /// Told and seen, by the record and by ourselves.
+    fn is_proven(&self, case: &str) {
+        let pair = self.oracle.live().unwrap().unwrap();
+        assert_eq!(self.shown(), pair.facts.fingerprint, "{case}");
+        let record = self.oracle.record().unwrap().unwrap();
+        let served = record.served.into_values().map(|served| served.generation);
+        let (told, seen) = (record.deployed.into_values(), served.collect::<Vec<_>>());
+        let told: Vec<_> = told.collect();
+        assert!(!told.is_empty() && !seen.is_empty(), "{case}");
+        let newest = |one: &Generation| *one == pair.generation;
+        assert!(
+            told.iter().chain(&seen).all(newest),
+            "{case}: {told:?}, {seen:?}"
+        );
+    }
+}
+
+fn handovers(what: &str, stride: usize) {
+    let Some(mut told) = Strace::find_seeing(what).and_then(Told::start) else {
+        return;
+    };
+    for point in told.points().iter().step_by(stride) {
+        told.survives(point);
+    }
+    told.tally.tell(what);
+}
+
+#[test]
+fn killed_while_it_hands_over_the_server_has_a_whole_pair_and_the_next_run_proves_it() {
+    handovers("kill points of a hand-over", 4);
+}
+
+#[test]
+#[ignore = "each call of a hand-over takes minutes"]
+fn killed_at_every_call_of_a_hand_over() {
+    handovers("every kill point of a hand-over", 1);
+}

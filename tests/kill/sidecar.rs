@@ -1,0 +1,156 @@
+//! `kill -9` of `certs run`, from its start until it is ready: started again it
+//! is ready unaided, with the same order. What it is asked to do is a first
+//! issuance, or a renewal, as it was told another CA.
+
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::Tally;
+use crate::support::embedded::EmbeddedCa;
+use crate::support::oracle::{Oracle, Pair};
+use crate::support::renewal::Renewal;
+use crate::support::sidecar::{Sidecar, configured};
+use crate::support::strace::{Point, Strace, is_about, points};
+use crate::support::{free_port, until_within};
+
+const NAMES: [&str; 2] = ["example.com", "www.example.com"];
+const MINUTE: Duration = Duration::from_secs(60);
+
+struct Kept {
+    ca: EmbeddedCa,
+    /// The same for every run: one of its own each might be another test's.
+    admin: u16,
+    oracle: Oracle,
+    strace: Strace,
+    /// Which of the two URLs of the one CA it is told.
+    other: bool,
+    tally: Tally,
+}
+
+impl Kept {
+    fn start(strace: Strace) -> Self {
+        let ca = EmbeddedCa::start();
+        Self {
+            oracle: Oracle::new(&ca.path(""), &NAMES),
+            ca,
+            admin: free_port(),
+            strace,
+            other: false,
+            tally: Tally::default(),
+        }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = configured(&self.ca, &NAMES, self.admin);
+        if self.other {
+            let other = format!("{}?other", self.ca.server.directory_url());
+            command.env("CERTS_CA", other);
+        }
+        command
+    }
+
+    /// Whether another certificate than `before` is live and all agrees. It asks
+    /// no sidecar: each answer would be a call of its own.
+    fn is_done(&self, before: Option<&Pair>) -> bool {
+        let settled = self.oracle.settled();
+        settled.is_ok_and(|pair| Some(&pair) != before)
+    }
+
+    /// From the first call that has to do with our files on.
+    fn points(&self) -> Vec<Point> {
+        let (file, before) = (self.ca.path("trace"), self.oracle.live().unwrap());
+        let command = self.command();
+        let mut traced = self.strace.tracing(&command, &file);
+        let sidecar = Sidecar::start_as(&self.ca, &mut traced, self.admin);
+        until_within("a certificate", MINUTE, || self.is_done(before.as_ref()));
+        sidecar.stop();
+        let calls = Strace::traced(&file);
+        let data = self.ca.path("data");
+        let first = calls.iter().position(|call| is_about(call, &[&data]));
+        let points = points(&calls[first.unwrap_or(0)..], |_| true);
+        assert!(points.len() > 100, "{} points are too few", points.len());
+        points
+    }
+
+    fn survives(&mut self, point: &Point) {
+        let case = format!("killed at {point:?}");
+        let before = self.oracle.live().unwrap();
+        let mut renewal = Renewal::begin(&self.ca, &NAMES, case.clone());
+        let command = self.command();
+        let mut killing = self.strace.killing(&command, point);
+        let mut sidecar = Sidecar::start_as(&self.ca, &mut killing, self.admin);
+        let is_done = || sidecar.running.has_ended() || self.is_done(before.as_ref());
+        until_within(&case, MINUTE, is_done);
+        // It may well come to that point while it ends.
+        if !sidecar.running.has_ended() {
+            sidecar.running.signal(Signal::TERM);
+        }
+        match sidecar.running.exit_code() {
+            None => self.tally.kills += 1,
+            code => {
+                assert_eq!(code, Some(0), "{case}: {}", sidecar.log());
+                self.tally.ended += 1;
+            }
+        }
+        renewal.is_whole();
+        let orders = renewal.ends_well_by(|case| self.left_alone(case));
+        self.tally.add(orders);
+    }
+
+    /// Started again, it is ready without any help.
+    fn left_alone(&self, case: &str) -> String {
+        let mut command = self.command();
+        let sidecar = Sidecar::start_as(&self.ca, &mut command, self.admin);
+        until_within(case, 2 * MINUTE, || sidecar.readiness() == 200);
+        let told = sidecar.log();
+        sidecar.stop();
+        told
+    }
+}
+
+/// Each has the other URL of the CA than the one before it.
+fn renewals(what: &str, stride: usize) {
+    let Some(mut kept) = Strace::find_seeing(what).map(Kept::start) else {
+        return;
+    };
+    kept.left_alone("the first");
+    kept.other = true;
+    for point in kept.points().iter().step_by(stride) {
+        kept.other = !kept.other;
+        kept.survives(point);
+    }
+    kept.tally.tell(what);
+}
+
+/// Each in a directory without anything.
+fn first_issuances(what: &str, stride: usize) {
+    let Some(mut kept) = Strace::find_seeing(what).map(Kept::start) else {
+        return;
+    };
+    for point in kept.points().iter().step_by(stride) {
+        for directory in ["data", "out"] {
+            std::fs::remove_dir_all(kept.ca.path(directory)).unwrap();
+        }
+        kept.survives(point);
+    }
+    kept.tally.tell(what);
+}
+
+#[test]
+fn a_sidecar_that_is_killed_while_it_renews_renews_when_it_is_started_again() {
+    renewals("kill points of a sidecar that renews", 5);
+}
+
+#[test]
+fn a_sidecar_that_is_killed_while_it_starts_is_ready_when_it_is_started_again() {
+    first_issuances("kill points of a sidecar's first issuance", 5);
+}
+
+#[test]
+#[ignore = "each call of a sidecar takes minutes"]
+fn a_sidecar_is_killed_at_every_call() {
+    renewals("every kill point of a sidecar that renews", 1);
+    first_issuances("every kill point of a sidecar's first issuance", 1);
+}

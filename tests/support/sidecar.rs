@@ -1,0 +1,91 @@
+//! `certs run` with its log, as its owner configures it by variables alone.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::embedded::EmbeddedCa;
+use super::{Running, certs, free_port};
+
+pub(crate) struct Sidecar {
+    pub(crate) running: Running,
+    pub(crate) log: PathBuf,
+    admin: u16,
+}
+
+/// The command alone; `admin` is the port that is asked whether it is ready.
+pub(crate) fn configured(ca: &EmbeddedCa, names: &[&str], admin: u16) -> Command {
+    let mut command = certs(&ca.path(""));
+    command
+        .args(["run", "--agree-tos"])
+        .env("CERTS_CA", ca.server.directory_url())
+        .env("CERTS_DOMAINS", names.join(","))
+        .env("CERTS_CA_ROOT", ca.path("root.pem"))
+        .env("CERTS_HTTP_LISTEN", format!("127.0.0.1:{}", ca.http_port))
+        .env("CERTS_ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
+    command
+}
+
+impl Sidecar {
+    pub(crate) fn start(ca: &EmbeddedCa, names: &[&str]) -> Self {
+        let admin = free_port();
+        let mut command = configured(ca, names, admin);
+        Self::start_as(ca, &mut command, admin)
+    }
+
+    /// What [`configured`] gave, changed or under something else.
+    pub(crate) fn start_as(ca: &EmbeddedCa, command: &mut Command, admin: u16) -> Self {
+        let log = ca.path("run.log");
+        let log_file = std::fs::File::create(&log).unwrap();
+        Self {
+            running: Running::start_logging(command, Stdio::from(log_file)),
+            log,
+            admin,
+        }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// The status that `/readyz` gives; 0 when it does not.
+    pub(crate) fn readiness(&self) -> u16 {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin));
+        stream.map_or(0, |stream| status(&stream, "close"))
+    }
+
+    /// Ends it as a service manager does.
+    pub(crate) fn stop(mut self) {
+        self.running.signal(Signal::TERM);
+        assert_eq!(self.running.exit_code(), Some(0), "{}", self.log());
+    }
+
+    /// A connection that it has accepted, to ask it on when it accepts no other.
+    pub(crate) fn connection(&self) -> TcpStream {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin)).unwrap();
+        status(&stream, "keep-alive");
+        stream
+    }
+}
+
+/// The status of `/readyz` on `stream`; 0 when it ends without one.
+pub(crate) fn status(mut stream: &TcpStream, then: &str) -> u16 {
+    // No body follows the head, so that the connection can be used again.
+    let request = format!("HEAD /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: {then}\r\n\r\n");
+    // Who is not accepted waits, too.
+    stream
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    if stream.write_all(request.as_bytes()).is_err() {
+        return 0;
+    }
+    let head = BufReader::new(stream.take(4096)).lines();
+    let head = head.map_while(Result::ok);
+    let head: Vec<_> = head.take_while(|line| !line.is_empty()).collect();
+    let status = head.first().and_then(|line| line.get(9..12));
+    status.unwrap_or("0").parse().unwrap()
+}
