@@ -12,6 +12,7 @@ mod fallback;
 mod faults;
 mod handover;
 mod harden;
+mod hostile;
 mod house;
 mod import;
 mod install;
