@@ -5,6 +5,7 @@
 
 mod ca;
 mod calls;
+mod clocks;
 mod crash;
 mod demo;
 mod errno;

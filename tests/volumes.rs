@@ -97,14 +97,14 @@ fn a_full_or_read_only_volume_is_exit_8_and_healed_by_the_next_run() {
 }
 
 /// `certs run` with its log.
-struct Sidecar {
-    running: Running,
+pub(crate) struct Sidecar {
+    pub(crate) running: Running,
     log: PathBuf,
     admin: u16,
 }
 
 impl Sidecar {
-    fn start(ca: &EmbeddedCa) -> Self {
+    pub(crate) fn start(ca: &EmbeddedCa) -> Self {
         let (log, admin) = (ca.path("run.log"), free_port());
         let mut command = certs(&ca.path(""));
         let http = format!("127.0.0.1:{}", ca.http_port);
@@ -123,12 +123,12 @@ impl Sidecar {
         }
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
     /// The status that `/readyz` gives; 0 when it does not.
-    fn readiness(&self) -> u16 {
+    pub(crate) fn readiness(&self) -> u16 {
         let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin)) else {
             return 0;
         };

@@ -16,7 +16,7 @@ use axum::body::Body;
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use bytes::Bytes;
 use certs::random::{Random, SeededRandom};
-use http::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, DATE, LOCATION, RETRY_AFTER};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -163,6 +163,8 @@ struct Scripted {
     unfollowed: Option<String>,
     leaked: BTreeSet<Vec<u8>>,
     accounts: BTreeSet<String>,
+    /// Seconds from the right time to what the CA says it is.
+    ahead: i64,
     dice: SeededRandom,
 }
 
@@ -176,6 +178,7 @@ impl Default for Scripted {
             unfollowed: None,
             leaked: BTreeSet::new(),
             accounts: BTreeSet::new(),
+            ahead: 0,
             dice: SeededRandom::new(1),
         }
     }
@@ -203,6 +206,18 @@ impl Script {
     /// Nothing goes wrong from here on.
     pub(crate) fn clear(&self) {
         self.with(|scripted| scripted.rules.clear());
+    }
+
+    /// Every reply says that it is this many seconds later than it is.
+    pub(crate) fn set_ahead(&self, seconds: i64) {
+        self.with(|scripted| scripted.ahead = seconds);
+    }
+
+    /// What the CA says of the time; `None` where its server says it, rightly.
+    fn date(&self) -> Option<HeaderValue> {
+        let ahead = self.with(|scripted| scripted.ahead);
+        let shown = time::OffsetDateTime::now_utc() + time::Duration::seconds(ahead);
+        (ahead != 0).then(|| httpdate::fmt_http_date(shown.into()).parse().unwrap())
     }
 
     /// How many requests there were.
@@ -316,7 +331,14 @@ where
             script: self.script.clone(),
             endpoint,
         };
-        Box::pin(answer(ca, request.map(Body::new), fault))
+        let (script, request) = (self.script.clone(), request.map(Body::new));
+        Box::pin(async move {
+            let mut reply = answer(ca, request, fault).await?;
+            if let Some(date) = script.date() {
+                reply.headers_mut().insert(DATE, date);
+            }
+            Ok(reply)
+        })
     }
 }
 
