@@ -5,6 +5,7 @@
 
 mod ca;
 mod calls;
+mod clocks;
 mod crash;
 mod demo;
 mod errno;
@@ -12,6 +13,7 @@ mod fallback;
 mod faults;
 mod handover;
 mod harden;
+mod hostile;
 mod house;
 mod import;
 mod install;

@@ -239,7 +239,8 @@ async fn bundle(
     chain: &str,
 ) -> Result<Bundle, ManageError> {
     let names = &order.identifiers;
-    let now = skew::when_signed(issuer, &held.record, parts.clock.as_ref());
+    let begins = Facts::of_chain(chain).ok().map(|facts| facts.not_before);
+    let now = skew::when_signed(issuer, &held.record, parts.clock.as_ref(), begins);
     let checked = Bundle::new(order.key_pem.clone(), chain, names, now, Freshness::Issued);
     checked.map_err(|source| ManageError::Bundle {
         ca: order.ca.clone(),

@@ -165,11 +165,20 @@ pub(super) fn is_slight(error: &ManageError) -> bool {
     ours.since(*theirs) <= ALARM
 }
 
-/// When a certificate was signed, for judging its dates: by the CA's clock, where
-/// it is to be believed.
-pub(super) fn when_signed(issuer: &dyn Issuer, record: &Record, clock: &dyn Clock) -> Timestamp {
+/// When a certificate that is good from `begins` on was signed, for judging its dates:
+/// by the CA's clock, where it is to be believed.
+pub(super) fn when_signed(
+    issuer: &dyn Issuer,
+    record: &Record,
+    clock: &dyn Clock,
+    begins: Option<Timestamp>,
+) -> Timestamp {
     let ours = clock.wall();
     let theirs = issuer.dated().map_or(ours, |dated| dated.there(ours));
+    // What dates the replies is not what signs: a proxy in between, most likely.
+    if begins.is_some_and(|begins| theirs < begins && begins <= ours) {
+        return ours;
+    }
     if ours.since(theirs).max(theirs.since(ours)) <= BELIEVED {
         theirs
     } else {

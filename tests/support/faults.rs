@@ -1,6 +1,8 @@
 //! A script of what goes wrong with the embedded CA: a layer round its service
 //! that loses, delays, breaks and forges. The CA itself knows nothing of it.
 
+mod forge;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::fmt;
@@ -14,12 +16,9 @@ use axum::body::Body;
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use bytes::Bytes;
 use certs::random::{Random, SeededRandom};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, DATE, LOCATION, RETRY_AFTER};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use rcgen::{CertificateParams, Issuer, KeyPair, SubjectPublicKeyInfo};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use tower_service::Service;
 use x509_parser::prelude::FromDer;
@@ -98,6 +97,10 @@ pub(crate) enum Fault {
     Processing,
     /// Another chain than the right one.
     Chain(Chain),
+    /// The JSON value at this pointer is this one; `{}` is what was there.
+    Field(&'static str, String),
+    /// One more header, in the place of one that is there; `{}` is what was there.
+    Header(&'static str, String),
     /// The first key that a certificate is asked for is one that has leaked.
     LeakedKey,
     /// So is every other.
@@ -112,6 +115,8 @@ pub(crate) enum Chain {
     Expired,
     NoPem,
     WithoutIntermediate,
+    /// The right one, after words for a shell and for a terminal.
+    AfterWords,
 }
 
 impl Fault {
@@ -158,6 +163,8 @@ struct Scripted {
     unfollowed: Option<String>,
     leaked: BTreeSet<Vec<u8>>,
     accounts: BTreeSet<String>,
+    /// Seconds from the right time to what the CA says it is.
+    ahead: i64,
     dice: SeededRandom,
 }
 
@@ -171,6 +178,7 @@ impl Default for Scripted {
             unfollowed: None,
             leaked: BTreeSet::new(),
             accounts: BTreeSet::new(),
+            ahead: 0,
             dice: SeededRandom::new(1),
         }
     }
@@ -198,6 +206,18 @@ impl Script {
     /// Nothing goes wrong from here on.
     pub(crate) fn clear(&self) {
         self.with(|scripted| scripted.rules.clear());
+    }
+
+    /// Every reply says that it is this many seconds later than it is.
+    pub(crate) fn set_ahead(&self, seconds: i64) {
+        self.with(|scripted| scripted.ahead = seconds);
+    }
+
+    /// What the CA says of the time; `None` where its server says it, rightly.
+    fn date(&self) -> Option<HeaderValue> {
+        let ahead = self.with(|scripted| scripted.ahead);
+        let shown = time::OffsetDateTime::now_utc() + time::Duration::seconds(ahead);
+        (ahead != 0).then(|| httpdate::fmt_http_date(shown.into()).parse().unwrap())
     }
 
     /// How many requests there were.
@@ -311,7 +331,14 @@ where
             script: self.script.clone(),
             endpoint,
         };
-        Box::pin(answer(ca, request.map(Body::new), fault))
+        let (script, request) = (self.script.clone(), request.map(Body::new));
+        Box::pin(async move {
+            let mut reply = answer(ca, request, fault).await?;
+            if let Some(date) = script.date() {
+                reply.headers_mut().insert(DATE, date);
+            }
+            Ok(reply)
+        })
     }
 }
 
@@ -408,7 +435,7 @@ async fn answer(
     let reply = ca.ask(request).await;
     match fault {
         Fault::DropAfter => Err(Dropped),
-        fault => Ok(spoil(reply, &fault).await),
+        fault => Ok(forge::spoil(reply, &fault).await),
     }
 }
 
@@ -476,87 +503,6 @@ async fn bad_nonce(mut router: Router) -> Response<Body> {
     reply
 }
 
-async fn spoil(reply: Response<Body>, fault: &Fault) -> Response<Body> {
-    let (mut parts, body) = reply.into_parts();
-    let body = body.collect().await.unwrap().to_bytes();
-    parts.headers.remove(CONTENT_LENGTH);
-    let json = || serde_json::from_slice::<Value>(&body).unwrap_or_default();
-    let body = match fault {
-        Fault::NoNonce => {
-            parts.headers.remove("replay-nonce");
-            Body::from(body)
-        }
-        Fault::Truncated => {
-            let whole = body.len();
-            parts.headers.insert(CONTENT_LENGTH, whole.into());
-            Body::new(Cut(Some(body.slice(..whole / 2))))
-        }
-        Fault::Token(token) => Body::from(forge_challenges(json(), |challenges| {
-            for challenge in challenges {
-                challenge["token"] = token.as_str().into();
-            }
-        })),
-        Fault::UnknownChallenges => Body::from(forge_challenges(json(), |challenges| {
-            for challenge in challenges {
-                challenge["type"] = "telepathy-01".into();
-            }
-        })),
-        Fault::OneMoreChallenge => Body::from(forge_challenges(json(), |challenges| {
-            let strange = json!({"type": "telepathy-01", "status": "pending", "url": "https://a.example/", "thought": [1]});
-            challenges.insert(0, strange);
-        })),
-        Fault::Processing => {
-            let mut order = json();
-            order["status"] = "processing".into();
-            order.as_object_mut().unwrap().remove("certificate");
-            Body::from(order.to_string())
-        }
-        Fault::Chain(how) => Body::from(forge_chain(std::str::from_utf8(&body).unwrap(), *how)),
-        _ => Body::from(body),
-    };
-    Response::from_parts(parts, body)
-}
-
-fn forge_challenges(mut authorization: Value, forge: impl FnOnce(&mut Vec<Value>)) -> String {
-    if let Some(challenges) = authorization["challenges"].as_array_mut() {
-        forge(challenges);
-    }
-    authorization.to_string()
-}
-
-fn forge_chain(chain: &str, how: Chain) -> String {
-    let (leaf, issuers) = chain.split_at(chain[1..].find("-----BEGIN").unwrap() + 1);
-    let der = CertificateDer::from_pem_slice(leaf.as_bytes()).unwrap();
-    let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(&der).unwrap();
-    let key = SubjectPublicKeyInfo::from_der(parsed.public_key().raw).unwrap();
-    let ca_key = KeyPair::generate().unwrap();
-    let mut ca = CertificateParams::new(Vec::new()).unwrap();
-    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
-    let issuer = Issuer::new(ca, ca_key);
-    let mut params = CertificateParams::new(vec!["example.com".to_owned()]).unwrap();
-    let now = time::OffsetDateTime::from(std::time::UNIX_EPOCH)
-        + time::Duration::seconds(parsed.validity().not_before.timestamp());
-    match how {
-        Chain::Swapped => format!("{issuers}{leaf}"),
-        Chain::WithoutIntermediate => leaf.to_owned(),
-        Chain::NoPem => "-----BEGIN CERTIFICATE-----\nnot base64!\n".to_owned(),
-        Chain::OfAnotherKey => {
-            params.not_before = now;
-            params.not_after = now + time::Duration::days(90);
-            let other = KeyPair::generate().unwrap();
-            let leaf = params.signed_by(&other, &issuer).unwrap().pem();
-            format!("{leaf}{ca_pem}")
-        }
-        Chain::Expired => {
-            params.not_before = now - time::Duration::days(90);
-            params.not_after = now - time::Duration::days(1);
-            let leaf = params.signed_by(&key, &issuer).unwrap().pem();
-            format!("{leaf}{ca_pem}")
-        }
-    }
-}
-
 /// So many bytes of white space, which begin any JSON.
 struct Flood(u64);
 
@@ -575,23 +521,5 @@ impl http_body::Body for Flood {
         self.0 = self.0.saturating_sub(PIECE.len() as u64);
         let frame = http_body::Frame::data(Bytes::from_static(&PIECE));
         Poll::Ready(Some(Ok(frame)))
-    }
-}
-
-/// A part of a body, and then an error, which ends the connection.
-struct Cut(Option<Bytes>);
-
-impl http_body::Body for Cut {
-    type Data = Bytes;
-    type Error = Dropped;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Dropped>>> {
-        Poll::Ready(Some(match self.0.take() {
-            Some(part) => Ok(http_body::Frame::data(part)),
-            None => Err(Dropped),
-        }))
     }
 }

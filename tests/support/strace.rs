@@ -18,6 +18,10 @@ const HARMLESS: &str = "access,accept4,?arch_prctl,bind,brk,?clone,clone3,close,
     sched_getaffinity,sched_yield,set_robust_list,set_tid_address,setsockopt,shutdown,sigaltstack,\
     socket,socketpair,?stat,statx,sysinfo,timerfd_create,timerfd_settime,?time,uname";
 
+/// Calls that make a file, opening only with `O_CREAT`.
+const MAKES: &str = "?open,openat,?openat2,?creat,?mkdir,mkdirat,?rename,?renameat,renameat2,?link,\
+    linkat,?symlink,symlinkat,?mknod,mknodat";
+
 /// A call that came back, or that never did (`exit`, a kill).
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
@@ -124,6 +128,25 @@ impl Strace {
         options.extend(more);
         let output = self.under(command, &options).output().unwrap();
         (output, calls(&std::fs::read_to_string(&written).unwrap()))
+    }
+
+    /// Every program that one run starts, itself first, with the whole environment; and
+    /// every call that made a file.
+    pub(crate) fn programs(&self, command: &Command) -> (Output, Vec<Call>, Vec<Call>) {
+        let directory = tempfile::tempdir().unwrap();
+        let written = directory.path().join("trace");
+        let trace = format!("trace=execve,execveat,{MAKES}");
+        let whole = ["-v", "-y", "-s", "65536", "-e", &trace];
+        let options = [&["-o", written.to_str().unwrap()], &whole[..]].concat();
+        let output = self.under(command, &options).output().unwrap();
+        let calls = calls(&std::fs::read_to_string(&written).unwrap());
+        let (programs, mut others): (Vec<_>, Vec<_>) =
+            { calls.into_iter() }.partition(|call| call.name.starts_with("exec"));
+        others.retain(|call| {
+            let opens = call.name.starts_with("open");
+            call.returned.is_some() && (!opens || call.arguments.contains("O_CREAT"))
+        });
+        (output, programs, others)
     }
 
     /// One run that is killed when it is about to do `point`.

@@ -1,0 +1,109 @@
+//! Clocks that disagree, seen from outside: a CA whose replies show another time than
+//! this machine makes the sidecar alarm, and nothing else. It orders nothing, stays
+//! ready, and renews when a person asks for it.
+
+use serde_json::Value;
+
+use crate::support::embedded::EmbeddedCa;
+use crate::support::faults::Endpoint;
+use crate::support::sidecar::Sidecar;
+use crate::support::{certs, run, until};
+use crate::targets::{NAME, generation, issued};
+
+const HOUR: i64 = 3600;
+const DAY: i64 = 24 * HOUR;
+const TEN_YEARS: i64 = 3652 * DAY;
+
+/// As a sidecar finds it that was away for longer than the CA's last word holds: it
+/// asks at its start. Else nothing makes it ask for six hours.
+fn let_it_ask(ca: &EmbeddedCa) {
+    let file = ca.path("data/records").join(NAME).join("record.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let mut record: Value = serde_json::from_str(&text).unwrap();
+    let issued = &mut record["record"]["issued"];
+    let at = issued["at"].clone();
+    assert!(!at.is_null() && !issued["renewal"]["refresh_at"].is_null());
+    issued["renewal"]["refresh_at"] = at;
+    std::fs::write(&file, record.to_string()).unwrap();
+}
+
+/// What was told of the clock.
+fn alarms(log: &str) -> Vec<&str> {
+    let lines = log.lines();
+    lines.filter(|line| line.contains(" clock is ")).collect()
+}
+
+/// A sidecar that has heard the CA, whose clock is `ahead` of ours by so many seconds,
+/// and has looked again at what is due. It placed no order and is ready.
+fn heard(ca: &EmbeddedCa, ahead: i64) -> Sidecar {
+    ca.script.set_ahead(ahead);
+    let_it_ask(ca);
+    let counts = || [Endpoint::RenewalInfo, Endpoint::NewOrder].map(|of| ca.script.committed(of));
+    let [asked, orders] = counts();
+    let mut sidecar = Sidecar::start(ca, &[NAME]);
+    until("a reply", || counts()[0] > asked);
+    until("readiness", || {
+        assert_eq!(counts()[1], orders, "{ahead}: {}", sidecar.log());
+        sidecar.readiness() == 200
+    });
+    let told = run(certs(&ca.path("")).arg("renew"), 0);
+    assert!(told.contains("not due"), "{ahead}: {told}");
+    assert_eq!(counts()[1], orders, "{ahead}: {}", sidecar.log());
+    assert_eq!(sidecar.readiness(), 200, "{ahead}: {}", sidecar.log());
+    assert!(!sidecar.running.has_ended());
+    sidecar
+}
+
+#[test]
+fn a_ca_with_another_time_is_an_alarm_and_no_order() {
+    let ca = issued();
+    for ahead in [HOUR, DAY, TEN_YEARS] {
+        for (ahead, direction) in [(ahead, "behind"), (-ahead, "ahead of")] {
+            let sidecar = heard(&ca, ahead);
+            let log = sidecar.log();
+            let [alarm] = alarms(&log)[..] else {
+                panic!("not one alarm for {ahead} s: {log}");
+            };
+            // A reply shows whole seconds.
+            let minutes = [1, 0].map(|less| ahead.abs() / 60 - less);
+            let apart = minutes.map(|minutes| format!(" {minutes} minutes {direction} the CA's"));
+            assert!(apart.iter().any(|it| alarm.contains(it)), "{alarm}");
+            let fit = alarm.contains("ERROR") && alarm.contains("; hint: set it, best by NTP");
+            assert!(fit, "{alarm}");
+            // Not due is one thing, and a person's wish another.
+            let (orders, before) = (ca.script.committed(Endpoint::NewOrder), generation(&ca));
+            run(certs(&ca.path("")).args(["renew", "--force"]), 0);
+            assert_eq!(ca.script.committed(Endpoint::NewOrder), orders + 1);
+            assert_eq!(generation(&ca), before + 1);
+            assert_eq!(sidecar.readiness(), 200, "{ahead}: {}", sidecar.log());
+        }
+    }
+}
+
+#[test]
+fn a_time_that_is_off_by_little_alarms_nobody() {
+    let ca = issued();
+    for ahead in [0, 20, -20] {
+        let log = heard(&ca, ahead).log();
+        assert_eq!(alarms(&log), [""; 0], "{ahead} s");
+    }
+}
+
+#[test]
+fn a_time_that_is_not_the_one_that_signs_keeps_nobody_from_a_first_certificate() {
+    // A proxy before the CA dates its replies.
+    for ahead in [HOUR, -HOUR, DAY, -DAY, -TEN_YEARS] {
+        let ca = EmbeddedCa::start();
+        ca.script.set_ahead(ahead);
+        let told = run(&mut ca.issue(&[NAME]), 0);
+        assert_eq!(alarms(&told).len(), 1, "{ahead} s: {told}");
+        let told = run(&mut ca.issue(&[NAME]), 0);
+        assert!(told.contains("not due"), "{ahead} s: {told}");
+        assert_eq!(ca.script.count(Endpoint::NewOrder), 1, "{ahead} s");
+    } // So far ahead it may be ours that is behind, and what came be worth nothing.
+    let ca = EmbeddedCa::start();
+    ca.script.set_ahead(TEN_YEARS);
+    let told = run(&mut ca.issue(&[NAME]), 3);
+    assert_eq!(alarms(&told).len(), 1, "{told}");
+    assert!(told.contains("expired at"), "{told}");
+}

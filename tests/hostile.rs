@@ -1,0 +1,266 @@
+//! A CA that speaks to shells, terminals and paths in all that it may say: whatever
+//! comes of the order, nothing is run but what is configured, word for word, nothing
+//! is written anywhere else, and what is told steers no terminal.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::json;
+
+use crate::support::embedded::EmbeddedCa;
+use crate::support::faults::{Chain, Endpoint, Fault, Which};
+use crate::support::strace::{Strace, is_about};
+use crate::support::text;
+use crate::targets::{NAME, script};
+
+/// What the CA's words would make where anybody obeyed them.
+const MARKER: &str = "owned";
+/// A line of a log that nobody wrote.
+const FORGED: &str = "ERROR forged";
+
+/// What only a JSON value may hold.
+fn words(marker: &Path) -> String {
+    let marker = marker.display();
+    format!(
+        "$(touch {marker})`touch {marker}`; touch {marker} | sh\n\r{FORGED}\n\
+         \x1b[2J\x1b]0;owned\x07\u{9b}31m\u{202e} ../../../{MARKER} \0%s %n {{}}"
+    )
+}
+
+/// What a URL may hold, after the one that leads to the CA, which overlooks it.
+fn query(marker: &Path) -> String {
+    let marker = marker.display();
+    format!("{{}}?$(touch$IFS{marker});touch$IFS{marker};|sh;'../../../{MARKER}")
+}
+
+/// The same in a path, which the CA does not know.
+fn path(marker: &Path) -> String {
+    let marker = marker.display();
+    format!("{{}}/../../..$(touch$IFS{marker});touch$IFS{marker}/../../../{MARKER}")
+}
+
+const ENDPOINTS: [Endpoint; 9] = [
+    Endpoint::Directory,
+    Endpoint::NewAccount,
+    Endpoint::NewOrder,
+    Endpoint::Authorization,
+    Endpoint::Challenge,
+    Endpoint::Order,
+    Endpoint::Finalize,
+    Endpoint::Certificate,
+    Endpoint::RenewalInfo,
+];
+
+/// Each place in a reply where a CA puts a URL.
+const URLS: [(Endpoint, &str); 11] = [
+    (Endpoint::Directory, "/newNonce"),
+    (Endpoint::Directory, "/newAccount"),
+    (Endpoint::Directory, "/newOrder"),
+    (Endpoint::Directory, "/renewalInfo"),
+    (Endpoint::NewOrder, "/authorizations/0"),
+    (Endpoint::NewOrder, "/finalize"),
+    (Endpoint::Authorization, "/challenges/0/url"),
+    (Endpoint::Order, "/finalize"),
+    (Endpoint::Order, "/certificate"),
+    (Endpoint::Finalize, "/finalize"),
+    (Endpoint::Finalize, "/certificate"),
+];
+
+/// And where it puts a word.
+const WORDS: [(Endpoint, &str); 13] = [
+    (Endpoint::Directory, "/meta/termsOfService"),
+    (Endpoint::Directory, "/meta/website"),
+    (Endpoint::Directory, "/newOrder"),
+    (Endpoint::NewAccount, "/status"),
+    (Endpoint::NewOrder, "/status"),
+    (Endpoint::NewOrder, "/identifiers/0/value"),
+    (Endpoint::NewOrder, "/authorizations/0"),
+    (Endpoint::Authorization, "/identifier/value"),
+    (Endpoint::Authorization, "/challenges/0/token"),
+    (Endpoint::Authorization, "/challenges/0/url"),
+    (Endpoint::Order, "/certificate"),
+    (Endpoint::RenewalInfo, "/explanationURL"),
+    (Endpoint::RenewalInfo, "/suggestedWindow/start"),
+];
+
+/// A place to issue in, with the hook that may be run.
+struct Place<'a> {
+    ca: &'a EmbeddedCa,
+    directory: PathBuf,
+    hook: Vec<String>,
+}
+
+impl<'a> Place<'a> {
+    fn new(ca: &'a EmbeddedCa, case: usize) -> Self {
+        let directory = ca.path(&format!("case{case}"));
+        std::fs::create_dir(&directory).unwrap();
+        let program = directory.join("hook");
+        // With what the shell has itself: no other program.
+        script(&program, "echo \"$@\" >\"$0.seen\"");
+        let more = ["--renewed", "$(touch owned)", "a b"];
+        let hook = [&[program.to_str().unwrap()], &more[..]].concat();
+        let hook: Vec<_> = hook.into_iter().map(str::to_owned).collect();
+        let config = format!("[deploy.hook]\nkind = 'exec'\ncommand = {hook:?}\n");
+        std::fs::write(directory.join("certs.toml"), config).unwrap();
+        Self {
+            ca,
+            directory,
+            hook,
+        }
+    }
+
+    fn issue(&self, with_hook: bool) -> Command {
+        let mut issue = self.ca.issue_below(&self.directory, &[NAME, "-v", "-v"]);
+        if with_hook {
+            issue.env("CERTS_CONFIG", self.directory.join("certs.toml"));
+        }
+        issue
+    }
+
+    /// The hook's call: its own words, and no environment but the one that it is promised.
+    fn call(&self) -> String {
+        let quoted = |text: &String| format!("\"{text}\"");
+        let words: Vec<_> = self.hook.iter().map(quoted).collect();
+        let live = self.directory.join("out/live").join(NAME);
+        format!(
+            "{}, [{}], [\"RENEWED_DOMAINS={NAME}\", \"RENEWED_LINEAGE={}\"]",
+            words[0],
+            words.join(", "),
+            live.display()
+        )
+    }
+}
+
+/// Nothing of what it says steers a terminal or passes for a line of ours.
+fn is_harmless(case: &str, output: &Output) {
+    let told = text(output);
+    let steers = |letter: char| {
+        letter.is_control() && letter != '\n' || ('\u{202a}'..='\u{2069}').contains(&letter)
+    };
+    assert!(!told.contains(steers), "{case}: {told:?}");
+    let forged = told.lines().any(|line| line.starts_with(FORGED));
+    assert!(!forged, "{case}: {told}");
+}
+
+/// Issues with those faults under strace; the hook was run if it came to a certificate
+/// and `with_hook`, and nothing else was. Returns the exit code.
+fn tries(place: &Place<'_>, strace: &Strace, faults: &[(Endpoint, Fault)], with_hook: bool) -> i32 {
+    let case: String = format!("{faults:?}").chars().take(200).collect();
+    for (endpoint, fault) in faults {
+        place.ca.script.add(*endpoint, Which::Every, fault.clone());
+    }
+    let command = place.issue(with_hook);
+    let (output, calls, made) = strace.programs(&command);
+    place.ca.script.clear();
+    let told = text(&output);
+    let code = output.status.code().unwrap();
+    let issued = code == 0;
+    assert!([0, 3, 4, 5, 6].contains(&code), "{case}: {code}: {told}");
+    is_harmless(&case, &output);
+    let itself = format!("\"{}\", [", command.get_program().display());
+    assert!(calls[0].arguments.starts_with(&itself), "{case}: {calls:?}");
+    let more: Vec<_> = calls[1..].iter().map(|call| &call.arguments).collect();
+    let wanted = Vec::from_iter((issued && with_hook).then(|| place.call()));
+    assert_eq!(more, wanted.iter().collect::<Vec<_>>(), "{case}: {told}");
+    // One that is not there yet is made under another name.
+    let own = ["data", "out", ".out.new-"];
+    let mut allowed: Vec<_> = own.map(|name| place.directory.join(name)).into();
+    if issued && with_hook {
+        allowed.push(place.directory.join("hook.seen"));
+    }
+    let allowed: Vec<_> = allowed.iter().map(PathBuf::as_path).collect();
+    assert!(!made.is_empty(), "{case}: no call was seen");
+    for call in made {
+        // Where `live` leads is the only path that goes up.
+        let rest = call
+            .arguments
+            .replacen("../archive/example.com/0001", "", 1);
+        let inside = is_about(&call, &allowed) && !rest.contains("..");
+        assert!(inside, "{case}: {call:?}");
+    }
+    assert!(!place.ca.path(MARKER).exists(), "{case}: {told}");
+    code
+}
+
+/// A problem document that says it all in those words.
+fn problem(kind: &str, words: &str) -> Fault {
+    let body = json!({
+        "type": format!("urn:ietf:params:acme:error:{kind}"), "detail": words, "title": words,
+        "instance": words, "status": 403,
+        "subproblems": [{"type": words, "detail": words, "identifier": {"type": "dns", "value": words}}],
+    });
+    Fault::Reply(403, "application/problem+json", body.to_string(), None)
+}
+
+/// Each has one fault.
+fn cases(marker: &Path) -> Vec<(Endpoint, Fault)> {
+    let (words, query, path) = (words(marker), query(marker), path(marker));
+    let problems = ENDPOINTS.iter().flat_map(|endpoint| {
+        let kinds = ["unauthorized", &words].map(|kind| problem(kind, &words));
+        kinds.map(|problem| (*endpoint, problem))
+    });
+    let urls = URLS.iter().flat_map(|(endpoint, field)| {
+        [&query, &path].map(|url| (*endpoint, Fault::Field(field, url.clone())))
+    });
+    let said = WORDS.iter();
+    let said = said.map(|(endpoint, field)| (*endpoint, Fault::Field(field, words.clone())));
+    let headers = [
+        (Endpoint::NewAccount, "location", &query),
+        (Endpoint::NewAccount, "location", &path),
+        (Endpoint::NewOrder, "location", &query),
+        (Endpoint::NewOrder, "location", &path),
+        (Endpoint::NewNonce, "replay-nonce", &path),
+        (Endpoint::Order, "retry-after", &path),
+        (Endpoint::Directory, "date", &path),
+        (Endpoint::Certificate, "content-type", &path),
+    ];
+    let headers = headers.map(|(of, name, value)| (of, Fault::Header(name, value.clone())));
+    let chain = (Endpoint::Certificate, Fault::Chain(Chain::AfterWords));
+    let all = problems.chain(urls).chain(said).chain(headers);
+    all.chain([chain]).collect()
+}
+
+#[test]
+fn whatever_a_ca_says_nothing_runs_but_the_hook_and_nothing_is_written_elsewhere() {
+    let Some(strace) = Strace::find_seeing("the programs that a hostile CA starts") else {
+        return;
+    };
+    let ca = EmbeddedCa::start();
+    let mut ends = Vec::new();
+    for (number, (endpoint, fault)) in cases(&ca.path(MARKER)).into_iter().enumerate() {
+        let place = Place::new(&ca, number);
+        let code = tries(&place, &strace, &[(endpoint, fault.clone())], true);
+        ends.push((endpoint, fault, code));
+        std::fs::remove_dir_all(&place.directory).unwrap();
+    }
+    let issued = ends.iter().filter(|(_, _, code)| *code == 0).count();
+    eprintln!("{} ways to say it, {issued} certificates", ends.len());
+}
+
+#[test]
+fn a_ca_that_is_obeyed_to_the_end_runs_the_hook_once_and_none_where_there_is_none() {
+    let Some(strace) = Strace::find_seeing("the hook after a hostile CA's order") else {
+        return;
+    };
+    let ca = EmbeddedCa::start();
+    let (words, query) = (words(&ca.path(MARKER)), query(&ca.path(MARKER)));
+    let url = |field| Fault::Field(field, query.clone());
+    let header = |name| Fault::Header(name, query.clone());
+    let faults = [
+        (Endpoint::Directory, url("/newOrder")),
+        (Endpoint::NewOrder, header("location")),
+        (Endpoint::Authorization, url("/challenges/0/url")),
+        (Endpoint::Challenge, header("retry-after")),
+        (Endpoint::Order, url("/finalize")),
+        (Endpoint::Finalize, url("/certificate")),
+        (Endpoint::Certificate, Fault::Chain(Chain::AfterWords)),
+        (
+            Endpoint::RenewalInfo,
+            Fault::Field("/explanationURL", words),
+        ),
+    ];
+    for (number, with_hook) in [true, false].into_iter().enumerate() {
+        let place = Place::new(&ca, number);
+        assert_eq!(tries(&place, &strace, &faults, with_hook), 0);
+    }
+}

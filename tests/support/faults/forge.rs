@@ -1,0 +1,146 @@
+//! Replies of the CA as a fault changes them.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::Response;
+use http::header::CONTENT_LENGTH;
+use http_body_util::BodyExt;
+use rcgen::{CertificateParams, Issuer, KeyPair, SubjectPublicKeyInfo};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use serde_json::{Value, json};
+use x509_parser::prelude::FromDer;
+
+use super::{Chain, Dropped, Fault};
+
+/// The reply as the fault has it.
+pub(super) async fn spoil(reply: Response<Body>, fault: &Fault) -> Response<Body> {
+    let (mut parts, body) = reply.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    parts.headers.remove(CONTENT_LENGTH);
+    let json = || serde_json::from_slice::<Value>(&body).unwrap_or_default();
+    let body = match fault {
+        Fault::NoNonce => {
+            parts.headers.remove("replay-nonce");
+            Body::from(body)
+        }
+        Fault::Truncated => {
+            let whole = body.len();
+            parts.headers.insert(CONTENT_LENGTH, whole.into());
+            Body::new(Cut(Some(body.slice(..whole / 2))))
+        }
+        Fault::Token(token) => Body::from(forge_challenges(json(), |challenges| {
+            for challenge in challenges {
+                challenge["token"] = token.as_str().into();
+            }
+        })),
+        Fault::UnknownChallenges => Body::from(forge_challenges(json(), |challenges| {
+            for challenge in challenges {
+                challenge["type"] = "telepathy-01".into();
+            }
+        })),
+        Fault::OneMoreChallenge => Body::from(forge_challenges(json(), |challenges| {
+            let strange = json!({"type": "telepathy-01", "status": "pending", "url": "https://a.example/", "thought": [1]});
+            challenges.insert(0, strange);
+        })),
+        Fault::Processing => {
+            let mut order = json();
+            order["status"] = "processing".into();
+            order.as_object_mut().unwrap().remove("certificate");
+            Body::from(order.to_string())
+        }
+        Fault::Field(pointer, value) => {
+            let mut document = json();
+            set(&mut document, pointer, value);
+            Body::from(document.to_string())
+        }
+        Fault::Header(name, value) => {
+            let was = parts.headers.get(*name).map(|was| was.to_str().unwrap());
+            let value = value.replace("{}", was.unwrap_or_default());
+            parts.headers.insert(*name, value.parse().unwrap());
+            Body::from(body)
+        }
+        Fault::Chain(how) => Body::from(forge_chain(std::str::from_utf8(&body).unwrap(), *how)),
+        _ => Body::from(body),
+    };
+    Response::from_parts(parts, body)
+}
+
+/// Puts `value` where `pointer` leads, also where nothing is there yet.
+fn set(document: &mut Value, pointer: &str, value: &str) {
+    let (parent, name) = pointer.rsplit_once('/').unwrap();
+    let Some(parent) = document.pointer_mut(parent) else {
+        return;
+    };
+    let place = match parent {
+        Value::Array(items) => items.get_mut(name.parse::<usize>().unwrap()),
+        Value::Object(fields) => Some(fields.entry(name).or_insert(Value::Null)),
+        _ => None,
+    };
+    if let Some(place) = place {
+        let was = place.as_str().unwrap_or_default();
+        *place = value.replace("{}", was).into();
+    }
+}
+
+fn forge_challenges(mut authorization: Value, forge: impl FnOnce(&mut Vec<Value>)) -> String {
+    if let Some(challenges) = authorization["challenges"].as_array_mut() {
+        forge(challenges);
+    }
+    authorization.to_string()
+}
+
+fn forge_chain(chain: &str, how: Chain) -> String {
+    let (leaf, issuers) = chain.split_at(chain[1..].find("-----BEGIN").unwrap() + 1);
+    let der = CertificateDer::from_pem_slice(leaf.as_bytes()).unwrap();
+    let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(&der).unwrap();
+    let key = SubjectPublicKeyInfo::from_der(parsed.public_key().raw).unwrap();
+    let ca_key = KeyPair::generate().unwrap();
+    let mut ca = CertificateParams::new(Vec::new()).unwrap();
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
+    let issuer = Issuer::new(ca, ca_key);
+    let mut params = CertificateParams::new(vec!["example.com".to_owned()]).unwrap();
+    let now = time::OffsetDateTime::from(std::time::UNIX_EPOCH)
+        + time::Duration::seconds(parsed.validity().not_before.timestamp());
+    match how {
+        Chain::Swapped => format!("{issuers}{leaf}"),
+        Chain::AfterWords => format!("subject=$(id) `id`; \x1b[2J\n{chain}"),
+        Chain::WithoutIntermediate => leaf.to_owned(),
+        Chain::NoPem => "-----BEGIN CERTIFICATE-----\nnot base64!\n".to_owned(),
+        Chain::OfAnotherKey => {
+            params.not_before = now;
+            params.not_after = now + time::Duration::days(90);
+            let other = KeyPair::generate().unwrap();
+            let leaf = params.signed_by(&other, &issuer).unwrap().pem();
+            format!("{leaf}{ca_pem}")
+        }
+        Chain::Expired => {
+            params.not_before = now - time::Duration::days(90);
+            params.not_after = now - time::Duration::days(1);
+            let leaf = params.signed_by(&key, &issuer).unwrap().pem();
+            format!("{leaf}{ca_pem}")
+        }
+    }
+}
+
+/// A part of a body, and then an error, which ends the connection.
+struct Cut(Option<Bytes>);
+
+impl http_body::Body for Cut {
+    type Data = Bytes;
+    type Error = Dropped;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Dropped>>> {
+        Poll::Ready(Some(match self.0.take() {
+            Some(part) => Ok(http_body::Frame::data(part)),
+            None => Err(Dropped),
+        }))
+    }
+}
