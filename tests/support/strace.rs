@@ -136,7 +136,7 @@ impl Strace {
         let directory = tempfile::tempdir().unwrap();
         let written = directory.path().join("trace");
         let trace = format!("trace=execve,execveat,{MAKES}");
-        let whole = ["-v", "-y", "-s", "65536", "-e", &trace];
+        let whole = ["-f", "-qq", "-v", "-y", "-s", "65536", "-e", &trace];
         let options = [&["-o", written.to_str().unwrap()], &whole[..]].concat();
         let output = self.under(command, &options).output().unwrap();
         let calls = calls(&std::fs::read_to_string(&written).unwrap());
