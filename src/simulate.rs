@@ -144,6 +144,14 @@ impl Score {
             let (reloads, most) = (self.reloads, self.reloads_at_most);
             broken.push(format!("{reloads} reloads, and {most} are allowed"));
         }
+        // One asks for all every few minutes; who knows nothing of the others, or has
+        // another time, asks for itself.
+        let knocks = self.requests_a_minute_while_down;
+        if knocks > self.nodes as u64 + 3 {
+            broken.push(format!(
+                "a CA that was down was asked {knocks} times a minute"
+            ));
+        }
         for (name, took) in &self.recovery_seconds {
             let scenario = name.parse::<Scenario>();
             let within = scenario.map_or(0, |scenario| self.allowed(scenario).as_secs());

@@ -130,6 +130,9 @@ fn failing(what: &str, also: &str, stride: usize, every_error: bool) {
         missed * 10 <= codes.values().sum(),
         "missed the files too often: {codes:?}"
     );
+    // Most of what fails is noticed: else nothing was injected.
+    let noticed = codes.get(&8).copied().unwrap_or_default();
+    assert!(noticed * 2 > codes.values().sum(), "{what}: {codes:?}");
     // Once the fault is over the URL is stored with the failure.
     assert!(!also.is_empty() || second_orders == 0, "{second_orders}");
     eprintln!("{what}: exit codes {codes:?}, {second_orders} orders placed again");

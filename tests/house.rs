@@ -606,3 +606,20 @@ fn modules_declared_for_tests_alone_are_known() {
     let modules = modules_for_tests(&Source::new("acme.rs", declared));
     assert_eq!(modules, ["acme/fake"]);
 }
+
+/// What the README says of the mutants, held against those there are: each names the
+/// tests that catch it.
+#[test]
+fn the_mutants_are_as_many_as_the_readme_says_and_each_names_its_tests() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mutants = std::fs::read_dir(root.join("tests/mutants")).unwrap();
+    let mutants: Vec<String> = mutants
+        .map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap())
+        .collect();
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let told = format!("`tests/mutate`: {} ways", mutants.len());
+    assert!(readme.contains(&told), "the README does not say: {told}");
+    for mutant in mutants {
+        assert!(mutant.contains("\ncaught by: cargo test --"), "{mutant}");
+    }
+}

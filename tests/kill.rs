@@ -140,7 +140,7 @@ fn again_and_again(strace: Strace, renewals: u32) -> Tally {
 fn killed_at_any_call_of_a_renewal_one_whole_pair_is_live_and_the_next_run_finishes() {
     let what = "kill points of a renewal";
     if let Some(strace) = Strace::find(what) {
-        eprintln!("{what}: {:?}", renewals(strace, 1));
+        renewals(strace, 1).tell(what);
     }
 }
 
@@ -148,7 +148,7 @@ fn killed_at_any_call_of_a_renewal_one_whole_pair_is_live_and_the_next_run_finis
 fn killed_in_a_first_issuance_the_next_run_finishes() {
     let what = "kill points of a first issuance";
     if let Some(strace) = Strace::find(what) {
-        eprintln!("{what}: {:?}", first_issuances(strace, 5));
+        first_issuances(strace, 5).tell(what);
     }
 }
 
@@ -156,7 +156,7 @@ fn killed_in_a_first_issuance_the_next_run_finishes() {
 fn killed_again_and_again_the_last_run_finishes() {
     let what = "kill after kill";
     if let Some(strace) = Strace::find(what) {
-        eprintln!("{what}: {:?}", again_and_again(strace, 25));
+        again_and_again(strace, 25).tell(what);
     }
 }
 

@@ -210,8 +210,13 @@ fn table(rows: &[Value]) {
         if let Some(left) = budget(row) {
             say(format_args!("  left: {left}"));
         }
+        let answers = row["outage"]["answered"] == true;
+        let orders = match answers {
+            true => "answers, but has issued nothing",
+            false => "has not answered",
+        };
         for (which, what) in [
-            ("outage", "has not answered"),
+            ("outage", orders),
             ("windowless", "has not told its renewal windows"),
         ] {
             let outage = &row[which];

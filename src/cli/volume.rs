@@ -53,7 +53,10 @@ fn judge(mounts: &str, contained: bool, path: &Path) -> Option<&'static str> {
 /// new container another one.
 fn is_nameless(root: &str) -> bool {
     let volume = root.strip_suffix("/_data").unwrap_or(root);
-    let name = volume.rsplit('/').next().unwrap_or_default();
+    // A container's own file system has such a name, too.
+    let Some((_, name)) = volume.rsplit_once("/volumes/") else {
+        return false;
+    };
     name.len() == 64 && name.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
 
@@ -119,6 +122,11 @@ mod tests {
         }
         let machine = "1 0 8:1 / / rw - ext4 /dev/sda1 rw";
         assert_eq!(judge(machine, true, Path::new(DATA)), None);
+        let subvolume = format!(
+            "1 0 0:60 /docker/btrfs/subvolumes/{} / rw - btrfs /dev/sda1 rw",
+            "ab".repeat(32)
+        );
+        assert_eq!(judge(&subvolume, true, Path::new(DATA)), None);
         let router = "1 0 0:50 / / rw - overlay overlayfs:/overlay rw,upperdir=/overlay/upper";
         assert_eq!(judge(router, false, Path::new(DATA)), None);
         assert_eq!(judge("what is this", true, Path::new(DATA)), None);

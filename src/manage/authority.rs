@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 pub use self::outage::Probed;
 pub(super) use self::outage::{Work, answers, is_silent, reach, reach_windows, tells_windows};
+use super::order::is_silence;
 use super::skew;
 use super::{ManageError, Outcome, Parts};
 use crate::acme::{AcmeError, Cause, Issuer};
@@ -130,11 +131,25 @@ pub(super) async fn spend(
         // Where there is nothing to count it need not be asked for the time.
         return Ok(order.counts_as(ca, ours));
     }
-    let now = match issuer.time(skew::NEWEST).await? {
-        Some(dated) => dated.there(parts.clock.wall()),
-        None => ours,
+    let heard = issuer.time(skew::NEWEST).await.map_err(ManageError::from);
+    let now = match &heard {
+        Ok(Some(dated)) => dated.there(parts.clock.wall()),
+        Ok(None) | Err(_) => ours,
     };
-    let spent = change(parts, ca, |authority| order.spend(authority, ca, now)).await?;
+    let spent = change(parts, ca, |authority| match &heard {
+        Ok(_) => order.spend(authority, ca, now),
+        // Nobody would take it: what is refused anyhow is refused all the same.
+        Err(_) => order.spend(&mut authority.clone(), ca, now),
+    });
+    let spent = spent.await?;
+    if let Err(error) = heard {
+        if spent.is_ok() {
+            return Err(error);
+        }
+        if is_silence(&error) {
+            is_silent(parts, ca, Work::Orders, &error.to_string()).await;
+        }
+    }
     spent.map_err(|refusal| {
         // The time to wait is the same by either clock.
         let until = ours + refusal.until.since(now);

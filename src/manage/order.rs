@@ -148,11 +148,11 @@ pub(super) async fn order(
         authority::answers(parts, place.ca).await;
     }
     match ended {
-        Ok(bundle) => {
+        Ok((bundle, signed)) => {
             let there = skew::there(place.issuer, parts.clock.as_ref()).await;
             let sent = held.record.order.as_ref();
             authority::settle_issued(parts, &pending, sent, there).await;
-            settle(parts, &place, held, &bundle, urge, there).await?;
+            settle(parts, &place, held, &bundle, urge, signed).await?;
             parts.known.accept(&wanted.lineage, &bundle);
             refresh(parts, certificate, held).await
         }
@@ -180,13 +180,13 @@ async fn give_up_elsewhere(parts: &Parts, held: &mut Held, ca: &str) -> Result<(
     Ok(())
 }
 
-/// Takes `order` to a certificate that was checked.
+/// Takes `order` to a certificate that was checked, and says when it was signed.
 async fn send(
     parts: &Parts,
     place: &Place<'_>,
     held: &mut Held,
     order: &PendingOrder,
-) -> Result<Bundle, ManageError> {
+) -> Result<(Bundle, Timestamp), ManageError> {
     let mut journal = RecordJournal::new(parts, held, place.ca);
     let answered = place.issuer.issue(order.clone(), &mut journal).await;
     let chain = answered.map_err(own_refusal)?;
@@ -237,11 +237,18 @@ async fn bundle(
     held: &Held,
     order: &PendingOrder,
     chain: &str,
-) -> Result<Bundle, ManageError> {
+) -> Result<(Bundle, Timestamp), ManageError> {
     let names = &order.identifiers;
-    let begins = Facts::of_chain(chain).ok().map(|facts| facts.not_before);
-    let now = skew::when_signed(issuer, &held.record, parts.clock.as_ref(), begins);
-    let checked = Bundle::new(order.key_pem.clone(), chain, names, now, Freshness::Issued);
+    let facts = Facts::of_chain(chain).ok();
+    let signed = skew::when_signed(issuer, &held.record, parts.clock.as_ref(), facts.as_ref());
+    let checked = Bundle::new(
+        order.key_pem.clone(),
+        chain,
+        names,
+        signed,
+        Freshness::Issued,
+    );
+    let checked = checked.map(|bundle| (bundle, signed));
     checked.map_err(|source| ManageError::Bundle {
         ca: order.ca.clone(),
         source,
@@ -318,8 +325,8 @@ async fn kept_key(
     Ok(stored.map(|(key, _)| key))
 }
 
-/// Stores it, at `now` by the CA's clock: by one that is ahead it could not be
-/// renewed before its end.
+/// Stores it, at `now`, the instant that its dates were found good at: by a clock that
+/// is ahead it could not be renewed before its end.
 async fn settle(
     parts: &Parts,
     place: &Place<'_>,

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 
 use super::{Certificate, ManageError, Parts};
 use crate::acme::Issuer;
+use crate::certificate::Facts;
 use crate::record::Record;
 use crate::renew::skew::{Evidence, decided_at, is_due_at};
 use crate::time::{Clock, Timestamp};
@@ -165,26 +166,46 @@ pub(super) fn is_slight(error: &ManageError) -> bool {
     ours.since(*theirs) <= ALARM
 }
 
-/// When a certificate that is good from `begins` on was signed, for judging its dates:
-/// by the CA's clock, where it is to be believed.
+/// When a new certificate with these `facts` was signed, for judging its dates and dating
+/// what comes of it: by the CA's clock, but where ours alone fits the day that it begins
+/// on. What dates the replies is not what signs; a proxy in between may be wrong.
 pub(super) fn when_signed(
     issuer: &dyn Issuer,
     record: &Record,
     clock: &dyn Clock,
-    begins: Option<Timestamp>,
+    facts: Option<&Facts>,
 ) -> Timestamp {
     let ours = clock.wall();
     let theirs = issuer.dated().map_or(ours, |dated| dated.there(ours));
-    // What dates the replies is not what signs: a proxy in between, most likely.
-    if begins.is_some_and(|begins| theirs < begins && begins <= ours) {
-        return ours;
+    signed_at(ours, theirs, Evidence::of(record), facts)
+}
+
+fn signed_at(
+    ours: Timestamp,
+    theirs: Timestamp,
+    evidence: Option<Evidence>,
+    facts: Option<&Facts>,
+) -> Timestamp {
+    match facts.map(|facts| [theirs, ours].map(|clock| may_have_signed(clock, facts))) {
+        Some([true, _]) => return theirs,
+        Some([false, true]) => return ours,
+        _ => {}
     }
     if ours.since(theirs).max(theirs.since(ours)) <= BELIEVED {
         theirs
     } else {
-        decided_at(Evidence::of(record), ours, theirs)
+        decided_at(evidence, ours, theirs)
     }
 }
+
+/// Whether somebody signed it a moment ago at `clock`. There are CAs that let all of a day
+/// begin at its midnight.
+fn may_have_signed(clock: Timestamp, facts: &Facts) -> bool {
+    facts.not_before <= clock + ALARM && clock.since(facts.not_before) <= BACKDATED
+}
+
+/// How long before its signing a certificate of a sound CA begins at most.
+const BACKDATED: Duration = Duration::from_secs(25 * 3600);
 
 /// What is believed of a CA's clock without any further sign.
 const BELIEVED: Duration = Duration::from_secs(2 * 86_400);
@@ -192,6 +213,55 @@ const BELIEVED: Duration = Duration::from_secs(2 * 86_400);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::certificate::Fingerprint;
+
+    /// Of 90 days, from `begins` on.
+    fn facts(begins: Timestamp) -> Facts {
+        Facts {
+            identifiers: Default::default(),
+            not_before: begins,
+            not_after: begins + Duration::from_secs(90 * 86_400),
+            fingerprint: Fingerprint::of(b""),
+            renewal_id: None,
+        }
+    }
+
+    #[test]
+    fn of_two_clocks_the_one_that_fits_the_certificate_tells_when_it_was_signed() {
+        let now = Timestamp::from_seconds(1_800_000_000);
+        let hours = |n: u64| Duration::from_secs(3600 * n);
+        let evidence = Evidence {
+            not_before: now - hours(24 * 60),
+            stored: now - hours(24 * 60),
+        };
+        // As Let's Encrypt dates them, a CA's midnight, and a signer that is ahead a little.
+        for begins in [
+            now - hours(1),
+            now - hours(20),
+            now + Duration::from_secs(2),
+        ] {
+            let facts = facts(begins);
+            for evidence in [None, Some(evidence)] {
+                for wrong in [hours(24 * 3), hours(24 * 40), hours(24 * 3652)] {
+                    for wrong in [now + wrong, now - wrong] {
+                        let signed = [(wrong, now), (now, wrong)]
+                            .map(|(ours, theirs)| signed_at(ours, theirs, evidence, Some(&facts)));
+                        assert_eq!(signed, [now; 2], "{begins}: {wrong}: {evidence:?}");
+                    }
+                }
+            }
+        }
+        // An hour back, as usual, it was signed for five minutes: where ours is an hour
+        // behind, that is no longer life.
+        let short = Facts {
+            not_after: now + Duration::from_secs(300),
+            ..facts(now - hours(1))
+        };
+        assert_eq!(signed_at(now - hours(1), now, None, Some(&short)), now);
+        // What fits neither is as old as it is by the CA's clock.
+        let old = facts(now - hours(24 * 80));
+        assert_eq!(signed_at(now - hours(1), now, None, Some(&old)), now);
+    }
 
     #[test]
     fn a_wrong_clock_is_told_once_an_hour_until_it_is_right() {

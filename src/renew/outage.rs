@@ -9,7 +9,8 @@ use crate::random::Random;
 use crate::time::Timestamp;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(60);
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// Between two probes, give or take a fifth.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// However long a CA that is down asks us to wait.
 const LONGEST_ASKED: Duration = Duration::from_secs(3600);
 

@@ -299,6 +299,7 @@ fn what_is_promised_and_not_kept_is_told() {
         |score| score.certificates_never_issued = 1,
         |score| score.most_orders_for_one_renewal = 3,
         |score| score.reloads *= 2,
+        |score| score.requests_a_minute_while_down = 5,
         |score| {
             let late = ("rate-limits".to_owned(), 5401);
             score.recovery_seconds = [late].into();

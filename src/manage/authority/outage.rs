@@ -9,7 +9,7 @@ use super::{Intended, change};
 use crate::acme::{Cause, Issuer};
 use crate::authority::{Authority, Outage};
 use crate::manage::{ManageError, Parts};
-use crate::renew::outage::{after_request, after_silence, is_waited_for};
+use crate::renew::outage::{LONGEST_PAUSE, after_request, after_silence, is_waited_for};
 use crate::time::Timestamp;
 
 /// Who has an order asks within minutes; after so long nobody has one.
@@ -157,11 +157,13 @@ async fn catch_up(parts: &Parts, ca: &str) -> Result<(), ManageError> {
         }
     });
     saved.await?;
-    parts.probed.forgets(ca, &WORKS);
+    let saved = WORKS.into_iter().zip(&unsaved);
+    let saved = saved.filter_map(|(work, outage)| outage.as_ref().map(|_| work));
+    parts.probed.forgets(ca, &saved.collect::<Vec<_>>());
     Ok(())
 }
 
-/// Whether an order is about to ask, or nobody has any.
+/// Whether an order is about to ask: later on nobody has any.
 fn is_just_over(outage: &Outage, now: Timestamp) -> bool {
     outage.probe_at <= now && now.since(outage.probe_at) < NOBODY_ORDERS
 }
@@ -180,14 +182,19 @@ async fn claim(
         let Some(outage) = work.of(authority).clone() else {
             return Ok(false);
         };
-        let last = outage.probe_at.min(now) + STEPPED_BACK;
-        let steps_back = again_at > now && again_at <= last;
+        let longest = LONGEST_PAUSE * 6 / 5;
+        let is_sound = outage.probe_at <= now && now.since(outage.probe_at) <= longest;
+        let last = match is_sound {
+            true => outage.probe_at,
+            // Another machine has dated it by a clock that is wrong, or ours is.
+            false => now + longest,
+        };
+        let steps_back = again_at > now && again_at <= last + STEPPED_BACK;
         if is_waited_for(&outage, now) {
             let last = outage.probe_at + STEPPED_BACK;
             return Err(down(ca, &outage, outage.probe_at.max(again_at.min(last))));
         }
         if steps_back {
-            // When the next probe is due was written by a clock that is wrong.
             return Err(down(ca, &outage, again_at));
         }
         let others_first = outage.probe_at + OTHERS_FIRST;
@@ -237,11 +244,15 @@ async fn claim(
     Err(outage.await?.unwrap_or(ManageError::Acme(error)))
 }
 
-/// The CA has issued, or judged: it is there, and so are its windows.
+/// The CA has issued, or judged: it is there, and its windows may be.
 pub(in crate::manage) async fn answers(parts: &Parts, ca: &str) {
-    parts.probed.forgets(ca, &WORKS);
+    let now = parts.clock.now();
+    parts.probed.forgets(ca, &[Work::Orders]);
     let before = change(parts, ca, |authority| {
-        authority.windowless = None;
+        // The next one asks whether there are windows again, for all.
+        if let Some(silent) = &mut authority.windowless {
+            silent.probe_at = silent.probe_at.min(now);
+        }
         authority.outage.take()
     });
     match before.await {
@@ -254,8 +265,13 @@ pub(in crate::manage) async fn answers(parts: &Parts, ca: &str) {
 /// The CA has told a renewal window.
 pub(in crate::manage) async fn tells_windows(parts: &Parts, ca: &str) {
     parts.probed.forgets(ca, &[Work::Windows]);
-    let before = change(parts, ca, |authority| authority.windowless.take()).await;
-    match before {
+    let before = change(parts, ca, |authority| {
+        if let Some(outage) = &mut authority.outage {
+            outage.answered = true;
+        }
+        authority.windowless.take()
+    });
+    match before.await {
         Ok(None) => {}
         Ok(Some(silent)) => {
             tracing::info!(

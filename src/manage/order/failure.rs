@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::super::authority::{self, Work};
 use super::super::issue::Held;
 use super::super::{ManageError, Parts};
-use crate::acme::{AcmeError, Cause, FailedName};
+use crate::acme::{AcmeError, Cause, FailedName, Phase};
 use crate::identifier::Identifier;
 use crate::record::PendingOrder;
 use crate::renew::backoff::{FailureKind, after_failure};
@@ -120,8 +120,28 @@ pub(in crate::manage) fn failed_names(error: &ManageError) -> impl Iterator<Item
 
 /// Whether the CA was not to be reached, or failed.
 pub(in crate::manage) fn is_silence(error: &ManageError) -> bool {
-    let ManageError::Acme(AcmeError { cause, .. }) = error else {
+    let ManageError::Acme(AcmeError { phase, cause, .. }) = error else {
         return false;
     };
-    matches!(cause, Cause::Unreachable(_))
+    match cause {
+        Cause::Unreachable(_) => true,
+        // Another page in the place of the directory.
+        Cause::Protocol(_) => *phase == Phase::Directory,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_in_the_place_of_the_directory_is_silence_and_a_reply_out_of_order_is_none() {
+        let failed = |phase| {
+            let (ca, cause) = ("https://ca".into(), Cause::Protocol("no JSON".into()));
+            ManageError::Acme(AcmeError { ca, phase, cause })
+        };
+        assert!(is_silence(&failed(Phase::Directory)));
+        assert!(!is_silence(&failed(Phase::Finalize)));
+    }
 }

@@ -259,6 +259,14 @@ async fn a_probe_that_a_wrong_clock_has_dated_is_not_waited_for_by_who_steps_bac
         .save_authority(&ca, &authority, revision)
         .await
         .unwrap();
+    let probes = || house.signer.probes.load(Ordering::SeqCst);
+    let asked = probes();
+    house.clock.set(next - Duration::from_secs(40));
+    let waits = reach(&house.parts, &ca, house.signer.as_ref(), None).await;
+    assert!(
+        waits.is_err() && probes() == asked,
+        "it asks before its time"
+    );
     house.clock.set(next);
     let waits = reach(&house.parts, &ca, house.signer.as_ref(), None).await;
     let Err(ManageError::Down { until, .. }) = waits else {
