@@ -59,6 +59,17 @@ fn issued_renewed_and_served_though_half_of_the_nonces_are_rejected() {
 }
 
 #[test]
+fn a_hundred_orders_come_to_a_certificate_though_half_of_the_nonces_are_rejected() {
+    let Some(pebble) = Pebble::start(50) else {
+        return;
+    };
+    for order in 1..=100 {
+        let told = run(&mut pebble.issue(&["example.com", "--force"]), 0);
+        assert!(told.contains(&format!("generation {order:04}")), "{told}");
+    }
+}
+
+#[test]
 fn what_is_not_served_is_told_and_never_ordered_twice() {
     let Some(pebble) = Pebble::start(5) else {
         return;
