@@ -87,11 +87,17 @@ impl Drop for Running {
     }
 }
 
-/// A port that nobody has, for TCP and UDP alike.
+/// A port that nobody has, for TCP and UDP alike. For a minute from now on the system
+/// gives it to nobody who asks for any, nor to a connection: only who names it has it.
 pub(crate) fn free_port() -> u16 {
     loop {
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = socket.local_addr().unwrap().port();
+        let address = socket.local_addr().unwrap();
+        // Closed first, this end of a connection stays for that time.
+        let near = std::net::TcpStream::connect(address).unwrap();
+        drop(socket.accept().unwrap());
+        drop(near);
+        let port = address.port();
         if UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
             return port;
         }
@@ -355,4 +361,17 @@ impl Drop for Nginx {
         let listening = self.port;
         until("nginx's end", || !listens(listening));
     }
+}
+
+#[test]
+fn a_port_is_given_to_one_test_alone() {
+    let ports: std::collections::BTreeSet<u16> = (0..500).map(|_| free_port()).collect();
+    assert_eq!(ports.len(), 500);
+    // Nor to who wants any.
+    for _ in 0..500 {
+        let any = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        assert!(!ports.contains(&any.local_addr().unwrap().port()));
+    }
+    // Who names it has it.
+    TcpListener::bind((Ipv4Addr::LOCALHOST, *ports.first().unwrap())).unwrap();
 }
