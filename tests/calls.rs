@@ -13,6 +13,7 @@ use std::time::Duration;
 use certs::identifier::Identifier;
 use certs::tls::dialer::Dialer;
 use futures_util::{SinkExt, StreamExt};
+use rustix::process::Signal;
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -102,8 +103,18 @@ async fn converse(stream: TcpStream, ends: Ends, reports: Arc<Mutex<Vec<Value>>>
     }
 }
 
+/// An nginx that takes its workers with it: killed, it would leave them behind.
+struct Web(Running);
+
+impl Drop for Web {
+    fn drop(&mut self) {
+        self.0.signal(Signal::TERM);
+        self.0.exit_code();
+    }
+}
+
 /// nginx with a page at `/` and the signalling at `/api`.
-fn nginx(ca: &EmbeddedCa, port: u16, back: u16) -> Option<(Running, PathBuf)> {
+fn nginx(ca: &EmbeddedCa, port: u16, back: u16) -> Option<(Web, PathBuf)> {
     let program = program("CERTS_LAB_NGINX", "/usr/sbin/nginx")?;
     let directory = ca.path("web");
     let page = directory.join("page");
@@ -125,7 +136,7 @@ fn nginx(ca: &EmbeddedCa, port: u16, back: u16) -> Option<(Running, PathBuf)> {
     let running = Running::start(Command::new(program).arg("-c").arg(&file));
     let pid_file = directory.join("nginx.pid");
     until("nginx", || listens(port) && pid_file.exists());
-    Some((running, pid_file))
+    Some((Web(running), pid_file))
 }
 
 fn issued() -> EmbeddedCa {
