@@ -1,10 +1,11 @@
 //! Files that survive a crash and never show themselves half written: mode set
 //! at open, written aside, flushed, renamed, and the directory flushed.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, DirEntry, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 /// Writes a new file with `mode` and flushes it to the disk.
 ///
@@ -27,15 +28,55 @@ pub fn write_new(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
 /// # Errors
 /// The old content is still there then.
 pub fn replace(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
-    let aside = path.with_extension(format!("new-{}", std::process::id()));
+    replace_once_given(path, mode, content, |_| Ok(()))
+}
+
+/// The same of a file that `give` makes somebody's before it has its name: whoever
+/// finds it there may read it.
+///
+/// # Errors
+/// The old content is still there then.
+pub fn replace_once_given(
+    path: &Path,
+    mode: u32,
+    content: &[u8],
+    give: impl FnOnce(&Path) -> io::Result<()>,
+) -> io::Result<()> {
+    let name = path.file_name().ok_or(ErrorKind::InvalidInput)?;
+    let prefix = format!(".{}.new-", name.to_string_lossy());
+    let aside = path.with_file_name(format!("{prefix}{}", std::process::id()));
     remove_if_there(&aside)?;
-    let written = write_new(&aside, mode, content).and_then(|()| std::fs::rename(&aside, path));
+    let written = write_new(&aside, mode, content)
+        .and_then(|()| give(&aside))
+        .and_then(|()| std::fs::rename(&aside, path));
     if written.is_err() {
-        // The first error is the one to tell; a leftover is overwritten next time.
-        let _ = std::fs::remove_file(&aside);
+        // The first error is the one to tell.
+        let _ = remove_if_there(&aside);
     }
     written?;
+    forget_leftovers(path, &prefix);
     sync_parent(path)
+}
+
+/// Nobody takes so long to write a file.
+const ABANDONED: Duration = Duration::from_secs(3600);
+
+/// Removes what those left beside `path` who were killed while they wrote it: there
+/// may be a key in it. Of what is younger somebody may be at work on it.
+fn forget_leftovers(path: &Path, prefix: &str) {
+    let written = |path: &Path| std::fs::symlink_metadata(path)?.modified();
+    let (Ok(now), Some(Ok(entries))) = (written(path), path.parent().map(std::fs::read_dir)) else {
+        return;
+    };
+    let named = |entry: &DirEntry| entry.file_name().to_string_lossy().starts_with(prefix);
+    for leftover in entries.filter_map(Result::ok).filter(named) {
+        let leftover = leftover.path();
+        let age = written(&leftover).map(|at| now.duration_since(at).unwrap_or_default());
+        if age.is_ok_and(|age| age > ABANDONED) {
+            // The next one who writes tries again.
+            let _ = remove_if_there(&leftover);
+        }
+    }
 }
 
 /// Makes the directory with `mode`, and its parents for everybody to pass
@@ -134,5 +175,39 @@ mod tests {
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o711;
         assert_eq!(mode(&deep), 0o700);
         assert_eq!(mode(deep.parent().unwrap()), 0o711);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_beside_a_file_goes_when_it_is_written_next() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let other = ["other", ".other.new-1", "pair.new-1"];
+        for name in [&other[..], &[".pair.new-1", ".pair.new-2"]].concat() {
+            std::fs::write(path(name), "a key").unwrap();
+        }
+        for old in [&other[..], &[".pair.new-1"]].concat() {
+            let file = File::options().write(true).open(path(old)).unwrap();
+            let now = file.metadata().unwrap().modified().unwrap();
+            file.set_modified(now - ABANDONED * 2).unwrap();
+        }
+        replace(&path("pair"), 0o600, b"new").unwrap();
+        let left = std::fs::read_dir(directory.path()).unwrap();
+        let mut left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        // Somebody may be about to name the second.
+        let wanted = [".other.new-1", ".pair.new-2", "other", "pair", "pair.new-1"];
+        assert_eq!(left, wanted);
+        assert_eq!(std::fs::read(path("pair")).unwrap(), b"new");
+    }
+
+    #[test]
+    fn what_cannot_be_given_leaves_what_was_there_and_nothing_beside_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pair");
+        replace(&path, 0o600, b"old").unwrap();
+        let refused = |_: &Path| Err(io::Error::from(ErrorKind::PermissionDenied));
+        assert!(replace_once_given(&path, 0o600, b"new", refused).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 }

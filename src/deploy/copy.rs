@@ -189,21 +189,9 @@ impl Copy {
     }
 }
 
-/// The owner before the name: whoever finds it there may read it.
 pub(super) fn replace(path: &Path, mode: u32, owner: Owner, content: &[u8]) -> io::Result<()> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let name = format!(".{}.new-{}", name.to_string_lossy(), std::process::id());
-    let aside = path.with_file_name(name);
-    files::remove_if_there(&aside)?;
-    let written = files::write_new(&aside, 0o600, content)
-        .and_then(|()| owner.take_or_warn(&aside, mode))
-        .and_then(|()| std::fs::rename(&aside, path));
-    if written.is_err() {
-        // The first error is the one to tell.
-        let _ = std::fs::remove_file(&aside);
-    }
-    written?;
-    files::sync_parent(path)
+    let give = |aside: &Path| owner.take_or_warn(aside, mode);
+    files::replace_once_given(path, 0o600, content, give)
 }
 
 #[async_trait]
