@@ -14,7 +14,7 @@ use crate::support::{run, text};
 const NAMES: [&str; 2] = ["example.com", "www.example.com"];
 
 /// What a call can fail with, and how that is told.
-fn errors(call: &Call) -> &'static [&'static str] {
+pub(crate) fn errors(call: &Call) -> &'static [&'static str] {
     let writes = ["O_CREAT", "O_RDWR", "O_WRONLY"];
     let writes = writes.iter().any(|flag| call.arguments.contains(flag));
     match call.name.as_str() {
@@ -92,7 +92,7 @@ impl Failing {
     }
 }
 
-fn is_told(case: &str, error: &str, told: &str) {
+pub(crate) fn is_told(case: &str, error: &str, told: &str) {
     let (_, words) = TOLD.iter().find(|(name, _)| *name == error).unwrap();
     // Before the first name is come to, the store itself is named.
     let name = told.contains(NAMES[0]) || told.contains("store: ");

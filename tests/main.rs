@@ -38,3 +38,4 @@ mod targets;
 mod told;
 mod usage;
 mod volumes;
+mod written;

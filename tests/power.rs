@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Command;
 
 use certs::record::{Generation, Record};
 
@@ -40,18 +41,37 @@ fn record(ca: &EmbeddedCa, strace: &Strace, runs: &[&[&str]], kill: Option<&Poin
     let root = ca.path("");
     let oracle = Oracle::new(&root, &NAMES);
     let generation = || oracle.live().unwrap().map(|pair| pair.generation);
-    let (disk, before) = (Disk::of(&root), generation());
+    let before = generation();
+    let runs = runs
+        .iter()
+        .map(|arguments| ca.issue(&[&NAMES[..], arguments].concat()));
+    let disk = disk_of(ca, strace, &runs.collect::<Vec<_>>(), kill);
+    Recorded {
+        disk,
+        before,
+        after: generation().unwrap(),
+        found: BTreeMap::new(),
+    }
+}
+
+/// The disk below `ca`, with all that was done to it by `runs`, the first of which is
+/// killed at `kill` if that is given.
+pub(crate) fn disk_of(
+    ca: &EmbeddedCa,
+    strace: &Strace,
+    runs: &[Command],
+    kill: Option<&Point>,
+) -> Disk {
+    let root = ca.path("");
+    let before = Disk::of(&root);
     let whole = ["-xx", "-s", "1048576"];
     let mut kill = kill;
-    let runs = runs.iter().map(|arguments| {
-        let command = ca.issue(&[&NAMES[..], arguments].concat());
-        match kill.take() {
-            Some(point) => strace.record_killed(&command, &FOR_REPLAY, &whole, point),
-            None => strace.record(&command, &FOR_REPLAY, &whole),
-        }
+    let runs = runs.iter().map(|command| match kill.take() {
+        Some(point) => strace.record_killed(command, &FOR_REPLAY, &whole, point),
+        None => strace.record(command, &FOR_REPLAY, &whole),
     });
     let runs: Vec<Vec<Call>> = runs.collect();
-    let disk = Replay::new(disk, &root).all(&runs);
+    let disk = Replay::new(before, &root).all(&runs);
     let (replayed, real) = (disk.seen(disk.steps()), Disk::of(&root).seen(0));
     let differing = replayed
         .iter()
@@ -62,12 +82,7 @@ fn record(ca: &EmbeddedCa, strace: &Strace, runs: &[&[&str]], kill: Option<&Poin
         (None, None),
         "the replay differs from the disk"
     );
-    Recorded {
-        disk,
-        before,
-        after: generation().unwrap(),
-        found: BTreeMap::new(),
-    }
+    disk
 }
 
 impl Recorded {
@@ -163,7 +178,7 @@ fn of_interest(tree: &Tree) -> Tree {
 
 impl Loss {
     /// Another one by chance after each step.
-    fn after(self, steps: usize) -> Self {
+    pub(crate) fn after(self, steps: usize) -> Self {
         match self {
             Self::Some(seed) => Self::Some(seed * 100_000 + steps as u64),
             other => other,
@@ -171,7 +186,7 @@ impl Loss {
     }
 }
 
-fn losses(by_chance: u64) -> Vec<Loss> {
+pub(crate) fn losses(by_chance: u64) -> Vec<Loss> {
     let by_chance = (0..by_chance).map(Loss::Some);
     [Loss::All, Loss::Data, Loss::HalfOfData]
         .into_iter()

@@ -2,13 +2,10 @@
 //! from the first one that publishes on: the server always shows a whole pair,
 //! and the next run finishes what was begun, with the same order.
 
-use std::net::Ipv4Addr;
 use std::process::Command;
 
 use certs::certificate::Fingerprint;
-use certs::identifier::Identifier;
 use certs::record::Generation;
-use certs::tls::dialer::Dialer;
 
 use super::Tally;
 use crate::support::embedded::EmbeddedCa;
@@ -59,16 +56,7 @@ impl Told {
 
     /// The leaf that the server shows to whoever comes now.
     fn shown(&self) -> Fingerprint {
-        let root = std::fs::read(self.ca.path("root.pem")).unwrap();
-        let (dialer, name) = (
-            Dialer::new(&root).unwrap(),
-            Identifier::parse(NAME).unwrap(),
-        );
-        let runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = { runtime }.enable_all().build().unwrap();
-        let address = (Ipv4Addr::LOCALHOST, self.nginx.port).into();
-        let shown = runtime.block_on(dialer.connect(address, &name));
-        shown.unwrap().1
+        self.ca.shown_at(self.nginx.port, NAME)
     }
 
     fn survives(&mut self, point: &Point) {

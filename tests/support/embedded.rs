@@ -6,7 +6,10 @@ use std::process::Command;
 use std::sync::Arc;
 
 use certs::ca::{Identity, Resolve, Server, Settings, Validation, serve};
+use certs::certificate::Fingerprint;
+use certs::identifier::Identifier;
 use certs::time::SystemClock;
+use certs::tls::dialer::Dialer;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
@@ -71,6 +74,21 @@ impl EmbeddedCa {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// The leaf that a server on `port` shows, now, to whoever trusts this CA and asks
+    /// for `name`.
+    pub(crate) fn shown_at(&self, port: u16, name: &str) -> Fingerprint {
+        let root = std::fs::read(self.path("root.pem")).unwrap();
+        let (dialer, name) = (
+            Dialer::new(&root).unwrap(),
+            Identifier::parse(name).unwrap(),
+        );
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().unwrap();
+        let address = (Ipv4Addr::LOCALHOST, port).into();
+        let shown = runtime.block_on(dialer.connect(address, &name));
+        shown.unwrap().1
     }
 
     /// `certs issue` against this CA, with its own data directory.

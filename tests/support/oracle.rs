@@ -40,6 +40,19 @@ const FILES: [(&str, u32); 5] = [
     ("combined.pem", 0o640),
 ];
 
+impl Pair {
+    /// Each file, with its name.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
+        let names = FILES.iter().map(|(name, _)| *name);
+        names.zip(self.files.iter().map(Vec::as_slice))
+    }
+
+    /// `combined.pem`.
+    pub(crate) fn combined(&self) -> &[u8] {
+        &self.files[4]
+    }
+}
+
 impl Oracle {
     /// Of the certificate for `names` whose files stand below `directory`, as
     /// [`super::certs`] lays them out.

@@ -2,6 +2,8 @@
 //! any one of those calls killed or failed. What is no call of interest is
 //! named, so that a new one is.
 
+pub(crate) mod aimed;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -239,17 +241,23 @@ impl Strace {
     fn under(&self, command: &Command, options: &[&str]) -> Command {
         let mut under = Command::new(&self.program);
         under.args(options).arg("--").arg(command.get_program());
-        under.args(command.get_args()).stdin(Stdio::null());
-        if command.get_envs().any(|(name, _)| name == "CERTS_DATA_DIR") {
-            // It was given an environment of its own.
-            under.env_clear();
-        }
-        for (name, value) in command.get_envs() {
-            if let Some(value) = value {
-                under.env(name, value);
-            }
-        }
+        under.args(command.get_args());
+        keep_environment(command, &mut under);
         under
+    }
+}
+
+/// What `command` was given to run in is what `under` has.
+fn keep_environment(command: &Command, under: &mut Command) {
+    under.stdin(Stdio::null());
+    if command.get_envs().any(|(name, _)| name == "CERTS_DATA_DIR") {
+        // It was given an environment of its own.
+        under.env_clear();
+    }
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            under.env(name, value);
+        }
     }
 }
 

@@ -1,0 +1,165 @@
+//! Calls by the path that they are about, whichever thread makes them: with many
+//! threads neither that nor how many calls it made before is the same twice.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use certs::record::Generation;
+
+use super::{Call, Strace, keep_environment};
+
+/// A call about one path of the next run of the same command.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Aimed {
+    pub(crate) call: String,
+    /// `$$` stands for the process's number and `{n}` for the generation that is
+    /// older by n than the newest.
+    path: String,
+    /// Of the calls that one thread makes about it, from 1.
+    nth: u32,
+}
+
+/// The calls of `calls` about what is below `root` that the first thread does not
+/// make, each with one that did it. `newest` was made in that run.
+pub(crate) fn elsewhere(calls: &[Call], root: &Path, newest: Generation) -> BTreeMap<Aimed, Call> {
+    let first = calls.first().map_or(0, |call| call.process);
+    let mut counts: BTreeMap<(u32, String, String), u32> = BTreeMap::new();
+    let mut found = BTreeMap::new();
+    for call in calls.iter().filter(|call| call.process != first) {
+        let paths = paths(&call.arguments, root);
+        for (at, path) in paths.iter().enumerate() {
+            let count = (call.process, call.name.clone(), path.clone());
+            let nth = counts.entry(count).or_default();
+            *nth += 1;
+            if at == 0 {
+                let aimed = Aimed {
+                    call: call.name.clone(),
+                    path: pattern(path, first, newest),
+                    nth: *nth,
+                };
+                found.entry(aimed).or_insert_with(|| call.clone());
+            }
+        }
+    }
+    found
+}
+
+/// Each path below `root` that a call names, or has open, once.
+fn paths(arguments: &str, root: &Path) -> Vec<String> {
+    let root = root.to_str().unwrap();
+    let mut paths: Vec<String> = Vec::new();
+    for (at, _) in arguments.match_indices(root) {
+        let path = arguments[at..].split(['"', '>']).next().unwrap_or_default();
+        if !paths.iter().any(|known| known == path) {
+            paths.push(path.to_owned());
+        }
+    }
+    paths
+}
+
+fn pattern(path: &str, process: u32, newest: Generation) -> String {
+    let of_process = format!("new-{process}");
+    let parts = path.split('/').map(|part| {
+        let (before, number) = part.split_at(part.find(|c: char| c.is_ascii_digit()).unwrap_or(0));
+        let generation = number.parse().ok().filter(|_| number.len() == 4);
+        match generation.map(Generation) {
+            Some(generation) => format!("{before}{{{}}}", newest.0 - generation.0),
+            None => part.replace(&of_process, "new-$$"),
+        }
+    });
+    parts.collect::<Vec<_>>().join("/")
+}
+
+impl Strace {
+    /// `command`, killed when one of its threads is about to do `aimed`; the
+    /// generation that it makes is `newest`.
+    pub(crate) fn kill_aimed(
+        &self,
+        command: &Command,
+        aimed: &Aimed,
+        newest: Generation,
+    ) -> Command {
+        self.aim(command, aimed, newest, "signal=KILL")
+    }
+
+    /// `command`, whose call `aimed` fails.
+    pub(crate) fn fail_aimed(
+        &self,
+        command: &Command,
+        aimed: &Aimed,
+        newest: Generation,
+        error: &str,
+    ) -> Command {
+        self.aim(command, aimed, newest, &format!("error={error}"))
+    }
+
+    fn aim(&self, command: &Command, aimed: &Aimed, newest: Generation, how: &str) -> Command {
+        let Aimed { call, path, nth } = aimed;
+        let path = (0..=newest.0).fold(path.clone(), |path, older| {
+            let generation = Generation(newest.0 - older);
+            path.replace(&format!("{{{older}}}"), &generation.to_string())
+        });
+        let (trace, inject) = (
+            format!("trace={call}"),
+            format!("inject={call}:{how}:when={nth}"),
+        );
+        let options = ["-f", "-D", "-qq", "-o", "/dev/null"];
+        let options = [&options[..], &["-e", &trace, "-e", &inject]].concat();
+        let under = self.under(command, &options);
+        // Only itself knows its number, and keeps it when it becomes another program;
+        // with -D so does what is traced.
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", &format!("exec \"$0\" -P \"{path}\" \"$@\"")]);
+        shell.arg(under.get_program()).args(under.get_args());
+        keep_environment(command, &mut shell);
+        shell
+    }
+
+    /// Every call of one run that the first thread does not make, about what is
+    /// below `root`.
+    pub(crate) fn elsewhere(
+        &self,
+        command: &Command,
+        root: &Path,
+        newest: Generation,
+    ) -> BTreeMap<Aimed, Call> {
+        elsewhere(&self.calls(command), root, newest)
+    }
+}
+
+#[test]
+fn what_another_thread_does_is_known_by_its_path() {
+    let about = |process: u32, name: &str, arguments: &str| Call {
+        process,
+        name: name.into(),
+        arguments: arguments.into(),
+        returned: Some(0),
+        nth: 1,
+    };
+    let calls = [
+        about(7, "fsync", "3</r/a>"),
+        about(8, "fsync", "3</r/.a.new-7>"),
+        about(8, "rename", "\"/r/.a.new-7\", \"/r/a\""),
+        about(8, "mkdir", "\"/r/x/.new-0004\", 0700"),
+        about(9, "rename", "\"/r/x/.new-0004\", \"/r/x/0004\""),
+        about(9, "rmdir", "\"/r/x/0001\""),
+        about(9, "rmdir", "\"/r/x/0001\""),
+        about(9, "rmdir", "\"/elsewhere\""),
+    ];
+    let found = elsewhere(&calls, Path::new("/r"), Generation(4));
+    let found: Vec<_> = found
+        .into_keys()
+        .map(|it| (it.call, it.path, it.nth))
+        .collect();
+    let wanted = [
+        ("fsync", "/r/.a.new-$$", 1),
+        ("mkdir", "/r/x/.new-{0}", 1),
+        ("rename", "/r/.a.new-$$", 1),
+        ("rename", "/r/x/.new-{0}", 1),
+        ("rmdir", "/r/x/{3}", 1),
+        ("rmdir", "/r/x/{3}", 2),
+    ];
+    let wanted = wanted.map(|(call, path, nth)| (call.to_owned(), path.to_owned(), nth));
+    assert_eq!(found, wanted);
+}

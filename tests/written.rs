@@ -1,0 +1,379 @@
+//! What is written for targets on other threads than the first: a copy, a `live`
+//! tree of its own, the file that a server watches, and HAProxy's. Each call about
+//! any file that such a thread makes is a point at which the run is killed, and at
+//! which it fails; which they are a traced run tells, and nobody lists. Whatever
+//! stands there is whole, of before or of after, and the next run finishes it.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use certs::record::{Generation, Record};
+
+use crate::errno::{errors, is_told};
+use crate::power::{disk_of, losses};
+use crate::support::disk::{Disk, Ignored, Loss, Node, Tree};
+use crate::support::embedded::EmbeddedCa;
+use crate::support::oracle::{Oracle, Pair};
+use crate::support::renewal::Renewal;
+use crate::support::strace::aimed::Aimed;
+use crate::support::strace::{Call, Strace};
+use crate::support::{Running, free_port, run, text};
+use crate::targets::{NAME, haproxy, issued, live};
+
+/// Of the configuration.
+const FILES: &[&str] = &["--deploy=copy", "--deploy=tree", "--deploy=edge"];
+/// It is proven, too, which takes half a second.
+const HAPROXY: &[&str] = &["--deploy=front"];
+
+const COPY: &str = "copies/example.com.pem";
+const WATCHED: &str = "copies/example.com.yaml";
+
+struct Written {
+    /// First, as it is ended by a program that reads below `ca`.
+    _haproxy: Option<Running>,
+    port: u16,
+    /// [`FILES`] or [`HAPROXY`].
+    targets: &'static [&'static str],
+    ca: EmbeddedCa,
+    oracle: Oracle,
+    strace: Strace,
+    /// The watched file, of some generation.
+    watched: String,
+}
+
+impl Written {
+    /// `None` where there is no HAProxy.
+    fn start(strace: Strace, targets: &'static [&'static str]) -> Option<Self> {
+        let ca = issued();
+        std::fs::create_dir(ca.path("copies")).unwrap();
+        std::fs::create_dir(ca.path("own")).unwrap();
+        let own = ca.path("own/pair.pem");
+        std::fs::copy(live(&ca).join("combined.pem"), &own).unwrap();
+        let port = free_port();
+        let haproxy = match targets {
+            FILES => None,
+            _ => Some(haproxy(&ca.path("haproxy"), port, &own)?),
+        };
+        let path = |name: &str| ca.path(name).display().to_string();
+        let config = format!(
+            "[deploy.copy]\nkind = 'file'\npath = '{}'\n\
+             [deploy.tree]\nkind = 'directory'\npath = '{}'\n\
+             [deploy.edge]\nkind = 'traefik'\nfile = '{}'\n\
+             [deploy.front]\nkind = 'haproxy'\nsocket = '{}'\ncertificate = '{}'\n",
+            path("copies/{name}.pem"),
+            path("copies/out"),
+            path("copies/{name}.yaml"),
+            path("haproxy/admin.sock"),
+            own.display()
+        );
+        std::fs::write(ca.path("certs.toml"), config).unwrap();
+        let mut written = Self {
+            _haproxy: haproxy,
+            port,
+            targets,
+            oracle: Oracle::new(&ca.path(""), &[NAME]),
+            ca,
+            strace,
+            watched: String::new(),
+        };
+        run(&mut written.renew(&["--force"]), 0);
+        if targets == FILES {
+            written.watched = std::fs::read_to_string(written.ca.path(WATCHED)).unwrap();
+        }
+        written.stands(&[&written.live()], "in the beginning");
+        Some(written)
+    }
+
+    fn renew(&self, more: &[&str]) -> Command {
+        let config = format!("--config={}", self.ca.path("certs.toml").display());
+        self.ca
+            .issue(&[&[NAME, &config], self.targets, more].concat())
+    }
+
+    fn live(&self) -> Pair {
+        self.oracle.live().unwrap().unwrap()
+    }
+
+    /// What the next renewal makes.
+    fn newest(&self) -> Generation {
+        Generation(self.live().generation.0 + 1)
+    }
+
+    fn points(&self) -> BTreeMap<Aimed, Call> {
+        let (renewal, newest) = (self.renew(&["--force"]), self.newest());
+        let mut points = self.strace.elsewhere(&renewal, &self.ca.path(""), newest);
+        points.retain(|aimed, _| aimed.call != "connect");
+        let least = if self.targets == FILES { 60 } else { 10 };
+        assert!(points.len() > least, "{} points are too few", points.len());
+        points
+    }
+
+    /// Every place holds one of `pairs`, whole, and no key is open to others.
+    fn stands(&self, pairs: &[&Pair], case: &str) {
+        let is_one = |place: &str| {
+            let found = std::fs::read(self.ca.path(place)).unwrap();
+            let whole = pairs.iter().any(|pair| pair.combined() == found);
+            assert!(whole, "{case}: {place} is something else");
+        };
+        if self.targets == HAPROXY {
+            is_one("own/pair.pem");
+            let shown = self.ca.shown_at(self.port, NAME);
+            let shown = { pairs.iter() }.any(|pair| pair.facts.fingerprint == shown);
+            assert!(shown, "{case}: HAProxy shows something else");
+        } else {
+            is_one(COPY);
+            let tree = Oracle::new(&self.ca.path("copies"), &[NAME]);
+            let tree = tree.live().unwrap_or_else(|why| panic!("{case}: {why}"));
+            let whole = tree.as_ref().is_some_and(|pair| pairs.contains(&pair));
+            assert!(whole, "{case}: {tree:?}");
+            let found = std::fs::read_to_string(self.ca.path(WATCHED)).unwrap();
+            let whole = { pairs.iter() }.any(|pair| self.watched_of(pair.generation) == found);
+            assert!(whole, "{case}: {found}");
+        }
+        for directory in ["copies", "own"] {
+            no_key_is_open(&self.ca.path(directory), case);
+        }
+    }
+
+    fn watched_of(&self, generation: Generation) -> String {
+        let (_, rest) = self.watched.split_once(" of ").unwrap();
+        format!("# Generation {generation} of {rest}")
+    }
+
+    /// A renewal that was disturbed, left alone now.
+    fn ends_well(&self, renewal: Renewal, case: &str) {
+        renewal.ends_well_by(|_| run(&mut self.renew(&[]), 0));
+        self.stands(&[&self.live()], case);
+    }
+
+    /// Whether it came to where it was to be killed.
+    fn survives_kill(&self, aimed: &Aimed) -> bool {
+        let case = format!("killed at {aimed:?}");
+        let (before, newest) = (self.live(), self.newest());
+        let mut renewal = Renewal::begin(&self.ca, &[NAME], case.clone());
+        let mut killing = self
+            .strace
+            .kill_aimed(&self.renew(&["--force"]), aimed, newest);
+        let output = killing.output().unwrap();
+        let killed = !output.status.success();
+        if killed {
+            assert_eq!(output.status.code(), None, "{case}: {output:?}");
+            renewal.is_whole();
+            self.stands(&[&before, &self.live()], &case);
+        }
+        self.ends_well(renewal, &case);
+        killed
+    }
+
+    /// The exit code of the run in which it failed.
+    fn survives_error(&self, aimed: &Aimed, error: &str) -> i32 {
+        let case = format!("{error} at {aimed:?}");
+        let (before, newest) = (self.live(), self.newest());
+        let mut renewal = Renewal::begin(&self.ca, &[NAME], case.clone());
+        let command = self.renew(&["--force"]);
+        let mut failing = self.strace.fail_aimed(&command, aimed, newest, error);
+        let output = failing.output().unwrap();
+        let (code, told) = (output.status.code().unwrap_or(-1), text(&output));
+        match code {
+            0 => {}
+            7 => is_told(&case, error, &told),
+            _ => panic!("{case}: exit {code}: {told}"),
+        }
+        renewal.is_whole();
+        self.stands(&[&before, &self.live()], &case);
+        self.ends_well(renewal, &case);
+        code
+    }
+}
+
+/// In no file below `directory`, whatever its name.
+fn no_key_is_open(directory: &Path, case: &str) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let found = std::fs::symlink_metadata(&path).unwrap();
+        if found.is_dir() {
+            no_key_is_open(&path, case);
+        } else if found.is_file() {
+            let bytes = std::fs::read(&path).unwrap();
+            let holds_one = bytes.windows(11).any(|part| part == b"PRIVATE KEY");
+            let (path, mode) = (path.display(), found.mode());
+            let open = holds_one && mode & 0o037 != 0;
+            assert!(!open, "{case}: {path} is {mode:o}");
+        }
+    }
+}
+
+fn start(what: &str, targets: &'static [&'static str]) -> Option<Written> {
+    Written::start(Strace::find_seeing(what)?, targets)
+}
+
+fn kills(what: &str, targets: &'static [&'static str]) {
+    let Some(written) = start(what, targets) else {
+        return;
+    };
+    let (mut killed, mut ended) = (0, Vec::new());
+    for aimed in written.points().into_keys() {
+        match written.survives_kill(&aimed) {
+            true => killed += 1,
+            false => ended.push(aimed),
+        }
+    }
+    eprintln!("{what}: {killed} kills; not come to: {ended:?}");
+    assert!(killed > ended.len() * 5, "{what}: {ended:?}");
+}
+
+/// Each with one of its errors, or with all of them.
+fn errors_of(what: &str, targets: &'static [&'static str], every_error: bool) {
+    let Some(written) = start(what, targets) else {
+        return;
+    };
+    let mut codes: BTreeMap<i32, u32> = BTreeMap::new();
+    for (at, (aimed, call)) in written.points().iter().enumerate() {
+        let errors = errors(call);
+        let one = [errors[at % errors.len()]];
+        for error in if every_error { errors } else { &one[..] } {
+            let code = written.survives_error(aimed, error);
+            *codes.entry(code).or_default() += 1;
+        }
+    }
+    eprintln!("{what}: exit codes {codes:?}");
+    let noticed = codes.get(&7).copied().unwrap_or_default();
+    assert!(noticed * 2 > codes.values().sum(), "{what}: {codes:?}");
+}
+
+/// The generation that each place holds, whole, after a power loss.
+fn found_after(written: &Written, tree: &Tree, pairs: &[&Pair]) -> Result<[Generation; 3], String> {
+    let content = |path: &Path| match tree.get(path) {
+        Some(Node::File { bytes, .. }) => Ok(&bytes[..]),
+        other => Err(format!("{} is {other:?}", path.display())),
+    };
+    let found = |path: &Path, is_of: &dyn Fn(&Pair, &[u8]) -> bool| {
+        let found = content(path)?;
+        let whole = pairs.iter().find(|pair| is_of(pair, found));
+        let whole = whole.map(|pair| pair.generation);
+        whole.ok_or_else(|| format!("{} is something else", path.display()))
+    };
+    let copy = found(Path::new(COPY), &|pair, found| pair.combined() == found)?;
+    let watched = found(Path::new(WATCHED), &|pair, found| {
+        written.watched_of(pair.generation).as_bytes() == found
+    })?;
+    let link = "copies/out/live/example.com";
+    let Some(Node::Link(target)) = tree.get(Path::new(link)) else {
+        return Err(format!("{link} is not there"));
+    };
+    let target = target.strip_prefix("../").ok_or("the link leads out")?;
+    let live = PathBuf::from("copies/out").join(target);
+    let leads_to = target.rsplit('/').next().and_then(|it| it.parse().ok());
+    let leads_to = leads_to.map(Generation);
+    let pair = pairs.iter().find(|pair| Some(pair.generation) == leads_to);
+    let pair = pair.ok_or_else(|| format!("the link leads to {target}"))?;
+    for (name, bytes) in pair.files() {
+        found(&live.join(name), &|_, found| found == bytes)?;
+    }
+    Ok([copy, pair.generation, watched])
+}
+
+/// What the record on that disk says is written.
+fn recorded_in(tree: &Tree) -> Result<[Generation; 3], String> {
+    let record = tree.get(Path::new("data/records/example.com/record.json"));
+    let Some(Node::File { bytes, .. }) = record else {
+        return Err(format!("the record is {record:?}"));
+    };
+    let told = |error: serde_json::Error| format!("the record: {error}");
+    let mut stored: serde_json::Value = serde_json::from_slice(bytes).map_err(told)?;
+    let record: Record = serde_json::from_value(stored["record"].take()).map_err(told)?;
+    Ok(["file:", "directory:", "traefik:"].map(|kind| {
+        let mut deployed = record.deployed.iter();
+        let found = deployed.find(|(target, _)| target.starts_with(kind));
+        *found.unwrap_or_else(|| panic!("{kind} {record:?}")).1
+    }))
+}
+
+/// How many crashes each place survives, and how many of them came when it was
+/// recorded already; the first that it does not survive is an error.
+fn crashes(
+    written: &Written,
+    disk: &Disk,
+    ignored: Ignored,
+    pairs: &[&Pair],
+) -> Result<[usize; 2], String> {
+    let mut counts = [0; 2];
+    for steps in 0..=disk.steps() {
+        for loss in losses(3).into_iter().map(|loss| loss.after(steps)) {
+            let left = disk.left(steps, loss, ignored);
+            let case = |why| format!("after step {steps}, {loss:?} lost: {why}");
+            let found = found_after(written, &left, pairs).map_err(case)?;
+            let recorded = recorded_in(&left).map_err(case)?;
+            if found
+                .iter()
+                .zip(&recorded)
+                .any(|(found, said)| found < said)
+            {
+                return Err(case(format!(
+                    "{recorded:?} is recorded, {found:?} is there"
+                )));
+            }
+            counts[0] += 1;
+            counts[1] += usize::from(recorded == [pairs[1].generation; 3]);
+        }
+    }
+    Ok(counts)
+}
+
+#[test]
+fn killed_while_another_thread_writes_each_place_is_whole_and_the_next_run_finishes() {
+    kills("kill points of other threads", FILES);
+    kills("kill points of what is kept for HAProxy", HAPROXY);
+}
+
+#[test]
+fn a_call_of_another_thread_that_fails_leaves_each_place_whole_and_the_next_run_heals() {
+    errors_of("calls of other threads that fail", FILES, false);
+    errors_of("calls for HAProxy that fail", HAPROXY, false);
+}
+
+#[test]
+fn after_a_power_loss_each_place_is_whole_and_what_is_recorded_is_there() {
+    let what = "power loss while targets are written";
+    let Some(written) = start(what, FILES) else {
+        return;
+    };
+    let before = written.live();
+    let renewal = written.renew(&["--force"]);
+    let disk = disk_of(&written.ca, &written.strace, &[renewal], None);
+    let after = written.live();
+    let pairs = [&before, &after];
+    let survived = crashes(&written, &disk, Ignored::None, &pairs);
+    let [survived, recorded] = survived.unwrap_or_else(|why| panic!("{why}"));
+    eprintln!("{what}: {survived} crashes, {recorded} of them when all was recorded");
+    assert!(recorded > 0);
+    let last = found_after(
+        &written,
+        &disk.left(disk.steps(), Loss::All, Ignored::None),
+        &pairs,
+    );
+    assert_eq!(last, Ok([after.generation; 3]), "the run ended well");
+    // But those of directories that stood there already no flush is there for nothing.
+    let stood = ["/copies", "/copies/out", "/copies/out/archive"];
+    let (mut needed, mut spare) = (0, Vec::new());
+    for (nth, path) in disk.flushes().iter().enumerate() {
+        if path.starts_with("/copies") {
+            match crashes(&written, &disk, Ignored::One(nth), &pairs) {
+                Err(_) => needed += 1,
+                Ok(_) => spare.push(path.as_str()),
+            }
+        }
+    }
+    eprintln!("{what}: {needed} flushes are needed, not those of {spare:?}");
+    assert!(needed > 9, "{needed}");
+    assert!(spare.iter().all(|path| stood.contains(path)), "{spare:?}");
+}
+
+#[test]
+#[ignore = "every call with every error takes minutes"]
+fn every_call_of_another_thread_fails_with_every_error() {
+    errors_of("every error of other threads", FILES, true);
+    errors_of("every error for HAProxy", HAPROXY, true);
+}
