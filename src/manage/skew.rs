@@ -2,13 +2,13 @@
 //! early, and breaks TLS itself. The `Date` of every reply says how late it is
 //! there, in whole seconds and after the time that the reply took.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 
 use super::{Certificate, ManageError, Parts};
-use crate::acme::Issuer;
+use crate::acme::{Issuer, Untimely};
 use crate::certificate::Facts;
 use crate::record::Record;
 use crate::renew::skew::{Evidence, decided_at, is_due_at};
@@ -29,25 +29,44 @@ impl Skew {
     /// `None` when they agree, or it was told within the hour.
     pub fn observe(&self, ours: Timestamp, theirs: Timestamp) -> Option<String> {
         let (ahead, behind) = (ours.since(theirs), theirs.since(ours));
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if ahead.max(behind) <= ALARM {
-            *told = None;
+            *self.told() = None;
             return None;
         }
-        // A clock that is set back must not silence it.
-        if told.is_some_and(|at| ours >= at && ours.since(at) < TELL_AGAIN_AFTER) {
-            return None;
-        }
-        *told = Some(ours);
         let (apart, direction) = if ahead > behind {
             (ahead, "ahead of")
         } else {
             (behind, "behind")
         };
         let minutes = apart.as_secs() / 60;
-        Some(format!(
-            "this machine's clock is {minutes} minutes {direction} the CA's ({ours}, there {theirs})"
-        ))
+        let told = || {
+            format!(
+                "this machine's clock is {minutes} minutes {direction} the CA's ({ours}, there {theirs})"
+            )
+        };
+        self.is_news(ours).then(told)
+    }
+
+    /// The same when the CA cannot be asked, since by our clock its certificate does not
+    /// hold.
+    pub fn outside(&self, untimely: Untimely) -> Option<String> {
+        let told = || format!("this machine's clock is wrong, or the CA: {untimely}");
+        self.is_news(untimely.ours()).then(told)
+    }
+
+    /// Whether it was not told within the hour; from now on it was.
+    fn is_news(&self, ours: Timestamp) -> bool {
+        let mut told = self.told();
+        // A clock that is set back must not silence it.
+        let is_known = told.is_some_and(|at| ours >= at && ours.since(at) < TELL_AGAIN_AFTER);
+        if !is_known {
+            *told = Some(ours);
+        }
+        !is_known
+    }
+
+    fn told(&self) -> MutexGuard<'_, Option<Timestamp>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -279,5 +298,14 @@ mod tests {
         // Set back by a year: it is wrong still, and the hour counts anew.
         let back = ours - minutes(60 * 24 * 365);
         assert!(skew.observe(back, ours).is_some());
+        // So does one that lets nobody ask, by the same hour.
+        let not_yet = |ours| Untimely::NotYet {
+            ours,
+            begin: ours + minutes(1),
+        };
+        assert_eq!(skew.outside(not_yet(back)), None);
+        let told = skew.outside(not_yet(back + minutes(60))).unwrap();
+        assert!(told.contains("this machine's clock is wrong"), "{told}");
+        assert_eq!(skew.observe(back + minutes(61), ours), None);
     }
 }
