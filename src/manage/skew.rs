@@ -3,10 +3,12 @@
 //! there, in whole seconds and after the time that the reply took.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
+use super::authority::{Work, is_silent, reach_windows};
+use super::order::is_silence;
 use super::{Certificate, ManageError, Parts};
 use crate::acme::{Issuer, Untimely};
 use crate::certificate::Facts;
@@ -15,7 +17,7 @@ use crate::renew::skew::{Evidence, decided_at, is_due_at};
 use crate::time::{Clock, Timestamp};
 
 /// From here on somebody must set the clock.
-const ALARM: Duration = Duration::from_secs(300);
+pub(super) const ALARM: Duration = Duration::from_secs(300);
 const TELL_AGAIN_AFTER: Duration = Duration::from_secs(3600);
 
 /// Raises an alarm for a clock that is wrong, once an hour.
@@ -123,6 +125,10 @@ impl Clock for Corrected {
         self.wall.wall()
     }
 
+    fn steady(&self) -> Option<Instant> {
+        self.wall.steady()
+    }
+
     async fn sleep_until(&self, instant: Timestamp) {
         let ahead = instant.since(self.now());
         self.wall.sleep_until(self.wall.now() + ahead).await;
@@ -175,6 +181,27 @@ pub(super) async fn there(issuer: &dyn Issuer, clock: &dyn Clock) -> Timestamp {
             clock.now()
         }
     }
+}
+
+/// Asks the CA for the time, which its reply shows to whoever observes it, and says
+/// whether it has answered. One that is known to be silent is left alone until somebody
+/// asks it for all.
+pub(super) async fn ask(parts: &Parts, ca: &str, issuer: &dyn Issuer) -> bool {
+    let error = match reach_windows(parts, ca, issuer).await {
+        // By this very question.
+        Ok(true) => return true,
+        // Not by `time`: a clock that was set back may have come by an old reply again.
+        Ok(false) => match issuer.probe().await {
+            Ok(()) => return true,
+            Err(error) => ManageError::from(error),
+        },
+        Err(error) => error,
+    };
+    if is_silence(&error) {
+        is_silent(parts, ca, Work::Windows, &error.to_string()).await;
+    }
+    tracing::debug!("what time it is at {ca} cannot be told: {error}");
+    false
 }
 
 /// Whether the clocks are so near each other that waiting is no failure.
