@@ -36,7 +36,7 @@ use async_trait::async_trait;
 
 pub use account::AccountOptions;
 pub use client::{Client, Options};
-pub use error::{AcmeError, Cause, ExchangeError, FailedName, Phase};
+pub use error::{AcmeError, Cause, ExchangeError, FailedName, Phase, Untimely};
 pub use exchange::Exchange;
 pub use https::{Https, InProcess};
 pub use imported::{ForeignAccount, ForeignKey, foreign_account, is_same_account};
@@ -77,6 +77,11 @@ pub trait Observer: Send + Sync {
     /// A reply said that it is `instant` at the CA, in whole seconds.
     fn date(&self, instant: Timestamp) {
         let _ = instant;
+    }
+
+    /// There is no reply, since by our clock the CA's server cannot be trusted.
+    fn untimely(&self, untimely: Untimely) {
+        let _ = untimely;
     }
 }
 

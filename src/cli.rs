@@ -22,6 +22,7 @@ mod simulate;
 mod sockets;
 mod status;
 mod volume;
+mod watcher;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Add, Sub};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
@@ -115,6 +115,12 @@ pub trait Clock: Send + Sync {
         self.now()
     }
 
+    /// The time by a clock that nobody sets, where there is one. It stands still while
+    /// the machine is suspended.
+    fn steady(&self) -> Option<Instant> {
+        None
+    }
+
     /// Returns once `now()` has reached `instant`; at once when it is past, and
     /// no later than after the time that it lay ahead: a clock that is set back
     /// meanwhile holds nobody up.
@@ -133,6 +139,11 @@ impl Clock for SystemClock {
     #[allow(clippy::disallowed_methods)] // the one place that may read it
     fn now(&self) -> Timestamp {
         Timestamp::from(OffsetDateTime::from(std::time::SystemTime::now()))
+    }
+
+    #[allow(clippy::disallowed_methods)] // and this one
+    fn steady(&self) -> Option<Instant> {
+        Some(Instant::now())
     }
 
     async fn sleep_until(&self, instant: Timestamp) {

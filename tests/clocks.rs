@@ -29,13 +29,13 @@ fn let_it_ask(ca: &EmbeddedCa) {
 }
 
 /// What was told of the clock.
-fn alarms(log: &str) -> Vec<&str> {
+pub(crate) fn alarms(log: &str) -> Vec<&str> {
     let lines = log.lines();
     lines.filter(|line| line.contains(" clock is ")).collect()
 }
 
 /// Nothing that was stored keeps it from being replaced while it holds.
-fn is_renewed_before_its_end(ca: &EmbeddedCa, ahead: i64) {
+pub(crate) fn is_renewed_before_its_end(ca: &EmbeddedCa, ahead: i64) {
     let file = ca.path("data/records").join(NAME).join("record.json");
     let record: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     let issued = &record["record"]["issued"];

@@ -17,6 +17,7 @@ mod hostile;
 mod house;
 mod import;
 mod install;
+mod jumps;
 mod kill;
 mod labels;
 mod partial;

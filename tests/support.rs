@@ -1,5 +1,6 @@
 //! Real servers on loopback with ports of their own, ended with their test.
 
+pub(crate) mod clock;
 pub(crate) mod disk;
 pub(crate) mod embedded;
 pub(crate) mod faults;

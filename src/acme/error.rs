@@ -167,6 +167,8 @@ pub enum ExchangeError {
     Connect(String),
     #[error("the CA's own server is not trusted: its certificate is not valid ({0})")]
     Untrusted(String),
+    #[error(transparent)]
+    Untimely(#[from] Untimely),
     #[error("no TLS with the CA: {0}")]
     Tls(String),
     #[error("the connection to the CA broke: {0}")]
@@ -175,6 +177,30 @@ pub enum ExchangeError {
     TimedOut(Duration),
     #[error("a body of more than {0} bytes")]
     TooLarge(usize),
+}
+
+/// By this machine's clock the certificate of the CA's server does not hold: one of the
+/// two is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[allow(missing_docs)] // each message is its own documentation
+pub enum Untimely {
+    #[error(
+        "the certificate of the CA's own server ended at {end}, and this machine's clock shows {ours}"
+    )]
+    Over { ours: Timestamp, end: Timestamp },
+    #[error(
+        "the certificate of the CA's own server begins at {begin}, and this machine's clock shows {ours}"
+    )]
+    NotYet { ours: Timestamp, begin: Timestamp },
+}
+
+impl Untimely {
+    /// What our clock shows.
+    #[must_use]
+    pub fn ours(&self) -> Timestamp {
+        let (Self::Over { ours, .. } | Self::NotYet { ours, .. }) = self;
+        *ours
+    }
 }
 
 impl From<ExchangeError> for Cause {
@@ -187,6 +213,9 @@ impl From<ExchangeError> for Cause {
             }
             ExchangeError::Untrusted(_) => {
                 "with a private CA name its root: --ca-root root.pem; with a public one check this machine's clock, and for a proxy that opens TLS"
+            }
+            ExchangeError::Untimely(_) => {
+                "set this machine's clock, best by NTP; if it is right, the CA's certificate is not, and only its operator can help"
             }
             ExchangeError::Tls(_) => "check that the directory URL leads to an https server",
             ExchangeError::Broken(_) | ExchangeError::TimedOut(_) => {

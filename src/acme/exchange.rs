@@ -169,6 +169,9 @@ impl Session {
         let answered = self.exchange.exchange(request).await;
         let status = answered.as_ref().map_or(0, |reply| reply.status().as_u16());
         self.observer.request(endpoint, status);
+        if let Err(ExchangeError::Untimely(untimely)) = &answered {
+            self.observer.untimely(*untimely);
+        }
         let reply = answered?;
         if let Some(date) = header(reply.headers(), &DATE).and_then(instant) {
             self.observer.date(date);

@@ -18,13 +18,15 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use rustls::pki_types::CertificateDer;
+use rustls::CertificateError;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use tower_service::Service;
 
-use super::error::ExchangeError;
+use super::error::{ExchangeError, Untimely};
 use super::exchange::Exchange;
 use crate::text::printable;
+use crate::time::Timestamp;
 
 /// The whole of one request, connecting included.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -162,9 +164,10 @@ fn sort(error: &hyper_util::client::legacy::Error) -> ExchangeError {
     let text = printable(&chain(error));
     if let Some(tls) = tls_error(error) {
         return match tls {
-            rustls::Error::InvalidCertificate(reason) => {
-                ExchangeError::Untrusted(printable(&reason.to_string()))
-            }
+            rustls::Error::InvalidCertificate(reason) => match untimely(reason) {
+                Some(untimely) => untimely.into(),
+                None => ExchangeError::Untrusted(printable(&reason.to_string())),
+            },
             other => ExchangeError::Tls(printable(&other.to_string())),
         };
     }
@@ -175,6 +178,25 @@ fn sort(error: &hyper_util::client::legacy::Error) -> ExchangeError {
         return ExchangeError::Connect(printable(&innermost(error).to_string()));
     }
     ExchangeError::Broken(text)
+}
+
+/// What is wrong with no more than the time of it.
+fn untimely(reason: &CertificateError) -> Option<Untimely> {
+    let at = |time: UnixTime| {
+        let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+        Timestamp::from_seconds(seconds)
+    };
+    match *reason {
+        CertificateError::ExpiredContext { time, not_after } => Some(Untimely::Over {
+            ours: at(time),
+            end: at(not_after),
+        }),
+        CertificateError::NotValidYetContext { time, not_before } => Some(Untimely::NotYet {
+            ours: at(time),
+            begin: at(not_before),
+        }),
+        _ => None,
+    }
 }
 
 fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
@@ -253,16 +275,15 @@ mod tests {
         assert!(plain.is_err(), "{plain:?}");
     }
 
-    #[tokio::test]
-    async fn an_unknown_root_is_told_with_its_remedy() {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der());
+    /// Where somebody shows this certificate, once.
+    async fn shown(made: &rcgen::Certificate, key: &rcgen::KeyPair) -> u16 {
+        let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der());
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key.unwrap())
+            .with_single_cert(vec![made.der().clone()], key.unwrap())
             .unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -271,13 +292,48 @@ mod tests {
             let (stream, _) = listener.accept().await.unwrap();
             let _ = acceptor.accept(stream).await;
         });
+        port
+    }
+
+    async fn refused(port: u16, roots: Option<&[u8]>) -> ExchangeError {
         let request = Request::get(format!("https://localhost:{port}/")).body(Bytes::new());
-        let untrusted = Https::new(None).unwrap().exchange(request.unwrap()).await;
-        let Err(error @ ExchangeError::Untrusted(_)) = untrusted else {
-            panic!("{untrusted:?}")
-        };
+        let https = Https::new(roots).unwrap();
+        https.exchange(request.unwrap()).await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn an_unknown_root_is_told_with_its_remedy() {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let port = shown(&made.cert, &made.signing_key).await;
+        let error = refused(port, None).await;
+        assert!(matches!(error, ExchangeError::Untrusted(_)), "{error:?}");
         let cause = super::super::Cause::from(error);
         assert!(cause.hint().contains("--ca-root"), "{}", cause.hint());
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_is_over_or_not_yet_valid_is_told_with_the_clock() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let year = |year| rcgen::date_time_ymd(year, 1, 1);
+        for (from, to) in [(2001, 2002), (2998, 2999)] {
+            let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+            (params.not_before, params.not_after) = (year(from), year(to));
+            let made = params.self_signed(&key).unwrap();
+            let port = shown(&made, &key).await;
+            let error = refused(port, Some(made.pem().as_bytes())).await;
+            let ExchangeError::Untimely(untimely) = &error else {
+                panic!("{error:?}");
+            };
+            let bound = match untimely {
+                Untimely::Over { end, .. } => (2002, *end),
+                Untimely::NotYet { begin, .. } => (2998, *begin),
+            };
+            assert!([from, to].contains(&bound.0), "{error}");
+            assert_eq!(bound.1, year(bound.0).into(), "{error}");
+            let cause = super::super::Cause::from(error);
+            let hint = cause.hint();
+            assert!(hint.contains("this machine's clock"), "{hint}");
+        }
     }
 
     #[test]

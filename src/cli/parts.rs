@@ -12,6 +12,7 @@ use super::harden::Reach;
 use super::issue::{Done, Task};
 use super::output::Failure;
 use super::progress::Display;
+use super::watcher::Watcher;
 use super::{embedded, sockets};
 use crate::acme::{self, AccountOptions, Client, Exchange, Https, InProcess, Issuer, Paces};
 use crate::ca;
@@ -34,7 +35,6 @@ use crate::deploy::verify::Handshake;
 use crate::identifier::Lineage;
 use crate::manage::issue::pass_in_turn;
 use crate::manage::rehearse::rehearse;
-use crate::manage::skew::Skew;
 use crate::manage::turns::Turns;
 use crate::manage::{
     Certificate, FreshKeys, Maintenance, ManageError, Outcome, Parts, Probed, SPACING, SPREAD,
@@ -45,7 +45,7 @@ use crate::random::SystemRandom;
 use crate::store::fs::FileStore;
 use crate::store::memory::MemoryStore;
 use crate::store::{Store, StoreError};
-use crate::time::{Clock, SystemClock, Timestamp};
+use crate::time::SystemClock;
 
 /// Builds certificates out of parts that are built once.
 pub(super) struct Factory {
@@ -303,12 +303,7 @@ impl Factory {
             solvers: vec![self.solver(settings)],
             paces: self.paces.clone(),
             clock: self.parts.clock.clone(),
-            observer: Arc::new(Watcher {
-                ca: identity,
-                metrics: self.parts.metrics.clone(),
-                clock: self.parts.clock.clone(),
-                skew: Skew::default(),
-            }),
+            observer: Arc::new(Watcher::new(identity, &self.parts)),
             preferred_chain: ca.preferred_chain.clone(),
         });
         Ok(Arc::new(client.map_err(surroundings)?))
@@ -333,29 +328,6 @@ impl Factory {
             ChallengeSettings::Webroot(path) => Arc::new(Webroot::new(path.clone())),
             ChallengeSettings::Listen(_) => Arc::new(self.responses.clone()),
         }
-    }
-}
-
-/// Counts the requests to one CA, and compares its clock with ours.
-struct Watcher {
-    ca: String,
-    metrics: Metrics,
-    clock: Arc<dyn Clock>,
-    skew: Skew,
-}
-
-impl acme::Observer for Watcher {
-    fn date(&self, instant: Timestamp) {
-        if let Some(alarm) = self.skew.observe(self.clock.now(), instant) {
-            tracing::error!(
-                ca = self.ca,
-                "{alarm}; hint: set it, best by NTP: renewals come too early or too late, and TLS fails"
-            );
-        }
-    }
-
-    fn request(&self, endpoint: &'static str, status: u16) {
-        self.metrics.acme_request(&self.ca, endpoint, status);
     }
 }
 

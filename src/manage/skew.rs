@@ -2,20 +2,22 @@
 //! early, and breaks TLS itself. The `Date` of every reply says how late it is
 //! there, in whole seconds and after the time that the reply took.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
+use super::authority::{Work, is_silent, reach_windows};
+use super::order::is_silence;
 use super::{Certificate, ManageError, Parts};
-use crate::acme::Issuer;
+use crate::acme::{Issuer, Untimely};
 use crate::certificate::Facts;
 use crate::record::Record;
 use crate::renew::skew::{Evidence, decided_at, is_due_at};
 use crate::time::{Clock, Timestamp};
 
 /// From here on somebody must set the clock.
-const ALARM: Duration = Duration::from_secs(300);
+pub(super) const ALARM: Duration = Duration::from_secs(300);
 const TELL_AGAIN_AFTER: Duration = Duration::from_secs(3600);
 
 /// Raises an alarm for a clock that is wrong, once an hour.
@@ -29,25 +31,44 @@ impl Skew {
     /// `None` when they agree, or it was told within the hour.
     pub fn observe(&self, ours: Timestamp, theirs: Timestamp) -> Option<String> {
         let (ahead, behind) = (ours.since(theirs), theirs.since(ours));
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if ahead.max(behind) <= ALARM {
-            *told = None;
+            *self.told() = None;
             return None;
         }
-        // A clock that is set back must not silence it.
-        if told.is_some_and(|at| ours >= at && ours.since(at) < TELL_AGAIN_AFTER) {
-            return None;
-        }
-        *told = Some(ours);
         let (apart, direction) = if ahead > behind {
             (ahead, "ahead of")
         } else {
             (behind, "behind")
         };
         let minutes = apart.as_secs() / 60;
-        Some(format!(
-            "this machine's clock is {minutes} minutes {direction} the CA's ({ours}, there {theirs})"
-        ))
+        let told = || {
+            format!(
+                "this machine's clock is {minutes} minutes {direction} the CA's ({ours}, there {theirs})"
+            )
+        };
+        self.is_news(ours).then(told)
+    }
+
+    /// The same when the CA cannot be asked, since by our clock its certificate does not
+    /// hold.
+    pub fn outside(&self, untimely: Untimely) -> Option<String> {
+        let told = || format!("this machine's clock is wrong, or the CA: {untimely}");
+        self.is_news(untimely.ours()).then(told)
+    }
+
+    /// Whether it was not told within the hour; from now on it was.
+    fn is_news(&self, ours: Timestamp) -> bool {
+        let mut told = self.told();
+        // A clock that is set back must not silence it.
+        let is_known = told.is_some_and(|at| ours >= at && ours.since(at) < TELL_AGAIN_AFTER);
+        if !is_known {
+            *told = Some(ours);
+        }
+        !is_known
+    }
+
+    fn told(&self) -> MutexGuard<'_, Option<Timestamp>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -104,6 +125,10 @@ impl Clock for Corrected {
         self.wall.wall()
     }
 
+    fn steady(&self) -> Option<Instant> {
+        self.wall.steady()
+    }
+
     async fn sleep_until(&self, instant: Timestamp) {
         let ahead = instant.since(self.now());
         self.wall.sleep_until(self.wall.now() + ahead).await;
@@ -156,6 +181,27 @@ pub(super) async fn there(issuer: &dyn Issuer, clock: &dyn Clock) -> Timestamp {
             clock.now()
         }
     }
+}
+
+/// Asks the CA for the time, which its reply shows to whoever observes it, and says
+/// whether it has answered. One that is known to be silent is left alone until somebody
+/// asks it for all.
+pub(super) async fn ask(parts: &Parts, ca: &str, issuer: &dyn Issuer) -> bool {
+    let error = match reach_windows(parts, ca, issuer).await {
+        // By this very question.
+        Ok(true) => return true,
+        // Not by `time`: a clock that was set back may have come by an old reply again.
+        Ok(false) => match issuer.probe().await {
+            Ok(()) => return true,
+            Err(error) => ManageError::from(error),
+        },
+        Err(error) => error,
+    };
+    if is_silence(&error) {
+        is_silent(parts, ca, Work::Windows, &error.to_string()).await;
+    }
+    tracing::debug!("what time it is at {ca} cannot be told: {error}");
+    false
 }
 
 /// Whether the clocks are so near each other that waiting is no failure.
@@ -279,5 +325,14 @@ mod tests {
         // Set back by a year: it is wrong still, and the hour counts anew.
         let back = ours - minutes(60 * 24 * 365);
         assert!(skew.observe(back, ours).is_some());
+        // So does one that lets nobody ask, by the same hour.
+        let not_yet = |ours| Untimely::NotYet {
+            ours,
+            begin: ours + minutes(1),
+        };
+        assert_eq!(skew.outside(not_yet(back)), None);
+        let told = skew.outside(not_yet(back + minutes(60))).unwrap();
+        assert!(told.contains("this machine's clock is wrong"), "{told}");
+        assert_eq!(skew.observe(back + minutes(61), ours), None);
     }
 }

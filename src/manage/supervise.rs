@@ -5,6 +5,7 @@
 mod agenda;
 mod copies;
 mod pass;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use tokio::task::{JoinError, JoinSet};
 use self::agenda::{Agenda, Kept, difference};
 use self::copies::Copies;
 use self::pass::{Pass, one_pass};
+use self::watch::Watch;
 use super::authority::{show_stored, waits_until, who_answered};
 use super::deploy::stored;
 use super::issue::Urge;
@@ -128,6 +130,7 @@ pub struct Supervisor {
     lineages: BTreeMap<tokio::task::Id, Lineage>,
     /// The latest instant that the clock has shown: it may be set back.
     latest: Timestamp,
+    watch: Watch,
 }
 
 impl Supervisor {
@@ -138,6 +141,7 @@ impl Supervisor {
         let (sender, commands) = mpsc::channel(COMMANDS);
         let supervisor = Self {
             latest: parts.clock.now(),
+            watch: Watch::new(parts.clock.as_ref()),
             parts: Arc::new(parts),
             board,
             commands,
@@ -247,6 +251,7 @@ impl Supervisor {
     pub async fn run(mut self) {
         loop {
             self.launch();
+            self.watch.look(&self.parts, &self.agenda);
             let (output, now) = (&self.parts.output, self.parts.clock.now());
             self.copies.look(&self.agenda, output, now);
             let wake = self.wake();
@@ -260,6 +265,10 @@ impl Supervisor {
                 Some(ended) = self.passes.join_next_with_id() => self.settle(ended),
                 () = self.turns.given_back() => {}
                 gone = self.copies.gone() => self.look_again(&gone),
+                // What was decided by a clock that was in doubt is decided again.
+                Some(answered) = self.watch.answered() => if answered {
+                    self.obey(Command::Sweep).await;
+                },
                 () = self.parts.clock.sleep_until(wake) => {}
             }
         }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use certs::ca::{Identity, Resolve, Server, Settings, Validation, serve};
 use certs::certificate::Fingerprint;
 use certs::identifier::Identifier;
-use certs::time::SystemClock;
 use certs::tls::dialer::Dialer;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
+use super::clock::Moved;
 use super::faults::{Faulty, Script};
 use super::{certs, free_port};
 
@@ -21,6 +21,7 @@ use super::{certs, free_port};
 pub(crate) struct EmbeddedCa {
     pub(crate) script: Script,
     pub(crate) server: Server,
+    clock: Arc<Moved>,
     /// Where it fetches HTTP-01 answers.
     pub(crate) http_port: u16,
     directory: TempDir,
@@ -34,6 +35,11 @@ impl EmbeddedCa {
     }
 
     pub(crate) fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        Self::begun(0, change)
+    }
+
+    /// One that was made so many seconds ago, and so was the certificate of its server.
+    pub(crate) fn begun(ago: i64, change: impl FnOnce(&mut Settings)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -45,11 +51,14 @@ impl EmbeddedCa {
             resolve: Resolve::Fixed(Ipv4Addr::LOCALHOST.into()),
         };
         change(&mut settings);
-        let server = Server::new(settings, Arc::new(SystemClock)).unwrap();
+        let clock = Arc::new(Moved::default());
+        clock.set_ahead(-ago);
+        let server = Server::new(settings, clock.clone()).unwrap();
         std::fs::write(directory.path().join("root.pem"), server.root_pem()).unwrap();
         let script = Script::default();
         let service = Faulty::new(server.router(), script.clone());
         let identity = Identity::new(&server, address.ip()).unwrap();
+        clock.set_ahead(0);
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread();
@@ -65,11 +74,18 @@ impl EmbeddedCa {
         Self {
             script,
             server,
+            clock,
             http_port,
             directory,
             stop: Some(stop),
             thread: Some(thread),
         }
+    }
+
+    /// For it, too, it is so many seconds later than it is.
+    pub(crate) fn set_time_ahead(&self, seconds: i64) {
+        self.clock.set_ahead(seconds);
+        self.script.set_ahead(seconds);
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

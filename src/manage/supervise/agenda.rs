@@ -145,6 +145,12 @@ impl Agenda {
         self.held_up.clone()
     }
 
+    /// All that is managed.
+    pub(super) fn managed(&self) -> impl Iterator<Item = &Arc<Certificate>> {
+        let managed = self.kept.values().filter(|kept| kept.managed);
+        managed.map(|kept| &kept.certificate)
+    }
+
     /// What is handed over and not under way.
     pub(super) fn handed_over(&self) -> impl Iterator<Item = &Arc<Certificate>> {
         let kept = self.kept.values();

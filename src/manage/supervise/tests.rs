@@ -31,6 +31,7 @@ mod partial;
 mod shared;
 mod skew;
 mod taken_back;
+mod watch;
 
 const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
 const DAY: Duration = Duration::from_secs(86_400);

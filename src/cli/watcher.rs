@@ -1,0 +1,52 @@
+//! What is seen of the requests to one CA: each is counted, and an alarm is raised when
+//! its clock and ours disagree. Nothing is decided here.
+
+use std::sync::Arc;
+
+use crate::acme::{self, Untimely};
+use crate::manage::Parts;
+use crate::manage::skew::Skew;
+use crate::observe::Metrics;
+use crate::time::{Clock, Timestamp};
+
+/// Counts the requests to one CA, and compares its clock with ours.
+pub(super) struct Watcher {
+    ca: String,
+    metrics: Metrics,
+    clock: Arc<dyn Clock>,
+    skew: Skew,
+}
+
+impl Watcher {
+    pub(super) fn new(ca: String, parts: &Parts) -> Self {
+        Self {
+            ca,
+            metrics: parts.metrics.clone(),
+            clock: parts.clock.clone(),
+            skew: Skew::default(),
+        }
+    }
+
+    fn tell(&self, alarm: Option<String>) {
+        if let Some(alarm) = alarm {
+            tracing::error!(
+                ca = self.ca,
+                "{alarm}; hint: set it, best by NTP: renewals come too early or too late, and TLS fails"
+            );
+        }
+    }
+}
+
+impl acme::Observer for Watcher {
+    fn date(&self, instant: Timestamp) {
+        self.tell(self.skew.observe(self.clock.now(), instant));
+    }
+
+    fn untimely(&self, untimely: Untimely) {
+        self.tell(self.skew.outside(untimely));
+    }
+
+    fn request(&self, endpoint: &'static str, status: u16) {
+        self.metrics.acme_request(&self.ca, endpoint, status);
+    }
+}

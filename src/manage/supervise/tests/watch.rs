@@ -1,0 +1,111 @@
+//! A clock that is set beside one that nobody sets: the CA is asked for the time, by one
+//! question, and a CA that is down by no more than it is asked anyhow.
+
+use std::time::Instant;
+
+use super::*;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Time passes by the one, and this shows another.
+struct Set {
+    passes: Arc<VirtualClock>,
+    begun: Instant,
+    /// Seconds.
+    ahead: Mutex<i64>,
+}
+
+impl Set {
+    #[allow(clippy::disallowed_methods)] // any will do
+    fn up(house: &mut House) -> Arc<Self> {
+        let clock = Arc::new(Self {
+            passes: house.clock.clone(),
+            begun: Instant::now(),
+            ahead: Mutex::default(),
+        });
+        house.parts.clock = clock.clone();
+        clock
+    }
+
+    fn by(&self, seconds: i64) {
+        *self.ahead.lock().unwrap() += seconds;
+    }
+}
+
+#[async_trait]
+impl Clock for Set {
+    fn now(&self) -> Timestamp {
+        let by = Duration::from_secs(self.ahead.lock().unwrap().unsigned_abs());
+        match self.passes.now() {
+            now if *self.ahead.lock().unwrap() < 0 => now - by,
+            now => now + by,
+        }
+    }
+
+    fn steady(&self) -> Option<Instant> {
+        Some(self.begun + self.passes.now().since(START))
+    }
+
+    async fn sleep_until(&self, instant: Timestamp) {
+        let ahead = instant.since(self.now());
+        self.passes.sleep_until(self.passes.now() + ahead).await;
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_by_what_is_an_alarm_makes_the_ca_be_asked_once() {
+    let mut house = House::new();
+    let clock = Set::up(&mut house);
+    let handle = house.start(&names(3)).await;
+    let ready = |all: &[Status]| all.iter().all(Status::is_ready);
+    house.until("issued", ready).await;
+    let probes = || house.signer.probes.load(Ordering::SeqCst);
+    let (before, orders) = (probes(), house.orders());
+    let mut asked = 0;
+    let hour = 3600;
+    // Little by little is as much.
+    for (seconds, asks) in [
+        (240, 0),
+        (-240, 0),
+        (0, 0),
+        (360, 1),
+        (-360, 1),
+        (200, 0),
+        (200, 1),
+        (24 * hour, 1),
+        (-24 * hour - 400, 1),
+    ] {
+        clock.by(seconds);
+        for _ in 0..5 {
+            house.clock.advance(MINUTE);
+            house.settle(&handle, 3).await;
+        }
+        asked += asks;
+        assert_eq!(probes(), before + asked, "{seconds} s");
+    }
+    assert_eq!(house.orders(), orders);
+}
+
+#[tokio::test]
+async fn a_ca_that_is_down_is_asked_for_the_time_by_one_for_all_until_it_answers() {
+    let mut house = House::new();
+    let clock = Set::up(&mut house);
+    let handle = house.start(&names(3)).await;
+    let ready = |all: &[Status]| all.iter().all(Status::is_ready);
+    house.until("issued", ready).await;
+    let (begun, orders) = (house.signer.probes.load(Ordering::SeqCst), house.orders());
+    let probes = || house.signer.probes.load(Ordering::SeqCst) - begun;
+    house
+        .signer
+        .silent_probes
+        .store(begun + 4, Ordering::SeqCst);
+    clock.by(3600);
+    for minute in 1..=30 {
+        house.clock.advance(MINUTE);
+        house.settle(&handle, 3).await;
+        assert!(probes() <= minute, "{} in {minute} minutes", probes());
+    }
+    // Four in vain, and no more after the one that was not.
+    assert_eq!(probes(), 5);
+    assert_eq!(house.orders(), orders);
+}

@@ -1,0 +1,332 @@
+//! This machine's own clock, set by hours, days and years under the program, and a
+//! machine that is suspended: nobody orders for it, it is told, and all is well again by
+//! itself when the clock is right.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use certs::ca::Profile;
+use rustix::process::Signal;
+
+use crate::clocks::{alarms, is_renewed_before_its_end};
+use crate::support::clock::Clocks;
+use crate::support::embedded::EmbeddedCa;
+use crate::support::faults::{Endpoint, Fault, Which};
+use crate::support::oracle::{Oracle, Pair};
+use crate::support::renewal::Renewal;
+use crate::support::sidecar::{Sidecar, configured};
+use crate::support::{certs, free_port, run, text, until};
+use crate::targets::{NAME, issued};
+
+const HOUR: i64 = 3600;
+const DAY: i64 = 24 * HOUR;
+const TEN_YEARS: i64 = 3652 * DAY;
+const JUMPS: [i64; 6] = [HOUR, -HOUR, DAY, -DAY, TEN_YEARS, -TEN_YEARS];
+
+/// Whoever looks at the clock once a minute has done so.
+const A_MINUTE: Duration = Duration::from_secs(61);
+
+/// A sidecar whose clocks are moved, and its CA.
+struct House<'t> {
+    ca: &'t EmbeddedCa,
+    clocks: &'t Clocks,
+    sidecar: Sidecar,
+}
+
+impl<'t> House<'t> {
+    fn start(ca: &'t EmbeddedCa, clocks: &'t Clocks) -> Self {
+        let admin = free_port();
+        let mut command = configured(ca, &[NAME], admin);
+        let sidecar = Sidecar::start_as(ca, clocks.preload(&mut command), admin);
+        let house = Self {
+            ca,
+            clocks,
+            sidecar,
+        };
+        house.is_ready("at its start");
+        house
+    }
+
+    fn is_ready(&self, case: &str) {
+        until(case, || self.sidecar.readiness() == 200);
+    }
+
+    fn a_minute_passes(&self) {
+        self.clocks.pass(A_MINUTE, || {
+            self.sidecar.readiness();
+        });
+    }
+
+    /// How often it has told of a clock.
+    fn told(&self) -> usize {
+        alarms(&self.sidecar.log()).len()
+    }
+
+    /// How often it has held its clock against the CA's.
+    fn held(&self) -> usize {
+        let log = self.sidecar.log();
+        log.matches("the clock was held against that of").count()
+    }
+
+    /// The clock is set right, and a minute later the CA was asked, whoever came first.
+    fn is_set_right(&self) {
+        let asked = self.ca.script.count(Endpoint::Directory);
+        self.clocks.set_ahead(0);
+        self.a_minute_passes();
+        let asks = || self.ca.script.count(Endpoint::Directory) > asked;
+        until("a question for the time", asks);
+    }
+
+    /// It looks at its certificate, finds nothing to do, and says so.
+    fn finds_nothing_due(&self, case: &str) {
+        let told = run(certs(&self.ca.path("")).arg("renew"), 0);
+        assert!(told.contains("not due"), "{case}: {told}");
+    }
+
+    /// The time comes for what is issued, everywhere, and with it the one renewal.
+    fn renews_once_in_its_time(&self) {
+        let (ordered, pair) = (orders(self.ca), live(self.ca));
+        self.ca.set_time_ahead(62 * DAY);
+        self.clocks.set_ahead(62 * DAY);
+        self.a_minute_passes();
+        until("a renewal", || live(self.ca).generation > pair.generation);
+        self.finds_nothing_due("after its time");
+        let log = self.sidecar.log();
+        assert_eq!(orders(self.ca), ordered + 1, "{log}");
+        assert_eq!(live(self.ca).generation.0, pair.generation.0 + 1, "{log}");
+    }
+}
+
+impl Drop for House<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.sidecar.log());
+        }
+    }
+}
+
+fn orders(ca: &EmbeddedCa) -> u32 {
+    ca.script.count(Endpoint::NewOrder)
+}
+
+fn live(ca: &EmbeddedCa) -> Pair {
+    let oracle = Oracle::new(&ca.path(""), &[NAME]);
+    oracle.live().unwrap().unwrap()
+}
+
+#[test]
+fn a_clock_that_jumps_under_a_sidecar_is_an_alarm_and_no_order() {
+    let Some(clocks) = Clocks::find("jumps of the clock under a sidecar") else {
+        return;
+    };
+    let ca = issued();
+    let house = House::start(&ca, &clocks);
+    for ahead in JUMPS {
+        let case = format!("{ahead} s");
+        let (ordered, pair, told) = (orders(&ca), live(&ca), house.told());
+        clocks.set_ahead(ahead);
+        house.a_minute_passes();
+        until(&case, || house.told() > told);
+        // By a clock that is years wrong only a connection from before it leads to the CA.
+        let is_far = ahead.abs() == TEN_YEARS;
+        if !is_far {
+            house.finds_nothing_due(&case);
+            house.is_ready(&case);
+        }
+        let log = house.sidecar.log();
+        let [.., alarm] = alarms(&log)[..] else {
+            unreachable!()
+        };
+        let direction = if ahead > 0 { "ahead of" } else { "behind" };
+        let fit = alarm.contains("ERROR") && alarm.contains("; hint: set it, best by NTP");
+        assert!(fit && (is_far || alarm.contains(direction)), "{alarm}");
+        // It is set right.
+        house.is_set_right();
+        house.finds_nothing_due(&case);
+        house.is_ready(&case);
+        let log = house.sidecar.log();
+        assert_eq!(house.told(), told + 1, "{case}: {log}");
+        assert_eq!(orders(&ca), ordered, "{case}: {log}");
+        assert_eq!(live(&ca), pair, "{case}");
+        run(certs(&ca.path("")).args(["renew", "--force"]), 0);
+        assert_eq!(orders(&ca), ordered + 1, "{case}");
+        assert_eq!(live(&ca).generation.0, pair.generation.0 + 1, "{case}");
+    }
+    house.renews_once_in_its_time();
+}
+
+#[test]
+fn a_clock_by_which_no_ca_can_be_trusted_is_told_and_asks_again_when_it_is_right() {
+    let Some(clocks) = Clocks::find("clocks that are ten years wrong") else {
+        return;
+    };
+    for ahead in [TEN_YEARS, -TEN_YEARS] {
+        clocks.set_ahead(0);
+        let ca = issued();
+        let house = House::start(&ca, &clocks);
+        let (pair, asked) = (live(&ca), ca.script.count(Endpoint::Directory));
+        clocks.set_ahead(ahead);
+        house.a_minute_passes();
+        until("an alarm", || house.told() > 0);
+        for _ in 0..4 {
+            house.a_minute_passes();
+        }
+        // Nothing is under way afterwards, whatever came of it.
+        certs(&ca.path("")).arg("renew").output().unwrap();
+        assert_eq!(ca.script.count(Endpoint::Directory), asked, "{ahead} s");
+        // Nobody says a word to it.
+        house.is_set_right();
+        house.is_ready("after ten years");
+        let log = house.sidecar.log();
+        let [alarm] = alarms(&log)[..] else {
+            panic!("not one alarm for {ahead} s: {log}");
+        };
+        let word = if ahead > 0 {
+            " ended at "
+        } else {
+            " begins at "
+        };
+        let fit = alarm.contains("ERROR") && alarm.contains("; hint: set it, best by NTP");
+        assert!(fit && alarm.contains(word), "{alarm}");
+        assert_eq!((orders(&ca), live(&ca)), (1, pair), "{ahead} s: {log}");
+        is_renewed_before_its_end(&ca, ahead);
+        house.finds_nothing_due("after ten years");
+        house.renews_once_in_its_time();
+    }
+}
+
+#[test]
+fn a_jump_while_an_order_is_under_way_costs_no_second_certificate() {
+    let Some(clocks) = Clocks::find("jumps of the clock while an order is under way") else {
+        return;
+    };
+    let ca = issued();
+    let house = House::start(&ca, &clocks);
+    for at in [
+        Endpoint::NewOrder,
+        Endpoint::Finalize,
+        Endpoint::Certificate,
+    ] {
+        for ahead in JUMPS {
+            let renewal = Renewal::begin(&ca, &[NAME], format!("{at:?}, {ahead} s"));
+            let (before, told) = (ca.script.count(at), house.told());
+            ca.script.add(at, Which::Every, Fault::Held);
+            let mut force = certs(&ca.path(""));
+            let force = force.args(["renew", "--force"]).stderr(Stdio::piped());
+            let force = force.stdout(Stdio::piped()).spawn().unwrap();
+            until("the order", || ca.script.count(at) > before);
+            clocks.set_ahead(ahead);
+            house.a_minute_passes();
+            until("an alarm", || house.told() > told);
+            ca.script.clear();
+            renewal.ends_well_by(|case| {
+                let ended = force.wait_with_output().unwrap();
+                let told = text(&ended);
+                assert_eq!(ended.status.code(), Some(0), "{case}: {told}");
+                house.is_set_right();
+                house.finds_nothing_due(case);
+                house.is_ready(case);
+                told
+            });
+            is_renewed_before_its_end(&ca, ahead);
+        }
+    }
+}
+
+#[test]
+fn what_came_due_in_a_suspend_is_renewed_once_and_nothing_else() {
+    let Some(clocks) = Clocks::find("a suspend") else {
+        return;
+    };
+    // Of which it is renewed after half.
+    let life = Duration::from_secs(12 * 3600);
+    let ca = EmbeddedCa::with(|settings| {
+        let profile = Profile::new(life, "twelve hours");
+        settings.profiles = [("default".to_owned(), profile)].into();
+    });
+    run(&mut ca.issue(&[NAME]), 0);
+    let house = House::start(&ca, &clocks);
+    let mut ordered = orders(&ca);
+    for (hour, renewals) in [(2, 0), (10, 1), (12, 0), (20, 1)] {
+        let case = format!("{hour} h");
+        let (pair, held) = (live(&ca), house.held());
+        house.sidecar.running.signal(Signal::STOP);
+        ca.set_time_ahead(hour * HOUR);
+        clocks.set_ahead(hour * HOUR);
+        house.sidecar.running.signal(Signal::CONT);
+        house.a_minute_passes();
+        until(&case, || house.held() > held);
+        let wanted = pair.generation.0 + u64::from(renewals);
+        until(&case, || live(&ca).generation.0 == wanted);
+        house.finds_nothing_due(&case);
+        house.is_ready(&case);
+        ordered += renewals;
+        assert_eq!(orders(&ca), ordered, "{case}: {}", house.sidecar.log());
+        assert_eq!(live(&ca).generation.0, wanted, "{case}");
+    }
+    assert_eq!(house.told(), 0, "{}", house.sidecar.log());
+}
+
+/// A CA whose server has its certificate for longer than any clock here is behind, but
+/// for ten years.
+fn old() -> EmbeddedCa {
+    EmbeddedCa::begun(5 * DAY, |_| ())
+}
+
+#[test]
+fn a_command_by_a_wrong_clock_orders_nothing_that_is_not_due() {
+    let Some(clocks) = Clocks::find("commands by a wrong clock") else {
+        return;
+    };
+    let ca = old();
+    run(&mut ca.issue(&[NAME]), 0);
+    let pair = live(&ca);
+    for ahead in JUMPS {
+        clocks.set_ahead(ahead);
+        let mut renew = certs(&ca.path(""));
+        renew.arg("renew");
+        // Ten years ahead it is over, and no CA is to be trusted; that is told, and is
+        // no reason to try again at once.
+        let [first, then] = if ahead == TEN_YEARS { [3, 6] } else { [0, 0] };
+        for (command, code) in [(&mut ca.issue(&[NAME]), first), (&mut renew, then)] {
+            let told = run(clocks.preload(command), code);
+            let fit = match code {
+                0 => told.contains("not due"),
+                _ => told.contains("this machine's clock shows"),
+            };
+            assert!(fit, "{ahead} s: {told}");
+        }
+        clocks.set_ahead(0);
+        let told = run(clocks.preload(&mut renew), 0);
+        assert!(told.contains("not due"), "{ahead} s: {told}");
+        assert_eq!((orders(&ca), live(&ca)), (1, pair.clone()), "{ahead} s");
+        is_renewed_before_its_end(&ca, ahead);
+    }
+}
+
+#[test]
+fn a_first_certificate_by_a_wrong_clock_is_issued_or_told_why_not() {
+    let Some(clocks) = Clocks::find("first certificates by a wrong clock") else {
+        return;
+    };
+    for ahead in JUMPS {
+        let ca = old();
+        clocks.set_ahead(ahead);
+        let is_trusted = ahead.abs() < TEN_YEARS;
+        let code = if is_trusted { 0 } else { 3 };
+        let told = run(clocks.preload(&mut ca.issue(&[NAME])), code);
+        assert_eq!(alarms(&told).len(), 1, "{ahead} s: {told}");
+        assert!(told.contains("hint: set it, best by NTP"), "{told}");
+        assert_eq!(orders(&ca), u32::from(is_trusted), "{ahead} s: {told}");
+        for ahead in [ahead, 0] {
+            clocks.set_ahead(ahead);
+            // Once it is right, the first.
+            if is_trusted || ahead == 0 {
+                run(clocks.preload(&mut ca.issue(&[NAME])), 0);
+                is_renewed_before_its_end(&ca, ahead);
+                assert_eq!(orders(&ca), 1, "{ahead} s");
+                live(&ca);
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Clocks that a test moves: those of one process, which runs on meanwhile, and that of
+//! the CA in this one.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use certs::time::{Clock, SystemClock, Timestamp};
+use tempfile::TempDir;
+
+use super::{certs, text, until};
+
+const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/clock.c");
+
+/// The clocks of every process that is started with them.
+pub(crate) struct Clocks {
+    directory: TempDir,
+    numbers: File,
+}
+
+/// What stands in the file, as `clock.c` has it.
+#[derive(Clone, Copy)]
+enum Number {
+    Wall,
+    Steady,
+    WallReadings,
+    SteadyReadings,
+}
+
+impl Clocks {
+    /// `None`, and a line that says why `what` was left out.
+    pub(crate) fn find(what: &str) -> Option<Self> {
+        let made = Self::make();
+        let made = made.and_then(|clocks| clocks.probe().map(|()| clocks));
+        made.inspect_err(|why| eprintln!("SKIPPED: {what}: no process's clock can be moved: {why}"))
+            .ok()
+    }
+
+    fn make() -> Result<Self, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let mut compiler = Command::new("cc");
+        compiler.args(["-shared", "-fPIC", "-O1", "-o"]);
+        compiler.arg(directory.path().join("clock.so")).arg(SOURCE);
+        let compiled = compiler.output().map_err(|error| format!("cc: {error}"))?;
+        if !compiled.status.success() {
+            return Err(format!("cc: {}", text(&compiled)));
+        }
+        let file = directory.path().join("numbers");
+        std::fs::write(&file, [0; 32]).unwrap();
+        let numbers = File::options().read(true).write(true).open(file).unwrap();
+        Ok(Self { directory, numbers })
+    }
+
+    /// A program that is static does not heed what is preloaded.
+    fn probe(&self) -> Result<(), String> {
+        let directory = tempfile::tempdir().unwrap();
+        let mut status = certs(directory.path());
+        let status = self.preload(&mut status).arg("status").output().unwrap();
+        if self.read(Number::SteadyReadings) == 0 {
+            return Err(format!("nothing is preloaded: {}", text(&status)));
+        }
+        Ok(())
+    }
+
+    /// What `command` starts has these clocks.
+    pub(crate) fn preload<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        command
+            .env("LD_PRELOAD", self.directory.path().join("clock.so"))
+            .env("CLOCK_NUMBERS", self.directory.path().join("numbers"))
+    }
+
+    /// From now on their wall clock is ahead of the right time by so many seconds.
+    pub(crate) fn set_ahead(&self, seconds: i64) {
+        self.write(Number::Wall, seconds);
+    }
+
+    /// So much time passes for them. The kernel does not know, so that nobody wakes for it:
+    /// `wake` gives them something else to do. Returns when both clocks were read since.
+    pub(crate) fn pass(&self, time: Duration, wake: impl Fn()) {
+        let seconds = i64::try_from(time.as_secs()).unwrap();
+        for number in [Number::Wall, Number::Steady] {
+            self.write(number, self.read(number) + seconds);
+        }
+        let readings = [Number::WallReadings, Number::SteadyReadings];
+        let before = readings.map(|number| self.read(number));
+        wake();
+        until("a look at the clocks", || {
+            let mut pairs = readings.into_iter().zip(before);
+            pairs.all(|(number, before)| self.read(number) > before)
+        });
+    }
+
+    fn read(&self, number: Number) -> i64 {
+        let mut bytes = [0; 8];
+        self.numbers
+            .read_exact_at(&mut bytes, number as u64 * 8)
+            .unwrap();
+        i64::from_ne_bytes(bytes)
+    }
+
+    fn write(&self, number: Number, value: i64) {
+        let bytes = value.to_ne_bytes();
+        self.numbers
+            .write_all_at(&bytes, number as u64 * 8)
+            .unwrap();
+    }
+}
+
+/// The right time, and so many seconds.
+#[derive(Debug, Default)]
+pub(crate) struct Moved(AtomicI64);
+
+impl Moved {
+    pub(crate) fn set_ahead(&self, seconds: i64) {
+        self.0.store(seconds, Ordering::SeqCst);
+    }
+}
+
+#[async_trait]
+impl Clock for Moved {
+    fn now(&self) -> Timestamp {
+        let seconds = self.0.load(Ordering::SeqCst);
+        let by = Duration::from_secs(seconds.unsigned_abs());
+        let now = SystemClock.now();
+        if seconds < 0 { now - by } else { now + by }
+    }
+
+    async fn sleep_until(&self, instant: Timestamp) {
+        // For as long as it lies ahead.
+        let by = instant.since(self.now());
+        SystemClock.sleep_until(SystemClock.now() + by).await;
+    }
+}
