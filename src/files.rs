@@ -26,7 +26,7 @@ pub fn write_new(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
 /// Replaces `path` by `content` in one step.
 ///
 /// # Errors
-/// The old content is still there then.
+/// The old content is still there then, but where only the flush has failed.
 pub fn replace(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
     replace_once_given(path, mode, content, |_| Ok(()))
 }
@@ -35,7 +35,7 @@ pub fn replace(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
 /// finds it there may read it.
 ///
 /// # Errors
-/// The old content is still there then.
+/// The old content is still there then, but where only its flush has failed.
 pub fn replace_once_given(
     path: &Path,
     mode: u32,
@@ -43,8 +43,8 @@ pub fn replace_once_given(
     give: impl FnOnce(&Path) -> io::Result<()>,
 ) -> io::Result<()> {
     let name = path.file_name().ok_or(ErrorKind::InvalidInput)?;
-    let prefix = format!(".{}.new-", name.to_string_lossy());
-    let aside = path.with_file_name(format!("{prefix}{}", std::process::id()));
+    let aside = format!(".{}.new-{}", name.to_string_lossy(), std::process::id());
+    let aside = path.with_file_name(aside);
     remove_if_there(&aside)?;
     let written = write_new(&aside, mode, content)
         .and_then(|()| give(&aside))
@@ -54,7 +54,7 @@ pub fn replace_once_given(
         let _ = remove_if_there(&aside);
     }
     written?;
-    forget_leftovers(path, &prefix);
+    forget_leftovers(path, &name.to_string_lossy());
     sync_parent(path)
 }
 
@@ -63,12 +63,17 @@ const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// Removes what those left beside `path` who were killed while they wrote it: there
 /// may be a key in it. Of what is younger somebody may be at work on it.
-fn forget_leftovers(path: &Path, prefix: &str) {
-    let written = |path: &Path| std::fs::symlink_metadata(path)?.modified();
-    let (Ok(now), Some(Ok(entries))) = (written(path), path.parent().map(std::fs::read_dir)) else {
+fn forget_leftovers(path: &Path, name: &str) {
+    let written = |path: &Path| {
+        let found = std::fs::symlink_metadata(path)?;
+        let is_file = found.is_file().then(|| found.modified());
+        is_file.unwrap_or_else(|| Err(ErrorKind::InvalidInput.into()))
+    };
+    let parent = directory_of(path).map(std::fs::read_dir);
+    let (Ok(now), Some(Ok(entries))) = (written(path), parent) else {
         return;
     };
-    let named = |entry: &DirEntry| entry.file_name().to_string_lossy().starts_with(prefix);
+    let named = |entry: &DirEntry| is_leftover(&entry.file_name().to_string_lossy(), name);
     for leftover in entries.filter_map(Result::ok).filter(named) {
         let leftover = leftover.path();
         let age = written(&leftover).map(|at| now.duration_since(at).unwrap_or_default());
@@ -77,6 +82,16 @@ fn forget_leftovers(path: &Path, prefix: &str) {
             let _ = remove_if_there(&leftover);
         }
     }
+}
+
+/// Whether `found` is what [`replace`] would give the name `name`, had it come to its end.
+#[must_use]
+pub fn is_leftover(found: &str, name: &str) -> bool {
+    let process = found
+        .strip_prefix('.')
+        .and_then(|rest| rest.strip_prefix(name))
+        .and_then(|rest| rest.strip_prefix(".new-"));
+    process.is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
 /// Makes the directory with `mode`, and its parents for everybody to pass
@@ -136,11 +151,13 @@ pub fn read_short(path: &Path) -> io::Result<String> {
 /// # Errors
 /// As the system has them.
 pub fn sync_parent(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(parent) if parent == Path::new("") => sync(Path::new(".")),
-        Some(parent) => sync(parent),
-        None => Ok(()),
-    }
+    directory_of(path).map_or(Ok(()), sync)
+}
+
+fn directory_of(path: &Path) -> Option<&Path> {
+    let here = |parent: &Path| parent == Path::new("");
+    let parent = path.parent()?;
+    Some(if here(parent) { Path::new(".") } else { parent })
 }
 
 /// Flushes the directory itself: its mode, and the names in it.
@@ -181,7 +198,7 @@ mod tests {
     fn what_a_killed_process_left_beside_a_file_goes_when_it_is_written_next() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
-        let other = ["other", ".other.new-1", "pair.new-1"];
+        let other = ["other", ".other.new-1", "pair.new-1", ".pair.new-backup"];
         for name in [&other[..], &[".pair.new-1", ".pair.new-2"]].concat() {
             std::fs::write(path(name), "a key").unwrap();
         }
@@ -195,7 +212,14 @@ mod tests {
         let mut left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         // Somebody may be about to name the second.
-        let wanted = [".other.new-1", ".pair.new-2", "other", "pair", "pair.new-1"];
+        let wanted = [
+            ".other.new-1",
+            ".pair.new-2",
+            ".pair.new-backup",
+            "other",
+            "pair",
+            "pair.new-1",
+        ];
         assert_eq!(left, wanted);
         assert_eq!(std::fs::read(path("pair")).unwrap(), b"new");
     }

@@ -416,7 +416,7 @@ fn forget_old(directory: &Path, newest: Generation, served: Option<Generation>) 
     for entry in entries.flatten() {
         let name = entry.file_name();
         let name = name.to_str().unwrap_or_default();
-        if name.starts_with("record.new-") {
+        if files::is_leftover(name, "record.json") {
             // Nobody writes it: the lock is ours.
             let _ = std::fs::remove_file(entry.path());
         }
@@ -478,7 +478,7 @@ mod tests {
         for name in names {
             std::fs::create_dir(directory.path().join(name)).unwrap();
         }
-        let cut_off = directory.path().join("record.new-4711");
+        let cut_off = directory.path().join(".record.json.new-4711");
         std::fs::write(&cut_off, "a key").unwrap();
         forget_old(directory.path(), Generation(4), None);
         assert!(!cut_off.exists());
