@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -144,6 +144,26 @@ fn room_in(stat: &str) -> Option<usize> {
     (room > 0).then(|| room - 1)
 }
 
+impl Nginx {
+    fn verdict(&self, output: &Output) -> Result<(), DeployError> {
+        match output.status.code() {
+            Some(0) => Ok(()),
+            Some(_) => Err(DeployError::Check {
+                target: self.name.clone(),
+                output: printable_lines(&String::from_utf8_lossy(&output.stderr)),
+            }),
+            // As what takes too much memory is.
+            None => Err(self.unjudged(format!("`nginx -t` was killed ({})", output.status))),
+        }
+    }
+
+    /// Nobody has said that its configuration is bad.
+    fn unjudged(&self, detail: String) -> DeployError {
+        let target = self.name.clone();
+        DeployError::Unreachable { target, detail }
+    }
+}
+
 #[async_trait]
 impl Target for Nginx {
     fn name(&self) -> &str {
@@ -167,17 +187,13 @@ impl Target for Nginx {
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output();
-        let output = match tokio::time::timeout(CHECK_WITHIN, run).await {
-            Ok(Ok(output)) if output.status.success() => return Ok(()),
-            Ok(Ok(output)) => printable_lines(&String::from_utf8_lossy(&output.stderr)),
+        let detail = match tokio::time::timeout(CHECK_WITHIN, run).await {
+            Ok(Ok(output)) => return self.verdict(&output),
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Ok(Err(error)) => error.to_string(),
+            Ok(Err(error)) => format!("`nginx -t` could not be run: {error}"),
             Err(_) => format!("`nginx -t` did not end within {CHECK_WITHIN:?}"),
         };
-        Err(DeployError::Check {
-            target: self.name.clone(),
-            output,
-        })
+        Err(self.unjudged(detail))
     }
 
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
@@ -269,6 +285,35 @@ mod tests {
         started.kill().unwrap();
         started.wait().unwrap();
         assert_eq!((trusted, open_to_others), (Some(program), None));
+    }
+
+    #[test]
+    fn a_check_that_is_killed_is_not_told_as_a_bad_configuration() {
+        use std::os::unix::process::ExitStatusExt;
+        let nginx = Nginx::new(None);
+        let ended = |status| {
+            let status = std::process::ExitStatus::from_raw(status);
+            let stderr = b"nginx: [emerg] \x1b[2J no such file".to_vec();
+            let stdout = Vec::new();
+            nginx.verdict(&Output {
+                status,
+                stdout,
+                stderr,
+            })
+        };
+        assert!(ended(0).is_ok());
+        let refused = ended(1 << 8).unwrap_err().to_string();
+        assert!(
+            refused.contains("refuses its configuration: nginx: [emerg]"),
+            "{refused}"
+        );
+        assert!(!refused.contains('\x1b'), "{refused}");
+        let killed = ended(9).unwrap_err().to_string();
+        assert!(
+            killed.contains("`nginx -t` was killed (signal: 9"),
+            "{killed}"
+        );
+        assert!(!killed.contains("refuses"), "{killed}");
     }
 
     #[test]
