@@ -30,10 +30,10 @@ ten years). One that is named and has no event in the span is a usage error.
 Exit code 0: no expired and no mismatched second was served, and no placeholder
 where there was a certificate; no order was needless or refused by the CA, at
 most two orders for each due renewal; a CA that was down was asked no more often
-in a minute than there are machines, and three times; and all was well within 30 minutes after
-each fault, or as long after it as the CA makes us wait: 1 h 30 min after
-rate-limits, 7 h 30 min after mass-revocation (and as long as a machine may ail
-just then), 34 h 6 min after useless-certificates, 26 h 54 min after
+in a minute than there are machines, and three times; and all was well within 30
+minutes after each fault, or as long after it as the CA makes us wait: 1 h 30 min
+after rate-limits, 7 h 30 min after mass-revocation (and as long as a machine may
+ail just then), 34 h 6 min after useless-certificates, 26 h 54 min after
 unproven-names; 1: otherwise.")]
 pub struct Simulate {
     /// All that is left to chance follows from it
