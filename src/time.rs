@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Add, Sub};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -115,9 +115,9 @@ pub trait Clock: Send + Sync {
         self.now()
     }
 
-    /// The time by a clock that nobody sets, where there is one. It stands still while
-    /// the machine is suspended.
-    fn steady(&self) -> Option<Instant> {
+    /// The time since some instant by a clock that nobody sets, where there is one. It may
+    /// stand still while the machine is suspended.
+    fn steady(&self) -> Option<Duration> {
         None
     }
 
@@ -141,9 +141,11 @@ impl Clock for SystemClock {
         Timestamp::from(OffsetDateTime::from(std::time::SystemTime::now()))
     }
 
-    #[allow(clippy::disallowed_methods)] // and this one
-    fn steady(&self) -> Option<Instant> {
-        Some(Instant::now())
+    fn steady(&self) -> Option<Duration> {
+        static BEGUN: OnceLock<Instant> = OnceLock::new();
+        #[allow(clippy::disallowed_methods)] // and this one
+        let now = Instant::now();
+        Some(now.duration_since(*BEGUN.get_or_init(|| now)))
     }
 
     async fn sleep_until(&self, instant: Timestamp) {

@@ -65,7 +65,7 @@ impl<'t> House<'t> {
     /// How often it has held its clock against the CA's.
     fn held(&self) -> usize {
         let log = self.sidecar.log();
-        log.matches("the clock was held against that of").count()
+        log.matches(" was asked for the time").count()
     }
 
     /// The clock is set right, and a minute later the CA was asked, whoever came first.

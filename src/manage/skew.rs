@@ -3,7 +3,7 @@
 //! there, in whole seconds and after the time that the reply took.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -125,7 +125,7 @@ impl Clock for Corrected {
         self.wall.wall()
     }
 
-    fn steady(&self) -> Option<Instant> {
+    fn steady(&self) -> Option<Duration> {
         self.wall.steady()
     }
 
@@ -184,8 +184,8 @@ pub(super) async fn there(issuer: &dyn Issuer, clock: &dyn Clock) -> Timestamp {
 }
 
 /// Asks the CA for the time, which its reply shows to whoever observes it, and says
-/// whether it has answered. One that is known to be silent is left alone until somebody
-/// asks it for all.
+/// whether there was one, if only a refusal. A CA that is known to be silent is left alone
+/// until somebody asks it for all.
 pub(super) async fn ask(parts: &Parts, ca: &str, issuer: &dyn Issuer) -> bool {
     let error = match reach_windows(parts, ca, issuer).await {
         // By this very question.
@@ -197,11 +197,12 @@ pub(super) async fn ask(parts: &Parts, ca: &str, issuer: &dyn Issuer) -> bool {
         },
         Err(error) => error,
     };
+    tracing::debug!("what time it is at {ca} cannot be told: {error}");
     if is_silence(&error) {
         is_silent(parts, ca, Work::Windows, &error.to_string()).await;
+        return false;
     }
-    tracing::debug!("what time it is at {ca} cannot be told: {error}");
-    false
+    matches!(error, ManageError::Acme(_))
 }
 
 /// Whether the clocks are so near each other that waiting is no failure.

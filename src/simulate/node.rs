@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::Notify;
 
+use super::START;
 use super::authority::Shared;
 use super::disk::{Disk, File, Folder, Found};
 use super::kill::{Fuse, Moment};
@@ -281,6 +282,10 @@ pub(super) struct NodeClock(pub(super) Arc<Node>);
 impl Clock for NodeClock {
     fn now(&self) -> Timestamp {
         self.0.clock()
+    }
+
+    fn steady(&self) -> Option<Duration> {
+        Some(self.0.world.now().since(START))
     }
 
     async fn sleep_until(&self, instant: Timestamp) {

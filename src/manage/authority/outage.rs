@@ -109,7 +109,8 @@ pub(in crate::manage) async fn reach(
     order: Option<Intended<'_>>,
 ) -> Result<(), ManageError> {
     catch_up(parts, ca).await?;
-    claim(parts, ca, issuer, Work::Orders, order).await
+    claim(parts, ca, issuer, Work::Orders, order).await?;
+    Ok(())
 }
 
 /// The same for a renewal window: while orders find no CA there, and within an hour of
@@ -135,8 +136,7 @@ pub(in crate::manage) async fn reach_windows(
     if known.windowless.is_none() {
         return Ok(false);
     }
-    claim(parts, ca, issuer, Work::Windows, None).await?;
-    Ok(true)
+    claim(parts, ca, issuer, Work::Windows, None).await
 }
 
 /// Stores the silence that could not be stored before. While it still cannot be, nothing
@@ -168,14 +168,14 @@ fn is_just_over(outage: &Outage, now: Timestamp) -> bool {
     outage.probe_at <= now && now.since(outage.probe_at) < NOBODY_ORDERS
 }
 
-/// Lets one ask for all when it is time.
+/// Lets one ask for all when it is time, and says whether this one has.
 async fn claim(
     parts: &Parts,
     ca: &str,
     issuer: &dyn Issuer,
     work: Work,
     order: Option<Intended<'_>>,
-) -> Result<(), ManageError> {
+) -> Result<bool, ManageError> {
     let (now, random) = (parts.clock.now(), parts.random.as_ref());
     let again_at = parts.probed.again_at(ca);
     let claimed = change(parts, ca, |authority| {
@@ -208,7 +208,7 @@ async fn claim(
         Ok(true)
     });
     if !claimed.await?? {
-        return Ok(());
+        return Ok(false);
     }
     let Err(error) = issuer.probe().await else {
         // Its directory is there; whether it does this work shows with what is asked
@@ -219,7 +219,8 @@ async fn claim(
                 outage.answered = true;
             }
         });
-        return there.await;
+        there.await?;
+        return Ok(true);
     };
     tracing::warn!("{ca} does not answer still: {error}");
     let asked = match &error.cause {

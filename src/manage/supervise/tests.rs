@@ -56,6 +56,8 @@ struct Signer {
     probes: AtomicUsize,
     /// Probes that find none.
     silent_probes: AtomicUsize,
+    /// Whether it answers a probe with 429.
+    limits_probes: AtomicBool,
     /// The window that it suggests for each certificate.
     window: Mutex<Option<Window>>,
     /// From when until when what it signs is valid, before and after it is signed.
@@ -83,6 +85,7 @@ impl Signer {
             silences: AtomicUsize::new(0),
             probes: AtomicUsize::new(0),
             silent_probes: AtomicUsize::new(0),
+            limits_probes: AtomicBool::new(false),
             window: Mutex::default(),
             dates: Mutex::new((Duration::ZERO, DAY * 90)),
             windowless: AtomicBool::new(false),
@@ -174,6 +177,14 @@ impl acme::Issuer for Signer {
             probe if probe < self.silent_probes.load(Ordering::SeqCst) => {
                 Err(silence("https://ca"))
             }
+            _ if self.limits_probes.load(Ordering::SeqCst) => Err(AcmeError {
+                ca: "https://ca".into(),
+                phase: Phase::Directory,
+                cause: Cause::RateLimited {
+                    message: "too many requests".into(),
+                    retry_after: Some(DAY),
+                },
+            }),
             _ => Ok(()),
         }
     }

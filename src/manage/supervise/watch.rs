@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 
@@ -21,7 +21,7 @@ pub(super) struct Watch {
     seen: Option<Seen>,
     /// CAs that have not answered since it jumped.
     doubted: BTreeSet<String>,
-    asked: Option<Instant>,
+    asked: Option<Duration>,
     questions: JoinSet<Answer>,
 }
 
@@ -29,7 +29,7 @@ pub(super) struct Watch {
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Seen {
     wall: Timestamp,
-    steady: Instant,
+    steady: Duration,
 }
 
 struct Answer {
@@ -48,9 +48,20 @@ impl Seen {
     /// How far somebody has set the one ahead, or the other stood still; and how far the
     /// one was set back.
     fn jumps(&self, now: &Self) -> [Duration; 2] {
-        let wanted = self.wall + now.steady.duration_since(self.steady);
+        let wanted = self.wall + now.steady.saturating_sub(self.steady);
         [now.wall.since(wanted), wanted.since(now.wall)]
     }
+}
+
+/// Each CA that anything managed is from, or may come to be from.
+fn asked_of(agenda: &Agenda) -> BTreeMap<&String, &Arc<dyn Issuer>> {
+    let mut cas = BTreeMap::new();
+    for one in agenda.managed() {
+        let second = one.fallback.as_ref();
+        let second = second.map(|second| (&second.ca, &second.issuer));
+        cas.extend([(&one.wanted.ca, &one.issuer)].into_iter().chain(second));
+    }
+    cas
 }
 
 impl Watch {
@@ -71,24 +82,21 @@ impl Watch {
         let [ahead, back] = before.jumps(&now);
         if ahead > ALARM {
             // Of one that was set back tells who looks at everything again.
-            let minutes = ahead.as_secs() / 60;
-            tracing::info!(
-                "{minutes} minutes were left out: the clock was set, or the machine suspended"
+            tracing::warn!(
+                "the clock went ahead, to {}: it was set, or the machine was suspended; the CA is asked for the time",
+                now.wall
             );
         }
         if ahead.max(back) > ALARM {
             self.seen = Some(now);
-            let cas = agenda.managed().map(|one| one.wanted.ca.clone());
-            self.doubted = cas.collect();
+            self.doubted = asked_of(agenda).into_keys().cloned().collect();
         }
-        let lately = |asked: Instant| now.steady.duration_since(asked) < SWEEP;
+        let lately = |asked: Duration| now.steady.saturating_sub(asked) < SWEEP;
         if self.doubted.is_empty() || !self.questions.is_empty() || self.asked.is_some_and(lately) {
             return;
         }
         self.asked = Some(now.steady);
-        let issuers = agenda.managed().map(|one| (&one.wanted.ca, &one.issuer));
-        let issuers: BTreeMap<&String, &Arc<dyn Issuer>> = issuers.collect();
-        for (ca, issuer) in issuers {
+        for (ca, issuer) in asked_of(agenda) {
             if let (true, Some(since)) = (self.doubted.contains(ca), self.seen) {
                 let (parts, ca, issuer) = (parts.clone(), ca.clone(), issuer.clone());
                 self.questions.spawn(async move {
@@ -106,13 +114,18 @@ impl Watch {
     /// Returns when a CA has answered or not, and says whether it has; `None` while none is
     /// asked.
     pub(super) async fn answered(&mut self) -> Option<bool> {
-        // What a question fails with unforeseen is asked again.
-        let Ok(answer) = self.questions.join_next().await? else {
-            return Some(false);
+        let answer = match self.questions.join_next().await? {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::error!(
+                    "a question for the time has failed in a way nobody foresaw: {error}"
+                );
+                return Some(false);
+            }
         };
         let holds = answer.answered && self.seen == Some(answer.since);
         if holds && self.doubted.remove(&answer.ca) {
-            tracing::info!("the clock was held against that of {}", answer.ca);
+            tracing::info!("{} was asked for the time", answer.ca);
         }
         Some(holds)
     }

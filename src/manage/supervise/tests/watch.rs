@@ -1,8 +1,6 @@
 //! A clock that is set beside one that nobody sets: the CA is asked for the time, by one
 //! question, and a CA that is down by no more than it is asked anyhow.
 
-use std::time::Instant;
-
 use super::*;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -10,17 +8,14 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// Time passes by the one, and this shows another.
 struct Set {
     passes: Arc<VirtualClock>,
-    begun: Instant,
     /// Seconds.
     ahead: Mutex<i64>,
 }
 
 impl Set {
-    #[allow(clippy::disallowed_methods)] // any will do
     fn up(house: &mut House) -> Arc<Self> {
         let clock = Arc::new(Self {
             passes: house.clock.clone(),
-            begun: Instant::now(),
             ahead: Mutex::default(),
         });
         house.parts.clock = clock.clone();
@@ -42,8 +37,8 @@ impl Clock for Set {
         }
     }
 
-    fn steady(&self) -> Option<Instant> {
-        Some(self.begun + self.passes.now().since(START))
+    fn steady(&self) -> Option<Duration> {
+        Some(self.passes.now().since(START))
     }
 
     async fn sleep_until(&self, instant: Timestamp) {
@@ -108,4 +103,21 @@ async fn a_ca_that_is_down_is_asked_for_the_time_by_one_for_all_until_it_answers
     // Four in vain, and no more after the one that was not.
     assert_eq!(probes(), 5);
     assert_eq!(house.orders(), orders);
+}
+
+#[tokio::test]
+async fn a_refusal_is_dated_too_and_nobody_asks_again() {
+    let mut house = House::new();
+    let clock = Set::up(&mut house);
+    let handle = house.start(&names(3)).await;
+    let ready = |all: &[Status]| all.iter().all(Status::is_ready);
+    house.until("issued", ready).await;
+    let before = house.signer.probes.load(Ordering::SeqCst);
+    house.signer.limits_probes.store(true, Ordering::SeqCst);
+    clock.by(3600);
+    for _ in 0..30 {
+        house.clock.advance(MINUTE);
+        house.settle(&handle, 3).await;
+    }
+    assert_eq!(house.signer.probes.load(Ordering::SeqCst), before + 1);
 }
