@@ -1,6 +1,7 @@
-//! `kill -9` of a renewal that tells a server and has it proven, at every call
-//! from the first one that publishes on: the server always shows a whole pair,
-//! and the next run finishes what was begun, with the same order.
+//! `kill -9` of a renewal that tells a server, nginx by a signal or HAProxy by what it
+//! is sent, and has it proven, at every call from the first one that publishes on: the
+//! server always shows a whole pair, and the next run finishes what was begun, with the
+//! same order.
 
 use std::process::Command;
 
@@ -12,12 +13,37 @@ use crate::support::embedded::EmbeddedCa;
 use crate::support::oracle::Oracle;
 use crate::support::renewal::Renewal;
 use crate::support::strace::{Call, Point, Strace, is_about, points};
-use crate::support::{Nginx, run};
-use crate::targets::{NAME, issued, live, verify};
+use crate::support::{Nginx, Running, free_port, run};
+use crate::targets::{NAME, haproxy, issued, live, verify};
+
+/// Ended with its test.
+enum Server {
+    Nginx(Nginx),
+    Haproxy { _running: Running, port: u16 },
+}
+
+impl Server {
+    fn port(&self) -> u16 {
+        match self {
+            Self::Nginx(nginx) => nginx.port,
+            Self::Haproxy { port, .. } => *port,
+        }
+    }
+
+    fn nginx(ca: &EmbeddedCa) -> Option<Self> {
+        Nginx::start(&live(ca)).map(Self::Nginx)
+    }
+
+    fn haproxy(ca: &EmbeddedCa) -> Option<Self> {
+        let (port, crt) = (free_port(), live(ca).join("combined.pem"));
+        let _running = haproxy(&ca.path("haproxy"), port, &crt)?;
+        Some(Self::Haproxy { _running, port })
+    }
+}
 
 struct Told {
     /// First, as it is ended by a program that reads the pair below `ca`.
-    nginx: Nginx,
+    server: Server,
     ca: EmbeddedCa,
     oracle: Oracle,
     strace: Strace,
@@ -25,11 +51,11 @@ struct Told {
 }
 
 impl Told {
-    fn start(strace: Strace) -> Option<Self> {
+    fn start(strace: Strace, server: fn(&EmbeddedCa) -> Option<Server>) -> Option<Self> {
         let ca = issued();
         let told = Self {
             oracle: Oracle::new(&ca.path(""), &[NAME]),
-            nginx: Nginx::start(&live(&ca))?,
+            server: server(&ca)?,
             ca,
             strace,
             tally: Tally::default(),
@@ -39,8 +65,14 @@ impl Told {
     }
 
     fn renew(&self, more: &[&str]) -> Command {
-        let deploy = format!("--deploy=nginx:{}", self.nginx.pid_file.display());
-        let told = [NAME, &deploy, &verify(self.nginx.port)];
+        let deploy = match &self.server {
+            Server::Nginx(nginx) => format!("--deploy=nginx:{}", nginx.pid_file.display()),
+            Server::Haproxy { .. } => {
+                let socket = self.ca.path("haproxy/admin.sock");
+                format!("--deploy=haproxy:{}", socket.display())
+            }
+        };
+        let told = [NAME, &deploy, &verify(self.server.port())];
         self.ca.issue(&[&told[..], more].concat())
     }
 
@@ -56,7 +88,7 @@ impl Told {
 
     /// The leaf that the server shows to whoever comes now.
     fn shown(&self) -> Fingerprint {
-        self.ca.shown_at(self.nginx.port, NAME)
+        self.ca.shown_at(self.server.port(), NAME)
     }
 
     fn survives(&mut self, point: &Point) {
@@ -98,8 +130,9 @@ impl Told {
     }
 }
 
-fn handovers(what: &str, stride: usize) {
-    let Some(mut told) = Strace::find_seeing(what).and_then(Told::start) else {
+fn handovers(what: &str, server: fn(&EmbeddedCa) -> Option<Server>, stride: usize) {
+    let strace = Strace::find_seeing(what);
+    let Some(mut told) = strace.and_then(|strace| Told::start(strace, server)) else {
         return;
     };
     for point in told.points().iter().step_by(stride) {
@@ -110,11 +143,14 @@ fn handovers(what: &str, stride: usize) {
 
 #[test]
 fn killed_while_it_hands_over_the_server_has_a_whole_pair_and_the_next_run_proves_it() {
-    handovers("kill points of a hand-over", 4);
+    handovers("kill points of a hand-over", Server::nginx, 4);
+    handovers("kill points of a hand-over to HAProxy", Server::haproxy, 4);
 }
 
 #[test]
 #[ignore = "each call of a hand-over takes minutes"]
 fn killed_at_every_call_of_a_hand_over() {
-    handovers("every kill point of a hand-over", 1);
+    handovers("every kill point of a hand-over", Server::nginx, 1);
+    let what = "every kill point of a hand-over to HAProxy";
+    handovers(what, Server::haproxy, 1);
 }
