@@ -4,6 +4,9 @@
 //! Nothing else in the crate reads the system's time, so a year can pass in a
 //! test within a second.
 
+#[cfg(test)]
+pub(crate) mod set;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Add, Sub};
@@ -121,10 +124,17 @@ pub trait Clock: Send + Sync {
         None
     }
 
-    /// Returns once `now()` has reached `instant`; at once when it is past, and
-    /// no later than after the time that it lay ahead: a clock that is set back
-    /// meanwhile holds nobody up.
-    async fn sleep_until(&self, instant: Timestamp);
+    /// How long something takes is the difference of two readings: by the clock that nobody
+    /// sets, where there is one.
+    fn stopwatch(&self) -> Duration {
+        let shown = || self.now().since(Timestamp::from_seconds(0));
+        self.steady().unwrap_or_else(shown)
+    }
+
+    /// Returns after `length`, or earlier once `now()` is later by as much. It is given no
+    /// instant, which may be of before the clock was set back, and then years away: nobody
+    /// is held up longer.
+    async fn sleep(&self, length: Duration);
 }
 
 /// The machine's own clock.
@@ -148,24 +158,23 @@ impl Clock for SystemClock {
         Some(now.duration_since(*BEGUN.get_or_init(|| now)))
     }
 
-    async fn sleep_until(&self, instant: Timestamp) {
-        sleep_in_parts(instant, || self.now(), tokio::time::sleep).await;
+    async fn sleep(&self, length: Duration) {
+        sleep_in_parts(length, || self.now(), tokio::time::sleep).await;
     }
 }
 
-/// Sleeps until `now` shows `instant` by pauses of a minute at most, and no
-/// longer in all than `instant` lay ahead in the beginning: who sleeps until ten
-/// years hence since the clock was wrong wakes soon after it is set right.
+/// Sleeps for `length` by pauses of a minute at most, or until `now` shows that as much has
+/// passed: so a suspended machine, whose pauses stand still, is noticed.
 pub async fn sleep_in_parts<P: Future<Output = ()> + Send>(
-    instant: Timestamp,
+    length: Duration,
     now: impl Fn() -> Timestamp + Send,
     pause: impl Fn(Duration) -> P + Send,
 ) {
-    let (begun, mut slept) = (instant.since(now()), Duration::ZERO);
+    let (instant, mut slept) = (now() + length, Duration::ZERO);
     loop {
-        // Of a clock that was set back only the first part was meant.
-        let left = instant.since(now());
-        let part = left.min(begun.saturating_sub(slept)).min(LONGEST_SLEEP);
+        // More is left of it only by a clock that was set back.
+        let left = instant.since(now()).min(length.saturating_sub(slept));
+        let part = left.min(LONGEST_SLEEP);
         if part.is_zero() {
             return;
         }
@@ -240,18 +249,8 @@ impl VirtualClock {
         true
     }
 
-    fn lock(&self) -> MutexGuard<'_, VirtualState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[async_trait]
-impl Clock for VirtualClock {
-    fn now(&self) -> Timestamp {
-        self.lock().now
-    }
-
-    async fn sleep_until(&self, instant: Timestamp) {
+    /// Returns once it shows `instant`.
+    pub async fn sleep_until(&self, instant: Timestamp) {
         let woken = {
             let mut state = self.lock();
             if state.now >= instant {
@@ -263,6 +262,21 @@ impl Clock for VirtualClock {
         };
         // An error means that the clock itself is gone: nothing is left to wait for.
         let _ = woken.await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VirtualState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Clock for VirtualClock {
+    fn now(&self) -> Timestamp {
+        self.lock().now
+    }
+
+    async fn sleep(&self, length: Duration) {
+        self.sleep_until(self.now() + length).await;
     }
 }
 
@@ -315,8 +329,7 @@ mod tests {
             *now = Timestamp(now.0.rem_euclid(3_650_000_000)) + part;
             std::future::ready(())
         };
-        let until = Timestamp(3_650_000_000) + LONGEST_SLEEP * 2;
-        sleep_in_parts(until, || *now.lock().unwrap(), pause).await;
+        sleep_in_parts(LONGEST_SLEEP * 2, || *now.lock().unwrap(), pause).await;
         assert_eq!(*slept.lock().unwrap(), [60, 60]);
     }
 
@@ -324,8 +337,8 @@ mod tests {
     async fn a_step_ends_at_the_first_who_still_sleeps() {
         let clock = VirtualClock::new(Timestamp(0));
         assert!(!clock.step());
-        let mut given_up = clock.sleep_until(Timestamp(1));
-        let mut sleeper = clock.sleep_until(Timestamp(2));
+        let mut given_up = clock.sleep(Duration::from_millis(1));
+        let mut sleeper = clock.sleep(Duration::from_millis(2));
         assert!((&mut given_up).now_or_never().is_none());
         assert!((&mut sleeper).now_or_never().is_none());
         drop(given_up);

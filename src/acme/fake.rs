@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use crate::challenge::responses::Responses;
 use crate::identifier::Identifier;
 use crate::random::{Random, SeededRandom};
 use crate::record::PendingOrder;
+use crate::time::set::SetClock;
 use crate::time::{Clock, Timestamp, VirtualClock};
 
 pub(super) const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
@@ -76,7 +78,15 @@ pub(super) struct FakeCa {
 }
 
 /// Whoever sleeps moves the time on.
-pub(super) struct Jumping(VirtualClock);
+pub(super) struct Jumping(SetClock);
+
+impl Jumping {
+    /// It is set back by so much once it was read so often.
+    pub(super) fn set_back_after(&self, readings: u32, by: Duration) {
+        let seconds = i64::try_from(by.as_secs()).unwrap();
+        self.0.by_after(-seconds, readings);
+    }
+}
 
 #[async_trait]
 impl Clock for Jumping {
@@ -84,10 +94,16 @@ impl Clock for Jumping {
         self.0.now()
     }
 
-    async fn sleep_until(&self, instant: Timestamp) {
+    fn steady(&self) -> Option<Duration> {
+        self.0.steady()
+    }
+
+    async fn sleep(&self, length: Duration) {
+        let passes = &self.0.passes;
+        let instant = passes.now() + length;
         tokio::task::yield_now().await;
-        if self.now() < instant {
-            self.0.set(instant);
+        if passes.now() < instant {
+            passes.set(instant);
         }
     }
 }
@@ -97,7 +113,7 @@ impl FakeCa {
         Arc::new(Self {
             state: Mutex::default(),
             responses: Responses::default(),
-            clock: Arc::new(Jumping(VirtualClock::new(NOW))),
+            clock: Arc::new(Jumping(SetClock::new(Arc::new(VirtualClock::new(NOW))))),
         })
     }
 

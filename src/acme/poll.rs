@@ -58,7 +58,7 @@ impl Flow<'_> {
         first: Duration,
         nudge: impl Future<Output = ()>,
     ) -> Result<(), Cause> {
-        let begun = self.clock.now();
+        let begun = self.clock.stopwatch();
         let (mut nudge, mut nudged) = (pin!(nudge), false);
         let mut first = Some(first);
         for round in 0.. {
@@ -69,7 +69,8 @@ impl Flow<'_> {
                     .unwrap_or_else(|| growing(FIRST_POLL, round - 1)),
             };
             first = None;
-            if self.clock.now().since(begun) + wait > PATIENCE {
+            let passed = self.clock.stopwatch().saturating_sub(begun);
+            if passed + wait > PATIENCE {
                 break;
             }
             tokio::select! {
@@ -90,7 +91,7 @@ impl Flow<'_> {
     }
 
     pub(super) async fn pause(&self, length: Duration) {
-        self.clock.sleep_until(self.clock.now() + length).await;
+        self.clock.sleep(length).await;
     }
 }
 
@@ -167,6 +168,21 @@ mod tests {
         let milliseconds: Vec<_> = gaps.iter().map(Duration::as_millis).collect();
         assert_eq!(milliseconds[1..7], [250, 500, 1000, 2000, 4000, 5000]);
         assert!(ca.times("order").len() < 75);
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_is_set_back_makes_nobody_wait_longer() {
+        for readings in [0, 3, 10, 30] {
+            let ca = FakeCa::new();
+            for _ in 0..200 {
+                ca.script("order", still_processing());
+            }
+            let ten_years = Duration::from_secs(3652 * 86_400);
+            ca.clock.set_back_after(readings, ten_years);
+            let (ended, _) = issue_with_journal(&ca).await;
+            assert!(matches!(ended, Err(Cause::TimedOut(_))), "{ended:?}");
+            assert!(ca.times("order").len() < 75);
+        }
     }
 
     #[tokio::test]

@@ -30,7 +30,7 @@ pub(super) async fn ask(
     let reply = loop {
         match (session.get("renewal-info", &url).await, pauses.next()) {
             (Err(Cause::Unreachable(_)), Some(pause)) => {
-                clock.sleep_until(clock.now() + *pause).await;
+                clock.sleep(*pause).await;
             }
             (ended, _) => break ended?,
         }

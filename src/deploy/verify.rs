@@ -157,8 +157,8 @@ pub struct Looks<'a> {
     pub wanted: &'a Fingerprint,
     /// Tells the time.
     pub clock: &'a dyn Clock,
-    /// From then on nothing is waited for.
-    pub end: Timestamp,
+    /// From then on, by its stopwatch, nothing is waited for.
+    pub end: Duration,
 }
 
 impl Looks<'_> {
@@ -193,7 +193,7 @@ impl Looks<'_> {
             }
             let Err(found) = found else { return Ok(()) };
             flaps = true;
-            if self.clock.now() >= self.end {
+            if self.is_over() {
                 let found = format!(
                     "some connections see it and others do not, as behind a balancer, whose servers are to be named one by one: {found}"
                 );
@@ -213,17 +213,21 @@ impl Looks<'_> {
             let Err(found) = self.prover.look(place, name, self.wanted).await else {
                 return Ok(());
             };
-            if self.clock.now() >= self.end {
+            if self.is_over() {
                 return Err(found);
             }
             self.pause(pause).await;
         }
     }
 
+    fn is_over(&self) -> bool {
+        self.clock.stopwatch() >= self.end
+    }
+
     /// Longer each time.
     async fn pause(&self, pause: &mut Duration) {
-        let next = self.clock.now() + *pause;
-        self.clock.sleep_until(next.min(self.end)).await;
+        let left = self.end.saturating_sub(self.clock.stopwatch());
+        self.clock.sleep(left.min(*pause)).await;
         *pause = (*pause * 2).min(LONGEST_PAUSE);
     }
 
@@ -231,13 +235,13 @@ impl Looks<'_> {
     /// both take connections for 100 ms at least, a balancer has several of them. That
     /// one connection sees the new pair says nothing of the next.
     async fn steadily(&self, place: &Place, name: &Identifier) -> Result<(), String> {
-        let begun = self.clock.now();
+        let begun = self.clock.stopwatch();
         for _ in 0..STEADY_LOOKS {
-            let next = self.clock.now() + STEADY_PAUSE;
-            self.clock.sleep_until(next).await;
+            self.clock.sleep(STEADY_PAUSE).await;
             self.prover.look(place, name, self.wanted).await?;
             // Where a look takes seconds, one is as good as all.
-            if self.clock.now().since(begun) > STEADY_PAUSE * STEADY_LOOKS {
+            let passed = self.clock.stopwatch().saturating_sub(begun);
+            if passed > STEADY_PAUSE * STEADY_LOOKS {
                 break;
             }
         }

@@ -320,7 +320,7 @@ async fn prove(
     if places.is_empty() && !certificate.targets.is_empty() {
         tracing::warn!(lineage = %held.record.lineage, "nothing proves that it is served: name an endpoint with --verify HOST:PORT");
     }
-    let begun = parts.clock.now();
+    let begun = parts.clock.stopwatch();
     let looks = Looks {
         prover: parts.prover.as_ref(),
         wanted: &pair.facts.fingerprint,
@@ -335,7 +335,7 @@ async fn prove(
             let known = held.record.served.entry(place.to_string());
             known.and_modify(|served| served.generation = Generation::default());
             let obstacle = obstacle(certificate, &delivery(parts, held, pair, false)).await;
-            let waited = parts.clock.now().since(begun);
+            let waited = parts.clock.stopwatch().saturating_sub(begun);
             return Err(error.after(waited).because(obstacle).into());
         }
         let seen = Served {

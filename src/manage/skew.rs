@@ -129,9 +129,8 @@ impl Clock for Corrected {
         self.wall.steady()
     }
 
-    async fn sleep_until(&self, instant: Timestamp) {
-        let ahead = instant.since(self.now());
-        self.wall.sleep_until(self.wall.now() + ahead).await;
+    async fn sleep(&self, length: Duration) {
+        self.wall.sleep(length).await;
     }
 }
 

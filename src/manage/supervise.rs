@@ -254,7 +254,7 @@ impl Supervisor {
             self.watch.look(&self.parts, &self.agenda);
             let (output, now) = (&self.parts.output, self.parts.clock.now());
             self.copies.look(&self.agenda, output, now);
-            let wake = self.wake();
+            let pause = self.pause();
             // In this order: two runs of one history are the same.
             tokio::select! {
                 biased;
@@ -269,7 +269,7 @@ impl Supervisor {
                 Some(answered) = self.watch.answered() => if answered {
                     self.obey(Command::Sweep).await;
                 },
-                () = self.parts.clock.sleep_until(wake) => {}
+                () = self.parts.clock.sleep(pause) => {}
             }
         }
         self.finish().await;
@@ -362,14 +362,14 @@ impl Supervisor {
         }
     }
 
-    /// The next instant at which there may be something to launch.
-    fn wake(&self) -> Timestamp {
-        let sweep = self.parts.clock.now() + SWEEP;
+    /// How long there is nothing to launch, at most until the clock is to be read again.
+    fn pause(&self) -> Duration {
+        let now = self.parts.clock.now();
         if self.passes.len() >= SIDE_BY_SIDE || !self.turns.any() {
-            return sweep;
+            return SWEEP;
         }
         let due = self.agenda.first_due();
-        due.map_or(sweep, |due| due.min(sweep))
+        due.map_or(SWEEP, |due| due.since(now).min(SWEEP))
     }
 
     fn settle(&mut self, ended: Result<(tokio::task::Id, Pass), JoinError>) {
@@ -532,12 +532,13 @@ impl Supervisor {
     /// Lets what is under way end. What takes longer is resumed by the next
     /// start: its intent is stored.
     async fn finish(mut self) {
-        let end = self.parts.clock.now() + GRACE;
+        let clock = self.parts.clock.clone();
+        let mut over = clock.sleep(GRACE);
         while !self.passes.is_empty() {
             tokio::select! {
                 biased;
                 Some(ended) = self.passes.join_next_with_id() => self.settle(ended),
-                () = self.parts.clock.sleep_until(end) => return,
+                () = &mut over => return,
             }
         }
     }

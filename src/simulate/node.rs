@@ -288,9 +288,9 @@ impl Clock for NodeClock {
         Some(self.0.world.now().since(START))
     }
 
-    async fn sleep_until(&self, instant: Timestamp) {
+    async fn sleep(&self, length: Duration) {
         let pause = |part| self.0.sleep_until(self.0.world.now() + part);
-        sleep_in_parts(instant, || self.now(), pause).await;
+        sleep_in_parts(length, || self.now(), pause).await;
     }
 }
 

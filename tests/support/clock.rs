@@ -79,7 +79,17 @@ impl Clocks {
 
     /// So much time passes for them. The kernel does not know, so that nobody wakes for it:
     /// `wake` gives them something else to do. Returns when both clocks were read since.
-    pub(crate) fn pass(&self, time: Duration, wake: impl Fn()) {
+    pub(crate) fn pass(&self, time: Duration, wake: impl FnOnce()) {
+        self.pass_unless(time, wake, || false);
+    }
+
+    /// The same where whoever is to read them may be no more, as `has_ended` says.
+    pub(crate) fn pass_unless(
+        &self,
+        time: Duration,
+        wake: impl FnOnce(),
+        mut has_ended: impl FnMut() -> bool,
+    ) {
         let seconds = i64::try_from(time.as_secs()).unwrap();
         for number in [Number::Wall, Number::Steady] {
             self.write(number, self.read(number) + seconds);
@@ -89,7 +99,7 @@ impl Clocks {
         wake();
         until("a look at the clocks", || {
             let mut pairs = readings.into_iter().zip(before);
-            pairs.all(|(number, before)| self.read(number) > before)
+            pairs.all(|(number, before)| self.read(number) > before) || has_ended()
         });
     }
 
@@ -128,9 +138,7 @@ impl Clock for Moved {
         if seconds < 0 { now - by } else { now + by }
     }
 
-    async fn sleep_until(&self, instant: Timestamp) {
-        // For as long as it lies ahead.
-        let by = instant.since(self.now());
-        SystemClock.sleep_until(SystemClock.now() + by).await;
+    async fn sleep(&self, length: Duration) {
+        SystemClock.sleep(length).await;
     }
 }

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
+use crate::time::set::SetClock;
 use crate::time::{SystemClock, VirtualClock};
 
 fn made() -> (Arc<ServerConfig>, Fingerprint) {
@@ -50,7 +51,7 @@ async fn proven(
     clock: &dyn Clock,
     within: u64,
 ) -> Result<(), VerifyError> {
-    let end = clock.now() + Duration::from_secs(within);
+    let end = clock.stopwatch() + Duration::from_secs(within);
     let names = BTreeSet::from([Identifier::parse("example.com").unwrap()]);
     let looks = Looks {
         prover,
@@ -119,6 +120,33 @@ fn with(old: fn(usize) -> bool) -> (Result<(), String>, usize, u128) {
     let took = clock.now().since(begun).as_millis();
     let ended = ended.map_err(|error| error.to_string());
     (ended, prover.looks.load(Ordering::SeqCst), took)
+}
+
+#[test]
+fn a_clock_that_is_set_back_makes_nobody_look_longer() {
+    let begun = Timestamp::from_seconds(1_800_000_000);
+    for readings in [0, 1, 10] {
+        let clock = SetClock::new(Arc::new(VirtualClock::new(begun)));
+        clock.by_after(-3652 * 86_400, readings);
+        let looks = AtomicUsize::new(0);
+        let prover = Draining {
+            old: |_| true,
+            looks,
+        };
+        let place = Place::Found("nginx".into(), Vec::new());
+        let wanted = Fingerprint::of(b"");
+        let mut proof = std::pin::pin!(proven(&prover, &place, &wanted, &clock, 30));
+        let ended = loop {
+            match proof.as_mut().now_or_never() {
+                Some(ended) => break ended,
+                None => assert!(clock.passes.step()),
+            }
+            clock.now();
+        };
+        assert!(ended.is_err());
+        let took = clock.passes.now().since(begun);
+        assert_eq!(took, Duration::from_secs(30), "after {readings}");
+    }
 }
 
 #[test]

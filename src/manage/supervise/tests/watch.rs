@@ -2,55 +2,21 @@
 //! question, and a CA that is down by no more than it is asked anyhow.
 
 use super::*;
+use crate::time::set::SetClock;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Time passes by the one, and this shows another.
-struct Set {
-    passes: Arc<VirtualClock>,
-    /// Seconds.
-    ahead: Mutex<i64>,
-}
-
-impl Set {
-    fn up(house: &mut House) -> Arc<Self> {
-        let clock = Arc::new(Self {
-            passes: house.clock.clone(),
-            ahead: Mutex::default(),
-        });
-        house.parts.clock = clock.clone();
-        clock
-    }
-
-    fn by(&self, seconds: i64) {
-        *self.ahead.lock().unwrap() += seconds;
-    }
-}
-
-#[async_trait]
-impl Clock for Set {
-    fn now(&self) -> Timestamp {
-        let by = Duration::from_secs(self.ahead.lock().unwrap().unsigned_abs());
-        match self.passes.now() {
-            now if *self.ahead.lock().unwrap() < 0 => now - by,
-            now => now + by,
-        }
-    }
-
-    fn steady(&self) -> Option<Duration> {
-        Some(self.passes.now().since(START))
-    }
-
-    async fn sleep_until(&self, instant: Timestamp) {
-        let ahead = instant.since(self.now());
-        self.passes.sleep_until(self.passes.now() + ahead).await;
-    }
+/// From now on the machine's clock is one that can be set.
+fn watched(house: &mut House) -> Arc<SetClock> {
+    let clock = Arc::new(SetClock::new(house.clock.clone()));
+    house.parts.clock = clock.clone();
+    clock
 }
 
 #[tokio::test]
 async fn a_clock_that_jumps_by_what_is_an_alarm_makes_the_ca_be_asked_once() {
     let mut house = House::new();
-    let clock = Set::up(&mut house);
+    let clock = watched(&mut house);
     let handle = house.start(&names(3)).await;
     let ready = |all: &[Status]| all.iter().all(Status::is_ready);
     house.until("issued", ready).await;
@@ -82,9 +48,38 @@ async fn a_clock_that_jumps_by_what_is_an_alarm_makes_the_ca_be_asked_once() {
 }
 
 #[tokio::test]
+async fn a_clock_that_is_set_back_between_two_readings_is_seen_within_two_minutes_too() {
+    let mut house = House::new();
+    let clock = watched(&mut house);
+    let handle = house.start(&names(1)).await;
+    house.until("issued", |all| all[0].is_ready()).await;
+    let probes = || house.signer.probes.load(Ordering::SeqCst);
+    let (before, orders) = (probes(), house.orders());
+    let year = 365 * 86_400;
+    let mut asked = 0;
+    // A look reads it a few times.
+    for readings in 0..12 {
+        for seconds in [-year, year] {
+            clock.by_after(seconds, readings);
+            for _ in 0..3 {
+                house.clock.advance(MINUTE);
+                // A word to it would be another look.
+                for _ in 0..2_000 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            asked += 1;
+            assert_eq!(probes(), before + asked, "{seconds} s after {readings}");
+        }
+    }
+    assert_eq!(house.orders(), orders);
+    drop(handle);
+}
+
+#[tokio::test]
 async fn a_ca_that_is_down_is_asked_for_the_time_by_one_for_all_until_it_answers() {
     let mut house = House::new();
-    let clock = Set::up(&mut house);
+    let clock = watched(&mut house);
     let handle = house.start(&names(3)).await;
     let ready = |all: &[Status]| all.iter().all(Status::is_ready);
     house.until("issued", ready).await;
@@ -108,7 +103,7 @@ async fn a_ca_that_is_down_is_asked_for_the_time_by_one_for_all_until_it_answers
 #[tokio::test]
 async fn a_refusal_is_dated_too_and_nobody_asks_again() {
     let mut house = House::new();
-    let clock = Set::up(&mut house);
+    let clock = watched(&mut house);
     let handle = house.start(&names(3)).await;
     let ready = |all: &[Status]| all.iter().all(Status::is_ready);
     house.until("issued", ready).await;
