@@ -35,16 +35,20 @@ struct House<'t> {
 
 impl<'t> House<'t> {
     fn start(ca: &'t EmbeddedCa, clocks: &'t Clocks) -> Self {
+        let house = Self::begin(ca, clocks);
+        house.is_ready("at its start");
+        house
+    }
+
+    fn begin(ca: &'t EmbeddedCa, clocks: &'t Clocks) -> Self {
         let admin = free_port();
         let mut command = configured(ca, &[NAME], admin);
         let sidecar = Sidecar::start_as(ca, clocks.preload(&mut command), admin);
-        let house = Self {
+        Self {
             ca,
             clocks,
             sidecar,
-        };
-        house.is_ready("at its start");
-        house
+        }
     }
 
     fn is_ready(&self, case: &str) {
@@ -153,6 +157,25 @@ fn a_clock_that_jumps_under_a_sidecar_is_an_alarm_and_no_order() {
         assert_eq!(live(&ca).generation.0, pair.generation.0 + 1, "{case}");
     }
     house.renews_once_in_its_time();
+}
+
+#[test]
+fn a_start_by_a_wrong_clock_is_an_alarm_and_no_order() {
+    let Some(clocks) = Clocks::find("starts by a wrong clock") else {
+        return;
+    };
+    let ca = issued();
+    let pair = live(&ca);
+    for ahead in JUMPS {
+        clocks.set_ahead(ahead);
+        let house = House::begin(&ca, &clocks);
+        // No minute passes, and nothing is due.
+        until("an alarm", || house.told() > 0);
+        let log = house.sidecar.log();
+        assert_eq!(house.told(), 1, "{ahead} s: {log}");
+        assert_eq!((orders(&ca), live(&ca)), (1, pair.clone()), "{ahead} s: {log}");
+        is_renewed_before_its_end(&ca, ahead);
+    }
 }
 
 #[test]

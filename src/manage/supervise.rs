@@ -254,7 +254,9 @@ impl Supervisor {
             self.watch.look(&self.parts, &self.agenda);
             let (output, now) = (&self.parts.output, self.parts.clock.now());
             self.copies.look(&self.agenda, output, now);
-            let pause = self.pause();
+            let pause = self
+                .pause()
+                .min(self.watch.pause(self.parts.clock.as_ref()));
             // In this order: two runs of one history are the same.
             tokio::select! {
                 biased;

@@ -47,6 +47,8 @@ struct Signer {
     poisoned: Mutex<BTreeSet<String>>,
     /// Names whose validation fails.
     dead: Mutex<BTreeSet<Identifier>>,
+    /// Whether it has not said anything yet.
+    unheard: AtomicBool,
     /// How many seconds this machine's clock is ahead of the CA's.
     ahead: Mutex<i64>,
     /// What each order was for.
@@ -81,6 +83,7 @@ impl Signer {
             poisoned: Mutex::default(),
             dead: Mutex::default(),
             asked: Mutex::default(),
+            unheard: AtomicBool::new(false),
             ahead: Mutex::default(),
             silences: AtomicUsize::new(0),
             probes: AtomicUsize::new(0),
@@ -168,6 +171,9 @@ impl acme::Issuer for Signer {
     }
 
     fn dated(&self) -> Option<acme::Dated> {
+        if self.unheard.load(Ordering::SeqCst) {
+            return None;
+        }
         let (ours, theirs) = (self.clock.now(), self.there());
         Some(acme::Dated { ours, theirs })
     }
@@ -185,7 +191,10 @@ impl acme::Issuer for Signer {
                     retry_after: Some(DAY),
                 },
             }),
-            _ => Ok(()),
+            _ => {
+                self.unheard.store(false, Ordering::SeqCst);
+                Ok(())
+            }
         }
     }
 

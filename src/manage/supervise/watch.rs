@@ -1,5 +1,5 @@
-//! This machine's clock under watch. One that was set, or a machine that was suspended,
-//! makes each CA be asked for the time at once: else a wrong clock would be told when
+//! This machine's clock under watch. A start, a clock that was set, and a machine that was
+//! suspended make each CA be asked for the time: else a wrong clock would be told when
 //! something is due, hours later. Nothing is ordered here.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,13 +15,19 @@ use crate::manage::Parts;
 use crate::manage::skew::{ALARM, ask};
 use crate::time::{Clock, Timestamp};
 
+/// So long after a start what has to be done is asking anyhow.
+const FIRST_AFTER: Duration = Duration::from_secs(5);
+
 /// What is known of the clock, and who is asked about it.
 pub(super) struct Watch {
     /// What it showed once, beside the clock that nobody sets: they go on together.
     seen: Option<Seen>,
-    /// CAs that have not answered since it jumped.
+    /// When those CAs are doubted that were not heard of since the start.
+    begins: Option<Duration>,
+    /// CAs that have not answered since, or since it jumped.
     doubted: BTreeSet<String>,
-    asked: Option<Duration>,
+    /// Before then nobody is asked.
+    again_at: Duration,
     questions: JoinSet<Answer>,
 }
 
@@ -53,24 +59,44 @@ impl Seen {
     }
 }
 
-/// Each CA that anything managed is from, or may come to be from.
-fn asked_of(agenda: &Agenda) -> BTreeMap<&String, &Arc<dyn Issuer>> {
-    let mut cas = BTreeMap::new();
-    for one in agenda.managed() {
+/// Each CA that anything managed is from, or may come to be from, with whoever asks it.
+fn cas(agenda: &Agenda) -> impl Iterator<Item = (&String, &Arc<dyn Issuer>)> {
+    agenda.managed().flat_map(|one| {
         let second = one.fallback.as_ref();
         let second = second.map(|second| (&second.ca, &second.issuer));
-        cas.extend([(&one.wanted.ca, &one.issuer)].into_iter().chain(second));
-    }
-    cas
+        [Some((&one.wanted.ca, &one.issuer)), second]
+            .into_iter()
+            .flatten()
+    })
+}
+
+/// Those of them that have not said yet what time it is.
+fn unheard(agenda: &Agenda) -> BTreeSet<String> {
+    let heard = cas(agenda).filter(|(_, issuer)| issuer.dated().is_some());
+    let heard: BTreeSet<_> = heard.map(|(ca, _)| ca).collect();
+    let unheard = cas(agenda).filter(|(ca, _)| !heard.contains(ca));
+    unheard.map(|(ca, _)| ca.clone()).collect()
 }
 
 impl Watch {
     pub(super) fn new(clock: &dyn Clock) -> Self {
+        let seen = Seen::now(clock);
         Self {
-            seen: Seen::now(clock),
+            seen,
+            begins: seen.map(|seen| seen.steady + FIRST_AFTER),
             doubted: BTreeSet::new(),
-            asked: None,
+            again_at: Duration::ZERO,
             questions: JoinSet::new(),
+        }
+    }
+
+    /// How long there is nothing to look at, but for jumps.
+    pub(super) fn pause(&self, clock: &dyn Clock) -> Duration {
+        let asks = !self.doubted.is_empty() && self.questions.is_empty();
+        let next = self.begins.or(asks.then_some(self.again_at));
+        match (next, clock.steady()) {
+            (Some(next), Some(now)) => next.saturating_sub(now),
+            _ => SWEEP,
         }
     }
 
@@ -79,6 +105,10 @@ impl Watch {
         let (Some(before), Some(now)) = (self.seen, Seen::now(parts.clock.as_ref())) else {
             return;
         };
+        if self.begins.is_some_and(|begins| begins <= now.steady) {
+            self.begins = None;
+            self.doubted = unheard(agenda);
+        }
         let [ahead, back] = before.jumps(&now);
         if ahead > ALARM {
             // Of one that was set back tells who looks at everything again.
@@ -89,14 +119,14 @@ impl Watch {
         }
         if ahead.max(back) > ALARM {
             self.seen = Some(now);
-            self.doubted = asked_of(agenda).into_keys().cloned().collect();
+            self.begins = None;
+            self.doubted = cas(agenda).map(|(ca, _)| ca.clone()).collect();
         }
-        let lately = |asked: Duration| now.steady.saturating_sub(asked) < SWEEP;
-        if self.doubted.is_empty() || !self.questions.is_empty() || self.asked.is_some_and(lately) {
+        if self.doubted.is_empty() || !self.questions.is_empty() || now.steady < self.again_at {
             return;
         }
-        self.asked = Some(now.steady);
-        for (ca, issuer) in asked_of(agenda) {
+        self.again_at = now.steady + SWEEP;
+        for (ca, issuer) in cas(agenda).collect::<BTreeMap<_, _>>() {
             if let (true, Some(since)) = (self.doubted.contains(ca), self.seen) {
                 let (parts, ca, issuer) = (parts.clone(), ca.clone(), issuer.clone());
                 self.questions.spawn(async move {

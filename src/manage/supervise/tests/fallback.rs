@@ -4,16 +4,16 @@ use super::*;
 use crate::manage::StandIn;
 
 const SECOND: &str = "https://second";
-const FOR_EVER: usize = usize::MAX / 2;
+pub(super) const FOR_EVER: usize = usize::MAX / 2;
 
 /// A house with a CA of the second choice.
-struct Two {
-    house: House,
-    second: Arc<Signer>,
+pub(super) struct Two {
+    pub(super) house: House,
+    pub(super) second: Arc<Signer>,
 }
 
 impl Two {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let house = House::new();
         let second = Arc::new(Signer::new(house.clock.clone()));
         Self { house, second }
@@ -29,7 +29,7 @@ impl Two {
         }
     }
 
-    async fn start(&self, names: &[String]) -> Handle {
+    pub(super) async fn start(&self, names: &[String]) -> Handle {
         let (mut supervisor, handle) =
             Supervisor::new(self.house.parts.clone(), self.house.board.clone());
         let certificates = names.iter().map(|name| self.certificate(name)).collect();
@@ -44,7 +44,7 @@ impl Two {
     }
 
     /// Lets `minutes` pass, each with all that is to be done in it.
-    async fn pass(&self, handle: &Handle, minutes: usize) {
+    pub(super) async fn pass(&self, handle: &Handle, minutes: usize) {
         for _ in 0..minutes {
             self.house.clock.advance(Duration::from_secs(60));
             self.settle(handle).await;
