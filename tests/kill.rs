@@ -5,6 +5,7 @@
 //! one before it. Here of a command that tells nobody.
 
 mod handover;
+mod jump;
 mod sidecar;
 
 use std::process::Command;

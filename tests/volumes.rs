@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 use crate::support::embedded::EmbeddedCa;
 use crate::support::faults::{Endpoint, Fault, Which};
@@ -17,7 +17,7 @@ use crate::support::oracle::Oracle;
 use crate::support::renewal::Renewal;
 use crate::support::sidecar::{Sidecar, status};
 use crate::support::strace::Strace;
-use crate::support::{Running, run, text, until, until_within};
+use crate::support::{run, text, until, until_within};
 
 const NAMES: [&str; 1] = ["example.com"];
 
@@ -190,11 +190,7 @@ fn the_sidecar_tells_a_disk_that_is_broken_and_recovers_unaided() {
         };
         let ca = EmbeddedCa::start();
         let fail = |sidecar: &Sidecar| strace.fail_from_now(&sidecar.running, calls, "EIO");
-        let stop = |mut tracer: Running| {
-            tracer.signal(Signal::TERM);
-            until("the strace's end", || tracer.has_ended());
-        };
-        alarm_and_recovery(&ca, "Input/output error", fail, stop);
+        alarm_and_recovery(&ca, "Input/output error", fail, Strace::detach);
     }
 }
 

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use rustix::process::Signal;
+
 use super::{Running, certs, program, text, until};
 
 /// Calls that change nothing that outlives the process and send nothing.
@@ -23,6 +25,8 @@ const HARMLESS: &str = "access,accept4,?arch_prctl,bind,brk,?clone,clone3,close,
 /// Calls that make a file, opening only with `O_CREAT`.
 const MAKES: &str = "?open,openat,?openat2,?creat,?mkdir,mkdirat,?rename,?renameat,renameat2,?link,\
     linkat,?symlink,symlinkat,?mknod,mknodat";
+
+const NOWHERE: &str = "/dev/null";
 
 /// A call that came back, or that never did (`exit`, a kill).
 #[derive(Clone, Debug)]
@@ -188,10 +192,7 @@ impl Strace {
         until("the end of the trace", || read().contains("+++ exited"));
         let lines = read();
         let lines = lines.lines();
-        let lines = lines.take_while(|line| !line.starts_with("--- SIGTERM"));
-        // Of a single thread it does not say which.
-        let lines: Vec<_> = lines.map(|line| format!("1 {line}\n")).collect();
-        calls(&lines.concat())
+        calls_of_one(lines.take_while(|line| !line.starts_with("--- SIGTERM")))
     }
 
     /// The same child, killed when its first thread is about to do `point`.
@@ -212,19 +213,60 @@ impl Strace {
         calls: &str,
         error: &str,
     ) -> Option<Running> {
-        let process = process.id().to_string();
+        let trace = format!("trace={calls}");
         let inject = format!("inject={calls}:error={error}");
+        self.attach(process, &["-f", "-e", &trace, "-e", &inject], NOWHERE)
+    }
+
+    /// It is killed when its first thread is about to do `point`, counted from now on. As
+    /// [`Self::fail_from_now`].
+    pub(crate) fn kill_from_now(&self, process: &Running, point: &Point) -> Option<Running> {
+        let Point { call, nth } = point;
+        let trace = format!("trace={call}");
+        let inject = format!("inject={call}:signal=KILL:when={nth}");
+        self.attach(process, &["-e", &trace, "-e", &inject], NOWHERE)
+    }
+
+    /// From now on every call of interest of its first thread is written to `file`.
+    pub(crate) fn trace_from_now(&self, process: &Running, file: &Path) -> Option<Running> {
+        let trace = format!("trace=!{HARMLESS}");
+        self.attach(process, &["-y", "-e", &trace], file)
+    }
+
+    /// What [`Self::trace_from_now`] has written, after [`Self::detach`].
+    pub(crate) fn traced_alone(file: &Path) -> Vec<Call> {
+        calls_of_one(std::fs::read_to_string(file).unwrap().lines())
+    }
+
+    /// What is traced runs on without it.
+    pub(crate) fn detach(mut tracer: Running) {
+        tracer.signal(Signal::TERM);
+        until("a strace's end", || tracer.has_ended());
+    }
+
+    fn attach(
+        &self,
+        process: &Running,
+        options: &[&str],
+        file: impl AsRef<Path>,
+    ) -> Option<Running> {
+        let process = process.id().to_string();
         let mut command = Command::new(&self.program);
-        command.args(["-f", "-qq", "-o", "/dev/null", "-p", &process]);
-        command.args(["-e", &format!("trace={calls}"), "-e", &inject]);
-        let mut tracer = Running::start(&mut command);
+        command
+            .args(["-qq", "-p", &process, "-o"])
+            .arg(file.as_ref());
+        let mut tracer = Running::start(command.args(options));
+        let is_ours = match options.contains(&"-f") {
+            true => are_traced,
+            false => is_traced,
+        };
         let mut refused = false;
         until("strace", || {
             refused = tracer.has_ended();
-            refused || is_traced(&process)
+            refused || is_ours(&process)
         });
         if refused {
-            eprintln!("SKIPPED: {calls}: strace cannot be attached here");
+            eprintln!("SKIPPED: {options:?}: strace cannot be attached here");
             return None;
         }
         Some(tracer)
@@ -274,20 +316,32 @@ pub(crate) fn points(calls: &[Call], wanted: impl Fn(&Call) -> bool) -> Vec<Poin
     points.collect()
 }
 
-/// Every thread of it.
+/// Its first thread.
 fn is_traced(process: &str) -> bool {
+    has_tracer(&Path::new("/proc").join(process))
+}
+
+/// Every thread of it.
+fn are_traced(process: &str) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
-    let mut statuses = threads.map(|thread| {
-        let status = thread.unwrap().path().join("status");
-        std::fs::read_to_string(status).unwrap_or_default()
-    });
-    statuses.all(|status| !status.contains("TracerPid:\t0\n"))
+    { threads }.all(|thread| has_tracer(&thread.unwrap().path()))
+}
+
+fn has_tracer(task: &Path) -> bool {
+    let status = std::fs::read_to_string(task.join("status")).unwrap_or_default();
+    !status.contains("TracerPid:\t0\n")
 }
 
 /// Whether it is about a file below one of `roots`.
 pub(crate) fn is_about(call: &Call, roots: &[&Path]) -> bool {
     let mut roots = roots.iter().map(|root| root.to_str().unwrap());
     roots.any(|root| call.arguments.contains(root))
+}
+
+/// The same of a single thread: it does not say then of which.
+fn calls_of_one<'l>(lines: impl Iterator<Item = &'l str>) -> Vec<Call> {
+    let lines: Vec<_> = lines.map(|line| format!("1 {line}\n")).collect();
+    calls(&lines.concat())
 }
 
 /// Reads what strace wrote: `PID NAME(ARGUMENTS) = RETURNED`, a call of one

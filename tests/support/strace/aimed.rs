@@ -8,6 +8,7 @@ use std::process::Command;
 use certs::record::Generation;
 
 use super::{Call, Strace, keep_environment};
+use crate::support::Running;
 
 /// A call about one path of the next run of the same command.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,9 +25,20 @@ pub(crate) struct Aimed {
 /// make, each with one that did it. `newest` was made in that run.
 pub(crate) fn elsewhere(calls: &[Call], root: &Path, newest: Generation) -> BTreeMap<Aimed, Call> {
     let first = calls.first().map_or(0, |call| call.process);
+    let others = calls.iter().filter(|call| call.process != first);
+    about(others, root, first, newest)
+}
+
+/// The calls of `calls` about what is below `root`, which `process` has made.
+pub(crate) fn about<'c>(
+    calls: impl IntoIterator<Item = &'c Call>,
+    root: &Path,
+    process: u32,
+    newest: Generation,
+) -> BTreeMap<Aimed, Call> {
     let mut counts: BTreeMap<(u32, String, String), u32> = BTreeMap::new();
     let mut found = BTreeMap::new();
-    for call in calls.iter().filter(|call| call.process != first) {
+    for call in calls {
         let paths = paths(&call.arguments, root);
         for (at, path) in paths.iter().enumerate() {
             let count = (call.process, call.name.clone(), path.clone());
@@ -35,7 +47,7 @@ pub(crate) fn elsewhere(calls: &[Call], root: &Path, newest: Generation) -> BTre
             if at == 0 {
                 let aimed = Aimed {
                     call: call.name.clone(),
-                    path: pattern(path, first, newest),
+                    path: pattern(path, process, newest),
                     nth: *nth,
                 };
                 found.entry(aimed).or_insert_with(|| call.clone());
@@ -43,6 +55,15 @@ pub(crate) fn elsewhere(calls: &[Call], root: &Path, newest: Generation) -> BTre
         }
     }
     found
+}
+
+impl Aimed {
+    fn path(&self, newest: Generation) -> String {
+        (0..=newest.0).fold(self.path.clone(), |path, older| {
+            let generation = Generation(newest.0 - older);
+            path.replace(&format!("{{{older}}}"), &generation.to_string())
+        })
+    }
 }
 
 /// Each path below `root` that a call names, or has open, once.
@@ -61,11 +82,14 @@ fn paths(arguments: &str, root: &Path) -> Vec<String> {
 fn pattern(path: &str, process: u32, newest: Generation) -> String {
     let of_process = format!("new-{process}");
     let parts = path.split('/').map(|part| {
+        if part.ends_with(&of_process) {
+            return part.replace(&of_process, "new-$$");
+        }
         let (before, number) = part.split_at(part.find(|c: char| c.is_ascii_digit()).unwrap_or(0));
         let generation = number.parse().ok().filter(|_| number.len() == 4);
-        match generation.map(Generation) {
-            Some(generation) => format!("{before}{{{}}}", newest.0 - generation.0),
-            None => part.replace(&of_process, "new-$$"),
+        match generation.and_then(|generation: u64| newest.0.checked_sub(generation)) {
+            Some(older) => format!("{before}{{{older}}}"),
+            None => part.to_owned(),
         }
     });
     parts.collect::<Vec<_>>().join("/")
@@ -95,11 +119,8 @@ impl Strace {
     }
 
     fn aim(&self, command: &Command, aimed: &Aimed, newest: Generation, how: &str) -> Command {
-        let Aimed { call, path, nth } = aimed;
-        let path = (0..=newest.0).fold(path.clone(), |path, older| {
-            let generation = Generation(newest.0 - older);
-            path.replace(&format!("{{{older}}}"), &generation.to_string())
-        });
+        let Aimed { call, nth, .. } = aimed;
+        let path = aimed.path(newest);
         let (trace, inject) = (
             format!("trace={call}"),
             format!("inject={call}:{how}:when={nth}"),
@@ -114,6 +135,23 @@ impl Strace {
         shell.arg(under.get_program()).args(under.get_args());
         keep_environment(command, &mut shell);
         shell
+    }
+
+    /// From now on `aimed` fails in the first thread of `process`, once; that it did is
+    /// written to `file`. As [`Self::fail_from_now`].
+    pub(crate) fn fail_aimed_from_now(
+        &self,
+        process: &Running,
+        aimed: &Aimed,
+        newest: Generation,
+        error: &str,
+        file: &Path,
+    ) -> Option<Running> {
+        let Aimed { call, nth, .. } = aimed;
+        let path = aimed.path(newest).replace("$$", &process.id().to_string());
+        let trace = format!("trace={call}");
+        let inject = format!("inject={call}:error={error}:when={nth}");
+        self.attach(process, &["-P", &path, "-e", &trace, "-e", &inject], file)
     }
 
     /// Every call of one run that the first thread does not make, about what is
@@ -138,9 +176,9 @@ fn what_another_thread_does_is_known_by_its_path() {
         nth: 1,
     };
     let calls = [
-        about(7, "fsync", "3</r/a>"),
-        about(8, "fsync", "3</r/.a.new-7>"),
-        about(8, "rename", "\"/r/.a.new-7\", \"/r/a\""),
+        about(2007, "fsync", "3</r/a>"),
+        about(8, "fsync", "3</r/.a.new-2007>"),
+        about(8, "rename", "\"/r/.a.new-2007\", \"/r/a\""),
         about(8, "mkdir", "\"/r/x/.new-0004\", 0700"),
         about(9, "rename", "\"/r/x/.new-0004\", \"/r/x/0004\""),
         about(9, "rmdir", "\"/r/x/0001\""),

@@ -1,0 +1,267 @@
+//! `kill -9` of `certs run` while it asks its CA for the time, since its clock has jumped,
+//! and each call about our files that fails then. Nothing is due: whatever becomes of the
+//! question, nobody orders, what is live stays, and a CA that was silent is asked again.
+
+use std::net::{Ipv4Addr, TcpStream};
+use std::time::Duration;
+
+use certs::record::Generation;
+use certs::store::Store;
+use certs::store::fs::FileStore;
+
+use super::{NAMES, Tally};
+use crate::clocks::alarms;
+use crate::errno::errors;
+use crate::support::clock::Clocks;
+use crate::support::embedded::EmbeddedCa;
+use crate::support::faults::{Fault, Which};
+use crate::support::renewal::Renewal;
+use crate::support::sidecar::{Sidecar, configured};
+use crate::support::strace::aimed::{Aimed, about};
+use crate::support::strace::{Call, Point, Strace, points};
+use crate::support::{certs, free_port, run, until};
+
+/// Of which no other is made.
+const GENERATION: Generation = Generation(1);
+
+/// Whoever looks at the clock once a minute has done so.
+const A_MINUTE: Duration = Duration::from_secs(61);
+
+/// What befalls a sidecar that has nothing to do.
+#[derive(Clone, Copy, Debug)]
+struct Jump {
+    /// Seconds.
+    ahead: i64,
+    /// Whether the CA is silent from then on.
+    is_silent: bool,
+}
+
+const JUMPS: [Jump; 3] = [
+    Jump {
+        ahead: 3600,
+        is_silent: false,
+    },
+    Jump {
+        ahead: -3600,
+        is_silent: false,
+    },
+    Jump {
+        ahead: 3600,
+        is_silent: true,
+    },
+];
+
+struct Jumped {
+    ca: EmbeddedCa,
+    admin: u16,
+    clocks: Clocks,
+    strace: Strace,
+}
+
+impl Jumped {
+    /// `None`, and a line, where `what` is not possible.
+    fn start(what: &str) -> Option<Self> {
+        let (strace, clocks) = (Strace::find_seeing(what)?, Clocks::find(what)?);
+        let ca = EmbeddedCa::start();
+        run(&mut ca.issue(&NAMES), 0);
+        Some(Self {
+            ca,
+            admin: free_port(),
+            clocks,
+            strace,
+        })
+    }
+
+    /// A sidecar that is ready, by the right time.
+    fn sidecar(&self) -> Sidecar {
+        self.clocks.set_ahead(0);
+        let mut command = configured(&self.ca, &NAMES, self.admin);
+        let command = self.clocks.preload(&mut command);
+        let sidecar = Sidecar::start_as(&self.ca, command, self.admin);
+        until("ready", || sidecar.readiness() == 200);
+        sidecar
+    }
+
+    /// The clock jumps, and a minute passes, until `is_over` or `sidecar` is no more.
+    fn jumps(&self, sidecar: &mut Sidecar, jump: Jump, is_over: impl Fn(&Sidecar) -> bool) {
+        if jump.is_silent {
+            self.ca.script.add(None, Which::Every, Fault::DropBefore);
+        }
+        self.clocks.set_ahead(jump.ahead);
+        let _woken = self.a_minute_passes(sidecar);
+        let case = format!("{jump:?}");
+        until(&case, || sidecar.running.has_ended() || is_over(sidecar));
+        self.ca.script.clear();
+    }
+
+    /// Nobody says a word to it: an answer would be calls of its own.
+    fn a_minute_passes(&self, sidecar: &mut Sidecar) -> Option<TcpStream> {
+        let mut connected = None;
+        let wake = || connected = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin)).ok();
+        let has_ended = || sidecar.running.has_ended();
+        self.clocks.pass_unless(A_MINUTE, wake, has_ended);
+        connected
+    }
+
+    fn has_asked(&self, sidecar: &Sidecar, jump: Jump) -> bool {
+        match jump.is_silent {
+            true => self.is_silence_stored(),
+            false => was_answered(sidecar),
+        }
+    }
+
+    fn is_silence_stored(&self) -> bool {
+        let (store, ca) = (self.store(), self.ca.server.directory_url());
+        let known = runtime().block_on(store.authority(&ca));
+        known.is_ok_and(|(authority, _)| authority.windowless.is_some())
+    }
+
+    /// Each case begins with a CA of which nothing is known.
+    fn forgets_the_silence(&self) {
+        let (store, ca) = (self.store(), self.ca.server.directory_url());
+        runtime().block_on(async {
+            let (mut authority, revision) = store.authority(&ca).await.unwrap();
+            authority.windowless = None;
+            let saved = store.save_authority(&ca, &authority, revision).await;
+            saved.unwrap();
+        });
+    }
+
+    fn store(&self) -> FileStore {
+        FileStore::existing(self.ca.path("data")).unwrap()
+    }
+
+    /// From the jump until the question is asked, with the process that made them; `None`
+    /// where nobody may look.
+    fn calls(&self, jump: Jump) -> Option<(u32, Vec<Call>)> {
+        self.forgets_the_silence();
+        let (file, mut sidecar) = (self.ca.path("trace"), self.sidecar());
+        let tracer = self.strace.trace_from_now(&sidecar.running, &file)?;
+        self.jumps(&mut sidecar, jump, |sidecar| self.has_asked(sidecar, jump));
+        Strace::detach(tracer);
+        let process = sidecar.running.id();
+        sidecar.stop();
+        let calls = Strace::traced_alone(&file);
+        assert!(calls.len() > 10, "{jump:?}: {calls:?}");
+        Some((process, calls))
+    }
+
+    fn survives_a_kill(&self, jump: Jump, point: &Point, tally: &mut Tally) {
+        let case = format!("{jump:?}, killed at {point:?}");
+        let mut renewal = Renewal::begin(&self.ca, &NAMES, case);
+        self.forgets_the_silence();
+        let mut sidecar = self.sidecar();
+        let tracer = self.strace.kill_from_now(&sidecar.running, point);
+        self.jumps(&mut sidecar, jump, |sidecar| self.has_asked(sidecar, jump));
+        // What came in another order than in the traced run may be to come still.
+        let _woken = self.a_minute_passes(&mut sidecar);
+        match sidecar.running.has_ended() {
+            true => tally.kills += 1,
+            // It does not make as many such calls each time.
+            false => tally.ended += 1,
+        }
+        drop((tracer, sidecar));
+        renewal.is_whole();
+        let orders = renewal.ends_well_by(|case| {
+            let sidecar = self.sidecar();
+            self.finds_nothing_due(case);
+            let told = sidecar.log();
+            sidecar.stop();
+            told
+        });
+        assert_eq!(orders.placed, 0, "{jump:?}, {point:?}");
+    }
+
+    /// Where the question comes to nothing it is asked again, without another jump. Says
+    /// whether the call was made, and failed.
+    fn survives_an_error(&self, jump: Jump, aimed: &Aimed, error: &str) -> bool {
+        let case = format!("{jump:?}, {error} at {aimed:?}");
+        let mut renewal = Renewal::begin(&self.ca, &NAMES, case);
+        self.forgets_the_silence();
+        let (file, mut sidecar) = (self.ca.path("trace"), self.sidecar());
+        let process = &sidecar.running;
+        let strace = &self.strace;
+        let tracer = strace.fail_aimed_from_now(process, aimed, GENERATION, error, &file);
+        let has_failed = || {
+            let told = std::fs::read_to_string(&file).unwrap();
+            told.contains("(INJECTED)")
+        };
+        self.jumps(&mut sidecar, jump, |sidecar| {
+            has_failed() || self.has_asked(sidecar, jump)
+        });
+        // What came in another order than in the traced run may be to come still.
+        let _woken = self.a_minute_passes(&mut sidecar);
+        Strace::detach(tracer.unwrap());
+        let has_failed = has_failed();
+        renewal.is_whole();
+        let orders = renewal.ends_well_by(|case| {
+            until(case, || {
+                self.clocks.pass(A_MINUTE, || _ = sidecar.readiness());
+                // Of the two lines one may be what could not be written.
+                was_answered(&sidecar) || !alarms(&sidecar.log()).is_empty()
+            });
+            self.finds_nothing_due(case);
+            until(case, || sidecar.readiness() == 200);
+            let told = sidecar.log();
+            sidecar.stop();
+            told
+        });
+        assert_eq!(orders.placed, 0, "{jump:?}, {aimed:?}");
+        has_failed
+    }
+
+    fn finds_nothing_due(&self, case: &str) {
+        let told = run(certs(&self.ca.path("")).arg("renew"), 0);
+        assert!(told.contains("not due"), "{case}: {told}");
+    }
+}
+
+fn was_answered(sidecar: &Sidecar) -> bool {
+    sidecar.log().contains(" was asked for the time")
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    { tokio::runtime::Builder::new_current_thread() }
+        .build()
+        .unwrap()
+}
+
+#[test]
+fn a_sidecar_that_is_killed_while_it_asks_for_the_time_has_lost_nothing() {
+    let what = "kill points of a question for the time";
+    let Some(jumped) = Jumped::start(what) else {
+        return;
+    };
+    let mut tally = Tally::default();
+    for jump in JUMPS {
+        let Some((_, calls)) = jumped.calls(jump) else {
+            return;
+        };
+        for point in points(&calls, |_| true) {
+            jumped.survives_a_kill(jump, &point, &mut tally);
+        }
+    }
+    tally.tell(what);
+}
+
+#[test]
+fn a_question_for_the_time_is_asked_again_where_a_call_about_our_files_fails() {
+    let what = "a question for the time and a disk that fails";
+    let Some(jumped) = Jumped::start(what) else {
+        return;
+    };
+    let (mut failed, mut made) = (0, 0);
+    for jump in JUMPS {
+        let Some((process, calls)) = jumped.calls(jump) else {
+            return;
+        };
+        for (aimed, call) in about(&calls, &jumped.ca.path("data"), process, GENERATION) {
+            for error in errors(&call) {
+                made += 1;
+                failed += u32::from(jumped.survives_an_error(jump, &aimed, error));
+            }
+        }
+    }
+    eprintln!("{what}: {failed} of {made} calls have failed");
+    assert!(failed * 2 > made, "{failed} of {made}");
+}
