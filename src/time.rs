@@ -141,6 +141,8 @@ pub trait Clock: Send + Sync {
 #[derive(Debug, Default)]
 pub struct SystemClock;
 
+const MILLISECOND: Duration = Duration::from_millis(1);
+
 /// No single sleep is longer, so that a suspend or a changed clock is noticed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
@@ -170,7 +172,8 @@ pub async fn sleep_in_parts<P: Future<Output = ()> + Send>(
     now: impl Fn() -> Timestamp + Send,
     pause: impl Fn(Duration) -> P + Send,
 ) {
-    let (instant, mut slept) = (now() + length, Duration::ZERO);
+    // Of what is no whole millisecond the rest counts, too.
+    let (instant, mut slept) = (now() + length + MILLISECOND, Duration::ZERO);
     loop {
         // More is left of it only by a clock that was set back.
         let left = instant.since(now()).min(length.saturating_sub(slept));

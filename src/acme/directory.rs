@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 
 use super::error::Cause;
 use super::exchange::{Session, https};
-use crate::time::{Clock, Timestamp};
+use crate::time::Clock;
 
 const FRESH_FOR: Duration = Duration::from_secs(86_400);
 
@@ -69,9 +69,9 @@ impl Directory {
     }
 }
 
-/// The directory as last read, and when that was.
+/// The directory as last read, and when that was by the clock's stopwatch.
 #[derive(Default)]
-pub(super) struct Cached(Mutex<Option<(Timestamp, Arc<Directory>)>>);
+pub(super) struct Cached(Mutex<Option<(Duration, Arc<Directory>)>>);
 
 impl Cached {
     /// The directory, read anew when it is a day old; who asks meanwhile waits
@@ -83,9 +83,9 @@ impl Cached {
         clock: &dyn Clock,
     ) -> Result<Arc<Directory>, Cause> {
         let mut cached = self.0.lock().await;
-        let now = clock.now();
+        let now = clock.stopwatch();
         if let Some((at, directory)) = cached.as_ref()
-            && now.since(*at) < FRESH_FOR
+            && now.saturating_sub(*at) < FRESH_FOR
         {
             return Ok(directory.clone());
         }
@@ -102,7 +102,7 @@ impl Cached {
         clock: &dyn Clock,
     ) -> Result<(), Cause> {
         let directory = Directory::fetch(session, url).await?;
-        *self.0.lock().await = Some((clock.now(), Arc::new(directory)));
+        *self.0.lock().await = Some((clock.stopwatch(), Arc::new(directory)));
         Ok(())
     }
 }

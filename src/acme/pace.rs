@@ -135,6 +135,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_clock_that_is_set_back_keeps_nobody_waiting_longer() {
+        use crate::time::set::SetClock;
+        use crate::time::{Timestamp, VirtualClock};
+        let begun = Timestamp::from_seconds(1_800_000_000);
+        let passes = Arc::new(VirtualClock::new(begun));
+        let (clock, pace) = (SetClock::new(passes.clone()), Pace::at(PRODUCTION));
+        for _ in 0..8 {
+            pace.wait("new-nonce", &clock).await;
+        }
+        clock.by(-86_400);
+        let ninth = async {
+            pace.wait("new-nonce", &clock).await;
+            passes.now().since(begun)
+        };
+        let wakes = async {
+            tokio::task::yield_now().await;
+            assert!(passes.step());
+        };
+        let (waited, ()) = tokio::join!(ninth, wakes);
+        assert!(waited <= Duration::from_millis(100), "{waited:?}");
+    }
+
+    #[tokio::test]
     async fn only_where_limits_are_known_does_anybody_wait() {
         use crate::time::{Timestamp, VirtualClock};
         let clock = VirtualClock::new(Timestamp::from_seconds(1_800_000_000));
