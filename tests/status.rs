@@ -52,7 +52,7 @@ async fn what_the_ca_allows_and_whether_it_answers_is_shown() {
         "47 of 50 certificates per domain of example.co.uk (all at ",
         "2 of 5 duplicate certificates of shop.example.co.uk (all at ",
         "its CA has not answered since ",
-        "its CA has not told its renewal windows since ",
+        "its CA has not answered what is asked beside orders (renewal windows, the time) since ",
         ", and is asked again at ",
     ] {
         assert!(told.contains(words), "no `{words}` in {told}");
@@ -63,6 +63,13 @@ async fn what_the_ca_allows_and_whether_it_answers_is_shown() {
     let left: Vec<_> = budget.iter().map(|left| left["tokens"].clone()).collect();
     assert_eq!(left, [297, 47, 2, 5, 1152]);
     assert_eq!(json[0]["outage"]["probes"], 2);
+
+    // It was there when it was asked again: what windows it has shows when one is asked for.
+    authority.windowless.as_mut().unwrap().answered = true;
+    let saved = store.save_authority(CA, &authority, Revision(1));
+    saved.await.unwrap();
+    let told = run(certs(directory.path()).arg("status"), 0);
+    assert!(!told.contains("beside orders"), "{told}");
 }
 
 #[tokio::test]

@@ -131,7 +131,7 @@ struct Row {
     budget: Vec<Left>,
     /// Since when the CA does not answer.
     outage: Option<Outage>,
-    /// Since when it does not tell its renewal windows.
+    /// Since when it does not tell its renewal windows, or the time.
     windowless: Option<Outage>,
 }
 
@@ -215,12 +215,12 @@ fn table(rows: &[Value]) {
             true => "answers, but has issued nothing",
             false => "has not answered",
         };
-        for (which, what) in [
-            ("outage", orders),
-            ("windowless", "has not told its renewal windows"),
-        ] {
+        let beside = "has not answered what is asked beside orders (renewal windows, the time)";
+        for (which, what) in [("outage", orders), ("windowless", beside)] {
             let outage = &row[which];
-            if !outage.is_null() {
+            // That it is there again is known, if nobody has asked it for windows since.
+            let is_over = which == "windowless" && outage["answered"] == true;
+            if !outage.is_null() && !is_over {
                 let (since, again) = (cell(outage, "since"), cell(outage, "probe_at"));
                 say(format_args!(
                     "  its CA {what} since {since}, and is asked again at {again}"

@@ -198,6 +198,9 @@ pub(super) async fn ask(parts: &Parts, ca: &str, issuer: &dyn Issuer) -> bool {
     };
     tracing::debug!("what time it is at {ca} cannot be told: {error}");
     if is_silence(&error) {
+        tracing::warn!(
+            "{ca} was asked for the time and does not answer: {error}; hint: nothing is due; it is asked again, and certs status tells when"
+        );
         is_silent(parts, ca, Work::Windows, &error.to_string()).await;
         return false;
     }

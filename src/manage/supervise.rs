@@ -48,6 +48,8 @@ const APART: Duration = Duration::from_secs(10);
 const LONG_ELSEWHERE: u32 = 50;
 /// After any failure: what the record says may be older than what is wanted.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
+/// After a look that found nothing to do, at most.
+const LONGEST_REST: Duration = Duration::from_secs(86_400);
 /// Steps under way get this long to end when the process is asked to.
 const GRACE: Duration = Duration::from_secs(8);
 const COMMANDS: usize = 64;
@@ -249,6 +251,7 @@ impl Supervisor {
 
     /// Works until it is stopped, or every [`Handle`] is gone.
     pub async fn run(mut self) {
+        self.watch.begin(self.parts.clock.as_ref());
         loop {
             self.launch();
             self.watch.look(&self.parts, &self.agenda);
@@ -268,7 +271,7 @@ impl Supervisor {
                 () = self.turns.given_back() => {}
                 gone = self.copies.gone() => self.look_again(&gone),
                 // What was decided by a clock that was in doubt is decided again.
-                Some(answered) = self.watch.answered() => if answered {
+                Some(again) = self.watch.answered() => if again {
                     self.obey(Command::Sweep).await;
                 },
                 () = self.parts.clock.sleep(pause) => {}
@@ -476,7 +479,9 @@ impl Supervisor {
                 if outcome.issued {
                     tracing::info!(%lineage, generation = %outcome.generation, not_after = %outcome.not_after, "issued");
                 }
-                Again::At(ours(outcome.next) + self.apart(outcome, pass.record.as_ref()))
+                // A clock that was years ahead for a moment would put it off as long.
+                let next = outcome.next.min(now + LONGEST_REST);
+                Again::At(ours(next) + self.apart(outcome, pass.record.as_ref()))
             }
             Err(error) => {
                 // What waits after a failure was told when it failed, and an

@@ -11,8 +11,9 @@ use tokio::task::JoinSet;
 use super::SWEEP;
 use super::agenda::Agenda;
 use crate::acme::Issuer;
-use crate::manage::Parts;
 use crate::manage::skew::{ALARM, ask};
+use crate::manage::{Certificate, Parts};
+use crate::renew::skew::decided_at;
 use crate::time::{Clock, Timestamp};
 
 /// So long after a start what has to be done is asking anyhow.
@@ -22,9 +23,11 @@ const FIRST_AFTER: Duration = Duration::from_secs(5);
 pub(super) struct Watch {
     /// What it showed once, beside the clock that nobody sets: they go on together.
     seen: Option<Seen>,
-    /// When those CAs are doubted that were not heard of since the start.
+    /// When those CAs are asked that nobody has heard since the start.
     begins: Option<Duration>,
-    /// CAs that have not answered since, or since it jumped.
+    /// Whether it has jumped, so that what was decided is to be decided again.
+    jumped: bool,
+    /// CAs that are to be asked, and have not answered yet.
     doubted: BTreeSet<String>,
     /// Before then nobody is asked.
     again_at: Duration,
@@ -42,6 +45,8 @@ struct Answer {
     ca: String,
     since: Seen,
     answered: bool,
+    /// Whether its clock shows a time that is decided by, instead of ours.
+    corrects: bool,
 }
 
 impl Seen {
@@ -70,24 +75,40 @@ fn cas(agenda: &Agenda) -> impl Iterator<Item = (&String, &Arc<dyn Issuer>)> {
     })
 }
 
-/// Those of them that have not said yet what time it is.
+/// Those that something is to be from, and that have not said yet what time it is. Who stands
+/// in has no work until there is need of it.
 fn unheard(agenda: &Agenda) -> BTreeSet<String> {
-    let heard = cas(agenda).filter(|(_, issuer)| issuer.dated().is_some());
-    let heard: BTreeSet<_> = heard.map(|(ca, _)| ca).collect();
-    let unheard = cas(agenda).filter(|(ca, _)| !heard.contains(ca));
-    unheard.map(|(ca, _)| ca.clone()).collect()
+    let heard = |one: &&Arc<Certificate>| one.issuer.dated().is_some();
+    let (heard, unheard): (Vec<_>, Vec<_>) = agenda.managed().partition(heard);
+    let [heard, unheard] = [heard, unheard].map(|some| {
+        let cas = some.into_iter().map(|one| one.wanted.ca.clone());
+        cas.collect::<BTreeSet<_>>()
+    });
+    &unheard - &heard
+}
+
+/// Whether what is decided goes by the clock of whoever `issuer` asks, since ours is another.
+fn corrects(issuer: &dyn Issuer, clock: &dyn Clock) -> bool {
+    let ours = clock.wall();
+    let there = issuer.dated().map(|dated| dated.there(ours));
+    there.is_some_and(|theirs| decided_at(None, ours, theirs) != ours)
 }
 
 impl Watch {
     pub(super) fn new(clock: &dyn Clock) -> Self {
-        let seen = Seen::now(clock);
         Self {
-            seen,
-            begins: seen.map(|seen| seen.steady + FIRST_AFTER),
+            seen: Seen::now(clock),
+            begins: None,
+            jumped: false,
             doubted: BTreeSet::new(),
             again_at: Duration::ZERO,
             questions: JoinSet::new(),
         }
+    }
+
+    /// What is to be done is begun now.
+    pub(super) fn begin(&mut self, clock: &dyn Clock) {
+        self.begins = clock.steady().map(|now| now + FIRST_AFTER);
     }
 
     /// How long there is nothing to look at, but for jumps.
@@ -119,7 +140,7 @@ impl Watch {
         }
         if ahead.max(back) > ALARM {
             self.seen = Some(now);
-            self.begins = None;
+            (self.begins, self.jumped) = (None, true);
             self.doubted = cas(agenda).map(|(ca, _)| ca.clone()).collect();
         }
         if self.doubted.is_empty() || !self.questions.is_empty() || now.steady < self.again_at {
@@ -135,14 +156,15 @@ impl Watch {
                         ca,
                         since,
                         answered,
+                        corrects: corrects(issuer.as_ref(), parts.clock.as_ref()),
                     }
                 });
             }
         }
     }
 
-    /// Returns when a CA has answered or not, and says whether it has; `None` while none is
-    /// asked.
+    /// Returns when a CA has answered or not, and says whether something may be to be decided
+    /// again; `None` while none is asked.
     pub(super) async fn answered(&mut self) -> Option<bool> {
         let answer = match self.questions.join_next().await? {
             Ok(answer) => answer,
@@ -157,6 +179,6 @@ impl Watch {
         if holds && self.doubted.remove(&answer.ca) {
             tracing::info!("{} was asked for the time", answer.ca);
         }
-        Some(holds)
+        Some(holds && (self.jumped || answer.corrects))
     }
 }

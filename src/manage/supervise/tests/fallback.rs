@@ -19,7 +19,7 @@ impl Two {
         Self { house, second }
     }
 
-    fn certificate(&self, name: &str) -> Certificate {
+    pub(super) fn certificate(&self, name: &str) -> Certificate {
         Certificate {
             fallback: Some(StandIn {
                 ca: SECOND.into(),

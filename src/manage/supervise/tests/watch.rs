@@ -111,6 +111,33 @@ async fn after_a_start_a_ca_that_was_not_heard_of_is_asked_once() {
 }
 
 #[tokio::test]
+async fn after_a_start_who_stands_in_is_left_alone_and_one_client_has_heard_for_all() {
+    let mut two = Two::new();
+    watched(&mut two.house);
+    two.second.unheard.store(true, Ordering::SeqCst);
+    let handle = two.start(&names(1)).await;
+    two.house.until("issued", |all| all[0].is_ready()).await;
+    two.pass(&handle, 10).await;
+    assert_eq!(two.second.probes.load(Ordering::SeqCst), 0);
+    // Another client of the first has not heard it itself.
+    let other = Certificate {
+        issuer: two.second.clone(),
+        ..two.house.certificate("other.example.com")
+    };
+    handle.stop().await;
+    let parts = two.house.parts.clone();
+    let (mut supervisor, handle) = Supervisor::new(parts, two.house.board.clone());
+    let kept = vec![two.certificate(&names(1)[0]), other];
+    supervisor.keep(kept).await.unwrap();
+    tokio::spawn(supervisor.run());
+    two.house
+        .until("issued", |all| all.iter().all(Status::is_ready))
+        .await;
+    two.pass(&handle, 10).await;
+    assert_eq!(two.second.probes.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
 async fn a_ca_that_is_down_is_asked_for_the_time_by_one_for_all_until_it_answers() {
     let mut house = House::new();
     let clock = watched(&mut house);
