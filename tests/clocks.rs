@@ -16,7 +16,7 @@ const DAY: i64 = 24 * HOUR;
 const TEN_YEARS: i64 = 3652 * DAY;
 
 /// As a sidecar finds it that was away for longer than the CA's last word holds: it
-/// asks at its start. Else nothing makes it ask for six hours.
+/// asks at its start for its window, not after a while for the time alone.
 fn let_it_ask(ca: &EmbeddedCa) {
     let file = ca.path("data/records").join(NAME).join("record.json");
     let text = std::fs::read_to_string(&file).unwrap();

@@ -3,6 +3,7 @@
 //! question, nobody orders, what is live stays, and a CA that was silent is asked again.
 
 use std::net::{Ipv4Addr, TcpStream};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use certs::record::Generation;
@@ -18,7 +19,7 @@ use crate::support::faults::{Fault, Which};
 use crate::support::renewal::Renewal;
 use crate::support::sidecar::{Sidecar, configured};
 use crate::support::strace::aimed::{Aimed, about};
-use crate::support::strace::{Call, Point, Strace, points};
+use crate::support::strace::{Call, Point, Strace, is_about, points};
 use crate::support::{certs, free_port, run, until};
 
 /// Of which no other is made.
@@ -72,8 +73,15 @@ impl Jumped {
         })
     }
 
-    /// A sidecar that is ready, by the right time.
+    /// A sidecar that has nothing to do, and has nothing to ask.
     fn sidecar(&self) -> Sidecar {
+        let sidecar = self.started();
+        sidecar.settles(&self.clocks, &self.ca);
+        sidecar
+    }
+
+    /// One that is ready, by the right time.
+    fn started(&self) -> Sidecar {
         self.clocks.set_ahead(0);
         let mut command = configured(&self.ca, &NAMES, self.admin);
         let command = self.clocks.preload(&mut command);
@@ -82,15 +90,19 @@ impl Jumped {
         sidecar
     }
 
-    /// The clock jumps, and a minute passes, until `is_over` or `sidecar` is no more.
-    fn jumps(&self, sidecar: &mut Sidecar, jump: Jump, is_over: impl Fn(&Sidecar) -> bool) {
+    /// The clock jumps, and a minute passes, until `sidecar` has asked or is no more, or
+    /// `is_over`.
+    fn jumps(&self, sidecar: &mut Sidecar, jump: Jump, is_over: impl Fn() -> bool) {
+        let asked = sidecar.questions();
         if jump.is_silent {
             self.ca.script.add(None, Which::Every, Fault::DropBefore);
         }
         self.clocks.set_ahead(jump.ahead);
         let _woken = self.a_minute_passes(sidecar);
         let case = format!("{jump:?}");
-        until(&case, || sidecar.running.has_ended() || is_over(sidecar));
+        until(&case, || {
+            sidecar.running.has_ended() || is_over() || self.has_asked(sidecar, jump, asked)
+        });
         self.ca.script.clear();
     }
 
@@ -103,10 +115,11 @@ impl Jumped {
         connected
     }
 
-    fn has_asked(&self, sidecar: &Sidecar, jump: Jump) -> bool {
+    /// Beside what it has `asked` before.
+    fn has_asked(&self, sidecar: &Sidecar, jump: Jump, asked: usize) -> bool {
         match jump.is_silent {
             true => self.is_silence_stored(),
-            false => was_answered(sidecar),
+            false => sidecar.questions() > asked,
         }
     }
 
@@ -137,11 +150,16 @@ impl Jumped {
         self.forgets_the_silence();
         let (file, mut sidecar) = (self.ca.path("trace"), self.sidecar());
         let tracer = self.strace.trace_from_now(&sidecar.running, &file)?;
-        self.jumps(&mut sidecar, jump, |sidecar| self.has_asked(sidecar, jump));
+        self.jumps(&mut sidecar, jump, || false);
         Strace::detach(tracer);
         let process = sidecar.running.id();
         sidecar.stop();
-        let calls = Strace::traced_alone(&file);
+        let mut calls = Strace::traced_alone(&file);
+        // What is looked at afterwards, as at any start, comes or does not before the end.
+        let known = [self.ca.path("data/authorities"), self.ca.path("run.log")];
+        let known = known.each_ref().map(PathBuf::as_path);
+        let last = calls.iter().rposition(|call| is_about(call, &known));
+        calls.truncate(last.map_or(0, |last| last + 1));
         assert!(calls.len() > 10, "{jump:?}: {calls:?}");
         Some((process, calls))
     }
@@ -152,7 +170,7 @@ impl Jumped {
         self.forgets_the_silence();
         let mut sidecar = self.sidecar();
         let tracer = self.strace.kill_from_now(&sidecar.running, point);
-        self.jumps(&mut sidecar, jump, |sidecar| self.has_asked(sidecar, jump));
+        self.jumps(&mut sidecar, jump, || false);
         // What came in another order than in the traced run may be to come still.
         let _woken = self.a_minute_passes(&mut sidecar);
         match sidecar.running.has_ended() {
@@ -163,7 +181,7 @@ impl Jumped {
         drop((tracer, sidecar));
         renewal.is_whole();
         let orders = renewal.ends_well_by(|case| {
-            let sidecar = self.sidecar();
+            let sidecar = self.started();
             self.finds_nothing_due(case);
             let told = sidecar.log();
             sidecar.stop();
@@ -186,9 +204,8 @@ impl Jumped {
             let told = std::fs::read_to_string(&file).unwrap();
             told.contains("(INJECTED)")
         };
-        self.jumps(&mut sidecar, jump, |sidecar| {
-            has_failed() || self.has_asked(sidecar, jump)
-        });
+        let asked = sidecar.questions();
+        self.jumps(&mut sidecar, jump, has_failed);
         // What came in another order than in the traced run may be to come still.
         let _woken = self.a_minute_passes(&mut sidecar);
         Strace::detach(tracer.unwrap());
@@ -198,7 +215,7 @@ impl Jumped {
             until(case, || {
                 self.clocks.pass(A_MINUTE, || _ = sidecar.readiness());
                 // Of the two lines one may be what could not be written.
-                was_answered(&sidecar) || !alarms(&sidecar.log()).is_empty()
+                sidecar.questions() > asked || !alarms(&sidecar.log()).is_empty()
             });
             self.finds_nothing_due(case);
             until(case, || sidecar.readiness() == 200);
@@ -214,10 +231,6 @@ impl Jumped {
         let told = run(certs(&self.ca.path("")).arg("renew"), 0);
         assert!(told.contains("not due"), "{case}: {told}");
     }
-}
-
-fn was_answered(sidecar: &Sidecar) -> bool {
-    sidecar.log().contains(" was asked for the time")
 }
 
 fn runtime() -> tokio::runtime::Runtime {

@@ -8,13 +8,17 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use super::clock::Clocks;
 use super::embedded::EmbeddedCa;
-use super::{Running, certs, free_port};
+use super::faults::Endpoint;
+use super::{Running, certs, free_port, until};
 
 pub(crate) struct Sidecar {
     pub(crate) running: Running,
     pub(crate) log: PathBuf,
     admin: u16,
+    /// How often its CA was asked for a renewal window before.
+    windows: u32,
 }
 
 /// The command alone; `admin` is the port that is asked whether it is ready.
@@ -45,7 +49,26 @@ impl Sidecar {
             running: Running::start_logging(command, Stdio::from(log_file)),
             log,
             admin,
+            windows: ca.script.count(Endpoint::RenewalInfo),
         }
+    }
+
+    /// Lets pass, by its own `clocks`, what it asks of its CA after a start, and the time for
+    /// which it keeps a connection.
+    pub(crate) fn settles(&self, clocks: &Clocks, ca: &EmbeddedCa) {
+        let pass = |seconds: u64| {
+            let time = Duration::from_secs(seconds);
+            clocks.pass(time, || _ = self.readiness());
+        };
+        let asked = || ca.script.count(Endpoint::RenewalInfo) > self.windows;
+        pass(6);
+        until("a first question", || self.questions() > 0 || asked());
+        pass(120);
+    }
+
+    /// How often it has asked its CA for the time, and had an answer.
+    pub(crate) fn questions(&self) -> usize {
+        self.log().matches(" was asked for the time").count()
     }
 
     pub(crate) fn log(&self) -> String {

@@ -29,7 +29,7 @@ pub(crate) fn elsewhere(calls: &[Call], root: &Path, newest: Generation) -> BTre
     about(others, root, first, newest)
 }
 
-/// The calls of `calls` about what is below `root`, which `process` has made.
+/// The calls of `calls` about what is below `root`, in a run whose process was `process`.
 pub(crate) fn about<'c>(
     calls: impl IntoIterator<Item = &'c Call>,
     root: &Path,
