@@ -17,7 +17,8 @@ use certs::time::{Clock, SystemClock};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Pebble, Running, certs, free_port, listens, program, run, text, until, until_within,
+    Pebble, Running, certs, free_port, listens, make_script, program, run, text, until,
+    until_within,
 };
 
 /// Everything below a directory: kind, mode, size, when it was changed, and what is in it.
@@ -297,16 +298,8 @@ async fn what_certbot_keeps_is_taken_over_and_renewed_with_its_rsa_account() {
         return;
     };
     let hook = pebble.path("hook");
-    std::fs::write(
-        &hook,
-        format!(
-            "#!/bin/sh\necho $RENEWED_DOMAINS >>{}.log\n",
-            hook.display()
-        ),
-    )
-    .unwrap();
-    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&hook, executable).unwrap();
+    let told = format!("echo $RENEWED_DOMAINS >>{}.log", hook.display());
+    make_script(&hook, &told);
     let hook = hook.display().to_string();
     certbot.issue(&[
         "--standalone",

@@ -249,12 +249,32 @@ pub(crate) fn certs(directory: &Path) -> Command {
 /// A user without a right of its own on this machine.
 pub(crate) const NOBODY: u32 = 65_534;
 
+/// Makes a program of what `from` holds. A child of its own writes it: a file that is open for
+/// writing here is open in whatever another test starts meanwhile, and until then nobody may
+/// run it.
+pub(crate) fn make_program(path: &Path, from: impl Into<Stdio>) {
+    let mut install = Command::new("install");
+    install.args(["-m", "755", "/dev/stdin"]).arg(path);
+    let made = install.stdin(from).output().unwrap();
+    assert!(made.status.success(), "{}", text(&made));
+}
+
+/// The same for a script of the shell.
+pub(crate) fn make_script(path: &Path, lines: &str) {
+    let source = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(source.path(), format!("#!/bin/sh\n{lines}\n")).unwrap();
+    make_program(path, source.reopen().unwrap());
+}
+
 /// The same command as [`NOBODY`], by a copy of the program in `directory`: where it was built may be closed to
 /// that user.
 pub(crate) fn as_nobody(command: &Command, directory: &Path) -> Command {
     use std::os::unix::process::CommandExt;
     let program = directory.join("certs");
-    std::fs::copy(command.get_program(), &program).unwrap();
+    make_program(
+        &program,
+        std::fs::File::open(command.get_program()).unwrap(),
+    );
     let mut other = Command::new(program);
     other.args(command.get_args()).env_clear();
     let set = command

@@ -15,7 +15,7 @@ use rustls::pki_types::pem::PemObject;
 
 use crate::support::embedded::EmbeddedCa;
 use crate::support::oracle::Oracle;
-use crate::support::{Nginx, Running, free_port, listens, program, run, until};
+use crate::support::{Nginx, Running, free_port, listens, make_script, program, run, until};
 
 pub(crate) const NAME: &str = "example.com";
 
@@ -41,8 +41,7 @@ pub(crate) fn verify(port: u16) -> String {
 }
 
 pub(crate) fn script(path: &Path, lines: &str) -> String {
-    std::fs::write(path, format!("#!/bin/sh\n{lines}\n")).unwrap();
-    std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+    make_script(path, lines);
     format!("--deploy=exec:{}", path.display())
 }
 

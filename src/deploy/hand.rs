@@ -360,10 +360,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let fifo = directory.path().join("fifo");
         let hook = directory.path().join("hook");
-        std::fs::write(&hook, format!("#!/bin/sh\nread line <{}\n", fifo.display())).unwrap();
-        std::fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-            .unwrap();
-        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+        // Not written here: what another test starts meanwhile would hold it open.
+        let make =
+            r#"mkfifo "$1" && printf '#!/bin/sh\nread line <%s\n' "$1" >"$0" && chmod 755 "$0""#;
+        let mut sh = std::process::Command::new("/bin/sh");
+        let made = sh.args(["-c", make]).arg(&hook).arg(&fifo).status();
         assert!(made.unwrap().success());
         let spec: Spec = format!("exec:{}", hook.display()).parse().unwrap();
         let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
