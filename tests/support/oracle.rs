@@ -88,7 +88,9 @@ impl Oracle {
             &self.output.join("archive").join(self.lineage.as_str()),
             0o2750,
         )?;
-        self.pair(&link, generation).map(Some)
+        // By where the link leads: it may move on between two files.
+        self.pair(&link.with_file_name(target), generation)
+            .map(Some)
     }
 
     fn pair(&self, place: &Path, generation: Generation) -> Result<Pair, String> {
