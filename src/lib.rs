@@ -69,6 +69,8 @@
 //!   tenth of its life left: a server that never recovers must not let it run out.
 //! - A pass has one clock: this machine's, corrected by what the CA's last reply has
 //!   shown ([`manage::issue::pass`]). Whatever a fleet shares is dated by it.
+//! - A clock is given a length to sleep for, never an instant ([`time::Clock`]): one that
+//!   is set back between two readings must hold nobody up.
 //! - Caddy watches no certificate files; it is told by its admin API.
 //! - One handshake is no proof where old workers serve on beside the new: it has to
 //!   hold for half a second of connections ([`deploy::verify`]).
