@@ -21,7 +21,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
 
 use crate::support::embedded::EmbeddedCa;
-use crate::support::{Running, free_port, is_full, listens, program, run, until, until_within};
+use crate::support::{Running, by_depth, free_port, listens, program, run, until, until_within};
 use crate::targets::{NAME, Turn, live};
 
 /// What each named end of the signalling has to be told.
@@ -154,7 +154,7 @@ fn a_hundred_websockets_survive_every_renewal() {
     };
     let deploy = format!("--deploy=nginx:{}", pid_file.display());
     let verify = format!("--verify=127.0.0.1:{port}");
-    let (sockets, renewals) = (100, if is_full() { 20 } else { 3 });
+    let (sockets, renewals) = (100, by_depth(3, 3, 20));
     let root = std::fs::read(ca.path("root.pem")).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let mut open: Vec<_> = (0..sockets)

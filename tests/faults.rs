@@ -503,7 +503,6 @@ fn a_slow_ca_is_waited_for() {
 }
 
 #[test]
-#[ignore = "takes the whole deadline of a request, half a minute"]
 fn a_ca_that_hangs_is_exit_3_after_the_deadline() {
     let ca = issued();
     let hanging = Fault::Delay(Duration::from_secs(90));

@@ -14,8 +14,8 @@ use certs::random::{Random, SeededRandom};
 
 use crate::support::embedded::EmbeddedCa;
 use crate::support::renewal::{Orders, Renewal};
-use crate::support::run;
 use crate::support::strace::{Point, Strace, is_about, points};
+use crate::support::{by_depth, run};
 
 const NAMES: [&str; 2] = ["example.com", "www.example.com"];
 
@@ -38,10 +38,11 @@ impl Tally {
         self.given_up += orders.given_up;
     }
 
-    /// That most runs came to where they were to be killed.
-    fn tell(&self, what: &str) {
+    /// That most runs came to where they were to be killed, and `at_least` so many.
+    fn tell(&self, what: &str, at_least: u32) {
         eprintln!("{what}: {self:?}");
         assert!(self.kills > self.ended, "{what}: {self:?}");
+        assert!(self.kills >= at_least, "{what}: {self:?}");
     }
 }
 
@@ -95,14 +96,14 @@ impl Killed {
     }
 }
 
-/// Points of a renewal, for which every run is a fresh one of the same store:
-/// it has a history of kills by then.
-fn renewals(strace: Strace, rounds: u32) -> Tally {
+/// One point of `stride` of a renewal, for which every run is a fresh one of the same
+/// store: it has a history of kills by then.
+fn renewals(strace: Strace, rounds: u32, stride: usize) -> Tally {
     let mut killed = Killed::start(strace);
     run(&mut killed.issue(&[]), 0);
     let points = killed.points(&["--force"]);
     for _ in 0..rounds {
-        for point in &points {
+        for point in points.iter().step_by(stride) {
             killed.survives(&[point], &["--force"]);
         }
     }
@@ -141,7 +142,8 @@ fn again_and_again(strace: Strace, renewals: u32) -> Tally {
 fn killed_at_any_call_of_a_renewal_one_whole_pair_is_live_and_the_next_run_finishes() {
     let what = "kill points of a renewal";
     if let Some(strace) = Strace::find(what) {
-        renewals(strace, 1).tell(what);
+        let (rounds, stride) = by_depth((1, 12), (1, 1), (4, 1));
+        renewals(strace, rounds, stride).tell(what, by_depth(8, 80, 400));
     }
 }
 
@@ -149,7 +151,8 @@ fn killed_at_any_call_of_a_renewal_one_whole_pair_is_live_and_the_next_run_finis
 fn killed_in_a_first_issuance_the_next_run_finishes() {
     let what = "kill points of a first issuance";
     if let Some(strace) = Strace::find(what) {
-        first_issuances(strace, 5).tell(what);
+        let tally = first_issuances(strace, by_depth(30, 5, 1));
+        tally.tell(what, by_depth(3, 20, 100));
     }
 }
 
@@ -157,24 +160,7 @@ fn killed_in_a_first_issuance_the_next_run_finishes() {
 fn killed_again_and_again_the_last_run_finishes() {
     let what = "kill after kill";
     if let Some(strace) = Strace::find(what) {
-        again_and_again(strace, 25).tell(what);
+        let tally = again_and_again(strace, by_depth(3, 25, 200));
+        tally.tell(what, by_depth(3, 50, 500));
     }
-}
-
-#[test]
-#[ignore = "a thousand kills take five minutes"]
-fn a_thousand_kills() {
-    let what = "a thousand kills";
-    let find = || Strace::find(what);
-    let (Some(one), Some(two), Some(three)) = (find(), find(), find()) else {
-        return;
-    };
-    let tallies = [
-        renewals(one, 4),
-        first_issuances(two, 1),
-        again_and_again(three, 100),
-    ];
-    let kills: u32 = tallies.iter().map(|tally| tally.kills).sum();
-    eprintln!("{what}: {kills}: {tallies:?}");
-    assert!(kills >= 1_000, "{kills}");
 }

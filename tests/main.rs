@@ -24,6 +24,7 @@ mod partial;
 mod pebble;
 mod port80;
 mod power;
+mod proofs;
 mod races;
 mod renew;
 mod secrets;

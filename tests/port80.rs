@@ -15,7 +15,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::support::embedded::EmbeddedCa;
 use crate::support::faults::{Endpoint, Fault, Which};
-use crate::support::until;
+use crate::support::{by_depth, until};
 
 const TOKEN: &str = "a-token-that-is-live-throughout";
 const PATH: &str = "/.well-known/acme-challenge/";
@@ -322,11 +322,6 @@ fn report(count: impl std::fmt::Display, what: &str, slowest: Slowest, before: u
 
 #[test]
 fn a_live_token_is_answered_whatever_else_comes() {
-    besiege(10_000, 2_000);
-}
-
-#[test]
-#[ignore = "the whole siege: 100,000 requests and 10,000 connections"]
-fn a_live_token_is_answered_through_the_whole_siege() {
-    besiege(100_000, 10_000);
+    let (requests, connections) = by_depth((2_000, 500), (10_000, 2_000), (100_000, 10_000));
+    besiege(requests, connections);
 }

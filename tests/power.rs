@@ -14,8 +14,8 @@ use crate::support::embedded::EmbeddedCa;
 use crate::support::faults::Endpoint;
 use crate::support::oracle::Oracle;
 use crate::support::replay::{FOR_REPLAY, Replay};
-use crate::support::run;
 use crate::support::strace::{Call, Point, Strace, is_about, points};
+use crate::support::{by_depth, run};
 
 const NAMES: [&str; 2] = ["example.com", "www.example.com"];
 
@@ -315,7 +315,8 @@ fn after_a_power_loss_in_a_renewal_one_whole_pair_is_live_and_the_next_run_goes_
     for _ in 0..4 {
         run(&mut ca.issue(&[&NAMES[..], &["--force"]].concat()), 0);
     }
-    prove(what, &["--force"], &ca, &strace, 4, 4);
+    let (by_chance, stride) = by_depth((2, 12), (4, 4), (50, 1));
+    prove(what, &["--force"], &ca, &strace, by_chance, stride);
 }
 
 #[test]
@@ -324,7 +325,8 @@ fn after_a_power_loss_in_a_first_issuance_the_next_run_goes_on() {
     let Some(strace) = Strace::find_seeing(what) else {
         return;
     };
-    prove(what, &[], &EmbeddedCa::start(), &strace, 4, 4);
+    let (by_chance, stride) = by_depth((2, 12), (4, 4), (50, 1));
+    prove(what, &[], &EmbeddedCa::start(), &strace, by_chance, stride);
 }
 
 /// A run is killed, the next one ends well, and then the power fails: what the
@@ -366,32 +368,12 @@ fn without_anything(ca: &EmbeddedCa) {
 
 #[test]
 fn after_a_kill_and_a_good_run_a_power_loss_takes_nothing() {
-    after_kills("power loss after a kill", &["--force"], 12, issued);
+    let what = "power loss after a kill";
+    after_kills(what, &["--force"], by_depth(40, 12, 3), issued);
+}
+
+#[test]
+fn after_a_kill_in_a_first_issuance_and_a_good_run_a_power_loss_takes_nothing() {
     let what = "power loss after a kill in a first issuance";
-    after_kills(what, &[], 24, without_anything);
-}
-
-#[test]
-#[ignore = "a hundred kills, each with every crash after it, take minutes"]
-fn after_many_kills_and_a_good_run_a_power_loss_takes_nothing() {
-    after_kills("power loss after many kills", &["--force"], 3, issued);
-}
-
-#[test]
-#[ignore = "as above"]
-fn after_many_kills_of_a_first_issuance_and_a_good_run_a_power_loss_takes_nothing() {
-    let what = "power loss after many kills in a first issuance";
-    after_kills(what, &[], 4, without_anything);
-}
-
-#[test]
-#[ignore = "hundreds of ways to lose a part take minutes"]
-fn whatever_part_a_power_loss_takes_the_next_run_goes_on() {
-    let what = "power loss, every tree";
-    let Some(strace) = Strace::find_seeing(what) else {
-        return;
-    };
-    let ca = EmbeddedCa::start();
-    prove(what, &[], &ca, &strace, 50, 1);
-    prove(what, &["--force"], &ca, &strace, 50, 1);
+    after_kills(what, &[], by_depth(60, 24, 4), without_anything);
 }

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Barrier};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use certs::ca::Validation;
 use certs::identifier::{Identifier, Lineage};
@@ -18,7 +18,7 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, Signal};
 use crate::support::embedded::EmbeddedCa;
 use crate::support::faults::{Endpoint, Fault, Which};
 use crate::support::oracle::Oracle;
-use crate::support::{Running, certs, is_full, run, text, until};
+use crate::support::{Running, by_depth, certs, run, text, until};
 
 /// A CA that looks at nobody's port 80: each process has a listener of its own.
 fn ca() -> EmbeddedCa {
@@ -95,12 +95,9 @@ fn processes_that_meet_a_ca_for_the_first_time_at_once_make_one_account() {
 }
 
 /// Rounds of a race for a new name, or for one that is made due.
-#[allow(clippy::disallowed_methods)] // a test that takes as long as it is given
-fn rounds(most: u64, within: Duration) -> u64 {
+fn rounds(asked: u64) {
     let (mut ca, dice) = (ca(), SeededRandom::new(3));
-    let end = Instant::now() + within;
-    let mut round = 0;
-    while round < most && Instant::now() < end {
+    for round in 0..asked {
         if round % 10 == 0 {
             // Also where there is no store yet, and no account.
             ca = self::ca();
@@ -112,9 +109,7 @@ fn rounds(most: u64, within: Duration) -> u64 {
             make_due(&ca, &name);
             race(&ca, &name, number, || renew(&ca, &name));
         }
-        round += 1;
     }
-    round
 }
 
 fn renew(ca: &EmbeddedCa, name: &str) -> Command {
@@ -136,16 +131,9 @@ fn make_due(ca: &EmbeddedCa, name: &str) {
 
 #[test]
 fn of_processes_that_race_for_one_certificate_exactly_one_orders() {
-    let rounds = rounds(1_000, Duration::from_secs(20));
-    eprintln!("races of 2 to 10 processes: {rounds} rounds");
-    assert!(rounds >= 5, "{rounds} rounds are too few");
-}
-
-#[test]
-#[ignore = "a thousand rounds take ten minutes"]
-fn a_thousand_races_of_processes() {
-    let a_day = Duration::from_secs(86_400);
-    assert_eq!(rounds(1_000, a_day), 1_000);
+    let asked = by_depth(6, 200, 1_000);
+    rounds(asked);
+    eprintln!("races of 2 to 10 processes: {asked} rounds");
 }
 
 #[test]
@@ -298,10 +286,8 @@ fn a_process_that_is_stopped_in_its_order_keeps_its_lease_and_ends_well() {
         told.contains("is being worked on by another process"),
         "{told}"
     );
-    if is_full() {
-        // Longer than any deadline of a request.
-        std::thread::sleep(Duration::from_secs(60));
-    }
+    // In full longer than any deadline of a request.
+    std::thread::sleep(Duration::from_secs(by_depth(0, 0, 60)));
     stopped.goes_on(0);
     settled_with_one_order(&stopped.ca);
 }

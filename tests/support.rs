@@ -28,10 +28,16 @@ pub(crate) fn program(variable: &str, usual: &str) -> Option<PathBuf> {
     Some(found)
 }
 
-/// Whether `tests/run --full` has started us.
+/// One of three values by how far a test goes, which `CERTS_TEST_DEPTH` says: `short`
+/// (`tests/run`, and where it is not set), `proof` (`tests/prove`) or `full`.
 #[allow(clippy::disallowed_methods)] // as above
-pub(crate) fn is_full() -> bool {
-    std::env::var_os("CERTS_TEST_FULL").is_some()
+pub(crate) fn by_depth<T>(short: T, proof: T, full: T) -> T {
+    match std::env::var("CERTS_TEST_DEPTH").as_deref() {
+        Err(_) | Ok("short") => short,
+        Ok("proof") => proof,
+        Ok("full") => full,
+        Ok(other) => panic!("CERTS_TEST_DEPTH={other}: write short, proof or full"),
+    }
 }
 
 /// A child that ends with its test.

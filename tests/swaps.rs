@@ -19,7 +19,7 @@ use certs::tls::terminator::{self, Handler, Limits, Stopping, Terminator};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::support::embedded::EmbeddedCa;
-use crate::support::{Nginx, free_port, is_full, run, until};
+use crate::support::{Nginx, by_depth, free_port, run, until};
 use crate::targets::{NAME, haproxy, live, verify};
 
 const CLIENTS: usize = 8;
@@ -28,10 +28,7 @@ const ASK_ONCE: &[u8] = b"GET / HTTP/1.1\r\nhost: example.com\r\nconnection: clo
 
 /// Swaps, and requests meanwhile.
 fn size() -> (u64, u64) {
-    match is_full() {
-        true => (50, 100_000),
-        false => (5, 2_000),
-    }
+    by_depth((3, 1_000), (5, 2_000), (50, 100_000))
 }
 
 #[derive(Default)]
@@ -159,7 +156,7 @@ fn measure(ca: &EmbeddedCa, server: &str, port: u16, may_close: bool, mut swap: 
     let done = || tally.requests.load(Ordering::Relaxed);
     crate::support::until_within(
         "the requests",
-        Duration::from_secs(if is_full() { 900 } else { 120 }),
+        Duration::from_secs(by_depth(120, 120, 900)),
         || done() >= requests,
     );
     tally.stop.store(true, Ordering::Relaxed);
@@ -283,9 +280,8 @@ fn calls_through_coturn_survive_every_renewal() {
     else {
         return;
     };
-    let (sessions, renewals) = if is_full() { (50, 20) } else { (10, 3) };
     // Each session relays a message every 20 ms, to itself, over TLS.
-    let messages = if is_full() { 1500 } else { 250 };
+    let (sessions, renewals, messages) = by_depth((10, 2, 150), (10, 3, 250), (50, 20, 1500));
     let mut calls = Command::new(client);
     calls.args([
         "-S", "-t", "-y", "-u", "a", "-w", "b", "-z", "20", "-l", "170",

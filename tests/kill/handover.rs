@@ -13,7 +13,7 @@ use crate::support::embedded::EmbeddedCa;
 use crate::support::oracle::Oracle;
 use crate::support::renewal::Renewal;
 use crate::support::strace::{Call, Point, Strace, is_about, points};
-use crate::support::{Nginx, Running, free_port, run};
+use crate::support::{Nginx, Running, by_depth, free_port, run};
 use crate::targets::{NAME, haproxy, issued, live, verify};
 
 /// Ended with its test.
@@ -138,19 +138,16 @@ fn handovers(what: &str, server: fn(&EmbeddedCa) -> Option<Server>, stride: usiz
     for point in told.points().iter().step_by(stride) {
         told.survives(point);
     }
-    told.tally.tell(what);
+    told.tally.tell(what, by_depth(3, 20, 80));
 }
 
 #[test]
 fn killed_while_it_hands_over_the_server_has_a_whole_pair_and_the_next_run_proves_it() {
-    handovers("kill points of a hand-over", Server::nginx, 4);
-    handovers("kill points of a hand-over to HAProxy", Server::haproxy, 4);
-}
-
-#[test]
-#[ignore = "each call of a hand-over takes minutes"]
-fn killed_at_every_call_of_a_hand_over() {
-    handovers("every kill point of a hand-over", Server::nginx, 1);
-    let what = "every kill point of a hand-over to HAProxy";
-    handovers(what, Server::haproxy, 1);
+    let stride = by_depth(24, 4, 1);
+    handovers("kill points of a hand-over", Server::nginx, stride);
+    handovers(
+        "kill points of a hand-over to HAProxy",
+        Server::haproxy,
+        stride,
+    );
 }

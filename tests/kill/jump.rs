@@ -21,7 +21,7 @@ use crate::support::renewal::Renewal;
 use crate::support::sidecar::{Sidecar, configured};
 use crate::support::strace::aimed::{Aimed, about};
 use crate::support::strace::{Call, Point, Strace, is_about, points};
-use crate::support::{certs, free_port, run, until};
+use crate::support::{by_depth, certs, free_port, run, until};
 
 /// Of which no other is made.
 const GENERATION: Generation = Generation(1);
@@ -264,11 +264,11 @@ fn a_sidecar_that_is_killed_while_it_asks_for_the_time_has_lost_nothing() {
         let Some((_, calls)) = jumped.calls(jump) else {
             return;
         };
-        for point in points(&calls, |_| true) {
-            jumped.survives_a_kill(jump, &point, &mut tally);
+        for point in points(&calls, |_| true).iter().step_by(by_depth(8, 1, 1)) {
+            jumped.survives_a_kill(jump, point, &mut tally);
         }
     }
-    tally.tell(what);
+    tally.tell(what, by_depth(3, 20, 20));
 }
 
 #[test]
@@ -282,13 +282,15 @@ fn a_question_for_the_time_is_asked_again_where_a_call_about_our_files_fails() {
         let Some((process, calls)) = jumped.calls(jump) else {
             return;
         };
-        for (aimed, call) in about(&calls, &jumped.ca.path("data"), process, GENERATION) {
-            for error in errors(&call) {
+        let calls = about(&calls, &jumped.ca.path("data"), process, GENERATION);
+        for (aimed, call) in calls.iter().step_by(by_depth(6, 1, 1)) {
+            for error in errors(call) {
                 made += 1;
-                failed += u32::from(jumped.survives_an_error(jump, &aimed, error));
+                failed += u32::from(jumped.survives_an_error(jump, aimed, error));
             }
         }
     }
     eprintln!("{what}: {failed} of {made} calls have failed");
+    assert!(made > by_depth(3, 30, 30), "{made} calls are too few");
     assert!(failed * 10 > made * 9, "{failed} of {made}");
 }

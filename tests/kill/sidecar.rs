@@ -13,7 +13,7 @@ use crate::support::oracle::{Oracle, Pair};
 use crate::support::renewal::Renewal;
 use crate::support::sidecar::{Sidecar, configured};
 use crate::support::strace::{Point, Strace, is_about, points};
-use crate::support::{free_port, until_within};
+use crate::support::{by_depth, free_port, until_within};
 
 const NAMES: [&str; 2] = ["example.com", "www.example.com"];
 const MINUTE: Duration = Duration::from_secs(60);
@@ -121,7 +121,7 @@ fn renewals(what: &str, stride: usize) {
         kept.other = !kept.other;
         kept.survives(point);
     }
-    kept.tally.tell(what);
+    kept.tally.tell(what, by_depth(3, 20, 100));
 }
 
 /// Each in a directory without anything.
@@ -135,22 +135,18 @@ fn first_issuances(what: &str, stride: usize) {
         }
         kept.survives(point);
     }
-    kept.tally.tell(what);
+    kept.tally.tell(what, by_depth(3, 20, 100));
 }
 
 #[test]
 fn a_sidecar_that_is_killed_while_it_renews_renews_when_it_is_started_again() {
-    renewals("kill points of a sidecar that renews", 5);
+    renewals("kill points of a sidecar that renews", by_depth(30, 5, 1));
 }
 
 #[test]
 fn a_sidecar_that_is_killed_while_it_starts_is_ready_when_it_is_started_again() {
-    first_issuances("kill points of a sidecar's first issuance", 5);
-}
-
-#[test]
-#[ignore = "each call of a sidecar takes minutes"]
-fn a_sidecar_is_killed_at_every_call() {
-    renewals("every kill point of a sidecar that renews", 1);
-    first_issuances("every kill point of a sidecar's first issuance", 1);
+    first_issuances(
+        "kill points of a sidecar's first issuance",
+        by_depth(30, 5, 1),
+    );
 }

@@ -1,0 +1,144 @@
+//! The table of the slow proofs, `tests/proofs`, is complete: whatever has a longer form
+//! is in it, and each source is guarded by a proof.
+
+use std::path::{Path, PathBuf};
+
+/// The longest that a proof may take in the form of `.ci/run`, in minutes.
+const LONGEST: u32 = 10;
+
+struct Proof {
+    name: String,
+    minutes: u32,
+    command: Vec<String>,
+    sources: Vec<String>,
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    String::from_utf8_lossy(&std::fs::read(root().join(path)).unwrap()).into_owned()
+}
+
+fn table() -> Vec<Proof> {
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect();
+    let table = read("tests/proofs");
+    let rows = table
+        .lines()
+        .filter(|row| !row.is_empty() && !row.starts_with('#'));
+    let proofs = rows.map(|row| {
+        let fields: Vec<_> = row.split('|').map(str::trim).collect();
+        let [name, minutes, command, sources] = fields[..] else {
+            panic!("not four fields: {row}");
+        };
+        Proof {
+            name: name.to_owned(),
+            minutes: minutes.parse().unwrap(),
+            command: words(command),
+            sources: words(sources),
+        }
+    });
+    proofs.collect()
+}
+
+/// All files below a directory, as paths from the root of the repository.
+fn files_below(directory: &str) -> Vec<String> {
+    let (mut folders, mut files) = (vec![PathBuf::from(directory)], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(root().join(&folder)).unwrap() {
+            let path = folder.join(entry.unwrap().file_name());
+            match root().join(&path).is_dir() {
+                true => folders.push(path),
+                false => files.push(path.display().to_string()),
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+#[test]
+fn every_row_of_the_proofs_names_what_exists_and_fits_into_ci() {
+    for proof in table() {
+        let name = &proof.name;
+        assert!(
+            proof.minutes <= LONGEST,
+            "{name} takes {} minutes",
+            proof.minutes
+        );
+        for source in &proof.sources {
+            let exists = |path: &str| root().join(path).exists();
+            let module = format!("{source}.rs");
+            assert!(
+                exists(source) || exists(&module),
+                "{name}: no such source: {source}"
+            );
+        }
+        match proof.command.split_first().unwrap() {
+            (first, filters) if first == "blackbox" => {
+                let modules = read("tests/main.rs");
+                for filter in filters {
+                    let module = format!("mod {};", filter.trim_end_matches("::"));
+                    assert!(modules.contains(&module), "{name}: no tests {filter}");
+                }
+            }
+            (program, _) => assert!(root().join(program).exists(), "{name}: no {program}"),
+        }
+    }
+}
+
+#[test]
+fn every_test_with_a_longer_form_is_a_proof() {
+    let proofs = table();
+    let commands = || proofs.iter().flat_map(|proof| &proof.command);
+    let tests = files_below("tests").into_iter();
+    for file in tests.filter(|file| !NO_PROOFS.contains(&&**file)) {
+        let text = read(&file);
+        let has_longer_form = match file.ends_with(".rs") {
+            true => text.contains("by_depth("),
+            // A script that counts.
+            false => text.starts_with("#!") && text.contains(" failed, "),
+        };
+        let module = file.trim_start_matches("tests/").split(['/', '.']).next();
+        let filter = format!("{}::", module.unwrap());
+        let is_proof = commands().any(|word| *word == filter || *word == file);
+        assert!(
+            !has_longer_form || is_proof,
+            "{file} is in no row of tests/proofs"
+        );
+    }
+    assert!(commands().any(|word| word == "fuzz/run"));
+}
+
+/// What runs the others, or serves them.
+const NO_PROOFS: [&str; 5] = [
+    "tests/run",
+    "tests/prove",
+    "tests/tally",
+    "tests/support.rs",
+    "tests/proofs.rs",
+];
+
+#[test]
+fn every_source_is_guarded_by_a_proof_beside_the_mutants() {
+    let proofs = table();
+    let guards = |file: &str| {
+        let own = proofs.iter().filter(|proof| proof.name != "mutants");
+        let mut sources = own.flat_map(|proof| &proof.sources);
+        sources.any(|source| {
+            let rest = file.strip_prefix(source.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest == ".rs" || rest.starts_with('/'))
+        })
+    };
+    let unguarded = { files_below("src").into_iter().chain(files_below("deploy")) }
+        .filter(|file| !guards(file) && !QUICK.iter().any(|quick| file.starts_with(quick)));
+    assert_eq!(
+        unguarded.collect::<Vec<_>>(),
+        [""; 0],
+        "in no row of tests/proofs"
+    );
+}
+
+/// Sources for which `tests/run` is all there is.
+const QUICK: [&str; 0] = [];
