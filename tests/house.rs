@@ -607,18 +607,21 @@ fn modules_declared_for_tests_alone_are_known() {
     assert_eq!(modules, ["acme/fake"]);
 }
 
-/// What the README says of the mutants, held against those there are: each names the
-/// tests that catch it.
+/// What `docs/reliability.md` says of the mutants, held against those there are: each
+/// names the tests that catch it.
 #[test]
-fn the_mutants_are_as_many_as_the_readme_says_and_each_names_its_tests() {
+fn the_mutants_are_as_many_as_documented_and_each_names_its_tests() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mutants = std::fs::read_dir(root.join("tests/mutants")).unwrap();
     let mutants: Vec<String> = mutants
         .map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap())
         .collect();
-    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let page = std::fs::read_to_string(root.join("docs/reliability.md")).unwrap();
     let told = format!("`tests/mutate`: {} ways", mutants.len());
-    assert!(readme.contains(&told), "the README does not say: {told}");
+    assert!(
+        page.contains(&told),
+        "docs/reliability.md does not say: {told}"
+    );
     for mutant in mutants {
         assert!(mutant.contains("\ncaught by: cargo test --"), "{mutant}");
     }

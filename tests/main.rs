@@ -8,6 +8,7 @@ mod calls;
 mod clocks;
 mod crash;
 mod demo;
+mod docs;
 mod errno;
 mod fallback;
 mod faults;
