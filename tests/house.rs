@@ -626,3 +626,32 @@ fn the_mutants_are_as_many_as_documented_and_each_names_its_tests() {
         assert!(mutant.contains("\ncaught by: cargo test --"), "{mutant}");
     }
 }
+
+#[test]
+fn every_dependency_is_used() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = std::fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    let (_, dependencies) = manifest.split_once("\n[dependencies]\n").unwrap();
+    let dependencies = dependencies.split("\n[").next().unwrap();
+    let house = read_house();
+    let is_named = |name: &str| {
+        let is_path = |source: &Source| {
+            words(&source.code, name).any(|(at, name)| {
+                let (before, after) = (&source.code[..at], &source.code[at + name.len()..]);
+                after_colons(after).is_some() || before.trim_end().ends_with("use")
+            })
+        };
+        house.iter().any(is_path)
+    };
+    let names = dependencies
+        .lines()
+        .filter_map(|line| line.split_once(" = "));
+    let unused: Vec<_> = { names.map(|(name, _)| name.trim().replace('-', "_")) }
+        .filter(|name| !is_named(name))
+        .collect();
+    assert!(
+        unused.is_empty(),
+        "in Cargo.toml, and in no path: {unused:?}"
+    );
+    assert!(is_named("tokio") && !is_named("no_such_crate"));
+}
