@@ -43,7 +43,7 @@ pub use schema::schema;
 
 use crate::certificate::KeyType;
 use crate::deploy::endpoint::Endpoint;
-use crate::deploy::spec::Spec;
+use crate::deploy::target::Spec;
 use crate::identifier::{Identifier, Lineage};
 use crate::manage::schedule::Schedule;
 

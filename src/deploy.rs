@@ -2,27 +2,23 @@
 //! handshake that it serves what it was given. A reload that returned success
 //! proves nothing: nginx accepts the signal and goes on with the old pair.
 
+pub mod coalesce;
 pub mod copy;
 pub mod docker;
 pub mod endpoint;
-pub mod exec;
-pub mod hand;
-pub mod haproxy;
+pub mod helper;
 mod http;
-pub mod merge;
+pub mod key_access;
 pub mod named;
-pub mod nginx;
 pub mod output;
 pub mod owner;
 mod process;
-pub mod reader;
 pub mod signalled;
-pub mod spec;
 pub mod starttls;
-pub mod systemd;
+pub mod target;
+pub mod targets;
 pub mod verify;
 pub mod watched;
-pub mod webhook;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

@@ -62,7 +62,7 @@
 //! - Files, proof and keys are parts behind traits, so that [`simulate`] runs the
 //!   flows as they are.
 //! - Servers that take a signal or a program are told by a process apart
-//!   ([`deploy::hand`]), which keeps the rights that the sidecar gives up.
+//!   ([`deploy::helper`]), which keeps the rights that the sidecar gives up.
 //! - A further output is a target among others ([`deploy::copy`]): it is written
 //!   before the servers are told, and taken back with them.
 //! - A hand-over that fails goes back only while what was served before has a

@@ -29,8 +29,8 @@ use super::output::Failure;
 use super::parts::{as_stored, recall};
 use crate::config::{CertificateSettings, ChallengeSettings, Settings};
 use crate::deploy::Target;
-use crate::deploy::hand::Hand;
-use crate::deploy::spec::Spec;
+use crate::deploy::helper::Hand;
+use crate::deploy::target::Spec;
 use places::{Places, specs};
 
 /// Gives up what no command needs, before any thread is started.

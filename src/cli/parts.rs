@@ -26,11 +26,11 @@ use crate::config::{
     RenewSettings, Settings, Sources, shared_file,
 };
 use crate::deploy::Target;
-use crate::deploy::merge::Merged;
+use crate::deploy::coalesce::Merged;
 use crate::deploy::named::Named;
 use crate::deploy::output::Output;
 use crate::deploy::owner::{self, Owner};
-use crate::deploy::spec::{NAME, Spec};
+use crate::deploy::target::{NAME, Spec};
 use crate::deploy::verify::Handshake;
 use crate::identifier::Lineage;
 use crate::manage::issue::pass_in_turn;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::problem::{Place, Problems};
 use super::read::Entry;
 use super::{CaSettings, CertificateSettings, ChallengeSettings};
-use crate::deploy::spec::{NAME, Spec};
+use crate::deploy::target::{NAME, Spec};
 use crate::identifier::{Identifier, Lineage};
 
 /// What the largest of public CAs take in one certificate.

@@ -12,7 +12,7 @@ use super::{
     LogFormat, OutputSettings, RenewSettings, Settings,
 };
 use crate::deploy::owner;
-use crate::deploy::spec::Spec;
+use crate::deploy::target::Spec;
 
 impl Sources {
     fn layers(&self) -> [&Layer; 3] {

@@ -16,7 +16,7 @@ use super::problem::{Place, Problem, Problems};
 use super::read::Entry;
 use super::resolve::Sources;
 use super::{CertificateSettings, Settings, check};
-use crate::deploy::spec::{NAME, Spec};
+use crate::deploy::target::{NAME, Spec};
 use crate::identifier::{Identifier, Lineage};
 use crate::manage::follow::listing::{Ask, Complaint};
 

@@ -16,7 +16,7 @@ use super::{AdminListen, DeployWhen, LogFormat};
 use crate::certificate::KeyType;
 use crate::deploy::docker::Api;
 use crate::deploy::endpoint::Endpoint;
-use crate::deploy::spec::Spec;
+use crate::deploy::target::Spec;
 use crate::manage::schedule::Schedule;
 
 /// What a key takes.

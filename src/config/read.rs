@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::layer::{CertificateLayer, KEYS, Layer, Raw, Scope, Value, list, parsed, words};
 use super::problem::{Given, Place, Problems, nearest};
-use crate::deploy::spec::{Keys, Spec};
+use crate::deploy::target::{Keys, Spec};
 use crate::identifier::{Identifier, Lineage};
 
 /// What the file says.

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use rustix::process::Signal;
 
 use super::process::Process;
-use super::{Delivery, DeployError, Target, reader};
+use super::{Delivery, DeployError, Target, key_access};
 use crate::sockets::listened_on_by;
 
 /// What is known of one kind.
@@ -105,7 +105,7 @@ impl Target for Signalled {
 
     async fn obstacle(&self, delivery: &Delivery) -> Option<String> {
         let process = self.process().ok()?;
-        reader::obstacle(process.pid, self.kind.name, &delivery.live)
+        key_access::obstacle(process.pid, self.kind.name, &delivery.live)
     }
 }
 

@@ -15,8 +15,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::super::Call;
 use super::super::output::Failure;
 use crate::config::Settings;
-use crate::deploy::hand::{self, Hand, keeper};
-use crate::deploy::spec::Spec;
+use crate::deploy::helper::{self, Hand, restart};
+use crate::deploy::target::Spec;
 
 /// Starts it, or says why this process goes on as it is. `programs` are those
 /// of the user's own that it may run, and no other.
@@ -53,7 +53,7 @@ fn spawn(call: &Call, programs: &[Spec]) -> std::io::Result<Arc<Hand>> {
 /// The other end, `certs hand`: keeps a process at the errands until nobody can ask.
 pub(in crate::cli) async fn keep() -> Result<(), Failure> {
     let (stream, _heard) = inherited()?;
-    let kept = keeper::keep(stream, |stream| {
+    let kept = restart::keep(stream, |stream| {
         let mut command = tokio::process::Command::new("/proc/self/exe");
         command.arg0("certs").args(["hand", "--errands"]);
         command.stdin(OwnedFd::from(stream)).stdout(Stdio::null());
@@ -65,7 +65,7 @@ pub(in crate::cli) async fn keep() -> Result<(), Failure> {
 /// `certs hand --errands`: does what it is asked.
 pub(in crate::cli) async fn serve() -> Result<(), Failure> {
     let (stream, _heard) = inherited()?;
-    hand::serve(stream).await.map_err(|error| usage(&error))
+    helper::serve(stream).await.map_err(|error| usage(&error))
 }
 
 fn usage(error: &std::io::Error) -> Failure {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::super::Call;
 use crate::config::{ChallengeSettings, Settings};
 use crate::deploy::docker::Api;
-use crate::deploy::spec::Spec;
+use crate::deploy::target::Spec;
 
 /// Read by the resolver (its modules are loaded when a name is first looked
 /// up), for time zones, and for users' names. Whole directories: their files

@@ -9,7 +9,7 @@ use crate::certificate::KeyType;
 use crate::cli::Call;
 use crate::cli::output::Failure;
 use crate::config::{CertificateSettings, ChallengeSettings, Remembered};
-use crate::deploy::spec::Spec;
+use crate::deploy::target::Spec;
 use crate::identifier::{Identifier, Lineage};
 use crate::import::{Proof, Remark, Tool, Verdict};
 use crate::text::printable;

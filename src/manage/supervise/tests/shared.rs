@@ -1,7 +1,7 @@
 //! What many certificates of one server share.
 
 use super::*;
-use crate::deploy::merge::Merged;
+use crate::deploy::coalesce::Merged;
 
 #[tokio::test(start_paused = true)]
 async fn twenty_certificates_of_one_server_share_its_reloads() {

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
-use super::{Delivery, DeployError, Target};
+use crate::deploy::{Delivery, DeployError, Target};
 use crate::text::printable;
 
 /// How long a program may take where nothing else is said.
@@ -176,8 +176,8 @@ impl Target for Exec {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample;
     use super::*;
+    use crate::deploy::sample;
 
     fn shell(script: &str) -> Exec {
         let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();

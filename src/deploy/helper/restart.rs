@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::{Answer, Errand, Numbered, asynchronous};
 use crate::deploy::DeployError;
-use crate::deploy::spec::Spec;
+use crate::deploy::target::Spec;
 
 /// After the first death; it doubles with each in a row, up to the longest.
 const PAUSE: Duration = Duration::from_millis(100);

@@ -12,9 +12,9 @@ use http_body_util::Full;
 use hyper::{Request, StatusCode, Uri};
 use serde_json::json;
 
-use super::http::Server;
-use super::{Delivery, DeployError, Target};
 use crate::certificate::Secret;
+use crate::deploy::http::Server;
+use crate::deploy::{Delivery, DeployError, Target};
 use crate::text::printable;
 
 /// The header with `sha256=` and the code in hexadecimal digits.
@@ -157,8 +157,8 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
-    use super::super::sample;
     use super::*;
+    use crate::deploy::sample;
 
     /// Answers one request after the other with these, and gives what was asked.
     async fn server(

@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use zbus::zvariant::OwnedObjectPath;
 use zbus::{Connection, Proxy, connection};
 
-use super::{Delivery, DeployError, Target};
+use crate::deploy::{Delivery, DeployError, Target};
 use crate::text::printable;
 
 const WITHIN: Duration = Duration::from_secs(30);
@@ -115,8 +115,8 @@ impl Target for Systemd {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample;
     use super::*;
+    use crate::deploy::sample;
 
     #[tokio::test]
     async fn a_bus_that_is_absent_is_told_with_the_unit() {

@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use rustix::process::Signal;
 use tokio::time::Instant;
 
-use super::process::Process;
-use super::{Delivery, DeployError, Target, reader};
+use crate::deploy::process::Process;
+use crate::deploy::{Delivery, DeployError, Target, key_access};
 use crate::sockets::listened_on_by;
 use crate::text::printable_lines;
 
@@ -209,7 +209,7 @@ impl Target for Nginx {
     }
 
     async fn obstacle(&self, delivery: &Delivery) -> Option<String> {
-        reader::obstacle(self.master().ok()?.process.pid, &self.name, &delivery.live)
+        key_access::obstacle(self.master().ok()?.process.pid, &self.name, &delivery.live)
     }
 }
 
@@ -342,7 +342,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("nginx.pid");
         let nginx = Nginx::new(Some(file.clone()));
-        let mut errors = vec![nginx.apply(&super::super::sample()).await.unwrap_err()];
+        let mut errors = vec![nginx.apply(&crate::deploy::sample()).await.unwrap_err()];
         for content in [
             "",
             "x",
@@ -353,7 +353,7 @@ mod tests {
             &std::process::id().to_string(),
         ] {
             std::fs::write(&file, content).unwrap();
-            errors.push(nginx.apply(&super::super::sample()).await.unwrap_err());
+            errors.push(nginx.apply(&crate::deploy::sample()).await.unwrap_err());
         }
         assert!(matches!(
             errors.first(),

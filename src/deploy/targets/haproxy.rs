@@ -14,9 +14,9 @@ use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use super::owner::Owner;
-use super::{Delivery, DeployError, Target, copy, off_thread};
 use crate::certificate::Secret;
+use crate::deploy::owner::Owner;
+use crate::deploy::{Delivery, DeployError, Target, copy, off_thread};
 use crate::identifier::Identifier;
 use crate::sockets::listened_on_by;
 use crate::text::printable;
@@ -332,8 +332,8 @@ pub(crate) mod fuzzing {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample;
     use super::*;
+    use crate::deploy::sample;
 
     #[test]
     fn reads_what_it_lists() {

@@ -5,7 +5,7 @@
 //! No process number is taken from here, and a program of the user's own is run
 //! only if it was configured when that process was started.
 
-pub mod keeper;
+pub mod restart;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -19,7 +19,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::oneshot;
 
-use super::spec::Spec;
+use super::target::Spec;
 use super::{Delivery, DeployError, Target};
 
 /// What is to be done for a target.
