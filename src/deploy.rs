@@ -3,22 +3,23 @@
 //! proves nothing: nginx accepts the signal and goes on with the old pair.
 
 pub mod coalesce;
-pub mod copy;
+mod copy;
 pub mod docker;
 pub mod endpoint;
 pub mod helper;
 mod http;
 pub mod key_access;
+pub mod keys;
 pub mod named;
 pub mod output;
 pub mod owner;
 mod process;
-pub mod signalled;
+mod signalled;
 pub mod starttls;
 pub mod target;
 pub mod targets;
 pub mod verify;
-pub mod watched;
+mod watched;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

@@ -59,7 +59,7 @@ fn each_mistake_is_named_with_a_hint() {
     );
     refused(
         &["issue", "example.com", "--agree-tos", "--deploy", "apache"],
-        &["no way to hand over"],
+        &["unknown deploy target `apache`"],
     );
     refused(
         &[

@@ -30,7 +30,7 @@ use super::parts::{as_stored, recall};
 use crate::config::{CertificateSettings, ChallengeSettings, Settings};
 use crate::deploy::Target;
 use crate::deploy::helper::Hand;
-use crate::deploy::target::Spec;
+use crate::deploy::target::DeployTarget;
 use places::{Places, specs};
 
 /// Gives up what no command needs, before any thread is started.
@@ -62,17 +62,17 @@ fn not_dumpable() -> io::Result<()> {
 /// What is left within reach. By default everything is.
 #[derive(Default)]
 pub(super) struct Reach {
-    /// Tells servers, where this process may not do so itself.
+    /// Deploys to servers, where this process may not do so itself.
     hand: Option<Arc<Hand>>,
     /// Where files may be touched, when the kernel sees to it.
     places: Option<Places>,
 }
 
 impl Reach {
-    /// The server of `spec`, told from here or by the process apart.
-    pub(super) fn target(&self, spec: &Spec) -> Arc<dyn Target> {
+    /// The server of `spec`, deployed to from here or by the helper process.
+    pub(super) fn target(&self, spec: &DeployTarget) -> Arc<dyn Target> {
         match &self.hand {
-            Some(hand) if spec.needs_a_hand() => hand.target(spec),
+            Some(hand) if spec.needs_helper() => hand.target(spec),
             _ => spec.target(),
         }
     }
@@ -99,7 +99,10 @@ impl Reach {
                 directory
             })
         });
-        let read = settings.deploy.iter().filter_map(Spec::reads);
+        let read = settings
+            .deploy
+            .iter()
+            .filter_map(|spec| spec.rights().reads);
         let webroot = webroot.map(|path| directory_of(path));
         let mut written = webroot.into_iter().chain(written);
         let mut read = settings.ca_files().cloned().chain(read);
@@ -154,9 +157,9 @@ pub(super) async fn confine(call: &Call, settings: &Settings) -> Result<Reach, F
     // What this process is told may say otherwise of them than the command that
     // renews them.
     known.certificates.extend(as_stored(settings).await);
-    let programs = specs(&known).filter(Spec::runs_a_program);
-    let programs: BTreeSet<Spec> = programs.collect();
-    let programs: Vec<Spec> = programs.into_iter().collect();
+    let programs = specs(&known).filter(DeployTarget::runs_program);
+    let programs: BTreeSet<DeployTarget> = programs.collect();
+    let programs: Vec<DeployTarget> = programs.into_iter().collect();
     let Some(hand) = apart::start(call, settings, &programs) else {
         return Ok(Reach::default());
     };

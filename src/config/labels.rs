@@ -16,7 +16,7 @@ use super::problem::{Place, Problem, Problems};
 use super::read::Entry;
 use super::resolve::Sources;
 use super::{CertificateSettings, Settings, check};
-use crate::deploy::target::{NAME, Spec};
+use crate::deploy::target::{DeployTarget, NAME};
 use crate::identifier::{Identifier, Lineage};
 use crate::manage::follow::listing::{Ask, Complaint};
 
@@ -42,7 +42,7 @@ pub struct DockerSettings {
     pub limit: usize,
     /// What is handed over to where a label says nothing, and what it may name: all of
     /// the file's `[deploy.NAME]`.
-    pub deploy: Vec<Spec>,
+    pub deploy: Vec<DeployTarget>,
 }
 
 /// A name, or with `*.` before it all below it.

@@ -19,7 +19,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::oneshot;
 
-use super::target::Spec;
+use super::target::DeployTarget;
 use super::{Delivery, DeployError, Target};
 
 /// What is to be done for a target.
@@ -105,7 +105,7 @@ impl Hand {
     /// As the system has them.
     pub fn new(
         mut stream: std::os::unix::net::UnixStream,
-        programs: &[Spec],
+        programs: &[DeployTarget],
     ) -> io::Result<Arc<Self>> {
         // Before anything from the network is read: later it is asked in vain.
         let mut line = serde_json::to_vec(programs)?;
@@ -125,13 +125,13 @@ impl Hand {
 
     /// The target of `spec`, told by the other process.
     #[must_use]
-    pub fn target(self: &Arc<Self>, spec: &Spec) -> Arc<dyn Target> {
+    pub fn target(self: &Arc<Self>, spec: &DeployTarget) -> Arc<dyn Target> {
         let (hand, spec) = (self.clone(), spec.clone());
         let name = spec.target().name().to_owned();
         Arc::new(Distant { hand, spec, name })
     }
 
-    async fn exchange(&self, errand: (Spec, Errand)) -> io::Result<Answer> {
+    async fn exchange(&self, errand: (DeployTarget, Errand)) -> io::Result<Answer> {
         let (number, answer) = self.waiting.enter()?;
         let mut line = serde_json::to_vec(&Numbered {
             number,
@@ -160,7 +160,7 @@ async fn receive(receiver: OwnedReadHalf, waiting: Arc<Waiting>) {
 /// A target at the other end of a [`Hand`].
 struct Distant {
     hand: Arc<Hand>,
-    spec: Spec,
+    spec: DeployTarget,
     name: String,
 }
 
@@ -174,7 +174,7 @@ impl Distant {
             target: self.name.clone(),
             detail,
         };
-        let within = self.spec.told_within();
+        let within = self.spec.answers_within();
         let asked = tokio::time::timeout(within, asked).await;
         let asked = asked.map_err(|_| failed(format!("no answer within {within:?}")))?;
         let answer = asked.map_err(|error| failed(error.to_string()))?;
@@ -216,9 +216,9 @@ pub async fn serve(stream: std::os::unix::net::UnixStream) -> io::Result<()> {
     let sender = Arc::new(tokio::sync::Mutex::new(sender));
     let mut lines = BufReader::new(receiver).lines();
     let allowed = lines.next_line().await?.unwrap_or_else(|| "[]".to_owned());
-    let allowed: Arc<Vec<Spec>> = Arc::new(serde_json::from_str(&allowed)?);
+    let allowed: Arc<Vec<DeployTarget>> = Arc::new(serde_json::from_str(&allowed)?);
     while let Some(line) = lines.next_line().await? {
-        let asked: Numbered<(Spec, Errand)> = match serde_json::from_str(&line) {
+        let asked: Numbered<(DeployTarget, Errand)> = match serde_json::from_str(&line) {
             Ok(asked) => asked,
             Err(error) => {
                 tracing::error!("what is asked is no errand: {error}");
@@ -241,7 +241,7 @@ pub async fn serve(stream: std::os::unix::net::UnixStream) -> io::Result<()> {
     Ok(())
 }
 
-async fn run(spec: &Spec, errand: Errand, allowed: &[Spec]) -> Answer {
+async fn run(spec: &DeployTarget, errand: Errand, allowed: &[DeployTarget]) -> Answer {
     let target = spec.target();
     let refused = |detail: &str| {
         Err(DeployError::Hand {
@@ -249,10 +249,10 @@ async fn run(spec: &Spec, errand: Errand, allowed: &[Spec]) -> Answer {
             detail: detail.to_owned(),
         })
     };
-    if !spec.needs_a_hand() {
+    if !spec.needs_helper() {
         return refused("it does nothing that can be done without it");
     }
-    if spec.runs_a_program() && !allowed.contains(spec) {
+    if spec.runs_program() && !allowed.contains(spec) {
         return refused("it runs no program that was not configured when it was started");
     }
     let mut found = Found::default();
@@ -285,7 +285,7 @@ mod tests {
     #[tokio::test]
     async fn what_the_target_says_comes_back_as_it_was_said() {
         let (hand, served) = pair();
-        let spec: Spec = "nginx:/absent/nginx.pid".parse().unwrap();
+        let spec: DeployTarget = "nginx:/absent/nginx.pid".parse().unwrap();
         let (near, distant) = (spec.target(), hand.target(&spec));
         assert_eq!(near.name(), distant.name());
         for (one, other) in [
@@ -335,12 +335,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_that_never_answers_is_not_waited_for_for_ever() {
         let (one, _never_answers) = std::os::unix::net::UnixStream::pair().unwrap();
-        let spec: Spec = "nginx".parse().unwrap();
+        let spec: DeployTarget = "nginx".parse().unwrap();
         let target = Hand::new(one, &[]).unwrap().target(&spec);
         let begun = tokio::time::Instant::now();
         let error = target.apply(&sample()).await.unwrap_err();
         assert!(error.to_string().contains("no answer within"), "{error}");
-        assert_eq!(begun.elapsed().as_secs(), spec.told_within().as_secs());
+        assert_eq!(begun.elapsed().as_secs(), spec.answers_within().as_secs());
     }
 
     #[tokio::test]
@@ -366,7 +366,7 @@ mod tests {
         let mut sh = std::process::Command::new("/bin/sh");
         let made = sh.args(["-c", make]).arg(&hook).arg(&fifo).status();
         assert!(made.unwrap().success());
-        let spec: Spec = format!("exec:{}", hook.display()).parse().unwrap();
+        let spec: DeployTarget = format!("exec:{}", hook.display()).parse().unwrap();
         let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
         let hand = Hand::new(one, std::slice::from_ref(&spec)).unwrap();
         tokio::spawn(serve(other));

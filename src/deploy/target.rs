@@ -1,298 +1,235 @@
-//! Whom to hand over to, as the user writes it: `KIND[:WHERE]` in short, or a table
-//! of keys with its `kind` among them.
+//! A deploy target as the user writes it: `KIND[:WHERE]` in short, or a table of keys
+//! with its `kind` among them. Each kind has a file below `targets/` with its typed
+//! settings, which answer every question that is asked here; a kind that leaves one
+//! open does not compile. Nothing is touched before [`DeployTarget::target`] is used.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use super::copy::{Copy, Form, Place};
-use super::docker::{self, Docker, Errand};
+pub use super::keys::{InvalidTarget, Keys};
+pub use super::targets::DeployTarget;
+
+use super::keys::values::PathKey;
 use super::output::Output;
-use super::owner::{self, Owner};
-use super::signalled::Signalled;
-use super::targets::exec::{self, Exec};
-use super::targets::haproxy::{self, Haproxy};
-use super::targets::nginx::Nginx;
-use super::targets::systemd::Systemd;
-use super::targets::webhook::Webhook;
-use super::watched::{Caddy, Format, Watched};
+use super::owner::Owner;
 use super::{Outlet, Target};
 use crate::identifier::Lineage;
-use crate::text::printable;
+use crate::text::{nearest, printable};
 
-/// What a kind's short form has after its colon, and all keys of its long form.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Kind {
-    name: &'static str,
-    /// The key that the short form's WHERE is; `None`: it has no WHERE.
-    place: Option<&'static str>,
-    /// Whether there is no default for it.
-    needed: bool,
-    others: &'static [&'static str],
+/// What stands for the certificate's own name in a path that is written.
+pub const NAME: &str = "{name}";
+
+/// How long a check or a reload may take where a target does not say otherwise.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What the settings of a kind of target say of it. Nothing has a default: a new target
+/// answers every question. Its keys are its fields, and the comments of both are their
+/// documentation for users.
+pub trait TargetSettings: Serialize + DeserializeOwned + JsonSchema {
+    /// The kind's name.
+    const NAME: &'static str;
+    /// How it is written in short.
+    const SHORT: ShortForm;
+    /// A table below `[deploy.NAME]`, for its documentation.
+    const EXAMPLE: &'static str;
+
+    /// Keys that are invalid, or not together.
+    ///
+    /// # Errors
+    /// The key, and why.
+    fn check(&self) -> Result<(), InvalidTarget>;
+
+    /// What it needs beyond reading the output.
+    fn rights(&self) -> Rights;
+
+    /// When it is deployed to.
+    fn stage(&self) -> Stage;
+
+    /// Whether one reload loads every certificate, so that several share it.
+    fn coalesces(&self) -> bool;
+
+    /// How long a check or a reload may take.
+    fn deadline(&self) -> Duration;
+
+    /// Its paths, to be changed.
+    fn paths(&mut self) -> Paths<'_>;
+
+    /// The target itself. `name` is its short form.
+    fn target(&self, name: String) -> Arc<dyn Target>;
 }
 
-const fn kind(
-    name: &'static str,
-    place: Option<&'static str>,
-    needed: bool,
-    others: &'static [&'static str],
-) -> Kind {
-    Kind {
-        name,
-        place,
-        needed,
-        others,
+/// How a kind is written in short; each text is a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShortForm {
+    /// `KIND[:WHERE]`.
+    Where(&'static str),
+    /// `KIND:WHERE[:MORE]`.
+    WhereAnd(&'static str, &'static str),
+    /// The URL alone.
+    Url(&'static str),
+}
+
+impl ShortForm {
+    /// The key that stands first in it.
+    #[must_use]
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Where(key) | Self::WhereAnd(key, _) | Self::Url(key) => key,
+        }
     }
 }
 
-const KINDS: &[Kind] = &[
-    kind("nginx", Some("pid_file"), false, &[]),
-    kind(
-        "file",
-        Some("path"),
-        true,
-        &["format", "password_file", "owner", "group", "mode"],
-    ),
-    kind("directory", Some("path"), true, &["owner", "group"]),
-    kind("haproxy", Some("socket"), true, &["certificate"]),
-    kind("coturn", Some("pid_file"), false, &[]),
-    kind("dovecot", Some("pid_file"), false, &[]),
-    kind("postfix", Some("pid_file"), false, &[]),
-    kind("envoy", Some("file"), true, &[]),
-    kind("traefik", Some("file"), true, &[]),
-    kind("caddy", Some("admin"), false, &[]),
-    kind("systemd", Some("unit"), true, &["bus"]),
-    kind(
-        "docker",
-        Some("container"),
-        true,
-        &["signal", "command", "host", "accept_raw_socket"],
-    ),
-    kind("exec", Some("command"), true, &["timeout"]),
-    kind("webhook", Some("url"), true, &["secret_file"]),
-];
-const PATHS: [&str; 7] = [
-    "pid_file",
-    "socket",
-    "file",
-    "path",
-    "certificate",
-    "secret_file",
-    "password_file",
-];
-/// What stands for the certificate's own name in a path that is written.
-pub const NAME: &str = "{name}";
-const CADDY_ADMIN: &str = "localhost:2019";
-const LONGEST_PROGRAM: Duration = Duration::from_secs(3600);
-
-/// A server to hand over to. Its keys are checked when it is made.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "Written", into = "Written")]
-pub struct Spec {
-    kind: &'static Kind,
-    /// Each a list, most of one value.
-    keys: Keys,
+/// What a target needs beyond reading the output: the sandbox leaves it this and no more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rights {
+    /// What it does to processes, which a sidecar leaves to the helper process.
+    pub processes: Processes,
+    /// The Unix socket that it connects to.
+    pub connects_to: Option<PathBuf>,
+    /// The file that it reads.
+    pub reads: Option<PathBuf>,
+    /// What it writes.
+    pub writes: Writes,
 }
 
-/// The keys of a long form but for its kind.
-pub type Keys = BTreeMap<String, Vec<String>>;
+/// What a target does to processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Processes {
+    /// Nothing.
+    Untouched,
+    /// It finds, signals or starts those of a server, or asks systemd to.
+    Controls,
+    /// It starts a program that the configuration names.
+    RunsProgram,
+}
+
+/// What a target writes, beside the output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Writes {
+    /// Nothing.
+    Nothing,
+    /// A file of its own, given to this owner.
+    File(PathBuf, Owner),
+    /// A file of the server, whose owner stays.
+    ServersFile(PathBuf),
+    /// A directory of generations, given to this owner and made where it is missing.
+    Directory(PathBuf, Owner),
+}
+
+impl Writes {
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Nothing => None,
+            Self::File(path, _) | Self::ServersFile(path) | Self::Directory(path, _) => Some(path),
+        }
+    }
+}
+
+/// When a target is deployed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It is a copy for a consumer: written before any server reloads, which may read it.
+    Copy,
+    /// It is a server.
+    Server,
+}
+
+/// All paths among a target's keys.
+#[derive(Debug, Default)]
+pub struct Paths<'a> {
+    /// Those that are only read or connected to.
+    pub read: Vec<&'a mut PathKey>,
+    /// The one that is written: [`NAME`] in it stands for the certificate's name.
+    pub written: Option<&'a mut PathKey>,
+}
+
+/// A row of the table of kinds.
+pub struct TargetKind {
+    /// Its name.
+    pub name: &'static str,
+    /// How it is written in short.
+    pub short: ShortForm,
+    /// A table below `[deploy.NAME]`.
+    pub example: &'static str,
+    pub(super) read: fn(Keys) -> Result<DeployTarget, InvalidTarget>,
+    pub(super) schema: fn(&mut SchemaGenerator) -> Schema,
+}
+
+/// The settings of one kind, checked.
+pub(super) fn read<T: TargetSettings>(keys: Keys) -> Result<T, InvalidTarget> {
+    let settings: T = super::keys::read(T::NAME, keys)?;
+    settings.check()?;
+    Ok(settings)
+}
 
 /// As it is stored: in short where that says all.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
-enum Written {
+pub(super) enum StoredForm {
     Short(String),
     Long { kind: String, keys: Keys },
 }
 
-/// A long form that is none: the key that is wrong, where it is one, and why.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Malformed {
-    /// The key.
-    pub key: Option<String>,
-    /// In words.
-    pub message: String,
+fn unknown(written: &str, kind: &str) -> String {
+    let mut message = format!("unknown deploy target `{}`", printable(written));
+    if let Some(meant) = nearest(kind, DeployTarget::kinds().map(|kind| kind.name)) {
+        message += &format!("; did you mean `{meant}`?");
+    }
+    message
 }
 
-fn malformed(key: Option<&str>, message: String) -> Malformed {
-    Malformed {
-        key: key.map(str::to_owned),
-        message,
-    }
-}
-
-impl Spec {
-    /// The kinds of servers that are known.
-    pub fn kinds() -> impl Iterator<Item = &'static str> {
-        KINDS.iter().map(|kind| kind.name)
+impl DeployTarget {
+    /// The kinds that are known.
+    pub fn kinds() -> impl Iterator<Item = &'static TargetKind> {
+        Self::KINDS.iter()
     }
 
-    /// The keys that a kind's long form may have beside `kind`.
+    /// The short forms of all kinds, for a help text.
     #[must_use]
-    pub fn keys_of(kind: &str) -> Vec<&'static str> {
-        let known = KINDS.iter().filter(|known| known.name == kind);
-        known
-            .flat_map(|kind| kind.place.into_iter().chain(kind.others.iter().copied()))
-            .collect()
+    pub fn forms() -> String {
+        let forms: Vec<String> = Self::kinds().map(TargetKind::form).collect();
+        forms.join(", ")
     }
 
-    /// The server that a long form means.
+    /// The keys that a kind's long form may have beside `kind`, those of its short form
+    /// first; none of an unknown kind.
+    #[must_use]
+    pub fn keys_of(kind: &str) -> Vec<String> {
+        let known = Self::kinds().find(|known| known.name == kind);
+        let keys = known.map(TargetKind::keys).unwrap_or_default();
+        keys.into_iter().map(|key| key.name).collect()
+    }
+
+    /// The target that a long form means.
     ///
     /// # Errors
     /// The key that is wrong or missing.
-    pub fn long(kind: &str, keys: Keys) -> Result<Self, Malformed> {
-        let Some(known) = KINDS.iter().find(|known| known.name == kind) else {
-            let kinds: Vec<&str> = Self::kinds().collect();
-            return Err(malformed(
-                Some("kind"),
-                format!(
-                    "`{}` is no kind of server that this version knows ({})",
-                    printable(kind),
-                    kinds.join(", ")
-                ),
-            ));
-        };
-        let possible = Self::keys_of(kind);
-        if let Some(other) = keys.keys().find(|key| !possible.contains(&key.as_str())) {
-            return Err(malformed(
-                Some(other),
-                format!("{kind} has no key `{}`", printable(other)),
-            ));
-        }
-        if let (true, Some(place)) = (known.needed, known.place)
-            && !keys.contains_key(place)
-        {
-            return Err(malformed(None, format!("{kind} needs `{place}`")));
-        }
-        let spec = Self { kind: known, keys };
-        spec.check()?;
-        Ok(spec)
+    pub fn long(kind: &str, keys: Keys) -> Result<Self, InvalidTarget> {
+        let known = Self::kinds().find(|known| known.name == kind);
+        let known = known.ok_or_else(|| InvalidTarget::key("kind", unknown(kind, kind)))?;
+        (known.read)(keys)
     }
 
-    fn check(&self) -> Result<(), Malformed> {
-        for (key, values) in &self.keys {
-            let is_list = key == "command";
-            if values.is_empty()
-                || values.iter().any(String::is_empty)
-                || (values.len() > 1 && !is_list)
-            {
-                return Err(malformed(Some(key), format!("`{key}` has no single value")));
-            }
-        }
-        let wrong = |key: &str, message: &str| Err(malformed(Some(key), message.to_owned()));
-        for key in ["container", "signal"] {
-            if self.value(key).is_some_and(|word| !docker::is_a_word(word)) {
-                return wrong(
-                    key,
-                    "only letters, digits, `_`, `.` and `-` are allowed here",
-                );
-            }
-        }
-        if self.kind.name == "docker"
-            && self.keys.contains_key("signal")
-            && self.keys.contains_key("command")
-        {
-            return wrong("command", "`signal` and `command` exclude each other");
-        }
-        if self
-            .value("url")
-            .is_some_and(|url| !url.starts_with("https://") && !url.starts_with("http://"))
-        {
-            return wrong("url", "a webhook is an http:// or https:// URL");
-        }
-        if self.kind.name == "exec"
-            && self
-                .path("command")
-                .is_some_and(|program| !program.is_absolute())
-        {
-            return wrong("command", "a program is named by its whole path");
-        }
-        if self.value("timeout").is_some() && self.within().is_none() {
-            return wrong("timeout", "a program may take from 1s to 60m");
-        }
-        // Other transports of D-Bus start programs.
-        if self
-            .value("bus")
-            .is_some_and(|bus| !bus.starts_with("unix:") || bus.contains(';'))
-        {
-            return wrong("bus", "a bus is one `unix:` address");
-        }
-        let certificate = self.value("certificate");
-        if certificate.is_some_and(|file| !haproxy::is_a_name(file)) {
-            return wrong(
-                "certificate",
-                "HAProxy takes no blanks and no `;`, `<` or `\\` in it",
-            );
-        }
-        self.check_copy()?;
-        match self.value("accept_raw_socket") {
-            None | Some("true" | "false") => Ok(()),
-            Some(_) => wrong("accept_raw_socket", "write true or false"),
-        }
-    }
-
-    fn check_copy(&self) -> Result<(), Malformed> {
-        let wrong = |key: &str, message: String| Err(malformed(Some(key), message));
-        if self.form().is_none() {
-            let forms = "combined, fullchain, key, cert, chain and pkcs12; where Java asks for JKS, it reads pkcs12";
-            return wrong("format", format!("the formats are {forms}"));
-        }
-        if self.form() == Some(Form::Pkcs12) && !self.keys.contains_key("password_file") {
-            return wrong("format", "pkcs12 needs `password_file`".to_owned());
-        }
-        if self.keys.contains_key("mode") && self.mode().is_none() {
-            return wrong(
-                "mode",
-                "a mode is written in octal digits, such as \"0640\"".to_owned(),
-            );
-        }
-        let (user, group) = (self.value("owner"), self.value("group"));
-        if let Some(Err(message)) = user.map(owner::user) {
-            return wrong("owner", message);
-        }
-        match group.map(owner::group) {
-            Some(Err(message)) => wrong("group", message),
-            _ => Ok(()),
-        }
-    }
-
-    fn value(&self, key: &str) -> Option<&str> {
-        self.keys.get(key)?.first().map(String::as_str)
-    }
-
-    fn path(&self, key: &str) -> Option<PathBuf> {
-        self.value(key).map(PathBuf::from)
-    }
-
-    fn within(&self) -> Option<Duration> {
-        let text = self.value("timeout")?;
-        let (number, unit) = match text.strip_suffix('m') {
-            Some(minutes) => (minutes, 60),
-            None => (text.strip_suffix('s').unwrap_or(text), 1),
-        };
-        let within = Duration::from_secs(number.parse::<u64>().ok()?.checked_mul(unit)?);
-        (within > Duration::ZERO && within <= LONGEST_PROGRAM).then_some(within)
-    }
-
-    /// How long it may take to be told, whatever it does.
+    /// How long the helper process may take for it.
     #[must_use]
-    pub fn told_within(&self) -> Duration {
-        self.within().unwrap_or(exec::WITHIN) + Duration::from_secs(60)
+    pub fn answers_within(&self) -> Duration {
+        self.deadline() + Duration::from_secs(60)
     }
 
     /// Makes its paths start at `base`, where they are relative.
     #[must_use]
     pub fn located(mut self, base: impl Fn(&Path) -> PathBuf) -> Self {
-        for key in PATHS {
-            if let Some(path) = self.path(key) {
-                let path = base(&path).display().to_string();
-                self.keys.insert(key.to_owned(), vec![path]);
-            }
+        let Paths { read, written } = self.paths();
+        for path in read.into_iter().chain(written) {
+            path.change(&base);
         }
         self
     }
@@ -300,295 +237,293 @@ impl Spec {
     /// Uses the API of `host` for a container, unless it names another.
     #[must_use]
     pub fn at_docker(mut self, host: &str) -> Self {
-        if self.kind.name == "docker" {
-            let named = self.keys.entry("host".to_owned());
-            named.or_insert_with(|| vec![host.to_owned()]);
+        if let Self::Docker(docker) = &mut self {
+            docker.at(host);
         }
         self
-    }
-
-    /// Whether it starts programs or signals processes, which a sidecar leaves to
-    /// another process.
-    #[must_use]
-    pub fn needs_a_hand(&self) -> bool {
-        matches!(
-            self.kind.name,
-            "nginx" | "coturn" | "dovecot" | "postfix" | "exec" | "systemd"
-        )
-    }
-
-    /// Whether it runs a program that the configuration names.
-    #[must_use]
-    pub fn runs_a_program(&self) -> bool {
-        self.kind.name == "exec"
-    }
-
-    /// Whether one reload makes it load every certificate, so that several may
-    /// share one.
-    #[must_use]
-    pub fn loads_all(&self) -> bool {
-        matches!(
-            self.kind.name,
-            "nginx" | "coturn" | "dovecot" | "postfix" | "systemd" | "docker" | "caddy"
-        )
-    }
-
-    /// The file that it writes itself, beside the output.
-    #[must_use]
-    pub fn writes(&self) -> Option<PathBuf> {
-        ["file", "path", "certificate"]
-            .into_iter()
-            .find_map(|key| self.path(key))
-    }
-
-    /// The file of another program that it rewrites, with its owner as it is.
-    #[must_use]
-    pub fn keeps(&self) -> Option<PathBuf> {
-        self.path("certificate")
-    }
-
-    /// The directory in which it does so: a file is replaced by another of its name.
-    #[must_use]
-    pub fn writes_in(&self) -> Option<PathBuf> {
-        let path = self.writes()?;
-        match self.kind.name {
-            "directory" => Some(path),
-            _ => path.parent().map(Path::to_owned),
-        }
-    }
-
-    /// The socket of this machine that it connects to itself.
-    #[must_use]
-    pub fn connects_to(&self) -> Option<PathBuf> {
-        match self.kind.name {
-            "haproxy" => self.path("socket"),
-            "docker" => self.host().strip_prefix("unix://").map(PathBuf::from),
-            _ => None,
-        }
-    }
-
-    /// Makes the directory that it writes, where it can be made: what is wrong with it
-    /// is told by whoever writes to it.
-    pub fn prepare(&self) {
-        if let ("directory", Some(path)) = (self.kind.name, self.path("path")) {
-            Output::new(path).owned_by(self.owner()).prepare();
-        }
-    }
-
-    fn host(&self) -> &str {
-        self.value("host").unwrap_or(docker::SOCKET)
-    }
-
-    /// The file that it reads itself.
-    #[must_use]
-    pub fn reads(&self) -> Option<PathBuf> {
-        ["secret_file", "password_file"]
-            .into_iter()
-            .find_map(|key| self.path(key))
     }
 
     /// The same for one certificate, with its name where [`NAME`] stands.
     #[must_use]
     pub fn for_lineage(&self, lineage: &Lineage) -> Self {
-        let mut spec = self.clone();
-        for key in ["file", "path", "certificate"] {
-            for value in spec.keys.get_mut(key).into_iter().flatten() {
-                *value = value.replace(NAME, lineage.as_str());
-            }
+        let mut target = self.clone();
+        if let Some(path) = target.paths().written {
+            path.change(|path| {
+                let path = path.display().to_string();
+                path.replace(NAME, lineage.as_str()).into()
+            });
         }
-        spec
+        target
     }
 
-    /// Whether it is written for a consumer, and so before any server is told.
+    /// Whether it starts programs or signals processes, which a sidecar leaves to the
+    /// helper process.
     #[must_use]
-    pub fn is_a_copy(&self) -> bool {
-        matches!(self.kind.name, "file" | "directory")
+    pub fn needs_helper(&self) -> bool {
+        self.rights().processes != Processes::Untouched
+    }
+
+    /// Whether it runs a program that the configuration names.
+    #[must_use]
+    pub fn runs_program(&self) -> bool {
+        self.rights().processes == Processes::RunsProgram
+    }
+
+    /// Whether it is written for a consumer, and so before any server reloads.
+    #[must_use]
+    pub fn is_copy(&self) -> bool {
+        self.stage() == Stage::Copy
+    }
+
+    /// The file or directory that it writes itself, beside the output.
+    #[must_use]
+    pub fn writes(&self) -> Option<PathBuf> {
+        self.rights().writes.path().map(Path::to_owned)
+    }
+
+    /// The file of the server that it rewrites, with its owner as it is.
+    #[must_use]
+    pub fn servers_file(&self) -> Option<PathBuf> {
+        match self.rights().writes {
+            Writes::ServersFile(path) => Some(path),
+            _ => None,
+        }
+    }
+
+    /// The directory in which it writes: a file is replaced by another of its name.
+    #[must_use]
+    pub fn writes_in(&self) -> Option<PathBuf> {
+        match self.rights().writes {
+            Writes::Directory(path, _) => Some(path),
+            writes => writes.path()?.parent().map(Path::to_owned),
+        }
+    }
+
+    /// Makes the directory that it writes, where it can be made: an error is reported by
+    /// the first deployment.
+    pub fn prepare(&self) {
+        if let Writes::Directory(path, owner) = self.rights().writes {
+            Output::new(path).owned_by(owner).prepare();
+        }
     }
 
     /// Whether what it writes is for one certificate alone.
     #[must_use]
     pub fn is_for_one(&self) -> bool {
-        let written = self.writes().is_some() && self.kind.name != "directory";
-        written
-            && !self
-                .writes()
-                .is_some_and(|path| path.display().to_string().contains(NAME))
+        let writes = self.rights().writes;
+        let is_file = !matches!(writes, Writes::Directory(..));
+        is_file && writes.path().is_some_and(|path| !has_name(path))
     }
 
     /// Whether each certificate's file is in a directory of its own name.
     #[must_use]
-    pub fn is_each_in_its_own_place(&self) -> bool {
-        let place = self.writes_in();
-        place.is_some_and(|place| place.display().to_string().contains(NAME))
+    pub fn has_directory_for_each(&self) -> bool {
+        self.writes_in()
+            .is_some_and(|directory| has_name(&directory))
     }
 
     /// Whether what it writes belongs to another user or group.
     #[must_use]
-    pub fn gives_away(&self) -> bool {
-        self.keys.contains_key("owner") || self.keys.contains_key("group")
-    }
-
-    fn form(&self) -> Option<Form> {
-        self.value("format").unwrap_or("combined").parse().ok()
-    }
-
-    fn mode(&self) -> Option<u32> {
-        let mode = u32::from_str_radix(self.value("mode")?, 8).ok()?;
-        (mode <= 0o777).then_some(mode)
-    }
-
-    fn owner(&self) -> Owner {
-        Owner {
-            user: self.value("owner").and_then(|user| owner::user(user).ok()),
-            group: self
-                .value("group")
-                .and_then(|group| owner::group(group).ok()),
-        }
-    }
-
-    fn copy(&self, name: String) -> Copy {
-        let path = self.path("path").unwrap_or_default();
-        let form = self.form().unwrap_or(Form::Combined);
-        let place = match self.kind.name {
-            "directory" => Place::Directory(path),
-            _ => Place::File {
-                path,
-                form,
-                password_file: self.path("password_file"),
-                mode: self.mode().unwrap_or(form.usual_mode()),
-            },
-        };
-        Copy::new(name, place, self.owner())
-    }
-
-    /// The server itself; nothing is touched yet.
-    #[must_use]
-    pub fn target(&self) -> Arc<dyn Target> {
-        let (name, pid_file) = (self.to_string(), self.path("pid_file"));
-        let file = || self.path("file").unwrap_or_default();
-        let text = |key: &str| self.value(key).unwrap_or_default();
-        match self.kind.name {
-            "file" | "directory" => Arc::new(self.copy(name)),
-            "coturn" => Arc::new(Signalled::coturn(pid_file)),
-            "dovecot" => Arc::new(Signalled::dovecot(pid_file)),
-            "postfix" => Arc::new(Signalled::postfix(pid_file)),
-            "haproxy" => Arc::new(Haproxy::new(
-                name,
-                text("socket").into(),
-                self.path("certificate"),
-            )),
-            "envoy" => Arc::new(Watched::new(name, Format::Envoy, file())),
-            "traefik" => Arc::new(Watched::new(name, Format::Traefik, file())),
-            "caddy" => {
-                let admin = self.value("admin").unwrap_or(CADDY_ADMIN);
-                Arc::new(Caddy::new(name, admin.to_owned()))
-            }
-            "systemd" => Arc::new(Systemd::new(
-                text("unit"),
-                self.value("bus").map(str::to_owned),
-            )),
-            "docker" => {
-                let errand = match self.keys.get("command") {
-                    Some(command) => Errand::Run(command.clone()),
-                    None => Errand::Signal(self.value("signal").unwrap_or("HUP").to_owned()),
-                };
-                let host = self.value("host").unwrap_or(docker::SOCKET);
-                let accepted = self.value("accept_raw_socket") == Some("true");
-                Arc::new(Docker::new(
-                    text("container").to_owned(),
-                    errand,
-                    host,
-                    accepted,
-                ))
-            }
-            "exec" => {
-                let command = self.keys.get("command").cloned().unwrap_or_default();
-                Arc::new(Exec::new(
-                    name,
-                    command,
-                    self.within().unwrap_or(exec::WITHIN),
-                ))
-            }
-            "webhook" => Arc::new(Webhook::new(
-                text("url").to_owned(),
-                self.path("secret_file"),
-            )),
-            _ => Arc::new(Nginx::new(pid_file)),
+    pub fn changes_owner(&self) -> bool {
+        match self.rights().writes {
+            Writes::File(_, owner) | Writes::Directory(_, owner) => owner != Owner::default(),
+            Writes::Nothing | Writes::ServersFile(_) => false,
         }
     }
 }
 
-impl FromStr for Spec {
+fn has_name(path: &Path) -> bool {
+    path.display().to_string().contains(NAME)
+}
+
+impl FromStr for DeployTarget {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let unknown = || {
-            format!(
-                "`{}` is no way to hand over that this version knows",
-                text.escape_debug()
-            )
-        };
-        if text.starts_with("https://") || text.starts_with("http://") {
-            let keys = Keys::from([("url".to_owned(), vec![text.to_owned()])]);
-            return Self::long("webhook", keys).map_err(|error| error.message);
-        }
+        let shown = text.escape_debug();
+        let is_url = text.starts_with("https://") || text.starts_with("http://");
         let (name, place) = match text.split_once(':') {
-            Some((name, place)) => (name, Some(place)),
-            None => (text, None),
+            Some((name, place)) if !is_url => (name, Some(place)),
+            _ => (text, None),
         };
-        let kind = KINDS
-            .iter()
-            .find(|kind| kind.name == name && name != "webhook");
-        let kind = kind.ok_or_else(unknown)?;
-        let mut keys = Keys::new();
-        if let Some(place) = place {
-            let key = kind.place.ok_or_else(unknown)?;
-            let (place, signal) = match place.split_once(':') {
-                Some((container, signal)) if name == "docker" => (container, Some(signal)),
-                _ => (place, None),
-            };
-            keys.insert(key.to_owned(), vec![place.to_owned()]);
-            keys.extend(signal.map(|signal| ("signal".to_owned(), vec![signal.to_owned()])));
-        }
-        let made = Self::long(name, keys);
-        made.map_err(|error| format!("`{}`: {}", text.escape_debug(), error.message))
+        let mut kinds = Self::kinds();
+        let kind = kinds.find(|kind| match kind.short {
+            ShortForm::Url(_) => is_url,
+            ShortForm::Where(_) | ShortForm::WhereAnd(..) => kind.name == name,
+        });
+        let kind = kind.ok_or_else(|| unknown(text, name))?;
+        let one = |key: &str, value: &str| (key.to_owned(), vec![value.to_owned()]);
+        let keys = match (kind.short, place) {
+            (ShortForm::Url(key), _) => Keys::from([one(key, text)]),
+            (_, None) => Keys::new(),
+            (ShortForm::Where(key), Some(place)) => Keys::from([one(key, place)]),
+            (ShortForm::WhereAnd(key, more), Some(place)) => match place.split_once(':') {
+                Some((place, said)) => Keys::from([one(key, place), one(more, said)]),
+                None => Keys::from([one(key, place)]),
+            },
+        };
+        (kind.read)(keys).map_err(|error| match is_url {
+            true => error.message,
+            false => format!("`{shown}`: {}", error.message),
+        })
     }
 }
 
-impl fmt::Display for Spec {
+impl fmt::Display for DeployTarget {
     /// The short form, as far as it says what is meant.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = self.kind.place.and_then(|place| self.value(place));
-        let signal = self.value("signal");
-        match (self.kind.name, place, signal) {
-            ("webhook", Some(url), _) => f.write_str(url),
-            (kind, Some(place), Some(signal)) => write!(f, "{kind}:{place}:{signal}"),
-            (kind, Some(place), None) => write!(f, "{kind}:{place}"),
-            (kind, None, _) => f.write_str(kind),
+        let keys = self.keys();
+        let value = |key: &str| keys.get(key).and_then(|values| values.first());
+        let (kind, short) = (self.kind(), self.short());
+        match (short, value(short.key())) {
+            (ShortForm::Url(_), Some(url)) => f.write_str(url),
+            (_, None) => f.write_str(kind),
+            (ShortForm::Where(_), Some(place)) => write!(f, "{kind}:{place}"),
+            (ShortForm::WhereAnd(_, more), Some(place)) => {
+                write!(f, "{kind}:{place}")?;
+                value(more).map_or(Ok(()), |more| write!(f, ":{more}"))
+            }
         }
     }
 }
 
-impl TryFrom<Written> for Spec {
+impl TryFrom<StoredForm> for DeployTarget {
     type Error = String;
-    fn try_from(written: Written) -> Result<Self, String> {
-        match written {
-            Written::Short(text) => text.parse(),
-            Written::Long { kind, keys } => Self::long(&kind, keys).map_err(|error| error.message),
+
+    fn try_from(stored: StoredForm) -> Result<Self, String> {
+        match stored {
+            StoredForm::Short(text) => text.parse(),
+            StoredForm::Long { kind, keys } => {
+                Self::long(&kind, keys).map_err(|error| error.message)
+            }
         }
     }
 }
 
-impl From<Spec> for Written {
-    fn from(spec: Spec) -> Self {
-        let short = spec.to_string();
-        match short.parse::<Spec>() {
-            Ok(read) if read == spec => Self::Short(short),
+impl From<DeployTarget> for StoredForm {
+    fn from(target: DeployTarget) -> Self {
+        let short = target.to_string();
+        match short.parse::<DeployTarget>() {
+            Ok(read) if read == target => Self::Short(short),
             _ => Self::Long {
-                kind: spec.kind.name.to_owned(),
-                keys: spec.keys,
+                kind: target.kind().to_owned(),
+                keys: target.keys(),
             },
         }
+    }
+}
+
+/// A key of a kind, as its settings document it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyDescription {
+    /// Its name.
+    pub name: String,
+    /// What kind of value it has, in a word.
+    pub value: &'static str,
+    /// Whether it must be given.
+    pub is_required: bool,
+    /// What holds where it is not given.
+    pub default: Option<String>,
+    /// What it means.
+    pub meaning: String,
+}
+
+impl TargetKind {
+    /// The schema of its long form, its `kind` included.
+    fn long_form(&self, generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = (self.schema)(generator);
+        let object = schema.ensure_object();
+        let keys = object.entry("properties").or_insert_with(|| json!({}));
+        keys["kind"] = json!({"const": self.name});
+        let required = object.entry("required").or_insert_with(|| json!([]));
+        if let Some(required) = required.as_array_mut() {
+            required.insert(0, json!("kind"));
+        }
+        schema
+    }
+
+    /// Its own schema, which documents it and its keys.
+    fn described(&self) -> serde_json::Value {
+        let schema = (self.schema)(&mut SchemaGenerator::default());
+        schema.to_value()
+    }
+
+    /// What it is, for users.
+    #[must_use]
+    pub fn meaning(&self) -> String {
+        self.described()["description"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    }
+
+    /// Its keys, those of its short form first.
+    #[must_use]
+    pub fn keys(&self) -> Vec<KeyDescription> {
+        let schema = self.described();
+        let required = schema["required"].as_array().cloned().unwrap_or_default();
+        let properties = schema["properties"].as_object();
+        let keys = properties
+            .into_iter()
+            .flatten()
+            .map(|(name, key)| KeyDescription {
+                name: name.clone(),
+                value: value_of(key),
+                is_required: required.contains(&json!(name)),
+                default: key["default"].as_str().map(str::to_owned),
+                meaning: key["description"].as_str().unwrap_or_default().to_owned(),
+            });
+        let mut keys: Vec<_> = keys.collect();
+        keys.sort_by_key(|key| match self.short {
+            short if key.name == short.key() => 0,
+            ShortForm::WhereAnd(_, more) if key.name == more => 1,
+            _ => 2,
+        });
+        keys
+    }
+
+    /// Its short form, with what may be left out in brackets.
+    #[must_use]
+    pub fn form(&self) -> String {
+        let place = |key: &str| key.to_uppercase();
+        let is_required = |name: &str| {
+            let keys = self.keys();
+            keys.iter().any(|key| key.name == name && key.is_required)
+        };
+        match self.short {
+            ShortForm::Url(_) => "https://…".to_owned(),
+            ShortForm::Where(key) | ShortForm::WhereAnd(key, _) if !is_required(key) => {
+                format!("{}[:{}]", self.name, place(key))
+            }
+            ShortForm::Where(key) => format!("{}:{}", self.name, place(key)),
+            ShortForm::WhereAnd(key, more) => {
+                format!("{}:{}[:{}]", self.name, place(key), place(more))
+            }
+        }
+    }
+}
+
+fn value_of(key: &serde_json::Value) -> &'static str {
+    let has = |of: &serde_json::Value, word: &str| match &of["type"] {
+        serde_json::Value::Array(words) => words.contains(&json!(word)),
+        of => of == word,
+    };
+    match key {
+        key if key["format"] == "path" => "path",
+        key if has(key, "boolean") => "true or false",
+        key if has(key, "string") => "text",
+        _ => "text or list",
+    }
+}
+
+impl JsonSchema for DeployTarget {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "DeployTarget".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let kinds = Self::kinds().map(|kind| kind.long_form(generator));
+        json_schema!({"oneOf": kinds.collect::<Vec<_>>()})
     }
 }
 

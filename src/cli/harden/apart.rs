@@ -16,11 +16,15 @@ use super::super::Call;
 use super::super::output::Failure;
 use crate::config::Settings;
 use crate::deploy::helper::{self, Hand, restart};
-use crate::deploy::target::Spec;
+use crate::deploy::target::DeployTarget;
 
 /// Starts it, or says why this process goes on as it is. `programs` are those
 /// of the user's own that it may run, and no other.
-pub(super) fn start(call: &Call, settings: &Settings, programs: &[Spec]) -> Option<Arc<Hand>> {
+pub(super) fn start(
+    call: &Call,
+    settings: &Settings,
+    programs: &[DeployTarget],
+) -> Option<Arc<Hand>> {
     if !settings.harden {
         tracing::warn!("nothing is given up: harden is off");
         return None;
@@ -34,7 +38,7 @@ pub(super) fn start(call: &Call, settings: &Settings, programs: &[Spec]) -> Opti
     }
 }
 
-fn spawn(call: &Call, programs: &[Spec]) -> std::io::Result<Arc<Hand>> {
+fn spawn(call: &Call, programs: &[DeployTarget]) -> std::io::Result<Arc<Hand>> {
     let (near, distant) = UnixStream::pair()?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0("certs").arg("hand");

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::{Answer, Errand, Numbered, asynchronous};
 use crate::deploy::DeployError;
-use crate::deploy::target::Spec;
+use crate::deploy::target::DeployTarget;
 
 /// After the first death; it doubles with each in a row, up to the longest.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -32,7 +32,7 @@ impl Asker {
     /// any more.
     async fn next(&mut self) -> io::Result<Option<(String, u64, String)>> {
         while let Some(line) = self.asked.next_line().await? {
-            match serde_json::from_str::<Numbered<(Spec, Errand)>>(&line) {
+            match serde_json::from_str::<Numbered<(DeployTarget, Errand)>>(&line) {
                 Ok(Numbered { number, value }) => {
                     let target = value.0.target().name().to_owned();
                     return Ok(Some((line, number, target)));

@@ -3,26 +3,97 @@
 //! group of its own: what takes too long ends with all that it has started.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use rustix::process::{Pid, Signal, kill_process_group};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
+use crate::deploy::keys::values::{AsWritten, CommandLine, ProgramTimeout};
+use crate::deploy::target::{
+    InvalidTarget, Paths, Processes, Rights, ShortForm, Stage, TargetSettings, Writes,
+};
 use crate::deploy::{Delivery, DeployError, Target};
 use crate::text::printable;
 
-/// How long a program may take where nothing else is said.
+/// How long a program may take where the configuration does not say otherwise.
 pub const WITHIN: Duration = Duration::from_secs(30);
 /// Of what it says, the end is kept: the error stands there.
 const KEPT: usize = 4096;
 const LINES: usize = 10;
 const INHERITED: [&str; 6] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR"];
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// A program of yours, started by its arguments and never by a shell. It gets `RENEWED_LINEAGE` (the directory of the
+/// pair) and `RENEWED_DOMAINS`, as certbot's deploy hooks do, and of our environment PATH, HOME, LANG, LC_ALL, TZ and
+/// TMPDIR. If it fails, the deployment fails, and the message ends with the last lines of its output. What takes too
+/// long is killed with every process that it has started.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The program by its whole path, with its arguments
+    command: CommandLine,
+    /// How long it may take, from 1s to 60m
+    #[schemars(extend("default" = "30s"))]
+    timeout: Option<AsWritten<ProgramTimeout>>,
+}
+
+impl TargetSettings for Settings {
+    const NAME: &'static str = "exec";
+    const SHORT: ShortForm = ShortForm::Where("command");
+    const EXAMPLE: &'static str = r#"kind = "exec"
+command = ["/usr/local/bin/hook", "--renewed"]
+timeout = "30s""#;
+
+    fn check(&self) -> Result<(), InvalidTarget> {
+        let program = self.command.first().map(Path::new);
+        match program.is_some_and(Path::is_absolute) {
+            true => Ok(()),
+            false => Err(InvalidTarget::key(
+                "command",
+                "a program is named by its whole path",
+            )),
+        }
+    }
+
+    fn rights(&self) -> Rights {
+        Rights {
+            processes: Processes::RunsProgram,
+            connects_to: None,
+            reads: None,
+            writes: Writes::Nothing,
+        }
+    }
+
+    fn stage(&self) -> Stage {
+        Stage::Server
+    }
+
+    fn coalesces(&self) -> bool {
+        false
+    }
+
+    fn deadline(&self) -> Duration {
+        self.timeout
+            .as_ref()
+            .map_or(WITHIN, |timeout| timeout.value().0)
+    }
+
+    fn paths(&mut self) -> Paths<'_> {
+        Paths::default()
+    }
+
+    fn target(&self, name: String) -> Arc<dyn Target> {
+        Arc::new(Exec::new(name, self.command.to_vec(), self.deadline()))
+    }
+}
 
 /// A program with its arguments.
 #[derive(Debug)]

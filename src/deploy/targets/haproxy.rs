@@ -8,14 +8,21 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use crate::certificate::Secret;
+use crate::deploy::keys::values::PathKey;
 use crate::deploy::owner::Owner;
+use crate::deploy::target::{
+    self, InvalidTarget, Paths, Processes, Rights, ShortForm, Stage, TargetSettings, Writes,
+};
 use crate::deploy::{Delivery, DeployError, Target, copy, off_thread};
 use crate::identifier::Identifier;
 use crate::sockets::listened_on_by;
@@ -28,6 +35,75 @@ const MODE: u32 = 0o640;
 const KIND: &str = "haproxy";
 /// For a hint.
 const MOST_LOOKED_AT: usize = 200;
+
+/// HAProxy takes the pair through its runtime socket, which must be of `level admin`, without a reload: `set ssl
+/// cert` and `commit ssl cert`, or `abort ssl cert` if HAProxy refuses it. What HAProxy has in memory is gone when
+/// it restarts, so that it must also read the pair from a file: either `live/NAME/combined.pem` of the output
+/// directory, or the file that `certificate` names. That file is written too, and added to HAProxy's certificates
+/// if it is new.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The runtime socket
+    socket: PathKey,
+    /// The file that HAProxy reads when it starts; `{name}` stands for the certificate's name
+    #[schemars(extend("default" = "live/NAME/combined.pem of the output directory"))]
+    certificate: Option<PathKey>,
+}
+
+impl TargetSettings for Settings {
+    const NAME: &'static str = "haproxy";
+    const SHORT: ShortForm = ShortForm::Where("socket");
+    const EXAMPLE: &'static str = r#"kind = "haproxy"
+socket = "/run/haproxy/admin.sock"
+certificate = "/etc/haproxy/certs/{name}.pem""#;
+
+    fn check(&self) -> Result<(), InvalidTarget> {
+        match &self.certificate {
+            Some(file) if !is_a_name(&file.display().to_string()) => Err(InvalidTarget::key(
+                "certificate",
+                "HAProxy takes no blanks and no `;`, `<` or `\\` in it",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn rights(&self) -> Rights {
+        Rights {
+            processes: Processes::Untouched,
+            connects_to: Some(self.socket.to_path_buf()),
+            reads: None,
+            writes: match &self.certificate {
+                Some(file) => Writes::ServersFile(file.to_path_buf()),
+                None => Writes::Nothing,
+            },
+        }
+    }
+
+    fn stage(&self) -> Stage {
+        Stage::Server
+    }
+
+    fn coalesces(&self) -> bool {
+        false
+    }
+
+    fn deadline(&self) -> Duration {
+        target::DEADLINE
+    }
+
+    fn paths(&mut self) -> Paths<'_> {
+        Paths {
+            read: vec![&mut self.socket],
+            written: self.certificate.as_mut(),
+        }
+    }
+
+    fn target(&self, name: String) -> Arc<dyn Target> {
+        let certificate = self.certificate.as_deref().cloned();
+        Arc::new(Haproxy::new(name, self.socket.to_path_buf(), certificate))
+    }
+}
 
 /// A running HAProxy.
 #[derive(Debug)]

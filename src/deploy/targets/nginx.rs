@@ -5,13 +5,20 @@ use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use rustix::process::Signal;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::deploy::keys::values::PathKey;
 use crate::deploy::process::Process;
+use crate::deploy::target::{
+    self, InvalidTarget, Paths, Processes, Rights, ShortForm, Stage, TargetSettings, Writes,
+};
 use crate::deploy::{Delivery, DeployError, Target, key_access};
 use crate::sockets::listened_on_by;
 use crate::text::printable_lines;
@@ -31,6 +38,63 @@ const MOST_DRAINING: usize = 3;
 const DRAINED_WITHIN: Duration = Duration::from_secs(10);
 /// In hundredths of a second: one master starts all its workers at once.
 const TOGETHER: u64 = 20;
+
+/// nginx reads the pair again at a reload. `certs` runs `nginx -t` where it may run nginx's program, and then
+/// sends HUP to the master process. While three generations of workers still serve old connections, the reload
+/// waits. If the user of the workers cannot read the key, `certs` names that user and the file's mode.
+///
+/// Without `verify` the ports on which nginx listens are verified, port 80 excepted. In containers, share the PID
+/// namespace. Two nginx for one certificate are told apart by their pid files.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The pid file of its master process
+    #[schemars(extend("default" = "the usual places below /run and /var/run"))]
+    pid_file: Option<PathKey>,
+}
+
+impl TargetSettings for Settings {
+    const NAME: &'static str = "nginx";
+    const SHORT: ShortForm = ShortForm::Where("pid_file");
+    const EXAMPLE: &'static str = r#"kind = "nginx"
+pid_file = "/run/nginx.pid""#;
+
+    fn check(&self) -> Result<(), InvalidTarget> {
+        Ok(())
+    }
+
+    fn rights(&self) -> Rights {
+        Rights {
+            processes: Processes::Controls,
+            connects_to: None,
+            reads: None,
+            writes: Writes::Nothing,
+        }
+    }
+
+    fn stage(&self) -> Stage {
+        Stage::Server
+    }
+
+    fn coalesces(&self) -> bool {
+        true
+    }
+
+    fn deadline(&self) -> Duration {
+        target::DEADLINE
+    }
+
+    fn paths(&mut self) -> Paths<'_> {
+        Paths {
+            read: self.pid_file.as_mut().into_iter().collect(),
+            written: None,
+        }
+    }
+
+    fn target(&self, _: String) -> Arc<dyn Target> {
+        Arc::new(Nginx::new(self.pid_file.as_deref().cloned()))
+    }
+}
 
 /// A running nginx.
 #[derive(Debug)]

@@ -1,19 +1,83 @@
 //! A unit that systemd reloads, asked over D-Bus as `systemctl reload` asks, and
 //! waited for: `ReloadUnit` of org.freedesktop.systemd1, and the job's result.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use zbus::zvariant::OwnedObjectPath;
 use zbus::{Connection, Proxy, connection};
 
+use crate::deploy::target::{
+    self, InvalidTarget, Paths, Processes, Rights, ShortForm, Stage, TargetSettings, Writes,
+};
 use crate::deploy::{Delivery, DeployError, Target};
 use crate::text::printable;
 
 const WITHIN: Duration = Duration::from_secs(30);
 const MANAGER: &str = "org.freedesktop.systemd1";
 const OBJECT: &str = "/org/freedesktop/systemd1";
+
+/// systemd reloads the unit, as `systemctl reload UNIT` does: `ReloadUnit` over D-Bus, and `certs` waits for the
+/// job's result. That takes root or a polkit rule.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The unit; without a suffix it is a service
+    unit: String,
+    /// One `unix:` address of D-Bus
+    #[schemars(extend("default" = "the system's bus"))]
+    bus: Option<String>,
+}
+
+impl TargetSettings for Settings {
+    const NAME: &'static str = "systemd";
+    const SHORT: ShortForm = ShortForm::Where("unit");
+    const EXAMPLE: &'static str = r#"kind = "systemd"
+unit = "lighttpd.service""#;
+
+    fn check(&self) -> Result<(), InvalidTarget> {
+        // Other transports of D-Bus start programs.
+        match &self.bus {
+            Some(bus) if !bus.starts_with("unix:") || bus.contains(';') => {
+                Err(InvalidTarget::key("bus", "a bus is one `unix:` address"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn rights(&self) -> Rights {
+        Rights {
+            processes: Processes::Controls,
+            connects_to: None,
+            reads: None,
+            writes: Writes::Nothing,
+        }
+    }
+
+    fn stage(&self) -> Stage {
+        Stage::Server
+    }
+
+    fn coalesces(&self) -> bool {
+        true
+    }
+
+    fn deadline(&self) -> Duration {
+        target::DEADLINE
+    }
+
+    fn paths(&mut self) -> Paths<'_> {
+        Paths::default()
+    }
+
+    fn target(&self, _: String) -> Arc<dyn Target> {
+        Arc::new(Systemd::new(&self.unit, self.bus.clone()))
+    }
+}
 
 /// A unit.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 //! when it fails.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,10 +11,16 @@ use aws_lc_rs::hmac;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, StatusCode, Uri};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::certificate::Secret;
 use crate::deploy::http::Server;
+use crate::deploy::keys::values::PathKey;
+use crate::deploy::target::{
+    self, InvalidTarget, Paths, Processes, Rights, ShortForm, Stage, TargetSettings, Writes,
+};
 use crate::deploy::{Delivery, DeployError, Target};
 use crate::text::printable;
 
@@ -21,6 +28,69 @@ use crate::text::printable;
 pub const SIGNATURE: &str = "x-certs-signature";
 const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// `certs` sends a POST of JSON about each new pair, never its key: `name`, `names`, `generation`,
+/// `fingerprint_sha256`, `not_after` and `directory`. It tries three times. With `secret_file` the request is signed:
+/// `X-Certs-Signature` is `sha256=` and the HMAC-SHA256 of the body in hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// An http:// or https:// URL
+    url: String,
+    /// A file with the secret that signs the requests
+    secret_file: Option<PathKey>,
+}
+
+impl TargetSettings for Settings {
+    const NAME: &'static str = "webhook";
+    const SHORT: ShortForm = ShortForm::Url("url");
+    const EXAMPLE: &'static str = r#"kind = "webhook"
+url = "https://hooks.example.com/certs"
+secret_file = "/etc/certs/webhook-secret""#;
+
+    fn check(&self) -> Result<(), InvalidTarget> {
+        match self.url.starts_with("https://") || self.url.starts_with("http://") {
+            true => Ok(()),
+            false => Err(InvalidTarget::key(
+                "url",
+                "a webhook is an http:// or https:// URL",
+            )),
+        }
+    }
+
+    fn rights(&self) -> Rights {
+        Rights {
+            processes: Processes::Untouched,
+            connects_to: None,
+            reads: self.secret_file.as_deref().cloned(),
+            writes: Writes::Nothing,
+        }
+    }
+
+    fn stage(&self) -> Stage {
+        Stage::Server
+    }
+
+    fn coalesces(&self) -> bool {
+        false
+    }
+
+    fn deadline(&self) -> Duration {
+        target::DEADLINE
+    }
+
+    fn paths(&mut self) -> Paths<'_> {
+        Paths {
+            read: self.secret_file.as_mut().into_iter().collect(),
+            written: None,
+        }
+    }
+
+    fn target(&self, _: String) -> Arc<dyn Target> {
+        let secret_file = self.secret_file.as_deref().cloned();
+        Arc::new(Webhook::new(self.url.clone(), secret_file))
+    }
+}
 
 /// A URL to tell.
 #[derive(Debug)]
