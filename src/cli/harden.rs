@@ -29,7 +29,7 @@ use super::output::Failure;
 use super::parts::{as_stored, recall};
 use crate::config::{CertificateSettings, ChallengeSettings, Settings};
 use crate::deploy::Target;
-use crate::deploy::helper::Hand;
+use crate::deploy::helper::Helper;
 use crate::deploy::target::DeployTarget;
 use places::{Places, specs};
 
@@ -63,7 +63,7 @@ fn not_dumpable() -> io::Result<()> {
 #[derive(Default)]
 pub(super) struct Reach {
     /// Deploys to servers, where this process may not do so itself.
-    hand: Option<Arc<Hand>>,
+    helper: Option<Arc<Helper>>,
     /// Where files may be touched, when the kernel sees to it.
     places: Option<Places>,
 }
@@ -71,8 +71,8 @@ pub(super) struct Reach {
 impl Reach {
     /// The server of `spec`, deployed to from here or by the helper process.
     pub(super) fn target(&self, spec: &DeployTarget) -> Arc<dyn Target> {
-        match &self.hand {
-            Some(hand) if spec.needs_helper() => hand.target(spec),
+        match &self.helper {
+            Some(helper) if spec.needs_helper() => helper.target(spec),
             _ => spec.target(),
         }
     }
@@ -160,7 +160,7 @@ pub(super) async fn confine(call: &Call, settings: &Settings) -> Result<Reach, F
     let programs = specs(&known).filter(DeployTarget::runs_program);
     let programs: BTreeSet<DeployTarget> = programs.collect();
     let programs: Vec<DeployTarget> = programs.into_iter().collect();
-    let Some(hand) = apart::start(call, settings, &programs) else {
+    let Some(helper) = apart::start(call, settings, &programs) else {
         return Ok(Reach::default());
     };
     // While it still may: what is there need not be made in what is around it.
@@ -168,7 +168,7 @@ pub(super) async fn confine(call: &Call, settings: &Settings) -> Result<Reach, F
     let places = Places::of(call, &known);
     let confined = give_up(call, settings, &places);
     Ok(Reach {
-        hand: Some(hand),
+        helper: Some(helper),
         places: confined.then_some(places),
     })
 }

@@ -26,7 +26,7 @@ use crate::config::{
     RenewSettings, Settings, Sources, shared_file,
 };
 use crate::deploy::Target;
-use crate::deploy::coalesce::Merged;
+use crate::deploy::coalesce::Coalesced;
 use crate::deploy::named::Named;
 use crate::deploy::output::Output;
 use crate::deploy::owner::{self, Owner};
@@ -60,7 +60,7 @@ pub(super) struct Factory {
     issuers: Mutex<BTreeMap<String, Arc<dyn Issuer>>>,
     paces: Arc<Paces>,
     turns: Turns,
-    servers: Mutex<BTreeMap<DeployTarget, Arc<Merged>>>,
+    servers: Mutex<BTreeMap<DeployTarget, Arc<Coalesced>>>,
     /// The accounts of rehearsals, which are forgotten.
     rehearsals: MemoryStore,
     /// The CA inside this process, once a certificate asks for it.
@@ -160,7 +160,7 @@ impl Factory {
         let mut targets = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = targets.entry(spec.clone());
         let shared = shared
-            .or_insert_with(|| Arc::new(Merged::new(self.reach.target(spec), spec.coalesces())));
+            .or_insert_with(|| Arc::new(Coalesced::new(self.reach.target(spec), spec.coalesces())));
         shared.clone()
     }
 

@@ -23,14 +23,14 @@ const PORT: u16 = 2375;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Api(Server);
 
-/// Who stands between us and the whole API.
+/// What stands between us and the whole API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filter {
-    /// Something that refuses what we have no use for.
+    /// Something that refuses calls that we do not need.
     Some,
-    /// Nobody.
+    /// Nothing.
     Nobody,
-    /// That is not to be told: this was the answer.
+    /// Unknown: this was the answer.
     Unknown(StatusCode),
 }
 
@@ -38,9 +38,9 @@ impl Api {
     /// The API at what DOCKER_HOST may hold: `unix://PATH` or `tcp://HOST:PORT`.
     ///
     /// # Errors
-    /// Why it is no such address.
+    /// Why the address is invalid.
     pub fn at(host: &str) -> Result<Self, String> {
-        let no_address = || format!("`{}` is no address of Docker's API", printable(host));
+        let no_address = || format!("`{}` is not an address of Docker's API", printable(host));
         if let Some(path) = host.strip_prefix("unix://") {
             return match path.starts_with('/') {
                 true => Ok(Self(Server::Unix(path.into()))),
@@ -57,7 +57,7 @@ impl Api {
         }
     }
 
-    /// The socket of this machine that it is, if it is one.
+    /// The Unix socket, if the API is at one.
     #[must_use]
     pub fn socket(&self) -> Option<&Path> {
         match &self.0 {
@@ -66,25 +66,25 @@ impl Api {
         }
     }
 
-    /// What is there at `path`, up to `longest` bytes, within 15 s.
+    /// The answer at `path`, up to `longest` bytes, within 15 s.
     ///
     /// # Errors
-    /// Nobody answers, or the answer is longer.
+    /// There is no answer, or a longer one.
     pub async fn get(&self, path: &str, longest: usize) -> Result<(StatusCode, Bytes), String> {
         let request = request("GET", path, None)?;
         self.0.send_within(request, longest).await
     }
 
-    /// An answer that goes on, whose head comes within 15 s.
+    /// An endless answer, whose head comes within 15 s.
     ///
     /// # Errors
-    /// Nobody answers.
+    /// There is no answer.
     pub async fn open(&self, path: &str) -> Result<(StatusCode, Answer), String> {
         self.0.open(request("GET", path, None)?).await
     }
 
-    /// The beginning of what is said there is read as JSON: what a program says goes
-    /// on for as long as it likes, and all else is short.
+    /// The beginning of the answer, read as JSON: a program's output may be endless, and
+    /// all else is short.
     pub(super) async fn ask(
         &self,
         method: &str,
@@ -96,11 +96,11 @@ impl Api {
         Ok((status, serde_json::from_slice(&body).unwrap_or_default()))
     }
 
-    /// Whether the API would make containers, which is to say do anything at all. A
-    /// container without an image is refused, whoever asks.
+    /// Whether the API would create containers, and so do anything at all. A container
+    /// without an image is always refused.
     ///
     /// # Errors
-    /// Nobody answers.
+    /// There is no answer.
     pub async fn filter(&self) -> Result<Filter, String> {
         let (status, _) = self
             .ask("POST", "/containers/create", Some(json!({})))

@@ -12,18 +12,21 @@ use crate::files;
 /// It names paths, and no key.
 const MODE: u32 = 0o644;
 
+/// What stands in the file of a server.
+type Content = fn(&Delivery) -> String;
+
 /// A server that watches `file`.
 #[derive(Debug)]
 pub(super) struct Watched {
     name: String,
-    content: fn(&Delivery) -> String,
+    content: Content,
     file: PathBuf,
 }
 
 impl Watched {
     /// Known to records as `name`; `content` is what stands in its file.
     #[must_use]
-    pub(super) fn new(name: String, content: fn(&Delivery) -> String, file: PathBuf) -> Self {
+    pub(super) fn new(name: String, content: Content, file: PathBuf) -> Self {
         Self {
             name,
             content,
@@ -76,7 +79,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn each_generation_is_another_file_for_traefik_and_the_same_for_envoy() {
+    async fn generations_change_traefiks_file_and_not_envoys() {
         let directory = tempfile::tempdir().unwrap();
         let mut delivery = sample();
         let of_traefik = [
@@ -87,7 +90,7 @@ mod tests {
             "  name: \"example.com\"",
             "    watched_directory: {path: \"/certs/live\"}",
         ];
-        let contents: [(fn(&Delivery) -> String, _, _); 2] = [
+        let contents: [(Content, _, _); 2] = [
             (traefik::provider, true, of_traefik),
             (envoy::secret, false, of_envoy),
         ];
@@ -109,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_directory_that_is_not_there_is_told_before_the_switch() {
+    async fn missing_directory_fails_the_check() {
         let file = PathBuf::from("/absent/tls.yaml");
         let target = Watched::new("traefik".into(), traefik::provider, file);
         let error = target.check(&sample()).await.unwrap_err();

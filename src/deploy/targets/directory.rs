@@ -138,7 +138,7 @@ mod tests {
     use crate::record::Generation;
 
     #[tokio::test]
-    async fn a_directory_keeps_generations_of_its_own() {
+    async fn directory_keeps_three_generations() {
         let directory = tempfile::tempdir().unwrap();
         let mut delivery = published(directory.path());
         let root = directory.path().join("java");

@@ -120,7 +120,7 @@ impl Settings {
     }
 }
 
-/// What is done to the container.
+/// What the container gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Sends this signal.
@@ -170,13 +170,13 @@ impl Docker {
         answer.map_err(|detail| self.failed(&format!("its API: {detail}")))
     }
 
-    /// An answer that is no success, in words.
+    /// An unsuccessful answer in words.
     fn refusal(&self, what: &str, status: StatusCode, body: &Value) -> DeployError {
         let said = body["message"].as_str().unwrap_or_default();
         self.failed(&format!("{what}: {status} {said}"))
     }
 
-    /// What cannot be told is not trusted.
+    /// An API of which that is unknown is not trusted.
     async fn is_raw(&self) -> Result<bool, DeployError> {
         let api = self.api.as_ref().map_err(|detail| self.failed(detail))?;
         let filter = api.filter().await;
@@ -226,8 +226,9 @@ impl Target for Docker {
         if !self.raw_is_accepted && self.is_raw().await? {
             return Err(DeployError::Unsafe {
                 target: self.name.clone(),
-                detail: "whoever may use this socket is root on the host: nothing filters it"
-                    .to_owned(),
+                detail:
+                    "nothing filters this API, and a process that may use it is root on the host"
+                        .to_owned(),
             });
         }
         Ok(())
@@ -261,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_becomes_part_of_a_path_is_a_word() {
+    fn part_of_a_path_is_one_word() {
         for word in ["web", "my_web-1.x", "HUP", "4f1e"] {
             assert!(is_a_word(word), "{word}");
         }

@@ -1,6 +1,6 @@
-//! A program of the user's own, with the environment that certbot gives its
-//! deploy hooks. It is started by its arguments, never by a shell, in a process
-//! group of its own: what takes too long ends with all that it has started.
+//! A program of the user's own, with the environment of certbot's deploy hooks. It is
+//! started by its arguments, never by a shell, in a process group of its own: one that
+//! takes too long ends with every process that it has started.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -25,7 +25,7 @@ use crate::text::printable;
 
 /// How long a program may take where the configuration does not say otherwise.
 pub const WITHIN: Duration = Duration::from_secs(30);
-/// Of what it says, the end is kept: the error stands there.
+/// The end of its output is kept: the error stands there.
 const KEPT: usize = 4096;
 const LINES: usize = 10;
 const INHERITED: [&str; 6] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR"];
@@ -133,7 +133,7 @@ impl Exec {
             end(&mut child).await;
             return Err(self.failed(format!("did not end within {:?}", self.within)));
         };
-        // What it has left running may hold its output open for as long as it likes.
+        // A process that it left running may hold its output open for ever.
         let rest = async { while reading.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(LAST_WORDS, rest).await;
         let said = last_lines(&said.text());
@@ -143,7 +143,7 @@ impl Exec {
                 Ok(())
             }
             Ok(status) => Err(self.failed(match said.as_str() {
-                "" => format!("failed ({status}) and said nothing"),
+                "" => format!("failed ({status}) without any output"),
                 said => format!("failed ({status}): {said}"),
             })),
             Err(error) => Err(self.failed(format!("could not be waited for: {error}"))),
@@ -172,7 +172,7 @@ impl Exec {
     }
 }
 
-/// What it has of our environment: credentials are no business of its.
+/// The part of our environment that it gets, which has no credentials.
 #[allow(clippy::disallowed_methods)] // nothing is decided by it: it is passed on
 fn inherited() -> impl Iterator<Item = (&'static str, OsString)> {
     let passed_on = INHERITED.into_iter();
@@ -190,7 +190,7 @@ async fn end(child: &mut Child) {
 
 type Kept = Arc<Mutex<Vec<u8>>>;
 
-/// The ends of what it says.
+/// The ends of its output.
 #[derive(Default)]
 struct Said {
     output: Kept,
@@ -207,7 +207,7 @@ impl Said {
     }
 }
 
-/// Keeps the last of what `stream` says, until it ends.
+/// Keeps the end of `stream`.
 async fn tail(stream: Option<impl AsyncRead + Unpin>, kept: Kept) {
     let Some(mut stream) = stream else { return };
     let mut buffer = [0; 16_384];
@@ -230,7 +230,7 @@ impl Target for Exec {
         &self.name
     }
 
-    /// That it is there; what it does is known to its owner alone.
+    /// Whether it exists; only its owner knows what it does.
     async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
         let program = self.command.first().map(String::as_str).unwrap_or_default();
         match tokio::fs::metadata(program).await {
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_told_what_certbot_tells_its_hooks() {
+    async fn program_gets_the_variables_of_certbots_hooks() {
         let said = fails("echo $RENEWED_LINEAGE $RENEWED_DOMAINS; exit 3").await;
         assert!(said.contains("exit status: 3"), "{said}");
         assert!(
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_our_environment_it_has_what_any_program_needs_and_no_more() {
+    async fn program_gets_no_more_of_the_environment_than_any_program_needs() {
         let said = fails("env; exit 1").await;
         let names = said
             .lines()
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_never_ends_is_ended_with_all_that_it_has_started() {
+    async fn program_that_never_ends_is_killed_with_its_children() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("pid");
         let script = format!("sleep 600 & echo $! >{}; wait", file.display());
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_it_leaves_running_holds_nothing_up() {
+    async fn process_left_running_delays_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("pid");
         let script = format!("sleep 600 & echo $! >{}; exit 0", file.display());
@@ -326,16 +326,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_what_it_says_the_end_is_kept() {
+    async fn end_of_the_output_is_kept() {
         let said = fails("head -c 20000000 /dev/zero; echo 'at last' >&2; exit 1").await;
         assert!(said.len() < 8 * KEPT && said.contains("at last"));
-        // Nothing that it says reaches a terminal as it is.
+        // Its output never steers a terminal.
         let said = fails("printf '\\033[2J'; exit 1").await;
         assert!(!said.contains('\u{1b}'), "{said:?}");
     }
 
     #[tokio::test]
-    async fn a_program_that_is_not_there_is_found_out_before_the_switch() {
+    async fn missing_program_fails_the_check() {
         let absent = Exec::new("exec".into(), vec!["/absent/hook".into()], WITHIN);
         let error = absent.check(&sample()).await.unwrap_err();
         assert!(error.to_string().contains("/absent/hook"), "{error}");

@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_format_is_a_whole_new_file_of_its_mode() {
+    async fn each_format_replaces_the_file_with_its_mode() {
         let directory = tempfile::tempdir().unwrap();
         let delivery = published(directory.path());
         std::fs::write(directory.path().join("password"), "secret\n").unwrap();
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_password_that_is_missing_or_empty_is_found_before_the_switch() {
+    async fn missing_or_empty_password_fails_the_check() {
         let directory = tempfile::tempdir().unwrap();
         let delivery = published(directory.path());
         let copy = file(&directory.path().join("copy.p12"), CopyFormat::Pkcs12);
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_written_leaves_what_was_there() {
+    async fn failed_write_leaves_the_previous_file() {
         let directory = tempfile::tempdir().unwrap();
         let mut delivery = published(directory.path());
         let path = directory.path().join("copy");

@@ -1,7 +1,7 @@
-//! HAProxy through its runtime socket: the pair is put into its memory by a
-//! transaction of its own (`set`, `commit`, or `abort`), without a reload. What
-//! it has in memory dies with it, so the file that it reads when it starts is
-//! written too. See its management guide, section 9.3.
+//! HAProxy through its runtime socket: a transaction of its own (`set`, `commit`, or
+//! `abort`) puts the pair into its memory, without a reload. That memory is lost at a
+//! restart, so that the file is written too that it reads when it starts. See its
+//! management guide, section 9.3.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -110,16 +110,16 @@ certificate = "/etc/haproxy/certs/{name}.pem""#;
 pub struct Haproxy {
     name: String,
     socket: PathBuf,
-    /// What it calls the pair: the file in its configuration.
+    /// Its name for the pair: the file in its configuration.
     certificate: Option<PathBuf>,
 }
 
-/// How it knows the pair.
+/// Its name for the pair.
 #[derive(Debug, PartialEq, Eq)]
 struct Entry {
     /// The file's name in its configuration.
     file: String,
-    /// Whether it has none of that name yet.
+    /// Whether it has no pair of that name yet.
     is_new: bool,
     /// The list or directory that it must be added to, when nothing uses it.
     list: Option<String>,
@@ -171,14 +171,14 @@ impl Haproxy {
         }
     }
 
-    /// How it knows the pair of `delivery`.
+    /// Its name for the pair of `delivery`.
     async fn entry(&self, delivery: &Delivery) -> Result<Entry, DeployError> {
         let known = files_in(&self.ask("show ssl cert").await?);
         if let Some(wanted) = &self.certificate {
             let file = wanted.display().to_string();
             let is_new = !known.contains(&file);
-            // One that nothing uses was left by whoever was killed before he had
-            // added it.
+            // An unused one was left by a process that was killed before it had added
+            // it.
             let used = !is_new && is_used(&self.ask(&format!("show ssl cert {file}")).await?);
             let list = match used {
                 true => None,
@@ -192,9 +192,9 @@ impl Haproxy {
         }
         let live = delivery.live.join(PAIR);
         Err(match self.one_for(&known, delivery).await? {
-            // Which file is written is not for it to say, but for its owner.
+            // HAProxy must not decide which file is written; its operator does.
             Some(file) => Self::refused(&format!(
-                "it reads {file} when it starts, which nobody writes: write `certificate = \"{file}\"` in its [deploy.NAME], or `crt {}` at its bind",
+                "it reads {file} when it starts, which nothing writes: write `certificate = \"{file}\"` in its [deploy.NAME], or `crt {}` at its bind",
                 live.display()
             )),
             None => Self::refused(&format!(
@@ -232,14 +232,14 @@ impl Haproxy {
         let found = lists.find(|list| Path::new(list) == directory);
         found.map(str::to_owned).ok_or_else(|| {
             Self::refused(&format!(
-                "nothing of it uses {}, and none of its binds reads the directory {}",
+                "no bind of it uses {}, and none reads the directory {}",
                 file.display(),
                 directory.display()
             ))
         })
     }
 
-    /// Puts `pair` into its memory; a transaction that fails is taken back.
+    /// Puts `pair` into its memory; a transaction that fails is rolled back.
     async fn swap(&self, entry: &Entry, pair: &str) -> Result<(), DeployError> {
         let file = &entry.file;
         if entry.is_new {
@@ -259,7 +259,7 @@ impl Haproxy {
         if done {
             return Ok(());
         }
-        // What it says to this is of no interest beside the refusal.
+        // Its reply does not matter beside the refusal.
         let _ = self.ask(&format!("abort ssl cert {file}")).await;
         if entry.is_new {
             let _ = self.ask(&format!("del ssl cert {file}")).await;
@@ -283,7 +283,7 @@ impl Haproxy {
     }
 }
 
-/// It stays whose it was, and never opens to others: there is a key in it.
+/// Its owner stays, and it never becomes readable to others: there is a key in it.
 fn keep(file: &Path, pair: &str) -> io::Result<()> {
     let (owner, mode) = match std::fs::metadata(file) {
         Ok(found) => {
@@ -332,12 +332,12 @@ impl Target for Haproxy {
     }
 }
 
-/// Whether any bind of it shows the certificate that this is about.
+/// Whether any bind uses the certificate of this answer.
 fn is_used(answer: &str) -> bool {
     let status = answer
         .lines()
         .find_map(|line| line.strip_prefix("Status: "));
-    // Older ones do not say.
+    // Older versions do not say.
     status.is_none_or(|status| status.trim() == "Used")
 }
 
@@ -350,8 +350,8 @@ fn without_empty_lines(pem: &str) -> String {
     lines.fold(String::new(), |all, line| all + line + "\n")
 }
 
-/// What `show ssl cert` lists, but for transactions under way, and for names that
-/// would be more than a name in a command.
+/// What `show ssl cert` lists, without pending transactions, and without names that would
+/// be more than a name in a command.
 fn files_in(answer: &str) -> Vec<String> {
     let lines = answer.lines().map(str::trim);
     let files = lines.filter(|line| !line.starts_with(['#', '*']) && is_a_name(line));
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_kept_stays_whose_it_was() {
+    fn servers_file_keeps_its_owner() {
         use std::os::unix::fs::{PermissionsExt, chown};
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("front.pem");
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nothing_uses_is_known() {
+    fn unused_certificate_is_recognised() {
         assert!(is_used("Filename: /a.pem\nStatus: Used\n"));
         assert!(!is_used("Filename: /a.pem\nStatus: Unused\n"));
         assert!(!is_used("Filename: /a.pem\nStatus: Empty\n"));
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_the_pair_by_the_live_file_wherever_that_is_mounted() {
+    fn live_file_is_found_wherever_it_is_mounted() {
         let find = |names: &[&str]| {
             let known: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
             live_file(&known, &sample())
@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_calls_a_file_is_one_word_of_a_command() {
+    fn name_of_a_file_is_one_word_of_a_command() {
         let hostile = "/a.pem; shutdown\n/b.pem <<\n/c\\ d.pem\n/e f\n/good.pem\n";
         assert_eq!(files_in(hostile), ["/good.pem"]);
     }
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_is_absent_is_named_with_its_socket() {
+    async fn absent_socket_is_named() {
         let absent = Haproxy::new("haproxy".into(), "/absent/haproxy.sock".into(), None);
         let error = absent.check(&sample()).await.unwrap_err();
         assert!(

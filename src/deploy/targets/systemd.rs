@@ -125,7 +125,7 @@ impl Systemd {
     async fn reload(&self) -> zbus::Result<String> {
         let bus = self.connect().await?;
         let manager = Proxy::new(&bus, MANAGER, OBJECT, "org.freedesktop.systemd1.Manager").await?;
-        // Before the job is begun, or it may end unheard.
+        // Before the job begins, or its end may be missed.
         let mut ended = manager.receive_signal("JobRemoved").await?;
         manager.call_method("Subscribe", &()).await?;
         let wanted = (self.unit.as_str(), "replace");
@@ -183,7 +183,7 @@ mod tests {
     use crate::deploy::sample;
 
     #[tokio::test]
-    async fn a_bus_that_is_absent_is_told_with_the_unit() {
+    async fn absent_bus_is_reported_with_the_unit() {
         let bus = Some("unix:path=/absent/bus".to_owned());
         let error = Systemd::new("nginx", bus)
             .apply(&sample())

@@ -1,6 +1,5 @@
-//! A web server that is told of each new pair, never of its key: a POST of JSON,
-//! signed with a secret that both know (HMAC-SHA256 over the body), tried again
-//! when it fails.
+//! A web server that gets a request about each new pair, never its key: a POST of JSON,
+//! signed with a shared secret (HMAC-SHA256 over the body), retried when it fails.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -92,17 +91,17 @@ secret_file = "/etc/certs/webhook-secret""#;
     }
 }
 
-/// A URL to tell.
+/// A URL to send to.
 #[derive(Debug)]
 pub struct Webhook {
-    /// Without what may be secret: user, password, path and query.
+    /// Without the parts that may be secret: user, password, path and query.
     name: String,
     url: String,
     secret_file: Option<PathBuf>,
 }
 
 impl Webhook {
-    /// Tells `url`; what is sent is signed with what `secret_file` holds.
+    /// Sends to `url`, signed with the secret in `secret_file`.
     #[must_use]
     pub fn new(url: String, secret_file: Option<PathBuf>) -> Self {
         Self {
@@ -152,14 +151,14 @@ impl Webhook {
         let uri: Uri = self
             .url
             .parse()
-            .map_err(|_| fails(self.unreachable("its URL is not one")))?;
+            .map_err(|_| fails(self.unreachable("invalid URL")))?;
         let server = Server::of(&uri).map_err(|detail| fails(self.unreachable(&detail)))?;
         let request = self.request(&uri, delivery).await.map_err(fails)?;
         match server.send(request).await {
             Ok((status, _)) if status.is_success() => Ok(()),
             Ok((status, _)) => {
-                let again = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
-                Err((again, self.unreachable(&format!("it answers {status}"))))
+                let may_retry = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
+                Err((may_retry, self.unreachable(&format!("it answers {status}"))))
             }
             Err(detail) => Err((true, self.unreachable(&detail))),
         }
@@ -259,7 +258,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_sent_is_signed_and_tried_again() {
+    async fn request_is_signed_and_retried() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("secret");
         std::fs::write(&file, "key\n").unwrap();
@@ -277,7 +276,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_is_told_without_what_is_secret_in_the_url() {
+    async fn refusal_is_reported_without_the_secrets_of_the_url() {
         let (url, served) = server(&["403 x"]).await;
         let error = Webhook::new(url, None).apply(&sample()).await.unwrap_err();
         served.await.unwrap();
@@ -293,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn the_code_is_that_of_rfc_4231() {
+    fn signature_is_that_of_rfc_4231() {
         // Its second case.
         let code = signature(&Secret::new("Jefe".into()), b"what do ya want for nothing?");
         let wanted = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
