@@ -415,4 +415,6 @@ impl From<DeployTarget> for StoredForm {
 }
 
 #[cfg(test)]
+mod reference;
+#[cfg(test)]
 mod tests;

@@ -64,7 +64,7 @@ impl TargetKind {
                 name: name.clone(),
                 value: value_of(key),
                 is_required: required.contains(&json!(name)),
-                default: key["default"].as_str().map(str::to_owned),
+                default: default_of(key),
                 meaning: key["description"].as_str().unwrap_or_default().to_owned(),
             });
         let mut keys: Vec<_> = keys.collect();
@@ -95,6 +95,17 @@ impl TargetKind {
             }
         }
     }
+}
+
+/// A value as it would be written, or where none can be named, in words.
+fn default_of(key: &Value) -> Option<String> {
+    ["default", "x-default"]
+        .iter()
+        .find_map(|word| match &key[word] {
+            Value::Null => None,
+            Value::String(text) => Some(text.clone()),
+            other => Some(other.to_string()),
+        })
 }
 
 fn value_of(key: &Value) -> &'static str {

@@ -32,7 +32,7 @@ pub(in crate::deploy) const COTURN: Reload = Reload {
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The pid file of its process
-    #[schemars(extend("default" = "the usual places below /run and /var/run"))]
+    #[schemars(extend("x-default" = "the usual places below /run and /var/run"))]
     pid_file: Option<PathKey>,
 }
 

@@ -20,18 +20,17 @@ use crate::deploy::{Delivery, DeployError, Outlet, Target, off_thread};
 use crate::identifier::Lineage;
 
 /// Another tree like the output directory, with `live/NAME` and `archive/NAME` and three generations, for a consumer
-/// that runs as another user. It is written before any server reloads. `certs run` notices within a minute that it
-/// is gone, and writes it again.
+/// that runs as another user. `certs run` notices within a minute that it is gone, and writes it again.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The directory, which is made where its parent exists
     path: PathKey,
     /// The user that owns it, by name or number
-    #[schemars(extend("default" = "the process's own"))]
+    #[schemars(extend("x-default" = "the process's own"))]
     owner: Option<AsWritten<UserNumber>>,
     /// The group that owns it, by name or number
-    #[schemars(extend("default" = "the process's own"))]
+    #[schemars(extend("x-default" = "the process's own"))]
     group: Option<AsWritten<GroupNumber>>,
 }
 

@@ -36,10 +36,10 @@ pub struct Settings {
     /// A program to run inside of it, instead of a signal
     command: Option<CommandLine>,
     /// Where the API is: tcp://HOST:PORT or unix:///PATH
-    #[schemars(extend("default" = "$DOCKER_HOST, else unix:///var/run/docker.sock"))]
+    #[schemars(extend("x-default" = "$DOCKER_HOST, else unix:///var/run/docker.sock"))]
     host: Option<String>,
     /// Whether an API that nothing filters may be used
-    #[schemars(extend("default" = "false"))]
+    #[schemars(extend("default" = false))]
     accept_raw_socket: Option<bool>,
 }
 

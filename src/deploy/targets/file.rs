@@ -22,8 +22,8 @@ use crate::deploy::target::{
 use crate::deploy::{Delivery, DeployError, Target, off_thread};
 use crate::identifier::Lineage;
 
-/// A copy in one file. `certs` replaces it in one step, with an owner, a group and a mode of its own, and before any
-/// server reloads. `certs run` notices within a minute that it is gone, and writes it again.
+/// A copy in one file, which `certs` replaces in one step, with an owner, a group and a mode of its own. `certs run`
+/// notices within a minute that it is gone, and writes it again.
 ///
 /// `pkcs12` is for Java and Spring Boot, which read it also where they ask for JKS.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -37,13 +37,13 @@ pub struct Settings {
     /// The file whose first line is the password of a pkcs12
     password_file: Option<PathKey>,
     /// The user that owns it, by name or number
-    #[schemars(extend("default" = "the process's own"))]
+    #[schemars(extend("x-default" = "the process's own"))]
     owner: Option<AsWritten<UserNumber>>,
     /// The group that owns it, by name or number
-    #[schemars(extend("default" = "the process's own"))]
+    #[schemars(extend("x-default" = "the process's own"))]
     group: Option<AsWritten<GroupNumber>>,
     /// Its mode in octal digits
-    #[schemars(extend("default" = "0640 with a key in it, else 0644"))]
+    #[schemars(extend("x-default" = "0640 with a key in it, else 0644"))]
     mode: Option<AsWritten<FileMode>>,
 }
 

@@ -47,7 +47,7 @@ pub struct Settings {
     /// The runtime socket
     socket: PathKey,
     /// The file that HAProxy reads when it starts; `{name}` stands for the certificate's name
-    #[schemars(extend("default" = "live/NAME/combined.pem of the output directory"))]
+    #[schemars(extend("x-default" = "live/NAME/combined.pem of the output directory"))]
     certificate: Option<PathKey>,
 }
 

@@ -44,12 +44,12 @@ const TOGETHER: u64 = 20;
 /// waits. If the user of the workers cannot read the key, `certs` names that user and the file's mode.
 ///
 /// Without `verify` the ports on which nginx listens are verified, port 80 excepted. In containers, share the PID
-/// namespace. Two nginx for one certificate are told apart by their pid files.
+/// namespace. With two of them for one certificate, messages name each by its pid file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The pid file of its master process
-    #[schemars(extend("default" = "the usual places below /run and /var/run"))]
+    #[schemars(extend("x-default" = "the usual places below /run and /var/run"))]
     pid_file: Option<PathKey>,
 }
 

@@ -29,7 +29,7 @@ pub struct Settings {
     /// The unit; without a suffix it is a service
     unit: String,
     /// One `unix:` address of D-Bus
-    #[schemars(extend("default" = "the system's bus"))]
+    #[schemars(extend("x-default" = "the system's bus"))]
     bus: Option<String>,
 }
 

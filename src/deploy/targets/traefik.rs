@@ -15,7 +15,7 @@ use crate::deploy::watched::{Watched, quoted};
 use crate::deploy::{Delivery, Target};
 
 /// Traefik reads the pair when the file that names it changes, so that `certs` writes that file again for each
-/// generation. It belongs into the directory of Traefik's file provider, with `watch: true`.
+/// generation. Put it into the directory of Traefik's file provider, with `watch: true`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
