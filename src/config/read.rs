@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::layer::{CertificateLayer, KEYS, Layer, Raw, Scope, Value, list, parsed, words};
 use super::problem::{Given, Place, Problems, nearest};
-use crate::deploy::target::{DeployTarget, Keys};
+use crate::deploy::target::{DeployTarget, TargetKeys};
 use crate::identifier::{Identifier, Lineage};
 
 /// What the file says.
@@ -142,7 +142,7 @@ impl Reader<'_> {
     }
 
     fn target(&mut self, place: &Place, keys: &DeTable<'_>) -> Option<DeployTarget> {
-        let (mut kind, mut given) = (None::<String>, Keys::new());
+        let (mut kind, mut given) = (None::<String>, TargetKeys::new());
         let mut places = BTreeMap::new();
         for (key, item) in keys {
             let value = self.value(key.span(), item);

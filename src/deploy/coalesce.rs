@@ -28,11 +28,11 @@ pub struct Coalesced {
 #[derive(Default)]
 struct Queue {
     asked: Mutex<u64>,
-    latest: tokio::sync::Mutex<Option<Done>>,
+    latest: tokio::sync::Mutex<Option<LatestAction>>,
 }
 
 /// The latest action.
-struct Done {
+struct LatestAction {
     /// The last request that had come before it began.
     serves: u64,
     /// Whether it was done for an urgent delivery.
@@ -41,7 +41,7 @@ struct Done {
     ended: Result<(), DeployError>,
 }
 
-impl Done {
+impl LatestAction {
     /// Whether its result holds for a delivery that is `urgent` or not: a reload that
     /// succeeded holds for both, and so does a check that was not urgent for one that is.
     fn is_for(&self, urgent: bool, apart: Duration) -> bool {
@@ -68,7 +68,7 @@ impl Queue {
         }
         let serves = self.asked();
         let ended = work.await;
-        *latest = Some(Done {
+        *latest = Some(LatestAction {
             serves,
             urgent,
             at: Instant::now(),

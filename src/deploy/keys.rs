@@ -15,7 +15,7 @@ use serde::{Deserializer, Serialize, de};
 use crate::text::{nearest, printable};
 
 /// The keys of a long form but for its kind.
-pub type Keys = BTreeMap<String, Vec<String>>;
+pub type TargetKeys = BTreeMap<String, Vec<String>>;
 
 /// A deploy target that cannot be made: the key that is wrong, where it is one, and why.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,7 +37,10 @@ impl InvalidTarget {
 }
 
 /// The settings of a target of `kind` that `keys` hold.
-pub(super) fn read<T: de::DeserializeOwned>(kind: &str, keys: Keys) -> Result<T, InvalidTarget> {
+pub(super) fn read<T: de::DeserializeOwned>(
+    kind: &str,
+    keys: TargetKeys,
+) -> Result<T, InvalidTarget> {
     let entries = Entries {
         rest: keys.into_iter(),
         current: None,
@@ -47,7 +50,7 @@ pub(super) fn read<T: de::DeserializeOwned>(kind: &str, keys: Keys) -> Result<T,
 }
 
 /// The keys that `settings` were read from.
-pub(super) fn written<T: Serialize>(settings: &T) -> Keys {
+pub(super) fn written<T: Serialize>(settings: &T) -> TargetKeys {
     use serde_json::Value;
     let text = |value: Value| match value {
         Value::String(text) => text,
@@ -55,7 +58,7 @@ pub(super) fn written<T: Serialize>(settings: &T) -> Keys {
     };
     // Settings are a struct of texts, lists and truths, which JSON always takes.
     let Ok(Value::Object(keys)) = serde_json::to_value(settings) else {
-        return Keys::new();
+        return TargetKeys::new();
     };
     let given = keys.into_iter().filter(|(_, value)| !value.is_null());
     given

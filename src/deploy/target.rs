@@ -15,7 +15,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-pub use super::keys::{InvalidTarget, Keys};
+pub use super::keys::{InvalidTarget, TargetKeys};
 pub use super::targets::DeployTarget;
 
 use super::keys::values::PathKey;
@@ -42,7 +42,7 @@ pub trait TargetSettings: Serialize + DeserializeOwned + JsonSchema {
     /// A table below `[deploy.NAME]`, for its documentation.
     const EXAMPLE: &'static str;
 
-    /// Keys that are invalid, or not together.
+    /// TargetKeys that are invalid, or not together.
     ///
     /// # Errors
     /// The key, and why.
@@ -52,7 +52,7 @@ pub trait TargetSettings: Serialize + DeserializeOwned + JsonSchema {
     fn rights(&self) -> Rights;
 
     /// When it is deployed to.
-    fn stage(&self) -> Stage;
+    fn stage(&self) -> DeployStage;
 
     /// Whether one reload loads every certificate, so that several share it.
     fn coalesces(&self) -> bool;
@@ -136,7 +136,7 @@ impl Writes {
 
 /// When a target is deployed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub enum DeployStage {
     /// It is a copy for a consumer: written before any server reloads, which may read it.
     Copy,
     /// It is a server.
@@ -160,12 +160,12 @@ pub struct TargetKind {
     pub short: ShortForm,
     /// A table below `[deploy.NAME]`.
     pub example: &'static str,
-    pub(super) read: fn(Keys) -> Result<DeployTarget, InvalidTarget>,
+    pub(super) read: fn(TargetKeys) -> Result<DeployTarget, InvalidTarget>,
     pub(super) schema: fn(&mut SchemaGenerator) -> Schema,
 }
 
 /// The settings of one kind, checked.
-pub(super) fn read<T: TargetSettings>(keys: Keys) -> Result<T, InvalidTarget> {
+pub(super) fn read<T: TargetSettings>(keys: TargetKeys) -> Result<T, InvalidTarget> {
     let settings: T = super::keys::read(T::NAME, keys)?;
     settings.check()?;
     Ok(settings)
@@ -176,7 +176,7 @@ pub(super) fn read<T: TargetSettings>(keys: Keys) -> Result<T, InvalidTarget> {
 #[serde(untagged)]
 pub(super) enum StoredForm {
     Short(String),
-    Long { kind: String, keys: Keys },
+    Long { kind: String, keys: TargetKeys },
 }
 
 fn unknown(written: &str, kind: &str) -> String {
@@ -213,7 +213,7 @@ impl DeployTarget {
     ///
     /// # Errors
     /// The key that is wrong or missing.
-    pub fn long(kind: &str, keys: Keys) -> Result<Self, InvalidTarget> {
+    pub fn long(kind: &str, keys: TargetKeys) -> Result<Self, InvalidTarget> {
         let known = Self::kinds().find(|known| known.name == kind);
         let known = known.ok_or_else(|| InvalidTarget::key("kind", unknown(kind, kind)))?;
         (known.read)(keys)
@@ -273,7 +273,7 @@ impl DeployTarget {
     /// Whether it is written for a consumer, and so before any server reloads.
     #[must_use]
     pub fn is_copy(&self) -> bool {
-        self.stage() == Stage::Copy
+        self.stage() == DeployStage::Copy
     }
 
     /// The file or directory that it writes itself, beside the output.
@@ -355,12 +355,12 @@ impl FromStr for DeployTarget {
         let kind = kind.ok_or_else(|| unknown(text, name))?;
         let one = |key: &str, value: &str| (key.to_owned(), vec![value.to_owned()]);
         let keys = match (kind.short, place) {
-            (ShortForm::Url(key), _) => Keys::from([one(key, text)]),
-            (_, None) => Keys::new(),
-            (ShortForm::Where(key), Some(place)) => Keys::from([one(key, place)]),
+            (ShortForm::Url(key), _) => TargetKeys::from([one(key, text)]),
+            (_, None) => TargetKeys::new(),
+            (ShortForm::Where(key), Some(place)) => TargetKeys::from([one(key, place)]),
             (ShortForm::WhereAnd(key, more), Some(place)) => match place.split_once(':') {
-                Some((place, said)) => Keys::from([one(key, place), one(more, said)]),
-                None => Keys::from([one(key, place)]),
+                Some((place, said)) => TargetKeys::from([one(key, place), one(more, said)]),
+                None => TargetKeys::from([one(key, place)]),
             },
         };
         (kind.read)(keys).map_err(|error| match is_url {

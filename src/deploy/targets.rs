@@ -23,9 +23,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Target;
-use super::keys::{self, Keys};
+use super::keys::{self, TargetKeys};
 use super::target::{
-    self, Paths, Rights, ShortForm, Stage, StoredForm, TargetKind, TargetSettings,
+    self, DeployStage, Paths, Rights, ShortForm, StoredForm, TargetKind, TargetSettings,
 };
 
 /// The enum of all targets with what is asked of each, so that none is forgotten.
@@ -62,7 +62,7 @@ macro_rules! targets {
             }
 
             /// The keys that it was read from.
-            pub(super) fn keys(&self) -> Keys {
+            pub(super) fn keys(&self) -> TargetKeys {
                 match self { $(Self::$kind(settings) => keys::written(settings)),* }
             }
 
@@ -74,7 +74,7 @@ macro_rules! targets {
 
             /// When it is deployed to.
             #[must_use]
-            pub fn stage(&self) -> Stage {
+            pub fn stage(&self) -> DeployStage {
                 match self { $(Self::$kind(settings) => settings.stage()),* }
             }
 

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::{DeployTarget, Processes, Stage, TargetKind};
+use super::{DeployStage, DeployTarget, Processes, TargetKind};
 
 const PAGE: &str = "docs/targets.md";
 /// The end of the part that is written by hand.
@@ -46,9 +46,9 @@ fn needs(target: &DeployTarget) -> String {
         false => said.join(", "),
     };
     let shared = match (target.stage(), target.coalesces()) {
-        (Stage::Copy, _) => "It is written before any server reloads.",
-        (Stage::Server, true) => "One reload serves all certificates.",
-        (Stage::Server, false) => "Each certificate is deployed by itself.",
+        (DeployStage::Copy, _) => "It is written before any server reloads.",
+        (DeployStage::Server, true) => "One reload serves all certificates.",
+        (DeployStage::Server, false) => "Each certificate is deployed by itself.",
     };
     format!("{shared} Rights in the sandbox, for the example: {rights}.")
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn keys(pairs: &[(&str, &[&str])]) -> Keys {
+fn keys(pairs: &[(&str, &[&str])]) -> TargetKeys {
     let pairs = pairs.iter();
     pairs
         .map(|(key, values)| {
@@ -117,7 +117,7 @@ fn long_form_is_stored_whole_and_an_invalid_key_is_named() {
 /// The target of a kind's example.
 pub(super) fn example_of(kind: &TargetKind) -> DeployTarget {
     let example: toml::Table = toml::from_str(kind.example).unwrap();
-    let mut keys = Keys::new();
+    let mut keys = TargetKeys::new();
     for (key, value) in example {
         let values = match value {
             toml::Value::Array(values) => values,
@@ -187,7 +187,7 @@ fn every_path_of_every_kind_starts_where_it_was_written() {
     for kind in DeployTarget::kinds() {
         let shown = kind.keys();
         let example: toml::Table = toml::from_str(kind.example).unwrap();
-        let mut given = Keys::new();
+        let mut given = TargetKeys::new();
         for key in &shown {
             let value = match (key.value, example.get(&key.name)) {
                 ("path", _) => format!("{NAME}-{}", key.name),

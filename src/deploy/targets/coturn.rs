@@ -11,7 +11,7 @@ use crate::deploy::Target;
 use crate::deploy::keys::values::PathKey;
 use crate::deploy::signalled::{Reload, Signalled};
 use crate::deploy::target::{
-    self, InvalidTarget, Paths, Processes, Rights, ShortForm, Stage, TargetSettings, Writes,
+    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 
 pub(in crate::deploy) const COTURN: Reload = Reload {
@@ -55,8 +55,8 @@ pid_file = "/run/turnserver/turnserver.pid""#;
         }
     }
 
-    fn stage(&self) -> Stage {
-        Stage::Server
+    fn stage(&self) -> DeployStage {
+        DeployStage::Server
     }
 
     fn coalesces(&self) -> bool {

@@ -14,7 +14,7 @@ use crate::deploy::keys::values::{AsWritten, GroupNumber, PathKey, UserNumber, o
 use crate::deploy::output::Output;
 use crate::deploy::owner::Owner;
 use crate::deploy::target::{
-    self, InvalidTarget, Paths, Processes, Rights, ShortForm, Stage, TargetSettings, Writes,
+    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::{Delivery, DeployError, Outlet, Target, off_thread};
 use crate::identifier::Lineage;
@@ -54,8 +54,8 @@ group = "mail""#;
         }
     }
 
-    fn stage(&self) -> Stage {
-        Stage::Copy
+    fn stage(&self) -> DeployStage {
+        DeployStage::Copy
     }
 
     fn coalesces(&self) -> bool {

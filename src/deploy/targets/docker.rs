@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::deploy::docker::{Api, Filter, SOCKET};
 use crate::deploy::keys::values::CommandLine;
 use crate::deploy::target::{
-    self, InvalidTarget, Paths, Processes, Rights, ShortForm, Stage, TargetSettings, Writes,
+    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::{Delivery, DeployError, Target};
 use crate::text::printable;
@@ -82,8 +82,8 @@ host = "tcp://docker-proxy:2375""#;
         }
     }
 
-    fn stage(&self) -> Stage {
-        Stage::Server
+    fn stage(&self) -> DeployStage {
+        DeployStage::Server
     }
 
     fn coalesces(&self) -> bool {
@@ -100,8 +100,8 @@ host = "tcp://docker-proxy:2375""#;
 
     fn target(&self, _: String) -> Arc<dyn Target> {
         let action = match &self.command {
-            Some(command) => Action::Run(command.to_vec()),
-            None => Action::Signal(self.signal.as_deref().unwrap_or("HUP").to_owned()),
+            Some(command) => ContainerAction::Run(command.to_vec()),
+            None => ContainerAction::Signal(self.signal.as_deref().unwrap_or("HUP").to_owned()),
         };
         let accepted = self.accept_raw_socket == Some(true);
         let container = self.container.clone();
@@ -122,7 +122,7 @@ impl Settings {
 
 /// What the container gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
+pub enum ContainerAction {
     /// Sends this signal.
     Signal(String),
     /// Runs this program with its arguments inside.
@@ -134,7 +134,7 @@ pub enum Action {
 pub struct Docker {
     name: String,
     container: String,
-    action: Action,
+    action: ContainerAction,
     api: Result<Api, String>,
     raw_is_accepted: bool,
 }
@@ -142,7 +142,12 @@ pub struct Docker {
 impl Docker {
     /// `container`, by its name or identifier, at the API of `host`.
     #[must_use]
-    pub fn new(container: String, action: Action, host: &str, raw_is_accepted: bool) -> Self {
+    pub fn new(
+        container: String,
+        action: ContainerAction,
+        host: &str,
+        raw_is_accepted: bool,
+    ) -> Self {
         Self {
             name: format!("{KIND}:{container}"),
             container,
@@ -237,8 +242,8 @@ impl Target for Docker {
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
         self.check(delivery).await?;
         let signal = match &self.action {
-            Action::Run(command) => return self.run(command).await,
-            Action::Signal(signal) => signal,
+            ContainerAction::Run(command) => return self.run(command).await,
+            ContainerAction::Signal(signal) => signal,
         };
         let path = format!("/containers/{}/kill?signal={signal}", self.container);
         let (status, said) = self.ask("POST", &path, None).await?;

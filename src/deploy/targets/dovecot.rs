@@ -11,7 +11,7 @@ use crate::deploy::Target;
 use crate::deploy::keys::values::PathKey;
 use crate::deploy::signalled::{Reload, Signalled};
 use crate::deploy::target::{
-    self, InvalidTarget, Paths, Processes, Rights, ShortForm, Stage, TargetSettings, Writes,
+    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 
 pub(in crate::deploy) const DOVECOT: Reload = Reload {
@@ -51,8 +51,8 @@ impl TargetSettings for Settings {
         }
     }
 
-    fn stage(&self) -> Stage {
-        Stage::Server
+    fn stage(&self) -> DeployStage {
+        DeployStage::Server
     }
 
     fn coalesces(&self) -> bool {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::deploy::keys::values::PathKey;
 use crate::deploy::owner::Owner;
 use crate::deploy::target::{
-    self, InvalidTarget, Paths, Processes, Rights, ShortForm, Stage, TargetSettings, Writes,
+    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::watched::{Watched, quoted};
 use crate::deploy::{Delivery, Target};
@@ -44,8 +44,8 @@ file = "/etc/envoy/sds/{name}.yaml""#;
         }
     }
 
-    fn stage(&self) -> Stage {
-        Stage::Server
+    fn stage(&self) -> DeployStage {
+        DeployStage::Server
     }
 
     fn coalesces(&self) -> bool {

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::deploy::keys::values::{AsWritten, CommandLine, ProgramTimeout};
 use crate::deploy::target::{
-    InvalidTarget, Paths, Processes, Rights, ShortForm, Stage, TargetSettings, Writes,
+    DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::{Delivery, DeployError, Target};
 use crate::text::printable;
@@ -72,8 +72,8 @@ timeout = "30s""#;
         }
     }
 
-    fn stage(&self) -> Stage {
-        Stage::Server
+    fn stage(&self) -> DeployStage {
+        DeployStage::Server
     }
 
     fn coalesces(&self) -> bool {
@@ -188,18 +188,18 @@ async fn end(child: &mut Child) {
     let _ = child.wait().await;
 }
 
-type Kept = Arc<Mutex<Vec<u8>>>;
+type KeptOutput = Arc<Mutex<Vec<u8>>>;
 
 /// The ends of its output.
 #[derive(Default)]
 struct Said {
-    output: Kept,
-    errors: Kept,
+    output: KeptOutput,
+    errors: KeptOutput,
 }
 
 impl Said {
     fn text(&self) -> String {
-        let text = |kept: &Kept| {
+        let text = |kept: &KeptOutput| {
             let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
             String::from_utf8_lossy(&kept).into_owned()
         };
@@ -208,7 +208,7 @@ impl Said {
 }
 
 /// Keeps the end of `stream`.
-async fn tail(stream: Option<impl AsyncRead + Unpin>, kept: Kept) {
+async fn tail(stream: Option<impl AsyncRead + Unpin>, kept: KeptOutput) {
     let Some(mut stream) = stream else { return };
     let mut buffer = [0; 16_384];
     while let Ok(read @ 1..) = stream.read(&mut buffer).await {

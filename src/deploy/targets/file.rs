@@ -17,7 +17,7 @@ use crate::deploy::keys::values::{
 };
 use crate::deploy::owner::Owner;
 use crate::deploy::target::{
-    self, InvalidTarget, Paths, Processes, Rights, ShortForm, Stage, TargetSettings, Writes,
+    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::{Delivery, DeployError, Target, off_thread};
 use crate::identifier::Lineage;
@@ -76,8 +76,8 @@ mode = "0640""#;
         }
     }
 
-    fn stage(&self) -> Stage {
-        Stage::Copy
+    fn stage(&self) -> DeployStage {
+        DeployStage::Copy
     }
 
     fn coalesces(&self) -> bool {

@@ -21,7 +21,7 @@ use crate::certificate::Secret;
 use crate::deploy::keys::values::PathKey;
 use crate::deploy::owner::Owner;
 use crate::deploy::target::{
-    self, InvalidTarget, Paths, Processes, Rights, ShortForm, Stage, TargetSettings, Writes,
+    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::{Delivery, DeployError, Target, copy, off_thread};
 use crate::identifier::Identifier;
@@ -80,8 +80,8 @@ certificate = "/etc/haproxy/certs/{name}.pem""#;
         }
     }
 
-    fn stage(&self) -> Stage {
-        Stage::Server
+    fn stage(&self) -> DeployStage {
+        DeployStage::Server
     }
 
     fn coalesces(&self) -> bool {
@@ -116,7 +116,7 @@ pub struct Haproxy {
 
 /// Its name for the pair.
 #[derive(Debug, PartialEq, Eq)]
-struct Entry {
+struct KnownPair {
     /// The file's name in its configuration.
     file: String,
     /// Whether it has no pair of that name yet.
@@ -172,7 +172,7 @@ impl Haproxy {
     }
 
     /// Its name for the pair of `delivery`.
-    async fn entry(&self, delivery: &Delivery) -> Result<Entry, DeployError> {
+    async fn entry(&self, delivery: &Delivery) -> Result<KnownPair, DeployError> {
         let known = files_in(&self.ask("show ssl cert").await?);
         if let Some(wanted) = &self.certificate {
             let file = wanted.display().to_string();
@@ -184,11 +184,11 @@ impl Haproxy {
                 true => None,
                 false => Some(self.list_for(wanted).await?),
             };
-            return Ok(Entry { file, is_new, list });
+            return Ok(KnownPair { file, is_new, list });
         }
         if let Some(file) = live_file(&known, delivery) {
             let (is_new, list) = (false, None);
-            return Ok(Entry { file, is_new, list });
+            return Ok(KnownPair { file, is_new, list });
         }
         let live = delivery.live.join(PAIR);
         Err(match self.one_for(&known, delivery).await? {
@@ -240,7 +240,7 @@ impl Haproxy {
     }
 
     /// Puts `pair` into its memory; a transaction that fails is rolled back.
-    async fn swap(&self, entry: &Entry, pair: &str) -> Result<(), DeployError> {
+    async fn swap(&self, entry: &KnownPair, pair: &str) -> Result<(), DeployError> {
         let file = &entry.file;
         if entry.is_new {
             self.ask(&format!("new ssl cert {file}")).await?;

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::deploy::keys::values::PathKey;
 use crate::deploy::process::Process;
 use crate::deploy::target::{
-    self, InvalidTarget, Paths, Processes, Rights, ShortForm, Stage, TargetSettings, Writes,
+    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::{Delivery, DeployError, Target, key_access};
 use crate::sockets::listened_on_by;
@@ -72,8 +72,8 @@ pid_file = "/run/nginx.pid""#;
         }
     }
 
-    fn stage(&self) -> Stage {
-        Stage::Server
+    fn stage(&self) -> DeployStage {
+        DeployStage::Server
     }
 
     fn coalesces(&self) -> bool {

@@ -12,7 +12,7 @@ use zbus::zvariant::OwnedObjectPath;
 use zbus::{Connection, Proxy, connection};
 
 use crate::deploy::target::{
-    self, InvalidTarget, Paths, Processes, Rights, ShortForm, Stage, TargetSettings, Writes,
+    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::{Delivery, DeployError, Target};
 use crate::text::printable;
@@ -58,8 +58,8 @@ unit = "lighttpd.service""#;
         }
     }
 
-    fn stage(&self) -> Stage {
-        Stage::Server
+    fn stage(&self) -> DeployStage {
+        DeployStage::Server
     }
 
     fn coalesces(&self) -> bool {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::deploy::keys::values::PathKey;
 use crate::deploy::owner::Owner;
 use crate::deploy::target::{
-    self, InvalidTarget, Paths, Processes, Rights, ShortForm, Stage, TargetSettings, Writes,
+    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::watched::{Watched, quoted};
 use crate::deploy::{Delivery, Target};
@@ -42,8 +42,8 @@ file = "/etc/traefik/dynamic/{name}.yaml""#;
         }
     }
 
-    fn stage(&self) -> Stage {
-        Stage::Server
+    fn stage(&self) -> DeployStage {
+        DeployStage::Server
     }
 
     fn coalesces(&self) -> bool {

@@ -18,7 +18,7 @@ use crate::certificate::Secret;
 use crate::deploy::http::Server;
 use crate::deploy::keys::values::PathKey;
 use crate::deploy::target::{
-    self, InvalidTarget, Paths, Processes, Rights, ShortForm, Stage, TargetSettings, Writes,
+    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::{Delivery, DeployError, Target};
 use crate::text::printable;
@@ -66,8 +66,8 @@ secret_file = "/etc/certs/webhook-secret""#;
         }
     }
 
-    fn stage(&self) -> Stage {
-        Stage::Server
+    fn stage(&self) -> DeployStage {
+        DeployStage::Server
     }
 
     fn coalesces(&self) -> bool {
