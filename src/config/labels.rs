@@ -249,12 +249,12 @@ impl Sources {
         self.checked(&entry, problems)
     }
 
-    /// Holds what a label hands over to against what it may.
+    /// A label may only name targets of the configuration.
     fn may_be_named(&self, text: &str, place: &Place, problems: &mut Problems) {
         let tables = &self.document.targets;
         for word in split(text) {
             if word != NGINX && !tables.contains_key(word) {
-                let message = format!("a label cannot hand over to `{}`", word.escape_debug());
+                let message = format!("a label cannot deploy to `{}`", word.escape_debug());
                 let hint = "write nginx, or the NAME of a [deploy.NAME] of the configuration";
                 problems.add(place, message, hint);
             }
