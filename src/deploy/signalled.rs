@@ -11,7 +11,7 @@ use super::process::Process;
 use super::{Delivery, DeployError, Target, key_access};
 use crate::sockets::listened_on_by;
 
-/// How one such server is found and told to reload.
+/// How one such server is found and reloaded.
 #[derive(Debug)]
 pub(super) struct Reload {
     /// The target's name.

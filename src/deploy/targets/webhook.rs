@@ -146,7 +146,7 @@ impl Webhook {
         request.map_err(|error| self.unreachable(&error.to_string()))
     }
 
-    async fn tell(&self, delivery: &Delivery) -> Result<(), (bool, DeployError)> {
+    async fn send(&self, delivery: &Delivery) -> Result<(), (bool, DeployError)> {
         let fails = |error: DeployError| (false, error);
         let uri: Uri = self
             .url
@@ -178,7 +178,7 @@ impl Target for Webhook {
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
         let mut tries = 1;
         loop {
-            match self.tell(delivery).await {
+            match self.send(delivery).await {
                 Ok(()) => return Ok(()),
                 Err((true, _)) if tries < TRIES => tries += 1,
                 Err((_, error)) => return Err(error),
