@@ -124,8 +124,8 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
                 Verb::Ca(verb) => ca::run(&call, verb).await,
                 Verb::Import(options) => import::import(&call, &options).await,
                 Verb::Install(verb) => install::run(&call, verb),
-                Verb::Hand { errands: false } => harden::apart::keep().await,
-                Verb::Hand { errands: true } => harden::apart::serve().await,
+                Verb::Helper { serve: false } => harden::apart::keep().await,
+                Verb::Helper { serve: true } => harden::apart::serve().await,
                 Verb::Completions { .. } | Verb::Man | Verb::Demo(_) | Verb::Simulate(_) => Ok(()),
             }
         });

@@ -43,7 +43,7 @@ pub use schema::schema;
 
 use crate::certificate::KeyType;
 use crate::deploy::endpoint::Endpoint;
-use crate::deploy::spec::Spec;
+use crate::deploy::target::DeployTarget;
 use crate::identifier::{Identifier, Lineage};
 use crate::manage::schedule::Schedule;
 
@@ -187,7 +187,7 @@ pub struct CertificateSettings {
     /// How control is proven.
     pub challenge: ChallengeSettings,
     /// Whom to hand over to.
-    pub deploy: Vec<Spec>,
+    pub deploy: Vec<DeployTarget>,
     /// Where it must be seen served.
     pub verify: Vec<Endpoint>,
     /// The client that it was taken over from, if no configuration asks for it.

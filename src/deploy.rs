@@ -1,28 +1,25 @@
-//! Handing over: files for consumers, the reload of a server, and the proof by
-//! handshake that it serves what it was given. A reload that returned success
-//! proves nothing: nginx accepts the signal and goes on with the old pair.
+//! Deployment: files for consumers, the reload of a server, and the handshake that
+//! verifies which certificate it serves. A reload that returned success verifies nothing:
+//! nginx accepts the signal and may go on with the previous pair.
 
-pub mod copy;
+pub mod coalesce;
+mod copy;
 pub mod docker;
 pub mod endpoint;
-pub mod exec;
-pub mod hand;
-pub mod haproxy;
+pub mod helper;
 mod http;
-pub mod merge;
+pub mod key_access;
+pub mod keys;
 pub mod named;
-pub mod nginx;
 pub mod output;
 pub mod owner;
 mod process;
-pub mod reader;
-pub mod signalled;
-pub mod spec;
+mod signalled;
 pub mod starttls;
-pub mod systemd;
+pub mod target;
+pub mod targets;
 pub mod verify;
-pub mod watched;
-pub mod webhook;
+mod watched;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -38,21 +35,21 @@ use crate::identifier::{Identifier, Lineage};
 use crate::record::Generation;
 use crate::time::Timestamp;
 
-/// Where consumers find the live pair of each certificate: always one whole
-/// generation, the last that was published.
+/// Where consumers find the live pair of each certificate: always one whole generation,
+/// the last that was published.
 ///
 /// It is written on the thread that serves: five small files beside our own state,
 /// in an order that tests replay call by call. A volume that hangs there hangs the
 /// record too, and the watchdog sees it.
 pub trait Outlet: Send + Sync {
-    /// Makes the place, where it can be made: what is wrong with it is told by
-    /// whoever writes to it.
+    /// Makes the directory, where it can be made: an error is reported by the first
+    /// publication.
     fn prepare(&self) {}
 
     /// Makes `bundle` the live pair. Repeating it touches nothing.
     ///
     /// # Errors
-    /// What was live before is live still.
+    /// When it cannot be written; what was live before is live still.
     fn publish(
         &self,
         lineage: &Lineage,
@@ -82,19 +79,19 @@ pub trait Outlet: Send + Sync {
     /// The directory to name in a proxy's configuration.
     fn live_path(&self, lineage: &Lineage) -> PathBuf;
 
-    /// Whether somebody else may take its files away: then they are looked for
-    /// between passes.
+    /// Whether another program may remove its files: then they are looked for between
+    /// passes.
     fn is_shared(&self) -> bool {
         true
     }
 }
 
-/// A pair that was published, as a target is told of it.
+/// A pair that was published, as a target sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivery {
     /// The certificate's name.
     pub lineage: Lineage,
-    /// What it is for.
+    /// The names in it.
     pub names: BTreeSet<Identifier>,
     /// Which of the lineage it is.
     pub generation: Generation,
@@ -104,7 +101,7 @@ pub struct Delivery {
     pub not_after: Timestamp,
     /// The directory in which its files stand.
     pub live: PathBuf,
-    /// Whether it must be told now, whatever that costs it.
+    /// Whether the target must load it now, whatever that costs the server.
     pub urgent: bool,
 }
 
@@ -117,17 +114,17 @@ pub trait Target: Send + Sync {
     /// Whether it would load what is on disk now; changes nothing.
     async fn check(&self, delivery: &Delivery) -> Result<(), DeployError>;
 
-    /// Tells it to load what is on disk now. May be repeated. That it did so is
-    /// for [`verify`] to prove.
+    /// Makes it load what is on disk now. May be repeated. Whether it did so is for
+    /// [`verify`] to find out.
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError>;
 
-    /// Where it listens now, for the proof when the user names no endpoint;
-    /// `None` when that is not to be seen from here.
+    /// Where it listens now, to be verified when the user names no endpoint; `None` when
+    /// this process cannot see that.
     async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
         None
     }
 
-    /// Whether it writes files of its own that somebody may take away.
+    /// Whether it writes files of its own that another program may remove.
     fn has_copies(&self) -> bool {
         false
     }
@@ -137,14 +134,14 @@ pub trait Target: Send + Sync {
         false
     }
 
-    /// Why it may not have loaded what it was told to, as far as that is to be
-    /// seen: asked when the proof has failed.
+    /// Why it may not have loaded the pair, as far as this process can see: asked when the
+    /// verification has failed.
     async fn obstacle(&self, _delivery: &Delivery) -> Option<String> {
         None
     }
 }
 
-/// Why a target was not told, or would not load.
+/// Why a target was not reloaded, or does not load the pair.
 #[derive(Clone, Debug, Error, Serialize, Deserialize)]
 #[allow(missing_docs)] // each message is its own documentation
 pub enum DeployError {
@@ -171,8 +168,8 @@ pub enum DeployError {
         pid: u32,
         detail: String,
     },
-    #[error("{target}: the process that tells servers does not answer: {detail}")]
-    Hand { target: String, detail: String },
+    #[error("{target}: the helper process does not answer: {detail}")]
+    Helper { target: String, detail: String },
     #[error("{target} refuses its configuration: {output}")]
     Check { target: String, output: String },
     #[error("{target}: {detail}")]
@@ -195,7 +192,7 @@ pub enum DeployError {
         path: String,
         detail: String,
     },
-    #[error("{target}: the pair below {path} is not served: {detail}")]
+    #[error("{target}: the pair below {path} cannot be used: {detail}")]
     Pair {
         target: String,
         path: String,
@@ -203,8 +200,8 @@ pub enum DeployError {
     },
 }
 
-/// Does what may have to wait for a slow volume, where nobody else waits for it. To
-/// its end: one that was given up could write what is old over what is new.
+/// Does work that may wait for a slow volume on another thread. To its end: abandoned
+/// work could overwrite a newer pair with an older one.
 async fn off_thread<T: Send + 'static>(
     target: &str,
     work: impl FnOnce() -> Result<T, DeployError> + Send + 'static,
@@ -219,7 +216,7 @@ async fn off_thread<T: Send + 'static>(
 }
 
 impl DeployError {
-    /// The same of a target that has a name of its own.
+    /// The same error of a target with the name `name`.
     fn of(mut self, name: &str) -> Self {
         match &mut self {
             Self::NoPidFile { target, .. }
@@ -227,7 +224,7 @@ impl DeployError {
             | Self::NotRunning { target, .. }
             | Self::OtherProgram { target, .. }
             | Self::Signal { target, .. }
-            | Self::Hand { target, .. }
+            | Self::Helper { target, .. }
             | Self::Check { target, .. }
             | Self::Unreachable { target, .. }
             | Self::Refused { target, .. }
@@ -248,29 +245,31 @@ impl DeployError {
                 "start the server, or name its pid file: --deploy nginx:/path/to/nginx.pid; in containers share the PID namespace"
             }
             Self::NotRunning { .. } => {
-                "start the server; the certificate is stored and is handed over by the next run"
+                "start the server; the certificate is stored, and the next run deploys it"
             }
             Self::OtherProgram { .. } => {
                 "the pid file is stale or another program's: name the right one"
             }
             Self::Signal { .. } => "run as the server's user or as root, or with CAP_KILL",
-            Self::Hand { .. } => "restart certs run; CERTS_HARDEN=off does without that process",
+            Self::Helper { .. } => "restart certs run; CERTS_HARDEN=off does without that process",
             Self::Pair { .. } => {
-                "it goes on with what it has loaded; the next pass publishes the stored pair again"
+                "the server keeps the pair that it has; the next pass publishes the stored pair again"
             }
-            Self::Check { .. } => "mend what it says; the server goes on with what it has loaded",
+            Self::Check { .. } => {
+                "fix what it reports; the server keeps serving the pair that it has"
+            }
             Self::Unreachable { .. } => {
-                "see that it runs and that this process may connect to it; it is tried again by itself"
+                "check that it runs and that this process may connect to it; the deployment is retried"
             }
-            Self::Refused { .. } => "mend what it says; it goes on with the pair that it has",
+            Self::Refused { .. } => "fix what it reports; it keeps serving the pair that it has",
             Self::Program { .. } => {
-                "run it by hand with RENEWED_LINEAGE and RENEWED_DOMAINS set; it is tried again by itself"
+                "run it by hand with RENEWED_LINEAGE and RENEWED_DOMAINS set; the deployment is retried"
             }
             Self::Unsafe { .. } => {
                 "put a filtering proxy in between that allows the container's name and signal alone, or accept it with `accept_raw_socket = true` in its [deploy.NAME]"
             }
             Self::Draining { .. } => {
-                "it is told again when they have ended; worker_shutdown_timeout in nginx.conf bounds how long that takes"
+                "the reload is retried when they have ended; worker_shutdown_timeout in nginx.conf bounds how long that takes"
             }
             Self::Write { .. } => "check the directory's owner, mode and free space",
         }

@@ -67,7 +67,7 @@ pub fn config(source: &[u8]) {
 
 /// What HAProxy answers on its runtime socket, to any of our commands.
 pub fn haproxy(answer: &[u8]) {
-    deploy::haproxy::fuzzing::answer(answer);
+    deploy::targets::haproxy::fuzzing::answer(answer);
 }
 
 /// A file of another client: settings, a state, or the key of an account.

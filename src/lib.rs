@@ -61,10 +61,10 @@
 //! - Look-ups use the system's resolver.
 //! - Files, proof and keys are parts behind traits, so that [`simulate`] runs the
 //!   flows as they are.
-//! - Servers that take a signal or a program are told by a process apart
-//!   ([`deploy::hand`]), which keeps the rights that the sidecar gives up.
-//! - A further output is a target among others ([`deploy::copy`]): it is written
-//!   before the servers are told, and taken back with them.
+//! - Servers that take a signal or a program are reloaded by the helper process
+//!   ([`deploy::helper`]), which keeps the rights that the sidecar gives up.
+//! - A further output is a target among others ([`deploy::targets::file`]): it is written
+//!   before the servers reload, and rolled back with them.
 //! - A hand-over that fails goes back only while what was served before has a
 //!   tenth of its life left: a server that never recovers must not let it run out.
 //! - A pass has one clock: this machine's, corrected by what the CA's last reply has

@@ -35,7 +35,7 @@ use crate::authority::Limit;
 use crate::certificate::{BundleError, KeyType, Known, Secret};
 use crate::deploy::endpoint::Endpoint;
 use crate::deploy::output::OutputError;
-use crate::deploy::verify::{Prover, VerifyError};
+use crate::deploy::verify::{Verifier, VerifyError};
 use crate::deploy::{DeployError, Outlet, Target};
 use crate::identifier::{Identifier, Lineage};
 use crate::observe::{Board, LeftOut, Metrics};
@@ -61,7 +61,7 @@ pub struct Parts {
     /// Files for consumers.
     pub output: Arc<dyn Outlet>,
     /// Who looks at what is served.
-    pub prover: Arc<dyn Prover>,
+    pub prover: Arc<dyn Verifier>,
     /// Who makes private keys.
     pub keys: Arc<dyn Keys>,
     /// Stored pairs that were found good before.

@@ -58,8 +58,8 @@ impl Sidecar {
         status(&format!("{}", self.running.id()))
     }
 
-    /// The process that tells servers.
-    fn hand(&self) -> u32 {
+    /// The helper process.
+    fn helper(&self) -> u32 {
         child_of(self.running.id()).unwrap()
     }
 }
@@ -142,17 +142,17 @@ fn the_process_that_tells_servers_has_what_they_need_and_ends_with_its_parent() 
             .env("ANOTHER", "one");
     });
     sidecar.until_logged("ready");
-    let hand = sidecar.hand();
-    let (of_hand, own) = (status(&hand.to_string()), status("self"));
+    let helper = sidecar.helper();
+    let (of_helper, own) = (status(&helper.to_string()), status("self"));
     for name in ["CapPrm", "CapEff", "CapBnd", "Umask", "Seccomp"] {
-        assert_eq!(of_hand[name], own[name], "{name}");
+        assert_eq!(of_helper[name], own[name], "{name}");
     }
-    assert_eq!(of_hand["NoNewPrivs"], "1");
-    let environment = std::fs::read(format!("/proc/{hand}/environ")).unwrap();
+    assert_eq!(of_helper["NoNewPrivs"], "1");
+    let environment = std::fs::read(format!("/proc/{helper}/environ")).unwrap();
     let environment = String::from_utf8_lossy(&environment);
     assert!(environment.contains("ANOTHER=one"), "{environment}");
     assert!(!environment.contains("CERTS_"), "{environment}");
-    let descriptors = std::fs::read_dir(format!("/proc/{hand}/fd")).unwrap();
+    let descriptors = std::fs::read_dir(format!("/proc/{helper}/fd")).unwrap();
     let sockets: BTreeSet<_> = descriptors
         .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
         .filter(|link| link.to_string_lossy().starts_with("socket:"))
@@ -161,12 +161,12 @@ fn the_process_that_tells_servers_has_what_they_need_and_ends_with_its_parent() 
     // signals with.
     assert!(sockets.len() <= 4, "{sockets:?}");
     // Those of a service or a terminal are not for it.
-    let pid = rustix::process::Pid::from_raw(i32::try_from(hand).unwrap()).unwrap();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(helper).unwrap()).unwrap();
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         rustix::process::kill_process(pid, signal).unwrap();
     }
     let is_there = || {
-        let status = std::fs::read_to_string(format!("/proc/{hand}/status"));
+        let status = std::fs::read_to_string(format!("/proc/{helper}/status"));
         status.is_ok_and(|status| !status.contains("State:\tZ"))
     };
     assert!(is_there());
@@ -188,7 +188,7 @@ fn the_process_that_tells_servers_is_started_again_when_it_has_died() {
     sidecar.until_issued();
     let told = || std::fs::read_to_string(sidecar.path(seen)).map_or(0, |log| log.lines().count());
     until("the hook", || told() == 1);
-    let keeper = sidecar.hand();
+    let keeper = sidecar.helper();
     let first = child_of(keeper).unwrap();
     let pid = rustix::process::Pid::from_raw(i32::try_from(first).unwrap()).unwrap();
     rustix::process::kill_process(pid, Signal::KILL).unwrap();
@@ -202,7 +202,7 @@ fn the_process_that_tells_servers_is_started_again_when_it_has_died() {
     // With nobody left to start one, that is told before it is needed.
     let pid = rustix::process::Pid::from_raw(i32::try_from(keeper).unwrap()).unwrap();
     rustix::process::kill_process(pid, Signal::KILL).unwrap();
-    sidecar.until_logged("the process that tells servers is gone; hint: restart certs run");
+    sidecar.until_logged("the helper process is gone; hint: restart certs run");
     let mut renew = certs(&sidecar.path(""));
     let told = crate::support::run(renew.args(["renew", "--force"]), 7);
     assert!(told.contains("restart certs run"), "{told}");

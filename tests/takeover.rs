@@ -137,7 +137,7 @@ fn what_the_command_says_holds_for_what_is_here_too() {
         .current_dir(root)
         .args(["import", "certbot", "--deploy", "apache"]);
     let told = run(command.arg(&source), 2);
-    assert!(told.contains("no way to hand over"), "{told}");
+    assert!(told.contains("unknown deploy target `apache`"), "{told}");
 }
 
 #[test]

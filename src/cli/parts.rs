@@ -26,11 +26,11 @@ use crate::config::{
     RenewSettings, Settings, Sources, shared_file,
 };
 use crate::deploy::Target;
-use crate::deploy::merge::Merged;
+use crate::deploy::coalesce::Coalesced;
 use crate::deploy::named::Named;
 use crate::deploy::output::Output;
 use crate::deploy::owner::{self, Owner};
-use crate::deploy::spec::{NAME, Spec};
+use crate::deploy::target::{DeployTarget, NAME};
 use crate::deploy::verify::Handshake;
 use crate::identifier::Lineage;
 use crate::manage::issue::pass_in_turn;
@@ -60,7 +60,7 @@ pub(super) struct Factory {
     issuers: Mutex<BTreeMap<String, Arc<dyn Issuer>>>,
     paces: Arc<Paces>,
     turns: Turns,
-    servers: Mutex<BTreeMap<Spec, Arc<Merged>>>,
+    servers: Mutex<BTreeMap<DeployTarget, Arc<Coalesced>>>,
     /// The accounts of rehearsals, which are forgotten.
     rehearsals: MemoryStore,
     /// The CA inside this process, once a certificate asks for it.
@@ -139,12 +139,13 @@ impl Factory {
     /// Copies first: a server may read one of them.
     fn targets(&self, settings: &CertificateSettings) -> Vec<Arc<dyn Target>> {
         let specs = settings.deploy.iter();
-        let (copies, servers): (Vec<_>, Vec<_>) = specs.partition(|spec| spec.is_a_copy());
+        let (copies, servers): (Vec<_>, Vec<_>) = specs.partition(|spec| spec.is_copy());
         let all = copies.into_iter().chain(servers);
         let all = all.map(|spec| spec.for_lineage(&settings.lineage));
         let all: Vec<_> = all.map(|spec| (self.target(&spec), spec)).collect();
         let named = all.iter().map(|(target, spec)| -> Arc<dyn Target> {
-            let same = |(other, _): &&(Arc<dyn Target>, Spec)| other.name() == target.name();
+            let same =
+                |(other, _): &&(Arc<dyn Target>, DeployTarget)| other.name() == target.name();
             match all.iter().filter(same).count() {
                 1 => target.clone(),
                 // Two nginx are told apart by their pid files.
@@ -155,11 +156,11 @@ impl Factory {
     }
 
     /// One for each server, so that certificates share its reloads.
-    fn target(&self, spec: &Spec) -> Arc<dyn Target> {
+    fn target(&self, spec: &DeployTarget) -> Arc<dyn Target> {
         let mut targets = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = targets.entry(spec.clone());
         let shared = shared
-            .or_insert_with(|| Arc::new(Merged::new(self.reach.target(spec), spec.loads_all())));
+            .or_insert_with(|| Arc::new(Coalesced::new(self.reach.target(spec), spec.coalesces())));
         shared.clone()
     }
 
@@ -511,8 +512,9 @@ pub(super) async fn keep_imported(
                 let others = &configured.certificates;
                 while let Some((path, whose)) = shared_file(&settings, others.iter()) {
                     tracing::error!(%lineage, "{}: {whose} is written there, and this one is not; hint: put {NAME} into the path", path.display());
-                    let leads_there =
-                        |spec: &Spec| spec.for_lineage(&lineage).writes().as_ref() == Some(&path);
+                    let leads_there = |spec: &DeployTarget| {
+                        spec.for_lineage(&lineage).writes().as_ref() == Some(&path)
+                    };
                     settings.deploy.retain(|spec| !leads_there(spec));
                 }
                 configured.certificates.push(settings);

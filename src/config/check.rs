@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::problem::{Place, Problems};
 use super::read::Entry;
 use super::{CaSettings, CertificateSettings, ChallengeSettings};
-use crate::deploy::spec::{NAME, Spec};
+use crate::deploy::target::{DeployTarget, NAME};
 use crate::identifier::{Identifier, Lineage};
 
 /// What the largest of public CAs take in one certificate.
@@ -71,7 +71,7 @@ pub fn shared_file<'a>(
 ) -> Option<(PathBuf, Lineage)> {
     let files = |one: &CertificateSettings| -> BTreeSet<PathBuf> {
         let specs = one.deploy.iter().map(|spec| spec.for_lineage(&one.lineage));
-        let specs = specs.filter(Spec::is_for_one);
+        let specs = specs.filter(DeployTarget::is_for_one);
         specs.filter_map(|spec| spec.writes()).collect()
     };
     let ours = files(certificate);

@@ -12,7 +12,7 @@ use super::{
     LogFormat, OutputSettings, RenewSettings, Settings,
 };
 use crate::deploy::owner;
-use crate::deploy::spec::Spec;
+use crate::deploy::target::DeployTarget;
 
 impl Sources {
     fn layers(&self) -> [&Layer; 3] {
@@ -187,7 +187,7 @@ impl Sources {
     }
 
     /// Named tables stand for every certificate that does not say otherwise.
-    fn deploy(&self, layers: &[&CertificateLayer], problems: &mut Problems) -> Vec<Spec> {
+    fn deploy(&self, layers: &[&CertificateLayer], problems: &mut Problems) -> Vec<DeployTarget> {
         let targets = &self.document.targets;
         let mut says = layers
             .iter()
@@ -200,7 +200,7 @@ impl Sources {
         let Some(given) = said.and_then(|layer| layer.deploy.as_ref()) else {
             return targets.values().map(|spec| self.located(spec)).collect();
         };
-        let mut specs: Vec<Spec> = Vec::new();
+        let mut specs: Vec<DeployTarget> = Vec::new();
         for word in &given.value {
             let spec = match targets.get(&word.value) {
                 Some(named) => Ok(self.located(named)),
@@ -221,7 +221,7 @@ impl Sources {
         specs
     }
 
-    fn located(&self, spec: &Given<Spec>) -> Spec {
+    fn located(&self, spec: &Given<DeployTarget>) -> DeployTarget {
         let located = spec.value.clone().located(|path| {
             self.absolute(&Given {
                 value: path.to_owned(),

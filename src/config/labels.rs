@@ -16,7 +16,7 @@ use super::problem::{Place, Problem, Problems};
 use super::read::Entry;
 use super::resolve::Sources;
 use super::{CertificateSettings, Settings, check};
-use crate::deploy::spec::{NAME, Spec};
+use crate::deploy::target::{DeployTarget, NAME};
 use crate::identifier::{Identifier, Lineage};
 use crate::manage::follow::listing::{Ask, Complaint};
 
@@ -42,7 +42,7 @@ pub struct DockerSettings {
     pub limit: usize,
     /// What is handed over to where a label says nothing, and what it may name: all of
     /// the file's `[deploy.NAME]`.
-    pub deploy: Vec<Spec>,
+    pub deploy: Vec<DeployTarget>,
 }
 
 /// A name, or with `*.` before it all below it.
@@ -249,12 +249,12 @@ impl Sources {
         self.checked(&entry, problems)
     }
 
-    /// Holds what a label hands over to against what it may.
+    /// A label may only name targets of the configuration.
     fn may_be_named(&self, text: &str, place: &Place, problems: &mut Problems) {
         let tables = &self.document.targets;
         for word in split(text) {
             if word != NGINX && !tables.contains_key(word) {
-                let message = format!("a label cannot hand over to `{}`", word.escape_debug());
+                let message = format!("a label cannot deploy to `{}`", word.escape_debug());
                 let hint = "write nginx, or the NAME of a [deploy.NAME] of the configuration";
                 problems.add(place, message, hint);
             }

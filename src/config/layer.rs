@@ -16,7 +16,7 @@ use super::{AdminListen, DeployWhen, LogFormat};
 use crate::certificate::KeyType;
 use crate::deploy::docker::Api;
 use crate::deploy::endpoint::Endpoint;
-use crate::deploy::spec::Spec;
+use crate::deploy::target::DeployTarget;
 use crate::manage::schedule::Schedule;
 
 /// What a key takes.
@@ -131,7 +131,7 @@ pub(super) struct CertificateLayer {
     /// Specs, or names of the file's `[deploy.NAME]` tables.
     pub(super) deploy: Option<Given<Vec<Given<String>>>>,
     /// Instead of them, whole specs: those of a stored certificate.
-    pub(super) stored_deploy: Option<Given<Vec<Spec>>>,
+    pub(super) stored_deploy: Option<Given<Vec<DeployTarget>>>,
     pub(super) verify: Option<Given<Vec<Endpoint>>>,
     /// Keys that were said and not understood: what follows from their absence
     /// is not worth telling.

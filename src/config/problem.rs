@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+pub(super) use crate::text::nearest;
 use crate::text::{printable, printable_within};
 
 /// Where something was said.
@@ -119,51 +120,5 @@ impl Problems {
             _ => usize::MAX,
         });
         self.0
-    }
-}
-
-/// The known word that a mistyped one may stand for.
-pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    known
-        .into_iter()
-        .map(|candidate| (distance(word, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= 2 && *distance * 3 <= candidate.len())
-        .min()
-        .map(|(_, candidate)| candidate)
-}
-
-/// How many characters to insert, remove, replace or swap with their neighbour.
-fn distance(one: &str, other: &str) -> usize {
-    let (one, other): (Vec<char>, Vec<char>) = (one.chars().collect(), other.chars().collect());
-    let mut rows = vec![(0..=other.len()).collect::<Vec<_>>()];
-    for i in 1..=one.len() {
-        let mut row = vec![i];
-        for j in 1..=other.len() {
-            let changed = usize::from(one[i - 1] != other[j - 1]);
-            let mut least = (rows[i - 1][j - 1] + changed)
-                .min(rows[i - 1][j] + 1)
-                .min(row[j - 1] + 1);
-            if i > 1 && j > 1 && one[i - 1] == other[j - 2] && one[i - 2] == other[j - 1] {
-                least = least.min(rows[i - 2][j - 2] + 1);
-            }
-            row.push(least);
-        }
-        rows.push(row);
-    }
-    rows[one.len()][other.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mistyped_word_finds_what_it_stands_for() {
-        let known = ["email", "ca", "http_listen", "webroot"];
-        assert_eq!(nearest("emial", known), Some("email"));
-        assert_eq!(nearest("http-listen", known), Some("http_listen"));
-        assert_eq!(nearest("web_root", known), Some("webroot"));
-        assert_eq!(nearest("cb", known), None);
-        assert_eq!(nearest("colour", known), None);
     }
 }

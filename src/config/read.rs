@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::layer::{CertificateLayer, KEYS, Layer, Raw, Scope, Value, list, parsed, words};
 use super::problem::{Given, Place, Problems, nearest};
-use crate::deploy::spec::{Keys, Spec};
+use crate::deploy::target::{DeployTarget, TargetKeys};
 use crate::identifier::{Identifier, Lineage};
 
 /// What the file says.
@@ -17,7 +17,7 @@ pub(super) struct Document {
     pub(super) layer: Layer,
     pub(super) entries: Vec<Entry>,
     /// `[deploy.NAME]`.
-    pub(super) targets: BTreeMap<String, Given<Spec>>,
+    pub(super) targets: BTreeMap<String, Given<DeployTarget>>,
 }
 
 /// One certificate that is named, with what is said for it alone.
@@ -123,14 +123,14 @@ impl Reader<'_> {
         }
     }
 
-    fn targets(&mut self, table: &DeTable<'_>) -> BTreeMap<String, Given<Spec>> {
+    fn targets(&mut self, table: &DeTable<'_>) -> BTreeMap<String, Given<DeployTarget>> {
         let mut targets = BTreeMap::new();
         for (name, item) in table {
             let place = self.place(name.span());
             let DeValue::Table(keys) = item.get_ref() else {
                 let hint = "write deploy = [\"nginx\"], or [deploy.NAME] with kind = \"nginx\"";
-                self.problems
-                    .add(&place, "a way to hand over is a table here", hint);
+                let message = format!("`deploy.{}` is not a table", name.get_ref());
+                self.problems.add(&place, message, hint);
                 continue;
             };
             targets.extend(
@@ -141,8 +141,8 @@ impl Reader<'_> {
         targets
     }
 
-    fn target(&mut self, place: &Place, keys: &DeTable<'_>) -> Option<Spec> {
-        let (mut kind, mut given) = (None::<String>, Keys::new());
+    fn target(&mut self, place: &Place, keys: &DeTable<'_>) -> Option<DeployTarget> {
+        let (mut kind, mut given) = (None::<String>, TargetKeys::new());
         let mut places = BTreeMap::new();
         for (key, item) in keys {
             let value = self.value(key.span(), item);
@@ -165,25 +165,28 @@ impl Reader<'_> {
         let Some(kind) = kind else {
             self.problems.add(
                 place,
-                "the kind of server is missing",
+                "a deploy target without `kind`",
                 "add kind = \"nginx\"",
             );
             return None;
         };
-        let malformed = match Spec::long(&kind, given) {
-            Ok(spec) => return Some(spec),
-            Err(malformed) => malformed,
+        let invalid = match DeployTarget::long(&kind, given) {
+            Ok(target) => return Some(target),
+            Err(invalid) => invalid,
         };
-        let place = malformed
-            .key
-            .as_ref()
-            .and_then(|key| places.get(key))
-            .unwrap_or(place);
-        let hint = match (malformed.key.as_deref(), Spec::keys_of(&kind)) {
-            (Some("kind"), _) => "write kind = \"nginx\", or another of them".to_owned(),
-            (_, keys) => format!("the keys of {kind}: {}", keys.join(", ")),
+        let key = invalid.key.as_ref();
+        let place = key.and_then(|key| places.get(key)).unwrap_or(place);
+        let hint = match key.map(String::as_str) {
+            Some("kind") => {
+                let kinds: Vec<_> = DeployTarget::kinds().map(|kind| kind.name).collect();
+                format!("the kinds: {}", kinds.join(", "))
+            }
+            _ => format!(
+                "the keys of {kind}: {}",
+                DeployTarget::keys_of(&kind).join(", ")
+            ),
         };
-        self.problems.add(place, malformed.message, hint);
+        self.problems.add(place, invalid.message, hint);
         None
     }
 

@@ -3,6 +3,8 @@
 
 use schemars::JsonSchema;
 
+use crate::deploy::target::DeployTarget;
+
 /// The file's JSON Schema.
 #[must_use]
 pub fn schema() -> String {
@@ -31,7 +33,7 @@ struct Document {
     renew: Option<Renew>,
     /// Containers that ask for certificates by their labels
     docker: Option<Docker>,
-    /// Whom every certificate is handed over to: nginx or nginx:PID_FILE; or tables by name
+    /// Where every certificate is deployed to: nginx or nginx:PID_FILE; or tables by name
     deploy: Option<Deploy>,
     #[serde(flatten)]
     shared: Shared,
@@ -47,7 +49,7 @@ struct Certificate {
     names: OneOrMany,
     /// The certificate's name (default: the first of names)
     name: Option<String>,
-    /// Whom to hand over to: KIND, KIND:WHERE, a URL or the NAME of a [deploy.NAME]
+    /// Where to deploy to: KIND, KIND:WHERE, a URL or the NAME of a [deploy.NAME]
     deploy: Option<OneOrMany>,
     #[serde(flatten)]
     shared: Shared,
@@ -138,61 +140,11 @@ struct Docker {
 }
 
 #[derive(JsonSchema)]
-#[schemars(deny_unknown_fields)]
-#[allow(dead_code)] // only its shape is used
-struct Target {
-    /// The kind of server
-    kind: TargetKind,
-    /// nginx, coturn, dovecot, postfix: its pid file; else the usual places are searched
-    pid_file: Option<String>,
-    /// haproxy: its runtime socket, of level admin
-    socket: Option<String>,
-    /// haproxy: the file that it reads when it starts, written too; else it reads live/NAME/combined.pem
-    certificate: Option<String>,
-    /// envoy, traefik: the file that it watches
-    file: Option<String>,
-    /// caddy: HOST:PORT of its admin API
-    admin: Option<String>,
-    /// systemd: the unit
-    unit: Option<String>,
-    /// systemd: a D-Bus address, other than the system's
-    bus: Option<String>,
-    /// docker: its name
-    container: Option<String>,
-    /// docker: the signal for its first process (default HUP)
-    signal: Option<String>,
-    /// docker: a program to run in it instead; exec: the program and its arguments
-    command: Option<OneOrMany>,
-    /// docker: where the API is (default $DOCKER_HOST)
-    host: Option<String>,
-    /// docker: whether an API that nothing filters may be used
-    accept_raw_socket: Option<bool>,
-    /// exec: how long it may take, such as 30s or 5m
-    timeout: Option<String>,
-    /// webhook: an http:// or https:// URL
-    url: Option<String>,
-    /// webhook: a file with the secret that signs what is sent
-    secret_file: Option<String>,
-    /// file, directory: where the copy is written
-    path: Option<String>,
-    /// file: combined, fullchain, key, cert, chain or pkcs12
-    format: Option<String>,
-    /// file: a file with the key store's password
-    password_file: Option<String>,
-    /// file, directory: who owns it
-    owner: Option<String>,
-    /// file, directory: its group
-    group: Option<String>,
-    /// file: its mode in octal digits
-    mode: Option<String>,
-}
-
-#[derive(JsonSchema)]
 #[serde(untagged)]
 #[allow(dead_code)] // only its shape is used
 enum Deploy {
     Short(OneOrMany),
-    Long(std::collections::BTreeMap<String, Target>),
+    Long(std::collections::BTreeMap<String, DeployTarget>),
 }
 
 #[derive(JsonSchema)]
@@ -217,26 +169,6 @@ enum DeployWhen {
 enum LogFormat {
     Text,
     Json,
-}
-
-#[derive(JsonSchema)]
-#[serde(rename_all = "lowercase")]
-#[allow(dead_code)] // only its shape is used
-enum TargetKind {
-    Nginx,
-    Haproxy,
-    Coturn,
-    Dovecot,
-    Postfix,
-    Envoy,
-    Traefik,
-    Caddy,
-    Systemd,
-    Docker,
-    Exec,
-    Webhook,
-    File,
-    Directory,
 }
 
 #[derive(JsonSchema)]

@@ -332,7 +332,7 @@ fn what_contradicts_itself_or_cannot_be_issued_is_refused() {
     refused("[deploy.web]\nkind = 'haproxy'", "haproxy");
     refused(
         "[deploy.web]\npid_file = '/run/nginx.pid'",
-        "kind of server is missing",
+        "without `kind`",
     );
     refused("[certificate]\nnames = ['example.com']", "not a list");
     let mut case = Case::new("");

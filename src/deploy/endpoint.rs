@@ -1,4 +1,4 @@
-//! Where a certificate must be seen, as a user writes it.
+//! An endpoint that must serve a certificate, as a user writes it.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::starttls::Protocol;
 use crate::identifier::Identifier;
 
-/// Where a certificate must be seen.
+/// An endpoint that must serve a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Endpoint {

@@ -1,5 +1,5 @@
-//! One HTTP request to a server that is told: over TCP, TLS or a Unix socket, with
-//! a deadline and a bound on what is read. Redirects are not followed.
+//! One HTTP request to a deploy target: over TCP, TLS or a Unix socket, with a deadline
+//! and a bound on what is read. Redirects are not followed.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -130,7 +130,7 @@ impl Drop for Connection {
 }
 
 impl Answer {
-    /// What comes next of it, whenever that is; `None` at its end.
+    /// The next part of it, whenever that comes; `None` at its end.
     pub async fn next(&mut self) -> Option<Result<Bytes, String>> {
         loop {
             match self.body.frame().await? {
@@ -155,7 +155,7 @@ impl Answer {
         Ok(kept.into())
     }
 
-    /// To its end: with it ends what says it.
+    /// To its end: the other side works until then.
     async fn cut(mut self, longest: usize) -> Result<(Bytes, bool), String> {
         let (mut kept, mut is_whole) = (Vec::new(), true);
         while let Some(part) = self.next().await {
@@ -198,7 +198,7 @@ async fn begin(
         .await
         .map_err(shown)?;
     let connection = Connection(tokio::spawn(async {
-        // Whoever waits for the answer is told what went wrong.
+        // The caller gets the error from the request.
         let _ = connection.await;
     }));
     let answer = sender.send_request(request).await.map_err(shown)?;

@@ -1,6 +1,6 @@
-//! Files for consumers: an immutable directory a generation below `archive/`,
-//! and one symbolic link below `live/` that one rename moves, so that a reader
-//! never meets the key of one generation beside the chain of another.
+//! Files for consumers: an immutable directory for each generation below `archive/`, and
+//! one symbolic link below `live/` that one rename moves, so that a reader never gets the
+//! key of one generation with the chain of another.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -85,7 +85,7 @@ impl Outlet for Output {
         let place = archive.join(generation.to_string());
         let contents = contents(bundle);
         if is_intact(&place, &contents) {
-            // Whoever wrote it may have been killed before he flushed it.
+            // The process that wrote it may have been killed before it flushed it.
             files::sync_parent(&place).map_err(at("flush", &place))?;
         } else {
             for directory in [&self.root, &self.root.join("archive"), &archive] {
@@ -107,7 +107,7 @@ impl Outlet for Output {
         let link = self.live_path(lineage);
         let target = std::fs::read_link(&link).ok()?;
         let generation = target.file_name()?.to_str()?.parse().ok().map(Generation);
-        // What only cannot be looked at now is no reason to put another in its place.
+        // A file that only cannot be read now is no reason to replace the pair.
         let there = |name: &str| match std::fs::metadata(link.join(name)) {
             Ok(found) => found.len() > 0,
             Err(error) => error.kind() != io::ErrorKind::NotFound,
@@ -215,8 +215,8 @@ fn write_generation(
     give(&staged, DIRECTORY, owner)?;
     files::sync(&staged).map_err(at("flush", &staged))?;
     if place.exists() {
-        // Only what a crash or a foreign hand left unfinished can stand there;
-        // but it may be live, so there is no moment without it.
+        // Only an unfinished or changed generation can stand there; but it may be live, so
+        // there is no moment without it.
         exchange(&staged, place).map_err(at("replace", place))?;
         files::sync_parent(place).map_err(at("flush", place))?;
         return remove_directory(&staged);
@@ -225,8 +225,7 @@ fn write_generation(
     files::sync_parent(place).map_err(at("flush", place))
 }
 
-/// Each takes the other's name in one step. Where the file system cannot, two
-/// steps must do.
+/// Swaps both names in one step, or in three where the file system cannot.
 fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     use rustix::io::Errno;
@@ -241,11 +240,11 @@ fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     }
 }
 
-/// It gets its name last: one that a crash left half made would be taken for
-/// the user's own, and stay closed to every consumer.
+/// It gets its name last: a half-made directory after a crash would pass for the user's
+/// own, and stay closed to every consumer.
 fn make_shared(path: &Path, owner: Owner) -> Result<(), OutputError> {
     if path.is_dir() {
-        // Whoever made it may have been killed before he flushed its name; but
+        // The process that made it may have been killed before it flushed its name; but
         // the user's own may stand where nothing can be flushed.
         let _ = files::sync_parent(path);
         return Ok(());

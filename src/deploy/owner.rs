@@ -10,7 +10,7 @@ use std::path::Path;
 use rustix::fs::{Gid, OFlags, Uid};
 use serde::{Deserialize, Serialize};
 
-/// Who shall own the output; what is `None` stays the process's own.
+/// The owner of files that are written; what is `None` stays the process's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// The user's number.
@@ -30,13 +30,13 @@ impl Owner {
     }
 
     /// Gives the file or directory at `path` to this owner, and its mode after it:
-    /// giving a file away takes its set-group-id bit. Whoever may not give it away
-    /// goes on with a file that is his own.
+    /// giving a file away takes its set-group-id bit. Without the right to give it away,
+    /// the file stays the process's own.
     ///
     /// # Errors
     /// When it has not got the mode: a key must not be open to others. Also when a
-    /// link stands there, or a file that has another name too: whoever owns the
-    /// directory could have us give away anything.
+    /// link stands there, or a file that has another name too: the directory's owner could
+    /// have us give away anything.
     pub fn take_or_warn(self, path: &Path, mode: u32) -> io::Result<()> {
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
         let mut options = File::options();
@@ -46,7 +46,9 @@ impl Owner {
             .open(path)?;
         let found = held.metadata()?;
         if !found.is_dir() && (!found.is_file() || found.nlink() != 1) {
-            return Err(io::Error::other("it is no file of ours alone"));
+            return Err(io::Error::other(
+                "the file has another name too, or is not a file",
+            ));
         }
         if let Err(error) = self.take(&held) {
             tracing::warn!(
@@ -91,13 +93,7 @@ fn number(text: &str, kind: &str, table: &Path) -> Result<u32, String> {
         .map_err(|error| format!("{}: {error}", table.display()))?
         .lines()
         .find_map(|line| third_field(line, text));
-    found.ok_or_else(|| {
-        format!(
-            "there is no {kind} `{}` in {}",
-            text.escape_debug(),
-            table.display()
-        )
-    })
+    found.ok_or_else(|| format!("no {kind} `{}` in {}", text.escape_debug(), table.display()))
 }
 
 fn third_field(line: &str, name: &str) -> Option<u32> {

@@ -1,5 +1,5 @@
-//! A server's process, found by its pid file and held by a pidfd: a signal cannot
-//! reach another process that was given the same number since.
+//! A server's process, found by its pid file and held by a pidfd: a signal cannot reach
+//! another process that has got the same number since.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -61,7 +61,7 @@ impl Process {
         Err(found.is_another(target))
     }
 
-    /// It is not what it should be.
+    /// It is another program.
     pub(super) fn is_another(&self, target: &str) -> DeployError {
         let title = String::from_utf8_lossy(&self.command_line).replace('\0', " ");
         let program = title.chars().take(60).collect::<String>();
@@ -102,13 +102,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pid_file_that_is_a_pipe_is_not_waited_for() {
+    fn pid_file_that_is_a_pipe_is_not_waited_for() {
         let directory = tempfile::tempdir().unwrap();
         let fifo = directory.path().join("nginx.pid");
         let made = std::process::Command::new("mkfifo").arg(&fifo).status();
         assert!(made.unwrap().success());
         let (sender, receiver) = std::sync::mpsc::channel();
-        // Whoever opens it as a file waits until somebody writes to it.
+        // To open it as a file is to wait for a writer.
         std::thread::spawn(move || sender.send(Process::find("nginx", &[fifo])));
         let found = receiver.recv_timeout(std::time::Duration::from_secs(20));
         let error = found.expect("it waits for ever").unwrap_err();

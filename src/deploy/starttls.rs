@@ -1,4 +1,4 @@
-//! From a mail server's plain greeting to where its TLS begins: SMTP (RFC 3207),
+//! From a mail server's plain greeting to the start of its TLS: SMTP (RFC 3207),
 //! IMAP (RFC 9051 section 6.2.1) and POP3 (RFC 2595).
 
 use std::fmt;
@@ -14,7 +14,7 @@ const MOST_LINES: usize = 100;
 /// What is spoken before TLS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Protocol {
-    /// Nothing: HTTPS, TURN over TLS, and the mail ports that are TLS throughout.
+    /// TLS from the first byte: HTTPS, TURN over TLS, and the mail ports that are TLS throughout.
     #[default]
     Tls,
     /// SMTP and submission.

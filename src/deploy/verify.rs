@@ -1,9 +1,9 @@
-//! The proof: a TLS handshake with each address of an endpoint, and the leaf
-//! that is served there compared with the one that should be.
+//! Verification: a TLS handshake with each address of an endpoint, and the leaf that is
+//! served there compared with the one that should be.
 //!
-//! The chain is not judged here (a private CA's is as good): the question is
-//! which certificate is served, and the handshake's signature shows that the
-//! server holds its key.
+//! The chain is not judged here (a private CA's is as good): the question is which
+//! certificate is served, and the handshake's signature shows that the server holds its
+//! key.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -35,7 +35,7 @@ const STEADY_PAUSE: Duration = Duration::from_millis(100);
 
 /// What an endpoint serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct ServedLeaf {
     /// Of the leaf.
     pub fingerprint: Fingerprint,
     /// The leaf's last valid second.
@@ -50,13 +50,13 @@ pub struct VerifyError {
     pub endpoint: String,
     /// The name that was asked for by SNI.
     pub name: String,
-    /// How long it was looked for.
+    /// How long it was waited for.
     within: Option<Duration>,
     found: String,
 }
 
 impl VerifyError {
-    /// A server that was found listening, and is found no more.
+    /// A server that was found listening, and listens no more.
     #[must_use]
     pub fn gone(server: &str, name: impl fmt::Display) -> Self {
         Self {
@@ -67,7 +67,7 @@ impl VerifyError {
         }
     }
 
-    /// The same, looked for since the proof began.
+    /// The same, with how long the verification took.
     #[must_use]
     pub fn after(mut self, waited: Duration) -> Self {
         self.within = Some(waited);
@@ -95,9 +95,9 @@ fn seconds(within: &Option<Duration>) -> String {
     within.map(shown).unwrap_or_default()
 }
 
-/// Where a certificate is looked for.
+/// Where a certificate must be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum ServedAt {
     /// Every address of an endpoint that the user named.
     Named(Endpoint),
     /// One of the addresses on which this server was found listening, of each family
@@ -105,7 +105,7 @@ pub enum Place {
     Found(String, Vec<SocketAddr>),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ServedAt {
     /// The endpoint, or the server's name.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -115,44 +115,44 @@ impl fmt::Display for Place {
     }
 }
 
-/// Looks at what is served.
+/// Verification at what is served.
 #[async_trait]
-pub trait Prover: Send + Sync {
+pub trait Verifier: Send + Sync {
     /// One look: whether `place` serves `wanted` for `name` now.
     ///
     /// # Errors
-    /// What was found instead, in words.
+    /// What it serves instead, in words.
     async fn look(
         &self,
-        place: &Place,
+        place: &ServedAt,
         name: &Identifier,
         wanted: &Fingerprint,
     ) -> Result<(), String>;
 }
 
-/// Looks by a TLS handshake.
+/// Verification by a TLS handshake.
 #[derive(Debug, Default)]
 pub struct Handshake;
 
 #[async_trait]
-impl Prover for Handshake {
+impl Verifier for Handshake {
     async fn look(
         &self,
-        place: &Place,
+        place: &ServedAt,
         name: &Identifier,
         wanted: &Fingerprint,
     ) -> Result<(), String> {
         match place {
-            Place::Named(endpoint) => every_address(endpoint, name, wanted).await,
-            Place::Found(_, addresses) => each_family(addresses, name, wanted).await,
+            ServedAt::Named(endpoint) => every_address(endpoint, name, wanted).await,
+            ServedAt::Found(_, addresses) => each_family(addresses, name, wanted).await,
         }
     }
 }
 
-/// What is looked for, and until when.
-pub struct Looks<'a> {
-    /// Looks.
-    pub prover: &'a dyn Prover,
+/// The certificate to verify, and until when.
+pub struct Verification<'a> {
+    /// Does the handshakes.
+    pub verifier: &'a dyn Verifier,
     /// Of the leaf.
     pub wanted: &'a Fingerprint,
     /// Tells the time.
@@ -161,18 +161,18 @@ pub struct Looks<'a> {
     pub end: Duration,
 }
 
-impl Looks<'_> {
-    /// Looks until `place` serves what is wanted for each of `names`, and goes on
+impl Verification<'_> {
+    /// Verification until `place` serves the wanted certificate for each of `names`, and goes on
     /// serving it to every new connection.
     ///
     /// # Errors
     /// When the time is over; says what is served instead.
-    pub async fn prove(
+    pub async fn verify(
         &self,
-        place: &Place,
+        place: &ServedAt,
         names: &BTreeSet<Identifier>,
     ) -> Result<(), VerifyError> {
-        // Whoever starts anew starts for all of its names.
+        // New workers serve all names.
         let Some(first) = names.first() else {
             return Ok(());
         };
@@ -183,7 +183,7 @@ impl Looks<'_> {
                 found = self.seen(place, name, &mut pause).await;
                 match (&found, flaps) {
                     (Ok(()), _) => {}
-                    // The same words each time, for the same trouble.
+                    // The same message each time, for the same cause.
                     (Err(_), true) => break,
                     (Err(found), false) => return Err(missed(place, name, found.clone())),
                 }
@@ -205,12 +205,12 @@ impl Looks<'_> {
 
     async fn seen(
         &self,
-        place: &Place,
+        place: &ServedAt,
         name: &Identifier,
         pause: &mut Duration,
     ) -> Result<(), String> {
         loop {
-            let Err(found) = self.prover.look(place, name, self.wanted).await else {
+            let Err(found) = self.verifier.look(place, name, self.wanted).await else {
                 return Ok(());
             };
             if self.is_over() {
@@ -231,14 +231,14 @@ impl Looks<'_> {
         *pause = (*pause * 2).min(LONGEST_PAUSE);
     }
 
-    /// A server that is told anew goes on beside its old self for a moment: nginx has
-    /// both take connections for 100 ms at least, a balancer has several of them. That
-    /// one connection sees the new pair says nothing of the next.
-    async fn steadily(&self, place: &Place, name: &Identifier) -> Result<(), String> {
+    /// After a reload, old and new workers serve side by side for a moment: with nginx both
+    /// take connections for at least 100 ms, and a balancer has several servers. That one
+    /// connection sees the new pair says nothing of the next.
+    async fn steadily(&self, place: &ServedAt, name: &Identifier) -> Result<(), String> {
         let begun = self.clock.stopwatch();
         for _ in 0..STEADY_LOOKS {
             self.clock.sleep(STEADY_PAUSE).await;
-            self.prover.look(place, name, self.wanted).await?;
+            self.verifier.look(place, name, self.wanted).await?;
             // Where a look takes seconds, one is as good as all.
             let passed = self.clock.stopwatch().saturating_sub(begun);
             if passed > STEADY_PAUSE * STEADY_LOOKS {
@@ -249,7 +249,7 @@ impl Looks<'_> {
     }
 }
 
-fn missed(place: &Place, name: &Identifier, found: String) -> VerifyError {
+fn missed(place: &ServedAt, name: &Identifier, found: String) -> VerifyError {
     VerifyError {
         endpoint: place.to_string(),
         name: name.to_string(),
@@ -258,8 +258,8 @@ fn missed(place: &Place, name: &Identifier, found: String) -> VerifyError {
     }
 }
 
-/// Other ports may serve other things, or nothing by TLS: what is found on one of
-/// them by IPv4 must be found on the same one by IPv6, where both listen there.
+/// Other ports may serve other certificates, or no TLS: a port that serves the wanted one
+/// by IPv4 must also serve it by IPv6, where the server listens on both.
 async fn each_family(
     addresses: &[SocketAddr],
     name: &Identifier,
@@ -335,7 +335,7 @@ pub async fn observe(
     address: SocketAddr,
     protocol: Protocol,
     name: &Identifier,
-) -> Result<Seen, String> {
+) -> Result<ServedLeaf, String> {
     let handshake = async {
         let mut stream = TcpStream::connect(address)
             .await
@@ -368,7 +368,7 @@ pub async fn observe(
         Err(_) => return Err(format!("no handshake within {HANDSHAKE_WITHIN:?}")),
     };
     let facts = Facts::of(&leaf).map_err(|error| error.to_string())?;
-    Ok(Seen {
+    Ok(ServedLeaf {
         fingerprint: facts.fingerprint,
         not_after: facts.not_after,
     })

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::issue::Held;
 use super::{Certificate, ManageError, Parts};
 use crate::certificate::{Bundle, Facts, Freshness};
-use crate::deploy::verify::{Looks, Place, VerifyError};
+use crate::deploy::verify::{ServedAt, Verification, VerifyError};
 use crate::deploy::{Delivery, DeployError, Target};
 use crate::identifier::Lineage;
 use crate::record::{Failures, Generation, Served, TakenBack};
@@ -288,19 +288,19 @@ fn all_served(held: &Held, generation: Generation) -> bool {
 /// The places where `certificate` must be seen; none when the user named no
 /// endpoint and no target shows where it listens.
 #[must_use]
-pub async fn places(certificate: &Certificate) -> Vec<Place> {
+pub async fn places(certificate: &Certificate) -> Vec<ServedAt> {
     if !certificate.endpoints.is_empty() {
         return certificate
             .endpoints
             .iter()
             .cloned()
-            .map(Place::Named)
+            .map(ServedAt::Named)
             .collect();
     }
     let mut found = Vec::new();
     for target in &certificate.targets {
         if let Some(addresses) = target.listens_on().await {
-            found.push(Place::Found(target.name().to_owned(), addresses));
+            found.push(ServedAt::Found(target.name().to_owned(), addresses));
         }
     }
     found
@@ -321,8 +321,8 @@ async fn prove(
         tracing::warn!(lineage = %held.record.lineage, "nothing proves that it is served: name an endpoint with --verify HOST:PORT");
     }
     let begun = parts.clock.stopwatch();
-    let looks = Looks {
-        prover: parts.prover.as_ref(),
+    let verification = Verification {
+        verifier: parts.prover.as_ref(),
         wanted: &pair.facts.fingerprint,
         clock: parts.clock.as_ref(),
         end: begun + PROOF_WITHIN,
@@ -330,7 +330,7 @@ async fn prove(
     for place in places {
         let phase = format!("waiting for {place} to serve it");
         parts.phase(&held.record.lineage, &phase);
-        if let Err(error) = looks.prove(&place, &pair.facts.identifiers).await {
+        if let Err(error) = verification.verify(&place, &pair.facts.identifiers).await {
             // What was seen there before is seen there no more.
             let known = held.record.served.entry(place.to_string());
             known.and_modify(|served| served.generation = Generation::default());

@@ -17,7 +17,7 @@ use super::tally::Tally;
 use crate::acme::Dated;
 use crate::certificate::{Bundle, Facts, Fingerprint, Secret};
 use crate::deploy::output::OutputError;
-use crate::deploy::verify::{Place, Prover};
+use crate::deploy::verify::{ServedAt, Verifier};
 use crate::deploy::{Delivery, DeployError, Outlet, Target};
 use crate::identifier::{Identifier, Lineage};
 use crate::record::Generation;
@@ -384,10 +384,10 @@ impl Target for NodeProxy {
 pub(super) struct NodeProver(pub(super) Arc<Node>);
 
 #[async_trait]
-impl Prover for NodeProver {
+impl Verifier for NodeProver {
     async fn look(
         &self,
-        place: &Place,
+        place: &ServedAt,
         name: &Identifier,
         wanted: &Fingerprint,
     ) -> Result<(), String> {

@@ -1,7 +1,7 @@
-//! The process apart: the same program, started before anything is given up,
-//! which tells servers what the confined one may not tell them. It has no keys,
-//! no network and no configuration, and ends with the socket to its parent. It is
-//! two: one does the errands, and one starts another when that has died, which the
+//! The helper process: the same program, started before anything is given up, which
+//! reloads the servers that the confined process may not reload. It has no keys, no
+//! network and no configuration, and ends with the socket to its parent. It is two
+//! processes: one serves requests, and one restarts it after its death, which the
 //! confined process may not do.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,30 +15,34 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::super::Call;
 use super::super::output::Failure;
 use crate::config::Settings;
-use crate::deploy::hand::{self, Hand, keeper};
-use crate::deploy::spec::Spec;
+use crate::deploy::helper::{self, Helper, restart};
+use crate::deploy::target::DeployTarget;
 
 /// Starts it, or says why this process goes on as it is. `programs` are those
 /// of the user's own that it may run, and no other.
-pub(super) fn start(call: &Call, settings: &Settings, programs: &[Spec]) -> Option<Arc<Hand>> {
+pub(super) fn start(
+    call: &Call,
+    settings: &Settings,
+    programs: &[DeployTarget],
+) -> Option<Arc<Helper>> {
     if !settings.harden {
         tracing::warn!("nothing is given up: harden is off");
         return None;
     }
     match spawn(call, programs) {
-        Ok(hand) => Some(hand),
+        Ok(helper) => Some(helper),
         Err(error) => {
-            tracing::warn!("nothing is given up: the process that tells servers: {error}");
+            tracing::warn!("nothing is given up: the helper process: {error}");
             None
         }
     }
 }
 
-fn spawn(call: &Call, programs: &[Spec]) -> std::io::Result<Arc<Hand>> {
+fn spawn(call: &Call, programs: &[DeployTarget]) -> std::io::Result<Arc<Helper>> {
     let (near, distant) = UnixStream::pair()?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("certs").arg("hand");
-    // What concerns us alone, secrets among it, is no business of nginx.
+    command.arg0("certs").arg("helper");
+    // Our own variables, secrets among them, are none of nginx's business.
     for name in call.environment.keys() {
         let ours = ["CERTS_", "LISTEN_", "NOTIFY_", "WATCHDOG_"];
         if ours.iter().any(|prefix| name.starts_with(prefix)) {
@@ -47,35 +51,36 @@ fn spawn(call: &Call, programs: &[Spec]) -> std::io::Result<Arc<Hand>> {
     }
     command.stdin(OwnedFd::from(distant));
     command.stdout(Stdio::null()).spawn()?;
-    Hand::new(near, programs)
+    Helper::new(near, programs)
 }
 
-/// The other end, `certs hand`: keeps a process at the errands until nobody can ask.
+/// `certs helper`: starts the process that serves, and again after its death, until the
+/// parent has ended.
 pub(in crate::cli) async fn keep() -> Result<(), Failure> {
     let (stream, _heard) = inherited()?;
-    let kept = keeper::keep(stream, |stream| {
+    let kept = restart::keep_running(stream, |stream| {
         let mut command = tokio::process::Command::new("/proc/self/exe");
-        command.arg0("certs").args(["hand", "--errands"]);
+        command.arg0("certs").args(["helper", "--serve"]);
         command.stdin(OwnedFd::from(stream)).stdout(Stdio::null());
         command.kill_on_drop(true).spawn()
     });
     kept.await.map_err(|error| usage(&error))
 }
 
-/// `certs hand --errands`: does what it is asked.
+/// `certs helper --serve`: serves the parent's requests.
 pub(in crate::cli) async fn serve() -> Result<(), Failure> {
     let (stream, _heard) = inherited()?;
-    hand::serve(stream).await.map_err(|error| usage(&error))
+    helper::serve(stream).await.map_err(|error| usage(&error))
 }
 
 fn usage(error: &std::io::Error) -> Failure {
     Failure::usage(
-        format!("certs hand: {error}"),
+        format!("certs helper: {error}"),
         "it is started by certs run alone",
     )
 }
 
-/// The way to the parent, and the signals that are heard and not obeyed.
+/// The socket to the parent, and the signals that are ignored.
 fn inherited() -> Result<(UnixStream, Vec<Signal>), Failure> {
     let usage = |error: std::io::Error| usage(&error);
     let stdin = std::io::stdin().as_fd().try_clone_to_owned();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::super::Call;
 use crate::config::{ChallengeSettings, Settings};
 use crate::deploy::docker::Api;
-use crate::deploy::spec::Spec;
+use crate::deploy::target::DeployTarget;
 
 /// Read by the resolver (its modules are loaded when a name is first looked
 /// up), for time zones, and for users' names. Whole directories: their files
@@ -78,7 +78,7 @@ impl Places {
             output,
             files,
             sockets: specs(settings)
-                .filter_map(|spec| spec.connects_to())
+                .filter_map(|spec| spec.rights().connects_to)
                 .chain(followed(settings))
                 .collect(),
         }
@@ -104,14 +104,14 @@ fn within(directories: &BTreeSet<PathBuf>, path: &Path) -> bool {
 
 /// Whom to tell, with each certificate's own name in its paths; also whom a
 /// certificate may name that a container asks for later.
-pub(super) fn specs(settings: &Settings) -> impl Iterator<Item = Spec> {
+pub(super) fn specs(settings: &Settings) -> impl Iterator<Item = DeployTarget> {
     let docker = settings.docker.iter();
     let may_come = docker.flat_map(|docker| docker.deploy.iter().cloned());
     let certificates = settings.certificates.iter().flat_map(|one| {
         let specs = one.deploy.iter();
         specs.map(|spec| spec.for_lineage(&one.lineage))
     });
-    certificates.chain(may_come.filter(|spec| !spec.is_each_in_its_own_place()))
+    certificates.chain(may_come.filter(|spec| !spec.has_directory_for_each()))
 }
 
 /// The socket of Docker's API, where labels are followed.
@@ -137,7 +137,7 @@ fn files(environment: &BTreeMap<String, String>, settings: &Settings) -> BTreeSe
     let certificates = settings.certificates.iter();
     named
         .chain(certificates.flat_map(|one| {
-            let beside = one.deploy.iter().filter_map(Spec::reads);
+            let beside = one.deploy.iter().filter_map(|spec| spec.rights().reads);
             one.ca_files().cloned().chain(beside)
         }))
         .chain(settings.file.clone())

@@ -104,7 +104,7 @@ fn any_is_given_away(settings: &Settings) -> bool {
         let found = std::fs::metadata(file);
         found.is_ok_and(|found| (found.uid(), found.gid()) != (user.as_raw(), group.as_raw()))
     };
-    specs(settings).any(|spec| spec.gives_away() || spec.keeps().is_some_and(foreign))
+    specs(settings).any(|spec| spec.changes_owner() || spec.servers_file().is_some_and(foreign))
 }
 
 fn is_another(user: Option<&str>) -> bool {

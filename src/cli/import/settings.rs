@@ -9,7 +9,7 @@ use crate::certificate::KeyType;
 use crate::cli::Call;
 use crate::cli::output::Failure;
 use crate::config::{CertificateSettings, ChallengeSettings, Remembered};
-use crate::deploy::spec::Spec;
+use crate::deploy::target::DeployTarget;
 use crate::identifier::{Identifier, Lineage};
 use crate::import::{Proof, Remark, Tool, Verdict};
 use crate::text::printable;
@@ -137,7 +137,7 @@ fn hand_over(
         }
     }
     for word in words {
-        match word.parse::<Spec>() {
+        match word.parse::<DeployTarget>() {
             Ok(spec) if settings.deploy.contains(&spec) => {}
             Ok(spec) => settings.deploy.push(spec),
             Err(why) => remarks.push(not_taken(printable(&word), why)),

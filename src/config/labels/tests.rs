@@ -107,7 +107,7 @@ fn whoever_starts_a_container_runs_and_reaches_nothing_that_is_not_named() {
         );
         assert!(certificates.is_empty(), "{deploy}");
         assert!(
-            refused[0].starts_with("container web, certs.deploy: a label cannot hand over to"),
+            refused[0].starts_with("container web, certs.deploy: a label cannot deploy to"),
             "{refused:?}"
         );
     }

@@ -1,4 +1,4 @@
-//! Looks at real handshakes, and proofs by looks that are scripted.
+//! Verification at real handshakes, and proofs by looks that are scripted.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -45,28 +45,28 @@ fn serve_at(socket: TcpListener, config: watch::Receiver<Arc<ServerConfig>>) -> 
 
 /// One proof, for example.com, within so many seconds.
 async fn proven(
-    prover: &dyn Prover,
-    place: &Place,
+    verifier: &dyn Verifier,
+    place: &ServedAt,
     wanted: &Fingerprint,
     clock: &dyn Clock,
     within: u64,
 ) -> Result<(), VerifyError> {
     let end = clock.stopwatch() + Duration::from_secs(within);
     let names = BTreeSet::from([Identifier::parse("example.com").unwrap()]);
-    let looks = Looks {
-        prover,
+    let looks = Verification {
+        verifier,
         wanted,
         clock,
         end,
     };
-    looks.prove(place, &names).await
+    looks.verify(place, &names).await
 }
 
 #[tokio::test]
 async fn proves_the_new_leaf_and_names_the_old_one() {
     let ((old, old_print), (new, new_print)) = (made(), made());
     let (switch, config) = watch::channel(old);
-    let place = Place::Named(serve(config).await);
+    let place = ServedAt::Named(serve(config).await);
     let standing = VirtualClock::new(Timestamp::from_seconds(0));
     let error = proven(&Handshake, &place, &new_print, &standing, 0)
         .await
@@ -92,8 +92,8 @@ struct Draining {
 }
 
 #[async_trait]
-impl Prover for Draining {
-    async fn look(&self, _: &Place, _: &Identifier, _: &Fingerprint) -> Result<(), String> {
+impl Verifier for Draining {
+    async fn look(&self, _: &ServedAt, _: &Identifier, _: &Fingerprint) -> Result<(), String> {
         let look = self.looks.fetch_add(1, Ordering::SeqCst) + 1;
         match (self.old)(look) {
             true => Err("the old one".into()),
@@ -107,10 +107,10 @@ fn with(old: fn(usize) -> bool) -> (Result<(), String>, usize, u128) {
     let begun = Timestamp::from_seconds(0);
     let clock = VirtualClock::new(begun);
     let looks = AtomicUsize::new(0);
-    let prover = Draining { old, looks };
-    let place = Place::Found("nginx".into(), Vec::new());
+    let verifier = Draining { old, looks };
+    let place = ServedAt::Found("nginx".into(), Vec::new());
     let wanted = Fingerprint::of(b"");
-    let mut proof = std::pin::pin!(proven(&prover, &place, &wanted, &clock, 30));
+    let mut proof = std::pin::pin!(proven(&verifier, &place, &wanted, &clock, 30));
     let ended = loop {
         match proof.as_mut().now_or_never() {
             Some(ended) => break ended,
@@ -119,7 +119,7 @@ fn with(old: fn(usize) -> bool) -> (Result<(), String>, usize, u128) {
     };
     let took = clock.now().since(begun).as_millis();
     let ended = ended.map_err(|error| error.to_string());
-    (ended, prover.looks.load(Ordering::SeqCst), took)
+    (ended, verifier.looks.load(Ordering::SeqCst), took)
 }
 
 #[test]
@@ -129,13 +129,13 @@ fn a_clock_that_is_set_back_makes_nobody_look_longer() {
         let clock = SetClock::new(Arc::new(VirtualClock::new(begun)));
         clock.by_after(-3652 * 86_400, readings);
         let looks = AtomicUsize::new(0);
-        let prover = Draining {
+        let verifier = Draining {
             old: |_| true,
             looks,
         };
-        let place = Place::Found("nginx".into(), Vec::new());
+        let place = ServedAt::Found("nginx".into(), Vec::new());
         let wanted = Fingerprint::of(b"");
-        let mut proof = std::pin::pin!(proven(&prover, &place, &wanted, &clock, 30));
+        let mut proof = std::pin::pin!(proven(&verifier, &place, &wanted, &clock, 30));
         let ended = loop {
             match proof.as_mut().now_or_never() {
                 Some(ended) => break ended,
@@ -202,7 +202,7 @@ async fn of_a_server_that_is_found_both_families_are_proven() {
     let (four, six) = (serve_at(four, newest), serve_at(six, config));
     let name = Identifier::parse("example.com").unwrap();
     let look = async |addresses: &[SocketAddr]| {
-        let place = Place::Found("nginx".into(), addresses.to_vec());
+        let place = ServedAt::Found("nginx".into(), addresses.to_vec());
         Handshake.look(&place, &name, &new_print).await
     };
     for order in [[four, six, other_port], [other_port, six, four]] {
@@ -221,7 +221,7 @@ async fn says_that_nobody_listens() {
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint: Endpoint = socket.local_addr().unwrap().to_string().parse().unwrap();
     drop(socket);
-    let place = Place::Named(endpoint);
+    let place = ServedAt::Named(endpoint);
     let error = proven(&Handshake, &place, &Fingerprint::of(b""), &SystemClock, 0)
         .await
         .unwrap_err();

@@ -1,26 +1,17 @@
 //! Copies that somebody takes away.
 
 use super::*;
-use crate::deploy::copy::{Copy, Form, Place};
-use crate::deploy::owner::Owner;
+use crate::deploy::target::DeployTarget;
 
 #[tokio::test]
 async fn a_copy_that_is_taken_away_is_written_again_and_no_server_is_told() {
     let house = House::new();
     let path = |name: &str| house.directory.path().join(name);
-    let file = Place::File {
-        path: path("copy.pem"),
-        form: Form::Combined,
-        password_file: None,
-        mode: 0o640,
-    };
-    let places = [
-        ("file", file),
-        ("directory", Place::Directory(path("tree"))),
+    let copies = [
+        format!("file:{}", path("copy.pem").display()),
+        format!("directory:{}", path("tree").display()),
     ];
-    let copies = places.map(|(name, place)| -> Arc<dyn crate::deploy::Target> {
-        Arc::new(Copy::new(name.into(), place, Owner::default()))
-    });
+    let copies = copies.map(|copy| copy.parse::<DeployTarget>().unwrap().target());
     let told = Arc::new(Told::default());
     let mut certificate = house.certificate("n0.example.com");
     certificate.targets = copies.into_iter().collect();

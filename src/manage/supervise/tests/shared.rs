@@ -1,16 +1,16 @@
 //! What many certificates of one server share.
 
 use super::*;
-use crate::deploy::merge::Merged;
+use crate::deploy::coalesce::Coalesced;
 
 #[tokio::test(start_paused = true)]
 async fn twenty_certificates_of_one_server_share_its_reloads() {
     let house = House::new();
     let told = Arc::new(Told::default());
-    let merged = Arc::new(Merged::new(told.clone(), true));
+    let coalesced = Arc::new(Coalesced::new(told.clone(), true));
     let certificates = names(20).into_iter().map(|name| {
         let mut certificate = house.certificate(&name);
-        certificate.targets = vec![merged.clone()];
+        certificate.targets = vec![coalesced.clone()];
         certificate
     });
     let certificates: Vec<_> = certificates.collect();

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::certificate::Fingerprint;
-use crate::deploy::verify::{Place, Prover};
+use crate::deploy::verify::{ServedAt, Verifier};
 use crate::record::Failures;
 
 /// Sees what it is told to see.
@@ -14,8 +14,8 @@ struct Eyes {
 }
 
 #[async_trait]
-impl Prover for Eyes {
-    async fn look(&self, _: &Place, _: &Identifier, wanted: &Fingerprint) -> Result<(), String> {
+impl Verifier for Eyes {
+    async fn look(&self, _: &ServedAt, _: &Identifier, wanted: &Fingerprint) -> Result<(), String> {
         self.looks.fetch_add(1, Ordering::SeqCst);
         let sees = self.sees.lock().unwrap().clone();
         match sees {

@@ -1,6 +1,6 @@
-//! One reload for many certificates: whoever asks while one is under way, or soon
-//! after one, shares the next, and what it ended with. So it is with the check
-//! before it. A server is told by one at a time, whatever it is.
+//! One reload for many certificates: requests during a reload, or soon after one, share
+//! the next reload and its result. Checks are shared in the same way. A target never gets
+//! two reloads at once.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,47 +12,46 @@ use tokio::time::Instant;
 use super::{Delivery, DeployError, Target};
 use crate::identifier::Lineage;
 
-/// Two reloads of one server are this far apart at least.
+/// Two reloads of one server are at least this far apart.
 const APART: Duration = Duration::from_secs(2);
 
 /// A target that all certificates of a process share.
-pub struct Merged {
+pub struct Coalesced {
     target: Arc<dyn Target>,
-    /// Whether one reload is for all certificates.
-    loads_all: bool,
-    checks: Lane,
-    reloads: Lane,
+    /// Whether one reload loads all certificates.
+    one_for_all: bool,
+    checks: Queue,
+    reloads: Queue,
 }
 
-/// Where those who want the same done wait for one who does it.
+/// A queue of callers that want the same action.
 #[derive(Default)]
-struct Lane {
+struct Queue {
     asked: Mutex<u64>,
-    latest: tokio::sync::Mutex<Option<Done>>,
+    latest: tokio::sync::Mutex<Option<LatestAction>>,
 }
 
-/// What was done last.
-struct Done {
-    /// Everybody up to this one had asked when it was begun.
+/// The latest action.
+struct LatestAction {
+    /// The last request that had come before it began.
     serves: u64,
-    /// Whether it minded nothing but that it be done.
+    /// Whether it was done for an urgent delivery.
     urgent: bool,
     at: Instant,
     ended: Result<(), DeployError>,
 }
 
-impl Done {
-    /// Whether it would have ended so for one who is `urgent` or not: a reload that is
-    /// done is done for everybody, and what was looked at closely for whoever looks
-    /// less closely.
+impl LatestAction {
+    /// Whether its result holds for a delivery that is `urgent` or not: a reload that
+    /// succeeded holds for both, and so does a check that was not urgent for one that is.
     fn is_for(&self, urgent: bool, apart: Duration) -> bool {
         let is_reload = apart > Duration::ZERO;
         self.urgent == urgent || self.ended.is_ok() && (is_reload || urgent)
     }
 }
 
-impl Lane {
-    /// Does `work`, unless it was begun by another after this was asked.
+impl Queue {
+    /// Does `work`, unless another caller began it after this request.
     async fn share(
         &self,
         urgent: bool,
@@ -69,7 +68,7 @@ impl Lane {
         }
         let serves = self.asked();
         let ended = work.await;
-        *latest = Some(Done {
+        *latest = Some(LatestAction {
             serves,
             urgent,
             at: Instant::now(),
@@ -89,28 +88,28 @@ impl Lane {
     }
 }
 
-impl Merged {
-    /// `target`; `loads_all` says whether one reload is for all certificates.
+impl Coalesced {
+    /// `target`; `one_for_all` says whether one reload loads all certificates.
     #[must_use]
-    pub fn new(target: Arc<dyn Target>, loads_all: bool) -> Self {
+    pub fn new(target: Arc<dyn Target>, one_for_all: bool) -> Self {
         Self {
             target,
-            loads_all,
-            checks: Lane::default(),
-            reloads: Lane::default(),
+            one_for_all,
+            checks: Queue::default(),
+            reloads: Queue::default(),
         }
     }
 }
 
 #[async_trait]
-impl Target for Merged {
+impl Target for Coalesced {
     fn name(&self) -> &str {
         self.target.name()
     }
 
     async fn check(&self, delivery: &Delivery) -> Result<(), DeployError> {
         let check = self.target.check(delivery);
-        match self.loads_all {
+        match self.one_for_all {
             true => {
                 self.checks
                     .share(delivery.urgent, Duration::ZERO, check)
@@ -122,7 +121,7 @@ impl Target for Merged {
 
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
         let apply = self.target.apply(delivery);
-        if self.loads_all {
+        if self.one_for_all {
             return self.reloads.share(delivery.urgent, APART, apply).await;
         }
         let _one_at_a_time = self.reloads.latest.lock().await;
@@ -153,7 +152,7 @@ mod tests {
     use super::super::sample;
     use super::*;
 
-    /// Takes a second for each reload, and refuses to be told twice at once.
+    /// Takes a second for each reload, and panics at two at once.
     #[derive(Default)]
     struct Slow {
         checks: AtomicUsize,
@@ -188,12 +187,12 @@ mod tests {
         }
     }
 
-    async fn reloads(slow: Slow, loads_all: bool, many: usize) -> (usize, usize) {
+    async fn reloads(slow: Slow, one_for_all: bool, many: usize) -> (usize, usize) {
         let slow = Arc::new(slow);
-        let merged = Arc::new(Merged::new(slow.clone(), loads_all));
+        let coalesced = Arc::new(Coalesced::new(slow.clone(), one_for_all));
         let told = (0..many).map(|_| {
-            let merged = merged.clone();
-            tokio::spawn(async move { merged.apply(&sample()).await })
+            let coalesced = coalesced.clone();
+            tokio::spawn(async move { coalesced.apply(&sample()).await })
         });
         let mut failed = 0;
         for told in told.collect::<Vec<_>>() {
@@ -203,18 +202,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_hundred_certificates_take_two_reloads() {
+    async fn hundred_certificates_take_two_reloads() {
         assert_eq!(reloads(Slow::default(), true, 100).await, (2, 0));
         assert_eq!(reloads(Slow::default(), true, 1).await, (1, 0));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_told_of_each_certificate_is_told_one_after_the_other() {
+    async fn reloads_for_one_certificate_each_never_overlap() {
         assert_eq!(reloads(Slow::default(), false, 10).await, (10, 0));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_reload_that_failed_is_nobody_elses_success_and_not_tried_by_each() {
+    async fn failed_reload_fails_for_all_that_shared_it() {
         let fails = Slow {
             fails: true,
             ..Slow::default()
@@ -223,19 +222,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_hundred_certificates_take_two_checks_and_one_that_minds_more_its_own() {
+    async fn hundred_certificates_take_two_checks_and_a_stricter_one_its_own() {
         let usual = sample();
         let mut urgent = sample();
         urgent.urgent = true;
         for (many, last, checks, reloads) in [(&usual, &urgent, 2, 2), (&urgent, &usual, 3, 2)] {
             let slow = Arc::new(Slow::default());
-            let merged = Merged::new(slow.clone(), true);
+            let coalesced = Coalesced::new(slow.clone(), true);
             let all = || std::iter::repeat_n(many, 100).chain([last]);
             let join = futures_util::future::join_all::<Vec<_>>;
-            for ended in join(all().map(|one| merged.check(one)).collect()).await {
+            for ended in join(all().map(|one| coalesced.check(one)).collect()).await {
                 ended.unwrap();
             }
-            for ended in join(all().map(|one| merged.apply(one)).collect()).await {
+            for ended in join(all().map(|one| coalesced.apply(one)).collect()).await {
                 ended.unwrap();
             }
             let count = |of: &AtomicUsize| of.load(Ordering::SeqCst);
@@ -247,12 +246,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn two_reloads_are_apart() {
-        let merged = Merged::new(Arc::new(Slow::default()), true);
+    async fn two_reloads_are_two_seconds_apart() {
+        let coalesced = Coalesced::new(Arc::new(Slow::default()), true);
         let begun = Instant::now();
-        merged.apply(&sample()).await.unwrap();
+        coalesced.apply(&sample()).await.unwrap();
         assert_eq!(begun.elapsed().as_secs(), 1);
-        merged.apply(&sample()).await.unwrap();
+        coalesced.apply(&sample()).await.unwrap();
         assert_eq!(begun.elapsed().as_secs(), 4);
     }
 }

@@ -1,18 +1,25 @@
-//! nginx: `nginx -t` where its program can be reached, then HUP to the master
-//! process that the pid file names.
+//! nginx: `nginx -t` where its program may be run, then HUP to the master process that the
+//! pid file names. It never runs a program that another user could have written.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use rustix::process::Signal;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::process::Process;
-use super::{Delivery, DeployError, Target, reader};
+use crate::deploy::keys::values::PathKey;
+use crate::deploy::process::Process;
+use crate::deploy::target::{
+    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
+};
+use crate::deploy::{Delivery, DeployError, Target, key_access};
 use crate::sockets::listened_on_by;
 use crate::text::printable_lines;
 
@@ -31,6 +38,63 @@ const MOST_DRAINING: usize = 3;
 const DRAINED_WITHIN: Duration = Duration::from_secs(10);
 /// In hundredths of a second: one master starts all its workers at once.
 const TOGETHER: u64 = 20;
+
+/// nginx reads the pair again at a reload. `certs` runs `nginx -t` where it may run nginx's program, and then
+/// sends HUP to the master process. While three generations of workers still serve old connections, the reload
+/// waits. If the user of the workers cannot read the key, `certs` names that user and the file's mode.
+///
+/// Without `verify` the ports on which nginx listens are verified, port 80 excepted. In containers, share the PID
+/// namespace. With two of them for one certificate, messages name each by its pid file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The pid file of its master process
+    #[schemars(extend("x-default" = "the usual places below /run and /var/run"))]
+    pid_file: Option<PathKey>,
+}
+
+impl TargetSettings for Settings {
+    const NAME: &'static str = "nginx";
+    const SHORT: ShortForm = ShortForm::Where("pid_file");
+    const EXAMPLE: &'static str = r#"kind = "nginx"
+pid_file = "/run/nginx.pid""#;
+
+    fn check(&self) -> Result<(), InvalidTarget> {
+        Ok(())
+    }
+
+    fn rights(&self) -> Rights {
+        Rights {
+            processes: Processes::Controls,
+            connects_to: None,
+            reads: None,
+            writes: Writes::Nothing,
+        }
+    }
+
+    fn stage(&self) -> DeployStage {
+        DeployStage::Server
+    }
+
+    fn coalesces(&self) -> bool {
+        true
+    }
+
+    fn deadline(&self) -> Duration {
+        target::DEADLINE
+    }
+
+    fn paths(&mut self) -> Paths<'_> {
+        Paths {
+            read: self.pid_file.as_mut().into_iter().collect(),
+            written: None,
+        }
+    }
+
+    fn target(&self, _: String) -> Arc<dyn Target> {
+        Arc::new(Nginx::new(self.pid_file.as_deref().cloned()))
+    }
+}
 
 /// A running nginx.
 #[derive(Debug)]
@@ -110,8 +174,8 @@ fn arguments_in(command: &str) -> Vec<String> {
     arguments
 }
 
-/// The program of `pid`, if it may be run by us: any process can call itself nginx,
-/// and whoever may write a pid file can name it. In another container's file system
+/// The program of `pid`, if we may run it: any process can call itself nginx, and any
+/// user who may write the pid file can name it. In another container's file system
 /// the same path is another program.
 fn trusted_program(pid: u32) -> Option<PathBuf> {
     let ours = |owner: u32| owner == 0 || owner == rustix::process::geteuid().as_raw();
@@ -152,12 +216,12 @@ impl Nginx {
                 target: self.name.clone(),
                 output: printable_lines(&String::from_utf8_lossy(&output.stderr)),
             }),
-            // As what takes too much memory is.
+            // Such as a process that takes too much memory.
             None => Err(self.unjudged(format!("`nginx -t` was killed ({})", output.status))),
         }
     }
 
-    /// Nobody has said that its configuration is bad.
+    /// Nothing says that its configuration is bad.
     fn unjudged(&self, detail: String) -> DeployError {
         let target = self.name.clone();
         DeployError::Unreachable { target, detail }
@@ -172,9 +236,9 @@ impl Target for Nginx {
 
     async fn check(&self, delivery: &Delivery) -> Result<(), DeployError> {
         let master = self.master()?;
-        // Before anything is touched: to take it back would be one more reload.
+        // Before anything is touched: a rollback would be one more reload.
         self.may_reload(&master, delivery).await?;
-        // Where there is nothing to run, the handshake after the reload still tells.
+        // Without a program to run, the handshake after the reload still verifies.
         let Some(program) = trusted_program(master.process.pid) else {
             return Ok(());
         };
@@ -209,12 +273,11 @@ impl Target for Nginx {
     }
 
     async fn obstacle(&self, delivery: &Delivery) -> Option<String> {
-        reader::obstacle(self.master().ok()?.process.pid, &self.name, &delivery.live)
+        key_access::obstacle(self.master().ok()?.process.pid, &self.name, &delivery.live)
     }
 }
 
-/// How many generations of workers drain, once that is few enough or has been
-/// waited for.
+/// How many generations of workers drain, once there are few enough or the wait is over.
 async fn drained(master: u32) -> usize {
     let end = Instant::now() + DRAINED_WITHIN;
     loop {
@@ -226,8 +289,8 @@ async fn drained(master: u32) -> usize {
     }
 }
 
-/// Generations of workers that were told to end and still serve: those that
-/// were started together are one.
+/// Generations of workers that shut down and still serve: those that were started
+/// together are one.
 fn draining(master: u32) -> usize {
     let children = format!("/proc/{master}/task/{master}/children");
     let children = std::fs::read_to_string(children).unwrap_or_default();
@@ -258,7 +321,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_title_that_fills_its_room_may_be_cut_off() {
+    fn title_that_fills_its_room_may_be_cut_off() {
         let stat = |start: u32, end: u32| {
             let before = vec!["0"; 44].join(" ");
             format!("7 (a) b) S {before} {start} 0 0 {end} 0")
@@ -270,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_others_may_write_is_not_run() {
+    fn program_that_others_may_write_is_not_run() {
         use std::os::unix::fs::PermissionsExt;
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("nginx");
@@ -288,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_that_is_killed_is_not_told_as_a_bad_configuration() {
+    fn killed_check_is_not_reported_as_a_bad_configuration() {
         use std::os::unix::process::ExitStatusExt;
         let nginx = Nginx::new(None);
         let ended = |status| {
@@ -330,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_known_by_when_it_was_started() {
+    fn process_is_known_by_its_start() {
         let stat = format!("7 (a) b) S {} 4711 0", vec!["0"; 18].join(" "));
         assert_eq!(started_at(&stat), Some(4711));
         assert_eq!(started_at("7 (x) S 0"), None);
@@ -338,11 +401,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn signals_nobody_that_is_not_nginx() {
+    async fn signals_no_process_but_nginx() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("nginx.pid");
         let nginx = Nginx::new(Some(file.clone()));
-        let mut errors = vec![nginx.apply(&super::super::sample()).await.unwrap_err()];
+        let mut errors = vec![nginx.apply(&crate::deploy::sample()).await.unwrap_err()];
         for content in [
             "",
             "x",
@@ -353,7 +416,7 @@ mod tests {
             &std::process::id().to_string(),
         ] {
             std::fs::write(&file, content).unwrap();
-            errors.push(nginx.apply(&super::super::sample()).await.unwrap_err());
+            errors.push(nginx.apply(&crate::deploy::sample()).await.unwrap_err());
         }
         assert!(matches!(
             errors.first(),

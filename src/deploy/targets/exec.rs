@@ -1,28 +1,99 @@
-//! A program of the user's own, with the environment that certbot gives its
-//! deploy hooks. It is started by its arguments, never by a shell, in a process
-//! group of its own: what takes too long ends with all that it has started.
+//! A program of the user's own, with the environment of certbot's deploy hooks. It is
+//! started by its arguments, never by a shell, in a process group of its own: one that
+//! takes too long ends with every process that it has started.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use rustix::process::{Pid, Signal, kill_process_group};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
-use super::{Delivery, DeployError, Target};
+use crate::deploy::keys::values::{AsWritten, CommandLine, ProgramTimeout};
+use crate::deploy::target::{
+    DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
+};
+use crate::deploy::{Delivery, DeployError, Target};
 use crate::text::printable;
 
-/// How long a program may take where nothing else is said.
+/// How long a program may take where the configuration does not say otherwise.
 pub const WITHIN: Duration = Duration::from_secs(30);
-/// Of what it says, the end is kept: the error stands there.
+/// The end of its output is kept: the error stands there.
 const KEPT: usize = 4096;
 const LINES: usize = 10;
 const INHERITED: [&str; 6] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR"];
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// A program of yours, started by its arguments and never by a shell. It gets `RENEWED_LINEAGE` (the directory of the
+/// pair) and `RENEWED_DOMAINS`, as certbot's deploy hooks do, and of our environment PATH, HOME, LANG, LC_ALL, TZ and
+/// TMPDIR. If it fails, the deployment fails, and the message ends with the last lines of its output. What takes too
+/// long is killed with every process that it has started.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The program by its whole path, with its arguments
+    command: CommandLine,
+    /// How long it may take, from 1s to 60m
+    #[schemars(extend("default" = "30s"))]
+    timeout: Option<AsWritten<ProgramTimeout>>,
+}
+
+impl TargetSettings for Settings {
+    const NAME: &'static str = "exec";
+    const SHORT: ShortForm = ShortForm::Where("command");
+    const EXAMPLE: &'static str = r#"kind = "exec"
+command = ["/usr/local/bin/hook", "--renewed"]
+timeout = "30s""#;
+
+    fn check(&self) -> Result<(), InvalidTarget> {
+        let program = self.command.first().map(Path::new);
+        match program.is_some_and(Path::is_absolute) {
+            true => Ok(()),
+            false => Err(InvalidTarget::key(
+                "command",
+                "a program is named by its whole path",
+            )),
+        }
+    }
+
+    fn rights(&self) -> Rights {
+        Rights {
+            processes: Processes::RunsProgram,
+            connects_to: None,
+            reads: None,
+            writes: Writes::Nothing,
+        }
+    }
+
+    fn stage(&self) -> DeployStage {
+        DeployStage::Server
+    }
+
+    fn coalesces(&self) -> bool {
+        false
+    }
+
+    fn deadline(&self) -> Duration {
+        self.timeout
+            .as_ref()
+            .map_or(WITHIN, |timeout| timeout.value().0)
+    }
+
+    fn paths(&mut self) -> Paths<'_> {
+        Paths::default()
+    }
+
+    fn target(&self, name: String) -> Arc<dyn Target> {
+        Arc::new(Exec::new(name, self.command.to_vec(), self.deadline()))
+    }
+}
 
 /// A program with its arguments.
 #[derive(Debug)]
@@ -62,7 +133,7 @@ impl Exec {
             end(&mut child).await;
             return Err(self.failed(format!("did not end within {:?}", self.within)));
         };
-        // What it has left running may hold its output open for as long as it likes.
+        // A process that it left running may hold its output open for ever.
         let rest = async { while reading.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(LAST_WORDS, rest).await;
         let said = last_lines(&said.text());
@@ -72,7 +143,7 @@ impl Exec {
                 Ok(())
             }
             Ok(status) => Err(self.failed(match said.as_str() {
-                "" => format!("failed ({status}) and said nothing"),
+                "" => format!("failed ({status}) without any output"),
                 said => format!("failed ({status}): {said}"),
             })),
             Err(error) => Err(self.failed(format!("could not be waited for: {error}"))),
@@ -101,7 +172,7 @@ impl Exec {
     }
 }
 
-/// What it has of our environment: credentials are no business of its.
+/// The part of our environment that it gets, which has no credentials.
 #[allow(clippy::disallowed_methods)] // nothing is decided by it: it is passed on
 fn inherited() -> impl Iterator<Item = (&'static str, OsString)> {
     let passed_on = INHERITED.into_iter();
@@ -117,18 +188,18 @@ async fn end(child: &mut Child) {
     let _ = child.wait().await;
 }
 
-type Kept = Arc<Mutex<Vec<u8>>>;
+type KeptOutput = Arc<Mutex<Vec<u8>>>;
 
-/// The ends of what it says.
+/// The ends of its output.
 #[derive(Default)]
 struct Said {
-    output: Kept,
-    errors: Kept,
+    output: KeptOutput,
+    errors: KeptOutput,
 }
 
 impl Said {
     fn text(&self) -> String {
-        let text = |kept: &Kept| {
+        let text = |kept: &KeptOutput| {
             let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
             String::from_utf8_lossy(&kept).into_owned()
         };
@@ -136,8 +207,8 @@ impl Said {
     }
 }
 
-/// Keeps the last of what `stream` says, until it ends.
-async fn tail(stream: Option<impl AsyncRead + Unpin>, kept: Kept) {
+/// Keeps the end of `stream`.
+async fn tail(stream: Option<impl AsyncRead + Unpin>, kept: KeptOutput) {
     let Some(mut stream) = stream else { return };
     let mut buffer = [0; 16_384];
     while let Ok(read @ 1..) = stream.read(&mut buffer).await {
@@ -159,7 +230,7 @@ impl Target for Exec {
         &self.name
     }
 
-    /// That it is there; what it does is known to its owner alone.
+    /// Whether it exists; only its owner knows what it does.
     async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
         let program = self.command.first().map(String::as_str).unwrap_or_default();
         match tokio::fs::metadata(program).await {
@@ -176,8 +247,8 @@ impl Target for Exec {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample;
     use super::*;
+    use crate::deploy::sample;
 
     fn shell(script: &str) -> Exec {
         let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
@@ -193,7 +264,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_told_what_certbot_tells_its_hooks() {
+    async fn program_gets_the_variables_of_certbots_hooks() {
         let said = fails("echo $RENEWED_LINEAGE $RENEWED_DOMAINS; exit 3").await;
         assert!(said.contains("exit status: 3"), "{said}");
         assert!(
@@ -204,7 +275,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_our_environment_it_has_what_any_program_needs_and_no_more() {
+    async fn program_gets_no_more_of_the_environment_than_any_program_needs() {
         let said = fails("env; exit 1").await;
         let names = said
             .lines()
@@ -223,7 +294,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_never_ends_is_ended_with_all_that_it_has_started() {
+    async fn program_that_never_ends_is_killed_with_its_children() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("pid");
         let script = format!("sleep 600 & echo $! >{}; wait", file.display());
@@ -244,7 +315,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_it_leaves_running_holds_nothing_up() {
+    async fn process_left_running_delays_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("pid");
         let script = format!("sleep 600 & echo $! >{}; exit 0", file.display());
@@ -255,16 +326,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_what_it_says_the_end_is_kept() {
+    async fn end_of_the_output_is_kept() {
         let said = fails("head -c 20000000 /dev/zero; echo 'at last' >&2; exit 1").await;
         assert!(said.len() < 8 * KEPT && said.contains("at last"));
-        // Nothing that it says reaches a terminal as it is.
+        // Its output never steers a terminal.
         let said = fails("printf '\\033[2J'; exit 1").await;
         assert!(!said.contains('\u{1b}'), "{said:?}");
     }
 
     #[tokio::test]
-    async fn a_program_that_is_not_there_is_found_out_before_the_switch() {
+    async fn missing_program_fails_the_check() {
         let absent = Exec::new("exec".into(), vec!["/absent/hook".into()], WITHIN);
         let error = absent.check(&sample()).await.unwrap_err();
         assert!(error.to_string().contains("/absent/hook"), "{error}");

@@ -1,40 +1,41 @@
-//! Whether a server's process may read what was published for it. A server that
-//! may not goes on with what it has, and seldom says so where anybody looks.
+//! Whether a server's process may read the pair that was published for it. A server that
+//! may not goes on with the previous pair, and seldom says so where an operator looks.
+//! It never changes a mode or an owner.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Reads past all modes.
+/// CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, which ignore all modes.
 const OVERRIDE: u64 = 1 << 1 | 1 << 2;
 
-/// Whom the kernel takes a process for when it opens a file.
+/// The user and groups as which the kernel opens files for a process.
 #[derive(Debug, PartialEq, Eq)]
-struct Reader {
+struct FileAccess {
     user: u32,
     groups: Vec<u32>,
     overrides: bool,
 }
 
-/// The first of the files in `live` that process `pid` may not read, told with
-/// numbers, since names differ between containers; `None` when it may, or that is
-/// not to be seen.
+/// The first file in `live` that process `pid` may not read, with the numbers of user and
+/// group, since names differ between containers; `None` when it may read all, or when
+/// /proc does not show it.
 #[must_use]
 pub fn obstacle(pid: u32, program: &str, live: &Path) -> Option<String> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let reader = Reader::of(&status)?;
+    let access = FileAccess::of(&status)?;
     for name in ["fullchain.pem", "privkey.pem"] {
         let path = live.join(name);
         let found = std::fs::canonicalize(&path).ok()?;
-        // Whatever stands above the output may be another in its container.
+        // Above the output, its container may have other directories.
         let steps = found.ancestors().take(4);
-        let Some(closed) = steps.into_iter().find(|step| !reader.may_open(step)) else {
+        let Some(closed) = steps.into_iter().find(|step| !access.may_open(step)) else {
             continue;
         };
         let there = std::fs::metadata(closed).ok()?;
         return Some(format!(
             "{program} (uid {}, gid {}) may not read {}: {} is {:04o} of {}:{}; give it a group that reads it with [output] group",
-            reader.user,
-            reader.groups.first()?,
+            access.user,
+            access.groups.first()?,
             path.display(),
             closed.display(),
             there.mode() & 0o7777,
@@ -45,7 +46,7 @@ pub fn obstacle(pid: u32, program: &str, live: &Path) -> Option<String> {
     None
 }
 
-impl Reader {
+impl FileAccess {
     /// Reads proc_pid_status(5).
     fn of(status: &str) -> Option<Self> {
         let field = |name: &str| {
@@ -91,22 +92,22 @@ mod tests {
     const STATUS: &str = "Name:\tnginx\nUid:\t101\t101\t101\t101\nGid:\t102\t102\t102\t102\nGroups:\t102 7 \nCapEff:\t0000000000000000\n";
 
     #[test]
-    fn reads_who_it_is() {
-        let reader = Reader::of(STATUS).unwrap();
+    fn reads_user_groups_and_capabilities() {
+        let access = FileAccess::of(STATUS).unwrap();
         let groups = vec![102, 102, 7];
-        let wanted = Reader {
+        let wanted = FileAccess {
             user: 101,
             groups,
             overrides: false,
         };
-        assert_eq!(reader, wanted);
+        assert_eq!(access, wanted);
         let root = STATUS.replace("0000000000000000", "000001ffffffffff");
-        assert!(Reader::of(&root).unwrap().overrides);
-        assert_eq!(Reader::of("Name:\tx\n"), None);
+        assert!(FileAccess::of(&root).unwrap().overrides);
+        assert_eq!(FileAccess::of("Name:\tx\n"), None);
     }
 
     #[test]
-    fn modes_are_read_for_user_group_and_others_in_turn() {
+    fn modes_apply_to_user_group_and_others_in_turn() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("privkey.pem");
         std::fs::write(&file, "x").unwrap();
@@ -115,23 +116,23 @@ mod tests {
         let may = |mode: u32, user: u32, groups: &[u32]| {
             std::fs::set_permissions(&file, PermissionsExt::from_mode(mode)).unwrap();
             let groups = groups.to_vec();
-            let reader = Reader {
+            let access = FileAccess {
                 user,
                 groups,
                 overrides: false,
             };
-            reader.may_open(&file)
+            access.may_open(&file)
         };
         assert!(may(0o400, user, &[]));
         assert!(may(0o640, user + 1, &[4000, group]));
         assert!(!may(0o640, user + 1, &[group + 1]));
-        // The owner is judged as such alone.
+        // For the owner only the owner's bits count.
         assert!(!may(0o044, user, &[group]));
         assert!(may(0o644, user + 1, &[group + 1]));
     }
 
     #[test]
-    fn this_process_may_read_its_own() {
+    fn own_process_may_read_its_files() {
         let directory = tempfile::tempdir().unwrap();
         for name in ["fullchain.pem", "privkey.pem"] {
             std::fs::write(directory.path().join(name), "x").unwrap();

@@ -1,22 +1,29 @@
-//! HAProxy through its runtime socket: the pair is put into its memory by a
-//! transaction of its own (`set`, `commit`, or `abort`), without a reload. What
-//! it has in memory dies with it, so the file that it reads when it starts is
-//! written too. See its management guide, section 9.3.
+//! HAProxy through its runtime socket: a transaction of its own (`set`, `commit`, or
+//! `abort`) puts the pair into its memory, without a reload. That memory is lost at a
+//! restart, so that the file is written too that it reads when it starts. See its
+//! management guide, section 9.3.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use super::owner::Owner;
-use super::{Delivery, DeployError, Target, copy, off_thread};
 use crate::certificate::Secret;
+use crate::deploy::keys::values::PathKey;
+use crate::deploy::owner::Owner;
+use crate::deploy::target::{
+    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
+};
+use crate::deploy::{Delivery, DeployError, Target, copy, off_thread};
 use crate::identifier::Identifier;
 use crate::sockets::listened_on_by;
 use crate::text::printable;
@@ -29,21 +36,90 @@ const KIND: &str = "haproxy";
 /// For a hint.
 const MOST_LOOKED_AT: usize = 200;
 
+/// HAProxy takes the pair through its runtime socket, which must be of `level admin`, without a reload: `set ssl
+/// cert` and `commit ssl cert`, or `abort ssl cert` if HAProxy refuses it. What HAProxy has in memory is gone when
+/// it restarts, so that it must also read the pair from a file: either `live/NAME/combined.pem` of the output
+/// directory, or the file that `certificate` names. That file is written too, and added to HAProxy's certificates
+/// if it is new.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The runtime socket
+    socket: PathKey,
+    /// The file that HAProxy reads when it starts; `{name}` stands for the certificate's name
+    #[schemars(extend("x-default" = "live/NAME/combined.pem of the output directory"))]
+    certificate: Option<PathKey>,
+}
+
+impl TargetSettings for Settings {
+    const NAME: &'static str = "haproxy";
+    const SHORT: ShortForm = ShortForm::Where("socket");
+    const EXAMPLE: &'static str = r#"kind = "haproxy"
+socket = "/run/haproxy/admin.sock"
+certificate = "/etc/haproxy/certs/{name}.pem""#;
+
+    fn check(&self) -> Result<(), InvalidTarget> {
+        match &self.certificate {
+            Some(file) if !is_a_name(&file.display().to_string()) => Err(InvalidTarget::key(
+                "certificate",
+                "HAProxy takes no blanks and no `;`, `<` or `\\` in it",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn rights(&self) -> Rights {
+        Rights {
+            processes: Processes::Untouched,
+            connects_to: Some(self.socket.to_path_buf()),
+            reads: None,
+            writes: match &self.certificate {
+                Some(file) => Writes::ServersFile(file.to_path_buf()),
+                None => Writes::Nothing,
+            },
+        }
+    }
+
+    fn stage(&self) -> DeployStage {
+        DeployStage::Server
+    }
+
+    fn coalesces(&self) -> bool {
+        false
+    }
+
+    fn deadline(&self) -> Duration {
+        target::DEADLINE
+    }
+
+    fn paths(&mut self) -> Paths<'_> {
+        Paths {
+            read: vec![&mut self.socket],
+            written: self.certificate.as_mut(),
+        }
+    }
+
+    fn target(&self, name: String) -> Arc<dyn Target> {
+        let certificate = self.certificate.as_deref().cloned();
+        Arc::new(Haproxy::new(name, self.socket.to_path_buf(), certificate))
+    }
+}
+
 /// A running HAProxy.
 #[derive(Debug)]
 pub struct Haproxy {
     name: String,
     socket: PathBuf,
-    /// What it calls the pair: the file in its configuration.
+    /// Its name for the pair: the file in its configuration.
     certificate: Option<PathBuf>,
 }
 
-/// How it knows the pair.
+/// Its name for the pair.
 #[derive(Debug, PartialEq, Eq)]
-struct Entry {
+struct KnownPair {
     /// The file's name in its configuration.
     file: String,
-    /// Whether it has none of that name yet.
+    /// Whether it has no pair of that name yet.
     is_new: bool,
     /// The list or directory that it must be added to, when nothing uses it.
     list: Option<String>,
@@ -95,30 +171,30 @@ impl Haproxy {
         }
     }
 
-    /// How it knows the pair of `delivery`.
-    async fn entry(&self, delivery: &Delivery) -> Result<Entry, DeployError> {
+    /// Its name for the pair of `delivery`.
+    async fn entry(&self, delivery: &Delivery) -> Result<KnownPair, DeployError> {
         let known = files_in(&self.ask("show ssl cert").await?);
         if let Some(wanted) = &self.certificate {
             let file = wanted.display().to_string();
             let is_new = !known.contains(&file);
-            // One that nothing uses was left by whoever was killed before he had
-            // added it.
+            // An unused one was left by a process that was killed before it had added
+            // it.
             let used = !is_new && is_used(&self.ask(&format!("show ssl cert {file}")).await?);
             let list = match used {
                 true => None,
                 false => Some(self.list_for(wanted).await?),
             };
-            return Ok(Entry { file, is_new, list });
+            return Ok(KnownPair { file, is_new, list });
         }
         if let Some(file) = live_file(&known, delivery) {
             let (is_new, list) = (false, None);
-            return Ok(Entry { file, is_new, list });
+            return Ok(KnownPair { file, is_new, list });
         }
         let live = delivery.live.join(PAIR);
         Err(match self.one_for(&known, delivery).await? {
-            // Which file is written is not for it to say, but for its owner.
+            // HAProxy must not decide which file is written; its operator does.
             Some(file) => Self::refused(&format!(
-                "it reads {file} when it starts, which nobody writes: write `certificate = \"{file}\"` in its [deploy.NAME], or `crt {}` at its bind",
+                "it reads {file} when it starts, which nothing writes: write `certificate = \"{file}\"` in its [deploy.NAME], or `crt {}` at its bind",
                 live.display()
             )),
             None => Self::refused(&format!(
@@ -156,15 +232,15 @@ impl Haproxy {
         let found = lists.find(|list| Path::new(list) == directory);
         found.map(str::to_owned).ok_or_else(|| {
             Self::refused(&format!(
-                "nothing of it uses {}, and none of its binds reads the directory {}",
+                "no bind of it uses {}, and none reads the directory {}",
                 file.display(),
                 directory.display()
             ))
         })
     }
 
-    /// Puts `pair` into its memory; a transaction that fails is taken back.
-    async fn swap(&self, entry: &Entry, pair: &str) -> Result<(), DeployError> {
+    /// Puts `pair` into its memory; a transaction that fails is rolled back.
+    async fn swap(&self, entry: &KnownPair, pair: &str) -> Result<(), DeployError> {
         let file = &entry.file;
         if entry.is_new {
             self.ask(&format!("new ssl cert {file}")).await?;
@@ -183,7 +259,7 @@ impl Haproxy {
         if done {
             return Ok(());
         }
-        // What it says to this is of no interest beside the refusal.
+        // Its reply does not matter beside the refusal.
         let _ = self.ask(&format!("abort ssl cert {file}")).await;
         if entry.is_new {
             let _ = self.ask(&format!("del ssl cert {file}")).await;
@@ -207,7 +283,7 @@ impl Haproxy {
     }
 }
 
-/// It stays whose it was, and never opens to others: there is a key in it.
+/// Its owner stays, and it never becomes readable to others: there is a key in it.
 fn keep(file: &Path, pair: &str) -> io::Result<()> {
     let (owner, mode) = match std::fs::metadata(file) {
         Ok(found) => {
@@ -256,12 +332,12 @@ impl Target for Haproxy {
     }
 }
 
-/// Whether any bind of it shows the certificate that this is about.
+/// Whether any bind uses the certificate of this answer.
 fn is_used(answer: &str) -> bool {
     let status = answer
         .lines()
         .find_map(|line| line.strip_prefix("Status: "));
-    // Older ones do not say.
+    // Older versions do not say.
     status.is_none_or(|status| status.trim() == "Used")
 }
 
@@ -274,8 +350,8 @@ fn without_empty_lines(pem: &str) -> String {
     lines.fold(String::new(), |all, line| all + line + "\n")
 }
 
-/// What `show ssl cert` lists, but for transactions under way, and for names that
-/// would be more than a name in a command.
+/// What `show ssl cert` lists, without pending transactions, and without names that would
+/// be more than a name in a command.
 fn files_in(answer: &str) -> Vec<String> {
     let lines = answer.lines().map(str::trim);
     let files = lines.filter(|line| !line.starts_with(['#', '*']) && is_a_name(line));
@@ -332,8 +408,8 @@ pub(crate) mod fuzzing {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample;
     use super::*;
+    use crate::deploy::sample;
 
     #[test]
     fn reads_what_it_lists() {
@@ -349,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_kept_stays_whose_it_was() {
+    fn servers_file_keeps_its_owner() {
         use std::os::unix::fs::{PermissionsExt, chown};
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("front.pem");
@@ -371,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nothing_uses_is_known() {
+    fn unused_certificate_is_recognised() {
         assert!(is_used("Filename: /a.pem\nStatus: Used\n"));
         assert!(!is_used("Filename: /a.pem\nStatus: Unused\n"));
         assert!(!is_used("Filename: /a.pem\nStatus: Empty\n"));
@@ -379,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_the_pair_by_the_live_file_wherever_that_is_mounted() {
+    fn live_file_is_found_wherever_it_is_mounted() {
         let find = |names: &[&str]| {
             let known: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
             live_file(&known, &sample())
@@ -391,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_calls_a_file_is_one_word_of_a_command() {
+    fn name_of_a_file_is_one_word_of_a_command() {
         let hostile = "/a.pem; shutdown\n/b.pem <<\n/c\\ d.pem\n/e f\n/good.pem\n";
         assert_eq!(files_in(hostile), ["/good.pem"]);
     }
@@ -402,7 +478,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_is_absent_is_named_with_its_socket() {
+    async fn absent_socket_is_named() {
         let absent = Haproxy::new("haproxy".into(), "/absent/haproxy.sock".into(), None);
         let error = absent.check(&sample()).await.unwrap_err();
         assert!(

@@ -1,19 +1,83 @@
 //! A unit that systemd reloads, asked over D-Bus as `systemctl reload` asks, and
 //! waited for: `ReloadUnit` of org.freedesktop.systemd1, and the job's result.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use zbus::zvariant::OwnedObjectPath;
 use zbus::{Connection, Proxy, connection};
 
-use super::{Delivery, DeployError, Target};
+use crate::deploy::target::{
+    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
+};
+use crate::deploy::{Delivery, DeployError, Target};
 use crate::text::printable;
 
 const WITHIN: Duration = Duration::from_secs(30);
 const MANAGER: &str = "org.freedesktop.systemd1";
 const OBJECT: &str = "/org/freedesktop/systemd1";
+
+/// systemd reloads the unit, as `systemctl reload UNIT` does: `ReloadUnit` over D-Bus, and `certs` waits for the
+/// job's result. That takes root or a polkit rule.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The unit; without a suffix it is a service
+    unit: String,
+    /// One `unix:` address of D-Bus
+    #[schemars(extend("x-default" = "the system's bus"))]
+    bus: Option<String>,
+}
+
+impl TargetSettings for Settings {
+    const NAME: &'static str = "systemd";
+    const SHORT: ShortForm = ShortForm::Where("unit");
+    const EXAMPLE: &'static str = r#"kind = "systemd"
+unit = "lighttpd.service""#;
+
+    fn check(&self) -> Result<(), InvalidTarget> {
+        // Other transports of D-Bus start programs.
+        match &self.bus {
+            Some(bus) if !bus.starts_with("unix:") || bus.contains(';') => {
+                Err(InvalidTarget::key("bus", "a bus is one `unix:` address"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn rights(&self) -> Rights {
+        Rights {
+            processes: Processes::Controls,
+            connects_to: None,
+            reads: None,
+            writes: Writes::Nothing,
+        }
+    }
+
+    fn stage(&self) -> DeployStage {
+        DeployStage::Server
+    }
+
+    fn coalesces(&self) -> bool {
+        true
+    }
+
+    fn deadline(&self) -> Duration {
+        target::DEADLINE
+    }
+
+    fn paths(&mut self) -> Paths<'_> {
+        Paths::default()
+    }
+
+    fn target(&self, _: String) -> Arc<dyn Target> {
+        Arc::new(Systemd::new(&self.unit, self.bus.clone()))
+    }
+}
 
 /// A unit.
 #[derive(Debug)]
@@ -61,7 +125,7 @@ impl Systemd {
     async fn reload(&self) -> zbus::Result<String> {
         let bus = self.connect().await?;
         let manager = Proxy::new(&bus, MANAGER, OBJECT, "org.freedesktop.systemd1.Manager").await?;
-        // Before the job is begun, or it may end unheard.
+        // Before the job begins, or its end may be missed.
         let mut ended = manager.receive_signal("JobRemoved").await?;
         manager.call_method("Subscribe", &()).await?;
         let wanted = (self.unit.as_str(), "replace");
@@ -115,11 +179,11 @@ impl Target for Systemd {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample;
     use super::*;
+    use crate::deploy::sample;
 
     #[tokio::test]
-    async fn a_bus_that_is_absent_is_told_with_the_unit() {
+    async fn absent_bus_is_reported_with_the_unit() {
         let bus = Some("unix:path=/absent/bus".to_owned());
         let error = Systemd::new("nginx", bus)
             .apply(&sample())

@@ -1,7 +1,7 @@
-//! Keeps a process at the errands. The confined process may start none, so what
-//! starts another one when the first has died is neither of them: it reads lines,
-//! passes them on, and answers those that nobody is left to answer. What programs
-//! may be run is told once, before anything from the network was read.
+//! Restarts the helper process after its death. The sandboxed process may start none, so
+//! that a third one does: it passes the requests on and replies to those that the dead
+//! helper left without a reply. The allowed programs arrive once, before anything from
+//! the network was read. It never runs a request itself.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,31 +13,31 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::Child;
 use tokio::time::Instant;
 
-use super::{Answer, Errand, Numbered, asynchronous};
+use super::{HelperRequest, HelperResult, Numbered, asynchronous};
 use crate::deploy::DeployError;
-use crate::deploy::spec::Spec;
+use crate::deploy::target::DeployTarget;
 
 /// After the first death; it doubles with each in a row, up to the longest.
 const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// The way to whoever asks.
-struct Asker {
+/// The connection to the sandboxed process.
+struct Sidecar {
     asked: Lines<BufReader<OwnedReadHalf>>,
     answers: OwnedWriteHalf,
 }
 
-impl Asker {
-    /// The next errand with its number and its target; `None` when nobody asks
-    /// any more.
+impl Sidecar {
+    /// The next request with its number and its target; `None` after the sandboxed
+    /// process has ended.
     async fn next(&mut self) -> io::Result<Option<(String, u64, String)>> {
         while let Some(line) = self.asked.next_line().await? {
-            match serde_json::from_str::<Numbered<(Spec, Errand)>>(&line) {
+            match serde_json::from_str::<Numbered<(DeployTarget, HelperRequest)>>(&line) {
                 Ok(Numbered { number, value }) => {
                     let target = value.0.target().name().to_owned();
                     return Ok(Some((line, number, target)));
                 }
-                Err(error) => tracing::error!("what is asked is no errand: {error}"),
+                Err(error) => tracing::error!("invalid request: {error}"),
             }
         }
         Ok(None)
@@ -45,82 +45,80 @@ impl Asker {
 
     async fn refuse(&mut self, number: u64, target: String, detail: &str) -> io::Result<()> {
         let detail = detail.to_owned();
-        let value: Answer = Err(DeployError::Hand { target, detail });
+        let value: HelperResult = Err(DeployError::Helper { target, detail });
         let mut line = serde_json::to_vec(&Numbered { number, value })?;
         line.push(b'\n');
         self.answers.write_all(&line).await
     }
 }
 
-/// Passes errands on to a process that `start` starts, at the other end of the
-/// stream that it is given, and to another one when that has ended; until nobody
-/// asks any more.
+/// Passes requests on to a process that `start` starts, at the other end of the stream
+/// that it is given, and to another one when that has ended; until the sandboxed process
+/// has ended.
 ///
 /// # Errors
-/// As the system has them, at the asker's end.
-pub async fn keep(
+/// As the system has them, at the end of the sandboxed process.
+pub async fn keep_running(
     stream: Blocking,
     start: impl Fn(Blocking) -> io::Result<Child>,
 ) -> io::Result<()> {
     let (receiver, answers) = asynchronous(stream)?.into_split();
     let asked = BufReader::new(receiver).lines();
-    let mut asker = Asker { asked, answers };
-    let programs = asker.asked.next_line().await?;
+    let mut sidecar = Sidecar { asked, answers };
+    let programs = sidecar.asked.next_line().await?;
     let programs = programs.unwrap_or_else(|| "[]".to_owned());
     let mut pause = PAUSE;
     loop {
         let begun = Instant::now();
-        let Some(why) = employ(&mut asker, &programs, &start).await? else {
+        let Some(why) = run_one(&mut sidecar, &programs, &start).await? else {
             return Ok(());
         };
         if begun.elapsed() > LONGEST_PAUSE {
             pause = PAUSE;
         }
-        tracing::error!(
-            "the process that tells servers {why}; another one is started in {pause:?}"
-        );
+        tracing::error!("the helper process {why}; it restarts in {pause:?}");
         let again = Instant::now() + pause;
-        while let Ok(next) = tokio::time::timeout_at(again, asker.next()).await {
+        while let Ok(next) = tokio::time::timeout_at(again, sidecar.next()).await {
             let Some((_, number, target)) = next? else {
                 return Ok(());
             };
-            let detail = format!("it {why}, and is started again");
-            asker.refuse(number, target, &detail).await?;
+            let detail = format!("it {why}, and restarts");
+            sidecar.refuse(number, target, &detail).await?;
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
-/// Why the process has ended; `None` when nobody asks any more.
-async fn employ(
-    asker: &mut Asker,
+/// Why the helper has ended; `None` after the sandboxed process has.
+async fn run_one(
+    sidecar: &mut Sidecar,
     programs: &str,
     start: &impl Fn(Blocking) -> io::Result<Child>,
 ) -> io::Result<Option<String>> {
-    let (near, distant) = Blocking::pair()?;
-    let mut child = match start(distant) {
+    let (near, far) = Blocking::pair()?;
+    let mut child = match start(far) {
         Ok(child) => child,
         Err(error) => return Ok(Some(format!("could not be started ({error})"))),
     };
-    let (receiver, mut errands) = asynchronous(near)?.into_split();
+    let (receiver, mut requests) = asynchronous(near)?.into_split();
     let mut answers = BufReader::new(receiver).lines();
     let mut waiting = BTreeMap::new();
-    let mut lives = pass_on(&mut errands, programs).await;
+    let mut lives = pass_on(&mut requests, programs).await;
     while lives {
         tokio::select! {
-            next = asker.next() => {
+            next = sidecar.next() => {
                 let Some((line, number, target)) = next? else {
                     return Ok(None);
                 };
                 waiting.insert(number, target);
-                lives = pass_on(&mut errands, &line).await;
+                lives = pass_on(&mut requests, &line).await;
             }
             answer = answers.next_line() => match answer {
                 Ok(Some(answer)) => {
-                    if let Ok(Numbered { number, .. }) = serde_json::from_str::<Numbered<Answer>>(&answer) {
+                    if let Ok(Numbered { number, .. }) = serde_json::from_str::<Numbered<HelperResult>>(&answer) {
                         waiting.remove(&number);
                     }
-                    asker.answers.write_all(format!("{answer}\n").as_bytes()).await?;
+                    sidecar.answers.write_all(format!("{answer}\n").as_bytes()).await?;
                 }
                 _ => lives = false,
             }
@@ -133,16 +131,16 @@ async fn employ(
         Err(error) => format!("has ended ({error})"),
     };
     for (number, target) in waiting {
-        asker
-            .refuse(number, target, &format!("it {why} meanwhile"))
+        sidecar
+            .refuse(number, target, &format!("it {why} before it replied"))
             .await?;
     }
     Ok(Some(why))
 }
 
-/// Whether there is anybody to pass it on to.
-async fn pass_on(errands: &mut OwnedWriteHalf, line: &str) -> bool {
-    errands
+/// Whether the helper took the line.
+async fn pass_on(requests: &mut OwnedWriteHalf, line: &str) -> bool {
+    requests
         .write_all(format!("{line}\n").as_bytes())
         .await
         .is_ok()
@@ -154,57 +152,57 @@ mod tests {
     use std::process::Stdio;
     use std::sync::Arc;
 
-    use super::super::Hand;
+    use super::super::Helper;
     use super::*;
     use crate::deploy::{Target, sample};
 
-    /// A shell that plays the process, `script` with the errands as its input.
-    fn kept(script: &'static str) -> Arc<Hand> {
+    /// A shell that plays the helper, with the requests as the input of `script`.
+    fn kept(script: &'static str) -> Arc<Helper> {
         let (one, other) = Blocking::pair().unwrap();
-        tokio::spawn(keep(other, move |stream| {
+        tokio::spawn(keep_running(other, move |stream| {
             let answers = stream.try_clone()?;
             let mut command = tokio::process::Command::new("/bin/sh");
             command.args(["-c", script]).kill_on_drop(true);
             let command = command.stdin(Stdio::from(OwnedFd::from(stream)));
             command.stdout(Stdio::from(OwnedFd::from(answers))).spawn()
         }));
-        Hand::new(one, &[]).unwrap()
+        Helper::new(one, &[]).unwrap()
     }
 
-    fn nginx(hand: &Arc<Hand>) -> Arc<dyn Target> {
-        hand.target(&"nginx:/run/nginx.pid".parse().unwrap())
+    fn nginx(helper: &Arc<Helper>) -> Arc<dyn Target> {
+        helper.target(&"nginx:/run/nginx.pid".parse().unwrap())
     }
 
     #[tokio::test]
-    async fn one_that_dies_at_an_errand_is_told_and_another_takes_the_next() {
-        // It knows its programs, answers the first errand that it gets, and dies.
-        let hand = kept(
-            "read programs; [ \"$programs\" = '[]' ] || exit 9; read errand; number=${errand#*:}; \
+    async fn next_request_goes_to_a_new_helper_after_a_death() {
+        // It knows its programs, replies to the first request, and dies.
+        let helper = kept(
+            "read programs; [ \"$programs\" = '[]' ] || exit 9; read request; number=${request#*:}; \
              printf '{\"number\":%s,\"value\":{\"Ok\":{\"addresses\":null,\"obstacle\":null}}}\\n' ${number%%,*}",
         );
         let (mut answered, mut told) = (0, String::new());
         let asked = async {
             while answered < 3 {
-                match nginx(&hand).apply(&sample()).await {
+                match nginx(&helper).apply(&sample()).await {
                     Ok(()) => answered += 1,
-                    // Asked while there was none.
+                    // Sent while there was none.
                     Err(error) => told = error.to_string(),
                 }
             }
         };
         let asked = tokio::time::timeout(Duration::from_secs(60), asked).await;
-        asked.expect("there is no other one");
+        asked.expect("no other helper was started");
         assert!(
-            told.is_empty() || told.contains("started again") || told.contains("meanwhile"),
+            told.is_empty() || told.contains("restarts") || told.contains("before it replied"),
             "{told}"
         );
     }
 
     #[tokio::test]
-    async fn whoever_waits_for_one_that_has_died_is_told_at_once() {
-        let hand = kept("read programs; read errand; exit 3");
-        let error = nginx(&hand).apply(&sample()).await.unwrap_err();
-        assert!(matches!(error, DeployError::Hand { .. }), "{error}");
+    async fn pending_request_fails_at_once_after_a_death() {
+        let helper = kept("read programs; read request; exit 3");
+        let error = nginx(&helper).apply(&sample()).await.unwrap_err();
+        assert!(matches!(error, DeployError::Helper { .. }), "{error}");
         assert!(error.to_string().contains("exit status: 3"), "{error}");
     }
 }

@@ -1,8 +1,8 @@
-//! A web server that is told of each new pair, never of its key: a POST of JSON,
-//! signed with a secret that both know (HMAC-SHA256 over the body), tried again
-//! when it fails.
+//! A web server that gets a request about each new pair, never its key: a POST of JSON,
+//! signed with a shared secret (HMAC-SHA256 over the body), retried when it fails.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,11 +10,17 @@ use aws_lc_rs::hmac;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, StatusCode, Uri};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::http::Server;
-use super::{Delivery, DeployError, Target};
 use crate::certificate::Secret;
+use crate::deploy::http::Server;
+use crate::deploy::keys::values::PathKey;
+use crate::deploy::target::{
+    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
+};
+use crate::deploy::{Delivery, DeployError, Target};
 use crate::text::printable;
 
 /// The header with `sha256=` and the code in hexadecimal digits.
@@ -22,17 +28,80 @@ pub const SIGNATURE: &str = "x-certs-signature";
 const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// A URL to tell.
+/// `certs` sends a POST of JSON about each new pair, never its key: `name`, `names`, `generation`,
+/// `fingerprint_sha256`, `not_after` and `directory`. It tries three times. With `secret_file` the request is signed:
+/// `X-Certs-Signature` is `sha256=` and the HMAC-SHA256 of the body in hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// An http:// or https:// URL
+    url: String,
+    /// A file with the secret that signs the requests
+    secret_file: Option<PathKey>,
+}
+
+impl TargetSettings for Settings {
+    const NAME: &'static str = "webhook";
+    const SHORT: ShortForm = ShortForm::Url("url");
+    const EXAMPLE: &'static str = r#"kind = "webhook"
+url = "https://hooks.example.com/certs"
+secret_file = "/etc/certs/webhook-secret""#;
+
+    fn check(&self) -> Result<(), InvalidTarget> {
+        match self.url.starts_with("https://") || self.url.starts_with("http://") {
+            true => Ok(()),
+            false => Err(InvalidTarget::key(
+                "url",
+                "a webhook is an http:// or https:// URL",
+            )),
+        }
+    }
+
+    fn rights(&self) -> Rights {
+        Rights {
+            processes: Processes::Untouched,
+            connects_to: None,
+            reads: self.secret_file.as_deref().cloned(),
+            writes: Writes::Nothing,
+        }
+    }
+
+    fn stage(&self) -> DeployStage {
+        DeployStage::Server
+    }
+
+    fn coalesces(&self) -> bool {
+        false
+    }
+
+    fn deadline(&self) -> Duration {
+        target::DEADLINE
+    }
+
+    fn paths(&mut self) -> Paths<'_> {
+        Paths {
+            read: self.secret_file.as_mut().into_iter().collect(),
+            written: None,
+        }
+    }
+
+    fn target(&self, _: String) -> Arc<dyn Target> {
+        let secret_file = self.secret_file.as_deref().cloned();
+        Arc::new(Webhook::new(self.url.clone(), secret_file))
+    }
+}
+
+/// A URL to send to.
 #[derive(Debug)]
 pub struct Webhook {
-    /// Without what may be secret: user, password, path and query.
+    /// Without the parts that may be secret: user, password, path and query.
     name: String,
     url: String,
     secret_file: Option<PathBuf>,
 }
 
 impl Webhook {
-    /// Tells `url`; what is sent is signed with what `secret_file` holds.
+    /// Sends to `url`, signed with the secret in `secret_file`.
     #[must_use]
     pub fn new(url: String, secret_file: Option<PathBuf>) -> Self {
         Self {
@@ -77,19 +146,19 @@ impl Webhook {
         request.map_err(|error| self.unreachable(&error.to_string()))
     }
 
-    async fn tell(&self, delivery: &Delivery) -> Result<(), (bool, DeployError)> {
+    async fn send(&self, delivery: &Delivery) -> Result<(), (bool, DeployError)> {
         let fails = |error: DeployError| (false, error);
         let uri: Uri = self
             .url
             .parse()
-            .map_err(|_| fails(self.unreachable("its URL is not one")))?;
+            .map_err(|_| fails(self.unreachable("invalid URL")))?;
         let server = Server::of(&uri).map_err(|detail| fails(self.unreachable(&detail)))?;
         let request = self.request(&uri, delivery).await.map_err(fails)?;
         match server.send(request).await {
             Ok((status, _)) if status.is_success() => Ok(()),
             Ok((status, _)) => {
-                let again = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
-                Err((again, self.unreachable(&format!("it answers {status}"))))
+                let may_retry = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
+                Err((may_retry, self.unreachable(&format!("it answers {status}"))))
             }
             Err(detail) => Err((true, self.unreachable(&detail))),
         }
@@ -109,7 +178,7 @@ impl Target for Webhook {
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
         let mut tries = 1;
         loop {
-            match self.tell(delivery).await {
+            match self.send(delivery).await {
                 Ok(()) => return Ok(()),
                 Err((true, _)) if tries < TRIES => tries += 1,
                 Err((_, error)) => return Err(error),
@@ -157,8 +226,8 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
-    use super::super::sample;
     use super::*;
+    use crate::deploy::sample;
 
     /// Answers one request after the other with these, and gives what was asked.
     async fn server(
@@ -189,7 +258,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_sent_is_signed_and_tried_again() {
+    async fn request_is_signed_and_retried() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("secret");
         std::fs::write(&file, "key\n").unwrap();
@@ -207,7 +276,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_is_told_without_what_is_secret_in_the_url() {
+    async fn refusal_is_reported_without_the_secrets_of_the_url() {
         let (url, served) = server(&["403 x"]).await;
         let error = Webhook::new(url, None).apply(&sample()).await.unwrap_err();
         served.await.unwrap();
@@ -223,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn the_code_is_that_of_rfc_4231() {
+    fn signature_is_that_of_rfc_4231() {
         // Its second case.
         let code = signature(&Secret::new("Jefe".into()), b"what do ya want for nothing?");
         let wanted = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";

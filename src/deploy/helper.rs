@@ -1,11 +1,11 @@
-//! Targets that are told by a process apart. Whatever a program such as
-//! `nginx -t` needs, its parent must be allowed as well; so the process that
-//! holds keys and talks to the world asks another one, started before it gave
-//! up what it does not need. What is asked are a target and one of a few errands.
-//! No process number is taken from here, and a program of the user's own is run
-//! only if it was configured when that process was started.
+//! The helper process, which reloads servers for a sidecar in its sandbox. What a program
+//! such as `nginx -t` needs, its parent must be allowed as well; so the process that
+//! holds keys and talks to the network sends requests to another one, started before it
+//! gave up what it does not need. A request names a target and one of four actions. The
+//! helper takes no process number from here, and it runs a program of the user's own only
+//! if that was configured when the helper was started.
 
-pub mod keeper;
+pub mod restart;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -19,58 +19,58 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::oneshot;
 
-use super::spec::Spec;
+use super::target::DeployTarget;
 use super::{Delivery, DeployError, Target};
 
-/// What is to be done for a target.
+/// What the helper does for a target.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-enum Errand {
+enum HelperRequest {
     Check(Delivery),
     Apply(Delivery),
     ListensOn,
     Obstacle(Delivery),
 }
 
-/// What comes back, as far as it was the errand and is to be seen.
+/// What the helper reply, as far as the request asks for it.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Found {
+struct HelperReply {
     addresses: Option<Vec<SocketAddr>>,
     obstacle: Option<String>,
 }
 
-type Answer = Result<Found, DeployError>;
+type HelperResult = Result<HelperReply, DeployError>;
 
-/// One line on the way there, and one on the way back.
+/// One line in each direction.
 #[derive(Serialize, Deserialize)]
 struct Numbered<T> {
     number: u64,
     value: T,
 }
 
-/// The way to the other process. Errands run side by side there: one that hangs
-/// holds up no other.
+/// The connection to the helper process, which serves requests concurrently: one that
+/// hangs delays no other.
 #[derive(Debug)]
-pub struct Hand {
+pub struct Helper {
     sender: tokio::sync::Mutex<OwnedWriteHalf>,
-    waiting: Arc<Waiting>,
+    waiting: Arc<PendingRequests>,
 }
 
-/// Who waits for an answer.
+/// The requests without a reply.
 #[derive(Debug)]
-struct Waiting(Mutex<Asked>);
+struct PendingRequests(Mutex<Pending>);
 
 #[derive(Debug)]
-struct Asked {
+struct Pending {
     last: u64,
-    /// By number; `None` once the other process has ended.
-    waiting: Option<BTreeMap<u64, oneshot::Sender<Answer>>>,
+    /// By number; `None` once the helper has ended.
+    waiting: Option<BTreeMap<u64, oneshot::Sender<HelperResult>>>,
 }
 
-impl Waiting {
-    fn enter(&self) -> io::Result<(u64, oneshot::Receiver<Answer>)> {
+impl PendingRequests {
+    fn enter(&self) -> io::Result<(u64, oneshot::Receiver<HelperResult>)> {
         let (sender, receiver) = oneshot::channel();
         let mut inside = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Asked { last, waiting } = &mut *inside;
+        let Pending { last, waiting } = &mut *inside;
         let waiting = waiting
             .as_mut()
             .ok_or_else(|| io::Error::other("it has ended"))?;
@@ -79,14 +79,14 @@ impl Waiting {
         Ok((*last, receiver))
     }
 
-    fn answer(&self, number: u64, answer: Answer) {
+    fn answer(&self, number: u64, answer: HelperResult) {
         let mut inside = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = inside
             .waiting
             .as_mut()
             .and_then(|waiting| waiting.remove(&number));
         if let Some(waiting) = waiting {
-            // Whoever asked may not wait any more.
+            // The caller may have given up.
             let _ = waiting.send(answer);
         }
     }
@@ -97,22 +97,22 @@ impl Waiting {
     }
 }
 
-impl Hand {
-    /// Errands go through `stream`, to where [`serve`] is at its other end, which
+impl Helper {
+    /// Sends requests through `stream`, to where [`serve`] is at its other end, which
     /// runs `programs` of the user's own and no other.
     ///
     /// # Errors
     /// As the system has them.
     pub fn new(
         mut stream: std::os::unix::net::UnixStream,
-        programs: &[Spec],
+        programs: &[DeployTarget],
     ) -> io::Result<Arc<Self>> {
-        // Before anything from the network is read: later it is asked in vain.
+        // Before anything from the network is read: later the helper takes no more.
         let mut line = serde_json::to_vec(programs)?;
         line.push(b'\n');
         stream.write_all(&line)?;
         let (receiver, sender) = asynchronous(stream)?.into_split();
-        let waiting = Arc::new(Waiting(Mutex::new(Asked {
+        let waiting = Arc::new(PendingRequests(Mutex::new(Pending {
             last: 0,
             waiting: Some(BTreeMap::new()),
         })));
@@ -123,19 +123,19 @@ impl Hand {
         }))
     }
 
-    /// The target of `spec`, told by the other process.
+    /// The target of `spec`, reloaded by the helper.
     #[must_use]
-    pub fn target(self: &Arc<Self>, spec: &Spec) -> Arc<dyn Target> {
-        let (hand, spec) = (self.clone(), spec.clone());
+    pub fn target(self: &Arc<Self>, spec: &DeployTarget) -> Arc<dyn Target> {
+        let (helper, spec) = (self.clone(), spec.clone());
         let name = spec.target().name().to_owned();
-        Arc::new(Distant { hand, spec, name })
+        Arc::new(RemoteTarget { helper, spec, name })
     }
 
-    async fn exchange(&self, errand: (Spec, Errand)) -> io::Result<Answer> {
+    async fn exchange(&self, request: (DeployTarget, HelperRequest)) -> io::Result<HelperResult> {
         let (number, answer) = self.waiting.enter()?;
         let mut line = serde_json::to_vec(&Numbered {
             number,
-            value: errand,
+            value: request,
         })?;
         line.push(b'\n');
         self.sender.lock().await.write_all(&line).await?;
@@ -143,38 +143,37 @@ impl Hand {
     }
 }
 
-async fn receive(receiver: OwnedReadHalf, waiting: Arc<Waiting>) {
+async fn receive(receiver: OwnedReadHalf, waiting: Arc<PendingRequests>) {
     let mut lines = BufReader::new(receiver).lines();
     while let Ok(Some(line)) = lines.next_line().await {
-        match serde_json::from_str::<Numbered<Answer>>(&line) {
+        match serde_json::from_str::<Numbered<HelperResult>>(&line) {
             Ok(Numbered { number, value }) => waiting.answer(number, value),
-            Err(error) => tracing::error!("the process that tells servers: {error}"),
+            Err(error) => tracing::error!("the helper process: {error}"),
         }
     }
     waiting.end();
     tracing::error!(
-        "the process that tells servers is gone; hint: restart certs run: until then no server is told"
+        "the helper process is gone; hint: restart certs run: until then no server is reloaded"
     );
 }
 
-/// A target at the other end of a [`Hand`].
-struct Distant {
-    hand: Arc<Hand>,
-    spec: Spec,
+/// A target at the other end of a [`Helper`].
+struct RemoteTarget {
+    helper: Arc<Helper>,
+    spec: DeployTarget,
     name: String,
 }
 
-impl Distant {
-    async fn ask(&self, errand: Errand) -> Answer {
-        let (hand, errand) = (self.hand.clone(), (self.spec.clone(), errand));
-        // In a task of its own: one that nobody waits for any more must not leave
-        // half a line.
-        let asked = tokio::spawn(async move { hand.exchange(errand).await });
-        let failed = |detail: String| DeployError::Hand {
+impl RemoteTarget {
+    async fn ask(&self, request: HelperRequest) -> HelperResult {
+        let (helper, request) = (self.helper.clone(), (self.spec.clone(), request));
+        // In a task of its own: a caller that gives up must not leave half a line.
+        let asked = tokio::spawn(async move { helper.exchange(request).await });
+        let failed = |detail: String| DeployError::Helper {
             target: self.name.clone(),
             detail,
         };
-        let within = self.spec.told_within();
+        let within = self.spec.answers_within();
         let asked = tokio::time::timeout(within, asked).await;
         let asked = asked.map_err(|_| failed(format!("no answer within {within:?}")))?;
         let answer = asked.map_err(|error| failed(error.to_string()))?;
@@ -183,86 +182,94 @@ impl Distant {
 }
 
 #[async_trait]
-impl Target for Distant {
+impl Target for RemoteTarget {
     fn name(&self) -> &str {
         &self.name
     }
 
     async fn check(&self, delivery: &Delivery) -> Result<(), DeployError> {
-        self.ask(Errand::Check(delivery.clone())).await.map(drop)
+        self.ask(HelperRequest::Check(delivery.clone()))
+            .await
+            .map(drop)
     }
 
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
-        self.ask(Errand::Apply(delivery.clone())).await.map(drop)
+        self.ask(HelperRequest::Apply(delivery.clone()))
+            .await
+            .map(drop)
     }
 
     async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
-        self.ask(Errand::ListensOn).await.ok()?.addresses
+        self.ask(HelperRequest::ListensOn).await.ok()?.addresses
     }
 
     async fn obstacle(&self, delivery: &Delivery) -> Option<String> {
-        let errand = Errand::Obstacle(delivery.clone());
-        self.ask(errand).await.ok()?.obstacle
+        let request = HelperRequest::Obstacle(delivery.clone());
+        self.ask(request).await.ok()?.obstacle
     }
 }
 
-/// Runs errands side by side until the other end is closed. A line that is none ends
+/// Serves requests concurrently until the other end is closed. An invalid line ends
 /// nothing.
 ///
 /// # Errors
-/// As the system has them, and when it is not told what programs it may run.
+/// As the system has them, and when the first line does not list the allowed programs.
 pub async fn serve(stream: std::os::unix::net::UnixStream) -> io::Result<()> {
     let (receiver, sender) = asynchronous(stream)?.into_split();
     let sender = Arc::new(tokio::sync::Mutex::new(sender));
     let mut lines = BufReader::new(receiver).lines();
     let allowed = lines.next_line().await?.unwrap_or_else(|| "[]".to_owned());
-    let allowed: Arc<Vec<Spec>> = Arc::new(serde_json::from_str(&allowed)?);
+    let allowed: Arc<Vec<DeployTarget>> = Arc::new(serde_json::from_str(&allowed)?);
     while let Some(line) = lines.next_line().await? {
-        let asked: Numbered<(Spec, Errand)> = match serde_json::from_str(&line) {
+        let asked: Numbered<(DeployTarget, HelperRequest)> = match serde_json::from_str(&line) {
             Ok(asked) => asked,
             Err(error) => {
-                tracing::error!("what is asked is no errand: {error}");
+                tracing::error!("invalid request: {error}");
                 continue;
             }
         };
         let (sender, allowed) = (sender.clone(), allowed.clone());
         tokio::spawn(async move {
-            let (spec, errand) = asked.value;
+            let (spec, request) = asked.value;
             let answer = Numbered {
                 number: asked.number,
-                value: run(&spec, errand, &allowed).await,
+                value: run(&spec, request, &allowed).await,
             };
             let mut line = serde_json::to_vec(&answer).unwrap_or_default();
             line.push(b'\n');
-            // Nobody is left to be told that nobody is left.
+            // The parent may have ended.
             let _ = sender.lock().await.write_all(&line).await;
         });
     }
     Ok(())
 }
 
-async fn run(spec: &Spec, errand: Errand, allowed: &[Spec]) -> Answer {
+async fn run(
+    spec: &DeployTarget,
+    request: HelperRequest,
+    allowed: &[DeployTarget],
+) -> HelperResult {
     let target = spec.target();
     let refused = |detail: &str| {
-        Err(DeployError::Hand {
+        Err(DeployError::Helper {
             target: target.name().to_owned(),
             detail: detail.to_owned(),
         })
     };
-    if !spec.needs_a_hand() {
-        return refused("it does nothing that can be done without it");
+    if !spec.needs_helper() {
+        return refused("this target does not need the helper process");
     }
-    if spec.runs_a_program() && !allowed.contains(spec) {
-        return refused("it runs no program that was not configured when it was started");
+    if spec.runs_program() && !allowed.contains(spec) {
+        return refused("the helper runs no program that was not configured when it was started");
     }
-    let mut found = Found::default();
-    match errand {
-        Errand::Check(delivery) => target.check(&delivery).await?,
-        Errand::Apply(delivery) => target.apply(&delivery).await?,
-        Errand::ListensOn => found.addresses = target.listens_on().await,
-        Errand::Obstacle(delivery) => found.obstacle = target.obstacle(&delivery).await,
+    let mut reply = HelperReply::default();
+    match request {
+        HelperRequest::Check(delivery) => target.check(&delivery).await?,
+        HelperRequest::Apply(delivery) => target.apply(&delivery).await?,
+        HelperRequest::ListensOn => reply.addresses = target.listens_on().await,
+        HelperRequest::Obstacle(delivery) => reply.obstacle = target.obstacle(&delivery).await,
     }
-    Ok(found)
+    Ok(reply)
 }
 
 fn asynchronous(stream: std::os::unix::net::UnixStream) -> io::Result<UnixStream> {
@@ -277,37 +284,37 @@ mod tests {
     use super::super::sample;
     use super::*;
 
-    fn pair() -> (Arc<Hand>, tokio::task::JoinHandle<io::Result<()>>) {
+    fn pair() -> (Arc<Helper>, tokio::task::JoinHandle<io::Result<()>>) {
         let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
-        (Hand::new(one, &[]).unwrap(), tokio::spawn(serve(other)))
+        (Helper::new(one, &[]).unwrap(), tokio::spawn(serve(other)))
     }
 
     #[tokio::test]
-    async fn what_the_target_says_comes_back_as_it_was_said() {
-        let (hand, served) = pair();
-        let spec: Spec = "nginx:/absent/nginx.pid".parse().unwrap();
-        let (near, distant) = (spec.target(), hand.target(&spec));
-        assert_eq!(near.name(), distant.name());
+    async fn helper_returns_the_targets_own_errors() {
+        let (helper, served) = pair();
+        let spec: DeployTarget = "nginx:/absent/nginx.pid".parse().unwrap();
+        let (near, remote) = (spec.target(), helper.target(&spec));
+        assert_eq!(near.name(), remote.name());
         for (one, other) in [
-            (near.check(&sample()).await, distant.check(&sample()).await),
-            (near.apply(&sample()).await, distant.apply(&sample()).await),
+            (near.check(&sample()).await, remote.check(&sample()).await),
+            (near.apply(&sample()).await, remote.apply(&sample()).await),
         ] {
             let (one, other) = (one.unwrap_err(), other.unwrap_err());
             assert!(matches!(one, DeployError::NoPidFile { .. }));
             assert_eq!(one.to_string(), other.to_string());
             assert_eq!(one.hint(), other.hint());
         }
-        assert_eq!(distant.listens_on().await, None);
-        drop((hand, distant));
+        assert_eq!(remote.listens_on().await, None);
+        drop((helper, remote));
         served.await.unwrap().unwrap();
     }
 
     #[tokio::test]
-    async fn an_errand_that_is_given_up_leaves_no_answer_for_the_next() {
-        let (hand, _served) = pair();
-        let target = hand.target(&"nginx:/absent/nginx.pid".parse().unwrap());
+    async fn abandoned_request_leaves_no_reply_for_the_next() {
+        let (helper, _served) = pair();
+        let target = helper.target(&"nginx:/absent/nginx.pid".parse().unwrap());
         for _ in 0..3 {
-            // Asked for once, and dropped before the answer is there.
+            // Pending for once, and dropped before the answer is there.
             assert_eq!(target.listens_on().now_or_never(), None);
             let error = target.check(&sample()).await.unwrap_err();
             assert!(matches!(error, DeployError::NoPidFile { .. }), "{error}");
@@ -315,12 +322,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_line_that_is_no_errand_ends_nothing() {
-        let (hand, served) = pair();
-        let target = hand.target(&"nginx:/absent/nginx.pid".parse().unwrap());
+    async fn invalid_line_ends_nothing() {
+        let (helper, served) = pair();
+        let target = helper.target(&"nginx:/absent/nginx.pid".parse().unwrap());
         for bad in ["", "{", "[1]", "{\"number\":1,\"value\":null}"] {
             let line = format!("{bad}\n");
-            hand.sender
+            helper
+                .sender
                 .lock()
                 .await
                 .write_all(line.as_bytes())
@@ -333,30 +341,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_never_answers_is_not_waited_for_for_ever() {
+    async fn request_fails_when_the_helper_never_replies() {
         let (one, _never_answers) = std::os::unix::net::UnixStream::pair().unwrap();
-        let spec: Spec = "nginx".parse().unwrap();
-        let target = Hand::new(one, &[]).unwrap().target(&spec);
+        let spec: DeployTarget = "nginx".parse().unwrap();
+        let target = Helper::new(one, &[]).unwrap().target(&spec);
         let begun = tokio::time::Instant::now();
         let error = target.apply(&sample()).await.unwrap_err();
         assert!(error.to_string().contains("no answer within"), "{error}");
-        assert_eq!(begun.elapsed().as_secs(), spec.told_within().as_secs());
+        assert_eq!(begun.elapsed().as_secs(), spec.answers_within().as_secs());
     }
 
     #[tokio::test]
-    async fn an_end_that_is_gone_is_told_with_a_hint() {
+    async fn request_fails_with_a_hint_after_the_helper_ended() {
         let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
-        let target = Hand::new(one, &[])
+        let target = Helper::new(one, &[])
             .unwrap()
             .target(&"nginx".parse().unwrap());
         drop(other);
         let error = target.apply(&sample()).await.unwrap_err();
-        assert!(matches!(error, DeployError::Hand { .. }), "{error}");
+        assert!(matches!(error, DeployError::Helper { .. }), "{error}");
         assert!(error.hint().contains("restart certs run"));
     }
 
     #[tokio::test]
-    async fn a_program_that_hangs_holds_up_no_other_and_one_that_is_not_known_is_not_run() {
+    async fn helper_serves_concurrently_and_refuses_an_unknown_program() {
         let directory = tempfile::tempdir().unwrap();
         let fifo = directory.path().join("fifo");
         let hook = directory.path().join("hook");
@@ -366,22 +374,22 @@ mod tests {
         let mut sh = std::process::Command::new("/bin/sh");
         let made = sh.args(["-c", make]).arg(&hook).arg(&fifo).status();
         assert!(made.unwrap().success());
-        let spec: Spec = format!("exec:{}", hook.display()).parse().unwrap();
+        let spec: DeployTarget = format!("exec:{}", hook.display()).parse().unwrap();
         let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
-        let hand = Hand::new(one, std::slice::from_ref(&spec)).unwrap();
+        let helper = Helper::new(one, std::slice::from_ref(&spec)).unwrap();
         tokio::spawn(serve(other));
 
-        let hangs = hand.target(&spec);
+        let hangs = helper.target(&spec);
         let waits = tokio::spawn(async move { hangs.apply(&sample()).await });
-        let absent = hand.target(&"nginx:/absent/nginx.pid".parse().unwrap());
+        let absent = helper.target(&"nginx:/absent/nginx.pid".parse().unwrap());
         assert!(absent.check(&sample()).await.is_err());
-        let unknown = hand.target(&"exec:/bin/true".parse().unwrap());
+        let unknown = helper.target(&"exec:/bin/true".parse().unwrap());
         let error = unknown.apply(&sample()).await.unwrap_err();
         assert!(error.to_string().contains("not configured"), "{error}");
-        // Whoever has taken the other process over has no files written here.
-        let file = hand.target(&"file:/absent/file.pem".parse().unwrap());
+        // A compromised sidecar has no files written by the helper.
+        let file = helper.target(&"file:/absent/file.pem".parse().unwrap());
         let error = file.check(&sample()).await.unwrap_err();
-        assert!(matches!(error, DeployError::Hand { .. }), "{error}");
+        assert!(matches!(error, DeployError::Helper { .. }), "{error}");
         assert!(!waits.is_finished());
         tokio::fs::write(&fifo, "go\n").await.unwrap();
         waits.await.unwrap().unwrap();

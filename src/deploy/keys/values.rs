@@ -1,0 +1,214 @@
+//! The types of values that several deploy targets have: paths, programs, users, modes.
+//! Each keeps what was written, since that is what is stored; nothing is looked up here
+//! but users and groups.
+
+use std::borrow::Cow;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+use crate::deploy::owner::{self, Owner};
+
+/// A path; a relative one starts where it was written.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PathKey(PathBuf);
+
+impl PathKey {
+    /// The same with the path that `change` makes of it.
+    pub(in crate::deploy) fn change(&mut self, change: impl FnOnce(&Path) -> PathBuf) {
+        // Stored as a text: what is no UTF-8 in it is replaced here, and not later.
+        self.0 = change(&self.0).display().to_string().into();
+    }
+}
+
+impl Deref for PathKey {
+    type Target = PathBuf;
+
+    fn deref(&self) -> &PathBuf {
+        &self.0
+    }
+}
+
+impl JsonSchema for PathKey {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "PathKey".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "format": "path"})
+    }
+}
+
+/// A program with its arguments: a list, or one text that is the program alone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CommandLine(Vec<String>);
+
+impl Deref for CommandLine {
+    type Target = Vec<String>;
+
+    fn deref(&self) -> &Vec<String> {
+        &self.0
+    }
+}
+
+impl JsonSchema for CommandLine {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "CommandLine".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let texts = json_schema!({"type": "array", "items": {"type": "string"}, "minItems": 1});
+        json_schema!({"anyOf": [{"type": "string"}, texts]})
+    }
+}
+
+/// A value with the text that it was read from: what is stored is what was written.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+#[serde(bound = "T: FromStr<Err = String> + Clone")]
+pub struct AsWritten<T> {
+    text: String,
+    value: T,
+}
+
+impl<T: Copy> AsWritten<T> {
+    /// The value.
+    pub(in crate::deploy) fn value(&self) -> T {
+        self.value
+    }
+}
+
+impl<T: FromStr<Err = String>> TryFrom<String> for AsWritten<T> {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let value = text.parse()?;
+        Ok(Self { text, value })
+    }
+}
+
+impl<T> From<AsWritten<T>> for String {
+    fn from(written: AsWritten<T>) -> Self {
+        written.text
+    }
+}
+
+impl<T> PartialEq for AsWritten<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl<T> Eq for AsWritten<T> {}
+
+impl<T> PartialOrd for AsWritten<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T> Ord for AsWritten<T> {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.text.cmp(&other.text)
+    }
+}
+
+impl<T> JsonSchema for AsWritten<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Text".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        String::json_schema(generator)
+    }
+}
+
+/// A user's number.
+#[derive(Clone, Copy, Debug)]
+pub struct UserNumber(pub u32);
+
+impl FromStr for UserNumber {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        owner::user(text).map(Self)
+    }
+}
+
+/// A group's number.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupNumber(pub u32);
+
+impl FromStr for GroupNumber {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        owner::group(text).map(Self)
+    }
+}
+
+/// A file's mode.
+#[derive(Clone, Copy, Debug)]
+pub struct FileMode(pub u32);
+
+impl FromStr for FileMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mode = u32::from_str_radix(text, 8).ok();
+        let mode = mode.filter(|mode| *mode <= 0o777).map(Self);
+        mode.ok_or_else(|| "a mode is written in octal digits, such as \"0640\"".to_owned())
+    }
+}
+
+/// How long a program may take.
+#[derive(Clone, Copy, Debug)]
+pub struct ProgramTimeout(pub Duration);
+
+const LONGEST_PROGRAM: Duration = Duration::from_secs(3600);
+
+impl FromStr for ProgramTimeout {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (number, unit) = match text.strip_suffix('m') {
+            Some(minutes) => (minutes, 60),
+            None => (text.strip_suffix('s').unwrap_or(text), 1),
+        };
+        let number = number.parse::<u64>().ok();
+        let seconds = number.and_then(|number| number.checked_mul(unit));
+        let within = seconds.map(Duration::from_secs);
+        let within = within.filter(|within| !within.is_zero() && *within <= LONGEST_PROGRAM);
+        let within = within.map(Self);
+        within.ok_or_else(|| "a program may take from 1s to 60m".to_owned())
+    }
+}
+
+/// The owner that `owner` and `group` name.
+pub(in crate::deploy) fn owner_of(
+    owner: Option<&AsWritten<UserNumber>>,
+    group: Option<&AsWritten<GroupNumber>>,
+) -> Owner {
+    Owner {
+        user: owner.map(|user| user.value().0),
+        group: group.map(|group| group.value().0),
+    }
+}

@@ -1,0 +1,420 @@
+//! A deploy target as the user writes it: `KIND[:WHERE]` in short, or a table of keys
+//! with its `kind` among them. Each kind has a file below `targets/` with its typed
+//! settings, which answer every question that is asked here; a kind that leaves one
+//! open does not compile. Nothing is touched before [`DeployTarget::target`] is used.
+
+pub mod description;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+pub use super::keys::{InvalidTarget, TargetKeys};
+pub use super::targets::DeployTarget;
+
+use super::keys::values::PathKey;
+use super::output::Output;
+use super::owner::Owner;
+use super::{Outlet, Target};
+use crate::identifier::Lineage;
+use crate::text::{nearest, printable};
+
+/// What stands for the certificate's own name in a path that is written.
+pub const NAME: &str = "{name}";
+
+/// How long a check or a reload may take where a target does not say otherwise.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What the settings of a kind of target say of it. Nothing has a default: a new target
+/// answers every question. Its keys are its fields, and the comments of both are their
+/// documentation for users.
+pub trait TargetSettings: Serialize + DeserializeOwned + JsonSchema {
+    /// The kind's name.
+    const NAME: &'static str;
+    /// How it is written in short.
+    const SHORT: ShortForm;
+    /// A table below `[deploy.NAME]`, for its documentation.
+    const EXAMPLE: &'static str;
+
+    /// TargetKeys that are invalid, or not together.
+    ///
+    /// # Errors
+    /// The key, and why.
+    fn check(&self) -> Result<(), InvalidTarget>;
+
+    /// What it needs beyond reading the output.
+    fn rights(&self) -> Rights;
+
+    /// When it is deployed to.
+    fn stage(&self) -> DeployStage;
+
+    /// Whether one reload loads every certificate, so that several share it.
+    fn coalesces(&self) -> bool;
+
+    /// How long a check or a reload may take.
+    fn deadline(&self) -> Duration;
+
+    /// Its paths, to be changed.
+    fn paths(&mut self) -> Paths<'_>;
+
+    /// The target itself. `name` is its short form.
+    fn target(&self, name: String) -> Arc<dyn Target>;
+}
+
+/// How a kind is written in short; each text is a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShortForm {
+    /// `KIND[:WHERE]`.
+    Where(&'static str),
+    /// `KIND:WHERE[:MORE]`.
+    WhereAnd(&'static str, &'static str),
+    /// The URL alone.
+    Url(&'static str),
+}
+
+impl ShortForm {
+    /// The key that stands first in it.
+    #[must_use]
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Where(key) | Self::WhereAnd(key, _) | Self::Url(key) => key,
+        }
+    }
+}
+
+/// What a target needs beyond reading the output: the sandbox leaves it this and no more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rights {
+    /// What it does to processes, which a sidecar leaves to the helper process.
+    pub processes: Processes,
+    /// The Unix socket that it connects to.
+    pub connects_to: Option<PathBuf>,
+    /// The file that it reads.
+    pub reads: Option<PathBuf>,
+    /// What it writes.
+    pub writes: Writes,
+}
+
+/// What a target does to processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Processes {
+    /// Nothing.
+    Untouched,
+    /// It finds, signals or starts those of a server, or asks systemd to.
+    Controls,
+    /// It starts a program that the configuration names.
+    RunsProgram,
+}
+
+/// What a target writes, beside the output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Writes {
+    /// Nothing.
+    Nothing,
+    /// A file of its own, given to this owner.
+    File(PathBuf, Owner),
+    /// A file of the server, whose owner stays.
+    ServersFile(PathBuf),
+    /// A directory of generations, given to this owner and made where it is missing.
+    Directory(PathBuf, Owner),
+}
+
+impl Writes {
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Nothing => None,
+            Self::File(path, _) | Self::ServersFile(path) | Self::Directory(path, _) => Some(path),
+        }
+    }
+}
+
+/// When a target is deployed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeployStage {
+    /// It is a copy for a consumer: written before any server reloads, which may read it.
+    Copy,
+    /// It is a server.
+    Server,
+}
+
+/// All paths among a target's keys.
+#[derive(Debug, Default)]
+pub struct Paths<'a> {
+    /// Those that are only read or connected to.
+    pub read: Vec<&'a mut PathKey>,
+    /// The one that is written: [`NAME`] in it stands for the certificate's name.
+    pub written: Option<&'a mut PathKey>,
+}
+
+/// A row of the table of kinds.
+pub struct TargetKind {
+    /// Its name.
+    pub name: &'static str,
+    /// How it is written in short.
+    pub short: ShortForm,
+    /// A table below `[deploy.NAME]`.
+    pub example: &'static str,
+    pub(super) read: fn(TargetKeys) -> Result<DeployTarget, InvalidTarget>,
+    pub(super) schema: fn(&mut SchemaGenerator) -> Schema,
+}
+
+/// The settings of one kind, checked.
+pub(super) fn read<T: TargetSettings>(keys: TargetKeys) -> Result<T, InvalidTarget> {
+    let settings: T = super::keys::read(T::NAME, keys)?;
+    settings.check()?;
+    Ok(settings)
+}
+
+/// As it is stored: in short where that says all.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum StoredForm {
+    Short(String),
+    Long { kind: String, keys: TargetKeys },
+}
+
+fn unknown(written: &str, kind: &str) -> String {
+    let mut message = format!("unknown deploy target `{}`", printable(written));
+    if let Some(meant) = nearest(kind, DeployTarget::kinds().map(|kind| kind.name)) {
+        message += &format!("; did you mean `{meant}`?");
+    }
+    message
+}
+
+impl DeployTarget {
+    /// The kinds that are known.
+    pub fn kinds() -> impl Iterator<Item = &'static TargetKind> {
+        Self::KINDS.iter()
+    }
+
+    /// The short forms of all kinds, for a help text.
+    #[must_use]
+    pub fn forms() -> String {
+        let forms: Vec<String> = Self::kinds().map(TargetKind::form).collect();
+        forms.join(", ")
+    }
+
+    /// The keys that a kind's long form may have beside `kind`, those of its short form
+    /// first; none of an unknown kind.
+    #[must_use]
+    pub fn keys_of(kind: &str) -> Vec<String> {
+        let known = Self::kinds().find(|known| known.name == kind);
+        let keys = known.map(TargetKind::keys).unwrap_or_default();
+        keys.into_iter().map(|key| key.name).collect()
+    }
+
+    /// The target that a long form means.
+    ///
+    /// # Errors
+    /// The key that is wrong or missing.
+    pub fn long(kind: &str, keys: TargetKeys) -> Result<Self, InvalidTarget> {
+        let known = Self::kinds().find(|known| known.name == kind);
+        let known = known.ok_or_else(|| InvalidTarget::key("kind", unknown(kind, kind)))?;
+        (known.read)(keys)
+    }
+
+    /// How long the helper process may take for it.
+    #[must_use]
+    pub fn answers_within(&self) -> Duration {
+        self.deadline() + Duration::from_secs(60)
+    }
+
+    /// Makes its paths start at `base`, where they are relative.
+    #[must_use]
+    pub fn located(mut self, base: impl Fn(&Path) -> PathBuf) -> Self {
+        let Paths { read, written } = self.paths();
+        for path in read.into_iter().chain(written) {
+            path.change(&base);
+        }
+        self
+    }
+
+    /// Uses the API of `host` for a container, unless it names another.
+    #[must_use]
+    pub fn at_docker(mut self, host: &str) -> Self {
+        if let Self::Docker(docker) = &mut self {
+            docker.at(host);
+        }
+        self
+    }
+
+    /// The same for one certificate, with its name where [`NAME`] stands.
+    #[must_use]
+    pub fn for_lineage(&self, lineage: &Lineage) -> Self {
+        let mut target = self.clone();
+        if let Some(path) = target.paths().written {
+            path.change(|path| {
+                let path = path.display().to_string();
+                path.replace(NAME, lineage.as_str()).into()
+            });
+        }
+        target
+    }
+
+    /// Whether it starts programs or signals processes, which a sidecar leaves to the
+    /// helper process.
+    #[must_use]
+    pub fn needs_helper(&self) -> bool {
+        self.rights().processes != Processes::Untouched
+    }
+
+    /// Whether it runs a program that the configuration names.
+    #[must_use]
+    pub fn runs_program(&self) -> bool {
+        self.rights().processes == Processes::RunsProgram
+    }
+
+    /// Whether it is written for a consumer, and so before any server reloads.
+    #[must_use]
+    pub fn is_copy(&self) -> bool {
+        self.stage() == DeployStage::Copy
+    }
+
+    /// The file or directory that it writes itself, beside the output.
+    #[must_use]
+    pub fn writes(&self) -> Option<PathBuf> {
+        self.rights().writes.path().map(Path::to_owned)
+    }
+
+    /// The file of the server that it rewrites, with its owner as it is.
+    #[must_use]
+    pub fn servers_file(&self) -> Option<PathBuf> {
+        match self.rights().writes {
+            Writes::ServersFile(path) => Some(path),
+            _ => None,
+        }
+    }
+
+    /// The directory in which it writes: a file is replaced by another of its name.
+    #[must_use]
+    pub fn writes_in(&self) -> Option<PathBuf> {
+        match self.rights().writes {
+            Writes::Directory(path, _) => Some(path),
+            writes => writes.path()?.parent().map(Path::to_owned),
+        }
+    }
+
+    /// Makes the directory that it writes, where it can be made: an error is reported by
+    /// the first deployment.
+    pub fn prepare(&self) {
+        if let Writes::Directory(path, owner) = self.rights().writes {
+            Output::new(path).owned_by(owner).prepare();
+        }
+    }
+
+    /// Whether what it writes is for one certificate alone.
+    #[must_use]
+    pub fn is_for_one(&self) -> bool {
+        let writes = self.rights().writes;
+        let is_file = !matches!(writes, Writes::Directory(..));
+        is_file && writes.path().is_some_and(|path| !has_name(path))
+    }
+
+    /// Whether each certificate's file is in a directory of its own name.
+    #[must_use]
+    pub fn has_directory_for_each(&self) -> bool {
+        self.writes_in()
+            .is_some_and(|directory| has_name(&directory))
+    }
+
+    /// Whether what it writes belongs to another user or group.
+    #[must_use]
+    pub fn changes_owner(&self) -> bool {
+        match self.rights().writes {
+            Writes::File(_, owner) | Writes::Directory(_, owner) => owner != Owner::default(),
+            Writes::Nothing | Writes::ServersFile(_) => false,
+        }
+    }
+}
+
+fn has_name(path: &Path) -> bool {
+    path.display().to_string().contains(NAME)
+}
+
+impl FromStr for DeployTarget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let shown = text.escape_debug();
+        let is_url = text.starts_with("https://") || text.starts_with("http://");
+        let (name, place) = match text.split_once(':') {
+            Some((name, place)) if !is_url => (name, Some(place)),
+            _ => (text, None),
+        };
+        let mut kinds = Self::kinds();
+        let kind = kinds.find(|kind| match kind.short {
+            ShortForm::Url(_) => is_url,
+            ShortForm::Where(_) | ShortForm::WhereAnd(..) => kind.name == name,
+        });
+        let kind = kind.ok_or_else(|| unknown(text, name))?;
+        let one = |key: &str, value: &str| (key.to_owned(), vec![value.to_owned()]);
+        let keys = match (kind.short, place) {
+            (ShortForm::Url(key), _) => TargetKeys::from([one(key, text)]),
+            (_, None) => TargetKeys::new(),
+            (ShortForm::Where(key), Some(place)) => TargetKeys::from([one(key, place)]),
+            (ShortForm::WhereAnd(key, more), Some(place)) => match place.split_once(':') {
+                Some((place, said)) => TargetKeys::from([one(key, place), one(more, said)]),
+                None => TargetKeys::from([one(key, place)]),
+            },
+        };
+        (kind.read)(keys).map_err(|error| match is_url {
+            true => error.message,
+            false => format!("`{shown}`: {}", error.message),
+        })
+    }
+}
+
+impl fmt::Display for DeployTarget {
+    /// The short form, as far as it says what is meant.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keys = self.keys();
+        let value = |key: &str| keys.get(key).and_then(|values| values.first());
+        let (kind, short) = (self.kind(), self.short());
+        match (short, value(short.key())) {
+            (ShortForm::Url(_), Some(url)) => f.write_str(url),
+            (_, None) => f.write_str(kind),
+            (ShortForm::Where(_), Some(place)) => write!(f, "{kind}:{place}"),
+            (ShortForm::WhereAnd(_, more), Some(place)) => {
+                write!(f, "{kind}:{place}")?;
+                value(more).map_or(Ok(()), |more| write!(f, ":{more}"))
+            }
+        }
+    }
+}
+
+impl TryFrom<StoredForm> for DeployTarget {
+    type Error = String;
+
+    fn try_from(stored: StoredForm) -> Result<Self, String> {
+        match stored {
+            StoredForm::Short(text) => text.parse(),
+            StoredForm::Long { kind, keys } => {
+                Self::long(&kind, keys).map_err(|error| error.message)
+            }
+        }
+    }
+}
+
+impl From<DeployTarget> for StoredForm {
+    fn from(target: DeployTarget) -> Self {
+        let short = target.to_string();
+        match short.parse::<DeployTarget>() {
+            Ok(read) if read == target => Self::Short(short),
+            _ => Self::Long {
+                kind: target.kind().to_owned(),
+                keys: target.keys(),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;

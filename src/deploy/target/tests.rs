@@ -1,0 +1,234 @@
+//! What is written of a target is read back, and what is wrong is named.
+
+use super::*;
+
+fn keys(pairs: &[(&str, &[&str])]) -> TargetKeys {
+    let pairs = pairs.iter();
+    pairs
+        .map(|(key, values)| {
+            let values = values.iter().map(|value| (*value).to_owned());
+            ((*key).to_owned(), values.collect())
+        })
+        .collect()
+}
+
+#[test]
+fn short_form_is_read_back_and_stored_as_written() {
+    for text in [
+        "nginx",
+        "nginx:/run/nginx.pid",
+        "haproxy:/run/haproxy/admin.sock",
+        "coturn",
+        "coturn:/run/turnserver.pid",
+        "dovecot",
+        "postfix",
+        "envoy:/etc/envoy/sds.yaml",
+        "traefik:/etc/traefik/tls.yaml",
+        "caddy",
+        "caddy:localhost:2020",
+        "file:/srv/tls/{name}.pem",
+        "directory:/srv/tls",
+        "systemd:nginx.service",
+        "docker:web",
+        "docker:web:USR1",
+        "exec:/usr/local/bin/hook",
+        "https://hooks.example/x?y",
+    ] {
+        let spec = text.parse::<DeployTarget>().unwrap();
+        assert_eq!(spec.to_string(), text);
+        let json = serde_json::to_string(&spec).unwrap();
+        assert_eq!(json, format!("{text:?}"));
+        assert_eq!(serde_json::from_str::<DeployTarget>(&json).unwrap(), spec);
+    }
+    for text in [
+        "",
+        "nginx:",
+        "apache",
+        "haproxy",
+        "exec:hook",
+        "exec",
+        "systemd",
+        "docker:a/b",
+        "docker:web:",
+        "webhook:https://x",
+        "ftp://x",
+        "envoy",
+    ] {
+        assert!(text.parse::<DeployTarget>().is_err(), "{text}");
+    }
+}
+
+#[test]
+fn long_form_is_stored_whole_and_an_invalid_key_is_named() {
+    let command = keys(&[("command", &["/bin/hook", "-x"]), ("timeout", &["5"])]);
+    let spec = DeployTarget::long("exec", command).unwrap();
+    let json = serde_json::to_string(&spec).unwrap();
+    assert_eq!(serde_json::from_str::<DeployTarget>(&json).unwrap(), spec);
+    for (kind, given, wrong) in [
+        ("apache", keys(&[]), Some("kind")),
+        ("nginx", keys(&[("socket", &["/x"])]), Some("socket")),
+        ("haproxy", keys(&[]), None),
+        (
+            "exec",
+            keys(&[("command", &["/x"]), ("timeout", &["0"])]),
+            Some("timeout"),
+        ),
+        (
+            "docker",
+            keys(&[("container", &["a?b"])]),
+            Some("container"),
+        ),
+        (
+            "docker",
+            keys(&[("container", &["a"]), ("accept_raw_socket", &["yes"])]),
+            Some("accept_raw_socket"),
+        ),
+        (
+            "haproxy",
+            keys(&[("socket", &["/a", "/b"])]),
+            Some("socket"),
+        ),
+        (
+            "file",
+            keys(&[("path", &["/a"]), ("format", &["jks"])]),
+            Some("format"),
+        ),
+        (
+            "file",
+            keys(&[("path", &["/a"]), ("format", &["pkcs12"])]),
+            Some("format"),
+        ),
+        (
+            "file",
+            keys(&[("path", &["/a"]), ("mode", &["0999"])]),
+            Some("mode"),
+        ),
+        (
+            "file",
+            keys(&[("path", &["/a"]), ("group", &["no such group"])]),
+            Some("group"),
+        ),
+    ] {
+        let error = DeployTarget::long(kind, given).unwrap_err();
+        assert_eq!(error.key.as_deref(), wrong, "{}", error.message);
+    }
+}
+
+/// The target of a kind's example.
+pub(super) fn example_of(kind: &TargetKind) -> DeployTarget {
+    let example: toml::Table = toml::from_str(kind.example).unwrap();
+    let mut keys = TargetKeys::new();
+    for (key, value) in example {
+        let values = match value {
+            toml::Value::Array(values) => values,
+            value => vec![value],
+        };
+        let text = |value: &toml::Value| value.as_str().map_or(value.to_string(), str::to_owned);
+        keys.insert(key, values.iter().map(text).collect());
+    }
+    let named = keys.remove("kind").unwrap();
+    assert_eq!(named, [kind.name]);
+    DeployTarget::long(kind.name, keys).unwrap()
+}
+
+/// What earlier versions have stored is read, and stored again byte for byte.
+#[test]
+fn long_form_keeps_what_was_written() {
+    for stored in [
+        r#"{"kind":"docker","keys":{"accept_raw_socket":["false"],"container":["web"],"host":["tcp://proxy:2375"],"signal":["HUP"]}}"#,
+        r#"{"kind":"docker","keys":{"command":["/bin/x","-y"],"container":["web"]}}"#,
+        r#"{"kind":"exec","keys":{"command":["/bin/hook","-x"],"timeout":["1m"]}}"#,
+        r#"{"kind":"exec","keys":{"command":["/bin/hook"],"timeout":["60"]}}"#,
+        r#"{"kind":"file","keys":{"format":["pkcs12"],"group":["root"],"mode":["640"],"owner":["0"],"password_file":["/p"],"path":["/a"]}}"#,
+        r#"{"kind":"directory","keys":{"owner":["root"],"path":["/srv/{name}"]}}"#,
+        r#"{"kind":"haproxy","keys":{"certificate":["/a.pem"],"socket":["/s"]}}"#,
+        r#"{"kind":"systemd","keys":{"bus":["unix:path=/bus"],"unit":["nginx"]}}"#,
+        r#"{"kind":"webhook","keys":{"secret_file":["/s"],"url":["https://x"]}}"#,
+    ] {
+        let target: DeployTarget = serde_json::from_str(stored).unwrap();
+        assert_eq!(serde_json::to_string(&target).unwrap(), stored);
+    }
+    let parse = |stored: &str| serde_json::from_str::<DeployTarget>(stored).unwrap();
+    let one = parse(r#"{"kind":"exec","keys":{"command":["/x"],"timeout":["1m"]}}"#);
+    let same = parse(r#"{"kind":"exec","keys":{"command":["/x"],"timeout":["60s"]}}"#);
+    assert_ne!(one, same);
+    assert_eq!(one.deadline(), same.deadline());
+    let short = parse(r#"{"kind":"nginx","keys":{"pid_file":["/p"]}}"#);
+    assert_eq!(serde_json::to_string(&short).unwrap(), r#""nginx:/p""#);
+}
+
+#[test]
+fn unknown_words_are_answered_with_the_likely_one() {
+    let told = |text: &str| text.parse::<DeployTarget>().unwrap_err();
+    assert_eq!(
+        told("ngnix"),
+        "unknown deploy target `ngnix`; did you mean `nginx`?"
+    );
+    assert_eq!(
+        told("hapoxy:/run/a.sock"),
+        "unknown deploy target `hapoxy:/run/a.sock`; did you mean `haproxy`?"
+    );
+    assert_eq!(told("apache:web"), "unknown deploy target `apache:web`");
+    assert_eq!(told("haproxy"), "`haproxy`: haproxy needs `socket`");
+    let long = |kind: &str, given| DeployTarget::long(kind, keys(given)).unwrap_err().message;
+    assert_eq!(
+        long("haproxy", &[("sokcet", &["/s"])]),
+        "haproxy has no key `sokcet`; did you mean `socket`?"
+    );
+    assert_eq!(
+        long("systmd", &[]),
+        "unknown deploy target `systmd`; did you mean `systemd`?"
+    );
+}
+
+/// A path that a kind forgets among its [`Paths`] would start where the process does.
+#[test]
+fn every_path_of_every_kind_starts_where_it_was_written() {
+    for kind in DeployTarget::kinds() {
+        let shown = kind.keys();
+        let example: toml::Table = toml::from_str(kind.example).unwrap();
+        let mut given = TargetKeys::new();
+        for key in &shown {
+            let value = match (key.value, example.get(&key.name)) {
+                ("path", _) => format!("{NAME}-{}", key.name),
+                (_, Some(toml::Value::String(text))) => text.clone(),
+                _ => continue,
+            };
+            given.insert(key.name.clone(), vec![value]);
+        }
+        if kind.name == "exec" {
+            given.insert("command".into(), vec!["/bin/hook".into()]);
+        }
+        let target = DeployTarget::long(kind.name, given).unwrap();
+        let located = target.located(|path| Path::new("/base").join(path));
+        let lineage = Lineage::parse("example.com").unwrap();
+        let named = located.for_lineage(&lineage).keys();
+        let paths = shown.iter().filter(|key| key.value == "path");
+        let mut written = 0;
+        for key in paths {
+            let path = &named[&key.name][0];
+            assert!(path.starts_with("/base/"), "{}: {path}", kind.name);
+            written += usize::from(path.contains("example.com-"));
+        }
+        let writes = usize::from(located.writes().is_some());
+        assert_eq!(
+            written, writes,
+            "{}: {{name}} is replaced in what it writes",
+            kind.name
+        );
+    }
+}
+
+#[test]
+fn every_kind_is_described_and_its_example_is_read() {
+    let names: Vec<&str> = DeployTarget::kinds().map(|kind| kind.name).collect();
+    let distinct: std::collections::BTreeSet<_> = names.iter().collect();
+    assert_eq!(distinct.len(), names.len());
+    for kind in DeployTarget::kinds() {
+        assert!(kind.meaning().len() > 40, "{}", kind.name);
+        for key in kind.keys() {
+            assert!(!key.meaning.is_empty(), "{}: {}", kind.name, key.name);
+        }
+        assert_eq!(example_of(kind).kind(), kind.name);
+    }
+}

@@ -1,0 +1,122 @@
+//! The servers that a certificate can be deployed to, one file each, and the table of
+//! them. A new one is a file here, its module and its line in the table.
+
+pub mod caddy;
+pub mod coturn;
+pub mod directory;
+pub mod docker;
+pub mod dovecot;
+pub mod envoy;
+pub mod exec;
+pub mod file;
+pub mod haproxy;
+pub mod nginx;
+pub mod postfix;
+pub mod systemd;
+pub mod traefik;
+pub mod webhook;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Target;
+use super::keys::{self, TargetKeys};
+use super::target::{
+    self, DeployStage, Paths, Rights, ShortForm, StoredForm, TargetKind, TargetSettings,
+};
+
+/// The enum of all targets with what is asked of each, so that none is forgotten.
+macro_rules! targets {
+    ($($kind:ident($module:ident)),* $(,)?) => {
+        /// A server, or a copy for one, to deploy certificates to. Its keys are checked
+        /// when it is made.
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "StoredForm", into = "StoredForm")]
+        pub enum DeployTarget {
+            $(
+                #[doc = concat!("`", stringify!($module), "`.")]
+                $kind($module::Settings),
+            )*
+        }
+
+        impl DeployTarget {
+            pub(super) const KINDS: &[TargetKind] = &[$(TargetKind {
+                name: $module::Settings::NAME,
+                short: $module::Settings::SHORT,
+                example: $module::Settings::EXAMPLE,
+                read: |keys| target::read(keys).map(Self::$kind),
+                schema: $module::Settings::json_schema,
+            }),*];
+
+            /// Its kind's name.
+            pub(super) fn kind(&self) -> &'static str {
+                match self { $(Self::$kind(_) => $module::Settings::NAME),* }
+            }
+
+            /// How its kind is written in short.
+            pub(super) fn short(&self) -> ShortForm {
+                match self { $(Self::$kind(_) => $module::Settings::SHORT),* }
+            }
+
+            /// The keys that it was read from.
+            pub(super) fn keys(&self) -> TargetKeys {
+                match self { $(Self::$kind(settings) => keys::written(settings)),* }
+            }
+
+            /// What it needs beyond reading the output.
+            #[must_use]
+            pub fn rights(&self) -> Rights {
+                match self { $(Self::$kind(settings) => settings.rights()),* }
+            }
+
+            /// When it is deployed to.
+            #[must_use]
+            pub fn stage(&self) -> DeployStage {
+                match self { $(Self::$kind(settings) => settings.stage()),* }
+            }
+
+            /// Whether one reload loads every certificate, so that several share it.
+            #[must_use]
+            pub fn coalesces(&self) -> bool {
+                match self { $(Self::$kind(settings) => settings.coalesces()),* }
+            }
+
+            /// How long a check or a reload may take.
+            #[must_use]
+            pub fn deadline(&self) -> Duration {
+                match self { $(Self::$kind(settings) => settings.deadline()),* }
+            }
+
+            pub(super) fn paths(&mut self) -> Paths<'_> {
+                match self { $(Self::$kind(settings) => settings.paths()),* }
+            }
+
+            /// The target itself; nothing is touched yet.
+            #[must_use]
+            pub fn target(&self) -> Arc<dyn Target> {
+                let name = self.to_string();
+                match self { $(Self::$kind(settings) => settings.target(name)),* }
+            }
+        }
+    };
+}
+
+targets! {
+    Nginx(nginx),
+    Haproxy(haproxy),
+    Coturn(coturn),
+    Postfix(postfix),
+    Dovecot(dovecot),
+    Envoy(envoy),
+    Traefik(traefik),
+    Caddy(caddy),
+    Systemd(systemd),
+    Docker(docker),
+    Exec(exec),
+    Webhook(webhook),
+    File(file),
+    Directory(directory),
+}

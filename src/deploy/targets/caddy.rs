@@ -1,0 +1,136 @@
+//! Caddy, which watches no certificate files: its admin API is asked for the running
+//! configuration and given it again, and with it Caddy reads the files.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Request;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::deploy::http::Server;
+use crate::deploy::target::{
+    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
+};
+use crate::deploy::{Delivery, DeployError, Target};
+use crate::text::printable;
+
+const ADMIN: &str = "localhost:2019";
+
+/// Caddy watches no certificate files. Its configuration must name the files of `live/NAME`; `certs` fetches that
+/// configuration from Caddy's admin API and loads it again, and Caddy reads the files with it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// HOST:PORT of the admin API
+    #[schemars(extend("default" = ADMIN))]
+    admin: Option<String>,
+}
+
+impl TargetSettings for Settings {
+    const NAME: &'static str = "caddy";
+    const SHORT: ShortForm = ShortForm::Where("admin");
+    const EXAMPLE: &'static str = r#"kind = "caddy"
+admin = "localhost:2019""#;
+
+    fn check(&self) -> Result<(), InvalidTarget> {
+        Ok(())
+    }
+
+    fn rights(&self) -> Rights {
+        Rights {
+            processes: Processes::Untouched,
+            connects_to: None,
+            reads: None,
+            writes: Writes::Nothing,
+        }
+    }
+
+    fn stage(&self) -> DeployStage {
+        DeployStage::Server
+    }
+
+    fn coalesces(&self) -> bool {
+        true
+    }
+
+    fn deadline(&self) -> Duration {
+        target::DEADLINE
+    }
+
+    fn paths(&mut self) -> Paths<'_> {
+        Paths::default()
+    }
+
+    fn target(&self, name: String) -> Arc<dyn Target> {
+        let admin = self.admin.clone();
+        let admin = admin.unwrap_or_else(|| ADMIN.to_owned());
+        Arc::new(Caddy::new(name, admin))
+    }
+}
+
+/// A Caddy whose configuration names the live files.
+#[derive(Debug)]
+pub struct Caddy {
+    name: String,
+    /// `host:port` of its admin API.
+    admin: String,
+}
+
+impl Caddy {
+    /// Known to records as `name`.
+    #[must_use]
+    pub fn new(name: String, admin: String) -> Self {
+        Self { name, admin }
+    }
+
+    fn failed(&self, detail: &str) -> DeployError {
+        DeployError::Unreachable {
+            target: self.name.clone(),
+            detail: printable(&format!("its admin API at {}: {detail}", self.admin)),
+        }
+    }
+
+    async fn ask(&self, method: &str, path: &str, body: Bytes) -> Result<Bytes, DeployError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", &self.admin)
+            .header("content-type", "application/json")
+            // Without it nothing is read again where nothing else has changed.
+            .header("cache-control", "must-revalidate")
+            .body(Full::from(body))
+            .map_err(|error| self.failed(&error.to_string()))?;
+        let answer = Server::Tcp(self.admin.clone()).send(request).await;
+        let (status, body) = answer.map_err(|detail| self.failed(&detail))?;
+        if status.is_success() {
+            return Ok(body);
+        }
+        let said = serde_json::from_slice(&body).unwrap_or_else(|_| json!({}));
+        let said = said["error"].as_str().unwrap_or_default();
+        Err(DeployError::Refused {
+            target: self.name.clone(),
+            detail: printable(&format!("{status} {said}")),
+        })
+    }
+}
+
+#[async_trait]
+impl Target for Caddy {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
+        self.ask("GET", "/config/", Bytes::new()).await.map(drop)
+    }
+
+    async fn apply(&self, _: &Delivery) -> Result<(), DeployError> {
+        let running = self.ask("GET", "/config/", Bytes::new()).await?;
+        self.ask("POST", "/load", running).await.map(drop)
+    }
+}
