@@ -34,7 +34,7 @@ use crate::time::Timestamp;
 pub use known::Known;
 pub use secret::Secret;
 
-/// The kind of a certificate's key.
+/// The type of a certificate's key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)] // the names are the options'
 pub enum KeyType {
@@ -65,6 +65,15 @@ impl fmt::Display for KeyType {
 }
 
 impl KeyType {
+    /// All of them, the default first.
+    pub const ALL: [Self; 5] = [
+        Self::EcdsaP256,
+        Self::EcdsaP384,
+        Self::Rsa2048,
+        Self::Rsa3072,
+        Self::Rsa4096,
+    ];
+
     /// Makes a new key, in PEM. RSA takes up to seconds: keep it off the
     /// threads that serve.
     ///
@@ -89,7 +98,7 @@ impl std::str::FromStr for KeyType {
     /// Reads the option's value, such as `ecdsa-p256`.
     fn from_str(text: &str) -> Result<Self, String> {
         serde_json::from_value(serde_json::Value::from(text))
-            .map_err(|_| format!("`{}` is no kind of key", text.escape_debug()))
+            .map_err(|_| format!("unknown key type `{}`", text.escape_debug()))
     }
 }
 

@@ -42,6 +42,7 @@ pub use resolve::{Purpose, Sources};
 pub use schema::schema;
 
 use crate::certificate::KeyType;
+use crate::challenge::ChallengeSettings;
 use crate::deploy::endpoint::Endpoint;
 use crate::deploy::spec::Spec;
 use crate::identifier::{Identifier, Lineage};
@@ -87,7 +88,7 @@ impl Settings {
         let certificates = self.certificates.iter().map(|one| &one.challenge);
         let mut all: Option<Vec<SocketAddr>> = None;
         for challenge in certificates.chain(default) {
-            if let ChallengeSettings::Listen(addresses) = challenge {
+            if let Some(addresses) = challenge.http_listen() {
                 let all = all.get_or_insert_default();
                 all.extend(addresses);
                 all.sort();
@@ -203,16 +204,6 @@ impl CertificateSettings {
         let files = files.flat_map(|ca| [ca.root.as_ref(), ca.eab_hmac_file.as_ref()]);
         files.flatten()
     }
-}
-
-/// How control of names is proven.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ChallengeSettings {
-    /// By our own HTTP-01 listener; no address means port 80 of all of them.
-    Listen(Vec<SocketAddr>),
-    /// By HTTP-01 through a directory that another server serves on port 80.
-    Webroot(PathBuf),
 }
 
 /// `[admin] listen` as it is said.

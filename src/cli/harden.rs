@@ -27,7 +27,7 @@ use rustix::thread::set_no_new_privs;
 use super::Call;
 use super::output::Failure;
 use super::parts::{as_stored, recall};
-use crate::config::{CertificateSettings, ChallengeSettings, Settings};
+use crate::config::{CertificateSettings, Settings};
 use crate::deploy::Target;
 use crate::deploy::hand::Hand;
 use crate::deploy::spec::Spec;
@@ -83,10 +83,6 @@ impl Reach {
         let Some(places) = &self.places else {
             return Ok(());
         };
-        let webroot = match &settings.challenge {
-            ChallengeSettings::Webroot(path) => Some(path),
-            ChallengeSettings::Listen(_) => None,
-        };
         let lineage = &settings.lineage;
         let written = settings.deploy.iter().map(|spec| spec.for_lineage(lineage));
         let written = written.filter_map(|spec| {
@@ -100,8 +96,8 @@ impl Reach {
             })
         });
         let read = settings.deploy.iter().filter_map(Spec::reads);
-        let webroot = webroot.map(|path| directory_of(path));
-        let mut written = webroot.into_iter().chain(written);
+        let answers = settings.challenge.writes_in().map(directory_of);
+        let mut written = answers.into_iter().chain(written);
         let mut read = settings.ca_files().cloned().chain(read);
         let beyond = written
             .find(|path| !places.may_write(path))

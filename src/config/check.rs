@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::problem::{Place, Problems};
 use super::read::Entry;
-use super::{CaSettings, CertificateSettings, ChallengeSettings};
+use super::{CaSettings, CertificateSettings};
 use crate::deploy::spec::{NAME, Spec};
 use crate::identifier::{Identifier, Lineage};
 
@@ -35,12 +35,8 @@ pub(super) fn certificate(
             fallback(second, wanted, place, problems);
         }
     }
-    if let ChallengeSettings::Webroot(path) = &wanted.challenge
-        && !path.is_dir()
-    {
-        let message = format!("the webroot {} is not a directory", path.display());
-        let hint = "name the one that port 80 is served from";
-        problems.add(&Place::Nowhere, message, hint);
+    if let Err(unfit) = wanted.challenge.check() {
+        problems.add(&Place::Nowhere, unfit.message, unfit.hint);
     }
 }
 
@@ -90,10 +86,8 @@ fn names(wanted: &CertificateSettings, place: &Place, problems: &mut Problems) {
             let message = format!("{name} is given twice");
             problems.add(place, message, "give each name once");
         }
-        if name.is_wildcard() {
-            let message = format!("{name}: HTTP-01 cannot prove a wildcard");
-            let hint = "list the names one by one; this version does not answer DNS-01";
-            problems.add(place, message, hint);
+        if let Err(unfit) = wanted.challenge.check_name(name) {
+            problems.add(place, unfit.message, unfit.hint);
         }
     }
 }

@@ -8,9 +8,10 @@ use super::problem::{Given, Place, Problems};
 use super::read::Entry;
 use super::resolve::Sources;
 use super::{
-    AdminListen, CaSettings, CertificateSettings, ChallengeSettings, DEPLOY_HINT, DeployWhen,
-    LogFormat, OutputSettings, RenewSettings, Settings,
+    AdminListen, CaSettings, CertificateSettings, DEPLOY_HINT, DeployWhen, LogFormat,
+    OutputSettings, RenewSettings, Settings,
 };
+use crate::challenge::{ChallengeSettings, http01, webroot};
 use crate::deploy::owner;
 use crate::deploy::spec::Spec;
 
@@ -176,14 +177,20 @@ impl Sources {
     /// The strongest source that says how decides, whichever way it says.
     fn challenge(&self, layers: &[&CertificateLayer]) -> ChallengeSettings {
         for layer in layers {
-            if let Some(webroot) = &layer.webroot {
-                return ChallengeSettings::Webroot(self.absolute(webroot));
+            if let Some(stored) = &layer.stored_challenge {
+                return stored.value.clone();
+            }
+            if let Some(directory) = &layer.webroot {
+                let directory = self.absolute(directory);
+                return ChallengeSettings::Webroot(webroot::Settings::new(directory));
             }
             if let Some(addresses) = &layer.http_listen {
-                return ChallengeSettings::Listen(addresses.value.clone());
+                let addresses = addresses.value.clone();
+                return ChallengeSettings::Listen(http01::Settings::new(addresses));
             }
         }
-        ChallengeSettings::Listen(Vec::new())
+        let kind = pick(layers, |layer| &layer.challenge);
+        kind.map(|kind| kind.value.into()).unwrap_or_default()
     }
 
     /// Named tables stand for every certificate that does not say otherwise.

@@ -14,6 +14,7 @@ use super::labels::{Grace, Pattern};
 use super::problem::{Given, Place, Problems, nearest};
 use super::{AdminListen, DeployWhen, LogFormat};
 use crate::certificate::KeyType;
+use crate::challenge::{ChallengeKind, ChallengeSettings};
 use crate::deploy::docker::Api;
 use crate::deploy::endpoint::Endpoint;
 use crate::deploy::spec::Spec;
@@ -122,6 +123,9 @@ pub(super) struct CertificateLayer {
     pub(super) fallback: Option<Given<Directory>>,
     pub(super) fallback_eab_kid: Option<Given<String>>,
     pub(super) fallback_eab_hmac_file: Option<Given<PathBuf>>,
+    pub(super) challenge: Option<Given<ChallengeKind>>,
+    /// Instead of what follows: that of a stored certificate.
+    pub(super) stored_challenge: Option<Given<ChallengeSettings>>,
     pub(super) webroot: Option<Given<PathBuf>>,
     pub(super) http_listen: Option<Given<Vec<SocketAddr>>>,
     pub(super) profile: Option<Given<String>>,
@@ -239,9 +243,11 @@ impl CertificateLayer {
             "fallback_eab_kid" => self.fallback_eab_kid = text(value, problems),
             "fallback_eab_hmac_file" => self.fallback_eab_hmac_file = path(value, problems),
             "challenge" => {
-                let hint = "leave it out: this version proves control by http-01, on port 80";
-                // What it says is the only thing there is; nothing is left to keep.
-                let _ = parsed::<OnlyHttp01>(value, hint, problems);
+                let hint = format!(
+                    "write {}, or leave it out",
+                    ChallengeKind::names().join(" or ")
+                );
+                self.challenge = parsed(value, &hint, problems);
             }
             "webroot" => self.webroot = path(value, problems),
             "profile" => self.profile = text(value, problems),
@@ -279,19 +285,6 @@ impl FromStr for DockerHost {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         Api::at(text).map(|_| Self(text.to_owned()))
-    }
-}
-
-struct OnlyHttp01;
-
-impl FromStr for OnlyHttp01 {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "http-01" => Ok(Self),
-            "tls-alpn-01" | "dns-01" => Err(format!("this version does not answer {text}")),
-            _ => Err(format!("`{}` is no challenge", text.escape_debug())),
-        }
     }
 }
 

@@ -4,7 +4,7 @@
 use super::layer::CertificateLayer;
 use super::problem::{Given, Place};
 use super::read::Entry;
-use super::{CertificateSettings, ChallengeSettings, Directory};
+use super::{CertificateSettings, Directory};
 use crate::identifier::{Identifier, Lineage};
 
 /// A stored certificate.
@@ -65,10 +65,6 @@ impl CertificateLayer {
         let (fallback_eab_kid, fallback_eab_hmac_file) = second.map_or((None, None), |second| {
             (second.eab_kid, second.eab_hmac_file)
         });
-        let (listen, webroot) = match whole.challenge.clone() {
-            ChallengeSettings::Listen(addresses) => (given(place, addresses), None),
-            ChallengeSettings::Webroot(path) => (None, given(place, path)),
-        };
         Self {
             ca: given(place, ca.directory),
             root: ca.root.and_then(|value| given(place, value)),
@@ -80,8 +76,7 @@ impl CertificateLayer {
             fallback: fallback.and_then(|second| given(place, second.directory)),
             fallback_eab_kid: fallback_eab_kid.and_then(|value| given(place, value)),
             fallback_eab_hmac_file: fallback_eab_hmac_file.and_then(|value| given(place, value)),
-            webroot,
-            http_listen: listen,
+            stored_challenge: given(place, whole.challenge.clone()),
             profile: whole.profile.clone().and_then(|value| given(place, value)),
             key: given(place, whole.key),
             reuse_key: given(place, whole.reuse_key),

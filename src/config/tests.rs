@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::layer::{KEYS, Scope};
 use super::problem::Problems;
 use super::*;
+use crate::challenge::{http01, webroot};
 
 struct Case {
     options: Options,
@@ -95,7 +96,9 @@ fn the_strongest_source_says_how_control_is_proven() {
     let mut case = Case::new(
         "http_listen = '127.0.0.1:8080'\nagree_tos = true\n[[certificate]]\nnames = 'example.com'\n",
     );
-    let listen = ChallengeSettings::Listen(vec!["127.0.0.1:8080".parse().unwrap()]);
+    let listen = ChallengeSettings::Listen(http01::Settings::new(vec![
+        "127.0.0.1:8080".parse().unwrap(),
+    ]));
     let challenge = |case: &Case| {
         case.settings(&Purpose::All).certificates[0]
             .challenge
@@ -104,7 +107,10 @@ fn the_strongest_source_says_how_control_is_proven() {
     assert_eq!(challenge(&case), listen);
     let webroot = case.directory.path().to_owned();
     case = case.set("CERTS_WEBROOT", webroot.to_str().unwrap());
-    assert_eq!(challenge(&case), ChallengeSettings::Webroot(webroot));
+    assert_eq!(
+        challenge(&case),
+        ChallengeSettings::Webroot(webroot::Settings::new(webroot))
+    );
     assert_eq!(case.settings(&Purpose::All).http_listen(), None);
     case.options.list("http_listen", &["127.0.0.1:8080".into()]);
     assert_eq!(challenge(&case), listen);
@@ -183,7 +189,7 @@ fn what_is_stored_and_has_become_wrong_has_its_own_problems() {
         .settings(&Purpose::All)
         .certificates
         .remove(0);
-    stored.challenge = ChallengeSettings::Webroot("/nowhere/at/all".into());
+    stored.challenge = ChallengeSettings::Webroot(webroot::Settings::new("/nowhere/at/all".into()));
     let case = Case::new("");
     let problems = case
         .sources()
@@ -240,7 +246,7 @@ fn every_problem_is_told_at_once_with_its_line() {
     let expected = [
         "1: `emial` is no key here",
         "2: this is neither true nor false",
-        "3: `dsa` is no kind of key",
+        "3: unknown key type `dsa`",
         "5: webroot and http_listen exclude each other",
         "6: `nowhere`: invalid socket address syntax",
         "8: `daily`: a cron expression has 5 or 6 fields, not 1",
