@@ -52,15 +52,8 @@ pub enum KeyType {
 }
 
 impl fmt::Display for KeyType {
-    /// As the option has it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::EcdsaP256 => "ecdsa-p256",
-            Self::EcdsaP384 => "ecdsa-p384",
-            Self::Rsa2048 => "rsa-2048",
-            Self::Rsa3072 => "rsa-3072",
-            Self::Rsa4096 => "rsa-4096",
-        })
+        f.write_str(self.name())
     }
 }
 
@@ -73,6 +66,18 @@ impl KeyType {
         Self::Rsa3072,
         Self::Rsa4096,
     ];
+
+    /// As the option has it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::EcdsaP256 => "ecdsa-p256",
+            Self::EcdsaP384 => "ecdsa-p384",
+            Self::Rsa2048 => "rsa-2048",
+            Self::Rsa3072 => "rsa-3072",
+            Self::Rsa4096 => "rsa-4096",
+        }
+    }
 
     /// Makes a new key, in PEM. RSA takes up to seconds: keep it off the
     /// threads that serve.

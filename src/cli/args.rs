@@ -1,10 +1,10 @@
-//! The command line, as clap reads it. Values stay texts here: they are
-//! understood where the same key of the file and the environment is, so that
-//! all errors of all three are told at once.
+//! The command line, as clap reads it. Options that are configuration keys come
+//! from the table of keys and are read with the file and the environment, so
+//! that all errors of all three are reported at once.
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{CommandVariables, Options};
+use crate::config::{CommandVariables, EVERY, ISSUE, KeyOptions, Options, RUN};
 use crate::identifier::Lineage;
 
 /// Gets, renews, deploys and proves TLS certificates next to any proxy.
@@ -34,15 +34,9 @@ pub struct Global {
     /// The configuration (else $CERTS_CONFIG, ./certs.toml, /etc/certs/certs.toml)
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<String>,
-    /// Private state: account keys, records (default /var/lib/certs as root, else $XDG_DATA_HOME/certs)
-    #[arg(long, global = true, value_name = "DIR")]
-    pub data_dir: Option<String>,
-    /// Where certificates are written for the proxy (default DATA_DIR/public)
-    #[arg(long, global = true, value_name = "DIR")]
-    pub output_dir: Option<String>,
-    /// How messages on standard error look: text (default) or json
-    #[arg(long, global = true, value_name = "FORMAT")]
-    pub log_format: Option<String>,
+    /// Those that are configuration keys.
+    #[command(flatten)]
+    pub keys: KeyOptions<EVERY>,
     /// Say more; twice for everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
@@ -60,9 +54,7 @@ impl Global {
     pub fn options(&self) -> Options {
         let mut options = Options::default();
         options.config(self.config.as_deref());
-        options.text("data_dir", self.data_dir.as_deref());
-        options.text("output_dir", self.output_dir.as_deref());
-        options.text("log_format", self.log_format.as_deref());
+        options.keys(&self.keys);
         options
     }
 }
@@ -166,15 +158,18 @@ pub struct Issue {
     /// DNS names or IP addresses; a configured certificate is named by its first ($CERTS_DOMAINS)
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
-    /// What is wanted of it.
-    #[command(flatten)]
-    pub wanted: Wanted,
+    /// The certificate's own name (default: the first NAME)
+    #[arg(long, value_name = "LINEAGE")]
+    pub name: Option<String>,
     /// Order now, due or not
     #[arg(long)]
     pub force: bool,
     /// Rehearse at the CA's staging directory; nothing is stored or published
     #[arg(long)]
     pub dry_run: bool,
+    /// Those that are configuration keys.
+    #[command(flatten)]
+    pub keys: KeyOptions<ISSUE>,
 }
 
 /// Options of `run`.
@@ -183,26 +178,12 @@ pub struct Run {
     /// One more certificate beside the configured ones ($CERTS_DOMAINS)
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
-    /// What is wanted of every certificate.
+    /// The certificate's own name (default: the first NAME)
+    #[arg(long, value_name = "LINEAGE")]
+    pub name: Option<String>,
+    /// Those that are configuration keys.
     #[command(flatten)]
-    pub wanted: Wanted,
-    /// Where the read-only endpoints are (default 127.0.0.1:9180), or off ($CERTS_ADMIN_LISTEN)
-    #[arg(long, value_name = "ADDR")]
-    pub admin_listen: Option<String>,
-    /// Follow the labels of containers: Docker's API behind a filtering proxy, tcp://HOST:2375 or unix:///PATH ($CERTS_DOCKER_HOST)
-    #[arg(long, value_name = "URL")]
-    pub docker_host: Option<String>,
-    /// Give up what is not needed: capabilities, files, system calls (default on) ($CERTS_HARDEN)
-    #[arg(long, value_name = "on|off", value_parser = on_or_off, action = clap::ArgAction::Set)]
-    pub harden: Option<bool>,
-}
-
-fn on_or_off(text: &str) -> Result<bool, &'static str> {
-    match text {
-        "on" => Ok(true),
-        "off" => Ok(false),
-        _ => Err("write on or off"),
-    }
+    pub keys: KeyOptions<RUN>,
 }
 
 /// Options of `renew`.
@@ -214,101 +195,6 @@ pub struct Renew {
     /// Order now, due or not
     #[arg(long)]
     pub force: bool,
-}
-
-/// What may be wanted of a certificate.
-#[derive(Debug, Args)]
-pub struct Wanted {
-    /// letsencrypt (default), letsencrypt-staging, zerossl, google, google-staging, actalis, sslcom-rsa, sslcom-ecc, embedded, or an https:// URL ($CERTS_CA)
-    #[arg(long, value_name = "NAME|URL")]
-    pub ca: Option<String>,
-    /// Trust this root for the CA's directory, beside the public ones ($CERTS_CA_ROOT)
-    #[arg(long, value_name = "PEM")]
-    pub ca_root: Option<String>,
-    /// Where the CA may write to ($CERTS_EMAIL)
-    #[arg(long, value_name = "EMAIL")]
-    pub email: Option<String>,
-    /// You have read and agree to the CA's terms of service ($CERTS_AGREE_TOS)
-    #[arg(long)]
-    pub agree_tos: bool,
-    /// External account binding: the key identifier ($CERTS_EAB_KID)
-    #[arg(long, value_name = "KID")]
-    pub eab_kid: Option<String>,
-    /// External account binding: the file with the HMAC key in base64url ($CERTS_EAB_HMAC_FILE)
-    #[arg(long, value_name = "FILE")]
-    pub eab_hmac_file: Option<String>,
-    /// Of several chains take the one with an issuer of this common name ($CERTS_PREFERRED_CHAIN)
-    #[arg(long, value_name = "CN")]
-    pub preferred_chain: Option<String>,
-    /// Order there when the CA does not issue: nothing usable is left and 3 orders or 30 minutes were in vain, or it is down and a sixth of the life is left ($CERTS_FALLBACK_CA)
-    #[arg(long, value_name = "NAME|URL")]
-    pub fallback_ca: Option<String>,
-    /// External account binding at the fallback: the key identifier ($CERTS_FALLBACK_EAB_KID)
-    #[arg(long, value_name = "KID")]
-    pub fallback_eab_kid: Option<String>,
-    /// External account binding at the fallback: the file with the HMAC key in base64url ($CERTS_FALLBACK_EAB_HMAC_FILE)
-    #[arg(long, value_name = "FILE")]
-    pub fallback_eab_hmac_file: Option<String>,
-    /// How to prove control: http-01 ($CERTS_CHALLENGE)
-    #[arg(long, value_name = "KIND")]
-    pub challenge: Option<String>,
-    /// Answer HTTP-01 here (default port 80 of every address; repeatable) ($CERTS_HTTP_LISTEN)
-    #[arg(long, value_name = "ADDR")]
-    pub http_listen: Vec<String>,
-    /// Lay HTTP-01 answers below this directory, which another server serves on port 80 ($CERTS_WEBROOT)
-    #[arg(long, value_name = "DIR")]
-    pub webroot: Option<String>,
-    /// ecdsa-p256 (default), ecdsa-p384, rsa-2048, rsa-3072 or rsa-4096 ($CERTS_KEY)
-    #[arg(long, value_name = "KIND")]
-    pub key: Option<String>,
-    /// Keep the key when renewing ($CERTS_REUSE_KEY)
-    #[arg(long)]
-    pub reuse_key: bool,
-    /// Issue for the names that are proven when others fail, and try those again by itself ($CERTS_PARTIAL)
-    #[arg(long)]
-    pub partial: bool,
-    /// The CA's certificate profile ($CERTS_PROFILE)
-    #[arg(long, value_name = "PROFILE")]
-    pub profile: Option<String>,
-    /// The certificate's own name (default: the first NAME)
-    #[arg(long, value_name = "LINEAGE")]
-    pub name: Option<String>,
-    /// Hand it over (repeatable): nginx or nginx:PID_FILE, haproxy:SOCKET, coturn, dovecot, postfix, caddy, envoy:FILE, traefik:FILE, systemd:UNIT, docker:CONTAINER, exec:/PROGRAM, file:/PATH, directory:/PATH or a URL ($CERTS_DEPLOY)
-    #[arg(long, value_name = "SPEC")]
-    pub deploy: Vec<String>,
-    /// Prove by a handshake that this endpoint serves it (repeatable); smtp://, imap:// and pop3:// before it speak STARTTLS ($CERTS_VERIFY)
-    #[arg(long, value_name = "HOST:PORT")]
-    pub verify: Vec<String>,
-}
-
-impl Wanted {
-    fn add_to(&self, options: &mut Options, names: &[String]) {
-        options.names(names);
-        options.lineage(self.name.as_deref());
-        for (key, text) in [
-            ("ca", &self.ca),
-            ("ca_root", &self.ca_root),
-            ("email", &self.email),
-            ("eab_kid", &self.eab_kid),
-            ("eab_hmac_file", &self.eab_hmac_file),
-            ("preferred_chain", &self.preferred_chain),
-            ("fallback_ca", &self.fallback_ca),
-            ("fallback_eab_kid", &self.fallback_eab_kid),
-            ("fallback_eab_hmac_file", &self.fallback_eab_hmac_file),
-            ("challenge", &self.challenge),
-            ("webroot", &self.webroot),
-            ("key", &self.key),
-            ("profile", &self.profile),
-        ] {
-            options.text(key, text.as_deref());
-        }
-        options.flag("agree_tos", self.agree_tos);
-        options.flag("reuse_key", self.reuse_key);
-        options.flag("partial", self.partial);
-        options.list("http_listen", &self.http_listen);
-        options.list("deploy", &self.deploy);
-        options.list("verify", &self.verify);
-    }
 }
 
 impl Arguments {
@@ -337,19 +223,17 @@ impl Arguments {
     pub fn options(&self) -> Options {
         let mut options = self.global.options();
         match &self.verb {
-            Verb::Issue(issue) => issue.wanted.add_to(&mut options, &issue.names),
+            Verb::Issue(issue) => {
+                options.names(&issue.names);
+                options.lineage(issue.name.as_deref());
+                options.keys(&issue.keys);
+            }
             Verb::Run(run) => {
-                run.wanted.add_to(&mut options, &run.names);
-                options.text("admin.listen", run.admin_listen.as_deref());
-                options.text("docker.host", run.docker_host.as_deref());
-                options.switch("harden", run.harden);
+                options.names(&run.names);
+                options.lineage(run.name.as_deref());
+                options.keys(&run.keys);
             }
-            Verb::Import(import) => {
-                options.text("ca_root", import.ca_root.as_deref());
-                options.text("webroot", import.webroot.as_deref());
-                options.list("deploy", &import.deploy);
-                options.list("verify", &import.verify);
-            }
+            Verb::Import(import) => options.keys(&import.keys),
             Verb::Config {
                 verb: Config::Check { file: Some(file) },
             } => options.config(Some(file)),

@@ -133,11 +133,11 @@ impl FromStr for Directory {
         }
         Err(if text.starts_with("http://") {
             format!(
-                "`{}` is no CA: a directory is read over https only",
+                "unknown CA `{}`: a directory is read over https only",
                 text.escape_debug()
             )
         } else {
-            format!("`{}` is no CA", text.escape_debug())
+            format!("unknown CA `{}`", text.escape_debug())
         })
     }
 }

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::layer::{CertificateLayer, Value, split};
-use super::problem::{Place, Problem, Problems};
+use super::keys::CertificateLayer;
+use super::layer::{Value, split};
+use super::problem::{Origin, Problem, Problems};
 use super::read::Entry;
 use super::resolve::Sources;
 use super::{CertificateSettings, Settings, check};
@@ -89,7 +90,7 @@ impl FromStr for Grace {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.trim();
-        let wrong = || format!("`{}` is no time", text.escape_debug());
+        let wrong = || format!("invalid duration `{}`", text.escape_debug());
         let unit = text.chars().last().ok_or_else(wrong)?;
         let seconds = match unit {
             's' => 1,
@@ -121,7 +122,7 @@ pub struct Granted {
 impl From<&Complaint> for Problem {
     fn from(complaint: &Complaint) -> Self {
         Self {
-            place: Place::Label {
+            origin: Origin::Label {
                 container: complaint.container.clone(),
                 label: complaint.label.clone(),
             },
@@ -144,7 +145,7 @@ impl Sources {
             let Some(lineage) = ask.lineage() else {
                 continue;
             };
-            let place = place_of(ask, &ask.said_in);
+            let origin = origin_of(ask, &ask.said_in);
             let mut problems = Problems::default();
             if self.is_taken(ask, &lineage, configured, &granted, &mut problems) {
                 granted.refused.extend(problems.sorted());
@@ -158,11 +159,11 @@ impl Sources {
             {
                 let message = format!("{}: {whose} is written there", path.display());
                 let hint = format!("put {NAME} into the path, or let certs.deploy name others");
-                problems.add(&place, message, hint);
+                problems.add(&origin, message, hint);
             }
             if problems.is_empty() && granted.certificates.len() >= docker.limit {
                 let message = format!("containers ask for more than {} certificates", docker.limit);
-                problems.add(&place, message, "raise [docker] limit, if that is meant");
+                problems.add(&origin, message, "raise [docker] limit, if that is meant");
             }
             match problems.is_empty() {
                 true => granted.certificates.push((index, certificate)),
@@ -170,8 +171,8 @@ impl Sources {
                 false => granted
                     .refused
                     .extend(problems.sorted().into_iter().map(|mut one| {
-                        if one.place == Place::Nowhere {
-                            one.place = place.clone();
+                        if one.origin == Origin::Nowhere {
+                            one.origin = origin.clone();
                         }
                         one
                     })),
@@ -208,7 +209,7 @@ impl Sources {
                 names.join(", ")
             );
             let hint = "put another name first, or ask for the same names";
-            problems.add(&place_of(ask, &ask.said_in), message, hint);
+            problems.add(&origin_of(ask, &ask.said_in), message, hint);
         }
         true
     }
@@ -220,27 +221,27 @@ impl Sources {
         docker: &DockerSettings,
         problems: &mut Problems,
     ) -> CertificateSettings {
-        let place = place_of(ask, &ask.said_in);
+        let origin = origin_of(ask, &ask.said_in);
         for name in &ask.names {
             if !docker.allow.is_empty() && !docker.allow.iter().any(|one| one.allows(name)) {
                 let message = format!("{name} may not be asked for by a label");
-                problems.add(&place, message, "add it to [docker] allow, if it may");
+                problems.add(&origin, message, "add it to [docker] allow, if it may");
             }
         }
         let mut layer = CertificateLayer::default();
         for (key, text) in &ask.keys {
-            let place = place_of(ask, &label_of(ask, key));
+            let origin = origin_of(ask, &label_of(ask, key));
             let value = match key.as_str() {
                 "deploy" => {
-                    self.may_be_named(text, &place, problems);
-                    Value::list(split(text), &place)
+                    self.may_be_named(text, &origin, problems);
+                    Value::list(split(text), &origin)
                 }
-                _ => Value::text(text, &place),
+                _ => Value::text(text, &origin),
             };
             layer.put(key, &value, problems);
         }
         let entry = Entry {
-            place,
+            origin,
             names: ask.names.clone(),
             lineage,
             layer,
@@ -250,13 +251,13 @@ impl Sources {
     }
 
     /// Holds what a label hands over to against what it may.
-    fn may_be_named(&self, text: &str, place: &Place, problems: &mut Problems) {
+    fn may_be_named(&self, text: &str, origin: &Origin, problems: &mut Problems) {
         let tables = &self.document.targets;
         for word in split(text) {
             if word != NGINX && !tables.contains_key(word) {
-                let message = format!("a label cannot hand over to `{}`", word.escape_debug());
+                let message = format!("a label cannot deploy to `{}`", word.escape_debug());
                 let hint = "write nginx, or the NAME of a [deploy.NAME] of the configuration";
-                problems.add(place, message, hint);
+                problems.add(origin, message, hint);
             }
         }
     }
@@ -269,8 +270,8 @@ fn label_of(ask: &Ask, key: &str) -> String {
     }
 }
 
-fn place_of(ask: &Ask, label: &str) -> Place {
-    Place::Label {
+fn origin_of(ask: &Ask, label: &str) -> Origin {
+    Origin::Label {
         container: ask.container.clone(),
         label: label.to_owned(),
     }

@@ -6,10 +6,12 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::layer::{KEYS, Scope};
+use super::key::{Default as DefaultValue, Key, KeyTable, Scope, ValueType};
+use super::keys::{CertificateLayer, NAMING, SECTIONS, keys};
 use super::problem::Problems;
 use super::*;
-use crate::challenge::{http01, webroot};
+use crate::certificate::KeyType;
+use crate::challenge::{ChallengeSettings, http01, webroot};
 
 struct Case {
     options: Options,
@@ -56,9 +58,9 @@ fn told(problems: &[Problem]) -> Vec<String> {
     assert!(problems.iter().all(|problem| !problem.hint.is_empty()));
     problems
         .iter()
-        .map(|problem| match &problem.place {
-            Place::Line { line, .. } => format!("{line}: {}", problem.message),
-            place => format!("{place}{}", problem.message),
+        .map(|problem| match &problem.origin {
+            Origin::Line { line, .. } => format!("{line}: {}", problem.message),
+            origin => format!("{origin}{}", problem.message),
         })
         .collect()
 }
@@ -112,7 +114,7 @@ fn the_strongest_source_says_how_control_is_proven() {
         ChallengeSettings::Webroot(webroot::Settings::new(webroot))
     );
     assert_eq!(case.settings(&Purpose::All).http_listen(), None);
-    case.options.list("http_listen", &["127.0.0.1:8080".into()]);
+    case.options.list("http_listen", &["127.0.0.1:8080"]);
     assert_eq!(challenge(&case), listen);
 }
 
@@ -244,23 +246,23 @@ fn every_problem_is_told_at_once_with_its_line() {
     .set("CERTS_WEBROT", "/srv");
     let problems = case.problems(&Purpose::All);
     let expected = [
-        "1: `emial` is no key here",
-        "2: this is neither true nor false",
+        "1: unknown key `emial`",
+        "2: neither true nor false",
         "3: unknown key type `dsa`",
         "5: webroot and http_listen exclude each other",
         "6: `nowhere`: invalid socket address syntax",
         "8: `daily`: a cron expression has 5 or 6 fields, not 1",
-        "10: this is not a text",
-        "11: `outptu` is no key here",
+        "10: not a text",
+        "11: unknown key `outptu`",
         "14: `a..b` is not a valid DNS name",
-        "15: this is not a text",
-        "16: `data_dir` is no key here",
-        "17: a certificate without names",
-        "19: there are two certificates `example.com`",
+        "15: not a text",
+        "16: unknown key `data_dir`",
+        "17: the certificate has no names",
+        "19: two certificates are named `example.com`",
         "19: example.com is given twice",
         "21: `../x` is not a valid DNS name",
-        "CERTS_CA: `http://ca.example/dir` is no CA: a directory is read over https only",
-        "CERTS_WEBROT: there is no such variable",
+        "CERTS_CA: unknown CA `http://ca.example/dir`: a directory is read over https only",
+        "CERTS_WEBROT: unknown variable",
     ];
     for line in expected {
         assert!(
@@ -293,7 +295,7 @@ fn what_contradicts_itself_or_cannot_be_issued_is_refused() {
     );
     refused(
         &format!("ca = 'embedded'\nca_root = 'x'{one}"),
-        "no use for ca_root",
+        "does not use ca_root",
     );
     refused(
         &format!("ca = 'https://ca'\nca_root = '/absent'{one}"),
@@ -314,13 +316,13 @@ fn what_contradicts_itself_or_cannot_be_issued_is_refused() {
     refused(&format!("challenge = 'dns-01'{one}"), "dns-01");
     refused(
         &format!("agree_tos = true\nfallback_ca = 'google-staging'{one}"),
-        "signs what nobody trusts",
+        "is a staging directory",
     );
     refused(
         &format!(
             "agree_tos = true\nfallback_ca = 'https://acme-v02.api.letsencrypt.org/directory'{one}"
         ),
-        "is the CA that it would stand in for",
+        "is the same as the CA",
     );
     refused(
         "ca = 'https://ca'\nagree_tos = true\nfallback_ca = 'zerossl'\n[[certificate]]\nnames = 'db.internal'",
@@ -381,45 +383,95 @@ fn a_file_that_is_named_must_be_there() {
     );
 }
 
-fn properties(schema: &Value) -> BTreeSet<String> {
-    let keys = schema["properties"].as_object().unwrap().keys();
-    keys.cloned().collect()
-}
-
 #[test]
-fn the_schema_knows_the_keys_that_the_reader_knows() {
+fn the_schema_has_every_key_where_the_reader_takes_it_and_no_other() {
     let schema: Value = serde_json::from_str(&schema()).unwrap();
-    let mut everywhere = BTreeSet::from(["certificate".to_owned()]);
-    let mut own = BTreeSet::from(["names".to_owned(), "name".to_owned()]);
-    for (key, _, scope) in KEYS {
-        match key.split_once('.') {
-            Some((section, key)) => {
-                let pointer = schema["$defs"][title(section)]["properties"].get(key);
-                assert!(pointer.is_some(), "{section}.{key}");
-                everywhere.insert(section.to_owned());
+    let (mut everywhere, mut own) = (BTreeSet::new(), BTreeSet::new());
+    everywhere.insert("certificate");
+    own.extend(NAMING.map(|key| key.name));
+    for key in keys() {
+        match key.section() {
+            Some((section, name)) => {
+                everywhere.insert(section);
+                assert!(properties(&schema["properties"][section]).contains(name));
             }
             None => {
-                everywhere.insert(key.to_owned());
-                if scope == Scope::Certificate {
-                    own.insert(key.to_owned());
-                }
+                everywhere.insert(key.name);
+                own.extend((key.scope == Scope::Certificate).then_some(key.name));
             }
         }
     }
     assert_eq!(properties(&schema), everywhere);
     assert_eq!(properties(&schema["$defs"]["Certificate"]), own);
-    for strict in [&schema, &schema["$defs"]["Certificate"]] {
-        let closed = [
-            &strict["additionalProperties"],
-            &strict["unevaluatedProperties"],
-        ];
-        assert!(closed.contains(&&Value::Bool(false)), "{strict:#}");
+    let sections = SECTIONS.map(|(section, _)| &schema["properties"][section]);
+    for closed in [&schema, &schema["$defs"]["Certificate"]]
+        .into_iter()
+        .chain(sections)
+    {
+        assert_eq!(closed["additionalProperties"], false, "{closed:#}");
     }
 }
 
-fn title(section: &str) -> String {
-    let (first, rest) = section.split_at(1);
-    first.to_uppercase() + rest
+fn properties(schema: &Value) -> BTreeSet<&str> {
+    let keys = schema["properties"].as_object().unwrap().keys();
+    keys.map(String::as_str).collect()
+}
+
+#[test]
+fn every_key_is_described_and_has_a_name_of_its_own() {
+    let mut seen = BTreeSet::new();
+    for key in keys().chain(&NAMING) {
+        assert!(!key.doc.is_empty(), "{}", key.name);
+        assert!(seen.insert(key.variable()), "{}", key.name);
+        let section = key.section().map(|(section, _)| section);
+        let known = section.is_none_or(|name| SECTIONS.iter().any(|(known, _)| *known == name));
+        assert!(known, "{}: no such section", key.name);
+    }
+    // The first key's line names every CA.
+    for name in ca::names() {
+        assert!(CertificateLayer::KEYS[0].doc.contains(name), "{name}");
+    }
+}
+
+/// The line of the file that sets `key` to `value`.
+fn line(key: &Key, value: &str) -> String {
+    match key.value_type {
+        ValueType::Boolean | ValueType::Number => format!("{} = {value}\n", key.name),
+        _ => format!("{} = '{value}'\n", key.name),
+    }
+}
+
+#[test]
+fn the_defaults_of_the_table_are_those_that_hold() {
+    let table = "[[certificate]]\nnames = 'a.internal'\n";
+    let least = "ca = 'https://ca.internal/dir'\ndocker.host = 'tcp://proxy'\n";
+    let without = Case::new(&format!("{least}{table}")).settings(&Purpose::All);
+    let mut tried = 0;
+    for key in keys().filter(|key| key.name != "ca") {
+        if let DefaultValue::Value(value) = key.default {
+            let set = Case::new(&format!("{least}{}{table}", line(key, value)));
+            let mut set = set.settings(&Purpose::All);
+            set.file.clone_from(&without.file);
+            assert_eq!(set, without, "{}", key.name);
+            tried += 1;
+        }
+    }
+    assert_eq!(tried, 12);
+    assert_eq!(Directory::default().to_string(), "letsencrypt");
+}
+
+#[test]
+fn every_word_of_a_choice_is_taken() {
+    for key in keys() {
+        let ValueType::Choice(words) = key.value_type else {
+            continue;
+        };
+        for word in words() {
+            let mut problems = Problems::default();
+            read::read("certs.toml", &line(key, word), &mut problems);
+            assert!(problems.is_empty(), "{} = {word}", key.name);
+        }
+    }
 }
 
 #[test]
@@ -442,7 +494,7 @@ fn every_example_is_read_without_an_error() {
 }
 
 #[test]
-fn the_annotated_example_has_every_key_and_its_defaults_are_true() {
+fn the_annotated_example_has_every_key_and_is_read() {
     let example = include_str!("../../config/certs.toml");
     let on: String = example
         .lines()
@@ -456,12 +508,12 @@ fn the_annotated_example_has_every_key_and_its_defaults_are_true() {
         })
         .map(|line| format!("{line}\n"))
         .collect();
-    for (key, ..) in KEYS {
-        let key = key.rsplit('.').next().unwrap();
+    for key in keys().chain(&NAMING) {
+        let key = key.name.rsplit('.').next().unwrap();
         assert!(
             on.lines().any(|line| line.starts_with(&format!("{key} = "))
                 || line.starts_with(&format!("[{key}."))),
-            "{key}"
+            "{key} is not in config/certs.toml"
         );
     }
     let mut problems = Problems::default();

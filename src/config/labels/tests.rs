@@ -41,7 +41,7 @@ fn granted(sources: &Sources, asks: &[Ask]) -> (Vec<CertificateSettings>, Vec<St
     (
         certificates.collect(),
         refused
-            .map(|one| format!("{}{}", one.place, one.message))
+            .map(|one| format!("{}{}", one.origin, one.message))
             .collect(),
     )
 }
@@ -107,7 +107,7 @@ fn whoever_starts_a_container_runs_and_reaches_nothing_that_is_not_named() {
         );
         assert!(certificates.is_empty(), "{deploy}");
         assert!(
-            refused[0].starts_with("container web, certs.deploy: a label cannot hand over to"),
+            refused[0].starts_with("container web, certs.deploy: a label cannot deploy to"),
             "{refused:?}"
         );
     }
@@ -142,7 +142,7 @@ fn what_is_wrong_with_one_is_told_at_its_label_and_counts_for_nothing() {
     let (certificates, refused) = granted(&sources, &asks);
     assert_eq!(certificates.len(), 3);
     insta::assert_snapshot!(refused.join("\n"), @r"
-    container odd, certs.email: `nobody` is no e-mail address
+    container odd, certs.email: invalid e-mail address `nobody`
     container inner, certs.domains: `wiki.internal` cannot get a certificate from a public CA: `.internal` is reserved for private use
     container two, certs.domains: another container has a certificate b.example.com, for b.example.com
     container five, certs.domains: containers ask for more than 3 certificates
@@ -186,15 +186,15 @@ fn its_keys_are_read_and_without_a_host_there_are_no_labels() {
     insta::assert_snapshot!(told.collect::<Vec<_>>().join("\n"), @r"
     `ssh://proxy`: it is neither http:// nor https://
       hint: write tcp://HOST:2375, or unix:///PATH
-    `7 days` is no time
+    invalid duration `7 days`
       hint: write 7d, 12h or 30m
     `a b` is not a valid DNS name
       hint: a name belongs here, or *.example.com for all below it
     `0`: number would be zero for non-zero type
       hint: a number from 1 to 65535
-    this is neither true nor false
+    neither true nor false
       hint: write true or false
-    `labels` is no key here
+    unknown key `labels`
       hint: known here: host, accept_raw_socket, grace, allow, limit
     ");
 }
