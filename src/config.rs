@@ -110,7 +110,7 @@ impl FromStr for LogFormat {
         match text {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
-            _ => Err(format!("unknown format `{}`", text.escape_debug())),
+            _ => Err(format!("unknown log format `{}`", text.escape_debug())),
         }
     }
 }

@@ -161,7 +161,7 @@ impl Options {
         let given = |name: &&str| self.values.iter().find(|(key, _)| key.name == *name);
         let mut exclusive = EXCLUSIVE.iter().filter_map(given).map(|(key, _)| key);
         if let (Some(one), Some(other)) = (exclusive.next(), exclusive.next()) {
-            let message = format!("not together with --{}", other.option_name());
+            let message = format!("cannot be combined with --{}", other.option_name());
             let hint = "keep the one that answers on port 80";
             problems.add(&Origin::option(one), message, hint);
         }

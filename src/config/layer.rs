@@ -159,7 +159,7 @@ where
 {
     let origin = value.origin.clone();
     let Raw::Text(text) = &value.value else {
-        problems.add(&origin, "not a text", hint);
+        problems.add(&origin, "the value is not a text", hint);
         return None;
     };
     if text.trim().is_empty() {
@@ -210,7 +210,7 @@ pub(super) fn boolean(
 ) -> Option<Given<bool>> {
     let origin = value.origin.clone();
     let Raw::Boolean(value) = value.value else {
-        problems.add(&origin, "neither true nor false", "write true or false");
+        problems.add(&origin, "the value is neither true nor false", "write true or false");
         return None;
     };
     Some(Given { value, origin })

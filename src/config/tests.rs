@@ -247,15 +247,15 @@ fn every_problem_is_told_at_once_with_its_line() {
     let problems = case.problems(&Purpose::All);
     let expected = [
         "1: unknown key `emial`",
-        "2: neither true nor false",
+        "2: the value is neither true nor false",
         "3: unknown key type `dsa`",
         "5: webroot and http_listen exclude each other",
         "6: `nowhere`: invalid socket address syntax",
         "8: `daily`: a cron expression has 5 or 6 fields, not 1",
-        "10: not a text",
+        "10: the value is not a text",
         "11: unknown key `outptu`",
         "14: `a..b` is not a valid DNS name",
-        "15: not a text",
+        "15: the value is not a text",
         "16: unknown key `data_dir`",
         "17: the certificate has no names",
         "19: two certificates are named `example.com`",

@@ -192,7 +192,7 @@ fn its_keys_are_read_and_without_a_host_there_are_no_labels() {
       hint: a name belongs here, or *.example.com for all below it
     `0`: number would be zero for non-zero type
       hint: a number from 1 to 65535
-    neither true nor false
+    the value is neither true nor false
       hint: write true or false
     unknown key `labels`
       hint: known here: host, accept_raw_socket, grace, allow, limit
