@@ -126,8 +126,5 @@ fn a_fallback_that_signs_what_nobody_trusts_is_refused() {
     }
     let same = ca.server.directory_url();
     let told = run(&mut ca.issue(&[NAME, "--fallback-ca", &same]), 2);
-    assert!(
-        told.contains("is the same as the CA"),
-        "{told}"
-    );
+    assert!(told.contains("is the same as the CA"), "{told}");
 }

@@ -13,7 +13,7 @@ use super::resolve::Sources;
 use super::{
     AdminListen, CaSettings, CertificateSettings, DEPLOY_HINT, DeployWhen, LogFormat, Settings,
 };
-use crate::challenge::{ChallengeSettings, http01, webroot};
+use crate::challenge::ChallengeSettings;
 use crate::deploy::owner;
 use crate::deploy::spec::Spec;
 
@@ -185,16 +185,6 @@ impl Sources {
 }
 
 impl CertificateLayer {
-    /// How this source says that control is proven, if it does.
-    fn challenge(&self) -> Option<ChallengeSettings> {
-        let stored = value(self.stored_challenge.as_ref());
-        let webroot = value(self.webroot.as_ref()).map(webroot::Settings::new);
-        let listen = value(self.http_listen.as_ref()).map(http01::Settings::new);
-        stored
-            .or_else(|| webroot.map(ChallengeSettings::Webroot))
-            .or_else(|| listen.map(ChallengeSettings::Listen))
-    }
-
     /// Whether its CA is not known, because of a mistake that is reported already.
     pub(super) fn hides_its_ca(&self) -> bool {
         ["ca", "agree_tos", "fallback_ca"]

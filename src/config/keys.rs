@@ -22,7 +22,7 @@ use super::layer::{
 use super::problem::{Given, Origin, Problems};
 use super::{AdminListen, CaSettings, DEPLOY_HINT, DeployWhen, LogFormat};
 use crate::certificate::KeyType;
-use crate::challenge::{ChallengeKind, ChallengeSettings};
+use crate::challenge::{ChallengeKind, ChallengeSettings, http01, webroot};
 use crate::deploy::endpoint::Endpoint;
 use crate::deploy::spec::Spec;
 use crate::identifier::{Identifier, Lineage};
@@ -209,8 +209,24 @@ pub(super) const NAMING: [Key; 2] = [
         .named("name", "The certificate", Scope::Certificate),
 ];
 
-/// Ways to answer HTTP-01: one source may choose one of them.
-pub(super) const EXCLUSIVE: [&str; 2] = ["webroot", "http_listen"];
+/// Keys that choose how challenges are answered: one source may set one of them.
+pub(super) const EXCLUSIVE: &[&str] = &["webroot", "http_listen"];
+
+impl CertificateLayer {
+    /// How this source says that control is proven, if it does.
+    pub(super) fn challenge(&self) -> Option<ChallengeSettings> {
+        if let Some(stored) = &self.stored_challenge {
+            return Some(stored.value.clone());
+        }
+        if let Some(directory) = &self.webroot {
+            let settings = webroot::Settings::new(directory.value.clone());
+            return Some(ChallengeSettings::Webroot(settings));
+        }
+        let addresses = self.http_listen.as_ref()?;
+        let settings = http01::Settings::new(addresses.value.clone());
+        Some(ChallengeSettings::Listen(settings))
+    }
+}
 
 /// Every key of both tables.
 pub(super) fn keys() -> impl Iterator<Item = &'static Key> {

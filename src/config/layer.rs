@@ -210,7 +210,11 @@ pub(super) fn boolean(
 ) -> Option<Given<bool>> {
     let origin = value.origin.clone();
     let Raw::Boolean(value) = value.value else {
-        problems.add(&origin, "the value is neither true nor false", "write true or false");
+        problems.add(
+            &origin,
+            "the value is neither true nor false",
+            "write true or false",
+        );
         return None;
     };
     Some(Given { value, origin })
