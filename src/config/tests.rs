@@ -313,7 +313,7 @@ fn what_contradicts_itself_or_cannot_be_issued_is_refused() {
         &format!("ca = 'https://ca'\ndeploy = ['apache:web']{one}"),
         "apache:web",
     );
-    refused(&format!("challenge = 'dns-01'{one}"), "dns-01");
+    refused(&format!("challenge = 'dns-0'{one}"), "dns-0");
     refused(
         &format!("agree_tos = true\nfallback_ca = 'google-staging'{one}"),
         "is a staging directory",
