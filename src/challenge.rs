@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stored_settings_keep_their_json() {
+    fn challenge_settings_keep_stored_json() {
         let webroot = ChallengeSettings::Webroot(webroot::Settings::new("/srv/www".into()));
         let address =
             ChallengeSettings::Listen(http01::Settings::new(vec![([127, 0, 0, 1], 8080).into()]));
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn each_answered_kind_has_settings_and_others_say_why_not() {
+    fn answered_kinds_have_solver_and_others_say_so() {
         for name in ChallengeKind::names() {
             let kind: ChallengeKind = name.parse().unwrap();
             let name = "example.com".parse().unwrap();

@@ -1,12 +1,12 @@
 //! The configuration: the command line wins, then `CERTS_…` in the
 //! environment, then the file, then the defaults. It is read whole, every error
-//! of all three sources is told at once with its place and a hint, and only
-//! then is anything done. What a value means is checked where its type is
-//! defined; this room knows which keys there are and what contradicts what.
+//! of all three sources is reported at once with its origin and a hint, and only
+//! then is anything done. A value is checked where its type is defined; this
+//! room knows which keys exist (`keys.rs`) and which settings contradict others.
 //!
 //! It reads files and never writes one; a secret is named by its file and never
 //! held here. What leaves this room are [`Settings`], which one process can
-//! hand to another as JSON.
+//! pass to another as JSON.
 
 mod arguments;
 mod ca;
@@ -49,10 +49,10 @@ pub use schema::schema;
 const DEPLOY_HINT: &str = "write nginx[:PID_FILE], haproxy:SOCKET, coturn, systemd:UNIT, docker:CONTAINER, exec:/PROGRAM, https://… or another of certs issue --help";
 
 impl Settings {
-    /// Where HTTP-01 is to be answered by this process: nowhere (`None`), at
-    /// these addresses, or, when there are none, on port 80 of every address.
-    /// Without any certificate, and where containers may ask for one, where the first
-    /// one would need it.
+    /// Where this process must answer HTTP-01: nowhere (`None`), at these
+    /// addresses, or, when there are none, on port 80 of every address. Without any
+    /// certificate, and where containers may request one, where the first one would
+    /// need it.
     #[must_use]
     pub fn http_listen(&self) -> Option<Vec<SocketAddr>> {
         let may_come = self.certificates.is_empty() || self.docker.is_some();

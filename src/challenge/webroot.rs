@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lays_out_and_takes_away() {
+    async fn webroot_writes_and_removes_answer_repeatedly() {
         let root = tempfile::tempdir().unwrap();
         let webroot = Webroot::new(root.path().into());
         let path = root
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn follows_no_link_out_of_the_root() {
+    async fn webroot_follows_no_link_out() {
         let (root, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::os::unix::fs::symlink(elsewhere.path(), root.path().join(".well-known")).unwrap();
         assert!(
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_never_a_path() {
+    fn token_is_never_a_path() {
         for text in [
             "",
             "../../../../etc/passwd-and-so-on",

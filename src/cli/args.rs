@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{CommandVariables, EVERY, ISSUE, KeyOptions, Options, RUN};
 use crate::identifier::Lineage;
 
-/// Gets, renews, deploys and proves TLS certificates next to any proxy.
+/// Gets, renews, deploys and verifies TLS certificates next to any proxy.
 #[derive(Debug, Parser)]
 #[command(name = "certs", version, arg_required_else_help = true)]
 #[command(
@@ -15,7 +15,7 @@ use crate::identifier::Lineage;
     value) and a key of the configuration; the command line wins, then the environment, then the file.\n\n\
     Exit codes: 0 done or not due, 1 unexpected, 2 usage or surroundings (nothing was sent), 3 the CA could \
     not be reached or failed, 4 the CA refused, 5 control of a name was not proven, \
-    6 rate limited or waiting after a failure, 7 issued but not proven served, 8 the store or an output could \
+    6 rate limited or waiting after a failure, 7 issued but not verified as served, 8 the store or an output could \
     not be used"
 )]
 pub struct Arguments {
@@ -37,10 +37,10 @@ pub struct Global {
     /// Those that are configuration keys.
     #[command(flatten)]
     pub keys: KeyOptions<EVERY>,
-    /// Say more; twice for everything
+    /// Log more; twice for everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
-    /// Say errors only
+    /// Log errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
     /// Print the result as JSON
@@ -62,18 +62,18 @@ impl Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Obtain one certificate for the names, deploy it and prove it served
+    /// Obtain one certificate for the names, deploy it and verify that it is served
     Issue(Issue),
-    /// Keep every configured certificate issued, renewed, deployed and proven, until SIGTERM
+    /// Keep every configured certificate issued, renewed, deployed and verified, until SIGTERM
     Run(Run),
     /// One pass over what is due, for cron or a timer
     Renew(Renew),
-    /// Hand over again what there is, and prove it; takes a rollback back
+    /// Deploy the latest generation again and verify it; ends a rollback
     Reload {
         /// Only these, by lineage or by a name that it is for
         names: Vec<String>,
     },
-    /// Publish an earlier generation and prove it: it stays until the next renewal or certs reload
+    /// Publish an earlier generation and verify it: it stays until the next renewal or certs reload
     Rollback {
         /// Which, by lineage or by a name that it is for
         name: String,
@@ -85,7 +85,7 @@ pub enum Verb {
     Status {
         /// Only this one
         name: Option<Lineage>,
-        /// Ask the running certs run instead: is it alive, or ready (all is proven served); exit code 1 when not
+        /// Ask the running certs run instead: is it alive, or ready (every certificate is verified); exit code 1 when not
         #[arg(
             long,
             value_name = "alive|ready",
@@ -110,12 +110,12 @@ pub enum Verb {
     /// Set a server up for TLS
     #[command(subcommand)]
     Install(super::install::Install),
-    /// Take over what another client keeps: certificates, accounts, and how they are renewed; nothing is ordered
+    /// Take over the state of another client: certificates, accounts and renewal settings; nothing is ordered
     Import(super::import::Import),
     /// Be a certificate authority for this machine
     #[command(subcommand)]
     Ca(super::ca::Ca),
-    /// Run by certs run alone, as the process that tells servers
+    /// Run by certs run alone, as the helper process that reloads servers
     #[command(hide = true)]
     Hand {
         /// Do the errands, and start no other process for them
@@ -136,14 +136,14 @@ pub enum Verb {
 pub enum Health {
     /// Does it answer?
     Alive,
-    /// Is every certificate proven served and not late?
+    /// Is every certificate verified and none overdue?
     Ready,
 }
 
 /// What to do with the configuration.
 #[derive(Debug, Subcommand)]
 pub enum Config {
-    /// Tell every error at once, with file, line and hint; with --json print what it resolves to
+    /// Report every error at once, with file, line and hint; with --json print what it resolves to
     Check {
         /// The file (default: as with --config)
         file: Option<String>,
@@ -198,27 +198,27 @@ pub struct Renew {
 }
 
 impl Arguments {
-    /// Takes what the environment says of one command, where the command line
-    /// is silent.
-    pub fn heed(&mut self, said: &CommandVariables) {
+    /// Takes the variables of one command, where the command line does not set
+    /// its options.
+    pub fn complete(&mut self, variables: &CommandVariables) {
         let global = &mut self.global;
-        global.json |= said.flag("json");
+        global.json |= variables.flag("json");
         if global.verbose == 0 && !global.quiet {
-            global.quiet = said.flag("quiet");
-            global.verbose = u8::from(said.flag("verbose") && !global.quiet);
+            global.quiet = variables.flag("quiet");
+            global.verbose = u8::from(variables.flag("verbose") && !global.quiet);
         }
         match &mut self.verb {
             Verb::Issue(issue) => {
-                issue.force |= said.flag("force");
-                issue.dry_run |= said.flag("dry_run");
+                issue.force |= variables.flag("force");
+                issue.dry_run |= variables.flag("dry_run");
             }
-            Verb::Renew(renew) => renew.force |= said.flag("force"),
-            Verb::Import(import) => import.dry_run |= said.flag("dry_run"),
+            Verb::Renew(renew) => renew.force |= variables.flag("force"),
+            Verb::Import(import) => import.dry_run |= variables.flag("dry_run"),
             _ => {}
         }
     }
 
-    /// All that is said on the command line, in the words of the configuration.
+    /// Everything that the command line sets, in the words of the configuration.
     #[must_use]
     pub fn options(&self) -> Options {
         let mut options = self.global.options();

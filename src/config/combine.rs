@@ -22,7 +22,7 @@ impl Sources {
         [&self.options, &self.variables.layer, &self.document.layer]
     }
 
-    /// What is said for one certificate, the strongest first.
+    /// The layers that hold for one certificate, the strongest first.
     pub(super) fn layers_of<'a>(&'a self, entry: &'a Entry) -> [&'a CertificateLayer; 4] {
         let (options, variables) = (&self.options.shared, &self.variables.layer.shared);
         let (own, file) = (&entry.layer, &self.document.layer.shared);
@@ -142,15 +142,15 @@ impl Sources {
     /// Named tables stand for every certificate that does not say otherwise.
     fn deploy(&self, layers: &[&CertificateLayer], problems: &mut Problems) -> Vec<Spec> {
         let targets = &self.document.targets;
-        let mut says = layers
+        let mut set = layers
             .iter()
             .filter(|layer| layer.deploy.is_some() || layer.stored_deploy.is_some());
-        let said = says.next();
-        if let Some(stored) = said.and_then(|layer| layer.stored_deploy.as_ref()) {
+        let strongest = set.next();
+        if let Some(stored) = strongest.and_then(|layer| layer.stored_deploy.as_ref()) {
             // With all their keys, as they were located when they were stored.
             return stored.value.clone();
         }
-        let Some(given) = said.and_then(|layer| layer.deploy.as_ref()) else {
+        let Some(given) = strongest.and_then(|layer| layer.deploy.as_ref()) else {
             return targets.values().map(|spec| self.located(spec)).collect();
         };
         let mut specs: Vec<Spec> = Vec::new();
@@ -193,7 +193,7 @@ impl CertificateLayer {
     }
 }
 
-/// The strongest source that says how decides, whichever way it says.
+/// The strongest source that sets one of the ways decides.
 fn challenge(layers: &[&CertificateLayer]) -> ChallengeSettings {
     let mut chosen = layers.iter().filter_map(|layer| layer.challenge());
     chosen.next().unwrap_or_else(|| {

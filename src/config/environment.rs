@@ -1,4 +1,4 @@
-//! What the environment says: `CERTS_` and the key in capitals, or the same
+//! What the environment sets: `CERTS_` and the key in capitals, or the same
 //! with `_FILE` and the path of a file that holds the value. A service manager
 //! or an orchestrator adds variables of its own, so only a near miss is an error.
 
@@ -9,7 +9,7 @@ use super::keys::{Layer, keys};
 use super::layer::{Raw, Value, split};
 use super::problem::{Given, Origin, Problem, Problems, nearest};
 
-/// What the environment says: keys, and the names of `CERTS_DOMAINS`
+/// What the environment sets: keys, and the names of `CERTS_DOMAINS`
 /// certificate by certificate.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Variables {
@@ -87,8 +87,8 @@ impl CommandVariables {
                     all.set.insert(key, value);
                 }
                 None => {
-                    let said = text.value.escape_debug();
-                    let message = format!("`{said}` is neither true nor false");
+                    let value = text.value.escape_debug();
+                    let message = format!("`{value}` is neither true nor false");
                     problems.add(&text.origin, message, "true or false belongs here");
                 }
             }
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_may_come_from_a_file_and_lists_are_split() {
+    fn environment_reads_files_and_splits_lists() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("email");
         std::fs::write(&file, "a@example.com\n").unwrap();
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_names_its_variable() {
+    fn environment_problems_name_their_variable() {
         let (_, told) = read_of(&[
             ("CERTS_AGREE_TOS", "perhaps"),
             ("CERTS_HTTP_LISTEN", "0.0.0.0:80 nowhere"),
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_a_command_has_is_true_or_false() {
+    fn command_variables_take_booleans_only() {
         let read = |pairs: &[(&str, &str)]| {
             let pairs = pairs.iter().copied();
             let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));

@@ -1,6 +1,5 @@
 //! What `fuzz/` holds against a configuration: it is taken whole, and is then
-//! the same for the process that it is handed to; or every error has a place,
-//! words and a hint.
+//! the same for another process; or every error has an origin, a message and a hint.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -118,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seeds_are_taken_from_the_file_and_the_environment() {
+    fn fuzzing_seeds_reach_file_and_environment() {
         let certificates = |seed: &str| {
             let sources = sources(seed.as_bytes(), &environment(seed)).unwrap();
             sources.settings(&Purpose::All).unwrap().certificates.len()

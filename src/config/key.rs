@@ -113,7 +113,7 @@ impl Key {
         self
     }
 
-    /// What belongs there, for who has written something else.
+    /// What belongs there, shown when the value is something else.
     pub(super) const fn hint(mut self, hint: &'static str) -> Self {
         self.hint = hint;
         self
@@ -188,7 +188,7 @@ fn alternatives(words: &[&str]) -> String {
     }
 }
 
-/// What one source says, key by key and not yet combined with the others.
+/// The values of one source, key by key and not yet combined with the others.
 pub(super) trait KeyTable: Sized + 'static {
     /// What the strongest values make.
     type Settings;
@@ -197,10 +197,10 @@ pub(super) trait KeyTable: Sized + 'static {
     /// Reads the value of `key`; whether the layer has such a key.
     fn read(&mut self, key: &Key, value: &Value, problems: &mut Problems) -> bool;
 
-    /// Sets what the strongest of `layers`, which come first, say.
+    /// Sets the strongest value of each key; the strongest of `layers` is the first.
     fn apply(layers: &[&Self], settings: &mut Self::Settings);
 
-    /// The layer that says what `settings` hold, with `origin` for all of it.
+    /// The layer that would make `settings`, with `origin` for every value.
     fn holding(settings: &Self::Settings, origin: &Origin) -> Self;
 }
 

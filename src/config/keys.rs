@@ -29,7 +29,7 @@ use crate::identifier::{Identifier, Lineage};
 use crate::manage::schedule::Schedule;
 
 layer! {
-    /// What one source says for one certificate, or for all of them.
+    /// The values of one source for one certificate, or for all of them.
     CertificateLayer of a Certificate sets CertificateSettings;
 
     group "CA and account" {
@@ -117,14 +117,14 @@ layer! {
         stored_challenge: Option<Given<ChallengeSettings>>,
         /// Instead of `deploy`: the whole specs of a stored certificate.
         stored_deploy: Option<Given<Vec<Spec>>>,
-        /// Keys that are set to something invalid: what follows from their absence is
-        /// not worth telling.
+        /// Keys with an invalid value: what follows from their absence is not worth
+        /// reporting.
         broken: BTreeSet<&'static str>,
     }
 }
 
 layer! {
-    /// What one source says for the whole process.
+    /// The values of one source for the whole process.
     Layer of a Process sets Settings;
 
     group "Files and messages" {
@@ -213,7 +213,7 @@ pub(super) const NAMING: [Key; 2] = [
 pub(super) const EXCLUSIVE: &[&str] = &["webroot", "http_listen"];
 
 impl CertificateLayer {
-    /// How this source says that control is proven, if it does.
+    /// How challenges are answered, if this source chooses it.
     pub(super) fn challenge(&self) -> Option<ChallengeSettings> {
         if let Some(stored) = &self.stored_challenge {
             return Some(stored.value.clone());
@@ -250,7 +250,7 @@ pub struct Settings {
     pub admin_listen: Option<SocketAddr>,
     /// When work is done.
     pub renew: RenewSettings,
-    /// How control is proven where a certificate does not say otherwise.
+    /// How control is proven where a certificate does not set it.
     pub challenge: ChallengeSettings,
     /// Whether containers may request certificates by their labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -330,7 +330,7 @@ pub struct CertificateSettings {
     pub deploy: Vec<Spec>,
     /// Where it must be seen served.
     pub verify: Vec<Endpoint>,
-    /// The client that it was taken over from, if no configuration names it.
+    /// The client that it was imported from, if no configuration names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imported: Option<String>,
 }

@@ -1,8 +1,8 @@
-//! What containers ask for by their labels, as certificates: what a label may say
-//! stands where the file would have a table for it, and is stronger than what holds
-//! for all. Whoever may start a container may not run programs here, nor reach what
-//! the owner of the configuration has not named: a label hands over to nginx or to a
-//! `[deploy.NAME]` of the file, and its names may be held to a list.
+//! What containers request by their labels, as certificates: a label stands where
+//! the file would have a table, and is stronger than the defaults of all. A user who
+//! may start a container may neither run programs here nor reach what the
+//! configuration does not name: a label deploys to nginx or to a `[deploy.NAME]` of
+//! the file, and its names can be restricted to a list.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -23,12 +23,12 @@ use crate::manage::follow::listing::{Ask, Complaint};
 
 /// How long a certificate is renewed whose container is gone.
 pub(super) const GRACE: Duration = Duration::from_secs(7 * 86_400);
-/// How many certificates containers may ask for.
+/// How many certificates containers may request.
 pub(super) const LIMIT: usize = 100;
-/// What may be told of without a table of its own: it has no WHERE.
+/// The target that needs no table of its own: it has no WHERE.
 const NGINX: &str = "nginx";
 
-/// Containers that ask for certificates by their labels.
+/// Containers that request certificates by their labels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DockerSettings {
     /// Where Docker's API is: `unix://PATH` or `tcp://HOST:PORT`.
@@ -37,12 +37,12 @@ pub struct DockerSettings {
     pub accept_raw_socket: bool,
     /// How long a certificate is renewed whose container is gone.
     pub grace: Duration,
-    /// What may be asked for; all, when it is empty.
+    /// The names that may be requested; all, when it is empty.
     pub allow: Vec<Pattern>,
-    /// How many certificates may be asked for.
+    /// How many certificates may be requested.
     pub limit: usize,
-    /// What is handed over to where a label says nothing, and what it may name: all of
-    /// the file's `[deploy.NAME]`.
+    /// The targets of a label that names none, and those it may name: all of the
+    /// file's `[deploy.NAME]`.
     pub deploy: Vec<Spec>,
 }
 
@@ -110,10 +110,10 @@ impl FromStr for Grace {
     }
 }
 
-/// What is granted of what was asked for.
+/// What is granted of the requests.
 #[derive(Debug, Default)]
 pub struct Granted {
-    /// The certificates, each with the place of what asked for it in the question.
+    /// The certificates, each with the index of its request.
     pub certificates: Vec<(usize, CertificateSettings)>,
     /// Why the others are not.
     pub refused: Vec<Problem>,
@@ -162,12 +162,12 @@ impl Sources {
                 problems.add(&origin, message, hint);
             }
             if problems.is_empty() && granted.certificates.len() >= docker.limit {
-                let message = format!("containers ask for more than {} certificates", docker.limit);
+                let message = format!("containers request more than {} certificates", docker.limit);
                 problems.add(&origin, message, "raise [docker] limit, if that is meant");
             }
             match problems.is_empty() {
                 true => granted.certificates.push((index, certificate)),
-                // Some problems are of no place, and here that is the container.
+                // A problem without an origin belongs to the container.
                 false => granted
                     .refused
                     .extend(problems.sorted().into_iter().map(|mut one| {
@@ -208,7 +208,7 @@ impl Sources {
                 "{whose} has a certificate {lineage}, for {}",
                 names.join(", ")
             );
-            let hint = "put another name first, or ask for the same names";
+            let hint = "put another name first, or request the same names";
             problems.add(&origin_of(ask, &ask.said_in), message, hint);
         }
         true
@@ -224,7 +224,7 @@ impl Sources {
         let origin = origin_of(ask, &ask.said_in);
         for name in &ask.names {
             if !docker.allow.is_empty() && !docker.allow.iter().any(|one| one.allows(name)) {
-                let message = format!("{name} may not be asked for by a label");
+                let message = format!("a label may not request {name}");
                 problems.add(&origin, message, "add it to [docker] allow, if it may");
             }
         }
@@ -250,7 +250,7 @@ impl Sources {
         self.checked(&entry, problems)
     }
 
-    /// Holds what a label hands over to against what it may.
+    /// Checks the targets of a label against those it may name.
     fn may_be_named(&self, text: &str, origin: &Origin, problems: &mut Problems) {
         let tables = &self.document.targets;
         for word in split(text) {

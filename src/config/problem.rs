@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mistyped_word_finds_what_it_stands_for() {
+    fn nearest_finds_meant_word() {
         let known = ["email", "ca", "http_listen", "webroot"];
         assert_eq!(nearest("emial", known), Some("email"));
         assert_eq!(nearest("http-listen", known), Some("http_listen"));

@@ -13,7 +13,7 @@ use super::problem::{Given, Origin, Problems, nearest};
 use crate::deploy::spec::{Keys, Spec};
 use crate::identifier::{Identifier, Lineage};
 
-/// What the file says.
+/// What the file sets.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Document {
     pub(super) layer: Layer,
@@ -22,7 +22,7 @@ pub(super) struct Document {
     pub(super) targets: BTreeMap<String, Given<Spec>>,
 }
 
-/// One certificate that is named, with what is said for it alone.
+/// One certificate that is named, with what is set for it alone.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) origin: Origin,
@@ -42,8 +42,8 @@ pub(super) fn read(file: &str, source: &str, problems: &mut Problems) -> Documen
         problems: Problems::default(),
     };
     let (document, mistakes) = DeTable::parse_recoverable(source);
-    // One slip makes the parser stumble several times; the first says it all,
-    // and what it made of such a line is not worth telling either.
+    // One mistake makes the parser report several; the first is enough, and what
+    // it made of such a line is not worth reporting either.
     let mut broken = BTreeSet::new();
     for mistake in mistakes {
         let origin = reader.origin(mistake.span().unwrap_or_default());

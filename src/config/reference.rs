@@ -131,7 +131,7 @@ fn meaning(key: &Key) -> String {
 
 #[test]
 #[allow(clippy::disallowed_methods)] // a switch of the test alone
-fn the_page_is_as_the_table_of_keys_has_it() {
+fn configuration_page_matches_table_of_keys() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
     if std::env::var("CERTS_UPDATE_DOCS").is_ok_and(|value| value == "1") {
         std::fs::write(path, page()).unwrap();

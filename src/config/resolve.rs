@@ -247,7 +247,7 @@ impl Sources {
         entries
     }
 
-    /// With what the file says for this certificate alone.
+    /// With what the file sets for this certificate alone.
     fn with_own(&self, entry: &Entry) -> Entry {
         let mut entry = entry.clone();
         let mut all = self.document.entries.iter();

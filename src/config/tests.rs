@@ -70,7 +70,7 @@ const TWO: &str = "email = 'a@example.com'\nagree_tos = true\nkey = 'ecdsa-p384'
     [[certificate]]\nnames = ['10.0.0.1']\nname = 'inside'\nca = 'https://ca.internal/dir'\nkey = 'rsa-2048'\n";
 
 #[test]
-fn a_certificate_overrides_the_files_defaults_and_is_overridden_itself() {
+fn certificate_table_overrides_file_and_is_overridden_by_environment() {
     let mut case = Case::new(TWO);
     let settings = case.settings(&Purpose::All);
     let [first, second] = settings.certificates.as_slice() else {
@@ -94,7 +94,7 @@ fn a_certificate_overrides_the_files_defaults_and_is_overridden_itself() {
 }
 
 #[test]
-fn the_strongest_source_says_how_control_is_proven() {
+fn strongest_source_chooses_challenge() {
     let mut case = Case::new(
         "http_listen = '127.0.0.1:8080'\nagree_tos = true\n[[certificate]]\nnames = 'example.com'\n",
     );
@@ -119,7 +119,7 @@ fn the_strongest_source_says_how_control_is_proven() {
 }
 
 #[test]
-fn names_of_a_configured_certificate_mean_that_certificate_whole() {
+fn command_with_some_names_means_whole_configured_certificate() {
     let named = |names: &[&str]| {
         let mut case = Case::new(TWO);
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
@@ -142,7 +142,7 @@ fn names_of_a_configured_certificate_mean_that_certificate_whole() {
 }
 
 #[test]
-fn a_container_needs_no_file() {
+fn environment_alone_configures_container() {
     let case = Case::new("")
         .set(
             "CERTS_DOMAINS",
@@ -162,7 +162,7 @@ fn a_container_needs_no_file() {
 }
 
 #[test]
-fn what_is_stored_keeps_its_settings_below_the_environment() {
+fn stored_settings_hold_below_environment() {
     let file = "ca = 'https://ca.internal/dir'\n[[certificate]]\nnames = 'a.internal'\n\
         [deploy.proxy]\nkind = 'haproxy'\nsocket = '/run/haproxy.sock'\ncertificate = '/etc/haproxy/a.pem'\n";
     let mut stored = Case::new(file)
@@ -186,7 +186,7 @@ fn what_is_stored_keeps_its_settings_below_the_environment() {
 }
 
 #[test]
-fn what_is_stored_and_has_become_wrong_has_its_own_problems() {
+fn stored_settings_that_became_invalid_have_own_problems() {
     let mut stored = Case::new("agree_tos = true\n[[certificate]]\nnames = 'a.example.com'\n")
         .settings(&Purpose::All)
         .certificates
@@ -205,7 +205,7 @@ fn what_is_stored_and_has_become_wrong_has_its_own_problems() {
 }
 
 #[test]
-fn named_servers_stand_for_every_certificate_that_does_not_say_otherwise() {
+fn deploy_tables_serve_every_certificate_without_deploy() {
     let case = Case::new(
         "agree_tos = true\n[deploy.web]\nkind = 'nginx'\npid_file = 'nginx.pid'\n[deploy.other]\nkind = 'nginx'\n\
          [[certificate]]\nnames = 'a.example.com'\n[[certificate]]\nnames = 'b.example.com'\ndeploy = 'web'\n\
@@ -227,14 +227,14 @@ fn named_servers_stand_for_every_certificate_that_does_not_say_otherwise() {
 }
 
 #[test]
-fn settings_survive_their_journey_as_json() {
+fn settings_survive_json_round_trip() {
     let settings = Case::new(TWO).settings(&Purpose::All);
     let json = serde_json::to_string(&settings).unwrap();
     assert_eq!(serde_json::from_str::<Settings>(&json).unwrap(), settings);
 }
 
 #[test]
-fn every_problem_is_told_at_once_with_its_line() {
+fn problems_are_reported_at_once_with_line() {
     let case = Case::new(
         "emial = 'a@example.com'\nagree_tos = 'yes'\nkey = 'dsa'\nwebroot = '/srv'\nhttp_listen = ['0.0.0.0:80',\n 'nowhere']\n\
          [renew]\nschedule = 'daily'\n[admin]\nlisten = 9180\n[outptu]\nowner = 'a'\n\
@@ -273,7 +273,7 @@ fn every_problem_is_told_at_once_with_its_line() {
 }
 
 #[test]
-fn what_contradicts_itself_or_cannot_be_issued_is_refused() {
+fn contradictory_or_unissuable_settings_are_refused() {
     let refused = |file: &str, words: &str| {
         let problems = Case::new(file).problems(&Purpose::All);
         let found = problems.iter().any(|problem| problem.contains(words));
@@ -354,7 +354,7 @@ fn what_contradicts_itself_or_cannot_be_issued_is_refused() {
 }
 
 #[test]
-fn broken_toml_is_told_once_a_line() {
+fn invalid_toml_is_reported_once_a_line() {
     let problems =
         Case::new("email = 'a@example.com'\nagree_tos =\nkey = = 1\n").problems(&Purpose::All);
     let lines: Vec<&str> = problems
@@ -369,7 +369,7 @@ fn broken_toml_is_told_once_a_line() {
 }
 
 #[test]
-fn a_file_that_is_named_must_be_there() {
+fn named_file_must_exist() {
     let case = Case::new("").set("CERTS_CONFIG", "/absent/certs.toml");
     assert!(
         case.sources().settings(&Purpose::All).is_ok(),
@@ -384,7 +384,7 @@ fn a_file_that_is_named_must_be_there() {
 }
 
 #[test]
-fn the_schema_has_every_key_where_the_reader_takes_it_and_no_other() {
+fn schema_has_exactly_the_keys_that_are_read() {
     let schema: Value = serde_json::from_str(&schema()).unwrap();
     let (mut everywhere, mut own) = (BTreeSet::new(), BTreeSet::new());
     everywhere.insert("certificate");
@@ -418,7 +418,7 @@ fn properties(schema: &Value) -> BTreeSet<&str> {
 }
 
 #[test]
-fn every_key_is_described_and_has_a_name_of_its_own() {
+fn keys_have_unique_names_and_docs() {
     let mut seen = BTreeSet::new();
     for key in keys().chain(&NAMING) {
         assert!(!key.doc.is_empty(), "{}", key.name);
@@ -442,7 +442,7 @@ fn line(key: &Key, value: &str) -> String {
 }
 
 #[test]
-fn the_defaults_of_the_table_are_those_that_hold() {
+fn defaults_of_table_are_those_that_apply() {
     let table = "[[certificate]]\nnames = 'a.internal'\n";
     let least = "ca = 'https://ca.internal/dir'\ndocker.host = 'tcp://proxy'\n";
     let without = Case::new(&format!("{least}{table}")).settings(&Purpose::All);
@@ -461,7 +461,7 @@ fn the_defaults_of_the_table_are_those_that_hold() {
 }
 
 #[test]
-fn every_word_of_a_choice_is_taken() {
+fn choices_take_every_word() {
     for key in keys() {
         let ValueType::Choice(words) = key.value_type else {
             continue;
@@ -475,7 +475,7 @@ fn every_word_of_a_choice_is_taken() {
 }
 
 #[test]
-fn every_example_is_read_without_an_error() {
+fn examples_are_read_without_problem() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
     let mut read = 0;
     for entry in std::fs::read_dir(examples).unwrap() {
@@ -494,7 +494,7 @@ fn every_example_is_read_without_an_error() {
 }
 
 #[test]
-fn the_annotated_example_has_every_key_and_is_read() {
+fn annotated_example_has_every_key() {
     let example = include_str!("../../config/certs.toml");
     let on: String = example
         .lines()
@@ -526,13 +526,13 @@ fn the_annotated_example_has_every_key_and_is_read() {
 
 proptest::proptest! {
     #[test]
-    fn no_text_makes_the_reader_panic(text in "(\\PC|\n|\\[|\\]|=|'){0,80}") {
+    fn reader_never_panics(text in "(\\PC|\n|\\[|\\]|=|'){0,80}") {
         read::read("certs.toml", &text, &mut Problems::default());
     }
 }
 
 #[test]
-fn a_command_means_the_whole_of_what_the_environment_configures() {
+fn command_with_some_names_means_whole_certificate_of_environment() {
     let mut case = Case::new("agree_tos = true\n").set(
         "CERTS_DOMAINS",
         "example.com www.example.com; api.example.com",
@@ -550,7 +550,7 @@ fn a_command_means_the_whole_of_what_the_environment_configures() {
 }
 
 #[test]
-fn a_name_of_the_environment_is_for_what_the_environment_names() {
+fn certs_name_belongs_to_certs_domains() {
     let case = || Case::new("agree_tos = true\n").set("CERTS_NAME", "shop");
     let lineages = |settings: Settings| -> Vec<String> {
         let certificates = settings.certificates.iter();

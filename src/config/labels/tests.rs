@@ -47,7 +47,7 @@ fn granted(sources: &Sources, asks: &[Ask]) -> (Vec<CertificateSettings>, Vec<St
 }
 
 #[test]
-fn a_label_is_stronger_than_what_holds_for_all_and_weaker_than_a_table() {
+fn label_wins_over_defaults_and_loses_to_table() {
     let environment = [
         ("CERTS_EMAIL", "all@example.com"),
         ("CERTS_VERIFY", "proxy:443"),
@@ -88,7 +88,7 @@ fn a_label_is_stronger_than_what_holds_for_all_and_weaker_than_a_table() {
 }
 
 #[test]
-fn whoever_starts_a_container_runs_and_reaches_nothing_that_is_not_named() {
+fn label_cannot_run_or_reach_what_is_not_named() {
     let sources = sources(FILE, &[("CERTS_DOCKER_ALLOW", "*.example.com, 192.0.2.1")]);
     for deploy in [
         "exec:/bin/sh",
@@ -128,7 +128,7 @@ fn whoever_starts_a_container_runs_and_reaches_nothing_that_is_not_named() {
 }
 
 #[test]
-fn what_is_wrong_with_one_is_told_at_its_label_and_counts_for_nothing() {
+fn invalid_label_is_reported_and_not_counted() {
     let sources = sources(FILE, &[]);
     let asks = [
         ask("odd", "a.example.com", &[("email", "nobody")]),
@@ -145,7 +145,7 @@ fn what_is_wrong_with_one_is_told_at_its_label_and_counts_for_nothing() {
     container odd, certs.email: invalid e-mail address `nobody`
     container inner, certs.domains: `wiki.internal` cannot get a certificate from a public CA: `.internal` is reserved for private use
     container two, certs.domains: another container has a certificate b.example.com, for b.example.com
-    container five, certs.domains: containers ask for more than 3 certificates
+    container five, certs.domains: containers request more than 3 certificates
     ");
     let none = self::sources(
         "email = 'a@example.com'\n[docker]\nhost = 'tcp://proxy'\n",
@@ -159,7 +159,7 @@ fn what_is_wrong_with_one_is_told_at_its_label_and_counts_for_nothing() {
 }
 
 #[test]
-fn its_keys_are_read_and_without_a_host_there_are_no_labels() {
+fn docker_keys_are_read_and_need_host() {
     let docker = |file: &str| {
         let settings = sources(file, &[]).settings(&Purpose::All).unwrap();
         settings.docker
@@ -200,7 +200,7 @@ fn its_keys_are_read_and_without_a_host_there_are_no_labels() {
 }
 
 #[test]
-fn no_label_takes_the_file_of_another() {
+fn label_cannot_share_file() {
     let one = "[deploy.pair]\nkind = 'file'\npath = '/etc/proxy/site.pem'\n";
     let each = one.replace("site.pem", "{name}.pem");
     let asks = [
@@ -221,7 +221,7 @@ fn no_label_takes_the_file_of_another() {
 }
 
 #[test]
-fn what_holds_for_all_may_come_with_a_label_too() {
+fn label_may_use_defaults_of_all() {
     let environment = [("CERTS_DEPLOY", "exec:/bin/true")];
     let table = "[deploy.web]\nkind = 'nginx'\n";
     let settings = sources(&format!("{FILE}{table}"), &environment).settings(&Purpose::All);
@@ -231,7 +231,7 @@ fn what_holds_for_all_may_come_with_a_label_too() {
 }
 
 #[test]
-fn a_time_is_written_with_its_unit() {
+fn grace_needs_unit() {
     for (text, seconds) in [
         ("0s", Some(0)),
         ("90m", Some(5400)),
