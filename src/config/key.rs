@@ -16,6 +16,8 @@ pub(super) struct Key {
     pub(super) value_type: ValueType,
     /// What it means, in one line: help, schema and reference show it.
     pub(super) doc: &'static str,
+    /// The forms that its text can have, where another table lists them.
+    forms: Option<fn() -> String>,
     pub(super) default: Default,
     /// The option of the command line, where there is one.
     pub(super) option: Option<CommandLine>,
@@ -89,6 +91,7 @@ impl Key {
             scope: Scope::Certificate,
             value_type,
             doc: "",
+            forms: None,
             default: Default::Unset,
             option: None,
             hint: "",
@@ -110,6 +113,11 @@ impl Key {
 
     pub(super) const fn doc(mut self, doc: &'static str) -> Self {
         self.doc = doc;
+        self
+    }
+
+    pub(super) const fn forms(mut self, forms: fn() -> String) -> Self {
+        self.forms = Some(forms);
         self
     }
 
@@ -169,11 +177,17 @@ impl Key {
         }
     }
 
-    /// With the words of a choice.
+    /// What it means, with the forms of its text.
+    pub(super) fn described(&self) -> String {
+        let forms = self.forms.map(|forms| format!(": {}", forms()));
+        self.doc.to_owned() + &forms.unwrap_or_default()
+    }
+
+    /// The same, with the words of a choice.
     pub(super) fn full_doc(&self) -> String {
         match self.value_type {
             ValueType::Choice(words) => format!("{}: {}", self.doc, alternatives(&words())),
-            _ => self.doc.to_owned(),
+            _ => self.described(),
         }
     }
 }

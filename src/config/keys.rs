@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::ca::Directory;
+use super::ca::{self, Directory};
 use super::key::{
     BOOLEAN, EVERY, IMPORT, ISSUE, Key, KeyTable, LIST, NUMBER, PATH, RUN, Scope, TEXT, choice,
     layer,
@@ -34,7 +34,8 @@ layer! {
 
     group "CA and account" {
         "ca", ca: Directory, directory, TEXT
-            .doc("The CA: letsencrypt, letsencrypt-staging, zerossl, google, google-staging, actalis, sslcom-rsa, sslcom-ecc, embedded, or an https:// directory URL")
+            .doc("The CA that issues")
+            .forms(|| format!("{}, or an https:// directory URL", ca::names().join(", ")))
             .default("letsencrypt").option(ISSUE | RUN, "NAME|URL")
             => .ca.directory;
         "ca_root", root: PathBuf, path, PATH
@@ -104,7 +105,8 @@ layer! {
 
     group "Deployment" {
         "deploy", deploy: Vec<Given<String>>, words, LIST.hint(DEPLOY_HINT)
-            .doc("Deploy to this target: nginx or nginx:PID_FILE, haproxy:SOCKET, coturn, dovecot, postfix, caddy, envoy:FILE, traefik:FILE, systemd:UNIT, docker:CONTAINER, exec:/PROGRAM, file:/PATH, directory:/PATH, a URL, or the NAME of a [deploy.NAME]")
+            .doc("Deploy to this target, by the NAME of its [deploy.NAME] or in its short form")
+            .forms(|| "nginx or nginx:PID_FILE, haproxy:SOCKET, coturn, dovecot, postfix, caddy, envoy:FILE, traefik:FILE, systemd:UNIT, docker:CONTAINER, exec:/PROGRAM, file:/PATH, directory:/PATH or a URL".to_owned())
             .default_is("every [deploy.NAME]").option(ISSUE | RUN | IMPORT, "SPEC");
         "verify", verify: Vec<Endpoint>, list, LIST.hint("HOST:PORT, for example example.com:443")
             .doc("Verify by a handshake that this endpoint serves the certificate; smtp://, imap:// and pop3:// before it speak STARTTLS")

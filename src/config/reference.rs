@@ -125,7 +125,9 @@ fn meaning(key: &Key) -> String {
         .any(|one| one.name == key.name);
     match (is_shared, key.scope) {
         (true, Scope::Process) => format!("{} (only for all certificates)", key.doc),
-        _ => key.doc.to_owned(),
+        // The page of the targets has their forms.
+        _ if key.name == "deploy" => format!("{}: see [targets.md](targets.md)", key.doc),
+        _ => key.described(),
     }
 }
 

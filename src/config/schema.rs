@@ -21,7 +21,7 @@ pub fn schema() -> String {
             ValueType::Boolean => json!({ "type": "boolean" }),
             ValueType::Number => json!({ "type": "integer", "minimum": 1, "maximum": u16::MAX }),
         };
-        shape["description"] = key.doc.into();
+        shape["description"] = key.described().into();
         if let Default::Value(value) = key.default {
             shape["default"] = match key.value_type {
                 ValueType::Boolean | ValueType::Number => value.parse().unwrap_or_default(),
