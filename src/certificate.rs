@@ -34,7 +34,7 @@ use crate::time::Timestamp;
 pub use known::Known;
 pub use secret::Secret;
 
-/// The kind of a certificate's key.
+/// The type of a certificate's key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)] // the names are the options'
 pub enum KeyType {
@@ -52,19 +52,33 @@ pub enum KeyType {
 }
 
 impl fmt::Display for KeyType {
-    /// As the option has it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.write_str(self.name())
+    }
+}
+
+impl KeyType {
+    /// All of them, the default first.
+    pub const ALL: [Self; 5] = [
+        Self::EcdsaP256,
+        Self::EcdsaP384,
+        Self::Rsa2048,
+        Self::Rsa3072,
+        Self::Rsa4096,
+    ];
+
+    /// As the option has it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
             Self::EcdsaP256 => "ecdsa-p256",
             Self::EcdsaP384 => "ecdsa-p384",
             Self::Rsa2048 => "rsa-2048",
             Self::Rsa3072 => "rsa-3072",
             Self::Rsa4096 => "rsa-4096",
-        })
+        }
     }
-}
 
-impl KeyType {
     /// Makes a new key, in PEM. RSA takes up to seconds: keep it off the
     /// threads that serve.
     ///
@@ -89,7 +103,7 @@ impl std::str::FromStr for KeyType {
     /// Reads the option's value, such as `ecdsa-p256`.
     fn from_str(text: &str) -> Result<Self, String> {
         serde_json::from_value(serde_json::Value::from(text))
-            .map_err(|_| format!("`{}` is no kind of key", text.escape_debug()))
+            .map_err(|_| format!("unknown key type `{}`", text.escape_debug()))
     }
 }
 

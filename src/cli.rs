@@ -81,7 +81,7 @@ pub fn run(
 fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitCode {
     let said = CommandVariables::read(&environment);
     if let Ok(said) = &said {
-        arguments.heed(said);
+        arguments.complete(said);
     }
     let options = arguments.options();
     let sources = Sources::read(&options, &environment);

@@ -1,24 +1,28 @@
 //! The configuration: the command line wins, then `CERTS_…` in the
 //! environment, then the file, then the defaults. It is read whole, every error
-//! of all three sources is told at once with its place and a hint, and only
-//! then is anything done. What a value means is checked where its type is
-//! defined; this room knows which keys there are and what contradicts what.
+//! of all three sources is reported at once with its origin and a hint, and only
+//! then is anything done. A value is checked where its type is defined; this
+//! room knows which keys exist (`keys.rs`) and which settings contradict others.
 //!
 //! It reads files and never writes one; a secret is named by its file and never
 //! held here. What leaves this room are [`Settings`], which one process can
-//! hand to another as JSON.
+//! pass to another as JSON.
 
+mod arguments;
 mod ca;
 mod check;
 mod combine;
 mod environment;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod key;
+mod keys;
 mod labels;
 mod layer;
-mod options;
 mod problem;
 mod read;
+#[cfg(test)]
+mod reference;
 mod remembered;
 mod resolve;
 mod schema;
@@ -26,60 +30,29 @@ mod schema;
 mod tests;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use arguments::{KeyOptions, Options};
 pub use ca::{CaSettings, Directory};
 pub use check::shared_file;
 pub use environment::CommandVariables;
+pub use key::{EVERY, IMPORT, ISSUE, RUN};
+pub use keys::{CertificateSettings, OutputSettings, RenewSettings, Settings};
 pub use labels::{DockerSettings, Granted, Pattern};
-pub use options::Options;
-pub use problem::{Place, Problem};
+pub use problem::{Origin, Problem};
 pub use remembered::Remembered;
 pub use resolve::{Purpose, Sources};
 pub use schema::schema;
 
-use crate::certificate::KeyType;
-use crate::deploy::endpoint::Endpoint;
-use crate::deploy::target::DeployTarget;
-use crate::identifier::{Identifier, Lineage};
-use crate::manage::schedule::Schedule;
-
 const DEPLOY_HINT: &str = "write nginx[:PID_FILE], haproxy:SOCKET, coturn, systemd:UNIT, docker:CONTAINER, exec:/PROGRAM, https://… or another of certs issue --help";
 
-/// Everything that was said, resolved.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Settings {
-    /// The configuration that was read, if there is one.
-    pub file: Option<PathBuf>,
-    /// The private state.
-    pub data_dir: PathBuf,
-    /// Where consumers read certificates.
-    pub output: OutputSettings,
-    /// How messages look.
-    pub log_format: LogFormat,
-    /// Whether `certs run` gives up what it does not need.
-    pub harden: bool,
-    /// Where the read-only endpoints are; `None` turns them off.
-    pub admin_listen: Option<SocketAddr>,
-    /// When work is done.
-    pub renew: RenewSettings,
-    /// How control is proven where a certificate does not say otherwise.
-    pub challenge: ChallengeSettings,
-    /// Whether containers may ask for certificates by their labels.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub docker: Option<DockerSettings>,
-    /// The certificates, in the order in which they were said.
-    pub certificates: Vec<CertificateSettings>,
-}
-
 impl Settings {
-    /// Where HTTP-01 is to be answered by this process: nowhere (`None`), at
-    /// these addresses, or, when there are none, on port 80 of every address.
-    /// Without any certificate, and where containers may ask for one, where the first
-    /// one would need it.
+    /// Where this process must answer HTTP-01: nowhere (`None`), at these
+    /// addresses, or, when there are none, on port 80 of every address. Without any
+    /// certificate, and where containers may request one, where the first one would
+    /// need it.
     #[must_use]
     pub fn http_listen(&self) -> Option<Vec<SocketAddr>> {
         let may_come = self.certificates.is_empty() || self.docker.is_some();
@@ -87,7 +60,7 @@ impl Settings {
         let certificates = self.certificates.iter().map(|one| &one.challenge);
         let mut all: Option<Vec<SocketAddr>> = None;
         for challenge in certificates.chain(default) {
-            if let ChallengeSettings::Listen(addresses) = challenge {
+            if let Some(addresses) = challenge.http_listen() {
                 let all = all.get_or_insert_default();
                 all.extend(addresses);
                 all.sort();
@@ -98,27 +71,7 @@ impl Settings {
     }
 }
 
-/// The directory that is shared with the proxy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OutputSettings {
-    /// Its path.
-    pub directory: PathBuf,
-    /// Who shall own what is in it: a user's name or number.
-    pub owner: Option<String>,
-    /// Its group: a name or a number.
-    pub group: Option<String>,
-}
-
-/// When work is done.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RenewSettings {
-    /// A sweep beside the exact timers, and the maintenance window.
-    pub schedule: Option<Schedule>,
-    /// When a renewed certificate is handed over.
-    pub deploy: DeployWhen,
-}
-
-/// When a renewed certificate is handed over.
+/// When a renewed certificate is deployed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeployWhen {
@@ -135,7 +88,7 @@ impl FromStr for DeployWhen {
         match text {
             "at-once" => Ok(Self::AtOnce),
             "on-schedule" => Ok(Self::OnSchedule),
-            _ => Err(format!("`{}` is no time to deploy", text.escape_debug())),
+            _ => Err(format!("unknown time to deploy `{}`", text.escape_debug())),
         }
     }
 }
@@ -157,65 +110,12 @@ impl FromStr for LogFormat {
         match text {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
-            _ => Err(format!("`{}` is no format", text.escape_debug())),
+            _ => Err(format!("unknown log format `{}`", text.escape_debug())),
         }
     }
 }
 
-/// One certificate as it is wanted, complete: all that a process needs that has
-/// not read the configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CertificateSettings {
-    /// Its name.
-    pub lineage: Lineage,
-    /// What it is for, in the order in which it was said.
-    pub names: Vec<Identifier>,
-    /// Who shall issue it.
-    pub ca: CaSettings,
-    /// Who issues it when that one does not.
-    #[serde(default)]
-    pub fallback: Option<CaSettings>,
-    /// The CA's certificate profile.
-    pub profile: Option<String>,
-    /// The kind of key.
-    pub key: KeyType,
-    /// Whether a renewal keeps the key.
-    pub reuse_key: bool,
-    /// Whether names that fail may be left out.
-    #[serde(default)]
-    pub partial: bool,
-    /// How control is proven.
-    pub challenge: ChallengeSettings,
-    /// Whom to hand over to.
-    pub deploy: Vec<DeployTarget>,
-    /// Where it must be seen served.
-    pub verify: Vec<Endpoint>,
-    /// The client that it was taken over from, if no configuration asks for it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub imported: Option<String>,
-}
-
-impl CertificateSettings {
-    /// The files that its CAs ask for: roots and keys of external accounts.
-    pub fn ca_files(&self) -> impl Iterator<Item = &PathBuf> {
-        let cas = [Some(&self.ca), self.fallback.as_ref()];
-        let files = cas.into_iter().flatten();
-        let files = files.flat_map(|ca| [ca.root.as_ref(), ca.eab_hmac_file.as_ref()]);
-        files.flatten()
-    }
-}
-
-/// How control of names is proven.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ChallengeSettings {
-    /// By our own HTTP-01 listener; no address means port 80 of all of them.
-    Listen(Vec<SocketAddr>),
-    /// By HTTP-01 through a directory that another server serves on port 80.
-    Webroot(PathBuf),
-}
-
-/// `[admin] listen` as it is said.
+/// `[admin] listen` as it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AdminListen {
     Off,
@@ -230,7 +130,7 @@ impl FromStr for AdminListen {
             _ => text
                 .parse()
                 .map(Self::At)
-                .map_err(|_| format!("`{}` is no address and port", text.escape_debug())),
+                .map_err(|_| format!("`{}` is not an address and port", text.escape_debug())),
         }
     }
 }

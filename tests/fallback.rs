@@ -122,12 +122,9 @@ fn a_fallback_that_signs_what_nobody_trusts_is_refused() {
     let ca = EmbeddedCa::start();
     for fallback in ["letsencrypt-staging", "google-staging"] {
         let told = run(&mut ca.issue(&[NAME, "--fallback-ca", fallback]), 2);
-        assert!(told.contains("signs what nobody trusts"), "{told}");
+        assert!(told.contains("is a staging directory"), "{told}");
     }
     let same = ca.server.directory_url();
     let told = run(&mut ca.issue(&[NAME, "--fallback-ca", &same]), 2);
-    assert!(
-        told.contains("is the CA that it would stand in for"),
-        "{told}"
-    );
+    assert!(told.contains("is the same as the CA"), "{told}");
 }

@@ -587,7 +587,7 @@ fn more_than_the_limit_are_not_asked_for_and_what_is_there_stays() {
         "a",
         json!({"certs.domains": "a.example.com; b.example.com; c.example.com"}),
     );
-    sidecar.until_logged("containers ask for more than 2 certificates; hint: raise [docker] limit");
+    sidecar.until_logged("containers request more than 2 certificates; hint: raise [docker] limit");
     sidecar.until_issued("a.example.com");
     assert!(sidecar.status(&[]).contains("asked for by container z"));
     assert!(!sidecar.is_issued("b.example.com"));

@@ -55,7 +55,7 @@ fn each_mistake_is_named_with_a_hint() {
     );
     refused(
         &["issue", "example.com", "--ca", "http://ca.example/dir"],
-        &["is no CA", "https://"],
+        &["unknown CA", "https://"],
     );
     refused(
         &["issue", "example.com", "--agree-tos", "--deploy", "apache"],

@@ -234,23 +234,25 @@ fn gravest(mut causes: Vec<Cause>) -> Cause {
     causes.swap_remove(unproven.unwrap_or(0))
 }
 
-fn kind(kind: &ChallengeType) -> Option<ChallengeKind> {
+/// The registered name of a kind of challenge, as the CA offers it.
+fn name(kind: &ChallengeType) -> String {
     match kind {
-        ChallengeType::Http01 => Some(ChallengeKind::Http01),
-        _ => None,
+        ChallengeType::Http01 => "http-01".to_owned(),
+        ChallengeType::Dns01 => "dns-01".to_owned(),
+        ChallengeType::TlsAlpn01 => "tls-alpn-01".to_owned(),
+        ChallengeType::Unknown(name) => printable(name),
+        other => format!("{other:?}"),
     }
+}
+
+fn kind(kind: &ChallengeType) -> Option<ChallengeKind> {
+    name(kind).parse().ok()
 }
 
 fn none_fits(identifier: &Identifier, challenges: &[Challenge]) -> Cause {
     let offered: Vec<String> = challenges
         .iter()
-        .map(|challenge| match &challenge.r#type {
-            ChallengeType::Http01 => "http-01".to_owned(),
-            ChallengeType::Dns01 => "dns-01".to_owned(),
-            ChallengeType::TlsAlpn01 => "tls-alpn-01".to_owned(),
-            ChallengeType::Unknown(name) => printable(name),
-            other => format!("{other:?}"),
-        })
+        .map(|challenge| name(&challenge.r#type))
         .collect();
     Cause::NoChallenge {
         identifier: identifier.to_string(),

@@ -4,6 +4,7 @@
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod settings;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -25,6 +26,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket};
 
+pub use self::settings::Settings;
 use super::connections::Connections;
 use super::responses::Responses;
 use crate::identifier::Identifier;

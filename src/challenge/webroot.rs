@@ -4,19 +4,63 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, fchmod, mkdirat, openat, renameat, unlinkat};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
-use super::{Answer, ChallengeKind, Solver, SolverError};
+use super::responses::Responses;
+use super::{Answer, ChallengeKind, Solver, SolverError, SolverSettings, Unfit, check_http01_name};
 use crate::identifier::Identifier;
 
 const DIRECTORIES: [&str; 2] = [".well-known", "acme-challenge"];
 const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
 const FILE: Mode = Mode::from_raw_mode(0o644);
 
-/// A directory served on port 80 by somebody else.
+/// The directory that another server serves on port 80.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Settings(PathBuf);
+
+impl Settings {
+    /// Answers go below `root`.
+    #[must_use]
+    pub fn new(root: PathBuf) -> Self {
+        Self(root)
+    }
+}
+
+impl SolverSettings for Settings {
+    fn solver(&self, _responses: &Responses) -> Arc<dyn Solver> {
+        Arc::new(Webroot::new(self.0.clone()))
+    }
+
+    fn solver_key(&self) -> String {
+        format!("webroot {}", self.0.display())
+    }
+
+    fn writes_in(&self) -> Option<&Path> {
+        Some(&self.0)
+    }
+
+    fn check(&self) -> Result<(), Unfit> {
+        if self.0.is_dir() {
+            return Ok(());
+        }
+        Err(Unfit {
+            message: format!("the webroot {} is not a directory", self.0.display()),
+            hint: "name the one that port 80 is served from",
+        })
+    }
+
+    fn check_name(&self, name: &Identifier) -> Result<(), Unfit> {
+        check_http01_name(name)
+    }
+}
+
+/// A directory that another server serves on port 80.
 #[derive(Debug)]
 pub struct Webroot(PathBuf);
 
@@ -113,7 +157,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lays_out_and_takes_away() {
+    async fn webroot_writes_and_removes_answer_repeatedly() {
         let root = tempfile::tempdir().unwrap();
         let webroot = Webroot::new(root.path().into());
         let path = root
@@ -130,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn follows_no_link_out_of_the_root() {
+    async fn webroot_follows_no_link_out() {
         let (root, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::os::unix::fs::symlink(elsewhere.path(), root.path().join(".well-known")).unwrap();
         assert!(
@@ -143,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_never_a_path() {
+    fn token_is_never_a_path() {
         for text in [
             "",
             "../../../../etc/passwd-and-so-on",

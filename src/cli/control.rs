@@ -25,7 +25,7 @@ use tokio::net::{UnixListener, UnixStream};
 use super::issue::{Done, Task, may_order};
 use super::output::Failure;
 use super::parts::Factory;
-use crate::config::{CertificateSettings, ChallengeSettings};
+use crate::config::CertificateSettings;
 use crate::manage::supervise::Handle;
 
 const WORK: &str = "/v1/work";
@@ -141,7 +141,7 @@ async fn work(
 async fn done(served: &Served, work: Work) -> Result<Done, Failure> {
     let (settings, factory) = (&work.certificate, &served.factory);
     let store = factory.parts.store.as_ref();
-    let wants_listener = matches!(settings.challenge, ChallengeSettings::Listen(_));
+    let wants_listener = settings.challenge.http_listen().is_some();
     if wants_listener && !served.listens && may_order(store, settings, work.task).await {
         return Err(Failure::usage(
             format!(

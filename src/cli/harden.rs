@@ -27,7 +27,7 @@ use rustix::thread::set_no_new_privs;
 use super::Call;
 use super::output::Failure;
 use super::parts::{as_stored, recall};
-use crate::config::{CertificateSettings, ChallengeSettings, Settings};
+use crate::config::{CertificateSettings, Settings};
 use crate::deploy::Target;
 use crate::deploy::helper::Helper;
 use crate::deploy::target::DeployTarget;
@@ -83,10 +83,6 @@ impl Reach {
         let Some(places) = &self.places else {
             return Ok(());
         };
-        let webroot = match &settings.challenge {
-            ChallengeSettings::Webroot(path) => Some(path),
-            ChallengeSettings::Listen(_) => None,
-        };
         let lineage = &settings.lineage;
         let written = settings.deploy.iter().map(|spec| spec.for_lineage(lineage));
         let written = written.filter_map(|spec| {
@@ -103,8 +99,8 @@ impl Reach {
             .deploy
             .iter()
             .filter_map(|spec| spec.rights().reads);
-        let webroot = webroot.map(|path| directory_of(path));
-        let mut written = webroot.into_iter().chain(written);
+        let answers = settings.challenge.writes_in().map(directory_of);
+        let mut written = answers.into_iter().chain(written);
         let mut read = settings.ca_files().cloned().chain(read);
         let beyond = written
             .find(|path| !places.may_write(path))

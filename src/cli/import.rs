@@ -17,7 +17,7 @@ use super::control;
 use super::output::Failure;
 use super::parts::{open_store, output_for};
 use crate::certificate::{Bundle, Facts, Freshness};
-use crate::config::{Directory, Settings};
+use crate::config::{Directory, IMPORT, KeyOptions, Settings};
 use crate::deploy::Outlet;
 use crate::deploy::output::Output;
 use crate::identifier::Lineage;
@@ -60,7 +60,7 @@ impl Source {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Nothing is ordered, and the source is only read. certs run and certs renew then keep what was taken, \
-    each when it is due. Once more it changes nothing but what its own options say: what is newer here stays.\n\n\
+    each when it is due. --deploy adds to what the client deployed to. Once more it changes nothing but what its own options say: what is newer here stays.\n\n\
     Exit codes: 0 every certificate and account of the source is here, 2 that is no place of this client (nothing \
     was written), 8 some could not be taken, each named with its reason, or the store or an output could not be used"
 )]
@@ -76,26 +76,9 @@ pub struct Import {
     /// The CA, where the client keeps its host alone (lego, traefik with a private CA)
     #[arg(long, value_name = "NAME|URL")]
     pub ca: Option<String>,
-    /// Trust this root for the CA's directory, beside the public ones ($CERTS_CA_ROOT)
-    #[arg(long, value_name = "PEM")]
-    pub ca_root: Option<String>,
-    /// Lay HTTP-01 answers below this directory, which another server serves on port 80 ($CERTS_WEBROOT)
-    #[arg(long, value_name = "DIR")]
-    pub webroot: Option<String>,
-    /// Deploy each there too, beside what the client did (repeatable): as with certs issue ($CERTS_DEPLOY)
-    #[arg(long, value_name = "SPEC")]
-    pub deploy: Vec<String>,
-    /// Prove by a handshake that this endpoint serves it (repeatable) ($CERTS_VERIFY)
-    #[arg(long, value_name = "HOST:PORT")]
-    pub verify: Vec<String>,
-}
-
-impl Import {
-    fn says_how(&self) -> bool {
-        let lists = [&self.deploy, &self.verify];
-        let texts = [&self.ca_root, &self.webroot];
-        lists.iter().any(|list| !list.is_empty()) || texts.iter().any(|text| text.is_some())
-    }
+    /// Those that are configuration keys.
+    #[command(flatten)]
+    pub keys: KeyOptions<IMPORT>,
 }
 
 /// Takes over what is found.
@@ -124,7 +107,7 @@ pub(super) async fn import(call: &Call, options: &Import) -> Result<(), Failure>
         named,
         report: Report::new(call, options.dry_run),
         target,
-        insists: options.says_how(),
+        insists: !options.keys.is_empty(),
         now: SystemClock.now(),
     };
     work.take(found).await;

@@ -133,7 +133,7 @@ impl Labels {
     /// Tells what is wrong, once as long as it stays.
     fn complain(&mut self, problems: impl Iterator<Item = Problem>) {
         let lines: BTreeSet<String> = problems
-            .map(|one| format!("{}{}; hint: {}", one.place, one.message, one.hint))
+            .map(|one| format!("{}{}; hint: {}", one.origin, one.message, one.hint))
             .map(|line| crate::text::printable(&line))
             .collect();
         for line in lines.difference(&self.told) {

@@ -81,7 +81,7 @@ impl Failure {
         let told = problems
             .into_iter()
             .map(|problem| {
-                let message = format!("{}{}", problem.place, problem.message);
+                let message = format!("{}{}", problem.origin, problem.message);
                 (message, problem.hint)
             })
             .collect();

@@ -17,13 +17,11 @@ use super::{embedded, sockets};
 use crate::acme::{self, AccountOptions, Client, Exchange, Https, InProcess, Issuer, Paces};
 use crate::ca;
 use crate::certificate::Known;
-use crate::challenge::Solver;
 use crate::challenge::http01::{BindError, Listener};
 use crate::challenge::responses::Responses;
-use crate::challenge::webroot::Webroot;
 use crate::config::{
-    CaSettings, CertificateSettings, ChallengeSettings, DeployWhen, Directory, Purpose, Remembered,
-    RenewSettings, Settings, Sources, shared_file,
+    CaSettings, CertificateSettings, DeployWhen, Directory, Purpose, Remembered, RenewSettings,
+    Settings, Sources, shared_file,
 };
 use crate::deploy::Target;
 use crate::deploy::coalesce::Coalesced;
@@ -248,11 +246,8 @@ impl Factory {
         settings: &CertificateSettings,
         rehearsal: bool,
     ) -> Result<Arc<dyn Issuer>, Failure> {
-        let webroot = match &settings.challenge {
-            ChallengeSettings::Webroot(path) => Some(path),
-            ChallengeSettings::Listen(_) => None,
-        };
-        let key = serde_json::json!([ca, webroot, rehearsal]).to_string();
+        let solver = settings.challenge.solver_key();
+        let key = serde_json::json!([ca, solver, rehearsal]).to_string();
         let mut issuers = self.issuers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(issuer) = issuers.get(&key) {
             return Ok(issuer.clone());
@@ -301,7 +296,7 @@ impl Factory {
             directory,
             account,
             exchange,
-            solvers: vec![self.solver(settings)],
+            solvers: vec![settings.challenge.solver(&self.responses)],
             paces: self.paces.clone(),
             clock: self.parts.clock.clone(),
             observer: Arc::new(Watcher::new(identity, &self.parts)),
@@ -315,20 +310,11 @@ impl Factory {
         if let Some(server) = &*opened {
             return Ok(server.clone());
         }
-        let answers_at = match &settings.challenge {
-            ChallengeSettings::Listen(addresses) => addresses.first().copied(),
-            ChallengeSettings::Webroot(_) => None,
-        };
+        let addresses = settings.challenge.http_listen();
+        let answers_at = addresses.and_then(|all| all.first().copied());
         let server = embedded::open(&self.data_dir, answers_at, self.parts.clock.clone())?;
         *opened = Some(server.clone());
         Ok(server)
-    }
-
-    fn solver(&self, settings: &CertificateSettings) -> Arc<dyn Solver> {
-        match &settings.challenge {
-            ChallengeSettings::Webroot(path) => Arc::new(Webroot::new(path.clone())),
-            ChallengeSettings::Listen(_) => Arc::new(self.responses.clone()),
-        }
     }
 }
 

@@ -18,8 +18,9 @@ use super::labels::Labels;
 use super::output::Failure;
 use super::parts::{Factory, keep_imported, listener, open_store, settings};
 use super::volume;
+use crate::challenge::ChallengeSettings;
 use crate::challenge::responses::Responses;
-use crate::config::{CertificateSettings, ChallengeSettings, Purpose, Settings, Sources};
+use crate::config::{CertificateSettings, Purpose, Settings, Sources};
 use crate::manage::Certificate;
 use crate::manage::follow::daemon::Docker;
 use crate::manage::follow::{Follower, Listing};
@@ -255,7 +256,7 @@ fn same_process(one: &Settings, other: &Settings) -> bool {
             docker.allow.clear();
             docker.deploy.clear();
         }
-        fixed.challenge = ChallengeSettings::Listen(Vec::new());
+        fixed.challenge = ChallengeSettings::default();
         fixed
     };
     fixed(one) == fixed(other)

@@ -133,11 +133,11 @@ impl FromStr for Directory {
         }
         Err(if text.starts_with("http://") {
             format!(
-                "`{}` is no CA: a directory is read over https only",
+                "unknown CA `{}`: a directory is read over https only",
                 text.escape_debug()
             )
         } else {
-            format!("`{}` is no CA", text.escape_debug())
+            format!("unknown CA `{}`", text.escape_debug())
         })
     }
 }
@@ -241,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ca_is_a_name_or_an_https_url() {
+    fn directory_takes_names_and_https_urls_only() {
         for text in names() {
             assert!(text.parse::<Directory>().is_ok(), "{text}");
         }
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_public_ca_is_known_by_its_url_too_and_has_a_place_to_rehearse() {
+    fn directory_url_of_public_ca_is_public_and_has_staging() {
         let named: Directory = "letsencrypt".parse().unwrap();
         let url: Directory = named.identity().parse().unwrap();
         assert!(url.is_public());
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_a_public_ca_where_it_has_one_directory() {
+    fn directory_at_host_needs_exactly_one() {
         let at = |host: &str| Directory::at_host(host).map(|ca| ca.to_string());
         assert_eq!(at("acme.zerossl.com").as_deref(), Some("zerossl"));
         assert_eq!(at("acme.ssl.com"), None, "it has two");
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn half_of_a_binding_and_a_key_that_is_none_are_told() {
+    fn binding_refuses_half_and_invalid_key() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("hmac");
         let mut settings = CaSettings {

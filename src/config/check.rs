@@ -3,48 +3,44 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use super::problem::{Place, Problems};
+use super::problem::{Origin, Problems};
 use super::read::Entry;
-use super::{CaSettings, CertificateSettings, ChallengeSettings};
+use super::{CaSettings, CertificateSettings};
 use crate::deploy::target::{DeployTarget, NAME};
 use crate::identifier::{Identifier, Lineage};
 
 /// What the largest of public CAs take in one certificate.
 const MOST_NAMES: usize = 100;
 
-/// Adds everything that keeps `wanted`, which was said at `place`, from being
+/// Adds everything that keeps `wanted`, which comes from `origin`, from being
 /// issued. Files that it names are looked at; nothing else is. `ca_is_known`
 /// is false where a mistake hides which CA is meant.
 pub(super) fn certificate(
     wanted: &CertificateSettings,
-    place: &Place,
+    origin: &Origin,
     ca_is_known: bool,
     problems: &mut Problems,
 ) {
-    names(wanted, place, problems);
+    names(wanted, origin, problems);
     if ca_is_known {
         public_names(
             &wanted.ca,
             wanted.profile.as_deref(),
             wanted,
-            place,
+            origin,
             problems,
         );
-        ca(&wanted.ca, place, problems);
+        ca(&wanted.ca, origin, problems);
         if let Some(second) = &wanted.fallback {
-            fallback(second, wanted, place, problems);
+            fallback(second, wanted, origin, problems);
         }
     }
-    if let ChallengeSettings::Webroot(path) = &wanted.challenge
-        && !path.is_dir()
-    {
-        let message = format!("the webroot {} is not a directory", path.display());
-        let hint = "name the one that port 80 is served from";
-        problems.add(&Place::Nowhere, message, hint);
+    if let Err(unfit) = wanted.challenge.check() {
+        problems.add(&Origin::Nowhere, unfit.message, unfit.hint);
     }
 }
 
-/// Two certificates must not take turns in one file.
+/// Two certificates must not be written to one file.
 pub(super) fn copies(all: &[CertificateSettings], entries: &[Entry], problems: &mut Problems) {
     let mut written = BTreeMap::new();
     for (certificate, entry) in all.iter().zip(entries) {
@@ -53,12 +49,12 @@ pub(super) fn copies(all: &[CertificateSettings], entries: &[Entry], problems: &
             let first = written.entry(path.clone()).or_insert(&certificate.lineage);
             if *first != &certificate.lineage {
                 let message = format!(
-                    "{}: {first} is written there, and {} too",
+                    "{}: {first} and {} would both be written there",
                     path.display(),
                     certificate.lineage
                 );
                 let hint = format!("put {NAME} into the path, or give each its own `deploy`");
-                problems.add(&entry.place, message, hint);
+                problems.add(&entry.origin, message, hint);
             }
         }
     }
@@ -83,50 +79,48 @@ pub fn shared_file<'a>(
     })
 }
 
-fn names(wanted: &CertificateSettings, place: &Place, problems: &mut Problems) {
+fn names(wanted: &CertificateSettings, origin: &Origin, problems: &mut Problems) {
     let mut seen = BTreeSet::new();
     for name in &wanted.names {
         if !seen.insert(name) {
             let message = format!("{name} is given twice");
-            problems.add(place, message, "give each name once");
+            problems.add(origin, message, "give each name once");
         }
-        if name.is_wildcard() {
-            let message = format!("{name}: HTTP-01 cannot prove a wildcard");
-            let hint = "list the names one by one; this version does not answer DNS-01";
-            problems.add(place, message, hint);
+        if let Err(unfit) = wanted.challenge.check_name(name) {
+            problems.add(origin, unfit.message, unfit.hint);
         }
     }
 }
 
-/// A CA that stands in is asked for the same names, and for no profile: that is
-/// a word of the CA that offers it.
+/// A fallback CA is asked for the same names, and for no profile: that is a word of
+/// the CA that offers it.
 fn fallback(
     second: &CaSettings,
     wanted: &CertificateSettings,
-    place: &Place,
+    origin: &Origin,
     problems: &mut Problems,
 ) {
     let directory = &second.directory;
     if directory.is_staging() {
-        let message = format!("the fallback {directory} signs what nobody trusts");
+        let message = format!("the fallback CA {directory} is a staging directory");
         let hint = "name one whose certificates are trusted, such as zerossl";
-        problems.add(place, message, hint);
+        problems.add(origin, message, hint);
         return;
     }
     if directory.identity() == wanted.ca.directory.identity() {
-        let message = format!("the fallback {directory} is the CA that it would stand in for");
-        problems.add(place, message, "name another CA, or leave fallback_ca out");
+        let message = format!("the fallback CA {directory} is the same as the CA");
+        problems.add(origin, message, "name another CA, or leave fallback_ca out");
         return;
     }
-    public_names(second, None, wanted, place, problems);
-    ca(second, place, problems);
+    public_names(second, None, wanted, origin, problems);
+    ca(second, origin, problems);
 }
 
 fn public_names(
     ca: &CaSettings,
     profile: Option<&str>,
     wanted: &CertificateSettings,
-    place: &Place,
+    origin: &Origin,
     problems: &mut Problems,
 ) {
     if !ca.directory.is_public() {
@@ -138,12 +132,12 @@ fn public_names(
         .filter_map(|name| name.require_public().err())
     {
         let hint = "use a public name, or a private CA: --ca https://…";
-        problems.add(place, error.to_string(), hint);
+        problems.add(origin, error.to_string(), hint);
     }
     if wanted.names.len() > MOST_NAMES {
         let message = format!("{} names in one certificate", wanted.names.len());
         let hint = format!("public CAs take {MOST_NAMES} at most: make two certificates");
-        problems.add(place, message, hint);
+        problems.add(origin, message, hint);
     }
     let address = wanted
         .names
@@ -155,18 +149,18 @@ fn public_names(
     {
         let message = format!("{address}: Let's Encrypt signs addresses in one profile only");
         problems.add(
-            place,
+            origin,
             message,
             "add profile = \"shortlived\" (--profile shortlived)",
         );
     }
 }
 
-fn ca(ca: &CaSettings, place: &Place, problems: &mut Problems) {
+fn ca(ca: &CaSettings, origin: &Origin, problems: &mut Problems) {
     if ca.directory.is_public() && !ca.agree_tos {
         let message = format!("the terms of service of {} are not agreed to", ca.directory);
         let hint = "read them, then add --agree-tos, CERTS_AGREE_TOS=true or agree_tos = true";
-        problems.add(&Place::Nowhere, message, hint);
+        problems.add(&Origin::Nowhere, message, hint);
     }
     if ca.directory.is_embedded() {
         let useless = [
@@ -175,16 +169,16 @@ fn ca(ca: &CaSettings, place: &Place, problems: &mut Problems) {
             ("eab_hmac_file", ca.eab_hmac_file.is_some()),
         ];
         for (key, _) in useless.iter().filter(|(_, given)| *given) {
-            let message = format!("the embedded CA has no use for {key}");
-            problems.add(place, message, "leave it out, or name another CA");
+            let message = format!("the embedded CA does not use {key}");
+            problems.add(origin, message, "leave it out, or name another CA");
         }
         return;
     }
     if let Err(message) = ca.read_root() {
-        problems.add(&Place::Nowhere, message, "name a PEM file with --ca-root");
+        problems.add(&Origin::Nowhere, message, "name a PEM file with --ca-root");
     }
     if let Err(message) = ca.read_binding() {
         let hint = "the CA gives both: a key identifier, and an HMAC key to put into a file";
-        problems.add(&Place::Nowhere, message, hint);
+        problems.add(&Origin::Nowhere, message, hint);
     }
 }

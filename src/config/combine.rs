@@ -1,16 +1,19 @@
-//! The strongest source wins, key by key; the defaults stand here.
+//! The strongest source wins, key by key: most keys as their table says, and
+//! here those that make a setting together.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use super::key::KeyTable;
+use super::keys::{CertificateLayer, Layer};
 use super::labels::{DockerSettings, GRACE, LIMIT};
-use super::layer::{CertificateLayer, Layer};
-use super::problem::{Given, Place, Problems};
+use super::layer::absolute;
+use super::problem::{Given, Origin, Problems};
 use super::read::Entry;
 use super::resolve::Sources;
 use super::{
-    AdminListen, CaSettings, CertificateSettings, ChallengeSettings, DEPLOY_HINT, DeployWhen,
-    LogFormat, OutputSettings, RenewSettings, Settings,
+    AdminListen, CaSettings, CertificateSettings, DEPLOY_HINT, DeployWhen, LogFormat, Settings,
 };
+use crate::challenge::ChallengeSettings;
 use crate::deploy::owner;
 use crate::deploy::target::DeployTarget;
 
@@ -19,7 +22,7 @@ impl Sources {
         [&self.options, &self.variables.layer, &self.document.layer]
     }
 
-    /// What is said for one certificate, the strongest first.
+    /// The layers that hold for one certificate, the strongest first.
     pub(super) fn layers_of<'a>(&'a self, entry: &'a Entry) -> [&'a CertificateLayer; 4] {
         let (options, variables) = (&self.options.shared, &self.variables.layer.shared);
         let (own, file) = (&entry.layer, &self.document.layer.shared);
@@ -33,12 +36,11 @@ impl Sources {
     /// yet.
     #[must_use]
     pub fn files(&self) -> Vec<PathBuf> {
-        let shared = self.layers().map(|layer| &layer.shared);
+        let shared = self.shared_layers();
         let own = self.document.entries.iter().map(|entry| &entry.layer);
         let layers = shared.into_iter().chain(own);
         let files = layers.flat_map(|layer| [&layer.root, &layer.eab_hmac_file]);
-        let said = files.flatten();
-        said.map(|given| self.absolute(given)).collect()
+        files.flatten().map(|given| given.value.clone()).collect()
     }
 
     /// How messages look, also while something else is wrong.
@@ -50,56 +52,45 @@ impl Sources {
     /// What holds for the whole process.
     pub(super) fn process(&self, problems: &mut Problems) -> Settings {
         let layers = self.layers();
-        let path = |given: Option<&Given<PathBuf>>| given.map(|given| self.absolute(given));
-        let data_dir = path(pick(&layers, |layer| &layer.data_dir))
+        let data_dir = value(pick(&layers, |layer| &layer.data_dir))
             .or_else(|| self.default_data_dir.clone())
             .unwrap_or_else(|| {
-                let message = "there is no place for the private state";
-                problems.add(&Place::Nowhere, message, "give --data-dir DIR");
+                let message = "no directory for the private state found";
+                problems.add(&Origin::Nowhere, message, "give --data-dir DIR");
                 PathBuf::new()
             });
-        let schedule = value(pick(&layers, |layer| &layer.schedule));
+        let mut settings = Settings::new(data_dir);
+        Layer::apply(&layers, &mut settings);
         let when = pick(&layers, |layer| &layer.deploy_when);
-        if let (Some(when), None) = (when, &schedule)
+        if let (Some(when), None) = (when, &settings.renew.schedule)
             && when.value == DeployWhen::OnSchedule
         {
             let hint = "add [renew] schedule = \"30 3 * * *\"";
-            problems.add(&when.place, "there is no schedule to deploy on", hint);
+            problems.add(&when.origin, "there is no schedule to deploy on", hint);
         }
-        let directory = path(pick(&layers, |layer| &layer.output_dir));
-        let (owner, group) = (
+        exists(
             pick(&layers, |layer| &layer.output_owner),
-            pick(&layers, |layer| &layer.output_group),
+            owner::user,
+            problems,
         );
-        exists(owner, owner::user, problems);
-        exists(group, owner::group, problems);
-        Settings {
-            file: self.file.clone(),
-            output: OutputSettings {
-                directory: directory.unwrap_or_else(|| data_dir.join("public")),
-                owner: value(owner),
-                group: value(group),
-            },
-            data_dir,
-            log_format: self.log_format(),
-            harden: value(pick(&layers, |layer| &layer.harden)).unwrap_or(true),
-            admin_listen: match value(pick(&layers, |layer| &layer.admin_listen)) {
-                None => Some(([127, 0, 0, 1], 9180).into()),
-                Some(AdminListen::At(address)) => Some(address),
-                Some(AdminListen::Off) => None,
-            },
-            renew: RenewSettings {
-                schedule,
-                deploy: value(when).unwrap_or_default(),
-            },
-            challenge: self.challenge(&[
-                &self.options.shared,
-                &self.variables.layer.shared,
-                &self.document.layer.shared,
-            ]),
-            docker: self.docker(),
-            certificates: Vec::new(),
+        exists(
+            pick(&layers, |layer| &layer.output_group),
+            owner::group,
+            problems,
+        );
+        match value(pick(&layers, |layer| &layer.admin_listen)) {
+            None => {}
+            Some(AdminListen::At(address)) => settings.admin_listen = Some(address),
+            Some(AdminListen::Off) => settings.admin_listen = None,
         }
+        settings.file.clone_from(&self.file);
+        settings.challenge = challenge(&self.shared_layers());
+        settings.docker = self.docker();
+        settings
+    }
+
+    fn shared_layers(&self) -> [&CertificateLayer; 3] {
+        self.layers().map(|layer| &layer.shared)
     }
 
     /// Without a host there are no labels.
@@ -107,13 +98,8 @@ impl Sources {
         let layers = self.layers();
         let grace = value(pick(&layers, |layer| &layer.docker_grace));
         let raw = value(pick(&layers, |layer| &layer.docker_accepts_raw));
-        let shared = [
-            &self.options.shared,
-            &self.variables.layer.shared,
-            &self.document.layer.shared,
-        ];
-        // What is wrong with them is told with the certificates.
-        let mut deploy = self.deploy(&shared, &mut Problems::default());
+        // What is wrong with them is reported with the certificates.
+        let mut deploy = self.deploy(&self.shared_layers(), &mut Problems::default());
         let tables = self.document.targets.values();
         for table in tables.map(|spec| self.located(spec)) {
             if !deploy.contains(&table) {
@@ -138,66 +124,33 @@ impl Sources {
         problems: &mut Problems,
     ) -> CertificateSettings {
         let layers = self.layers_of(entry);
-        let path = |given: Option<&Given<PathBuf>>| given.map(|given| self.absolute(given));
-        let root = path(pick(&layers, |layer| &layer.root));
-        let fallback = pick(&layers, |layer| &layer.fallback).map(|directory| CaSettings {
+        let mut settings = CertificateSettings::new(entry.lineage.clone(), entry.names.clone());
+        CertificateLayer::apply(&layers, &mut settings);
+        let fallback = pick(&layers, |layer| &layer.fallback);
+        settings.fallback = fallback.map(|directory| CaSettings {
             directory: directory.value.clone(),
-            root: root.clone(),
-            email: value(pick(&layers, |layer| &layer.email)),
-            agree_tos: value(pick(&layers, |layer| &layer.agree_tos)).unwrap_or_default(),
             eab_kid: value(pick(&layers, |layer| &layer.fallback_eab_kid)),
-            eab_hmac_file: path(pick(&layers, |layer| &layer.fallback_eab_hmac_file)),
+            eab_hmac_file: value(pick(&layers, |layer| &layer.fallback_eab_hmac_file)),
             preferred_chain: None,
+            ..settings.ca.clone()
         });
-        CertificateSettings {
-            lineage: entry.lineage.clone(),
-            names: entry.names.clone(),
-            fallback,
-            ca: CaSettings {
-                directory: value(pick(&layers, |layer| &layer.ca)).unwrap_or_default(),
-                root,
-                email: value(pick(&layers, |layer| &layer.email)),
-                agree_tos: value(pick(&layers, |layer| &layer.agree_tos)).unwrap_or_default(),
-                eab_kid: value(pick(&layers, |layer| &layer.eab_kid)),
-                eab_hmac_file: path(pick(&layers, |layer| &layer.eab_hmac_file)),
-                preferred_chain: value(pick(&layers, |layer| &layer.preferred_chain)),
-            },
-            profile: value(pick(&layers, |layer| &layer.profile)),
-            key: value(pick(&layers, |layer| &layer.key)).unwrap_or_default(),
-            reuse_key: value(pick(&layers, |layer| &layer.reuse_key)).unwrap_or_default(),
-            partial: value(pick(&layers, |layer| &layer.partial)).unwrap_or_default(),
-            challenge: self.challenge(&layers),
-            deploy: self.deploy(&layers, problems),
-            verify: value(pick(&layers, |layer| &layer.verify)).unwrap_or_default(),
-            imported: None,
-        }
-    }
-
-    /// The strongest source that says how decides, whichever way it says.
-    fn challenge(&self, layers: &[&CertificateLayer]) -> ChallengeSettings {
-        for layer in layers {
-            if let Some(webroot) = &layer.webroot {
-                return ChallengeSettings::Webroot(self.absolute(webroot));
-            }
-            if let Some(addresses) = &layer.http_listen {
-                return ChallengeSettings::Listen(addresses.value.clone());
-            }
-        }
-        ChallengeSettings::Listen(Vec::new())
+        settings.challenge = challenge(&layers);
+        settings.deploy = self.deploy(&layers, problems);
+        settings
     }
 
     /// Named tables stand for every certificate that does not say otherwise.
     fn deploy(&self, layers: &[&CertificateLayer], problems: &mut Problems) -> Vec<DeployTarget> {
         let targets = &self.document.targets;
-        let mut says = layers
+        let mut set = layers
             .iter()
             .filter(|layer| layer.deploy.is_some() || layer.stored_deploy.is_some());
-        let said = says.next();
-        if let Some(stored) = said.and_then(|layer| layer.stored_deploy.as_ref()) {
+        let strongest = set.next();
+        if let Some(stored) = strongest.and_then(|layer| layer.stored_deploy.as_ref()) {
             // With all their keys, as they were located when they were stored.
             return stored.value.clone();
         }
-        let Some(given) = said.and_then(|layer| layer.deploy.as_ref()) else {
+        let Some(given) = strongest.and_then(|layer| layer.deploy.as_ref()) else {
             return targets.values().map(|spec| self.located(spec)).collect();
         };
         let mut specs: Vec<DeployTarget> = Vec::new();
@@ -205,53 +158,48 @@ impl Sources {
             let spec = match targets.get(&word.value) {
                 Some(named) => Ok(self.located(named)),
                 None => word.value.parse().map(|value| {
-                    let place = word.place.clone();
-                    self.located(&Given { value, place })
+                    let origin = word.origin.clone();
+                    self.located(&Given { value, origin })
                 }),
             };
             match spec {
                 Ok(spec) if specs.contains(&spec) => {
                     let message = format!("`{spec}` is given twice");
-                    problems.add(&word.place, message, "give it once");
+                    problems.add(&word.origin, message, "give it once");
                 }
                 Ok(spec) => specs.push(spec),
-                Err(message) => problems.add(&word.place, message, DEPLOY_HINT),
+                Err(message) => problems.add(&word.origin, message, DEPLOY_HINT),
             }
         }
         specs
     }
 
     fn located(&self, spec: &Given<DeployTarget>) -> DeployTarget {
-        let located = spec.value.clone().located(|path| {
-            self.absolute(&Given {
-                value: path.to_owned(),
-                place: spec.place.clone(),
-            })
-        });
+        let located = spec.value.clone();
+        let located = located.located(|path| absolute(&spec.origin, path));
         match &self.docker_host {
             Some(host) => located.at_docker(host),
             None => located,
         }
     }
-
-    /// A relative path of the file starts at the file, any other here.
-    fn absolute(&self, given: &Given<PathBuf>) -> PathBuf {
-        let base = match (&given.place, &self.file) {
-            (Place::Line { .. }, Some(file)) => file.parent().unwrap_or(Path::new("")),
-            _ => Path::new(""),
-        };
-        let path = base.join(&given.value);
-        std::path::absolute(&path).unwrap_or(path)
-    }
 }
 
 impl CertificateLayer {
-    /// Whether its CA is not known, because of a mistake that is told already.
+    /// Whether its CA is not known, because of a mistake that is reported already.
     pub(super) fn hides_its_ca(&self) -> bool {
         ["ca", "agree_tos", "fallback_ca"]
             .iter()
             .any(|key| self.broken.contains(*key))
     }
+}
+
+/// The strongest source that sets one of the ways decides.
+fn challenge(layers: &[&CertificateLayer]) -> ChallengeSettings {
+    let mut chosen = layers.iter().filter_map(|layer| layer.challenge());
+    chosen.next().unwrap_or_else(|| {
+        let kind = pick(layers, |layer| &layer.challenge);
+        kind.map(|kind| kind.value.into()).unwrap_or_default()
+    })
 }
 
 fn exists(
@@ -262,7 +210,11 @@ fn exists(
     if let Some(given) = given
         && let Err(message) = find(&given.value)
     {
-        problems.add(&given.place, message, "name one that exists, or its number");
+        problems.add(
+            &given.origin,
+            message,
+            "name one that exists, or its number",
+        );
     }
 }
 

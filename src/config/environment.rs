@@ -1,13 +1,15 @@
-//! What the environment says: `CERTS_` and the key in capitals, or the same
+//! What the environment sets: `CERTS_` and the key in capitals, or the same
 //! with `_FILE` and the path of a file that holds the value. A service manager
 //! or an orchestrator adds variables of its own, so only a near miss is an error.
 
 use std::collections::BTreeMap;
 
-use super::layer::{KEYS, Kind, Layer, Raw, Value, split};
-use super::problem::{Given, Place, Problem, Problems, nearest};
+use super::key::{Key, ValueType};
+use super::keys::{Layer, keys};
+use super::layer::{Raw, Value, split};
+use super::problem::{Given, Origin, Problem, Problems, nearest};
 
-/// What the environment says: keys, and the names of `CERTS_DOMAINS`
+/// What the environment sets: keys, and the names of `CERTS_DOMAINS`
 /// certificate by certificate.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Variables {
@@ -17,42 +19,36 @@ pub(super) struct Variables {
     pub(super) name: Option<Value>,
 }
 
-/// `output.owner` is `CERTS_OUTPUT_OWNER`.
-pub(super) fn variable(key: &str) -> String {
-    format!("CERTS_{}", key.replace('.', "_").to_uppercase())
-}
-
 pub(super) fn read(environment: &BTreeMap<String, String>, problems: &mut Problems) -> Variables {
     let mut variables = Variables::default();
-    for (key, kind, _) in KEYS {
-        let name = variable(key);
-        let Some(text) = value(environment, &name, problems) else {
+    for key in keys() {
+        let Some(text) = value(environment, &key.variable(), problems) else {
             continue;
         };
-        let place = text.place.clone();
-        let raw = match kind {
-            Kind::Text => Raw::Text(text.value),
-            Kind::List => Value::list(split(&text.value), &place).value,
-            Kind::Truth => truth(&text.value).map_or(Raw::Other, Raw::Truth),
+        let origin = text.origin.clone();
+        let raw = match key.value_type {
+            ValueType::List => Value::list(split(&text.value), &origin).value,
+            ValueType::Boolean => boolean(&text.value).map_or(Raw::Other, Raw::Boolean),
+            ValueType::Text | ValueType::Choice(_) | ValueType::Number => Raw::Text(text.value),
         };
-        let value = Given { value: raw, place };
-        variables.layer.put(key, &value, problems);
+        let value = Given { value: raw, origin };
+        variables.layer.put(key.name, &value, problems);
     }
     if let Some(text) = value(environment, "CERTS_DOMAINS", problems) {
         variables.domains = text
             .value
             .split(';')
             .filter(|group| !group.trim().is_empty())
-            .map(|group| Value::list(split(group), &text.place))
+            .map(|group| Value::list(split(group), &text.origin))
             .collect();
     }
     variables.name = value(environment, "CERTS_NAME", problems)
-        .map(|given| Value::text(&given.value, &given.place));
+        .map(|given| Value::text(&given.value, &given.origin));
     near_misses(environment, problems);
     variables
 }
 
-fn truth(text: &str) -> Option<bool> {
+fn boolean(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "yes" | "on" | "1" => Some(true),
         "false" | "no" | "off" | "0" => Some(false),
@@ -63,11 +59,15 @@ fn truth(text: &str) -> Option<bool> {
 /// What only a command has, and no file.
 const COMMANDS: [&str; 5] = ["force", "dry_run", "json", "quiet", "verbose"];
 
+fn command_variable(option: &str) -> String {
+    format!("CERTS_{}", option.to_uppercase())
+}
+
 /// Options of one command, as the environment has them: `CERTS_FORCE` and the
 /// like, which no file can say.
 #[derive(Clone, Debug, Default)]
 pub struct CommandVariables {
-    said: BTreeMap<&'static str, bool>,
+    set: BTreeMap<&'static str, bool>,
 }
 
 impl CommandVariables {
@@ -78,18 +78,18 @@ impl CommandVariables {
     pub fn read(environment: &BTreeMap<String, String>) -> Result<Self, Vec<Problem>> {
         let (mut all, mut problems) = (Self::default(), Problems::default());
         for key in COMMANDS {
-            let name = variable(key);
+            let name = command_variable(key);
             let Some(text) = value(environment, &name, &mut problems) else {
                 continue;
             };
-            match truth(&text.value) {
-                Some(truth) => {
-                    all.said.insert(key, truth);
+            match boolean(&text.value) {
+                Some(value) => {
+                    all.set.insert(key, value);
                 }
                 None => {
-                    let said = text.value.escape_debug();
-                    let message = format!("`{said}` is neither true nor false");
-                    problems.add(&text.place, message, "true or false belongs here");
+                    let value = text.value.escape_debug();
+                    let message = format!("`{value}` is neither true nor false");
+                    problems.add(&text.origin, message, "true or false belongs here");
                 }
             }
         }
@@ -103,7 +103,7 @@ impl CommandVariables {
     /// Whether `key` is switched on.
     #[must_use]
     pub fn flag(&self, key: &str) -> bool {
-        self.said.get(key).copied().unwrap_or_default()
+        self.set.get(key).copied().unwrap_or_default()
     }
 }
 
@@ -117,7 +117,7 @@ fn value(
         let text = text.trim();
         (!text.is_empty()).then(|| Given {
             value: text.to_owned(),
-            place: Place::Variable(name.to_owned()),
+            origin: Origin::Variable(name.to_owned()),
         })
     };
     if let Some(text) = environment.get(name) {
@@ -131,16 +131,20 @@ fn value(
         Ok(text) => given(&text, &file_name),
         Err(error) => {
             let message = format!("{}: {error}", file.escape_debug());
-            problems.add(&Place::Variable(file_name), message, "name a readable file");
+            problems.add(
+                &Origin::Variable(file_name),
+                message,
+                "name a readable file",
+            );
             None
         }
     }
 }
 
 fn near_misses(environment: &BTreeMap<String, String>, problems: &mut Problems) {
-    let mut known: Vec<String> = KEYS.iter().map(|(key, ..)| variable(key)).collect();
+    let mut known: Vec<String> = keys().map(Key::variable).collect();
     known.extend(["CERTS_CONFIG", "CERTS_DOMAINS", "CERTS_NAME"].map(str::to_owned));
-    known.extend(COMMANDS.map(variable));
+    known.extend(COMMANDS.map(command_variable));
     for name in environment.keys() {
         let bare = name.strip_suffix("_FILE").unwrap_or(name);
         let Some(word) = bare.strip_prefix("CERTS_") else {
@@ -152,8 +156,8 @@ fn near_misses(environment: &BTreeMap<String, String>, problems: &mut Problems) 
         let words = known.iter().filter_map(|name| name.strip_prefix("CERTS_"));
         if let Some(meant) = nearest(word, words) {
             problems.add(
-                &Place::Variable(name.clone()),
-                "there is no such variable",
+                &Origin::Variable(name.clone()),
+                "unknown variable",
                 format!("did you mean CERTS_{meant}?"),
             );
         }
@@ -176,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_may_come_from_a_file_and_lists_are_split() {
+    fn environment_reads_files_and_splits_lists() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("email");
         std::fs::write(&file, "a@example.com\n").unwrap();
@@ -199,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_names_its_variable() {
+    fn environment_problems_name_their_variable() {
         let (_, told) = read_of(&[
             ("CERTS_AGREE_TOS", "perhaps"),
             ("CERTS_HTTP_LISTEN", "0.0.0.0:80 nowhere"),
@@ -218,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_a_command_has_is_true_or_false() {
+    fn command_variables_take_booleans_only() {
         let read = |pairs: &[(&str, &str)]| {
             let pairs = pairs.iter().copied();
             let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));

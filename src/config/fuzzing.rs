@@ -1,13 +1,12 @@
 //! What `fuzz/` holds against a configuration: it is taken whole, and is then
-//! the same for the process that it is handed to; or every error has a place,
-//! words and a hint.
+//! the same for another process; or every error has an origin, a message and a hint.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 
-use super::{CommandVariables, Options, Place, Problem, Purpose, Settings, Sources};
+use super::{CommandVariables, Options, Origin, Problem, Purpose, Settings, Sources};
 
 /// What stands for a variable of the environment in a seed.
 const VARIABLE: &str = "#env ";
@@ -66,10 +65,10 @@ fn in_memory(source: &[u8]) -> std::io::Result<File> {
 /// Another process reads the same from its JSON.
 fn sound(settings: &Settings) {
     let json = serde_json::to_string(settings);
-    let json = json.unwrap_or_else(|error| panic!("it cannot be handed over: {error}"));
+    let json = json.unwrap_or_else(|error| panic!("it cannot be written: {error}"));
     match serde_json::from_str::<Settings>(&json) {
         Ok(read) => assert_eq!(&read, settings),
-        Err(error) => panic!("what was handed over is not read: {error}: {json}"),
+        Err(error) => panic!("what was written is not read: {error}: {json}"),
     }
     let mut lineages: Vec<_> = settings
         .certificates
@@ -89,7 +88,7 @@ fn told(problems: &[Problem], lines: &[&str]) {
     assert!(!problems.is_empty());
     for problem in problems {
         assert!(!problem.message.is_empty() && !problem.hint.is_empty());
-        if let Place::Line { line, .. } = &problem.place {
+        if let Origin::Line { line, .. } = &problem.origin {
             let said = line.checked_sub(1).and_then(|index| lines.get(index));
             let Some(said) = said else {
                 panic!("line {line} of {}", lines.len());
@@ -108,9 +107,7 @@ fn told(problems: &[Problem], lines: &[&str]) {
 
 /// The key that a problem is about, where it is written as it is shown.
 fn unknown_key(message: &str) -> Option<&str> {
-    let key = message
-        .strip_suffix("` is no key here")?
-        .strip_prefix('`')?;
+    let key = message.strip_prefix("unknown key `")?.strip_suffix('`')?;
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     key.bytes().all(plain).then_some(key)
 }
@@ -120,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seeds_are_taken_from_the_file_and_the_environment() {
+    fn fuzzing_seeds_reach_file_and_environment() {
         let certificates = |seed: &str| {
             let sources = sources(seed.as_bytes(), &environment(seed)).unwrap();
             sources.settings(&Purpose::All).unwrap().certificates.len()

@@ -1,8 +1,8 @@
-//! What containers ask for by their labels, as certificates: what a label may say
-//! stands where the file would have a table for it, and is stronger than what holds
-//! for all. Whoever may start a container may not run programs here, nor reach what
-//! the owner of the configuration has not named: a label hands over to nginx or to a
-//! `[deploy.NAME]` of the file, and its names may be held to a list.
+//! What containers request by their labels, as certificates: a label stands where
+//! the file would have a table, and is stronger than the defaults of all. A user who
+//! may start a container may neither run programs here nor reach what the
+//! configuration does not name: a label deploys to nginx or to a `[deploy.NAME]` of
+//! the file, and its names can be restricted to a list.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::layer::{CertificateLayer, Value, split};
-use super::problem::{Place, Problem, Problems};
+use super::keys::CertificateLayer;
+use super::layer::{Value, split};
+use super::problem::{Origin, Problem, Problems};
 use super::read::Entry;
 use super::resolve::Sources;
 use super::{CertificateSettings, Settings, check};
@@ -22,12 +23,12 @@ use crate::manage::follow::listing::{Ask, Complaint};
 
 /// How long a certificate is renewed whose container is gone.
 pub(super) const GRACE: Duration = Duration::from_secs(7 * 86_400);
-/// How many certificates containers may ask for.
+/// How many certificates containers may request.
 pub(super) const LIMIT: usize = 100;
-/// What may be told of without a table of its own: it has no WHERE.
+/// The target that needs no table of its own: it has no WHERE.
 const NGINX: &str = "nginx";
 
-/// Containers that ask for certificates by their labels.
+/// Containers that request certificates by their labels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DockerSettings {
     /// Where Docker's API is: `unix://PATH` or `tcp://HOST:PORT`.
@@ -36,12 +37,12 @@ pub struct DockerSettings {
     pub accept_raw_socket: bool,
     /// How long a certificate is renewed whose container is gone.
     pub grace: Duration,
-    /// What may be asked for; all, when it is empty.
+    /// The names that may be requested; all, when it is empty.
     pub allow: Vec<Pattern>,
-    /// How many certificates may be asked for.
+    /// How many certificates may be requested.
     pub limit: usize,
-    /// What is handed over to where a label says nothing, and what it may name: all of
-    /// the file's `[deploy.NAME]`.
+    /// The targets of a label that names none, and those it may name: all of the
+    /// file's `[deploy.NAME]`.
     pub deploy: Vec<DeployTarget>,
 }
 
@@ -89,7 +90,7 @@ impl FromStr for Grace {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.trim();
-        let wrong = || format!("`{}` is no time", text.escape_debug());
+        let wrong = || format!("invalid duration `{}`", text.escape_debug());
         let unit = text.chars().last().ok_or_else(wrong)?;
         let seconds = match unit {
             's' => 1,
@@ -109,10 +110,10 @@ impl FromStr for Grace {
     }
 }
 
-/// What is granted of what was asked for.
+/// What is granted of the requests.
 #[derive(Debug, Default)]
 pub struct Granted {
-    /// The certificates, each with the place of what asked for it in the question.
+    /// The certificates, each with the index of its request.
     pub certificates: Vec<(usize, CertificateSettings)>,
     /// Why the others are not.
     pub refused: Vec<Problem>,
@@ -121,7 +122,7 @@ pub struct Granted {
 impl From<&Complaint> for Problem {
     fn from(complaint: &Complaint) -> Self {
         Self {
-            place: Place::Label {
+            origin: Origin::Label {
                 container: complaint.container.clone(),
                 label: complaint.label.clone(),
             },
@@ -144,7 +145,7 @@ impl Sources {
             let Some(lineage) = ask.lineage() else {
                 continue;
             };
-            let place = place_of(ask, &ask.said_in);
+            let origin = origin_of(ask, &ask.said_in);
             let mut problems = Problems::default();
             if self.is_taken(ask, &lineage, configured, &granted, &mut problems) {
                 granted.refused.extend(problems.sorted());
@@ -158,20 +159,20 @@ impl Sources {
             {
                 let message = format!("{}: {whose} is written there", path.display());
                 let hint = format!("put {NAME} into the path, or let certs.deploy name others");
-                problems.add(&place, message, hint);
+                problems.add(&origin, message, hint);
             }
             if problems.is_empty() && granted.certificates.len() >= docker.limit {
-                let message = format!("containers ask for more than {} certificates", docker.limit);
-                problems.add(&place, message, "raise [docker] limit, if that is meant");
+                let message = format!("containers request more than {} certificates", docker.limit);
+                problems.add(&origin, message, "raise [docker] limit, if that is meant");
             }
             match problems.is_empty() {
                 true => granted.certificates.push((index, certificate)),
-                // Some problems are of no place, and here that is the container.
+                // A problem without an origin belongs to the container.
                 false => granted
                     .refused
                     .extend(problems.sorted().into_iter().map(|mut one| {
-                        if one.place == Place::Nowhere {
-                            one.place = place.clone();
+                        if one.origin == Origin::Nowhere {
+                            one.origin = origin.clone();
                         }
                         one
                     })),
@@ -207,8 +208,8 @@ impl Sources {
                 "{whose} has a certificate {lineage}, for {}",
                 names.join(", ")
             );
-            let hint = "put another name first, or ask for the same names";
-            problems.add(&place_of(ask, &ask.said_in), message, hint);
+            let hint = "put another name first, or request the same names";
+            problems.add(&origin_of(ask, &ask.said_in), message, hint);
         }
         true
     }
@@ -220,27 +221,27 @@ impl Sources {
         docker: &DockerSettings,
         problems: &mut Problems,
     ) -> CertificateSettings {
-        let place = place_of(ask, &ask.said_in);
+        let origin = origin_of(ask, &ask.said_in);
         for name in &ask.names {
             if !docker.allow.is_empty() && !docker.allow.iter().any(|one| one.allows(name)) {
-                let message = format!("{name} may not be asked for by a label");
-                problems.add(&place, message, "add it to [docker] allow, if it may");
+                let message = format!("a label may not request {name}");
+                problems.add(&origin, message, "add it to [docker] allow, if it may");
             }
         }
         let mut layer = CertificateLayer::default();
         for (key, text) in &ask.keys {
-            let place = place_of(ask, &label_of(ask, key));
+            let origin = origin_of(ask, &label_of(ask, key));
             let value = match key.as_str() {
                 "deploy" => {
-                    self.may_be_named(text, &place, problems);
-                    Value::list(split(text), &place)
+                    self.may_be_named(text, &origin, problems);
+                    Value::list(split(text), &origin)
                 }
-                _ => Value::text(text, &place),
+                _ => Value::text(text, &origin),
             };
             layer.put(key, &value, problems);
         }
         let entry = Entry {
-            place,
+            origin,
             names: ask.names.clone(),
             lineage,
             layer,
@@ -249,14 +250,14 @@ impl Sources {
         self.checked(&entry, problems)
     }
 
-    /// A label may only name targets of the configuration.
-    fn may_be_named(&self, text: &str, place: &Place, problems: &mut Problems) {
+    /// Checks the targets of a label against those it may name.
+    fn may_be_named(&self, text: &str, origin: &Origin, problems: &mut Problems) {
         let tables = &self.document.targets;
         for word in split(text) {
             if word != NGINX && !tables.contains_key(word) {
                 let message = format!("a label cannot deploy to `{}`", word.escape_debug());
                 let hint = "write nginx, or the NAME of a [deploy.NAME] of the configuration";
-                problems.add(place, message, hint);
+                problems.add(origin, message, hint);
             }
         }
     }
@@ -269,8 +270,8 @@ fn label_of(ask: &Ask, key: &str) -> String {
     }
 }
 
-fn place_of(ask: &Ask, label: &str) -> Place {
-    Place::Label {
+fn origin_of(ask: &Ask, label: &str) -> Origin {
+    Origin::Label {
         container: ask.container.clone(),
         label: label.to_owned(),
     }

@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, and where it was said: a line of the
+//! What is wrong with a configuration, and where it comes from: a line of the
 //! file, a variable, or an option. Problems are collected, never thrown, so
 //! that one look shows them all.
 
@@ -7,9 +7,9 @@ use std::fmt;
 pub(super) use crate::text::nearest;
 use crate::text::{printable, printable_within};
 
-/// Where something was said.
+/// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Origin {
     /// A line of the configuration, from 1.
     Line {
         /// The file as it was named.
@@ -34,10 +34,10 @@ pub enum Place {
     Nowhere,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // Whoever starts us may name both as he likes.
+            // The user who starts this process may choose both freely.
             Self::Line { file, line } => write!(f, "{}:{line}: ", printable(file)),
             Self::Variable(name) | Self::Option(name) => write!(f, "{}: ", printable(name)),
             Self::Stored(name) => write!(f, "stored options of {name}: "),
@@ -50,18 +50,27 @@ impl fmt::Display for Place {
     }
 }
 
-/// A value and where it was said.
+/// A value and where it comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Given<T> {
     pub(super) value: T,
-    pub(super) place: Place,
+    pub(super) origin: Origin,
+}
+
+impl<T> Given<T> {
+    pub(super) fn map<U>(self, change: impl FnOnce(T) -> U) -> Given<U> {
+        Given {
+            value: change(self.value),
+            origin: self.origin,
+        }
+    }
 }
 
 /// One error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// Where.
-    pub place: Place,
+    pub origin: Origin,
     /// What is wrong.
     pub message: String,
     /// What belongs there.
@@ -70,9 +79,9 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Whatever a message quotes was written by somebody: a path, a value, a name.
+        // A message quotes what a user wrote: a path, a value, a name.
         let (message, hint) = (safe(&self.message), safe(&self.hint));
-        write!(f, "{}{message}\n  hint: {hint}", self.place)
+        write!(f, "{}{message}\n  hint: {hint}", self.origin)
     }
 }
 
@@ -90,12 +99,12 @@ pub(super) struct Problems(Vec<Problem>);
 impl Problems {
     pub(super) fn add(
         &mut self,
-        place: &Place,
+        origin: &Origin,
         message: impl Into<String>,
         hint: impl Into<String>,
     ) {
         let problem = Problem {
-            place: place.clone(),
+            origin: origin.clone(),
             message: message.into(),
             hint: hint.into(),
         };
@@ -115,8 +124,8 @@ impl Problems {
 
     /// In the order of the file's lines, then as they were found.
     pub(super) fn sorted(mut self) -> Vec<Problem> {
-        self.0.sort_by_key(|problem| match problem.place {
-            Place::Line { line, .. } => line,
+        self.0.sort_by_key(|problem| match problem.origin {
+            Origin::Line { line, .. } => line,
             _ => usize::MAX,
         });
         self.0

@@ -1,4 +1,4 @@
-//! The file, read whole: TOML with the place of every value kept.
+//! The file, read whole: TOML with the line of every value kept.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -6,12 +6,14 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::layer::{CertificateLayer, KEYS, Layer, Raw, Scope, Value, list, parsed, words};
-use super::problem::{Given, Place, Problems, nearest};
+use super::key::{Key, Scope};
+use super::keys::{CertificateLayer, EXCLUSIVE, Layer, NAMING, SECTIONS, keys};
+use super::layer::{Raw, Value, list, parsed, words};
+use super::problem::{Given, Origin, Problems, nearest};
 use crate::deploy::target::{DeployTarget, TargetKeys};
 use crate::identifier::{Identifier, Lineage};
 
-/// What the file says.
+/// What the file sets.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Document {
     pub(super) layer: Layer,
@@ -20,22 +22,17 @@ pub(super) struct Document {
     pub(super) targets: BTreeMap<String, Given<DeployTarget>>,
 }
 
-/// One certificate that is named, with what is said for it alone.
+/// One certificate that is named, with what is set for it alone.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
-    pub(super) place: Place,
+    pub(super) origin: Origin,
     pub(super) names: Vec<Identifier>,
     pub(super) lineage: Lineage,
     pub(super) layer: CertificateLayer,
-    /// Whether a container's label says so: then it is stronger than what holds for
+    /// Whether a container's label names it: then it is stronger than what holds for
     /// all certificates.
     pub(super) is_a_label: bool,
 }
-
-/// Tables of the file that only hold keys.
-const SECTIONS: [&str; 4] = ["output", "admin", "renew", "docker"];
-/// Keys that only a certificate has.
-const NAMING: [&str; 2] = ["names", "name"];
 
 /// Reads `source`, which is shown as `file`.
 pub(super) fn read(file: &str, source: &str, problems: &mut Problems) -> Document {
@@ -45,20 +42,20 @@ pub(super) fn read(file: &str, source: &str, problems: &mut Problems) -> Documen
         problems: Problems::default(),
     };
     let (document, mistakes) = DeTable::parse_recoverable(source);
-    // One slip makes the parser stumble several times; the first says it all,
-    // and what it made of such a line is not worth telling either.
+    // One mistake makes the parser report several; the first is enough, and what
+    // it made of such a line is not worth reporting either.
     let mut broken = BTreeSet::new();
     for mistake in mistakes {
-        let place = reader.place(mistake.span().unwrap_or_default());
-        if broken.insert(place.to_string()) {
+        let origin = reader.origin(mistake.span().unwrap_or_default());
+        if broken.insert(origin.to_string()) {
             let hint = "this is TOML: key = value, texts in quotes, each key once";
-            problems.add(&place, mistake.message(), hint);
+            problems.add(&origin, mistake.message(), hint);
         }
     }
     let document = reader.document(document.get_ref());
     for problem in reader.problems.sorted() {
-        if !broken.contains(&problem.place.to_string()) {
-            problems.add(&problem.place, problem.message, problem.hint);
+        if !broken.contains(&problem.origin.to_string()) {
+            problems.add(&problem.origin, problem.message, problem.hint);
         }
     }
     document
@@ -73,9 +70,9 @@ struct Reader<'a> {
 type Item<'i> = Spanned<DeValue<'i>>;
 
 impl Reader<'_> {
-    fn place(&self, at: Range<usize>) -> Place {
+    fn origin(&self, at: Range<usize>) -> Origin {
         let before = self.source.as_bytes().iter().take(at.start);
-        Place::Line {
+        Origin::Line {
             file: self.file.to_owned(),
             line: before.filter(|byte| **byte == b'\n').count() + 1,
         }
@@ -88,14 +85,14 @@ impl Reader<'_> {
             match (name, item.get_ref()) {
                 ("certificate", _) => all.entries = self.certificates(item),
                 ("deploy", DeValue::Table(targets)) => all.targets = self.targets(targets),
-                (section, DeValue::Table(keys)) if SECTIONS.contains(&section) => {
+                (section, DeValue::Table(keys)) if is_section(section) => {
                     self.section(section, keys, &mut all.layer);
                 }
-                (section, _) if SECTIONS.contains(&section) => {
-                    let place = self.place(key.span());
+                (section, _) if is_section(section) => {
+                    let origin = self.origin(key.span());
                     let hint = format!("write [{section}] above its keys");
                     self.problems
-                        .add(&place, format!("`{section}` is a table"), hint);
+                        .add(&origin, format!("`{section}` is a table"), hint);
                 }
                 _ => {
                     let value = self.value(key.span(), item);
@@ -105,7 +102,7 @@ impl Reader<'_> {
                 }
             }
         }
-        self.contradiction(table, &["webroot", "http_listen"]);
+        self.contradiction(table);
         all
     }
 
@@ -114,10 +111,9 @@ impl Reader<'_> {
             let value = self.value(key.span(), item);
             let full = format!("{section}.{}", key.get_ref());
             if !layer.put(&full, &value, &mut self.problems) {
-                let known: Vec<&str> = KEYS
-                    .iter()
-                    .filter_map(|(key, ..)| key.strip_prefix(section)?.strip_prefix('.'))
-                    .collect();
+                let known = keys().filter_map(Key::section);
+                let known = known.filter(|(table, _)| *table == section);
+                let known: Vec<&str> = known.map(|(_, name)| name).collect();
                 self.unknown(key.span(), key.get_ref(), &known);
             }
         }
@@ -126,30 +122,30 @@ impl Reader<'_> {
     fn targets(&mut self, table: &DeTable<'_>) -> BTreeMap<String, Given<DeployTarget>> {
         let mut targets = BTreeMap::new();
         for (name, item) in table {
-            let place = self.place(name.span());
+            let origin = self.origin(name.span());
             let DeValue::Table(keys) = item.get_ref() else {
                 let hint = "write deploy = [\"nginx\"], or [deploy.NAME] with kind = \"nginx\"";
                 let message = format!("`deploy.{}` is not a table", name.get_ref());
-                self.problems.add(&place, message, hint);
+                self.problems.add(&origin, message, hint);
                 continue;
             };
             targets.extend(
-                self.target(&place, keys)
-                    .map(|value| (name.get_ref().to_string(), Given { value, place })),
+                self.target(&origin, keys)
+                    .map(|value| (name.get_ref().to_string(), Given { value, origin })),
             );
         }
         targets
     }
 
-    fn target(&mut self, place: &Place, keys: &DeTable<'_>) -> Option<DeployTarget> {
+    fn target(&mut self, origin: &Origin, keys: &DeTable<'_>) -> Option<DeployTarget> {
         let (mut kind, mut given) = (None::<String>, TargetKeys::new());
-        let mut places = BTreeMap::new();
+        let mut origins = BTreeMap::new();
         for (key, item) in keys {
             let value = self.value(key.span(), item);
             let name = key.get_ref().to_string();
-            places.insert(name.clone(), value.place.clone());
+            origins.insert(name.clone(), value.origin.clone());
             let mut said = match value.value {
-                Raw::Truth(said) => vec![said.to_string()],
+                Raw::Boolean(value) => vec![value.to_string()],
                 _ => {
                     let words = words::<String>(&value, super::DEPLOY_HINT, &mut self.problems)?;
                     words.value.into_iter().map(|word| word.value).collect()
@@ -164,7 +160,7 @@ impl Reader<'_> {
         }
         let Some(kind) = kind else {
             self.problems.add(
-                place,
+                origin,
                 "a deploy target without `kind`",
                 "add kind = \"nginx\"",
             );
@@ -175,7 +171,7 @@ impl Reader<'_> {
             Err(invalid) => invalid,
         };
         let key = invalid.key.as_ref();
-        let place = key.and_then(|key| places.get(key)).unwrap_or(place);
+        let origin = key.and_then(|key| origins.get(key)).unwrap_or(origin);
         let hint = match key.map(String::as_str) {
             Some("kind") => {
                 let kinds: Vec<_> = DeployTarget::kinds().map(|kind| kind.name).collect();
@@ -186,16 +182,16 @@ impl Reader<'_> {
                 DeployTarget::keys_of(&kind).join(", ")
             ),
         };
-        self.problems.add(place, invalid.message, hint);
+        self.problems.add(origin, invalid.message, hint);
         None
     }
 
     fn certificates(&mut self, item: &Item<'_>) -> Vec<Entry> {
         let DeValue::Array(array) = item.get_ref() else {
-            let place = self.place(item.span());
+            let origin = self.origin(item.span());
             let hint = "write [[certificate]], with two brackets";
             self.problems
-                .add(&place, "`certificate` is not a list of tables", hint);
+                .add(&origin, "`certificate` is not a list of tables", hint);
             return Vec::new();
         };
         let mut seen = BTreeSet::new();
@@ -205,9 +201,9 @@ impl Reader<'_> {
                 continue;
             };
             if !seen.insert(entry.lineage.clone()) {
-                let message = format!("there are two certificates `{}`", entry.lineage);
+                let message = format!("two certificates are named `{}`", entry.lineage);
                 let hint = "remove one, or give one of them a `name`";
-                self.problems.add(&entry.place, message, hint);
+                self.problems.add(&entry.origin, message, hint);
             }
             entries.push(entry);
         }
@@ -215,10 +211,10 @@ impl Reader<'_> {
     }
 
     fn certificate(&mut self, item: &Item<'_>) -> Option<Entry> {
-        let place = self.place(item.span());
+        let origin = self.origin(item.span());
         let DeValue::Table(table) = item.get_ref() else {
             let hint = "write [[certificate]] above its keys";
-            self.problems.add(&place, "a certificate is a table", hint);
+            self.problems.add(&origin, "a certificate is a table", hint);
             return None;
         };
         let mut layer = CertificateLayer::default();
@@ -245,7 +241,7 @@ impl Reader<'_> {
         if empty {
             let hint = "add names = [\"example.com\"]";
             self.problems
-                .add(&place, "a certificate without names", hint);
+                .add(&origin, "the certificate has no names", hint);
         }
         let names = names?.value;
         let lineage = match lineage {
@@ -253,7 +249,7 @@ impl Reader<'_> {
             None => Lineage::of(names.first()?),
         };
         Some(Entry {
-            place,
+            origin,
             names,
             lineage,
             layer,
@@ -261,42 +257,43 @@ impl Reader<'_> {
         })
     }
 
-    fn contradiction(&mut self, table: &DeTable<'_>, keys: &[&str; 2]) {
-        let mut found = table
-            .keys()
-            .filter(|key| keys.contains(&key.get_ref().as_ref()))
-            .map(Spanned::span);
-        if let (Some(one), Some(other)) = (found.next(), found.next()) {
-            let place = self.place(if one.start < other.start { other } else { one });
-            let message = format!("{} and {} exclude each other", keys[0], keys[1]);
+    fn contradiction(&mut self, table: &DeTable<'_>) {
+        let written = |name: &&'static str| {
+            let mut all = table.keys();
+            Some((*name, all.find(|key| key.get_ref() == name)?.span()))
+        };
+        let mut found = EXCLUSIVE.iter().filter_map(written);
+        if let (Some((first, one)), Some((second, other))) = (found.next(), found.next()) {
+            let origin = self.origin(if one.start < other.start { other } else { one });
+            let message = format!("{first} and {second} exclude each other");
             let hint = "keep the one that answers on port 80";
-            self.problems.add(&place, message, hint);
+            self.problems.add(&origin, message, hint);
         }
     }
 
     fn unknown(&mut self, at: Range<usize>, key: &str, known: &[&str]) {
-        let place = self.place(at);
+        let origin = self.origin(at);
         let everywhere = top_level();
         let hint = match nearest(key, known.iter().copied()) {
             Some(meant) => format!("did you mean `{meant}`?"),
             None if everywhere.contains(&key) => {
                 "it belongs to the whole file: put it above the first [table]".to_owned()
             }
-            None if NAMING.contains(&key) => {
+            None if NAMING.iter().any(|naming| naming.name == key) => {
                 "it belongs to one certificate: put it below [[certificate]]".to_owned()
             }
             None => format!("known here: {}", known.join(", ")),
         };
-        let message = format!("`{}` is no key here", key.escape_debug());
-        self.problems.add(&place, message, hint);
+        let message = format!("unknown key `{}`", key.escape_debug());
+        self.problems.add(&origin, message, hint);
     }
 
-    /// A value that the parser only supposes has no place of its own: it
-    /// stands where its key does.
+    /// A value that the parser only supposes has no span of its own: it stands
+    /// where its key does.
     fn value(&self, key: Range<usize>, item: &Item<'_>) -> Value {
         let value = match item.get_ref() {
             DeValue::String(text) => Raw::Text(text.to_string()),
-            DeValue::Boolean(truth) => Raw::Truth(*truth),
+            DeValue::Boolean(value) => Raw::Boolean(*value),
             DeValue::Integer(number) if number.radix() == 10 => {
                 Raw::Number(number.as_str().to_owned())
             }
@@ -309,7 +306,7 @@ impl Reader<'_> {
         let at = item.span();
         Given {
             value,
-            place: self.place(if at.is_empty() { key } else { at }),
+            origin: self.origin(if at.is_empty() { key } else { at }),
         }
     }
 }
@@ -322,21 +319,18 @@ fn is_empty_list(table: &DeTable<'_>) -> bool {
         .is_some_and(|names| names.is_empty())
 }
 
+fn is_section(name: &str) -> bool {
+    SECTIONS.iter().any(|(section, _)| *section == name)
+}
+
 fn top_level() -> Vec<&'static str> {
-    let plain = KEYS.iter().map(|(key, ..)| *key);
-    plain
-        .filter(|key| !key.contains('.'))
-        .chain(SECTIONS)
-        .chain(["certificate"])
-        .collect()
+    let plain = keys().filter(|key| key.section().is_none());
+    let plain = plain.map(|key| key.name);
+    let sections = SECTIONS.iter().map(|(name, _)| *name);
+    plain.chain(sections).chain(["certificate"]).collect()
 }
 
 fn of_a_certificate() -> Vec<&'static str> {
-    let own = KEYS
-        .iter()
-        .filter(|(.., scope)| *scope == Scope::Certificate);
-    NAMING
-        .into_iter()
-        .chain(own.map(|(key, ..)| *key))
-        .collect()
+    let own = keys().filter(|key| key.scope == Scope::Certificate);
+    NAMING.iter().chain(own).map(|key| key.name).collect()
 }

@@ -1,10 +1,11 @@
-//! What is stored of a certificate, said again as a source of its own: it
-//! stands where the file would name it.
+//! What is stored of a certificate, as a source of its own: it stands where the
+//! file would name it.
 
-use super::layer::CertificateLayer;
-use super::problem::{Given, Place};
+use super::key::KeyTable;
+use super::keys::CertificateLayer;
+use super::problem::{Given, Origin};
 use super::read::Entry;
-use super::{CertificateSettings, ChallengeSettings, Directory};
+use super::{CertificateSettings, Directory};
 use crate::identifier::{Identifier, Lineage};
 
 /// A stored certificate.
@@ -31,22 +32,22 @@ impl Entry {
             Remembered::Whole(settings) => (&settings.lineage, &settings.names),
             Remembered::Record { lineage, names, .. } => (lineage, names),
         };
-        let place = Place::Stored(lineage.to_string());
+        let origin = Origin::Stored(lineage.to_string());
         Self {
-            layer: CertificateLayer::remembered(stored, &place),
+            layer: CertificateLayer::remembered(stored, &origin),
             lineage: lineage.clone(),
             names: names.clone(),
-            place,
+            origin,
             is_a_label: false,
         }
     }
 }
 
 impl CertificateLayer {
-    fn remembered(stored: &Remembered, place: &Place) -> Self {
-        fn given<T>(place: &Place, value: T) -> Option<Given<T>> {
-            let place = place.clone();
-            Some(Given { value, place })
+    fn remembered(stored: &Remembered, origin: &Origin) -> Self {
+        fn given<T>(origin: &Origin, value: T) -> Option<Given<T>> {
+            let origin = origin.clone();
+            Some(Given { value, origin })
         }
         let whole = match stored {
             Remembered::Whole(whole) => whole,
@@ -54,41 +55,24 @@ impl CertificateLayer {
                 directory, profile, ..
             } => {
                 return Self {
-                    ca: directory.clone().and_then(|ca| given(place, ca)),
-                    profile: profile.clone().and_then(|profile| given(place, profile)),
+                    ca: directory.clone().and_then(|ca| given(origin, ca)),
+                    profile: profile.clone().and_then(|profile| given(origin, profile)),
                     ..Self::default()
                 };
             }
         };
-        let ca = whole.ca.clone();
-        let (fallback, second) = (whole.fallback.clone(), whole.fallback.clone());
-        let (fallback_eab_kid, fallback_eab_hmac_file) = second.map_or((None, None), |second| {
-            (second.eab_kid, second.eab_hmac_file)
-        });
-        let (listen, webroot) = match whole.challenge.clone() {
-            ChallengeSettings::Listen(addresses) => (given(place, addresses), None),
-            ChallengeSettings::Webroot(path) => (None, given(place, path)),
+        let second = whole.fallback.clone();
+        let (fallback, fallback_eab_kid, fallback_eab_hmac_file) = match second {
+            Some(ca) => (Some(ca.directory), ca.eab_kid, ca.eab_hmac_file),
+            None => (None, None, None),
         };
         Self {
-            ca: given(place, ca.directory),
-            root: ca.root.and_then(|value| given(place, value)),
-            email: ca.email.and_then(|value| given(place, value)),
-            agree_tos: given(place, ca.agree_tos),
-            eab_kid: ca.eab_kid.and_then(|value| given(place, value)),
-            eab_hmac_file: ca.eab_hmac_file.and_then(|value| given(place, value)),
-            preferred_chain: ca.preferred_chain.and_then(|value| given(place, value)),
-            fallback: fallback.and_then(|second| given(place, second.directory)),
-            fallback_eab_kid: fallback_eab_kid.and_then(|value| given(place, value)),
-            fallback_eab_hmac_file: fallback_eab_hmac_file.and_then(|value| given(place, value)),
-            webroot,
-            http_listen: listen,
-            profile: whole.profile.clone().and_then(|value| given(place, value)),
-            key: given(place, whole.key),
-            reuse_key: given(place, whole.reuse_key),
-            partial: given(place, whole.partial),
-            stored_deploy: given(place, whole.deploy.clone()),
-            verify: given(place, whole.verify.clone()),
-            ..Self::default()
+            fallback: fallback.and_then(|value| given(origin, value)),
+            fallback_eab_kid: fallback_eab_kid.and_then(|value| given(origin, value)),
+            fallback_eab_hmac_file: fallback_eab_hmac_file.and_then(|value| given(origin, value)),
+            stored_challenge: given(origin, whole.challenge.clone()),
+            stored_deploy: given(origin, whole.deploy.clone()),
+            ..Self::holding(whole, origin)
         }
     }
 }

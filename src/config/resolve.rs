@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use super::arguments::Options;
 use super::check;
 use super::environment::{self, Variables};
-use super::layer::{CertificateLayer, Layer, Raw, Value, list, parsed};
-use super::options::Options;
-use super::problem::{Given, Place, Problem, Problems};
+use super::keys::{CertificateLayer, Layer};
+use super::layer::{Raw, Value, list, parsed};
+use super::problem::{Given, Origin, Problem, Problems};
 use super::read::{self, Document, Entry};
 use super::remembered::Remembered;
 use super::{CertificateSettings, Settings};
@@ -44,7 +45,7 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Reads all three. What is wrong with them is told by [`Self::settings`].
+    /// Reads all three. [`Self::settings`] reports what is wrong with them.
     #[must_use]
     pub fn read(options: &Options, environment: &BTreeMap<String, String>) -> Self {
         let mut problems = Problems::default();
@@ -59,7 +60,7 @@ impl Sources {
         match (domains.as_mut_slice(), &name) {
             ([only], Some(name)) => only.lineage = name.value.clone(),
             ([_, _, ..], Some(name)) => problems.add(
-                &name.place,
+                &name.origin,
                 "it names one certificate, and CERTS_DOMAINS has several",
                 "leave it out, or write [[certificate]] tables with their own `name`",
             ),
@@ -129,7 +130,7 @@ impl Sources {
         let certificate = self.certificate(entry, problems);
         let layers = self.layers_of(entry);
         let known = !layers.iter().any(|layer| layer.hides_its_ca());
-        check::certificate(&certificate, &entry.place, known, problems);
+        check::certificate(&certificate, &entry.origin, known, problems);
         certificate
     }
 
@@ -182,7 +183,7 @@ impl Sources {
         }
         let group = Given {
             value: Raw::List(options.names.clone()),
-            place: Place::Option("NAME".to_owned()),
+            origin: Origin::Option("NAME".to_owned()),
         };
         let mut entry = group_of(&group, lineage.map(|given| given.value), &mut self.problems)?;
         if let Some(known) = self.configured(&entry.lineage)
@@ -201,9 +202,9 @@ impl Sources {
             only.lineage = lineage.value;
             return None;
         }
-        let message = format!("there is no certificate `{}` to name", lineage.value);
+        let message = format!("unknown certificate `{}`", lineage.value);
         let hint = "give its names too, or configure it";
-        self.problems.add(&lineage.place, message, hint);
+        self.problems.add(&lineage.origin, message, hint);
         None
     }
 
@@ -214,7 +215,8 @@ impl Sources {
         all.find(|entry| entry.lineage == *lineage)
     }
 
-    /// Whom `purpose` is about; a later source renames, it never doubles.
+    /// The certificates that `purpose` is about; a later source renames, it never
+    /// doubles.
     fn entries(&self, purpose: &Purpose, problems: &mut Problems) -> Vec<Entry> {
         if let (Purpose::Named, Some(named)) = (purpose, &self.named) {
             return vec![self.with_own(named)];
@@ -223,9 +225,9 @@ impl Sources {
         let mut seen = BTreeSet::new();
         for entry in &self.domains {
             if !seen.insert(entry.lineage.clone()) {
-                let message = format!("there are two certificates `{}`", entry.lineage);
+                let message = format!("two certificates are named `{}`", entry.lineage);
                 problems.add(
-                    &entry.place,
+                    &entry.origin,
                     message,
                     "put another name first in one of them",
                 );
@@ -240,12 +242,12 @@ impl Sources {
         }
         if entries.is_empty() && matches!(purpose, Purpose::Named) && problems.is_empty() {
             let hint = "certs issue example.com, CERTS_DOMAINS=\"example.com www.example.com\", or [[certificate]] in certs.toml";
-            problems.add(&Place::Nowhere, "no name is given", hint);
+            problems.add(&Origin::Nowhere, "no name is given", hint);
         }
         entries
     }
 
-    /// With what the file says for this certificate alone.
+    /// With what the file sets for this certificate alone.
     fn with_own(&self, entry: &Entry) -> Entry {
         let mut entry = entry.clone();
         let mut all = self.document.entries.iter();
@@ -265,7 +267,7 @@ fn group_of(group: &Value, lineage: Option<Lineage>, problems: &mut Problems) ->
     let names = list::<Identifier>(group, hint, problems)?.value;
     let lineage = lineage.or_else(|| names.first().map(Lineage::of))?;
     Some(Entry {
-        place: group.place.clone(),
+        origin: group.origin.clone(),
         names,
         lineage,
         layer: CertificateLayer::default(),
@@ -283,25 +285,25 @@ fn file(
         .get("CERTS_CONFIG")
         .filter(|file| !file.is_empty());
     let named = match (&options.config, variable) {
-        (Some(file), _) => Some((file.clone(), Place::Option("--config".to_owned()))),
-        (None, Some(file)) => Some((file.clone(), Place::Variable("CERTS_CONFIG".to_owned()))),
+        (Some(file), _) => Some((file.clone(), Origin::Option("--config".to_owned()))),
+        (None, Some(file)) => Some((file.clone(), Origin::Variable("CERTS_CONFIG".to_owned()))),
         (None, None) => None,
     };
     let candidates = match named {
-        Some((file, place)) => vec![(file, Some(place))],
+        Some((file, origin)) => vec![(file, Some(origin))],
         None => USUAL_FILES.map(|file| (file.to_owned(), None)).to_vec(),
     };
-    for (file, place) in candidates {
+    for (file, origin) in candidates {
         match std::fs::read_to_string(&file) {
             Ok(source) => {
                 let document = read::read(&file, &source, problems);
                 return (Some(file.into()), document);
             }
-            Err(error) if error.kind() == ErrorKind::NotFound && place.is_none() => {}
+            Err(error) if error.kind() == ErrorKind::NotFound && origin.is_none() => {}
             Err(error) => {
                 let message = format!("{}: {error}", file.escape_debug());
-                let place = place.unwrap_or(Place::Nowhere);
-                problems.add(&place, message, "name a readable file in TOML");
+                let origin = origin.unwrap_or(Origin::Nowhere);
+                problems.add(&origin, message, "name a readable file in TOML");
                 break;
             }
         }

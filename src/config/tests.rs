@@ -6,9 +6,12 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::layer::{KEYS, Scope};
+use super::key::{Default as DefaultValue, Key, Scope, ValueType};
+use super::keys::{NAMING, SECTIONS, keys};
 use super::problem::Problems;
 use super::*;
+use crate::certificate::KeyType;
+use crate::challenge::{ChallengeSettings, http01, webroot};
 
 struct Case {
     options: Options,
@@ -55,9 +58,9 @@ fn told(problems: &[Problem]) -> Vec<String> {
     assert!(problems.iter().all(|problem| !problem.hint.is_empty()));
     problems
         .iter()
-        .map(|problem| match &problem.place {
-            Place::Line { line, .. } => format!("{line}: {}", problem.message),
-            place => format!("{place}{}", problem.message),
+        .map(|problem| match &problem.origin {
+            Origin::Line { line, .. } => format!("{line}: {}", problem.message),
+            origin => format!("{origin}{}", problem.message),
         })
         .collect()
 }
@@ -67,7 +70,7 @@ const TWO: &str = "email = 'a@example.com'\nagree_tos = true\nkey = 'ecdsa-p384'
     [[certificate]]\nnames = ['10.0.0.1']\nname = 'inside'\nca = 'https://ca.internal/dir'\nkey = 'rsa-2048'\n";
 
 #[test]
-fn a_certificate_overrides_the_files_defaults_and_is_overridden_itself() {
+fn certificate_table_overrides_file_and_is_overridden_by_environment() {
     let mut case = Case::new(TWO);
     let settings = case.settings(&Purpose::All);
     let [first, second] = settings.certificates.as_slice() else {
@@ -91,11 +94,13 @@ fn a_certificate_overrides_the_files_defaults_and_is_overridden_itself() {
 }
 
 #[test]
-fn the_strongest_source_says_how_control_is_proven() {
+fn strongest_source_chooses_challenge() {
     let mut case = Case::new(
         "http_listen = '127.0.0.1:8080'\nagree_tos = true\n[[certificate]]\nnames = 'example.com'\n",
     );
-    let listen = ChallengeSettings::Listen(vec!["127.0.0.1:8080".parse().unwrap()]);
+    let listen = ChallengeSettings::Listen(http01::Settings::new(vec![
+        "127.0.0.1:8080".parse().unwrap(),
+    ]));
     let challenge = |case: &Case| {
         case.settings(&Purpose::All).certificates[0]
             .challenge
@@ -104,14 +109,17 @@ fn the_strongest_source_says_how_control_is_proven() {
     assert_eq!(challenge(&case), listen);
     let webroot = case.directory.path().to_owned();
     case = case.set("CERTS_WEBROOT", webroot.to_str().unwrap());
-    assert_eq!(challenge(&case), ChallengeSettings::Webroot(webroot));
+    assert_eq!(
+        challenge(&case),
+        ChallengeSettings::Webroot(webroot::Settings::new(webroot))
+    );
     assert_eq!(case.settings(&Purpose::All).http_listen(), None);
-    case.options.list("http_listen", &["127.0.0.1:8080".into()]);
+    case.options.list("http_listen", &["127.0.0.1:8080"]);
     assert_eq!(challenge(&case), listen);
 }
 
 #[test]
-fn names_of_a_configured_certificate_mean_that_certificate_whole() {
+fn command_with_some_names_means_whole_configured_certificate() {
     let named = |names: &[&str]| {
         let mut case = Case::new(TWO);
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
@@ -134,7 +142,7 @@ fn names_of_a_configured_certificate_mean_that_certificate_whole() {
 }
 
 #[test]
-fn a_container_needs_no_file() {
+fn environment_alone_configures_container() {
     let case = Case::new("")
         .set(
             "CERTS_DOMAINS",
@@ -154,7 +162,7 @@ fn a_container_needs_no_file() {
 }
 
 #[test]
-fn what_is_stored_keeps_its_settings_below_the_environment() {
+fn stored_settings_hold_below_environment() {
     let file = "ca = 'https://ca.internal/dir'\n[[certificate]]\nnames = 'a.internal'\n\
         [deploy.proxy]\nkind = 'haproxy'\nsocket = '/run/haproxy.sock'\ncertificate = '/etc/haproxy/a.pem'\n";
     let mut stored = Case::new(file)
@@ -178,12 +186,12 @@ fn what_is_stored_keeps_its_settings_below_the_environment() {
 }
 
 #[test]
-fn what_is_stored_and_has_become_wrong_has_its_own_problems() {
+fn stored_settings_that_became_invalid_have_own_problems() {
     let mut stored = Case::new("agree_tos = true\n[[certificate]]\nnames = 'a.example.com'\n")
         .settings(&Purpose::All)
         .certificates
         .remove(0);
-    stored.challenge = ChallengeSettings::Webroot("/nowhere/at/all".into());
+    stored.challenge = ChallengeSettings::Webroot(webroot::Settings::new("/nowhere/at/all".into()));
     let case = Case::new("");
     let problems = case
         .sources()
@@ -197,7 +205,7 @@ fn what_is_stored_and_has_become_wrong_has_its_own_problems() {
 }
 
 #[test]
-fn named_servers_stand_for_every_certificate_that_does_not_say_otherwise() {
+fn deploy_tables_serve_every_certificate_without_deploy() {
     let case = Case::new(
         "agree_tos = true\n[deploy.web]\nkind = 'nginx'\npid_file = 'nginx.pid'\n[deploy.other]\nkind = 'nginx'\n\
          [[certificate]]\nnames = 'a.example.com'\n[[certificate]]\nnames = 'b.example.com'\ndeploy = 'web'\n\
@@ -219,14 +227,14 @@ fn named_servers_stand_for_every_certificate_that_does_not_say_otherwise() {
 }
 
 #[test]
-fn settings_survive_their_journey_as_json() {
+fn settings_survive_json_round_trip() {
     let settings = Case::new(TWO).settings(&Purpose::All);
     let json = serde_json::to_string(&settings).unwrap();
     assert_eq!(serde_json::from_str::<Settings>(&json).unwrap(), settings);
 }
 
 #[test]
-fn every_problem_is_told_at_once_with_its_line() {
+fn problems_are_reported_at_once_with_line() {
     let case = Case::new(
         "emial = 'a@example.com'\nagree_tos = 'yes'\nkey = 'dsa'\nwebroot = '/srv'\nhttp_listen = ['0.0.0.0:80',\n 'nowhere']\n\
          [renew]\nschedule = 'daily'\n[admin]\nlisten = 9180\n[outptu]\nowner = 'a'\n\
@@ -238,23 +246,23 @@ fn every_problem_is_told_at_once_with_its_line() {
     .set("CERTS_WEBROT", "/srv");
     let problems = case.problems(&Purpose::All);
     let expected = [
-        "1: `emial` is no key here",
-        "2: this is neither true nor false",
-        "3: `dsa` is no kind of key",
+        "1: unknown key `emial`",
+        "2: the value is neither true nor false",
+        "3: unknown key type `dsa`",
         "5: webroot and http_listen exclude each other",
         "6: `nowhere`: invalid socket address syntax",
         "8: `daily`: a cron expression has 5 or 6 fields, not 1",
-        "10: this is not a text",
-        "11: `outptu` is no key here",
+        "10: the value is not a text",
+        "11: unknown key `outptu`",
         "14: `a..b` is not a valid DNS name",
-        "15: this is not a text",
-        "16: `data_dir` is no key here",
-        "17: a certificate without names",
-        "19: there are two certificates `example.com`",
+        "15: the value is not a text",
+        "16: unknown key `data_dir`",
+        "17: the certificate has no names",
+        "19: two certificates are named `example.com`",
         "19: example.com is given twice",
         "21: `../x` is not a valid DNS name",
-        "CERTS_CA: `http://ca.example/dir` is no CA: a directory is read over https only",
-        "CERTS_WEBROT: there is no such variable",
+        "CERTS_CA: unknown CA `http://ca.example/dir`: a directory is read over https only",
+        "CERTS_WEBROT: unknown variable",
     ];
     for line in expected {
         assert!(
@@ -265,7 +273,7 @@ fn every_problem_is_told_at_once_with_its_line() {
 }
 
 #[test]
-fn what_contradicts_itself_or_cannot_be_issued_is_refused() {
+fn contradictory_or_unissuable_settings_are_refused() {
     let refused = |file: &str, words: &str| {
         let problems = Case::new(file).problems(&Purpose::All);
         let found = problems.iter().any(|problem| problem.contains(words));
@@ -287,7 +295,7 @@ fn what_contradicts_itself_or_cannot_be_issued_is_refused() {
     );
     refused(
         &format!("ca = 'embedded'\nca_root = 'x'{one}"),
-        "no use for ca_root",
+        "does not use ca_root",
     );
     refused(
         &format!("ca = 'https://ca'\nca_root = '/absent'{one}"),
@@ -305,16 +313,16 @@ fn what_contradicts_itself_or_cannot_be_issued_is_refused() {
         &format!("ca = 'https://ca'\ndeploy = ['apache:web']{one}"),
         "apache:web",
     );
-    refused(&format!("challenge = 'dns-01'{one}"), "dns-01");
+    refused(&format!("challenge = 'dns-0'{one}"), "dns-0");
     refused(
         &format!("agree_tos = true\nfallback_ca = 'google-staging'{one}"),
-        "signs what nobody trusts",
+        "is a staging directory",
     );
     refused(
         &format!(
             "agree_tos = true\nfallback_ca = 'https://acme-v02.api.letsencrypt.org/directory'{one}"
         ),
-        "is the CA that it would stand in for",
+        "is the same as the CA",
     );
     refused(
         "ca = 'https://ca'\nagree_tos = true\nfallback_ca = 'zerossl'\n[[certificate]]\nnames = 'db.internal'",
@@ -346,7 +354,7 @@ fn what_contradicts_itself_or_cannot_be_issued_is_refused() {
 }
 
 #[test]
-fn broken_toml_is_told_once_a_line() {
+fn invalid_toml_is_reported_once_a_line() {
     let problems =
         Case::new("email = 'a@example.com'\nagree_tos =\nkey = = 1\n").problems(&Purpose::All);
     let lines: Vec<&str> = problems
@@ -361,7 +369,7 @@ fn broken_toml_is_told_once_a_line() {
 }
 
 #[test]
-fn a_file_that_is_named_must_be_there() {
+fn named_file_must_exist() {
     let case = Case::new("").set("CERTS_CONFIG", "/absent/certs.toml");
     assert!(
         case.sources().settings(&Purpose::All).is_ok(),
@@ -375,49 +383,95 @@ fn a_file_that_is_named_must_be_there() {
     );
 }
 
-fn properties(schema: &Value) -> BTreeSet<String> {
-    let keys = schema["properties"].as_object().unwrap().keys();
-    keys.cloned().collect()
-}
-
 #[test]
-fn the_schema_knows_the_keys_that_the_reader_knows() {
+fn schema_has_exactly_the_keys_that_are_read() {
     let schema: Value = serde_json::from_str(&schema()).unwrap();
-    let mut everywhere = BTreeSet::from(["certificate".to_owned()]);
-    let mut own = BTreeSet::from(["names".to_owned(), "name".to_owned()]);
-    for (key, _, scope) in KEYS {
-        match key.split_once('.') {
-            Some((section, key)) => {
-                let pointer = schema["$defs"][title(section)]["properties"].get(key);
-                assert!(pointer.is_some(), "{section}.{key}");
-                everywhere.insert(section.to_owned());
+    let (mut everywhere, mut own) = (BTreeSet::new(), BTreeSet::new());
+    everywhere.insert("certificate");
+    own.extend(NAMING.map(|key| key.name));
+    for key in keys() {
+        match key.section() {
+            Some((section, name)) => {
+                everywhere.insert(section);
+                assert!(properties(&schema["properties"][section]).contains(name));
             }
             None => {
-                everywhere.insert(key.to_owned());
-                if scope == Scope::Certificate {
-                    own.insert(key.to_owned());
-                }
+                everywhere.insert(key.name);
+                own.extend((key.scope == Scope::Certificate).then_some(key.name));
             }
         }
     }
     assert_eq!(properties(&schema), everywhere);
     assert_eq!(properties(&schema["$defs"]["Certificate"]), own);
-    for strict in [&schema, &schema["$defs"]["Certificate"]] {
-        let closed = [
-            &strict["additionalProperties"],
-            &strict["unevaluatedProperties"],
-        ];
-        assert!(closed.contains(&&Value::Bool(false)), "{strict:#}");
+    let sections = SECTIONS.map(|(section, _)| &schema["properties"][section]);
+    for closed in [&schema, &schema["$defs"]["Certificate"]]
+        .into_iter()
+        .chain(sections)
+    {
+        assert_eq!(closed["additionalProperties"], false, "{closed:#}");
     }
 }
 
-fn title(section: &str) -> String {
-    let (first, rest) = section.split_at(1);
-    first.to_uppercase() + rest
+fn properties(schema: &Value) -> BTreeSet<&str> {
+    let keys = schema["properties"].as_object().unwrap().keys();
+    keys.map(String::as_str).collect()
 }
 
 #[test]
-fn every_example_is_read_without_an_error() {
+fn keys_have_unique_names_and_docs() {
+    let mut seen = BTreeSet::new();
+    for key in keys().chain(&NAMING) {
+        assert!(!key.doc.is_empty(), "{}", key.name);
+        assert!(seen.insert(key.variable()), "{}", key.name);
+        let section = key.section().map(|(section, _)| section);
+        let known = section.is_none_or(|name| SECTIONS.iter().any(|(known, _)| *known == name));
+        assert!(known, "{}: no such section", key.name);
+    }
+}
+
+/// The line of the file that sets `key` to `value`.
+fn line(key: &Key, value: &str) -> String {
+    match key.value_type {
+        ValueType::Boolean | ValueType::Number => format!("{} = {value}\n", key.name),
+        _ => format!("{} = '{value}'\n", key.name),
+    }
+}
+
+#[test]
+fn defaults_of_table_are_those_that_apply() {
+    let table = "[[certificate]]\nnames = 'a.internal'\n";
+    let least = "ca = 'https://ca.internal/dir'\ndocker.host = 'tcp://proxy'\n";
+    let without = Case::new(&format!("{least}{table}")).settings(&Purpose::All);
+    let mut tried = 0;
+    for key in keys().filter(|key| key.name != "ca") {
+        if let DefaultValue::Value(value) = key.default {
+            let set = Case::new(&format!("{least}{}{table}", line(key, value)));
+            let mut set = set.settings(&Purpose::All);
+            set.file.clone_from(&without.file);
+            assert_eq!(set, without, "{}", key.name);
+            tried += 1;
+        }
+    }
+    assert_eq!(tried, 12);
+    assert_eq!(Directory::default().to_string(), "letsencrypt");
+}
+
+#[test]
+fn choices_take_every_word() {
+    for key in keys() {
+        let ValueType::Choice(words) = key.value_type else {
+            continue;
+        };
+        for word in words() {
+            let mut problems = Problems::default();
+            read::read("certs.toml", &line(key, word), &mut problems);
+            assert!(problems.is_empty(), "{} = {word}", key.name);
+        }
+    }
+}
+
+#[test]
+fn examples_are_read_without_problem() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
     let mut read = 0;
     for entry in std::fs::read_dir(examples).unwrap() {
@@ -436,7 +490,7 @@ fn every_example_is_read_without_an_error() {
 }
 
 #[test]
-fn the_annotated_example_has_every_key_and_its_defaults_are_true() {
+fn annotated_example_has_every_key() {
     let example = include_str!("../../config/certs.toml");
     let on: String = example
         .lines()
@@ -450,12 +504,12 @@ fn the_annotated_example_has_every_key_and_its_defaults_are_true() {
         })
         .map(|line| format!("{line}\n"))
         .collect();
-    for (key, ..) in KEYS {
-        let key = key.rsplit('.').next().unwrap();
+    for key in keys().chain(&NAMING) {
+        let key = key.name.rsplit('.').next().unwrap();
         assert!(
             on.lines().any(|line| line.starts_with(&format!("{key} = "))
                 || line.starts_with(&format!("[{key}."))),
-            "{key}"
+            "{key} is not in config/certs.toml"
         );
     }
     let mut problems = Problems::default();
@@ -468,13 +522,13 @@ fn the_annotated_example_has_every_key_and_its_defaults_are_true() {
 
 proptest::proptest! {
     #[test]
-    fn no_text_makes_the_reader_panic(text in "(\\PC|\n|\\[|\\]|=|'){0,80}") {
+    fn reader_never_panics(text in "(\\PC|\n|\\[|\\]|=|'){0,80}") {
         read::read("certs.toml", &text, &mut Problems::default());
     }
 }
 
 #[test]
-fn a_command_means_the_whole_of_what_the_environment_configures() {
+fn command_with_some_names_means_whole_certificate_of_environment() {
     let mut case = Case::new("agree_tos = true\n").set(
         "CERTS_DOMAINS",
         "example.com www.example.com; api.example.com",
@@ -492,7 +546,7 @@ fn a_command_means_the_whole_of_what_the_environment_configures() {
 }
 
 #[test]
-fn a_name_of_the_environment_is_for_what_the_environment_names() {
+fn certs_name_belongs_to_certs_domains() {
     let case = || Case::new("agree_tos = true\n").set("CERTS_NAME", "shop");
     let lineages = |settings: Settings| -> Vec<String> {
         let certificates = settings.certificates.iter();

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::super::Call;
-use crate::config::{ChallengeSettings, Settings};
+use crate::config::Settings;
 use crate::deploy::docker::Api;
 use crate::deploy::target::DeployTarget;
 
@@ -63,9 +63,9 @@ impl Places {
         // Named by nobody, and as good as no restriction.
         read.retain(|directory| directory.components().count() > 1);
         let (data, output) = (real(&settings.data_dir), real(&settings.output.directory));
-        let webroots = webroots(settings).map(|path| real(path));
+        let answers = answers(settings).map(real);
         let named = [data.clone(), output.clone()].into_iter();
-        let named = named.chain(webroots);
+        let named = named.chain(answers);
         let mut written: BTreeSet<_> = named.filter_map(|path| made_or_to_be_made(&path)).collect();
         written.extend(written_beside(settings));
         for directory in [&data, &output] {
@@ -120,13 +120,11 @@ fn followed(settings: &Settings) -> Option<PathBuf> {
     api.socket().map(Path::to_owned)
 }
 
-fn webroots(settings: &Settings) -> impl Iterator<Item = &PathBuf> {
+/// Where answers to challenges are written.
+fn answers(settings: &Settings) -> impl Iterator<Item = &Path> {
     let certificates = settings.certificates.iter().map(|one| &one.challenge);
     let all = certificates.chain([&settings.challenge]);
-    all.filter_map(|challenge| match challenge {
-        ChallengeSettings::Webroot(path) => Some(path),
-        ChallengeSettings::Listen(_) => None,
-    })
+    all.filter_map(|challenge| challenge.writes_in())
 }
 
 fn files(environment: &BTreeMap<String, String>, settings: &Settings) -> BTreeSet<PathBuf> {

@@ -6,9 +6,10 @@ use std::path::Path;
 
 use super::Sound;
 use crate::certificate::KeyType;
+use crate::challenge::{ChallengeSettings, http01, webroot};
 use crate::cli::Call;
 use crate::cli::output::Failure;
-use crate::config::{CertificateSettings, ChallengeSettings, Remembered};
+use crate::config::{CertificateSettings, Remembered};
 use crate::deploy::target::DeployTarget;
 use crate::identifier::{Identifier, Lineage};
 use crate::import::{Proof, Remark, Tool, Verdict};
@@ -100,16 +101,17 @@ fn profile(one: &Sound) -> Option<String> {
 
 /// What the user has said wins over the source.
 fn prove(settings: &mut CertificateSettings, proof: Option<&Proof>, remarks: &mut Vec<Remark>) {
-    if settings.challenge != ChallengeSettings::Listen(Vec::new()) {
+    if settings.challenge != ChallengeSettings::default() {
         return;
     }
     match proof {
         None | Some(Proof::Listen(None)) => {}
         Some(Proof::Listen(Some(address))) => {
-            settings.challenge = ChallengeSettings::Listen(vec![*address]);
+            settings.challenge =
+                ChallengeSettings::Listen(http01::Settings::new(vec![*address]));
         }
         Some(Proof::Webroot(path)) if path.is_dir() => {
-            settings.challenge = ChallengeSettings::Webroot(path.clone());
+            settings.challenge = ChallengeSettings::Webroot(webroot::Settings::new(path.clone()));
         }
         Some(Proof::Webroot(path)) => remarks.push(not_taken(
             "webroot",

@@ -41,13 +41,13 @@ fn granted(sources: &Sources, asks: &[Ask]) -> (Vec<CertificateSettings>, Vec<St
     (
         certificates.collect(),
         refused
-            .map(|one| format!("{}{}", one.place, one.message))
+            .map(|one| format!("{}{}", one.origin, one.message))
             .collect(),
     )
 }
 
 #[test]
-fn a_label_is_stronger_than_what_holds_for_all_and_weaker_than_a_table() {
+fn label_wins_over_defaults_and_loses_to_table() {
     let environment = [
         ("CERTS_EMAIL", "all@example.com"),
         ("CERTS_VERIFY", "proxy:443"),
@@ -88,7 +88,7 @@ fn a_label_is_stronger_than_what_holds_for_all_and_weaker_than_a_table() {
 }
 
 #[test]
-fn whoever_starts_a_container_runs_and_reaches_nothing_that_is_not_named() {
+fn label_cannot_run_or_reach_what_is_not_named() {
     let sources = sources(FILE, &[("CERTS_DOCKER_ALLOW", "*.example.com, 192.0.2.1")]);
     for deploy in [
         "exec:/bin/sh",
@@ -128,7 +128,7 @@ fn whoever_starts_a_container_runs_and_reaches_nothing_that_is_not_named() {
 }
 
 #[test]
-fn what_is_wrong_with_one_is_told_at_its_label_and_counts_for_nothing() {
+fn invalid_label_is_reported_and_not_counted() {
     let sources = sources(FILE, &[]);
     let asks = [
         ask("odd", "a.example.com", &[("email", "nobody")]),
@@ -142,10 +142,10 @@ fn what_is_wrong_with_one_is_told_at_its_label_and_counts_for_nothing() {
     let (certificates, refused) = granted(&sources, &asks);
     assert_eq!(certificates.len(), 3);
     insta::assert_snapshot!(refused.join("\n"), @r"
-    container odd, certs.email: `nobody` is no e-mail address
+    container odd, certs.email: invalid e-mail address `nobody`
     container inner, certs.domains: `wiki.internal` cannot get a certificate from a public CA: `.internal` is reserved for private use
     container two, certs.domains: another container has a certificate b.example.com, for b.example.com
-    container five, certs.domains: containers ask for more than 3 certificates
+    container five, certs.domains: containers request more than 3 certificates
     ");
     let none = self::sources(
         "email = 'a@example.com'\n[docker]\nhost = 'tcp://proxy'\n",
@@ -159,7 +159,7 @@ fn what_is_wrong_with_one_is_told_at_its_label_and_counts_for_nothing() {
 }
 
 #[test]
-fn its_keys_are_read_and_without_a_host_there_are_no_labels() {
+fn docker_keys_are_read_and_need_host() {
     let docker = |file: &str| {
         let settings = sources(file, &[]).settings(&Purpose::All).unwrap();
         settings.docker
@@ -186,21 +186,21 @@ fn its_keys_are_read_and_without_a_host_there_are_no_labels() {
     insta::assert_snapshot!(told.collect::<Vec<_>>().join("\n"), @r"
     `ssh://proxy`: it is neither http:// nor https://
       hint: write tcp://HOST:2375, or unix:///PATH
-    `7 days` is no time
+    invalid duration `7 days`
       hint: write 7d, 12h or 30m
     `a b` is not a valid DNS name
       hint: a name belongs here, or *.example.com for all below it
     `0`: number would be zero for non-zero type
       hint: a number from 1 to 65535
-    this is neither true nor false
+    the value is neither true nor false
       hint: write true or false
-    `labels` is no key here
+    unknown key `labels`
       hint: known here: host, accept_raw_socket, grace, allow, limit
     ");
 }
 
 #[test]
-fn no_label_takes_the_file_of_another() {
+fn label_cannot_share_file() {
     let one = "[deploy.pair]\nkind = 'file'\npath = '/etc/proxy/site.pem'\n";
     let each = one.replace("site.pem", "{name}.pem");
     let asks = [
@@ -221,7 +221,7 @@ fn no_label_takes_the_file_of_another() {
 }
 
 #[test]
-fn what_holds_for_all_may_come_with_a_label_too() {
+fn label_may_use_defaults_of_all() {
     let environment = [("CERTS_DEPLOY", "exec:/bin/true")];
     let table = "[deploy.web]\nkind = 'nginx'\n";
     let settings = sources(&format!("{FILE}{table}"), &environment).settings(&Purpose::All);
@@ -231,7 +231,7 @@ fn what_holds_for_all_may_come_with_a_label_too() {
 }
 
 #[test]
-fn a_time_is_written_with_its_unit() {
+fn grace_needs_unit() {
     for (text, seconds) in [
         ("0s", Some(0)),
         ("90m", Some(5400)),

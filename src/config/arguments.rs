@@ -1,0 +1,198 @@
+//! The command line in the words of the configuration's keys. The options of a
+//! verb that are keys are made from their table; values stay texts here, and are
+//! read where the same key of the file and the environment is.
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+
+use super::key::{CommandLine, Default as DefaultValue, EVERY, Key, ValueType};
+use super::keys::{EXCLUSIVE, Layer, keys};
+use super::layer::{Raw, Value};
+use super::problem::{Given, Origin, Problems};
+
+/// The options of one verb that are configuration keys; an option that was not
+/// given is absent.
+#[derive(Clone, Debug, Default)]
+pub struct KeyOptions<const VERB: u8>(Vec<(&'static Key, Value)>);
+
+impl<const VERB: u8> KeyOptions<VERB> {
+    /// Whether none was given.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn taken() -> impl Iterator<Item = (&'static Key, CommandLine)> {
+        keys().filter_map(|key| Some((key, key.option.filter(|option| option.verbs & VERB != 0)?)))
+    }
+}
+
+impl<const VERB: u8> Args for KeyOptions<VERB> {
+    fn augment_args(command: Command) -> Command {
+        Self::taken().fold(command, |command, (key, option)| {
+            command.arg(argument(key, option))
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl<const VERB: u8> FromArgMatches for KeyOptions<VERB> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let given = Self::taken()
+            .filter(|(key, _)| matches.value_source(key.name) == Some(ValueSource::CommandLine));
+        Ok(Self(
+            given
+                .map(|(key, option)| (key, value(key, option, matches)))
+                .collect(),
+        ))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+fn argument(key: &'static Key, option: CommandLine) -> Arg {
+    let argument = Arg::new(key.name).long(key.option_name()).help(help(key));
+    let argument = match option.verbs {
+        EVERY => argument.global(true).help_heading("Global options"),
+        _ => argument.help_heading(key.group),
+    };
+    let argument = match key.value_type {
+        ValueType::Boolean if option.value_name.is_empty() => {
+            return argument.action(ArgAction::SetTrue);
+        }
+        ValueType::Boolean => argument.value_parser(on_or_off),
+        ValueType::List => argument.action(ArgAction::Append),
+        ValueType::Text | ValueType::Choice(_) | ValueType::Number => argument,
+    };
+    argument.value_name(option.value_name)
+}
+
+/// What the key means, its default and its variable.
+fn help(key: &Key) -> String {
+    let mut notes = Vec::new();
+    match key.default {
+        // What a flag turns on is off without it.
+        DefaultValue::Unset | DefaultValue::Value("false") => {}
+        DefaultValue::Value("true") => notes.push("default on".to_owned()),
+        DefaultValue::Value(value) | DefaultValue::Described(value) => {
+            notes.push(format!("default {value}"));
+        }
+    }
+    if matches!(key.value_type, ValueType::List) {
+        notes.push("repeatable".to_owned());
+    }
+    let notes = match notes.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", notes.join("; ")),
+    };
+    format!("{}{notes} (${})", key.full_doc(), key.variable())
+}
+
+fn on_or_off(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("write on or off"),
+    }
+}
+
+fn value(key: &Key, option: CommandLine, matches: &ArgMatches) -> Value {
+    let origin = Origin::option(key);
+    let texts = || matches.get_many::<String>(key.name).unwrap_or_default();
+    let value = match key.value_type {
+        ValueType::Boolean if option.value_name.is_empty() => {
+            Raw::Boolean(matches.get_flag(key.name))
+        }
+        ValueType::Boolean => Raw::Boolean(matches.get_one(key.name).copied().unwrap_or_default()),
+        ValueType::List => return Value::list(texts().map(String::as_str), &origin),
+        ValueType::Text | ValueType::Choice(_) | ValueType::Number => {
+            Raw::Text(texts().next().cloned().unwrap_or_default())
+        }
+    };
+    Given { value, origin }
+}
+
+/// What the command line says.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    values: Vec<(&'static Key, Value)>,
+    pub(super) names: Vec<Value>,
+    pub(super) lineage: Option<Value>,
+    pub(super) config: Option<String>,
+}
+
+impl Options {
+    /// The options that are keys.
+    pub fn keys<const VERB: u8>(&mut self, given: &KeyOptions<VERB>) {
+        self.values.extend_from_slice(&given.0);
+    }
+
+    /// The names of one certificate.
+    pub fn names(&mut self, names: &[String]) {
+        let origin = Origin::Option("NAME".to_owned());
+        self.names = names
+            .iter()
+            .map(|name| Value::text(name, &origin))
+            .collect();
+    }
+
+    /// `--name`, that certificate's own name.
+    pub fn lineage(&mut self, lineage: Option<&str>) {
+        let origin = Origin::Option("--name".to_owned());
+        self.lineage = lineage.map(|lineage| Value::text(lineage, &origin));
+    }
+
+    /// `--config FILE`.
+    pub fn config(&mut self, file: Option<&str>) {
+        self.config = file.map(str::to_owned);
+    }
+
+    pub(super) fn layer(&self, problems: &mut Problems) -> Layer {
+        let mut layer = Layer::default();
+        for (key, value) in &self.values {
+            layer.put(key.name, value, problems);
+        }
+        let given = |name: &&str| self.values.iter().find(|(key, _)| key.name == *name);
+        let mut exclusive = EXCLUSIVE.iter().filter_map(given).map(|(key, _)| key);
+        if let (Some(one), Some(other)) = (exclusive.next(), exclusive.next()) {
+            let message = format!("cannot be combined with --{}", other.option_name());
+            let hint = "keep the one that answers on port 80";
+            problems.add(&Origin::option(one), message, hint);
+        }
+        layer
+    }
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+impl Options {
+    /// `--key TEXT`.
+    pub(crate) fn text(&mut self, name: &str, text: Option<&str>) {
+        if let (Some(text), Some(key)) = (text, keys().find(|key| key.name == name)) {
+            self.values
+                .push((key, Value::text(text, &Origin::option(key))));
+        }
+    }
+}
+
+#[cfg(test)]
+impl Options {
+    /// `--key TEXT --key TEXT`.
+    pub(super) fn list(&mut self, name: &str, texts: &[&str]) {
+        if let Some(key) = keys().find(|key| key.name == name) {
+            let value = Value::list(texts.iter().copied(), &Origin::option(key));
+            self.values.push((key, value));
+        }
+    }
+}
+
+impl Origin {
+    fn option(key: &Key) -> Self {
+        Self::Option(format!("--{}", key.option_name()))
+    }
+}

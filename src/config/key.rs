@@ -1,0 +1,272 @@
+//! What a configuration key is, and the macro that makes the code of a table of
+//! keys: the layer that one source fills, how each value is read, and which
+//! setting the strongest value becomes. It knows no key by name.
+
+use super::layer::Value;
+use super::problem::{Origin, Problems};
+
+/// One key of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Key {
+    /// As in the file; a `.` stands between a table and its key.
+    pub(super) name: &'static str,
+    /// The heading it stands under, in the help and in the reference.
+    pub(super) group: &'static str,
+    pub(super) scope: Scope,
+    pub(super) value_type: ValueType,
+    /// What it means, in one line: help, schema and reference show it.
+    pub(super) doc: &'static str,
+    /// The forms that its text can have, where another table lists them.
+    forms: Option<fn() -> String>,
+    pub(super) default: Default,
+    /// The option of the command line, where there is one.
+    pub(super) option: Option<CommandLine>,
+    hint: &'static str,
+}
+
+/// What a key may be set for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// For the whole process.
+    Process,
+    /// For one certificate, and as the default for all.
+    Certificate,
+}
+
+/// What a key takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ValueType {
+    Text,
+    /// One of these words.
+    Choice(fn() -> Vec<&'static str>),
+    List,
+    Boolean,
+    /// A positive number of 16 bits.
+    Number,
+}
+
+/// What holds when no source sets a key.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Default {
+    Unset,
+    /// This value, as it would be written.
+    Value(&'static str),
+    /// What this describes.
+    Described(&'static str),
+}
+
+/// The option of a key.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CommandLine {
+    /// The verbs that take it: a sum of [`EVERY`] and the others.
+    pub(super) verbs: u8,
+    /// What stands for its value in the help; a boolean without one is a flag.
+    pub(super) value_name: &'static str,
+}
+
+/// Every verb.
+pub const EVERY: u8 = 1;
+/// `certs issue`.
+pub const ISSUE: u8 = 2;
+/// `certs run`.
+pub const RUN: u8 = 4;
+/// `certs import`.
+pub const IMPORT: u8 = 8;
+
+pub(super) const TEXT: Key = Key::new(ValueType::Text).hint("a text belongs here");
+pub(super) const PATH: Key = Key::new(ValueType::Text).hint("a path belongs here");
+pub(super) const LIST: Key = Key::new(ValueType::List);
+pub(super) const BOOLEAN: Key = Key::new(ValueType::Boolean);
+pub(super) const NUMBER: Key = Key::new(ValueType::Number).hint("a number from 1 to 65535");
+
+pub(super) const fn choice(words: fn() -> Vec<&'static str>) -> Key {
+    Key::new(ValueType::Choice(words))
+}
+
+impl Key {
+    const fn new(value_type: ValueType) -> Self {
+        Self {
+            name: "",
+            group: "",
+            scope: Scope::Certificate,
+            value_type,
+            doc: "",
+            forms: None,
+            default: Default::Unset,
+            option: None,
+            hint: "",
+        }
+    }
+
+    pub(super) const fn named(
+        mut self,
+        name: &'static str,
+        group: &'static str,
+        scope: Scope,
+    ) -> Self {
+        (self.name, self.group) = (name, group);
+        if let Scope::Process = scope {
+            self.scope = scope;
+        }
+        self
+    }
+
+    pub(super) const fn doc(mut self, doc: &'static str) -> Self {
+        self.doc = doc;
+        self
+    }
+
+    pub(super) const fn forms(mut self, forms: fn() -> String) -> Self {
+        self.forms = Some(forms);
+        self
+    }
+
+    /// What belongs there, shown when the value is something else.
+    pub(super) const fn hint(mut self, hint: &'static str) -> Self {
+        self.hint = hint;
+        self
+    }
+
+    pub(super) const fn default(mut self, value: &'static str) -> Self {
+        self.default = Default::Value(value);
+        self
+    }
+
+    pub(super) const fn default_is(mut self, description: &'static str) -> Self {
+        self.default = Default::Described(description);
+        self
+    }
+
+    pub(super) const fn option(mut self, verbs: u8, value_name: &'static str) -> Self {
+        self.option = Some(CommandLine { verbs, value_name });
+        self
+    }
+
+    pub(super) const fn flag(self, verbs: u8) -> Self {
+        self.option(verbs, "")
+    }
+
+    /// Narrows a certificate's key: it is the same for all of them.
+    pub(super) const fn for_the_process(mut self) -> Self {
+        self.scope = Scope::Process;
+        self
+    }
+
+    /// `output.owner` is `CERTS_OUTPUT_OWNER`.
+    pub(super) fn variable(&self) -> String {
+        format!("CERTS_{}", self.name.replace('.', "_").to_uppercase())
+    }
+
+    /// `admin.listen` is `admin-listen`.
+    pub(super) fn option_name(&self) -> String {
+        self.name.replace(['_', '.'], "-")
+    }
+
+    /// The table of the file that it stands in, and its name there.
+    pub(super) fn section(&self) -> Option<(&'static str, &'static str)> {
+        self.name.split_once('.')
+    }
+
+    /// What belongs there.
+    pub(super) fn expected(&self) -> String {
+        match self.value_type {
+            ValueType::Choice(words) if self.hint.is_empty() => {
+                format!("write {}", alternatives(&words()))
+            }
+            _ => self.hint.to_owned(),
+        }
+    }
+
+    /// What it means, with the forms of its text.
+    pub(super) fn described(&self) -> String {
+        let forms = self.forms.map(|forms| format!(": {}", forms()));
+        self.doc.to_owned() + &forms.unwrap_or_default()
+    }
+
+    /// The same, with the words of a choice.
+    pub(super) fn full_doc(&self) -> String {
+        match self.value_type {
+            ValueType::Choice(words) => format!("{}: {}", self.doc, alternatives(&words())),
+            _ => self.described(),
+        }
+    }
+}
+
+/// `a, b or c`.
+fn alternatives(words: &[&str]) -> String {
+    match words {
+        [all @ .., one, last] if !all.is_empty() => {
+            format!("{}, {one} or {last}", all.join(", "))
+        }
+        _ => words.join(" or "),
+    }
+}
+
+/// The values of one source, key by key and not yet combined with the others.
+pub(super) trait KeyTable: Sized + 'static {
+    /// What the strongest values make.
+    type Settings;
+    const KEYS: &'static [Key];
+
+    /// Reads the value of `key`; whether the layer has such a key.
+    fn read(&mut self, key: &Key, value: &Value, problems: &mut Problems) -> bool;
+
+    /// Sets the strongest value of each key; the strongest of `layers` is the first.
+    fn apply(layers: &[&Self], settings: &mut Self::Settings);
+
+    /// The layer that would make `settings`, with `origin` for every value.
+    fn holding(settings: &Self::Settings, origin: &Origin) -> Self;
+}
+
+/// A layer from its table. A key is
+/// `"name", field: Type, reader, Key => .where.it.is.stored;`
+/// where the reader is a function of [`super::layer`] that makes a `Given<Type>`.
+/// A key whose setting takes more than that is stored by [`super::combine`].
+macro_rules! layer {
+    (
+        $(#[$about:meta])*
+        $layer:ident of a $scope:ident sets $settings:ident;
+        $( group $group:literal { $(
+            $name:literal, $field:ident: $type:ty, $read:expr, $key:expr $(=> $(.$part:ident)+)?;
+        )+ } )+
+        besides { $( $(#[$more:meta])* $other:ident: $other_type:ty, )* }
+    ) => {
+        $(#[$about])*
+        #[derive(Clone, Debug, Default)]
+        pub(super) struct $layer {
+            $( $( pub(super) $field: Option<Given<$type>>, )+ )+
+            $( $(#[$more])* pub(super) $other: $other_type, )*
+        }
+
+        impl KeyTable for $layer {
+            type Settings = $settings;
+            const KEYS: &'static [Key] = &[ $( $( ($key).named($name, $group, Scope::$scope), )+ )+ ];
+
+            fn read(&mut self, key: &Key, value: &Value, problems: &mut Problems) -> bool {
+                match key.name {
+                    $( $( $name => self.$field = $read(value, &key.expected(), problems), )+ )+
+                    _ => return false,
+                }
+                true
+            }
+
+            fn apply(layers: &[&Self], settings: &mut $settings) {
+                $( $( $(
+                    if let Some(given) = layers.iter().find_map(|layer| layer.$field.as_ref()) {
+                        settings$(.$part)+ = given.value.clone().into();
+                    }
+                )? )+ )+
+            }
+
+            fn holding(settings: &$settings, origin: &Origin) -> Self {
+                let mut layer = Self::default();
+                $( $( $(
+                    let value: Option<$type> = settings$(.$part)+.clone().into();
+                    layer.$field = value.map(|value| Given { value, origin: origin.clone() });
+                )? )+ )+
+                layer
+            }
+        }
+    };
+}
+pub(super) use layer;

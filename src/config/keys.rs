@@ -1,0 +1,366 @@
+//! Every key of the configuration, and the settings that they make. The file, the
+//! environment, the options of the command line, the JSON Schema and
+//! `docs/configuration.md` all follow from the two tables here. Nothing is read
+//! here, and what contradicts what is for [`super::check`].
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::ca::{self, Directory};
+use super::key::{
+    BOOLEAN, EVERY, IMPORT, ISSUE, Key, KeyTable, LIST, NUMBER, PATH, RUN, Scope, TEXT, choice,
+    layer,
+};
+use super::labels::{DockerSettings, Grace, Pattern};
+use super::layer::{
+    DockerHost, Value, boolean, directory, email, list, number, parsed, path, text, words,
+};
+use super::problem::{Given, Origin, Problems};
+use super::{AdminListen, CaSettings, DEPLOY_HINT, DeployWhen, LogFormat};
+use crate::certificate::KeyType;
+use crate::challenge::{ChallengeKind, ChallengeSettings, http01, webroot};
+use crate::deploy::endpoint::Endpoint;
+use crate::deploy::target::DeployTarget;
+use crate::identifier::{Identifier, Lineage};
+use crate::manage::schedule::Schedule;
+
+layer! {
+    /// The values of one source for one certificate, or for all of them.
+    CertificateLayer of a Certificate sets CertificateSettings;
+
+    group "CA and account" {
+        "ca", ca: Directory, directory, TEXT
+            .doc("The CA that issues")
+            .forms(|| format!("{}, or an https:// directory URL", ca::names().join(", ")))
+            .default("letsencrypt").option(ISSUE | RUN, "NAME|URL")
+            => .ca.directory;
+        "ca_root", root: PathBuf, path, PATH
+            .doc("Trust this root (PEM) for the CA's directory, beside the public ones")
+            .option(ISSUE | RUN | IMPORT, "PEM")
+            => .ca.root;
+        "email", email: String, email, TEXT.hint("for example admin@example.com")
+            .doc("The address that the CA may write to").option(ISSUE | RUN, "EMAIL")
+            => .ca.email;
+        "agree_tos", agree_tos: bool, boolean, BOOLEAN
+            .doc("You have read and agree to the CA's terms of service")
+            .default("false").flag(ISSUE | RUN)
+            => .ca.agree_tos;
+        "eab_kid", eab_kid: String, text, TEXT
+            .doc("External account binding: the key identifier").option(ISSUE | RUN, "KID")
+            => .ca.eab_kid;
+        "eab_hmac_file", eab_hmac_file: PathBuf, path, PATH
+            .doc("External account binding: the file with the HMAC key in base64url")
+            .option(ISSUE | RUN, "FILE")
+            => .ca.eab_hmac_file;
+        "preferred_chain", preferred_chain: String, text, TEXT
+            .doc("Of several chains take the one with an issuer of this common name")
+            .option(ISSUE | RUN, "CN")
+            => .ca.preferred_chain;
+    }
+
+    group "Fallback CA" {
+        "fallback_ca", fallback: Directory, directory, TEXT
+            .doc("Order from this CA when the first one does not issue: no usable certificate is left and 3 orders or 30 minutes have failed, or the first CA is unreachable and a sixth of the lifetime is left")
+            .option(ISSUE | RUN, "NAME|URL");
+        "fallback_eab_kid", fallback_eab_kid: String, text, TEXT
+            .doc("External account binding at the fallback CA: the key identifier")
+            .option(ISSUE | RUN, "KID");
+        "fallback_eab_hmac_file", fallback_eab_hmac_file: PathBuf, path, PATH
+            .doc("External account binding at the fallback CA: the file with the HMAC key in base64url")
+            .option(ISSUE | RUN, "FILE");
+    }
+
+    group "Challenge" {
+        "challenge", challenge: ChallengeKind, parsed, choice(ChallengeKind::names)
+            .doc("How control of the names is proven")
+            .default("http-01").option(ISSUE | RUN, "KIND");
+        "http_listen", http_listen: Vec<SocketAddr>, list, LIST
+            .hint("an address such as 0.0.0.0:80 belongs here")
+            .doc("Answer HTTP-01 at this address; sockets of systemd come first")
+            .default_is("port 80 of every address").option(ISSUE | RUN, "ADDR").for_the_process();
+        "webroot", webroot: PathBuf, path, PATH
+            .doc("Write HTTP-01 answers below this directory, which another server serves on port 80")
+            .option(ISSUE | RUN | IMPORT, "DIR");
+    }
+
+    group "Key and certificate" {
+        "key", key: KeyType, parsed, choice(|| KeyType::ALL.map(KeyType::name).to_vec())
+            .doc("The type of the key").default("ecdsa-p256").option(ISSUE | RUN, "TYPE")
+            => .key;
+        "reuse_key", reuse_key: bool, boolean, BOOLEAN
+            .doc("Keep the key when renewing").default("false").flag(ISSUE | RUN)
+            => .reuse_key;
+        "partial", partial: bool, boolean, BOOLEAN
+            .doc("Issue for the names that are proven when others fail, and retry those later")
+            .default("false").flag(ISSUE | RUN)
+            => .partial;
+        "profile", profile: String, text, TEXT
+            .doc("The CA's certificate profile, such as shortlived").option(ISSUE | RUN, "PROFILE")
+            => .profile;
+    }
+
+    group "Deployment" {
+        "deploy", deploy: Vec<Given<String>>, words, LIST.hint(DEPLOY_HINT)
+            .doc("Deploy to this target, by the NAME of its [deploy.NAME] or in its short form")
+            .forms(DeployTarget::forms)
+            .default_is("every [deploy.NAME]").option(ISSUE | RUN | IMPORT, "SPEC");
+        "verify", verify: Vec<Endpoint>, list, LIST.hint("HOST:PORT, for example example.com:443")
+            .doc("Verify by a handshake that this endpoint serves the certificate; smtp://, imap:// and pop3:// before it speak STARTTLS")
+            .option(ISSUE | RUN | IMPORT, "HOST:PORT")
+            => .verify;
+    }
+
+    besides {
+        /// Instead of what the keys of its challenge say: that of a stored certificate.
+        stored_challenge: Option<Given<ChallengeSettings>>,
+        /// Instead of `deploy`: the whole specs of a stored certificate.
+        stored_deploy: Option<Given<Vec<DeployTarget>>>,
+        /// Keys with an invalid value: what follows from their absence is not worth
+        /// reporting.
+        broken: BTreeSet<&'static str>,
+    }
+}
+
+layer! {
+    /// The values of one source for the whole process.
+    Layer of a Process sets Settings;
+
+    group "Files and messages" {
+        "data_dir", data_dir: PathBuf, path, PATH
+            .doc("Private state: account keys, records")
+            .default_is("/var/lib/certs as root, else $XDG_DATA_HOME/certs").option(EVERY, "DIR")
+            => .data_dir;
+        "output_dir", output_dir: PathBuf, path, PATH
+            .doc("Where certificates are written for the proxy")
+            .default_is("DATA_DIR/public").option(EVERY, "DIR")
+            => .output.directory;
+        "log_format", log_format: LogFormat, parsed, choice(|| vec!["text", "json"])
+            .doc("The format of messages on standard error").default("text").option(EVERY, "FORMAT")
+            => .log_format;
+        "output.owner", output_owner: String, text, TEXT
+            .doc("The user who owns what is written for the proxy: a name or a number")
+            .default_is("the user of the process")
+            => .output.owner;
+        "output.group", output_group: String, text, TEXT
+            .doc("Its group: a name or a number").default_is("the group of the process")
+            => .output.group;
+    }
+
+    group "Service" {
+        "admin.listen", admin_listen: AdminListen, parsed, TEXT
+            .hint("write 127.0.0.1:9180, or off")
+            .doc("Where the read-only endpoints are, or off")
+            .default("127.0.0.1:9180").option(RUN, "ADDR");
+        "harden", harden: bool, boolean, BOOLEAN
+            .doc("Give up what certs run does not need: capabilities, files, system calls")
+            .default("true").option(RUN, "on|off")
+            => .harden;
+        "renew.schedule", schedule: Schedule, parsed, TEXT
+            .hint("for example 30 3 * * * for 3:30 every night")
+            .doc("A sweep beside the exact timers, and the maintenance window: a cron expression of 5 fields, or 6 with the seconds first")
+            => .renew.schedule;
+        "renew.deploy", deploy_when: DeployWhen, parsed, choice(|| vec!["at-once", "on-schedule"])
+            .doc("When a renewed certificate is deployed").default("at-once")
+            => .renew.deploy;
+    }
+
+    group "Containers" {
+        "docker.host", docker_host: DockerHost, parsed, TEXT
+            .hint("write tcp://HOST:2375, or unix:///PATH")
+            .doc("Follow the labels of containers: Docker's API behind a filtering proxy, tcp://HOST:2375 or unix:///PATH")
+            .option(RUN, "URL");
+        "docker.accept_raw_socket", docker_accepts_raw: bool, boolean, BOOLEAN
+            .doc("Whether an API that nothing filters may be used").default("false");
+        "docker.grace", docker_grace: Grace, parsed, TEXT.hint("write 7d, 12h or 30m")
+            .doc("How long a certificate is renewed whose container is gone").default("7d");
+        "docker.allow", docker_allow: Vec<Pattern>, list, LIST
+            .hint("a name belongs here, or *.example.com for all below it")
+            .doc("The names that labels may request; *.example.com stands for all below it")
+            .default_is("every name");
+        "docker.limit", docker_limit: NonZeroU16, number, NUMBER
+            .doc("How many certificates labels may request").default("100");
+    }
+
+    besides {
+        /// For every certificate.
+        shared: CertificateLayer,
+    }
+}
+
+/// Tables of the file that only hold keys, and what these are about.
+pub(super) const SECTIONS: [(&str, &str); 4] = [
+    ("output", "The owner of what is written for the proxy"),
+    ("admin", "The read-only endpoints"),
+    ("renew", "When work is done"),
+    (
+        "docker",
+        "Containers that request certificates by their labels",
+    ),
+];
+
+/// Keys that only a `[[certificate]]` has.
+pub(super) const NAMING: [Key; 2] = [
+    LIST.doc("DNS names or IP addresses")
+        .named("names", "The certificate", Scope::Certificate),
+    TEXT.doc("The certificate's name, a directory below live/")
+        .default_is("the first of names")
+        .named("name", "The certificate", Scope::Certificate),
+];
+
+/// Keys that choose how challenges are answered: one source may set one of them.
+pub(super) const EXCLUSIVE: &[&str] = &["webroot", "http_listen"];
+
+impl CertificateLayer {
+    /// How challenges are answered, if this source chooses it.
+    pub(super) fn challenge(&self) -> Option<ChallengeSettings> {
+        if let Some(stored) = &self.stored_challenge {
+            return Some(stored.value.clone());
+        }
+        if let Some(directory) = &self.webroot {
+            let settings = webroot::Settings::new(directory.value.clone());
+            return Some(ChallengeSettings::Webroot(settings));
+        }
+        let addresses = self.http_listen.as_ref()?;
+        let settings = http01::Settings::new(addresses.value.clone());
+        Some(ChallengeSettings::Listen(settings))
+    }
+}
+
+/// Every key of both tables.
+pub(super) fn keys() -> impl Iterator<Item = &'static Key> {
+    CertificateLayer::KEYS.iter().chain(Layer::KEYS)
+}
+
+/// Everything that was set, resolved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// The configuration that was read, if there is one.
+    pub file: Option<PathBuf>,
+    /// The private state.
+    pub data_dir: PathBuf,
+    /// Where consumers read certificates.
+    pub output: OutputSettings,
+    /// How messages look.
+    pub log_format: LogFormat,
+    /// Whether `certs run` gives up what it does not need.
+    pub harden: bool,
+    /// Where the read-only endpoints are; `None` turns them off.
+    pub admin_listen: Option<SocketAddr>,
+    /// When work is done.
+    pub renew: RenewSettings,
+    /// How control is proven where a certificate does not set it.
+    pub challenge: ChallengeSettings,
+    /// Whether containers may request certificates by their labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub docker: Option<DockerSettings>,
+    /// The certificates, in the order in which they were named.
+    pub certificates: Vec<CertificateSettings>,
+}
+
+impl Settings {
+    /// The defaults for a process with its state in `data_dir`.
+    pub(super) fn new(data_dir: PathBuf) -> Self {
+        Self {
+            file: None,
+            output: OutputSettings {
+                directory: data_dir.join("public"),
+                owner: None,
+                group: None,
+            },
+            data_dir,
+            log_format: LogFormat::default(),
+            harden: true,
+            admin_listen: Some(([127, 0, 0, 1], 9180).into()),
+            renew: RenewSettings::default(),
+            challenge: ChallengeSettings::default(),
+            docker: None,
+            certificates: Vec::new(),
+        }
+    }
+}
+
+/// The directory that is shared with the proxy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputSettings {
+    /// Its path.
+    pub directory: PathBuf,
+    /// The user who shall own what is in it: a name or a number.
+    pub owner: Option<String>,
+    /// Its group: a name or a number.
+    pub group: Option<String>,
+}
+
+/// When work is done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewSettings {
+    /// A sweep beside the exact timers, and the maintenance window.
+    pub schedule: Option<Schedule>,
+    /// When a renewed certificate is deployed.
+    pub deploy: DeployWhen,
+}
+
+/// One certificate as it is wanted, complete: all that a process needs that has
+/// not read the configuration. It is stored with the certificate, so that a new
+/// field needs a default for what is stored already.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateSettings {
+    /// Its name.
+    pub lineage: Lineage,
+    /// What it is for, in the order in which it was named.
+    pub names: Vec<Identifier>,
+    /// The CA that shall issue it.
+    pub ca: CaSettings,
+    /// The CA that issues it when that one does not.
+    #[serde(default)]
+    pub fallback: Option<CaSettings>,
+    /// The CA's certificate profile.
+    pub profile: Option<String>,
+    /// The type of key.
+    pub key: KeyType,
+    /// Whether a renewal keeps the key.
+    pub reuse_key: bool,
+    /// Whether names that fail may be excluded.
+    #[serde(default)]
+    pub partial: bool,
+    /// How control is proven.
+    pub challenge: ChallengeSettings,
+    /// The targets to deploy to.
+    pub deploy: Vec<DeployTarget>,
+    /// Where it must be seen served.
+    pub verify: Vec<Endpoint>,
+    /// The client that it was imported from, if no configuration names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imported: Option<String>,
+}
+
+impl CertificateSettings {
+    /// The defaults for a certificate.
+    pub(super) fn new(lineage: Lineage, names: Vec<Identifier>) -> Self {
+        Self {
+            lineage,
+            names,
+            ca: CaSettings::default(),
+            fallback: None,
+            profile: None,
+            key: KeyType::default(),
+            reuse_key: false,
+            partial: false,
+            challenge: ChallengeSettings::default(),
+            deploy: Vec::new(),
+            verify: Vec::new(),
+            imported: None,
+        }
+    }
+
+    /// The files that its CAs need: roots and keys of external accounts.
+    pub fn ca_files(&self) -> impl Iterator<Item = &PathBuf> {
+        let cas = [Some(&self.ca), self.fallback.as_ref()];
+        let files = cas.into_iter().flatten();
+        let files = files.flat_map(|ca| [ca.root.as_ref(), ca.eab_hmac_file.as_ref()]);
+        files.flatten()
+    }
+}
