@@ -5,16 +5,13 @@
 pub mod args;
 pub mod ca;
 mod config;
-mod control;
-mod demo;
 mod embedded;
-mod harden;
 pub mod import;
 pub mod install;
-mod issue;
+pub(crate) mod issue;
 mod labels;
-mod output;
-mod parts;
+pub(crate) mod output;
+pub(crate) mod parts;
 mod progress;
 mod renew;
 mod run;
@@ -30,18 +27,19 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use crate::config::{CommandVariables, LogFormat, Options, Sources};
+use crate::{demo, sandbox};
 use args::{Arguments, Verb};
 use output::{Failure, Terminal};
 
 /// What every verb is given.
-struct Call {
-    json: bool,
+pub(crate) struct Call {
+    pub(crate) json: bool,
     /// As they were given, to be read again beside a file that has changed.
-    options: Options,
-    sources: Sources,
+    pub(crate) options: Options,
+    pub(crate) sources: Sources,
     /// The environment, of which most is in `sources` already.
-    environment: BTreeMap<String, String>,
-    terminal: Terminal,
+    pub(crate) environment: BTreeMap<String, String>,
+    pub(crate) terminal: Terminal,
 }
 
 /// Runs the command that `arguments` name; `environment` holds `CERTS_…`.
@@ -94,7 +92,7 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
     };
     let terminal = call.terminal.clone();
     output::start_logging(&arguments.global, &terminal);
-    harden::harden();
+    sandbox::harden();
     let cannot_rehearse = matches!(
         arguments.verb,
         Verb::Renew(_) | Verb::Run(_) | Verb::Reload { .. } | Verb::Rollback { .. }
@@ -124,8 +122,8 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
                 Verb::Ca(verb) => ca::run(&call, verb).await,
                 Verb::Import(options) => import::import(&call, &options).await,
                 Verb::Install(verb) => install::run(&call, verb),
-                Verb::Hand { errands: false } => harden::apart::keep().await,
-                Verb::Hand { errands: true } => harden::apart::serve().await,
+                Verb::Hand { errands: false } => sandbox::helper::keep().await,
+                Verb::Hand { errands: true } => sandbox::helper::serve().await,
                 Verb::Completions { .. } | Verb::Man | Verb::Demo(_) | Verb::Simulate(_) => Ok(()),
             }
         });

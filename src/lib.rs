@@ -12,9 +12,9 @@
 //! - Nothing a CA says reaches a path, a shell or a log line unparsed.
 //!
 //! # The rooms
-//! - [`identifier`], [`certificate`], [`record`], [`authority`], [`time`],
-//!   [`random`], [`files`], [`sockets`], [`text`]: the vocabulary. It imports
-//!   nothing of ours.
+//! - [`identifier`], [`certificate`], [`record`], [`ca_state`], [`time`],
+//!   [`random`], [`files`], [`net`], [`text`]: the vocabulary. It imports nothing
+//!   of ours.
 //! - [`renew`]: pure decisions: what next, when, how long to back off, and what
 //!   a CA's limits still allow.
 //! - [`store`]: the durable truth: records, pairs, accounts, leases, and what is
@@ -27,8 +27,12 @@
 //! - [`tls`]: our own TLS listener, and the pairs it serves.
 //! - [`ca`]: the embedded CA, itself an ACME server.
 //! - [`observe`]: what an operator sees: status, metrics, read-only endpoints.
-//! - [`manage`]: flows that join the parts: a pass, a hand-over, the supervisor, and
-//!   what containers ask for by their labels.
+//! - [`manage`]: flows that join the services: a pass, a deployment, a rollback.
+//! - [`supervise`]: the sidecar's loop: which pass runs when.
+//! - [`discovery`]: the certificates that containers ask for by their labels.
+//! - `sandbox`: what a process gives up.
+//! - `control`: the Unix socket over which a command gives its work to the sidecar.
+//! - `demo`: the whole story on loopback, with the embedded CA.
 //! - [`simulate`]: a fleet's year in virtual time, over the real flows.
 //! - [`config`]: what the file, the environment and the command line ask for.
 //! - [`cli`]: the only composition root; one file a verb.
@@ -78,13 +82,16 @@
 //!   (the supervisor's agenda), or all would come for each of them.
 
 pub mod acme;
-pub mod authority;
 pub mod ca;
+pub mod ca_state;
 pub mod certificate;
 pub mod challenge;
 pub mod cli;
 pub mod config;
+pub(crate) mod control;
+pub(crate) mod demo;
 pub mod deploy;
+pub mod discovery;
 pub mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -93,13 +100,15 @@ pub mod identifier;
 pub mod import;
 pub mod install;
 pub mod manage;
+pub mod net;
 pub mod observe;
 pub mod random;
 pub mod record;
 pub mod renew;
+pub(crate) mod sandbox;
 pub mod simulate;
-pub mod sockets;
 pub mod store;
+pub mod supervise;
 pub mod text;
 pub mod time;
 pub mod tls;

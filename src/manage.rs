@@ -3,21 +3,19 @@
 //! nothing themselves.
 
 mod again;
-mod authority;
+pub(crate) mod ca_state;
 pub mod deploy;
 mod fallback;
-pub mod follow;
 pub mod foresee;
 pub mod front;
 pub mod import;
 pub mod issue;
-mod order;
+pub(crate) mod order;
 mod partial;
 pub mod rehearse;
 pub mod schedule;
 pub mod skew;
 pub mod status;
-pub mod supervise;
 pub mod turns;
 
 use std::collections::BTreeSet;
@@ -28,10 +26,10 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-pub use authority::Probed;
+pub use ca_state::Probed;
 
 use crate::acme::{AcmeError, Issuer};
-use crate::authority::Limit;
+use crate::ca_state::Limit;
 use crate::certificate::{BundleError, KeyType, Known, Secret};
 use crate::deploy::endpoint::Endpoint;
 use crate::deploy::output::OutputError;
@@ -51,7 +49,7 @@ pub const SPACING: Duration = Duration::from_secs(3600);
 pub const SPREAD: Duration = Duration::from_secs(300);
 /// From here on it is an hour.
 pub const MANY: usize = 100;
-const SPREAD_OF_MANY: Duration = Duration::from_secs(3600);
+pub(crate) const SPREAD_OF_MANY: Duration = Duration::from_secs(3600);
 
 /// The parts that all flows share, built once by the command line.
 #[derive(Clone)]

@@ -13,12 +13,12 @@ const VOCABULARY: &[&str] = &[
     "identifier",
     "certificate",
     "record",
-    "authority",
+    "ca_state",
     "time",
     "random",
     "error",
     "files",
-    "sockets",
+    "net",
     "text",
 ];
 
@@ -36,14 +36,29 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("acme", &["challenge"]),
     ("tls", &["challenge"]),
     ("manage", FLOWS),
-    // Each module's own settings, never back.
+    ("discovery", &["deploy", "observe"]),
+    ("supervise", FLOWS_AND_MANAGE),
+    ("sandbox", &["cli", "config", "deploy"]),
+    ("control", &["cli", "config", "supervise"]),
+    ("demo", DEMO),
     (
         "simulate",
         &[
-            "manage", "renew", "store", "acme", "deploy", "ca", "observe",
+            "manage",
+            "supervise",
+            "renew",
+            "store",
+            "acme",
+            "deploy",
+            "ca",
+            "observe",
         ],
     ),
-    ("config", &["deploy", "manage", "challenge", "acme"]),
+    // Each module's own settings, never back.
+    (
+        "config",
+        &["deploy", "discovery", "manage", "challenge", "acme"],
+    ),
     ("cli", ALL),
     // Not in any program: what fuzz/ may reach.
     ("fuzzing", ALL),
@@ -51,7 +66,23 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("lib", &[]),
 ];
 
+const FLOWS_AND_MANAGE: &[&str] = &["manage", "renew", "store", "acme", "deploy", "observe"];
+
+const DEMO: &[&str] = &[
+    "cli",
+    "manage",
+    "supervise",
+    "store",
+    "challenge",
+    "acme",
+    "deploy",
+    "tls",
+    "ca",
+    "observe",
+];
+
 const FLOWS: &[&str] = &[
+    "supervise",
     "renew",
     "store",
     "challenge",
@@ -74,6 +105,11 @@ const ALL: &[&str] = &[
     "ca",
     "observe",
     "manage",
+    "supervise",
+    "discovery",
+    "sandbox",
+    "control",
+    "demo",
     "simulate",
     "config",
 ];
@@ -92,7 +128,7 @@ const KEPT: &[Kept] = &[
     },
     Kept {
         crates: &["landlock", "seccompiler", "libc"],
-        places: &[("cli/harden", "what a process gives up is told in one place")],
+        places: &[("sandbox", "what a process gives up is told in one place")],
     },
     Kept {
         crates: &["rustls", "tokio_rustls", "hyper_rustls"],

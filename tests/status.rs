@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use certs::authority::{Authority, Limit, Outage};
+use certs::ca_state::{Authority, Limit, Outage};
 use certs::identifier::{Identifier, Lineage};
 use certs::record::{Record, Revision};
 use certs::renew::ledger::{LETS_ENCRYPT, Priority, spend};
@@ -23,7 +23,7 @@ async fn what_the_ca_allows_and_whether_it_answers_is_shown() {
     let mut authority = Authority::default();
     let now = SystemClock.now();
     for _ in 0..3 {
-        let (names, counted) = (&record.identifiers, certs::authority::Counted::New);
+        let (names, counted) = (&record.identifiers, certs::ca_state::Counted::New);
         spend(
             &mut authority,
             LETS_ENCRYPT,

@@ -28,7 +28,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use super::connections::Connections;
 use super::responses::Responses;
 use crate::identifier::Identifier;
-use crate::sockets::{BACKLOG, owner_of};
+use crate::net::sockets::{BACKLOG, owner_of};
 
 const PATH: &str = "/.well-known/acme-challenge/";
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);

@@ -12,13 +12,13 @@ use serde_json::json;
 
 use super::Call;
 use super::args::Issue;
-use super::control;
 use super::output::{Failure, say};
 use super::parts::{Factory, listener, open_store, serve, settings, wanted};
 use super::progress::Display;
 use crate::certificate::Facts;
 use crate::challenge::responses::Responses;
 use crate::config::{CertificateSettings, Purpose, Settings};
+use crate::control;
 use crate::deploy::Outlet;
 use crate::deploy::output::Output;
 use crate::identifier::Identifier;
@@ -35,7 +35,7 @@ use crate::time::{Clock, SystemClock};
 /// What is done with each certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Task {
+pub(crate) enum Task {
     /// One pass.
     Pass(Urge),
     /// An order for show at the staging directory.
@@ -45,7 +45,7 @@ pub(super) enum Task {
 /// How that ended.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Done {
+pub(crate) enum Done {
     /// The pass, and where the pair stands.
     Passed {
         /// How it ended.
@@ -58,7 +58,7 @@ pub(super) enum Done {
 }
 
 /// Obtains the certificate, or says that the stored one is not due.
-pub(super) async fn issue(call: &Call, options: &Issue) -> Result<(), Failure> {
+pub(crate) async fn issue(call: &Call, options: &Issue) -> Result<(), Failure> {
     let mut settings = settings(call, &Purpose::Named)?;
     keep_whole(call, &mut settings).await?;
     if options.dry_run {
@@ -158,7 +158,7 @@ impl Worker {
 }
 
 /// `task` for each certificate, by the sidecar where one runs.
-pub(super) async fn work(call: &Call, settings: &Settings, task: Task) -> Result<(), Failure> {
+pub(crate) async fn work(call: &Call, settings: &Settings, task: Task) -> Result<(), Failure> {
     if control::answers(&settings.data_dir).await {
         let worker = Worker::Sidecar {
             data_dir: settings.data_dir.clone(),
@@ -185,7 +185,7 @@ pub(super) async fn work(call: &Call, settings: &Settings, task: Task) -> Result
 }
 
 /// Whether `task` may come to an order, which alone needs port 80.
-pub(super) async fn may_order(
+pub(crate) async fn may_order(
     store: &dyn Store,
     settings: &CertificateSettings,
     task: Task,
@@ -255,7 +255,7 @@ async fn each(
 }
 
 /// The result of one that has failed, on standard output.
-pub(super) fn tell_failure(call: &Call, lineage: &str, task: Task, failure: &Failure) {
+pub(crate) fn tell_failure(call: &Call, lineage: &str, task: Task, failure: &Failure) {
     if call.json {
         let mut json = json!({
             "name": lineage, "issued": false, "exit_code": failure.code, "error": failure.summary(),

@@ -7,10 +7,10 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::config::{CertificateSettings, Problem, Settings, Sources};
+use crate::discovery::Listing;
+use crate::discovery::labels::Ask;
+use crate::discovery::registry::Kept;
 use crate::identifier::Lineage;
-use crate::manage::follow::Listing;
-use crate::manage::follow::kept::Kept;
-use crate::manage::follow::listing::Ask;
 use crate::observe::status::Asked;
 use crate::time::Timestamp;
 

@@ -19,14 +19,14 @@ use crate::manage::{ManageError, STORE_HINT};
 /// A failure as the user sees it: an exit code, and what to tell with what to
 /// do about it.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Failure {
-    pub(super) code: u8,
+pub(crate) struct Failure {
+    pub(crate) code: u8,
     told: Vec<(String, String)>,
 }
 
 impl Failure {
     /// What nobody foresaw.
-    pub(super) fn unexpected(message: String) -> Self {
+    pub(crate) fn unexpected(message: String) -> Self {
         let hint = "run again with -v and report what it says";
         Self {
             code: 1,
@@ -35,7 +35,7 @@ impl Failure {
     }
 
     /// What was promised, and was not so.
-    pub(super) fn broken(message: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(crate) fn broken(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self {
             code: 1,
             told: vec![(message.into(), hint.into())],
@@ -43,7 +43,7 @@ impl Failure {
     }
 
     /// Bad usage, configuration or surroundings; nothing was sent.
-    pub(super) fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(crate) fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self {
             code: 2,
             told: vec![(message.into(), hint.into())],
@@ -51,7 +51,7 @@ impl Failure {
     }
 
     /// The store or an output could not be used.
-    pub(super) fn store(message: String) -> Self {
+    pub(crate) fn store(message: String) -> Self {
         Self {
             code: 8,
             told: vec![(message, STORE_HINT.into())],
@@ -59,7 +59,7 @@ impl Failure {
     }
 
     /// Some of what another client keeps could not be taken over.
-    pub(super) fn left_behind(message: String) -> Self {
+    pub(crate) fn left_behind(message: String) -> Self {
         let hint = "each is named above with its reason; import again once that is mended: the others stay";
         Self {
             code: 8,
@@ -68,7 +68,7 @@ impl Failure {
     }
 
     /// The sidecar went away while it worked for us.
-    pub(super) fn interrupted(subject: &str, error: &dyn fmt::Display) -> Self {
+    pub(crate) fn interrupted(subject: &str, error: &dyn fmt::Display) -> Self {
         let message = format!("{subject}: the running `certs run` did not answer: {error}");
         Self {
             code: 1,
@@ -77,7 +77,7 @@ impl Failure {
     }
 
     /// A configuration with errors; nothing was sent or written.
-    pub(super) fn configuration(problems: Vec<Problem>) -> Self {
+    pub(crate) fn configuration(problems: Vec<Problem>) -> Self {
         let told = problems
             .into_iter()
             .map(|problem| {
@@ -89,7 +89,7 @@ impl Failure {
     }
 
     /// The failure of working on `subject`.
-    pub(super) fn of(subject: &str, error: &ManageError) -> Self {
+    pub(crate) fn of(subject: &str, error: &ManageError) -> Self {
         let code = match error {
             ManageError::Acme(acme) => acme_code(&acme.cause),
             ManageError::Bundle { .. } | ManageError::Down { .. } => 3,
@@ -110,7 +110,7 @@ impl Failure {
     }
 
     /// The exit code alone, where all was told when it happened.
-    pub(super) fn told_already(&self) -> Self {
+    pub(crate) fn told_already(&self) -> Self {
         Self {
             code: self.code,
             told: Vec::new(),
@@ -118,7 +118,7 @@ impl Failure {
     }
 
     /// The first line of what went wrong.
-    pub(super) fn summary(&self) -> &str {
+    pub(crate) fn summary(&self) -> &str {
         self.told
             .first()
             .and_then(|(message, _)| message.lines().next())
@@ -126,7 +126,7 @@ impl Failure {
     }
 
     /// Tells it on standard error.
-    pub(super) fn tell(&self, terminal: &Terminal) {
+    pub(crate) fn tell(&self, terminal: &Terminal) {
         let mut text = String::new();
         for (message, hint) in &self.told {
             if terminal.format == LogFormat::Json {
@@ -142,14 +142,14 @@ impl Failure {
     }
 
     /// Every message with its hint, for a log.
-    pub(super) fn in_a_line(&self) -> String {
+    pub(crate) fn in_a_line(&self) -> String {
         let told = self.told.iter();
         let told = told.map(|(message, hint)| format!("{message}; hint: {hint}"));
         told.collect::<Vec<_>>().join("; ")
     }
 
     /// Tells it and gives the exit code.
-    pub(super) fn report(self, terminal: &Terminal) -> ExitCode {
+    pub(crate) fn report(self, terminal: &Terminal) -> ExitCode {
         self.tell(terminal);
         ExitCode::from(self.code)
     }
@@ -171,7 +171,7 @@ fn acme_code(cause: &Cause) -> u8 {
 /// Standard error, shared by messages and by the line that shows progress:
 /// a message takes that line away, and it comes back after it.
 #[derive(Clone, Debug)]
-pub(super) struct Terminal {
+pub(crate) struct Terminal {
     progress: bool,
     colour: bool,
     format: LogFormat,
@@ -180,7 +180,7 @@ pub(super) struct Terminal {
 
 impl Terminal {
     /// Standard error as it is; `NO_COLOR` is honoured.
-    pub(super) fn new(
+    pub(crate) fn new(
         environment: &BTreeMap<String, String>,
         global: &Global,
         format: LogFormat,
@@ -199,7 +199,7 @@ impl Terminal {
     }
 
     /// Whether somebody is looking who wants to see progress.
-    pub(super) fn shows_progress(&self) -> bool {
+    pub(crate) fn shows_progress(&self) -> bool {
         self.progress
     }
 
@@ -212,7 +212,7 @@ impl Terminal {
     }
 
     /// Shows `line` below all messages; an empty one shows nothing.
-    pub(super) fn show(&self, line: String) {
+    pub(crate) fn show(&self, line: String) {
         if self.progress {
             let mut shown = self.line.lock().unwrap_or_else(PoisonError::into_inner);
             *shown = line;
@@ -259,12 +259,12 @@ impl<'a> MakeWriter<'a> for Terminal {
 
 /// Prints a result. A reader that has gone away (`certs status | head`) is no
 /// reason to stop the work.
-pub(super) fn say(result: impl fmt::Display) {
+pub(crate) fn say(result: impl fmt::Display) {
     let _ = writeln!(io::stdout(), "{result}");
 }
 
 /// Messages go to standard error, results to standard output.
-pub(super) fn start_logging(global: &Global, terminal: &Terminal) {
+pub(crate) fn start_logging(global: &Global, terminal: &Terminal) {
     let level = match (global.quiet, global.verbose) {
         (true, _) => Level::ERROR,
         (false, 0) => Level::INFO,

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Call;
-use super::harden::Reach;
 use super::issue::{Done, Task};
 use super::output::Failure;
 use super::progress::Display;
@@ -42,19 +41,20 @@ use crate::manage::{
 };
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
+use crate::sandbox::Reach;
 use crate::store::fs::FileStore;
 use crate::store::memory::MemoryStore;
 use crate::store::{Store, StoreError};
 use crate::time::SystemClock;
 
 /// Builds certificates out of parts that are built once.
-pub(super) struct Factory {
+pub(crate) struct Factory {
     /// What all certificates share.
-    pub(super) parts: Parts,
+    pub(crate) parts: Parts,
     /// Shows what is being done.
-    pub(super) display: Arc<Display>,
+    pub(crate) display: Arc<Display>,
     /// What is left to this process.
-    pub(super) reach: Reach,
+    pub(crate) reach: Reach,
     responses: Responses,
     data_dir: PathBuf,
     issuers: Mutex<BTreeMap<String, Arc<dyn Issuer>>>,
@@ -69,7 +69,7 @@ pub(super) struct Factory {
 
 impl Factory {
     /// The parts for `settings`; challenges are answered through `responses`.
-    pub(super) fn new(
+    pub(crate) fn new(
         call: &Call,
         settings: &Settings,
         store: Arc<dyn Store>,
@@ -108,13 +108,13 @@ impl Factory {
     }
 
     /// For a process that has given up all but `reach`.
-    pub(super) fn within(mut self, reach: Reach) -> Self {
+    pub(crate) fn within(mut self, reach: Reach) -> Self {
         self.reach = reach;
         self
     }
 
     /// A certificate with the parts that are its own.
-    pub(super) fn certificate(
+    pub(crate) fn certificate(
         &self,
         settings: &CertificateSettings,
     ) -> Result<Certificate, Failure> {
@@ -164,7 +164,7 @@ impl Factory {
     }
 
     /// Does `task` for one certificate.
-    pub(super) async fn work(
+    pub(crate) async fn work(
         &self,
         settings: &CertificateSettings,
         task: Task,
@@ -196,7 +196,7 @@ impl Factory {
 
     /// Keeps the settings of all that is configured, so that they hold when it
     /// is configured no more.
-    pub(super) async fn remember_all(&self, settings: &Settings) {
+    pub(crate) async fn remember_all(&self, settings: &Settings) {
         for certificate in &settings.certificates {
             if let Err(failure) = remember(self.parts.store.as_ref(), certificate).await {
                 tracing::warn!("{}", failure.in_a_line());
@@ -206,7 +206,7 @@ impl Factory {
 
     /// `work` is a pass for these settings. They are kept for `certs renew` once
     /// they have proven good, and before that when there are none.
-    pub(super) async fn remembering(
+    pub(crate) async fn remembering(
         &self,
         settings: &CertificateSettings,
         work: impl Future<Output = Result<Outcome, ManageError>>,
@@ -227,7 +227,7 @@ impl Factory {
     }
 
     /// How a pass ended, as it is told.
-    pub(super) fn done(
+    pub(crate) fn done(
         &self,
         settings: &CertificateSettings,
         ended: Result<Outcome, ManageError>,
@@ -361,12 +361,12 @@ fn maintenance(renew: &RenewSettings) -> Option<Arc<dyn Maintenance>> {
 }
 
 /// The directory that is shared with consumers.
-pub(super) fn output_for(settings: &Settings) -> Result<Output, Failure> {
+pub(crate) fn output_for(settings: &Settings) -> Result<Output, Failure> {
     Ok(Output::new(settings.output.directory.clone()).owned_by(owner(settings)?))
 }
 
 /// What a pass is asked for.
-pub(super) fn wanted(settings: &CertificateSettings) -> Wanted {
+pub(crate) fn wanted(settings: &CertificateSettings) -> Wanted {
     Wanted {
         lineage: settings.lineage.clone(),
         identifiers: settings.names.iter().cloned().collect::<BTreeSet<_>>(),
@@ -380,7 +380,7 @@ pub(super) fn wanted(settings: &CertificateSettings) -> Wanted {
 
 /// The listener that must be served while `settings` are worked on. Bound
 /// before anything is written: a port that is taken changes nothing.
-pub(super) fn listener(
+pub(crate) fn listener(
     call: &Call,
     settings: &Settings,
     responses: &Responses,
@@ -417,19 +417,19 @@ fn bind(addresses: &[SocketAddr], responses: &Responses) -> Result<Listener, Bin
 }
 
 /// The settings of one call, or every error of its configuration.
-pub(super) fn settings(call: &Call, purpose: &Purpose) -> Result<Settings, Failure> {
+pub(crate) fn settings(call: &Call, purpose: &Purpose) -> Result<Settings, Failure> {
     call.sources
         .settings(purpose)
         .map_err(Failure::configuration)
 }
 
 /// Opens the store.
-pub(super) fn open_store(directory: PathBuf) -> Result<FileStore, Failure> {
+pub(crate) fn open_store(directory: PathBuf) -> Result<FileStore, Failure> {
     FileStore::open(directory).map_err(|error| Failure::of("store", &error.into()))
 }
 
 /// Answers challenges until the future is dropped.
-pub(super) async fn serve(listener: Option<Listener>) {
+pub(crate) async fn serve(listener: Option<Listener>) {
     match listener {
         Some(listener) => listener.serve().await,
         None => std::future::pending().await,
@@ -460,11 +460,11 @@ async fn remember(store: &dyn Store, settings: &CertificateSettings) -> Result<(
 
 /// What is stored of a certificate that is configured no more: its settings,
 /// or why they are not to be had.
-pub(super) type Recalled = (Lineage, Result<CertificateSettings, Failure>);
+pub(crate) type Recalled = (Lineage, Result<CertificateSettings, Failure>);
 
 /// Every stored certificate that `configured` does not name, with the settings
 /// that made it. One that is damaged holds up no other.
-pub(super) async fn recall(
+pub(crate) async fn recall(
     sources: &Sources,
     configured: &Settings,
 ) -> Result<Vec<Recalled>, Failure> {
@@ -494,7 +494,7 @@ pub(super) async fn recall(
 /// Adds the certificates that were taken over from another client and are not
 /// configured: whoever takes them over wants them kept. One that cannot be kept is
 /// told and holds up no other.
-pub(super) async fn keep_imported(
+pub(crate) async fn keep_imported(
     sources: &Sources,
     configured: &mut Settings,
 ) -> Result<(), Failure> {
@@ -525,7 +525,7 @@ pub(super) async fn keep_imported(
 
 /// The settings of every stored certificate that `configured` does not name, as they
 /// are stored, where that can be read.
-pub(super) async fn as_stored(configured: &Settings) -> Vec<CertificateSettings> {
+pub(crate) async fn as_stored(configured: &Settings) -> Vec<CertificateSettings> {
     let Some(store) = FileStore::existing(configured.data_dir.clone()) else {
         return Vec::new();
     };

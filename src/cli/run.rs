@@ -12,21 +12,21 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::Call;
-use super::control::Control;
-use super::harden;
 use super::labels::Labels;
 use super::output::Failure;
 use super::parts::{Factory, keep_imported, listener, open_store, settings};
 use super::volume;
 use crate::challenge::responses::Responses;
 use crate::config::{CertificateSettings, ChallengeSettings, Purpose, Settings, Sources};
+use crate::control::Control;
+use crate::discovery::docker::Docker;
+use crate::discovery::{Follower, Listing};
 use crate::manage::Certificate;
-use crate::manage::follow::daemon::Docker;
-use crate::manage::follow::{Follower, Listing};
 use crate::manage::schedule;
-use crate::manage::supervise::{Handle, Supervisor};
 use crate::observe::Board;
 use crate::observe::admin::{self, Shown};
+use crate::sandbox;
+use crate::supervise::{Handle, Supervisor};
 
 /// Keeps every certificate issued, renewed, deployed and proven until SIGTERM.
 pub(super) async fn run(call: Call) -> Result<(), Failure> {
@@ -47,7 +47,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let factory = Factory::new(&call, &settings, store, responses)?;
     factory.parts.output.prepare();
     // Those that a service manager handed over are ours alone by now.
-    let reach = harden::confine(&call, &settings).await?;
+    let reach = sandbox::confine(&call, &settings).await?;
     let factory = Arc::new(factory.within(reach));
     let shown = Shown {
         metrics: factory.parts.metrics.clone(),

@@ -7,7 +7,7 @@ use super::Call;
 use super::args::Health;
 use super::labels::Labels;
 use super::output::{Failure, say};
-use crate::authority::Outage;
+use crate::ca_state::Outage;
 use crate::identifier::Lineage;
 use crate::manage;
 use crate::observe::{Asked, Status, probe};

@@ -18,7 +18,7 @@ use super::owner::Owner;
 use super::{Delivery, DeployError, Target, copy, off_thread};
 use crate::certificate::Secret;
 use crate::identifier::Identifier;
-use crate::sockets::listened_on_by;
+use crate::net::sockets::listened_on_by;
 use crate::text::printable;
 
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::process::Process;
 use super::{Delivery, DeployError, Target, reader};
-use crate::sockets::listened_on_by;
+use crate::net::sockets::listened_on_by;
 use crate::text::printable_lines;
 
 const PID_FILES: [&str; 3] = [

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 
 use super::process::Process;
 use super::{Delivery, DeployError, Target, reader};
-use crate::sockets::listened_on_by;
+use crate::net::sockets::listened_on_by;
 
 /// What is known of one kind.
 #[derive(Debug)]

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::NOW;
 use crate::config::{Options, Purpose, Sources};
-use crate::manage::follow::daemon::{Split, is_followed};
-use crate::manage::follow::kept::Kept;
-use crate::manage::follow::listing::{Ask, read_environment, read_list};
+use crate::discovery::docker::{Split, is_followed};
+use crate::discovery::labels::{Ask, read_environment, read_list};
+use crate::discovery::registry::Kept;
 
 const GRACE: Duration = Duration::from_secs(3600);
 

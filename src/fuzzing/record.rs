@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{DAY, NOW, stored};
-use crate::authority::{Authority, Counted};
+use crate::ca_state::{Authority, Counted};
 use crate::random::SeededRandom;
 use crate::record::Record;
 use crate::renew::decide::{Next, due, held_up, next, replaces};

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::TARGETS;
-use crate::authority::Authority;
+use crate::ca_state::Authority;
 use crate::record::Record;
 
 fn files_of(directory: &Path) -> Vec<PathBuf> {

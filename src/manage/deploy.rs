@@ -264,7 +264,7 @@ pub async fn on_disk(
 }
 
 /// The pair of a stored generation, loadable and not expired.
-pub(super) async fn stored(
+pub(crate) async fn stored(
     parts: &Parts,
     lineage: &Lineage,
     generation: Generation,

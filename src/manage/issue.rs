@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::again;
-use super::authority::{self, waits_until};
+use super::ca_state::{self, waits_until};
 use super::deploy::{FILES, deploy, on_disk, places};
 use super::order::{Plan, refresh};
 use super::partial::{self, order};
@@ -368,7 +368,7 @@ async fn load(
     if let Some(order) = dropped {
         // Once, that is after it is gone for good.
         let (nothing, now) = (BTreeSet::new(), parts.clock.now());
-        Box::pin(authority::settle_failed(parts, &order, &nothing, now)).await;
+        Box::pin(ca_state::settle_failed(parts, &order, &nothing, now)).await;
     }
     Ok(held)
 }

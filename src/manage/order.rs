@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub(super) use self::failure::{failed_names, is_silence};
+pub(crate) use self::failure::{failed_names, is_silence};
 use self::failure::{note_failure, note_unsent};
-use super::authority::{self, Intended, Work};
+use super::ca_state::{self, Intended, Work};
 use super::issue::{Held, Urge};
 use super::skew;
 use super::{Certificate, ManageError, Parts, Wanted};
@@ -103,7 +103,7 @@ pub(super) async fn order(
         let begun = held.record.order.as_ref();
         let begun = begun.is_some_and(|order| order.ca == place.ca);
         let intended = (!begun).then(|| plan.intended(&held.record));
-        authority::reach(parts, place.ca, place.issuer, intended).await?;
+        ca_state::reach(parts, place.ca, place.issuer, intended).await?;
     }
     if plan.urge != Urge::Force {
         let due = skew::due_there(parts, place.ca, place.issuer, &held.record).await;
@@ -144,14 +144,14 @@ pub(super) async fn order(
         return Err(error);
     }
     parts.metrics.issuance(place.ca, ended.is_ok());
-    if ended.as_ref().err().is_none_or(authority::is_an_answer) {
-        authority::answers(parts, place.ca).await;
+    if ended.as_ref().err().is_none_or(ca_state::is_an_answer) {
+        ca_state::answers(parts, place.ca).await;
     }
     match ended {
         Ok((bundle, signed)) => {
             let there = skew::there(place.issuer, parts.clock.as_ref()).await;
             let sent = held.record.order.as_ref();
-            authority::settle_issued(parts, &pending, sent, there).await;
+            ca_state::settle_issued(parts, &pending, sent, there).await;
             settle(parts, &place, held, &bundle, urge, signed).await?;
             parts.known.accept(&wanted.lineage, &bundle);
             refresh(parts, certificate, held).await
@@ -159,7 +159,7 @@ pub(super) async fn order(
         Err(error) => {
             let now = parts.clock.now();
             // Only what it has judged was counted by its clock.
-            let there = match authority::is_an_answer(&error) {
+            let there = match ca_state::is_an_answer(&error) {
                 true => skew::there(place.issuer, parts.clock.as_ref()).await,
                 false => now,
             };
@@ -176,7 +176,7 @@ async fn give_up_elsewhere(parts: &Parts, held: &mut Held, ca: &str) -> Result<(
     };
     held.save(parts, None).await?;
     let (nothing, now) = (BTreeSet::new(), parts.clock.now());
-    authority::settle_failed(parts, &other, &nothing, now).await;
+    ca_state::settle_failed(parts, &other, &nothing, now).await;
     Ok(())
 }
 
@@ -276,7 +276,7 @@ async fn intend(
         None => parts.keys.make(wanted.key).await?,
     };
     let intended = plan.intended(&held.record);
-    let counted = authority::spend(parts, place.ca, place.issuer, intended).await?;
+    let counted = ca_state::spend(parts, place.ca, place.issuer, intended).await?;
     let pending = PendingOrder {
         ca: place.ca.to_owned(),
         identifiers: plan.names,
@@ -290,7 +290,7 @@ async fn intend(
     held.record.order = Some(pending.clone());
     if let Err(error) = held.save(parts, None).await {
         let (nothing, now) = (BTreeSet::new(), parts.clock.now());
-        authority::settle_failed(parts, &pending, &nothing, now).await;
+        ca_state::settle_failed(parts, &pending, &nothing, now).await;
         return Err(error);
     }
     Ok(pending)
@@ -479,7 +479,7 @@ async fn window_of(
     issuer: &dyn Issuer,
     id: &str,
 ) -> Told {
-    let doubted = match authority::reach_windows(parts, ca, issuer).await {
+    let doubted = match ca_state::reach_windows(parts, ca, issuer).await {
         Ok(doubted) => doubted,
         Err(ManageError::Down { .. }) => return Told::NotAsked,
         Err(error) => {
@@ -491,14 +491,14 @@ async fn window_of(
     let error = match issuer.renewal_info(id, &mut journal).await {
         Ok(told) => {
             if doubted {
-                authority::tells_windows(parts, ca).await;
+                ca_state::tells_windows(parts, ca).await;
             }
             return told.map_or(Told::Nothing, |(window, again)| Told::Window(window, again));
         }
         Err(error) => ManageError::from(error),
     };
     if is_silence(&error) {
-        authority::is_silent(parts, ca, Work::Windows, &error.to_string()).await;
+        ca_state::is_silent(parts, ca, Work::Windows, &error.to_string()).await;
     }
     tracing::warn!(%error, "the renewal window is not to be had; the lifetime decides meanwhile");
     Told::Nothing
@@ -537,7 +537,7 @@ impl Journal for RecordJournal<'_> {
         if let Some(stored) = store.account(&self.ca).await? {
             return Ok(stored);
         }
-        authority::register(self.parts, &self.ca).await?;
+        ca_state::register(self.parts, &self.ca).await?;
         Ok(store.create_account(&self.ca, credentials).await?)
     }
 

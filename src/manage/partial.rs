@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::authority::waits_until;
+use super::ca_state::waits_until;
 use super::fallback;
 use super::issue::Held;
 use super::order::{Plan, failed_names};

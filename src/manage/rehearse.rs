@@ -31,7 +31,7 @@ pub async fn rehearse(
         replaces: None,
         profile: wanted.profile.clone(),
         begun: clock.now(),
-        counted: crate::authority::Counted::default(),
+        counted: crate::ca_state::Counted::default(),
     };
     let mut journal = Forgetful {
         store,

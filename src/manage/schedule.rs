@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
 
 use super::Maintenance;
-use super::supervise::Handle;
+use crate::supervise::Handle;
 use crate::time::Timestamp;
 
 /// A cron expression of five fields, or of six with the seconds first.

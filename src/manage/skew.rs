@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::authority::{Work, is_silent, reach_windows};
+use super::ca_state::{Work, is_silent, reach_windows};
 use super::order::is_silence;
 use super::{Certificate, ManageError, Parts};
 use crate::acme::{Issuer, Untimely};
@@ -17,7 +17,7 @@ use crate::renew::skew::{Evidence, decided_at, is_due_at};
 use crate::time::{Clock, Timestamp};
 
 /// From here on somebody must set the clock.
-pub(super) const ALARM: Duration = Duration::from_secs(300);
+pub(crate) const ALARM: Duration = Duration::from_secs(300);
 const TELL_AGAIN_AFTER: Duration = Duration::from_secs(3600);
 
 /// Raises an alarm for a clock that is wrong, once an hour.
@@ -83,14 +83,14 @@ const CORRECTS_FOR: Duration = Duration::from_secs(86_400);
 /// The clock of one pass: this machine's, corrected by what the CA's last reply has
 /// shown, so that what is written down for a whole fleet, and what is decided, has
 /// one time, whichever machine's clock is wrong.
-pub(super) struct Corrected {
+pub(crate) struct Corrected {
     wall: Arc<dyn Clock>,
     issuers: Vec<Arc<dyn Issuer>>,
     evidence: Mutex<Option<Evidence>>,
 }
 
 impl Corrected {
-    pub(super) fn new(wall: Arc<dyn Clock>, certificate: &Certificate) -> Self {
+    pub(crate) fn new(wall: Arc<dyn Clock>, certificate: &Certificate) -> Self {
         let second = certificate.fallback.as_ref();
         let second = second.map(|second| second.issuer.clone());
         let issuers = [Some(certificate.issuer.clone()), second];
@@ -102,7 +102,7 @@ impl Corrected {
     }
 
     /// What is issued shows which of two clocks is wrong.
-    pub(super) fn knows(&self, record: &Record) {
+    pub(crate) fn knows(&self, record: &Record) {
         let mut evidence = self.evidence.lock().unwrap_or_else(PoisonError::into_inner);
         *evidence = Evidence::of(record);
     }
@@ -185,7 +185,7 @@ pub(super) async fn there(issuer: &dyn Issuer, clock: &dyn Clock) -> Timestamp {
 /// Asks the CA for the time, which its reply shows to whoever observes it, and says
 /// whether there was one, if only a refusal. A CA that is known to be silent is left alone
 /// until somebody asks it for all.
-pub(super) async fn ask(parts: &Parts, ca: &str, issuer: &dyn Issuer) -> bool {
+pub(crate) async fn ask(parts: &Parts, ca: &str, issuer: &dyn Issuer) -> bool {
     let error = match reach_windows(parts, ca, issuer).await {
         // By this very question.
         Ok(true) => return true,

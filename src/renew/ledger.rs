@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::authority::{Authority, Counted, Limit};
+use crate::ca_state::{Authority, Counted, Limit};
 use crate::identifier::Identifier;
 use crate::record::Record;
 use crate::time::Timestamp;

@@ -21,11 +21,11 @@ use crate::certificate::{KeyType, Known, Secret};
 use crate::deploy::Target;
 use crate::deploy::endpoint::Endpoint;
 use crate::identifier::{Identifier, Lineage};
-use crate::manage::supervise::Supervisor;
 use crate::manage::{Certificate, Keys, ManageError, Parts, Probed, SPACING, SPREAD, Wanted};
 use crate::observe::{Board, Metrics};
 use crate::random::{Random, SeededRandom};
 use crate::store::Store;
+use crate::supervise::Supervisor;
 use crate::time::{Clock, Timestamp, VirtualClock};
 
 const HOUR: Duration = Duration::from_secs(3600);

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 
 use super::kill::Moment;
 use super::node::Node;
-use crate::authority::Authority;
+use crate::ca_state::Authority;
 use crate::certificate::{Bundle, Secret};
 use crate::identifier::Lineage;
 use crate::record::{Failures, Generation, Record, Revision, Served, TakenBack};

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Store, StoreError};
-use crate::authority::{Authority, Limit};
+use crate::ca_state::{Authority, Limit};
 use crate::certificate::{Bundle, Facts, Freshness, Secret};
 use crate::identifier::{Identifier, Lineage};
 use crate::record::{Generation, Issued, Record, Revision};

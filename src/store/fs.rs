@@ -24,7 +24,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Lease, Store, StoreError};
-use crate::authority::Authority;
+use crate::ca_state::Authority;
 use crate::certificate::{Bundle, Fingerprint, Secret};
 use crate::files;
 use crate::identifier::Lineage;

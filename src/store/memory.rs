@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use super::{Lease, Store, StoreError};
-use crate::authority::Authority;
+use crate::ca_state::Authority;
 use crate::certificate::{Bundle, Secret};
 use crate::identifier::Lineage;
 use crate::record::{Generation, Record, Revision};

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::credentials::Credentials;
-use crate::sockets::BACKLOG;
+use crate::net::sockets::BACKLOG;
 
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// What is not over by then is cut: a process that was told to stop must end.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::super::authority::{self, Work};
+use super::super::ca_state::{self, Work};
 use super::super::issue::Held;
 use super::super::{ManageError, Parts};
 use crate::acme::{AcmeError, Cause, FailedName, Phase};
@@ -22,7 +22,7 @@ pub(super) async fn note_failure(
     (now, there): (Timestamp, Timestamp),
 ) {
     if is_silence(error) {
-        authority::is_silent(parts, &order.ca, Work::Orders, &error.to_string()).await;
+        ca_state::is_silent(parts, &order.ca, Work::Orders, &error.to_string()).await;
     }
     let (kind, ended) = kind_of(error);
     if ended {
@@ -39,7 +39,7 @@ pub(super) async fn note_failure(
             FailureKind::Validation => named,
             _ => BTreeSet::new(),
         };
-        authority::settle_failed(parts, order, &unproven, there).await;
+        ca_state::settle_failed(parts, order, &unproven, there).await;
     }
 }
 
@@ -52,7 +52,7 @@ pub(super) async fn note_unsent(
     heals: bool,
 ) {
     if is_silence(error) {
-        authority::is_silent(parts, ca, Work::Orders, &error.to_string()).await;
+        ca_state::is_silent(parts, ca, Work::Orders, &error.to_string()).await;
     }
     date_failure(parts, held, ca, error, heals, parts.clock.now()).await;
 }
@@ -110,7 +110,7 @@ async fn date_failure(
 }
 
 /// The names that an order came to nothing for, where the CA tells them.
-pub(in crate::manage) fn failed_names(error: &ManageError) -> impl Iterator<Item = &FailedName> {
+pub(crate) fn failed_names(error: &ManageError) -> impl Iterator<Item = &FailedName> {
     let failed = match error {
         ManageError::Acme(error) => error.cause.failed_names(),
         _ => &[],
@@ -119,7 +119,7 @@ pub(in crate::manage) fn failed_names(error: &ManageError) -> impl Iterator<Item
 }
 
 /// Whether the CA was not to be reached, or failed.
-pub(in crate::manage) fn is_silence(error: &ManageError) -> bool {
+pub(crate) fn is_silence(error: &ManageError) -> bool {
     let ManageError::Acme(AcmeError { phase, cause, .. }) = error else {
         return false;
     };

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::super::Call;
-use super::super::output::Failure;
+use crate::cli::Call;
+use crate::cli::output::Failure;
 use crate::config::Settings;
 use crate::deploy::hand::{self, Hand, keeper};
 use crate::deploy::spec::Spec;
@@ -51,7 +51,7 @@ fn spawn(call: &Call, programs: &[Spec]) -> std::io::Result<Arc<Hand>> {
 }
 
 /// The other end, `certs hand`: keeps a process at the errands until nobody can ask.
-pub(in crate::cli) async fn keep() -> Result<(), Failure> {
+pub(crate) async fn keep() -> Result<(), Failure> {
     let (stream, _heard) = inherited()?;
     let kept = keeper::keep(stream, |stream| {
         let mut command = tokio::process::Command::new("/proc/self/exe");
@@ -63,7 +63,7 @@ pub(in crate::cli) async fn keep() -> Result<(), Failure> {
 }
 
 /// `certs hand --errands`: does what it is asked.
-pub(in crate::cli) async fn serve() -> Result<(), Failure> {
+pub(crate) async fn serve() -> Result<(), Failure> {
     let (stream, _heard) = inherited()?;
     hand::serve(stream).await.map_err(|error| usage(&error))
 }

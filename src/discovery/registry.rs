@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::listing::Ask;
+use super::labels::Ask;
 use crate::identifier::{Identifier, Lineage};
 use crate::observe::status::Asked;
 use crate::time::Timestamp;

@@ -24,14 +24,14 @@ use self::load::{CLIENTS, Load};
 use self::score::{LEAST_RENEWALS, Score};
 use self::stage::{Stage, WINDOW_OPENS_AFTER};
 use self::tally::Swap;
-use super::args::Global;
-use super::output::{Failure, Terminal, say};
+use crate::cli::args::Global;
+use crate::cli::output::{Failure, Terminal, say};
 use crate::files;
 use crate::identifier::Lineage;
-use crate::manage::supervise::Supervisor;
 use crate::observe::{Board, Status};
 use crate::random::{Random, SystemRandom};
 use crate::record::Generation;
+use crate::supervise::Supervisor;
 
 /// A run that has not seen its renewals by then has failed.
 const PATIENCE: Duration = Duration::from_secs(50);
@@ -68,7 +68,7 @@ enum Server {
 }
 
 /// Plays it and prints the scoreboard.
-pub(super) fn demo(
+pub(crate) fn demo(
     global: &Global,
     options: &Demo,
     environment: &BTreeMap<String, String>,

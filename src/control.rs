@@ -22,11 +22,11 @@ use serde::{Deserialize, Serialize};
 use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
 
-use super::issue::{Done, Task, may_order};
-use super::output::Failure;
-use super::parts::Factory;
+use crate::cli::issue::{Done, Task, may_order};
+use crate::cli::output::Failure;
+use crate::cli::parts::Factory;
 use crate::config::{CertificateSettings, ChallengeSettings};
-use crate::manage::supervise::Handle;
+use crate::supervise::Handle;
 
 const WORK: &str = "/v1/work";
 const LARGEST_REPLY: usize = 1 << 20;
@@ -39,12 +39,12 @@ struct Work {
 }
 
 /// Where the socket of `data_dir` stands.
-pub(super) fn path(data_dir: &Path) -> PathBuf {
+pub(crate) fn path(data_dir: &Path) -> PathBuf {
     data_dir.join("admin.sock")
 }
 
 /// The sidecar's end; the socket's file is gone when this is dropped.
-pub(super) struct Control {
+pub(crate) struct Control {
     listener: UnixListener,
     path: Remove,
 }
@@ -69,7 +69,7 @@ struct Served {
 impl Control {
     /// Binds the socket of `data_dir`. One that a killed process left is
     /// replaced; one that answers is not.
-    pub(super) async fn bind(data_dir: &Path) -> Result<Self, Failure> {
+    pub(crate) async fn bind(data_dir: &Path) -> Result<Self, Failure> {
         let path = path(data_dir);
         if UnixStream::connect(&path).await.is_ok() {
             return Err(Failure::usage(
@@ -81,7 +81,7 @@ impl Control {
     }
 
     /// Serves until it is dropped.
-    pub(super) async fn serve(self, handle: Handle, factory: Arc<Factory>, listens: bool) {
+    pub(crate) async fn serve(self, handle: Handle, factory: Arc<Factory>, listens: bool) {
         let served = Served {
             handle,
             factory,
@@ -167,12 +167,12 @@ async fn done(served: &Served, work: Work) -> Result<Done, Failure> {
 }
 
 /// Whether a sidecar runs on `data_dir` that we may talk to.
-pub(super) async fn answers(data_dir: &Path) -> bool {
+pub(crate) async fn answers(data_dir: &Path) -> bool {
     UnixStream::connect(path(data_dir)).await.is_ok()
 }
 
 /// The one-shot command's end: hands the work over and waits for how it ended.
-pub(super) async fn hand_over(
+pub(crate) async fn hand_over(
     data_dir: &Path,
     certificate: &CertificateSettings,
     task: Task,

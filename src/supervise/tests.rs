@@ -23,7 +23,7 @@ use crate::store::fs::FileStore;
 use crate::time::{Clock, VirtualClock};
 
 mod agenda;
-mod authority;
+mod ca_state;
 mod copies;
 mod fallback;
 mod kept;

@@ -10,7 +10,7 @@ use landlock::{
     Scope, path_beneath_rules,
 };
 
-use super::places::Places;
+use super::paths::Places;
 
 /// The newest whose meaning is known here; an older kernel does what it can.
 const KNOWN: ABI = ABI::V7;

@@ -1,14 +1,14 @@
 //! Which certificates containers ask for, followed live: the list of those that run
 //! is read at the start, after every event and once a minute, and what it asks for is
-//! published whole. It decides nothing about certificates: see [`kept`] for what
+//! published whole. It decides nothing about certificates: see [`registry`] for what
 //! becomes of one that is gone, and `certs run` for who may ask for what.
 //!
 //! Docker's API, or the proxy before it, may be absent, slow or wrong for as long as it
 //! likes: nothing is published then, and whoever reads goes on with what there was.
 
-pub mod daemon;
-pub mod kept;
-pub mod listing;
+pub mod docker;
+pub mod labels;
+pub mod registry;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::discriminant;
@@ -18,8 +18,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use self::daemon::{Daemon, Events, Trouble};
-use self::listing::{Ask, Complaint, Container};
+use self::docker::{Daemon, Events, Trouble};
+use self::labels::{Ask, Complaint, Container};
 
 /// The list is read again this often, whatever happens: events may be lost.
 const SWEEP: Duration = Duration::from_secs(60);

@@ -6,12 +6,12 @@ mod outage;
 use std::collections::BTreeSet;
 
 pub use self::outage::Probed;
-pub(super) use self::outage::{Work, answers, is_silent, reach, reach_windows, tells_windows};
+pub(crate) use self::outage::{Work, answers, is_silent, reach, reach_windows, tells_windows};
 use super::order::is_silence;
 use super::skew;
 use super::{ManageError, Outcome, Parts};
 use crate::acme::{AcmeError, Cause, Issuer};
-use crate::authority::{Authority, Counted};
+use crate::ca_state::{Authority, Counted};
 use crate::identifier::Identifier;
 use crate::observe::Tokens;
 use crate::record::{PendingOrder, Record};
@@ -53,7 +53,7 @@ async fn change<T>(
 }
 
 /// Shows what is stored of `ca` in the metrics.
-pub(super) async fn show_stored(parts: &Parts, ca: &str) {
+pub(crate) async fn show_stored(parts: &Parts, ca: &str) {
     match parts.store.authority(ca).await {
         Ok((authority, _)) => show(parts, ca, authority),
         Err(error) => tracing::warn!("what is known of {ca} cannot be shown: {error}"),
@@ -77,15 +77,15 @@ fn show(parts: &Parts, ca: &str, authority: Authority) {
 }
 
 /// An order as the ledger sees it, before it is begun.
-pub(super) struct Intended<'o> {
+pub(crate) struct Intended<'o> {
     /// What there is already.
-    pub(super) record: &'o Record,
+    pub(crate) record: &'o Record,
     /// What it would be for.
-    pub(super) names: &'o BTreeSet<Identifier>,
+    pub(crate) names: &'o BTreeSet<Identifier>,
     /// The predecessor, as RFC 9773 names it.
-    pub(super) replaces: Option<&'o str>,
+    pub(crate) replaces: Option<&'o str>,
     /// How much of the reserve it may use.
-    pub(super) priority: Priority,
+    pub(crate) priority: Priority,
 }
 
 impl Intended<'_> {
@@ -120,7 +120,7 @@ impl Intended<'_> {
 /// # Errors
 /// [`ManageError::OutOfBudget`], or that the CA does not tell the time, as it would not
 /// take an order either; nothing is taken then.
-pub(super) async fn spend(
+pub(crate) async fn spend(
     parts: &Parts,
     ca: &str,
     issuer: &dyn Issuer,
@@ -177,7 +177,7 @@ fn out_of_budget(refusal: Refusal, line: Option<Line>) -> ManageError {
 ///
 /// # Errors
 /// [`ManageError::OutOfBudget`]; nothing is taken then.
-pub(super) async fn register(parts: &Parts, ca: &str) -> Result<(), ManageError> {
+pub(crate) async fn register(parts: &Parts, ca: &str) -> Result<(), ManageError> {
     let (rules, now) = (ledger::rules(ca), parts.clock.now());
     if rules.is_empty() {
         return Ok(());
@@ -193,7 +193,7 @@ pub(super) async fn register(parts: &Parts, ca: &str) -> Result<(), ManageError>
 /// Settles the ledger after an order that came to a certificate: one that the
 /// CA took only when it no longer said what it replaces has counted after all, at
 /// `now` by the CA's clock.
-pub(super) async fn settle_issued(
+pub(crate) async fn settle_issued(
     parts: &Parts,
     planned: &PendingOrder,
     sent: Option<&PendingOrder>,
@@ -227,7 +227,7 @@ pub(super) async fn settle_issued(
 
 /// Settles the ledger after an order that came to nothing; `unproven` are the
 /// names whose validation failed, at `now` by the CA's clock.
-pub(super) async fn settle_failed(
+pub(crate) async fn settle_failed(
     parts: &Parts,
     order: &PendingOrder,
     unproven: &BTreeSet<Identifier>,
@@ -251,7 +251,7 @@ pub(super) async fn settle_failed(
 
 /// The CA that does its work, as how a pass over `record` ended shows.
 #[must_use]
-pub(super) fn who_answered(
+pub(crate) fn who_answered(
     ended: &Result<Outcome, ManageError>,
     record: Option<&Record>,
 ) -> Option<String> {
@@ -274,7 +274,7 @@ pub(super) fn who_answered(
 
 /// Whether an order that failed so was understood and judged by the CA; one that
 /// is overloaded, or a gateway in its place, is not at work yet.
-pub(super) fn is_an_answer(error: &ManageError) -> bool {
+pub(crate) fn is_an_answer(error: &ManageError) -> bool {
     match error {
         ManageError::Acme(error) => matches!(
             error.cause,
@@ -286,7 +286,7 @@ pub(super) fn is_an_answer(error: &ManageError) -> bool {
 
 /// When the certificates that a CA keeps waiting may go on.
 #[must_use]
-pub(super) fn waits_until(error: &ManageError) -> Option<Timestamp> {
+pub(crate) fn waits_until(error: &ManageError) -> Option<Timestamp> {
     match error {
         ManageError::Down { until, .. }
         | ManageError::OutOfBudget { until, .. }

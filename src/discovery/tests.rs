@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 use hyper::StatusCode;
 use tokio::sync::mpsc;
 
-use super::listing::read_list;
+use super::labels::read_list;
 use super::*;
 
 /// Lists what it is told to, or fails as it is told to.

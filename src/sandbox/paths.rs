@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::super::Call;
+use crate::cli::Call;
 use crate::config::{ChallengeSettings, Settings};
 use crate::deploy::docker::Api;
 use crate::deploy::spec::Spec;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Intended, change};
 use crate::acme::{Cause, Issuer};
-use crate::authority::{Authority, Outage};
+use crate::ca_state::{Authority, Outage};
 use crate::manage::{ManageError, Parts};
 use crate::renew::outage::{LONGEST_PAUSE, after_request, after_silence, is_waited_for};
 use crate::time::Timestamp;
@@ -20,7 +20,7 @@ const OTHERS_FIRST: Duration = Duration::from_secs(300);
 
 /// What is asked of a CA. It may do the one and not the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::manage) enum Work {
+pub(crate) enum Work {
     /// To issue.
     Orders,
     /// To tell when to renew.
@@ -102,7 +102,7 @@ impl Probed {
 ///
 /// # Errors
 /// [`ManageError::Down`] while it does not answer.
-pub(in crate::manage) async fn reach(
+pub(crate) async fn reach(
     parts: &Parts,
     ca: &str,
     issuer: &dyn Issuer,
@@ -119,7 +119,7 @@ pub(in crate::manage) async fn reach(
 ///
 /// # Errors
 /// [`ManageError::Down`] while they are not to be asked for.
-pub(in crate::manage) async fn reach_windows(
+pub(crate) async fn reach_windows(
     parts: &Parts,
     ca: &str,
     issuer: &dyn Issuer,
@@ -246,7 +246,7 @@ async fn claim(
 }
 
 /// The CA has issued, or judged: it is there, and its windows may be.
-pub(in crate::manage) async fn answers(parts: &Parts, ca: &str) {
+pub(crate) async fn answers(parts: &Parts, ca: &str) {
     let now = parts.clock.now();
     parts.probed.forgets(ca, &[Work::Orders]);
     let before = change(parts, ca, |authority| {
@@ -264,7 +264,7 @@ pub(in crate::manage) async fn answers(parts: &Parts, ca: &str) {
 }
 
 /// The CA has told a renewal window.
-pub(in crate::manage) async fn tells_windows(parts: &Parts, ca: &str) {
+pub(crate) async fn tells_windows(parts: &Parts, ca: &str) {
     parts.probed.forgets(ca, &[Work::Windows]);
     let before = change(parts, ca, |authority| {
         if let Some(outage) = &mut authority.outage {
@@ -285,7 +285,7 @@ pub(in crate::manage) async fn tells_windows(parts: &Parts, ca: &str) {
 }
 
 /// The CA has not answered when it was asked for that work: it is left alone for a while.
-pub(in crate::manage) async fn is_silent(parts: &Parts, ca: &str, work: Work, last: &str) {
+pub(crate) async fn is_silent(parts: &Parts, ca: &str, work: Work, last: &str) {
     let (now, random) = (parts.clock.now(), parts.random.as_ref());
     let noted = change(parts, ca, |authority| {
         let known = work.of(authority);

@@ -8,12 +8,12 @@
 //! A kernel that refuses one of these keeps nobody from a certificate: it is
 //! told, and the others hold. Nothing here is ever taken back.
 
-pub(super) mod apart;
+mod capabilities;
+pub(crate) mod helper;
+mod landlock;
+mod paths;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod calls;
-mod domain;
-mod places;
-mod privileges;
+mod seccomp;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -24,14 +24,14 @@ use rustix::io;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::set_no_new_privs;
 
-use super::Call;
-use super::output::Failure;
-use super::parts::{as_stored, recall};
+use crate::cli::Call;
+use crate::cli::output::Failure;
+use crate::cli::parts::{as_stored, recall};
 use crate::config::{CertificateSettings, ChallengeSettings, Settings};
 use crate::deploy::Target;
 use crate::deploy::hand::Hand;
 use crate::deploy::spec::Spec;
-use places::{Places, specs};
+use paths::{Places, specs};
 
 /// Gives up what no command needs, before any thread is started.
 pub(super) fn harden() {
@@ -157,7 +157,7 @@ pub(super) async fn confine(call: &Call, settings: &Settings) -> Result<Reach, F
     let programs = specs(&known).filter(Spec::runs_a_program);
     let programs: BTreeSet<Spec> = programs.collect();
     let programs: Vec<Spec> = programs.into_iter().collect();
-    let Some(hand) = apart::start(call, settings, &programs) else {
+    let Some(hand) = helper::start(call, settings, &programs) else {
         return Ok(Reach::default());
     };
     // While it still may: what is there need not be made in what is around it.
@@ -184,14 +184,14 @@ fn give_up(call: &Call, settings: &Settings, places: &Places) -> bool {
     }
     // What is shared with other users has its mode set by name.
     rustix::process::umask(Mode::from_raw_mode(0o077));
-    privileges::drop_all_but_needed(settings, places);
-    let confined = domain::enter(places, notifies_abstractly(call));
+    capabilities::drop_all_but_needed(settings, places);
+    let confined = landlock::enter(places, notifies_abstractly(call));
     restrict_calls();
     confined
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use calls::allow_only_needed as restrict_calls;
+use seccomp::allow_only_needed as restrict_calls;
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn restrict_calls() {

@@ -280,7 +280,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::authority::Limit;
+    use crate::ca_state::Limit;
     use crate::renew::ledger::Priority;
 
     fn at(seconds: i64) -> Timestamp {

@@ -177,7 +177,7 @@ async fn tries_that_fail_cost_the_ledger_no_certificate() {
     assert!(house.orders() >= 8, "{} orders", house.orders());
     let (authority, _) = house.parts.store.authority(LETS_ENCRYPT).await.unwrap();
     let now = house.clock.now();
-    let spent = &authority.spent[&crate::authority::Limit::DuplicateCertificates];
+    let spent = &authority.spent[&crate::ca_state::Limit::DuplicateCertificates];
     let full: Vec<_> = spent.iter().filter(|(_, at)| **at > now).collect();
     // The one certificate that there is takes 33.6 hours to be forgotten.
     assert!(full.is_empty(), "{full:?}");

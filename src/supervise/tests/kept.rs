@@ -285,7 +285,7 @@ async fn an_order_that_is_dropped_is_given_back_once() {
     assert!(pass(&house.parts, &certificate, Urge::Force).await.is_err());
     let full_at = async || {
         let (authority, _) = house.parts.store.authority(LETS_ENCRYPT).await.unwrap();
-        let duplicates = &authority.spent[&crate::authority::Limit::DuplicateCertificates];
+        let duplicates = &authority.spent[&crate::ca_state::Limit::DuplicateCertificates];
         *duplicates.values().next().unwrap()
     };
     let spent = full_at().await;

@@ -122,7 +122,7 @@ async fn what_a_ca_counts_is_dated_by_its_own_clock() {
         .until("issued", |all| all[0].generation_issued.is_some())
         .await;
     let known = house.parts.store.authority(LETS_ENCRYPT).await.unwrap().0;
-    let limit = crate::authority::Limit::CertificatesPerDomain;
+    let limit = crate::ca_state::Limit::CertificatesPerDomain;
     // One of fifty comes back within the week's fiftieth part.
     let back = known.spent[&limit]["example.com"].since(house.signer.there());
     assert!(!back.is_zero() && back < HOUR * 4, "{back:?}");

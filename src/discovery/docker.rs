@@ -11,7 +11,7 @@ use hyper::StatusCode;
 use serde::Deserialize;
 use thiserror::Error;
 
-use super::listing::{Container, read_environment, read_list};
+use super::labels::{Container, read_environment, read_list};
 use crate::deploy::docker::{Answer, Api, Filter};
 use crate::text::printable_within;
 

@@ -1,7 +1,7 @@
 //! What all certificates of one CA share: its limits, and its silence.
 
 use super::*;
-use crate::manage::authority::Work;
+use crate::manage::ca_state::Work;
 
 #[tokio::test]
 async fn a_ca_that_does_not_answer_is_asked_by_one_for_all() {
@@ -125,7 +125,7 @@ async fn a_name_that_fails_is_not_validated_once_too_often() {
     );
     assert_eq!(house.orders(), 5);
     let (authority, _) = house.parts.store.authority(LETS_ENCRYPT).await.unwrap();
-    let spent = &authority.spent[&crate::authority::Limit::CertificatesPerDomain];
+    let spent = &authority.spent[&crate::ca_state::Limit::CertificatesPerDomain];
     assert!(
         spent.values().all(|full_at| *full_at <= START),
         "nothing was issued: {spent:?}"
@@ -159,8 +159,8 @@ async fn an_account_too_many_keeps_the_order_waiting_as_it_is() {
     let house = House::new();
     house.signer.registers.store(true, Ordering::SeqCst);
     let three_hours = START + Duration::from_secs(3 * 3600);
-    let mut used_up = crate::authority::Authority::default();
-    let accounts = crate::authority::Limit::NewAccounts;
+    let mut used_up = crate::ca_state::Authority::default();
+    let accounts = crate::ca_state::Limit::NewAccounts;
     std::sync::Arc::make_mut(&mut used_up.spent)
         .insert(accounts, [(String::new(), three_hours)].into());
     let store = house.parts.store.clone();
@@ -187,7 +187,7 @@ async fn an_account_too_many_keeps_the_order_waiting_as_it_is() {
     assert!(record.order.is_some() && record.failures.count == 0);
     let left = async || {
         let known = store.authority(LETS_ENCRYPT).await.unwrap().0;
-        known.spent[&crate::authority::Limit::CertificatesPerDomain]["example.com"]
+        known.spent[&crate::ca_state::Limit::CertificatesPerDomain]["example.com"]
     };
     let spent = left().await;
     house.settle(&handle, 1).await;
@@ -201,13 +201,13 @@ async fn an_account_too_many_keeps_the_order_waiting_as_it_is() {
 async fn who_is_cut_off_from_a_ca_keeps_nobody_else_from_asking() {
     let house = House::new();
     let ca = house.certificate("n0.example.com").wanted.ca;
-    let reach = crate::manage::authority::reach;
+    let reach = crate::manage::ca_state::reach;
     let cut_off = house.parts.clone();
     let other = Parts {
         probed: Probed::default(),
         ..house.parts.clone()
     };
-    crate::manage::authority::is_silent(&cut_off, &ca, Work::Orders, "no answer").await;
+    crate::manage::ca_state::is_silent(&cut_off, &ca, Work::Orders, "no answer").await;
     let probe_at = async || {
         let known = house.parts.store.authority(&ca).await.unwrap().0;
         known.outage.unwrap().probe_at
@@ -242,9 +242,9 @@ async fn who_is_cut_off_from_a_ca_keeps_nobody_else_from_asking() {
 async fn a_probe_that_a_wrong_clock_has_dated_is_not_waited_for_by_who_steps_back() {
     let house = House::new();
     let ca = house.certificate("n0.example.com").wanted.ca;
-    let reach = crate::manage::authority::reach;
+    let reach = crate::manage::ca_state::reach;
     let known = async || house.parts.store.authority(&ca).await.unwrap();
-    crate::manage::authority::is_silent(&house.parts, &ca, Work::Orders, "no answer").await;
+    crate::manage::ca_state::is_silent(&house.parts, &ca, Work::Orders, "no answer").await;
     house.signer.silent_probes.store(1, Ordering::SeqCst);
     house.clock.set(known().await.0.outage.unwrap().probe_at);
     let probed = reach(&house.parts, &ca, house.signer.as_ref(), None).await;
@@ -281,13 +281,12 @@ async fn who_has_no_token_is_not_the_one_that_asks_for_all() {
     let house = House::new();
     let store = &house.parts.store;
     let known = async || store.authority(LETS_ENCRYPT).await.unwrap();
-    crate::manage::authority::is_silent(&house.parts, LETS_ENCRYPT, Work::Orders, "no answer")
-        .await;
+    crate::manage::ca_state::is_silent(&house.parts, LETS_ENCRYPT, Work::Orders, "no answer").await;
     let (mut authority, revision) = known().await;
     let probe_at = authority.outage.as_ref().unwrap().probe_at;
     // Nothing more below example.com for a week.
     let in_a_week = START + DAY * 7;
-    let domain = crate::authority::Limit::CertificatesPerDomain;
+    let domain = crate::ca_state::Limit::CertificatesPerDomain;
     let used_up = [("example.com".to_owned(), in_a_week)];
     std::sync::Arc::make_mut(&mut authority.spent).insert(domain, used_up.into());
     store
@@ -314,7 +313,7 @@ async fn who_has_no_token_is_not_the_one_that_asks_for_all() {
     assert!(outcome.issued);
     assert_eq!(known().await.0.outage, None);
     // Where nobody else asks it finds out itself, and is told what it lacks.
-    crate::manage::authority::is_silent(&house.parts, LETS_ENCRYPT, Work::Orders, "no").await;
+    crate::manage::ca_state::is_silent(&house.parts, LETS_ENCRYPT, Work::Orders, "no").await;
     let probe_at = known().await.0.outage.unwrap().probe_at;
     house.clock.set(probe_at + Duration::from_secs(300));
     let lacks = pass(&house.parts, &without, Urge::Due).await;
@@ -335,7 +334,7 @@ async fn an_order_that_is_begun_has_its_token_and_asks_for_all() {
     let met = pass(&house.parts, &certificate, Urge::Due).await;
     assert!(matches!(met, Err(ManageError::Acme(_))), "{met:?}");
     let (mut authority, revision) = store.authority(LETS_ENCRYPT).await.unwrap();
-    let domain = crate::authority::Limit::CertificatesPerDomain;
+    let domain = crate::ca_state::Limit::CertificatesPerDomain;
     let used_up = [("example.com".to_owned(), START + DAY * 7)];
     std::sync::Arc::make_mut(&mut authority.spent).insert(domain, used_up.into());
     let probe_at = authority.outage.as_ref().unwrap().probe_at;
@@ -414,7 +413,7 @@ async fn while_orders_find_no_ca_no_window_is_asked_for() {
     assert_eq!(windows(), 1);
     house.clock.set(START + DAY);
     let ca = &certificate.wanted.ca;
-    crate::manage::authority::is_silent(&house.parts, ca, Work::Orders, "no answer").await;
+    crate::manage::ca_state::is_silent(&house.parts, ca, Work::Orders, "no answer").await;
     let outcome = pass(&house.parts, &certificate, Urge::Due).await.unwrap();
     assert_eq!(windows(), 1);
     let again = outcome.next.since(START + DAY);

@@ -11,7 +11,7 @@ use rustix::thread::{
     clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
 };
 
-use super::places::{Places, specs};
+use super::paths::{Places, specs};
 use crate::config::Settings;
 use crate::deploy::owner;
 
