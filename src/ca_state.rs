@@ -12,7 +12,7 @@ use crate::time::Timestamp;
 
 /// The durable state of one CA.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Authority {
+pub struct CaState {
     /// The buckets that are not full, by limit and by what it counts for: the
     /// instant at which each is full again. Clones share it until one is changed: most
     /// who look at a CA look at whether it answers.

@@ -4,19 +4,21 @@
 
 pub mod args;
 pub mod ca;
+mod catalog;
 mod config;
+mod demo;
 mod embedded;
+mod factory;
 pub mod import;
 pub mod install;
-pub(crate) mod issue;
+mod issue;
 mod labels;
-pub(crate) mod output;
-pub(crate) mod parts;
+mod listener;
+mod output;
 mod progress;
 mod renew;
 mod run;
 mod simulate;
-mod sockets;
 mod status;
 mod volume;
 mod watcher;
@@ -27,19 +29,30 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use crate::config::{CommandVariables, LogFormat, Options, Sources};
-use crate::{demo, sandbox};
+use crate::failure::Failure;
+use crate::sandbox::{self, Surroundings};
 use args::{Arguments, Verb};
-use output::{Failure, Terminal};
+use output::Terminal;
 
 /// What every verb is given.
-pub(crate) struct Call {
-    pub(crate) json: bool,
+struct Call {
+    json: bool,
     /// As they were given, to be read again beside a file that has changed.
-    pub(crate) options: Options,
-    pub(crate) sources: Sources,
+    options: Options,
+    sources: Sources,
     /// The environment, of which most is in `sources` already.
-    pub(crate) environment: BTreeMap<String, String>,
-    pub(crate) terminal: Terminal,
+    environment: BTreeMap<String, String>,
+    terminal: Terminal,
+}
+
+impl Call {
+    /// What this process was started with.
+    fn surroundings(&self) -> Surroundings<'_> {
+        Surroundings {
+            environment: &self.environment,
+            files: self.sources.files(),
+        }
+    }
 }
 
 /// Runs the command that `arguments` name; `environment` holds `CERTS_…`.

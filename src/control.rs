@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use axum::Router;
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::{Json, State};
@@ -22,14 +23,45 @@ use serde::{Deserialize, Serialize};
 use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::cli::issue::{Done, Task, may_order};
-use crate::cli::output::Failure;
-use crate::cli::parts::Factory;
-use crate::config::{CertificateSettings, ChallengeSettings};
-use crate::supervise::Handle;
+use crate::certificate::Facts;
+use crate::config::CertificateSettings;
+use crate::failure::Failure;
+use crate::manage::{ManageError, Outcome, Trigger};
 
 const WORK: &str = "/v1/work";
 const LARGEST_REPLY: usize = 1 << 20;
+
+/// What is done with each certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Task {
+    /// One pass.
+    Pass(Trigger),
+    /// An order for show at the staging directory.
+    Rehearsal,
+}
+
+/// How that ended.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Done {
+    /// The pass, and where the pair stands.
+    Passed {
+        /// How it ended.
+        outcome: Outcome,
+        /// The directory to name in a proxy's configuration.
+        path: PathBuf,
+    },
+    /// The rehearsal, and what its leaf said.
+    Rehearsed(Facts),
+}
+
+/// Does what a command asks for.
+#[async_trait]
+pub(crate) trait Worker: Send + Sync {
+    /// Does `task` with the certificate of `settings`.
+    async fn work(&self, settings: &CertificateSettings, task: Task) -> Result<Done, Failure>;
+}
 
 /// What a one-shot command asks for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -58,14 +90,6 @@ impl Drop for Remove {
     }
 }
 
-#[derive(Clone)]
-struct Served {
-    handle: Handle,
-    factory: Arc<Factory>,
-    /// Whether HTTP-01 is answered by this process.
-    listens: bool,
-}
-
 impl Control {
     /// Binds the socket of `data_dir`. One that a killed process left is
     /// replaced; one that answers is not.
@@ -81,15 +105,10 @@ impl Control {
     }
 
     /// Serves until it is dropped.
-    pub(crate) async fn serve(self, handle: Handle, factory: Arc<Factory>, listens: bool) {
-        let served = Served {
-            handle,
-            factory,
-            listens,
-        };
+    pub(crate) async fn serve(self, worker: Arc<dyn Worker>) {
         let router = Router::new()
             .route(WORK, post(work))
-            .with_state(served)
+            .with_state(worker)
             .into_make_service_with_connect_info::<Peer>();
         if let Err(error) = axum::serve(self.listener, router).await {
             tracing::error!("the control socket has failed: {error}");
@@ -129,41 +148,13 @@ impl Peer {
 
 async fn work(
     ConnectInfo(peer): ConnectInfo<Peer>,
-    State(served): State<Served>,
+    State(worker): State<Arc<dyn Worker>>,
     Json(work): Json<Work>,
 ) -> Response {
     if !peer.is_trusted() {
         return StatusCode::FORBIDDEN.into_response();
     }
-    Json(done(&served, work).await).into_response()
-}
-
-async fn done(served: &Served, work: Work) -> Result<Done, Failure> {
-    let (settings, factory) = (&work.certificate, &served.factory);
-    let store = factory.parts.store.as_ref();
-    let wants_listener = matches!(settings.challenge, ChallengeSettings::Listen(_));
-    if wants_listener && !served.listens && may_order(store, settings, work.task).await {
-        return Err(Failure::usage(
-            format!(
-                "{}: the running `certs run` answers no challenges itself",
-                settings.lineage
-            ),
-            "give --webroot with the directory that it uses, or stop it first",
-        ));
-    }
-    match work.task {
-        Task::Pass(urge) => {
-            let certificate = factory.certificate(settings)?;
-            let is_kept = served.handle.keeps(&settings.lineage).await;
-            let pass = served.handle.work(certificate, urge);
-            if is_kept {
-                // Its own settings hold, not those of a command.
-                return factory.done(settings, pass.await);
-            }
-            factory.remembering(settings, pass).await
-        }
-        Task::Rehearsal => factory.work(settings, Task::Rehearsal).await,
-    }
+    Json(worker.work(&work.certificate, work.task).await).into_response()
 }
 
 /// Whether a sidecar runs on `data_dir` that we may talk to.
@@ -181,7 +172,10 @@ pub(crate) async fn hand_over(
     let lineage = certificate.lineage.clone();
     let work = Work { certificate, task };
     let answer = exchange(&path(data_dir), &work).await;
-    let (status, body) = answer.map_err(|error| Failure::interrupted(lineage.as_str(), &error))?;
+    let (status, body) = answer.map_err(|error| {
+        let message = format!("{lineage}: the running `certs run` did not answer: {error}");
+        Failure::broken(message, ManageError::Stopped.hint())
+    })?;
     if status == StatusCode::FORBIDDEN {
         return Err(Failure::usage(
             format!("{lineage}: the running `certs run` takes no work from this user"),

@@ -1,4 +1,4 @@
-//! `certs demo`: the whole story on loopback. An embedded CA issues, a server
+//! The whole story on loopback. An embedded CA issues, a server
 //! serves, clients ask without a pause, certificates are renewed below them;
 //! then what that proved. It needs no network, no root and no configuration,
 //! and leaves nothing behind.
@@ -7,6 +7,7 @@ mod load;
 mod nginx;
 mod page;
 mod score;
+mod site;
 mod stage;
 mod tally;
 
@@ -15,17 +16,16 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::load::{CLIENTS, Load};
+pub(crate) use self::nginx::find as find_nginx;
 use self::score::{LEAST_RENEWALS, Score};
 use self::stage::{Stage, WINDOW_OPENS_AFTER};
 use self::tally::Swap;
-use crate::cli::args::Global;
-use crate::cli::output::{Failure, Terminal, say};
+use crate::failure::Failure;
 use crate::files;
 use crate::identifier::Lineage;
 use crate::observe::{Board, Status};
@@ -40,74 +40,23 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const AFTERWARDS: Duration = Duration::from_millis(700);
 const SHUTDOWN: Duration = Duration::from_secs(2);
 
-/// Options of `demo`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Everything runs on 127.0.0.1, on ports that the system chooses, and below a
-temporary directory that is removed at the end: an embedded CA with HTTP-01
-validation, two certificates of 90 days whose renewal the CA asks for after
-three seconds, a server that terminates TLS, and 16 clients that verify every
-handshake up to the CA's root. Each certificate is renewed three times below
-them. It takes about 15 seconds.
-
-Exit code 0: at least three renewals and not one failed request; 1: otherwise;
-2: there is no nginx.")]
-pub struct Demo {
-    /// Who terminates TLS: our own listener, or a real nginx from PATH
-    #[arg(long, value_enum, value_name = "SERVER", default_value = "front")]
-    with: Server,
-}
-
-/// Who terminates TLS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Server {
-    /// Our own TLS listener
-    Front,
-    /// A real nginx, reloaded by HUP
-    Nginx,
-}
-
-/// Plays it and prints the scoreboard.
+/// Plays it, with nginx when `program` is given, and says what it proved.
 pub(crate) fn demo(
-    global: &Global,
-    options: &Demo,
+    narrator: &Narrator<'_>,
     environment: &BTreeMap<String, String>,
-    terminal: &Terminal,
-) -> Result<(), Failure> {
-    let program = match options.with {
-        Server::Front => None,
-        Server::Nginx => Some(nginx::find(environment)?),
-    };
+    program: Option<&Path>,
+) -> Result<Score, Failure> {
     let scratch = Scratch::make(environment)?;
-    let narrator = Narrator::new(global, terminal);
     // Two threads, as the clients would not be on the server's machine.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|error| Failure::unexpected(error.to_string()))?;
-    let played = runtime.block_on(until_interrupted(play(
-        &narrator,
-        &scratch.0,
-        program.as_deref(),
-    )));
+    let played = runtime.block_on(until_interrupted(play(narrator, &scratch.0, program)));
     // Before the directory goes: nothing may write into it any more.
     runtime.shutdown_timeout(SHUTDOWN);
-    drop(scratch);
-    let score = played?;
-    if global.json {
-        let json = serde_json::to_string(&score);
-        say(json.map_err(|error| Failure::unexpected(error.to_string()))?);
-    } else {
-        narrator.end();
-        for line in score.lines() {
-            say(line);
-        }
-    }
-    match score.missing() {
-        None => Ok(()),
-        Some(missing) => Err(Failure::unexpected(format!("not proven: {missing}"))),
-    }
+    played
 }
 
 async fn until_interrupted(
@@ -142,7 +91,7 @@ async fn play(
     });
     narrator.say(&format!("{server} terminates TLS on {}", stage.address));
     let board = Board::default();
-    let (mut supervisor, handle) = Supervisor::new(stage.parts.clone(), board.clone());
+    let (mut supervisor, handle) = Supervisor::new(stage.services.clone(), board.clone());
     let kept = supervisor.keep(stage.certificates.clone()).await;
     kept.map_err(|error| Failure::of("certs demo", &error))?;
     // Ends with this future, however it ends.
@@ -166,15 +115,7 @@ async fn watch(narrator: &Narrator<'_>, stage: &Stage, board: &Board) {
     let (mut told, mut last_error) = (BTreeSet::new(), None);
     while narrator.begun.elapsed() < PATIENCE {
         let (statuses, swaps) = (board.all(), stage.tally.counts().swaps);
-        let proven = |status: &Status, least| status.generation_served >= Some(Generation(least));
-        for swap in &swaps {
-            let status = statuses.iter().find(|status| status.name == swap.lineage);
-            let is_proven = status.is_some_and(|status| proven(status, swap.generation.0));
-            let is_seen = swap.generation == Generation(1) || swap.seen_after.is_some();
-            if is_proven && is_seen && told.insert((swap.lineage.clone(), swap.generation)) {
-                narrator.say(&line(swap));
-            }
-        }
+        tell_swaps(narrator, &statuses, &swaps, &mut told);
         let error = statuses.iter().find_map(|status| status.last_error.clone());
         if error.is_some() && error != last_error {
             narrator.say(error.as_deref().unwrap_or_default());
@@ -191,14 +132,16 @@ async fn watch(narrator: &Narrator<'_>, stage: &Stage, board: &Board) {
                 &stage.tally,
             ));
         }
-        let renewed = |lineage: &Lineage| {
-            told.range((lineage.clone(), Generation(2))..)
-                .filter(|(of, _)| of == lineage)
-                .count()
+        let renewed = |status: &Status| {
+            let (name, all) = (
+                &status.name,
+                told.range((status.name.clone(), Generation(2))..),
+            );
+            all.filter(|(of, _)| of == name).count()
         };
         if statuses
             .iter()
-            .all(|status| renewed(&status.name) >= LEAST_RENEWALS)
+            .all(|status| renewed(status) >= LEAST_RENEWALS)
         {
             break;
         }
@@ -207,6 +150,27 @@ async fn watch(narrator: &Narrator<'_>, stage: &Stage, board: &Board) {
     tokio::time::sleep(AFTERWARDS).await;
     if let Some(load) = load {
         load.stop().await;
+    }
+}
+
+fn proven(status: &Status, least: u64) -> bool {
+    status.generation_served >= Some(Generation(least))
+}
+
+/// Tells of each swap that is verified and was seen by a client, once.
+fn tell_swaps(
+    narrator: &Narrator<'_>,
+    statuses: &[Status],
+    swaps: &[Swap],
+    told: &mut BTreeSet<(Lineage, Generation)>,
+) {
+    for swap in swaps {
+        let status = statuses.iter().find(|status| status.name == swap.lineage);
+        let is_proven = status.is_some_and(|status| proven(status, swap.generation.0));
+        let is_seen = swap.generation == Generation(1) || swap.seen_after.is_some();
+        if is_proven && is_seen && told.insert((swap.lineage.clone(), swap.generation)) {
+            narrator.say(&line(swap));
+        }
     }
 }
 
@@ -222,37 +186,29 @@ fn line(swap: &Swap) -> String {
     }
 }
 
-/// Tells the story on standard error, with the seconds it took.
-struct Narrator<'a> {
-    terminal: &'a Terminal,
+/// Tells the story, with the seconds it took.
+pub(crate) struct Narrator<'a> {
+    write: Box<dyn Fn(&str) + 'a>,
     begun: Instant,
-    silent: bool,
 }
 
 impl<'a> Narrator<'a> {
-    fn new(global: &Global, terminal: &'a Terminal) -> Self {
+    /// One whose lines `write` shows.
+    pub(crate) fn new(write: impl Fn(&str) + 'a) -> Self {
         Self {
-            terminal,
+            write: Box::new(write),
             begun: Instant::now(),
-            silent: global.quiet,
         }
     }
 
     fn say(&self, line: &str) {
         let seconds = self.begun.elapsed().as_secs_f64();
-        self.write(&format!("{seconds:5.1} s  {line}\n"));
+        (self.write)(&format!("{seconds:5.1} s  {line}\n"));
     }
 
-    fn end(&self) {
-        self.write("\n");
-    }
-
-    fn write(&self, text: &str) {
-        let mut terminal = self.terminal;
-        if !self.silent {
-            // A standard error that is closed has nobody to tell.
-            let _ = terminal.write_all(text.as_bytes());
-        }
+    /// Parts the story from its scoreboard.
+    pub(crate) fn end(&self) {
+        (self.write)("\n");
     }
 }
 

@@ -1,3 +1,5 @@
-//! What this machine's network shows us. Nothing is sent from here.
+//! What this machine gives us of its network: sockets that listen, and the service
+//! manager that opened some of them.
 
 pub mod sockets;
+pub(crate) mod systemd;

@@ -24,17 +24,17 @@ use rustix::io;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::set_no_new_privs;
 
-use crate::cli::Call;
-use crate::cli::output::Failure;
-use crate::cli::parts::{as_stored, recall};
 use crate::config::{CertificateSettings, ChallengeSettings, Settings};
 use crate::deploy::Target;
 use crate::deploy::hand::Hand;
 use crate::deploy::spec::Spec;
-use paths::{Places, specs};
+use crate::failure::Failure;
+use paths::{Paths, specs};
+
+pub(crate) use paths::Surroundings;
 
 /// Gives up what no command needs, before any thread is started.
-pub(super) fn harden() {
+pub(crate) fn harden() {
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),
@@ -61,16 +61,16 @@ fn not_dumpable() -> io::Result<()> {
 
 /// What is left within reach. By default everything is.
 #[derive(Default)]
-pub(super) struct Reach {
+pub(crate) struct Reach {
     /// Tells servers, where this process may not do so itself.
     hand: Option<Arc<Hand>>,
     /// Where files may be touched, when the kernel sees to it.
-    places: Option<Places>,
+    paths: Option<Paths>,
 }
 
 impl Reach {
     /// The server of `spec`, told from here or by the process apart.
-    pub(super) fn target(&self, spec: &Spec) -> Arc<dyn Target> {
+    pub(crate) fn target(&self, spec: &Spec) -> Arc<dyn Target> {
         match &self.hand {
             Some(hand) if spec.needs_a_hand() => hand.target(spec),
             _ => spec.target(),
@@ -79,8 +79,8 @@ impl Reach {
 
     /// Whether the paths of `settings` are within reach: what has been given up
     /// does not come back, so that a new path needs a new process.
-    pub(super) fn covers(&self, settings: &CertificateSettings) -> Result<(), Failure> {
-        let Some(places) = &self.places else {
+    pub(crate) fn covers(&self, settings: &CertificateSettings) -> Result<(), Failure> {
+        let Some(paths) = &self.paths else {
             return Ok(());
         };
         let webroot = match &settings.challenge {
@@ -104,8 +104,8 @@ impl Reach {
         let mut written = webroot.into_iter().chain(written);
         let mut read = settings.ca_files().cloned().chain(read);
         let beyond = written
-            .find(|path| !places.may_write(path))
-            .or_else(|| read.find(|path| !places.may_read(path)));
+            .find(|path| !paths.may_write(path))
+            .or_else(|| read.find(|path| !paths.may_read(path)));
         match beyond {
             None => Ok(()),
             Some(path) => Err(out_of_reach(&path)),
@@ -113,11 +113,11 @@ impl Reach {
     }
 
     /// What `failure` comes from, if one of `files` is out of reach.
-    pub(super) fn behind(&self, failure: Failure, files: &[PathBuf]) -> Failure {
-        let Some(places) = &self.places else {
+    pub(crate) fn behind(&self, failure: Failure, files: &[PathBuf]) -> Failure {
+        let Some(paths) = &self.paths else {
             return failure;
         };
-        let beyond = files.iter().find(|path| !places.may_read(path));
+        let beyond = files.iter().find(|path| !paths.may_read(path));
         beyond.map_or(failure, |path| out_of_reach(path))
     }
 }
@@ -141,51 +141,46 @@ fn out_of_reach(path: &Path) -> Failure {
     )
 }
 
-/// Gives up all that `settings` and what is stored do not need. All sockets are
-/// bound by now, and no thread beside this one is started: capabilities and what
+/// Gives up all that `known` does not need: `settings` and what is stored beside them. All
+/// sockets are bound by now, and no thread beside this one is started: capabilities and what
 /// Landlock and seccomp allow are each thread's own, passed on to new ones only.
-pub(super) async fn confine(call: &Call, settings: &Settings) -> Result<Reach, Failure> {
-    // What is configured no more can still be renewed by a command.
-    let mut known = settings.clone();
-    let stored = recall(&call.sources, settings).await?.into_iter();
-    known
-        .certificates
-        .extend(stored.filter_map(|(_, stored)| stored.ok()));
-    // What this process is told may say otherwise of them than the command that
-    // renews them.
-    known.certificates.extend(as_stored(settings).await);
-    let programs = specs(&known).filter(Spec::runs_a_program);
+pub(crate) fn confine(
+    surroundings: &Surroundings<'_>,
+    settings: &Settings,
+    known: &Settings,
+) -> Reach {
+    let programs = specs(known).filter(Spec::runs_a_program);
     let programs: BTreeSet<Spec> = programs.collect();
     let programs: Vec<Spec> = programs.into_iter().collect();
-    let Some(hand) = helper::start(call, settings, &programs) else {
-        return Ok(Reach::default());
+    let Some(hand) = helper::start(surroundings.environment, settings, &programs) else {
+        return Reach::default();
     };
     // While it still may: what is there need not be made in what is around it.
-    specs(&known).for_each(|spec| spec.prepare());
-    let places = Places::of(call, &known);
-    let confined = give_up(call, settings, &places);
-    Ok(Reach {
+    specs(known).for_each(|spec| spec.prepare());
+    let paths = Paths::of(surroundings, known);
+    let confined = give_up(surroundings, settings, &paths);
+    Reach {
         hand: Some(hand),
-        places: confined.then_some(places),
-    })
-}
-
-/// The same for a server that tells no other one.
-pub(super) fn confine_alone(call: &Call, settings: &Settings) {
-    if settings.harden {
-        give_up(call, settings, &Places::of(call, settings));
+        paths: confined.then_some(paths),
     }
 }
 
-/// Whether `places` are now all that is within reach.
-fn give_up(call: &Call, settings: &Settings, places: &Places) -> bool {
+/// The same for a server that tells no other one.
+pub(crate) fn confine_alone(surroundings: &Surroundings<'_>, settings: &Settings) {
+    if settings.harden {
+        give_up(surroundings, settings, &Paths::of(surroundings, settings));
+    }
+}
+
+/// Whether `paths` are now all that is within reach.
+fn give_up(surroundings: &Surroundings<'_>, settings: &Settings, paths: &Paths) -> bool {
     if let Some(threads) = threads().filter(|threads| *threads != 1) {
         tracing::warn!("{threads} threads run already: what is given up now, only one gives up");
     }
     // What is shared with other users has its mode set by name.
     rustix::process::umask(Mode::from_raw_mode(0o077));
-    capabilities::drop_all_but_needed(settings, places);
-    let confined = landlock::enter(places, notifies_abstractly(call));
+    capabilities::drop_all_but_needed(settings, paths);
+    let confined = landlock::enter(paths, notifies_abstractly(surroundings));
     restrict_calls();
     confined
 }
@@ -203,7 +198,7 @@ fn threads() -> Option<usize> {
 }
 
 /// Whether the service manager is told through a socket that has no file.
-fn notifies_abstractly(call: &Call) -> bool {
-    let socket = call.environment.get("NOTIFY_SOCKET");
+fn notifies_abstractly(surroundings: &Surroundings<'_>) -> bool {
+    let socket = surroundings.environment.get("NOTIFY_SOCKET");
     socket.is_some_and(|socket| socket.starts_with('@'))
 }

@@ -16,7 +16,7 @@ const VOCABULARY: &[&str] = &[
     "ca_state",
     "time",
     "random",
-    "error",
+    "failure",
     "files",
     "net",
     "text",
@@ -38,8 +38,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("manage", FLOWS),
     ("discovery", &["deploy", "observe"]),
     ("supervise", FLOWS_AND_MANAGE),
-    ("sandbox", &["cli", "config", "deploy"]),
-    ("control", &["cli", "config", "supervise"]),
+    ("sandbox", &["config", "deploy"]),
+    ("control", &["config", "manage"]),
     ("demo", DEMO),
     (
         "simulate",
@@ -69,7 +69,6 @@ const ROOMS: &[(&str, &[&str])] = &[
 const FLOWS_AND_MANAGE: &[&str] = &["manage", "renew", "store", "acme", "deploy", "observe"];
 
 const DEMO: &[&str] = &[
-    "cli",
     "manage",
     "supervise",
     "store",
@@ -82,7 +81,6 @@ const DEMO: &[&str] = &[
 ];
 
 const FLOWS: &[&str] = &[
-    "supervise",
     "renew",
     "store",
     "challenge",
@@ -553,7 +551,7 @@ fn named(path: &str, text: &str) -> Vec<(usize, String)> {
 
 #[test]
 fn a_planted_import_is_found_in_every_spelling() {
-    let plain = "//! x\nuse crate::cli::parts;\n";
+    let plain = "//! x\nuse crate::cli::factory;\n";
     let fault = imports_at_fault(&Source::new("store/fs.rs", plain)).remove(0);
     assert!(
         fault.starts_with("src/store/fs.rs:2: `store` may not import `cli`; allowed: identifier,"),
@@ -561,7 +559,7 @@ fn a_planted_import_is_found_in_every_spelling() {
     );
     for text in [
         "use crate::{time::Clock, cli};",
-        "use crate::{\n    time::{Clock, Timestamp},\n    cli::{self, parts},\n};",
+        "use crate::{\n    time::{Clock, Timestamp},\n    cli::{self, factory},\n};",
         "use crate :: cli;",
         "use super::super::cli;",
         "fn f() { crate::cli::run() }",

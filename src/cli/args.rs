@@ -112,7 +112,7 @@ pub enum Verb {
         verb: Config,
     },
     /// Show the whole story on loopback: issue, serve, renew and swap under load
-    Demo(crate::demo::Demo),
+    Demo(super::demo::Demo),
     /// A fleet for a year in virtual time, through faults of every kind; prints the scoreboard
     Simulate(super::simulate::Simulate),
     /// Set a server up for TLS

@@ -8,10 +8,11 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::Call;
-use super::output::{Failure, say};
-use super::parts::output_for;
+use super::factory::output_for;
+use super::output::say;
 use crate::config::Settings;
 use crate::deploy::Outlet;
+use crate::failure::Failure;
 use crate::files;
 use crate::identifier::{Identifier, Lineage};
 use crate::install::InstallError;

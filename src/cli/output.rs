@@ -7,128 +7,33 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde::{Deserialize, Serialize};
 use tracing::Level;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::args::Global;
-use crate::acme::Cause;
 use crate::config::{LogFormat, Problem};
-use crate::manage::{ManageError, STORE_HINT};
-
-/// A failure as the user sees it: an exit code, and what to tell with what to
-/// do about it.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Failure {
-    pub(crate) code: u8,
-    told: Vec<(String, String)>,
-}
+use crate::failure::Failure;
 
 impl Failure {
-    /// What nobody foresaw.
-    pub(crate) fn unexpected(message: String) -> Self {
-        let hint = "run again with -v and report what it says";
-        Self {
-            code: 1,
-            told: vec![(message, hint.into())],
-        }
-    }
-
-    /// What was promised, and was not so.
-    pub(crate) fn broken(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self {
-            code: 1,
-            told: vec![(message.into(), hint.into())],
-        }
-    }
-
-    /// Bad usage, configuration or surroundings; nothing was sent.
-    pub(crate) fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self {
-            code: 2,
-            told: vec![(message.into(), hint.into())],
-        }
-    }
-
-    /// The store or an output could not be used.
-    pub(crate) fn store(message: String) -> Self {
-        Self {
-            code: 8,
-            told: vec![(message, STORE_HINT.into())],
-        }
-    }
-
     /// Some of what another client keeps could not be taken over.
-    pub(crate) fn left_behind(message: String) -> Self {
+    pub(super) fn left_behind(message: String) -> Self {
         let hint = "each is named above with its reason; import again once that is mended: the others stay";
-        Self {
-            code: 8,
-            told: vec![(message, hint.into())],
-        }
-    }
-
-    /// The sidecar went away while it worked for us.
-    pub(crate) fn interrupted(subject: &str, error: &dyn fmt::Display) -> Self {
-        let message = format!("{subject}: the running `certs run` did not answer: {error}");
-        Self {
-            code: 1,
-            told: vec![(message, ManageError::Stopped.hint())],
-        }
+        Self::new(8, vec![(message, hint.into())])
     }
 
     /// A configuration with errors; nothing was sent or written.
-    pub(crate) fn configuration(problems: Vec<Problem>) -> Self {
-        let told = problems
-            .into_iter()
-            .map(|problem| {
-                let message = format!("{}{}", problem.place, problem.message);
-                (message, problem.hint)
-            })
-            .collect();
-        Self { code: 2, told }
+    pub(super) fn configuration(problems: Vec<Problem>) -> Self {
+        let messages = problems.into_iter().map(|problem| {
+            let message = format!("{}{}", problem.place, problem.message);
+            (message, problem.hint)
+        });
+        Self::new(2, messages.collect())
     }
 
-    /// The failure of working on `subject`.
-    pub(crate) fn of(subject: &str, error: &ManageError) -> Self {
-        let code = match error {
-            ManageError::Acme(acme) => acme_code(&acme.cause),
-            ManageError::Bundle { .. } | ManageError::Down { .. } => 3,
-            ManageError::KeptOtherwise { .. }
-            | ManageError::NotDueThere { .. }
-            | ManageError::NoWayBack { .. } => 2,
-            ManageError::BackingOff { .. } | ManageError::OutOfBudget { .. } => 6,
-            ManageError::Stored(_) | ManageError::Store(_) | ManageError::Output(_) => 8,
-            ManageError::Deploy(_) | ManageError::Verify(_) | ManageError::NotHandedOver { .. } => {
-                7
-            }
-            ManageError::Key(_) | ManageError::Halted(_) | ManageError::Stopped => 1,
-        };
-        Self {
-            code,
-            told: vec![(format!("{subject}: {error}"), error.hint())],
-        }
-    }
-
-    /// The exit code alone, where all was told when it happened.
-    pub(crate) fn told_already(&self) -> Self {
-        Self {
-            code: self.code,
-            told: Vec::new(),
-        }
-    }
-
-    /// The first line of what went wrong.
-    pub(crate) fn summary(&self) -> &str {
-        self.told
-            .first()
-            .and_then(|(message, _)| message.lines().next())
-            .unwrap_or_default()
-    }
-
-    /// Tells it on standard error.
-    pub(crate) fn tell(&self, terminal: &Terminal) {
+    /// Shows it on standard error.
+    pub(super) fn tell(&self, terminal: &Terminal) {
         let mut text = String::new();
-        for (message, hint) in &self.told {
+        for (message, hint) in self.messages() {
             if terminal.format == LogFormat::Json {
                 let fields = serde_json::json!({"message": message, "hint": hint});
                 let json = serde_json::json!({"level": "ERROR", "fields": fields});
@@ -141,15 +46,8 @@ impl Failure {
         terminal.write(text.as_bytes());
     }
 
-    /// Every message with its hint, for a log.
-    pub(crate) fn in_a_line(&self) -> String {
-        let told = self.told.iter();
-        let told = told.map(|(message, hint)| format!("{message}; hint: {hint}"));
-        told.collect::<Vec<_>>().join("; ")
-    }
-
-    /// Tells it and gives the exit code.
-    pub(crate) fn report(self, terminal: &Terminal) -> ExitCode {
+    /// Shows it and gives the exit code.
+    pub(super) fn report(self, terminal: &Terminal) -> ExitCode {
         self.tell(terminal);
         ExitCode::from(self.code)
     }
@@ -158,20 +56,10 @@ impl Failure {
 const RED: &str = "\x1b[1;31m";
 const CYAN: &str = "\x1b[36m";
 
-fn acme_code(cause: &Cause) -> u8 {
-    match cause {
-        Cause::Unreachable(_) | Cause::Protocol(_) | Cause::TimedOut(_) => 3,
-        Cause::Refused(_) | Cause::NoChallenge { .. } => 4,
-        Cause::NotProven(_) => 5,
-        Cause::RateLimited { .. } => 6,
-        Cause::Solver(_) | Cause::Journal(_) => 8,
-    }
-}
-
 /// Standard error, shared by messages and by the line that shows progress:
 /// a message takes that line away, and it comes back after it.
 #[derive(Clone, Debug)]
-pub(crate) struct Terminal {
+pub(super) struct Terminal {
     progress: bool,
     colour: bool,
     format: LogFormat,
@@ -180,7 +68,7 @@ pub(crate) struct Terminal {
 
 impl Terminal {
     /// Standard error as it is; `NO_COLOR` is honoured.
-    pub(crate) fn new(
+    pub(super) fn new(
         environment: &BTreeMap<String, String>,
         global: &Global,
         format: LogFormat,
@@ -199,7 +87,7 @@ impl Terminal {
     }
 
     /// Whether somebody is looking who wants to see progress.
-    pub(crate) fn shows_progress(&self) -> bool {
+    pub(super) fn shows_progress(&self) -> bool {
         self.progress
     }
 
@@ -212,7 +100,7 @@ impl Terminal {
     }
 
     /// Shows `line` below all messages; an empty one shows nothing.
-    pub(crate) fn show(&self, line: String) {
+    pub(super) fn show(&self, line: String) {
         if self.progress {
             let mut shown = self.line.lock().unwrap_or_else(PoisonError::into_inner);
             *shown = line;
@@ -259,12 +147,12 @@ impl<'a> MakeWriter<'a> for Terminal {
 
 /// Prints a result. A reader that has gone away (`certs status | head`) is no
 /// reason to stop the work.
-pub(crate) fn say(result: impl fmt::Display) {
+pub(super) fn say(result: impl fmt::Display) {
     let _ = writeln!(io::stdout(), "{result}");
 }
 
 /// Messages go to standard error, results to standard output.
-pub(crate) fn start_logging(global: &Global, terminal: &Terminal) {
+pub(super) fn start_logging(global: &Global, terminal: &Terminal) {
     let level = match (global.quiet, global.verbose) {
         (true, _) => Level::ERROR,
         (false, 0) => Level::INFO,

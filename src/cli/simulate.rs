@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::args::Global;
-use super::output::{Failure, say};
+use super::output::say;
+use crate::failure::Failure;
 use crate::simulate::{Plan, Scenario, Score, plot, simulate as play};
 
 /// Options of `simulate`.

@@ -6,8 +6,9 @@ use serde_json::Value;
 use super::Call;
 use super::args::Health;
 use super::labels::Labels;
-use super::output::{Failure, say};
+use super::output::say;
 use crate::ca_state::Outage;
+use crate::failure::Failure;
 use crate::identifier::Lineage;
 use crate::manage;
 use crate::observe::{Asked, Status, probe};
@@ -37,7 +38,7 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
             Ok(row) => rows.push(row),
             Err(failure) => {
                 failure.tell(&call.terminal);
-                ended = ended.and(Err(failure.told_already()));
+                ended = ended.and(Err(failure.code_only()));
             }
         }
     }
@@ -106,18 +107,18 @@ async fn row(
     })?;
     let now = SystemClock.now();
     let known = match store {
-        Some(store) => store.authority(&record.ca).await,
+        Some(store) => store.ca_state(&record.ca).await,
         None => Ok(Default::default()),
     };
-    let (authority, _) = known.map_err(|error| failed(&record.ca, error))?;
+    let (state, _) = known.map_err(|error| failed(&record.ca, error))?;
     let rules = ledger::rules(&record.ca);
     let mut status = manage::status::status(&record, now, &SystemRandom);
     status.asked = asked.cloned();
     let row = Row {
         status,
-        budget: ledger::left(&authority, rules, &record.identifiers, now),
-        outage: authority.outage,
-        windowless: authority.windowless,
+        budget: ledger::left(&state, rules, &record.identifiers, now),
+        outage: state.outage,
+        windowless: state.windowless,
     };
     serde_json::to_value(row).map_err(|error| Failure::unexpected(error.to_string()))
 }

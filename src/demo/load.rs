@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::stage::Site;
+use super::site::Site;
 use super::tally::{Kind, Tally};
 use crate::tls::dialer::{DialError, Dialer};
 

@@ -11,8 +11,8 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::TcpStream;
 
-use super::stage::Site;
-use crate::cli::output::Failure;
+use super::site::Site;
+use crate::failure::Failure;
 
 const UP_WITHIN: Duration = Duration::from_secs(10);
 const DOWN_WITHIN: Duration = Duration::from_secs(3);
@@ -30,7 +30,7 @@ pub(super) struct Nginx {
 }
 
 /// The program, on `PATH` or where distributions put it.
-pub(super) fn find(environment: &BTreeMap<String, String>) -> Result<PathBuf, Failure> {
+pub(crate) fn find(environment: &BTreeMap<String, String>) -> Result<PathBuf, Failure> {
     let path = environment.get("PATH").map_or("", String::as_str);
     first_in(path.split(':').chain(BESIDE_PATH)).ok_or_else(|| {
             Failure::usage(

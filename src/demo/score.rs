@@ -15,7 +15,7 @@ pub(super) const LEAST_RENEWALS: usize = 3;
 
 /// The scoreboard.
 #[derive(Debug, Serialize)]
-pub(super) struct Score {
+pub(crate) struct Score {
     with: &'static str,
     certificates: usize,
     names: usize,
@@ -87,7 +87,7 @@ impl Score {
     }
 
     /// What is missing for the proof, if anything.
-    pub(super) fn missing(&self) -> Option<String> {
+    pub(crate) fn missing(&self) -> Option<String> {
         if self.failures > 0 {
             let first = self.first_failure.as_deref().unwrap_or("");
             return Some(format!(
@@ -104,7 +104,7 @@ impl Score {
     }
 
     /// The board as a person reads it, within 80 columns.
-    pub(super) fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         let names = format!("for {} names, each proven by HTTP-01", self.names);
         let mut rows = vec![
             (

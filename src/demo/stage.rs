@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,20 +14,21 @@ use tokio::task::JoinSet;
 use super::load::Manners;
 use super::nginx::Nginx;
 use super::page::Page;
+use super::site::Site;
 use super::tally::Tally;
 use crate::acme::{AccountOptions, Client, Https, Issuer, Options};
 use crate::ca::{RenewalWindows, Resolve, Server, Settings, Validation};
 use crate::certificate::{Bundle, Freshness, KeyType, Known, Secret};
 use crate::challenge::http01::Listener;
 use crate::challenge::responses::Responses;
-use crate::cli::output::Failure;
 use crate::deploy::endpoint::Endpoint;
 use crate::deploy::output::Output;
 use crate::deploy::verify::Handshake;
 use crate::deploy::{Delivery, DeployError, Outlet, Target, nginx};
+use crate::failure::Failure;
 use crate::identifier::{Identifier, Lineage};
 use crate::manage::front::Front;
-use crate::manage::{Certificate, FreshKeys, ManageError, Parts, Probed, Wanted};
+use crate::manage::{Certificate, FreshKeys, ManageError, Probes, Services, Wanted};
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
 use crate::store::fs::FileStore;
@@ -48,18 +49,9 @@ const WINDOW_IS_OPEN_FOR: Duration = Duration::from_millis(500);
 const SPACING: Duration = Duration::from_millis(10);
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// A name that is asked for.
-#[derive(Clone, Debug)]
-pub(super) struct Site {
-    pub(super) lineage: Lineage,
-    pub(super) name: Identifier,
-    /// The directory of its pair.
-    pub(super) live: PathBuf,
-}
-
 /// The set, before the play begins.
 pub(super) struct Stage {
-    pub(super) parts: Parts,
+    pub(super) services: Services,
     pub(super) certificates: Vec<Certificate>,
     pub(super) sites: Vec<Site>,
     pub(super) dialer: Dialer,
@@ -77,22 +69,22 @@ impl Stage {
     pub(super) async fn set(directory: &Path, program: Option<&Path>) -> Result<Self, Failure> {
         let mut serving = JoinSet::new();
         let (issuer, ca, root) = issuer(&mut serving).await?;
-        let (parts, tally) = (parts(directory)?, Arc::new(Tally::default()));
+        let (services, tally) = (services(directory)?, Arc::new(Tally::default()));
         let mut wanted = Vec::new();
         for names in CERTIFICATES {
             wanted.push(want(names, &ca)?);
         }
-        let sites = sites(&wanted, parts.output.as_ref());
+        let sites = sites(&wanted, services.output.as_ref());
         let (address, targets, nginx) = match program {
             Some(program) => {
-                let nginx = start_nginx(program, directory, &parts, &wanted, &sites).await?;
+                let nginx = start_nginx(program, directory, &services, &wanted, &sites).await?;
                 let target: Arc<dyn Target> =
                     Arc::new(nginx::Nginx::new(Some(nginx.pid_file.clone())));
                 let targets = wanted.iter().map(|_| target.clone()).collect();
                 (nginx.address, targets, Some(nginx))
             }
             None => {
-                let (address, targets) = start_front(&mut serving, &parts, &wanted)?;
+                let (address, targets) = start_front(&mut serving, &services, &wanted)?;
                 (address, targets, None)
             }
         };
@@ -106,7 +98,7 @@ impl Stage {
                     target,
                     lineage: wanted.lineage.clone(),
                     identifiers: wanted.identifiers.clone(),
-                    parts: parts.clone(),
+                    services: services.clone(),
                     tally: tally.clone(),
                 })],
                 wanted,
@@ -120,7 +112,7 @@ impl Stage {
                 Some(_) => Manners::ClosesIdle,
                 None => Manners::NeverCloses,
             },
-            parts,
+            services,
             sites,
             tally,
             address,
@@ -176,16 +168,16 @@ fn client(directory: &str, root: &str, responses: Responses) -> Result<Client, S
     })
 }
 
-fn parts(directory: &Path) -> Result<Parts, Failure> {
+fn services(directory: &Path) -> Result<Services, Failure> {
     let store = FileStore::open(directory.join("data"))
         .map_err(|error| Failure::of("store", &ManageError::from(error)))?;
-    Ok(Parts {
+    Ok(Services {
         store: Arc::new(store),
         output: Arc::new(Output::new(directory.join("certs"))),
         prover: Arc::new(Handshake),
         keys: Arc::new(FreshKeys),
         known: Known::default(),
-        probed: Probed::default(),
+        probes: Probes::default(),
         clock: Arc::new(SystemClock),
         random: Arc::new(SystemRandom),
         metrics: Metrics::default(),
@@ -233,13 +225,15 @@ fn sites(wanted: &[Wanted], output: &dyn Outlet) -> Vec<Site> {
 async fn start_nginx(
     program: &Path,
     directory: &Path,
-    parts: &Parts,
+    services: &Services,
     wanted: &[Wanted],
     sites: &[Site],
 ) -> Result<Nginx, Failure> {
     for wanted in wanted {
         let (lineage, names) = (&wanted.lineage, &wanted.identifiers);
-        let placed = parts.output.placeholder(lineage, names, parts.clock.now());
+        let placed = services
+            .output
+            .placeholder(lineage, names, services.clock.now());
         placed.map_err(|error| Failure::of(lineage.as_str(), &ManageError::from(error)))?;
     }
     Nginx::start(program, &directory.join("nginx"), sites).await
@@ -247,13 +241,13 @@ async fn start_nginx(
 
 fn start_front(
     serving: &mut JoinSet<()>,
-    parts: &Parts,
+    services: &Services,
     wanted: &[Wanted],
 ) -> Result<(SocketAddr, Vec<Arc<dyn Target>>), Failure> {
     let served = wanted
         .iter()
         .map(|wanted| (wanted.lineage.clone(), wanted.identifiers.clone()));
-    let (publisher, credentials) = Publisher::new(served.collect(), parts.clock.clone());
+    let (publisher, credentials) = Publisher::new(served.collect(), services.clock.clone());
     let failed = |error: std::io::Error| Failure::unexpected(format!("the TLS listener: {error}"));
     let terminator = Terminator::bind(LOOPBACK, &credentials, Limits::default()).map_err(failed)?;
     let address = terminator.address().map_err(failed)?;
@@ -263,9 +257,9 @@ fn start_front(
         Arc::new(Front::new(
             wanted.lineage.clone(),
             wanted.identifiers.clone(),
-            parts.output.as_ref(),
+            services.output.as_ref(),
             publisher.clone(),
-            parts.clock.clone(),
+            services.clock.clone(),
         ))
     };
     Ok((address, wanted.iter().map(target).collect()))
@@ -276,19 +270,19 @@ struct Timed {
     target: Arc<dyn Target>,
     lineage: Lineage,
     identifiers: BTreeSet<Identifier>,
-    parts: Parts,
+    services: Services,
     tally: Arc<Tally>,
 }
 
 impl Timed {
     /// Notes nothing where the live pair cannot be read: the target says why.
     fn note(&self) -> Option<()> {
-        let live = self.parts.output.live_path(&self.lineage);
+        let live = self.services.output.live_path(&self.lineage);
         let text = |name: &str| std::fs::read_to_string(live.join(name)).ok();
         let (key, chain) = (Secret::new(text("privkey.pem")?), text("fullchain.pem")?);
-        let now = self.parts.clock.now();
+        let now = self.services.clock.now();
         let bundle = Bundle::new(key, &chain, &self.identifiers, now, Freshness::Any).ok()?;
-        let generation = self.parts.output.live(&self.lineage)?;
+        let generation = self.services.output.live(&self.lineage)?;
         let leaf = bundle.facts().fingerprint.clone();
         self.tally
             .handed_over(self.lineage.clone(), generation, leaf);

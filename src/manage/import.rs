@@ -3,8 +3,8 @@
 //! asking its CA. Whoever serves it is not asked either, so that it counts as handed
 //! over only once a pass has proven it.
 
-use super::ManageError;
 use super::deploy::FILES;
+use super::error::ManageError;
 use crate::certificate::{Bundle, Facts};
 use crate::deploy::Outlet;
 use crate::identifier::{Identifier, Lineage};
@@ -63,7 +63,7 @@ pub async fn take(
     let lineage = &foreign.lineage;
     let _lease = store.lease(lineage).await?;
     let stored = store.load(lineage).await?;
-    let mut taken = foresee(stored.as_ref().map(|(record, _)| record), foreign, random);
+    let mut taken = preview(stored.as_ref().map(|(record, _)| record), foreign, random);
     match taken {
         Taken::Stored(generation, at) => {
             // Those of a command that came to nothing are no certificate's.
@@ -105,7 +105,7 @@ async fn resettle(store: &dyn Store, foreign: &Foreign) -> Result<bool, ManageEr
 
 /// What would become of it beside `record`; nothing is written.
 #[must_use]
-pub fn foresee(record: Option<&Record>, foreign: &Foreign, random: &dyn Random) -> Taken {
+pub fn preview(record: Option<&Record>, foreign: &Foreign, random: &dyn Random) -> Taken {
     let facts = foreign.bundle.facts();
     let here = |generation, newer| Taken::Here {
         generation,

@@ -3,7 +3,8 @@
 
 use async_trait::async_trait;
 
-use super::{FreshKeys, Keys, ManageError, Wanted};
+use super::error::ManageError;
+use super::services::{FreshKeys, Keys, Wanted};
 use crate::acme::{Issuer, Journal, JournalError};
 use crate::certificate::{Bundle, Facts, Freshness, Secret};
 use crate::record::PendingOrder;

@@ -1,6 +1,5 @@
 //! The state of a certificate, as its record and the one decision have it.
 
-use super::issue::last_failure;
 use crate::observe::status::{Action, LeftOut, Status};
 use crate::random::Random;
 use crate::record::{Issued, Record};
@@ -50,6 +49,19 @@ pub fn left_out(record: &Record) -> Vec<LeftOut> {
         })
     });
     left_out.collect()
+}
+
+/// What the last order ended with, wherever it was tried last.
+pub(super) fn last_failure(record: &Record) -> Option<String> {
+    let first = record.failures.last.clone();
+    let second = record.fallback.as_ref();
+    match (
+        first,
+        second.and_then(|second| second.failures.last.clone()),
+    ) {
+        (Some(first), Some(second)) => Some(format!("{first}; and in its place: {second}")),
+        (first, second) => first.or(second),
+    }
 }
 
 /// A wait is shown as what it waits for.

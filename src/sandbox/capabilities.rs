@@ -11,14 +11,14 @@ use rustix::thread::{
     clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
 };
 
-use super::paths::{Places, specs};
+use super::paths::{Paths, specs};
 use crate::config::Settings;
 use crate::deploy::owner;
 
-/// Keeps what `settings` and `places` need of what there is, and says why.
-pub(super) fn drop_all_but_needed(settings: &Settings, places: &Places) {
+/// Keeps what `settings` and `paths` need of what there is, and says why.
+pub(super) fn drop_all_but_needed(settings: &Settings, paths: &Paths) {
     let dropped = capabilities(None).and_then(|held| {
-        let kept = needed(held, settings, places)?;
+        let kept = needed(held, settings, paths)?;
         keep(kept & held.permitted)
     });
     if let Err(error) = dropped {
@@ -26,9 +26,9 @@ pub(super) fn drop_all_but_needed(settings: &Settings, places: &Places) {
     }
 }
 
-fn needed(held: CapabilitySets, settings: &Settings, places: &Places) -> io::Result<CapabilitySet> {
+fn needed(held: CapabilitySets, settings: &Settings, paths: &Paths) -> io::Result<CapabilitySet> {
     let mut kept = CapabilitySet::empty();
-    if is_given_away(settings, places) {
+    if is_given_away(settings, paths) {
         let why = "what is written for the proxy belongs to another user or group";
         let give = CapabilitySet::CHOWN | CapabilitySet::FSETID;
         // What belongs to another user already is changed by name of its owner.
@@ -46,10 +46,10 @@ fn needed(held: CapabilitySets, settings: &Settings, places: &Places) -> io::Res
     let mut without = held;
     without.effective -= beyond;
     set_capabilities(None, without)?;
-    if let Some(path) = first_closed(places).or_else(|| first_unreachable(places)) {
+    if let Some(path) = first_closed(paths).or_else(|| first_unreachable(paths)) {
         tell(held, CapabilitySet::DAC_OVERRIDE, &path);
         kept |= CapabilitySet::DAC_OVERRIDE;
-    } else if let Some(path) = first_unreadable(places) {
+    } else if let Some(path) = first_unreadable(paths) {
         tell(held, CapabilitySet::DAC_READ_SEARCH, &path);
         kept |= CapabilitySet::DAC_READ_SEARCH;
     }
@@ -87,11 +87,11 @@ fn keep(kept: CapabilitySet) -> io::Result<()> {
     set_capabilities(None, sets)
 }
 
-fn is_given_away(settings: &Settings, places: &Places) -> bool {
+fn is_given_away(settings: &Settings, paths: &Paths) -> bool {
     use std::os::unix::fs::MetadataExt;
     let (owner, group) = (&settings.output.owner, &settings.output.group);
     // A directory that hands its group on keeps that mark only for its members.
-    let foreign = std::fs::metadata(&places.output)
+    let foreign = std::fs::metadata(&paths.output)
         .is_ok_and(|output| output.gid() != rustix::process::getegid().as_raw());
     is_another(owner.as_deref()) || group.is_some() || foreign || any_is_given_away(settings)
 }
@@ -113,21 +113,21 @@ fn is_another(user: Option<&str>) -> bool {
 }
 
 /// The first place that its owner or mode keeps from being written to.
-fn first_closed(places: &Places) -> Option<String> {
-    let written = places.written.iter();
+fn first_closed(paths: &Paths) -> Option<String> {
+    let written = paths.written.iter();
     written
-        .filter(|directory| **directory != places.output && **directory != places.data)
+        .filter(|directory| **directory != paths.output && **directory != paths.data)
         .flat_map(|webroot| {
             let parts = ["", ".well-known", ".well-known/acme-challenge"];
             parts.map(|part| webroot.join(part))
         })
         .find(|directory| is_denied(directory, WRITE))
         .map(|path| path.display().to_string())
-        .or_else(|| closed_below(&places.output, &places.output, Access::READ_OK))
+        .or_else(|| closed_below(&paths.output, &paths.output, Access::READ_OK))
         .or_else(|| {
             closed_below(
-                &places.data,
-                &places.output,
+                &paths.data,
+                &paths.output,
                 Access::READ_OK | Access::WRITE_OK,
             )
         })
@@ -163,15 +163,15 @@ fn closed_below(root: &Path, other: &Path, file: Access) -> Option<String> {
     None
 }
 
-fn first_unreadable(places: &Places) -> Option<String> {
-    let mut files = places.files.iter();
+fn first_unreadable(paths: &Paths) -> Option<String> {
+    let mut files = paths.files.iter();
     let found = files.find(|file| is_denied(file, Access::READ_OK));
     found.map(|file| file.display().to_string())
 }
 
 /// The first socket that its owner or mode keeps from being connected to.
-fn first_unreachable(places: &Places) -> Option<String> {
-    let mut sockets = places.sockets.iter();
+fn first_unreachable(paths: &Paths) -> Option<String> {
+    let mut sockets = paths.sockets.iter();
     let found = sockets.find(|socket| is_denied(socket, Access::WRITE_OK));
     found.map(|socket| socket.display().to_string())
 }
@@ -220,7 +220,7 @@ mod tests {
         let named = prepare(directory.path()).into_iter();
         let (sockets, files) = named.partition(|path| path.extension().is_some());
         let settings = settings(directory.path(), more);
-        let places = Places {
+        let paths = Paths {
             written: BTreeSet::from([data.clone(), output.clone()]),
             read: BTreeSet::new(),
             data,
@@ -230,7 +230,7 @@ mod tests {
         };
         let thread = std::thread::spawn(move || {
             assert!(!capabilities(None).unwrap().effective.is_empty());
-            drop_all_but_needed(&settings, &places);
+            drop_all_but_needed(&settings, &paths);
             let left = capabilities(None).unwrap();
             assert_eq!(left.effective, left.permitted);
             assert!(left.inheritable.is_empty());

@@ -4,6 +4,7 @@
 //! two: one does the errands, and one starts another when that has died, which the
 //! confined process may not do.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -12,20 +13,23 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::cli::Call;
-use crate::cli::output::Failure;
 use crate::config::Settings;
 use crate::deploy::hand::{self, Hand, keeper};
 use crate::deploy::spec::Spec;
+use crate::failure::Failure;
 
 /// Starts it, or says why this process goes on as it is. `programs` are those
 /// of the user's own that it may run, and no other.
-pub(super) fn start(call: &Call, settings: &Settings, programs: &[Spec]) -> Option<Arc<Hand>> {
+pub(super) fn start(
+    environment: &BTreeMap<String, String>,
+    settings: &Settings,
+    programs: &[Spec],
+) -> Option<Arc<Hand>> {
     if !settings.harden {
         tracing::warn!("nothing is given up: harden is off");
         return None;
     }
-    match spawn(call, programs) {
+    match spawn(environment, programs) {
         Ok(hand) => Some(hand),
         Err(error) => {
             tracing::warn!("nothing is given up: the process that tells servers: {error}");
@@ -34,12 +38,12 @@ pub(super) fn start(call: &Call, settings: &Settings, programs: &[Spec]) -> Opti
     }
 }
 
-fn spawn(call: &Call, programs: &[Spec]) -> std::io::Result<Arc<Hand>> {
+fn spawn(environment: &BTreeMap<String, String>, programs: &[Spec]) -> std::io::Result<Arc<Hand>> {
     let (near, distant) = UnixStream::pair()?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0("certs").arg("hand");
     // What concerns us alone, secrets among it, is no business of nginx.
-    for name in call.environment.keys() {
+    for name in environment.keys() {
         let ours = ["CERTS_", "LISTEN_", "NOTIFY_", "WATCHDOG_"];
         if ours.iter().any(|prefix| name.starts_with(prefix)) {
             command.env_remove(name);

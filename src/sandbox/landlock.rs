@@ -1,4 +1,4 @@
-//! Landlock: files outside the places that were configured, and new TCP
+//! Landlock: files outside the paths that were configured, and new TCP
 //! listeners. Connections are free: a CA may name any URL, and a proof goes to
 //! wherever a server listens. See landlock(7).
 
@@ -10,17 +10,17 @@ use landlock::{
     Scope, path_beneath_rules,
 };
 
-use super::paths::Places;
+use super::paths::Paths;
 
 /// The newest whose meaning is known here; an older kernel does what it can.
 const KNOWN: ABI = ABI::V7;
 const DEVICES: [&str; 3] = ["/dev/null", "/dev/urandom", "/dev/random"];
 
-/// Whether this thread, and all that it starts, now keep to `places`.
+/// Whether this thread, and all that it starts, now keep to `paths`.
 /// `abstractly`: sockets without a file are needed as well.
-pub(super) fn enter(places: &Places, abstractly: bool) -> bool {
-    match restrict(places, abstractly) {
-        Ok(status) => tell(&status, places),
+pub(super) fn enter(paths: &Paths, abstractly: bool) -> bool {
+    match restrict(paths, abstractly) {
+        Ok(status) => tell(&status, paths),
         Err(error) => {
             tracing::warn!("files and ports are not restricted: Landlock: {error}");
             false
@@ -28,7 +28,7 @@ pub(super) fn enter(places: &Places, abstractly: bool) -> bool {
     }
 }
 
-fn restrict(places: &Places, abstractly: bool) -> Result<RestrictionStatus, RulesetError> {
+fn restrict(paths: &Paths, abstractly: bool) -> Result<RestrictionStatus, RulesetError> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let devices = AccessFs::ReadFile | AccessFs::WriteFile;
     let mut scope: BitFlags<Scope> = Scope::Signal.into();
@@ -41,9 +41,9 @@ fn restrict(places: &Places, abstractly: bool) -> Result<RestrictionStatus, Rule
         .handle_access(AccessNet::BindTcp)?
         .scope(scope)?
         .create()?
-        .add_rules(path_beneath_rules(&places.read, read))?
+        .add_rules(path_beneath_rules(&paths.read, read))?
         .add_rules(path_beneath_rules(DEVICES, devices))?
-        .add_rules(path_beneath_rules(&places.written, written()))?
+        .add_rules(path_beneath_rules(&paths.written, written()))?
         .restrict_self()
 }
 
@@ -58,7 +58,7 @@ fn written() -> BitFlags<AccessFs> {
     AccessFs::from_all(KNOWN) & !never
 }
 
-fn tell(status: &RestrictionStatus, places: &Places) -> bool {
+fn tell(status: &RestrictionStatus, paths: &Paths) -> bool {
     let version = match status.landlock {
         LandlockStatus::Available { effective_abi, .. } => effective_abi,
         LandlockStatus::NotEnabled => {
@@ -81,8 +81,8 @@ fn tell(status: &RestrictionStatus, places: &Places) -> bool {
     };
     tracing::debug!(
         "within reach: to write {}; to read {}",
-        shown(places.written.iter().collect()),
-        shown(places.read.iter().collect())
+        shown(paths.written.iter().collect()),
+        shown(paths.read.iter().collect())
     );
     let ports = if version >= ABI::V4 {
         "no new TCP listener"
@@ -109,12 +109,12 @@ mod tests {
 
     use super::*;
 
-    fn places(root: &Path) -> Places {
+    fn paths(root: &Path) -> Paths {
         let [data, output, read] = ["data", "out", "read"].map(|name| root.join(name));
         for directory in [&data, &output, &read] {
             std::fs::create_dir(directory).unwrap();
         }
-        Places {
+        Paths {
             written: BTreeSet::from([data.clone(), output.clone()]),
             read: BTreeSet::from([read, "/etc".into()]),
             data,
@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn what_is_not_configured_is_out_of_reach() {
         let directory = tempfile::tempdir().unwrap();
-        let places = places(directory.path());
+        let paths = paths(directory.path());
         let [outside, inside] = ["secret", "read/root.pem"].map(|name| directory.path().join(name));
         std::fs::write(&outside, "secret").unwrap();
         std::fs::write(&inside, "root").unwrap();
@@ -137,18 +137,18 @@ mod tests {
         // A domain is a thread's own.
         let thread = std::thread::spawn(move || {
             rustix::thread::set_no_new_privs(true).unwrap();
-            let status = restrict(&places, false).unwrap();
+            let status = restrict(&paths, false).unwrap();
             let LandlockStatus::Available { effective_abi, .. } = status.landlock else {
-                assert!(!enter(&places, false));
+                assert!(!enter(&paths, false));
                 eprintln!("SKIPPED: files out of reach: this kernel has no Landlock");
                 return;
             };
             denied(std::fs::read(&outside).map(drop));
             denied(std::fs::write(&outside, "ours"));
             denied(std::fs::write(&inside, "ours"));
-            std::fs::write(places.data.join("key"), "key").unwrap();
+            std::fs::write(paths.data.join("key"), "key").unwrap();
             let carried_out =
-                std::fs::rename(places.data.join("key"), outside.with_extension("new"));
+                std::fs::rename(paths.data.join("key"), outside.with_extension("new"));
             // Before there was a right for it, it was refused as another device.
             if effective_abi > ABI::V1 {
                 denied(carried_out);
@@ -158,7 +158,7 @@ mod tests {
             denied(std::fs::remove_file(&outside));
             assert_eq!(std::fs::read(&inside).unwrap(), b"root");
             assert!(!std::fs::read("/etc/hosts").unwrap().is_empty());
-            for written in [&places.data, &places.output] {
+            for written in [&paths.data, &paths.output] {
                 let (file, link) = (written.join("a/file"), written.join("link"));
                 crate::files::make_directory(&written.join("a"), 0o700).unwrap();
                 crate::files::replace(&file, 0o600, b"content").unwrap();

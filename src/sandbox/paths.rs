@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use crate::cli::Call;
 use crate::config::{ChallengeSettings, Settings};
 use crate::deploy::docker::Api;
 use crate::deploy::spec::Spec;
@@ -29,9 +28,17 @@ const SYSTEM: [&str; 14] = [
     "/sys/devices/system/cpu",
 ];
 
+/// What this process was started with.
+pub(crate) struct Surroundings<'a> {
+    /// Its environment.
+    pub(crate) environment: &'a BTreeMap<String, String>,
+    /// The files of its configuration.
+    pub(crate) files: Vec<PathBuf>,
+}
+
 /// Directories, each with all below it.
 #[derive(Clone, Debug)]
-pub(super) struct Places {
+pub(super) struct Paths {
     pub(super) written: BTreeSet<PathBuf>,
     pub(super) read: BTreeSet<PathBuf>,
     /// Of `written`: the private state.
@@ -44,11 +51,11 @@ pub(super) struct Places {
     pub(super) sockets: BTreeSet<PathBuf>,
 }
 
-impl Places {
-    pub(super) fn of(call: &Call, settings: &Settings) -> Self {
-        let environment = &call.environment;
+impl Paths {
+    pub(super) fn of(surroundings: &Surroundings<'_>, settings: &Settings) -> Self {
+        let environment = &surroundings.environment;
         let mut files = files(environment, settings);
-        files.extend(call.sources.files());
+        files.extend(surroundings.files.iter().cloned());
         let mut read: BTreeSet<PathBuf> = SYSTEM.iter().map(PathBuf::from).collect();
         let resolver = real(Path::new("/etc/resolv.conf"));
         read.extend(resolver.parent().map(Path::to_owned));
@@ -267,14 +274,14 @@ mod tests {
         std::fs::create_dir_all(inside.join("deep")).unwrap();
         std::fs::create_dir(&outside).unwrap();
         std::os::unix::fs::symlink(&outside, inside.join("link")).unwrap();
-        let places = BTreeSet::from([inside.clone()]);
+        let paths = BTreeSet::from([inside.clone()]);
         for (path, wanted) in [
             (inside.join("deep"), true),
             (inside.join("link"), false),
             (inside.join("deep/../../outside"), false),
             (outside.join("absent"), true),
         ] {
-            assert_eq!(within(&places, &path), wanted, "{}", path.display());
+            assert_eq!(within(&paths, &path), wanted, "{}", path.display());
         }
         let linked = linked_from(&inside);
         assert_eq!(linked, [outside]);

@@ -3,16 +3,22 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{Ended, LOOK_AGAIN};
+use super::handle::Ended;
 use crate::certificate::KeyType;
 use crate::identifier::Lineage;
-use crate::manage::issue::Urge;
-use crate::manage::{Certificate, ManageError};
+use crate::manage::{Certificate, ManageError, Trigger};
 use crate::renew::ledger::Line;
 use crate::time::Timestamp;
+
+/// The wall clock is read again this often: it may jump, and the machine may
+/// have been suspended.
+pub(super) const SWEEP: Duration = Duration::from_secs(60);
+/// After any failure: what the record says may be older than what is wanted.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
 /// One certificate, and how far the work on it is.
 pub(super) struct Kept {
@@ -37,7 +43,7 @@ pub(super) struct Kept {
     pub(super) told: usize,
     /// Whether the last pass found all handed over.
     pub(super) whole: bool,
-    pub(super) waiting: VecDeque<(Arc<Certificate>, Urge, oneshot::Sender<Ended>)>,
+    pub(super) waiting: VecDeque<(Arc<Certificate>, Trigger, oneshot::Sender<Ended>)>,
 }
 
 impl Kept {
@@ -82,14 +88,14 @@ impl Agenda {
     pub(super) fn insert(&mut self, kept: Kept) {
         let lineage = kept.certificate.wanted.lineage.clone();
         self.remove(&lineage);
-        self.enter(&lineage, Place::of(&kept));
+        self.enter(&lineage, Position::of(&kept));
         self.kept.insert(lineage, kept);
     }
 
     pub(super) fn remove(&mut self, lineage: &Lineage) {
         self.leave_lines(lineage);
         if let Some(kept) = self.kept.remove(lineage) {
-            self.leave(lineage, Place::of(&kept));
+            self.leave(lineage, Position::of(&kept));
         }
     }
 
@@ -100,9 +106,9 @@ impl Agenda {
         change: impl FnOnce(&mut Kept) -> T,
     ) -> Option<T> {
         let kept = self.kept.get_mut(lineage)?;
-        let before = Place::of(kept);
+        let before = Position::of(kept);
         let changed = change(kept);
-        let after = Place::of(kept);
+        let after = Position::of(kept);
         if before != after {
             self.leave(lineage, before);
             self.enter(lineage, after);
@@ -117,7 +123,7 @@ impl Agenda {
         (self.idle, self.asked, self.held_up) = Default::default();
         self.lines.clear();
         for (lineage, kept) in std::mem::take(&mut self.kept) {
-            self.enter(&lineage, Place::of(&kept));
+            self.enter(&lineage, Position::of(&kept));
             self.kept.insert(lineage, kept);
         }
     }
@@ -196,26 +202,26 @@ impl Agenda {
         });
     }
 
-    fn enter(&mut self, lineage: &Lineage, place: Place) {
-        if let Some((due, silences)) = place.idle {
+    fn enter(&mut self, lineage: &Lineage, position: Position) {
+        if let Some((due, silences)) = position.idle {
             self.idle.insert((due, silences, lineage.clone()));
         }
-        if place.asked {
+        if position.asked {
             self.asked.insert(lineage.clone());
         }
-        if place.held_up {
+        if position.held_up {
             self.held_up.insert(lineage.clone());
         }
     }
 
-    fn leave(&mut self, lineage: &Lineage, place: Place) {
-        if let Some((due, silences)) = place.idle {
+    fn leave(&mut self, lineage: &Lineage, position: Position) {
+        if let Some((due, silences)) = position.idle {
             self.idle.remove(&(due, silences, lineage.clone()));
         }
-        if place.asked {
+        if position.asked {
             self.asked.remove(lineage);
         }
-        if place.held_up {
+        if position.held_up {
             self.held_up.remove(lineage);
         }
     }
@@ -223,13 +229,13 @@ impl Agenda {
 
 /// Where one stands in the orders.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Place {
+struct Position {
     idle: Option<(Timestamp, u32)>,
     asked: bool,
     held_up: bool,
 }
 
-impl Place {
+impl Position {
     fn of(kept: &Kept) -> Self {
         let (due, silences) = (kept.due, kept.silences);
         Self {
@@ -277,8 +283,6 @@ pub(super) fn difference(kept: &Certificate, asked: &Certificate) -> Option<Stri
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::ca_state::Limit;
     use crate::renew::ledger::Priority;

@@ -1,37 +1,45 @@
 //! The supervisor in virtual time, with a CA that is scripted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
+use super::agenda::{Agenda, Kept, SWEEP};
+use super::pass::Finished;
+use super::report::{alarm, alarm_level, report};
 use super::*;
 use crate::acme::{self, AcmeError, Cause, Journal, Phase};
 use crate::certificate::{Bundle, Freshness, KeyType, Known, Secret};
 use crate::deploy::output::Output;
 use crate::deploy::verify::Handshake;
-use crate::identifier::Identifier;
-use crate::manage::issue::pass;
-use crate::manage::turns::ORDERING;
-use crate::manage::{Keys, Probed, SPACING, SPREAD, Wanted};
-use crate::observe::Metrics;
+use crate::identifier::{Identifier, Lineage};
+use crate::manage::concurrency::ORDERING;
+use crate::manage::pass::pass;
+use crate::manage::probes::Work;
+use crate::manage::status::status;
+use crate::manage::{
+    Certificate, Keys, ManageError, Probes, SPACING, SPREAD, Services, Trigger, Wanted,
+};
+use crate::observe::{Board, Metrics, Status};
 use crate::random::SeededRandom;
-use crate::record::{Generation, PendingOrder, Window};
+use crate::record::{Generation, PendingOrder, Record, Window};
 use crate::store::fs::FileStore;
-use crate::time::{Clock, VirtualClock};
+use crate::time::{Clock, Timestamp, VirtualClock};
 
 mod agenda;
 mod ca_state;
-mod copies;
+mod clock;
 mod fallback;
+mod files;
 mod kept;
 mod partial;
 mod shared;
 mod skew;
 mod taken_back;
-mod watch;
 
 const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -279,7 +287,7 @@ impl Keys for KeysAtOnce {
 
 struct House {
     directory: tempfile::TempDir,
-    parts: Parts,
+    services: Services,
     board: Board,
     clock: Arc<VirtualClock>,
     signer: Arc<Signer>,
@@ -289,13 +297,13 @@ impl House {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let clock = Arc::new(VirtualClock::new(START));
-        let parts = Parts {
+        let services = Services {
             store: Arc::new(FileStore::open(directory.path().join("data")).unwrap()),
             output: Arc::new(Output::new(directory.path().join("out"))),
             prover: Arc::new(Handshake),
             keys: Arc::new(KeysAtOnce),
             known: Known::default(),
-            probed: Probed::default(),
+            probes: Probes::default(),
             clock: clock.clone(),
             random: Arc::new(SeededRandom::new(1)),
             metrics: Metrics::default(),
@@ -308,7 +316,7 @@ impl House {
         let signer = Arc::new(Signer::new(clock.clone()));
         Self {
             directory,
-            parts,
+            services,
             board: Board::default(),
             clock,
             signer,
@@ -335,7 +343,7 @@ impl House {
     }
 
     async fn start(&self, names: &[String]) -> Handle {
-        let (mut supervisor, handle) = Supervisor::new(self.parts.clone(), self.board.clone());
+        let (mut supervisor, handle) = Supervisor::new(self.services.clone(), self.board.clone());
         let certificates = names.iter().map(|name| self.certificate(name)).collect();
         supervisor.keep(certificates).await.unwrap();
         tokio::spawn(supervisor.run());
@@ -445,12 +453,12 @@ async fn what_is_asked_for_is_done_also_when_it_is_not_kept() {
     let handle = house.start(&names(1)).await;
     house.until("issued", |all| all[0].is_ready()).await;
     let kept = house.certificate("n0.example.com");
-    let again = handle.work(kept.clone(), Urge::Asked).await.unwrap();
+    let again = handle.work(kept.clone(), Trigger::Requested).await.unwrap();
     assert!(!again.issued);
-    let forced = handle.work(kept, Urge::Force).await.unwrap();
+    let forced = handle.work(kept, Trigger::Forced).await.unwrap();
     assert_eq!((forced.issued, forced.generation), (true, Generation(2)));
     let other = house.certificate("other.example.com");
-    assert!(handle.work(other, Urge::Asked).await.unwrap().issued);
+    assert!(handle.work(other, Trigger::Requested).await.unwrap().issued);
     assert_eq!(house.board.all().len(), 1);
 }
 
@@ -477,7 +485,7 @@ async fn a_new_configuration_takes_over_and_a_stop_ends_it() {
     while handle.ping().await {
         tokio::task::yield_now().await;
     }
-    let late = handle.work(house.certificate("n1.example.com"), Urge::Force);
+    let late = handle.work(house.certificate("n1.example.com"), Trigger::Forced);
     assert!(matches!(late.await, Err(ManageError::Stopped)));
 }
 
@@ -485,7 +493,7 @@ async fn a_new_configuration_takes_over_and_a_stop_ends_it() {
 async fn a_renewal_is_handed_over_when_the_window_opens() {
     let mut house = House::new();
     let schedule: crate::manage::schedule::Schedule = "0 3 * * *".parse().unwrap();
-    house.parts.maintenance = Some(Arc::new(schedule));
+    house.services.maintenance = Some(Arc::new(schedule));
     let handle = house.start(&names(1)).await;
     // The first certificate waits for no window.
     house.until("issued", |all| all[0].is_ready()).await;
@@ -498,10 +506,10 @@ async fn a_renewal_is_handed_over_when_the_window_opens() {
     let shown = &house.board.all()[0];
     assert!(!shown.proven && shown.next_at > house.clock.now());
     let lineage = Lineage::parse("n0.example.com").unwrap();
-    assert_eq!(house.parts.output.live(&lineage), Some(Generation(1)));
+    assert_eq!(house.services.output.live(&lineage), Some(Generation(1)));
     house.clock.set(shown.next_at);
     house.until("handed over", |all| all[0].is_ready()).await;
-    assert_eq!(house.parts.output.live(&lineage), Some(Generation(2)));
+    assert_eq!(house.services.output.live(&lineage), Some(Generation(2)));
     assert!(handle.ping().await);
 }
 
@@ -514,7 +522,7 @@ async fn the_board_shows_a_certificate_while_it_is_still_being_proven() {
     let nobody = socket.local_addr().unwrap().to_string().parse().unwrap();
     drop(socket);
     certificate.endpoints = vec![nobody];
-    let (mut supervisor, _handle) = Supervisor::new(house.parts.clone(), house.board.clone());
+    let (mut supervisor, _handle) = Supervisor::new(house.services.clone(), house.board.clone());
     supervisor.keep(vec![certificate]).await.unwrap();
     tokio::spawn(supervisor.run());
     house

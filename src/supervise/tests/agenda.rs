@@ -51,8 +51,8 @@ fn apply(agenda: &mut Agenda, certificates: &[Arc<Certificate>], step: Step) {
         Step::Ask(which) => {
             let asked = (
                 certificates[which].clone(),
-                Urge::Asked,
-                oneshot::channel().0,
+                Trigger::Requested,
+                tokio::sync::oneshot::channel().0,
             );
             agenda.change(&lineage(which), |kept| kept.waiting.push_back(asked));
         }

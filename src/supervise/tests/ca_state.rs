@@ -1,7 +1,6 @@
 //! What all certificates of one CA share: its limits, and its silence.
 
 use super::*;
-use crate::manage::ca_state::Work;
 
 #[tokio::test]
 async fn a_ca_that_does_not_answer_is_asked_by_one_for_all() {
@@ -14,7 +13,7 @@ async fn a_ca_that_does_not_answer_is_asked_by_one_for_all() {
     // Those that were under way met it; the others are spared.
     assert_eq!(house.orders(), ORDERING);
     let ca = house.certificate("n0.example.com").wanted.ca;
-    let outage = async || house.parts.store.authority(&ca).await.unwrap().0.outage;
+    let outage = async || house.services.store.ca_state(&ca).await.unwrap().0.outage;
     assert_eq!(outage().await.unwrap().since, START);
     for minute in 1_u64..=30 {
         house
@@ -54,7 +53,7 @@ async fn one_that_fails_by_itself_keeps_no_other_from_its_ca() {
     house
         .until("failed", |all| all[0].last_error.is_some())
         .await;
-    let (mut supervisor, handle) = Supervisor::new(house.parts.clone(), house.board.clone());
+    let (mut supervisor, handle) = Supervisor::new(house.services.clone(), house.board.clone());
     let all = names(8);
     let certificates = all.iter().map(|name| house.certificate(name)).collect();
     supervisor.keep(certificates).await.unwrap();
@@ -76,11 +75,14 @@ async fn the_ledger_refuses_before_the_ca_does_and_says_until_when() {
     let house = House::new();
     let mut certificate = house.certificate("n0.example.com");
     certificate.wanted.ca = LETS_ENCRYPT.into();
-    let force = async || pass(&house.parts, &certificate, Urge::Force).await;
+    let force = async || pass(&house.services, &certificate, Trigger::Forced).await;
     for _ in 0..5 {
         assert!(force().await.unwrap().issued);
     }
-    let text = house.parts.metrics.render(&house.board, house.clock.now());
+    let text = house
+        .services
+        .metrics
+        .render(&house.board, house.clock.now());
     let left = "limit=\"duplicate-certificates\",subject=\"n0.example.com\"} 0";
     assert!(
         text.contains("certs_ledger_tokens{") && text.contains(left),
@@ -91,7 +93,9 @@ async fn the_ledger_refuses_before_the_ca_does_and_says_until_when() {
     };
     assert_eq!(house.orders(), 5);
     // What renews by itself waits; the certificate in use is as it was.
-    let outcome = pass(&house.parts, &certificate, Urge::Due).await.unwrap();
+    let outcome = pass(&house.services, &certificate, Trigger::Scheduled)
+        .await
+        .unwrap();
     assert_eq!(outcome.generation, Generation(5));
     house.clock.set(until);
     assert!(force().await.unwrap().issued);
@@ -111,10 +115,10 @@ async fn a_name_that_fails_is_not_validated_once_too_often() {
         .unwrap()
         .insert("n0.example.com".into(), 9);
     for _ in 0..5 {
-        let failed = pass(&house.parts, &certificate, Urge::Asked).await;
+        let failed = pass(&house.services, &certificate, Trigger::Requested).await;
         assert!(matches!(failed, Err(ManageError::Acme(_))), "{failed:?}");
     }
-    let refused = pass(&house.parts, &certificate, Urge::Asked)
+    let refused = pass(&house.services, &certificate, Trigger::Requested)
         .await
         .unwrap_err();
     assert!(
@@ -124,8 +128,8 @@ async fn a_name_that_fails_is_not_validated_once_too_often() {
         "{refused}"
     );
     assert_eq!(house.orders(), 5);
-    let (authority, _) = house.parts.store.authority(LETS_ENCRYPT).await.unwrap();
-    let spent = &authority.spent[&crate::ca_state::Limit::CertificatesPerDomain];
+    let (state, _) = house.services.store.ca_state(LETS_ENCRYPT).await.unwrap();
+    let spent = &state.spent[&crate::ca_state::Limit::CertificatesPerDomain];
     assert!(
         spent.values().all(|full_at| *full_at <= START),
         "nothing was issued: {spent:?}"
@@ -159,23 +163,26 @@ async fn an_account_too_many_keeps_the_order_waiting_as_it_is() {
     let house = House::new();
     house.signer.registers.store(true, Ordering::SeqCst);
     let three_hours = START + Duration::from_secs(3 * 3600);
-    let mut used_up = crate::ca_state::Authority::default();
+    let mut used_up = crate::ca_state::CaState::default();
     let accounts = crate::ca_state::Limit::NewAccounts;
     std::sync::Arc::make_mut(&mut used_up.spent)
         .insert(accounts, [(String::new(), three_hours)].into());
-    let store = house.parts.store.clone();
-    let none = store.authority(LETS_ENCRYPT).await.unwrap().1;
+    let store = house.services.store.clone();
+    let none = store.ca_state(LETS_ENCRYPT).await.unwrap().1;
     store
-        .save_authority(LETS_ENCRYPT, &used_up, none)
+        .save_ca_state(LETS_ENCRYPT, &used_up, none)
         .await
         .unwrap();
-    let (mut supervisor, handle) = Supervisor::new(house.parts.clone(), house.board.clone());
+    let (mut supervisor, handle) = Supervisor::new(house.services.clone(), house.board.clone());
     let mut certificate = house.certificate("n0.example.com");
     certificate.wanted.ca = LETS_ENCRYPT.into();
     let lineage = certificate.wanted.lineage.clone();
     supervisor.keep(vec![certificate.clone()]).await.unwrap();
     tokio::spawn(supervisor.run());
-    let ended = handle.work(certificate, Urge::Asked).await.unwrap_err();
+    let ended = handle
+        .work(certificate, Trigger::Requested)
+        .await
+        .unwrap_err();
     // Ten in three hours.
     let until = START + Duration::from_secs(1080);
     assert!(
@@ -186,7 +193,7 @@ async fn an_account_too_many_keeps_the_order_waiting_as_it_is() {
     let record = store.load(&lineage).await.unwrap().unwrap().0;
     assert!(record.order.is_some() && record.failures.count == 0);
     let left = async || {
-        let known = store.authority(LETS_ENCRYPT).await.unwrap().0;
+        let known = store.ca_state(LETS_ENCRYPT).await.unwrap().0;
         known.spent[&crate::ca_state::Limit::CertificatesPerDomain]["example.com"]
     };
     let spent = left().await;
@@ -202,14 +209,14 @@ async fn who_is_cut_off_from_a_ca_keeps_nobody_else_from_asking() {
     let house = House::new();
     let ca = house.certificate("n0.example.com").wanted.ca;
     let reach = crate::manage::ca_state::reach;
-    let cut_off = house.parts.clone();
-    let other = Parts {
-        probed: Probed::default(),
-        ..house.parts.clone()
+    let cut_off = house.services.clone();
+    let other = Services {
+        probes: Probes::default(),
+        ..house.services.clone()
     };
     crate::manage::ca_state::is_silent(&cut_off, &ca, Work::Orders, "no answer").await;
     let probe_at = async || {
-        let known = house.parts.store.authority(&ca).await.unwrap().0;
+        let known = house.services.store.ca_state(&ca).await.unwrap().0;
         known.outage.unwrap().probe_at
     };
     house.clock.set(probe_at().await);
@@ -243,32 +250,29 @@ async fn a_probe_that_a_wrong_clock_has_dated_is_not_waited_for_by_who_steps_bac
     let house = House::new();
     let ca = house.certificate("n0.example.com").wanted.ca;
     let reach = crate::manage::ca_state::reach;
-    let known = async || house.parts.store.authority(&ca).await.unwrap();
-    crate::manage::ca_state::is_silent(&house.parts, &ca, Work::Orders, "no answer").await;
+    let known = async || house.services.store.ca_state(&ca).await.unwrap();
+    crate::manage::ca_state::is_silent(&house.services, &ca, Work::Orders, "no answer").await;
     house.signer.silent_probes.store(1, Ordering::SeqCst);
     house.clock.set(known().await.0.outage.unwrap().probe_at);
-    let probed = reach(&house.parts, &ca, house.signer.as_ref(), None).await;
-    assert!(probed.is_err());
+    let probes = reach(&house.services, &ca, house.signer.as_ref(), None).await;
+    assert!(probes.is_err());
     // One whose clock is an hour ahead has asked in vain since.
-    let (mut authority, revision) = known().await;
-    let outage = authority.outage.as_mut().unwrap();
+    let (mut state, revision) = known().await;
+    let outage = state.outage.as_mut().unwrap();
     let next = outage.probe_at;
     outage.probe_at = next + Duration::from_secs(3600);
-    let store = &house.parts.store;
-    store
-        .save_authority(&ca, &authority, revision)
-        .await
-        .unwrap();
+    let store = &house.services.store;
+    store.save_ca_state(&ca, &state, revision).await.unwrap();
     let probes = || house.signer.probes.load(Ordering::SeqCst);
     let asked = probes();
     house.clock.set(next - Duration::from_secs(40));
-    let waits = reach(&house.parts, &ca, house.signer.as_ref(), None).await;
+    let waits = reach(&house.services, &ca, house.signer.as_ref(), None).await;
     assert!(
         waits.is_err() && probes() == asked,
         "it asks before its time"
     );
     house.clock.set(next);
-    let waits = reach(&house.parts, &ca, house.signer.as_ref(), None).await;
+    let waits = reach(&house.services, &ca, house.signer.as_ref(), None).await;
     let Err(ManageError::Down { until, .. }) = waits else {
         panic!("it does not step back");
     };
@@ -279,18 +283,19 @@ async fn a_probe_that_a_wrong_clock_has_dated_is_not_waited_for_by_who_steps_bac
 async fn who_has_no_token_is_not_the_one_that_asks_for_all() {
     const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
     let house = House::new();
-    let store = &house.parts.store;
-    let known = async || store.authority(LETS_ENCRYPT).await.unwrap();
-    crate::manage::ca_state::is_silent(&house.parts, LETS_ENCRYPT, Work::Orders, "no answer").await;
-    let (mut authority, revision) = known().await;
-    let probe_at = authority.outage.as_ref().unwrap().probe_at;
+    let store = &house.services.store;
+    let known = async || store.ca_state(LETS_ENCRYPT).await.unwrap();
+    crate::manage::ca_state::is_silent(&house.services, LETS_ENCRYPT, Work::Orders, "no answer")
+        .await;
+    let (mut state, revision) = known().await;
+    let probe_at = state.outage.as_ref().unwrap().probe_at;
     // Nothing more below example.com for a week.
     let in_a_week = START + DAY * 7;
     let domain = crate::ca_state::Limit::CertificatesPerDomain;
     let used_up = [("example.com".to_owned(), in_a_week)];
-    std::sync::Arc::make_mut(&mut authority.spent).insert(domain, used_up.into());
+    std::sync::Arc::make_mut(&mut state.spent).insert(domain, used_up.into());
     store
-        .save_authority(LETS_ENCRYPT, &authority, revision)
+        .save_ca_state(LETS_ENCRYPT, &state, revision)
         .await
         .unwrap();
     house.clock.set(probe_at);
@@ -300,7 +305,7 @@ async fn who_has_no_token_is_not_the_one_that_asks_for_all() {
         certificate
     };
     let without = certificate("n0.example.com");
-    let waits = pass(&house.parts, &without, Urge::Due).await;
+    let waits = pass(&house.services, &without, Trigger::Scheduled).await;
     let Err(ManageError::Down { until, .. }) = waits else {
         panic!("{waits:?}");
     };
@@ -309,14 +314,16 @@ async fn who_has_no_token_is_not_the_one_that_asks_for_all() {
     assert_eq!(house.signer.probes.load(Ordering::SeqCst), 0);
     assert_eq!(known().await.0.outage.unwrap().probe_at, probe_at);
     let with = certificate("n1.example.org");
-    let outcome = pass(&house.parts, &with, Urge::Due).await.unwrap();
+    let outcome = pass(&house.services, &with, Trigger::Scheduled)
+        .await
+        .unwrap();
     assert!(outcome.issued);
     assert_eq!(known().await.0.outage, None);
     // Where nobody else asks it finds out itself, and is told what it lacks.
-    crate::manage::ca_state::is_silent(&house.parts, LETS_ENCRYPT, Work::Orders, "no").await;
+    crate::manage::ca_state::is_silent(&house.services, LETS_ENCRYPT, Work::Orders, "no").await;
     let probe_at = known().await.0.outage.unwrap().probe_at;
     house.clock.set(probe_at + Duration::from_secs(300));
-    let lacks = pass(&house.parts, &without, Urge::Due).await;
+    let lacks = pass(&house.services, &without, Trigger::Scheduled).await;
     assert!(
         matches!(lacks, Err(ManageError::OutOfBudget { .. })),
         "{lacks:?}"
@@ -327,26 +334,28 @@ async fn who_has_no_token_is_not_the_one_that_asks_for_all() {
 async fn an_order_that_is_begun_has_its_token_and_asks_for_all() {
     const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
     let house = House::new();
-    let store = &house.parts.store;
+    let store = &house.services.store;
     let mut certificate = house.certificate("n0.example.com");
     certificate.wanted.ca = LETS_ENCRYPT.into();
     house.signer.silences.store(1, Ordering::SeqCst);
-    let met = pass(&house.parts, &certificate, Urge::Due).await;
+    let met = pass(&house.services, &certificate, Trigger::Scheduled).await;
     assert!(matches!(met, Err(ManageError::Acme(_))), "{met:?}");
-    let (mut authority, revision) = store.authority(LETS_ENCRYPT).await.unwrap();
+    let (mut state, revision) = store.ca_state(LETS_ENCRYPT).await.unwrap();
     let domain = crate::ca_state::Limit::CertificatesPerDomain;
     let used_up = [("example.com".to_owned(), START + DAY * 7)];
-    std::sync::Arc::make_mut(&mut authority.spent).insert(domain, used_up.into());
-    let probe_at = authority.outage.as_ref().unwrap().probe_at;
+    std::sync::Arc::make_mut(&mut state.spent).insert(domain, used_up.into());
+    let probe_at = state.outage.as_ref().unwrap().probe_at;
     store
-        .save_authority(LETS_ENCRYPT, &authority, revision)
+        .save_ca_state(LETS_ENCRYPT, &state, revision)
         .await
         .unwrap();
     // Its own pause is longer than the CA's.
     house.clock.set(probe_at + Duration::from_secs(120));
-    let outcome = pass(&house.parts, &certificate, Urge::Due).await.unwrap();
+    let outcome = pass(&house.services, &certificate, Trigger::Scheduled)
+        .await
+        .unwrap();
     assert!(outcome.issued);
-    let known = store.authority(LETS_ENCRYPT).await.unwrap().0;
+    let known = store.ca_state(LETS_ENCRYPT).await.unwrap().0;
     assert_eq!(known.outage, None);
 }
 
@@ -396,7 +405,7 @@ async fn windows_that_are_not_to_be_had_are_asked_for_by_one_for_all() {
     let asked = house.signer.windows.load(Ordering::SeqCst) - in_vain;
     assert!(asked >= 20 - met, "{asked} of 20, {met} in vain");
     let ca = house.certificate("n0.example.com").wanted.ca;
-    let known = house.parts.store.authority(&ca).await.unwrap().0;
+    let known = house.services.store.ca_state(&ca).await.unwrap().0;
     assert_eq!(known.windowless, None);
 }
 
@@ -408,20 +417,26 @@ async fn while_orders_find_no_ca_no_window_is_asked_for() {
         end: START + DAY * 62,
     });
     let certificate = house.certificate("n0.example.com");
-    pass(&house.parts, &certificate, Urge::Due).await.unwrap();
+    pass(&house.services, &certificate, Trigger::Scheduled)
+        .await
+        .unwrap();
     let windows = || house.signer.windows.load(Ordering::SeqCst);
     assert_eq!(windows(), 1);
     house.clock.set(START + DAY);
     let ca = &certificate.wanted.ca;
-    crate::manage::ca_state::is_silent(&house.parts, ca, Work::Orders, "no answer").await;
-    let outcome = pass(&house.parts, &certificate, Urge::Due).await.unwrap();
+    crate::manage::ca_state::is_silent(&house.services, ca, Work::Orders, "no answer").await;
+    let outcome = pass(&house.services, &certificate, Trigger::Scheduled)
+        .await
+        .unwrap();
     assert_eq!(windows(), 1);
     let again = outcome.next.since(START + DAY);
     let hour = Duration::from_secs(3600);
     assert!(again >= hour / 2 && again <= hour * 3 / 2, "{again:?}");
     // An hour later nobody has an order, or it would have told.
     house.clock.set(START + DAY + hour * 2);
-    pass(&house.parts, &certificate, Urge::Due).await.unwrap();
+    pass(&house.services, &certificate, Trigger::Scheduled)
+        .await
+        .unwrap();
     assert_eq!(windows(), 2);
 }
 
@@ -448,7 +463,7 @@ async fn a_certificate_that_is_of_no_use_is_one_order_and_then_a_back_off() {
         assert!(house.board.all().iter().all(|one| !one.is_ready()));
         let lineage = house.certificate("n0.example.com").wanted.lineage;
         let placeholder = Some(Generation(0));
-        assert_eq!(house.parts.output.live(&lineage), placeholder);
+        assert_eq!(house.services.output.live(&lineage), placeholder);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The CA that stands in: when it is asked, and that the first one is again.
 
 use super::*;
-use crate::manage::StandIn;
+use crate::manage::FallbackCa;
 
 const SECOND: &str = "https://second";
 pub(super) const FOR_EVER: usize = usize::MAX / 2;
@@ -21,7 +21,7 @@ impl Two {
 
     pub(super) fn certificate(&self, name: &str) -> Certificate {
         Certificate {
-            fallback: Some(StandIn {
+            fallback: Some(FallbackCa {
                 ca: SECOND.into(),
                 issuer: self.second.clone(),
             }),
@@ -31,7 +31,7 @@ impl Two {
 
     pub(super) async fn start(&self, names: &[String]) -> Handle {
         let (mut supervisor, handle) =
-            Supervisor::new(self.house.parts.clone(), self.house.board.clone());
+            Supervisor::new(self.house.services.clone(), self.house.board.clone());
         let certificates = names.iter().map(|name| self.certificate(name)).collect();
         supervisor.keep(certificates).await.unwrap();
         tokio::spawn(supervisor.run());
@@ -197,7 +197,14 @@ async fn an_order_cut_off_at_the_second_is_resumed_there() {
     }
     assert_eq!(two.orders().1, 1);
     let lineage = Lineage::parse("n0.example.com").unwrap();
-    let stored = two.house.parts.store.load(&lineage).await.unwrap().unwrap();
+    let stored = two
+        .house
+        .services
+        .store
+        .load(&lineage)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(stored.0.order.unwrap().ca, SECOND);
     handle.stop().await;
     let handle = two.start(&names(1)).await;

@@ -21,7 +21,7 @@ fn certificate(house: &House, partial: bool) -> Certificate {
 }
 
 async fn keep(house: &House, certificate: &Certificate) -> Handle {
-    let (mut supervisor, handle) = Supervisor::new(house.parts.clone(), house.board.clone());
+    let (mut supervisor, handle) = Supervisor::new(house.services.clone(), house.board.clone());
     supervisor.keep(vec![certificate.clone()]).await.unwrap();
     tokio::spawn(supervisor.run());
     handle
@@ -29,7 +29,14 @@ async fn keep(house: &House, certificate: &Certificate) -> Handle {
 
 async fn record(house: &House) -> Record {
     let lineage = Lineage::parse(DEAD).unwrap();
-    house.parts.store.load(&lineage).await.unwrap().unwrap().0
+    house
+        .services
+        .store
+        .load(&lineage)
+        .await
+        .unwrap()
+        .unwrap()
+        .0
 }
 
 fn bury(house: &House, dead: &[&str]) {
@@ -61,7 +68,10 @@ async fn a_dead_name_is_left_out_tried_again_and_brought_back() {
     let again = left_out.retry_at.unwrap();
     assert!(again >= START + Duration::from_secs(54) && again <= START + Duration::from_secs(66));
     assert_eq!(shown.next_at, again);
-    let text = house.parts.metrics.render(&house.board, house.clock.now());
+    let text = house
+        .services
+        .metrics
+        .render(&house.board, house.clock.now());
     let gauge = "certs_certificate_left_out_names{name=\"a.example.com\"} 1";
     assert!(text.contains(gauge), "{text}");
 
@@ -111,10 +121,20 @@ async fn a_dead_name_is_left_out_tried_again_and_brought_back() {
 async fn without_leave_nothing_is_left_out_and_nothing_is_issued_for_none() {
     let house = House::new();
     bury(&house, &[DEAD]);
-    let failed = pass(&house.parts, &certificate(&house, false), Urge::Asked).await;
+    let failed = pass(
+        &house.services,
+        &certificate(&house, false),
+        Trigger::Requested,
+    )
+    .await;
     assert!(matches!(failed, Err(ManageError::Acme(_))), "{failed:?}");
     bury(&house, &[DEAD, WELL[0], WELL[1]]);
-    let failed = pass(&house.parts, &certificate(&house, true), Urge::Asked).await;
+    let failed = pass(
+        &house.services,
+        &certificate(&house, true),
+        Trigger::Requested,
+    )
+    .await;
     assert!(matches!(failed, Err(ManageError::Acme(_))), "{failed:?}");
     assert_eq!(asked(&house), [3, 3]);
     assert_eq!(record(&house).await.quarantine, None);
@@ -126,7 +146,12 @@ async fn without_leave_nothing_is_left_out_and_nothing_is_issued_for_none() {
         .lock()
         .unwrap()
         .insert(WELL[0].into(), 1);
-    let failed = pass(&house.parts, &certificate(&house, true), Urge::Asked).await;
+    let failed = pass(
+        &house.services,
+        &certificate(&house, true),
+        Trigger::Requested,
+    )
+    .await;
     assert!(matches!(failed, Err(ManageError::Acme(_))), "{failed:?}");
     assert_eq!(asked(&house)[2..], [3, 2]);
 }
@@ -175,9 +200,9 @@ async fn tries_that_fail_cost_the_ledger_no_certificate() {
         house.settle(&handle, house.board.all().len()).await;
     }
     assert!(house.orders() >= 8, "{} orders", house.orders());
-    let (authority, _) = house.parts.store.authority(LETS_ENCRYPT).await.unwrap();
+    let (state, _) = house.services.store.ca_state(LETS_ENCRYPT).await.unwrap();
     let now = house.clock.now();
-    let spent = &authority.spent[&crate::ca_state::Limit::DuplicateCertificates];
+    let spent = &state.spent[&crate::ca_state::Limit::DuplicateCertificates];
     let full: Vec<_> = spent.iter().filter(|(_, at)| **at > now).collect();
     // The one certificate that there is takes 33.6 hours to be forgotten.
     assert!(full.is_empty(), "{full:?}");

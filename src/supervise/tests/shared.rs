@@ -14,20 +14,20 @@ async fn twenty_certificates_of_one_server_share_its_reloads() {
         certificate
     });
     let certificates: Vec<_> = certificates.collect();
-    let (mut supervisor, handle) = Supervisor::new(house.parts.clone(), house.board.clone());
+    let (mut supervisor, handle) = Supervisor::new(house.services.clone(), house.board.clone());
     supervisor.keep(certificates.clone()).await.unwrap();
     tokio::spawn(supervisor.run());
-    let asked = |urge| {
+    let asked = |trigger| {
         let works = certificates
             .iter()
-            .map(|one| handle.work(one.clone(), urge));
+            .map(|one| handle.work(one.clone(), trigger));
         futures_util::future::join_all(works)
     };
-    for ended in asked(Urge::Due).await {
+    for ended in asked(Trigger::Scheduled).await {
         ended.unwrap();
     }
     let issued = told.0.load(Ordering::SeqCst);
-    for ended in asked(Urge::Reload).await {
+    for ended in asked(Trigger::Redeploy).await {
         ended.unwrap();
     }
     let again = told.0.load(Ordering::SeqCst) - issued;
@@ -57,7 +57,7 @@ async fn windows_that_are_to_be_asked_for_at_one_instant_are_asked_for_within_se
         house.settle(&handle, 8).await;
         for name in names(8) {
             let lineage = house.certificate(&name).wanted.lineage;
-            let stored = house.parts.store.load(&lineage).await.unwrap();
+            let stored = house.services.store.load(&lineage).await.unwrap();
             let renewal = stored.unwrap().0.issued.unwrap().renewal.unwrap();
             let at = renewal.asked.unwrap();
             if at >= due {

@@ -71,7 +71,14 @@ async fn a_clock_that_is_behind_lets_nothing_grow_old() {
         }
         assert_eq!(house.orders(), 2, "{behind:?} behind");
         let lineage = Lineage::parse("n0.example.com").unwrap();
-        let stored = house.parts.store.load(&lineage).await.unwrap().unwrap().0;
+        let stored = house
+            .services
+            .store
+            .load(&lineage)
+            .await
+            .unwrap()
+            .unwrap()
+            .0;
         assert_eq!(stored.issued.unwrap().generation, Generation(2));
     }
 }
@@ -113,7 +120,7 @@ async fn what_a_ca_counts_is_dated_by_its_own_clock() {
     const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
     let house = House::new();
     set_by(&house, seconds(DAY));
-    let (mut supervisor, _handle) = Supervisor::new(house.parts.clone(), house.board.clone());
+    let (mut supervisor, _handle) = Supervisor::new(house.services.clone(), house.board.clone());
     let mut certificate = house.certificate("n0.example.com");
     certificate.wanted.ca = LETS_ENCRYPT.into();
     supervisor.keep(vec![certificate]).await.unwrap();
@@ -121,7 +128,7 @@ async fn what_a_ca_counts_is_dated_by_its_own_clock() {
     house
         .until("issued", |all| all[0].generation_issued.is_some())
         .await;
-    let known = house.parts.store.authority(LETS_ENCRYPT).await.unwrap().0;
+    let known = house.services.store.ca_state(LETS_ENCRYPT).await.unwrap().0;
     let limit = crate::ca_state::Limit::CertificatesPerDomain;
     // One of fifty comes back within the week's fiftieth part.
     let back = known.spent[&limit]["example.com"].since(house.signer.there());
@@ -140,7 +147,7 @@ async fn what_a_fleet_shares_is_dated_by_one_clock_and_waited_for_by_ours() {
             .until("refused", |all| all[0].last_error.is_some())
             .await;
         let lineage = house.certificate("n0.example.com").wanted.lineage;
-        let (record, _) = house.parts.store.load(&lineage).await.unwrap().unwrap();
+        let (record, _) = house.services.store.load(&lineage).await.unwrap().unwrap();
         let again = record.failures.retry_at.unwrap();
         let pause = again.since(house.signer.there());
         assert!(!pause.is_zero() && pause < HOUR, "{wrong}: {pause:?}");
@@ -148,7 +155,7 @@ async fn what_a_fleet_shares_is_dated_by_one_clock_and_waited_for_by_ours() {
         house.clock.advance(HOUR);
         house.settle(&handle, 1).await;
         house.until("issued", |all| all[0].is_ready()).await;
-        let (record, _) = house.parts.store.load(&lineage).await.unwrap().unwrap();
+        let (record, _) = house.services.store.load(&lineage).await.unwrap().unwrap();
         let stored = record.issued.unwrap().at;
         let there = house.signer.there();
         assert!(there.since(stored).max(stored.since(there)) <= HOUR);

@@ -39,7 +39,7 @@ impl Story {
     async fn of(generations: usize) -> Self {
         let mut house = House::new();
         let eyes = Arc::new(Eyes::default());
-        house.parts.prover = eyes.clone();
+        house.services.prover = eyes.clone();
         let told = Arc::new(Told::default());
         let mut certificate = house.certificate("n0.example.com");
         certificate.targets = vec![told.clone()];
@@ -61,7 +61,7 @@ impl Story {
     async fn issue(&mut self, seen: bool) -> Ended {
         // It is not known before it is issued.
         self.sees(None);
-        let work = self.begin(Urge::Force);
+        let work = self.begin(Trigger::Forced);
         let looks = self.eyes.looks.load(Ordering::SeqCst);
         while self.eyes.looks.load(Ordering::SeqCst) == looks {
             tokio::task::yield_now().await;
@@ -72,7 +72,7 @@ impl Story {
         self.prints.push(facts.fingerprint);
         let last = self.prints.len() - usize::from(!seen);
         self.sees(Some(last));
-        self.pass(Urge::Asked).await
+        self.pass(Trigger::Requested).await
     }
 
     /// The first `some` are seen.
@@ -80,13 +80,13 @@ impl Story {
         *self.eyes.sees.lock().unwrap() = some.map(|some| self.prints[..some].to_vec());
     }
 
-    fn begin(&self, urge: Urge) -> tokio::task::JoinHandle<Ended> {
-        let (parts, certificate) = (self.house.parts.clone(), self.certificate.clone());
-        tokio::spawn(async move { pass(&parts, &certificate, urge).await })
+    fn begin(&self, trigger: Trigger) -> tokio::task::JoinHandle<Ended> {
+        let (services, certificate) = (self.house.services.clone(), self.certificate.clone());
+        tokio::spawn(async move { pass(&services, &certificate, trigger).await })
     }
 
-    async fn pass(&self, urge: Urge) -> Ended {
-        let work = self.begin(urge);
+    async fn pass(&self, trigger: Trigger) -> Ended {
+        let work = self.begin(trigger);
         while !work.is_finished() {
             self.house.clock.advance(Duration::from_secs(1));
             tokio::task::yield_now().await;
@@ -97,7 +97,7 @@ impl Story {
     async fn record(&self) -> Record {
         let lineage = &self.certificate.wanted.lineage;
         self.house
-            .parts
+            .services
             .store
             .load(lineage)
             .await
@@ -108,7 +108,7 @@ impl Story {
 
     fn live(&self) -> Option<Generation> {
         let lineage = &self.certificate.wanted.lineage;
-        self.house.parts.output.live(lineage)
+        self.house.services.output.live(lineage)
     }
 }
 
@@ -134,7 +134,7 @@ async fn what_is_proven_is_nothing_to_go_back_from() {
     assert_eq!((record.going_back_to, record.taken_back), (None, None));
     // Seen no more, it stays all the same: nothing was switched.
     story.sees(Some(1));
-    assert!(story.pass(Urge::Reload).await.is_err());
+    assert!(story.pass(Trigger::Redeploy).await.is_err());
     assert_eq!(story.live(), Some(Generation(2)));
 }
 
@@ -142,21 +142,21 @@ async fn what_is_proven_is_nothing_to_go_back_from() {
 async fn a_rollback_that_fails_leaves_the_owners_word_as_it_was() {
     let story = Story::of(3).await;
     *story.eyes.sees.lock().unwrap() = Some(story.prints[2..].to_vec());
-    assert!(story.pass(Urge::Rollback(None)).await.is_err());
+    assert!(story.pass(Trigger::Rollback(None)).await.is_err());
     let record = story.record().await;
     assert_eq!((record.pinned, story.live()), (None, Some(Generation(3))));
     assert_eq!(record.handover, Failures::default());
 
     *story.eyes.sees.lock().unwrap() = Some(story.prints[1..].to_vec());
-    story.pass(Urge::Rollback(None)).await.unwrap();
-    assert!(story.pass(Urge::Rollback(None)).await.is_err());
+    story.pass(Trigger::Rollback(None)).await.unwrap();
+    assert!(story.pass(Trigger::Rollback(None)).await.is_err());
     let pinned = story.record().await.pinned.unwrap();
     assert_eq!(
         (pinned.generation, story.live()),
         (Generation(2), Some(Generation(2)))
     );
     // And nothing is left to be done.
-    story.pass(Urge::Due).await.unwrap();
+    story.pass(Trigger::Scheduled).await.unwrap();
 }
 
 #[tokio::test]
@@ -170,7 +170,7 @@ async fn a_rollback_to_what_is_damaged_touches_nothing() {
         .join("data/records/n0.example.com");
     let key = |generation: &str| records.join(generation).join("privkey.pem");
     std::fs::copy(key("0002"), key("0001")).unwrap();
-    let refused = story.pass(Urge::Rollback(None)).await.unwrap_err();
+    let refused = story.pass(Trigger::Rollback(None)).await.unwrap_err();
     assert!(
         matches!(refused, ManageError::NoWayBack { .. }),
         "{refused}"
@@ -189,17 +189,17 @@ async fn a_rollback_ends_at_the_last_tenth_of_the_life_that_it_leads_to() {
     let first = story.record().await.issued.unwrap().facts;
     story.house.clock.set(START + DAY * 70);
     story.issue(true).await.unwrap();
-    story.pass(Urge::Rollback(None)).await.unwrap();
+    story.pass(Trigger::Rollback(None)).await.unwrap();
     let end = first.not_after - first.lifetime() / 10;
     story.house.clock.set(end - Duration::from_secs(60));
-    let kept = story.pass(Urge::Due).await.unwrap();
+    let kept = story.pass(Trigger::Scheduled).await.unwrap();
     // What is served now is told, and not what is served when it is looked at next.
     assert_eq!((kept.generation, kept.next), (Generation(1), end));
     story.house.clock.set(end - Duration::from_secs(2));
-    story.pass(Urge::Due).await.unwrap();
+    story.pass(Trigger::Scheduled).await.unwrap();
     assert_eq!(story.live(), Some(Generation(1)));
     story.house.clock.set(end);
-    let ended = story.pass(Urge::Due).await.unwrap();
+    let ended = story.pass(Trigger::Scheduled).await.unwrap();
     assert_eq!(
         (ended.generation, story.live()),
         (Generation(2), Some(Generation(2)))
@@ -216,7 +216,7 @@ async fn what_fails_in_the_same_way_again_is_not_hurried_and_heals() {
         let (handover, now) = (story.record().await.handover, story.house.clock.now());
         pauses.push(handover.retry_at.unwrap().since(now).as_secs());
         story.house.clock.set(handover.retry_at.unwrap());
-        assert!(story.pass(Urge::Due).await.is_err());
+        assert!(story.pass(Trigger::Scheduled).await.is_err());
         // There and back.
         assert_eq!(story.told.0.load(Ordering::SeqCst), told + 2);
     }
@@ -232,7 +232,7 @@ async fn what_fails_in_the_same_way_again_is_not_hurried_and_heals() {
     assert!(at.since(story.house.clock.now()) <= Duration::from_secs(900));
     story.sees(Some(2));
     story.house.clock.set(at);
-    story.pass(Urge::Due).await.unwrap();
+    story.pass(Trigger::Scheduled).await.unwrap();
     assert_eq!(story.live(), Some(Generation(2)));
     assert_eq!(story.record().await.taken_back, None);
 }

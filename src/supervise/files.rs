@@ -1,4 +1,4 @@
-//! What somebody else takes away: the live files and their copies are for other
+//! What another process takes away: the live files and their copies are for other
 //! programs, and in their reach. A glance at each once a minute, beside the loop: a
 //! volume may be slow.
 
@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-use super::SWEEP;
-use super::agenda::Agenda;
+use super::agenda::{Agenda, SWEEP};
 use crate::deploy::Outlet;
 use crate::identifier::Lineage;
 use crate::manage::Certificate;
@@ -15,14 +14,14 @@ use crate::time::Timestamp;
 
 /// The glances that are under way.
 #[derive(Default)]
-pub(super) struct Copies {
+pub(super) struct Files {
     looking: JoinSet<Vec<Lineage>>,
     looked: Option<Timestamp>,
     /// Whether there are any.
     any: bool,
 }
 
-impl Copies {
+impl Files {
     /// From here on there are those of `certificates`, and what lies in `output`.
     pub(super) fn are_those_of(&mut self, certificates: &[Certificate], output: &dyn Outlet) {
         self.any = output.is_shared() || certificates.iter().any(has_copies);

@@ -1,65 +1,61 @@
-//! Settings turned into parts: what all certificates share is built once, and
+//! Settings turned into services: what all certificates share is built once, and
 //! one client for each distinct CA, so that certificates can be added while
 //! the process runs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Call;
-use super::issue::{Done, Task};
-use super::output::Failure;
+use super::catalog::{remember, still_imported};
+use super::embedded;
 use super::progress::Display;
 use super::watcher::Watcher;
-use super::{embedded, sockets};
 use crate::acme::{self, AccountOptions, Client, Exchange, Https, InProcess, Issuer, Paces};
 use crate::ca;
 use crate::certificate::Known;
 use crate::challenge::Solver;
-use crate::challenge::http01::{BindError, Listener};
 use crate::challenge::responses::Responses;
 use crate::challenge::webroot::Webroot;
 use crate::config::{
-    CaSettings, CertificateSettings, ChallengeSettings, DeployWhen, Directory, Purpose, Remembered,
-    RenewSettings, Settings, Sources, shared_file,
+    CaSettings, CertificateSettings, ChallengeSettings, DeployWhen, RenewSettings, Settings,
 };
+use crate::control::{Done, Task};
 use crate::deploy::Target;
 use crate::deploy::merge::Merged;
 use crate::deploy::named::Named;
 use crate::deploy::output::Output;
 use crate::deploy::owner::{self, Owner};
-use crate::deploy::spec::{NAME, Spec};
+use crate::deploy::spec::Spec;
 use crate::deploy::verify::Handshake;
-use crate::identifier::Lineage;
-use crate::manage::issue::pass_in_turn;
+use crate::failure::Failure;
+use crate::manage::concurrency::Concurrency;
+use crate::manage::pass::pass_with_permit;
 use crate::manage::rehearse::rehearse;
-use crate::manage::turns::Turns;
 use crate::manage::{
-    Certificate, FreshKeys, Maintenance, ManageError, Outcome, Parts, Probed, SPACING, SPREAD,
-    StandIn, Wanted,
+    Certificate, FallbackCa, FreshKeys, Maintenance, ManageError, Outcome, Probes, SPACING, SPREAD,
+    Services, Wanted,
 };
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
 use crate::sandbox::Reach;
-use crate::store::fs::FileStore;
+use crate::store::Store;
 use crate::store::memory::MemoryStore;
-use crate::store::{Store, StoreError};
 use crate::time::SystemClock;
 
-/// Builds certificates out of parts that are built once.
-pub(crate) struct Factory {
+/// Builds certificates out of services that are built once.
+pub(super) struct Factory {
     /// What all certificates share.
-    pub(crate) parts: Parts,
+    pub(super) services: Services,
     /// Shows what is being done.
-    pub(crate) display: Arc<Display>,
+    pub(super) display: Arc<Display>,
     /// What is left to this process.
-    pub(crate) reach: Reach,
+    pub(super) reach: Reach,
     responses: Responses,
     data_dir: PathBuf,
     issuers: Mutex<BTreeMap<String, Arc<dyn Issuer>>>,
     paces: Arc<Paces>,
-    turns: Turns,
+    concurrency: Concurrency,
     servers: Mutex<BTreeMap<Spec, Arc<Merged>>>,
     /// The accounts of rehearsals, which are forgotten.
     rehearsals: MemoryStore,
@@ -68,8 +64,8 @@ pub(crate) struct Factory {
 }
 
 impl Factory {
-    /// The parts for `settings`; challenges are answered through `responses`.
-    pub(crate) fn new(
+    /// The services for `settings`; challenges are answered through `responses`.
+    pub(super) fn new(
         call: &Call,
         settings: &Settings,
         store: Arc<dyn Store>,
@@ -78,13 +74,13 @@ impl Factory {
         let display = Arc::new(Display::new(call.terminal.clone()));
         let output = output_for(settings)?;
         Ok(Self {
-            parts: Parts {
+            services: Services {
                 store,
                 output: Arc::new(output),
                 prover: Arc::new(Handshake),
                 keys: Arc::new(FreshKeys),
                 known: Known::default(),
-                probed: Probed::default(),
+                probes: Probes::default(),
                 clock: Arc::new(SystemClock),
                 random: Arc::new(SystemRandom),
                 metrics: Metrics::default(),
@@ -100,7 +96,7 @@ impl Factory {
             data_dir: settings.data_dir.clone(),
             issuers: Mutex::default(),
             paces: Arc::default(),
-            turns: Turns::default(),
+            concurrency: Concurrency::default(),
             servers: Mutex::default(),
             rehearsals: MemoryStore::default(),
             embedded: Mutex::default(),
@@ -108,13 +104,13 @@ impl Factory {
     }
 
     /// For a process that has given up all but `reach`.
-    pub(crate) fn within(mut self, reach: Reach) -> Self {
+    pub(super) fn within(mut self, reach: Reach) -> Self {
         self.reach = reach;
         self
     }
 
-    /// A certificate with the parts that are its own.
-    pub(crate) fn certificate(
+    /// A certificate with the services that are its own.
+    pub(super) fn certificate(
         &self,
         settings: &CertificateSettings,
     ) -> Result<Certificate, Failure> {
@@ -164,25 +160,26 @@ impl Factory {
     }
 
     /// Does `task` for one certificate.
-    pub(crate) async fn work(
+    pub(super) async fn work(
         &self,
         settings: &CertificateSettings,
         task: Task,
     ) -> Result<Done, Failure> {
         let certificate = self.certificate_for(settings, task == Task::Rehearsal)?;
         let lineage = &settings.lineage;
-        let turn = self.turns.take().await;
+        let permit = self.concurrency.take().await;
         match task {
-            Task::Pass(urge) => {
+            Task::Pass(trigger) => {
                 let pass = async {
-                    let ended = pass_in_turn(&self.parts, &certificate, urge, turn).await;
+                    let ended =
+                        pass_with_permit(&self.services, &certificate, trigger, permit).await;
                     ended.map(|(outcome, _)| outcome)
                 };
                 let work = self.display.during(lineage, pass);
                 self.remembering(settings, work).await
             }
             Task::Rehearsal => {
-                let (wanted, clock) = (&certificate.wanted, self.parts.clock.as_ref());
+                let (wanted, clock) = (&certificate.wanted, self.services.clock.as_ref());
                 let issuer = certificate.issuer.as_ref();
                 let work = rehearse(wanted, issuer, &self.rehearsals, clock);
                 let facts = self.display.during(lineage, work).await;
@@ -196,9 +193,9 @@ impl Factory {
 
     /// Keeps the settings of all that is configured, so that they hold when it
     /// is configured no more.
-    pub(crate) async fn remember_all(&self, settings: &Settings) {
+    pub(super) async fn remember_all(&self, settings: &Settings) {
         for certificate in &settings.certificates {
-            if let Err(failure) = remember(self.parts.store.as_ref(), certificate).await {
+            if let Err(failure) = remember(self.services.store.as_ref(), certificate).await {
                 tracing::warn!("{}", failure.in_a_line());
             }
         }
@@ -206,12 +203,12 @@ impl Factory {
 
     /// `work` is a pass for these settings. They are kept for `certs renew` once
     /// they have proven good, and before that when there are none.
-    pub(crate) async fn remembering(
+    pub(super) async fn remembering(
         &self,
         settings: &CertificateSettings,
         work: impl Future<Output = Result<Outcome, ManageError>>,
     ) -> Result<Done, Failure> {
-        let (lineage, store) = (&settings.lineage, self.parts.store.as_ref());
+        let (lineage, store) = (&settings.lineage, self.services.store.as_ref());
         let failed = |error: &ManageError| Failure::of(lineage.as_str(), error);
         let kept = store.options(lineage).await;
         let kept = kept.map_err(|error| failed(&error.into()))?;
@@ -227,14 +224,14 @@ impl Factory {
     }
 
     /// How a pass ended, as it is told.
-    pub(crate) fn done(
+    pub(super) fn done(
         &self,
         settings: &CertificateSettings,
         ended: Result<Outcome, ManageError>,
     ) -> Result<Done, Failure> {
         let lineage = &settings.lineage;
         let outcome = ended.map_err(|error| Failure::of(lineage.as_str(), &error))?;
-        let path = self.parts.output.live_path(lineage);
+        let path = self.services.output.live_path(lineage);
         Ok(Done::Passed { outcome, path })
     }
 
@@ -266,11 +263,11 @@ impl Factory {
         &self,
         settings: &CertificateSettings,
         rehearsal: bool,
-    ) -> Result<Option<StandIn>, Failure> {
+    ) -> Result<Option<FallbackCa>, Failure> {
         let Some(ca) = settings.fallback.as_ref().filter(|_| !rehearsal) else {
             return Ok(None);
         };
-        Ok(Some(StandIn {
+        Ok(Some(FallbackCa {
             ca: ca.directory.identity().to_owned(),
             issuer: self.shared_issuer(ca, settings, rehearsal)?,
         }))
@@ -302,8 +299,8 @@ impl Factory {
             exchange,
             solvers: vec![self.solver(settings)],
             paces: self.paces.clone(),
-            clock: self.parts.clock.clone(),
-            observer: Arc::new(Watcher::new(identity, &self.parts)),
+            clock: self.services.clock.clone(),
+            observer: Arc::new(Watcher::new(identity, &self.services)),
             preferred_chain: ca.preferred_chain.clone(),
         });
         Ok(Arc::new(client.map_err(surroundings)?))
@@ -318,7 +315,7 @@ impl Factory {
             ChallengeSettings::Listen(addresses) => addresses.first().copied(),
             ChallengeSettings::Webroot(_) => None,
         };
-        let server = embedded::open(&self.data_dir, answers_at, self.parts.clock.clone())?;
+        let server = embedded::open(&self.data_dir, answers_at, self.services.clock.clone())?;
         *opened = Some(server.clone());
         Ok(server)
     }
@@ -361,12 +358,12 @@ fn maintenance(renew: &RenewSettings) -> Option<Arc<dyn Maintenance>> {
 }
 
 /// The directory that is shared with consumers.
-pub(crate) fn output_for(settings: &Settings) -> Result<Output, Failure> {
+pub(super) fn output_for(settings: &Settings) -> Result<Output, Failure> {
     Ok(Output::new(settings.output.directory.clone()).owned_by(owner(settings)?))
 }
 
 /// What a pass is asked for.
-pub(crate) fn wanted(settings: &CertificateSettings) -> Wanted {
+pub(super) fn wanted(settings: &CertificateSettings) -> Wanted {
     Wanted {
         lineage: settings.lineage.clone(),
         identifiers: settings.names.iter().cloned().collect::<BTreeSet<_>>(),
@@ -376,189 +373,4 @@ pub(crate) fn wanted(settings: &CertificateSettings) -> Wanted {
         reuse_key: settings.reuse_key,
         partial: settings.partial,
     }
-}
-
-/// The listener that must be served while `settings` are worked on. Bound
-/// before anything is written: a port that is taken changes nothing.
-pub(crate) fn listener(
-    call: &Call,
-    settings: &Settings,
-    responses: &Responses,
-) -> Result<Option<Listener>, Failure> {
-    let Some(addresses) = settings.http_listen() else {
-        return Ok(None);
-    };
-    let handed = sockets::handed_over(&call.environment)?;
-    let bound = if handed.is_empty() {
-        bind(&addresses, responses)
-    } else {
-        Listener::from_sockets(handed, responses.clone())
-    };
-    let listener = bound.map_err(|error| Failure::usage(error.to_string(), error.hint()))?;
-    Ok(Some(listener))
-}
-
-fn bind(addresses: &[SocketAddr], responses: &Responses) -> Result<Listener, BindError> {
-    if !addresses.is_empty() {
-        return Listener::bind(addresses, responses.clone());
-    }
-    let everywhere = [
-        (Ipv4Addr::UNSPECIFIED, 80).into(),
-        (Ipv6Addr::UNSPECIFIED, 80).into(),
-    ];
-    // A machine without IPv6 has only the first.
-    Listener::bind(&everywhere, responses.clone()).or_else(|error| {
-        if error.is_for_lack_of_ipv6() {
-            Listener::bind(&everywhere[..1], responses.clone())
-        } else {
-            Err(error)
-        }
-    })
-}
-
-/// The settings of one call, or every error of its configuration.
-pub(crate) fn settings(call: &Call, purpose: &Purpose) -> Result<Settings, Failure> {
-    call.sources
-        .settings(purpose)
-        .map_err(Failure::configuration)
-}
-
-/// Opens the store.
-pub(crate) fn open_store(directory: PathBuf) -> Result<FileStore, Failure> {
-    FileStore::open(directory).map_err(|error| Failure::of("store", &error.into()))
-}
-
-/// Answers challenges until the future is dropped.
-pub(crate) async fn serve(listener: Option<Listener>) {
-    match listener {
-        Some(listener) => listener.serve().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// A command that works on a certificate that was taken over once does not take it
-/// from `certs run`; a configuration that names it does.
-fn still_imported(settings: &CertificateSettings, kept: Option<&str>) -> CertificateSettings {
-    let mut settings = settings.clone();
-    let kept = kept.and_then(|json| serde_json::from_str::<CertificateSettings>(json).ok());
-    let kept = kept.and_then(|kept| kept.imported);
-    settings.imported = settings.imported.or(kept);
-    settings
-}
-
-/// Keeps the settings that made a certificate, for [`recall`].
-async fn remember(store: &dyn Store, settings: &CertificateSettings) -> Result<(), Failure> {
-    let lineage = &settings.lineage;
-    let failed = |error: StoreError| Failure::of(lineage.as_str(), &error.into());
-    let json = serde_json::to_string_pretty(settings)
-        .map_err(|error| Failure::unexpected(error.to_string()))?;
-    if store.options(lineage).await.map_err(failed)?.as_ref() == Some(&json) {
-        return Ok(());
-    }
-    store.save_options(lineage, &json).await.map_err(failed)
-}
-
-/// What is stored of a certificate that is configured no more: its settings,
-/// or why they are not to be had.
-pub(crate) type Recalled = (Lineage, Result<CertificateSettings, Failure>);
-
-/// Every stored certificate that `configured` does not name, with the settings
-/// that made it. One that is damaged holds up no other.
-pub(crate) async fn recall(
-    sources: &Sources,
-    configured: &Settings,
-) -> Result<Vec<Recalled>, Failure> {
-    let Some(store) = FileStore::existing(configured.data_dir.clone()) else {
-        return Ok(Vec::new());
-    };
-    let lineages = store.list().await;
-    let lineages = lineages.map_err(|error| Failure::of("stored certificates", &error.into()))?;
-    let named = |lineage: &Lineage| {
-        let mut all = configured.certificates.iter();
-        all.any(|certificate| certificate.lineage == *lineage)
-    };
-    let mut recalled = Vec::new();
-    for lineage in lineages.into_iter().filter(|lineage| !named(lineage)) {
-        let settings = match remembered(&store, &lineage).await {
-            Ok(stored) => {
-                let settings = sources.remembered(&stored);
-                settings.map_err(Failure::configuration)
-            }
-            Err(error) => Err(Failure::of(lineage.as_str(), &error.into())),
-        };
-        recalled.push((lineage, settings));
-    }
-    Ok(recalled)
-}
-
-/// Adds the certificates that were taken over from another client and are not
-/// configured: whoever takes them over wants them kept. One that cannot be kept is
-/// told and holds up no other.
-pub(crate) async fn keep_imported(
-    sources: &Sources,
-    configured: &mut Settings,
-) -> Result<(), Failure> {
-    let stored = as_stored(configured).await;
-    let is_imported = |lineage: &Lineage| {
-        let mut all = stored.iter();
-        all.any(|one| one.lineage == *lineage && one.imported.is_some())
-    };
-    let recalled = recall(sources, configured).await?.into_iter();
-    for (lineage, settings) in recalled.filter(|(lineage, _)| is_imported(lineage)) {
-        match settings {
-            Ok(mut settings) => {
-                // Another's file is the other's.
-                let others = &configured.certificates;
-                while let Some((path, whose)) = shared_file(&settings, others.iter()) {
-                    tracing::error!(%lineage, "{}: {whose} is written there, and this one is not; hint: put {NAME} into the path", path.display());
-                    let leads_there =
-                        |spec: &Spec| spec.for_lineage(&lineage).writes().as_ref() == Some(&path);
-                    settings.deploy.retain(|spec| !leads_there(spec));
-                }
-                configured.certificates.push(settings);
-            }
-            Err(failure) => tracing::error!(%lineage, "it is not kept: {}", failure.in_a_line()),
-        }
-    }
-    Ok(())
-}
-
-/// The settings of every stored certificate that `configured` does not name, as they
-/// are stored, where that can be read.
-pub(crate) async fn as_stored(configured: &Settings) -> Vec<CertificateSettings> {
-    let Some(store) = FileStore::existing(configured.data_dir.clone()) else {
-        return Vec::new();
-    };
-    let mut found = Vec::new();
-    for lineage in store.list().await.unwrap_or_default() {
-        if let Ok(Remembered::Whole(settings)) = remembered(&store, &lineage).await {
-            found.push(*settings);
-        }
-    }
-    let named = |one: &CertificateSettings| {
-        let mut all = configured.certificates.iter();
-        all.any(|certificate| certificate.lineage == one.lineage)
-    };
-    found.retain(|one| !named(one));
-    found
-}
-
-async fn remembered(store: &FileStore, lineage: &Lineage) -> Result<Remembered, StoreError> {
-    let corrupt = |what: &str, detail: String| StoreError::Corrupt {
-        subject: format!("the stored {what} of {lineage}"),
-        detail,
-    };
-    if let Some(json) = store.options(lineage).await? {
-        let settings = serde_json::from_str(&json);
-        let settings = settings.map_err(|error| corrupt("options", error.to_string()))?;
-        return Ok(Remembered::Whole(Box::new(settings)));
-    }
-    let record = store.load(lineage).await?;
-    let (record, _) = record.ok_or_else(|| corrupt("record", "it is gone".to_owned()))?;
-    Ok(Remembered::Record {
-        lineage: lineage.clone(),
-        names: record.identifiers.into_iter().collect(),
-        directory: record.ca.parse::<Directory>().ok(),
-        profile: record.profile,
-    })
 }

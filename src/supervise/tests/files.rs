@@ -25,7 +25,7 @@ async fn a_copy_that_is_taken_away_is_written_again_and_no_server_is_told() {
     let mut certificate = house.certificate("n0.example.com");
     certificate.targets = copies.into_iter().collect();
     certificate.targets.push(told.clone());
-    let (mut supervisor, _handle) = Supervisor::new(house.parts.clone(), house.board.clone());
+    let (mut supervisor, _handle) = Supervisor::new(house.services.clone(), house.board.clone());
     supervisor.keep(vec![certificate]).await.unwrap();
     tokio::spawn(supervisor.run());
     house.until("issued", |all| all[0].is_ready()).await;
@@ -34,10 +34,10 @@ async fn a_copy_that_is_taken_away_is_written_again_and_no_server_is_told() {
     for gone in [&copy, &live, &published] {
         assert!(gone.exists());
         std::fs::remove_file(gone).unwrap();
-        let mut turns = 0;
+        let mut concurrency = 0;
         while !gone.exists() {
-            turns += 1;
-            assert!(turns < 1000, "{} stays away", gone.display());
+            concurrency += 1;
+            assert!(concurrency < 1000, "{} stays away", gone.display());
             // A sweep a turn; what looks and writes does so on another thread.
             house.clock.advance(SWEEP);
             tokio::time::sleep(Duration::from_millis(1)).await;

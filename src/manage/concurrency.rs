@@ -1,4 +1,4 @@
-//! Turns among passes. A few order at a time, since a CA counts and paces what it
+//! Concurrency among passes. A few order at a time, since a CA counts and paces what it
 //! is asked; many hand over side by side, since certificates share the reloads of
 //! their servers, and a proof is mostly waiting.
 
@@ -14,36 +14,36 @@ pub const SIDE_BY_SIDE: usize = 32;
 
 /// The turns of one process.
 #[derive(Clone, Debug)]
-pub struct Turns {
+pub struct Concurrency {
     free: Arc<Semaphore>,
-    given_back: Arc<Notify>,
+    released: Arc<Notify>,
 }
 
-impl Default for Turns {
+impl Default for Concurrency {
     fn default() -> Self {
         Self {
             free: Arc::new(Semaphore::new(ORDERING)),
-            given_back: Arc::default(),
+            released: Arc::default(),
         }
     }
 }
 
-impl Turns {
+impl Concurrency {
     /// A turn, once it is there.
-    pub async fn take(&self) -> Turn {
-        let mut turn = Turn {
+    pub async fn take(&self) -> Permit {
+        let mut permit = Permit {
             of: Some(self.clone()),
             held: None,
         };
-        turn.take_again().await;
-        turn
+        permit.reacquire().await;
+        permit
     }
 
     /// A turn, if there is one now.
     #[must_use]
-    pub fn try_take(&self) -> Option<Turn> {
+    pub fn try_acquire(&self) -> Option<Permit> {
         let held = self.free.clone().try_acquire_owned().ok()?;
-        Some(Turn {
+        Some(Permit {
             of: Some(self.clone()),
             held: Some(held),
         })
@@ -56,29 +56,29 @@ impl Turns {
     }
 
     /// Returns once one was given back since the last time that this was asked.
-    pub async fn given_back(&self) {
-        self.given_back.notified().await;
+    pub async fn released(&self) {
+        self.released.notified().await;
     }
 }
 
 /// A pass's turn to talk to a CA. By default nobody waits for anybody.
 #[derive(Debug, Default)]
-pub struct Turn {
-    of: Option<Turns>,
+pub struct Permit {
+    of: Option<Concurrency>,
     held: Option<OwnedSemaphorePermit>,
 }
 
-impl Turn {
+impl Permit {
     /// Lets another pass begin.
-    pub(super) fn give_back(&mut self) {
+    pub(super) fn release(&mut self) {
         if let (Some(_), Some(of)) = (self.held.take(), &self.of) {
-            of.given_back.notify_one();
+            of.released.notify_one();
         }
     }
 
     /// Waits for a turn, unless it is held. Those who wait come before whoever
     /// begins.
-    pub(super) async fn take_again(&mut self) {
+    pub(super) async fn reacquire(&mut self) {
         if let (Some(of), None) = (&self.of, &self.held) {
             // It is closed by nobody.
             self.held = of.free.clone().acquire_owned().await.ok();
@@ -86,8 +86,8 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.give_back();
+        self.release();
     }
 }

@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::SWEEP;
-use super::agenda::Agenda;
+use super::agenda::{Agenda, SWEEP};
 use crate::acme::Issuer;
-use crate::manage::skew::{ALARM, ask};
-use crate::manage::{Certificate, Parts};
+use crate::manage::clock::{ALARM, ask};
+use crate::manage::{Certificate, Services};
 use crate::renew::skew::decided_at;
 use crate::time::{Clock, Timestamp};
 
@@ -122,8 +121,8 @@ impl Watch {
     }
 
     /// Asks who is to be asked, once a minute at most.
-    pub(super) fn look(&mut self, parts: &Arc<Parts>, agenda: &Agenda) {
-        let (Some(before), Some(now)) = (self.seen, Seen::now(parts.clock.as_ref())) else {
+    pub(super) fn look(&mut self, services: &Arc<Services>, agenda: &Agenda) {
+        let (Some(before), Some(now)) = (self.seen, Seen::now(services.clock.as_ref())) else {
             return;
         };
         if self.begins.is_some_and(|begins| begins <= now.steady) {
@@ -149,14 +148,14 @@ impl Watch {
         self.again_at = now.steady + SWEEP;
         for (ca, issuer) in cas(agenda).collect::<BTreeMap<_, _>>() {
             if let (true, Some(since)) = (self.doubted.contains(ca), self.seen) {
-                let (parts, ca, issuer) = (parts.clone(), ca.clone(), issuer.clone());
+                let (services, ca, issuer) = (services.clone(), ca.clone(), issuer.clone());
                 self.questions.spawn(async move {
-                    let answered = ask(&parts, &ca, issuer.as_ref()).await;
+                    let answered = ask(&services, &ca, issuer.as_ref()).await;
                     Answer {
                         ca,
                         since,
                         answered,
-                        corrects: corrects(issuer.as_ref(), parts.clock.as_ref()),
+                        corrects: corrects(issuer.as_ref(), services.clock.as_ref()),
                     }
                 });
             }

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::ca_state::{Work, is_silent, reach_windows};
-use super::order::is_silence;
-use super::{Certificate, ManageError, Parts};
+use super::ca_state::{NEWEST, is_silent, reach_windows};
+use super::error::ManageError;
+use super::probes::Work;
+use super::services::{Certificate, Services};
 use crate::acme::{Issuer, Untimely};
 use crate::certificate::Facts;
 use crate::record::Record;
@@ -72,8 +73,6 @@ impl Skew {
     }
 }
 
-/// A reply that is older says nothing of what the clock shows now.
-pub(super) const NEWEST: Duration = Duration::from_secs(60);
 /// When what only our clock says is due is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
@@ -141,7 +140,7 @@ impl Clock for Corrected {
 /// [`ManageError::NotDueThere`]; and what a CA says instead of telling the time: an
 /// order that is written down now would be finished when it answers again, due or not.
 pub(super) async fn due_there(
-    parts: &Parts,
+    services: &Services,
     ca: &str,
     issuer: &dyn Issuer,
     record: &Record,
@@ -154,7 +153,7 @@ pub(super) async fn due_there(
         Err(error) if record.order.is_none() => return Err(error.into()),
         Ok(None) | Err(_) => return Ok(()),
     };
-    let ours = parts.clock.wall();
+    let ours = services.clock.wall();
     let theirs = dated.there(ours);
     let at = decided_at(Evidence::of(record), ours, theirs);
     let due = match is_due_at(record, at) {
@@ -165,7 +164,7 @@ pub(super) async fn due_there(
         ca: ca.to_owned(),
         ours,
         theirs,
-        until: parts.clock.now() + due.since(at).min(LOOK_AGAIN),
+        until: services.clock.now() + due.since(at).min(LOOK_AGAIN),
     })
 }
 
@@ -185,8 +184,8 @@ pub(super) async fn there(issuer: &dyn Issuer, clock: &dyn Clock) -> Timestamp {
 /// Asks the CA for the time, which its reply shows to whoever observes it, and says
 /// whether there was one, if only a refusal. A CA that is known to be silent is left alone
 /// until somebody asks it for all.
-pub(crate) async fn ask(parts: &Parts, ca: &str, issuer: &dyn Issuer) -> bool {
-    let error = match reach_windows(parts, ca, issuer).await {
+pub(crate) async fn ask(services: &Services, ca: &str, issuer: &dyn Issuer) -> bool {
+    let error = match reach_windows(services, ca, issuer).await {
         // By this very question.
         Ok(true) => return true,
         // Not by `time`: a clock that was set back may have come by an old reply again.
@@ -197,11 +196,11 @@ pub(crate) async fn ask(parts: &Parts, ca: &str, issuer: &dyn Issuer) -> bool {
         Err(error) => error,
     };
     tracing::debug!("what time it is at {ca} cannot be told: {error}");
-    if is_silence(&error) {
+    if error.is_outage() {
         tracing::warn!(
             "{ca} was asked for the time and does not answer: {error}; hint: nothing is due; it is asked again, and certs status tells when"
         );
-        is_silent(parts, ca, Work::Windows, &error.to_string()).await;
+        is_silent(services, ca, Work::Windows, &error.to_string()).await;
         return false;
     }
     matches!(error, ManageError::Acme(_))

@@ -1,14 +1,16 @@
-//! Sockets that systemd opened for us (`sd_listen_fds(3)`): ports below 1024
-//! without a privilege of our own.
+//! The service manager: sockets that it opened for us (`sd_listen_fds(3)`), so that
+//! ports below 1024 need no privilege of our own, and what it is told.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 
-use super::output::Failure;
+use sd_notify::NotifyState;
+
+use crate::failure::Failure;
 
 /// The sockets for HTTP-01: those of port 80, and those that the unit calls
 /// `http` (`FileDescriptorName=`). The others are closed.
-pub(super) fn handed_over(
+pub(crate) fn listeners(
     environment: &BTreeMap<String, String>,
 ) -> Result<Vec<TcpListener>, Failure> {
     if !environment.contains_key("LISTEN_FDS") {
@@ -34,4 +36,11 @@ pub(super) fn handed_over(
         }
     }
     Ok(sockets)
+}
+
+/// Tells it the state of this process.
+pub(crate) fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!("the service manager cannot be told: {error}");
+    }
 }

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use super::Wanted;
-use super::issue::{Urge, asks_the_same};
+use super::services::Wanted;
+use super::session::Trigger;
 use crate::random::Random;
 use crate::record::Record;
 use crate::renew::decide::{Next, next};
@@ -19,23 +19,23 @@ const MARGIN: Duration = Duration::from_secs(300);
 pub fn may_order(
     record: Option<&Record>,
     wanted: &Wanted,
-    urge: Urge,
+    trigger: Trigger,
     now: Timestamp,
     random: &dyn Random,
 ) -> bool {
-    if urge.never_orders() {
+    if trigger.never_orders() {
         return false;
     }
-    let (Some(record), false) = (record, urge == Urge::Force) else {
+    let (Some(record), false) = (record, trigger == Trigger::Forced) else {
         return true;
     };
     let mut record = record.clone();
-    if !asks_the_same(&record, wanted) {
+    if !wanted.is_that_of(&record) {
         record.failures.retry_at = None;
     }
     record.identifiers.clone_from(&wanted.identifiers);
     record.ca.clone_from(&wanted.ca);
-    if urge == Urge::Asked {
+    if trigger == Trigger::Requested {
         record.failures.retry_at = None;
         if let Some(quarantine) = &mut record.quarantine {
             quarantine.tries.retry_at = None;
@@ -114,39 +114,39 @@ mod tests {
         record
     }
 
-    fn asks(record: Option<&Record>, wanted: &Wanted, urge: Urge) -> bool {
-        may_order(record, wanted, urge, NOW, &SeededRandom::new(1))
+    fn asks(record: Option<&Record>, wanted: &Wanted, trigger: Trigger) -> bool {
+        may_order(record, wanted, trigger, NOW, &SeededRandom::new(1))
     }
 
     #[test]
     fn what_is_not_due_needs_no_port_though_it_is_not_handed_over() {
         let later = record(NOW + DAY * 60);
-        assert!(!asks(Some(&later), &wanted(), Urge::Due));
-        assert!(!asks(Some(&later), &wanted(), Urge::Asked));
+        assert!(!asks(Some(&later), &wanted(), Trigger::Scheduled));
+        assert!(!asks(Some(&later), &wanted(), Trigger::Requested));
     }
 
     #[test]
     fn what_may_come_to_an_order_needs_it() {
-        assert!(asks(None, &wanted(), Urge::Due));
+        assert!(asks(None, &wanted(), Trigger::Scheduled));
         let later = record(NOW + DAY * 60);
-        assert!(asks(Some(&later), &wanted(), Urge::Force));
-        assert!(asks(Some(&record(NOW)), &wanted(), Urge::Due));
+        assert!(asks(Some(&later), &wanted(), Trigger::Forced));
+        assert!(asks(Some(&record(NOW)), &wanted(), Trigger::Scheduled));
         let soon = record(NOW + Duration::from_secs(10));
-        assert!(asks(Some(&soon), &wanted(), Urge::Due));
+        assert!(asks(Some(&soon), &wanted(), Trigger::Scheduled));
         let mut more = wanted();
         more.identifiers
             .insert(Identifier::parse("www.example.com").unwrap());
-        assert!(asks(Some(&later), &more, Urge::Due));
+        assert!(asks(Some(&later), &more, Trigger::Scheduled));
         let mut other = wanted();
         other.ca = "https://other".into();
-        assert!(asks(Some(&later), &other, Urge::Due));
+        assert!(asks(Some(&later), &other, Trigger::Scheduled));
     }
 
     #[test]
     fn a_pause_after_a_failure_ends_when_the_user_asks() {
         let mut failed = record(NOW);
         failed.failures.retry_at = Some(NOW + DAY);
-        assert!(!asks(Some(&failed), &wanted(), Urge::Due));
-        assert!(asks(Some(&failed), &wanted(), Urge::Asked));
+        assert!(!asks(Some(&failed), &wanted(), Trigger::Scheduled));
+        assert!(asks(Some(&failed), &wanted(), Trigger::Requested));
     }
 }

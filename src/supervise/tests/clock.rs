@@ -10,7 +10,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// From now on the machine's clock is one that can be set.
 fn watched(house: &mut House) -> Arc<SetClock> {
     let clock = Arc::new(SetClock::new(house.clock.clone()));
-    house.parts.clock = clock.clone();
+    house.services.clock = clock.clone();
     clock
 }
 
@@ -125,8 +125,8 @@ async fn after_a_start_who_stands_in_is_left_alone_and_one_client_has_heard_for_
         ..two.house.certificate("other.example.com")
     };
     handle.stop().await;
-    let parts = two.house.parts.clone();
-    let (mut supervisor, handle) = Supervisor::new(parts, two.house.board.clone());
+    let services = two.house.services.clone();
+    let (mut supervisor, handle) = Supervisor::new(services, two.house.board.clone());
     let kept = vec![two.certificate(&names(1)[0]), other];
     supervisor.keep(kept).await.unwrap();
     tokio::spawn(supervisor.run());
