@@ -9,6 +9,7 @@
 pub mod docker;
 pub mod labels;
 pub mod registry;
+pub(crate) mod stored;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::discriminant;

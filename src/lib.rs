@@ -82,6 +82,9 @@
 //! - Who waits for the tokens of a CA's limit has a place in a line
 //!   (the supervisor's agenda), or all would come for each of them.
 
+// A test may tell one long story.
+#![cfg_attr(any(test, feature = "fuzzing"), allow(clippy::too_many_lines))]
+
 pub mod acme;
 pub mod ca;
 pub mod ca_state;

@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_cron_scheduler::JobScheduler;
 
 use self::keeping::{Keeping, with_labels};
 use self::worker::Sidecar;
@@ -29,6 +30,7 @@ use crate::control::Control;
 use crate::discovery::docker::Docker;
 use crate::discovery::{Follower, Listing};
 use crate::failure::Failure;
+use crate::manage::schedule::Schedule;
 use crate::net::systemd::notify;
 use crate::observe::admin::{self, Shown};
 use crate::sandbox;
@@ -78,13 +80,10 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         listens: settings.http_listen().is_some(),
     };
     bound.serve(&mut serving, sidecar, shown);
-    let cron =
-        match &settings.renew.schedule {
-            Some(schedule) => Some(cron::start(schedule, handle.clone()).await.map_err(
-                |error| Failure::unexpected(format!("the schedule could not be started: {error}")),
-            )?),
-            None => None,
-        };
+    let cron = match &settings.renew.schedule {
+        Some(schedule) => Some(wake(schedule, &handle).await?),
+        None => None,
+    };
     notify(&[NotifyState::Ready]);
     tracing::info!("ready");
     let ended = obey(&mut signals, &handle, &mut keeping, listings, &mut serving).await;
@@ -98,6 +97,13 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         tracing::debug!("the schedule did not end cleanly: {error}");
     }
     ended
+}
+
+/// Wakes the supervisor at the instants of `schedule`.
+async fn wake(schedule: &Schedule, handle: &Handle) -> Result<JobScheduler, Failure> {
+    let started = cron::start(schedule, handle.clone()).await;
+    started
+        .map_err(|error| Failure::unexpected(format!("the schedule could not be started: {error}")))
 }
 
 /// All that listens, bound before anything is given up: later nothing can be.

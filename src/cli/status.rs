@@ -164,15 +164,6 @@ fn table(rows: &[Value]) {
         ("ISSUED", "generation_issued"),
         ("SERVED", "generation_served"),
     ];
-    let cell = |row: &Value, key: &str| match &row[key] {
-        Value::Null => "-".to_owned(),
-        // The milliseconds of an instant are for machines.
-        Value::String(text) => match serde_json::from_value::<Timestamp>(row[key].clone()) {
-            Ok(instant) => instant.to_string(),
-            Err(_) => text.clone(),
-        },
-        other => other.to_string(),
-    };
     let widths = COLUMNS.map(|(title, key)| {
         rows.iter()
             .map(|row| cell(row, key).len())
@@ -190,43 +181,60 @@ fn table(rows: &[Value]) {
     line(COLUMNS.map(|(title, _)| title.to_owned()).to_vec());
     for row in rows {
         line(COLUMNS.map(|(_, key)| cell(row, key)).to_vec());
-        if let Some(ca) = row["issued_by"].as_str()
-            && row["ca"] != ca
-        {
-            say(format_args!("  issued by {ca}"));
-        }
-        if let Ok(asked) = serde_json::from_value::<Asked>(row["asked"].clone()) {
-            say(format_args!("  {asked}"));
-        }
-        for one in row["left_out"].as_array().into_iter().flatten() {
-            let (name, reason) = (cell(one, "identifier"), cell(one, "reason"));
-            let again = cell(one, "retry_at");
+        details(row);
+    }
+}
+
+fn cell(row: &Value, key: &str) -> String {
+    match &row[key] {
+        Value::Null => "-".to_owned(),
+        // The milliseconds of an instant are for machines.
+        Value::String(text) => match serde_json::from_value::<Timestamp>(row[key].clone()) {
+            Ok(instant) => instant.to_string(),
+            Err(_) => text.clone(),
+        },
+        other => other.to_string(),
+    }
+}
+
+/// What is not the same for all, below its row.
+fn details(row: &Value) {
+    if let Some(ca) = row["issued_by"].as_str()
+        && row["ca"] != ca
+    {
+        say(format_args!("  issued by {ca}"));
+    }
+    if let Ok(asked) = serde_json::from_value::<Asked>(row["asked"].clone()) {
+        say(format_args!("  {asked}"));
+    }
+    for one in row["left_out"].as_array().into_iter().flatten() {
+        let (name, reason) = (cell(one, "identifier"), cell(one, "reason"));
+        let again = cell(one, "retry_at");
+        say(format_args!(
+            "  left out: {name}: {reason}; tried again at {again}"
+        ));
+    }
+    if let Some(error) = row["last_error"].as_str() {
+        say(format_args!("  last error: {error}"));
+    }
+    if let Some(left) = budget(row) {
+        say(format_args!("  left: {left}"));
+    }
+    let answers = row["outage"]["answered"] == true;
+    let orders = match answers {
+        true => "answers, but has issued nothing",
+        false => "has not answered",
+    };
+    let beside = "has not answered what is asked beside orders (renewal windows, the time)";
+    for (which, what) in [("outage", orders), ("windowless", beside)] {
+        let outage = &row[which];
+        // That it is there again is known, if nobody has asked it for windows since.
+        let is_over = which == "windowless" && outage["answered"] == true;
+        if !outage.is_null() && !is_over {
+            let (since, again) = (cell(outage, "since"), cell(outage, "probe_at"));
             say(format_args!(
-                "  left out: {name}: {reason}; tried again at {again}"
+                "  its CA {what} since {since}, and is asked again at {again}"
             ));
-        }
-        if let Some(error) = row["last_error"].as_str() {
-            say(format_args!("  last error: {error}"));
-        }
-        if let Some(left) = budget(row) {
-            say(format_args!("  left: {left}"));
-        }
-        let answers = row["outage"]["answered"] == true;
-        let orders = match answers {
-            true => "answers, but has issued nothing",
-            false => "has not answered",
-        };
-        let beside = "has not answered what is asked beside orders (renewal windows, the time)";
-        for (which, what) in [("outage", orders), ("windowless", beside)] {
-            let outage = &row[which];
-            // That it is there again is known, if nobody has asked it for windows since.
-            let is_over = which == "windowless" && outage["answered"] == true;
-            if !outage.is_null() && !is_over {
-                let (since, again) = (cell(outage, "since"), cell(outage, "probe_at"));
-                say(format_args!(
-                    "  its CA {what} since {since}, and is asked again at {again}"
-                ));
-            }
         }
     }
 }

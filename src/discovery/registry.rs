@@ -19,7 +19,7 @@ const MOST_STOPPED: usize = 1000;
 
 /// Every certificate that is or was asked for, one for each set of names.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Kept {
+pub struct Registry {
     certificates: Vec<One>,
 }
 
@@ -113,10 +113,25 @@ impl fmt::Display for Change {
     }
 }
 
-impl Kept {
+impl Registry {
+    /// What there is to grant of a list's `asks`, in this order: what is renewed already is
+    /// not pushed out by what is new, nor what is gone for a moment, but by the container's
+    /// own new words.
+    #[must_use]
+    pub fn candidates(&self, asks: &[Ask]) -> Vec<Ask> {
+        let (known, new): (Vec<&Ask>, Vec<&Ask>) = asks.iter().partition(|ask| self.knows(ask));
+        let here: BTreeSet<&str> = asks.iter().map(|ask| ask.container.as_str()).collect();
+        let renewed = self.renewed().into_iter();
+        let gone = renewed
+            .filter(|ask| asks.iter().all(|one| one.set() != ask.set()))
+            .filter(|ask| !here.contains(ask.container.as_str()));
+        let all = known.into_iter().chain(gone).chain(new);
+        all.cloned().collect()
+    }
+
     /// Whether this very set of names is asked for, or was a short while ago.
     #[must_use]
-    pub fn knows(&self, ask: &Ask) -> bool {
+    fn knows(&self, ask: &Ask) -> bool {
         let mut renewed = self.certificates.iter().filter(|one| one.is_renewed());
         renewed.any(|one| one.ask.set() == ask.set())
     }
@@ -308,17 +323,17 @@ mod tests {
         BTreeSet::new()
     }
 
-    fn renewed(kept: &Kept) -> Vec<String> {
+    fn renewed(kept: &Registry) -> Vec<String> {
         let lineages = kept.renewed().into_iter().filter_map(Ask::lineage);
         lineages.map(|lineage| lineage.to_string()).collect()
     }
 
     #[test]
     fn a_container_that_is_gone_is_renewed_for_the_grace_period_and_no_longer() {
-        let mut kept = Kept::default();
+        let mut kept = Registry::default();
         let asks = [ask("web", "a.example.com"), ask("api", "b.example.com")];
         let mut told = Vec::new();
-        let mut at = |kept: &mut Kept, asks: &[Ask], now: Timestamp| {
+        let mut at = |kept: &mut Registry, asks: &[Ask], now: Timestamp| {
             for change in kept.merge(asks, &nobody(), now, WEEK) {
                 told.push(format!("{}: {change}", change.lineage()));
             }
@@ -355,12 +370,12 @@ mod tests {
         a.example.com: asked for again by container web
         ");
         let json = serde_json::to_string(&kept).unwrap();
-        assert_eq!(serde_json::from_str::<Kept>(&json).unwrap(), kept);
+        assert_eq!(serde_json::from_str::<Registry>(&json).unwrap(), kept);
     }
 
     #[test]
     fn one_set_is_one_certificate_as_long_as_anybody_asks_for_it() {
-        let mut kept = Kept::default();
+        let mut kept = Registry::default();
         let asks = [
             ask("web", "a.example.com b.example.com"),
             ask("api", "b.example.com a.example.com"),
@@ -374,7 +389,7 @@ mod tests {
 
     #[test]
     fn other_names_replace_what_had_the_same_first_one() {
-        let mut kept = Kept::default();
+        let mut kept = Registry::default();
         kept.merge(&[ask("web", "a.example.com")], &nobody(), START, WEEK);
         let wider = [ask("web", "a.example.com www.example.com")];
         let changes = kept.merge(&wider, &nobody(), START, WEEK);
@@ -387,7 +402,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_seen_is_not_gone() {
-        let mut kept = Kept::default();
+        let mut kept = Registry::default();
         let mut web = ask("web", "a.example.com");
         web.said_in = "LETSENCRYPT_HOST".into();
         kept.merge(&[web], &nobody(), START, WEEK);
@@ -410,7 +425,7 @@ mod tests {
                 ask("c", "c.example.com www.example.com"),
                 ask("d", "d.example.com"),
             ];
-            let (mut kept, mut now) = (Kept::default(), START);
+            let (mut kept, mut now) = (Registry::default(), START);
             let mut last: BTreeMap<String, Timestamp> = BTreeMap::new();
             for (here, hours) in story {
                 now = now + HOUR * u32::try_from(hours).unwrap();

@@ -463,7 +463,18 @@ impl Planner<'_> {
             ));
             return Ok(());
         }
-        for (one, line) in [certificate, key] {
+        self.replace_pair(server, &place, &was, [certificate, key])
+    }
+
+    /// Puts our paths where others stood.
+    fn replace_pair(
+        &mut self,
+        server: &Server,
+        place: &str,
+        was: &str,
+        lines: [(Placed, String); 2],
+    ) -> Result<(), InstallError> {
+        for (one, line) in lines {
             if !is_own(server, one) {
                 return Err(InstallError::refused(
                     format!(

@@ -16,7 +16,7 @@ use super::scenario::{AHEAD, part};
 use super::tally::Place;
 use super::{DAY, START, Scenario};
 use crate::identifier::{Identifier, Lineage};
-use crate::random::Random;
+use crate::random::{Random, SeededRandom};
 use crate::time::Clock;
 
 /// Restarts in a row, about a minute apart.
@@ -54,14 +54,7 @@ impl World {
             };
             let retire = retire && !ended;
             if !ended && !retire && storm == 0 && kills.below(3) > 0 {
-                // Not now, but with the next write of a kind.
-                node.light(Fuse::draw(&kills));
-                let longest = self.clock.now() + DAY * 3;
-                tokio::select! {
-                    biased;
-                    () = node.killed.notified() => {}
-                    () = self.clock.sleep_until(longest) => {}
-                }
+                self.until_a_write(&node, &kills).await;
             }
             node.end();
             process.abort_all();
@@ -89,6 +82,17 @@ impl World {
             } else {
                 self.fault_over(Scenario::Crashes, std::slice::from_ref(&node));
             }
+        }
+    }
+
+    /// Not now, but with the next write of a kind.
+    async fn until_a_write(&self, node: &Node, kills: &SeededRandom) {
+        node.light(Fuse::draw(kills));
+        let longest = self.clock.now() + DAY * 3;
+        tokio::select! {
+            biased;
+            () = node.killed.notified() => {}
+            () = self.clock.sleep_until(longest) => {}
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::intended::Intended;
 use super::shared::change;
-use crate::acme::{Cause, Issuer};
+use crate::acme::{AcmeError, Cause, Issuer};
 use crate::ca_state::Outage;
 use crate::manage::error::ManageError;
 use crate::manage::probes::{STEPPED_BACK, WORKS, Work};
@@ -146,6 +146,17 @@ async fn claim(
         there.await?;
         return Ok(true);
     };
+    Err(still_silent(services, ca, work, error).await?)
+}
+
+/// Notes a probe that failed, and returns what this process waits for.
+async fn still_silent(
+    services: &Services,
+    ca: &str,
+    work: Work,
+    error: AcmeError,
+) -> Result<ManageError, ManageError> {
+    let (now, random) = (services.clock.now(), services.random.as_ref());
     tracing::warn!("{ca} does not answer still: {error}");
     let asked = match &error.cause {
         Cause::RateLimited { retry_after, .. } => *retry_after,
@@ -166,7 +177,7 @@ async fn claim(
         *work.of(state) = Some(outage);
         Some(down)
     });
-    Err(outage.await?.unwrap_or(ManageError::Acme(error)))
+    Ok(outage.await?.unwrap_or(ManageError::Acme(error)))
 }
 
 /// The CA has issued, or judged: it is there, and its windows may be.
