@@ -98,13 +98,13 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
     let sources = Sources::read(&options, &environment);
     let call = Call {
         json: arguments.global.json,
-        terminal: Terminal::new(&environment, &arguments.global, sources.log_format()),
+        terminal: Terminal::new(&environment, arguments.global.quiet, sources.log_format()),
         options,
         environment,
         sources,
     };
     let terminal = call.terminal.clone();
-    output::start_logging(&arguments.global, &terminal);
+    output::start_logging(arguments.global.quiet, arguments.global.verbose, &terminal);
     sandbox::harden();
     let cannot_rehearse = matches!(
         arguments.verb,
@@ -156,11 +156,11 @@ fn demonstrate(
     options: &demo::Demo,
     environment: &BTreeMap<String, String>,
 ) -> ExitCode {
-    let terminal = Terminal::new(environment, global, LogFormat::default());
+    let terminal = Terminal::new(environment, global.quiet, LogFormat::default());
     if global.verbose > 0 {
-        output::start_logging(global, &terminal);
+        output::start_logging(global.quiet, global.verbose, &terminal);
     }
-    match demo::demo(global, options, environment, &terminal) {
+    match demo::demo(options, environment, &terminal, (global.quiet, global.json)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(&terminal),
     }
@@ -172,11 +172,11 @@ fn rehearse_a_year(
     options: &simulate::Simulate,
     environment: &BTreeMap<String, String>,
 ) -> ExitCode {
-    let terminal = Terminal::new(environment, global, LogFormat::default());
+    let terminal = Terminal::new(environment, global.quiet, LogFormat::default());
     if global.verbose > 0 {
-        output::start_logging(global, &terminal);
+        output::start_logging(global.quiet, global.verbose, &terminal);
     }
-    match simulate::simulate(global, options) {
+    match simulate::simulate(options, global.json) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(&terminal),
     }

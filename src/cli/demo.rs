@@ -6,7 +6,6 @@ use std::io::Write;
 
 use clap::{Args, ValueEnum};
 
-use super::args::Global;
 use super::output::{Terminal, say};
 use crate::demo::{self, Narrator};
 use crate::failure::Failure;
@@ -40,16 +39,15 @@ enum Server {
 
 /// Plays it and prints the scoreboard.
 pub(super) fn demo(
-    global: &Global,
     options: &Demo,
     environment: &BTreeMap<String, String>,
     terminal: &Terminal,
+    (quiet, json): (bool, bool),
 ) -> Result<(), Failure> {
     let program = match options.with {
         Server::Front => None,
         Server::Nginx => Some(demo::find_nginx(environment)?),
     };
-    let quiet = global.quiet;
     let narrator = Narrator::new(move |text: &str| {
         if !quiet {
             // A standard error that is closed has nobody to tell.
@@ -58,9 +56,9 @@ pub(super) fn demo(
         }
     });
     let score = demo::demo(&narrator, environment, program.as_deref())?;
-    if global.json {
-        let json = serde_json::to_string(&score);
-        say(json.map_err(|error| Failure::unexpected(error.to_string()))?);
+    if json {
+        let score = serde_json::to_string(&score);
+        say(score.map_err(|error| Failure::unexpected(error.to_string()))?);
     } else {
         narrator.end();
         for line in score.lines() {

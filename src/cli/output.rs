@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tracing::Level;
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::args::Global;
 use crate::config::{LogFormat, Problem};
 use crate::failure::Failure;
 
@@ -70,14 +69,14 @@ impl Terminal {
     /// Standard error as it is; `NO_COLOR` is honoured.
     pub(super) fn new(
         environment: &BTreeMap<String, String>,
-        global: &Global,
+        quiet: bool,
         format: LogFormat,
     ) -> Self {
         let set = |name: &str| environment.get(name).is_some_and(|value| !value.is_empty());
         let dumb = environment.get("TERM").is_some_and(|term| term == "dumb");
         let text = format == LogFormat::Text;
         let is_terminal = io::stderr().is_terminal() && !dumb && text;
-        let progress = is_terminal && !global.quiet;
+        let progress = is_terminal && !quiet;
         Self {
             format,
             progress,
@@ -152,8 +151,8 @@ pub(super) fn say(result: impl fmt::Display) {
 }
 
 /// Messages go to standard error, results to standard output.
-pub(super) fn start_logging(global: &Global, terminal: &Terminal) {
-    let level = match (global.quiet, global.verbose) {
+pub(super) fn start_logging(quiet: bool, verbose: u8, terminal: &Terminal) {
+    let level = match (quiet, verbose) {
         (true, _) => Level::ERROR,
         (false, 0) => Level::INFO,
         (false, 1) => Level::DEBUG,
