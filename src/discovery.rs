@@ -6,9 +6,9 @@
 //! Docker's API, or the proxy before it, may be absent, slow or wrong for as long as it
 //! likes: nothing is published then, and whoever reads goes on with what there was.
 
-pub mod docker;
-pub mod labels;
-pub mod registry;
+pub(crate) mod docker;
+pub(crate) mod labels;
+pub(crate) mod registry;
 pub(crate) mod stored;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,7 +36,7 @@ const ENVIRONMENTS_WITHIN: Duration = Duration::from_secs(10);
 
 /// What one whole list asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Listing {
+pub(crate) struct Listing {
     /// In the order in which the containers were made.
     pub asks: Vec<Ask>,
     /// Labels that mean nothing.
@@ -49,7 +49,7 @@ pub struct Listing {
 type Read = (Vec<Ask>, Vec<Complaint>);
 
 /// Follows the containers of one Docker daemon.
-pub struct Follower {
+pub(crate) struct Follower {
     daemon: Arc<dyn Daemon>,
     listings: watch::Sender<Listing>,
     /// By the container's identifier.
@@ -72,7 +72,7 @@ enum Ended {
 impl Follower {
     /// A follower, and where every whole list appears, also one that is as before.
     #[must_use]
-    pub fn new(daemon: Arc<dyn Daemon>) -> (Self, watch::Receiver<Listing>) {
+    pub(crate) fn new(daemon: Arc<dyn Daemon>) -> (Self, watch::Receiver<Listing>) {
         let (listings, seen) = watch::channel(Listing::default());
         let follower = Self {
             daemon,
@@ -87,7 +87,7 @@ impl Follower {
     }
 
     /// Follows them until it is dropped.
-    pub async fn follow(mut self) {
+    pub(crate) async fn follow(mut self) {
         let mut pause = FIRST_PAUSE;
         loop {
             let ended = self.connection().await;

@@ -4,12 +4,12 @@
 use serde::{Deserialize, Serialize};
 
 /// What to do about a store or an output that cannot be used.
-pub const STORE_HINT: &str =
+pub(crate) const STORE_HINT: &str =
     "check the directory's owner, mode and free space; nothing that is served was changed";
 
 /// An exit code, and what to say with what to do about it.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// The exit code.
     pub code: u8,
     /// Each message with its hint.
@@ -20,7 +20,7 @@ pub struct Failure {
 impl Failure {
     /// One with several messages.
     #[must_use]
-    pub fn new(code: u8, messages: Vec<(String, String)>) -> Self {
+    pub(crate) fn new(code: u8, messages: Vec<(String, String)>) -> Self {
         Self { code, messages }
     }
 
@@ -30,43 +30,43 @@ impl Failure {
 
     /// A failure without a known cause.
     #[must_use]
-    pub fn unexpected(message: String) -> Self {
+    pub(crate) fn unexpected(message: String) -> Self {
         Self::broken(message, "run again with -v and report what it says")
     }
 
     /// A failure with a known next step.
     #[must_use]
-    pub fn broken(message: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(crate) fn broken(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::one(1, message, hint)
     }
 
     /// Bad usage, configuration or surroundings; nothing was sent.
     #[must_use]
-    pub fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(crate) fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::one(2, message, hint)
     }
 
     /// The store or an output could not be used.
     #[must_use]
-    pub fn store(message: String) -> Self {
+    pub(crate) fn store(message: String) -> Self {
         Self::one(8, message, STORE_HINT)
     }
 
     /// The exit code alone, where the messages were shown when it happened.
     #[must_use]
-    pub fn code_only(&self) -> Self {
+    pub(crate) fn code_only(&self) -> Self {
         Self::new(self.code, Vec::new())
     }
 
     /// Each message with its hint.
-    pub fn messages(&self) -> impl Iterator<Item = (&str, &str)> {
+    pub(crate) fn messages(&self) -> impl Iterator<Item = (&str, &str)> {
         let messages = self.messages.iter();
         messages.map(|(message, hint)| (message.as_str(), hint.as_str()))
     }
 
     /// The first line of the first message.
     #[must_use]
-    pub fn summary(&self) -> &str {
+    pub(crate) fn summary(&self) -> &str {
         let first = self.messages().next();
         first
             .and_then(|(message, _)| message.lines().next())
@@ -75,7 +75,7 @@ impl Failure {
 
     /// Every message with its hint, for a log.
     #[must_use]
-    pub fn in_a_line(&self) -> String {
+    pub(crate) fn in_a_line(&self) -> String {
         let lines = self.messages();
         let lines = lines.map(|(message, hint)| format!("{message}; hint: {hint}"));
         lines.collect::<Vec<_>>().join("; ")

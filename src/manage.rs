@@ -5,32 +5,32 @@
 //! They are a ladder: each module below names only those above it.
 
 pub(crate) mod ca_state;
-pub mod clock;
-pub mod concurrency;
+pub(crate) mod clock;
+pub(crate) mod concurrency;
 mod deploy;
 mod error;
 mod fallback;
-pub mod front;
-pub mod import;
+pub(crate) mod front;
+pub(crate) mod import;
 mod load;
 mod order;
 mod partial;
-pub mod pass;
-pub mod preflight;
+pub(crate) mod pass;
+pub(crate) mod preflight;
 pub(crate) mod probes;
-pub mod rehearse;
+pub(crate) mod rehearse;
 mod rollback;
-pub mod schedule;
+pub(crate) mod schedule;
 mod services;
 mod session;
-pub mod status;
+pub(crate) mod status;
 
-pub use error::ManageError;
-pub use probes::Probes;
-pub use services::{
+pub(crate) use error::ManageError;
+pub(crate) use probes::Probes;
+pub(crate) use services::{
     Certificate, FallbackCa, FreshKeys, Keys, MANY, Maintenance, Outcome, Progress, SPACING,
     SPREAD, SPREAD_OF_MANY, Services, Wanted,
 };
-pub use session::Trigger;
+pub(crate) use session::Trigger;
 
 pub(crate) use deploy::stored;

@@ -4,15 +4,15 @@
 
 mod agenda;
 mod clock;
-pub mod cron;
+pub(crate) mod cron;
 mod files;
 mod handle;
 mod pass;
 mod report;
 mod supervisor;
 
-pub use handle::{Ended, Handle};
-pub use supervisor::Supervisor;
+pub(crate) use handle::Handle;
+pub(crate) use supervisor::Supervisor;
 
 #[cfg(test)]
 mod tests;

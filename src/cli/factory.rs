@@ -30,7 +30,7 @@ use crate::deploy::spec::Spec;
 use crate::deploy::verify::Handshake;
 use crate::failure::Failure;
 use crate::manage::concurrency::Concurrency;
-use crate::manage::pass::pass_with_permit;
+use crate::manage::pass::pass;
 use crate::manage::rehearse::rehearse;
 use crate::manage::{
     Certificate, FallbackCa, FreshKeys, Maintenance, ManageError, Outcome, Probes, SPACING, SPREAD,
@@ -171,8 +171,7 @@ impl Factory {
         match task {
             Task::Pass(trigger) => {
                 let pass = async {
-                    let ended =
-                        pass_with_permit(&self.services, &certificate, trigger, permit).await;
+                    let ended = pass(&self.services, &certificate, trigger, permit).await;
                     ended.map(|(outcome, _)| outcome)
                 };
                 let work = self.display.during(lineage, pass);

@@ -31,7 +31,7 @@ const FOLLOWED: [&str; 4] = ["start", "die", "destroy", "rename"];
 /// Why nothing is known of the containers.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[allow(missing_docs)] // each message is its own documentation
-pub enum Trouble {
+pub(crate) enum Trouble {
     #[error("Docker's API at {host} does not answer: {detail}")]
     Unreachable { host: String, detail: String },
     #[error("Docker's API at {host} refuses {path}: {status}")]
@@ -49,7 +49,7 @@ pub enum Trouble {
 impl Trouble {
     /// What the owner can do.
     #[must_use]
-    pub fn hint(&self) -> String {
+    pub(crate) fn hint(&self) -> String {
         match self {
             Self::Unreachable { .. } => {
                 "is the proxy of [docker] host running, and in a network of this container?".into()
@@ -67,7 +67,7 @@ impl Trouble {
 
 /// What is asked of Docker.
 #[async_trait]
-pub trait Daemon: Send + Sync {
+pub(crate) trait Daemon: Send + Sync {
     /// That nobody could do harm through it; returns at once where that is accepted.
     async fn is_safe(&self) -> Result<(), Trouble>;
 
@@ -86,14 +86,14 @@ pub trait Daemon: Send + Sync {
 
 /// What happens to containers.
 #[async_trait]
-pub trait Events: Send {
+pub(crate) trait Events: Send {
     /// Returns when something has happened, whatever that is; false at the end.
     async fn next(&mut self) -> Result<bool, Trouble>;
 }
 
 /// Docker by HTTP.
 #[derive(Debug)]
-pub struct Docker {
+pub(crate) struct Docker {
     host: String,
     api: Api,
     raw_is_accepted: bool,
@@ -104,7 +104,7 @@ impl Docker {
     ///
     /// # Errors
     /// Why that is no address.
-    pub fn new(host: &str, raw_is_accepted: bool) -> Result<Self, String> {
+    pub(crate) fn new(host: &str, raw_is_accepted: bool) -> Result<Self, String> {
         Ok(Self {
             api: Api::at(host)?,
             host: host.to_owned(),

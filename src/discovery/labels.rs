@@ -11,9 +11,9 @@ use crate::identifier::{Identifier, Lineage};
 use crate::text::printable_within;
 
 /// Names the certificates: spaces or commas between names, `;` between certificates.
-pub const DOMAINS: &str = "certs.domains";
+pub(crate) const DOMAINS: &str = "certs.domains";
 /// Where acme-companion has the same, in a container's environment.
-pub const COMPANION: &str = "LETSENCRYPT_HOST";
+pub(crate) const COMPANION: &str = "LETSENCRYPT_HOST";
 const OTHERS: [&str; 4] = [
     "certs.email",
     "certs.deploy",
@@ -78,7 +78,7 @@ pub struct Complaint {
 
 /// A container that runs, as it is listed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Container {
+pub(crate) struct Container {
     /// By which the API knows it.
     pub id: String,
     /// By which its owner does.
@@ -104,7 +104,7 @@ struct Listed {
 ///
 /// # Errors
 /// Why it is no list of containers: nothing may be concluded from it then.
-pub fn read_list(answer: &[u8]) -> Result<Vec<Container>, String> {
+pub(crate) fn read_list(answer: &[u8]) -> Result<Vec<Container>, String> {
     let listed: Vec<Listed> = serde_json::from_slice(answer)
         .map_err(|error| format!("no list of containers: {error}"))?;
     if listed.len() > MOST_CONTAINERS {
@@ -151,7 +151,7 @@ struct Configured {
 ///
 /// # Errors
 /// Why it is no container.
-pub fn read_environment(answer: &[u8]) -> Result<BTreeMap<String, String>, String> {
+pub(crate) fn read_environment(answer: &[u8]) -> Result<BTreeMap<String, String>, String> {
     let inspected: Inspected =
         serde_json::from_slice(answer).map_err(|error| format!("no container: {error}"))?;
     let variables = inspected.config.env.unwrap_or_default().into_iter();
@@ -168,20 +168,20 @@ impl Container {
     /// Whether its labels say what it asks for, so that its environment is of no
     /// interest.
     #[must_use]
-    pub fn is_labelled(&self) -> bool {
+    pub(crate) fn is_labelled(&self) -> bool {
         self.labels.contains_key(DOMAINS)
     }
 
     /// The oldest first, and two of one age by their names.
     #[must_use]
-    pub fn by_age(&self, other: &Self) -> std::cmp::Ordering {
+    pub(crate) fn by_age(&self, other: &Self) -> std::cmp::Ordering {
         let key = |one: &Self| (one.created, one.name.clone());
         key(self).cmp(&key(other))
     }
 
     /// What its labels ask for.
     #[must_use]
-    pub fn asks(&self) -> (Vec<Ask>, Vec<Complaint>) {
+    pub(crate) fn asks(&self) -> (Vec<Ask>, Vec<Complaint>) {
         let mut complaints: Vec<Complaint> =
             self.labels.keys().filter_map(|key| self.odd(key)).collect();
         let Some(domains) = self.labels.get(DOMAINS) else {
@@ -206,7 +206,10 @@ impl Container {
     /// of LETSENCRYPT_HOST, or with LETSENCRYPT_SINGLE_DOMAIN_CERTS one for each.
     /// VIRTUAL_HOST alone asks for nothing.
     #[must_use]
-    pub fn asks_of(&self, variables: &BTreeMap<String, String>) -> (Vec<Ask>, Vec<Complaint>) {
+    pub(crate) fn asks_of(
+        &self,
+        variables: &BTreeMap<String, String>,
+    ) -> (Vec<Ask>, Vec<Complaint>) {
         let mut complaints = Vec::new();
         let said = |key: &str| {
             let value = variables.get(key).map(|value| value.trim());

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::labels::Ask;
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Lineage;
 use crate::observe::status::Asked;
 use crate::time::Timestamp;
 
@@ -19,7 +19,7 @@ const MOST_STOPPED: usize = 1000;
 
 /// Every certificate that is or was asked for, one for each set of names.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Registry {
+pub(crate) struct Registry {
     certificates: Vec<One>,
 }
 
@@ -45,7 +45,7 @@ struct Gone {
 /// A change that the owner is told of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // each message is its own documentation
-pub enum Change {
+pub(crate) enum Change {
     Asked {
         lineage: Lineage,
         container: String,
@@ -74,13 +74,13 @@ impl Change {
     /// Whether the owner may have to act. That a container is gone is no reason: most
     /// come back in a moment.
     #[must_use]
-    pub fn is_a_warning(&self) -> bool {
+    pub(crate) fn is_a_warning(&self) -> bool {
         matches!(self, Self::Stopped { .. })
     }
 
     /// The certificate.
     #[must_use]
-    pub fn lineage(&self) -> &Lineage {
+    pub(crate) fn lineage(&self) -> &Lineage {
         match self {
             Self::Asked { lineage, .. }
             | Self::Back { lineage, .. }
@@ -118,7 +118,7 @@ impl Registry {
     /// not pushed out by what is new, nor what is gone for a moment, but by the container's
     /// own new words.
     #[must_use]
-    pub fn candidates(&self, asks: &[Ask]) -> Vec<Ask> {
+    pub(crate) fn candidates(&self, asks: &[Ask]) -> Vec<Ask> {
         let (known, new): (Vec<&Ask>, Vec<&Ask>) = asks.iter().partition(|ask| self.knows(ask));
         let here: BTreeSet<&str> = asks.iter().map(|ask| ask.container.as_str()).collect();
         let renewed = self.renewed().into_iter();
@@ -139,7 +139,7 @@ impl Registry {
     /// Takes the newest whole list over: what it asks for, without two of one name.
     /// What containers of `unseen` asked for in their environment is not known now, and
     /// so still asked for.
-    pub fn merge(
+    pub(crate) fn merge(
         &mut self,
         asks: &[Ask],
         unseen: &BTreeSet<String>,
@@ -209,7 +209,7 @@ impl Registry {
 
     /// What is to be renewed: first what is asked for now.
     #[must_use]
-    pub fn renewed(&self) -> Vec<&Ask> {
+    pub(crate) fn renewed(&self) -> Vec<&Ask> {
         let renewed = self.certificates.iter().filter(|one| one.is_renewed());
         let (gone, here): (Vec<_>, Vec<_>) = renewed.partition(|one| one.gone.is_some());
         here.into_iter().chain(gone).map(|one| &one.ask).collect()
@@ -217,7 +217,7 @@ impl Registry {
 
     /// Who asks for each certificate.
     #[must_use]
-    pub fn asked(&self) -> BTreeMap<Lineage, Asked> {
+    pub(crate) fn asked(&self) -> BTreeMap<Lineage, Asked> {
         let shown = |one: &One| {
             let asked = Asked {
                 containers: one.containers.clone(),
@@ -228,14 +228,6 @@ impl Registry {
             Some((one.ask.lineage()?, asked))
         };
         self.certificates.iter().filter_map(shown).collect()
-    }
-
-    /// What each certificate that is asked for is for.
-    #[must_use]
-    pub fn sets(&self) -> BTreeMap<Lineage, BTreeSet<&Identifier>> {
-        let all = self.certificates.iter();
-        all.filter_map(|one| Some((one.ask.lineage()?, one.ask.set())))
-            .collect()
     }
 
     fn forget_the_oldest(&mut self) {
@@ -301,6 +293,7 @@ impl One {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identifier::Identifier;
 
     const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
     const HOUR: Duration = Duration::from_secs(3600);

@@ -23,14 +23,14 @@ const TELL_AGAIN_AFTER: Duration = Duration::from_secs(3600);
 
 /// Raises an alarm for a clock that is wrong, once an hour.
 #[derive(Debug, Default)]
-pub struct Skew {
+pub(crate) struct Skew {
     told: Mutex<Option<Timestamp>>,
 }
 
 impl Skew {
     /// What to tell when the CA's clock shows `theirs` and ours shows `ours`;
     /// `None` when they agree, or it was told within the hour.
-    pub fn observe(&self, ours: Timestamp, theirs: Timestamp) -> Option<String> {
+    pub(crate) fn observe(&self, ours: Timestamp, theirs: Timestamp) -> Option<String> {
         let (ahead, behind) = (ours.since(theirs), theirs.since(ours));
         if ahead.max(behind) <= ALARM {
             *self.told() = None;
@@ -52,7 +52,7 @@ impl Skew {
 
     /// The same when the CA cannot be asked, since by our clock its certificate does not
     /// hold.
-    pub fn outside(&self, untimely: Untimely) -> Option<String> {
+    pub(crate) fn outside(&self, untimely: Untimely) -> Option<String> {
         let told = || format!("this machine's clock is wrong, or the CA: {untimely}");
         self.is_news(untimely.ours()).then(told)
     }

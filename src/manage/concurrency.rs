@@ -7,14 +7,14 @@ use std::sync::Arc;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// Certificates ordered at once.
-pub const ORDERING: usize = 4;
+pub(crate) const ORDERING: usize = 4;
 /// Passes under way at once, those that hand over among them. Each holds a record
 /// and a pair, and one connection while it proves.
-pub const SIDE_BY_SIDE: usize = 32;
+pub(crate) const SIDE_BY_SIDE: usize = 32;
 
 /// The turns of one process.
 #[derive(Clone, Debug)]
-pub struct Concurrency {
+pub(crate) struct Concurrency {
     free: Arc<Semaphore>,
     released: Arc<Notify>,
 }
@@ -30,7 +30,7 @@ impl Default for Concurrency {
 
 impl Concurrency {
     /// A turn, once it is there.
-    pub async fn take(&self) -> Permit {
+    pub(crate) async fn take(&self) -> Permit {
         let mut permit = Permit {
             of: Some(self.clone()),
             held: None,
@@ -41,7 +41,7 @@ impl Concurrency {
 
     /// A turn, if there is one now.
     #[must_use]
-    pub fn try_acquire(&self) -> Option<Permit> {
+    pub(crate) fn try_acquire(&self) -> Option<Permit> {
         let held = self.free.clone().try_acquire_owned().ok()?;
         Some(Permit {
             of: Some(self.clone()),
@@ -51,19 +51,19 @@ impl Concurrency {
 
     /// Whether there is one now.
     #[must_use]
-    pub fn any(&self) -> bool {
+    pub(crate) fn any(&self) -> bool {
         self.free.available_permits() > 0
     }
 
     /// Returns once one was given back since the last time that this was asked.
-    pub async fn released(&self) {
+    pub(crate) async fn released(&self) {
         self.released.notified().await;
     }
 }
 
 /// A pass's turn to talk to a CA. By default nobody waits for anybody.
 #[derive(Debug, Default)]
-pub struct Permit {
+pub(crate) struct Permit {
     of: Option<Concurrency>,
     held: Option<OwnedSemaphorePermit>,
 }

@@ -19,7 +19,7 @@ use crate::time::Timestamp;
 /// Why a pass did not reach its end.
 #[derive(Debug, Error)]
 #[allow(missing_docs)] // each message is its own documentation
-pub enum ManageError {
+pub(crate) enum ManageError {
     #[error(transparent)]
     Acme(#[from] AcmeError),
     #[error("the certificate that {ca} sent is not usable: {source}")]
@@ -74,7 +74,7 @@ pub enum ManageError {
 impl ManageError {
     /// The next thing for a person to do.
     #[must_use]
-    pub fn hint(&self) -> String {
+    pub(crate) fn hint(&self) -> String {
         match self {
             Self::Acme(acme) => acme.cause.hint().into(),
             Self::Bundle { .. } => {
@@ -125,7 +125,7 @@ impl ManageError {
 
     /// The exit code of a command that ends with it.
     #[must_use]
-    pub fn exit_code(&self) -> u8 {
+    pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Acme(acme) => match &acme.cause {
                 Cause::Unreachable(_) | Cause::Protocol(_) | Cause::TimedOut(_) => 3,
@@ -145,7 +145,7 @@ impl ManageError {
 
     /// Whether the CA was unreachable, or failed.
     #[must_use]
-    pub fn is_outage(&self) -> bool {
+    pub(crate) fn is_outage(&self) -> bool {
         let Self::Acme(AcmeError { phase, cause, .. }) = self else {
             return false;
         };
@@ -160,7 +160,7 @@ impl ManageError {
     /// Whether the CA has understood and judged the order. One that is overloaded, or a
     /// gateway in its place, has not.
     #[must_use]
-    pub fn is_verdict(&self) -> bool {
+    pub(crate) fn is_verdict(&self) -> bool {
         match self {
             Self::Acme(error) => matches!(
                 error.cause,
@@ -182,7 +182,7 @@ impl ManageError {
 
     /// When the certificates that a CA keeps waiting may go on.
     #[must_use]
-    pub fn waits_until(&self) -> Option<Timestamp> {
+    pub(crate) fn waits_until(&self) -> Option<Timestamp> {
         match self {
             Self::Down { until, .. }
             | Self::OutOfBudget { until, .. }
@@ -225,7 +225,7 @@ impl ManageError {
 impl Failure {
     /// The failure of working on `subject`.
     #[must_use]
-    pub fn of(subject: &str, error: &ManageError) -> Self {
+    pub(crate) fn of(subject: &str, error: &ManageError) -> Self {
         let message = format!("{subject}: {error}");
         Self::new(error.exit_code(), vec![(message, error.hint())])
     }

@@ -15,7 +15,7 @@ use crate::store::Store;
 use crate::time::Timestamp;
 
 /// A certificate that another client has issued.
-pub struct Foreign {
+pub(crate) struct Foreign {
     /// What it will be called.
     pub lineage: Lineage,
     /// The directory URL of the CA that has issued it.
@@ -32,7 +32,7 @@ pub struct Foreign {
 
 /// What becomes of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Taken {
+pub(crate) enum Taken {
     /// It is this generation now, to be renewed then.
     Stored(Generation, Timestamp),
     /// It is here already, or a newer one is.
@@ -53,7 +53,7 @@ pub enum Taken {
 /// # Errors
 /// When the lineage is being worked on, or the store or the output cannot be written.
 /// What was stored by then is published by the next try.
-pub async fn take(
+pub(crate) async fn take(
     store: &dyn Store,
     output: &dyn Outlet,
     foreign: &Foreign,
@@ -105,7 +105,7 @@ async fn resettle(store: &dyn Store, foreign: &Foreign) -> Result<bool, ManageEr
 
 /// What would become of it beside `record`; nothing is written.
 #[must_use]
-pub fn preview(record: Option<&Record>, foreign: &Foreign, random: &dyn Random) -> Taken {
+pub(crate) fn preview(record: Option<&Record>, foreign: &Foreign, random: &dyn Random) -> Taken {
     let facts = foreign.bundle.facts();
     let here = |generation, newer| Taken::Here {
         generation,

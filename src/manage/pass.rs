@@ -17,26 +17,13 @@ use crate::renew::decide::{self, HeldUp, Next, next};
 use crate::renew::fallback::Choice;
 use crate::time::Timestamp;
 
-/// Does what `certificate` needs until nothing is due.
+/// Does what `certificate` needs until nothing is due; its permit is released while it
+/// deploys. Also returns the record as it is then.
 ///
 /// # Errors
 /// The first failure; what was reached until then is stored, and the next pass
 /// goes on from there.
-pub async fn pass(
-    services: &Services,
-    certificate: &Certificate,
-    trigger: Trigger,
-) -> Result<Outcome, ManageError> {
-    let ended = pass_with_permit(services, certificate, trigger, Permit::default()).await;
-    ended.map(|(outcome, _)| outcome)
-}
-
-/// The same among others: its permit is released while it deploys. With the record
-/// as it is then.
-///
-/// # Errors
-/// Those of [`pass`].
-pub async fn pass_with_permit(
+pub(crate) async fn pass(
     services: &Services,
     certificate: &Certificate,
     trigger: Trigger,

@@ -16,7 +16,7 @@ const MARGIN: Duration = Duration::from_secs(300);
 
 /// Whether a pass over `record` may order. It errs on the side of yes.
 #[must_use]
-pub fn may_order(
+pub(crate) fn may_order(
     record: Option<&Record>,
     wanted: &Wanted,
     trigger: Trigger,

@@ -34,7 +34,7 @@ pub(super) const STEPPED_BACK: Duration = Duration::from_secs(20);
 
 /// What this process knows of each CA's silence beside what is stored. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Probes(Arc<Mutex<BTreeMap<String, Known>>>);
+pub(crate) struct Probes(Arc<Mutex<BTreeMap<String, Known>>>);
 
 #[derive(Debug, Default)]
 struct Known {

@@ -17,7 +17,7 @@ use crate::time::Clock;
 ///
 /// # Errors
 /// Those of a real order.
-pub async fn rehearse(
+pub(crate) async fn rehearse(
     wanted: &Wanted,
     issuer: &dyn Issuer,
     store: &dyn Store,

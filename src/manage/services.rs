@@ -23,17 +23,17 @@ use crate::store::Store;
 use crate::time::{Clock, Timestamp};
 
 /// [`Services::spacing`] as a user gets it.
-pub const SPACING: Duration = Duration::from_secs(3600);
+pub(crate) const SPACING: Duration = Duration::from_secs(3600);
 /// [`Services::spread`] of up to [`MANY`] certificates.
-pub const SPREAD: Duration = Duration::from_secs(300);
+pub(crate) const SPREAD: Duration = Duration::from_secs(300);
 /// From here on it is an hour.
-pub const MANY: usize = 100;
+pub(crate) const MANY: usize = 100;
 /// [`Services::spread`] beyond that.
-pub const SPREAD_OF_MANY: Duration = Duration::from_secs(3600);
+pub(crate) const SPREAD_OF_MANY: Duration = Duration::from_secs(3600);
 
 /// What all flows share, built once by the command line.
 #[derive(Clone)]
-pub struct Services {
+pub(crate) struct Services {
     /// The durable truth.
     pub store: Arc<dyn Store>,
     /// Files for consumers.
@@ -67,7 +67,7 @@ pub struct Services {
 
 /// A certificate to be kept, with the services that are its own.
 #[derive(Clone)]
-pub struct Certificate {
+pub(crate) struct Certificate {
     /// What the user wants.
     pub wanted: Wanted,
     /// The CA.
@@ -82,7 +82,7 @@ pub struct Certificate {
 
 /// A CA that stands in for another.
 #[derive(Clone)]
-pub struct FallbackCa {
+pub(crate) struct FallbackCa {
     /// Its directory URL.
     pub ca: String,
     /// The way to it; the account there is its own.
@@ -100,7 +100,7 @@ impl Services {
 
 /// Makes private keys.
 #[async_trait]
-pub trait Keys: Send + Sync {
+pub(crate) trait Keys: Send + Sync {
     /// A key of that kind that nobody has had before.
     ///
     /// # Errors
@@ -110,7 +110,7 @@ pub trait Keys: Send + Sync {
 
 /// Makes them off the thread that serves: RSA takes up to seconds.
 #[derive(Debug, Default)]
-pub struct FreshKeys;
+pub(crate) struct FreshKeys;
 
 #[async_trait]
 impl Keys for FreshKeys {
@@ -123,14 +123,14 @@ impl Keys for FreshKeys {
 }
 
 /// Is told what is being done, so that a person can be shown it.
-pub trait Progress: Send + Sync {
+pub(crate) trait Progress: Send + Sync {
     /// `lineage` has come to `phase`, in words such as `proving control`.
     fn phase(&self, lineage: &Lineage, phase: &str);
 }
 
 /// The owner's maintenance windows: a renewed certificate is handed over when
 /// the next one opens, while its predecessor is still good.
-pub trait Maintenance: Send + Sync {
+pub(crate) trait Maintenance: Send + Sync {
     /// When the first window after `now` opens; `None` when none ever does.
     fn next_after(&self, now: Timestamp) -> Option<Timestamp>;
 }
@@ -138,7 +138,7 @@ pub trait Maintenance: Send + Sync {
 impl Certificate {
     /// Its targets under the names that records know them by: a second one of the
     /// same name is told apart.
-    pub fn named_targets(&self) -> impl Iterator<Item = (String, &Arc<dyn Target>)> {
+    pub(crate) fn named_targets(&self) -> impl Iterator<Item = (String, &Arc<dyn Target>)> {
         let targets = &self.targets;
         targets.iter().enumerate().map(|(index, target)| {
             let before = targets.iter().take(index);
@@ -154,7 +154,7 @@ impl Certificate {
 
 /// What the user wants of one certificate.
 #[derive(Clone, Debug)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     /// Its name.
     pub lineage: Lineage,
     /// What it is for.
@@ -173,7 +173,7 @@ pub struct Wanted {
 
 /// How a pass over one certificate ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// The newest generation.
     pub generation: Generation,
     /// Whether this pass issued it.

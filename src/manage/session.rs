@@ -15,7 +15,7 @@ use crate::time::Timestamp;
 /// Why a pass runs, and so when it orders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Trigger {
+pub(crate) enum Trigger {
     /// Its instant has come: it orders when that is due and not backing off.
     Scheduled,
     /// A user requested it: it orders when that is due; an earlier failure does not delay
@@ -32,7 +32,7 @@ pub enum Trigger {
 impl Trigger {
     /// Whether it is about deploying alone.
     #[must_use]
-    pub fn never_orders(self) -> bool {
+    pub(crate) fn never_orders(self) -> bool {
         matches!(self, Self::Redeploy | Self::Rollback(_))
     }
 }

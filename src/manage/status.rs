@@ -10,7 +10,7 @@ use crate::time::Timestamp;
 
 /// What there is to show of `record` at `now`.
 #[must_use]
-pub fn status(record: &Record, now: Timestamp, random: &dyn Random) -> Status {
+pub(crate) fn status(record: &Record, now: Timestamp, random: &dyn Random) -> Status {
     let (next_action, next_at) = upcoming(record, now, random);
     let issued = record.issued.as_ref();
     Status {
@@ -38,7 +38,7 @@ pub fn status(record: &Record, now: Timestamp, random: &dyn Random) -> Status {
 
 /// What is wanted of `record` and left out for now.
 #[must_use]
-pub fn left_out(record: &Record) -> Vec<LeftOut> {
+pub(crate) fn left_out(record: &Record) -> Vec<LeftOut> {
     let quarantine = record.quarantine.iter();
     let left_out = quarantine.flat_map(|quarantine| {
         let names = quarantine.names.iter();

@@ -8,7 +8,7 @@ use std::path::Path;
 /// How many connections may wait until a listener takes them: as many as the
 /// system allows by default, which cuts what is more. Where a burst fills the
 /// queue, whoever comes next is not heard before it asks again a second later.
-pub const BACKLOG: u32 = 4096;
+pub(crate) const BACKLOG: u32 = 4096;
 
 /// A socket that listens.
 struct Listening {
@@ -19,7 +19,7 @@ struct Listening {
 
 /// The program and process that listen on `port`.
 #[must_use]
-pub fn owner_of(port: u16) -> Option<(String, u32)> {
+pub(crate) fn owner_of(port: u16) -> Option<(String, u32)> {
     let mut listening = table(Path::new("/proc/self/net"));
     listening.retain(|socket| socket.address.port() == port);
     for process in std::fs::read_dir("/proc").ok()?.flatten() {
@@ -39,7 +39,7 @@ pub fn owner_of(port: u16) -> Option<(String, u32)> {
 /// The addresses on which process `pid` can be reached from here; `None` when
 /// that is not to be seen, or it lives in another network namespace.
 #[must_use]
-pub fn listened_on_by(pid: u32) -> Option<Vec<SocketAddr>> {
+pub(crate) fn listened_on_by(pid: u32) -> Option<Vec<SocketAddr>> {
     let namespace = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/net")).ok();
     if namespace(&pid.to_string())? != namespace("self")? {
         return None;

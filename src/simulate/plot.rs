@@ -14,7 +14,7 @@ const LOWER: u64 = 120;
 
 /// An SVG of `score` and `timeline`.
 #[must_use]
-pub fn plot(score: &Score, timeline: &Timeline) -> String {
+pub(crate) fn plot(score: &Score, timeline: &Timeline) -> String {
     let mut svg = String::new();
     // Writing to a string does not fail.
     let _ = write(&mut svg, score, timeline);

@@ -12,7 +12,10 @@ use crate::manage::schedule::Schedule;
 ///
 /// # Errors
 /// When the scheduler does not start.
-pub async fn start(schedule: &Schedule, handle: Handle) -> Result<JobScheduler, JobSchedulerError> {
+pub(crate) async fn start(
+    schedule: &Schedule,
+    handle: Handle,
+) -> Result<JobScheduler, JobSchedulerError> {
     let scheduler = JobScheduler::new().await?;
     let job = Job::new_async(schedule.to_string().as_str(), move |_, _| {
         let handle = handle.clone();

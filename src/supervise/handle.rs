@@ -8,11 +8,11 @@ use crate::manage::{Certificate, ManageError, Outcome, Trigger};
 const COMMANDS: usize = 64;
 
 /// How a pass ended.
-pub type Ended = Result<Outcome, ManageError>;
+pub(crate) type Ended = Result<Outcome, ManageError>;
 
 /// Steers a running [`super::Supervisor`].
 #[derive(Clone, Debug)]
-pub struct Handle(mpsc::Sender<Command>);
+pub(crate) struct Handle(mpsc::Sender<Command>);
 
 /// What a supervisor is asked to do.
 pub(super) enum Command {
@@ -32,13 +32,13 @@ impl Handle {
     }
 
     /// Looks at every certificate now.
-    pub async fn sweep(&self) {
+    pub(crate) async fn sweep(&self) {
         self.send(Command::Sweep).await;
     }
 
     /// Keeps `certificates` from here on, and no others. What is under way for
     /// one that is left out is finished.
-    pub async fn replace(&self, certificates: Vec<Certificate>) {
+    pub(crate) async fn replace(&self, certificates: Vec<Certificate>) {
         self.send(Command::Replace(certificates)).await;
     }
 
@@ -48,7 +48,7 @@ impl Handle {
     /// Those of a pass; [`ManageError::KeptOtherwise`] for a certificate that
     /// is kept for other names or from another CA, and [`ManageError::Stopped`]
     /// when the supervisor ended first: the next pass then resumes the work.
-    pub async fn work(&self, certificate: Certificate, trigger: Trigger) -> Ended {
+    pub(crate) async fn work(&self, certificate: Certificate, trigger: Trigger) -> Ended {
         let (reply, ended) = oneshot::channel();
         self.send(Command::Work(Box::new(certificate), trigger, reply))
             .await;
@@ -56,21 +56,21 @@ impl Handle {
     }
 
     /// Whether `lineage` is one of those kept.
-    pub async fn keeps(&self, lineage: &Lineage) -> bool {
+    pub(crate) async fn keeps(&self, lineage: &Lineage) -> bool {
         let (reply, kept) = oneshot::channel();
         self.send(Command::Keeps(lineage.clone(), reply)).await;
         kept.await.unwrap_or_default()
     }
 
     /// Returns once the loop has turned; false when it is gone.
-    pub async fn ping(&self) -> bool {
+    pub(crate) async fn ping(&self) -> bool {
         let (reply, turned) = oneshot::channel();
         self.send(Command::Ping(reply)).await;
         turned.await.is_ok()
     }
 
     /// Lets the steps under way end, within 8 s, and launches no other.
-    pub async fn stop(&self) {
+    pub(crate) async fn stop(&self) {
         self.send(Command::Stop).await;
     }
 

@@ -9,7 +9,7 @@ use crate::acme::AcmeError;
 use crate::identifier::Lineage;
 use crate::manage::clock::Corrected;
 use crate::manage::concurrency::Permit;
-use crate::manage::pass::pass_with_permit;
+use crate::manage::pass::pass;
 use crate::manage::{Certificate, ManageError, Services, Trigger};
 use crate::record::Record;
 use crate::store::StoreError;
@@ -65,7 +65,7 @@ pub(super) async fn one_pass(
     permit: Permit,
     reply: Option<oneshot::Sender<Ended>>,
 ) -> Finished {
-    let ended = pass_with_permit(&services, &certificate, trigger, permit).await;
+    let ended = pass(&services, &certificate, trigger, permit).await;
     let clock = Corrected::new(services.clock.clone(), &certificate);
     let lineage = certificate.wanted.lineage.clone();
     let (ended, record) = match ended {

@@ -30,7 +30,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 const GRACE: Duration = Duration::from_secs(8);
 
 /// Keeps certificates until it is stopped.
-pub struct Supervisor {
+pub(crate) struct Supervisor {
     pub(super) services: Arc<Services>,
     pub(super) board: Board,
     commands: mpsc::Receiver<Command>,
@@ -47,7 +47,7 @@ pub struct Supervisor {
 impl Supervisor {
     /// A supervisor without certificates, that shows their state on `board`.
     #[must_use]
-    pub fn new(mut services: Services, board: Board) -> (Self, Handle) {
+    pub(crate) fn new(mut services: Services, board: Board) -> (Self, Handle) {
         services.board = Some(board.clone());
         let (handle, commands) = Handle::new();
         let supervisor = Self {
@@ -72,7 +72,7 @@ impl Supervisor {
     /// # Errors
     /// The first placeholder that could not be written, or record not read,
     /// when that is so for all of them.
-    pub async fn keep(&mut self, certificates: Vec<Certificate>) -> Result<(), ManageError> {
+    pub(crate) async fn keep(&mut self, certificates: Vec<Certificate>) -> Result<(), ManageError> {
         let lineages: BTreeSet<Lineage> = certificates
             .iter()
             .map(|certificate| certificate.wanted.lineage.clone())
@@ -159,7 +159,7 @@ impl Supervisor {
     }
 
     /// Works until it is stopped, or every [`Handle`] is gone.
-    pub async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         self.watch.begin(self.services.clock.as_ref());
         loop {
             self.launch();

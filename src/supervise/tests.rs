@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
 use super::agenda::{Agenda, Kept, SWEEP};
+use super::handle::Ended;
 use super::pass::Finished;
 use super::report::{alarm, alarm_level, report};
 use super::*;
@@ -17,8 +18,7 @@ use crate::certificate::{Bundle, Freshness, KeyType, Known, Secret};
 use crate::deploy::output::Output;
 use crate::deploy::verify::Handshake;
 use crate::identifier::{Identifier, Lineage};
-use crate::manage::concurrency::ORDERING;
-use crate::manage::pass::pass;
+use crate::manage::concurrency::{ORDERING, Permit};
 use crate::manage::probes::Work;
 use crate::manage::status::status;
 use crate::manage::{
@@ -40,6 +40,12 @@ mod partial;
 mod shared;
 mod skew;
 mod taken_back;
+
+/// A pass that waits for no other.
+async fn pass(services: &Services, certificate: &Certificate, trigger: Trigger) -> Ended {
+    let pass = crate::manage::pass::pass(services, certificate, trigger, Permit::default());
+    pass.await.map(|(outcome, _)| outcome)
+}
 
 const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
 const DAY: Duration = Duration::from_secs(86_400);
