@@ -31,10 +31,10 @@
 //!   deployment, a rollback.
 //! - [`supervise`]: the sidecar's loop: which pass runs when.
 //! - [`discovery`]: the certificates that containers ask for by their labels.
-//! - `sandbox`: what a process gives up.
-//! - `control`: the Unix socket over which a command gives its work to the sidecar.
+//! - [`sandbox`]: what a process gives up.
+//! - [`control`]: the Unix socket over which a command gives its work to the sidecar.
 //! - [`simulate`]: a fleet's year in virtual time, over the real flows.
-//! - `demo`: the whole story on loopback, with the embedded CA.
+//! - [`demo`]: the whole story on loopback, with the embedded CA.
 //! - [`config`]: what the file, the environment and the command line ask for.
 //! - [`cli`]: the only composition root; arguments, output and one file a verb.
 //!
@@ -82,6 +82,8 @@
 //! - Who waits for the tokens of a CA's limit has a place in a line
 //!   (the supervisor's agenda), or all would come for each of them.
 
+// The map leads to private rooms, too: this documentation is made with them.
+#![allow(rustdoc::private_intra_doc_links)]
 // A test may tell one long story.
 #![cfg_attr(any(test, feature = "fuzzing"), allow(clippy::too_many_lines))]
 
