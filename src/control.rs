@@ -1,7 +1,7 @@
 //! The Unix socket over which a one-shot command hands its work to the sidecar
 //! that runs on the same data directory: both ends. The socket is 0660 in a
 //! directory of 0700, and its peer must be root, this process's own user or in
-//! its group: whoever can talk here can order certificates.
+//! its group: a peer that can talk here can order certificates.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;

@@ -1,10 +1,10 @@
 //! Which certificates containers ask for, followed live: the list of those that run
 //! is read at the start, after every event and once a minute, and what it asks for is
 //! published whole. It decides nothing about certificates: see [`registry`] for what
-//! becomes of one that is gone, and `certs run` for who may ask for what.
+//! becomes of one that is gone, and `certs run` for what each may ask for.
 //!
 //! Docker's API, or the proxy before it, may be absent, slow or wrong for as long as it
-//! likes: nothing is published then, and whoever reads goes on with what there was.
+//! likes: nothing is published then, and the readers go on with what there was.
 
 pub(crate) mod docker;
 pub(crate) mod labels;

@@ -5,7 +5,7 @@
 //! of them, new listeners, and most system calls, `execve` among them; so does
 //! the embedded CA as a server.
 //!
-//! A kernel that refuses one of these keeps nobody from a certificate: it is
+//! A kernel that refuses one of these keeps no name from its certificate: it is
 //! told, and the others hold. Nothing here is ever taken back.
 
 mod capabilities;

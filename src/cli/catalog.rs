@@ -87,7 +87,7 @@ pub(super) async fn recall(
 }
 
 /// Adds the certificates that were taken over from another client and are not
-/// configured: whoever takes them over wants them kept. One that cannot be kept is
+/// configured: they were taken over to be kept. One that cannot be kept is
 /// told and holds up no other.
 pub(super) async fn keep_imported(
     sources: &Sources,

@@ -50,7 +50,7 @@ pub(super) fn demo(
     };
     let narrator = Narrator::new(move |text: &str| {
         if !quiet {
-            // A standard error that is closed has nobody to tell.
+            // A standard error that is closed needs no message.
             let mut terminal = terminal;
             let _ = terminal.write_all(text.as_bytes());
         }

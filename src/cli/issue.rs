@@ -96,7 +96,7 @@ fn at_staging(settings: &mut Settings) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Who does the work.
+/// The process that does the work.
 enum Worker {
     /// This process.
     Here(Box<Factory>),

@@ -1,5 +1,6 @@
 //! What containers ask for, joined to what is configured: each whole list is held
-//! against the configuration, merged into what was asked for before, stored, and told. What comes out are certificates like all others.
+//! against the configuration, merged into what was asked for before, and stored. What
+//! comes out are certificates like all others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -32,7 +33,7 @@ impl Labels {
         }
     }
 
-    /// Who asks for each certificate.
+    /// The containers that ask for each certificate.
     pub(super) fn asked(&self) -> BTreeMap<Lineage, Asked> {
         self.registry.asked()
     }
@@ -46,7 +47,7 @@ impl Labels {
         let granted = sources.granted(&self.registry.renewed(), configured);
         let certificates = granted.certificates.into_iter();
         let mut certificates: Vec<_> = certificates.map(|(_, one)| one).collect();
-        // Whoever compares two of them asks what, not in which order.
+        // Two of them are compared by what they are, not in which order.
         certificates.sort_by(|one, other| one.lineage.cmp(&other.lineage));
         certificates
     }
@@ -75,7 +76,7 @@ impl Labels {
         let configured = configured.certificates.iter();
         let configured = configured.map(|one| one.names.iter().collect());
         let sets: BTreeSet<BTreeSet<_>> = lineages.chain(configured).collect();
-        // Also those who ask for what another has asked for before, or is configured.
+        // Also those that ask for what another has asked for before, or is configured.
         let asks = listing.asks.iter();
         let asks = asks.filter(|ask| sets.contains(&ask.set()));
         let asks: Vec<Ask> = asks.cloned().collect();

@@ -85,7 +85,7 @@ impl Terminal {
         }
     }
 
-    /// Whether somebody is looking who wants to see progress.
+    /// Whether a user is looking and wants to see progress.
     pub(super) fn shows_progress(&self) -> bool {
         self.progress
     }
@@ -103,7 +103,7 @@ impl Terminal {
         if self.progress {
             let mut shown = self.line.lock().unwrap_or_else(PoisonError::into_inner);
             *shown = line;
-            // A terminal that has gone away has nobody to tell.
+            // A terminal that has gone away needs no message.
             let _ = write!(io::stderr(), "\r\x1b[K{shown}");
         }
     }
@@ -117,7 +117,7 @@ impl Terminal {
         } else {
             ("\r\x1b[K", shown.as_str())
         };
-        // A standard error that is closed has nobody to tell.
+        // A standard error that is closed needs no message.
         let _ = stderr
             .write_all(clear.as_bytes())
             .and_then(|()| stderr.write_all(text))

@@ -228,7 +228,7 @@ async fn obey(
     }
 }
 
-/// The next whole list of containers; never, where nobody follows them.
+/// The next whole list of containers; never, where they are not followed.
 async fn newest(listings: &mut Option<watch::Receiver<Listing>>) -> Listing {
     if let Some(listings) = listings
         && listings.changed().await.is_ok()

@@ -1,5 +1,5 @@
 //! Docker's API as [`super::Follower`] needs it: three questions, each allowed by a
-//! proxy that lets nobody do anything. Whatever answers is a stranger: answers are
+//! proxy that allows nothing else. What answers is not trusted: answers are
 //! bounded, what is read of a stream is one short line at a time, and a line that
 //! never ends is an error.
 
@@ -68,7 +68,7 @@ impl Trouble {
 /// What is asked of Docker.
 #[async_trait]
 pub(crate) trait Daemon: Send + Sync {
-    /// That nobody could do harm through it; returns at once where that is accepted.
+    /// That no harm can be done through it; returns at once where that is accepted.
     async fn is_safe(&self) -> Result<(), Trouble>;
 
     /// All containers that run.

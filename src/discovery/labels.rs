@@ -1,5 +1,5 @@
-//! What containers ask for, read off what Docker's API answers. Pure. Both the
-//! API and whoever writes a label are strangers: every size is bounded, a list
+//! What containers ask for, read off what Docker's API answers. Pure. Neither the
+//! API nor the author of a label is trusted: every size is bounded, a list
 //! that is not what it should be is an error as a whole, and a label that is wrong
 //! is told and concerns its own container alone.
 

@@ -14,7 +14,7 @@ use crate::identifier::Lineage;
 use crate::observe::status::Asked;
 use crate::time::Timestamp;
 
-/// How many are remembered that nobody asks for any more.
+/// How many are remembered that no container asks for any more.
 const MOST_STOPPED: usize = 1000;
 
 /// Every certificate that is or was asked for, one for each set of names.
@@ -215,7 +215,7 @@ impl Registry {
         here.into_iter().chain(gone).map(|one| &one.ask).collect()
     }
 
-    /// Who asks for each certificate.
+    /// The containers that ask for each certificate.
     #[must_use]
     pub(crate) fn asked(&self) -> BTreeMap<Lineage, Asked> {
         let shown = |one: &One| {

@@ -17,7 +17,7 @@ use crate::record::Record;
 use crate::renew::skew::{Evidence, decided_at, is_due_at};
 use crate::time::{Clock, Timestamp};
 
-/// From here on somebody must set the clock.
+/// From here on the operator must set the clock.
 pub(crate) const ALARM: Duration = Duration::from_secs(300);
 const TELL_AGAIN_AFTER: Duration = Duration::from_secs(3600);
 
@@ -181,9 +181,9 @@ pub(super) async fn there(issuer: &dyn Issuer, clock: &dyn Clock) -> Timestamp {
     }
 }
 
-/// Asks the CA for the time, which its reply shows to whoever observes it, and says
-/// whether there was one, if only a refusal. A CA that is known to be silent is left alone
-/// until somebody asks it for all.
+/// Asks the CA for the time, which its reply shows to the observer, and says whether
+/// there was one, if only a refusal. A CA that is known to be unreachable is left alone
+/// until one certificate probes it for all.
 pub(crate) async fn ask(services: &Services, ca: &str, issuer: &dyn Issuer) -> bool {
     let error = match reach_windows(services, ca, issuer).await {
         // By this very question.
@@ -246,7 +246,7 @@ fn signed_at(
     }
 }
 
-/// Whether somebody signed it a moment ago at `clock`. There are CAs that let all of a day
+/// Whether it may have been signed a moment ago at `clock`. There are CAs that let all of a day
 /// begin at its midnight.
 fn may_have_signed(clock: Timestamp, facts: &Facts) -> bool {
     facts.not_before <= clock + ALARM && clock.since(facts.not_before) <= BACKDATED

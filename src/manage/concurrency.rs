@@ -1,6 +1,6 @@
 //! Concurrency among passes. A few order at a time, since a CA counts and paces what it
-//! is asked; many hand over side by side, since certificates share the reloads of
-//! their servers, and a proof is mostly waiting.
+//! is asked; many deploy side by side, since certificates share the reloads of
+//! their servers, and verifying is mostly waiting.
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// Certificates ordered at once.
 pub(crate) const ORDERING: usize = 4;
-/// Passes under way at once, those that hand over among them. Each holds a record
-/// and a pair, and one connection while it proves.
+/// Passes under way at once, those that deploy among them. Each holds a record
+/// and a pair, and one connection while it verifies.
 pub(crate) const SIDE_BY_SIDE: usize = 32;
 
-/// The turns of one process.
+/// The permits of one process.
 #[derive(Clone, Debug)]
 pub(crate) struct Concurrency {
     free: Arc<Semaphore>,
@@ -29,7 +29,7 @@ impl Default for Concurrency {
 }
 
 impl Concurrency {
-    /// A turn, once it is there.
+    /// A permit, once one is free.
     pub(crate) async fn take(&self) -> Permit {
         let mut permit = Permit {
             of: Some(self.clone()),
@@ -39,7 +39,7 @@ impl Concurrency {
         permit
     }
 
-    /// A turn, if there is one now.
+    /// A permit, if one is free now.
     #[must_use]
     pub(crate) fn try_acquire(&self) -> Option<Permit> {
         let held = self.free.clone().try_acquire_owned().ok()?;
@@ -49,19 +49,19 @@ impl Concurrency {
         })
     }
 
-    /// Whether there is one now.
+    /// Whether one is free now.
     #[must_use]
     pub(crate) fn any(&self) -> bool {
         self.free.available_permits() > 0
     }
 
-    /// Returns once one was given back since the last time that this was asked.
+    /// Returns once one was released since the last time that this was asked.
     pub(crate) async fn released(&self) {
         self.released.notified().await;
     }
 }
 
-/// A pass's turn to talk to a CA. By default nobody waits for anybody.
+/// A pass's permit to talk to a CA. The default one belongs to no process and never waits.
 #[derive(Debug, Default)]
 pub(crate) struct Permit {
     of: Option<Concurrency>,
@@ -76,11 +76,11 @@ impl Permit {
         }
     }
 
-    /// Waits for a turn, unless it is held. Those who wait come before whoever
+    /// Waits for a permit, unless it is held. A pass that waits comes before one that
     /// begins.
     pub(super) async fn reacquire(&mut self) {
         if let (Some(of), None) = (&self.of, &self.held) {
-            // It is closed by nobody.
+            // It is never closed.
             self.held = of.free.clone().acquire_owned().await.ok();
         }
     }

@@ -1,7 +1,7 @@
 //! A certificate that another client has issued becomes a generation of ours: under
 //! its lease, by compare-and-swap, never in the place of a newer one, and without
-//! asking its CA. Whoever serves it is not asked either, so that it counts as handed
-//! over only once a pass has proven it.
+//! asking its CA. Its server is not asked either, so that it counts as
+//! deployed only once a pass has verified it.
 
 use super::deploy::FILES;
 use super::error::ManageError;

@@ -1,5 +1,5 @@
 //! Whether a pass may come to order, asked before the parts of an order are
-//! taken: while nothing is due, port 80 may belong to somebody else.
+//! taken: while nothing is due, port 80 may belong to another process.
 
 use std::time::Duration;
 

@@ -38,8 +38,8 @@ pub(crate) struct Probes(Arc<Mutex<BTreeMap<String, Known>>>);
 
 #[derive(Debug, Default)]
 struct Known {
-    /// When it may probe again where it has probed in vain. Who is cut off from a CA
-    /// steps back behind the others, or it would be the one that asks each time, and
+    /// When it may probe again where it has probed in vain. A machine that is cut off from
+    /// a CA steps back behind the others, or it would be the one that asks each time, and
     /// keep all of them waiting.
     again_at: Option<Timestamp>,
     /// Silence at each of [`WORKS`] that could not be stored, as on a full disk: it is kept

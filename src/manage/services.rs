@@ -101,7 +101,7 @@ impl Services {
 /// Makes private keys.
 #[async_trait]
 pub(crate) trait Keys: Send + Sync {
-    /// A key of that kind that nobody has had before.
+    /// A fresh key of that kind.
     ///
     /// # Errors
     /// [`ManageError::Key`] when there is no randomness.

@@ -1,4 +1,4 @@
-//! Who listens where on this machine, as far as /proc shows it to us: only the
+//! Which process listens where on this machine, as far as /proc shows it to us: only the
 //! processes of our own user, unless we are root.
 
 use std::collections::BTreeSet;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// How many connections may wait until a listener takes them: as many as the
 /// system allows by default, which cuts what is more. Where a burst fills the
-/// queue, whoever comes next is not heard before it asks again a second later.
+/// queue, the next peer is not heard before it asks again a second later.
 pub(crate) const BACKLOG: u32 = 4096;
 
 /// A socket that listens.

@@ -67,7 +67,7 @@ impl Paths {
         }
         // Where a configuration may appear that was not there at the start.
         read.extend(settings.file.is_none().then(|| real(Path::new("."))));
-        // Named by nobody, and as good as no restriction.
+        // No setting names it, and it is as good as no restriction.
         read.retain(|directory| directory.components().count() > 1);
         let (data, output) = (real(&settings.data_dir), real(&settings.output.directory));
         let webroots = webroots(settings).map(|path| real(path));
@@ -100,7 +100,7 @@ impl Paths {
     }
 }
 
-/// What is not there is not out of reach: whoever needs it says what is wrong.
+/// What is not there is not out of reach: the code that needs it says what is wrong.
 fn within(directories: &BTreeSet<PathBuf>, path: &Path) -> bool {
     let Ok(path) = std::fs::canonicalize(path) else {
         return true;
@@ -188,7 +188,7 @@ fn written_beside(settings: &Settings) -> BTreeSet<PathBuf> {
         .collect()
 }
 
-/// A directory that nobody makes but its owner: what it would be made in is too much
+/// A directory that only its owner makes: what it would be made in is too much
 /// to reach for, and so is the root of all.
 fn is_there(directory: &Path) -> bool {
     let there = directory.is_dir() && directory.components().count() > 1;

@@ -1,5 +1,5 @@
 //! seccomp: the system calls that a sidecar makes, and no other. One that is
-//! missing answers ENOSYS, as an older kernel would, and kills nobody: the
+//! missing answers ENOSYS, as an older kernel would, and kills nothing: the
 //! libraries know another way, and a certificate that is not renewed is worse.
 //!
 //! Not on the list, among all others: starting programs and processes, new

@@ -27,7 +27,7 @@ pub(super) struct Kept {
     pub(super) due: Timestamp,
     /// Whether a pass is under way.
     pub(super) busy: bool,
-    /// Whether it is passed over again and again, or only for those who wait.
+    /// Whether it is passed over again and again, or only for those that wait.
     pub(super) managed: bool,
     /// Failures in a row that the record could not date.
     pub(super) undated: u32,
@@ -72,11 +72,11 @@ pub(super) struct Agenda {
     /// What is managed and not under way. One whose order found no CA is not the
     /// first to try again.
     idle: BTreeSet<(Timestamp, u32, Lineage)>,
-    /// What somebody waits for, and is not under way.
+    /// What a user waits for, and is not under way.
     asked: BTreeSet<Lineage>,
     /// What waits for its CA to answer.
     held_up: BTreeSet<Lineage>,
-    /// Who waits for the tokens of a limit, and when it has one.
+    /// What waits for the tokens of a limit, and when it has one.
     lines: BTreeMap<Line, BTreeMap<Lineage, Timestamp>>,
 }
 
@@ -116,7 +116,7 @@ impl Agenda {
         Some(changed)
     }
 
-    /// Changes each, and keeps those for which `change` answers true. Who waits in a
+    /// Changes each, and keeps those for which `change` answers true. What waits in a
     /// line may come at once now: lines begin anew.
     pub(super) fn retain(&mut self, mut change: impl FnMut(&Lineage, &mut Kept) -> bool) {
         self.kept.retain(|lineage, kept| change(lineage, kept));
@@ -128,7 +128,7 @@ impl Agenda {
         }
     }
 
-    /// What is to be passed over now: first what somebody waits for.
+    /// What is to be passed over now: first what a user waits for.
     pub(super) fn ready(&self, now: Timestamp) -> Option<Lineage> {
         let order = |lineage: &&Lineage| {
             let kept = self.kept.get(*lineage);

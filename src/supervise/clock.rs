@@ -18,17 +18,17 @@ use crate::time::{Clock, Timestamp};
 /// So long after a start what has to be done is asking anyhow.
 const FIRST_AFTER: Duration = Duration::from_secs(5);
 
-/// What is known of the clock, and who is asked about it.
+/// What is known of the clock, and the CAs that are asked about it.
 pub(super) struct Watch {
-    /// What it showed once, beside the clock that nobody sets: they go on together.
+    /// What it showed once, beside the clock that cannot be set: they go on together.
     seen: Option<Seen>,
-    /// When those CAs are asked that nobody has heard since the start.
+    /// When those CAs are asked that have not replied since the start.
     begins: Option<Duration>,
     /// Whether it has jumped, so that what was decided is to be decided again.
     jumped: bool,
     /// CAs that are to be asked, and have not answered yet.
     doubted: BTreeSet<String>,
-    /// Before then nobody is asked.
+    /// Before then no CA is asked.
     again_at: Duration,
     questions: JoinSet<Answer>,
 }
@@ -55,7 +55,7 @@ impl Seen {
         Some(Self { wall, steady })
     }
 
-    /// How far somebody has set the one ahead, or the other stood still; and how far the
+    /// How far the one was set ahead, or the other stood still; and how far the
     /// one was set back.
     fn jumps(&self, now: &Self) -> [Duration; 2] {
         let wanted = self.wall + now.steady.saturating_sub(self.steady);
@@ -63,7 +63,7 @@ impl Seen {
     }
 }
 
-/// Each CA that anything managed is from, or may come to be from, with whoever asks it.
+/// Each CA that anything managed is from, or may come to be from, with the way to it.
 fn cas(agenda: &Agenda) -> impl Iterator<Item = (&String, &Arc<dyn Issuer>)> {
     agenda.managed().flat_map(|one| {
         let second = one.fallback.as_ref();
@@ -74,8 +74,8 @@ fn cas(agenda: &Agenda) -> impl Iterator<Item = (&String, &Arc<dyn Issuer>)> {
     })
 }
 
-/// Those that something is to be from, and that have not said yet what time it is. Who stands
-/// in has no work until there is need of it.
+/// Those that something is to be from, and that have not said yet what time it is. The
+/// fallback CA has no work until there is need of it.
 fn unheard(agenda: &Agenda) -> BTreeSet<String> {
     let heard = |one: &&Arc<Certificate>| one.issuer.dated().is_some();
     let (heard, unheard): (Vec<_>, Vec<_>) = agenda.managed().partition(heard);
@@ -86,7 +86,7 @@ fn unheard(agenda: &Agenda) -> BTreeSet<String> {
     &unheard - &heard
 }
 
-/// Whether what is decided goes by the clock of whoever `issuer` asks, since ours is another.
+/// Whether what is decided goes by the clock of the CA that `issuer` asks, since ours is another.
 fn corrects(issuer: &dyn Issuer, clock: &dyn Clock) -> bool {
     let ours = clock.wall();
     let there = issuer.dated().map(|dated| dated.there(ours));
@@ -120,7 +120,7 @@ impl Watch {
         }
     }
 
-    /// Asks who is to be asked, once a minute at most.
+    /// Asks the CAs that are to be asked, once a minute at most.
     pub(super) fn look(&mut self, services: &Arc<Services>, agenda: &Agenda) {
         let (Some(before), Some(now)) = (self.seen, Seen::now(services.clock.as_ref())) else {
             return;
@@ -131,7 +131,7 @@ impl Watch {
         }
         let [ahead, back] = before.jumps(&now);
         if ahead > ALARM {
-            // Of one that was set back tells who looks at everything again.
+            // One that was set back is told where everything is looked at again.
             tracing::warn!(
                 "the clock went ahead, to {}: it was set, or the machine was suspended; the CA is asked for the time",
                 now.wall

@@ -234,7 +234,7 @@ impl Supervisor {
                 kept.waiting.push_back((certificate, trigger, reply));
                 return;
             }
-            // Two who want different things of one certificate would order in turn.
+            // Two that want different things of one certificate would order in turn.
             match difference(&kept.certificate, &certificate) {
                 Some(kept) => {
                     let _ = reply.send(Err(ManageError::KeptOtherwise { kept }));
@@ -247,7 +247,7 @@ impl Supervisor {
         });
     }
 
-    /// Starts passes while there is room: those that somebody waits for first.
+    /// Starts passes while there is room: those that a user waits for first.
     fn launch(&mut self) {
         let now = self.services.clock.now();
         if now + SWEEP < self.latest {
@@ -342,7 +342,7 @@ impl Supervisor {
         }
     }
 
-    /// `ca` does its work: whoever waits for it need not wait longer.
+    /// `ca` does its work: what waits for it need not wait longer.
     fn answers(&mut self, ca: &str) {
         let now = self.services.clock.now();
         for lineage in self.agenda.waiting_for_a_ca() {

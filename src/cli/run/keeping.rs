@@ -48,7 +48,7 @@ impl Keeping<'_> {
             );
         }
         if read.docker.is_none() {
-            // Whoever asked by a label is not dropped without a word.
+            // A container that asked by a label is not dropped without a word.
             read.docker.clone_from(&self.configured.docker);
         }
         // Before anything is taken over: a wrong one is refused whole.
@@ -70,7 +70,7 @@ impl Keeping<'_> {
         }
         let asked = self.labels.certificates(&self.sources, &self.configured);
         if asked == self.asked {
-            // Another asks for it, or nobody for a moment: it is renewed as before.
+            // Another asks for it, or none for a moment: it is renewed as before.
             self.board.ask(self.labels.asked());
             return None;
         }

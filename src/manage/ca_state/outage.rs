@@ -1,5 +1,5 @@
-//! A CA that does not answer: one of all who want something of it finds out whether it
-//! does again, and the others leave it alone.
+//! A CA that is unreachable: one certificate of all that need it finds out whether it
+//! answers again, and the others leave it alone.
 
 use std::time::Duration;
 
@@ -13,16 +13,15 @@ use crate::manage::services::Services;
 use crate::renew::outage::{LONGEST_PAUSE, after_request, after_silence, is_waited_for};
 use crate::time::Timestamp;
 
-/// Who has an order asks within minutes; after so long nobody has one.
-const NOBODY_ORDERS: Duration = Duration::from_secs(3600);
+/// A certificate with an order asks within minutes; after so long there is none.
+const NO_ORDERS_AFTER: Duration = Duration::from_secs(3600);
 
-/// For so long who has a token for its order asks before who has none.
+/// For so long a certificate with a token for its order asks before those without.
 const OTHERS_FIRST: Duration = Duration::from_secs(300);
 
-/// Lets nobody ask a CA that does not answer, but one certificate for all when
-/// it is time: first one whose `order`, unless it is begun already, the ledger has a token
-/// for. That the CA is at work again is told by an order alone: without one, the others
-/// would wait on for nothing.
+/// Lets one certificate for all ask a CA that is unreachable, when it is time: first one
+/// whose `order`, unless it is begun already, the ledger has a token for. That the CA is at
+/// work again is told by an order alone: without one, the others would wait on for nothing.
 ///
 /// # Errors
 /// [`ManageError::Down`] while it does not answer.
@@ -87,9 +86,9 @@ async fn catch_up(services: &Services, ca: &str) -> Result<(), ManageError> {
     Ok(())
 }
 
-/// Whether an order is about to ask: later on nobody has any.
+/// Whether an order is about to ask: later on there is none.
 fn is_just_over(outage: &Outage, now: Timestamp) -> bool {
-    outage.probe_at <= now && now.since(outage.probe_at) < NOBODY_ORDERS
+    outage.probe_at <= now && now.since(outage.probe_at) < NO_ORDERS_AFTER
 }
 
 /// Lets one ask for all when it is time, and says whether this one has.
@@ -126,7 +125,7 @@ async fn claim(
         if let Some(until) = order.and_then(|order| order.refused_until(state, ca, now)) {
             return Err(down(ca, &outage, until.min(others_first)));
         }
-        // Whoever comes meanwhile waits for the time after this one.
+        // A pass that comes meanwhile waits for the time after this one.
         let next = after_silence(Some(&outage), outage.last.clone(), now, random);
         *work.of(state) = Some(next);
         Ok(true)

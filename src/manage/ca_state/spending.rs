@@ -43,7 +43,7 @@ pub(in crate::manage) async fn spend(
     };
     let spent = change(services, ca, |state| match &heard {
         Ok(_) => order.spend(state, ca, now),
-        // Nobody would take it: what is refused anyhow is refused all the same.
+        // The CA would not take it: what is refused anyhow is refused all the same.
         Err(_) => order.spend(&mut state.clone(), ca, now),
     });
     let spent = spent.await?;
@@ -89,7 +89,7 @@ pub(in crate::manage) async fn register(services: &Services, ca: &str) -> Result
     }
     let taken = change(services, ca, |state| ledger::register(state, rules, now));
     let taken = taken.await?;
-    // The account of whoever comes first is everybody's.
+    // The first account that is made is that of all.
     taken.map_err(|refusal| out_of_budget(refusal, None))
 }
 
