@@ -13,7 +13,7 @@ use super::fleet::{RESTART, World};
 use super::kill::Fuse;
 use super::node::{Ailments, Node};
 use super::scenario::{AHEAD, part};
-use super::tally::Place;
+use super::tally::OnNode;
 use super::{DAY, START, Scenario};
 use crate::identifier::{Identifier, Lineage};
 use crate::random::{Random, SeededRandom};
@@ -190,7 +190,7 @@ impl World {
 
     fn call_back(&self, turn: usize) {
         let leaves = self.authority.call_back(CALLED_BACK, turn);
-        let mut places: BTreeSet<Place> = BTreeSet::new();
+        let mut places: BTreeSet<OnNode> = BTreeSet::new();
         for node in &self.nodes {
             for (lineage, ..) in &self.lineages {
                 let leaf = node.serves(lineage);
@@ -219,7 +219,7 @@ impl World {
                 if !is_undone(&standing, node, lineage, orders) {
                     continue;
                 }
-                let place: Place = (node.index, lineage.clone());
+                let place: OnNode = (node.index, lineage.clone());
                 match called_back_at
                     .filter(|_| serves_what_is_called_back(&standing, node, lineage))
                 {
