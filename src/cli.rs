@@ -4,22 +4,21 @@
 
 pub mod args;
 pub mod ca;
+mod catalog;
 mod config;
-mod control;
 mod demo;
 mod embedded;
-mod harden;
+mod factory;
 pub mod import;
 pub mod install;
 mod issue;
 mod labels;
+mod listener;
 mod output;
-mod parts;
 mod progress;
 mod renew;
 mod run;
 mod simulate;
-mod sockets;
 mod status;
 mod volume;
 mod watcher;
@@ -30,8 +29,10 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use crate::config::{CommandVariables, LogFormat, Options, Sources};
+use crate::failure::Failure;
+use crate::sandbox::{self, Surroundings};
 use args::{Arguments, Verb};
-use output::{Failure, Terminal};
+use output::Terminal;
 
 /// What every verb is given.
 struct Call {
@@ -42,6 +43,16 @@ struct Call {
     /// The environment, of which most is in `sources` already.
     environment: BTreeMap<String, String>,
     terminal: Terminal,
+}
+
+impl Call {
+    /// What this process was started with.
+    fn surroundings(&self) -> Surroundings<'_> {
+        Surroundings {
+            environment: &self.environment,
+            files: self.sources.files(),
+        }
+    }
 }
 
 /// Runs the command that `arguments` name; `environment` holds `CERTS_…`.
@@ -87,14 +98,14 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
     let sources = Sources::read(&options, &environment);
     let call = Call {
         json: arguments.global.json,
-        terminal: Terminal::new(&environment, &arguments.global, sources.log_format()),
+        terminal: Terminal::new(&environment, arguments.global.quiet, sources.log_format()),
         options,
         environment,
         sources,
     };
     let terminal = call.terminal.clone();
-    output::start_logging(&arguments.global, &terminal);
-    harden::harden();
+    output::start_logging(arguments.global.quiet, arguments.global.verbose, &terminal);
+    sandbox::harden();
     let cannot_rehearse = matches!(
         arguments.verb,
         Verb::Renew(_) | Verb::Run(_) | Verb::Reload { .. } | Verb::Rollback { .. }
@@ -124,8 +135,8 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
                 Verb::Ca(verb) => ca::run(&call, verb).await,
                 Verb::Import(options) => import::import(&call, &options).await,
                 Verb::Install(verb) => install::run(&call, verb),
-                Verb::Helper { serve: false } => harden::apart::keep().await,
-                Verb::Helper { serve: true } => harden::apart::serve().await,
+                Verb::Helper { serve: false } => sandbox::helper::keep().await,
+                Verb::Helper { serve: true } => sandbox::helper::serve().await,
                 Verb::Completions { .. } | Verb::Man | Verb::Demo(_) | Verb::Simulate(_) => Ok(()),
             }
         });
@@ -145,11 +156,11 @@ fn demonstrate(
     options: &demo::Demo,
     environment: &BTreeMap<String, String>,
 ) -> ExitCode {
-    let terminal = Terminal::new(environment, global, LogFormat::default());
+    let terminal = Terminal::new(environment, global.quiet, LogFormat::default());
     if global.verbose > 0 {
-        output::start_logging(global, &terminal);
+        output::start_logging(global.quiet, global.verbose, &terminal);
     }
-    match demo::demo(global, options, environment, &terminal) {
+    match demo::demo(options, environment, &terminal, (global.quiet, global.json)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(&terminal),
     }
@@ -161,11 +172,11 @@ fn rehearse_a_year(
     options: &simulate::Simulate,
     environment: &BTreeMap<String, String>,
 ) -> ExitCode {
-    let terminal = Terminal::new(environment, global, LogFormat::default());
+    let terminal = Terminal::new(environment, global.quiet, LogFormat::default());
     if global.verbose > 0 {
-        output::start_logging(global, &terminal);
+        output::start_logging(global.quiet, global.verbose, &terminal);
     }
-    match simulate::simulate(global, options) {
+    match simulate::simulate(options, global.json) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(&terminal),
     }

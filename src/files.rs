@@ -11,7 +11,7 @@ use std::time::Duration;
 ///
 /// # Errors
 /// Also when the file exists already.
-pub fn write_new(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
+pub(crate) fn write_new(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -27,7 +27,7 @@ pub fn write_new(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
 ///
 /// # Errors
 /// The old content is still there then, but where only the flush has failed.
-pub fn replace(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
     replace_once_given(path, mode, content, |_| Ok(()))
 }
 
@@ -36,7 +36,7 @@ pub fn replace(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
 ///
 /// # Errors
 /// The old content is still there then, but where only its flush has failed.
-pub fn replace_once_given(
+pub(crate) fn replace_once_given(
     path: &Path,
     mode: u32,
     content: &[u8],
@@ -86,7 +86,7 @@ fn forget_leftovers(path: &Path, name: &str) {
 
 /// Whether `found` is what [`replace`] would give the name `name`, had it come to its end.
 #[must_use]
-pub fn is_leftover(found: &str, name: &str) -> bool {
+pub(crate) fn is_leftover(found: &str, name: &str) -> bool {
     let process = found
         .strip_prefix('.')
         .and_then(|rest| rest.strip_prefix(name))
@@ -100,7 +100,7 @@ pub fn is_leftover(found: &str, name: &str) -> bool {
 ///
 /// # Errors
 /// As the system has them.
-pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
+pub(crate) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     let missing = path.ancestors().take_while(|path| !path.is_dir());
     let missing: Vec<&Path> = missing.filter(|path| *path != Path::new("")).collect();
     for directory in missing.into_iter().rev() {
@@ -120,7 +120,7 @@ pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
 ///
 /// # Errors
 /// Also when there is something of that name.
-pub fn new_directory(path: &Path, mode: u32) -> io::Result<()> {
+pub(crate) fn new_directory(path: &Path, mode: u32) -> io::Result<()> {
     const SET_GROUP: u32 = 0o2000;
     DirBuilder::new().mode(mode).create(path)?;
     // What it has from its parent stays.
@@ -133,7 +133,7 @@ pub fn new_directory(path: &Path, mode: u32) -> io::Result<()> {
 ///
 /// # Errors
 /// As the system has them, and when it is no file or no text.
-pub fn read_short(path: &Path) -> io::Result<String> {
+pub(crate) fn read_short(path: &Path) -> io::Result<String> {
     const LONGEST: u64 = 4096;
     const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let mut options = OpenOptions::new();
@@ -150,7 +150,7 @@ pub fn read_short(path: &Path) -> io::Result<String> {
 ///
 /// # Errors
 /// As the system has them.
-pub fn sync_parent(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     directory_of(path).map_or(Ok(()), sync)
 }
 
@@ -164,7 +164,7 @@ fn directory_of(path: &Path) -> Option<&Path> {
 ///
 /// # Errors
 /// As the system has them.
-pub fn sync(directory: &Path) -> io::Result<()> {
+pub(crate) fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
@@ -172,7 +172,7 @@ pub fn sync(directory: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// As the system has them.
-pub fn remove_if_there(path: &Path) -> io::Result<()> {
+pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -29,7 +29,7 @@ use crate::identifier::Lineage;
 /// The clients whose state is understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // the names are the options'
-pub enum Tool {
+pub(crate) enum Tool {
     Certbot,
     AcmeSh,
     Lego,
@@ -40,7 +40,7 @@ pub enum Tool {
 impl Tool {
     /// As it calls itself.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Certbot => "certbot",
             Self::AcmeSh => "acme.sh",
@@ -53,7 +53,7 @@ impl Tool {
     /// Where it keeps its state when it is not told otherwise, in the order in which
     /// that is looked for; `home` is the user's.
     #[must_use]
-    pub fn usual_places(self, home: Option<&Path>) -> Vec<PathBuf> {
+    pub(crate) fn usual_places(self, home: Option<&Path>) -> Vec<PathBuf> {
         let below_home = |path: &str| home.map(|home| home.join(path));
         match self {
             Self::Certbot => vec!["/etc/letsencrypt".into()],
@@ -72,11 +72,11 @@ impl Tool {
 
 /// In a remark it stands for where the files of the certificate are from here on, or
 /// of all of them where the remark is about none.
-pub const LIVE: &str = "LIVE";
+pub(crate) const LIVE: &str = "LIVE";
 
 /// All that was found.
 #[derive(Debug, Default)]
-pub struct Found {
+pub(crate) struct Found {
     /// Certificates, in the order of their names.
     pub certificates: Vec<Certificate>,
     /// Accounts.
@@ -87,7 +87,7 @@ pub struct Found {
 
 /// Which CA it is, as far as the client keeps that.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Ca {
+pub(crate) enum Ca {
     /// The URL of its directory.
     Directory(String),
     /// The host, with its port if it has one, and nothing more.
@@ -96,7 +96,7 @@ pub enum Ca {
 
 /// A certificate with all that is known of how it is renewed.
 #[derive(Debug)]
-pub struct Certificate {
+pub(crate) struct Certificate {
     /// What it will be called.
     pub lineage: Lineage,
     /// Its private key in PEM.
@@ -115,7 +115,7 @@ pub struct Certificate {
 
 /// How a certificate was to be renewed; what is not said is left to defaults.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Renewal {
+pub(crate) struct Renewal {
     /// How control was proven, where HTTP-01 did so.
     pub proof: Option<Proof>,
     /// Whether its key is kept.
@@ -134,7 +134,7 @@ pub struct Renewal {
 
 /// How HTTP-01 was answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Proof {
+pub(crate) enum Proof {
     /// By a listener of its own; no address means port 80 of all of them.
     Listen(Option<SocketAddr>),
     /// Below a directory that another server serves.
@@ -143,7 +143,7 @@ pub enum Proof {
 
 /// An account at a CA.
 #[derive(Debug)]
-pub struct Account {
+pub(crate) struct Account {
     /// What it is called in the source.
     pub name: String,
     /// The CA.
@@ -158,7 +158,7 @@ pub struct Account {
 
 /// An account's key as the client keeps it.
 #[derive(Debug)]
-pub enum AccountKey {
+pub(crate) enum AccountKey {
     /// PKCS#8, PKCS#1 or SEC1.
     Pem(Secret),
     /// The same in DER and base64.
@@ -169,7 +169,7 @@ pub enum AccountKey {
 
 /// Something that the owner must know of.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Remark {
+pub(crate) struct Remark {
     /// What it is about, as the source calls it.
     pub subject: String,
     /// What has become of it.
@@ -180,7 +180,7 @@ pub struct Remark {
 
 /// What became of a part of the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// A certificate or an account that cannot be used.
     Broken,
     /// A setting without a counterpart here.
@@ -215,7 +215,7 @@ impl Remark {
 ///
 /// # Errors
 /// Why that is no place where `tool` keeps its state.
-pub fn read(tool: Tool, path: &Path) -> Result<Found, String> {
+pub(crate) fn read(tool: Tool, path: &Path) -> Result<Found, String> {
     let of_tree = |read: fn(&tree::Tree) -> Result<Found, String>| {
         let tree = tree::Tree::open(path)?;
         let mut found = read(&tree)?;

@@ -8,22 +8,22 @@
 //! such a tree could land in another block. nginx-config and nginxparser
 //! (unmaintained) drop comments and formatting.
 
-pub mod change;
+pub(crate) mod change;
 #[cfg(any(test, feature = "fuzzing"))]
-pub mod fuzzing;
-pub mod journal;
-pub mod plan;
-pub mod program;
-pub mod server;
-pub mod site;
-pub mod syntax;
-pub mod tree;
+pub(crate) mod fuzzing;
+pub(crate) mod journal;
+pub(crate) mod plan;
+pub(crate) mod program;
+pub(crate) mod server;
+pub(crate) mod site;
+pub(crate) mod syntax;
+pub(crate) mod tree;
 
 use thiserror::Error;
 
 /// Why nothing was changed, or what could not be taken back.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum InstallError {
+pub(crate) enum InstallError {
     /// The configuration or the surroundings do not allow it.
     #[error("{message}")]
     Refused {
@@ -39,7 +39,7 @@ pub enum InstallError {
 
 impl InstallError {
     /// What the user has to mend.
-    pub fn refused(message: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(crate) fn refused(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::Refused {
             message: message.into(),
             hint: hint.into(),

@@ -12,26 +12,31 @@
 //! - Nothing a CA says reaches a path, a shell or a log line unparsed.
 //!
 //! # The rooms
-//! - [`identifier`], [`certificate`], [`record`], [`authority`], [`time`],
-//!   [`random`], [`files`], [`sockets`], [`text`]: the vocabulary. It imports
-//!   nothing of ours.
+//! - [`identifier`], [`certificate`], [`record`], [`ca_state`], [`failure`], [`time`],
+//!   [`random`], [`files`], [`net`], [`text`]: the vocabulary. It imports nothing of
+//!   ours.
 //! - [`renew`]: pure decisions: what next, when, how long to back off, and what
 //!   a CA's limits still allow.
 //! - [`store`]: the durable truth: records, pairs, accounts, leases, and what is
 //!   known of each CA.
 //! - [`challenge`]: proving control of a name: solvers and the port 80 listener.
 //! - [`acme`]: talking to a CA (RFC 8555, RFC 9773).
-//! - [`deploy`]: files for consumers, servers to be told, the proof by handshake.
+//! - [`deploy`]: files for consumers, servers to reload, the proof by handshake.
 //! - [`install`]: an existing nginx: its configuration read, edited and given back.
 //! - [`import`]: what another ACME client keeps on disk, read as it lies there.
 //! - [`tls`]: our own TLS listener, and the pairs it serves.
 //! - [`ca`]: the embedded CA, itself an ACME server.
 //! - [`observe`]: what an operator sees: status, metrics, read-only endpoints.
-//! - [`manage`]: flows that join the parts: a pass, a hand-over, the supervisor, and
-//!   what containers ask for by their labels.
+//! - [`manage`]: flows that join the services, a ladder: a pass, an order, a
+//!   deployment, a rollback.
+//! - [`supervise`]: the sidecar's loop: which pass runs when.
+//! - [`discovery`]: the certificates that containers ask for by their labels.
+//! - [`sandbox`]: what a process gives up.
+//! - [`control`]: the Unix socket over which a command gives its work to the sidecar.
 //! - [`simulate`]: a fleet's year in virtual time, over the real flows.
+//! - [`demo`]: the whole story on loopback, with the embedded CA.
 //! - [`config`]: what the file, the environment and the command line ask for.
-//! - [`cli`]: the only composition root; one file a verb.
+//! - [`cli`]: the only composition root; arguments, output and one file a verb.
 //!
 //! Who may import whom is a table in `tests/house.rs`, which holds the code
 //! against it.
@@ -39,13 +44,13 @@
 //! # The walk of `example.com`
 //! [`cli::args`] parses it to an [`identifier::Identifier`]; no later code sees
 //! a string. [`config`] resolves what was asked, and the command line's verb
-//! builds the [`manage::Parts`]. [`manage::issue::pass`] takes the lease, loads
+//! builds the [`manage::Services`]. [`manage::pass::pass`] takes the lease, loads
 //! the record under it and asks [`renew::decide::next`]. [`acme::Client`] takes
 //! the order to its end; its solver lays the answer into
 //! [`challenge::responses`], where [`challenge::http01`] finds it.
 //! [`certificate::Bundle::new`] proves key, names, chain and dates, and
-//! [`store::Store::save`] keeps it as generation n + 1. [`manage::deploy`] checks
-//! the targets, publishes it through [`deploy::output`], tells them, and
+//! [`store::Store::save`] keeps it as generation n + 1. The pass checks
+//! the targets, publishes it through [`deploy::output`], reloads them, and
 //! [`deploy::verify`] sees the new leaf, and goes on seeing it. The record says served = n + 1, exit 0.
 //! If the last steps fail, generation n goes live again, and the next pass says
 //! `Deploy`, never a second order.
@@ -59,7 +64,7 @@
 //! - Where no endpoint is named, nginx is asked by way of /proc where it
 //!   listens, so that the proof needs no configuration.
 //! - Look-ups use the system's resolver.
-//! - Files, proof and keys are parts behind traits, so that [`simulate`] runs the
+//! - Files, proof and keys are services behind traits, so that [`simulate`] runs the
 //!   flows as they are.
 //! - Servers that take a signal or a program are reloaded by the helper process
 //!   ([`deploy::helper`]), which keeps the rights that the sidecar gives up.
@@ -68,7 +73,7 @@
 //! - A hand-over that fails goes back only while what was served before has a
 //!   tenth of its life left: a server that never recovers must not let it run out.
 //! - A pass has one clock: this machine's, corrected by what the CA's last reply has
-//!   shown ([`manage::issue::pass`]). Whatever a fleet shares is dated by it.
+//!   shown ([`manage::pass::pass`]). Whatever a fleet shares is dated by it.
 //! - A clock is given a length to sleep for, never an instant ([`time::Clock`]): one that
 //!   is set back between two readings must hold nobody up.
 //! - Caddy watches no certificate files; it is told by its admin API.
@@ -77,29 +82,40 @@
 //! - Who waits for the tokens of a CA's limit has a place in a line
 //!   (the supervisor's agenda), or all would come for each of them.
 
+// The map leads to private rooms, too: this documentation is made with them.
+#![allow(rustdoc::private_intra_doc_links)]
+// A test may tell one long story.
+#![cfg_attr(any(test, feature = "fuzzing"), allow(clippy::too_many_lines))]
+
 pub mod acme;
-pub mod authority;
 pub mod ca;
+pub mod ca_state;
 pub mod certificate;
 pub mod challenge;
 pub mod cli;
 pub mod config;
+pub(crate) mod control;
+pub(crate) mod demo;
 pub mod deploy;
-pub mod files;
+pub(crate) mod discovery;
+pub(crate) mod failure;
+pub(crate) mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod identifier;
-pub mod import;
-pub mod install;
-pub mod manage;
+pub(crate) mod import;
+pub(crate) mod install;
+pub(crate) mod manage;
+pub(crate) mod net;
 pub mod observe;
 pub mod random;
 pub mod record;
 pub mod renew;
-pub mod simulate;
-pub mod sockets;
+pub(crate) mod sandbox;
+pub(crate) mod simulate;
 pub mod store;
-pub mod text;
+pub(crate) mod supervise;
+pub(crate) mod text;
 pub mod time;
 pub mod tls;

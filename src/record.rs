@@ -8,7 +8,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::authority::Counted;
+use crate::ca_state::Counted;
 use crate::certificate::{Facts, Secret};
 use crate::identifier::{Identifier, Lineage};
 use crate::time::Timestamp;

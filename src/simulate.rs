@@ -15,7 +15,7 @@ mod kill;
 mod limits;
 mod node;
 mod plot;
-pub mod scenario;
+pub(crate) mod scenario;
 mod script;
 mod store;
 mod tally;
@@ -26,8 +26,8 @@ use std::time::Duration;
 use serde::Serialize;
 use thiserror::Error;
 
-pub use plot::plot;
-pub use scenario::Scenario;
+pub(crate) use plot::plot;
+pub(crate) use scenario::Scenario;
 
 use crate::certificate::BundleError;
 use crate::time::Timestamp;
@@ -38,7 +38,7 @@ const START: Timestamp = Timestamp::from_seconds(1_796_083_200);
 
 /// What is simulated.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// Everything that is left to chance follows from it.
     pub seed: u64,
     /// Machines with a proxy each, on one store.
@@ -53,7 +53,7 @@ pub struct Plan {
 
 /// The scoreboard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Score {
+pub(crate) struct Score {
     /// As in the plan.
     pub seed: u64,
     /// As in the plan.
@@ -110,7 +110,7 @@ pub struct Score {
 impl Score {
     /// What was promised and not kept; empty when all is well.
     #[must_use]
-    pub fn broken(&self) -> Vec<String> {
+    pub(crate) fn broken(&self) -> Vec<String> {
         let mut broken = Vec::new();
         let mut zero = |count: u64, what: &str| {
             if count > 0 {
@@ -173,7 +173,7 @@ impl Score {
 
 /// How it went, for a plot.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Timeline {
+pub(crate) struct Timeline {
     /// At the end of each quarter of a day: the least part of a life that was
     /// left of anything served, in thousandths.
     pub least_left: Vec<u32>,
@@ -189,7 +189,7 @@ pub struct Timeline {
 /// Why there is no result.
 #[derive(Debug, Error)]
 #[allow(missing_docs)] // each message is its own documentation
-pub enum SimulationError {
+pub(crate) enum SimulationError {
     #[error("the runtime could not be made: {0}")]
     Runtime(#[from] std::io::Error),
     #[error("the CA's keys could not be made: {0}")]
@@ -206,7 +206,7 @@ pub enum SimulationError {
 ///
 /// # Errors
 /// When it could not begin; what goes wrong in it is its result.
-pub fn simulate(plan: &Plan) -> Result<(Score, Timeline), SimulationError> {
+pub(crate) fn simulate(plan: &Plan) -> Result<(Score, Timeline), SimulationError> {
     fleet::play(plan)
 }
 

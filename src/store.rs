@@ -16,7 +16,7 @@ use std::fmt;
 use async_trait::async_trait;
 use thiserror::Error;
 
-use crate::authority::Authority;
+use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
 use crate::identifier::Lineage;
 use crate::record::{Generation, Record, Revision};
@@ -104,13 +104,13 @@ pub trait Store: Send + Sync {
 
     /// What is known of the CA with that directory URL, and the revision to
     /// save it against; the default and `Revision(0)` when that is nothing.
-    async fn authority(&self, ca: &str) -> Result<(Authority, Revision), StoreError>;
+    async fn ca_state(&self, ca: &str) -> Result<(CaState, Revision), StoreError>;
 
     /// Saves it if the stored revision is still `expected`. Returns the new one.
-    async fn save_authority(
+    async fn save_ca_state(
         &self,
         ca: &str,
-        authority: &Authority,
+        state: &CaState,
         expected: Revision,
     ) -> Result<Revision, StoreError>;
 }

@@ -8,13 +8,13 @@ const LONGEST: usize = 1000;
 /// Escapes control characters and what turns the direction of writing, and cuts
 /// at 1,000 characters.
 #[must_use]
-pub fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     printable_within(text, LONGEST)
 }
 
 /// The same for text that is of no use when it is cut, such as a URL: `most` characters.
 #[must_use]
-pub fn printable_within(text: &str, most: usize) -> String {
+pub(crate) fn printable_within(text: &str, most: usize) -> String {
     let mut shown = String::new();
     for letter in text.chars().take(most) {
         if letter.is_control() || ('\u{202a}'..='\u{2069}').contains(&letter) {
@@ -28,14 +28,14 @@ pub fn printable_within(text: &str, most: usize) -> String {
 
 /// The same for what a program prints: its lines stay lines, the first 20 of them.
 #[must_use]
-pub fn printable_lines(text: &str) -> String {
+pub(crate) fn printable_lines(text: &str) -> String {
     let lines = text.trim_end().lines().take(20).map(printable);
     lines.collect::<Vec<_>>().join("\n")
 }
 
 /// The known word that a mistyped one may stand for.
 #[must_use]
-pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     known
         .into_iter()
         .map(|candidate| (distance(word, candidate), candidate))

@@ -227,7 +227,7 @@ async fn is_replaced(pebble: &Pebble, account: &str, replaced: &str, facts: &Val
         url: None,
         replaces: Some(replaced.to_owned()),
         begun: SystemClock.now(),
-        counted: certs::authority::Counted::default(),
+        counted: certs::ca_state::Counted::default(),
     };
     let mut journal = Known(Secret::new(account.to_owned()));
     let ended = client.unwrap().issue(order, &mut journal).await;

@@ -2,6 +2,8 @@
 
 // A helper of a test may fail it.
 #![allow(clippy::unwrap_used)]
+// A test may tell one long story.
+#![allow(clippy::too_many_lines)]
 
 mod ca;
 mod calls;

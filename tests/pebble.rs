@@ -277,7 +277,7 @@ async fn a_name_takes_seven_requests_and_those_of_a_first_meeting() {
         url: None,
         replaces: None,
         begun: SystemClock.now(),
-        counted: certs::authority::Counted::default(),
+        counted: certs::ca_state::Counted::default(),
     };
     tokio::select! {
         issued = client.issue(order, &mut journal) => drop(issued.unwrap()),

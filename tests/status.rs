@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use certs::authority::{Authority, Limit, Outage};
+use certs::ca_state::{CaState, Limit, Outage};
 use certs::identifier::{Identifier, Lineage};
 use certs::record::{Record, Revision};
 use certs::renew::ledger::{LETS_ENCRYPT, Priority, spend};
@@ -20,12 +20,12 @@ async fn what_the_ca_allows_and_whether_it_answers_is_shown() {
     let name = Identifier::parse("shop.example.co.uk").unwrap();
     let record = Record::new(Lineage::of(&name), [name.clone()].into(), CA.into());
     store.save(&record, Revision(0), None).await.unwrap();
-    let mut authority = Authority::default();
+    let mut state = CaState::default();
     let now = SystemClock.now();
     for _ in 0..3 {
-        let (names, counted) = (&record.identifiers, certs::authority::Counted::New);
+        let (names, counted) = (&record.identifiers, certs::ca_state::Counted::New);
         spend(
-            &mut authority,
+            &mut state,
             LETS_ENCRYPT,
             names,
             counted,
@@ -34,7 +34,7 @@ async fn what_the_ca_allows_and_whether_it_answers_is_shown() {
         )
         .unwrap();
     }
-    authority.outage = Some(Outage {
+    state.outage = Some(Outage {
         since: now,
         probes: 2,
         probe_at: now,
@@ -42,8 +42,8 @@ async fn what_the_ca_allows_and_whether_it_answers_is_shown() {
         answered: false,
         last: "nobody there".into(),
     });
-    authority.windowless = authority.outage.clone();
-    let saved = store.save_authority(CA, &authority, Revision(0));
+    state.windowless = state.outage.clone();
+    let saved = store.save_ca_state(CA, &state, Revision(0));
     saved.await.unwrap();
 
     let told = run(certs(directory.path()).arg("status"), 0);
@@ -65,8 +65,8 @@ async fn what_the_ca_allows_and_whether_it_answers_is_shown() {
     assert_eq!(json[0]["outage"]["probes"], 2);
 
     // It was there when it was asked again: what windows it has shows when one is asked for.
-    authority.windowless.as_mut().unwrap().answered = true;
-    let saved = store.save_authority(CA, &authority, Revision(1));
+    state.windowless.as_mut().unwrap().answered = true;
+    let saved = store.save_ca_state(CA, &state, Revision(1));
     saved.await.unwrap();
     let told = run(certs(directory.path()).arg("status"), 0);
     assert!(!told.contains("beside orders"), "{told}");
@@ -80,12 +80,12 @@ async fn what_our_own_ledger_refuses_is_exit_6_and_says_until_when() {
     }
     let directory = tempfile::tempdir().unwrap();
     let store = FileStore::open(directory.path().join("data")).unwrap();
-    let mut authority = Authority::default();
+    let mut state = CaState::default();
     // Three hours from full: there is none, and the next one is 36 seconds away.
     let full_at = SystemClock.now() + std::time::Duration::from_secs(3 * 3600);
     let spent = [(String::new(), full_at)].into();
-    std::sync::Arc::make_mut(&mut authority.spent).insert(Limit::NewOrders, spent);
-    let saved = store.save_authority(CA, &authority, Revision(0));
+    std::sync::Arc::make_mut(&mut state.spent).insert(Limit::NewOrders, spent);
+    let saved = store.save_ca_state(CA, &state, Revision(0));
     saved.await.unwrap();
 
     // Nobody is to be reached from there, and nobody needs to be.

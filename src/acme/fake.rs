@@ -453,7 +453,7 @@ pub(super) fn pending(names: &[&str]) -> PendingOrder {
         url: None,
         replaces: None,
         begun: NOW,
-        counted: crate::authority::Counted::default(),
+        counted: crate::ca_state::Counted::default(),
     }
 }
 

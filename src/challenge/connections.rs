@@ -35,7 +35,7 @@ impl Connections {
         let surplus = open.surplus(address).and_then(|id| open.by_age.remove(&id));
         let id = open.next;
         open.next += 1;
-        let place = Place(self.clone(), id);
+        let place = Slot(self.clone(), id);
         // Under the lock, so that it is listed before it can end.
         let task = tokio::spawn(async move {
             conversation.await;
@@ -64,9 +64,9 @@ impl Open {
 }
 
 /// A place among the connections, given back when dropped.
-struct Place(Arc<Connections>, u64);
+struct Slot(Arc<Connections>, u64);
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         let Self(connections, id) = self;
         let mut open = connections.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -30,7 +30,7 @@ pub use self::settings::Settings;
 use super::connections::Connections;
 use super::responses::Responses;
 use crate::identifier::Identifier;
-use crate::sockets::{BACKLOG, owner_of};
+use crate::net::sockets::{BACKLOG, owner_of};
 
 const PATH: &str = "/.well-known/acme-challenge/";
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);

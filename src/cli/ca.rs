@@ -12,10 +12,10 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Call;
-use super::harden;
-use super::output::Failure;
 use crate::ca::{CaError, Profile, Resolve, Server, Settings, Validation};
+use crate::failure::Failure;
 use crate::files;
+use crate::sandbox;
 use crate::time::SystemClock;
 
 /// The embedded CA.
@@ -103,7 +103,7 @@ pub(super) async fn run(call: &Call, verb: Ca) -> Result<(), Failure> {
         stop(SignalKind::terminate())?,
         stop(SignalKind::interrupt())?,
     );
-    harden::confine_alone(call, &process);
+    sandbox::confine_alone(&call.surroundings(), &process);
     tokio::select! {
         ended = server.serve(listener) => ended.map_err(|error| failed(&error)),
         _ = terminate.recv() => Ok(()),

@@ -2,9 +2,10 @@
 
 use super::Call;
 use super::args::Config;
-use super::output::{Failure, say};
-use super::parts::settings;
+use super::catalog::settings;
+use super::output::say;
 use crate::config::Purpose;
+use crate::failure::Failure;
 
 /// Checks, or prints the schema; sends and writes nothing.
 pub(super) fn config(call: &Call, verb: &Config) -> Result<(), Failure> {

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::ca::failed;
-use super::output::Failure;
 use crate::ca::{Resolve, Server, Settings, Validation};
+use crate::failure::Failure;
 use crate::time::Clock;
 
 const BASE_URL: &str = "https://embedded.certs.internal";

@@ -13,16 +13,17 @@ use clap::{Args, ValueEnum};
 use self::account::Accounts;
 use self::report::Report;
 use super::Call;
-use super::control;
-use super::output::Failure;
-use super::parts::{open_store, output_for};
+use super::catalog::open_store;
+use super::factory::output_for;
 use crate::certificate::{Bundle, Facts, Freshness};
 use crate::config::{Directory, IMPORT, KeyOptions, Settings};
+use crate::control;
 use crate::deploy::Outlet;
 use crate::deploy::output::Output;
+use crate::failure::Failure;
 use crate::identifier::Lineage;
 use crate::import::{self, Ca, Certificate, Found, Tool};
-use crate::manage::import::{Foreign, Taken, foresee, take};
+use crate::manage::import::{Foreign, Taken, preview, take};
 use crate::random::SystemRandom;
 use crate::store::fs::FileStore;
 use crate::store::{Store, StoreError};
@@ -321,9 +322,9 @@ impl Work<'_> {
                 let stored = store.load(&foreign.lineage).await;
                 let stored = stored.map_err(|error: StoreError| failed(error.into()))?;
                 let record = stored.as_ref().map(|(record, _)| record);
-                Ok(foresee(record, foreign, &random))
+                Ok(preview(record, foreign, &random))
             }
-            None => Ok(foresee(None, foreign, &random)),
+            None => Ok(preview(None, foreign, &random)),
         }
     }
 

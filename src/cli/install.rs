@@ -8,10 +8,11 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::Call;
-use super::output::{Failure, say};
-use super::parts::output_for;
+use super::factory::output_for;
+use super::output::say;
 use crate::config::Settings;
 use crate::deploy::Outlet;
+use crate::failure::Failure;
 use crate::files;
 use crate::identifier::{Identifier, Lineage};
 use crate::install::InstallError;
@@ -208,19 +209,7 @@ impl Work<'_> {
             .webroot
             .as_deref()
             .map_or_else(|| self.default_webroot(), absolute);
-        let text = Site {
-            names: vec![name.to_string()],
-            root: absolute(root),
-            api: options.api.clone(),
-            origins: options.cors_origin.clone(),
-            live: self.pair(&name)?.live,
-            webroot: webroot.clone(),
-            http_port: options.http_port,
-            https_port: options.https_port,
-            has_ipv6: Path::new("/proc/net/if_inet6").exists(),
-            version: program.version,
-        }
-        .text();
+        let text = self.site_text(program, &name, root, &webroot)?;
         let (file, link) = match &options.file {
             Some(file) => (absolute(file), None),
             None => site::usual_place(main, &name.to_string()),
@@ -233,25 +222,13 @@ impl Work<'_> {
             notes: Vec::new(),
             webroot: Some(webroot),
         };
-        match std::fs::read(&file) {
-            Ok(there) if there == text.as_bytes() => {
-                plan.done.clear();
-                return Ok(Draft {
-                    plan,
-                    changes: Vec::new(),
-                    links: Vec::new(),
-                });
-            }
-            Ok(_) => {
-                return Err(Failure::usage(
-                    format!(
-                        "{}: it is there already, and other than it would be written",
-                        file.display()
-                    ),
-                    "edit it by hand, or move it away; --file FILE names another",
-                ));
-            }
-            Err(_) => {}
+        if is_written(&file, &text)? {
+            plan.done.clear();
+            return Ok(Draft {
+                plan,
+                changes: Vec::new(),
+                links: Vec::new(),
+            });
         }
         let links = link.filter(|path| path.symlink_metadata().is_err());
         let links = links.map(|path| Link {
@@ -267,6 +244,28 @@ impl Work<'_> {
             }],
             links: links.into_iter().collect(),
         })
+    }
+
+    fn site_text(
+        &self,
+        program: &Program,
+        name: &Identifier,
+        root: &Path,
+        webroot: &Path,
+    ) -> Result<String, Failure> {
+        let site = Site {
+            names: vec![name.to_string()],
+            root: absolute(root),
+            api: self.options.api.clone(),
+            origins: self.options.cors_origin.clone(),
+            live: self.pair(name)?.live,
+            webroot: webroot.to_owned(),
+            http_port: self.options.http_port,
+            https_port: self.options.https_port,
+            has_ipv6: Path::new("/proc/net/if_inet6").exists(),
+            version: program.version,
+        };
+        Ok(site.text())
     }
 
     /// As nginx will meet the files: a new one by its link.
@@ -431,6 +430,21 @@ fn identifier(name: &str) -> Result<Identifier, Failure> {
 
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Whether `file` is there already, as `text`; another file is refused.
+fn is_written(file: &Path, text: &str) -> Result<bool, Failure> {
+    match std::fs::read(file) {
+        Ok(there) if there == text.as_bytes() => Ok(true),
+        Ok(_) => Err(Failure::usage(
+            format!(
+                "{}: it is there already, and other than it would be written",
+                file.display()
+            ),
+            "edit it by hand, or move it away; --file FILE names another",
+        )),
+        Err(_) => Ok(false),
+    }
 }
 
 fn failed(error: InstallError) -> Failure {

@@ -7,70 +7,45 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Call;
 use super::args::Issue;
-use super::control;
-use super::output::{Failure, say};
-use super::parts::{Factory, listener, open_store, serve, settings, wanted};
+use super::catalog::{open_store, settings};
+use super::factory::{Factory, wanted};
+use super::listener::{listener, serve};
+use super::output::say;
 use super::progress::Display;
-use crate::certificate::Facts;
 use crate::challenge::responses::Responses;
 use crate::config::{CertificateSettings, Purpose, Settings};
+use crate::control::{self, Done, Task};
 use crate::deploy::Outlet;
 use crate::deploy::output::Output;
+use crate::failure::Failure;
 use crate::identifier::Identifier;
-use crate::manage::Outcome;
-use crate::manage::foresee;
-use crate::manage::issue::Urge;
-use crate::manage::turns::SIDE_BY_SIDE;
+use crate::manage::Trigger;
+use crate::manage::concurrency::SIDE_BY_SIDE;
+use crate::manage::preflight;
 use crate::random::SystemRandom;
 use crate::store::fs::FileStore;
 use crate::store::memory::MemoryStore;
 use crate::store::{Store, StoreError};
 use crate::time::{Clock, SystemClock};
 
-/// What is done with each certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Task {
-    /// One pass.
-    Pass(Urge),
-    /// An order for show at the staging directory.
-    Rehearsal,
-}
-
-/// How that ended.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Done {
-    /// The pass, and where the pair stands.
-    Passed {
-        /// How it ended.
-        outcome: Outcome,
-        /// The directory to name in a proxy's configuration.
-        path: PathBuf,
-    },
-    /// The rehearsal, and what its leaf said.
-    Rehearsed(Facts),
-}
-
 /// Obtains the certificate, or says that the stored one is not due.
-pub(super) async fn issue(call: &Call, options: &Issue) -> Result<(), Failure> {
+pub(crate) async fn issue(call: &Call, options: &Issue) -> Result<(), Failure> {
     let mut settings = settings(call, &Purpose::Named)?;
     keep_whole(call, &mut settings).await?;
     if options.dry_run {
         at_staging(&mut settings)?;
         return work(call, &settings, Task::Rehearsal).await;
     }
-    let urge = if options.force {
-        Urge::Force
+    let trigger = if options.force {
+        Trigger::Forced
     } else {
-        Urge::Asked
+        Trigger::Requested
     };
-    work(call, &settings, Task::Pass(urge)).await
+    work(call, &settings, Task::Pass(trigger)).await
 }
 
 /// Some of a stored certificate's names mean that certificate, whole: a
@@ -121,7 +96,7 @@ fn at_staging(settings: &mut Settings) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Who does the work.
+/// The process that does the work.
 enum Worker {
     /// This process.
     Here(Box<Factory>),
@@ -158,7 +133,7 @@ impl Worker {
 }
 
 /// `task` for each certificate, by the sidecar where one runs.
-pub(super) async fn work(call: &Call, settings: &Settings, task: Task) -> Result<(), Failure> {
+pub(crate) async fn work(call: &Call, settings: &Settings, task: Task) -> Result<(), Failure> {
     if control::answers(&settings.data_dir).await {
         let worker = Worker::Sidecar {
             data_dir: settings.data_dir.clone(),
@@ -185,12 +160,12 @@ pub(super) async fn work(call: &Call, settings: &Settings, task: Task) -> Result
 }
 
 /// Whether `task` may come to an order, which alone needs port 80.
-pub(super) async fn may_order(
+pub(crate) async fn may_order(
     store: &dyn Store,
     settings: &CertificateSettings,
     task: Task,
 ) -> bool {
-    let Task::Pass(urge) = task else {
+    let Task::Pass(trigger) = task else {
         return true;
     };
     let stored = match store.load(&settings.lineage).await {
@@ -202,7 +177,7 @@ pub(super) async fn may_order(
     };
     let record = stored.as_ref().map(|(record, _)| record);
     let (wanted, now) = (wanted(settings), SystemClock.now());
-    foresee::may_order(record, &wanted, urge, now, &SystemRandom)
+    preflight::may_order(record, &wanted, trigger, now, &SystemRandom)
 }
 
 fn stays_unreadable(error: &StoreError) -> bool {
@@ -247,7 +222,7 @@ async fn each(
                 if call.json || settings.certificates.len() > 1 {
                     tell_failure(call, certificate.lineage.as_str(), task, &failure);
                 }
-                ended = ended.and(Err(failure.told_already()));
+                ended = ended.and(Err(failure.code_only()));
             }
         }
     }
@@ -255,7 +230,7 @@ async fn each(
 }
 
 /// The result of one that has failed, on standard output.
-pub(super) fn tell_failure(call: &Call, lineage: &str, task: Task, failure: &Failure) {
+pub(crate) fn tell_failure(call: &Call, lineage: &str, task: Task, failure: &Failure) {
     if call.json {
         let mut json = json!({
             "name": lineage, "issued": false, "exit_code": failure.code, "error": failure.summary(),
@@ -283,7 +258,7 @@ fn tell(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
         Done::Passed { outcome, path } => {
             let what = match (outcome.issued, task) {
                 (true, _) => "issued",
-                (false, Task::Pass(urge)) if urge.never_orders() => "handed over again",
+                (false, Task::Pass(trigger)) if trigger.never_orders() => "handed over again",
                 (false, _) => "not due",
             };
             let renewal = outcome.renewal.unwrap_or(outcome.next);

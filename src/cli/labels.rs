@@ -1,59 +1,41 @@
 //! What containers ask for, joined to what is configured: each whole list is held
-//! against the configuration, merged into what was asked for before, kept in
-//! `DATA_DIR/labels.json`, and told. What comes out are certificates like all others.
+//! against the configuration, merged into what was asked for before, and stored. What
+//! comes out are certificates like all others.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::config::{CertificateSettings, Problem, Settings, Sources};
+use crate::discovery::Listing;
+use crate::discovery::labels::Ask;
+use crate::discovery::registry::Registry;
+use crate::discovery::stored;
 use crate::identifier::Lineage;
-use crate::manage::follow::Listing;
-use crate::manage::follow::kept::Kept;
-use crate::manage::follow::listing::Ask;
 use crate::observe::status::Asked;
 use crate::time::Timestamp;
-
-const FILE: &str = "labels.json";
 
 /// What containers ask for.
 pub(super) struct Labels {
     path: PathBuf,
-    kept: Kept,
+    registry: Registry,
     /// What is wrong with labels, as it was told last.
     told: BTreeSet<String>,
 }
 
 impl Labels {
-    /// As it was kept in `data_dir`. What cannot be read is told, and asked for again
-    /// by those that are still there.
+    /// As it was stored in `data_dir`.
     pub(super) fn open(data_dir: &Path) -> Self {
-        let path = data_dir.join(FILE);
-        let read = std::fs::read_to_string(&path).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => None,
-            _ => Some(error.to_string()),
-        });
-        let read = read
-            .and_then(|text| serde_json::from_str(&text).map_err(|error| Some(error.to_string())));
-        let kept = read.unwrap_or_else(|detail: Option<String>| {
-            if let Some(detail) = detail {
-                tracing::error!(
-                    "{}: {detail}; hint: what containers ask for now is managed; what is gone is not",
-                    path.display()
-                );
-            }
-            Kept::default()
-        });
+        let path = stored::path(data_dir);
         Self {
+            registry: stored::read(&path),
             path,
-            kept,
             told: BTreeSet::new(),
         }
     }
 
-    /// Who asks for each certificate.
+    /// The containers that ask for each certificate.
     pub(super) fn asked(&self) -> BTreeMap<Lineage, Asked> {
-        self.kept.asked()
+        self.registry.asked()
     }
 
     /// The certificates of all that is asked for, beside those of `configured`.
@@ -62,10 +44,10 @@ impl Labels {
         sources: &Sources,
         configured: &Settings,
     ) -> Vec<CertificateSettings> {
-        let granted = sources.granted(&self.kept.renewed(), configured);
+        let granted = sources.granted(&self.registry.renewed(), configured);
         let certificates = granted.certificates.into_iter();
         let mut certificates: Vec<_> = certificates.map(|(_, one)| one).collect();
-        // Whoever compares two of them asks what, not in which order.
+        // Two of them are compared by what they are, not in which order.
         certificates.sort_by(|one, other| one.lineage.cmp(&other.lineage));
         certificates
     }
@@ -82,24 +64,8 @@ impl Labels {
         let Some(docker) = &configured.docker else {
             return false;
         };
-        // What is managed is not pushed out by what is new.
-        let (known, new): (Vec<_>, Vec<_>) =
-            listing.asks.iter().partition(|ask| self.kept.knows(ask));
-        // Nor is what is gone for a moment, but by the container's own new words.
-        let here: BTreeSet<&str> = listing
-            .asks
-            .iter()
-            .map(|ask| ask.container.as_str())
-            .collect();
-        let gone: Vec<Ask> = self
-            .kept
-            .renewed()
-            .into_iter()
-            .filter(|ask| listing.asks.iter().all(|one| one.set() != ask.set()))
-            .filter(|ask| !here.contains(ask.container.as_str()))
-            .cloned()
-            .collect();
-        let asks: Vec<&Ask> = known.into_iter().chain(&gone).chain(new).collect();
+        let candidates = self.registry.candidates(&listing.asks);
+        let asks: Vec<&Ask> = candidates.iter().collect();
         let granted = sources.granted(&asks, configured);
         let complaints = listing.complaints.iter().map(Problem::from);
         self.complain(complaints.chain(granted.refused.iter().cloned()));
@@ -110,12 +76,14 @@ impl Labels {
         let configured = configured.certificates.iter();
         let configured = configured.map(|one| one.names.iter().collect());
         let sets: BTreeSet<BTreeSet<_>> = lineages.chain(configured).collect();
-        // Also those who ask for what another has asked for before, or is configured.
+        // Also those that ask for what another has asked for before, or is configured.
         let asks = listing.asks.iter();
         let asks = asks.filter(|ask| sets.contains(&ask.set()));
         let asks: Vec<Ask> = asks.cloned().collect();
-        let before = self.kept.clone();
-        let changes = self.kept.merge(&asks, &listing.unseen, now, docker.grace);
+        let before = self.registry.clone();
+        let changes = self
+            .registry
+            .merge(&asks, &listing.unseen, now, docker.grace);
         for change in changes {
             let lineage = change.lineage();
             match change.is_a_warning() {
@@ -123,10 +91,10 @@ impl Labels {
                 false => tracing::info!(%lineage, "{change}"),
             }
         }
-        if self.kept == before {
+        if self.registry == before {
             return false;
         }
-        self.save();
+        stored::write(&self.path, &self.registry);
         true
     }
 
@@ -140,19 +108,6 @@ impl Labels {
             tracing::warn!("{line}");
         }
         self.told = lines;
-    }
-
-    /// Without it the next start would forget who is gone; what is asked for now it
-    /// would see again.
-    fn save(&self) {
-        let written = serde_json::to_vec_pretty(&self.kept).map_err(std::io::Error::from);
-        let written = written.and_then(|json| crate::files::replace(&self.path, 0o600, &json));
-        if let Err(error) = written {
-            tracing::error!(
-                "{}: {error}; hint: until it can be written, a restart forgets which containers are gone",
-                self.path.display()
-            );
-        }
     }
 }
 
@@ -211,7 +166,7 @@ mod tests {
             &[other, ("c", "c.example.com"), ("d", "d.example.com")],
         );
         assert_eq!(lineages(&labels), ["c.example.com", "x.example.com"]);
-        let kept = labels.kept.renewed();
+        let kept = labels.registry.renewed();
         let x = kept.iter().find(|ask| ask.container == "a").unwrap();
         assert_eq!(x.names.len(), 2);
         // Its own new words are no other's.
@@ -219,7 +174,7 @@ mod tests {
             &mut labels,
             &[("a", "x.example.com"), ("c", "c.example.com")],
         );
-        let kept = labels.kept.renewed();
+        let kept = labels.registry.renewed();
         let x = kept.iter().find(|ask| ask.container == "a").unwrap();
         assert_eq!(x.names.len(), 1);
     }

@@ -7,128 +7,32 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde::{Deserialize, Serialize};
 use tracing::Level;
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::args::Global;
-use crate::acme::Cause;
 use crate::config::{LogFormat, Problem};
-use crate::manage::{ManageError, STORE_HINT};
-
-/// A failure as the user sees it: an exit code, and what to tell with what to
-/// do about it.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Failure {
-    pub(super) code: u8,
-    told: Vec<(String, String)>,
-}
+use crate::failure::Failure;
 
 impl Failure {
-    /// What nobody foresaw.
-    pub(super) fn unexpected(message: String) -> Self {
-        let hint = "run again with -v and report what it says";
-        Self {
-            code: 1,
-            told: vec![(message, hint.into())],
-        }
-    }
-
-    /// What was promised, and was not so.
-    pub(super) fn broken(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self {
-            code: 1,
-            told: vec![(message.into(), hint.into())],
-        }
-    }
-
-    /// Bad usage, configuration or surroundings; nothing was sent.
-    pub(super) fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self {
-            code: 2,
-            told: vec![(message.into(), hint.into())],
-        }
-    }
-
-    /// The store or an output could not be used.
-    pub(super) fn store(message: String) -> Self {
-        Self {
-            code: 8,
-            told: vec![(message, STORE_HINT.into())],
-        }
-    }
-
     /// Some of what another client keeps could not be taken over.
     pub(super) fn left_behind(message: String) -> Self {
         let hint = "each is named above with its reason; import again once that is mended: the others stay";
-        Self {
-            code: 8,
-            told: vec![(message, hint.into())],
-        }
-    }
-
-    /// The sidecar went away while it worked for us.
-    pub(super) fn interrupted(subject: &str, error: &dyn fmt::Display) -> Self {
-        let message = format!("{subject}: the running `certs run` did not answer: {error}");
-        Self {
-            code: 1,
-            told: vec![(message, ManageError::Stopped.hint())],
-        }
+        Self::new(8, vec![(message, hint.into())])
     }
 
     /// A configuration with errors; nothing was sent or written.
     pub(super) fn configuration(problems: Vec<Problem>) -> Self {
-        let told = problems
-            .into_iter()
-            .map(|problem| {
-                let message = format!("{}{}", problem.origin, problem.message);
-                (message, problem.hint)
-            })
-            .collect();
-        Self { code: 2, told }
+        let messages = problems.into_iter().map(|problem| {
+            let message = format!("{}{}", problem.origin, problem.message);
+            (message, problem.hint)
+        });
+        Self::new(2, messages.collect())
     }
 
-    /// The failure of working on `subject`.
-    pub(super) fn of(subject: &str, error: &ManageError) -> Self {
-        let code = match error {
-            ManageError::Acme(acme) => acme_code(&acme.cause),
-            ManageError::Bundle { .. } | ManageError::Down { .. } => 3,
-            ManageError::KeptOtherwise { .. }
-            | ManageError::NotDueThere { .. }
-            | ManageError::NoWayBack { .. } => 2,
-            ManageError::BackingOff { .. } | ManageError::OutOfBudget { .. } => 6,
-            ManageError::Stored(_) | ManageError::Store(_) | ManageError::Output(_) => 8,
-            ManageError::Deploy(_) | ManageError::Verify(_) | ManageError::NotHandedOver { .. } => {
-                7
-            }
-            ManageError::Key(_) | ManageError::Halted(_) | ManageError::Stopped => 1,
-        };
-        Self {
-            code,
-            told: vec![(format!("{subject}: {error}"), error.hint())],
-        }
-    }
-
-    /// The exit code alone, where all was told when it happened.
-    pub(super) fn told_already(&self) -> Self {
-        Self {
-            code: self.code,
-            told: Vec::new(),
-        }
-    }
-
-    /// The first line of what went wrong.
-    pub(super) fn summary(&self) -> &str {
-        self.told
-            .first()
-            .and_then(|(message, _)| message.lines().next())
-            .unwrap_or_default()
-    }
-
-    /// Tells it on standard error.
+    /// Shows it on standard error.
     pub(super) fn tell(&self, terminal: &Terminal) {
         let mut text = String::new();
-        for (message, hint) in &self.told {
+        for (message, hint) in self.messages() {
             if terminal.format == LogFormat::Json {
                 let fields = serde_json::json!({"message": message, "hint": hint});
                 let json = serde_json::json!({"level": "ERROR", "fields": fields});
@@ -141,14 +45,7 @@ impl Failure {
         terminal.write(text.as_bytes());
     }
 
-    /// Every message with its hint, for a log.
-    pub(super) fn in_a_line(&self) -> String {
-        let told = self.told.iter();
-        let told = told.map(|(message, hint)| format!("{message}; hint: {hint}"));
-        told.collect::<Vec<_>>().join("; ")
-    }
-
-    /// Tells it and gives the exit code.
+    /// Shows it and gives the exit code.
     pub(super) fn report(self, terminal: &Terminal) -> ExitCode {
         self.tell(terminal);
         ExitCode::from(self.code)
@@ -157,16 +54,6 @@ impl Failure {
 
 const RED: &str = "\x1b[1;31m";
 const CYAN: &str = "\x1b[36m";
-
-fn acme_code(cause: &Cause) -> u8 {
-    match cause {
-        Cause::Unreachable(_) | Cause::Protocol(_) | Cause::TimedOut(_) => 3,
-        Cause::Refused(_) | Cause::NoChallenge { .. } => 4,
-        Cause::NotProven(_) => 5,
-        Cause::RateLimited { .. } => 6,
-        Cause::Solver(_) | Cause::Journal(_) => 8,
-    }
-}
 
 /// Standard error, shared by messages and by the line that shows progress:
 /// a message takes that line away, and it comes back after it.
@@ -182,14 +69,14 @@ impl Terminal {
     /// Standard error as it is; `NO_COLOR` is honoured.
     pub(super) fn new(
         environment: &BTreeMap<String, String>,
-        global: &Global,
+        quiet: bool,
         format: LogFormat,
     ) -> Self {
         let set = |name: &str| environment.get(name).is_some_and(|value| !value.is_empty());
         let dumb = environment.get("TERM").is_some_and(|term| term == "dumb");
         let text = format == LogFormat::Text;
         let is_terminal = io::stderr().is_terminal() && !dumb && text;
-        let progress = is_terminal && !global.quiet;
+        let progress = is_terminal && !quiet;
         Self {
             format,
             progress,
@@ -198,7 +85,7 @@ impl Terminal {
         }
     }
 
-    /// Whether somebody is looking who wants to see progress.
+    /// Whether a user is looking and wants to see progress.
     pub(super) fn shows_progress(&self) -> bool {
         self.progress
     }
@@ -216,7 +103,7 @@ impl Terminal {
         if self.progress {
             let mut shown = self.line.lock().unwrap_or_else(PoisonError::into_inner);
             *shown = line;
-            // A terminal that has gone away has nobody to tell.
+            // A terminal that has gone away needs no message.
             let _ = write!(io::stderr(), "\r\x1b[K{shown}");
         }
     }
@@ -230,7 +117,7 @@ impl Terminal {
         } else {
             ("\r\x1b[K", shown.as_str())
         };
-        // A standard error that is closed has nobody to tell.
+        // A standard error that is closed needs no message.
         let _ = stderr
             .write_all(clear.as_bytes())
             .and_then(|()| stderr.write_all(text))
@@ -264,8 +151,8 @@ pub(super) fn say(result: impl fmt::Display) {
 }
 
 /// Messages go to standard error, results to standard output.
-pub(super) fn start_logging(global: &Global, terminal: &Terminal) {
-    let level = match (global.quiet, global.verbose) {
+pub(super) fn start_logging(quiet: bool, verbose: u8, terminal: &Terminal) {
+    let level = match (quiet, verbose) {
         (true, _) => Level::ERROR,
         (false, 0) => Level::INFO,
         (false, 1) => Level::DEBUG,

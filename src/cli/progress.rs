@@ -17,13 +17,13 @@ const WIDTH: usize = 78;
 
 /// Shows phases on a terminal, and nothing anywhere else.
 #[derive(Debug)]
-pub(super) struct Display {
+pub(crate) struct Display {
     terminal: Terminal,
     phases: Mutex<BTreeMap<Lineage, (String, Timestamp)>>,
 }
 
 impl Display {
-    pub(super) fn new(terminal: Terminal) -> Self {
+    pub(crate) fn new(terminal: Terminal) -> Self {
         Self {
             terminal,
             phases: Mutex::default(),
@@ -31,7 +31,7 @@ impl Display {
     }
 
     /// Runs `work` on `lineage` with its line shown meanwhile.
-    pub(super) async fn during<T>(&self, lineage: &Lineage, work: impl Future<Output = T>) -> T {
+    pub(crate) async fn during<T>(&self, lineage: &Lineage, work: impl Future<Output = T>) -> T {
         if !self.terminal.shows_progress() {
             return work.await;
         }

@@ -4,35 +4,37 @@
 
 use super::Call;
 use super::args::Renew;
-use super::issue::{Task, tell_failure, work};
-use super::output::{Failure, say};
-use super::parts::{Recalled, recall, settings};
+use super::catalog::{Recalled, recall, settings};
+use super::issue::{tell_failure, work};
+use super::output::say;
 use crate::config::{Purpose, Settings};
+use crate::control::Task;
+use crate::failure::Failure;
 use crate::identifier::{Identifier, Lineage};
-use crate::manage::issue::Urge;
+use crate::manage::Trigger;
 use crate::record::Generation;
 
 /// Renews what is due.
 pub(super) async fn renew(call: &Call, options: &Renew) -> Result<(), Failure> {
-    let urge = if options.force {
-        Urge::Force
+    let trigger = if options.force {
+        Trigger::Forced
     } else {
-        Urge::Due
+        Trigger::Scheduled
     };
-    pass(call, &options.names, urge).await
+    pass(call, &options.names, trigger).await
 }
 
 /// Hands over what there is once more.
 pub(super) async fn reload(call: &Call, names: &[String]) -> Result<(), Failure> {
-    pass(call, names, Urge::Reload).await
+    pass(call, names, Trigger::Redeploy).await
 }
 
 /// Hands over an earlier generation.
 pub(super) async fn rollback(call: &Call, name: String, to: Option<u64>) -> Result<(), Failure> {
-    pass(call, &[name], Urge::Rollback(to.map(Generation))).await
+    pass(call, &[name], Trigger::Rollback(to.map(Generation))).await
 }
 
-async fn pass(call: &Call, names: &[String], urge: Urge) -> Result<(), Failure> {
+async fn pass(call: &Call, names: &[String], trigger: Trigger) -> Result<(), Failure> {
     let mut settings = settings(call, &Purpose::All)?;
     let recalled = recall(&call.sources, &settings).await?;
     let lost = select(&mut settings, recalled, names)?;
@@ -42,12 +44,12 @@ async fn pass(call: &Call, names: &[String], urge: Urge) -> Result<(), Failure> 
         }
         return Ok(());
     }
-    let task = Task::Pass(urge);
+    let task = Task::Pass(trigger);
     let mut ended = Ok(());
     for (lineage, failure) in lost {
         failure.tell(&call.terminal);
         tell_failure(call, lineage.as_str(), task, &failure);
-        ended = ended.and(Err(failure.told_already()));
+        ended = ended.and(Err(failure.code_only()));
     }
     if !settings.certificates.is_empty() {
         ended = ended.and(work(call, &settings, task).await);

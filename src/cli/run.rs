@@ -1,6 +1,9 @@
 //! `certs run`: the sidecar. Binds what it serves, takes the certificates over,
 //! says that it is ready, and then obeys signals until it is told to end.
 
+mod keeping;
+mod worker;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,24 +13,29 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_cron_scheduler::JobScheduler;
 
+use self::keeping::{Keeping, with_labels};
+use self::worker::Sidecar;
 use super::Call;
-use super::control::Control;
-use super::harden;
+use super::catalog::{all_known, keep_imported, open_store, settings};
+use super::factory::Factory;
 use super::labels::Labels;
-use super::output::Failure;
-use super::parts::{Factory, keep_imported, listener, open_store, settings};
+use super::listener::listener;
 use super::volume;
-use crate::challenge::ChallengeSettings;
+use crate::challenge::http01::Listener;
 use crate::challenge::responses::Responses;
-use crate::config::{CertificateSettings, Purpose, Settings, Sources};
-use crate::manage::Certificate;
-use crate::manage::follow::daemon::Docker;
-use crate::manage::follow::{Follower, Listing};
-use crate::manage::schedule;
-use crate::manage::supervise::{Handle, Supervisor};
-use crate::observe::Board;
+use crate::config::{Purpose, Settings};
+use crate::control::Control;
+use crate::discovery::docker::Docker;
+use crate::discovery::{Follower, Listing};
+use crate::failure::Failure;
+use crate::manage::schedule::Schedule;
+use crate::net::systemd::notify;
 use crate::observe::admin::{self, Shown};
+use crate::sandbox;
+use crate::store::Store;
+use crate::supervise::{Handle, Supervisor, cron};
 
 /// Keeps every certificate issued, renewed, deployed and proven until SIGTERM.
 pub(super) async fn run(call: Call) -> Result<(), Failure> {
@@ -36,25 +44,13 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     keep_imported(&call.sources, &mut configured).await?;
     let labels = Labels::open(&configured.data_dir);
     let settings = with_labels(&call.sources, &configured, &labels);
-    let responses = Responses::default();
-    let handed = call.environment.contains_key("LISTEN_FDS");
-    let listener = listener(&call, &settings, &responses)?;
-    let admin = bind_admin(settings.admin_listen).await?;
-    let store = Arc::new(open_store(settings.data_dir.clone())?);
-    if let Some(why) = volume::is_lost(&settings.data_dir) {
-        tracing::warn!("{why}");
-    }
-    let control = Control::bind(&settings.data_dir).await?;
-    let factory = Factory::new(&call, &settings, store, responses)?;
-    factory.parts.output.prepare();
-    // Those that a service manager handed over are ours alone by now.
-    let reach = harden::confine(&call, &settings).await?;
-    let factory = Arc::new(factory.within(reach));
+    let bound = Bound::new(&call, &settings).await?;
+    let factory = factory(&call, &settings, &bound).await?;
     let shown = Shown {
-        metrics: factory.parts.metrics.clone(),
+        metrics: factory.services.metrics.clone(),
         ..Shown::default()
     };
-    let (mut supervisor, handle) = Supervisor::new(factory.parts.clone(), shown.board.clone());
+    let (mut supervisor, handle) = Supervisor::new(factory.services.clone(), shown.board.clone());
     let mut keeping = Keeping {
         sources: call.sources.clone(),
         at_start: configured.clone(),
@@ -63,7 +59,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         factory: factory.clone(),
         board: shown.board.clone(),
         asked: Vec::new(),
-        handed,
+        handed: call.environment.contains_key("LISTEN_FDS"),
         call: &call,
     };
     let kept = supervisor.keep(keeping.certificates()?).await;
@@ -78,27 +74,14 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
 
     let mut serving = JoinSet::new();
     let listings = follow(&settings, &mut serving)?;
-    if let Some(listener) = listener {
-        let metrics = factory.parts.metrics.clone();
-        let tally = Arc::new(move |result| metrics.challenge_request(result));
-        serving.spawn(listener.counted_by(tally).serve());
-    }
-    if let Some(admin) = admin {
-        serving.spawn(async move {
-            if let Err(error) = axum::serve(admin, admin::router(shown)).await {
-                tracing::error!("the admin listener has failed: {error}");
-            }
-        });
-    }
-    let listens = settings.http_listen().is_some();
-    serving.spawn(control.serve(handle.clone(), factory.clone(), listens));
-    if let Some(every) = sd_notify::watchdog_enabled() {
-        serving.spawn(feed_watchdog(handle.clone(), every / 2));
-    }
+    let sidecar = Sidecar {
+        handle: handle.clone(),
+        factory,
+        listens: settings.http_listen().is_some(),
+    };
+    bound.serve(&mut serving, sidecar, shown);
     let cron = match &settings.renew.schedule {
-        Some(schedule) => Some(schedule::start(schedule, handle.clone()).await.map_err(
-            |error| Failure::unexpected(format!("the schedule could not be started: {error}")),
-        )?),
+        Some(schedule) => Some(wake(schedule, &handle).await?),
         None => None,
     };
     notify(&[NotifyState::Ready]);
@@ -116,105 +99,72 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     ended
 }
 
-/// What is configured, and what containers ask for beside it.
-struct Keeping<'a> {
-    call: &'a Call,
-    sources: Sources,
-    at_start: Settings,
-    configured: Settings,
-    labels: Labels,
-    factory: Arc<Factory>,
-    board: Board,
-    /// What containers asked for when it was managed last.
-    asked: Vec<CertificateSettings>,
-    handed: bool,
+/// Wakes the supervisor at the instants of `schedule`.
+async fn wake(schedule: &Schedule, handle: &Handle) -> Result<JobScheduler, Failure> {
+    let started = cron::start(schedule, handle.clone()).await;
+    started
+        .map_err(|error| Failure::unexpected(format!("the schedule could not be started: {error}")))
 }
 
-impl Keeping<'_> {
-    /// The configuration as it is now; the old one stays when it is wrong.
-    async fn reload(&mut self) -> Result<Vec<Certificate>, Failure> {
-        let sources = Sources::read(&self.call.options, &self.call.environment);
-        let read = sources.settings(&Purpose::All);
-        let mut read = read.map_err(|problems| {
-            let failure = Failure::configuration(problems);
-            self.factory.reach.behind(failure, &sources.files())
-        })?;
-        keep_imported(&sources, &mut read).await?;
-        if !self.handed && !covers(self.at_start.http_listen(), read.http_listen()) {
-            let message = "where challenges are answered changes with a restart only";
-            return Err(Failure::usage(message, "restart certs run"));
+/// All that listens, bound before anything is given up: later nothing can be.
+struct Bound {
+    store: Arc<dyn Store>,
+    responses: Responses,
+    challenges: Option<Listener>,
+    admin: Option<TcpListener>,
+    control: Control,
+}
+
+impl Bound {
+    async fn new(call: &Call, settings: &Settings) -> Result<Self, Failure> {
+        let responses = Responses::default();
+        let challenges = listener(call, settings, &responses)?;
+        let admin = bind_admin(settings.admin_listen).await?;
+        let store = Arc::new(open_store(settings.data_dir.clone())?);
+        if let Some(why) = volume::is_lost(&settings.data_dir) {
+            tracing::warn!("{why}");
         }
-        if !same_process(&self.at_start, &read) {
-            tracing::warn!(
-                "listeners, directories, the schedule and the Docker host change with a restart only"
-            );
-        }
-        if read.docker.is_none() {
-            // Whoever asked by a label is not dropped without a word.
-            read.docker.clone_from(&self.configured.docker);
-        }
-        // Before anything is taken over: a wrong one is refused whole.
-        certificates(&self.factory, &read)?;
-        (self.sources, self.configured) = (sources, read);
-        let certificates = self.certificates()?;
-        self.remember().await;
-        Ok(certificates)
+        let control = Control::bind(&settings.data_dir).await?;
+        Ok(Self {
+            store,
+            responses,
+            challenges,
+            admin,
+            control,
+        })
     }
 
-    /// What a whole list of containers asks for; `None` when that is as before.
-    async fn listed(&mut self, listing: &Listing) -> Option<Vec<Certificate>> {
-        let now = self.factory.parts.clock.now();
-        if !self
-            .labels
-            .take(listing, &self.sources, &self.configured, now)
-        {
-            return None;
+    /// Serves on all of them.
+    fn serve(self, serving: &mut JoinSet<()>, sidecar: Sidecar, shown: Shown) {
+        if let Some(listener) = self.challenges {
+            let metrics = sidecar.factory.services.metrics.clone();
+            let tally = Arc::new(move |result| metrics.challenge_request(result));
+            serving.spawn(listener.counted_by(tally).serve());
         }
-        let asked = self.labels.certificates(&self.sources, &self.configured);
-        if asked == self.asked {
-            // Another asks for it, or nobody for a moment: it is renewed as before.
-            self.board.ask(self.labels.asked());
-            return None;
-        }
-        match self.certificates() {
-            Ok(certificates) => {
-                self.remember().await;
-                Some(certificates)
-            }
-            Err(failure) => {
-                tracing::error!("what was asked for before stays: {}", failure.in_a_line());
-                None
-            }
-        }
-    }
-
-    /// All of them. One that a label asks for and cannot be had holds up no other.
-    fn certificates(&mut self) -> Result<Vec<Certificate>, Failure> {
-        let mut all = certificates(&self.factory, &self.configured)?;
-        self.asked = self.labels.certificates(&self.sources, &self.configured);
-        for settings in &self.asked {
-            match self.factory.certificate(settings) {
-                Ok(certificate) => all.push(certificate),
-                Err(failure) => {
-                    tracing::error!("{}: {}", settings.lineage, failure.in_a_line());
+        if let Some(admin) = self.admin {
+            serving.spawn(async move {
+                if let Err(error) = axum::serve(admin, admin::router(shown)).await {
+                    tracing::error!("the admin listener has failed: {error}");
                 }
-            }
+            });
         }
-        self.board.ask(self.labels.asked());
-        Ok(all)
-    }
-
-    async fn remember(&self) {
-        let settings = with_labels(&self.sources, &self.configured, &self.labels);
-        self.factory.remember_all(&settings).await;
+        let handle = sidecar.handle.clone();
+        serving.spawn(self.control.serve(Arc::new(sidecar)));
+        if let Some(every) = sd_notify::watchdog_enabled() {
+            serving.spawn(feed_watchdog(handle, every / 2));
+        }
     }
 }
 
-fn with_labels(sources: &Sources, configured: &Settings, labels: &Labels) -> Settings {
-    let mut settings = configured.clone();
-    let asked = labels.certificates(sources, configured);
-    settings.certificates.extend(asked);
-    settings
+/// The services, in a process that has given up what it does not need.
+async fn factory(call: &Call, settings: &Settings, bound: &Bound) -> Result<Arc<Factory>, Failure> {
+    let (store, responses) = (bound.store.clone(), bound.responses.clone());
+    let factory = Factory::new(call, settings, store, responses)?;
+    factory.services.output.prepare();
+    // Those that a service manager handed over are ours alone by now.
+    let known = all_known(&call.sources, settings).await?;
+    let reach = sandbox::confine(&call.surroundings(), settings, &known);
+    Ok(Arc::new(factory.within(reach)))
 }
 
 /// Follows the containers, where that is wanted.
@@ -232,41 +182,6 @@ fn follow(
     let (follower, listings) = Follower::new(Arc::new(daemon));
     serving.spawn(follower.follow());
     Ok(Some(listings))
-}
-
-/// Whether what is listened to since the start is all that is needed now.
-fn covers(bound: Option<Vec<SocketAddr>>, needed: Option<Vec<SocketAddr>>) -> bool {
-    match (bound, needed) {
-        (_, None) => true,
-        (None, Some(_)) => false,
-        // None at all stands for port 80 of every address.
-        (Some(bound), Some(needed)) if bound.is_empty() || needed.is_empty() => bound == needed,
-        (Some(bound), Some(needed)) => needed.iter().all(|address| bound.contains(address)),
-    }
-}
-
-/// Whether all but the certificates is as it was.
-fn same_process(one: &Settings, other: &Settings) -> bool {
-    let fixed = |settings: &Settings| {
-        let mut fixed = settings.clone();
-        fixed.certificates.clear();
-        if let Some(docker) = &mut fixed.docker {
-            // What may be asked for is read with every list.
-            (docker.grace, docker.limit) = Default::default();
-            docker.allow.clear();
-            docker.deploy.clear();
-        }
-        fixed.challenge = ChallengeSettings::default();
-        fixed
-    };
-    fixed(one) == fixed(other)
-}
-
-fn certificates(factory: &Factory, settings: &Settings) -> Result<Vec<Certificate>, Failure> {
-    let wanted = settings.certificates.iter();
-    wanted
-        .map(|settings| factory.certificate(settings))
-        .collect()
 }
 
 async fn finished(supervising: JoinHandle<()>) -> Result<(), Failure> {
@@ -313,7 +228,7 @@ async fn obey(
     }
 }
 
-/// The next whole list of containers; never, where nobody follows them.
+/// The next whole list of containers; never, where they are not followed.
 async fn newest(listings: &mut Option<watch::Receiver<Listing>>) -> Listing {
     if let Some(listings) = listings
         && listings.changed().await.is_ok()
@@ -360,11 +275,5 @@ async fn feed_watchdog(handle: Handle, every: Duration) {
     while handle.ping().await {
         notify(&[NotifyState::Watchdog]);
         tokio::time::sleep(every).await;
-    }
-}
-
-fn notify(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!("the service manager cannot be told: {error}");
     }
 }

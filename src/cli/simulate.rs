@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::args::Global;
-use super::output::{Failure, say};
+use super::output::say;
+use crate::failure::Failure;
 use crate::simulate::{Plan, Scenario, Score, plot, simulate as play};
 
 /// Options of `simulate`.
@@ -60,7 +60,7 @@ pub struct Simulate {
 }
 
 /// Plays it and prints the scoreboard.
-pub(super) fn simulate(global: &Global, options: &Simulate) -> Result<(), Failure> {
+pub(super) fn simulate(options: &Simulate, json: bool) -> Result<(), Failure> {
     let plan = Plan {
         seed: options.seed,
         nodes: options.nodes.into(),
@@ -88,7 +88,7 @@ pub(super) fn simulate(global: &Global, options: &Simulate) -> Result<(), Failur
         let written = file.write_all(plot(&score, &timeline).as_bytes());
         written.map_err(|error| unwritable(path, &error))?;
     }
-    if global.json {
+    if json {
         let json = serde_json::to_string(&score);
         say(json.map_err(|error| Failure::unexpected(error.to_string()))?);
     } else {

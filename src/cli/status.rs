@@ -6,8 +6,9 @@ use serde_json::Value;
 use super::Call;
 use super::args::Health;
 use super::labels::Labels;
-use super::output::{Failure, say};
-use crate::authority::Outage;
+use super::output::say;
+use crate::ca_state::Outage;
+use crate::failure::Failure;
 use crate::identifier::Lineage;
 use crate::manage;
 use crate::observe::{Asked, Status, probe};
@@ -37,7 +38,7 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
             Ok(row) => rows.push(row),
             Err(failure) => {
                 failure.tell(&call.terminal);
-                ended = ended.and(Err(failure.told_already()));
+                ended = ended.and(Err(failure.code_only()));
             }
         }
     }
@@ -106,18 +107,18 @@ async fn row(
     })?;
     let now = SystemClock.now();
     let known = match store {
-        Some(store) => store.authority(&record.ca).await,
+        Some(store) => store.ca_state(&record.ca).await,
         None => Ok(Default::default()),
     };
-    let (authority, _) = known.map_err(|error| failed(&record.ca, error))?;
+    let (state, _) = known.map_err(|error| failed(&record.ca, error))?;
     let rules = ledger::rules(&record.ca);
     let mut status = manage::status::status(&record, now, &SystemRandom);
     status.asked = asked.cloned();
     let row = Row {
         status,
-        budget: ledger::left(&authority, rules, &record.identifiers, now),
-        outage: authority.outage,
-        windowless: authority.windowless,
+        budget: ledger::left(&state, rules, &record.identifiers, now),
+        outage: state.outage,
+        windowless: state.windowless,
     };
     serde_json::to_value(row).map_err(|error| Failure::unexpected(error.to_string()))
 }
@@ -163,15 +164,6 @@ fn table(rows: &[Value]) {
         ("ISSUED", "generation_issued"),
         ("SERVED", "generation_served"),
     ];
-    let cell = |row: &Value, key: &str| match &row[key] {
-        Value::Null => "-".to_owned(),
-        // The milliseconds of an instant are for machines.
-        Value::String(text) => match serde_json::from_value::<Timestamp>(row[key].clone()) {
-            Ok(instant) => instant.to_string(),
-            Err(_) => text.clone(),
-        },
-        other => other.to_string(),
-    };
     let widths = COLUMNS.map(|(title, key)| {
         rows.iter()
             .map(|row| cell(row, key).len())
@@ -189,43 +181,60 @@ fn table(rows: &[Value]) {
     line(COLUMNS.map(|(title, _)| title.to_owned()).to_vec());
     for row in rows {
         line(COLUMNS.map(|(_, key)| cell(row, key)).to_vec());
-        if let Some(ca) = row["issued_by"].as_str()
-            && row["ca"] != ca
-        {
-            say(format_args!("  issued by {ca}"));
-        }
-        if let Ok(asked) = serde_json::from_value::<Asked>(row["asked"].clone()) {
-            say(format_args!("  {asked}"));
-        }
-        for one in row["left_out"].as_array().into_iter().flatten() {
-            let (name, reason) = (cell(one, "identifier"), cell(one, "reason"));
-            let again = cell(one, "retry_at");
+        details(row);
+    }
+}
+
+fn cell(row: &Value, key: &str) -> String {
+    match &row[key] {
+        Value::Null => "-".to_owned(),
+        // The milliseconds of an instant are for machines.
+        Value::String(text) => match serde_json::from_value::<Timestamp>(row[key].clone()) {
+            Ok(instant) => instant.to_string(),
+            Err(_) => text.clone(),
+        },
+        other => other.to_string(),
+    }
+}
+
+/// What is not the same for all, below its row.
+fn details(row: &Value) {
+    if let Some(ca) = row["issued_by"].as_str()
+        && row["ca"] != ca
+    {
+        say(format_args!("  issued by {ca}"));
+    }
+    if let Ok(asked) = serde_json::from_value::<Asked>(row["asked"].clone()) {
+        say(format_args!("  {asked}"));
+    }
+    for one in row["left_out"].as_array().into_iter().flatten() {
+        let (name, reason) = (cell(one, "identifier"), cell(one, "reason"));
+        let again = cell(one, "retry_at");
+        say(format_args!(
+            "  left out: {name}: {reason}; tried again at {again}"
+        ));
+    }
+    if let Some(error) = row["last_error"].as_str() {
+        say(format_args!("  last error: {error}"));
+    }
+    if let Some(left) = budget(row) {
+        say(format_args!("  left: {left}"));
+    }
+    let answers = row["outage"]["answered"] == true;
+    let orders = match answers {
+        true => "answers, but has issued nothing",
+        false => "has not answered",
+    };
+    let beside = "has not answered what is asked beside orders (renewal windows, the time)";
+    for (which, what) in [("outage", orders), ("windowless", beside)] {
+        let outage = &row[which];
+        // That it is there again is known, if nobody has asked it for windows since.
+        let is_over = which == "windowless" && outage["answered"] == true;
+        if !outage.is_null() && !is_over {
+            let (since, again) = (cell(outage, "since"), cell(outage, "probe_at"));
             say(format_args!(
-                "  left out: {name}: {reason}; tried again at {again}"
+                "  its CA {what} since {since}, and is asked again at {again}"
             ));
-        }
-        if let Some(error) = row["last_error"].as_str() {
-            say(format_args!("  last error: {error}"));
-        }
-        if let Some(left) = budget(row) {
-            say(format_args!("  left: {left}"));
-        }
-        let answers = row["outage"]["answered"] == true;
-        let orders = match answers {
-            true => "answers, but has issued nothing",
-            false => "has not answered",
-        };
-        let beside = "has not answered what is asked beside orders (renewal windows, the time)";
-        for (which, what) in [("outage", orders), ("windowless", beside)] {
-            let outage = &row[which];
-            // That it is there again is known, if nobody has asked it for windows since.
-            let is_over = which == "windowless" && outage["answered"] == true;
-            if !outage.is_null() && !is_over {
-                let (since, again) = (cell(outage, "since"), cell(outage, "probe_at"));
-                say(format_args!(
-                    "  its CA {what} since {since}, and is asked again at {again}"
-                ));
-            }
         }
     }
 }

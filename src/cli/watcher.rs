@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use crate::acme::{self, Untimely};
-use crate::manage::Parts;
-use crate::manage::skew::Skew;
+use crate::manage::Services;
+use crate::manage::clock::Skew;
 use crate::observe::Metrics;
 use crate::time::{Clock, Timestamp};
 
@@ -18,11 +18,11 @@ pub(super) struct Watcher {
 }
 
 impl Watcher {
-    pub(super) fn new(ca: String, parts: &Parts) -> Self {
+    pub(super) fn new(ca: String, services: &Services) -> Self {
         Self {
             ca,
-            metrics: parts.metrics.clone(),
-            clock: parts.clock.clone(),
+            metrics: services.metrics.clone(),
+            clock: services.clock.clone(),
             skew: Skew::default(),
         }
     }

@@ -18,8 +18,8 @@ use super::read::Entry;
 use super::resolve::Sources;
 use super::{CertificateSettings, Settings, check};
 use crate::deploy::target::{DeployTarget, NAME};
+use crate::discovery::labels::{Ask, Complaint};
 use crate::identifier::{Identifier, Lineage};
-use crate::manage::follow::listing::{Ask, Complaint};
 
 /// How long a certificate is renewed whose container is gone.
 pub(super) const GRACE: Duration = Duration::from_secs(7 * 86_400);

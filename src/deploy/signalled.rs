@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use super::process::Process;
 use super::{Delivery, DeployError, Target, key_access};
-use crate::sockets::listened_on_by;
+use crate::net::sockets::listened_on_by;
 
 /// How one such server is found and reloaded.
 #[derive(Debug)]

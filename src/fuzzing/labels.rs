@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::NOW;
 use crate::config::{Options, Purpose, Sources};
-use crate::manage::follow::daemon::{Split, is_followed};
-use crate::manage::follow::kept::Kept;
-use crate::manage::follow::listing::{Ask, read_environment, read_list};
+use crate::discovery::docker::{Split, is_followed};
+use crate::discovery::labels::{Ask, read_environment, read_list};
+use crate::discovery::registry::Registry;
 
 const GRACE: Duration = Duration::from_secs(3600);
 
@@ -84,12 +84,12 @@ pub fn labels(input: &[u8]) {
 
 /// The same list again changes nothing, and an empty one takes nothing at once.
 fn merged(asks: &[Ask]) {
-    let (mut kept, nobody) = (Kept::default(), BTreeSet::new());
+    let (mut kept, nobody) = (Registry::default(), BTreeSet::new());
     kept.merge(asks, &nobody, NOW, GRACE);
     let before = kept.clone();
     assert!(kept.merge(asks, &nobody, NOW + GRACE, GRACE).is_empty() && kept == before);
     assert_eq!(kept.merge(&[], &nobody, NOW, GRACE).len(), asks.len());
     assert_eq!(kept.renewed().len(), asks.len());
     let json = serde_json::to_string(&kept).unwrap_or_default();
-    assert_eq!(serde_json::from_str::<Kept>(&json).ok(), Some(kept));
+    assert_eq!(serde_json::from_str::<Registry>(&json).ok(), Some(kept));
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{DAY, NOW, stored};
-use crate::authority::{Authority, Counted};
+use crate::ca_state::{CaState, Counted};
 use crate::random::SeededRandom;
 use crate::record::Record;
 use crate::renew::decide::{Next, due, held_up, next, replaces};
@@ -23,9 +23,9 @@ pub fn record(json: &[u8]) {
             decided(&record, now);
         }
     }
-    if let Ok(authority) = serde_json::from_slice::<Authority>(json) {
-        assert_eq!(stored(&authority), authority);
-        counted(&authority);
+    if let Ok(state) = serde_json::from_slice::<CaState>(json) {
+        assert_eq!(stored(&state), state);
+        counted(&state);
     }
 }
 
@@ -68,13 +68,13 @@ fn instants(record: &Record) -> Vec<Timestamp> {
     named.into_iter().flat_map(around).collect()
 }
 
-fn counted(authority: &Authority) {
-    if let Some(outage) = &authority.outage {
+fn counted(state: &CaState) {
+    if let Some(outage) = &state.outage {
         let _ = is_waited_for(outage, NOW);
     }
     let names = super::facts().identifiers;
     for priority in [Priority::Routine, Priority::Urgent, Priority::Forced] {
-        let mut spent = authority.clone();
+        let mut spent = state.clone();
         let rules = rules(LETS_ENCRYPT);
         match spend(&mut spent, rules, &names, Counted::New, priority, NOW) {
             Ok(()) => assert_eq!(stored(&spent), spent),

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::TARGETS;
-use crate::authority::Authority;
+use crate::ca_state::CaState;
 use crate::record::Record;
 
 fn files_of(directory: &Path) -> Vec<PathBuf> {
@@ -65,7 +65,7 @@ fn every_seed_of_the_store_is_read() {
             .unwrap()
             .starts_with("authority")
         {
-            serde_json::from_slice::<Authority>(&json).err()
+            serde_json::from_slice::<CaState>(&json).err()
         } else {
             serde_json::from_slice::<Record>(&json).err()
         };

@@ -7,7 +7,7 @@ use super::syntax::Span;
 
 /// Text in the place of some bytes; of none, an insertion.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Edit {
+pub(crate) struct Edit {
     /// What goes.
     pub span: Span,
     /// What comes.
@@ -16,30 +16,24 @@ pub struct Edit {
 
 /// Edits by the number of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Edits(BTreeMap<usize, Vec<Edit>>);
+pub(crate) struct Edits(BTreeMap<usize, Vec<Edit>>);
 
 impl Edits {
     /// Adds one. Those that start at the same byte keep their order.
-    pub fn add(&mut self, file: usize, span: Span, text: impl Into<String>) {
+    pub(crate) fn add(&mut self, file: usize, span: Span, text: impl Into<String>) {
         let text = text.into();
         self.0.entry(file).or_default().push(Edit { span, text });
     }
 
-    /// Whether nothing is to be done.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Each file with its edits.
-    pub fn files(&self) -> impl Iterator<Item = (usize, &[Edit])> {
+    pub(crate) fn files(&self) -> impl Iterator<Item = (usize, &[Edit])> {
         self.0.iter().map(|(file, edits)| (*file, edits.as_slice()))
     }
 }
 
 /// `text` with all edits made; one that overlaps an earlier one is left out.
 #[must_use]
-pub fn apply(text: &[u8], edits: &[Edit]) -> Vec<u8> {
+pub(crate) fn apply(text: &[u8], edits: &[Edit]) -> Vec<u8> {
     let mut sorted: Vec<&Edit> = edits.iter().collect();
     sorted.sort_by_key(|edit| edit.span.start);
     let (mut made, mut at) = (Vec::with_capacity(text.len()), 0);
@@ -57,7 +51,7 @@ pub fn apply(text: &[u8], edits: &[Edit]) -> Vec<u8> {
 
 /// The blanks that the line of a byte begins with.
 #[must_use]
-pub fn indent(text: &[u8], at: usize) -> String {
+pub(crate) fn indent(text: &[u8], at: usize) -> String {
     let begin = text[..at].iter().rposition(|byte| *byte == b'\n');
     let line = &text[begin.map_or(0, |begin| begin + 1)..at];
     let blanks = line.iter().take_while(|byte| matches!(byte, b' ' | b'\t'));
@@ -66,7 +60,7 @@ pub fn indent(text: &[u8], at: usize) -> String {
 
 /// How the file ends its lines.
 #[must_use]
-pub fn line_end(text: &[u8]) -> &'static str {
+pub(crate) fn line_end(text: &[u8]) -> &'static str {
     if text.windows(2).any(|pair| pair == b"\r\n") {
         "\r\n"
     } else {
@@ -77,7 +71,7 @@ pub fn line_end(text: &[u8]) -> &'static str {
 /// The end of the line, when nothing but blanks and a comment is left of it;
 /// else where it begins: a comment stays with what it is about.
 #[must_use]
-pub fn after_comment(text: &[u8], at: usize) -> usize {
+pub(crate) fn after_comment(text: &[u8], at: usize) -> usize {
     let rest = &text[at..];
     let end = rest
         .iter()

@@ -4,7 +4,7 @@ use super::syntax::{Directive, parse};
 
 /// Spans lie in the text, in order and inside their blocks; words read from them
 /// once more are the same.
-pub fn file(text: &[u8]) {
+pub(crate) fn file(text: &[u8]) {
     if let Ok(directives) = parse(text) {
         check(text, &directives, 0, text.len());
     }

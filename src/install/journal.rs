@@ -19,7 +19,7 @@ const DONE: &str = "done";
 
 /// One file that is to be written.
 #[derive(Clone, Debug)]
-pub struct Change {
+pub(crate) struct Change {
     /// Where it really is, no link.
     pub path: PathBuf,
     /// All of it.
@@ -28,7 +28,7 @@ pub struct Change {
 
 /// A link that is to be made, as sites-enabled has them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Link {
+pub(crate) struct Link {
     /// Its own name.
     pub path: PathBuf,
     /// Where it leads.
@@ -61,13 +61,13 @@ struct Entry {
 
 /// The installs that can be taken back.
 #[derive(Debug)]
-pub struct Journals {
+pub(crate) struct Journals {
     root: PathBuf,
 }
 
 /// What an install is for.
 #[derive(Clone, Copy, Debug)]
-pub struct Subject<'a> {
+pub(crate) struct Subject<'a> {
     /// The name of its certificate.
     pub name: &'a str,
     /// All names of its server.
@@ -78,13 +78,13 @@ pub struct Subject<'a> {
 
 /// While it is there, no other install and no undo begins.
 #[derive(Debug)]
-pub struct Lock {
+pub(crate) struct Lock {
     _file: File,
 }
 
 /// What was taken back.
 #[derive(Debug)]
-pub struct Undone {
+pub(crate) struct Undone {
     /// The name that it was for.
     pub name: String,
     /// nginx's main file.
@@ -96,7 +96,7 @@ pub struct Undone {
 impl Journals {
     /// Those below the data directory.
     #[must_use]
-    pub fn new(data_dir: &Path) -> Self {
+    pub(crate) fn new(data_dir: &Path) -> Self {
         Self {
             root: data_dir.join("install"),
         }
@@ -106,7 +106,7 @@ impl Journals {
     ///
     /// # Errors
     /// When another holds it, or the directory cannot be made.
-    pub fn lock(&self) -> Result<Lock, InstallError> {
+    pub(crate) fn lock(&self) -> Result<Lock, InstallError> {
         let path = self.root.join("lock");
         files::make_directory(&self.root, 0o700).map_err(stored(&self.root))?;
         let mut options = OpenOptions::new();
@@ -126,7 +126,7 @@ impl Journals {
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn scratch(&self) -> Result<PathBuf, InstallError> {
+    pub(crate) fn scratch(&self) -> Result<PathBuf, InstallError> {
         let path = self.root.join(".scratch");
         remove_all(&path).map_err(stored(&path))?;
         files::make_directory(&path, 0o700).map_err(stored(&path))?;
@@ -137,7 +137,7 @@ impl Journals {
     ///
     /// # Errors
     /// When a file was changed by hand since.
-    pub fn recover(&self) -> Result<bool, InstallError> {
+    pub(crate) fn recover(&self) -> Result<bool, InstallError> {
         let Some(number) = self.newest()? else {
             return Ok(false);
         };
@@ -152,7 +152,7 @@ impl Journals {
     ///
     /// # Errors
     /// Everything is as it was then.
-    pub fn write(
+    pub(crate) fn write(
         &self,
         subject: Subject<'_>,
         changes: &[Change],
@@ -236,7 +236,7 @@ impl Journals {
     ///
     /// # Errors
     /// As [`Journals::undo`].
-    pub fn undo_newest(&self) -> Result<(), InstallError> {
+    pub(crate) fn undo_newest(&self) -> Result<(), InstallError> {
         if let Some(number) = self.newest()? {
             self.take_back(number)?;
         }
@@ -248,7 +248,7 @@ impl Journals {
     ///
     /// # Errors
     /// When a file was changed by hand since: it is left as it is then.
-    pub fn undo(
+    pub(crate) fn undo(
         &self,
         name: Option<&str>,
         main: Option<&Path>,

@@ -16,7 +16,7 @@ use super::tree::{Placed, Tree};
 
 /// Mozilla's intermediate policy, as of 2026. No stapling: OCSP is over. No
 /// `ssl_dhparam`: no suite of the list needs one.
-pub const POLICY: [(&str, &str); 6] = [
+pub(crate) const POLICY: [(&str, &str); 6] = [
     ("ssl_protocols", "TLSv1.2 TLSv1.3"),
     (
         "ssl_ciphers",
@@ -31,7 +31,7 @@ pub const POLICY: [(&str, &str); 6] = [
 
 /// What is wanted.
 #[derive(Clone, Debug)]
-pub struct Wish {
+pub(crate) struct Wish {
     /// Which block; the only one when it is not said.
     pub name: Option<String>,
     /// Where plain HTTP is served.
@@ -46,7 +46,7 @@ pub struct Wish {
 }
 
 /// The pair of a name, by the name.
-pub struct Pair {
+pub(crate) struct Pair {
     /// The directory of `fullchain.pem` and `privkey.pem`.
     pub live: PathBuf,
     /// Whether a CA issued it; else it is a placeholder, or not there yet.
@@ -55,7 +55,7 @@ pub struct Pair {
 
 /// What was decided.
 #[derive(Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The name that the certificate goes by.
     pub name: String,
     /// All names of the blocks that a certificate can be for, that one first.
@@ -74,7 +74,7 @@ pub struct Plan {
 ///
 /// # Errors
 /// [`InstallError::Refused`] when that is not to be said.
-pub fn choose(tree: &Tree, wish: &Wish) -> Result<String, InstallError> {
+pub(crate) fn choose(tree: &Tree, wish: &Wish) -> Result<String, InstallError> {
     let servers = Server::all(tree);
     if let Some(name) = &wish.name {
         let name = name.to_ascii_lowercase();
@@ -105,7 +105,12 @@ fn is_name(name: &str) -> bool {
 ///
 /// # Errors
 /// [`InstallError::Refused`]: nothing is to be written then.
-pub fn plan(tree: &Tree, name: &str, wish: &Wish, pair: &Pair) -> Result<Plan, InstallError> {
+pub(crate) fn plan(
+    tree: &Tree,
+    name: &str,
+    wish: &Wish,
+    pair: &Pair,
+) -> Result<Plan, InstallError> {
     let servers = Server::all(tree);
     let found = find(tree, &servers, name)?;
     let mut planner = Planner {
@@ -463,7 +468,18 @@ impl Planner<'_> {
             ));
             return Ok(());
         }
-        for (one, line) in [certificate, key] {
+        self.replace_pair(server, &place, &was, [certificate, key])
+    }
+
+    /// Puts our paths where others stood.
+    fn replace_pair(
+        &mut self,
+        server: &Server,
+        place: &str,
+        was: &str,
+        lines: [(Placed, String); 2],
+    ) -> Result<(), InstallError> {
+        for (one, line) in lines {
             if !is_own(server, one) {
                 return Err(InstallError::refused(
                     format!(
@@ -540,7 +556,7 @@ impl Planner<'_> {
 
 /// Serves what is laid below `webroot`, before any other location.
 #[must_use]
-pub fn challenge_location(webroot: &Path, step: &str) -> Vec<String> {
+pub(crate) fn challenge_location(webroot: &Path, step: &str) -> Vec<String> {
     let root = quoted(&webroot.to_string_lossy());
     vec![
         format!("location ^~ {CHALLENGES} {{"),

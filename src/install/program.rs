@@ -17,7 +17,7 @@ const DEFAULT: &str = "/etc/nginx/nginx.conf";
 
 /// An nginx that can be started.
 #[derive(Clone, Debug)]
-pub struct Program {
+pub(crate) struct Program {
     path: PathBuf,
     /// As `nginx -v` has it; zeroes when it does not say.
     pub version: (u32, u32, u32),
@@ -30,7 +30,7 @@ impl Program {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn ask(path: &Path) -> Result<Self, InstallError> {
+    pub(crate) fn ask(path: &Path) -> Result<Self, InstallError> {
         let output = Command::new(path).arg("-V").stdin(Stdio::null()).output();
         let output = output.map_err(|error| {
             InstallError::refused(
@@ -53,7 +53,7 @@ impl Program {
     ///
     /// # Errors
     /// What nginx said.
-    pub fn test(&self, main: &Path) -> Result<(), String> {
+    pub(crate) fn test(&self, main: &Path) -> Result<(), String> {
         self.run(main, &["-t", "-q"])
     }
 
@@ -61,7 +61,7 @@ impl Program {
     ///
     /// # Errors
     /// What nginx said, mostly that it does not run.
-    pub fn reload(&self, main: &Path) -> Result<(), String> {
+    pub(crate) fn reload(&self, main: &Path) -> Result<(), String> {
         self.run(main, &["-s", "reload"])
     }
 
@@ -84,7 +84,7 @@ impl Program {
     ///
     /// # Errors
     /// What nginx said, with the paths of the originals.
-    pub fn rehearse(
+    pub(crate) fn rehearse(
         &self,
         main: &Path,
         overlay: &Overlay,

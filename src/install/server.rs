@@ -8,11 +8,11 @@ use super::syntax::line_of;
 use super::tree::{Placed, Tree};
 
 /// Below it HTTP-01 answers are asked for.
-pub const CHALLENGES: &str = "/.well-known/acme-challenge/";
+pub(crate) const CHALLENGES: &str = "/.well-known/acme-challenge/";
 
 /// A `server` block of `http`.
 #[derive(Debug)]
-pub struct Server<'a> {
+pub(crate) struct Server<'a> {
     /// The block itself.
     pub at: Placed<'a>,
     /// What it says, with what it includes.
@@ -25,7 +25,7 @@ pub struct Server<'a> {
 
 /// Where a block listens.
 #[derive(Clone, Debug)]
-pub struct Listen<'a> {
+pub(crate) struct Listen<'a> {
     /// `None` where nginx's default stands for it.
     pub at: Option<Placed<'a>>,
     /// Without the port: empty for all of IPv4, `[::]`, `127.0.0.1`, a name.
@@ -39,13 +39,13 @@ pub struct Listen<'a> {
 impl Listen<'_> {
     /// Whether it has this option.
     #[must_use]
-    pub fn is(&self, option: &str) -> bool {
+    pub(crate) fn is(&self, option: &str) -> bool {
         self.options.iter().any(|one| one == option)
     }
 
     /// Whether it is the same address, however it is written.
     #[must_use]
-    pub fn is_at(&self, address: &str) -> bool {
+    pub(crate) fn is_at(&self, address: &str) -> bool {
         let plain = |text: &str| match text {
             "*" | "0.0.0.0" => String::new(),
             other => other.to_owned(),
@@ -57,7 +57,7 @@ impl Listen<'_> {
 impl<'a> Server<'a> {
     /// Every `server` block of a configuration, in nginx's order.
     #[must_use]
-    pub fn all(tree: &'a Tree) -> Vec<Self> {
+    pub(crate) fn all(tree: &'a Tree) -> Vec<Self> {
         let mut seen = BTreeSet::new();
         let mut servers = Vec::new();
         for http in named(tree.within(0, &tree.files[0].directives), "http") {
@@ -98,7 +98,7 @@ impl<'a> Server<'a> {
 
     /// Whether one of its names is this one, letter by letter.
     #[must_use]
-    pub fn is_named(&self, name: &str) -> bool {
+    pub(crate) fn is_named(&self, name: &str) -> bool {
         self.names.iter().any(|own| match own.strip_prefix('.') {
             // `.example.com` is `example.com` and `*.example.com`.
             Some(base) => name == base || name.strip_prefix("*.") == Some(base),
@@ -108,7 +108,7 @@ impl<'a> Server<'a> {
 
     /// The name of it that a host of this name would match, if it is a pattern.
     #[must_use]
-    pub fn pattern_for(&self, host: &str) -> Option<&str> {
+    pub(crate) fn pattern_for(&self, host: &str) -> Option<&str> {
         let fits = |name: &&String| {
             let begins = name.strip_suffix(".*");
             let ends = name
@@ -121,26 +121,26 @@ impl<'a> Server<'a> {
     }
 
     /// The names of it that are regular expressions.
-    pub fn expressions(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn expressions(&self) -> impl Iterator<Item = &str> {
         let names = self.names.iter().map(String::as_str);
         names.filter(|name| name.starts_with('~'))
     }
 
     /// Whether it speaks TLS anywhere.
     #[must_use]
-    pub fn has_tls(&self) -> bool {
+    pub(crate) fn has_tls(&self) -> bool {
         self.listens.iter().any(|listen| listen.is("ssl")) || self.of("ssl").any(says_on)
     }
 
     /// What it says by this name.
-    pub fn of<'b>(&'b self, name: &'b str) -> impl Iterator<Item = Placed<'a>> + 'b {
+    pub(crate) fn of<'b>(&'b self, name: &'b str) -> impl Iterator<Item = Placed<'a>> + 'b {
         let says = self.says.iter().copied();
         says.filter(move |one| one.directive.name() == name)
     }
 
     /// The location that has the challenges already.
     #[must_use]
-    pub fn challenges(&self) -> Option<Placed<'a>> {
+    pub(crate) fn challenges(&self) -> Option<Placed<'a>> {
         let is_for = |one: &Placed| {
             let mut arguments = one.directive.arguments();
             arguments.any(|path| {
@@ -153,7 +153,7 @@ impl<'a> Server<'a> {
 
     /// For messages: `FILE:LINE`.
     #[must_use]
-    pub fn place(&self, tree: &Tree) -> String {
+    pub(crate) fn place(&self, tree: &Tree) -> String {
         place(tree, self.at)
     }
 }
@@ -170,7 +170,7 @@ fn says_on(one: Placed) -> bool {
 
 /// `FILE:LINE` of a directive.
 #[must_use]
-pub fn place(tree: &Tree, placed: Placed) -> String {
+pub(crate) fn place(tree: &Tree, placed: Placed) -> String {
     let source = &tree.files[placed.file];
     let line = line_of(&source.text, placed.directive.span.start);
     format!("{}:{line}", source.path.display())
@@ -204,7 +204,7 @@ fn address(text: &str) -> (String, Option<u16>) {
 
 /// The names of all blocks, as a message lists them.
 #[must_use]
-pub fn list_names(servers: &[Server]) -> String {
+pub(crate) fn list_names(servers: &[Server]) -> String {
     let names = servers.iter().flat_map(|server| &server.names);
     let names: BTreeSet<_> = names
         .filter(|name| !name.is_empty() && *name != "_")
@@ -226,7 +226,7 @@ pub fn list_names(servers: &[Server]) -> String {
 /// # Errors
 /// [`InstallError::Refused`] with the names that there are, or with the pattern
 /// that the name would match.
-pub fn find<'t, 's>(
+pub(crate) fn find<'t, 's>(
     tree: &Tree,
     servers: &'s [Server<'t>],
     name: &str,
@@ -267,7 +267,7 @@ pub fn find<'t, 's>(
 
 /// Whether the directive stands in the braces of `server`, in its own file.
 #[must_use]
-pub fn is_own(server: &Server, placed: Placed) -> bool {
+pub(crate) fn is_own(server: &Server, placed: Placed) -> bool {
     let (outer, inner) = (&server.at.directive.span, &placed.directive.span);
     server.at.file == placed.file && outer.start < inner.start && inner.end < outer.end
 }

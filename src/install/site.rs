@@ -18,7 +18,7 @@ const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
 /// What the site is made of.
 #[derive(Clone, Debug)]
-pub struct Site {
+pub(crate) struct Site {
     /// Its host names, the first is that of the certificate.
     pub names: Vec<String>,
     /// The files of the front end.
@@ -45,7 +45,7 @@ pub struct Site {
 ///
 /// # Errors
 /// [`InstallError::Refused`], naming it.
-pub fn check_origin(text: &str) -> Result<(), InstallError> {
+pub(crate) fn check_origin(text: &str) -> Result<(), InstallError> {
     let host = text
         .strip_prefix("https://")
         .or_else(|| text.strip_prefix("http://"));
@@ -64,7 +64,7 @@ pub fn check_origin(text: &str) -> Result<(), InstallError> {
 ///
 /// # Errors
 /// [`InstallError::Refused`], naming it.
-pub fn check_api(text: &str) -> Result<(), InstallError> {
+pub(crate) fn check_api(text: &str) -> Result<(), InstallError> {
     let host = text
         .strip_prefix("https://")
         .or_else(|| text.strip_prefix("http://"));
@@ -81,7 +81,7 @@ pub fn check_api(text: &str) -> Result<(), InstallError> {
 impl Site {
     /// The file.
     #[must_use]
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut page = Page::default();
         page.line("# Written by certs install nginx --site; yours to edit.");
         self.maps(&mut page);
@@ -305,7 +305,7 @@ fn escaped(letter: char) -> String {
 /// Where sites stand next to `main`: sites-available and its link where there is
 /// such a pair, as on Debian, else conf.d.
 #[must_use]
-pub fn usual_place(main: &Path, name: &str) -> (PathBuf, Option<PathBuf>) {
+pub(crate) fn usual_place(main: &Path, name: &str) -> (PathBuf, Option<PathBuf>) {
     let base = main.parent().unwrap_or(Path::new("/"));
     let file = format!("{}.conf", name.replace("*.", "_wildcard_."));
     let (available, enabled) = (base.join("sites-available"), base.join("sites-enabled"));

@@ -11,11 +11,11 @@ const DEEPEST: usize = 64;
 const RAW_BLOCK: &str = "_by_lua_block";
 
 /// Bytes of a file.
-pub type Span = Range<usize>;
+pub(crate) type Span = Range<usize>;
 
 /// One word of a directive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Word {
+pub(crate) struct Word {
     /// Without its quotes, escapes resolved.
     pub text: String,
     /// With its quotes.
@@ -24,7 +24,7 @@ pub struct Word {
 
 /// `name words… ;` or `name words… { … }`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Directive {
+pub(crate) struct Directive {
     /// The first is its name.
     pub words: Vec<Word>,
     /// From the first word to the semicolon or the closing brace, included.
@@ -35,7 +35,7 @@ pub struct Directive {
 
 /// The inside of braces.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Block {
+pub(crate) struct Block {
     /// Without the braces.
     pub inner: Span,
     /// In order.
@@ -45,12 +45,12 @@ pub struct Block {
 impl Directive {
     /// Its first word.
     #[must_use]
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.words.first().map_or("", |word| &word.text)
     }
 
     /// Every word but the name.
-    pub fn arguments(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn arguments(&self) -> impl Iterator<Item = &str> {
         self.words.iter().skip(1).map(|word| word.text.as_str())
     }
 }
@@ -58,7 +58,7 @@ impl Directive {
 /// Where a file cannot be read on.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("line {line}: {what}")]
-pub struct SyntaxError {
+pub(crate) struct SyntaxError {
     /// Counted from 1.
     pub line: usize,
     what: &'static str,
@@ -68,7 +68,7 @@ pub struct SyntaxError {
 ///
 /// # Errors
 /// Where nginx would refuse it, too, or where blocks are nested too deep.
-pub fn parse(text: &[u8]) -> Result<Vec<Directive>, SyntaxError> {
+pub(crate) fn parse(text: &[u8]) -> Result<Vec<Directive>, SyntaxError> {
     let mut reader = Reader { text, at: 0 };
     let directives = reader.directives(0)?;
     if reader.at < text.len() {
@@ -239,7 +239,7 @@ impl Reader<'_> {
 
 /// The line of a byte, counted from 1.
 #[must_use]
-pub fn line_of(text: &[u8], at: usize) -> usize {
+pub(crate) fn line_of(text: &[u8], at: usize) -> usize {
     let before = &text[..at.min(text.len())];
     1 + before.iter().filter(|byte| **byte == b'\n').count()
 }
@@ -266,7 +266,7 @@ fn unescaped(raw: &[u8]) -> String {
 
 /// A word that nginx reads as `text`, whatever is in it.
 #[must_use]
-pub fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-:+@%,=~*[]".contains(&byte);
     if !text.is_empty() && text.bytes().all(is_plain) {
         return text.to_owned();

@@ -14,7 +14,7 @@ const LARGEST: u64 = 16 << 20;
 
 /// One file.
 #[derive(Debug)]
-pub struct Source {
+pub(crate) struct Source {
     /// Where it really is.
     pub path: PathBuf,
     /// As it is read.
@@ -25,7 +25,7 @@ pub struct Source {
 
 /// A directive, and the file that it stands in.
 #[derive(Clone, Copy, Debug)]
-pub struct Placed<'a> {
+pub(crate) struct Placed<'a> {
     /// The number of the file.
     pub file: usize,
     /// What stands there.
@@ -33,11 +33,11 @@ pub struct Placed<'a> {
 }
 
 /// Files that are to be, by the path at which nginx would meet them.
-pub type Overlay = BTreeMap<PathBuf, Vec<u8>>;
+pub(crate) type Overlay = BTreeMap<PathBuf, Vec<u8>>;
 
 /// nginx's main file and all that it includes.
 #[derive(Debug)]
-pub struct Tree {
+pub(crate) struct Tree {
     /// The first is the main file.
     pub files: Vec<Source>,
     /// What the `include` at this byte of this file stands for.
@@ -49,7 +49,7 @@ impl Tree {
     ///
     /// # Errors
     /// [`InstallError::Refused`], naming the file and the line.
-    pub fn load(main: &Path, overlay: &Overlay) -> Result<Self, InstallError> {
+    pub(crate) fn load(main: &Path, overlay: &Overlay) -> Result<Self, InstallError> {
         let base = main.parent().unwrap_or(Path::new("/")).to_owned();
         let mut loader = Loader {
             overlay,
@@ -68,7 +68,11 @@ impl Tree {
 
     /// The directives of a block or file in the order in which nginx obeys them.
     #[must_use]
-    pub fn within<'a>(&'a self, file: usize, directives: &'a [Directive]) -> Vec<Placed<'a>> {
+    pub(crate) fn within<'a>(
+        &'a self,
+        file: usize,
+        directives: &'a [Directive],
+    ) -> Vec<Placed<'a>> {
         let mut found = Vec::new();
         self.collect(file, directives, &mut found);
         found
@@ -89,7 +93,7 @@ impl Tree {
 
     /// The inside of a directive's braces.
     #[must_use]
-    pub fn inside<'a>(&'a self, placed: Placed<'a>) -> Vec<Placed<'a>> {
+    pub(crate) fn inside<'a>(&'a self, placed: Placed<'a>) -> Vec<Placed<'a>> {
         let block = placed.directive.block.as_ref();
         block.map_or_else(Vec::new, |block| {
             self.within(placed.file, &block.directives)
@@ -97,7 +101,7 @@ impl Tree {
     }
 
     /// The files that an include in this file stands for, with its bytes.
-    pub fn includes_of(&self, file: usize) -> impl Iterator<Item = (usize, &[usize])> {
+    pub(crate) fn includes_of(&self, file: usize) -> impl Iterator<Item = (usize, &[usize])> {
         let from = (file, 0)..(file + 1, 0);
         let found = self.includes.range(from);
         found.map(|((_, at), files)| (*at, files.as_slice()))

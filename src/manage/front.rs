@@ -17,7 +17,7 @@ use crate::tls::credentials::Publisher;
 const NAME: &str = "front";
 
 /// One certificate of our own listener.
-pub struct Front {
+pub(crate) struct Front {
     lineage: Lineage,
     identifiers: BTreeSet<Identifier>,
     live: PathBuf,
@@ -28,7 +28,7 @@ pub struct Front {
 impl Front {
     /// Hands the live pair of `lineage` to `publisher`.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         lineage: Lineage,
         identifiers: BTreeSet<Identifier>,
         output: &dyn Outlet,

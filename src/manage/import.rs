@@ -1,10 +1,10 @@
 //! A certificate that another client has issued becomes a generation of ours: under
 //! its lease, by compare-and-swap, never in the place of a newer one, and without
-//! asking its CA. Whoever serves it is not asked either, so that it counts as handed
-//! over only once a pass has proven it.
+//! asking its CA. Its server is not asked either, so that it counts as
+//! deployed only once a pass has verified it.
 
-use super::ManageError;
 use super::deploy::FILES;
+use super::error::ManageError;
 use crate::certificate::{Bundle, Facts};
 use crate::deploy::Outlet;
 use crate::identifier::{Identifier, Lineage};
@@ -15,7 +15,7 @@ use crate::store::Store;
 use crate::time::Timestamp;
 
 /// A certificate that another client has issued.
-pub struct Foreign {
+pub(crate) struct Foreign {
     /// What it will be called.
     pub lineage: Lineage,
     /// The directory URL of the CA that has issued it.
@@ -32,7 +32,7 @@ pub struct Foreign {
 
 /// What becomes of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Taken {
+pub(crate) enum Taken {
     /// It is this generation now, to be renewed then.
     Stored(Generation, Timestamp),
     /// It is here already, or a newer one is.
@@ -53,7 +53,7 @@ pub enum Taken {
 /// # Errors
 /// When the lineage is being worked on, or the store or the output cannot be written.
 /// What was stored by then is published by the next try.
-pub async fn take(
+pub(crate) async fn take(
     store: &dyn Store,
     output: &dyn Outlet,
     foreign: &Foreign,
@@ -63,7 +63,7 @@ pub async fn take(
     let lineage = &foreign.lineage;
     let _lease = store.lease(lineage).await?;
     let stored = store.load(lineage).await?;
-    let mut taken = foresee(stored.as_ref().map(|(record, _)| record), foreign, random);
+    let mut taken = preview(stored.as_ref().map(|(record, _)| record), foreign, random);
     match taken {
         Taken::Stored(generation, at) => {
             // Those of a command that came to nothing are no certificate's.
@@ -105,7 +105,7 @@ async fn resettle(store: &dyn Store, foreign: &Foreign) -> Result<bool, ManageEr
 
 /// What would become of it beside `record`; nothing is written.
 #[must_use]
-pub fn foresee(record: Option<&Record>, foreign: &Foreign, random: &dyn Random) -> Taken {
+pub(crate) fn preview(record: Option<&Record>, foreign: &Foreign, random: &dyn Random) -> Taken {
     let facts = foreign.bundle.facts();
     let here = |generation, newer| Taken::Here {
         generation,

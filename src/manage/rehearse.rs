@@ -3,7 +3,8 @@
 
 use async_trait::async_trait;
 
-use super::{FreshKeys, Keys, ManageError, Wanted};
+use super::error::ManageError;
+use super::services::{FreshKeys, Keys, Wanted};
 use crate::acme::{Issuer, Journal, JournalError};
 use crate::certificate::{Bundle, Facts, Freshness, Secret};
 use crate::record::PendingOrder;
@@ -16,7 +17,7 @@ use crate::time::Clock;
 ///
 /// # Errors
 /// Those of a real order.
-pub async fn rehearse(
+pub(crate) async fn rehearse(
     wanted: &Wanted,
     issuer: &dyn Issuer,
     store: &dyn Store,
@@ -31,7 +32,7 @@ pub async fn rehearse(
         replaces: None,
         profile: wanted.profile.clone(),
         begun: clock.now(),
-        counted: crate::authority::Counted::default(),
+        counted: crate::ca_state::Counted::default(),
     };
     let mut journal = Forgetful {
         store,

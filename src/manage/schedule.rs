@@ -1,10 +1,6 @@
 //! The owner's schedule (`[renew] schedule`), in cron's notation and UTC: it
-//! pokes the supervisor, and may be the maintenance window in which renewed
-//! certificates are handed over.
-//!
-//! The cron job only pokes. Its scheduler wakes twice a second on the wall
-//! clock and may miss an instant; what must happen at an instant is a deadline
-//! of the supervisor's own.
+//! wakes the supervisor, and may be the maintenance window in which renewed
+//! certificates are deployed. Nothing is started here.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,10 +9,8 @@ use chrono::{DateTime, Utc};
 use croner::Cron;
 use croner::parser::{CronParser, Seconds};
 use serde::{Deserialize, Serialize};
-use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
 
-use super::Maintenance;
-use super::supervise::Handle;
+use super::services::Maintenance;
 use crate::time::Timestamp;
 
 /// A cron expression of five fields, or of six with the seconds first.
@@ -85,22 +79,6 @@ impl Maintenance for Schedule {
         let next = self.cron.find_next_occurrence(&now, false).ok()?;
         Some(Timestamp::from_seconds(next.timestamp()))
     }
-}
-
-/// Pokes `handle` at every instant of `schedule`, until what is returned is
-/// shut down.
-///
-/// # Errors
-/// When the scheduler does not start.
-pub async fn start(schedule: &Schedule, handle: Handle) -> Result<JobScheduler, JobSchedulerError> {
-    let scheduler = JobScheduler::new().await?;
-    let job = Job::new_async(schedule.text.as_str(), move |_, _| {
-        let handle = handle.clone();
-        Box::pin(async move { handle.sweep().await })
-    })?;
-    scheduler.add(job).await?;
-    scheduler.start().await?;
-    Ok(scheduler)
 }
 
 #[cfg(test)]

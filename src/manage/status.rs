@@ -1,6 +1,5 @@
 //! The state of a certificate, as its record and the one decision have it.
 
-use super::issue::last_failure;
 use crate::observe::status::{Action, LeftOut, Status};
 use crate::random::Random;
 use crate::record::{Issued, Record};
@@ -11,7 +10,7 @@ use crate::time::Timestamp;
 
 /// What there is to show of `record` at `now`.
 #[must_use]
-pub fn status(record: &Record, now: Timestamp, random: &dyn Random) -> Status {
+pub(crate) fn status(record: &Record, now: Timestamp, random: &dyn Random) -> Status {
     let (next_action, next_at) = upcoming(record, now, random);
     let issued = record.issued.as_ref();
     Status {
@@ -39,7 +38,7 @@ pub fn status(record: &Record, now: Timestamp, random: &dyn Random) -> Status {
 
 /// What is wanted of `record` and left out for now.
 #[must_use]
-pub fn left_out(record: &Record) -> Vec<LeftOut> {
+pub(crate) fn left_out(record: &Record) -> Vec<LeftOut> {
     let quarantine = record.quarantine.iter();
     let left_out = quarantine.flat_map(|quarantine| {
         let names = quarantine.names.iter();
@@ -50,6 +49,19 @@ pub fn left_out(record: &Record) -> Vec<LeftOut> {
         })
     });
     left_out.collect()
+}
+
+/// What the last order ended with, wherever it was tried last.
+pub(super) fn last_failure(record: &Record) -> Option<String> {
+    let first = record.failures.last.clone();
+    let second = record.fallback.as_ref();
+    match (
+        first,
+        second.and_then(|second| second.failures.last.clone()),
+    ) {
+        (Some(first), Some(second)) => Some(format!("{first}; and in its place: {second}")),
+        (first, second) => first.or(second),
+    }
 }
 
 /// A wait is shown as what it waits for.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::authority::{Authority, Counted, Limit};
+use crate::ca_state::{CaState, Counted, Limit};
 use crate::identifier::Identifier;
 use crate::record::Record;
 use crate::time::Timestamp;
@@ -183,20 +183,20 @@ pub struct Line {
     pub every: Duration,
 }
 
-/// Takes the tokens of an order for `identifiers` out of `authority`.
+/// Takes the tokens of an order for `identifiers` out of `state`.
 ///
 /// # Errors
 /// The limit that has none left, of several the one that takes longest; nothing
 /// is taken then.
 pub fn spend(
-    authority: &mut Authority,
+    state: &mut CaState,
     rules: &[Rule],
     identifiers: &BTreeSet<Identifier>,
     counted: Counted,
     priority: Priority,
     now: Timestamp,
 ) -> Result<(), Refusal> {
-    rewrite_the_impossible(authority, rules, now);
+    rewrite_the_impossible(state, rules, now);
     let charges = charges(rules, identifiers, counted);
     // A failed validation is counted when it has failed; here it only must not
     // be the one too many.
@@ -210,7 +210,7 @@ pub fn spend(
                 Priority::Urgent => rule.reserve / 2,
                 Priority::Forced => 0,
             };
-            let until = rule.free_at(full_at(authority, rule, &subject, now)?, reserve);
+            let until = rule.free_at(full_at(state, rule, &subject, now)?, reserve);
             (until > now).then_some(Refusal {
                 limit: rule.limit,
                 subject,
@@ -221,26 +221,26 @@ pub fn spend(
     if let Some(refusal) = refusals.max_by_key(|refusal| refusal.until) {
         return Err(refusal);
     }
-    forget_full(authority, now);
+    forget_full(state, now);
     for (rule, subject) in charges {
-        take(authority, rule, subject, now);
+        take(state, rule, subject, now);
     }
     Ok(())
 }
 
-/// Takes the token of a new account out of `authority`; all other limits are left
+/// Takes the token of a new account out of `state`; all other limits are left
 /// alone, since `now` is by our own clock.
 ///
 /// # Errors
 /// When there is none.
-pub fn register(authority: &mut Authority, rules: &[Rule], now: Timestamp) -> Result<(), Refusal> {
+pub fn register(state: &mut CaState, rules: &[Rule], now: Timestamp) -> Result<(), Refusal> {
     let mut rules = rules.iter();
     let Some(rule) = rules.find(|rule| rule.limit == Limit::NewAccounts) else {
         return Ok(());
     };
-    rewrite_the_impossible(authority, std::slice::from_ref(rule), now);
+    rewrite_the_impossible(state, std::slice::from_ref(rule), now);
     let subject = String::new();
-    let full_at = full_at(authority, rule, &subject, now);
+    let full_at = full_at(state, rule, &subject, now);
     let until = full_at.map(|full_at| rule.free_at(full_at, rule.reserve));
     if let Some(until) = until.filter(|until| *until > now) {
         return Err(Refusal {
@@ -250,21 +250,21 @@ pub fn register(authority: &mut Authority, rules: &[Rule], now: Timestamp) -> Re
             every: None,
         });
     }
-    take(authority, rule, subject, now);
+    take(state, rule, subject, now);
     Ok(())
 }
 
 /// Gives back what [`spend`] took for an order that came to no certificate;
 /// that it was an order stays counted.
 pub fn refund(
-    authority: &mut Authority,
+    state: &mut CaState,
     rules: &[Rule],
     identifiers: &BTreeSet<Identifier>,
     counted: Counted,
 ) {
     for (rule, subject) in charges(rules, identifiers, counted) {
         if rule.limit != Limit::NewOrders
-            && let Some(subjects) = Arc::make_mut(&mut authority.spent).get_mut(&rule.limit)
+            && let Some(subjects) = Arc::make_mut(&mut state.spent).get_mut(&rule.limit)
             && let Some(full_at) = subjects.get_mut(&subject)
         {
             *full_at = *full_at - rule.interval();
@@ -274,21 +274,20 @@ pub fn refund(
 
 /// Counts a validation of each of `identifiers` that failed.
 pub fn failed(
-    authority: &mut Authority,
+    state: &mut CaState,
     rules: &[Rule],
     identifiers: &BTreeSet<Identifier>,
     now: Timestamp,
 ) {
     for (rule, subject) in validations(rules, identifiers) {
-        take(authority, rule, subject, now);
+        take(state, rule, subject, now);
     }
 }
 
 /// Control of each of `identifiers` was proven: no failure is in a row with an
 /// earlier one.
-pub fn proven(authority: &mut Authority, identifiers: &BTreeSet<Identifier>) {
-    if let Some(failures) = Arc::make_mut(&mut authority.spent).get_mut(&Limit::ConsecutiveFailures)
-    {
+pub fn proven(state: &mut CaState, identifiers: &BTreeSet<Identifier>) {
+    if let Some(failures) = Arc::make_mut(&mut state.spent).get_mut(&Limit::ConsecutiveFailures) {
         for name in identifiers {
             failures.remove(&name.to_string());
         }
@@ -313,7 +312,7 @@ pub struct Left {
 /// What is left for a new certificate for `identifiers`.
 #[must_use]
 pub fn left(
-    authority: &Authority,
+    state: &CaState,
     rules: &[Rule],
     identifiers: &BTreeSet<Identifier>,
     now: Timestamp,
@@ -322,7 +321,7 @@ pub fn left(
     let left = charges
         .chain(validations(rules, identifiers))
         .map(|(rule, subject)| {
-            let full_at = full_at(authority, rule, &subject, now).filter(|full_at| *full_at > now);
+            let full_at = full_at(state, rule, &subject, now).filter(|full_at| *full_at > now);
             Left {
                 limit: rule.limit,
                 tokens: full_at.map_or(rule.capacity, |full_at| rule.left(full_at, now)),
@@ -336,10 +335,10 @@ pub fn left(
 
 /// What is left wherever something is spent.
 #[must_use]
-pub fn standing(authority: &Authority, rules: &[Rule], now: Timestamp) -> Vec<Left> {
+pub fn standing(state: &CaState, rules: &[Rule], now: Timestamp) -> Vec<Left> {
     let rules = rules.iter();
     let spent = rules.flat_map(|rule| {
-        let subjects = authority.spent.get(&rule.limit).into_iter().flatten();
+        let subjects = state.spent.get(&rule.limit).into_iter().flatten();
         subjects.map(move |(subject, full_at)| Left {
             limit: rule.limit,
             subject: subject.clone(),
@@ -408,13 +407,13 @@ fn registered(identifier: &Identifier) -> String {
 
 /// No bucket takes longer than its refill: what says so was written by a clock
 /// that was wrong.
-fn full_at(authority: &Authority, rule: &Rule, subject: &str, now: Timestamp) -> Option<Timestamp> {
-    let full_at = authority.spent.get(&rule.limit)?.get(subject)?;
+fn full_at(state: &CaState, rule: &Rule, subject: &str, now: Timestamp) -> Option<Timestamp> {
+    let full_at = state.spent.get(&rule.limit)?.get(subject)?;
     Some((*full_at).min(now + rule.refill))
 }
 
-fn take(authority: &mut Authority, rule: &Rule, subject: String, now: Timestamp) {
-    let subjects = Arc::make_mut(&mut authority.spent)
+fn take(state: &mut CaState, rule: &Rule, subject: String, now: Timestamp) {
+    let subjects = Arc::make_mut(&mut state.spent)
         .entry(rule.limit)
         .or_default();
     let full_at = subjects.entry(subject).or_insert(now);
@@ -425,9 +424,9 @@ fn take(authority: &mut Authority, rule: &Rule, subject: String, now: Timestamp)
 
 /// Lets what a clock that was wrong has left behind refill from now on: seen
 /// from each later instant alone, such a bucket would be empty for ever.
-fn rewrite_the_impossible(authority: &mut Authority, rules: &[Rule], now: Timestamp) {
+fn rewrite_the_impossible(state: &mut CaState, rules: &[Rule], now: Timestamp) {
     for rule in rules {
-        let subjects = Arc::make_mut(&mut authority.spent).get_mut(&rule.limit);
+        let subjects = Arc::make_mut(&mut state.spent).get_mut(&rule.limit);
         for full_at in subjects
             .into_iter()
             .flat_map(|subjects| subjects.values_mut())
@@ -437,11 +436,11 @@ fn rewrite_the_impossible(authority: &mut Authority, rules: &[Rule], now: Timest
     }
 }
 
-fn forget_full(authority: &mut Authority, now: Timestamp) {
-    for subjects in Arc::make_mut(&mut authority.spent).values_mut() {
+fn forget_full(state: &mut CaState, now: Timestamp) {
+    for subjects in Arc::make_mut(&mut state.spent).values_mut() {
         subjects.retain(|_, full_at| *full_at > now);
     }
-    Arc::make_mut(&mut authority.spent).retain(|_, subjects| !subjects.is_empty());
+    Arc::make_mut(&mut state.spent).retain(|_, subjects| !subjects.is_empty());
 }
 
 #[cfg(test)]

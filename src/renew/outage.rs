@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::backoff::spread;
-use crate::authority::Outage;
+use crate::ca_state::Outage;
 use crate::random::Random;
 use crate::time::Timestamp;
 

@@ -13,10 +13,10 @@ use super::fleet::{RESTART, World};
 use super::kill::Fuse;
 use super::node::{Ailments, Node};
 use super::scenario::{AHEAD, part};
-use super::tally::Place;
+use super::tally::OnNode;
 use super::{DAY, START, Scenario};
 use crate::identifier::{Identifier, Lineage};
-use crate::random::Random;
+use crate::random::{Random, SeededRandom};
 use crate::time::Clock;
 
 /// Restarts in a row, about a minute apart.
@@ -54,14 +54,7 @@ impl World {
             };
             let retire = retire && !ended;
             if !ended && !retire && storm == 0 && kills.below(3) > 0 {
-                // Not now, but with the next write of a kind.
-                node.light(Fuse::draw(&kills));
-                let longest = self.clock.now() + DAY * 3;
-                tokio::select! {
-                    biased;
-                    () = node.killed.notified() => {}
-                    () = self.clock.sleep_until(longest) => {}
-                }
+                self.until_a_write(&node, &kills).await;
             }
             node.end();
             process.abort_all();
@@ -89,6 +82,17 @@ impl World {
             } else {
                 self.fault_over(Scenario::Crashes, std::slice::from_ref(&node));
             }
+        }
+    }
+
+    /// Not now, but with the next write of a kind.
+    async fn until_a_write(&self, node: &Node, kills: &SeededRandom) {
+        node.light(Fuse::draw(kills));
+        let longest = self.clock.now() + DAY * 3;
+        tokio::select! {
+            biased;
+            () = node.killed.notified() => {}
+            () = self.clock.sleep_until(longest) => {}
         }
     }
 
@@ -186,7 +190,7 @@ impl World {
 
     fn call_back(&self, turn: usize) {
         let leaves = self.authority.call_back(CALLED_BACK, turn);
-        let mut places: BTreeSet<Place> = BTreeSet::new();
+        let mut places: BTreeSet<OnNode> = BTreeSet::new();
         for node in &self.nodes {
             for (lineage, ..) in &self.lineages {
                 let leaf = node.serves(lineage);
@@ -215,7 +219,7 @@ impl World {
                 if !is_undone(&standing, node, lineage, orders) {
                     continue;
                 }
-                let place: Place = (node.index, lineage.clone());
+                let place: OnNode = (node.index, lineage.clone());
                 match called_back_at
                     .filter(|_| serves_what_is_called_back(&standing, node, lineage))
                 {

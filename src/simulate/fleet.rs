@@ -21,11 +21,11 @@ use crate::certificate::{KeyType, Known, Secret};
 use crate::deploy::Target;
 use crate::deploy::endpoint::Endpoint;
 use crate::identifier::{Identifier, Lineage};
-use crate::manage::supervise::Supervisor;
-use crate::manage::{Certificate, Keys, ManageError, Parts, Probed, SPACING, SPREAD, Wanted};
+use crate::manage::{Certificate, Keys, ManageError, Probes, SPACING, SPREAD, Services, Wanted};
 use crate::observe::{Board, Metrics};
 use crate::random::{Random, SeededRandom};
 use crate::store::Store;
+use crate::supervise::Supervisor;
 use crate::time::{Clock, Timestamp, VirtualClock};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -237,13 +237,13 @@ impl World {
         let random: Arc<dyn Random> = Arc::new(SeededRandom::new(
             self.plan.seed ^ ((node.index as u64 + 1) << 40) ^ self.clock.now().seconds() as u64,
         ));
-        let parts = Parts {
+        let services = Services {
             store,
             output: Arc::new(NodeDisk(node.clone())),
             prover: Arc::new(NodeProver(node.clone())),
             keys: self.keys.clone(),
             known: self.known.clone(),
-            probed: Probed::default(),
+            probes: Probes::default(),
             clock,
             random: random.clone(),
             metrics: Metrics::default(),
@@ -280,7 +280,7 @@ impl World {
             });
         let certificates: Vec<Certificate> = certificates.collect();
         loop {
-            let (mut supervisor, _handle) = Supervisor::new(parts.clone(), Board::default());
+            let (mut supervisor, _handle) = Supervisor::new(services.clone(), Board::default());
             if supervisor.keep(certificates.clone()).await.is_ok() {
                 supervisor.run().await;
             }

@@ -14,7 +14,7 @@ const LOWER: u64 = 120;
 
 /// An SVG of `score` and `timeline`.
 #[must_use]
-pub fn plot(score: &Score, timeline: &Timeline) -> String {
+pub(crate) fn plot(score: &Score, timeline: &Timeline) -> String {
     let mut svg = String::new();
     // Writing to a string does not fail.
     let _ = write(&mut svg, score, timeline);
@@ -46,6 +46,24 @@ fn write(svg: &mut String, score: &Score, timeline: &Timeline) -> std::fmt::Resu
         score.ledger_breaches,
         score.worst_recovery_seconds
     )?;
+    events(svg, timeline, x)?;
+    least_left(svg, timeline, x)?;
+    orders(svg, timeline, x)?;
+    let y = TOP + UPPER + GAP + LOWER + 18;
+    for day in (0..=u64::from(score.days)).step_by(30) {
+        let x = x(day * 24);
+        writeln!(
+            svg,
+            r##"<text x="{x}" y="{y}" text-anchor="middle">{day}</text>"##
+        )?;
+    }
+    let y = y + 18;
+    writeln!(svg, r##"<text x="{LEFT}" y="{y}">days</text>"##)?;
+    writeln!(svg, "</svg>")
+}
+
+/// What happened, over both charts.
+fn events(svg: &mut String, timeline: &Timeline, x: impl Fn(u64) -> u64) -> std::fmt::Result {
     for (index, (begins, ends, name)) in timeline.events.iter().enumerate() {
         let (from, to) = (x(*begins), x(*ends).max(x(*begins) + 1));
         let (wide, tall) = (to - from, UPPER + GAP + LOWER);
@@ -55,6 +73,11 @@ fn write(svg: &mut String, score: &Score, timeline: &Timeline) -> std::fmt::Resu
             r##"<rect x="{from}" y="{TOP}" width="{wide}" height="{tall}" fill="#d62728" fill-opacity="0.2"><title>{name}</title></rect><text x="{from}" y="{y}" font-size="9" fill="#d62728">{name}</text>"##
         )?;
     }
+    Ok(())
+}
+
+/// The upper chart.
+fn least_left(svg: &mut String, timeline: &Timeline, x: impl Fn(u64) -> u64) -> std::fmt::Result {
     axis(
         svg,
         TOP,
@@ -72,7 +95,11 @@ fn write(svg: &mut String, score: &Score, timeline: &Timeline) -> std::fmt::Resu
         svg,
         r##"<polyline points="{}" fill="none" stroke="#1f77b4"/>"##,
         points.join(" ")
-    )?;
+    )
+}
+
+/// The lower chart.
+fn orders(svg: &mut String, timeline: &Timeline, x: impl Fn(u64) -> u64) -> std::fmt::Result {
     let (lower, most) = (TOP + UPPER + GAP, timeline.orders.iter().max());
     let most = most.copied().unwrap_or_default().max(1);
     axis(svg, lower, LOWER, "orders a day", &most.to_string())?;
@@ -85,17 +112,7 @@ fn write(svg: &mut String, score: &Score, timeline: &Timeline) -> std::fmt::Resu
             r##"<rect x="{from}" y="{y}" width="{wide}" height="{tall}" fill="#2ca02c"/>"##
         )?;
     }
-    let y = lower + LOWER + 18;
-    for day in (0..=u64::from(score.days)).step_by(30) {
-        let x = x(day * 24);
-        writeln!(
-            svg,
-            r##"<text x="{x}" y="{y}" text-anchor="middle">{day}</text>"##
-        )?;
-    }
-    let y = y + 18;
-    writeln!(svg, r##"<text x="{LEFT}" y="{y}">days</text>"##)?;
-    writeln!(svg, "</svg>")
+    Ok(())
 }
 
 fn axis(svg: &mut String, top: u64, height: u64, what: &str, most: &str) -> std::fmt::Result {

@@ -13,7 +13,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Scenario {
+pub(crate) enum Scenario {
     /// The CA is down for 2.5 h, 7 h 47 min, 24 h and 72 h in turn.
     Outages,
     /// The CA is down for 14 days; every certificate lives for 45 days.
@@ -70,13 +70,13 @@ const ALL: &[(Scenario, &str)] = &[
 
 impl Scenario {
     /// All that go together: 160 h certificates do not outlive the long outage.
-    pub fn all() -> impl Iterator<Item = Self> {
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
         let all = ALL.iter().map(|(scenario, _)| *scenario);
         all.filter(|scenario| *scenario != Self::LongOutage)
     }
 
     /// Every name that [`FromStr`] reads.
-    pub fn names() -> impl Iterator<Item = &'static str> {
+    pub(crate) fn names() -> impl Iterator<Item = &'static str> {
         ALL.iter().map(|(_, name)| *name)
     }
 
@@ -90,7 +90,7 @@ impl Scenario {
     /// What the CA has asked us to wait for, or what must wait since it has failed,
     /// comes first.
     #[must_use]
-    pub fn recovers_within(self) -> Duration {
+    pub(crate) fn recovers_within(self) -> Duration {
         let waits = match self {
             // Its `Retry-After`.
             Self::RateLimits => HOUR,

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 
 use super::kill::Moment;
 use super::node::Node;
-use crate::authority::Authority;
+use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
 use crate::identifier::Lineage;
 use crate::record::{Failures, Generation, Record, Revision, Served, TakenBack};
@@ -245,20 +245,20 @@ impl Store for NodeStore {
         self.shared.memory.save_account(ca, credentials).await
     }
 
-    async fn authority(&self, ca: &str) -> Result<(Authority, Revision), StoreError> {
+    async fn ca_state(&self, ca: &str) -> Result<(CaState, Revision), StoreError> {
         self.reach("read", false, Moment::Read).await?;
-        self.shared.memory.authority(ca).await
+        self.shared.memory.ca_state(ca).await
     }
 
-    async fn save_authority(
+    async fn save_ca_state(
         &self,
         ca: &str,
-        authority: &Authority,
+        state: &CaState,
         expected: Revision,
     ) -> Result<Revision, StoreError> {
         self.reach("write", true, Moment::Ledger).await?;
         let memory = &self.shared.memory;
-        let saved = memory.save_authority(ca, authority, expected).await;
+        let saved = memory.save_ca_state(ca, state, expected).await;
         self.node.lives_through(Moment::Ledger).await;
         saved
     }

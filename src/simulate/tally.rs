@@ -12,7 +12,7 @@ use crate::identifier::Lineage;
 use crate::time::Timestamp;
 
 /// A certificate as one proxy serves it.
-pub(super) type Place = (usize, Lineage);
+pub(super) type OnNode = (usize, Lineage);
 
 /// A placeholder may stand in for so long after the CA has signed what should be
 /// there, where the machine is left in peace: another node looks at what it did
@@ -26,15 +26,15 @@ pub(super) struct Tally {
 
 #[derive(Default)]
 struct Inside {
-    serving: BTreeMap<Place, Served>,
+    serving: BTreeMap<OnNode, Served>,
     /// Since when a real certificate should be served there, and is not.
-    bare: BTreeMap<Place, Timestamp>,
+    bare: BTreeMap<OnNode, Timestamp>,
     /// Where there is a machine.
     present: BTreeSet<usize>,
     /// What the CA has signed at least once.
     issued: BTreeSet<Lineage>,
     /// Since when what is served there is called back.
-    called_back: BTreeMap<Place, Timestamp>,
+    called_back: BTreeMap<OnNode, Timestamp>,
     sums: Sums,
     recoveries: Vec<Recovery>,
 }
@@ -64,7 +64,7 @@ struct Served {
 struct Recovery {
     scenario: Scenario,
     since: Timestamp,
-    left: BTreeSet<Place>,
+    left: BTreeSet<OnNode>,
 }
 
 impl Tally {
@@ -127,7 +127,7 @@ impl Tally {
     }
 
     /// A proxy serves another certificate from `now` on.
-    pub(super) fn loaded(&self, place: Place, matches: bool, until: Timestamp, now: Timestamp) {
+    pub(super) fn loaded(&self, place: OnNode, matches: bool, until: Timestamp, now: Timestamp) {
         let mut inside = self.lock();
         inside.settle(&place, now);
         inside.served_no_more(&place, now);
@@ -142,7 +142,7 @@ impl Tally {
 
     /// A proxy serves a placeholder from `now` on: that is no fault where nothing
     /// is issued, and never ends what should be there.
-    pub(super) fn bared(&self, place: Place, now: Timestamp) {
+    pub(super) fn bared(&self, place: OnNode, now: Timestamp) {
         let mut inside = self.lock();
         if inside.serving.contains_key(&place) {
             inside.settle(&place, now);
@@ -154,7 +154,7 @@ impl Tally {
     }
 
     /// What these serve is called back.
-    pub(super) fn called_back(&self, places: &BTreeSet<Place>, now: Timestamp) {
+    pub(super) fn called_back(&self, places: &BTreeSet<OnNode>, now: Timestamp) {
         let mut inside = self.lock();
         for place in places {
             inside.called_back.entry(place.clone()).or_insert(now);
@@ -162,7 +162,7 @@ impl Tally {
     }
 
     /// A fault is over and has left that much undone.
-    pub(super) fn fault_over(&self, scenario: Scenario, left: BTreeSet<Place>, now: Timestamp) {
+    pub(super) fn fault_over(&self, scenario: Scenario, left: BTreeSet<OnNode>, now: Timestamp) {
         if left.is_empty() {
             return;
         }
@@ -174,7 +174,7 @@ impl Tally {
     }
 
     /// All is well there again.
-    pub(super) fn well(&self, place: &Place, now: Timestamp) {
+    pub(super) fn well(&self, place: &OnNode, now: Timestamp) {
         let mut inside = self.lock();
         let Inside {
             recoveries, sums, ..
@@ -205,7 +205,7 @@ impl Tally {
         inside.sums.clone()
     }
 
-    fn recovered(&self, sums: &mut Sums, recovery: &Recovery, place: &Place, now: Timestamp) {
+    fn recovered(&self, sums: &mut Sums, recovery: &Recovery, place: &OnNode, now: Timestamp) {
         let (scenario, since) = (recovery.scenario, recovery.since);
         let worst = sums.recoveries.entry(scenario).or_default();
         // Peace is no longer than the whole.
@@ -220,7 +220,7 @@ impl Tally {
     }
 
     /// It is bare no more.
-    fn clothed(&self, inside: &mut Inside, place: &Place, now: Timestamp) {
+    fn clothed(&self, inside: &mut Inside, place: &OnNode, now: Timestamp) {
         let Some(since) = inside.bare.remove(place) else {
             return;
         };
@@ -242,7 +242,7 @@ impl Tally {
 }
 
 impl Inside {
-    fn settle(&mut self, place: &Place, now: Timestamp) {
+    fn settle(&mut self, place: &OnNode, now: Timestamp) {
         let Some(served) = self.serving.remove(place) else {
             return;
         };
@@ -254,7 +254,7 @@ impl Inside {
         }
     }
 
-    fn served_no_more(&mut self, place: &Place, now: Timestamp) {
+    fn served_no_more(&mut self, place: &OnNode, now: Timestamp) {
         if let Some(since) = self.called_back.remove(place) {
             self.sums.called_back = self.sums.called_back.max(now.since(since));
         }
@@ -268,7 +268,7 @@ mod tests {
 
     const NOW: Timestamp = START;
 
-    fn place() -> Place {
+    fn place() -> OnNode {
         (0, Lineage::parse("example.com").unwrap())
     }
 
@@ -304,7 +304,7 @@ mod tests {
             let sums = tally.lock().sums.recoveries.clone();
             sums.get(&Scenario::Outages).copied().unwrap_or_default()
         };
-        let other: Place = (1, place().1);
+        let other: OnNode = (1, place().1);
         let left = || BTreeSet::from([place(), other.clone()]);
         tally.fault_over(Scenario::Outages, left(), NOW);
         tally.well(&place(), NOW + minute);

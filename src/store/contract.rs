@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Store, StoreError};
-use crate::authority::{Authority, Limit};
+use crate::ca_state::{CaState, Limit};
 use crate::certificate::{Bundle, Facts, Freshness, Secret};
 use crate::identifier::{Identifier, Lineage};
 use crate::record::{Generation, Issued, Record, Revision};
@@ -162,23 +162,20 @@ async fn accounts_and_options_are_kept_apart_and_replaced(store: impl Store) {
 }
 
 async fn what_is_known_of_a_ca_is_swapped_whole(store: impl Store) {
-    let (nothing, none) = store.authority("https://one").await.unwrap();
-    assert_eq!((&nothing, none), (&Authority::default(), Revision(0)));
+    let (nothing, none) = store.ca_state("https://one").await.unwrap();
+    assert_eq!((&nothing, none), (&CaState::default(), Revision(0)));
     let mut spent = nothing.clone();
     let at = Timestamp::from_seconds(1_800_000_000);
     let bucket = std::sync::Arc::make_mut(&mut spent.spent)
         .entry(Limit::NewOrders)
         .or_default();
     bucket.insert("account".into(), at);
-    let first = store.save_authority("https://one", &spent, none).await;
+    let first = store.save_ca_state("https://one", &spent, none).await;
     let first = first.unwrap();
     for stale in [none, Revision(first.0 + 1)] {
-        let refused = store.save_authority("https://one", &nothing, stale).await;
+        let refused = store.save_ca_state("https://one", &nothing, stale).await;
         assert!(matches!(refused, Err(StoreError::Conflict { .. })));
     }
-    assert_eq!(
-        store.authority("https://one").await.unwrap(),
-        (spent, first)
-    );
-    assert_eq!(store.authority("https://two").await.unwrap().1, none);
+    assert_eq!(store.ca_state("https://one").await.unwrap(), (spent, first));
+    assert_eq!(store.ca_state("https://two").await.unwrap().1, none);
 }

@@ -24,7 +24,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Lease, Store, StoreError};
-use crate::authority::Authority;
+use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Fingerprint, Secret};
 use crate::files;
 use crate::identifier::Lineage;
@@ -52,7 +52,8 @@ struct Known {
     /// For whoever looks at the file.
     ca: String,
     revision: Revision,
-    authority: Authority,
+    #[serde(rename = "authority")]
+    state: CaState,
 }
 
 impl FileStore {
@@ -282,7 +283,7 @@ impl Store for FileStore {
             .map_err(at("write", &path))
     }
 
-    async fn authority(&self, ca: &str) -> Result<(Authority, Revision), StoreError> {
+    async fn ca_state(&self, ca: &str) -> Result<(CaState, Revision), StoreError> {
         let stored: Option<Known> = match read_json(&self.path_of("authorities", ca)) {
             Err(error @ StoreError::Corrupt { .. }) => {
                 // No certificate may lapse for want of a count: it begins anew.
@@ -291,18 +292,18 @@ impl Store for FileStore {
             }
             stored => stored?,
         };
-        Ok(stored.map_or_else(Default::default, |known| (known.authority, known.revision)))
+        Ok(stored.map_or_else(Default::default, |known| (known.state, known.revision)))
     }
 
-    async fn save_authority(
+    async fn save_ca_state(
         &self,
         ca: &str,
-        authority: &Authority,
+        state: &CaState,
         expected: Revision,
     ) -> Result<Revision, StoreError> {
         let path = self.path_of("authorities", ca);
         let _locked = locked(&path.with_extension("lock"))?;
-        let (_, found) = self.authority(ca).await?;
+        let (_, found) = self.ca_state(ca).await?;
         if found != expected {
             return Err(StoreError::Conflict {
                 subject: format!("what is known of {ca}"),
@@ -312,7 +313,7 @@ impl Store for FileStore {
         let known = Known {
             ca: ca.to_owned(),
             revision: Revision(expected.0 + 1),
-            authority: authority.clone(),
+            state: state.clone(),
         };
         write_json(&path, &known)?;
         Ok(known.revision)

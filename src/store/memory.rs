@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use super::{Lease, Store, StoreError};
-use crate::authority::Authority;
+use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
 use crate::identifier::Lineage;
 use crate::record::{Generation, Record, Revision};
@@ -27,7 +27,7 @@ struct Inside {
     bundles: BTreeMap<(Lineage, Generation), (Secret, String)>,
     options: BTreeMap<Lineage, String>,
     accounts: BTreeMap<String, Secret>,
-    authorities: BTreeMap<String, (Authority, Revision)>,
+    ca_states: BTreeMap<String, (CaState, Revision)>,
     /// The last token, and whether its holder has it still.
     leases: BTreeMap<Lineage, (u64, bool)>,
 }
@@ -142,26 +142,26 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn authority(&self, ca: &str) -> Result<(Authority, Revision), StoreError> {
-        let stored = self.inside().authorities.get(ca).cloned();
+    async fn ca_state(&self, ca: &str) -> Result<(CaState, Revision), StoreError> {
+        let stored = self.inside().ca_states.get(ca).cloned();
         Ok(stored.unwrap_or_default())
     }
 
-    async fn save_authority(
+    async fn save_ca_state(
         &self,
         ca: &str,
-        authority: &Authority,
+        state: &CaState,
         expected: Revision,
     ) -> Result<Revision, StoreError> {
         let mut inside = self.inside();
-        let (stored, revision) = inside.authorities.entry(ca.to_owned()).or_default();
+        let (stored, revision) = inside.ca_states.entry(ca.to_owned()).or_default();
         if *revision != expected {
             return Err(StoreError::Conflict {
                 subject: format!("what is known of {ca}"),
                 found: revision.0,
             });
         }
-        (*stored, revision.0) = (authority.clone(), expected.0 + 1);
+        (*stored, revision.0) = (state.clone(), expected.0 + 1);
         Ok(*revision)
     }
 }

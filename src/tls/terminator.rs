@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::credentials::Credentials;
-use crate::sockets::BACKLOG;
+use crate::net::sockets::BACKLOG;
 
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// What is not over by then is cut: a process that was told to stop must end.
@@ -153,7 +153,7 @@ async fn converse(
     peer: SocketAddr,
     handler: Arc<dyn Handler>,
     stopping: Stopping,
-    place: Place,
+    place: Slot,
 ) {
     // Latency only; a stream without it works as well.
     let _ = stream.set_nodelay(true);
@@ -173,7 +173,7 @@ struct Caps {
 }
 
 /// A place among the connections, given back when dropped.
-struct Place {
+struct Slot {
     caps: Arc<Caps>,
     address: IpAddr,
     _permit: OwnedSemaphorePermit,
@@ -188,7 +188,7 @@ impl Caps {
         }
     }
 
-    fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
+    fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Slot> {
         let permit = self.all.clone().try_acquire_owned().ok()?;
         let mut by_address = self
             .by_address
@@ -199,7 +199,7 @@ impl Caps {
             return None;
         }
         *count += 1;
-        Some(Place {
+        Some(Slot {
             caps: self.clone(),
             address,
             _permit: permit,
@@ -207,7 +207,7 @@ impl Caps {
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         let mut by_address = self
             .caps

@@ -137,8 +137,8 @@ impl Jumped {
 
     fn is_silence_stored(&self) -> bool {
         let (store, ca) = (self.store(), self.ca.server.directory_url());
-        let known = runtime().block_on(store.authority(&ca));
-        known.is_ok_and(|(authority, _)| authority.windowless.is_some())
+        let known = runtime().block_on(store.ca_state(&ca));
+        known.is_ok_and(|(state, _)| state.windowless.is_some())
     }
 
     /// Each case begins with the same files: whether a window is asked for, too, goes by them.

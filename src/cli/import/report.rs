@@ -6,7 +6,8 @@ use serde_json::json;
 
 use crate::certificate::Facts;
 use crate::cli::Call;
-use crate::cli::output::{Failure, say};
+use crate::cli::output::say;
+use crate::failure::Failure;
 use crate::identifier::Lineage;
 use crate::import::{LIVE, Remark, Verdict};
 use crate::manage::import::Taken;

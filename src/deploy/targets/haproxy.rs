@@ -25,7 +25,7 @@ use crate::deploy::target::{
 };
 use crate::deploy::{Delivery, DeployError, Target, copy, off_thread};
 use crate::identifier::Identifier;
-use crate::sockets::listened_on_by;
+use crate::net::sockets::listened_on_by;
 use crate::text::printable;
 
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);

@@ -20,7 +20,7 @@ use crate::deploy::target::{
     self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::{Delivery, DeployError, Target, key_access};
-use crate::sockets::listened_on_by;
+use crate::net::sockets::listened_on_by;
 use crate::text::printable_lines;
 
 const PID_FILES: [&str; 3] = [

@@ -32,7 +32,7 @@ fn run(site: &str, is_issued: bool) -> Result<(String, Plan, bool), InstallError
     let (made, plan) = once(site.as_bytes())?;
     let (_, again) = once(&made)?;
     let made = String::from_utf8(made).unwrap();
-    Ok((made, plan, again.edits.is_empty()))
+    Ok((made, plan, again.edits.files().next().is_none()))
 }
 
 fn edited(server: &str) -> String {

@@ -182,7 +182,7 @@ async fn what_waits_for_its_first_certificate_gets_this_one() {
         url: None,
         replaces: None,
         begun: START,
-        counted: crate::authority::Counted::default(),
+        counted: crate::ca_state::Counted::default(),
     });
     house.store.save(&record, Revision(0), None).await.unwrap();
     house

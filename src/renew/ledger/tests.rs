@@ -12,60 +12,53 @@ fn names(texts: &[&str]) -> BTreeSet<Identifier> {
 }
 
 fn order(
-    authority: &mut Authority,
+    state: &mut CaState,
     texts: &[&str],
     counted: Counted,
     priority: Priority,
     now: Timestamp,
 ) -> Result<(), Refusal> {
-    spend(
-        authority,
-        LETS_ENCRYPT,
-        &names(texts),
-        counted,
-        priority,
-        now,
-    )
+    spend(state, LETS_ENCRYPT, &names(texts), counted, priority, now)
 }
 
 #[test]
 fn what_renews_by_itself_leaves_a_reserve_and_what_is_urgent_uses_it() {
-    let mut authority = Authority::default();
-    let again = |authority: &mut Authority, priority, now| {
-        order(authority, &["example.com"], Counted::Again, priority, now)
+    let mut state = CaState::default();
+    let again = |state: &mut CaState, priority, now| {
+        order(state, &["example.com"], Counted::Again, priority, now)
     };
     for _ in 0..3 {
-        again(&mut authority, Priority::Routine, NOW).unwrap();
+        again(&mut state, Priority::Routine, NOW).unwrap();
     }
-    let refusal = again(&mut authority, Priority::Routine, NOW).unwrap_err();
+    let refusal = again(&mut state, Priority::Routine, NOW).unwrap_err();
     assert_eq!(refusal.limit, Limit::DuplicateCertificates);
     assert_eq!(refusal.subject, "example.com");
-    let before = authority.clone();
+    let before = state.clone();
     assert!(
         again(
-            &mut authority,
+            &mut state,
             Priority::Routine,
             refusal.until - Duration::from_secs(1)
         )
         .is_err()
     );
-    assert_eq!(authority, before, "what is refused costs nothing");
-    again(&mut authority, Priority::Urgent, NOW).unwrap();
-    assert!(again(&mut authority, Priority::Urgent, NOW).is_err());
-    again(&mut authority, Priority::Forced, NOW).unwrap();
-    let refusal = again(&mut authority, Priority::Forced, NOW).unwrap_err();
+    assert_eq!(state, before, "what is refused costs nothing");
+    again(&mut state, Priority::Urgent, NOW).unwrap();
+    assert!(again(&mut state, Priority::Urgent, NOW).is_err());
+    again(&mut state, Priority::Forced, NOW).unwrap();
+    let refusal = again(&mut state, Priority::Forced, NOW).unwrap_err();
     // Five in seven days: one comes back after a fifth of them.
     assert_eq!(refusal.until, NOW + DAY * 7 / 5);
-    again(&mut authority, Priority::Forced, refusal.until).unwrap();
+    again(&mut state, Priority::Forced, refusal.until).unwrap();
 }
 
 #[test]
 fn a_clock_that_was_wrong_leaves_no_bucket_empty_for_ever() {
-    let mut authority = Authority::default();
+    let mut state = CaState::default();
     let later = NOW + DAY * 365;
     for _ in 0..5 {
         order(
-            &mut authority,
+            &mut state,
             &["example.com"],
             Counted::Again,
             Priority::Forced,
@@ -74,7 +67,7 @@ fn a_clock_that_was_wrong_leaves_no_bucket_empty_for_ever() {
         .unwrap();
     }
     let refusal = order(
-        &mut authority,
+        &mut state,
         &["example.com"],
         Counted::Again,
         Priority::Forced,
@@ -82,25 +75,25 @@ fn a_clock_that_was_wrong_leaves_no_bucket_empty_for_ever() {
     );
     let until = refusal.unwrap_err().until;
     assert!(until <= NOW + DAY * 7);
-    let again = |authority: &mut Authority, at| {
+    let again = |state: &mut CaState, at| {
         order(
-            authority,
+            state,
             &["example.com"],
             Counted::Again,
             Priority::Forced,
             at,
         )
     };
-    assert!(again(&mut authority, NOW + DAY).is_err());
-    again(&mut authority, until).unwrap();
+    assert!(again(&mut state, NOW + DAY).is_err());
+    again(&mut state, until).unwrap();
 }
 
 #[test]
 fn what_the_ca_exempts_costs_nothing() {
-    let mut authority = Authority::default();
+    let mut state = CaState::default();
     for _ in 0..1000 {
         order(
-            &mut authority,
+            &mut state,
             &["example.com"],
             Counted::Exempt,
             Priority::Routine,
@@ -108,7 +101,7 @@ fn what_the_ca_exempts_costs_nothing() {
         )
         .unwrap();
     }
-    assert_eq!(authority, Authority::default());
+    assert_eq!(state, CaState::default());
 }
 
 #[test]
@@ -119,11 +112,11 @@ fn names_are_counted_by_the_domain_that_was_registered() {
     assert_eq!(counted("team.github.io"), "team.github.io");
     assert_eq!(counted("192.0.2.7"), "192.0.2.7");
     assert_eq!(counted("2001:db8:1:2:3::4"), "2001:db8:1:2::/64");
-    let mut authority = Authority::default();
+    let mut state = CaState::default();
     for n in 0..40 {
         let (one, other) = (format!("a{n}.example.com"), format!("b{n}.example.com"));
         order(
-            &mut authority,
+            &mut state,
             &[&one, &other],
             Counted::New,
             Priority::Routine,
@@ -131,17 +124,17 @@ fn names_are_counted_by_the_domain_that_was_registered() {
         )
         .unwrap();
     }
-    let refused = |texts: &[&str], authority: &mut Authority| {
-        order(authority, texts, Counted::New, Priority::Routine, NOW)
+    let refused = |texts: &[&str], state: &mut CaState| {
+        order(state, texts, Counted::New, Priority::Routine, NOW)
             .unwrap_err()
             .subject
     };
     assert_eq!(
-        refused(&["new.example.com", "example.org"], &mut authority),
+        refused(&["new.example.com", "example.org"], &mut state),
         "example.com"
     );
     order(
-        &mut authority,
+        &mut state,
         &["example.org"],
         Counted::New,
         Priority::Routine,
@@ -152,11 +145,11 @@ fn names_are_counted_by_the_domain_that_was_registered() {
 
 #[test]
 fn an_order_that_comes_to_nothing_gives_its_certificate_back() {
-    let mut authority = Authority::default();
+    let mut state = CaState::default();
     let name = names(&["example.com"]);
     for _ in 0..200 {
         spend(
-            &mut authority,
+            &mut state,
             LETS_ENCRYPT,
             &name,
             Counted::New,
@@ -164,68 +157,61 @@ fn an_order_that_comes_to_nothing_gives_its_certificate_back() {
             NOW,
         )
         .unwrap();
-        refund(&mut authority, LETS_ENCRYPT, &name, Counted::New);
+        refund(&mut state, LETS_ENCRYPT, &name, Counted::New);
     }
-    let left: Vec<u32> = left(&authority, LETS_ENCRYPT, &name, NOW)
+    let left: Vec<u32> = left(&state, LETS_ENCRYPT, &name, NOW)
         .iter()
         .map(|left| left.tokens)
         .collect();
     assert_eq!(left, [100, 50, 5, 5, 1152]);
     for _ in 0..4 {
-        failed(&mut authority, LETS_ENCRYPT, &name, NOW);
+        failed(&mut state, LETS_ENCRYPT, &name, NOW);
     }
-    let again = |authority: &mut Authority, priority| {
-        spend(
-            authority,
-            LETS_ENCRYPT,
-            &name,
-            Counted::Again,
-            priority,
-            NOW,
-        )
+    let again = |state: &mut CaState, priority| {
+        spend(state, LETS_ENCRYPT, &name, Counted::Again, priority, NOW)
     };
-    let refusal = again(&mut authority, Priority::Routine).unwrap_err();
+    let refusal = again(&mut state, Priority::Routine).unwrap_err();
     assert_eq!(refusal.limit, Limit::FailedValidations);
-    again(&mut authority, Priority::Forced).unwrap();
+    again(&mut state, Priority::Forced).unwrap();
 }
 
 #[test]
 fn failures_in_a_row_end_with_a_success_and_not_by_the_hour() {
-    let (mut authority, name) = (Authority::default(), names(&["example.com"]));
-    let hourly = |authority: &mut Authority, hours: u32| {
-        failed(authority, LETS_ENCRYPT, &name, NOW + HOUR * hours);
-        let left = left(authority, LETS_ENCRYPT, &name, NOW + HOUR * (hours + 1));
+    let (mut state, name) = (CaState::default(), names(&["example.com"]));
+    let hourly = |state: &mut CaState, hours: u32| {
+        failed(state, LETS_ENCRYPT, &name, NOW + HOUR * hours);
+        let left = left(state, LETS_ENCRYPT, &name, NOW + HOUR * (hours + 1));
         (left[3].tokens, left[4].tokens)
     };
     for hour in 0..922 {
-        hourly(&mut authority, hour);
+        hourly(&mut state, hour);
     }
     // One a day comes back.
-    assert_eq!(hourly(&mut authority, 922), (5, 1152 - 923 + 38));
-    let spend = |authority: &mut Authority, priority| {
+    assert_eq!(hourly(&mut state, 922), (5, 1152 - 923 + 38));
+    let spend = |state: &mut CaState, priority| {
         let later = NOW + HOUR * 971;
-        order(authority, &["example.com"], Counted::Again, priority, later)
+        order(state, &["example.com"], Counted::Again, priority, later)
     };
     for hour in 923..970 {
-        hourly(&mut authority, hour);
+        hourly(&mut state, hour);
     }
-    let refusal = spend(&mut authority, Priority::Routine).unwrap_err();
+    let refusal = spend(&mut state, Priority::Routine).unwrap_err();
     assert_eq!(refusal.limit, Limit::ConsecutiveFailures);
-    spend(&mut authority, Priority::Forced).unwrap();
-    proven(&mut authority, &name);
-    spend(&mut authority, Priority::Routine).unwrap();
+    spend(&mut state, Priority::Forced).unwrap();
+    proven(&mut state, &name);
+    spend(&mut state, Priority::Routine).unwrap();
 }
 
 #[test]
 fn ten_accounts_are_made_and_no_eleventh() {
-    let mut authority = Authority::default();
+    let mut state = CaState::default();
     for _ in 0..10 {
-        register(&mut authority, LETS_ENCRYPT, NOW).unwrap();
+        register(&mut state, LETS_ENCRYPT, NOW).unwrap();
     }
-    let refusal = register(&mut authority, LETS_ENCRYPT, NOW).unwrap_err();
+    let refusal = register(&mut state, LETS_ENCRYPT, NOW).unwrap_err();
     assert_eq!(refusal.limit, Limit::NewAccounts);
     assert_eq!(refusal.until, NOW + HOUR * 3 / 10);
-    register(&mut authority, LETS_ENCRYPT, refusal.until).unwrap();
+    register(&mut state, LETS_ENCRYPT, refusal.until).unwrap();
 }
 
 #[test]
@@ -244,11 +230,11 @@ proptest! {
     fn no_bucket_gives_more_than_it_holds_and_refills(
         steps in prop::collection::vec((0_u64..40_000, any::<bool>()), 1..300),
     ) {
-        let (mut authority, mut now, mut granted) = (Authority::default(), NOW, Vec::new());
+        let (mut state, mut now, mut granted) = (CaState::default(), NOW, Vec::new());
         for (pause, reserved) in steps {
             now = now + Duration::from_secs(pause);
             let priority = if reserved { Priority::Forced } else { Priority::Routine };
-            match order(&mut authority, &["example.com"], Counted::Again, priority, now) {
+            match order(&mut state, &["example.com"], Counted::Again, priority, now) {
                 Ok(()) => granted.push(now),
                 Err(refusal) => prop_assert!(refusal.until > now),
             }

@@ -1,0 +1,360 @@
+//! Settings turned into services: what all certificates share is built once, and
+//! one client for each distinct CA, so that certificates can be added while
+//! the process runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::Call;
+use super::catalog::{remember, still_imported};
+use super::embedded;
+use super::progress::Display;
+use super::watcher::Watcher;
+use crate::acme::{self, AccountOptions, Client, Exchange, Https, InProcess, Issuer, Paces};
+use crate::ca;
+use crate::certificate::Known;
+use crate::challenge::responses::Responses;
+use crate::config::{CaSettings, CertificateSettings, DeployWhen, RenewSettings, Settings};
+use crate::control::{Done, Task};
+use crate::deploy::Target;
+use crate::deploy::coalesce::Coalesced;
+use crate::deploy::named::Named;
+use crate::deploy::output::Output;
+use crate::deploy::owner::{self, Owner};
+use crate::deploy::target::DeployTarget;
+use crate::deploy::verify::Handshake;
+use crate::failure::Failure;
+use crate::manage::concurrency::Concurrency;
+use crate::manage::pass::pass;
+use crate::manage::rehearse::rehearse;
+use crate::manage::{
+    Certificate, FallbackCa, FreshKeys, Maintenance, ManageError, Outcome, Probes, SPACING, SPREAD,
+    Services, Wanted,
+};
+use crate::observe::Metrics;
+use crate::random::SystemRandom;
+use crate::sandbox::Reach;
+use crate::store::Store;
+use crate::store::memory::MemoryStore;
+use crate::time::SystemClock;
+
+/// Builds certificates out of services that are built once.
+pub(super) struct Factory {
+    /// What all certificates share.
+    pub(super) services: Services,
+    /// Shows what is being done.
+    pub(super) display: Arc<Display>,
+    /// What is left to this process.
+    pub(super) reach: Reach,
+    responses: Responses,
+    data_dir: PathBuf,
+    issuers: Mutex<BTreeMap<String, Arc<dyn Issuer>>>,
+    paces: Arc<Paces>,
+    concurrency: Concurrency,
+    servers: Mutex<BTreeMap<DeployTarget, Arc<Coalesced>>>,
+    /// The accounts of rehearsals, which are forgotten.
+    rehearsals: MemoryStore,
+    /// The CA inside this process, once a certificate asks for it.
+    embedded: Mutex<Option<ca::Server>>,
+}
+
+impl Factory {
+    /// The services for `settings`; challenges are answered through `responses`.
+    pub(super) fn new(
+        call: &Call,
+        settings: &Settings,
+        store: Arc<dyn Store>,
+        responses: Responses,
+    ) -> Result<Self, Failure> {
+        let display = Arc::new(Display::new(call.terminal.clone()));
+        let output = output_for(settings)?;
+        Ok(Self {
+            services: Services {
+                store,
+                output: Arc::new(output),
+                prover: Arc::new(Handshake),
+                keys: Arc::new(FreshKeys),
+                known: Known::default(),
+                probes: Probes::default(),
+                clock: Arc::new(SystemClock),
+                random: Arc::new(SystemRandom),
+                metrics: Metrics::default(),
+                spacing: SPACING,
+                spread: SPREAD,
+                maintenance: maintenance(&settings.renew),
+                board: None,
+                progress: Some(display.clone()),
+            },
+            display,
+            reach: Reach::default(),
+            responses,
+            data_dir: settings.data_dir.clone(),
+            issuers: Mutex::default(),
+            paces: Arc::default(),
+            concurrency: Concurrency::default(),
+            servers: Mutex::default(),
+            rehearsals: MemoryStore::default(),
+            embedded: Mutex::default(),
+        })
+    }
+
+    /// For a process that has given up all but `reach`.
+    pub(super) fn within(mut self, reach: Reach) -> Self {
+        self.reach = reach;
+        self
+    }
+
+    /// A certificate with the services that are its own.
+    pub(super) fn certificate(
+        &self,
+        settings: &CertificateSettings,
+    ) -> Result<Certificate, Failure> {
+        self.certificate_for(settings, false)
+    }
+
+    fn certificate_for(
+        &self,
+        settings: &CertificateSettings,
+        rehearsal: bool,
+    ) -> Result<Certificate, Failure> {
+        self.reach.covers(settings)?;
+        Ok(Certificate {
+            wanted: wanted(settings),
+            issuer: self.shared_issuer(&settings.ca, settings, rehearsal)?,
+            fallback: self.stand_in(settings, rehearsal)?,
+            targets: self.targets(settings),
+            endpoints: settings.verify.clone(),
+        })
+    }
+
+    /// Copies first: a server may read one of them.
+    fn targets(&self, settings: &CertificateSettings) -> Vec<Arc<dyn Target>> {
+        let specs = settings.deploy.iter();
+        let (copies, servers): (Vec<_>, Vec<_>) = specs.partition(|spec| spec.is_copy());
+        let all = copies.into_iter().chain(servers);
+        let all = all.map(|spec| spec.for_lineage(&settings.lineage));
+        let all: Vec<_> = all.map(|spec| (self.target(&spec), spec)).collect();
+        let named = all.iter().map(|(target, spec)| -> Arc<dyn Target> {
+            let same =
+                |(other, _): &&(Arc<dyn Target>, DeployTarget)| other.name() == target.name();
+            match all.iter().filter(same).count() {
+                1 => target.clone(),
+                // Two nginx are told apart by their pid files.
+                _ => Arc::new(Named::new(spec.to_string(), target.clone())),
+            }
+        });
+        named.collect()
+    }
+
+    /// One for each server, so that certificates share its reloads.
+    fn target(&self, spec: &DeployTarget) -> Arc<dyn Target> {
+        let mut targets = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = targets.entry(spec.clone());
+        let shared = shared
+            .or_insert_with(|| Arc::new(Coalesced::new(self.reach.target(spec), spec.coalesces())));
+        shared.clone()
+    }
+
+    /// Does `task` for one certificate.
+    pub(super) async fn work(
+        &self,
+        settings: &CertificateSettings,
+        task: Task,
+    ) -> Result<Done, Failure> {
+        let certificate = self.certificate_for(settings, task == Task::Rehearsal)?;
+        let lineage = &settings.lineage;
+        let permit = self.concurrency.take().await;
+        match task {
+            Task::Pass(trigger) => {
+                let pass = async {
+                    let ended = pass(&self.services, &certificate, trigger, permit).await;
+                    ended.map(|(outcome, _)| outcome)
+                };
+                let work = self.display.during(lineage, pass);
+                self.remembering(settings, work).await
+            }
+            Task::Rehearsal => {
+                let (wanted, clock) = (&certificate.wanted, self.services.clock.as_ref());
+                let issuer = certificate.issuer.as_ref();
+                let work = rehearse(wanted, issuer, &self.rehearsals, clock);
+                let facts = self.display.during(lineage, work).await;
+                let subject = format!("dry run: {lineage}");
+                facts
+                    .map(Done::Rehearsed)
+                    .map_err(|error| Failure::of(&subject, &error))
+            }
+        }
+    }
+
+    /// Keeps the settings of all that is configured, so that they hold when it
+    /// is configured no more.
+    pub(super) async fn remember_all(&self, settings: &Settings) {
+        for certificate in &settings.certificates {
+            if let Err(failure) = remember(self.services.store.as_ref(), certificate).await {
+                tracing::warn!("{}", failure.in_a_line());
+            }
+        }
+    }
+
+    /// `work` is a pass for these settings. They are kept for `certs renew` once
+    /// they have proven good, and before that when there are none.
+    pub(super) async fn remembering(
+        &self,
+        settings: &CertificateSettings,
+        work: impl Future<Output = Result<Outcome, ManageError>>,
+    ) -> Result<Done, Failure> {
+        let (lineage, store) = (&settings.lineage, self.services.store.as_ref());
+        let failed = |error: &ManageError| Failure::of(lineage.as_str(), error);
+        let kept = store.options(lineage).await;
+        let kept = kept.map_err(|error| failed(&error.into()))?;
+        let settings = &still_imported(settings, kept.as_deref());
+        if kept.is_none() {
+            remember(store, settings).await?;
+        }
+        let ended = work.await;
+        if let Ok(_) | Err(ManageError::Deploy(_) | ManageError::Verify(_)) = &ended {
+            remember(store, settings).await?;
+        }
+        self.done(settings, ended)
+    }
+
+    /// How a pass ended, as it is told.
+    pub(super) fn done(
+        &self,
+        settings: &CertificateSettings,
+        ended: Result<Outcome, ManageError>,
+    ) -> Result<Done, Failure> {
+        let lineage = &settings.lineage;
+        let outcome = ended.map_err(|error| Failure::of(lineage.as_str(), &error))?;
+        let path = self.services.output.live_path(lineage);
+        Ok(Done::Passed { outcome, path })
+    }
+
+    /// One client for each way of talking to a CA: its nonces and its account
+    /// are shared by all certificates that it issues. Rehearsals have others,
+    /// whose accounts are forgotten.
+    fn shared_issuer(
+        &self,
+        ca: &CaSettings,
+        settings: &CertificateSettings,
+        rehearsal: bool,
+    ) -> Result<Arc<dyn Issuer>, Failure> {
+        let solver = settings.challenge.solver_key();
+        let key = serde_json::json!([ca, solver, rehearsal]).to_string();
+        let mut issuers = self.issuers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(issuer) = issuers.get(&key) {
+            return Ok(issuer.clone());
+        }
+        let issuer = self.issuer(ca, settings)?;
+        issuers.insert(key, issuer.clone());
+        Ok(issuer)
+    }
+
+    /// The CA that stands in; a rehearsal has none.
+    fn stand_in(
+        &self,
+        settings: &CertificateSettings,
+        rehearsal: bool,
+    ) -> Result<Option<FallbackCa>, Failure> {
+        let Some(ca) = settings.fallback.as_ref().filter(|_| !rehearsal) else {
+            return Ok(None);
+        };
+        Ok(Some(FallbackCa {
+            ca: ca.directory.identity().to_owned(),
+            issuer: self.shared_issuer(ca, settings, rehearsal)?,
+        }))
+    }
+
+    fn issuer(
+        &self,
+        ca: &CaSettings,
+        settings: &CertificateSettings,
+    ) -> Result<Arc<dyn Issuer>, Failure> {
+        let surroundings = |message: String| Failure::usage(message, "see --ca-root and --eab-kid");
+        let account = AccountOptions {
+            email: ca.email.clone(),
+            terms_agreed: ca.agree_tos,
+            external: ca.read_binding().map_err(surroundings)?,
+        };
+        let identity = ca.directory.identity().to_owned();
+        let (directory, exchange): (_, Arc<dyn Exchange>) = if ca.directory.is_embedded() {
+            let server = self.embedded(settings)?;
+            (server.directory_url(), Arc::new(InProcess(server.router())))
+        } else {
+            let roots = ca.read_root().map_err(surroundings)?;
+            let https = Https::new(roots.as_deref()).map_err(surroundings)?;
+            (identity.clone(), Arc::new(https))
+        };
+        let client = Client::new(acme::Options {
+            directory,
+            account,
+            exchange,
+            solvers: vec![settings.challenge.solver(&self.responses)],
+            paces: self.paces.clone(),
+            clock: self.services.clock.clone(),
+            observer: Arc::new(Watcher::new(identity, &self.services)),
+            preferred_chain: ca.preferred_chain.clone(),
+        });
+        Ok(Arc::new(client.map_err(surroundings)?))
+    }
+
+    fn embedded(&self, settings: &CertificateSettings) -> Result<ca::Server, Failure> {
+        let mut opened = self.embedded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(server) = &*opened {
+            return Ok(server.clone());
+        }
+        let addresses = settings.challenge.http_listen();
+        let answers_at = addresses.and_then(|all| all.first().copied());
+        let server = embedded::open(&self.data_dir, answers_at, self.services.clock.clone())?;
+        *opened = Some(server.clone());
+        Ok(server)
+    }
+}
+
+fn owner(settings: &Settings) -> Result<Owner, Failure> {
+    let refused = |message: String| {
+        Failure::usage(
+            message,
+            "name one that exists with [output] owner and group, or its number",
+        )
+    };
+    let (user, group) = (&settings.output.owner, &settings.output.group);
+    Ok(Owner {
+        user: user
+            .as_deref()
+            .map(owner::user)
+            .transpose()
+            .map_err(refused)?,
+        group: group
+            .as_deref()
+            .map(owner::group)
+            .transpose()
+            .map_err(refused)?,
+    })
+}
+
+fn maintenance(renew: &RenewSettings) -> Option<Arc<dyn Maintenance>> {
+    match (&renew.schedule, renew.deploy) {
+        (Some(schedule), DeployWhen::OnSchedule) => Some(Arc::new(schedule.clone())),
+        _ => None,
+    }
+}
+
+/// The directory that is shared with consumers.
+pub(super) fn output_for(settings: &Settings) -> Result<Output, Failure> {
+    Ok(Output::new(settings.output.directory.clone()).owned_by(owner(settings)?))
+}
+
+/// What a pass is asked for.
+pub(super) fn wanted(settings: &CertificateSettings) -> Wanted {
+    Wanted {
+        lineage: settings.lineage.clone(),
+        identifiers: settings.names.iter().cloned().collect::<BTreeSet<_>>(),
+        ca: settings.ca.directory.identity().to_owned(),
+        profile: settings.profile.clone(),
+        key: settings.key,
+        reuse_key: settings.reuse_key,
+        partial: settings.partial,
+    }
+}

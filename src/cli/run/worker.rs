@@ -1,0 +1,48 @@
+//! The sidecar's end of the control socket: a command's work, done by the supervisor.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::cli::factory::Factory;
+use crate::cli::issue::may_order;
+use crate::config::CertificateSettings;
+use crate::control::{Done, Task, Worker};
+use crate::failure::Failure;
+use crate::supervise::Handle;
+
+pub(super) struct Sidecar {
+    pub(super) handle: Handle,
+    pub(super) factory: Arc<Factory>,
+    /// Whether HTTP-01 is answered by this process.
+    pub(super) listens: bool,
+}
+
+#[async_trait]
+impl Worker for Sidecar {
+    async fn work(&self, settings: &CertificateSettings, task: Task) -> Result<Done, Failure> {
+        let factory = &self.factory;
+        let store = factory.services.store.as_ref();
+        let wants_listener = settings.challenge.http_listen().is_some();
+        if wants_listener && !self.listens && may_order(store, settings, task).await {
+            return Err(Failure::usage(
+                format!(
+                    "{}: the running `certs run` answers no challenges itself",
+                    settings.lineage
+                ),
+                "give --webroot with the directory that it uses, or stop it first",
+            ));
+        }
+        let Task::Pass(trigger) = task else {
+            return factory.work(settings, task).await;
+        };
+        let certificate = factory.certificate(settings)?;
+        let is_kept = self.handle.keeps(&settings.lineage).await;
+        let pass = self.handle.work(certificate, trigger);
+        if is_kept {
+            // Its own settings hold, not those of a command.
+            return factory.done(settings, pass.await);
+        }
+        factory.remembering(settings, pass).await
+    }
+}

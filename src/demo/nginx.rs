@@ -1,0 +1,174 @@
+//! A real nginx for the demonstration: its own prefix, configuration and port,
+//! no privileges, and an end by the process number that we started.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::net::TcpStream;
+
+use super::site::Site;
+use crate::failure::Failure;
+
+const UP_WITHIN: Duration = Duration::from_secs(10);
+const DOWN_WITHIN: Duration = Duration::from_secs(3);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Where distributions put what only root has on its `PATH`.
+const BESIDE_PATH: [&str; 3] = ["/usr/sbin", "/usr/local/sbin", "/sbin"];
+
+/// A running nginx, stopped when dropped.
+pub(super) struct Nginx {
+    master: Child,
+    /// Where it listens.
+    pub(super) address: SocketAddr,
+    /// Names its master process.
+    pub(super) pid_file: PathBuf,
+}
+
+/// The program, on `PATH` or where distributions put it.
+pub(crate) fn find(environment: &BTreeMap<String, String>) -> Result<PathBuf, Failure> {
+    let path = environment.get("PATH").map_or("", String::as_str);
+    first_in(path.split(':').chain(BESIDE_PATH)).ok_or_else(|| {
+            Failure::usage(
+                "there is no nginx on PATH",
+                "install the package `nginx` (apt install nginx, dnf install nginx, apk add nginx), or run `certs demo` without it",
+            )
+        })
+}
+
+fn first_in<'a>(mut directories: impl Iterator<Item = &'a str>) -> Option<PathBuf> {
+    directories.find_map(|directory| {
+        // An empty entry would mean the working directory.
+        let program = Path::new(directory).join("nginx");
+        (!directory.is_empty() && program.is_file()).then_some(program)
+    })
+}
+
+impl Nginx {
+    /// Starts it below `directory` for the live pairs of `sites`, which must
+    /// exist.
+    pub(super) async fn start(
+        program: &Path,
+        directory: &Path,
+        sites: &[Site],
+    ) -> Result<Self, Failure> {
+        let failed = |what: &str, error: std::io::Error| {
+            Failure::unexpected(format!("nginx: {what}: {error}"))
+        };
+        let address = free_address().map_err(|error| failed("no port", error))?;
+        std::fs::create_dir(directory).map_err(|error| failed("no directory", error))?;
+        let config = directory.join("nginx.conf");
+        std::fs::write(&config, configuration(directory, address, sites))
+            .map_err(|error| failed("no configuration", error))?;
+        let told = directory.join("stderr.log");
+        let stderr = std::fs::File::create(&told).map_err(|error| failed("no log", error))?;
+        let master = Command::new(program)
+            .arg("-c")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            // Ctrl-C is for us; nginx is stopped after the clients are.
+            .process_group(0)
+            .spawn()
+            .map_err(|error| failed(&program.display().to_string(), error))?;
+        let mut nginx = Self {
+            master,
+            address,
+            pid_file: directory.join("nginx.pid"),
+        };
+        nginx.until_it_listens(&told).await?;
+        Ok(nginx)
+    }
+
+    async fn until_it_listens(&mut self, told: &Path) -> Result<(), Failure> {
+        let up = async {
+            while TcpStream::connect(self.address).await.is_err() || !self.pid_file.exists() {
+                if !matches!(self.master.try_wait(), Ok(None)) {
+                    return false;
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            true
+        };
+        if matches!(tokio::time::timeout(UP_WITHIN, up).await, Ok(true)) {
+            return Ok(());
+        }
+        let told = std::fs::read_to_string(told).unwrap_or_default();
+        Err(Failure::unexpected(format!(
+            "nginx did not start: {}",
+            told.trim().escape_debug()
+        )))
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        let pid = i32::try_from(self.master.id()).ok().and_then(Pid::from_raw);
+        // Not waited for yet, so the number is still its own.
+        let asked = pid.is_some_and(|pid| kill_process(pid, Signal::TERM).is_ok());
+        let mut left = DOWN_WITHIN;
+        while asked && !left.is_zero() {
+            if !matches!(self.master.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(LOOK_AGAIN);
+            left = left.saturating_sub(LOOK_AGAIN);
+        }
+        let _ = self.master.kill();
+        let _ = self.master.wait();
+    }
+}
+
+/// nginx cannot be handed a socket, nor tell which port it was given.
+fn free_address() -> std::io::Result<SocketAddr> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
+}
+
+fn configuration(directory: &Path, address: SocketAddr, sites: &[Site]) -> String {
+    let root = directory.display();
+    let mut servers = String::new();
+    for site in sites {
+        let (name, live) = (&site.name, site.live.display());
+        servers.push_str(&format!(
+            "  server {{\n    listen {address} ssl;\n    server_name {name};\n    \
+             ssl_certificate \"{live}/fullchain.pem\";\n    \
+             ssl_certificate_key \"{live}/privkey.pem\";\n    \
+             location / {{ return 200 \"served by nginx\\n\"; }}\n  }}\n"
+        ));
+    }
+    // A kept connection is to end by the reload alone, not by a count.
+    format!(
+        "daemon off;\nworker_processes 2;\npid \"{root}/nginx.pid\";\nerror_log \"{root}/error.log\";\n\
+         events {{ worker_connections 512; }}\nhttp {{\n  access_log off;\n  keepalive_requests 1000000;\n  \
+         client_body_temp_path \"{root}/body\";\n  proxy_temp_path \"{root}/proxy\";\n  \
+         fastcgi_temp_path \"{root}/fastcgi\";\n  uwsgi_temp_path \"{root}/uwsgi\";\n  \
+         scgi_temp_path \"{root}/scgi\";\n{servers}}}\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_is_the_first_on_the_path() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name).display().to_string();
+        for name in ["one", "two", "three"] {
+            std::fs::create_dir(at(name)).unwrap();
+        }
+        let [one, two, three] = ["one", "two", "three"].map(at);
+        let searched = || ["", &one, &two, &three].into_iter();
+        assert_eq!(first_in(searched()), None);
+        // A directory of that name is no program.
+        std::fs::create_dir(format!("{one}/nginx")).unwrap();
+        std::fs::write(format!("{two}/nginx"), "").unwrap();
+        std::fs::write(format!("{three}/nginx"), "").unwrap();
+        assert_eq!(first_in(searched()), Some(format!("{two}/nginx").into()));
+    }
+}

@@ -1,0 +1,231 @@
+//! What the demonstration proved, for a person and for a program.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::tally::{Counts, Kind};
+use crate::identifier::Lineage;
+use crate::observe::Status;
+use crate::record::Generation;
+
+/// Renewals below which nothing is proven.
+pub(super) const LEAST_RENEWALS: usize = 3;
+
+/// The scoreboard.
+#[derive(Debug, Serialize)]
+pub(crate) struct Score {
+    with: &'static str,
+    certificates: usize,
+    names: usize,
+    renewals: usize,
+    requests: u64,
+    handshakes: u64,
+    failures: u64,
+    failures_by_kind: BTreeMap<Kind, u64>,
+    first_failure: Option<String>,
+    closed_while_idle: u64,
+    slowest_swap_ms: f64,
+    slowest_request_ms: f64,
+    proofs: u64,
+    seconds: f64,
+    swaps: Vec<Row>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    certificate: Lineage,
+    generation: Generation,
+    swap_ms: f64,
+    slowest_request_ms: f64,
+}
+
+impl Score {
+    /// From what the clients counted and what the supervisor has proven.
+    pub(super) fn of(with: &'static str, counts: Counts, board: &[Status], took: Duration) -> Self {
+        let proven = |lineage: &Lineage| {
+            let status = board.iter().find(|status| status.name == *lineage);
+            status.and_then(|status| status.generation_served)
+        };
+        // The first certificate replaced none; its clients came later.
+        let renewals = counts.swaps.iter().filter(|swap| {
+            swap.generation > Generation(1) && proven(&swap.lineage) >= Some(swap.generation)
+        });
+        let swaps: Vec<Row> = renewals
+            .filter_map(|swap| {
+                Some(Row {
+                    certificate: swap.lineage.clone(),
+                    generation: swap.generation,
+                    swap_ms: milliseconds(swap.seen_after?),
+                    slowest_request_ms: milliseconds(swap.slowest_request),
+                })
+            })
+            .collect();
+        // Each generation is proven for each name before the next is ordered.
+        let proofs = board.iter().map(|status| {
+            let served = status.generation_served.unwrap_or_default().0;
+            served.saturating_mul(u64::try_from(status.identifiers.len()).unwrap_or(0))
+        });
+        Self {
+            with,
+            certificates: board.len(),
+            names: board.iter().map(|status| status.identifiers.len()).sum(),
+            renewals: swaps.len(),
+            requests: counts.requests,
+            handshakes: counts.handshakes,
+            failures: counts.failed(),
+            first_failure: counts.first_failure,
+            failures_by_kind: counts.failures,
+            closed_while_idle: counts.idle_closes,
+            slowest_swap_ms: swaps.iter().map(|swap| swap.swap_ms).fold(0.0, f64::max),
+            slowest_request_ms: milliseconds(counts.slowest_request),
+            proofs: proofs.sum(),
+            seconds: (took.as_secs_f64() * 10.0).round() / 10.0,
+            swaps,
+        }
+    }
+
+    /// What is missing for the proof, if anything.
+    pub(crate) fn missing(&self) -> Option<String> {
+        if self.failures > 0 {
+            let first = self.first_failure.as_deref().unwrap_or("");
+            return Some(format!(
+                "{} requests failed; the first: {first}",
+                self.failures
+            ));
+        }
+        (self.renewals < LEAST_RENEWALS || self.requests == 0).then(|| {
+            format!(
+                "{} renewals were seen under load, {LEAST_RENEWALS} are the least",
+                self.renewals
+            )
+        })
+    }
+
+    /// The board as a person reads it, within 80 columns.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let names = format!("for {} names, each proven by HTTP-01", self.names);
+        let mut rows = vec![
+            (
+                "certificates",
+                self.certificates.to_string(),
+                names.as_str(),
+            ),
+            (
+                "renewals",
+                self.renewals.to_string(),
+                "each swapped in under load",
+            ),
+            (
+                "requests",
+                grouped(self.requests),
+                "on kept and on new connections",
+            ),
+            (
+                "handshakes",
+                grouped(self.handshakes),
+                "full, verified up to the CA's root",
+            ),
+        ];
+        let kinds = self.kinds();
+        rows.push(("failures", grouped(self.failures), &kinds));
+        if self.with == "nginx" {
+            let closed = grouped(self.closed_while_idle);
+            rows.push((
+                "closed while idle",
+                closed,
+                "by nginx at a reload; clients asked again",
+            ));
+        }
+        let shown = |milliseconds: f64| format!("{milliseconds:.1} ms");
+        rows.extend([
+            (
+                "slowest swap",
+                shown(self.slowest_swap_ms),
+                "hand-over to a client's first new leaf",
+            ),
+            (
+                "slowest request",
+                shown(self.slowest_request_ms),
+                "its handshake included",
+            ),
+            (
+                "proofs",
+                self.proofs.to_string(),
+                "by handshake: served is what was issued",
+            ),
+        ]);
+        let line = |(name, value, meaning): (&str, String, &str)| {
+            let line = format!("{name:<19}{value:>10}   {meaning}");
+            line.trim_end().to_owned()
+        };
+        rows.into_iter().map(line).collect()
+    }
+
+    fn kinds(&self) -> String {
+        let kinds = self.failures_by_kind.iter();
+        let shown: Vec<String> = kinds
+            .map(|(kind, count)| format!("{kind:?}: {count}"))
+            .collect();
+        shown.join(", ")
+    }
+}
+
+/// With a tenth, which is about what a measurement on a busy machine is worth.
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 10_000.0).round() / 10.0
+}
+
+/// `12,345`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut shown = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            shown.push(',');
+        }
+        shown.push(digit);
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_grouped() {
+        let shown = [0, 999, 1000, 12_345, 1_234_567].map(grouped);
+        assert_eq!(shown, ["0", "999", "1,000", "12,345", "1,234,567"]);
+    }
+
+    #[test]
+    fn the_board_fits_80_columns() {
+        let counts = Counts {
+            requests: 1_234_567,
+            ..Counts::default()
+        };
+        let lines = Score::of("nginx", counts, &[], Duration::ZERO).lines();
+        assert!(lines.iter().all(|line| line.len() <= 80), "{lines:#?}");
+        assert!(
+            lines.iter().any(|line| line.contains(" 1,234,567 ")),
+            "{lines:#?}"
+        );
+    }
+
+    #[test]
+    fn nothing_is_proven_by_failures_or_by_too_few_renewals() {
+        let none = || Score::of("front", Counts::default(), &[], Duration::ZERO);
+        assert!(none().missing().unwrap().contains("0 renewals"));
+        let mut score = Score {
+            renewals: 3,
+            requests: 1,
+            ..none()
+        };
+        assert_eq!(score.missing(), None);
+        score.failures = 1;
+        score.first_failure = Some("Dropped: x".into());
+        assert!(score.missing().unwrap().contains("Dropped: x"));
+    }
+}

@@ -1,0 +1,312 @@
+//! Everything that the demonstration is played with: the embedded CA, the
+//! challenge listener, the store and the output, and a server that terminates
+//! TLS, each on a loopback port that the system chose.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::task::JoinSet;
+
+use super::load::Manners;
+use super::nginx::Nginx;
+use super::page::Page;
+use super::site::Site;
+use super::tally::Tally;
+use crate::acme::{AccountOptions, Client, Https, Issuer, Options};
+use crate::ca::{RenewalWindows, Resolve, Server, Settings, Validation};
+use crate::certificate::{Bundle, Freshness, KeyType, Known, Secret};
+use crate::challenge::http01::Listener;
+use crate::challenge::responses::Responses;
+use crate::deploy::endpoint::Endpoint;
+use crate::deploy::output::Output;
+use crate::deploy::targets::nginx;
+use crate::deploy::verify::Handshake;
+use crate::deploy::{Delivery, DeployError, Outlet, Target};
+use crate::failure::Failure;
+use crate::identifier::{Identifier, Lineage};
+use crate::manage::front::Front;
+use crate::manage::{Certificate, FreshKeys, ManageError, Probes, Services, Wanted};
+use crate::observe::Metrics;
+use crate::random::SystemRandom;
+use crate::store::fs::FileStore;
+use crate::time::SystemClock;
+use crate::tls::credentials::Publisher;
+use crate::tls::dialer::Dialer;
+use crate::tls::terminator::{Limits, Terminator};
+
+/// The certificates, and their names.
+const CERTIFICATES: [&[&str]; 2] = [
+    &["app.example.com", "www.example.com"],
+    &["turn.example.com"],
+];
+/// From the issuance to the window that the CA suggests for the renewal.
+pub(super) const WINDOW_OPENS_AFTER: Duration = Duration::from_secs(3);
+const WINDOW_IS_OPEN_FOR: Duration = Duration::from_millis(500);
+/// An hour for a user; here the windows are seconds away.
+const SPACING: Duration = Duration::from_millis(10);
+const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// The set, before the play begins.
+pub(super) struct Stage {
+    pub(super) services: Services,
+    pub(super) certificates: Vec<Certificate>,
+    pub(super) sites: Vec<Site>,
+    pub(super) dialer: Dialer,
+    pub(super) manners: Manners,
+    pub(super) tally: Arc<Tally>,
+    /// Where TLS is terminated.
+    pub(super) address: SocketAddr,
+    _serving: JoinSet<()>,
+    _nginx: Option<Nginx>,
+}
+
+impl Stage {
+    /// Sets everything up below `directory`; with nginx, when its program is
+    /// given, and else with our own listener.
+    pub(super) async fn set(directory: &Path, program: Option<&Path>) -> Result<Self, Failure> {
+        let mut serving = JoinSet::new();
+        let (issuer, ca, root) = issuer(&mut serving).await?;
+        let (services, tally) = (services(directory)?, Arc::new(Tally::default()));
+        let mut wanted = Vec::new();
+        for names in CERTIFICATES {
+            wanted.push(want(names, &ca)?);
+        }
+        let sites = sites(&wanted, services.output.as_ref());
+        let (address, targets, nginx) = match program {
+            Some(program) => {
+                let nginx = start_nginx(program, directory, &services, &wanted, &sites).await?;
+                let target: Arc<dyn Target> =
+                    Arc::new(nginx::Nginx::new(Some(nginx.pid_file.clone())));
+                let targets = wanted.iter().map(|_| target.clone()).collect();
+                (nginx.address, targets, Some(nginx))
+            }
+            None => {
+                let (address, targets) = start_front(&mut serving, &services, &wanted)?;
+                (address, targets, None)
+            }
+        };
+        let endpoint: Endpoint = address.to_string().parse().map_err(Failure::unexpected)?;
+        let certificates = wanted
+            .into_iter()
+            .zip(targets)
+            .map(|(wanted, target)| Certificate {
+                fallback: None,
+                targets: vec![Arc::new(Timed {
+                    target,
+                    lineage: wanted.lineage.clone(),
+                    identifiers: wanted.identifiers.clone(),
+                    services: services.clone(),
+                    tally: tally.clone(),
+                })],
+                wanted,
+                issuer: issuer.clone(),
+                endpoints: vec![endpoint.clone()],
+            });
+        Ok(Self {
+            certificates: certificates.collect(),
+            dialer: Dialer::new(root.as_bytes()).map_err(Failure::unexpected)?,
+            manners: match program {
+                Some(_) => Manners::ClosesIdle,
+                None => Manners::NeverCloses,
+            },
+            services,
+            sites,
+            tally,
+            address,
+            _serving: serving,
+            _nginx: nginx,
+        })
+    }
+}
+
+/// The CA with the listener that it validates against, and a client for it;
+/// also its directory and its root.
+async fn issuer(serving: &mut JoinSet<()>) -> Result<(Arc<dyn Issuer>, String, String), Failure> {
+    let failed =
+        |error: &dyn std::fmt::Display| Failure::unexpected(format!("the embedded CA: {error}"));
+    let responses = Responses::default();
+    let listener = Listener::bind(&[LOOPBACK], responses.clone())
+        .map_err(|error| Failure::usage(error.to_string(), error.hint()))?;
+    let validated = listener.addresses().first().map_or(0, SocketAddr::port);
+    serving.spawn(listener.serve());
+    let socket = tokio::net::TcpListener::bind(LOOPBACK).await;
+    let socket = socket.map_err(|error| failed(&error))?;
+    let own = socket.local_addr().map_err(|error| failed(&error))?;
+    let mut settings = Settings::new(format!("https://{own}"));
+    settings.windows = RenewalWindows::After {
+        delay: WINDOW_OPENS_AFTER,
+        width: WINDOW_IS_OPEN_FOR,
+    };
+    settings.validation = Validation::Http {
+        port: validated,
+        resolve: Resolve::Fixed(LOOPBACK.ip()),
+    };
+    let server = Server::new(settings, Arc::new(SystemClock)).map_err(|error| failed(&error))?;
+    let (directory, root) = (server.directory_url(), server.root_pem().to_owned());
+    serving.spawn(async {
+        if let Err(error) = server.serve(socket).await {
+            tracing::error!("the embedded CA: {error}");
+        }
+    });
+    let client = client(&directory, &root, responses).map_err(|error| failed(&error))?;
+    Ok((Arc::new(client), directory, root))
+}
+
+fn client(directory: &str, root: &str, responses: Responses) -> Result<Client, String> {
+    Client::new(Options {
+        directory: directory.to_owned(),
+        account: AccountOptions::default(),
+        exchange: Arc::new(Https::new(Some(root.as_bytes()))?),
+        solvers: vec![Arc::new(responses)],
+        paces: Arc::default(),
+        clock: Arc::new(SystemClock),
+        observer: Arc::new(()),
+        preferred_chain: None,
+    })
+}
+
+fn services(directory: &Path) -> Result<Services, Failure> {
+    let store = FileStore::open(directory.join("data"))
+        .map_err(|error| Failure::of("store", &ManageError::from(error)))?;
+    Ok(Services {
+        store: Arc::new(store),
+        output: Arc::new(Output::new(directory.join("certs"))),
+        prover: Arc::new(Handshake),
+        keys: Arc::new(FreshKeys),
+        known: Known::default(),
+        probes: Probes::default(),
+        clock: Arc::new(SystemClock),
+        random: Arc::new(SystemRandom),
+        metrics: Metrics::default(),
+        board: None,
+        progress: None,
+        spacing: SPACING,
+        spread: Duration::ZERO,
+        maintenance: None,
+    })
+}
+
+fn want(names: &[&str], ca: &str) -> Result<Wanted, Failure> {
+    let parsed = names.iter().map(|name| Identifier::parse(name));
+    let identifiers: Vec<Identifier> = parsed
+        .collect::<Result<_, _>>()
+        .map_err(|error| Failure::unexpected(error.to_string()))?;
+    let first = identifiers.first();
+    let lineage = first.map(Lineage::of);
+    Ok(Wanted {
+        lineage: lineage
+            .ok_or_else(|| Failure::unexpected("a certificate without a name".into()))?,
+        identifiers: identifiers.into_iter().collect(),
+        ca: ca.to_owned(),
+        profile: None,
+        key: KeyType::default(),
+        reuse_key: false,
+        partial: false,
+    })
+}
+
+fn sites(wanted: &[Wanted], output: &dyn Outlet) -> Vec<Site> {
+    let of = |wanted: &Wanted| {
+        let (lineage, live) = (wanted.lineage.clone(), output.live_path(&wanted.lineage));
+        let names = wanted.identifiers.clone().into_iter();
+        names.map(move |name| Site {
+            lineage: lineage.clone(),
+            name,
+            live: live.clone(),
+        })
+    };
+    wanted.iter().flat_map(of).collect()
+}
+
+/// nginx starts on placeholders, as beside `certs run`.
+async fn start_nginx(
+    program: &Path,
+    directory: &Path,
+    services: &Services,
+    wanted: &[Wanted],
+    sites: &[Site],
+) -> Result<Nginx, Failure> {
+    for wanted in wanted {
+        let (lineage, names) = (&wanted.lineage, &wanted.identifiers);
+        let placed = services
+            .output
+            .placeholder(lineage, names, services.clock.now());
+        placed.map_err(|error| Failure::of(lineage.as_str(), &ManageError::from(error)))?;
+    }
+    Nginx::start(program, &directory.join("nginx"), sites).await
+}
+
+fn start_front(
+    serving: &mut JoinSet<()>,
+    services: &Services,
+    wanted: &[Wanted],
+) -> Result<(SocketAddr, Vec<Arc<dyn Target>>), Failure> {
+    let served = wanted
+        .iter()
+        .map(|wanted| (wanted.lineage.clone(), wanted.identifiers.clone()));
+    let (publisher, credentials) = Publisher::new(served.collect(), services.clock.clone());
+    let failed = |error: std::io::Error| Failure::unexpected(format!("the TLS listener: {error}"));
+    let terminator = Terminator::bind(LOOPBACK, &credentials, Limits::default()).map_err(failed)?;
+    let address = terminator.address().map_err(failed)?;
+    serving.spawn(terminator.serve(Arc::new(Page), std::future::pending()));
+    let publisher = Arc::new(publisher);
+    let target = |wanted: &Wanted| -> Arc<dyn Target> {
+        Arc::new(Front::new(
+            wanted.lineage.clone(),
+            wanted.identifiers.clone(),
+            services.output.as_ref(),
+            publisher.clone(),
+            services.clock.clone(),
+        ))
+    };
+    Ok((address, wanted.iter().map(target).collect()))
+}
+
+/// A server that is told, with the instant of it noted down.
+struct Timed {
+    target: Arc<dyn Target>,
+    lineage: Lineage,
+    identifiers: BTreeSet<Identifier>,
+    services: Services,
+    tally: Arc<Tally>,
+}
+
+impl Timed {
+    /// Notes nothing where the live pair cannot be read: the target says why.
+    fn note(&self) -> Option<()> {
+        let live = self.services.output.live_path(&self.lineage);
+        let text = |name: &str| std::fs::read_to_string(live.join(name)).ok();
+        let (key, chain) = (Secret::new(text("privkey.pem")?), text("fullchain.pem")?);
+        let now = self.services.clock.now();
+        let bundle = Bundle::new(key, &chain, &self.identifiers, now, Freshness::Any).ok()?;
+        let generation = self.services.output.live(&self.lineage)?;
+        let leaf = bundle.facts().fingerprint.clone();
+        self.tally
+            .handed_over(self.lineage.clone(), generation, leaf);
+        Some(())
+    }
+}
+
+#[async_trait]
+impl Target for Timed {
+    fn name(&self) -> &str {
+        self.target.name()
+    }
+
+    async fn check(&self, delivery: &Delivery) -> Result<(), DeployError> {
+        self.target.check(delivery).await
+    }
+
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
+        self.note();
+        self.target.apply(delivery).await
+    }
+
+    async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
+        self.target.listens_on().await
+    }
+}

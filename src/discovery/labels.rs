@@ -1,0 +1,452 @@
+//! What containers ask for, read off what Docker's API answers. Pure. Neither the
+//! API nor the author of a label is trusted: every size is bounded, a list
+//! that is not what it should be is an error as a whole, and a label that is wrong
+//! is told and concerns its own container alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::identifier::{Identifier, Lineage};
+use crate::text::printable_within;
+
+/// Names the certificates: spaces or commas between names, `;` between certificates.
+pub(crate) const DOMAINS: &str = "certs.domains";
+/// Where acme-companion has the same, in a container's environment.
+pub(crate) const COMPANION: &str = "LETSENCRYPT_HOST";
+const OTHERS: [&str; 4] = [
+    "certs.email",
+    "certs.deploy",
+    "certs.challenge",
+    "certs.profile",
+];
+const PREFIX: &str = "certs.";
+const MOST_CONTAINERS: usize = 10_000;
+/// Of one label.
+const LONGEST_VALUE: usize = 16 * 1024;
+const LONGEST_NAME: usize = 128;
+
+/// A certificate that a container asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ask {
+    /// By its name.
+    pub container: String,
+    /// When it was made, in seconds since 1970.
+    pub created: i64,
+    /// The label or variable that names what it is for.
+    pub said_in: String,
+    /// What it is for, in the order in which it was said; at least one.
+    pub names: Vec<Identifier>,
+    /// What the further labels say, by their key without `certs.`.
+    #[serde(default)]
+    pub keys: BTreeMap<String, String>,
+}
+
+impl Ask {
+    /// The certificate's own name.
+    #[must_use]
+    pub fn lineage(&self) -> Option<Lineage> {
+        self.names.first().map(Lineage::of)
+    }
+
+    /// What it is for, in no order.
+    #[must_use]
+    pub fn set(&self) -> BTreeSet<&Identifier> {
+        self.names.iter().collect()
+    }
+
+    /// Whether it was said in the container's environment, which may be out of sight
+    /// while the container itself is not.
+    #[must_use]
+    pub fn is_of_the_environment(&self) -> bool {
+        !self.said_in.starts_with(PREFIX)
+    }
+}
+
+/// A label that means nothing.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Complaint {
+    /// The container, by its name.
+    pub container: String,
+    /// The label or variable.
+    pub label: String,
+    /// What is wrong.
+    pub message: String,
+    /// What belongs there.
+    pub hint: String,
+}
+
+/// A container that runs, as it is listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Container {
+    /// By which the API knows it.
+    pub id: String,
+    /// By which its owner does.
+    pub name: String,
+    created: i64,
+    labels: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Listed {
+    id: String,
+    #[serde(default)]
+    names: Vec<String>,
+    #[serde(default)]
+    created: i64,
+    /// Nothing at all where there are none.
+    #[serde(default)]
+    labels: Option<BTreeMap<String, String>>,
+}
+
+/// Reads the answer to `GET /containers/json`.
+///
+/// # Errors
+/// Why it is no list of containers: nothing may be concluded from it then.
+pub(crate) fn read_list(answer: &[u8]) -> Result<Vec<Container>, String> {
+    let listed: Vec<Listed> = serde_json::from_slice(answer)
+        .map_err(|error| format!("no list of containers: {error}"))?;
+    if listed.len() > MOST_CONTAINERS {
+        return Err(format!("it lists more than {MOST_CONTAINERS} containers"));
+    }
+    let mut seen = BTreeSet::new();
+    listed
+        .into_iter()
+        .map(|listed| {
+            let is_id = listed.id.len() <= LONGEST_NAME
+                && !listed.id.is_empty()
+                && listed.id.bytes().all(|byte| byte.is_ascii_alphanumeric());
+            if !is_id || !seen.insert(listed.id.clone()) {
+                return Err("it lists a container that has no identifier of its own".to_owned());
+            }
+            let name = listed.names.first().map_or(listed.id.as_str(), |name| {
+                name.strip_prefix('/').unwrap_or(name)
+            });
+            let labels = listed.labels.unwrap_or_default().into_iter();
+            Ok(Container {
+                name: printable_within(name, LONGEST_NAME),
+                id: listed.id,
+                created: listed.created,
+                labels: labels.filter(|(key, _)| key.starts_with(PREFIX)).collect(),
+            })
+        })
+        .collect()
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Inspected {
+    config: Configured,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Configured {
+    #[serde(default)]
+    env: Option<Vec<String>>,
+}
+
+/// Reads acme-companion's variables off the answer to `GET /containers/ID/json`.
+///
+/// # Errors
+/// Why it is no container.
+pub(crate) fn read_environment(answer: &[u8]) -> Result<BTreeMap<String, String>, String> {
+    let inspected: Inspected =
+        serde_json::from_slice(answer).map_err(|error| format!("no container: {error}"))?;
+    let variables = inspected.config.env.unwrap_or_default().into_iter();
+    Ok(variables
+        .filter(|variable| variable.starts_with("LETSENCRYPT_"))
+        .filter_map(|variable| {
+            let (key, value) = variable.split_once('=')?;
+            Some((key.to_owned(), value.to_owned()))
+        })
+        .collect())
+}
+
+impl Container {
+    /// Whether its labels say what it asks for, so that its environment is of no
+    /// interest.
+    #[must_use]
+    pub(crate) fn is_labelled(&self) -> bool {
+        self.labels.contains_key(DOMAINS)
+    }
+
+    /// The oldest first, and two of one age by their names.
+    #[must_use]
+    pub(crate) fn by_age(&self, other: &Self) -> std::cmp::Ordering {
+        let key = |one: &Self| (one.created, one.name.clone());
+        key(self).cmp(&key(other))
+    }
+
+    /// What its labels ask for.
+    #[must_use]
+    pub(crate) fn asks(&self) -> (Vec<Ask>, Vec<Complaint>) {
+        let mut complaints: Vec<Complaint> =
+            self.labels.keys().filter_map(|key| self.odd(key)).collect();
+        let Some(domains) = self.labels.get(DOMAINS) else {
+            return (Vec::new(), complaints);
+        };
+        let others = OTHERS.iter().filter_map(|key| {
+            let value = self.labels.get(*key)?.trim();
+            let key = key.strip_prefix(PREFIX)?;
+            (!value.is_empty()).then(|| (key.to_owned(), value.to_owned()))
+        });
+        let keys: BTreeMap<String, String> = others.collect();
+        if let Some(key) = keys.iter().find(|(_, value)| value.len() > LONGEST_VALUE) {
+            let label = format!("{PREFIX}{}", key.0);
+            complaints.push(self.complaint(&label, "this is too long", "say it shorter"));
+            return (Vec::new(), complaints);
+        }
+        let asks = self.groups(DOMAINS, domains.split(';'), &keys, &mut complaints);
+        (asks, complaints)
+    }
+
+    /// What `variables` ask for, as acme-companion reads them: one certificate for all
+    /// of LETSENCRYPT_HOST, or with LETSENCRYPT_SINGLE_DOMAIN_CERTS one for each.
+    /// VIRTUAL_HOST alone asks for nothing.
+    #[must_use]
+    pub(crate) fn asks_of(
+        &self,
+        variables: &BTreeMap<String, String>,
+    ) -> (Vec<Ask>, Vec<Complaint>) {
+        let mut complaints = Vec::new();
+        let said = |key: &str| {
+            let value = variables.get(key).map(|value| value.trim());
+            value.filter(|value| !value.is_empty())
+        };
+        let Some(hosts) = said(COMPANION) else {
+            return (Vec::new(), complaints);
+        };
+        let email = said("LETSENCRYPT_EMAIL").filter(|email| email.len() <= LONGEST_VALUE);
+        let keys = email.map(|email| ("email".to_owned(), email.to_owned()));
+        let keys = keys.into_iter().collect();
+        let each = said("LETSENCRYPT_SINGLE_DOMAIN_CERTS");
+        let asks = match each.is_some_and(|each| each.eq_ignore_ascii_case("true")) {
+            true => self.groups(COMPANION, hosts.split(','), &keys, &mut complaints),
+            false => self.groups(COMPANION, [hosts].into_iter(), &keys, &mut complaints),
+        };
+        (asks, complaints)
+    }
+
+    /// One certificate for each of `groups`. One that is wrong keeps no other from
+    /// being asked for.
+    fn groups<'a>(
+        &self,
+        said_in: &str,
+        groups: impl Iterator<Item = &'a str>,
+        keys: &BTreeMap<String, String>,
+        complaints: &mut Vec<Complaint>,
+    ) -> Vec<Ask> {
+        let hint = "names as in `example.com www.example.com; api.example.com`";
+        let mut asks: Vec<Ask> = Vec::new();
+        let mut said_anything = false;
+        for group in groups {
+            let words = group.split(|c: char| c.is_whitespace() || c == ',');
+            let mut words = words.filter(|word| !word.is_empty()).peekable();
+            if words.peek().is_none() {
+                continue;
+            }
+            said_anything = true;
+            if group.len() > LONGEST_VALUE {
+                complaints.push(self.complaint(said_in, "this is too long", hint));
+                continue;
+            }
+            let names: Result<Vec<Identifier>, _> = words.map(Identifier::parse).collect();
+            match names {
+                Ok(names) => asks.push(Ask {
+                    container: self.name.clone(),
+                    created: self.created,
+                    said_in: said_in.to_owned(),
+                    names: once_each(names),
+                    keys: keys.clone(),
+                }),
+                Err(error) => {
+                    complaints.push(self.complaint(said_in, &error.to_string(), hint));
+                }
+            }
+        }
+        if !said_anything {
+            complaints.push(self.complaint(said_in, "this names nothing", hint));
+        }
+        asks
+    }
+
+    /// What is wrong with the label `key` by itself.
+    fn odd(&self, key: &str) -> Option<Complaint> {
+        let known = OTHERS.iter().chain([&DOMAINS]).any(|known| known == &key);
+        if !known {
+            let hint = format!("there are {DOMAINS}, {}", OTHERS.join(", "));
+            return Some(self.complaint(key, "there is no such label", &hint));
+        }
+        (!self.is_labelled()).then(|| {
+            let hint = format!("add {DOMAINS}, such as example.com");
+            self.complaint(key, "it is said of no certificate", &hint)
+        })
+    }
+
+    fn complaint(&self, label: &str, message: &str, hint: &str) -> Complaint {
+        Complaint {
+            container: self.name.clone(),
+            label: printable_within(label, LONGEST_NAME),
+            message: message.to_owned(),
+            hint: hint.to_owned(),
+        }
+    }
+}
+
+fn once_each(names: Vec<Identifier>) -> Vec<Identifier> {
+    let mut seen = BTreeSet::new();
+    let first = |name: &Identifier| seen.insert(name.clone());
+    names.into_iter().filter(first).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(labels: &[(&str, &str)]) -> Container {
+        let labels: BTreeMap<_, _> = labels.iter().copied().collect();
+        let list = serde_json::json!([{
+            "Id": "4f1e", "Names": ["/web"], "Created": 7, "State": "running",
+            "Labels": labels, "Ports": [{"PrivatePort": 80}],
+        }]);
+        read_list(list.to_string().as_bytes()).unwrap().remove(0)
+    }
+
+    fn names(asks: &[Ask]) -> Vec<String> {
+        let shown = |ask: &Ask| {
+            let names = ask.names.iter().map(ToString::to_string);
+            names.collect::<Vec<_>>().join(" ")
+        };
+        asks.iter().map(shown).collect()
+    }
+
+    #[test]
+    fn a_label_is_read_as_the_environment_of_certs_is() {
+        let web = container(&[
+            (
+                DOMAINS,
+                "Example.com, www.example.com www.example.com; api.example.com;",
+            ),
+            ("certs.email", " a@example.com "),
+            ("certs.profile", ""),
+            ("org.example.other", "x"),
+        ]);
+        let (asks, complaints) = web.asks();
+        assert_eq!(complaints, []);
+        assert_eq!(
+            names(&asks),
+            ["example.com www.example.com", "api.example.com"]
+        );
+        for ask in &asks {
+            assert_eq!((ask.container.as_str(), ask.created), ("web", 7));
+            assert_eq!(ask.keys["email"], "a@example.com");
+            assert_eq!(ask.keys.len(), 1);
+        }
+        assert!(web.is_labelled() && !container(&[]).is_labelled());
+        assert_eq!(container(&[]).asks(), (vec![], vec![]));
+    }
+
+    #[test]
+    fn what_is_wrong_names_its_container_and_label_and_sinks_no_other() {
+        let (asks, complaints) = container(&[
+            (DOMAINS, "a_b!.example.com; api.example.com"),
+            ("certs.domain", "x"),
+        ])
+        .asks();
+        assert_eq!(names(&asks), ["api.example.com"]);
+        let told: Vec<_> = complaints
+            .iter()
+            .map(|one| {
+                format!(
+                    "{}, {}: {}; hint: {}",
+                    one.container, one.label, one.message, one.hint
+                )
+            })
+            .collect();
+        insta::assert_snapshot!(told.join("\n"), @r"
+        web, certs.domain: there is no such label; hint: there are certs.domains, certs.email, certs.deploy, certs.challenge, certs.profile
+        web, certs.domains: `a_b!.example.com` is not a valid DNS name; hint: names as in `example.com www.example.com; api.example.com`
+        ");
+        let (asks, complaints) = container(&[("certs.email", "a@example.com")]).asks();
+        assert_eq!((asks.len(), complaints.len()), (0, 1));
+        assert!(complaints[0].message.contains("no certificate"));
+        assert!(
+            container(&[(DOMAINS, " ; ")]).asks().1[0]
+                .message
+                .contains("names nothing")
+        );
+        let long = "a.example.com ".repeat(2000);
+        assert!(container(&[(DOMAINS, &long)]).asks().0.is_empty());
+        let long = container(&[(DOMAINS, "a.example.com"), ("certs.deploy", &long)]);
+        assert!(long.asks().0.is_empty());
+    }
+
+    #[test]
+    fn the_variables_of_acme_companion_mean_what_they_mean_there() {
+        let web = container(&[]);
+        let of = |variables: &[&str]| {
+            let inspected = serde_json::json!({"Config": {"Env": variables}}).to_string();
+            let variables = read_environment(inspected.as_bytes()).unwrap();
+            assert!(variables.keys().all(|key| key.starts_with("LETSENCRYPT_")));
+            web.asks_of(&variables)
+        };
+        let hosts = "LETSENCRYPT_HOST=a.example.com,b.example.com";
+        let (asks, complaints) = of(&["PATH=/bin", hosts, "LETSENCRYPT_EMAIL=a@example.com"]);
+        assert_eq!(
+            (names(&asks), complaints),
+            (vec!["a.example.com b.example.com".into()], vec![])
+        );
+        assert_eq!(asks[0].keys["email"], "a@example.com");
+        assert!(asks[0].is_of_the_environment());
+        let (asks, _) = of(&[hosts, "LETSENCRYPT_SINGLE_DOMAIN_CERTS=true"]);
+        assert_eq!(names(&asks), ["a.example.com", "b.example.com"]);
+        assert_eq!(of(&["VIRTUAL_HOST=a.example.com"]), (vec![], vec![]));
+        let (asks, complaints) = of(&["LETSENCRYPT_HOST=~^www\\..*"]);
+        assert_eq!((asks.len(), complaints[0].label.as_str()), (0, COMPANION));
+    }
+
+    #[test]
+    fn a_list_that_is_none_is_an_error_as_a_whole() {
+        let read = |text: &str| read_list(text.as_bytes());
+        assert_eq!(read("[]"), Ok(vec![]));
+        assert!(read(r#"[{"Id": "4f1e", "Labels": null}]"#).is_ok());
+        for wrong in [
+            "",
+            "{}",
+            "null",
+            "[{}]",
+            "[null]",
+            "[[]]",
+            "[",
+            "<html>",
+            r#"{"message": "forbidden"}"#,
+            r#"[{"Id": "../../etc"}]"#,
+            r#"[{"Id": ""}]"#,
+            r#"[{"Id": "4f1e"}, {"Id": "4f1e"}]"#,
+            r#"[{"Id": "4f1e", "Labels": []}]"#,
+            r#"[{"Id": "4f1e", "Labels": {"certs.domains": 7}}]"#,
+        ] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+        let many: Vec<_> = (0..=MOST_CONTAINERS)
+            .map(|n| serde_json::json!({"Id": format!("{n:x}")}))
+            .collect();
+        assert!(read(&serde_json::Value::from(many).to_string()).is_err());
+        assert!(read(&"[".repeat(100_000)).is_err());
+        assert!(read_environment(b"[]").is_err());
+        assert!(read_environment(br#"{"Config": {"Env": null}}"#).is_ok());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_label_makes_it_panic_and_each_name_is_one(text in "\\PC{0,80}") {
+            let (asks, _) = container(&[(DOMAINS, &text), ("certs.deploy", &text)]).asks();
+            for ask in asks {
+                proptest::prop_assert!(ask.lineage().is_some());
+                proptest::prop_assert_eq!(ask.set().len(), ask.names.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! A failure as the user reads it: an exit code, and messages, each with one hint. It
+//! also crosses the control socket. Nothing is printed here.
+
+use serde::{Deserialize, Serialize};
+
+/// What to do about a store or an output that cannot be used.
+pub(crate) const STORE_HINT: &str =
+    "check the directory's owner, mode and free space; nothing that is served was changed";
+
+/// An exit code, and what to say with what to do about it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    /// The exit code.
+    pub code: u8,
+    /// Each message with its hint.
+    #[serde(rename = "told")]
+    messages: Vec<(String, String)>,
+}
+
+impl Failure {
+    /// One with several messages.
+    #[must_use]
+    pub(crate) fn new(code: u8, messages: Vec<(String, String)>) -> Self {
+        Self { code, messages }
+    }
+
+    fn one(code: u8, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(code, vec![(message.into(), hint.into())])
+    }
+
+    /// A failure without a known cause.
+    #[must_use]
+    pub(crate) fn unexpected(message: String) -> Self {
+        Self::broken(message, "run again with -v and report what it says")
+    }
+
+    /// A failure with a known next step.
+    #[must_use]
+    pub(crate) fn broken(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::one(1, message, hint)
+    }
+
+    /// Bad usage, configuration or surroundings; nothing was sent.
+    #[must_use]
+    pub(crate) fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::one(2, message, hint)
+    }
+
+    /// The store or an output could not be used.
+    #[must_use]
+    pub(crate) fn store(message: String) -> Self {
+        Self::one(8, message, STORE_HINT)
+    }
+
+    /// The exit code alone, where the messages were shown when it happened.
+    #[must_use]
+    pub(crate) fn code_only(&self) -> Self {
+        Self::new(self.code, Vec::new())
+    }
+
+    /// Each message with its hint.
+    pub(crate) fn messages(&self) -> impl Iterator<Item = (&str, &str)> {
+        let messages = self.messages.iter();
+        messages.map(|(message, hint)| (message.as_str(), hint.as_str()))
+    }
+
+    /// The first line of the first message.
+    #[must_use]
+    pub(crate) fn summary(&self) -> &str {
+        let first = self.messages().next();
+        first
+            .and_then(|(message, _)| message.lines().next())
+            .unwrap_or_default()
+    }
+
+    /// Every message with its hint, for a log.
+    #[must_use]
+    pub(crate) fn in_a_line(&self) -> String {
+        let lines = self.messages();
+        let lines = lines.map(|(message, hint)| format!("{message}; hint: {hint}"));
+        lines.collect::<Vec<_>>().join("; ")
+    }
+}

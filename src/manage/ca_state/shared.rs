@@ -1,0 +1,66 @@
+//! The one value that is stored of a CA: changed by compare-and-swap, and shown in the
+//! metrics as it was saved.
+
+use crate::ca_state::CaState;
+use crate::manage::error::ManageError;
+use crate::manage::services::Services;
+use crate::observe::Tokens;
+use crate::renew::ledger;
+use crate::store::StoreError;
+
+/// Writers that may be faster, one after the other, before we give up.
+const TRIES: usize = 64;
+
+/// Changes what is known of `ca`, from its newest state again when another
+/// process was faster.
+pub(super) async fn change<T>(
+    services: &Services,
+    ca: &str,
+    mut change: impl FnMut(&mut CaState) -> T,
+) -> Result<T, ManageError> {
+    let mut faster = None;
+    for _ in 0..TRIES {
+        let (stored, revision) = services.store.ca_state(ca).await?;
+        let mut state = stored.clone();
+        let answer = change(&mut state);
+        if state == stored {
+            return Ok(answer);
+        }
+        match services.store.save_ca_state(ca, &state, revision).await {
+            Ok(_) => {
+                show(services, ca, state);
+                return Ok(answer);
+            }
+            Err(error @ StoreError::Conflict { .. }) => faster = Some(error),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(faster.map_or_else(
+        || ManageError::Halted("the ledger could not be changed".into()),
+        ManageError::Store,
+    ))
+}
+
+/// Shows what is stored of `ca` in the metrics.
+pub(crate) async fn show_stored(services: &Services, ca: &str) {
+    match services.store.ca_state(ca).await {
+        Ok((state, _)) => show(services, ca, state),
+        Err(error) => tracing::warn!("what is known of {ca} cannot be shown: {error}"),
+    }
+}
+
+fn show(services: &Services, ca: &str, state: CaState) {
+    let rules = ledger::rules(ca);
+    if rules.is_empty() {
+        return;
+    }
+    services.metrics.ledger(ca, move |now| {
+        let standing = ledger::standing(&state, rules, now).into_iter();
+        let tokens = standing.map(|left| Tokens {
+            limit: left.limit.as_str().to_owned(),
+            subject: left.subject,
+            left: left.tokens,
+        });
+        tokens.collect()
+    });
+}

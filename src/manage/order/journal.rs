@@ -1,0 +1,49 @@
+//! What a client of a CA writes down while it works, kept in the record and the store.
+
+use async_trait::async_trait;
+
+use crate::acme::{Journal, JournalError};
+use crate::certificate::Secret;
+use crate::manage::ca_state;
+use crate::manage::session::Pass;
+use crate::record::PendingOrder;
+
+pub(super) struct RecordJournal<'a, 'p> {
+    pass: &'a mut Pass<'p>,
+    ca: String,
+}
+
+impl<'a, 'p> RecordJournal<'a, 'p> {
+    pub(super) fn new(pass: &'a mut Pass<'p>, ca: &str) -> Self {
+        let ca = ca.to_owned();
+        Self { pass, ca }
+    }
+}
+
+#[async_trait]
+impl Journal for RecordJournal<'_, '_> {
+    async fn order(&mut self, order: &PendingOrder) -> Result<(), JournalError> {
+        self.pass.record.order = Some(order.clone());
+        self.pass.phase("waiting for the CA to validate and sign");
+        Ok(self.pass.save(None).await?)
+    }
+
+    async fn account(&mut self) -> Result<Option<Secret>, JournalError> {
+        Ok(self.pass.services.store.account(&self.ca).await?)
+    }
+
+    async fn create_account(&mut self, credentials: &Secret) -> Result<Secret, JournalError> {
+        let services = self.pass.services;
+        // Another process may have made one since we looked.
+        if let Some(stored) = services.store.account(&self.ca).await? {
+            return Ok(stored);
+        }
+        ca_state::register(services, &self.ca).await?;
+        Ok(services.store.create_account(&self.ca, credentials).await?)
+    }
+
+    async fn save_account(&mut self, credentials: &Secret) -> Result<(), JournalError> {
+        let store = &self.pass.services.store;
+        Ok(store.save_account(&self.ca, credentials).await?)
+    }
+}

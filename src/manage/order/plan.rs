@@ -1,0 +1,81 @@
+//! An order before it is begun: what it is for, and the CA that it goes to.
+
+use std::collections::BTreeSet;
+
+use crate::acme::Issuer;
+use crate::identifier::Identifier;
+use crate::manage::ca_state::Intended;
+use crate::manage::services::Certificate;
+use crate::manage::session::Trigger;
+use crate::record::Record;
+use crate::renew::fallback::Choice;
+use crate::renew::ledger::Priority;
+
+/// What is known of an order before it is begun.
+#[derive(Clone)]
+pub(in crate::manage) struct Plan {
+    /// From whom.
+    pub(in crate::manage) from: Choice,
+    /// For what.
+    pub(in crate::manage) names: BTreeSet<Identifier>,
+    /// Whether it is for excluded names alone.
+    pub(in crate::manage) heals: bool,
+    /// The predecessor, as RFC 9773 names it.
+    pub(in crate::manage) replaces: Option<String>,
+    /// Whether it cannot wait.
+    pub(in crate::manage) urgent: bool,
+}
+
+impl Plan {
+    /// The same at the other CA, where it replaces nothing.
+    pub(in crate::manage) fn at(self, from: Choice) -> Self {
+        Self {
+            from,
+            replaces: None,
+            ..self
+        }
+    }
+
+    pub(super) fn intended<'o>(&'o self, record: &'o Record, trigger: Trigger) -> Intended<'o> {
+        Intended {
+            record,
+            names: &self.names,
+            replaces: self.replaces.as_deref(),
+            priority: match (trigger, self.urgent) {
+                (Trigger::Scheduled, false) => Priority::Routine,
+                (Trigger::Scheduled, true) => Priority::Urgent,
+                _ => Priority::Forced,
+            },
+        }
+    }
+}
+
+/// The CA that an order goes to.
+pub(super) struct Source<'c> {
+    pub(super) ca: &'c str,
+    pub(super) issuer: &'c dyn Issuer,
+    pub(super) profile: Option<&'c String>,
+    /// The one that it stands in for.
+    pub(super) instead_of: Option<&'c String>,
+}
+
+impl<'c> Source<'c> {
+    pub(super) fn of(certificate: &'c Certificate, from: Choice) -> Self {
+        let wanted = &certificate.wanted;
+        match (from, &certificate.fallback) {
+            (Choice::Fallback, Some(second)) => Self {
+                ca: &second.ca,
+                issuer: second.issuer.as_ref(),
+                // A profile is a word of the CA that offers it.
+                profile: None,
+                instead_of: Some(&wanted.ca),
+            },
+            _ => Self {
+                ca: &wanted.ca,
+                issuer: certificate.issuer.as_ref(),
+                profile: wanted.profile.as_ref(),
+                instead_of: None,
+            },
+        }
+    }
+}

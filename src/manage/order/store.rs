@@ -1,0 +1,87 @@
+//! A certificate that was checked becomes the newest generation.
+
+use super::plan::Source;
+use crate::certificate::{Bundle, Facts};
+use crate::manage::error::ManageError;
+use crate::manage::services::Services;
+use crate::manage::session::{Pass, Trigger};
+use crate::record::{Failures, Issued, Record};
+use crate::renew::window;
+use crate::time::Timestamp;
+
+impl Pass<'_> {
+    /// Stores it, at `now`, the instant that its dates were found good at: by a clock that
+    /// is ahead it could not be renewed before its end.
+    pub(super) async fn store_generation(
+        &mut self,
+        source: &Source<'_>,
+        bundle: &Bundle,
+        now: Timestamp,
+    ) -> Result<(), ManageError> {
+        let (services, facts) = (self.services, bundle.facts());
+        let record = &mut self.record;
+        let early = early(record, facts, self.trigger, now);
+        let predecessor = record.issued.as_ref();
+        let generation = predecessor.map_or_else(Default::default, |issued| issued.generation);
+        let handover_at = maintenance_window(services, predecessor.map(|one| &one.facts), now);
+        let renewable_from = window::renewable_from(facts, now, services.spacing, early);
+        record.issued = Some(Issued {
+            generation: generation.next(),
+            facts: facts.clone(),
+            ca: source.ca.to_owned(),
+            at: now,
+            renewal: None,
+            renewable_from: Some(renewable_from),
+            early,
+            handover_at,
+            instead_of: source.instead_of.cloned(),
+        });
+        record.order = None;
+        record.pinned = None;
+        if let Some(quarantine) = &mut record.quarantine {
+            let names = &mut quarantine.names;
+            names.retain(|name, _| !facts.identifiers.contains(name));
+        }
+        record.quarantine.take_if(|left| left.names.is_empty());
+        record.failures = Failures::default();
+        record.handover = Failures::default();
+        if let Some(second) = &mut record.fallback {
+            second.failures = Failures::default();
+        }
+        self.save(Some(bundle)).await
+    }
+}
+
+/// How many certificates in a row were replaced early, the one that is replaced
+/// now among them.
+fn early(record: &Record, facts: &Facts, trigger: Trigger, now: Timestamp) -> u32 {
+    let Some(issued) = record
+        .issued
+        .as_ref()
+        .filter(|_| trigger == Trigger::Scheduled)
+    else {
+        return 0;
+    };
+    // From another CA, too: the next one is asked for as soon.
+    let same = issued.facts.identifiers == facts.identifiers;
+    let half = issued.facts.not_before + issued.facts.lifetime() / 2;
+    // A short life is renewed at half of it, give or take a hundredth.
+    let grace = issued.facts.lifetime() / 50;
+    if same && now + grace < half {
+        issued.early.saturating_add(1)
+    } else {
+        0
+    }
+}
+
+/// When the new certificate is handed over: in the next maintenance window, if
+/// its predecessor is comfortably good until then.
+fn maintenance_window(
+    services: &Services,
+    predecessor: Option<&Facts>,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let opens = services.maintenance.as_ref()?.next_after(now)?;
+    let good_until = window::latest(predecessor?);
+    (opens <= good_until).then_some(opens)
+}

@@ -1,0 +1,152 @@
+//! Whether a pass may come to order, asked before the parts of an order are
+//! taken: while nothing is due, port 80 may belong to another process.
+
+use std::time::Duration;
+
+use super::services::Wanted;
+use super::session::Trigger;
+use crate::random::Random;
+use crate::record::Record;
+use crate::renew::decide::{Next, next};
+use crate::time::Timestamp;
+
+/// A pass that hands over takes its time; what is due within this may be due
+/// before it has ended.
+const MARGIN: Duration = Duration::from_secs(300);
+
+/// Whether a pass over `record` may order. It errs on the side of yes.
+#[must_use]
+pub(crate) fn may_order(
+    record: Option<&Record>,
+    wanted: &Wanted,
+    trigger: Trigger,
+    now: Timestamp,
+    random: &dyn Random,
+) -> bool {
+    if trigger.never_orders() {
+        return false;
+    }
+    let (Some(record), false) = (record, trigger == Trigger::Forced) else {
+        return true;
+    };
+    let mut record = record.clone();
+    if !wanted.is_that_of(&record) {
+        record.failures.retry_at = None;
+    }
+    record.identifiers.clone_from(&wanted.identifiers);
+    record.ca.clone_from(&wanted.ca);
+    if trigger == Trigger::Requested {
+        record.failures.retry_at = None;
+        if let Some(quarantine) = &mut record.quarantine {
+            quarantine.tries.retry_at = None;
+        }
+        if let Some(second) = &mut record.fallback {
+            second.failures.retry_at = None;
+        }
+    }
+    // The question is what comes when everything is handed over.
+    if let Some(issued) = &record.issued {
+        let generation = issued.generation;
+        record.deployed.values_mut().for_each(|on| *on = generation);
+        for served in record.served.values_mut() {
+            served.generation = generation;
+        }
+    }
+    match next(&record, now, random) {
+        Next::Wait(until) => until <= now + MARGIN,
+        Next::Halt(_) => false,
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::certificate::{Facts, Fingerprint, KeyType};
+    use crate::identifier::{Identifier, Lineage};
+    use crate::random::SeededRandom;
+    use crate::record::{Generation, Issued, Renewal};
+
+    const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    fn wanted() -> Wanted {
+        let name = Identifier::parse("example.com").unwrap();
+        Wanted {
+            lineage: Lineage::of(&name),
+            identifiers: BTreeSet::from([name]),
+            ca: "https://ca".into(),
+            profile: None,
+            key: KeyType::default(),
+            reuse_key: false,
+            partial: false,
+        }
+    }
+
+    fn record(renewed_at: Timestamp) -> Record {
+        let wanted = wanted();
+        let mut record = Record::new(wanted.lineage, wanted.identifiers.clone(), wanted.ca);
+        record.issued = Some(Issued {
+            generation: Generation(1),
+            facts: Facts {
+                identifiers: wanted.identifiers,
+                not_before: NOW,
+                not_after: NOW + DAY * 90,
+                fingerprint: Fingerprint::of(b"leaf"),
+                renewal_id: None,
+            },
+            ca: "https://ca".into(),
+            at: NOW,
+            renewal: Some(Renewal {
+                at: renewed_at,
+                window: None,
+                refresh_at: None,
+                asked: None,
+            }),
+            renewable_from: None,
+            early: 0,
+            handover_at: None,
+            instead_of: None,
+        });
+        record.deployed.insert("nginx".into(), Generation(0));
+        record
+    }
+
+    fn asks(record: Option<&Record>, wanted: &Wanted, trigger: Trigger) -> bool {
+        may_order(record, wanted, trigger, NOW, &SeededRandom::new(1))
+    }
+
+    #[test]
+    fn what_is_not_due_needs_no_port_though_it_is_not_handed_over() {
+        let later = record(NOW + DAY * 60);
+        assert!(!asks(Some(&later), &wanted(), Trigger::Scheduled));
+        assert!(!asks(Some(&later), &wanted(), Trigger::Requested));
+    }
+
+    #[test]
+    fn what_may_come_to_an_order_needs_it() {
+        assert!(asks(None, &wanted(), Trigger::Scheduled));
+        let later = record(NOW + DAY * 60);
+        assert!(asks(Some(&later), &wanted(), Trigger::Forced));
+        assert!(asks(Some(&record(NOW)), &wanted(), Trigger::Scheduled));
+        let soon = record(NOW + Duration::from_secs(10));
+        assert!(asks(Some(&soon), &wanted(), Trigger::Scheduled));
+        let mut more = wanted();
+        more.identifiers
+            .insert(Identifier::parse("www.example.com").unwrap());
+        assert!(asks(Some(&later), &more, Trigger::Scheduled));
+        let mut other = wanted();
+        other.ca = "https://other".into();
+        assert!(asks(Some(&later), &other, Trigger::Scheduled));
+    }
+
+    #[test]
+    fn a_pause_after_a_failure_ends_when_the_user_asks() {
+        let mut failed = record(NOW);
+        failed.failures.retry_at = Some(NOW + DAY);
+        assert!(!asks(Some(&failed), &wanted(), Trigger::Scheduled));
+        assert!(asks(Some(&failed), &wanted(), Trigger::Requested));
+    }
+}

@@ -1,0 +1,153 @@
+//! Which process listens where on this machine, as far as /proc shows it to us: only the
+//! processes of our own user, unless we are root.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+
+/// How many connections may wait until a listener takes them: as many as the
+/// system allows by default, which cuts what is more. Where a burst fills the
+/// queue, the next peer is not heard before it asks again a second later.
+pub(crate) const BACKLOG: u32 = 4096;
+
+/// A socket that listens.
+struct Listening {
+    address: SocketAddr,
+    /// `socket:[INODE]`, as a process's descriptor links to it.
+    link: String,
+}
+
+/// The program and process that listen on `port`.
+#[must_use]
+pub(crate) fn owner_of(port: u16) -> Option<(String, u32)> {
+    let mut listening = table(Path::new("/proc/self/net"));
+    listening.retain(|socket| socket.address.port() == port);
+    for process in std::fs::read_dir("/proc").ok()?.flatten() {
+        let name = process.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let held = descriptors(pid).unwrap_or_default();
+        if listening.iter().any(|socket| held.contains(&socket.link)) {
+            let program = std::fs::read_to_string(process.path().join("comm")).ok()?;
+            return Some((program.trim().to_owned(), pid));
+        }
+    }
+    None
+}
+
+/// The addresses on which process `pid` can be reached from here; `None` when
+/// that is not to be seen, or it lives in another network namespace.
+#[must_use]
+pub(crate) fn listened_on_by(pid: u32) -> Option<Vec<SocketAddr>> {
+    let namespace = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/net")).ok();
+    if namespace(&pid.to_string())? != namespace("self")? {
+        return None;
+    }
+    let held = descriptors(pid)?;
+    let found: BTreeSet<SocketAddr> = table(Path::new("/proc/self/net"))
+        .into_iter()
+        .filter(|socket| held.contains(&socket.link))
+        .map(|socket| reachable(socket.address))
+        .collect();
+    Some(found.into_iter().collect())
+}
+
+fn descriptors(pid: u32) -> Option<BTreeSet<String>> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let links = entries.flatten().filter_map(|entry| {
+        let target = std::fs::read_link(entry.path()).ok()?;
+        target.into_os_string().into_string().ok()
+    });
+    Some(links.filter(|link| link.starts_with("socket:")).collect())
+}
+
+/// A socket that listens everywhere is reached through the loopback.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => (Ipv4Addr::LOCALHOST, address.port()).into(),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => (Ipv6Addr::LOCALHOST, address.port()).into(),
+        _ => address,
+    }
+}
+
+fn table(directory: &Path) -> Vec<Listening> {
+    ["tcp", "tcp6"]
+        .iter()
+        .filter_map(|name| std::fs::read_to_string(directory.join(name)).ok())
+        .flat_map(|text| text.lines().filter_map(listening).collect::<Vec<_>>())
+        .collect()
+}
+
+/// Reads a line of /proc/net/tcp; `None` when it is no listener.
+fn listening(line: &str) -> Option<Listening> {
+    const LISTEN: &str = "0A";
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let (ip, port) = fields.get(1)?.split_once(':')?;
+    if *fields.get(3)? != LISTEN {
+        return None;
+    }
+    Some(Listening {
+        address: SocketAddr::new(ip_of(ip)?, u16::from_str_radix(port, 16).ok()?),
+        link: format!("socket:[{}]", fields.get(9)?),
+    })
+}
+
+/// The kernel prints the address as 32-bit words in the machine's byte order.
+fn ip_of(hex: &str) -> Option<IpAddr> {
+    let words: Option<Vec<[u8; 4]>> = hex
+        .as_bytes()
+        .chunks(8)
+        .map(|word| {
+            let word = std::str::from_utf8(word).ok()?;
+            u32::from_str_radix(word, 16).ok().map(u32::to_ne_bytes)
+        })
+        .collect();
+    let bytes = words?.concat();
+    if let Ok(v4) = <[u8; 4]>::try_from(bytes.as_slice()) {
+        return Some(v4.into());
+    }
+    <[u8; 16]>::try_from(bytes.as_slice())
+        .ok()
+        .map(IpAddr::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn finds_our_own_listeners_and_what_reaches_them() {
+        let one = TcpListener::bind("127.0.0.1:0").unwrap();
+        let any = TcpListener::bind("0.0.0.0:0").unwrap();
+        let found = listened_on_by(std::process::id()).unwrap();
+        assert!(found.contains(&one.local_addr().unwrap()), "{found:?}");
+        let port = any.local_addr().unwrap().port();
+        assert!(
+            found.contains(&(Ipv4Addr::LOCALHOST, port).into()),
+            "{found:?}"
+        );
+        let (program, pid) = owner_of(port).unwrap();
+        assert_eq!((pid, program.is_empty()), (std::process::id(), false));
+    }
+
+    #[test]
+    fn reads_both_families_and_listeners_only() {
+        let line = |local: &str, state: &str| {
+            format!(
+                "0: {local} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000 0 0 4711 1"
+            )
+        };
+        let v6 = listening(&line("00000000000000000000000001000000:01BB", "0A")).unwrap();
+        assert_eq!(
+            (v6.address, v6.link.as_str()),
+            ("[::1]:443".parse().unwrap(), "socket:[4711]")
+        );
+        let v4 = listening(&line("0100007F:0050", "0A")).unwrap();
+        assert_eq!(v4.address, "127.0.0.1:80".parse().unwrap());
+        assert!(listening(&line("0100007F:0050", "01")).is_none());
+        assert!(listening("sl local_address").is_none());
+    }
+}

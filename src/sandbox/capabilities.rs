@@ -1,0 +1,299 @@
+//! Capabilities. What was bound stays bound, servers are told by the process
+//! apart: nothing is left but files that belong to another user, and which of
+//! the four capabilities they ask for is tried out, not guessed.
+
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::io::{self, Errno};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set,
+    clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
+};
+
+use super::paths::{Paths, specs};
+use crate::config::Settings;
+use crate::deploy::owner;
+
+/// Keeps what `settings` and `paths` need of what there is, and says why.
+pub(super) fn drop_all_but_needed(settings: &Settings, paths: &Paths) {
+    let dropped = capabilities(None).and_then(|held| {
+        let kept = needed(held, settings, paths)?;
+        keep(kept & held.permitted)
+    });
+    if let Err(error) = dropped {
+        tracing::warn!("capabilities are not given up: {error}");
+    }
+}
+
+fn needed(held: CapabilitySets, settings: &Settings, paths: &Paths) -> io::Result<CapabilitySet> {
+    let mut kept = CapabilitySet::empty();
+    if is_given_away(settings, paths) {
+        let why = "what is written for the proxy belongs to another user or group";
+        let give = CapabilitySet::CHOWN | CapabilitySet::FSETID;
+        // What belongs to another user already is changed by name of its owner.
+        let touch = CapabilitySet::FOWNER | CapabilitySet::DAC_OVERRIDE;
+        kept |= give;
+        if is_another(settings.output.owner.as_deref()) || any_is_given_away(settings) {
+            kept |= touch;
+        }
+        tell(held, kept, why);
+    }
+    let beyond = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+    if !held.effective.intersects(beyond) {
+        return Ok(kept);
+    }
+    let mut without = held;
+    without.effective -= beyond;
+    set_capabilities(None, without)?;
+    if let Some(path) = first_closed(paths).or_else(|| first_unreachable(paths)) {
+        tell(held, CapabilitySet::DAC_OVERRIDE, &path);
+        kept |= CapabilitySet::DAC_OVERRIDE;
+    } else if let Some(path) = first_unreadable(paths) {
+        tell(held, CapabilitySet::DAC_READ_SEARCH, &path);
+        kept |= CapabilitySet::DAC_READ_SEARCH;
+    }
+    set_capabilities(None, held)?;
+    Ok(kept)
+}
+
+fn tell(held: CapabilitySets, kept: CapabilitySet, why: &str) {
+    let kept = kept & held.permitted;
+    if !kept.is_empty() {
+        let names: Vec<_> = kept.iter_names().map(|(name, _)| name).collect();
+        tracing::debug!("kept: CAP_{}: {why}", names.join(", CAP_"));
+    }
+}
+
+/// Down to `kept`; the bounding set first, which takes a capability of its own.
+fn keep(kept: CapabilitySet) -> io::Result<()> {
+    let bounds = |capability| matches!(capability_is_in_bounding_set(capability), Ok(true));
+    for capability in (CapabilitySet::all() - kept)
+        .iter()
+        .filter(|one| bounds(*one))
+    {
+        match remove_capability_from_bounding_set(capability) {
+            // Nothing can be gained from it: new privileges are given up.
+            Err(Errno::PERM) => break,
+            removed => removed?,
+        }
+    }
+    clear_ambient_capability_set()?;
+    let sets = CapabilitySets {
+        effective: kept,
+        permitted: kept,
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, sets)
+}
+
+fn is_given_away(settings: &Settings, paths: &Paths) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let (owner, group) = (&settings.output.owner, &settings.output.group);
+    // A directory that hands its group on keeps that mark only for its members.
+    let foreign = std::fs::metadata(&paths.output)
+        .is_ok_and(|output| output.gid() != rustix::process::getegid().as_raw());
+    is_another(owner.as_deref()) || group.is_some() || foreign || any_is_given_away(settings)
+}
+
+/// Whether a copy is for another user, or one that is there is and stays so.
+fn any_is_given_away(settings: &Settings) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    let foreign = |file: PathBuf| {
+        let found = std::fs::metadata(file);
+        found.is_ok_and(|found| (found.uid(), found.gid()) != (user.as_raw(), group.as_raw()))
+    };
+    specs(settings).any(|spec| spec.changes_owner() || spec.servers_file().is_some_and(foreign))
+}
+
+fn is_another(user: Option<&str>) -> bool {
+    let number = user.and_then(|user| owner::user(user).ok());
+    number.is_some_and(|number| number != rustix::process::geteuid().as_raw())
+}
+
+/// The first place that its owner or mode keeps from being written to.
+fn first_closed(paths: &Paths) -> Option<String> {
+    let written = paths.written.iter();
+    written
+        .filter(|directory| **directory != paths.output && **directory != paths.data)
+        .flat_map(|webroot| {
+            let parts = ["", ".well-known", ".well-known/acme-challenge"];
+            parts.map(|part| webroot.join(part))
+        })
+        .find(|directory| is_denied(directory, WRITE))
+        .map(|path| path.display().to_string())
+        .or_else(|| closed_below(&paths.output, &paths.output, Access::READ_OK))
+        .or_else(|| {
+            closed_below(
+                &paths.data,
+                &paths.output,
+                Access::READ_OK | Access::WRITE_OK,
+            )
+        })
+}
+
+const WRITE: Access = Access::READ_OK
+    .union(Access::WRITE_OK)
+    .union(Access::EXEC_OK);
+
+/// The first directory from `root` downward that cannot be written to, or file
+/// that does not bear `file`. What is below `other` is another's matter.
+fn closed_below(root: &Path, other: &Path, file: Access) -> Option<String> {
+    let mut open = vec![root.to_owned()];
+    while let Some(directory) = open.pop() {
+        if is_denied(&directory, WRITE) {
+            return Some(directory.display().to_string());
+        }
+        for entry in std::fs::read_dir(&directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let path = entry.path();
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() && path != other => open.push(path),
+                Ok(kind) if kind.is_file() && is_denied(&path, file) => {
+                    return Some(path.display().to_string());
+                }
+                _ => {}
+            }
+        }
+    }
+    None
+}
+
+fn first_unreadable(paths: &Paths) -> Option<String> {
+    let mut files = paths.files.iter();
+    let found = files.find(|file| is_denied(file, Access::READ_OK));
+    found.map(|file| file.display().to_string())
+}
+
+/// The first socket that its owner or mode keeps from being connected to.
+fn first_unreachable(paths: &Paths) -> Option<String> {
+    let mut sockets = paths.sockets.iter();
+    let found = sockets.find(|socket| is_denied(socket, Access::WRITE_OK));
+    found.map(|socket| socket.display().to_string())
+}
+
+fn is_denied(path: &Path, access: Access) -> bool {
+    accessat(CWD, path, access, AtFlags::EACCESS) == Err(Errno::ACCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::os::unix::fs::{PermissionsExt, chown};
+
+    use super::*;
+    use crate::config::{Options, Purpose, Sources};
+
+    const NOBODY: u32 = 65_534;
+
+    fn settings(directory: &Path, more: &str) -> Settings {
+        let file = directory.join("certs.toml");
+        let data = directory.join("data").display().to_string();
+        std::fs::write(&file, format!("data_dir = '{data}'\n{more}")).unwrap();
+        let mut options = Options::default();
+        options.config(file.to_str());
+        Sources::read(&options, &[].into())
+            .settings(&Purpose::All)
+            .unwrap()
+    }
+
+    /// What is left in a thread of its own, after `prepare` has seen the data
+    /// directory.
+    fn left(
+        more: &str,
+        prepare: impl FnOnce(&Path) -> Vec<std::path::PathBuf>,
+    ) -> Option<CapabilitySet> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: capabilities: only root has them to give up");
+            return None;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let (data, output) = (
+            directory.path().join("data"),
+            directory.path().join("data/public"),
+        );
+        std::fs::create_dir_all(&output).unwrap();
+        let named = prepare(directory.path()).into_iter();
+        let (sockets, files) = named.partition(|path| path.extension().is_some());
+        let settings = settings(directory.path(), more);
+        let paths = Paths {
+            written: BTreeSet::from([data.clone(), output.clone()]),
+            read: BTreeSet::new(),
+            data,
+            output,
+            files,
+            sockets,
+        };
+        let thread = std::thread::spawn(move || {
+            assert!(!capabilities(None).unwrap().effective.is_empty());
+            drop_all_but_needed(&settings, &paths);
+            let left = capabilities(None).unwrap();
+            assert_eq!(left.effective, left.permitted);
+            assert!(left.inheritable.is_empty());
+            for capability in CapabilitySet::all() - left.permitted {
+                assert_ne!(capability_is_in_bounding_set(capability), Ok(true));
+            }
+            left.permitted
+        });
+        Some(thread.join().unwrap())
+    }
+
+    #[test]
+    fn root_among_its_own_files_keeps_nothing() {
+        if let Some(left) = left("", |_| Vec::new()) {
+            assert_eq!(left, CapabilitySet::empty());
+        }
+    }
+
+    #[test]
+    fn what_is_another_users_takes_a_capability_each() {
+        let of_nobody = |path: &Path, mode| {
+            std::fs::create_dir_all(path).unwrap();
+            chown(path, Some(NOBODY), None).unwrap();
+            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+        };
+        let records = left("", |directory| {
+            of_nobody(&directory.join("data/records"), 0o700);
+            Vec::new()
+        });
+        let open = left("", |directory| {
+            of_nobody(&directory.join("data/records"), 0o777);
+            Vec::new()
+        });
+        let secret = left("", |directory| {
+            of_nobody(&directory.join("secrets"), 0o700);
+            let file = directory.join("secrets/hmac");
+            std::fs::write(&file, "").unwrap();
+            vec![file]
+        });
+        let socket = left("", |directory| {
+            let socket = directory.join("secrets/haproxy.sock");
+            std::fs::create_dir_all(directory.join("secrets")).unwrap();
+            std::os::unix::net::UnixListener::bind(&socket).unwrap();
+            chown(&socket, Some(NOBODY), None).unwrap();
+            std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o600)).unwrap();
+            vec![socket]
+        });
+        let given = left("[output]\nowner = '65534'\n", |_| Vec::new());
+        let shared = left("[output]\ngroup = '65534'\n", |_| Vec::new());
+        let give = CapabilitySet::CHOWN | CapabilitySet::FSETID;
+        let touch = CapabilitySet::FOWNER | CapabilitySet::DAC_OVERRIDE;
+        for (left, wanted) in [
+            (records, CapabilitySet::DAC_OVERRIDE),
+            (open, CapabilitySet::empty()),
+            (secret, CapabilitySet::DAC_READ_SEARCH),
+            (socket, CapabilitySet::DAC_OVERRIDE),
+            (given, give | touch),
+            (shared, give),
+        ] {
+            assert!(
+                left.is_none_or(|left| left == wanted),
+                "{left:?} {wanted:?}"
+            );
+        }
+    }
+}

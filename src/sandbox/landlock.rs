@@ -1,0 +1,177 @@
+//! Landlock: files outside the paths that were configured, and new TCP
+//! listeners. Connections are free: a CA may name any URL, and a proof goes to
+//! wherever a server listens. See landlock(7).
+
+use std::path::PathBuf;
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus,
+    RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus,
+    Scope, path_beneath_rules,
+};
+
+use super::paths::Paths;
+
+/// The newest whose meaning is known here; an older kernel does what it can.
+const KNOWN: ABI = ABI::V7;
+const DEVICES: [&str; 3] = ["/dev/null", "/dev/urandom", "/dev/random"];
+
+/// Whether this thread, and all that it starts, now keep to `paths`.
+/// `abstractly`: sockets without a file are needed as well.
+pub(super) fn enter(paths: &Paths, abstractly: bool) -> bool {
+    match restrict(paths, abstractly) {
+        Ok(status) => tell(&status, paths),
+        Err(error) => {
+            tracing::warn!("files and ports are not restricted: Landlock: {error}");
+            false
+        }
+    }
+}
+
+fn restrict(paths: &Paths, abstractly: bool) -> Result<RestrictionStatus, RulesetError> {
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    let devices = AccessFs::ReadFile | AccessFs::WriteFile;
+    let mut scope: BitFlags<Scope> = Scope::Signal.into();
+    if !abstractly {
+        scope |= Scope::AbstractUnixSocket;
+    }
+    Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(KNOWN))?
+        .handle_access(AccessNet::BindTcp)?
+        .scope(scope)?
+        .create()?
+        .add_rules(path_beneath_rules(&paths.read, read))?
+        .add_rules(path_beneath_rules(DEVICES, devices))?
+        .add_rules(path_beneath_rules(&paths.written, written()))?
+        .restrict_self()
+}
+
+/// Files, directories, links and sockets; nothing there is a program or a
+/// device.
+fn written() -> BitFlags<AccessFs> {
+    let never = AccessFs::Execute
+        | AccessFs::MakeChar
+        | AccessFs::MakeBlock
+        | AccessFs::MakeFifo
+        | AccessFs::IoctlDev;
+    AccessFs::from_all(KNOWN) & !never
+}
+
+fn tell(status: &RestrictionStatus, paths: &Paths) -> bool {
+    let version = match status.landlock {
+        LandlockStatus::Available { effective_abi, .. } => effective_abi,
+        LandlockStatus::NotEnabled => {
+            tracing::info!("files and ports are not restricted: Landlock is switched off");
+            return false;
+        }
+        LandlockStatus::NotImplemented => {
+            tracing::info!(
+                "files and ports are not restricted: this kernel has no Landlock, or what started this process refuses it"
+            );
+            return false;
+        }
+    };
+    let shown = |paths: Vec<&PathBuf>| {
+        let shown: Vec<_> = paths
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
+        shown.join(", ")
+    };
+    tracing::debug!(
+        "within reach: to write {}; to read {}",
+        shown(paths.written.iter().collect()),
+        shown(paths.read.iter().collect())
+    );
+    let ports = if version >= ABI::V4 {
+        "no new TCP listener"
+    } else {
+        "ports are not restricted"
+    };
+    let extent = match status.ruleset {
+        RulesetStatus::FullyEnforced => "",
+        _ => ", in part",
+    };
+    tracing::info!(
+        "files are restricted by Landlock (ABI {}{extent}); {ports}",
+        version as i32
+    );
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::io::ErrorKind;
+    use std::net::TcpListener;
+    use std::path::Path;
+
+    use super::*;
+
+    fn paths(root: &Path) -> Paths {
+        let [data, output, read] = ["data", "out", "read"].map(|name| root.join(name));
+        for directory in [&data, &output, &read] {
+            std::fs::create_dir(directory).unwrap();
+        }
+        Paths {
+            written: BTreeSet::from([data.clone(), output.clone()]),
+            read: BTreeSet::from([read, "/etc".into()]),
+            data,
+            output,
+            files: BTreeSet::new(),
+            sockets: BTreeSet::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_not_configured_is_out_of_reach() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = paths(directory.path());
+        let [outside, inside] = ["secret", "read/root.pem"].map(|name| directory.path().join(name));
+        std::fs::write(&outside, "secret").unwrap();
+        std::fs::write(&inside, "root").unwrap();
+        let denied = |done: std::io::Result<()>| {
+            assert_eq!(done.unwrap_err().kind(), ErrorKind::PermissionDenied);
+        };
+        // A domain is a thread's own.
+        let thread = std::thread::spawn(move || {
+            rustix::thread::set_no_new_privs(true).unwrap();
+            let status = restrict(&paths, false).unwrap();
+            let LandlockStatus::Available { effective_abi, .. } = status.landlock else {
+                assert!(!enter(&paths, false));
+                eprintln!("SKIPPED: files out of reach: this kernel has no Landlock");
+                return;
+            };
+            denied(std::fs::read(&outside).map(drop));
+            denied(std::fs::write(&outside, "ours"));
+            denied(std::fs::write(&inside, "ours"));
+            std::fs::write(paths.data.join("key"), "key").unwrap();
+            let carried_out =
+                std::fs::rename(paths.data.join("key"), outside.with_extension("new"));
+            // Before there was a right for it, it was refused as another device.
+            if effective_abi > ABI::V1 {
+                denied(carried_out);
+            } else {
+                assert!(carried_out.is_err());
+            }
+            denied(std::fs::remove_file(&outside));
+            assert_eq!(std::fs::read(&inside).unwrap(), b"root");
+            assert!(!std::fs::read("/etc/hosts").unwrap().is_empty());
+            for written in [&paths.data, &paths.output] {
+                let (file, link) = (written.join("a/file"), written.join("link"));
+                crate::files::make_directory(&written.join("a"), 0o700).unwrap();
+                crate::files::replace(&file, 0o600, b"content").unwrap();
+                std::os::unix::fs::symlink("a", &link).unwrap();
+                std::fs::rename(&link, written.join("live")).unwrap();
+                std::fs::remove_dir_all(written.join("a")).unwrap();
+            }
+            if effective_abi >= ABI::V4 {
+                denied(TcpListener::bind("127.0.0.1:0").map(drop));
+            } else {
+                eprintln!("SKIPPED: no new TCP listener: this kernel's Landlock knows no ports");
+            }
+        });
+        thread.join().unwrap();
+    }
+}

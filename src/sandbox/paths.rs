@@ -1,0 +1,287 @@
+//! Which files a sidecar touches: what it writes and what it reads, out of its
+//! settings, and what the system's resolver reads beside it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use crate::config::Settings;
+use crate::deploy::docker::Api;
+use crate::deploy::target::DeployTarget;
+
+/// Read by the resolver (its modules are loaded when a name is first looked
+/// up), for time zones, and for users' names. Whole directories: their files
+/// are replaced while we run.
+const SYSTEM: [&str; 14] = [
+    "/etc",
+    "/usr",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/nix/store",
+    "/gnu/store",
+    "/run/systemd/resolve",
+    "/run/resolvconf",
+    "/run/NetworkManager",
+    "/run/connman",
+    "/run/nscd",
+    "/var/lib/sss",
+    "/sys/devices/system/cpu",
+];
+
+/// What this process was started with.
+pub(crate) struct Surroundings<'a> {
+    /// Its environment.
+    pub(crate) environment: &'a BTreeMap<String, String>,
+    /// The files of its configuration.
+    pub(crate) files: Vec<PathBuf>,
+}
+
+/// Directories, each with all below it.
+#[derive(Clone, Debug)]
+pub(super) struct Paths {
+    pub(super) written: BTreeSet<PathBuf>,
+    pub(super) read: BTreeSet<PathBuf>,
+    /// Of `written`: the private state.
+    pub(super) data: PathBuf,
+    /// Of `written`: what is shared with a proxy.
+    pub(super) output: PathBuf,
+    /// Files that are named, to be read again at any time.
+    pub(super) files: BTreeSet<PathBuf>,
+    /// Sockets that are connected to.
+    pub(super) sockets: BTreeSet<PathBuf>,
+}
+
+impl Paths {
+    pub(super) fn of(surroundings: &Surroundings<'_>, settings: &Settings) -> Self {
+        let environment = &surroundings.environment;
+        let mut files = files(environment, settings);
+        files.extend(surroundings.files.iter().cloned());
+        let mut read: BTreeSet<PathBuf> = SYSTEM.iter().map(PathBuf::from).collect();
+        let resolver = real(Path::new("/etc/resolv.conf"));
+        read.extend(resolver.parent().map(Path::to_owned));
+        let libraries = environment.get("LD_LIBRARY_PATH");
+        read.extend(libraries.into_iter().flat_map(std::env::split_paths));
+        // The directory, since a file is replaced by another of its name.
+        for file in files.iter().flat_map(|file| [file.clone(), real(file)]) {
+            read.extend(file.parent().map(Path::to_owned));
+        }
+        // Where a configuration may appear that was not there at the start.
+        read.extend(settings.file.is_none().then(|| real(Path::new("."))));
+        // No setting names it, and it is as good as no restriction.
+        read.retain(|directory| directory.components().count() > 1);
+        let (data, output) = (real(&settings.data_dir), real(&settings.output.directory));
+        let answers = answers(settings).map(real);
+        let named = [data.clone(), output.clone()].into_iter();
+        let named = named.chain(answers);
+        let mut written: BTreeSet<_> = named.filter_map(|path| made_or_to_be_made(&path)).collect();
+        written.extend(written_beside(settings));
+        for directory in [&data, &output] {
+            written.extend(linked_from(directory));
+        }
+        Self {
+            written,
+            read,
+            data,
+            output,
+            files,
+            sockets: specs(settings)
+                .filter_map(|spec| spec.rights().connects_to)
+                .chain(followed(settings))
+                .collect(),
+        }
+    }
+
+    pub(super) fn may_write(&self, path: &Path) -> bool {
+        within(&self.written, path)
+    }
+
+    pub(super) fn may_read(&self, path: &Path) -> bool {
+        self.may_write(path) || within(&self.read, path)
+    }
+}
+
+/// What is not there is not out of reach: the code that needs it says what is wrong.
+fn within(directories: &BTreeSet<PathBuf>, path: &Path) -> bool {
+    let Ok(path) = std::fs::canonicalize(path) else {
+        return true;
+    };
+    path.ancestors()
+        .any(|directory| directories.contains(directory))
+}
+
+/// Whom to tell, with each certificate's own name in its paths; also whom a
+/// certificate may name that a container asks for later.
+pub(super) fn specs(settings: &Settings) -> impl Iterator<Item = DeployTarget> {
+    let docker = settings.docker.iter();
+    let may_come = docker.flat_map(|docker| docker.deploy.iter().cloned());
+    let certificates = settings.certificates.iter().flat_map(|one| {
+        let specs = one.deploy.iter();
+        specs.map(|spec| spec.for_lineage(&one.lineage))
+    });
+    certificates.chain(may_come.filter(|spec| !spec.has_directory_for_each()))
+}
+
+/// The socket of Docker's API, where labels are followed.
+fn followed(settings: &Settings) -> Option<PathBuf> {
+    let api = Api::at(&settings.docker.as_ref()?.host).ok()?;
+    api.socket().map(Path::to_owned)
+}
+
+/// Where answers to challenges are written.
+fn answers(settings: &Settings) -> impl Iterator<Item = &Path> {
+    let certificates = settings.certificates.iter().map(|one| &one.challenge);
+    let all = certificates.chain([&settings.challenge]);
+    all.filter_map(|challenge| challenge.writes_in())
+}
+
+fn files(environment: &BTreeMap<String, String>, settings: &Settings) -> BTreeSet<PathBuf> {
+    let named = environment.iter().filter_map(|(name, value)| {
+        let is_ours = name.starts_with("CERTS_") && name.ends_with("_FILE");
+        (is_ours && !value.is_empty()).then(|| PathBuf::from(value))
+    });
+    let certificates = settings.certificates.iter();
+    named
+        .chain(certificates.flat_map(|one| {
+            let beside = one.deploy.iter().filter_map(|spec| spec.rights().reads);
+            one.ca_files().cloned().chain(beside)
+        }))
+        .chain(settings.file.clone())
+        .map(|file| std::path::absolute(&file).unwrap_or(file))
+        .collect()
+}
+
+/// What links directly below `directory` lead to: part of the state may stand
+/// on another disk.
+fn linked_from(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()))
+        .filter_map(|entry| std::fs::canonicalize(entry.path()).ok())
+        .filter(|target| target.is_dir())
+        .collect()
+}
+
+/// The directory, or the one that it will be made in. What lies further away is
+/// too much to reach for.
+fn made_or_to_be_made(directory: &Path) -> Option<PathBuf> {
+    if directory.is_dir() {
+        return Some(directory.to_owned());
+    }
+    let parent = directory.parent();
+    let found = parent.filter(|parent| parent.is_dir() && parent.parent().is_some());
+    if found.is_none() {
+        tracing::warn!(
+            "{} does not exist, and stays out of reach; hint: make it and restart certs run",
+            directory.display()
+        );
+    }
+    found.map(Path::to_owned)
+}
+
+/// What is written for consumers beside the output, and nothing around it.
+fn written_beside(settings: &Settings) -> BTreeSet<PathBuf> {
+    let directories = specs(settings).filter_map(|spec| Some(real(&spec.writes_in()?)));
+    directories
+        .filter(|directory| is_there(directory))
+        .collect()
+}
+
+/// A directory that only its owner makes: what it would be made in is too much
+/// to reach for, and so is the root of all.
+fn is_there(directory: &Path) -> bool {
+    let there = directory.is_dir() && directory.components().count() > 1;
+    if !there {
+        tracing::warn!(
+            "{} does not exist, and stays out of reach; hint: make it and restart certs run",
+            directory.display()
+        );
+    }
+    there
+}
+
+/// What is there of the way to `directory`.
+fn existing(directory: &Path) -> PathBuf {
+    let mut ancestors = directory.ancestors();
+    let found = ancestors.find(|ancestor| ancestor.is_dir());
+    found.unwrap_or(directory).to_owned()
+}
+
+/// Without links, as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or(path.to_owned());
+    let there = existing(&absolute);
+    let rest = absolute.strip_prefix(&there).unwrap_or(Path::new(""));
+    std::fs::canonicalize(&absolute).unwrap_or_else(|_| {
+        let there = std::fs::canonicalize(&there).unwrap_or(there);
+        there.join(rest)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_opens_its_parent_and_never_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = std::fs::canonicalize(directory.path()).unwrap();
+        for (name, wanted) in [("", Some(&root)), ("a", Some(&root)), ("a/b", None)] {
+            let found = made_or_to_be_made(&real(&root.join(name)));
+            assert_eq!(found.as_ref(), wanted, "{name}");
+        }
+        assert_eq!(made_or_to_be_made(Path::new("/absent")), None);
+    }
+
+    #[test]
+    fn of_what_is_written_beside_the_output_nothing_around_it_is_opened() {
+        use crate::config::{Options, Purpose, Sources};
+        let directory = tempfile::tempdir().unwrap();
+        let root = std::fs::canonicalize(directory.path()).unwrap();
+        let file = root.join("certs.toml");
+        let shown = root.display();
+        let config = format!(
+            "data_dir = '{shown}/data'\nemail = 'a@example.com'\nagree_tos = true\n\
+             [deploy.java]\nkind = 'directory'\npath = '{shown}/java'\n\
+             [deploy.each]\nkind = 'file'\npath = '{shown}/each/{{name}}/pair.pem'\n\
+             [deploy.absent]\nkind = 'file'\npath = '{shown}/absent/deep/pair-{{name}}.pem'\n\
+             [[certificate]]\nnames = ['a.example.com']\n[[certificate]]\nnames = ['b.example.com']\n"
+        );
+        std::fs::write(&file, config).unwrap();
+        std::fs::create_dir(root.join("absent")).unwrap();
+        let each = ["a", "b"].map(|name| root.join(format!("each/{name}.example.com")));
+        for directory in &each {
+            std::fs::create_dir_all(directory).unwrap();
+        }
+        let mut options = Options::default();
+        options.config(file.to_str());
+        let settings = Sources::read(&options, &[].into()).settings(&Purpose::All);
+        let settings = settings.unwrap();
+        assert_eq!(written_beside(&settings), BTreeSet::from(each.clone()));
+        // What is ours alone is made before anything is given up.
+        specs(&settings).for_each(|spec| spec.prepare());
+        let [one, other] = each;
+        let wanted = BTreeSet::from([one, other, root.join("java")]);
+        assert_eq!(written_beside(&settings), wanted);
+    }
+
+    #[test]
+    fn a_path_is_judged_by_where_it_leads() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = std::fs::canonicalize(directory.path()).unwrap();
+        let [inside, outside] = ["inside", "outside"].map(|name| root.join(name));
+        std::fs::create_dir_all(inside.join("deep")).unwrap();
+        std::fs::create_dir(&outside).unwrap();
+        std::os::unix::fs::symlink(&outside, inside.join("link")).unwrap();
+        let paths = BTreeSet::from([inside.clone()]);
+        for (path, wanted) in [
+            (inside.join("deep"), true),
+            (inside.join("link"), false),
+            (inside.join("deep/../../outside"), false),
+            (outside.join("absent"), true),
+        ] {
+            assert_eq!(within(&paths, &path), wanted, "{}", path.display());
+        }
+        let linked = linked_from(&inside);
+        assert_eq!(linked, [outside]);
+    }
+}

@@ -1,0 +1,539 @@
+//! The supervisor in virtual time, with a CA that is scripted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+
+use super::agenda::{Agenda, Kept, SWEEP};
+use super::handle::Ended;
+use super::pass::Finished;
+use super::report::{alarm, alarm_level, report};
+use super::*;
+use crate::acme::{self, AcmeError, Cause, Journal, Phase};
+use crate::certificate::{Bundle, Freshness, KeyType, Known, Secret};
+use crate::deploy::output::Output;
+use crate::deploy::verify::Handshake;
+use crate::identifier::{Identifier, Lineage};
+use crate::manage::concurrency::{ORDERING, Permit};
+use crate::manage::probes::Work;
+use crate::manage::status::status;
+use crate::manage::{
+    Certificate, Keys, ManageError, Probes, SPACING, SPREAD, Services, Trigger, Wanted,
+};
+use crate::observe::{Board, Metrics, Status};
+use crate::random::SeededRandom;
+use crate::record::{Generation, PendingOrder, Record, Window};
+use crate::store::fs::FileStore;
+use crate::time::{Clock, Timestamp, VirtualClock};
+
+mod agenda;
+mod ca_state;
+mod clock;
+mod fallback;
+mod files;
+mod kept;
+mod partial;
+mod shared;
+mod skew;
+mod taken_back;
+
+/// A pass that waits for no other.
+async fn pass(services: &Services, certificate: &Certificate, trigger: Trigger) -> Ended {
+    let pass = crate::manage::pass::pass(services, certificate, trigger, Permit::default());
+    pass.await.map(|(outcome, _)| outcome)
+}
+
+const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// A CA that signs at once, and counts.
+struct Signer {
+    clock: Arc<VirtualClock>,
+    orders: AtomicUsize,
+    under_way: AtomicUsize,
+    most: AtomicUsize,
+    refusals: Mutex<BTreeMap<String, usize>>,
+    /// Names whose orders the CA fails at.
+    poisoned: Mutex<BTreeSet<String>>,
+    /// Names whose validation fails.
+    dead: Mutex<BTreeSet<Identifier>>,
+    /// Whether it has not said anything yet.
+    unheard: AtomicBool,
+    /// How many seconds this machine's clock is ahead of the CA's.
+    ahead: Mutex<i64>,
+    /// What each order was for.
+    asked: Mutex<Vec<BTreeSet<Identifier>>>,
+    /// Orders that find no CA.
+    silences: AtomicUsize,
+    probes: AtomicUsize,
+    /// Probes that find none.
+    silent_probes: AtomicUsize,
+    /// Whether it answers a probe with 429.
+    limits_probes: AtomicBool,
+    /// The window that it suggests for each certificate.
+    window: Mutex<Option<Window>>,
+    /// From when until when what it signs is valid, before and after it is signed.
+    dates: Mutex<(Duration, Duration)>,
+    /// Whether it does not tell its windows.
+    windowless: AtomicBool,
+    /// How often it was asked for one.
+    windows: AtomicUsize,
+    /// Whether it wants an account.
+    registers: AtomicBool,
+}
+
+impl Signer {
+    fn new(clock: Arc<VirtualClock>) -> Self {
+        Self {
+            clock,
+            orders: AtomicUsize::new(0),
+            under_way: AtomicUsize::new(0),
+            most: AtomicUsize::new(0),
+            refusals: Mutex::default(),
+            poisoned: Mutex::default(),
+            dead: Mutex::default(),
+            asked: Mutex::default(),
+            unheard: AtomicBool::new(false),
+            ahead: Mutex::default(),
+            silences: AtomicUsize::new(0),
+            probes: AtomicUsize::new(0),
+            silent_probes: AtomicUsize::new(0),
+            limits_probes: AtomicBool::new(false),
+            window: Mutex::default(),
+            dates: Mutex::new((Duration::ZERO, DAY * 90)),
+            windowless: AtomicBool::new(false),
+            windows: AtomicUsize::new(0),
+            registers: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Signer {
+    /// What the CA's clock shows.
+    fn there(&self) -> Timestamp {
+        let ahead = *self.ahead.lock().unwrap();
+        Timestamp::from_seconds(self.clock.now().seconds() - ahead)
+    }
+}
+
+fn silence(ca: &str) -> AcmeError {
+    let error = acme::ExchangeError::Connect("nobody there".into());
+    AcmeError {
+        ca: ca.into(),
+        phase: Phase::Directory,
+        cause: error.into(),
+    }
+}
+
+#[async_trait]
+impl acme::Issuer for Signer {
+    async fn issue(
+        &self,
+        order: PendingOrder,
+        journal: &mut dyn Journal,
+    ) -> Result<String, AcmeError> {
+        if self.registers.load(Ordering::SeqCst) {
+            register(&order.ca, journal).await?;
+        }
+        self.orders.fetch_add(1, Ordering::SeqCst);
+        let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(now, Ordering::SeqCst);
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        self.under_way.fetch_sub(1, Ordering::SeqCst);
+        self.asked.lock().unwrap().push(order.identifiers.clone());
+        let left = self.silences.load(Ordering::SeqCst);
+        if left > 0 {
+            self.silences.store(left - 1, Ordering::SeqCst);
+            return Err(silence(&order.ca));
+        }
+        let name = order.identifiers.first().unwrap().to_string();
+        if self.poisoned.lock().unwrap().contains(&name) {
+            return Err(silence(&order.ca));
+        }
+        let dead = self.dead.lock().unwrap();
+        let failed: Vec<_> = order.identifiers.intersection(&dead).cloned().collect();
+        if !failed.is_empty() {
+            let failed = failed.into_iter().map(|identifier| acme::FailedName {
+                identifier,
+                reason: "nobody there".into(),
+            });
+            return Err(AcmeError {
+                ca: order.ca,
+                phase: Phase::Authorization,
+                cause: Cause::NotProven("no".into()).for_names(failed.collect()),
+            });
+        }
+        if let Some(left) = self.refusals.lock().unwrap().get_mut(&name)
+            && *left > 0
+        {
+            *left -= 1;
+            return Err(AcmeError {
+                ca: order.ca,
+                phase: Phase::Authorization,
+                cause: Cause::NotProven("no".into()),
+            });
+        }
+        let (before, after) = *self.dates.lock().unwrap();
+        let now = self.there();
+        Ok(sign(&order, now - before, now + after))
+    }
+
+    fn dated(&self) -> Option<acme::Dated> {
+        if self.unheard.load(Ordering::SeqCst) {
+            return None;
+        }
+        let (ours, theirs) = (self.clock.now(), self.there());
+        Some(acme::Dated { ours, theirs })
+    }
+
+    async fn probe(&self) -> Result<(), AcmeError> {
+        match self.probes.fetch_add(1, Ordering::SeqCst) {
+            probe if probe < self.silent_probes.load(Ordering::SeqCst) => {
+                Err(silence("https://ca"))
+            }
+            _ if self.limits_probes.load(Ordering::SeqCst) => Err(AcmeError {
+                ca: "https://ca".into(),
+                phase: Phase::Directory,
+                cause: Cause::RateLimited {
+                    message: "too many requests".into(),
+                    retry_after: Some(DAY),
+                },
+            }),
+            _ => {
+                self.unheard.store(false, Ordering::SeqCst);
+                Ok(())
+            }
+        }
+    }
+
+    async fn renewal_info(
+        &self,
+        _renewal_id: &str,
+        _journal: &mut dyn Journal,
+    ) -> Result<Option<(Window, Duration)>, AcmeError> {
+        self.windows.fetch_add(1, Ordering::SeqCst);
+        if self.windowless.load(Ordering::SeqCst) {
+            return Err(silence("https://ca"));
+        }
+        let window = self.window.lock().unwrap().clone();
+        Ok(window.map(|window| (window, DAY)))
+    }
+}
+
+async fn register(ca: &str, journal: &mut dyn Journal) -> Result<(), AcmeError> {
+    let failed = |error| AcmeError {
+        ca: ca.into(),
+        phase: Phase::Account,
+        cause: Cause::Journal(error),
+    };
+    if journal.account().await.map_err(failed)?.is_none() {
+        let key = Secret::new("key".into());
+        journal.create_account(&key).await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn sign(order: &PendingOrder, from: Timestamp, until: Timestamp) -> String {
+    let at =
+        |instant: Timestamp| time::OffsetDateTime::from_unix_timestamp(instant.seconds()).unwrap();
+    let ca_key = KeyPair::generate().unwrap();
+    let mut ca = CertificateParams::default();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root = ca.self_signed(&ca_key).unwrap();
+    let key = KeyPair::from_pem(order.key_pem.expose()).unwrap();
+    let names: Vec<_> = order.identifiers.iter().map(ToString::to_string).collect();
+    let mut leaf = CertificateParams::new(names).unwrap();
+    (leaf.not_before, leaf.not_after) = (at(from), at(until));
+    // Without it a certificate has no name that a renewal window is asked by.
+    leaf.use_authority_key_identifier_extension = true;
+    let leaf = leaf.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();
+    format!("{}{}", leaf.pem(), root.pem())
+}
+
+/// A server that only counts how often it was told.
+#[derive(Default)]
+struct Told(AtomicUsize, AtomicBool);
+
+#[async_trait]
+impl crate::deploy::Target for Told {
+    fn name(&self) -> &str {
+        "told"
+    }
+
+    async fn check(&self, _: &crate::deploy::Delivery) -> Result<(), crate::deploy::DeployError> {
+        Ok(())
+    }
+
+    async fn apply(&self, _: &crate::deploy::Delivery) -> Result<(), crate::deploy::DeployError> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        // The second field: whether it is down.
+        if self.1.load(Ordering::SeqCst) {
+            let (target, searched) = ("told".into(), "nothing".into());
+            return Err(crate::deploy::DeployError::NoPidFile { target, searched });
+        }
+        Ok(())
+    }
+}
+
+/// On this thread: the tests count turns, not time.
+struct KeysAtOnce;
+
+#[async_trait]
+impl Keys for KeysAtOnce {
+    async fn make(&self, kind: KeyType) -> Result<Secret, ManageError> {
+        Ok(kind.generate()?)
+    }
+}
+
+struct House {
+    directory: tempfile::TempDir,
+    services: Services,
+    board: Board,
+    clock: Arc<VirtualClock>,
+    signer: Arc<Signer>,
+}
+
+impl House {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Arc::new(VirtualClock::new(START));
+        let services = Services {
+            store: Arc::new(FileStore::open(directory.path().join("data")).unwrap()),
+            output: Arc::new(Output::new(directory.path().join("out"))),
+            prover: Arc::new(Handshake),
+            keys: Arc::new(KeysAtOnce),
+            known: Known::default(),
+            probes: Probes::default(),
+            clock: clock.clone(),
+            random: Arc::new(SeededRandom::new(1)),
+            metrics: Metrics::default(),
+            spacing: SPACING,
+            spread: SPREAD,
+            maintenance: None,
+            board: None,
+            progress: None,
+        };
+        let signer = Arc::new(Signer::new(clock.clone()));
+        Self {
+            directory,
+            services,
+            board: Board::default(),
+            clock,
+            signer,
+        }
+    }
+
+    fn certificate(&self, name: &str) -> Certificate {
+        let identifier = Identifier::parse(name).unwrap();
+        Certificate {
+            wanted: Wanted {
+                lineage: Lineage::of(&identifier),
+                identifiers: [identifier].into(),
+                ca: "https://ca".into(),
+                profile: None,
+                key: KeyType::EcdsaP256,
+                reuse_key: false,
+                partial: false,
+            },
+            issuer: self.signer.clone(),
+            fallback: None,
+            targets: Vec::new(),
+            endpoints: Vec::new(),
+        }
+    }
+
+    async fn start(&self, names: &[String]) -> Handle {
+        let (mut supervisor, handle) = Supervisor::new(self.services.clone(), self.board.clone());
+        let certificates = names.iter().map(|name| self.certificate(name)).collect();
+        supervisor.keep(certificates).await.unwrap();
+        tokio::spawn(supervisor.run());
+        handle
+    }
+
+    async fn until(&self, what: &str, ready: impl Fn(&[crate::observe::Status]) -> bool) {
+        for _ in 0..100_000 {
+            if ready(&self.board.all()) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+        panic!("{what}: {:#?}", self.board.all());
+    }
+
+    /// Returns once no pass is under way and none is to be launched now: each
+    /// holds its certificate's CA beside the `kept` ones.
+    async fn settle(&self, handle: &Handle, kept: usize) {
+        let mut quiet = 0;
+        for _ in 0..1_000_000 {
+            if quiet == 5 {
+                return;
+            }
+            assert!(handle.ping().await);
+            let idle = Arc::strong_count(&self.signer) <= 1 + kept;
+            quiet = if idle { quiet + 1 } else { 0 };
+            tokio::task::yield_now().await;
+        }
+        panic!("passes go on and on: {:#?}", self.board.all());
+    }
+
+    fn orders(&self) -> usize {
+        self.signer.orders.load(Ordering::SeqCst)
+    }
+}
+
+fn names(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("n{n}.example.com")).collect()
+}
+
+#[tokio::test]
+async fn all_are_issued_a_few_at_a_time_and_each_is_renewed_at_its_instant() {
+    let house = House::new();
+    let handle = house.start(&names(10)).await;
+    assert!(house.board.all().iter().all(|status| !status.is_ready()));
+    house
+        .until("issued", |all| all.iter().all(|status| status.is_ready()))
+        .await;
+    assert_eq!(house.orders(), 10);
+    assert_eq!(house.signer.most.load(Ordering::SeqCst), ORDERING);
+    let first = house.board.all().iter().map(|s| s.next_at).min().unwrap();
+    house.clock.set(first - Duration::from_secs(1));
+    assert!(handle.ping().await);
+    assert_eq!(house.orders(), 10);
+    house.clock.set(first);
+    house
+        .until("renewed", |all| {
+            all.iter()
+                .any(|s| s.generation_issued == Some(Generation(2)))
+        })
+        .await;
+    assert_eq!(house.orders(), 11);
+}
+
+#[tokio::test]
+async fn a_suspend_over_the_instant_is_noticed_within_a_minute() {
+    let house = House::new();
+    let _handle = house.start(&names(1)).await;
+    house.until("issued", |all| all[0].is_ready()).await;
+    let at = house.board.all()[0].next_at;
+    house.clock.set(at + DAY);
+    house
+        .until("renewed", |all| {
+            all[0].generation_issued == Some(Generation(2))
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn one_that_fails_backs_off_and_holds_up_no_other() {
+    let house = House::new();
+    let names = names(3);
+    house
+        .signer
+        .refusals
+        .lock()
+        .unwrap()
+        .insert(names[0].clone(), 1);
+    let _handle = house.start(&names).await;
+    house
+        .until("two issued", |all| {
+            all.iter().filter(|s| s.is_ready()).count() == 2 && all[0].last_error.is_some()
+        })
+        .await;
+    assert!(house.board.all()[0].next_at > START);
+    house.clock.advance(Duration::from_secs(120));
+    house
+        .until("all issued", |all| all.iter().all(|s| s.is_ready()))
+        .await;
+    assert_eq!(house.orders(), 4);
+}
+
+#[tokio::test]
+async fn what_is_asked_for_is_done_also_when_it_is_not_kept() {
+    let house = House::new();
+    let handle = house.start(&names(1)).await;
+    house.until("issued", |all| all[0].is_ready()).await;
+    let kept = house.certificate("n0.example.com");
+    let again = handle.work(kept.clone(), Trigger::Requested).await.unwrap();
+    assert!(!again.issued);
+    let forced = handle.work(kept, Trigger::Forced).await.unwrap();
+    assert_eq!((forced.issued, forced.generation), (true, Generation(2)));
+    let other = house.certificate("other.example.com");
+    assert!(handle.work(other, Trigger::Requested).await.unwrap().issued);
+    assert_eq!(house.board.all().len(), 1);
+}
+
+#[tokio::test]
+async fn a_new_configuration_takes_over_and_a_stop_ends_it() {
+    let house = House::new();
+    let handle = house.start(&names(2)).await;
+    house
+        .until("issued", |all| all.iter().all(|s| s.is_ready()))
+        .await;
+    let kept = vec![
+        house.certificate("n1.example.com"),
+        house.certificate("n2.example.com"),
+    ];
+    handle.replace(kept).await;
+    house
+        .until("the new one issued", |all| {
+            let names: Vec<_> = all.iter().map(|s| s.name.to_string()).collect();
+            names == ["n1.example.com", "n2.example.com"] && all.iter().all(|s| s.is_ready())
+        })
+        .await;
+    assert_eq!(house.orders(), 3);
+    handle.stop().await;
+    while handle.ping().await {
+        tokio::task::yield_now().await;
+    }
+    let late = handle.work(house.certificate("n1.example.com"), Trigger::Forced);
+    assert!(matches!(late.await, Err(ManageError::Stopped)));
+}
+
+#[tokio::test]
+async fn a_renewal_is_handed_over_when_the_window_opens() {
+    let mut house = House::new();
+    let schedule: crate::manage::schedule::Schedule = "0 3 * * *".parse().unwrap();
+    house.services.maintenance = Some(Arc::new(schedule));
+    let handle = house.start(&names(1)).await;
+    // The first certificate waits for no window.
+    house.until("issued", |all| all[0].is_ready()).await;
+    house.clock.set(house.board.all()[0].next_at);
+    house
+        .until("renewed", |all| {
+            all[0].generation_issued == Some(Generation(2))
+        })
+        .await;
+    let shown = &house.board.all()[0];
+    assert!(!shown.proven && shown.next_at > house.clock.now());
+    let lineage = Lineage::parse("n0.example.com").unwrap();
+    assert_eq!(house.services.output.live(&lineage), Some(Generation(1)));
+    house.clock.set(shown.next_at);
+    house.until("handed over", |all| all[0].is_ready()).await;
+    assert_eq!(house.services.output.live(&lineage), Some(Generation(2)));
+    assert!(handle.ping().await);
+}
+
+#[tokio::test]
+async fn the_board_shows_a_certificate_while_it_is_still_being_proven() {
+    let house = House::new();
+    let mut certificate = house.certificate("n0.example.com");
+    // Nobody listens there, and no time passes: the proof never ends.
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = socket.local_addr().unwrap().to_string().parse().unwrap();
+    drop(socket);
+    certificate.endpoints = vec![nobody];
+    let (mut supervisor, _handle) = Supervisor::new(house.services.clone(), house.board.clone());
+    supervisor.keep(vec![certificate]).await.unwrap();
+    tokio::spawn(supervisor.run());
+    house
+        .until("issued and not proven", |all| {
+            all[0].generation_issued == Some(Generation(1)) && !all[0].proven
+        })
+        .await;
+}

@@ -1,0 +1,118 @@
+//! The order in which things are due, against one that looks through all.
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Insert(usize, i64, bool),
+    Change(usize, i64, bool, u32),
+    Wait(usize, bool),
+    Ask(usize),
+    Answer(usize),
+    Remove(usize),
+    Shift(i64, usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (which, when) = (0..6_usize, 0..50_i64);
+    prop_oneof![
+        (which.clone(), when.clone(), any::<bool>())
+            .prop_map(|(which, due, managed)| Step::Insert(which, due, managed)),
+        (which.clone(), when.clone(), any::<bool>(), 0..3_u32)
+            .prop_map(|(which, due, busy, silences)| Step::Change(which, due, busy, silences)),
+        (which.clone(), any::<bool>()).prop_map(|(which, waits)| Step::Wait(which, waits)),
+        which.clone().prop_map(Step::Ask),
+        which.clone().prop_map(Step::Answer),
+        which.clone().prop_map(Step::Remove),
+        (when, which).prop_map(|(by, out)| Step::Shift(by, out)),
+    ]
+}
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_seconds(1_800_000_000 + seconds)
+}
+
+fn apply(agenda: &mut Agenda, certificates: &[Arc<Certificate>], step: Step) {
+    let lineage = |which: usize| certificates[which].wanted.lineage.clone();
+    match step {
+        Step::Insert(which, due, managed) => {
+            agenda.insert(Kept::new(certificates[which].clone(), at(due), managed));
+        }
+        Step::Change(which, due, busy, silences) => {
+            agenda.change(&lineage(which), |kept| {
+                (kept.due, kept.busy, kept.silences) = (at(due), busy, silences);
+            });
+        }
+        Step::Wait(which, waits) => {
+            agenda.change(&lineage(which), |kept| kept.waits_for_ca = waits);
+        }
+        Step::Ask(which) => {
+            let asked = (
+                certificates[which].clone(),
+                Trigger::Requested,
+                tokio::sync::oneshot::channel().0,
+            );
+            agenda.change(&lineage(which), |kept| kept.waiting.push_back(asked));
+        }
+        Step::Answer(which) => {
+            agenda.change(&lineage(which), |kept| kept.waiting.pop_front());
+        }
+        Step::Remove(which) => agenda.remove(&lineage(which)),
+        Step::Shift(by, out) => agenda.retain(|name, kept| {
+            kept.due = kept.due + Duration::from_secs(by.unsigned_abs());
+            *name != lineage(out)
+        }),
+    }
+}
+
+/// What is to be passed over at `now`, when the next is due, and who waits, by
+/// looking at each.
+fn looked_through(
+    agenda: &Agenda,
+    lineages: &[Lineage],
+    now: Timestamp,
+) -> (Option<Lineage>, Option<Timestamp>, BTreeSet<Lineage>) {
+    let kept = lineages
+        .iter()
+        .filter_map(|name| Some((name, agenda.get(name)?)));
+    let kept: Vec<_> = kept.collect();
+    let order = |(name, kept): &&(&Lineage, &Kept)| (kept.due, kept.silences, (*name).clone());
+    let idle = kept.iter().filter(|(_, kept)| !kept.busy);
+    let asked = idle.clone().filter(|(_, kept)| !kept.waiting.is_empty());
+    let managed = idle.filter(|(_, kept)| kept.managed);
+    let due = managed.clone().filter(|(_, kept)| kept.due <= now);
+    let ready = asked.min_by_key(order).or_else(|| due.min_by_key(order));
+    let held_up = kept.iter().filter(|(_, kept)| kept.waits_for_ca);
+    (
+        ready.map(|(name, _)| (*name).clone()),
+        managed.map(|(_, kept)| kept.due).min(),
+        held_up.map(|(name, _)| (*name).clone()).collect(),
+    )
+}
+
+#[test]
+fn whatever_is_changed_the_order_is_that_of_a_look_through_all() {
+    let house = House::new();
+    let certificates: Vec<_> = names(6)
+        .iter()
+        .map(|name| Arc::new(house.certificate(name)))
+        .collect();
+    let lineages: Vec<_> = certificates
+        .iter()
+        .map(|one| one.wanted.lineage.clone())
+        .collect();
+    proptest!(|(steps in prop::collection::vec(step(), 1..60))| {
+        let mut agenda = Agenda::default();
+        for step in steps {
+            apply(&mut agenda, &certificates, step);
+            for now in [at(0), at(25), at(200)] {
+                let (ready, first_due, held_up) = looked_through(&agenda, &lineages, now);
+                prop_assert_eq!(agenda.ready(now), ready);
+                prop_assert_eq!(agenda.first_due(), first_due);
+                prop_assert_eq!(agenda.waiting_for_a_ca(), held_up);
+            }
+        }
+    });
+}

@@ -1,0 +1,38 @@
+//! Copies that somebody takes away.
+
+use super::*;
+use crate::deploy::target::DeployTarget;
+
+#[tokio::test]
+async fn a_copy_that_is_taken_away_is_written_again_and_no_server_is_told() {
+    let house = House::new();
+    let path = |name: &str| house.directory.path().join(name);
+    let copies = [
+        format!("file:{}", path("copy.pem").display()),
+        format!("directory:{}", path("tree").display()),
+    ];
+    let copies = copies.map(|copy| copy.parse::<DeployTarget>().unwrap().target());
+    let told = Arc::new(Told::default());
+    let mut certificate = house.certificate("n0.example.com");
+    certificate.targets = copies.into_iter().collect();
+    certificate.targets.push(told.clone());
+    let (mut supervisor, _handle) = Supervisor::new(house.services.clone(), house.board.clone());
+    supervisor.keep(vec![certificate]).await.unwrap();
+    tokio::spawn(supervisor.run());
+    house.until("issued", |all| all[0].is_ready()).await;
+    let (copy, live) = (path("copy.pem"), path("tree/live/n0.example.com"));
+    let published = path("out/live/n0.example.com");
+    for gone in [&copy, &live, &published] {
+        assert!(gone.exists());
+        std::fs::remove_file(gone).unwrap();
+        let mut concurrency = 0;
+        while !gone.exists() {
+            concurrency += 1;
+            assert!(concurrency < 1000, "{} stays away", gone.display());
+            // A sweep a turn; what looks and writes does so on another thread.
+            house.clock.advance(SWEEP);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    assert_eq!((told.0.load(Ordering::SeqCst), house.orders()), (1, 1));
+}
