@@ -17,6 +17,7 @@ mod process;
 mod signalled;
 pub mod starttls;
 pub mod target;
+pub mod target_settings;
 pub mod targets;
 pub mod verify;
 mod watched;

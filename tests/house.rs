@@ -48,7 +48,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("discovery", &["deploy", "observe"]),
     // Each module's own settings, never back.
-    ("config", &["deploy", "discovery", "manage"]),
+    ("config", &["challenge", "deploy", "discovery", "manage"]),
     ("sandbox", &["config", "deploy"]),
     ("control", &["config", "manage"]),
     (

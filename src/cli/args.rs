@@ -115,7 +115,7 @@ pub enum Verb {
     /// Be a certificate authority for this machine
     #[command(subcommand)]
     Ca(super::ca::Ca),
-    /// Run by certs run alone, as the helper process that reloads servers
+    /// Started by certs run alone, as its helper process
     #[command(hide = true)]
     Helper {
         /// Serve requests, and start no other process for them

@@ -8,176 +8,19 @@ pub mod description;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-
 pub use super::keys::{InvalidTarget, TargetKeys};
-pub use super::targets::DeployTarget;
+pub use super::target_settings::NAME;
+pub use super::targets::{DeployTarget, TargetKind};
 
-use super::keys::values::PathKey;
+use super::Outlet;
 use super::output::Output;
 use super::owner::Owner;
-use super::{Outlet, Target};
+use super::target_settings::{DeployStage, Paths, Processes, ShortForm, Writes};
+use super::targets::StoredForm;
 use crate::identifier::Lineage;
 use crate::text::{nearest, printable};
-
-/// What stands for the certificate's own name in a path that is written.
-pub const NAME: &str = "{name}";
-
-/// How long a check or a reload may take where a target does not say otherwise.
-pub const DEADLINE: Duration = Duration::from_secs(30);
-
-/// What the settings of a kind of target say of it. Nothing has a default: a new target
-/// answers every question. Its keys are its fields, and the comments of both are their
-/// documentation for users.
-pub trait TargetSettings: Serialize + DeserializeOwned + JsonSchema {
-    /// The kind's name.
-    const NAME: &'static str;
-    /// How it is written in short.
-    const SHORT: ShortForm;
-    /// A table below `[deploy.NAME]`, for its documentation.
-    const EXAMPLE: &'static str;
-
-    /// TargetKeys that are invalid, or not together.
-    ///
-    /// # Errors
-    /// The key, and why.
-    fn check(&self) -> Result<(), InvalidTarget>;
-
-    /// What it needs beyond reading the output.
-    fn rights(&self) -> Rights;
-
-    /// When it is deployed to.
-    fn stage(&self) -> DeployStage;
-
-    /// Whether one reload loads every certificate, so that several share it.
-    fn coalesces(&self) -> bool;
-
-    /// How long a check or a reload may take.
-    fn deadline(&self) -> Duration;
-
-    /// Its paths, to be changed.
-    fn paths(&mut self) -> Paths<'_>;
-
-    /// The target itself. `name` is its short form.
-    fn target(&self, name: String) -> Arc<dyn Target>;
-}
-
-/// How a kind is written in short; each text is a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ShortForm {
-    /// `KIND[:WHERE]`.
-    Where(&'static str),
-    /// `KIND:WHERE[:MORE]`.
-    WhereAnd(&'static str, &'static str),
-    /// The URL alone.
-    Url(&'static str),
-}
-
-impl ShortForm {
-    /// The key that stands first in it.
-    #[must_use]
-    pub fn key(self) -> &'static str {
-        match self {
-            Self::Where(key) | Self::WhereAnd(key, _) | Self::Url(key) => key,
-        }
-    }
-}
-
-/// What a target needs beyond reading the output: the sandbox leaves it this and no more.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rights {
-    /// What it does to processes, which a sidecar leaves to the helper process.
-    pub processes: Processes,
-    /// The Unix socket that it connects to.
-    pub connects_to: Option<PathBuf>,
-    /// The file that it reads.
-    pub reads: Option<PathBuf>,
-    /// What it writes.
-    pub writes: Writes,
-}
-
-/// What a target does to processes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Processes {
-    /// Nothing.
-    Untouched,
-    /// It finds, signals or starts those of a server, or asks systemd to.
-    Controls,
-    /// It starts a program that the configuration names.
-    RunsProgram,
-}
-
-/// What a target writes, beside the output.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Writes {
-    /// Nothing.
-    Nothing,
-    /// A file of its own, given to this owner.
-    File(PathBuf, Owner),
-    /// A file of the server, whose owner stays.
-    ServersFile(PathBuf),
-    /// A directory of generations, given to this owner and made where it is missing.
-    Directory(PathBuf, Owner),
-}
-
-impl Writes {
-    fn path(&self) -> Option<&Path> {
-        match self {
-            Self::Nothing => None,
-            Self::File(path, _) | Self::ServersFile(path) | Self::Directory(path, _) => Some(path),
-        }
-    }
-}
-
-/// When a target is deployed to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeployStage {
-    /// It is a copy for a consumer: written before any server reloads, which may read it.
-    Copy,
-    /// It is a server.
-    Server,
-}
-
-/// All paths among a target's keys.
-#[derive(Debug, Default)]
-pub struct Paths<'a> {
-    /// Those that are only read or connected to.
-    pub read: Vec<&'a mut PathKey>,
-    /// The one that is written: [`NAME`] in it stands for the certificate's name.
-    pub written: Option<&'a mut PathKey>,
-}
-
-/// A row of the table of kinds.
-pub struct TargetKind {
-    /// Its name.
-    pub name: &'static str,
-    /// How it is written in short.
-    pub short: ShortForm,
-    /// A table below `[deploy.NAME]`.
-    pub example: &'static str,
-    pub(super) read: fn(TargetKeys) -> Result<DeployTarget, InvalidTarget>,
-    pub(super) schema: fn(&mut SchemaGenerator) -> Schema,
-}
-
-/// The settings of one kind, checked.
-pub(super) fn read<T: TargetSettings>(keys: TargetKeys) -> Result<T, InvalidTarget> {
-    let settings: T = super::keys::read(T::NAME, keys)?;
-    settings.check()?;
-    Ok(settings)
-}
-
-/// As it is stored: in short where that says all.
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-pub(super) enum StoredForm {
-    Short(String),
-    Long { kind: String, keys: TargetKeys },
-}
 
 fn unknown(written: &str, kind: &str) -> String {
     let mut message = format!("unknown deploy target `{}`", printable(written));

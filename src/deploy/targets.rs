@@ -19,14 +19,32 @@ pub mod webhook;
 use std::sync::Arc;
 use std::time::Duration;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
 use super::Target;
-use super::keys::{self, TargetKeys};
-use super::target::{
-    self, DeployStage, Paths, Rights, ShortForm, StoredForm, TargetKind, TargetSettings,
-};
+use super::keys::{self, InvalidTarget, TargetKeys};
+use super::target_settings::{self, DeployStage, Paths, Rights, ShortForm, TargetSettings};
+
+/// A row of the table of kinds.
+pub struct TargetKind {
+    /// Its name.
+    pub name: &'static str,
+    /// How it is written in short.
+    pub short: ShortForm,
+    /// A table below `[deploy.NAME]`.
+    pub example: &'static str,
+    pub(super) read: fn(TargetKeys) -> Result<DeployTarget, InvalidTarget>,
+    pub(super) schema: fn(&mut SchemaGenerator) -> Schema,
+}
+
+/// As it is stored: in short where that says all.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum StoredForm {
+    Short(String),
+    Long { kind: String, keys: TargetKeys },
+}
 
 /// The enum of all targets with what is asked of each, so that none is forgotten.
 macro_rules! targets {
@@ -47,7 +65,7 @@ macro_rules! targets {
                 name: $module::Settings::NAME,
                 short: $module::Settings::SHORT,
                 example: $module::Settings::EXAMPLE,
-                read: |keys| target::read(keys).map(Self::$kind),
+                read: |keys| target_settings::read(keys).map(Self::$kind),
                 schema: $module::Settings::json_schema,
             }),*];
 

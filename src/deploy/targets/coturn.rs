@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::deploy::Target;
 use crate::deploy::keys::values::PathKey;
 use crate::deploy::signalled::{Reload, Signalled};
-use crate::deploy::target::{
+use crate::deploy::target_settings::{
     self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 
@@ -64,7 +64,7 @@ pid_file = "/run/turnserver/turnserver.pid""#;
     }
 
     fn deadline(&self) -> Duration {
-        target::DEADLINE
+        target_settings::DEADLINE
     }
 
     fn paths(&mut self) -> Paths<'_> {

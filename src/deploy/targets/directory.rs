@@ -13,7 +13,7 @@ use crate::deploy::copy;
 use crate::deploy::keys::values::{AsWritten, GroupNumber, PathKey, UserNumber, owner_of};
 use crate::deploy::output::Output;
 use crate::deploy::owner::Owner;
-use crate::deploy::target::{
+use crate::deploy::target_settings::{
     self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::{Delivery, DeployError, Outlet, Target, off_thread};
@@ -63,7 +63,7 @@ group = "mail""#;
     }
 
     fn deadline(&self) -> Duration {
-        target::DEADLINE
+        target_settings::DEADLINE
     }
 
     fn paths(&mut self) -> Paths<'_> {

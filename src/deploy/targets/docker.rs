@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::deploy::docker::{Api, Filter, SOCKET};
 use crate::deploy::keys::values::CommandLine;
-use crate::deploy::target::{
+use crate::deploy::target_settings::{
     self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::{Delivery, DeployError, Target};
@@ -91,7 +91,7 @@ host = "tcp://docker-proxy:2375""#;
     }
 
     fn deadline(&self) -> Duration {
-        target::DEADLINE
+        target_settings::DEADLINE
     }
 
     fn paths(&mut self) -> Paths<'_> {

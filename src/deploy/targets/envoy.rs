@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::deploy::keys::values::PathKey;
 use crate::deploy::owner::Owner;
-use crate::deploy::target::{
+use crate::deploy::target_settings::{
     self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::watched::{Watched, quoted};
@@ -53,7 +53,7 @@ file = "/etc/envoy/sds/{name}.yaml""#;
     }
 
     fn deadline(&self) -> Duration {
-        target::DEADLINE
+        target_settings::DEADLINE
     }
 
     fn paths(&mut self) -> Paths<'_> {

@@ -17,7 +17,7 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
 use crate::deploy::keys::values::{AsWritten, CommandLine, ProgramTimeout};
-use crate::deploy::target::{
+use crate::deploy::target_settings::{
     DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::{Delivery, DeployError, Target};

@@ -16,7 +16,7 @@ use crate::deploy::keys::values::{
     AsWritten, FileMode, GroupNumber, PathKey, UserNumber, owner_of,
 };
 use crate::deploy::owner::Owner;
-use crate::deploy::target::{
+use crate::deploy::target_settings::{
     self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::{Delivery, DeployError, Target, off_thread};
@@ -85,7 +85,7 @@ mode = "0640""#;
     }
 
     fn deadline(&self) -> Duration {
-        target::DEADLINE
+        target_settings::DEADLINE
     }
 
     fn paths(&mut self) -> Paths<'_> {

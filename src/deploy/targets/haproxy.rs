@@ -20,7 +20,7 @@ use tokio::net::UnixStream;
 use crate::certificate::Secret;
 use crate::deploy::keys::values::PathKey;
 use crate::deploy::owner::Owner;
-use crate::deploy::target::{
+use crate::deploy::target_settings::{
     self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::{Delivery, DeployError, Target, copy, off_thread};
@@ -89,7 +89,7 @@ certificate = "/etc/haproxy/certs/{name}.pem""#;
     }
 
     fn deadline(&self) -> Duration {
-        target::DEADLINE
+        target_settings::DEADLINE
     }
 
     fn paths(&mut self) -> Paths<'_> {

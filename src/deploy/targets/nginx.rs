@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::deploy::keys::values::PathKey;
 use crate::deploy::process::Process;
-use crate::deploy::target::{
+use crate::deploy::target_settings::{
     self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::{Delivery, DeployError, Target, key_access};
@@ -81,7 +81,7 @@ pid_file = "/run/nginx.pid""#;
     }
 
     fn deadline(&self) -> Duration {
-        target::DEADLINE
+        target_settings::DEADLINE
     }
 
     fn paths(&mut self) -> Paths<'_> {

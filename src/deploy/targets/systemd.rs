@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use zbus::zvariant::OwnedObjectPath;
 use zbus::{Connection, Proxy, connection};
 
-use crate::deploy::target::{
+use crate::deploy::target_settings::{
     self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::{Delivery, DeployError, Target};
@@ -67,7 +67,7 @@ unit = "lighttpd.service""#;
     }
 
     fn deadline(&self) -> Duration {
-        target::DEADLINE
+        target_settings::DEADLINE
     }
 
     fn paths(&mut self) -> Paths<'_> {

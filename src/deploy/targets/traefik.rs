@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::deploy::keys::values::PathKey;
 use crate::deploy::owner::Owner;
-use crate::deploy::target::{
+use crate::deploy::target_settings::{
     self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::watched::{Watched, quoted};
@@ -51,7 +51,7 @@ file = "/etc/traefik/dynamic/{name}.yaml""#;
     }
 
     fn deadline(&self) -> Duration {
-        target::DEADLINE
+        target_settings::DEADLINE
     }
 
     fn paths(&mut self) -> Paths<'_> {

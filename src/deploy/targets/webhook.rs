@@ -17,7 +17,7 @@ use serde_json::json;
 use crate::certificate::Secret;
 use crate::deploy::http::Server;
 use crate::deploy::keys::values::PathKey;
-use crate::deploy::target::{
+use crate::deploy::target_settings::{
     self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::{Delivery, DeployError, Target};
@@ -75,7 +75,7 @@ secret_file = "/etc/certs/webhook-secret""#;
     }
 
     fn deadline(&self) -> Duration {
-        target::DEADLINE
+        target_settings::DEADLINE
     }
 
     fn paths(&mut self) -> Paths<'_> {
