@@ -219,7 +219,7 @@ mod tests {
             serde_json::from_str(journal.account.as_ref().unwrap().expose()).unwrap();
         assert_eq!(registered["key_pkcs8"], stored["key_pkcs8"]);
         assert_eq!(registered["id"], "https://ca.test/account/0");
-        ca.seen();
+        ca.take_endpoints();
         ca.client()
             .issue(pending(&["a.example"]), &mut journal)
             .await
@@ -270,13 +270,13 @@ mod tests {
         };
         let before = key(&journal);
         ca.forget_accounts();
-        ca.seen();
+        ca.take_endpoints();
         client
             .issue(pending(&["a.example"]), &mut journal)
             .await
             .unwrap();
         assert_eq!((ca.count("new-account"), key(&journal)), (1, before));
-        ca.seen();
+        ca.take_endpoints();
         for _ in 0..3 {
             ca.script("new-order", Scripted::problem(400, "accountDoesNotExist"));
         }

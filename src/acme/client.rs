@@ -23,7 +23,7 @@ use crate::time::Clock;
 pub struct Options {
     /// The https URL of the CA's directory.
     pub directory: String,
-    /// How to register there.
+    /// The registration at the CA.
     pub account: AccountOptions,
     /// The transport of requests.
     pub exchange: Arc<dyn Exchange>,

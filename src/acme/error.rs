@@ -123,7 +123,7 @@ impl fmt::Display for Unproven {
     }
 }
 
-/// Boxed where it is used: errors stay small.
+/// The names that failed; always boxed, so that errors stay small.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct FailedNames(Vec<FailedName>);
 

@@ -216,7 +216,7 @@ impl Transport {
         );
         let limited = match status {
             StatusCode::TOO_MANY_REQUESTS => true,
-            // Without both, a gateway reports that the CA is down.
+            // With neither, a gateway reports that the CA is down.
             StatusCode::SERVICE_UNAVAILABLE => retry_after.is_some() || problem.is_some(),
             _ => problem.as_ref().is_some_and(problem::is_rate_limit),
         };
@@ -386,8 +386,8 @@ mod tests {
             for _ in 0..rejected {
                 ca.script("new-order", Scripted::problem(status, "badNonce"));
             }
-            let ended = issue(&ca.client()).await;
-            assert_eq!(ended.is_ok(), rejected == 20, "{rejected}: {ended:?}");
+            let result = issue(&ca.client()).await;
+            assert_eq!(result.is_ok(), rejected == 20, "{rejected}: {result:?}");
             assert_eq!(ca.count("new-order"), 21);
             // Each rejection brings the nonce for the next try.
             assert_eq!(ca.count("new-nonce"), 1);
@@ -436,7 +436,7 @@ mod tests {
         ca.script("directory", Scripted::json(&directory));
         let cause = issue(&ca.client()).await.unwrap_err().cause;
         assert!(matches!(cause, Cause::Protocol(_)), "{cause}");
-        assert_eq!(ca.seen(), ["directory"]);
+        assert_eq!(ca.take_endpoints(), ["directory"]);
     }
 
     #[tokio::test]

@@ -53,7 +53,7 @@ impl Scripted {
 
 #[derive(Default)]
 struct State {
-    seen: Vec<(String, Timestamp, Value)>,
+    requests: Vec<(String, Timestamp, Value)>,
     nonces: HashSet<String>,
     nonces_made: u64,
     accounts: HashMap<String, String>,
@@ -175,9 +175,12 @@ impl FakeCa {
     }
 
     /// The endpoints requested so far, in order; clears the list.
-    pub(super) fn seen(&self) -> Vec<String> {
-        let seen = std::mem::take(&mut self.lock().seen);
-        seen.into_iter().map(|(endpoint, ..)| endpoint).collect()
+    pub(super) fn take_endpoints(&self) -> Vec<String> {
+        let requests = std::mem::take(&mut self.lock().requests);
+        requests
+            .into_iter()
+            .map(|(endpoint, ..)| endpoint)
+            .collect()
     }
 
     /// The number of requests for `endpoint`.
@@ -188,15 +191,15 @@ impl FakeCa {
     /// The times of the requests for `endpoint`.
     pub(super) fn times(&self, endpoint: &str) -> Vec<Timestamp> {
         let state = self.lock();
-        let of_it = state.seen.iter().filter(|(name, ..)| name == endpoint);
-        of_it.map(|(_, at, _)| *at).collect()
+        let matching = state.requests.iter().filter(|(name, ..)| name == endpoint);
+        matching.map(|(_, at, _)| *at).collect()
     }
 
     /// The payloads sent to `endpoint`.
     pub(super) fn payloads(&self, endpoint: &str) -> Vec<Value> {
         let state = self.lock();
-        let of_it = state.seen.iter().filter(|(name, ..)| name == endpoint);
-        of_it.map(|(.., payload)| payload.clone()).collect()
+        let matching = state.requests.iter().filter(|(name, ..)| name == endpoint);
+        matching.map(|(.., payload)| payload.clone()).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -207,7 +210,9 @@ impl FakeCa {
         let mut state = self.lock();
         let (protected, payload) = open(request);
         let now = self.clock.now();
-        state.seen.push((endpoint.to_owned(), now, payload.clone()));
+        state
+            .requests
+            .push((endpoint.to_owned(), now, payload.clone()));
         if request.method() == Method::POST {
             let nonce = protected["nonce"].as_str().unwrap();
             let known = state.nonces.remove(nonce);

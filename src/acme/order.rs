@@ -256,15 +256,15 @@ mod tests {
             "certificate",
         ];
         let first = ["directory", "new-nonce", "new-account"];
-        assert_eq!(ca.seen(), [&first[..], &order].concat());
+        assert_eq!(ca.take_endpoints(), [&first[..], &order].concat());
         // The client has the directory, the account and a nonce.
         let (result, _) = run(&client, pending(&["a.example"])).await;
         result.unwrap();
-        assert_eq!(ca.seen(), order);
+        assert_eq!(ca.take_endpoints(), order);
         ca.issue_at_once();
         run(&client, pending(&["a.example"])).await.0.unwrap();
         let at_once = ["finalize", "certificate"];
-        assert_eq!(ca.seen(), [&order[..4], &at_once].concat());
+        assert_eq!(ca.take_endpoints(), [&order[..4], &at_once].concat());
     }
 
     #[tokio::test]
@@ -291,7 +291,7 @@ mod tests {
             assert!(sent[1].get("replaces").is_none());
             assert_eq!(journal.orders[0].replaces, None);
             // A refusal without `replaces` is final.
-            ca.seen();
+            ca.take_endpoints();
             for _ in 0..2 {
                 ca.script("new-order", Scripted::problem(status, kind));
             }
@@ -394,7 +394,7 @@ mod tests {
                 "{endpoint}: {result:?}"
             );
             let stored = journal.orders.last().unwrap().clone();
-            ca.seen();
+            ca.take_endpoints();
             run(&ca.client(), stored).await.0.unwrap();
             assert_eq!(ca.orders(), 1, "{endpoint}");
             let again = usize::from(!["finalize", "certificate"].contains(&endpoint));

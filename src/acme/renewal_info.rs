@@ -89,7 +89,7 @@ mod tests {
         let (window, interval) = fetched(&ca, "YQ.Yg").await.unwrap().unwrap();
         assert_eq!(window.start.to_string(), "2027-02-01T00:00:00Z");
         assert_eq!(interval, DEFAULT_INTERVAL);
-        assert_eq!(ca.seen(), ["directory", "renewal-info"]);
+        assert_eq!(ca.take_endpoints(), ["directory", "renewal-info"]);
         let info = json!({"suggestedWindow": {"start": "2027-02-01T00:00:00Z", "end": "2027-02-02T00:00:00Z"}});
         ca.script(
             "renewal-info",
