@@ -1,13 +1,12 @@
 //! A private key and its chain as one value.
 //!
-//! [`Bundle::new`] is the only way to make one, and it checks everything that
-//! a consumer would trip over: that the key belongs to the leaf, that the
-//! names are exactly those asked for, that the chain links, that the dates
-//! hold. What is not a `Bundle` is never stored or published. RFC 5280.
+//! [`Bundle::new`] is the only constructor. It checks that the key matches the
+//! leaf, that the names are exactly the requested ones, that the chain links and
+//! that the dates are valid. Only a `Bundle` is ever stored or published. RFC 5280.
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
-mod kind;
+mod key_type;
 mod known;
 mod pkcs12;
 mod secret;
@@ -66,7 +65,7 @@ impl fmt::Display for KeyType {
 
 impl KeyType {
     /// Makes a new key, in PEM. RSA takes up to seconds: keep it off the
-    /// threads that serve.
+    /// async threads.
     ///
     /// # Errors
     /// When the cryptographic library has no randomness.
@@ -101,7 +100,7 @@ pub struct Bundle {
     facts: Arc<Facts>,
 }
 
-/// What a leaf certificate says about itself.
+/// The fields of a leaf certificate that the program uses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// Subject alternative names, sorted.
@@ -113,7 +112,7 @@ pub struct Facts {
     /// SHA-256 over the leaf's DER.
     pub fingerprint: Fingerprint,
     /// `base64url(AKI).base64url(serial)`, the RFC 9773 certificate
-    /// identifier; absent when the leaf has no authority key identifier.
+    /// identifier; `None` if the leaf has no authority key identifier.
     pub renewal_id: Option<String>,
 }
 
@@ -147,19 +146,19 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// Why a key and a chain make no usable pair.
+/// Why a key and a chain are not a valid pair.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[allow(missing_docs)] // each message is its own documentation
 pub enum BundleError {
-    #[error("the private key is not readable PEM (PKCS#8, PKCS#1 or SEC1)")]
+    #[error("the private key is not valid PEM (PKCS#8, PKCS#1 or SEC1)")]
     Key,
-    #[error("the chain is not readable PEM, or holds no certificate")]
+    #[error("the chain is not valid PEM, or has no certificate")]
     Chain,
     #[error("certificate {0} of the chain is not valid DER: {1}")]
     Der(usize, String),
-    #[error("the certificate was not made for this key")]
+    #[error("the key does not match the certificate")]
     KeyMismatch,
-    #[error("the certificate is for {found:?}, asked for were {wanted:?}")]
+    #[error("the certificate is for {found:?}, but {wanted:?} were requested")]
     Names {
         wanted: Vec<String>,
         found: Vec<String>,
@@ -170,34 +169,36 @@ pub enum BundleError {
     NotYetValid(Timestamp),
     #[error("expired at {0}")]
     Expired(Timestamp),
-    #[error("valid from {not_before} to {not_after}: less than an hour, or mostly over already")]
+    #[error(
+        "valid from {not_before} to {not_after}: shorter than an hour, or more than half expired"
+    )]
     TooShort {
         not_before: Timestamp,
         not_after: Timestamp,
     },
 }
 
-/// How much of the dates is checked.
+/// Which dates are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freshness {
-    /// Just issued: more than half of at least an hour is left.
+    /// Just issued: valid for at least an hour, of which more than half is left.
     Issued,
-    /// From our own store: not expired. A clock that was set back must not
-    /// make a stored pair unusable, so "not yet valid" passes.
+    /// From our own store: not expired. "Not yet valid" passes, so that a clock that
+    /// was set back does not make a stored pair unusable.
     Stored,
-    /// Only to be read: any dates.
+    /// For reading only: any dates.
     Any,
 }
 
-/// A CA may date a certificate back; a clock ahead of ours must not refuse it.
+/// Allowed clock skew: a CA whose clock is ahead of ours dates a certificate later.
 const SKEW: Duration = Duration::from_secs(300);
 
 impl Bundle {
-    /// Checks that `key_pem` and `chain_pem` (leaf first) belong together, are
-    /// for exactly `identifiers` and have usable dates at `now`.
+    /// Checks that `key_pem` and `chain_pem` (leaf first) match, are for exactly
+    /// `identifiers` and have valid dates at `now`.
     ///
     /// # Errors
-    /// [`BundleError`], naming the first thing that does not hold.
+    /// [`BundleError`], the first check that failed.
     pub fn new(
         key_pem: Secret,
         chain_pem: &str,
@@ -227,7 +228,7 @@ impl Bundle {
         })
     }
 
-    /// What the leaf says.
+    /// The fields of the leaf.
     #[must_use]
     pub fn facts(&self) -> &Facts {
         &self.facts
@@ -239,7 +240,7 @@ impl Bundle {
         &self.key_pem
     }
 
-    /// Leaf first, as a TLS server sends it.
+    /// The chain, leaf first, as a TLS server sends it.
     #[must_use]
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.chain
@@ -251,7 +252,7 @@ impl Bundle {
         self.chain.iter().take(1).map(pem).collect()
     }
 
-    /// The issuers without the leaf in PEM; empty for a self-signed one.
+    /// The issuers without the leaf in PEM; empty for a self-signed certificate.
     #[must_use]
     pub fn issuers_pem(&self) -> String {
         self.chain.iter().skip(1).map(pem).collect()
@@ -268,7 +269,7 @@ impl Facts {
     /// Reads a leaf certificate.
     ///
     /// # Errors
-    /// [`BundleError::Der`] when it is not X.509.
+    /// [`BundleError::Der`] if it is not valid X.509.
     pub fn of(leaf: &CertificateDer<'_>) -> Result<Self, BundleError> {
         let certificate = parse(0, leaf)?;
         let mut identifiers = BTreeSet::new();
@@ -280,7 +281,7 @@ impl Facts {
                     _ => None,
                 };
                 let identifier = identifier.ok_or_else(|| {
-                    BundleError::Der(0, "an alternative name of an unknown kind".into())
+                    BundleError::Der(0, "an alternative name of an unknown type".into())
                 })?;
                 identifiers.insert(identifier);
             }
@@ -304,7 +305,7 @@ impl Facts {
         Self::of(&leaf.map_err(|_| BundleError::Chain)?)
     }
 
-    /// The lifetime: `notAfter` is the last valid second, so it counts.
+    /// The lifetime, including `notAfter`, which is the last valid second.
     #[must_use]
     pub fn lifetime(&self) -> Duration {
         (self.not_after + Duration::from_secs(1)).since(self.not_before)
@@ -411,13 +412,13 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
 
-    struct Made {
+    struct TestPair {
         key: Secret,
         leaf: String,
         issuer: String,
     }
 
-    fn make(names: &[&str], not_before: Timestamp, not_after: Timestamp) -> Made {
+    fn make(names: &[&str], not_before: Timestamp, not_after: Timestamp) -> TestPair {
         let at = |t: Timestamp| time::OffsetDateTime::from_unix_timestamp(t.seconds()).unwrap();
         let ca_key = KeyPair::generate().unwrap();
         let mut ca = CertificateParams::new(Vec::new()).unwrap();
@@ -434,7 +435,7 @@ mod tests {
         params.not_after = at(not_after);
         params.use_authority_key_identifier_extension = true;
         let leaf = params.signed_by(&key, &issuer).unwrap();
-        Made {
+        TestPair {
             key: Secret::new(key.serialize_pem()),
             leaf: leaf.pem(),
             issuer: ca_certificate.pem(),
@@ -453,12 +454,12 @@ mod tests {
     }
 
     #[test]
-    fn takes_a_sound_pair_and_gives_it_back_unchanged() {
+    fn bundle_accepts_valid_pair_unchanged() {
         let names = ["example.com", "192.0.2.1"];
-        let made = make(&names, NOW, NOW + days(90));
-        let chain = format!("{}{}", made.leaf, made.issuer);
+        let pair = make(&names, NOW, NOW + days(90));
+        let chain = format!("{}{}", pair.leaf, pair.issuer);
         let bundle = Bundle::new(
-            made.key.clone(),
+            pair.key.clone(),
             &chain,
             &set(&names),
             NOW,
@@ -469,7 +470,7 @@ mod tests {
         let renewal_id = bundle.facts().renewal_id.clone().unwrap();
         assert_eq!(renewal_id.split('.').count(), 2);
         let again = Bundle::new(
-            made.key,
+            pair.key,
             &bundle.chain_pem(),
             &set(&names),
             NOW,
@@ -484,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_each_disagreement() {
+    fn bundle_refuses_each_mismatch() {
         let good = make(&["example.com"], NOW, NOW + days(90));
         let other = make(&["example.com"], NOW, NOW + days(90));
         let check = |key: &Secret, chain: &str, names: &[&str], now, freshness| {
@@ -561,11 +562,11 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_never_shows() {
-        let made = make(&["example.com"], NOW, NOW + days(90));
+    fn debug_of_bundle_hides_key() {
+        let pair = make(&["example.com"], NOW, NOW + days(90));
         let bundle = Bundle::new(
-            made.key,
-            &made.leaf,
+            pair.key,
+            &pair.leaf,
             &set(&["example.com"]),
             NOW,
             Freshness::Issued,
