@@ -1,5 +1,5 @@
-//! What must hold of containers and their labels, whoever lists them: the lines of
-//! the input are a list, an environment or an event each.
+//! Rules for containers and their labels from any source: each line of the input is a
+//! list, an environment or an event.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use crate::manage::follow::listing::{Ask, read_environment, read_list};
 
 const GRACE: Duration = Duration::from_secs(3600);
 
-/// Whatever is granted is allowed, bounded and told apart, and what is refused steers
-/// no terminal.
+/// Granted requests are allowed, bounded and distinct, and refusals have no control
+/// characters.
 pub fn labels(input: &[u8]) {
     let mut lines = Split::default();
     lines.put(input);
@@ -23,7 +23,7 @@ pub fn labels(input: &[u8]) {
     while let Some(line) = lines.take() {
         assert!(!line.contains(&b'\n'));
         kept += line.len() + 1;
-        // Whatever it is, it is no more than one of these.
+        // Each line is read as each of the three.
         let _ = is_followed(&line);
         containers.extend(read_list(&line).unwrap_or_default());
         let variables = read_environment(&line).unwrap_or_default();
@@ -33,7 +33,7 @@ pub fn labels(input: &[u8]) {
                 said.extend(complaints.into_iter().map(|one| (&one).into()));
             }
         }
-        // One that lists thousands says nothing more than one that lists some.
+        // Thousands of entries test nothing more than some hundred.
         asks.truncate(200);
         said.truncate(200);
         containers.truncate(50);
@@ -50,7 +50,7 @@ pub fn labels(input: &[u8]) {
     let environment = environment.map(|(key, value)| (key.to_owned(), value.to_owned()));
     let sources = Sources::read(&Options::default(), &environment.into());
     let Ok(settings) = sources.settings(&Purpose::All) else {
-        unreachable!("it is sound");
+        unreachable!("the environment is valid");
     };
     let granted = sources.granted(&asks.iter().collect::<Vec<_>>(), &settings);
     let all = granted.certificates.iter().map(|(_, one)| one);
