@@ -130,19 +130,19 @@ pub fn ari(body: &[u8]) {
 /// `Retry-After`, and on a second line `Date`: parsed as in RFC 9110, and bounded, so that
 /// no CA can block orders forever.
 pub fn retry_after(text: &[u8]) {
-    let Some(asked) = acme::fuzzing::retry_after(text, NOW) else {
+    let Some(requested) = acme::fuzzing::retry_after(text, NOW) else {
         return;
     };
-    let pause = clamp_retry_after(asked);
+    let pause = clamp_retry_after(requested);
     assert!((Duration::from_secs(60)..=DAY).contains(&pause));
     let kind = FailureKind::RateLimited {
-        retry_after: Some(asked),
+        retry_after: Some(requested),
     };
     let random = SeededRandom::new(1);
     let none = Failures::default();
     let failed = after_failure(&none, kind, String::new(), None, NOW, &random);
     let pause = failed.retry_at.map(|at| at.since(NOW));
-    let least = asked.min(DAY).max(Duration::from_secs(60));
+    let least = requested.min(DAY).max(Duration::from_secs(60));
     assert!(pause.is_some_and(|pause| pause >= least && pause <= DAY * 8));
     assert_eq!(stored(&failed), failed);
 }

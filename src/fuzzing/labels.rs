@@ -11,13 +11,21 @@ use crate::manage::follow::kept::Kept;
 use crate::manage::follow::listing::{Ask, read_environment, read_list};
 
 const GRACE: Duration = Duration::from_secs(3600);
+const ENVIRONMENT: [(&str, &str); 6] = [
+    ("CERTS_AGREE_TOS", "true"),
+    ("CERTS_DATA_DIR", "/data"),
+    ("CERTS_DOCKER_HOST", "tcp://proxy:2375"),
+    ("CERTS_DOCKER_ALLOW", "*.example.com"),
+    ("CERTS_DOCKER_LIMIT", "3"),
+    ("CERTS_CONFIG", "/dev/null"),
+];
 
 /// Granted requests are allowed, bounded and distinct, and refusals have no control
 /// characters.
 pub fn labels(input: &[u8]) {
     let mut lines = Split::default();
     lines.put(input);
-    let (mut asks, mut said) = (Vec::new(), Vec::new());
+    let (mut asks, mut problems) = (Vec::new(), Vec::new());
     let mut containers = Vec::new();
     let mut kept = 0;
     while let Some(line) = lines.take() {
@@ -30,24 +38,16 @@ pub fn labels(input: &[u8]) {
         for container in &containers {
             for (more, complaints) in [container.asks(), container.asks_of(&variables)] {
                 asks.extend(more);
-                said.extend(complaints.into_iter().map(|one| (&one).into()));
+                problems.extend(complaints.into_iter().map(|one| (&one).into()));
             }
         }
         // Thousands of entries test nothing more than some hundred.
         asks.truncate(200);
-        said.truncate(200);
+        problems.truncate(200);
         containers.truncate(50);
     }
     assert_eq!(kept + lines.begun(), input.len());
-    let environment = [
-        ("CERTS_AGREE_TOS", "true"),
-        ("CERTS_DATA_DIR", "/data"),
-        ("CERTS_DOCKER_HOST", "tcp://proxy:2375"),
-        ("CERTS_DOCKER_ALLOW", "*.example.com"),
-        ("CERTS_DOCKER_LIMIT", "3"),
-        ("CERTS_CONFIG", "/dev/null"),
-    ];
-    let environment = environment.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let environment = ENVIRONMENT.map(|(key, value)| (key.to_owned(), value.to_owned()));
     let sources = Sources::read(&Options::default(), &environment.into());
     let Ok(settings) = sources.settings(&Purpose::All) else {
         unreachable!("the environment is valid");
@@ -64,8 +64,8 @@ pub fn labels(input: &[u8]) {
         );
         assert!(one.deploy.iter().all(|spec| spec.to_string() == "nginx"));
     }
-    said.extend(granted.refused);
-    for problem in said {
+    problems.extend(granted.refused);
+    for problem in problems {
         assert!(
             !problem
                 .to_string()
@@ -82,7 +82,7 @@ pub fn labels(input: &[u8]) {
     );
 }
 
-/// The same list again changes nothing, and an empty one takes nothing at once.
+/// A repeated list changes nothing, and an empty one removes nothing at once.
 fn merged(asks: &[Ask]) {
     let (mut kept, nobody) = (Kept::default(), BTreeSet::new());
     kept.merge(asks, &nobody, NOW, GRACE);
