@@ -17,7 +17,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use rustls::pki_types::pem::PemObject;
@@ -30,6 +29,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::identifier::Identifier;
 use crate::time::Timestamp;
 
+pub use crate::fingerprint::Fingerprint;
 pub use known::Known;
 pub use secret::Secret;
 
@@ -114,36 +114,6 @@ pub struct Facts {
     /// `base64url(AKI).base64url(serial)`, the RFC 9773 certificate
     /// identifier; `None` if the leaf has no authority key identifier.
     pub renewal_id: Option<String>,
-}
-
-/// SHA-256 over a certificate's DER, shown in hexadecimal.
-#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Fingerprint(String);
-
-impl Fingerprint {
-    /// The fingerprint of a certificate in DER.
-    #[must_use]
-    pub fn of(der: &[u8]) -> Self {
-        let hash = digest(&SHA256, der);
-        Self(
-            hash.as_ref()
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
-        )
-    }
-}
-
-impl fmt::Display for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
 }
 
 /// Why a key and a chain are not a valid pair.
@@ -406,172 +376,4 @@ fn pem(der: &CertificateDer<'_>) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-
-    const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
-
-    struct TestPair {
-        key: Secret,
-        leaf: String,
-        issuer: String,
-    }
-
-    fn make(names: &[&str], not_before: Timestamp, not_after: Timestamp) -> TestPair {
-        let at = |t: Timestamp| time::OffsetDateTime::from_unix_timestamp(t.seconds()).unwrap();
-        let ca_key = KeyPair::generate().unwrap();
-        let mut ca = CertificateParams::new(Vec::new()).unwrap();
-        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        ca.distinguished_name
-            .push(rcgen::DnType::CommonName, "Test CA");
-        let ca_certificate = ca.self_signed(&ca_key).unwrap();
-        let issuer = Issuer::new(ca, ca_key);
-        let key = KeyPair::generate().unwrap();
-        let mut params =
-            CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>())
-                .unwrap();
-        params.not_before = at(not_before);
-        params.not_after = at(not_after);
-        params.use_authority_key_identifier_extension = true;
-        let leaf = params.signed_by(&key, &issuer).unwrap();
-        TestPair {
-            key: Secret::new(key.serialize_pem()),
-            leaf: leaf.pem(),
-            issuer: ca_certificate.pem(),
-        }
-    }
-
-    fn set(names: &[&str]) -> BTreeSet<Identifier> {
-        names
-            .iter()
-            .map(|name| Identifier::parse(name).unwrap())
-            .collect()
-    }
-
-    fn days(n: u64) -> Duration {
-        Duration::from_secs(n * 86_400)
-    }
-
-    #[test]
-    fn bundle_accepts_valid_pair_unchanged() {
-        let names = ["example.com", "192.0.2.1"];
-        let pair = make(&names, NOW, NOW + days(90));
-        let chain = format!("{}{}", pair.leaf, pair.issuer);
-        let bundle = Bundle::new(
-            pair.key.clone(),
-            &chain,
-            &set(&names),
-            NOW,
-            Freshness::Issued,
-        )
-        .unwrap();
-        assert_eq!(bundle.chain().len(), 2);
-        let renewal_id = bundle.facts().renewal_id.clone().unwrap();
-        assert_eq!(renewal_id.split('.').count(), 2);
-        let again = Bundle::new(
-            pair.key,
-            &bundle.chain_pem(),
-            &set(&names),
-            NOW,
-            Freshness::Stored,
-        )
-        .unwrap();
-        assert_eq!(again.facts(), bundle.facts());
-        assert_eq!(
-            bundle.chain_pem(),
-            format!("{}{}", bundle.leaf_pem(), bundle.issuers_pem())
-        );
-    }
-
-    #[test]
-    fn bundle_refuses_each_mismatch() {
-        let good = make(&["example.com"], NOW, NOW + days(90));
-        let other = make(&["example.com"], NOW, NOW + days(90));
-        let check = |key: &Secret, chain: &str, names: &[&str], now, freshness| {
-            Bundle::new(key.clone(), chain, &set(names), now, freshness).unwrap_err()
-        };
-        let names = ["example.com"];
-        assert_eq!(
-            check(&other.key, &good.leaf, &names, NOW, Freshness::Issued),
-            BundleError::KeyMismatch
-        );
-        assert_eq!(
-            check(&good.key, "", &names, NOW, Freshness::Issued),
-            BundleError::Chain
-        );
-        assert_eq!(
-            check(
-                &Secret::new("x".into()),
-                &good.leaf,
-                &names,
-                NOW,
-                Freshness::Issued
-            ),
-            BundleError::Key
-        );
-        assert!(matches!(
-            check(&good.key, &good.leaf, &["example.org"], NOW, Freshness::Any),
-            BundleError::Names { .. }
-        ));
-        assert!(matches!(
-            check(
-                &good.key,
-                &good.leaf,
-                &["example.com", "a.example.com"],
-                NOW,
-                Freshness::Any
-            ),
-            BundleError::Names { .. }
-        ));
-        let wrong_chain = format!("{}{}", good.leaf, other.issuer);
-        assert_eq!(
-            check(&good.key, &wrong_chain, &names, NOW, Freshness::Issued),
-            BundleError::Link(1)
-        );
-        assert!(matches!(
-            check(
-                &good.key,
-                &good.leaf,
-                &names,
-                NOW + days(91),
-                Freshness::Stored
-            ),
-            BundleError::Expired(_)
-        ));
-        assert!(matches!(
-            check(
-                &good.key,
-                &good.leaf,
-                &names,
-                NOW - days(1),
-                Freshness::Issued
-            ),
-            BundleError::NotYetValid(_)
-        ));
-        assert!(matches!(
-            check(
-                &good.key,
-                &good.leaf,
-                &names,
-                NOW + days(46),
-                Freshness::Issued
-            ),
-            BundleError::TooShort { .. }
-        ));
-    }
-
-    #[test]
-    fn debug_of_bundle_hides_key() {
-        let pair = make(&["example.com"], NOW, NOW + days(90));
-        let bundle = Bundle::new(
-            pair.key,
-            &pair.leaf,
-            &set(&["example.com"]),
-            NOW,
-            Freshness::Issued,
-        )
-        .unwrap();
-        assert!(!format!("{bundle:?}").contains("PRIVATE"));
-    }
-}
+mod tests;

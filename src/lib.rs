@@ -86,12 +86,14 @@ pub mod cli;
 pub mod config;
 pub mod deploy;
 pub mod files;
+pub mod fingerprint;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod identifier;
 pub mod import;
 pub mod install;
+pub mod lineage;
 pub mod manage;
 pub mod observe;
 pub mod random;

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 /// Imports nothing of ours but itself, and anybody may import it.
 const VOCABULARY: &[&str] = &[
     "identifier",
+    "lineage",
+    "fingerprint",
     "certificate",
     "record",
     "authority",
