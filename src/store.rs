@@ -27,7 +27,7 @@ const KEPT_GENERATIONS: u64 = 3;
 #[derive(Debug, Error)]
 #[allow(missing_docs)] // each message is its own documentation
 pub enum StoreError {
-    #[error("{operation} {subject}: {source}")]
+    #[error("cannot {operation} {subject}: {source}")]
     Io {
         operation: &'static str,
         /// The path, or another name of the location.
