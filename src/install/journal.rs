@@ -108,17 +108,17 @@ impl Journals {
     /// When another process has the lock, or the directory cannot be created.
     pub fn lock(&self) -> Result<Lock, InstallError> {
         let path = self.root.join("lock");
-        files::make_directory(&self.root, 0o700).map_err(stored(&self.root))?;
+        files::make_directory(&self.root, 0o700).map_err(store_error(&self.root))?;
         let mut options = OpenOptions::new();
         let options = options.write(true).create(true).truncate(false).mode(0o600);
-        let file = options.open(&path).map_err(stored(&path))?;
+        let file = options.open(&path).map_err(store_error(&path))?;
         match file.try_lock() {
             Ok(()) => Ok(Lock { _file: file }),
             Err(TryLockError::WouldBlock) => Err(InstallError::refused(
                 "another certs install is running; nothing was changed",
                 "wait for its end and run this command again",
             )),
-            Err(TryLockError::Error(error)) => Err(stored(&path)(error)),
+            Err(TryLockError::Error(error)) => Err(store_error(&path)(error)),
         }
     }
 
@@ -128,8 +128,8 @@ impl Journals {
     /// When it cannot be created.
     pub fn scratch(&self) -> Result<PathBuf, InstallError> {
         let path = self.root.join(".scratch");
-        remove_all(&path).map_err(stored(&path))?;
-        files::make_directory(&path, 0o700).map_err(stored(&path))?;
+        remove_all(&path).map_err(store_error(&path))?;
+        files::make_directory(&path, 0o700).map_err(store_error(&path))?;
         Ok(path)
     }
 
@@ -141,7 +141,7 @@ impl Journals {
         let Some(number) = self.newest()? else {
             return Ok(false);
         };
-        if self.place(number).join(DONE).exists() {
+        if self.directory(number).join(DONE).exists() {
             return Ok(false);
         }
         self.undo_one(number)?;
@@ -159,7 +159,7 @@ impl Journals {
         links: &[Link],
     ) -> Result<(), InstallError> {
         let number = self.newest()?.unwrap_or(0) + 1;
-        let place = self.store(number, subject, changes, links)?;
+        let directory = self.store(number, subject, changes, links)?;
         let staged = changes.iter().try_for_each(|change| {
             stage(change).map_err(|error| {
                 InstallError::refused(
@@ -176,8 +176,8 @@ impl Journals {
             self.undo_one(number)?;
             return Err(error);
         }
-        files::write_new(&place.join(DONE), 0o600, b"").map_err(stored(&place))?;
-        files::sync(&place).map_err(stored(&place))
+        files::write_new(&directory.join(DONE), 0o600, b"").map_err(store_error(&directory))?;
+        files::sync(&directory).map_err(store_error(&directory))
     }
 
     fn go_live(&self, changes: &[Change], links: &[Link]) -> Result<(), InstallError> {
@@ -210,13 +210,13 @@ impl Journals {
         changes: &[Change],
         links: &[Link],
     ) -> Result<PathBuf, InstallError> {
-        let place = self.place(number);
-        let new = self.root.join(format!(".new-{number}"));
-        remove_all(&new).map_err(stored(&new))?;
-        files::make_directory(&new, 0o700).map_err(stored(&new))?;
+        let directory = self.directory(number);
+        let staged = self.root.join(format!(".new-{number}"));
+        remove_all(&staged).map_err(store_error(&staged))?;
+        files::make_directory(&staged, 0o700).map_err(store_error(&staged))?;
         let mut entries = Vec::new();
         for (index, change) in changes.iter().enumerate() {
-            entries.push(store_original(&new.join(index.to_string()), change)?);
+            entries.push(store_original(&staged.join(index.to_string()), change)?);
         }
         let intent = Intent {
             name: subject.name.to_owned(),
@@ -227,12 +227,12 @@ impl Journals {
         };
         let json = serde_json::to_vec_pretty(&intent);
         let json = json.map_err(|error| InstallError::Store(error.to_string()))?;
-        let stored_all = files::write_new(&new.join(INTENT), 0o600, &json)
-            .and_then(|()| files::sync(&new))
-            .and_then(|()| std::fs::rename(&new, &place))
-            .and_then(|()| files::sync_parent(&place));
-        stored_all.map_err(stored(&place))?;
-        Ok(place)
+        let result = files::write_new(&staged.join(INTENT), 0o600, &json)
+            .and_then(|()| files::sync(&staged))
+            .and_then(|()| std::fs::rename(&staged, &directory))
+            .and_then(|()| files::sync_parent(&directory));
+        result.map_err(store_error(&directory))?;
+        Ok(directory)
     }
 
     /// Undoes the newest install.
@@ -271,7 +271,7 @@ impl Journals {
 
     /// Checks all files before the first change; may be repeated after a crash.
     fn undo_one(&self, number: u64) -> Result<Undone, InstallError> {
-        let (intent, place) = (self.intent(number)?, self.place(number));
+        let (intent, directory) = (self.intent(number)?, self.directory(number));
         let mut changed = Vec::new();
         for (index, entry) in intent.entries.iter().enumerate() {
             let found = read(&entry.path)?.map(|text| Fingerprint::of(&text));
@@ -279,7 +279,7 @@ impl Journals {
                 continue;
             }
             if found.as_ref() != Some(&entry.after) {
-                return Err(changed_by_hand(entry, &place.join(index.to_string())));
+                return Err(changed_by_hand(entry, &directory.join(index.to_string())));
             }
             changed.push((index, entry));
         }
@@ -288,18 +288,18 @@ impl Journals {
                 let removed = files::remove_if_there(&link.path);
                 removed
                     .and_then(|()| files::sync_parent(&link.path))
-                    .map_err(undoing(&link.path))?;
+                    .map_err(undo_error(&link.path))?;
             }
         }
         for (index, entry) in changed {
-            restore(entry, &place.join(index.to_string())).map_err(undoing(&entry.path))?;
+            restore(entry, &directory.join(index.to_string())).map_err(undo_error(&entry.path))?;
         }
         for entry in &intent.entries {
-            files::remove_if_there(&aside(&entry.path)).map_err(undoing(&entry.path))?;
+            files::remove_if_there(&aside(&entry.path)).map_err(undo_error(&entry.path))?;
         }
-        remove_all(&place)
+        remove_all(&directory)
             .and_then(|()| files::sync(&self.root))
-            .map_err(stored(&place))?;
+            .map_err(store_error(&directory))?;
         Ok(Undone {
             name: intent.name,
             main: intent.main,
@@ -308,12 +308,12 @@ impl Journals {
     }
 
     fn intent(&self, number: u64) -> Result<Intent, InstallError> {
-        let path = self.place(number).join(INTENT);
-        let json = std::fs::read(&path).map_err(stored(&path))?;
-        serde_json::from_slice(&json).map_err(|error| stored(&path)(error.into()))
+        let path = self.directory(number).join(INTENT);
+        let json = std::fs::read(&path).map_err(store_error(&path))?;
+        serde_json::from_slice(&json).map_err(|error| store_error(&path)(error.into()))
     }
 
-    fn place(&self, number: u64) -> PathBuf {
+    fn directory(&self, number: u64) -> PathBuf {
         self.root.join(format!("{number:04}"))
     }
 
@@ -324,7 +324,7 @@ impl Journals {
     fn numbers(&self) -> Result<Vec<u64>, InstallError> {
         let entries = match std::fs::read_dir(&self.root) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(stored(&self.root))?,
+            entries => entries.map_err(store_error(&self.root))?,
         };
         let number =
             |entry: io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
@@ -344,12 +344,12 @@ fn store_original(copy: &Path, change: &Change) -> Result<Entry, InstallError> {
     let original = read(&change.path)?;
     let (mut mode, mut owner) = (0o644, (u32::MAX, u32::MAX));
     if let Some(original) = &original {
-        let found = std::fs::metadata(&change.path).map_err(stored(&change.path))?;
+        let found = std::fs::metadata(&change.path).map_err(store_error(&change.path))?;
         (mode, owner) = (
             found.permissions().mode() & 0o7777,
             (found.uid(), found.gid()),
         );
-        files::write_new(copy, 0o600, original).map_err(stored(copy))?;
+        files::write_new(copy, 0o600, original).map_err(store_error(copy))?;
     }
     Ok(Entry {
         path: change.path.clone(),
@@ -447,12 +447,12 @@ fn remove_all(path: &Path) -> io::Result<()> {
     }
 }
 
-fn stored(path: &Path) -> impl Fn(io::Error) -> InstallError {
+fn store_error(path: &Path) -> impl Fn(io::Error) -> InstallError {
     let path = path.display().to_string();
     move |error| InstallError::Store(format!("{path}: {error}"))
 }
 
-fn undoing(path: &Path) -> impl Fn(io::Error) -> InstallError {
+fn undo_error(path: &Path) -> impl Fn(io::Error) -> InstallError {
     let path = path.display().to_string();
     move |error| {
         InstallError::refused(
