@@ -186,7 +186,7 @@ pub async fn sleep_in_parts<P: Future<Output = ()> + Send>(
     }
 }
 
-/// A clock for tests and simulations, which only moves when it is told to.
+/// A clock for tests and simulations, which stands still until a caller moves it.
 #[derive(Debug)]
 pub struct VirtualClock {
     state: Mutex<VirtualState>,
