@@ -1,20 +1,20 @@
-//! Who may ask for what, and in which form.
+//! Authentication, form and access rights of requests.
 
 use serde_json::json;
 
 use super::*;
 
 #[tokio::test]
-async fn a_request_that_is_not_signed_right_does_nothing() {
+async fn request_without_valid_signature_is_refused() {
     let (server, _) = server(|_| ());
     let client = Client::registered(&server).await;
     let url = format!("{BASE}/acme/new-order");
     let wish = json!({"identifiers": identifiers(&["a.example"])}).to_string();
-    let stranger = Client {
+    let forger = Client {
         key: Client::new().key,
         kid: client.kid.clone(),
     };
-    let reply = stranger.send(&server, &url, &wish).await;
+    let reply = forger.send(&server, &url, &wish).await;
     assert_eq!(reply.problem(), kind(400, "malformed"));
 
     let header = client.header(&format!("{BASE}/acme/key-change"), &nonce(&server).await);
@@ -63,7 +63,7 @@ async fn a_request_that_is_not_signed_right_does_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_another_accounts_looks_as_if_it_were_not_there() {
+async fn object_of_another_account_is_not_found() {
     let (server, _) = server(|_| ());
     let (owner, other) = (
         Client::registered(&server).await,
@@ -95,7 +95,7 @@ async fn what_is_another_accounts_looks_as_if_it_were_not_there() {
 }
 
 #[tokio::test]
-async fn accounts_are_found_changed_bound_and_ended() {
+async fn account_is_found_updated_bound_and_deactivated() {
     let (server, _) = server(|settings| {
         settings
             .external_accounts
@@ -129,7 +129,7 @@ async fn accounts_are_found_changed_bound_and_ended() {
             kind(403, "unauthorized"),
         ),
         (
-            json!({"externalAccountBinding": bind(secret, "nobody", &jwk)}),
+            json!({"externalAccountBinding": bind(secret, "unknown", &jwk)}),
             kind(403, "unauthorized"),
         ),
         (
