@@ -42,8 +42,8 @@ async fn profile_lifetime_may_be_one_second() {
 }
 
 #[tokio::test]
-async fn window_follows_policy_suggestion_and_revocation() {
-    let (server, clock) = server(|_| ());
+async fn window_follows_policy_and_suggestion() {
+    let (server, _) = server(|_| ());
     let client = Client::registered(&server).await;
     let (_, chain) = client.issue(&server, &["a.example"], json!({})).await;
     let id = facts(&chain).renewal_id.unwrap();
@@ -81,7 +81,12 @@ async fn window_follows_policy_suggestion_and_revocation() {
     )
     .await;
     assert_eq!(unknown.problem(), kind(404, "malformed"));
+}
 
+#[tokio::test]
+async fn revocation_needs_the_account_and_makes_the_window_past() {
+    let (server, clock) = server(|_| ());
+    let client = Client::registered(&server).await;
     let (_, chain) = client.issue(&server, &["a.example"], json!({})).await;
     clock.advance(HOUR);
     let der = certificate_der(&chain);

@@ -94,8 +94,21 @@ async fn object_of_another_account_is_not_found() {
     assert_eq!(reply.problem(), kind(404, "malformed"));
 }
 
+/// An external account binding of `jwk`, signed with `secret`.
+fn bind(secret: &[u8], kid: &str, jwk: &Value) -> Value {
+    let url = format!("{BASE}/acme/new-account");
+    let header = json!({"alg": "HS256", "kid": kid, "url": url});
+    let (head, body) = (
+        encode(header.to_string().as_bytes()),
+        encode(jwk.to_string().as_bytes()),
+    );
+    let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, secret);
+    let tag = aws_lc_rs::hmac::sign(&key, format!("{head}.{body}").as_bytes());
+    json!({"protected": head, "payload": body, "signature": encode(tag.as_ref())})
+}
+
 #[tokio::test]
-async fn account_is_found_updated_bound_and_deactivated() {
+async fn new_account_needs_binding_terms_and_valid_contacts() {
     let (server, _) = server(|settings| {
         settings
             .external_accounts
@@ -104,18 +117,7 @@ async fn account_is_found_updated_bound_and_deactivated() {
     });
     let directory = send(&server, "GET", &format!("{BASE}/directory"), "", vec![]).await;
     assert_eq!(directory.json()["meta"]["externalAccountRequired"], true);
-    let mut client = Client::new();
-    let url = format!("{BASE}/acme/new-account");
-    let bind = |secret: &[u8], kid: &str, jwk: &Value| {
-        let header = json!({"alg": "HS256", "kid": kid, "url": url});
-        let (head, body) = (
-            encode(header.to_string().as_bytes()),
-            encode(jwk.to_string().as_bytes()),
-        );
-        let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, secret);
-        let tag = aws_lc_rs::hmac::sign(&key, format!("{head}.{body}").as_bytes());
-        json!({"protected": head, "payload": body, "signature": encode(tag.as_ref())})
-    };
+    let client = Client::new();
     let (secret, jwk) = (b"0123456789abcdef", client.jwk());
     let good = bind(secret, "customer", &jwk);
     for (payload, expected) in [
@@ -165,9 +167,16 @@ async fn account_is_found_updated_bound_and_deactivated() {
         (found.status.as_u16(), found.location()),
         (200, made.location())
     );
+}
 
-    let kid = made.location();
-    client.kid = Some(kid.clone());
+#[tokio::test]
+async fn account_is_updated_given_a_new_key_and_deactivated() {
+    let (server, _) = server(|_| ());
+    let client = Client::registered(&server).await;
+    let kid = client.kid.clone().unwrap();
+    let contact = r#"{"contact": ["mailto:a@b.example"]}"#;
+    let changed = client.send(&server, &kid, contact).await;
+    assert_eq!(changed.json()["contact"], json!(["mailto:a@b.example"]));
     let changed = client.send(&server, &kid, r#"{"contact": []}"#).await;
     assert_eq!(changed.json()["contact"], json!([]));
 
