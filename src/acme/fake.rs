@@ -276,7 +276,7 @@ impl FakeCa {
     }
 
     fn responses_given(&self, order: usize, name: usize) {
-        self.responses.given(&token(order, name));
+        self.responses.fetched(&token(order, name));
     }
 }
 
