@@ -1,5 +1,5 @@
-"""What the benchmarks stand on: the programs that tests/lab found, Pebble on ports of its own, and
-processes whose cost is known and whose end is certain. Python's standard library alone."""
+"""The common part of the benchmarks: the programs that tests/lab found, Pebble on free ports, and
+processes that are measured and always ended. It needs only Python's standard library."""
 
 import ast
 import contextlib
@@ -20,11 +20,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Missing(Exception):
-    """Something that the machine lacks; said in a line `SKIPPED: …`."""
+    """The machine lacks a program; reported in a line `SKIPPED: …`."""
 
 
 def progress(text):
-    """For a terminal alone: overwrites the last one."""
+    """Shows progress on a terminal, over the previous text."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
@@ -35,7 +35,7 @@ def skipped(what, why):
 
 @contextlib.contextmanager
 def bounded(seconds):
-    """Raises when the whole takes too long or is told to end, so that every `finally` is reached."""
+    """Raises at the time limit and at signals to end, so that every `finally` runs."""
 
     def end(number, _frame):
         raise SystemExit(f"FAILED: ended by {signal.Signals(number).name} (the limit is {seconds} s)")
@@ -60,7 +60,7 @@ def programs():
 
 
 def release_binary(given):
-    """`given`, or what `cargo build --release` makes."""
+    """`given`, or the program that `cargo build --release` makes."""
     if given:
         return str(Path(given).resolve(strict=True))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "certs"
@@ -73,12 +73,12 @@ def release_binary(given):
 
 
 def environment(home, **more):
-    """Nothing of the caller's but PATH: no configuration of theirs, no proxy."""
+    """Only PATH of the caller's environment: no configuration, no proxy."""
     return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(home), "LC_ALL": "C.UTF-8", **more}
 
 
 def free_port():
-    """A port that nobody has, for TCP and UDP alike."""
+    """A port that is free for both TCP and UDP."""
     while True:
         with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
             tcp.bind(("127.0.0.1", 0))
@@ -104,7 +104,7 @@ def listens(port):
 
 @contextlib.contextmanager
 def running(command, **options):
-    """A process that ends with the block: SIGTERM, and SIGKILL for one that does not obey."""
+    """A process that ends with the block: by SIGTERM, else by SIGKILL."""
     process = subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL, **options)
     try:
         yield process
@@ -118,8 +118,8 @@ def running(command, **options):
             process.wait()
 
 
-# A process begins its life with the peak of the one that started it, even after exec: this one, as
-# small as Python can be, stands between, and its own peak is the least that can be measured.
+# A process starts with the peak memory of its parent, even after exec. This launcher, as small as
+# Python can be, is that parent: its own peak is the smallest that can be measured.
 LAUNCHER = """
 import posix, sys, time
 report = int(sys.argv[1])
@@ -152,7 +152,7 @@ def measured(command, env, limit=60):
             finished = select.select([figures], [], [], limit)[0]
             reported = figures.read() if finished else b""
         finally:
-            # What hangs ends with the session, and so does what it started.
+            # Kills a hanging process with its whole session.
             if launcher.poll() is None and not wait_briefly(launcher):
                 os.killpg(launcher.pid, signal.SIGKILL)
                 launcher.wait()
@@ -166,7 +166,7 @@ def measured(command, env, limit=60):
 
 
 def wait_briefly(process):
-    """Whether a process that has said its last word is gone; one that hangs has not said it."""
+    """Whether the process ends within half a second."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(0.5)
         return True
@@ -228,11 +228,11 @@ class Pebble:
     @staticmethod
     def _dns(found, port, management):
         program = found["CERTS_LAB_CHALLTESTSRV"]
-        asked = subprocess.run([program, "-h"], capture_output=True, text=True, check=False)
+        usage = subprocess.run([program, "-h"], capture_output=True, text=True, check=False)
         command = [program, "-management", f"127.0.0.1:{management}", "-defaultIPv6", ""]
         command += ["-http01", "", "-https01", "", "-tlsalpn01", ""]
-        # Older versions have another name for the one and none of the other.
-        if "-dnsserver" in asked.stdout + asked.stderr:
+        # Older versions name the DNS option differently and have no `-doh`.
+        if "-dnsserver" in usage.stdout + usage.stderr:
             return [*command, "-dnsserver", f"127.0.0.1:{port}", "-doh", ""]
         return [*command, "-dns01", f"127.0.0.1:{port}"]
 

@@ -1,5 +1,5 @@
-//! Proving control of a name (RFC 8555 section 8). A [`Solver`] lays out the
-//! answer that the CA will look for and takes it away again. Each solver has its
+//! Proving control of a name (RFC 8555 section 8). A [`Solver`] presents the answer
+//! that the CA fetches, and cleans it up afterwards. Each solver has its
 //! [`SolverSettings`] beside it; [`ChallengeSettings`] is one of them, and no other
 //! module matches on which. Nothing here reads a configuration.
 
@@ -20,15 +20,15 @@ use thiserror::Error;
 use self::responses::Responses;
 use crate::identifier::Identifier;
 
-/// The kinds of challenge that a solver may answer.
+/// The kinds of challenge that solvers answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ChallengeKind {
     /// RFC 8555 section 8.3.
     Http01,
 }
 
-/// Every kind that a CA may offer by its registered name, and ours where a solver
-/// answers it.
+/// The registered names of the kinds that a CA may offer, and our kind if a solver answers
+/// it.
 const KINDS: [(&str, Option<ChallengeKind>); 3] = [
     ("http-01", Some(ChallengeKind::Http01)),
     ("tls-alpn-01", None),
@@ -36,7 +36,7 @@ const KINDS: [(&str, Option<ChallengeKind>); 3] = [
 ];
 
 impl ChallengeKind {
-    /// The names of those that are answered.
+    /// The names of the kinds that a solver answers.
     #[must_use]
     pub fn names() -> Vec<&'static str> {
         let answered = KINDS.iter().filter(|(_, kind)| kind.is_some());
@@ -55,8 +55,8 @@ impl FromStr for ChallengeKind {
     }
 }
 
-/// How control of names is proven: the settings of one solver. This is what is
-/// stored with a certificate.
+/// How control of names is proven: the settings of one solver. They are stored with a
+/// certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChallengeSettings {
@@ -67,7 +67,7 @@ pub enum ChallengeSettings {
 }
 
 impl From<ChallengeKind> for ChallengeSettings {
-    /// How a challenge of `kind` is answered when nothing more is configured.
+    /// The default settings for challenges of `kind`.
     fn from(kind: ChallengeKind) -> Self {
         match kind {
             ChallengeKind::Http01 => Self::Listen(http01::Settings::default()),
@@ -83,7 +83,7 @@ impl Default for ChallengeSettings {
 
 impl std::ops::Deref for ChallengeSettings {
     type Target = dyn SolverSettings;
-    /// The one place that tells the solvers apart.
+    /// The only match on the kind of solver.
     fn deref(&self) -> &Self::Target {
         match self {
             Self::Listen(settings) => settings,
@@ -92,50 +92,50 @@ impl std::ops::Deref for ChallengeSettings {
     }
 }
 
-/// What the settings of every solver answer.
+/// The interface of every solver's settings.
 pub trait SolverSettings: Send + Sync + 'static {
-    /// The solver; `responses` is what the listeners of this process give.
+    /// The solver; the listeners of this process serve `responses`.
     fn solver(&self, responses: &Responses) -> Arc<dyn Solver>;
 
-    /// Equal for settings whose solvers may stand for each other.
+    /// A key that is equal for settings with interchangeable solvers.
     fn solver_key(&self) -> String;
 
-    /// Where this process must answer HTTP-01: `None` when it need not, and no
-    /// address for port 80 of all of them.
+    /// The addresses on which this process must answer HTTP-01. `None` means that it need
+    /// not; an empty list means port 80 of all addresses.
     fn http_listen(&self) -> Option<&[SocketAddr]> {
         None
     }
 
-    /// The directory that answers are written to.
+    /// The directory of the written answers.
     fn writes_in(&self) -> Option<&Path> {
         None
     }
 
-    /// Looks at what must be there before an order.
+    /// Checks the requirements of an order, such as a directory.
     ///
     /// # Errors
-    /// What is missing.
+    /// The unmet requirement.
     fn check(&self) -> Result<(), Unfit> {
         Ok(())
     }
 
-    /// Whether control of `name` can be proven at all.
+    /// Checks that this solver can prove control of `name`.
     ///
     /// # Errors
-    /// Why not.
+    /// Why it cannot.
     fn check_name(&self, name: &Identifier) -> Result<(), Unfit>;
 }
 
 /// Why a solver cannot prove control, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unfit {
-    /// What is wrong.
+    /// The problem.
     pub message: String,
     /// The next thing to do.
     pub hint: &'static str,
 }
 
-/// HTTP-01 is refused for wildcards (RFC 8555 section 8.3), whoever answers it.
+/// Refuses wildcards, which HTTP-01 cannot prove (RFC 8555 section 8.3).
 fn check_http01_name(name: &Identifier) -> Result<(), Unfit> {
     if !name.is_wildcard() {
         return Ok(());
@@ -151,11 +151,11 @@ fn check_http01_name(name: &Identifier) -> Result<(), Unfit> {
 pub struct Token(String);
 
 impl Token {
-    /// Takes 22 to 128 characters of `[A-Za-z0-9_-]`; whatever else a CA sends
-    /// never reaches a path.
+    /// Accepts 22 to 128 characters of `[A-Za-z0-9_-]`, so that no other text of a CA
+    /// reaches a path.
     ///
     /// # Errors
-    /// [`SolverError::Token`] for anything else.
+    /// [`SolverError::Token`] for any other text.
     pub fn parse(text: &str) -> Result<Self, SolverError> {
         let fine = (22..=128).contains(&text.len())
             && text
@@ -175,20 +175,20 @@ impl Token {
     }
 }
 
-/// One answer to be laid out.
+/// One answer to present.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The kind of challenge.
     pub kind: ChallengeKind,
-    /// The name that is proven; never a wildcard for HTTP-01.
+    /// The name to prove; never a wildcard for HTTP-01.
     pub identifier: Identifier,
-    /// Names the answer.
+    /// The token of the challenge.
     pub token: Token,
-    /// `token.thumbprint`, what the CA expects to read.
+    /// `token.thumbprint`, which the CA expects to fetch.
     pub key_authorization: String,
 }
 
-/// Why an answer could not be laid out.
+/// Why an answer could not be presented or cleaned up.
 #[derive(Debug, Error)]
 #[allow(missing_docs)] // each message is its own documentation
 pub enum SolverError {
@@ -202,21 +202,21 @@ pub enum SolverError {
     },
 }
 
-/// Lays out answers. Every call may be repeated, also after a crash.
+/// Presents answers to challenges. Every call may be repeated, also after a crash.
 #[async_trait]
 pub trait Solver: Send + Sync {
     /// Whether it answers challenges of `kind` for `identifier`.
     fn supports(&self, kind: ChallengeKind, identifier: &Identifier) -> bool;
 
-    /// Lays the answer out; when it returns, the CA can see it as far as that
-    /// can be known from here.
+    /// Presents the answer. When it returns, the CA can fetch it, as far as this process
+    /// can know.
     async fn present(&self, answer: &Answer) -> Result<(), SolverError>;
 
-    /// Returns when the CA was seen to fetch the answer. Solvers that cannot
-    /// see that never return: the caller polls beside it.
+    /// Returns when the CA has fetched the answer. A solver that cannot see that never
+    /// returns, and the caller polls beside it.
     async fn observed(&self, answer: &Answer);
 
-    /// Takes the answer away; fine when it is gone already.
+    /// Removes the answer; a missing one is no error.
     async fn clean_up(&self, answer: &Answer) -> Result<(), SolverError>;
 }
 
@@ -251,8 +251,8 @@ mod tests {
         }
         let others = KINDS.iter().filter(|(_, kind)| kind.is_none());
         for (name, _) in others {
-            let words = format!("this version does not answer {name}");
-            assert_eq!(name.parse::<ChallengeKind>(), Err(words));
+            let message = format!("this version does not answer {name}");
+            assert_eq!(name.parse::<ChallengeKind>(), Err(message));
         }
         let unknown = "unknown challenge `dns`".to_owned();
         assert_eq!("dns".parse::<ChallengeKind>(), Err(unknown));

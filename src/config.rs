@@ -5,13 +5,14 @@
 //! room knows which keys exist (`keys.rs`) and which settings contradict others.
 //!
 //! It reads files and never writes one; a secret is named by its file and never
-//! held here. What leaves this room are [`Settings`], which one process can
-//! pass to another as JSON.
+//! held here. The result is [`Settings`], which one process can pass to another
+//! as JSON.
 
 mod arguments;
 mod ca;
 mod check;
 mod combine;
+mod docker;
 mod environment;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -37,10 +38,11 @@ use serde::{Deserialize, Serialize};
 pub use arguments::{KeyOptions, Options};
 pub use ca::{CaSettings, Directory};
 pub use check::shared_file;
+pub use docker::{DockerSettings, Pattern};
 pub use environment::CommandVariables;
 pub use key::{EVERY, IMPORT, ISSUE, RUN};
 pub use keys::{CertificateSettings, OutputSettings, RenewSettings, Settings};
-pub use labels::{DockerSettings, Granted, Pattern};
+pub use labels::Granted;
 pub use problem::{Origin, Problem};
 pub use remembered::Remembered;
 pub use resolve::{Purpose, Sources};
@@ -49,10 +51,10 @@ pub use schema::schema;
 const DEPLOY_HINT: &str = "write nginx[:PID_FILE], haproxy:SOCKET, coturn, systemd:UNIT, docker:CONTAINER, exec:/PROGRAM, https://… or another of certs issue --help";
 
 impl Settings {
-    /// Where this process must answer HTTP-01: nowhere (`None`), at these
-    /// addresses, or, when there are none, on port 80 of every address. Without any
-    /// certificate, and where containers may request one, where the first one would
-    /// need it.
+    /// Where this process must answer HTTP-01: nowhere (`None`), at these addresses,
+    /// or, when the list is empty, on port 80 of every address. If there is no
+    /// certificate yet, or containers may request some, the default challenge decides
+    /// too.
     #[must_use]
     pub fn http_listen(&self) -> Option<Vec<SocketAddr>> {
         let may_come = self.certificates.is_empty() || self.docker.is_some();
@@ -115,7 +117,7 @@ impl FromStr for LogFormat {
     }
 }
 
-/// `[admin] listen` as it is written.
+/// The value of `[admin] listen`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AdminListen {
     Off,
@@ -130,7 +132,7 @@ impl FromStr for AdminListen {
             _ => text
                 .parse()
                 .map(Self::At)
-                .map_err(|_| format!("`{}` is not an address and port", text.escape_debug())),
+                .map_err(|_| format!("invalid address and port `{}`", text.escape_debug())),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Deployment: files for consumers, the reload of a server, and the handshake that
 //! verifies which certificate it serves. A reload that returned success verifies nothing:
-//! nginx accepts the signal and may go on with the previous pair.
+//! nginx accepts the signal and may continue with the previous pair.
 
 pub mod coalesce;
 mod copy;
@@ -39,18 +39,17 @@ use crate::time::Timestamp;
 /// Where consumers find the live pair of each certificate: always one whole generation,
 /// the last that was published.
 ///
-/// It is written on the thread that serves: five small files beside our own state,
-/// in an order that tests replay call by call. A volume that hangs there hangs the
-/// record too, and the watchdog sees it.
+/// It is written on the serving thread: five small files beside our own state, in an
+/// order that tests replay call by call. A volume that hangs there blocks the record too,
+/// and the watchdog notices that.
 pub trait Outlet: Send + Sync {
-    /// Makes the directory, where it can be made: an error is reported by the first
-    /// publication.
+    /// Creates the directory if possible; the first publication reports an error.
     fn prepare(&self) {}
 
-    /// Makes `bundle` the live pair. Repeating it touches nothing.
+    /// Makes `bundle` the live pair. Repeating it changes nothing.
     ///
     /// # Errors
-    /// When it cannot be written; what was live before is live still.
+    /// When it cannot be written; the previous pair stays live.
     fn publish(
         &self,
         lineage: &Lineage,
@@ -58,18 +57,18 @@ pub trait Outlet: Send + Sync {
         bundle: &Bundle,
     ) -> Result<(), OutputError>;
 
-    /// The generation that is live; `None` when none is, when its files are
-    /// missing or empty, or what is there was not made by us.
+    /// The live generation; `None` when there is none, when its files are missing or
+    /// empty, or when `certs` did not write them.
     fn live(&self, lineage: &Lineage) -> Option<Generation>;
 
     /// Whether `bundle` is the live pair, byte for byte.
     fn is_live(&self, lineage: &Lineage, generation: Generation, bundle: &Bundle) -> bool;
 
-    /// Publishes a self-signed pair as generation 0 where nothing is live yet,
-    /// so that a proxy can start. Returns whether it did.
+    /// Publishes a self-signed pair as generation 0 if no generation is live, so that a
+    /// proxy can start. Returns whether it did.
     ///
     /// # Errors
-    /// When it cannot be made or written.
+    /// When it cannot be generated or written.
     fn placeholder(
         &self,
         lineage: &Lineage,
@@ -80,29 +79,29 @@ pub trait Outlet: Send + Sync {
     /// The directory to name in a proxy's configuration.
     fn live_path(&self, lineage: &Lineage) -> PathBuf;
 
-    /// Whether another program may remove its files: then they are looked for between
-    /// passes.
+    /// Whether another program may remove its files: then their existence is checked
+    /// between passes.
     fn is_shared(&self) -> bool {
         true
     }
 }
 
-/// A pair that was published, as a target sees it.
+/// A published pair, as a target sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivery {
     /// The certificate's name.
     pub lineage: Lineage,
     /// The names in it.
     pub names: BTreeSet<Identifier>,
-    /// Which of the lineage it is.
+    /// Its generation in the lineage.
     pub generation: Generation,
-    /// Of the leaf.
+    /// The fingerprint of the leaf.
     pub fingerprint: Fingerprint,
     /// The leaf's last valid second.
     pub not_after: Timestamp,
-    /// The directory in which its files stand.
+    /// The directory of its files.
     pub live: PathBuf,
-    /// Whether the target must load it now, whatever that costs the server.
+    /// Whether the target must load it now, even if that costs the server much.
     pub urgent: bool,
 }
 
@@ -112,15 +111,15 @@ pub trait Target: Send + Sync {
     /// Its name in records and messages.
     fn name(&self) -> &str;
 
-    /// Whether it would load what is on disk now; changes nothing.
+    /// Checks that it would load the files on disk; changes nothing.
     async fn check(&self, delivery: &Delivery) -> Result<(), DeployError>;
 
-    /// Makes it load what is on disk now. May be repeated. Whether it did so is for
-    /// [`verify`] to find out.
+    /// Makes it load the files on disk. May be repeated. [`verify`] finds out whether it
+    /// did.
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError>;
 
-    /// Where it listens now, to be verified when the user names no endpoint; `None` when
-    /// this process cannot see that.
+    /// The addresses on which it listens, verified when no endpoint is configured; `None`
+    /// when this process cannot see them.
     async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
         None
     }
@@ -130,13 +129,13 @@ pub trait Target: Send + Sync {
         false
     }
 
-    /// Whether what it wrote for `lineage` is gone, as far as a glance shows.
+    /// Whether the files that it wrote for `lineage` are missing, by a quick check.
     async fn is_gone(&self, _lineage: &Lineage) -> bool {
         false
     }
 
-    /// Why it may not have loaded the pair, as far as this process can see: asked when the
-    /// verification has failed.
+    /// Why it may not have loaded the pair, as far as this process can see. Called when
+    /// the verification has failed.
     async fn obstacle(&self, _delivery: &Delivery) -> Option<String> {
         None
     }
@@ -148,7 +147,7 @@ pub trait Target: Send + Sync {
 pub enum DeployError {
     #[error("{target}: no pid file among {searched}")]
     NoPidFile { target: String, searched: String },
-    #[error("{target}: the pid file {path} holds no process number")]
+    #[error("{target}: no process number in the pid file {path}")]
     PidFile { target: String, path: String },
     #[error("{target}: the process {pid} of {path} is not running")]
     NotRunning {
@@ -201,8 +200,8 @@ pub enum DeployError {
     },
 }
 
-/// Does work that may wait for a slow volume on another thread. To its end: abandoned
-/// work could overwrite a newer pair with an older one.
+/// Does work that may wait for a slow volume on another thread, always to its end:
+/// abandoned work could overwrite a newer pair with an older one.
 async fn off_thread<T: Send + 'static>(
     target: &str,
     work: impl FnOnce() -> Result<T, DeployError> + Send + 'static,
@@ -249,10 +248,12 @@ impl DeployError {
                 "start the server; the certificate is stored, and the next run deploys it"
             }
             Self::OtherProgram { .. } => {
-                "the pid file is stale or another program's: name the right one"
+                "the pid file is stale or belongs to another program: name the right one"
             }
             Self::Signal { .. } => "run as the server's user or as root, or with CAP_KILL",
-            Self::Helper { .. } => "restart certs run; CERTS_HARDEN=off does without that process",
+            Self::Helper { .. } => {
+                "restart certs run; with CERTS_HARDEN=off no helper process is needed"
+            }
             Self::Pair { .. } => {
                 "the server keeps the pair that it has; the next pass publishes the stored pair again"
             }

@@ -1,90 +1,135 @@
-//! `certs` keeps TLS working: it proves control of names to an ACME CA, gets
-//! and renews certificates, hands them to whatever terminates TLS, and proves
-//! by a handshake that the new one is served. Issued is not deployed, deployed
-//! is not proven; the record keeps all three apart.
+//! `certs` keeps TLS working: it proves control of names to an ACME CA, gets and
+//! renews certificates, deploys them to the servers that terminate TLS, and verifies
+//! by a handshake that the new certificate is served. Issued is not deployed, deployed
+//! is not verified; the record keeps all three apart.
 //!
 //! # Invariants
 //! - One pure function decides what a certificate needs next; loops obey it.
-//! - A key and its chain are one value, checked before anything sees them.
+//! - A key and its chain are one value, checked before any other code sees them.
 //! - A published generation never changes; the `live` link moves last.
-//! - Intent is stored before every step that cannot be taken back.
+//! - Intent is stored before every irreversible step.
 //! - Correctness rests on compare-and-swap, never on the timing of a lease.
-//! - Nothing a CA says reaches a path, a shell or a log line unparsed.
+//! - No text from a CA reaches a path, a shell or a log line unparsed.
 //!
 //! # The rooms
 //! - [`identifier`], [`certificate`], [`record`], [`ca_state`], [`failure`], [`time`],
-//!   [`random`], [`files`], [`net`], [`text`]: the vocabulary. It imports nothing of
-//!   ours.
-//! - [`renew`]: pure decisions: what next, when, how long to back off, and what
-//!   a CA's limits still allow.
-//! - [`store`]: the durable truth: records, pairs, accounts, leases, and what is
-//!   known of each CA.
+//!   [`random`], [`files`], [`net`], [`text`]: the vocabulary. It imports no room.
+//! - [`renew`]: pure decisions: the next step, its instant, the backoff, and what the
+//!   rate limits of a CA still allow.
+//! - [`store`]: the durable truth: records, pairs, accounts, leases, and the state of
+//!   each CA.
 //! - [`challenge`]: proving control of a name: solvers and the port 80 listener.
 //! - [`acme`]: talking to a CA (RFC 8555, RFC 9773).
-//! - [`deploy`]: files for consumers, servers to reload, the proof by handshake.
-//! - [`install`]: an existing nginx: its configuration read, edited and given back.
-//! - [`import`]: what another ACME client keeps on disk, read as it lies there.
+//! - [`deploy`]: files for consumers, the reload of servers, verification by handshake.
+//! - [`install`]: an existing nginx: its configuration is read, edited and restored.
+//! - [`import`]: reads the certificates and settings of other ACME clients.
 //! - [`tls`]: our own TLS listener, and the pairs it serves.
 //! - [`ca`]: the embedded CA, itself an ACME server.
-//! - [`observe`]: what an operator sees: status, metrics, read-only endpoints.
+//! - [`observe`]: the operator's view: status, metrics, read-only endpoints.
 //! - [`manage`]: flows that join the services, a ladder: a pass, an order, a
 //!   deployment, a rollback.
 //! - [`supervise`]: the sidecar's loop: which pass runs when.
-//! - [`discovery`]: the certificates that containers ask for by their labels.
-//! - [`sandbox`]: what a process gives up.
-//! - [`control`]: the Unix socket over which a command gives its work to the sidecar.
+//! - [`discovery`]: the certificates that containers request by their labels.
+//! - [`sandbox`]: the rights that a process gives up.
+//! - [`control`]: the Unix socket by which a command sends its work to the sidecar.
 //! - [`simulate`]: a fleet's year in virtual time, over the real flows.
 //! - [`demo`]: the whole story on loopback, with the embedded CA.
-//! - [`config`]: what the file, the environment and the command line ask for.
-//! - [`cli`]: the only composition root; arguments, output and one file a verb.
+//! - [`config`]: the file, the environment and the command line, combined and checked.
+//! - [`cli`]: the only composition root; arguments, output and one file for each verb.
 //!
-//! Who may import whom is a table in `tests/house.rs`, which holds the code
-//! against it.
+//! `tests/house.rs` has a table of the imports that each room may have, and checks the
+//! code against it.
+//!
+//! # The words
+//! One word for one thing, in code, messages and documentation.
+//!
+//! | word | meaning here |
+//! |---|---|
+//! | identifier | a DNS name or an IP address to certify ([`identifier::Identifier`]) |
+//! | lineage | one certificate through all its renewals, and its name ([`identifier::Lineage`]) |
+//! | record | what is stored of a lineage: order, generations, failures ([`record::Record`]) |
+//! | revision | the version of a record that compare-and-swap compares ([`record::Revision`]) |
+//! | generation | the number of an issued pair in its lineage; it never changes ([`record::Generation`]) |
+//! | bundle, pair | a private key and its certificate chain, checked to match ([`certificate::Bundle`]) |
+//! | CA state | what is known of a remote CA: tokens, outage ([`ca_state::CaState`]) |
+//! | embedded CA | our own ACME server and its root ([`ca`]) |
+//! | fallback CA | the CA that issues when the configured one cannot |
+//! | order | one request to a CA for one certificate; pending until it is valid or invalid |
+//! | solver | answers challenges of one kind: a listener or a webroot ([`challenge::Solver`]) |
+//! | rate limit, tokens | a limit of a CA, kept here as a bucket; an order takes a token |
+//! | reserve | the tokens that scheduled renewals leave for urgent and forced orders |
+//! | backoff | the growing delay before the next attempt after a failure ([`renew::backoff`]) |
+//! | unreachable | a CA that does not answer, or answers with its own errors |
+//! | outage | the time for which a CA is unreachable |
+//! | probe | the one attempt that tests, for all certificates, whether the outage is over |
+//! | excluded names | names that fail validation, left out so that the others can be issued |
+//! | due | the chosen instant of a renewal has passed |
+//! | overdue | due for so long that an operator should look |
+//! | urgent | so close to expiry, or revoked, that a renewal may use the reserve |
+//! | pending | started and not yet ended |
+//! | trigger | why a pass runs: scheduled, requested, forced, redeploy, rollback ([`manage::Trigger`]) |
+//! | pass | one look at a certificate, and all the steps it needs now |
+//! | session | a record, locked by its lease, during a pass |
+//! | lease | a time-limited lock on a record; it saves work, and is never needed for correctness |
+//! | services | the injected parts: clock, store, keys, solvers, targets ([`manage::Services`]) |
+//! | preflight | checks before the first order: our listener answers, port 80 leads here |
+//! | permit | the right to run one of a bounded number of passes at once |
+//! | output | the directory with the live pairs for consumers ([`deploy::output`]) |
+//! | publish | make a generation the live one in the output |
+//! | target | a server or a copy to deploy to ([`deploy::target::DeployTarget`]) |
+//! | deploy | publish a pair, reload the targets, and verify ([`deploy`]) |
+//! | endpoint | the host, port and protocol at which a server is verified ([`deploy::endpoint`]) |
+//! | verify | see by TLS handshakes that an endpoint serves the new leaf ([`deploy::verify`]) |
+//! | roll back | make an earlier generation live again, and deploy it |
+//! | coalesce | serve several requests for a reload with one ([`deploy::coalesce`]) |
+//! | helper process | runs and signals servers for the sandboxed sidecar ([`deploy::helper`]) |
+//! | sandbox | the rights that a process gives up: capabilities, Landlock, seccomp ([`sandbox`]) |
+//! | sidecar | the long-running process, `certs run` |
+//! | discovery | finds the certificates that containers request ([`discovery`]) |
 //!
 //! # The walk of `example.com`
-//! [`cli::args`] parses it to an [`identifier::Identifier`]; no later code sees
-//! a string. [`config`] resolves what was asked, and the command line's verb
-//! builds the [`manage::Services`]. [`manage::pass::pass`] takes the lease, loads
-//! the record under it and asks [`renew::decide::next`]. [`acme::Client`] takes
-//! the order to its end; its solver lays the answer into
-//! [`challenge::responses`], where [`challenge::http01`] finds it.
-//! [`certificate::Bundle::new`] proves key, names, chain and dates, and
-//! [`store::Store::save`] keeps it as generation n + 1. The pass checks
-//! the targets, publishes it through [`deploy::output`], reloads them, and
-//! [`deploy::verify`] sees the new leaf, and goes on seeing it. The record says served = n + 1, exit 0.
-//! If the last steps fail, generation n goes live again, and the next pass says
-//! `Deploy`, never a second order.
+//! [`cli::args`] parses it to an [`identifier::Identifier`]; no later code sees a
+//! string. [`config`] resolves the settings, and the command line's verb builds the
+//! [`manage::Services`]. [`manage::pass::pass`] takes the lease, loads the record under
+//! it and asks [`renew::decide::next`]. [`acme::Client`] completes the order; its solver
+//! presents the answer in [`challenge::responses`], where [`challenge::http01`] finds it.
+//! [`certificate::Bundle::new`] checks key, names, chain and dates, and
+//! [`store::Store::save`] keeps it as generation n + 1. The pass checks the targets,
+//! publishes the pair through [`deploy::output`], reloads the targets, and
+//! [`deploy::verify`] sees the new leaf on several connections. The record says
+//! served = n + 1, exit 0. If the last steps fail, generation n goes live again, and the
+//! next pass says `Deploy`, never a second order.
 //!
 //! # Where this differs from its plan
 //! - [`record::Revision`] is what compare-and-swap compares;
 //!   [`record::Generation`] counts certificates only.
-//! - The flows of ACME are ours, in instant-acme's vocabulary: its own keep
-//!   neither a reply's `Retry-After` nor an order's URL, and answer the
-//!   authorizations of an order one after the other.
-//! - Where no endpoint is named, nginx is asked by way of /proc where it
-//!   listens, so that the proof needs no configuration.
-//! - Look-ups use the system's resolver.
-//! - Files, proof and keys are services behind traits, so that [`simulate`] runs the
-//!   flows as they are.
-//! - Servers that take a signal or a program are reloaded by the helper process
-//!   ([`deploy::helper`]), which keeps the rights that the sidecar gives up.
-//! - A further output is a target among others ([`deploy::targets::file`]): it is written
-//!   before the servers reload, and rolled back with them.
-//! - A hand-over that fails goes back only while what was served before has a
-//!   tenth of its life left: a server that never recovers must not let it run out.
-//! - A pass has one clock: this machine's, corrected by what the CA's last reply has
-//!   shown ([`manage::pass::pass`]). Whatever a fleet shares is dated by it.
-//! - A clock is given a length to sleep for, never an instant ([`time::Clock`]): one that
-//!   is set back between two readings must hold nobody up.
-//! - Caddy watches no certificate files; it is told by its admin API.
-//! - One handshake is no proof where old workers serve on beside the new: it has to
-//!   hold for half a second of connections ([`deploy::verify`]).
-//! - Who waits for the tokens of a CA's limit has a place in a line
-//!   (the supervisor's agenda), or all would come for each of them.
+//! - The flows of ACME are ours, in instant-acme's vocabulary. Its flows keep neither a
+//!   reply's `Retry-After` nor an order's URL, and answer the authorizations of an order
+//!   one after the other.
+//! - When no endpoint is configured, /proc shows where nginx listens, so that
+//!   verification needs no configuration.
+//! - DNS lookups use the system's resolver.
+//! - Files, verification and keys are services behind traits, so that [`simulate`] runs
+//!   the real flows.
+//! - The helper process ([`deploy::helper`]) keeps the rights that the sidecar gives up,
+//!   and reloads the servers that need a signal or a program.
+//! - A further copy of a pair is a target like a server ([`deploy::targets::file`]): it is
+//!   written before the servers reload, and rolled back with them.
+//! - A failed deployment rolls back only while the previous certificate has a tenth of
+//!   its lifetime left: a server that never recovers must not let it expire.
+//! - A pass has one clock: this machine's, corrected by the date of the CA's last reply
+//!   ([`manage::pass::pass`]). All that a fleet shares is dated by it.
+//! - A clock sleeps for a length, never until an instant ([`time::Clock`]): a clock that
+//!   is set back between two readings must delay no pass.
+//! - Caddy does not watch certificate files; its admin API reloads them.
+//! - One handshake does not verify a server whose old workers still accept connections:
+//!   half a second of connections must all see the new leaf ([`deploy::verify`]).
+//! - Passes that wait for the tokens of a CA's rate limit queue in the supervisor's
+//!   agenda: each token starts one pass, not all of them.
 
-// The map leads to private rooms, too: this documentation is made with them.
+// The map links to private rooms: this documentation is built with private items.
 #![allow(rustdoc::private_intra_doc_links)]
-// A test may tell one long story.
+// A test may be one long sequence of steps.
 #![cfg_attr(any(test, feature = "fuzzing"), allow(clippy::too_many_lines))]
 
 pub mod acme;

@@ -239,7 +239,7 @@ fn what_waits_after_a_failure_is_no_success() {
     // Nobody answers there.
     let verify = format!("127.0.0.1:{}", free_port());
     let told = run(&mut pebble.issue(&["example.com", "--verify", &verify]), 7);
-    assert!(told.contains("is not proven served"), "{told}");
+    assert!(told.contains("is not verified"), "{told}");
     let told = run(here(&pebble).arg("renew"), 7);
     assert!(
         told.contains("not handed over, and no new try before"),

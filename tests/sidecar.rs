@@ -235,7 +235,7 @@ fn what_is_not_served_is_an_alarm_that_ends_by_itself_and_never_an_order() {
         );
     });
     until_within(60, "the alarm", || {
-        sidecar.log().contains("is not proven served")
+        sidecar.log().contains("is not verified")
     });
     let (status, why) = sidecar.ask("GET", "/readyz");
     assert_eq!((status, why.trim()), (503, "example.com: not verified"));

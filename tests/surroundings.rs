@@ -99,7 +99,7 @@ fn a_pid_file_that_leads_astray_is_exit_7_and_signals_nobody() {
     for (content, message) in [
         (None, "no pid file"),
         (Some("4194305"), "is not running"),
-        (Some("nonsense"), "holds no process number"),
+        (Some("nonsense"), "no process number in the pid file"),
         // HUP would end this very process.
         (Some(own.as_str()), "not nginx"),
     ] {

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs nginx, and reloads it when the link of the certificate moves; certs sees by a handshake whether it
-# did. Nothing but what an nginx image has is needed, and nobody outside of the container is asked.
+# Runs nginx, and reloads it when the link of the certificate moves; certs verifies that by a handshake.
+# It needs only the programs of an nginx image, and no process outside the container.
 set -u
 link=${LINK:-/certs/live/site}
 config=${CONFIG:-/etc/nginx/site.conf}
@@ -16,7 +16,7 @@ while kill -0 "$nginx" 2>/dev/null; do
     if [ "$now" != "$loaded" ] && nginx -t -q -e stderr -c "$config"; then
         kill -HUP "$nginx" && loaded=$now
     fi
-    # In the background, so that a signal is not kept waiting.
+    # In the background, so that the shell handles a signal at once.
     sleep 1 & wait $!
 done
 wait "$nginx"

@@ -1,6 +1,6 @@
-//! The connections of a listener that strangers reach. When there are too many,
-//! in all or of one address, the oldest makes way: whoever opens many and says
-//! nothing locks nobody out, not even those behind the same address.
+//! The connections of a public listener. If there are too many, in all or from one
+//! address, the oldest is closed: a client that opens many idle connections cannot lock
+//! out others, not even those behind the same address.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::task::AbortHandle;
 
-/// Far below what a process may usually have open. One that says nothing costs
-/// some 23 KiB in a debug build: all of them stay below 4 MiB.
+/// Far below the usual limit of open files. An idle connection costs some 23 KiB in a
+/// debug build: all of them stay below 4 MiB.
 const CONNECTIONS: usize = 128;
-/// A CA validates from a handful of addresses; one of them never needs more.
+/// A CA validates from a handful of addresses, none of which needs more.
 pub(super) const CONNECTIONS_PER_ADDRESS: usize = 64;
 
-/// The connections there are.
+/// The open connections.
 #[derive(Default)]
 pub(super) struct Connections(Mutex<Open>);
 
@@ -25,7 +25,8 @@ struct Open {
 }
 
 impl Connections {
-    /// Lets `conversation` with `address` take place.
+    /// Runs `conversation` with `address` in a task, and closes the oldest connection if
+    /// there are too many.
     pub(super) fn admit(
         self: &Arc<Self>,
         address: IpAddr,
@@ -35,11 +36,11 @@ impl Connections {
         let surplus = open.surplus(address).and_then(|id| open.by_age.remove(&id));
         let id = open.next;
         open.next += 1;
-        let place = Slot(self.clone(), id);
-        // Under the lock, so that it is listed before it can end.
+        let slot = Slot(self.clone(), id);
+        // Spawned under the lock, so that it is listed before it can end.
         let task = tokio::spawn(async move {
             conversation.await;
-            drop(place);
+            drop(slot);
         });
         open.by_age.insert(id, (address, task.abort_handle()));
         drop(open);
@@ -50,11 +51,11 @@ impl Connections {
 }
 
 impl Open {
-    /// The connection that makes way for one more of `address`.
+    /// The connection to close for one more of `address`.
     fn surplus(&self, address: IpAddr) -> Option<u64> {
         let mut own = self.by_age.iter().filter(|(_, (peer, _))| *peer == address);
         let oldest = own.next().map(|(id, _)| *id);
-        // `own` has yielded one.
+        // One more, since `next` above has taken one out of `own`.
         if own.count() + 1 >= CONNECTIONS_PER_ADDRESS {
             return oldest;
         }
@@ -63,7 +64,7 @@ impl Open {
     }
 }
 
-/// A place among the connections, given back when dropped.
+/// Removes a connection from the list when dropped.
 struct Slot(Arc<Connections>, u64);
 
 impl Drop for Slot {
@@ -79,7 +80,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn there_are_never_more_than_the_caps_allow() {
+    async fn connections_never_exceed_their_limits() {
         let connections = Arc::new(Connections::default());
         let open = || connections.0.lock().unwrap().by_age.len();
         for host in 0..=255 {
@@ -100,7 +101,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_conversation_that_has_ended_gives_its_place_back() {
+    async fn connection_is_removed_when_it_ends() {
         let connections = Arc::new(Connections::default());
         connections.admit(IpAddr::from([192, 0, 2, 1]), std::future::ready(()));
         while !connections.0.lock().unwrap().by_age.is_empty() {

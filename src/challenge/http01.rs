@@ -1,6 +1,6 @@
-//! The listener on port 80 (RFC 8555 section 8.3). It gives a live answer on
-//! its exact path to its exact host, sends every other page to https, and
-//! refuses the rest. Nothing of a request is ever reflected unparsed.
+//! The listener on port 80 (RFC 8555 section 8.3). It serves a live answer at its exact
+//! path and host, redirects every other page to https, and refuses all else. No part of a
+//! request is ever reflected unparsed.
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -34,9 +34,9 @@ use crate::net::sockets::{BACKLOG, owner_of};
 
 const PATH: &str = "/.well-known/acme-challenge/";
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
-/// Validations take milliseconds; a browser that is sent away needs no more.
+/// Validations take milliseconds, and so does the redirect of a browser.
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(30);
-/// hyper's least buffer; no honest request head is near it.
+/// hyper's smallest buffer, far above the size of an honest request head.
 const LARGEST_HEAD: usize = 8 * 1024;
 const AFTER_ACCEPT_ERROR: Duration = Duration::from_millis(100);
 
@@ -50,7 +50,7 @@ pub struct BindError {
     owner: Owner,
 }
 
-/// Who holds the port, as far as that can be seen.
+/// The program that has the port, if /proc shows it.
 #[derive(Debug)]
 struct Owner(Option<(String, u32)>);
 
@@ -59,7 +59,7 @@ impl fmt::Display for Owner {
         match &self.0 {
             Some((program, pid)) => write!(
                 f,
-                "; it is taken by {} (pid {pid})",
+                "; the port is used by {} (pid {pid})",
                 program.escape_default()
             ),
             None => Ok(()),
@@ -68,7 +68,7 @@ impl fmt::Display for Owner {
 }
 
 impl BindError {
-    /// Whether the machine has no IPv6, or none that is switched on.
+    /// Whether the cause is that this machine has no IPv6, or has it switched off.
     #[must_use]
     pub fn is_for_lack_of_ipv6(&self) -> bool {
         let errno = rustix::io::Errno::from_io_error(&self.source);
@@ -87,24 +87,23 @@ impl BindError {
                 "leave the port to that server and use --webroot DIR with it, have it forward /.well-known/acme-challenge/ to another --http-listen ADDR, or stop it"
             }
             io::ErrorKind::PermissionDenied => {
-                "ports below 1024 need CAP_NET_BIND_SERVICE, net.ipv4.ip_unprivileged_port_start=80, or a socket handed over by systemd; or use --http-listen with another port that port 80 is forwarded to"
+                "ports below 1024 need CAP_NET_BIND_SERVICE, net.ipv4.ip_unprivileged_port_start=80, or a socket from systemd; or use --http-listen with another port that port 80 is forwarded to"
             }
             _ => "check the address given with --http-listen",
         }
     }
 }
 
-/// Is told how each request ended: `answered`, `unknown`, `redirected` or
-/// `refused`.
+/// Counts each request by its result: `answered`, `unknown`, `redirected` or `refused`.
 pub type Tally = Arc<dyn Fn(&'static str) + Send + Sync>;
 
-/// Sockets that are bound and not served yet.
+/// Bound sockets, not served yet.
 pub struct Listener {
     sockets: Vec<TcpListener>,
     served: Served,
 }
 
-/// What every connection shares.
+/// The shared parts of every connection.
 #[derive(Clone)]
 struct Served {
     responses: Responses,
@@ -124,7 +123,7 @@ impl Listener {
     /// Binds every address of `addresses`.
     ///
     /// # Errors
-    /// The first that is not to be had; none is kept then.
+    /// The first address that cannot be bound; the others are released.
     pub fn bind(addresses: &[SocketAddr], responses: Responses) -> Result<Self, BindError> {
         let sockets = addresses
             .iter()
@@ -146,14 +145,14 @@ impl Listener {
         })
     }
 
-    /// Tells `tally` of every request.
+    /// Counts every request with `tally`.
     #[must_use]
     pub fn counted_by(mut self, tally: Tally) -> Self {
         self.served.tally = tally;
         self
     }
 
-    /// Takes sockets over that are bound and listening already.
+    /// Uses sockets that are bound and listening already.
     ///
     /// # Errors
     /// When one of them cannot be used.
@@ -181,7 +180,7 @@ impl Listener {
         })
     }
 
-    /// The addresses that are listened on, with the ports the system chose.
+    /// The addresses of the listener, with the ports that the system chose.
     #[must_use]
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.sockets
@@ -209,7 +208,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     }?;
     socket.set_reuseaddr(true)?;
     if address.is_ipv6() {
-        // Beside 0.0.0.0:80, which a dual-stack socket would collide with.
+        // A dual-stack socket would collide with 0.0.0.0:80.
         rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
     }
     socket.bind(address)?;
@@ -223,7 +222,7 @@ async fn accept(socket: TcpListener, served: Served, connections: Arc<Connection
                 connections.admit(peer.ip(), converse(stream, served.clone()));
             }
             Err(error) => {
-                // Out of descriptors, most likely: that passes, and port 80 must not.
+                // Most likely out of descriptors, which passes: port 80 must stay open.
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(AFTER_ACCEPT_ERROR).await;
             }
@@ -245,7 +244,7 @@ where
         .header_read_timeout(HEADER_DEADLINE)
         .max_buf_size(LARGEST_HEAD)
         .serve_connection(TokioIo::new(stream), service);
-    // Whatever a stranger's connection ended with is not worth a log line.
+    // The error of a client's connection is not logged: anyone could fill the log.
     let _ = tokio::time::timeout(CONNECTION_DEADLINE, connection).await;
 }
 
@@ -277,15 +276,12 @@ fn answer(request: &Request<Incoming>, responses: &Responses) -> Response<Full<B
         );
     }
     let Some(host) = host(headers) else {
-        return plain(
-            StatusCode::BAD_REQUEST,
-            "the Host is missing or is no name\n",
-        );
+        return plain(StatusCode::BAD_REQUEST, "no valid Host header\n");
     };
     match request.uri().path().strip_prefix(PATH) {
         Some(token) => match responses.lookup(&host, token) {
             Some(key_authorization) => {
-                responses.given(token);
+                responses.fetched(token);
                 with_type(
                     StatusCode::OK,
                     "application/octet-stream",
@@ -379,33 +375,33 @@ mod tests {
         }
     }
 
-    /// How long the listener bears with a stranger that says `first` and then, again and
-    /// again after each pause, `more`.
-    async fn hangs_up_after(first: &str, pause: Duration, more: &str) -> Duration {
+    /// The time until the listener closes the connection of a client that sends `first`
+    /// and then `more` after each pause.
+    async fn closed_after(first: &str, pause: Duration, more: &str) -> Duration {
         let begun = tokio::time::Instant::now();
-        let (mut stranger, ours) = tokio::io::duplex(64 * 1024);
+        let (mut client, ours) = tokio::io::duplex(64 * 1024);
         let served = Served::uncounted(Responses::default());
         let converses = tokio::spawn(converse(ours, served));
-        stranger.write_all(first.as_bytes()).await.unwrap();
+        client.write_all(first.as_bytes()).await.unwrap();
         while !converses.is_finished() {
             tokio::time::sleep(pause).await;
-            // It may be hung up on meanwhile.
-            let _ = stranger.write_all(more.as_bytes()).await;
+            // The connection may be closed already.
+            let _ = client.write_all(more.as_bytes()).await;
         }
         begun.elapsed()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_dawdles_or_stays_for_ever_is_hung_up_on() {
+    async fn slow_and_endless_connections_are_closed() {
         let tenth = Duration::from_millis(100);
         let near =
             |took: Duration, deadline: Duration| took >= deadline && took <= deadline + tenth;
         let whole = "GET / HTTP/1.1\r\nHost: example.com\r\n\r\n";
-        let silent = hangs_up_after("", tenth, "").await;
-        assert!(near(silent, HEADER_DEADLINE), "{silent:?}");
-        let slow = hangs_up_after("GET / HTTP/1.1\r\nA: ", tenth, "a").await;
+        let idle = closed_after("", tenth, "").await;
+        assert!(near(idle, HEADER_DEADLINE), "{idle:?}");
+        let slow = closed_after("GET / HTTP/1.1\r\nA: ", tenth, "a").await;
         assert!(near(slow, HEADER_DEADLINE), "{slow:?}");
-        let busy = hangs_up_after(whole, tenth * 10, whole).await;
+        let busy = closed_after(whole, tenth * 10, whole).await;
         assert!(busy >= CONNECTION_DEADLINE, "{busy:?}");
         assert!(busy <= CONNECTION_DEADLINE + tenth * 10, "{busy:?}");
     }
@@ -424,7 +420,7 @@ mod tests {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut reply = String::new();
-        // A reset ends a refused connection as well as a close does.
+        // A refused connection may end by a reset.
         let _ = stream.read_to_string(&mut reply).await;
         reply
     }
@@ -444,7 +440,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn gives_a_live_answer_to_its_host_and_is_seen_doing_it() {
+    async fn live_answer_is_served_to_its_host_and_observed() {
         let (address, responses) = serving().await;
         let path = format!("{PATH}{TOKEN}");
         let (waiting, answered) = tokio::join!(
@@ -465,7 +461,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn gives_nothing_to_another_host_path_or_method() {
+    async fn answer_is_refused_to_another_host_path_or_method() {
         let (address, _responses) = serving().await;
         let path = format!("{PATH}{TOKEN}");
         for (method, path, host, more, status) in [
@@ -516,7 +512,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn sends_every_other_page_to_https() {
+    async fn other_pages_redirect_to_https() {
         let (address, _responses) = serving().await;
         for (path, host, location) in [
             ("/a?b=c", "example.com:8080", "https://example.com/a?b=c"),
@@ -537,7 +533,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_request_is_counted_by_how_it_ended() {
+    async fn requests_are_counted_by_result() {
         let counted = Arc::new(Mutex::new(Vec::new()));
         let tally = {
             let counted = counted.clone();
@@ -555,23 +551,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn those_who_say_nothing_make_way_for_the_next_of_their_address() {
+    async fn oldest_idle_connection_of_an_address_is_closed_for_the_next() {
         let (address, _responses) = serving().await;
-        let mut silent = Vec::new();
+        let mut idle = Vec::new();
         for _ in 0..=CONNECTIONS_PER_ADDRESS {
-            silent.push(TcpStream::connect(address).await.unwrap());
+            idle.push(TcpStream::connect(address).await.unwrap());
         }
         let path = format!("{PATH}{TOKEN}");
         let reply = fetch(address, "GET", &path, "example.com", "").await;
         assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
-        let ended = silent[0].read(&mut [0]).await;
-        assert!(matches!(ended, Ok(0) | Err(_)), "the oldest is there still");
-        let last = silent[CONNECTIONS_PER_ADDRESS].try_read(&mut [0]);
+        let ended = idle[0].read(&mut [0]).await;
+        assert!(matches!(ended, Ok(0) | Err(_)), "the oldest is still open");
+        let last = idle[CONNECTIONS_PER_ADDRESS].try_read(&mut [0]);
         assert!(last.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
     }
 
     #[tokio::test]
-    async fn a_taken_port_names_who_has_it() {
+    async fn bind_error_names_the_program_on_the_port() {
         let (address, _responses) = serving().await;
         let error = Listener::bind(&[address], Responses::default())
             .err()

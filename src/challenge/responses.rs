@@ -1,5 +1,5 @@
-//! The live HTTP-01 answers, shared between whoever lays them out and the
-//! listener that gives them.
+//! The live HTTP-01 answers, shared between the orders that present them and the listener
+//! that serves them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,7 +24,7 @@ struct Live {
 }
 
 impl Responses {
-    /// The answer for `token` when it is live and for `host`.
+    /// The answer for `token`, if it is live and for `host`.
     #[must_use]
     pub fn lookup(&self, host: &Identifier, token: &str) -> Option<String> {
         let live = self.lock();
@@ -34,8 +34,8 @@ impl Responses {
         Some(answer.key_authorization.clone())
     }
 
-    /// Tells those who wait that the answer for `token` was given.
-    pub fn given(&self, token: &str) {
+    /// Reports to [`Solver::observed`] that the answer for `token` was fetched.
+    pub fn fetched(&self, token: &str) {
         if let Some(answer) = self.lock().get(token) {
             answer
                 .fetches
@@ -74,7 +74,7 @@ impl Solver for Responses {
             None => false,
         };
         if !seen {
-            // Taken away before it was fetched: nothing will be seen any more.
+            // Cleaned up before it was fetched: no fetch can follow.
             std::future::pending::<()>().await;
         }
     }

@@ -1,6 +1,6 @@
-//! HTTP-01 answers as files below a directory that another server serves on
-//! port 80. Symbolic links below it are not followed, and a token is checked
-//! before it is a file's name.
+//! HTTP-01 answers as files below a directory that another server serves on port 80.
+//! Symbolic links below it are not followed, and a token is checked before it becomes a
+//! file name.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ impl SolverSettings for Settings {
         }
         Err(Unfit {
             message: format!("the webroot {} is not a directory", self.0.display()),
-            hint: "name the one that port 80 is served from",
+            hint: "name the directory that the server on port 80 serves",
         })
     }
 
@@ -86,7 +86,7 @@ impl Webroot {
             let opened = openat(&at, name, directory | OFlags::NOFOLLOW, Mode::empty());
             at = opened.map_err(|error| failed("open", &path, error))?;
             if is_new {
-                // The server of port 80 may be another user, whatever our umask is.
+                // The server on port 80 may run as another user: our umask must not count.
                 fchmod(&at, DIRECTORY).map_err(|error| failed("set the mode of", &path, error))?;
             }
         }
@@ -105,7 +105,7 @@ impl Solver for Webroot {
         let name = answer.token.as_str();
         let aside = format!(".{name}");
         let failed = |operation, error| failed(operation, &self.0.join(name), error);
-        // What a crash left there would be in the way.
+        // A crash may have left this file.
         let _ = unlinkat(&directory, &aside, AtFlags::empty());
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;

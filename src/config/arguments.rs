@@ -1,6 +1,6 @@
-//! The command line in the words of the configuration's keys. The options of a
-//! verb that are keys are made from their table; values stay texts here, and are
-//! read where the same key of the file and the environment is.
+//! The options of the command line that are configuration keys, made from the table of
+//! keys. A value stays a text here; the same reader parses it as for the file and the
+//! environment.
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
@@ -10,13 +10,12 @@ use super::keys::{EXCLUSIVE, Layer, keys};
 use super::layer::{Raw, Value};
 use super::problem::{Given, Origin, Problems};
 
-/// The options of one verb that are configuration keys; an option that was not
-/// given is absent.
+/// The given options of one verb that are configuration keys.
 #[derive(Clone, Debug, Default)]
 pub struct KeyOptions<const VERB: u8>(Vec<(&'static Key, Value)>);
 
 impl<const VERB: u8> KeyOptions<VERB> {
-    /// Whether none was given.
+    /// Whether no option was given.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -73,11 +72,11 @@ fn argument(key: &'static Key, option: CommandLine) -> Arg {
     argument.value_name(option.value_name)
 }
 
-/// What the key means, its default and its variable.
+/// The meaning of the key, its default and its variable.
 fn help(key: &Key) -> String {
     let mut notes = Vec::new();
     match key.default {
-        // What a flag turns on is off without it.
+        // A flag is off by default.
         DefaultValue::Unset | DefaultValue::Value("false") => {}
         DefaultValue::Value("true") => notes.push("default on".to_owned()),
         DefaultValue::Value(value) | DefaultValue::Described(value) => {
@@ -118,7 +117,7 @@ fn value(key: &Key, option: CommandLine, matches: &ArgMatches) -> Value {
     Given { value, origin }
 }
 
-/// What the command line says.
+/// The values of the command line.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     values: Vec<(&'static Key, Value)>,
@@ -128,12 +127,12 @@ pub struct Options {
 }
 
 impl Options {
-    /// The options that are keys.
+    /// Adds the options that are keys.
     pub fn keys<const VERB: u8>(&mut self, given: &KeyOptions<VERB>) {
         self.values.extend_from_slice(&given.0);
     }
 
-    /// The names of one certificate.
+    /// Sets the names of one certificate.
     pub fn names(&mut self, names: &[String]) {
         let origin = Origin::Option("NAME".to_owned());
         self.names = names
@@ -142,13 +141,13 @@ impl Options {
             .collect();
     }
 
-    /// `--name`, that certificate's own name.
+    /// Sets the certificate's own name, `--name`.
     pub fn lineage(&mut self, lineage: Option<&str>) {
         let origin = Origin::Option("--name".to_owned());
         self.lineage = lineage.map(|lineage| Value::text(lineage, &origin));
     }
 
-    /// `--config FILE`.
+    /// Sets the file, `--config FILE`.
     pub fn config(&mut self, file: Option<&str>) {
         self.config = file.map(str::to_owned);
     }

@@ -1,5 +1,5 @@
-//! Which CA, and how to be known there. The names of public CAs stand here
-//! once; nothing else knows a URL of theirs.
+//! The CA and the account to use there. The names of public CAs are here and nowhere
+//! else; no other module knows a URL of theirs.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -51,13 +51,13 @@ const EMBEDDED: &str = "embedded";
 pub struct Directory(String);
 
 impl Directory {
-    /// What records and accounts are kept under: the URL, or `embedded`.
+    /// The key of records and accounts: the URL, or `embedded`.
     #[must_use]
     pub fn identity(&self) -> &str {
         self.known().map_or(&self.0, |(_, url, _)| url)
     }
 
-    /// The public CA whose directory is at `host`; `None` when none or several are.
+    /// The public CA whose directory is at `host`; `None` if none or several are there.
     #[must_use]
     pub fn at_host(host: &str) -> Option<Self> {
         let is_there = |url: &str| {
@@ -69,14 +69,14 @@ impl Directory {
         there.next().is_none().then(|| Self(name.to_owned()))
     }
 
-    /// Whether it is the CA inside this process.
+    /// Whether it is the embedded CA of this process.
     #[must_use]
     pub fn is_embedded(&self) -> bool {
         self.0 == EMBEDDED
     }
 
-    /// Whether it signs public names only, under terms of service. A public
-    /// CA's URL counts as its name does.
+    /// Whether it signs public names only, under terms of service. The URL of a public CA
+    /// counts like its name.
     #[must_use]
     pub fn is_public(&self) -> bool {
         self.known().is_some()
@@ -89,8 +89,8 @@ impl Directory {
             .is_some_and(|(name, ..)| name.starts_with("letsencrypt"))
     }
 
-    /// Where to rehearse an order; a private CA is its own staging. `None`
-    /// when the CA has no such place.
+    /// The directory for a rehearsal; a private CA is its own. `None` if the CA has no
+    /// staging directory.
     #[must_use]
     pub fn staging(&self) -> Option<Self> {
         match self.known() {
@@ -99,7 +99,7 @@ impl Directory {
         }
     }
 
-    /// Whether it signs what nobody trusts, for rehearsals.
+    /// Whether its certificates are untrusted, for rehearsals.
     #[must_use]
     pub fn is_staging(&self) -> bool {
         self.known()
@@ -156,13 +156,13 @@ impl From<Directory> for String {
 }
 
 impl fmt::Display for Directory {
-    /// As the user named it.
+    /// The name or URL that the user gave.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-/// Every name that stands for a CA.
+/// The names of all known CAs.
 pub(super) fn names() -> Vec<&'static str> {
     PUBLIC
         .iter()
@@ -171,14 +171,14 @@ pub(super) fn names() -> Vec<&'static str> {
         .collect()
 }
 
-/// A CA and how to be known there. It names files with secrets, never holds one.
+/// A CA and the account to use there. It names files with secrets and never holds one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaSettings {
     /// Its directory.
     pub directory: Directory,
     /// A root (PEM) to trust for the directory beside the public ones.
     pub root: Option<PathBuf>,
-    /// Where the CA may write to.
+    /// The e-mail address that the CA may write to.
     pub email: Option<String>,
     /// Whether its terms of service are agreed to.
     pub agree_tos: bool,
@@ -194,40 +194,40 @@ impl CaSettings {
     /// The extra root.
     ///
     /// # Errors
-    /// What is wrong with its file.
+    /// The problem of its file.
     pub fn read_root(&self) -> Result<Option<Vec<u8>>, String> {
         let Some(path) = &self.root else {
             return Ok(None);
         };
-        let told = |what: &str| format!("the root {}: {what}", path.display());
-        let pem = std::fs::read(path).map_err(|error| told(&error.to_string()))?;
+        let failed = |what: &str| format!("the root {}: {what}", path.display());
+        let pem = std::fs::read(path).map_err(|error| failed(&error.to_string()))?;
         let marked = String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE-----");
         if marked {
             Ok(Some(pem))
         } else {
-            Err(told("there is no certificate in PEM in it"))
+            Err(failed("no PEM certificate found in it"))
         }
     }
 
     /// The external account binding: its key identifier and its HMAC key.
     ///
     /// # Errors
-    /// What is missing, or wrong with the key's file; never the key.
+    /// The missing key, or the problem of the key's file; never the HMAC key itself.
     pub fn read_binding(&self) -> Result<Option<(String, Vec<u8>)>, String> {
         match (&self.eab_kid, &self.eab_hmac_file) {
             (None, None) => Ok(None),
             (Some(kid), Some(path)) => {
-                let told = |what: &str| format!("the HMAC key {}: {what}", path.display());
+                let failed = |what: &str| format!("the HMAC key {}: {what}", path.display());
                 let text = std::fs::read_to_string(path)
                     .map(Secret::new)
-                    .map_err(|error| told(&error.to_string()))?;
+                    .map_err(|error| failed(&error.to_string()))?;
                 let text = text.expose().trim().trim_end_matches('=');
                 let key = URL_SAFE_NO_PAD
                     .decode(text)
                     .or_else(|_| STANDARD_NO_PAD.decode(text))
                     .ok()
                     .filter(|key| !key.is_empty())
-                    .ok_or_else(|| told("it is not base64url"))?;
+                    .ok_or_else(|| failed("invalid base64url"))?;
                 Ok(Some((kid.clone(), key)))
             }
             (Some(_), None) => Err("eab_kid without eab_hmac_file".to_owned()),
@@ -273,7 +273,7 @@ mod tests {
     fn directory_at_host_needs_exactly_one() {
         let at = |host: &str| Directory::at_host(host).map(|ca| ca.to_string());
         assert_eq!(at("acme.zerossl.com").as_deref(), Some("zerossl"));
-        assert_eq!(at("acme.ssl.com"), None, "it has two");
+        assert_eq!(at("acme.ssl.com"), None, "two CAs are there");
         assert_eq!(at("ca.internal"), None);
     }
 

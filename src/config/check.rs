@@ -1,4 +1,5 @@
-//! What makes sense key by key and still cannot be issued.
+//! Checks of whole certificates: each key alone is valid, and the CA would still refuse
+//! the order, or two settings contradict each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -9,12 +10,12 @@ use super::{CaSettings, CertificateSettings};
 use crate::deploy::target::{DeployTarget, NAME};
 use crate::identifier::{Identifier, Lineage};
 
-/// What the largest of public CAs take in one certificate.
+/// The most names that public CAs accept in one certificate.
 const MOST_NAMES: usize = 100;
 
-/// Adds everything that keeps `wanted`, which comes from `origin`, from being
-/// issued. Files that it names are looked at; nothing else is. `ca_is_known`
-/// is false where a mistake hides which CA is meant.
+/// Adds every problem that prevents the issuance of `wanted`, which comes from `origin`.
+/// It reads the files that `wanted` names and no others. `ca_is_known` is false if
+/// another problem hides which CA is meant.
 pub(super) fn certificate(
     wanted: &CertificateSettings,
     origin: &Origin,
@@ -31,8 +32,8 @@ pub(super) fn certificate(
             problems,
         );
         ca(&wanted.ca, origin, problems);
-        if let Some(second) = &wanted.fallback {
-            fallback(second, wanted, origin, problems);
+        if let Some(ca) = &wanted.fallback {
+            fallback(ca, wanted, origin, problems);
         }
     }
     if let Err(unfit) = wanted.challenge.check() {
@@ -60,7 +61,8 @@ pub(super) fn copies(all: &[CertificateSettings], entries: &[Entry], problems: &
     }
 }
 
-/// A file of `certificate` that one of `others` is written to, and which.
+/// A file that both `certificate` and one of `others` are written to, and that other
+/// certificate.
 pub fn shared_file<'a>(
     certificate: &CertificateSettings,
     others: impl Iterator<Item = &'a CertificateSettings>,
@@ -92,18 +94,18 @@ fn names(wanted: &CertificateSettings, origin: &Origin, problems: &mut Problems)
     }
 }
 
-/// A fallback CA is asked for the same names, and for no profile: that is a word of
-/// the CA that offers it.
+/// A fallback CA issues the same names without a profile: each CA has profiles of its
+/// own.
 fn fallback(
-    second: &CaSettings,
+    fallback: &CaSettings,
     wanted: &CertificateSettings,
     origin: &Origin,
     problems: &mut Problems,
 ) {
-    let directory = &second.directory;
+    let directory = &fallback.directory;
     if directory.is_staging() {
         let message = format!("the fallback CA {directory} is a staging directory");
-        let hint = "name one whose certificates are trusted, such as zerossl";
+        let hint = "name a CA whose certificates are trusted, such as zerossl";
         problems.add(origin, message, hint);
         return;
     }
@@ -112,8 +114,8 @@ fn fallback(
         problems.add(origin, message, "name another CA, or leave fallback_ca out");
         return;
     }
-    public_names(second, None, wanted, origin, problems);
-    ca(second, origin, problems);
+    public_names(fallback, None, wanted, origin, problems);
+    ca(fallback, origin, problems);
 }
 
 fn public_names(

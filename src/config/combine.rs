@@ -1,11 +1,11 @@
-//! The strongest source wins, key by key: most keys as their table says, and
-//! here those that make a setting together.
+//! Combines the sources: the strongest one wins, key by key. The table of keys does
+//! that for most keys; this module does it for the keys that make a setting together.
 
 use std::path::PathBuf;
 
+use super::docker::{DockerSettings, GRACE, LIMIT};
 use super::key::KeyTable;
 use super::keys::{CertificateLayer, Layer};
-use super::labels::{DockerSettings, GRACE, LIMIT};
 use super::layer::absolute;
 use super::problem::{Given, Origin, Problems};
 use super::read::Entry;
@@ -32,8 +32,7 @@ impl Sources {
         }
     }
 
-    /// The files that are named, whether or not a certificate has use for them
-    /// yet.
+    /// The named files, whether or not a certificate uses them yet.
     #[must_use]
     pub fn files(&self) -> Vec<PathBuf> {
         let shared = self.shared_layers();
@@ -43,13 +42,13 @@ impl Sources {
         files.flatten().map(|given| given.value.clone()).collect()
     }
 
-    /// How messages look, also while something else is wrong.
+    /// The format of messages, also when the rest of the configuration is invalid.
     #[must_use]
     pub fn log_format(&self) -> LogFormat {
         value(pick(&self.layers(), |layer| &layer.log_format)).unwrap_or_default()
     }
 
-    /// What holds for the whole process.
+    /// The settings of the whole process, without certificates.
     pub(super) fn process(&self, problems: &mut Problems) -> Settings {
         let layers = self.layers();
         let data_dir = value(pick(&layers, |layer| &layer.data_dir))
@@ -66,7 +65,7 @@ impl Sources {
             && when.value == DeployWhen::OnSchedule
         {
             let hint = "add [renew] schedule = \"30 3 * * *\"";
-            problems.add(&when.origin, "there is no schedule to deploy on", hint);
+            problems.add(&when.origin, "deployment on schedule has no schedule", hint);
         }
         exists(
             pick(&layers, |layer| &layer.output_owner),
@@ -93,12 +92,12 @@ impl Sources {
         self.layers().map(|layer| &layer.shared)
     }
 
-    /// Without a host there are no labels.
+    /// `None` when no host is set: then labels are not read.
     fn docker(&self) -> Option<DockerSettings> {
         let layers = self.layers();
         let grace = value(pick(&layers, |layer| &layer.docker_grace));
         let raw = value(pick(&layers, |layer| &layer.docker_accepts_raw));
-        // What is wrong with them is reported with the certificates.
+        // Their problems are reported with the certificates.
         let mut deploy = self.deploy(&self.shared_layers(), &mut Problems::default());
         let tables = self.document.targets.values();
         for table in tables.map(|spec| self.located(spec)) {
@@ -117,7 +116,7 @@ impl Sources {
         })
     }
 
-    /// One certificate, complete.
+    /// The complete settings of one certificate.
     pub(super) fn certificate(
         &self,
         entry: &Entry,
@@ -139,7 +138,7 @@ impl Sources {
         settings
     }
 
-    /// Named tables stand for every certificate that does not say otherwise.
+    /// A certificate without targets of its own is deployed to all named tables.
     fn deploy(&self, layers: &[&CertificateLayer], problems: &mut Problems) -> Vec<DeployTarget> {
         let targets = &self.document.targets;
         let mut set = layers
@@ -147,7 +146,7 @@ impl Sources {
             .filter(|layer| layer.deploy.is_some() || layer.stored_deploy.is_some());
         let strongest = set.next();
         if let Some(stored) = strongest.and_then(|layer| layer.stored_deploy.as_ref()) {
-            // With all their keys, as they were located when they were stored.
+            // Stored targets are complete, and their paths are absolute already.
             return stored.value.clone();
         }
         let Some(given) = strongest.and_then(|layer| layer.deploy.as_ref()) else {
@@ -185,15 +184,15 @@ impl Sources {
 }
 
 impl CertificateLayer {
-    /// Whether its CA is not known, because of a mistake that is reported already.
+    /// Whether its CA is unknown because of a problem that is reported already.
     pub(super) fn hides_its_ca(&self) -> bool {
         ["ca", "agree_tos", "fallback_ca"]
             .iter()
-            .any(|key| self.broken.contains(*key))
+            .any(|key| self.invalid.contains(*key))
     }
 }
 
-/// The strongest source that sets one of the ways decides.
+/// The strongest source that sets a challenge decides.
 fn challenge(layers: &[&CertificateLayer]) -> ChallengeSettings {
     let mut chosen = layers.iter().filter_map(|layer| layer.challenge());
     chosen.next().unwrap_or_else(|| {

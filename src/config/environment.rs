@@ -1,6 +1,6 @@
-//! What the environment sets: `CERTS_` and the key in capitals, or the same
-//! with `_FILE` and the path of a file that holds the value. A service manager
-//! or an orchestrator adds variables of its own, so only a near miss is an error.
+//! The variables of the environment: `CERTS_` and the key in capitals, or the same with
+//! `_FILE` and the path of a file that holds the value. A service manager or an
+//! orchestrator adds variables of its own, so that only a near miss is an error.
 
 use std::collections::BTreeMap;
 
@@ -9,13 +9,13 @@ use super::keys::{Layer, keys};
 use super::layer::{Raw, Value, split};
 use super::problem::{Given, Origin, Problem, Problems, nearest};
 
-/// What the environment sets: keys, and the names of `CERTS_DOMAINS`
-/// certificate by certificate.
+/// The values of the environment: keys, and the names of `CERTS_DOMAINS`, certificate by
+/// certificate.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Variables {
     pub(super) layer: Layer,
     pub(super) domains: Vec<Value>,
-    /// The own name of the one certificate of `domains`, or of the command line.
+    /// The name of the only certificate of `domains`, or of the command line.
     pub(super) name: Option<Value>,
 }
 
@@ -56,25 +56,25 @@ fn boolean(text: &str) -> Option<bool> {
     }
 }
 
-/// What only a command has, and no file.
+/// Options of a command that have a variable and no key in the file.
 const COMMANDS: [&str; 5] = ["force", "dry_run", "json", "quiet", "verbose"];
 
 fn command_variable(option: &str) -> String {
     format!("CERTS_{}", option.to_uppercase())
 }
 
-/// Options of one command, as the environment has them: `CERTS_FORCE` and the
-/// like, which no file can say.
+/// Options of one command from the environment, such as `CERTS_FORCE`; the file has no
+/// such keys.
 #[derive(Clone, Debug, Default)]
 pub struct CommandVariables {
     set: BTreeMap<&'static str, bool>,
 }
 
 impl CommandVariables {
-    /// Reads them.
+    /// Reads the variables.
     ///
     /// # Errors
-    /// Every one that is neither true nor false.
+    /// A problem for each value that is neither true nor false.
     pub fn read(environment: &BTreeMap<String, String>) -> Result<Self, Vec<Problem>> {
         let (mut all, mut problems) = (Self::default(), Problems::default());
         for key in COMMANDS {
@@ -107,7 +107,8 @@ impl CommandVariables {
     }
 }
 
-/// The variable, or what its `_FILE` holds; an empty one counts as unset.
+/// The value of the variable, or the content of its `_FILE`; an empty one counts as
+/// unset.
 fn value(
     environment: &BTreeMap<String, String>,
     name: &str,
@@ -198,7 +199,7 @@ mod tests {
         let shared = variables.layer.shared;
         assert_eq!(shared.email.unwrap().value, "a@example.com");
         assert!(shared.agree_tos.unwrap().value);
-        assert!(shared.ca.is_none(), "an empty variable is an unset one");
+        assert!(shared.ca.is_none(), "an empty variable counts as unset");
         assert_eq!(variables.domains.len(), 2);
     }
 
@@ -228,9 +229,9 @@ mod tests {
             let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
             CommandVariables::read(&pairs.collect())
         };
-        let said = read(&[("CERTS_FORCE", "yes"), ("CERTS_JSON", "0")]);
-        let said = said.unwrap();
-        assert!(said.flag("force") && !said.flag("json") && !said.flag("quiet"));
+        let flags = read(&[("CERTS_FORCE", "yes"), ("CERTS_JSON", "0")]);
+        let flags = flags.unwrap();
+        assert!(flags.flag("force") && !flags.flag("json") && !flags.flag("quiet"));
         let problems = read(&[("CERTS_FORCE", "often"), ("CERTS_QUIET", "2")]).unwrap_err();
         assert_eq!(problems.len(), 2, "{problems:?}");
     }

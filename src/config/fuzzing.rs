@@ -1,5 +1,5 @@
-//! What `fuzz/` holds against a configuration: it is taken whole, and is then
-//! the same for another process; or every error has an origin, a message and a hint.
+//! What `fuzz/` checks of a configuration: it is accepted whole, and another process then
+//! reads the same settings; or every error has an origin, a message and a hint.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,12 +8,12 @@ use std::os::fd::AsRawFd;
 
 use super::{CommandVariables, Options, Origin, Problem, Purpose, Settings, Sources};
 
-/// What stands for a variable of the environment in a seed.
+/// The prefix of a variable of the environment in a seed.
 const VARIABLE: &str = "#env ";
-/// Files that never end, or are not the same twice.
+/// Files that never end, or differ at each reading.
 const ELSEWHERE: [&str; 3] = ["/dev", "/proc", "/sys"];
 
-/// A configuration's text.
+/// Checks the text of a configuration.
 pub(crate) fn file(source: &[u8]) {
     let text = String::from_utf8_lossy(source);
     // A TOML text may spell a path with escapes as well.
@@ -50,7 +50,7 @@ fn environment(text: &str) -> BTreeMap<String, String> {
     let said = text.lines().filter_map(|line| line.strip_prefix(VARIABLE));
     let said = said.filter_map(|line| line.split_once('='));
     let said = said.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    // Which file is read is decided here.
+    // The fuzzer chooses the file itself.
     said.filter(|(name, _)| !name.ends_with("_FILE") && name != "CERTS_CONFIG")
         .collect()
 }
@@ -62,7 +62,7 @@ fn in_memory(source: &[u8]) -> std::io::Result<File> {
     Ok(file)
 }
 
-/// Another process reads the same from its JSON.
+/// Checks that another process reads the same settings from their JSON.
 fn sound(settings: &Settings) {
     let json = serde_json::to_string(settings);
     let json = json.unwrap_or_else(|error| panic!("it cannot be written: {error}"));
@@ -105,7 +105,7 @@ fn told(problems: &[Problem], lines: &[&str]) {
     }
 }
 
-/// The key that a problem is about, where it is written as it is shown.
+/// The key of an "unknown key" problem, if the source has it as the message shows it.
 fn unknown_key(message: &str) -> Option<&str> {
     let key = message.strip_prefix("unknown key `")?.strip_suffix('`')?;
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';

@@ -1,6 +1,6 @@
-//! What a configuration key is, and the macro that makes the code of a table of
-//! keys: the layer that one source fills, how each value is read, and which
-//! setting the strongest value becomes. It knows no key by name.
+//! The description of a configuration key, and the macro that makes code from a table of
+//! keys: the layer that one source fills, the reader of each value, and the setting that
+//! the strongest value becomes. It knows no key by name.
 
 use super::layer::Value;
 use super::problem::{Origin, Problems};
@@ -10,21 +10,21 @@ use super::problem::{Origin, Problems};
 pub(super) struct Key {
     /// As in the file; a `.` stands between a table and its key.
     pub(super) name: &'static str,
-    /// The heading it stands under, in the help and in the reference.
+    /// Its heading in the help and in the reference.
     pub(super) group: &'static str,
     pub(super) scope: Scope,
     pub(super) value_type: ValueType,
-    /// What it means, in one line: help, schema and reference show it.
+    /// Its meaning in one line, for help, schema and reference.
     pub(super) doc: &'static str,
-    /// The forms that its text can have, where another table lists them.
+    /// The forms that its text can have, if another table lists them.
     forms: Option<fn() -> String>,
     pub(super) default: Default,
-    /// The option of the command line, where there is one.
+    /// The option of the command line, if it has one.
     pub(super) option: Option<CommandLine>,
     hint: &'static str,
 }
 
-/// What a key may be set for.
+/// The scope of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
     /// For the whole process.
@@ -33,7 +33,7 @@ pub(super) enum Scope {
     Certificate,
 }
 
-/// What a key takes.
+/// The type of a key's value.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ValueType {
     Text,
@@ -45,13 +45,13 @@ pub(super) enum ValueType {
     Number,
 }
 
-/// What holds when no source sets a key.
+/// The value of a key that no source sets.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Default {
     Unset,
-    /// This value, as it would be written.
+    /// This value, as a user would write it.
     Value(&'static str),
-    /// What this describes.
+    /// A value that only words can describe.
     Described(&'static str),
 }
 
@@ -60,7 +60,7 @@ pub(super) enum Default {
 pub(super) struct CommandLine {
     /// The verbs that take it: a sum of [`EVERY`] and the others.
     pub(super) verbs: u8,
-    /// What stands for its value in the help; a boolean without one is a flag.
+    /// The placeholder of its value in the help; a boolean without one is a flag.
     pub(super) value_name: &'static str,
 }
 
@@ -121,7 +121,7 @@ impl Key {
         self
     }
 
-    /// What belongs there, shown when the value is something else.
+    /// The hint for an invalid value.
     pub(super) const fn hint(mut self, hint: &'static str) -> Self {
         self.hint = hint;
         self
@@ -162,12 +162,12 @@ impl Key {
         self.name.replace(['_', '.'], "-")
     }
 
-    /// The table of the file that it stands in, and its name there.
+    /// Its table in the file, and its name there.
     pub(super) fn section(&self) -> Option<(&'static str, &'static str)> {
         self.name.split_once('.')
     }
 
-    /// What belongs there.
+    /// The hint for an invalid value; a choice lists its words.
     pub(super) fn expected(&self) -> String {
         match self.value_type {
             ValueType::Choice(words) if self.hint.is_empty() => {
@@ -177,7 +177,7 @@ impl Key {
         }
     }
 
-    /// What it means, with the forms of its text.
+    /// Its meaning, with the forms of its text.
     pub(super) fn described(&self) -> String {
         let forms = self.forms.map(|forms| format!(": {}", forms()));
         self.doc.to_owned() + &forms.unwrap_or_default()
@@ -204,24 +204,24 @@ fn alternatives(words: &[&str]) -> String {
 
 /// The values of one source, key by key and not yet combined with the others.
 pub(super) trait KeyTable: Sized + 'static {
-    /// What the strongest values make.
+    /// The settings that the strongest values make.
     type Settings;
     const KEYS: &'static [Key];
 
-    /// Reads the value of `key`; whether the layer has such a key.
+    /// Reads the value of `key`. Returns whether the layer has that key.
     fn read(&mut self, key: &Key, value: &Value, problems: &mut Problems) -> bool;
 
     /// Sets the strongest value of each key; the strongest of `layers` is the first.
     fn apply(layers: &[&Self], settings: &mut Self::Settings);
 
-    /// The layer that would make `settings`, with `origin` for every value.
+    /// The layer of these `settings`, with `origin` for every value.
     fn holding(settings: &Self::Settings, origin: &Origin) -> Self;
 }
 
 /// A layer from its table. A key is
 /// `"name", field: Type, reader, Key => .where.it.is.stored;`
 /// where the reader is a function of [`super::layer`] that makes a `Given<Type>`.
-/// A key whose setting takes more than that is stored by [`super::combine`].
+/// [`super::combine`] stores the keys that only together make a setting.
 macro_rules! layer {
     (
         $(#[$about:meta])*

@@ -1,7 +1,7 @@
 //! Every key of the configuration, and the settings that they make. The file, the
 //! environment, the options of the command line, the JSON Schema and
-//! `docs/configuration.md` all follow from the two tables here. Nothing is read
-//! here, and what contradicts what is for [`super::check`].
+//! `docs/configuration.md` all follow from the two tables here. No file is read here,
+//! and contradictions among keys are found by [`super::check`].
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -11,11 +11,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::ca::{self, Directory};
+use super::docker::{DockerSettings, Grace, Pattern};
 use super::key::{
     BOOLEAN, EVERY, IMPORT, ISSUE, Key, KeyTable, LIST, NUMBER, PATH, RUN, Scope, TEXT, choice,
     layer,
 };
-use super::labels::{DockerSettings, Grace, Pattern};
 use super::layer::{
     DockerHost, Value, boolean, directory, email, list, number, parsed, path, text, words,
 };
@@ -121,7 +121,7 @@ layer! {
         stored_deploy: Option<Given<Vec<DeployTarget>>>,
         /// Keys with an invalid value: what follows from their absence is not worth
         /// reporting.
-        broken: BTreeSet<&'static str>,
+        invalid: BTreeSet<&'static str>,
     }
 }
 
@@ -230,12 +230,42 @@ impl CertificateLayer {
     }
 }
 
+impl Layer {
+    /// Reads the value of the key `name`. Returns whether the key exists.
+    pub(super) fn put(&mut self, name: &str, value: &Value, problems: &mut Problems) -> bool {
+        let key = keys().find(|key| key.name == name);
+        key.is_some_and(|key| {
+            self.read(key, value, problems) || self.shared.take(key, value, problems)
+        })
+    }
+}
+
+impl CertificateLayer {
+    /// Reads the value of the key `name`. Returns whether a certificate has that key.
+    pub(super) fn put(&mut self, name: &str, value: &Value, problems: &mut Problems) -> bool {
+        let mut own = Self::KEYS
+            .iter()
+            .filter(|key| key.scope == Scope::Certificate);
+        let key = own.find(|key| key.name == name);
+        key.is_some_and(|key| self.take(key, value, problems))
+    }
+
+    fn take(&mut self, key: &Key, value: &Value, problems: &mut Problems) -> bool {
+        let before = problems.len();
+        let known = self.read(key, value, problems);
+        if problems.len() > before {
+            self.invalid.insert(key.name);
+        }
+        known
+    }
+}
+
 /// Every key of both tables.
 pub(super) fn keys() -> impl Iterator<Item = &'static Key> {
     CertificateLayer::KEYS.iter().chain(Layer::KEYS)
 }
 
-/// Everything that was set, resolved.
+/// The resolved configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     /// The configuration that was read, if there is one.
@@ -246,11 +276,11 @@ pub struct Settings {
     pub output: OutputSettings,
     /// How messages look.
     pub log_format: LogFormat,
-    /// Whether `certs run` gives up what it does not need.
+    /// Whether `certs run` gives up the rights that it does not need.
     pub harden: bool,
-    /// Where the read-only endpoints are; `None` turns them off.
+    /// The address of the read-only endpoints; `None` turns them off.
     pub admin_listen: Option<SocketAddr>,
-    /// When work is done.
+    /// When certificates are renewed and deployed.
     pub renew: RenewSettings,
     /// How control is proven where a certificate does not set it.
     pub challenge: ChallengeSettings,
@@ -288,13 +318,13 @@ impl Settings {
 pub struct OutputSettings {
     /// Its path.
     pub directory: PathBuf,
-    /// The user who shall own what is in it: a name or a number.
+    /// The owner of its files: a user's name or number.
     pub owner: Option<String>,
-    /// Its group: a name or a number.
+    /// Their group: a name or a number.
     pub group: Option<String>,
 }
 
-/// When work is done.
+/// When certificates are renewed and deployed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenewSettings {
     /// A sweep beside the exact timers, and the maintenance window.
@@ -303,18 +333,18 @@ pub struct RenewSettings {
     pub deploy: DeployWhen,
 }
 
-/// One certificate as it is wanted, complete: all that a process needs that has
-/// not read the configuration. It is stored with the certificate, so that a new
-/// field needs a default for what is stored already.
+/// The complete settings of one certificate: a process that has not read the
+/// configuration needs nothing else. They are stored with the certificate, so that a new
+/// field needs a default for stored settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CertificateSettings {
     /// Its name.
     pub lineage: Lineage,
-    /// What it is for, in the order in which it was named.
+    /// The names in it, in the order in which they were given.
     pub names: Vec<Identifier>,
-    /// The CA that shall issue it.
+    /// The CA that issues it.
     pub ca: CaSettings,
-    /// The CA that issues it when that one does not.
+    /// The CA that issues it when the first one cannot.
     #[serde(default)]
     pub fallback: Option<CaSettings>,
     /// The CA's certificate profile.
@@ -330,7 +360,7 @@ pub struct CertificateSettings {
     pub challenge: ChallengeSettings,
     /// The targets to deploy to.
     pub deploy: Vec<DeployTarget>,
-    /// Where it must be seen served.
+    /// The endpoints at which it is verified.
     pub verify: Vec<Endpoint>,
     /// The client that it was imported from, if no configuration names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -356,7 +386,7 @@ impl CertificateSettings {
         }
     }
 
-    /// The files that its CAs need: roots and keys of external accounts.
+    /// The files of its CAs: roots and keys of external accounts.
     pub fn ca_files(&self) -> impl Iterator<Item = &PathBuf> {
         let cas = [Some(&self.ca), self.fallback.as_ref()];
         let files = cas.into_iter().flatten();

@@ -1,121 +1,29 @@
-//! What containers request by their labels, as certificates: a label stands where
-//! the file would have a table, and is stronger than the defaults of all. A user who
-//! may start a container may neither run programs here nor reach what the
-//! configuration does not name: a label deploys to nginx or to a `[deploy.NAME]` of
-//! the file, and its names can be restricted to a list.
+//! The certificates that containers request by their labels. A label replaces a
+//! `[[certificate]]` table, and is stronger than the defaults for all certificates. A
+//! user that may start a container gets no other rights here: a label deploys only to
+//! nginx or to a `[deploy.NAME]` of the file, and its names can be restricted to a list.
 
 use std::collections::BTreeSet;
-use std::fmt;
-use std::str::FromStr;
-use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
 
 use super::keys::CertificateLayer;
 use super::layer::{Value, split};
 use super::problem::{Origin, Problem, Problems};
 use super::read::Entry;
 use super::resolve::Sources;
-use super::{CertificateSettings, Settings, check};
-use crate::deploy::target::{DeployTarget, NAME};
+use super::{CertificateSettings, DockerSettings, Settings, check};
+use crate::deploy::target::NAME;
 use crate::discovery::labels::{Ask, Complaint};
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Lineage;
 
-/// How long a certificate is renewed whose container is gone.
-pub(super) const GRACE: Duration = Duration::from_secs(7 * 86_400);
-/// How many certificates containers may request.
-pub(super) const LIMIT: usize = 100;
-/// The target that needs no table of its own: it has no WHERE.
+/// The target that a label may name without a table of the file.
 const NGINX: &str = "nginx";
 
-/// Containers that request certificates by their labels.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DockerSettings {
-    /// Where Docker's API is: `unix://PATH` or `tcp://HOST:PORT`.
-    pub host: String,
-    /// Whether an API that nothing filters may be used.
-    pub accept_raw_socket: bool,
-    /// How long a certificate is renewed whose container is gone.
-    pub grace: Duration,
-    /// The names that may be requested; all, when it is empty.
-    pub allow: Vec<Pattern>,
-    /// How many certificates may be requested.
-    pub limit: usize,
-    /// The targets of a label that names none, and those it may name: all of the
-    /// file's `[deploy.NAME]`.
-    pub deploy: Vec<DeployTarget>,
-}
-
-/// A name, or with `*.` before it all below it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Pattern(Identifier);
-
-impl Pattern {
-    fn allows(&self, name: &Identifier) -> bool {
-        let (pattern, name) = (self.0.to_string(), name.to_string());
-        match pattern.strip_prefix('*') {
-            Some(below) => name.ends_with(below),
-            None => name == pattern,
-        }
-    }
-}
-
-impl FromStr for Pattern {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let name = Identifier::parse(text);
-        name.map(Self).map_err(|error| error.to_string())
-    }
-}
-
-impl TryFrom<String> for Pattern {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Pattern> for String {
-    fn from(pattern: Pattern) -> Self {
-        pattern.0.to_string()
-    }
-}
-
-/// `90s`, `30m`, `12h` or `7d`, of a year at most.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Grace(pub(super) Duration);
-
-impl FromStr for Grace {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let text = text.trim();
-        let wrong = || format!("invalid duration `{}`", text.escape_debug());
-        let unit = text.chars().last().ok_or_else(wrong)?;
-        let seconds = match unit {
-            's' => 1,
-            'm' => 60,
-            'h' => 3600,
-            'd' => 86_400,
-            _ => return Err(wrong()),
-        };
-        let number: u32 = text[..text.len() - unit.len_utf8()]
-            .parse()
-            .map_err(|_| wrong())?;
-        let grace = u64::from(number) * seconds;
-        match grace <= 366 * 86_400 {
-            true => Ok(Self(Duration::from_secs(grace))),
-            false => Err(format!("`{text}` is more than a year")),
-        }
-    }
-}
-
-/// What is granted of the requests.
+/// The answer to the requests of all containers.
 #[derive(Debug, Default)]
 pub struct Granted {
-    /// The certificates, each with the index of its request.
+    /// The granted certificates, each with the index of its request.
     pub certificates: Vec<(usize, CertificateSettings)>,
-    /// Why the others are not.
+    /// Why the other requests are refused.
     pub refused: Vec<Problem>,
 }
 
@@ -133,8 +41,8 @@ impl From<&Complaint> for Problem {
 }
 
 impl Sources {
-    /// The certificates that `asks` are beside those of `configured`, which win. The
-    /// first of several that exclude each other is the one that is granted.
+    /// The certificates that `asks` request, beside those of `configured`, which win. Of
+    /// several requests that exclude each other, the first is granted.
     #[must_use]
     pub fn granted(&self, asks: &[&Ask], configured: &Settings) -> Granted {
         let mut granted = Granted::default();
@@ -163,7 +71,11 @@ impl Sources {
             }
             if problems.is_empty() && granted.certificates.len() >= docker.limit {
                 let message = format!("containers request more than {} certificates", docker.limit);
-                problems.add(&origin, message, "raise [docker] limit, if that is meant");
+                problems.add(
+                    &origin,
+                    message,
+                    "raise [docker] limit, if the containers need them",
+                );
             }
             match problems.is_empty() {
                 true => granted.certificates.push((index, certificate)),
@@ -181,8 +93,8 @@ impl Sources {
         granted
     }
 
-    /// Whether there is a certificate of that name or for these names already. That it
-    /// is another one is a problem.
+    /// Whether a certificate with that name or for the same names exists already. If it
+    /// has the name and other names in it, that is a problem.
     fn is_taken(
         &self,
         ask: &Ask,
@@ -225,7 +137,7 @@ impl Sources {
         for name in &ask.names {
             if !docker.allow.is_empty() && !docker.allow.iter().any(|one| one.allows(name)) {
                 let message = format!("a label may not request {name}");
-                problems.add(&origin, message, "add it to [docker] allow, if it may");
+                problems.add(&origin, message, "add it to [docker] allow to permit it");
             }
         }
         let mut layer = CertificateLayer::default();
@@ -274,12 +186,6 @@ fn origin_of(ask: &Ask, label: &str) -> Origin {
     Origin::Label {
         container: ask.container.clone(),
         label: label.to_owned(),
-    }
-}
-
-impl fmt::Display for Pattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
     }
 }
 

@@ -1,19 +1,17 @@
-//! The values of one source (the file, the environment, the command line) and
-//! how they are read. All three come through [`Layer::put`], so that a key means
-//! the same wherever it is set; the readers here report what is invalid and never
-//! stop at it.
+//! A value of one source (the file, the environment, the command line), and the
+//! readers that parse it into a type. All sources use the same readers, so that a key
+//! means the same wherever it is set. A reader reports an invalid value and never stops
+//! at it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::ca::{self, Directory};
-use super::key::{Key, KeyTable, Scope};
-use super::keys::{CertificateLayer, Layer, keys};
 use super::problem::{Given, Origin, Problems, nearest};
 use crate::deploy::docker::Api;
 
-/// A value before it is understood.
+/// A value that is not parsed yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Raw {
     Text(String),
@@ -48,37 +46,7 @@ impl Value {
     }
 }
 
-impl Layer {
-    /// Takes the value of the key `name`; whether there is such a key.
-    pub(super) fn put(&mut self, name: &str, value: &Value, problems: &mut Problems) -> bool {
-        let key = keys().find(|key| key.name == name);
-        key.is_some_and(|key| {
-            self.read(key, value, problems) || self.shared.take(key, value, problems)
-        })
-    }
-}
-
-impl CertificateLayer {
-    /// Takes the value of the key `name`; whether a certificate has such a key.
-    pub(super) fn put(&mut self, name: &str, value: &Value, problems: &mut Problems) -> bool {
-        let mut own = Self::KEYS
-            .iter()
-            .filter(|key| key.scope == Scope::Certificate);
-        let key = own.find(|key| key.name == name);
-        key.is_some_and(|key| self.take(key, value, problems))
-    }
-
-    fn take(&mut self, key: &Key, value: &Value, problems: &mut Problems) -> bool {
-        let before = problems.len();
-        let known = self.read(key, value, problems);
-        if problems.len() > before {
-            self.broken.insert(key.name);
-        }
-        known
-    }
-}
-
-/// A CA, with the name that a mistyped one may stand for.
+/// Reads a CA; the hint for an unknown name suggests the nearest known one.
 pub(super) fn directory(
     value: &Value,
     _expected: &str,
@@ -96,7 +64,7 @@ pub(super) fn directory(
     parsed(value, &hint, problems)
 }
 
-/// Where Docker's API is.
+/// The address of Docker's API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DockerHost(pub(super) String);
 
@@ -139,7 +107,7 @@ pub(super) fn path(value: &Value, hint: &str, problems: &mut Problems) -> Option
     Some(path.map(|path| absolute(&base, &path)))
 }
 
-/// What `path` means where it is written.
+/// `path`, made absolute from the place where it is written.
 pub(super) fn absolute(origin: &Origin, path: &Path) -> PathBuf {
     let base = match origin {
         Origin::Line { file, .. } => Path::new(file).parent().unwrap_or(Path::new("")),
@@ -182,7 +150,7 @@ where
     }
 }
 
-/// A number, which may stand in quotes.
+/// Reads a number, with or without quotes.
 pub(super) fn number<T: FromStr>(
     value: &Value,
     hint: &str,
@@ -197,7 +165,7 @@ where
     }
 }
 
-/// Words between spaces or commas.
+/// The words of `text`, separated by spaces or commas.
 pub(super) fn split(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| c.is_whitespace() || c == ',')
         .filter(|word| !word.is_empty())
@@ -220,7 +188,7 @@ pub(super) fn boolean(
     Some(Given { value, origin })
 }
 
-/// A list; a single text is a list of one.
+/// Reads a list; a single text is a list of one.
 pub(super) fn words<T: FromStr>(
     value: &Value,
     hint: &str,

@@ -1,6 +1,5 @@
-//! What is wrong with a configuration, and where it comes from: a line of the
-//! file, a variable, or an option. Problems are collected, never thrown, so
-//! that one look shows them all.
+//! The problems of a configuration and their origin: a line of the file, a variable, or
+//! an option. Problems are collected, so that one run reports them all.
 
 use std::fmt;
 
@@ -30,14 +29,14 @@ pub enum Origin {
         /// The label.
         label: String,
     },
-    /// Nowhere: it is missing.
+    /// No origin: the value is missing.
     Nowhere,
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // The user who starts this process may choose both freely.
+            // The file's name and the variable's are chosen by the user.
             Self::Line { file, line } => write!(f, "{}:{line}: ", printable(file)),
             Self::Variable(name) | Self::Option(name) => write!(f, "{}: ", printable(name)),
             Self::Stored(name) => write!(f, "stored options of {name}: "),
@@ -69,11 +68,11 @@ impl<T> Given<T> {
 /// One error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Where.
+    /// Where the value comes from.
     pub origin: Origin,
-    /// What is wrong.
+    /// The problem.
     pub message: String,
-    /// What belongs there.
+    /// The next thing to do.
     pub hint: String,
 }
 
@@ -85,7 +84,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Its lines stay lines, and nothing in them steers a terminal.
+/// Escapes control characters, so that no text steers a terminal; lines stay lines.
 fn safe(text: &str) -> String {
     let lines = text.split('\n');
     let lines = lines.map(|line| printable_within(line, usize::MAX));
@@ -108,7 +107,7 @@ impl Problems {
             message: message.into(),
             hint: hint.into(),
         };
-        // A default that is wrong for many certificates is wrong once.
+        // An invalid default is one problem, not one for each certificate.
         if !self.0.contains(&problem) {
             self.0.push(problem);
         }
@@ -122,7 +121,7 @@ impl Problems {
         self.0.is_empty()
     }
 
-    /// In the order of the file's lines, then as they were found.
+    /// The problems in the order of the file's lines, then in the order of discovery.
     pub(super) fn sorted(mut self) -> Vec<Problem> {
         self.0.sort_by_key(|problem| match problem.origin {
             Origin::Line { line, .. } => line,

@@ -1,4 +1,4 @@
-//! The file, read whole: TOML with the line of every value kept.
+//! Reads the file as TOML, and keeps the line of every value for messages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -13,7 +13,7 @@ use super::problem::{Given, Origin, Problems, nearest};
 use crate::deploy::target::{DeployTarget, TargetKeys};
 use crate::identifier::{Identifier, Lineage};
 
-/// What the file sets.
+/// The values of the file.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Document {
     pub(super) layer: Layer,
@@ -22,19 +22,19 @@ pub(super) struct Document {
     pub(super) targets: BTreeMap<String, Given<DeployTarget>>,
 }
 
-/// One certificate that is named, with what is set for it alone.
+/// One configured certificate, with the keys that are set for it alone.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) origin: Origin,
     pub(super) names: Vec<Identifier>,
     pub(super) lineage: Lineage,
     pub(super) layer: CertificateLayer,
-    /// Whether a container's label names it: then it is stronger than what holds for
-    /// all certificates.
+    /// Whether a container's label requests it: then its keys are stronger than the
+    /// defaults for all certificates.
     pub(super) is_a_label: bool,
 }
 
-/// Reads `source`, which is shown as `file`.
+/// Reads `source`; messages name it `file`.
 pub(super) fn read(file: &str, source: &str, problems: &mut Problems) -> Document {
     let mut reader = Reader {
         file,
@@ -42,19 +42,19 @@ pub(super) fn read(file: &str, source: &str, problems: &mut Problems) -> Documen
         problems: Problems::default(),
     };
     let (document, mistakes) = DeTable::parse_recoverable(source);
-    // One mistake makes the parser report several; the first is enough, and what
-    // it made of such a line is not worth reporting either.
-    let mut broken = BTreeSet::new();
+    // One mistake makes the parser report several for its line; only the first is shown,
+    // and no further problem of that line.
+    let mut reported = BTreeSet::new();
     for mistake in mistakes {
         let origin = reader.origin(mistake.span().unwrap_or_default());
-        if broken.insert(origin.to_string()) {
+        if reported.insert(origin.to_string()) {
             let hint = "this is TOML: key = value, texts in quotes, each key once";
             problems.add(&origin, mistake.message(), hint);
         }
     }
     let document = reader.document(document.get_ref());
     for problem in reader.problems.sorted() {
-        if !broken.contains(&problem.origin.to_string()) {
+        if !reported.contains(&problem.origin.to_string()) {
             problems.add(&problem.origin, problem.message, problem.hint);
         }
     }
@@ -144,7 +144,7 @@ impl Reader<'_> {
             let value = self.value(key.span(), item);
             let name = key.get_ref().to_string();
             origins.insert(name.clone(), value.origin.clone());
-            let mut said = match value.value {
+            let mut words = match value.value {
                 Raw::Boolean(value) => vec![value.to_string()],
                 _ => {
                     let words = words::<String>(&value, super::DEPLOY_HINT, &mut self.problems)?;
@@ -152,9 +152,9 @@ impl Reader<'_> {
                 }
             };
             match name.as_str() {
-                "kind" => kind = said.pop(),
+                "kind" => kind = words.pop(),
                 _ => {
-                    given.insert(name, said);
+                    given.insert(name, words);
                 }
             }
         }
@@ -288,8 +288,7 @@ impl Reader<'_> {
         self.problems.add(&origin, message, hint);
     }
 
-    /// A value that the parser only supposes has no span of its own: it stands
-    /// where its key does.
+    /// A value that the parser assumed has no span: its line is that of its key.
     fn value(&self, key: Range<usize>, item: &Item<'_>) -> Value {
         let value = match item.get_ref() {
             DeValue::String(text) => Raw::Text(text.to_string()),

@@ -1,5 +1,5 @@
-//! `docs/configuration.md`, rendered from the table of keys. For tests alone: the
-//! page is committed, and must be what is rendered here.
+//! `docs/configuration.md`, rendered from the table of keys. Only tests use it: the
+//! committed page must match the rendered one.
 
 use std::fmt::Write;
 
@@ -101,7 +101,7 @@ fn default(key: &Key) -> String {
 }
 
 fn sources(key: &Key) -> String {
-    // These two are named in another way.
+    // `names` and `name` have neither a variable nor an option.
     if NAMING.iter().any(|naming| naming.name == key.name) {
         return String::new();
     }
@@ -125,14 +125,14 @@ fn meaning(key: &Key) -> String {
         .any(|one| one.name == key.name);
     match (is_shared, key.scope) {
         (true, Scope::Process) => format!("{} (only for all certificates)", key.doc),
-        // The page of the targets has their forms.
+        // docs/targets.md has their forms.
         _ if key.name == "deploy" => format!("{}: see [targets.md](targets.md)", key.doc),
         _ => key.described(),
     }
 }
 
 #[test]
-#[allow(clippy::disallowed_methods)] // a switch of the test alone
+#[allow(clippy::disallowed_methods)] // only this test reads it
 fn configuration_page_matches_table_of_keys() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
     if std::env::var("CERTS_UPDATE_DOCS").is_ok_and(|value| value == "1") {
@@ -140,7 +140,7 @@ fn configuration_page_matches_table_of_keys() {
     }
     assert!(
         std::fs::read_to_string(path).unwrap_or_default() == page(),
-        "docs/configuration.md is not what src/config/keys.rs makes of it; write it with \
+        "docs/configuration.md does not match src/config/keys.rs; write it with \
          CERTS_UPDATE_DOCS=1 cargo test --lib config::reference"
     );
 }

@@ -1,5 +1,4 @@
-//! What is stored of a certificate, as a source of its own: it stands where the
-//! file would name it.
+//! The stored settings of a certificate, as a source: they replace a table of the file.
 
 use super::key::KeyTable;
 use super::keys::CertificateLayer;
@@ -13,11 +12,11 @@ use crate::identifier::{Identifier, Lineage};
 pub enum Remembered {
     /// With the settings of the command that made it.
     Whole(Box<CertificateSettings>),
-    /// With what its record says.
+    /// With the fields of its record.
     Record {
         /// Its name.
         lineage: Lineage,
-        /// What it is for.
+        /// The names in it.
         names: Vec<Identifier>,
         /// Its CA.
         directory: Option<Directory>,
@@ -61,8 +60,7 @@ impl CertificateLayer {
                 };
             }
         };
-        let second = whole.fallback.clone();
-        let (fallback, fallback_eab_kid, fallback_eab_hmac_file) = match second {
+        let (fallback, fallback_eab_kid, fallback_eab_hmac_file) = match whole.fallback.clone() {
             Some(ca) => (Some(ca.directory), ca.eab_kid, ca.eab_hmac_file),
             None => (None, None, None),
         };

@@ -1,5 +1,5 @@
-//! The three sources, and which certificates they name; [`super::combine`]
-//! then decides what holds for each.
+//! Reads the three sources and lists the certificates that they name;
+//! [`super::combine`] then makes the settings of each.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -21,10 +21,10 @@ const USUAL_FILES: [&str; 2] = ["certs.toml", "/etc/certs/certs.toml"];
 /// Which certificates a command is about.
 #[derive(Clone, Debug)]
 pub enum Purpose {
-    /// The one that the command line names; all of them when it names none,
-    /// and an error when there are none.
+    /// The certificate that the command line names, else all of them. Having none is an
+    /// error.
     Named,
-    /// Every one of the file, the environment and the command line.
+    /// All certificates of the file, the environment and the command line.
     All,
 }
 
@@ -39,13 +39,13 @@ pub struct Sources {
     pub(super) document: Document,
     pub(super) file: Option<PathBuf>,
     pub(super) default_data_dir: Option<PathBuf>,
-    /// Where Docker's API is, as its own programs are told.
+    /// The address of Docker's API: `DOCKER_HOST`, as Docker's own programs read it.
     pub(super) docker_host: Option<String>,
     names_a_lineage: bool,
 }
 
 impl Sources {
-    /// Reads all three. [`Self::settings`] reports what is wrong with them.
+    /// Reads all three. [`Self::settings`] reports their problems.
     #[must_use]
     pub fn read(options: &Options, environment: &BTreeMap<String, String>) -> Self {
         let mut problems = Problems::default();
@@ -81,7 +81,7 @@ impl Sources {
         };
         let lineage = options.lineage.as_ref();
         let lineage = lineage.and_then(|name| lineage_of(name, &mut sources.problems));
-        // That of the environment is for what the environment names, if it does.
+        // CERTS_NAME belongs to CERTS_DOMAINS, if that is set.
         let lineage = lineage.or(name.filter(|_| sources.domains.is_empty()));
         sources.names_a_lineage = lineage.is_some();
         sources.named = sources.name(options, lineage);
@@ -108,11 +108,11 @@ impl Sources {
         }
     }
 
-    /// What holds for a certificate that is stored and not configured: what is
-    /// stored of it stands where the file would name it.
+    /// The settings of a certificate that is stored and not configured: its stored
+    /// settings replace a table of the file.
     ///
     /// # Errors
-    /// Every problem of that certificate; the others have theirs.
+    /// Every problem of that certificate.
     pub fn remembered(&self, stored: &Remembered) -> Result<CertificateSettings, Vec<Problem>> {
         let mut problems = Problems::default();
         let mut certificate = self.checked(&Entry::remembered(stored), &mut problems);
@@ -146,8 +146,7 @@ impl Sources {
         self.configured(lineage).is_some()
     }
 
-    /// What holds for the whole process; the certificates are left out, and
-    /// whatever is wrong with them alone.
+    /// The settings of the whole process, without certificates and their problems.
     ///
     /// # Errors
     /// Every problem of reading the sources.
@@ -165,7 +164,7 @@ impl Sources {
     /// certificate mean that one, whole: a command never makes it smaller.
     fn name(&mut self, options: &Options, lineage: Option<Given<Lineage>>) -> Option<Entry> {
         if options.names.is_empty() {
-            // A name in the environment alone asks for nothing.
+            // CERTS_NAME alone does not select a certificate.
             options.lineage.as_ref()?;
             return lineage.and_then(|lineage| self.by_lineage(lineage));
         }
@@ -208,15 +207,15 @@ impl Sources {
         None
     }
 
-    /// The certificate as it is configured: the environment's word for its
-    /// names is stronger than the file's.
+    /// The configured certificate; the names of the environment are stronger than those
+    /// of the file.
     fn configured(&self, lineage: &Lineage) -> Option<&Entry> {
         let mut all = self.domains.iter().chain(&self.document.entries);
         all.find(|entry| entry.lineage == *lineage)
     }
 
-    /// The certificates that `purpose` is about; a later source renames, it never
-    /// doubles.
+    /// The certificates that `purpose` selects. A later source replaces a certificate of
+    /// the same name, and never adds a second one.
     fn entries(&self, purpose: &Purpose, problems: &mut Problems) -> Vec<Entry> {
         if let (Purpose::Named, Some(named)) = (purpose, &self.named) {
             return vec![self.with_own(named)];
@@ -247,7 +246,7 @@ impl Sources {
         entries
     }
 
-    /// With what the file sets for this certificate alone.
+    /// `entry`, with the keys that the file sets for this certificate alone.
     fn with_own(&self, entry: &Entry) -> Entry {
         let mut entry = entry.clone();
         let mut all = self.document.entries.iter();
@@ -275,7 +274,7 @@ fn group_of(group: &Value, lineage: Option<Lineage>, problems: &mut Problems) ->
     })
 }
 
-/// The file that was named, or the first of the usual ones that is there.
+/// The named file, else the first of the usual files that exists.
 fn file(
     options: &Options,
     environment: &BTreeMap<String, String>,

@@ -1,5 +1,5 @@
-//! The file's JSON Schema, for editors, made from the table of keys; only the
-//! tables of `[deploy.NAME]` have their shape here.
+//! The file's JSON Schema, for editors, made from the table of keys. Only the shape of
+//! `[deploy.NAME]` is written here.
 
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
@@ -62,14 +62,14 @@ pub fn schema() -> String {
     format!("{schema:#}")
 }
 
-/// A table that has these keys and no other.
+/// A table with these keys and no others.
 fn table(properties: Map<String, Value>) -> Value {
     json!({ "type": "object", "properties": properties, "additionalProperties": false })
 }
 
 #[derive(JsonSchema)]
 #[serde(untagged)]
-#[allow(dead_code)] // only its shape is used
+#[allow(dead_code)] // only for its shape
 enum Deploy {
     Short(OneOrMany),
     Long(std::collections::BTreeMap<String, DeployTarget>),
@@ -77,7 +77,7 @@ enum Deploy {
 
 #[derive(JsonSchema)]
 #[serde(untagged)]
-#[allow(dead_code)] // only its shape is used
+#[allow(dead_code)] // only for its shape
 enum OneOrMany {
     One(String),
     Many(Vec<String>),

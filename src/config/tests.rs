@@ -1,5 +1,5 @@
-//! The configuration as a whole: what wins, what is refused, and that examples
-//! and schema tell of the same keys as the reader.
+//! The configuration as a whole: precedence, refusals, and that the examples and the
+//! schema have the same keys as the reader.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -170,7 +170,7 @@ fn stored_settings_hold_below_environment() {
         .certificates
         .remove(0);
     stored.key = KeyType::Rsa2048;
-    // One of them says more than its short form does.
+    // The second has keys that its short form cannot express.
     stored.deploy.push("nginx:/run/nginx.pid".parse().unwrap());
     assert_eq!(stored.deploy.len(), 2);
     let remembered = Remembered::Whole(Box::new(stored.clone()));

@@ -33,17 +33,18 @@ struct Queue {
 
 /// The latest action.
 struct LatestAction {
-    /// The last request that had come before it began.
+    /// The last request before it began.
     serves: u64,
-    /// Whether it was done for an urgent delivery.
+    /// Whether its delivery was urgent.
     urgent: bool,
     at: Instant,
     ended: Result<(), DeployError>,
 }
 
 impl LatestAction {
-    /// Whether its result holds for a delivery that is `urgent` or not: a reload that
-    /// succeeded holds for both, and so does a check that was not urgent for one that is.
+    /// Whether a delivery, `urgent` or not, may share its result. A successful reload is
+    /// shared by both. A check that succeeded for a delivery that was not urgent also
+    /// holds for an urgent one.
     fn is_for(&self, urgent: bool, apart: Duration) -> bool {
         let is_reload = apart > Duration::ZERO;
         self.urgent == urgent || self.ended.is_ok() && (is_reload || urgent)

@@ -1,5 +1,5 @@
-//! What the targets share that write a pair themselves: the live pair read again and
-//! checked as one value, and a file replaced in one step. It never writes in place.
+//! The common part of targets that write a pair themselves: they read the live pair,
+//! check it as one value, and replace a file in one step. No file is written in place.
 
 use std::io;
 use std::path::Path;
@@ -9,7 +9,7 @@ use super::{Delivery, DeployError};
 use crate::certificate::{Bundle, Freshness, Secret};
 use crate::files;
 
-/// The pair that `delivery` says is live.
+/// The live pair of `delivery`.
 pub(super) fn read_pair(target: &str, delivery: &Delivery) -> Result<Bundle, DeployError> {
     let pair = |detail: String| DeployError::Pair {
         target: target.to_owned(),
@@ -27,7 +27,7 @@ pub(super) fn read_pair(target: &str, delivery: &Delivery) -> Result<Bundle, Dep
 }
 
 pub(super) fn replace(path: &Path, mode: u32, owner: Owner, content: &[u8]) -> io::Result<()> {
-    let give = |aside: &Path| owner.take_or_warn(aside, mode);
+    let give = |aside: &Path| owner.apply_or_warn(aside, mode);
     files::replace_once_given(path, 0o600, content, give)
 }
 

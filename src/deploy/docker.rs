@@ -1,5 +1,5 @@
 //! Docker's API at one address. A process that may use the whole API is root on the
-//! host, so that this one finds out whether anything filters it. It never changes a
+//! host, so that this module finds out whether a proxy filters it. It never changes a
 //! container by itself.
 
 use std::path::Path;
@@ -13,42 +13,43 @@ pub use super::http::Answer;
 use super::http::Server;
 use crate::text::printable;
 
-/// Where the API is, when nothing else is said.
+/// The default address of the API.
 pub const SOCKET: &str = "unix:///var/run/docker.sock";
 
-/// The port of Docker's API, where its address names none.
+/// The default port of the API.
 const PORT: u16 = 2375;
 
 /// Docker's API at one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Api(Server);
 
-/// What stands between us and the whole API.
+/// Whether a proxy filters the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filter {
-    /// Something that refuses calls that we do not need.
-    Some,
-    /// Nothing.
-    Nobody,
-    /// Unknown: this was the answer.
+    /// A proxy refuses the calls that we do not need.
+    Filtered,
+    /// The whole API is open.
+    Unfiltered,
+    /// Unknown, with the status of the reply.
     Unknown(StatusCode),
 }
 
 impl Api {
-    /// The API at what DOCKER_HOST may hold: `unix://PATH` or `tcp://HOST:PORT`.
+    /// The API at an address in the form of DOCKER_HOST: `unix://PATH` or
+    /// `tcp://HOST:PORT`.
     ///
     /// # Errors
     /// Why the address is invalid.
     pub fn at(host: &str) -> Result<Self, String> {
-        let no_address = || format!("`{}` is not an address of Docker's API", printable(host));
+        let invalid = || format!("invalid address of Docker's API `{}`", printable(host));
         if let Some(path) = host.strip_prefix("unix://") {
             return match path.starts_with('/') {
                 true => Ok(Self(Server::Unix(path.into()))),
-                false => Err(no_address()),
+                false => Err(invalid()),
             };
         }
         let url = host.replacen("tcp://", "http://", 1);
-        let uri: Uri = url.parse().map_err(|_| no_address())?;
+        let uri: Uri = url.parse().map_err(|_| invalid())?;
         match (uri.host(), uri.port()) {
             (Some(name), None) if host.starts_with("tcp://") => {
                 Ok(Self(Server::Tcp(format!("{name}:{PORT}"))))
@@ -66,25 +67,25 @@ impl Api {
         }
     }
 
-    /// The answer at `path`, up to `longest` bytes, within 15 s.
+    /// The reply at `path`, up to `longest` bytes, within 15 s.
     ///
     /// # Errors
-    /// There is no answer, or a longer one.
+    /// No reply, or a longer one.
     pub async fn get(&self, path: &str, longest: usize) -> Result<(StatusCode, Bytes), String> {
         let request = request("GET", path, None)?;
         self.0.send_within(request, longest).await
     }
 
-    /// An endless answer, whose head comes within 15 s.
+    /// An endless reply; its head must arrive within 15 s.
     ///
     /// # Errors
-    /// There is no answer.
+    /// No reply.
     pub async fn open(&self, path: &str) -> Result<(StatusCode, Answer), String> {
         self.0.open(request("GET", path, None)?).await
     }
 
-    /// The beginning of the answer, read as JSON: a program's output may be endless, and
-    /// all else is short.
+    /// The beginning of the reply, read as JSON: the output of a program may be endless,
+    /// and every other reply is short.
     pub(super) async fn ask(
         &self,
         method: &str,
@@ -96,19 +97,19 @@ impl Api {
         Ok((status, serde_json::from_slice(&body).unwrap_or_default()))
     }
 
-    /// Whether the API would create containers, and so do anything at all. A container
-    /// without an image is always refused.
+    /// Whether the API would create containers, which gives full control of the host. The
+    /// probe names no image, so that Docker itself always refuses it.
     ///
     /// # Errors
-    /// There is no answer.
+    /// No reply.
     pub async fn filter(&self) -> Result<Filter, String> {
         let (status, _) = self
             .ask("POST", "/containers/create", Some(json!({})))
             .await?;
         Ok(match status.as_u16() {
-            401 | 403 | 404 | 405 | 501 => Filter::Some,
+            401 | 403 | 404 | 405 | 501 => Filter::Filtered,
             500.. => Filter::Unknown(status),
-            _ => Filter::Nobody,
+            _ => Filter::Unfiltered,
         })
     }
 }
@@ -129,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_where_the_api_is() {
+    fn api_address_is_parsed() {
         let unix = Api(Server::Unix("/var/run/docker.sock".into()));
         assert_eq!(Api::at(SOCKET), Ok(unix));
         for (host, place) in [

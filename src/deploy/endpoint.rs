@@ -1,4 +1,4 @@
-//! An endpoint that must serve a certificate, as a user writes it.
+//! An endpoint that must serve a certificate, in the form that a user writes.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -34,8 +34,8 @@ impl From<Endpoint> for String {
 impl FromStr for Endpoint {
     type Err = String;
 
-    /// Reads `HOST:PORT`, `[IPV6]:PORT`, and either behind `smtp://`, `imap://`
-    /// or `pop3://`.
+    /// Parses `HOST:PORT` or `[IPV6]:PORT`, with `smtp://`, `imap://` or `pop3://` before
+    /// it if TLS starts by STARTTLS.
     fn from_str(text: &str) -> Result<Self, String> {
         let malformed = || format!("`{}` is not HOST:PORT", text.escape_debug());
         let (protocol, place) = match text.split_once("://") {
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_endpoints() {
+    fn endpoint_is_parsed_and_shown() {
         let shown = |text: &str| {
             text.parse::<Endpoint>()
                 .map(|endpoint| endpoint.to_string())

@@ -1,9 +1,9 @@
 //! The helper process, which reloads servers for a sidecar in its sandbox. What a program
 //! such as `nginx -t` needs, its parent must be allowed as well; so the process that
 //! holds keys and talks to the network sends requests to another one, started before it
-//! gave up what it does not need. A request names a target and one of four actions. The
-//! helper takes no process number from here, and it runs a program of the user's own only
-//! if that was configured when the helper was started.
+//! gave up its rights. A request names a target and one of four actions. The helper takes
+//! no process number from here, and it runs a program of the user's own only if that was
+//! configured when the helper was started.
 
 pub mod restart;
 
@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 use super::target::DeployTarget;
 use super::{Delivery, DeployError, Target};
 
-/// What the helper does for a target.
+/// A request to the helper.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum HelperRequest {
     Check(Delivery),
@@ -31,7 +31,7 @@ enum HelperRequest {
     Obstacle(Delivery),
 }
 
-/// What the helper reply, as far as the request asks for it.
+/// The reply of the helper, with the field that the request asks for.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct HelperReply {
     addresses: Option<Vec<SocketAddr>>,
@@ -86,7 +86,7 @@ impl PendingRequests {
             .as_mut()
             .and_then(|waiting| waiting.remove(&number));
         if let Some(waiting) = waiting {
-            // The caller may have given up.
+            // The caller may have stopped waiting.
             let _ = waiting.send(answer);
         }
     }
@@ -98,16 +98,16 @@ impl PendingRequests {
 }
 
 impl Helper {
-    /// Sends requests through `stream`, to where [`serve`] is at its other end, which
-    /// runs `programs` of the user's own and no other.
+    /// Sends requests through `stream`, whose other end runs [`serve`]. Of the user's own
+    /// programs, the helper runs only `programs`.
     ///
     /// # Errors
-    /// As the system has them.
+    /// Those of the socket.
     pub fn new(
         mut stream: std::os::unix::net::UnixStream,
         programs: &[DeployTarget],
     ) -> io::Result<Arc<Self>> {
-        // Before anything from the network is read: later the helper takes no more.
+        // Before any data from the network is read; the helper accepts this list only once.
         let mut line = serde_json::to_vec(programs)?;
         line.push(b'\n');
         stream.write_all(&line)?;
@@ -167,7 +167,7 @@ struct RemoteTarget {
 impl RemoteTarget {
     async fn ask(&self, request: HelperRequest) -> HelperResult {
         let (helper, request) = (self.helper.clone(), (self.spec.clone(), request));
-        // In a task of its own: a caller that gives up must not leave half a line.
+        // In a task of its own: a dropped caller must not leave half a line.
         let asked = tokio::spawn(async move { helper.exchange(request).await });
         let failed = |detail: String| DeployError::Helper {
             target: self.name.clone(),
@@ -209,11 +209,11 @@ impl Target for RemoteTarget {
     }
 }
 
-/// Serves requests concurrently until the other end is closed. An invalid line ends
-/// nothing.
+/// Serves requests concurrently until the other end is closed. An invalid line is logged
+/// and skipped.
 ///
 /// # Errors
-/// As the system has them, and when the first line does not list the allowed programs.
+/// Those of the socket, and a first line that does not list the allowed programs.
 pub async fn serve(stream: std::os::unix::net::UnixStream) -> io::Result<()> {
     let (receiver, sender) = asynchronous(stream)?.into_split();
     let sender = Arc::new(tokio::sync::Mutex::new(sender));
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn invalid_line_ends_nothing() {
+    async fn helper_serves_on_after_an_invalid_line() {
         let (helper, served) = pair();
         let target = helper.target(&"nginx:/absent/nginx.pid".parse().unwrap());
         for bad in ["", "{", "[1]", "{\"number\":1,\"value\":null}"] {
@@ -368,7 +368,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let fifo = directory.path().join("fifo");
         let hook = directory.path().join("hook");
-        // Not written here: what another test starts meanwhile would hold it open.
+        // A shell writes it: a process that another test starts now would hold it open.
         let make =
             r#"mkfifo "$1" && printf '#!/bin/sh\nread line <%s\n' "$1" >"$0" && chmod 755 "$0""#;
         let mut sh = std::process::Command::new("/bin/sh");
@@ -386,7 +386,7 @@ mod tests {
         let unknown = helper.target(&"exec:/bin/true".parse().unwrap());
         let error = unknown.apply(&sample()).await.unwrap_err();
         assert!(error.to_string().contains("not configured"), "{error}");
-        // A compromised sidecar has no files written by the helper.
+        // A compromised sidecar cannot make the helper write files.
         let file = helper.target(&"file:/absent/file.pem".parse().unwrap());
         let error = file.check(&sample()).await.unwrap_err();
         assert!(matches!(error, DeployError::Helper { .. }), "{error}");

@@ -1,5 +1,5 @@
 //! One HTTP request to a deploy target: over TCP, TLS or a Unix socket, with a deadline
-//! and a bound on what is read. Redirects are not followed.
+//! and a bound on the length of the reply. Redirects are not followed.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,19 +20,19 @@ use tokio_rustls::TlsConnector;
 const WITHIN: Duration = Duration::from_secs(15);
 const LONGEST_ANSWER: usize = 1 << 20;
 
-/// Where a server is.
+/// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Server {
-    /// A socket of this machine.
+    /// A Unix socket.
     Unix(PathBuf),
-    /// `host:port`, in the clear.
+    /// `host:port`, without TLS.
     Tcp(String),
-    /// The host and the port, by TLS, its certificate checked.
+    /// Host and port, by TLS with a checked certificate.
     Tls(String, u16),
 }
 
 impl Server {
-    /// That of a URL.
+    /// The server of a URL.
     pub(super) fn of(url: &Uri) -> Result<Self, String> {
         let host = url.host().ok_or("it names no host")?.to_owned();
         match url.scheme_str() {
@@ -45,7 +45,7 @@ impl Server {
         }
     }
 
-    /// Sends `request` and reads the answer, which is an error when it is too long.
+    /// Sends `request` and reads the reply; a too long reply is an error.
     pub(super) async fn send(
         &self,
         request: Request<Full<Bytes>>,
@@ -53,12 +53,12 @@ impl Server {
         let (status, body, is_whole) = self.send_cutting(request).await?;
         match is_whole {
             true => Ok((status, body)),
-            false => Err(format!("its answer has more than {LONGEST_ANSWER} bytes")),
+            false => Err(format!("its reply has more than {LONGEST_ANSWER} bytes")),
         }
     }
 
-    /// The same with the beginning of an answer of any length, and whether that is
-    /// all of it.
+    /// Sends `request` and reads the beginning of a reply of any length. The last value
+    /// says whether that is the whole reply.
     pub(super) async fn send_cutting(
         &self,
         request: Request<Full<Bytes>>,
@@ -71,8 +71,7 @@ impl Server {
         in_time(sent).await
     }
 
-    /// Sends `request` and reads an answer of `longest` bytes at most: no byte more is
-    /// waited for.
+    /// Sends `request` and reads a reply of at most `longest` bytes; reading stops there.
     pub(super) async fn send_within(
         &self,
         request: Request<Full<Bytes>>,
@@ -85,7 +84,7 @@ impl Server {
         in_time(sent).await
     }
 
-    /// Sends `request` for an answer that goes on.
+    /// Sends `request` for a reply without an end.
     pub(super) async fn open(
         &self,
         request: Request<Full<Bytes>>,
@@ -98,8 +97,8 @@ impl Server {
             Self::Unix(path) => {
                 begin(UnixStream::connect(path).await.map_err(shown)?, request).await
             }
-            Self::Tcp(place) => {
-                begin(TcpStream::connect(place).await.map_err(shown)?, request).await
+            Self::Tcp(address) => {
+                begin(TcpStream::connect(address).await.map_err(shown)?, request).await
             }
             Self::Tls(host, port) => {
                 let stream = TcpStream::connect((host.as_str(), *port))
@@ -113,7 +112,7 @@ impl Server {
     }
 }
 
-/// An answer whose head has come. The connection ends with it.
+/// A reply whose head has arrived. Dropping it closes the connection.
 #[derive(Debug)]
 pub struct Answer {
     body: Incoming,
@@ -130,7 +129,7 @@ impl Drop for Connection {
 }
 
 impl Answer {
-    /// The next part of it, whenever that comes; `None` at its end.
+    /// Waits for the next part; `None` at the end of the reply.
     pub async fn next(&mut self) -> Option<Result<Bytes, String>> {
         loop {
             match self.body.frame().await? {
@@ -149,13 +148,14 @@ impl Answer {
         while let Some(part) = self.next().await {
             kept.extend_from_slice(&part?);
             if kept.len() > longest {
-                return Err(format!("its answer has more than {longest} bytes"));
+                return Err(format!("its reply has more than {longest} bytes"));
             }
         }
         Ok(kept.into())
     }
 
-    /// To its end: the other side works until then.
+    /// Reads to the end, since the server may be working until then, and keeps `longest`
+    /// bytes.
     async fn cut(mut self, longest: usize) -> Result<(Bytes, bool), String> {
         let (mut kept, mut is_whole) = (Vec::new(), true);
         while let Some(part) = self.next().await {

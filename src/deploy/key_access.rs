@@ -1,14 +1,14 @@
-//! Whether a server's process may read the pair that was published for it. A server that
-//! may not goes on with the previous pair, and seldom says so where an operator looks.
-//! It never changes a mode or an owner.
+//! Whether a server's process may read the published pair. A server that may not continues
+//! with the previous pair, and rarely reports that where an operator looks. This module
+//! never changes a mode or an owner.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, which ignore all modes.
+/// CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: a process with either may read all files.
 const OVERRIDE: u64 = 1 << 1 | 1 << 2;
 
-/// The user and groups as which the kernel opens files for a process.
+/// The user, groups and capabilities by which the kernel checks a process's access.
 #[derive(Debug, PartialEq, Eq)]
 struct FileAccess {
     user: u32,
@@ -26,7 +26,7 @@ pub fn obstacle(pid: u32, program: &str, live: &Path) -> Option<String> {
     for name in ["fullchain.pem", "privkey.pem"] {
         let path = live.join(name);
         let found = std::fs::canonicalize(&path).ok()?;
-        // Above the output, its container may have other directories.
+        // The server's container may have other directories above the output.
         let steps = found.ancestors().take(4);
         let Some(closed) = steps.into_iter().find(|step| !access.may_open(step)) else {
             continue;
@@ -53,7 +53,7 @@ impl FileAccess {
             let mut lines = status.lines();
             lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
         };
-        // Real, effective, saved, and that of the file system, which counts.
+        // The numbers are real, effective, saved, file system; the last one decides.
         let fourth = |text: &str| text.split_whitespace().nth(3)?.parse().ok();
         let mut groups = vec![fourth(field("Gid")?)?];
         let others = field("Groups")?.split_whitespace();

@@ -1,7 +1,7 @@
-//! The keys of a deploy target, read into its typed settings by serde and written
-//! back. Every value is a text or a list of texts, as the configuration and the stored
-//! options hold them. An error names the key that is wrong, so that the configuration
-//! can show its line. It never touches a file.
+//! The keys of a deploy target: serde reads them into typed settings and writes them back.
+//! Every value is a text or a list of texts, as in the configuration and the stored
+//! options. An error names the invalid key, so that the configuration can show its line.
+//! It never touches a file.
 
 pub mod values;
 
@@ -14,15 +14,15 @@ use serde::{Deserializer, Serialize, de};
 
 use crate::text::{nearest, printable};
 
-/// The keys of a long form but for its kind.
+/// The keys of a long form, without its kind.
 pub type TargetKeys = BTreeMap<String, Vec<String>>;
 
-/// A deploy target that cannot be made: the key that is wrong, where it is one, and why.
+/// An invalid deploy target, with the invalid key if there is one.
 #[derive(Debug, PartialEq, Eq)]
 pub struct InvalidTarget {
-    /// The key.
+    /// The invalid key.
     pub key: Option<String>,
-    /// In words.
+    /// The problem.
     pub message: String,
 }
 
@@ -36,7 +36,7 @@ impl InvalidTarget {
     }
 }
 
-/// The settings of a target of `kind` that `keys` hold.
+/// Reads the settings of a target of `kind` from `keys`.
 pub(super) fn read<T: de::DeserializeOwned>(
     kind: &str,
     keys: TargetKeys,
@@ -49,14 +49,14 @@ pub(super) fn read<T: de::DeserializeOwned>(
     read.map_err(|error| error.of(kind))
 }
 
-/// The keys that `settings` were read from.
+/// The keys of `settings`.
 pub(super) fn written<T: Serialize>(settings: &T) -> TargetKeys {
     use serde_json::Value;
     let text = |value: Value| match value {
         Value::String(text) => text,
         other => other.to_string(),
     };
-    // Settings are a struct of texts, lists and truths, which JSON always takes.
+    // Settings are a struct of texts, lists and booleans: JSON can express all of it.
     let Ok(Value::Object(keys)) = serde_json::to_value(settings) else {
         return TargetKeys::new();
     };
@@ -69,7 +69,7 @@ pub(super) fn written<T: Serialize>(settings: &T) -> TargetKeys {
         .collect()
 }
 
-/// Why keys cannot be read.
+/// Why keys are invalid.
 #[derive(Debug)]
 enum KeyError {
     Unknown {
@@ -84,7 +84,7 @@ enum KeyError {
 }
 
 impl KeyError {
-    /// The same of the value of `key`.
+    /// The same error, in the value of `key`.
     fn at(self, of: &str) -> Self {
         match self {
             Self::Invalid { key: None, message } => Self::Invalid {
@@ -171,7 +171,7 @@ impl<'de> MapAccess<'de> for Entries {
     }
 }
 
-/// A value: one text, or several where a list is wanted.
+/// A value: one text, or several for a list.
 #[derive(Clone, Copy)]
 struct KeyValue<'a> {
     key: &'a str,

@@ -1,4 +1,4 @@
-//! A target under a name of its own, where several of a kind would have the same name.
+//! A target under another name, for several targets of a kind with the same name.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

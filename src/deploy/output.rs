@@ -37,7 +37,7 @@ pub enum OutputError {
     Placeholder(String),
 }
 
-/// The directory that is shared with the proxy.
+/// The directory that consumers such as a proxy read.
 #[derive(Debug)]
 pub struct Output {
     root: PathBuf,
@@ -45,7 +45,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// The output below `root`; nothing is touched yet.
+    /// The output below `root`; no file is touched yet.
     #[must_use]
     pub fn new(root: PathBuf) -> Self {
         Self {
@@ -54,13 +54,13 @@ impl Output {
         }
     }
 
-    /// Where the live pairs of all certificates stand, each below its name.
+    /// The directory with the live pairs of all certificates, each below its name.
     #[must_use]
     pub fn live_path_of_all(&self) -> PathBuf {
         self.root.join("live")
     }
 
-    /// Gives what is written from here on to `owner`.
+    /// Sets the owner of all files written from now on.
     #[must_use]
     pub fn owned_by(mut self, owner: Owner) -> Self {
         self.owner = owner;
@@ -85,7 +85,7 @@ impl Outlet for Output {
         let place = archive.join(generation.to_string());
         let contents = contents(bundle);
         if is_intact(&place, &contents) {
-            // The process that wrote it may have been killed before it flushed it.
+            // A process that was killed may have written it without flushing it.
             files::sync_parent(&place).map_err(at("flush", &place))?;
         } else {
             for directory in [&self.root, &self.root.join("archive"), &archive] {
@@ -107,12 +107,12 @@ impl Outlet for Output {
         let link = self.live_path(lineage);
         let target = std::fs::read_link(&link).ok()?;
         let generation = target.file_name()?.to_str()?.parse().ok().map(Generation);
-        // A file that only cannot be read now is no reason to replace the pair.
-        let there = |name: &str| match std::fs::metadata(link.join(name)) {
+        // Only a missing or empty file counts: an unreadable one may be readable later.
+        let exists = |name: &str| match std::fs::metadata(link.join(name)) {
             Ok(found) => found.len() > 0,
             Err(error) => error.kind() != io::ErrorKind::NotFound,
         };
-        generation.filter(|_| there("privkey.pem") && there("fullchain.pem"))
+        generation.filter(|_| exists("privkey.pem") && exists("fullchain.pem"))
     }
 
     fn is_live(&self, lineage: &Lineage, generation: Generation, bundle: &Bundle) -> bool {
@@ -130,7 +130,7 @@ impl Outlet for Output {
             return Ok(false);
         }
         let bundle = self_signed(identifiers, now).map_err(OutputError::Placeholder)?;
-        // A placeholder that a crash left behind has another key; ours replaces it.
+        // This replaces a placeholder that a crash left, which has another key.
         self.publish(lineage, Generation(0), &bundle)?;
         Ok(true)
     }
@@ -155,7 +155,7 @@ impl Output {
         files::sync_parent(&link).map_err(at("flush", &link))
     }
 
-    /// Keeps the newest few. An old generation that stays is only untidy.
+    /// Keeps the newest few. A failure is harmless, and only logged.
     fn prune(&self, archive: &Path, live: Generation) {
         let Ok(entries) = std::fs::read_dir(archive) else {
             return;
@@ -195,8 +195,8 @@ fn is_intact(place: &Path, contents: &[(&str, u32, Secret)]) -> bool {
     })
 }
 
-/// Everything is written and flushed in a directory that only we can enter;
-/// the last step gives it its name.
+/// Writes and flushes all files in a directory that only this user can enter; the last
+/// step renames it.
 fn write_generation(
     archive: &Path,
     place: &Path,
@@ -210,13 +210,13 @@ fn write_generation(
     for (name, mode, content) in contents {
         let path = staged.join(name);
         files::write_new(&path, *mode, content.expose().as_bytes()).map_err(at("write", &path))?;
-        give(&path, *mode, owner)?;
+        set_owner(&path, *mode, owner)?;
     }
-    give(&staged, DIRECTORY, owner)?;
+    set_owner(&staged, DIRECTORY, owner)?;
     files::sync(&staged).map_err(at("flush", &staged))?;
     if place.exists() {
-        // Only an unfinished or changed generation can stand there; but it may be live, so
-        // there is no moment without it.
+        // An unfinished or changed generation. It may be live, and so it is replaced in one
+        // step.
         exchange(&staged, place).map_err(at("replace", place))?;
         files::sync_parent(place).map_err(at("flush", place))?;
         return remove_directory(&staged);
@@ -225,7 +225,7 @@ fn write_generation(
     files::sync_parent(place).map_err(at("flush", place))
 }
 
-/// Swaps both names in one step, or in three where the file system cannot.
+/// Swaps both names in one step, or in three if the file system cannot do that.
 fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     use rustix::io::Errno;
@@ -240,12 +240,12 @@ fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     }
 }
 
-/// It gets its name last: a half-made directory after a crash would pass for the user's
-/// own, and stay closed to every consumer.
+/// Creates a shared directory, and renames it last: an unfinished directory after a crash
+/// would look like the user's own, and stay closed to every consumer.
 fn make_shared(path: &Path, owner: Owner) -> Result<(), OutputError> {
     if path.is_dir() {
-        // The process that made it may have been killed before it flushed its name; but
-        // the user's own may stand where nothing can be flushed.
+        // The process that made it may have been killed before it flushed the name. The
+        // parent of a user's own directory may not be flushable.
         let _ = files::sync_parent(path);
         return Ok(());
     }
@@ -256,7 +256,7 @@ fn make_shared(path: &Path, owner: Owner) -> Result<(), OutputError> {
     let aside = path.with_file_name(format!(".{name}.new-{}", std::process::id()));
     remove_directory(&aside)?;
     files::new_directory(&aside, 0o700).map_err(at("create", path))?;
-    give(&aside, DIRECTORY, owner)?;
+    set_owner(&aside, DIRECTORY, owner)?;
     files::sync(&aside).map_err(at("flush", path))?;
     match std::fs::rename(&aside, path) {
         // Another process was faster.
@@ -266,9 +266,9 @@ fn make_shared(path: &Path, owner: Owner) -> Result<(), OutputError> {
     files::sync_parent(path).map_err(at("flush", path))
 }
 
-fn give(path: &Path, mode: u32, owner: Owner) -> Result<(), OutputError> {
+fn set_owner(path: &Path, mode: u32, owner: Owner) -> Result<(), OutputError> {
     owner
-        .take_or_warn(path, mode)
+        .apply_or_warn(path, mode)
         .map_err(at("set the mode of", path))
 }
 
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_generation_goes_live_with_its_modes_and_three_are_kept() {
+    fn publish_sets_modes_and_keeps_three_generations() {
         let (_directory, output) = made();
         for generation in 1..=5 {
             let bundle = self_signed(&names(), NOW).unwrap();
@@ -369,9 +369,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_published_belongs_to_the_owner_that_was_named() {
+    fn publish_sets_the_configured_owner() {
         if !rustix::process::geteuid().is_root() {
-            eprintln!("SKIPPED: the output's owner: only root may give files away");
+            eprintln!("SKIPPED: the output's owner: only root may chown");
             return;
         }
         let (_directory, output) = made();
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_was_cut_off_in_the_making_is_made_anew() {
+    fn unfinished_directory_is_replaced_and_the_users_own_stays() {
         let (_directory, output) = made();
         let aside = format!(".certs.new-{}", std::process::id());
         let aside = output.root.with_file_name(aside);
@@ -398,7 +398,7 @@ mod tests {
         make_shared(&output.root, Owner::default()).unwrap();
         let mode = std::fs::metadata(&output.root).unwrap().mode() & 0o7777;
         assert_eq!((mode, aside.exists()), (DIRECTORY, false));
-        // The user's own stays as it is.
+        // A directory of the user's own keeps its mode.
         std::fs::set_permissions(&output.root, PermissionsExt::from_mode(0o755)).unwrap();
         make_shared(&output.root, Owner::default()).unwrap();
         let mode = std::fs::metadata(&output.root).unwrap().mode() & 0o7777;
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn publishing_again_touches_nothing_and_mends_what_was_damaged() {
+    fn publish_repeated_changes_nothing_but_damaged_files() {
         let (_directory, output) = made();
         let bundle = self_signed(&names(), NOW).unwrap();
         let key = output.live_path(&lineage()).join("privkey.pem");
@@ -423,11 +423,11 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_publication_leaves_the_live_pair_as_it_was() {
+    fn publish_that_fails_keeps_the_live_pair() {
         let (_directory, output) = made();
         let first = self_signed(&names(), NOW).unwrap();
         output.publish(&lineage(), Generation(1), &first).unwrap();
-        // A file stands where the staging directory belongs.
+        // A file blocks the staging directory.
         std::fs::write(output.root.join("archive/example.com/.new-0002"), "").unwrap();
         let error = output
             .publish(
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn the_placeholder_never_covers_a_real_certificate() {
+    fn placeholder_never_replaces_a_real_certificate() {
         let (_directory, output) = made();
         assert!(output.placeholder(&lineage(), &names(), NOW).unwrap());
         assert!(!output.placeholder(&lineage(), &names(), NOW).unwrap());
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_to_nothing_is_not_live_and_the_placeholder_stands_in() {
+    fn placeholder_replaces_a_missing_generation() {
         let (_directory, output) = made();
         let bundle = self_signed(&names(), NOW).unwrap();
         output.publish(&lineage(), Generation(4), &bundle).unwrap();

@@ -1,6 +1,6 @@
-//! The user and group that the output belongs to, by name or number. Names are
-//! looked up in the files under /etc only: a static binary has no other way,
-//! and a directory service must not decide who reads a key.
+//! The user and group that own written files, by name or number. Names are looked up in
+//! the files below /etc only: a static binary has no other way, and a directory service
+//! must not decide which user reads a key.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +10,7 @@ use std::path::Path;
 use rustix::fs::{Gid, OFlags, Uid};
 use serde::{Deserialize, Serialize};
 
-/// The owner of files that are written; what is `None` stays the process's own.
+/// The owner of written files; `None` keeps the process's own user or group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// The user's number.
@@ -20,8 +20,8 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// Gives it to this owner; nothing is done where none is named.
-    fn take(self, held: &File) -> io::Result<()> {
+    /// Changes the owner of `held`, if this names one.
+    fn chown(self, held: &File) -> io::Result<()> {
         if self == Self::default() {
             return Ok(());
         }
@@ -29,15 +29,15 @@ impl Owner {
         Ok(rustix::fs::fchown(held, user, group)?)
     }
 
-    /// Gives the file or directory at `path` to this owner, and its mode after it:
-    /// giving a file away takes its set-group-id bit. Without the right to give it away,
-    /// the file stays the process's own.
+    /// Changes the owner of the file or directory at `path`, then its mode: chown clears
+    /// the set-group-id bit. Without the right to chown, it warns, and the file stays the
+    /// process's own.
     ///
     /// # Errors
-    /// When it has not got the mode: a key must not be open to others. Also when a
-    /// link stands there, or a file that has another name too: the directory's owner could
-    /// have us give away anything.
-    pub fn take_or_warn(self, path: &Path, mode: u32) -> io::Result<()> {
+    /// When the mode cannot be set: a key must not be open to others. Also when `path` is
+    /// a symbolic link or has a second hard link: the directory's owner could make us
+    /// chown any file.
+    pub fn apply_or_warn(self, path: &Path, mode: u32) -> io::Result<()> {
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
         let mut options = File::options();
         let held = options
@@ -47,45 +47,45 @@ impl Owner {
         let found = held.metadata()?;
         if !found.is_dir() && (!found.is_file() || found.nlink() != 1) {
             return Err(io::Error::other(
-                "the file has another name too, or is not a file",
+                "the file has a second hard link, or is not a regular file",
             ));
         }
-        if let Err(error) = self.take(&held) {
+        if let Err(error) = self.chown(&held) {
             tracing::warn!(
-                "the owner of {} stays: {error}; hint: it takes root, or CAP_CHOWN, to give a file away",
+                "the owner of {} could not be changed: {error}; hint: run as root or with CAP_CHOWN",
                 path.display()
             );
         }
         held.set_permissions(PermissionsExt::from_mode(mode))?;
         let found = held.metadata()?.permissions().mode() & 0o7777;
-        // A directory may have a bit that it has from its parent.
+        // A directory may inherit the set-group-id bit from its parent.
         match found & !0o2000 == mode & !0o2000 {
             true => Ok(()),
             false => Err(io::Error::other(format!(
-                "its mode is {found:04o}, and not {mode:04o}"
+                "its mode is {found:04o} instead of {mode:04o}"
             ))),
         }
     }
 }
 
-/// The number of a user, given by name or number.
+/// The number of a user, from its name or number.
 ///
 /// # Errors
-/// When there is no such user, in words.
+/// No such user.
 pub fn user(text: &str) -> Result<u32, String> {
     number(text, "user", Path::new("/etc/passwd"))
 }
 
-/// The number of a group, given by name or number.
+/// The number of a group, from its name or number.
 ///
 /// # Errors
-/// When there is no such group, in words.
+/// No such group.
 pub fn group(text: &str) -> Result<u32, String> {
     number(text, "group", Path::new("/etc/group"))
 }
 
 fn number(text: &str, kind: &str, table: &Path) -> Result<u32, String> {
-    // The last number stands for "leave as it is" in chown(2).
+    // The largest number means "no change" to chown(2).
     if let Some(number) = text.parse().ok().filter(|number| *number != u32::MAX) {
         return Ok(number);
     }
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_names_and_numbers() {
+    fn owner_is_found_by_name_and_number() {
         assert_eq!((user("root"), group("root")), (Ok(0), Ok(0)));
         assert_eq!(user("1234"), Ok(1234));
         for text in ["", "4294967295", "-1", "root:x", "no such user"] {
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_given_away_through_a_link_or_a_second_name() {
+    fn chown_refuses_symbolic_and_hard_links() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         std::fs::write(path("other"), "x").unwrap();
@@ -124,11 +124,11 @@ mod tests {
         std::os::unix::fs::symlink(path("other"), path("link")).unwrap();
         std::fs::write(path("ours"), "x").unwrap();
         let owner = Owner::default();
-        assert!(owner.take_or_warn(&path("link"), 0o604).is_err());
-        owner.take_or_warn(&path("ours"), 0o640).unwrap();
+        assert!(owner.apply_or_warn(&path("link"), 0o604).is_err());
+        owner.apply_or_warn(&path("ours"), 0o640).unwrap();
         std::fs::hard_link(path("other"), path("second")).unwrap();
-        assert!(owner.take_or_warn(&path("second"), 0o604).is_err());
+        assert!(owner.apply_or_warn(&path("second"), 0o604).is_err());
         assert_eq!((mode("other"), mode("ours")), (before, 0o640));
-        assert!(owner.take_or_warn(&path("absent"), 0o640).is_err());
+        assert!(owner.apply_or_warn(&path("absent"), 0o640).is_err());
     }
 }

@@ -1,5 +1,5 @@
 //! A server's process, found by its pid file and held by a pidfd: a signal cannot reach
-//! another process that has got the same number since.
+//! another process that later has the same number.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,12 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::DeployError;
 use crate::files;
 
-/// A process that runs.
+/// A running process.
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) pid: u32,
     handle: OwnedFd,
-    /// Its command line, the arguments each ended by a zero byte.
+    /// Its command line, with a zero byte after each argument.
     pub(super) command_line: Vec<u8>,
     /// The pid file that names it.
     path: String,
@@ -45,7 +45,8 @@ impl Process {
         }
     }
 
-    /// The same, if its program is one of `programs`.
+    /// The process of the first of `files` that exists, if its program is one of
+    /// `programs`.
     pub(super) fn running(
         target: &str,
         files: &[PathBuf],
@@ -58,11 +59,11 @@ impl Process {
         if name.is_some_and(|name| programs.iter().any(|known| name == *known)) {
             return Ok(found);
         }
-        Err(found.is_another(target))
+        Err(found.other_program(target))
     }
 
-    /// It is another program.
-    pub(super) fn is_another(&self, target: &str) -> DeployError {
+    /// The error for a process of another program.
+    pub(super) fn other_program(&self, target: &str) -> DeployError {
         let title = String::from_utf8_lossy(&self.command_line).replace('\0', " ");
         let program = title.chars().take(60).collect::<String>();
         DeployError::OtherProgram {
@@ -82,7 +83,8 @@ impl Process {
     }
 }
 
-/// The handle first, then the identity: in this order both are of one process.
+/// Opens the handle before it reads the identity: in this order both belong to one
+/// process.
 fn open(pid: u32) -> io::Result<(OwnedFd, Vec<u8>)> {
     let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let number = number.ok_or(io::ErrorKind::InvalidInput)?;
@@ -92,8 +94,8 @@ fn open(pid: u32) -> io::Result<(OwnedFd, Vec<u8>)> {
 
 fn read_pid(file: &Path) -> Option<u32> {
     let text = files::read_short(file).ok()?;
-    // Postfix pads its number, and Dovecot ends it with a line.
-    // A server that is the first process of a PID namespace has number 1.
+    // Postfix pads its number, and Dovecot adds a line end. The first process of a PID
+    // namespace has number 1.
     text.trim().parse().ok().filter(|pid| *pid > 0)
 }
 
@@ -102,13 +104,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pid_file_that_is_a_pipe_is_not_waited_for() {
+    fn pid_file_that_is_a_pipe_does_not_block() {
         let directory = tempfile::tempdir().unwrap();
         let fifo = directory.path().join("nginx.pid");
         let made = std::process::Command::new("mkfifo").arg(&fifo).status();
         assert!(made.unwrap().success());
         let (sender, receiver) = std::sync::mpsc::channel();
-        // To open it as a file is to wait for a writer.
+        // Opening a pipe like a file would wait for a writer.
         std::thread::spawn(move || sender.send(Process::find("nginx", &[fifo])));
         let found = receiver.recv_timeout(std::time::Duration::from_secs(20));
         let error = found.expect("it waits for ever").unwrap_err();

@@ -1,5 +1,5 @@
-//! Servers that load their certificates again at a signal and give no sign of
-//! success. Each is a constant in its own file below `targets/`.
+//! Servers that reload their certificates at a signal and report no success. Each is a
+//! constant in its own file below `targets/`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,19 +11,19 @@ use super::process::Process;
 use super::{Delivery, DeployError, Target, key_access};
 use crate::net::sockets::listened_on_by;
 
-/// How one such server is found and reloaded.
+/// How to find and reload one such server.
 #[derive(Debug)]
 pub(super) struct Reload {
     /// The target's name.
     pub(super) target: &'static str,
-    /// Where its pid file usually is.
+    /// The usual paths of its pid file.
     pub(super) pid_files: &'static [&'static str],
-    /// What the process may be called.
+    /// The possible names of its program.
     pub(super) programs: &'static [&'static str],
-    /// The signal at which it loads certificates.
+    /// The signal at which it reloads certificates.
     pub(super) signal: Signal,
-    /// Whether its ports speak TLS from the first byte; most of a mail server's do so
-    /// only when asked to.
+    /// Whether its ports speak TLS from the first byte; most ports of a mail server need
+    /// STARTTLS.
     pub(super) speaks_tls_at_once: bool,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct Signalled {
 }
 
 impl Signalled {
-    /// The server of `pid_file`, or of the usual places.
+    /// The server of `pid_file`, else of the usual pid files.
     #[must_use]
     pub(super) fn new(reload: &'static Reload, pid_file: Option<PathBuf>) -> Self {
         let usual = || reload.pid_files.iter().map(PathBuf::from).collect();
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn signals_no_process_of_another_program() {
+    async fn signal_reaches_no_process_of_another_program() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("pid");
         for reload in [&COTURN, &DOVECOT, &POSTFIX] {

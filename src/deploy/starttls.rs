@@ -1,5 +1,5 @@
-//! From a mail server's plain greeting to the start of its TLS: SMTP (RFC 3207),
-//! IMAP (RFC 9051 section 6.2.1) and POP3 (RFC 2595).
+//! STARTTLS: from a mail server's plain greeting to the start of TLS, by SMTP (RFC 3207),
+//! IMAP (RFC 9051 section 6.2.1) or POP3 (RFC 2595).
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,10 +11,10 @@ use crate::text::printable;
 const LONGEST_LINE: usize = 2048;
 const MOST_LINES: usize = 100;
 
-/// What is spoken before TLS.
+/// The protocol before TLS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Protocol {
-    /// TLS from the first byte: HTTPS, TURN over TLS, and the mail ports that are TLS throughout.
+    /// TLS from the first byte: HTTPS, TURN over TLS, SMTPS, IMAPS, POP3S.
     #[default]
     Tls,
     /// SMTP and submission.
@@ -50,10 +50,10 @@ impl FromStr for Protocol {
     }
 }
 
-/// Speaks until the next byte belongs to TLS.
+/// Runs the protocol until the next byte belongs to TLS.
 ///
 /// # Errors
-/// What the server said instead, in words.
+/// The server's own reply, or what is missing in it.
 pub(super) async fn begin(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     protocol: Protocol,
@@ -68,17 +68,17 @@ pub(super) async fn begin(
                     .trim_start_matches(['-', ' '])
                     .eq_ignore_ascii_case("STARTTLS")
             }) {
-                return Err("it offers no STARTTLS".to_owned());
+                return Err("it does not offer STARTTLS".to_owned());
             }
             smtp(stream, Some("STARTTLS"), "220").await.map(drop)
         }
         Protocol::Imap => {
-            answered(stream, None, "* OK").await?;
-            answered(stream, Some("a STARTTLS"), "a OK").await
+            request(stream, None, "* OK").await?;
+            request(stream, Some("a STARTTLS"), "a OK").await
         }
         Protocol::Pop3 => {
-            answered(stream, None, "+OK").await?;
-            answered(stream, Some("STLS"), "+OK").await
+            request(stream, None, "+OK").await?;
+            request(stream, Some("STLS"), "+OK").await
         }
     }
 }
@@ -89,51 +89,52 @@ async fn smtp(
     command: Option<&str>,
     code: &str,
 ) -> Result<Vec<String>, String> {
-    say(stream, command).await?;
+    send(stream, command).await?;
     let mut lines = Vec::new();
     while lines.len() < MOST_LINES {
         let line = line(stream).await?;
         if !line.starts_with(code) {
-            return Err(format!("it says: {}", printable(&line)));
+            return Err(format!("it replied: {}", printable(&line)));
         }
-        let goes_on = line.as_bytes().get(3) == Some(&b'-');
+        let continues = line.as_bytes().get(3) == Some(&b'-');
         lines.push(line);
-        if !goes_on {
+        if !continues {
             return Ok(lines);
         }
     }
-    Err("its reply has no end".to_owned())
+    Err("its reply is too long".to_owned())
 }
 
-/// Reads past lines that are not about it, such as IMAP's untagged ones.
-async fn answered(
+/// Sends `command` and waits for its reply; other lines, such as untagged ones of IMAP,
+/// are skipped.
+async fn request(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     command: Option<&str>,
     wanted: &str,
 ) -> Result<(), String> {
-    say(stream, command).await?;
+    send(stream, command).await?;
     for _ in 0..MOST_LINES {
         let line = line(stream).await?;
         if line.starts_with(wanted) {
             return Ok(());
         }
         if command.is_none() || !line.starts_with("* ") {
-            return Err(format!("it says: {}", printable(&line)));
+            return Err(format!("it replied: {}", printable(&line)));
         }
     }
-    Err("its reply has no end".to_owned())
+    Err("its reply is too long".to_owned())
 }
 
-async fn say(stream: &mut (impl AsyncWrite + Unpin), command: Option<&str>) -> Result<(), String> {
+async fn send(stream: &mut (impl AsyncWrite + Unpin), command: Option<&str>) -> Result<(), String> {
     let Some(command) = command else {
         return Ok(());
     };
     let line = format!("{command}\r\n");
-    let said = stream.write_all(line.as_bytes()).await;
-    said.map_err(|error| error.to_string())
+    let sent = stream.write_all(line.as_bytes()).await;
+    sent.map_err(|error| error.to_string())
 }
 
-/// One line, and no byte of what follows it.
+/// Reads one line, and no byte beyond it.
 async fn line(stream: &mut (impl AsyncRead + Unpin)) -> Result<String, String> {
     let mut line = Vec::new();
     while line.len() < LONGEST_LINE {
@@ -142,7 +143,7 @@ async fn line(stream: &mut (impl AsyncRead + Unpin)) -> Result<String, String> {
             byte => line.push(byte),
         }
     }
-    Err("its line has no end".to_owned())
+    Err("its line is too long".to_owned())
 }
 
 #[cfg(test)]
@@ -151,8 +152,8 @@ mod tests {
 
     use super::*;
 
-    /// What comes of a server that says all this at once, and what it heard.
-    async fn speak(protocol: Protocol, says: &str) -> (Result<(), String>, String) {
+    /// The result with a server that sends `says` at once, and the bytes it received.
+    async fn converse(protocol: Protocol, says: &str) -> (Result<(), String>, String) {
         let (mut near, mut far) = duplex(1 << 16);
         far.write_all(says.as_bytes()).await.unwrap();
         far.shutdown().await.unwrap();
@@ -164,38 +165,42 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_protocol_is_spoken_up_to_its_tls() {
+    async fn starttls_stops_before_the_first_byte_of_tls() {
         let smtp = "220-hi\r\n220 mx\r\n250-mx\r\n250-SIZE 1\r\n250 STARTTLS\r\n220 go\r\n";
-        let (ended, heard) = speak(Protocol::Smtp, smtp).await;
+        let (ended, heard) = converse(Protocol::Smtp, smtp).await;
         assert_eq!(ended, Ok(()));
         assert_eq!(heard, "EHLO certs.invalid\r\nSTARTTLS\r\n");
         let imap = "* OK hi\r\n* CAPABILITY x\r\na OK begin\r\n";
-        let (ended, heard) = speak(Protocol::Imap, imap).await;
+        let (ended, heard) = converse(Protocol::Imap, imap).await;
         assert_eq!((ended, heard.as_str()), (Ok(()), "a STARTTLS\r\n"));
-        let (ended, heard) = speak(Protocol::Pop3, "+OK hi\r\n+OK begin\r\n").await;
+        let (ended, heard) = converse(Protocol::Pop3, "+OK hi\r\n+OK begin\r\n").await;
         assert_eq!((ended, heard.as_str()), (Ok(()), "STLS\r\n"));
-        assert_eq!(speak(Protocol::Tls, "").await, (Ok(()), String::new()));
+        assert_eq!(converse(Protocol::Tls, "").await, (Ok(()), String::new()));
     }
 
     #[tokio::test]
-    async fn a_refusal_is_told_in_the_servers_words_and_nothing_is_endless() {
-        for (protocol, says, told) in [
-            (Protocol::Smtp, "554 no\u{7}\r\n", "it says: 554 no\\u{7}"),
+    async fn starttls_reports_the_servers_reply_and_bounds_it() {
+        for (protocol, says, message) in [
+            (
+                Protocol::Smtp,
+                "554 no\u{7}\r\n",
+                "it replied: 554 no\\u{7}",
+            ),
             (
                 Protocol::Smtp,
                 "220 mx\r\n250 mx\r\n",
-                "it offers no STARTTLS",
+                "it does not offer STARTTLS",
             ),
-            (Protocol::Imap, "* BYE\r\n", "it says: * BYE"),
-            (Protocol::Imap, "* OK\r\na BAD\r\n", "it says: a BAD"),
-            (Protocol::Pop3, "-ERR\r\n", "it says: -ERR"),
+            (Protocol::Imap, "* BYE\r\n", "it replied: * BYE"),
+            (Protocol::Imap, "* OK\r\na BAD\r\n", "it replied: a BAD"),
+            (Protocol::Pop3, "-ERR\r\n", "it replied: -ERR"),
         ] {
-            assert_eq!(speak(protocol, says).await.0, Err(told.to_owned()));
+            assert_eq!(converse(protocol, says).await.0, Err(message.to_owned()));
         }
         for flood in ["220-x\r\n".repeat(1000), "2".repeat(10_000)] {
-            let told = speak(Protocol::Smtp, &flood).await.0.unwrap_err();
-            assert!(told.contains("has no end"), "{told}");
+            let message = converse(Protocol::Smtp, &flood).await.0.unwrap_err();
+            assert!(message.contains("is too long"), "{message}");
         }
-        assert!(speak(Protocol::Smtp, "22").await.0.is_err());
+        assert!(converse(Protocol::Smtp, "22").await.0.is_err());
     }
 }

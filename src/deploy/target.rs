@@ -1,7 +1,7 @@
 //! A deploy target as the user writes it: `KIND[:WHERE]` in short, or a table of keys
 //! with its `kind` among them. Each kind has a file below `targets/` with its typed
-//! settings, which answer every question that is asked here; a kind that leaves one
-//! open does not compile. Nothing is touched before [`DeployTarget::target`] is used.
+//! settings, which implement every question of this module; a kind without an answer does
+//! not compile. No file or server is touched before [`DeployTarget::target`] is used.
 
 pub mod description;
 
@@ -31,7 +31,7 @@ fn unknown(written: &str, kind: &str) -> String {
 }
 
 impl DeployTarget {
-    /// The kinds that are known.
+    /// The known kinds.
     pub fn kinds() -> impl Iterator<Item = &'static TargetKind> {
         Self::KINDS.iter()
     }
@@ -43,8 +43,8 @@ impl DeployTarget {
         forms.join(", ")
     }
 
-    /// The keys that a kind's long form may have beside `kind`, those of its short form
-    /// first; none of an unknown kind.
+    /// The keys of a kind's long form beside `kind`, those of its short form first; empty
+    /// for an unknown kind.
     #[must_use]
     pub fn keys_of(kind: &str) -> Vec<String> {
         let known = Self::kinds().find(|known| known.name == kind);
@@ -52,23 +52,23 @@ impl DeployTarget {
         keys.into_iter().map(|key| key.name).collect()
     }
 
-    /// The target that a long form means.
+    /// Parses a long form.
     ///
     /// # Errors
-    /// The key that is wrong or missing.
+    /// The invalid or missing key.
     pub fn long(kind: &str, keys: TargetKeys) -> Result<Self, InvalidTarget> {
         let known = Self::kinds().find(|known| known.name == kind);
         let known = known.ok_or_else(|| InvalidTarget::key("kind", unknown(kind, kind)))?;
         (known.read)(keys)
     }
 
-    /// How long the helper process may take for it.
+    /// The deadline of the helper process for one request.
     #[must_use]
     pub fn answers_within(&self) -> Duration {
         self.deadline() + Duration::from_secs(60)
     }
 
-    /// Makes its paths start at `base`, where they are relative.
+    /// Makes its relative paths start at `base`.
     #[must_use]
     pub fn located(mut self, base: impl Fn(&Path) -> PathBuf) -> Self {
         let Paths { read, written } = self.paths();
@@ -78,7 +78,7 @@ impl DeployTarget {
         self
     }
 
-    /// Uses the API of `host` for a container, unless it names another.
+    /// Sets the Docker API of a container that names none.
     #[must_use]
     pub fn at_docker(mut self, host: &str) -> Self {
         if let Self::Docker(docker) = &mut self {
@@ -87,7 +87,7 @@ impl DeployTarget {
         self
     }
 
-    /// The same for one certificate, with its name where [`NAME`] stands.
+    /// The target for one certificate, whose name replaces [`NAME`].
     #[must_use]
     pub fn for_lineage(&self, lineage: &Lineage) -> Self {
         let mut target = self.clone();
@@ -100,8 +100,8 @@ impl DeployTarget {
         target
     }
 
-    /// Whether it starts programs or signals processes, which a sidecar leaves to the
-    /// helper process.
+    /// Whether it starts programs or signals processes, so that a sidecar needs the helper
+    /// process for it.
     #[must_use]
     pub fn needs_helper(&self) -> bool {
         self.rights().processes != Processes::Untouched
@@ -113,7 +113,7 @@ impl DeployTarget {
         self.rights().processes == Processes::RunsProgram
     }
 
-    /// Whether it is written for a consumer, and so before any server reloads.
+    /// Whether it is a copy for a consumer, written before any server reloads.
     #[must_use]
     pub fn is_copy(&self) -> bool {
         self.stage() == DeployStage::Copy
@@ -125,7 +125,7 @@ impl DeployTarget {
         self.rights().writes.path().map(Path::to_owned)
     }
 
-    /// The file of the server that it rewrites, with its owner as it is.
+    /// The file of the server that it rewrites without a change of owner.
     #[must_use]
     pub fn servers_file(&self) -> Option<PathBuf> {
         match self.rights().writes {
@@ -134,7 +134,7 @@ impl DeployTarget {
         }
     }
 
-    /// The directory in which it writes: a file is replaced by another of its name.
+    /// The directory in which it writes: a file is replaced by a rename.
     #[must_use]
     pub fn writes_in(&self) -> Option<PathBuf> {
         match self.rights().writes {
@@ -143,15 +143,15 @@ impl DeployTarget {
         }
     }
 
-    /// Makes the directory that it writes, where it can be made: an error is reported by
-    /// the first deployment.
+    /// Creates the directory that it writes if possible; the first deployment reports an
+    /// error.
     pub fn prepare(&self) {
         if let Writes::Directory(path, owner) = self.rights().writes {
             Output::new(path).owned_by(owner).prepare();
         }
     }
 
-    /// Whether what it writes is for one certificate alone.
+    /// Whether its file is for one certificate alone.
     #[must_use]
     pub fn is_for_one(&self) -> bool {
         let writes = self.rights().writes;
@@ -166,7 +166,7 @@ impl DeployTarget {
             .is_some_and(|directory| has_name(&directory))
     }
 
-    /// Whether what it writes belongs to another user or group.
+    /// Whether its files belong to another user or group.
     #[must_use]
     pub fn changes_owner(&self) -> bool {
         match self.rights().writes {
@@ -202,7 +202,7 @@ impl FromStr for DeployTarget {
             (_, None) => TargetKeys::new(),
             (ShortForm::Where(key), Some(place)) => TargetKeys::from([one(key, place)]),
             (ShortForm::WhereAnd(key, more), Some(place)) => match place.split_once(':') {
-                Some((place, said)) => TargetKeys::from([one(key, place), one(more, said)]),
+                Some((place, value)) => TargetKeys::from([one(key, place), one(more, value)]),
                 None => TargetKeys::from([one(key, place)]),
             },
         };
@@ -214,7 +214,7 @@ impl FromStr for DeployTarget {
 }
 
 impl fmt::Display for DeployTarget {
-    /// The short form, as far as it says what is meant.
+    /// The short form.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let keys = self.keys();
         let value = |key: &str| keys.get(key).and_then(|values| values.first());

@@ -1,5 +1,5 @@
-//! What the settings of a deploy target answer: its keys and forms, the rights that it
-//! needs, when it is deployed to. The sandbox leaves a target these rights and no more.
+//! The settings of a deploy target: its keys and forms, the rights that it needs, and its
+//! stage. In the sandbox a target has these rights and no others.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,49 +16,49 @@ use super::keys::values::PathKey;
 use super::keys::{self, TargetKeys};
 use super::owner::Owner;
 
-/// What stands for the certificate's own name in a path that is written.
+/// The placeholder for the certificate's name in a written path.
 pub const NAME: &str = "{name}";
 
-/// How long a check or a reload may take where a target does not say otherwise.
+/// The usual deadline of a check or a reload.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// What the settings of a kind of target say of it. Nothing has a default: a new target
-/// answers every question. Its keys are its fields, and the comments of both are their
-/// documentation for users.
+/// The settings of a kind of target. No method has a default, so that a new target answers
+/// every question. Its keys are its fields; the comments of the type and its fields are
+/// the documentation for users.
 pub trait TargetSettings: Serialize + DeserializeOwned + JsonSchema {
     /// The kind's name.
     const NAME: &'static str;
-    /// How it is written in short.
+    /// Its short form.
     const SHORT: ShortForm;
     /// A table below `[deploy.NAME]`, for its documentation.
     const EXAMPLE: &'static str;
 
-    /// Refuses keys that are invalid, or not possible together.
+    /// Refuses keys that are invalid or contradict each other.
     ///
     /// # Errors
-    /// The key, and why.
+    /// The key, and why it is refused.
     fn check(&self) -> Result<(), InvalidTarget>;
 
-    /// What it needs beyond reading the output.
+    /// Its rights beyond reading the output.
     fn rights(&self) -> Rights;
 
-    /// When it is deployed to.
+    /// The stage in which it is deployed.
     fn stage(&self) -> DeployStage;
 
-    /// Whether one reload loads every certificate, so that several share it.
+    /// Whether one reload loads all certificates, so that they share it.
     fn coalesces(&self) -> bool;
 
-    /// How long a check or a reload may take.
+    /// The deadline of a check or a reload.
     fn deadline(&self) -> Duration;
 
-    /// Its paths, to be changed.
+    /// Its paths, to make them absolute.
     fn paths(&mut self) -> Paths<'_>;
 
     /// The target itself. `name` is its short form.
     fn target(&self, name: String) -> Arc<dyn Target>;
 }
 
-/// How a kind is written in short; each text is a key.
+/// The short form of a kind; each text is a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShortForm {
     /// `KIND[:WHERE]`.
@@ -70,7 +70,7 @@ pub enum ShortForm {
 }
 
 impl ShortForm {
-    /// The key that stands first in it.
+    /// Its first key.
     #[must_use]
     pub fn key(self) -> &'static str {
         match self {
@@ -79,40 +79,40 @@ impl ShortForm {
     }
 }
 
-/// What a target needs beyond reading the output: the sandbox leaves it this and no more.
+/// The rights of a target beyond reading the output; the sandbox grants no others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rights {
-    /// What it does to processes, which a sidecar leaves to the helper process.
+    /// Its rights over processes, which in a sidecar only the helper process has.
     pub processes: Processes,
     /// The Unix socket that it connects to.
     pub connects_to: Option<PathBuf>,
     /// The file that it reads.
     pub reads: Option<PathBuf>,
-    /// What it writes.
+    /// The files that it writes.
     pub writes: Writes,
 }
 
-/// What a target does to processes.
+/// The rights of a target over processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Processes {
-    /// Nothing.
+    /// None.
     Untouched,
-    /// It finds, signals or starts those of a server, or asks systemd to.
+    /// It finds, signals or starts the processes of a server, or requests that of systemd.
     Controls,
     /// It starts a program that the configuration names.
     RunsProgram,
 }
 
-/// What a target writes, beside the output.
+/// The files that a target writes beside the output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Writes {
-    /// Nothing.
+    /// None.
     Nothing,
-    /// A file of its own, given to this owner.
+    /// A file of its own, with this owner.
     File(PathBuf, Owner),
-    /// A file of the server, whose owner stays.
+    /// A file of the server, which keeps its owner.
     ServersFile(PathBuf),
-    /// A directory of generations, given to this owner and made where it is missing.
+    /// A directory of generations with this owner, created if it is missing.
     Directory(PathBuf, Owner),
 }
 
@@ -125,25 +125,25 @@ impl Writes {
     }
 }
 
-/// When a target is deployed to.
+/// The stage in which a target is deployed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeployStage {
-    /// It is a copy for a consumer: written before any server reloads, which may read it.
+    /// A copy for a consumer: written before the servers reload, since they may read it.
     Copy,
-    /// It is a server.
+    /// A server.
     Server,
 }
 
 /// All paths among a target's keys.
 #[derive(Debug, Default)]
 pub struct Paths<'a> {
-    /// Those that are only read or connected to.
+    /// The paths that are only read or connected to.
     pub read: Vec<&'a mut PathKey>,
-    /// The one that is written: [`NAME`] in it stands for the certificate's name.
+    /// The path that is written; [`NAME`] in it is replaced by the certificate's name.
     pub written: Option<&'a mut PathKey>,
 }
 
-/// The settings of one kind, checked.
+/// Reads and checks the settings of one kind.
 pub(super) fn read<T: TargetSettings>(keys: TargetKeys) -> Result<T, InvalidTarget> {
     let settings: T = keys::read(T::NAME, keys)?;
     settings.check()?;

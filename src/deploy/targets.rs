@@ -1,5 +1,5 @@
-//! The servers that a certificate can be deployed to, one file each, and the table of
-//! them. A new one is a file here, its module and its line in the table.
+//! The deploy targets, one file each, and their table. A new target is a file here, its
+//! module and its line in the table.
 
 pub mod caddy;
 pub mod coturn;
@@ -30,7 +30,7 @@ use super::target_settings::{self, DeployStage, Paths, Rights, ShortForm, Target
 pub struct TargetKind {
     /// Its name.
     pub name: &'static str,
-    /// How it is written in short.
+    /// Its short form.
     pub short: ShortForm,
     /// A table below `[deploy.NAME]`.
     pub example: &'static str,
@@ -38,7 +38,7 @@ pub struct TargetKind {
     pub(super) schema: fn(&mut SchemaGenerator) -> Schema,
 }
 
-/// As it is stored: in short where that says all.
+/// The stored form of a target: the short form if that has all of its keys.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 pub(super) enum StoredForm {
@@ -46,11 +46,12 @@ pub(super) enum StoredForm {
     Long { kind: String, keys: TargetKeys },
 }
 
-/// The enum of all targets with what is asked of each, so that none is forgotten.
+/// Makes the enum of all targets, with a method for each question, so that no target
+/// lacks an answer.
 macro_rules! targets {
     ($($kind:ident($module:ident)),* $(,)?) => {
-        /// A server, or a copy for one, to deploy certificates to. Its keys are checked
-        /// when it is made.
+        /// A server or a copy to deploy certificates to. Its keys are checked when it is
+        /// parsed.
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(try_from = "StoredForm", into = "StoredForm")]
         pub enum DeployTarget {
@@ -74,7 +75,7 @@ macro_rules! targets {
                 match self { $(Self::$kind(_) => $module::Settings::NAME),* }
             }
 
-            /// How its kind is written in short.
+            /// The short form of its kind.
             pub(super) fn short(&self) -> ShortForm {
                 match self { $(Self::$kind(_) => $module::Settings::SHORT),* }
             }
@@ -84,25 +85,25 @@ macro_rules! targets {
                 match self { $(Self::$kind(settings) => keys::written(settings)),* }
             }
 
-            /// What it needs beyond reading the output.
+            /// Its rights beyond reading the output.
             #[must_use]
             pub fn rights(&self) -> Rights {
                 match self { $(Self::$kind(settings) => settings.rights()),* }
             }
 
-            /// When it is deployed to.
+            /// The stage in which it is deployed.
             #[must_use]
             pub fn stage(&self) -> DeployStage {
                 match self { $(Self::$kind(settings) => settings.stage()),* }
             }
 
-            /// Whether one reload loads every certificate, so that several share it.
+            /// Whether one reload loads all certificates, so that they share it.
             #[must_use]
             pub fn coalesces(&self) -> bool {
                 match self { $(Self::$kind(settings) => settings.coalesces()),* }
             }
 
-            /// How long a check or a reload may take.
+            /// The deadline of a check or a reload.
             #[must_use]
             pub fn deadline(&self) -> Duration {
                 match self { $(Self::$kind(settings) => settings.deadline()),* }
@@ -112,7 +113,7 @@ macro_rules! targets {
                 match self { $(Self::$kind(settings) => settings.paths()),* }
             }
 
-            /// The target itself; nothing is touched yet.
+            /// The target itself; no file or server is touched yet.
             #[must_use]
             pub fn target(&self) -> Arc<dyn Target> {
                 let name = self.to_string();

@@ -1,9 +1,9 @@
-//! Verification: a TLS handshake with each address of an endpoint, and the leaf that is
-//! served there compared with the one that should be.
+//! Verification: a TLS handshake with each address of an endpoint compares the served
+//! leaf with the new one.
 //!
-//! The chain is not judged here (a private CA's is as good): the question is which
-//! certificate is served, and the handshake's signature shows that the server holds its
-//! key.
+//! The chain is not checked here, since it may be that of a private CA. The question is
+//! which certificate is served, and the handshake's signature shows that the server holds
+//! its key.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -29,52 +29,52 @@ use crate::time::{Clock, Timestamp};
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// Half a second in all, and few enough for a server that counts connections.
+/// Half a second in all, and few enough for a server that limits connections.
 const STEADY_LOOKS: u32 = 5;
 const STEADY_PAUSE: Duration = Duration::from_millis(100);
 
-/// What an endpoint serves.
+/// The leaf that an endpoint serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServedLeaf {
-    /// Of the leaf.
+    /// The fingerprint of the leaf.
     pub fingerprint: Fingerprint,
     /// The leaf's last valid second.
     pub not_after: Timestamp,
 }
 
-/// The endpoint was not seen to serve the certificate.
+/// The endpoint did not serve the certificate in time.
 #[derive(Debug, Error)]
-#[error("{name} is not proven served at {endpoint}{}: {found}", seconds(.within))]
+#[error("{name} is not verified at {endpoint}{}: {found}", seconds(.within))]
 pub struct VerifyError {
-    /// Where.
+    /// The endpoint, or the server's name.
     pub endpoint: String,
-    /// The name that was asked for by SNI.
+    /// The name sent by SNI.
     pub name: String,
-    /// How long it was waited for.
+    /// The length of the verification.
     within: Option<Duration>,
     found: String,
 }
 
 impl VerifyError {
-    /// A server that was found listening, and listens no more.
+    /// The error for a server that no longer listens.
     #[must_use]
     pub fn gone(server: &str, name: impl fmt::Display) -> Self {
         Self {
             endpoint: server.to_owned(),
             name: name.to_string(),
             within: None,
-            found: "it listens no more: see its log, and start it".to_owned(),
+            found: "it no longer listens: see its log, and start it".to_owned(),
         }
     }
 
-    /// The same, with how long the verification took.
+    /// Adds the length of the verification.
     #[must_use]
     pub fn after(mut self, waited: Duration) -> Self {
         self.within = Some(waited);
         self
     }
 
-    /// The same, with what is known of its cause.
+    /// Adds the cause, if it is known.
     #[must_use]
     pub fn because(mut self, cause: Option<String>) -> Self {
         if let Some(cause) = cause {
@@ -86,7 +86,7 @@ impl VerifyError {
     /// The next thing to do.
     #[must_use]
     pub fn hint(&self) -> &'static str {
-        "the certificate is stored; see that the server there reads it (the path below live/) and was reloaded, then run this again: nothing is ordered twice"
+        "the certificate is stored; check that the server there reads it (the path below live/) and was reloaded, then run this again: nothing is ordered twice"
     }
 }
 
@@ -98,10 +98,10 @@ fn seconds(within: &Option<Duration>) -> String {
 /// Where a certificate must be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServedAt {
-    /// Every address of an endpoint that the user named.
+    /// Every address of a configured endpoint.
     Named(Endpoint),
-    /// One of the addresses on which this server was found listening, of each family
-    /// that listens on its port.
+    /// The addresses on which this server listens: one of them must serve the
+    /// certificate, and so must its port in the other address family.
     Found(String, Vec<SocketAddr>),
 }
 
@@ -115,13 +115,13 @@ impl fmt::Display for ServedAt {
     }
 }
 
-/// Verification at what is served.
+/// Looks at the certificate that is served.
 #[async_trait]
 pub trait Verifier: Send + Sync {
-    /// One look: whether `place` serves `wanted` for `name` now.
+    /// Checks once that `place` serves `wanted` for `name` now.
     ///
     /// # Errors
-    /// What it serves instead, in words.
+    /// The certificate that it serves instead, or the failure.
     async fn look(
         &self,
         place: &ServedAt,
@@ -130,7 +130,7 @@ pub trait Verifier: Send + Sync {
     ) -> Result<(), String>;
 }
 
-/// Verification by a TLS handshake.
+/// A verifier that does TLS handshakes.
 #[derive(Debug, Default)]
 pub struct Handshake;
 
@@ -149,24 +149,24 @@ impl Verifier for Handshake {
     }
 }
 
-/// The certificate to verify, and until when.
+/// The certificate to verify, and the end of the wait.
 pub struct Verification<'a> {
     /// Does the handshakes.
     pub verifier: &'a dyn Verifier,
-    /// Of the leaf.
+    /// The fingerprint of its leaf.
     pub wanted: &'a Fingerprint,
-    /// Tells the time.
+    /// The clock to wait by.
     pub clock: &'a dyn Clock,
-    /// From then on, by its stopwatch, nothing is waited for.
+    /// The end of the wait, by the clock's stopwatch.
     pub end: Duration,
 }
 
 impl Verification<'_> {
-    /// Verification until `place` serves the wanted certificate for each of `names`, and goes on
-    /// serving it to every new connection.
+    /// Waits until `place` serves the wanted certificate for each of `names`, and serves
+    /// it to every new connection for half a second.
     ///
     /// # Errors
-    /// When the time is over; says what is served instead.
+    /// When the time is up, with the certificate that is served instead.
     pub async fn verify(
         &self,
         place: &ServedAt,
@@ -183,7 +183,7 @@ impl Verification<'_> {
                 found = self.seen(place, name, &mut pause).await;
                 match (&found, flaps) {
                     (Ok(()), _) => {}
-                    // The same message each time, for the same cause.
+                    // Later rounds report the message below: one cause, one message.
                     (Err(_), true) => break,
                     (Err(found), false) => return Err(missed(place, name, found.clone())),
                 }
@@ -193,9 +193,9 @@ impl Verification<'_> {
             }
             let Err(found) = found else { return Ok(()) };
             flaps = true;
-            if self.is_over() {
+            if self.time_is_up() {
                 let found = format!(
-                    "some connections see it and others do not, as behind a balancer, whose servers are to be named one by one: {found}"
+                    "only some connections see it, as behind a balancer (verify its servers one by one): {found}"
                 );
                 return Err(missed(place, first, found));
             }
@@ -213,18 +213,18 @@ impl Verification<'_> {
             let Err(found) = self.verifier.look(place, name, self.wanted).await else {
                 return Ok(());
             };
-            if self.is_over() {
+            if self.time_is_up() {
                 return Err(found);
             }
             self.pause(pause).await;
         }
     }
 
-    fn is_over(&self) -> bool {
+    fn time_is_up(&self) -> bool {
         self.clock.stopwatch() >= self.end
     }
 
-    /// Longer each time.
+    /// Sleeps, longer each time.
     async fn pause(&self, pause: &mut Duration) {
         let left = self.end.saturating_sub(self.clock.stopwatch());
         self.clock.sleep(left.min(*pause)).await;
@@ -232,14 +232,14 @@ impl Verification<'_> {
     }
 
     /// After a reload, old and new workers serve side by side for a moment: with nginx both
-    /// take connections for at least 100 ms, and a balancer has several servers. That one
-    /// connection sees the new pair says nothing of the next.
+    /// accept connections for at least 100 ms, and a balancer has several servers. One
+    /// connection that sees the new pair does not show what the next one sees.
     async fn steadily(&self, place: &ServedAt, name: &Identifier) -> Result<(), String> {
         let begun = self.clock.stopwatch();
         for _ in 0..STEADY_LOOKS {
             self.clock.sleep(STEADY_PAUSE).await;
             self.verifier.look(place, name, self.wanted).await?;
-            // Where a look takes seconds, one is as good as all.
+            // If one look takes seconds, it is enough.
             let passed = self.clock.stopwatch().saturating_sub(begun);
             if passed > STEADY_PAUSE * STEADY_LOOKS {
                 break;
@@ -258,8 +258,8 @@ fn missed(place: &ServedAt, name: &Identifier, found: String) -> VerifyError {
     }
 }
 
-/// Other ports may serve other certificates, or no TLS: a port that serves the wanted one
-/// by IPv4 must also serve it by IPv6, where the server listens on both.
+/// Other ports may serve other certificates, or no TLS. A port that serves the wanted
+/// certificate by IPv4 must also serve it by IPv6 if the server listens on both.
 async fn each_family(
     addresses: &[SocketAddr],
     name: &Identifier,
@@ -276,7 +276,7 @@ async fn each_family(
         }
     }
     if shown.is_empty() && others.is_empty() {
-        return Err("it listens on no port but 80".to_owned());
+        return Err("it listens on port 80 only".to_owned());
     }
     others.retain(|(address, _)| shown.is_empty() || is_other_family(address, &shown));
     let others: Vec<String> = others.into_iter().map(|(_, other)| other).collect();
@@ -286,7 +286,7 @@ async fn each_family(
     }
 }
 
-/// Whether `address` is on a port at which it is `shown`, and none of its family is.
+/// Whether `shown` has an address of the same port and none of the same family.
 fn is_other_family(address: &SocketAddr, shown: &[SocketAddr]) -> bool {
     let mut same_port = shown.iter().filter(|one| one.port() == address.port());
     let there = same_port.clone().next().is_some();
@@ -327,10 +327,10 @@ async fn shows(
     ))
 }
 
-/// One handshake.
+/// Does one handshake.
 ///
 /// # Errors
-/// Why there was none, in words.
+/// Why it failed.
 pub async fn observe(
     address: SocketAddr,
     protocol: Protocol,
@@ -361,7 +361,7 @@ pub async fn observe(
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        leaf.ok_or_else(|| "no certificate was shown".to_owned())
+        leaf.ok_or_else(|| "no certificate was sent".to_owned())
     };
     let leaf = match tokio::time::timeout(HANDSHAKE_WITHIN, handshake).await {
         Ok(leaf) => leaf?,
@@ -374,7 +374,7 @@ pub async fn observe(
     })
 }
 
-/// What to ask for: a wildcard by a name that only it covers.
+/// The name for SNI. For a wildcard it is a name that only the wildcard covers.
 fn server_name(name: &Identifier) -> Result<ServerName<'static>, String> {
     match name {
         Identifier::Ip(address) => Ok(ServerName::IpAddress((*address).into())),
@@ -385,7 +385,7 @@ fn server_name(name: &Identifier) -> Result<ServerName<'static>, String> {
     }
 }
 
-/// Accepts any certificate and keeps it; a signature must hold.
+/// Accepts any certificate and keeps it; the signature must be valid.
 #[derive(Debug)]
 struct Witness {
     provider: Arc<CryptoProvider>,

@@ -1,5 +1,5 @@
-//! Servers that watch a file of their own, which names the pair and holds no key. What
-//! stands in it is in the server's own file below `targets/`.
+//! Servers that watch a file which names the pair and holds no key. The content of that
+//! file is made in the server's module below `targets/`.
 
 use std::path::{Path, PathBuf};
 
@@ -9,10 +9,10 @@ use serde_json::Value;
 use super::{Delivery, DeployError, Target, copy, off_thread};
 use crate::files;
 
-/// It names paths, and no key.
+/// The file names paths and holds no key.
 const MODE: u32 = 0o644;
 
-/// What stands in the file of a server.
+/// Makes the content of a server's file.
 type Content = fn(&Delivery) -> String;
 
 /// A server that watches `file`.
@@ -24,7 +24,7 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    /// Known to records as `name`; `content` is what stands in its file.
+    /// `name` is its name in records; `content` makes the content of `file`.
     #[must_use]
     pub(super) fn new(name: String, content: Content, file: PathBuf) -> Self {
         Self {
@@ -45,11 +45,7 @@ impl Target for Watched {
         let parent = self.file.parent().unwrap_or(Path::new("/"));
         match tokio::fs::metadata(parent).await {
             Ok(found) if found.is_dir() => Ok(()),
-            _ => Err(copy::unwritten(
-                &self.name,
-                &self.file,
-                "its directory is not there",
-            )),
+            _ => Err(copy::unwritten(&self.name, &self.file, "no such directory")),
         }
     }
 
@@ -67,7 +63,7 @@ impl Target for Watched {
     }
 }
 
-/// A string of YAML, which all of JSON's are.
+/// A string of YAML; every JSON string is one.
 pub(super) fn quoted(path: &Path) -> String {
     Value::from(path.to_string_lossy()).to_string()
 }

@@ -158,8 +158,8 @@ impl Daemon for Docker {
         }
         let filter = self.api.filter().await;
         match filter.map_err(|detail| self.unreachable(&detail))? {
-            Filter::Some => Ok(()),
-            Filter::Nobody => Err(Trouble::Unfiltered {
+            Filter::Filtered => Ok(()),
+            Filter::Unfiltered => Err(Trouble::Unfiltered {
                 host: self.host.clone(),
             }),
             Filter::Unknown(status) => Err(self.unreachable(&status.to_string())),

@@ -1,6 +1,5 @@
-//! What `fuzz/` holds against the listener on port 80: only a live token with
-//! its own host is answered, and nothing else of a request comes back than the
-//! way to https.
+//! The checks of `fuzz/` on the listener on port 80: only a live token with its own host
+//! is answered, and a reply reflects no part of a request but the redirect to https.
 
 use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,24 +9,24 @@ use crate::challenge::responses::Responses;
 use crate::challenge::{Answer, ChallengeKind, Solver, Token};
 use crate::identifier::Identifier;
 
-/// Token and host of the answers that are live.
+/// Token and host of the live answers.
 const LIVE: [(&str, &str); 2] = [
     ("live-token-of-example-com", "example.com"),
     ("live_token_of_other_example", "other.example"),
 ];
-/// More than there are requests on the connection of any seed.
+/// More requests than any seed has on its connection.
 const TURNS: usize = 8;
 const THUMBPRINT: &str = "THUMBPRINT-OF-THE-ACCOUNT";
-/// Every body there is, but for an answer.
+/// Every possible body except an answer.
 const BODIES: [&str; 6] = [
     "",
     "only GET and HEAD are answered here\n",
     "bodies, upgrades and proxying are refused here\n",
-    "the Host is missing or is no name\n",
+    "no valid Host header\n",
     "no such challenge here\n",
     "the path is malformed\n",
 ];
-/// Every header there is, but for `location`.
+/// Every possible header except `location`.
 const CONSTANT: [(&str, &[&str]); 3] = [
     ("allow", &["GET, HEAD"]),
     ("connection", &["close", "keep-alive"]),
@@ -37,7 +36,7 @@ const CONSTANT: [(&str, &[&str]); 3] = [
     ),
 ];
 
-/// All that a stranger says on one connection.
+/// Checks the replies to all bytes of one connection.
 pub(crate) fn conversation(request: &[u8]) {
     let heard = heard(request);
     let mut rest = heard.as_slice();
@@ -46,7 +45,7 @@ pub(crate) fn conversation(request: &[u8]) {
     }
 }
 
-/// All that is said in return.
+/// The bytes of all replies.
 fn heard(request: &[u8]) -> Vec<u8> {
     let responses = Responses::default();
     for (token, host) in LIVE {
@@ -73,9 +72,9 @@ fn heard(request: &[u8]) -> Vec<u8> {
         let (served, mut heard) = (Served::uncounted(responses), Vec::new());
         let (mut hears, mut says) = tokio::io::split(&mut stranger);
         let talk = async {
-            // It may be hung up on; what was heard until then counts.
+            // The listener may close the connection; the replies until then count.
             let _ = says.write_all(request).await;
-            // Who hangs up at once hears the first replies only.
+            // A client that closes at once gets only the first replies.
             for _ in 0..TURNS {
                 tokio::task::yield_now().await;
             }
@@ -86,7 +85,7 @@ fn heard(request: &[u8]) -> Vec<u8> {
     })
 }
 
-/// Judges the first reply of `heard` and returns what comes after it.
+/// Checks the first reply of `heard` and returns the bytes after it.
 fn reply<'a>(request: &[u8], heard: &'a [u8]) -> &'a [u8] {
     let end = heard.windows(4).position(|four| four == b"\r\n\r\n");
     let Some((head, rest)) = end.map(|end| (&heard[..end], &heard[end + 4..])) else {
@@ -96,7 +95,7 @@ fn reply<'a>(request: &[u8], heard: &'a [u8]) -> &'a [u8] {
         );
     };
     let Ok(head) = std::str::from_utf8(head) else {
-        panic!("a head that is no text: {head:?}");
+        panic!("the head is not text: {head:?}");
     };
     let mut lines = head.split("\r\n");
     let first = lines.next().unwrap_or_default();
@@ -109,7 +108,7 @@ fn reply<'a>(request: &[u8], heard: &'a [u8]) -> &'a [u8] {
     let mut length = 0;
     for line in lines {
         let Some((name, value)) = line.split_once(": ") else {
-            panic!("a header that is none: {line:?}");
+            panic!("invalid header: {line:?}");
         };
         match name {
             "content-length" => length = value.parse().unwrap_or(usize::MAX),
@@ -127,7 +126,7 @@ fn reply<'a>(request: &[u8], heard: &'a [u8]) -> &'a [u8] {
     // A reply to HEAD has a length and no body.
     let headless = rest.is_empty() || rest.starts_with(b"HTTP/1.");
     let length = if headless { 0 } else { length };
-    assert!(length <= rest.len(), "a body that is cut off");
+    assert!(length <= rest.len(), "the body is cut off");
     let (body, rest) = rest.split_at(length);
     if status == "200" {
         answered(request, body);
@@ -138,7 +137,7 @@ fn reply<'a>(request: &[u8], heard: &'a [u8]) -> &'a [u8] {
     rest
 }
 
-/// The token was asked for on its exact path, and its host was named.
+/// Checks that the request has the token's exact path, and its host.
 fn answered(request: &[u8], body: &[u8]) {
     let asked = |(token, host): &(&str, &str)| {
         let paths = ["GET", "HEAD"].map(|method| format!("{method} {PATH}{token}"));
@@ -159,7 +158,7 @@ fn answered(request: &[u8], body: &[u8]) {
     );
 }
 
-/// It leads to the host that was asked for, over https, and to no challenge.
+/// Checks that the redirect leads to the requested host, over https, and to no challenge.
 fn location(request: &[u8], status: &str, value: &str) {
     assert_eq!(status, "308");
     let bare = value.strip_prefix("https://").unwrap_or_default();
@@ -179,7 +178,7 @@ fn lines(request: &[u8]) -> impl Iterator<Item = &[u8]> {
     lines.map(|line| line.strip_suffix(b"\r").unwrap_or(line))
 }
 
-/// What stands after each `Host:`, in lower case, without port and last dot.
+/// The value of each `Host:` in lower case, without port and final dot.
 fn hosts(request: &[u8]) -> impl Iterator<Item = String> {
     lines(request).filter_map(|line| {
         let (name, value) = line.split_at_checked(5)?;
@@ -199,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_stream_leads_to_the_answer() {
+    fn pipelined_seed_reaches_the_answer() {
         let seed = include_bytes!("../../../fuzz/seeds/http1/pipelined.http");
         let heard = String::from_utf8(heard(seed)).unwrap();
         let statuses: Vec<_> = heard
@@ -216,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_must_not_be_said_is_told() {
+    fn forged_replies_are_detected() {
         let request =
             b"GET /.well-known/acme-challenge/unknown HTTP/1.1\r\nHost: example.com\r\n\r\n";
         reply(

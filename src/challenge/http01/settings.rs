@@ -1,5 +1,5 @@
-//! Where our own listener answers HTTP-01. Its solver is the table of live
-//! responses that the listener gives; nothing is bound here.
+//! The addresses on which our own listener answers HTTP-01. Its solver is the table of
+//! live responses that the listener serves; no address is bound here.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use crate::challenge::responses::Responses;
 use crate::challenge::{Solver, SolverSettings, Unfit, check_http01_name};
 use crate::identifier::Identifier;
 
-/// The addresses of the listener; none means port 80 of all of them.
+/// The addresses of the listener; an empty list means port 80 of all addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Settings(Vec<SocketAddr>);
 
 impl Settings {
-    /// At `addresses`.
+    /// The settings for these addresses.
     #[must_use]
     pub fn new(addresses: Vec<SocketAddr>) -> Self {
         Self(addresses)
@@ -29,7 +29,7 @@ impl SolverSettings for Settings {
     }
 
     fn solver_key(&self) -> String {
-        // Every listener gives all responses, whatever its address.
+        // Every listener serves all responses, whatever its address.
         "listen".to_owned()
     }
 

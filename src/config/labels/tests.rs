@@ -1,13 +1,14 @@
-//! What a label may say, what it may not, and what is told of it.
+//! Labels: what they may request, what they may not, and how refusals are reported.
 
 use super::*;
+use crate::config::docker::{GRACE, Grace, LIMIT};
 use crate::config::{Options, Purpose};
 
 const FILE: &str = "email = 'a@example.com'\nagree_tos = true\ndeploy = 'web'\nprofile = 'file'\n\
     [docker]\nhost = 'tcp://proxy:2375'\nlimit = 3\n";
 const TABLES: &str = "[[certificate]]\nnames = ['a.example.com', 'b.example.com']\n";
 
-/// With its own file and environment.
+/// Sources with this file and this environment.
 fn sources(file: &str, environment: &[(&str, &str)]) -> Sources {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("certs.toml");
@@ -78,7 +79,8 @@ fn label_wins_over_defaults_and_loses_to_table() {
     assert_eq!(plain.ca.email.as_deref(), Some("all@example.com"));
     assert_eq!(plain.profile.as_deref(), Some("file"));
     assert_eq!(plain.deploy.len(), 1, "all tables");
-    // The configuration has that very set already, and only the other is told.
+    // The configuration has a certificate for the same set of names already: only the
+    // other request is reported.
     assert_eq!(
         refused,
         [
@@ -213,7 +215,7 @@ fn label_cannot_share_file() {
         refused[0],
         "container web, certs.domains: /etc/proxy/site.pem: a.example.com is written there"
     );
-    // Nor do two of them take turns.
+    // Two labels cannot share a file either.
     let (certificates, refused) = granted(&sources(&format!("{FILE}{one}"), &[]), &asks);
     assert_eq!((certificates.len(), refused.len()), (1, 1));
     let (certificates, _) = granted(&sources(&format!("{FILE}{each}{TABLES}"), &[]), &asks);

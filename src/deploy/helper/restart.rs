@@ -1,7 +1,7 @@
-//! Restarts the helper process after its death. The sandboxed process may start none, so
-//! that a third one does: it passes the requests on and replies to those that the dead
-//! helper left without a reply. The allowed programs arrive once, before anything from
-//! the network was read. It never runs a request itself.
+//! Restarts the helper process after its death. The sandboxed process may not start one,
+//! so that a third process does: it forwards the requests, and replies to those that the
+//! dead helper left without a reply. The allowed programs arrive once, before any data
+//! from the network was read. It never runs a request itself.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,7 +17,7 @@ use super::{HelperRequest, HelperResult, Numbered, asynchronous};
 use crate::deploy::DeployError;
 use crate::deploy::target::DeployTarget;
 
-/// After the first death; it doubles with each in a row, up to the longest.
+/// The backoff after the first death; it doubles with each further one.
 const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -52,12 +52,11 @@ impl Sidecar {
     }
 }
 
-/// Passes requests on to a process that `start` starts, at the other end of the stream
-/// that it is given, and to another one when that has ended; until the sandboxed process
-/// has ended.
+/// Forwards requests to a helper that `start` starts with one end of a stream, and
+/// restarts the helper when it ends. Returns when the sandboxed process has ended.
 ///
 /// # Errors
-/// As the system has them, at the end of the sandboxed process.
+/// Those of the socket, when the sandboxed process ends.
 pub async fn keep_running(
     stream: Blocking,
     start: impl Fn(Blocking) -> io::Result<Child>,
@@ -103,7 +102,7 @@ async fn run_one(
     let (receiver, mut requests) = asynchronous(near)?.into_split();
     let mut answers = BufReader::new(receiver).lines();
     let mut waiting = BTreeMap::new();
-    let mut lives = pass_on(&mut requests, programs).await;
+    let mut lives = forward(&mut requests, programs).await;
     while lives {
         tokio::select! {
             next = sidecar.next() => {
@@ -111,7 +110,7 @@ async fn run_one(
                     return Ok(None);
                 };
                 waiting.insert(number, target);
-                lives = pass_on(&mut requests, &line).await;
+                lives = forward(&mut requests, &line).await;
             }
             answer = answers.next_line() => match answer {
                 Ok(Some(answer)) => {
@@ -124,7 +123,7 @@ async fn run_one(
             }
         }
     }
-    // It may have closed its end only.
+    // It may have closed only its end of the stream.
     let _ = child.start_kill();
     let why = match child.wait().await {
         Ok(status) => format!("has ended ({status})"),
@@ -139,7 +138,7 @@ async fn run_one(
 }
 
 /// Whether the helper took the line.
-async fn pass_on(requests: &mut OwnedWriteHalf, line: &str) -> bool {
+async fn forward(requests: &mut OwnedWriteHalf, line: &str) -> bool {
     requests
         .write_all(format!("{line}\n").as_bytes())
         .await
@@ -156,8 +155,8 @@ mod tests {
     use super::*;
     use crate::deploy::{Target, sample};
 
-    /// A shell that plays the helper, with the requests as the input of `script`.
-    fn kept(script: &'static str) -> Arc<Helper> {
+    /// A shell in the place of the helper; the requests are the input of `script`.
+    fn kept_running(script: &'static str) -> Arc<Helper> {
         let (one, other) = Blocking::pair().unwrap();
         tokio::spawn(keep_running(other, move |stream| {
             let answers = stream.try_clone()?;
@@ -175,32 +174,34 @@ mod tests {
 
     #[tokio::test]
     async fn next_request_goes_to_a_new_helper_after_a_death() {
-        // It knows its programs, replies to the first request, and dies.
-        let helper = kept(
+        // It reads its programs, replies to the first request, and ends.
+        let helper = kept_running(
             "read programs; [ \"$programs\" = '[]' ] || exit 9; read request; number=${request#*:}; \
              printf '{\"number\":%s,\"value\":{\"Ok\":{\"addresses\":null,\"obstacle\":null}}}\\n' ${number%%,*}",
         );
-        let (mut answered, mut told) = (0, String::new());
+        let (mut answered, mut message) = (0, String::new());
         let asked = async {
             while answered < 3 {
                 match nginx(&helper).apply(&sample()).await {
                     Ok(()) => answered += 1,
-                    // Sent while there was none.
-                    Err(error) => told = error.to_string(),
+                    // Sent while no helper was running.
+                    Err(error) => message = error.to_string(),
                 }
             }
         };
         let asked = tokio::time::timeout(Duration::from_secs(60), asked).await;
         asked.expect("no other helper was started");
         assert!(
-            told.is_empty() || told.contains("restarts") || told.contains("before it replied"),
-            "{told}"
+            message.is_empty()
+                || message.contains("restarts")
+                || message.contains("before it replied"),
+            "{message}"
         );
     }
 
     #[tokio::test]
     async fn pending_request_fails_at_once_after_a_death() {
-        let helper = kept("read programs; read request; exit 3");
+        let helper = kept_running("read programs; read request; exit 3");
         let error = nginx(&helper).apply(&sample()).await.unwrap_err();
         assert!(matches!(error, DeployError::Helper { .. }), "{error}");
         assert!(error.to_string().contains("exit status: 3"), "{error}");

@@ -1,6 +1,6 @@
-//! The types of values that several deploy targets have: paths, programs, users, modes.
-//! Each keeps what was written, since that is what is stored; nothing is looked up here
-//! but users and groups.
+//! The types of values that several deploy targets share: paths, programs, users, modes.
+//! Each keeps the text that the user wrote, which is stored. Only users and groups are
+//! looked up here.
 
 use std::borrow::Cow;
 use std::ops::Deref;
@@ -13,15 +13,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::deploy::owner::{self, Owner};
 
-/// A path; a relative one starts where it was written.
+/// A path; a relative one starts at the file in which it is written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PathKey(PathBuf);
 
 impl PathKey {
-    /// The same with the path that `change` makes of it.
+    /// The path after `change`.
     pub(in crate::deploy) fn change(&mut self, change: impl FnOnce(&Path) -> PathBuf) {
-        // Stored as a text: what is no UTF-8 in it is replaced here, and not later.
+        // It is stored as a text: invalid UTF-8 is replaced now, so that both are equal.
         self.0 = change(&self.0).display().to_string().into();
     }
 }
@@ -48,7 +48,7 @@ impl JsonSchema for PathKey {
     }
 }
 
-/// A program with its arguments: a list, or one text that is the program alone.
+/// A program with its arguments: a list, or one text for a program without arguments.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct CommandLine(Vec<String>);
@@ -76,7 +76,7 @@ impl JsonSchema for CommandLine {
     }
 }
 
-/// A value with the text that it was read from: what is stored is what was written.
+/// A value with the text that it was parsed from; the text is stored.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 #[serde(bound = "T: FromStr<Err = String> + Clone")]
@@ -175,11 +175,11 @@ impl FromStr for FileMode {
     fn from_str(text: &str) -> Result<Self, String> {
         let mode = u32::from_str_radix(text, 8).ok();
         let mode = mode.filter(|mode| *mode <= 0o777).map(Self);
-        mode.ok_or_else(|| "a mode is written in octal digits, such as \"0640\"".to_owned())
+        mode.ok_or_else(|| "write the mode in octal digits, such as \"0640\"".to_owned())
     }
 }
 
-/// How long a program may take.
+/// The deadline of a program.
 #[derive(Clone, Copy, Debug)]
 pub struct ProgramTimeout(pub Duration);
 
@@ -198,7 +198,7 @@ impl FromStr for ProgramTimeout {
         let within = seconds.map(Duration::from_secs);
         let within = within.filter(|within| !within.is_zero() && *within <= LONGEST_PROGRAM);
         let within = within.map(Self);
-        within.ok_or_else(|| "a program may take from 1s to 60m".to_owned())
+        within.ok_or_else(|| "write a timeout from 1s to 60m".to_owned())
     }
 }
 

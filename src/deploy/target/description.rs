@@ -1,6 +1,6 @@
-//! What the table of kinds says to users: the short forms of the help, the JSON Schema
-//! of the long forms, and each kind's keys with their meaning. All of it comes from the
-//! settings' own fields and comments.
+//! The documentation of the kinds for users: short forms for the help, the JSON Schema of
+//! the long forms, and each kind's keys with their meaning. All of it is generated from
+//! the fields and comments of the settings.
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
@@ -12,13 +12,13 @@ use super::{DeployTarget, ShortForm, TargetKind};
 pub struct KeyDescription {
     /// Its name.
     pub name: String,
-    /// What kind of value it has, in a word.
+    /// The type of its value, in a word.
     pub value: &'static str,
-    /// Whether it must be given.
+    /// Whether it is required.
     pub is_required: bool,
-    /// What holds where it is not given.
+    /// Its default.
     pub default: Option<String>,
-    /// What it means.
+    /// Its meaning.
     pub meaning: String,
 }
 
@@ -42,7 +42,7 @@ impl TargetKind {
         schema.to_value()
     }
 
-    /// What it is, for users.
+    /// Its meaning, for users.
     #[must_use]
     pub fn meaning(&self) -> String {
         self.described()["description"]
@@ -76,7 +76,7 @@ impl TargetKind {
         keys
     }
 
-    /// Its short form, with what may be left out in brackets.
+    /// Its short form, with the optional parts in brackets.
     #[must_use]
     pub fn form(&self) -> String {
         let place = |key: &str| key.to_uppercase();
@@ -97,7 +97,7 @@ impl TargetKind {
     }
 }
 
-/// A value as it would be written, or where none can be named, in words.
+/// The default of a key as a user would write it, else in words.
 fn default_of(key: &Value) -> Option<String> {
     ["default", "x-default"]
         .iter()

@@ -1,12 +1,12 @@
-//! The generated part of docs/targets.md: a section for each kind, out of the comments of
-//! its settings. It holds the page against the table, and writes it when asked to.
+//! The generated part of docs/targets.md: a section for each kind, from the comments of
+//! its settings. The test compares the page with the table, or writes it.
 
 use std::path::Path;
 
 use super::{DeployStage, DeployTarget, Processes, TargetKind};
 
 const PAGE: &str = "docs/targets.md";
-/// The end of the part that is written by hand.
+/// The end of the part written by hand.
 const MARK: &str = "cargo test --lib -- deploy::target::reference -->\n";
 
 fn section(kind: &TargetKind) -> String {
@@ -20,30 +20,30 @@ fn section(kind: &TargetKind) -> String {
     )
 }
 
-/// What the sandbox leaves it, and what certificates share.
+/// The rights that it has in the sandbox, and whether certificates share a reload.
 fn needs(target: &DeployTarget) -> String {
     let rights = target.rights();
     let shown = |path: &Path| path.display().to_string();
-    let mut said = match rights.processes {
+    let mut needed = match rights.processes {
         Processes::Untouched => Vec::new(),
         Processes::Controls => vec!["the helper process, which controls the server".to_owned()],
         Processes::RunsProgram => vec!["the helper process, which runs the program".to_owned()],
     };
-    said.extend(
+    needed.extend(
         rights
             .connects_to
             .map(|path| format!("a connection to `{}`", shown(&path))),
     );
-    said.extend(
+    needed.extend(
         rights
             .reads
             .map(|path| format!("to read `{}`", shown(&path))),
     );
     let writes = target.writes_in();
-    said.extend(writes.map(|path| format!("to write in `{}`", shown(&path))));
-    let rights = match said.is_empty() {
+    needed.extend(writes.map(|path| format!("to write in `{}`", shown(&path))));
+    let rights = match needed.is_empty() {
         true => "no more than the output".to_owned(),
-        false => said.join(", "),
+        false => needed.join(", "),
     };
     let shared = match (target.stage(), target.coalesces()) {
         (DeployStage::Copy, _) => "It is written before any server reloads.",
@@ -67,8 +67,8 @@ fn row(key: &super::description::KeyDescription) -> String {
 }
 
 #[test]
-#[allow(clippy::disallowed_methods)] // a switch of the test, and nothing of the program
-fn page_is_what_the_settings_say() {
+#[allow(clippy::disallowed_methods)] // only this test reads it
+fn targets_page_matches_the_settings() {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
     let found = std::fs::read_to_string(&page).unwrap();
     let (by_hand, _) = found.split_once(MARK).expect("the mark is gone");
@@ -80,7 +80,7 @@ fn page_is_what_the_settings_say() {
     }
     assert!(
         found == wanted,
-        "{PAGE} is not what src/deploy/targets/ says; write it with: \
+        "{PAGE} does not match src/deploy/targets/; write it with: \
          CERTS_UPDATE_DOCS=1 cargo test --lib -- deploy::target::reference"
     );
 }

@@ -1,4 +1,4 @@
-//! What is written of a target is read back, and what is wrong is named.
+//! Targets: short and long forms survive a round trip, and errors name the invalid key.
 
 use super::*;
 
@@ -131,7 +131,7 @@ pub(super) fn example_of(kind: &TargetKind) -> DeployTarget {
     DeployTarget::long(kind.name, keys).unwrap()
 }
 
-/// What earlier versions have stored is read, and stored again byte for byte.
+/// Targets that earlier versions stored are read and stored byte for byte.
 #[test]
 fn long_form_keeps_what_was_written() {
     for stored in [
@@ -158,18 +158,18 @@ fn long_form_keeps_what_was_written() {
 }
 
 #[test]
-fn unknown_words_are_answered_with_the_likely_one() {
-    let told = |text: &str| text.parse::<DeployTarget>().unwrap_err();
+fn unknown_word_suggests_the_nearest_known_one() {
+    let message = |text: &str| text.parse::<DeployTarget>().unwrap_err();
     assert_eq!(
-        told("ngnix"),
+        message("ngnix"),
         "unknown deploy target `ngnix`; did you mean `nginx`?"
     );
     assert_eq!(
-        told("hapoxy:/run/a.sock"),
+        message("hapoxy:/run/a.sock"),
         "unknown deploy target `hapoxy:/run/a.sock`; did you mean `haproxy`?"
     );
-    assert_eq!(told("apache:web"), "unknown deploy target `apache:web`");
-    assert_eq!(told("haproxy"), "`haproxy`: haproxy needs `socket`");
+    assert_eq!(message("apache:web"), "unknown deploy target `apache:web`");
+    assert_eq!(message("haproxy"), "`haproxy`: haproxy needs `socket`");
     let long = |kind: &str, given| DeployTarget::long(kind, keys(given)).unwrap_err().message;
     assert_eq!(
         long("haproxy", &[("sokcet", &["/s"])]),
@@ -181,9 +181,9 @@ fn unknown_words_are_answered_with_the_likely_one() {
     );
 }
 
-/// A path that a kind forgets among its [`Paths`] would start where the process does.
+/// A path missing from a kind's [`Paths`] would be relative to the working directory.
 #[test]
-fn every_path_of_every_kind_starts_where_it_was_written() {
+fn relative_path_of_every_kind_starts_at_its_file() {
     for kind in DeployTarget::kinds() {
         let shown = kind.keys();
         let example: toml::Table = toml::from_str(kind.example).unwrap();

@@ -1,5 +1,5 @@
-//! Caddy, which watches no certificate files: its admin API is asked for the running
-//! configuration and given it again, and with it Caddy reads the files.
+//! Caddy, which does not watch certificate files: this target reads the running
+//! configuration from its admin API and posts it back, and Caddy then reads the files.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::text::printable;
 
 const ADMIN: &str = "localhost:2019";
 
-/// Caddy watches no certificate files. Its configuration must name the files of `live/NAME`; `certs` fetches that
+/// Caddy does not watch certificate files. Its configuration must name the files of `live/NAME`; `certs` fetches that
 /// configuration from Caddy's admin API and loads it again, and Caddy reads the files with it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -82,7 +82,7 @@ pub struct Caddy {
 }
 
 impl Caddy {
-    /// Known to records as `name`.
+    /// `name` is its name in records.
     #[must_use]
     pub fn new(name: String, admin: String) -> Self {
         Self { name, admin }
@@ -101,7 +101,7 @@ impl Caddy {
             .uri(path)
             .header("host", &self.admin)
             .header("content-type", "application/json")
-            // Without it nothing is read again where nothing else has changed.
+            // Without this header Caddy ignores an unchanged configuration.
             .header("cache-control", "must-revalidate")
             .body(Full::from(body))
             .map_err(|error| self.failed(&error.to_string()))?;
@@ -110,11 +110,11 @@ impl Caddy {
         if status.is_success() {
             return Ok(body);
         }
-        let said = serde_json::from_slice(&body).unwrap_or_else(|_| json!({}));
-        let said = said["error"].as_str().unwrap_or_default();
+        let reply = serde_json::from_slice(&body).unwrap_or_else(|_| json!({}));
+        let reason = reply["error"].as_str().unwrap_or_default();
         Err(DeployError::Refused {
             target: self.name.clone(),
-            detail: printable(&format!("{status} {said}")),
+            detail: printable(&format!("{status} {reason}")),
         })
     }
 }

@@ -1,4 +1,4 @@
-//! coturn, which reads its certificate again at SIGUSR2; its SIGHUP rotates the log.
+//! coturn, which reloads its certificate at SIGUSR2; its SIGHUP rotates the log.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub(in crate::deploy) const COTURN: Reload = Reload {
     speaks_tls_at_once: true,
 };
 
-/// coturn reads the pair again at SIGUSR2. Name its TLS port with `verify`, such as
+/// coturn reloads the pair at SIGUSR2. Name its TLS port with `verify`, such as
 /// `verify = ["turn.example.com:5349"]`; without it, every port on which coturn listens is verified.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

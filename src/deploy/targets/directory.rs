@@ -1,5 +1,5 @@
-//! A copy of the output for one consumer: a directory of generations like the output
-//! itself, with an owner and a group of its own.
+//! A copy of the output for one consumer: a directory of generations like the output, with
+//! its own owner and group.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,11 +20,11 @@ use crate::deploy::{Delivery, DeployError, Outlet, Target, off_thread};
 use crate::identifier::Lineage;
 
 /// Another tree like the output directory, with `live/NAME` and `archive/NAME` and three generations, for a consumer
-/// that runs as another user. `certs run` notices within a minute that it is gone, and writes it again.
+/// that runs as another user. `certs run` notices within a minute if it is missing, and writes it again.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// The directory, which is made where its parent exists
+    /// The directory, created if its parent exists
     path: PathKey,
     /// The user that owns it, by name or number
     #[schemars(extend("x-default" = "the process's own"))]

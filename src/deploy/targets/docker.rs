@@ -1,6 +1,6 @@
-//! A container that is reached through Docker's API: a signal to its first process, or a
-//! program run inside of it. An API that nothing filters is refused unless its owner
-//! accepts it: a process that may use all of it is root on the host.
+//! A container, reached through Docker's API: a signal to its first process, or a program
+//! run inside it. An unfiltered API is refused unless the configuration accepts it: a
+//! process that may use the whole API is root on the host.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,8 +22,8 @@ use crate::text::printable;
 
 const KIND: &str = "docker";
 
-/// A container gets a signal, or a program is run inside of it, through Docker's API. Give `certs` a filtering proxy
-/// that allows the container's `kill` (or `exec`) alone. An API that nothing filters is refused unless
+/// A container gets a signal, or a program runs inside it, through Docker's API. Give `certs` a filtering proxy
+/// that allows the container's `kill` (or `exec`) alone. An unfiltered API is refused unless
 /// `accept_raw_socket = true`: a process that may use it is root on the host.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -33,12 +33,12 @@ pub struct Settings {
     /// The signal for its first process
     #[schemars(extend("default" = "HUP"))]
     signal: Option<String>,
-    /// A program to run inside of it, instead of a signal
+    /// A program to run inside it, instead of a signal
     command: Option<CommandLine>,
-    /// Where the API is: tcp://HOST:PORT or unix:///PATH
+    /// The address of the API: tcp://HOST:PORT or unix:///PATH
     #[schemars(extend("x-default" = "$DOCKER_HOST, else unix:///var/run/docker.sock"))]
     host: Option<String>,
-    /// Whether an API that nothing filters may be used
+    /// Whether an unfiltered API may be used
     #[schemars(extend("default" = false))]
     accept_raw_socket: Option<bool>,
 }
@@ -114,13 +114,13 @@ impl Settings {
         self.host.as_deref().unwrap_or(SOCKET)
     }
 
-    /// Uses the API of `host`, unless another one is named.
+    /// Sets the API to `host`, unless one is configured.
     pub(in crate::deploy) fn at(&mut self, host: &str) {
         self.host.get_or_insert_with(|| host.to_owned());
     }
 }
 
-/// What the container gets.
+/// The action in the container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ContainerAction {
     /// Sends this signal.
@@ -175,18 +175,18 @@ impl Docker {
         answer.map_err(|detail| self.failed(&format!("its API: {detail}")))
     }
 
-    /// An unsuccessful answer in words.
+    /// The error for an unsuccessful reply.
     fn refusal(&self, what: &str, status: StatusCode, body: &Value) -> DeployError {
-        let said = body["message"].as_str().unwrap_or_default();
-        self.failed(&format!("{what}: {status} {said}"))
+        let reason = body["message"].as_str().unwrap_or_default();
+        self.failed(&format!("{what}: {status} {reason}"))
     }
 
-    /// An API of which that is unknown is not trusted.
+    /// Whether the API is unfiltered, or may be.
     async fn is_raw(&self) -> Result<bool, DeployError> {
         let api = self.api.as_ref().map_err(|detail| self.failed(detail))?;
         let filter = api.filter().await;
         let filter = filter.map_err(|detail| self.failed(&format!("its API: {detail}")))?;
-        Ok(filter != Filter::Some)
+        Ok(filter != Filter::Filtered)
     }
 
     async fn run(&self, command: &[String]) -> Result<(), DeployError> {
@@ -200,11 +200,11 @@ impl Docker {
             return Err(self.refusal("a program cannot be run in it", status, &made));
         };
         let start = json!({"Detach": false, "Tty": false});
-        let (status, said) = self
+        let (status, reply) = self
             .ask("POST", &format!("/exec/{id}/start"), Some(start))
             .await?;
         if !status.is_success() {
-            return Err(self.refusal("the program cannot be started", status, &said));
+            return Err(self.refusal("the program cannot be started", status, &reply));
         }
         let (_, ended) = self.ask("GET", &format!("/exec/{id}/json"), None).await?;
         match ended["ExitCode"].as_i64() {
@@ -231,9 +231,8 @@ impl Target for Docker {
         if !self.raw_is_accepted && self.is_raw().await? {
             return Err(DeployError::Unsafe {
                 target: self.name.clone(),
-                detail:
-                    "nothing filters this API, and a process that may use it is root on the host"
-                        .to_owned(),
+                detail: "this API is unfiltered, and a process that may use it is root on the host"
+                    .to_owned(),
             });
         }
         Ok(())
@@ -246,16 +245,16 @@ impl Target for Docker {
             ContainerAction::Signal(signal) => signal,
         };
         let path = format!("/containers/{}/kill?signal={signal}", self.container);
-        let (status, said) = self.ask("POST", &path, None).await?;
+        let (status, reply) = self.ask("POST", &path, None).await?;
         match status.is_success() {
             true => Ok(()),
-            false => Err(self.refusal("it cannot be signalled", status, &said)),
+            false => Err(self.refusal("it cannot be signalled", status, &reply)),
         }
     }
 }
 
-/// Whether `text` can be a container's name or identifier, or a signal's: it
-/// becomes part of a path.
+/// Whether `text` can be the name or identifier of a container, or the name of a signal,
+/// and is safe as a part of a path.
 #[must_use]
 pub fn is_a_word(text: &str) -> bool {
     let known = |letter: char| letter.is_ascii_alphanumeric() || "_.-".contains(letter);

@@ -1,4 +1,4 @@
-//! Dovecot, whose master process reads the configuration and its certificates again at HUP.
+//! Dovecot, whose master process reloads the configuration and its certificates at HUP.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ pub(in crate::deploy) const DOVECOT: Reload = Reload {
     speaks_tls_at_once: false,
 };
 
-/// Dovecot reads the pair again when its master process gets HUP. Verify it with
+/// Dovecot reloads the pair when its master process gets HUP. Verify it with
 /// `verify = ["imap://mail.example.com:143"]` or `pop3://…:110`, which speak STARTTLS, or with the host and port of
 /// IMAPS.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]

@@ -1,5 +1,5 @@
-//! Envoy, which reads the pair from disk by itself when the `live` directory changes
-//! (file-based SDS).
+//! Envoy, which reloads the pair by itself when the `live` directory changes (file-based
+//! SDS).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::deploy::{Delivery, Target};
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// The file that Envoy reads; `{name}` stands for the certificate's name
+    /// The file that Envoy reads; `{name}` is replaced by the certificate's name
     file: PathKey,
 }
 

@@ -1,6 +1,6 @@
 //! A program of the user's own, with the environment of certbot's deploy hooks. It is
-//! started by its arguments, never by a shell, in a process group of its own: one that
-//! takes too long ends with every process that it has started.
+//! started by its arguments, never by a shell, in a process group of its own: if it takes
+//! too long, it is killed with all of its children.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -23,9 +23,9 @@ use crate::deploy::target_settings::{
 use crate::deploy::{Delivery, DeployError, Target};
 use crate::text::printable;
 
-/// How long a program may take where the configuration does not say otherwise.
+/// The default deadline of a program.
 pub const WITHIN: Duration = Duration::from_secs(30);
-/// The end of its output is kept: the error stands there.
+/// The end of its output is kept, which usually has the error.
 const KEPT: usize = 4096;
 const LINES: usize = 10;
 const INHERITED: [&str; 6] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR"];
@@ -33,12 +33,12 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A program of yours, started by its arguments and never by a shell. It gets `RENEWED_LINEAGE` (the directory of the
 /// pair) and `RENEWED_DOMAINS`, as certbot's deploy hooks do, and of our environment PATH, HOME, LANG, LC_ALL, TZ and
-/// TMPDIR. If it fails, the deployment fails, and the message ends with the last lines of its output. What takes too
-/// long is killed with every process that it has started.
+/// TMPDIR. If it fails, the deployment fails, and the message ends with the last lines of its output. A program that
+/// takes too long is killed with all of its children.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// The program by its whole path, with its arguments
+    /// The program by its absolute path, with its arguments
     command: CommandLine,
     /// How long it may take, from 1s to 60m
     #[schemars(extend("default" = "30s"))]
@@ -58,7 +58,7 @@ timeout = "30s""#;
             true => Ok(()),
             false => Err(InvalidTarget::key(
                 "command",
-                "a program is named by its whole path",
+                "write the absolute path of the program",
             )),
         }
     }
@@ -104,7 +104,7 @@ pub struct Exec {
 }
 
 impl Exec {
-    /// Runs `command`, its program first, known to records as `name`.
+    /// Runs `command`, its program first; `name` is its name in records.
     #[must_use]
     pub fn new(name: String, command: Vec<String>, within: Duration) -> Self {
         Self {
@@ -124,27 +124,27 @@ impl Exec {
 
     async fn run(&self, delivery: &Delivery) -> Result<(), DeployError> {
         let mut child = self.start(delivery)?;
-        let said = Said::default();
-        // Reading goes on past what is kept: a full pipe would stop it.
+        let last = LastOutput::default();
+        // Everything is read, and only the end kept: a full pipe would block the program.
         let mut reading = JoinSet::new();
-        reading.spawn(tail(child.stdout.take(), said.output.clone()));
-        reading.spawn(tail(child.stderr.take(), said.errors.clone()));
+        reading.spawn(tail(child.stdout.take(), last.output.clone()));
+        reading.spawn(tail(child.stderr.take(), last.errors.clone()));
         let Ok(status) = tokio::time::timeout(self.within, child.wait()).await else {
             end(&mut child).await;
             return Err(self.failed(format!("did not end within {:?}", self.within)));
         };
-        // A process that it left running may hold its output open for ever.
+        // A process that it left running may keep its output open for ever.
         let rest = async { while reading.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(LAST_WORDS, rest).await;
-        let said = last_lines(&said.text());
+        let output = last_lines(&last.text());
         match status {
             Ok(status) if status.success() => {
-                tracing::debug!(program = self.command.first(), "{said}");
+                tracing::debug!(program = self.command.first(), "{output}");
                 Ok(())
             }
-            Ok(status) => Err(self.failed(match said.as_str() {
+            Ok(status) => Err(self.failed(match output.as_str() {
                 "" => format!("failed ({status}) without any output"),
-                said => format!("failed ({status}): {said}"),
+                output => format!("failed ({status}): {output}"),
             })),
             Err(error) => Err(self.failed(format!("could not be waited for: {error}"))),
         }
@@ -172,8 +172,8 @@ impl Exec {
     }
 }
 
-/// The part of our environment that it gets, which has no credentials.
-#[allow(clippy::disallowed_methods)] // nothing is decided by it: it is passed on
+/// The part of our environment that it inherits, without credentials.
+#[allow(clippy::disallowed_methods)] // only passed on to the program
 fn inherited() -> impl Iterator<Item = (&'static str, OsString)> {
     let passed_on = INHERITED.into_iter();
     passed_on.filter_map(|name| Some((name, std::env::var_os(name)?)))
@@ -182,7 +182,7 @@ fn inherited() -> impl Iterator<Item = (&'static str, OsString)> {
 async fn end(child: &mut Child) {
     let group = child.id().and_then(|pid| i32::try_from(pid).ok());
     if let Some(group) = group.and_then(Pid::from_raw) {
-        // It may have ended just now.
+        // The group may have ended already.
         let _ = kill_process_group(group, Signal::KILL);
     }
     let _ = child.wait().await;
@@ -190,14 +190,14 @@ async fn end(child: &mut Child) {
 
 type KeptOutput = Arc<Mutex<Vec<u8>>>;
 
-/// The ends of its output.
+/// The ends of its output streams.
 #[derive(Default)]
-struct Said {
+struct LastOutput {
     output: KeptOutput,
     errors: KeptOutput,
 }
 
-impl Said {
+impl LastOutput {
     fn text(&self) -> String {
         let text = |kept: &KeptOutput| {
             let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -219,8 +219,8 @@ async fn tail(stream: Option<impl AsyncRead + Unpin>, kept: KeptOutput) {
     }
 }
 
-fn last_lines(said: &str) -> String {
-    let lines: Vec<String> = said.trim_end().lines().map(printable).collect();
+fn last_lines(output: &str) -> String {
+    let lines: Vec<String> = output.trim_end().lines().map(printable).collect();
     lines[lines.len().saturating_sub(LINES)..].join("\n")
 }
 
@@ -230,12 +230,12 @@ impl Target for Exec {
         &self.name
     }
 
-    /// Whether it exists; only its owner knows what it does.
+    /// Checks only that the program exists.
     async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
         let program = self.command.first().map(String::as_str).unwrap_or_default();
         match tokio::fs::metadata(program).await {
             Ok(found) if found.is_file() => Ok(()),
-            Ok(_) => Err(self.failed("is no file".to_owned())),
+            Ok(_) => Err(self.failed("is not a file".to_owned())),
             Err(error) => Err(self.failed(format!("cannot be started: {error}"))),
         }
     }
@@ -265,32 +265,32 @@ mod tests {
 
     #[tokio::test]
     async fn program_gets_the_variables_of_certbots_hooks() {
-        let said = fails("echo $RENEWED_LINEAGE $RENEWED_DOMAINS; exit 3").await;
-        assert!(said.contains("exit status: 3"), "{said}");
+        let output = fails("echo $RENEWED_LINEAGE $RENEWED_DOMAINS; exit 3").await;
+        assert!(output.contains("exit status: 3"), "{output}");
         assert!(
-            said.contains("/certs/live/example.com example.com"),
-            "{said}"
+            output.contains("/certs/live/example.com example.com"),
+            "{output}"
         );
         shell("exit 0").apply(&sample()).await.unwrap();
     }
 
     #[tokio::test]
-    async fn program_gets_no_more_of_the_environment_than_any_program_needs() {
-        let said = fails("env; exit 1").await;
-        let names = said
+    async fn program_inherits_only_the_listed_variables() {
+        let output = fails("env; exit 1").await;
+        let names = output
             .lines()
             .filter_map(|line| line.split_once('='))
             .map(|(name, _)| name);
-        // The shell's own, and the line before them.
+        // The shell sets these itself.
         let own = ["PWD", "SHLVL", "_", "RENEWED_LINEAGE", "RENEWED_DOMAINS"];
         for name in names.filter(|name| !name.contains(' ')) {
             assert!(
                 own.contains(&name) || INHERITED.contains(&name),
-                "{name} in {said}"
+                "{name} in {output}"
             );
         }
-        // What cargo gives its tests is there to be inherited.
-        assert!(!said.contains("CARGO"), "{said}");
+        // The variables of cargo are in the environment of this test.
+        assert!(!output.contains("CARGO"), "{output}");
     }
 
     #[tokio::test]
@@ -304,12 +304,12 @@ mod tests {
         assert!(error.to_string().contains("did not end within"), "{error}");
         let pid = std::fs::read_to_string(file).unwrap();
         let stat = format!("/proc/{}/stat", pid.trim());
-        // Killed is not gone yet, and gone is not reaped yet.
+        // A killed process exists for a moment, and then as a zombie.
         let runs = || std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z"));
         let mut looks = 0;
         while runs() {
             looks += 1;
-            assert!(looks < 1000, "it runs still");
+            assert!(looks < 1000, "it is still running");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -322,16 +322,16 @@ mod tests {
         shell(&script).apply(&sample()).await.unwrap();
         let pid = std::fs::read_to_string(file).unwrap();
         let ended = std::process::Command::new("kill").arg(pid.trim()).status();
-        assert!(ended.unwrap().success(), "it was ended with its parent");
+        assert!(ended.unwrap().success(), "it was killed with its parent");
     }
 
     #[tokio::test]
     async fn end_of_the_output_is_kept() {
-        let said = fails("head -c 20000000 /dev/zero; echo 'at last' >&2; exit 1").await;
-        assert!(said.len() < 8 * KEPT && said.contains("at last"));
-        // Its output never steers a terminal.
-        let said = fails("printf '\\033[2J'; exit 1").await;
-        assert!(!said.contains('\u{1b}'), "{said:?}");
+        let output = fails("head -c 20000000 /dev/zero; echo 'at last' >&2; exit 1").await;
+        assert!(output.len() < 8 * KEPT && output.contains("at last"));
+        // Control characters of the output are escaped.
+        let output = fails("printf '\\033[2J'; exit 1").await;
+        assert!(!output.contains('\u{1b}'), "{output:?}");
     }
 
     #[tokio::test]

@@ -1,5 +1,5 @@
-//! A copy of the pair in one file, in the format that a consumer reads: replaced in one
-//! step, with an owner, a group and a mode of its own.
+//! A copy of the pair in one file, in the format that a consumer reads. It is replaced in
+//! one step, and has its own owner, group and mode.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,13 +23,13 @@ use crate::deploy::{Delivery, DeployError, Target, off_thread};
 use crate::identifier::Lineage;
 
 /// A copy in one file, which `certs` replaces in one step, with an owner, a group and a mode of its own. `certs run`
-/// notices within a minute that it is gone, and writes it again.
+/// notices within a minute if it is missing, and writes it again.
 ///
-/// `pkcs12` is for Java and Spring Boot, which read it also where they ask for JKS.
+/// `pkcs12` is for Java and Spring Boot, which also accept it in place of JKS.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// The file; `{name}` stands for the certificate's name
+    /// The file; `{name}` is replaced by the certificate's name
     path: PathKey,
     /// combined (leaf, issuers, key), fullchain, key, cert, chain or pkcs12
     #[schemars(extend("default" = "combined"))]
@@ -118,7 +118,7 @@ impl Settings {
     }
 }
 
-/// What a copy holds.
+/// The content of a copy.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
@@ -155,7 +155,7 @@ impl TryFrom<String> for CopyFormat {
         let known = FORMATS.iter().find(|(name, _)| *name == text);
         known.map(|(_, format)| *format).ok_or_else(|| {
             let names = FORMATS.map(|(name, _)| name).join(", ");
-            format!("the formats are {names}; where Java asks for JKS, it reads pkcs12")
+            format!("the formats are {names}; Java accepts pkcs12 in place of JKS")
         })
     }
 }
@@ -168,7 +168,7 @@ impl From<CopyFormat> for String {
 }
 
 impl CopyFormat {
-    /// The mode where none is given: a key is not for everybody.
+    /// The default mode; a key is not readable to all users.
     fn usual_mode(self) -> u32 {
         match self {
             Self::Combined | Self::Key | Self::Pkcs12 => 0o640,
@@ -228,7 +228,7 @@ impl FileCopy {
     fn look(&self) -> Result<(), DeployError> {
         let parent = self.path.parent().unwrap_or(Path::new("/"));
         if !parent.is_dir() {
-            return Err(self.failed("its directory is not there"));
+            return Err(self.failed("no such directory"));
         }
         self.password().map(drop)
     }
@@ -303,7 +303,7 @@ mod tests {
             copy.apply(&delivery).await.unwrap();
             let found = std::fs::metadata(&path).unwrap();
             assert_eq!(found.permissions().mode() & 0o7777, mode, "{format}");
-            // A reader that has the old one open goes on with it.
+            // A reader that has the old file open still reads the old content.
             assert_ne!(std::mem::replace(&mut before, found.ino()), found.ino());
             let content = std::fs::read(&path).unwrap();
             assert!(content.starts_with(begins.as_bytes()), "{format}");
@@ -318,11 +318,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let delivery = published(directory.path());
         let copy = file(&directory.path().join("copy.p12"), CopyFormat::Pkcs12);
-        let told = copy.check(&delivery).await.unwrap_err().to_string();
-        assert!(told.contains("password"), "{told}");
+        let message = copy.check(&delivery).await.unwrap_err().to_string();
+        assert!(message.contains("password"), "{message}");
         std::fs::write(directory.path().join("password"), "\n").unwrap();
-        let told = copy.check(&delivery).await.unwrap_err().to_string();
-        assert!(told.contains("is empty"), "{told}");
+        let message = copy.check(&delivery).await.unwrap_err().to_string();
+        assert!(message.contains("is empty"), "{message}");
     }
 
     #[tokio::test]
@@ -340,7 +340,7 @@ mod tests {
         );
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "before");
         let nowhere = file(&directory.path().join("a/b"), CopyFormat::Combined);
-        let told = nowhere.check(&delivery).await.unwrap_err().to_string();
-        assert!(told.contains("a/b"), "{told}");
+        let message = nowhere.check(&delivery).await.unwrap_err().to_string();
+        assert!(message.contains("a/b"), "{message}");
     }
 }

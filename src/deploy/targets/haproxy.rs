@@ -1,7 +1,7 @@
-//! HAProxy through its runtime socket: a transaction of its own (`set`, `commit`, or
-//! `abort`) puts the pair into its memory, without a reload. That memory is lost at a
-//! restart, so that the file is written too that it reads when it starts. See its
-//! management guide, section 9.3.
+//! HAProxy through its runtime socket: a transaction (`set`, then `commit` or `abort`)
+//! loads the pair into its memory without a reload. A restart loses that memory, so that
+//! the file that HAProxy reads at its start is written too. See its management guide,
+//! section 9.3.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -33,20 +33,19 @@ const LONGEST_ANSWER: u64 = 4 << 20;
 const PAIR: &str = "combined.pem";
 const MODE: u32 = 0o640;
 const KIND: &str = "haproxy";
-/// For a hint.
+/// The most certificates that are searched for a hint.
 const MOST_LOOKED_AT: usize = 200;
 
-/// HAProxy takes the pair through its runtime socket, which must be of `level admin`, without a reload: `set ssl
-/// cert` and `commit ssl cert`, or `abort ssl cert` if HAProxy refuses it. What HAProxy has in memory is gone when
-/// it restarts, so that it must also read the pair from a file: either `live/NAME/combined.pem` of the output
-/// directory, or the file that `certificate` names. That file is written too, and added to HAProxy's certificates
-/// if it is new.
+/// HAProxy gets the pair through its runtime socket, which must be of `level admin`, without a reload: `set ssl
+/// cert` and `commit ssl cert`, or `abort ssl cert` if HAProxy refuses it. A restart loses HAProxy's memory, so that
+/// HAProxy must also read the pair from a file: either `live/NAME/combined.pem` of the output directory, or the file
+/// that `certificate` names. `certs` writes that file too, and adds it to HAProxy's certificates if it is new.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The runtime socket
     socket: PathKey,
-    /// The file that HAProxy reads when it starts; `{name}` stands for the certificate's name
+    /// The file that HAProxy reads when it starts; `{name}` is replaced by the certificate's name
     #[schemars(extend("x-default" = "live/NAME/combined.pem of the output directory"))]
     certificate: Option<PathKey>,
 }
@@ -110,24 +109,23 @@ certificate = "/etc/haproxy/certs/{name}.pem""#;
 pub struct Haproxy {
     name: String,
     socket: PathBuf,
-    /// Its name for the pair: the file in its configuration.
+    /// The file of the pair in its configuration.
     certificate: Option<PathBuf>,
 }
 
-/// Its name for the pair.
+/// The pair as HAProxy names it.
 #[derive(Debug, PartialEq, Eq)]
 struct KnownPair {
     /// The file's name in its configuration.
     file: String,
-    /// Whether it has no pair of that name yet.
+    /// Whether HAProxy has no pair of that name yet.
     is_new: bool,
-    /// The list or directory that it must be added to, when nothing uses it.
+    /// The list or directory to add the file to, if no bind uses it.
     list: Option<String>,
 }
 
 impl Haproxy {
-    /// The HAProxy of `socket`, which reads `certificate` when it starts, or else the
-    /// live file itself.
+    /// The HAProxy of `socket`, which reads `certificate` at its start, else the live file.
     #[must_use]
     pub fn new(name: String, socket: PathBuf, certificate: Option<PathBuf>) -> Self {
         Self {
@@ -151,17 +149,17 @@ impl Haproxy {
         }
     }
 
-    /// One command; a connection each, as the socket wants it.
+    /// Sends one command; the socket serves one for each connection.
     async fn ask(&self, command: &str) -> Result<String, DeployError> {
-        let asked = async {
+        let reply = async {
             let mut stream = UnixStream::connect(&self.socket).await?;
-            // At once: it closes as soon as it has understood.
+            // In one write: HAProxy closes as soon as it has parsed the command.
             stream.write_all(format!("{command}\n").as_bytes()).await?;
             let mut answer = Vec::new();
             stream.take(LONGEST_ANSWER).read_to_end(&mut answer).await?;
             Ok::<_, io::Error>(String::from_utf8_lossy(&answer).into_owned())
         };
-        match tokio::time::timeout(ANSWERED_WITHIN, asked).await {
+        match tokio::time::timeout(ANSWERED_WITHIN, reply).await {
             Ok(Ok(answer)) if answer.starts_with("Permission denied") => Err(Self::refused(
                 "its socket is not of `level admin`: write `stats socket PATH mode 660 level admin`",
             )),
@@ -171,14 +169,13 @@ impl Haproxy {
         }
     }
 
-    /// Its name for the pair of `delivery`.
+    /// The entry for the pair of `delivery`.
     async fn entry(&self, delivery: &Delivery) -> Result<KnownPair, DeployError> {
         let known = files_in(&self.ask("show ssl cert").await?);
         if let Some(wanted) = &self.certificate {
             let file = wanted.display().to_string();
             let is_new = !known.contains(&file);
-            // An unused one was left by a process that was killed before it had added
-            // it.
+            // A process that was killed may have left a certificate that no list has.
             let used = !is_new && is_used(&self.ask(&format!("show ssl cert {file}")).await?);
             let list = match used {
                 true => None,
@@ -192,9 +189,9 @@ impl Haproxy {
         }
         let live = delivery.live.join(PAIR);
         Err(match self.one_for(&known, delivery).await? {
-            // HAProxy must not decide which file is written; its operator does.
+            // The operator, not HAProxy, decides which file is written.
             Some(file) => Self::refused(&format!(
-                "it reads {file} when it starts, which nothing writes: write `certificate = \"{file}\"` in its [deploy.NAME], or `crt {}` at its bind",
+                "it reads {file} at its start, and certs does not write that file: write `certificate = \"{file}\"` in its [deploy.NAME], or `crt {}` at its bind",
                 live.display()
             )),
             None => Self::refused(&format!(
@@ -206,7 +203,7 @@ impl Haproxy {
         })
     }
 
-    /// The one of its files that is for the same names.
+    /// HAProxy's file for the same names.
     async fn one_for(
         &self,
         known: &[String],
@@ -221,7 +218,7 @@ impl Haproxy {
         Ok(None)
     }
 
-    /// The directory of a new file, or a list, that a bind of its reads.
+    /// The list or directory that a bind reads and that `file` can be added to.
     async fn list_for(&self, file: &Path) -> Result<String, DeployError> {
         let lists = self.ask("show ssl crt-list").await?;
         let mut lists = lists
@@ -239,7 +236,7 @@ impl Haproxy {
         })
     }
 
-    /// Puts `pair` into its memory; a transaction that fails is rolled back.
+    /// Loads `pair` into HAProxy's memory; a failed transaction is rolled back.
     async fn swap(&self, entry: &KnownPair, pair: &str) -> Result<(), DeployError> {
         let file = &entry.file;
         if entry.is_new {
@@ -259,7 +256,7 @@ impl Haproxy {
         if done {
             return Ok(());
         }
-        // Its reply does not matter beside the refusal.
+        // The refusal is reported, whatever the abort replies.
         let _ = self.ask(&format!("abort ssl cert {file}")).await;
         if entry.is_new {
             let _ = self.ask(&format!("del ssl cert {file}")).await;
@@ -267,7 +264,7 @@ impl Haproxy {
         Err(Self::refused(&ended))
     }
 
-    /// Writes the file that it reads when it starts, where that is not the live one.
+    /// Writes the file that HAProxy reads at its start, unless that is the live file.
     async fn keep(&self, pair: Secret) -> Result<(), DeployError> {
         let Some(file) = self.certificate.clone() else {
             return Ok(());
@@ -283,7 +280,8 @@ impl Haproxy {
     }
 }
 
-/// Its owner stays, and it never becomes readable to others: there is a key in it.
+/// Replaces `file` with its owner kept. It has a key in it, and so it never becomes
+/// readable to others.
 fn keep(file: &Path, pair: &str) -> io::Result<()> {
     let (owner, mode) = match std::fs::metadata(file) {
         Ok(found) => {
@@ -326,18 +324,18 @@ impl Target for Haproxy {
         let info = self.ask("show info").await.ok()?;
         let pid = info.lines().find_map(|line| line.strip_prefix("Pid: "))?;
         let pid = pid.trim().parse().ok()?;
-        // In another PID namespace that number is another process.
+        // In another PID namespace the number belongs to another process.
         let program = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
         (program.trim() == KIND).then(|| listened_on_by(pid))?
     }
 }
 
-/// Whether any bind uses the certificate of this answer.
+/// Whether a bind uses the certificate of this reply.
 fn is_used(answer: &str) -> bool {
     let status = answer
         .lines()
         .find_map(|line| line.strip_prefix("Status: "));
-    // Older versions do not say.
+    // Older versions have no status.
     status.is_none_or(|status| status.trim() == "Used")
 }
 
@@ -350,16 +348,16 @@ fn without_empty_lines(pem: &str) -> String {
     lines.fold(String::new(), |all, line| all + line + "\n")
 }
 
-/// What `show ssl cert` lists, without pending transactions, and without names that would
-/// be more than a name in a command.
+/// The files of `show ssl cert`, without pending transactions and without names that are
+/// more than one word of a command.
 fn files_in(answer: &str) -> Vec<String> {
     let lines = answer.lines().map(str::trim);
     let files = lines.filter(|line| !line.starts_with(['#', '*']) && is_a_name(line));
     files.map(str::to_owned).collect()
 }
 
-/// Whether `text` is one word of a command, and no other one: `;` begins the next
-/// command, `<<` a payload, and `\` takes the meaning of what follows.
+/// Whether `text` is exactly one word of a command: `;` begins the next command, `<<` a
+/// payload, and `\` escapes the next character.
 #[must_use]
 pub fn is_a_name(text: &str) -> bool {
     let plain =
@@ -367,14 +365,14 @@ pub fn is_a_name(text: &str) -> bool {
     !text.is_empty() && text.chars().all(plain)
 }
 
-/// The one that is the live file, wherever it is mounted.
+/// The live file among `known`, at whatever path it is mounted.
 fn live_file(known: &[String], delivery: &Delivery) -> Option<String> {
     let live = Path::new("live").join(delivery.lineage.as_str()).join(PAIR);
     let mut known = known.iter();
     known.find(|file| Path::new(file).ends_with(&live)).cloned()
 }
 
-/// The names of a certificate that it shows; `None` when it has none.
+/// The names in a reply of `show ssl cert FILE`; `None` when it has none.
 fn names_in(answer: &str) -> Option<BTreeSet<Identifier>> {
     let mut lines = answer.lines();
     let names = lines.find_map(|line| line.strip_prefix("Subject Alternative Name: "))?;
@@ -385,13 +383,13 @@ fn names_in(answer: &str) -> Option<BTreeSet<Identifier>> {
     Some(names.collect())
 }
 
-/// What `fuzz/` holds against the reading of its answers.
+/// The checks of `fuzz/` on HAProxy's replies.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing {
     use super::{files_in, is_a_name, names_in, without_empty_lines};
 
-    /// No name that it lists is more than a word of the next command; no payload
-    /// has an empty line.
+    /// No listed name is more than one word of the next command, and no payload has an
+    /// empty line.
     pub(crate) fn answer(bytes: &[u8]) {
         let answer = String::from_utf8_lossy(bytes);
         for file in files_in(&answer) {
@@ -412,7 +410,7 @@ mod tests {
     use crate::deploy::sample;
 
     #[test]
-    fn reads_what_it_lists() {
+    fn lists_and_names_are_parsed() {
         let known =
             files_in("# transaction\n*/etc/a.pem\n# filename\n/etc/a.pem\n/etc/b.pem\n\n\n");
         assert_eq!(known, ["/etc/a.pem", "/etc/b.pem"]);
@@ -455,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn live_file_is_found_wherever_it_is_mounted() {
+    fn live_file_is_found_at_any_mount_point() {
         let find = |names: &[&str]| {
             let known: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
             live_file(&known, &sample())

@@ -1,5 +1,5 @@
-//! nginx: `nginx -t` where its program may be run, then HUP to the master process that the
-//! pid file names. It never runs a program that another user could have written.
+//! nginx: `nginx -t` if its program may be run, then HUP to the master process of the pid
+//! file. It never runs a program that another user could have written.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
@@ -28,18 +28,18 @@ const PID_FILES: [&str; 3] = [
     "/run/nginx/nginx.pid",
     "/var/run/nginx.pid",
 ];
-/// Not worth a handshake that only fills its log.
+/// Handshakes there would only fill nginx's log.
 const PLAIN_HTTP: u16 = 80;
 const MASTER: &str = "nginx: master process ";
 const CHECK_WITHIN: Duration = Duration::from_secs(10);
 const SHUTTING_DOWN: &str = "worker process is shutting down";
-/// Each keeps its memory and its connections for as long as its clients like.
+/// Each keeps its memory and its connections until its clients leave.
 const MOST_DRAINING: usize = 3;
 const DRAINED_WITHIN: Duration = Duration::from_secs(10);
-/// In hundredths of a second: one master starts all its workers at once.
+/// In hundredths of a second: workers that start within it are one generation.
 const TOGETHER: u64 = 20;
 
-/// nginx reads the pair again at a reload. `certs` runs `nginx -t` where it may run nginx's program, and then
+/// nginx reads the pair again at a reload. `certs` runs `nginx -t` if it may run nginx's program, and then
 /// sends HUP to the master process. While three generations of workers still serve old connections, the reload
 /// waits. If the user of the workers cannot read the key, `certs` names that user and the file's mode.
 ///
@@ -106,12 +106,12 @@ pub struct Nginx {
 /// A master process.
 struct Master {
     process: Process,
-    /// What it was started with; `None` when its title is cut off.
+    /// Its arguments; `None` if its title is cut off.
     arguments: Option<Vec<String>>,
 }
 
 impl Nginx {
-    /// The nginx of `pid_file`, or of the usual places.
+    /// The nginx of `pid_file`, else of the usual pid files.
     #[must_use]
     pub fn new(pid_file: Option<PathBuf>) -> Self {
         Self {
@@ -123,7 +123,7 @@ impl Nginx {
         }
     }
 
-    /// Whether few enough of its workers drain for some more to do so.
+    /// Waits until few enough generations of workers drain.
     async fn may_reload(&self, master: &Master, delivery: &Delivery) -> Result<(), DeployError> {
         if delivery.urgent {
             return Ok(());
@@ -144,7 +144,7 @@ impl Nginx {
         let is_whole = room_for_title(process.pid).is_none_or(|room| used < room);
         let title = String::from_utf8_lossy(title).replace('\0', " ");
         let Some(command) = title.trim_end().strip_prefix(MASTER) else {
-            return Err(process.is_another(&self.name));
+            return Err(process.other_program(&self.name));
         };
         Ok(Master {
             arguments: is_whole.then(|| arguments_in(command)),
@@ -153,9 +153,9 @@ impl Nginx {
     }
 }
 
-/// The arguments of `command`, its program first. A title has lost where those with
-/// blanks in them began and ended, as in `-g 'daemon on; master_process on;'`: such
-/// directives go on until the next option.
+/// The arguments of `command`, without its program. A title does not show where arguments
+/// with blanks began and ended, as in `-g 'daemon on; master_process on;'`: directives
+/// continue until the next option.
 fn arguments_in(command: &str) -> Vec<String> {
     const OPTIONS: [&str; 8] = ["-c", "-p", "-e", "-q", "-t", "-T", "-g", "-s"];
     let mut arguments: Vec<String> = Vec::new();
@@ -174,12 +174,12 @@ fn arguments_in(command: &str) -> Vec<String> {
     arguments
 }
 
-/// The program of `pid`, if we may run it: any process can call itself nginx, and any
-/// user who may write the pid file can name it. In another container's file system
-/// the same path is another program.
+/// The program of `pid`, if it is safe to run: any process can call itself nginx, and any
+/// user that may write the pid file can name it. In another mount namespace the same path
+/// is another program.
 fn trusted_program(pid: u32) -> Option<PathBuf> {
     let ours = |owner: u32| owner == 0 || owner == rustix::process::geteuid().as_raw();
-    let mounts = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/mnt")).ok();
+    let mounts = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
     if mounts(&pid.to_string())? != mounts("self")? {
         return None;
     }
@@ -190,9 +190,8 @@ fn trusted_program(pid: u32) -> Option<PathBuf> {
     trusted.then_some(program)
 }
 
-/// How long a title may get: nginx writes it over its arguments and its
-/// environment, and cuts off what does not fit. `None` when that is not to be
-/// seen. See proc_pid_stat(5).
+/// The largest length of a title: nginx writes it over its arguments and environment, and
+/// cuts it off there. `None` if /proc does not show that. See proc_pid_stat(5).
 fn room_for_title(pid: u32) -> Option<usize> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     room_in(&stat)
@@ -201,7 +200,7 @@ fn room_for_title(pid: u32) -> Option<usize> {
 fn room_in(stat: &str) -> Option<usize> {
     const ARG_START: usize = 48;
     const ENV_END: usize = 51;
-    // The program's name, in brackets, may hold anything. After it comes field 3.
+    // The program's name, in brackets, may have any character. Field 3 follows it.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let field = |number: usize| fields.get(number - 3)?.parse::<usize>().ok();
     let room = field(ENV_END)?.checked_sub(field(ARG_START)?)?;
@@ -216,13 +215,13 @@ impl Nginx {
                 target: self.name.clone(),
                 output: printable_lines(&String::from_utf8_lossy(&output.stderr)),
             }),
-            // Such as a process that takes too much memory.
-            None => Err(self.unjudged(format!("`nginx -t` was killed ({})", output.status))),
+            // For example by the kernel, for its memory.
+            None => Err(self.unchecked(format!("`nginx -t` was killed ({})", output.status))),
         }
     }
 
-    /// Nothing says that its configuration is bad.
-    fn unjudged(&self, detail: String) -> DeployError {
+    /// The check gave no result: the configuration may be valid.
+    fn unchecked(&self, detail: String) -> DeployError {
         let target = self.name.clone();
         DeployError::Unreachable { target, detail }
     }
@@ -236,9 +235,9 @@ impl Target for Nginx {
 
     async fn check(&self, delivery: &Delivery) -> Result<(), DeployError> {
         let master = self.master()?;
-        // Before anything is touched: a rollback would be one more reload.
+        // Before the first change: a rollback would be one more reload.
         self.may_reload(&master, delivery).await?;
-        // Without a program to run, the handshake after the reload still verifies.
+        // Without `nginx -t`, the handshake after the reload still verifies the pair.
         let Some(program) = trusted_program(master.process.pid) else {
             return Ok(());
         };
@@ -257,7 +256,7 @@ impl Target for Nginx {
             Ok(Err(error)) => format!("`nginx -t` could not be run: {error}"),
             Err(_) => format!("`nginx -t` did not end within {CHECK_WITHIN:?}"),
         };
-        Err(self.unjudged(detail))
+        Err(self.unchecked(detail))
     }
 
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
@@ -277,7 +276,8 @@ impl Target for Nginx {
     }
 }
 
-/// How many generations of workers drain, once there are few enough or the wait is over.
+/// The number of draining generations, as soon as it is small enough, or at the end of
+/// the wait.
 async fn drained(master: u32) -> usize {
     let end = Instant::now() + DRAINED_WITHIN;
     loop {
@@ -289,8 +289,8 @@ async fn drained(master: u32) -> usize {
     }
 }
 
-/// Generations of workers that shut down and still serve: those that were started
-/// together are one.
+/// The number of draining generations: workers that shut down and still serve. Workers
+/// that started together are one generation.
 fn draining(master: u32) -> usize {
     let children = format!("/proc/{master}/task/{master}/children");
     let children = std::fs::read_to_string(children).unwrap_or_default();

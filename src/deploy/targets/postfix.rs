@@ -1,4 +1,4 @@
-//! Postfix, whose master process reads the configuration again at HUP.
+//! Postfix, whose master process reloads the configuration at HUP.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ pub(in crate::deploy) const POSTFIX: Reload = Reload {
     speaks_tls_at_once: false,
 };
 
-/// Postfix reads the pair again when its master process gets HUP. Verify it with
+/// Postfix reloads the pair when its master process gets HUP. Verify it with
 /// `verify = ["smtp://mail.example.com:25"]`, which speaks STARTTLS.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

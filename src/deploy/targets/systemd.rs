@@ -1,5 +1,5 @@
-//! A unit that systemd reloads, asked over D-Bus as `systemctl reload` asks, and
-//! waited for: `ReloadUnit` of org.freedesktop.systemd1, and the job's result.
+//! A unit that systemd reloads. Like `systemctl reload`, it calls `ReloadUnit` of
+//! org.freedesktop.systemd1 over D-Bus, and waits for the job's result.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +40,7 @@ impl TargetSettings for Settings {
 unit = "lighttpd.service""#;
 
     fn check(&self) -> Result<(), InvalidTarget> {
-        // Other transports of D-Bus start programs.
+        // Other transports of D-Bus can start programs.
         match &self.bus {
             Some(bus) if !bus.starts_with("unix:") || bus.contains(';') => {
                 Err(InvalidTarget::key("bus", "a bus is one `unix:` address"))
@@ -84,7 +84,7 @@ unit = "lighttpd.service""#;
 pub struct Systemd {
     name: String,
     unit: String,
-    /// A D-Bus address; else that of the system's bus.
+    /// A D-Bus address; `None` for the system's bus.
     bus: Option<String>,
 }
 
@@ -121,11 +121,11 @@ impl Systemd {
         }
     }
 
-    /// The job's result, `done` where all is well.
+    /// The job's result; `done` means success.
     async fn reload(&self) -> zbus::Result<String> {
         let bus = self.connect().await?;
         let manager = Proxy::new(&bus, MANAGER, OBJECT, "org.freedesktop.systemd1.Manager").await?;
-        // Before the job begins, or its end may be missed.
+        // Before the job starts: its end could be missed otherwise.
         let mut ended = manager.receive_signal("JobRemoved").await?;
         manager.call_method("Subscribe", &()).await?;
         let wanted = (self.unit.as_str(), "replace");

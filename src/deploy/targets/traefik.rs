@@ -1,4 +1,4 @@
-//! Traefik, which reads the pair when the file that names it changes.
+//! Traefik, which reloads the pair when the file that names it changes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +14,12 @@ use crate::deploy::target_settings::{
 use crate::deploy::watched::{Watched, quoted};
 use crate::deploy::{Delivery, Target};
 
-/// Traefik reads the pair when the file that names it changes, so that `certs` writes that file again for each
+/// Traefik reloads the pair when the file that names it changes, so that `certs` rewrites that file for each
 /// generation. Put it into the directory of Traefik's file provider, with `watch: true`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// The file that Traefik reads; `{name}` stands for the certificate's name
+    /// The file that Traefik reads; `{name}` is replaced by the certificate's name
     file: PathKey,
 }
 

@@ -94,7 +94,7 @@ secret_file = "/etc/certs/webhook-secret""#;
 /// A URL to send to.
 #[derive(Debug)]
 pub struct Webhook {
-    /// Without the parts that may be secret: user, password, path and query.
+    /// The URL without the parts that may be secret: user, password, path and query.
     name: String,
     url: String,
     secret_file: Option<PathBuf>,
@@ -158,7 +158,7 @@ impl Webhook {
             Ok((status, _)) if status.is_success() => Ok(()),
             Ok((status, _)) => {
                 let may_retry = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
-                Err((may_retry, self.unreachable(&format!("it answers {status}"))))
+                Err((may_retry, self.unreachable(&format!("it replied {status}"))))
             }
             Err(detail) => Err((true, self.unreachable(&detail))),
         }
@@ -229,7 +229,7 @@ mod tests {
     use super::*;
     use crate::deploy::sample;
 
-    /// Answers one request after the other with these, and gives what was asked.
+    /// A server with these replies, one for each request; returns the requests.
     async fn server(
         answers: &'static [&'static str],
     ) -> (String, tokio::task::JoinHandle<Vec<String>>) {
@@ -276,24 +276,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refusal_is_reported_without_the_secrets_of_the_url() {
+    async fn error_hides_the_secrets_of_the_url() {
         let (url, served) = server(&["403 x"]).await;
         let error = Webhook::new(url, None).apply(&sample()).await.unwrap_err();
         served.await.unwrap();
-        let told = error.to_string();
+        let message = error.to_string();
         assert!(
-            told.contains("403") && told.contains("http://127.0.0.1:"),
-            "{told}"
+            message.contains("403") && message.contains("http://127.0.0.1:"),
+            "{message}"
         );
         assert!(
-            !told.contains("pw") && !told.contains("hook") && !told.contains("token"),
-            "{told}"
+            !message.contains("pw") && !message.contains("hook") && !message.contains("token"),
+            "{message}"
         );
     }
 
     #[test]
     fn signature_is_that_of_rfc_4231() {
-        // Its second case.
+        // The second test case of RFC 4231.
         let code = signature(&Secret::new("Jefe".into()), b"what do ya want for nothing?");
         let wanted = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
         assert_eq!(code, format!("sha256={wanted}"));

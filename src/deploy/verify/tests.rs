@@ -1,4 +1,4 @@
-//! Verification at real handshakes, and proofs by looks that are scripted.
+//! Verification by real handshakes, and by scripted looks.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -43,8 +43,8 @@ fn serve_at(socket: TcpListener, config: watch::Receiver<Arc<ServerConfig>>) -> 
     address
 }
 
-/// One proof, for example.com, within so many seconds.
-async fn proven(
+/// Verifies example.com within so many seconds.
+async fn verify(
     verifier: &dyn Verifier,
     place: &ServedAt,
     wanted: &Fingerprint,
@@ -63,29 +63,30 @@ async fn proven(
 }
 
 #[tokio::test]
-async fn proves_the_new_leaf_and_names_the_old_one() {
+async fn verify_waits_for_the_new_leaf_and_names_the_old_one() {
     let ((old, old_print), (new, new_print)) = (made(), made());
     let (switch, config) = watch::channel(old);
     let place = ServedAt::Named(serve(config).await);
     let standing = VirtualClock::new(Timestamp::from_seconds(0));
-    let error = proven(&Handshake, &place, &new_print, &standing, 0)
+    let error = verify(&Handshake, &place, &new_print, &standing, 0)
         .await
         .unwrap_err();
     assert!(
         error.to_string().contains(&old_print.to_string()),
         "{error}"
     );
-    let (proven, ()) = tokio::join!(
-        proven(&Handshake, &place, &new_print, &SystemClock, 30),
+    let (verified, ()) = tokio::join!(
+        verify(&Handshake, &place, &new_print, &SystemClock, 30),
         async {
             tokio::task::yield_now().await;
             switch.send(new).unwrap();
         }
     );
-    proven.unwrap();
+    verified.unwrap();
 }
 
-/// Old and new workers side by side: sees the new one but for these looks.
+/// Old and new workers side by side: every look sees the new pair, except those of
+/// `old`.
 struct Draining {
     old: fn(usize) -> bool,
     looks: AtomicUsize,
@@ -102,7 +103,7 @@ impl Verifier for Draining {
     }
 }
 
-/// How it ended, after how many looks and milliseconds.
+/// The result, the number of looks, and the milliseconds it took.
 fn with(old: fn(usize) -> bool) -> (Result<(), String>, usize, u128) {
     let begun = Timestamp::from_seconds(0);
     let clock = VirtualClock::new(begun);
@@ -110,9 +111,9 @@ fn with(old: fn(usize) -> bool) -> (Result<(), String>, usize, u128) {
     let verifier = Draining { old, looks };
     let place = ServedAt::Found("nginx".into(), Vec::new());
     let wanted = Fingerprint::of(b"");
-    let mut proof = std::pin::pin!(proven(&verifier, &place, &wanted, &clock, 30));
+    let mut verification = std::pin::pin!(verify(&verifier, &place, &wanted, &clock, 30));
     let ended = loop {
-        match proof.as_mut().now_or_never() {
+        match verification.as_mut().now_or_never() {
             Some(ended) => break ended,
             None => assert!(clock.step()),
         }
@@ -123,7 +124,7 @@ fn with(old: fn(usize) -> bool) -> (Result<(), String>, usize, u128) {
 }
 
 #[test]
-fn a_clock_that_is_set_back_makes_nobody_look_longer() {
+fn verify_takes_no_longer_when_the_clock_is_set_back() {
     let begun = Timestamp::from_seconds(1_800_000_000);
     for readings in [0, 1, 10] {
         let clock = SetClock::new(Arc::new(VirtualClock::new(begun)));
@@ -135,9 +136,9 @@ fn a_clock_that_is_set_back_makes_nobody_look_longer() {
         };
         let place = ServedAt::Found("nginx".into(), Vec::new());
         let wanted = Fingerprint::of(b"");
-        let mut proof = std::pin::pin!(proven(&verifier, &place, &wanted, &clock, 30));
+        let mut verification = std::pin::pin!(verify(&verifier, &place, &wanted, &clock, 30));
         let ended = loop {
-            match proof.as_mut().now_or_never() {
+            match verification.as_mut().now_or_never() {
                 Some(ended) => break ended,
                 None => assert!(clock.passes.step()),
             }
@@ -152,26 +153,27 @@ fn a_clock_that_is_set_back_makes_nobody_look_longer() {
 }
 
 #[test]
-fn one_connection_that_sees_it_is_no_proof_while_another_does_not() {
+fn verify_needs_every_connection_of_half_a_second() {
     const EVERY: usize = 1 + STEADY_LOOKS as usize;
     assert_eq!(with(|_| false), (Ok(()), EVERY, 500));
-    // The first sees it, the next does not: once more from the beginning.
+    // A connection that sees the old pair starts the count again.
     let (ended, looks, _) = with(|look| look == 2);
     assert_eq!((ended, looks), (Ok(()), 2 + EVERY));
     let (ended, looks, _) = with(|look| look == EVERY || look == EVERY + 1);
     assert_eq!((ended, looks), (Ok(()), 2 * EVERY + 1));
-    // One of several servers behind a balancer stays as it was.
+    // One of several servers behind a balancer keeps the old pair.
     let (ended, _, took) = with(|look| look.is_multiple_of(4));
-    let told = ended.unwrap_err();
-    assert!(told.contains("others do not"), "{told}");
-    assert!(told.contains("balancer"), "{told}");
-    // However the time ends: what is told is compared with what was told before.
+    let message = ended.unwrap_err();
+    assert!(message.contains("only some connections"), "{message}");
+    assert!(message.contains("balancer"), "{message}");
+    // The message is the same at whichever look the time is up: repeated messages are
+    // recognised by their text.
     let (again, ..) = with(|look| look.is_multiple_of(4) || look > 60);
-    assert_eq!(again.unwrap_err(), told);
+    assert_eq!(again.unwrap_err(), message);
     assert!((30_000..31_000).contains(&took), "{took}");
 }
 
-/// One port, by both families; `None` where there is no IPv6.
+/// One port in both address families; `None` without IPv6.
 async fn both_families() -> Option<[TcpListener; 2]> {
     for _ in 0..100 {
         let four = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -189,7 +191,7 @@ async fn both_families() -> Option<[TcpListener; 2]> {
 }
 
 #[tokio::test]
-async fn of_a_server_that_is_found_both_families_are_proven() {
+async fn verify_checks_both_address_families_of_a_port() {
     let ((old, _), (new, new_print)) = (made(), made());
     let Some([four, six]) = both_families().await else {
         return;
@@ -217,12 +219,12 @@ async fn of_a_server_that_is_found_both_families_are_proven() {
 }
 
 #[tokio::test]
-async fn says_that_nobody_listens() {
+async fn verify_reports_a_refused_connection() {
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint: Endpoint = socket.local_addr().unwrap().to_string().parse().unwrap();
     drop(socket);
     let place = ServedAt::Named(endpoint);
-    let error = proven(&Handshake, &place, &Fingerprint::of(b""), &SystemClock, 0)
+    let error = verify(&Handshake, &place, &Fingerprint::of(b""), &SystemClock, 0)
         .await
         .unwrap_err();
     assert!(error.to_string().contains("refused"), "{error}");
