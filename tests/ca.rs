@@ -54,7 +54,7 @@ impl Drop for Serving {
 }
 
 #[test]
-fn it_serves_the_same_root_accounts_and_orders_after_a_restart() {
+fn ca_serve_keeps_root_accounts_and_orders_over_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let port = free_port().to_string();
     let listen = format!("127.0.0.1:{}", free_port());
@@ -96,7 +96,7 @@ fn it_serves_the_same_root_accounts_and_orders_after_a_restart() {
 }
 
 #[test]
-fn an_external_account_is_asked_for() {
+fn ca_serve_requires_external_account() {
     let directory = tempfile::tempdir().unwrap();
     let key = directory.path().join("hmac");
     std::fs::write(&key, "MDEyMzQ1Njc4OWFiY2RlZg\n").unwrap();
@@ -118,7 +118,7 @@ fn an_external_account_is_asked_for() {
 }
 
 #[test]
-fn what_it_cannot_do_is_exit_2_with_a_hint() {
+fn ca_serve_exits_2_with_hint_for_unusable_options() {
     let directory = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();

@@ -146,7 +146,7 @@ fn issued() -> EmbeddedCa {
 }
 
 #[test]
-fn a_hundred_websockets_survive_every_renewal() {
+fn hundred_websockets_survive_every_renewal() {
     let ca = issued();
     let (signalling, port) = (Signalling::start(), free_port());
     let Some((_nginx, pid_file)) = nginx(&ca, port, signalling.port) else {
@@ -216,7 +216,7 @@ fn trusting(home: &Path, root: &Path) -> Option<()> {
 }
 
 #[test]
-fn a_call_in_a_browser_goes_on_through_three_renewals() {
+fn browser_call_continues_through_three_renewals() {
     let ca = issued();
     let Some(browser) = program("CERTS_LAB_CHROMIUM", "/usr/bin/chromium") else {
         return;

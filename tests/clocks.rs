@@ -72,7 +72,7 @@ fn heard(ca: &EmbeddedCa, ahead: i64) -> Sidecar {
 }
 
 #[test]
-fn a_ca_with_another_time_is_an_alarm_and_no_order() {
+fn clock_mismatch_with_ca_raises_alarm_and_no_order() {
     let ca = issued();
     for ahead in [HOUR, DAY, TEN_YEARS] {
         for (ahead, direction) in [(ahead, "behind"), (-ahead, "ahead of")] {
@@ -99,7 +99,7 @@ fn a_ca_with_another_time_is_an_alarm_and_no_order() {
 }
 
 #[test]
-fn a_time_that_is_off_by_little_alarms_nobody() {
+fn small_clock_skew_raises_no_alarm() {
     let ca = issued();
     for ahead in [0, 20, -20] {
         let log = heard(&ca, ahead).log();
@@ -108,7 +108,7 @@ fn a_time_that_is_off_by_little_alarms_nobody() {
 }
 
 #[test]
-fn a_time_that_is_not_the_one_that_signs_keeps_nobody_from_a_first_certificate() {
+fn first_certificate_is_issued_when_only_date_header_is_wrong() {
     // A proxy before the CA dates its replies.
     for ahead in [HOUR, DAY, 50 * DAY, TEN_YEARS].map(|ahead| [ahead, -ahead]) {
         for ahead in ahead {

@@ -35,7 +35,7 @@ fn renewed_through_a_kill(ca: &EmbeddedCa, endpoint: Endpoint, fault: Fault) -> 
 }
 
 #[test]
-fn killed_at_any_request_the_next_run_finishes_the_same_order() {
+fn issue_resumes_order_after_kill_at_any_request() {
     let ca = EmbeddedCa::start();
     run(&mut ca.issue(&[NAME]), 0);
     for endpoint in [

@@ -39,7 +39,7 @@ fn proven(output: &Output) -> serde_json::Value {
 }
 
 #[test]
-fn three_renewals_each_under_load_fail_no_request_and_leave_nothing() {
+fn demo_fails_no_request_over_three_renewals_under_load_and_cleans_up() {
     let directory = tempfile::tempdir().unwrap();
     let output = demo(directory.path(), &["--json"]).output().unwrap();
     let score = proven(&output);
@@ -51,7 +51,7 @@ fn three_renewals_each_under_load_fail_no_request_and_leave_nothing() {
 }
 
 #[test]
-fn nginx_is_renewed_without_a_failed_request_and_stopped() {
+fn demo_renews_nginx_without_failed_request_and_stops_it() {
     let Some(nginx) = program("CERTS_LAB_NGINX", "/usr/sbin/nginx") else {
         return;
     };
@@ -67,7 +67,7 @@ fn nginx_is_renewed_without_a_failed_request_and_stopped() {
 }
 
 #[test]
-fn interrupted_it_leaves_nothing_and_says_so() {
+fn demo_cleans_up_and_reports_when_interrupted() {
     let directory = tempfile::tempdir().unwrap();
     let child = demo(directory.path(), &[])
         .stdout(Stdio::piped())
@@ -90,7 +90,7 @@ fn interrupted_it_leaves_nothing_and_says_so() {
 }
 
 #[test]
-fn a_missing_place_is_told_before_anything_begins() {
+fn demo_reports_missing_path_before_start() {
     let directory = tempfile::tempdir().unwrap();
     let missing = directory.path().join("missing");
     let output = demo(&missing, &[]).output().unwrap();

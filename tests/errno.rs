@@ -139,13 +139,13 @@ fn failing(what: &str, also: &str, stride: usize, every_error: bool) {
 }
 
 #[test]
-fn a_file_call_that_fails_once_changes_nothing_that_is_live_and_the_next_run_heals() {
+fn live_files_are_unchanged_after_one_failed_file_call_and_next_run_recovers() {
     let (stride, every_error) = by_depth((8, false), (1, false), (1, true));
     failing("file calls that fail once", "", stride, every_error);
 }
 
 #[test]
-fn file_calls_that_fail_from_some_point_on_change_nothing_that_is_live() {
+fn live_files_are_unchanged_when_file_calls_keep_failing() {
     let (stride, every_error) = by_depth((16, false), (4, false), (1, true));
     failing(
         "file calls that fail from some point on",

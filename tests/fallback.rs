@@ -46,7 +46,7 @@ fn issued_by(first: &EmbeddedCa) -> String {
 }
 
 #[test]
-fn a_ca_that_refuses_three_times_is_stood_in_for() {
+fn fallback_ca_issues_after_three_refusals() {
     let (first, second) = two();
     let refusal = Fault::problem(403, "rejectedIdentifier", "not this one");
     first.script.add(Endpoint::NewOrder, Which::Every, refusal);
@@ -70,7 +70,7 @@ fn a_ca_that_refuses_three_times_is_stood_in_for() {
 }
 
 #[test]
-fn a_ca_that_is_dead_for_half_an_hour_is_stood_in_for() {
+fn fallback_ca_issues_after_half_an_hour_of_outage() {
     let (first, second) = two();
     first
         .script
@@ -97,7 +97,7 @@ fn a_ca_that_is_dead_for_half_an_hour_is_stood_in_for() {
 }
 
 #[test]
-fn a_fallback_that_wants_its_own_customers_key_gets_it() {
+fn fallback_ca_gets_its_own_external_account_key() {
     let key = b"a key of the second CA, 32 bytes".to_vec();
     let account = ("kid-2".to_owned(), key.clone());
     let (first, second) = two_with(|settings| settings.external_accounts = [account].into());
@@ -118,7 +118,7 @@ fn a_fallback_that_wants_its_own_customers_key_gets_it() {
 }
 
 #[test]
-fn a_fallback_that_signs_what_nobody_trusts_is_refused() {
+fn fallback_ca_with_untrusted_root_is_refused() {
     let ca = EmbeddedCa::start();
     for fallback in ["letsencrypt-staging", "google-staging"] {
         let told = run(&mut ca.issue(&[NAME, "--fallback-ca", fallback]), 2);

@@ -86,7 +86,7 @@ const STEPS: [(Endpoint, Then); 6] = [
 ];
 
 #[test]
-fn a_request_that_is_lost_is_exit_3_and_made_again() {
+fn lost_request_exits_3_and_is_retried() {
     let ca = issued();
     for (endpoint, then) in STEPS {
         fails(&ca, endpoint, Fault::DropBefore, 3, then);
@@ -101,7 +101,7 @@ fn a_request_that_is_lost_is_exit_3_and_made_again() {
 }
 
 #[test]
-fn a_reply_that_is_lost_is_exit_3_and_its_order_goes_on() {
+fn lost_reply_exits_3_and_order_continues() {
     let ca = issued();
     for (endpoint, then) in STEPS {
         let then = match endpoint {
@@ -116,7 +116,7 @@ fn a_reply_that_is_lost_is_exit_3_and_its_order_goes_on() {
 }
 
 #[test]
-fn one_reply_that_is_lost_needs_no_more_than_another_run() {
+fn lost_reply_needs_only_one_more_run() {
     let ca = EmbeddedCa::start();
     ca.script
         .add(Endpoint::Finalize, Which::Nth(1), Fault::DropAfter);
@@ -175,7 +175,7 @@ fn loses(ca: &EmbeddedCa, endpoint: Endpoint, nth: u32, first: &[&str]) -> bool 
 }
 
 #[test]
-fn any_one_reply_lost_after_the_ca_has_acted_is_no_second_certificate() {
+fn lost_reply_after_ca_acted_causes_no_second_certificate() {
     const NAMES: [&str; 2] = [NAME, "www.example.com"];
     let mut lost = Vec::new();
     for endpoint in ENDPOINTS {
@@ -196,7 +196,7 @@ fn any_one_reply_lost_after_the_ca_has_acted_is_no_second_certificate() {
 }
 
 #[test]
-fn an_order_whose_url_was_lost_is_not_a_second_certificate() {
+fn lost_order_url_causes_no_second_certificate() {
     let ca = issued();
     let finalized = ca.script.count(Endpoint::Finalize);
     ca.script
@@ -210,7 +210,7 @@ fn an_order_whose_url_was_lost_is_not_a_second_certificate() {
 }
 
 #[test]
-fn a_registration_whose_reply_was_lost_finds_its_account_or_makes_one() {
+fn lost_registration_reply_finds_or_creates_account() {
     for fault in [Fault::DropBefore, Fault::DropAfter, Fault::html(502)] {
         let ca = EmbeddedCa::start();
         ca.script.add(Endpoint::NewAccount, Which::Every, fault);
@@ -224,7 +224,7 @@ fn a_registration_whose_reply_was_lost_finds_its_account_or_makes_one() {
 }
 
 #[test]
-fn a_ca_that_fails_is_exit_3_at_every_step() {
+fn failing_ca_exits_3_at_every_step() {
     let ca = issued();
     for (endpoint, then) in STEPS {
         let told = fails(
@@ -245,7 +245,7 @@ fn a_ca_that_fails_is_exit_3_at_every_step() {
 }
 
 #[test]
-fn what_is_no_acme_is_exit_3() {
+fn non_acme_server_exits_3() {
     let ca = issued();
     for endpoint in [
         Endpoint::Directory,
@@ -266,7 +266,7 @@ fn what_is_no_acme_is_exit_3() {
 }
 
 #[test]
-fn a_rate_limit_is_exit_6_and_says_until_when() {
+fn rate_limit_exits_6_with_retry_time() {
     for endpoint in [Endpoint::NewOrder, Endpoint::Finalize] {
         let ca = issued();
         let before = live(&ca);
@@ -295,7 +295,7 @@ fn a_rate_limit_is_exit_6_and_says_until_when() {
 }
 
 #[test]
-fn a_refusal_is_exit_4_and_its_words_are_made_safe() {
+fn refusal_exits_4_with_sanitized_message() {
     let ca = issued();
     let hostile = "\x1b[2J\x1b]0;owned\x07\r\n$(reboot) `id` \u{202e}";
     for kind in ["rejectedIdentifier", "caa", "unauthorized"] {
@@ -307,7 +307,7 @@ fn a_refusal_is_exit_4_and_its_words_are_made_safe() {
 }
 
 #[test]
-fn a_key_that_the_ca_does_not_take_is_replaced_once_within_the_same_order() {
+fn refused_key_is_replaced_once_within_the_order() {
     let ca = issued();
     let orders = ca.script.count(Endpoint::NewOrder);
     ca.script
@@ -333,7 +333,7 @@ fn a_key_that_the_ca_does_not_take_is_replaced_once_within_the_same_order() {
 }
 
 #[test]
-fn names_that_the_ca_has_paused_need_a_person_who_is_told_where() {
+fn paused_names_report_url_to_unpause() {
     let ca = issued();
     // The token holds all the names.
     let portal = format!(
@@ -351,7 +351,7 @@ fn names_that_the_ca_has_paused_need_a_person_who_is_told_where() {
 }
 
 #[test]
-fn a_name_without_our_answer_is_exit_5() {
+fn unanswered_name_exits_5() {
     let ca = issued();
     let before = live(&ca);
     let webroot = ca.path("webroot");
@@ -398,7 +398,7 @@ fn hostile_tokens_reach_no_path_and_no_answer() {
 }
 
 #[test]
-fn an_unknown_kind_of_challenge_is_passed_over() {
+fn unknown_challenge_types_are_skipped() {
     let ca = issued();
     ca.script.add(
         Endpoint::Authorization,
@@ -418,7 +418,7 @@ fn an_unknown_kind_of_challenge_is_passed_over() {
 }
 
 #[test]
-fn a_chain_that_is_wrong_is_never_published() {
+fn invalid_chain_is_never_published() {
     let ca = issued();
     for how in [
         Chain::OfAnotherKey,
@@ -437,7 +437,7 @@ fn a_chain_that_is_wrong_is_never_published() {
 }
 
 #[test]
-fn a_leaf_without_its_issuers_is_taken_as_it_came() {
+fn leaf_without_issuers_is_accepted() {
     // A private CA may sign with its root; only a client that holds the root
     // can tell the two apart.
     let ca = EmbeddedCa::start();
@@ -450,7 +450,7 @@ fn a_leaf_without_its_issuers_is_taken_as_it_came() {
 }
 
 #[test]
-fn half_of_the_nonces_rejected_is_no_failure() {
+fn issue_succeeds_when_half_the_nonces_are_rejected() {
     let ca = EmbeddedCa::start();
     ca.script.add(None, Which::Every, Fault::BadNonce(50));
     run(&mut ca.issue(&[NAME, "www.example.com"]), 0);
@@ -458,7 +458,7 @@ fn half_of_the_nonces_rejected_is_no_failure() {
 }
 
 #[test]
-fn nine_nonces_in_ten_rejected_delay_an_order_and_never_repeat_it() {
+fn rejected_nonces_delay_order_and_never_repeat_it() {
     let ca = EmbeddedCa::start();
     ca.script.add(None, Which::Every, Fault::BadNonce(90));
     let ended = (0..50).any(|_| {
@@ -472,7 +472,7 @@ fn nine_nonces_in_ten_rejected_delay_an_order_and_never_repeat_it() {
 }
 
 #[test]
-fn a_missing_nonce_is_asked_for_and_where_none_comes_it_is_exit_3() {
+fn missing_nonce_is_requested_and_exits_3_when_none_comes() {
     let ca = issued();
     for endpoint in [
         Endpoint::NewOrder,
@@ -494,7 +494,7 @@ fn a_missing_nonce_is_asked_for_and_where_none_comes_it_is_exit_3() {
 }
 
 #[test]
-fn a_slow_ca_is_waited_for() {
+fn issue_waits_for_slow_ca() {
     let ca = EmbeddedCa::start();
     ca.script
         .add(None, Which::Every, Fault::Delay(Duration::from_millis(300)));
@@ -503,14 +503,14 @@ fn a_slow_ca_is_waited_for() {
 }
 
 #[test]
-fn a_ca_that_hangs_is_exit_3_after_the_deadline() {
+fn hanging_ca_exits_3_after_deadline() {
     let ca = issued();
     let hanging = Fault::Delay(Duration::from_secs(90));
     fails(&ca, Endpoint::Finalize, hanging, 3, Then::Resumes);
 }
 
 #[test]
-fn an_order_that_is_processing_for_ever_is_resumed_when_it_ends() {
+fn order_stuck_in_processing_is_resumed_when_it_ends() {
     let ca = issued();
     let before = live(&ca);
     for endpoint in [Endpoint::Finalize, Endpoint::Order] {
@@ -533,7 +533,7 @@ fn an_order_that_is_processing_for_ever_is_resumed_when_it_ends() {
 }
 
 #[test]
-fn no_shape_of_renewal_information_keeps_a_certificate_from_being_had() {
+fn malformed_renewal_information_never_blocks_issuance() {
     let window = |start: &str, end: &str| {
         format!(r#"{{"suggestedWindow":{{"start":"{start}","end":"{end}"}}}}"#)
     };

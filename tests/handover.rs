@@ -71,7 +71,7 @@ fn told_by(nginx: &Nginx) -> String {
 }
 
 #[test]
-fn twenty_certificates_share_the_reloads_of_one_server() {
+fn deployments_of_twenty_certificates_coalesce_reloads_of_one_server() {
     let ca = EmbeddedCa::start();
     let (_runtime, host, done) = docker(&ca, 403, 0);
     let mut more = format!("[deploy.web]\nkind = 'docker'\ncontainer = 'web'\nhost = '{host}'\n");
@@ -90,7 +90,7 @@ fn twenty_certificates_share_the_reloads_of_one_server() {
 }
 
 #[test]
-fn a_server_that_ignores_the_signal_is_taken_back_and_heals() {
+fn deployment_rolls_back_and_recovers_when_server_ignores_signal() {
     let ca = issued();
     let Some(nginx) = Nginx::start(&live(&ca)) else {
         return;
@@ -127,7 +127,7 @@ fn a_server_that_ignores_the_signal_is_taken_back_and_heals() {
 }
 
 #[test]
-fn of_two_servers_one_fails_and_the_sidecar_heals_by_itself() {
+fn sidecar_recovers_when_one_of_two_servers_fails() {
     let ca = issued();
     let Some(nginx) = Nginx::start(&live(&ca)) else {
         return;
@@ -194,7 +194,7 @@ fn draining(nginx: &Nginx) -> usize {
 }
 
 #[test]
-fn three_draining_generations_hold_the_fourth_reload_back_unless_it_is_urgent() {
+fn fourth_reload_waits_for_draining_generations_unless_urgent() {
     let ca = issued();
     let Some(nginx) = Nginx::start(&live(&ca)) else {
         return;
@@ -231,7 +231,7 @@ fn three_draining_generations_hold_the_fourth_reload_back_unless_it_is_urgent() 
 
 #[test]
 #[allow(clippy::disallowed_methods)] // a real hook takes real time
-fn a_hook_that_hangs_and_one_that_never_stops_talking_leave_the_old_pair_served() {
+fn old_pair_stays_served_when_hook_hangs_or_floods_output() {
     let ca = issued();
     let Some(nginx) = Nginx::start(&live(&ca)) else {
         return;
@@ -273,7 +273,7 @@ fn a_hook_that_hangs_and_one_that_never_stops_talking_leave_the_old_pair_served(
 }
 
 #[test]
-fn two_servers_of_a_kind_are_told_apart() {
+fn messages_distinguish_two_servers_of_one_kind() {
     let ca = issued();
     let (Some(one), Some(other)) = (Nginx::start(&live(&ca)), Nginx::start(&live(&ca))) else {
         return;
@@ -292,7 +292,7 @@ fn two_servers_of_a_kind_are_told_apart() {
 }
 
 #[test]
-fn a_program_of_what_is_only_stored_is_run_by_a_sidecar_that_tells_others_otherwise() {
+fn sidecar_runs_hook_of_stored_certificate() {
     let ca = EmbeddedCa::start();
     let (hook, seen) = (ca.path("hook"), ca.path("seen"));
     let exec = script(

@@ -99,7 +99,7 @@ fn is_root() -> bool {
 }
 
 #[test]
-fn nothing_is_left_that_it_does_not_need() {
+fn sandbox_keeps_only_needed_rights_in_sidecar() {
     let sidecar = Sidecar::start(|_, _| ());
     sidecar.until_issued();
     let id = sidecar.running.id();
@@ -135,7 +135,7 @@ fn nothing_is_left_that_it_does_not_need() {
 }
 
 #[test]
-fn the_process_that_tells_servers_has_what_they_need_and_ends_with_its_parent() {
+fn helper_process_keeps_reload_rights_and_ends_with_parent() {
     let sidecar = Sidecar::start(|_, command| {
         command
             .env("CERTS_EMAIL", "a@example.com")
@@ -175,7 +175,7 @@ fn the_process_that_tells_servers_has_what_they_need_and_ends_with_its_parent() 
 }
 
 #[test]
-fn the_process_that_tells_servers_is_started_again_when_it_has_died() {
+fn helper_process_restarts_after_death() {
     let (hook, seen) = ("hook", "seen");
     let sidecar = Sidecar::start(|directory, command| {
         let log = directory.join(seen);
@@ -209,7 +209,7 @@ fn the_process_that_tells_servers_is_started_again_when_it_has_died() {
 }
 
 #[test]
-fn the_embedded_ca_as_a_server_has_given_it_up_too() {
+fn sandbox_confines_ca_server() {
     let directory = tempfile::tempdir().unwrap();
     let mut command = certs(directory.path());
     command.args(["ca", "serve", "--listen", "127.0.0.1:0"]);
@@ -226,7 +226,7 @@ fn the_embedded_ca_as_a_server_has_given_it_up_too() {
 }
 
 #[test]
-fn it_can_be_switched_off() {
+fn sandbox_can_be_switched_off() {
     let sidecar = Sidecar::start(|_, command| {
         command.args(["--harden", "off"]);
     });
@@ -240,7 +240,7 @@ fn it_can_be_switched_off() {
 }
 
 #[test]
-fn a_file_elsewhere_is_out_of_reach_though_a_link_leads_there() {
+fn sandbox_blocks_file_behind_symlink() {
     let elsewhere = tempfile::tempdir().unwrap();
     let outside = elsewhere.path().join("email");
     std::fs::write(&outside, "other@example.com").unwrap();
@@ -272,7 +272,7 @@ fn a_file_elsewhere_is_out_of_reach_though_a_link_leads_there() {
 }
 
 #[test]
-fn the_files_of_a_fallback_are_within_reach() {
+fn sandbox_allows_files_of_fallback_ca() {
     let elsewhere = tempfile::tempdir().unwrap();
     let key = elsewhere.path().join("second.hmac");
     std::fs::write(&key, "c2VjcmV0").unwrap();
@@ -292,7 +292,7 @@ fn the_files_of_a_fallback_are_within_reach() {
 }
 
 #[test]
-fn a_new_path_needs_a_new_process_and_is_named() {
+fn reload_with_new_path_asks_for_restart_and_names_path() {
     let elsewhere = tempfile::tempdir().unwrap();
     let mut file = PathBuf::new();
     let sidecar = Sidecar::start(|directory, command| {
@@ -324,7 +324,7 @@ fn a_new_path_needs_a_new_process_and_is_named() {
 }
 
 #[test]
-fn modes_hold_whatever_the_umask_is() {
+fn file_modes_hold_under_any_umask() {
     let sidecar = Sidecar::start(|_, _| ());
     sidecar.until_issued();
     for (path, wanted) in [
@@ -347,7 +347,7 @@ fn modes_hold_whatever_the_umask_is() {
 }
 
 #[test]
-fn files_for_another_user_take_the_capabilities_that_are_kept() {
+fn output_for_another_user_uses_kept_capabilities() {
     if !is_root() {
         eprintln!("SKIPPED: files for another user: only root may give them away");
         return;
@@ -373,7 +373,7 @@ fn files_for_another_user_take_the_capabilities_that_are_kept() {
 }
 
 #[test]
-fn a_webroot_of_another_user_takes_one() {
+fn webroot_of_another_user_uses_kept_capability() {
     if !is_root() {
         eprintln!("SKIPPED: a webroot of another user: only root may write there");
         return;
@@ -399,7 +399,7 @@ fn a_webroot_of_another_user_takes_one() {
 }
 
 #[test]
-fn a_user_without_any_privilege_needs_none() {
+fn sidecar_of_unprivileged_user_needs_no_capability() {
     if !is_root() {
         eprintln!("SKIPPED: another user: this one is not root, and all other tests show it");
         return;

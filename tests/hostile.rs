@@ -221,7 +221,7 @@ fn cases(marker: &Path) -> Vec<(Endpoint, Fault)> {
 }
 
 #[test]
-fn whatever_a_ca_says_nothing_runs_but_the_hook_and_nothing_is_written_elsewhere() {
+fn hostile_ca_runs_only_the_hook_and_writes_only_known_paths() {
     let Some(strace) = Strace::find_seeing("the programs that a hostile CA starts") else {
         return;
     };
@@ -238,7 +238,7 @@ fn whatever_a_ca_says_nothing_runs_but_the_hook_and_nothing_is_written_elsewhere
 }
 
 #[test]
-fn a_ca_that_is_obeyed_to_the_end_runs_the_hook_once_and_none_where_there_is_none() {
+fn hostile_ca_runs_hook_once_after_issuance_and_none_when_unconfigured() {
     let Some(strace) = Strace::find_seeing("the hook after a hostile CA's order") else {
         return;
     };

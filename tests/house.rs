@@ -168,21 +168,21 @@ const IN_NO_STORY: &[&str] = &[
 const LONGEST: usize = 600;
 
 #[test]
-fn every_room_imports_only_what_the_table_lets_it() {
+fn rooms_import_only_what_the_table_permits() {
     let house = read_house();
     let faults: Vec<_> = house.iter().flat_map(imports_at_fault).collect();
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
 #[test]
-fn the_types_of_some_crates_stay_in_their_rooms() {
+fn crate_types_stay_in_their_rooms() {
     let house = read_house();
     let faults: Vec<_> = house.iter().flat_map(crates_at_fault).collect();
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
 #[test]
-fn nothing_in_the_simulation_follows_the_machines_own_pace() {
+fn simulated_code_reads_no_real_time_or_randomness() {
     let house = read_house();
     let told = house.iter().filter(|source| source.room() == "simulate");
     let faults: Vec<_> = told.flat_map(pace_at_fault).collect();
@@ -192,7 +192,7 @@ fn nothing_in_the_simulation_follows_the_machines_own_pace() {
 }
 
 #[test]
-fn every_file_says_what_it_is_for_and_is_short_enough_to_read() {
+fn files_state_their_purpose_and_stay_short() {
     let house = read_house();
     let faults: Vec<_> = house.iter().flat_map(form_at_fault).collect();
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
@@ -562,7 +562,7 @@ fn named(path: &str, text: &str) -> Vec<(usize, String)> {
 }
 
 #[test]
-fn a_planted_import_is_found_in_every_spelling() {
+fn import_search_finds_every_spelling() {
     let plain = "//! x\nuse crate::cli::factory;\n";
     let fault = imports_at_fault(&Source::new("store/fs.rs", plain)).remove(0);
     assert!(
@@ -603,7 +603,7 @@ fn a_planted_import_is_found_in_every_spelling() {
 }
 
 #[test]
-fn what_only_looks_like_an_import_is_left_alone() {
+fn import_search_ignores_lookalikes() {
     for text in [
         "// use crate::cli;",
         "/// See [`crate::cli`].",
@@ -627,7 +627,7 @@ fn what_only_looks_like_an_import_is_left_alone() {
 }
 
 #[test]
-fn a_planted_crate_and_a_planted_form_are_found() {
+fn crate_search_finds_planted_crates_and_calls() {
     let found = |path: &str, text: &str| crates_at_fault(&Source::new(path, text));
     let fault = found("manage/issue.rs", "\nuse instant_acme::Order;").remove(0);
     assert!(fault.starts_with("src/manage/issue.rs:2: `instant_acme`"));
@@ -647,7 +647,7 @@ fn a_planted_crate_and_a_planted_form_are_found() {
 }
 
 #[test]
-fn modules_declared_for_tests_alone_are_known() {
+fn module_search_knows_modules_for_tests_only() {
     let declared = "mod real;\n#[cfg(test)]\npub(super) mod fake;\n#[cfg(test)]\nmod tests { }";
     let modules = modules_for_tests(&Source::new("acme.rs", declared));
     assert_eq!(modules, ["acme/fake"]);
@@ -656,7 +656,7 @@ fn modules_declared_for_tests_alone_are_known() {
 /// What `docs/reliability.md` says of the mutants, held against those there are: each
 /// names the tests that catch it.
 #[test]
-fn the_mutants_are_as_many_as_documented_and_each_names_its_tests() {
+fn mutants_match_documented_count_and_name_their_tests() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mutants = std::fs::read_dir(root.join("tests/mutants")).unwrap();
     let mutants: Vec<String> = mutants
@@ -674,7 +674,7 @@ fn the_mutants_are_as_many_as_documented_and_each_names_its_tests() {
 }
 
 #[test]
-fn every_dependency_is_used() {
+fn dependencies_are_all_used() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let manifest = std::fs::read_to_string(root.join("Cargo.toml")).unwrap();
     let (_, dependencies) = manifest.split_once("\n[dependencies]\n").unwrap();

@@ -290,7 +290,7 @@ impl<'a> Certbot<'a> {
 }
 
 #[tokio::test]
-async fn what_certbot_keeps_is_taken_over_and_renewed_with_its_rsa_account() {
+async fn certbot_import_renews_with_its_rsa_account() {
     let Some(pebble) = Pebble::start(0) else {
         return;
     };
@@ -355,7 +355,7 @@ async fn call_back(pebble: &Pebble, certificate: &Path) {
 }
 
 #[tokio::test]
-async fn certs_run_keeps_what_was_taken_over_and_renews_it_when_its_ca_says_so() {
+async fn sidecar_keeps_imported_certificate_and_renews_it_when_ca_asks() {
     let Some(pebble) = Pebble::start(0) else {
         return;
     };
@@ -398,7 +398,7 @@ async fn certs_run_keeps_what_was_taken_over_and_renews_it_when_its_ca_says_so()
 }
 
 #[tokio::test]
-async fn what_lego_keeps_is_taken_over_once_its_ca_is_named() {
+async fn lego_import_succeeds_once_its_ca_is_named() {
     let Some(pebble) = Pebble::start(0) else {
         return;
     };
@@ -452,7 +452,7 @@ async fn what_lego_keeps_is_taken_over_once_its_ca_is_named() {
 }
 
 #[tokio::test]
-async fn what_caddy_keeps_is_taken_over() {
+async fn caddy_import_succeeds() {
     let Some(pebble) = Pebble::start(0) else {
         return;
     };
@@ -533,7 +533,7 @@ fn pem(der: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn what_acme_sh_keeps_is_taken_over() {
+async fn acme_sh_import_succeeds() {
     let Some(pebble) = Pebble::start(0) else {
         return;
     };
@@ -567,7 +567,7 @@ async fn what_acme_sh_keeps_is_taken_over() {
 }
 
 #[tokio::test]
-async fn what_traefik_keeps_is_taken_over_once_its_ca_is_named() {
+async fn traefik_import_succeeds_once_its_ca_is_named() {
     let Some(pebble) = Pebble::start(0) else {
         return;
     };

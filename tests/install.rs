@@ -246,7 +246,7 @@ fn install_adds_tls_once_and_undo_restores_every_byte() {
 }
 
 #[test]
-fn what_cannot_be_done_is_refused_and_nothing_is_lost() {
+fn install_refuses_impossible_requests_and_loses_nothing() {
     let Some(machine) = Machine::new(PLAIN) else {
         return;
     };
@@ -281,7 +281,7 @@ fn what_cannot_be_done_is_refused_and_nothing_is_lost() {
 }
 
 #[test]
-fn what_nginx_would_refuse_never_goes_live() {
+fn install_never_activates_what_nginx_refuses() {
     // Fine as it is, and a zone of another size beside ours.
     let site = "ssl_session_cache shared:certs_tls:1m;\nserver { listen 127.0.0.1:HTTP; server_name www.example.com; }";
     let Some(machine) = Machine::new(site) else {
@@ -297,7 +297,7 @@ fn what_nginx_would_refuse_never_goes_live() {
 }
 
 #[test]
-fn a_crash_between_two_writes_is_taken_back_by_the_next_command() {
+fn next_command_recovers_from_crash_between_writes() {
     let Some(machine) = Machine::new(PLAIN) else {
         return;
     };
@@ -316,7 +316,7 @@ fn a_crash_between_two_writes_is_taken_back_by_the_next_command() {
 }
 
 #[test]
-fn a_hand_edit_is_kept_and_the_original_named() {
+fn undo_keeps_manual_edit_and_names_original() {
     let Some(machine) = Machine::new(PLAIN) else {
         return;
     };
@@ -361,7 +361,7 @@ fn by_nobody(machine: &Machine) {
 }
 
 #[test]
-fn who_may_not_write_is_told_and_the_rest_is_shown_as_json() {
+fn install_without_write_permission_reports_and_prints_json() {
     let Some(machine) = Machine::new(PLAIN) else {
         return;
     };
@@ -404,7 +404,7 @@ fn pair(machine: &Machine, name: &str) -> String {
 }
 
 #[test]
-fn a_certificate_of_certbot_stays_until_there_is_another() {
+fn certbot_certificate_stays_until_replaced() {
     let Some(machine) = Machine::new("") else {
         return;
     };
@@ -491,7 +491,7 @@ fn write(path: &Path, content: &str) {
 }
 
 #[test]
-fn a_whole_site_serves_front_end_and_back_end() {
+fn site_serves_front_end_and_back_end() {
     let Some(machine) = Machine::new(PLAIN) else {
         return;
     };
@@ -636,7 +636,7 @@ fn a_whole_site_serves_front_end_and_back_end() {
 }
 
 #[test]
-fn a_site_with_bad_options_is_refused() {
+fn site_with_invalid_options_is_refused() {
     let Some(machine) = Machine::new(PLAIN) else {
         return;
     };

@@ -118,7 +118,7 @@ fn live(ca: &EmbeddedCa) -> Pair {
 }
 
 #[test]
-fn a_clock_that_jumps_under_a_sidecar_is_an_alarm_and_no_order() {
+fn clock_jump_under_sidecar_raises_alarm_and_no_order() {
     let Some(clocks) = Clocks::find("jumps of the clock under a sidecar") else {
         return;
     };
@@ -159,7 +159,7 @@ fn a_clock_that_jumps_under_a_sidecar_is_an_alarm_and_no_order() {
 }
 
 #[test]
-fn a_start_by_a_wrong_clock_is_an_alarm_and_no_order() {
+fn start_with_wrong_clock_raises_alarm_and_no_order() {
     let Some(clocks) = Clocks::find("starts by a wrong clock") else {
         return;
     };
@@ -194,7 +194,7 @@ fn a_start_by_a_wrong_clock_is_an_alarm_and_no_order() {
 }
 
 #[test]
-fn a_clock_by_which_no_ca_can_be_trusted_is_told_and_asks_again_when_it_is_right() {
+fn clock_outside_every_ca_validity_is_reported_and_retried_once_right() {
     let Some(clocks) = Clocks::find("clocks that are ten years wrong") else {
         return;
     };
@@ -232,7 +232,7 @@ fn a_clock_by_which_no_ca_can_be_trusted_is_told_and_asks_again_when_it_is_right
 }
 
 #[test]
-fn a_jump_while_an_order_is_under_way_costs_no_second_certificate() {
+fn clock_jump_in_pending_order_costs_no_second_certificate() {
     let Some(clocks) = Clocks::find("jumps of the clock while an order is under way") else {
         return;
     };
@@ -270,7 +270,7 @@ fn a_jump_while_an_order_is_under_way_costs_no_second_certificate() {
 }
 
 #[test]
-fn what_came_due_in_a_suspend_is_renewed_once_and_nothing_else() {
+fn certificates_due_in_suspend_are_renewed_once() {
     let Some(clocks) = Clocks::find("a suspend") else {
         return;
     };
@@ -310,7 +310,7 @@ fn old() -> EmbeddedCa {
 }
 
 #[test]
-fn a_command_by_a_wrong_clock_orders_nothing_that_is_not_due() {
+fn renew_with_wrong_clock_orders_nothing_not_due() {
     let Some(clocks) = Clocks::find("commands by a wrong clock") else {
         return;
     };
@@ -341,7 +341,7 @@ fn a_command_by_a_wrong_clock_orders_nothing_that_is_not_due() {
 }
 
 #[test]
-fn a_first_certificate_by_a_wrong_clock_is_issued_or_told_why_not() {
+fn first_certificate_with_wrong_clock_is_issued_or_explained() {
     let Some(clocks) = Clocks::find("first certificates by a wrong clock") else {
         return;
     };

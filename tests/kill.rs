@@ -139,7 +139,7 @@ fn again_and_again(strace: Strace, renewals: u32) -> Tally {
 }
 
 #[test]
-fn killed_at_any_call_of_a_renewal_one_whole_pair_is_live_and_the_next_run_finishes() {
+fn renewal_keeps_whole_pair_live_and_finishes_after_kill_at_any_call() {
     let what = "kill points of a renewal";
     if let Some(strace) = Strace::find(what) {
         let (rounds, stride) = by_depth((1, 12), (1, 1), (4, 1));
@@ -148,7 +148,7 @@ fn killed_at_any_call_of_a_renewal_one_whole_pair_is_live_and_the_next_run_finis
 }
 
 #[test]
-fn killed_in_a_first_issuance_the_next_run_finishes() {
+fn first_issuance_finishes_after_kill_at_any_call() {
     let what = "kill points of a first issuance";
     if let Some(strace) = Strace::find(what) {
         let tally = first_issuances(strace, by_depth(30, 5, 1));
@@ -157,7 +157,7 @@ fn killed_in_a_first_issuance_the_next_run_finishes() {
 }
 
 #[test]
-fn killed_again_and_again_the_last_run_finishes() {
+fn issuance_finishes_after_repeated_kills() {
     let what = "kill after kill";
     if let Some(strace) = Strace::find(what) {
         let tally = again_and_again(strace, by_depth(3, 25, 200));

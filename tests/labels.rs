@@ -309,7 +309,7 @@ impl<'a> Followed<'a> {
 
 #[test]
 #[allow(clippy::disallowed_methods)] // real servers take real time
-fn a_container_that_is_added_gets_its_certificate_and_one_that_is_gone_is_told() {
+fn new_container_gets_certificate_and_removed_one_is_reported() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
     docker.add(
         "web",
@@ -361,7 +361,7 @@ fn a_container_that_is_added_gets_its_certificate_and_one_that_is_gone_is_told()
 }
 
 #[test]
-fn whatever_the_api_does_takes_nothing_away() {
+fn api_faults_remove_no_certificate() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
     docker.add("web", json!({"certs.domains": "a.example.com"}));
     let sidecar = Followed::start(&ca, &docker.host(), |_| ());
@@ -401,7 +401,7 @@ fn whatever_the_api_does_takes_nothing_away() {
 }
 
 #[test]
-fn an_api_that_is_slow_or_babbles_is_told_and_new_containers_are_seen_all_the_same() {
+fn slow_or_noisy_api_is_reported_and_new_containers_are_found() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
     docker.is(Mood::Drips);
     let sidecar = Followed::start(&ca, &docker.host(), |command| {
@@ -419,7 +419,7 @@ fn an_api_that_is_slow_or_babbles_is_told_and_new_containers_are_seen_all_the_sa
 }
 
 #[test]
-fn a_configuration_without_docker_takes_nothing_from_who_asked_until_a_restart() {
+fn reload_without_docker_keeps_discovered_certificates_until_restart() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
     let config = ca.path("certs.toml");
     let table = format!("[docker]\nhost = '{}'\n", docker.host());
@@ -441,7 +441,7 @@ fn a_configuration_without_docker_takes_nothing_from_who_asked_until_a_restart()
 }
 
 #[test]
-fn a_restart_without_the_proxy_renews_what_was_asked_for() {
+fn restart_without_proxy_renews_discovered_certificates() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
     docker.add("web", json!({"certs.domains": "a.example.com"}));
     let mut sidecar = Followed::start(&ca, &docker.host(), |_| ());
@@ -494,7 +494,7 @@ fn a_restart_without_the_proxy_renews_what_was_asked_for() {
 }
 
 #[test]
-fn what_a_label_may_not_say_is_told_and_concerns_its_container_alone() {
+fn invalid_label_is_reported_and_affects_only_its_container() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
     let ran = ca.path("ran");
     for (name, domains, key, value) in [
@@ -576,7 +576,7 @@ fn what_a_label_may_not_say_is_told_and_concerns_its_container_alone() {
 }
 
 #[test]
-fn more_than_the_limit_are_not_asked_for_and_what_is_there_stays() {
+fn containers_over_the_limit_get_no_certificate_and_existing_ones_stay() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
     docker.add("z", json!({"certs.domains": "z.example.com"}));
     let sidecar = Followed::start(&ca, &docker.host(), |command| {
@@ -615,7 +615,7 @@ fn at_a_socket(docker: &Docker, path: &Path) -> String {
 }
 
 #[test]
-fn a_socket_of_this_machine_is_within_reach_of_a_process_that_has_given_up_the_rest() {
+fn sandboxed_sidecar_reaches_local_docker_socket() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
     docker.is(Mood::Raw);
     docker.add(
@@ -644,7 +644,7 @@ fn a_socket_of_this_machine_is_within_reach_of_a_process_that_has_given_up_the_r
 }
 
 #[test]
-fn the_variables_of_acme_companion_are_seen_where_the_proxy_allows_it() {
+fn acme_companion_variables_are_read_when_proxy_allows() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
     let hosts = "LETSENCRYPT_HOST=a.example.com,b.example.com";
     docker.add_with(

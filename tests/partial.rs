@@ -38,7 +38,7 @@ fn status(ca: &EmbeddedCa) -> Value {
 }
 
 #[test]
-fn a_dead_name_sinks_the_rest_only_where_the_owner_does_not_let_it_be_left_out() {
+fn failing_name_blocks_the_rest_only_without_partial() {
     let ca = ca();
     let told = run(&mut issue(&ca, false), 5);
     assert!(told.contains(DEAD), "{told}");

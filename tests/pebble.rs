@@ -49,17 +49,17 @@ fn issued_renewed_and_served(rejected: u8) {
 }
 
 #[test]
-fn issued_renewed_and_served_by_nginx() {
+fn certificate_is_issued_renewed_and_served_by_nginx() {
     issued_renewed_and_served(5);
 }
 
 #[test]
-fn issued_renewed_and_served_though_half_of_the_nonces_are_rejected() {
+fn certificate_is_issued_renewed_and_served_when_half_the_nonces_are_rejected() {
     issued_renewed_and_served(50);
 }
 
 #[test]
-fn a_hundred_orders_come_to_a_certificate_though_half_of_the_nonces_are_rejected() {
+fn hundred_orders_succeed_when_half_the_nonces_are_rejected() {
     let Some(pebble) = Pebble::start(50) else {
         return;
     };
@@ -70,7 +70,7 @@ fn a_hundred_orders_come_to_a_certificate_though_half_of_the_nonces_are_rejected
 }
 
 #[test]
-fn what_is_not_served_is_told_and_never_ordered_twice() {
+fn certificate_not_served_is_reported_and_not_ordered_twice() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -103,7 +103,7 @@ fn what_is_not_served_is_told_and_never_ordered_twice() {
 }
 
 #[test]
-fn a_name_that_is_not_answered_for_is_exit_5_and_loses_nothing() {
+fn unanswered_challenge_exits_5_and_loses_nothing() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -140,7 +140,7 @@ fn a_name_that_is_not_answered_for_is_exit_5_and_loses_nothing() {
 }
 
 #[test]
-fn killed_at_any_moment_it_leaves_a_pair_that_loads_and_goes_on() {
+fn issue_leaves_loadable_pair_and_resumes_after_kill_at_any_moment() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -169,7 +169,7 @@ fn killed_at_any_moment_it_leaves_a_pair_that_loads_and_goes_on() {
 }
 
 #[test]
-fn an_unreachable_and_an_untrusted_ca_are_exit_3() {
+fn unreachable_or_untrusted_ca_exits_3() {
     let directory = tempfile::tempdir().unwrap();
     let port = crate::support::free_port();
     let ca = format!("https://127.0.0.1:{port}/dir");
@@ -242,7 +242,7 @@ impl certs::acme::Journal for Forgetful {
 }
 
 #[tokio::test]
-async fn a_name_takes_seven_requests_and_those_of_a_first_meeting() {
+async fn issue_takes_seven_requests_per_name_after_first_contact() {
     use certs::acme::{AccountOptions, Client, Https, Issuer, Options};
     use certs::challenge::{http01::Listener, responses::Responses};
     use certs::time::{Clock, SystemClock};

@@ -321,7 +321,7 @@ fn report(count: impl std::fmt::Display, what: &str, slowest: Slowest, before: u
 }
 
 #[test]
-fn a_live_token_is_answered_whatever_else_comes() {
+fn live_token_is_answered_under_any_load() {
     let (requests, connections) = by_depth((2_000, 500), (10_000, 2_000), (100_000, 10_000));
     besiege(requests, connections);
 }

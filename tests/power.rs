@@ -305,7 +305,7 @@ fn no_key_is_open_to_others(disk: &Disk) {
 }
 
 #[test]
-fn after_a_power_loss_in_a_renewal_one_whole_pair_is_live_and_the_next_run_goes_on() {
+fn renewal_keeps_whole_pair_live_and_continues_after_power_loss() {
     let what = "power loss in a renewal";
     let Some(strace) = Strace::find_seeing(what) else {
         return;
@@ -320,7 +320,7 @@ fn after_a_power_loss_in_a_renewal_one_whole_pair_is_live_and_the_next_run_goes_
 }
 
 #[test]
-fn after_a_power_loss_in_a_first_issuance_the_next_run_goes_on() {
+fn first_issuance_continues_after_power_loss() {
     let what = "power loss in a first issuance";
     let Some(strace) = Strace::find_seeing(what) else {
         return;
@@ -367,13 +367,13 @@ fn without_anything(ca: &EmbeddedCa) {
 }
 
 #[test]
-fn after_a_kill_and_a_good_run_a_power_loss_takes_nothing() {
+fn power_loss_takes_nothing_after_kill_and_successful_run() {
     let what = "power loss after a kill";
     after_kills(what, &["--force"], by_depth(40, 12, 3), issued);
 }
 
 #[test]
-fn after_a_kill_in_a_first_issuance_and_a_good_run_a_power_loss_takes_nothing() {
+fn power_loss_takes_nothing_after_kill_in_first_issuance_and_successful_run() {
     let what = "power loss after a kill in a first issuance";
     after_kills(what, &[], by_depth(60, 24, 4), without_anything);
 }

@@ -59,7 +59,7 @@ fn files_below(directory: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_row_of_the_proofs_names_what_exists_and_fits_into_ci() {
+fn proof_rows_name_existing_files_and_fit_ci_time() {
     for proof in table() {
         let name = &proof.name;
         assert!(
@@ -89,7 +89,7 @@ fn every_row_of_the_proofs_names_what_exists_and_fits_into_ci() {
 }
 
 #[test]
-fn every_test_with_a_longer_form_is_a_proof() {
+fn tests_with_longer_form_are_listed_as_proofs() {
     let proofs = table();
     let commands = || proofs.iter().flat_map(|proof| &proof.command);
     let tests = files_below("tests").into_iter();
@@ -121,7 +121,7 @@ const NO_PROOFS: [&str; 5] = [
 ];
 
 #[test]
-fn every_source_is_guarded_by_a_proof_beside_the_mutants() {
+fn sources_are_guarded_by_a_proof_beside_mutants() {
     let proofs = table();
     let guards = |file: &str| {
         let own = proofs.iter().filter(|proof| proof.name != "mutants");

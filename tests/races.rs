@@ -73,7 +73,7 @@ fn race(ca: &EmbeddedCa, name: &str, number: u64, command: impl Fn() -> Command)
 }
 
 #[test]
-fn processes_that_meet_a_ca_for_the_first_time_at_once_make_one_account() {
+fn concurrent_first_contacts_create_one_account() {
     let ca = ca();
     let names: Vec<String> = (0..6).map(|n| format!("n{n}.example.com")).collect();
     // Each reads the directory first, and then looks for an account.
@@ -130,14 +130,14 @@ fn make_due(ca: &EmbeddedCa, name: &str) {
 }
 
 #[test]
-fn of_processes_that_race_for_one_certificate_exactly_one_orders() {
+fn racing_processes_make_one_order_per_certificate() {
     let asked = by_depth(6, 200, 1_000);
     rounds(asked);
     eprintln!("races of 2 to 10 processes: {asked} rounds");
 }
 
 #[test]
-fn who_finds_port_80_taken_by_the_first_says_so_and_orders_nothing() {
+fn process_without_port_80_reports_it_and_orders_nothing() {
     let ca = EmbeddedCa::start();
     let racing: Vec<Child> = (0..6).map(|_| spawn(ca.issue(&["example.com"]))).collect();
     let mut codes = Vec::new();
@@ -187,7 +187,7 @@ fn work(store: &FileStore, lineage: &Lineage, round: u64, leased: bool) -> bool 
 }
 
 #[test]
-fn in_a_thousand_rounds_exactly_one_of_many_writers_wins() {
+fn concurrent_writers_have_exactly_one_winner_in_a_thousand_rounds() {
     let directory = tempfile::tempdir().unwrap();
     let store = FileStore::open(directory.path().join("data")).unwrap();
     let (store, dice) = (Arc::new(store), SeededRandom::new(5));
@@ -212,7 +212,7 @@ fn in_a_thousand_rounds_exactly_one_of_many_writers_wins() {
 }
 
 #[test]
-fn a_lease_that_is_given_back_is_free_though_a_child_that_is_being_started_has_its_file() {
+fn released_lease_is_free_while_starting_child_inherits_its_file() {
     let directory = tempfile::tempdir().unwrap();
     let store = FileStore::open(directory.path().join("data")).unwrap();
     let lineage = Lineage::parse("example.com").unwrap();
@@ -279,7 +279,7 @@ fn settled_with_one_order(ca: &EmbeddedCa) {
 }
 
 #[test]
-fn a_process_that_is_stopped_in_its_order_keeps_its_lease_and_ends_well() {
+fn stopped_process_keeps_lease_and_finishes() {
     let mut stopped = Stopped::in_the_middle_of_an_order();
     let told = run(&mut issue(&stopped.ca, &["example.com"]), 8);
     assert!(
@@ -293,7 +293,7 @@ fn a_process_that_is_stopped_in_its_order_keeps_its_lease_and_ends_well() {
 }
 
 #[test]
-fn a_process_whose_lease_was_taken_from_it_is_refused_when_it_goes_on() {
+fn process_with_lost_lease_is_refused_when_it_continues() {
     let mut stopped = Stopped::in_the_middle_of_an_order();
     // By somebody who takes the lock of a stopped process for a stale one.
     std::fs::remove_file(stopped.ca.path("data/leases/example.com")).unwrap();

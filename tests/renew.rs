@@ -19,7 +19,7 @@ fn here(pebble: &Pebble) -> Command {
 }
 
 #[test]
-fn a_renewal_goes_by_the_options_of_the_issue_that_made_it() {
+fn renew_uses_options_of_first_issue() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -41,7 +41,7 @@ fn a_renewal_goes_by_the_options_of_the_issue_that_made_it() {
 }
 
 #[test]
-fn one_certificate_that_fails_stops_no_other_and_gives_the_exit_code() {
+fn renew_continues_past_failed_certificate_and_exits_with_its_code() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -69,7 +69,7 @@ fn one_certificate_that_fails_stops_no_other_and_gives_the_exit_code() {
 }
 
 #[test]
-fn a_configured_certificate_needs_its_name_alone() {
+fn issue_of_configured_certificate_needs_only_its_name() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -92,7 +92,7 @@ fn a_configured_certificate_needs_its_name_alone() {
 }
 
 #[test]
-fn a_rehearsal_leaves_no_trace() {
+fn dry_run_writes_nothing() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -128,7 +128,7 @@ fn a_rehearsal_leaves_no_trace() {
 }
 
 #[test]
-fn a_socket_that_is_handed_over_answers_the_challenge() {
+fn inherited_socket_answers_challenge() {
     use std::os::fd::OwnedFd;
 
     let Some(pebble) = Pebble::start(5) else {
@@ -159,7 +159,7 @@ fn a_socket_that_is_handed_over_answers_the_challenge() {
 }
 
 #[test]
-fn what_is_damaged_concerns_itself_alone() {
+fn damaged_certificate_affects_no_other() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -194,7 +194,7 @@ fn what_is_damaged_concerns_itself_alone() {
 }
 
 #[test]
-fn some_of_its_names_mean_a_stored_certificate_whole() {
+fn issue_with_some_names_selects_whole_stored_certificate() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -232,7 +232,7 @@ fn some_of_its_names_mean_a_stored_certificate_whole() {
 }
 
 #[test]
-fn what_waits_after_a_failure_is_no_success() {
+fn renew_in_backoff_is_not_success() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };

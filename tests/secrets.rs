@@ -129,7 +129,7 @@ fn key_in(file: &Path) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn the_search_finds_a_key_in_every_form() {
+fn key_search_finds_every_encoding() {
     let pair = rcgen::KeyPair::generate().unwrap();
     let (der, pem) = (pair.serialize_der(), pair.serialize_pem());
     let key = Key {
@@ -319,7 +319,7 @@ fn everything_told_of_damage(house: &House) -> String {
 }
 
 #[test]
-fn no_key_is_ever_told() {
+fn keys_never_appear_in_any_output() {
     for format in ["text", "json"] {
         let house = House::new(format);
         let mut told = everything_told(&house);
@@ -377,7 +377,7 @@ fn memory(id: u32) -> Vec<u8> {
 }
 
 #[test]
-fn a_sidecar_that_has_nothing_to_do_holds_no_certificate_key() {
+fn idle_sidecar_holds_no_certificate_key() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("SKIPPED: keys in memory: only root may look into the process");
         return;

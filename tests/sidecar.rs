@@ -97,7 +97,7 @@ fn value(metrics: &str, series: &str) -> f64 {
 }
 
 #[test]
-fn from_the_placeholder_to_a_proven_certificate_and_through_a_restart() {
+fn sidecar_replaces_placeholder_with_verified_certificate_and_keeps_it_over_a_restart() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -209,7 +209,7 @@ fn from_the_placeholder_to_a_proven_certificate_and_through_a_restart() {
 }
 
 #[test]
-fn what_is_not_served_is_an_alarm_that_ends_by_itself_and_never_an_order() {
+fn certificate_not_served_raises_alarm_that_clears_and_never_orders() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -256,7 +256,7 @@ fn what_is_not_served_is_an_alarm_that_ends_by_itself_and_never_an_order() {
 }
 
 #[test]
-fn a_new_configuration_is_taken_over_and_a_bad_one_is_not() {
+fn reload_applies_valid_configuration_and_keeps_old_over_invalid() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -292,7 +292,7 @@ fn a_new_configuration_is_taken_over_and_a_bad_one_is_not() {
 }
 
 #[test]
-fn the_first_certificate_may_be_configured_while_it_runs() {
+fn reload_adds_first_certificate_while_sidecar_runs() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -314,7 +314,7 @@ fn the_first_certificate_may_be_configured_while_it_runs() {
 }
 
 #[test]
-fn where_challenges_are_answered_changes_with_a_restart_only() {
+fn challenge_listener_changes_only_at_restart() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -340,7 +340,7 @@ fn where_challenges_are_answered_changes_with_a_restart_only() {
 }
 
 #[test]
-fn a_command_beside_it_is_told_what_it_does() {
+fn command_reports_running_sidecar() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -368,7 +368,7 @@ fn a_command_beside_it_is_told_what_it_does() {
 }
 
 #[test]
-fn a_rehearsal_before_the_first_order_lends_it_no_account() {
+fn dry_run_before_first_order_shares_no_account() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -389,7 +389,7 @@ fn a_rehearsal_before_the_first_order_lends_it_no_account() {
 }
 
 #[test]
-fn a_sidecar_without_a_listener_keeps_nobody_from_what_is_not_due() {
+fn renew_skips_certificates_not_due_beside_sidecar_without_listener() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -412,7 +412,7 @@ fn a_sidecar_without_a_listener_keeps_nobody_from_what_is_not_due() {
 }
 
 #[test]
-fn a_damaged_certificate_is_mended_and_holds_up_no_other() {
+fn damaged_certificate_is_repaired_and_delays_no_other() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -438,7 +438,7 @@ fn a_damaged_certificate_is_mended_and_holds_up_no_other() {
 }
 
 #[test]
-fn the_service_manager_is_told() {
+fn sidecar_notifies_service_manager() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -470,7 +470,7 @@ fn the_service_manager_is_told() {
 }
 
 #[test]
-fn a_second_sidecar_on_the_same_data_is_refused() {
+fn second_sidecar_on_same_data_directory_is_refused() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };

@@ -24,7 +24,7 @@ fn play(arguments: &[&str], code: i32) -> (String, String) {
 }
 
 #[test]
-fn the_scoreboard_has_its_names_and_is_the_same_each_time() {
+fn simulate_report_is_stable_and_has_fixed_names() {
     let played = |seed: &str| play(&["--json", "--seed", seed], 0).0;
     let first = played("3");
     assert_eq!(first, played("3"));
@@ -52,13 +52,13 @@ fn the_scoreboard_has_its_names_and_is_the_same_each_time() {
 }
 
 #[test]
-fn one_seed_is_as_it_was() {
+fn simulate_seed_matches_snapshot() {
     let (json, _) = play(&["--json", "--seed", "3"], 0);
     insta::assert_snapshot!("simulate-seed-3", json);
 }
 
 #[test]
-fn a_scenario_that_does_not_happen_is_a_usage_error() {
+fn simulate_rejects_scenario_that_never_occurs() {
     let said = play(&["--days", "9", "--scenario", "outages"], 2).1;
     assert!(
         said.contains("nothing of outages happens in 9 days"),
@@ -70,7 +70,7 @@ fn a_scenario_that_does_not_happen_is_a_usage_error() {
 }
 
 #[test]
-fn what_happened_is_counted_by_scenario() {
+fn simulate_counts_faults_by_scenario() {
     let (json, _) = play(&["--json", "--scenario", "full-disks", "clocks"], 0);
     let score: serde_json::Value = serde_json::from_str(&json).unwrap();
     for scenario in ["full-disks", "clocks"] {
@@ -81,7 +81,7 @@ fn what_happened_is_counted_by_scenario() {
 }
 
 #[test]
-fn a_scenario_that_there_is_not_is_told_with_those_that_there_are() {
+fn simulate_rejects_unknown_scenario_and_lists_known_ones() {
     let said = play(&["--scenario", "outage"], 2).1;
     assert!(
         said.contains("`outage` is no scenario: there are outages,"),
@@ -96,7 +96,7 @@ fn a_scenario_that_there_is_not_is_told_with_those_that_there_are() {
 }
 
 #[test]
-fn the_plot_is_an_svg_and_the_table_a_table() {
+fn simulate_writes_svg_plot_and_table() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("year.svg");
     let plot = ["--plot", path.to_str().unwrap()];

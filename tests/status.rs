@@ -14,7 +14,7 @@ use crate::support::{certs, run};
 const CA: &str = "https://acme-v02.api.letsencrypt.org/directory";
 
 #[tokio::test]
-async fn what_the_ca_allows_and_whether_it_answers_is_shown() {
+async fn status_shows_ca_limits_and_reachability() {
     let directory = tempfile::tempdir().unwrap();
     let store = FileStore::open(directory.path().join("data")).unwrap();
     let name = Identifier::parse("shop.example.co.uk").unwrap();
@@ -73,7 +73,7 @@ async fn what_the_ca_allows_and_whether_it_answers_is_shown() {
 }
 
 #[tokio::test]
-async fn what_our_own_ledger_refuses_is_exit_6_and_says_until_when() {
+async fn own_rate_limit_exits_6_with_retry_time() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("SKIPPED: an order that the ledger refuses: a network of its own takes root");
         return;

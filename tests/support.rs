@@ -391,7 +391,7 @@ impl Drop for Nginx {
 }
 
 #[test]
-fn a_port_is_given_to_one_test_alone() {
+fn free_port_gives_each_port_once() {
     let ports: std::collections::BTreeSet<u16> = (0..500).map(|_| free_port()).collect();
     assert_eq!(ports.len(), 500);
     // Nor to who wants any.

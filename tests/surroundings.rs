@@ -66,7 +66,7 @@ fn the_output_fails(break_it: impl FnOnce(&Tmpfs), message: &str, mend: impl FnO
 }
 
 #[test]
-fn a_full_output_is_exit_8_and_heals_without_an_order() {
+fn full_output_exits_8_and_recovers_without_order() {
     let filler = |tmpfs: &Tmpfs| tmpfs.0.join("filler");
     the_output_fails(
         |tmpfs| {
@@ -79,7 +79,7 @@ fn a_full_output_is_exit_8_and_heals_without_an_order() {
 }
 
 #[test]
-fn a_read_only_output_is_exit_8_and_heals_without_an_order() {
+fn read_only_output_exits_8_and_recovers_without_order() {
     the_output_fails(
         |tmpfs| tmpfs.remount("ro"),
         "Read-only file system",
@@ -88,7 +88,7 @@ fn a_read_only_output_is_exit_8_and_heals_without_an_order() {
 }
 
 #[test]
-fn a_pid_file_that_leads_astray_is_exit_7_and_signals_nobody() {
+fn wrong_pid_file_exits_7_and_signals_no_process() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -119,7 +119,7 @@ fn a_pid_file_that_leads_astray_is_exit_7_and_signals_nobody() {
 }
 
 #[test]
-fn a_data_directory_that_is_no_directory_is_exit_8() {
+fn data_directory_exits_8_when_it_is_a_file() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -129,7 +129,7 @@ fn a_data_directory_that_is_no_directory_is_exit_8() {
 }
 
 #[test]
-fn nothing_looks_into_a_process_that_holds_keys() {
+fn process_with_keys_cannot_be_traced_or_dumped() {
     use std::os::unix::fs::MetadataExt;
 
     let directory = tempfile::tempdir().unwrap();

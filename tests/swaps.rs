@@ -186,7 +186,7 @@ fn issued() -> EmbeddedCa {
 }
 
 #[test]
-fn nginx_fails_nobody_while_certificates_are_swapped() {
+fn nginx_fails_no_connection_while_certificates_are_swapped() {
     let ca = issued();
     let Some(nginx) = Nginx::start(&live(&ca)) else {
         return;
@@ -199,7 +199,7 @@ fn nginx_fails_nobody_while_certificates_are_swapped() {
 }
 
 #[test]
-fn haproxy_fails_nobody_while_certificates_are_swapped() {
+fn haproxy_fails_no_connection_while_certificates_are_swapped() {
     let ca = issued();
     let (directory, port) = (ca.path("haproxy"), free_port());
     let crt = live(&ca).join("combined.pem");
@@ -248,7 +248,7 @@ fn pair(live: &Path) -> Bundle {
 }
 
 #[test]
-fn our_own_listener_fails_nobody_while_certificates_are_swapped() {
+fn own_listener_fails_no_connection_while_certificates_are_swapped() {
     let ca = issued();
     let lineage = Lineage::parse(NAME).unwrap();
     let names = [Identifier::parse(NAME).unwrap()].into();
@@ -270,7 +270,7 @@ fn our_own_listener_fails_nobody_while_certificates_are_swapped() {
 }
 
 #[test]
-fn calls_through_coturn_survive_every_renewal() {
+fn coturn_calls_survive_every_renewal() {
     let ca = issued();
     let Some(turn) = crate::targets::Turn::start(&ca) else {
         return;

@@ -43,7 +43,7 @@ fn units(with: &[&str]) -> tempfile::TempDir {
 }
 
 #[test]
-fn systemd_understands_the_units() {
+fn systemd_accepts_units() {
     let all = [
         "certs.service",
         "certs.socket",
@@ -71,7 +71,7 @@ fn systemd_understands_the_units() {
 }
 
 #[test]
-fn the_service_is_no_more_exposed_than_it_was() {
+fn service_exposure_does_not_grow() {
     for (with, exposure) in [
         (&["certs.service"][..], EXPOSURE),
         (&["certs-renew.service"], EXPOSURE),

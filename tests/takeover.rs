@@ -54,7 +54,7 @@ fn settled(told: &str, root: &Path) -> String {
 }
 
 #[test]
-fn of_several_lineages_the_sound_ones_are_taken_and_the_others_are_named() {
+fn import_takes_valid_lineages_and_names_invalid_ones() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
     let source = root.join("letsencrypt");
@@ -107,7 +107,7 @@ fn of_several_lineages_the_sound_ones_are_taken_and_the_others_are_named() {
 }
 
 #[test]
-fn what_the_command_says_holds_for_what_is_here_too() {
+fn import_applies_options_to_stored_certificates() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
     let source = root.join("letsencrypt");
@@ -141,7 +141,7 @@ fn what_the_command_says_holds_for_what_is_here_too() {
 }
 
 #[test]
-fn a_wrong_place_or_client_is_told_and_nothing_is_written() {
+fn import_writes_nothing_for_wrong_path_or_client() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
     let source = root.join("letsencrypt");
@@ -169,7 +169,7 @@ fn a_wrong_place_or_client_is_told_and_nothing_is_written() {
 }
 
 #[test]
-fn what_may_not_be_read_is_not_taken_for_nothing() {
+fn import_reports_unreadable_files() {
     use std::os::unix::fs::PermissionsExt;
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
@@ -199,7 +199,7 @@ fn what_may_not_be_read_is_not_taken_for_nothing() {
 /// `certs run` is there first; what was taken over meanwhile is kept from SIGHUP on, by
 /// the configuration as it is then.
 #[test]
-fn what_was_taken_over_is_kept_by_the_newest_configuration_and_gives_up_what_is_anothers() {
+fn imported_certificate_follows_reloaded_configuration_and_loses_file_of_another() {
     let ca = EmbeddedCa::start();
     let (root, url) = (ca.path(""), ca.server.directory_url());
     let process = format!(

@@ -64,7 +64,7 @@ pub(crate) fn haproxy(directory: &Path, port: u16, crt: &Path) -> Option<Running
 }
 
 #[test]
-fn haproxy_has_the_new_pair_in_memory_and_after_a_restart() {
+fn haproxy_serves_new_pair_from_memory_and_after_restart() {
     let ca = issued();
     let (directory, port) = (ca.path("haproxy"), free_port());
     let crt = live(&ca).join("combined.pem");
@@ -86,7 +86,7 @@ fn haproxy_has_the_new_pair_in_memory_and_after_a_restart() {
 }
 
 #[test]
-fn haproxy_takes_a_file_of_its_own_and_one_that_is_new_to_it() {
+fn haproxy_accepts_known_and_new_certificate_files() {
     let ca = issued();
     let (directory, port) = (ca.path("haproxy"), free_port());
     let certificates = directory.join("certificates");
@@ -136,7 +136,7 @@ fn haproxy_takes_a_file_of_its_own_and_one_that_is_new_to_it() {
 }
 
 #[test]
-fn what_haproxy_does_not_know_is_told_with_what_it_knows() {
+fn haproxy_unknown_certificate_is_reported_with_known_ones() {
     let ca = issued();
     let (directory, port) = (ca.path("haproxy"), free_port());
     let other = ca.path("other.pem");
@@ -194,7 +194,7 @@ impl Turn {
 }
 
 #[test]
-fn coturn_loads_the_new_pair() {
+fn coturn_loads_new_pair() {
     let ca = issued();
     let Some(turn) = Turn::start(&ca) else {
         return;
@@ -207,7 +207,7 @@ fn coturn_loads_the_new_pair() {
 }
 
 #[test]
-fn a_hook_that_fails_leaves_every_server_with_the_pair_of_before_and_heals() {
+fn failed_hook_leaves_previous_pair_on_every_server_and_recovers() {
     let ca = issued();
     let Some(nginx) = Nginx::start(&live(&ca)) else {
         return;
@@ -249,7 +249,7 @@ fn a_hook_that_fails_leaves_every_server_with_the_pair_of_before_and_heals() {
 
 /// nginx has its old workers take connections beside the new ones for a while.
 #[test]
-fn after_exit_0_no_connection_sees_the_pair_of_before() {
+fn no_connection_sees_previous_pair_after_exit_0() {
     let ca = issued();
     let root = ca.path("nginx");
     let Some(nginx) = Nginx::start_at(&live(&ca), &root, free_port()) else {
@@ -278,7 +278,7 @@ fn after_exit_0_no_connection_sees_the_pair_of_before() {
 }
 
 #[test]
-fn a_configuration_that_is_broken_before_is_found_before_the_switch() {
+fn invalid_server_configuration_is_found_before_switch() {
     let ca = issued();
     let Some(nginx) = Nginx::start(&live(&ca)) else {
         return;
@@ -300,7 +300,7 @@ fn a_configuration_that_is_broken_before_is_found_before_the_switch() {
 }
 
 #[test]
-fn an_earlier_generation_is_served_on_demand_until_it_is_taken_back() {
+fn rollback_serves_earlier_generation_until_undone() {
     let ca = issued();
     let Some(nginx) = Nginx::start(&live(&ca)) else {
         return;
@@ -358,7 +358,7 @@ fn dovecot(directory: &Path, live: &Path, port: u16) -> Option<Running> {
 }
 
 #[test]
-fn dovecot_loads_the_new_pair_and_shows_it_after_starttls() {
+fn dovecot_serves_new_pair_after_starttls() {
     let ca = issued();
     let (directory, port) = (ca.path("dovecot"), free_port());
     let Some(_running) = dovecot(&directory, &live(&ca), port) else {
@@ -374,7 +374,7 @@ fn dovecot_loads_the_new_pair_and_shows_it_after_starttls() {
 }
 
 #[test]
-fn postfix_loads_the_new_pair_and_shows_it_after_starttls() {
+fn postfix_serves_new_pair_after_starttls() {
     let ca = issued();
     let Some(program) = program("CERTS_LAB_POSTFIX", "/usr/sbin/postfix") else {
         return;

@@ -124,7 +124,7 @@ fn renew(ca: &EmbeddedCa, keys: &str, code: i32) -> String {
 }
 
 #[test]
-fn a_unit_is_reloaded_over_the_bus_and_its_failure_is_ours() {
+fn systemd_target_reloads_unit_over_bus_and_reports_its_failure() {
     let ca = issued();
     let Some((_daemon, _runtime, address, done)) = bus(&ca, "done") else {
         return;
@@ -214,7 +214,7 @@ pub(crate) fn docker(
 }
 
 #[test]
-fn a_bus_that_is_no_socket_is_refused() {
+fn systemd_target_refuses_bus_that_is_not_a_socket() {
     let ca = issued();
     for bus in [
         "unixexec:path=/bin/true",
@@ -232,7 +232,7 @@ fn a_bus_that_is_no_socket_is_refused() {
 }
 
 #[test]
-fn a_container_is_told_through_a_filtered_api_alone() {
+fn docker_target_signals_container_through_filtered_api_only() {
     let ca = issued();
     let (_runtime, host, done) = docker(&ca, 403, 0);
     // As Docker's own programs are told where the API is.
@@ -256,7 +256,7 @@ fn a_container_is_told_through_a_filtered_api_alone() {
 }
 
 #[test]
-fn an_api_that_nothing_filters_is_used_on_its_owners_word_alone() {
+fn docker_target_uses_unfiltered_api_only_when_configured() {
     let ca = issued();
     let (_runtime, host, done) = docker(&ca, 400, 0);
     let keys = format!("kind = 'docker'\ncontainer = 'web'\nhost = '{host}'");
@@ -296,7 +296,7 @@ fn begin_caddy(ca: &EmbeddedCa, program: &std::path::Path) -> Option<(Running, u
 }
 
 #[test]
-fn caddy_takes_its_configuration_again_and_the_new_pair_with_it() {
+fn caddy_target_reloads_configuration_with_new_pair() {
     let ca = issued();
     let Some(program) = program("CERTS_LAB_CADDY", "/usr/bin/caddy") else {
         return;
@@ -314,7 +314,7 @@ fn caddy_takes_its_configuration_again_and_the_new_pair_with_it() {
 }
 
 #[test]
-fn copies_are_written_before_any_server_is_told_and_taken_back_with_it() {
+fn copies_are_written_before_reloads_and_rolled_back_with_them() {
     let ca = issued();
     let password = ca.path("password");
     std::fs::write(&password, "changeit\n").unwrap();
@@ -365,7 +365,7 @@ fn copies_are_written_before_any_server_is_told_and_taken_back_with_it() {
 }
 
 #[test]
-fn a_sidecar_that_has_given_up_its_rights_still_tells_them_all() {
+fn sandboxed_sidecar_reloads_every_target() {
     let ca = issued();
     let (directory, port, admin) = (ca.path("haproxy"), free_port(), free_port());
     let file = directory.join("example.pem");
@@ -424,7 +424,7 @@ fn a_sidecar_that_has_given_up_its_rights_still_tells_them_all() {
 }
 
 #[test]
-fn envoy_loads_each_generation_from_the_directory_that_it_watches() {
+fn envoy_loads_each_generation_from_watched_directory() {
     let ca = issued();
     let Some(program) = program("CERTS_LAB_ENVOY", "/usr/bin/envoy") else {
         return;

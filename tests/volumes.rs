@@ -85,7 +85,7 @@ fn told_and_healed(ca: &EmbeddedCa, case: &str, disturb: impl Fn(), mend: impl F
 }
 
 #[test]
-fn a_full_or_read_only_volume_is_exit_8_and_healed_by_the_next_run() {
+fn issue_exits_8_on_full_or_read_only_volume_and_next_run_recovers() {
     for place in ["data", "out"] {
         let ca = EmbeddedCa::start();
         let what = format!("a full or read-only {place} directory");
@@ -166,14 +166,14 @@ fn on_a_volume(place: &str, words: &str, disturb: impl Fn(&Volume), mend: impl F
 }
 
 #[test]
-fn the_sidecar_tells_a_volume_that_is_read_only_and_recovers_unaided() {
+fn sidecar_reports_read_only_volume_and_recovers() {
     // The store cannot be shut while its lease is held: the kernel refuses.
     let words = "Read-only file system";
     on_a_volume("out", words, |it| it.remount("ro"), |it| it.remount("rw"));
 }
 
 #[test]
-fn the_sidecar_tells_a_volume_that_is_full_and_recovers_unaided() {
+fn sidecar_reports_full_volume_and_recovers() {
     for place in ["data", "out"] {
         let words = "No space left on device";
         on_a_volume(place, words, Volume::fill, Volume::empty);
@@ -181,7 +181,7 @@ fn the_sidecar_tells_a_volume_that_is_full_and_recovers_unaided() {
 }
 
 #[test]
-fn the_sidecar_tells_a_disk_that_is_broken_and_recovers_unaided() {
+fn sidecar_reports_failing_disk_and_recovers() {
     // A flush of the store, and the link to what is live, which nothing but its
     // output has.
     for calls in ["fsync,fdatasync", "?symlink,symlinkat"] {
@@ -211,7 +211,7 @@ fn exhaust(process: Pid) -> Rlimit {
 }
 
 #[test]
-fn the_sidecar_tells_that_it_is_out_of_descriptors_and_recovers_unaided() {
+fn sidecar_reports_exhausted_descriptors_and_recovers() {
     let ca = EmbeddedCa::start();
     let process = |sidecar: &Sidecar| Pid::from_raw(i32::try_from(sidecar.running.id()).unwrap());
     let exhaust = |sidecar: &Sidecar| {

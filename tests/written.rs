@@ -323,19 +323,19 @@ fn crashes(
 }
 
 #[test]
-fn killed_while_another_thread_writes_each_place_is_whole_and_the_next_run_finishes() {
+fn files_are_whole_and_next_run_finishes_after_kill_in_another_thread() {
     kills("kill points of other threads", FILES);
     kills("kill points of what is kept for HAProxy", HAPROXY);
 }
 
 #[test]
-fn a_call_of_another_thread_that_fails_leaves_each_place_whole_and_the_next_run_heals() {
+fn files_are_whole_and_next_run_recovers_after_failed_call_of_another_thread() {
     errors_of("calls of other threads that fail", FILES);
     errors_of("calls for HAProxy that fail", HAPROXY);
 }
 
 #[test]
-fn after_a_power_loss_each_place_is_whole_and_what_is_recorded_is_there() {
+fn files_are_whole_and_recorded_files_exist_after_power_loss() {
     let what = "power loss while targets are written";
     let Some(written) = start(what, FILES) else {
         return;

@@ -10,7 +10,7 @@ use super::{ROOMS, Source, VOCABULARY, after_colons, is_of_word, read_house, roo
 const CIRCLES: &[&str] = &["acme", "ca", "config", "renew"];
 
 #[test]
-fn the_modules_of_a_folder_name_each_other_in_no_circle() {
+fn modules_of_one_folder_form_no_cycle() {
     let found = circles(read_house());
     let known = |folder: &String| CIRCLES.contains(&folder.as_str());
     let new = found.iter().filter(|(folder, _)| !known(folder));
@@ -27,7 +27,7 @@ fn the_modules_of_a_folder_name_each_other_in_no_circle() {
 }
 
 #[test]
-fn the_table_of_the_rooms_permits_nothing_that_is_not_used() {
+fn room_table_permits_only_used_imports() {
     let house = read_house();
     let rooms: BTreeSet<String> = house.iter().map(Source::room).collect();
     let mut faults = Vec::new();
@@ -228,7 +228,7 @@ fn expand<'t>(prefix: &[String], text: &'t str, paths: &mut Vec<Vec<String>>) ->
 }
 
 #[test]
-fn a_planted_circle_is_found_in_every_spelling() {
+fn cycle_search_finds_every_spelling() {
     let of = |files: &[(&str, &str)]| {
         let house = files.iter().map(|(path, text)| Source::new(path, text));
         let found = circles(&Vec::from_iter(house));

@@ -142,7 +142,7 @@ fn handovers(what: &str, server: fn(&EmbeddedCa) -> Option<Server>, stride: usiz
 }
 
 #[test]
-fn killed_while_it_hands_over_the_server_has_a_whole_pair_and_the_next_run_proves_it() {
+fn deployment_leaves_whole_pair_and_next_run_verifies_it_after_kill() {
     let stride = by_depth(24, 4, 1);
     handovers("kill points of a hand-over", Server::nginx, stride);
     handovers(

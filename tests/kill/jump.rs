@@ -254,7 +254,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 #[test]
-fn a_sidecar_that_is_killed_while_it_asks_for_the_time_has_lost_nothing() {
+fn sidecar_loses_nothing_after_kill_in_clock_probe() {
     let what = "kill points of a question for the time";
     let Some(jumped) = Jumped::start(what) else {
         return;
@@ -272,7 +272,7 @@ fn a_sidecar_that_is_killed_while_it_asks_for_the_time_has_lost_nothing() {
 }
 
 #[test]
-fn a_question_for_the_time_is_asked_again_where_a_call_about_our_files_fails() {
+fn clock_probe_is_retried_after_failed_file_call() {
     let what = "a question for the time and a disk that fails";
     let Some(jumped) = Jumped::start(what) else {
         return;

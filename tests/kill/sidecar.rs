@@ -139,12 +139,12 @@ fn first_issuances(what: &str, stride: usize) {
 }
 
 #[test]
-fn a_sidecar_that_is_killed_while_it_renews_renews_when_it_is_started_again() {
+fn sidecar_renews_after_kill_in_renewal() {
     renewals("kill points of a sidecar that renews", by_depth(30, 5, 1));
 }
 
 #[test]
-fn a_sidecar_that_is_killed_while_it_starts_is_ready_when_it_is_started_again() {
+fn sidecar_becomes_ready_after_kill_at_start() {
     first_issuances(
         "kill points of a sidecar's first issuance",
         by_depth(30, 5, 1),

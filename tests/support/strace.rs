@@ -387,7 +387,7 @@ fn calls(trace: &str) -> Vec<Call> {
 }
 
 #[test]
-fn a_call_that_is_cut_in_two_is_one() {
+fn unfinished_and_resumed_call_is_counted_once() {
     let trace = "\
 7  openat(AT_FDCWD, \"/a = b\", O_RDONLY) = 3</a>
 7  write(3</a>, \"x\", 1 <unfinished ...>

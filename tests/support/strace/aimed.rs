@@ -167,7 +167,7 @@ impl Strace {
 }
 
 #[test]
-fn what_another_thread_does_is_known_by_its_path() {
+fn calls_of_other_threads_are_identified_by_path() {
     let about = |process: u32, name: &str, arguments: &str| Call {
         process,
         name: name.into(),
