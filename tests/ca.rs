@@ -1,5 +1,5 @@
-//! `certs ca serve` as a user has it: a directory to order from, a root to
-//! trust, and the same after a restart.
+//! `certs ca serve` from the command line: a directory to order from, a root to trust, and the same state
+//! after a restart.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{certs, free_port, run};
 
-/// A CA that was started by the command line.
+/// A CA started by the command line.
 struct Serving {
     child: Child,
     directory: String,
@@ -37,7 +37,7 @@ impl Serving {
         }
     }
 
-    /// Its exit code after `signal`.
+    /// The exit code after `signal`.
     fn stop(mut self, signal: Signal) -> Option<i32> {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
         kill_process(pid, signal).unwrap();
@@ -47,7 +47,7 @@ impl Serving {
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        // One that has ended already is what was wanted.
+        // An error means that the child has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

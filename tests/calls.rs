@@ -1,6 +1,5 @@
-//! A call that never drops: a browser with fake media, a page served by nginx, two
-//! peers relayed by coturn over TLS, and signalling by WebSocket through nginx,
-//! while certificates are renewed below all of it.
+//! Calls continue while certificates are renewed: a browser with fake media, a page served by nginx, two
+//! peers relayed by coturn over TLS, and WebSocket signalling through nginx.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -24,11 +23,11 @@ use crate::support::embedded::EmbeddedCa;
 use crate::support::{Running, by_depth, free_port, listens, program, run, until, until_within};
 use crate::targets::{NAME, Turn, live};
 
-/// What each named end of the signalling has to be told.
+/// The messages for each named end of the signalling.
 type Ends = Arc<Mutex<BTreeMap<String, mpsc::UnboundedSender<Message>>>>;
 
-/// The signalling server behind nginx: what end 0 says is told to end 1 and the
-/// other way round, `echo` hears itself, and what `report` says is kept.
+/// The signalling server behind nginx. It relays messages between ends 0 and 1, returns those of `echo`, and
+/// keeps those of `report`.
 struct Signalling {
     port: u16,
     reports: Arc<Mutex<Vec<Value>>>,
@@ -103,7 +102,7 @@ async fn converse(stream: TcpStream, ends: Ends, reports: Arc<Mutex<Vec<Value>>>
     }
 }
 
-/// An nginx that takes its workers with it: killed, it would leave them behind.
+/// An nginx that is stopped with its workers: after a plain kill they would stay.
 struct Web(Running);
 
 impl Drop for Web {
@@ -113,7 +112,7 @@ impl Drop for Web {
     }
 }
 
-/// nginx with a page at `/` and the signalling at `/api`.
+/// Starts nginx with a page at `/` and the signalling at `/api`.
 fn nginx(ca: &EmbeddedCa, port: u16, back: u16) -> Option<(Web, PathBuf)> {
     let program = program("CERTS_LAB_NGINX", "/usr/sbin/nginx")?;
     let directory = ca.path("web");
@@ -185,7 +184,7 @@ fn hundred_websockets_survive_every_renewal() {
     println!("{sockets} WebSockets through nginx, {renewals} renewals: {echoed} messages, 0 lost");
 }
 
-/// A home directory in which `root` is trusted.
+/// Makes a home directory in which `root` is trusted.
 fn trusting(home: &Path, root: &Path) -> Option<()> {
     let certutil = program("CERTS_LAB_CERTUTIL", "/usr/bin/certutil")?;
     let database = home.join(".pki/nssdb");
@@ -288,7 +287,7 @@ fn browser_call_continues_through_three_renewals() {
             &mut ca.issue(&[NAME, "--force", &nginx, &turn.deploy, &both[0], &both[1]]),
             0,
         );
-        // It goes on for two seconds at least before the next one.
+        // The call continues for at least two seconds before the next renewal.
         let before = told().len();
         until_within("the call goes on", Duration::from_secs(20), || {
             told().len() > before + 2
@@ -308,7 +307,7 @@ fn browser_call_continues_through_three_renewals() {
     assert!(last["beats"].as_u64() > Some(20), "{last}");
 }
 
-/// A browser is many processes: all of its group end with it.
+/// A browser consists of many processes: the whole process group is killed.
 struct Group(Running);
 
 impl Drop for Group {

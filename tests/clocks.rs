@@ -1,6 +1,5 @@
-//! Clocks that disagree, seen from outside: a CA whose replies show another time than
-//! this machine makes the sidecar alarm, and nothing else. It orders nothing, stays
-//! ready, and renews when a person asks for it.
+//! Clocks that disagree. When a CA's replies show another time than this machine, the sidecar raises an alarm
+//! and nothing else: it orders nothing, stays ready, and renews on request.
 
 use certs::time::Timestamp;
 use serde_json::Value;
@@ -15,8 +14,8 @@ const HOUR: i64 = 3600;
 const DAY: i64 = 24 * HOUR;
 const TEN_YEARS: i64 = 3652 * DAY;
 
-/// As a sidecar finds it that was away for longer than the CA's last word holds: it
-/// asks at its start for its window, not after a while for the time alone.
+/// Makes the stored renewal window expired, as after a long downtime, so that the sidecar asks the CA at its
+/// start.
 fn let_it_ask(ca: &EmbeddedCa) {
     let file = ca.path("data/records").join(NAME).join("record.json");
     let text = std::fs::read_to_string(&file).unwrap();
@@ -28,13 +27,13 @@ fn let_it_ask(ca: &EmbeddedCa) {
     std::fs::write(&file, record.to_string()).unwrap();
 }
 
-/// What was told of the clock.
+/// The log lines about a wrong clock.
 pub(crate) fn alarms(log: &str) -> Vec<&str> {
     let lines = log.lines();
     lines.filter(|line| line.contains(" clock is ")).collect()
 }
 
-/// Nothing that was stored keeps it from being replaced while it holds.
+/// Asserts that the stored renewal times lie within the certificate's validity.
 pub(crate) fn is_renewed_before_its_end(ca: &EmbeddedCa, ahead: i64) {
     let file = ca.path("data/records").join(NAME).join("record.json");
     let record: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
@@ -50,8 +49,8 @@ pub(crate) fn is_renewed_before_its_end(ca: &EmbeddedCa, ahead: i64) {
     }
 }
 
-/// A sidecar that has heard the CA, whose clock is `ahead` of ours by so many seconds,
-/// and has looked again at what is due. It placed no order and is ready.
+/// Starts a sidecar against a CA whose clock is `ahead` seconds ahead. The sidecar has read the CA's time and
+/// checked what is due, has placed no order, and is ready.
 fn heard(ca: &EmbeddedCa, ahead: i64) -> Sidecar {
     ca.script.set_ahead(ahead);
     let_it_ask(ca);
@@ -87,7 +86,7 @@ fn clock_mismatch_with_ca_raises_alarm_and_no_order() {
             assert!(apart.iter().any(|it| alarm.contains(it)), "{alarm}");
             let fit = alarm.contains("ERROR") && alarm.contains("; hint: set it, best by NTP");
             assert!(fit, "{alarm}");
-            // Not due is one thing, and a person's wish another.
+            // A certificate that is not due is skipped; a forced renewal is not.
             let (orders, before) = (ca.script.committed(Endpoint::NewOrder), generation(&ca));
             run(certs(&ca.path("")).args(["renew", "--force"]), 0);
             assert_eq!(ca.script.committed(Endpoint::NewOrder), orders + 1);
@@ -109,7 +108,7 @@ fn small_clock_skew_raises_no_alarm() {
 
 #[test]
 fn first_certificate_is_issued_when_only_date_header_is_wrong() {
-    // A proxy before the CA dates its replies.
+    // A proxy before the CA sets the `Date` of its replies.
     for ahead in [HOUR, DAY, 50 * DAY, TEN_YEARS].map(|ahead| [ahead, -ahead]) {
         for ahead in ahead {
             let ca = EmbeddedCa::start();

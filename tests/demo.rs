@@ -1,5 +1,4 @@
-//! The demonstration, as a user runs it: the numbers that it is about, and
-//! nothing left behind.
+//! `certs demo` as a user runs it: it prints its numbers and leaves nothing behind.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -18,7 +17,7 @@ fn is_empty(directory: &Path) -> bool {
     std::fs::read_dir(directory).unwrap().next().is_none()
 }
 
-/// What every demonstration must show.
+/// Asserts what every demonstration must print.
 fn proven(output: &Output) -> serde_json::Value {
     let told = text(output);
     assert_eq!(output.status.code(), Some(0), "{told}");
@@ -30,7 +29,7 @@ fn proven(output: &Output) -> serde_json::Value {
     // Four generations of three names.
     assert!(number("proofs") >= 12.0, "{told}");
     assert!(number("requests") >= 500.0, "{told}");
-    // Half of the clients make one for each request, the others one each.
+    // Half of the clients open a connection for each request, the others keep one.
     assert!(number("handshakes") >= 200.0, "{told}");
     assert!(number("handshakes") < number("requests"), "{told}");
     assert!(number("slowest_swap_ms") > 0.0, "{told}");

@@ -1,6 +1,5 @@
-//! What a CA can do wrong. Each time: the exit code and the message of the
-//! contract, what was served before is untouched, and once the fault is gone
-//! the same command succeeds without ordering again what was ordered.
+//! Faults of a CA. In each case: the exit code and message of the contract, the live pair unchanged, and once
+//! the fault is gone the same command succeeds without a second order.
 
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use crate::support::{Running, run, until};
 
 const NAME: &str = "example.com";
 
-/// The files that a proxy reads, byte for byte.
+/// The files that a server reads, byte for byte.
 fn live(ca: &EmbeddedCa) -> Vec<Vec<u8>> {
     [
         "privkey.pem",
@@ -35,7 +34,7 @@ fn issued() -> EmbeddedCa {
 enum Then {
     Resumes,
     OrdersAgain,
-    /// As the CA fetches the answer before or after it is taken away.
+    /// Depends on whether the CA fetches the answer before or after its removal.
     Either,
 }
 
@@ -74,8 +73,7 @@ fn fails(ca: &EmbeddedCa, endpoint: Endpoint, fault: Fault, code: i32, then: The
     told
 }
 
-/// The steps of a renewal, in their order. From the authorization on there is
-/// an order to be resumed.
+/// The steps of a renewal, in order. From the authorization on there is an order to resume.
 const STEPS: [(Endpoint, Then); 6] = [
     (Endpoint::Directory, Then::OrdersAgain),
     (Endpoint::Authorization, Then::Resumes),
@@ -139,8 +137,8 @@ const ENDPOINTS: [Endpoint; 10] = [
     Endpoint::RenewalInfo,
 ];
 
-/// The reply to the `nth` request to `endpoint` is lost once the CA has acted.
-/// Returns whether there was such a request.
+/// Drops the reply to the `nth` request to `endpoint` after the CA has acted. Returns whether there was such
+/// a request.
 fn loses(ca: &EmbeddedCa, endpoint: Endpoint, nth: u32, first: &[&str]) -> bool {
     let case = format!("{endpoint:?} {nth} {first:?}");
     let counts = || {
@@ -161,9 +159,9 @@ fn loses(ca: &EmbeddedCa, endpoint: Endpoint, nth: u32, first: &[&str]) -> bool 
     let [reached, orders, certificates] = [0, 1, 2].map(|index| after[index] - before[index]);
     assert_eq!(certificates, 1, "{case}: {told}");
     match endpoint {
-        // The URL died with the reply.
+        // The URL was lost with the reply.
         Endpoint::NewOrder => assert_eq!(orders, 2, "{case}: {told}"),
-        // The CA may have looked when the listener was gone.
+        // The CA may have validated when the listener was gone.
         Endpoint::Challenge => assert!(orders <= 2, "{case}: {told}"),
         _ => assert_eq!(orders, 1, "{case}: {told}"),
     }
@@ -328,14 +326,14 @@ fn refused_key_is_replaced_once_within_the_order() {
     );
     assert!(told.contains("this key has leaked"), "{told}");
     assert_eq!(ca.script.leaked(), 3, "not two keys more");
-    // Two in vain, and the one of the run after it.
+    // Two refused keys, and the one of the next run.
     assert_eq!(ca.script.count(Endpoint::Finalize), asked + 3);
 }
 
 #[test]
 fn paused_names_report_url_to_unpause() {
     let ca = issued();
-    // The token holds all the names.
+    // The token contains all the names.
     let portal = format!(
         "https://ca.test/sfe/v1/unpause?jwt={}.end",
         "a".repeat(3000)
@@ -345,7 +343,7 @@ fn paused_names_report_url_to_unpause() {
     let asked = ca.script.count(Endpoint::NewOrder);
     let told = fails(&ca, Endpoint::NewOrder, fault, 4, Then::OrdersAgain);
     assert!(told.contains(&portal), "{told}");
-    // Not once more without `replaces`; the other one is that of the run after it.
+    // There is no retry without `replaces`; the second order is the next run's.
     assert_eq!(ca.script.count(Endpoint::NewOrder), asked + 2);
     assert!(told.contains("open the URL"), "{told}");
 }
@@ -356,7 +354,7 @@ fn unanswered_name_exits_5() {
     let before = live(&ca);
     let webroot = ca.path("webroot");
     std::fs::create_dir(&webroot).unwrap();
-    // Nobody serves it.
+    // No server answers for this webroot.
     let mut command = crate::support::certs(ca.path("").as_path());
     command
         .args(["issue", NAME, "--force", "--agree-tos", "--ca"])
@@ -438,8 +436,8 @@ fn invalid_chain_is_never_published() {
 
 #[test]
 fn leaf_without_issuers_is_accepted() {
-    // A private CA may sign with its root; only a client that holds the root
-    // can tell the two apart.
+    // A private CA may sign with its root. Only a client that holds the root can tell that chain from an
+    // incomplete one.
     let ca = EmbeddedCa::start();
     let alone = Fault::Chain(Chain::WithoutIntermediate);
     ca.script.add(Endpoint::Certificate, Which::Every, alone);

@@ -1,5 +1,5 @@
-//! Handing over from end to end, where it is about more than one kind of server:
-//! what many certificates share, and what comes after a failure.
+//! Deployment from end to end, for more than one kind of server: coalesced reloads, and recovery after a
+//! failure.
 
 use std::fs;
 use std::io::Read;
@@ -17,7 +17,7 @@ use crate::support::{Nginx, Running, certs, free_port, run, until, until_within}
 use crate::targets::{NAME, generation, issued, live, script, verify};
 use crate::told::docker;
 
-/// Of all that may be configured, what every story here has.
+/// The configuration that all these tests share.
 fn config(ca: &EmbeddedCa, more: &str) {
     let config = format!(
         "ca = '{}'\nca_root = 'root.pem'\nagree_tos = true\nhttp_listen = ['127.0.0.1:{}']\n\
@@ -80,7 +80,7 @@ fn deployments_of_twenty_certificates_coalesce_reloads_of_one_server() {
     }
     config(&ca, &more);
     let mut told = 0;
-    // Issued a few at a time, and handed over again all at once.
+    // Issued a few at a time, then deployed all at once.
     for (verb, most) in [("renew", 10), ("reload", 3)] {
         run(certs(&ca.path("")).arg(verb).current_dir(ca.path("")), 0);
         let now = done.lock().unwrap().len();
@@ -108,7 +108,7 @@ fn deployment_rolls_back_and_recovers_when_server_ignores_signal() {
             .unwrap()
             .contains("master process")
     });
-    // Its workers go on with what they have.
+    // The workers continue with the pair they have.
     signal(Signal::STOP);
     let told = run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), 7);
     for part in [
@@ -152,7 +152,7 @@ fn sidecar_recovers_when_one_of_two_servers_fails() {
         told.contains("out of order") && told.contains("hint:"),
         "{told}"
     );
-    // Both have what they had.
+    // Both servers have their previous pair.
     assert_eq!(generation(&ca), 1);
     assert!(!sidecar.is_ready());
     let log = std::fs::read_to_string(ca.path("log")).unwrap();
@@ -162,7 +162,7 @@ fn sidecar_recovers_when_one_of_two_servers_fails() {
     assert_eq!(generation(&ca), 2);
 }
 
-/// A connection in the middle of a request, which no reload cuts off.
+/// A connection in the middle of a request, which a reload does not close.
 fn open(runtime: &tokio::runtime::Runtime, root: &Path, port: u16) -> Stream {
     let dialer = Dialer::new(&std::fs::read(root).unwrap()).unwrap();
     let name = Identifier::parse(NAME).unwrap();
@@ -180,7 +180,7 @@ fn open(runtime: &tokio::runtime::Runtime, root: &Path, port: u16) -> Stream {
     })
 }
 
-/// Workers that serve what they have, and nothing new.
+/// The number of workers that finish their connections and accept no new ones.
 fn draining(nginx: &Nginx) -> usize {
     let master = fs::read_to_string(&nginx.pid_file).unwrap();
     let master = master.trim();
@@ -205,10 +205,10 @@ fn fourth_reload_waits_for_draining_generations_unless_urgent() {
     let renew = |code| run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), code);
     let mut open_ones = Vec::new();
     for held in 0..3 {
-        // A worker takes connections until it has heard that it is to end.
+        // A worker accepts connections until it has received the signal to quit.
         until("the workers before end", || draining(&nginx) == held);
         open_ones.push(open(&runtime, &ca.path("root.pem"), nginx.port));
-        // Generations of workers are told apart by when they were started.
+        // Generations of workers differ in their start time.
         std::thread::sleep(Duration::from_millis(400));
         renew(0);
     }
@@ -219,11 +219,11 @@ fn fourth_reload_waits_for_draining_generations_unless_urgent() {
         told.contains("3 generations of its workers still serve old connections"),
         "{told}"
     );
-    // It was found before anything was touched, so that nothing is taken back.
+    // The error was found before any change, so there is no rollback.
     assert!(!told.contains("goes live again"), "{told}");
     assert_eq!(generation(&ca), 4);
     run(certs(&ca.path("")).args(["reload", NAME]), 7);
-    // What has nothing to go back to cannot wait for anybody.
+    // A rollback has no earlier state to return to, so it does not wait.
     run(certs(&ca.path("")).args(["rollback", NAME, "--to", "4"]), 0);
     drop(open_ones);
     renew(0);
@@ -252,7 +252,7 @@ fn old_pair_stays_served_when_hook_hangs_or_floods_output() {
             "head -c 1000000000 /dev/zero; exit 1",
             "failed (exit status: 1)",
         ),
-        // By now there are three that are newer than what is served.
+        // By now three newer generations are stored than the served one.
         ("yes", "did not end within 5s"),
     ] {
         script(&hook, lines);

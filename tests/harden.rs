@@ -1,5 +1,5 @@
-//! What a running sidecar has given up, seen from outside, and that all it is
-//! there for works without.
+//! The rights that a running sidecar has given up, seen from outside, and everything that still works without
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -14,7 +14,7 @@ use crate::targets::script;
 
 const NONE: &str = "0000000000000000";
 
-/// `certs run` with the embedded CA, and what it says.
+/// `certs run` with the embedded CA, and its log.
 struct Sidecar {
     running: Running,
     directory: TempDir,
@@ -58,7 +58,7 @@ impl Sidecar {
         status(&format!("{}", self.running.id()))
     }
 
-    /// The helper process.
+    /// The pid of the helper process.
     fn helper(&self) -> u32 {
         child_of(self.running.id()).unwrap()
     }
@@ -78,7 +78,7 @@ fn status(who: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Asked in a thread of its own, which is restricted by the question.
+/// Probes in a thread of its own, since the probe restricts the thread.
 fn has_landlock() -> bool {
     use landlock::{AccessFs, LandlockStatus, Ruleset, RulesetAttr};
     let asked = std::thread::spawn(|| {
@@ -119,7 +119,7 @@ fn sandbox_keeps_only_needed_rights_in_sidecar() {
         ] {
             assert_eq!(status[name], wanted, "{name} of thread {thread}");
         }
-        // Only who has a capability for it can give this up.
+        // Only a process with CAP_SETPCAP can drop its bounding set.
         assert!(!is_root() || status["CapBnd"] == NONE, "{status:?}");
     }
     let log = sidecar.log();
@@ -157,10 +157,9 @@ fn helper_process_keeps_reload_rights_and_ends_with_parent() {
         .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
         .filter(|link| link.to_string_lossy().starts_with("socket:"))
         .collect();
-    // The one to its parent, the one to its child, and the two that its runtime hears
-    // signals with.
+    // One to its parent, one to its child, and two for its runtime's signals.
     assert!(sockets.len() <= 4, "{sockets:?}");
-    // Those of a service or a terminal are not for it.
+    // The helper process ignores the signals of a service manager or terminal.
     let pid = rustix::process::Pid::from_raw(i32::try_from(helper).unwrap()).unwrap();
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         rustix::process::kill_process(pid, signal).unwrap();
@@ -199,7 +198,7 @@ fn helper_process_restarts_after_death() {
     crate::support::run(renew.args(["renew", "--force"]), 0);
     assert_eq!(told(), 2);
     sidecar.until_logged("has ended (signal: 9");
-    // With nobody left to start one, that is told before it is needed.
+    // When the helper process cannot be restarted, the log says so before it is needed.
     let pid = rustix::process::Pid::from_raw(i32::try_from(keeper).unwrap()).unwrap();
     rustix::process::kill_process(pid, Signal::KILL).unwrap();
     sidecar.until_logged("the helper process is gone; hint: restart certs run");
@@ -391,7 +390,7 @@ fn webroot_of_another_user_uses_kept_capability() {
     assert_eq!(sidecar.status()["CapEff"], "0000000000000002");
     let reason = format!("kept: CAP_DAC_OVERRIDE: {}", webroot.display());
     assert!(sidecar.log().contains(&reason), "{}", sidecar.log());
-    // It is used: nobody listens on port 80, but the answer was laid out.
+    // The webroot is used: port 80 has no server, but the answer was written.
     let answers = webroot.join(".well-known/acme-challenge");
     until("the answer's directory, for everybody to pass", || {
         std::fs::metadata(&answers).is_ok_and(|found| found.mode() & 0o777 == 0o755)

@@ -1,6 +1,5 @@
-//! A CA that speaks to shells, terminals and paths in all that it may say: whatever
-//! comes of the order, nothing is run but what is configured, word for word, nothing
-//! is written anywhere else, and what is told steers no terminal.
+//! A CA whose replies attack shells, terminals and paths. Whatever the order's result, the program runs only
+//! the configured hook, word for word, writes nothing elsewhere, and prints no control characters.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -13,12 +12,12 @@ use crate::support::strace::{Strace, is_about};
 use crate::support::text;
 use crate::targets::{NAME, script};
 
-/// What the CA's words would make where anybody obeyed them.
+/// The file that the CA's words would create if a shell ran them.
 const MARKER: &str = "owned";
-/// A line of a log that nobody wrote.
+/// The start of a forged log line.
 const FORGED: &str = "ERROR forged";
 
-/// What only a JSON value may hold.
+/// A text that only a JSON value may hold.
 fn words(marker: &Path) -> String {
     let marker = marker.display();
     format!(
@@ -27,7 +26,7 @@ fn words(marker: &Path) -> String {
     )
 }
 
-/// What a URL may hold, after the one that leads to the CA, which overlooks it.
+/// Characters that a URL's query may hold; the CA ignores the query.
 fn query(marker: &Path) -> String {
     let marker = marker.display();
     format!("{{}}?$(touch$IFS{marker});touch$IFS{marker};|sh;'../../../{MARKER}")
@@ -51,7 +50,7 @@ const ENDPOINTS: [Endpoint; 9] = [
     Endpoint::RenewalInfo,
 ];
 
-/// Each place in a reply where a CA puts a URL.
+/// Each field of a reply that holds a URL.
 const URLS: [(Endpoint, &str); 11] = [
     (Endpoint::Directory, "/newNonce"),
     (Endpoint::Directory, "/newAccount"),
@@ -66,7 +65,7 @@ const URLS: [(Endpoint, &str); 11] = [
     (Endpoint::Finalize, "/certificate"),
 ];
 
-/// And where it puts a word.
+/// Each field of a reply that holds text.
 const WORDS: [(Endpoint, &str); 13] = [
     (Endpoint::Directory, "/meta/termsOfService"),
     (Endpoint::Directory, "/meta/website"),
@@ -83,7 +82,7 @@ const WORDS: [(Endpoint, &str); 13] = [
     (Endpoint::RenewalInfo, "/suggestedWindow/start"),
 ];
 
-/// A place to issue in, with the hook that may be run.
+/// A directory to issue in, with its permitted hook.
 struct Place<'a> {
     ca: &'a EmbeddedCa,
     directory: PathBuf,
@@ -95,7 +94,7 @@ impl<'a> Place<'a> {
         let directory = ca.path(&format!("case{case}"));
         std::fs::create_dir(&directory).unwrap();
         let program = directory.join("hook");
-        // With what the shell has itself: no other program.
+        // The script uses only builtins of the shell, so it starts no other program.
         script(&program, "echo \"$@\" >\"$0.seen\"");
         let more = ["--renewed", "$(touch owned)", "a b"];
         let hook = [&[program.to_str().unwrap()], &more[..]].concat();
@@ -117,7 +116,7 @@ impl<'a> Place<'a> {
         issue
     }
 
-    /// The hook's call: its own words, and no environment but the one that it is promised.
+    /// The hook's exact arguments and environment.
     fn call(&self) -> String {
         let quoted = |text: &String| format!("\"{text}\"");
         let words: Vec<_> = self.hook.iter().map(quoted).collect();
@@ -131,7 +130,7 @@ impl<'a> Place<'a> {
     }
 }
 
-/// Nothing of what it says steers a terminal or passes for a line of ours.
+/// Asserts that the output holds no control characters and no forged log line.
 fn is_harmless(case: &str, output: &Output) {
     let told = text(output);
     let steers = |letter: char| {
@@ -142,8 +141,8 @@ fn is_harmless(case: &str, output: &Output) {
     assert!(!forged, "{case}: {told}");
 }
 
-/// Issues with those faults under strace; the hook was run if it came to a certificate
-/// and `with_hook`, and nothing else was. Returns the exit code.
+/// Issues with those faults under strace. Asserts that only the hook ran, and only after an issuance
+/// `with_hook`. Returns the exit code.
 fn tries(place: &Place<'_>, strace: &Strace, faults: &[(Endpoint, Fault)], with_hook: bool) -> i32 {
     let case: String = format!("{faults:?}").chars().take(200).collect();
     for (endpoint, fault) in faults {
@@ -162,7 +161,7 @@ fn tries(place: &Place<'_>, strace: &Strace, faults: &[(Endpoint, Fault)], with_
     let more: Vec<_> = calls[1..].iter().map(|call| &call.arguments).collect();
     let wanted = Vec::from_iter((issued && with_hook).then(|| place.call()));
     assert_eq!(more, wanted.iter().collect::<Vec<_>>(), "{case}: {told}");
-    // One that is not there yet is made under another name.
+    // A missing directory is made under a temporary name first.
     let own = ["data", "out", ".out.new-"];
     let mut allowed: Vec<_> = own.map(|name| place.directory.join(name)).into();
     if issued && with_hook {
@@ -171,7 +170,7 @@ fn tries(place: &Place<'_>, strace: &Strace, faults: &[(Endpoint, Fault)], with_
     let allowed: Vec<_> = allowed.iter().map(PathBuf::as_path).collect();
     assert!(!made.is_empty(), "{case}: no call was seen");
     for call in made {
-        // Where `live` leads is the only path that goes up.
+        // The target of the `live` link is the only path with `..`.
         let rest = call
             .arguments
             .replacen("../archive/example.com/0001", "", 1);
@@ -182,7 +181,7 @@ fn tries(place: &Place<'_>, strace: &Strace, faults: &[(Endpoint, Fault)], with_
     code
 }
 
-/// A problem document that says it all in those words.
+/// A problem document with those words in every field.
 fn problem(kind: &str, words: &str) -> Fault {
     let body = json!({
         "type": format!("urn:ietf:params:acme:error:{kind}"), "detail": words, "title": words,
@@ -192,7 +191,7 @@ fn problem(kind: &str, words: &str) -> Fault {
     Fault::Reply(403, "application/problem+json", body.to_string(), None)
 }
 
-/// Each has one fault.
+/// Every case, each with one fault.
 fn cases(marker: &Path) -> Vec<(Endpoint, Fault)> {
     let (words, query, path) = (words(marker), query(marker), path(marker));
     let problems = ENDPOINTS.iter().flat_map(|endpoint| {

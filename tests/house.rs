@@ -1,8 +1,6 @@
-//! Who may import whom, as data: reads the sources, leaves out comments,
-//! strings and what is compiled for tests alone, and holds every path that
-//! leads into another room against the table. A room is a module at the root of
-//! the crate together with all below it. Also: which rooms may name the crates
-//! that must not leak, and the form that every file has.
+//! Which rooms may import which, as data. Reads the sources without comments, strings and test code, and
+//! checks every path into another room against the table. A room is a module at the root of the crate with
+//! all below it. Also: which rooms may name certain crates, and the form of every file.
 
 mod circles;
 
@@ -11,7 +9,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-/// Imports nothing of ours but itself, and anybody may import it.
+/// These rooms import only each other, and every room may import them.
 const VOCABULARY: &[&str] = &[
     "identifier",
     "certificate",
@@ -25,13 +23,13 @@ const VOCABULARY: &[&str] = &[
     "text",
 ];
 
-/// What a room may import beside itself and the vocabulary.
+/// The rooms that a room may import besides itself and the vocabulary.
 const ROOMS: &[(&str, &[&str])] = &[
     ("renew", &[]),
     ("store", &[]),
     ("deploy", &[]),
     ("install", &[]),
-    // Pure reading of a stranger's directory: what becomes of it is for others.
+    // Reads a foreign directory only; other rooms act on the result.
     ("import", &[]),
     ("observe", &[]),
     ("ca", &[]),
@@ -47,7 +45,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         &["manage", "renew", "store", "acme", "deploy", "observe"],
     ),
     ("discovery", &["deploy", "observe"]),
-    // Each module's own settings, never back.
+    // Reads each module's own settings; no module imports `config`.
     ("config", &["challenge", "deploy", "discovery", "manage"]),
     ("sandbox", &["config", "deploy"]),
     ("control", &["config", "manage"]),
@@ -99,7 +97,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "config",
         ],
     ),
-    // Not in any program: what fuzz/ may reach.
+    // Not in any program: everything that fuzz/ may call.
     (
         "fuzzing",
         &[
@@ -118,10 +116,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("lib", &[]),
 ];
 
-/// Crates whose types stay where they are.
+/// Crates whose types stay in certain modules.
 struct Kept {
     crates: &'static [&'static str],
-    /// Each a module with all below it, and why it may.
+    /// Each a module with all below it, and the reason.
     places: &'static [(&'static str, &'static str)],
 }
 
@@ -150,7 +148,7 @@ const KEPT: &[Kept] = &[
     },
 ];
 
-/// What would let the machine's own pace into a story that a seed must replay.
+/// Names of real time, threads and randomness, which a replayed seed must not depend on.
 const IN_NO_STORY: &[&str] = &[
     "spawn_blocking",
     "block_in_place",
@@ -200,10 +198,10 @@ fn files_state_their_purpose_and_stay_short() {
 
 /// One file of `src/`.
 struct Source {
-    /// Below `src/`.
+    /// Relative to `src/`.
     path: PathBuf,
     text: String,
-    /// The text with all that does not count as blanks, line by line.
+    /// The text, line by line, with comments, strings and tests blanked.
     code: String,
 }
 
@@ -216,7 +214,7 @@ impl Source {
         }
     }
 
-    /// Below the root of the crate: `manage/issue` for `crate::manage::issue`.
+    /// The path from the root of the crate: `manage/issue` for `crate::manage::issue`.
     fn module(&self) -> String {
         self.path.with_extension("").display().to_string()
     }
@@ -229,7 +227,7 @@ impl Source {
     }
 }
 
-/// Read once for all tests of this process.
+/// The sources, read once for all tests of this process.
 fn read_house() -> &'static [Source] {
     static HOUSE: LazyLock<Vec<Source>> = LazyLock::new(read_sources);
     &HOUSE
@@ -263,7 +261,7 @@ fn read_sources() -> Vec<Source> {
     house
 }
 
-/// The faults of one file's imports, each with the line and what is allowed.
+/// The forbidden imports of one file, each with its line and what is allowed.
 fn imports_at_fault(source: &Source) -> Vec<String> {
     let room = source.room();
     let Some(allowed) = allowed(&room) else {
@@ -302,7 +300,7 @@ fn allowed(room: &str) -> Option<Vec<&'static str>> {
 /// The rooms that the code names, each with its line.
 fn rooms_named(source: &Source) -> Vec<(usize, String)> {
     let depth = source.path.components().count();
-    // `crate` is spelled with our name in main.rs, and `super` leads there too.
+    // main.rs names the crate `certs`, and `super` leads to rooms too.
     let upward = vec!["super"; depth].join("::");
     let roots = ["crate", "certs", &upward];
     let mut named = Vec::new();
@@ -348,7 +346,7 @@ fn first_segments(path: &str) -> Vec<String> {
             _ => {}
         }
     }
-    // After a trailing comma there is nothing but the closing brace.
+    // After a trailing comma only the closing brace follows.
     segments.retain(|segment| !segment.is_empty() && segment != "self");
     segments
 }
@@ -411,7 +409,7 @@ fn is_of_word(letter: char) -> bool {
     letter.is_alphanumeric() || letter == '_'
 }
 
-/// Where `word` stands as a whole word.
+/// The offsets of `word` as a whole word.
 fn words<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = (usize, &'a str)> {
     code.match_indices(word).filter(move |(at, _)| {
         let (before, after) = (&code[..*at], &code[at + word.len()..]);
@@ -444,7 +442,7 @@ fn blank(code: &mut String, prose: &str) {
     );
 }
 
-/// How many bytes of a comment or literal `text` opens with.
+/// The length in bytes of the comment or literal that `text` begins with.
 fn prose_length(text: &str, before: Option<char>) -> usize {
     if text.starts_with("//") {
         return text.find('\n').unwrap_or(text.len());
@@ -466,7 +464,7 @@ fn prose_length(text: &str, before: Option<char>) -> usize {
             .find(&end)
             .map_or(text.len(), |at| body + at + end.len());
     }
-    // A lifetime is a quote with no second one after its first letter.
+    // A lifetime is a quote without a second one after its first letter.
     let is_character = text.strip_prefix('\'').is_some_and(|body| {
         let mut letters = body.chars();
         letters.next() == Some('\\') || letters.next() == Some('\'')
@@ -524,8 +522,7 @@ fn without_tests(code: &str) -> String {
     kept + rest
 }
 
-/// Up to the brace that closes the item's first one, or the semicolon of an
-/// item that has none.
+/// The length up to the item's closing brace, or up to the semicolon of an item without braces.
 fn item_length(code: &str) -> usize {
     let (mut braces, mut brackets) = (0_usize, 0_usize);
     for (at, letter) in code.char_indices() {
@@ -542,7 +539,7 @@ fn item_length(code: &str) -> usize {
     code.len()
 }
 
-/// `manage/issue/tests` where `manage/issue` says `#[cfg(test)] mod tests;`.
+/// The modules declared by `#[cfg(test)] mod tests;`, such as `manage/issue/tests`.
 fn modules_for_tests(source: &Source) -> Vec<String> {
     let code = without_prose(&source.text);
     let declared = code.match_indices(FOR_TESTS).filter_map(|(at, _)| {
@@ -653,8 +650,7 @@ fn module_search_knows_modules_for_tests_only() {
     assert_eq!(modules, ["acme/fake"]);
 }
 
-/// What `docs/reliability.md` says of the mutants, held against those there are: each
-/// names the tests that catch it.
+/// Checks the count of mutants in `docs/reliability.md`, and that each names the tests that catch it.
 #[test]
 fn mutants_match_documented_count_and_name_their_tests() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

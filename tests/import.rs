@@ -1,7 +1,6 @@
-//! `certs import` of what the real clients have written, against Pebble: certbot,
-//! lego and Caddy issue, then their state is taken over and renewed with their
-//! account. acme.sh and Traefik come from no package registry: their state is laid
-//! out from their formats, with a real account and certificate of Pebble in it.
+//! `certs import` of state that the real clients have written, against Pebble. certbot, lego and Caddy issue;
+//! their state is imported and renewed with their account. acme.sh and Traefik come from no package registry,
+//! so the test writes their formats, with a real account and certificate of Pebble.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -21,7 +20,7 @@ use crate::support::{
     until_within,
 };
 
-/// Everything below a directory: kind, mode, size, when it was changed, and what is in it.
+/// Everything below a directory: mode, times and content of each entry.
 fn snapshot(root: &Path) -> BTreeMap<PathBuf, String> {
     let (mut seen, mut open) = (BTreeMap::new(), vec![root.to_owned()]);
     while let Some(path) = open.pop() {
@@ -44,7 +43,7 @@ fn snapshot(root: &Path) -> BTreeMap<PathBuf, String> {
     seen
 }
 
-/// What an import must not touch when it is repeated; leases count their holders.
+/// The files that a repeated import must not change. Leases are left out, since they count their holders.
 fn kept(pebble: &Pebble) -> BTreeMap<PathBuf, String> {
     let mut all = BTreeMap::new();
     for part in ["data/records", "data/accounts", "out"] {
@@ -75,7 +74,7 @@ fn options(pebble: &Pebble, name: &str) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// The one account of the store.
+/// The only account of the store.
 fn account(pebble: &Pebble) -> String {
     let files = std::fs::read_dir(pebble.path("data/accounts")).unwrap();
     let files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
@@ -85,8 +84,8 @@ fn account(pebble: &Pebble) -> String {
     std::fs::read_to_string(file).unwrap()
 }
 
-/// Takes the state at `source` over, and proves all that an import promises.
-/// `account_url` is the account that the client had.
+/// Imports the state at `source` and checks all that an import promises. `account_url` is the client's
+/// account.
 async fn is_taken_over(
     pebble: &Pebble,
     arguments: &[&str],
@@ -132,7 +131,7 @@ async fn is_taken_over(
     let facts = record(pebble, name)["issued"]["facts"].clone();
     assert_eq!(status[0]["not_after"], facts["not_after"]);
     assert_eq!(status[0]["generation_issued"], 1);
-    // Nobody has shown yet that it is served.
+    // No handshake has verified it yet.
     assert_eq!(
         (&status[0]["proven"], &status[0]["next_action"]),
         (&json!(false), &json!("deploy"))
@@ -167,7 +166,7 @@ async fn is_taken_over(
     assert_eq!(snapshot(source), before, "the source was touched");
 }
 
-/// Keeps one account.
+/// A journal with one account.
 struct Known(Secret);
 
 #[async_trait::async_trait]
@@ -192,7 +191,7 @@ impl certs::acme::Journal for Known {
     }
 }
 
-/// What was asked for, and with which status it was answered.
+/// Each requested endpoint with the status of its reply.
 #[derive(Default)]
 struct Seen(Mutex<Vec<(&'static str, u16)>>);
 
@@ -203,8 +202,8 @@ impl certs::acme::Observer for Seen {
     fn date(&self, _: certs::time::Timestamp) {}
 }
 
-/// Whether the CA knows of an order that names that certificate as its predecessor:
-/// it refuses a second one (RFC 9773 section 5).
+/// Whether the CA knows an order that names that certificate as its predecessor: it refuses a second one (RFC
+/// 9773 section 5).
 async fn is_replaced(pebble: &Pebble, account: &str, replaced: &str, facts: &Value) -> bool {
     use certs::acme::{AccountOptions, Client, Https, Issuer, Options};
     let root = std::fs::read(pebble.path("root.pem")).unwrap();
@@ -235,8 +234,7 @@ async fn is_replaced(pebble: &Pebble, account: &str, replaced: &str, facts: &Val
     seen.0.lock().unwrap().contains(&("new-order", 409))
 }
 
-// What others give up at when it comes twice, such as a nonce that is refused, is not asked
-// of them: here no nonce is.
+// These clients run against a Pebble without rejected nonces, since some give up at the second rejection.
 struct Certbot<'a> {
     pebble: &'a Pebble,
     program: PathBuf,
@@ -278,7 +276,7 @@ impl<'a> Certbot<'a> {
         assert!(output.status.success(), "{}", text(&output));
     }
 
-    /// The URL of its one account.
+    /// The URL of its only account.
     fn account(&self) -> String {
         let accounts = snapshot(&self.directory().join("accounts"));
         let files = accounts.keys().filter(|path| path.ends_with("regr.json"));
@@ -325,7 +323,7 @@ async fn certbot_import_renews_with_its_rsa_account() {
         settings["challenge"]["listen"],
         json!([format!("127.0.0.1:{}", pebble.http_port)])
     );
-    // It was run by certbot, by the pass that handed it over, and by the renewal.
+    // The hook ran for certbot, for the pass that deployed the import, and for the renewal.
     let told = std::fs::read_to_string(format!("{hook}.log")).unwrap();
     assert_eq!(told, "example.com www.example.com\n".repeat(3));
     // A command about it does not take it from `certs run`.
@@ -338,7 +336,7 @@ async fn certbot_import_renews_with_its_rsa_account() {
     assert_eq!(options(&pebble, "example.com")["imported"], "certbot");
 }
 
-/// Says of a certificate that its CA wants it renewed in a moment.
+/// Makes the CA ask for an early renewal of a certificate.
 async fn call_back(pebble: &Pebble, certificate: &Path) {
     use certs::acme::{Exchange, Https};
     let root = std::fs::read(pebble.path("root.pem")).unwrap();
@@ -379,7 +377,7 @@ async fn sidecar_keeps_imported_certificate_and_renews_it_when_ca_asks() {
     until("the window of its CA", drawn);
     let other = || record(&pebble, "b.example.com")["deployed"]["files"] == 1;
     until("the hand-over of the other", other);
-    // Where the moment has passed meanwhile it is within five minutes, at random.
+    // If the suggested instant has passed already, the renewal follows at random within five minutes.
     let within = Duration::from_secs(330);
     until_within("the renewal", within, || about()["generation"] == 2);
     assert_eq!(record(&pebble, "b.example.com")["issued"]["generation"], 1);
@@ -387,7 +385,7 @@ async fn sidecar_keeps_imported_certificate_and_renews_it_when_ca_asks() {
     let mut health = here(&pebble, &["status", "--health=ready"]);
     health.env("CERTS_ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
     until("readiness", || health.output().unwrap().status.success());
-    // It is told who works on them.
+    // The output names the process that manages them.
     let told = run(&mut here(&pebble, &["import", "certbot", &path]), 0);
     assert!(told.contains("by hand     certs run: restart"), "{told}");
     assert!(
@@ -484,7 +482,7 @@ async fn caddy_import_succeeds() {
         .env_clear()
         .env("HOME", pebble.path(""));
     let mut running = Running::start(&mut command);
-    // Its pair is written before the file about it.
+    // Caddy writes the pair before the file about it.
     let directory = pebble.directory_url().replace("https://", "");
     let directory = directory.replace([':', '/'], "-");
     let about = storage.join(format!("certificates/{directory}/{name}/{name}.json"));
@@ -504,8 +502,8 @@ async fn caddy_import_succeeds() {
     is_taken_over(&pebble, &["caddy", &path], &storage, name, account).await;
 }
 
-/// A certificate and an account of Pebble, for state that is laid out by hand: the
-/// account's key in DER and its URL, and the directory of the pair.
+/// A certificate and an account of Pebble for hand-made state: the account's key in DER, its URL, and the
+/// directory of the pair.
 fn issued(pebble: &Pebble, name: &str) -> (Vec<u8>, String, PathBuf) {
     let client = pebble.path("client");
     let mut command = certs(&client);
@@ -557,7 +555,7 @@ async fn acme_sh_import_succeeds() {
     std::fs::write(own.join(format!("{name}.conf")), conf).unwrap();
     std::fs::copy(live.join("privkey.pem"), own.join(format!("{name}.key"))).unwrap();
     std::fs::copy(live.join("fullchain.pem"), own.join("fullchain.cer")).unwrap();
-    // It is found where it usually is.
+    // The state is found at its default path.
     let mut command = here(&pebble, &["import", "acme.sh", "--dry-run"]);
     let told = run(command.env("HOME", pebble.path("")), 0);
     assert!(told.contains("import again with --deploy nginx"), "{told}");

@@ -1,5 +1,5 @@
-//! `certs install nginx` over a real nginx: what it edits, what it refuses, that
-//! clients are served as promised, and that an undo gives every byte back.
+//! `certs install nginx` on a real nginx: its edits, its refusals, the site that clients then get, and an
+//! undo that restores every byte.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -94,7 +94,7 @@ impl Machine {
         command
     }
 
-    /// Every file of the configuration with its bytes, and every link.
+    /// Every file and link of the configuration, with its content.
     fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut files = BTreeMap::new();
         for directory in ["", "sites-available", "sites-enabled"] {
@@ -129,11 +129,11 @@ impl Machine {
 
     fn start(&self) {
         assert!(self.signal(&[]));
-        // It listens before it has anybody who answers.
+        // nginx listens before it has workers to answer.
         until("nginx", || listens(self.http) && !self.workers().is_empty());
     }
 
-    /// Its workers, by number.
+    /// The pids of its workers.
     fn workers(&self) -> Vec<String> {
         let pid = std::fs::read_to_string(self.path("nginx.pid")).unwrap();
         let pid = pid.trim();
@@ -142,7 +142,7 @@ impl Machine {
         children.split_whitespace().map(str::to_owned).collect()
     }
 
-    /// Returns once none of `former` answers any more.
+    /// Returns once all workers of `former` are gone.
     fn until_replaced(&self, former: &[String]) {
         until("the new workers", || {
             let workers = self.workers();
@@ -150,7 +150,7 @@ impl Machine {
         });
     }
 
-    /// What curl sees: the headers in lower case, and the body.
+    /// The output of curl: the headers in lower case, and the body.
     fn ask(&self, url: &str, more: &[&str]) -> String {
         let mut command = Command::new(&self.curl);
         command.args(["-ksi", "--max-time", "10", "--noproxy", "*"]);
@@ -282,7 +282,7 @@ fn install_refuses_impossible_requests_and_loses_nothing() {
 
 #[test]
 fn install_never_activates_what_nginx_refuses() {
-    // Fine as it is, and a zone of another size beside ours.
+    // A valid configuration, with a session cache of our name but another size.
     let site = "ssl_session_cache shared:certs_tls:1m;\nserver { listen 127.0.0.1:HTTP; server_name www.example.com; }";
     let Some(machine) = Machine::new(site) else {
         return;
@@ -304,7 +304,7 @@ fn next_command_recovers_from_crash_between_writes() {
     let before = machine.files();
     run(&mut machine.install(&["--domain", "www.example.com"]), 0);
     let installed = machine.site();
-    // As it is left when the process dies after the last rename.
+    // The state after a crash behind the last rename.
     std::fs::remove_file(machine.path("data/install/0001/done")).unwrap();
     let told = run(&mut machine.install(&["--domain", "www.example.com"]), 0);
     assert!(told.contains("cut off"), "{told}");
@@ -334,9 +334,9 @@ fn json(command: &mut Command) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Installs as somebody who may read all, and write everywhere but at the site.
+/// Installs as a user with permission to read everything and to write everywhere but the site.
 fn by_nobody(machine: &Machine) {
-    // The directories of its own that nginx wants are there.
+    // nginx creates its directories first.
     assert!(machine.signal(&["-t"]));
     let own = |path: &Path| chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
     own(machine.directory.path());
@@ -382,14 +382,14 @@ fn install_without_write_permission_reports_and_prints_json() {
         (&false.into(), &false.into())
     );
     assert!(shown["next"].as_str().unwrap().starts_with("certs issue "));
-    // By its other name, and as JSON too.
+    // Undoes by its other name, and prints JSON too.
     let mut command = machine.install(&["--undo", "--domain", "www.example.com", "--json"]);
     let undone = json(&mut command);
     assert_eq!(undone["undone"][0]["name"], "example.com");
     assert_eq!(machine.files(), before);
 }
 
-/// A pair of another tool's, below `name`.
+/// A pair of another tool, below `name`.
 fn pair(machine: &Machine, name: &str) -> String {
     let directory = machine.path(name);
     std::fs::create_dir_all(&directory).unwrap();
@@ -426,7 +426,7 @@ fn certbot_certificate_stays_until_replaced() {
         once.contains("/.well-known/acme-challenge/") && once.contains(&live),
         "{once}"
     );
-    // As if a CA had issued one.
+    // Imitates an issued certificate.
     let archive = machine.path("out/archive/www.example.com");
     std::fs::rename(archive.join("0000"), archive.join("0001")).unwrap_or_else(|_| {
         std::fs::rename(archive.join("0"), archive.join("1")).unwrap();
@@ -528,7 +528,7 @@ fn site_serves_front_end_and_back_end() {
             .is_symlink()
     );
     assert!(run(&mut machine.install(&site), 0).contains("nothing to change"));
-    // Another one beside it shares no variable.
+    // A second site shares no variable with the first.
     let mut other = site;
     other[2] = "other.example.com";
     run(&mut machine.install(&other), 0);

@@ -1,6 +1,5 @@
-//! This machine's own clock, set by hours, days and years under the program, and a
-//! machine that is suspended: nobody orders for it, it is told, and all is well again by
-//! itself when the clock is right.
+//! This machine's own clock, set by hours, days and years under the program, and a machine that is suspended.
+//! The sidecar orders nothing, raises an alarm, and recovers by itself once the clock is right.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -23,10 +22,10 @@ const DAY: i64 = 24 * HOUR;
 const TEN_YEARS: i64 = 3652 * DAY;
 const JUMPS: [i64; 6] = [HOUR, -HOUR, DAY, -DAY, TEN_YEARS, -TEN_YEARS];
 
-/// Whoever looks at the clock once a minute has done so.
+/// Longer than the minute between two looks at the clock.
 const A_MINUTE: Duration = Duration::from_secs(61);
 
-/// A sidecar whose clocks are moved, and its CA.
+/// A sidecar with adjustable clocks, and its CA.
 struct House<'t> {
     ca: &'t EmbeddedCa,
     clocks: &'t Clocks,
@@ -56,8 +55,7 @@ impl<'t> House<'t> {
         until(case, || self.sidecar.readiness() == 200);
     }
 
-    /// And another, for whoever had looked just before the clock was set, and began to sleep
-    /// just afterwards.
+    /// Two minutes pass: a task may read the clock just before it is set, and start its sleep just after.
     fn a_minute_passes(&self) {
         for _ in 0..2 {
             self.clocks.pass(A_MINUTE, || {
@@ -66,12 +64,12 @@ impl<'t> House<'t> {
         }
     }
 
-    /// How often it has told of a clock.
+    /// The number of alarms about a clock.
     fn told(&self) -> usize {
         alarms(&self.sidecar.log()).len()
     }
 
-    /// The clock is set right, and a minute later the CA was asked, whoever came first.
+    /// Sets the clock right, and waits a minute for the sidecar to ask the CA.
     fn is_set_right(&self) {
         let asked = self.ca.script.count(Endpoint::Directory);
         self.clocks.set_ahead(0);
@@ -80,13 +78,13 @@ impl<'t> House<'t> {
         until("a question for the time", asks);
     }
 
-    /// It looks at its certificate, finds nothing to do, and says so.
+    /// Asserts that the sidecar finds its certificate not due and says so.
     fn finds_nothing_due(&self, case: &str) {
         let told = run(certs(&self.ca.path("")).arg("renew"), 0);
         assert!(told.contains("not due"), "{case}: {told}");
     }
 
-    /// The time comes for what is issued, everywhere, and with it the one renewal.
+    /// Moves all clocks to the time of the renewal, and expects exactly one.
     fn renews_once_in_its_time(&self) {
         let (ordered, pair) = (orders(self.ca), live(self.ca));
         self.ca.set_time_ahead(62 * DAY);
@@ -130,7 +128,7 @@ fn clock_jump_under_sidecar_raises_alarm_and_no_order() {
         clocks.set_ahead(ahead);
         house.a_minute_passes();
         until(&case, || house.told() > told);
-        // By a clock that is years wrong only a connection from before it leads to the CA.
+        // With a clock that is years wrong, only a connection from before the jump reaches the CA.
         let is_far = ahead.abs() == TEN_YEARS;
         if !is_far {
             house.finds_nothing_due(&case);
@@ -143,7 +141,7 @@ fn clock_jump_under_sidecar_raises_alarm_and_no_order() {
         let direction = if ahead > 0 { "ahead of" } else { "behind" };
         let fit = alarm.contains("ERROR") && alarm.contains("; hint: set it, best by NTP");
         assert!(fit && (is_far || alarm.contains(direction)), "{alarm}");
-        // It is set right.
+        // The clock is set right.
         house.is_set_right();
         house.finds_nothing_due(&case);
         house.is_ready(&case);
@@ -171,7 +169,7 @@ fn start_with_wrong_clock_raises_alarm_and_no_order() {
         let house = House::begin(&ca, &clocks);
         // Not a minute passes.
         until("an alarm", || house.told() > 0);
-        // An hour ahead there is nothing else to ask for.
+        // With a clock an hour ahead, no other request is due.
         let asked = ca.script.count(Endpoint::RenewalInfo) > windows;
         assert!(ahead != HOUR || !asked, "{}", house.sidecar.log());
         for _ in 0..5 {
@@ -209,12 +207,12 @@ fn clock_outside_every_ca_validity_is_reported_and_retried_once_right() {
         for _ in 0..4 {
             house.a_minute_passes();
         }
-        // Nothing is under way afterwards, whatever came of it.
+        // Afterwards no pass is in progress, whatever its result.
         certs(&ca.path("")).arg("renew").output().unwrap();
-        // What was agreed on with it before is good still by a clock that is behind.
+        // With a clock that is behind, a TLS session from before the jump is still valid.
         let asks = ca.script.count(Endpoint::Directory) > asked;
         assert!(ahead < 0 || !asks, "{ahead} s");
-        // Nobody says a word to it.
+        // No signal or request reaches the sidecar.
         house.is_set_right();
         house.is_ready("after ten years");
         let log = house.sidecar.log();
@@ -274,7 +272,7 @@ fn certificates_due_in_suspend_are_renewed_once() {
     let Some(clocks) = Clocks::find("a suspend") else {
         return;
     };
-    // Of which it is renewed after half.
+    // The certificate is renewed after half of this time.
     let life = Duration::from_secs(12 * 3600);
     let ca = EmbeddedCa::with(|settings| {
         let profile = Profile::new(life, "twelve hours");
@@ -303,8 +301,7 @@ fn certificates_due_in_suspend_are_renewed_once() {
     assert_eq!(house.told(), 0, "{}", house.sidecar.log());
 }
 
-/// A CA whose server has its certificate for longer than any clock here is behind, but
-/// for ten years.
+/// A CA whose server certificate is older than any clock here is behind, except by ten years.
 fn old() -> EmbeddedCa {
     EmbeddedCa::begun(5 * DAY, |_| ())
 }
@@ -321,8 +318,8 @@ fn renew_with_wrong_clock_orders_nothing_not_due() {
         clocks.set_ahead(ahead);
         let mut renew = certs(&ca.path(""));
         renew.arg("renew");
-        // Ten years ahead it is over, and no CA is to be trusted; that is told, and is
-        // no reason to try again at once.
+        // Ten years ahead the certificate has expired and no CA is trusted. The command reports this, and
+        // waits before it retries.
         let [first, then] = if ahead == TEN_YEARS { [3, 6] } else { [0, 0] };
         for (command, code) in [(&mut ca.issue(&[NAME]), first), (&mut renew, then)] {
             let told = run(clocks.preload(command), code);
@@ -356,7 +353,7 @@ fn first_certificate_with_wrong_clock_is_issued_or_explained() {
         assert_eq!(orders(&ca), u32::from(is_trusted), "{ahead} s: {told}");
         for ahead in [ahead, 0] {
             clocks.set_ahead(ahead);
-            // Once it is right, the first.
+            // Once the clock is right, the first certificate is issued.
             if is_trusted || ahead == 0 {
                 run(clocks.preload(&mut ca.issue(&[NAME])), 0);
                 is_renewed_before_its_end(&ca, ahead);

@@ -1,8 +1,6 @@
-//! `kill -9` at every call of the kernel that a run makes and that can be seen
-//! outside of it: opens, writes, flushes, renames, locks, and what goes to and
-//! comes from the CA. The points are what a traced run did, so that a new one
-//! is among them without being listed. Killed before a call is killed after the
-//! one before it. Here of a command that tells nobody.
+//! `kill -9` at every system call of a run that is visible outside of it: opens, writes, flushes, renames,
+//! locks, and traffic with the CA. The points come from a traced run, so a new call is covered without being
+//! listed. A kill before one call is a kill after the previous one. These runs reload no server.
 
 mod handover;
 mod jump;
@@ -19,13 +17,13 @@ use crate::support::{by_depth, run};
 
 const NAMES: [&str; 2] = ["example.com", "www.example.com"];
 
-/// What the kills did.
+/// Counts the results of the kills.
 #[derive(Debug, Default)]
 struct Tally {
     kills: u32,
-    /// Runs that came to their end because they made fewer such calls.
+    /// Runs that finished because they made fewer such calls.
     ended: u32,
-    /// Orders that were placed again, and why.
+    /// Orders that were placed a second time, and why.
     again: u32,
     lost_urls: u32,
     given_up: u32,
@@ -38,7 +36,7 @@ impl Tally {
         self.given_up += orders.given_up;
     }
 
-    /// That most runs came to where they were to be killed, and `at_least` so many.
+    /// Asserts that most runs reached their kill point, and at least `at_least` of them.
     fn tell(&self, what: &str, at_least: u32) {
         eprintln!("{what}: {self:?}");
         assert!(self.kills > self.ended, "{what}: {self:?}");
@@ -65,8 +63,7 @@ impl Killed {
         self.ca.issue(&[&NAMES[..], more].concat())
     }
 
-    /// From the first call that has to do with our files on, where that is to be
-    /// seen: before it the loader is at work.
+    /// The points from the first call about our files on; before it, the loader is at work.
     fn points(&self, more: &[&str]) -> Vec<Point> {
         let calls = self.strace.calls(&self.issue(more));
         let data = self.ca.path("data");
@@ -76,8 +73,7 @@ impl Killed {
         points
     }
 
-    /// One renewal (or first issuance), killed at each of `kills` in turn, and
-    /// then left alone.
+    /// One renewal (or first issuance), killed at each of `kills` in turn and then left to finish.
     fn survives(&mut self, kills: &[&Point], more: &[&str]) {
         let case = format!("killed at {kills:?}");
         let mut renewal = Renewal::begin(&self.ca, &NAMES, case.clone());
@@ -96,8 +92,7 @@ impl Killed {
     }
 }
 
-/// One point of `stride` of a renewal, for which every run is a fresh one of the same
-/// store: it has a history of kills by then.
+/// Kills a renewal at every `stride`-th point. All runs share one store, so it has a history of kills.
 fn renewals(strace: Strace, rounds: u32, stride: usize) -> Tally {
     let mut killed = Killed::start(strace);
     run(&mut killed.issue(&[]), 0);
@@ -110,7 +105,7 @@ fn renewals(strace: Strace, rounds: u32, stride: usize) -> Tally {
     killed.tally
 }
 
-/// One point of `stride`, each in a directory without anything.
+/// Kills a first issuance at every `stride`-th point, each in empty directories.
 fn first_issuances(strace: Strace, stride: usize) -> Tally {
     let mut killed = Killed::start(strace);
     let points = killed.points(&[]);
@@ -123,8 +118,7 @@ fn first_issuances(strace: Strace, stride: usize) -> Tally {
     killed.tally
 }
 
-/// Renewals that are killed, and whose next run is killed, too, and the one
-/// after that.
+/// Kills renewals, then their next run, and the run after that.
 fn again_and_again(strace: Strace, renewals: u32) -> Tally {
     let mut killed = Killed::start(strace);
     run(&mut killed.issue(&[]), 0);

@@ -1,5 +1,5 @@
-//! Containers that ask for certificates by their labels: `certs run` against a Docker
-//! API of a script, which comes, goes, and answers whatever it likes.
+//! Containers that request certificates by labels: `certs run` against a scripted Docker API whose containers
+//! come and go, and whose answers may be wrong.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::support::embedded::EmbeddedCa;
 use crate::support::{Running, certs, free_port, run, until, until_within};
 
-/// What is answered in place of the truth.
+/// How the API answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mood {
     Well,
@@ -26,10 +26,10 @@ enum Mood {
     Garbage,
     /// A list that does not end.
     Endless,
-    /// A byte now and then.
+    /// One byte at long intervals.
     Drips,
     Hangs,
-    /// Lists are fine, and events are nonsense.
+    /// Valid lists, but invalid events.
     Babbles,
     /// Allows everything.
     Raw,
@@ -37,7 +37,7 @@ enum Mood {
 
 struct State {
     mood: Mood,
-    /// With what `GET /containers/json` and `…/ID/json` say of each.
+    /// Each with its entries in `GET /containers/json` and `…/ID/json`.
     containers: Vec<(Value, Value)>,
     made: u64,
     streams: Vec<TcpStream>,
@@ -73,7 +73,7 @@ impl Docker {
                     return;
                 }
                 let (stream, shared) = (stream.unwrap(), shared.clone());
-                // A client that has gone away is its own affair.
+                // A client may close its connection at any time.
                 std::thread::spawn(move || answer(stream, &shared).ok());
             }
         });
@@ -109,7 +109,7 @@ impl Docker {
         tell(&mut state, "die");
     }
 
-    /// Also of connections that are open.
+    /// Also closes open connections.
     fn is(&self, mood: Mood) {
         let mut state = self.state.lock().unwrap();
         state.mood = mood;
@@ -128,7 +128,7 @@ impl Drop for Docker {
     fn drop(&mut self) {
         self.over.store(true, Ordering::SeqCst);
         self.is(Mood::Refuses);
-        // So that the listener sees that it is over.
+        // Wakes the listener so that it sees the end.
         let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
     }
 }
@@ -351,7 +351,7 @@ fn new_container_gets_certificate_and_removed_one_is_reported() {
     let mut renewal = certs(&ca.path(""));
     run(renewal.args(["renew", "--force", "b.example.com"]), 0);
     assert_eq!(sidecar.generations("b.example.com"), before + 1);
-    // It is as it was before when it comes back.
+    // After its return, the certificate is requested as before.
     docker.add(
         "web",
         json!({"certs.domains": "a.example.com www.example.com; b.example.com"}),
@@ -384,7 +384,7 @@ fn api_faults_remove_no_certificate() {
         docker.state.lock().unwrap().asked.clear();
         sidecar.until_logged(told);
         docker.is(Mood::Well);
-        // The next try is at most a few seconds away: each begins anew with a good one.
+        // A successful try resets the backoff, so the next one is at most a few seconds away.
         let lists = || docker.was_asked("GET /events");
         until_within("events", Duration::from_secs(70), lists);
     }
@@ -407,7 +407,7 @@ fn slow_or_noisy_api_is_reported_and_new_containers_are_found() {
     let sidecar = Followed::start(&ca, &docker.host(), |command| {
         command.env("CERTS_DOMAINS", "configured.example.com");
     });
-    // What is configured does not wait.
+    // Configured certificates do not wait for the API.
     sidecar.until_issued("configured.example.com");
     sidecar.until_logged("no answer within 15s");
     docker.add("web", json!({"certs.domains": "a.example.com"}));
@@ -467,7 +467,8 @@ fn restart_without_proxy_renews_discovered_certificates() {
     let mut renewal = certs(&ca.path(""));
     run(renewal.args(["renew", "--force"]), 0);
     assert_eq!(sidecar.generations("a.example.com"), before + 1);
-    // A whole list that lacks it, with no grace at all, ends that; nothing is deleted.
+    // A complete list without the container ends its request at once when the grace period is zero; nothing
+    // is deleted.
     sidecar.running.signal(rustix::process::Signal::TERM);
     let mut sidecar = sidecar;
     until("the end", || sidecar.running.has_ended());
@@ -593,7 +594,7 @@ fn containers_over_the_limit_get_no_certificate_and_existing_ones_stay() {
     assert!(!sidecar.is_issued("b.example.com"));
 }
 
-/// The same API at a socket.
+/// The same API at a Unix socket.
 fn at_a_socket(docker: &Docker, path: &Path) -> String {
     let (listener, port) = (UnixListener::bind(path).unwrap(), docker.port);
     std::thread::spawn(move || {
@@ -635,7 +636,7 @@ fn sandboxed_sidecar_reaches_local_docker_socket() {
         command.env("CERTS_CONFIG", &file);
     });
     sidecar.until_issued("a.example.com");
-    // What a label may name is within reach, though nothing that was configured needed it.
+    // The sandbox allows every path that a label may name, even when the configuration does not need it.
     until("the copy", || {
         copy.path().join("a.example.com.pem").exists()
     });

@@ -1,4 +1,4 @@
-//! The whole way against Pebble and a real nginx.
+//! From issuance to a served certificate, against Pebble and a real nginx.
 
 use std::path::Path;
 
@@ -95,7 +95,7 @@ fn certificate_not_served_is_reported_and_not_ordered_twice() {
         told.contains("serves another certificate") && told.contains("hint:"),
         "{told}"
     );
-    // What was served before is live again, and stays until the server is mended.
+    // The previous pair is live again, and stays until the server is repaired.
     std::fs::remove_dir_all(&copy).unwrap();
     std::os::unix::fs::symlink(&live, &copy).unwrap();
     let told = run(pebble.issue(&["example.com"]).args(served), 0);
@@ -115,7 +115,7 @@ fn unanswered_challenge_exits_5_and_loses_nothing() {
     let mut command = certs(pebble.path("").as_path());
     let issue = pebble.issue(&[]);
     let directory: Vec<_> = issue.get_args().skip(2).take(4).collect();
-    // Nobody serves this webroot.
+    // No server answers for this webroot.
     let told = run(
         command
             .args(["issue", "example.com", "--force", "--webroot"])
@@ -153,7 +153,7 @@ fn issue_leaves_loadable_pair_and_resumes_after_kill_at_any_moment() {
         };
         let before = record();
         let mut running = Running::start(&mut pebble.issue(&["example.com", "--force"]));
-        // The moment moves through the run with the states of the record.
+        // The kill moves through the run with the states of the record.
         let mut changes = (before, 0);
         while changes.1 <= round % 3 && !running.has_ended() {
             let now = record();
@@ -208,7 +208,7 @@ impl certs::acme::Observer for Requests {
     }
 }
 
-/// Forgets everything: one order needs no more.
+/// A journal that stores nothing: one order needs no more.
 struct Forgetful;
 
 #[async_trait::async_trait]
@@ -296,7 +296,7 @@ async fn issue_takes_seven_requests_per_name_after_first_contact() {
         "certificate",
     ];
     let mut seen = requests.0.lock().unwrap().clone();
-    // A machine under load may have to ask a second time for the order.
+    // A machine under load may have to poll the order a second time.
     seen.dedup();
     assert_eq!(seen, expected);
 }

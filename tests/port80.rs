@@ -1,6 +1,5 @@
-//! Port 80 under attack: while a token is live, strangers ask for others, open
-//! connections and say nothing. The token is answered all the while, nothing
-//! else is, and memory stays where it was.
+//! Port 80 under attack while a token is live: clients request other tokens, open connections and stay
+//! silent. The token is always answered, nothing else is, and memory stays constant.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
@@ -21,7 +20,7 @@ const TOKEN: &str = "a-token-that-is-live-throughout";
 const PATH: &str = "/.well-known/acme-challenge/";
 const MIB: u64 = 1 << 20;
 
-/// `certs issue` whose CA goes on saying that it validates.
+/// `certs issue` whose CA reports for ever that it validates.
 struct Besieged {
     child: Child,
     port: u16,
@@ -71,7 +70,7 @@ impl Besieged {
             && reply.contains(TOKEN)
     }
 
-    /// Of its process, in bytes.
+    /// The resident memory of its process, in bytes.
     fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -79,19 +78,17 @@ impl Besieged {
         kib.parse::<u64>().unwrap() * 1024
     }
 
-    /// For how long it, or whoever asks, was ready and got no processor because
-    /// others had it.
+    /// How long the program or this client was ready to run but had no processor.
     fn kept_waiting(&self) -> Duration {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
         let its = tasks.filter_map(|task| run_delay(&task.ok()?.path()));
-        // A kernel that does not count it takes all of it for ours.
+        // On a kernel without this count, all of the time is taken as ours.
         let its = its.max().unwrap_or_default();
         its + run_delay(Path::new("/proc/thread-self")).unwrap_or_default()
     }
 
-    /// Asks for the token again and again while `attack` lasts. Returns the
-    /// longest answer, as it was and without the time in which others had the
-    /// processor, and the most memory that was seen.
+    /// Requests the token repeatedly while `attack` lasts. Returns the slowest answer, with and without the
+    /// time spent waiting for a processor, and the highest memory use.
     #[allow(clippy::disallowed_methods)] // real servers take real time
     fn during(&self, attack: impl FnOnce() + Send) -> (Slowest, u64) {
         let over = AtomicBool::new(false);
@@ -118,29 +115,29 @@ impl Besieged {
 
 impl Drop for Besieged {
     fn drop(&mut self) {
-        // A child that has ended already is what was wanted.
+        // An error means that the child has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The answer that took longest.
+/// The slowest answer.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slowest {
     whole: Duration,
-    /// Without the time in which others had the processor.
+    /// Without the time spent waiting for a processor.
     ours: Duration,
 }
 
-/// Of a task that has not ended, since it began: the second figure of its `schedstat`.
+/// The time that a live task has waited for a processor: the second figure of its `schedstat`.
 fn run_delay(task: &Path) -> Option<Duration> {
     let figures = std::fs::read_to_string(task.join("schedstat")).ok()?;
     let nanoseconds = figures.split_whitespace().nth(1)?;
     Some(Duration::from_nanos(nanoseconds.parse().unwrap()))
 }
 
-/// Everything that must get no answer: other tokens, hosts, spellings, methods,
-/// smuggled bodies, heads that are too long.
+/// Requests that must get no answer: other tokens, hosts, spellings, methods, smuggled bodies, heads that are
+/// too long.
 fn bogus(number: usize) -> String {
     let other = format!("{number:022}");
     let (method, path, host, more) = match number % 10 {
@@ -208,7 +205,7 @@ fn bogus(number: usize) -> String {
     format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n{more}\r\n")
 }
 
-/// One after the other on kept connections. Returns how many were answered 200.
+/// Sends requests one after the other on kept connections. Returns how many were answered 200.
 fn ask_bogus(address: SocketAddr, numbers: impl Iterator<Item = usize>) -> usize {
     let mut answered = 0;
     let mut connection: Option<BufReader<TcpStream>> = None;
@@ -226,7 +223,7 @@ fn ask_bogus(address: SocketAddr, numbers: impl Iterator<Item = usize>) -> usize
         }
         let (status, kept) = read_reply(&mut stream);
         answered += usize::from(status == 200);
-        // After what is malformed the server closes, and so do we.
+        // After a malformed request both sides close.
         if kept && status != 400 && status != 431 {
             connection = Some(stream);
         }
@@ -234,7 +231,7 @@ fn ask_bogus(address: SocketAddr, numbers: impl Iterator<Item = usize>) -> usize
     answered
 }
 
-/// The status, 0 when there is none, and whether the connection is kept.
+/// The status (0 without a reply), and whether the connection is kept.
 fn read_reply(stream: &mut BufReader<TcpStream>) -> (u16, bool) {
     let (mut status, mut length, mut kept) = (0, 0, true);
     loop {
@@ -257,7 +254,7 @@ fn read_reply(stream: &mut BufReader<TcpStream>) -> (u16, bool) {
     }
 }
 
-/// From one of many addresses of this machine.
+/// Connects from one of many addresses of this machine.
 fn connect_from(source: Ipv4Addr, address: SocketAddr) -> rustix::io::Result<TcpStream> {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
     rustix::net::bind(&socket, &SocketAddrV4::new(source, 0))?;
@@ -265,7 +262,7 @@ fn connect_from(source: Ipv4Addr, address: SocketAddr) -> rustix::io::Result<Tcp
     Ok(TcpStream::from(socket))
 }
 
-/// Opens them, begins a request on each, and leaves it at that.
+/// Opens connections and sends only the beginning of a request on each.
 fn open_slow(address: SocketAddr, count: u32) {
     let mut open = Vec::new();
     for number in 0..count {
@@ -273,7 +270,7 @@ fn open_slow(address: SocketAddr, count: u32) {
         let Ok(mut stream) = connect_from(Ipv4Addr::new(127, 1, high, low), address) else {
             panic!("connection {number} was not taken");
         };
-        // One that had to make way already is gone.
+        // The server may have closed the connection already to make room.
         let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: exam");
         open.push(stream);
     }

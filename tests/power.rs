@@ -1,7 +1,6 @@
-//! Power loss after any step of a run: what was recorded of the real binary is
-//! played to a disk that keeps what was flushed and loses of the rest all, the
-//! data, or some. What is left must be a whole live pair and a readable store,
-//! and the next run goes on from there.
+//! Power loss after any step of a run. The recorded calls of the real binary are replayed to a disk that
+//! keeps flushed data and loses all, the data, or some of the rest. The result must be a whole live pair and
+//! a readable store from which the next run continues.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,21 +21,21 @@ const NAMES: [&str; 2] = ["example.com", "www.example.com"];
 /// A run and the disk it ran on.
 struct Recorded {
     disk: Disk,
-    /// What was live before it.
+    /// The live generation before the run.
     before: Option<Generation>,
-    /// What is live after it.
+    /// The live generation after the run.
     after: Generation,
     found: BTreeMap<Tree, Found>,
 }
 
-/// What the oracle says of a tree.
+/// The oracle's results for a tree.
 #[derive(Clone)]
 struct Found {
     live: Result<Option<Generation>, String>,
     record: Result<Option<Record>, String>,
 }
 
-/// Records `runs`, the first of which is killed at `kill` if that is given.
+/// Records `runs`. If `kill` is given, the first run is killed there.
 fn record(ca: &EmbeddedCa, strace: &Strace, runs: &[&[&str]], kill: Option<&Point>) -> Recorded {
     let root = ca.path("");
     let oracle = Oracle::new(&root, &NAMES);
@@ -54,8 +53,7 @@ fn record(ca: &EmbeddedCa, strace: &Strace, runs: &[&[&str]], kill: Option<&Poin
     }
 }
 
-/// The disk below `ca`, with all that was done to it by `runs`, the first of which is
-/// killed at `kill` if that is given.
+/// The disk below `ca` with all steps of `runs`. If `kill` is given, the first run is killed there.
 pub(crate) fn disk_of(
     ca: &EmbeddedCa,
     strace: &Strace,
@@ -86,7 +84,7 @@ pub(crate) fn disk_of(
 }
 
 impl Recorded {
-    /// Every crash that it does not survive is an error.
+    /// Returns an error for the first crash that the run does not survive.
     fn survives(&mut self, losses: &[Loss], ignored: Ignored) -> Result<(), String> {
         let mut durable = self.before;
         for steps in 0..=self.disk.steps() {
@@ -147,8 +145,8 @@ impl Recorded {
     }
 }
 
-/// What was told to the CA, or to the user, rests on these: what a process saw
-/// of them when it spoke must still be there.
+/// Replies to the CA and output for the user rely on these files: their content at that moment must be
+/// durable.
 fn same_state(seen: &Tree, left: &Tree) -> Result<(), String> {
     for (path, node) in seen {
         let is_state = path.starts_with("data") && path.extension().is_some_and(|is| is == "json");
@@ -162,8 +160,7 @@ fn same_state(seen: &Tree, left: &Tree) -> Result<(), String> {
     Ok(())
 }
 
-/// Without locks, tokens and what is not yet in its place, of which nothing
-/// depends.
+/// Leaves out locks, tokens and files under temporary names, on which nothing depends.
 fn of_interest(tree: &Tree) -> Tree {
     let of_interest = |path: &Path| {
         let names = path.iter().map(|name| name.to_str().unwrap());
@@ -177,7 +174,7 @@ fn of_interest(tree: &Tree) -> Tree {
 }
 
 impl Loss {
-    /// Another one by chance after each step.
+    /// Gives every step its own seed.
     pub(crate) fn after(self, steps: usize) -> Self {
         match self {
             Self::Some(seed) => Self::Some(seed * 100_000 + steps as u64),
@@ -194,7 +191,7 @@ pub(crate) fn losses(by_chance: u64) -> Vec<Loss> {
         .collect()
 }
 
-/// The real binary goes on from what is left: one of `stride` different trees.
+/// Runs the real binary on every `stride`-th different tree.
 fn goes_on(ca: &EmbeddedCa, recorded: &Recorded, losses: &[Loss], stride: usize) -> usize {
     let mut different: BTreeMap<Tree, String> = BTreeMap::new();
     for steps in 0..=recorded.disk.steps() {
@@ -224,8 +221,8 @@ fn goes_on_from(ca: &EmbeddedCa, tree: &Tree, case: &str) {
     oracle
         .settled()
         .unwrap_or_else(|why| panic!("{case}: {why}: {told}"));
-    // The CA is at the end of the recorded run: what it was asked for then and
-    // is known still is had without asking again.
+    // The CA is at the end of the recorded run: an order or certificate that the store knows must not be
+    // requested again.
     let known = record.is_some_and(|record| match &record.order {
         Some(order) => order.url.is_some(),
         None => record.issued.is_some(),
@@ -239,7 +236,7 @@ fn goes_on_from(ca: &EmbeddedCa, tree: &Tree, case: &str) {
     assert_eq!(orders, certificates, "{case}: {told}");
 }
 
-/// The flushes without which something is lost, and those that nobody misses.
+/// The flushes whose absence loses something, and the others.
 fn missed(recorded: &mut Recorded, losses: &[Loss]) -> [Vec<String>; 2] {
     let flushes = recorded.disk.flushes().to_vec();
     let mut sorted = [Vec::new(), Vec::new()];
@@ -278,13 +275,13 @@ fn prove(
         caught.is_err(),
         "{what}: a disk that keeps nothing is not noticed"
     );
-    // No order of its own protects any of these.
+    // No ordering guarantee protects any of these.
     let needed = |path: &String| path.ends_with(".pem") || path.ends_with("/live");
     assert!(!spare.iter().any(needed), "{what}: {spare:?}");
 }
 
-/// At no step, not only in the end: neither the owner's group may write it, nor anybody
-/// else do anything, from the moment on at which it is made and before it has content.
+/// Checks the mode at every step, from creation on: the group must not write the file, and others must have
+/// no access.
 fn no_key_is_open_to_others(disk: &Disk) {
     let mut keys = 0;
     for steps in 0..=disk.steps() {
@@ -311,7 +308,7 @@ fn renewal_keeps_whole_pair_live_and_continues_after_power_loss() {
         return;
     };
     let ca = EmbeddedCa::start();
-    // Four generations, so that one is forgotten.
+    // Four generations, so that one is deleted.
     for _ in 0..4 {
         run(&mut ca.issue(&[&NAMES[..], &["--force"]].concat()), 0);
     }
@@ -329,9 +326,8 @@ fn first_issuance_continues_after_power_loss() {
     prove(what, &[], &EmbeddedCa::start(), &strace, by_chance, stride);
 }
 
-/// A run is killed, the next one ends well, and then the power fails: what the
-/// first had not flushed is nobody else's to lose. `arguments` are the first
-/// run's, and each starts from `prepare`.
+/// A run is killed, the next one succeeds, and then the power fails: everything the first had not flushed
+/// must be durable too. `arguments` are those of the first run; each run starts from `prepare`.
 fn after_kills(what: &str, arguments: &[&str], stride: usize, prepare: impl Fn(&EmbeddedCa)) {
     let Some(strace) = Strace::find_seeing(what) else {
         return;

@@ -1,9 +1,9 @@
-//! The table of the slow proofs, `tests/proofs`, is complete: whatever has a longer form
-//! is in it, and each source is guarded by a proof.
+//! Checks that `tests/proofs`, the table of the slow proofs, is complete: every test with a longer form is in
+//! it, and a proof guards each source.
 
 use std::path::{Path, PathBuf};
 
-/// The longest that a proof may take in the form of `.ci/run`, in minutes.
+/// The upper bound for a proof in the form of `.ci/run`, in minutes.
 const LONGEST: u32 = 10;
 
 struct Proof {
@@ -97,7 +97,7 @@ fn tests_with_longer_form_are_listed_as_proofs() {
         let text = read(&file);
         let has_longer_form = match file.ends_with(".rs") {
             true => text.contains("by_depth("),
-            // A script that counts.
+            // A script that prints counts.
             false => text.starts_with("#!") && text.contains(" failed, "),
         };
         let module = file.trim_start_matches("tests/").split(['/', '.']).next();
@@ -111,7 +111,7 @@ fn tests_with_longer_form_are_listed_as_proofs() {
     assert!(commands().any(|word| word == "fuzz/run"));
 }
 
-/// What runs the others, or serves them.
+/// Files that run or support the proofs.
 const NO_PROOFS: [&str; 5] = [
     "tests/run",
     "tests/prove",
@@ -140,5 +140,5 @@ fn sources_are_guarded_by_a_proof_beside_mutants() {
     );
 }
 
-/// Sources for which `tests/run` is all there is.
+/// Sources that `tests/run` alone covers.
 const QUICK: [&str; 0] = [];

@@ -1,6 +1,5 @@
-//! Two to ten processes at once on one store, and a process that is stopped in
-//! the middle of an order while another one comes: one order, one certificate,
-//! and whoever is late says so.
+//! Two to ten processes at once on one store, and a process that is stopped in the middle of an order while
+//! another one starts. There is one order and one certificate, and the late process reports why it stops.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -20,7 +19,7 @@ use crate::support::faults::{Endpoint, Fault, Which};
 use crate::support::oracle::Oracle;
 use crate::support::{Running, by_depth, certs, run, text, until};
 
-/// A CA that looks at nobody's port 80: each process has a listener of its own.
+/// A CA without validation, since each process has its own listener.
 fn ca() -> EmbeddedCa {
     EmbeddedCa::with(|settings| settings.validation = Validation::AlwaysValid)
 }
@@ -41,8 +40,8 @@ fn spawn(mut command: Command) -> Child {
     piped.spawn().unwrap()
 }
 
-/// Runs `number` of them at once. Exactly one orders; the others have nothing to
-/// do or find the first at work.
+/// Runs `number` of them at once. Exactly one orders; the others find the certificate not due or the lease
+/// taken.
 fn race(ca: &EmbeddedCa, name: &str, number: u64, command: impl Fn() -> Command) {
     let done = |endpoint| ca.script.committed(endpoint);
     let (orders, certificates) = (done(Endpoint::NewOrder), done(Endpoint::Finalize));
@@ -76,7 +75,7 @@ fn race(ca: &EmbeddedCa, name: &str, number: u64, command: impl Fn() -> Command)
 fn concurrent_first_contacts_create_one_account() {
     let ca = ca();
     let names: Vec<String> = (0..6).map(|n| format!("n{n}.example.com")).collect();
-    // Each reads the directory first, and then looks for an account.
+    // Each process requests the directory before it looks for an account.
     ca.script
         .add(Endpoint::Directory, Which::Every, Fault::Held);
     let racing: Vec<Child> = names
@@ -94,12 +93,12 @@ fn concurrent_first_contacts_create_one_account() {
     assert_eq!(ca.script.accounts(), 1);
 }
 
-/// Rounds of a race for a new name, or for one that is made due.
+/// Rounds of a race for a new certificate, or for one that is made due.
 fn rounds(asked: u64) {
     let (mut ca, dice) = (ca(), SeededRandom::new(3));
     for round in 0..asked {
         if round % 10 == 0 {
-            // Also where there is no store yet, and no account.
+            // Covers the case without a store and an account.
             ca = self::ca();
         }
         let name = format!("r{round}.example.com");
@@ -118,7 +117,7 @@ fn renew(ca: &EmbeddedCa, name: &str) -> Command {
     command
 }
 
-/// As if the stored instant of renewal had come.
+/// Sets the stored instant of renewal to the past.
 fn make_due(ca: &EmbeddedCa, name: &str) {
     let path = ca.path("data/records").join(name).join("record.json");
     let text = std::fs::read_to_string(&path).unwrap();
@@ -155,7 +154,7 @@ fn process_without_port_80_reports_it_and_orders_nothing() {
     oracle.settled().unwrap();
 }
 
-/// What one of many workers did with a record.
+/// Whether one of many workers changed a record.
 fn work(store: &FileStore, lineage: &Lineage, round: u64, leased: bool) -> bool {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
@@ -193,7 +192,7 @@ fn concurrent_writers_have_exactly_one_winner_in_a_thousand_rounds() {
     let (store, dice) = (Arc::new(store), SeededRandom::new(5));
     let lineage = Lineage::parse("example.com").unwrap();
     for round in 0..1_000 {
-        // With their lease, and by compare-and-swap alone.
+        // In turn with a lease, and by compare-and-swap alone.
         let (number, leased) = (2 + dice.below(9), round % 2 == 0);
         let barrier = Arc::new(Barrier::new(usize::try_from(number).unwrap()));
         let workers = (0..number).map(|_| {
@@ -219,7 +218,7 @@ fn released_lease_is_free_while_starting_child_inherits_its_file() {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     runtime.unwrap().block_on(async {
         let lease = store.lease(&lineage).await.unwrap();
-        // As between fork and exec: the same open file under another number.
+        // Imitates a child between fork and exec: the same open file under another number.
         let file = directory.path().join("data/leases/example.com");
         let its = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
         let mut its = its.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == file));
@@ -255,13 +254,13 @@ impl Stopped {
         let stat = format!("/proc/{}/stat", child.id());
         let is_stopped = || std::fs::read_to_string(&stat).unwrap().contains(") T ");
         until("the stop", is_stopped);
-        // The CA signs, and replies to nobody.
+        // The CA signs, but its reply is not read.
         ca.script.clear();
         until("the CA", || ca.script.committed(Endpoint::Finalize) == 1);
         Self { ca, child, log }
     }
 
-    /// What it says once it goes on.
+    /// Continues the process, and returns its output.
     fn goes_on(&mut self, code: i32) -> String {
         self.child.signal(Signal::CONT);
         until("its end", || self.child.has_ended());
@@ -286,7 +285,7 @@ fn stopped_process_keeps_lease_and_finishes() {
         told.contains("is being worked on by another process"),
         "{told}"
     );
-    // In full longer than any deadline of a request.
+    // In the full form longer than any request deadline.
     std::thread::sleep(Duration::from_secs(by_depth(0, 0, 60)));
     stopped.goes_on(0);
     settled_with_one_order(&stopped.ca);
@@ -295,7 +294,7 @@ fn stopped_process_keeps_lease_and_finishes() {
 #[test]
 fn process_with_lost_lease_is_refused_when_it_continues() {
     let mut stopped = Stopped::in_the_middle_of_an_order();
-    // By somebody who takes the lock of a stopped process for a stale one.
+    // Imitates an operator that deletes the lock of a stopped process as stale.
     std::fs::remove_file(stopped.ca.path("data/leases/example.com")).unwrap();
     let told = run(&mut issue(&stopped.ca, &["example.com"]), 0);
     let oracle = Oracle::new(&stopped.ca.path(""), &["example.com"]);

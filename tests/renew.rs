@@ -1,10 +1,10 @@
-//! `certs renew` and rehearsals, against Pebble.
+//! `certs renew` and dry runs, against Pebble.
 
 use std::process::Command;
 
 use crate::support::{Pebble, certs, free_port, text};
 
-/// Runs it and returns what it said, once its exit code is `code`.
+/// Runs the command, asserts its exit code, and returns its output.
 fn run(command: &mut Command, code: i32) -> String {
     let output = command.output().unwrap();
     let told = text(&output);
@@ -24,8 +24,8 @@ fn renew_uses_options_of_first_issue() {
         return;
     };
     run(&mut pebble.issue(&["example.com", "--key", "rsa-2048"]), 0);
-    // From cron: another directory, no option, no variable but where the state is;
-    // and while nothing is due, port 80 may belong to somebody else.
+    // As from cron: another directory, no option, no variable but the data directory. While nothing is due,
+    // another process may use port 80.
     let taken = std::net::TcpListener::bind(("127.0.0.1", pebble.http_port)).unwrap();
     let mut renew = certs(&pebble.path(""));
     let told = run(renew.current_dir("/").arg("renew"), 0);
@@ -48,7 +48,7 @@ fn renew_continues_past_failed_certificate_and_exits_with_its_code() {
     for name in ["a.example.com", "b.example.com", "c.example.com"] {
         run(&mut pebble.issue(&[name]), 0);
     }
-    // Configured now, at a CA that nobody answers for.
+    // Now configured with a CA at an unused port.
     let nowhere = format!("https://127.0.0.1:{}/dir", free_port());
     let file = format!(
         "ca = '{nowhere}'\nhttp_listen = '127.0.0.1:{}'\n[[certificate]]\nnames = 'b.example.com'\n",
@@ -104,7 +104,7 @@ fn dry_run_writes_nothing() {
     for name in ["data", "out"] {
         assert!(!pebble.path(name).exists(), "{name} was written");
     }
-    // A name whose answer is not to be had fails as the real order would.
+    // A name whose challenge fails does so in a dry run too.
     let webroot = pebble.path("webroot");
     std::fs::create_dir(&webroot).unwrap();
     let webroot = webroot.to_str().unwrap().to_owned();
@@ -135,7 +135,7 @@ fn inherited_socket_answers_challenge() {
         return;
     };
     let socket = std::net::TcpListener::bind(("127.0.0.1", pebble.http_port)).unwrap();
-    // As systemd starts a unit: descriptor 3, and the process's own number.
+    // Starts it as systemd does: descriptor 3, and the pid of the process.
     let mut command = Command::new("/bin/sh");
     command
         .args(["-c", "LISTEN_PID=$$ exec \"$@\" 3<&0 0</dev/null", "sh"])
@@ -170,7 +170,7 @@ fn damaged_certificate_affects_no_other() {
     }
     let records = |name: &str| pebble.path("data/records").join(name);
     std::fs::write(records("a.example.com").join("record.json"), "{").unwrap();
-    // The settings of this one name a webroot that is gone.
+    // The settings of this certificate name a missing webroot.
     let options = records("b.example.com").join("options.json");
     let settings = std::fs::read_to_string(&options).unwrap();
     let mut settings: serde_json::Value = serde_json::from_str(&settings).unwrap();
@@ -209,7 +209,7 @@ fn issue_with_some_names_selects_whole_stored_certificate() {
     };
     run(&mut pebble.issue(&["example.com", "--force"]), 0);
     assert_eq!(names(), 2);
-    // What was asked for and never issued is withdrawn.
+    // A request that was never issued is withdrawn.
     let webroot = pebble.path("webroot");
     std::fs::create_dir(&webroot).unwrap();
     let mut more = here(&pebble);
@@ -236,7 +236,7 @@ fn renew_in_backoff_is_not_success() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
-    // Nobody answers there.
+    // No server listens there.
     let verify = format!("127.0.0.1:{}", free_port());
     let told = run(&mut pebble.issue(&["example.com", "--verify", &verify]), 7);
     assert!(told.contains("is not proven served"), "{told}");

@@ -1,6 +1,5 @@
-//! Keys are nowhere but in their files: not in what any command says, however
-//! much it is asked to say, not in what the endpoints show, and not in the
-//! memory of a sidecar that has nothing to do.
+//! Keys exist only in their files: not in any output at any log level, not in the replies of the endpoints,
+//! and not in the memory of an idle sidecar.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -16,7 +15,7 @@ use rustls::pki_types::pem::PemObject;
 
 use crate::support::{Running, certs, free_port, text, until};
 
-/// A P-256 key in PKCS#8, and where it came from.
+/// A P-256 key in PKCS#8, and its file.
 #[derive(Clone)]
 struct Key {
     from: PathBuf,
@@ -24,8 +23,7 @@ struct Key {
 }
 
 impl Key {
-    /// What nobody else knows of it; the rest of the DER is the same for all
-    /// keys, or public.
+    /// The secret part; the rest of the DER is public or the same for all keys.
     fn scalar(&self) -> (usize, &[u8]) {
         const BEFORE: [u8; 5] = [2, 1, 1, 4, 32];
         let mut windows = self.der.windows(BEFORE.len());
@@ -33,13 +31,13 @@ impl Key {
         (start, &self.der[start..start + 32])
     }
 
-    /// Every form in which it may be told.
+    /// Every encoding in which output may reveal it.
     fn forms(&self) -> BTreeSet<Vec<u8>> {
         let (start, scalar) = self.scalar();
         let hexadecimal: String = scalar.iter().map(|byte| format!("{byte:02x}")).collect();
         let list = format!("{scalar:?}");
         let list = list.trim_matches(['[', ']']);
-        // Base64 of the whole key, from the first group that is all the scalar's.
+        // Base64 of the whole key, from the first group with only bytes of the scalar.
         let groups = &self.der[start.next_multiple_of(3)..][..24];
         let mut forms =
             BTreeSet::from([scalar.to_vec(), list.into(), list.replace(' ', "").into()]);
@@ -52,7 +50,7 @@ impl Key {
     }
 
     fn count(&self, told: &[u8]) -> usize {
-        // A PEM is broken into lines, and those are escaped in JSON.
+        // PEM has line breaks, which JSON escapes.
         let escaped = replace(told, b"\\n", b"");
         let joined: Vec<u8> = escaped
             .iter()
@@ -82,7 +80,7 @@ fn replace(text: &[u8], what: &[u8], with: &[u8]) -> Vec<u8> {
 }
 
 fn find(text: &[u8], what: &[u8]) -> Option<usize> {
-    // The first byte first: tests are not optimized, and memory is large.
+    // Searches for the first byte first: tests are not optimized, and the memory is large.
     let mut from = 0;
     while let Some(at) = text[from..].iter().position(|byte| *byte == what[0]) {
         if text[from + at..].starts_with(what) {
@@ -102,7 +100,7 @@ fn occurrences(text: &[u8], what: &[u8]) -> usize {
     count
 }
 
-/// Every key below `root`: certificates', accounts', the CA's own.
+/// Every key below `root`: of certificates, accounts and the CA.
 fn keys(root: &Path) -> Vec<Key> {
     let (mut folders, mut keys) = (vec![root.to_owned()], Vec::new());
     while let Some(folder) = folders.pop() {
@@ -164,7 +162,7 @@ fn key_search_finds_every_encoding() {
     assert_eq!(key.count(public.as_bytes()), 0);
 }
 
-/// A sidecar and commands beside it, in one data directory.
+/// A sidecar and commands that share its data directory.
 struct House {
     directory: tempfile::TempDir,
     http: u16,
@@ -221,7 +219,7 @@ impl House {
         )
     }
 
-    /// Changes a file for a command, and back.
+    /// Damages a file while a command runs, and restores it.
     fn damaged(&self, file: &Path, content: &str, command: &mut Command) -> String {
         let sound = std::fs::read(file).unwrap();
         std::fs::write(file, content).unwrap();
@@ -310,7 +308,7 @@ fn everything_told_of_damage(house: &House) -> String {
             }
         }
     }
-    // A renewal that would keep a key that is damaged.
+    // A renewal that would reuse a damaged key.
     let key = newest.join("privkey.pem");
     let half = other.split_at(other.len() / 2).0;
     std::fs::write(key, half).unwrap();
@@ -333,7 +331,7 @@ fn keys_never_appear_in_any_output() {
                 "no key of {kind}"
             );
         }
-        // All of it was said: by the log at its loudest, the endpoints and the commands.
+        // The output includes debug logs, endpoints and commands.
         for words in [
             "DEBUG",
             "certs_certificate_not_after",
@@ -353,7 +351,7 @@ fn keys_never_appear_in_any_output() {
     }
 }
 
-/// All that process `id` may write to and therefore may have copied to.
+/// The writable memory of process `id`.
 fn memory(id: u32) -> Vec<u8> {
     let maps = std::fs::read_to_string(format!("/proc/{id}/maps")).unwrap();
     let mut memory = std::fs::File::open(format!("/proc/{id}/mem")).unwrap();
@@ -368,7 +366,7 @@ fn memory(id: u32) -> Vec<u8> {
         let [start, end] = [start, end].map(|at| u64::from_str_radix(at, 16).unwrap());
         memory.seek(SeekFrom::Start(start)).unwrap();
         let mut region = vec![0; usize::try_from(end - start).unwrap()];
-        // One of the kernel's own cannot be read.
+        // Some kernel mappings cannot be read.
         if memory.read_exact(&mut region).is_ok() {
             all.append(&mut region);
         }
@@ -388,15 +386,15 @@ fn idle_sidecar_holds_no_certificate_key() {
     let keys_of = |part: &str| keys(&house.path("out").join(part));
     let accounts = keys(&house.path("data/accounts"));
     let count = |key: &Key, memory: &[u8]| {
-        // The library keeps numbers with the lowest byte first.
+        // The library stores numbers with the lowest byte first.
         let (_, scalar) = key.scalar();
         let number: Vec<u8> = scalar.iter().rev().copied().collect();
         key.count(memory) + occurrences(memory, &number)
     };
-    // What it does after it said that it is ready takes a moment.
+    // The sidecar's memory settles shortly after it is ready.
     until("a memory without a certificate's key", || {
         let memory = memory(running.id());
-        // It signs with this one, so that it must be found.
+        // The sidecar signs with this key, so its memory must contain it.
         assert_eq!(accounts.len(), 1);
         assert!(count(&accounts[0], &memory) > 0);
         let keys = [keys_of(placeholder), keys_of(issued)].concat();

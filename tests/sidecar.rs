@@ -1,6 +1,5 @@
-//! `certs run` beside a real nginx, as a team meets it: the placeholder, the
-//! first certificate, what an operator sees, signals, and one-shot commands on
-//! the same data directory.
+//! `certs run` beside a real nginx, as an operator meets it: the placeholder, the first certificate, status
+//! and metrics, signals, and one-shot commands on the same data directory.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -51,7 +50,7 @@ impl Sidecar {
         kill_process(pid, signal).unwrap();
     }
 
-    /// The status and body that the admin endpoint gives; 0 when it does not.
+    /// The status and body from the admin endpoint; 0 without a reply.
     fn ask(&self, method: &str, path: &str) -> (u16, String) {
         let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin)) else {
             return (0, String::new());
@@ -84,7 +83,7 @@ impl Sidecar {
 
 impl Drop for Sidecar {
     fn drop(&mut self) {
-        // A child that has ended already is what was wanted.
+        // An error means that the child has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -101,7 +100,7 @@ fn sidecar_replaces_placeholder_with_verified_certificate_and_keeps_it_over_a_re
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
-    // A CA that hangs: nginx must start all the same.
+    // The CA hangs, and nginx must start all the same.
     pebble.pause();
     let pid_file = pebble.path("nginx/nginx.pid");
     let port = free_port();
@@ -166,7 +165,7 @@ fn sidecar_replaces_placeholder_with_verified_certificate_and_keeps_it_over_a_re
         (&json[0]["name"], &json[0]["generation_served"]),
         (&"example.com".into(), &1.into())
     );
-    // No TCP port changes anything.
+    // No request over TCP changes anything.
     for path in [
         "/",
         "/healthz",
@@ -186,7 +185,7 @@ fn sidecar_replaces_placeholder_with_verified_certificate_and_keeps_it_over_a_re
         std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777,
         0o660
     );
-    // Port 80 is the sidecar's: the work is handed to it.
+    // The sidecar has port 80, so the command delegates the order to it.
     let told = run(&mut pebble.issue(&["example.com", "--force"]), 0);
     assert!(told.contains("issued; generation 0002"), "{told}");
     let told = run(&mut pebble.issue(&["example.com"]), 0);
@@ -227,7 +226,7 @@ fn certificate_not_served_raises_alarm_that_clears_and_never_orders() {
         return;
     };
     run(&mut pebble.issue(&["example.com", "--force"]), 0);
-    // No endpoint is named: where nginx listens is found.
+    // Without a `--verify` address, the sidecar finds where nginx listens.
     let sidecar = Sidecar::start(&pebble, |command| {
         command.env(
             "CERTS_DEPLOY",
@@ -346,11 +345,11 @@ fn command_reports_running_sidecar() {
     };
     let sidecar = Sidecar::start(&pebble, |_| {});
     sidecar.until_ready();
-    // A rehearsal needs port 80 as well.
+    // A dry run needs port 80 too.
     let told = run(&mut pebble.issue(&["new.example.com", "--dry-run"]), 0);
     assert!(told.contains("dry run: new.example.com would be issued"));
     assert!(!pebble.path("data/records/new.example.com").exists());
-    // The files are where the sidecar writes them.
+    // The files are in the sidecar's output directory.
     let other = pebble.path("other");
     let mut command = pebble.issue(&["new.example.com", "--output-dir"]);
     let told = run(command.arg(&other), 0);
@@ -359,7 +358,7 @@ fn command_reports_running_sidecar() {
     assert!(told.contains(&there) && path.exists(), "{told}");
     assert!(told.contains("the running `certs run` writes to"), "{told}");
     assert!(!other.exists());
-    // What it keeps is not made into something else by a command.
+    // A command cannot change a certificate that the sidecar's configuration names.
     let more = ["example.com", "www.example.com"];
     let told = run(&mut pebble.issue(&more), 2);
     assert!(told.contains("keeps it for example.com from"), "{told}");
@@ -419,7 +418,7 @@ fn damaged_certificate_is_repaired_and_delays_no_other() {
     let live = pebble.path("out/live/example.com");
     run(&mut pebble.issue(&["example.com"]), 0);
     run(&mut pebble.issue(&["other.example.com"]), 0);
-    // The volume was lost but for its link; and a record is not readable.
+    // The volume is lost but for its link, and one record is unreadable.
     std::fs::remove_dir_all(pebble.path("out/archive/example.com")).unwrap();
     let record = pebble.path("data/records/other.example.com/record.json");
     std::fs::write(&record, "").unwrap();

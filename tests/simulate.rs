@@ -1,5 +1,5 @@
-//! `certs simulate` as a user meets it. What it shows is proven by many seeds
-//! in `tests/seeds`; here it is small.
+//! `certs simulate` on the command line. `tests/seeds` proves its results with many seeds; these runs are
+//! short.
 
 use std::process::Output;
 
@@ -7,7 +7,7 @@ use crate::support::{certs, text};
 
 const SMALL: [&str; 5] = ["simulate", "--nodes", "2", "--certificates", "4"];
 
-/// What it printed, and what it told; it ended with `code`.
+/// Runs it, asserts exit code `code`, and returns stdout and stderr.
 fn play(arguments: &[&str], code: i32) -> (String, String) {
     let directory = tempfile::tempdir().unwrap();
     let mut command = certs(directory.path());
@@ -17,7 +17,7 @@ fn play(arguments: &[&str], code: i32) -> (String, String) {
     }
     let output: Output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(code), "{}", text(&output));
-    // It needs no directory, and makes none.
+    // The command needs no directory and creates none.
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (text(&output.stdout), text(&output.stderr))
@@ -65,7 +65,7 @@ fn simulate_rejects_scenario_that_never_occurs() {
         "{said}"
     );
     assert!(said.contains("hint: play more days"), "{said}");
-    // One that is not named may well be missing.
+    // A scenario that is not named may be absent.
     play(&["--days", "2", "--scenario", "all"], 0);
 }
 

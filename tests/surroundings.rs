@@ -1,17 +1,16 @@
-//! Surroundings that fail: what was served before is still served, byte for
-//! byte, the message names what is wrong, and nothing is ordered twice once the
-//! cause is gone.
+//! Faults around the program. The live pair stays unchanged byte for byte, the message names the cause, and
+//! once it is gone nothing is ordered a second time.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::{NOBODY, Nginx, Pebble, Running, as_nobody, run, until};
 
-/// A small file system of its own, gone with the test.
+/// A small file system, unmounted with the test.
 struct Tmpfs(PathBuf);
 
 impl Tmpfs {
-    /// `None`, and a loud line, where we may not mount.
+    /// `None`, and a `SKIPPED` line, without permission to mount.
     fn mount(path: &Path, kilobytes: u32) -> Option<Self> {
         std::fs::create_dir_all(path).unwrap();
         let size = format!("size={kilobytes}k,mode=0755");
@@ -30,7 +29,7 @@ impl Tmpfs {
 
 impl Drop for Tmpfs {
     fn drop(&mut self) {
-        // Lazily: a failed test may still have files open there.
+        // A lazy unmount: a failed test may still have files open there.
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
@@ -44,7 +43,7 @@ fn pair(live: &Path) -> [Vec<u8>; 2] {
     ["fullchain.pem", "privkey.pem"].map(|name| std::fs::read(live.join(name)).unwrap())
 }
 
-/// Breaks the output, renews into it, mends it, and runs once more.
+/// Breaks the output, renews into it, repairs it, and runs once more.
 fn the_output_fails(break_it: impl FnOnce(&Tmpfs), message: &str, mend: impl FnOnce(&Tmpfs)) {
     let Some(pebble) = Pebble::start(5) else {
         return;
@@ -70,7 +69,7 @@ fn full_output_exits_8_and_recovers_without_order() {
     let filler = |tmpfs: &Tmpfs| tmpfs.0.join("filler");
     the_output_fails(
         |tmpfs| {
-            // Written until nothing more fits.
+            // Fills the file system.
             let _ = std::fs::write(filler(tmpfs), vec![0; 128 * 1024]);
         },
         "No space left on device",
@@ -155,6 +154,6 @@ fn process_with_keys_cannot_be_traced_or_dumped() {
         .find(|line| line.starts_with("Max core file size"));
     let core: Vec<&str> = core.unwrap().split_whitespace().collect();
     assert_eq!(core[4..6], ["0", "0"]);
-    // What cannot be dumped belongs to root in /proc, whoever runs it.
+    // The kernel gives root the /proc files of a process that cannot be dumped.
     assert_eq!(std::fs::metadata(proc.join("maps")).unwrap().uid(), 0);
 }

@@ -1,6 +1,5 @@
-//! What a renewal costs those who are connected: clients that never stop asking
-//! while certificates are swapped below them, one line for each kind of server.
-//! Half of them keep their connection, half make a new one for each request.
+//! The cost of a renewal for connected clients: they send requests while certificates are swapped, and each
+//! kind of server prints one line. Half of the clients keep their connection, half open one for each request.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -26,7 +25,7 @@ const CLIENTS: usize = 8;
 const ASK: &[u8] = b"GET / HTTP/1.1\r\nhost: example.com\r\n\r\n";
 const ASK_ONCE: &[u8] = b"GET / HTTP/1.1\r\nhost: example.com\r\nconnection: close\r\n\r\n";
 
-/// Swaps, and requests meanwhile.
+/// The number of swaps and of requests meanwhile.
 fn size() -> (u64, u64) {
     by_depth((3, 1_000), (5, 2_000), (50, 100_000))
 }
@@ -54,7 +53,7 @@ impl Tally {
     }
 }
 
-/// One request on an open connection.
+/// Sends one request on an open connection.
 async fn ask(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     question: &[u8],
@@ -125,13 +124,13 @@ impl Client {
                 }
                 Err(why) => self.tally.fail(&why),
             }
-            // What is measured is the swap, and not a machine without air.
+            // The pause leaves processor time, so that the swap is measured and not an overloaded machine.
             tokio::time::sleep(Duration::from_millis(if self.keeps { 1 } else { 5 })).await;
         }
     }
 }
 
-/// Swaps while clients ask, and prints what it cost.
+/// Swaps while clients send requests, and prints the results.
 fn measure(ca: &EmbeddedCa, server: &str, port: u16, may_close: bool, mut swap: impl FnMut()) {
     let (swaps, requests) = size();
     let root = std::fs::read(ca.path("root.pem")).unwrap();
@@ -216,7 +215,7 @@ fn haproxy_fails_no_connection_while_certificates_are_swapped() {
     });
 }
 
-/// Says ok to whatever is asked.
+/// Answers every request with "ok".
 struct Ok200;
 
 #[async_trait]
@@ -280,7 +279,7 @@ fn coturn_calls_survive_every_renewal() {
     else {
         return;
     };
-    // Each session relays a message every 20 ms, to itself, over TLS.
+    // Each session relays a message to itself every 20 ms over TLS.
     let (sessions, renewals, messages) = by_depth((10, 2, 150), (10, 3, 250), (50, 20, 1500));
     let mut calls = Command::new(client);
     calls.args([
@@ -305,8 +304,8 @@ fn coturn_calls_survive_every_renewal() {
         .find(|line| line.contains("tot_send_msgs"));
     let total = total.unwrap_or_else(|| panic!("no total in {told}"));
     println!("coturn: {sessions} sessions over TLS, {renewals} renewals: {total}");
-    // The client leaves before the answers to its last messages are there, swaps or
-    // none; a session that dies loses all that would have followed.
+    // The client always leaves before the answers to its last messages arrive. A session that dies would lose
+    // all the rest.
     let [sent, received] = ["tot_send_msgs=", "tot_recv_msgs="].map(|key| number(total, key));
     let lost = sent - received;
     assert!(
@@ -321,7 +320,7 @@ fn number(line: &str, key: &str) -> usize {
     digits.unwrap().parse().unwrap()
 }
 
-/// Connections to `port` of this machine.
+/// The number of connections to `port` of this machine.
 fn established(port: u16) -> usize {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let local = format!(":{port:04X}");

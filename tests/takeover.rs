@@ -1,5 +1,5 @@
-//! `certs import` of state that is broken, in the wrong place or here already: what
-//! is said line by line, and how it ends. Nothing is asked of a CA.
+//! `certs import` of state that is damaged, in the wrong directory or imported already: each line of output,
+//! and the exit code. No request goes to a CA.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::embedded::EmbeddedCa;
 use crate::support::{Running, as_nobody, certs, run, until};
 
-/// A pair for these names, valid for so many days from now.
+/// A pair for these names, valid for `days` from now.
 fn pair(names: &[&str], days: i64) -> (String, String) {
     let key = rcgen::KeyPair::generate().unwrap();
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
@@ -20,7 +20,7 @@ fn pair(names: &[&str], days: i64) -> (String, String) {
     (key.serialize_pem(), chain)
 }
 
-/// A directory of certbot with a lineage for each pair, all of one CA.
+/// A certbot directory with a lineage for each pair, all of one CA.
 fn letsencrypt(root: &Path, lineages: &[(&str, &str, &(String, String))]) {
     for (name, settings, (key, chain)) in lineages {
         let conf = format!(
@@ -39,7 +39,7 @@ fn letsencrypt(root: &Path, lineages: &[(&str, &str, &(String, String))]) {
     }
 }
 
-/// Without what differs from run to run.
+/// The output without parts that differ from run to run.
 fn settled(told: &str, root: &Path) -> String {
     let told = told.replace(&root.display().to_string(), "ROOT");
     let words = told.split(' ').map(|word| {
@@ -100,7 +100,7 @@ fn import_takes_valid_lineages_and_names_invalid_ones() {
     assert!(status.contains("wild.example.com"), "{status}");
     let key = std::fs::read_to_string(root.join("out/live/good.example.com/privkey.pem")).unwrap();
     assert_eq!(key, good.0);
-    // Without an account nobody has agreed to the CA's terms.
+    // Without an account, no user has agreed to the CA's terms.
     let told = run(certs(root).current_dir(root).arg("renew"), 2);
     assert!(told.contains("terms of service"), "{told}");
     assert!(told.contains("HTTP-01 cannot prove a wildcard"), "{told}");
@@ -196,8 +196,8 @@ fn import_reports_unreadable_files() {
     assert!(told.contains("renewal: Permission denied"), "{told}");
 }
 
-/// `certs run` is there first; what was taken over meanwhile is kept from SIGHUP on, by
-/// the configuration as it is then.
+/// `certs run` starts first. After SIGHUP it manages the imported certificate too, by the configuration of
+/// that moment.
 #[test]
 fn imported_certificate_follows_reloaded_configuration_and_loses_file_of_another() {
     let ca = EmbeddedCa::start();
@@ -211,13 +211,13 @@ fn imported_certificate_follows_reloaded_configuration_and_loses_file_of_another
     let mut command = certs(&root);
     command.arg("run").current_dir(&root);
     command.env("CERTS_ADMIN_LISTEN", "off");
-    // What it writes to is configured later.
+    // The sandbox is off, since an output path is configured later.
     command.env("CERTS_HARDEN", "off");
     let file = std::fs::File::create(ca.path("log")).unwrap();
     let running = Running::start_logging(&mut command, file.into());
     until("the control socket", || ca.path("data/admin.sock").exists());
 
-    // Due, of a CA whose root is not trusted yet, and into a file that it will lose.
+    // A due certificate of a CA whose root is not trusted yet, with a target file that it will lose.
     let source = ca.path("letsencrypt");
     let old = pair(&["old.example.com"], 1);
     letsencrypt(&source, &[("old.example.com", "", &old)]);

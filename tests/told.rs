@@ -1,7 +1,6 @@
-//! Servers that are told by a protocol of their own: units over D-Bus, containers
-//! through Docker's API, Caddy by its admin API. Where the server itself cannot run
-//! in a test, what it answers is scripted after its documentation, and the way
-//! there (the bus, the socket) is the real one.
+//! Targets with a protocol of their own: units over D-Bus, containers through Docker's API, Caddy by its
+//! admin API. If the server itself cannot run in a test, a script answers by the server's documentation, over
+//! a real bus or socket.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -19,10 +18,10 @@ use crate::support::embedded::EmbeddedCa;
 use crate::support::{Running, certs, free_port, listens, program, run, until};
 use crate::targets::{NAME, generation, issued, live, verify};
 
-/// What was done to units, in order.
+/// The unit jobs, in order.
 pub(crate) type Done = Arc<Mutex<Vec<String>>>;
 
-/// As org.freedesktop.systemd1 documents it.
+/// The interface as org.freedesktop.systemd1 documents it.
 struct Manager {
     done: Done,
     result: &'static str,
@@ -73,7 +72,7 @@ impl Unit {
     }
 }
 
-/// A bus of our own with a manager on it whose jobs end with `result`.
+/// A private bus with a manager whose jobs end with `result`.
 fn bus(
     ca: &EmbeddedCa,
     result: &'static str,
@@ -145,7 +144,7 @@ fn systemd_target_reloads_unit_over_bus_and_reports_its_failure() {
     assert_eq!(generation(&ca), 1);
 }
 
-/// Docker's API as far as it is used; `create` is what making containers gets.
+/// Docker's API as far as it is used; `create` is the status of requests to create a container.
 #[derive(Clone)]
 struct Api {
     create: u16,
@@ -196,7 +195,7 @@ pub(crate) fn docker(
         )
         .route("/containers/{name}/kill", post(kill))
         .route("/containers/{name}/exec", post(exec))
-        // More than is kept of it.
+        // The output is longer than the part that is kept.
         .route("/exec/{id}/start", post(|| async { "out".repeat(1 << 20) }))
         .route(
             "/exec/{id}/json",
@@ -235,7 +234,7 @@ fn systemd_target_refuses_bus_that_is_not_a_socket() {
 fn docker_target_signals_container_through_filtered_api_only() {
     let ca = issued();
     let (_runtime, host, done) = docker(&ca, 403, 0);
-    // As Docker's own programs are told where the API is.
+    // The variable that Docker's own programs read.
     let mut command = ca.issue(&[NAME, "--force", "--deploy=docker:web:USR1"]);
     run(command.env("DOCKER_HOST", &host), 0);
     assert_eq!(*done.lock().unwrap(), ["kill web USR1"]);
@@ -271,7 +270,7 @@ fn docker_target_uses_unfiltered_api_only_when_configured() {
     assert_eq!(*done.lock().unwrap(), ["kill web HUP"]);
 }
 
-/// Caddy, its port and its API's; `None` when it has ended before it listened.
+/// Caddy with its port and its admin port; `None` if it ended before it listened.
 fn begin_caddy(ca: &EmbeddedCa, program: &std::path::Path) -> Option<(Running, u16, u16)> {
     let (port, plain, admin) = (free_port(), free_port(), free_port());
     let file = ca.path("Caddyfile");
@@ -301,7 +300,7 @@ fn caddy_target_reloads_configuration_with_new_pair() {
     let Some(program) = program("CERTS_LAB_CADDY", "/usr/bin/caddy") else {
         return;
     };
-    // A port that was free may be somebody else's by the time that it is bound.
+    // Another process may take a free port before Caddy binds it.
     let mut tries = (0..5).filter_map(|_| begin_caddy(&ca, &program));
     let (_running, port, admin) = tries.next().expect("no Caddy stays");
     let deploy = format!("--deploy=caddy:localhost:{admin}");
@@ -342,7 +341,7 @@ fn copies_are_written_before_reloads_and_rolled_back_with_them() {
     let combined = live(&ca).join("combined.pem");
     let same = || std::fs::read(&copy).unwrap() == std::fs::read(&combined).unwrap();
     assert!(same());
-    // The hook has seen the store: copies come first, wherever they are listed.
+    // The hook has the store as input: copies come first, whatever their position in the list.
     assert_eq!(std::fs::read_to_string(&log).unwrap().lines().count(), 1);
     let sound = std::fs::read(&combined).unwrap();
     crate::targets::script(&hook, "exit 1");
@@ -432,7 +431,7 @@ fn envoy_loads_each_generation_from_watched_directory() {
     let port = free_port();
     let secret = ca.path("sds.yaml");
     let deploy = format!("--deploy=envoy:{}", secret.display());
-    // It is there before Envoy is, which does not start without it.
+    // Envoy does not start without the file.
     run(&mut ca.issue(&[NAME, &deploy]), 0);
     let config = format!(
         "static_resources:\n  listeners:\n  - name: tls\n    address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}\n    \

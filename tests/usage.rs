@@ -1,12 +1,12 @@
-//! Bad usage: a clear error, exit code 2, and nothing sent or written; and
-//! every text that a user reads before anything has happened.
+//! Usage errors: a clear message, exit code 2, and nothing sent or written. Also every text that a user reads
+//! before the first action.
 
 use std::path::Path;
 use std::process::{Command, Output};
 
 use crate::support::{certs, text};
 
-/// Runs in an empty directory, and says whether anything was left there.
+/// Runs in an empty directory, and returns whether files were left there.
 fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (Output, bool) {
     let directory = tempfile::tempdir().unwrap();
     let output = certs(directory.path())
@@ -123,7 +123,7 @@ fn read_only_commands_write_nothing() {
         assert_eq!(told.is_empty(), said.is_empty(), "{arguments:?}: {told}");
         assert!(!wrote, "{arguments:?} wrote something");
     }
-    // Nor is a directory needed that cannot be made.
+    // A data directory that cannot be created is no error either.
     let (output, _) = run(&["status", "--data-dir", "/proc/none"], &[]);
     assert!(output.status.success(), "{}", text(&output));
 }
@@ -223,7 +223,7 @@ fn closed_stdout_is_not_an_error() {
     assert!(output.status.success(), "{}", text(&output));
 }
 
-/// A pipe that nobody reads.
+/// A pipe without a reader.
 fn closed_pipe() -> std::io::PipeWriter {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -255,7 +255,7 @@ fn help_pages_match_snapshots() {
     }
 }
 
-/// The list of deploy targets comes from their table, and grows with it.
+/// Leaves out the list of deploy targets, which comes from their table and grows with it.
 fn without_targets(help: &str) -> String {
     let (Some(start), Some(end)) = (help.find("nginx[:PID_FILE]"), help.find("($CERTS_DEPLOY)"))
     else {

@@ -1,8 +1,6 @@
-//! What is written for targets on other threads than the first: a copy, a `live`
-//! tree of its own, the file that a server watches, and HAProxy's. Each call about
-//! any file that such a thread makes is a point at which the run is killed, and at
-//! which it fails; which they are a traced run tells, and nobody lists. Whatever
-//! stands there is whole, of before or of after, and the next run finishes it.
+//! Files that threads other than the first write for targets: a copy, a `live` tree, the file that a server
+//! watches, and HAProxy's. Each such call is a point at which the run is killed or the call fails; the points
+//! come from a traced run. Each file is always whole, old or new, and the next run finishes the renewal.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -22,16 +20,16 @@ use crate::support::strace::{Call, Strace};
 use crate::support::{Running, by_depth, free_port, run, text};
 use crate::targets::{NAME, haproxy, issued, live};
 
-/// Of the configuration.
+/// Targets of the configuration.
 const FILES: &[&str] = &["--deploy=copy", "--deploy=tree", "--deploy=edge"];
-/// It is proven, too, which takes half a second.
+/// This target is verified too, which takes half a second.
 const HAPROXY: &[&str] = &["--deploy=front"];
 
 const COPY: &str = "copies/example.com.pem";
 const WATCHED: &str = "copies/example.com.yaml";
 
 struct Written {
-    /// First, as it is ended by a program that reads below `ca`.
+    /// The first field: dropped first, since HAProxy reads below `ca`.
     _haproxy: Option<Running>,
     port: u16,
     /// [`FILES`] or [`HAPROXY`].
@@ -39,12 +37,12 @@ struct Written {
     ca: EmbeddedCa,
     oracle: Oracle,
     strace: Strace,
-    /// The watched file, of some generation.
+    /// The watched file of one generation, as a pattern for the others.
     watched: String,
 }
 
 impl Written {
-    /// `None` where there is no HAProxy.
+    /// `None` without HAProxy.
     fn start(strace: Strace, targets: &'static [&'static str]) -> Option<Self> {
         let ca = issued();
         std::fs::create_dir(ca.path("copies")).unwrap();
@@ -96,7 +94,7 @@ impl Written {
         self.oracle.live().unwrap().unwrap()
     }
 
-    /// What the next renewal makes.
+    /// The generation that the next renewal makes.
     fn newest(&self) -> Generation {
         Generation(self.live().generation.0 + 1)
     }
@@ -110,7 +108,7 @@ impl Written {
         points
     }
 
-    /// Every place holds one of `pairs`, whole, and no key is open to others.
+    /// Asserts that every target holds one of `pairs`, whole, and that no key is readable by others.
     fn stands(&self, pairs: &[&Pair], case: &str) {
         let is_one = |place: &str| {
             let found = std::fs::read(self.ca.path(place)).unwrap();
@@ -142,13 +140,13 @@ impl Written {
         format!("# Generation {generation} of {rest}")
     }
 
-    /// A renewal that was disturbed, left alone now.
+    /// Lets a disturbed renewal finish.
     fn ends_well(&self, renewal: Renewal, case: &str) {
         renewal.ends_well_by(|_| run(&mut self.renew(&[]), 0));
         self.stands(&[&self.live()], case);
     }
 
-    /// Whether it came to where it was to be killed.
+    /// Whether the run reached its kill point.
     fn survives_kill(&self, aimed: &Aimed) -> bool {
         let case = format!("killed at {aimed:?}");
         let (before, newest) = (self.live(), self.newest());
@@ -167,7 +165,7 @@ impl Written {
         killed
     }
 
-    /// The exit code of the run in which it failed.
+    /// The exit code of the run in which the call failed.
     fn survives_error(&self, aimed: &Aimed, error: &str) -> i32 {
         let case = format!("{error} at {aimed:?}");
         let (before, newest) = (self.live(), self.newest());
@@ -188,7 +186,7 @@ impl Written {
     }
 }
 
-/// In no file below `directory`, whatever its name.
+/// Checks every file below `directory`, whatever its name.
 fn no_key_is_open(directory: &Path, case: &str) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
@@ -218,12 +216,12 @@ fn kills(what: &str, targets: &'static [&'static str]) {
         { points.step_by(by_depth(6, 1, 1)) }.partition(|aimed| written.survives_kill(aimed));
     eprintln!("{what}: {} kills; not come to: {ended:?}", killed.len());
     assert!(killed.len() > ended.len() * 5, "{what}: {ended:?}");
-    // No kind of call was missed.
+    // Every kind of call was killed at least once.
     let kind = |aimed: &Aimed| { killed.iter() }.any(|other| other.call == aimed.call);
     assert!(ended.iter().all(kind), "{what}: {ended:?}");
 }
 
-/// Each with one of its errors, or in full with all of them.
+/// Fails each call with one of its errors, or at full depth with all of them.
 fn errors_of(what: &str, targets: &'static [&'static str]) {
     let Some(written) = start(what, targets) else {
         return;
@@ -243,7 +241,7 @@ fn errors_of(what: &str, targets: &'static [&'static str]) {
     assert!(noticed * 2 > codes.values().sum(), "{what}: {codes:?}");
 }
 
-/// The generation that each place holds, whole, after a power loss.
+/// The generation of each target after a power loss; each must be whole.
 fn found_after(written: &Written, tree: &Tree, pairs: &[&Pair]) -> Result<[Generation; 3], String> {
     let content = |path: &Path| match tree.get(path) {
         Some(Node::File { bytes, .. }) => Ok(&bytes[..]),
@@ -275,7 +273,7 @@ fn found_after(written: &Written, tree: &Tree, pairs: &[&Pair]) -> Result<[Gener
     Ok([copy, pair.generation, watched])
 }
 
-/// What the record on that disk says is written.
+/// The generations that the record on that disk lists as deployed.
 fn recorded_in(tree: &Tree) -> Result<[Generation; 3], String> {
     let record = tree.get(Path::new("data/records/example.com/record.json"));
     let Some(Node::File { bytes, .. }) = record else {
@@ -291,8 +289,8 @@ fn recorded_in(tree: &Tree) -> Result<[Generation; 3], String> {
     }))
 }
 
-/// How many crashes each place survives, and how many of them came when it was
-/// recorded already; the first that it does not survive is an error.
+/// How many crashes each target survives, and how many of them came after all was recorded. Returns an error
+/// for the first crash that it does not survive.
 fn crashes(
     written: &Written,
     disk: &Disk,
@@ -355,7 +353,7 @@ fn files_are_whole_and_recorded_files_exist_after_power_loss() {
         &pairs,
     );
     assert_eq!(last, Ok([after.generation; 3]), "the run ended well");
-    // But those of directories that stood there already no flush is there for nothing.
+    // Every flush is needed, except those of directories that existed before.
     let stood = ["/copies", "/copies/out", "/copies/out/archive"];
     let (mut needed, mut spare) = (0, Vec::new());
     for (nth, path) in disk.flushes().iter().enumerate() {

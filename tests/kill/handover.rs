@@ -1,6 +1,5 @@
-//! `kill -9` of a renewal that tells a server, nginx by a signal or HAProxy by what it
-//! is sent, and has it proven, at every call from the first one that publishes on: the
-//! server always shows a whole pair, and the next run finishes what was begun, with the
+//! `kill -9` of a renewal that reloads nginx by a signal or HAProxy over its socket, at every call from the
+//! publication on. The server always shows a whole pair, and the next run deploys and verifies it with the
 //! same order.
 
 use std::process::Command;
@@ -16,7 +15,7 @@ use crate::support::strace::{Call, Point, Strace, is_about, points};
 use crate::support::{Nginx, Running, by_depth, free_port, run};
 use crate::targets::{NAME, haproxy, issued, live, verify};
 
-/// Ended with its test.
+/// A server that ends with its test.
 enum Server {
     Nginx(Nginx),
     Haproxy { _running: Running, port: u16 },
@@ -42,7 +41,7 @@ impl Server {
 }
 
 struct Told {
-    /// First, as it is ended by a program that reads the pair below `ca`.
+    /// The first field: dropped first, since the server reads below `ca`.
     server: Server,
     ca: EmbeddedCa,
     oracle: Oracle,
@@ -86,7 +85,7 @@ impl Told {
         points
     }
 
-    /// The leaf that the server shows to whoever comes now.
+    /// The leaf that the server shows to a new connection.
     fn shown(&self) -> Fingerprint {
         self.ca.shown_at(self.server.port(), NAME)
     }
@@ -96,7 +95,7 @@ impl Told {
         let live = || self.oracle.live().unwrap().unwrap().facts.fingerprint;
         let before = live();
         let mut renewal = Renewal::begin(&self.ca, &[NAME], case.clone());
-        // Alone: of the programs that it runs, none is killed in its place.
+        // strace does not follow children, so no other program is killed instead.
         let mut killing = self.strace.killing(&self.renew(&["--force"]), point);
         let output = killing.output().unwrap();
         if output.status.success() {
@@ -113,7 +112,7 @@ impl Told {
         self.is_proven(&case);
     }
 
-    /// Told and seen, by the record and by ourselves.
+    /// Asserts that the pair is deployed and served, by the record and by a handshake.
     fn is_proven(&self, case: &str) {
         let pair = self.oracle.live().unwrap().unwrap();
         assert_eq!(self.shown(), pair.facts.fingerprint, "{case}");

@@ -1,6 +1,6 @@
-//! `kill -9` of `certs run` while it asks its CA for the time, since its clock has jumped,
-//! and each call about our files that fails then. Nothing is due: whatever becomes of the
-//! question, nobody orders, what is live stays, and a CA that was silent is asked again.
+//! `kill -9` of `certs run` while it asks its CA for the time after a clock jump, and a failure of each file
+//! call in that time. Nothing is due: it orders nothing, the live pair stays, and an unreachable CA is asked
+//! again.
 
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -23,21 +23,21 @@ use crate::support::strace::aimed::{Aimed, about};
 use crate::support::strace::{Call, Point, Strace, is_about, points};
 use crate::support::{by_depth, certs, free_port, run, until};
 
-/// Of which no other is made.
+/// The only generation in these tests.
 const GENERATION: Generation = Generation(1);
 
-/// What a sidecar keeps.
+/// The directories of a sidecar.
 const TREES: [&str; 2] = ["data", "out"];
 
-/// Whoever looks at the clock once a minute has done so.
+/// Longer than the minute between two looks at the clock.
 const A_MINUTE: Duration = Duration::from_secs(61);
 
-/// What befalls a sidecar that has nothing to do.
+/// A clock jump under an idle sidecar.
 #[derive(Clone, Copy, Debug)]
 struct Jump {
-    /// Seconds.
+    /// In seconds.
     ahead: i64,
-    /// Whether the CA is silent from then on.
+    /// Whether the CA is unreachable from then on.
     is_silent: bool,
 }
 
@@ -64,7 +64,7 @@ struct Jumped {
 }
 
 impl Jumped {
-    /// `None`, and a line, where `what` is not possible.
+    /// `None`, and a line, if `what` is not possible here.
     fn start(what: &str) -> Option<Self> {
         let (strace, clocks) = (Strace::find_seeing(what)?, Clocks::find(what)?);
         let ca = EmbeddedCa::start();
@@ -80,14 +80,14 @@ impl Jumped {
         })
     }
 
-    /// A sidecar that has nothing to do, and has nothing to ask.
+    /// An idle sidecar with no request left to send.
     fn sidecar(&self) -> Sidecar {
         let sidecar = self.started();
         sidecar.settles(&self.clocks, &self.ca);
         sidecar
     }
 
-    /// One that is ready, by the right time.
+    /// A sidecar that is ready, with the right time.
     fn started(&self) -> Sidecar {
         self.clocks.set_ahead(0);
         let mut command = configured(&self.ca, &NAMES, self.admin);
@@ -97,8 +97,7 @@ impl Jumped {
         sidecar
     }
 
-    /// The clock jumps, and a minute passes, until `sidecar` has asked or is no more, or
-    /// `is_over`.
+    /// The clock jumps and a minute passes, until `sidecar` has asked or ended, or `is_over`.
     fn jumps(&self, sidecar: &mut Sidecar, jump: Jump, is_over: impl Fn() -> bool) {
         let asked = sidecar.questions();
         if jump.is_silent {
@@ -109,7 +108,7 @@ impl Jumped {
         let (case, mut looks) = (format!("{jump:?}"), 0);
         until(&case, || {
             looks += 1;
-            // Who had looked just before it jumped, and slept just afterwards, does once more.
+            // A task may read the clock just before the jump and sleep just after, so another minute passes.
             if looks % 50 == 0 {
                 woken.push(self.a_minute_passes(sidecar));
             }
@@ -118,7 +117,7 @@ impl Jumped {
         self.ca.script.clear();
     }
 
-    /// Nobody says a word to it: an answer would be calls of its own.
+    /// Connects without a request, since a reply would add calls.
     fn a_minute_passes(&self, sidecar: &mut Sidecar) -> Option<TcpStream> {
         let mut connected = None;
         let wake = || connected = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin)).ok();
@@ -127,7 +126,7 @@ impl Jumped {
         connected
     }
 
-    /// Beside what it has `asked` before.
+    /// Whether there are more questions than `asked`.
     fn has_asked(&self, sidecar: &Sidecar, jump: Jump, asked: usize) -> bool {
         match jump.is_silent {
             true => self.is_silence_stored(),
@@ -141,7 +140,7 @@ impl Jumped {
         known.is_ok_and(|(state, _)| state.windowless.is_some())
     }
 
-    /// Each case begins with the same files: whether a window is asked for, too, goes by them.
+    /// Each case begins with the same files, since they decide whether a window is requested too.
     fn restore(&self) {
         for tree in TREES {
             std::fs::remove_dir_all(self.ca.path(tree)).unwrap();
@@ -153,8 +152,7 @@ impl Jumped {
         FileStore::existing(self.ca.path("data")).unwrap()
     }
 
-    /// From the jump until the question is asked, with the process that made them; `None`
-    /// where nobody may look.
+    /// The calls from the jump until the question is asked, with the pid; `None` without permission to trace.
     fn calls(&self, jump: Jump) -> Option<(u32, Vec<Call>)> {
         self.restore();
         let (file, mut sidecar) = (self.ca.path("trace"), self.sidecar());
@@ -164,7 +162,7 @@ impl Jumped {
         let process = sidecar.running.id();
         sidecar.stop();
         let mut calls = Strace::traced_alone(&file);
-        // What is looked at afterwards, as at any start, comes or does not before the end.
+        // Later calls, as after any start, may come after the end.
         let known = [self.ca.path("data/authorities"), self.ca.path("run.log")];
         let known = known.each_ref().map(PathBuf::as_path);
         let last = calls.iter().rposition(|call| is_about(call, &known));
@@ -180,11 +178,11 @@ impl Jumped {
         let mut sidecar = self.sidecar();
         let tracer = self.strace.kill_from_now(&sidecar.running, point);
         self.jumps(&mut sidecar, jump, || false);
-        // What came in another order than in the traced run may be to come still.
+        // Calls may come in another order than in the traced run, so the point may still be ahead.
         let _woken = self.a_minute_passes(&mut sidecar);
         match sidecar.running.has_ended() {
             true => tally.kills += 1,
-            // It does not make as many such calls each time.
+            // The number of such calls differs between runs.
             false => tally.ended += 1,
         }
         drop((tracer, sidecar));
@@ -199,8 +197,8 @@ impl Jumped {
         assert_eq!(orders.placed, 0, "{jump:?}, {point:?}");
     }
 
-    /// Where the question comes to nothing it is asked again, without another jump. Says
-    /// whether the call was made, and failed.
+    /// Fails one call. A question that fails is asked again without another jump. Returns whether the call
+    /// was made and failed.
     fn survives_an_error(&self, jump: Jump, aimed: &Aimed, error: &str) -> bool {
         let case = format!("{jump:?}, {error} at {aimed:?}");
         let mut renewal = Renewal::begin(&self.ca, &NAMES, case);
@@ -215,7 +213,7 @@ impl Jumped {
         };
         let asked = sidecar.questions();
         self.jumps(&mut sidecar, jump, has_failed);
-        // What came in another order than in the traced run may be to come still.
+        // Calls may come in another order than in the traced run, so the point may still be ahead.
         let _woken = self.a_minute_passes(&mut sidecar);
         Strace::detach(tracer.unwrap());
         let has_failed = has_failed();
@@ -223,7 +221,7 @@ impl Jumped {
         let orders = renewal.ends_well_by(|case| {
             until(case, || {
                 self.clocks.pass(A_MINUTE, || _ = sidecar.readiness());
-                // Of the two lines one may be what could not be written.
+                // One of the two log lines may be the write that failed.
                 sidecar.questions() > asked || !alarms(&sidecar.log()).is_empty()
             });
             self.finds_nothing_due(case);

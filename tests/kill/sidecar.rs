@@ -1,6 +1,5 @@
-//! `kill -9` of `certs run`, from its start until it is ready: started again it
-//! is ready unaided, with the same order. What it is asked to do is a first
-//! issuance, or a renewal, as it was told another CA.
+//! `kill -9` of `certs run` between its start and its readiness. Started again it becomes ready by itself,
+//! with the same order. The work is a first issuance, or a renewal after a change of the CA's URL.
 
 use std::process::Command;
 use std::time::Duration;
@@ -20,11 +19,11 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 struct Kept {
     ca: EmbeddedCa,
-    /// The same for every run: one of its own each might be another test's.
+    /// One port for all runs: a new port each time could belong to another test.
     admin: u16,
     oracle: Oracle,
     strace: Strace,
-    /// Which of the two URLs of the one CA it is told.
+    /// Which of the CA's two URLs is configured.
     other: bool,
     tally: Tally,
 }
@@ -51,14 +50,14 @@ impl Kept {
         command
     }
 
-    /// Whether another certificate than `before` is live and all agrees. It asks
-    /// no sidecar: each answer would be a call of its own.
+    /// Whether a certificate other than `before` is live and all agrees. It sends the sidecar no request,
+    /// since each reply would add calls.
     fn is_done(&self, before: Option<&Pair>) -> bool {
         let settled = self.oracle.settled();
         settled.is_ok_and(|pair| Some(&pair) != before)
     }
 
-    /// From the first call that has to do with our files on.
+    /// The points from the first call about our files on.
     fn points(&self) -> Vec<Point> {
         let (file, before) = (self.ca.path("trace"), self.oracle.live().unwrap());
         let command = self.command();
@@ -83,7 +82,7 @@ impl Kept {
         let mut sidecar = Sidecar::start_as(&self.ca, &mut killing, self.admin);
         let is_done = || sidecar.running.has_ended() || self.is_done(before.as_ref());
         until_within(&case, MINUTE, is_done);
-        // It may well come to that point while it ends.
+        // The sidecar may reach the point while it ends.
         if !sidecar.running.has_ended() {
             sidecar.running.signal(Signal::TERM);
         }
@@ -99,7 +98,7 @@ impl Kept {
         self.tally.add(orders);
     }
 
-    /// Started again, it is ready without any help.
+    /// Started again, it becomes ready without help.
     fn left_alone(&self, case: &str) -> String {
         let mut command = self.command();
         let sidecar = Sidecar::start_as(&self.ca, &mut command, self.admin);
@@ -110,7 +109,7 @@ impl Kept {
     }
 }
 
-/// Each has the other URL of the CA than the one before it.
+/// Each run uses the other URL of the CA than the previous one.
 fn renewals(what: &str, stride: usize) {
     let Some(mut kept) = Strace::find_seeing(what).map(Kept::start) else {
         return;
@@ -124,7 +123,7 @@ fn renewals(what: &str, stride: usize) {
     kept.tally.tell(what, by_depth(3, 20, 100));
 }
 
-/// Each in a directory without anything.
+/// Each run in empty directories.
 fn first_issuances(what: &str, stride: usize) {
     let Some(mut kept) = Strace::find_seeing(what).map(Kept::start) else {
         return;

@@ -1,5 +1,4 @@
-//! Clocks that a test moves: those of one process, which runs on meanwhile, and that of
-//! the CA in this one.
+//! Adjustable clocks: those of a running process, and that of the CA in this process.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -21,7 +20,7 @@ pub(crate) struct Clocks {
     numbers: File,
 }
 
-/// What stands in the file, as `clock.c` has it.
+/// The numbers in the file, in the order of `clock.c`.
 #[derive(Clone, Copy)]
 enum Number {
     Wall,
@@ -31,7 +30,7 @@ enum Number {
 }
 
 impl Clocks {
-    /// `None`, and a line that says why `what` was left out.
+    /// `None`, and a line that says why `what` was skipped.
     pub(crate) fn find(what: &str) -> Option<Self> {
         let made = Self::make();
         let made = made.and_then(|clocks| clocks.probe().map(|()| clocks));
@@ -54,7 +53,7 @@ impl Clocks {
         Ok(Self { directory, numbers })
     }
 
-    /// A program that is static does not heed what is preloaded.
+    /// A static program ignores preloaded libraries.
     fn probe(&self) -> Result<(), String> {
         let directory = tempfile::tempdir().unwrap();
         let mut status = certs(directory.path());
@@ -65,25 +64,25 @@ impl Clocks {
         Ok(())
     }
 
-    /// What `command` starts has these clocks.
+    /// Gives these clocks to the process that `command` starts.
     pub(crate) fn preload<'c>(&self, command: &'c mut Command) -> &'c mut Command {
         command
             .env("LD_PRELOAD", self.directory.path().join("clock.so"))
             .env("CLOCK_NUMBERS", self.directory.path().join("numbers"))
     }
 
-    /// From now on their wall clock is ahead of the right time by so many seconds.
+    /// Sets their wall clock `seconds` ahead of the right time.
     pub(crate) fn set_ahead(&self, seconds: i64) {
         self.write(Number::Wall, seconds);
     }
 
-    /// So much time passes for them. The kernel does not know, so that nobody wakes for it:
-    /// `wake` gives them something else to do. Returns when both clocks were read since.
+    /// Lets `time` pass on both clocks. The kernel does not know, so no timer fires: `wake` must give the
+    /// process work. Returns once both clocks have been read.
     pub(crate) fn pass(&self, time: Duration, wake: impl FnOnce()) {
         self.pass_unless(time, wake, || false);
     }
 
-    /// The same where whoever is to read them may be no more, as `has_ended` says.
+    /// The same for a process that may end first, as `has_ended` tells.
     pub(crate) fn pass_unless(
         &self,
         time: Duration,
@@ -119,7 +118,7 @@ impl Clocks {
     }
 }
 
-/// The right time, and so many seconds.
+/// A clock that is ahead of the right time by an adjustable number of seconds.
 #[derive(Debug, Default)]
 pub(crate) struct Moved(AtomicI64);
 

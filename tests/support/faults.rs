@@ -1,5 +1,5 @@
-//! A script of what goes wrong with the embedded CA: a layer round its service
-//! that loses, delays, breaks and forges. The CA itself knows nothing of it.
+//! A script of faults for the embedded CA: a layer around its service that loses, delays, breaks and forges.
+//! The CA itself does not know of it.
 
 mod forge;
 
@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use tower_service::Service;
 use x509_parser::prelude::FromDer;
 
-/// What a request is for, told by its path.
+/// The purpose of a request, known by its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Endpoint {
     Directory,
@@ -60,16 +60,16 @@ impl Endpoint {
     }
 }
 
-/// What goes wrong with one request.
+/// A fault of one request.
 #[derive(Clone, Debug)]
 pub(crate) enum Fault {
-    /// The connection ends before the CA has seen the request.
+    /// The connection ends before the CA has received the request.
     DropBefore,
-    /// The CA has acted; its reply is lost.
+    /// The CA has acted, and its reply is lost.
     DropAfter,
-    /// The CA never acts, and the connection stays.
+    /// The CA never acts, and the connection stays open.
     HangBefore,
-    /// The CA has acted; its reply never comes, and the connection stays.
+    /// The CA has acted, its reply never comes, and the connection stays open.
     HangAfter,
     /// The reply comes late.
     Delay(Duration),
@@ -77,37 +77,37 @@ pub(crate) enum Fault {
     Held,
     /// A reply of our own: status, content type, body, `Retry-After`.
     Reply(u16, &'static str, String, Option<&'static str>),
-    /// Half of the body, and the end of the connection.
+    /// Half of the body, then the end of the connection.
     Truncated,
-    /// 100 MB where JSON belongs.
+    /// 100 MB in place of JSON.
     Endless,
-    /// To another place on the same CA.
+    /// A redirect to another path on the same CA.
     Redirect,
     /// No `Replay-Nonce`.
     NoNonce,
-    /// This many of a hundred nonces are rejected, each with a fresh one.
+    /// The percentage of nonces that are rejected, each with a fresh one.
     BadNonce(u64),
     /// Every challenge has this token.
     Token(String),
-    /// Nothing but challenges of kinds that nobody knows.
+    /// Only challenges of unknown types.
     UnknownChallenges,
-    /// A challenge of an unknown kind before the others.
+    /// A challenge of an unknown type before the others.
     OneMoreChallenge,
-    /// The order is for ever `processing`.
+    /// The order stays `processing` for ever.
     Processing,
-    /// Another chain than the right one.
+    /// An invalid chain.
     Chain(Chain),
-    /// The JSON value at this pointer is this one; `{}` is what was there.
+    /// The JSON value at this pointer is replaced; `{}` is the old value.
     Field(&'static str, String),
-    /// One more header, in the place of one that is there; `{}` is what was there.
+    /// A header is added or replaced; `{}` is the old value.
     Header(&'static str, String),
-    /// The first key that a certificate is asked for is one that has leaked.
+    /// The first key of a certificate counts as leaked.
     LeakedKey,
-    /// So is every other.
+    /// Every key counts as leaked.
     LeakedKeys,
 }
 
-/// How a chain is wrong.
+/// How a chain is invalid.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Chain {
     OfAnotherKey,
@@ -115,7 +115,7 @@ pub(crate) enum Chain {
     Expired,
     NoPem,
     WithoutIntermediate,
-    /// The right one, after words for a shell and for a terminal.
+    /// A valid chain, after text that attacks shells and terminals.
     AfterWords,
 }
 
@@ -137,13 +137,13 @@ impl Fault {
         Self::Reply(status, "text/html; charset=utf-8", body, None)
     }
 
-    /// A reply about renewal: the body, and `Retry-After`.
+    /// A reply with renewal information: the body, and `Retry-After`.
     pub(crate) fn renewal(body: &str, retry_after: Option<&'static str>) -> Self {
         Self::Reply(200, "application/json", body.to_owned(), retry_after)
     }
 }
 
-/// Which of the requests to an endpoint, counted from when the rule was made.
+/// Which requests to an endpoint, counted from the creation of the rule.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Which {
     Every,
@@ -151,7 +151,7 @@ pub(crate) enum Which {
     Nth(u32),
 }
 
-/// What shall go wrong, and how often was asked for what. Clones are one script.
+/// The rules of faults, and counts of the requests. Clones share one script.
 #[derive(Clone, Default)]
 pub(crate) struct Script(Arc<Mutex<Scripted>>);
 
@@ -163,7 +163,7 @@ struct Scripted {
     unfollowed: Option<String>,
     leaked: BTreeSet<Vec<u8>>,
     accounts: BTreeSet<String>,
-    /// Seconds from the right time to what the CA says it is.
+    /// Seconds by which the CA's `Date` is ahead of the right time.
     ahead: i64,
     dice: SeededRandom,
 }
@@ -185,7 +185,7 @@ impl Default for Scripted {
 }
 
 struct Rule {
-    /// `None`: any.
+    /// `None` means any endpoint.
     endpoint: Option<Endpoint>,
     which: Which,
     seen: u32,
@@ -203,54 +203,54 @@ impl Script {
         self.with(|scripted| scripted.rules.push(rule));
     }
 
-    /// Nothing goes wrong from here on.
+    /// Removes all faults.
     pub(crate) fn clear(&self) {
         self.with(|scripted| scripted.rules.clear());
     }
 
-    /// Every reply says that it is this many seconds later than it is.
+    /// Makes every reply show a time this many seconds ahead.
     pub(crate) fn set_ahead(&self, seconds: i64) {
         self.with(|scripted| scripted.ahead = seconds);
     }
 
-    /// What the CA says of the time; `None` where its server says it, rightly.
+    /// The `Date` of the CA's replies; `None` if its server sets the right one.
     fn date(&self) -> Option<HeaderValue> {
         let ahead = self.with(|scripted| scripted.ahead);
         let shown = time::OffsetDateTime::now_utc() + time::Duration::seconds(ahead);
         (ahead != 0).then(|| httpdate::fmt_http_date(shown.into()).parse().unwrap())
     }
 
-    /// How many requests there were.
+    /// The number of requests.
     pub(crate) fn count(&self, endpoint: Endpoint) -> u32 {
         self.with(|scripted| scripted.counts.get(&endpoint).copied().unwrap_or(0))
     }
 
-    /// How many of them the CA has done, whether or not its reply arrived.
+    /// The number of requests on which the CA has acted, whether or not its reply arrived.
     pub(crate) fn committed(&self, endpoint: Endpoint) -> u32 {
         self.with(|scripted| scripted.committed.get(&endpoint).copied().unwrap_or(0))
     }
 
-    /// How many orders the CA has shown to be invalid.
+    /// The number of orders that the CA has shown as invalid.
     pub(crate) fn given_up(&self) -> u32 {
         self.with(|scripted| u32::try_from(scripted.given_up.len()).unwrap())
     }
 
-    /// How many keys the CA has refused.
+    /// The number of keys that the CA has refused.
     pub(crate) fn leaked(&self) -> usize {
         self.with(|scripted| scripted.leaked.len())
     }
 
-    /// How many accounts the CA has given a URL.
+    /// The number of accounts that have a URL.
     pub(crate) fn accounts(&self) -> usize {
         self.with(|scripted| scripted.accounts.len())
     }
 
-    /// The URL of the newest order, until somebody asks for an authorization.
+    /// The URL of the newest order, until its authorization is requested.
     pub(crate) fn unfollowed_order(&self) -> Option<String> {
         self.with(|scripted| scripted.unfollowed.clone())
     }
 
-    /// Counts a request and says what goes wrong with it.
+    /// Counts a request and returns its fault.
     fn next(&self, endpoint: Endpoint) -> Option<Fault> {
         self.with(|scripted| {
             *scripted.counts.entry(endpoint).or_default() += 1;
@@ -297,7 +297,7 @@ impl fmt::Display for Dropped {
 
 impl std::error::Error for Dropped {}
 
-/// A CA's service with a script round it; also without any socket.
+/// A CA's service behind a script; usable without a socket too.
 #[derive(Clone)]
 pub(crate) struct Faulty {
     router: Router,
@@ -439,7 +439,7 @@ async fn answer(
     }
 }
 
-/// Refuses the key of the request's CSR, if it is the first or `all` are.
+/// Refuses the key of the request's CSR if it is the first, or if `all` are refused.
 async fn ask_with_leaked_key(mut ca: Counted, request: Request<Body>, all: bool) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
@@ -503,7 +503,7 @@ async fn bad_nonce(mut router: Router) -> Response<Body> {
     reply
 }
 
-/// So many bytes of white space, which begin any JSON.
+/// A number of spaces, which may precede any JSON.
 struct Flood(u64);
 
 impl http_body::Body for Flood {

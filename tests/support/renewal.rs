@@ -1,12 +1,12 @@
-//! One renewal (or first issuance) that is disturbed, and then left alone: what
-//! is live meanwhile, and how often the CA was asked for what.
+//! One renewal (or first issuance) that is disturbed and then left to finish: the live pair meanwhile, and
+//! the number of requests to the CA.
 
 use super::embedded::EmbeddedCa;
 use super::faults::Endpoint;
 use super::oracle::{Oracle, Pair};
 use super::text;
 
-/// A renewal from before its first run.
+/// The state of a renewal before its first run.
 pub(crate) struct Renewal<'a> {
     ca: &'a EmbeddedCa,
     oracle: Oracle,
@@ -14,22 +14,22 @@ pub(crate) struct Renewal<'a> {
     case: String,
     before: Option<Pair>,
     counts: Counts,
-    /// When the last run began.
+    /// The counts at the start of the last run.
     last: Counts,
-    /// Orders whose URL died with the CA's reply.
+    /// Orders whose URL was lost with the CA's reply.
     lost_urls: u32,
 }
 
-/// What the CA was asked for.
+/// The orders and certificates that the CA was asked for.
 #[derive(Clone, Copy)]
 struct Counts {
     orders: u32,
     certificates: u32,
-    /// By the CA, which had looked for an answer when the listener was dead.
+    /// Orders that became invalid because the CA validated while the listener was dead.
     given_up: u32,
 }
 
-/// How it went with the one order that is allowed, and the reasons for more.
+/// The number of orders, where one is allowed, and the reasons for more.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Orders {
     pub(crate) placed: u32,
@@ -52,8 +52,8 @@ impl<'a> Renewal<'a> {
         }
     }
 
-    /// After a run that did not end well: the pair of before is live, every
-    /// byte of it, or the whole next one.
+    /// Asserts after an unsuccessful run that the previous pair is live, byte for byte, or the whole next
+    /// one.
     pub(crate) fn is_whole(&mut self) {
         let case = &self.case;
         let live = self.oracle.live();
@@ -66,8 +66,7 @@ impl<'a> Renewal<'a> {
         self.excuse();
     }
 
-    /// The run ended between the CA's order and its next request, and nobody
-    /// knows the order's URL.
+    /// Counts an order whose URL is lost, since the run ended between the CA's reply and its storage.
     fn excuse(&mut self) {
         let case = &self.case;
         let record = self.oracle.record();
@@ -82,8 +81,7 @@ impl<'a> Renewal<'a> {
         self.last = now;
     }
 
-    /// Leaves it alone: exit 0, everything settled, one order and never two
-    /// certificates.
+    /// Lets it finish: exit 0, everything settled, one order and at most one certificate.
     pub(crate) fn ends_well(self) -> Orders {
         let mut command = self.ca.issue(self.names);
         self.ends_well_by(|case| {
@@ -94,8 +92,7 @@ impl<'a> Renewal<'a> {
         })
     }
 
-    /// The same where `finish` does what is left to be done, and gives what was
-    /// said of it.
+    /// The same with `finish` in place of the command; it returns the output.
     pub(crate) fn ends_well_by(self, finish: impl FnOnce(&str) -> String) -> Orders {
         let case = &self.case;
         let told = finish(case);
@@ -111,7 +108,7 @@ impl<'a> Renewal<'a> {
         assert!(orders.placed <= allowed, "{case}: {orders:?}: {told}");
         let certificates = now.certificates - before.certificates;
         assert!(certificates <= 1, "{case}: {certificates} certificates");
-        // What was ordered is used, and nothing else is new.
+        // The ordered certificate is live, and nothing else is new.
         let renewed = self.before.as_ref() != Some(&after);
         assert_eq!(renewed, orders.placed > 0, "{case}: {told}");
         assert_eq!(renewed, certificates == 1, "{case}: {told}");

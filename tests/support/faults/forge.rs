@@ -1,4 +1,4 @@
-//! Replies of the CA as a fault changes them.
+//! Replies of the CA with a fault in them.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -16,7 +16,7 @@ use x509_parser::prelude::FromDer;
 
 use super::{Chain, Dropped, Fault};
 
-/// The reply as the fault has it.
+/// The reply with the fault applied.
 pub(super) async fn spoil(reply: Response<Body>, fault: &Fault) -> Response<Body> {
     let (mut parts, body) = reply.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
@@ -69,7 +69,7 @@ pub(super) async fn spoil(reply: Response<Body>, fault: &Fault) -> Response<Body
     Response::from_parts(parts, body)
 }
 
-/// Puts `value` where `pointer` leads, also where nothing is there yet.
+/// Writes `value` at `pointer`, and creates a missing field.
 fn set(document: &mut Value, pointer: &str, value: &str) {
     let (parent, name) = pointer.rsplit_once('/').unwrap();
     let Some(parent) = document.pointer_mut(parent) else {
@@ -127,7 +127,7 @@ fn forge_chain(chain: &str, how: Chain) -> String {
     }
 }
 
-/// A part of a body, and then an error, which ends the connection.
+/// A part of a body and then an error, which ends the connection.
 struct Cut(Option<Bytes>);
 
 impl http_body::Body for Cut {

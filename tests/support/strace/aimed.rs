@@ -1,5 +1,5 @@
-//! Calls by the path that they are about, whichever thread makes them: with many
-//! threads neither that nor how many calls it made before is the same twice.
+//! Calls identified by their path, in any thread: with many threads, neither the thread nor its call count is
+//! stable between runs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,26 +10,25 @@ use certs::record::Generation;
 use super::{Call, Strace, keep_environment};
 use crate::support::Running;
 
-/// A call about one path of the next run of the same command.
+/// A call about one path in the next run of the same command.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Aimed {
     pub(crate) call: String,
-    /// `$$` stands for the process's number and `{n}` for the generation that is
-    /// older by n than the newest.
+    /// `$$` is the pid, and `{n}` the generation that is n older than the newest.
     path: String,
-    /// Of the calls that one thread makes about it, from 1.
+    /// The number among the calls of one thread about it, from 1.
     nth: u32,
 }
 
-/// The calls of `calls` about what is below `root` that the first thread does not
-/// make, each with one that did it. `newest` was made in that run.
+/// The calls about files below `root` in threads other than the first, each with an example. `newest` is the
+/// generation of that run.
 pub(crate) fn elsewhere(calls: &[Call], root: &Path, newest: Generation) -> BTreeMap<Aimed, Call> {
     let first = calls.first().map_or(0, |call| call.process);
     let others = calls.iter().filter(|call| call.process != first);
     about(others, root, first, newest)
 }
 
-/// The calls of `calls` about what is below `root`, in a run whose process was `process`.
+/// The calls about files below `root`, in a run of the process `process`.
 pub(crate) fn about<'c>(
     calls: impl IntoIterator<Item = &'c Call>,
     root: &Path,
@@ -96,8 +95,8 @@ fn pattern(path: &str, process: u32, newest: Generation) -> String {
 }
 
 impl Strace {
-    /// `command`, killed when one of its threads is about to do `aimed`; the
-    /// generation that it makes is `newest`.
+    /// `command`, killed when one of its threads is about to execute `aimed`; `newest` is the generation that
+    /// it makes.
     pub(crate) fn kill_aimed(
         &self,
         command: &Command,
@@ -128,8 +127,7 @@ impl Strace {
         let options = ["-f", "-D", "-qq", "-o", "/dev/null"];
         let options = [&options[..], &["-e", &trace, "-e", &inject]].concat();
         let under = self.under(command, &options);
-        // Only itself knows its number, and keeps it when it becomes another program;
-        // with -D so does what is traced.
+        // Only the shell knows its own pid, and `exec` keeps it; with -D, so does the traced program.
         let mut shell = Command::new("/bin/sh");
         shell.args(["-c", &format!("exec \"$0\" -P \"{path}\" \"$@\"")]);
         shell.arg(under.get_program()).args(under.get_args());
@@ -137,8 +135,8 @@ impl Strace {
         shell
     }
 
-    /// From now on `aimed` fails in the first thread of `process`, once; that it did is
-    /// written to `file`. As [`Self::fail_from_now`].
+    /// Fails `aimed` in the first thread of `process` once, from now on, and records the failure in `file`.
+    /// As [`Self::fail_from_now`].
     pub(crate) fn fail_aimed_from_now(
         &self,
         process: &Running,
@@ -154,8 +152,7 @@ impl Strace {
         self.attach(process, &["-P", &path, "-e", &trace, "-e", &inject], file)
     }
 
-    /// Every call of one run that the first thread does not make, about what is
-    /// below `root`.
+    /// Every call about files below `root` in threads other than the first.
     pub(crate) fn elsewhere(
         &self,
         command: &Command,
