@@ -38,7 +38,7 @@ impl EmbeddedCa {
         Self::begun(0, change)
     }
 
-    /// A CA that was created `seconds` ago, with a server certificate of the same age.
+    /// A CA that was created `ago` seconds ago, with a server certificate of the same age.
     pub(crate) fn begun(ago: i64, change: impl FnOnce(&mut Settings)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

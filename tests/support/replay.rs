@@ -53,7 +53,7 @@ impl<'a> Replay<'a> {
             if let Some(returned) = call.returned {
                 self.call(call, &arguments(&call.arguments), returned);
             } else if call.name == "connect" && call.arguments.contains("AF_INET") {
-                // The call has not returned.
+                // The connection is in progress.
                 let descriptor = arguments(&call.arguments)[0].parse().unwrap();
                 self.open.insert(descriptor, Open::Ca);
             }
