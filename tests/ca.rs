@@ -10,13 +10,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::support::{certs, free_port, run};
 
 /// A CA started by the command line.
-struct Serving {
+struct CaServer {
     child: Child,
     directory: String,
     root: PathBuf,
 }
 
-impl Serving {
+impl CaServer {
     fn start(directory: &Path, arguments: &[&str]) -> Self {
         let mut command = certs(directory);
         command.args(["ca", "serve"]).args(arguments);
@@ -45,7 +45,7 @@ impl Serving {
     }
 }
 
-impl Drop for Serving {
+impl Drop for CaServer {
     fn drop(&mut self) {
         // An error means that the child has ended already.
         let _ = self.child.kill();
@@ -68,9 +68,9 @@ fn ca_serve_keeps_root_accounts_and_orders_over_a_restart() {
             "--resolve-to",
             "127.0.0.1",
         ];
-        Serving::start(directory.path(), &[&usual, more].concat())
+        CaServer::start(directory.path(), &[&usual, more].concat())
     };
-    let issue = |ca: &Serving, more: &[&str]| {
+    let issue = |ca: &CaServer, more: &[&str]| {
         let mut command = certs(directory.path());
         command.args(["issue", "example.com", "--agree-tos", "--ca", &ca.directory]);
         command.arg("--ca-root").arg(&ca.root);
@@ -106,7 +106,7 @@ fn ca_serve_requires_external_account() {
         "--eab-hmac-file",
         key.to_str().unwrap(),
     ];
-    let ca = Serving::start(
+    let ca = CaServer::start(
         directory.path(),
         &[&["--listen", "127.0.0.1:0"], &bound[..]].concat(),
     );
@@ -157,7 +157,7 @@ fn ca_serve_exits_2_with_hint_for_unusable_options() {
         2,
     );
     assert!(told.contains("a number with s, m, h or d"), "{told}");
-    let _ca = Serving::start(directory.path(), &["--listen", "127.0.0.1:0"]);
+    let _ca = CaServer::start(directory.path(), &["--listen", "127.0.0.1:0"]);
     let told = run(
         certs(directory.path()).args(["ca", "serve", "--listen", "127.0.0.1:0"]),
         2,

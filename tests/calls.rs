@@ -21,10 +21,10 @@ use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
 
 use crate::support::embedded::EmbeddedCa;
 use crate::support::{Running, by_depth, free_port, listens, program, run, until, until_within};
-use crate::targets::{NAME, Turn, live};
+use crate::targets::{Coturn, NAME, live};
 
 /// The messages for each named end of the signalling.
-type Ends = Arc<Mutex<BTreeMap<String, mpsc::UnboundedSender<Message>>>>;
+type SignallingEnds = Arc<Mutex<BTreeMap<String, mpsc::UnboundedSender<Message>>>>;
 
 /// The signalling server behind nginx. It relays messages between ends 0 and 1, returns those of `echo`, and
 /// keeps those of `report`.
@@ -41,11 +41,11 @@ impl Signalling {
         let bound = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
         let listener = bound.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (ends, reports) = (Ends::default(), Arc::new(Mutex::new(Vec::new())));
+        let (ends, reports) = (SignallingEnds::default(), Arc::new(Mutex::new(Vec::new())));
         let kept = reports.clone();
         runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(converse(stream, ends.clone(), kept.clone()));
+                tokio::spawn(relay(stream, ends.clone(), kept.clone()));
             }
         });
         Self {
@@ -60,7 +60,7 @@ impl Signalling {
     }
 }
 
-async fn converse(stream: TcpStream, ends: Ends, reports: Arc<Mutex<Vec<Value>>>) {
+async fn relay(stream: TcpStream, ends: SignallingEnds, reports: Arc<Mutex<Vec<Value>>>) {
     let mut end = String::new();
     #[allow(clippy::result_large_err)] // the library's own type
     let remember = |request: &Request, response: Response| {
@@ -103,9 +103,9 @@ async fn converse(stream: TcpStream, ends: Ends, reports: Arc<Mutex<Vec<Value>>>
 }
 
 /// An nginx that is stopped with its workers: after a plain kill they would stay.
-struct Web(Running);
+struct SignallingNginx(Running);
 
-impl Drop for Web {
+impl Drop for SignallingNginx {
     fn drop(&mut self) {
         self.0.signal(Signal::TERM);
         self.0.exit_code();
@@ -113,7 +113,7 @@ impl Drop for Web {
 }
 
 /// Starts nginx with a page at `/` and the signalling at `/api`.
-fn nginx(ca: &EmbeddedCa, port: u16, back: u16) -> Option<(Web, PathBuf)> {
+fn nginx(ca: &EmbeddedCa, port: u16, back: u16) -> Option<(SignallingNginx, PathBuf)> {
     let program = program("CERTS_LAB_NGINX", "/usr/sbin/nginx")?;
     let directory = ca.path("web");
     let page = directory.join("page");
@@ -135,7 +135,7 @@ fn nginx(ca: &EmbeddedCa, port: u16, back: u16) -> Option<(Web, PathBuf)> {
     let running = Running::start(Command::new(program).arg("-c").arg(&file));
     let pid_file = directory.join("nginx.pid");
     until("nginx", || listens(port) && pid_file.exists());
-    Some((Web(running), pid_file))
+    Some((SignallingNginx(running), pid_file))
 }
 
 fn issued() -> EmbeddedCa {
@@ -185,7 +185,7 @@ fn hundred_websockets_survive_every_renewal() {
 }
 
 /// Makes a home directory in which `root` is trusted.
-fn trusting(home: &Path, root: &Path) -> Option<()> {
+fn home_trusting(home: &Path, root: &Path) -> Option<()> {
     let certutil = program("CERTS_LAB_CERTUTIL", "/usr/bin/certutil")?;
     let database = home.join(".pki/nssdb");
     std::fs::create_dir_all(&database).unwrap();
@@ -222,13 +222,13 @@ fn browser_call_continues_through_three_renewals() {
     };
     let (signalling, port) = (Signalling::start(), free_port());
     let home = ca.path("home");
-    let Some(()) = trusting(&home, &ca.path("root.pem")) else {
+    let Some(()) = home_trusting(&home, &ca.path("root.pem")) else {
         return;
     };
     let Some((_nginx, pid_file)) = nginx(&ca, port, signalling.port) else {
         return;
     };
-    let Some(turn) = Turn::start(&ca) else {
+    let Some(turn) = Coturn::start(&ca) else {
         return;
     };
     let settings = format!("{{\"turn\":\"turns:{NAME}:{}?transport=tcp\"}}", turn.port);
@@ -262,7 +262,7 @@ fn browser_call_continues_through_three_renewals() {
         .arg(format!("https://{NAME}:{port}/#{settings}"))
         .stdin(Stdio::null())
         .process_group(0);
-    let _browser = Group(Running::start_logging(
+    let _browser = ProcessGroup(Running::start_logging(
         &mut command,
         std::fs::File::create(ca.path("browser.log"))
             .unwrap()
@@ -308,9 +308,9 @@ fn browser_call_continues_through_three_renewals() {
 }
 
 /// A browser consists of many processes: the whole process group is killed.
-struct Group(Running);
+struct ProcessGroup(Running);
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         let group = i32::try_from(self.0.id())
             .ok()

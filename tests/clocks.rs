@@ -16,7 +16,7 @@ const TEN_YEARS: i64 = 3652 * DAY;
 
 /// Makes the stored renewal window expired, as after a long downtime, so that the sidecar asks the CA at its
 /// start.
-fn let_it_ask(ca: &EmbeddedCa) {
+fn expire_window(ca: &EmbeddedCa) {
     let file = ca.path("data/records").join(NAME).join("record.json");
     let text = std::fs::read_to_string(&file).unwrap();
     let mut record: Value = serde_json::from_str(&text).unwrap();
@@ -34,7 +34,7 @@ pub(crate) fn alarms(log: &str) -> Vec<&str> {
 }
 
 /// Asserts that the stored renewal times lie within the certificate's validity.
-pub(crate) fn is_renewed_before_its_end(ca: &EmbeddedCa, ahead: i64) {
+pub(crate) fn renews_before_expiry(ca: &EmbeddedCa, ahead: i64) {
     let file = ca.path("data/records").join(NAME).join("record.json");
     let record: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     let issued = &record["record"]["issued"];
@@ -51,9 +51,9 @@ pub(crate) fn is_renewed_before_its_end(ca: &EmbeddedCa, ahead: i64) {
 
 /// Starts a sidecar against a CA whose clock is `ahead` seconds ahead. The sidecar has read the CA's time and
 /// checked what is due, has placed no order, and is ready.
-fn heard(ca: &EmbeddedCa, ahead: i64) -> Sidecar {
+fn sidecar_with_ca_time(ca: &EmbeddedCa, ahead: i64) -> Sidecar {
     ca.script.set_ahead(ahead);
-    let_it_ask(ca);
+    expire_window(ca);
     let counts = || [Endpoint::RenewalInfo, Endpoint::NewOrder].map(|of| ca.script.committed(of));
     let [asked, orders] = counts();
     let mut sidecar = Sidecar::start(ca, &[NAME]);
@@ -75,7 +75,7 @@ fn clock_mismatch_with_ca_raises_alarm_and_no_order() {
     let ca = issued();
     for ahead in [HOUR, DAY, TEN_YEARS] {
         for (ahead, direction) in [(ahead, "behind"), (-ahead, "ahead of")] {
-            let sidecar = heard(&ca, ahead);
+            let sidecar = sidecar_with_ca_time(&ca, ahead);
             let log = sidecar.log();
             let [alarm] = alarms(&log)[..] else {
                 panic!("not one alarm for {ahead} s: {log}");
@@ -91,7 +91,7 @@ fn clock_mismatch_with_ca_raises_alarm_and_no_order() {
             run(certs(&ca.path("")).args(["renew", "--force"]), 0);
             assert_eq!(ca.script.committed(Endpoint::NewOrder), orders + 1);
             assert_eq!(generation(&ca), before + 1);
-            is_renewed_before_its_end(&ca, ahead);
+            renews_before_expiry(&ca, ahead);
             assert_eq!(sidecar.readiness(), 200, "{ahead}: {}", sidecar.log());
         }
     }
@@ -101,7 +101,7 @@ fn clock_mismatch_with_ca_raises_alarm_and_no_order() {
 fn small_clock_skew_raises_no_alarm() {
     let ca = issued();
     for ahead in [0, 20, -20] {
-        let log = heard(&ca, ahead).log();
+        let log = sidecar_with_ca_time(&ca, ahead).log();
         assert_eq!(alarms(&log), [""; 0], "{ahead} s");
     }
 }
@@ -118,7 +118,7 @@ fn first_certificate_is_issued_when_only_date_header_is_wrong() {
             let told = run(&mut ca.issue(&[NAME]), 0);
             assert!(told.contains("not due"), "{ahead} s: {told}");
             assert_eq!(ca.script.count(Endpoint::NewOrder), 1, "{ahead} s");
-            is_renewed_before_its_end(&ca, ahead);
+            renews_before_expiry(&ca, ahead);
         }
     }
 }

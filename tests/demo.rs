@@ -18,7 +18,7 @@ fn is_empty(directory: &Path) -> bool {
 }
 
 /// Asserts what every demonstration must print.
-fn proven(output: &Output) -> serde_json::Value {
+fn successful(output: &Output) -> serde_json::Value {
     let told = text(output);
     assert_eq!(output.status.code(), Some(0), "{told}");
     let score: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -41,7 +41,7 @@ fn proven(output: &Output) -> serde_json::Value {
 fn demo_fails_no_request_over_three_renewals_under_load_and_cleans_up() {
     let directory = tempfile::tempdir().unwrap();
     let output = demo(directory.path(), &["--json"]).output().unwrap();
-    let score = proven(&output);
+    let score = successful(&output);
     assert_eq!(score["with"], "front");
     assert_eq!(score["closed_while_idle"], 0, "a swap ended a connection");
     let told = String::from_utf8_lossy(&output.stderr);
@@ -59,7 +59,7 @@ fn demo_renews_nginx_without_failed_request_and_stops_it() {
         .env("PATH", nginx.parent().unwrap())
         .output()
         .unwrap();
-    let score = proven(&output);
+    let score = successful(&output);
     assert_eq!(score["with"], "nginx");
     assert!(output.stderr.is_empty(), "{}", text(&output));
     assert!(is_empty(directory.path()), "something was left behind");

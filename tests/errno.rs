@@ -23,14 +23,14 @@ pub(crate) fn errors(call: &Call) -> &'static [&'static str] {
     }
 }
 
-const TOLD: [(&str, &str); 4] = [
+const ERROR_TEXTS: [(&str, &str); 4] = [
     ("ENOSPC", "No space left on device"),
     ("EROFS", "Read-only file system"),
     ("EIO", "Input/output error"),
     ("EMFILE", "Too many open files"),
 ];
 
-struct Failing {
+struct FailingCalls {
     ca: EmbeddedCa,
     strace: Strace,
     /// How many runs ended with each exit code.
@@ -39,7 +39,7 @@ struct Failing {
     second_orders: u32,
 }
 
-impl Failing {
+impl FailingCalls {
     fn start(strace: Strace) -> Self {
         let ca = EmbeddedCa::start();
         run(&mut ca.issue(&NAMES), 0);
@@ -69,7 +69,7 @@ impl Failing {
     }
 
     /// Runs one renewal in which `point` fails; with `+`, also all such calls after it.
-    fn heals(&mut self, point: &Point, error: &str, also: &str) {
+    fn recovers(&mut self, point: &Point, error: &str, also: &str) {
         let case = format!("{error} at {point:?}{also}");
         let mut renewal = Renewal::begin(&self.ca, &NAMES, case.clone());
         let output = self.strace.fail_at(&self.renew(), point, error, also);
@@ -78,20 +78,20 @@ impl Failing {
         *self.codes.entry(code).or_default() += 1;
         match code {
             0 => {}
-            8 => is_told(&case, error, &told),
+            8 => reports_error(&case, error, &told),
             // The runtime made one more wake-up call than in the traced run, so its own descriptor failed
             // instead of the file.
             101 if told.contains("failed to wake I/O driver") => {}
             _ => panic!("{case}: exit {code}: {told}"),
         }
         renewal.is_whole();
-        let orders = renewal.ends_well();
+        let orders = renewal.finish();
         self.second_orders += orders.placed.saturating_sub(1);
     }
 }
 
-pub(crate) fn is_told(case: &str, error: &str, told: &str) {
-    let (_, words) = TOLD.iter().find(|(name, _)| *name == error).unwrap();
+pub(crate) fn reports_error(case: &str, error: &str, told: &str) {
+    let (_, words) = ERROR_TEXTS.iter().find(|(name, _)| *name == error).unwrap();
     // An error before the first certificate is processed names the store itself.
     let name = told.contains(NAMES[0]) || told.contains("store: ");
     assert!(
@@ -102,10 +102,10 @@ pub(crate) fn is_told(case: &str, error: &str, told: &str) {
 
 /// Fails every `stride`-th call, each with one of its errors or in turn with all of them.
 fn failing(what: &str, also: &str, stride: usize, every_error: bool) {
-    let Some(strace) = Strace::find_seeing(what) else {
+    let Some(strace) = Strace::find_with_arguments(what) else {
         return;
     };
-    let mut failing = Failing::start(strace);
+    let mut failing = FailingCalls::start(strace);
     let mut points = failing.points();
     // Without any write, no message could be printed and the runtime could not wake itself, which no real
     // disk causes. Full disks are tested in `volumes`.
@@ -114,10 +114,10 @@ fn failing(what: &str, also: &str, stride: usize, every_error: bool) {
         let one = [errors[at / stride % errors.len()]];
         let errors = if every_error { errors } else { &one[..] };
         for error in errors {
-            failing.heals(point, error, also);
+            failing.recovers(point, error, also);
         }
     }
-    let Failing {
+    let FailingCalls {
         codes,
         second_orders,
         ..

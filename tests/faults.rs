@@ -31,7 +31,7 @@ fn issued() -> EmbeddedCa {
 
 /// How many more orders the command needs once the fault is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Then {
+enum NextRun {
     Resumes,
     OrdersAgain,
     /// Depends on whether the CA fetches the answer before or after its removal.
@@ -39,7 +39,7 @@ enum Then {
 }
 
 /// Renews while every request to `endpoint` fails, then without the fault.
-fn fails(ca: &EmbeddedCa, endpoint: Endpoint, fault: Fault, code: i32, then: Then) -> String {
+fn fails(ca: &EmbeddedCa, endpoint: Endpoint, fault: Fault, code: i32, then: NextRun) -> String {
     let case = format!("{endpoint:?} {fault:?}")
         .chars()
         .take(200)
@@ -64,9 +64,9 @@ fn fails(ca: &EmbeddedCa, endpoint: Endpoint, fault: Fault, code: i32, then: The
     assert_eq!(output.status.code(), Some(0), "after {case}: {after}");
     let more = ca.script.committed(Endpoint::NewOrder) - orders;
     let wanted = match then {
-        Then::Resumes => 0..=0,
-        Then::OrdersAgain => 1..=1,
-        Then::Either => 0..=1,
+        NextRun::Resumes => 0..=0,
+        NextRun::OrdersAgain => 1..=1,
+        NextRun::Either => 0..=1,
     };
     assert!(wanted.contains(&more), "{more} after {case}: {after}");
     assert_ne!(live(ca), before, "after {case}: nothing new is served");
@@ -74,13 +74,13 @@ fn fails(ca: &EmbeddedCa, endpoint: Endpoint, fault: Fault, code: i32, then: The
 }
 
 /// The steps of a renewal, in order. From the authorization on there is an order to resume.
-const STEPS: [(Endpoint, Then); 6] = [
-    (Endpoint::Directory, Then::OrdersAgain),
-    (Endpoint::Authorization, Then::Resumes),
-    (Endpoint::Challenge, Then::Resumes),
-    (Endpoint::Order, Then::Resumes),
-    (Endpoint::Finalize, Then::Resumes),
-    (Endpoint::Certificate, Then::Resumes),
+const STEPS: [(Endpoint, NextRun); 6] = [
+    (Endpoint::Directory, NextRun::OrdersAgain),
+    (Endpoint::Authorization, NextRun::Resumes),
+    (Endpoint::Challenge, NextRun::Resumes),
+    (Endpoint::Order, NextRun::Resumes),
+    (Endpoint::Finalize, NextRun::Resumes),
+    (Endpoint::Certificate, NextRun::Resumes),
 ];
 
 #[test]
@@ -94,7 +94,7 @@ fn lost_request_exits_3_and_is_retried() {
         Endpoint::NewOrder,
         Fault::DropBefore,
         3,
-        Then::OrdersAgain,
+        NextRun::OrdersAgain,
     );
 }
 
@@ -103,7 +103,7 @@ fn lost_reply_exits_3_and_order_continues() {
     let ca = issued();
     for (endpoint, then) in STEPS {
         let then = match endpoint {
-            Endpoint::Challenge => Then::Either,
+            Endpoint::Challenge => NextRun::Either,
             _ => then,
         };
         let finalized = ca.script.committed(Endpoint::Finalize);
@@ -139,7 +139,7 @@ const ENDPOINTS: [Endpoint; 10] = [
 
 /// Drops the reply to the `nth` request to `endpoint` after the CA has acted. Returns whether there was such
 /// a request.
-fn loses(ca: &EmbeddedCa, endpoint: Endpoint, nth: u32, first: &[&str]) -> bool {
+fn lose_reply(ca: &EmbeddedCa, endpoint: Endpoint, nth: u32, first: &[&str]) -> bool {
     let case = format!("{endpoint:?} {nth} {first:?}");
     let counts = || {
         [endpoint, Endpoint::NewOrder, Endpoint::Finalize]
@@ -180,13 +180,13 @@ fn lost_reply_after_ca_acted_causes_no_second_certificate() {
         // Once in a first issuance, and once in a renewal.
         let ca = EmbeddedCa::start();
         assert!(
-            loses(&ca, endpoint, 1, &NAMES),
+            lose_reply(&ca, endpoint, 1, &NAMES),
             "{endpoint:?} was not asked"
         );
         let renew = [NAMES[0], NAMES[1], "--force"];
         let endpoints = (1..=3).filter(|nth| {
             let once = endpoint == Endpoint::NewOrder && *nth > 1;
-            !once && loses(&ca, endpoint, *nth, &renew)
+            !once && lose_reply(&ca, endpoint, *nth, &renew)
         });
         lost.push((endpoint, 1 + endpoints.count()));
     }
@@ -238,7 +238,13 @@ fn failing_ca_exits_3_at_every_step() {
         );
     }
     for status in [500, 502, 504] {
-        fails(&ca, Endpoint::Order, Fault::html(status), 3, Then::Resumes);
+        fails(
+            &ca,
+            Endpoint::Order,
+            Fault::html(status),
+            3,
+            NextRun::Resumes,
+        );
     }
 }
 
@@ -298,7 +304,7 @@ fn refusal_exits_4_with_sanitized_message() {
     let hostile = "\x1b[2J\x1b]0;owned\x07\r\n$(reboot) `id` \u{202e}";
     for kind in ["rejectedIdentifier", "caa", "unauthorized"] {
         let fault = Fault::problem(403, kind, hostile);
-        let told = fails(&ca, Endpoint::NewOrder, fault, 4, Then::OrdersAgain);
+        let told = fails(&ca, Endpoint::NewOrder, fault, 4, NextRun::OrdersAgain);
         assert!(told.contains(kind) && told.contains("\\u{1b}[2J"), "{told}");
         assert!(!told.contains(['\x07', '\r', '\u{202e}']), "{told:?}");
     }
@@ -322,7 +328,7 @@ fn refused_key_is_replaced_once_within_the_order() {
         Endpoint::Finalize,
         Fault::LeakedKeys,
         4,
-        Then::OrdersAgain,
+        NextRun::OrdersAgain,
     );
     assert!(told.contains("this key has leaked"), "{told}");
     assert_eq!(ca.script.leaked(), 3, "not two keys more");
@@ -341,7 +347,7 @@ fn paused_names_report_url_to_unpause() {
     let detail = format!("temporarily prevented for {NAME}. Please visit: {portal}");
     let fault = Fault::problem(429, "rateLimited", &detail);
     let asked = ca.script.count(Endpoint::NewOrder);
-    let told = fails(&ca, Endpoint::NewOrder, fault, 4, Then::OrdersAgain);
+    let told = fails(&ca, Endpoint::NewOrder, fault, 4, NextRun::OrdersAgain);
     assert!(told.contains(&portal), "{told}");
     // There is no retry without `replaces`; the second order is the next run's.
     assert_eq!(ca.script.count(Endpoint::NewOrder), asked + 2);
@@ -389,7 +395,7 @@ fn hostile_tokens_reach_no_path_and_no_answer() {
         &long,
     ] {
         let fault = Fault::Token(token.to_owned());
-        let told = fails(&ca, Endpoint::Authorization, fault, 3, Then::Resumes);
+        let told = fails(&ca, Endpoint::Authorization, fault, 3, NextRun::Resumes);
         assert!(!outside.exists(), "{token}: {told}");
     }
     assert!(!webroot.read_dir().unwrap().any(|_| true));
@@ -410,7 +416,7 @@ fn unknown_challenge_types_are_skipped() {
         Endpoint::Authorization,
         Fault::UnknownChallenges,
         4,
-        Then::OrdersAgain,
+        NextRun::OrdersAgain,
     );
     assert!(told.contains("telepathy-01"), "{told}");
 }
@@ -429,7 +435,7 @@ fn invalid_chain_is_never_published() {
             Endpoint::Certificate,
             Fault::Chain(how),
             3,
-            Then::OrdersAgain,
+            NextRun::OrdersAgain,
         );
     }
 }
@@ -487,7 +493,7 @@ fn missing_nonce_is_requested_and_exits_3_when_none_comes() {
         Endpoint::NewNonce,
         Fault::NoNonce,
         3,
-        Then::OrdersAgain,
+        NextRun::OrdersAgain,
     );
 }
 
@@ -504,7 +510,7 @@ fn issue_waits_for_slow_ca() {
 fn hanging_ca_exits_3_after_deadline() {
     let ca = issued();
     let hanging = Fault::Delay(Duration::from_secs(90));
-    fails(&ca, Endpoint::Finalize, hanging, 3, Then::Resumes);
+    fails(&ca, Endpoint::Finalize, hanging, 3, NextRun::Resumes);
 }
 
 #[test]

@@ -29,12 +29,12 @@ fn config(ca: &EmbeddedCa, more: &str) {
 }
 
 /// `certs run` with that configuration.
-struct Sidecar {
+struct DeployingSidecar {
     admin: u16,
     _running: Running,
 }
 
-impl Sidecar {
+impl DeployingSidecar {
     fn start(ca: &EmbeddedCa, deploy: &str) -> Self {
         let admin = free_port();
         let log = std::fs::File::create(ca.path("log")).unwrap();
@@ -66,7 +66,7 @@ impl Sidecar {
     }
 }
 
-fn told_by(nginx: &Nginx) -> String {
+fn deploy_option(nginx: &Nginx) -> String {
     format!("--deploy=nginx:{}", nginx.pid_file.display())
 }
 
@@ -95,7 +95,7 @@ fn deployment_rolls_back_and_recovers_when_server_ignores_signal() {
     let Some(nginx) = Nginx::start(&live(&ca)) else {
         return;
     };
-    let (deploy, verify) = (told_by(&nginx), verify(nginx.port));
+    let (deploy, verify) = (deploy_option(&nginx), verify(nginx.port));
     let master: i32 = std::fs::read_to_string(&nginx.pid_file)
         .unwrap()
         .trim()
@@ -144,7 +144,7 @@ fn sidecar_recovers_when_one_of_two_servers_fails() {
             nginx.port,
         ),
     );
-    let sidecar = Sidecar::start(&ca, "");
+    let sidecar = DeployingSidecar::start(&ca, "");
     script(&hook, "echo out of order; exit 1");
     let mut renew = certs(&ca.path(""));
     let told = run(renew.args(["renew", "--force"]).current_dir(ca.path("")), 7);
@@ -199,7 +199,7 @@ fn fourth_reload_waits_for_draining_generations_unless_urgent() {
     let Some(nginx) = Nginx::start(&live(&ca)) else {
         return;
     };
-    let (deploy, verify) = (told_by(&nginx), verify(nginx.port));
+    let (deploy, verify) = (deploy_option(&nginx), verify(nginx.port));
     let runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = { runtime }.worker_threads(1).enable_all().build().unwrap();
     let renew = |code| run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), code);
@@ -278,7 +278,7 @@ fn messages_distinguish_two_servers_of_one_kind() {
     let (Some(one), Some(other)) = (Nginx::start(&live(&ca)), Nginx::start(&live(&ca))) else {
         return;
     };
-    let deploy = [told_by(&one), told_by(&other)];
+    let deploy = [deploy_option(&one), deploy_option(&other)];
     run(&mut ca.issue(&[NAME, "--force", &deploy[0], &deploy[1]]), 0);
     let shown = run(certs(&ca.path("")).args(["status", "--json"]), 0);
     for deploy in &deploy {
@@ -302,7 +302,7 @@ fn sidecar_runs_hook_of_stored_certificate() {
     run(&mut ca.issue(&["stored.example.com", &exec]), 0);
     config(&ca, &format!("[[certificate]]\nnames = ['{NAME}']\n"));
     let copies = format!("file:{}/{{name}}.pem", ca.path("").display());
-    let _sidecar = Sidecar::start(&ca, &copies);
+    let _sidecar = DeployingSidecar::start(&ca, &copies);
     let mut renew = certs(&ca.path(""));
     let told = renew.args(["renew", "stored.example.com", "--force"]);
     run(told.current_dir(ca.path("")), 0);

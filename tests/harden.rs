@@ -15,12 +15,12 @@ use crate::targets::script;
 const NONE: &str = "0000000000000000";
 
 /// `certs run` with the embedded CA, and its log.
-struct Sidecar {
+struct SandboxedSidecar {
     running: Running,
     directory: TempDir,
 }
 
-impl Sidecar {
+impl SandboxedSidecar {
     fn start(prepare: impl FnOnce(&Path, &mut Command)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut command = certs(directory.path());
@@ -100,7 +100,7 @@ fn is_root() -> bool {
 
 #[test]
 fn sandbox_keeps_only_needed_rights_in_sidecar() {
-    let sidecar = Sidecar::start(|_, _| ());
+    let sidecar = SandboxedSidecar::start(|_, _| ());
     sidecar.until_issued();
     let id = sidecar.running.id();
     let threads = std::fs::read_dir(format!("/proc/{id}/task")).unwrap();
@@ -136,7 +136,7 @@ fn sandbox_keeps_only_needed_rights_in_sidecar() {
 
 #[test]
 fn helper_process_keeps_reload_rights_and_ends_with_parent() {
-    let sidecar = Sidecar::start(|_, command| {
+    let sidecar = SandboxedSidecar::start(|_, command| {
         command
             .env("CERTS_EMAIL", "a@example.com")
             .env("ANOTHER", "one");
@@ -176,7 +176,7 @@ fn helper_process_keeps_reload_rights_and_ends_with_parent() {
 #[test]
 fn helper_process_restarts_after_death() {
     let (hook, seen) = ("hook", "seen");
-    let sidecar = Sidecar::start(|directory, command| {
+    let sidecar = SandboxedSidecar::start(|directory, command| {
         let log = directory.join(seen);
         let deploy = script(
             &directory.join(hook),
@@ -226,7 +226,7 @@ fn sandbox_confines_ca_server() {
 
 #[test]
 fn sandbox_can_be_switched_off() {
-    let sidecar = Sidecar::start(|_, command| {
+    let sidecar = SandboxedSidecar::start(|_, command| {
         command.args(["--harden", "off"]);
     });
     sidecar.until_issued();
@@ -244,7 +244,7 @@ fn sandbox_blocks_file_behind_symlink() {
     let outside = elsewhere.path().join("email");
     std::fs::write(&outside, "other@example.com").unwrap();
     let mut link = PathBuf::new();
-    let sidecar = Sidecar::start(|directory, command| {
+    let sidecar = SandboxedSidecar::start(|directory, command| {
         let secrets = directory.join("secrets");
         std::fs::create_dir(&secrets).unwrap();
         std::fs::write(secrets.join("email"), "admin@example.com").unwrap();
@@ -275,7 +275,7 @@ fn sandbox_allows_files_of_fallback_ca() {
     let elsewhere = tempfile::tempdir().unwrap();
     let key = elsewhere.path().join("second.hmac");
     std::fs::write(&key, "c2VjcmV0").unwrap();
-    let sidecar = Sidecar::start(|directory, command| {
+    let sidecar = SandboxedSidecar::start(|directory, command| {
         let file = directory.join("certs.toml");
         let text = format!(
             "fallback_ca = 'https://ca.invalid/directory'\nfallback_eab_kid = 'kid-2'\n\
@@ -294,7 +294,7 @@ fn sandbox_allows_files_of_fallback_ca() {
 fn reload_with_new_path_asks_for_restart_and_names_path() {
     let elsewhere = tempfile::tempdir().unwrap();
     let mut file = PathBuf::new();
-    let sidecar = Sidecar::start(|directory, command| {
+    let sidecar = SandboxedSidecar::start(|directory, command| {
         file = directory.join("certs.toml");
         std::fs::write(&file, "ca = 'embedded'").unwrap();
         command.env_remove("CERTS_CA").env("CERTS_CONFIG", &file);
@@ -324,7 +324,7 @@ fn reload_with_new_path_asks_for_restart_and_names_path() {
 
 #[test]
 fn file_modes_hold_under_any_umask() {
-    let sidecar = Sidecar::start(|_, _| ());
+    let sidecar = SandboxedSidecar::start(|_, _| ());
     sidecar.until_issued();
     for (path, wanted) in [
         ("out", 0o2750),
@@ -351,7 +351,7 @@ fn output_for_another_user_uses_kept_capabilities() {
         eprintln!("SKIPPED: files for another user: only root may give them away");
         return;
     }
-    let sidecar = Sidecar::start(|_, command| {
+    let sidecar = SandboxedSidecar::start(|_, command| {
         command.env("CERTS_OUTPUT_OWNER", NOBODY.to_string());
         command.env("CERTS_OUTPUT_GROUP", NOBODY.to_string());
     });
@@ -378,7 +378,7 @@ fn webroot_of_another_user_uses_kept_capability() {
         return;
     }
     let mut webroot = PathBuf::new();
-    let sidecar = Sidecar::start(|directory, command| {
+    let sidecar = SandboxedSidecar::start(|directory, command| {
         webroot = directory.join("webroot");
         std::fs::create_dir(&webroot).unwrap();
         chown(&webroot, Some(NOBODY), None).unwrap();
@@ -403,7 +403,7 @@ fn sidecar_of_unprivileged_user_needs_no_capability() {
         eprintln!("SKIPPED: another user: this one is not root, and all other tests show it");
         return;
     }
-    let sidecar = Sidecar::start(|directory, command| {
+    let sidecar = SandboxedSidecar::start(|directory, command| {
         chown(directory, Some(NOBODY), Some(NOBODY)).unwrap();
         *command = as_nobody(command, directory);
     });

@@ -83,13 +83,13 @@ const WORDS: [(Endpoint, &str); 13] = [
 ];
 
 /// A directory to issue in, with its permitted hook.
-struct Place<'a> {
+struct Issuance<'a> {
     ca: &'a EmbeddedCa,
     directory: PathBuf,
     hook: Vec<String>,
 }
 
-impl<'a> Place<'a> {
+impl<'a> Issuance<'a> {
     fn new(ca: &'a EmbeddedCa, case: usize) -> Self {
         let directory = ca.path(&format!("case{case}"));
         std::fs::create_dir(&directory).unwrap();
@@ -131,7 +131,7 @@ impl<'a> Place<'a> {
 }
 
 /// Asserts that the output holds no control characters and no forged log line.
-fn is_harmless(case: &str, output: &Output) {
+fn assert_harmless(case: &str, output: &Output) {
     let told = text(output);
     let steers = |letter: char| {
         letter.is_control() && letter != '\n' || ('\u{202a}'..='\u{2069}').contains(&letter)
@@ -143,29 +143,37 @@ fn is_harmless(case: &str, output: &Output) {
 
 /// Issues with those faults under strace. Asserts that only the hook ran, and only after an issuance
 /// `with_hook`. Returns the exit code.
-fn tries(place: &Place<'_>, strace: &Strace, faults: &[(Endpoint, Fault)], with_hook: bool) -> i32 {
+fn issue_with_faults(
+    issuance: &Issuance<'_>,
+    strace: &Strace,
+    faults: &[(Endpoint, Fault)],
+    with_hook: bool,
+) -> i32 {
     let case: String = format!("{faults:?}").chars().take(200).collect();
     for (endpoint, fault) in faults {
-        place.ca.script.add(*endpoint, Which::Every, fault.clone());
+        issuance
+            .ca
+            .script
+            .add(*endpoint, Which::Every, fault.clone());
     }
-    let command = place.issue(with_hook);
+    let command = issuance.issue(with_hook);
     let (output, calls, made) = strace.programs(&command);
-    place.ca.script.clear();
+    issuance.ca.script.clear();
     let told = text(&output);
     let code = output.status.code().unwrap();
     let issued = code == 0;
     assert!([0, 3, 4, 5, 6].contains(&code), "{case}: {code}: {told}");
-    is_harmless(&case, &output);
+    assert_harmless(&case, &output);
     let itself = format!("\"{}\", [", command.get_program().display());
     assert!(calls[0].arguments.starts_with(&itself), "{case}: {calls:?}");
     let more: Vec<_> = calls[1..].iter().map(|call| &call.arguments).collect();
-    let wanted = Vec::from_iter((issued && with_hook).then(|| place.call()));
+    let wanted = Vec::from_iter((issued && with_hook).then(|| issuance.call()));
     assert_eq!(more, wanted.iter().collect::<Vec<_>>(), "{case}: {told}");
     // A missing directory is made under a temporary name first.
     let own = ["data", "out", ".out.new-"];
-    let mut allowed: Vec<_> = own.map(|name| place.directory.join(name)).into();
+    let mut allowed: Vec<_> = own.map(|name| issuance.directory.join(name)).into();
     if issued && with_hook {
-        allowed.push(place.directory.join("hook.seen"));
+        allowed.push(issuance.directory.join("hook.seen"));
     }
     let allowed: Vec<_> = allowed.iter().map(PathBuf::as_path).collect();
     assert!(!made.is_empty(), "{case}: no call was seen");
@@ -177,7 +185,7 @@ fn tries(place: &Place<'_>, strace: &Strace, faults: &[(Endpoint, Fault)], with_
         let inside = is_about(&call, &allowed) && !rest.contains("..");
         assert!(inside, "{case}: {call:?}");
     }
-    assert!(!place.ca.path(MARKER).exists(), "{case}: {told}");
+    assert!(!issuance.ca.path(MARKER).exists(), "{case}: {told}");
     code
 }
 
@@ -221,16 +229,16 @@ fn cases(marker: &Path) -> Vec<(Endpoint, Fault)> {
 
 #[test]
 fn hostile_ca_runs_only_the_hook_and_writes_only_known_paths() {
-    let Some(strace) = Strace::find_seeing("the programs that a hostile CA starts") else {
+    let Some(strace) = Strace::find_with_arguments("the programs that a hostile CA starts") else {
         return;
     };
     let ca = EmbeddedCa::start();
     let mut ends = Vec::new();
     for (number, (endpoint, fault)) in cases(&ca.path(MARKER)).into_iter().enumerate() {
-        let place = Place::new(&ca, number);
-        let code = tries(&place, &strace, &[(endpoint, fault.clone())], true);
+        let issuance = Issuance::new(&ca, number);
+        let code = issue_with_faults(&issuance, &strace, &[(endpoint, fault.clone())], true);
         ends.push((endpoint, fault, code));
-        std::fs::remove_dir_all(&place.directory).unwrap();
+        std::fs::remove_dir_all(&issuance.directory).unwrap();
     }
     let issued = ends.iter().filter(|(_, _, code)| *code == 0).count();
     eprintln!("{} ways to say it, {issued} certificates", ends.len());
@@ -238,7 +246,7 @@ fn hostile_ca_runs_only_the_hook_and_writes_only_known_paths() {
 
 #[test]
 fn hostile_ca_runs_hook_once_after_issuance_and_none_when_unconfigured() {
-    let Some(strace) = Strace::find_seeing("the hook after a hostile CA's order") else {
+    let Some(strace) = Strace::find_with_arguments("the hook after a hostile CA's order") else {
         return;
     };
     let ca = EmbeddedCa::start();
@@ -259,7 +267,7 @@ fn hostile_ca_runs_hook_once_after_issuance_and_none_when_unconfigured() {
         ),
     ];
     for (number, with_hook) in [true, false].into_iter().enumerate() {
-        let place = Place::new(&ca, number);
-        assert_eq!(tries(&place, &strace, &faults, with_hook), 0);
+        let issuance = Issuance::new(&ca, number);
+        assert_eq!(issue_with_faults(&issuance, &strace, &faults, with_hook), 0);
     }
 }

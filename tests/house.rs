@@ -117,30 +117,30 @@ const ROOMS: &[(&str, &[&str])] = &[
 ];
 
 /// Crates whose types stay in certain modules.
-struct Kept {
+struct CratePlacement {
     crates: &'static [&'static str],
     /// Each a module with all below it, and the reason.
-    places: &'static [(&'static str, &'static str)],
+    modules: &'static [(&'static str, &'static str)],
 }
 
-const KEPT: &[Kept] = &[
-    Kept {
+const PLACEMENTS: &[CratePlacement] = &[
+    CratePlacement {
         crates: &["instant_acme"],
-        places: &[("acme", "the one room that speaks ACME to a CA")],
+        modules: &[("acme", "the one room that speaks ACME to a CA")],
     },
-    Kept {
+    CratePlacement {
         crates: &["landlock", "seccompiler", "libc"],
-        places: &[("sandbox", "what a process gives up is told in one place")],
+        modules: &[("sandbox", "one module defines the sandbox")],
     },
-    Kept {
+    CratePlacement {
         crates: &["rustls", "tokio_rustls", "hyper_rustls"],
-        places: &[
-            ("tls", "our own front"),
-            ("certificate", "a key is proven to be one that can serve"),
-            ("deploy/verify", "the proof is a handshake"),
+        modules: &[
+            ("tls", "the TLS terminator"),
+            ("certificate", "checks that a key can serve TLS"),
+            ("deploy/verify", "verifies by a handshake"),
             (
                 "deploy/http",
-                "a server that is told by https must be the one",
+                "authenticates a server that reloads over https",
             ),
             ("acme", "https to the CA, with the roots that we trust"),
             ("ca", "its own port speaks TLS"),
@@ -149,7 +149,7 @@ const KEPT: &[Kept] = &[
 ];
 
 /// Names of real time, threads and randomness, which a replayed seed must not depend on.
-const IN_NO_STORY: &[&str] = &[
+const NOT_REPLAYABLE: &[&str] = &[
     "spawn_blocking",
     "block_in_place",
     "tokio::time",
@@ -354,20 +354,20 @@ fn first_segments(path: &str) -> Vec<String> {
 fn crates_at_fault(source: &Source) -> Vec<String> {
     let module = source.module();
     let mut faults = Vec::new();
-    for Kept { crates, places } in KEPT {
-        let lives_here = |place: &str| module == place || module.starts_with(&format!("{place}/"));
-        if places.iter().any(|(place, _)| lives_here(place)) {
+    for CratePlacement { crates, modules } in PLACEMENTS {
+        let is_below = |other: &str| module == other || module.starts_with(&format!("{other}/"));
+        if modules.iter().any(|(other, _)| is_below(other)) {
             continue;
         }
         for (at, name) in crates.iter().flat_map(|name| words(&source.code, name)) {
             let (path, line) = (source.path.display(), line_of(&source.code, at));
-            let places = places
+            let modules = modules
                 .iter()
-                .map(|(place, why)| format!("{place} ({why})"))
+                .map(|(module, why)| format!("{module} ({why})"))
                 .collect::<Vec<_>>()
                 .join(", ");
             faults.push(format!(
-                "src/{path}:{line}: `{name}` may be named in {places} alone"
+                "src/{path}:{line}: `{name}` may be named only in {modules}"
             ));
         }
     }
@@ -375,13 +375,14 @@ fn crates_at_fault(source: &Source) -> Vec<String> {
 }
 
 fn pace_at_fault(source: &Source) -> Vec<String> {
-    let found = IN_NO_STORY.iter().flat_map(|name| {
-        let places = words(&source.code, name);
-        places.map(move |(at, _)| (line_of(&source.code, at), name))
+    let found = NOT_REPLAYABLE.iter().flat_map(|name| {
+        let found = words(&source.code, name);
+        found.map(move |(at, _)| (line_of(&source.code, at), name))
     });
     let path = source.path.display();
-    let fault =
-        |(line, name)| format!("src/{path}:{line}: `{name}` is not for a story that must replay");
+    let fault = |(line, name)| {
+        format!("src/{path}:{line}: `{name}` is not allowed in code that a seed must replay")
+    };
     found.map(fault).collect()
 }
 

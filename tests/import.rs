@@ -44,7 +44,7 @@ fn snapshot(root: &Path) -> BTreeMap<PathBuf, String> {
 }
 
 /// The files that a repeated import must not change. Leases are left out, since they count their holders.
-fn kept(pebble: &Pebble) -> BTreeMap<PathBuf, String> {
+fn unchanged_by_repetition(pebble: &Pebble) -> BTreeMap<PathBuf, String> {
     let mut all = BTreeMap::new();
     for part in ["data/records", "data/accounts", "out"] {
         all.append(&mut snapshot(&pebble.path(part)));
@@ -53,7 +53,7 @@ fn kept(pebble: &Pebble) -> BTreeMap<PathBuf, String> {
     all
 }
 
-fn here(pebble: &Pebble, arguments: &[&str]) -> Command {
+fn certs_here(pebble: &Pebble, arguments: &[&str]) -> Command {
     let mut command = certs(&pebble.path(""));
     command.current_dir(pebble.path("")).args(arguments);
     command.env("CERTS_CA_ROOT", pebble.path("root.pem")).env(
@@ -86,7 +86,7 @@ fn account(pebble: &Pebble) -> String {
 
 /// Imports the state at `source` and checks all that an import promises. `account_url` is the client's
 /// account.
-async fn is_taken_over(
+async fn imports(
     pebble: &Pebble,
     arguments: &[&str],
     source: &Path,
@@ -96,7 +96,7 @@ async fn is_taken_over(
     let before = snapshot(source);
     let import = |more: &[&str], code| {
         let all = [&["import"], arguments, more].concat();
-        run(&mut here(pebble, &all), code)
+        run(&mut certs_here(pebble, &all), code)
     };
     let told = import(&["--dry-run"], 0);
     assert!(
@@ -111,7 +111,7 @@ async fn is_taken_over(
         "{told}"
     );
     assert!(told.contains(account_url), "{told}");
-    let (imported, known) = (kept(pebble), account(pebble));
+    let (imported, known) = (unchanged_by_repetition(pebble), account(pebble));
     let told = import(&[], 0);
     assert!(
         told.contains(&format!("here        certificate {name}: generation 0001")),
@@ -119,14 +119,17 @@ async fn is_taken_over(
     );
     assert!(!told.contains("\ntaken"), "{told}");
     assert_eq!(
-        kept(pebble),
+        unchanged_by_repetition(pebble),
         imported,
         "a second import has changed something"
     );
     let id = |account: &str| serde_json::from_str::<Value>(account).unwrap()["id"].clone();
     assert_eq!(id(&known), account_url);
 
-    let status = run(here(pebble, &["status", "--json"]).stderr(Stdio::null()), 0);
+    let status = run(
+        certs_here(pebble, &["status", "--json"]).stderr(Stdio::null()),
+        0,
+    );
     let status: Value = serde_json::from_str(&status).unwrap();
     let facts = record(pebble, name)["issued"]["facts"].clone();
     assert_eq!(status[0]["not_after"], facts["not_after"]);
@@ -137,7 +140,7 @@ async fn is_taken_over(
         (&json!(false), &json!("deploy"))
     );
 
-    let told = run(&mut here(pebble, &["renew"]), 0);
+    let told = run(&mut certs_here(pebble, &["renew"]), 0);
     assert!(
         told.contains(&format!("{name}: not due; generation 0001")),
         "{told}"
@@ -148,7 +151,7 @@ async fn is_taken_over(
         "the CA was not asked for its window: {drawn}"
     );
 
-    let told = run(&mut here(pebble, &["renew", "--force"]), 0);
+    let told = run(&mut certs_here(pebble, &["renew", "--force"]), 0);
     assert!(
         told.contains(&format!("{name}: issued; generation 0002")),
         "{told}"
@@ -167,10 +170,10 @@ async fn is_taken_over(
 }
 
 /// A journal with one account.
-struct Known(Secret);
+struct OneAccountJournal(Secret);
 
 #[async_trait::async_trait]
-impl certs::acme::Journal for Known {
+impl certs::acme::Journal for OneAccountJournal {
     async fn order(
         &mut self,
         _: &certs::record::PendingOrder,
@@ -193,9 +196,9 @@ impl certs::acme::Journal for Known {
 
 /// Each requested endpoint with the status of its reply.
 #[derive(Default)]
-struct Seen(Mutex<Vec<(&'static str, u16)>>);
+struct SeenReplies(Mutex<Vec<(&'static str, u16)>>);
 
-impl certs::acme::Observer for Seen {
+impl certs::acme::Observer for SeenReplies {
     fn request(&self, endpoint: &'static str, status: u16) {
         self.0.lock().unwrap().push((endpoint, status));
     }
@@ -207,7 +210,7 @@ impl certs::acme::Observer for Seen {
 async fn is_replaced(pebble: &Pebble, account: &str, replaced: &str, facts: &Value) -> bool {
     use certs::acme::{AccountOptions, Client, Https, Issuer, Options};
     let root = std::fs::read(pebble.path("root.pem")).unwrap();
-    let seen = Arc::new(Seen::default());
+    let seen = Arc::new(SeenReplies::default());
     let client = Client::new(Options {
         directory: pebble.directory_url(),
         account: AccountOptions::default(),
@@ -228,7 +231,7 @@ async fn is_replaced(pebble: &Pebble, account: &str, replaced: &str, facts: &Val
         begun: SystemClock.now(),
         counted: certs::ca_state::Counted::default(),
     };
-    let mut journal = Known(Secret::new(account.to_owned()));
+    let mut journal = OneAccountJournal(Secret::new(account.to_owned()));
     let ended = client.unwrap().issue(order, &mut journal).await;
     assert!(ended.is_err(), "nobody has answered its challenges");
     seen.0.lock().unwrap().contains(&("new-order", 409))
@@ -308,7 +311,7 @@ async fn certbot_import_renews_with_its_rsa_account() {
     ]);
     let directory = certbot.directory();
     let path = directory.display().to_string();
-    is_taken_over(
+    imports(
         &pebble,
         &["certbot", &path],
         &directory,
@@ -330,14 +333,14 @@ async fn certbot_import_renews_with_its_rsa_account() {
     assert_eq!(settings["imported"], "certbot");
     let ca = pebble.directory_url();
     let arguments = ["issue", "example.com", "www.example.com", "--ca", &ca];
-    let told = run(&mut here(&pebble, &arguments), 0);
+    let told = run(&mut certs_here(&pebble, &arguments), 0);
     assert!(told.contains("not due"), "{told}");
     assert_eq!(options(&pebble, "example.com")["deploy"], json!([]));
     assert_eq!(options(&pebble, "example.com")["imported"], "certbot");
 }
 
 /// Makes the CA ask for an early renewal of a certificate.
-async fn call_back(pebble: &Pebble, certificate: &Path) {
+async fn request_early_renewal(pebble: &Pebble, certificate: &Path) {
     use certs::acme::{Exchange, Https};
     let root = std::fs::read(pebble.path("root.pem")).unwrap();
     let pem = std::fs::read_to_string(certificate).unwrap();
@@ -363,12 +366,12 @@ async fn sidecar_keeps_imported_certificate_and_renews_it_when_ca_asks() {
     certbot.issue(&["--standalone", "-d", "example.com"]);
     certbot.issue(&["--standalone", "-d", "b.example.com"]);
     let path = certbot.directory().display().to_string();
-    run(&mut here(&pebble, &["import", "certbot", &path]), 0);
+    run(&mut certs_here(&pebble, &["import", "certbot", &path]), 0);
     certbot.issue(&["--standalone", "-d", "c.example.com"]);
     let known = account(&pebble);
-    call_back(&pebble, &pebble.path("out/live/example.com/cert.pem")).await;
+    request_early_renewal(&pebble, &pebble.path("out/live/example.com/cert.pem")).await;
     let admin = free_port();
-    let mut command = here(&pebble, &["run"]);
+    let mut command = certs_here(&pebble, &["run"]);
     command.env("CERTS_ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
     let log = std::fs::File::create(pebble.path("run.log")).unwrap();
     let sidecar = Running::start_logging(&mut command, log.into());
@@ -382,11 +385,11 @@ async fn sidecar_keeps_imported_certificate_and_renews_it_when_ca_asks() {
     until_within("the renewal", within, || about()["generation"] == 2);
     assert_eq!(record(&pebble, "b.example.com")["issued"]["generation"], 1);
     assert_eq!(account(&pebble), known);
-    let mut health = here(&pebble, &["status", "--health=ready"]);
+    let mut health = certs_here(&pebble, &["status", "--health=ready"]);
     health.env("CERTS_ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
     until("readiness", || health.output().unwrap().status.success());
     // The output names the process that manages them.
-    let told = run(&mut here(&pebble, &["import", "certbot", &path]), 0);
+    let told = run(&mut certs_here(&pebble, &["import", "certbot", &path]), 0);
     assert!(told.contains("by hand     certs run: restart"), "{told}");
     assert!(
         told.contains("here        certificate example.com: a newer one"),
@@ -427,7 +430,7 @@ async fn lego_import_succeeds_once_its_ca_is_named() {
     assert!(output.status.success(), "{}", text(&output));
     let (path, url) = (directory.display().to_string(), pebble.directory_url());
     let told = run(
-        &mut here(&pebble, &["import", "lego", &path, "--dry-run"]),
+        &mut certs_here(&pebble, &["import", "lego", &path, "--dry-run"]),
         8,
     );
     assert!(
@@ -442,7 +445,7 @@ async fn lego_import_succeeds_once_its_ca_is_named() {
     let json: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     let account = json["registration"]["uri"].as_str().unwrap();
     let arguments = ["lego", &path, "--ca", &url];
-    is_taken_over(&pebble, &arguments, &directory, "lego.example.com", account).await;
+    imports(&pebble, &arguments, &directory, "lego.example.com", account).await;
     assert_eq!(
         options(&pebble, "lego.example.com")["ca"]["email"],
         "owner@example.com"
@@ -499,7 +502,7 @@ async fn caddy_import_succeeds() {
     let json: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     let account = json["location"].as_str().unwrap();
     let path = storage.display().to_string();
-    is_taken_over(&pebble, &["caddy", &path], &storage, name, account).await;
+    imports(&pebble, &["caddy", &path], &storage, name, account).await;
 }
 
 /// A certificate and an account of Pebble for hand-made state: the account's key in DER, its URL, and the
@@ -556,11 +559,11 @@ async fn acme_sh_import_succeeds() {
     std::fs::copy(live.join("privkey.pem"), own.join(format!("{name}.key"))).unwrap();
     std::fs::copy(live.join("fullchain.pem"), own.join("fullchain.cer")).unwrap();
     // The state is found at its default path.
-    let mut command = here(&pebble, &["import", "acme.sh", "--dry-run"]);
+    let mut command = certs_here(&pebble, &["import", "acme.sh", "--dry-run"]);
     let told = run(command.env("HOME", pebble.path("")), 0);
     assert!(told.contains("import again with --deploy nginx"), "{told}");
     let path = home.display().to_string();
-    is_taken_over(&pebble, &["acme.sh", &path], &home, name, &url).await;
+    imports(&pebble, &["acme.sh", &path], &home, name, &url).await;
     assert_eq!(options(&pebble, name)["reuse_key"], true);
 }
 
@@ -588,5 +591,5 @@ async fn traefik_import_succeeds_once_its_ca_is_named() {
     let path = directory.join("acme.json").display().to_string();
     let ca = pebble.directory_url();
     let arguments = ["traefik", &path, "--ca", &ca];
-    is_taken_over(&pebble, &arguments, &directory, name, &url).await;
+    imports(&pebble, &arguments, &directory, name, &url).await;
 }

@@ -335,7 +335,7 @@ fn json(command: &mut Command) -> serde_json::Value {
 }
 
 /// Installs as a user with permission to read everything and to write everywhere but the site.
-fn by_nobody(machine: &Machine) {
+fn install_as_nobody(machine: &Machine) {
     // nginx creates its directories first.
     assert!(machine.signal(&["-t"]));
     let own = |path: &Path| chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
@@ -367,7 +367,7 @@ fn install_without_write_permission_reports_and_prints_json() {
     };
     let before = machine.files();
     if rustix::process::geteuid().is_root() {
-        by_nobody(&machine);
+        install_as_nobody(&machine);
         assert_eq!(machine.files(), before);
     }
 

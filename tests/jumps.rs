@@ -7,7 +7,7 @@ use std::time::Duration;
 use certs::ca::Profile;
 use rustix::process::Signal;
 
-use crate::clocks::{alarms, is_renewed_before_its_end};
+use crate::clocks::{alarms, renews_before_expiry};
 use crate::support::clock::Clocks;
 use crate::support::embedded::EmbeddedCa;
 use crate::support::faults::{Endpoint, Fault, Which};
@@ -26,18 +26,18 @@ const JUMPS: [i64; 6] = [HOUR, -HOUR, DAY, -DAY, TEN_YEARS, -TEN_YEARS];
 const A_MINUTE: Duration = Duration::from_secs(61);
 
 /// A sidecar with adjustable clocks, and its CA.
-struct House<'t> {
+struct ClockedSidecar<'t> {
     ca: &'t EmbeddedCa,
     clocks: &'t Clocks,
     sidecar: Sidecar,
 }
 
-impl<'t> House<'t> {
+impl<'t> ClockedSidecar<'t> {
     fn start(ca: &'t EmbeddedCa, clocks: &'t Clocks) -> Self {
-        let house = Self::begin(ca, clocks);
-        house.is_ready("at its start");
-        house.sidecar.settles(clocks, ca);
-        house
+        let clocked = Self::begin(ca, clocks);
+        clocked.is_ready("at its start");
+        clocked.sidecar.settle(clocks, ca);
+        clocked
     }
 
     fn begin(ca: &'t EmbeddedCa, clocks: &'t Clocks) -> Self {
@@ -65,12 +65,12 @@ impl<'t> House<'t> {
     }
 
     /// The number of alarms about a clock.
-    fn told(&self) -> usize {
+    fn alarm_count(&self) -> usize {
         alarms(&self.sidecar.log()).len()
     }
 
     /// Sets the clock right, and waits a minute for the sidecar to ask the CA.
-    fn is_set_right(&self) {
+    fn set_clock_right(&self) {
         let asked = self.ca.script.count(Endpoint::Directory);
         self.clocks.set_ahead(0);
         self.a_minute_passes();
@@ -85,7 +85,7 @@ impl<'t> House<'t> {
     }
 
     /// Moves all clocks to the time of the renewal, and expects exactly one.
-    fn renews_once_in_its_time(&self) {
+    fn renews_once_when_due(&self) {
         let (ordered, pair) = (orders(self.ca), live(self.ca));
         self.ca.set_time_ahead(62 * DAY);
         self.clocks.set_ahead(62 * DAY);
@@ -98,7 +98,7 @@ impl<'t> House<'t> {
     }
 }
 
-impl Drop for House<'_> {
+impl Drop for ClockedSidecar<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", self.sidecar.log());
@@ -121,20 +121,20 @@ fn clock_jump_under_sidecar_raises_alarm_and_no_order() {
         return;
     };
     let ca = issued();
-    let house = House::start(&ca, &clocks);
+    let clocked = ClockedSidecar::start(&ca, &clocks);
     for ahead in JUMPS {
         let case = format!("{ahead} s");
-        let (ordered, pair, told) = (orders(&ca), live(&ca), house.told());
+        let (ordered, pair, told) = (orders(&ca), live(&ca), clocked.alarm_count());
         clocks.set_ahead(ahead);
-        house.a_minute_passes();
-        until(&case, || house.told() > told);
+        clocked.a_minute_passes();
+        until(&case, || clocked.alarm_count() > told);
         // With a clock that is years wrong, only a connection from before the jump reaches the CA.
         let is_far = ahead.abs() == TEN_YEARS;
         if !is_far {
-            house.finds_nothing_due(&case);
-            house.is_ready(&case);
+            clocked.finds_nothing_due(&case);
+            clocked.is_ready(&case);
         }
-        let log = house.sidecar.log();
+        let log = clocked.sidecar.log();
         let [.., alarm] = alarms(&log)[..] else {
             unreachable!()
         };
@@ -142,18 +142,18 @@ fn clock_jump_under_sidecar_raises_alarm_and_no_order() {
         let fit = alarm.contains("ERROR") && alarm.contains("; hint: set it, best by NTP");
         assert!(fit && (is_far || alarm.contains(direction)), "{alarm}");
         // The clock is set right.
-        house.is_set_right();
-        house.finds_nothing_due(&case);
-        house.is_ready(&case);
-        let log = house.sidecar.log();
-        assert_eq!(house.told(), told + 1, "{case}: {log}");
+        clocked.set_clock_right();
+        clocked.finds_nothing_due(&case);
+        clocked.is_ready(&case);
+        let log = clocked.sidecar.log();
+        assert_eq!(clocked.alarm_count(), told + 1, "{case}: {log}");
         assert_eq!(orders(&ca), ordered, "{case}: {log}");
         assert_eq!(live(&ca), pair, "{case}");
         run(certs(&ca.path("")).args(["renew", "--force"]), 0);
         assert_eq!(orders(&ca), ordered + 1, "{case}");
         assert_eq!(live(&ca).generation.0, pair.generation.0 + 1, "{case}");
     }
-    house.renews_once_in_its_time();
+    clocked.renews_once_when_due();
 }
 
 #[test]
@@ -166,16 +166,16 @@ fn start_with_wrong_clock_raises_alarm_and_no_order() {
         run(&mut ca.issue(&[NAME]), 0);
         let (pair, windows) = (live(&ca), ca.script.count(Endpoint::RenewalInfo));
         clocks.set_ahead(ahead);
-        let house = House::begin(&ca, &clocks);
+        let clocked = ClockedSidecar::begin(&ca, &clocks);
         // Not a minute passes.
-        until("an alarm", || house.told() > 0);
+        until("an alarm", || clocked.alarm_count() > 0);
         // With a clock an hour ahead, no other request is due.
         let asked = ca.script.count(Endpoint::RenewalInfo) > windows;
-        assert!(ahead != HOUR || !asked, "{}", house.sidecar.log());
+        assert!(ahead != HOUR || !asked, "{}", clocked.sidecar.log());
         for _ in 0..5 {
-            house.a_minute_passes();
+            clocked.a_minute_passes();
         }
-        let log = house.sidecar.log();
+        let log = clocked.sidecar.log();
         let [alarm] = alarms(&log)[..] else {
             panic!("not one alarm for {ahead} s: {log}");
         };
@@ -187,7 +187,7 @@ fn start_with_wrong_clock_raises_alarm_and_no_order() {
         };
         assert!(alarm.contains(words), "{ahead} s: {alarm}");
         assert_eq!((orders(&ca), live(&ca)), (1, pair), "{ahead} s: {log}");
-        is_renewed_before_its_end(&ca, ahead);
+        renews_before_expiry(&ca, ahead);
     }
 }
 
@@ -199,13 +199,13 @@ fn clock_outside_every_ca_validity_is_reported_and_retried_once_right() {
     for ahead in [TEN_YEARS, -TEN_YEARS] {
         clocks.set_ahead(0);
         let ca = issued();
-        let house = House::start(&ca, &clocks);
+        let clocked = ClockedSidecar::start(&ca, &clocks);
         let (pair, asked) = (live(&ca), ca.script.count(Endpoint::Directory));
         clocks.set_ahead(ahead);
-        house.a_minute_passes();
-        until("an alarm", || house.told() > 0);
+        clocked.a_minute_passes();
+        until("an alarm", || clocked.alarm_count() > 0);
         for _ in 0..4 {
-            house.a_minute_passes();
+            clocked.a_minute_passes();
         }
         // Afterwards no pass is in progress, whatever its result.
         certs(&ca.path("")).arg("renew").output().unwrap();
@@ -213,9 +213,9 @@ fn clock_outside_every_ca_validity_is_reported_and_retried_once_right() {
         let asks = ca.script.count(Endpoint::Directory) > asked;
         assert!(ahead < 0 || !asks, "{ahead} s");
         // No signal or request reaches the sidecar.
-        house.is_set_right();
-        house.is_ready("after ten years");
-        let log = house.sidecar.log();
+        clocked.set_clock_right();
+        clocked.is_ready("after ten years");
+        let log = clocked.sidecar.log();
         let [alarm] = alarms(&log)[..] else {
             panic!("not one alarm for {ahead} s: {log}");
         };
@@ -223,9 +223,9 @@ fn clock_outside_every_ca_validity_is_reported_and_retried_once_right() {
         let fit = alarm.contains("ERROR") && alarm.contains("; hint: set it, best by NTP");
         assert!(fit && alarm.contains(words), "{alarm}");
         assert_eq!((orders(&ca), live(&ca)), (1, pair), "{ahead} s: {log}");
-        is_renewed_before_its_end(&ca, ahead);
-        house.finds_nothing_due("after ten years");
-        house.renews_once_in_its_time();
+        renews_before_expiry(&ca, ahead);
+        clocked.finds_nothing_due("after ten years");
+        clocked.renews_once_when_due();
     }
 }
 
@@ -235,7 +235,7 @@ fn clock_jump_in_pending_order_costs_no_second_certificate() {
         return;
     };
     let ca = issued();
-    let house = House::start(&ca, &clocks);
+    let clocked = ClockedSidecar::start(&ca, &clocks);
     for at in [
         Endpoint::NewOrder,
         Endpoint::Finalize,
@@ -243,26 +243,26 @@ fn clock_jump_in_pending_order_costs_no_second_certificate() {
     ] {
         for ahead in JUMPS {
             let renewal = Renewal::begin(&ca, &[NAME], format!("{at:?}, {ahead} s"));
-            let (before, told) = (ca.script.count(at), house.told());
+            let (before, told) = (ca.script.count(at), clocked.alarm_count());
             ca.script.add(at, Which::Every, Fault::Held);
             let mut force = certs(&ca.path(""));
             let force = force.args(["renew", "--force"]).stderr(Stdio::piped());
             let force = force.stdout(Stdio::piped()).spawn().unwrap();
             until("the order", || ca.script.count(at) > before);
             clocks.set_ahead(ahead);
-            house.a_minute_passes();
-            until("an alarm", || house.told() > told);
+            clocked.a_minute_passes();
+            until("an alarm", || clocked.alarm_count() > told);
             ca.script.clear();
-            renewal.ends_well_by(|case| {
+            renewal.finish_by(|case| {
                 let ended = force.wait_with_output().unwrap();
                 let told = text(&ended);
                 assert_eq!(ended.status.code(), Some(0), "{case}: {told}");
-                house.is_set_right();
-                house.finds_nothing_due(case);
-                house.is_ready(case);
+                clocked.set_clock_right();
+                clocked.finds_nothing_due(case);
+                clocked.is_ready(case);
                 told
             });
-            is_renewed_before_its_end(&ca, ahead);
+            renews_before_expiry(&ca, ahead);
         }
     }
 }
@@ -279,31 +279,31 @@ fn certificates_due_in_suspend_are_renewed_once() {
         settings.profiles = [("default".to_owned(), profile)].into();
     });
     run(&mut ca.issue(&[NAME]), 0);
-    let house = House::start(&ca, &clocks);
+    let clocked = ClockedSidecar::start(&ca, &clocks);
     let mut ordered = orders(&ca);
     for (hour, renewals) in [(2, 0), (10, 1), (12, 0), (20, 1)] {
         let case = format!("{hour} h");
-        let (pair, held) = (live(&ca), house.sidecar.questions());
-        house.sidecar.running.signal(Signal::STOP);
+        let (pair, held) = (live(&ca), clocked.sidecar.time_requests());
+        clocked.sidecar.running.signal(Signal::STOP);
         ca.set_time_ahead(hour * HOUR);
         clocks.set_ahead(hour * HOUR);
-        house.sidecar.running.signal(Signal::CONT);
-        house.a_minute_passes();
-        until(&case, || house.sidecar.questions() > held);
+        clocked.sidecar.running.signal(Signal::CONT);
+        clocked.a_minute_passes();
+        until(&case, || clocked.sidecar.time_requests() > held);
         let wanted = pair.generation.0 + u64::from(renewals);
         until(&case, || live(&ca).generation.0 == wanted);
-        house.finds_nothing_due(&case);
-        house.is_ready(&case);
+        clocked.finds_nothing_due(&case);
+        clocked.is_ready(&case);
         ordered += renewals;
-        assert_eq!(orders(&ca), ordered, "{case}: {}", house.sidecar.log());
+        assert_eq!(orders(&ca), ordered, "{case}: {}", clocked.sidecar.log());
         assert_eq!(live(&ca).generation.0, wanted, "{case}");
     }
-    assert_eq!(house.told(), 0, "{}", house.sidecar.log());
+    assert_eq!(clocked.alarm_count(), 0, "{}", clocked.sidecar.log());
 }
 
 /// A CA whose server certificate is older than any clock here is behind, except by ten years.
 fn old() -> EmbeddedCa {
-    EmbeddedCa::begun(5 * DAY, |_| ())
+    EmbeddedCa::created_ago(5 * DAY, |_| ())
 }
 
 #[test]
@@ -333,7 +333,7 @@ fn renew_with_wrong_clock_orders_nothing_not_due() {
         let told = run(clocks.preload(&mut renew), 0);
         assert!(told.contains("not due"), "{ahead} s: {told}");
         assert_eq!((orders(&ca), live(&ca)), (1, pair.clone()), "{ahead} s");
-        is_renewed_before_its_end(&ca, ahead);
+        renews_before_expiry(&ca, ahead);
     }
 }
 
@@ -356,7 +356,7 @@ fn first_certificate_with_wrong_clock_is_issued_or_explained() {
             // Once the clock is right, the first certificate is issued.
             if is_trusted || ahead == 0 {
                 run(clocks.preload(&mut ca.issue(&[NAME])), 0);
-                is_renewed_before_its_end(&ca, ahead);
+                renews_before_expiry(&ca, ahead);
                 assert_eq!(orders(&ca), 1, "{ahead} s");
                 live(&ca);
             }

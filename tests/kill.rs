@@ -19,43 +19,43 @@ const NAMES: [&str; 2] = ["example.com", "www.example.com"];
 
 /// Counts the results of the kills.
 #[derive(Debug, Default)]
-struct Tally {
+struct KillTally {
     kills: u32,
     /// Runs that finished because they made fewer such calls.
     ended: u32,
     /// Orders that were placed a second time, and why.
     again: u32,
     lost_urls: u32,
-    given_up: u32,
+    invalid_orders: u32,
 }
 
-impl Tally {
+impl KillTally {
     fn add(&mut self, orders: Orders) {
         self.again += orders.placed.saturating_sub(1);
         self.lost_urls += orders.lost_urls;
-        self.given_up += orders.given_up;
+        self.invalid_orders += orders.invalid_orders;
     }
 
     /// Asserts that most runs reached their kill point, and at least `at_least` of them.
-    fn tell(&self, what: &str, at_least: u32) {
+    fn report(&self, what: &str, at_least: u32) {
         eprintln!("{what}: {self:?}");
         assert!(self.kills > self.ended, "{what}: {self:?}");
         assert!(self.kills >= at_least, "{what}: {self:?}");
     }
 }
 
-struct Killed {
+struct CommandKills {
     ca: EmbeddedCa,
     strace: Strace,
-    tally: Tally,
+    tally: KillTally,
 }
 
-impl Killed {
+impl CommandKills {
     fn start(strace: Strace) -> Self {
         Self {
             ca: EmbeddedCa::start(),
             strace,
-            tally: Tally::default(),
+            tally: KillTally::default(),
         }
     }
 
@@ -88,13 +88,13 @@ impl Killed {
             self.tally.kills += 1;
             renewal.is_whole();
         }
-        self.tally.add(renewal.ends_well());
+        self.tally.add(renewal.finish());
     }
 }
 
 /// Kills a renewal at every `stride`-th point. All runs share one store, so it has a history of kills.
-fn renewals(strace: Strace, rounds: u32, stride: usize) -> Tally {
-    let mut killed = Killed::start(strace);
+fn renewals(strace: Strace, rounds: u32, stride: usize) -> KillTally {
+    let mut killed = CommandKills::start(strace);
     run(&mut killed.issue(&[]), 0);
     let points = killed.points(&["--force"]);
     for _ in 0..rounds {
@@ -106,8 +106,8 @@ fn renewals(strace: Strace, rounds: u32, stride: usize) -> Tally {
 }
 
 /// Kills a first issuance at every `stride`-th point, each in empty directories.
-fn first_issuances(strace: Strace, stride: usize) -> Tally {
-    let mut killed = Killed::start(strace);
+fn first_issuances(strace: Strace, stride: usize) -> KillTally {
+    let mut killed = CommandKills::start(strace);
     let points = killed.points(&[]);
     for point in points.iter().step_by(stride) {
         for directory in ["data", "out"] {
@@ -119,8 +119,8 @@ fn first_issuances(strace: Strace, stride: usize) -> Tally {
 }
 
 /// Kills renewals, then their next run, and the run after that.
-fn again_and_again(strace: Strace, renewals: u32) -> Tally {
-    let mut killed = Killed::start(strace);
+fn repeated_kills(strace: Strace, renewals: u32) -> KillTally {
+    let mut killed = CommandKills::start(strace);
     run(&mut killed.issue(&[]), 0);
     let points = killed.points(&["--force"]);
     let dice = SeededRandom::new(7);
@@ -137,7 +137,7 @@ fn renewal_keeps_whole_pair_live_and_finishes_after_kill_at_any_call() {
     let what = "kill points of a renewal";
     if let Some(strace) = Strace::find(what) {
         let (rounds, stride) = by_depth((1, 12), (1, 1), (4, 1));
-        renewals(strace, rounds, stride).tell(what, by_depth(8, 80, 400));
+        renewals(strace, rounds, stride).report(what, by_depth(8, 80, 400));
     }
 }
 
@@ -146,7 +146,7 @@ fn first_issuance_finishes_after_kill_at_any_call() {
     let what = "kill points of a first issuance";
     if let Some(strace) = Strace::find(what) {
         let tally = first_issuances(strace, by_depth(30, 5, 1));
-        tally.tell(what, by_depth(3, 20, 100));
+        tally.report(what, by_depth(3, 20, 100));
     }
 }
 
@@ -154,7 +154,7 @@ fn first_issuance_finishes_after_kill_at_any_call() {
 fn issuance_finishes_after_repeated_kills() {
     let what = "kill after kill";
     if let Some(strace) = Strace::find(what) {
-        let tally = again_and_again(strace, by_depth(3, 25, 200));
-        tally.tell(what, by_depth(3, 50, 500));
+        let tally = repeated_kills(strace, by_depth(3, 25, 200));
+        tally.report(what, by_depth(3, 50, 500));
     }
 }

@@ -18,25 +18,25 @@ use crate::support::{Running, certs, free_port, run, until, until_within};
 
 /// How the API answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mood {
-    Well,
+enum ApiBehaviour {
+    Valid,
     /// Refuses even the list.
     Refuses,
-    Fails,
+    ServerError,
     Garbage,
     /// A list that does not end.
     Endless,
     /// One byte at long intervals.
-    Drips,
+    Slow,
     Hangs,
     /// Valid lists, but invalid events.
-    Babbles,
+    InvalidEvents,
     /// Allows everything.
-    Raw,
+    Unfiltered,
 }
 
-struct State {
-    mood: Mood,
+struct ApiState {
+    behaviour: ApiBehaviour,
     /// Each with its entries in `GET /containers/json` and `…/ID/json`.
     containers: Vec<(Value, Value)>,
     made: u64,
@@ -47,8 +47,8 @@ struct State {
 /// Docker's API behind a filter, as far as it is used.
 struct Docker {
     port: u16,
-    state: Arc<Mutex<State>>,
-    over: Arc<AtomicBool>,
+    state: Arc<Mutex<ApiState>>,
+    ended: Arc<AtomicBool>,
 }
 
 impl Docker {
@@ -58,15 +58,15 @@ impl Docker {
 
     fn start_at(port: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
-        let state = Arc::new(Mutex::new(State {
-            mood: Mood::Well,
+        let state = Arc::new(Mutex::new(ApiState {
+            behaviour: ApiBehaviour::Valid,
             containers: Vec::new(),
             made: 0,
             streams: Vec::new(),
             asked: BTreeSet::new(),
         }));
-        let over = Arc::new(AtomicBool::new(false));
-        let (shared, ends) = (state.clone(), over.clone());
+        let ended = Arc::new(AtomicBool::new(false));
+        let (shared, ends) = (state.clone(), ended.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if ends.load(Ordering::SeqCst) {
@@ -77,7 +77,7 @@ impl Docker {
                 std::thread::spawn(move || answer(stream, &shared).ok());
             }
         });
-        Self { port, state, over }
+        Self { port, state, ended }
     }
 
     fn host(&self) -> String {
@@ -97,7 +97,7 @@ impl Docker {
         state
             .containers
             .push((listed, json!({"Config": {"Env": environment}})));
-        tell(&mut state, "start");
+        send_event(&mut state, "start");
     }
 
     fn remove(&self, name: &str) {
@@ -106,13 +106,13 @@ impl Docker {
         state
             .containers
             .retain(|(listed, _)| listed["Names"] != name);
-        tell(&mut state, "die");
+        send_event(&mut state, "die");
     }
 
     /// Also closes open connections.
-    fn is(&self, mood: Mood) {
+    fn behaves(&self, behaviour: ApiBehaviour) {
         let mut state = self.state.lock().unwrap();
-        state.mood = mood;
+        state.behaviour = behaviour;
         for stream in state.streams.drain(..) {
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
@@ -126,14 +126,14 @@ impl Docker {
 
 impl Drop for Docker {
     fn drop(&mut self) {
-        self.over.store(true, Ordering::SeqCst);
-        self.is(Mood::Refuses);
+        self.ended.store(true, Ordering::SeqCst);
+        self.behaves(ApiBehaviour::Refuses);
         // Wakes the listener so that it sees the end.
         let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
     }
 }
 
-fn tell(state: &mut State, action: &str) {
+fn send_event(state: &mut ApiState, action: &str) {
     let event = json!({"Type": "container", "Action": action}).to_string();
     let chunk = format!("{:x}\r\n{event}\n\r\n", event.len() + 1);
     state
@@ -141,7 +141,7 @@ fn tell(state: &mut State, action: &str) {
         .retain(|mut stream| stream.write_all(chunk.as_bytes()).is_ok());
 }
 
-fn answer(mut stream: TcpStream, shared: &Mutex<State>) -> std::io::Result<()> {
+fn answer(mut stream: TcpStream, shared: &Mutex<ApiState>) -> std::io::Result<()> {
     let mut request = BufReader::new(stream.try_clone()?);
     let (mut line, mut length) = (String::new(), 0);
     request.read_line(&mut line)?;
@@ -159,7 +159,7 @@ fn answer(mut stream: TcpStream, shared: &Mutex<State>) -> std::io::Result<()> {
     let asked = line.trim().trim_end_matches(" HTTP/1.1").to_owned();
     let mut state = shared.lock().unwrap();
     state.asked.insert(asked.clone());
-    let mood = state.mood;
+    let behaviour = state.behaviour;
     let is_list = asked == "GET /containers/json";
     let mut reply = |status: u16, body: &str| {
         let length = body.len();
@@ -169,26 +169,26 @@ fn answer(mut stream: TcpStream, shared: &Mutex<State>) -> std::io::Result<()> {
         stream.write_all(body.as_bytes())
     };
     if asked.starts_with("POST") {
-        return match mood {
-            Mood::Raw => reply(400, "{\"message\": \"config cannot be empty\"}"),
+        return match behaviour {
+            ApiBehaviour::Unfiltered => reply(400, "{\"message\": \"config cannot be empty\"}"),
             _ => reply(403, "no"),
         };
     }
-    match mood {
-        Mood::Refuses => return reply(403, "no"),
-        Mood::Fails => return reply(503, "no server is available"),
-        Mood::Garbage => return reply(200, "<html>welcome"),
-        Mood::Endless if is_list => {
+    match behaviour {
+        ApiBehaviour::Refuses => return reply(403, "no"),
+        ApiBehaviour::ServerError => return reply(503, "no server is available"),
+        ApiBehaviour::Garbage => return reply(200, "<html>welcome"),
+        ApiBehaviour::Endless if is_list => {
             drop(state);
             stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n[")?;
             loop {
                 stream.write_all(&[b' '; 65536])?;
             }
         }
-        Mood::Drips | Mood::Hangs => {
+        ApiBehaviour::Slow | ApiBehaviour::Hangs => {
             drop(state);
             stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")?;
-            if mood == Mood::Drips {
+            if behaviour == ApiBehaviour::Slow {
                 loop {
                     stream.write_all(b" ")?;
                     std::thread::sleep(Duration::from_millis(300));
@@ -200,7 +200,7 @@ fn answer(mut stream: TcpStream, shared: &Mutex<State>) -> std::io::Result<()> {
     }
     if asked.starts_with("GET /events?") {
         stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")?;
-        if mood == Mood::Babbles {
+        if behaviour == ApiBehaviour::InvalidEvents {
             stream.write_all(b"4\r\nhm?\n\r\n")?;
         }
         state.streams.push(stream);
@@ -225,14 +225,14 @@ fn answer(mut stream: TcpStream, shared: &Mutex<State>) -> std::io::Result<()> {
 }
 
 /// A `certs run` that follows labels.
-struct Followed<'a> {
+struct DiscoverySidecar<'a> {
     ca: &'a EmbeddedCa,
     running: Running,
     log: PathBuf,
     admin: u16,
 }
 
-impl<'a> Followed<'a> {
+impl<'a> DiscoverySidecar<'a> {
     fn start(ca: &'a EmbeddedCa, host: &str, change: impl FnOnce(&mut Command)) -> Self {
         Self::start_configured(ca, |command| {
             command.args(["--docker-host", host]);
@@ -316,7 +316,7 @@ fn new_container_gets_certificate_and_removed_one_is_reported() {
         json!({"certs.domains": "a.example.com www.example.com; b.example.com"}),
     );
     docker.add("db", json!({"other": "label"}));
-    let sidecar = Followed::start(&ca, &docker.host(), |_| ());
+    let sidecar = DiscoverySidecar::start(&ca, &docker.host(), |_| ());
     sidecar.until_issued("a.example.com");
     sidecar.until_issued("b.example.com");
     sidecar.until_logged("LETSENCRYPT_HOST in the environment of containers is not seen");
@@ -364,26 +364,26 @@ fn new_container_gets_certificate_and_removed_one_is_reported() {
 fn api_faults_remove_no_certificate() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
     docker.add("web", json!({"certs.domains": "a.example.com"}));
-    let sidecar = Followed::start(&ca, &docker.host(), |_| ());
+    let sidecar = DiscoverySidecar::start(&ca, &docker.host(), |_| ());
     sidecar.until_issued("a.example.com");
     sidecar.until_logged("the labels of containers are followed");
-    for (mood, told) in [
-        (Mood::Refuses, "refuses /containers/json: 403"),
-        (Mood::Fails, "503"),
+    for (behaviour, told) in [
+        (ApiBehaviour::Refuses, "refuses /containers/json: 403"),
+        (ApiBehaviour::ServerError, "503"),
         (
-            Mood::Garbage,
+            ApiBehaviour::Garbage,
             "says what cannot be read: no list of containers",
         ),
-        (Mood::Endless, "more than 8388608 bytes"),
+        (ApiBehaviour::Endless, "more than 8388608 bytes"),
         (
-            Mood::Raw,
+            ApiBehaviour::Unfiltered,
             "is not filtered: whoever may use it is root on the host",
         ),
     ] {
-        docker.is(mood);
+        docker.behaves(behaviour);
         docker.state.lock().unwrap().asked.clear();
         sidecar.until_logged(told);
-        docker.is(Mood::Well);
+        docker.behaves(ApiBehaviour::Valid);
         // A successful try resets the backoff, so the next one is at most a few seconds away.
         let lists = || docker.was_asked("GET /events");
         until_within("events", Duration::from_secs(70), lists);
@@ -403,18 +403,18 @@ fn api_faults_remove_no_certificate() {
 #[test]
 fn slow_or_noisy_api_is_reported_and_new_containers_are_found() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
-    docker.is(Mood::Drips);
-    let sidecar = Followed::start(&ca, &docker.host(), |command| {
+    docker.behaves(ApiBehaviour::Slow);
+    let sidecar = DiscoverySidecar::start(&ca, &docker.host(), |command| {
         command.env("CERTS_DOMAINS", "configured.example.com");
     });
     // Configured certificates do not wait for the API.
     sidecar.until_issued("configured.example.com");
     sidecar.until_logged("no answer within 15s");
     docker.add("web", json!({"certs.domains": "a.example.com"}));
-    docker.is(Mood::Babbles);
+    docker.behaves(ApiBehaviour::InvalidEvents);
     sidecar.until_issued("a.example.com");
     sidecar.until_logged("events are not heard, and containers looked at once a minute");
-    docker.is(Mood::Hangs);
+    docker.behaves(ApiBehaviour::Hangs);
     assert!(sidecar.is_issued("a.example.com"));
 }
 
@@ -425,7 +425,7 @@ fn reload_without_docker_keeps_discovered_certificates_until_restart() {
     let table = format!("[docker]\nhost = '{}'\n", docker.host());
     std::fs::write(&config, table).unwrap();
     docker.add("first", json!({"certs.domains": "first.example.com"}));
-    let followed = Followed::start_configured(&ca, |command| {
+    let followed = DiscoverySidecar::start_configured(&ca, |command| {
         command.arg("--config").arg(&config);
     });
     followed.until_issued("first.example.com");
@@ -444,14 +444,14 @@ fn reload_without_docker_keeps_discovered_certificates_until_restart() {
 fn restart_without_proxy_renews_discovered_certificates() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
     docker.add("web", json!({"certs.domains": "a.example.com"}));
-    let mut sidecar = Followed::start(&ca, &docker.host(), |_| ());
+    let mut sidecar = DiscoverySidecar::start(&ca, &docker.host(), |_| ());
     sidecar.until_issued("a.example.com");
     let host = docker.host();
     drop(docker);
     sidecar.running.signal(rustix::process::Signal::TERM);
     until("the end", || sidecar.running.has_ended());
     drop(sidecar);
-    let sidecar = Followed::start(&ca, &host, |_| ());
+    let sidecar = DiscoverySidecar::start(&ca, &host, |_| ());
     sidecar.until_logged("does not answer");
     until("it is managed", || {
         sidecar
@@ -475,7 +475,7 @@ fn restart_without_proxy_renews_discovered_certificates() {
     drop(sidecar);
     let port = host.rsplit(':').next().unwrap().parse().unwrap();
     let docker = Docker::start_at(port);
-    let sidecar = Followed::start(&ca, &host, |command| {
+    let sidecar = DiscoverySidecar::start(&ca, &host, |command| {
         command.env("CERTS_DOCKER_GRACE", "0s");
     });
     sidecar.until_logged("container web asks for it no longer");
@@ -547,7 +547,7 @@ fn invalid_label_is_reported_and_affects_only_its_container() {
         copy.display()
     );
     std::fs::write(&file, configuration).unwrap();
-    let sidecar = Followed::start(&ca, &docker.host(), |command| {
+    let sidecar = DiscoverySidecar::start(&ca, &docker.host(), |command| {
         command.env("CERTS_CONFIG", &file);
     });
     sidecar.until_issued("good.example.com");
@@ -580,7 +580,7 @@ fn invalid_label_is_reported_and_affects_only_its_container() {
 fn containers_over_the_limit_get_no_certificate_and_existing_ones_stay() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
     docker.add("z", json!({"certs.domains": "z.example.com"}));
-    let sidecar = Followed::start(&ca, &docker.host(), |command| {
+    let sidecar = DiscoverySidecar::start(&ca, &docker.host(), |command| {
         command.env("CERTS_DOCKER_LIMIT", "2");
     });
     sidecar.until_issued("z.example.com");
@@ -618,7 +618,7 @@ fn at_a_socket(docker: &Docker, path: &Path) -> String {
 #[test]
 fn sandboxed_sidecar_reaches_local_docker_socket() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
-    docker.is(Mood::Raw);
+    docker.behaves(ApiBehaviour::Unfiltered);
     docker.add(
         "web",
         json!({"certs.domains": "a.example.com", "certs.deploy": "copy"}),
@@ -632,7 +632,7 @@ fn sandboxed_sidecar_reaches_local_docker_socket() {
         copy.path().display()
     );
     std::fs::write(&file, configuration).unwrap();
-    let sidecar = Followed::start(&ca, &host, |command| {
+    let sidecar = DiscoverySidecar::start(&ca, &host, |command| {
         command.env("CERTS_CONFIG", &file);
     });
     sidecar.until_issued("a.example.com");
@@ -653,7 +653,7 @@ fn acme_companion_variables_are_read_when_proxy_allows() {
         json!({}),
         &[hosts, "LETSENCRYPT_EMAIL=a@example.com", "SECRET=hunter2"],
     );
-    let sidecar = Followed::start(&ca, &docker.host(), |_| ());
+    let sidecar = DiscoverySidecar::start(&ca, &docker.host(), |_| ());
     sidecar.until_issued("a.example.com");
     let names = sidecar.status(&["--json"]);
     assert!(

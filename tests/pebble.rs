@@ -200,19 +200,19 @@ fn unreachable_or_untrusted_ca_exits_3() {
 
 /// Counts requests by their endpoint.
 #[derive(Default)]
-struct Requests(std::sync::Mutex<Vec<&'static str>>);
+struct SeenRequests(std::sync::Mutex<Vec<&'static str>>);
 
-impl certs::acme::Observer for Requests {
+impl certs::acme::Observer for SeenRequests {
     fn request(&self, endpoint: &'static str, _status: u16) {
         self.0.lock().unwrap().push(endpoint);
     }
 }
 
 /// A journal that stores nothing: one order needs no more.
-struct Forgetful;
+struct EmptyJournal;
 
 #[async_trait::async_trait]
-impl certs::acme::Journal for Forgetful {
+impl certs::acme::Journal for EmptyJournal {
     async fn order(
         &mut self,
         _: &certs::record::PendingOrder,
@@ -253,7 +253,7 @@ async fn issue_takes_seven_requests_per_name_after_first_contact() {
     let responses = Responses::default();
     let address = (std::net::Ipv4Addr::LOCALHOST, pebble.http_port).into();
     let listener = Listener::bind(&[address], responses.clone()).unwrap();
-    let (requests, mut journal) = (Arc::new(Requests::default()), Forgetful);
+    let (requests, mut journal) = (Arc::new(SeenRequests::default()), EmptyJournal);
     let root = std::fs::read(pebble.path("root.pem")).unwrap();
     let client = Client::new(Options {
         directory: pebble.directory_url(),

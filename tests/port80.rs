@@ -21,13 +21,13 @@ const PATH: &str = "/.well-known/acme-challenge/";
 const MIB: u64 = 1 << 20;
 
 /// `certs issue` whose CA reports for ever that it validates.
-struct Besieged {
+struct AttackedIssue {
     child: Child,
     port: u16,
     _ca: EmbeddedCa,
 }
 
-impl Besieged {
+impl AttackedIssue {
     fn start() -> Self {
         let ca = EmbeddedCa::start();
         let url = ca
@@ -43,13 +43,13 @@ impl Besieged {
         ca.script.add(Endpoint::Challenge, Which::Every, challenge);
         let mut command = ca.issue(&["example.com"]);
         command.stdout(Stdio::null()).stderr(Stdio::null());
-        let besieged = Self {
+        let attacked = Self {
             child: command.spawn().unwrap(),
             port: ca.http_port,
             _ca: ca,
         };
-        until("the live token", || besieged.token_is_answered());
-        besieged
+        until("the live token", || attacked.token_is_answered());
+        attacked
     }
 
     fn address(&self) -> SocketAddr {
@@ -79,7 +79,7 @@ impl Besieged {
     }
 
     /// How long the program or this client was ready to run but had no processor.
-    fn kept_waiting(&self) -> Duration {
+    fn processor_wait(&self) -> Duration {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
         let its = tasks.filter_map(|task| run_delay(&task.ok()?.path()));
         // On a kernel without this count, all of the time is taken as ours.
@@ -99,9 +99,9 @@ impl Besieged {
             });
             let (mut slowest, mut most) = (Slowest::default(), 0);
             while !over.load(Ordering::SeqCst) {
-                let (asked, waited) = (Instant::now(), self.kept_waiting());
+                let (asked, waited) = (Instant::now(), self.processor_wait());
                 assert!(self.token_is_answered(), "the live token was not answered");
-                let others = self.kept_waiting().saturating_sub(waited);
+                let others = self.processor_wait().saturating_sub(waited);
                 let took = asked.elapsed();
                 slowest.ours = slowest.ours.max(took.saturating_sub(others));
                 slowest.whole = slowest.whole.max(took);
@@ -113,7 +113,7 @@ impl Besieged {
     }
 }
 
-impl Drop for Besieged {
+impl Drop for AttackedIssue {
     fn drop(&mut self) {
         // An error means that the child has ended already.
         let _ = self.child.kill();
@@ -276,16 +276,16 @@ fn open_slow(address: SocketAddr, count: u32) {
     }
 }
 
-fn besiege(requests: usize, connections: u32) {
+fn attack_port(requests: usize, connections: u32) {
     let limit = getrlimit(Resource::Nofile);
     let all = Rlimit {
         current: limit.maximum,
         ..limit
     };
     setrlimit(Resource::Nofile, all).unwrap();
-    let besieged = Besieged::start();
-    let (address, before) = (besieged.address(), besieged.resident());
-    let (slowest, most) = besieged.during(|| {
+    let attacked = AttackedIssue::start();
+    let (address, before) = (attacked.address(), attacked.resident());
+    let (slowest, most) = attacked.during(|| {
         let answered: usize = thread::scope(|scope| {
             let asking: Vec<_> = (0..8)
                 .map(|start| scope.spawn(move || ask_bogus(address, (start..requests).step_by(8))))
@@ -295,9 +295,9 @@ fn besiege(requests: usize, connections: u32) {
         assert_eq!(answered, 0, "bogus requests were answered");
     });
     report(requests, "bogus requests", slowest, before, most);
-    let (slowest, most) = besieged.during(|| open_slow(address, connections));
+    let (slowest, most) = attacked.during(|| open_slow(address, connections));
     report(connections, "slow connections", slowest, before, most);
-    assert!(besieged.token_is_answered());
+    assert!(attacked.token_is_answered());
 }
 
 fn report(count: impl std::fmt::Display, what: &str, slowest: Slowest, before: u64, most: u64) {
@@ -320,5 +320,5 @@ fn report(count: impl std::fmt::Display, what: &str, slowest: Slowest, before: u
 #[test]
 fn live_token_is_answered_under_any_load() {
     let (requests, connections) = by_depth((2_000, 500), (10_000, 2_000), (100_000, 10_000));
-    besiege(requests, connections);
+    attack_port(requests, connections);
 }

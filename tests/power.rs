@@ -8,7 +8,7 @@ use std::process::Command;
 
 use certs::record::{Generation, Record};
 
-use crate::support::disk::{Disk, Ignored, Loss, Node, Tree, write_down};
+use crate::support::disk::{Disk, IgnoredFlushes, Loss, Node, Tree, write_down};
 use crate::support::embedded::EmbeddedCa;
 use crate::support::faults::Endpoint;
 use crate::support::oracle::Oracle;
@@ -19,24 +19,24 @@ use crate::support::{by_depth, run};
 const NAMES: [&str; 2] = ["example.com", "www.example.com"];
 
 /// A run and the disk it ran on.
-struct Recorded {
+struct RecordedRun {
     disk: Disk,
     /// The live generation before the run.
     before: Option<Generation>,
     /// The live generation after the run.
     after: Generation,
-    found: BTreeMap<Tree, Found>,
+    found: BTreeMap<Tree, OracleResults>,
 }
 
 /// The oracle's results for a tree.
 #[derive(Clone)]
-struct Found {
+struct OracleResults {
     live: Result<Option<Generation>, String>,
     record: Result<Option<Record>, String>,
 }
 
 /// Records `runs`. If `kill` is given, the first run is killed there.
-fn record(ca: &EmbeddedCa, strace: &Strace, runs: &[&[&str]], kill: Option<&Point>) -> Recorded {
+fn record(ca: &EmbeddedCa, strace: &Strace, runs: &[&[&str]], kill: Option<&Point>) -> RecordedRun {
     let root = ca.path("");
     let oracle = Oracle::new(&root, &NAMES);
     let generation = || oracle.live().unwrap().map(|pair| pair.generation);
@@ -45,7 +45,7 @@ fn record(ca: &EmbeddedCa, strace: &Strace, runs: &[&[&str]], kill: Option<&Poin
         .iter()
         .map(|arguments| ca.issue(&[&NAMES[..], arguments].concat()));
     let disk = disk_of(ca, strace, &runs.collect::<Vec<_>>(), kill);
-    Recorded {
+    RecordedRun {
         disk,
         before,
         after: generation().unwrap(),
@@ -83,30 +83,30 @@ pub(crate) fn disk_of(
     disk
 }
 
-impl Recorded {
+impl RecordedRun {
     /// Returns an error for the first crash that the run does not survive.
-    fn survives(&mut self, losses: &[Loss], ignored: Ignored) -> Result<(), String> {
+    fn survives(&mut self, losses: &[Loss], ignored: IgnoredFlushes) -> Result<(), String> {
         let mut durable = self.before;
         for steps in 0..=self.disk.steps() {
             let strict = self.disk.left(steps, Loss::All, ignored);
-            durable = durable.max(self.look(&strict).live.unwrap_or_default());
+            durable = durable.max(self.inspect(&strict).live.unwrap_or_default());
             for loss in losses {
                 let loss = loss.after(steps);
                 let left = self.disk.left(steps, loss, ignored);
-                self.holds(steps, &left, durable)
+                self.survives_one(steps, &left, durable)
                     .map_err(|why| format!("after step {steps}, {loss:?} lost: {why}"))?;
             }
         }
         Ok(())
     }
 
-    fn holds(
+    fn survives_one(
         &mut self,
         steps: usize,
         left: &Tree,
         durable: Option<Generation>,
     ) -> Result<(), String> {
-        let found = self.look(left);
+        let found = self.inspect(left);
         let (live, record) = (found.live?, found.record?);
         let allowed = [self.before, Some(self.after)].contains(&live);
         if !allowed || live < durable {
@@ -127,7 +127,7 @@ impl Recorded {
         Ok(())
     }
 
-    fn look(&mut self, tree: &Tree) -> Found {
+    fn inspect(&mut self, tree: &Tree) -> OracleResults {
         let tree = of_interest(tree);
         if let Some(found) = self.found.get(&tree) {
             return found.clone();
@@ -136,7 +136,7 @@ impl Recorded {
         write_down(&tree, directory.path());
         let oracle = Oracle::new(directory.path(), &NAMES);
         let live = oracle.live().map(|pair| pair.map(|pair| pair.generation));
-        let found = Found {
+        let found = OracleResults {
             live,
             record: oracle.record(),
         };
@@ -192,11 +192,11 @@ pub(crate) fn losses(by_chance: u64) -> Vec<Loss> {
 }
 
 /// Runs the real binary on every `stride`-th different tree.
-fn goes_on(ca: &EmbeddedCa, recorded: &Recorded, losses: &[Loss], stride: usize) -> usize {
+fn continues(ca: &EmbeddedCa, recorded: &RecordedRun, losses: &[Loss], stride: usize) -> usize {
     let mut different: BTreeMap<Tree, String> = BTreeMap::new();
     for steps in 0..=recorded.disk.steps() {
         for loss in losses.iter().map(|loss| loss.after(steps)) {
-            let left = recorded.disk.left(steps, loss, Ignored::None);
+            let left = recorded.disk.left(steps, loss, IgnoredFlushes::None);
             different
                 .entry(left)
                 .or_insert_with(|| format!("after step {steps}, {loss:?} lost"));
@@ -204,11 +204,11 @@ fn goes_on(ca: &EmbeddedCa, recorded: &Recorded, losses: &[Loss], stride: usize)
     }
     let chosen = different.iter().step_by(stride);
     chosen
-        .map(|(tree, case)| goes_on_from(ca, tree, case))
+        .map(|(tree, case)| continues_from(ca, tree, case))
         .count()
 }
 
-fn goes_on_from(ca: &EmbeddedCa, tree: &Tree, case: &str) {
+fn continues_from(ca: &EmbeddedCa, tree: &Tree, case: &str) {
     let directory = tempfile::tempdir().unwrap();
     write_down(tree, directory.path());
     let oracle = Oracle::new(directory.path(), &NAMES);
@@ -237,17 +237,17 @@ fn goes_on_from(ca: &EmbeddedCa, tree: &Tree, case: &str) {
 }
 
 /// The flushes whose absence loses something, and the others.
-fn missed(recorded: &mut Recorded, losses: &[Loss]) -> [Vec<String>; 2] {
+fn sort_flushes(recorded: &mut RecordedRun, losses: &[Loss]) -> [Vec<String>; 2] {
     let flushes = recorded.disk.flushes().to_vec();
     let mut sorted = [Vec::new(), Vec::new()];
     for (nth, path) in flushes.into_iter().enumerate() {
-        let caught = recorded.survives(losses, Ignored::One(nth)).is_err();
+        let caught = recorded.survives(losses, IgnoredFlushes::One(nth)).is_err();
         sorted[usize::from(!caught)].push(path);
     }
     sorted
 }
 
-fn prove(
+fn check_power_loss(
     what: &str,
     arguments: &[&str],
     ca: &EmbeddedCa,
@@ -256,15 +256,15 @@ fn prove(
     stride: usize,
 ) {
     let mut recorded = record(ca, strace, &[arguments], None);
-    no_key_is_open_to_others(&recorded.disk);
+    no_key_is_accessible_to_others(&recorded.disk);
     let losses = losses(by_chance);
     recorded
-        .survives(&losses, Ignored::None)
+        .survives(&losses, IgnoredFlushes::None)
         .unwrap_or_else(|why| panic!("{what}: {why}"));
     let trees = recorded.found.len();
-    let runs = goes_on(ca, &recorded, &losses, stride);
-    let caught = recorded.survives(&losses, Ignored::All);
-    let [needed, spare] = missed(&mut recorded, &losses[..3]);
+    let runs = continues(ca, &recorded, &losses, stride);
+    let caught = recorded.survives(&losses, IgnoredFlushes::All);
+    let [needed, spare] = sort_flushes(&mut recorded, &losses[..3]);
     eprintln!(
         "{what}: {} steps, {trees} different trees, {runs} runs that went on; of {} flushes {} are needed, not those of {spare:?}; without any: {caught:?}",
         recorded.disk.steps(),
@@ -282,7 +282,7 @@ fn prove(
 
 /// Checks the mode at every step, from creation on: the group must not write the file, and others must have
 /// no access.
-fn no_key_is_open_to_others(disk: &Disk) {
+fn no_key_is_accessible_to_others(disk: &Disk) {
     let mut keys = 0;
     for steps in 0..=disk.steps() {
         for (path, node) in disk.seen(steps) {
@@ -304,7 +304,7 @@ fn no_key_is_open_to_others(disk: &Disk) {
 #[test]
 fn renewal_keeps_whole_pair_live_and_continues_after_power_loss() {
     let what = "power loss in a renewal";
-    let Some(strace) = Strace::find_seeing(what) else {
+    let Some(strace) = Strace::find_with_arguments(what) else {
         return;
     };
     let ca = EmbeddedCa::start();
@@ -313,23 +313,23 @@ fn renewal_keeps_whole_pair_live_and_continues_after_power_loss() {
         run(&mut ca.issue(&[&NAMES[..], &["--force"]].concat()), 0);
     }
     let (by_chance, stride) = by_depth((2, 12), (4, 4), (50, 1));
-    prove(what, &["--force"], &ca, &strace, by_chance, stride);
+    check_power_loss(what, &["--force"], &ca, &strace, by_chance, stride);
 }
 
 #[test]
 fn first_issuance_continues_after_power_loss() {
     let what = "power loss in a first issuance";
-    let Some(strace) = Strace::find_seeing(what) else {
+    let Some(strace) = Strace::find_with_arguments(what) else {
         return;
     };
     let (by_chance, stride) = by_depth((2, 12), (4, 4), (50, 1));
-    prove(what, &[], &EmbeddedCa::start(), &strace, by_chance, stride);
+    check_power_loss(what, &[], &EmbeddedCa::start(), &strace, by_chance, stride);
 }
 
 /// A run is killed, the next one succeeds, and then the power fails: everything the first had not flushed
 /// must be durable too. `arguments` are those of the first run; each run starts from `prepare`.
 fn after_kills(what: &str, arguments: &[&str], stride: usize, prepare: impl Fn(&EmbeddedCa)) {
-    let Some(strace) = Strace::find_seeing(what) else {
+    let Some(strace) = Strace::find_with_arguments(what) else {
         return;
     };
     let ca = EmbeddedCa::start();
@@ -343,7 +343,7 @@ fn after_kills(what: &str, arguments: &[&str], stride: usize, prepare: impl Fn(&
     for point in points.iter().step_by(stride) {
         prepare(&ca);
         let mut recorded = record(&ca, &strace, &[arguments, &[]], Some(point));
-        let survived = recorded.survives(&losses(2), Ignored::None);
+        let survived = recorded.survives(&losses(2), IgnoredFlushes::None);
         survived.unwrap_or_else(|why| panic!("{what}: killed at {point:?}: {why}"));
         kills += 1;
     }
@@ -354,7 +354,7 @@ fn issued(ca: &EmbeddedCa) {
     run(&mut ca.issue(&NAMES), 0);
 }
 
-fn without_anything(ca: &EmbeddedCa) {
+fn empty_directories(ca: &EmbeddedCa) {
     for directory in ["data", "out"].map(|name| ca.path(name)) {
         if directory.exists() {
             std::fs::remove_dir_all(directory).unwrap();
@@ -371,5 +371,5 @@ fn power_loss_takes_nothing_after_kill_and_successful_run() {
 #[test]
 fn power_loss_takes_nothing_after_kill_in_first_issuance_and_successful_run() {
     let what = "power loss after a kill in a first issuance";
-    after_kills(what, &[], by_depth(60, 24, 4), without_anything);
+    after_kills(what, &[], by_depth(60, 24, 4), empty_directories);
 }

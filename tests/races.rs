@@ -235,13 +235,13 @@ fn released_lease_is_free_while_starting_child_inherits_its_file() {
 }
 
 /// A process that is stopped while the CA is about to sign.
-struct Stopped {
+struct StoppedProcess {
     ca: EmbeddedCa,
     child: Running,
     log: PathBuf,
 }
 
-impl Stopped {
+impl StoppedProcess {
     fn in_the_middle_of_an_order() -> Self {
         let ca = ca();
         ca.script
@@ -261,7 +261,7 @@ impl Stopped {
     }
 
     /// Continues the process, and returns its output.
-    fn goes_on(&mut self, code: i32) -> String {
+    fn continue_to_end(&mut self, code: i32) -> String {
         self.child.signal(Signal::CONT);
         until("its end", || self.child.has_ended());
         let told = std::fs::read_to_string(&self.log).unwrap();
@@ -279,7 +279,7 @@ fn settled_with_one_order(ca: &EmbeddedCa) {
 
 #[test]
 fn stopped_process_keeps_lease_and_finishes() {
-    let mut stopped = Stopped::in_the_middle_of_an_order();
+    let mut stopped = StoppedProcess::in_the_middle_of_an_order();
     let told = run(&mut issue(&stopped.ca, &["example.com"]), 8);
     assert!(
         told.contains("is being worked on by another process"),
@@ -287,20 +287,20 @@ fn stopped_process_keeps_lease_and_finishes() {
     );
     // In the full form longer than any request deadline.
     std::thread::sleep(Duration::from_secs(by_depth(0, 0, 60)));
-    stopped.goes_on(0);
+    stopped.continue_to_end(0);
     settled_with_one_order(&stopped.ca);
 }
 
 #[test]
 fn process_with_lost_lease_is_refused_when_it_continues() {
-    let mut stopped = Stopped::in_the_middle_of_an_order();
+    let mut stopped = StoppedProcess::in_the_middle_of_an_order();
     // Imitates an operator that deletes the lock of a stopped process as stale.
     std::fs::remove_file(stopped.ca.path("data/leases/example.com")).unwrap();
     let told = run(&mut issue(&stopped.ca, &["example.com"]), 0);
     let oracle = Oracle::new(&stopped.ca.path(""), &["example.com"]);
     let before = oracle.settled();
     let before = before.unwrap_or_else(|why| panic!("{why}: {told}"));
-    let told = stopped.goes_on(8);
+    let told = stopped.continue_to_end(8);
     let is_told = told.contains("was changed by another process") && told.contains("hint:");
     assert!(is_told, "{told}");
     settled_with_one_order(&stopped.ca);

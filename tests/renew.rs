@@ -2,17 +2,9 @@
 
 use std::process::Command;
 
-use crate::support::{Pebble, certs, free_port, text};
+use crate::support::{Pebble, certs, free_port, run};
 
-/// Runs the command, asserts its exit code, and returns its output.
-fn run(command: &mut Command, code: i32) -> String {
-    let output = command.output().unwrap();
-    let told = text(&output);
-    assert_eq!(output.status.code(), Some(code), "{told}");
-    told
-}
-
-fn here(pebble: &Pebble) -> Command {
+fn certs_here(pebble: &Pebble) -> Command {
     let mut command = certs(&pebble.path(""));
     command.current_dir(pebble.path(""));
     command
@@ -30,10 +22,10 @@ fn renew_uses_options_of_first_issue() {
     let mut renew = certs(&pebble.path(""));
     let told = run(renew.current_dir("/").arg("renew"), 0);
     assert!(told.contains("not due; generation 0001"), "{told}");
-    let told = run(here(&pebble).args(["renew", "--force"]), 2);
+    let told = run(certs_here(&pebble).args(["renew", "--force"]), 2);
     assert!(told.contains("cannot listen"), "{told}");
     drop(taken);
-    let told = run(here(&pebble).args(["renew", "--force"]), 0);
+    let told = run(certs_here(&pebble).args(["renew", "--force"]), 0);
     assert!(told.contains("issued; generation 0002"), "{told}");
     let key = pebble.path("out/live/example.com/privkey.pem");
     let key = rcgen::KeyPair::from_pem(&std::fs::read_to_string(key).unwrap()).unwrap();
@@ -55,7 +47,7 @@ fn renew_continues_past_failed_certificate_and_exits_with_its_code() {
         pebble.http_port
     );
     std::fs::write(pebble.path("certs.toml"), file).unwrap();
-    let told = run(here(&pebble).args(["renew", "--force"]), 3);
+    let told = run(certs_here(&pebble).args(["renew", "--force"]), 3);
     for line in [
         "a.example.com: issued; generation 0002",
         "b.example.com: failed (exit code 3)",
@@ -63,7 +55,10 @@ fn renew_continues_past_failed_certificate_and_exits_with_its_code() {
     ] {
         assert!(told.contains(line), "no `{line}` in {told}");
     }
-    let told = run(here(&pebble).args(["renew", "a.example.com", "--force"]), 0);
+    let told = run(
+        certs_here(&pebble).args(["renew", "a.example.com", "--force"]),
+        0,
+    );
     assert!(told.contains("a.example.com: issued; generation 0003"));
     assert!(!told.contains("c.example.com"), "{told}");
 }
@@ -80,13 +75,16 @@ fn issue_of_configured_certificate_needs_only_its_name() {
         pebble.http_port
     );
     std::fs::write(pebble.path("certs.toml"), file).unwrap();
-    let told = run(here(&pebble).args(["issue", "example.com", "--json"]), 0);
+    let told = run(
+        certs_here(&pebble).args(["issue", "example.com", "--json"]),
+        0,
+    );
     let told: serde_json::Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
     assert_eq!(
         (&told["name"], &told["issued"]),
         (&"example.com".into(), &true.into())
     );
-    let status = run(here(&pebble).args(["status", "--json"]), 0);
+    let status = run(certs_here(&pebble).args(["status", "--json"]), 0);
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status[0]["identifiers"].as_array().unwrap().len(), 2);
 }
@@ -108,7 +106,7 @@ fn dry_run_writes_nothing() {
     let webroot = pebble.path("webroot");
     std::fs::create_dir(&webroot).unwrap();
     let webroot = webroot.to_str().unwrap().to_owned();
-    let mut command = here(&pebble);
+    let mut command = certs_here(&pebble);
     command.args([
         "issue",
         "example.com",
@@ -177,7 +175,7 @@ fn damaged_certificate_affects_no_other() {
     settings["challenge"] = serde_json::json!({"webroot": pebble.path("gone")});
     std::fs::write(&options, settings.to_string()).unwrap();
 
-    let told = run(here(&pebble).args(["renew", "--force"]), 2);
+    let told = run(certs_here(&pebble).args(["renew", "--force"]), 2);
     for line in [
         "b.example.com: failed (exit code 2)",
         "a.example.com: failed (exit code 8)",
@@ -186,9 +184,9 @@ fn damaged_certificate_affects_no_other() {
     ] {
         assert!(told.contains(line), "no `{line}` in {told}");
     }
-    let told = run(here(&pebble).args(["renew", "c.example.com"]), 0);
+    let told = run(certs_here(&pebble).args(["renew", "c.example.com"]), 0);
     assert!(told.contains("not due; generation 0002"), "{told}");
-    let told = run(here(&pebble).arg("status"), 8);
+    let told = run(certs_here(&pebble).arg("status"), 8);
     assert!(told.contains("a.example.com: "), "{told}");
     assert!(told.contains("c.example.com  "), "{told}");
 }
@@ -203,7 +201,7 @@ fn issue_with_some_names_selects_whole_stored_certificate() {
     assert!(told.contains("not due; generation 0001"), "{told}");
     assert!(told.contains("it stays for www.example.com too"), "{told}");
     let names = || {
-        let status = run(here(&pebble).args(["status", "--json"]), 0);
+        let status = run(certs_here(&pebble).args(["status", "--json"]), 0);
         let status: serde_json::Value = serde_json::from_str(&status).unwrap();
         status[0]["identifiers"].as_array().unwrap().len()
     };
@@ -212,7 +210,7 @@ fn issue_with_some_names_selects_whole_stored_certificate() {
     // A request that was never issued is withdrawn.
     let webroot = pebble.path("webroot");
     std::fs::create_dir(&webroot).unwrap();
-    let mut more = here(&pebble);
+    let mut more = certs_here(&pebble);
     more.args([
         "issue",
         "--agree-tos",
@@ -240,7 +238,7 @@ fn renew_in_backoff_is_not_success() {
     let verify = format!("127.0.0.1:{}", free_port());
     let told = run(&mut pebble.issue(&["example.com", "--verify", &verify]), 7);
     assert!(told.contains("is not proven served"), "{told}");
-    let told = run(here(&pebble).arg("renew"), 7);
+    let told = run(certs_here(&pebble).arg("renew"), 7);
     assert!(
         told.contains("not handed over, and no new try before"),
         "{told}"
@@ -254,7 +252,7 @@ fn renew_in_backoff_is_not_success() {
         pebble.directory_url()
     );
     std::fs::write(pebble.path("certs.toml"), other).unwrap();
-    run(here(&pebble).args(["issue", "other.example.com"]), 5);
-    let told = run(here(&pebble).args(["renew", "other.example.com"]), 6);
+    run(certs_here(&pebble).args(["issue", "other.example.com"]), 5);
+    let told = run(certs_here(&pebble).args(["renew", "other.example.com"]), 6);
     assert!(told.contains("no new try before"), "{told}");
 }

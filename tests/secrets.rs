@@ -163,14 +163,14 @@ fn key_search_finds_every_encoding() {
 }
 
 /// A sidecar and commands that share its data directory.
-struct House {
+struct Installation {
     directory: tempfile::TempDir,
     http: u16,
     admin: u16,
     format: &'static str,
 }
 
-impl House {
+impl Installation {
     fn new(format: &'static str) -> Self {
         let (directory, http, admin) = (tempfile::tempdir().unwrap(), free_port(), free_port());
         Self {
@@ -215,12 +215,12 @@ impl House {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin));
         stream.map_or_else(
             |error| error.to_string(),
-            |stream| asked(stream, request, ""),
+            |stream| send_request(stream, request, ""),
         )
     }
 
     /// Damages a file while a command runs, and restores it.
-    fn damaged(&self, file: &Path, content: &str, command: &mut Command) -> String {
+    fn with_damaged_file(&self, file: &Path, content: &str, command: &mut Command) -> String {
         let sound = std::fs::read(file).unwrap();
         std::fs::write(file, content).unwrap();
         let told = text(&command.output().unwrap());
@@ -229,7 +229,7 @@ impl House {
     }
 }
 
-fn asked(mut stream: impl Read + Write, request: &str, body: &str) -> String {
+fn send_request(mut stream: impl Read + Write, request: &str, body: &str) -> String {
     let length = body.len();
     let head = format!("{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
     let typed = "Content-Type: application/json\r\n";
@@ -243,8 +243,8 @@ fn asked(mut stream: impl Read + Write, request: &str, body: &str) -> String {
     String::from_utf8_lossy(&reply).into_owned()
 }
 
-fn everything_told(house: &House) -> String {
-    let running = house.start();
+fn all_output(installation: &Installation) -> String {
+    let running = installation.start();
     let mut told = String::new();
     for path in [
         "/",
@@ -254,8 +254,8 @@ fn everything_told(house: &House) -> String {
         "/readyz",
         "/x",
     ] {
-        told += &house.ask(&format!("GET {path}"));
-        told += &house.ask(&format!("POST {path}"));
+        told += &installation.ask(&format!("GET {path}"));
+        told += &installation.ask(&format!("POST {path}"));
     }
     for (request, body) in [
         ("GET /", ""),
@@ -263,8 +263,8 @@ fn everything_told(house: &House) -> String {
         ("POST /v1/work", "{"),
         ("POST /v1/work", "{\"certificate\": {}, \"task\": 1}"),
     ] {
-        let socket = UnixStream::connect(house.path("data/admin.sock")).unwrap();
-        told += &asked(socket, request, body);
+        let socket = UnixStream::connect(installation.path("data/admin.sock")).unwrap();
+        told += &send_request(socket, request, body);
     }
     for arguments in [
         &["status"][..],
@@ -276,21 +276,21 @@ fn everything_told(house: &House) -> String {
         &["issue", "other.example.com", "--reuse-key"],
         &["renew", "--force", "--json"],
     ] {
-        told += &text(&house.command(arguments).output().unwrap());
+        told += &text(&installation.command(arguments).output().unwrap());
     }
     drop(running);
-    told += &std::fs::read_to_string(house.path("log")).unwrap();
+    told += &std::fs::read_to_string(installation.path("log")).unwrap();
     told
 }
 
-fn everything_told_of_damage(house: &House) -> String {
+fn all_output_with_damage(installation: &Installation) -> String {
     let mut told = String::new();
-    let records = house.path("data/records");
+    let records = installation.path("data/records");
     let other = records.join("other.example.com/0001/privkey.pem");
     let other = std::fs::read_to_string(other).unwrap();
-    let mut accounts = std::fs::read_dir(house.path("data/accounts")).unwrap();
+    let mut accounts = std::fs::read_dir(installation.path("data/accounts")).unwrap();
     let account = accounts.next().unwrap().unwrap().path();
-    let live = house.path("out/live/example.com");
+    let live = installation.path("out/live/example.com");
     let newest = std::fs::read_link(&live).unwrap();
     let newest = records
         .join("example.com")
@@ -304,7 +304,11 @@ fn everything_told_of_damage(house: &House) -> String {
         let sound = std::fs::read_to_string(&file).unwrap();
         for content in [&sound[..sound.len() / 2], &sound.replace('M', "!"), &other] {
             for arguments in [&["issue"], forced] {
-                told += &house.damaged(&file, content, &mut house.command(arguments));
+                told += &installation.with_damaged_file(
+                    &file,
+                    content,
+                    &mut installation.command(arguments),
+                );
             }
         }
     }
@@ -312,20 +316,20 @@ fn everything_told_of_damage(house: &House) -> String {
     let key = newest.join("privkey.pem");
     let half = other.split_at(other.len() / 2).0;
     std::fs::write(key, half).unwrap();
-    told += &text(&house.command(of_key).output().unwrap());
+    told += &text(&installation.command(of_key).output().unwrap());
     told
 }
 
 #[test]
 fn keys_never_appear_in_any_output() {
     for format in ["text", "json"] {
-        let house = House::new(format);
-        let mut told = everything_told(&house);
-        let mut keys = keys(&house.path("data"));
-        told += &everything_told_of_damage(&house);
-        keys.extend(self::keys(&house.path("data")));
+        let installation = Installation::new(format);
+        let mut told = all_output(&installation);
+        let mut keys = keys(&installation.path("data"));
+        told += &all_output_with_damage(&installation);
+        keys.extend(self::keys(&installation.path("data")));
         for kind in ["records", "accounts", "ca"] {
-            let of_kind = house.path("data").join(kind);
+            let of_kind = installation.path("data").join(kind);
             assert!(
                 keys.iter().any(|key| key.from.starts_with(&of_kind)),
                 "no key of {kind}"
@@ -380,11 +384,11 @@ fn idle_sidecar_holds_no_certificate_key() {
         eprintln!("SKIPPED: keys in memory: only root may look into the process");
         return;
     }
-    let house = House::new("text");
-    let running = house.start();
+    let installation = Installation::new("text");
+    let running = installation.start();
     let (placeholder, issued) = ("archive/example.com/0000", "archive/example.com/0001");
-    let keys_of = |part: &str| keys(&house.path("out").join(part));
-    let accounts = keys(&house.path("data/accounts"));
+    let keys_of = |part: &str| keys(&installation.path("out").join(part));
+    let accounts = keys(&installation.path("data/accounts"));
     let count = |key: &Key, memory: &[u8]| {
         // The library stores numbers with the lowest byte first.
         let (_, scalar) = key.scalar();

@@ -13,13 +13,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::support::{Nginx, Pebble, certs, free_port, run, until};
 
 /// A running `certs run` with its log.
-struct Sidecar {
+struct PebbleSidecar {
     child: Child,
     log: PathBuf,
     admin: u16,
 }
 
-impl Sidecar {
+impl PebbleSidecar {
     fn start(pebble: &Pebble, more: impl FnOnce(&mut Command)) -> Self {
         let (log, admin) = (pebble.path("run.log"), free_port());
         let mut command = certs(&pebble.path(""));
@@ -81,7 +81,7 @@ impl Sidecar {
     }
 }
 
-impl Drop for Sidecar {
+impl Drop for PebbleSidecar {
     fn drop(&mut self) {
         // An error means that the child has ended already.
         let _ = self.child.kill();
@@ -109,7 +109,7 @@ fn sidecar_replaces_placeholder_with_verified_certificate_and_keeps_it_over_a_re
             .env("CERTS_DEPLOY", format!("nginx:{}", pid_file.display()))
             .env("CERTS_VERIFY", format!("127.0.0.1:{port}"));
     };
-    let sidecar = Sidecar::start(&pebble, configure);
+    let sidecar = PebbleSidecar::start(&pebble, configure);
     let live = pebble.path("out/live/example.com");
     until("the placeholder", || live.join("privkey.pem").exists());
     let Some(_nginx) = Nginx::start_at(&live, &pebble.path("nginx"), port) else {
@@ -195,7 +195,7 @@ fn sidecar_replaces_placeholder_with_verified_certificate_and_keeps_it_over_a_re
 
     let before = std::fs::canonicalize(&live).unwrap();
     for restart in 0..50 {
-        let again = Sidecar::start(&pebble, configure);
+        let again = PebbleSidecar::start(&pebble, configure);
         again.until_ready();
         let (_, metrics) = again.ask("GET", "/metrics");
         assert!(
@@ -227,7 +227,7 @@ fn certificate_not_served_raises_alarm_that_clears_and_never_orders() {
     };
     run(&mut pebble.issue(&["example.com", "--force"]), 0);
     // Without a `--verify` address, the sidecar finds where nginx listens.
-    let sidecar = Sidecar::start(&pebble, |command| {
+    let sidecar = PebbleSidecar::start(&pebble, |command| {
         command.env(
             "CERTS_DEPLOY",
             format!("nginx:{}", nginx.pid_file.display()),
@@ -262,7 +262,7 @@ fn reload_applies_valid_configuration_and_keeps_old_over_invalid() {
     let file = pebble.path("certs.toml");
     let write = |certificates: &str| std::fs::write(&file, certificates).unwrap();
     write("[[certificate]]\nnames = ['one.example.com']\n");
-    let sidecar = Sidecar::start(&pebble, |command| {
+    let sidecar = PebbleSidecar::start(&pebble, |command| {
         command
             .env_remove("CERTS_DOMAINS")
             .env("CERTS_CONFIG", &file);
@@ -298,7 +298,7 @@ fn reload_adds_first_certificate_while_sidecar_runs() {
     let file = pebble.path("certs.toml");
     let write = |text: &str| std::fs::write(&file, text).unwrap();
     write("");
-    let sidecar = Sidecar::start(&pebble, |command| {
+    let sidecar = PebbleSidecar::start(&pebble, |command| {
         command
             .env_remove("CERTS_DOMAINS")
             .env("CERTS_CONFIG", &file);
@@ -324,7 +324,7 @@ fn challenge_listener_changes_only_at_restart() {
         std::fs::write(&file, text).unwrap();
     };
     listen(pebble.http_port);
-    let sidecar = Sidecar::start(&pebble, |command| {
+    let sidecar = PebbleSidecar::start(&pebble, |command| {
         command
             .env_remove("CERTS_HTTP_LISTEN")
             .env_remove("CERTS_DOMAINS")
@@ -343,7 +343,7 @@ fn command_reports_running_sidecar() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
-    let sidecar = Sidecar::start(&pebble, |_| {});
+    let sidecar = PebbleSidecar::start(&pebble, |_| {});
     sidecar.until_ready();
     // A dry run needs port 80 too.
     let told = run(&mut pebble.issue(&["new.example.com", "--dry-run"]), 0);
@@ -371,7 +371,7 @@ fn dry_run_before_first_order_shares_no_account() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
-    let sidecar = Sidecar::start(&pebble, |command| {
+    let sidecar = PebbleSidecar::start(&pebble, |command| {
         command.env_remove("CERTS_DOMAINS");
     });
     until("the sidecar", || pebble.path("data/admin.sock").exists());
@@ -395,7 +395,7 @@ fn renew_skips_certificates_not_due_beside_sidecar_without_listener() {
     run(&mut pebble.issue(&["example.com"]), 0);
     let webroot = pebble.path("webroot");
     std::fs::create_dir(&webroot).unwrap();
-    let sidecar = Sidecar::start(&pebble, |command| {
+    let sidecar = PebbleSidecar::start(&pebble, |command| {
         command
             .env_remove("CERTS_DOMAINS")
             .env_remove("CERTS_HTTP_LISTEN")
@@ -422,7 +422,7 @@ fn damaged_certificate_is_repaired_and_delays_no_other() {
     std::fs::remove_dir_all(pebble.path("out/archive/example.com")).unwrap();
     let record = pebble.path("data/records/other.example.com/record.json");
     std::fs::write(&record, "").unwrap();
-    let sidecar = Sidecar::start(&pebble, |command| {
+    let sidecar = PebbleSidecar::start(&pebble, |command| {
         command.env("CERTS_DOMAINS", "other.example.com; example.com");
     });
     sidecar.until_logged("hint: restore that file");
@@ -452,7 +452,7 @@ fn sidecar_notifies_service_manager() {
         String::from_utf8_lossy(&buffer[..length]).into_owned()
     };
     let until_told = |what: &str| while !told().lines().any(|line| line == what) {};
-    let sidecar = Sidecar::start(&pebble, |command| {
+    let sidecar = PebbleSidecar::start(&pebble, |command| {
         command
             .env("NOTIFY_SOCKET", &path)
             .env("WATCHDOG_USEC", "400000");
@@ -473,7 +473,7 @@ fn second_sidecar_on_same_data_directory_is_refused() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
-    let first = Sidecar::start(&pebble, |_| {});
+    let first = PebbleSidecar::start(&pebble, |_| {});
     first.until_ready();
     let mut second = certs(&pebble.path(""));
     second

@@ -44,7 +44,7 @@ fn pair(live: &Path) -> [Vec<u8>; 2] {
 }
 
 /// Breaks the output, renews into it, repairs it, and runs once more.
-fn the_output_fails(break_it: impl FnOnce(&Tmpfs), message: &str, mend: impl FnOnce(&Tmpfs)) {
+fn output_fails(break_it: impl FnOnce(&Tmpfs), message: &str, mend: impl FnOnce(&Tmpfs)) {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -67,7 +67,7 @@ fn the_output_fails(break_it: impl FnOnce(&Tmpfs), message: &str, mend: impl FnO
 #[test]
 fn full_output_exits_8_and_recovers_without_order() {
     let filler = |tmpfs: &Tmpfs| tmpfs.0.join("filler");
-    the_output_fails(
+    output_fails(
         |tmpfs| {
             // Fills the file system.
             let _ = std::fs::write(filler(tmpfs), vec![0; 128 * 1024]);
@@ -79,7 +79,7 @@ fn full_output_exits_8_and_recovers_without_order() {
 
 #[test]
 fn read_only_output_exits_8_and_recovers_without_order() {
-    the_output_fails(
+    output_fails(
         |tmpfs| tmpfs.remount("ro"),
         "Read-only file system",
         |tmpfs| tmpfs.remount("rw"),

@@ -31,7 +31,7 @@ fn size() -> (u64, u64) {
 }
 
 #[derive(Default)]
-struct Tally {
+struct RequestTally {
     requests: AtomicU64,
     failed: AtomicU64,
     handshakes: AtomicU64,
@@ -40,7 +40,7 @@ struct Tally {
     stop: AtomicBool,
 }
 
-impl Tally {
+impl RequestTally {
     fn fail(&self, why: &str) {
         if self.failed.fetch_add(1, Ordering::Relaxed) < 5 {
             eprintln!("a request has failed: {why}");
@@ -85,7 +85,7 @@ struct Client {
     keeps: bool,
     /// Whether the server may close a kept connection between two requests.
     may_close: bool,
-    tally: Arc<Tally>,
+    tally: Arc<RequestTally>,
 }
 
 impl Client {
@@ -134,7 +134,7 @@ impl Client {
 fn measure(ca: &EmbeddedCa, server: &str, port: u16, may_close: bool, mut swap: impl FnMut()) {
     let (swaps, requests) = size();
     let root = std::fs::read(ca.path("root.pem")).unwrap();
-    let tally = Arc::new(Tally::default());
+    let tally = Arc::new(RequestTally::default());
     let runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = { runtime }.worker_threads(2).enable_all().build().unwrap();
     let clients: Vec<_> = (0..CLIENTS)
@@ -216,10 +216,10 @@ fn haproxy_fails_no_connection_while_certificates_are_swapped() {
 }
 
 /// Answers every request with "ok".
-struct Ok200;
+struct AnswerOk;
 
 #[async_trait]
-impl Handler for Ok200 {
+impl Handler for AnswerOk {
     async fn converse(&self, mut stream: terminator::Stream, _: SocketAddr, _: Stopping) {
         let (mut asked, mut buffer) = (Vec::new(), [0; 1024]);
         while let Ok(read @ 1..) = stream.read(&mut buffer).await {
@@ -260,7 +260,7 @@ fn own_listener_fails_no_connection_while_certificates_are_swapped() {
     let address = (Ipv4Addr::LOCALHOST, 0).into();
     let listener = Terminator::bind(address, &credentials, Limits::default()).unwrap();
     let port = listener.address().unwrap().port();
-    runtime.spawn(listener.serve(Arc::new(Ok200), std::future::pending()));
+    runtime.spawn(listener.serve(Arc::new(AnswerOk), std::future::pending()));
     drop(inside);
     measure(&ca, "our own listener", port, false, || {
         run(&mut ca.issue(&[NAME, "--force"]), 0);
@@ -271,7 +271,7 @@ fn own_listener_fails_no_connection_while_certificates_are_swapped() {
 #[test]
 fn coturn_calls_survive_every_renewal() {
     let ca = issued();
-    let Some(turn) = crate::targets::Turn::start(&ca) else {
+    let Some(turn) = crate::targets::Coturn::start(&ca) else {
         return;
     };
     let Some(client) =

@@ -40,7 +40,7 @@ fn letsencrypt(root: &Path, lineages: &[(&str, &str, &(String, String))]) {
 }
 
 /// The output without parts that differ from run to run.
-fn settled(told: &str, root: &Path) -> String {
+fn without_run_details(told: &str, root: &Path) -> String {
     let told = told.replace(&root.display().to_string(), "ROOT");
     let words = told.split(' ').map(|word| {
         let is_date = word.len() > 19 && word.starts_with("20") && word.as_bytes()[10] == b'T';
@@ -91,7 +91,7 @@ fn import_takes_valid_lineages_and_names_invalid_ones() {
     let import = |code| {
         let mut command = certs(root);
         command.current_dir(root).args(["import", "certbot"]);
-        settled(&run(command.arg(&source), code), root)
+        without_run_details(&run(command.arg(&source), code), root)
     };
     insta::assert_snapshot!("import-certbot", import(8));
     insta::assert_snapshot!("import-certbot-again", import(8));
@@ -162,7 +162,7 @@ fn import_writes_nothing_for_wrong_path_or_client() {
     ] {
         let mut command = certs(root);
         command.current_dir(root).arg("import").args(&arguments);
-        told.push_str(&settled(&run(&mut command, 2), root));
+        told.push_str(&without_run_details(&run(&mut command, 2), root));
     }
     insta::assert_snapshot!("import-wrong", told);
     assert!(!root.join("data").exists() && !root.join("out").exists());

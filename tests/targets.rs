@@ -160,13 +160,13 @@ fn haproxy_unknown_certificate_is_reported_with_known_ones() {
 }
 
 /// coturn with the live pair, and its deploy option.
-pub(crate) struct Turn {
+pub(crate) struct Coturn {
     pub(crate) port: u16,
     pub(crate) deploy: String,
     _running: Running,
 }
 
-impl Turn {
+impl Coturn {
     pub(crate) fn start(ca: &EmbeddedCa) -> Option<Self> {
         let program = program("CERTS_LAB_COTURN", "/usr/bin/turnserver")?;
         let (port, plain) = (free_port(), free_port());
@@ -195,7 +195,7 @@ impl Turn {
 #[test]
 fn coturn_loads_new_pair() {
     let ca = issued();
-    let Some(turn) = Turn::start(&ca) else {
+    let Some(turn) = Coturn::start(&ca) else {
         return;
     };
     let verify = verify(turn.port);

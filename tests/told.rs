@@ -19,16 +19,16 @@ use crate::support::{Running, certs, free_port, listens, program, run, until};
 use crate::targets::{NAME, generation, issued, live, verify};
 
 /// The unit jobs, in order.
-pub(crate) type Done = Arc<Mutex<Vec<String>>>;
+pub(crate) type Calls = Arc<Mutex<Vec<String>>>;
 
 /// The interface as org.freedesktop.systemd1 documents it.
-struct Manager {
-    done: Done,
+struct SystemdManager {
+    done: Calls,
     result: &'static str,
 }
 
 #[zbus::interface(name = "org.freedesktop.systemd1.Manager")]
-impl Manager {
+impl SystemdManager {
     fn subscribe(&self) {}
 
     fn load_unit(&self, name: String) -> zbus::fdo::Result<OwnedObjectPath> {
@@ -62,10 +62,10 @@ impl Manager {
     ) -> zbus::Result<()>;
 }
 
-struct Unit;
+struct SystemdUnit;
 
 #[zbus::interface(name = "org.freedesktop.systemd1.Unit")]
-impl Unit {
+impl SystemdUnit {
     #[zbus(property)]
     fn active_state(&self) -> String {
         "active".to_owned()
@@ -76,7 +76,7 @@ impl Unit {
 fn bus(
     ca: &EmbeddedCa,
     result: &'static str,
-) -> Option<(Running, tokio::runtime::Runtime, String, Done)> {
+) -> Option<(Running, tokio::runtime::Runtime, String, Calls)> {
     let program = program("CERTS_LAB_DBUS", "/usr/bin/dbus-daemon")?;
     let socket = ca.path("bus");
     let address = format!("unix:path={}", socket.display());
@@ -88,8 +88,8 @@ fn bus(
         &address,
     ]));
     until("the bus", || socket.exists());
-    let done = Done::default();
-    let manager = Manager {
+    let done = Calls::default();
+    let manager = SystemdManager {
         done: done.clone(),
         result,
     };
@@ -102,7 +102,7 @@ fn bus(
             .unwrap()
             .serve_at("/org/freedesktop/systemd1", manager)
             .unwrap()
-            .serve_at("/unit/web", Unit)
+            .serve_at("/unit/web", SystemdUnit)
             .unwrap()
             .build()
             .await
@@ -146,14 +146,14 @@ fn systemd_target_reloads_unit_over_bus_and_reports_its_failure() {
 
 /// Docker's API as far as it is used; `create` is the status of requests to create a container.
 #[derive(Clone)]
-struct Api {
+struct DockerApi {
     create: u16,
     exit_code: i64,
-    done: Done,
+    done: Calls,
 }
 
 async fn kill(
-    State(api): State<Api>,
+    State(api): State<DockerApi>,
     Part(name): Part<String>,
     asked: Uri,
 ) -> (StatusCode, Json<Value>) {
@@ -169,7 +169,7 @@ async fn kill(
     (StatusCode::NO_CONTENT, Json(json!({})))
 }
 
-async fn exec(State(api): State<Api>, Json(asked): Json<Value>) -> (StatusCode, Json<Value>) {
+async fn exec(State(api): State<DockerApi>, Json(asked): Json<Value>) -> (StatusCode, Json<Value>) {
     api.done
         .lock()
         .unwrap()
@@ -181,27 +181,32 @@ pub(crate) fn docker(
     ca: &EmbeddedCa,
     create: u16,
     exit_code: i64,
-) -> (tokio::runtime::Runtime, String, Done) {
-    let api = Api {
+) -> (tokio::runtime::Runtime, String, Calls) {
+    let api = DockerApi {
         create,
         exit_code,
-        done: Done::default(),
+        done: Calls::default(),
     };
     let done = api.done.clone();
-    let router = Router::new()
-        .route(
-            "/containers/create",
-            post(|State(api): State<Api>| async move { StatusCode::from_u16(api.create).unwrap() }),
-        )
-        .route("/containers/{name}/kill", post(kill))
-        .route("/containers/{name}/exec", post(exec))
-        // The output is longer than the part that is kept.
-        .route("/exec/{id}/start", post(|| async { "out".repeat(1 << 20) }))
-        .route(
-            "/exec/{id}/json",
-            get(|State(api): State<Api>| async move { Json(json!({"ExitCode": api.exit_code})) }),
-        )
-        .with_state(api);
+    let router =
+        Router::new()
+            .route(
+                "/containers/create",
+                post(|State(api): State<DockerApi>| async move {
+                    StatusCode::from_u16(api.create).unwrap()
+                }),
+            )
+            .route("/containers/{name}/kill", post(kill))
+            .route("/containers/{name}/exec", post(exec))
+            // The output is longer than the part that is kept.
+            .route("/exec/{id}/start", post(|| async { "out".repeat(1 << 20) }))
+            .route(
+                "/exec/{id}/json",
+                get(|State(api): State<DockerApi>| async move {
+                    Json(json!({"ExitCode": api.exit_code}))
+                }),
+            )
+            .with_state(api);
     let runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = { runtime }.worker_threads(1).enable_all().build().unwrap();
     let socket = ca.path(&format!("docker-{create}-{exit_code}.sock"));

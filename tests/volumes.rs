@@ -71,14 +71,19 @@ fn skipped<T>(what: &str, why: &str) -> Option<T> {
 
 /// Renews while `disturb` is in effect, calls `mend`, and asserts that the next run recovers. Returns the
 /// output of the failed run.
-fn told_and_healed(ca: &EmbeddedCa, case: &str, disturb: impl Fn(), mend: impl Fn()) -> String {
+fn failed_renewal_recovers(
+    ca: &EmbeddedCa,
+    case: &str,
+    disturb: impl Fn(),
+    mend: impl Fn(),
+) -> String {
     let mut renewal = Renewal::begin(ca, &NAMES, case.to_owned());
     disturb();
     let told = run(&mut ca.issue(&[NAMES[0], "--force"]), 8);
     assert!(told.contains("hint:"), "{case}: {told}");
     renewal.is_whole();
     mend();
-    let orders = renewal.ends_well();
+    let orders = renewal.finish();
     assert!(orders.placed <= 1, "{case}: {orders:?}: {told}");
     told
 }
@@ -93,10 +98,10 @@ fn issue_exits_8_on_full_or_read_only_volume_and_next_run_recovers() {
         };
         run(&mut ca.issue(&NAMES), 0);
         let (fill, empty) = (|| volume.fill(), || volume.empty());
-        let told = told_and_healed(&ca, &format!("{place} is full"), fill, empty);
+        let told = failed_renewal_recovers(&ca, &format!("{place} is full"), fill, empty);
         assert!(told.contains("No space left on device"), "{told}");
         let (shut, open) = (|| volume.remount("ro"), || volume.remount("rw"));
-        let told = told_and_healed(&ca, &format!("{place} is read-only"), shut, open);
+        let told = failed_renewal_recovers(&ca, &format!("{place} is read-only"), shut, open);
         assert!(told.contains("Read-only file system"), "{told}");
     }
 }

@@ -9,13 +9,13 @@ use std::process::Command;
 
 use certs::record::{Generation, Record};
 
-use crate::errno::{errors, is_told};
+use crate::errno::{errors, reports_error};
 use crate::power::{disk_of, losses};
-use crate::support::disk::{Disk, Ignored, Loss, Node, Tree};
+use crate::support::disk::{Disk, IgnoredFlushes, Loss, Node, Tree};
 use crate::support::embedded::EmbeddedCa;
 use crate::support::oracle::{Oracle, Pair};
 use crate::support::renewal::Renewal;
-use crate::support::strace::aimed::Aimed;
+use crate::support::strace::aimed::PathPoint;
 use crate::support::strace::{Call, Strace};
 use crate::support::{Running, by_depth, free_port, run, text};
 use crate::targets::{NAME, haproxy, issued, live};
@@ -28,7 +28,7 @@ const HAPROXY: &[&str] = &["--deploy=front"];
 const COPY: &str = "copies/example.com.pem";
 const WATCHED: &str = "copies/example.com.yaml";
 
-struct Written {
+struct WrittenTargets {
     /// The first field: dropped first, since HAProxy reads below `ca`.
     _haproxy: Option<Running>,
     port: u16,
@@ -41,7 +41,7 @@ struct Written {
     watched: String,
 }
 
-impl Written {
+impl WrittenTargets {
     /// `None` without HAProxy.
     fn start(strace: Strace, targets: &'static [&'static str]) -> Option<Self> {
         let ca = issued();
@@ -80,7 +80,7 @@ impl Written {
         if targets == FILES {
             written.watched = std::fs::read_to_string(written.ca.path(WATCHED)).unwrap();
         }
-        written.stands(&[&written.live()], "in the beginning");
+        written.targets_are_whole(&[&written.live()], "in the beginning");
         Some(written)
     }
 
@@ -99,7 +99,7 @@ impl Written {
         Generation(self.live().generation.0 + 1)
     }
 
-    fn points(&self) -> BTreeMap<Aimed, Call> {
+    fn points(&self) -> BTreeMap<PathPoint, Call> {
         let (renewal, newest) = (self.renew(&["--force"]), self.newest());
         let mut points = self.strace.elsewhere(&renewal, &self.ca.path(""), newest);
         points.retain(|aimed, _| aimed.call != "connect");
@@ -109,7 +109,7 @@ impl Written {
     }
 
     /// Asserts that every target holds one of `pairs`, whole, and that no key is readable by others.
-    fn stands(&self, pairs: &[&Pair], case: &str) {
+    fn targets_are_whole(&self, pairs: &[&Pair], case: &str) {
         let is_one = |place: &str| {
             let found = std::fs::read(self.ca.path(place)).unwrap();
             let whole = pairs.iter().any(|pair| pair.combined() == found);
@@ -117,7 +117,7 @@ impl Written {
         };
         if self.targets == HAPROXY {
             is_one("own/pair.pem");
-            let shown = self.ca.shown_at(self.port, NAME);
+            let shown = self.ca.leaf_at(self.port, NAME);
             let shown = { pairs.iter() }.any(|pair| pair.facts.fingerprint == shown);
             assert!(shown, "{case}: HAProxy shows something else");
         } else {
@@ -131,7 +131,7 @@ impl Written {
             assert!(whole, "{case}: {found}");
         }
         for directory in ["copies", "own"] {
-            no_key_is_open(&self.ca.path(directory), case);
+            no_key_is_accessible(&self.ca.path(directory), case);
         }
     }
 
@@ -141,58 +141,58 @@ impl Written {
     }
 
     /// Lets a disturbed renewal finish.
-    fn ends_well(&self, renewal: Renewal, case: &str) {
-        renewal.ends_well_by(|_| run(&mut self.renew(&[]), 0));
-        self.stands(&[&self.live()], case);
+    fn finish(&self, renewal: Renewal, case: &str) {
+        renewal.finish_by(|_| run(&mut self.renew(&[]), 0));
+        self.targets_are_whole(&[&self.live()], case);
     }
 
     /// Whether the run reached its kill point.
-    fn survives_kill(&self, aimed: &Aimed) -> bool {
+    fn survives_kill(&self, aimed: &PathPoint) -> bool {
         let case = format!("killed at {aimed:?}");
         let (before, newest) = (self.live(), self.newest());
         let mut renewal = Renewal::begin(&self.ca, &[NAME], case.clone());
         let mut killing = self
             .strace
-            .kill_aimed(&self.renew(&["--force"]), aimed, newest);
+            .kill_at_path(&self.renew(&["--force"]), aimed, newest);
         let output = killing.output().unwrap();
         let killed = !output.status.success();
         if killed {
             assert_eq!(output.status.code(), None, "{case}: {output:?}");
             renewal.is_whole();
-            self.stands(&[&before, &self.live()], &case);
+            self.targets_are_whole(&[&before, &self.live()], &case);
         }
-        self.ends_well(renewal, &case);
+        self.finish(renewal, &case);
         killed
     }
 
     /// The exit code of the run in which the call failed.
-    fn survives_error(&self, aimed: &Aimed, error: &str) -> i32 {
+    fn survives_error(&self, aimed: &PathPoint, error: &str) -> i32 {
         let case = format!("{error} at {aimed:?}");
         let (before, newest) = (self.live(), self.newest());
         let mut renewal = Renewal::begin(&self.ca, &[NAME], case.clone());
         let command = self.renew(&["--force"]);
-        let mut failing = self.strace.fail_aimed(&command, aimed, newest, error);
+        let mut failing = self.strace.fail_at_path(&command, aimed, newest, error);
         let output = failing.output().unwrap();
         let (code, told) = (output.status.code().unwrap_or(-1), text(&output));
         match code {
             0 => {}
-            7 => is_told(&case, error, &told),
+            7 => reports_error(&case, error, &told),
             _ => panic!("{case}: exit {code}: {told}"),
         }
         renewal.is_whole();
-        self.stands(&[&before, &self.live()], &case);
-        self.ends_well(renewal, &case);
+        self.targets_are_whole(&[&before, &self.live()], &case);
+        self.finish(renewal, &case);
         code
     }
 }
 
 /// Checks every file below `directory`, whatever its name.
-fn no_key_is_open(directory: &Path, case: &str) {
+fn no_key_is_accessible(directory: &Path, case: &str) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let found = std::fs::symlink_metadata(&path).unwrap();
         if found.is_dir() {
-            no_key_is_open(&path, case);
+            no_key_is_accessible(&path, case);
         } else if found.is_file() {
             let bytes = std::fs::read(&path).unwrap();
             let holds_one = bytes.windows(11).any(|part| part == b"PRIVATE KEY");
@@ -203,8 +203,8 @@ fn no_key_is_open(directory: &Path, case: &str) {
     }
 }
 
-fn start(what: &str, targets: &'static [&'static str]) -> Option<Written> {
-    Written::start(Strace::find_seeing(what)?, targets)
+fn start(what: &str, targets: &'static [&'static str]) -> Option<WrittenTargets> {
+    WrittenTargets::start(Strace::find_with_arguments(what)?, targets)
 }
 
 fn kills(what: &str, targets: &'static [&'static str]) {
@@ -217,7 +217,7 @@ fn kills(what: &str, targets: &'static [&'static str]) {
     eprintln!("{what}: {} kills; not come to: {ended:?}", killed.len());
     assert!(killed.len() > ended.len() * 5, "{what}: {ended:?}");
     // Every kind of call was killed at least once.
-    let kind = |aimed: &Aimed| { killed.iter() }.any(|other| other.call == aimed.call);
+    let kind = |aimed: &PathPoint| { killed.iter() }.any(|other| other.call == aimed.call);
     assert!(ended.iter().all(kind), "{what}: {ended:?}");
 }
 
@@ -242,7 +242,11 @@ fn errors_of(what: &str, targets: &'static [&'static str]) {
 }
 
 /// The generation of each target after a power loss; each must be whole.
-fn found_after(written: &Written, tree: &Tree, pairs: &[&Pair]) -> Result<[Generation; 3], String> {
+fn found_after(
+    written: &WrittenTargets,
+    tree: &Tree,
+    pairs: &[&Pair],
+) -> Result<[Generation; 3], String> {
     let content = |path: &Path| match tree.get(path) {
         Some(Node::File { bytes, .. }) => Ok(&bytes[..]),
         other => Err(format!("{} is {other:?}", path.display())),
@@ -292,9 +296,9 @@ fn recorded_in(tree: &Tree) -> Result<[Generation; 3], String> {
 /// How many crashes each target survives, and how many of them came after all was recorded. Returns an error
 /// for the first crash that it does not survive.
 fn crashes(
-    written: &Written,
+    written: &WrittenTargets,
     disk: &Disk,
-    ignored: Ignored,
+    ignored: IgnoredFlushes,
     pairs: &[&Pair],
 ) -> Result<[usize; 2], String> {
     let mut counts = [0; 2];
@@ -343,13 +347,13 @@ fn files_are_whole_and_recorded_files_exist_after_power_loss() {
     let disk = disk_of(&written.ca, &written.strace, &[renewal], None);
     let after = written.live();
     let pairs = [&before, &after];
-    let survived = crashes(&written, &disk, Ignored::None, &pairs);
+    let survived = crashes(&written, &disk, IgnoredFlushes::None, &pairs);
     let [survived, recorded] = survived.unwrap_or_else(|why| panic!("{why}"));
     eprintln!("{what}: {survived} crashes, {recorded} of them when all was recorded");
     assert!(recorded > 0);
     let last = found_after(
         &written,
-        &disk.left(disk.steps(), Loss::All, Ignored::None),
+        &disk.left(disk.steps(), Loss::All, IgnoredFlushes::None),
         &pairs,
     );
     assert_eq!(last, Ok([after.generation; 3]), "the run ended well");
@@ -358,7 +362,7 @@ fn files_are_whole_and_recorded_files_exist_after_power_loss() {
     let (mut needed, mut spare) = (0, Vec::new());
     for (nth, path) in disk.flushes().iter().enumerate() {
         if path.starts_with("/copies") {
-            match crashes(&written, &disk, Ignored::One(nth), &pairs) {
+            match crashes(&written, &disk, IgnoredFlushes::One(nth), &pairs) {
                 Err(_) => needed += 1,
                 Ok(_) => spare.push(path.as_str()),
             }

@@ -7,7 +7,7 @@ use std::process::Command;
 use certs::certificate::Fingerprint;
 use certs::record::Generation;
 
-use super::Tally;
+use super::KillTally;
 use crate::support::embedded::EmbeddedCa;
 use crate::support::oracle::Oracle;
 use crate::support::renewal::Renewal;
@@ -40,27 +40,27 @@ impl Server {
     }
 }
 
-struct Told {
+struct DeploymentKills {
     /// The first field: dropped first, since the server reads below `ca`.
     server: Server,
     ca: EmbeddedCa,
     oracle: Oracle,
     strace: Strace,
-    tally: Tally,
+    tally: KillTally,
 }
 
-impl Told {
+impl DeploymentKills {
     fn start(strace: Strace, server: fn(&EmbeddedCa) -> Option<Server>) -> Option<Self> {
         let ca = issued();
-        let told = Self {
+        let kills = Self {
             oracle: Oracle::new(&ca.path(""), &[NAME]),
             server: server(&ca)?,
             ca,
             strace,
-            tally: Tally::default(),
+            tally: KillTally::default(),
         };
-        run(&mut told.renew(&["--force"]), 0);
-        Some(told)
+        run(&mut kills.renew(&["--force"]), 0);
+        Some(kills)
     }
 
     fn renew(&self, more: &[&str]) -> Command {
@@ -71,8 +71,8 @@ impl Told {
                 format!("--deploy=haproxy:{}", socket.display())
             }
         };
-        let told = [NAME, &deploy, &verify(self.server.port())];
-        self.ca.issue(&[&told[..], more].concat())
+        let options = [NAME, &deploy, &verify(self.server.port())];
+        self.ca.issue(&[&options[..], more].concat())
     }
 
     fn points(&self) -> Vec<Point> {
@@ -87,7 +87,7 @@ impl Told {
 
     /// The leaf that the server shows to a new connection.
     fn shown(&self) -> Fingerprint {
-        self.ca.shown_at(self.server.port(), NAME)
+        self.ca.leaf_at(self.server.port(), NAME)
     }
 
     fn survives(&mut self, point: &Point) {
@@ -107,44 +107,44 @@ impl Told {
             let shown = self.shown();
             assert!(shown == before || shown == live(), "{case}: {shown:?}");
         }
-        let orders = renewal.ends_well_by(|_| run(&mut self.renew(&[]), 0));
+        let orders = renewal.finish_by(|_| run(&mut self.renew(&[]), 0));
         self.tally.add(orders);
-        self.is_proven(&case);
+        self.is_verified(&case);
     }
 
     /// Asserts that the pair is deployed and served, by the record and by a handshake.
-    fn is_proven(&self, case: &str) {
+    fn is_verified(&self, case: &str) {
         let pair = self.oracle.live().unwrap().unwrap();
         assert_eq!(self.shown(), pair.facts.fingerprint, "{case}");
         let record = self.oracle.record().unwrap().unwrap();
         let served = record.served.into_values().map(|served| served.generation);
-        let (told, seen) = (record.deployed.into_values(), served.collect::<Vec<_>>());
-        let told: Vec<_> = told.collect();
-        assert!(!told.is_empty() && !seen.is_empty(), "{case}");
+        let (deployed, seen) = (record.deployed.into_values(), served.collect::<Vec<_>>());
+        let deployed: Vec<_> = deployed.collect();
+        assert!(!deployed.is_empty() && !seen.is_empty(), "{case}");
         let newest = |one: &Generation| *one == pair.generation;
         assert!(
-            told.iter().chain(&seen).all(newest),
-            "{case}: {told:?}, {seen:?}"
+            deployed.iter().chain(&seen).all(newest),
+            "{case}: {deployed:?}, {seen:?}"
         );
     }
 }
 
-fn handovers(what: &str, server: fn(&EmbeddedCa) -> Option<Server>, stride: usize) {
-    let strace = Strace::find_seeing(what);
-    let Some(mut told) = strace.and_then(|strace| Told::start(strace, server)) else {
+fn deployments(what: &str, server: fn(&EmbeddedCa) -> Option<Server>, stride: usize) {
+    let strace = Strace::find_with_arguments(what);
+    let Some(mut kills) = strace.and_then(|strace| DeploymentKills::start(strace, server)) else {
         return;
     };
-    for point in told.points().iter().step_by(stride) {
-        told.survives(point);
+    for point in kills.points().iter().step_by(stride) {
+        kills.survives(point);
     }
-    told.tally.tell(what, by_depth(3, 20, 80));
+    kills.tally.report(what, by_depth(3, 20, 80));
 }
 
 #[test]
 fn deployment_leaves_whole_pair_and_next_run_verifies_it_after_kill() {
     let stride = by_depth(24, 4, 1);
-    handovers("kill points of a hand-over", Server::nginx, stride);
-    handovers(
+    deployments("kill points of a hand-over", Server::nginx, stride);
+    deployments(
         "kill points of a hand-over to HAProxy",
         Server::haproxy,
         stride,

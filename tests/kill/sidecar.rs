@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::Tally;
+use super::KillTally;
 use crate::support::embedded::EmbeddedCa;
 use crate::support::oracle::{Oracle, Pair};
 use crate::support::renewal::Renewal;
@@ -17,7 +17,7 @@ use crate::support::{by_depth, free_port, until_within};
 const NAMES: [&str; 2] = ["example.com", "www.example.com"];
 const MINUTE: Duration = Duration::from_secs(60);
 
-struct Kept {
+struct SidecarKills {
     ca: EmbeddedCa,
     /// One port for all runs: a new port each time could belong to another test.
     admin: u16,
@@ -25,10 +25,10 @@ struct Kept {
     strace: Strace,
     /// Which of the CA's two URLs is configured.
     other: bool,
-    tally: Tally,
+    tally: KillTally,
 }
 
-impl Kept {
+impl SidecarKills {
     fn start(strace: Strace) -> Self {
         let ca = EmbeddedCa::start();
         Self {
@@ -37,7 +37,7 @@ impl Kept {
             admin: free_port(),
             strace,
             other: false,
-            tally: Tally::default(),
+            tally: KillTally::default(),
         }
     }
 
@@ -94,12 +94,12 @@ impl Kept {
             }
         }
         renewal.is_whole();
-        let orders = renewal.ends_well_by(|case| self.left_alone(case));
+        let orders = renewal.finish_by(|case| self.becomes_ready(case));
         self.tally.add(orders);
     }
 
     /// Started again, it becomes ready without help.
-    fn left_alone(&self, case: &str) -> String {
+    fn becomes_ready(&self, case: &str) -> String {
         let mut command = self.command();
         let sidecar = Sidecar::start_as(&self.ca, &mut command, self.admin);
         until_within(case, 2 * MINUTE, || sidecar.readiness() == 200);
@@ -111,30 +111,30 @@ impl Kept {
 
 /// Each run uses the other URL of the CA than the previous one.
 fn renewals(what: &str, stride: usize) {
-    let Some(mut kept) = Strace::find_seeing(what).map(Kept::start) else {
+    let Some(mut kills) = Strace::find_with_arguments(what).map(SidecarKills::start) else {
         return;
     };
-    kept.left_alone("the first");
-    kept.other = true;
-    for point in kept.points().iter().step_by(stride) {
-        kept.other = !kept.other;
-        kept.survives(point);
+    kills.becomes_ready("the first");
+    kills.other = true;
+    for point in kills.points().iter().step_by(stride) {
+        kills.other = !kills.other;
+        kills.survives(point);
     }
-    kept.tally.tell(what, by_depth(3, 20, 100));
+    kills.tally.report(what, by_depth(3, 20, 100));
 }
 
 /// Each run in empty directories.
 fn first_issuances(what: &str, stride: usize) {
-    let Some(mut kept) = Strace::find_seeing(what).map(Kept::start) else {
+    let Some(mut kills) = Strace::find_with_arguments(what).map(SidecarKills::start) else {
         return;
     };
-    for point in kept.points().iter().step_by(stride) {
+    for point in kills.points().iter().step_by(stride) {
         for directory in ["data", "out"] {
-            std::fs::remove_dir_all(kept.ca.path(directory)).unwrap();
+            std::fs::remove_dir_all(kills.ca.path(directory)).unwrap();
         }
-        kept.survives(point);
+        kills.survives(point);
     }
-    kept.tally.tell(what, by_depth(3, 20, 100));
+    kills.tally.report(what, by_depth(3, 20, 100));
 }
 
 #[test]

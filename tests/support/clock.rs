@@ -22,7 +22,7 @@ pub(crate) struct Clocks {
 
 /// The numbers in the file, in the order of `clock.c`.
 #[derive(Clone, Copy)]
-enum Number {
+enum Slot {
     Wall,
     Steady,
     WallReadings,
@@ -58,7 +58,7 @@ impl Clocks {
         let directory = tempfile::tempdir().unwrap();
         let mut status = certs(directory.path());
         let status = self.preload(&mut status).arg("status").output().unwrap();
-        if self.read(Number::SteadyReadings) == 0 {
+        if self.read(Slot::SteadyReadings) == 0 {
             return Err(format!("nothing is preloaded: {}", text(&status)));
         }
         Ok(())
@@ -73,27 +73,27 @@ impl Clocks {
 
     /// Sets their wall clock `seconds` ahead of the right time.
     pub(crate) fn set_ahead(&self, seconds: i64) {
-        self.write(Number::Wall, seconds);
+        self.write(Slot::Wall, seconds);
     }
 
     /// Lets `time` pass on both clocks. The kernel does not know, so no timer fires: `wake` must give the
     /// process work. Returns once both clocks have been read.
     pub(crate) fn pass(&self, time: Duration, wake: impl FnOnce()) {
-        self.pass_unless(time, wake, || false);
+        self.pass_or_end(time, wake, || false);
     }
 
     /// The same for a process that may end first, as `has_ended` tells.
-    pub(crate) fn pass_unless(
+    pub(crate) fn pass_or_end(
         &self,
         time: Duration,
         wake: impl FnOnce(),
         mut has_ended: impl FnMut() -> bool,
     ) {
         let seconds = i64::try_from(time.as_secs()).unwrap();
-        for number in [Number::Wall, Number::Steady] {
+        for number in [Slot::Wall, Slot::Steady] {
             self.write(number, self.read(number) + seconds);
         }
-        let readings = [Number::WallReadings, Number::SteadyReadings];
+        let readings = [Slot::WallReadings, Slot::SteadyReadings];
         let before = readings.map(|number| self.read(number));
         wake();
         until("a look at the clocks", || {
@@ -102,7 +102,7 @@ impl Clocks {
         });
     }
 
-    fn read(&self, number: Number) -> i64 {
+    fn read(&self, number: Slot) -> i64 {
         let mut bytes = [0; 8];
         self.numbers
             .read_exact_at(&mut bytes, number as u64 * 8)
@@ -110,7 +110,7 @@ impl Clocks {
         i64::from_ne_bytes(bytes)
     }
 
-    fn write(&self, number: Number, value: i64) {
+    fn write(&self, number: Slot, value: i64) {
         let bytes = value.to_ne_bytes();
         self.numbers
             .write_all_at(&bytes, number as u64 * 8)
@@ -120,16 +120,16 @@ impl Clocks {
 
 /// A clock that is ahead of the right time by an adjustable number of seconds.
 #[derive(Debug, Default)]
-pub(crate) struct Moved(AtomicI64);
+pub(crate) struct AdjustableClock(AtomicI64);
 
-impl Moved {
+impl AdjustableClock {
     pub(crate) fn set_ahead(&self, seconds: i64) {
         self.0.store(seconds, Ordering::SeqCst);
     }
 }
 
 #[async_trait]
-impl Clock for Moved {
+impl Clock for AdjustableClock {
     fn now(&self) -> Timestamp {
         let seconds = self.0.load(Ordering::SeqCst);
         let by = Duration::from_secs(seconds.unsigned_abs());

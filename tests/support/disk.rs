@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use certs::random::{Random, SeededRandom};
 
-pub(super) type Number = usize;
+pub(super) type Inode = usize;
 
 /// The content of one inode.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,7 +19,7 @@ pub(crate) enum Node {
     },
     Directory {
         mode: u32,
-        entries: BTreeMap<String, Number>,
+        entries: BTreeMap<String, Inode>,
     },
     Link(String),
 }
@@ -28,40 +28,40 @@ pub(crate) enum Node {
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     Enter {
-        directory: Number,
+        directory: Inode,
         name: String,
-        node: Number,
+        node: Inode,
     },
     Leave {
-        directory: Number,
+        directory: Inode,
         name: String,
     },
     /// Within one directory.
     Rename {
-        directory: Number,
+        directory: Inode,
         from: String,
         to: String,
-        node: Number,
+        node: Inode,
     },
     Exchange {
-        directory: Number,
+        directory: Inode,
         names: [String; 2],
-        nodes: [Number; 2],
+        nodes: [Inode; 2],
     },
     Write {
-        node: Number,
+        node: Inode,
         at: usize,
         bytes: Vec<u8>,
     },
     Cut {
-        node: Number,
+        node: Inode,
         length: usize,
     },
     Mode {
-        node: Number,
+        node: Inode,
         mode: u32,
     },
-    Flush(Number),
+    Flush(Inode),
     /// Data sent to the CA: no earlier step may be lost.
     Send,
 }
@@ -80,7 +80,7 @@ pub(crate) enum Loss {
 
 /// The flushes without effect, as on a disk that lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ignored {
+pub(crate) enum IgnoredFlushes {
     None,
     All,
     /// The nth, from 0.
@@ -90,13 +90,13 @@ pub(crate) enum Ignored {
 #[derive(Clone, Debug)]
 pub(crate) struct Disk {
     /// The nodes before the first step, and each new node as created.
-    pub(super) nodes: BTreeMap<Number, Node>,
+    pub(super) nodes: BTreeMap<Inode, Node>,
     pub(super) steps: Vec<Step>,
     /// The path of each flush, for messages.
     pub(super) flushed: Vec<String>,
 }
 
-pub(super) const ROOT: Number = 0;
+pub(super) const ROOT: Inode = 0;
 
 /// The content of the disk, by path.
 pub(crate) type Tree = BTreeMap<PathBuf, Node>;
@@ -113,7 +113,7 @@ impl Disk {
         disk
     }
 
-    fn read(&mut self, path: &Path) -> Number {
+    fn read(&mut self, path: &Path) -> Inode {
         let found = std::fs::symlink_metadata(path).unwrap();
         let number = self.add(Node::Link(String::new()));
         let mode = found.mode() & 0o7777;
@@ -141,7 +141,7 @@ impl Disk {
         number
     }
 
-    pub(super) fn add(&mut self, node: Node) -> Number {
+    pub(super) fn add(&mut self, node: Node) -> Inode {
         let number = self.nodes.len();
         self.nodes.insert(number, node);
         number
@@ -168,7 +168,7 @@ impl Disk {
     }
 
     /// The content after a crash behind the first `steps`.
-    pub(crate) fn left(&self, steps: usize, loss: Loss, ignored: Ignored) -> Tree {
+    pub(crate) fn left(&self, steps: usize, loss: Loss, ignored: IgnoredFlushes) -> Tree {
         let kept = self.kept(steps, ignored);
         let dice = match loss {
             Loss::Some(seed) => SeededRandom::new(seed),
@@ -187,9 +187,9 @@ impl Disk {
     }
 
     /// Which of the first `steps` a flush has made durable.
-    fn kept(&self, steps: usize, ignored: Ignored) -> Vec<bool> {
+    fn kept(&self, steps: usize, ignored: IgnoredFlushes) -> Vec<bool> {
         let mut kept = vec![false; steps];
-        let mut open: BTreeMap<Number, Vec<usize>> = BTreeMap::new();
+        let mut open: BTreeMap<Inode, Vec<usize>> = BTreeMap::new();
         let mut flush = 0;
         for (index, step) in self.steps[..steps].iter().enumerate() {
             let Step::Flush(node) = step else {
@@ -199,9 +199,9 @@ impl Disk {
                 continue;
             };
             let does_nothing = match ignored {
-                Ignored::None => false,
-                Ignored::All => true,
-                Ignored::One(nth) => nth == flush,
+                IgnoredFlushes::None => false,
+                IgnoredFlushes::All => true,
+                IgnoredFlushes::One(nth) => nth == flush,
             };
             flush += 1;
             if !does_nothing {
@@ -228,7 +228,7 @@ impl Disk {
 }
 
 impl Step {
-    fn needs(&self) -> Option<Number> {
+    fn needs(&self) -> Option<Inode> {
         match self {
             Self::Enter { directory, .. }
             | Self::Leave { directory, .. }
@@ -241,7 +241,7 @@ impl Step {
         }
     }
 
-    pub(super) fn apply(&self, nodes: &mut BTreeMap<Number, Node>, whole: bool) {
+    pub(super) fn apply(&self, nodes: &mut BTreeMap<Inode, Node>, whole: bool) {
         match self {
             Self::Enter {
                 directory,
@@ -288,21 +288,21 @@ impl Step {
     }
 }
 
-fn entries(nodes: &mut BTreeMap<Number, Node>, number: Number) -> &mut BTreeMap<String, Number> {
+fn entries(nodes: &mut BTreeMap<Inode, Node>, number: Inode) -> &mut BTreeMap<String, Inode> {
     match nodes.get_mut(&number) {
         Some(Node::Directory { entries, .. }) => entries,
         other => panic!("{other:?} is no directory"),
     }
 }
 
-fn content(nodes: &mut BTreeMap<Number, Node>, number: Number) -> &mut Vec<u8> {
+fn content(nodes: &mut BTreeMap<Inode, Node>, number: Inode) -> &mut Vec<u8> {
     match nodes.get_mut(&number) {
         Some(Node::File { bytes, .. }) => bytes,
         other => panic!("{other:?} is no file"),
     }
 }
 
-fn spread(nodes: &BTreeMap<Number, Node>, number: Number, path: &Path, tree: &mut Tree) {
+fn spread(nodes: &BTreeMap<Inode, Node>, number: Inode, path: &Path, tree: &mut Tree) {
     let mut node = nodes[&number].clone();
     if let Node::Directory { entries, .. } = &mut node {
         for (name, child) in std::mem::take(entries) {

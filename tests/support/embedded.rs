@@ -12,8 +12,8 @@ use certs::tls::dialer::Dialer;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
-use super::clock::Moved;
-use super::faults::{Faulty, Script};
+use super::clock::AdjustableClock;
+use super::faults::{FaultyService, Script};
 use super::{certs, free_port};
 
 /// The embedded CA over TLS on loopback, with a script of faults. It resolves every name to loopback and
@@ -21,7 +21,7 @@ use super::{certs, free_port};
 pub(crate) struct EmbeddedCa {
     pub(crate) script: Script,
     pub(crate) server: Server,
-    clock: Arc<Moved>,
+    clock: Arc<AdjustableClock>,
     /// The port from which it fetches HTTP-01 answers.
     pub(crate) http_port: u16,
     directory: TempDir,
@@ -35,11 +35,11 @@ impl EmbeddedCa {
     }
 
     pub(crate) fn with(change: impl FnOnce(&mut Settings)) -> Self {
-        Self::begun(0, change)
+        Self::created_ago(0, change)
     }
 
     /// A CA that was created `ago` seconds ago, with a server certificate of the same age.
-    pub(crate) fn begun(ago: i64, change: impl FnOnce(&mut Settings)) -> Self {
+    pub(crate) fn created_ago(ago: i64, change: impl FnOnce(&mut Settings)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -51,12 +51,12 @@ impl EmbeddedCa {
             resolve: Resolve::Fixed(Ipv4Addr::LOCALHOST.into()),
         };
         change(&mut settings);
-        let clock = Arc::new(Moved::default());
+        let clock = Arc::new(AdjustableClock::default());
         clock.set_ahead(-ago);
         let server = Server::new(settings, clock.clone()).unwrap();
         std::fs::write(directory.path().join("root.pem"), server.root_pem()).unwrap();
         let script = Script::default();
-        let service = Faulty::new(server.router(), script.clone());
+        let service = FaultyService::new(server.router(), script.clone());
         let identity = Identity::new(&server, address.ip()).unwrap();
         clock.set_ahead(0);
         let (stop, stopped) = oneshot::channel();
@@ -93,7 +93,7 @@ impl EmbeddedCa {
     }
 
     /// The leaf that a server on `port` shows for `name`, to a client that trusts this CA.
-    pub(crate) fn shown_at(&self, port: u16, name: &str) -> Fingerprint {
+    pub(crate) fn leaf_at(&self, port: u16, name: &str) -> Fingerprint {
         let root = std::fs::read(self.path("root.pem")).unwrap();
         let (dialer, name) = (
             Dialer::new(&root).unwrap(),

@@ -159,7 +159,7 @@ struct Scripted {
     rules: Vec<Rule>,
     counts: BTreeMap<Endpoint, u32>,
     committed: BTreeMap<Endpoint, u32>,
-    given_up: BTreeSet<String>,
+    invalid_orders: BTreeSet<String>,
     unfollowed: Option<String>,
     leaked: BTreeSet<Vec<u8>>,
     accounts: BTreeSet<String>,
@@ -174,7 +174,7 @@ impl Default for Scripted {
             rules: Vec::new(),
             counts: BTreeMap::new(),
             committed: BTreeMap::new(),
-            given_up: BTreeSet::new(),
+            invalid_orders: BTreeSet::new(),
             unfollowed: None,
             leaked: BTreeSet::new(),
             accounts: BTreeSet::new(),
@@ -231,8 +231,8 @@ impl Script {
     }
 
     /// The number of orders that the CA has shown as invalid.
-    pub(crate) fn given_up(&self) -> u32 {
-        self.with(|scripted| u32::try_from(scripted.given_up.len()).unwrap())
+    pub(crate) fn invalid_orders(&self) -> u32 {
+        self.with(|scripted| u32::try_from(scripted.invalid_orders.len()).unwrap())
     }
 
     /// The number of keys that the CA has refused.
@@ -287,46 +287,46 @@ impl Script {
 
 /// The connection ends without a reply.
 #[derive(Debug)]
-pub(crate) struct Dropped;
+pub(crate) struct ConnectionDropped;
 
-impl fmt::Display for Dropped {
+impl fmt::Display for ConnectionDropped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("dropped by the script")
     }
 }
 
-impl std::error::Error for Dropped {}
+impl std::error::Error for ConnectionDropped {}
 
 /// A CA's service behind a script; usable without a socket too.
 #[derive(Clone)]
-pub(crate) struct Faulty {
+pub(crate) struct FaultyService {
     router: Router,
     script: Script,
 }
 
-impl Faulty {
+impl FaultyService {
     pub(crate) fn new(router: Router, script: Script) -> Self {
         Self { router, script }
     }
 }
 
-impl<B> Service<Request<B>> for Faulty
+impl<B> Service<Request<B>> for FaultyService
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     type Response = Response<Body>;
-    type Error = Dropped;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Dropped>> + Send>>;
+    type Error = ConnectionDropped;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, ConnectionDropped>> + Send>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Dropped>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectionDropped>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let endpoint = Endpoint::of(request.uri().path());
         let fault = self.script.next(endpoint);
-        let ca = Counted {
+        let ca = CountedCa {
             router: self.router.clone(),
             script: self.script.clone(),
             endpoint,
@@ -343,13 +343,13 @@ where
 }
 
 /// The CA itself, behind the script.
-struct Counted {
+struct CountedCa {
     router: Router,
     script: Script,
     endpoint: Endpoint,
 }
 
-impl Counted {
+impl CountedCa {
     async fn ask(&mut self, request: Request<Body>) -> Response<Body> {
         let path = request.uri().path().to_owned();
         let reply = ask(&mut self.router, request).await;
@@ -367,17 +367,18 @@ impl Counted {
             });
         }
         match self.endpoint {
-            Endpoint::Order => self.look(path, reply).await,
+            Endpoint::Order => self.record_invalid(path, reply).await,
             _ => reply,
         }
     }
 
-    async fn look(&self, path: String, reply: Response<Body>) -> Response<Body> {
+    async fn record_invalid(&self, path: String, reply: Response<Body>) -> Response<Body> {
         let (parts, body) = reply.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         let order: Value = serde_json::from_slice(&body).unwrap_or_default();
         if order["status"] == "invalid" {
-            self.script.with(|scripted| scripted.given_up.insert(path));
+            self.script
+                .with(|scripted| scripted.invalid_orders.insert(path));
         }
         Response::from_parts(parts, Body::from(body))
     }
@@ -389,10 +390,10 @@ async fn ask(router: &mut Router, request: Request<Body>) -> Response<Body> {
 }
 
 async fn answer(
-    mut ca: Counted,
+    mut ca: CountedCa,
     request: Request<Body>,
     fault: Option<Fault>,
-) -> Result<Response<Body>, Dropped> {
+) -> Result<Response<Body>, ConnectionDropped> {
     let Some(fault) = fault else {
         return Ok(ca.ask(request).await);
     };
@@ -401,7 +402,7 @@ async fn answer(
         return Ok(ask_with_leaked_key(ca, request, all).await);
     }
     match fault {
-        Fault::DropBefore => return Err(Dropped),
+        Fault::DropBefore => return Err(ConnectionDropped),
         Fault::HangBefore => return std::future::pending().await,
         Fault::HangAfter => {
             ca.ask(request).await;
@@ -434,13 +435,17 @@ async fn answer(
     }
     let reply = ca.ask(request).await;
     match fault {
-        Fault::DropAfter => Err(Dropped),
-        fault => Ok(forge::spoil(reply, &fault).await),
+        Fault::DropAfter => Err(ConnectionDropped),
+        fault => Ok(forge::apply(reply, &fault).await),
     }
 }
 
 /// Refuses the key of the request's CSR if it is the first, or if `all` are refused.
-async fn ask_with_leaked_key(mut ca: Counted, request: Request<Body>, all: bool) -> Response<Body> {
+async fn ask_with_leaked_key(
+    mut ca: CountedCa,
+    request: Request<Body>,
+    all: bool,
+) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     let key = key_asked_for(&body);

@@ -70,7 +70,7 @@ impl Oracle {
         let link = self.output.join("live").join(self.lineage.as_str());
         let target = match std::fs::read_link(&link) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            read => read.map_err(told(&link))?,
+            read => read.map_err(at_path(&link))?,
         };
         let number = target.file_name().and_then(|name| name.to_str());
         let number = number.and_then(|name| name.parse().ok());
@@ -96,10 +96,10 @@ impl Oracle {
         let mut files: [Vec<u8>; 5] = Default::default();
         for (file, (name, wanted)) in files.iter_mut().zip(FILES) {
             let path = place.join(name);
-            *file = std::fs::read(&path).map_err(told(&path))?;
+            *file = std::fs::read(&path).map_err(at_path(&path))?;
             mode(&path, wanted)?;
         }
-        let names = std::fs::read_dir(place).map_err(told(place))?;
+        let names = std::fs::read_dir(place).map_err(at_path(place))?;
         if names.count() != FILES.len() {
             return Err(format!("{} holds something else, too", place.display()));
         }
@@ -184,7 +184,7 @@ impl Oracle {
 }
 
 fn mode(path: &Path, wanted: u32) -> Result<(), String> {
-    let found = std::fs::metadata(path).map_err(told(path))?.mode() & 0o7777;
+    let found = std::fs::metadata(path).map_err(at_path(path))?.mode() & 0o7777;
     if found == wanted {
         return Ok(());
     }
@@ -195,6 +195,6 @@ fn utf8(bytes: &[u8]) -> Result<String, String> {
     String::from_utf8(bytes.to_vec()).map_err(|error| error.to_string())
 }
 
-fn told(path: &Path) -> impl Fn(std::io::Error) -> String {
+fn at_path(path: &Path) -> impl Fn(std::io::Error) -> String {
     move |error| format!("{}: {error}", path.display())
 }

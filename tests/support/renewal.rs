@@ -26,7 +26,7 @@ struct Counts {
     orders: u32,
     certificates: u32,
     /// Orders that became invalid because the CA validated while the listener was dead.
-    given_up: u32,
+    invalid_orders: u32,
 }
 
 /// The number of orders, where one is allowed, and the reasons for more.
@@ -34,7 +34,7 @@ struct Counts {
 pub(crate) struct Orders {
     pub(crate) placed: u32,
     pub(crate) lost_urls: u32,
-    pub(crate) given_up: u32,
+    pub(crate) invalid_orders: u32,
 }
 
 impl<'a> Renewal<'a> {
@@ -63,11 +63,11 @@ impl<'a> Renewal<'a> {
             let step = live.generation.0 - before.generation.0;
             assert!(step == 1 || live == *before, "{case}: {live:?}");
         }
-        self.excuse();
+        self.count_lost_url();
     }
 
     /// Counts an order whose URL is lost, since the run ended between the CA's reply and its storage.
-    fn excuse(&mut self) {
+    fn count_lost_url(&mut self) {
         let case = &self.case;
         let record = self.oracle.record();
         let record = record.unwrap_or_else(|why| panic!("{case}: {why}"));
@@ -82,9 +82,9 @@ impl<'a> Renewal<'a> {
     }
 
     /// Lets it finish: exit 0, everything settled, one order and at most one certificate.
-    pub(crate) fn ends_well(self) -> Orders {
+    pub(crate) fn finish(self) -> Orders {
         let mut command = self.ca.issue(self.names);
-        self.ends_well_by(|case| {
+        self.finish_by(|case| {
             let output = command.output().unwrap();
             let told = text(&output);
             assert_eq!(output.status.code(), Some(0), "after {case}: {told}");
@@ -93,7 +93,7 @@ impl<'a> Renewal<'a> {
     }
 
     /// The same with `finish` in place of the command; it returns the output.
-    pub(crate) fn ends_well_by(self, finish: impl FnOnce(&str) -> String) -> Orders {
+    pub(crate) fn finish_by(self, finish: impl FnOnce(&str) -> String) -> Orders {
         let case = &self.case;
         let told = finish(case);
         let after = self.oracle.settled();
@@ -102,9 +102,9 @@ impl<'a> Renewal<'a> {
         let orders = Orders {
             placed: now.orders - before.orders,
             lost_urls: self.lost_urls,
-            given_up: now.given_up - before.given_up,
+            invalid_orders: now.invalid_orders - before.invalid_orders,
         };
-        let allowed = 1 + orders.lost_urls + orders.given_up;
+        let allowed = 1 + orders.lost_urls + orders.invalid_orders;
         assert!(orders.placed <= allowed, "{case}: {orders:?}: {told}");
         let certificates = now.certificates - before.certificates;
         assert!(certificates <= 1, "{case}: {certificates} certificates");
@@ -122,7 +122,7 @@ impl Counts {
         Self {
             orders: script.committed(Endpoint::NewOrder),
             certificates: script.committed(Endpoint::Finalize),
-            given_up: script.given_up(),
+            invalid_orders: script.invalid_orders(),
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use super::disk::{Disk, Node, Number, ROOT, Step};
+use super::disk::{Disk, Inode, Node, ROOT, Step};
 use super::strace::Call;
 
 /// Turns the calls of a run into steps.
@@ -12,7 +12,7 @@ pub(crate) struct Replay<'a> {
     disk: Disk,
     root: &'a Path,
     /// The nodes as the process sees them.
-    nodes: BTreeMap<Number, Node>,
+    nodes: BTreeMap<Inode, Node>,
     open: BTreeMap<i64, Open>,
     /// The permission bits that a new file may have.
     mask: u32,
@@ -20,7 +20,7 @@ pub(crate) struct Replay<'a> {
 
 #[derive(Clone, Copy)]
 enum Open {
-    File { node: Number, at: usize },
+    File { node: Inode, at: usize },
     Ca,
 }
 
@@ -163,14 +163,14 @@ impl<'a> Replay<'a> {
         self.open.insert(descriptor, Open::File { node, at: 0 });
     }
 
-    fn file(&self, descriptor: i64) -> Option<Number> {
+    fn file(&self, descriptor: i64) -> Option<Inode> {
         match self.open.get(&descriptor)? {
             Open::File { node, .. } => Some(*node),
             Open::Ca => None,
         }
     }
 
-    fn on(&mut self, descriptor: i64, step: impl FnOnce(Number) -> Step) {
+    fn on(&mut self, descriptor: i64, step: impl FnOnce(Inode) -> Step) {
         if let Some(node) = self.file(descriptor) {
             self.step(step(node));
         }
@@ -195,7 +195,7 @@ impl<'a> Replay<'a> {
         }
     }
 
-    fn mode(&mut self, place: Option<(Number, String)>, mode: &str) {
+    fn mode(&mut self, place: Option<(Inode, String)>, mode: &str) {
         if let Some((directory, name)) = place {
             let node = self.entry(directory, &name).unwrap();
             let mode = octal(mode);
@@ -203,7 +203,7 @@ impl<'a> Replay<'a> {
         }
     }
 
-    fn make_directory(&mut self, place: Option<(Number, String)>, mode: &str) {
+    fn make_directory(&mut self, place: Option<(Inode, String)>, mode: &str) {
         if let Some((directory, name)) = place {
             let Node::Directory { mode: above, .. } = self.nodes[&directory] else {
                 panic!("{name} is made in what is no directory");
@@ -215,13 +215,13 @@ impl<'a> Replay<'a> {
         }
     }
 
-    fn link(&mut self, target: &str, place: Option<(Number, String)>) {
+    fn link(&mut self, target: &str, place: Option<(Inode, String)>) {
         if let Some((directory, name)) = place {
             self.enter(directory, name, Node::Link(string(target)));
         }
     }
 
-    fn enter(&mut self, directory: Number, name: String, node: Node) -> Number {
+    fn enter(&mut self, directory: Inode, name: String, node: Node) -> Inode {
         let number = self.disk.add(node.clone());
         self.nodes.insert(number, node);
         self.step(Step::Enter {
@@ -232,7 +232,7 @@ impl<'a> Replay<'a> {
         number
     }
 
-    fn leave(&mut self, place: Option<(Number, String)>) {
+    fn leave(&mut self, place: Option<(Inode, String)>) {
         if let Some((directory, name)) = place {
             self.step(Step::Leave { directory, name });
         }
@@ -240,8 +240,8 @@ impl<'a> Replay<'a> {
 
     fn rename(
         &mut self,
-        from: Option<(Number, String)>,
-        to: Option<(Number, String)>,
+        from: Option<(Inode, String)>,
+        to: Option<(Inode, String)>,
         exchange: bool,
     ) {
         let (Some((directory, from)), Some((other, to))) = (from, to) else {
@@ -277,7 +277,7 @@ impl<'a> Replay<'a> {
     }
 
     /// The directory and the last name of a path below the root; the name is empty for the root itself.
-    fn at(&self, from: &str, path: &str) -> Option<(Number, String)> {
+    fn at(&self, from: &str, path: &str) -> Option<(Inode, String)> {
         let path = PathBuf::from(string(path));
         let (mut directory, path) = match from.parse::<i64>() {
             Ok(descriptor) => (self.file(descriptor)?, path),
@@ -296,7 +296,7 @@ impl<'a> Replay<'a> {
     }
 
     /// Follows the only kind of link: `live/NAME`.
-    fn follow(&self, directory: Number, name: &str) -> Number {
+    fn follow(&self, directory: Inode, name: &str) -> Inode {
         let node = self.entry(directory, name);
         let node = node.unwrap_or_else(|| panic!("the replay knows no {name}"));
         let Node::Link(target) = &self.nodes[&node] else {
@@ -306,19 +306,19 @@ impl<'a> Replay<'a> {
         below.fold(self.output(), |at, name| self.entry(at, name).unwrap())
     }
 
-    fn output(&self) -> Number {
+    fn output(&self) -> Inode {
         self.entry(ROOT, "out").unwrap()
     }
 
-    fn entry(&self, directory: Number, name: &str) -> Option<Number> {
+    fn entry(&self, directory: Inode, name: &str) -> Option<Inode> {
         match &self.nodes[&directory] {
             Node::Directory { entries, .. } => entries.get(name).copied(),
             other => panic!("{other:?} is no directory"),
         }
     }
 
-    fn path_of(&self, node: Number) -> String {
-        fn search(nodes: &BTreeMap<Number, Node>, at: Number, wanted: Number) -> Option<String> {
+    fn path_of(&self, node: Inode) -> String {
+        fn search(nodes: &BTreeMap<Inode, Node>, at: Inode, wanted: Inode) -> Option<String> {
             if at == wanted {
                 return Some(String::new());
             }

@@ -54,19 +54,19 @@ impl Sidecar {
     }
 
     /// Advances `clocks` past the requests of a start and past the time for which it keeps connections.
-    pub(crate) fn settles(&self, clocks: &Clocks, ca: &EmbeddedCa) {
+    pub(crate) fn settle(&self, clocks: &Clocks, ca: &EmbeddedCa) {
         let pass = |seconds: u64| {
             let time = Duration::from_secs(seconds);
             clocks.pass(time, || _ = self.readiness());
         };
         let asked = || ca.script.count(Endpoint::RenewalInfo) > self.windows;
         pass(6);
-        until("a first question", || self.questions() > 0 || asked());
+        until("a first question", || self.time_requests() > 0 || asked());
         pass(120);
     }
 
     /// How many times its CA has answered with the time.
-    pub(crate) fn questions(&self) -> usize {
+    pub(crate) fn time_requests(&self) -> usize {
         self.log().matches(" was asked for the time").count()
     }
 

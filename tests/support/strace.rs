@@ -68,7 +68,7 @@ impl Strace {
     }
 
     /// The same with a check that arguments are visible: only root may read the memory of the process.
-    pub(crate) fn find_seeing(what: &str) -> Option<Self> {
+    pub(crate) fn find_with_arguments(what: &str) -> Option<Self> {
         let found = Self::find(what)?;
         let directory = tempfile::tempdir().unwrap();
         let mut status = certs(directory.path());
@@ -230,7 +230,7 @@ impl Strace {
     }
 
     /// The calls from [`Self::trace_from_now`], after [`Self::detach`].
-    pub(crate) fn traced_alone(file: &Path) -> Vec<Call> {
+    pub(crate) fn attached_trace(file: &Path) -> Vec<Call> {
         calls_of_one(std::fs::read_to_string(file).unwrap().lines())
     }
 

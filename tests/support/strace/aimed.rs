@@ -12,7 +12,7 @@ use crate::support::Running;
 
 /// A call about one path in the next run of the same command.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Aimed {
+pub(crate) struct PathPoint {
     pub(crate) call: String,
     /// `$$` is the pid, and `{n}` the generation that is n older than the newest.
     path: String,
@@ -22,7 +22,11 @@ pub(crate) struct Aimed {
 
 /// The calls about files below `root` in threads other than the first, each with an example. `newest` is the
 /// generation of that run.
-pub(crate) fn elsewhere(calls: &[Call], root: &Path, newest: Generation) -> BTreeMap<Aimed, Call> {
+pub(crate) fn elsewhere(
+    calls: &[Call],
+    root: &Path,
+    newest: Generation,
+) -> BTreeMap<PathPoint, Call> {
     let first = calls.first().map_or(0, |call| call.process);
     let others = calls.iter().filter(|call| call.process != first);
     about(others, root, first, newest)
@@ -34,7 +38,7 @@ pub(crate) fn about<'c>(
     root: &Path,
     process: u32,
     newest: Generation,
-) -> BTreeMap<Aimed, Call> {
+) -> BTreeMap<PathPoint, Call> {
     let mut counts: BTreeMap<(u32, String, String), u32> = BTreeMap::new();
     let mut found = BTreeMap::new();
     for call in calls {
@@ -44,7 +48,7 @@ pub(crate) fn about<'c>(
             let nth = counts.entry(count).or_default();
             *nth += 1;
             if at == 0 {
-                let aimed = Aimed {
+                let aimed = PathPoint {
                     call: call.name.clone(),
                     path: pattern(path, process, newest),
                     nth: *nth,
@@ -56,7 +60,7 @@ pub(crate) fn about<'c>(
     found
 }
 
-impl Aimed {
+impl PathPoint {
     fn path(&self, newest: Generation) -> String {
         (0..=newest.0).fold(self.path.clone(), |path, older| {
             let generation = Generation(newest.0 - older);
@@ -97,28 +101,28 @@ fn pattern(path: &str, process: u32, newest: Generation) -> String {
 impl Strace {
     /// `command`, killed when one of its threads is about to execute `aimed`; `newest` is the generation that
     /// it makes.
-    pub(crate) fn kill_aimed(
+    pub(crate) fn kill_at_path(
         &self,
         command: &Command,
-        aimed: &Aimed,
+        aimed: &PathPoint,
         newest: Generation,
     ) -> Command {
         self.aim(command, aimed, newest, "signal=KILL")
     }
 
     /// `command`, whose call `aimed` fails.
-    pub(crate) fn fail_aimed(
+    pub(crate) fn fail_at_path(
         &self,
         command: &Command,
-        aimed: &Aimed,
+        aimed: &PathPoint,
         newest: Generation,
         error: &str,
     ) -> Command {
         self.aim(command, aimed, newest, &format!("error={error}"))
     }
 
-    fn aim(&self, command: &Command, aimed: &Aimed, newest: Generation, how: &str) -> Command {
-        let Aimed { call, nth, .. } = aimed;
+    fn aim(&self, command: &Command, aimed: &PathPoint, newest: Generation, how: &str) -> Command {
+        let PathPoint { call, nth, .. } = aimed;
         let path = aimed.path(newest);
         let (trace, inject) = (
             format!("trace={call}"),
@@ -137,15 +141,15 @@ impl Strace {
 
     /// Fails `aimed` in the first thread of `process` once, from now on, and records the failure in `file`.
     /// As [`Self::fail_from_now`].
-    pub(crate) fn fail_aimed_from_now(
+    pub(crate) fn fail_at_path_from_now(
         &self,
         process: &Running,
-        aimed: &Aimed,
+        aimed: &PathPoint,
         newest: Generation,
         error: &str,
         file: &Path,
     ) -> Option<Running> {
-        let Aimed { call, nth, .. } = aimed;
+        let PathPoint { call, nth, .. } = aimed;
         let path = aimed.path(newest).replace("$$", &process.id().to_string());
         let trace = format!("trace={call}");
         let inject = format!("inject={call}:error={error}:when={nth}");
@@ -158,7 +162,7 @@ impl Strace {
         command: &Command,
         root: &Path,
         newest: Generation,
-    ) -> BTreeMap<Aimed, Call> {
+    ) -> BTreeMap<PathPoint, Call> {
         elsewhere(&self.calls(command), root, newest)
     }
 }
