@@ -292,7 +292,7 @@ fn browser_call_continues_through_three_renewals() {
         until_within("the call goes on", Duration::from_secs(20), || {
             told().len() > before + 2
         });
-        println!("renewal {renewal}: proven on nginx and on coturn, during the call");
+        println!("renewal {renewal}: verified on nginx and coturn during the call");
     }
     let during = told().split_off(begun);
     let silent = during.iter().filter(|report| !is_live(report)).count();

@@ -103,7 +103,7 @@ fn deployment_rolls_back_and_recovers_when_server_ignores_signal() {
         .unwrap();
     let signal = |signal| kill_process(Pid::from_raw(master).unwrap(), signal).unwrap();
     let title = format!("/proc/{master}/cmdline");
-    until("its title", || {
+    until("the process title", || {
         std::fs::read_to_string(&title)
             .unwrap()
             .contains("master process")
@@ -206,13 +206,13 @@ fn fourth_reload_waits_for_draining_generations_unless_urgent() {
     let mut open_ones = Vec::new();
     for held in 0..3 {
         // A worker accepts connections until it has received the signal to quit.
-        until("the workers before end", || draining(&nginx) == held);
+        until("draining workers", || draining(&nginx) == held);
         open_ones.push(open(&runtime, &ca.path("root.pem"), nginx.port));
         // Generations of workers differ in their start time.
         std::thread::sleep(Duration::from_millis(400));
         renew(0);
     }
-    until("the workers before end", || draining(&nginx) == 3);
+    until("draining workers", || draining(&nginx) == 3);
     assert_eq!(generation(&ca), 4);
     let told = renew(7);
     assert!(

@@ -70,8 +70,8 @@ fn child_of(id: u32) -> Option<u32> {
     children.ok()?.trim().parse().ok()
 }
 
-fn status(who: &str) -> BTreeMap<String, String> {
-    let text = std::fs::read_to_string(format!("/proc/{who}/status")).unwrap();
+fn status(process: &str) -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let lines = text.lines().filter_map(|line| line.split_once(':'));
     lines
         .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
@@ -170,7 +170,7 @@ fn helper_process_keeps_reload_rights_and_ends_with_parent() {
     };
     assert!(is_there());
     drop(sidecar);
-    until("its end", || !is_there());
+    until("the process's end", || !is_there());
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn helper_process_restarts_after_death() {
     let first = child_of(keeper).unwrap();
     let pid = rustix::process::Pid::from_raw(i32::try_from(first).unwrap()).unwrap();
     rustix::process::kill_process(pid, Signal::KILL).unwrap();
-    until("another one", || {
+    until("another helper process", || {
         child_of(keeper).is_some_and(|id| id != first)
     });
     let mut renew = certs(&sidecar.path(""));
@@ -219,7 +219,7 @@ fn sandbox_confines_ca_server() {
             .unwrap()
             .contains("by seccomp")
     };
-    until("its restrictions", restricted);
+    until("the sandbox", restricted);
     let status = status(&running.id().to_string());
     assert_eq!((&*status["CapPrm"], &*status["Seccomp"]), (NONE, "2"));
 }
@@ -254,7 +254,7 @@ fn sandbox_blocks_file_behind_symlink() {
     });
     sidecar.until_logged("ready");
     if !has_landlock() {
-        eprintln!("SKIPPED: files out of reach: this kernel has no Landlock");
+        eprintln!("SKIPPED: files outside of the sandbox: this kernel has no Landlock");
         return;
     }
     sidecar.running.signal(Signal::HUP);
@@ -301,7 +301,7 @@ fn reload_with_new_path_asks_for_restart_and_names_path() {
     });
     sidecar.until_logged("ready");
     if !has_landlock() {
-        eprintln!("SKIPPED: a path out of reach: this kernel has no Landlock");
+        eprintln!("SKIPPED: a path outside of the sandbox: this kernel has no Landlock");
         return;
     }
     let root = elsewhere.path().join("root.pem");
@@ -348,7 +348,7 @@ fn file_modes_hold_under_any_umask() {
 #[test]
 fn output_for_another_user_uses_kept_capabilities() {
     if !is_root() {
-        eprintln!("SKIPPED: files for another user: only root may give them away");
+        eprintln!("SKIPPED: files for another user: only root may chown");
         return;
     }
     let sidecar = SandboxedSidecar::start(|_, command| {
@@ -392,7 +392,7 @@ fn webroot_of_another_user_uses_kept_capability() {
     assert!(sidecar.log().contains(&reason), "{}", sidecar.log());
     // The webroot is used: port 80 has no server, but the answer was written.
     let answers = webroot.join(".well-known/acme-challenge");
-    until("the answer's directory, for everybody to pass", || {
+    until("the challenge directory, open to all users", || {
         std::fs::metadata(&answers).is_ok_and(|found| found.mode() & 0o777 == 0o755)
     });
 }
@@ -400,7 +400,7 @@ fn webroot_of_another_user_uses_kept_capability() {
 #[test]
 fn sidecar_of_unprivileged_user_needs_no_capability() {
     if !is_root() {
-        eprintln!("SKIPPED: another user: this one is not root, and all other tests show it");
+        eprintln!("SKIPPED: another user: this user is not root, so all other tests cover it");
         return;
     }
     let sidecar = SandboxedSidecar::start(|directory, command| {

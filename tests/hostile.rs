@@ -241,7 +241,7 @@ fn hostile_ca_runs_only_the_hook_and_writes_only_known_paths() {
         std::fs::remove_dir_all(&issuance.directory).unwrap();
     }
     let issued = ends.iter().filter(|(_, _, code)| *code == 0).count();
-    eprintln!("{} ways to say it, {issued} certificates", ends.len());
+    eprintln!("{} cases, {issued} certificates", ends.len());
 }
 
 #[test]

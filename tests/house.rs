@@ -391,7 +391,7 @@ fn form_at_fault(source: &Source) -> Vec<String> {
     let mut faults = Vec::new();
     if !source.text.starts_with("//! ") {
         faults.push(format!(
-            "src/{path}:1: opens without `//!`: what is it for, and what does it never do?"
+            "src/{path}:1: opens without `//!`: say its purpose and what it never does"
         ));
     }
     if lines > LONGEST {

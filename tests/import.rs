@@ -233,7 +233,7 @@ async fn is_replaced(pebble: &Pebble, account: &str, replaced: &str, facts: &Val
     };
     let mut journal = OneAccountJournal(Secret::new(account.to_owned()));
     let ended = client.unwrap().issue(order, &mut journal).await;
-    assert!(ended.is_err(), "nobody has answered its challenges");
+    assert!(ended.is_err(), "the order succeeded without an answer");
     seen.0.lock().unwrap().contains(&("new-order", 409))
 }
 
@@ -377,9 +377,9 @@ async fn sidecar_keeps_imported_certificate_and_renews_it_when_ca_asks() {
     let sidecar = Running::start_logging(&mut command, log.into());
     let about = || record(&pebble, "example.com")["issued"].clone();
     let drawn = || about()["renewal"]["window"].is_object();
-    until("the window of its CA", drawn);
+    until("the renewal window", drawn);
     let other = || record(&pebble, "b.example.com")["deployed"]["files"] == 1;
-    until("the hand-over of the other", other);
+    until("the deployment of the other certificate", other);
     // If the suggested instant has passed already, the renewal follows at random within five minutes.
     let within = Duration::from_secs(330);
     until_within("the renewal", within, || about()["generation"] == 2);

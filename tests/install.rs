@@ -236,7 +236,7 @@ fn install_adds_tls_once_and_undo_restores_every_byte() {
 
     run(&mut machine.install(&["--undo"]), 0);
     assert_eq!(machine.files(), before);
-    until("plain again", || {
+    until("plain HTTP again", || {
         machine
             .ask("http://www.example.com:HTTP/", &[])
             .ends_with("hello")

@@ -75,7 +75,7 @@ impl<'t> ClockedSidecar<'t> {
         self.clocks.set_ahead(0);
         self.a_minute_passes();
         let asks = || self.ca.script.count(Endpoint::Directory) > asked;
-        until("a question for the time", asks);
+        until("a clock probe", asks);
     }
 
     /// Asserts that the sidecar finds its certificate not due and says so.
@@ -117,7 +117,7 @@ fn live(ca: &EmbeddedCa) -> Pair {
 
 #[test]
 fn clock_jump_under_sidecar_raises_alarm_and_no_order() {
-    let Some(clocks) = Clocks::find("jumps of the clock under a sidecar") else {
+    let Some(clocks) = Clocks::find("clock jumps under a sidecar") else {
         return;
     };
     let ca = issued();
@@ -193,7 +193,7 @@ fn start_with_wrong_clock_raises_alarm_and_no_order() {
 
 #[test]
 fn clock_outside_every_ca_validity_is_reported_and_retried_once_right() {
-    let Some(clocks) = Clocks::find("clocks that are ten years wrong") else {
+    let Some(clocks) = Clocks::find("clocks ten years off") else {
         return;
     };
     for ahead in [TEN_YEARS, -TEN_YEARS] {
@@ -231,7 +231,7 @@ fn clock_outside_every_ca_validity_is_reported_and_retried_once_right() {
 
 #[test]
 fn clock_jump_in_pending_order_costs_no_second_certificate() {
-    let Some(clocks) = Clocks::find("jumps of the clock while an order is under way") else {
+    let Some(clocks) = Clocks::find("clock jumps in a pending order") else {
         return;
     };
     let ca = issued();
@@ -308,7 +308,7 @@ fn old() -> EmbeddedCa {
 
 #[test]
 fn renew_with_wrong_clock_orders_nothing_not_due() {
-    let Some(clocks) = Clocks::find("commands by a wrong clock") else {
+    let Some(clocks) = Clocks::find("commands with a wrong clock") else {
         return;
     };
     let ca = old();
@@ -339,7 +339,7 @@ fn renew_with_wrong_clock_orders_nothing_not_due() {
 
 #[test]
 fn first_certificate_with_wrong_clock_is_issued_or_explained() {
-    let Some(clocks) = Clocks::find("first certificates by a wrong clock") else {
+    let Some(clocks) = Clocks::find("first certificates with a wrong clock") else {
         return;
     };
     for ahead in JUMPS {

@@ -152,7 +152,7 @@ fn first_issuance_finishes_after_kill_at_any_call() {
 
 #[test]
 fn issuance_finishes_after_repeated_kills() {
-    let what = "kill after kill";
+    let what = "repeated kills";
     if let Some(strace) = Strace::find(what) {
         let tally = repeated_kills(strace, by_depth(3, 25, 200));
         tally.report(what, by_depth(3, 50, 500));

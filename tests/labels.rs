@@ -449,11 +449,11 @@ fn restart_without_proxy_renews_discovered_certificates() {
     let host = docker.host();
     drop(docker);
     sidecar.running.signal(rustix::process::Signal::TERM);
-    until("the end", || sidecar.running.has_ended());
+    until("the sidecar's end", || sidecar.running.has_ended());
     drop(sidecar);
     let sidecar = DiscoverySidecar::start(&ca, &host, |_| ());
     sidecar.until_logged("does not answer");
-    until("it is managed", || {
+    until("the certificate is managed", || {
         sidecar
             .get("/api/v1/certificates")
             .contains("a.example.com")
@@ -471,7 +471,7 @@ fn restart_without_proxy_renews_discovered_certificates() {
     // is deleted.
     sidecar.running.signal(rustix::process::Signal::TERM);
     let mut sidecar = sidecar;
-    until("the end", || sidecar.running.has_ended());
+    until("the sidecar's end", || sidecar.running.has_ended());
     drop(sidecar);
     let port = host.rsplit(':').next().unwrap().parse().unwrap();
     let docker = Docker::start_at(port);
@@ -481,7 +481,7 @@ fn restart_without_proxy_renews_discovered_certificates() {
     sidecar.until_logged("container web asks for it no longer");
     docker.add("other", json!({}));
     sidecar.until_logged("not renewed any more: container web was the last to ask for it");
-    until("it is managed no more", || {
+    until("the certificate is unmanaged", || {
         !sidecar
             .get("/api/v1/certificates")
             .contains("a.example.com")

@@ -268,7 +268,7 @@ fn open_slow(address: SocketAddr, count: u32) {
     for number in 0..count {
         let [.., high, low] = (number / 4 + 2).to_be_bytes();
         let Ok(mut stream) = connect_from(Ipv4Addr::new(127, 1, high, low), address) else {
-            panic!("connection {number} was not taken");
+            panic!("connection {number} was refused");
         };
         // The server may have closed the connection already to make room.
         let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: exam");

@@ -119,7 +119,7 @@ impl RecordedRun {
         }
         let ended = steps == self.disk.steps();
         if ended && live != Some(self.after) {
-            return Err(format!("the run ended well, and {live:?} is live"));
+            return Err(format!("the run succeeded, and {live:?} is live"));
         }
         if ended || self.disk.sends(steps) {
             same_state(&self.disk.seen(steps), left)?;
@@ -152,7 +152,7 @@ fn same_state(seen: &Tree, left: &Tree) -> Result<(), String> {
         let is_state = path.starts_with("data") && path.extension().is_some_and(|is| is == "json");
         if is_state && left.get(path) != Some(node) {
             return Err(format!(
-                "{} is not as it was when it was relied on",
+                "{} has lost a change on which a request or output relied",
                 path.display()
             ));
         }
@@ -266,14 +266,14 @@ fn check_power_loss(
     let caught = recorded.survives(&losses, IgnoredFlushes::All);
     let [needed, spare] = sort_flushes(&mut recorded, &losses[..3]);
     eprintln!(
-        "{what}: {} steps, {trees} different trees, {runs} runs that went on; of {} flushes {} are needed, not those of {spare:?}; without any: {caught:?}",
+        "{what}: {} steps, {trees} different trees, {runs} runs that continued; of {} flushes {} are needed, not those of {spare:?}; without any: {caught:?}",
         recorded.disk.steps(),
         needed.len() + spare.len(),
         needed.len(),
     );
     assert!(
         caught.is_err(),
-        "{what}: a disk that keeps nothing is not noticed"
+        "{what}: a disk without any flush goes unnoticed"
     );
     // No ordering guarantee protects any of these.
     let needed = |path: &String| path.ends_with(".pem") || path.ends_with("/live");

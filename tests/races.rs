@@ -59,7 +59,7 @@ fn race(ca: &EmbeddedCa, name: &str, number: u64, command: impl Fn() -> Command)
             code => panic!("{code:?}: {told}"),
         }
     }
-    assert!(successes > 0, "{name}: nobody has won");
+    assert!(successes > 0, "{name}: no process succeeded");
     let (orders, certificates) = (
         done(Endpoint::NewOrder) - orders,
         done(Endpoint::Finalize) - certificates,
@@ -82,7 +82,7 @@ fn concurrent_first_contacts_create_one_account() {
         .iter()
         .map(|name| spawn(issue(&ca, &[name])))
         .collect();
-    until("all are there", || {
+    until("six requests for the directory", || {
         ca.script.count(Endpoint::Directory) == 6
     });
     ca.script.clear();
@@ -253,7 +253,7 @@ impl StoppedProcess {
         child.signal(Signal::STOP);
         let stat = format!("/proc/{}/stat", child.id());
         let is_stopped = || std::fs::read_to_string(&stat).unwrap().contains(") T ");
-        until("the stop", is_stopped);
+        until("the stopped state", is_stopped);
         // The CA signs, but its reply is not read.
         ca.script.clear();
         until("the CA", || ca.script.committed(Endpoint::Finalize) == 1);
@@ -263,7 +263,7 @@ impl StoppedProcess {
     /// Continues the process, and returns its output.
     fn continue_to_end(&mut self, code: i32) -> String {
         self.child.signal(Signal::CONT);
-        until("its end", || self.child.has_ended());
+        until("the process's end", || self.child.has_ended());
         let told = std::fs::read_to_string(&self.log).unwrap();
         assert_eq!(self.child.exit_code(), Some(code), "{told}");
         told
@@ -305,5 +305,5 @@ fn process_with_lost_lease_is_refused_when_it_continues() {
     assert!(is_told, "{told}");
     settled_with_one_order(&stopped.ca);
     let after = oracle.settled().unwrap();
-    assert_eq!(after, before, "the late one has overwritten the other");
+    assert_eq!(after, before, "the late process has overwritten the record");
 }

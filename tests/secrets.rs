@@ -381,7 +381,7 @@ fn memory(id: u32) -> Vec<u8> {
 #[test]
 fn idle_sidecar_holds_no_certificate_key() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: keys in memory: only root may look into the process");
+        eprintln!("SKIPPED: keys in memory: only root may read a process's memory");
         return;
     }
     let installation = Installation::new("text");

@@ -427,7 +427,7 @@ fn damaged_certificate_is_repaired_and_delays_no_other() {
     });
     sidecar.until_logged("hint: restore that file");
     until("the pair", || live.join("fullchain.pem").exists());
-    until("the newest", || {
+    until("the newest generation", || {
         std::fs::read_link(&live).unwrap().ends_with("0001")
     });
     crate::support::loads(&live);

@@ -75,7 +75,7 @@ async fn status_shows_ca_limits_and_reachability() {
 #[tokio::test]
 async fn own_rate_limit_exits_6_with_retry_time() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: an order that the ledger refuses: a network of its own takes root");
+        eprintln!("SKIPPED: an exhausted rate limit: a network namespace needs root");
         return;
     }
     let directory = tempfile::tempdir().unwrap();

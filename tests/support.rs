@@ -147,7 +147,7 @@ impl Pebble {
         // Another process may take a free port before Pebble binds it.
         let mut tries = (0..5).filter_map(|_| Self::begin(&pebble, &dns, rejected));
         let stays = tries.next();
-        assert!(stays.is_some(), "no Pebble stays");
+        assert!(stays.is_some(), "Pebble does not start");
         stays
     }
 

@@ -16,7 +16,7 @@ impl Tmpfs {
         let size = format!("size={kilobytes}k,mode=0755");
         let mounted = mount(&["-t", "tmpfs", "-o", &size, "none"], path);
         if !mounted {
-            eprintln!("SKIPPED: full and read-only file systems: mounting one is not allowed here");
+            eprintln!("SKIPPED: full and read-only file systems: no permission to mount");
             return None;
         }
         Some(Self(path.to_owned()))

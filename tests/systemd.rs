@@ -21,7 +21,7 @@ fn analyze(arguments: &[&str], unit: &Path) -> Option<Output> {
     };
     if text(&output).contains("unrecognized option") {
         let arguments = arguments.join(" ");
-        eprintln!("SKIPPED: the systemd units: `systemd-analyze {arguments}` is not known here");
+        eprintln!("SKIPPED: the systemd units: `systemd-analyze {arguments}` is unknown here");
         return None;
     }
     Some(output)

@@ -237,20 +237,20 @@ fn imported_certificate_follows_reloaded_configuration_and_loses_file_of_another
     );
     std::fs::write(ca.path("certs.toml"), with_both).unwrap();
     running.signal(rustix::process::Signal::HUP);
-    until("the configured one", || {
+    until("the configured certificate", || {
         ca.path("out/live/a.example.com").exists()
     });
     let lost = format!(
         "{}: a.example.com is written there, and this one is not",
         copy.display()
     );
-    until("the word about the file", || log().contains(&lost));
-    until("the renewal of what was taken over", || {
+    until("the message about the file", || log().contains(&lost));
+    until("the renewal of the imported certificate", || {
         let live = std::fs::read(ca.path("out/live/old.example.com/fullchain.pem"));
         live.is_ok_and(|live| live != old.1.as_bytes())
     });
     let wanted = ca.path("out/live/a.example.com/combined.pem");
-    until("the file of the configured one", || {
+    until("the file of the configured certificate", || {
         let both = (std::fs::read(&copy), std::fs::read(&wanted));
         matches!(both, (Ok(copy), Ok(wanted)) if copy == wanted)
     });

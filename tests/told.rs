@@ -307,7 +307,7 @@ fn caddy_target_reloads_configuration_with_new_pair() {
     };
     // Another process may take a free port before Caddy binds it.
     let mut tries = (0..5).filter_map(|_| begin_caddy(&ca, &program));
-    let (_running, port, admin) = tries.next().expect("no Caddy stays");
+    let (_running, port, admin) = tries.next().expect("Caddy does not start");
     let deploy = format!("--deploy=caddy:localhost:{admin}");
     for wanted in 2..=3 {
         run(&mut ca.issue(&[NAME, "--force", &deploy, &verify(port)]), 0);

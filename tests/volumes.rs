@@ -65,7 +65,7 @@ impl Drop for Volume {
 }
 
 fn skipped<T>(what: &str, why: &str) -> Option<T> {
-    eprintln!("SKIPPED: {what}: no file system can be mounted: {why}");
+    eprintln!("SKIPPED: {what}: a file system cannot be mounted: {why}");
     None
 }
 
@@ -143,7 +143,7 @@ fn alarm_and_recovery<T>(
     let mended = Instant::now();
     until_within("recovery", 2 * minute, || sidecar.readiness() == 200);
     eprintln!(
-        "{words}: told after {alarm:.1?}, recovered after {:.1?}",
+        "{words}: reported after {alarm:.1?}, recovered after {:.1?}",
         mended.elapsed()
     );
     assert!(!sidecar.running.has_ended());

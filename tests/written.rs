@@ -80,7 +80,7 @@ impl WrittenTargets {
         if targets == FILES {
             written.watched = std::fs::read_to_string(written.ca.path(WATCHED)).unwrap();
         }
-        written.targets_are_whole(&[&written.live()], "in the beginning");
+        written.targets_are_whole(&[&written.live()], "at the start");
         Some(written)
     }
 
@@ -214,7 +214,7 @@ fn kills(what: &str, targets: &'static [&'static str]) {
     let points = written.points().into_keys();
     let (killed, ended): (Vec<_>, Vec<_>) =
         { points.step_by(by_depth(6, 1, 1)) }.partition(|aimed| written.survives_kill(aimed));
-    eprintln!("{what}: {} kills; not come to: {ended:?}", killed.len());
+    eprintln!("{what}: {} kills; not reached: {ended:?}", killed.len());
     assert!(killed.len() > ended.len() * 5, "{what}: {ended:?}");
     // Every kind of call was killed at least once.
     let kind = |aimed: &PathPoint| { killed.iter() }.any(|other| other.call == aimed.call);
@@ -327,13 +327,13 @@ fn crashes(
 #[test]
 fn files_are_whole_and_next_run_finishes_after_kill_in_another_thread() {
     kills("kill points of other threads", FILES);
-    kills("kill points of what is kept for HAProxy", HAPROXY);
+    kills("kill points of HAProxy's file", HAPROXY);
 }
 
 #[test]
 fn files_are_whole_and_next_run_recovers_after_failed_call_of_another_thread() {
-    errors_of("calls of other threads that fail", FILES);
-    errors_of("calls for HAProxy that fail", HAPROXY);
+    errors_of("failed calls of other threads", FILES);
+    errors_of("failed calls for HAProxy", HAPROXY);
 }
 
 #[test]
@@ -349,14 +349,14 @@ fn files_are_whole_and_recorded_files_exist_after_power_loss() {
     let pairs = [&before, &after];
     let survived = crashes(&written, &disk, IgnoredFlushes::None, &pairs);
     let [survived, recorded] = survived.unwrap_or_else(|why| panic!("{why}"));
-    eprintln!("{what}: {survived} crashes, {recorded} of them when all was recorded");
+    eprintln!("{what}: {survived} crashes, {recorded} of them after all was recorded");
     assert!(recorded > 0);
     let last = found_after(
         &written,
         &disk.left(disk.steps(), Loss::All, IgnoredFlushes::None),
         &pairs,
     );
-    assert_eq!(last, Ok([after.generation; 3]), "the run ended well");
+    assert_eq!(last, Ok([after.generation; 3]), "the run succeeded");
     // Every flush is needed, except those of directories that existed before.
     let stood = ["/copies", "/copies/out", "/copies/out/archive"];
     let (mut needed, mut spare) = (0, Vec::new());

@@ -253,7 +253,7 @@ fn runtime() -> tokio::runtime::Runtime {
 
 #[test]
 fn sidecar_loses_nothing_after_kill_in_clock_probe() {
-    let what = "kill points of a question for the time";
+    let what = "kill points of a clock probe";
     let Some(kills) = JumpKills::start(what) else {
         return;
     };
@@ -271,7 +271,7 @@ fn sidecar_loses_nothing_after_kill_in_clock_probe() {
 
 #[test]
 fn clock_probe_is_retried_after_failed_file_call() {
-    let what = "a question for the time and a disk that fails";
+    let what = "file errors in a clock probe";
     let Some(kills) = JumpKills::start(what) else {
         return;
     };
@@ -288,7 +288,7 @@ fn clock_probe_is_retried_after_failed_file_call() {
             }
         }
     }
-    eprintln!("{what}: {failed} of {made} calls have failed");
+    eprintln!("{what}: {failed} of {made} calls failed");
     assert!(made > by_depth(3, 30, 30), "{made} calls are too few");
     assert!(failed * 10 > made * 9, "{failed} of {made}");
 }

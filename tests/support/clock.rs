@@ -34,8 +34,10 @@ impl Clocks {
     pub(crate) fn find(what: &str) -> Option<Self> {
         let made = Self::make();
         let made = made.and_then(|clocks| clocks.probe().map(|()| clocks));
-        made.inspect_err(|why| eprintln!("SKIPPED: {what}: no process's clock can be moved: {why}"))
-            .ok()
+        made.inspect_err(|why| {
+            eprintln!("SKIPPED: {what}: the clock of a process cannot be adjusted: {why}")
+        })
+        .ok()
     }
 
     fn make() -> Result<Self, String> {
@@ -96,7 +98,7 @@ impl Clocks {
         let readings = [Slot::WallReadings, Slot::SteadyReadings];
         let before = readings.map(|number| self.read(number));
         wake();
-        until("a look at the clocks", || {
+        until("a reading of the clocks", || {
             let mut pairs = readings.into_iter().zip(before);
             pairs.all(|(number, before)| self.read(number) > before) || has_ended()
         });

@@ -291,14 +291,14 @@ impl Step {
 fn entries(nodes: &mut BTreeMap<Inode, Node>, number: Inode) -> &mut BTreeMap<String, Inode> {
     match nodes.get_mut(&number) {
         Some(Node::Directory { entries, .. }) => entries,
-        other => panic!("{other:?} is no directory"),
+        other => panic!("{other:?} is not a directory"),
     }
 }
 
 fn content(nodes: &mut BTreeMap<Inode, Node>, number: Inode) -> &mut Vec<u8> {
     match nodes.get_mut(&number) {
         Some(Node::File { bytes, .. }) => bytes,
-        other => panic!("{other:?} is no file"),
+        other => panic!("{other:?} is not a file"),
     }
 }
 

@@ -164,7 +164,7 @@ impl Oracle {
             ));
         }
         if record.order.is_some() {
-            return Err("an order is still under way".into());
+            return Err("an order is still pending".into());
         }
         let directory = self.data.parent().unwrap();
         let output = certs(directory)

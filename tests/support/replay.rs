@@ -206,7 +206,7 @@ impl<'a> Replay<'a> {
     fn make_directory(&mut self, place: Option<(Inode, String)>, mode: &str) {
         if let Some((directory, name)) = place {
             let Node::Directory { mode: above, .. } = self.nodes[&directory] else {
-                panic!("{name} is made in what is no directory");
+                panic!("{name}: its parent is not a directory");
             };
             // A new directory inherits the set-group-id bit.
             let mode = octal(mode) & self.mask | above & 0o2000;
@@ -313,7 +313,7 @@ impl<'a> Replay<'a> {
     fn entry(&self, directory: Inode, name: &str) -> Option<Inode> {
         match &self.nodes[&directory] {
             Node::Directory { entries, .. } => entries.get(name).copied(),
-            other => panic!("{other:?} is no directory"),
+            other => panic!("{other:?} is not a directory"),
         }
     }
 

@@ -61,7 +61,7 @@ impl Sidecar {
         };
         let asked = || ca.script.count(Endpoint::RenewalInfo) > self.windows;
         pass(6);
-        until("a first question", || self.time_requests() > 0 || asked());
+        until("a first request", || self.time_requests() > 0 || asked());
         pass(120);
     }
 

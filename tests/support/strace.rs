@@ -77,7 +77,7 @@ impl Strace {
         if calls.iter().any(|call| is_about(call, &[directory.path()])) {
             return Some(found);
         }
-        eprintln!("SKIPPED: {what}: only root sees the arguments of a hardened process's calls");
+        eprintln!("SKIPPED: {what}: only root can trace the arguments of the program's calls");
         None
     }
 
@@ -237,7 +237,7 @@ impl Strace {
     /// Ends strace; the traced process continues.
     pub(crate) fn detach(mut tracer: Running) {
         tracer.signal(Signal::TERM);
-        until("a strace's end", || tracer.has_ended());
+        until("strace's end", || tracer.has_ended());
     }
 
     fn attach(
@@ -262,7 +262,7 @@ impl Strace {
             refused || is_ours(&process)
         });
         if refused {
-            eprintln!("SKIPPED: {options:?}: strace cannot be attached here");
+            eprintln!("SKIPPED: {options:?}: strace cannot attach here");
             return None;
         }
         Some(tracer)
