@@ -1,5 +1,5 @@
-//! `certs ca serve` as a user has it: a directory to order from, a root to
-//! trust, and the same after a restart.
+//! `certs ca serve` from the command line: a directory to order from, a root to trust, and the same state
+//! after a restart.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -9,14 +9,14 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{certs, free_port, run};
 
-/// A CA that was started by the command line.
-struct Serving {
+/// A CA started by the command line.
+struct CaServer {
     child: Child,
     directory: String,
     root: PathBuf,
 }
 
-impl Serving {
+impl CaServer {
     fn start(directory: &Path, arguments: &[&str]) -> Self {
         let mut command = certs(directory);
         command.args(["ca", "serve"]).args(arguments);
@@ -37,7 +37,7 @@ impl Serving {
         }
     }
 
-    /// Its exit code after `signal`.
+    /// The exit code after `signal`.
     fn stop(mut self, signal: Signal) -> Option<i32> {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
         kill_process(pid, signal).unwrap();
@@ -45,16 +45,16 @@ impl Serving {
     }
 }
 
-impl Drop for Serving {
+impl Drop for CaServer {
     fn drop(&mut self) {
-        // One that has ended already is what was wanted.
+        // An error means that the child has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 #[test]
-fn it_serves_the_same_root_accounts_and_orders_after_a_restart() {
+fn ca_serve_keeps_root_accounts_and_orders_over_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let port = free_port().to_string();
     let listen = format!("127.0.0.1:{}", free_port());
@@ -68,9 +68,9 @@ fn it_serves_the_same_root_accounts_and_orders_after_a_restart() {
             "--resolve-to",
             "127.0.0.1",
         ];
-        Serving::start(directory.path(), &[&usual, more].concat())
+        CaServer::start(directory.path(), &[&usual, more].concat())
     };
-    let issue = |ca: &Serving, more: &[&str]| {
+    let issue = |ca: &CaServer, more: &[&str]| {
         let mut command = certs(directory.path());
         command.args(["issue", "example.com", "--agree-tos", "--ca", &ca.directory]);
         command.arg("--ca-root").arg(&ca.root);
@@ -96,7 +96,7 @@ fn it_serves_the_same_root_accounts_and_orders_after_a_restart() {
 }
 
 #[test]
-fn an_external_account_is_asked_for() {
+fn ca_serve_requires_external_account() {
     let directory = tempfile::tempdir().unwrap();
     let key = directory.path().join("hmac");
     std::fs::write(&key, "MDEyMzQ1Njc4OWFiY2RlZg\n").unwrap();
@@ -106,7 +106,7 @@ fn an_external_account_is_asked_for() {
         "--eab-hmac-file",
         key.to_str().unwrap(),
     ];
-    let ca = Serving::start(
+    let ca = CaServer::start(
         directory.path(),
         &[&["--listen", "127.0.0.1:0"], &bound[..]].concat(),
     );
@@ -118,7 +118,7 @@ fn an_external_account_is_asked_for() {
 }
 
 #[test]
-fn what_it_cannot_do_is_exit_2_with_a_hint() {
+fn ca_serve_exits_2_with_hint_for_unusable_options() {
     let directory = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
@@ -157,7 +157,7 @@ fn what_it_cannot_do_is_exit_2_with_a_hint() {
         2,
     );
     assert!(told.contains("a number with s, m, h or d"), "{told}");
-    let _ca = Serving::start(directory.path(), &["--listen", "127.0.0.1:0"]);
+    let _ca = CaServer::start(directory.path(), &["--listen", "127.0.0.1:0"]);
     let told = run(
         certs(directory.path()).args(["ca", "serve", "--listen", "127.0.0.1:0"]),
         2,

@@ -1,6 +1,5 @@
-//! A call that never drops: a browser with fake media, a page served by nginx, two
-//! peers relayed by coturn over TLS, and signalling by WebSocket through nginx,
-//! while certificates are renewed below all of it.
+//! Calls continue while certificates are renewed: a browser with fake media, a page served by nginx, two
+//! peers relayed by coturn over TLS, and WebSocket signalling through nginx.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -22,13 +21,13 @@ use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
 
 use crate::support::embedded::EmbeddedCa;
 use crate::support::{Running, by_depth, free_port, listens, program, run, until, until_within};
-use crate::targets::{NAME, Turn, live};
+use crate::targets::{Coturn, NAME, live};
 
-/// What each named end of the signalling has to be told.
-type Ends = Arc<Mutex<BTreeMap<String, mpsc::UnboundedSender<Message>>>>;
+/// The messages for each named end of the signalling.
+type SignallingEnds = Arc<Mutex<BTreeMap<String, mpsc::UnboundedSender<Message>>>>;
 
-/// The signalling server behind nginx: what end 0 says is told to end 1 and the
-/// other way round, `echo` hears itself, and what `report` says is kept.
+/// The signalling server behind nginx. It relays messages between ends 0 and 1, returns those of `echo`, and
+/// keeps those of `report`.
 struct Signalling {
     port: u16,
     reports: Arc<Mutex<Vec<Value>>>,
@@ -42,11 +41,11 @@ impl Signalling {
         let bound = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
         let listener = bound.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (ends, reports) = (Ends::default(), Arc::new(Mutex::new(Vec::new())));
+        let (ends, reports) = (SignallingEnds::default(), Arc::new(Mutex::new(Vec::new())));
         let kept = reports.clone();
         runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(converse(stream, ends.clone(), kept.clone()));
+                tokio::spawn(relay(stream, ends.clone(), kept.clone()));
             }
         });
         Self {
@@ -61,7 +60,7 @@ impl Signalling {
     }
 }
 
-async fn converse(stream: TcpStream, ends: Ends, reports: Arc<Mutex<Vec<Value>>>) {
+async fn relay(stream: TcpStream, ends: SignallingEnds, reports: Arc<Mutex<Vec<Value>>>) {
     let mut end = String::new();
     #[allow(clippy::result_large_err)] // the library's own type
     let remember = |request: &Request, response: Response| {
@@ -103,18 +102,18 @@ async fn converse(stream: TcpStream, ends: Ends, reports: Arc<Mutex<Vec<Value>>>
     }
 }
 
-/// An nginx that takes its workers with it: killed, it would leave them behind.
-struct Web(Running);
+/// An nginx that is stopped with its workers: after a plain kill they would stay.
+struct SignallingNginx(Running);
 
-impl Drop for Web {
+impl Drop for SignallingNginx {
     fn drop(&mut self) {
         self.0.signal(Signal::TERM);
         self.0.exit_code();
     }
 }
 
-/// nginx with a page at `/` and the signalling at `/api`.
-fn nginx(ca: &EmbeddedCa, port: u16, back: u16) -> Option<(Web, PathBuf)> {
+/// Starts nginx with a page at `/` and the signalling at `/api`.
+fn nginx(ca: &EmbeddedCa, port: u16, back: u16) -> Option<(SignallingNginx, PathBuf)> {
     let program = program("CERTS_LAB_NGINX", "/usr/sbin/nginx")?;
     let directory = ca.path("web");
     let page = directory.join("page");
@@ -136,7 +135,7 @@ fn nginx(ca: &EmbeddedCa, port: u16, back: u16) -> Option<(Web, PathBuf)> {
     let running = Running::start(Command::new(program).arg("-c").arg(&file));
     let pid_file = directory.join("nginx.pid");
     until("nginx", || listens(port) && pid_file.exists());
-    Some((Web(running), pid_file))
+    Some((SignallingNginx(running), pid_file))
 }
 
 fn issued() -> EmbeddedCa {
@@ -146,7 +145,7 @@ fn issued() -> EmbeddedCa {
 }
 
 #[test]
-fn a_hundred_websockets_survive_every_renewal() {
+fn hundred_websockets_survive_every_renewal() {
     let ca = issued();
     let (signalling, port) = (Signalling::start(), free_port());
     let Some((_nginx, pid_file)) = nginx(&ca, port, signalling.port) else {
@@ -185,8 +184,8 @@ fn a_hundred_websockets_survive_every_renewal() {
     println!("{sockets} WebSockets through nginx, {renewals} renewals: {echoed} messages, 0 lost");
 }
 
-/// A home directory in which `root` is trusted.
-fn trusting(home: &Path, root: &Path) -> Option<()> {
+/// Makes a home directory in which `root` is trusted.
+fn home_trusting(home: &Path, root: &Path) -> Option<()> {
     let certutil = program("CERTS_LAB_CERTUTIL", "/usr/bin/certutil")?;
     let database = home.join(".pki/nssdb");
     std::fs::create_dir_all(&database).unwrap();
@@ -216,20 +215,20 @@ fn trusting(home: &Path, root: &Path) -> Option<()> {
 }
 
 #[test]
-fn a_call_in_a_browser_goes_on_through_three_renewals() {
+fn browser_call_continues_through_three_renewals() {
     let ca = issued();
     let Some(browser) = program("CERTS_LAB_CHROMIUM", "/usr/bin/chromium") else {
         return;
     };
     let (signalling, port) = (Signalling::start(), free_port());
     let home = ca.path("home");
-    let Some(()) = trusting(&home, &ca.path("root.pem")) else {
+    let Some(()) = home_trusting(&home, &ca.path("root.pem")) else {
         return;
     };
     let Some((_nginx, pid_file)) = nginx(&ca, port, signalling.port) else {
         return;
     };
-    let Some(turn) = Turn::start(&ca) else {
+    let Some(turn) = Coturn::start(&ca) else {
         return;
     };
     let settings = format!("{{\"turn\":\"turns:{NAME}:{}?transport=tcp\"}}", turn.port);
@@ -263,7 +262,7 @@ fn a_call_in_a_browser_goes_on_through_three_renewals() {
         .arg(format!("https://{NAME}:{port}/#{settings}"))
         .stdin(Stdio::null())
         .process_group(0);
-    let _browser = Group(Running::start_logging(
+    let _browser = ProcessGroup(Running::start_logging(
         &mut command,
         std::fs::File::create(ca.path("browser.log"))
             .unwrap()
@@ -288,12 +287,12 @@ fn a_call_in_a_browser_goes_on_through_three_renewals() {
             &mut ca.issue(&[NAME, "--force", &nginx, &turn.deploy, &both[0], &both[1]]),
             0,
         );
-        // It goes on for two seconds at least before the next one.
+        // The call continues for at least two seconds before the next renewal.
         let before = told().len();
         until_within("the call goes on", Duration::from_secs(20), || {
             told().len() > before + 2
         });
-        println!("renewal {renewal}: proven on nginx and on coturn, during the call");
+        println!("renewal {renewal}: verified on nginx and coturn during the call");
     }
     let during = told().split_off(begun);
     let silent = during.iter().filter(|report| !is_live(report)).count();
@@ -308,10 +307,10 @@ fn a_call_in_a_browser_goes_on_through_three_renewals() {
     assert!(last["beats"].as_u64() > Some(20), "{last}");
 }
 
-/// A browser is many processes: all of its group end with it.
-struct Group(Running);
+/// A browser consists of many processes: the whole process group is killed.
+struct ProcessGroup(Running);
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         let group = i32::try_from(self.0.id())
             .ok()

@@ -1,6 +1,5 @@
-//! Clocks that disagree, seen from outside: a CA whose replies show another time than
-//! this machine makes the sidecar alarm, and nothing else. It orders nothing, stays
-//! ready, and renews when a person asks for it.
+//! Clocks that disagree. When a CA's replies show another time than this machine, the sidecar raises an alarm
+//! and nothing else: it orders nothing, stays ready, and renews on request.
 
 use certs::time::Timestamp;
 use serde_json::Value;
@@ -15,9 +14,9 @@ const HOUR: i64 = 3600;
 const DAY: i64 = 24 * HOUR;
 const TEN_YEARS: i64 = 3652 * DAY;
 
-/// As a sidecar finds it that was away for longer than the CA's last word holds: it
-/// asks at its start for its window, not after a while for the time alone.
-fn let_it_ask(ca: &EmbeddedCa) {
+/// Makes the stored renewal window expired, as after a long downtime, so that the sidecar asks the CA at its
+/// start.
+fn expire_window(ca: &EmbeddedCa) {
     let file = ca.path("data/records").join(NAME).join("record.json");
     let text = std::fs::read_to_string(&file).unwrap();
     let mut record: Value = serde_json::from_str(&text).unwrap();
@@ -28,14 +27,14 @@ fn let_it_ask(ca: &EmbeddedCa) {
     std::fs::write(&file, record.to_string()).unwrap();
 }
 
-/// What was told of the clock.
+/// The log lines about a wrong clock.
 pub(crate) fn alarms(log: &str) -> Vec<&str> {
     let lines = log.lines();
     lines.filter(|line| line.contains(" clock is ")).collect()
 }
 
-/// Nothing that was stored keeps it from being replaced while it holds.
-pub(crate) fn is_renewed_before_its_end(ca: &EmbeddedCa, ahead: i64) {
+/// Asserts that the stored renewal times lie within the certificate's validity.
+pub(crate) fn renews_before_expiry(ca: &EmbeddedCa, ahead: i64) {
     let file = ca.path("data/records").join(NAME).join("record.json");
     let record: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     let issued = &record["record"]["issued"];
@@ -50,11 +49,11 @@ pub(crate) fn is_renewed_before_its_end(ca: &EmbeddedCa, ahead: i64) {
     }
 }
 
-/// A sidecar that has heard the CA, whose clock is `ahead` of ours by so many seconds,
-/// and has looked again at what is due. It placed no order and is ready.
-fn heard(ca: &EmbeddedCa, ahead: i64) -> Sidecar {
+/// Starts a sidecar against a CA whose clock is `ahead` seconds ahead. The sidecar has read the CA's time and
+/// checked what is due, has placed no order, and is ready.
+fn sidecar_with_ca_time(ca: &EmbeddedCa, ahead: i64) -> Sidecar {
     ca.script.set_ahead(ahead);
-    let_it_ask(ca);
+    expire_window(ca);
     let counts = || [Endpoint::RenewalInfo, Endpoint::NewOrder].map(|of| ca.script.committed(of));
     let [asked, orders] = counts();
     let mut sidecar = Sidecar::start(ca, &[NAME]);
@@ -72,11 +71,11 @@ fn heard(ca: &EmbeddedCa, ahead: i64) -> Sidecar {
 }
 
 #[test]
-fn a_ca_with_another_time_is_an_alarm_and_no_order() {
+fn clock_mismatch_with_ca_raises_alarm_and_no_order() {
     let ca = issued();
     for ahead in [HOUR, DAY, TEN_YEARS] {
         for (ahead, direction) in [(ahead, "behind"), (-ahead, "ahead of")] {
-            let sidecar = heard(&ca, ahead);
+            let sidecar = sidecar_with_ca_time(&ca, ahead);
             let log = sidecar.log();
             let [alarm] = alarms(&log)[..] else {
                 panic!("not one alarm for {ahead} s: {log}");
@@ -87,29 +86,29 @@ fn a_ca_with_another_time_is_an_alarm_and_no_order() {
             assert!(apart.iter().any(|it| alarm.contains(it)), "{alarm}");
             let fit = alarm.contains("ERROR") && alarm.contains("; hint: set it, best by NTP");
             assert!(fit, "{alarm}");
-            // Not due is one thing, and a person's wish another.
+            // A certificate that is not due is skipped; a forced renewal is not.
             let (orders, before) = (ca.script.committed(Endpoint::NewOrder), generation(&ca));
             run(certs(&ca.path("")).args(["renew", "--force"]), 0);
             assert_eq!(ca.script.committed(Endpoint::NewOrder), orders + 1);
             assert_eq!(generation(&ca), before + 1);
-            is_renewed_before_its_end(&ca, ahead);
+            renews_before_expiry(&ca, ahead);
             assert_eq!(sidecar.readiness(), 200, "{ahead}: {}", sidecar.log());
         }
     }
 }
 
 #[test]
-fn a_time_that_is_off_by_little_alarms_nobody() {
+fn small_clock_skew_raises_no_alarm() {
     let ca = issued();
     for ahead in [0, 20, -20] {
-        let log = heard(&ca, ahead).log();
+        let log = sidecar_with_ca_time(&ca, ahead).log();
         assert_eq!(alarms(&log), [""; 0], "{ahead} s");
     }
 }
 
 #[test]
-fn a_time_that_is_not_the_one_that_signs_keeps_nobody_from_a_first_certificate() {
-    // A proxy before the CA dates its replies.
+fn first_certificate_is_issued_when_only_date_header_is_wrong() {
+    // A proxy before the CA sets the `Date` of its replies.
     for ahead in [HOUR, DAY, 50 * DAY, TEN_YEARS].map(|ahead| [ahead, -ahead]) {
         for ahead in ahead {
             let ca = EmbeddedCa::start();
@@ -119,7 +118,7 @@ fn a_time_that_is_not_the_one_that_signs_keeps_nobody_from_a_first_certificate()
             let told = run(&mut ca.issue(&[NAME]), 0);
             assert!(told.contains("not due"), "{ahead} s: {told}");
             assert_eq!(ca.script.count(Endpoint::NewOrder), 1, "{ahead} s");
-            is_renewed_before_its_end(&ca, ahead);
+            renews_before_expiry(&ca, ahead);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! `kill -9` at every request of a renewal, before and after the CA has acted:
-//! the live pair loads, and the next run finishes the same order.
+//! `kill -9` at every request of a renewal, before and after the CA has acted: the live pair loads, and the
+//! next run finishes the same order.
 
 use crate::support::embedded::EmbeddedCa;
 use crate::support::faults::{Endpoint, Fault, Which};
@@ -7,7 +7,7 @@ use crate::support::{Running, loads, run, until};
 
 const NAME: &str = "example.com";
 
-/// Orders and certificates that a renewal took, killed while `endpoint` hangs.
+/// The orders and certificates of a renewal that is killed while `endpoint` hangs.
 fn renewed_through_a_kill(ca: &EmbeddedCa, endpoint: Endpoint, fault: Fault) -> (u32, u32) {
     let live = ca.path("out/live/example.com");
     let case = format!("{endpoint:?} {fault:?}");
@@ -35,7 +35,7 @@ fn renewed_through_a_kill(ca: &EmbeddedCa, endpoint: Endpoint, fault: Fault) -> 
 }
 
 #[test]
-fn killed_at_any_request_the_next_run_finishes_the_same_order() {
+fn issue_resumes_order_after_kill_at_any_request() {
     let ca = EmbeddedCa::start();
     run(&mut ca.issue(&[NAME]), 0);
     for endpoint in [
@@ -52,8 +52,7 @@ fn killed_at_any_request_the_next_run_finishes_the_same_order() {
             let (orders, certificates) = renewed_through_a_kill(&ca, endpoint, fault.clone());
             assert_eq!(certificates, 1, "{case}");
             match (endpoint, fault) {
-                // The order's URL died with the reply; or the listener died
-                // while the CA was validating.
+                // The order's URL was lost with the reply, or the listener was gone while the CA validated.
                 (Endpoint::NewOrder | Endpoint::Challenge, Fault::HangAfter) => {
                     assert!((1..=2).contains(&orders), "{case}: {orders}");
                 }

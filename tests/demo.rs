@@ -1,5 +1,4 @@
-//! The demonstration, as a user runs it: the numbers that it is about, and
-//! nothing left behind.
+//! `certs demo` as a user runs it: it prints its numbers and leaves nothing behind.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -18,8 +17,8 @@ fn is_empty(directory: &Path) -> bool {
     std::fs::read_dir(directory).unwrap().next().is_none()
 }
 
-/// What every demonstration must show.
-fn proven(output: &Output) -> serde_json::Value {
+/// Asserts what every demonstration must print.
+fn successful(output: &Output) -> serde_json::Value {
     let told = text(output);
     assert_eq!(output.status.code(), Some(0), "{told}");
     let score: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -30,7 +29,7 @@ fn proven(output: &Output) -> serde_json::Value {
     // Four generations of three names.
     assert!(number("proofs") >= 12.0, "{told}");
     assert!(number("requests") >= 500.0, "{told}");
-    // Half of the clients make one for each request, the others one each.
+    // Half of the clients open a connection for each request, the others keep one.
     assert!(number("handshakes") >= 200.0, "{told}");
     assert!(number("handshakes") < number("requests"), "{told}");
     assert!(number("slowest_swap_ms") > 0.0, "{told}");
@@ -39,10 +38,10 @@ fn proven(output: &Output) -> serde_json::Value {
 }
 
 #[test]
-fn three_renewals_each_under_load_fail_no_request_and_leave_nothing() {
+fn demo_fails_no_request_over_three_renewals_under_load_and_cleans_up() {
     let directory = tempfile::tempdir().unwrap();
     let output = demo(directory.path(), &["--json"]).output().unwrap();
-    let score = proven(&output);
+    let score = successful(&output);
     assert_eq!(score["with"], "front");
     assert_eq!(score["closed_while_idle"], 0, "a swap ended a connection");
     let told = String::from_utf8_lossy(&output.stderr);
@@ -51,7 +50,7 @@ fn three_renewals_each_under_load_fail_no_request_and_leave_nothing() {
 }
 
 #[test]
-fn nginx_is_renewed_without_a_failed_request_and_stopped() {
+fn demo_renews_nginx_without_failed_request_and_stops_it() {
     let Some(nginx) = program("CERTS_LAB_NGINX", "/usr/sbin/nginx") else {
         return;
     };
@@ -60,14 +59,14 @@ fn nginx_is_renewed_without_a_failed_request_and_stopped() {
         .env("PATH", nginx.parent().unwrap())
         .output()
         .unwrap();
-    let score = proven(&output);
+    let score = successful(&output);
     assert_eq!(score["with"], "nginx");
     assert!(output.stderr.is_empty(), "{}", text(&output));
     assert!(is_empty(directory.path()), "something was left behind");
 }
 
 #[test]
-fn interrupted_it_leaves_nothing_and_says_so() {
+fn demo_cleans_up_and_reports_when_interrupted() {
     let directory = tempfile::tempdir().unwrap();
     let child = demo(directory.path(), &[])
         .stdout(Stdio::piped())
@@ -90,7 +89,7 @@ fn interrupted_it_leaves_nothing_and_says_so() {
 }
 
 #[test]
-fn a_missing_place_is_told_before_anything_begins() {
+fn demo_reports_missing_path_before_start() {
     let directory = tempfile::tempdir().unwrap();
     let missing = directory.path().join("missing");
     let output = demo(&missing, &[]).output().unwrap();

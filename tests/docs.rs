@@ -1,5 +1,5 @@
-//! What the documentation claims, where a program can check it: links lead to files
-//! and headings, and the commands that it shows exist with their options.
+//! Checks the documentation where a program can: links lead to files and headings, and the commands that it
+//! shows exist with their options.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -19,8 +19,7 @@ fn pages() -> BTreeMap<PathBuf, String> {
     pages.into_iter().chain(docs).map(read).collect()
 }
 
-/// The lines of a page's blocks of code, each with what the fence calls the language;
-/// `None` outside of blocks.
+/// The lines of a page's code blocks, each with the language of its fence; `None` outside of blocks.
 fn lines(page: &str) -> impl Iterator<Item = (Option<&str>, &str)> {
     let mut language = None;
     page.lines().map(move |line| {
@@ -67,7 +66,7 @@ fn links_lead_to_files_and_headings() {
     assert!(broken.is_empty(), "\n{}", broken.join("\n"));
 }
 
-/// Whether a line such as `## 0: done` has the anchor `0-done`.
+/// Whether a heading such as `## 0: done` has the anchor `0-done`.
 fn has_heading(page: &Path, anchor: &str) -> bool {
     let text = std::fs::read_to_string(page).unwrap();
     let headings = lines(&text).filter(|(language, _)| language.is_none());
@@ -105,12 +104,12 @@ fn commands_exist_with_their_options() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
-/// A verb or the one below it, such as `install nginx`: neither a name nor an option.
+/// A verb or subcommand, such as `install nginx`: neither a name nor an option.
 fn is_a_verb(word: &&str) -> bool {
     word.chars().all(|letter| letter.is_ascii_lowercase())
 }
 
-/// Every `--option` of a command or of its help.
+/// Every `--option` in a command or its help.
 fn options(text: &str) -> BTreeSet<String> {
     let found = text
         .split_whitespace()
@@ -123,7 +122,7 @@ fn options(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// Each command `certs …` of the blocks of shell, and of `code` between words.
+/// Each command `certs …` in shell blocks and in inline code.
 fn commands(page: &str) -> Vec<String> {
     let page = page.replace("\\\n", " ");
     let mut commands = Vec::new();

@@ -1,7 +1,5 @@
-//! A disk that is full, read-only or broken, and a process out of descriptors,
-//! at every call that has to do with our files: what was live is live still,
-//! the message says what failed, and once the fault is gone the next run heals
-//! it without ordering again.
+//! File calls that fail because the disk is full, read-only or broken, or descriptors are exhausted. The live
+//! files are unchanged, the message names what failed, and the next run recovers without a second order.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -13,7 +11,7 @@ use crate::support::{by_depth, run, text};
 
 const NAMES: [&str; 2] = ["example.com", "www.example.com"];
 
-/// What a call can fail with, and how that is told.
+/// The errors that a call can fail with.
 pub(crate) fn errors(call: &Call) -> &'static [&'static str] {
     let writes = ["O_CREAT", "O_RDWR", "O_WRONLY"];
     let writes = writes.iter().any(|flag| call.arguments.contains(flag));
@@ -25,23 +23,23 @@ pub(crate) fn errors(call: &Call) -> &'static [&'static str] {
     }
 }
 
-const TOLD: [(&str, &str); 4] = [
+const ERROR_TEXTS: [(&str, &str); 4] = [
     ("ENOSPC", "No space left on device"),
     ("EROFS", "Read-only file system"),
     ("EIO", "Input/output error"),
     ("EMFILE", "Too many open files"),
 ];
 
-struct Failing {
+struct FailingCalls {
     ca: EmbeddedCa,
     strace: Strace,
-    /// How often a run ended with which exit code.
+    /// How many runs ended with each exit code.
     codes: BTreeMap<i32, u32>,
-    /// Orders that were placed again, as their URL could not be kept.
+    /// Orders placed a second time because their URL could not be stored.
     second_orders: u32,
 }
 
-impl Failing {
+impl FailingCalls {
     fn start(strace: Strace) -> Self {
         let ca = EmbeddedCa::start();
         run(&mut ca.issue(&NAMES), 0);
@@ -57,7 +55,7 @@ impl Failing {
         self.ca.issue(&[&NAMES[..], &["--force"]].concat())
     }
 
-    /// Each call about our files, with what it can fail with.
+    /// Each call about our files, with the errors it can fail with.
     fn points(&self) -> Vec<(Point, &'static [&'static str])> {
         let (data, output) = (self.ca.path("data"), self.ca.path("out"));
         let calls = self.strace.calls(&self.renew());
@@ -70,8 +68,8 @@ impl Failing {
         points.into_iter().zip(errors).collect()
     }
 
-    /// One renewal in which `point` fails; with `+`, also all such calls after it.
-    fn heals(&mut self, point: &Point, error: &str, also: &str) {
+    /// Runs one renewal in which `point` fails; with `+`, also all such calls after it.
+    fn recovers(&mut self, point: &Point, error: &str, also: &str) {
         let case = format!("{error} at {point:?}{also}");
         let mut renewal = Renewal::begin(&self.ca, &NAMES, case.clone());
         let output = self.strace.fail_at(&self.renew(), point, error, also);
@@ -80,21 +78,21 @@ impl Failing {
         *self.codes.entry(code).or_default() += 1;
         match code {
             0 => {}
-            8 => is_told(&case, error, &told),
-            // The runtime has woken itself once more than in the traced run, and
-            // its own descriptor was hit instead of the file.
+            8 => reports_error(&case, error, &told),
+            // The runtime made one more wake-up call than in the traced run, so its own descriptor failed
+            // instead of the file.
             101 if told.contains("failed to wake I/O driver") => {}
             _ => panic!("{case}: exit {code}: {told}"),
         }
         renewal.is_whole();
-        let orders = renewal.ends_well();
+        let orders = renewal.finish();
         self.second_orders += orders.placed.saturating_sub(1);
     }
 }
 
-pub(crate) fn is_told(case: &str, error: &str, told: &str) {
-    let (_, words) = TOLD.iter().find(|(name, _)| *name == error).unwrap();
-    // Before the first name is come to, the store itself is named.
+pub(crate) fn reports_error(case: &str, error: &str, told: &str) {
+    let (_, words) = ERROR_TEXTS.iter().find(|(name, _)| *name == error).unwrap();
+    // An error before the first certificate is processed names the store itself.
     let name = told.contains(NAMES[0]) || told.contains("store: ");
     assert!(
         name && told.contains(words) && told.contains("hint:"),
@@ -102,25 +100,24 @@ pub(crate) fn is_told(case: &str, error: &str, told: &str) {
     );
 }
 
-/// One of `stride` calls, each failing in turn with one of its errors, or with
-/// all of them.
+/// Fails every `stride`-th call, each with one of its errors or in turn with all of them.
 fn failing(what: &str, also: &str, stride: usize, every_error: bool) {
-    let Some(strace) = Strace::find_seeing(what) else {
+    let Some(strace) = Strace::find_with_arguments(what) else {
         return;
     };
-    let mut failing = Failing::start(strace);
+    let mut failing = FailingCalls::start(strace);
     let mut points = failing.points();
-    // With no write done any more nothing can be told either, and the runtime
-    // cannot wake itself: no disk does that. Full ones are in `volumes`.
+    // Without any write, no message could be printed and the runtime could not wake itself, which no real
+    // disk causes. Full disks are tested in `volumes`.
     points.retain(|(point, _)| also.is_empty() || point.call != "write");
     for (at, (point, errors)) in points.iter().enumerate().step_by(stride) {
         let one = [errors[at / stride % errors.len()]];
         let errors = if every_error { errors } else { &one[..] };
         for error in errors {
-            failing.heals(point, error, also);
+            failing.recovers(point, error, also);
         }
     }
-    let Failing {
+    let FailingCalls {
         codes,
         second_orders,
         ..
@@ -130,22 +127,22 @@ fn failing(what: &str, also: &str, stride: usize, every_error: bool) {
         missed * 10 <= codes.values().sum(),
         "missed the files too often: {codes:?}"
     );
-    // Most of what fails is noticed: else nothing was injected.
+    // Most failures are reported; otherwise nothing was injected.
     let noticed = codes.get(&8).copied().unwrap_or_default();
     assert!(noticed * 2 > codes.values().sum(), "{what}: {codes:?}");
-    // Once the fault is over the URL is stored with the failure.
+    // Once the fault is gone, the URL is stored with the failure.
     assert!(!also.is_empty() || second_orders == 0, "{second_orders}");
     eprintln!("{what}: exit codes {codes:?}, {second_orders} orders placed again");
 }
 
 #[test]
-fn a_file_call_that_fails_once_changes_nothing_that_is_live_and_the_next_run_heals() {
+fn live_files_are_unchanged_after_one_failed_file_call_and_next_run_recovers() {
     let (stride, every_error) = by_depth((8, false), (1, false), (1, true));
     failing("file calls that fail once", "", stride, every_error);
 }
 
 #[test]
-fn file_calls_that_fail_from_some_point_on_change_nothing_that_is_live() {
+fn live_files_are_unchanged_when_file_calls_keep_failing() {
     let (stride, every_error) = by_depth((16, false), (4, false), (1, true));
     failing(
         "file calls that fail from some point on",

@@ -1,5 +1,5 @@
-//! The CA that stands in, with two CAs on loopback: the first one refuses or is
-//! dead, the second issues, and the next order goes to the first again.
+//! The fallback CA, with two CAs on loopback: the first refuses or is unreachable, the second issues, and the
+//! next order goes to the first again.
 
 use std::process::Command;
 
@@ -13,8 +13,7 @@ use crate::support::{certs, run};
 
 const NAME: &str = "example.com";
 
-/// Two CAs that fetch answers from the same place; the first one's root file
-/// has both roots.
+/// Two CAs that fetch HTTP-01 answers from the same address. The root file of the first has both roots.
 fn two() -> (EmbeddedCa, EmbeddedCa) {
     two_with(|_| ())
 }
@@ -46,7 +45,7 @@ fn issued_by(first: &EmbeddedCa) -> String {
 }
 
 #[test]
-fn a_ca_that_refuses_three_times_is_stood_in_for() {
+fn fallback_ca_issues_after_three_refusals() {
     let (first, second) = two();
     let refusal = Fault::problem(403, "rejectedIdentifier", "not this one");
     first.script.add(Endpoint::NewOrder, Which::Every, refusal);
@@ -60,7 +59,7 @@ fn a_ca_that_refuses_three_times_is_stood_in_for() {
     let line = format!("issued by {}", second.server.directory_url());
     assert!(told.contains(&line), "{told}");
 
-    // It is as good as any other until it is due; then the first is asked.
+    // The fallback's certificate stays until it is due; then the first CA is used.
     first.script.clear();
     let told = run(&mut issue(&first, &second), 0);
     assert!(told.contains("not due; generation 0001"), "{told}");
@@ -70,7 +69,7 @@ fn a_ca_that_refuses_three_times_is_stood_in_for() {
 }
 
 #[test]
-fn a_ca_that_is_dead_for_half_an_hour_is_stood_in_for() {
+fn fallback_ca_issues_after_half_an_hour_of_outage() {
     let (first, second) = two();
     first
         .script
@@ -78,7 +77,7 @@ fn a_ca_that_is_dead_for_half_an_hour_is_stood_in_for() {
     run(&mut issue(&first, &second), 3);
     run(&mut issue(&first, &second), 3);
     assert_eq!(second.script.committed(Endpoint::NewOrder), 0);
-    // As if the first try had been long ago.
+    // Dates the first failure long ago.
     let path = first.path("data/records").join(NAME).join("record.json");
     let stored = std::fs::read_to_string(&path).unwrap();
     let mut stored: Value = serde_json::from_str(&stored).unwrap();
@@ -91,13 +90,13 @@ fn a_ca_that_is_dead_for_half_an_hour_is_stood_in_for() {
     std::fs::write(&path, stored.to_string()).unwrap();
     run(&mut issue(&first, &second), 0);
     assert_eq!(issued_by(&first), second.server.directory_url());
-    // Both are asked with an account of their own.
+    // Each CA has an account of its own.
     let accounts = std::fs::read_dir(first.path("data/accounts")).unwrap();
     assert_eq!(accounts.count(), 1, "the dead one never had one");
 }
 
 #[test]
-fn a_fallback_that_wants_its_own_customers_key_gets_it() {
+fn fallback_ca_gets_its_own_external_account_key() {
     let key = b"a key of the second CA, 32 bytes".to_vec();
     let account = ("kid-2".to_owned(), key.clone());
     let (first, second) = two_with(|settings| settings.external_accounts = [account].into());
@@ -118,7 +117,7 @@ fn a_fallback_that_wants_its_own_customers_key_gets_it() {
 }
 
 #[test]
-fn a_fallback_that_signs_what_nobody_trusts_is_refused() {
+fn fallback_ca_with_untrusted_root_is_refused() {
     let ca = EmbeddedCa::start();
     for fallback in ["letsencrypt-staging", "google-staging"] {
         let told = run(&mut ca.issue(&[NAME, "--fallback-ca", fallback]), 2);

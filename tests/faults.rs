@@ -1,6 +1,5 @@
-//! What a CA can do wrong. Each time: the exit code and the message of the
-//! contract, what was served before is untouched, and once the fault is gone
-//! the same command succeeds without ordering again what was ordered.
+//! Faults of a CA. In each case: the exit code and message of the contract, the live pair unchanged, and once
+//! the fault is gone the same command succeeds without a second order.
 
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use crate::support::{Running, run, until};
 
 const NAME: &str = "example.com";
 
-/// The files that a proxy reads, byte for byte.
+/// The files that a server reads, byte for byte.
 fn live(ca: &EmbeddedCa) -> Vec<Vec<u8>> {
     [
         "privkey.pem",
@@ -32,15 +31,15 @@ fn issued() -> EmbeddedCa {
 
 /// How many more orders the command needs once the fault is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Then {
+enum NextRun {
     Resumes,
     OrdersAgain,
-    /// As the CA fetches the answer before or after it is taken away.
+    /// Depends on whether the CA fetches the answer before or after its removal.
     Either,
 }
 
 /// Renews while every request to `endpoint` fails, then without the fault.
-fn fails(ca: &EmbeddedCa, endpoint: Endpoint, fault: Fault, code: i32, then: Then) -> String {
+fn fails(ca: &EmbeddedCa, endpoint: Endpoint, fault: Fault, code: i32, then: NextRun) -> String {
     let case = format!("{endpoint:?} {fault:?}")
         .chars()
         .take(200)
@@ -65,28 +64,27 @@ fn fails(ca: &EmbeddedCa, endpoint: Endpoint, fault: Fault, code: i32, then: The
     assert_eq!(output.status.code(), Some(0), "after {case}: {after}");
     let more = ca.script.committed(Endpoint::NewOrder) - orders;
     let wanted = match then {
-        Then::Resumes => 0..=0,
-        Then::OrdersAgain => 1..=1,
-        Then::Either => 0..=1,
+        NextRun::Resumes => 0..=0,
+        NextRun::OrdersAgain => 1..=1,
+        NextRun::Either => 0..=1,
     };
     assert!(wanted.contains(&more), "{more} after {case}: {after}");
     assert_ne!(live(ca), before, "after {case}: nothing new is served");
     told
 }
 
-/// The steps of a renewal, in their order. From the authorization on there is
-/// an order to be resumed.
-const STEPS: [(Endpoint, Then); 6] = [
-    (Endpoint::Directory, Then::OrdersAgain),
-    (Endpoint::Authorization, Then::Resumes),
-    (Endpoint::Challenge, Then::Resumes),
-    (Endpoint::Order, Then::Resumes),
-    (Endpoint::Finalize, Then::Resumes),
-    (Endpoint::Certificate, Then::Resumes),
+/// The steps of a renewal, in order. From the authorization on there is an order to resume.
+const STEPS: [(Endpoint, NextRun); 6] = [
+    (Endpoint::Directory, NextRun::OrdersAgain),
+    (Endpoint::Authorization, NextRun::Resumes),
+    (Endpoint::Challenge, NextRun::Resumes),
+    (Endpoint::Order, NextRun::Resumes),
+    (Endpoint::Finalize, NextRun::Resumes),
+    (Endpoint::Certificate, NextRun::Resumes),
 ];
 
 #[test]
-fn a_request_that_is_lost_is_exit_3_and_made_again() {
+fn lost_request_exits_3_and_is_retried() {
     let ca = issued();
     for (endpoint, then) in STEPS {
         fails(&ca, endpoint, Fault::DropBefore, 3, then);
@@ -96,16 +94,16 @@ fn a_request_that_is_lost_is_exit_3_and_made_again() {
         Endpoint::NewOrder,
         Fault::DropBefore,
         3,
-        Then::OrdersAgain,
+        NextRun::OrdersAgain,
     );
 }
 
 #[test]
-fn a_reply_that_is_lost_is_exit_3_and_its_order_goes_on() {
+fn lost_reply_exits_3_and_order_continues() {
     let ca = issued();
     for (endpoint, then) in STEPS {
         let then = match endpoint {
-            Endpoint::Challenge => Then::Either,
+            Endpoint::Challenge => NextRun::Either,
             _ => then,
         };
         let finalized = ca.script.committed(Endpoint::Finalize);
@@ -116,7 +114,7 @@ fn a_reply_that_is_lost_is_exit_3_and_its_order_goes_on() {
 }
 
 #[test]
-fn one_reply_that_is_lost_needs_no_more_than_another_run() {
+fn lost_reply_needs_only_one_more_run() {
     let ca = EmbeddedCa::start();
     ca.script
         .add(Endpoint::Finalize, Which::Nth(1), Fault::DropAfter);
@@ -139,9 +137,9 @@ const ENDPOINTS: [Endpoint; 10] = [
     Endpoint::RenewalInfo,
 ];
 
-/// The reply to the `nth` request to `endpoint` is lost once the CA has acted.
-/// Returns whether there was such a request.
-fn loses(ca: &EmbeddedCa, endpoint: Endpoint, nth: u32, first: &[&str]) -> bool {
+/// Drops the reply to the `nth` request to `endpoint` after the CA has acted. Returns whether there was such
+/// a request.
+fn lose_reply(ca: &EmbeddedCa, endpoint: Endpoint, nth: u32, first: &[&str]) -> bool {
     let case = format!("{endpoint:?} {nth} {first:?}");
     let counts = || {
         [endpoint, Endpoint::NewOrder, Endpoint::Finalize]
@@ -161,9 +159,9 @@ fn loses(ca: &EmbeddedCa, endpoint: Endpoint, nth: u32, first: &[&str]) -> bool 
     let [reached, orders, certificates] = [0, 1, 2].map(|index| after[index] - before[index]);
     assert_eq!(certificates, 1, "{case}: {told}");
     match endpoint {
-        // The URL died with the reply.
+        // The URL was lost with the reply.
         Endpoint::NewOrder => assert_eq!(orders, 2, "{case}: {told}"),
-        // The CA may have looked when the listener was gone.
+        // The CA may have validated when the listener was gone.
         Endpoint::Challenge => assert!(orders <= 2, "{case}: {told}"),
         _ => assert_eq!(orders, 1, "{case}: {told}"),
     }
@@ -175,20 +173,20 @@ fn loses(ca: &EmbeddedCa, endpoint: Endpoint, nth: u32, first: &[&str]) -> bool 
 }
 
 #[test]
-fn any_one_reply_lost_after_the_ca_has_acted_is_no_second_certificate() {
+fn lost_reply_after_ca_acted_causes_no_second_certificate() {
     const NAMES: [&str; 2] = [NAME, "www.example.com"];
     let mut lost = Vec::new();
     for endpoint in ENDPOINTS {
         // Once in a first issuance, and once in a renewal.
         let ca = EmbeddedCa::start();
         assert!(
-            loses(&ca, endpoint, 1, &NAMES),
+            lose_reply(&ca, endpoint, 1, &NAMES),
             "{endpoint:?} was not asked"
         );
         let renew = [NAMES[0], NAMES[1], "--force"];
         let endpoints = (1..=3).filter(|nth| {
             let once = endpoint == Endpoint::NewOrder && *nth > 1;
-            !once && loses(&ca, endpoint, *nth, &renew)
+            !once && lose_reply(&ca, endpoint, *nth, &renew)
         });
         lost.push((endpoint, 1 + endpoints.count()));
     }
@@ -196,7 +194,7 @@ fn any_one_reply_lost_after_the_ca_has_acted_is_no_second_certificate() {
 }
 
 #[test]
-fn an_order_whose_url_was_lost_is_not_a_second_certificate() {
+fn lost_order_url_causes_no_second_certificate() {
     let ca = issued();
     let finalized = ca.script.count(Endpoint::Finalize);
     ca.script
@@ -210,7 +208,7 @@ fn an_order_whose_url_was_lost_is_not_a_second_certificate() {
 }
 
 #[test]
-fn a_registration_whose_reply_was_lost_finds_its_account_or_makes_one() {
+fn lost_registration_reply_finds_or_creates_account() {
     for fault in [Fault::DropBefore, Fault::DropAfter, Fault::html(502)] {
         let ca = EmbeddedCa::start();
         ca.script.add(Endpoint::NewAccount, Which::Every, fault);
@@ -224,7 +222,7 @@ fn a_registration_whose_reply_was_lost_finds_its_account_or_makes_one() {
 }
 
 #[test]
-fn a_ca_that_fails_is_exit_3_at_every_step() {
+fn failing_ca_exits_3_at_every_step() {
     let ca = issued();
     for (endpoint, then) in STEPS {
         let told = fails(
@@ -240,12 +238,18 @@ fn a_ca_that_fails_is_exit_3_at_every_step() {
         );
     }
     for status in [500, 502, 504] {
-        fails(&ca, Endpoint::Order, Fault::html(status), 3, Then::Resumes);
+        fails(
+            &ca,
+            Endpoint::Order,
+            Fault::html(status),
+            3,
+            NextRun::Resumes,
+        );
     }
 }
 
 #[test]
-fn what_is_no_acme_is_exit_3() {
+fn non_acme_server_exits_3() {
     let ca = issued();
     for endpoint in [
         Endpoint::Directory,
@@ -266,7 +270,7 @@ fn what_is_no_acme_is_exit_3() {
 }
 
 #[test]
-fn a_rate_limit_is_exit_6_and_says_until_when() {
+fn rate_limit_exits_6_with_retry_time() {
     for endpoint in [Endpoint::NewOrder, Endpoint::Finalize] {
         let ca = issued();
         let before = live(&ca);
@@ -295,19 +299,19 @@ fn a_rate_limit_is_exit_6_and_says_until_when() {
 }
 
 #[test]
-fn a_refusal_is_exit_4_and_its_words_are_made_safe() {
+fn refusal_exits_4_with_sanitized_message() {
     let ca = issued();
     let hostile = "\x1b[2J\x1b]0;owned\x07\r\n$(reboot) `id` \u{202e}";
     for kind in ["rejectedIdentifier", "caa", "unauthorized"] {
         let fault = Fault::problem(403, kind, hostile);
-        let told = fails(&ca, Endpoint::NewOrder, fault, 4, Then::OrdersAgain);
+        let told = fails(&ca, Endpoint::NewOrder, fault, 4, NextRun::OrdersAgain);
         assert!(told.contains(kind) && told.contains("\\u{1b}[2J"), "{told}");
         assert!(!told.contains(['\x07', '\r', '\u{202e}']), "{told:?}");
     }
 }
 
 #[test]
-fn a_key_that_the_ca_does_not_take_is_replaced_once_within_the_same_order() {
+fn refused_key_is_replaced_once_within_the_order() {
     let ca = issued();
     let orders = ca.script.count(Endpoint::NewOrder);
     ca.script
@@ -324,18 +328,18 @@ fn a_key_that_the_ca_does_not_take_is_replaced_once_within_the_same_order() {
         Endpoint::Finalize,
         Fault::LeakedKeys,
         4,
-        Then::OrdersAgain,
+        NextRun::OrdersAgain,
     );
     assert!(told.contains("this key has leaked"), "{told}");
     assert_eq!(ca.script.leaked(), 3, "not two keys more");
-    // Two in vain, and the one of the run after it.
+    // Two refused keys, and the one of the next run.
     assert_eq!(ca.script.count(Endpoint::Finalize), asked + 3);
 }
 
 #[test]
-fn names_that_the_ca_has_paused_need_a_person_who_is_told_where() {
+fn paused_names_report_url_to_unpause() {
     let ca = issued();
-    // The token holds all the names.
+    // The token contains all the names.
     let portal = format!(
         "https://ca.test/sfe/v1/unpause?jwt={}.end",
         "a".repeat(3000)
@@ -343,20 +347,20 @@ fn names_that_the_ca_has_paused_need_a_person_who_is_told_where() {
     let detail = format!("temporarily prevented for {NAME}. Please visit: {portal}");
     let fault = Fault::problem(429, "rateLimited", &detail);
     let asked = ca.script.count(Endpoint::NewOrder);
-    let told = fails(&ca, Endpoint::NewOrder, fault, 4, Then::OrdersAgain);
+    let told = fails(&ca, Endpoint::NewOrder, fault, 4, NextRun::OrdersAgain);
     assert!(told.contains(&portal), "{told}");
-    // Not once more without `replaces`; the other one is that of the run after it.
+    // There is no retry without `replaces`; the second order is the next run's.
     assert_eq!(ca.script.count(Endpoint::NewOrder), asked + 2);
     assert!(told.contains("open the URL"), "{told}");
 }
 
 #[test]
-fn a_name_without_our_answer_is_exit_5() {
+fn unanswered_name_exits_5() {
     let ca = issued();
     let before = live(&ca);
     let webroot = ca.path("webroot");
     std::fs::create_dir(&webroot).unwrap();
-    // Nobody serves it.
+    // No server answers for this webroot.
     let mut command = crate::support::certs(ca.path("").as_path());
     command
         .args(["issue", NAME, "--force", "--agree-tos", "--ca"])
@@ -391,14 +395,14 @@ fn hostile_tokens_reach_no_path_and_no_answer() {
         &long,
     ] {
         let fault = Fault::Token(token.to_owned());
-        let told = fails(&ca, Endpoint::Authorization, fault, 3, Then::Resumes);
+        let told = fails(&ca, Endpoint::Authorization, fault, 3, NextRun::Resumes);
         assert!(!outside.exists(), "{token}: {told}");
     }
     assert!(!webroot.read_dir().unwrap().any(|_| true));
 }
 
 #[test]
-fn an_unknown_kind_of_challenge_is_passed_over() {
+fn unknown_challenge_types_are_skipped() {
     let ca = issued();
     ca.script.add(
         Endpoint::Authorization,
@@ -412,13 +416,13 @@ fn an_unknown_kind_of_challenge_is_passed_over() {
         Endpoint::Authorization,
         Fault::UnknownChallenges,
         4,
-        Then::OrdersAgain,
+        NextRun::OrdersAgain,
     );
     assert!(told.contains("telepathy-01"), "{told}");
 }
 
 #[test]
-fn a_chain_that_is_wrong_is_never_published() {
+fn invalid_chain_is_never_published() {
     let ca = issued();
     for how in [
         Chain::OfAnotherKey,
@@ -431,15 +435,15 @@ fn a_chain_that_is_wrong_is_never_published() {
             Endpoint::Certificate,
             Fault::Chain(how),
             3,
-            Then::OrdersAgain,
+            NextRun::OrdersAgain,
         );
     }
 }
 
 #[test]
-fn a_leaf_without_its_issuers_is_taken_as_it_came() {
-    // A private CA may sign with its root; only a client that holds the root
-    // can tell the two apart.
+fn leaf_without_issuers_is_accepted() {
+    // A private CA may sign with its root. Only a client that holds the root can tell that chain from an
+    // incomplete one.
     let ca = EmbeddedCa::start();
     let alone = Fault::Chain(Chain::WithoutIntermediate);
     ca.script.add(Endpoint::Certificate, Which::Every, alone);
@@ -450,7 +454,7 @@ fn a_leaf_without_its_issuers_is_taken_as_it_came() {
 }
 
 #[test]
-fn half_of_the_nonces_rejected_is_no_failure() {
+fn issue_succeeds_when_half_the_nonces_are_rejected() {
     let ca = EmbeddedCa::start();
     ca.script.add(None, Which::Every, Fault::BadNonce(50));
     run(&mut ca.issue(&[NAME, "www.example.com"]), 0);
@@ -458,7 +462,7 @@ fn half_of_the_nonces_rejected_is_no_failure() {
 }
 
 #[test]
-fn nine_nonces_in_ten_rejected_delay_an_order_and_never_repeat_it() {
+fn rejected_nonces_delay_order_and_never_repeat_it() {
     let ca = EmbeddedCa::start();
     ca.script.add(None, Which::Every, Fault::BadNonce(90));
     let ended = (0..50).any(|_| {
@@ -472,7 +476,7 @@ fn nine_nonces_in_ten_rejected_delay_an_order_and_never_repeat_it() {
 }
 
 #[test]
-fn a_missing_nonce_is_asked_for_and_where_none_comes_it_is_exit_3() {
+fn missing_nonce_is_requested_and_exits_3_when_none_comes() {
     let ca = issued();
     for endpoint in [
         Endpoint::NewOrder,
@@ -489,12 +493,12 @@ fn a_missing_nonce_is_asked_for_and_where_none_comes_it_is_exit_3() {
         Endpoint::NewNonce,
         Fault::NoNonce,
         3,
-        Then::OrdersAgain,
+        NextRun::OrdersAgain,
     );
 }
 
 #[test]
-fn a_slow_ca_is_waited_for() {
+fn issue_waits_for_slow_ca() {
     let ca = EmbeddedCa::start();
     ca.script
         .add(None, Which::Every, Fault::Delay(Duration::from_millis(300)));
@@ -503,14 +507,14 @@ fn a_slow_ca_is_waited_for() {
 }
 
 #[test]
-fn a_ca_that_hangs_is_exit_3_after_the_deadline() {
+fn hanging_ca_exits_3_after_deadline() {
     let ca = issued();
     let hanging = Fault::Delay(Duration::from_secs(90));
-    fails(&ca, Endpoint::Finalize, hanging, 3, Then::Resumes);
+    fails(&ca, Endpoint::Finalize, hanging, 3, NextRun::Resumes);
 }
 
 #[test]
-fn an_order_that_is_processing_for_ever_is_resumed_when_it_ends() {
+fn order_stuck_in_processing_is_resumed_when_it_ends() {
     let ca = issued();
     let before = live(&ca);
     for endpoint in [Endpoint::Finalize, Endpoint::Order] {
@@ -533,7 +537,7 @@ fn an_order_that_is_processing_for_ever_is_resumed_when_it_ends() {
 }
 
 #[test]
-fn no_shape_of_renewal_information_keeps_a_certificate_from_being_had() {
+fn malformed_renewal_information_never_blocks_issuance() {
     let window = |start: &str, end: &str| {
         format!(r#"{{"suggestedWindow":{{"start":"{start}","end":"{end}"}}}}"#)
     };

@@ -1,5 +1,5 @@
-//! Handing over from end to end, where it is about more than one kind of server:
-//! what many certificates share, and what comes after a failure.
+//! Deployment from end to end, for more than one kind of server: coalesced reloads, and recovery after a
+//! failure.
 
 use std::fs;
 use std::io::Read;
@@ -17,7 +17,7 @@ use crate::support::{Nginx, Running, certs, free_port, run, until, until_within}
 use crate::targets::{NAME, generation, issued, live, script, verify};
 use crate::told::docker;
 
-/// Of all that may be configured, what every story here has.
+/// The configuration that all these tests share.
 fn config(ca: &EmbeddedCa, more: &str) {
     let config = format!(
         "ca = '{}'\nca_root = 'root.pem'\nagree_tos = true\nhttp_listen = ['127.0.0.1:{}']\n\
@@ -29,12 +29,12 @@ fn config(ca: &EmbeddedCa, more: &str) {
 }
 
 /// `certs run` with that configuration.
-struct Sidecar {
+struct DeployingSidecar {
     admin: u16,
     _running: Running,
 }
 
-impl Sidecar {
+impl DeployingSidecar {
     fn start(ca: &EmbeddedCa, deploy: &str) -> Self {
         let admin = free_port();
         let log = std::fs::File::create(ca.path("log")).unwrap();
@@ -66,12 +66,12 @@ impl Sidecar {
     }
 }
 
-fn told_by(nginx: &Nginx) -> String {
+fn deploy_option(nginx: &Nginx) -> String {
     format!("--deploy=nginx:{}", nginx.pid_file.display())
 }
 
 #[test]
-fn twenty_certificates_share_the_reloads_of_one_server() {
+fn deployments_of_twenty_certificates_coalesce_reloads_of_one_server() {
     let ca = EmbeddedCa::start();
     let (_runtime, host, done) = docker(&ca, 403, 0);
     let mut more = format!("[deploy.web]\nkind = 'docker'\ncontainer = 'web'\nhost = '{host}'\n");
@@ -80,7 +80,7 @@ fn twenty_certificates_share_the_reloads_of_one_server() {
     }
     config(&ca, &more);
     let mut told = 0;
-    // Issued a few at a time, and handed over again all at once.
+    // Issued a few at a time, then deployed all at once.
     for (verb, most) in [("renew", 10), ("reload", 3)] {
         run(certs(&ca.path("")).arg(verb).current_dir(ca.path("")), 0);
         let now = done.lock().unwrap().len();
@@ -90,12 +90,12 @@ fn twenty_certificates_share_the_reloads_of_one_server() {
 }
 
 #[test]
-fn a_server_that_ignores_the_signal_is_taken_back_and_heals() {
+fn deployment_rolls_back_and_recovers_when_server_ignores_signal() {
     let ca = issued();
     let Some(nginx) = Nginx::start(&live(&ca)) else {
         return;
     };
-    let (deploy, verify) = (told_by(&nginx), verify(nginx.port));
+    let (deploy, verify) = (deploy_option(&nginx), verify(nginx.port));
     let master: i32 = std::fs::read_to_string(&nginx.pid_file)
         .unwrap()
         .trim()
@@ -103,12 +103,12 @@ fn a_server_that_ignores_the_signal_is_taken_back_and_heals() {
         .unwrap();
     let signal = |signal| kill_process(Pid::from_raw(master).unwrap(), signal).unwrap();
     let title = format!("/proc/{master}/cmdline");
-    until("its title", || {
+    until("the process title", || {
         std::fs::read_to_string(&title)
             .unwrap()
             .contains("master process")
     });
-    // Its workers go on with what they have.
+    // The workers continue with the pair they have.
     signal(Signal::STOP);
     let told = run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), 7);
     for part in [
@@ -127,7 +127,7 @@ fn a_server_that_ignores_the_signal_is_taken_back_and_heals() {
 }
 
 #[test]
-fn of_two_servers_one_fails_and_the_sidecar_heals_by_itself() {
+fn sidecar_recovers_when_one_of_two_servers_fails() {
     let ca = issued();
     let Some(nginx) = Nginx::start(&live(&ca)) else {
         return;
@@ -144,7 +144,7 @@ fn of_two_servers_one_fails_and_the_sidecar_heals_by_itself() {
             nginx.port,
         ),
     );
-    let sidecar = Sidecar::start(&ca, "");
+    let sidecar = DeployingSidecar::start(&ca, "");
     script(&hook, "echo out of order; exit 1");
     let mut renew = certs(&ca.path(""));
     let told = run(renew.args(["renew", "--force"]).current_dir(ca.path("")), 7);
@@ -152,7 +152,7 @@ fn of_two_servers_one_fails_and_the_sidecar_heals_by_itself() {
         told.contains("out of order") && told.contains("hint:"),
         "{told}"
     );
-    // Both have what they had.
+    // Both servers have their previous pair.
     assert_eq!(generation(&ca), 1);
     assert!(!sidecar.is_ready());
     let log = std::fs::read_to_string(ca.path("log")).unwrap();
@@ -162,7 +162,7 @@ fn of_two_servers_one_fails_and_the_sidecar_heals_by_itself() {
     assert_eq!(generation(&ca), 2);
 }
 
-/// A connection in the middle of a request, which no reload cuts off.
+/// A connection in the middle of a request, which a reload does not close.
 fn open(runtime: &tokio::runtime::Runtime, root: &Path, port: u16) -> Stream {
     let dialer = Dialer::new(&std::fs::read(root).unwrap()).unwrap();
     let name = Identifier::parse(NAME).unwrap();
@@ -180,7 +180,7 @@ fn open(runtime: &tokio::runtime::Runtime, root: &Path, port: u16) -> Stream {
     })
 }
 
-/// Workers that serve what they have, and nothing new.
+/// The number of workers that finish their connections and accept no new ones.
 fn draining(nginx: &Nginx) -> usize {
     let master = fs::read_to_string(&nginx.pid_file).unwrap();
     let master = master.trim();
@@ -194,36 +194,36 @@ fn draining(nginx: &Nginx) -> usize {
 }
 
 #[test]
-fn three_draining_generations_hold_the_fourth_reload_back_unless_it_is_urgent() {
+fn fourth_reload_waits_for_draining_generations_unless_urgent() {
     let ca = issued();
     let Some(nginx) = Nginx::start(&live(&ca)) else {
         return;
     };
-    let (deploy, verify) = (told_by(&nginx), verify(nginx.port));
+    let (deploy, verify) = (deploy_option(&nginx), verify(nginx.port));
     let runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = { runtime }.worker_threads(1).enable_all().build().unwrap();
     let renew = |code| run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), code);
     let mut open_ones = Vec::new();
     for held in 0..3 {
-        // A worker takes connections until it has heard that it is to end.
-        until("the workers before end", || draining(&nginx) == held);
+        // A worker accepts connections until it has received the signal to quit.
+        until("draining workers", || draining(&nginx) == held);
         open_ones.push(open(&runtime, &ca.path("root.pem"), nginx.port));
-        // Generations of workers are told apart by when they were started.
+        // Generations of workers differ in their start time.
         std::thread::sleep(Duration::from_millis(400));
         renew(0);
     }
-    until("the workers before end", || draining(&nginx) == 3);
+    until("draining workers", || draining(&nginx) == 3);
     assert_eq!(generation(&ca), 4);
     let told = renew(7);
     assert!(
         told.contains("3 generations of its workers still serve old connections"),
         "{told}"
     );
-    // It was found before anything was touched, so that nothing is taken back.
+    // The error was found before any change, so there is no rollback.
     assert!(!told.contains("goes live again"), "{told}");
     assert_eq!(generation(&ca), 4);
     run(certs(&ca.path("")).args(["reload", NAME]), 7);
-    // What has nothing to go back to cannot wait for anybody.
+    // A rollback has no earlier state to return to, so it does not wait.
     run(certs(&ca.path("")).args(["rollback", NAME, "--to", "4"]), 0);
     drop(open_ones);
     renew(0);
@@ -231,7 +231,7 @@ fn three_draining_generations_hold_the_fourth_reload_back_unless_it_is_urgent() 
 
 #[test]
 #[allow(clippy::disallowed_methods)] // a real hook takes real time
-fn a_hook_that_hangs_and_one_that_never_stops_talking_leave_the_old_pair_served() {
+fn old_pair_stays_served_when_hook_hangs_or_floods_output() {
     let ca = issued();
     let Some(nginx) = Nginx::start(&live(&ca)) else {
         return;
@@ -252,7 +252,7 @@ fn a_hook_that_hangs_and_one_that_never_stops_talking_leave_the_old_pair_served(
             "head -c 1000000000 /dev/zero; exit 1",
             "failed (exit status: 1)",
         ),
-        // By now there are three that are newer than what is served.
+        // By now three newer generations are stored than the served one.
         ("yes", "did not end within 5s"),
     ] {
         script(&hook, lines);
@@ -273,12 +273,12 @@ fn a_hook_that_hangs_and_one_that_never_stops_talking_leave_the_old_pair_served(
 }
 
 #[test]
-fn two_servers_of_a_kind_are_told_apart() {
+fn messages_distinguish_two_servers_of_one_kind() {
     let ca = issued();
     let (Some(one), Some(other)) = (Nginx::start(&live(&ca)), Nginx::start(&live(&ca))) else {
         return;
     };
-    let deploy = [told_by(&one), told_by(&other)];
+    let deploy = [deploy_option(&one), deploy_option(&other)];
     run(&mut ca.issue(&[NAME, "--force", &deploy[0], &deploy[1]]), 0);
     let shown = run(certs(&ca.path("")).args(["status", "--json"]), 0);
     for deploy in &deploy {
@@ -292,7 +292,7 @@ fn two_servers_of_a_kind_are_told_apart() {
 }
 
 #[test]
-fn a_program_of_what_is_only_stored_is_run_by_a_sidecar_that_tells_others_otherwise() {
+fn sidecar_runs_hook_of_stored_certificate() {
     let ca = EmbeddedCa::start();
     let (hook, seen) = (ca.path("hook"), ca.path("seen"));
     let exec = script(
@@ -302,7 +302,7 @@ fn a_program_of_what_is_only_stored_is_run_by_a_sidecar_that_tells_others_otherw
     run(&mut ca.issue(&["stored.example.com", &exec]), 0);
     config(&ca, &format!("[[certificate]]\nnames = ['{NAME}']\n"));
     let copies = format!("file:{}/{{name}}.pem", ca.path("").display());
-    let _sidecar = Sidecar::start(&ca, &copies);
+    let _sidecar = DeployingSidecar::start(&ca, &copies);
     let mut renew = certs(&ca.path(""));
     let told = renew.args(["renew", "stored.example.com", "--force"]);
     run(told.current_dir(ca.path("")), 0);

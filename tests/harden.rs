@@ -1,5 +1,5 @@
-//! What a running sidecar has given up, seen from outside, and that all it is
-//! there for works without.
+//! The rights that a running sidecar has given up, seen from outside, and everything that still works without
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -14,13 +14,13 @@ use crate::targets::script;
 
 const NONE: &str = "0000000000000000";
 
-/// `certs run` with the embedded CA, and what it says.
-struct Sidecar {
+/// `certs run` with the embedded CA, and its log.
+struct SandboxedSidecar {
     running: Running,
     directory: TempDir,
 }
 
-impl Sidecar {
+impl SandboxedSidecar {
     fn start(prepare: impl FnOnce(&Path, &mut Command)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut command = certs(directory.path());
@@ -58,7 +58,7 @@ impl Sidecar {
         status(&format!("{}", self.running.id()))
     }
 
-    /// The helper process.
+    /// The pid of the helper process.
     fn helper(&self) -> u32 {
         child_of(self.running.id()).unwrap()
     }
@@ -70,15 +70,15 @@ fn child_of(id: u32) -> Option<u32> {
     children.ok()?.trim().parse().ok()
 }
 
-fn status(who: &str) -> BTreeMap<String, String> {
-    let text = std::fs::read_to_string(format!("/proc/{who}/status")).unwrap();
+fn status(process: &str) -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let lines = text.lines().filter_map(|line| line.split_once(':'));
     lines
         .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
         .collect()
 }
 
-/// Asked in a thread of its own, which is restricted by the question.
+/// Probes in a thread of its own, since the probe restricts the thread.
 fn has_landlock() -> bool {
     use landlock::{AccessFs, LandlockStatus, Ruleset, RulesetAttr};
     let asked = std::thread::spawn(|| {
@@ -99,8 +99,8 @@ fn is_root() -> bool {
 }
 
 #[test]
-fn nothing_is_left_that_it_does_not_need() {
-    let sidecar = Sidecar::start(|_, _| ());
+fn sandbox_keeps_only_needed_rights_in_sidecar() {
+    let sidecar = SandboxedSidecar::start(|_, _| ());
     sidecar.until_issued();
     let id = sidecar.running.id();
     let threads = std::fs::read_dir(format!("/proc/{id}/task")).unwrap();
@@ -119,7 +119,7 @@ fn nothing_is_left_that_it_does_not_need() {
         ] {
             assert_eq!(status[name], wanted, "{name} of thread {thread}");
         }
-        // Only who has a capability for it can give this up.
+        // Only a process with CAP_SETPCAP can drop its bounding set.
         assert!(!is_root() || status["CapBnd"] == NONE, "{status:?}");
     }
     let log = sidecar.log();
@@ -135,8 +135,8 @@ fn nothing_is_left_that_it_does_not_need() {
 }
 
 #[test]
-fn the_process_that_tells_servers_has_what_they_need_and_ends_with_its_parent() {
-    let sidecar = Sidecar::start(|_, command| {
+fn helper_process_keeps_reload_rights_and_ends_with_parent() {
+    let sidecar = SandboxedSidecar::start(|_, command| {
         command
             .env("CERTS_EMAIL", "a@example.com")
             .env("ANOTHER", "one");
@@ -157,10 +157,9 @@ fn the_process_that_tells_servers_has_what_they_need_and_ends_with_its_parent() 
         .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
         .filter(|link| link.to_string_lossy().starts_with("socket:"))
         .collect();
-    // The one to its parent, the one to its child, and the two that its runtime hears
-    // signals with.
+    // One to its parent, one to its child, and two for its runtime's signals.
     assert!(sockets.len() <= 4, "{sockets:?}");
-    // Those of a service or a terminal are not for it.
+    // The helper process ignores the signals of a service manager or terminal.
     let pid = rustix::process::Pid::from_raw(i32::try_from(helper).unwrap()).unwrap();
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         rustix::process::kill_process(pid, signal).unwrap();
@@ -171,13 +170,13 @@ fn the_process_that_tells_servers_has_what_they_need_and_ends_with_its_parent() 
     };
     assert!(is_there());
     drop(sidecar);
-    until("its end", || !is_there());
+    until("the process's end", || !is_there());
 }
 
 #[test]
-fn the_process_that_tells_servers_is_started_again_when_it_has_died() {
+fn helper_process_restarts_after_death() {
     let (hook, seen) = ("hook", "seen");
-    let sidecar = Sidecar::start(|directory, command| {
+    let sidecar = SandboxedSidecar::start(|directory, command| {
         let log = directory.join(seen);
         let deploy = script(
             &directory.join(hook),
@@ -192,14 +191,14 @@ fn the_process_that_tells_servers_is_started_again_when_it_has_died() {
     let first = child_of(keeper).unwrap();
     let pid = rustix::process::Pid::from_raw(i32::try_from(first).unwrap()).unwrap();
     rustix::process::kill_process(pid, Signal::KILL).unwrap();
-    until("another one", || {
+    until("another helper process", || {
         child_of(keeper).is_some_and(|id| id != first)
     });
     let mut renew = certs(&sidecar.path(""));
     crate::support::run(renew.args(["renew", "--force"]), 0);
     assert_eq!(told(), 2);
     sidecar.until_logged("has ended (signal: 9");
-    // With nobody left to start one, that is told before it is needed.
+    // When the helper process cannot be restarted, the log says so before it is needed.
     let pid = rustix::process::Pid::from_raw(i32::try_from(keeper).unwrap()).unwrap();
     rustix::process::kill_process(pid, Signal::KILL).unwrap();
     sidecar.until_logged("the helper process is gone; hint: restart certs run");
@@ -209,7 +208,7 @@ fn the_process_that_tells_servers_is_started_again_when_it_has_died() {
 }
 
 #[test]
-fn the_embedded_ca_as_a_server_has_given_it_up_too() {
+fn sandbox_confines_ca_server() {
     let directory = tempfile::tempdir().unwrap();
     let mut command = certs(directory.path());
     command.args(["ca", "serve", "--listen", "127.0.0.1:0"]);
@@ -220,14 +219,14 @@ fn the_embedded_ca_as_a_server_has_given_it_up_too() {
             .unwrap()
             .contains("by seccomp")
     };
-    until("its restrictions", restricted);
+    until("the sandbox", restricted);
     let status = status(&running.id().to_string());
     assert_eq!((&*status["CapPrm"], &*status["Seccomp"]), (NONE, "2"));
 }
 
 #[test]
-fn it_can_be_switched_off() {
-    let sidecar = Sidecar::start(|_, command| {
+fn sandbox_can_be_switched_off() {
+    let sidecar = SandboxedSidecar::start(|_, command| {
         command.args(["--harden", "off"]);
     });
     sidecar.until_issued();
@@ -240,12 +239,12 @@ fn it_can_be_switched_off() {
 }
 
 #[test]
-fn a_file_elsewhere_is_out_of_reach_though_a_link_leads_there() {
+fn sandbox_blocks_file_behind_symlink() {
     let elsewhere = tempfile::tempdir().unwrap();
     let outside = elsewhere.path().join("email");
     std::fs::write(&outside, "other@example.com").unwrap();
     let mut link = PathBuf::new();
-    let sidecar = Sidecar::start(|directory, command| {
+    let sidecar = SandboxedSidecar::start(|directory, command| {
         let secrets = directory.join("secrets");
         std::fs::create_dir(&secrets).unwrap();
         std::fs::write(secrets.join("email"), "admin@example.com").unwrap();
@@ -255,7 +254,7 @@ fn a_file_elsewhere_is_out_of_reach_though_a_link_leads_there() {
     });
     sidecar.until_logged("ready");
     if !has_landlock() {
-        eprintln!("SKIPPED: files out of reach: this kernel has no Landlock");
+        eprintln!("SKIPPED: files outside of the sandbox: this kernel has no Landlock");
         return;
     }
     sidecar.running.signal(Signal::HUP);
@@ -272,11 +271,11 @@ fn a_file_elsewhere_is_out_of_reach_though_a_link_leads_there() {
 }
 
 #[test]
-fn the_files_of_a_fallback_are_within_reach() {
+fn sandbox_allows_files_of_fallback_ca() {
     let elsewhere = tempfile::tempdir().unwrap();
     let key = elsewhere.path().join("second.hmac");
     std::fs::write(&key, "c2VjcmV0").unwrap();
-    let sidecar = Sidecar::start(|directory, command| {
+    let sidecar = SandboxedSidecar::start(|directory, command| {
         let file = directory.join("certs.toml");
         let text = format!(
             "fallback_ca = 'https://ca.invalid/directory'\nfallback_eab_kid = 'kid-2'\n\
@@ -292,17 +291,17 @@ fn the_files_of_a_fallback_are_within_reach() {
 }
 
 #[test]
-fn a_new_path_needs_a_new_process_and_is_named() {
+fn reload_with_new_path_asks_for_restart_and_names_path() {
     let elsewhere = tempfile::tempdir().unwrap();
     let mut file = PathBuf::new();
-    let sidecar = Sidecar::start(|directory, command| {
+    let sidecar = SandboxedSidecar::start(|directory, command| {
         file = directory.join("certs.toml");
         std::fs::write(&file, "ca = 'embedded'").unwrap();
         command.env_remove("CERTS_CA").env("CERTS_CONFIG", &file);
     });
     sidecar.until_logged("ready");
     if !has_landlock() {
-        eprintln!("SKIPPED: a path out of reach: this kernel has no Landlock");
+        eprintln!("SKIPPED: a path outside of the sandbox: this kernel has no Landlock");
         return;
     }
     let root = elsewhere.path().join("root.pem");
@@ -324,8 +323,8 @@ fn a_new_path_needs_a_new_process_and_is_named() {
 }
 
 #[test]
-fn modes_hold_whatever_the_umask_is() {
-    let sidecar = Sidecar::start(|_, _| ());
+fn file_modes_hold_under_any_umask() {
+    let sidecar = SandboxedSidecar::start(|_, _| ());
     sidecar.until_issued();
     for (path, wanted) in [
         ("out", 0o2750),
@@ -347,12 +346,12 @@ fn modes_hold_whatever_the_umask_is() {
 }
 
 #[test]
-fn files_for_another_user_take_the_capabilities_that_are_kept() {
+fn output_for_another_user_uses_kept_capabilities() {
     if !is_root() {
-        eprintln!("SKIPPED: files for another user: only root may give them away");
+        eprintln!("SKIPPED: files for another user: only root may chown");
         return;
     }
-    let sidecar = Sidecar::start(|_, command| {
+    let sidecar = SandboxedSidecar::start(|_, command| {
         command.env("CERTS_OUTPUT_OWNER", NOBODY.to_string());
         command.env("CERTS_OUTPUT_GROUP", NOBODY.to_string());
     });
@@ -373,13 +372,13 @@ fn files_for_another_user_take_the_capabilities_that_are_kept() {
 }
 
 #[test]
-fn a_webroot_of_another_user_takes_one() {
+fn webroot_of_another_user_uses_kept_capability() {
     if !is_root() {
         eprintln!("SKIPPED: a webroot of another user: only root may write there");
         return;
     }
     let mut webroot = PathBuf::new();
-    let sidecar = Sidecar::start(|directory, command| {
+    let sidecar = SandboxedSidecar::start(|directory, command| {
         webroot = directory.join("webroot");
         std::fs::create_dir(&webroot).unwrap();
         chown(&webroot, Some(NOBODY), None).unwrap();
@@ -391,20 +390,20 @@ fn a_webroot_of_another_user_takes_one() {
     assert_eq!(sidecar.status()["CapEff"], "0000000000000002");
     let reason = format!("kept: CAP_DAC_OVERRIDE: {}", webroot.display());
     assert!(sidecar.log().contains(&reason), "{}", sidecar.log());
-    // It is used: nobody listens on port 80, but the answer was laid out.
+    // The webroot is used: port 80 has no server, but the answer was written.
     let answers = webroot.join(".well-known/acme-challenge");
-    until("the answer's directory, for everybody to pass", || {
+    until("the challenge directory, open to all users", || {
         std::fs::metadata(&answers).is_ok_and(|found| found.mode() & 0o777 == 0o755)
     });
 }
 
 #[test]
-fn a_user_without_any_privilege_needs_none() {
+fn sidecar_of_unprivileged_user_needs_no_capability() {
     if !is_root() {
-        eprintln!("SKIPPED: another user: this one is not root, and all other tests show it");
+        eprintln!("SKIPPED: another user: this user is not root, so all other tests cover it");
         return;
     }
-    let sidecar = Sidecar::start(|directory, command| {
+    let sidecar = SandboxedSidecar::start(|directory, command| {
         chown(directory, Some(NOBODY), Some(NOBODY)).unwrap();
         *command = as_nobody(command, directory);
     });

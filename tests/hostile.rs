@@ -1,6 +1,5 @@
-//! A CA that speaks to shells, terminals and paths in all that it may say: whatever
-//! comes of the order, nothing is run but what is configured, word for word, nothing
-//! is written anywhere else, and what is told steers no terminal.
+//! A CA whose replies attack shells, terminals and paths. Whatever the order's result, the program runs only
+//! the configured hook, word for word, writes nothing elsewhere, and prints no control characters.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -13,12 +12,12 @@ use crate::support::strace::{Strace, is_about};
 use crate::support::text;
 use crate::targets::{NAME, script};
 
-/// What the CA's words would make where anybody obeyed them.
+/// The file that the CA's words would create if a shell ran them.
 const MARKER: &str = "owned";
-/// A line of a log that nobody wrote.
+/// The start of a forged log line.
 const FORGED: &str = "ERROR forged";
 
-/// What only a JSON value may hold.
+/// A text that only a JSON value may hold.
 fn words(marker: &Path) -> String {
     let marker = marker.display();
     format!(
@@ -27,7 +26,7 @@ fn words(marker: &Path) -> String {
     )
 }
 
-/// What a URL may hold, after the one that leads to the CA, which overlooks it.
+/// Characters that a URL's query may hold; the CA ignores the query.
 fn query(marker: &Path) -> String {
     let marker = marker.display();
     format!("{{}}?$(touch$IFS{marker});touch$IFS{marker};|sh;'../../../{MARKER}")
@@ -51,7 +50,7 @@ const ENDPOINTS: [Endpoint; 9] = [
     Endpoint::RenewalInfo,
 ];
 
-/// Each place in a reply where a CA puts a URL.
+/// Each field of a reply that holds a URL.
 const URLS: [(Endpoint, &str); 11] = [
     (Endpoint::Directory, "/newNonce"),
     (Endpoint::Directory, "/newAccount"),
@@ -66,7 +65,7 @@ const URLS: [(Endpoint, &str); 11] = [
     (Endpoint::Finalize, "/certificate"),
 ];
 
-/// And where it puts a word.
+/// Each field of a reply that holds text.
 const WORDS: [(Endpoint, &str); 13] = [
     (Endpoint::Directory, "/meta/termsOfService"),
     (Endpoint::Directory, "/meta/website"),
@@ -83,19 +82,19 @@ const WORDS: [(Endpoint, &str); 13] = [
     (Endpoint::RenewalInfo, "/suggestedWindow/start"),
 ];
 
-/// A place to issue in, with the hook that may be run.
-struct Place<'a> {
+/// A directory to issue in, with its permitted hook.
+struct Issuance<'a> {
     ca: &'a EmbeddedCa,
     directory: PathBuf,
     hook: Vec<String>,
 }
 
-impl<'a> Place<'a> {
+impl<'a> Issuance<'a> {
     fn new(ca: &'a EmbeddedCa, case: usize) -> Self {
         let directory = ca.path(&format!("case{case}"));
         std::fs::create_dir(&directory).unwrap();
         let program = directory.join("hook");
-        // With what the shell has itself: no other program.
+        // The script uses only builtins of the shell, so it starts no other program.
         script(&program, "echo \"$@\" >\"$0.seen\"");
         let more = ["--renewed", "$(touch owned)", "a b"];
         let hook = [&[program.to_str().unwrap()], &more[..]].concat();
@@ -117,7 +116,7 @@ impl<'a> Place<'a> {
         issue
     }
 
-    /// The hook's call: its own words, and no environment but the one that it is promised.
+    /// The hook's exact arguments and environment.
     fn call(&self) -> String {
         let quoted = |text: &String| format!("\"{text}\"");
         let words: Vec<_> = self.hook.iter().map(quoted).collect();
@@ -131,8 +130,8 @@ impl<'a> Place<'a> {
     }
 }
 
-/// Nothing of what it says steers a terminal or passes for a line of ours.
-fn is_harmless(case: &str, output: &Output) {
+/// Asserts that the output holds no control characters and no forged log line.
+fn assert_harmless(case: &str, output: &Output) {
     let told = text(output);
     let steers = |letter: char| {
         letter.is_control() && letter != '\n' || ('\u{202a}'..='\u{2069}').contains(&letter)
@@ -142,47 +141,55 @@ fn is_harmless(case: &str, output: &Output) {
     assert!(!forged, "{case}: {told}");
 }
 
-/// Issues with those faults under strace; the hook was run if it came to a certificate
-/// and `with_hook`, and nothing else was. Returns the exit code.
-fn tries(place: &Place<'_>, strace: &Strace, faults: &[(Endpoint, Fault)], with_hook: bool) -> i32 {
+/// Issues with those faults under strace. Asserts that only the hook ran, and only after an issuance
+/// `with_hook`. Returns the exit code.
+fn issue_with_faults(
+    issuance: &Issuance<'_>,
+    strace: &Strace,
+    faults: &[(Endpoint, Fault)],
+    with_hook: bool,
+) -> i32 {
     let case: String = format!("{faults:?}").chars().take(200).collect();
     for (endpoint, fault) in faults {
-        place.ca.script.add(*endpoint, Which::Every, fault.clone());
+        issuance
+            .ca
+            .script
+            .add(*endpoint, Which::Every, fault.clone());
     }
-    let command = place.issue(with_hook);
+    let command = issuance.issue(with_hook);
     let (output, calls, made) = strace.programs(&command);
-    place.ca.script.clear();
+    issuance.ca.script.clear();
     let told = text(&output);
     let code = output.status.code().unwrap();
     let issued = code == 0;
     assert!([0, 3, 4, 5, 6].contains(&code), "{case}: {code}: {told}");
-    is_harmless(&case, &output);
+    assert_harmless(&case, &output);
     let itself = format!("\"{}\", [", command.get_program().display());
     assert!(calls[0].arguments.starts_with(&itself), "{case}: {calls:?}");
     let more: Vec<_> = calls[1..].iter().map(|call| &call.arguments).collect();
-    let wanted = Vec::from_iter((issued && with_hook).then(|| place.call()));
+    let wanted = Vec::from_iter((issued && with_hook).then(|| issuance.call()));
     assert_eq!(more, wanted.iter().collect::<Vec<_>>(), "{case}: {told}");
-    // One that is not there yet is made under another name.
+    // A missing directory is made under a temporary name first.
     let own = ["data", "out", ".out.new-"];
-    let mut allowed: Vec<_> = own.map(|name| place.directory.join(name)).into();
+    let mut allowed: Vec<_> = own.map(|name| issuance.directory.join(name)).into();
     if issued && with_hook {
-        allowed.push(place.directory.join("hook.seen"));
+        allowed.push(issuance.directory.join("hook.seen"));
     }
     let allowed: Vec<_> = allowed.iter().map(PathBuf::as_path).collect();
     assert!(!made.is_empty(), "{case}: no call was seen");
     for call in made {
-        // Where `live` leads is the only path that goes up.
+        // The target of the `live` link is the only path with `..`.
         let rest = call
             .arguments
             .replacen("../archive/example.com/0001", "", 1);
         let inside = is_about(&call, &allowed) && !rest.contains("..");
         assert!(inside, "{case}: {call:?}");
     }
-    assert!(!place.ca.path(MARKER).exists(), "{case}: {told}");
+    assert!(!issuance.ca.path(MARKER).exists(), "{case}: {told}");
     code
 }
 
-/// A problem document that says it all in those words.
+/// A problem document with those words in every field.
 fn problem(kind: &str, words: &str) -> Fault {
     let body = json!({
         "type": format!("urn:ietf:params:acme:error:{kind}"), "detail": words, "title": words,
@@ -192,7 +199,7 @@ fn problem(kind: &str, words: &str) -> Fault {
     Fault::Reply(403, "application/problem+json", body.to_string(), None)
 }
 
-/// Each has one fault.
+/// Every case, each with one fault.
 fn cases(marker: &Path) -> Vec<(Endpoint, Fault)> {
     let (words, query, path) = (words(marker), query(marker), path(marker));
     let problems = ENDPOINTS.iter().flat_map(|endpoint| {
@@ -221,25 +228,25 @@ fn cases(marker: &Path) -> Vec<(Endpoint, Fault)> {
 }
 
 #[test]
-fn whatever_a_ca_says_nothing_runs_but_the_hook_and_nothing_is_written_elsewhere() {
-    let Some(strace) = Strace::find_seeing("the programs that a hostile CA starts") else {
+fn hostile_ca_runs_only_the_hook_and_writes_only_known_paths() {
+    let Some(strace) = Strace::find_with_arguments("the programs that a hostile CA starts") else {
         return;
     };
     let ca = EmbeddedCa::start();
     let mut ends = Vec::new();
     for (number, (endpoint, fault)) in cases(&ca.path(MARKER)).into_iter().enumerate() {
-        let place = Place::new(&ca, number);
-        let code = tries(&place, &strace, &[(endpoint, fault.clone())], true);
+        let issuance = Issuance::new(&ca, number);
+        let code = issue_with_faults(&issuance, &strace, &[(endpoint, fault.clone())], true);
         ends.push((endpoint, fault, code));
-        std::fs::remove_dir_all(&place.directory).unwrap();
+        std::fs::remove_dir_all(&issuance.directory).unwrap();
     }
     let issued = ends.iter().filter(|(_, _, code)| *code == 0).count();
-    eprintln!("{} ways to say it, {issued} certificates", ends.len());
+    eprintln!("{} cases, {issued} certificates", ends.len());
 }
 
 #[test]
-fn a_ca_that_is_obeyed_to_the_end_runs_the_hook_once_and_none_where_there_is_none() {
-    let Some(strace) = Strace::find_seeing("the hook after a hostile CA's order") else {
+fn hostile_ca_runs_hook_once_after_issuance_and_none_when_unconfigured() {
+    let Some(strace) = Strace::find_with_arguments("the hook after a hostile CA's order") else {
         return;
     };
     let ca = EmbeddedCa::start();
@@ -260,7 +267,7 @@ fn a_ca_that_is_obeyed_to_the_end_runs_the_hook_once_and_none_where_there_is_non
         ),
     ];
     for (number, with_hook) in [true, false].into_iter().enumerate() {
-        let place = Place::new(&ca, number);
-        assert_eq!(tries(&place, &strace, &faults, with_hook), 0);
+        let issuance = Issuance::new(&ca, number);
+        assert_eq!(issue_with_faults(&issuance, &strace, &faults, with_hook), 0);
     }
 }

@@ -1,8 +1,6 @@
-//! Who may import whom, as data: reads the sources, leaves out comments,
-//! strings and what is compiled for tests alone, and holds every path that
-//! leads into another room against the table. A room is a module at the root of
-//! the crate together with all below it. Also: which rooms may name the crates
-//! that must not leak, and the form that every file has.
+//! Which rooms may import which, as data. Reads the sources without comments, strings and test code, and
+//! checks every path into another room against the table. A room is a module at the root of the crate with
+//! all below it. Also: which rooms may name certain crates, and the form of every file.
 
 mod circles;
 
@@ -11,7 +9,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-/// Imports nothing of ours but itself, and anybody may import it.
+/// These rooms import only each other, and every room may import them.
 const VOCABULARY: &[&str] = &[
     "identifier",
     "lineage",
@@ -27,13 +25,13 @@ const VOCABULARY: &[&str] = &[
     "text",
 ];
 
-/// What a room may import beside itself and the vocabulary.
+/// The rooms that a room may import besides itself and the vocabulary.
 const ROOMS: &[(&str, &[&str])] = &[
     ("renew", &[]),
     ("store", &[]),
     ("deploy", &[]),
     ("install", &[]),
-    // Pure reading of a stranger's directory: what becomes of it is for others.
+    // Reads a foreign directory only; other rooms act on the result.
     ("import", &[]),
     ("observe", &[]),
     ("ca", &[]),
@@ -49,7 +47,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         &["manage", "renew", "store", "acme", "deploy", "observe"],
     ),
     ("discovery", &["deploy", "observe"]),
-    // Each module's own settings, never back.
+    // Reads each module's own settings; no module imports `config`.
     ("config", &["challenge", "deploy", "discovery", "manage"]),
     ("sandbox", &["config", "deploy"]),
     ("control", &["config", "manage"]),
@@ -101,7 +99,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "config",
         ],
     ),
-    // Not in any program: what fuzz/ may reach.
+    // Not in any program: everything that fuzz/ may call.
     (
         "fuzzing",
         &[
@@ -120,31 +118,31 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("lib", &[]),
 ];
 
-/// Crates whose types stay where they are.
-struct Kept {
+/// Crates whose types stay in certain modules.
+struct CratePlacement {
     crates: &'static [&'static str],
-    /// Each a module with all below it, and why it may.
-    places: &'static [(&'static str, &'static str)],
+    /// Each a module with all below it, and the reason.
+    modules: &'static [(&'static str, &'static str)],
 }
 
-const KEPT: &[Kept] = &[
-    Kept {
+const PLACEMENTS: &[CratePlacement] = &[
+    CratePlacement {
         crates: &["instant_acme"],
-        places: &[("acme", "the one room that speaks ACME to a CA")],
+        modules: &[("acme", "the one room that speaks ACME to a CA")],
     },
-    Kept {
+    CratePlacement {
         crates: &["landlock", "seccompiler", "libc"],
-        places: &[("sandbox", "what a process gives up is told in one place")],
+        modules: &[("sandbox", "one module defines the sandbox")],
     },
-    Kept {
+    CratePlacement {
         crates: &["rustls", "tokio_rustls", "hyper_rustls"],
-        places: &[
-            ("tls", "our own front"),
-            ("certificate", "a key is proven to be one that can serve"),
-            ("deploy/verify", "the proof is a handshake"),
+        modules: &[
+            ("tls", "the TLS terminator"),
+            ("certificate", "checks that a key can serve TLS"),
+            ("deploy/verify", "verifies by a handshake"),
             (
                 "deploy/http",
-                "a server that is told by https must be the one",
+                "authenticates a server that reloads over https",
             ),
             ("acme", "https to the CA, with the roots that we trust"),
             ("ca", "its own port speaks TLS"),
@@ -152,8 +150,8 @@ const KEPT: &[Kept] = &[
     },
 ];
 
-/// What would let the machine's own pace into a story that a seed must replay.
-const IN_NO_STORY: &[&str] = &[
+/// Names of real time, threads and randomness, which a replayed seed must not depend on.
+const NOT_REPLAYABLE: &[&str] = &[
     "spawn_blocking",
     "block_in_place",
     "tokio::time",
@@ -170,21 +168,21 @@ const IN_NO_STORY: &[&str] = &[
 const LONGEST: usize = 600;
 
 #[test]
-fn every_room_imports_only_what_the_table_lets_it() {
+fn rooms_import_only_what_the_table_permits() {
     let house = read_house();
     let faults: Vec<_> = house.iter().flat_map(imports_at_fault).collect();
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
 #[test]
-fn the_types_of_some_crates_stay_in_their_rooms() {
+fn crate_types_stay_in_their_rooms() {
     let house = read_house();
     let faults: Vec<_> = house.iter().flat_map(crates_at_fault).collect();
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
 #[test]
-fn nothing_in_the_simulation_follows_the_machines_own_pace() {
+fn simulated_code_reads_no_real_time_or_randomness() {
     let house = read_house();
     let told = house.iter().filter(|source| source.room() == "simulate");
     let faults: Vec<_> = told.flat_map(pace_at_fault).collect();
@@ -194,7 +192,7 @@ fn nothing_in_the_simulation_follows_the_machines_own_pace() {
 }
 
 #[test]
-fn every_file_says_what_it_is_for_and_is_short_enough_to_read() {
+fn files_state_their_purpose_and_stay_short() {
     let house = read_house();
     let faults: Vec<_> = house.iter().flat_map(form_at_fault).collect();
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
@@ -202,10 +200,10 @@ fn every_file_says_what_it_is_for_and_is_short_enough_to_read() {
 
 /// One file of `src/`.
 struct Source {
-    /// Below `src/`.
+    /// Relative to `src/`.
     path: PathBuf,
     text: String,
-    /// The text with all that does not count as blanks, line by line.
+    /// The text, line by line, with comments, strings and tests blanked.
     code: String,
 }
 
@@ -218,7 +216,7 @@ impl Source {
         }
     }
 
-    /// Below the root of the crate: `manage/issue` for `crate::manage::issue`.
+    /// The path from the root of the crate: `manage/issue` for `crate::manage::issue`.
     fn module(&self) -> String {
         self.path.with_extension("").display().to_string()
     }
@@ -231,7 +229,7 @@ impl Source {
     }
 }
 
-/// Read once for all tests of this process.
+/// The sources, read once for all tests of this process.
 fn read_house() -> &'static [Source] {
     static HOUSE: LazyLock<Vec<Source>> = LazyLock::new(read_sources);
     &HOUSE
@@ -265,7 +263,7 @@ fn read_sources() -> Vec<Source> {
     house
 }
 
-/// The faults of one file's imports, each with the line and what is allowed.
+/// The forbidden imports of one file, each with its line and what is allowed.
 fn imports_at_fault(source: &Source) -> Vec<String> {
     let room = source.room();
     let Some(allowed) = allowed(&room) else {
@@ -304,7 +302,7 @@ fn allowed(room: &str) -> Option<Vec<&'static str>> {
 /// The rooms that the code names, each with its line.
 fn rooms_named(source: &Source) -> Vec<(usize, String)> {
     let depth = source.path.components().count();
-    // `crate` is spelled with our name in main.rs, and `super` leads there too.
+    // main.rs names the crate `certs`, and `super` leads to rooms too.
     let upward = vec!["super"; depth].join("::");
     let roots = ["crate", "certs", &upward];
     let mut named = Vec::new();
@@ -350,7 +348,7 @@ fn first_segments(path: &str) -> Vec<String> {
             _ => {}
         }
     }
-    // After a trailing comma there is nothing but the closing brace.
+    // After a trailing comma only the closing brace follows.
     segments.retain(|segment| !segment.is_empty() && segment != "self");
     segments
 }
@@ -358,20 +356,20 @@ fn first_segments(path: &str) -> Vec<String> {
 fn crates_at_fault(source: &Source) -> Vec<String> {
     let module = source.module();
     let mut faults = Vec::new();
-    for Kept { crates, places } in KEPT {
-        let lives_here = |place: &str| module == place || module.starts_with(&format!("{place}/"));
-        if places.iter().any(|(place, _)| lives_here(place)) {
+    for CratePlacement { crates, modules } in PLACEMENTS {
+        let is_below = |other: &str| module == other || module.starts_with(&format!("{other}/"));
+        if modules.iter().any(|(other, _)| is_below(other)) {
             continue;
         }
         for (at, name) in crates.iter().flat_map(|name| words(&source.code, name)) {
             let (path, line) = (source.path.display(), line_of(&source.code, at));
-            let places = places
+            let modules = modules
                 .iter()
-                .map(|(place, why)| format!("{place} ({why})"))
+                .map(|(module, why)| format!("{module} ({why})"))
                 .collect::<Vec<_>>()
                 .join(", ");
             faults.push(format!(
-                "src/{path}:{line}: `{name}` may be named in {places} alone"
+                "src/{path}:{line}: `{name}` may be named only in {modules}"
             ));
         }
     }
@@ -379,13 +377,14 @@ fn crates_at_fault(source: &Source) -> Vec<String> {
 }
 
 fn pace_at_fault(source: &Source) -> Vec<String> {
-    let found = IN_NO_STORY.iter().flat_map(|name| {
-        let places = words(&source.code, name);
-        places.map(move |(at, _)| (line_of(&source.code, at), name))
+    let found = NOT_REPLAYABLE.iter().flat_map(|name| {
+        let found = words(&source.code, name);
+        found.map(move |(at, _)| (line_of(&source.code, at), name))
     });
     let path = source.path.display();
-    let fault =
-        |(line, name)| format!("src/{path}:{line}: `{name}` is not for a story that must replay");
+    let fault = |(line, name)| {
+        format!("src/{path}:{line}: `{name}` is not allowed in code that a seed must replay")
+    };
     found.map(fault).collect()
 }
 
@@ -394,7 +393,7 @@ fn form_at_fault(source: &Source) -> Vec<String> {
     let mut faults = Vec::new();
     if !source.text.starts_with("//! ") {
         faults.push(format!(
-            "src/{path}:1: opens without `//!`: what is it for, and what does it never do?"
+            "src/{path}:1: opens without `//!`: say its purpose and what it never does"
         ));
     }
     if lines > LONGEST {
@@ -413,7 +412,7 @@ fn is_of_word(letter: char) -> bool {
     letter.is_alphanumeric() || letter == '_'
 }
 
-/// Where `word` stands as a whole word.
+/// The offsets of `word` as a whole word.
 fn words<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = (usize, &'a str)> {
     code.match_indices(word).filter(move |(at, _)| {
         let (before, after) = (&code[..*at], &code[at + word.len()..]);
@@ -446,7 +445,7 @@ fn blank(code: &mut String, prose: &str) {
     );
 }
 
-/// How many bytes of a comment or literal `text` opens with.
+/// The length in bytes of the comment or literal that `text` begins with.
 fn prose_length(text: &str, before: Option<char>) -> usize {
     if text.starts_with("//") {
         return text.find('\n').unwrap_or(text.len());
@@ -468,7 +467,7 @@ fn prose_length(text: &str, before: Option<char>) -> usize {
             .find(&end)
             .map_or(text.len(), |at| body + at + end.len());
     }
-    // A lifetime is a quote with no second one after its first letter.
+    // A lifetime is a quote without a second one after its first letter.
     let is_character = text.strip_prefix('\'').is_some_and(|body| {
         let mut letters = body.chars();
         letters.next() == Some('\\') || letters.next() == Some('\'')
@@ -526,8 +525,7 @@ fn without_tests(code: &str) -> String {
     kept + rest
 }
 
-/// Up to the brace that closes the item's first one, or the semicolon of an
-/// item that has none.
+/// The length up to the item's closing brace, or up to the semicolon of an item without braces.
 fn item_length(code: &str) -> usize {
     let (mut braces, mut brackets) = (0_usize, 0_usize);
     for (at, letter) in code.char_indices() {
@@ -544,7 +542,7 @@ fn item_length(code: &str) -> usize {
     code.len()
 }
 
-/// `manage/issue/tests` where `manage/issue` says `#[cfg(test)] mod tests;`.
+/// The modules declared by `#[cfg(test)] mod tests;`, such as `manage/issue/tests`.
 fn modules_for_tests(source: &Source) -> Vec<String> {
     let code = without_prose(&source.text);
     let declared = code.match_indices(FOR_TESTS).filter_map(|(at, _)| {
@@ -564,7 +562,7 @@ fn named(path: &str, text: &str) -> Vec<(usize, String)> {
 }
 
 #[test]
-fn a_planted_import_is_found_in_every_spelling() {
+fn import_search_finds_every_spelling() {
     let plain = "//! x\nuse crate::cli::factory;\n";
     let fault = imports_at_fault(&Source::new("store/fs.rs", plain)).remove(0);
     assert!(
@@ -605,7 +603,7 @@ fn a_planted_import_is_found_in_every_spelling() {
 }
 
 #[test]
-fn what_only_looks_like_an_import_is_left_alone() {
+fn import_search_ignores_lookalikes() {
     for text in [
         "// use crate::cli;",
         "/// See [`crate::cli`].",
@@ -629,7 +627,7 @@ fn what_only_looks_like_an_import_is_left_alone() {
 }
 
 #[test]
-fn a_planted_crate_and_a_planted_form_are_found() {
+fn crate_search_finds_planted_crates_and_calls() {
     let found = |path: &str, text: &str| crates_at_fault(&Source::new(path, text));
     let fault = found("manage/issue.rs", "\nuse instant_acme::Order;").remove(0);
     assert!(fault.starts_with("src/manage/issue.rs:2: `instant_acme`"));
@@ -649,16 +647,15 @@ fn a_planted_crate_and_a_planted_form_are_found() {
 }
 
 #[test]
-fn modules_declared_for_tests_alone_are_known() {
+fn module_search_knows_modules_for_tests_only() {
     let declared = "mod real;\n#[cfg(test)]\npub(super) mod fake;\n#[cfg(test)]\nmod tests { }";
     let modules = modules_for_tests(&Source::new("acme.rs", declared));
     assert_eq!(modules, ["acme/fake"]);
 }
 
-/// What `docs/reliability.md` says of the mutants, held against those there are: each
-/// names the tests that catch it.
+/// Checks the count of mutants in `docs/reliability.md`, and that each names the tests that catch it.
 #[test]
-fn the_mutants_are_as_many_as_documented_and_each_names_its_tests() {
+fn mutants_match_documented_count_and_name_their_tests() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mutants = std::fs::read_dir(root.join("tests/mutants")).unwrap();
     let mutants: Vec<String> = mutants
@@ -676,7 +673,7 @@ fn the_mutants_are_as_many_as_documented_and_each_names_its_tests() {
 }
 
 #[test]
-fn every_dependency_is_used() {
+fn dependencies_are_all_used() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let manifest = std::fs::read_to_string(root.join("Cargo.toml")).unwrap();
     let (_, dependencies) = manifest.split_once("\n[dependencies]\n").unwrap();

@@ -1,7 +1,6 @@
-//! `certs import` of what the real clients have written, against Pebble: certbot,
-//! lego and Caddy issue, then their state is taken over and renewed with their
-//! account. acme.sh and Traefik come from no package registry: their state is laid
-//! out from their formats, with a real account and certificate of Pebble in it.
+//! `certs import` of state that the real clients have written, against Pebble. certbot, lego and Caddy issue;
+//! their state is imported and renewed with their account. acme.sh and Traefik come from no package registry,
+//! so the test writes their formats, with a real account and certificate of Pebble.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -21,7 +20,7 @@ use crate::support::{
     until_within,
 };
 
-/// Everything below a directory: kind, mode, size, when it was changed, and what is in it.
+/// Everything below a directory: mode, times and content of each entry.
 fn snapshot(root: &Path) -> BTreeMap<PathBuf, String> {
     let (mut seen, mut open) = (BTreeMap::new(), vec![root.to_owned()]);
     while let Some(path) = open.pop() {
@@ -44,8 +43,8 @@ fn snapshot(root: &Path) -> BTreeMap<PathBuf, String> {
     seen
 }
 
-/// What an import must not touch when it is repeated; leases count their holders.
-fn kept(pebble: &Pebble) -> BTreeMap<PathBuf, String> {
+/// The files that a repeated import must not change. Leases are left out, since they count their holders.
+fn unchanged_by_repetition(pebble: &Pebble) -> BTreeMap<PathBuf, String> {
     let mut all = BTreeMap::new();
     for part in ["data/records", "data/accounts", "out"] {
         all.append(&mut snapshot(&pebble.path(part)));
@@ -54,7 +53,7 @@ fn kept(pebble: &Pebble) -> BTreeMap<PathBuf, String> {
     all
 }
 
-fn here(pebble: &Pebble, arguments: &[&str]) -> Command {
+fn certs_here(pebble: &Pebble, arguments: &[&str]) -> Command {
     let mut command = certs(&pebble.path(""));
     command.current_dir(pebble.path("")).args(arguments);
     command.env("CERTS_CA_ROOT", pebble.path("root.pem")).env(
@@ -75,7 +74,7 @@ fn options(pebble: &Pebble, name: &str) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// The one account of the store.
+/// The only account of the store.
 fn account(pebble: &Pebble) -> String {
     let files = std::fs::read_dir(pebble.path("data/accounts")).unwrap();
     let files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
@@ -85,9 +84,9 @@ fn account(pebble: &Pebble) -> String {
     std::fs::read_to_string(file).unwrap()
 }
 
-/// Takes the state at `source` over, and proves all that an import promises.
-/// `account_url` is the account that the client had.
-async fn is_taken_over(
+/// Imports the state at `source` and checks all that an import promises. `account_url` is the client's
+/// account.
+async fn imports(
     pebble: &Pebble,
     arguments: &[&str],
     source: &Path,
@@ -97,7 +96,7 @@ async fn is_taken_over(
     let before = snapshot(source);
     let import = |more: &[&str], code| {
         let all = [&["import"], arguments, more].concat();
-        run(&mut here(pebble, &all), code)
+        run(&mut certs_here(pebble, &all), code)
     };
     let told = import(&["--dry-run"], 0);
     assert!(
@@ -112,7 +111,7 @@ async fn is_taken_over(
         "{told}"
     );
     assert!(told.contains(account_url), "{told}");
-    let (imported, known) = (kept(pebble), account(pebble));
+    let (imported, known) = (unchanged_by_repetition(pebble), account(pebble));
     let told = import(&[], 0);
     assert!(
         told.contains(&format!("here        certificate {name}: generation 0001")),
@@ -120,25 +119,28 @@ async fn is_taken_over(
     );
     assert!(!told.contains("\ntaken"), "{told}");
     assert_eq!(
-        kept(pebble),
+        unchanged_by_repetition(pebble),
         imported,
         "a second import has changed something"
     );
     let id = |account: &str| serde_json::from_str::<Value>(account).unwrap()["id"].clone();
     assert_eq!(id(&known), account_url);
 
-    let status = run(here(pebble, &["status", "--json"]).stderr(Stdio::null()), 0);
+    let status = run(
+        certs_here(pebble, &["status", "--json"]).stderr(Stdio::null()),
+        0,
+    );
     let status: Value = serde_json::from_str(&status).unwrap();
     let facts = record(pebble, name)["issued"]["facts"].clone();
     assert_eq!(status[0]["not_after"], facts["not_after"]);
     assert_eq!(status[0]["generation_issued"], 1);
-    // Nobody has shown yet that it is served.
+    // No handshake has verified it yet.
     assert_eq!(
         (&status[0]["proven"], &status[0]["next_action"]),
         (&json!(false), &json!("deploy"))
     );
 
-    let told = run(&mut here(pebble, &["renew"]), 0);
+    let told = run(&mut certs_here(pebble, &["renew"]), 0);
     assert!(
         told.contains(&format!("{name}: not due; generation 0001")),
         "{told}"
@@ -149,7 +151,7 @@ async fn is_taken_over(
         "the CA was not asked for its window: {drawn}"
     );
 
-    let told = run(&mut here(pebble, &["renew", "--force"]), 0);
+    let told = run(&mut certs_here(pebble, &["renew", "--force"]), 0);
     assert!(
         told.contains(&format!("{name}: issued; generation 0002")),
         "{told}"
@@ -167,11 +169,11 @@ async fn is_taken_over(
     assert_eq!(snapshot(source), before, "the source was touched");
 }
 
-/// Keeps one account.
-struct Known(Secret);
+/// A journal with one account.
+struct OneAccountJournal(Secret);
 
 #[async_trait::async_trait]
-impl certs::acme::Journal for Known {
+impl certs::acme::Journal for OneAccountJournal {
     async fn order(
         &mut self,
         _: &certs::record::PendingOrder,
@@ -192,23 +194,23 @@ impl certs::acme::Journal for Known {
     }
 }
 
-/// What was asked for, and with which status it was answered.
+/// Each requested endpoint with the status of its reply.
 #[derive(Default)]
-struct Seen(Mutex<Vec<(&'static str, u16)>>);
+struct SeenReplies(Mutex<Vec<(&'static str, u16)>>);
 
-impl certs::acme::Observer for Seen {
+impl certs::acme::Observer for SeenReplies {
     fn request(&self, endpoint: &'static str, status: u16) {
         self.0.lock().unwrap().push((endpoint, status));
     }
     fn date(&self, _: certs::time::Timestamp) {}
 }
 
-/// Whether the CA knows of an order that names that certificate as its predecessor:
-/// it refuses a second one (RFC 9773 section 5).
+/// Whether the CA knows an order that names that certificate as its predecessor: it refuses a second one (RFC
+/// 9773 section 5).
 async fn is_replaced(pebble: &Pebble, account: &str, replaced: &str, facts: &Value) -> bool {
     use certs::acme::{AccountOptions, Client, Https, Issuer, Options};
     let root = std::fs::read(pebble.path("root.pem")).unwrap();
-    let seen = Arc::new(Seen::default());
+    let seen = Arc::new(SeenReplies::default());
     let client = Client::new(Options {
         directory: pebble.directory_url(),
         account: AccountOptions::default(),
@@ -229,14 +231,13 @@ async fn is_replaced(pebble: &Pebble, account: &str, replaced: &str, facts: &Val
         begun: SystemClock.now(),
         counted: certs::ca_state::Counted::default(),
     };
-    let mut journal = Known(Secret::new(account.to_owned()));
+    let mut journal = OneAccountJournal(Secret::new(account.to_owned()));
     let ended = client.unwrap().issue(order, &mut journal).await;
-    assert!(ended.is_err(), "nobody has answered its challenges");
+    assert!(ended.is_err(), "the order succeeded without an answer");
     seen.0.lock().unwrap().contains(&("new-order", 409))
 }
 
-// What others give up at when it comes twice, such as a nonce that is refused, is not asked
-// of them: here no nonce is.
+// These clients run against a Pebble without rejected nonces, since some give up at the second rejection.
 struct Certbot<'a> {
     pebble: &'a Pebble,
     program: PathBuf,
@@ -278,7 +279,7 @@ impl<'a> Certbot<'a> {
         assert!(output.status.success(), "{}", text(&output));
     }
 
-    /// The URL of its one account.
+    /// The URL of its only account.
     fn account(&self) -> String {
         let accounts = snapshot(&self.directory().join("accounts"));
         let files = accounts.keys().filter(|path| path.ends_with("regr.json"));
@@ -290,7 +291,7 @@ impl<'a> Certbot<'a> {
 }
 
 #[tokio::test]
-async fn what_certbot_keeps_is_taken_over_and_renewed_with_its_rsa_account() {
+async fn certbot_import_renews_with_its_rsa_account() {
     let Some(pebble) = Pebble::start(0) else {
         return;
     };
@@ -310,7 +311,7 @@ async fn what_certbot_keeps_is_taken_over_and_renewed_with_its_rsa_account() {
     ]);
     let directory = certbot.directory();
     let path = directory.display().to_string();
-    is_taken_over(
+    imports(
         &pebble,
         &["certbot", &path],
         &directory,
@@ -325,21 +326,21 @@ async fn what_certbot_keeps_is_taken_over_and_renewed_with_its_rsa_account() {
         settings["challenge"]["listen"],
         json!([format!("127.0.0.1:{}", pebble.http_port)])
     );
-    // It was run by certbot, by the pass that handed it over, and by the renewal.
+    // The hook ran for certbot, for the pass that deployed the import, and for the renewal.
     let told = std::fs::read_to_string(format!("{hook}.log")).unwrap();
     assert_eq!(told, "example.com www.example.com\n".repeat(3));
     // A command about it does not take it from `certs run`.
     assert_eq!(settings["imported"], "certbot");
     let ca = pebble.directory_url();
     let arguments = ["issue", "example.com", "www.example.com", "--ca", &ca];
-    let told = run(&mut here(&pebble, &arguments), 0);
+    let told = run(&mut certs_here(&pebble, &arguments), 0);
     assert!(told.contains("not due"), "{told}");
     assert_eq!(options(&pebble, "example.com")["deploy"], json!([]));
     assert_eq!(options(&pebble, "example.com")["imported"], "certbot");
 }
 
-/// Says of a certificate that its CA wants it renewed in a moment.
-async fn call_back(pebble: &Pebble, certificate: &Path) {
+/// Makes the CA ask for an early renewal of a certificate.
+async fn request_early_renewal(pebble: &Pebble, certificate: &Path) {
     use certs::acme::{Exchange, Https};
     let root = std::fs::read(pebble.path("root.pem")).unwrap();
     let pem = std::fs::read_to_string(certificate).unwrap();
@@ -355,7 +356,7 @@ async fn call_back(pebble: &Pebble, certificate: &Path) {
 }
 
 #[tokio::test]
-async fn certs_run_keeps_what_was_taken_over_and_renews_it_when_its_ca_says_so() {
+async fn sidecar_keeps_imported_certificate_and_renews_it_when_ca_asks() {
     let Some(pebble) = Pebble::start(0) else {
         return;
     };
@@ -365,30 +366,30 @@ async fn certs_run_keeps_what_was_taken_over_and_renews_it_when_its_ca_says_so()
     certbot.issue(&["--standalone", "-d", "example.com"]);
     certbot.issue(&["--standalone", "-d", "b.example.com"]);
     let path = certbot.directory().display().to_string();
-    run(&mut here(&pebble, &["import", "certbot", &path]), 0);
+    run(&mut certs_here(&pebble, &["import", "certbot", &path]), 0);
     certbot.issue(&["--standalone", "-d", "c.example.com"]);
     let known = account(&pebble);
-    call_back(&pebble, &pebble.path("out/live/example.com/cert.pem")).await;
+    request_early_renewal(&pebble, &pebble.path("out/live/example.com/cert.pem")).await;
     let admin = free_port();
-    let mut command = here(&pebble, &["run"]);
+    let mut command = certs_here(&pebble, &["run"]);
     command.env("CERTS_ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
     let log = std::fs::File::create(pebble.path("run.log")).unwrap();
     let sidecar = Running::start_logging(&mut command, log.into());
     let about = || record(&pebble, "example.com")["issued"].clone();
     let drawn = || about()["renewal"]["window"].is_object();
-    until("the window of its CA", drawn);
+    until("the renewal window", drawn);
     let other = || record(&pebble, "b.example.com")["deployed"]["files"] == 1;
-    until("the hand-over of the other", other);
-    // Where the moment has passed meanwhile it is within five minutes, at random.
+    until("the deployment of the other certificate", other);
+    // If the suggested instant has passed already, the renewal follows at random within five minutes.
     let within = Duration::from_secs(330);
     until_within("the renewal", within, || about()["generation"] == 2);
     assert_eq!(record(&pebble, "b.example.com")["issued"]["generation"], 1);
     assert_eq!(account(&pebble), known);
-    let mut health = here(&pebble, &["status", "--health=ready"]);
+    let mut health = certs_here(&pebble, &["status", "--health=ready"]);
     health.env("CERTS_ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
     until("readiness", || health.output().unwrap().status.success());
-    // It is told who works on them.
-    let told = run(&mut here(&pebble, &["import", "certbot", &path]), 0);
+    // The output names the process that manages them.
+    let told = run(&mut certs_here(&pebble, &["import", "certbot", &path]), 0);
     assert!(told.contains("by hand     certs run: restart"), "{told}");
     assert!(
         told.contains("here        certificate example.com: a newer one"),
@@ -398,7 +399,7 @@ async fn certs_run_keeps_what_was_taken_over_and_renews_it_when_its_ca_says_so()
 }
 
 #[tokio::test]
-async fn what_lego_keeps_is_taken_over_once_its_ca_is_named() {
+async fn lego_import_succeeds_once_its_ca_is_named() {
     let Some(pebble) = Pebble::start(0) else {
         return;
     };
@@ -429,7 +430,7 @@ async fn what_lego_keeps_is_taken_over_once_its_ca_is_named() {
     assert!(output.status.success(), "{}", text(&output));
     let (path, url) = (directory.display().to_string(), pebble.directory_url());
     let told = run(
-        &mut here(&pebble, &["import", "lego", &path, "--dry-run"]),
+        &mut certs_here(&pebble, &["import", "lego", &path, "--dry-run"]),
         8,
     );
     assert!(
@@ -444,7 +445,7 @@ async fn what_lego_keeps_is_taken_over_once_its_ca_is_named() {
     let json: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     let account = json["registration"]["uri"].as_str().unwrap();
     let arguments = ["lego", &path, "--ca", &url];
-    is_taken_over(&pebble, &arguments, &directory, "lego.example.com", account).await;
+    imports(&pebble, &arguments, &directory, "lego.example.com", account).await;
     assert_eq!(
         options(&pebble, "lego.example.com")["ca"]["email"],
         "owner@example.com"
@@ -452,7 +453,7 @@ async fn what_lego_keeps_is_taken_over_once_its_ca_is_named() {
 }
 
 #[tokio::test]
-async fn what_caddy_keeps_is_taken_over() {
+async fn caddy_import_succeeds() {
     let Some(pebble) = Pebble::start(0) else {
         return;
     };
@@ -484,7 +485,7 @@ async fn what_caddy_keeps_is_taken_over() {
         .env_clear()
         .env("HOME", pebble.path(""));
     let mut running = Running::start(&mut command);
-    // Its pair is written before the file about it.
+    // Caddy writes the pair before the file about it.
     let directory = pebble.directory_url().replace("https://", "");
     let directory = directory.replace([':', '/'], "-");
     let about = storage.join(format!("certificates/{directory}/{name}/{name}.json"));
@@ -501,11 +502,11 @@ async fn what_caddy_keeps_is_taken_over() {
     let json: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     let account = json["location"].as_str().unwrap();
     let path = storage.display().to_string();
-    is_taken_over(&pebble, &["caddy", &path], &storage, name, account).await;
+    imports(&pebble, &["caddy", &path], &storage, name, account).await;
 }
 
-/// A certificate and an account of Pebble, for state that is laid out by hand: the
-/// account's key in DER and its URL, and the directory of the pair.
+/// A certificate and an account of Pebble for hand-made state: the account's key in DER, its URL, and the
+/// directory of the pair.
 fn issued(pebble: &Pebble, name: &str) -> (Vec<u8>, String, PathBuf) {
     let client = pebble.path("client");
     let mut command = certs(&client);
@@ -533,7 +534,7 @@ fn pem(der: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn what_acme_sh_keeps_is_taken_over() {
+async fn acme_sh_import_succeeds() {
     let Some(pebble) = Pebble::start(0) else {
         return;
     };
@@ -557,17 +558,17 @@ async fn what_acme_sh_keeps_is_taken_over() {
     std::fs::write(own.join(format!("{name}.conf")), conf).unwrap();
     std::fs::copy(live.join("privkey.pem"), own.join(format!("{name}.key"))).unwrap();
     std::fs::copy(live.join("fullchain.pem"), own.join("fullchain.cer")).unwrap();
-    // It is found where it usually is.
-    let mut command = here(&pebble, &["import", "acme.sh", "--dry-run"]);
+    // The state is found at its default path.
+    let mut command = certs_here(&pebble, &["import", "acme.sh", "--dry-run"]);
     let told = run(command.env("HOME", pebble.path("")), 0);
     assert!(told.contains("import again with --deploy nginx"), "{told}");
     let path = home.display().to_string();
-    is_taken_over(&pebble, &["acme.sh", &path], &home, name, &url).await;
+    imports(&pebble, &["acme.sh", &path], &home, name, &url).await;
     assert_eq!(options(&pebble, name)["reuse_key"], true);
 }
 
 #[tokio::test]
-async fn what_traefik_keeps_is_taken_over_once_its_ca_is_named() {
+async fn traefik_import_succeeds_once_its_ca_is_named() {
     let Some(pebble) = Pebble::start(0) else {
         return;
     };
@@ -590,5 +591,5 @@ async fn what_traefik_keeps_is_taken_over_once_its_ca_is_named() {
     let path = directory.join("acme.json").display().to_string();
     let ca = pebble.directory_url();
     let arguments = ["traefik", &path, "--ca", &ca];
-    is_taken_over(&pebble, &arguments, &directory, name, &url).await;
+    imports(&pebble, &arguments, &directory, name, &url).await;
 }

@@ -1,5 +1,5 @@
-//! `certs install nginx` over a real nginx: what it edits, what it refuses, that
-//! clients are served as promised, and that an undo gives every byte back.
+//! `certs install nginx` on a real nginx: its edits, its refusals, the site that clients then get, and an
+//! undo that restores every byte.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -94,7 +94,7 @@ impl Machine {
         command
     }
 
-    /// Every file of the configuration with its bytes, and every link.
+    /// Every file and link of the configuration, with its content.
     fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut files = BTreeMap::new();
         for directory in ["", "sites-available", "sites-enabled"] {
@@ -129,11 +129,11 @@ impl Machine {
 
     fn start(&self) {
         assert!(self.signal(&[]));
-        // It listens before it has anybody who answers.
+        // nginx listens before it has workers to answer.
         until("nginx", || listens(self.http) && !self.workers().is_empty());
     }
 
-    /// Its workers, by number.
+    /// The pids of its workers.
     fn workers(&self) -> Vec<String> {
         let pid = std::fs::read_to_string(self.path("nginx.pid")).unwrap();
         let pid = pid.trim();
@@ -142,7 +142,7 @@ impl Machine {
         children.split_whitespace().map(str::to_owned).collect()
     }
 
-    /// Returns once none of `former` answers any more.
+    /// Returns once all workers of `former` are gone.
     fn until_replaced(&self, former: &[String]) {
         until("the new workers", || {
             let workers = self.workers();
@@ -150,7 +150,7 @@ impl Machine {
         });
     }
 
-    /// What curl sees: the headers in lower case, and the body.
+    /// The output of curl: the headers in lower case, and the body.
     fn ask(&self, url: &str, more: &[&str]) -> String {
         let mut command = Command::new(&self.curl);
         command.args(["-ksi", "--max-time", "10", "--noproxy", "*"]);
@@ -236,7 +236,7 @@ fn install_adds_tls_once_and_undo_restores_every_byte() {
 
     run(&mut machine.install(&["--undo"]), 0);
     assert_eq!(machine.files(), before);
-    until("plain again", || {
+    until("plain HTTP again", || {
         machine
             .ask("http://www.example.com:HTTP/", &[])
             .ends_with("hello")
@@ -246,7 +246,7 @@ fn install_adds_tls_once_and_undo_restores_every_byte() {
 }
 
 #[test]
-fn what_cannot_be_done_is_refused_and_nothing_is_lost() {
+fn install_refuses_impossible_requests_and_loses_nothing() {
     let Some(machine) = Machine::new(PLAIN) else {
         return;
     };
@@ -281,8 +281,8 @@ fn what_cannot_be_done_is_refused_and_nothing_is_lost() {
 }
 
 #[test]
-fn what_nginx_would_refuse_never_goes_live() {
-    // Fine as it is, and a zone of another size beside ours.
+fn install_never_activates_what_nginx_refuses() {
+    // A valid configuration, with a session cache of our name but another size.
     let site = "ssl_session_cache shared:certs_tls:1m;\nserver { listen 127.0.0.1:HTTP; server_name www.example.com; }";
     let Some(machine) = Machine::new(site) else {
         return;
@@ -297,14 +297,14 @@ fn what_nginx_would_refuse_never_goes_live() {
 }
 
 #[test]
-fn a_crash_between_two_writes_is_taken_back_by_the_next_command() {
+fn next_command_recovers_from_crash_between_writes() {
     let Some(machine) = Machine::new(PLAIN) else {
         return;
     };
     let before = machine.files();
     run(&mut machine.install(&["--domain", "www.example.com"]), 0);
     let installed = machine.site();
-    // As it is left when the process dies after the last rename.
+    // The state after a crash behind the last rename.
     std::fs::remove_file(machine.path("data/install/0001/done")).unwrap();
     let told = run(&mut machine.install(&["--domain", "www.example.com"]), 0);
     assert!(told.contains("cut off"), "{told}");
@@ -316,7 +316,7 @@ fn a_crash_between_two_writes_is_taken_back_by_the_next_command() {
 }
 
 #[test]
-fn a_hand_edit_is_kept_and_the_original_named() {
+fn undo_keeps_manual_edit_and_names_original() {
     let Some(machine) = Machine::new(PLAIN) else {
         return;
     };
@@ -334,9 +334,9 @@ fn json(command: &mut Command) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Installs as somebody who may read all, and write everywhere but at the site.
-fn by_nobody(machine: &Machine) {
-    // The directories of its own that nginx wants are there.
+/// Installs as a user with permission to read everything and to write everywhere but the site.
+fn install_as_nobody(machine: &Machine) {
+    // nginx creates its directories first.
     assert!(machine.signal(&["-t"]));
     let own = |path: &Path| chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
     own(machine.directory.path());
@@ -361,13 +361,13 @@ fn by_nobody(machine: &Machine) {
 }
 
 #[test]
-fn who_may_not_write_is_told_and_the_rest_is_shown_as_json() {
+fn install_without_write_permission_reports_and_prints_json() {
     let Some(machine) = Machine::new(PLAIN) else {
         return;
     };
     let before = machine.files();
     if rustix::process::geteuid().is_root() {
-        by_nobody(&machine);
+        install_as_nobody(&machine);
         assert_eq!(machine.files(), before);
     }
 
@@ -382,14 +382,14 @@ fn who_may_not_write_is_told_and_the_rest_is_shown_as_json() {
         (&false.into(), &false.into())
     );
     assert!(shown["next"].as_str().unwrap().starts_with("certs issue "));
-    // By its other name, and as JSON too.
+    // Undoes by its other name, and prints JSON too.
     let mut command = machine.install(&["--undo", "--domain", "www.example.com", "--json"]);
     let undone = json(&mut command);
     assert_eq!(undone["undone"][0]["name"], "example.com");
     assert_eq!(machine.files(), before);
 }
 
-/// A pair of another tool's, below `name`.
+/// A pair of another tool, below `name`.
 fn pair(machine: &Machine, name: &str) -> String {
     let directory = machine.path(name);
     std::fs::create_dir_all(&directory).unwrap();
@@ -404,7 +404,7 @@ fn pair(machine: &Machine, name: &str) -> String {
 }
 
 #[test]
-fn a_certificate_of_certbot_stays_until_there_is_another() {
+fn certbot_certificate_stays_until_replaced() {
     let Some(machine) = Machine::new("") else {
         return;
     };
@@ -426,7 +426,7 @@ fn a_certificate_of_certbot_stays_until_there_is_another() {
         once.contains("/.well-known/acme-challenge/") && once.contains(&live),
         "{once}"
     );
-    // As if a CA had issued one.
+    // Imitates an issued certificate.
     let archive = machine.path("out/archive/www.example.com");
     std::fs::rename(archive.join("0000"), archive.join("0001")).unwrap_or_else(|_| {
         std::fs::rename(archive.join("0"), archive.join("1")).unwrap();
@@ -491,7 +491,7 @@ fn write(path: &Path, content: &str) {
 }
 
 #[test]
-fn a_whole_site_serves_front_end_and_back_end() {
+fn site_serves_front_end_and_back_end() {
     let Some(machine) = Machine::new(PLAIN) else {
         return;
     };
@@ -528,7 +528,7 @@ fn a_whole_site_serves_front_end_and_back_end() {
             .is_symlink()
     );
     assert!(run(&mut machine.install(&site), 0).contains("nothing to change"));
-    // Another one beside it shares no variable.
+    // A second site shares no variable with the first.
     let mut other = site;
     other[2] = "other.example.com";
     run(&mut machine.install(&other), 0);
@@ -636,7 +636,7 @@ fn a_whole_site_serves_front_end_and_back_end() {
 }
 
 #[test]
-fn a_site_with_bad_options_is_refused() {
+fn site_with_invalid_options_is_refused() {
     let Some(machine) = Machine::new(PLAIN) else {
         return;
     };

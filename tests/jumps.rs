@@ -1,6 +1,5 @@
-//! This machine's own clock, set by hours, days and years under the program, and a
-//! machine that is suspended: nobody orders for it, it is told, and all is well again by
-//! itself when the clock is right.
+//! This machine's own clock, set by hours, days and years under the program, and a machine that is suspended.
+//! The sidecar orders nothing, raises an alarm, and recovers by itself once the clock is right.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -8,7 +7,7 @@ use std::time::Duration;
 use certs::ca::Profile;
 use rustix::process::Signal;
 
-use crate::clocks::{alarms, is_renewed_before_its_end};
+use crate::clocks::{alarms, renews_before_expiry};
 use crate::support::clock::Clocks;
 use crate::support::embedded::EmbeddedCa;
 use crate::support::faults::{Endpoint, Fault, Which};
@@ -23,22 +22,22 @@ const DAY: i64 = 24 * HOUR;
 const TEN_YEARS: i64 = 3652 * DAY;
 const JUMPS: [i64; 6] = [HOUR, -HOUR, DAY, -DAY, TEN_YEARS, -TEN_YEARS];
 
-/// Whoever looks at the clock once a minute has done so.
+/// Longer than the minute between two looks at the clock.
 const A_MINUTE: Duration = Duration::from_secs(61);
 
-/// A sidecar whose clocks are moved, and its CA.
-struct House<'t> {
+/// A sidecar with adjustable clocks, and its CA.
+struct ClockedSidecar<'t> {
     ca: &'t EmbeddedCa,
     clocks: &'t Clocks,
     sidecar: Sidecar,
 }
 
-impl<'t> House<'t> {
+impl<'t> ClockedSidecar<'t> {
     fn start(ca: &'t EmbeddedCa, clocks: &'t Clocks) -> Self {
-        let house = Self::begin(ca, clocks);
-        house.is_ready("at its start");
-        house.sidecar.settles(clocks, ca);
-        house
+        let clocked = Self::begin(ca, clocks);
+        clocked.is_ready("at its start");
+        clocked.sidecar.settle(clocks, ca);
+        clocked
     }
 
     fn begin(ca: &'t EmbeddedCa, clocks: &'t Clocks) -> Self {
@@ -56,8 +55,7 @@ impl<'t> House<'t> {
         until(case, || self.sidecar.readiness() == 200);
     }
 
-    /// And another, for whoever had looked just before the clock was set, and began to sleep
-    /// just afterwards.
+    /// Two minutes pass: a task may read the clock just before it is set, and start its sleep just after.
     fn a_minute_passes(&self) {
         for _ in 0..2 {
             self.clocks.pass(A_MINUTE, || {
@@ -66,28 +64,28 @@ impl<'t> House<'t> {
         }
     }
 
-    /// How often it has told of a clock.
-    fn told(&self) -> usize {
+    /// The number of alarms about a clock.
+    fn alarm_count(&self) -> usize {
         alarms(&self.sidecar.log()).len()
     }
 
-    /// The clock is set right, and a minute later the CA was asked, whoever came first.
-    fn is_set_right(&self) {
+    /// Sets the clock right, and waits a minute for the sidecar to ask the CA.
+    fn set_clock_right(&self) {
         let asked = self.ca.script.count(Endpoint::Directory);
         self.clocks.set_ahead(0);
         self.a_minute_passes();
         let asks = || self.ca.script.count(Endpoint::Directory) > asked;
-        until("a question for the time", asks);
+        until("a clock probe", asks);
     }
 
-    /// It looks at its certificate, finds nothing to do, and says so.
+    /// Asserts that the sidecar finds its certificate not due and says so.
     fn finds_nothing_due(&self, case: &str) {
         let told = run(certs(&self.ca.path("")).arg("renew"), 0);
         assert!(told.contains("not due"), "{case}: {told}");
     }
 
-    /// The time comes for what is issued, everywhere, and with it the one renewal.
-    fn renews_once_in_its_time(&self) {
+    /// Moves all clocks to the time of the renewal, and expects exactly one.
+    fn renews_once_when_due(&self) {
         let (ordered, pair) = (orders(self.ca), live(self.ca));
         self.ca.set_time_ahead(62 * DAY);
         self.clocks.set_ahead(62 * DAY);
@@ -100,7 +98,7 @@ impl<'t> House<'t> {
     }
 }
 
-impl Drop for House<'_> {
+impl Drop for ClockedSidecar<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", self.sidecar.log());
@@ -118,48 +116,48 @@ fn live(ca: &EmbeddedCa) -> Pair {
 }
 
 #[test]
-fn a_clock_that_jumps_under_a_sidecar_is_an_alarm_and_no_order() {
-    let Some(clocks) = Clocks::find("jumps of the clock under a sidecar") else {
+fn clock_jump_under_sidecar_raises_alarm_and_no_order() {
+    let Some(clocks) = Clocks::find("clock jumps under a sidecar") else {
         return;
     };
     let ca = issued();
-    let house = House::start(&ca, &clocks);
+    let clocked = ClockedSidecar::start(&ca, &clocks);
     for ahead in JUMPS {
         let case = format!("{ahead} s");
-        let (ordered, pair, told) = (orders(&ca), live(&ca), house.told());
+        let (ordered, pair, told) = (orders(&ca), live(&ca), clocked.alarm_count());
         clocks.set_ahead(ahead);
-        house.a_minute_passes();
-        until(&case, || house.told() > told);
-        // By a clock that is years wrong only a connection from before it leads to the CA.
+        clocked.a_minute_passes();
+        until(&case, || clocked.alarm_count() > told);
+        // With a clock that is years wrong, only a connection from before the jump reaches the CA.
         let is_far = ahead.abs() == TEN_YEARS;
         if !is_far {
-            house.finds_nothing_due(&case);
-            house.is_ready(&case);
+            clocked.finds_nothing_due(&case);
+            clocked.is_ready(&case);
         }
-        let log = house.sidecar.log();
+        let log = clocked.sidecar.log();
         let [.., alarm] = alarms(&log)[..] else {
             unreachable!()
         };
         let direction = if ahead > 0 { "ahead of" } else { "behind" };
         let fit = alarm.contains("ERROR") && alarm.contains("; hint: set it, best by NTP");
         assert!(fit && (is_far || alarm.contains(direction)), "{alarm}");
-        // It is set right.
-        house.is_set_right();
-        house.finds_nothing_due(&case);
-        house.is_ready(&case);
-        let log = house.sidecar.log();
-        assert_eq!(house.told(), told + 1, "{case}: {log}");
+        // The clock is set right.
+        clocked.set_clock_right();
+        clocked.finds_nothing_due(&case);
+        clocked.is_ready(&case);
+        let log = clocked.sidecar.log();
+        assert_eq!(clocked.alarm_count(), told + 1, "{case}: {log}");
         assert_eq!(orders(&ca), ordered, "{case}: {log}");
         assert_eq!(live(&ca), pair, "{case}");
         run(certs(&ca.path("")).args(["renew", "--force"]), 0);
         assert_eq!(orders(&ca), ordered + 1, "{case}");
         assert_eq!(live(&ca).generation.0, pair.generation.0 + 1, "{case}");
     }
-    house.renews_once_in_its_time();
+    clocked.renews_once_when_due();
 }
 
 #[test]
-fn a_start_by_a_wrong_clock_is_an_alarm_and_no_order() {
+fn start_with_wrong_clock_raises_alarm_and_no_order() {
     let Some(clocks) = Clocks::find("starts by a wrong clock") else {
         return;
     };
@@ -168,16 +166,16 @@ fn a_start_by_a_wrong_clock_is_an_alarm_and_no_order() {
         run(&mut ca.issue(&[NAME]), 0);
         let (pair, windows) = (live(&ca), ca.script.count(Endpoint::RenewalInfo));
         clocks.set_ahead(ahead);
-        let house = House::begin(&ca, &clocks);
+        let clocked = ClockedSidecar::begin(&ca, &clocks);
         // Not a minute passes.
-        until("an alarm", || house.told() > 0);
-        // An hour ahead there is nothing else to ask for.
+        until("an alarm", || clocked.alarm_count() > 0);
+        // With a clock an hour ahead, no other request is due.
         let asked = ca.script.count(Endpoint::RenewalInfo) > windows;
-        assert!(ahead != HOUR || !asked, "{}", house.sidecar.log());
+        assert!(ahead != HOUR || !asked, "{}", clocked.sidecar.log());
         for _ in 0..5 {
-            house.a_minute_passes();
+            clocked.a_minute_passes();
         }
-        let log = house.sidecar.log();
+        let log = clocked.sidecar.log();
         let [alarm] = alarms(&log)[..] else {
             panic!("not one alarm for {ahead} s: {log}");
         };
@@ -189,35 +187,35 @@ fn a_start_by_a_wrong_clock_is_an_alarm_and_no_order() {
         };
         assert!(alarm.contains(words), "{ahead} s: {alarm}");
         assert_eq!((orders(&ca), live(&ca)), (1, pair), "{ahead} s: {log}");
-        is_renewed_before_its_end(&ca, ahead);
+        renews_before_expiry(&ca, ahead);
     }
 }
 
 #[test]
-fn a_clock_by_which_no_ca_can_be_trusted_is_told_and_asks_again_when_it_is_right() {
-    let Some(clocks) = Clocks::find("clocks that are ten years wrong") else {
+fn clock_outside_every_ca_validity_is_reported_and_retried_once_right() {
+    let Some(clocks) = Clocks::find("clocks ten years off") else {
         return;
     };
     for ahead in [TEN_YEARS, -TEN_YEARS] {
         clocks.set_ahead(0);
         let ca = issued();
-        let house = House::start(&ca, &clocks);
+        let clocked = ClockedSidecar::start(&ca, &clocks);
         let (pair, asked) = (live(&ca), ca.script.count(Endpoint::Directory));
         clocks.set_ahead(ahead);
-        house.a_minute_passes();
-        until("an alarm", || house.told() > 0);
+        clocked.a_minute_passes();
+        until("an alarm", || clocked.alarm_count() > 0);
         for _ in 0..4 {
-            house.a_minute_passes();
+            clocked.a_minute_passes();
         }
-        // Nothing is under way afterwards, whatever came of it.
+        // Afterwards no pass is in progress, whatever its result.
         certs(&ca.path("")).arg("renew").output().unwrap();
-        // What was agreed on with it before is good still by a clock that is behind.
+        // With a clock that is behind, a TLS session from before the jump is still valid.
         let asks = ca.script.count(Endpoint::Directory) > asked;
         assert!(ahead < 0 || !asks, "{ahead} s");
-        // Nobody says a word to it.
-        house.is_set_right();
-        house.is_ready("after ten years");
-        let log = house.sidecar.log();
+        // No signal or request reaches the sidecar.
+        clocked.set_clock_right();
+        clocked.is_ready("after ten years");
+        let log = clocked.sidecar.log();
         let [alarm] = alarms(&log)[..] else {
             panic!("not one alarm for {ahead} s: {log}");
         };
@@ -225,19 +223,19 @@ fn a_clock_by_which_no_ca_can_be_trusted_is_told_and_asks_again_when_it_is_right
         let fit = alarm.contains("ERROR") && alarm.contains("; hint: set it, best by NTP");
         assert!(fit && alarm.contains(words), "{alarm}");
         assert_eq!((orders(&ca), live(&ca)), (1, pair), "{ahead} s: {log}");
-        is_renewed_before_its_end(&ca, ahead);
-        house.finds_nothing_due("after ten years");
-        house.renews_once_in_its_time();
+        renews_before_expiry(&ca, ahead);
+        clocked.finds_nothing_due("after ten years");
+        clocked.renews_once_when_due();
     }
 }
 
 #[test]
-fn a_jump_while_an_order_is_under_way_costs_no_second_certificate() {
-    let Some(clocks) = Clocks::find("jumps of the clock while an order is under way") else {
+fn clock_jump_in_pending_order_costs_no_second_certificate() {
+    let Some(clocks) = Clocks::find("clock jumps in a pending order") else {
         return;
     };
     let ca = issued();
-    let house = House::start(&ca, &clocks);
+    let clocked = ClockedSidecar::start(&ca, &clocks);
     for at in [
         Endpoint::NewOrder,
         Endpoint::Finalize,
@@ -245,73 +243,72 @@ fn a_jump_while_an_order_is_under_way_costs_no_second_certificate() {
     ] {
         for ahead in JUMPS {
             let renewal = Renewal::begin(&ca, &[NAME], format!("{at:?}, {ahead} s"));
-            let (before, told) = (ca.script.count(at), house.told());
+            let (before, told) = (ca.script.count(at), clocked.alarm_count());
             ca.script.add(at, Which::Every, Fault::Held);
             let mut force = certs(&ca.path(""));
             let force = force.args(["renew", "--force"]).stderr(Stdio::piped());
             let force = force.stdout(Stdio::piped()).spawn().unwrap();
             until("the order", || ca.script.count(at) > before);
             clocks.set_ahead(ahead);
-            house.a_minute_passes();
-            until("an alarm", || house.told() > told);
+            clocked.a_minute_passes();
+            until("an alarm", || clocked.alarm_count() > told);
             ca.script.clear();
-            renewal.ends_well_by(|case| {
+            renewal.finish_by(|case| {
                 let ended = force.wait_with_output().unwrap();
                 let told = text(&ended);
                 assert_eq!(ended.status.code(), Some(0), "{case}: {told}");
-                house.is_set_right();
-                house.finds_nothing_due(case);
-                house.is_ready(case);
+                clocked.set_clock_right();
+                clocked.finds_nothing_due(case);
+                clocked.is_ready(case);
                 told
             });
-            is_renewed_before_its_end(&ca, ahead);
+            renews_before_expiry(&ca, ahead);
         }
     }
 }
 
 #[test]
-fn what_came_due_in_a_suspend_is_renewed_once_and_nothing_else() {
+fn certificates_due_in_suspend_are_renewed_once() {
     let Some(clocks) = Clocks::find("a suspend") else {
         return;
     };
-    // Of which it is renewed after half.
+    // The certificate is renewed after half of this time.
     let life = Duration::from_secs(12 * 3600);
     let ca = EmbeddedCa::with(|settings| {
         let profile = Profile::new(life, "twelve hours");
         settings.profiles = [("default".to_owned(), profile)].into();
     });
     run(&mut ca.issue(&[NAME]), 0);
-    let house = House::start(&ca, &clocks);
+    let clocked = ClockedSidecar::start(&ca, &clocks);
     let mut ordered = orders(&ca);
     for (hour, renewals) in [(2, 0), (10, 1), (12, 0), (20, 1)] {
         let case = format!("{hour} h");
-        let (pair, held) = (live(&ca), house.sidecar.questions());
-        house.sidecar.running.signal(Signal::STOP);
+        let (pair, held) = (live(&ca), clocked.sidecar.time_requests());
+        clocked.sidecar.running.signal(Signal::STOP);
         ca.set_time_ahead(hour * HOUR);
         clocks.set_ahead(hour * HOUR);
-        house.sidecar.running.signal(Signal::CONT);
-        house.a_minute_passes();
-        until(&case, || house.sidecar.questions() > held);
+        clocked.sidecar.running.signal(Signal::CONT);
+        clocked.a_minute_passes();
+        until(&case, || clocked.sidecar.time_requests() > held);
         let wanted = pair.generation.0 + u64::from(renewals);
         until(&case, || live(&ca).generation.0 == wanted);
-        house.finds_nothing_due(&case);
-        house.is_ready(&case);
+        clocked.finds_nothing_due(&case);
+        clocked.is_ready(&case);
         ordered += renewals;
-        assert_eq!(orders(&ca), ordered, "{case}: {}", house.sidecar.log());
+        assert_eq!(orders(&ca), ordered, "{case}: {}", clocked.sidecar.log());
         assert_eq!(live(&ca).generation.0, wanted, "{case}");
     }
-    assert_eq!(house.told(), 0, "{}", house.sidecar.log());
+    assert_eq!(clocked.alarm_count(), 0, "{}", clocked.sidecar.log());
 }
 
-/// A CA whose server has its certificate for longer than any clock here is behind, but
-/// for ten years.
+/// A CA whose server certificate is older than any clock here is behind, except by ten years.
 fn old() -> EmbeddedCa {
-    EmbeddedCa::begun(5 * DAY, |_| ())
+    EmbeddedCa::created_ago(5 * DAY, |_| ())
 }
 
 #[test]
-fn a_command_by_a_wrong_clock_orders_nothing_that_is_not_due() {
-    let Some(clocks) = Clocks::find("commands by a wrong clock") else {
+fn renew_with_wrong_clock_orders_nothing_not_due() {
+    let Some(clocks) = Clocks::find("commands with a wrong clock") else {
         return;
     };
     let ca = old();
@@ -321,8 +318,8 @@ fn a_command_by_a_wrong_clock_orders_nothing_that_is_not_due() {
         clocks.set_ahead(ahead);
         let mut renew = certs(&ca.path(""));
         renew.arg("renew");
-        // Ten years ahead it is over, and no CA is to be trusted; that is told, and is
-        // no reason to try again at once.
+        // Ten years ahead the certificate has expired and no CA is trusted. The command reports this, and
+        // waits before it retries.
         let [first, then] = if ahead == TEN_YEARS { [3, 6] } else { [0, 0] };
         for (command, code) in [(&mut ca.issue(&[NAME]), first), (&mut renew, then)] {
             let told = run(clocks.preload(command), code);
@@ -336,13 +333,13 @@ fn a_command_by_a_wrong_clock_orders_nothing_that_is_not_due() {
         let told = run(clocks.preload(&mut renew), 0);
         assert!(told.contains("not due"), "{ahead} s: {told}");
         assert_eq!((orders(&ca), live(&ca)), (1, pair.clone()), "{ahead} s");
-        is_renewed_before_its_end(&ca, ahead);
+        renews_before_expiry(&ca, ahead);
     }
 }
 
 #[test]
-fn a_first_certificate_by_a_wrong_clock_is_issued_or_told_why_not() {
-    let Some(clocks) = Clocks::find("first certificates by a wrong clock") else {
+fn first_certificate_with_wrong_clock_is_issued_or_explained() {
+    let Some(clocks) = Clocks::find("first certificates with a wrong clock") else {
         return;
     };
     for ahead in JUMPS {
@@ -356,10 +353,10 @@ fn a_first_certificate_by_a_wrong_clock_is_issued_or_told_why_not() {
         assert_eq!(orders(&ca), u32::from(is_trusted), "{ahead} s: {told}");
         for ahead in [ahead, 0] {
             clocks.set_ahead(ahead);
-            // Once it is right, the first.
+            // Once the clock is right, the first certificate is issued.
             if is_trusted || ahead == 0 {
                 run(clocks.preload(&mut ca.issue(&[NAME])), 0);
-                is_renewed_before_its_end(&ca, ahead);
+                renews_before_expiry(&ca, ahead);
                 assert_eq!(orders(&ca), 1, "{ahead} s");
                 live(&ca);
             }

@@ -1,8 +1,6 @@
-//! `kill -9` at every call of the kernel that a run makes and that can be seen
-//! outside of it: opens, writes, flushes, renames, locks, and what goes to and
-//! comes from the CA. The points are what a traced run did, so that a new one
-//! is among them without being listed. Killed before a call is killed after the
-//! one before it. Here of a command that tells nobody.
+//! `kill -9` at every system call of a run that is visible outside of it: opens, writes, flushes, renames,
+//! locks, and traffic with the CA. The points come from a traced run, so a new call is covered without being
+//! listed. A kill before one call is a kill after the previous one. These runs reload no server.
 
 mod handover;
 mod jump;
@@ -19,45 +17,45 @@ use crate::support::{by_depth, run};
 
 const NAMES: [&str; 2] = ["example.com", "www.example.com"];
 
-/// What the kills did.
+/// Counts the results of the kills.
 #[derive(Debug, Default)]
-struct Tally {
+struct KillTally {
     kills: u32,
-    /// Runs that came to their end because they made fewer such calls.
+    /// Runs that finished because they made fewer such calls.
     ended: u32,
-    /// Orders that were placed again, and why.
+    /// Orders that were placed a second time, and why.
     again: u32,
     lost_urls: u32,
-    given_up: u32,
+    invalid_orders: u32,
 }
 
-impl Tally {
+impl KillTally {
     fn add(&mut self, orders: Orders) {
         self.again += orders.placed.saturating_sub(1);
         self.lost_urls += orders.lost_urls;
-        self.given_up += orders.given_up;
+        self.invalid_orders += orders.invalid_orders;
     }
 
-    /// That most runs came to where they were to be killed, and `at_least` so many.
-    fn tell(&self, what: &str, at_least: u32) {
+    /// Asserts that most runs reached their kill point, and at least `at_least` of them.
+    fn report(&self, what: &str, at_least: u32) {
         eprintln!("{what}: {self:?}");
         assert!(self.kills > self.ended, "{what}: {self:?}");
         assert!(self.kills >= at_least, "{what}: {self:?}");
     }
 }
 
-struct Killed {
+struct CommandKills {
     ca: EmbeddedCa,
     strace: Strace,
-    tally: Tally,
+    tally: KillTally,
 }
 
-impl Killed {
+impl CommandKills {
     fn start(strace: Strace) -> Self {
         Self {
             ca: EmbeddedCa::start(),
             strace,
-            tally: Tally::default(),
+            tally: KillTally::default(),
         }
     }
 
@@ -65,8 +63,7 @@ impl Killed {
         self.ca.issue(&[&NAMES[..], more].concat())
     }
 
-    /// From the first call that has to do with our files on, where that is to be
-    /// seen: before it the loader is at work.
+    /// The points from the first call about our files on; before it, the loader is at work.
     fn points(&self, more: &[&str]) -> Vec<Point> {
         let calls = self.strace.calls(&self.issue(more));
         let data = self.ca.path("data");
@@ -76,8 +73,7 @@ impl Killed {
         points
     }
 
-    /// One renewal (or first issuance), killed at each of `kills` in turn, and
-    /// then left alone.
+    /// One renewal (or first issuance), killed at each of `kills` in turn and then left to finish.
     fn survives(&mut self, kills: &[&Point], more: &[&str]) {
         let case = format!("killed at {kills:?}");
         let mut renewal = Renewal::begin(&self.ca, &NAMES, case.clone());
@@ -92,14 +88,13 @@ impl Killed {
             self.tally.kills += 1;
             renewal.is_whole();
         }
-        self.tally.add(renewal.ends_well());
+        self.tally.add(renewal.finish());
     }
 }
 
-/// One point of `stride` of a renewal, for which every run is a fresh one of the same
-/// store: it has a history of kills by then.
-fn renewals(strace: Strace, rounds: u32, stride: usize) -> Tally {
-    let mut killed = Killed::start(strace);
+/// Kills a renewal at every `stride`-th point. All runs share one store, so it has a history of kills.
+fn renewals(strace: Strace, rounds: u32, stride: usize) -> KillTally {
+    let mut killed = CommandKills::start(strace);
     run(&mut killed.issue(&[]), 0);
     let points = killed.points(&["--force"]);
     for _ in 0..rounds {
@@ -110,9 +105,9 @@ fn renewals(strace: Strace, rounds: u32, stride: usize) -> Tally {
     killed.tally
 }
 
-/// One point of `stride`, each in a directory without anything.
-fn first_issuances(strace: Strace, stride: usize) -> Tally {
-    let mut killed = Killed::start(strace);
+/// Kills a first issuance at every `stride`-th point, each in empty directories.
+fn first_issuances(strace: Strace, stride: usize) -> KillTally {
+    let mut killed = CommandKills::start(strace);
     let points = killed.points(&[]);
     for point in points.iter().step_by(stride) {
         for directory in ["data", "out"] {
@@ -123,10 +118,9 @@ fn first_issuances(strace: Strace, stride: usize) -> Tally {
     killed.tally
 }
 
-/// Renewals that are killed, and whose next run is killed, too, and the one
-/// after that.
-fn again_and_again(strace: Strace, renewals: u32) -> Tally {
-    let mut killed = Killed::start(strace);
+/// Kills renewals, then their next run, and the run after that.
+fn repeated_kills(strace: Strace, renewals: u32) -> KillTally {
+    let mut killed = CommandKills::start(strace);
     run(&mut killed.issue(&[]), 0);
     let points = killed.points(&["--force"]);
     let dice = SeededRandom::new(7);
@@ -139,28 +133,28 @@ fn again_and_again(strace: Strace, renewals: u32) -> Tally {
 }
 
 #[test]
-fn killed_at_any_call_of_a_renewal_one_whole_pair_is_live_and_the_next_run_finishes() {
+fn renewal_keeps_whole_pair_live_and_finishes_after_kill_at_any_call() {
     let what = "kill points of a renewal";
     if let Some(strace) = Strace::find(what) {
         let (rounds, stride) = by_depth((1, 12), (1, 1), (4, 1));
-        renewals(strace, rounds, stride).tell(what, by_depth(8, 80, 400));
+        renewals(strace, rounds, stride).report(what, by_depth(8, 80, 400));
     }
 }
 
 #[test]
-fn killed_in_a_first_issuance_the_next_run_finishes() {
+fn first_issuance_finishes_after_kill_at_any_call() {
     let what = "kill points of a first issuance";
     if let Some(strace) = Strace::find(what) {
         let tally = first_issuances(strace, by_depth(30, 5, 1));
-        tally.tell(what, by_depth(3, 20, 100));
+        tally.report(what, by_depth(3, 20, 100));
     }
 }
 
 #[test]
-fn killed_again_and_again_the_last_run_finishes() {
-    let what = "kill after kill";
+fn issuance_finishes_after_repeated_kills() {
+    let what = "repeated kills";
     if let Some(strace) = Strace::find(what) {
-        let tally = again_and_again(strace, by_depth(3, 25, 200));
-        tally.tell(what, by_depth(3, 50, 500));
+        let tally = repeated_kills(strace, by_depth(3, 25, 200));
+        tally.report(what, by_depth(3, 50, 500));
     }
 }

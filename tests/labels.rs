@@ -1,5 +1,5 @@
-//! Containers that ask for certificates by their labels: `certs run` against a Docker
-//! API of a script, which comes, goes, and answers whatever it likes.
+//! Containers that request certificates by labels: `certs run` against a scripted Docker API whose containers
+//! come and go, and whose answers may be wrong.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::support::embedded::EmbeddedCa;
 use crate::support::{Running, certs, free_port, run, until, until_within};
 
-/// What is answered in place of the truth.
+/// How the API answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mood {
     Well,
@@ -26,18 +26,18 @@ enum Mood {
     Garbage,
     /// A list that does not end.
     Endless,
-    /// A byte now and then.
+    /// One byte at long intervals.
     Drips,
     Hangs,
-    /// Lists are fine, and events are nonsense.
+    /// Valid lists, but invalid events.
     Babbles,
     /// Allows everything.
     Raw,
 }
 
-struct State {
+struct ApiState {
     mood: Mood,
-    /// With what `GET /containers/json` and `…/ID/json` say of each.
+    /// Each with its entries in `GET /containers/json` and `…/ID/json`.
     containers: Vec<(Value, Value)>,
     made: u64,
     streams: Vec<TcpStream>,
@@ -47,8 +47,8 @@ struct State {
 /// Docker's API behind a filter, as far as it is used.
 struct Docker {
     port: u16,
-    state: Arc<Mutex<State>>,
-    over: Arc<AtomicBool>,
+    state: Arc<Mutex<ApiState>>,
+    ended: Arc<AtomicBool>,
 }
 
 impl Docker {
@@ -58,26 +58,26 @@ impl Docker {
 
     fn start_at(port: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
-        let state = Arc::new(Mutex::new(State {
+        let state = Arc::new(Mutex::new(ApiState {
             mood: Mood::Well,
             containers: Vec::new(),
             made: 0,
             streams: Vec::new(),
             asked: BTreeSet::new(),
         }));
-        let over = Arc::new(AtomicBool::new(false));
-        let (shared, ends) = (state.clone(), over.clone());
+        let ended = Arc::new(AtomicBool::new(false));
+        let (shared, ends) = (state.clone(), ended.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if ends.load(Ordering::SeqCst) {
                     return;
                 }
                 let (stream, shared) = (stream.unwrap(), shared.clone());
-                // A client that has gone away is its own affair.
+                // A client may close its connection at any time.
                 std::thread::spawn(move || answer(stream, &shared).ok());
             }
         });
-        Self { port, state, over }
+        Self { port, state, ended }
     }
 
     fn host(&self) -> String {
@@ -97,7 +97,7 @@ impl Docker {
         state
             .containers
             .push((listed, json!({"Config": {"Env": environment}})));
-        tell(&mut state, "start");
+        send_event(&mut state, "start");
     }
 
     fn remove(&self, name: &str) {
@@ -106,10 +106,10 @@ impl Docker {
         state
             .containers
             .retain(|(listed, _)| listed["Names"] != name);
-        tell(&mut state, "die");
+        send_event(&mut state, "die");
     }
 
-    /// Also of connections that are open.
+    /// Also closes open connections.
     fn is(&self, mood: Mood) {
         let mut state = self.state.lock().unwrap();
         state.mood = mood;
@@ -126,14 +126,14 @@ impl Docker {
 
 impl Drop for Docker {
     fn drop(&mut self) {
-        self.over.store(true, Ordering::SeqCst);
+        self.ended.store(true, Ordering::SeqCst);
         self.is(Mood::Refuses);
-        // So that the listener sees that it is over.
+        // Wakes the listener so that it sees the end.
         let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
     }
 }
 
-fn tell(state: &mut State, action: &str) {
+fn send_event(state: &mut ApiState, action: &str) {
     let event = json!({"Type": "container", "Action": action}).to_string();
     let chunk = format!("{:x}\r\n{event}\n\r\n", event.len() + 1);
     state
@@ -141,7 +141,7 @@ fn tell(state: &mut State, action: &str) {
         .retain(|mut stream| stream.write_all(chunk.as_bytes()).is_ok());
 }
 
-fn answer(mut stream: TcpStream, shared: &Mutex<State>) -> std::io::Result<()> {
+fn answer(mut stream: TcpStream, shared: &Mutex<ApiState>) -> std::io::Result<()> {
     let mut request = BufReader::new(stream.try_clone()?);
     let (mut line, mut length) = (String::new(), 0);
     request.read_line(&mut line)?;
@@ -225,14 +225,14 @@ fn answer(mut stream: TcpStream, shared: &Mutex<State>) -> std::io::Result<()> {
 }
 
 /// A `certs run` that follows labels.
-struct Followed<'a> {
+struct DiscoverySidecar<'a> {
     ca: &'a EmbeddedCa,
     running: Running,
     log: PathBuf,
     admin: u16,
 }
 
-impl<'a> Followed<'a> {
+impl<'a> DiscoverySidecar<'a> {
     fn start(ca: &'a EmbeddedCa, host: &str, change: impl FnOnce(&mut Command)) -> Self {
         Self::start_configured(ca, |command| {
             command.args(["--docker-host", host]);
@@ -309,14 +309,14 @@ impl<'a> Followed<'a> {
 
 #[test]
 #[allow(clippy::disallowed_methods)] // real servers take real time
-fn a_container_that_is_added_gets_its_certificate_and_one_that_is_gone_is_told() {
+fn new_container_gets_certificate_and_removed_one_is_reported() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
     docker.add(
         "web",
         json!({"certs.domains": "a.example.com www.example.com; b.example.com"}),
     );
     docker.add("db", json!({"other": "label"}));
-    let sidecar = Followed::start(&ca, &docker.host(), |_| ());
+    let sidecar = DiscoverySidecar::start(&ca, &docker.host(), |_| ());
     sidecar.until_issued("a.example.com");
     sidecar.until_issued("b.example.com");
     sidecar.until_logged("LETSENCRYPT_HOST in the environment of containers is not seen");
@@ -351,7 +351,7 @@ fn a_container_that_is_added_gets_its_certificate_and_one_that_is_gone_is_told()
     let mut renewal = certs(&ca.path(""));
     run(renewal.args(["renew", "--force", "b.example.com"]), 0);
     assert_eq!(sidecar.generations("b.example.com"), before + 1);
-    // It is as it was before when it comes back.
+    // After its return, the certificate is requested as before.
     docker.add(
         "web",
         json!({"certs.domains": "a.example.com www.example.com; b.example.com"}),
@@ -361,10 +361,10 @@ fn a_container_that_is_added_gets_its_certificate_and_one_that_is_gone_is_told()
 }
 
 #[test]
-fn whatever_the_api_does_takes_nothing_away() {
+fn api_faults_remove_no_certificate() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
     docker.add("web", json!({"certs.domains": "a.example.com"}));
-    let sidecar = Followed::start(&ca, &docker.host(), |_| ());
+    let sidecar = DiscoverySidecar::start(&ca, &docker.host(), |_| ());
     sidecar.until_issued("a.example.com");
     sidecar.until_logged("the labels of containers are followed");
     for (mood, told) in [
@@ -384,7 +384,7 @@ fn whatever_the_api_does_takes_nothing_away() {
         docker.state.lock().unwrap().asked.clear();
         sidecar.until_logged(told);
         docker.is(Mood::Well);
-        // The next try is at most a few seconds away: each begins anew with a good one.
+        // A successful try resets the backoff, so the next one is at most a few seconds away.
         let lists = || docker.was_asked("GET /events");
         until_within("events", Duration::from_secs(70), lists);
     }
@@ -401,13 +401,13 @@ fn whatever_the_api_does_takes_nothing_away() {
 }
 
 #[test]
-fn an_api_that_is_slow_or_babbles_is_told_and_new_containers_are_seen_all_the_same() {
+fn slow_or_noisy_api_is_reported_and_new_containers_are_found() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
     docker.is(Mood::Drips);
-    let sidecar = Followed::start(&ca, &docker.host(), |command| {
+    let sidecar = DiscoverySidecar::start(&ca, &docker.host(), |command| {
         command.env("CERTS_DOMAINS", "configured.example.com");
     });
-    // What is configured does not wait.
+    // Configured certificates do not wait for the API.
     sidecar.until_issued("configured.example.com");
     sidecar.until_logged("no answer within 15s");
     docker.add("web", json!({"certs.domains": "a.example.com"}));
@@ -419,13 +419,13 @@ fn an_api_that_is_slow_or_babbles_is_told_and_new_containers_are_seen_all_the_sa
 }
 
 #[test]
-fn a_configuration_without_docker_takes_nothing_from_who_asked_until_a_restart() {
+fn reload_without_docker_keeps_discovered_certificates_until_restart() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
     let config = ca.path("certs.toml");
     let table = format!("[docker]\nhost = '{}'\n", docker.host());
     std::fs::write(&config, table).unwrap();
     docker.add("first", json!({"certs.domains": "first.example.com"}));
-    let followed = Followed::start_configured(&ca, |command| {
+    let followed = DiscoverySidecar::start_configured(&ca, |command| {
         command.arg("--config").arg(&config);
     });
     followed.until_issued("first.example.com");
@@ -441,19 +441,19 @@ fn a_configuration_without_docker_takes_nothing_from_who_asked_until_a_restart()
 }
 
 #[test]
-fn a_restart_without_the_proxy_renews_what_was_asked_for() {
+fn restart_without_proxy_renews_discovered_certificates() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
     docker.add("web", json!({"certs.domains": "a.example.com"}));
-    let mut sidecar = Followed::start(&ca, &docker.host(), |_| ());
+    let mut sidecar = DiscoverySidecar::start(&ca, &docker.host(), |_| ());
     sidecar.until_issued("a.example.com");
     let host = docker.host();
     drop(docker);
     sidecar.running.signal(rustix::process::Signal::TERM);
-    until("the end", || sidecar.running.has_ended());
+    until("the sidecar's end", || sidecar.running.has_ended());
     drop(sidecar);
-    let sidecar = Followed::start(&ca, &host, |_| ());
+    let sidecar = DiscoverySidecar::start(&ca, &host, |_| ());
     sidecar.until_logged("does not answer");
-    until("it is managed", || {
+    until("the certificate is managed", || {
         sidecar
             .get("/api/v1/certificates")
             .contains("a.example.com")
@@ -467,20 +467,21 @@ fn a_restart_without_the_proxy_renews_what_was_asked_for() {
     let mut renewal = certs(&ca.path(""));
     run(renewal.args(["renew", "--force"]), 0);
     assert_eq!(sidecar.generations("a.example.com"), before + 1);
-    // A whole list that lacks it, with no grace at all, ends that; nothing is deleted.
+    // A complete list without the container ends its request at once when the grace period is zero; nothing
+    // is deleted.
     sidecar.running.signal(rustix::process::Signal::TERM);
     let mut sidecar = sidecar;
-    until("the end", || sidecar.running.has_ended());
+    until("the sidecar's end", || sidecar.running.has_ended());
     drop(sidecar);
     let port = host.rsplit(':').next().unwrap().parse().unwrap();
     let docker = Docker::start_at(port);
-    let sidecar = Followed::start(&ca, &host, |command| {
+    let sidecar = DiscoverySidecar::start(&ca, &host, |command| {
         command.env("CERTS_DOCKER_GRACE", "0s");
     });
     sidecar.until_logged("container web asks for it no longer");
     docker.add("other", json!({}));
     sidecar.until_logged("not renewed any more: container web was the last to ask for it");
-    until("it is managed no more", || {
+    until("the certificate is unmanaged", || {
         !sidecar
             .get("/api/v1/certificates")
             .contains("a.example.com")
@@ -494,7 +495,7 @@ fn a_restart_without_the_proxy_renews_what_was_asked_for() {
 }
 
 #[test]
-fn what_a_label_may_not_say_is_told_and_concerns_its_container_alone() {
+fn invalid_label_is_reported_and_affects_only_its_container() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
     let ran = ca.path("ran");
     for (name, domains, key, value) in [
@@ -546,7 +547,7 @@ fn what_a_label_may_not_say_is_told_and_concerns_its_container_alone() {
         copy.display()
     );
     std::fs::write(&file, configuration).unwrap();
-    let sidecar = Followed::start(&ca, &docker.host(), |command| {
+    let sidecar = DiscoverySidecar::start(&ca, &docker.host(), |command| {
         command.env("CERTS_CONFIG", &file);
     });
     sidecar.until_issued("good.example.com");
@@ -576,10 +577,10 @@ fn what_a_label_may_not_say_is_told_and_concerns_its_container_alone() {
 }
 
 #[test]
-fn more_than_the_limit_are_not_asked_for_and_what_is_there_stays() {
+fn containers_over_the_limit_get_no_certificate_and_existing_ones_stay() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
     docker.add("z", json!({"certs.domains": "z.example.com"}));
-    let sidecar = Followed::start(&ca, &docker.host(), |command| {
+    let sidecar = DiscoverySidecar::start(&ca, &docker.host(), |command| {
         command.env("CERTS_DOCKER_LIMIT", "2");
     });
     sidecar.until_issued("z.example.com");
@@ -593,7 +594,7 @@ fn more_than_the_limit_are_not_asked_for_and_what_is_there_stays() {
     assert!(!sidecar.is_issued("b.example.com"));
 }
 
-/// The same API at a socket.
+/// The same API at a Unix socket.
 fn at_a_socket(docker: &Docker, path: &Path) -> String {
     let (listener, port) = (UnixListener::bind(path).unwrap(), docker.port);
     std::thread::spawn(move || {
@@ -615,7 +616,7 @@ fn at_a_socket(docker: &Docker, path: &Path) -> String {
 }
 
 #[test]
-fn a_socket_of_this_machine_is_within_reach_of_a_process_that_has_given_up_the_rest() {
+fn sandboxed_sidecar_reaches_local_docker_socket() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
     docker.is(Mood::Raw);
     docker.add(
@@ -631,11 +632,11 @@ fn a_socket_of_this_machine_is_within_reach_of_a_process_that_has_given_up_the_r
         copy.path().display()
     );
     std::fs::write(&file, configuration).unwrap();
-    let sidecar = Followed::start(&ca, &host, |command| {
+    let sidecar = DiscoverySidecar::start(&ca, &host, |command| {
         command.env("CERTS_CONFIG", &file);
     });
     sidecar.until_issued("a.example.com");
-    // What a label may name is within reach, though nothing that was configured needed it.
+    // The sandbox allows every path that a label may name, even when the configuration does not need it.
     until("the copy", || {
         copy.path().join("a.example.com.pem").exists()
     });
@@ -644,7 +645,7 @@ fn a_socket_of_this_machine_is_within_reach_of_a_process_that_has_given_up_the_r
 }
 
 #[test]
-fn the_variables_of_acme_companion_are_seen_where_the_proxy_allows_it() {
+fn acme_companion_variables_are_read_when_proxy_allows() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
     let hosts = "LETSENCRYPT_HOST=a.example.com,b.example.com";
     docker.add_with(
@@ -652,7 +653,7 @@ fn the_variables_of_acme_companion_are_seen_where_the_proxy_allows_it() {
         json!({}),
         &[hosts, "LETSENCRYPT_EMAIL=a@example.com", "SECRET=hunter2"],
     );
-    let sidecar = Followed::start(&ca, &docker.host(), |_| ());
+    let sidecar = DiscoverySidecar::start(&ca, &docker.host(), |_| ());
     sidecar.until_issued("a.example.com");
     let names = sidecar.status(&["--json"]);
     assert!(

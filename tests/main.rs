@@ -1,8 +1,8 @@
 //! The black-box tests, by topic; real servers where a user has real servers.
 
-// A helper of a test may fail it.
+// Support functions may fail a test.
 #![allow(clippy::unwrap_used)]
-// A test may tell one long story.
+// A test may cover one long scenario.
 #![allow(clippy::too_many_lines)]
 
 mod ca;

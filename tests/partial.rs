@@ -1,4 +1,4 @@
-//! One name whose answer nobody gets to see, and another that is fine.
+//! One name whose challenge fails, and another that is fine.
 
 use std::process::Command;
 
@@ -8,11 +8,11 @@ use serde_json::Value;
 use crate::support::embedded::EmbeddedCa;
 use crate::support::{certs, run};
 
-/// An address that is not the listener's: its validation fails.
+/// An address other than the listener's: its validation fails.
 const DEAD: &str = "127.0.0.2";
 const WELL: &str = "127.0.0.1";
 
-/// A CA that looks where each name leads.
+/// A CA that connects to the address of each name.
 fn ca() -> EmbeddedCa {
     EmbeddedCa::with(|settings| {
         if let Validation::Http { port, .. } = settings.validation {
@@ -38,7 +38,7 @@ fn status(ca: &EmbeddedCa) -> Value {
 }
 
 #[test]
-fn a_dead_name_sinks_the_rest_only_where_the_owner_does_not_let_it_be_left_out() {
+fn failing_name_blocks_the_rest_only_without_partial() {
     let ca = ca();
     let told = run(&mut issue(&ca, false), 5);
     assert!(told.contains(DEAD), "{told}");
@@ -57,10 +57,10 @@ fn a_dead_name_sinks_the_rest_only_where_the_owner_does_not_let_it_be_left_out()
     let names = leaf.subject_alternative_name().unwrap().unwrap();
     assert_eq!(names.value.general_names.len(), 1);
 
-    // A user who asks has it tried at once; it is dead still, and nothing changes.
+    // A request by a user tries the name at once; it still fails, and nothing changes.
     let told = run(&mut issue(&ca, true), 0);
     assert!(told.contains("not due; generation 0001"), "{told}");
     assert!(told.contains(&line), "{told}");
-    // Without leave it is missing, and that is a failure again.
+    // Without `--partial` the missing name is a failure again.
     run(&mut issue(&ca, false), 5);
 }

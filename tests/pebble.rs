@@ -1,4 +1,4 @@
-//! The whole way against Pebble and a real nginx.
+//! From issuance to a served certificate, against Pebble and a real nginx.
 
 use std::path::Path;
 
@@ -49,17 +49,17 @@ fn issued_renewed_and_served(rejected: u8) {
 }
 
 #[test]
-fn issued_renewed_and_served_by_nginx() {
+fn certificate_is_issued_renewed_and_served_by_nginx() {
     issued_renewed_and_served(5);
 }
 
 #[test]
-fn issued_renewed_and_served_though_half_of_the_nonces_are_rejected() {
+fn certificate_is_issued_renewed_and_served_when_half_the_nonces_are_rejected() {
     issued_renewed_and_served(50);
 }
 
 #[test]
-fn a_hundred_orders_come_to_a_certificate_though_half_of_the_nonces_are_rejected() {
+fn hundred_orders_succeed_when_half_the_nonces_are_rejected() {
     let Some(pebble) = Pebble::start(50) else {
         return;
     };
@@ -70,7 +70,7 @@ fn a_hundred_orders_come_to_a_certificate_though_half_of_the_nonces_are_rejected
 }
 
 #[test]
-fn what_is_not_served_is_told_and_never_ordered_twice() {
+fn certificate_not_served_is_reported_and_not_ordered_twice() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -95,7 +95,7 @@ fn what_is_not_served_is_told_and_never_ordered_twice() {
         told.contains("serves another certificate") && told.contains("hint:"),
         "{told}"
     );
-    // What was served before is live again, and stays until the server is mended.
+    // The previous pair is live again, and stays until the server is repaired.
     std::fs::remove_dir_all(&copy).unwrap();
     std::os::unix::fs::symlink(&live, &copy).unwrap();
     let told = run(pebble.issue(&["example.com"]).args(served), 0);
@@ -103,7 +103,7 @@ fn what_is_not_served_is_told_and_never_ordered_twice() {
 }
 
 #[test]
-fn a_name_that_is_not_answered_for_is_exit_5_and_loses_nothing() {
+fn unanswered_challenge_exits_5_and_loses_nothing() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -115,7 +115,7 @@ fn a_name_that_is_not_answered_for_is_exit_5_and_loses_nothing() {
     let mut command = certs(pebble.path("").as_path());
     let issue = pebble.issue(&[]);
     let directory: Vec<_> = issue.get_args().skip(2).take(4).collect();
-    // Nobody serves this webroot.
+    // No server answers for this webroot.
     let told = run(
         command
             .args(["issue", "example.com", "--force", "--webroot"])
@@ -140,7 +140,7 @@ fn a_name_that_is_not_answered_for_is_exit_5_and_loses_nothing() {
 }
 
 #[test]
-fn killed_at_any_moment_it_leaves_a_pair_that_loads_and_goes_on() {
+fn issue_leaves_loadable_pair_and_resumes_after_kill_at_any_moment() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -153,7 +153,7 @@ fn killed_at_any_moment_it_leaves_a_pair_that_loads_and_goes_on() {
         };
         let before = record();
         let mut running = Running::start(&mut pebble.issue(&["example.com", "--force"]));
-        // The moment moves through the run with the states of the record.
+        // The kill moves through the run with the states of the record.
         let mut changes = (before, 0);
         while changes.1 <= round % 3 && !running.has_ended() {
             let now = record();
@@ -169,7 +169,7 @@ fn killed_at_any_moment_it_leaves_a_pair_that_loads_and_goes_on() {
 }
 
 #[test]
-fn an_unreachable_and_an_untrusted_ca_are_exit_3() {
+fn unreachable_or_untrusted_ca_exits_3() {
     let directory = tempfile::tempdir().unwrap();
     let port = crate::support::free_port();
     let ca = format!("https://127.0.0.1:{port}/dir");
@@ -200,19 +200,19 @@ fn an_unreachable_and_an_untrusted_ca_are_exit_3() {
 
 /// Counts requests by their endpoint.
 #[derive(Default)]
-struct Requests(std::sync::Mutex<Vec<&'static str>>);
+struct SeenRequests(std::sync::Mutex<Vec<&'static str>>);
 
-impl certs::acme::Observer for Requests {
+impl certs::acme::Observer for SeenRequests {
     fn request(&self, endpoint: &'static str, _status: u16) {
         self.0.lock().unwrap().push(endpoint);
     }
 }
 
-/// Forgets everything: one order needs no more.
-struct Forgetful;
+/// A journal that stores nothing: one order needs no more.
+struct EmptyJournal;
 
 #[async_trait::async_trait]
-impl certs::acme::Journal for Forgetful {
+impl certs::acme::Journal for EmptyJournal {
     async fn order(
         &mut self,
         _: &certs::record::PendingOrder,
@@ -242,7 +242,7 @@ impl certs::acme::Journal for Forgetful {
 }
 
 #[tokio::test]
-async fn a_name_takes_seven_requests_and_those_of_a_first_meeting() {
+async fn issue_takes_seven_requests_per_name_after_first_contact() {
     use certs::acme::{AccountOptions, Client, Https, Issuer, Options};
     use certs::challenge::{http01::Listener, responses::Responses};
     use certs::time::{Clock, SystemClock};
@@ -253,7 +253,7 @@ async fn a_name_takes_seven_requests_and_those_of_a_first_meeting() {
     let responses = Responses::default();
     let address = (std::net::Ipv4Addr::LOCALHOST, pebble.http_port).into();
     let listener = Listener::bind(&[address], responses.clone()).unwrap();
-    let (requests, mut journal) = (Arc::new(Requests::default()), Forgetful);
+    let (requests, mut journal) = (Arc::new(SeenRequests::default()), EmptyJournal);
     let root = std::fs::read(pebble.path("root.pem")).unwrap();
     let client = Client::new(Options {
         directory: pebble.directory_url(),
@@ -296,7 +296,7 @@ async fn a_name_takes_seven_requests_and_those_of_a_first_meeting() {
         "certificate",
     ];
     let mut seen = requests.0.lock().unwrap().clone();
-    // A machine under load may have to ask a second time for the order.
+    // A machine under load may have to poll the order a second time.
     seen.dedup();
     assert_eq!(seen, expected);
 }

@@ -1,6 +1,5 @@
-//! Port 80 under attack: while a token is live, strangers ask for others, open
-//! connections and say nothing. The token is answered all the while, nothing
-//! else is, and memory stays where it was.
+//! Port 80 under attack while a token is live: clients request other tokens, open connections and stay
+//! silent. The token is always answered, nothing else is, and memory stays constant.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
@@ -21,14 +20,14 @@ const TOKEN: &str = "a-token-that-is-live-throughout";
 const PATH: &str = "/.well-known/acme-challenge/";
 const MIB: u64 = 1 << 20;
 
-/// `certs issue` whose CA goes on saying that it validates.
-struct Besieged {
+/// `certs issue` whose CA reports for ever that it validates.
+struct AttackedIssue {
     child: Child,
     port: u16,
     _ca: EmbeddedCa,
 }
 
-impl Besieged {
+impl AttackedIssue {
     fn start() -> Self {
         let ca = EmbeddedCa::start();
         let url = ca
@@ -44,13 +43,13 @@ impl Besieged {
         ca.script.add(Endpoint::Challenge, Which::Every, challenge);
         let mut command = ca.issue(&["example.com"]);
         command.stdout(Stdio::null()).stderr(Stdio::null());
-        let besieged = Self {
+        let attacked = Self {
             child: command.spawn().unwrap(),
             port: ca.http_port,
             _ca: ca,
         };
-        until("the live token", || besieged.token_is_answered());
-        besieged
+        until("the live token", || attacked.token_is_answered());
+        attacked
     }
 
     fn address(&self) -> SocketAddr {
@@ -71,7 +70,7 @@ impl Besieged {
             && reply.contains(TOKEN)
     }
 
-    /// Of its process, in bytes.
+    /// The resident memory of its process, in bytes.
     fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -79,19 +78,17 @@ impl Besieged {
         kib.parse::<u64>().unwrap() * 1024
     }
 
-    /// For how long it, or whoever asks, was ready and got no processor because
-    /// others had it.
-    fn kept_waiting(&self) -> Duration {
+    /// How long the program or this client was ready to run but had no processor.
+    fn processor_wait(&self) -> Duration {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
         let its = tasks.filter_map(|task| run_delay(&task.ok()?.path()));
-        // A kernel that does not count it takes all of it for ours.
+        // On a kernel without this count, all of the time is taken as ours.
         let its = its.max().unwrap_or_default();
         its + run_delay(Path::new("/proc/thread-self")).unwrap_or_default()
     }
 
-    /// Asks for the token again and again while `attack` lasts. Returns the
-    /// longest answer, as it was and without the time in which others had the
-    /// processor, and the most memory that was seen.
+    /// Requests the token repeatedly while `attack` lasts. Returns the slowest answer, with and without the
+    /// time spent waiting for a processor, and the highest memory use.
     #[allow(clippy::disallowed_methods)] // real servers take real time
     fn during(&self, attack: impl FnOnce() + Send) -> (Slowest, u64) {
         let over = AtomicBool::new(false);
@@ -102,9 +99,9 @@ impl Besieged {
             });
             let (mut slowest, mut most) = (Slowest::default(), 0);
             while !over.load(Ordering::SeqCst) {
-                let (asked, waited) = (Instant::now(), self.kept_waiting());
+                let (asked, waited) = (Instant::now(), self.processor_wait());
                 assert!(self.token_is_answered(), "the live token was not answered");
-                let others = self.kept_waiting().saturating_sub(waited);
+                let others = self.processor_wait().saturating_sub(waited);
                 let took = asked.elapsed();
                 slowest.ours = slowest.ours.max(took.saturating_sub(others));
                 slowest.whole = slowest.whole.max(took);
@@ -116,31 +113,31 @@ impl Besieged {
     }
 }
 
-impl Drop for Besieged {
+impl Drop for AttackedIssue {
     fn drop(&mut self) {
-        // A child that has ended already is what was wanted.
+        // An error means that the child has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The answer that took longest.
+/// The slowest answer.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slowest {
     whole: Duration,
-    /// Without the time in which others had the processor.
+    /// Without the time spent waiting for a processor.
     ours: Duration,
 }
 
-/// Of a task that has not ended, since it began: the second figure of its `schedstat`.
+/// The time that a live task has waited for a processor: the second figure of its `schedstat`.
 fn run_delay(task: &Path) -> Option<Duration> {
     let figures = std::fs::read_to_string(task.join("schedstat")).ok()?;
     let nanoseconds = figures.split_whitespace().nth(1)?;
     Some(Duration::from_nanos(nanoseconds.parse().unwrap()))
 }
 
-/// Everything that must get no answer: other tokens, hosts, spellings, methods,
-/// smuggled bodies, heads that are too long.
+/// Requests that must get no answer: other tokens, hosts, spellings, methods, smuggled bodies, heads that are
+/// too long.
 fn bogus(number: usize) -> String {
     let other = format!("{number:022}");
     let (method, path, host, more) = match number % 10 {
@@ -208,7 +205,7 @@ fn bogus(number: usize) -> String {
     format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n{more}\r\n")
 }
 
-/// One after the other on kept connections. Returns how many were answered 200.
+/// Sends requests one after the other on kept connections. Returns how many were answered 200.
 fn ask_bogus(address: SocketAddr, numbers: impl Iterator<Item = usize>) -> usize {
     let mut answered = 0;
     let mut connection: Option<BufReader<TcpStream>> = None;
@@ -226,7 +223,7 @@ fn ask_bogus(address: SocketAddr, numbers: impl Iterator<Item = usize>) -> usize
         }
         let (status, kept) = read_reply(&mut stream);
         answered += usize::from(status == 200);
-        // After what is malformed the server closes, and so do we.
+        // After a malformed request both sides close.
         if kept && status != 400 && status != 431 {
             connection = Some(stream);
         }
@@ -234,7 +231,7 @@ fn ask_bogus(address: SocketAddr, numbers: impl Iterator<Item = usize>) -> usize
     answered
 }
 
-/// The status, 0 when there is none, and whether the connection is kept.
+/// The status (0 without a reply), and whether the connection is kept.
 fn read_reply(stream: &mut BufReader<TcpStream>) -> (u16, bool) {
     let (mut status, mut length, mut kept) = (0, 0, true);
     loop {
@@ -257,7 +254,7 @@ fn read_reply(stream: &mut BufReader<TcpStream>) -> (u16, bool) {
     }
 }
 
-/// From one of many addresses of this machine.
+/// Connects from one of many addresses of this machine.
 fn connect_from(source: Ipv4Addr, address: SocketAddr) -> rustix::io::Result<TcpStream> {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
     rustix::net::bind(&socket, &SocketAddrV4::new(source, 0))?;
@@ -265,30 +262,30 @@ fn connect_from(source: Ipv4Addr, address: SocketAddr) -> rustix::io::Result<Tcp
     Ok(TcpStream::from(socket))
 }
 
-/// Opens them, begins a request on each, and leaves it at that.
+/// Opens connections and sends only the beginning of a request on each.
 fn open_slow(address: SocketAddr, count: u32) {
     let mut open = Vec::new();
     for number in 0..count {
         let [.., high, low] = (number / 4 + 2).to_be_bytes();
         let Ok(mut stream) = connect_from(Ipv4Addr::new(127, 1, high, low), address) else {
-            panic!("connection {number} was not taken");
+            panic!("connection {number} was refused");
         };
-        // One that had to make way already is gone.
+        // The server may have closed the connection already to make room.
         let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: exam");
         open.push(stream);
     }
 }
 
-fn besiege(requests: usize, connections: u32) {
+fn attack_port(requests: usize, connections: u32) {
     let limit = getrlimit(Resource::Nofile);
     let all = Rlimit {
         current: limit.maximum,
         ..limit
     };
     setrlimit(Resource::Nofile, all).unwrap();
-    let besieged = Besieged::start();
-    let (address, before) = (besieged.address(), besieged.resident());
-    let (slowest, most) = besieged.during(|| {
+    let attacked = AttackedIssue::start();
+    let (address, before) = (attacked.address(), attacked.resident());
+    let (slowest, most) = attacked.during(|| {
         let answered: usize = thread::scope(|scope| {
             let asking: Vec<_> = (0..8)
                 .map(|start| scope.spawn(move || ask_bogus(address, (start..requests).step_by(8))))
@@ -298,9 +295,9 @@ fn besiege(requests: usize, connections: u32) {
         assert_eq!(answered, 0, "bogus requests were answered");
     });
     report(requests, "bogus requests", slowest, before, most);
-    let (slowest, most) = besieged.during(|| open_slow(address, connections));
+    let (slowest, most) = attacked.during(|| open_slow(address, connections));
     report(connections, "slow connections", slowest, before, most);
-    assert!(besieged.token_is_answered());
+    assert!(attacked.token_is_answered());
 }
 
 fn report(count: impl std::fmt::Display, what: &str, slowest: Slowest, before: u64, most: u64) {
@@ -321,7 +318,7 @@ fn report(count: impl std::fmt::Display, what: &str, slowest: Slowest, before: u
 }
 
 #[test]
-fn a_live_token_is_answered_whatever_else_comes() {
+fn live_token_is_answered_under_any_load() {
     let (requests, connections) = by_depth((2_000, 500), (10_000, 2_000), (100_000, 10_000));
-    besiege(requests, connections);
+    attack_port(requests, connections);
 }

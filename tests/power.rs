@@ -1,7 +1,6 @@
-//! Power loss after any step of a run: what was recorded of the real binary is
-//! played to a disk that keeps what was flushed and loses of the rest all, the
-//! data, or some. What is left must be a whole live pair and a readable store,
-//! and the next run goes on from there.
+//! Power loss after any step of a run. The recorded calls of the real binary are replayed to a disk that
+//! keeps flushed data and loses all, the data, or some of the rest. The result must be a whole live pair and
+//! a readable store from which the next run continues.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,7 +8,7 @@ use std::process::Command;
 
 use certs::record::{Generation, Record};
 
-use crate::support::disk::{Disk, Ignored, Loss, Node, Tree, write_down};
+use crate::support::disk::{Disk, IgnoredFlushes, Loss, Node, Tree, write_down};
 use crate::support::embedded::EmbeddedCa;
 use crate::support::faults::Endpoint;
 use crate::support::oracle::Oracle;
@@ -20,24 +19,24 @@ use crate::support::{by_depth, run};
 const NAMES: [&str; 2] = ["example.com", "www.example.com"];
 
 /// A run and the disk it ran on.
-struct Recorded {
+struct RecordedRun {
     disk: Disk,
-    /// What was live before it.
+    /// The live generation before the run.
     before: Option<Generation>,
-    /// What is live after it.
+    /// The live generation after the run.
     after: Generation,
-    found: BTreeMap<Tree, Found>,
+    found: BTreeMap<Tree, OracleResults>,
 }
 
-/// What the oracle says of a tree.
+/// The oracle's results for a tree.
 #[derive(Clone)]
-struct Found {
+struct OracleResults {
     live: Result<Option<Generation>, String>,
     record: Result<Option<Record>, String>,
 }
 
-/// Records `runs`, the first of which is killed at `kill` if that is given.
-fn record(ca: &EmbeddedCa, strace: &Strace, runs: &[&[&str]], kill: Option<&Point>) -> Recorded {
+/// Records `runs`. If `kill` is given, the first run is killed there.
+fn record(ca: &EmbeddedCa, strace: &Strace, runs: &[&[&str]], kill: Option<&Point>) -> RecordedRun {
     let root = ca.path("");
     let oracle = Oracle::new(&root, &NAMES);
     let generation = || oracle.live().unwrap().map(|pair| pair.generation);
@@ -46,7 +45,7 @@ fn record(ca: &EmbeddedCa, strace: &Strace, runs: &[&[&str]], kill: Option<&Poin
         .iter()
         .map(|arguments| ca.issue(&[&NAMES[..], arguments].concat()));
     let disk = disk_of(ca, strace, &runs.collect::<Vec<_>>(), kill);
-    Recorded {
+    RecordedRun {
         disk,
         before,
         after: generation().unwrap(),
@@ -54,8 +53,7 @@ fn record(ca: &EmbeddedCa, strace: &Strace, runs: &[&[&str]], kill: Option<&Poin
     }
 }
 
-/// The disk below `ca`, with all that was done to it by `runs`, the first of which is
-/// killed at `kill` if that is given.
+/// The disk below `ca` with all steps of `runs`. If `kill` is given, the first run is killed there.
 pub(crate) fn disk_of(
     ca: &EmbeddedCa,
     strace: &Strace,
@@ -85,30 +83,30 @@ pub(crate) fn disk_of(
     disk
 }
 
-impl Recorded {
-    /// Every crash that it does not survive is an error.
-    fn survives(&mut self, losses: &[Loss], ignored: Ignored) -> Result<(), String> {
+impl RecordedRun {
+    /// Returns an error for the first crash that the run does not survive.
+    fn survives(&mut self, losses: &[Loss], ignored: IgnoredFlushes) -> Result<(), String> {
         let mut durable = self.before;
         for steps in 0..=self.disk.steps() {
             let strict = self.disk.left(steps, Loss::All, ignored);
-            durable = durable.max(self.look(&strict).live.unwrap_or_default());
+            durable = durable.max(self.inspect(&strict).live.unwrap_or_default());
             for loss in losses {
                 let loss = loss.after(steps);
                 let left = self.disk.left(steps, loss, ignored);
-                self.holds(steps, &left, durable)
+                self.survives_one(steps, &left, durable)
                     .map_err(|why| format!("after step {steps}, {loss:?} lost: {why}"))?;
             }
         }
         Ok(())
     }
 
-    fn holds(
+    fn survives_one(
         &mut self,
         steps: usize,
         left: &Tree,
         durable: Option<Generation>,
     ) -> Result<(), String> {
-        let found = self.look(left);
+        let found = self.inspect(left);
         let (live, record) = (found.live?, found.record?);
         let allowed = [self.before, Some(self.after)].contains(&live);
         if !allowed || live < durable {
@@ -121,7 +119,7 @@ impl Recorded {
         }
         let ended = steps == self.disk.steps();
         if ended && live != Some(self.after) {
-            return Err(format!("the run ended well, and {live:?} is live"));
+            return Err(format!("the run succeeded, and {live:?} is live"));
         }
         if ended || self.disk.sends(steps) {
             same_state(&self.disk.seen(steps), left)?;
@@ -129,7 +127,7 @@ impl Recorded {
         Ok(())
     }
 
-    fn look(&mut self, tree: &Tree) -> Found {
+    fn inspect(&mut self, tree: &Tree) -> OracleResults {
         let tree = of_interest(tree);
         if let Some(found) = self.found.get(&tree) {
             return found.clone();
@@ -138,7 +136,7 @@ impl Recorded {
         write_down(&tree, directory.path());
         let oracle = Oracle::new(directory.path(), &NAMES);
         let live = oracle.live().map(|pair| pair.map(|pair| pair.generation));
-        let found = Found {
+        let found = OracleResults {
             live,
             record: oracle.record(),
         };
@@ -147,14 +145,14 @@ impl Recorded {
     }
 }
 
-/// What was told to the CA, or to the user, rests on these: what a process saw
-/// of them when it spoke must still be there.
+/// Replies to the CA and output for the user rely on these files: their content at that moment must be
+/// durable.
 fn same_state(seen: &Tree, left: &Tree) -> Result<(), String> {
     for (path, node) in seen {
         let is_state = path.starts_with("data") && path.extension().is_some_and(|is| is == "json");
         if is_state && left.get(path) != Some(node) {
             return Err(format!(
-                "{} is not as it was when it was relied on",
+                "{} has lost a change on which a request or output relied",
                 path.display()
             ));
         }
@@ -162,8 +160,7 @@ fn same_state(seen: &Tree, left: &Tree) -> Result<(), String> {
     Ok(())
 }
 
-/// Without locks, tokens and what is not yet in its place, of which nothing
-/// depends.
+/// Leaves out locks, tokens and files under temporary names, on which nothing depends.
 fn of_interest(tree: &Tree) -> Tree {
     let of_interest = |path: &Path| {
         let names = path.iter().map(|name| name.to_str().unwrap());
@@ -177,7 +174,7 @@ fn of_interest(tree: &Tree) -> Tree {
 }
 
 impl Loss {
-    /// Another one by chance after each step.
+    /// Gives every step its own seed.
     pub(crate) fn after(self, steps: usize) -> Self {
         match self {
             Self::Some(seed) => Self::Some(seed * 100_000 + steps as u64),
@@ -194,12 +191,12 @@ pub(crate) fn losses(by_chance: u64) -> Vec<Loss> {
         .collect()
 }
 
-/// The real binary goes on from what is left: one of `stride` different trees.
-fn goes_on(ca: &EmbeddedCa, recorded: &Recorded, losses: &[Loss], stride: usize) -> usize {
+/// Runs the real binary on every `stride`-th different tree.
+fn continues(ca: &EmbeddedCa, recorded: &RecordedRun, losses: &[Loss], stride: usize) -> usize {
     let mut different: BTreeMap<Tree, String> = BTreeMap::new();
     for steps in 0..=recorded.disk.steps() {
         for loss in losses.iter().map(|loss| loss.after(steps)) {
-            let left = recorded.disk.left(steps, loss, Ignored::None);
+            let left = recorded.disk.left(steps, loss, IgnoredFlushes::None);
             different
                 .entry(left)
                 .or_insert_with(|| format!("after step {steps}, {loss:?} lost"));
@@ -207,11 +204,11 @@ fn goes_on(ca: &EmbeddedCa, recorded: &Recorded, losses: &[Loss], stride: usize)
     }
     let chosen = different.iter().step_by(stride);
     chosen
-        .map(|(tree, case)| goes_on_from(ca, tree, case))
+        .map(|(tree, case)| continues_from(ca, tree, case))
         .count()
 }
 
-fn goes_on_from(ca: &EmbeddedCa, tree: &Tree, case: &str) {
+fn continues_from(ca: &EmbeddedCa, tree: &Tree, case: &str) {
     let directory = tempfile::tempdir().unwrap();
     write_down(tree, directory.path());
     let oracle = Oracle::new(directory.path(), &NAMES);
@@ -224,8 +221,8 @@ fn goes_on_from(ca: &EmbeddedCa, tree: &Tree, case: &str) {
     oracle
         .settled()
         .unwrap_or_else(|why| panic!("{case}: {why}: {told}"));
-    // The CA is at the end of the recorded run: what it was asked for then and
-    // is known still is had without asking again.
+    // The CA is at the end of the recorded run: an order or certificate that the store knows must not be
+    // requested again.
     let known = record.is_some_and(|record| match &record.order {
         Some(order) => order.url.is_some(),
         None => record.issued.is_some(),
@@ -239,18 +236,18 @@ fn goes_on_from(ca: &EmbeddedCa, tree: &Tree, case: &str) {
     assert_eq!(orders, certificates, "{case}: {told}");
 }
 
-/// The flushes without which something is lost, and those that nobody misses.
-fn missed(recorded: &mut Recorded, losses: &[Loss]) -> [Vec<String>; 2] {
+/// The flushes whose absence loses something, and the others.
+fn sort_flushes(recorded: &mut RecordedRun, losses: &[Loss]) -> [Vec<String>; 2] {
     let flushes = recorded.disk.flushes().to_vec();
     let mut sorted = [Vec::new(), Vec::new()];
     for (nth, path) in flushes.into_iter().enumerate() {
-        let caught = recorded.survives(losses, Ignored::One(nth)).is_err();
+        let caught = recorded.survives(losses, IgnoredFlushes::One(nth)).is_err();
         sorted[usize::from(!caught)].push(path);
     }
     sorted
 }
 
-fn prove(
+fn check_power_loss(
     what: &str,
     arguments: &[&str],
     ca: &EmbeddedCa,
@@ -259,33 +256,33 @@ fn prove(
     stride: usize,
 ) {
     let mut recorded = record(ca, strace, &[arguments], None);
-    no_key_is_open_to_others(&recorded.disk);
+    no_key_is_accessible_to_others(&recorded.disk);
     let losses = losses(by_chance);
     recorded
-        .survives(&losses, Ignored::None)
+        .survives(&losses, IgnoredFlushes::None)
         .unwrap_or_else(|why| panic!("{what}: {why}"));
     let trees = recorded.found.len();
-    let runs = goes_on(ca, &recorded, &losses, stride);
-    let caught = recorded.survives(&losses, Ignored::All);
-    let [needed, spare] = missed(&mut recorded, &losses[..3]);
+    let runs = continues(ca, &recorded, &losses, stride);
+    let caught = recorded.survives(&losses, IgnoredFlushes::All);
+    let [needed, spare] = sort_flushes(&mut recorded, &losses[..3]);
     eprintln!(
-        "{what}: {} steps, {trees} different trees, {runs} runs that went on; of {} flushes {} are needed, not those of {spare:?}; without any: {caught:?}",
+        "{what}: {} steps, {trees} different trees, {runs} runs that continued; of {} flushes {} are needed, not those of {spare:?}; without any: {caught:?}",
         recorded.disk.steps(),
         needed.len() + spare.len(),
         needed.len(),
     );
     assert!(
         caught.is_err(),
-        "{what}: a disk that keeps nothing is not noticed"
+        "{what}: a disk without any flush goes unnoticed"
     );
-    // No order of its own protects any of these.
+    // No ordering guarantee protects any of these.
     let needed = |path: &String| path.ends_with(".pem") || path.ends_with("/live");
     assert!(!spare.iter().any(needed), "{what}: {spare:?}");
 }
 
-/// At no step, not only in the end: neither the owner's group may write it, nor anybody
-/// else do anything, from the moment on at which it is made and before it has content.
-fn no_key_is_open_to_others(disk: &Disk) {
+/// Checks the mode at every step, from creation on: the group must not write the file, and others must have
+/// no access.
+fn no_key_is_accessible_to_others(disk: &Disk) {
     let mut keys = 0;
     for steps in 0..=disk.steps() {
         for (path, node) in disk.seen(steps) {
@@ -305,35 +302,34 @@ fn no_key_is_open_to_others(disk: &Disk) {
 }
 
 #[test]
-fn after_a_power_loss_in_a_renewal_one_whole_pair_is_live_and_the_next_run_goes_on() {
+fn renewal_keeps_whole_pair_live_and_continues_after_power_loss() {
     let what = "power loss in a renewal";
-    let Some(strace) = Strace::find_seeing(what) else {
+    let Some(strace) = Strace::find_with_arguments(what) else {
         return;
     };
     let ca = EmbeddedCa::start();
-    // Four generations, so that one is forgotten.
+    // Four generations, so that one is deleted.
     for _ in 0..4 {
         run(&mut ca.issue(&[&NAMES[..], &["--force"]].concat()), 0);
     }
     let (by_chance, stride) = by_depth((2, 12), (4, 4), (50, 1));
-    prove(what, &["--force"], &ca, &strace, by_chance, stride);
+    check_power_loss(what, &["--force"], &ca, &strace, by_chance, stride);
 }
 
 #[test]
-fn after_a_power_loss_in_a_first_issuance_the_next_run_goes_on() {
+fn first_issuance_continues_after_power_loss() {
     let what = "power loss in a first issuance";
-    let Some(strace) = Strace::find_seeing(what) else {
+    let Some(strace) = Strace::find_with_arguments(what) else {
         return;
     };
     let (by_chance, stride) = by_depth((2, 12), (4, 4), (50, 1));
-    prove(what, &[], &EmbeddedCa::start(), &strace, by_chance, stride);
+    check_power_loss(what, &[], &EmbeddedCa::start(), &strace, by_chance, stride);
 }
 
-/// A run is killed, the next one ends well, and then the power fails: what the
-/// first had not flushed is nobody else's to lose. `arguments` are the first
-/// run's, and each starts from `prepare`.
+/// A run is killed, the next one succeeds, and then the power fails: everything the first had not flushed
+/// must be durable too. `arguments` are those of the first run; each run starts from `prepare`.
 fn after_kills(what: &str, arguments: &[&str], stride: usize, prepare: impl Fn(&EmbeddedCa)) {
-    let Some(strace) = Strace::find_seeing(what) else {
+    let Some(strace) = Strace::find_with_arguments(what) else {
         return;
     };
     let ca = EmbeddedCa::start();
@@ -347,7 +343,7 @@ fn after_kills(what: &str, arguments: &[&str], stride: usize, prepare: impl Fn(&
     for point in points.iter().step_by(stride) {
         prepare(&ca);
         let mut recorded = record(&ca, &strace, &[arguments, &[]], Some(point));
-        let survived = recorded.survives(&losses(2), Ignored::None);
+        let survived = recorded.survives(&losses(2), IgnoredFlushes::None);
         survived.unwrap_or_else(|why| panic!("{what}: killed at {point:?}: {why}"));
         kills += 1;
     }
@@ -358,7 +354,7 @@ fn issued(ca: &EmbeddedCa) {
     run(&mut ca.issue(&NAMES), 0);
 }
 
-fn without_anything(ca: &EmbeddedCa) {
+fn empty_directories(ca: &EmbeddedCa) {
     for directory in ["data", "out"].map(|name| ca.path(name)) {
         if directory.exists() {
             std::fs::remove_dir_all(directory).unwrap();
@@ -367,13 +363,13 @@ fn without_anything(ca: &EmbeddedCa) {
 }
 
 #[test]
-fn after_a_kill_and_a_good_run_a_power_loss_takes_nothing() {
+fn power_loss_takes_nothing_after_kill_and_successful_run() {
     let what = "power loss after a kill";
     after_kills(what, &["--force"], by_depth(40, 12, 3), issued);
 }
 
 #[test]
-fn after_a_kill_in_a_first_issuance_and_a_good_run_a_power_loss_takes_nothing() {
+fn power_loss_takes_nothing_after_kill_in_first_issuance_and_successful_run() {
     let what = "power loss after a kill in a first issuance";
-    after_kills(what, &[], by_depth(60, 24, 4), without_anything);
+    after_kills(what, &[], by_depth(60, 24, 4), empty_directories);
 }

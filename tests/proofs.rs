@@ -1,9 +1,9 @@
-//! The table of the slow proofs, `tests/proofs`, is complete: whatever has a longer form
-//! is in it, and each source is guarded by a proof.
+//! Checks that `tests/proofs`, the table of the slow proofs, is complete: every test with a longer form is in
+//! it, and a proof guards each source.
 
 use std::path::{Path, PathBuf};
 
-/// The longest that a proof may take in the form of `.ci/run`, in minutes.
+/// The upper bound for a proof in the form of `.ci/run`, in minutes.
 const LONGEST: u32 = 10;
 
 struct Proof {
@@ -59,7 +59,7 @@ fn files_below(directory: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_row_of_the_proofs_names_what_exists_and_fits_into_ci() {
+fn proof_rows_name_existing_files_and_fit_ci_time() {
     for proof in table() {
         let name = &proof.name;
         assert!(
@@ -89,7 +89,7 @@ fn every_row_of_the_proofs_names_what_exists_and_fits_into_ci() {
 }
 
 #[test]
-fn every_test_with_a_longer_form_is_a_proof() {
+fn tests_with_longer_form_are_listed_as_proofs() {
     let proofs = table();
     let commands = || proofs.iter().flat_map(|proof| &proof.command);
     let tests = files_below("tests").into_iter();
@@ -97,7 +97,7 @@ fn every_test_with_a_longer_form_is_a_proof() {
         let text = read(&file);
         let has_longer_form = match file.ends_with(".rs") {
             true => text.contains("by_depth("),
-            // A script that counts.
+            // A script that prints counts.
             false => text.starts_with("#!") && text.contains(" failed, "),
         };
         let module = file.trim_start_matches("tests/").split(['/', '.']).next();
@@ -111,7 +111,7 @@ fn every_test_with_a_longer_form_is_a_proof() {
     assert!(commands().any(|word| word == "fuzz/run"));
 }
 
-/// What runs the others, or serves them.
+/// Files that run or support the proofs.
 const NO_PROOFS: [&str; 5] = [
     "tests/run",
     "tests/prove",
@@ -121,7 +121,7 @@ const NO_PROOFS: [&str; 5] = [
 ];
 
 #[test]
-fn every_source_is_guarded_by_a_proof_beside_the_mutants() {
+fn sources_are_guarded_by_a_proof_beside_mutants() {
     let proofs = table();
     let guards = |file: &str| {
         let own = proofs.iter().filter(|proof| proof.name != "mutants");
@@ -140,5 +140,5 @@ fn every_source_is_guarded_by_a_proof_beside_the_mutants() {
     );
 }
 
-/// Sources for which `tests/run` is all there is.
+/// Sources that `tests/run` alone covers.
 const QUICK: [&str; 0] = [];

@@ -1,6 +1,5 @@
-//! Two to ten processes at once on one store, and a process that is stopped in
-//! the middle of an order while another one comes: one order, one certificate,
-//! and whoever is late says so.
+//! Two to ten processes at once on one store, and a process that is stopped in the middle of an order while
+//! another one starts. There is one order and one certificate, and the late process reports why it stops.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -20,7 +19,7 @@ use crate::support::faults::{Endpoint, Fault, Which};
 use crate::support::oracle::Oracle;
 use crate::support::{Running, by_depth, certs, run, text, until};
 
-/// A CA that looks at nobody's port 80: each process has a listener of its own.
+/// A CA without validation, since each process has its own listener.
 fn ca() -> EmbeddedCa {
     EmbeddedCa::with(|settings| settings.validation = Validation::AlwaysValid)
 }
@@ -41,8 +40,8 @@ fn spawn(mut command: Command) -> Child {
     piped.spawn().unwrap()
 }
 
-/// Runs `number` of them at once. Exactly one orders; the others have nothing to
-/// do or find the first at work.
+/// Runs `number` of them at once. Exactly one orders; the others find the certificate not due or the lease
+/// taken.
 fn race(ca: &EmbeddedCa, name: &str, number: u64, command: impl Fn() -> Command) {
     let done = |endpoint| ca.script.committed(endpoint);
     let (orders, certificates) = (done(Endpoint::NewOrder), done(Endpoint::Finalize));
@@ -60,7 +59,7 @@ fn race(ca: &EmbeddedCa, name: &str, number: u64, command: impl Fn() -> Command)
             code => panic!("{code:?}: {told}"),
         }
     }
-    assert!(successes > 0, "{name}: nobody has won");
+    assert!(successes > 0, "{name}: no process succeeded");
     let (orders, certificates) = (
         done(Endpoint::NewOrder) - orders,
         done(Endpoint::Finalize) - certificates,
@@ -73,17 +72,17 @@ fn race(ca: &EmbeddedCa, name: &str, number: u64, command: impl Fn() -> Command)
 }
 
 #[test]
-fn processes_that_meet_a_ca_for_the_first_time_at_once_make_one_account() {
+fn concurrent_first_contacts_create_one_account() {
     let ca = ca();
     let names: Vec<String> = (0..6).map(|n| format!("n{n}.example.com")).collect();
-    // Each reads the directory first, and then looks for an account.
+    // Each process requests the directory before it looks for an account.
     ca.script
         .add(Endpoint::Directory, Which::Every, Fault::Held);
     let racing: Vec<Child> = names
         .iter()
         .map(|name| spawn(issue(&ca, &[name])))
         .collect();
-    until("all are there", || {
+    until("six requests for the directory", || {
         ca.script.count(Endpoint::Directory) == 6
     });
     ca.script.clear();
@@ -94,12 +93,12 @@ fn processes_that_meet_a_ca_for_the_first_time_at_once_make_one_account() {
     assert_eq!(ca.script.accounts(), 1);
 }
 
-/// Rounds of a race for a new name, or for one that is made due.
+/// Rounds of a race for a new certificate, or for one that is made due.
 fn rounds(asked: u64) {
     let (mut ca, dice) = (ca(), SeededRandom::new(3));
     for round in 0..asked {
         if round % 10 == 0 {
-            // Also where there is no store yet, and no account.
+            // Covers the case without a store and an account.
             ca = self::ca();
         }
         let name = format!("r{round}.example.com");
@@ -118,7 +117,7 @@ fn renew(ca: &EmbeddedCa, name: &str) -> Command {
     command
 }
 
-/// As if the stored instant of renewal had come.
+/// Sets the stored instant of renewal to the past.
 fn make_due(ca: &EmbeddedCa, name: &str) {
     let path = ca.path("data/records").join(name).join("record.json");
     let text = std::fs::read_to_string(&path).unwrap();
@@ -130,14 +129,14 @@ fn make_due(ca: &EmbeddedCa, name: &str) {
 }
 
 #[test]
-fn of_processes_that_race_for_one_certificate_exactly_one_orders() {
+fn racing_processes_make_one_order_per_certificate() {
     let asked = by_depth(6, 200, 1_000);
     rounds(asked);
     eprintln!("races of 2 to 10 processes: {asked} rounds");
 }
 
 #[test]
-fn who_finds_port_80_taken_by_the_first_says_so_and_orders_nothing() {
+fn process_without_port_80_reports_it_and_orders_nothing() {
     let ca = EmbeddedCa::start();
     let racing: Vec<Child> = (0..6).map(|_| spawn(ca.issue(&["example.com"]))).collect();
     let mut codes = Vec::new();
@@ -155,7 +154,7 @@ fn who_finds_port_80_taken_by_the_first_says_so_and_orders_nothing() {
     oracle.settled().unwrap();
 }
 
-/// What one of many workers did with a record.
+/// Whether one of many workers changed a record.
 fn work(store: &FileStore, lineage: &Lineage, round: u64, leased: bool) -> bool {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
@@ -187,13 +186,13 @@ fn work(store: &FileStore, lineage: &Lineage, round: u64, leased: bool) -> bool 
 }
 
 #[test]
-fn in_a_thousand_rounds_exactly_one_of_many_writers_wins() {
+fn concurrent_writers_have_exactly_one_winner_in_a_thousand_rounds() {
     let directory = tempfile::tempdir().unwrap();
     let store = FileStore::open(directory.path().join("data")).unwrap();
     let (store, dice) = (Arc::new(store), SeededRandom::new(5));
     let lineage = Lineage::parse("example.com").unwrap();
     for round in 0..1_000 {
-        // With their lease, and by compare-and-swap alone.
+        // In turn with a lease, and by compare-and-swap alone.
         let (number, leased) = (2 + dice.below(9), round % 2 == 0);
         let barrier = Arc::new(Barrier::new(usize::try_from(number).unwrap()));
         let workers = (0..number).map(|_| {
@@ -212,14 +211,14 @@ fn in_a_thousand_rounds_exactly_one_of_many_writers_wins() {
 }
 
 #[test]
-fn a_lease_that_is_given_back_is_free_though_a_child_that_is_being_started_has_its_file() {
+fn released_lease_is_free_while_starting_child_inherits_its_file() {
     let directory = tempfile::tempdir().unwrap();
     let store = FileStore::open(directory.path().join("data")).unwrap();
     let lineage = Lineage::parse("example.com").unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     runtime.unwrap().block_on(async {
         let lease = store.lease(&lineage).await.unwrap();
-        // As between fork and exec: the same open file under another number.
+        // Imitates a child between fork and exec: the same open file under another number.
         let file = directory.path().join("data/leases/example.com");
         let its = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
         let mut its = its.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == file));
@@ -236,13 +235,13 @@ fn a_lease_that_is_given_back_is_free_though_a_child_that_is_being_started_has_i
 }
 
 /// A process that is stopped while the CA is about to sign.
-struct Stopped {
+struct StoppedProcess {
     ca: EmbeddedCa,
     child: Running,
     log: PathBuf,
 }
 
-impl Stopped {
+impl StoppedProcess {
     fn in_the_middle_of_an_order() -> Self {
         let ca = ca();
         ca.script
@@ -254,17 +253,17 @@ impl Stopped {
         child.signal(Signal::STOP);
         let stat = format!("/proc/{}/stat", child.id());
         let is_stopped = || std::fs::read_to_string(&stat).unwrap().contains(") T ");
-        until("the stop", is_stopped);
-        // The CA signs, and replies to nobody.
+        until("the stopped state", is_stopped);
+        // The CA signs, but its reply is not read.
         ca.script.clear();
         until("the CA", || ca.script.committed(Endpoint::Finalize) == 1);
         Self { ca, child, log }
     }
 
-    /// What it says once it goes on.
-    fn goes_on(&mut self, code: i32) -> String {
+    /// Continues the process, and returns its output.
+    fn continue_to_end(&mut self, code: i32) -> String {
         self.child.signal(Signal::CONT);
-        until("its end", || self.child.has_ended());
+        until("the process's end", || self.child.has_ended());
         let told = std::fs::read_to_string(&self.log).unwrap();
         assert_eq!(self.child.exit_code(), Some(code), "{told}");
         told
@@ -279,32 +278,32 @@ fn settled_with_one_order(ca: &EmbeddedCa) {
 }
 
 #[test]
-fn a_process_that_is_stopped_in_its_order_keeps_its_lease_and_ends_well() {
-    let mut stopped = Stopped::in_the_middle_of_an_order();
+fn stopped_process_keeps_lease_and_finishes() {
+    let mut stopped = StoppedProcess::in_the_middle_of_an_order();
     let told = run(&mut issue(&stopped.ca, &["example.com"]), 8);
     assert!(
         told.contains("is being worked on by another process"),
         "{told}"
     );
-    // In full longer than any deadline of a request.
+    // In the full form longer than any request deadline.
     std::thread::sleep(Duration::from_secs(by_depth(0, 0, 60)));
-    stopped.goes_on(0);
+    stopped.continue_to_end(0);
     settled_with_one_order(&stopped.ca);
 }
 
 #[test]
-fn a_process_whose_lease_was_taken_from_it_is_refused_when_it_goes_on() {
-    let mut stopped = Stopped::in_the_middle_of_an_order();
-    // By somebody who takes the lock of a stopped process for a stale one.
+fn process_with_lost_lease_is_refused_when_it_continues() {
+    let mut stopped = StoppedProcess::in_the_middle_of_an_order();
+    // Imitates an operator that deletes the lock of a stopped process as stale.
     std::fs::remove_file(stopped.ca.path("data/leases/example.com")).unwrap();
     let told = run(&mut issue(&stopped.ca, &["example.com"]), 0);
     let oracle = Oracle::new(&stopped.ca.path(""), &["example.com"]);
     let before = oracle.settled();
     let before = before.unwrap_or_else(|why| panic!("{why}: {told}"));
-    let told = stopped.goes_on(8);
+    let told = stopped.continue_to_end(8);
     let is_told = told.contains("was changed by another process") && told.contains("hint:");
     assert!(is_told, "{told}");
     settled_with_one_order(&stopped.ca);
     let after = oracle.settled().unwrap();
-    assert_eq!(after, before, "the late one has overwritten the other");
+    assert_eq!(after, before, "the late process has overwritten the record");
 }

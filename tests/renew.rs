@@ -1,39 +1,31 @@
-//! `certs renew` and rehearsals, against Pebble.
+//! `certs renew` and dry runs, against Pebble.
 
 use std::process::Command;
 
-use crate::support::{Pebble, certs, free_port, text};
+use crate::support::{Pebble, certs, free_port, run};
 
-/// Runs it and returns what it said, once its exit code is `code`.
-fn run(command: &mut Command, code: i32) -> String {
-    let output = command.output().unwrap();
-    let told = text(&output);
-    assert_eq!(output.status.code(), Some(code), "{told}");
-    told
-}
-
-fn here(pebble: &Pebble) -> Command {
+fn certs_here(pebble: &Pebble) -> Command {
     let mut command = certs(&pebble.path(""));
     command.current_dir(pebble.path(""));
     command
 }
 
 #[test]
-fn a_renewal_goes_by_the_options_of_the_issue_that_made_it() {
+fn renew_uses_options_of_first_issue() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
     run(&mut pebble.issue(&["example.com", "--key", "rsa-2048"]), 0);
-    // From cron: another directory, no option, no variable but where the state is;
-    // and while nothing is due, port 80 may belong to somebody else.
+    // As from cron: another directory, no option, no variable but the data directory. While nothing is due,
+    // another process may use port 80.
     let taken = std::net::TcpListener::bind(("127.0.0.1", pebble.http_port)).unwrap();
     let mut renew = certs(&pebble.path(""));
     let told = run(renew.current_dir("/").arg("renew"), 0);
     assert!(told.contains("not due; generation 0001"), "{told}");
-    let told = run(here(&pebble).args(["renew", "--force"]), 2);
+    let told = run(certs_here(&pebble).args(["renew", "--force"]), 2);
     assert!(told.contains("cannot listen"), "{told}");
     drop(taken);
-    let told = run(here(&pebble).args(["renew", "--force"]), 0);
+    let told = run(certs_here(&pebble).args(["renew", "--force"]), 0);
     assert!(told.contains("issued; generation 0002"), "{told}");
     let key = pebble.path("out/live/example.com/privkey.pem");
     let key = rcgen::KeyPair::from_pem(&std::fs::read_to_string(key).unwrap()).unwrap();
@@ -41,21 +33,21 @@ fn a_renewal_goes_by_the_options_of_the_issue_that_made_it() {
 }
 
 #[test]
-fn one_certificate_that_fails_stops_no_other_and_gives_the_exit_code() {
+fn renew_continues_past_failed_certificate_and_exits_with_its_code() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
     for name in ["a.example.com", "b.example.com", "c.example.com"] {
         run(&mut pebble.issue(&[name]), 0);
     }
-    // Configured now, at a CA that nobody answers for.
+    // Now configured with a CA at an unused port.
     let nowhere = format!("https://127.0.0.1:{}/dir", free_port());
     let file = format!(
         "ca = '{nowhere}'\nhttp_listen = '127.0.0.1:{}'\n[[certificate]]\nnames = 'b.example.com'\n",
         pebble.http_port
     );
     std::fs::write(pebble.path("certs.toml"), file).unwrap();
-    let told = run(here(&pebble).args(["renew", "--force"]), 3);
+    let told = run(certs_here(&pebble).args(["renew", "--force"]), 3);
     for line in [
         "a.example.com: issued; generation 0002",
         "b.example.com: failed (exit code 3)",
@@ -63,13 +55,16 @@ fn one_certificate_that_fails_stops_no_other_and_gives_the_exit_code() {
     ] {
         assert!(told.contains(line), "no `{line}` in {told}");
     }
-    let told = run(here(&pebble).args(["renew", "a.example.com", "--force"]), 0);
+    let told = run(
+        certs_here(&pebble).args(["renew", "a.example.com", "--force"]),
+        0,
+    );
     assert!(told.contains("a.example.com: issued; generation 0003"));
     assert!(!told.contains("c.example.com"), "{told}");
 }
 
 #[test]
-fn a_configured_certificate_needs_its_name_alone() {
+fn issue_of_configured_certificate_needs_only_its_name() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -80,19 +75,22 @@ fn a_configured_certificate_needs_its_name_alone() {
         pebble.http_port
     );
     std::fs::write(pebble.path("certs.toml"), file).unwrap();
-    let told = run(here(&pebble).args(["issue", "example.com", "--json"]), 0);
+    let told = run(
+        certs_here(&pebble).args(["issue", "example.com", "--json"]),
+        0,
+    );
     let told: serde_json::Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
     assert_eq!(
         (&told["name"], &told["issued"]),
         (&"example.com".into(), &true.into())
     );
-    let status = run(here(&pebble).args(["status", "--json"]), 0);
+    let status = run(certs_here(&pebble).args(["status", "--json"]), 0);
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status[0]["identifiers"].as_array().unwrap().len(), 2);
 }
 
 #[test]
-fn a_rehearsal_leaves_no_trace() {
+fn dry_run_writes_nothing() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -104,11 +102,11 @@ fn a_rehearsal_leaves_no_trace() {
     for name in ["data", "out"] {
         assert!(!pebble.path(name).exists(), "{name} was written");
     }
-    // A name whose answer is not to be had fails as the real order would.
+    // A name whose challenge fails does so in a dry run too.
     let webroot = pebble.path("webroot");
     std::fs::create_dir(&webroot).unwrap();
     let webroot = webroot.to_str().unwrap().to_owned();
-    let mut command = here(&pebble);
+    let mut command = certs_here(&pebble);
     command.args([
         "issue",
         "example.com",
@@ -128,14 +126,14 @@ fn a_rehearsal_leaves_no_trace() {
 }
 
 #[test]
-fn a_socket_that_is_handed_over_answers_the_challenge() {
+fn inherited_socket_answers_challenge() {
     use std::os::fd::OwnedFd;
 
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
     let socket = std::net::TcpListener::bind(("127.0.0.1", pebble.http_port)).unwrap();
-    // As systemd starts a unit: descriptor 3, and the process's own number.
+    // Starts it as systemd does: descriptor 3, and the pid of the process.
     let mut command = Command::new("/bin/sh");
     command
         .args(["-c", "LISTEN_PID=$$ exec \"$@\" 3<&0 0</dev/null", "sh"])
@@ -159,7 +157,7 @@ fn a_socket_that_is_handed_over_answers_the_challenge() {
 }
 
 #[test]
-fn what_is_damaged_concerns_itself_alone() {
+fn damaged_certificate_affects_no_other() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -170,14 +168,14 @@ fn what_is_damaged_concerns_itself_alone() {
     }
     let records = |name: &str| pebble.path("data/records").join(name);
     std::fs::write(records("a.example.com").join("record.json"), "{").unwrap();
-    // The settings of this one name a webroot that is gone.
+    // The settings of this certificate name a missing webroot.
     let options = records("b.example.com").join("options.json");
     let settings = std::fs::read_to_string(&options).unwrap();
     let mut settings: serde_json::Value = serde_json::from_str(&settings).unwrap();
     settings["challenge"] = serde_json::json!({"webroot": pebble.path("gone")});
     std::fs::write(&options, settings.to_string()).unwrap();
 
-    let told = run(here(&pebble).args(["renew", "--force"]), 2);
+    let told = run(certs_here(&pebble).args(["renew", "--force"]), 2);
     for line in [
         "b.example.com: failed (exit code 2)",
         "a.example.com: failed (exit code 8)",
@@ -186,15 +184,15 @@ fn what_is_damaged_concerns_itself_alone() {
     ] {
         assert!(told.contains(line), "no `{line}` in {told}");
     }
-    let told = run(here(&pebble).args(["renew", "c.example.com"]), 0);
+    let told = run(certs_here(&pebble).args(["renew", "c.example.com"]), 0);
     assert!(told.contains("not due; generation 0002"), "{told}");
-    let told = run(here(&pebble).arg("status"), 8);
+    let told = run(certs_here(&pebble).arg("status"), 8);
     assert!(told.contains("a.example.com: "), "{told}");
     assert!(told.contains("c.example.com  "), "{told}");
 }
 
 #[test]
-fn some_of_its_names_mean_a_stored_certificate_whole() {
+fn issue_with_some_names_selects_whole_stored_certificate() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -203,16 +201,16 @@ fn some_of_its_names_mean_a_stored_certificate_whole() {
     assert!(told.contains("not due; generation 0001"), "{told}");
     assert!(told.contains("it stays for www.example.com too"), "{told}");
     let names = || {
-        let status = run(here(&pebble).args(["status", "--json"]), 0);
+        let status = run(certs_here(&pebble).args(["status", "--json"]), 0);
         let status: serde_json::Value = serde_json::from_str(&status).unwrap();
         status[0]["identifiers"].as_array().unwrap().len()
     };
     run(&mut pebble.issue(&["example.com", "--force"]), 0);
     assert_eq!(names(), 2);
-    // What was asked for and never issued is withdrawn.
+    // A request that was never issued is withdrawn.
     let webroot = pebble.path("webroot");
     std::fs::create_dir(&webroot).unwrap();
-    let mut more = here(&pebble);
+    let mut more = certs_here(&pebble);
     more.args([
         "issue",
         "--agree-tos",
@@ -232,15 +230,15 @@ fn some_of_its_names_mean_a_stored_certificate_whole() {
 }
 
 #[test]
-fn what_waits_after_a_failure_is_no_success() {
+fn renew_in_backoff_is_not_success() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
-    // Nobody answers there.
+    // No server listens there.
     let verify = format!("127.0.0.1:{}", free_port());
     let told = run(&mut pebble.issue(&["example.com", "--verify", &verify]), 7);
     assert!(told.contains("is not verified"), "{told}");
-    let told = run(here(&pebble).arg("renew"), 7);
+    let told = run(certs_here(&pebble).arg("renew"), 7);
     assert!(
         told.contains("not handed over, and no new try before"),
         "{told}"
@@ -254,7 +252,7 @@ fn what_waits_after_a_failure_is_no_success() {
         pebble.directory_url()
     );
     std::fs::write(pebble.path("certs.toml"), other).unwrap();
-    run(here(&pebble).args(["issue", "other.example.com"]), 5);
-    let told = run(here(&pebble).args(["renew", "other.example.com"]), 6);
+    run(certs_here(&pebble).args(["issue", "other.example.com"]), 5);
+    let told = run(certs_here(&pebble).args(["renew", "other.example.com"]), 6);
     assert!(told.contains("no new try before"), "{told}");
 }

@@ -1,6 +1,5 @@
-//! Keys are nowhere but in their files: not in what any command says, however
-//! much it is asked to say, not in what the endpoints show, and not in the
-//! memory of a sidecar that has nothing to do.
+//! Keys exist only in their files: not in any output at any log level, not in the replies of the endpoints,
+//! and not in the memory of an idle sidecar.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -16,7 +15,7 @@ use rustls::pki_types::pem::PemObject;
 
 use crate::support::{Running, certs, free_port, text, until};
 
-/// A P-256 key in PKCS#8, and where it came from.
+/// A P-256 key in PKCS#8, and its file.
 #[derive(Clone)]
 struct Key {
     from: PathBuf,
@@ -24,8 +23,7 @@ struct Key {
 }
 
 impl Key {
-    /// What nobody else knows of it; the rest of the DER is the same for all
-    /// keys, or public.
+    /// The secret part; the rest of the DER is public or the same for all keys.
     fn scalar(&self) -> (usize, &[u8]) {
         const BEFORE: [u8; 5] = [2, 1, 1, 4, 32];
         let mut windows = self.der.windows(BEFORE.len());
@@ -33,13 +31,13 @@ impl Key {
         (start, &self.der[start..start + 32])
     }
 
-    /// Every form in which it may be told.
+    /// Every encoding in which output may reveal it.
     fn forms(&self) -> BTreeSet<Vec<u8>> {
         let (start, scalar) = self.scalar();
         let hexadecimal: String = scalar.iter().map(|byte| format!("{byte:02x}")).collect();
         let list = format!("{scalar:?}");
         let list = list.trim_matches(['[', ']']);
-        // Base64 of the whole key, from the first group that is all the scalar's.
+        // Base64 of the whole key, from the first group with only bytes of the scalar.
         let groups = &self.der[start.next_multiple_of(3)..][..24];
         let mut forms =
             BTreeSet::from([scalar.to_vec(), list.into(), list.replace(' ', "").into()]);
@@ -52,7 +50,7 @@ impl Key {
     }
 
     fn count(&self, told: &[u8]) -> usize {
-        // A PEM is broken into lines, and those are escaped in JSON.
+        // PEM has line breaks, which JSON escapes.
         let escaped = replace(told, b"\\n", b"");
         let joined: Vec<u8> = escaped
             .iter()
@@ -82,7 +80,7 @@ fn replace(text: &[u8], what: &[u8], with: &[u8]) -> Vec<u8> {
 }
 
 fn find(text: &[u8], what: &[u8]) -> Option<usize> {
-    // The first byte first: tests are not optimized, and memory is large.
+    // Searches for the first byte first: tests are not optimized, and the memory is large.
     let mut from = 0;
     while let Some(at) = text[from..].iter().position(|byte| *byte == what[0]) {
         if text[from + at..].starts_with(what) {
@@ -102,7 +100,7 @@ fn occurrences(text: &[u8], what: &[u8]) -> usize {
     count
 }
 
-/// Every key below `root`: certificates', accounts', the CA's own.
+/// Every key below `root`: of certificates, accounts and the CA.
 fn keys(root: &Path) -> Vec<Key> {
     let (mut folders, mut keys) = (vec![root.to_owned()], Vec::new());
     while let Some(folder) = folders.pop() {
@@ -129,7 +127,7 @@ fn key_in(file: &Path) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn the_search_finds_a_key_in_every_form() {
+fn key_search_finds_every_encoding() {
     let pair = rcgen::KeyPair::generate().unwrap();
     let (der, pem) = (pair.serialize_der(), pair.serialize_pem());
     let key = Key {
@@ -164,15 +162,15 @@ fn the_search_finds_a_key_in_every_form() {
     assert_eq!(key.count(public.as_bytes()), 0);
 }
 
-/// A sidecar and commands beside it, in one data directory.
-struct House {
+/// A sidecar and commands that share its data directory.
+struct Installation {
     directory: tempfile::TempDir,
     http: u16,
     admin: u16,
     format: &'static str,
 }
 
-impl House {
+impl Installation {
     fn new(format: &'static str) -> Self {
         let (directory, http, admin) = (tempfile::tempdir().unwrap(), free_port(), free_port());
         Self {
@@ -217,12 +215,12 @@ impl House {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin));
         stream.map_or_else(
             |error| error.to_string(),
-            |stream| asked(stream, request, ""),
+            |stream| send_request(stream, request, ""),
         )
     }
 
-    /// Changes a file for a command, and back.
-    fn damaged(&self, file: &Path, content: &str, command: &mut Command) -> String {
+    /// Damages a file while a command runs, and restores it.
+    fn with_damaged_file(&self, file: &Path, content: &str, command: &mut Command) -> String {
         let sound = std::fs::read(file).unwrap();
         std::fs::write(file, content).unwrap();
         let told = text(&command.output().unwrap());
@@ -231,7 +229,7 @@ impl House {
     }
 }
 
-fn asked(mut stream: impl Read + Write, request: &str, body: &str) -> String {
+fn send_request(mut stream: impl Read + Write, request: &str, body: &str) -> String {
     let length = body.len();
     let head = format!("{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
     let typed = "Content-Type: application/json\r\n";
@@ -245,8 +243,8 @@ fn asked(mut stream: impl Read + Write, request: &str, body: &str) -> String {
     String::from_utf8_lossy(&reply).into_owned()
 }
 
-fn everything_told(house: &House) -> String {
-    let running = house.start();
+fn all_output(installation: &Installation) -> String {
+    let running = installation.start();
     let mut told = String::new();
     for path in [
         "/",
@@ -256,8 +254,8 @@ fn everything_told(house: &House) -> String {
         "/readyz",
         "/x",
     ] {
-        told += &house.ask(&format!("GET {path}"));
-        told += &house.ask(&format!("POST {path}"));
+        told += &installation.ask(&format!("GET {path}"));
+        told += &installation.ask(&format!("POST {path}"));
     }
     for (request, body) in [
         ("GET /", ""),
@@ -265,8 +263,8 @@ fn everything_told(house: &House) -> String {
         ("POST /v1/work", "{"),
         ("POST /v1/work", "{\"certificate\": {}, \"task\": 1}"),
     ] {
-        let socket = UnixStream::connect(house.path("data/admin.sock")).unwrap();
-        told += &asked(socket, request, body);
+        let socket = UnixStream::connect(installation.path("data/admin.sock")).unwrap();
+        told += &send_request(socket, request, body);
     }
     for arguments in [
         &["status"][..],
@@ -278,21 +276,21 @@ fn everything_told(house: &House) -> String {
         &["issue", "other.example.com", "--reuse-key"],
         &["renew", "--force", "--json"],
     ] {
-        told += &text(&house.command(arguments).output().unwrap());
+        told += &text(&installation.command(arguments).output().unwrap());
     }
     drop(running);
-    told += &std::fs::read_to_string(house.path("log")).unwrap();
+    told += &std::fs::read_to_string(installation.path("log")).unwrap();
     told
 }
 
-fn everything_told_of_damage(house: &House) -> String {
+fn all_output_with_damage(installation: &Installation) -> String {
     let mut told = String::new();
-    let records = house.path("data/records");
+    let records = installation.path("data/records");
     let other = records.join("other.example.com/0001/privkey.pem");
     let other = std::fs::read_to_string(other).unwrap();
-    let mut accounts = std::fs::read_dir(house.path("data/accounts")).unwrap();
+    let mut accounts = std::fs::read_dir(installation.path("data/accounts")).unwrap();
     let account = accounts.next().unwrap().unwrap().path();
-    let live = house.path("out/live/example.com");
+    let live = installation.path("out/live/example.com");
     let newest = std::fs::read_link(&live).unwrap();
     let newest = records
         .join("example.com")
@@ -306,34 +304,38 @@ fn everything_told_of_damage(house: &House) -> String {
         let sound = std::fs::read_to_string(&file).unwrap();
         for content in [&sound[..sound.len() / 2], &sound.replace('M', "!"), &other] {
             for arguments in [&["issue"], forced] {
-                told += &house.damaged(&file, content, &mut house.command(arguments));
+                told += &installation.with_damaged_file(
+                    &file,
+                    content,
+                    &mut installation.command(arguments),
+                );
             }
         }
     }
-    // A renewal that would keep a key that is damaged.
+    // A renewal that would reuse a damaged key.
     let key = newest.join("privkey.pem");
     let half = other.split_at(other.len() / 2).0;
     std::fs::write(key, half).unwrap();
-    told += &text(&house.command(of_key).output().unwrap());
+    told += &text(&installation.command(of_key).output().unwrap());
     told
 }
 
 #[test]
-fn no_key_is_ever_told() {
+fn keys_never_appear_in_any_output() {
     for format in ["text", "json"] {
-        let house = House::new(format);
-        let mut told = everything_told(&house);
-        let mut keys = keys(&house.path("data"));
-        told += &everything_told_of_damage(&house);
-        keys.extend(self::keys(&house.path("data")));
+        let installation = Installation::new(format);
+        let mut told = all_output(&installation);
+        let mut keys = keys(&installation.path("data"));
+        told += &all_output_with_damage(&installation);
+        keys.extend(self::keys(&installation.path("data")));
         for kind in ["records", "accounts", "ca"] {
-            let of_kind = house.path("data").join(kind);
+            let of_kind = installation.path("data").join(kind);
             assert!(
                 keys.iter().any(|key| key.from.starts_with(&of_kind)),
                 "no key of {kind}"
             );
         }
-        // All of it was said: by the log at its loudest, the endpoints and the commands.
+        // The output includes debug logs, endpoints and commands.
         for words in [
             "DEBUG",
             "certs_certificate_not_after",
@@ -353,7 +355,7 @@ fn no_key_is_ever_told() {
     }
 }
 
-/// All that process `id` may write to and therefore may have copied to.
+/// The writable memory of process `id`.
 fn memory(id: u32) -> Vec<u8> {
     let maps = std::fs::read_to_string(format!("/proc/{id}/maps")).unwrap();
     let mut memory = std::fs::File::open(format!("/proc/{id}/mem")).unwrap();
@@ -368,7 +370,7 @@ fn memory(id: u32) -> Vec<u8> {
         let [start, end] = [start, end].map(|at| u64::from_str_radix(at, 16).unwrap());
         memory.seek(SeekFrom::Start(start)).unwrap();
         let mut region = vec![0; usize::try_from(end - start).unwrap()];
-        // One of the kernel's own cannot be read.
+        // Some kernel mappings cannot be read.
         if memory.read_exact(&mut region).is_ok() {
             all.append(&mut region);
         }
@@ -377,26 +379,26 @@ fn memory(id: u32) -> Vec<u8> {
 }
 
 #[test]
-fn a_sidecar_that_has_nothing_to_do_holds_no_certificate_key() {
+fn idle_sidecar_holds_no_certificate_key() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: keys in memory: only root may look into the process");
+        eprintln!("SKIPPED: keys in memory: only root may read a process's memory");
         return;
     }
-    let house = House::new("text");
-    let running = house.start();
+    let installation = Installation::new("text");
+    let running = installation.start();
     let (placeholder, issued) = ("archive/example.com/0000", "archive/example.com/0001");
-    let keys_of = |part: &str| keys(&house.path("out").join(part));
-    let accounts = keys(&house.path("data/accounts"));
+    let keys_of = |part: &str| keys(&installation.path("out").join(part));
+    let accounts = keys(&installation.path("data/accounts"));
     let count = |key: &Key, memory: &[u8]| {
-        // The library keeps numbers with the lowest byte first.
+        // The library stores numbers with the lowest byte first.
         let (_, scalar) = key.scalar();
         let number: Vec<u8> = scalar.iter().rev().copied().collect();
         key.count(memory) + occurrences(memory, &number)
     };
-    // What it does after it said that it is ready takes a moment.
+    // The sidecar's memory settles shortly after it is ready.
     until("a memory without a certificate's key", || {
         let memory = memory(running.id());
-        // It signs with this one, so that it must be found.
+        // The sidecar signs with this key, so its memory must contain it.
         assert_eq!(accounts.len(), 1);
         assert!(count(&accounts[0], &memory) > 0);
         let keys = [keys_of(placeholder), keys_of(issued)].concat();

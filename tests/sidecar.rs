@@ -1,6 +1,5 @@
-//! `certs run` beside a real nginx, as a team meets it: the placeholder, the
-//! first certificate, what an operator sees, signals, and one-shot commands on
-//! the same data directory.
+//! `certs run` beside a real nginx, as an operator meets it: the placeholder, the first certificate, status
+//! and metrics, signals, and one-shot commands on the same data directory.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -14,13 +13,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::support::{Nginx, Pebble, certs, free_port, run, until};
 
 /// A running `certs run` with its log.
-struct Sidecar {
+struct PebbleSidecar {
     child: Child,
     log: PathBuf,
     admin: u16,
 }
 
-impl Sidecar {
+impl PebbleSidecar {
     fn start(pebble: &Pebble, more: impl FnOnce(&mut Command)) -> Self {
         let (log, admin) = (pebble.path("run.log"), free_port());
         let mut command = certs(&pebble.path(""));
@@ -51,7 +50,7 @@ impl Sidecar {
         kill_process(pid, signal).unwrap();
     }
 
-    /// The status and body that the admin endpoint gives; 0 when it does not.
+    /// The status and body from the admin endpoint; 0 without a reply.
     fn ask(&self, method: &str, path: &str) -> (u16, String) {
         let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin)) else {
             return (0, String::new());
@@ -82,9 +81,9 @@ impl Sidecar {
     }
 }
 
-impl Drop for Sidecar {
+impl Drop for PebbleSidecar {
     fn drop(&mut self) {
-        // A child that has ended already is what was wanted.
+        // An error means that the child has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -97,11 +96,11 @@ fn value(metrics: &str, series: &str) -> f64 {
 }
 
 #[test]
-fn from_the_placeholder_to_a_proven_certificate_and_through_a_restart() {
+fn sidecar_replaces_placeholder_with_verified_certificate_and_keeps_it_over_a_restart() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
-    // A CA that hangs: nginx must start all the same.
+    // The CA hangs, and nginx must start all the same.
     pebble.pause();
     let pid_file = pebble.path("nginx/nginx.pid");
     let port = free_port();
@@ -110,7 +109,7 @@ fn from_the_placeholder_to_a_proven_certificate_and_through_a_restart() {
             .env("CERTS_DEPLOY", format!("nginx:{}", pid_file.display()))
             .env("CERTS_VERIFY", format!("127.0.0.1:{port}"));
     };
-    let sidecar = Sidecar::start(&pebble, configure);
+    let sidecar = PebbleSidecar::start(&pebble, configure);
     let live = pebble.path("out/live/example.com");
     until("the placeholder", || live.join("privkey.pem").exists());
     let Some(_nginx) = Nginx::start_at(&live, &pebble.path("nginx"), port) else {
@@ -166,7 +165,7 @@ fn from_the_placeholder_to_a_proven_certificate_and_through_a_restart() {
         (&json[0]["name"], &json[0]["generation_served"]),
         (&"example.com".into(), &1.into())
     );
-    // No TCP port changes anything.
+    // No request over TCP changes anything.
     for path in [
         "/",
         "/healthz",
@@ -186,7 +185,7 @@ fn from_the_placeholder_to_a_proven_certificate_and_through_a_restart() {
         std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777,
         0o660
     );
-    // Port 80 is the sidecar's: the work is handed to it.
+    // The sidecar has port 80, so the command delegates the order to it.
     let told = run(&mut pebble.issue(&["example.com", "--force"]), 0);
     assert!(told.contains("issued; generation 0002"), "{told}");
     let told = run(&mut pebble.issue(&["example.com"]), 0);
@@ -196,7 +195,7 @@ fn from_the_placeholder_to_a_proven_certificate_and_through_a_restart() {
 
     let before = std::fs::canonicalize(&live).unwrap();
     for restart in 0..50 {
-        let again = Sidecar::start(&pebble, configure);
+        let again = PebbleSidecar::start(&pebble, configure);
         again.until_ready();
         let (_, metrics) = again.ask("GET", "/metrics");
         assert!(
@@ -209,7 +208,7 @@ fn from_the_placeholder_to_a_proven_certificate_and_through_a_restart() {
 }
 
 #[test]
-fn what_is_not_served_is_an_alarm_that_ends_by_itself_and_never_an_order() {
+fn certificate_not_served_raises_alarm_that_clears_and_never_orders() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -227,8 +226,8 @@ fn what_is_not_served_is_an_alarm_that_ends_by_itself_and_never_an_order() {
         return;
     };
     run(&mut pebble.issue(&["example.com", "--force"]), 0);
-    // No endpoint is named: where nginx listens is found.
-    let sidecar = Sidecar::start(&pebble, |command| {
+    // Without a `--verify` address, the sidecar finds where nginx listens.
+    let sidecar = PebbleSidecar::start(&pebble, |command| {
         command.env(
             "CERTS_DEPLOY",
             format!("nginx:{}", nginx.pid_file.display()),
@@ -253,14 +252,14 @@ fn what_is_not_served_is_an_alarm_that_ends_by_itself_and_never_an_order() {
 }
 
 #[test]
-fn a_new_configuration_is_taken_over_and_a_bad_one_is_not() {
+fn reload_applies_valid_configuration_and_keeps_old_over_invalid() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
     let file = pebble.path("certs.toml");
     let write = |certificates: &str| std::fs::write(&file, certificates).unwrap();
     write("[[certificate]]\nnames = ['one.example.com']\n");
-    let sidecar = Sidecar::start(&pebble, |command| {
+    let sidecar = PebbleSidecar::start(&pebble, |command| {
         command
             .env_remove("CERTS_DOMAINS")
             .env("CERTS_CONFIG", &file);
@@ -289,14 +288,14 @@ fn a_new_configuration_is_taken_over_and_a_bad_one_is_not() {
 }
 
 #[test]
-fn the_first_certificate_may_be_configured_while_it_runs() {
+fn reload_adds_first_certificate_while_sidecar_runs() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
     let file = pebble.path("certs.toml");
     let write = |text: &str| std::fs::write(&file, text).unwrap();
     write("");
-    let sidecar = Sidecar::start(&pebble, |command| {
+    let sidecar = PebbleSidecar::start(&pebble, |command| {
         command
             .env_remove("CERTS_DOMAINS")
             .env("CERTS_CONFIG", &file);
@@ -311,7 +310,7 @@ fn the_first_certificate_may_be_configured_while_it_runs() {
 }
 
 #[test]
-fn where_challenges_are_answered_changes_with_a_restart_only() {
+fn challenge_listener_changes_only_at_restart() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -322,7 +321,7 @@ fn where_challenges_are_answered_changes_with_a_restart_only() {
         std::fs::write(&file, text).unwrap();
     };
     listen(pebble.http_port);
-    let sidecar = Sidecar::start(&pebble, |command| {
+    let sidecar = PebbleSidecar::start(&pebble, |command| {
         command
             .env_remove("CERTS_HTTP_LISTEN")
             .env_remove("CERTS_DOMAINS")
@@ -337,17 +336,17 @@ fn where_challenges_are_answered_changes_with_a_restart_only() {
 }
 
 #[test]
-fn a_command_beside_it_is_told_what_it_does() {
+fn command_reports_running_sidecar() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
-    let sidecar = Sidecar::start(&pebble, |_| {});
+    let sidecar = PebbleSidecar::start(&pebble, |_| {});
     sidecar.until_ready();
-    // A rehearsal needs port 80 as well.
+    // A dry run needs port 80 too.
     let told = run(&mut pebble.issue(&["new.example.com", "--dry-run"]), 0);
     assert!(told.contains("dry run: new.example.com would be issued"));
     assert!(!pebble.path("data/records/new.example.com").exists());
-    // The files are where the sidecar writes them.
+    // The files are in the sidecar's output directory.
     let other = pebble.path("other");
     let mut command = pebble.issue(&["new.example.com", "--output-dir"]);
     let told = run(command.arg(&other), 0);
@@ -356,7 +355,7 @@ fn a_command_beside_it_is_told_what_it_does() {
     assert!(told.contains(&there) && path.exists(), "{told}");
     assert!(told.contains("the running `certs run` writes to"), "{told}");
     assert!(!other.exists());
-    // What it keeps is not made into something else by a command.
+    // A command cannot change a certificate that the sidecar's configuration names.
     let more = ["example.com", "www.example.com"];
     let told = run(&mut pebble.issue(&more), 2);
     assert!(told.contains("keeps it for example.com from"), "{told}");
@@ -365,11 +364,11 @@ fn a_command_beside_it_is_told_what_it_does() {
 }
 
 #[test]
-fn a_rehearsal_before_the_first_order_lends_it_no_account() {
+fn dry_run_before_first_order_shares_no_account() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
-    let sidecar = Sidecar::start(&pebble, |command| {
+    let sidecar = PebbleSidecar::start(&pebble, |command| {
         command.env_remove("CERTS_DOMAINS");
     });
     until("the sidecar", || pebble.path("data/admin.sock").exists());
@@ -386,14 +385,14 @@ fn a_rehearsal_before_the_first_order_lends_it_no_account() {
 }
 
 #[test]
-fn a_sidecar_without_a_listener_keeps_nobody_from_what_is_not_due() {
+fn renew_skips_certificates_not_due_beside_sidecar_without_listener() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
     run(&mut pebble.issue(&["example.com"]), 0);
     let webroot = pebble.path("webroot");
     std::fs::create_dir(&webroot).unwrap();
-    let sidecar = Sidecar::start(&pebble, |command| {
+    let sidecar = PebbleSidecar::start(&pebble, |command| {
         command
             .env_remove("CERTS_DOMAINS")
             .env_remove("CERTS_HTTP_LISTEN")
@@ -409,23 +408,23 @@ fn a_sidecar_without_a_listener_keeps_nobody_from_what_is_not_due() {
 }
 
 #[test]
-fn a_damaged_certificate_is_mended_and_holds_up_no_other() {
+fn damaged_certificate_is_repaired_and_delays_no_other() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
     let live = pebble.path("out/live/example.com");
     run(&mut pebble.issue(&["example.com"]), 0);
     run(&mut pebble.issue(&["other.example.com"]), 0);
-    // The volume was lost but for its link; and a record is not readable.
+    // The volume is lost but for its link, and one record is unreadable.
     std::fs::remove_dir_all(pebble.path("out/archive/example.com")).unwrap();
     let record = pebble.path("data/records/other.example.com/record.json");
     std::fs::write(&record, "").unwrap();
-    let sidecar = Sidecar::start(&pebble, |command| {
+    let sidecar = PebbleSidecar::start(&pebble, |command| {
         command.env("CERTS_DOMAINS", "other.example.com; example.com");
     });
     sidecar.until_logged("hint: restore that file");
     until("the pair", || live.join("fullchain.pem").exists());
-    until("the newest", || {
+    until("the newest generation", || {
         std::fs::read_link(&live).unwrap().ends_with("0001")
     });
     crate::support::loads(&live);
@@ -435,7 +434,7 @@ fn a_damaged_certificate_is_mended_and_holds_up_no_other() {
 }
 
 #[test]
-fn the_service_manager_is_told() {
+fn sidecar_notifies_service_manager() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -450,7 +449,7 @@ fn the_service_manager_is_told() {
         String::from_utf8_lossy(&buffer[..length]).into_owned()
     };
     let until_told = |what: &str| while !told().lines().any(|line| line == what) {};
-    let sidecar = Sidecar::start(&pebble, |command| {
+    let sidecar = PebbleSidecar::start(&pebble, |command| {
         command
             .env("NOTIFY_SOCKET", &path)
             .env("WATCHDOG_USEC", "400000");
@@ -467,11 +466,11 @@ fn the_service_manager_is_told() {
 }
 
 #[test]
-fn a_second_sidecar_on_the_same_data_is_refused() {
+fn second_sidecar_on_same_data_directory_is_refused() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
-    let first = Sidecar::start(&pebble, |_| {});
+    let first = PebbleSidecar::start(&pebble, |_| {});
     first.until_ready();
     let mut second = certs(&pebble.path(""));
     second

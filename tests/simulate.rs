@@ -1,5 +1,5 @@
-//! `certs simulate` as a user meets it. What it shows is proven by many seeds
-//! in `tests/seeds`; here it is small.
+//! `certs simulate` on the command line. `tests/seeds` proves its results with many seeds; these runs are
+//! short.
 
 use std::process::Output;
 
@@ -7,7 +7,7 @@ use crate::support::{certs, text};
 
 const SMALL: [&str; 5] = ["simulate", "--nodes", "2", "--certificates", "4"];
 
-/// What it printed, and what it told; it ended with `code`.
+/// Runs it, asserts exit code `code`, and returns stdout and stderr.
 fn play(arguments: &[&str], code: i32) -> (String, String) {
     let directory = tempfile::tempdir().unwrap();
     let mut command = certs(directory.path());
@@ -17,14 +17,14 @@ fn play(arguments: &[&str], code: i32) -> (String, String) {
     }
     let output: Output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(code), "{}", text(&output));
-    // It needs no directory, and makes none.
+    // The command needs no directory and creates none.
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (text(&output.stdout), text(&output.stderr))
 }
 
 #[test]
-fn the_scoreboard_has_its_names_and_is_the_same_each_time() {
+fn simulate_report_is_stable_and_has_fixed_names() {
     let played = |seed: &str| play(&["--json", "--seed", seed], 0).0;
     let first = played("3");
     assert_eq!(first, played("3"));
@@ -52,25 +52,25 @@ fn the_scoreboard_has_its_names_and_is_the_same_each_time() {
 }
 
 #[test]
-fn one_seed_is_as_it_was() {
+fn simulate_seed_matches_snapshot() {
     let (json, _) = play(&["--json", "--seed", "3"], 0);
     insta::assert_snapshot!("simulate-seed-3", json);
 }
 
 #[test]
-fn a_scenario_that_does_not_happen_is_a_usage_error() {
+fn simulate_rejects_scenario_that_never_occurs() {
     let said = play(&["--days", "9", "--scenario", "outages"], 2).1;
     assert!(
         said.contains("nothing of outages happens in 9 days"),
         "{said}"
     );
     assert!(said.contains("hint: play more days"), "{said}");
-    // One that is not named may well be missing.
+    // A scenario that is not named may be absent.
     play(&["--days", "2", "--scenario", "all"], 0);
 }
 
 #[test]
-fn what_happened_is_counted_by_scenario() {
+fn simulate_counts_faults_by_scenario() {
     let (json, _) = play(&["--json", "--scenario", "full-disks", "clocks"], 0);
     let score: serde_json::Value = serde_json::from_str(&json).unwrap();
     for scenario in ["full-disks", "clocks"] {
@@ -81,7 +81,7 @@ fn what_happened_is_counted_by_scenario() {
 }
 
 #[test]
-fn a_scenario_that_there_is_not_is_told_with_those_that_there_are() {
+fn simulate_rejects_unknown_scenario_and_lists_known_ones() {
     let said = play(&["--scenario", "outage"], 2).1;
     assert!(
         said.contains("unknown scenario `outage`: use all, or one of outages,"),
@@ -96,7 +96,7 @@ fn a_scenario_that_there_is_not_is_told_with_those_that_there_are() {
 }
 
 #[test]
-fn the_plot_is_an_svg_and_the_table_a_table() {
+fn simulate_writes_svg_plot_and_table() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("year.svg");
     let plot = ["--plot", path.to_str().unwrap()];

@@ -1,4 +1,4 @@
-//! `certs status` of what a data directory holds, written as a sidecar would.
+//! `certs status` of a data directory written as a sidecar would.
 
 use std::process::Command;
 
@@ -14,7 +14,7 @@ use crate::support::{certs, run};
 const CA: &str = "https://acme-v02.api.letsencrypt.org/directory";
 
 #[tokio::test]
-async fn what_the_ca_allows_and_whether_it_answers_is_shown() {
+async fn status_shows_ca_limits_and_reachability() {
     let directory = tempfile::tempdir().unwrap();
     let store = FileStore::open(directory.path().join("data")).unwrap();
     let name = Identifier::parse("shop.example.co.uk").unwrap();
@@ -64,7 +64,7 @@ async fn what_the_ca_allows_and_whether_it_answers_is_shown() {
     assert_eq!(left, [297, 47, 2, 5, 1152]);
     assert_eq!(json[0]["outage"]["probes"], 2);
 
-    // It was there when it was asked again: what windows it has shows when one is asked for.
+    // The CA answered the probe; the next window request shows whether it has windows.
     state.windowless.as_mut().unwrap().answered = true;
     let saved = store.save_ca_state(CA, &state, Revision(1));
     saved.await.unwrap();
@@ -73,22 +73,22 @@ async fn what_the_ca_allows_and_whether_it_answers_is_shown() {
 }
 
 #[tokio::test]
-async fn what_our_own_ledger_refuses_is_exit_6_and_says_until_when() {
+async fn own_rate_limit_exits_6_with_retry_time() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: an order that the ledger refuses: a network of its own takes root");
+        eprintln!("SKIPPED: an exhausted rate limit: a network namespace needs root");
         return;
     }
     let directory = tempfile::tempdir().unwrap();
     let store = FileStore::open(directory.path().join("data")).unwrap();
     let mut state = CaState::default();
-    // Three hours from full: there is none, and the next one is 36 seconds away.
+    // The limit is full again in three hours: no token is left, and the next one comes in 36 seconds.
     let full_at = SystemClock.now() + std::time::Duration::from_secs(3 * 3600);
     let spent = [(String::new(), full_at)].into();
     std::sync::Arc::make_mut(&mut state.spent).insert(Limit::NewOrders, spent);
     let saved = store.save_ca_state(CA, &state, Revision(0));
     saved.await.unwrap();
 
-    // Nobody is to be reached from there, and nobody needs to be.
+    // The CA is unreachable from this namespace, and no request is needed.
     let certs = certs(directory.path());
     let mut command = Command::new("unshare");
     command.args(["--net", "--"]).arg(certs.get_program());

@@ -1,4 +1,4 @@
-//! Real servers on loopback with ports of their own, ended with their test.
+//! Real servers on loopback with ports of their own. Each ends with its test.
 
 pub(crate) mod clock;
 pub(crate) mod disk;
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// The program that `tests/lab` found, or `None` and a loud line.
+/// The program that `tests/lab` found, or `None` and a `SKIPPED` line.
 #[allow(clippy::disallowed_methods)] // the lab's variables are read here alone
 pub(crate) fn program(variable: &str, usual: &str) -> Option<PathBuf> {
     let found = std::env::var_os(variable).map_or_else(|| PathBuf::from(usual), PathBuf::from);
@@ -28,8 +28,8 @@ pub(crate) fn program(variable: &str, usual: &str) -> Option<PathBuf> {
     Some(found)
 }
 
-/// One of three values by how far a test goes, which `CERTS_TEST_DEPTH` says: `short`
-/// (`tests/run`, and where it is not set), `proof` (`tests/prove`) or `full`.
+/// One of three values by the depth of a test, which `CERTS_TEST_DEPTH` sets: `short` (the default, and
+/// `tests/run`), `proof` (`tests/prove`) or `full`.
 #[allow(clippy::disallowed_methods)] // as above
 pub(crate) fn by_depth<T>(short: T, proof: T, full: T) -> T {
     match std::env::var("CERTS_TEST_DEPTH").as_deref() {
@@ -40,7 +40,7 @@ pub(crate) fn by_depth<T>(short: T, proof: T, full: T) -> T {
     }
 }
 
-/// A child that ends with its test.
+/// A child process that ends with its test.
 pub(crate) struct Running(Child);
 
 impl Running {
@@ -52,7 +52,7 @@ impl Running {
         Self(quiet.spawn().unwrap())
     }
 
-    /// What it says goes to `log`.
+    /// Appends its error output to `log`.
     pub(crate) fn start_logging(command: &mut Command, log: Stdio) -> Self {
         let logging = command
             .stdin(Stdio::null())
@@ -75,7 +75,7 @@ impl Running {
         self.0.try_wait().unwrap().is_some()
     }
 
-    /// Of a child that has ended; `None` when a signal ended it.
+    /// The exit code of a child that has ended; `None` if a signal ended it.
     pub(crate) fn exit_code(&mut self) -> Option<i32> {
         self.0.wait().unwrap().code()
     }
@@ -88,19 +88,19 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // A child that has ended already is what was wanted.
+        // An error means that the child has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// A port that nobody has, for TCP and UDP alike. For a minute from now on the system
-/// gives it to nobody who asks for any, nor to a connection: only who names it has it.
+/// A port that is free for TCP and UDP. For a minute the kernel gives it to no socket or connection without a
+/// fixed port; only a bind to its number succeeds.
 pub(crate) fn free_port() -> u16 {
     loop {
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = socket.local_addr().unwrap();
-        // Closed first, this end of a connection stays for that time.
+        // This end closes first, so the connection keeps the port in TIME_WAIT.
         let near = std::net::TcpStream::connect(address).unwrap();
         drop(socket.accept().unwrap());
         drop(near);
@@ -111,12 +111,12 @@ pub(crate) fn free_port() -> u16 {
     }
 }
 
-/// Waits until `ready` says so; a server that never is fails the test.
+/// Waits until `ready` returns true; fails the test after 20 seconds.
 pub(crate) fn until(what: &str, ready: impl FnMut() -> bool) {
     until_within(what, Duration::from_secs(20), ready);
 }
 
-/// The same for what takes longer.
+/// The same with another limit of time.
 #[allow(clippy::disallowed_methods)] // real servers take real time
 pub(crate) fn until_within(what: &str, within: Duration, mut ready: impl FnMut() -> bool) {
     let end = Instant::now() + within;
@@ -130,7 +130,7 @@ pub(crate) fn listens(port: u16) -> bool {
     std::net::TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).is_ok()
 }
 
-/// Pebble with a DNS server that sends every name to loopback.
+/// Pebble with a DNS server that resolves every name to loopback.
 pub(crate) struct Pebble {
     directory: TempDir,
     pub(crate) http_port: u16,
@@ -140,18 +140,18 @@ pub(crate) struct Pebble {
 }
 
 impl Pebble {
-    /// `rejected` percent of the nonces are refused.
+    /// `rejected` is the percentage of nonces that Pebble rejects.
     pub(crate) fn start(rejected: u8) -> Option<Self> {
         let pebble = program("CERTS_LAB_PEBBLE", "/usr/bin/pebble")?;
         let dns = program("CERTS_LAB_CHALLTESTSRV", "/usr/bin/pebble-challtestsrv")?;
-        // A port that was free may be somebody else's by the time that it is bound.
+        // Another process may take a free port before Pebble binds it.
         let mut tries = (0..5).filter_map(|_| Self::begin(&pebble, &dns, rejected));
         let stays = tries.next();
-        assert!(stays.is_some(), "no Pebble stays");
+        assert!(stays.is_some(), "Pebble does not start");
         stays
     }
 
-    /// `None` when one of the two has ended before it listened.
+    /// `None` if one of the two ended before it listened.
     fn begin(pebble: &Path, dns: &Path, rejected: u8) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -174,7 +174,7 @@ impl Pebble {
             "externalAccountBindingRequired": false, "retryAfter": {"authz": 0, "order": 0},
         }});
         std::fs::write(file("config.json"), config.to_string()).unwrap();
-        // Older versions have another name for the one and none of the other.
+        // Older versions name one option differently and lack the others.
         let help = text(&Command::new(dns).arg("-h").output().unwrap());
         let mut command = Command::new(dns);
         command.args(["-management", &local(dns_management), "-defaultIPv6", ""]);
@@ -215,7 +215,7 @@ impl Pebble {
         format!("https://localhost:{}/dir", self.port)
     }
 
-    /// Hangs until it is resumed, as an overloaded CA does.
+    /// Stops Pebble until it is resumed, like an overloaded CA.
     pub(crate) fn pause(&self) {
         self.servers[1].signal(rustix::process::Signal::STOP);
     }
@@ -224,7 +224,7 @@ impl Pebble {
         self.servers[1].signal(rustix::process::Signal::CONT);
     }
 
-    /// `certs issue` against this CA, with its own data directory.
+    /// `certs issue` against this CA, with a data directory of its own.
     pub(crate) fn issue(&self, arguments: &[&str]) -> Command {
         let mut command = certs(self.directory.path());
         command
@@ -242,7 +242,7 @@ impl Pebble {
     }
 }
 
-/// The binary, with its state below `directory` and nothing of our environment.
+/// The binary, with its state below `directory` and an empty environment.
 pub(crate) fn certs(directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_certs"));
     command.env_clear().stdin(Stdio::null());
@@ -252,12 +252,11 @@ pub(crate) fn certs(directory: &Path) -> Command {
     command
 }
 
-/// A user without a right of its own on this machine.
+/// A uid without any permissions of its own on this machine.
 pub(crate) const NOBODY: u32 = 65_534;
 
-/// Makes a program of what `from` holds. A child of its own writes it: a file that is open for
-/// writing here is open in whatever another test starts meanwhile, and until then nobody may
-/// run it.
+/// Makes an executable from the content of `from`. A child process writes it: a file open for writing here
+/// would be inherited by children of other tests, and the kernel refuses to run it until they close it.
 pub(crate) fn make_program(path: &Path, from: impl Into<Stdio>) {
     let mut install = Command::new("install");
     install.args(["-m", "755", "/dev/stdin"]).arg(path);
@@ -265,15 +264,15 @@ pub(crate) fn make_program(path: &Path, from: impl Into<Stdio>) {
     assert!(made.status.success(), "{}", text(&made));
 }
 
-/// The same for a script of the shell.
+/// The same for a shell script.
 pub(crate) fn make_script(path: &Path, lines: &str) {
     let source = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(source.path(), format!("#!/bin/sh\n{lines}\n")).unwrap();
     make_program(path, source.reopen().unwrap());
 }
 
-/// The same command as [`NOBODY`], by a copy of the program in `directory`: where it was built may be closed to
-/// that user.
+/// The same command as user [`NOBODY`], run from a copy of the program in `directory`: that user may not
+/// reach the build directory.
 pub(crate) fn as_nobody(command: &Command, directory: &Path) -> Command {
     use std::os::unix::process::CommandExt;
     let program = directory.join("certs");
@@ -294,7 +293,7 @@ pub(crate) fn as_nobody(command: &Command, directory: &Path) -> Command {
     other
 }
 
-/// Runs it and returns what it said, once its exit code is `code`.
+/// Runs the command, asserts its exit code, and returns its output.
 pub(crate) fn run(command: &mut Command, code: i32) -> String {
     let output = command.output().unwrap();
     let told = text(&output);
@@ -302,7 +301,7 @@ pub(crate) fn run(command: &mut Command, code: i32) -> String {
     told
 }
 
-/// The pair oracle: key, chain and names agree.
+/// Asserts that the key, chain and names of the live pair agree.
 pub(crate) fn loads(live: &Path) {
     use certs::certificate::{Bundle, Freshness, Secret};
     use certs::identifier::Identifier;
@@ -346,7 +345,7 @@ impl Nginx {
         Some(nginx)
     }
 
-    /// Its own files stand in `directory`, which is made if need be.
+    /// Keeps nginx's own files in `directory`, which is created if missing.
     pub(crate) fn start_at(live: &Path, directory: &Path, port: u16) -> Option<Self> {
         let program = program("CERTS_LAB_NGINX", "/usr/sbin/nginx")?;
         std::fs::create_dir_all(directory).unwrap();
@@ -391,14 +390,14 @@ impl Drop for Nginx {
 }
 
 #[test]
-fn a_port_is_given_to_one_test_alone() {
+fn free_port_gives_each_port_once() {
     let ports: std::collections::BTreeSet<u16> = (0..500).map(|_| free_port()).collect();
     assert_eq!(ports.len(), 500);
-    // Nor to who wants any.
+    // The kernel gives them to no socket without a fixed port.
     for _ in 0..500 {
         let any = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         assert!(!ports.contains(&any.local_addr().unwrap().port()));
     }
-    // Who names it has it.
+    // A bind to the number succeeds.
     TcpListener::bind((Ipv4Addr::LOCALHOST, *ports.first().unwrap())).unwrap();
 }

@@ -1,23 +1,22 @@
-//! Surroundings that fail: what was served before is still served, byte for
-//! byte, the message names what is wrong, and nothing is ordered twice once the
-//! cause is gone.
+//! Faults around the program. The live pair stays unchanged byte for byte, the message names the cause, and
+//! once it is gone nothing is ordered a second time.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::{NOBODY, Nginx, Pebble, Running, as_nobody, run, until};
 
-/// A small file system of its own, gone with the test.
+/// A small file system, unmounted with the test.
 struct Tmpfs(PathBuf);
 
 impl Tmpfs {
-    /// `None`, and a loud line, where we may not mount.
+    /// `None`, and a `SKIPPED` line, without permission to mount.
     fn mount(path: &Path, kilobytes: u32) -> Option<Self> {
         std::fs::create_dir_all(path).unwrap();
         let size = format!("size={kilobytes}k,mode=0755");
         let mounted = mount(&["-t", "tmpfs", "-o", &size, "none"], path);
         if !mounted {
-            eprintln!("SKIPPED: full and read-only file systems: mounting one is not allowed here");
+            eprintln!("SKIPPED: full and read-only file systems: no permission to mount");
             return None;
         }
         Some(Self(path.to_owned()))
@@ -30,7 +29,7 @@ impl Tmpfs {
 
 impl Drop for Tmpfs {
     fn drop(&mut self) {
-        // Lazily: a failed test may still have files open there.
+        // A lazy unmount: a failed test may still have files open there.
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
@@ -44,8 +43,8 @@ fn pair(live: &Path) -> [Vec<u8>; 2] {
     ["fullchain.pem", "privkey.pem"].map(|name| std::fs::read(live.join(name)).unwrap())
 }
 
-/// Breaks the output, renews into it, mends it, and runs once more.
-fn the_output_fails(break_it: impl FnOnce(&Tmpfs), message: &str, mend: impl FnOnce(&Tmpfs)) {
+/// Breaks the output, renews into it, repairs it, and runs once more.
+fn output_fails(break_it: impl FnOnce(&Tmpfs), message: &str, mend: impl FnOnce(&Tmpfs)) {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -66,11 +65,11 @@ fn the_output_fails(break_it: impl FnOnce(&Tmpfs), message: &str, mend: impl FnO
 }
 
 #[test]
-fn a_full_output_is_exit_8_and_heals_without_an_order() {
+fn full_output_exits_8_and_recovers_without_order() {
     let filler = |tmpfs: &Tmpfs| tmpfs.0.join("filler");
-    the_output_fails(
+    output_fails(
         |tmpfs| {
-            // Written until nothing more fits.
+            // Fills the file system.
             let _ = std::fs::write(filler(tmpfs), vec![0; 128 * 1024]);
         },
         "No space left on device",
@@ -79,8 +78,8 @@ fn a_full_output_is_exit_8_and_heals_without_an_order() {
 }
 
 #[test]
-fn a_read_only_output_is_exit_8_and_heals_without_an_order() {
-    the_output_fails(
+fn read_only_output_exits_8_and_recovers_without_order() {
+    output_fails(
         |tmpfs| tmpfs.remount("ro"),
         "Read-only file system",
         |tmpfs| tmpfs.remount("rw"),
@@ -88,7 +87,7 @@ fn a_read_only_output_is_exit_8_and_heals_without_an_order() {
 }
 
 #[test]
-fn a_pid_file_that_leads_astray_is_exit_7_and_signals_nobody() {
+fn wrong_pid_file_exits_7_and_signals_no_process() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -119,7 +118,7 @@ fn a_pid_file_that_leads_astray_is_exit_7_and_signals_nobody() {
 }
 
 #[test]
-fn a_data_directory_that_is_no_directory_is_exit_8() {
+fn data_directory_exits_8_when_it_is_a_file() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
@@ -129,7 +128,7 @@ fn a_data_directory_that_is_no_directory_is_exit_8() {
 }
 
 #[test]
-fn nothing_looks_into_a_process_that_holds_keys() {
+fn process_with_keys_cannot_be_traced_or_dumped() {
     use std::os::unix::fs::MetadataExt;
 
     let directory = tempfile::tempdir().unwrap();
@@ -155,6 +154,6 @@ fn nothing_looks_into_a_process_that_holds_keys() {
         .find(|line| line.starts_with("Max core file size"));
     let core: Vec<&str> = core.unwrap().split_whitespace().collect();
     assert_eq!(core[4..6], ["0", "0"]);
-    // What cannot be dumped belongs to root in /proc, whoever runs it.
+    // The kernel gives root the /proc files of a process that cannot be dumped.
     assert_eq!(std::fs::metadata(proc.join("maps")).unwrap().uid(), 0);
 }

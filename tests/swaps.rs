@@ -1,6 +1,5 @@
-//! What a renewal costs those who are connected: clients that never stop asking
-//! while certificates are swapped below them, one line for each kind of server.
-//! Half of them keep their connection, half make a new one for each request.
+//! The cost of a renewal for connected clients: they send requests while certificates are swapped, and each
+//! kind of server prints one line. Half of the clients keep their connection, half open one for each request.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -26,13 +25,13 @@ const CLIENTS: usize = 8;
 const ASK: &[u8] = b"GET / HTTP/1.1\r\nhost: example.com\r\n\r\n";
 const ASK_ONCE: &[u8] = b"GET / HTTP/1.1\r\nhost: example.com\r\nconnection: close\r\n\r\n";
 
-/// Swaps, and requests meanwhile.
+/// The number of swaps and of requests meanwhile.
 fn size() -> (u64, u64) {
     by_depth((3, 1_000), (5, 2_000), (50, 100_000))
 }
 
 #[derive(Default)]
-struct Tally {
+struct RequestTally {
     requests: AtomicU64,
     failed: AtomicU64,
     handshakes: AtomicU64,
@@ -41,7 +40,7 @@ struct Tally {
     stop: AtomicBool,
 }
 
-impl Tally {
+impl RequestTally {
     fn fail(&self, why: &str) {
         if self.failed.fetch_add(1, Ordering::Relaxed) < 5 {
             eprintln!("a request has failed: {why}");
@@ -54,7 +53,7 @@ impl Tally {
     }
 }
 
-/// One request on an open connection.
+/// Sends one request on an open connection.
 async fn ask(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     question: &[u8],
@@ -86,7 +85,7 @@ struct Client {
     keeps: bool,
     /// Whether the server may close a kept connection between two requests.
     may_close: bool,
-    tally: Arc<Tally>,
+    tally: Arc<RequestTally>,
 }
 
 impl Client {
@@ -125,17 +124,17 @@ impl Client {
                 }
                 Err(why) => self.tally.fail(&why),
             }
-            // What is measured is the swap, and not a machine without air.
+            // The pause leaves processor time, so that the swap is measured and not an overloaded machine.
             tokio::time::sleep(Duration::from_millis(if self.keeps { 1 } else { 5 })).await;
         }
     }
 }
 
-/// Swaps while clients ask, and prints what it cost.
+/// Swaps while clients send requests, and prints the results.
 fn measure(ca: &EmbeddedCa, server: &str, port: u16, may_close: bool, mut swap: impl FnMut()) {
     let (swaps, requests) = size();
     let root = std::fs::read(ca.path("root.pem")).unwrap();
-    let tally = Arc::new(Tally::default());
+    let tally = Arc::new(RequestTally::default());
     let runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = { runtime }.worker_threads(2).enable_all().build().unwrap();
     let clients: Vec<_> = (0..CLIENTS)
@@ -186,7 +185,7 @@ fn issued() -> EmbeddedCa {
 }
 
 #[test]
-fn nginx_fails_nobody_while_certificates_are_swapped() {
+fn nginx_fails_no_connection_while_certificates_are_swapped() {
     let ca = issued();
     let Some(nginx) = Nginx::start(&live(&ca)) else {
         return;
@@ -199,7 +198,7 @@ fn nginx_fails_nobody_while_certificates_are_swapped() {
 }
 
 #[test]
-fn haproxy_fails_nobody_while_certificates_are_swapped() {
+fn haproxy_fails_no_connection_while_certificates_are_swapped() {
     let ca = issued();
     let (directory, port) = (ca.path("haproxy"), free_port());
     let crt = live(&ca).join("combined.pem");
@@ -216,11 +215,11 @@ fn haproxy_fails_nobody_while_certificates_are_swapped() {
     });
 }
 
-/// Says ok to whatever is asked.
-struct Ok200;
+/// Answers every request with "ok".
+struct AnswerOk;
 
 #[async_trait]
-impl Handler for Ok200 {
+impl Handler for AnswerOk {
     async fn converse(&self, mut stream: terminator::Stream, _: SocketAddr, _: Stopping) {
         let (mut asked, mut buffer) = (Vec::new(), [0; 1024]);
         while let Ok(read @ 1..) = stream.read(&mut buffer).await {
@@ -248,7 +247,7 @@ fn pair(live: &Path) -> Bundle {
 }
 
 #[test]
-fn our_own_listener_fails_nobody_while_certificates_are_swapped() {
+fn own_listener_fails_no_connection_while_certificates_are_swapped() {
     let ca = issued();
     let lineage = Lineage::parse(NAME).unwrap();
     let names = [Identifier::parse(NAME).unwrap()].into();
@@ -261,7 +260,7 @@ fn our_own_listener_fails_nobody_while_certificates_are_swapped() {
     let address = (Ipv4Addr::LOCALHOST, 0).into();
     let listener = Terminator::bind(address, &credentials, Limits::default()).unwrap();
     let port = listener.address().unwrap().port();
-    runtime.spawn(listener.serve(Arc::new(Ok200), std::future::pending()));
+    runtime.spawn(listener.serve(Arc::new(AnswerOk), std::future::pending()));
     drop(inside);
     measure(&ca, "our own listener", port, false, || {
         run(&mut ca.issue(&[NAME, "--force"]), 0);
@@ -270,9 +269,9 @@ fn our_own_listener_fails_nobody_while_certificates_are_swapped() {
 }
 
 #[test]
-fn calls_through_coturn_survive_every_renewal() {
+fn coturn_calls_survive_every_renewal() {
     let ca = issued();
-    let Some(turn) = crate::targets::Turn::start(&ca) else {
+    let Some(turn) = crate::targets::Coturn::start(&ca) else {
         return;
     };
     let Some(client) =
@@ -280,7 +279,7 @@ fn calls_through_coturn_survive_every_renewal() {
     else {
         return;
     };
-    // Each session relays a message every 20 ms, to itself, over TLS.
+    // Each session relays a message to itself every 20 ms over TLS.
     let (sessions, renewals, messages) = by_depth((10, 2, 150), (10, 3, 250), (50, 20, 1500));
     let mut calls = Command::new(client);
     calls.args([
@@ -305,9 +304,8 @@ fn calls_through_coturn_survive_every_renewal() {
         .find(|line| line.contains("tot_send_msgs"));
     let total = total.unwrap_or_else(|| panic!("no total in {told}"));
     println!("coturn: {sessions} sessions over TLS, {renewals} renewals: {total}");
-    // The client leaves before the answers to its last messages are there, swaps or
-    // none, and the more of them the busier the machine is; a reload that ends the
-    // sessions loses all that would have followed.
+    // The client leaves before the answers to its last messages arrive, the earlier the busier the machine is.
+    // A reload that ends the sessions loses all the rest.
     let [sent, received] = ["tot_send_msgs=", "tot_recv_msgs="].map(|key| number(total, key));
     let lost = sent - received;
     let late = by_depth(sent / 10, 2 * sessions, 2 * sessions);
@@ -320,7 +318,7 @@ fn number(line: &str, key: &str) -> usize {
     digits.unwrap().parse().unwrap()
 }
 
-/// Connections to `port` of this machine.
+/// The number of connections to `port` of this machine.
 fn established(port: u16) -> usize {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let local = format!(":{port:04X}");

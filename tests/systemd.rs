@@ -1,18 +1,17 @@
-//! The units below `deploy/`: systemd understands them, and the service is as
-//! little exposed as it was measured to be.
+//! The units below `deploy/`: systemd accepts them, and the service's exposure stays at its measured value.
 
 use std::path::Path;
 use std::process::{Command, Output};
 
 use crate::support::text;
 
-/// Tenths of what `systemd-analyze security` says: 2.0 by systemd 252. Most of
-/// it is the network, which is what the service is for.
+/// The exposure by `systemd-analyze security` in tenths: 2.0 by systemd 252. Most of it is network access,
+/// which the service needs.
 const EXPOSURE: u32 = 20;
-/// The same with `certs.service.d/nginx.conf`, for the process that tells nginx.
+/// The same with `certs.service.d/nginx.conf`, for the process that reloads nginx.
 const EXPOSURE_WITH_NGINX: u32 = 35;
 
-/// `None`, and a loud line, where there is no systemd.
+/// `None`, and a `SKIPPED` line, without systemd.
 fn analyze(arguments: &[&str], unit: &Path) -> Option<Output> {
     let mut command = Command::new("systemd-analyze");
     let output = command.args(arguments).arg(unit).output();
@@ -22,13 +21,13 @@ fn analyze(arguments: &[&str], unit: &Path) -> Option<Output> {
     };
     if text(&output).contains("unrecognized option") {
         let arguments = arguments.join(" ");
-        eprintln!("SKIPPED: the systemd units: `systemd-analyze {arguments}` is not known here");
+        eprintln!("SKIPPED: the systemd units: `systemd-analyze {arguments}` is unknown here");
         return None;
     }
     Some(output)
 }
 
-/// The units in a directory of their own, with a program that is there.
+/// The units in a directory of their own, with an existing program.
 fn units(with: &[&str]) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
@@ -43,7 +42,7 @@ fn units(with: &[&str]) -> tempfile::TempDir {
 }
 
 #[test]
-fn systemd_understands_the_units() {
+fn systemd_accepts_units() {
     let all = [
         "certs.service",
         "certs.socket",
@@ -62,7 +61,7 @@ fn systemd_understands_the_units() {
             "{name}: {told}"
         );
     }
-    // A key that it does not know is told.
+    // An unknown key is reported.
     let service = directory.path().join("certs.service");
     let unit = std::fs::read_to_string(&service).unwrap();
     std::fs::write(&service, unit.replace("UMask=", "Umask=")).unwrap();
@@ -71,7 +70,7 @@ fn systemd_understands_the_units() {
 }
 
 #[test]
-fn the_service_is_no_more_exposed_than_it_was() {
+fn service_exposure_does_not_grow() {
     for (with, exposure) in [
         (&["certs.service"][..], EXPOSURE),
         (&["certs-renew.service"], EXPOSURE),
@@ -90,7 +89,7 @@ fn the_service_is_no_more_exposed_than_it_was() {
             return;
         };
         assert!(output.status.success(), "{}", text(&output));
-        // One that nothing with a network is below.
+        // No service with network access is below this threshold.
         assert!(!judged(1).unwrap().status.success());
     }
 }

@@ -1,5 +1,5 @@
-//! `certs import` of state that is broken, in the wrong place or here already: what
-//! is said line by line, and how it ends. Nothing is asked of a CA.
+//! `certs import` of state that is damaged, in the wrong directory or imported already: each line of output,
+//! and the exit code. No request goes to a CA.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::embedded::EmbeddedCa;
 use crate::support::{Running, as_nobody, certs, run, until};
 
-/// A pair for these names, valid for so many days from now.
+/// A pair for these names, valid for `days` from now.
 fn pair(names: &[&str], days: i64) -> (String, String) {
     let key = rcgen::KeyPair::generate().unwrap();
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
@@ -20,7 +20,7 @@ fn pair(names: &[&str], days: i64) -> (String, String) {
     (key.serialize_pem(), chain)
 }
 
-/// A directory of certbot with a lineage for each pair, all of one CA.
+/// A certbot directory with a lineage for each pair, all of one CA.
 fn letsencrypt(root: &Path, lineages: &[(&str, &str, &(String, String))]) {
     for (name, settings, (key, chain)) in lineages {
         let conf = format!(
@@ -39,8 +39,8 @@ fn letsencrypt(root: &Path, lineages: &[(&str, &str, &(String, String))]) {
     }
 }
 
-/// Without what differs from run to run.
-fn settled(told: &str, root: &Path) -> String {
+/// The output without parts that differ from run to run.
+fn without_run_details(told: &str, root: &Path) -> String {
     let told = told.replace(&root.display().to_string(), "ROOT");
     let words = told.split(' ').map(|word| {
         let is_date = word.len() > 19 && word.starts_with("20") && word.as_bytes()[10] == b'T';
@@ -54,7 +54,7 @@ fn settled(told: &str, root: &Path) -> String {
 }
 
 #[test]
-fn of_several_lineages_the_sound_ones_are_taken_and_the_others_are_named() {
+fn import_takes_valid_lineages_and_names_invalid_ones() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
     let source = root.join("letsencrypt");
@@ -91,7 +91,7 @@ fn of_several_lineages_the_sound_ones_are_taken_and_the_others_are_named() {
     let import = |code| {
         let mut command = certs(root);
         command.current_dir(root).args(["import", "certbot"]);
-        settled(&run(command.arg(&source), code), root)
+        without_run_details(&run(command.arg(&source), code), root)
     };
     insta::assert_snapshot!("import-certbot", import(8));
     insta::assert_snapshot!("import-certbot-again", import(8));
@@ -100,14 +100,14 @@ fn of_several_lineages_the_sound_ones_are_taken_and_the_others_are_named() {
     assert!(status.contains("wild.example.com"), "{status}");
     let key = std::fs::read_to_string(root.join("out/live/good.example.com/privkey.pem")).unwrap();
     assert_eq!(key, good.0);
-    // Without an account nobody has agreed to the CA's terms.
+    // Without an account, no user has agreed to the CA's terms.
     let told = run(certs(root).current_dir(root).arg("renew"), 2);
     assert!(told.contains("terms of service"), "{told}");
     assert!(told.contains("HTTP-01 cannot prove a wildcard"), "{told}");
 }
 
 #[test]
-fn what_the_command_says_holds_for_what_is_here_too() {
+fn import_applies_options_to_stored_certificates() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
     let source = root.join("letsencrypt");
@@ -141,7 +141,7 @@ fn what_the_command_says_holds_for_what_is_here_too() {
 }
 
 #[test]
-fn a_wrong_place_or_client_is_told_and_nothing_is_written() {
+fn import_writes_nothing_for_wrong_path_or_client() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
     let source = root.join("letsencrypt");
@@ -162,14 +162,14 @@ fn a_wrong_place_or_client_is_told_and_nothing_is_written() {
     ] {
         let mut command = certs(root);
         command.current_dir(root).arg("import").args(&arguments);
-        told.push_str(&settled(&run(&mut command, 2), root));
+        told.push_str(&without_run_details(&run(&mut command, 2), root));
     }
     insta::assert_snapshot!("import-wrong", told);
     assert!(!root.join("data").exists() && !root.join("out").exists());
 }
 
 #[test]
-fn what_may_not_be_read_is_not_taken_for_nothing() {
+fn import_reports_unreadable_files() {
     use std::os::unix::fs::PermissionsExt;
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
@@ -196,10 +196,10 @@ fn what_may_not_be_read_is_not_taken_for_nothing() {
     assert!(told.contains("renewal: Permission denied"), "{told}");
 }
 
-/// `certs run` is there first; what was taken over meanwhile is kept from SIGHUP on, by
-/// the configuration as it is then.
+/// `certs run` starts first. After SIGHUP it manages the imported certificate too, by the configuration of
+/// that moment.
 #[test]
-fn what_was_taken_over_is_kept_by_the_newest_configuration_and_gives_up_what_is_anothers() {
+fn imported_certificate_follows_reloaded_configuration_and_loses_file_of_another() {
     let ca = EmbeddedCa::start();
     let (root, url) = (ca.path(""), ca.server.directory_url());
     let process = format!(
@@ -211,13 +211,13 @@ fn what_was_taken_over_is_kept_by_the_newest_configuration_and_gives_up_what_is_
     let mut command = certs(&root);
     command.arg("run").current_dir(&root);
     command.env("CERTS_ADMIN_LISTEN", "off");
-    // What it writes to is configured later.
+    // The sandbox is off, since an output path is configured later.
     command.env("CERTS_HARDEN", "off");
     let file = std::fs::File::create(ca.path("log")).unwrap();
     let running = Running::start_logging(&mut command, file.into());
     until("the control socket", || ca.path("data/admin.sock").exists());
 
-    // Due, of a CA whose root is not trusted yet, and into a file that it will lose.
+    // A due certificate of a CA whose root is not trusted yet, with a target file that it will lose.
     let source = ca.path("letsencrypt");
     let old = pair(&["old.example.com"], 1);
     letsencrypt(&source, &[("old.example.com", "", &old)]);
@@ -237,20 +237,20 @@ fn what_was_taken_over_is_kept_by_the_newest_configuration_and_gives_up_what_is_
     );
     std::fs::write(ca.path("certs.toml"), with_both).unwrap();
     running.signal(rustix::process::Signal::HUP);
-    until("the configured one", || {
+    until("the configured certificate", || {
         ca.path("out/live/a.example.com").exists()
     });
     let lost = format!(
         "{}: a.example.com is written there, and this one is not",
         copy.display()
     );
-    until("the word about the file", || log().contains(&lost));
-    until("the renewal of what was taken over", || {
+    until("the message about the file", || log().contains(&lost));
+    until("the renewal of the imported certificate", || {
         let live = std::fs::read(ca.path("out/live/old.example.com/fullchain.pem"));
         live.is_ok_and(|live| live != old.1.as_bytes())
     });
     let wanted = ca.path("out/live/a.example.com/combined.pem");
-    until("the file of the configured one", || {
+    until("the file of the configured certificate", || {
         let both = (std::fs::read(&copy), std::fs::read(&wanted));
         matches!(both, (Ok(copy), Ok(wanted)) if copy == wanted)
     });

@@ -1,5 +1,4 @@
-//! The servers that certificates are handed to, each the real one: a renewal is
-//! loaded and proven, and what fails is taken back.
+//! The deploy targets with their real servers: each loads and serves a renewal, and a failure is rolled back.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
@@ -30,7 +29,7 @@ pub(crate) fn live(ca: &EmbeddedCa) -> PathBuf {
     ca.path("out/live").join(NAME)
 }
 
-/// Which generation is live.
+/// The live generation.
 pub(crate) fn generation(ca: &EmbeddedCa) -> u64 {
     let oracle = Oracle::new(&ca.path(""), &[NAME]);
     oracle.live().unwrap().unwrap().generation.0
@@ -45,7 +44,7 @@ pub(crate) fn script(path: &Path, lines: &str) -> String {
     format!("--deploy=exec:{}", path.display())
 }
 
-/// HAProxy in the foreground, ended with its test.
+/// HAProxy in the foreground; it ends with its test.
 pub(crate) fn haproxy(directory: &Path, port: u16, crt: &Path) -> Option<Running> {
     let program = program("CERTS_LAB_HAPROXY", "/usr/sbin/haproxy")?;
     std::fs::create_dir_all(directory).unwrap();
@@ -64,7 +63,7 @@ pub(crate) fn haproxy(directory: &Path, port: u16, crt: &Path) -> Option<Running
 }
 
 #[test]
-fn haproxy_has_the_new_pair_in_memory_and_after_a_restart() {
+fn haproxy_serves_new_pair_from_memory_and_after_restart() {
     let ca = issued();
     let (directory, port) = (ca.path("haproxy"), free_port());
     let crt = live(&ca).join("combined.pem");
@@ -77,7 +76,7 @@ fn haproxy_has_the_new_pair_in_memory_and_after_a_restart() {
     );
     run(&mut ca.issue(&[NAME, "--force", &socket, &verify(port)]), 0);
     assert_eq!(generation(&ca), 2);
-    // Without --verify it is asked where it listens.
+    // Without `--verify` the program asks HAProxy for its addresses.
     let told = run(&mut ca.issue(&[NAME, "--force", &socket]), 0);
     assert!(!told.contains("nothing proves"), "{told}");
     drop(running);
@@ -86,7 +85,7 @@ fn haproxy_has_the_new_pair_in_memory_and_after_a_restart() {
 }
 
 #[test]
-fn haproxy_takes_a_file_of_its_own_and_one_that_is_new_to_it() {
+fn haproxy_accepts_known_and_new_certificate_files() {
     let ca = issued();
     let (directory, port) = (ca.path("haproxy"), free_port());
     let certificates = directory.join("certificates");
@@ -104,7 +103,7 @@ fn haproxy_takes_a_file_of_its_own_and_one_that_is_new_to_it() {
     ] {
         let file = certificates.join(file);
         if name.starts_with("third") {
-            // Whoever put it there was killed before anything could use it.
+            // Imitates a process that was killed before HAProxy could use the new file.
             let pair = std::fs::read_to_string(&first).unwrap();
             let pair = pair.replace("\n\n", "\n");
             let shown = file.display();
@@ -136,7 +135,7 @@ fn haproxy_takes_a_file_of_its_own_and_one_that_is_new_to_it() {
 }
 
 #[test]
-fn what_haproxy_does_not_know_is_told_with_what_it_knows() {
+fn haproxy_unknown_certificate_is_reported_with_known_ones() {
     let ca = issued();
     let (directory, port) = (ca.path("haproxy"), free_port());
     let other = ca.path("other.pem");
@@ -156,18 +155,18 @@ fn what_haproxy_does_not_know_is_told_with_what_it_knows() {
     );
     let told = run(&mut ca.issue(&["other.example", "--force", &socket]), 7);
     assert!(told.contains("certificate = "), "{told}");
-    // It was found before anything was touched.
+    // The error was found before any change.
     assert_eq!(generation(&ca), 1);
 }
 
-/// coturn with the live pair, and how it is told.
-pub(crate) struct Turn {
+/// coturn with the live pair, and its deploy option.
+pub(crate) struct Coturn {
     pub(crate) port: u16,
     pub(crate) deploy: String,
     _running: Running,
 }
 
-impl Turn {
+impl Coturn {
     pub(crate) fn start(ca: &EmbeddedCa) -> Option<Self> {
         let program = program("CERTS_LAB_COTURN", "/usr/bin/turnserver")?;
         let (port, plain) = (free_port(), free_port());
@@ -194,9 +193,9 @@ impl Turn {
 }
 
 #[test]
-fn coturn_loads_the_new_pair() {
+fn coturn_loads_new_pair() {
     let ca = issued();
-    let Some(turn) = Turn::start(&ca) else {
+    let Some(turn) = Coturn::start(&ca) else {
         return;
     };
     let verify = verify(turn.port);
@@ -207,7 +206,7 @@ fn coturn_loads_the_new_pair() {
 }
 
 #[test]
-fn a_hook_that_fails_leaves_every_server_with_the_pair_of_before_and_heals() {
+fn failed_hook_leaves_previous_pair_on_every_server_and_recovers() {
     let ca = issued();
     let Some(nginx) = Nginx::start(&live(&ca)) else {
         return;
@@ -231,7 +230,7 @@ fn a_hook_that_fails_leaves_every_server_with_the_pair_of_before_and_heals() {
         assert!(told.contains(part), "no `{part}` in {told}");
     }
     assert_eq!(generation(&ca), 1);
-    // nginx serves what is live, which is the first one again.
+    // nginx serves the live generation, which is the first one again.
     run(
         &mut ca.issue(&[NAME, "--deploy", &deploy[9..], &verify, "--name", NAME]),
         0,
@@ -247,9 +246,9 @@ fn a_hook_that_fails_leaves_every_server_with_the_pair_of_before_and_heals() {
     );
 }
 
-/// nginx has its old workers take connections beside the new ones for a while.
+/// nginx lets its old workers accept connections beside the new ones for a while.
 #[test]
-fn after_exit_0_no_connection_sees_the_pair_of_before() {
+fn no_connection_sees_previous_pair_after_exit_0() {
     let ca = issued();
     let root = ca.path("nginx");
     let Some(nginx) = Nginx::start_at(&live(&ca), &root, free_port()) else {
@@ -278,7 +277,7 @@ fn after_exit_0_no_connection_sees_the_pair_of_before() {
 }
 
 #[test]
-fn a_configuration_that_is_broken_before_is_found_before_the_switch() {
+fn invalid_server_configuration_is_found_before_switch() {
     let ca = issued();
     let Some(nginx) = Nginx::start(&live(&ca)) else {
         return;
@@ -300,7 +299,7 @@ fn a_configuration_that_is_broken_before_is_found_before_the_switch() {
 }
 
 #[test]
-fn an_earlier_generation_is_served_on_demand_until_it_is_taken_back() {
+fn rollback_serves_earlier_generation_until_undone() {
     let ca = issued();
     let Some(nginx) = Nginx::start(&live(&ca)) else {
         return;
@@ -315,7 +314,7 @@ fn an_earlier_generation_is_served_on_demand_until_it_is_taken_back() {
         "{told}"
     );
     assert_eq!(generation(&ca), 1);
-    // It stays, also for what asks whether anything is due.
+    // The rollback stays; a renewal of due certificates keeps it.
     run(certs().args(["renew"]), 0);
     assert_eq!(generation(&ca), 1);
     let told = run(certs().args(["rollback", NAME, "--to", "9"]), 2);
@@ -329,12 +328,12 @@ fn an_earlier_generation_is_served_on_demand_until_it_is_taken_back() {
     );
     assert_eq!(generation(&ca), 2);
     run(certs().args(["rollback", NAME, "--to", "1"]), 0);
-    // The next certificate ends it.
+    // The next certificate ends the rollback.
     run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), 0);
     assert_eq!(generation(&ca), 3);
 }
 
-/// Dovecot in the foreground, with IMAP alone.
+/// Dovecot in the foreground, with IMAP only.
 fn dovecot(directory: &Path, live: &Path, port: u16) -> Option<Running> {
     let program = program("CERTS_LAB_DOVECOT", "/usr/sbin/dovecot")?;
     if !rustix::process::geteuid().is_root() {
@@ -358,7 +357,7 @@ fn dovecot(directory: &Path, live: &Path, port: u16) -> Option<Running> {
 }
 
 #[test]
-fn dovecot_loads_the_new_pair_and_shows_it_after_starttls() {
+fn dovecot_serves_new_pair_after_starttls() {
     let ca = issued();
     let (directory, port) = (ca.path("dovecot"), free_port());
     let Some(_running) = dovecot(&directory, &live(&ca), port) else {
@@ -374,7 +373,7 @@ fn dovecot_loads_the_new_pair_and_shows_it_after_starttls() {
 }
 
 #[test]
-fn postfix_loads_the_new_pair_and_shows_it_after_starttls() {
+fn postfix_serves_new_pair_after_starttls() {
     let ca = issued();
     let Some(program) = program("CERTS_LAB_POSTFIX", "/usr/sbin/postfix") else {
         return;
@@ -422,7 +421,7 @@ impl Postfix {
              rewrite unix - - n - - trivial-rewrite\nproxymap unix - - n - - proxymap\n"
         );
         std::fs::write(config.join("master.cf"), services).unwrap();
-        // What it owns must belong to it, below what its parts can pass.
+        // Postfix must own its data directory, and its services must be able to reach it.
         let open = |path: &Path| std::fs::set_permissions(path, PermissionsExt::from_mode(0o755));
         open(directory.parent().unwrap()).unwrap();
         let mut owned = Command::new("chown");

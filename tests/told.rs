@@ -1,7 +1,6 @@
-//! Servers that are told by a protocol of their own: units over D-Bus, containers
-//! through Docker's API, Caddy by its admin API. Where the server itself cannot run
-//! in a test, what it answers is scripted after its documentation, and the way
-//! there (the bus, the socket) is the real one.
+//! Targets with a protocol of their own: units over D-Bus, containers through Docker's API, Caddy by its
+//! admin API. If the server itself cannot run in a test, a script answers by the server's documentation, over
+//! a real bus or socket.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -19,17 +18,17 @@ use crate::support::embedded::EmbeddedCa;
 use crate::support::{Running, certs, free_port, listens, program, run, until};
 use crate::targets::{NAME, generation, issued, live, verify};
 
-/// What was done to units, in order.
-pub(crate) type Done = Arc<Mutex<Vec<String>>>;
+/// The unit jobs, in order.
+pub(crate) type Calls = Arc<Mutex<Vec<String>>>;
 
-/// As org.freedesktop.systemd1 documents it.
-struct Manager {
-    done: Done,
+/// The interface as org.freedesktop.systemd1 documents it.
+struct SystemdManager {
+    done: Calls,
     result: &'static str,
 }
 
 #[zbus::interface(name = "org.freedesktop.systemd1.Manager")]
-impl Manager {
+impl SystemdManager {
     fn subscribe(&self) {}
 
     fn load_unit(&self, name: String) -> zbus::fdo::Result<OwnedObjectPath> {
@@ -63,21 +62,21 @@ impl Manager {
     ) -> zbus::Result<()>;
 }
 
-struct Unit;
+struct SystemdUnit;
 
 #[zbus::interface(name = "org.freedesktop.systemd1.Unit")]
-impl Unit {
+impl SystemdUnit {
     #[zbus(property)]
     fn active_state(&self) -> String {
         "active".to_owned()
     }
 }
 
-/// A bus of our own with a manager on it whose jobs end with `result`.
+/// A private bus with a manager whose jobs end with `result`.
 fn bus(
     ca: &EmbeddedCa,
     result: &'static str,
-) -> Option<(Running, tokio::runtime::Runtime, String, Done)> {
+) -> Option<(Running, tokio::runtime::Runtime, String, Calls)> {
     let program = program("CERTS_LAB_DBUS", "/usr/bin/dbus-daemon")?;
     let socket = ca.path("bus");
     let address = format!("unix:path={}", socket.display());
@@ -89,8 +88,8 @@ fn bus(
         &address,
     ]));
     until("the bus", || socket.exists());
-    let done = Done::default();
-    let manager = Manager {
+    let done = Calls::default();
+    let manager = SystemdManager {
         done: done.clone(),
         result,
     };
@@ -103,7 +102,7 @@ fn bus(
             .unwrap()
             .serve_at("/org/freedesktop/systemd1", manager)
             .unwrap()
-            .serve_at("/unit/web", Unit)
+            .serve_at("/unit/web", SystemdUnit)
             .unwrap()
             .build()
             .await
@@ -124,7 +123,7 @@ fn renew(ca: &EmbeddedCa, keys: &str, code: i32) -> String {
 }
 
 #[test]
-fn a_unit_is_reloaded_over_the_bus_and_its_failure_is_ours() {
+fn systemd_target_reloads_unit_over_bus_and_reports_its_failure() {
     let ca = issued();
     let Some((_daemon, _runtime, address, done)) = bus(&ca, "done") else {
         return;
@@ -145,16 +144,16 @@ fn a_unit_is_reloaded_over_the_bus_and_its_failure_is_ours() {
     assert_eq!(generation(&ca), 1);
 }
 
-/// Docker's API as far as it is used; `create` is what making containers gets.
+/// Docker's API as far as it is used; `create` is the status of requests to create a container.
 #[derive(Clone)]
-struct Api {
+struct DockerApi {
     create: u16,
     exit_code: i64,
-    done: Done,
+    done: Calls,
 }
 
 async fn kill(
-    State(api): State<Api>,
+    State(api): State<DockerApi>,
     Part(name): Part<String>,
     asked: Uri,
 ) -> (StatusCode, Json<Value>) {
@@ -170,7 +169,7 @@ async fn kill(
     (StatusCode::NO_CONTENT, Json(json!({})))
 }
 
-async fn exec(State(api): State<Api>, Json(asked): Json<Value>) -> (StatusCode, Json<Value>) {
+async fn exec(State(api): State<DockerApi>, Json(asked): Json<Value>) -> (StatusCode, Json<Value>) {
     api.done
         .lock()
         .unwrap()
@@ -182,27 +181,32 @@ pub(crate) fn docker(
     ca: &EmbeddedCa,
     create: u16,
     exit_code: i64,
-) -> (tokio::runtime::Runtime, String, Done) {
-    let api = Api {
+) -> (tokio::runtime::Runtime, String, Calls) {
+    let api = DockerApi {
         create,
         exit_code,
-        done: Done::default(),
+        done: Calls::default(),
     };
     let done = api.done.clone();
-    let router = Router::new()
-        .route(
-            "/containers/create",
-            post(|State(api): State<Api>| async move { StatusCode::from_u16(api.create).unwrap() }),
-        )
-        .route("/containers/{name}/kill", post(kill))
-        .route("/containers/{name}/exec", post(exec))
-        // More than is kept of it.
-        .route("/exec/{id}/start", post(|| async { "out".repeat(1 << 20) }))
-        .route(
-            "/exec/{id}/json",
-            get(|State(api): State<Api>| async move { Json(json!({"ExitCode": api.exit_code})) }),
-        )
-        .with_state(api);
+    let router =
+        Router::new()
+            .route(
+                "/containers/create",
+                post(|State(api): State<DockerApi>| async move {
+                    StatusCode::from_u16(api.create).unwrap()
+                }),
+            )
+            .route("/containers/{name}/kill", post(kill))
+            .route("/containers/{name}/exec", post(exec))
+            // The output is longer than the part that is kept.
+            .route("/exec/{id}/start", post(|| async { "out".repeat(1 << 20) }))
+            .route(
+                "/exec/{id}/json",
+                get(|State(api): State<DockerApi>| async move {
+                    Json(json!({"ExitCode": api.exit_code}))
+                }),
+            )
+            .with_state(api);
     let runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = { runtime }.worker_threads(1).enable_all().build().unwrap();
     let socket = ca.path(&format!("docker-{create}-{exit_code}.sock"));
@@ -214,7 +218,7 @@ pub(crate) fn docker(
 }
 
 #[test]
-fn a_bus_that_is_no_socket_is_refused() {
+fn systemd_target_refuses_bus_that_is_not_a_socket() {
     let ca = issued();
     for bus in [
         "unixexec:path=/bin/true",
@@ -232,10 +236,10 @@ fn a_bus_that_is_no_socket_is_refused() {
 }
 
 #[test]
-fn a_container_is_told_through_a_filtered_api_alone() {
+fn docker_target_signals_container_through_filtered_api_only() {
     let ca = issued();
     let (_runtime, host, done) = docker(&ca, 403, 0);
-    // As Docker's own programs are told where the API is.
+    // The variable that Docker's own programs read.
     let mut command = ca.issue(&[NAME, "--force", "--deploy=docker:web:USR1"]);
     run(command.env("DOCKER_HOST", &host), 0);
     assert_eq!(*done.lock().unwrap(), ["kill web USR1"]);
@@ -256,7 +260,7 @@ fn a_container_is_told_through_a_filtered_api_alone() {
 }
 
 #[test]
-fn an_api_that_nothing_filters_is_used_on_its_owners_word_alone() {
+fn docker_target_uses_unfiltered_api_only_when_configured() {
     let ca = issued();
     let (_runtime, host, done) = docker(&ca, 400, 0);
     let keys = format!("kind = 'docker'\ncontainer = 'web'\nhost = '{host}'");
@@ -271,7 +275,7 @@ fn an_api_that_nothing_filters_is_used_on_its_owners_word_alone() {
     assert_eq!(*done.lock().unwrap(), ["kill web HUP"]);
 }
 
-/// Caddy, its port and its API's; `None` when it has ended before it listened.
+/// Caddy with its port and its admin port; `None` if it ended before it listened.
 fn begin_caddy(ca: &EmbeddedCa, program: &std::path::Path) -> Option<(Running, u16, u16)> {
     let (port, plain, admin) = (free_port(), free_port(), free_port());
     let file = ca.path("Caddyfile");
@@ -296,14 +300,14 @@ fn begin_caddy(ca: &EmbeddedCa, program: &std::path::Path) -> Option<(Running, u
 }
 
 #[test]
-fn caddy_takes_its_configuration_again_and_the_new_pair_with_it() {
+fn caddy_target_reloads_configuration_with_new_pair() {
     let ca = issued();
     let Some(program) = program("CERTS_LAB_CADDY", "/usr/bin/caddy") else {
         return;
     };
-    // A port that was free may be somebody else's by the time that it is bound.
+    // Another process may take a free port before Caddy binds it.
     let mut tries = (0..5).filter_map(|_| begin_caddy(&ca, &program));
-    let (_running, port, admin) = tries.next().expect("no Caddy stays");
+    let (_running, port, admin) = tries.next().expect("Caddy does not start");
     let deploy = format!("--deploy=caddy:localhost:{admin}");
     for wanted in 2..=3 {
         run(&mut ca.issue(&[NAME, "--force", &deploy, &verify(port)]), 0);
@@ -314,7 +318,7 @@ fn caddy_takes_its_configuration_again_and_the_new_pair_with_it() {
 }
 
 #[test]
-fn copies_are_written_before_any_server_is_told_and_taken_back_with_it() {
+fn copies_are_written_before_reloads_and_rolled_back_with_them() {
     let ca = issued();
     let password = ca.path("password");
     std::fs::write(&password, "changeit\n").unwrap();
@@ -342,7 +346,7 @@ fn copies_are_written_before_any_server_is_told_and_taken_back_with_it() {
     let combined = live(&ca).join("combined.pem");
     let same = || std::fs::read(&copy).unwrap() == std::fs::read(&combined).unwrap();
     assert!(same());
-    // The hook has seen the store: copies come first, wherever they are listed.
+    // The hook has the store as input: copies come first, whatever their position in the list.
     assert_eq!(std::fs::read_to_string(&log).unwrap().lines().count(), 1);
     let sound = std::fs::read(&combined).unwrap();
     crate::targets::script(&hook, "exit 1");
@@ -365,7 +369,7 @@ fn copies_are_written_before_any_server_is_told_and_taken_back_with_it() {
 }
 
 #[test]
-fn a_sidecar_that_has_given_up_its_rights_still_tells_them_all() {
+fn sandboxed_sidecar_reloads_every_target() {
     let ca = issued();
     let (directory, port, admin) = (ca.path("haproxy"), free_port(), free_port());
     let file = directory.join("example.pem");
@@ -424,7 +428,7 @@ fn a_sidecar_that_has_given_up_its_rights_still_tells_them_all() {
 }
 
 #[test]
-fn envoy_loads_each_generation_from_the_directory_that_it_watches() {
+fn envoy_loads_each_generation_from_watched_directory() {
     let ca = issued();
     let Some(program) = program("CERTS_LAB_ENVOY", "/usr/bin/envoy") else {
         return;
@@ -432,7 +436,7 @@ fn envoy_loads_each_generation_from_the_directory_that_it_watches() {
     let port = free_port();
     let secret = ca.path("sds.yaml");
     let deploy = format!("--deploy=envoy:{}", secret.display());
-    // It is there before Envoy is, which does not start without it.
+    // Envoy does not start without the file.
     run(&mut ca.issue(&[NAME, &deploy]), 0);
     let config = format!(
         "static_resources:\n  listeners:\n  - name: tls\n    address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}\n    \

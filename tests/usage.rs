@@ -1,12 +1,12 @@
-//! Bad usage: a clear error, exit code 2, and nothing sent or written; and
-//! every text that a user reads before anything has happened.
+//! Usage errors: a clear message, exit code 2, and nothing sent or written. Also every text that a user reads
+//! before the first action.
 
 use std::path::Path;
 use std::process::{Command, Output};
 
 use crate::support::{certs, text};
 
-/// Runs in an empty directory, and says whether anything was left there.
+/// Runs in an empty directory, and returns whether files were left there.
 fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (Output, bool) {
     let directory = tempfile::tempdir().unwrap();
     let output = certs(directory.path())
@@ -35,7 +35,7 @@ fn refused(arguments: &[&str], words: &[&str]) {
 }
 
 #[test]
-fn each_mistake_is_named_with_a_hint() {
+fn mistakes_are_reported_with_hints() {
     refused(&["issue"], &["no name is given", "hint:"]);
     refused(&["issue", "a..b"], &["not a valid DNS name"]);
     refused(&["issue", "https://example.com/"], &["is a URL"]);
@@ -102,14 +102,14 @@ fn each_mistake_is_named_with_a_hint() {
 }
 
 #[test]
-fn a_certificate_that_is_not_stored_has_no_status() {
+fn status_of_unstored_certificate_is_an_error() {
     let (output, _) = run(&["status", "absent.example"], &[]);
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output).contains("no such certificate"));
 }
 
 #[test]
-fn looking_leaves_nothing_behind() {
+fn read_only_commands_write_nothing() {
     for (arguments, said) in [
         (vec!["status"], "NAME"),
         (vec!["status", "--json"], "[]"),
@@ -123,13 +123,13 @@ fn looking_leaves_nothing_behind() {
         assert_eq!(told.is_empty(), said.is_empty(), "{arguments:?}: {told}");
         assert!(!wrote, "{arguments:?} wrote something");
     }
-    // Nor is a directory needed that cannot be made.
+    // A data directory that cannot be created is no error either.
     let (output, _) = run(&["status", "--data-dir", "/proc/none"], &[]);
     assert!(output.status.success(), "{}", text(&output));
 }
 
 #[test]
-fn options_of_one_command_are_variables_too() {
+fn options_of_each_command_have_variables() {
     let (output, _) = run(&["status"], &[("CERTS_JSON", "true")]);
     assert_eq!(text(&output).trim(), "[]");
     refused_in(
@@ -155,7 +155,7 @@ fn options_of_one_command_are_variables_too() {
 }
 
 #[test]
-fn the_mistakes_of_all_sources_are_told_together() {
+fn mistakes_of_all_sources_are_reported_together() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("certs.toml");
     std::fs::write(&file, "agree_tos = maybe\nprofle = 'shortlived'\n").unwrap();
@@ -180,7 +180,7 @@ fn the_mistakes_of_all_sources_are_told_together() {
 }
 
 #[test]
-fn a_taken_port_is_told_with_who_has_it() {
+fn port_in_use_is_reported_with_its_process() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let pid = format!("(pid {})", std::process::id());
@@ -195,7 +195,7 @@ fn a_taken_port_is_told_with_who_has_it() {
 }
 
 #[test]
-fn help_and_completions_are_results() {
+fn help_and_completions_go_to_stdout() {
     for (arguments, word) in [
         (vec!["--help"], "issue"),
         (vec!["completions", "bash"], "_certs"),
@@ -212,7 +212,7 @@ fn help_and_completions_are_results() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_error() {
+fn closed_stdout_is_not_an_error() {
     let directory = tempfile::tempdir().unwrap();
     let mut command = certs(directory.path());
     command.args(["config", "schema"]).stdout(closed_pipe());
@@ -223,7 +223,7 @@ fn a_reader_that_goes_away_is_no_error() {
     assert!(output.status.success(), "{}", text(&output));
 }
 
-/// A pipe that nobody reads.
+/// A pipe without a reader.
 fn closed_pipe() -> std::io::PipeWriter {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -231,7 +231,7 @@ fn closed_pipe() -> std::io::PipeWriter {
 }
 
 #[test]
-fn every_help_page_is_as_it_was_approved() {
+fn help_pages_match_snapshots() {
     for verb in [
         "",
         "issue",
@@ -255,7 +255,7 @@ fn every_help_page_is_as_it_was_approved() {
     }
 }
 
-/// The list of deploy targets comes from their table, and grows with it.
+/// Leaves out the list of deploy targets, which comes from their table and grows with it.
 fn without_targets(help: &str) -> String {
     let (Some(start), Some(end)) = (help.find("nginx[:PID_FILE]"), help.find("($CERTS_DEPLOY)"))
     else {
@@ -302,7 +302,7 @@ names = ['example.com']
 ";
 
 #[test]
-fn a_bad_configuration_is_told_whole() {
+fn invalid_configuration_is_reported_whole() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("certs.toml"), BAD).unwrap();
     let output = certs(directory.path())
@@ -317,7 +317,7 @@ fn a_bad_configuration_is_told_whole() {
 }
 
 #[test]
-fn mistakes_of_usage_read_as_they_were_approved() {
+fn usage_errors_match_snapshot() {
     let mut told = String::new();
     for arguments in [
         vec!["issue"],
@@ -375,7 +375,7 @@ fn in_directory(directory: &Path) -> Command {
 }
 
 #[test]
-fn the_command_line_wins_over_the_environment_and_that_over_the_file() {
+fn command_line_overrides_environment_and_environment_overrides_file() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
     let file = "data_dir = 'of-the-file'\nca = 'https://ca.internal/file'\n[[certificate]]\nnames = 'a.internal'\n";
@@ -404,7 +404,7 @@ fn the_command_line_wins_over_the_environment_and_that_over_the_file() {
 }
 
 #[test]
-fn the_file_is_looked_for_where_it_is_said_to_be() {
+fn configuration_file_is_read_from_given_path() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
     for name in [
@@ -435,7 +435,7 @@ fn the_file_is_looked_for_where_it_is_said_to_be() {
 }
 
 #[test]
-fn no_secret_is_ever_printed() {
+fn secrets_are_never_printed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
     std::fs::write(path.join("hmac"), "c2VjcmV0LXNlY3JldA").unwrap();

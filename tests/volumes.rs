@@ -1,7 +1,6 @@
-//! Volumes that are really full or really read-only, as a one-shot command and
-//! the sidecar meet them: told at once, nothing that is live is touched, and
-//! mended unaided once there is room again. The same of a sidecar whose disk is
-//! broken, and of one that is out of descriptors.
+//! Volumes that are really full or read-only, under a one-shot command and the sidecar. The message comes at
+//! once, live files stay unchanged, and both recover without help. Also a sidecar with a failing disk, and
+//! one out of descriptors.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -21,11 +20,11 @@ use crate::support::{run, text, until, until_within};
 
 const NAMES: [&str; 1] = ["example.com"];
 
-/// A small file system in memory, taken away with its test.
+/// A small file system in memory, unmounted with its test.
 struct Volume(PathBuf);
 
 impl Volume {
-    /// `None`, and a line that says why `what` was left out.
+    /// `None`, and a line that says why `what` was skipped.
     fn mount(path: &Path, what: &str) -> Option<Self> {
         std::fs::create_dir_all(path).unwrap();
         let mut mount = Command::new("mount");
@@ -37,7 +36,7 @@ impl Volume {
         }
     }
 
-    /// Takes every free byte, and leaves none for the smallest file.
+    /// Takes every free byte, so that not even the smallest file fits.
     fn fill(&self) {
         let mut file = std::fs::File::create(self.0.join("filler")).unwrap();
         while file.write(&[0; 4096]).is_ok() {}
@@ -60,32 +59,37 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        // Detached, or a process that has not ended yet would keep it.
+        // A lazy unmount: a process that has not ended yet may use it.
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 
 fn skipped<T>(what: &str, why: &str) -> Option<T> {
-    eprintln!("SKIPPED: {what}: no file system can be mounted: {why}");
+    eprintln!("SKIPPED: {what}: a file system cannot be mounted: {why}");
     None
 }
 
-/// What a one-shot renewal says while `volume` is as `disturb` makes it; then
-/// `mend`, and all is well.
-fn told_and_healed(ca: &EmbeddedCa, case: &str, disturb: impl Fn(), mend: impl Fn()) -> String {
+/// Renews while `disturb` is in effect, calls `mend`, and asserts that the next run recovers. Returns the
+/// output of the failed run.
+fn failed_renewal_recovers(
+    ca: &EmbeddedCa,
+    case: &str,
+    disturb: impl Fn(),
+    mend: impl Fn(),
+) -> String {
     let mut renewal = Renewal::begin(ca, &NAMES, case.to_owned());
     disturb();
     let told = run(&mut ca.issue(&[NAMES[0], "--force"]), 8);
     assert!(told.contains("hint:"), "{case}: {told}");
     renewal.is_whole();
     mend();
-    let orders = renewal.ends_well();
+    let orders = renewal.finish();
     assert!(orders.placed <= 1, "{case}: {orders:?}: {told}");
     told
 }
 
 #[test]
-fn a_full_or_read_only_volume_is_exit_8_and_healed_by_the_next_run() {
+fn issue_exits_8_on_full_or_read_only_volume_and_next_run_recovers() {
     for place in ["data", "out"] {
         let ca = EmbeddedCa::start();
         let what = format!("a full or read-only {place} directory");
@@ -94,17 +98,16 @@ fn a_full_or_read_only_volume_is_exit_8_and_healed_by_the_next_run() {
         };
         run(&mut ca.issue(&NAMES), 0);
         let (fill, empty) = (|| volume.fill(), || volume.empty());
-        let told = told_and_healed(&ca, &format!("{place} is full"), fill, empty);
+        let told = failed_renewal_recovers(&ca, &format!("{place} is full"), fill, empty);
         assert!(told.contains("No space left on device"), "{told}");
         let (shut, open) = (|| volume.remount("ro"), || volume.remount("rw"));
-        let told = told_and_healed(&ca, &format!("{place} is read-only"), shut, open);
+        let told = failed_renewal_recovers(&ca, &format!("{place} is read-only"), shut, open);
         assert!(told.contains("Read-only file system"), "{told}");
     }
 }
 
-/// Meets `disturb` when it is about to issue, tells `words` within a minute, and
-/// is ready without any help within two after `mend`. Where it could not be
-/// disturbed, that was told.
+/// The sidecar meets `disturb` just before it issues. It must log `words` within a minute, and be ready by
+/// itself within two minutes after `mend`. If `disturb` is not possible, it has printed why.
 #[allow(clippy::disallowed_methods)] // what is promised is real time
 fn alarm_and_recovery<T>(
     ca: &EmbeddedCa,
@@ -116,19 +119,19 @@ fn alarm_and_recovery<T>(
         .add(Endpoint::NewOrder, Which::Nth(1), Fault::Held);
     let mut sidecar = Sidecar::start(ca, &NAMES);
     until("an order", || ca.script.count(Endpoint::NewOrder) == 1);
-    // Its placeholder, which somebody is served by now.
+    // The placeholder, which servers may use by now.
     let live = ca.path("out/live").join(NAMES[0]);
     let pair =
         || ["fullchain.pem", "privkey.pem"].map(|name| std::fs::read(live.join(name)).unwrap());
     let before = pair();
-    // Without descriptors it accepts nobody.
+    // Without descriptors the sidecar accepts no connection.
     let connection = sidecar.connection();
     let Some(disturbed) = disturb(&sidecar) else {
         return;
     };
     ca.script.clear();
     let (minute, begun) = (Duration::from_secs(60), Instant::now());
-    // Of a file of its own: that the CA cannot be asked is another story.
+    // The alarm must name one of the sidecar's own files, not the unreachable CA.
     let directory = ca.path("").display().to_string();
     let parts = ["ERROR", words, &directory, "hint:"];
     let is_alarm = |line: &str| parts.iter().all(|part| line.contains(part));
@@ -140,18 +143,18 @@ fn alarm_and_recovery<T>(
     let mended = Instant::now();
     until_within("recovery", 2 * minute, || sidecar.readiness() == 200);
     eprintln!(
-        "{words}: told after {alarm:.1?}, recovered after {:.1?}",
+        "{words}: reported after {alarm:.1?}, recovered after {:.1?}",
         mended.elapsed()
     );
     assert!(!sidecar.running.has_ended());
-    // The first one's URL may have come to nobody.
+    // The URL of the first order may be lost.
     let orders = ca.script.committed(Endpoint::NewOrder);
     assert!(orders <= 2, "{words}: {orders} orders");
     assert_eq!(ca.script.committed(Endpoint::Finalize), 1);
     Oracle::new(&ca.path(""), &NAMES).settled().unwrap();
 }
 
-/// The same of a volume for `place`.
+/// The same with a volume for `place`.
 fn on_a_volume(place: &str, words: &str, disturb: impl Fn(&Volume), mend: impl Fn(&Volume)) {
     let ca = EmbeddedCa::start();
     let what = format!("the sidecar and its {place} directory: {words}");
@@ -166,14 +169,14 @@ fn on_a_volume(place: &str, words: &str, disturb: impl Fn(&Volume), mend: impl F
 }
 
 #[test]
-fn the_sidecar_tells_a_volume_that_is_read_only_and_recovers_unaided() {
-    // The store cannot be shut while its lease is held: the kernel refuses.
+fn sidecar_reports_read_only_volume_and_recovers() {
+    // The store cannot be remounted read-only while its lease is held: the kernel refuses.
     let words = "Read-only file system";
     on_a_volume("out", words, |it| it.remount("ro"), |it| it.remount("rw"));
 }
 
 #[test]
-fn the_sidecar_tells_a_volume_that_is_full_and_recovers_unaided() {
+fn sidecar_reports_full_volume_and_recovers() {
     for place in ["data", "out"] {
         let words = "No space left on device";
         on_a_volume(place, words, Volume::fill, Volume::empty);
@@ -181,9 +184,8 @@ fn the_sidecar_tells_a_volume_that_is_full_and_recovers_unaided() {
 }
 
 #[test]
-fn the_sidecar_tells_a_disk_that_is_broken_and_recovers_unaided() {
-    // A flush of the store, and the link to what is live, which nothing but its
-    // output has.
+fn sidecar_reports_failing_disk_and_recovers() {
+    // A flush of the store, and the link to the live pair, which only the output has.
     for calls in ["fsync,fdatasync", "?symlink,symlinkat"] {
         let Some(strace) = Strace::find("the sidecar and a broken disk") else {
             return;
@@ -194,24 +196,23 @@ fn the_sidecar_tells_a_disk_that_is_broken_and_recovers_unaided() {
     }
 }
 
-/// Leaves `process` the descriptors that it has and not one more; what it was
-/// allowed before.
+/// Limits `process` to its present descriptors. Returns its previous limit.
 fn exhaust(process: Pid) -> Rlimit {
     let open = std::fs::read_dir(format!("/proc/{}/fd", process.as_raw_nonzero())).unwrap();
     let names = open.map(|entry| entry.unwrap().file_name());
     let numbers = names.map(|name| name.to_str().unwrap().parse().unwrap());
     let open: BTreeSet<u64> = numbers.collect();
-    // A new one takes the lowest number that is free.
+    // A new descriptor takes the lowest free number.
     let limit = Rlimit {
         current: (0..).find(|number| !open.contains(number)),
-        // Which it has from us.
+        // The process has inherited this limit from the test.
         maximum: getrlimit(Resource::Nofile).maximum,
     };
     prlimit(Some(process), Resource::Nofile, limit).unwrap()
 }
 
 #[test]
-fn the_sidecar_tells_that_it_is_out_of_descriptors_and_recovers_unaided() {
+fn sidecar_reports_exhausted_descriptors_and_recovers() {
     let ca = EmbeddedCa::start();
     let process = |sidecar: &Sidecar| Pid::from_raw(i32::try_from(sidecar.running.id()).unwrap());
     let exhaust = |sidecar: &Sidecar| {

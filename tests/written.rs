@@ -1,8 +1,6 @@
-//! What is written for targets on other threads than the first: a copy, a `live`
-//! tree of its own, the file that a server watches, and HAProxy's. Each call about
-//! any file that such a thread makes is a point at which the run is killed, and at
-//! which it fails; which they are a traced run tells, and nobody lists. Whatever
-//! stands there is whole, of before or of after, and the next run finishes it.
+//! Files that threads other than the first write for targets: a copy, a `live` tree, the file that a server
+//! watches, and HAProxy's. Each such call is a point at which the run is killed or the call fails; the points
+//! come from a traced run. Each file is always whole, old or new, and the next run finishes the renewal.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -11,27 +9,27 @@ use std::process::Command;
 
 use certs::record::{Generation, Record};
 
-use crate::errno::{errors, is_told};
+use crate::errno::{errors, reports_error};
 use crate::power::{disk_of, losses};
-use crate::support::disk::{Disk, Ignored, Loss, Node, Tree};
+use crate::support::disk::{Disk, IgnoredFlushes, Loss, Node, Tree};
 use crate::support::embedded::EmbeddedCa;
 use crate::support::oracle::{Oracle, Pair};
 use crate::support::renewal::Renewal;
-use crate::support::strace::aimed::Aimed;
+use crate::support::strace::aimed::PathPoint;
 use crate::support::strace::{Call, Strace};
 use crate::support::{Running, by_depth, free_port, run, text};
 use crate::targets::{NAME, haproxy, issued, live};
 
-/// Of the configuration.
+/// Targets of the configuration.
 const FILES: &[&str] = &["--deploy=copy", "--deploy=tree", "--deploy=edge"];
-/// It is proven, too, which takes half a second.
+/// This target is verified too, which takes half a second.
 const HAPROXY: &[&str] = &["--deploy=front"];
 
 const COPY: &str = "copies/example.com.pem";
 const WATCHED: &str = "copies/example.com.yaml";
 
-struct Written {
-    /// First, as it is ended by a program that reads below `ca`.
+struct WrittenTargets {
+    /// The first field: dropped first, since HAProxy reads below `ca`.
     _haproxy: Option<Running>,
     port: u16,
     /// [`FILES`] or [`HAPROXY`].
@@ -39,12 +37,12 @@ struct Written {
     ca: EmbeddedCa,
     oracle: Oracle,
     strace: Strace,
-    /// The watched file, of some generation.
+    /// The watched file of one generation, as a pattern for the others.
     watched: String,
 }
 
-impl Written {
-    /// `None` where there is no HAProxy.
+impl WrittenTargets {
+    /// `None` without HAProxy.
     fn start(strace: Strace, targets: &'static [&'static str]) -> Option<Self> {
         let ca = issued();
         std::fs::create_dir(ca.path("copies")).unwrap();
@@ -82,7 +80,7 @@ impl Written {
         if targets == FILES {
             written.watched = std::fs::read_to_string(written.ca.path(WATCHED)).unwrap();
         }
-        written.stands(&[&written.live()], "in the beginning");
+        written.targets_are_whole(&[&written.live()], "at the start");
         Some(written)
     }
 
@@ -96,12 +94,12 @@ impl Written {
         self.oracle.live().unwrap().unwrap()
     }
 
-    /// What the next renewal makes.
+    /// The generation that the next renewal makes.
     fn newest(&self) -> Generation {
         Generation(self.live().generation.0 + 1)
     }
 
-    fn points(&self) -> BTreeMap<Aimed, Call> {
+    fn points(&self) -> BTreeMap<PathPoint, Call> {
         let (renewal, newest) = (self.renew(&["--force"]), self.newest());
         let mut points = self.strace.elsewhere(&renewal, &self.ca.path(""), newest);
         points.retain(|aimed, _| aimed.call != "connect");
@@ -110,8 +108,8 @@ impl Written {
         points
     }
 
-    /// Every place holds one of `pairs`, whole, and no key is open to others.
-    fn stands(&self, pairs: &[&Pair], case: &str) {
+    /// Asserts that every target holds one of `pairs`, whole, and that no key is readable by others.
+    fn targets_are_whole(&self, pairs: &[&Pair], case: &str) {
         let is_one = |place: &str| {
             let found = std::fs::read(self.ca.path(place)).unwrap();
             let whole = pairs.iter().any(|pair| pair.combined() == found);
@@ -119,7 +117,7 @@ impl Written {
         };
         if self.targets == HAPROXY {
             is_one("own/pair.pem");
-            let shown = self.ca.shown_at(self.port, NAME);
+            let shown = self.ca.leaf_at(self.port, NAME);
             let shown = { pairs.iter() }.any(|pair| pair.facts.fingerprint == shown);
             assert!(shown, "{case}: HAProxy shows something else");
         } else {
@@ -133,7 +131,7 @@ impl Written {
             assert!(whole, "{case}: {found}");
         }
         for directory in ["copies", "own"] {
-            no_key_is_open(&self.ca.path(directory), case);
+            no_key_is_accessible(&self.ca.path(directory), case);
         }
     }
 
@@ -142,59 +140,59 @@ impl Written {
         format!("# Generation {generation} of {rest}")
     }
 
-    /// A renewal that was disturbed, left alone now.
-    fn ends_well(&self, renewal: Renewal, case: &str) {
-        renewal.ends_well_by(|_| run(&mut self.renew(&[]), 0));
-        self.stands(&[&self.live()], case);
+    /// Lets a disturbed renewal finish.
+    fn finish(&self, renewal: Renewal, case: &str) {
+        renewal.finish_by(|_| run(&mut self.renew(&[]), 0));
+        self.targets_are_whole(&[&self.live()], case);
     }
 
-    /// Whether it came to where it was to be killed.
-    fn survives_kill(&self, aimed: &Aimed) -> bool {
+    /// Whether the run reached its kill point.
+    fn survives_kill(&self, aimed: &PathPoint) -> bool {
         let case = format!("killed at {aimed:?}");
         let (before, newest) = (self.live(), self.newest());
         let mut renewal = Renewal::begin(&self.ca, &[NAME], case.clone());
         let mut killing = self
             .strace
-            .kill_aimed(&self.renew(&["--force"]), aimed, newest);
+            .kill_at_path(&self.renew(&["--force"]), aimed, newest);
         let output = killing.output().unwrap();
         let killed = !output.status.success();
         if killed {
             assert_eq!(output.status.code(), None, "{case}: {output:?}");
             renewal.is_whole();
-            self.stands(&[&before, &self.live()], &case);
+            self.targets_are_whole(&[&before, &self.live()], &case);
         }
-        self.ends_well(renewal, &case);
+        self.finish(renewal, &case);
         killed
     }
 
-    /// The exit code of the run in which it failed.
-    fn survives_error(&self, aimed: &Aimed, error: &str) -> i32 {
+    /// The exit code of the run in which the call failed.
+    fn survives_error(&self, aimed: &PathPoint, error: &str) -> i32 {
         let case = format!("{error} at {aimed:?}");
         let (before, newest) = (self.live(), self.newest());
         let mut renewal = Renewal::begin(&self.ca, &[NAME], case.clone());
         let command = self.renew(&["--force"]);
-        let mut failing = self.strace.fail_aimed(&command, aimed, newest, error);
+        let mut failing = self.strace.fail_at_path(&command, aimed, newest, error);
         let output = failing.output().unwrap();
         let (code, told) = (output.status.code().unwrap_or(-1), text(&output));
         match code {
             0 => {}
-            7 => is_told(&case, error, &told),
+            7 => reports_error(&case, error, &told),
             _ => panic!("{case}: exit {code}: {told}"),
         }
         renewal.is_whole();
-        self.stands(&[&before, &self.live()], &case);
-        self.ends_well(renewal, &case);
+        self.targets_are_whole(&[&before, &self.live()], &case);
+        self.finish(renewal, &case);
         code
     }
 }
 
-/// In no file below `directory`, whatever its name.
-fn no_key_is_open(directory: &Path, case: &str) {
+/// Checks every file below `directory`, whatever its name.
+fn no_key_is_accessible(directory: &Path, case: &str) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let found = std::fs::symlink_metadata(&path).unwrap();
         if found.is_dir() {
-            no_key_is_open(&path, case);
+            no_key_is_accessible(&path, case);
         } else if found.is_file() {
             let bytes = std::fs::read(&path).unwrap();
             let holds_one = bytes.windows(11).any(|part| part == b"PRIVATE KEY");
@@ -205,8 +203,8 @@ fn no_key_is_open(directory: &Path, case: &str) {
     }
 }
 
-fn start(what: &str, targets: &'static [&'static str]) -> Option<Written> {
-    Written::start(Strace::find_seeing(what)?, targets)
+fn start(what: &str, targets: &'static [&'static str]) -> Option<WrittenTargets> {
+    WrittenTargets::start(Strace::find_with_arguments(what)?, targets)
 }
 
 fn kills(what: &str, targets: &'static [&'static str]) {
@@ -216,14 +214,14 @@ fn kills(what: &str, targets: &'static [&'static str]) {
     let points = written.points().into_keys();
     let (killed, ended): (Vec<_>, Vec<_>) =
         { points.step_by(by_depth(6, 1, 1)) }.partition(|aimed| written.survives_kill(aimed));
-    eprintln!("{what}: {} kills; not come to: {ended:?}", killed.len());
+    eprintln!("{what}: {} kills; not reached: {ended:?}", killed.len());
     assert!(killed.len() > ended.len() * 5, "{what}: {ended:?}");
-    // No kind of call was missed.
-    let kind = |aimed: &Aimed| { killed.iter() }.any(|other| other.call == aimed.call);
+    // Every kind of call was killed at least once.
+    let kind = |aimed: &PathPoint| { killed.iter() }.any(|other| other.call == aimed.call);
     assert!(ended.iter().all(kind), "{what}: {ended:?}");
 }
 
-/// Each with one of its errors, or in full with all of them.
+/// Fails each call with one of its errors, or at full depth with all of them.
 fn errors_of(what: &str, targets: &'static [&'static str]) {
     let Some(written) = start(what, targets) else {
         return;
@@ -243,8 +241,12 @@ fn errors_of(what: &str, targets: &'static [&'static str]) {
     assert!(noticed * 2 > codes.values().sum(), "{what}: {codes:?}");
 }
 
-/// The generation that each place holds, whole, after a power loss.
-fn found_after(written: &Written, tree: &Tree, pairs: &[&Pair]) -> Result<[Generation; 3], String> {
+/// The generation of each target after a power loss; each must be whole.
+fn found_after(
+    written: &WrittenTargets,
+    tree: &Tree,
+    pairs: &[&Pair],
+) -> Result<[Generation; 3], String> {
     let content = |path: &Path| match tree.get(path) {
         Some(Node::File { bytes, .. }) => Ok(&bytes[..]),
         other => Err(format!("{} is {other:?}", path.display())),
@@ -275,7 +277,7 @@ fn found_after(written: &Written, tree: &Tree, pairs: &[&Pair]) -> Result<[Gener
     Ok([copy, pair.generation, watched])
 }
 
-/// What the record on that disk says is written.
+/// The generations that the record on that disk lists as deployed.
 fn recorded_in(tree: &Tree) -> Result<[Generation; 3], String> {
     let record = tree.get(Path::new("data/records/example.com/record.json"));
     let Some(Node::File { bytes, .. }) = record else {
@@ -291,12 +293,12 @@ fn recorded_in(tree: &Tree) -> Result<[Generation; 3], String> {
     }))
 }
 
-/// How many crashes each place survives, and how many of them came when it was
-/// recorded already; the first that it does not survive is an error.
+/// How many crashes each target survives, and how many of them came after all was recorded. Returns an error
+/// for the first crash that it does not survive.
 fn crashes(
-    written: &Written,
+    written: &WrittenTargets,
     disk: &Disk,
-    ignored: Ignored,
+    ignored: IgnoredFlushes,
     pairs: &[&Pair],
 ) -> Result<[usize; 2], String> {
     let mut counts = [0; 2];
@@ -323,19 +325,19 @@ fn crashes(
 }
 
 #[test]
-fn killed_while_another_thread_writes_each_place_is_whole_and_the_next_run_finishes() {
+fn files_are_whole_and_next_run_finishes_after_kill_in_another_thread() {
     kills("kill points of other threads", FILES);
-    kills("kill points of what is kept for HAProxy", HAPROXY);
+    kills("kill points of HAProxy's file", HAPROXY);
 }
 
 #[test]
-fn a_call_of_another_thread_that_fails_leaves_each_place_whole_and_the_next_run_heals() {
-    errors_of("calls of other threads that fail", FILES);
-    errors_of("calls for HAProxy that fail", HAPROXY);
+fn files_are_whole_and_next_run_recovers_after_failed_call_of_another_thread() {
+    errors_of("failed calls of other threads", FILES);
+    errors_of("failed calls for HAProxy", HAPROXY);
 }
 
 #[test]
-fn after_a_power_loss_each_place_is_whole_and_what_is_recorded_is_there() {
+fn files_are_whole_and_recorded_files_exist_after_power_loss() {
     let what = "power loss while targets are written";
     let Some(written) = start(what, FILES) else {
         return;
@@ -345,22 +347,22 @@ fn after_a_power_loss_each_place_is_whole_and_what_is_recorded_is_there() {
     let disk = disk_of(&written.ca, &written.strace, &[renewal], None);
     let after = written.live();
     let pairs = [&before, &after];
-    let survived = crashes(&written, &disk, Ignored::None, &pairs);
+    let survived = crashes(&written, &disk, IgnoredFlushes::None, &pairs);
     let [survived, recorded] = survived.unwrap_or_else(|why| panic!("{why}"));
-    eprintln!("{what}: {survived} crashes, {recorded} of them when all was recorded");
+    eprintln!("{what}: {survived} crashes, {recorded} of them after all was recorded");
     assert!(recorded > 0);
     let last = found_after(
         &written,
-        &disk.left(disk.steps(), Loss::All, Ignored::None),
+        &disk.left(disk.steps(), Loss::All, IgnoredFlushes::None),
         &pairs,
     );
-    assert_eq!(last, Ok([after.generation; 3]), "the run ended well");
-    // But those of directories that stood there already no flush is there for nothing.
+    assert_eq!(last, Ok([after.generation; 3]), "the run succeeded");
+    // Every flush is needed, except those of directories that existed before.
     let stood = ["/copies", "/copies/out", "/copies/out/archive"];
     let (mut needed, mut spare) = (0, Vec::new());
     for (nth, path) in disk.flushes().iter().enumerate() {
         if path.starts_with("/copies") {
-            match crashes(&written, &disk, Ignored::One(nth), &pairs) {
+            match crashes(&written, &disk, IgnoredFlushes::One(nth), &pairs) {
                 Err(_) => needed += 1,
                 Ok(_) => spare.push(path.as_str()),
             }

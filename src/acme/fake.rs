@@ -272,7 +272,7 @@ impl FakeCa {
                 if order.validated.iter().all(|valid| *valid) {
                     order.status = "ready";
                 }
-                self.responses.given(&token(number, name));
+                self.responses.fetched(&token(number, name));
                 Scripted::json(&challenge(number, name, "processing"))
             }
             "finalize" if order.status == "ready" => {

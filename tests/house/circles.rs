@@ -1,33 +1,23 @@
-//! The modules of a folder name each other in one direction only, so that each can be
-//! read with what stands below it. A folder and its own modules are no pair: it declares
-//! them. Also: the table of the rooms permits nothing that no room uses.
+//! The modules of a folder name each other in one direction only, so that each can be read with the modules
+//! below it. A folder and its own modules are no pair, since it declares them. Also: the table of the rooms
+//! permits only imports that are used.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ROOMS, Source, VOCABULARY, after_colons, is_of_word, read_house, rooms_named, words};
 
-/// Folders whose modules still name each other in a circle. This list only shrinks.
-const CIRCLES: &[&str] = &[];
-
 #[test]
-fn the_modules_of_a_folder_name_each_other_in_no_circle() {
-    let found = circles(read_house());
-    let known = |folder: &String| CIRCLES.contains(&folder.as_str());
-    let new = found.iter().filter(|(folder, _)| !known(folder));
-    let new = new.map(|(folder, circle)| {
-        let circle = Vec::from_iter(circle.iter().map(String::as_str)).join(", ");
+fn modules_of_one_folder_form_no_cycle() {
+    let faults = circles(read_house()).into_iter().map(|(folder, circle)| {
+        let circle = Vec::from_iter(circle).join(", ");
         format!("src/{folder}/: a circle among {circle}")
     });
-    let mended = CIRCLES
-        .iter()
-        .filter(|folder| !found.contains_key(**folder));
-    let mended = mended.map(|folder| format!("src/{folder}/: no circle any more: take it off"));
-    let faults = Vec::from_iter(new.chain(mended));
+    let faults = Vec::from_iter(faults);
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
 #[test]
-fn the_table_of_the_rooms_permits_nothing_that_is_not_used() {
+fn room_table_permits_only_used_imports() {
     let house = read_house();
     let rooms: BTreeSet<String> = house.iter().map(Source::room).collect();
     let mut faults = Vec::new();
@@ -50,7 +40,7 @@ fn the_table_of_the_rooms_permits_nothing_that_is_not_used() {
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
-/// By folder, the modules that can be reached from themselves.
+/// By folder, the modules that reach themselves.
 fn circles(house: &[Source]) -> BTreeMap<String, BTreeSet<String>> {
     let compiled = house.iter().filter(|source| !source.code.is_empty());
     let modules: BTreeSet<String> = compiled.map(Source::module).collect();
@@ -91,18 +81,18 @@ fn reaches(pairs: &BTreeSet<(String, String)>, from: &str, to: &str) -> bool {
     false
 }
 
-/// The folder in which both lie, and what of it each belongs to.
+/// The folder that contains both, and the module in it that each belongs to.
 fn siblings(from: &str, to: &str) -> Option<(String, (String, String))> {
     let (from, to): (Vec<&str>, Vec<&str>) = (from.split('/').collect(), to.split('/').collect());
     let same = from.iter().zip(&to).take_while(|(one, other)| one == other);
     let depth = same.count();
-    // One that is above the other has declared it; and rooms have a table of their own.
+    // A parent declares its child, and rooms have a table of their own.
     let (one, other) = (from.get(depth)?, to.get(depth)?);
     let folder = from[..depth].join("/");
     (depth > 0).then(|| (folder, ((*one).to_owned(), (*other).to_owned())))
 }
 
-/// The module that `path` leads to: that of the item, wherever it is shown besides.
+/// The module that defines the item of `path`, even if another one re-exports it.
 fn defined_in(
     path: &[String],
     modules: &BTreeSet<String>,
@@ -123,7 +113,7 @@ fn defined_in(
     module
 }
 
-/// Where what a module shows with `pub use` is at home.
+/// The module in which an item of a `pub use` is defined.
 fn re_exports(house: &[Source], modules: &BTreeSet<String>) -> BTreeMap<(String, String), String> {
     let mut shown = BTreeMap::new();
     for source in house {
@@ -159,7 +149,7 @@ fn re_exports(house: &[Source], modules: &BTreeSet<String>) -> BTreeMap<(String,
     shown
 }
 
-/// Every path that begins at the crate, above or here, from the root of the crate.
+/// Every path that begins with `crate`, `super` or `self`, from the root of the crate.
 fn paths_named(source: &Source) -> Vec<Vec<String>> {
     let module = source.module();
     let roots = ["crate", "super", "self"].into_iter();
@@ -170,7 +160,7 @@ fn paths_named(source: &Source) -> Vec<Vec<String>> {
         .collect()
 }
 
-/// `text` begins with a path: all that it names, groups taken apart.
+/// `text` begins with a path: every path in it, with groups expanded.
 fn absolute(module: &str, text: &str) -> Vec<Vec<String>> {
     let mut here: Vec<String> = module.split('/').map(str::to_owned).collect();
     let mut rest = text;
@@ -196,7 +186,7 @@ fn absolute(module: &str, text: &str) -> Vec<Vec<String>> {
     paths
 }
 
-/// Adds what `text` names below `prefix`, and returns what follows it.
+/// Adds the paths that `text` names below `prefix`, and returns the text after them.
 fn expand<'t>(prefix: &[String], text: &'t str, paths: &mut Vec<Vec<String>>) -> &'t str {
     let text = text.trim_start();
     if let Some(mut group) = text.strip_prefix('{') {
@@ -228,7 +218,7 @@ fn expand<'t>(prefix: &[String], text: &'t str, paths: &mut Vec<Vec<String>>) ->
 }
 
 #[test]
-fn a_planted_circle_is_found_in_every_spelling() {
+fn cycle_search_finds_every_spelling() {
     let of = |files: &[(&str, &str)]| {
         let house = files.iter().map(|(path, text)| Source::new(path, text));
         let found = circles(&Vec::from_iter(house));

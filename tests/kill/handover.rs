@@ -1,6 +1,5 @@
-//! `kill -9` of a renewal that tells a server, nginx by a signal or HAProxy by what it
-//! is sent, and has it proven, at every call from the first one that publishes on: the
-//! server always shows a whole pair, and the next run finishes what was begun, with the
+//! `kill -9` of a renewal that reloads nginx by a signal or HAProxy over its socket, at every call from the
+//! publication on. The server always shows a whole pair, and the next run deploys and verifies it with the
 //! same order.
 
 use std::process::Command;
@@ -8,7 +7,7 @@ use std::process::Command;
 use certs::certificate::Fingerprint;
 use certs::record::Generation;
 
-use super::Tally;
+use super::KillTally;
 use crate::support::embedded::EmbeddedCa;
 use crate::support::oracle::Oracle;
 use crate::support::renewal::Renewal;
@@ -16,7 +15,7 @@ use crate::support::strace::{Call, Point, Strace, is_about, points};
 use crate::support::{Nginx, Running, by_depth, free_port, run};
 use crate::targets::{NAME, haproxy, issued, live, verify};
 
-/// Ended with its test.
+/// A server that ends with its test.
 enum Server {
     Nginx(Nginx),
     Haproxy { _running: Running, port: u16 },
@@ -41,27 +40,27 @@ impl Server {
     }
 }
 
-struct Told {
-    /// First, as it is ended by a program that reads the pair below `ca`.
+struct DeploymentKills {
+    /// The first field: dropped first, since the server reads below `ca`.
     server: Server,
     ca: EmbeddedCa,
     oracle: Oracle,
     strace: Strace,
-    tally: Tally,
+    tally: KillTally,
 }
 
-impl Told {
+impl DeploymentKills {
     fn start(strace: Strace, server: fn(&EmbeddedCa) -> Option<Server>) -> Option<Self> {
         let ca = issued();
-        let told = Self {
+        let kills = Self {
             oracle: Oracle::new(&ca.path(""), &[NAME]),
             server: server(&ca)?,
             ca,
             strace,
-            tally: Tally::default(),
+            tally: KillTally::default(),
         };
-        run(&mut told.renew(&["--force"]), 0);
-        Some(told)
+        run(&mut kills.renew(&["--force"]), 0);
+        Some(kills)
     }
 
     fn renew(&self, more: &[&str]) -> Command {
@@ -72,8 +71,8 @@ impl Told {
                 format!("--deploy=haproxy:{}", socket.display())
             }
         };
-        let told = [NAME, &deploy, &verify(self.server.port())];
-        self.ca.issue(&[&told[..], more].concat())
+        let options = [NAME, &deploy, &verify(self.server.port())];
+        self.ca.issue(&[&options[..], more].concat())
     }
 
     fn points(&self) -> Vec<Point> {
@@ -86,9 +85,9 @@ impl Told {
         points
     }
 
-    /// The leaf that the server shows to whoever comes now.
+    /// The leaf that the server shows to a new connection.
     fn shown(&self) -> Fingerprint {
-        self.ca.shown_at(self.server.port(), NAME)
+        self.ca.leaf_at(self.server.port(), NAME)
     }
 
     fn survives(&mut self, point: &Point) {
@@ -96,7 +95,7 @@ impl Told {
         let live = || self.oracle.live().unwrap().unwrap().facts.fingerprint;
         let before = live();
         let mut renewal = Renewal::begin(&self.ca, &[NAME], case.clone());
-        // Alone: of the programs that it runs, none is killed in its place.
+        // strace does not follow children, so no other program is killed instead.
         let mut killing = self.strace.killing(&self.renew(&["--force"]), point);
         let output = killing.output().unwrap();
         if output.status.success() {
@@ -108,45 +107,45 @@ impl Told {
             let shown = self.shown();
             assert!(shown == before || shown == live(), "{case}: {shown:?}");
         }
-        let orders = renewal.ends_well_by(|_| run(&mut self.renew(&[]), 0));
+        let orders = renewal.finish_by(|_| run(&mut self.renew(&[]), 0));
         self.tally.add(orders);
-        self.is_proven(&case);
+        self.is_verified(&case);
     }
 
-    /// Told and seen, by the record and by ourselves.
-    fn is_proven(&self, case: &str) {
+    /// Asserts that the pair is deployed and served, by the record and by a handshake.
+    fn is_verified(&self, case: &str) {
         let pair = self.oracle.live().unwrap().unwrap();
         assert_eq!(self.shown(), pair.facts.fingerprint, "{case}");
         let record = self.oracle.record().unwrap().unwrap();
         let served = record.served.into_values().map(|served| served.generation);
-        let (told, seen) = (record.deployed.into_values(), served.collect::<Vec<_>>());
-        let told: Vec<_> = told.collect();
-        assert!(!told.is_empty() && !seen.is_empty(), "{case}");
+        let (deployed, seen) = (record.deployed.into_values(), served.collect::<Vec<_>>());
+        let deployed: Vec<_> = deployed.collect();
+        assert!(!deployed.is_empty() && !seen.is_empty(), "{case}");
         let newest = |one: &Generation| *one == pair.generation;
         assert!(
-            told.iter().chain(&seen).all(newest),
-            "{case}: {told:?}, {seen:?}"
+            deployed.iter().chain(&seen).all(newest),
+            "{case}: {deployed:?}, {seen:?}"
         );
     }
 }
 
-fn handovers(what: &str, server: fn(&EmbeddedCa) -> Option<Server>, stride: usize) {
-    let strace = Strace::find_seeing(what);
-    let Some(mut told) = strace.and_then(|strace| Told::start(strace, server)) else {
+fn deployments(what: &str, server: fn(&EmbeddedCa) -> Option<Server>, stride: usize) {
+    let strace = Strace::find_with_arguments(what);
+    let Some(mut kills) = strace.and_then(|strace| DeploymentKills::start(strace, server)) else {
         return;
     };
-    for point in told.points().iter().step_by(stride) {
-        told.survives(point);
+    for point in kills.points().iter().step_by(stride) {
+        kills.survives(point);
     }
-    told.tally.tell(what, by_depth(3, 20, 80));
+    kills.tally.report(what, by_depth(3, 20, 80));
 }
 
 #[test]
-fn killed_while_it_hands_over_the_server_has_a_whole_pair_and_the_next_run_proves_it() {
+fn deployment_leaves_whole_pair_and_next_run_verifies_it_after_kill() {
     let stride = by_depth(24, 4, 1);
-    handovers("kill points of a hand-over", Server::nginx, stride);
-    handovers(
-        "kill points of a hand-over to HAProxy",
+    deployments("kill points of a deployment", Server::nginx, stride);
+    deployments(
+        "kill points of a deployment to HAProxy",
         Server::haproxy,
         stride,
     );

@@ -1,13 +1,12 @@
-//! `kill -9` of `certs run`, from its start until it is ready: started again it
-//! is ready unaided, with the same order. What it is asked to do is a first
-//! issuance, or a renewal, as it was told another CA.
+//! `kill -9` of `certs run` between its start and its readiness. Started again it becomes ready by itself,
+//! with the same order. The work is a first issuance, or a renewal after a change of the CA's URL.
 
 use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::Tally;
+use super::KillTally;
 use crate::support::embedded::EmbeddedCa;
 use crate::support::oracle::{Oracle, Pair};
 use crate::support::renewal::Renewal;
@@ -18,18 +17,18 @@ use crate::support::{by_depth, free_port, until_within};
 const NAMES: [&str; 2] = ["example.com", "www.example.com"];
 const MINUTE: Duration = Duration::from_secs(60);
 
-struct Kept {
+struct SidecarKills {
     ca: EmbeddedCa,
-    /// The same for every run: one of its own each might be another test's.
+    /// One port for all runs: a new port each time could belong to another test.
     admin: u16,
     oracle: Oracle,
     strace: Strace,
-    /// Which of the two URLs of the one CA it is told.
+    /// Which of the CA's two URLs is configured.
     other: bool,
-    tally: Tally,
+    tally: KillTally,
 }
 
-impl Kept {
+impl SidecarKills {
     fn start(strace: Strace) -> Self {
         let ca = EmbeddedCa::start();
         Self {
@@ -38,7 +37,7 @@ impl Kept {
             admin: free_port(),
             strace,
             other: false,
-            tally: Tally::default(),
+            tally: KillTally::default(),
         }
     }
 
@@ -51,14 +50,14 @@ impl Kept {
         command
     }
 
-    /// Whether another certificate than `before` is live and all agrees. It asks
-    /// no sidecar: each answer would be a call of its own.
+    /// Whether a certificate other than `before` is live and all agrees. It sends the sidecar no request,
+    /// since each reply would add calls.
     fn is_done(&self, before: Option<&Pair>) -> bool {
         let settled = self.oracle.settled();
         settled.is_ok_and(|pair| Some(&pair) != before)
     }
 
-    /// From the first call that has to do with our files on.
+    /// The points from the first call about our files on.
     fn points(&self) -> Vec<Point> {
         let (file, before) = (self.ca.path("trace"), self.oracle.live().unwrap());
         let command = self.command();
@@ -83,7 +82,7 @@ impl Kept {
         let mut sidecar = Sidecar::start_as(&self.ca, &mut killing, self.admin);
         let is_done = || sidecar.running.has_ended() || self.is_done(before.as_ref());
         until_within(&case, MINUTE, is_done);
-        // It may well come to that point while it ends.
+        // The sidecar may reach the point while it ends.
         if !sidecar.running.has_ended() {
             sidecar.running.signal(Signal::TERM);
         }
@@ -95,12 +94,12 @@ impl Kept {
             }
         }
         renewal.is_whole();
-        let orders = renewal.ends_well_by(|case| self.left_alone(case));
+        let orders = renewal.finish_by(|case| self.becomes_ready(case));
         self.tally.add(orders);
     }
 
-    /// Started again, it is ready without any help.
-    fn left_alone(&self, case: &str) -> String {
+    /// Started again, it becomes ready without help.
+    fn becomes_ready(&self, case: &str) -> String {
         let mut command = self.command();
         let sidecar = Sidecar::start_as(&self.ca, &mut command, self.admin);
         until_within(case, 2 * MINUTE, || sidecar.readiness() == 200);
@@ -110,41 +109,41 @@ impl Kept {
     }
 }
 
-/// Each has the other URL of the CA than the one before it.
+/// Each run uses the other URL of the CA than the previous one.
 fn renewals(what: &str, stride: usize) {
-    let Some(mut kept) = Strace::find_seeing(what).map(Kept::start) else {
+    let Some(mut kills) = Strace::find_with_arguments(what).map(SidecarKills::start) else {
         return;
     };
-    kept.left_alone("the first");
-    kept.other = true;
-    for point in kept.points().iter().step_by(stride) {
-        kept.other = !kept.other;
-        kept.survives(point);
+    kills.becomes_ready("the first");
+    kills.other = true;
+    for point in kills.points().iter().step_by(stride) {
+        kills.other = !kills.other;
+        kills.survives(point);
     }
-    kept.tally.tell(what, by_depth(3, 20, 100));
+    kills.tally.report(what, by_depth(3, 20, 100));
 }
 
-/// Each in a directory without anything.
+/// Each run in empty directories.
 fn first_issuances(what: &str, stride: usize) {
-    let Some(mut kept) = Strace::find_seeing(what).map(Kept::start) else {
+    let Some(mut kills) = Strace::find_with_arguments(what).map(SidecarKills::start) else {
         return;
     };
-    for point in kept.points().iter().step_by(stride) {
+    for point in kills.points().iter().step_by(stride) {
         for directory in ["data", "out"] {
-            std::fs::remove_dir_all(kept.ca.path(directory)).unwrap();
+            std::fs::remove_dir_all(kills.ca.path(directory)).unwrap();
         }
-        kept.survives(point);
+        kills.survives(point);
     }
-    kept.tally.tell(what, by_depth(3, 20, 100));
+    kills.tally.report(what, by_depth(3, 20, 100));
 }
 
 #[test]
-fn a_sidecar_that_is_killed_while_it_renews_renews_when_it_is_started_again() {
+fn sidecar_renews_after_kill_in_renewal() {
     renewals("kill points of a sidecar that renews", by_depth(30, 5, 1));
 }
 
 #[test]
-fn a_sidecar_that_is_killed_while_it_starts_is_ready_when_it_is_started_again() {
+fn sidecar_becomes_ready_after_kill_at_start() {
     first_issuances(
         "kill points of a sidecar's first issuance",
         by_depth(30, 5, 1),

@@ -1,5 +1,4 @@
-//! Clocks that a test moves: those of one process, which runs on meanwhile, and that of
-//! the CA in this one.
+//! Adjustable clocks: those of a running process, and that of the CA in this process.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -21,9 +20,9 @@ pub(crate) struct Clocks {
     numbers: File,
 }
 
-/// What stands in the file, as `clock.c` has it.
+/// The numbers in the file, in the order of `clock.c`.
 #[derive(Clone, Copy)]
-enum Number {
+enum Slot {
     Wall,
     Steady,
     WallReadings,
@@ -31,12 +30,14 @@ enum Number {
 }
 
 impl Clocks {
-    /// `None`, and a line that says why `what` was left out.
+    /// `None`, and a line that says why `what` was skipped.
     pub(crate) fn find(what: &str) -> Option<Self> {
         let made = Self::make();
         let made = made.and_then(|clocks| clocks.probe().map(|()| clocks));
-        made.inspect_err(|why| eprintln!("SKIPPED: {what}: no process's clock can be moved: {why}"))
-            .ok()
+        made.inspect_err(|why| {
+            eprintln!("SKIPPED: {what}: the clock of a process cannot be adjusted: {why}")
+        })
+        .ok()
     }
 
     fn make() -> Result<Self, String> {
@@ -54,56 +55,56 @@ impl Clocks {
         Ok(Self { directory, numbers })
     }
 
-    /// A program that is static does not heed what is preloaded.
+    /// A static program ignores preloaded libraries.
     fn probe(&self) -> Result<(), String> {
         let directory = tempfile::tempdir().unwrap();
         let mut status = certs(directory.path());
         let status = self.preload(&mut status).arg("status").output().unwrap();
-        if self.read(Number::SteadyReadings) == 0 {
+        if self.read(Slot::SteadyReadings) == 0 {
             return Err(format!("nothing is preloaded: {}", text(&status)));
         }
         Ok(())
     }
 
-    /// What `command` starts has these clocks.
+    /// Gives these clocks to the process that `command` starts.
     pub(crate) fn preload<'c>(&self, command: &'c mut Command) -> &'c mut Command {
         command
             .env("LD_PRELOAD", self.directory.path().join("clock.so"))
             .env("CLOCK_NUMBERS", self.directory.path().join("numbers"))
     }
 
-    /// From now on their wall clock is ahead of the right time by so many seconds.
+    /// Sets their wall clock `seconds` ahead of the right time.
     pub(crate) fn set_ahead(&self, seconds: i64) {
-        self.write(Number::Wall, seconds);
+        self.write(Slot::Wall, seconds);
     }
 
-    /// So much time passes for them. The kernel does not know, so that nobody wakes for it:
-    /// `wake` gives them something else to do. Returns when both clocks were read since.
+    /// Lets `time` pass on both clocks. The kernel does not know, so no timer fires: `wake` must give the
+    /// process work. Returns once both clocks have been read.
     pub(crate) fn pass(&self, time: Duration, wake: impl FnOnce()) {
-        self.pass_unless(time, wake, || false);
+        self.pass_or_end(time, wake, || false);
     }
 
-    /// The same where whoever is to read them may be no more, as `has_ended` says.
-    pub(crate) fn pass_unless(
+    /// The same for a process that may end first, as `has_ended` tells.
+    pub(crate) fn pass_or_end(
         &self,
         time: Duration,
         wake: impl FnOnce(),
         mut has_ended: impl FnMut() -> bool,
     ) {
         let seconds = i64::try_from(time.as_secs()).unwrap();
-        for number in [Number::Wall, Number::Steady] {
+        for number in [Slot::Wall, Slot::Steady] {
             self.write(number, self.read(number) + seconds);
         }
-        let readings = [Number::WallReadings, Number::SteadyReadings];
+        let readings = [Slot::WallReadings, Slot::SteadyReadings];
         let before = readings.map(|number| self.read(number));
         wake();
-        until("a look at the clocks", || {
+        until("a reading of the clocks", || {
             let mut pairs = readings.into_iter().zip(before);
             pairs.all(|(number, before)| self.read(number) > before) || has_ended()
         });
     }
 
-    fn read(&self, number: Number) -> i64 {
+    fn read(&self, number: Slot) -> i64 {
         let mut bytes = [0; 8];
         self.numbers
             .read_exact_at(&mut bytes, number as u64 * 8)
@@ -111,7 +112,7 @@ impl Clocks {
         i64::from_ne_bytes(bytes)
     }
 
-    fn write(&self, number: Number, value: i64) {
+    fn write(&self, number: Slot, value: i64) {
         let bytes = value.to_ne_bytes();
         self.numbers
             .write_all_at(&bytes, number as u64 * 8)
@@ -119,18 +120,18 @@ impl Clocks {
     }
 }
 
-/// The right time, and so many seconds.
+/// A clock that is ahead of the right time by an adjustable number of seconds.
 #[derive(Debug, Default)]
-pub(crate) struct Moved(AtomicI64);
+pub(crate) struct AdjustableClock(AtomicI64);
 
-impl Moved {
+impl AdjustableClock {
     pub(crate) fn set_ahead(&self, seconds: i64) {
         self.0.store(seconds, Ordering::SeqCst);
     }
 }
 
 #[async_trait]
-impl Clock for Moved {
+impl Clock for AdjustableClock {
     fn now(&self) -> Timestamp {
         let seconds = self.0.load(Ordering::SeqCst);
         let by = Duration::from_secs(seconds.unsigned_abs());

@@ -1,8 +1,6 @@
-//! A disk that loses power. It is told what a run asked of the kernel, step by
-//! step, and answers what stands on it after a crash: what was flushed, and of
-//! the rest nothing, or all but the data, or a part. A flush of a file keeps its
-//! content and mode, a flush of a directory its entries, and nothing keeps
-//! anything else: no order between two steps is taken for granted.
+//! A disk that loses power. It gets the system calls of a run step by step, and returns its content after a
+//! crash: flushed data, and of the rest nothing, all but the data, or a part. A flush of a file keeps its
+//! content and mode, a flush of a directory its entries. No order between two steps is assumed.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -10,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use certs::random::{Random, SeededRandom};
 
-pub(super) type Number = usize;
+pub(super) type Inode = usize;
 
-/// What a number of the disk stands for.
+/// The content of one inode.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Node {
     File {
@@ -21,68 +19,68 @@ pub(crate) enum Node {
     },
     Directory {
         mode: u32,
-        entries: BTreeMap<String, Number>,
+        entries: BTreeMap<String, Inode>,
     },
     Link(String),
 }
 
-/// One step, and the one thing that a flush must hit for it to be kept.
+/// One step; each depends on the flush of one node.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     Enter {
-        directory: Number,
+        directory: Inode,
         name: String,
-        node: Number,
+        node: Inode,
     },
     Leave {
-        directory: Number,
+        directory: Inode,
         name: String,
     },
     /// Within one directory.
     Rename {
-        directory: Number,
+        directory: Inode,
         from: String,
         to: String,
-        node: Number,
+        node: Inode,
     },
     Exchange {
-        directory: Number,
+        directory: Inode,
         names: [String; 2],
-        nodes: [Number; 2],
+        nodes: [Inode; 2],
     },
     Write {
-        node: Number,
+        node: Inode,
         at: usize,
         bytes: Vec<u8>,
     },
     Cut {
-        node: Number,
+        node: Inode,
         length: usize,
     },
     Mode {
-        node: Number,
+        node: Inode,
         mode: u32,
     },
-    Flush(Number),
-    /// To the CA: nothing that came before may be lost.
+    Flush(Inode),
+    /// Data sent to the CA: no earlier step may be lost.
     Send,
 }
 
-/// What becomes of that which was not flushed.
+/// The fate of steps that were not flushed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Loss {
     All,
-    /// The data: names, modes and cuts are kept.
+    /// The data is lost; names, modes and truncations are kept.
     Data,
-    /// The second half of each piece of data.
+    /// The second half of each write is lost.
     HalfOfData,
-    /// By the seed, each step on its own.
+    /// Each step is lost or kept at random, by the seed.
     Some(u64),
 }
 
-/// Which flushes do nothing, as on a disk that lies.
+/// The flushes without effect, as on a disk that lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ignored {
+pub(crate) enum IgnoredFlushes {
     None,
     All,
     /// The nth, from 0.
@@ -91,20 +89,20 @@ pub(crate) enum Ignored {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Disk {
-    /// Before the first step, and each new node as it was made.
-    pub(super) nodes: BTreeMap<Number, Node>,
+    /// The nodes before the first step, and each new node as created.
+    pub(super) nodes: BTreeMap<Inode, Node>,
     pub(super) steps: Vec<Step>,
-    /// The path of each flush, for whoever reads of it.
+    /// The path of each flush, for messages.
     pub(super) flushed: Vec<String>,
 }
 
-pub(super) const ROOT: Number = 0;
+pub(super) const ROOT: Inode = 0;
 
-/// All that is on the disk, by path.
+/// The content of the disk, by path.
 pub(crate) type Tree = BTreeMap<PathBuf, Node>;
 
 impl Disk {
-    /// What stands below `root`, all of it long since flushed.
+    /// A disk with the files below `root`, all of them flushed.
     pub(crate) fn of(root: &Path) -> Self {
         let mut disk = Self {
             nodes: BTreeMap::new(),
@@ -115,7 +113,7 @@ impl Disk {
         disk
     }
 
-    fn read(&mut self, path: &Path) -> Number {
+    fn read(&mut self, path: &Path) -> Inode {
         let found = std::fs::symlink_metadata(path).unwrap();
         let number = self.add(Node::Link(String::new()));
         let mode = found.mode() & 0o7777;
@@ -143,34 +141,34 @@ impl Disk {
         number
     }
 
-    pub(super) fn add(&mut self, node: Node) -> Number {
+    pub(super) fn add(&mut self, node: Node) -> Inode {
         let number = self.nodes.len();
         self.nodes.insert(number, node);
         number
     }
 
-    /// How many steps can come before a crash.
+    /// The number of steps before the last possible crash.
     pub(crate) fn steps(&self) -> usize {
         self.steps.len()
     }
 
-    /// Whether the last of the first `steps` was to send something to the CA.
+    /// Whether the last of the first `steps` sends data to the CA.
     pub(crate) fn sends(&self, steps: usize) -> bool {
         steps > 0 && matches!(self.steps[steps - 1], Step::Send)
     }
 
-    /// What was flushed, in order.
+    /// The path of each flush, in order.
     pub(crate) fn flushes(&self) -> &[String] {
         &self.flushed
     }
 
-    /// What a process sees after the first `steps`.
+    /// The content that a process sees after the first `steps`.
     pub(crate) fn seen(&self, steps: usize) -> Tree {
         self.after(steps, |_, _| Some(true))
     }
 
-    /// What a crash after the first `steps` leaves.
-    pub(crate) fn left(&self, steps: usize, loss: Loss, ignored: Ignored) -> Tree {
+    /// The content after a crash behind the first `steps`.
+    pub(crate) fn left(&self, steps: usize, loss: Loss, ignored: IgnoredFlushes) -> Tree {
         let kept = self.kept(steps, ignored);
         let dice = match loss {
             Loss::Some(seed) => SeededRandom::new(seed),
@@ -189,9 +187,9 @@ impl Disk {
     }
 
     /// Which of the first `steps` a flush has made durable.
-    fn kept(&self, steps: usize, ignored: Ignored) -> Vec<bool> {
+    fn kept(&self, steps: usize, ignored: IgnoredFlushes) -> Vec<bool> {
         let mut kept = vec![false; steps];
-        let mut open: BTreeMap<Number, Vec<usize>> = BTreeMap::new();
+        let mut open: BTreeMap<Inode, Vec<usize>> = BTreeMap::new();
         let mut flush = 0;
         for (index, step) in self.steps[..steps].iter().enumerate() {
             let Step::Flush(node) = step else {
@@ -201,9 +199,9 @@ impl Disk {
                 continue;
             };
             let does_nothing = match ignored {
-                Ignored::None => false,
-                Ignored::All => true,
-                Ignored::One(nth) => nth == flush,
+                IgnoredFlushes::None => false,
+                IgnoredFlushes::All => true,
+                IgnoredFlushes::One(nth) => nth == flush,
             };
             flush += 1;
             if !does_nothing {
@@ -214,8 +212,8 @@ impl Disk {
         kept
     }
 
-    /// Applies those of the first `steps` that `survives` keeps: whole, or
-    /// (`false`) the first half of the data.
+    /// Applies those of the first `steps` that `survives` keeps: whole, or (`false`) the first half of the
+    /// data.
     fn after(&self, steps: usize, survives: impl Fn(usize, &Step) -> Option<bool>) -> Tree {
         let mut nodes = self.nodes.clone();
         for (index, step) in self.steps[..steps].iter().enumerate() {
@@ -230,7 +228,7 @@ impl Disk {
 }
 
 impl Step {
-    fn needs(&self) -> Option<Number> {
+    fn needs(&self) -> Option<Inode> {
         match self {
             Self::Enter { directory, .. }
             | Self::Leave { directory, .. }
@@ -243,7 +241,7 @@ impl Step {
         }
     }
 
-    pub(super) fn apply(&self, nodes: &mut BTreeMap<Number, Node>, whole: bool) {
+    pub(super) fn apply(&self, nodes: &mut BTreeMap<Inode, Node>, whole: bool) {
         match self {
             Self::Enter {
                 directory,
@@ -290,21 +288,21 @@ impl Step {
     }
 }
 
-fn entries(nodes: &mut BTreeMap<Number, Node>, number: Number) -> &mut BTreeMap<String, Number> {
+fn entries(nodes: &mut BTreeMap<Inode, Node>, number: Inode) -> &mut BTreeMap<String, Inode> {
     match nodes.get_mut(&number) {
         Some(Node::Directory { entries, .. }) => entries,
-        other => panic!("{other:?} is no directory"),
+        other => panic!("{other:?} is not a directory"),
     }
 }
 
-fn content(nodes: &mut BTreeMap<Number, Node>, number: Number) -> &mut Vec<u8> {
+fn content(nodes: &mut BTreeMap<Inode, Node>, number: Inode) -> &mut Vec<u8> {
     match nodes.get_mut(&number) {
         Some(Node::File { bytes, .. }) => bytes,
-        other => panic!("{other:?} is no file"),
+        other => panic!("{other:?} is not a file"),
     }
 }
 
-fn spread(nodes: &BTreeMap<Number, Node>, number: Number, path: &Path, tree: &mut Tree) {
+fn spread(nodes: &BTreeMap<Inode, Node>, number: Inode, path: &Path, tree: &mut Tree) {
     let mut node = nodes[&number].clone();
     if let Node::Directory { entries, .. } = &mut node {
         for (name, child) in std::mem::take(entries) {
@@ -314,7 +312,7 @@ fn spread(nodes: &BTreeMap<Number, Node>, number: Number, path: &Path, tree: &mu
     tree.insert(path.to_owned(), node);
 }
 
-/// Writes `tree` down below `root`.
+/// Writes `tree` below `root`.
 pub(crate) fn write_down(tree: &Tree, root: &Path) {
     let mut modes = Vec::new();
     for (path, node) in tree {
@@ -331,7 +329,7 @@ pub(crate) fn write_down(tree: &Tree, root: &Path) {
             Node::Link(target) => symlink(target, &path).unwrap(),
         }
     }
-    // The deepest first: a directory may be closed to us in the end.
+    // The deepest path first: the new mode of a directory may deny us access.
     for (path, mode) in modes.into_iter().rev() {
         std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
     }

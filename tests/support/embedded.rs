@@ -1,4 +1,4 @@
-//! The embedded CA on a port of its own, ended with its test.
+//! The embedded CA on a port of its own. It ends with its test.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -12,17 +12,17 @@ use certs::tls::dialer::Dialer;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
-use super::clock::Moved;
-use super::faults::{Faulty, Script};
+use super::clock::AdjustableClock;
+use super::faults::{FaultyService, Script};
 use super::{certs, free_port};
 
-/// The embedded CA over TLS on loopback, with a script; it sends every name to
-/// loopback and keeps nothing.
+/// The embedded CA over TLS on loopback, with a script of faults. It resolves every name to loopback and
+/// stores nothing.
 pub(crate) struct EmbeddedCa {
     pub(crate) script: Script,
     pub(crate) server: Server,
-    clock: Arc<Moved>,
-    /// Where it fetches HTTP-01 answers.
+    clock: Arc<AdjustableClock>,
+    /// The port from which it fetches HTTP-01 answers.
     pub(crate) http_port: u16,
     directory: TempDir,
     stop: Option<oneshot::Sender<()>>,
@@ -35,11 +35,11 @@ impl EmbeddedCa {
     }
 
     pub(crate) fn with(change: impl FnOnce(&mut Settings)) -> Self {
-        Self::begun(0, change)
+        Self::created_ago(0, change)
     }
 
-    /// One that was made so many seconds ago, and so was the certificate of its server.
-    pub(crate) fn begun(ago: i64, change: impl FnOnce(&mut Settings)) -> Self {
+    /// A CA that was created `ago` seconds ago, with a server certificate of the same age.
+    pub(crate) fn created_ago(ago: i64, change: impl FnOnce(&mut Settings)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -51,12 +51,12 @@ impl EmbeddedCa {
             resolve: Resolve::Fixed(Ipv4Addr::LOCALHOST.into()),
         };
         change(&mut settings);
-        let clock = Arc::new(Moved::default());
+        let clock = Arc::new(AdjustableClock::default());
         clock.set_ahead(-ago);
         let server = Server::new(settings, clock.clone()).unwrap();
         std::fs::write(directory.path().join("root.pem"), server.root_pem()).unwrap();
         let script = Script::default();
-        let service = Faulty::new(server.router(), script.clone());
+        let service = FaultyService::new(server.router(), script.clone());
         let identity = Identity::new(&server, address.ip()).unwrap();
         clock.set_ahead(0);
         let (stop, stopped) = oneshot::channel();
@@ -82,7 +82,7 @@ impl EmbeddedCa {
         }
     }
 
-    /// For it, too, it is so many seconds later than it is.
+    /// Moves its own clock `seconds` ahead.
     pub(crate) fn set_time_ahead(&self, seconds: i64) {
         self.clock.set_ahead(seconds);
         self.script.set_ahead(seconds);
@@ -92,9 +92,8 @@ impl EmbeddedCa {
         self.directory.path().join(name)
     }
 
-    /// The leaf that a server on `port` shows, now, to whoever trusts this CA and asks
-    /// for `name`.
-    pub(crate) fn shown_at(&self, port: u16, name: &str) -> Fingerprint {
+    /// The leaf that a server on `port` shows for `name`, to a client that trusts this CA.
+    pub(crate) fn leaf_at(&self, port: u16, name: &str) -> Fingerprint {
         let root = std::fs::read(self.path("root.pem")).unwrap();
         let (dialer, name) = (
             Dialer::new(&root).unwrap(),
@@ -107,7 +106,7 @@ impl EmbeddedCa {
         shown.unwrap().1
     }
 
-    /// `certs issue` against this CA, with its own data directory.
+    /// `certs issue` against this CA, with a data directory of its own.
     pub(crate) fn issue(&self, arguments: &[&str]) -> Command {
         self.issue_below(self.directory.path(), arguments)
     }
@@ -128,7 +127,7 @@ impl EmbeddedCa {
 impl Drop for EmbeddedCa {
     fn drop(&mut self) {
         if let Some(stop) = self.stop.take() {
-            // A thread that has ended already is what was wanted.
+            // An error means that the thread has ended already.
             let _ = stop.send(());
         }
         if let Some(thread) = self.thread.take() {

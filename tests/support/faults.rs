@@ -1,5 +1,5 @@
-//! A script of what goes wrong with the embedded CA: a layer round its service
-//! that loses, delays, breaks and forges. The CA itself knows nothing of it.
+//! A script of faults for the embedded CA: a layer around its service that loses, delays, breaks and forges.
+//! The CA itself does not know of it.
 
 mod forge;
 
@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use tower_service::Service;
 use x509_parser::prelude::FromDer;
 
-/// What a request is for, told by its path.
+/// The purpose of a request, known by its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Endpoint {
     Directory,
@@ -60,16 +60,16 @@ impl Endpoint {
     }
 }
 
-/// What goes wrong with one request.
+/// A fault of one request.
 #[derive(Clone, Debug)]
 pub(crate) enum Fault {
-    /// The connection ends before the CA has seen the request.
+    /// The connection ends before the CA has received the request.
     DropBefore,
-    /// The CA has acted; its reply is lost.
+    /// The CA has acted, and its reply is lost.
     DropAfter,
-    /// The CA never acts, and the connection stays.
+    /// The CA never acts, and the connection stays open.
     HangBefore,
-    /// The CA has acted; its reply never comes, and the connection stays.
+    /// The CA has acted, its reply never comes, and the connection stays open.
     HangAfter,
     /// The reply comes late.
     Delay(Duration),
@@ -77,37 +77,37 @@ pub(crate) enum Fault {
     Held,
     /// A reply of our own: status, content type, body, `Retry-After`.
     Reply(u16, &'static str, String, Option<&'static str>),
-    /// Half of the body, and the end of the connection.
+    /// Half of the body, then the end of the connection.
     Truncated,
-    /// 100 MB where JSON belongs.
+    /// 100 MB in place of JSON.
     Endless,
-    /// To another place on the same CA.
+    /// A redirect to another path on the same CA.
     Redirect,
     /// No `Replay-Nonce`.
     NoNonce,
-    /// This many of a hundred nonces are rejected, each with a fresh one.
+    /// The percentage of nonces that are rejected, each with a fresh one.
     BadNonce(u64),
     /// Every challenge has this token.
     Token(String),
-    /// Nothing but challenges of kinds that nobody knows.
+    /// Only challenges of unknown types.
     UnknownChallenges,
-    /// A challenge of an unknown kind before the others.
+    /// A challenge of an unknown type before the others.
     OneMoreChallenge,
-    /// The order is for ever `processing`.
+    /// The order stays `processing` for ever.
     Processing,
-    /// Another chain than the right one.
+    /// An invalid chain.
     Chain(Chain),
-    /// The JSON value at this pointer is this one; `{}` is what was there.
+    /// The JSON value at this pointer is replaced; `{}` is the old value.
     Field(&'static str, String),
-    /// One more header, in the place of one that is there; `{}` is what was there.
+    /// A header is added or replaced; `{}` is the old value.
     Header(&'static str, String),
-    /// The first key that a certificate is asked for is one that has leaked.
+    /// The first key of a certificate counts as leaked.
     LeakedKey,
-    /// So is every other.
+    /// Every key counts as leaked.
     LeakedKeys,
 }
 
-/// How a chain is wrong.
+/// How a chain is invalid.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Chain {
     OfAnotherKey,
@@ -115,7 +115,7 @@ pub(crate) enum Chain {
     Expired,
     NoPem,
     WithoutIntermediate,
-    /// The right one, after words for a shell and for a terminal.
+    /// A valid chain, after text that attacks shells and terminals.
     AfterWords,
 }
 
@@ -137,13 +137,13 @@ impl Fault {
         Self::Reply(status, "text/html; charset=utf-8", body, None)
     }
 
-    /// A reply about renewal: the body, and `Retry-After`.
+    /// A reply with renewal information: the body, and `Retry-After`.
     pub(crate) fn renewal(body: &str, retry_after: Option<&'static str>) -> Self {
         Self::Reply(200, "application/json", body.to_owned(), retry_after)
     }
 }
 
-/// Which of the requests to an endpoint, counted from when the rule was made.
+/// Which requests to an endpoint, counted from the creation of the rule.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Which {
     Every,
@@ -151,7 +151,7 @@ pub(crate) enum Which {
     Nth(u32),
 }
 
-/// What shall go wrong, and how often was asked for what. Clones are one script.
+/// The rules of faults, and counts of the requests. Clones share one script.
 #[derive(Clone, Default)]
 pub(crate) struct Script(Arc<Mutex<Scripted>>);
 
@@ -159,11 +159,11 @@ struct Scripted {
     rules: Vec<Rule>,
     counts: BTreeMap<Endpoint, u32>,
     committed: BTreeMap<Endpoint, u32>,
-    given_up: BTreeSet<String>,
+    invalid_orders: BTreeSet<String>,
     unfollowed: Option<String>,
     leaked: BTreeSet<Vec<u8>>,
     accounts: BTreeSet<String>,
-    /// Seconds from the right time to what the CA says it is.
+    /// Seconds by which the CA's `Date` is ahead of the right time.
     ahead: i64,
     dice: SeededRandom,
 }
@@ -174,7 +174,7 @@ impl Default for Scripted {
             rules: Vec::new(),
             counts: BTreeMap::new(),
             committed: BTreeMap::new(),
-            given_up: BTreeSet::new(),
+            invalid_orders: BTreeSet::new(),
             unfollowed: None,
             leaked: BTreeSet::new(),
             accounts: BTreeSet::new(),
@@ -185,7 +185,7 @@ impl Default for Scripted {
 }
 
 struct Rule {
-    /// `None`: any.
+    /// `None` means any endpoint.
     endpoint: Option<Endpoint>,
     which: Which,
     seen: u32,
@@ -203,54 +203,54 @@ impl Script {
         self.with(|scripted| scripted.rules.push(rule));
     }
 
-    /// Nothing goes wrong from here on.
+    /// Removes all faults.
     pub(crate) fn clear(&self) {
         self.with(|scripted| scripted.rules.clear());
     }
 
-    /// Every reply says that it is this many seconds later than it is.
+    /// Makes every reply show a time this many seconds ahead.
     pub(crate) fn set_ahead(&self, seconds: i64) {
         self.with(|scripted| scripted.ahead = seconds);
     }
 
-    /// What the CA says of the time; `None` where its server says it, rightly.
+    /// The `Date` of the CA's replies; `None` if its server sets the right one.
     fn date(&self) -> Option<HeaderValue> {
         let ahead = self.with(|scripted| scripted.ahead);
         let shown = time::OffsetDateTime::now_utc() + time::Duration::seconds(ahead);
         (ahead != 0).then(|| httpdate::fmt_http_date(shown.into()).parse().unwrap())
     }
 
-    /// How many requests there were.
+    /// The number of requests.
     pub(crate) fn count(&self, endpoint: Endpoint) -> u32 {
         self.with(|scripted| scripted.counts.get(&endpoint).copied().unwrap_or(0))
     }
 
-    /// How many of them the CA has done, whether or not its reply arrived.
+    /// The number of requests on which the CA has acted, whether or not its reply arrived.
     pub(crate) fn committed(&self, endpoint: Endpoint) -> u32 {
         self.with(|scripted| scripted.committed.get(&endpoint).copied().unwrap_or(0))
     }
 
-    /// How many orders the CA has shown to be invalid.
-    pub(crate) fn given_up(&self) -> u32 {
-        self.with(|scripted| u32::try_from(scripted.given_up.len()).unwrap())
+    /// The number of orders that the CA has shown as invalid.
+    pub(crate) fn invalid_orders(&self) -> u32 {
+        self.with(|scripted| u32::try_from(scripted.invalid_orders.len()).unwrap())
     }
 
-    /// How many keys the CA has refused.
+    /// The number of keys that the CA has refused.
     pub(crate) fn leaked(&self) -> usize {
         self.with(|scripted| scripted.leaked.len())
     }
 
-    /// How many accounts the CA has given a URL.
+    /// The number of accounts that have a URL.
     pub(crate) fn accounts(&self) -> usize {
         self.with(|scripted| scripted.accounts.len())
     }
 
-    /// The URL of the newest order, until somebody asks for an authorization.
+    /// The URL of the newest order, until its authorization is requested.
     pub(crate) fn unfollowed_order(&self) -> Option<String> {
         self.with(|scripted| scripted.unfollowed.clone())
     }
 
-    /// Counts a request and says what goes wrong with it.
+    /// Counts a request and returns its fault.
     fn next(&self, endpoint: Endpoint) -> Option<Fault> {
         self.with(|scripted| {
             *scripted.counts.entry(endpoint).or_default() += 1;
@@ -287,46 +287,46 @@ impl Script {
 
 /// The connection ends without a reply.
 #[derive(Debug)]
-pub(crate) struct Dropped;
+pub(crate) struct ConnectionDropped;
 
-impl fmt::Display for Dropped {
+impl fmt::Display for ConnectionDropped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("dropped by the script")
     }
 }
 
-impl std::error::Error for Dropped {}
+impl std::error::Error for ConnectionDropped {}
 
-/// A CA's service with a script round it; also without any socket.
+/// A CA's service behind a script; usable without a socket too.
 #[derive(Clone)]
-pub(crate) struct Faulty {
+pub(crate) struct FaultyService {
     router: Router,
     script: Script,
 }
 
-impl Faulty {
+impl FaultyService {
     pub(crate) fn new(router: Router, script: Script) -> Self {
         Self { router, script }
     }
 }
 
-impl<B> Service<Request<B>> for Faulty
+impl<B> Service<Request<B>> for FaultyService
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     type Response = Response<Body>;
-    type Error = Dropped;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Dropped>> + Send>>;
+    type Error = ConnectionDropped;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, ConnectionDropped>> + Send>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Dropped>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectionDropped>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let endpoint = Endpoint::of(request.uri().path());
         let fault = self.script.next(endpoint);
-        let ca = Counted {
+        let ca = CountedCa {
             router: self.router.clone(),
             script: self.script.clone(),
             endpoint,
@@ -343,13 +343,13 @@ where
 }
 
 /// The CA itself, behind the script.
-struct Counted {
+struct CountedCa {
     router: Router,
     script: Script,
     endpoint: Endpoint,
 }
 
-impl Counted {
+impl CountedCa {
     async fn ask(&mut self, request: Request<Body>) -> Response<Body> {
         let path = request.uri().path().to_owned();
         let reply = ask(&mut self.router, request).await;
@@ -367,17 +367,18 @@ impl Counted {
             });
         }
         match self.endpoint {
-            Endpoint::Order => self.look(path, reply).await,
+            Endpoint::Order => self.record_invalid(path, reply).await,
             _ => reply,
         }
     }
 
-    async fn look(&self, path: String, reply: Response<Body>) -> Response<Body> {
+    async fn record_invalid(&self, path: String, reply: Response<Body>) -> Response<Body> {
         let (parts, body) = reply.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         let order: Value = serde_json::from_slice(&body).unwrap_or_default();
         if order["status"] == "invalid" {
-            self.script.with(|scripted| scripted.given_up.insert(path));
+            self.script
+                .with(|scripted| scripted.invalid_orders.insert(path));
         }
         Response::from_parts(parts, Body::from(body))
     }
@@ -389,10 +390,10 @@ async fn ask(router: &mut Router, request: Request<Body>) -> Response<Body> {
 }
 
 async fn answer(
-    mut ca: Counted,
+    mut ca: CountedCa,
     request: Request<Body>,
     fault: Option<Fault>,
-) -> Result<Response<Body>, Dropped> {
+) -> Result<Response<Body>, ConnectionDropped> {
     let Some(fault) = fault else {
         return Ok(ca.ask(request).await);
     };
@@ -401,7 +402,7 @@ async fn answer(
         return Ok(ask_with_leaked_key(ca, request, all).await);
     }
     match fault {
-        Fault::DropBefore => return Err(Dropped),
+        Fault::DropBefore => return Err(ConnectionDropped),
         Fault::HangBefore => return std::future::pending().await,
         Fault::HangAfter => {
             ca.ask(request).await;
@@ -434,13 +435,17 @@ async fn answer(
     }
     let reply = ca.ask(request).await;
     match fault {
-        Fault::DropAfter => Err(Dropped),
-        fault => Ok(forge::spoil(reply, &fault).await),
+        Fault::DropAfter => Err(ConnectionDropped),
+        fault => Ok(forge::apply(reply, &fault).await),
     }
 }
 
-/// Refuses the key of the request's CSR, if it is the first or `all` are.
-async fn ask_with_leaked_key(mut ca: Counted, request: Request<Body>, all: bool) -> Response<Body> {
+/// Refuses the key of the request's CSR if it is the first, or if `all` are refused.
+async fn ask_with_leaked_key(
+    mut ca: CountedCa,
+    request: Request<Body>,
+    all: bool,
+) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     let key = key_asked_for(&body);
@@ -503,7 +508,7 @@ async fn bad_nonce(mut router: Router) -> Response<Body> {
     reply
 }
 
-/// So many bytes of white space, which begin any JSON.
+/// A number of spaces, which may precede any JSON.
 struct Flood(u64);
 
 impl http_body::Body for Flood {

@@ -1,6 +1,5 @@
-//! The pair oracle: what a consumer finds below `live/NAME` at this moment is
-//! one whole generation, and the store beside it can be read and agrees. It
-//! answers instead of failing, so that a test can also count what it catches.
+//! The pair oracle: the files below `live/NAME` are one whole generation, and the store is readable and
+//! agrees. It returns errors instead of failing, so that a test can count what it catches.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -16,7 +15,7 @@ use certs::time::{Clock, SystemClock};
 
 use super::{certs, text};
 
-/// What one certificate's consumers and its next run find on the disk.
+/// The files that consumers and the next run of one certificate find on the disk.
 pub(crate) struct Oracle {
     output: PathBuf,
     data: PathBuf,
@@ -24,7 +23,7 @@ pub(crate) struct Oracle {
     identifiers: BTreeSet<Identifier>,
 }
 
-/// A generation as it is published, every file of it.
+/// A published generation with all its files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pair {
     pub(crate) generation: Generation,
@@ -54,8 +53,8 @@ impl Pair {
 }
 
 impl Oracle {
-    /// Of the certificate for `names` whose files stand below `directory`, as
-    /// [`super::certs`] lays them out.
+    /// The oracle of the certificate for `names`, with files below `directory` as [`super::certs`] lays them
+    /// out.
     pub(crate) fn new(directory: &Path, names: &[&str]) -> Self {
         let identifiers = names.iter().map(|name| Identifier::parse(name).unwrap());
         Self {
@@ -66,13 +65,12 @@ impl Oracle {
         }
     }
 
-    /// The live pair, whole; `None` when there is no link, and never anything
-    /// between the two.
+    /// The live pair, whole; `None` without a link. Any mixture is an error.
     pub(crate) fn live(&self) -> Result<Option<Pair>, String> {
         let link = self.output.join("live").join(self.lineage.as_str());
         let target = match std::fs::read_link(&link) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            read => read.map_err(told(&link))?,
+            read => read.map_err(at_path(&link))?,
         };
         let number = target.file_name().and_then(|name| name.to_str());
         let number = number.and_then(|name| name.parse().ok());
@@ -88,7 +86,7 @@ impl Oracle {
             &self.output.join("archive").join(self.lineage.as_str()),
             0o2750,
         )?;
-        // By where the link leads: it may move on between two files.
+        // Reads by the link's target, since the link may change between two reads.
         self.pair(&link.with_file_name(target), generation)
             .map(Some)
     }
@@ -98,10 +96,10 @@ impl Oracle {
         let mut files: [Vec<u8>; 5] = Default::default();
         for (file, (name, wanted)) in files.iter_mut().zip(FILES) {
             let path = place.join(name);
-            *file = std::fs::read(&path).map_err(told(&path))?;
+            *file = std::fs::read(&path).map_err(at_path(&path))?;
             mode(&path, wanted)?;
         }
-        let names = std::fs::read_dir(place).map_err(told(place))?;
+        let names = std::fs::read_dir(place).map_err(at_path(place))?;
         if names.count() != FILES.len() {
             return Err(format!("{} holds something else, too", place.display()));
         }
@@ -120,7 +118,7 @@ impl Oracle {
         })
     }
 
-    /// Key and leaf, names, links and dates.
+    /// Checks the key against the leaf, the names, the links and the dates.
     fn check(&self, key: String, chain: &str) -> Result<Facts, String> {
         let (key, now) = (Secret::new(key), SystemClock.now());
         let checked = Bundle::new(key, chain, &self.identifiers, now, Freshness::Stored);
@@ -128,8 +126,7 @@ impl Oracle {
         Ok(bundle.facts().clone())
     }
 
-    /// The stored record, readable, with the pair that it speaks of; `None`
-    /// when there is none.
+    /// The stored record with its pair; `None` without a record.
     pub(crate) fn record(&self) -> Result<Option<Record>, String> {
         let Some(store) = FileStore::existing(self.data.clone()) else {
             return Ok(None);
@@ -152,9 +149,8 @@ impl Oracle {
         })
     }
 
-    /// That the real binary reads the store, too, and that after a run which
-    /// ended well everything agrees: the live pair is the stored one and
-    /// nothing is under way. Returns the live pair.
+    /// Checks that the real binary can read the store, and that everything agrees after a successful run: the
+    /// live pair is the stored one, and no order is pending. Returns the live pair.
     pub(crate) fn settled(&self) -> Result<Pair, String> {
         let pair = self.live()?.ok_or("nothing is live")?;
         let record = self.record()?.ok_or("nothing is stored")?;
@@ -168,7 +164,7 @@ impl Oracle {
             ));
         }
         if record.order.is_some() {
-            return Err("an order is still under way".into());
+            return Err("an order is still pending".into());
         }
         let directory = self.data.parent().unwrap();
         let output = certs(directory)
@@ -188,7 +184,7 @@ impl Oracle {
 }
 
 fn mode(path: &Path, wanted: u32) -> Result<(), String> {
-    let found = std::fs::metadata(path).map_err(told(path))?.mode() & 0o7777;
+    let found = std::fs::metadata(path).map_err(at_path(path))?.mode() & 0o7777;
     if found == wanted {
         return Ok(());
     }
@@ -199,6 +195,6 @@ fn utf8(bytes: &[u8]) -> Result<String, String> {
     String::from_utf8(bytes.to_vec()).map_err(|error| error.to_string())
 }
 
-fn told(path: &Path) -> impl Fn(std::io::Error) -> String {
+fn at_path(path: &Path) -> impl Fn(std::io::Error) -> String {
     move |error| format!("{}: {error}", path.display())
 }

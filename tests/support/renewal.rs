@@ -1,12 +1,12 @@
-//! One renewal (or first issuance) that is disturbed, and then left alone: what
-//! is live meanwhile, and how often the CA was asked for what.
+//! One renewal (or first issuance) that is disturbed and then left to finish: the live pair meanwhile, and
+//! the number of requests to the CA.
 
 use super::embedded::EmbeddedCa;
 use super::faults::Endpoint;
 use super::oracle::{Oracle, Pair};
 use super::text;
 
-/// A renewal from before its first run.
+/// The state of a renewal before its first run.
 pub(crate) struct Renewal<'a> {
     ca: &'a EmbeddedCa,
     oracle: Oracle,
@@ -14,27 +14,27 @@ pub(crate) struct Renewal<'a> {
     case: String,
     before: Option<Pair>,
     counts: Counts,
-    /// When the last run began.
+    /// The counts at the start of the last run.
     last: Counts,
-    /// Orders whose URL died with the CA's reply.
+    /// Orders whose URL was lost with the CA's reply.
     lost_urls: u32,
 }
 
-/// What the CA was asked for.
+/// The orders and certificates that the CA was asked for.
 #[derive(Clone, Copy)]
 struct Counts {
     orders: u32,
     certificates: u32,
-    /// By the CA, which had looked for an answer when the listener was dead.
-    given_up: u32,
+    /// Orders that became invalid because the CA validated while the listener was dead.
+    invalid_orders: u32,
 }
 
-/// How it went with the one order that is allowed, and the reasons for more.
+/// The number of orders, where one is allowed, and the reasons for more.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Orders {
     pub(crate) placed: u32,
     pub(crate) lost_urls: u32,
-    pub(crate) given_up: u32,
+    pub(crate) invalid_orders: u32,
 }
 
 impl<'a> Renewal<'a> {
@@ -52,8 +52,8 @@ impl<'a> Renewal<'a> {
         }
     }
 
-    /// After a run that did not end well: the pair of before is live, every
-    /// byte of it, or the whole next one.
+    /// Asserts after an unsuccessful run that the previous pair is live, byte for byte, or the whole next
+    /// one.
     pub(crate) fn is_whole(&mut self) {
         let case = &self.case;
         let live = self.oracle.live();
@@ -63,12 +63,11 @@ impl<'a> Renewal<'a> {
             let step = live.generation.0 - before.generation.0;
             assert!(step == 1 || live == *before, "{case}: {live:?}");
         }
-        self.excuse();
+        self.count_lost_url();
     }
 
-    /// The run ended between the CA's order and its next request, and nobody
-    /// knows the order's URL.
-    fn excuse(&mut self) {
+    /// Counts an order whose URL is lost, since the run ended between the CA's reply and its storage.
+    fn count_lost_url(&mut self) {
         let case = &self.case;
         let record = self.oracle.record();
         let record = record.unwrap_or_else(|why| panic!("{case}: {why}"));
@@ -82,11 +81,10 @@ impl<'a> Renewal<'a> {
         self.last = now;
     }
 
-    /// Leaves it alone: exit 0, everything settled, one order and never two
-    /// certificates.
-    pub(crate) fn ends_well(self) -> Orders {
+    /// Lets it finish: exit 0, everything settled, one order and at most one certificate.
+    pub(crate) fn finish(self) -> Orders {
         let mut command = self.ca.issue(self.names);
-        self.ends_well_by(|case| {
+        self.finish_by(|case| {
             let output = command.output().unwrap();
             let told = text(&output);
             assert_eq!(output.status.code(), Some(0), "after {case}: {told}");
@@ -94,9 +92,8 @@ impl<'a> Renewal<'a> {
         })
     }
 
-    /// The same where `finish` does what is left to be done, and gives what was
-    /// said of it.
-    pub(crate) fn ends_well_by(self, finish: impl FnOnce(&str) -> String) -> Orders {
+    /// The same with `finish` in place of the command; it returns the output.
+    pub(crate) fn finish_by(self, finish: impl FnOnce(&str) -> String) -> Orders {
         let case = &self.case;
         let told = finish(case);
         let after = self.oracle.settled();
@@ -105,13 +102,13 @@ impl<'a> Renewal<'a> {
         let orders = Orders {
             placed: now.orders - before.orders,
             lost_urls: self.lost_urls,
-            given_up: now.given_up - before.given_up,
+            invalid_orders: now.invalid_orders - before.invalid_orders,
         };
-        let allowed = 1 + orders.lost_urls + orders.given_up;
+        let allowed = 1 + orders.lost_urls + orders.invalid_orders;
         assert!(orders.placed <= allowed, "{case}: {orders:?}: {told}");
         let certificates = now.certificates - before.certificates;
         assert!(certificates <= 1, "{case}: {certificates} certificates");
-        // What was ordered is used, and nothing else is new.
+        // The ordered certificate is live, and nothing else is new.
         let renewed = self.before.as_ref() != Some(&after);
         assert_eq!(renewed, orders.placed > 0, "{case}: {told}");
         assert_eq!(renewed, certificates == 1, "{case}: {told}");
@@ -125,7 +122,7 @@ impl Counts {
         Self {
             orders: script.committed(Endpoint::NewOrder),
             certificates: script.committed(Endpoint::Finalize),
-            given_up: script.given_up(),
+            invalid_orders: script.invalid_orders(),
         }
     }
 }

@@ -1,11 +1,10 @@
-//! From what strace tells of a run to the steps that a disk is played: paths
-//! and descriptors are followed as the process saw them, and a call about our
-//! files that is not known here fails the test.
+//! Turns the trace of a run into the steps of a disk. Paths and descriptors are followed as the process saw
+//! them, and an unknown call about our files fails the test.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use super::disk::{Disk, Node, Number, ROOT, Step};
+use super::disk::{Disk, Inode, Node, ROOT, Step};
 use super::strace::Call;
 
 /// Turns the calls of a run into steps.
@@ -13,23 +12,23 @@ pub(crate) struct Replay<'a> {
     disk: Disk,
     root: &'a Path,
     /// The nodes as the process sees them.
-    nodes: BTreeMap<Number, Node>,
+    nodes: BTreeMap<Inode, Node>,
     open: BTreeMap<i64, Open>,
-    /// The bits of a mode that a new file may have.
+    /// The permission bits that a new file may have.
     mask: u32,
 }
 
 #[derive(Clone, Copy)]
 enum Open {
-    File { node: Number, at: usize },
+    File { node: Inode, at: usize },
     Ca,
 }
 
-/// What strace must record, beside its points, for a replay.
+/// The calls that strace must record for a replay, besides its points.
 pub(crate) const FOR_REPLAY: [&str; 3] = ["read", "lseek", "close"];
 
 impl<'a> Replay<'a> {
-    /// Below `root`, from what `disk` holds.
+    /// Starts from the files below `root` on `disk`.
     pub(crate) fn new(disk: Disk, root: &'a Path) -> Self {
         Self {
             nodes: disk.nodes.clone(),
@@ -40,7 +39,7 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// One process after the other.
+    /// Replays one process after the other.
     pub(crate) fn all(mut self, runs: &[Vec<Call>]) -> Disk {
         for calls in runs {
             self.open.clear();
@@ -54,7 +53,7 @@ impl<'a> Replay<'a> {
             if let Some(returned) = call.returned {
                 self.call(call, &arguments(&call.arguments), returned);
             } else if call.name == "connect" && call.arguments.contains("AF_INET") {
-                // It is under way.
+                // The connection is in progress.
                 let descriptor = arguments(&call.arguments)[0].parse().unwrap();
                 self.open.insert(descriptor, Open::Ca);
             }
@@ -116,7 +115,7 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// A call that is not known here must not be about our files.
+    /// An unknown call must not be about our files.
     fn is_none_of_ours(&self, name: &str, arguments: &[String]) {
         let paths = arguments.iter().filter(|text| text.starts_with('"'));
         let about = paths.map(|text| PathBuf::from(string(text)));
@@ -164,14 +163,14 @@ impl<'a> Replay<'a> {
         self.open.insert(descriptor, Open::File { node, at: 0 });
     }
 
-    fn file(&self, descriptor: i64) -> Option<Number> {
+    fn file(&self, descriptor: i64) -> Option<Inode> {
         match self.open.get(&descriptor)? {
             Open::File { node, .. } => Some(*node),
             Open::Ca => None,
         }
     }
 
-    fn on(&mut self, descriptor: i64, step: impl FnOnce(Number) -> Step) {
+    fn on(&mut self, descriptor: i64, step: impl FnOnce(Inode) -> Step) {
         if let Some(node) = self.file(descriptor) {
             self.step(step(node));
         }
@@ -196,7 +195,7 @@ impl<'a> Replay<'a> {
         }
     }
 
-    fn mode(&mut self, place: Option<(Number, String)>, mode: &str) {
+    fn mode(&mut self, place: Option<(Inode, String)>, mode: &str) {
         if let Some((directory, name)) = place {
             let node = self.entry(directory, &name).unwrap();
             let mode = octal(mode);
@@ -204,25 +203,25 @@ impl<'a> Replay<'a> {
         }
     }
 
-    fn make_directory(&mut self, place: Option<(Number, String)>, mode: &str) {
+    fn make_directory(&mut self, place: Option<(Inode, String)>, mode: &str) {
         if let Some((directory, name)) = place {
             let Node::Directory { mode: above, .. } = self.nodes[&directory] else {
-                panic!("{name} is made in what is no directory");
+                panic!("{name}: its parent is not a directory");
             };
-            // The set-group-id bit is handed down.
+            // A new directory inherits the set-group-id bit.
             let mode = octal(mode) & self.mask | above & 0o2000;
             let entries = BTreeMap::new();
             self.enter(directory, name, Node::Directory { mode, entries });
         }
     }
 
-    fn link(&mut self, target: &str, place: Option<(Number, String)>) {
+    fn link(&mut self, target: &str, place: Option<(Inode, String)>) {
         if let Some((directory, name)) = place {
             self.enter(directory, name, Node::Link(string(target)));
         }
     }
 
-    fn enter(&mut self, directory: Number, name: String, node: Node) -> Number {
+    fn enter(&mut self, directory: Inode, name: String, node: Node) -> Inode {
         let number = self.disk.add(node.clone());
         self.nodes.insert(number, node);
         self.step(Step::Enter {
@@ -233,7 +232,7 @@ impl<'a> Replay<'a> {
         number
     }
 
-    fn leave(&mut self, place: Option<(Number, String)>) {
+    fn leave(&mut self, place: Option<(Inode, String)>) {
         if let Some((directory, name)) = place {
             self.step(Step::Leave { directory, name });
         }
@@ -241,8 +240,8 @@ impl<'a> Replay<'a> {
 
     fn rename(
         &mut self,
-        from: Option<(Number, String)>,
-        to: Option<(Number, String)>,
+        from: Option<(Inode, String)>,
+        to: Option<(Inode, String)>,
         exchange: bool,
     ) {
         let (Some((directory, from)), Some((other, to))) = (from, to) else {
@@ -277,9 +276,8 @@ impl<'a> Replay<'a> {
         self.disk.steps.push(step);
     }
 
-    /// The directory and the last name of a path below the root; the name is
-    /// empty for the root itself.
-    fn at(&self, from: &str, path: &str) -> Option<(Number, String)> {
+    /// The directory and the last name of a path below the root; the name is empty for the root itself.
+    fn at(&self, from: &str, path: &str) -> Option<(Inode, String)> {
         let path = PathBuf::from(string(path));
         let (mut directory, path) = match from.parse::<i64>() {
             Ok(descriptor) => (self.file(descriptor)?, path),
@@ -297,8 +295,8 @@ impl<'a> Replay<'a> {
         Some((directory, last))
     }
 
-    /// Through the one kind of link that there is: `live/NAME`.
-    fn follow(&self, directory: Number, name: &str) -> Number {
+    /// Follows the only kind of link: `live/NAME`.
+    fn follow(&self, directory: Inode, name: &str) -> Inode {
         let node = self.entry(directory, name);
         let node = node.unwrap_or_else(|| panic!("the replay knows no {name}"));
         let Node::Link(target) = &self.nodes[&node] else {
@@ -308,19 +306,19 @@ impl<'a> Replay<'a> {
         below.fold(self.output(), |at, name| self.entry(at, name).unwrap())
     }
 
-    fn output(&self) -> Number {
+    fn output(&self) -> Inode {
         self.entry(ROOT, "out").unwrap()
     }
 
-    fn entry(&self, directory: Number, name: &str) -> Option<Number> {
+    fn entry(&self, directory: Inode, name: &str) -> Option<Inode> {
         match &self.nodes[&directory] {
             Node::Directory { entries, .. } => entries.get(name).copied(),
-            other => panic!("{other:?} is no directory"),
+            other => panic!("{other:?} is not a directory"),
         }
     }
 
-    fn path_of(&self, node: Number) -> String {
-        fn search(nodes: &BTreeMap<Number, Node>, at: Number, wanted: Number) -> Option<String> {
+    fn path_of(&self, node: Inode) -> String {
+        fn search(nodes: &BTreeMap<Inode, Node>, at: Inode, wanted: Inode) -> Option<String> {
             if at == wanted {
                 return Some(String::new());
             }
@@ -336,7 +334,7 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// Splits at the commas outside of all brackets. With `-xx` no text has one.
+/// Splits at the commas outside of all brackets. With `-xx`, strings contain none.
 fn arguments(text: &str) -> Vec<String> {
     let (mut parts, mut depth) = (vec![String::new()], 0_i32);
     for letter in text.chars() {
@@ -354,7 +352,7 @@ fn arguments(text: &str) -> Vec<String> {
     parts.iter().map(|part| part.trim().to_owned()).collect()
 }
 
-/// Every text of an argument, one after the other.
+/// Every string of an argument, in order.
 fn bytes(argument: &str) -> Vec<u8> {
     let texts = argument.split('"').skip(1).step_by(2);
     let digits = texts.flat_map(|text| text.split("\\x").skip(1));
@@ -367,7 +365,7 @@ fn string(argument: &str) -> String {
     String::from_utf8(bytes(argument)).unwrap()
 }
 
-/// Ours, and so that of whatever we start.
+/// The umask of this process, which its children inherit.
 fn umask() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));

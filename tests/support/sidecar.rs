@@ -1,4 +1,4 @@
-//! `certs run` with its log, as its owner configures it by variables alone.
+//! `certs run` with its log, configured by variables alone.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -17,11 +17,11 @@ pub(crate) struct Sidecar {
     pub(crate) running: Running,
     pub(crate) log: PathBuf,
     admin: u16,
-    /// How often its CA was asked for a renewal window before.
+    /// The number of requests for a renewal window before the start.
     windows: u32,
 }
 
-/// The command alone; `admin` is the port that is asked whether it is ready.
+/// The command without a process; `admin` is the port for readiness.
 pub(crate) fn configured(ca: &EmbeddedCa, names: &[&str], admin: u16) -> Command {
     let mut command = certs(&ca.path(""));
     command
@@ -41,7 +41,7 @@ impl Sidecar {
         Self::start_as(ca, &mut command, admin)
     }
 
-    /// What [`configured`] gave, changed or under something else.
+    /// Starts the command of [`configured`], possibly changed or wrapped in another program.
     pub(crate) fn start_as(ca: &EmbeddedCa, command: &mut Command, admin: u16) -> Self {
         let log = ca.path("run.log");
         let log_file = std::fs::File::create(&log).unwrap();
@@ -53,21 +53,20 @@ impl Sidecar {
         }
     }
 
-    /// Lets pass, by its own `clocks`, what it asks of its CA after a start, and the time for
-    /// which it keeps a connection.
-    pub(crate) fn settles(&self, clocks: &Clocks, ca: &EmbeddedCa) {
+    /// Advances `clocks` past the requests of a start and past the time for which it keeps connections.
+    pub(crate) fn settle(&self, clocks: &Clocks, ca: &EmbeddedCa) {
         let pass = |seconds: u64| {
             let time = Duration::from_secs(seconds);
             clocks.pass(time, || _ = self.readiness());
         };
         let asked = || ca.script.count(Endpoint::RenewalInfo) > self.windows;
         pass(6);
-        until("a first question", || self.questions() > 0 || asked());
+        until("a first request", || self.time_requests() > 0 || asked());
         pass(120);
     }
 
-    /// How often it has asked its CA for the time, and had an answer.
-    pub(crate) fn questions(&self) -> usize {
+    /// How many times its CA has answered with the time.
+    pub(crate) fn time_requests(&self) -> usize {
         self.log().matches(" was asked for the time").count()
     }
 
@@ -75,7 +74,7 @@ impl Sidecar {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
-    /// The status that `/readyz` gives; 0 when it does not.
+    /// The status of `/readyz`; 0 without a reply.
     pub(crate) fn readiness(&self) -> u16 {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin));
         stream.map_or(0, |stream| status(&stream, "close"))
@@ -87,7 +86,7 @@ impl Sidecar {
         assert_eq!(self.running.exit_code(), Some(0), "{}", self.log());
     }
 
-    /// A connection that it has accepted, to ask it on when it accepts no other.
+    /// An accepted connection, for requests at a time when no new one is accepted.
     pub(crate) fn connection(&self) -> TcpStream {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin)).unwrap();
         status(&stream, "keep-alive");
@@ -95,11 +94,11 @@ impl Sidecar {
     }
 }
 
-/// The status of `/readyz` on `stream`; 0 when it ends without one.
+/// The status of `/readyz` on `stream`; 0 if it ends without one.
 pub(crate) fn status(mut stream: &TcpStream, then: &str) -> u16 {
-    // No body follows the head, so that the connection can be used again.
+    // A reply to HEAD has no body, so the connection can be used again.
     let request = format!("HEAD /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: {then}\r\n\r\n");
-    // Who is not accepted waits, too.
+    // A connection that is never accepted would wait for ever.
     stream
         .set_read_timeout(Some(Duration::from_secs(5)))
         .unwrap();

@@ -1,6 +1,5 @@
-//! The real binary under `strace`: what it asks of the kernel, in order, and
-//! any one of those calls killed or failed. What is no call of interest is
-//! named, so that a new one is.
+//! The real binary under `strace`: its system calls in order, and any of them killed or failed. Harmless
+//! calls are listed, so that a new call counts as a point.
 
 pub(crate) mod aimed;
 
@@ -12,7 +11,7 @@ use rustix::process::Signal;
 
 use super::{Running, certs, program, text, until};
 
-/// Calls that change nothing that outlives the process and send nothing.
+/// Calls that change nothing beyond the process and send nothing.
 const HARMLESS: &str = "access,accept4,?arch_prctl,bind,brk,?clone,clone3,close,clock_gettime,\
     clock_nanosleep,dup,epoll_create1,epoll_ctl,epoll_pwait,?epoll_pwait2,?epoll_wait,eventfd2,\
     exit,exit_group,faccessat,?faccessat2,fcntl,fstat,futex,getcwd,getdents64,getegid,geteuid,\
@@ -22,21 +21,21 @@ const HARMLESS: &str = "access,accept4,?arch_prctl,bind,brk,?clone,clone3,close,
     sched_getaffinity,sched_yield,set_robust_list,set_tid_address,setsockopt,shutdown,sigaltstack,\
     socket,socketpair,?stat,statx,sysinfo,timerfd_create,timerfd_settime,?time,uname";
 
-/// Calls that make a file, opening only with `O_CREAT`.
+/// Calls that create a file; `open` only with `O_CREAT`.
 const MAKES: &str = "?open,openat,?openat2,?creat,?mkdir,mkdirat,?rename,?renameat,renameat2,?link,\
     linkat,?symlink,symlinkat,?mknod,mknodat";
 
 const NOWHERE: &str = "/dev/null";
 
-/// A call that came back, or that never did (`exit`, a kill).
+/// A call that returned, or that never did (`exit`, a kill).
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     process: u32,
     pub(crate) name: String,
     pub(crate) arguments: String,
-    /// `None`: it failed.
+    /// `None` if the call failed.
     pub(crate) returned: Option<i64>,
-    /// Which of its thread's calls of this name it was, from 1: what `when=` counts.
+    /// Its number among the calls of this name in its thread, from 1, as `when=` counts.
     pub(crate) nth: u32,
 }
 
@@ -52,7 +51,7 @@ pub(crate) struct Strace {
 }
 
 impl Strace {
-    /// `None`, and a line that says why `what` was left out.
+    /// `None`, and a line that says why `what` was skipped.
     pub(crate) fn find(what: &str) -> Option<Self> {
         let Some(program) = program("CERTS_LAB_STRACE", "/usr/bin/strace") else {
             eprintln!("SKIPPED: {what}: there is no strace");
@@ -68,9 +67,8 @@ impl Strace {
         }
     }
 
-    /// The same where the arguments of calls are to be seen: the process lets
-    /// nobody but root look into it.
-    pub(crate) fn find_seeing(what: &str) -> Option<Self> {
+    /// The same with a check that arguments are visible: only root may read the memory of the process.
+    pub(crate) fn find_with_arguments(what: &str) -> Option<Self> {
         let found = Self::find(what)?;
         let directory = tempfile::tempdir().unwrap();
         let mut status = certs(directory.path());
@@ -79,11 +77,11 @@ impl Strace {
         if calls.iter().any(|call| is_about(call, &[directory.path()])) {
             return Some(found);
         }
-        eprintln!("SKIPPED: {what}: only root sees the arguments of a hardened process's calls");
+        eprintln!("SKIPPED: {what}: only root can trace the arguments of the program's calls");
         None
     }
 
-    /// A killed call must not have been done, and a failed one neither.
+    /// Checks that a killed or failed call was not executed.
     fn probe(&self) -> Result<(), String> {
         let directory = tempfile::tempdir().unwrap();
         let target = directory.path().join("made");
@@ -99,19 +97,19 @@ impl Strace {
         Ok(())
     }
 
-    /// Every call of interest of one run of `command`, which succeeds.
+    /// Every call of interest in one successful run of `command`.
     pub(crate) fn calls(&self, command: &Command) -> Vec<Call> {
         self.record(command, &[], &["-y"])
     }
 
-    /// The same and every call named in `also`, with `more` options.
+    /// The same with every call named in `also`, and `more` options.
     pub(crate) fn record(&self, command: &Command, also: &[&str], more: &[&str]) -> Vec<Call> {
         let (output, calls) = self.trace(command, also, more);
         assert!(output.status.success(), "{}", text(&output));
         calls
     }
 
-    /// The same of a run that is killed when it is about to do `point`.
+    /// The same of a run that is killed just before `point`.
     pub(crate) fn record_killed(
         &self,
         command: &Command,
@@ -136,8 +134,8 @@ impl Strace {
         (output, calls(&std::fs::read_to_string(&written).unwrap()))
     }
 
-    /// Every program that one run starts, itself first, with the whole environment; and
-    /// every call that made a file.
+    /// Every program that one run starts, itself first, with the whole environment; and every call that
+    /// created a file.
     pub(crate) fn programs(&self, command: &Command) -> (Output, Vec<Call>, Vec<Call>) {
         let directory = tempfile::tempdir().unwrap();
         let written = directory.path().join("trace");
@@ -155,7 +153,7 @@ impl Strace {
         (output, programs, others)
     }
 
-    /// One run that is killed when it is about to do `point`.
+    /// One run that is killed just before `point`.
     pub(crate) fn kill_at(&self, command: &Command, point: &Point) -> Output {
         self.inject(command, point, "signal=KILL", "")
     }
@@ -177,16 +175,15 @@ impl Strace {
         self.run(command, &["-e", &format!("trace={call}"), "-e", &inject])
     }
 
-    /// `command` as it is traced: its first thread alone, all that it is asked of
-    /// is written to `file`, and it is the child itself, not one of strace's.
+    /// `command` under strace: only its first thread is traced, into `file`, and the child is the command
+    /// itself, not strace.
     pub(crate) fn tracing(&self, command: &Command, file: &Path) -> Command {
         let trace = format!("trace=!{HARMLESS}");
         let options = ["-D", "-q", "-y", "-o", file.to_str().unwrap(), "-e", &trace];
         self.under(command, &options)
     }
 
-    /// What [`Self::tracing`] has written of a process that was told to end, and
-    /// has: up to there.
+    /// The calls from [`Self::tracing`] of a process that has ended after SIGTERM, up to the signal.
     pub(crate) fn traced(file: &Path) -> Vec<Call> {
         let read = || std::fs::read_to_string(file).unwrap();
         until("the end of the trace", || read().contains("+++ exited"));
@@ -195,7 +192,7 @@ impl Strace {
         calls_of_one(lines.take_while(|line| !line.starts_with("--- SIGTERM")))
     }
 
-    /// The same child, killed when its first thread is about to do `point`.
+    /// The same child, killed when its first thread is about to execute `point`.
     pub(crate) fn killing(&self, command: &Command, point: &Point) -> Command {
         let Point { call, nth } = point;
         let inject = format!("inject={call}:signal=KILL:when={nth}");
@@ -204,9 +201,8 @@ impl Strace {
         self.under(command, &options)
     }
 
-    /// From now on each of `calls` fails in `process`, which runs already, until
-    /// the strace that is given back is told to end. `None`, and a line, where it
-    /// may not be attached.
+    /// Fails each of `calls` in the running `process` from now on, until the returned strace is ended.
+    /// `None`, and a line, if strace may not attach.
     pub(crate) fn fail_from_now(
         &self,
         process: &Running,
@@ -218,7 +214,7 @@ impl Strace {
         self.attach(process, &["-f", "-e", &trace, "-e", &inject], NOWHERE)
     }
 
-    /// It is killed when its first thread is about to do `point`, counted from now on. As
+    /// Kills the process when its first thread is about to execute `point`, counted from now on. As
     /// [`Self::fail_from_now`].
     pub(crate) fn kill_from_now(&self, process: &Running, point: &Point) -> Option<Running> {
         let Point { call, nth } = point;
@@ -227,21 +223,21 @@ impl Strace {
         self.attach(process, &["-e", &trace, "-e", &inject], NOWHERE)
     }
 
-    /// From now on every call of interest of its first thread is written to `file`.
+    /// Writes every call of interest of its first thread to `file` from now on.
     pub(crate) fn trace_from_now(&self, process: &Running, file: &Path) -> Option<Running> {
         let trace = format!("trace=!{HARMLESS}");
         self.attach(process, &["-y", "-e", &trace], file)
     }
 
-    /// What [`Self::trace_from_now`] has written, after [`Self::detach`].
-    pub(crate) fn traced_alone(file: &Path) -> Vec<Call> {
+    /// The calls from [`Self::trace_from_now`], after [`Self::detach`].
+    pub(crate) fn attached_trace(file: &Path) -> Vec<Call> {
         calls_of_one(std::fs::read_to_string(file).unwrap().lines())
     }
 
-    /// What is traced runs on without it.
+    /// Ends strace; the traced process continues.
     pub(crate) fn detach(mut tracer: Running) {
         tracer.signal(Signal::TERM);
-        until("a strace's end", || tracer.has_ended());
+        until("strace's end", || tracer.has_ended());
     }
 
     fn attach(
@@ -266,7 +262,7 @@ impl Strace {
             refused || is_ours(&process)
         });
         if refused {
-            eprintln!("SKIPPED: {options:?}: strace cannot be attached here");
+            eprintln!("SKIPPED: {options:?}: strace cannot attach here");
             return None;
         }
         Some(tracer)
@@ -278,8 +274,7 @@ impl Strace {
         self.under(command, &options).output().unwrap()
     }
 
-    /// `command` under strace. Not with its seccomp filter, which would be faster:
-    /// no signal is injected then.
+    /// `command` under strace. Not with strace's seccomp filter, which would be faster but injects no signal.
     fn under(&self, command: &Command, options: &[&str]) -> Command {
         let mut under = Command::new(&self.program);
         under.args(options).arg("--").arg(command.get_program());
@@ -289,11 +284,11 @@ impl Strace {
     }
 }
 
-/// What `command` was given to run in is what `under` has.
+/// Gives `under` the environment and directory of `command`.
 fn keep_environment(command: &Command, under: &mut Command) {
     under.stdin(Stdio::null());
     if command.get_envs().any(|(name, _)| name == "CERTS_DATA_DIR") {
-        // It was given an environment of its own.
+        // The command has an environment of its own.
         under.env_clear();
     }
     for (name, value) in command.get_envs() {
@@ -303,8 +298,8 @@ fn keep_environment(command: &Command, under: &mut Command) {
     }
 }
 
-/// The points of interest to whom `wanted` says so, in order. Only the first
-/// thread's: it does all the work, and `when=` counts for each thread.
+/// The points that `wanted` selects, in order, of the first thread only: it does all the work, and `when=`
+/// counts for each thread.
 pub(crate) fn points(calls: &[Call], wanted: impl Fn(&Call) -> bool) -> Vec<Point> {
     let main = calls.first().map_or(0, |call| call.process);
     let chosen = calls.iter().filter(|call| call.process == main);
@@ -316,12 +311,12 @@ pub(crate) fn points(calls: &[Call], wanted: impl Fn(&Call) -> bool) -> Vec<Poin
     points.collect()
 }
 
-/// Its first thread.
+/// Whether its first thread is traced.
 fn is_traced(process: &str) -> bool {
     has_tracer(&Path::new("/proc").join(process))
 }
 
-/// Every thread of it.
+/// Whether all its threads are traced.
 fn are_traced(process: &str) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
     { threads }.all(|thread| has_tracer(&thread.unwrap().path()))
@@ -332,20 +327,19 @@ fn has_tracer(task: &Path) -> bool {
     !status.contains("TracerPid:\t0\n")
 }
 
-/// Whether it is about a file below one of `roots`.
+/// Whether the call is about a file below one of `roots`.
 pub(crate) fn is_about(call: &Call, roots: &[&Path]) -> bool {
     let mut roots = roots.iter().map(|root| root.to_str().unwrap());
     roots.any(|root| call.arguments.contains(root))
 }
 
-/// The same of a single thread: it does not say then of which.
+/// The same for the trace of a single thread, which has no thread ids.
 fn calls_of_one<'l>(lines: impl Iterator<Item = &'l str>) -> Vec<Call> {
     let lines: Vec<_> = lines.map(|line| format!("1 {line}\n")).collect();
     calls(&lines.concat())
 }
 
-/// Reads what strace wrote: `PID NAME(ARGUMENTS) = RETURNED`, a call of one
-/// thread cut in two where another one's came between.
+/// Parses strace's output: `PID NAME(ARGUMENTS) = RETURNED`. A call may be split by a line of another thread.
 fn calls(trace: &str) -> Vec<Call> {
     let mut begun: BTreeMap<u32, String> = BTreeMap::new();
     let mut counts: BTreeMap<(u32, String), u32> = BTreeMap::new();
@@ -387,7 +381,7 @@ fn calls(trace: &str) -> Vec<Call> {
 }
 
 #[test]
-fn a_call_that_is_cut_in_two_is_one() {
+fn unfinished_and_resumed_call_is_counted_once() {
     let trace = "\
 7  openat(AT_FDCWD, \"/a = b\", O_RDONLY) = 3</a>
 7  write(3</a>, \"x\", 1 <unfinished ...>

@@ -1,4 +1,4 @@
-//! Replies of the CA as a fault changes them.
+//! Replies of the CA with a fault in them.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -14,10 +14,10 @@ use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use x509_parser::prelude::FromDer;
 
-use super::{Chain, Dropped, Fault};
+use super::{Chain, ConnectionDropped, Fault};
 
-/// The reply as the fault has it.
-pub(super) async fn spoil(reply: Response<Body>, fault: &Fault) -> Response<Body> {
+/// The reply with the fault applied.
+pub(super) async fn apply(reply: Response<Body>, fault: &Fault) -> Response<Body> {
     let (mut parts, body) = reply.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     parts.headers.remove(CONTENT_LENGTH);
@@ -30,7 +30,7 @@ pub(super) async fn spoil(reply: Response<Body>, fault: &Fault) -> Response<Body
         Fault::Truncated => {
             let whole = body.len();
             parts.headers.insert(CONTENT_LENGTH, whole.into());
-            Body::new(Cut(Some(body.slice(..whole / 2))))
+            Body::new(TruncatedBody(Some(body.slice(..whole / 2))))
         }
         Fault::Token(token) => Body::from(forge_challenges(json(), |challenges| {
             for challenge in challenges {
@@ -69,7 +69,7 @@ pub(super) async fn spoil(reply: Response<Body>, fault: &Fault) -> Response<Body
     Response::from_parts(parts, body)
 }
 
-/// Puts `value` where `pointer` leads, also where nothing is there yet.
+/// Writes `value` at `pointer`, and creates a missing field.
 fn set(document: &mut Value, pointer: &str, value: &str) {
     let (parent, name) = pointer.rsplit_once('/').unwrap();
     let Some(parent) = document.pointer_mut(parent) else {
@@ -127,20 +127,20 @@ fn forge_chain(chain: &str, how: Chain) -> String {
     }
 }
 
-/// A part of a body, and then an error, which ends the connection.
-struct Cut(Option<Bytes>);
+/// A part of a body and then an error, which ends the connection.
+struct TruncatedBody(Option<Bytes>);
 
-impl http_body::Body for Cut {
+impl http_body::Body for TruncatedBody {
     type Data = Bytes;
-    type Error = Dropped;
+    type Error = ConnectionDropped;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Dropped>>> {
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, ConnectionDropped>>> {
         Poll::Ready(Some(match self.0.take() {
             Some(part) => Ok(http_body::Frame::data(part)),
-            None => Err(Dropped),
+            None => Err(ConnectionDropped),
         }))
     }
 }

@@ -1,5 +1,5 @@
-//! Calls by the path that they are about, whichever thread makes them: with many
-//! threads neither that nor how many calls it made before is the same twice.
+//! Calls identified by their path, in any thread: with many threads, neither the thread nor its call count is
+//! stable between runs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,32 +10,35 @@ use certs::record::Generation;
 use super::{Call, Strace, keep_environment};
 use crate::support::Running;
 
-/// A call about one path of the next run of the same command.
+/// A call about one path in the next run of the same command.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Aimed {
+pub(crate) struct PathPoint {
     pub(crate) call: String,
-    /// `$$` stands for the process's number and `{n}` for the generation that is
-    /// older by n than the newest.
+    /// `$$` is the pid, and `{n}` the generation that is n older than the newest.
     path: String,
-    /// Of the calls that one thread makes about it, from 1.
+    /// The number among the calls of one thread about it, from 1.
     nth: u32,
 }
 
-/// The calls of `calls` about what is below `root` that the first thread does not
-/// make, each with one that did it. `newest` was made in that run.
-pub(crate) fn elsewhere(calls: &[Call], root: &Path, newest: Generation) -> BTreeMap<Aimed, Call> {
+/// The calls about files below `root` in threads other than the first, each with an example. `newest` is the
+/// generation of that run.
+pub(crate) fn elsewhere(
+    calls: &[Call],
+    root: &Path,
+    newest: Generation,
+) -> BTreeMap<PathPoint, Call> {
     let first = calls.first().map_or(0, |call| call.process);
     let others = calls.iter().filter(|call| call.process != first);
     about(others, root, first, newest)
 }
 
-/// The calls of `calls` about what is below `root`, in a run whose process was `process`.
+/// The calls about files below `root`, in a run of the process `process`.
 pub(crate) fn about<'c>(
     calls: impl IntoIterator<Item = &'c Call>,
     root: &Path,
     process: u32,
     newest: Generation,
-) -> BTreeMap<Aimed, Call> {
+) -> BTreeMap<PathPoint, Call> {
     let mut counts: BTreeMap<(u32, String, String), u32> = BTreeMap::new();
     let mut found = BTreeMap::new();
     for call in calls {
@@ -45,7 +48,7 @@ pub(crate) fn about<'c>(
             let nth = counts.entry(count).or_default();
             *nth += 1;
             if at == 0 {
-                let aimed = Aimed {
+                let aimed = PathPoint {
                     call: call.name.clone(),
                     path: pattern(path, process, newest),
                     nth: *nth,
@@ -57,7 +60,7 @@ pub(crate) fn about<'c>(
     found
 }
 
-impl Aimed {
+impl PathPoint {
     fn path(&self, newest: Generation) -> String {
         (0..=newest.0).fold(self.path.clone(), |path, older| {
             let generation = Generation(newest.0 - older);
@@ -96,30 +99,30 @@ fn pattern(path: &str, process: u32, newest: Generation) -> String {
 }
 
 impl Strace {
-    /// `command`, killed when one of its threads is about to do `aimed`; the
-    /// generation that it makes is `newest`.
-    pub(crate) fn kill_aimed(
+    /// `command`, killed when one of its threads is about to execute `aimed`; `newest` is the generation that
+    /// it makes.
+    pub(crate) fn kill_at_path(
         &self,
         command: &Command,
-        aimed: &Aimed,
+        aimed: &PathPoint,
         newest: Generation,
     ) -> Command {
         self.aim(command, aimed, newest, "signal=KILL")
     }
 
     /// `command`, whose call `aimed` fails.
-    pub(crate) fn fail_aimed(
+    pub(crate) fn fail_at_path(
         &self,
         command: &Command,
-        aimed: &Aimed,
+        aimed: &PathPoint,
         newest: Generation,
         error: &str,
     ) -> Command {
         self.aim(command, aimed, newest, &format!("error={error}"))
     }
 
-    fn aim(&self, command: &Command, aimed: &Aimed, newest: Generation, how: &str) -> Command {
-        let Aimed { call, nth, .. } = aimed;
+    fn aim(&self, command: &Command, aimed: &PathPoint, newest: Generation, how: &str) -> Command {
+        let PathPoint { call, nth, .. } = aimed;
         let path = aimed.path(newest);
         let (trace, inject) = (
             format!("trace={call}"),
@@ -128,8 +131,7 @@ impl Strace {
         let options = ["-f", "-D", "-qq", "-o", "/dev/null"];
         let options = [&options[..], &["-e", &trace, "-e", &inject]].concat();
         let under = self.under(command, &options);
-        // Only itself knows its number, and keeps it when it becomes another program;
-        // with -D so does what is traced.
+        // Only the shell knows its own pid, and `exec` keeps it; with -D, so does the traced program.
         let mut shell = Command::new("/bin/sh");
         shell.args(["-c", &format!("exec \"$0\" -P \"{path}\" \"$@\"")]);
         shell.arg(under.get_program()).args(under.get_args());
@@ -137,37 +139,36 @@ impl Strace {
         shell
     }
 
-    /// From now on `aimed` fails in the first thread of `process`, once; that it did is
-    /// written to `file`. As [`Self::fail_from_now`].
-    pub(crate) fn fail_aimed_from_now(
+    /// Fails `aimed` in the first thread of `process` once, from now on, and records the failure in `file`.
+    /// As [`Self::fail_from_now`].
+    pub(crate) fn fail_at_path_from_now(
         &self,
         process: &Running,
-        aimed: &Aimed,
+        aimed: &PathPoint,
         newest: Generation,
         error: &str,
         file: &Path,
     ) -> Option<Running> {
-        let Aimed { call, nth, .. } = aimed;
+        let PathPoint { call, nth, .. } = aimed;
         let path = aimed.path(newest).replace("$$", &process.id().to_string());
         let trace = format!("trace={call}");
         let inject = format!("inject={call}:error={error}:when={nth}");
         self.attach(process, &["-P", &path, "-e", &trace, "-e", &inject], file)
     }
 
-    /// Every call of one run that the first thread does not make, about what is
-    /// below `root`.
+    /// Every call about files below `root` in threads other than the first.
     pub(crate) fn elsewhere(
         &self,
         command: &Command,
         root: &Path,
         newest: Generation,
-    ) -> BTreeMap<Aimed, Call> {
+    ) -> BTreeMap<PathPoint, Call> {
         elsewhere(&self.calls(command), root, newest)
     }
 }
 
 #[test]
-fn what_another_thread_does_is_known_by_its_path() {
+fn calls_of_other_threads_are_identified_by_path() {
     let about = |process: u32, name: &str, arguments: &str| Call {
         process,
         name: name.into(),
