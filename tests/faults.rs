@@ -313,7 +313,7 @@ fn a_key_that_the_ca_does_not_take_is_replaced_once_within_the_same_order() {
     ca.script
         .add(Endpoint::Finalize, Which::Every, Fault::LeakedKey);
     let told = run(&mut ca.issue(&[NAME, "--force"]), 0);
-    assert!(told.contains("does not take the key"), "{told}");
+    assert!(told.contains("rejected the key"), "{told}");
     assert_eq!(ca.script.leaked(), 1);
     ca.script.clear();
     assert_eq!(ca.script.count(Endpoint::NewOrder), orders + 1);

@@ -114,8 +114,8 @@ fn a_server_that_ignores_the_signal_is_taken_back_and_heals() {
     for part in [
         "within 30 s",
         "serves another certificate",
-        "goes live again",
-        "proven served again",
+        "rolling back to the previous",
+        "rolled back and verified",
         "hint:",
     ] {
         assert!(told.contains(part), "no `{part}` in {told}");
@@ -156,7 +156,7 @@ fn of_two_servers_one_fails_and_the_sidecar_heals_by_itself() {
     assert_eq!(generation(&ca), 1);
     assert!(!sidecar.is_ready());
     let log = std::fs::read_to_string(ca.path("log")).unwrap();
-    assert!(log.contains("proven served again"), "{log}");
+    assert!(log.contains("rolled back and verified"), "{log}");
     script(&hook, "exit 0");
     until_within("readiness", Duration::from_secs(60), || sidecar.is_ready());
     assert_eq!(generation(&ca), 2);
@@ -219,8 +219,8 @@ fn three_draining_generations_hold_the_fourth_reload_back_unless_it_is_urgent() 
         told.contains("3 generations of its workers still serve old connections"),
         "{told}"
     );
-    // It was found before anything was touched, so that nothing is taken back.
-    assert!(!told.contains("goes live again"), "{told}");
+    // It was found before anything was touched, so that nothing is rolled back.
+    assert!(!told.contains("rolling back to the previous"), "{told}");
     assert_eq!(generation(&ca), 4);
     run(certs(&ca.path("")).args(["reload", NAME]), 7);
     // What has nothing to go back to cannot wait for anybody.
@@ -264,7 +264,7 @@ fn a_hook_that_hangs_and_one_that_never_stops_talking_leave_the_old_pair_served(
             "{:?}",
             begun.elapsed()
         );
-        for part in [wanted, "proven served again", "hint:"] {
+        for part in [wanted, "rolled back and verified", "hint:"] {
             assert!(told.contains(part), "no `{part}` in {told}");
         }
         assert!(told.len() < 100_000);

@@ -362,7 +362,7 @@ fn a_command_beside_it_is_told_what_it_does() {
     // What it keeps is not made into something else by a command.
     let more = ["example.com", "www.example.com"];
     let told = run(&mut pebble.issue(&more), 2);
-    assert!(told.contains("keeps it for example.com from"), "{told}");
+    assert!(told.contains("manages it for example.com from"), "{told}");
     assert!(told.contains("SIGHUP"), "{told}");
     sidecar.terminate();
 }

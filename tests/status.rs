@@ -103,8 +103,9 @@ async fn what_our_own_ledger_refuses_is_exit_6_and_says_until_when() {
         until.to_string()[.."2026-01-01T00:00".len()].to_owned()
     });
     assert!(
-        told.contains("the new orders are used up by our own ledger: no order before ")
-            && near.iter().any(|until| told.contains(until)),
+        told.contains(
+            "the rate limit for new orders is used up (as counted here): no order before "
+        ) && near.iter().any(|until| told.contains(until)),
         "{near:?}: {told}"
     );
     assert!(told.contains("hint: "), "{told}");

@@ -79,7 +79,7 @@ fn haproxy_has_the_new_pair_in_memory_and_after_a_restart() {
     assert_eq!(generation(&ca), 2);
     // Without --verify it is asked where it listens.
     let told = run(&mut ca.issue(&[NAME, "--force", &socket]), 0);
-    assert!(!told.contains("nothing proves"), "{told}");
+    assert!(!told.contains("the deployment is not verified"), "{told}");
     drop(running);
     let _again = haproxy(&directory, port, &crt);
     run(&mut ca.issue(&[NAME, &socket, &verify(port)]), 0);
@@ -202,7 +202,7 @@ fn coturn_loads_the_new_pair() {
     let verify = verify(turn.port);
     run(&mut ca.issue(&[NAME, "--force", &turn.deploy, &verify]), 0);
     let told = run(&mut ca.issue(&[NAME, "--force", &turn.deploy]), 0);
-    assert!(!told.contains("nothing proves"), "{told}");
+    assert!(!told.contains("the deployment is not verified"), "{told}");
     assert_eq!(generation(&ca), 3);
 }
 
@@ -225,8 +225,8 @@ fn a_hook_that_fails_leaves_every_server_with_the_pair_of_before_and_heals() {
     for part in [
         "out of order",
         "hook",
-        "goes live again",
-        "proven served again",
+        "rolling back to the previous",
+        "rolled back and verified",
     ] {
         assert!(told.contains(part), "no `{part}` in {told}");
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
-use super::agenda::{Agenda, Kept, SWEEP};
+use super::agenda::{Agenda, Entry, SWEEP};
 use super::handle::Ended;
 use super::pass::Finished;
 use super::report::{alarm, alarm_level, report};
@@ -19,7 +19,7 @@ use crate::deploy::output::Output;
 use crate::deploy::verify::Handshake;
 use crate::identifier::{Identifier, Lineage};
 use crate::manage::concurrency::{ORDERING, Permit};
-use crate::manage::probes::Work;
+use crate::manage::probes::Operation;
 use crate::manage::status::status;
 use crate::manage::{
     Certificate, Keys, ManageError, Probes, SPACING, SPREAD, Services, Trigger, Wanted,
@@ -54,11 +54,11 @@ const DAY: Duration = Duration::from_secs(86_400);
 struct Signer {
     clock: Arc<VirtualClock>,
     orders: AtomicUsize,
-    under_way: AtomicUsize,
+    in_progress: AtomicUsize,
     most: AtomicUsize,
     refusals: Mutex<BTreeMap<String, usize>>,
     /// Names whose orders the CA fails at.
-    poisoned: Mutex<BTreeSet<String>>,
+    failing: Mutex<BTreeSet<String>>,
     /// Names whose validation fails.
     dead: Mutex<BTreeSet<Identifier>>,
     /// Whether it has not said anything yet.
@@ -68,10 +68,10 @@ struct Signer {
     /// What each order was for.
     asked: Mutex<Vec<BTreeSet<Identifier>>>,
     /// Orders that find no CA.
-    silences: AtomicUsize,
+    outages: AtomicUsize,
     probes: AtomicUsize,
     /// Probes that find none.
-    silent_probes: AtomicUsize,
+    failed_probes: AtomicUsize,
     /// Whether it answers a probe with 429.
     limits_probes: AtomicBool,
     /// The window that it suggests for each certificate.
@@ -91,17 +91,17 @@ impl Signer {
         Self {
             clock,
             orders: AtomicUsize::new(0),
-            under_way: AtomicUsize::new(0),
+            in_progress: AtomicUsize::new(0),
             most: AtomicUsize::new(0),
             refusals: Mutex::default(),
-            poisoned: Mutex::default(),
+            failing: Mutex::default(),
             dead: Mutex::default(),
             asked: Mutex::default(),
             unheard: AtomicBool::new(false),
             ahead: Mutex::default(),
-            silences: AtomicUsize::new(0),
+            outages: AtomicUsize::new(0),
             probes: AtomicUsize::new(0),
-            silent_probes: AtomicUsize::new(0),
+            failed_probes: AtomicUsize::new(0),
             limits_probes: AtomicBool::new(false),
             window: Mutex::default(),
             dates: Mutex::new((Duration::ZERO, DAY * 90)),
@@ -120,7 +120,7 @@ impl Signer {
     }
 }
 
-fn silence(ca: &str) -> AcmeError {
+fn outage(ca: &str) -> AcmeError {
     let error = acme::ExchangeError::Connect("nobody there".into());
     AcmeError {
         ca: ca.into(),
@@ -140,21 +140,21 @@ impl acme::Issuer for Signer {
             register(&order.ca, journal).await?;
         }
         self.orders.fetch_add(1, Ordering::SeqCst);
-        let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+        let now = self.in_progress.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(now, Ordering::SeqCst);
         for _ in 0..10 {
             tokio::task::yield_now().await;
         }
-        self.under_way.fetch_sub(1, Ordering::SeqCst);
+        self.in_progress.fetch_sub(1, Ordering::SeqCst);
         self.asked.lock().unwrap().push(order.identifiers.clone());
-        let left = self.silences.load(Ordering::SeqCst);
+        let left = self.outages.load(Ordering::SeqCst);
         if left > 0 {
-            self.silences.store(left - 1, Ordering::SeqCst);
-            return Err(silence(&order.ca));
+            self.outages.store(left - 1, Ordering::SeqCst);
+            return Err(outage(&order.ca));
         }
         let name = order.identifiers.first().unwrap().to_string();
-        if self.poisoned.lock().unwrap().contains(&name) {
-            return Err(silence(&order.ca));
+        if self.failing.lock().unwrap().contains(&name) {
+            return Err(outage(&order.ca));
         }
         let dead = self.dead.lock().unwrap();
         let failed: Vec<_> = order.identifiers.intersection(&dead).cloned().collect();
@@ -194,9 +194,7 @@ impl acme::Issuer for Signer {
 
     async fn probe(&self) -> Result<(), AcmeError> {
         match self.probes.fetch_add(1, Ordering::SeqCst) {
-            probe if probe < self.silent_probes.load(Ordering::SeqCst) => {
-                Err(silence("https://ca"))
-            }
+            probe if probe < self.failed_probes.load(Ordering::SeqCst) => Err(outage("https://ca")),
             _ if self.limits_probes.load(Ordering::SeqCst) => Err(AcmeError {
                 ca: "https://ca".into(),
                 phase: Phase::Directory,
@@ -219,7 +217,7 @@ impl acme::Issuer for Signer {
     ) -> Result<Option<(Window, Duration)>, AcmeError> {
         self.windows.fetch_add(1, Ordering::SeqCst);
         if self.windowless.load(Ordering::SeqCst) {
-            return Err(silence("https://ca"));
+            return Err(outage("https://ca"));
         }
         let window = self.window.lock().unwrap().clone();
         Ok(window.map(|window| (window, DAY)))
@@ -291,7 +289,7 @@ impl Keys for KeysAtOnce {
     }
 }
 
-struct House {
+struct Fixture {
     directory: tempfile::TempDir,
     services: Services,
     board: Board,
@@ -299,14 +297,14 @@ struct House {
     signer: Arc<Signer>,
 }
 
-impl House {
+impl Fixture {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let clock = Arc::new(VirtualClock::new(START));
         let services = Services {
             store: Arc::new(FileStore::open(directory.path().join("data")).unwrap()),
             output: Arc::new(Output::new(directory.path().join("out"))),
-            prover: Arc::new(Handshake),
+            verifier: Arc::new(Handshake),
             keys: Arc::new(KeysAtOnce),
             known: Known::default(),
             probes: Probes::default(),
@@ -392,37 +390,37 @@ fn names(count: usize) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn all_are_issued_a_few_at_a_time_and_each_is_renewed_at_its_instant() {
-    let house = House::new();
-    let handle = house.start(&names(10)).await;
-    assert!(house.board.all().iter().all(|status| !status.is_ready()));
-    house
+async fn supervisor_issues_few_at_a_time_and_renews_each_at_its_instant() {
+    let fixture = Fixture::new();
+    let handle = fixture.start(&names(10)).await;
+    assert!(fixture.board.all().iter().all(|status| !status.is_ready()));
+    fixture
         .until("issued", |all| all.iter().all(|status| status.is_ready()))
         .await;
-    assert_eq!(house.orders(), 10);
-    assert_eq!(house.signer.most.load(Ordering::SeqCst), ORDERING);
-    let first = house.board.all().iter().map(|s| s.next_at).min().unwrap();
-    house.clock.set(first - Duration::from_secs(1));
+    assert_eq!(fixture.orders(), 10);
+    assert_eq!(fixture.signer.most.load(Ordering::SeqCst), ORDERING);
+    let first = fixture.board.all().iter().map(|s| s.next_at).min().unwrap();
+    fixture.clock.set(first - Duration::from_secs(1));
     assert!(handle.ping().await);
-    assert_eq!(house.orders(), 10);
-    house.clock.set(first);
-    house
+    assert_eq!(fixture.orders(), 10);
+    fixture.clock.set(first);
+    fixture
         .until("renewed", |all| {
             all.iter()
                 .any(|s| s.generation_issued == Some(Generation(2)))
         })
         .await;
-    assert_eq!(house.orders(), 11);
+    assert_eq!(fixture.orders(), 11);
 }
 
 #[tokio::test]
-async fn a_suspend_over_the_instant_is_noticed_within_a_minute() {
-    let house = House::new();
-    let _handle = house.start(&names(1)).await;
-    house.until("issued", |all| all[0].is_ready()).await;
-    let at = house.board.all()[0].next_at;
-    house.clock.set(at + DAY);
-    house
+async fn supervisor_renews_within_a_minute_after_suspend() {
+    let fixture = Fixture::new();
+    let _handle = fixture.start(&names(1)).await;
+    fixture.until("issued", |all| all[0].is_ready()).await;
+    let at = fixture.board.all()[0].next_at;
+    fixture.clock.set(at + DAY);
+    fixture
         .until("renewed", |all| {
             all[0].generation_issued == Some(Generation(2))
         })
@@ -430,108 +428,109 @@ async fn a_suspend_over_the_instant_is_noticed_within_a_minute() {
 }
 
 #[tokio::test]
-async fn one_that_fails_backs_off_and_holds_up_no_other() {
-    let house = House::new();
+async fn failed_certificate_backs_off_and_delays_no_other() {
+    let fixture = Fixture::new();
     let names = names(3);
-    house
+    fixture
         .signer
         .refusals
         .lock()
         .unwrap()
         .insert(names[0].clone(), 1);
-    let _handle = house.start(&names).await;
-    house
+    let _handle = fixture.start(&names).await;
+    fixture
         .until("two issued", |all| {
             all.iter().filter(|s| s.is_ready()).count() == 2 && all[0].last_error.is_some()
         })
         .await;
-    assert!(house.board.all()[0].next_at > START);
-    house.clock.advance(Duration::from_secs(120));
-    house
+    assert!(fixture.board.all()[0].next_at > START);
+    fixture.clock.advance(Duration::from_secs(120));
+    fixture
         .until("all issued", |all| all.iter().all(|s| s.is_ready()))
         .await;
-    assert_eq!(house.orders(), 4);
+    assert_eq!(fixture.orders(), 4);
 }
 
 #[tokio::test]
-async fn what_is_asked_for_is_done_also_when_it_is_not_kept() {
-    let house = House::new();
-    let handle = house.start(&names(1)).await;
-    house.until("issued", |all| all[0].is_ready()).await;
-    let kept = house.certificate("n0.example.com");
+async fn work_runs_a_pass_for_managed_and_unmanaged_certificates() {
+    let fixture = Fixture::new();
+    let handle = fixture.start(&names(1)).await;
+    fixture.until("issued", |all| all[0].is_ready()).await;
+    let kept = fixture.certificate("n0.example.com");
     let again = handle.work(kept.clone(), Trigger::Requested).await.unwrap();
     assert!(!again.issued);
     let forced = handle.work(kept, Trigger::Forced).await.unwrap();
     assert_eq!((forced.issued, forced.generation), (true, Generation(2)));
-    let other = house.certificate("other.example.com");
+    let other = fixture.certificate("other.example.com");
     assert!(handle.work(other, Trigger::Requested).await.unwrap().issued);
-    assert_eq!(house.board.all().len(), 1);
+    assert_eq!(fixture.board.all().len(), 1);
 }
 
 #[tokio::test]
-async fn a_new_configuration_takes_over_and_a_stop_ends_it() {
-    let house = House::new();
-    let handle = house.start(&names(2)).await;
-    house
+async fn supervisor_follows_new_configuration_and_ends_at_stop() {
+    let fixture = Fixture::new();
+    let handle = fixture.start(&names(2)).await;
+    fixture
         .until("issued", |all| all.iter().all(|s| s.is_ready()))
         .await;
     let kept = vec![
-        house.certificate("n1.example.com"),
-        house.certificate("n2.example.com"),
+        fixture.certificate("n1.example.com"),
+        fixture.certificate("n2.example.com"),
     ];
     handle.replace(kept).await;
-    house
+    fixture
         .until("the new one issued", |all| {
             let names: Vec<_> = all.iter().map(|s| s.name.to_string()).collect();
             names == ["n1.example.com", "n2.example.com"] && all.iter().all(|s| s.is_ready())
         })
         .await;
-    assert_eq!(house.orders(), 3);
+    assert_eq!(fixture.orders(), 3);
     handle.stop().await;
     while handle.ping().await {
         tokio::task::yield_now().await;
     }
-    let late = handle.work(house.certificate("n1.example.com"), Trigger::Forced);
+    let late = handle.work(fixture.certificate("n1.example.com"), Trigger::Forced);
     assert!(matches!(late.await, Err(ManageError::Stopped)));
 }
 
 #[tokio::test]
-async fn a_renewal_is_handed_over_when_the_window_opens() {
-    let mut house = House::new();
+async fn renewal_is_deployed_when_the_maintenance_window_opens() {
+    let mut fixture = Fixture::new();
     let schedule: crate::manage::schedule::Schedule = "0 3 * * *".parse().unwrap();
-    house.services.maintenance = Some(Arc::new(schedule));
-    let handle = house.start(&names(1)).await;
+    fixture.services.maintenance = Some(Arc::new(schedule));
+    let handle = fixture.start(&names(1)).await;
     // The first certificate waits for no window.
-    house.until("issued", |all| all[0].is_ready()).await;
-    house.clock.set(house.board.all()[0].next_at);
-    house
+    fixture.until("issued", |all| all[0].is_ready()).await;
+    fixture.clock.set(fixture.board.all()[0].next_at);
+    fixture
         .until("renewed", |all| {
             all[0].generation_issued == Some(Generation(2))
         })
         .await;
-    let shown = &house.board.all()[0];
-    assert!(!shown.proven && shown.next_at > house.clock.now());
+    let shown = &fixture.board.all()[0];
+    assert!(!shown.proven && shown.next_at > fixture.clock.now());
     let lineage = Lineage::parse("n0.example.com").unwrap();
-    assert_eq!(house.services.output.live(&lineage), Some(Generation(1)));
-    house.clock.set(shown.next_at);
-    house.until("handed over", |all| all[0].is_ready()).await;
-    assert_eq!(house.services.output.live(&lineage), Some(Generation(2)));
+    assert_eq!(fixture.services.output.live(&lineage), Some(Generation(1)));
+    fixture.clock.set(shown.next_at);
+    fixture.until("handed over", |all| all[0].is_ready()).await;
+    assert_eq!(fixture.services.output.live(&lineage), Some(Generation(2)));
     assert!(handle.ping().await);
 }
 
 #[tokio::test]
-async fn the_board_shows_a_certificate_while_it_is_still_being_proven() {
-    let house = House::new();
-    let mut certificate = house.certificate("n0.example.com");
+async fn board_shows_certificate_while_verification_is_in_progress() {
+    let fixture = Fixture::new();
+    let mut certificate = fixture.certificate("n0.example.com");
     // Nobody listens there, and no time passes: the proof never ends.
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let nobody = socket.local_addr().unwrap().to_string().parse().unwrap();
     drop(socket);
     certificate.endpoints = vec![nobody];
-    let (mut supervisor, _handle) = Supervisor::new(house.services.clone(), house.board.clone());
+    let (mut supervisor, _handle) =
+        Supervisor::new(fixture.services.clone(), fixture.board.clone());
     supervisor.keep(vec![certificate]).await.unwrap();
     tokio::spawn(supervisor.run());
-    house
+    fixture
         .until("issued and not proven", |all| {
             all[0].generation_issued == Some(Generation(1)) && !all[0].proven
         })

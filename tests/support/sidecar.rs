@@ -68,7 +68,7 @@ impl Sidecar {
 
     /// How often it has asked its CA for the time, and had an answer.
     pub(crate) fn questions(&self) -> usize {
-        self.log().matches(" was asked for the time").count()
+        self.log().matches("the time probe of ").count()
     }
 
     pub(crate) fn log(&self) -> String {

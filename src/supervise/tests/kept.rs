@@ -4,13 +4,13 @@
 use super::*;
 
 #[tokio::test]
-async fn one_that_is_kept_is_not_made_into_another() {
-    let house = House::new();
-    let handle = house.start(&names(1)).await;
-    house.until("issued", |all| all[0].is_ready()).await;
-    let mut fewer = house.certificate("n0.example.com");
+async fn command_cannot_change_a_managed_certificate() {
+    let fixture = Fixture::new();
+    let handle = fixture.start(&names(1)).await;
+    fixture.until("issued", |all| all[0].is_ready()).await;
+    let mut fewer = fixture.certificate("n0.example.com");
     fewer.wanted.identifiers = [Identifier::parse("www.example.com").unwrap()].into();
-    let mut elsewhere = house.certificate("n0.example.com");
+    let mut elsewhere = fixture.certificate("n0.example.com");
     elsewhere.wanted.ca = "https://other".into();
     for other in [fewer, elsewhere] {
         let refused = handle.work(other, Trigger::Forced).await.unwrap_err();
@@ -21,24 +21,24 @@ async fn one_that_is_kept_is_not_made_into_another() {
             "{refused}"
         );
     }
-    assert_eq!(house.orders(), 1);
+    assert_eq!(fixture.orders(), 1);
 }
 
 #[tokio::test]
-async fn a_damaged_record_holds_up_no_other_and_heals() {
-    let house = House::new();
+async fn damaged_record_delays_no_other_and_recovers() {
+    let fixture = Fixture::new();
     let names = names(2);
-    let path = house.directory.path().join("data/records");
+    let path = fixture.directory.path().join("data/records");
     std::fs::create_dir_all(path.join(&names[0])).unwrap();
     let record = path.join(&names[0]).join("record.json");
     std::fs::write(&record, "{").unwrap();
-    let _handle = house.start(&names).await;
-    house
+    let _handle = fixture.start(&names).await;
+    fixture
         .until("the other one", |all| all.iter().any(|s| s.is_ready()))
         .await;
     std::fs::remove_file(&record).unwrap();
-    house.clock.advance(Duration::from_secs(60));
-    house
+    fixture.clock.advance(Duration::from_secs(60));
+    fixture
         .until("both", |all| {
             all.iter().filter(|s| s.is_ready()).count() == 2
         })
@@ -46,44 +46,45 @@ async fn a_damaged_record_holds_up_no_other_and_heals() {
 }
 
 #[tokio::test]
-async fn a_new_volume_gets_the_stored_pair_and_its_server_is_told_again() {
-    let house = House::new();
+async fn new_volume_gets_the_stored_pair_and_its_server_a_reload() {
+    let fixture = Fixture::new();
     let told = Arc::new(Told::default());
-    let mut certificate = house.certificate("n0.example.com");
+    let mut certificate = fixture.certificate("n0.example.com");
     certificate.targets = vec![told.clone()];
     let lineage = certificate.wanted.lineage.clone();
-    let (mut supervisor, handle) = Supervisor::new(house.services.clone(), house.board.clone());
+    let (mut supervisor, handle) = Supervisor::new(fixture.services.clone(), fixture.board.clone());
     supervisor.keep(vec![certificate.clone()]).await.unwrap();
-    assert_eq!(house.services.output.live(&lineage), Some(Generation(0)));
+    assert_eq!(fixture.services.output.live(&lineage), Some(Generation(0)));
     tokio::spawn(supervisor.run());
-    house.until("issued", |all| all[0].is_ready()).await;
+    fixture.until("issued", |all| all[0].is_ready()).await;
     assert_eq!(told.0.load(Ordering::SeqCst), 1);
     handle.stop().await;
 
-    std::fs::remove_dir_all(house.directory.path().join("out")).unwrap();
-    let (mut supervisor, _handle) = Supervisor::new(house.services.clone(), house.board.clone());
+    std::fs::remove_dir_all(fixture.directory.path().join("out")).unwrap();
+    let (mut supervisor, _handle) =
+        Supervisor::new(fixture.services.clone(), fixture.board.clone());
     supervisor.keep(vec![certificate]).await.unwrap();
-    assert_eq!(house.services.output.live(&lineage), Some(Generation(1)));
+    assert_eq!(fixture.services.output.live(&lineage), Some(Generation(1)));
     // Somebody else's hand: the server may have read what is there now.
-    let stored = house.services.store.bundle(&lineage, Generation(1)).await;
+    let stored = fixture.services.store.bundle(&lineage, Generation(1)).await;
     let (key, chain) = stored.unwrap().unwrap();
     let names = [Identifier::parse("n0.example.com").unwrap()].into();
     let pair = Bundle::new(key, &chain, &names, START, Freshness::Any).unwrap();
-    let output = &house.services.output;
+    let output = &fixture.services.output;
     output.publish(&lineage, Generation(0), &pair).unwrap();
     tokio::spawn(supervisor.run());
-    house
+    fixture
         .until("handed over", |_| told.0.load(Ordering::SeqCst) == 2)
         .await;
-    assert_eq!(house.services.output.live(&lineage), Some(Generation(1)));
-    assert_eq!(house.orders(), 1);
+    assert_eq!(fixture.services.output.live(&lineage), Some(Generation(1)));
+    assert_eq!(fixture.orders(), 1);
 }
 
 #[tokio::test]
-async fn what_a_proof_no_longer_sees_counts_as_not_served() {
-    let house = House::new();
-    let mut certificate = house.certificate("n0.example.com");
-    pass(&house.services, &certificate, Trigger::Scheduled)
+async fn failed_verification_resets_the_served_generation() {
+    let fixture = Fixture::new();
+    let mut certificate = fixture.certificate("n0.example.com");
+    pass(&fixture.services, &certificate, Trigger::Scheduled)
         .await
         .unwrap();
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -91,7 +92,15 @@ async fn what_a_proof_no_longer_sees_counts_as_not_served() {
         socket.local_addr().unwrap().to_string().parse().unwrap();
     drop(socket);
     let lineage = certificate.wanted.lineage.clone();
-    let load = async || house.services.store.load(&lineage).await.unwrap().unwrap();
+    let load = async || {
+        fixture
+            .services
+            .store
+            .load(&lineage)
+            .await
+            .unwrap()
+            .unwrap()
+    };
     let (mut record, revision) = load().await;
     record.served.insert(
         nobody.to_string(),
@@ -103,7 +112,7 @@ async fn what_a_proof_no_longer_sees_counts_as_not_served() {
     );
     record.deployed.insert("files".into(), Generation(1));
     record.deployed.insert("told".into(), Generation(1));
-    house
+    fixture
         .services
         .store
         .save(&record, revision, None)
@@ -114,16 +123,16 @@ async fn what_a_proof_no_longer_sees_counts_as_not_served() {
     certificate.targets = vec![told.clone()];
     // The files were replaced meanwhile.
     std::fs::write(
-        house.services.output.live_path(&lineage).join("cert.pem"),
+        fixture.services.output.live_path(&lineage).join("cert.pem"),
         "",
     )
     .unwrap();
     let work = {
-        let (services, certificate) = (house.services.clone(), certificate.clone());
+        let (services, certificate) = (fixture.services.clone(), certificate.clone());
         tokio::spawn(async move { pass(&services, &certificate, Trigger::Scheduled).await })
     };
     while !work.is_finished() {
-        house.clock.advance(Duration::from_secs(1));
+        fixture.clock.advance(Duration::from_secs(1));
         tokio::task::yield_now().await;
     }
     assert!(matches!(work.await.unwrap(), Err(ManageError::Verify(_))));
@@ -133,36 +142,36 @@ async fn what_a_proof_no_longer_sees_counts_as_not_served() {
 }
 
 #[tokio::test]
-async fn a_configuration_that_comes_during_a_pass_is_not_forgotten() {
-    let house = House::new();
-    let handle = house.start(&names(1)).await;
-    house.until("begun", |_| house.orders() == 1).await;
-    let mut more = house.certificate("n0.example.com");
+async fn configuration_received_during_a_pass_is_applied_after_it() {
+    let fixture = Fixture::new();
+    let handle = fixture.start(&names(1)).await;
+    fixture.until("begun", |_| fixture.orders() == 1).await;
+    let mut more = fixture.certificate("n0.example.com");
     let www = Identifier::parse("www.example.com").unwrap();
     more.wanted.identifiers.insert(www);
     handle.replace(vec![more]).await;
-    house
+    fixture
         .until("both names", |all| {
             all[0].is_ready() && all[0].identifiers.len() == 2
         })
         .await;
-    assert_eq!(house.orders(), 2);
+    assert_eq!(fixture.orders(), 2);
 }
 
 #[tokio::test]
-async fn a_command_for_one_that_is_kept_takes_nothing_from_it() {
-    let house = House::new();
+async fn command_for_managed_certificate_keeps_its_targets() {
+    let fixture = Fixture::new();
     let told = Arc::new(Told::default());
-    let mut kept = house.certificate("n0.example.com");
+    let mut kept = fixture.certificate("n0.example.com");
     kept.targets = vec![told.clone()];
-    let (mut supervisor, handle) = Supervisor::new(house.services.clone(), house.board.clone());
+    let (mut supervisor, handle) = Supervisor::new(fixture.services.clone(), fixture.board.clone());
     supervisor.keep(vec![kept]).await.unwrap();
     tokio::spawn(supervisor.run());
-    house.until("issued", |all| all[0].is_ready()).await;
+    fixture.until("issued", |all| all[0].is_ready()).await;
     let lineage = Lineage::parse("n0.example.com").unwrap();
-    assert!(handle.keeps(&lineage).await);
+    assert!(handle.manages(&lineage).await);
     // From a shell that knows nothing of the server to be told.
-    let bare = house.certificate("n0.example.com");
+    let bare = fixture.certificate("n0.example.com");
     handle.work(bare.clone(), Trigger::Forced).await.unwrap();
     assert_eq!(told.0.load(Ordering::SeqCst), 2);
     let mut other_key = bare;
@@ -172,21 +181,24 @@ async fn a_command_for_one_that_is_kept_takes_nothing_from_it() {
 }
 
 #[tokio::test]
-async fn what_another_ca_asked_to_wait_for_is_not_waited_for() {
-    let house = House::new();
-    let mut certificate = house.certificate("n0.example.com");
+async fn new_ca_ignores_the_retry_after_of_the_old_one() {
+    let fixture = Fixture::new();
+    let mut certificate = fixture.certificate("n0.example.com");
     let wanted = &certificate.wanted;
     let (lineage, names) = (wanted.lineage.clone(), wanted.identifiers.clone());
     let mut record = Record::new(lineage, names, "https://ca".into());
     record.failures.retry_at = Some(START + DAY * 7);
     record.failures.asked_to_wait = true;
-    let saved = house.services.store.save(&record, Default::default(), None);
+    let saved = fixture
+        .services
+        .store
+        .save(&record, Default::default(), None);
     saved.await.unwrap();
-    let waits = pass(&house.services, &certificate, Trigger::Requested).await;
+    let waits = pass(&fixture.services, &certificate, Trigger::Requested).await;
     assert!(matches!(waits, Err(ManageError::BackingOff { .. })));
     certificate.wanted.ca = "https://other".into();
     assert!(
-        pass(&house.services, &certificate, Trigger::Scheduled)
+        pass(&fixture.services, &certificate, Trigger::Scheduled)
             .await
             .unwrap()
             .issued
@@ -194,29 +206,42 @@ async fn what_another_ca_asked_to_wait_for_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn what_is_not_renewed_is_an_alarm_once_and_a_worse_one_later() {
-    let house = House::new();
+async fn overdue_certificate_raises_one_alarm_and_a_critical_one_later() {
+    let fixture = Fixture::new();
     pass(
-        &house.services,
-        &house.certificate("n0.example.com"),
+        &fixture.services,
+        &fixture.certificate("n0.example.com"),
         Trigger::Scheduled,
     )
     .await
     .unwrap();
     let lineage = Lineage::parse("n0.example.com").unwrap();
-    let (mut record, _) = house.services.store.load(&lineage).await.unwrap().unwrap();
+    let (mut record, _) = fixture
+        .services
+        .store
+        .load(&lineage)
+        .await
+        .unwrap()
+        .unwrap();
     record.failures.last = Some("the CA said no".into());
-    let shown = |days: u32| status(&record, START + DAY * days, house.services.random.as_ref());
+    let shown = |days: u32| {
+        status(
+            &record,
+            START + DAY * days,
+            fixture.services.random.as_ref(),
+        )
+    };
     let levels = [1, 60, 70, 80].map(|days| alarm_level(&shown(days)));
     assert_eq!(levels, [0, 0, 1, 2]);
     let told = alarm(&shown(80), 2, shown(80).last_error);
-    assert!(told.starts_with("critical: it ends at 20"), "{told}");
+    assert!(told.starts_with("critical: the certificate expires at 20"), "{told}");
     assert!(told.contains("the CA said no; hint: "), "{told}");
 
-    let (mut supervisor, _handle) = Supervisor::new(house.services.clone(), house.board.clone());
-    let kept = vec![house.certificate("n0.example.com")];
+    let (mut supervisor, _handle) =
+        Supervisor::new(fixture.services.clone(), fixture.board.clone());
+    let kept = vec![fixture.certificate("n0.example.com")];
     supervisor.keep(kept).await.unwrap();
-    house.clock.set(START + DAY * 80);
+    fixture.clock.set(START + DAY * 80);
     let told = async |supervisor: &mut Supervisor| {
         let finished = Finished {
             lineage: lineage.clone(),
@@ -232,109 +257,106 @@ async fn what_is_not_renewed_is_an_alarm_once_and_a_worse_one_later() {
             &mut supervisor.agenda,
             finished,
         );
-        supervisor.agenda.get(&lineage).unwrap().told
+        supervisor.agenda.get(&lineage).unwrap().alarmed
     };
     assert_eq!(told(&mut supervisor).await, 2);
-    assert!(house.board.all()[0].critical);
+    assert!(fixture.board.all()[0].critical);
 }
 
 #[tokio::test]
-async fn a_clock_that_is_set_back_makes_nobody_wait() {
-    let house = House::new();
-    house.clock.set(START + DAY * 180);
-    let refusals = &house.signer.refusals;
+async fn clock_set_back_does_not_lengthen_a_backoff() {
+    let fixture = Fixture::new();
+    fixture.clock.set(START + DAY * 180);
+    let refusals = &fixture.signer.refusals;
     refusals.lock().unwrap().insert("n0.example.com".into(), 1);
-    let handle = house.start(&names(1)).await;
+    let handle = fixture.start(&names(1)).await;
     let failed = |all: &[crate::observe::Status]| all[0].last_error.is_some();
-    house.until("refused", failed).await;
+    fixture.until("refused", failed).await;
     // The pause ends in half a year by the clock that is right.
-    house.clock.set(START);
+    fixture.clock.set(START);
     assert!(handle.ping().await);
-    house.until("issued", |all| all[0].is_ready()).await;
-    assert_eq!(house.orders(), 2);
+    fixture.until("issued", |all| all[0].is_ready()).await;
+    assert_eq!(fixture.orders(), 2);
 }
 
 #[tokio::test]
-async fn a_server_that_is_down_keeps_nothing_from_being_renewed_nor_a_ca_from_being_handed_over() {
-    let house = House::new();
+async fn failed_deployment_blocks_no_renewal_and_failed_order_no_deployment() {
+    let fixture = Fixture::new();
     let told = Arc::new(Told::default());
     told.1.store(true, Ordering::SeqCst);
-    let mut certificate = house.certificate("n0.example.com");
+    let mut certificate = fixture.certificate("n0.example.com");
     certificate.targets = vec![told.clone()];
-    let due = async || pass(&house.services, &certificate, Trigger::Scheduled).await;
+    let due = async || pass(&fixture.services, &certificate, Trigger::Scheduled).await;
     assert!(matches!(due().await, Err(ManageError::Deploy(_))));
-    assert!(matches!(
-        due().await,
-        Err(ManageError::NotHandedOver { .. })
-    ));
-    assert_eq!(house.orders(), 1);
+    assert!(matches!(due().await, Err(ManageError::NotDeployed { .. })));
+    assert_eq!(fixture.orders(), 1);
     // Renewed when it is due, in the very pass that fails to hand over.
-    house.clock.set(START + DAY * 80);
+    fixture.clock.set(START + DAY * 80);
     assert!(matches!(due().await, Err(ManageError::Deploy(_))));
-    assert_eq!(house.orders(), 2);
+    assert_eq!(fixture.orders(), 2);
     // Due again, its CA is down and its server is back: it is handed over.
-    house.clock.set(START + DAY * 160);
-    house.signer.silences.store(1, Ordering::SeqCst);
+    fixture.clock.set(START + DAY * 160);
+    fixture.signer.outages.store(1, Ordering::SeqCst);
     assert!(due().await.is_err());
-    house.clock.advance(Duration::from_secs(30));
+    fixture.clock.advance(Duration::from_secs(30));
     told.1.store(false, Ordering::SeqCst);
     let before = told.0.load(Ordering::SeqCst);
     assert!(due().await.is_err());
     assert_eq!(told.0.load(Ordering::SeqCst), before + 1);
     let lineage = &certificate.wanted.lineage;
-    assert_eq!(house.services.output.live(lineage), Some(Generation(2)));
+    assert_eq!(fixture.services.output.live(lineage), Some(Generation(2)));
 }
 
 #[tokio::test]
-async fn an_order_that_is_dropped_is_given_back_once() {
+async fn dropped_order_is_refunded_once() {
     const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
-    let house = House::new();
-    let mut certificate = house.certificate("n0.example.com");
+    let fixture = Fixture::new();
+    let mut certificate = fixture.certificate("n0.example.com");
     certificate.wanted.ca = LETS_ENCRYPT.into();
     for _ in 0..3 {
-        pass(&house.services, &certificate, Trigger::Forced)
+        pass(&fixture.services, &certificate, Trigger::Forced)
             .await
             .unwrap();
     }
-    house.signer.silences.store(1, Ordering::SeqCst);
+    fixture.signer.outages.store(1, Ordering::SeqCst);
     assert!(
-        pass(&house.services, &certificate, Trigger::Forced)
+        pass(&fixture.services, &certificate, Trigger::Forced)
             .await
             .is_err()
     );
     let full_at = async || {
-        let (state, _) = house.services.store.ca_state(LETS_ENCRYPT).await.unwrap();
+        let (state, _) = fixture.services.store.ca_state(LETS_ENCRYPT).await.unwrap();
         let duplicates = &state.spent[&crate::ca_state::Limit::DuplicateCertificates];
         *duplicates.values().next().unwrap()
     };
     let spent = full_at().await;
-    house.clock.set(START + DAY * 4);
+    fixture.clock.set(START + DAY * 4);
     for _ in 0..3 {
-        pass(&house.services, &certificate, Trigger::Scheduled)
+        pass(&fixture.services, &certificate, Trigger::Scheduled)
             .await
             .unwrap();
     }
     assert_eq!(full_at().await, spent - DAY * 7 / 5);
-    assert_eq!(house.orders(), 4);
+    assert_eq!(fixture.orders(), 4);
 }
 
 #[tokio::test]
-async fn what_another_process_worked_on_is_taken_up_soon_after_it_has_ended() {
-    let house = House::new();
-    let lineage = house.certificate("n0.example.com").wanted.lineage;
-    let lease = house.services.store.lease(&lineage).await.unwrap();
-    let handle = house.start(&names(1)).await;
+async fn released_lease_is_taken_within_seconds() {
+    let fixture = Fixture::new();
+    let lineage = fixture.certificate("n0.example.com").wanted.lineage;
+    let lease = fixture.services.store.lease(&lineage).await.unwrap();
+    let handle = fixture.start(&names(1)).await;
     // Half an hour: no pause grows with it.
     for _ in 0..360 {
-        house.settle(&handle, 1).await;
-        house.clock.advance(Duration::from_secs(5));
+        fixture.settle(&handle, 1).await;
+        fixture.clock.advance(Duration::from_secs(5));
     }
-    assert_eq!(house.orders(), 0);
+    assert_eq!(fixture.orders(), 0);
     drop(lease);
     for _ in 0..4 {
-        house.settle(&handle, 1).await;
-        house.clock.advance(Duration::from_secs(5));
+        fixture.settle(&handle, 1).await;
+        fixture.clock.advance(Duration::from_secs(5));
     }
-    house.until("issued", |all| all[0].is_ready()).await;
-    assert_eq!(house.orders(), 1);
+    fixture.until("issued", |all| all[0].is_ready()).await;
+    assert_eq!(fixture.orders(), 1);
 }

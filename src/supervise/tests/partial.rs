@@ -12,24 +12,24 @@ fn name(text: &str) -> Identifier {
     Identifier::parse(text).unwrap()
 }
 
-fn certificate(house: &House, partial: bool) -> Certificate {
+fn certificate(fixture: &Fixture, partial: bool) -> Certificate {
     // The dead one is the first: the certificate is named after it.
-    let mut certificate = house.certificate(DEAD);
+    let mut certificate = fixture.certificate(DEAD);
     certificate.wanted.identifiers.extend(WELL.map(name));
     certificate.wanted.partial = partial;
     certificate
 }
 
-async fn keep(house: &House, certificate: &Certificate) -> Handle {
-    let (mut supervisor, handle) = Supervisor::new(house.services.clone(), house.board.clone());
+async fn keep(fixture: &Fixture, certificate: &Certificate) -> Handle {
+    let (mut supervisor, handle) = Supervisor::new(fixture.services.clone(), fixture.board.clone());
     supervisor.keep(vec![certificate.clone()]).await.unwrap();
     tokio::spawn(supervisor.run());
     handle
 }
 
-async fn record(house: &House) -> Record {
+async fn record(fixture: &Fixture) -> Record {
     let lineage = Lineage::parse(DEAD).unwrap();
-    house
+    fixture
         .services
         .store
         .load(&lineage)
@@ -39,24 +39,24 @@ async fn record(house: &House) -> Record {
         .0
 }
 
-fn bury(house: &House, dead: &[&str]) {
-    *house.signer.dead.lock().unwrap() = dead.iter().map(|text| name(text)).collect();
+fn fail_names(fixture: &Fixture, dead: &[&str]) {
+    *fixture.signer.dead.lock().unwrap() = dead.iter().map(|text| name(text)).collect();
 }
 
 /// How many names each order was for.
-fn asked(house: &House) -> Vec<usize> {
-    let asked = house.signer.asked.lock().unwrap();
+fn asked(fixture: &Fixture) -> Vec<usize> {
+    let asked = fixture.signer.asked.lock().unwrap();
     asked.iter().map(BTreeSet::len).collect()
 }
 
 #[tokio::test]
-async fn a_dead_name_is_left_out_tried_again_and_brought_back() {
-    let house = House::new();
-    bury(&house, &[DEAD]);
-    let handle = keep(&house, &certificate(&house, true)).await;
-    house.until("issued", |all| all[0].is_ready()).await;
-    assert_eq!(asked(&house), [3, 2], "once more, at once");
-    let shown = house.board.all().remove(0);
+async fn failing_name_is_excluded_retried_and_restored() {
+    let fixture = Fixture::new();
+    fail_names(&fixture, &[DEAD]);
+    let handle = keep(&fixture, &certificate(&fixture, true)).await;
+    fixture.until("issued", |all| all[0].is_ready()).await;
+    assert_eq!(asked(&fixture), [3, 2], "once more, at once");
+    let shown = fixture.board.all().remove(0);
     assert_eq!(shown.identifiers.len(), 3, "what is wanted stays wanted");
     let [left_out] = shown.left_out.as_slice() else {
         panic!("{shown:?}");
@@ -68,28 +68,28 @@ async fn a_dead_name_is_left_out_tried_again_and_brought_back() {
     let again = left_out.retry_at.unwrap();
     assert!(again >= START + Duration::from_secs(54) && again <= START + Duration::from_secs(66));
     assert_eq!(shown.next_at, again);
-    let text = house
+    let text = fixture
         .services
         .metrics
-        .render(&house.board, house.clock.now());
+        .render(&fixture.board, fixture.clock.now());
     let gauge = "certs_certificate_left_out_names{name=\"a.example.com\"} 1";
     assert!(text.contains(gauge), "{text}");
 
     // 1, 10, 100 minutes, then daily; and the valid one stays as it is.
-    let issued = record(&house).await.issued;
+    let issued = record(&fixture).await.issued;
     for _ in 0..30 {
-        house.clock.advance(MINUTE);
-        house.settle(&handle, house.board.all().len()).await;
+        fixture.clock.advance(MINUTE);
+        fixture.settle(&handle, fixture.board.all().len()).await;
     }
-    assert_eq!(asked(&house)[2..], [3, 3]);
+    assert_eq!(asked(&fixture)[2..], [3, 3]);
     for _ in 0..60 {
-        house.clock.advance(MINUTE * 60);
-        house.settle(&handle, house.board.all().len()).await;
+        fixture.clock.advance(MINUTE * 60);
+        fixture.settle(&handle, fixture.board.all().len()).await;
     }
-    let tries = asked(&house)[4..].to_vec();
+    let tries = asked(&fixture)[4..].to_vec();
     assert!((3..=4).contains(&tries.len()), "{tries:?}");
     assert!(tries.iter().all(|names| *names == 3), "{tries:?}");
-    let kept = record(&house).await;
+    let kept = record(&fixture).await;
     let constant = |issued: &Option<crate::record::Issued>| {
         let issued = issued.clone().unwrap();
         (issued.generation, issued.facts, issued.renewal.unwrap().at)
@@ -100,108 +100,108 @@ async fn a_dead_name_is_left_out_tried_again_and_brought_back() {
         "the renewal is not held up: {kept:?}"
     );
 
-    bury(&house, &[]);
-    let orders = house.orders();
+    fail_names(&fixture, &[]);
+    let orders = fixture.orders();
     for _ in 0..27 {
-        house.clock.advance(MINUTE * 60);
-        house.settle(&handle, house.board.all().len()).await;
+        fixture.clock.advance(MINUTE * 60);
+        fixture.settle(&handle, fixture.board.all().len()).await;
     }
-    house
+    fixture
         .until("whole", |all| {
             all[0].is_ready() && all[0].left_out.is_empty()
         })
         .await;
-    assert_eq!(house.orders(), orders + 1);
-    let healed = record(&house).await;
+    assert_eq!(fixture.orders(), orders + 1);
+    let healed = record(&fixture).await;
     assert_eq!(healed.issued.unwrap().facts.identifiers.len(), 3);
     assert_eq!(healed.quarantine, None);
 }
 
 #[tokio::test]
-async fn without_leave_nothing_is_left_out_and_nothing_is_issued_for_none() {
-    let house = House::new();
-    bury(&house, &[DEAD]);
+async fn partial_off_excludes_nothing_and_all_names_failing_issues_nothing() {
+    let fixture = Fixture::new();
+    fail_names(&fixture, &[DEAD]);
     let failed = pass(
-        &house.services,
-        &certificate(&house, false),
+        &fixture.services,
+        &certificate(&fixture, false),
         Trigger::Requested,
     )
     .await;
     assert!(matches!(failed, Err(ManageError::Acme(_))), "{failed:?}");
-    bury(&house, &[DEAD, WELL[0], WELL[1]]);
+    fail_names(&fixture, &[DEAD, WELL[0], WELL[1]]);
     let failed = pass(
-        &house.services,
-        &certificate(&house, true),
+        &fixture.services,
+        &certificate(&fixture, true),
         Trigger::Requested,
     )
     .await;
     assert!(matches!(failed, Err(ManageError::Acme(_))), "{failed:?}");
-    assert_eq!(asked(&house), [3, 3]);
-    assert_eq!(record(&house).await.quarantine, None);
+    assert_eq!(asked(&fixture), [3, 3]);
+    assert_eq!(record(&fixture).await.quarantine, None);
     // A second one that dies between the two orders: no third order.
-    bury(&house, &[DEAD]);
-    house
+    fail_names(&fixture, &[DEAD]);
+    fixture
         .signer
         .refusals
         .lock()
         .unwrap()
         .insert(WELL[0].into(), 1);
     let failed = pass(
-        &house.services,
-        &certificate(&house, true),
+        &fixture.services,
+        &certificate(&fixture, true),
         Trigger::Requested,
     )
     .await;
     assert!(matches!(failed, Err(ManageError::Acme(_))), "{failed:?}");
-    assert_eq!(asked(&house)[2..], [3, 2]);
+    assert_eq!(asked(&fixture)[2..], [3, 2]);
 }
 
 #[tokio::test]
-async fn a_name_that_is_served_is_dropped_only_when_the_renewal_is_late_for_it() {
-    let house = House::new();
-    let handle = keep(&house, &certificate(&house, true)).await;
-    house.until("issued", |all| all[0].is_ready()).await;
-    let due = house.board.all()[0].next_at;
-    bury(&house, &[WELL[1]]);
-    house.clock.set(due);
-    house.settle(&handle, house.board.all().len()).await;
+async fn served_name_is_excluded_only_when_the_renewal_is_overdue() {
+    let fixture = Fixture::new();
+    let handle = keep(&fixture, &certificate(&fixture, true)).await;
+    fixture.until("issued", |all| all[0].is_ready()).await;
+    let due = fixture.board.all()[0].next_at;
+    fail_names(&fixture, &[WELL[1]]);
+    fixture.clock.set(due);
+    fixture.settle(&handle, fixture.board.all().len()).await;
     for _ in 0..24 * 4 {
-        house.clock.advance(MINUTE * 60);
-        house.settle(&handle, house.board.all().len()).await;
+        fixture.clock.advance(MINUTE * 60);
+        fixture.settle(&handle, fixture.board.all().len()).await;
     }
-    let first = record(&house).await.issued.unwrap();
+    let first = record(&fixture).await.issued.unwrap();
     assert_eq!(
         first.generation,
         Generation(1),
         "it is good for all of them still"
     );
     for _ in 0..24 * 3 {
-        house.clock.advance(MINUTE * 60);
-        house.settle(&handle, house.board.all().len()).await;
+        fixture.clock.advance(MINUTE * 60);
+        fixture.settle(&handle, fixture.board.all().len()).await;
     }
-    let second = record(&house).await.issued.unwrap();
+    let second = record(&fixture).await.issued.unwrap();
     assert_eq!(second.generation, Generation(2));
     assert_eq!(second.facts.identifiers, [DEAD, WELL[0]].map(name).into());
-    assert!(house.board.all()[0].is_ready());
+    assert!(fixture.board.all()[0].is_ready());
 }
 
 #[tokio::test]
-async fn tries_that_fail_cost_the_ledger_no_certificate() {
+async fn failed_retries_spend_no_certificate_tokens() {
     const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
-    let house = House::new();
-    bury(&house, &[DEAD]);
-    let mut certificate = certificate(&house, true);
+    let fixture = Fixture::new();
+    fail_names(&fixture, &[DEAD]);
+    let mut certificate = certificate(&fixture, true);
     certificate.wanted.ca = LETS_ENCRYPT.into();
-    let handle = keep(&house, &certificate).await;
+    let handle = keep(&fixture, &certificate).await;
     drop(certificate);
-    house.until("issued", |all| all[0].is_ready()).await;
+    fixture.until("issued", |all| all[0].is_ready()).await;
     for _ in 0..24 * 6 {
-        house.clock.advance(MINUTE * 60);
-        house.settle(&handle, house.board.all().len()).await;
+        fixture.clock.advance(MINUTE * 60);
+        fixture.settle(&handle, fixture.board.all().len()).await;
     }
-    assert!(house.orders() >= 8, "{} orders", house.orders());
-    let (state, _) = house.services.store.ca_state(LETS_ENCRYPT).await.unwrap();
-    let now = house.clock.now();
+    assert!(fixture.orders() >= 8, "{} orders", fixture.orders());
+    let (state, _) = fixture.services.store.ca_state(LETS_ENCRYPT).await.unwrap();
+    let now = fixture.clock.now();
     let spent = &state.spent[&crate::ca_state::Limit::DuplicateCertificates];
     let full: Vec<_> = spent.iter().filter(|(_, at)| **at > now).collect();
     // The one certificate that there is takes 33.6 hours to be forgotten.
