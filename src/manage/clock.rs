@@ -92,9 +92,9 @@ pub(crate) struct CorrectedClock {
 
 impl CorrectedClock {
     pub(crate) fn new(wall: Arc<dyn Clock>, certificate: &Certificate) -> Self {
-        let second = certificate.fallback.as_ref();
-        let second = second.map(|second| second.issuer.clone());
-        let issuers = [Some(certificate.issuer.clone()), second];
+        let fallback = certificate.fallback.as_ref();
+        let fallback = fallback.map(|fallback| fallback.issuer.clone());
+        let issuers = [Some(certificate.issuer.clone()), fallback];
         Self {
             wall,
             issuers: issuers.into_iter().flatten().collect(),

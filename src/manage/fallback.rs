@@ -49,17 +49,18 @@ impl Pass<'_> {
         else {
             return Err(error);
         };
-        let second = self.record.fallback.as_ref();
-        let retry_before = second.and_then(|second| second.failures.retry_at);
-        if let Some(second) = &mut self.record.fallback {
-            second.failures.retry_at = Some(*until);
-            second.failures.last = Some(error.to_string());
+        let fallback = self.record.fallback.as_ref();
+        let retry_before = fallback.and_then(|fallback| fallback.failures.retry_at);
+        if let Some(fallback) = &mut self.record.fallback {
+            fallback.failures.retry_at = Some(*until);
+            fallback.failures.last = Some(error.to_string());
         }
         let choice = choose(&self.record, self.now());
-        if let (ManageError::Unreachable { .. }, Some(second)) = (&error, &mut self.record.fallback)
+        if let (ManageError::Unreachable { .. }, Some(fallback)) =
+            (&error, &mut self.record.fallback)
         {
             // The outage is shared by all certificates and may end earlier than this pause.
-            second.failures.retry_at = retry_before;
+            fallback.failures.retry_at = retry_before;
         }
         self.save_or_warn().await;
         match choice {
@@ -124,12 +125,12 @@ fn probed_by(error: ManageError, wait: Timestamp) -> ManageError {
 
 /// The outage with the earlier probe, if both CAs are unreachable; else the error of the
 /// first CA.
-fn sooner(first: ManageError, second: ManageError) -> ManageError {
-    match (&first, &second) {
+fn sooner(first: ManageError, fallback: ManageError) -> ManageError {
+    match (&first, &fallback) {
         (
             ManageError::Unreachable { until: one, .. },
             ManageError::Unreachable { until: other, .. },
-        ) if other < one => second,
+        ) if other < one => fallback,
         _ => first,
     }
 }

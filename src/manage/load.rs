@@ -87,14 +87,17 @@ impl<'p> Pass<'p> {
         if self.trigger.never_orders() {
             return;
         }
-        let second = record.fallback.as_mut().map(|second| &mut second.failures);
+        let fallback = record
+            .fallback
+            .as_mut()
+            .map(|fallback| &mut fallback.failures);
         let tries = record
             .quarantine
             .as_mut()
             .map(|excluded| &mut excluded.tries);
         let all = [&mut record.failures]
             .into_iter()
-            .chain(second)
+            .chain(fallback)
             .chain(tries);
         for failures in all.filter(|failures| !failures.asked_to_wait) {
             failures.retry_at = None;
@@ -189,7 +192,7 @@ async fn age_at(record: &Record, certificate: &Certificate, ours: &dyn Clock) ->
 /// resumed.
 fn is_resumable(order: &PendingOrder, certificate: &Certificate, now: Timestamp) -> bool {
     let (wanted, age) = (&certificate.wanted, now.since(order.begun));
-    let second = certificate.fallback.as_ref();
-    let known = order.ca == wanted.ca || second.is_some_and(|second| second.ca == order.ca);
+    let fallback = certificate.fallback.as_ref();
+    let known = order.ca == wanted.ca || fallback.is_some_and(|fallback| fallback.ca == order.ca);
     wanted.allows(&order.identifiers) && known && age < OLDEST_ORDER
 }

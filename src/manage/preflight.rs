@@ -40,8 +40,8 @@ pub(crate) fn may_order(
         if let Some(quarantine) = &mut record.quarantine {
             quarantine.tries.retry_at = None;
         }
-        if let Some(second) = &mut record.fallback {
-            second.failures.retry_at = None;
+        if let Some(fallback) = &mut record.fallback {
+            fallback.failures.retry_at = None;
         }
     }
     // The step that matters is the one after all deployments.

@@ -55,13 +55,13 @@ pub(crate) fn excluded(record: &Record) -> Vec<LeftOut> {
 /// The last failures of orders, at the first CA and at the fallback CA.
 pub(super) fn last_failure(record: &Record) -> Option<String> {
     let first = record.failures.last.clone();
-    let second = record.fallback.as_ref();
+    let fallback = record.fallback.as_ref();
     match (
         first,
-        second.and_then(|second| second.failures.last.clone()),
+        fallback.and_then(|fallback| fallback.failures.last.clone()),
     ) {
         (Some(first), Some(second)) => Some(format!("{first}; at the fallback CA: {second}")),
-        (first, second) => first.or(second),
+        (first, fallback) => first.or(fallback),
     }
 }
 

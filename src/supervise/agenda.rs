@@ -256,8 +256,8 @@ pub(super) fn difference(kept: &Certificate, requested: &Certificate) -> Option<
         let profile = one.profile.as_deref().unwrap_or("none");
         return Some(format!("with the profile {profile}"));
     }
-    let second = |one: &Certificate| one.fallback.as_ref().map(|second| second.ca.clone());
-    if let (here, Some(there)) = (second(kept), second(requested))
+    let fallback = |one: &Certificate| one.fallback.as_ref().map(|fallback| fallback.ca.clone());
+    if let (here, Some(there)) = (fallback(kept), fallback(requested))
         && here.as_ref() != Some(&there)
     {
         let here = here.unwrap_or_else(|| "none".into());

@@ -66,9 +66,9 @@ impl Seen {
 /// The first and fallback CAs of all managed certificates, with their clients.
 fn cas(agenda: &Agenda) -> impl Iterator<Item = (&String, &Arc<dyn Issuer>)> {
     agenda.managed().flat_map(|one| {
-        let second = one.fallback.as_ref();
-        let second = second.map(|second| (&second.ca, &second.issuer));
-        [Some((&one.wanted.ca, &one.issuer)), second]
+        let fallback = one.fallback.as_ref();
+        let fallback = fallback.map(|fallback| (&fallback.ca, &fallback.issuer));
+        [Some((&one.wanted.ca, &one.issuer)), fallback]
             .into_iter()
             .flatten()
     })

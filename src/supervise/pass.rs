@@ -44,10 +44,10 @@ impl Finished {
                 else {
                     return None;
                 };
-                let second = record.fallback.as_ref().map(|fallback| &fallback.ca);
+                let fallback = record.fallback.as_ref().map(|fallback| &fallback.ca);
                 // The error may name the first CA by another URL than the record does.
-                let second = second.filter(|second| *second == ca);
-                Some(second.unwrap_or(&record.ca).clone())
+                let fallback = fallback.filter(|fallback| *fallback == ca);
+                Some(fallback.unwrap_or(&record.ca).clone())
             }
             _ => None,
         }

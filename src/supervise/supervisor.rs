@@ -89,9 +89,9 @@ impl Supervisor {
             let spread = self.services.spread.max(SPREAD_OF_MANY);
             Arc::make_mut(&mut self.services).spread = spread;
         }
-        let seconds = certificates.iter().filter_map(|one| one.fallback.as_ref());
+        let fallbacks = certificates.iter().filter_map(|one| one.fallback.as_ref());
         let cas = certificates.iter().map(|one| &one.wanted.ca);
-        let cas: BTreeSet<&String> = cas.chain(seconds.map(|second| &second.ca)).collect();
+        let cas: BTreeSet<&String> = cas.chain(fallbacks.map(|fallback| &fallback.ca)).collect();
         for ca in cas {
             show_stored(&self.services, ca).await;
         }
@@ -349,9 +349,9 @@ impl Supervisor {
         for lineage in self.agenda.waiting_for_a_ca() {
             self.agenda.change(&lineage, |kept| {
                 let certificate = &kept.certificate;
-                let second = certificate.fallback.as_ref();
-                let second = second.is_some_and(|second| second.ca == ca);
-                if second || certificate.wanted.ca == ca {
+                let fallback = certificate.fallback.as_ref();
+                let fallback = fallback.is_some_and(|fallback| fallback.ca == ca);
+                if fallback || certificate.wanted.ca == ca {
                     (kept.waits_for_ca, kept.due) = (false, now);
                 }
             });

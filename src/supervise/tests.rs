@@ -1,4 +1,4 @@
-//! The supervisor in virtual time, with a CA that is scripted.
+//! The supervisor in virtual time, with a scripted CA.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -37,11 +37,11 @@ mod fallback;
 mod files;
 mod kept;
 mod partial;
+mod rollback;
 mod shared;
 mod skew;
-mod taken_back;
 
-/// A pass that waits for no other.
+/// Runs a pass without a limit of concurrency.
 async fn pass(services: &Services, certificate: &Certificate, trigger: Trigger) -> Ended {
     let pass = crate::manage::pass::pass(services, certificate, trigger, Permit::default());
     pass.await.map(|(outcome, _)| outcome)
@@ -50,39 +50,39 @@ async fn pass(services: &Services, certificate: &Certificate, trigger: Trigger) 
 const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// A CA that signs at once, and counts.
+/// A scripted CA that signs at once and counts requests.
 struct Signer {
     clock: Arc<VirtualClock>,
     orders: AtomicUsize,
     in_progress: AtomicUsize,
     most: AtomicUsize,
     refusals: Mutex<BTreeMap<String, usize>>,
-    /// Names whose orders the CA fails at.
+    /// Names whose orders end with a failure of the CA.
     failing: Mutex<BTreeSet<String>>,
     /// Names whose validation fails.
-    dead: Mutex<BTreeSet<Identifier>>,
-    /// Whether it has not said anything yet.
-    unheard: AtomicBool,
+    invalid_names: Mutex<BTreeSet<Identifier>>,
+    /// Whether it has sent no date yet.
+    undated: AtomicBool,
     /// How many seconds this machine's clock is ahead of the CA's.
     ahead: Mutex<i64>,
-    /// What each order was for.
+    /// The names of each order.
     asked: Mutex<Vec<BTreeSet<Identifier>>>,
-    /// Orders that find no CA.
+    /// The number of next orders that find the CA unreachable.
     outages: AtomicUsize,
     probes: AtomicUsize,
-    /// Probes that find none.
+    /// The number of first probes that fail.
     failed_probes: AtomicUsize,
     /// Whether it answers a probe with 429.
     limits_probes: AtomicBool,
-    /// The window that it suggests for each certificate.
+    /// The renewal window of each certificate.
     window: Mutex<Option<Window>>,
-    /// From when until when what it signs is valid, before and after it is signed.
+    /// How long before and after its signing a certificate is valid.
     dates: Mutex<(Duration, Duration)>,
-    /// Whether it does not tell its windows.
+    /// Whether renewal windows are unavailable.
     windowless: AtomicBool,
-    /// How often it was asked for one.
+    /// The number of requests for windows.
     windows: AtomicUsize,
-    /// Whether it wants an account.
+    /// Whether it requires an account.
     registers: AtomicBool,
 }
 
@@ -95,9 +95,9 @@ impl Signer {
             most: AtomicUsize::new(0),
             refusals: Mutex::default(),
             failing: Mutex::default(),
-            dead: Mutex::default(),
+            invalid_names: Mutex::default(),
             asked: Mutex::default(),
-            unheard: AtomicBool::new(false),
+            undated: AtomicBool::new(false),
             ahead: Mutex::default(),
             outages: AtomicUsize::new(0),
             probes: AtomicUsize::new(0),
@@ -113,7 +113,7 @@ impl Signer {
 }
 
 impl Signer {
-    /// What the CA's clock shows.
+    /// The time of the CA's clock.
     fn there(&self) -> Timestamp {
         let ahead = *self.ahead.lock().unwrap();
         Timestamp::from_seconds(self.clock.now().seconds() - ahead)
@@ -121,7 +121,7 @@ impl Signer {
 }
 
 fn outage(ca: &str) -> AcmeError {
-    let error = acme::ExchangeError::Connect("nobody there".into());
+    let error = acme::ExchangeError::Connect("connection refused".into());
     AcmeError {
         ca: ca.into(),
         phase: Phase::Directory,
@@ -156,12 +156,16 @@ impl acme::Issuer for Signer {
         if self.failing.lock().unwrap().contains(&name) {
             return Err(outage(&order.ca));
         }
-        let dead = self.dead.lock().unwrap();
-        let failed: Vec<_> = order.identifiers.intersection(&dead).cloned().collect();
+        let invalid_names = self.invalid_names.lock().unwrap();
+        let failed: Vec<_> = order
+            .identifiers
+            .intersection(&invalid_names)
+            .cloned()
+            .collect();
         if !failed.is_empty() {
             let failed = failed.into_iter().map(|identifier| acme::FailedName {
                 identifier,
-                reason: "nobody there".into(),
+                reason: "no answer on port 80".into(),
             });
             return Err(AcmeError {
                 ca: order.ca,
@@ -185,7 +189,7 @@ impl acme::Issuer for Signer {
     }
 
     fn dated(&self) -> Option<acme::Dated> {
-        if self.unheard.load(Ordering::SeqCst) {
+        if self.undated.load(Ordering::SeqCst) {
             return None;
         }
         let (ours, theirs) = (self.clock.now(), self.there());
@@ -204,7 +208,7 @@ impl acme::Issuer for Signer {
                 },
             }),
             _ => {
-                self.unheard.store(false, Ordering::SeqCst);
+                self.undated.store(false, Ordering::SeqCst);
                 Ok(())
             }
         }
@@ -248,20 +252,23 @@ fn sign(order: &PendingOrder, from: Timestamp, until: Timestamp) -> String {
     let names: Vec<_> = order.identifiers.iter().map(ToString::to_string).collect();
     let mut leaf = CertificateParams::new(names).unwrap();
     (leaf.not_before, leaf.not_after) = (at(from), at(until));
-    // Without it a certificate has no name that a renewal window is asked by.
+    // Without this identifier a certificate has no renewal identifier.
     leaf.use_authority_key_identifier_extension = true;
     let leaf = leaf.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();
     format!("{}{}", leaf.pem(), root.pem())
 }
 
-/// A server that only counts how often it was told.
+/// A server that counts its reloads.
 #[derive(Default)]
-struct Told(AtomicUsize, AtomicBool);
+struct CountingTarget {
+    reloads: AtomicUsize,
+    is_down: AtomicBool,
+}
 
 #[async_trait]
-impl crate::deploy::Target for Told {
+impl crate::deploy::Target for CountingTarget {
     fn name(&self) -> &str {
-        "told"
+        "counting"
     }
 
     async fn check(&self, _: &crate::deploy::Delivery) -> Result<(), crate::deploy::DeployError> {
@@ -269,17 +276,16 @@ impl crate::deploy::Target for Told {
     }
 
     async fn apply(&self, _: &crate::deploy::Delivery) -> Result<(), crate::deploy::DeployError> {
-        self.0.fetch_add(1, Ordering::SeqCst);
-        // The second field: whether it is down.
-        if self.1.load(Ordering::SeqCst) {
-            let (target, searched) = ("told".into(), "nothing".into());
+        self.reloads.fetch_add(1, Ordering::SeqCst);
+        if self.is_down.load(Ordering::SeqCst) {
+            let (target, searched) = ("counting".into(), "nothing".into());
             return Err(crate::deploy::DeployError::NoPidFile { target, searched });
         }
         Ok(())
     }
 }
 
-/// On this thread: the tests count turns, not time.
+/// Generates keys on this thread: the tests count iterations, not time.
 struct KeysAtOnce;
 
 #[async_trait]
@@ -364,8 +370,8 @@ impl Fixture {
         panic!("{what}: {:#?}", self.board.all());
     }
 
-    /// Returns once no pass is under way and none is to be launched now: each
-    /// holds its certificate's CA beside the `kept` ones.
+    /// Waits until no pass is in progress or due: each pass holds a reference to the CA
+    /// beside those of the `kept` certificates.
     async fn settle(&self, handle: &Handle, kept: usize) {
         let mut quiet = 0;
         for _ in 0..1_000_000 {
@@ -377,7 +383,7 @@ impl Fixture {
             quiet = if idle { quiet + 1 } else { 0 };
             tokio::task::yield_now().await;
         }
-        panic!("passes go on and on: {:#?}", self.board.all());
+        panic!("the passes do not end: {:#?}", self.board.all());
     }
 
     fn orders(&self) -> usize {
@@ -499,7 +505,7 @@ async fn renewal_is_deployed_when_the_maintenance_window_opens() {
     let schedule: crate::manage::schedule::Schedule = "0 3 * * *".parse().unwrap();
     fixture.services.maintenance = Some(Arc::new(schedule));
     let handle = fixture.start(&names(1)).await;
-    // The first certificate waits for no window.
+    // The first certificate is deployed outside the window.
     fixture.until("issued", |all| all[0].is_ready()).await;
     fixture.clock.set(fixture.board.all()[0].next_at);
     fixture
@@ -512,7 +518,7 @@ async fn renewal_is_deployed_when_the_maintenance_window_opens() {
     let lineage = Lineage::parse("n0.example.com").unwrap();
     assert_eq!(fixture.services.output.live(&lineage), Some(Generation(1)));
     fixture.clock.set(shown.next_at);
-    fixture.until("handed over", |all| all[0].is_ready()).await;
+    fixture.until("deployed", |all| all[0].is_ready()).await;
     assert_eq!(fixture.services.output.live(&lineage), Some(Generation(2)));
     assert!(handle.ping().await);
 }
@@ -521,17 +527,17 @@ async fn renewal_is_deployed_when_the_maintenance_window_opens() {
 async fn board_shows_certificate_while_verification_is_in_progress() {
     let fixture = Fixture::new();
     let mut certificate = fixture.certificate("n0.example.com");
-    // Nobody listens there, and no time passes: the proof never ends.
+    // No server listens there and no time passes: the verification never ends.
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let nobody = socket.local_addr().unwrap().to_string().parse().unwrap();
+    let closed_port = socket.local_addr().unwrap().to_string().parse().unwrap();
     drop(socket);
-    certificate.endpoints = vec![nobody];
+    certificate.endpoints = vec![closed_port];
     let (mut supervisor, _handle) =
         Supervisor::new(fixture.services.clone(), fixture.board.clone());
     supervisor.keep(vec![certificate]).await.unwrap();
     tokio::spawn(supervisor.run());
     fixture
-        .until("issued and not proven", |all| {
+        .until("issued and not verified", |all| {
             all[0].generation_issued == Some(Generation(1)) && !all[0].proven
         })
         .await;

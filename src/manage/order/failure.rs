@@ -70,7 +70,7 @@ impl Pass<'_> {
         let facts = facts.filter(|_| healing.is_none());
         let failures = match (healing, &mut record.fallback) {
             (Some(quarantine), _) => &mut quarantine.tries,
-            (None, Some(second)) if second.ca == ca => &mut second.failures,
+            (None, Some(fallback)) if fallback.ca == ca => &mut fallback.failures,
             _ => &mut record.failures,
         };
         let (kind, _) = error.failure_kind();

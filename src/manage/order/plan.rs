@@ -64,9 +64,9 @@ impl<'c> Source<'c> {
     pub(super) fn of(certificate: &'c Certificate, from: Choice) -> Self {
         let wanted = &certificate.wanted;
         match (from, &certificate.fallback) {
-            (Choice::Fallback, Some(second)) => Self {
-                ca: &second.ca,
-                issuer: second.issuer.as_ref(),
+            (Choice::Fallback, Some(fallback)) => Self {
+                ca: &fallback.ca,
+                issuer: fallback.issuer.as_ref(),
                 // A profile belongs to the CA that offers it.
                 profile: None,
                 instead_of: Some(&wanted.ca),

@@ -45,8 +45,8 @@ impl Pass<'_> {
         record.quarantine.take_if(|left| left.names.is_empty());
         record.failures = Failures::default();
         record.handover = Failures::default();
-        if let Some(second) = &mut record.fallback {
-            second.failures = Failures::default();
+        if let Some(fallback) = &mut record.fallback {
+            fallback.failures = Failures::default();
         }
         self.save(Some(bundle)).await
     }

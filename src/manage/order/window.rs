@@ -37,7 +37,7 @@ impl<'p> Pass<'p> {
         let Some(issued) = self.record.issued.clone() else {
             return Ok(());
         };
-        let told = match (&issued.facts.renewal_id, self.issuer_of(&issued)) {
+        let reply = match (&issued.facts.renewal_id, self.issuer_of(&issued)) {
             (Some(id), Some(issuer)) => self.window_of(&issued.ca, issuer, id).await,
             (Some(_), None) => WindowReply::Unavailable,
             (None, _) => WindowReply::Unsupported,
@@ -45,7 +45,7 @@ impl<'p> Pass<'p> {
         // By the clock that decides, or the next request would be due at once.
         let now = self.now();
         let (random, facts) = (self.services.random.as_ref(), &issued.facts);
-        let (accepted, again) = match told {
+        let (accepted, again) = match reply {
             WindowReply::Window(suggested, again) => (
                 window::accept(suggested.start, suggested.end, facts),
                 Some(now + window::clamp_retry_after(again)),
@@ -69,9 +69,9 @@ impl<'p> Pass<'p> {
     /// The client for the CA that issued the certificate, if that CA is still configured.
     fn issuer_of(&self, issued: &Issued) -> Option<&'p dyn Issuer> {
         let certificate = self.certificate;
-        let second = certificate.fallback.as_ref();
-        match second.filter(|second| second.ca == issued.ca) {
-            Some(second) => Some(second.issuer.as_ref()),
+        let fallback = certificate.fallback.as_ref();
+        match fallback.filter(|fallback| fallback.ca == issued.ca) {
+            Some(fallback) => Some(fallback.issuer.as_ref()),
             None => Some(certificate.issuer.as_ref()).filter(|_| issued.ca == self.record.ca),
         }
     }
@@ -88,11 +88,11 @@ impl<'p> Pass<'p> {
         };
         let mut journal = RecordJournal::new(self, ca);
         let error = match issuer.renewal_info(id, &mut journal).await {
-            Ok(told) => {
+            Ok(reply) => {
                 if doubted {
                     ca_state::note_windows(services, ca).await;
                 }
-                return told.map_or(WindowReply::Unavailable, |(window, again)| {
+                return reply.map_or(WindowReply::Unavailable, |(window, again)| {
                     WindowReply::Window(window, again)
                 });
             }

@@ -1,4 +1,4 @@
-//! The order in which things are due, against one that looks through all.
+//! The order of the agenda, compared with that of a full scan.
 
 use proptest::prelude::*;
 
@@ -67,8 +67,8 @@ fn apply(agenda: &mut Agenda, certificates: &[Arc<Certificate>], step: Step) {
     }
 }
 
-/// What is to be passed over at `now`, when the next is due, and who waits, by
-/// looking at each.
+/// The next certificate at `now`, the first due instant, and the certificates that wait
+/// for a CA, by a full scan.
 fn looked_through(
     agenda: &Agenda,
     lineages: &[Lineage],

@@ -1,4 +1,4 @@
-//! What all certificates of one CA share: its limits, and its silence.
+//! The state that all certificates of one CA share: its rate limits and its outages.
 
 use super::*;
 
@@ -10,7 +10,7 @@ async fn outage_is_probed_by_one_certificate_for_all() {
     let handle = fixture.start(&names(20)).await;
     let settled = async || fixture.settle(&handle, 20).await;
     settled().await;
-    // Those that were under way met it; the others are spared.
+    // Only the orders in progress met the outage.
     assert_eq!(fixture.orders(), ORDERING);
     let ca = fixture.certificate("n0.example.com").wanted.ca;
     let outage = async || fixture.services.store.ca_state(&ca).await.unwrap().0.outage;
@@ -31,7 +31,7 @@ async fn outage_is_probed_by_one_certificate_for_all() {
         assert_eq!(fixture.orders(), ORDERING);
     }
     assert_eq!(outage().await, None);
-    // Nobody waits for another probe: one that was answered wakes the others.
+    // The end of the outage wakes the others without a probe of their own.
     fixture.clock.advance(Duration::from_secs(150));
     fixture
         .until("all", |all| all.iter().all(|s| s.is_ready()))
@@ -42,7 +42,7 @@ async fn outage_is_probed_by_one_certificate_for_all() {
 #[tokio::test]
 async fn failing_certificate_blocks_no_other_from_its_ca() {
     let fixture = Fixture::new();
-    // Its orders end with a 500, those of the others would not.
+    // Only the orders of this certificate end with status 500.
     fixture
         .signer
         .failing
@@ -92,7 +92,7 @@ async fn limiter_refuses_before_the_ca_and_reports_until_when() {
         panic!("a sixth duplicate in a week");
     };
     assert_eq!(fixture.orders(), 5);
-    // What renews by itself waits; the certificate in use is as it was.
+    // The scheduled renewal waits; the certificate in use stays.
     let outcome = pass(&fixture.services, &certificate, Trigger::Scheduled)
         .await
         .unwrap();
@@ -153,7 +153,7 @@ async fn window_that_is_always_past_slows_orders_down() {
             tokio::task::yield_now().await;
         }
     }
-    // After 1 and 2 hours, then a twentieth of 90 days, and a little while each.
+    // After 1 and 2 hours, then a twentieth of 90 days, each plus a short delay.
     assert_eq!(orders.iter().max(), Some(&4), "{orders:?}");
 }
 
@@ -220,7 +220,7 @@ async fn machine_cut_off_from_ca_blocks_no_probe_of_others() {
         known.outage.unwrap().probe_at
     };
     fixture.clock.set(probe_at().await);
-    // Every probe of the one fails; those of the other would not.
+    // Only the probe of the first machine fails.
     fixture.signer.failed_probes.store(1, Ordering::SeqCst);
     assert!(
         reach(&cut_off, &ca, fixture.signer.as_ref(), None)
@@ -237,7 +237,7 @@ async fn machine_cut_off_from_ca_blocks_no_probe_of_others() {
     reach(&other, &ca, fixture.signer.as_ref(), None)
         .await
         .unwrap();
-    // With nobody beside it, it asks itself a little later.
+    // Without another machine it probes itself a little later.
     fixture.clock.set(until.max(probe_at().await));
     reach(&cut_off, &ca, fixture.signer.as_ref(), None)
         .await
@@ -257,7 +257,7 @@ async fn step_back_ignores_probe_dated_by_wrong_clock() {
     fixture.clock.set(known().await.0.outage.unwrap().probe_at);
     let probes = reach(&fixture.services, &ca, fixture.signer.as_ref(), None).await;
     assert!(probes.is_err());
-    // One whose clock is an hour ahead has asked in vain since.
+    // A machine whose clock is an hour ahead has had a failed probe since.
     let (mut state, revision) = known().await;
     let outage = state.outage.as_mut().unwrap();
     let next = outage.probe_at;
@@ -268,10 +268,7 @@ async fn step_back_ignores_probe_dated_by_wrong_clock() {
     let asked = probes();
     fixture.clock.set(next - Duration::from_secs(40));
     let waits = reach(&fixture.services, &ca, fixture.signer.as_ref(), None).await;
-    assert!(
-        waits.is_err() && probes() == asked,
-        "it asks before its time"
-    );
+    assert!(waits.is_err() && probes() == asked, "it probes too early");
     fixture.clock.set(next);
     let waits = reach(&fixture.services, &ca, fixture.signer.as_ref(), None).await;
     let Err(ManageError::Unreachable { until, .. }) = waits else {
@@ -295,7 +292,7 @@ async fn certificate_without_token_does_not_probe_first() {
     .await;
     let (mut state, revision) = known().await;
     let probe_at = state.outage.as_ref().unwrap().probe_at;
-    // Nothing more below example.com for a week.
+    // No token for example.com for a week.
     let in_a_week = START + DAY * 7;
     let domain = crate::ca_state::Limit::CertificatesPerDomain;
     let used_up = [("example.com".to_owned(), in_a_week)];
@@ -325,7 +322,7 @@ async fn certificate_without_token_does_not_probe_first() {
         .unwrap();
     assert!(outcome.issued);
     assert_eq!(known().await.0.outage, None);
-    // Where nobody else asks it finds out itself, and is told what it lacks.
+    // After the others' time it probes itself, and then meets the rate limit.
     crate::manage::ca_state::note_outage(&fixture.services, LETS_ENCRYPT, Operation::Orders, "no")
         .await;
     let probe_at = known().await.0.outage.unwrap().probe_at;
@@ -356,7 +353,7 @@ async fn certificate_with_pending_order_may_probe() {
         .save_ca_state(LETS_ENCRYPT, &state, revision)
         .await
         .unwrap();
-    // Its own pause is longer than the CA's.
+    // The order's own backoff is longer than that of the outage.
     fixture.clock.set(probe_at + Duration::from_secs(120));
     let outcome = pass(&fixture.services, &certificate, Trigger::Scheduled)
         .await
@@ -385,14 +382,14 @@ async fn unavailable_windows_are_requested_by_one_certificate_for_all() {
     fixture.signer.windowless.store(true, Ordering::SeqCst);
     fixture.signer.failed_probes.store(1_000, Ordering::SeqCst);
     let second = Duration::from_secs(1);
-    // Each comes at its second; whoever is first finds out.
+    // Each request has its own second; the first one meets the outage.
     let before = requests();
     for seconds in 0..=10 {
         fixture.clock.set(START + DAY + second * seconds);
         fixture.settle(&handle, 20).await;
     }
     let met = requests() - before;
-    assert!((1..=ORDERING).contains(&met), "{met} have asked");
+    assert!((1..=ORDERING).contains(&met), "{met} requests");
     for minute in 1..=180 {
         let before = requests();
         fixture.clock.set(START + DAY + second * (10 + 60 * minute));
@@ -400,7 +397,7 @@ async fn unavailable_windows_are_requested_by_one_certificate_for_all() {
         let asked = requests() - before;
         assert!(asked <= 1, "{asked} requests in minute {minute}");
     }
-    let in_vain = fixture.signer.windows.load(Ordering::SeqCst);
+    let failed = fixture.signer.windows.load(Ordering::SeqCst);
     fixture.signer.windowless.store(false, Ordering::SeqCst);
     fixture.signer.failed_probes.store(0, Ordering::SeqCst);
     let back = START + DAY + second * (10 + 60 * 180);
@@ -408,9 +405,9 @@ async fn unavailable_windows_are_requested_by_one_certificate_for_all() {
         fixture.clock.set(back + second * (60 * minute));
         fixture.settle(&handle, 20).await;
     }
-    // Who has asked in vain waits for six hours.
-    let asked = fixture.signer.windows.load(Ordering::SeqCst) - in_vain;
-    assert!(asked >= 20 - met, "{asked} of 20, {met} in vain");
+    // A certificate whose request failed waits for six hours.
+    let asked = fixture.signer.windows.load(Ordering::SeqCst) - failed;
+    assert!(asked >= 20 - met, "{asked} of 20, {met} failed");
     let ca = fixture.certificate("n0.example.com").wanted.ca;
     let known = fixture.services.store.ca_state(&ca).await.unwrap().0;
     assert_eq!(known.windowless, None);
@@ -440,7 +437,7 @@ async fn no_window_is_requested_during_an_outage_of_orders() {
     let again = outcome.next.since(START + DAY);
     let hour = Duration::from_secs(3600);
     assert!(again >= hour / 2 && again <= hour * 3 / 2, "{again:?}");
-    // An hour later nobody has an order, or it would have told.
+    // An hour later no order can be waiting, or it would have probed.
     fixture.clock.set(START + DAY + hour * 2);
     pass(&fixture.services, &certificate, Trigger::Scheduled)
         .await
@@ -493,12 +490,12 @@ async fn repeatedly_failing_order_blocks_no_window_of_others() {
     assert_eq!(ready(&fixture.board.all()), 7);
     let windows = || fixture.signer.windows.load(Ordering::SeqCst);
     let before = windows();
-    // The signer says: again a day later.
+    // The signer asks for the next request a day later.
     for _ in 0..26 * 20 {
         fixture.clock.advance(Duration::from_secs(180));
         fixture.settle(&handle, 8).await;
     }
     let asked = windows() - before;
-    assert!(asked >= 7, "{asked} windows were asked for, of 7");
+    assert!(asked >= 7, "{asked} window requests, for 7 certificates");
     assert_eq!(ready(&fixture.board.all()), 7);
 }

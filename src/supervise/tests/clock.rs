@@ -1,5 +1,5 @@
-//! A clock that is set beside one that nobody sets: the CA is asked for the time, by one
-//! question, and a CA that is down by no more than it is asked anyhow.
+//! A wall clock that is set beside a steady clock: one time probe goes to the CA, and an
+//! unreachable CA gets no more probes than during any outage.
 
 use super::fallback::{FOREVER, TwoCas};
 use super::*;
@@ -7,7 +7,7 @@ use crate::time::set::SetClock;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// From now on the machine's clock is one that can be set.
+/// Gives the machine a clock that can be set.
 fn watched(fixture: &mut Fixture) -> Arc<SetClock> {
     let clock = Arc::new(SetClock::new(fixture.clock.clone()));
     fixture.services.clock = clock.clone();
@@ -25,7 +25,7 @@ async fn clock_jump_probes_the_ca_once() {
     let (before, orders) = (probes(), fixture.orders());
     let mut asked = 0;
     let hour = 3600;
-    // Little by little is as much.
+    // Small steps add up.
     for (seconds, asks) in [
         (240, 0),
         (-240, 0),
@@ -58,13 +58,13 @@ async fn clock_set_back_between_two_readings_is_detected_within_two_minutes() {
     let (before, orders) = (probes(), fixture.orders());
     let year = 365 * 86_400;
     let mut asked = 0;
-    // A look reads it a few times.
+    // One iteration of the loop reads the clock a few times.
     for readings in 0..12 {
         for seconds in [-year, year] {
             clock.by_after(seconds, readings);
             for _ in 0..3 {
                 fixture.clock.advance(MINUTE);
-                // A word to it would be another look.
+                // A command would cause another iteration.
                 for _ in 0..2_000 {
                     tokio::task::yield_now().await;
                 }
@@ -90,16 +90,16 @@ async fn start_probes_a_ca_without_reply_once() {
         fixture.orders(),
     );
     let probes = || fixture.signer.probes.load(Ordering::SeqCst) - begun;
-    for (unheard, down, asked) in [(false, 0, 0), (true, 0, 1), (true, 2, 3)] {
+    for (undated, down, asked) in [(false, 0, 0), (true, 0, 1), (true, 2, 3)] {
         let before = probes();
-        fixture.signer.unheard.store(unheard, Ordering::SeqCst);
+        fixture.signer.undated.store(undated, Ordering::SeqCst);
         let silent = &fixture.signer.failed_probes;
         silent.store(begun + before + down, Ordering::SeqCst);
         let handle = fixture.start(&names(3)).await;
         fixture.settle(&handle, 3).await;
         fixture.clock.advance(Duration::from_millis(4900));
         fixture.settle(&handle, 3).await;
-        assert_eq!(probes(), before, "what is to be done asks first");
+        assert_eq!(probes(), before, "due steps contact the CA first");
         fixture.clock.advance(Duration::from_millis(100));
         fixture.settle(&handle, 3).await;
         assert_eq!(probes(), before + asked.min(1));
@@ -107,7 +107,7 @@ async fn start_probes_a_ca_without_reply_once() {
             fixture.clock.advance(MINUTE);
             fixture.settle(&handle, 3).await;
         }
-        assert_eq!(probes(), before + asked, "{unheard}, {down}");
+        assert_eq!(probes(), before + asked, "{undated}, {down}");
         handle.stop().await;
     }
     assert_eq!(fixture.orders(), orders);
@@ -117,14 +117,14 @@ async fn start_probes_a_ca_without_reply_once() {
 async fn start_probes_no_fallback_ca_and_one_reply_serves_all_clients() {
     let mut two = TwoCas::new();
     watched(&mut two.fixture);
-    two.second.unheard.store(true, Ordering::SeqCst);
+    two.fallback.undated.store(true, Ordering::SeqCst);
     let handle = two.start(&names(1)).await;
     two.fixture.until("issued", |all| all[0].is_ready()).await;
     two.pass(&handle, 10).await;
-    assert_eq!(two.second.probes.load(Ordering::SeqCst), 0);
-    // Another client of the first has not heard it itself.
+    assert_eq!(two.fallback.probes.load(Ordering::SeqCst), 0);
+    // Another client of the first CA has had no reply of its own.
     let other = Certificate {
-        issuer: two.second.clone(),
+        issuer: two.fallback.clone(),
         ..two.fixture.certificate("other.example.com")
     };
     handle.stop().await;
@@ -137,7 +137,7 @@ async fn start_probes_no_fallback_ca_and_one_reply_serves_all_clients() {
         .until("issued", |all| all.iter().all(Status::is_ready))
         .await;
     two.pass(&handle, 10).await;
-    assert_eq!(two.second.probes.load(Ordering::SeqCst), 0);
+    assert_eq!(two.fallback.probes.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]
@@ -162,7 +162,7 @@ async fn time_probe_of_unreachable_ca_repeats_until_it_replies() {
         fixture.settle(&handle, 3).await;
         assert!(probes() <= minute, "{} in {minute} minutes", probes());
     }
-    // Four in vain, and no more after the one that was not.
+    // Four failed probes, and none after the first success.
     assert_eq!(probes(), 5);
     assert_eq!(fixture.orders(), orders);
 }
@@ -191,13 +191,13 @@ async fn clock_jump_probes_the_fallback_ca_separately() {
     let handle = two.start(&names(3)).await;
     let ready = |all: &[Status]| all.iter().all(Status::is_ready);
     two.fixture.until("issued", ready).await;
-    let signers = [&two.fixture.signer, &two.second];
+    let signers = [&two.fixture.signer, &two.fallback];
     let probes = || signers.map(|signer| signer.probes.load(Ordering::SeqCst));
     let (before, orders) = (probes(), two.fixture.orders());
     clock.by(3600);
     two.pass(&handle, 5).await;
     assert_eq!(probes(), before.map(|probes| probes + 1));
-    // One of them is down: the other has answered, and is left alone.
+    // While one CA is down, the other has replied and gets no further probe.
     for (down, there) in [(0, 1), (1, 0)] {
         let before = probes();
         let silent = &signers[down].failed_probes;
@@ -205,15 +205,15 @@ async fn clock_jump_probes_the_fallback_ca_separately() {
         clock.by(3600);
         two.pass(&handle, 5).await;
         assert_eq!(probes()[there], before[there] + 1);
-        let in_vain = probes()[down];
-        assert!(in_vain > before[down], "the one that is down was not asked");
+        let failed = probes()[down];
+        assert!(failed > before[down], "the CA that is down got no probe");
         silent.store(0, Ordering::SeqCst);
         two.pass(&handle, 10).await;
         let answered = probes();
-        assert!(answered[down] > in_vain, "it was not asked again");
+        assert!(answered[down] > failed, "it got no further probe");
         two.pass(&handle, 10).await;
         assert_eq!(probes(), answered);
     }
     assert_eq!(two.fixture.orders(), orders);
-    assert_eq!(two.second.orders.load(Ordering::SeqCst), 0);
+    assert_eq!(two.fallback.orders.load(Ordering::SeqCst), 0);
 }

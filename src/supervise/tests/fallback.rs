@@ -1,29 +1,29 @@
-//! The CA that stands in: when it is asked, and that the first one is again.
+//! The fallback CA: when it issues, and the return to the first CA.
 
 use super::*;
 use crate::manage::FallbackCa;
 
-const FALLBACK: &str = "https://second";
+const FALLBACK: &str = "https://fallback";
 pub(super) const FOREVER: usize = usize::MAX / 2;
 
-/// A fixture with a CA of the second choice.
+/// A fixture with a fallback CA.
 pub(super) struct TwoCas {
     pub(super) fixture: Fixture,
-    pub(super) second: Arc<Signer>,
+    pub(super) fallback: Arc<Signer>,
 }
 
 impl TwoCas {
     pub(super) fn new() -> Self {
         let fixture = Fixture::new();
-        let second = Arc::new(Signer::new(fixture.clock.clone()));
-        Self { fixture, second }
+        let fallback = Arc::new(Signer::new(fixture.clock.clone()));
+        Self { fixture, fallback }
     }
 
     pub(super) fn certificate(&self, name: &str) -> Certificate {
         Certificate {
             fallback: Some(FallbackCa {
                 ca: FALLBACK.into(),
-                issuer: self.second.clone(),
+                issuer: self.fallback.clone(),
             }),
             ..self.fixture.certificate(name)
         }
@@ -39,11 +39,11 @@ impl TwoCas {
     }
 
     fn orders(&self) -> (usize, usize) {
-        let second = self.second.orders.load(Ordering::SeqCst);
-        (self.fixture.orders(), second)
+        let fallback = self.fallback.orders.load(Ordering::SeqCst);
+        (self.fixture.orders(), fallback)
     }
 
-    /// Lets `minutes` pass, each with all that is to be done in it.
+    /// Advances the clock minute by minute, and waits for all passes due in each.
     pub(super) async fn pass(&self, handle: &Handle, minutes: usize) {
         for _ in 0..minutes {
             self.fixture.clock.advance(Duration::from_secs(60));
@@ -56,7 +56,7 @@ impl TwoCas {
         self.fixture.settle(handle, kept).await;
     }
 
-    /// From here on the first choice is down.
+    /// Makes the first CA unreachable.
     fn take_first_down(&self) {
         let signer = &self.fixture.signer;
         signer.outages.store(FOREVER, Ordering::SeqCst);
@@ -85,7 +85,7 @@ async fn outage_near_expiry_uses_fallback_and_next_renewal_returns_to_first() {
     two.fixture.clock.set(START + DAY * 74);
     two.settle(&handle).await;
     two.pass(&handle, 30).await;
-    assert_eq!(two.orders().1, 0, "there is time still");
+    assert_eq!(two.orders().1, 0, "there is enough time left");
     two.fixture.clock.set(START + DAY * 75 + DAY / 2);
     two.settle(&handle).await;
     two.pass(&handle, 10).await;
@@ -94,7 +94,7 @@ async fn outage_near_expiry_uses_fallback_and_next_renewal_returns_to_first() {
     assert_eq!(shown.issued_by.as_deref(), Some(FALLBACK));
     assert!(shown.is_ready() && shown.last_error.is_none(), "{shown:?}");
 
-    // It is as good as any other: nobody orders before it is due.
+    // The fallback's certificate is not replaced before it is due.
     two.bring_first_back();
     let asked = two.orders();
     two.pass(&handle, 60).await;
@@ -124,7 +124,7 @@ async fn three_failures_without_certificate_use_fallback() {
         .insert("n0.example.com".into(), FOREVER);
     let handle = two.start(&names(1)).await;
     two.settle(&handle).await;
-    // After 1 and 10 minutes more, and not before.
+    // Retries after 1 and 10 minutes, and not before.
     two.pass(&handle, 9).await;
     assert_eq!(two.orders(), (2, 0));
     two.pass(&handle, 8).await;
@@ -156,15 +156,15 @@ async fn half_hour_outage_without_certificate_uses_fallback_also_over_a_restart(
 async fn outage_of_both_cas_probes_each_rarely_and_first_reachable_issues() {
     let two = TwoCas::new();
     two.take_first_down();
-    two.second.outages.store(FOREVER, Ordering::SeqCst);
-    two.second.failed_probes.store(FOREVER, Ordering::SeqCst);
+    two.fallback.outages.store(FOREVER, Ordering::SeqCst);
+    two.fallback.failed_probes.store(FOREVER, Ordering::SeqCst);
     let handle = two.start(&names(4)).await;
     two.settle(&handle).await;
     two.pass(&handle, 180).await;
-    let (first, second) = two.orders();
+    let (first, fallback) = two.orders();
     let asked = |signer: &Signer| signer.probes.load(Ordering::SeqCst);
-    let (here, there) = (asked(&two.fixture.signer), asked(&two.second));
-    assert!(first <= 8 && second <= 8, "{first} and {second} orders");
+    let (here, there) = (asked(&two.fixture.signer), asked(&two.fallback));
+    assert!(first <= 8 && fallback <= 8, "{first} and {fallback} orders");
     assert!(
         (30..=180).contains(&here) && (20..=180).contains(&there),
         "{here} and {there} probes"
@@ -175,7 +175,7 @@ async fn outage_of_both_cas_probes_each_rarely_and_first_reachable_issues() {
         .until("all", |all| all.iter().all(|s| s.is_ready()))
         .await;
     assert_eq!(two.issued_by().as_deref(), Some("https://ca"));
-    assert_eq!(two.orders(), (first + 4, second));
+    assert_eq!(two.orders(), (first + 4, fallback));
 }
 
 #[tokio::test]
@@ -187,8 +187,8 @@ async fn interrupted_order_at_fallback_is_resumed_there() {
         .unwrap()
         .insert("n0.example.com".into(), FOREVER);
     let handle = two.start(&names(1)).await;
-    // Its first order there is lost on the way.
-    two.second.outages.store(1, Ordering::SeqCst);
+    // Its first order at the fallback CA meets an outage.
+    two.fallback.outages.store(1, Ordering::SeqCst);
     two.settle(&handle).await;
     for _ in 0..20 {
         if two.orders().1 == 0 {
@@ -218,15 +218,15 @@ async fn interrupted_order_at_fallback_is_resumed_there() {
 async fn first_ca_to_recover_serves_all_waiting_certificates() {
     let two = TwoCas::new();
     two.take_first_down();
-    two.second.outages.store(FOREVER, Ordering::SeqCst);
-    two.second.failed_probes.store(FOREVER, Ordering::SeqCst);
+    two.fallback.outages.store(FOREVER, Ordering::SeqCst);
+    two.fallback.failed_probes.store(FOREVER, Ordering::SeqCst);
     let handle = two.start(&names(10)).await;
     two.settle(&handle).await;
     two.pass(&handle, 90).await;
     assert!(two.fixture.board.all().iter().all(|s| !s.is_ready()));
-    two.second.outages.store(0, Ordering::SeqCst);
-    two.second.failed_probes.store(0, Ordering::SeqCst);
-    // One finds out, and the others need not.
+    two.fallback.outages.store(0, Ordering::SeqCst);
+    two.fallback.failed_probes.store(0, Ordering::SeqCst);
+    // One certificate probes for all.
     two.pass(&handle, 8).await;
     let shown = two.fixture.board.all();
     let served = shown.iter().filter(|s| s.is_ready()).count();

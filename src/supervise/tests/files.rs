@@ -1,4 +1,4 @@
-//! Copies that somebody takes away.
+//! Copies of live files that another program removes.
 
 use super::*;
 use crate::deploy::target::DeployTarget;
@@ -12,10 +12,10 @@ async fn removed_copy_is_written_again_without_a_reload() {
         format!("directory:{}", path("tree").display()),
     ];
     let copies = copies.map(|copy| copy.parse::<DeployTarget>().unwrap().target());
-    let told = Arc::new(Told::default());
+    let target = Arc::new(CountingTarget::default());
     let mut certificate = fixture.certificate("n0.example.com");
     certificate.targets = copies.into_iter().collect();
-    certificate.targets.push(told.clone());
+    certificate.targets.push(target.clone());
     let (mut supervisor, _handle) =
         Supervisor::new(fixture.services.clone(), fixture.board.clone());
     supervisor.keep(vec![certificate]).await.unwrap();
@@ -29,11 +29,18 @@ async fn removed_copy_is_written_again_without_a_reload() {
         let mut concurrency = 0;
         while !gone.exists() {
             concurrency += 1;
-            assert!(concurrency < 1000, "{} stays away", gone.display());
-            // A sweep a turn; what looks and writes does so on another thread.
+            assert!(
+                concurrency < 1000,
+                "{} is not written again",
+                gone.display()
+            );
+            // The check and the write run on other threads.
             fixture.clock.advance(SWEEP);
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
-    assert_eq!((told.0.load(Ordering::SeqCst), fixture.orders()), (1, 1));
+    assert_eq!(
+        (target.reloads.load(Ordering::SeqCst), fixture.orders()),
+        (1, 1)
+    );
 }

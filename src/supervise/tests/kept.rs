@@ -1,5 +1,5 @@
-//! What is kept against commands, lost volumes, damage, and configurations that
-//! come at any moment.
+//! Managed certificates under commands, lost volumes, damage, and configurations received
+//! at any moment.
 
 use super::*;
 
@@ -34,7 +34,9 @@ async fn damaged_record_delays_no_other_and_recovers() {
     std::fs::write(&record, "{").unwrap();
     let _handle = fixture.start(&names).await;
     fixture
-        .until("the other one", |all| all.iter().any(|s| s.is_ready()))
+        .until("the other certificate", |all| {
+            all.iter().any(|s| s.is_ready())
+        })
         .await;
     std::fs::remove_file(&record).unwrap();
     fixture.clock.advance(Duration::from_secs(60));
@@ -48,16 +50,16 @@ async fn damaged_record_delays_no_other_and_recovers() {
 #[tokio::test]
 async fn new_volume_gets_the_stored_pair_and_its_server_a_reload() {
     let fixture = Fixture::new();
-    let told = Arc::new(Told::default());
+    let target = Arc::new(CountingTarget::default());
     let mut certificate = fixture.certificate("n0.example.com");
-    certificate.targets = vec![told.clone()];
+    certificate.targets = vec![target.clone()];
     let lineage = certificate.wanted.lineage.clone();
     let (mut supervisor, handle) = Supervisor::new(fixture.services.clone(), fixture.board.clone());
     supervisor.keep(vec![certificate.clone()]).await.unwrap();
     assert_eq!(fixture.services.output.live(&lineage), Some(Generation(0)));
     tokio::spawn(supervisor.run());
     fixture.until("issued", |all| all[0].is_ready()).await;
-    assert_eq!(told.0.load(Ordering::SeqCst), 1);
+    assert_eq!(target.reloads.load(Ordering::SeqCst), 1);
     handle.stop().await;
 
     std::fs::remove_dir_all(fixture.directory.path().join("out")).unwrap();
@@ -65,7 +67,7 @@ async fn new_volume_gets_the_stored_pair_and_its_server_a_reload() {
         Supervisor::new(fixture.services.clone(), fixture.board.clone());
     supervisor.keep(vec![certificate]).await.unwrap();
     assert_eq!(fixture.services.output.live(&lineage), Some(Generation(1)));
-    // Somebody else's hand: the server may have read what is there now.
+    // Another program changed the files, and the server may have loaded them.
     let stored = fixture.services.store.bundle(&lineage, Generation(1)).await;
     let (key, chain) = stored.unwrap().unwrap();
     let names = [Identifier::parse("n0.example.com").unwrap()].into();
@@ -74,7 +76,7 @@ async fn new_volume_gets_the_stored_pair_and_its_server_a_reload() {
     output.publish(&lineage, Generation(0), &pair).unwrap();
     tokio::spawn(supervisor.run());
     fixture
-        .until("handed over", |_| told.0.load(Ordering::SeqCst) == 2)
+        .until("deployed", |_| target.reloads.load(Ordering::SeqCst) == 2)
         .await;
     assert_eq!(fixture.services.output.live(&lineage), Some(Generation(1)));
     assert_eq!(fixture.orders(), 1);
@@ -88,7 +90,7 @@ async fn failed_verification_resets_the_served_generation() {
         .await
         .unwrap();
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let nobody: crate::deploy::endpoint::Endpoint =
+    let closed_port: crate::deploy::endpoint::Endpoint =
         socket.local_addr().unwrap().to_string().parse().unwrap();
     drop(socket);
     let lineage = certificate.wanted.lineage.clone();
@@ -103,7 +105,7 @@ async fn failed_verification_resets_the_served_generation() {
     };
     let (mut record, revision) = load().await;
     record.served.insert(
-        nobody.to_string(),
+        closed_port.to_string(),
         crate::record::Served {
             generation: Generation(1),
             at: START,
@@ -111,17 +113,17 @@ async fn failed_verification_resets_the_served_generation() {
         },
     );
     record.deployed.insert("files".into(), Generation(1));
-    record.deployed.insert("told".into(), Generation(1));
+    record.deployed.insert("counting".into(), Generation(1));
     fixture
         .services
         .store
         .save(&record, revision, None)
         .await
         .unwrap();
-    certificate.endpoints = vec![nobody.clone()];
-    let told = Arc::new(Told::default());
-    certificate.targets = vec![told.clone()];
-    // The files were replaced meanwhile.
+    certificate.endpoints = vec![closed_port.clone()];
+    let target = Arc::new(CountingTarget::default());
+    certificate.targets = vec![target.clone()];
+    // Another program replaced the files.
     std::fs::write(
         fixture.services.output.live_path(&lineage).join("cert.pem"),
         "",
@@ -136,9 +138,12 @@ async fn failed_verification_resets_the_served_generation() {
         tokio::task::yield_now().await;
     }
     assert!(matches!(work.await.unwrap(), Err(ManageError::Verify(_))));
-    assert_eq!(told.0.load(Ordering::SeqCst), 1);
+    assert_eq!(target.reloads.load(Ordering::SeqCst), 1);
     let (record, _) = load().await;
-    assert_eq!(record.served[&nobody.to_string()].generation, Generation(0));
+    assert_eq!(
+        record.served[&closed_port.to_string()].generation,
+        Generation(0)
+    );
 }
 
 #[tokio::test]
@@ -161,19 +166,19 @@ async fn configuration_received_during_a_pass_is_applied_after_it() {
 #[tokio::test]
 async fn command_for_managed_certificate_keeps_its_targets() {
     let fixture = Fixture::new();
-    let told = Arc::new(Told::default());
+    let target = Arc::new(CountingTarget::default());
     let mut kept = fixture.certificate("n0.example.com");
-    kept.targets = vec![told.clone()];
+    kept.targets = vec![target.clone()];
     let (mut supervisor, handle) = Supervisor::new(fixture.services.clone(), fixture.board.clone());
     supervisor.keep(vec![kept]).await.unwrap();
     tokio::spawn(supervisor.run());
     fixture.until("issued", |all| all[0].is_ready()).await;
     let lineage = Lineage::parse("n0.example.com").unwrap();
     assert!(handle.manages(&lineage).await);
-    // From a shell that knows nothing of the server to be told.
+    // A command without the target of the configuration.
     let bare = fixture.certificate("n0.example.com");
     handle.work(bare.clone(), Trigger::Forced).await.unwrap();
-    assert_eq!(told.0.load(Ordering::SeqCst), 2);
+    assert_eq!(target.reloads.load(Ordering::SeqCst), 2);
     let mut other_key = bare;
     other_key.wanted.key = KeyType::Rsa4096;
     let refused = handle.work(other_key, Trigger::Forced).await.unwrap_err();
@@ -233,16 +238,19 @@ async fn overdue_certificate_raises_one_alarm_and_a_critical_one_later() {
     };
     let levels = [1, 60, 70, 80].map(|days| alarm_level(&shown(days)));
     assert_eq!(levels, [0, 0, 1, 2]);
-    let told = alarm(&shown(80), 2, shown(80).last_error);
-    assert!(told.starts_with("critical: the certificate expires at 20"), "{told}");
-    assert!(told.contains("the CA said no; hint: "), "{told}");
+    let text = alarm(&shown(80), 2, shown(80).last_error);
+    assert!(
+        text.starts_with("critical: the certificate expires at 20"),
+        "{text}"
+    );
+    assert!(text.contains("the CA said no; hint: "), "{text}");
 
     let (mut supervisor, _handle) =
         Supervisor::new(fixture.services.clone(), fixture.board.clone());
     let kept = vec![fixture.certificate("n0.example.com")];
     supervisor.keep(kept).await.unwrap();
     fixture.clock.set(START + DAY * 80);
-    let told = async |supervisor: &mut Supervisor| {
+    let alarm_of = async |supervisor: &mut Supervisor| {
         let finished = Finished {
             lineage: lineage.clone(),
             ended: Err(ManageError::Halted("again".into())),
@@ -259,7 +267,7 @@ async fn overdue_certificate_raises_one_alarm_and_a_critical_one_later() {
         );
         supervisor.agenda.get(&lineage).unwrap().alarmed
     };
-    assert_eq!(told(&mut supervisor).await, 2);
+    assert_eq!(alarm_of(&mut supervisor).await, 2);
     assert!(fixture.board.all()[0].critical);
 }
 
@@ -272,7 +280,7 @@ async fn clock_set_back_does_not_lengthen_a_backoff() {
     let handle = fixture.start(&names(1)).await;
     let failed = |all: &[crate::observe::Status]| all[0].last_error.is_some();
     fixture.until("refused", failed).await;
-    // The pause ends in half a year by the clock that is right.
+    // By the right clock the backoff ends in half a year.
     fixture.clock.set(START);
     assert!(handle.ping().await);
     fixture.until("issued", |all| all[0].is_ready()).await;
@@ -282,27 +290,27 @@ async fn clock_set_back_does_not_lengthen_a_backoff() {
 #[tokio::test]
 async fn failed_deployment_blocks_no_renewal_and_failed_order_no_deployment() {
     let fixture = Fixture::new();
-    let told = Arc::new(Told::default());
-    told.1.store(true, Ordering::SeqCst);
+    let target = Arc::new(CountingTarget::default());
+    target.is_down.store(true, Ordering::SeqCst);
     let mut certificate = fixture.certificate("n0.example.com");
-    certificate.targets = vec![told.clone()];
+    certificate.targets = vec![target.clone()];
     let due = async || pass(&fixture.services, &certificate, Trigger::Scheduled).await;
     assert!(matches!(due().await, Err(ManageError::Deploy(_))));
     assert!(matches!(due().await, Err(ManageError::NotDeployed { .. })));
     assert_eq!(fixture.orders(), 1);
-    // Renewed when it is due, in the very pass that fails to hand over.
+    // The pass whose deployment fails also renews.
     fixture.clock.set(START + DAY * 80);
     assert!(matches!(due().await, Err(ManageError::Deploy(_))));
     assert_eq!(fixture.orders(), 2);
-    // Due again, its CA is down and its server is back: it is handed over.
+    // Due again with its CA down and its server up, the certificate is deployed.
     fixture.clock.set(START + DAY * 160);
     fixture.signer.outages.store(1, Ordering::SeqCst);
     assert!(due().await.is_err());
     fixture.clock.advance(Duration::from_secs(30));
-    told.1.store(false, Ordering::SeqCst);
-    let before = told.0.load(Ordering::SeqCst);
+    target.is_down.store(false, Ordering::SeqCst);
+    let before = target.reloads.load(Ordering::SeqCst);
     assert!(due().await.is_err());
-    assert_eq!(told.0.load(Ordering::SeqCst), before + 1);
+    assert_eq!(target.reloads.load(Ordering::SeqCst), before + 1);
     let lineage = &certificate.wanted.lineage;
     assert_eq!(fixture.services.output.live(lineage), Some(Generation(2)));
 }
@@ -346,7 +354,7 @@ async fn released_lease_is_taken_within_seconds() {
     let lineage = fixture.certificate("n0.example.com").wanted.lineage;
     let lease = fixture.services.store.lease(&lineage).await.unwrap();
     let handle = fixture.start(&names(1)).await;
-    // Half an hour: no pause grows with it.
+    // For half an hour, in which the pause must not grow.
     for _ in 0..360 {
         fixture.settle(&handle, 1).await;
         fixture.clock.advance(Duration::from_secs(5));

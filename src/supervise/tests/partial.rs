@@ -1,11 +1,11 @@
-//! One dead name and the others: what is issued, what is tried again, and that
-//! neither disturbs the other.
+//! A failing name beside valid ones: its exclusion, its retries, and that they do not
+//! delay the renewal of the others.
 
 use super::*;
 use crate::record::Record;
 
-const DEAD: &str = "a.example.com";
-const WELL: [&str; 2] = ["b.example.com", "c.example.com"];
+const FAILING: &str = "a.example.com";
+const VALID: [&str; 2] = ["b.example.com", "c.example.com"];
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn name(text: &str) -> Identifier {
@@ -13,9 +13,9 @@ fn name(text: &str) -> Identifier {
 }
 
 fn certificate(fixture: &Fixture, partial: bool) -> Certificate {
-    // The dead one is the first: the certificate is named after it.
-    let mut certificate = fixture.certificate(DEAD);
-    certificate.wanted.identifiers.extend(WELL.map(name));
+    // The failing name is the first, so it names the certificate.
+    let mut certificate = fixture.certificate(FAILING);
+    certificate.wanted.identifiers.extend(VALID.map(name));
     certificate.wanted.partial = partial;
     certificate
 }
@@ -28,7 +28,7 @@ async fn keep(fixture: &Fixture, certificate: &Certificate) -> Handle {
 }
 
 async fn record(fixture: &Fixture) -> Record {
-    let lineage = Lineage::parse(DEAD).unwrap();
+    let lineage = Lineage::parse(FAILING).unwrap();
     fixture
         .services
         .store
@@ -39,11 +39,11 @@ async fn record(fixture: &Fixture) -> Record {
         .0
 }
 
-fn fail_names(fixture: &Fixture, dead: &[&str]) {
-    *fixture.signer.dead.lock().unwrap() = dead.iter().map(|text| name(text)).collect();
+fn fail_names(fixture: &Fixture, failing: &[&str]) {
+    *fixture.signer.invalid_names.lock().unwrap() = failing.iter().map(|text| name(text)).collect();
 }
 
-/// How many names each order was for.
+/// The number of names in each order.
 fn asked(fixture: &Fixture) -> Vec<usize> {
     let asked = fixture.signer.asked.lock().unwrap();
     asked.iter().map(BTreeSet::len).collect()
@@ -52,18 +52,18 @@ fn asked(fixture: &Fixture) -> Vec<usize> {
 #[tokio::test]
 async fn failing_name_is_excluded_retried_and_restored() {
     let fixture = Fixture::new();
-    fail_names(&fixture, &[DEAD]);
+    fail_names(&fixture, &[FAILING]);
     let handle = keep(&fixture, &certificate(&fixture, true)).await;
     fixture.until("issued", |all| all[0].is_ready()).await;
-    assert_eq!(asked(&fixture), [3, 2], "once more, at once");
+    assert_eq!(asked(&fixture), [3, 2], "a second order at once");
     let shown = fixture.board.all().remove(0);
-    assert_eq!(shown.identifiers.len(), 3, "what is wanted stays wanted");
+    assert_eq!(shown.identifiers.len(), 3, "the name stays wanted");
     let [left_out] = shown.left_out.as_slice() else {
         panic!("{shown:?}");
     };
     assert_eq!(
         (left_out.identifier.clone(), left_out.reason.as_str()),
-        (name(DEAD), "nobody there")
+        (name(FAILING), "no answer on port 80")
     );
     let again = left_out.retry_at.unwrap();
     assert!(again >= START + Duration::from_secs(54) && again <= START + Duration::from_secs(66));
@@ -75,30 +75,7 @@ async fn failing_name_is_excluded_retried_and_restored() {
     let gauge = "certs_certificate_left_out_names{name=\"a.example.com\"} 1";
     assert!(text.contains(gauge), "{text}");
 
-    // 1, 10, 100 minutes, then daily; and the valid one stays as it is.
-    let issued = record(&fixture).await.issued;
-    for _ in 0..30 {
-        fixture.clock.advance(MINUTE);
-        fixture.settle(&handle, fixture.board.all().len()).await;
-    }
-    assert_eq!(asked(&fixture)[2..], [3, 3]);
-    for _ in 0..60 {
-        fixture.clock.advance(MINUTE * 60);
-        fixture.settle(&handle, fixture.board.all().len()).await;
-    }
-    let tries = asked(&fixture)[4..].to_vec();
-    assert!((3..=4).contains(&tries.len()), "{tries:?}");
-    assert!(tries.iter().all(|names| *names == 3), "{tries:?}");
-    let kept = record(&fixture).await;
-    let constant = |issued: &Option<crate::record::Issued>| {
-        let issued = issued.clone().unwrap();
-        (issued.generation, issued.facts, issued.renewal.unwrap().at)
-    };
-    assert_eq!(constant(&kept.issued), constant(&issued));
-    assert_eq!(
-        kept.failures.count, 0,
-        "the renewal is not held up: {kept:?}"
-    );
+    retries_leave_the_certificate(&fixture, &handle).await;
 
     fail_names(&fixture, &[]);
     let orders = fixture.orders();
@@ -112,15 +89,42 @@ async fn failing_name_is_excluded_retried_and_restored() {
         })
         .await;
     assert_eq!(fixture.orders(), orders + 1);
-    let healed = record(&fixture).await;
-    assert_eq!(healed.issued.unwrap().facts.identifiers.len(), 3);
-    assert_eq!(healed.quarantine, None);
+    let restored = record(&fixture).await;
+    assert_eq!(restored.issued.unwrap().facts.identifiers.len(), 3);
+    assert_eq!(restored.quarantine, None);
+}
+
+/// Retries come after 1, 10 and 100 minutes, then daily; the valid certificate stays.
+async fn retries_leave_the_certificate(fixture: &Fixture, handle: &Handle) {
+    let issued = record(fixture).await.issued;
+    for _ in 0..30 {
+        fixture.clock.advance(MINUTE);
+        fixture.settle(handle, fixture.board.all().len()).await;
+    }
+    assert_eq!(asked(fixture)[2..], [3, 3]);
+    for _ in 0..60 {
+        fixture.clock.advance(MINUTE * 60);
+        fixture.settle(handle, fixture.board.all().len()).await;
+    }
+    let tries = asked(fixture)[4..].to_vec();
+    assert!((3..=4).contains(&tries.len()), "{tries:?}");
+    assert!(tries.iter().all(|names| *names == 3), "{tries:?}");
+    let kept = record(fixture).await;
+    let constant = |issued: &Option<crate::record::Issued>| {
+        let issued = issued.clone().unwrap();
+        (issued.generation, issued.facts, issued.renewal.unwrap().at)
+    };
+    assert_eq!(constant(&kept.issued), constant(&issued));
+    assert_eq!(
+        kept.failures.count, 0,
+        "the renewal is not delayed: {kept:?}"
+    );
 }
 
 #[tokio::test]
 async fn partial_off_excludes_nothing_and_all_names_failing_issues_nothing() {
     let fixture = Fixture::new();
-    fail_names(&fixture, &[DEAD]);
+    fail_names(&fixture, &[FAILING]);
     let failed = pass(
         &fixture.services,
         &certificate(&fixture, false),
@@ -128,7 +132,7 @@ async fn partial_off_excludes_nothing_and_all_names_failing_issues_nothing() {
     )
     .await;
     assert!(matches!(failed, Err(ManageError::Acme(_))), "{failed:?}");
-    fail_names(&fixture, &[DEAD, WELL[0], WELL[1]]);
+    fail_names(&fixture, &[FAILING, VALID[0], VALID[1]]);
     let failed = pass(
         &fixture.services,
         &certificate(&fixture, true),
@@ -138,14 +142,14 @@ async fn partial_off_excludes_nothing_and_all_names_failing_issues_nothing() {
     assert!(matches!(failed, Err(ManageError::Acme(_))), "{failed:?}");
     assert_eq!(asked(&fixture), [3, 3]);
     assert_eq!(record(&fixture).await.quarantine, None);
-    // A second one that dies between the two orders: no third order.
-    fail_names(&fixture, &[DEAD]);
+    // Another name that fails in the second order causes no third order.
+    fail_names(&fixture, &[FAILING]);
     fixture
         .signer
         .refusals
         .lock()
         .unwrap()
-        .insert(WELL[0].into(), 1);
+        .insert(VALID[0].into(), 1);
     let failed = pass(
         &fixture.services,
         &certificate(&fixture, true),
@@ -162,7 +166,7 @@ async fn served_name_is_excluded_only_when_the_renewal_is_overdue() {
     let handle = keep(&fixture, &certificate(&fixture, true)).await;
     fixture.until("issued", |all| all[0].is_ready()).await;
     let due = fixture.board.all()[0].next_at;
-    fail_names(&fixture, &[WELL[1]]);
+    fail_names(&fixture, &[VALID[1]]);
     fixture.clock.set(due);
     fixture.settle(&handle, fixture.board.all().len()).await;
     for _ in 0..24 * 4 {
@@ -173,7 +177,7 @@ async fn served_name_is_excluded_only_when_the_renewal_is_overdue() {
     assert_eq!(
         first.generation,
         Generation(1),
-        "it is good for all of them still"
+        "it is still valid for all names"
     );
     for _ in 0..24 * 3 {
         fixture.clock.advance(MINUTE * 60);
@@ -181,7 +185,10 @@ async fn served_name_is_excluded_only_when_the_renewal_is_overdue() {
     }
     let second = record(&fixture).await.issued.unwrap();
     assert_eq!(second.generation, Generation(2));
-    assert_eq!(second.facts.identifiers, [DEAD, WELL[0]].map(name).into());
+    assert_eq!(
+        second.facts.identifiers,
+        [FAILING, VALID[0]].map(name).into()
+    );
     assert!(fixture.board.all()[0].is_ready());
 }
 
@@ -189,7 +196,7 @@ async fn served_name_is_excluded_only_when_the_renewal_is_overdue() {
 async fn failed_retries_spend_no_certificate_tokens() {
     const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
     let fixture = Fixture::new();
-    fail_names(&fixture, &[DEAD]);
+    fail_names(&fixture, &[FAILING]);
     let mut certificate = certificate(&fixture, true);
     certificate.wanted.ca = LETS_ENCRYPT.into();
     let handle = keep(&fixture, &certificate).await;
@@ -204,6 +211,6 @@ async fn failed_retries_spend_no_certificate_tokens() {
     let now = fixture.clock.now();
     let spent = &state.spent[&crate::ca_state::Limit::DuplicateCertificates];
     let full: Vec<_> = spent.iter().filter(|(_, at)| **at > now).collect();
-    // The one certificate that there is takes 33.6 hours to be forgotten.
+    // The token of the one certificate returns within 33.6 hours.
     assert!(full.is_empty(), "{full:?}");
 }

@@ -1,4 +1,4 @@
-//! What many certificates of one server share.
+//! Many certificates of one server share its reloads and the requests for windows.
 
 use super::*;
 use crate::deploy::coalesce::Coalesced;
@@ -6,8 +6,8 @@ use crate::deploy::coalesce::Coalesced;
 #[tokio::test(start_paused = true)]
 async fn twenty_certificates_of_one_server_share_its_reloads() {
     let fixture = Fixture::new();
-    let told = Arc::new(Told::default());
-    let coalesced = Arc::new(Coalesced::new(told.clone(), true));
+    let target = Arc::new(CountingTarget::default());
+    let coalesced = Arc::new(Coalesced::new(target.clone(), true));
     let certificates = names(20).into_iter().map(|name| {
         let mut certificate = fixture.certificate(&name);
         certificate.targets = vec![coalesced.clone()];
@@ -26,11 +26,11 @@ async fn twenty_certificates_of_one_server_share_its_reloads() {
     for ended in asked(Trigger::Scheduled).await {
         ended.unwrap();
     }
-    let issued = told.0.load(Ordering::SeqCst);
+    let issued = target.reloads.load(Ordering::SeqCst);
     for ended in asked(Trigger::Redeploy).await {
         ended.unwrap();
     }
-    let again = told.0.load(Ordering::SeqCst) - issued;
+    let again = target.reloads.load(Ordering::SeqCst) - issued;
     assert!((1..=3).contains(&again), "{again} reloads");
     assert!((1..=6).contains(&issued), "{issued} reloads");
     assert_eq!(fixture.signer.most.load(Ordering::SeqCst), ORDERING);
@@ -49,7 +49,7 @@ async fn window_requests_due_at_one_instant_are_spread_over_seconds() {
         .until("issued", |all| all.iter().all(|status| status.is_ready()))
         .await;
     fixture.settle(&handle, 8).await;
-    // The signer says: a day later.
+    // The signer asks for the next request a day later.
     let due = START + DAY;
     let mut asked = BTreeMap::new();
     for second in 0..=10 {

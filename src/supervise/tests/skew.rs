@@ -1,5 +1,5 @@
-//! A clock that is wrong by an hour, a day or ten years, in either direction:
-//! nobody orders for it, and nothing expires for it.
+//! A clock that is wrong by an hour, a day or ten years, in either direction, causes no
+//! order and lets no certificate expire.
 
 use super::*;
 
@@ -35,7 +35,7 @@ async fn clock_ahead_orders_nothing_early() {
         fixture.settle(&handle, fixture.board.all().len()).await;
         set_by(&fixture, seconds(ahead));
         fixture.settle(&handle, fixture.board.all().len()).await;
-        // Also when it is started so, and time goes on.
+        // Also after a start with the wrong clock.
         handle.stop().await;
         let handle = fixture.start(&names(3)).await;
         for _ in 0..10 {
@@ -43,7 +43,7 @@ async fn clock_ahead_orders_nothing_early() {
             fixture.settle(&handle, fixture.board.all().len()).await;
         }
         assert_eq!(fixture.orders(), 3, "{ahead:?} ahead");
-        // Its time comes by the CA's clock.
+        // The renewal is due by the CA's clock.
         fixture.clock.advance(before);
         fixture.settle(&handle, fixture.board.all().len()).await;
         fixture.clock.advance(HOUR * 3);
@@ -90,7 +90,7 @@ async fn suspend_renews_each_due_certificate_once() {
     fixture
         .until("issued", |all| all.iter().all(|s| s.is_ready()))
         .await;
-    // Both clocks went on meanwhile.
+    // Both clocks advanced during the suspend.
     fixture.clock.set(START + DAY * 70);
     for _ in 0..30 {
         fixture.settle(&handle, fixture.board.all().len()).await;
@@ -137,7 +137,7 @@ async fn rate_limits_are_dated_by_the_clock_of_the_ca() {
         .unwrap()
         .0;
     let limit = crate::ca_state::Limit::CertificatesPerDomain;
-    // One of fifty comes back within the week's fiftieth part.
+    // One of fifty tokens returns within a fiftieth of a week.
     let back = known.spent[&limit]["example.com"].since(fixture.signer.there());
     assert!(!back.is_zero() && back < HOUR * 4, "{back:?}");
 }
@@ -164,7 +164,7 @@ async fn shared_state_is_dated_by_the_ca_and_waited_for_by_our_clock() {
         let again = record.failures.retry_at.unwrap();
         let pause = again.since(fixture.signer.there());
         assert!(!pause.is_zero() && pause < HOUR, "{wrong}: {pause:?}");
-        // The minute passes by our clock as well.
+        // The pause is the same by our clock.
         fixture.clock.advance(HOUR);
         fixture.settle(&handle, 1).await;
         fixture.until("issued", |all| all[0].is_ready()).await;

@@ -1,14 +1,14 @@
-//! Hand-overs that are not proven, and what is served then.
+//! Deployments that are not verified, and the generation that is served then.
 
 use super::*;
 use crate::certificate::Fingerprint;
 use crate::deploy::verify::{ServedAt, Verifier};
 use crate::record::Failures;
 
-/// Sees what it is told to see.
+/// A scripted verifier.
 #[derive(Default)]
 struct ScriptedVerifier {
-    /// What it sees; without any it looks for ever.
+    /// The served certificates; with `None` a look never ends.
     sees: Mutex<Option<Vec<Fingerprint>>>,
     looks: AtomicUsize,
 }
@@ -26,11 +26,11 @@ impl Verifier for ScriptedVerifier {
     }
 }
 
-/// A certificate with one server, whose generations are issued and proven.
+/// A certificate with one server, whose generations are issued and verified.
 struct Scenario {
     fixture: Fixture,
     eyes: Arc<ScriptedVerifier>,
-    told: Arc<Told>,
+    target: Arc<CountingTarget>,
     certificate: Certificate,
     prints: Vec<Fingerprint>,
 }
@@ -40,14 +40,14 @@ impl Scenario {
         let mut fixture = Fixture::new();
         let eyes = Arc::new(ScriptedVerifier::default());
         fixture.services.verifier = eyes.clone();
-        let told = Arc::new(Told::default());
+        let target = Arc::new(CountingTarget::default());
         let mut certificate = fixture.certificate("n0.example.com");
-        certificate.targets = vec![told.clone()];
+        certificate.targets = vec![target.clone()];
         certificate.endpoints = vec!["example.com:443".parse().unwrap()];
         let mut scenario = Self {
             fixture,
             eyes,
-            told,
+            target,
             certificate,
             prints: Vec::new(),
         };
@@ -57,9 +57,9 @@ impl Scenario {
         scenario
     }
 
-    /// One more, which is seen or not.
+    /// Issues one more generation, which is served or not.
     async fn issue(&mut self, seen: bool) -> Ended {
-        // It is not known before it is issued.
+        // The fingerprint is unknown before the issuance.
         self.sees(None);
         let work = self.begin(Trigger::Forced);
         let looks = self.eyes.looks.load(Ordering::SeqCst);
@@ -75,7 +75,7 @@ impl Scenario {
         self.pass(Trigger::Requested).await
     }
 
-    /// The first `some` are seen.
+    /// Makes the first `some` generations visible.
     fn sees(&self, some: Option<usize>) {
         *self.eyes.sees.lock().unwrap() = some.map(|some| self.prints[..some].to_vec());
     }
@@ -115,7 +115,7 @@ impl Scenario {
 #[tokio::test]
 async fn kill_before_verification_still_rolls_back() {
     let mut scenario = Scenario::of(1).await;
-    // Cut off when it looks, which is after the switch.
+    // Aborted during verification, which is after the switch.
     let ended = scenario.issue(false).await;
     assert!(matches!(ended, Err(ManageError::Verify(_))), "{ended:?}");
     assert_eq!(scenario.live(), Some(Generation(1)));
@@ -132,7 +132,7 @@ async fn verified_generation_is_not_rolled_back() {
     let scenario = Scenario::of(2).await;
     let record = scenario.record().await;
     assert_eq!((record.going_back_to, record.taken_back), (None, None));
-    // Seen no more, it stays all the same: nothing was switched.
+    // The generation stays live without verification, since nothing was switched.
     scenario.sees(Some(1));
     assert!(scenario.pass(Trigger::Redeploy).await.is_err());
     assert_eq!(scenario.live(), Some(Generation(2)));
@@ -158,15 +158,15 @@ async fn failed_rollback_keeps_the_earlier_pin() {
         (pinned.generation, scenario.live()),
         (Generation(2), Some(Generation(2)))
     );
-    // And nothing is left to be done.
+    // No step is left.
     scenario.pass(Trigger::Scheduled).await.unwrap();
 }
 
 #[tokio::test]
 async fn rollback_to_damaged_generation_changes_nothing() {
     let scenario = Scenario::of(2).await;
-    let (told, before) = (
-        scenario.told.0.load(Ordering::SeqCst),
+    let (reloads, before) = (
+        scenario.target.reloads.load(Ordering::SeqCst),
         scenario.record().await,
     );
     let records = scenario
@@ -182,10 +182,12 @@ async fn rollback_to_damaged_generation_changes_nothing() {
         "{refused}"
     );
     assert!(
-        refused.to_string().contains("generation 0001 is not usable"),
+        refused
+            .to_string()
+            .contains("generation 0001 is not usable"),
         "{refused}"
     );
-    assert_eq!(scenario.told.0.load(Ordering::SeqCst), told);
+    assert_eq!(scenario.target.reloads.load(Ordering::SeqCst), reloads);
     assert_eq!(scenario.record().await, before);
 }
 
@@ -199,7 +201,7 @@ async fn rollback_ends_at_the_last_tenth_of_the_pinned_lifetime() {
     let end = first.not_after - first.lifetime() / 10;
     scenario.fixture.clock.set(end - Duration::from_secs(60));
     let kept = scenario.pass(Trigger::Scheduled).await.unwrap();
-    // What is served now is told, and not what is served when it is looked at next.
+    // The result is the generation served now, not the one after the next pass.
     assert_eq!((kept.generation, kept.next), (Generation(1), end));
     scenario.fixture.clock.set(end - Duration::from_secs(2));
     scenario.pass(Trigger::Scheduled).await.unwrap();
@@ -218,7 +220,7 @@ async fn repeated_rollback_slows_down_and_recovers() {
     assert!(scenario.issue(false).await.is_err());
     let mut pauses = Vec::new();
     for _ in 0..4 {
-        let told = scenario.told.0.load(Ordering::SeqCst);
+        let reloads = scenario.target.reloads.load(Ordering::SeqCst);
         let (handover, now) = (
             scenario.record().await.handover,
             scenario.fixture.clock.now(),
@@ -226,8 +228,8 @@ async fn repeated_rollback_slows_down_and_recovers() {
         pauses.push(handover.retry_at.unwrap().since(now).as_secs());
         scenario.fixture.clock.set(handover.retry_at.unwrap());
         assert!(scenario.pass(Trigger::Scheduled).await.is_err());
-        // There and back.
-        assert_eq!(scenario.told.0.load(Ordering::SeqCst), told + 2);
+        // One reload for the attempt, one for the rollback.
+        assert_eq!(scenario.target.reloads.load(Ordering::SeqCst), reloads + 2);
     }
     assert!(pauses[0] <= 15, "{pauses:?}");
     assert!(
