@@ -1,34 +1,36 @@
 //! Talking to a CA (RFC 8555, ARI by RFC 9773). Only this room names
-//! instant-acme's types; what leaves it are our own words, parsed and bounded.
+//! instant-acme's types; callers get our own types, parsed and bounded.
 //!
-//! instant-acme gives the vocabulary: orders, authorizations, challenges and
-//! problems are read into its types. The flows are ours, since an order must
-//! survive what its flows do not: a lost `Retry-After`, an order whose URL is
-//! dropped with an unexpected echo, an account key that exists only after it
-//! was registered, authorizations one after the other, three tries for a nonce.
+//! instant-acme supplies the vocabulary: orders, authorizations, challenges and
+//! problems are parsed into its types. The flows are ours, because its own lose
+//! `Retry-After`, drop an order's URL with an unexpected echo, make the account
+//! key only at registration, answer authorizations one by one and try a nonce
+//! only three times.
 //!
-//! It never decides whether to order, never stores anything itself (a
-//! [`Journal`] does) and trusts nothing that the CA says.
+//! This room never decides whether to order, never stores anything itself (a
+//! [`Journal`] does) and trusts no reply of the CA.
 
 mod account;
 mod authorization;
 mod chains;
 pub mod client;
 mod directory;
+mod documents;
 pub mod error;
 mod exchange;
 #[cfg(test)]
 mod fake;
+mod flow;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod https;
 mod imported;
 mod jws;
 mod order;
-mod pace;
 mod poll;
+mod problem;
+mod rate;
 mod renewal_info;
-mod wire;
 
 use std::time::Duration;
 
@@ -40,46 +42,45 @@ pub use error::{AcmeError, Cause, ExchangeError, FailedName, Phase, Untimely};
 pub use exchange::Exchange;
 pub use https::{Https, InProcess};
 pub use imported::{ForeignAccount, ForeignKey, foreign_account, is_same_account};
-pub use pace::Paces;
+pub use rate::Paces;
 
 use crate::certificate::Secret;
 use crate::record::{PendingOrder, Window};
 use crate::time::Timestamp;
 
-/// Where intent is written down before it is acted upon.
+/// Stores intent before each irreversible step.
 #[async_trait]
 pub trait Journal: Send {
-    /// Makes `order` durable. The step it announces is not taken on an error.
+    /// Stores `order`; if this fails, the step that it announces is not taken.
     async fn order(&mut self, order: &PendingOrder) -> Result<(), JournalError>;
 
-    /// The stored account credentials of this CA, if there are any.
+    /// The stored account credentials of this CA, if any.
     async fn account(&mut self) -> Result<Option<Secret>, JournalError>;
 
-    /// Makes a new account's key durable before it is registered, and returns
-    /// it, or the one that somebody else has stored meanwhile.
+    /// Stores a new account's key before its registration, and returns it, or
+    /// the key that another process stored first.
     async fn create_account(&mut self, credentials: &Secret) -> Result<Secret, JournalError>;
 
-    /// Makes account credentials durable, with the account's URL.
+    /// Stores account credentials, with the account's URL.
     async fn save_account(&mut self, credentials: &Secret) -> Result<(), JournalError>;
 }
 
-/// What the journal's owner failed with.
+/// An error of the journal's owner.
 pub type JournalError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Sees each request and reply go by, to count them. `()` looks away.
+/// Counts requests and replies. `()` ignores them.
 pub trait Observer: Send + Sync {
-    /// A request for `endpoint` was answered with `status`; 0 when it was not
-    /// answered.
+    /// The CA answered a request for `endpoint` with `status`; 0: no reply.
     fn request(&self, endpoint: &'static str, status: u16) {
         let _ = (endpoint, status);
     }
 
-    /// A reply said that it is `instant` at the CA, in whole seconds.
+    /// A reply's `Date`: the CA's clock, in whole seconds.
     fn date(&self, instant: Timestamp) {
         let _ = instant;
     }
 
-    /// There is no reply, since by our clock the CA's server cannot be trusted.
+    /// No reply: by our clock, the certificate of the CA's server is not valid.
     fn untimely(&self, untimely: Untimely) {
         let _ = untimely;
     }
@@ -87,21 +88,21 @@ pub trait Observer: Send + Sync {
 
 impl Observer for () {}
 
-/// What two clocks showed at once.
+/// Two clocks, read at the same moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dated {
-    /// This machine's.
+    /// This machine's clock.
     pub ours: Timestamp,
-    /// The CA's, in whole seconds.
+    /// The CA's clock, in whole seconds.
     pub theirs: Timestamp,
 }
 
-/// A clock that is set back by less is being kept right.
+/// Smaller steps back are ordinary corrections, such as NTP's.
 const SET_BACK: Duration = Duration::from_secs(60);
 
 impl Dated {
-    /// What is `known`, while ours shows `now`. One that ours was set back behind is
-    /// forgotten: when ours comes by there again, it is another clock.
+    /// The `known` reading, unless our clock was set back behind it. Such a reading is
+    /// dropped: when our clock shows its time again, the skew may be another.
     #[must_use]
     pub fn still(known: &mut Option<Self>, now: Timestamp) -> Option<Self> {
         if known.is_some_and(|dated| dated.ours > now + SET_BACK) {
@@ -110,42 +111,42 @@ impl Dated {
         *known
     }
 
-    /// What the CA's clock shows when ours shows `now`.
+    /// The time at the CA when our clock shows `now`.
     #[must_use]
     pub fn there(&self, now: Timestamp) -> Timestamp {
         now + self.theirs.since(self.ours) - self.ours.since(self.theirs)
     }
 }
 
-/// A CA that issues.
+/// A CA that issues certificates.
 #[async_trait]
 pub trait Issuer: Send + Sync {
-    /// Takes `order` to its end, resuming it where it has a URL already, and
-    /// returns the chain in PEM, leaf first, not yet checked.
+    /// Completes `order`, resuming it if it has a URL, and returns the chain in
+    /// PEM, leaf first, not yet checked.
     async fn issue(
         &self,
         order: PendingOrder,
         journal: &mut dyn Journal,
     ) -> Result<String, AcmeError>;
 
-    /// What time it was there and here at its last reply; `None` before the first,
-    /// and from one that does not tell the time.
+    /// Both clocks at the CA's last reply; `None` before the first reply, and for a CA
+    /// whose replies carry no `Date`.
     fn dated(&self) -> Option<Dated> {
         None
     }
 
-    /// The same, by a reply of the last `newest`; it asks for one where there is
-    /// none. An error is why there is none.
+    /// Both clocks by a reply no older than `newest`; without one, the CA is probed.
+    /// An error says why the probe failed.
     async fn time(&self, newest: Duration) -> Result<Option<Dated>, AcmeError> {
         let _ = newest;
         Ok(self.dated())
     }
 
-    /// Asks the CA for no more than whether it answers.
+    /// Checks only that the CA answers.
     async fn probe(&self) -> Result<(), AcmeError>;
 
-    /// The suggested renewal window and when to ask again; `None` when the CA
-    /// offers none. It needs no account.
+    /// The suggested renewal window and when to fetch it again; `None` if the CA
+    /// offers none. Needs no account.
     async fn renewal_info(
         &self,
         renewal_id: &str,
@@ -158,21 +159,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reply_that_our_clock_was_set_back_behind_never_counts_again() {
+    fn clock_reading_is_forgotten_after_our_clock_is_set_back() {
         let (day, now) = (
             Duration::from_secs(86_400),
             Timestamp::from_seconds(1_800_000_000),
         );
-        // Heard while ours was a day ahead.
-        let heard = Dated {
+        // Read while our clock was a day ahead.
+        let reading = Dated {
             ours: now + day,
             theirs: now,
         };
-        let mut known = Some(heard);
-        assert_eq!(Dated::still(&mut known, now + day), Some(heard));
-        assert_eq!(Dated::still(&mut known, now + day - SET_BACK), Some(heard));
+        let mut known = Some(reading);
+        assert_eq!(Dated::still(&mut known, now + day), Some(reading));
+        assert_eq!(
+            Dated::still(&mut known, now + day - SET_BACK),
+            Some(reading)
+        );
         assert_eq!(Dated::still(&mut known, now), None);
-        // A day later ours shows again what it showed then, and is right.
+        // A day later our clock shows that time again, correctly.
         assert_eq!(Dated::still(&mut known, now + day), None);
     }
 }

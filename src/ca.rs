@@ -3,11 +3,10 @@
 //! account binding, for a developer's machine, a private network, the
 //! demonstration and the tests.
 //!
-//! It keeps a root for the user to trust and an issuing intermediate, and
-//! signs only what was validated. It offers no CRL and no OCSP: a revocation
-//! is remembered and shows in the renewal information. It never validates
-//! DNS-01, so it refuses wildcards. [`Server::router`] needs no socket: it
-//! knows neither a peer's address nor TLS; [`Server::serve`] adds both.
+//! It keeps a root for the user to trust and an issuing intermediate, and signs
+//! only validated orders. It offers no CRL and no OCSP: a revocation shows in
+//! the renewal information. It never validates DNS-01, so it refuses wildcards.
+//! [`Server::router`] needs no socket and no TLS; [`Server::serve`] adds both.
 
 mod account;
 mod authority;
@@ -19,7 +18,9 @@ mod order;
 mod problem;
 mod renewal;
 mod request;
+mod routes;
 mod server;
+mod signed;
 mod signing;
 mod state;
 mod validate;
@@ -43,34 +44,33 @@ pub use signing::Signing;
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// How the CA behaves.
+/// The settings of the CA.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// What every URL starts with: `https://` and an authority, no slash at the end.
+    /// The start of every URL: `https://` and an authority, no slash at the end.
     pub base_url: String,
-    /// What a client may order, by name; an order that names none gets
-    /// `default`, or the first where there is no such profile.
+    /// The profiles by name; an order without one gets `default`, else the first.
     pub profiles: BTreeMap<String, Profile>,
     /// The renewal window of a certificate.
     pub windows: RenewalWindows,
     /// External account keys (HMAC, decoded) by identifier. Empty: none is required.
     pub external_accounts: BTreeMap<String, Vec<u8>>,
-    /// A URL of terms that an account must agree to.
+    /// The URL of the terms that an account must agree to.
     pub terms_of_service: Option<String>,
-    /// Whether names are validated at all.
+    /// How names are validated.
     pub validation: Validation,
-    /// How long an order and its authorizations may stay unfinished.
+    /// The time within which an order and its authorizations must be finished.
     pub order_lifetime: Duration,
-    /// `Retry-After` on what is pending or processing; `None` leaves it out.
+    /// `Retry-After` of a pending or processing object; `None` sends none.
     pub retry_after: Option<Duration>,
-    /// Where keys, accounts and orders are kept. `None`: nothing outlives the value.
+    /// The directory of keys, accounts and orders; `None` keeps them in memory.
     pub directory: Option<PathBuf>,
 }
 
 impl Settings {
     /// The usual settings for `base_url`: the profiles `default` (90 days),
     /// `tlsserver` (45 days) and `shortlived` (160 hours), validation on port
-    /// 80 of whatever a name resolves to, nothing kept.
+    /// 80 of the resolved address, nothing stored.
     #[must_use]
     pub fn new(base_url: impl Into<String>) -> Self {
         let profile = |name: &str, lifetime, description| {
@@ -107,7 +107,7 @@ impl Settings {
             ));
         }
         if self.profiles.is_empty() {
-            return refuse("there is no profile".into());
+            return refuse("no profile is configured".into());
         }
         for (name, profile) in &self.profiles {
             if profile.lifetime < Duration::from_secs(1) || profile.lifetime > LONGEST_LIFETIME {
@@ -118,7 +118,7 @@ impl Settings {
             }
             if profile.backdate >= profile.lifetime {
                 return refuse(format!(
-                    "profile `{}` dates back by its whole lifetime",
+                    "profile `{}` is backdated by its whole lifetime",
                     name.escape_debug()
                 ));
             }
@@ -135,19 +135,19 @@ impl Settings {
 
 const LONGEST_LIFETIME: Duration = Duration::from_secs(3650 * 86_400);
 
-/// A kind of certificate.
+/// A certificate profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Profile {
     /// From `notBefore` to the end of the second `notAfter`; one second or more.
     pub lifetime: Duration,
-    /// What the directory says of it.
+    /// Its description in the directory.
     pub description: String,
     /// How far `notBefore` lies in the past, for clients whose clock is behind.
     pub backdate: Duration,
 }
 
 impl Profile {
-    /// A profile that dates back by an hour, or by a hundredth of a lifetime
+    /// A profile that is backdated by an hour, or by a hundredth of a lifetime
     /// under 100 hours.
     #[must_use]
     pub fn new(lifetime: Duration, description: impl Into<String>) -> Self {
@@ -159,7 +159,7 @@ impl Profile {
     }
 }
 
-/// Which renewal window the CA suggests (RFC 9773).
+/// The renewal window that the CA suggests (RFC 9773).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RenewalWindows {
     /// Around two thirds of the lifetime (half of one under ten days), a
@@ -174,27 +174,27 @@ pub enum RenewalWindows {
     },
 }
 
-/// How control of a name is proven.
+/// How control of a name is validated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Validation {
     /// By HTTP-01 (RFC 8555 section 8.3).
     Http {
-        /// The port to connect to; 80 where the world looks on.
+        /// The port to connect to; a public CA uses 80.
         port: u16,
-        /// Where the name leads.
+        /// How the name resolves.
         resolve: Resolve,
     },
-    /// Every answer counts as right without being fetched, wildcards included:
-    /// for simulations only.
+    /// Every challenge is valid without a request, wildcards included: for
+    /// simulations only.
     AlwaysValid,
 }
 
-/// Where a name leads.
+/// How a name resolves to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolve {
-    /// To what the system's resolver says.
+    /// By the system's resolver.
     System,
-    /// Every name and address to this one.
+    /// Every name and address resolves to this address.
     Fixed(IpAddr),
 }
 
@@ -206,7 +206,7 @@ pub enum CaError {
     Settings(String),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("{path} is not usable: {detail}")]
+    #[error("{path} is invalid: {detail}")]
     Corrupt { path: PathBuf, detail: String },
     #[error("{0} is in use by another process")]
     InUse(PathBuf),
@@ -217,17 +217,17 @@ pub enum CaError {
 }
 
 impl CaError {
-    /// The next thing to do.
+    /// One next action for the user.
     #[must_use]
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Settings(_) => "correct the settings of the CA",
             Self::Io { .. } => "check the directory's owner, mode and free space",
             Self::Corrupt { .. } => {
-                "restore the file from a backup; or move the CA's directory away and trust the new root that is made then"
+                "restore the file from a backup, or move the CA's directory away and trust the new root"
             }
-            Self::InUse(_) => "one CA serves a directory: use that one, or give another --data-dir",
-            Self::Signing(_) | Self::Tls(_) => "run again with -v and report what it says",
+            Self::InUse(_) => "use the CA that is running, or give another --data-dir",
+            Self::Signing(_) | Self::Tls(_) => "run again with -v and report its output",
         }
     }
 }

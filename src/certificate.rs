@@ -1,13 +1,12 @@
 //! A private key and its chain as one value.
 //!
-//! [`Bundle::new`] is the only way to make one, and it checks everything that
-//! a consumer would trip over: that the key belongs to the leaf, that the
-//! names are exactly those asked for, that the chain links, that the dates
-//! hold. What is not a `Bundle` is never stored or published. RFC 5280.
+//! [`Bundle::new`] is the only constructor. It checks that the key matches the
+//! leaf, that the names are exactly the requested ones, that the chain links and
+//! that the dates are valid. Only a `Bundle` is ever stored or published. RFC 5280.
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
-mod kind;
+mod key_type;
 mod known;
 mod pkcs12;
 mod secret;
@@ -18,7 +17,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use rustls::pki_types::pem::PemObject;
@@ -31,6 +29,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::identifier::Identifier;
 use crate::time::Timestamp;
 
+pub use crate::fingerprint::Fingerprint;
 pub use known::Known;
 pub use secret::Secret;
 
@@ -80,7 +79,7 @@ impl KeyType {
     }
 
     /// Makes a new key, in PEM. RSA takes up to seconds: keep it off the
-    /// threads that serve.
+    /// async threads.
     ///
     /// # Errors
     /// When the cryptographic library has no randomness.
@@ -115,7 +114,7 @@ pub struct Bundle {
     facts: Arc<Facts>,
 }
 
-/// What a leaf certificate says about itself.
+/// The fields of a leaf certificate that the program uses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// Subject alternative names, sorted.
@@ -127,53 +126,23 @@ pub struct Facts {
     /// SHA-256 over the leaf's DER.
     pub fingerprint: Fingerprint,
     /// `base64url(AKI).base64url(serial)`, the RFC 9773 certificate
-    /// identifier; absent when the leaf has no authority key identifier.
+    /// identifier; `None` if the leaf has no authority key identifier.
     pub renewal_id: Option<String>,
 }
 
-/// SHA-256 over a certificate's DER, shown in hexadecimal.
-#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Fingerprint(String);
-
-impl Fingerprint {
-    /// The fingerprint of a certificate in DER.
-    #[must_use]
-    pub fn of(der: &[u8]) -> Self {
-        let hash = digest(&SHA256, der);
-        Self(
-            hash.as_ref()
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
-        )
-    }
-}
-
-impl fmt::Display for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// Why a key and a chain make no usable pair.
+/// Why a key and a chain are not a valid pair.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[allow(missing_docs)] // each message is its own documentation
 pub enum BundleError {
-    #[error("the private key is not readable PEM (PKCS#8, PKCS#1 or SEC1)")]
+    #[error("the private key is not valid PEM (PKCS#8, PKCS#1 or SEC1)")]
     Key,
-    #[error("the chain is not readable PEM, or holds no certificate")]
+    #[error("the chain is not valid PEM, or has no certificate")]
     Chain,
     #[error("certificate {0} of the chain is not valid DER: {1}")]
     Der(usize, String),
-    #[error("the certificate was not made for this key")]
+    #[error("the key does not match the certificate")]
     KeyMismatch,
-    #[error("the certificate is for {found:?}, asked for were {wanted:?}")]
+    #[error("the certificate is for {found:?}, but {wanted:?} were requested")]
     Names {
         wanted: Vec<String>,
         found: Vec<String>,
@@ -184,34 +153,36 @@ pub enum BundleError {
     NotYetValid(Timestamp),
     #[error("expired at {0}")]
     Expired(Timestamp),
-    #[error("valid from {not_before} to {not_after}: less than an hour, or mostly over already")]
+    #[error(
+        "valid from {not_before} to {not_after}: shorter than an hour, or more than half expired"
+    )]
     TooShort {
         not_before: Timestamp,
         not_after: Timestamp,
     },
 }
 
-/// How much of the dates is checked.
+/// Which dates are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freshness {
-    /// Just issued: more than half of at least an hour is left.
+    /// Just issued: valid for at least an hour, of which more than half is left.
     Issued,
-    /// From our own store: not expired. A clock that was set back must not
-    /// make a stored pair unusable, so "not yet valid" passes.
+    /// From our own store: not expired. "Not yet valid" passes, so that a clock that
+    /// was set back does not make a stored pair unusable.
     Stored,
-    /// Only to be read: any dates.
+    /// For reading only: any dates.
     Any,
 }
 
-/// A CA may date a certificate back; a clock ahead of ours must not refuse it.
+/// Allowed clock skew: a CA whose clock is ahead of ours dates a certificate later.
 const SKEW: Duration = Duration::from_secs(300);
 
 impl Bundle {
-    /// Checks that `key_pem` and `chain_pem` (leaf first) belong together, are
-    /// for exactly `identifiers` and have usable dates at `now`.
+    /// Checks that `key_pem` and `chain_pem` (leaf first) match, are for exactly
+    /// `identifiers` and have valid dates at `now`.
     ///
     /// # Errors
-    /// [`BundleError`], naming the first thing that does not hold.
+    /// [`BundleError`], the first check that failed.
     pub fn new(
         key_pem: Secret,
         chain_pem: &str,
@@ -241,7 +212,7 @@ impl Bundle {
         })
     }
 
-    /// What the leaf says.
+    /// The fields of the leaf.
     #[must_use]
     pub fn facts(&self) -> &Facts {
         &self.facts
@@ -253,7 +224,7 @@ impl Bundle {
         &self.key_pem
     }
 
-    /// Leaf first, as a TLS server sends it.
+    /// The chain, leaf first, as a TLS server sends it.
     #[must_use]
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.chain
@@ -265,7 +236,7 @@ impl Bundle {
         self.chain.iter().take(1).map(pem).collect()
     }
 
-    /// The issuers without the leaf in PEM; empty for a self-signed one.
+    /// The issuers without the leaf in PEM; empty for a self-signed certificate.
     #[must_use]
     pub fn issuers_pem(&self) -> String {
         self.chain.iter().skip(1).map(pem).collect()
@@ -282,7 +253,7 @@ impl Facts {
     /// Reads a leaf certificate.
     ///
     /// # Errors
-    /// [`BundleError::Der`] when it is not X.509.
+    /// [`BundleError::Der`] if it is not valid X.509.
     pub fn of(leaf: &CertificateDer<'_>) -> Result<Self, BundleError> {
         let certificate = parse(0, leaf)?;
         let mut identifiers = BTreeSet::new();
@@ -294,7 +265,7 @@ impl Facts {
                     _ => None,
                 };
                 let identifier = identifier.ok_or_else(|| {
-                    BundleError::Der(0, "an alternative name of an unknown kind".into())
+                    BundleError::Der(0, "an alternative name of an unknown type".into())
                 })?;
                 identifiers.insert(identifier);
             }
@@ -318,7 +289,7 @@ impl Facts {
         Self::of(&leaf.map_err(|_| BundleError::Chain)?)
     }
 
-    /// The lifetime: `notAfter` is the last valid second, so it counts.
+    /// The lifetime, including `notAfter`, which is the last valid second.
     #[must_use]
     pub fn lifetime(&self) -> Duration {
         (self.not_after + Duration::from_secs(1)).since(self.not_before)
@@ -419,172 +390,4 @@ fn pem(der: &CertificateDer<'_>) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-
-    const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
-
-    struct Made {
-        key: Secret,
-        leaf: String,
-        issuer: String,
-    }
-
-    fn make(names: &[&str], not_before: Timestamp, not_after: Timestamp) -> Made {
-        let at = |t: Timestamp| time::OffsetDateTime::from_unix_timestamp(t.seconds()).unwrap();
-        let ca_key = KeyPair::generate().unwrap();
-        let mut ca = CertificateParams::new(Vec::new()).unwrap();
-        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        ca.distinguished_name
-            .push(rcgen::DnType::CommonName, "Test CA");
-        let ca_certificate = ca.self_signed(&ca_key).unwrap();
-        let issuer = Issuer::new(ca, ca_key);
-        let key = KeyPair::generate().unwrap();
-        let mut params =
-            CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>())
-                .unwrap();
-        params.not_before = at(not_before);
-        params.not_after = at(not_after);
-        params.use_authority_key_identifier_extension = true;
-        let leaf = params.signed_by(&key, &issuer).unwrap();
-        Made {
-            key: Secret::new(key.serialize_pem()),
-            leaf: leaf.pem(),
-            issuer: ca_certificate.pem(),
-        }
-    }
-
-    fn set(names: &[&str]) -> BTreeSet<Identifier> {
-        names
-            .iter()
-            .map(|name| Identifier::parse(name).unwrap())
-            .collect()
-    }
-
-    fn days(n: u64) -> Duration {
-        Duration::from_secs(n * 86_400)
-    }
-
-    #[test]
-    fn takes_a_sound_pair_and_gives_it_back_unchanged() {
-        let names = ["example.com", "192.0.2.1"];
-        let made = make(&names, NOW, NOW + days(90));
-        let chain = format!("{}{}", made.leaf, made.issuer);
-        let bundle = Bundle::new(
-            made.key.clone(),
-            &chain,
-            &set(&names),
-            NOW,
-            Freshness::Issued,
-        )
-        .unwrap();
-        assert_eq!(bundle.chain().len(), 2);
-        let renewal_id = bundle.facts().renewal_id.clone().unwrap();
-        assert_eq!(renewal_id.split('.').count(), 2);
-        let again = Bundle::new(
-            made.key,
-            &bundle.chain_pem(),
-            &set(&names),
-            NOW,
-            Freshness::Stored,
-        )
-        .unwrap();
-        assert_eq!(again.facts(), bundle.facts());
-        assert_eq!(
-            bundle.chain_pem(),
-            format!("{}{}", bundle.leaf_pem(), bundle.issuers_pem())
-        );
-    }
-
-    #[test]
-    fn refuses_each_disagreement() {
-        let good = make(&["example.com"], NOW, NOW + days(90));
-        let other = make(&["example.com"], NOW, NOW + days(90));
-        let check = |key: &Secret, chain: &str, names: &[&str], now, freshness| {
-            Bundle::new(key.clone(), chain, &set(names), now, freshness).unwrap_err()
-        };
-        let names = ["example.com"];
-        assert_eq!(
-            check(&other.key, &good.leaf, &names, NOW, Freshness::Issued),
-            BundleError::KeyMismatch
-        );
-        assert_eq!(
-            check(&good.key, "", &names, NOW, Freshness::Issued),
-            BundleError::Chain
-        );
-        assert_eq!(
-            check(
-                &Secret::new("x".into()),
-                &good.leaf,
-                &names,
-                NOW,
-                Freshness::Issued
-            ),
-            BundleError::Key
-        );
-        assert!(matches!(
-            check(&good.key, &good.leaf, &["example.org"], NOW, Freshness::Any),
-            BundleError::Names { .. }
-        ));
-        assert!(matches!(
-            check(
-                &good.key,
-                &good.leaf,
-                &["example.com", "a.example.com"],
-                NOW,
-                Freshness::Any
-            ),
-            BundleError::Names { .. }
-        ));
-        let wrong_chain = format!("{}{}", good.leaf, other.issuer);
-        assert_eq!(
-            check(&good.key, &wrong_chain, &names, NOW, Freshness::Issued),
-            BundleError::Link(1)
-        );
-        assert!(matches!(
-            check(
-                &good.key,
-                &good.leaf,
-                &names,
-                NOW + days(91),
-                Freshness::Stored
-            ),
-            BundleError::Expired(_)
-        ));
-        assert!(matches!(
-            check(
-                &good.key,
-                &good.leaf,
-                &names,
-                NOW - days(1),
-                Freshness::Issued
-            ),
-            BundleError::NotYetValid(_)
-        ));
-        assert!(matches!(
-            check(
-                &good.key,
-                &good.leaf,
-                &names,
-                NOW + days(46),
-                Freshness::Issued
-            ),
-            BundleError::TooShort { .. }
-        ));
-    }
-
-    #[test]
-    fn a_secret_never_shows() {
-        let made = make(&["example.com"], NOW, NOW + days(90));
-        let bundle = Bundle::new(
-            made.key,
-            &made.leaf,
-            &set(&["example.com"]),
-            NOW,
-            Freshness::Issued,
-        )
-        .unwrap();
-        assert!(!format!("{bundle:?}").contains("PRIVATE"));
-    }
-}
+mod tests;

@@ -1,5 +1,6 @@
-//! Files that survive a crash and never show themselves half written: mode set
-//! at open, written aside, flushed, renamed, and the directory flushed.
+//! Files that survive a crash and are never seen half written: the mode is set at
+//! open, the content is written to a temporary file, flushed and renamed, and the
+//! directory is flushed.
 
 use std::fs::{DirBuilder, DirEntry, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -17,7 +18,7 @@ pub(crate) fn write_new(path: &Path, mode: u32, content: &[u8]) -> io::Result<()
         .create_new(true)
         .mode(mode)
         .open(path)?;
-    // The umask may have taken bits away; it can never have added any.
+    // The umask may have removed bits.
     file.set_permissions(PermissionsExt::from_mode(mode))?;
     file.write_all(content)?;
     file.sync_all()
@@ -26,16 +27,16 @@ pub(crate) fn write_new(path: &Path, mode: u32, content: &[u8]) -> io::Result<()
 /// Replaces `path` by `content` in one step.
 ///
 /// # Errors
-/// The old content is still there then, but where only the flush has failed.
+/// The old content is still there, unless only the flush failed.
 pub(crate) fn replace(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
     replace_once_given(path, mode, content, |_| Ok(()))
 }
 
-/// The same of a file that `give` makes somebody's before it has its name: whoever
-/// finds it there may read it.
+/// The same with `give`, which sets the owner before the file gets its name: the file is
+/// readable for its reader from the first moment.
 ///
 /// # Errors
-/// The old content is still there then, but where only its flush has failed.
+/// The old content is still there, unless only the flush failed.
 pub(crate) fn replace_once_given(
     path: &Path,
     mode: u32,
@@ -50,20 +51,20 @@ pub(crate) fn replace_once_given(
         .and_then(|()| give(&aside))
         .and_then(|()| std::fs::rename(&aside, path));
     if written.is_err() {
-        // The first error is the one to tell.
+        // The first error is the one to report.
         let _ = remove_if_there(&aside);
     }
     written?;
-    forget_leftovers(path, &name.to_string_lossy());
+    remove_leftovers(path, &name.to_string_lossy());
     sync_parent(path)
 }
 
-/// Nobody takes so long to write a file.
+/// No process takes this long to write a file.
 const ABANDONED: Duration = Duration::from_secs(3600);
 
-/// Removes what those left beside `path` who were killed while they wrote it: there
-/// may be a key in it. Of what is younger somebody may be at work on it.
-fn forget_leftovers(path: &Path, name: &str) {
+/// Removes the temporary files of processes that were killed while they wrote `path`,
+/// which may contain a key. A younger one may belong to a process at work.
+fn remove_leftovers(path: &Path, name: &str) {
     let written = |path: &Path| {
         let found = std::fs::symlink_metadata(path)?;
         let is_file = found.is_file().then(|| found.modified());
@@ -78,13 +79,13 @@ fn forget_leftovers(path: &Path, name: &str) {
         let leftover = leftover.path();
         let age = written(&leftover).map(|at| now.duration_since(at).unwrap_or_default());
         if age.is_ok_and(|age| age > ABANDONED) {
-            // The next one who writes tries again.
+            // The next write tries again.
             let _ = remove_if_there(&leftover);
         }
     }
 }
 
-/// Whether `found` is what [`replace`] would give the name `name`, had it come to its end.
+/// Whether `found` is a temporary file that [`replace`] would have renamed to `name`.
 #[must_use]
 pub(crate) fn is_leftover(found: &str, name: &str) -> bool {
     let process = found
@@ -94,62 +95,60 @@ pub(crate) fn is_leftover(found: &str, name: &str) -> bool {
     process.is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
-/// Makes the directory with `mode`, and its parents for everybody to pass
-/// through, whatever the umask is, and flushes each one's name; fine when it
-/// exists.
+/// Creates the directory with `mode` and missing parents with 0755, whatever the umask
+/// is, and flushes each entry; succeeds if the directory exists.
 ///
 /// # Errors
-/// As the system has them.
+/// Those of the system.
 pub(crate) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     let missing = path.ancestors().take_while(|path| !path.is_dir());
     let missing: Vec<&Path> = missing.filter(|path| *path != Path::new("")).collect();
     for directory in missing.into_iter().rev() {
         let mode = if directory == path { mode } else { 0o755 };
         match new_directory(directory, mode) {
-            // Somebody else was faster.
+            // Another process was faster.
             Err(error) if error.kind() == ErrorKind::AlreadyExists && directory.is_dir() => {}
-            made => made?,
+            created => created?,
         }
         sync_parent(directory)?;
     }
     Ok(())
 }
 
-/// Makes one directory with `mode`, whatever the umask is, which no crash needs
-/// to keep yet.
+/// Creates one directory with `mode`, whatever the umask is, without a flush.
 ///
 /// # Errors
-/// Also when there is something of that name.
+/// Also when the name exists already.
 pub(crate) fn new_directory(path: &Path, mode: u32) -> io::Result<()> {
     const SET_GROUP: u32 = 0o2000;
     DirBuilder::new().mode(mode).create(path)?;
-    // What it has from its parent stays.
+    // The setgid bit from the parent stays.
     let inherited = std::fs::metadata(path)?.permissions().mode() & SET_GROUP;
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode | inherited))
 }
 
-/// Reads a short file that others may have made: what is no file, such as a pipe
-/// that nobody writes to, is refused and not waited for.
+/// Reads a short file that another user may have made. Anything but a regular file is
+/// refused, since a pipe without a writer would block.
 ///
 /// # Errors
-/// As the system has them, and when it is no file or no text.
+/// Those of the system, and for content that is not a regular file or not UTF-8.
 pub(crate) fn read_short(path: &Path) -> io::Result<String> {
     const LONGEST: u64 = 4096;
     const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let mut options = OpenOptions::new();
     let file = options.read(true).custom_flags(NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no file"));
+        return Err(io::Error::other("not a regular file"));
     }
     let mut text = String::new();
     file.take(LONGEST).read_to_string(&mut text)?;
     Ok(text)
 }
 
-/// Flushes the directory that `path` stands in.
+/// Flushes the directory that contains `path`.
 ///
 /// # Errors
-/// As the system has them.
+/// Those of the system.
 pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     directory_of(path).map_or(Ok(()), sync)
 }
@@ -160,18 +159,18 @@ fn directory_of(path: &Path) -> Option<&Path> {
     Some(if here(parent) { Path::new(".") } else { parent })
 }
 
-/// Flushes the directory itself: its mode, and the names in it.
+/// Flushes the directory itself: its mode and its entries.
 ///
 /// # Errors
-/// As the system has them.
+/// Those of the system.
 pub(crate) fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Removes a file; fine when there is none.
+/// Removes a file; succeeds if it does not exist.
 ///
 /// # Errors
-/// As the system has them.
+/// Those of the system.
 pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
@@ -184,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_is_private_and_its_parents_can_be_passed() {
+    fn make_directory_is_private_below_passable_parents() {
         let directory = tempfile::tempdir().unwrap();
         let deep = directory.path().join("a/b/c");
         make_directory(&deep, 0o700).unwrap();
@@ -195,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_process_left_beside_a_file_goes_when_it_is_written_next() {
+    fn replace_removes_abandoned_leftovers_only() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         let other = ["other", ".other.new-1", "pair.new-1", ".pair.new-backup"];
@@ -211,7 +210,7 @@ mod tests {
         let left = std::fs::read_dir(directory.path()).unwrap();
         let mut left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
-        // Somebody may be about to name the second.
+        // `.pair.new-2` is young: a process may be about to rename it.
         let wanted = [
             ".other.new-1",
             ".pair.new-2",
@@ -225,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_given_leaves_what_was_there_and_nothing_beside_it() {
+    fn replace_keeps_old_file_when_owner_cannot_be_set() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("pair");
         replace(&path, 0o600, b"old").unwrap();

@@ -1,9 +1,9 @@
-//! The doors that `fuzz/` knocks at: one function an input, each with what must
-//! hold whatever comes in. It is compiled for tests and with the feature
-//! `fuzzing` alone, and no program that is shipped has it.
+//! The fuzz targets of `fuzz/`: one function for each kind of input, with the rules
+//! that hold for any input. Compiled only for tests and with the feature `fuzzing`;
+//! no shipped program has it.
 //!
-//! A rule that is broken panics; that is what a fuzzer sees. Where a parser is
-//! private, its rules stand beside it, in a module of the same name.
+//! A broken rule panics, which the fuzzer reports. The rules of a private parser are
+//! beside it, in a module `fuzzing`.
 
 mod labels;
 mod path;
@@ -26,10 +26,10 @@ pub use labels::labels;
 pub use path::path;
 pub use record::record;
 
-/// Takes one input and panics where a rule is broken.
+/// Takes one input and panics if a rule is broken.
 pub type Target = fn(&[u8]);
 
-/// Every target by its name, which is also that of its seeds' directory.
+/// Every target with its name, which is also the name of its seeds' directory.
 pub const TARGETS: [(&str, Target); 13] = [
     ("acme_json", acme_json),
     ("ari", ari),
@@ -46,31 +46,31 @@ pub const TARGETS: [(&str, Target); 13] = [
     ("retry_after", retry_after),
 ];
 
-/// Some time in the validity of every certificate among the seeds.
+/// An instant in the validity of every certificate of the seeds.
 const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// A reply's body, read as each document of RFC 8555 in turn.
+/// The body of a reply, read as each document of RFC 8555 in turn.
 pub fn acme_json(body: &[u8]) {
     acme::fuzzing::documents(body);
 }
 
-/// The first bytes that a stranger sends to port 443.
+/// The first bytes of a connection to port 443.
 pub fn client_hello(bytes: &[u8]) {
     tls::fuzzing::client_hello(bytes);
 }
 
-/// A configuration; its comments `#env NAME=VALUE` are the environment.
+/// A configuration file; its comments `#env NAME=VALUE` are the environment.
 pub fn config(source: &[u8]) {
     config::fuzzing::file(source);
 }
 
-/// What HAProxy answers on its runtime socket, to any of our commands.
+/// HAProxy's answer on its runtime socket to any command.
 pub fn haproxy(answer: &[u8]) {
     deploy::targets::haproxy::fuzzing::answer(answer);
 }
 
-/// A file of another client: settings, a state, or the key of an account.
+/// A file of another ACME client: settings, state, or an account's key.
 pub fn import(bytes: &[u8]) {
     use acme::ForeignKey::{Der, Jwk, Pem};
     crate::import::fuzzing::file(bytes);
@@ -78,7 +78,7 @@ pub fn import(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     for account in [read(Der(bytes)), read(Pem(&text)), read(Jwk(&text))] {
         let Ok(account) = account else { continue };
-        // What is taken once is stored, and known again.
+        // An imported account is stored and recognised again.
         let same = acme::is_same_account(&account.credentials, &account.credentials);
         assert!(same);
     }
@@ -89,25 +89,25 @@ pub fn pem(bytes: &[u8]) {
     certificate::fuzzing::pair(bytes, NOW);
 }
 
-/// A file of nginx's configuration.
+/// A file of an nginx configuration.
 pub fn nginx(text: &[u8]) {
     crate::install::fuzzing::file(text);
 }
 
-/// What a stranger sends to port 80.
+/// The bytes of a connection to port 80.
 pub fn http1(bytes: &[u8]) {
     challenge::http01::fuzzing::conversation(bytes);
 }
 
-/// A renewalInfo document: whatever window it suggests is left alone, or gives
-/// an instant that can be stored and is neither too late nor out of the window.
+/// A renewalInfo document: its window is ignored, or it yields an instant that can be
+/// stored and is neither late nor outside the window.
 pub fn ari(body: &[u8]) {
-    let Some((said, again)) = acme::fuzzing::renewal_info(body, NOW) else {
+    let Some((suggested, retry_after)) = acme::fuzzing::renewal_info(body, NOW) else {
         return;
     };
-    let pause = clamp_retry_after(again);
+    let pause = clamp_retry_after(retry_after);
     let facts = facts();
-    let window = accept(said.start, said.end, &facts);
+    let window = accept(suggested.start, suggested.end, &facts);
     for previous in [None, Some(earlier())] {
         let moment = Moment {
             now: NOW,
@@ -127,27 +127,27 @@ pub fn ari(body: &[u8]) {
     }
 }
 
-/// `Retry-After`, and on a second line `Date`: read as RFC 9110 has it, and no
-/// CA stops us for good with it.
+/// `Retry-After`, and on a second line `Date`: parsed as in RFC 9110, and bounded, so that
+/// no CA can block orders forever.
 pub fn retry_after(text: &[u8]) {
-    let Some(asked) = acme::fuzzing::retry_after(text, NOW) else {
+    let Some(requested) = acme::fuzzing::retry_after(text, NOW) else {
         return;
     };
-    let pause = clamp_retry_after(asked);
+    let pause = clamp_retry_after(requested);
     assert!((Duration::from_secs(60)..=DAY).contains(&pause));
     let kind = FailureKind::RateLimited {
-        retry_after: Some(asked),
+        retry_after: Some(requested),
     };
     let random = SeededRandom::new(1);
     let none = Failures::default();
     let failed = after_failure(&none, kind, String::new(), None, NOW, &random);
     let pause = failed.retry_at.map(|at| at.since(NOW));
-    let least = asked.min(DAY).max(Duration::from_secs(60));
+    let least = requested.min(DAY).max(Duration::from_secs(60));
     assert!(pause.is_some_and(|pause| pause >= least && pause <= DAY * 8));
     assert_eq!(stored(&failed), failed);
 }
 
-/// A certificate of ninety days, a third of which is over.
+/// A certificate of ninety days, thirty days old.
 fn facts() -> Facts {
     Facts {
         identifiers: Identifier::parse("example.com").into_iter().collect(),
@@ -158,7 +158,7 @@ fn facts() -> Facts {
     }
 }
 
-/// What was drawn before the CA was asked again.
+/// The draw from the previous request.
 fn earlier() -> Renewal {
     Renewal {
         at: NOW + DAY * 30,
@@ -168,11 +168,11 @@ fn earlier() -> Renewal {
     }
 }
 
-/// `value` as it comes back from the store.
+/// `value` after a round trip through the store.
 fn stored<T: serde::Serialize + serde::de::DeserializeOwned>(value: &T) -> T {
     let read = serde_json::to_vec(value).and_then(|json| serde_json::from_slice(&json));
     match read {
         Ok(value) => value,
-        Err(error) => panic!("it cannot be stored: {error}"),
+        Err(error) => panic!("the value cannot be stored: {error}"),
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::certificate::Fingerprint;
+pub use crate::lineage::Lineage;
 
 /// One subject of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -29,7 +29,7 @@ pub enum Identifier {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DnsName(Arc<str>);
 
-/// Why a text is no identifier, or one that the CA cannot sign.
+/// Why a text is not a valid identifier, or the CA cannot sign it.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[allow(missing_docs)] // each message is its own documentation
 pub enum IdentifierError {
@@ -52,7 +52,7 @@ impl Identifier {
     /// (brackets around IPv6 allowed).
     ///
     /// # Errors
-    /// [`IdentifierError`] for anything else, naming what is wrong.
+    /// [`IdentifierError`] for any other text, with the cause.
     pub fn parse(text: &str) -> Result<Self, IdentifierError> {
         let text = text.trim();
         if text.is_empty() {
@@ -73,13 +73,13 @@ impl Identifier {
         DnsName::parse(text).map(Self::Dns)
     }
 
-    /// Whether it is a wildcard, which only DNS-01 can prove.
+    /// Whether it is a wildcard, which needs DNS-01.
     #[must_use]
     pub fn is_wildcard(&self) -> bool {
         matches!(self, Self::Dns(name) if name.0.starts_with("*."))
     }
 
-    /// Refuses what no publicly trusted CA may sign: internal and reserved
+    /// Refuses names that no publicly trusted CA may sign: internal and reserved
     /// names (RFC 6761, 6762, 7686) and addresses that are not globally
     /// routable (RFC 6890).
     ///
@@ -131,14 +131,14 @@ impl DnsName {
         }
         let base = base.strip_suffix('.').unwrap_or(base);
         let ascii = idna::domain_to_ascii_strict(base).map_err(|_| malformed())?;
-        let labels_are_fine = ascii.split('.').all(label_is_fine);
+        let labels_are_valid = ascii.split('.').all(is_valid_label);
         // A last label of digits would be read as an IPv4 address by URL parsers.
         let numeric_end = ascii
             .rsplit('.')
             .next()
             .is_none_or(|last| last.bytes().all(|b| b.is_ascii_digit()));
         let length = ascii.len() + if wildcard { 2 } else { 0 };
-        if !labels_are_fine || numeric_end || length > 253 {
+        if !labels_are_valid || numeric_end || length > 253 {
             return Err(malformed());
         }
         Ok(Self(if wildcard {
@@ -184,7 +184,7 @@ impl DnsName {
     }
 }
 
-fn label_is_fine(label: &str) -> bool {
+fn is_valid_label(label: &str) -> bool {
     (1..=63).contains(&label.len())
         && label
             .bytes()
@@ -256,91 +256,6 @@ impl From<Identifier> for String {
     }
 }
 
-/// The name of a certificate through its renewals: also a directory's name, so
-/// it is made of `[a-z0-9._-]` only and never starts with a dot or a hyphen.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Lineage(Arc<str>);
-
-/// What a file system takes, less `.` and `.new` around it.
-const LONGEST_LINEAGE: usize = 255 - 5;
-
-impl Lineage {
-    /// The default name for a certificate whose first identifier is `first`:
-    /// `*.` becomes `_wildcard_.`, an IPv6 `:` becomes `-`. The few that are too
-    /// long for a file's name end in a hash instead.
-    #[must_use]
-    pub fn of(first: &Identifier) -> Self {
-        let text = first.to_string();
-        let text = match text.strip_prefix("*.") {
-            Some(base) => format!("_wildcard_.{base}"),
-            None => text.replace(':', "-"),
-        };
-        // `::1` would start with a hyphen, which every command reads as an option.
-        if text.starts_with('-') {
-            return Self(format!("0{text}").into());
-        }
-        if text.len() <= LONGEST_LINEAGE {
-            return Self(text.into());
-        }
-        let hash = Fingerprint::of(text.as_bytes()).to_string();
-        let begun: String = text
-            .chars()
-            .take(LONGEST_LINEAGE - 1 - hash.len())
-            .collect();
-        Self(format!("{begun}-{hash}").into())
-    }
-
-    /// Reads a name that the user chose.
-    ///
-    /// # Errors
-    /// [`IdentifierError::Malformed`] when it would not be a safe file name.
-    pub fn parse(text: &str) -> Result<Self, IdentifierError> {
-        let fine = (1..=LONGEST_LINEAGE).contains(&text.len())
-            && !text.starts_with(['.', '-'])
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b));
-        if fine {
-            Ok(Self(text.into()))
-        } else {
-            Err(IdentifierError::Malformed(text.to_owned()))
-        }
-    }
-
-    /// The name as text, fit for a path component.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for Lineage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for Lineage {
-    type Err = IdentifierError;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::parse(text)
-    }
-}
-
-impl TryFrom<String> for Lineage {
-    type Error = IdentifierError;
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        Self::parse(&text)
-    }
-}
-
-impl From<Lineage> for String {
-    fn from(lineage: Lineage) -> Self {
-        lineage.0.as_ref().to_owned()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -353,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_names_wildcards_and_addresses() {
+    fn identifier_parses_names_wildcards_and_addresses() {
         assert_eq!(parse("Example.COM."), "example.com");
         assert_eq!(parse("*.Example.com"), "*.example.com");
         assert_eq!(parse("bücher.example.com"), "xn--bcher-kva.example.com");
@@ -363,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_name() {
+    fn identifier_refuses_invalid_names() {
         for text in [
             "",
             "a..b",
@@ -384,14 +299,14 @@ mod tests {
             "xn--zzzzzz---.com",
             "../etc",
         ] {
-            assert!(Identifier::parse(text).is_err(), "{text:?} was taken");
+            assert!(Identifier::parse(text).is_err(), "{text:?} was accepted");
         }
         assert!(Identifier::parse(&format!("{}.com", "a".repeat(64))).is_err());
         assert!(Identifier::parse(&"a.".repeat(128)).is_err());
     }
 
     #[test]
-    fn what_is_refused_is_shown_without_steering_a_terminal() {
+    fn identifier_errors_escape_control_characters() {
         for (text, shown) in [
             ("w\u{7f}w.com", "w\\u{7f}w.com"),
             ("a\u{1b}[2J:1", "a\\u{1b}[2J:1"),
@@ -402,12 +317,10 @@ mod tests {
             assert!(error.contains(shown), "{error:?}");
             assert!(!error.contains(char::is_control), "{error:?}");
         }
-        let error = Lineage::parse("a\u{7}").unwrap_err().to_string();
-        assert!(error.contains("`a\\u{7}`"), "{error:?}");
     }
 
     #[test]
-    fn knows_what_no_public_ca_signs() {
+    fn require_public_refuses_reserved_names() {
         for text in [
             "localhost",
             "a.localhost",
@@ -438,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wildcard_covers_one_label() {
+    fn wildcard_covers_one_label() {
         let wildcard = Identifier::parse("*.example.com").unwrap();
         let covered = |text: &str| Identifier::parse(text).unwrap().is_covered_by(&wildcard);
         assert!(covered("www.example.com"));
@@ -447,38 +360,9 @@ mod tests {
         assert!(!covered("a.b.example.com"));
     }
 
-    #[test]
-    fn a_lineage_is_a_safe_directory_name() {
-        let of = |text: &str| Lineage::of(&Identifier::parse(text).unwrap()).to_string();
-        assert_eq!(of("*.example.com"), "_wildcard_.example.com");
-        assert_eq!(of("2001:db8::1"), "2001-db8--1");
-        assert_eq!(of("::1"), "0--1");
-        for text in ["", ".", "..", "../x", "a/b", "-x", "A", "a\0b", ".hidden"] {
-            assert!(Lineage::parse(text).is_err(), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn the_longest_names_have_lineages_that_a_file_can_be_called_by() {
-        let labels = format!("{0}.{0}.{0}.", "a".repeat(63));
-        let mut seen = std::collections::BTreeSet::new();
-        for name in [
-            format!("{labels}{}.com", "b".repeat(57)),
-            format!("{labels}{}.net", "b".repeat(57)),
-            format!("*.{labels}{}.com", "b".repeat(55)),
-        ] {
-            let lineage = Lineage::of(&Identifier::parse(&name).unwrap());
-            assert_eq!(Lineage::parse(lineage.as_str()).unwrap(), lineage);
-            assert!(format!(".{lineage}.new").len() <= 255, "{lineage}");
-            assert!(seen.insert(lineage), "two names share one");
-        }
-        assert!(Lineage::parse(&"x".repeat(LONGEST_LINEAGE)).is_ok());
-        assert!(Lineage::parse(&"x".repeat(LONGEST_LINEAGE + 1)).is_err());
-    }
-
     proptest::proptest! {
         #[test]
-        fn parsing_is_idempotent_and_never_yields_an_unsafe_lineage(text in "\\PC{0,40}") {
+        fn identifier_parse_is_idempotent_and_lineage_safe(text in "\\PC{0,40}") {
             if let Ok(identifier) = Identifier::parse(&text) {
                 let shown = identifier.to_string();
                 proptest::prop_assert_eq!(Identifier::parse(&shown).unwrap(), identifier.clone());

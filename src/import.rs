@@ -1,11 +1,11 @@
-//! What another ACME client keeps on disk, read as it lies there: certificates
-//! with their keys, accounts, and how each was to be renewed. It reads one
-//! directory and nothing outside of it, writes nothing, asks nobody, and decides
-//! nothing: what becomes of what was [`Found`] is for others.
+//! Reads the state of another ACME client: certificates with their keys, accounts,
+//! and the settings of each renewal. It reads one directory and nothing outside of
+//! it, writes nothing, sends nothing, and leaves all decisions about what it
+//! [`Found`] to the caller.
 //!
-//! Everything there is a stranger's text. It is read within bounds, names become
-//! [`Lineage`]s before they lead anywhere, and what cannot be understood is named
-//! with its reason and left out, so that the rest can be taken.
+//! All of that is untrusted text. It is read within bounds, and names become
+//! [`Lineage`]s before they become paths. An entry that is not understood is reported
+//! with the reason and skipped, so that the others can be imported.
 
 mod acme_sh;
 mod caddy;
@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use crate::certificate::Secret;
 use crate::identifier::Lineage;
 
-/// The clients whose state is understood.
+/// The clients whose state can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // the names are the options'
 pub(crate) enum Tool {
@@ -38,7 +38,7 @@ pub(crate) enum Tool {
 }
 
 impl Tool {
-    /// As it calls itself.
+    /// The name that the client uses for itself.
     #[must_use]
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -50,15 +50,14 @@ impl Tool {
         }
     }
 
-    /// Where it keeps its state when it is not told otherwise, in the order in which
-    /// that is looked for; `home` is the user's.
+    /// The client's default directories, in the order to try; `home` is the user's.
     #[must_use]
     pub(crate) fn usual_places(self, home: Option<&Path>) -> Vec<PathBuf> {
         let below_home = |path: &str| home.map(|home| home.join(path));
         match self {
             Self::Certbot => vec!["/etc/letsencrypt".into()],
             Self::AcmeSh => below_home(".acme.sh").into_iter().collect(),
-            // It has none but the directory that it is started in.
+            // The default is relative to the directory that lego is started in.
             Self::Lego => vec![".lego".into()],
             Self::Caddy => {
                 let service = PathBuf::from("/var/lib/caddy/.local/share/caddy");
@@ -70,93 +69,93 @@ impl Tool {
     }
 }
 
-/// In a remark it stands for where the files of the certificate are from here on, or
-/// of all of them where the remark is about none.
+/// A placeholder in remarks for the directory of the certificate's files, or of all
+/// files if the remark is not about one certificate.
 pub(crate) const LIVE: &str = "LIVE";
 
-/// All that was found.
+/// The state that was found.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     /// Certificates, in the order of their names.
     pub certificates: Vec<Certificate>,
     /// Accounts.
     pub accounts: Vec<Account>,
-    /// What is not taken, and what is left to the owner.
+    /// What is not imported, and what the operator has to do.
     pub remarks: Vec<Remark>,
 }
 
-/// Which CA it is, as far as the client keeps that.
+/// A CA, as far as the client stores it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Ca {
     /// The URL of its directory.
     Directory(String),
-    /// The host, with its port if it has one, and nothing more.
+    /// Only the host, with its port if there is one.
     Host(String),
 }
 
-/// A certificate with all that is known of how it is renewed.
+/// A certificate with the settings of its renewal.
 #[derive(Debug)]
 pub(crate) struct Certificate {
-    /// What it will be called.
+    /// Its future lineage.
     pub lineage: Lineage,
     /// Its private key in PEM.
     pub key_pem: Secret,
     /// Its chain in PEM, leaf first.
     pub chain_pem: String,
-    /// Who issued it.
+    /// The CA that issued it.
     pub ca: Ca,
-    /// The [`Account::name`] that it was ordered with, where that is kept.
+    /// The [`Account::name`] of its order, if the client stores it.
     pub account: Option<String>,
-    /// How it is renewed.
+    /// The settings of its renewal.
     pub renewal: Renewal,
-    /// What of its settings is not taken, and what is left to the owner.
+    /// Settings that are not imported, and what the operator has to do.
     pub remarks: Vec<Remark>,
 }
 
-/// How a certificate was to be renewed; what is not said is left to defaults.
+/// The settings of a renewal; missing ones get defaults.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Renewal {
-    /// How control was proven, where HTTP-01 did so.
+    /// How HTTP-01 was answered, if the client used it.
     pub proof: Option<Proof>,
-    /// Whether its key is kept.
+    /// Whether renewals reuse the key.
     pub reuse_key: bool,
-    /// Whether names that fail may be left out.
+    /// Whether names that fail may be excluded.
     pub partial: bool,
-    /// The chain to take, by the common name of an issuer in it.
+    /// The preferred chain, by the common name of an issuer in it.
     pub preferred_chain: Option<String>,
     /// The CA's profile.
     pub profile: Option<String>,
-    /// Whether nginx is to be told of it.
+    /// Whether nginx is reloaded after a renewal.
     pub nginx: bool,
-    /// Programs that are to be run after it, by their whole paths.
+    /// Programs to run after a renewal, as absolute paths.
     pub programs: Vec<PathBuf>,
 }
 
 /// How HTTP-01 was answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Proof {
-    /// By a listener of its own; no address means port 80 of all of them.
+    /// By the client's own listener; `None` is port 80 of all addresses.
     Listen(Option<SocketAddr>),
-    /// Below a directory that another server serves.
+    /// By a file below a directory that another server serves.
     Webroot(PathBuf),
 }
 
 /// An account at a CA.
 #[derive(Debug)]
 pub(crate) struct Account {
-    /// What it is called in the source.
+    /// Its name in the source.
     pub name: String,
-    /// The CA.
+    /// Its CA.
     pub ca: Ca,
     /// Its key.
     pub key: AccountKey,
-    /// Its URL at the CA, where that is kept.
+    /// Its URL at the CA, if the client stores it.
     pub url: Option<String>,
-    /// Where the CA may write to.
+    /// The contact address at the CA.
     pub email: Option<String>,
 }
 
-/// An account's key as the client keeps it.
+/// An account's key as the client stores it.
 #[derive(Debug)]
 pub(crate) enum AccountKey {
     /// PKCS#8, PKCS#1 or SEC1.
@@ -167,25 +166,25 @@ pub(crate) enum AccountKey {
     Jwk(Secret),
 }
 
-/// Something that the owner must know of.
+/// A message for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Remark {
-    /// What it is about, as the source calls it.
+    /// The entry or setting, by its name in the source.
     pub subject: String,
-    /// What has become of it.
+    /// What happened to it.
     pub verdict: Verdict,
-    /// Why, or what to do.
+    /// The reason, or what to do.
     pub text: String,
 }
 
-/// What became of a part of the source.
+/// What happened to an entry or setting of the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// A certificate or an account that cannot be used.
+    /// An invalid certificate or account.
     Broken,
-    /// A setting without a counterpart here.
+    /// An unsupported setting.
     NotTaken,
-    /// Something that the owner has to do.
+    /// A task for the operator.
     ByHand,
 }
 
@@ -214,13 +213,13 @@ impl Remark {
 /// Reads the state of `tool` at `path`.
 ///
 /// # Errors
-/// Why that is no place where `tool` keeps its state.
+/// Why `path` does not have the state of `tool`.
 pub(crate) fn read(tool: Tool, path: &Path) -> Result<Found, String> {
     let of_tree = |read: fn(&tree::Tree) -> Result<Found, String>| {
         let tree = tree::Tree::open(path)?;
         let mut found = read(&tree)?;
-        let closed = tree.closed().into_iter();
-        let remarks = closed.map(|why| Remark::broken("a directory that cannot be read", why));
+        let unreadable = tree.unreadable().into_iter();
+        let remarks = unreadable.map(|why| Remark::broken("unreadable directory", why));
         found.remarks.extend(remarks);
         Ok::<_, String>(found)
     };
@@ -237,10 +236,10 @@ pub(crate) fn read(tool: Tool, path: &Path) -> Result<Found, String> {
     Ok(found)
 }
 
-/// The message about a place where `tool` keeps nothing.
-fn is_no_place(tool: Tool, path: &Path, lacks: &str) -> String {
+/// The message about a directory without the state of `tool`.
+fn not_a_directory_of(tool: Tool, path: &Path, missing: &str) -> String {
     let (name, path) = (tool.name(), path.display());
-    format!("{path} is no directory of {name}: it has no {lacks}")
+    format!("{path} is not a directory of {name}: no {missing} found")
 }
 
 /// The host of an https URL, with its port if it has one.
@@ -258,10 +257,10 @@ fn email(contacts: &serde_json::Value) -> Option<String> {
     addresses.find_map(address)
 }
 
-/// What may be an e-mail address.
+/// `text`, if it may be an e-mail address.
 fn address(text: &str) -> Option<String> {
     const LONGEST: usize = 254;
-    let fine = |letter: char| !letter.is_whitespace() && !letter.is_control();
-    let fits = text.len() <= LONGEST && text.contains('@') && text.chars().all(fine);
-    fits.then(|| text.to_owned())
+    let is_plain = |letter: char| !letter.is_whitespace() && !letter.is_control();
+    let is_valid = text.len() <= LONGEST && text.contains('@') && text.chars().all(is_plain);
+    is_valid.then(|| text.to_owned())
 }

@@ -1,12 +1,12 @@
-//! TLS for an nginx that is there already: its configuration is read as nginx
-//! reads it, edited by insertions into its bytes, tried by `nginx -t` before it
-//! goes live, and given back byte for byte by an undo.
+//! Adds TLS to an existing nginx: the configuration is read as nginx reads it,
+//! edited in place, tested by `nginx -t` before it goes live, and restored byte for
+//! byte by an undo.
 //!
-//! The parser is ours. Of the published ones nginx-lint-parser (0.24) is
-//! maintained and keeps every byte, but it divides words otherwise than nginx
-//! does: `set $a b}c;` is an error to it and `\;` ends a directive. An edit by
-//! such a tree could land in another block. nginx-config and nginxparser
-//! (unmaintained) drop comments and formatting.
+//! The parser is our own. Of the published ones nginx-lint-parser (0.24) is
+//! maintained and keeps every byte, but it splits words differently than nginx:
+//! `set $a b}c;` is an error there and `\;` ends a directive. An edit based on such
+//! a tree could land in another block. nginx-config and nginxparser (unmaintained)
+//! drop comments and formatting.
 
 pub(crate) mod change;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -21,13 +21,13 @@ pub(crate) mod tree;
 
 use thiserror::Error;
 
-/// Why nothing was changed, or what could not be taken back.
+/// Why nothing was changed, or what could not be undone.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub(crate) enum InstallError {
     /// The configuration or the surroundings do not allow it.
     #[error("{message}")]
     Refused {
-        /// What, and where.
+        /// The cause, and its place.
         message: String,
         /// The next thing to do.
         hint: String,
@@ -38,7 +38,7 @@ pub(crate) enum InstallError {
 }
 
 impl InstallError {
-    /// What the user has to mend.
+    /// An error that the user has to fix.
     pub(crate) fn refused(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::Refused {
             message: message.into(),

@@ -100,12 +100,14 @@ pub mod deploy;
 pub(crate) mod discovery;
 pub(crate) mod failure;
 pub(crate) mod files;
+pub mod fingerprint;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod identifier;
 pub(crate) mod import;
 pub(crate) mod install;
+pub mod lineage;
 pub(crate) mod manage;
 pub(crate) mod net;
 pub mod observe;

@@ -1,6 +1,6 @@
-//! What an operator sees of a running process: the state of every certificate,
+//! The operator's view of a running process: the state of every certificate,
 //! counters, and the read-only endpoints that show both. Nothing here changes
-//! anything, and nothing secret passes through it.
+//! anything or reads a secret.
 
 pub mod admin;
 pub mod metrics;

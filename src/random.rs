@@ -1,5 +1,5 @@
-//! Chance as a value: every draw goes through [`Random`], so that a seed
-//! replays a run exactly.
+//! Random numbers as a dependency: every draw goes through [`Random`], so that a seed
+//! repeats a run exactly.
 
 use std::sync::Mutex;
 
@@ -17,8 +17,8 @@ impl Random for SystemRandom {
     fn below(&self, bound: u64) -> u64 {
         uniform(bound, || {
             let mut bytes = [0; 8];
-            // aws-lc aborts the process rather than fail here; should that ever
-            // change, 0 is still a valid draw of what only spreads load.
+            // aws-lc aborts the process rather than fail here. If that ever changes, 0 is
+            // a valid draw: draws only spread load.
             let _ = aws_lc_rs::rand::fill(&mut bytes);
             u64::from_le_bytes(bytes)
         })
@@ -53,8 +53,8 @@ impl Random for SeededRandom {
     }
 }
 
-/// Rejects the uneven tail of the 64-bit range. It is less than half of it, so
-/// 64 rejections in a row mean a broken source, and any draw is as good then.
+/// Rejects the uneven tail of the 64-bit range. The tail is less than half of the
+/// range, so 64 rejections in a row mean a broken source: any draw is as good then.
 fn uniform(bound: u64, mut draw: impl FnMut() -> u64) -> u64 {
     if bound == 0 {
         return 0;
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_replays_and_stays_in_bounds() {
+    fn seeded_random_repeats_within_bounds() {
         let (one, two) = (SeededRandom::new(7), SeededRandom::new(7));
         for bound in 1..200 {
             let drawn = one.below(bound);

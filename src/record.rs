@@ -1,7 +1,6 @@
-//! Everything known about one certificate through its renewals: what was
-//! asked for, what was issued, what was handed over, what was seen served, and
-//! what is under way. It is the whole input of a decision, and it is stored as
-//! one value.
+//! The state of one certificate through its renewals: what was requested, issued
+//! and deployed, what was seen served, and what is in progress. It is the whole
+//! input of a decision, and it is stored as one value.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -46,70 +45,70 @@ pub struct Revision(pub u64);
 /// The durable state of one lineage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Its name.
+    /// The name of the lineage.
     pub lineage: Lineage,
-    /// What the certificate shall be for.
+    /// The names that the certificate must have.
     pub identifiers: BTreeSet<Identifier>,
-    /// The directory URL of the CA that shall issue it.
+    /// The directory URL of the CA to order from.
     pub ca: String,
-    /// The certificate profile to ask for, if any.
+    /// The certificate profile to request, if any.
     pub profile: Option<String>,
     /// The newest certificate.
     pub issued: Option<Issued>,
-    /// Targets by name, and the generation that each was last told to load.
+    /// Targets by name, and the generation that was last deployed to each.
     pub deployed: BTreeMap<String, Generation>,
     /// Endpoints (`host:port`), and the generation last seen there by a handshake.
     pub served: BTreeMap<String, Served>,
-    /// The order under way; present from before it is sent until it ends.
+    /// The pending order, from before it is sent until it ends.
     pub order: Option<PendingOrder>,
     /// Failed issuances since the last success.
     pub failures: Failures,
-    /// Failed hand-overs of the newest certificate.
+    /// Failed deployments of the newest certificate.
     #[serde(default)]
     pub handover: Failures,
-    /// What is wanted and left out of the newest certificate for now.
+    /// Configured names that the newest certificate excludes for now.
     #[serde(default)]
     pub quarantine: Option<Quarantine>,
-    /// Where it is ordered when its CA does not issue it; `None`: nowhere.
+    /// The fallback CA, for when the first CA does not issue; `None` for no fallback.
     #[serde(default)]
     pub fallback: Option<Fallback>,
-    /// An earlier certificate that the owner wants served instead.
+    /// An earlier certificate that the operator wants served instead.
     #[serde(default)]
     pub pinned: Option<Pinned>,
-    /// What was live before a switch that is not proven yet: whoever is killed in
-    /// between still knows what to go back to.
+    /// The generation that was live before a switch that is not verified yet: a process
+    /// that restarts after a kill rolls back to it.
     #[serde(default)]
     pub going_back_to: Option<Generation>,
-    /// The last hand-over that was taken back, since the last that was proven.
+    /// The last deployment that was rolled back, since the last verified one.
     #[serde(default)]
     pub taken_back: Option<TakenBack>,
 }
 
-/// A hand-over that was taken back.
+/// A deployment that was rolled back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TakenBack {
-    /// Which one was not served.
+    /// The generation that was not served.
     pub generation: Generation,
-    /// What it failed with.
+    /// The cause of the failure.
     pub why: String,
-    /// How often in a row it did so.
+    /// The number of failures in a row.
     pub times: u32,
 }
 
-/// An earlier certificate that is served on the owner's word, until the next one
-/// is issued.
+/// An earlier certificate that the operator chose to serve until the next one is
+/// issued.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pinned {
-    /// Which one.
+    /// Its generation.
     pub generation: Generation,
-    /// What its leaf says.
+    /// The fields of its leaf.
     pub facts: Facts,
-    /// From here on the newest one is served again, before this one ends.
+    /// From this instant the newest certificate is served again, before this one expires.
     pub until: Timestamp,
 }
 
 impl Record {
-    /// A record of which nothing is issued yet.
+    /// A record without a certificate.
     #[must_use]
     pub fn new(lineage: Lineage, identifiers: BTreeSet<Identifier>, ca: String) -> Self {
         Self {
@@ -130,11 +129,9 @@ impl Record {
             taken_back: None,
         }
     }
-}
 
-impl Record {
-    /// The certificate that shall be served at `now`: the newest, unless the owner
-    /// wants an earlier one.
+    /// The certificate to serve at `now`: the newest, unless the operator chose an
+    /// earlier one.
     #[must_use]
     pub fn to_be_served(&self, now: Timestamp) -> Option<(Generation, &Facts)> {
         let pinned = self.pinned.as_ref().filter(|pinned| now < pinned.until);
@@ -145,21 +142,21 @@ impl Record {
     }
 }
 
-/// Names that must not sink the rest.
+/// Excluded names, so that the other names get their certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quarantine {
-    /// Each, and why the CA does not sign it, fit to be shown.
+    /// Each name, and why the CA does not sign it, printable.
     pub names: BTreeMap<Identifier, String>,
-    /// Orders with them that have failed; no further one before its `retry_at`.
+    /// Failed orders with these names; no further order before its `retry_at`.
     pub tries: Failures,
 }
 
-/// The CA of the second choice.
+/// The fallback CA.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fallback {
     /// Its directory URL.
     pub ca: String,
-    /// Orders that failed there since the last success anywhere.
+    /// Orders that failed there since the last success at any CA.
     #[serde(default)]
     pub failures: Failures,
 }
@@ -167,30 +164,30 @@ pub struct Fallback {
 /// A certificate in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Issued {
-    /// Which one of the lineage it is.
+    /// Its generation in the lineage.
     pub generation: Generation,
-    /// What the leaf says.
+    /// The fields of the leaf.
     pub facts: Facts,
     /// The directory URL of the CA that issued it.
     pub ca: String,
     /// When it was stored.
     pub at: Timestamp,
-    /// When to renew it; `None` until it was drawn.
+    /// When to renew it; `None` until an instant is drawn.
     pub renewal: Option<Renewal>,
-    /// No renewal before this instant, whatever the CA suggests: a window that
-    /// lies in the past for each new certificate must not become a loop.
+    /// No renewal before this instant, whatever the CA suggests: a CA that suggests a
+    /// past window for each new certificate must not cause a loop.
     #[serde(default)]
     pub renewable_from: Option<Timestamp>,
-    /// How many in a row, this one's predecessor last, were replaced in the first
-    /// half of their lives without anybody asking for it.
+    /// The number of certificates in a row, up to this one's predecessor, that were
+    /// replaced in the first half of their lifetime without a request by the operator.
     #[serde(default)]
     pub early: u32,
-    /// Handed over in the maintenance window that opens then, since its
-    /// predecessor is still good; `None`: at once.
+    /// The start of the maintenance window to deploy it in, while its predecessor is
+    /// still valid; `None`: at once.
     #[serde(default)]
     pub handover_at: Option<Timestamp>,
-    /// The CA that should have issued it, when it comes from the fallback: it is
-    /// no reason to order again, and the next one comes from there.
+    /// The first CA, if the fallback CA issued this one: the change of CA is no reason
+    /// to order again, and the next order goes to the first CA.
     #[serde(default)]
     pub instead_of: Option<String>,
 }
@@ -201,11 +198,11 @@ pub struct Issued {
 pub struct Renewal {
     /// The instant to renew at.
     pub at: Timestamp,
-    /// The window it was drawn from; `None` when it comes from the lifetime.
+    /// The window it was drawn from; `None` if it follows from the lifetime.
     pub window: Option<Window>,
-    /// When to ask the CA for its window again; `None` when it offers none.
+    /// When to request the CA's window again; `None` if the CA offers none.
     pub refresh_at: Option<Timestamp>,
-    /// When it was asked last, or was not to be asked.
+    /// When the window was last requested, or the request was skipped.
     #[serde(default)]
     pub asked: Option<Timestamp>,
 }
@@ -222,7 +219,7 @@ pub struct Window {
 /// An endpoint that was seen serving one of our certificates.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Served {
-    /// Which one.
+    /// Its generation.
     pub generation: Generation,
     /// When the handshake saw it.
     pub at: Timestamp,
@@ -236,9 +233,9 @@ pub struct Served {
 pub struct PendingOrder {
     /// The directory URL of the CA it was sent to.
     pub ca: String,
-    /// What it is for.
+    /// The names of the order.
     pub identifiers: BTreeSet<Identifier>,
-    /// The certificate profile to ask for, if any.
+    /// The certificate profile to request, if any.
     #[serde(default)]
     pub profile: Option<String>,
     /// The key that the certificate is for, made before anything is sent.
@@ -247,30 +244,30 @@ pub struct PendingOrder {
     pub url: Option<String>,
     /// The certificate it replaces, as RFC 9773 names it.
     pub replaces: Option<String>,
-    /// When it was begun.
+    /// When it was started.
     pub begun: Timestamp,
-    /// As what it was taken out of the ledger.
+    /// How it was counted against the rate limits.
     #[serde(default)]
     pub counted: Counted,
 }
 
-/// What went wrong since the last success.
+/// The failures since the last success.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failures {
-    /// How many counted failures in a row.
+    /// The number of counted failures in a row.
     pub count: u32,
-    /// No further try before this instant.
+    /// No retry before this instant.
     pub retry_at: Option<Timestamp>,
-    /// Whether the CA itself asked for that pause.
+    /// Whether the CA itself requested that pause.
     #[serde(default)]
     pub asked_to_wait: bool,
-    /// When the first try of them was.
+    /// When the first of them was tried.
     #[serde(default)]
     pub since: Option<Timestamp>,
-    /// When the last of them was noted.
+    /// When the last of them was recorded.
     #[serde(default)]
     pub noted: Option<Timestamp>,
-    /// The last message, fit to be shown.
+    /// The last message, printable.
     pub last: Option<String>,
 }
 
@@ -279,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_of_an_earlier_version_is_read() {
+    fn record_of_earlier_version_is_read() {
         let name = Identifier::parse("example.com").unwrap();
         let record = Record::new(Lineage::of(&name), [name].into(), "https://ca".into());
         let mut json = serde_json::to_value(&record).unwrap();

@@ -1,11 +1,13 @@
-//! What a certificate needs next, decided purely: no clock, dice, file or log.
-//! Instants that were drawn are returned to be stored. RFC 9773.
+//! Pure decisions about renewal: what a certificate needs next, from which CA,
+//! and when to retry. No module here reads a clock, a random source, a file or
+//! the log; a drawn instant is returned to be stored. RFC 9773.
 
 pub mod backoff;
 pub mod decide;
 pub mod fallback;
 pub mod ledger;
 pub mod outage;
+pub mod policy;
 pub mod quarantine;
 pub mod skew;
 pub mod window;

@@ -1,12 +1,12 @@
-//! A fleet for a year in seconds: the real supervisor, flows, decisions, ledger
-//! and store, over a clock that jumps to whatever is next, and over a CA,
-//! disks, networks and proxies that fail by a script drawn from a seed. Left
-//! out are HTTP, real files and the waiting; signatures are real.
+//! A fleet for a year in seconds: the real supervisor, flows, decisions, rate
+//! limits and store, over a clock that jumps to the next event, and over a CA,
+//! disks, networks and proxies that fail by a script drawn from a seed. It has no
+//! HTTP, no real files and no waiting; signatures are real.
 //!
-//! It asks one question: did any client see a certificate that was over, or one
-//! that does not fit its key? The same plan gives the same answer to the byte.
+//! The question: did any client see an expired certificate, or one that does not
+//! match its key? The same plan gives the same score to the byte.
 
-mod authority;
+mod ca;
 mod disk;
 mod faults;
 mod fleet;
@@ -36,18 +36,18 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// 2026-12-01T00:00:00Z.
 const START: Timestamp = Timestamp::from_seconds(1_796_083_200);
 
-/// What is simulated.
+/// The plan of a simulation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
-    /// Everything that is left to chance follows from it.
+    /// The seed of every random draw.
     pub seed: u64,
     /// Machines with a proxy each, on one store.
     pub nodes: usize,
-    /// Certificates that each of them serves.
+    /// Certificates that each machine serves.
     pub certificates: usize,
-    /// How long.
+    /// The simulated days.
     pub days: u32,
-    /// What goes wrong.
+    /// The kinds of faults.
     pub scenarios: Vec<Scenario>,
 }
 
@@ -66,49 +66,49 @@ pub(crate) struct Score {
     pub scenarios: Vec<String>,
     /// Summed over proxies and certificates.
     pub expired_seconds_served: u64,
-    /// For how long a certificate was served for another key or another name.
+    /// Seconds with a certificate for another key or another name.
     pub mismatched_seconds_served: u64,
-    /// Certificates that somebody needed, first ones among them.
+    /// Certificates that were needed, first ones included.
     pub due_renewals: u64,
-    /// Orders that the CA took.
+    /// Orders that the CA accepted.
     pub orders: u64,
-    /// Certificates that nobody needed.
+    /// Needless certificates.
     pub duplicate_certificates: u64,
-    /// Orders that the CA refused by its own limits.
+    /// Orders that the CA refused by its rate limits.
     pub ledger_breaches: u64,
-    /// How often a proxy was made to load its certificates.
+    /// Reloads of all proxies.
     pub reloads: u64,
-    /// How often that may be: once a proxy for each certificate, and what is due
-    /// to machines that come back, and to processes and disks that fail.
+    /// The allowed reloads: one for each proxy and certificate, and more for
+    /// machines that return, and for processes and disks that fail.
     pub reloads_at_most: u64,
-    /// From the end of a fault to the last certificate that it had held up, of
-    /// the faults after which nothing makes us wait.
+    /// The time from the end of a fault to the last certificate that it delayed,
+    /// for faults without a pause of their own.
     pub worst_recovery_seconds: u64,
-    /// For how long a proxy served no certificate though the CA had signed one,
-    /// beyond an hour and a half of peace; or a placeholder after a certificate.
+    /// Seconds in which a proxy served no certificate although the CA had signed
+    /// one, beyond 90 undisturbed minutes; or a placeholder after a certificate.
     pub placeholder_seconds_served: u64,
-    /// First certificates that the CA would have signed, had it been asked.
+    /// First certificates that were possible and never ordered.
     pub certificates_never_issued: u64,
-    /// The most orders for one certificate that was due. What the script has
-    /// lost, or made useless, does not count.
+    /// The most orders for one certificate that was due. Orders that the script
+    /// lost or made useless do not count.
     pub most_orders_for_one_renewal: u64,
     /// The most requests of all machines in one minute to a CA that has been down for
     /// five minutes or longer.
     pub requests_a_minute_while_down: u64,
-    /// The longest that a certificate was served after it was called back.
+    /// The longest time that a certificate was served after its revocation.
     pub revoked_seconds_served: u64,
-    /// Leases of machines that were not heard of.
+    /// Expired leases of unreachable machines.
     pub leases_run_out: u64,
-    /// What such machines would have stored later, and was refused.
+    /// Late saves of such machines, which were refused.
     pub late_saves_refused: u64,
-    /// What went wrong how often, by scenario.
+    /// Faults by scenario.
     pub events: BTreeMap<String, u64>,
-    /// As the worst recovery, by scenario.
+    /// The worst recovery by scenario.
     pub recovery_seconds: BTreeMap<String, u64>,
 }
 
 impl Score {
-    /// What was promised and not kept; empty when all is well.
+    /// The broken promises; empty when all were kept.
     #[must_use]
     pub(crate) fn broken(&self) -> Vec<String> {
         let mut broken = Vec::new();
@@ -121,12 +121,15 @@ impl Score {
         zero(self.mismatched_seconds_served, "mismatched seconds served");
         zero(
             self.duplicate_certificates,
-            "certificates that nobody needed",
+            "certificates that were not needed",
         );
-        zero(self.ledger_breaches, "orders that the CA had to refuse");
+        zero(
+            self.ledger_breaches,
+            "orders refused by the CA's rate limits",
+        );
         zero(
             self.placeholder_seconds_served,
-            "seconds without a certificate that there was",
+            "seconds without the certificate that was issued",
         );
         zero(
             self.certificates_never_issued,
@@ -144,12 +147,12 @@ impl Score {
             let (reloads, most) = (self.reloads, self.reloads_at_most);
             broken.push(format!("{reloads} reloads, and {most} are allowed"));
         }
-        // One asks for all every few minutes; who knows nothing of the others, or has
-        // another time, asks for itself.
-        let knocks = self.requests_a_minute_while_down;
-        if knocks > self.nodes as u64 + 3 {
+        // One probe serves all; a node that is cut off or whose clock is wrong
+        // sends its own.
+        let outage_requests = self.requests_a_minute_while_down;
+        if outage_requests > self.nodes as u64 + 3 {
             broken.push(format!(
-                "a CA that was down was asked {knocks} times a minute"
+                "{outage_requests} requests a minute to a CA that was down"
             ));
         }
         for (name, took) in &self.recovery_seconds {
@@ -157,36 +160,36 @@ impl Score {
             let within = scenario.map_or(0, |scenario| self.allowed(scenario).as_secs());
             if *took > within {
                 broken.push(format!(
-                    "{took} seconds until all was well after {name}, and {within} are allowed"
+                    "{took} seconds to recover after {name}, and {within} are allowed"
                 ));
             }
         }
         broken
     }
 
-    /// How long it may take until all is well after `scenario`.
+    /// The allowed time to recover after `scenario`.
     fn allowed(&self, scenario: Scenario) -> Duration {
         let chosen = self.scenarios.iter().filter_map(|name| name.parse().ok());
         scenario.recovers_among(chosen)
     }
 }
 
-/// How it went, for a plot.
+/// The course of a simulation, for a plot.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Timeline {
-    /// At the end of each quarter of a day: the least part of a life that was
-    /// left of anything served, in thousandths.
+    /// The shortest remaining lifetime of any served certificate, in thousandths
+    /// of its lifetime, every six hours.
     pub least_left: Vec<u32>,
-    /// Renewals ordered outside of the window that the CA had suggested: after
-    /// an outage that was longer, or because it called a certificate back.
+    /// Renewals ordered outside of the suggested window: after a longer outage, or
+    /// after a revocation.
     pub outside_window: u64,
     /// Orders on each day.
     pub orders: Vec<u64>,
-    /// What happened, as hours from the beginning, with its name.
+    /// The faults: first hour, last hour, name.
     pub events: Vec<(u64, u64, String)>,
 }
 
-/// Why there is no result.
+/// Why a simulation could not run.
 #[derive(Debug, Error)]
 #[allow(missing_docs)] // each message is its own documentation
 pub(crate) enum SimulationError {
@@ -196,16 +199,16 @@ pub(crate) enum SimulationError {
     Authority(#[from] crate::ca::CaError),
     #[error("a private key could not be made: {0}")]
     Key(#[from] rcgen::Error),
-    #[error("a name of the simulation is not one: {0}")]
+    #[error("invalid name in the simulation: {0}")]
     Name(String),
-    #[error("a certificate of the simulation is not usable: {0}")]
+    #[error("invalid certificate in the simulation: {0}")]
     Bundle(#[from] BundleError),
 }
 
-/// Plays `plan` to its end.
+/// Runs `plan` to its end.
 ///
 /// # Errors
-/// When it could not begin; what goes wrong in it is its result.
+/// When it cannot start; faults of the script are part of the score.
 pub(crate) fn simulate(plan: &Plan) -> Result<(Score, Timeline), SimulationError> {
     fleet::play(plan)
 }

@@ -5,14 +5,15 @@
 /// Longest text that is shown, in characters.
 const LONGEST: usize = 1000;
 
-/// Escapes control characters and what turns the direction of writing, and cuts
-/// at 1,000 characters.
+/// Escapes control characters and those that change the direction of writing, and cuts
+/// the text at 1,000 characters.
 #[must_use]
 pub(crate) fn printable(text: &str) -> String {
     printable_within(text, LONGEST)
 }
 
-/// The same for text that is of no use when it is cut, such as a URL: `most` characters.
+/// The same with a limit of `most` characters, for text that is useless when cut, such
+/// as a URL.
 #[must_use]
 pub(crate) fn printable_within(text: &str, most: usize) -> String {
     let mut shown = String::new();
@@ -26,7 +27,7 @@ pub(crate) fn printable_within(text: &str, most: usize) -> String {
     shown
 }
 
-/// The same for what a program prints: its lines stay lines, the first 20 of them.
+/// The same for the output of a program, line by line, at most 20 lines.
 #[must_use]
 pub(crate) fn printable_lines(text: &str) -> String {
     let lines = text.trim_end().lines().take(20).map(printable);
@@ -70,14 +71,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_could_steer_a_terminal_is_escaped_and_all_is_bounded() {
+    fn printable_escapes_controls_and_bounds_length() {
         assert_eq!(printable("a\x1b[31m\nb"), "a\\u{1b}[31m\\u{a}b");
         assert_eq!(printable("\u{202e}x"), "\\u{202e}x");
         assert_eq!(printable(&"x".repeat(5000)).len(), 1000);
     }
 
     #[test]
-    fn the_lines_of_a_program_stay_lines() {
+    fn printable_lines_keeps_first_lines() {
         assert_eq!(printable_lines("a\x07\r\nb\n\n"), "a\\u{7}\nb");
         let flood = "x\n".repeat(1_000_000);
         assert_eq!(printable_lines(&flood).lines().count(), 20);

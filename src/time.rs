@@ -1,8 +1,8 @@
 //! The wall clock as a value, and the one adapter that reads it.
 //!
-//! Decisions take a [`Timestamp`]; whoever needs to wait takes a [`Clock`].
-//! Nothing else in the crate reads the system's time, so a year can pass in a
-//! test within a second.
+//! Decisions take a [`Timestamp`]; code that waits takes a [`Clock`]. No other code
+//! in the crate reads the system's time, so a year can pass in a test within a
+//! second.
 
 #[cfg(test)]
 pub(crate) mod set;
@@ -21,13 +21,13 @@ use tokio::sync::oneshot;
 
 /// An instant of civil time: milliseconds since 1970-01-01T00:00:00Z.
 ///
-/// Serialised as RFC 3339 in UTC, which has the years 0 to 9999: what lies
-/// beyond is its first or last instant. Arithmetic saturates.
+/// Serialised as RFC 3339 in UTC, which has the years 0 to 9999; other instants are
+/// clamped to that range. Arithmetic saturates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
-/// What RFC 3339 can say. A CA's offset leads out of it, and a record that
-/// could not be stored for it would hold up a renewal.
+/// The range of RFC 3339. A CA's time offset can lead out of it, and a record that
+/// cannot be stored would block a renewal.
 const FIRST: Timestamp = Timestamp::from_seconds(-62_167_219_200);
 const LAST: Timestamp = Timestamp(253_402_300_799_999);
 
@@ -44,7 +44,7 @@ impl Timestamp {
         self.0.div_euclid(1000)
     }
 
-    /// The time from `earlier` to `self`; zero when `earlier` is the later one.
+    /// The time from `earlier` to `self`; zero if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
@@ -107,33 +107,33 @@ fn milliseconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// What time it is, and waiting for it to be later.
+/// The current time, and sleep.
 #[async_trait]
 pub trait Clock: Send + Sync {
     /// The current time. May jump in either direction between two calls.
     fn now(&self) -> Timestamp;
 
-    /// What this machine's clock shows, where `now` is corrected for how wrong that is.
+    /// The time of this machine's clock, where `now` is corrected for its skew.
     fn wall(&self) -> Timestamp {
         self.now()
     }
 
-    /// The time since some instant by a clock that nobody sets, where there is one. It may
-    /// stand still while the machine is suspended.
+    /// The time since an arbitrary instant by a monotonic clock, if there is one. That
+    /// clock may stop while the machine is suspended.
     fn steady(&self) -> Option<Duration> {
         None
     }
 
-    /// How long something takes is the difference of two readings: by the clock that nobody
-    /// sets, where there is one.
+    /// A reading for measurements of time: the difference of two readings is a duration.
+    /// It uses the monotonic clock if there is one.
     fn stopwatch(&self) -> Duration {
-        let shown = || self.now().since(Timestamp::from_seconds(0));
-        self.steady().unwrap_or_else(shown)
+        let wall = || self.now().since(Timestamp::from_seconds(0));
+        self.steady().unwrap_or_else(wall)
     }
 
-    /// Returns after `length`, or earlier once `now()` is later by as much. It is given no
-    /// instant, which may be of before the clock was set back, and then years away: nobody
-    /// is held up longer.
+    /// Returns after `length`, or earlier once `now()` is later by `length`. The argument is
+    /// a duration and not an instant: after the clock is set back, an instant may be years
+    /// away.
     async fn sleep(&self, length: Duration);
 }
 
@@ -148,16 +148,16 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
 #[async_trait]
 impl Clock for SystemClock {
-    #[allow(clippy::disallowed_methods)] // the one place that may read it
+    #[allow(clippy::disallowed_methods)] // the only reading of the system's time
     fn now(&self) -> Timestamp {
         Timestamp::from(OffsetDateTime::from(std::time::SystemTime::now()))
     }
 
     fn steady(&self) -> Option<Duration> {
-        static BEGUN: OnceLock<Instant> = OnceLock::new();
-        #[allow(clippy::disallowed_methods)] // and this one
+        static FIRST_READING: OnceLock<Instant> = OnceLock::new();
+        #[allow(clippy::disallowed_methods)] // the only reading of the monotonic clock
         let now = Instant::now();
-        Some(now.duration_since(*BEGUN.get_or_init(|| now)))
+        Some(now.duration_since(*FIRST_READING.get_or_init(|| now)))
     }
 
     async fn sleep(&self, length: Duration) {
@@ -165,17 +165,17 @@ impl Clock for SystemClock {
     }
 }
 
-/// Sleeps for `length` by pauses of a minute at most, or until `now` shows that as much has
-/// passed: so a suspended machine, whose pauses stand still, is noticed.
+/// Sleeps for `length` in pauses of at most a minute, or until `now` is later by `length`:
+/// the pauses stop while a machine is suspended, its wall clock does not.
 pub async fn sleep_in_parts<P: Future<Output = ()> + Send>(
     length: Duration,
     now: impl Fn() -> Timestamp + Send,
     pause: impl Fn(Duration) -> P + Send,
 ) {
-    // Of what is no whole millisecond the rest counts, too.
+    // `now` has whole milliseconds: round `length` up.
     let (instant, mut slept) = (now() + length + MILLISECOND, Duration::ZERO);
     loop {
-        // More is left of it only by a clock that was set back.
+        // A clock that was set back must not prolong the sleep.
         let left = instant.since(now()).min(length.saturating_sub(slept));
         let part = left.min(LONGEST_SLEEP);
         if part.is_zero() {
@@ -186,7 +186,7 @@ pub async fn sleep_in_parts<P: Future<Output = ()> + Send>(
     }
 }
 
-/// A clock that stands still until it is moved by hand.
+/// A clock for tests and simulations, which stands still until a caller moves it.
 #[derive(Debug)]
 pub struct VirtualClock {
     state: Mutex<VirtualState>,
@@ -210,7 +210,7 @@ impl VirtualClock {
         }
     }
 
-    /// Shows `instant` from here on and wakes whoever slept until then.
+    /// Sets the time to `instant` and wakes the sleepers whose time has come.
     pub fn set(&self, instant: Timestamp) {
         let mut state = self.lock();
         state.now = instant;
@@ -221,23 +221,23 @@ impl VirtualClock {
             .into_values()
             .flatten()
         {
-            // A sleeper that gave up has dropped its end.
+            // A cancelled sleeper has dropped its receiver.
             let _ = sleeper.send(());
         }
     }
 
-    /// Moves on by `by`.
+    /// Moves the clock forward by `by`.
     pub fn advance(&self, by: Duration) {
         let to = self.now() + by;
         self.set(to);
     }
 
-    /// Moves on to the first instant that somebody sleeps until; false when
-    /// nobody sleeps.
+    /// Moves the clock to the first instant that a task sleeps until; false if no task
+    /// sleeps.
     pub fn step(&self) -> bool {
         let first = {
             let mut state = self.lock();
-            // Who gave up sleeping is no reason to stop there.
+            // Cancelled sleepers do not count.
             while let Some(mut earliest) = state.sleepers.first_entry() {
                 earliest.get_mut().retain(|sleeper| !sleeper.is_closed());
                 if !earliest.get().is_empty() {
@@ -252,7 +252,7 @@ impl VirtualClock {
         true
     }
 
-    /// Returns once it shows `instant`.
+    /// Returns once the clock reaches `instant`.
     pub async fn sleep_until(&self, instant: Timestamp) {
         let woken = {
             let mut state = self.lock();
@@ -263,7 +263,7 @@ impl VirtualClock {
             state.sleepers.entry(instant).or_default().push(wake);
             woken
         };
-        // An error means that the clock itself is gone: nothing is left to wait for.
+        // An error means that the clock itself was dropped.
         let _ = woken.await;
     }
 
@@ -290,7 +290,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shows_rfc_3339_and_reads_it_back() {
+    fn timestamp_round_trips_as_rfc_3339() {
         let instant = Timestamp(1_764_000_000_123);
         assert_eq!(instant.to_string(), "2025-11-24T16:00:00Z");
         let json = serde_json::to_string(&instant).unwrap();
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_rfc_3339_cannot_say_is_its_first_or_last_instant() {
+    fn timestamp_is_clamped_to_rfc_3339() {
         for (text, shown) in [
             ("0000-01-01T00:00:00+23:59", "0000-01-01T00:00:00Z"),
             ("9999-12-31T23:59:59-23:59", "9999-12-31T23:59:59.999Z"),
@@ -316,18 +316,18 @@ mod tests {
     }
 
     #[test]
-    fn arithmetic_saturates() {
+    fn timestamp_arithmetic_saturates() {
         let last = Timestamp(i64::MAX);
         assert_eq!(last + Duration::MAX, last);
         assert_eq!(Timestamp(0).since(last), Duration::ZERO);
     }
 
     #[tokio::test]
-    async fn a_clock_that_is_set_back_holds_no_sleeper_up() {
+    async fn sleep_ends_in_time_after_clock_is_set_back() {
         let (now, slept) = (Mutex::new(Timestamp(3_650_000_000)), Mutex::new(Vec::new()));
         let pause = |part: Duration| {
             slept.lock().unwrap().push(part.as_secs());
-            // By its first part it is ten years earlier.
+            // The first pause sets the clock back by weeks.
             let mut now = now.lock().unwrap();
             *now = Timestamp(now.0.rem_euclid(3_650_000_000)) + part;
             std::future::ready(())
@@ -337,14 +337,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_step_ends_at_the_first_who_still_sleeps() {
+    async fn step_skips_cancelled_sleepers() {
         let clock = VirtualClock::new(Timestamp(0));
         assert!(!clock.step());
-        let mut given_up = clock.sleep(Duration::from_millis(1));
+        let mut cancelled = clock.sleep(Duration::from_millis(1));
         let mut sleeper = clock.sleep(Duration::from_millis(2));
-        assert!((&mut given_up).now_or_never().is_none());
+        assert!((&mut cancelled).now_or_never().is_none());
         assert!((&mut sleeper).now_or_never().is_none());
-        drop(given_up);
+        drop(cancelled);
         assert!(clock.step());
         assert_eq!(clock.now(), Timestamp(2));
         sleeper.await;
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_virtual_sleeper_wakes_at_its_instant_and_not_before() {
+    async fn virtual_sleeper_wakes_at_its_instant_and_not_before() {
         let clock = std::sync::Arc::new(VirtualClock::new(Timestamp(0)));
         let sleeper = tokio::spawn({
             let clock = clock.clone();

@@ -1,9 +1,9 @@
-//! Our own front: what it serves ([`credentials`]), the listener that serves
-//! it ([`terminator`]), and the strict client that can tell ([`dialer`]).
+//! Our own TLS front: the pairs that it serves ([`credentials`]), its listener
+//! ([`terminator`]), and a strict client that verifies it ([`dialer`]).
 //!
-//! It never reads a file, orders a certificate or chooses one on its own: what
-//! is to be served is published to it, and what is not sound is refused.
-//! TLS 1.2 and 1.3 (RFC 5246, RFC 8446).
+//! It never reads a file, orders a certificate or chooses one: callers publish
+//! pairs to it, and it refuses invalid, mismatched and expired ones. TLS 1.2 and
+//! 1.3 (RFC 5246, RFC 8446).
 
 pub mod credentials;
 pub mod dialer;

@@ -14,6 +14,8 @@ use std::sync::LazyLock;
 /// Imports nothing of ours but itself, and anybody may import it.
 const VOCABULARY: &[&str] = &[
     "identifier",
+    "lineage",
+    "fingerprint",
     "certificate",
     "record",
     "ca_state",

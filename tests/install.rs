@@ -348,9 +348,9 @@ fn by_nobody(machine: &Machine) {
     whole.env("CERTS_DATA_DIR", machine.path("data"));
     let told = run(&mut as_nobody(&whole, machine.directory.path()), 2);
     for word in [
-        "sites-available/site: it cannot be written",
+        "sites-available/site: cannot be written",
         "nothing was changed",
-        "hint: run as a user who may write it",
+        "hint: run as a user who may write the file",
     ] {
         assert!(told.contains(word), "{word}: {told}");
     }
@@ -651,9 +651,9 @@ fn a_site_with_bad_options_is_refused() {
         assert_eq!(machine.files(), before);
         told
     };
-    assert!(site(&["--cors-origin", "*"]).contains("no origin"));
-    assert!(site(&["--cors-origin", "https://a.example/path"]).contains("no origin"));
-    assert!(site(&["--api", "http://x; }"]).contains("no URL"));
+    assert!(site(&["--cors-origin", "*"]).contains("invalid origin"));
+    assert!(site(&["--cors-origin", "https://a.example/path"]).contains("invalid origin"));
+    assert!(site(&["--api", "http://x; }"]).contains("invalid URL"));
     let elsewhere = machine.path("elsewhere.conf");
     assert!(site(&["--file", elsewhere.to_str().unwrap()]).contains("no include"));
 }

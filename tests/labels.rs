@@ -330,7 +330,7 @@ fn a_container_that_is_added_gets_its_certificate_and_one_that_is_gone_is_told()
     let took = began.elapsed();
     eprintln!("a container that was added has its certificate after {took:?}");
     assert!(took < Duration::from_secs(3), "{took:?}");
-    assert!(sidecar.get("/").contains("asked for by container late"));
+    assert!(sidecar.get("/").contains("requested by container late"));
     let metrics = sidecar.get("/metrics");
     let series = "certs_certificate_asked_for{name=\"b.example.com\",container=\"web\"} 1";
     assert!(metrics.contains(series), "{metrics}");
@@ -339,7 +339,7 @@ fn a_container_that_is_added_gets_its_certificate_and_one_that_is_gone_is_told()
     sidecar.until_logged("container web asks for it no longer; it is renewed until");
     let shown = sidecar.status(&[]);
     assert!(
-        shown.contains("  no longer asked for by container web since "),
+        shown.contains("  no longer requested by container web since "),
         "{shown}"
     );
     assert!(
@@ -393,7 +393,7 @@ fn whatever_the_api_does_takes_nothing_away() {
         "{}",
         sidecar.log()
     );
-    assert!(sidecar.status(&[]).contains("asked for by container web"));
+    assert!(sidecar.status(&[]).contains("requested by container web"));
     let before = sidecar.generations("a.example.com");
     let mut renewal = certs(&ca.path(""));
     run(renewal.args(["renew", "--force"]), 0);
@@ -488,7 +488,7 @@ fn a_restart_without_the_proxy_renews_what_was_asked_for() {
     assert!(
         sidecar
             .status(&[])
-            .contains("  not renewed any more: not asked for by container web since ")
+            .contains("  not renewed any more: not requested by container web since ")
     );
     assert!(ca.path("out/live/a.example.com/privkey.pem").exists());
 }
@@ -589,7 +589,7 @@ fn more_than_the_limit_are_not_asked_for_and_what_is_there_stays() {
     );
     sidecar.until_logged("containers request more than 2 certificates; hint: raise [docker] limit");
     sidecar.until_issued("a.example.com");
-    assert!(sidecar.status(&[]).contains("asked for by container z"));
+    assert!(sidecar.status(&[]).contains("requested by container z"));
     assert!(!sidecar.is_issued("b.example.com"));
 }
 

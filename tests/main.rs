@@ -23,6 +23,7 @@ mod install;
 mod jumps;
 mod kill;
 mod labels;
+mod language;
 mod partial;
 mod pebble;
 mod port80;

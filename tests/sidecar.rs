@@ -238,10 +238,7 @@ fn what_is_not_served_is_an_alarm_that_ends_by_itself_and_never_an_order() {
         sidecar.log().contains("is not proven served")
     });
     let (status, why) = sidecar.ask("GET", "/readyz");
-    assert_eq!(
-        (status, why.trim()),
-        (503, "example.com: not proven served")
-    );
+    assert_eq!((status, why.trim()), (503, "example.com: not verified"));
     copy_live();
     until_within(60, "readiness", || sidecar.ask("GET", "/readyz").0 == 200);
     let (_, metrics) = sidecar.ask("GET", "/metrics");

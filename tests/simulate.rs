@@ -84,7 +84,7 @@ fn what_happened_is_counted_by_scenario() {
 fn a_scenario_that_there_is_not_is_told_with_those_that_there_are() {
     let said = play(&["--scenario", "outage"], 2).1;
     assert!(
-        said.contains("`outage` is no scenario: there are outages,"),
+        said.contains("unknown scenario `outage`: use all, or one of outages,"),
         "{said}"
     );
     assert!(said.contains("hint: certs simulate --help"), "{said}");

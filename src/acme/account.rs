@@ -1,6 +1,6 @@
-//! The account at a CA (RFC 8555 section 7.3). Its key is made and stored
-//! before it is registered, so that after a crash the same key is registered
-//! again, which answers with the same account: there is never a second one.
+//! The account at a CA (RFC 8555 section 7.3). Its key is stored before its
+//! registration: after a crash the same key is registered again, and the CA
+//! returns the same account. It never makes a second account.
 
 use instant_acme::NewAccount;
 use serde::{Deserialize, Serialize};
@@ -9,18 +9,18 @@ use serde_json::Value;
 use super::Journal;
 use super::directory::Directory;
 use super::error::Cause;
-use super::exchange::{Reply, Session, https};
+use super::exchange::{Reply, Transport, https};
 use super::jws::{AccountKey, Signer, decode, encode};
 use crate::certificate::Secret;
 
-/// How to register at the CA.
+/// The registration at the CA.
 #[derive(Clone, Debug, Default)]
 pub struct AccountOptions {
-    /// E-mail address for the CA's notices.
+    /// The e-mail address for the CA's notices.
     pub email: Option<String>,
-    /// The user has agreed to the CA's terms.
+    /// Whether the user agrees to the CA's terms.
     pub terms_agreed: bool,
-    /// External account binding: key identifier and HMAC key (decoded).
+    /// The external account binding: key identifier and decoded HMAC key.
     pub external: Option<(String, Vec<u8>)>,
 }
 
@@ -30,49 +30,49 @@ pub(super) struct Account {
     id: String,
 }
 
-/// The stored form; instant-acme reads it too, once it has an `id` and if its key is on P-256.
+/// The stored form. instant-acme can read it if it has an `id` and a P-256 key.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Credentials {
-    /// The account's URL; none before it is registered.
+pub(super) struct StoredAccount {
+    /// The account's URL; `None` before the registration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) id: Option<String>,
     /// Base64url.
     pub(super) key_pkcs8: Secret,
     pub(super) directory: Option<String>,
-    /// It is another client's, whose URL is not known: the CA is asked for it before
-    /// anything is registered.
+    /// Another client's key without an account URL: the CA must look the account up
+    /// before a registration.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) is_foreign: bool,
 }
 
 /// The key of a stored account.
 pub(super) fn stored_key(credentials: &Secret) -> Option<Secret> {
-    let credentials: Credentials = serde_json::from_str(credentials.expose()).ok()?;
+    let credentials: StoredAccount = serde_json::from_str(credentials.expose()).ok()?;
     Some(credentials.key_pkcs8)
 }
 
 impl Account {
-    /// The stored account, or a new one; with `anew` its key is registered
-    /// again, since the CA has forgotten it.
+    /// The stored account, or a new one. If the CA has forgotten it, its key is
+    /// registered again.
     pub(super) async fn open(
-        session: &Session,
+        transport: &Transport,
         directory: &Directory,
         ca: &str,
         options: &AccountOptions,
         journal: &mut dyn Journal,
-        anew: bool,
+        is_forgotten: bool,
     ) -> Result<Self, Cause> {
         let mut credentials = stored_or_new(ca, journal).await?;
         let key = decode(credentials.key_pkcs8.expose())
             .and_then(|der| AccountKey::from_pkcs8(&der).ok())
             .ok_or_else(unreadable)?;
-        if let (Some(id), false) = (&credentials.id, anew) {
+        if let (Some(id), false) = (&credentials.id, is_forgotten) {
             let id = id.clone();
             return Ok(Self { key, id });
         }
         let id = match credentials.is_foreign {
-            true => find(session, directory, options, &key).await?,
-            false => register(session, directory, options, &key, false).await?,
+            true => find(transport, directory, options, &key).await?,
+            false => register(transport, directory, options, &key, false).await?,
         };
         credentials.id = Some(id.clone());
         credentials.is_foreign = false;
@@ -80,34 +80,34 @@ impl Account {
         Ok(Self { key, id })
     }
 
-    /// A signed POST in this account's name; a POST-as-GET without `payload`.
+    /// A POST signed by this account; a POST-as-GET without `payload`.
     pub(super) async fn post(
         &self,
-        session: &Session,
+        transport: &Transport,
         directory: &Directory,
         endpoint: &'static str,
         url: &str,
         payload: Option<&Value>,
     ) -> Result<Reply, Cause> {
         let signer = Signer::Account(&self.key, &self.id);
-        session
+        transport
             .post(endpoint, url, signer, &directory.new_nonce, payload)
             .await
     }
 
-    /// What the answer to a challenge with `token` is (section 8.1).
+    /// The key authorization of a challenge's `token` (section 8.1).
     pub(super) fn key_authorization(&self, token: &str) -> String {
         format!("{token}.{}", self.key.thumbprint())
     }
 }
 
-async fn stored_or_new(ca: &str, journal: &mut dyn Journal) -> Result<Credentials, Cause> {
+async fn stored_or_new(ca: &str, journal: &mut dyn Journal) -> Result<StoredAccount, Cause> {
     if let Some(stored) = journal.account().await.map_err(Cause::Journal)? {
         return serde_json::from_str(stored.expose()).map_err(|_| unreadable());
     }
     let key = AccountKey::generate()
-        .map_err(|_| Cause::Journal("no key could be made for the account".into()))?;
-    let credentials = Credentials {
+        .map_err(|_| Cause::Journal("the account key could not be generated".into()))?;
+    let credentials = StoredAccount {
         id: None,
         key_pkcs8: Secret::new(encode(&key)),
         directory: Some(ca.to_owned()),
@@ -118,26 +118,24 @@ async fn stored_or_new(ca: &str, journal: &mut dyn Journal) -> Result<Credential
     serde_json::from_str(stored.expose()).map_err(|_| unreadable())
 }
 
-/// The account that the CA has for `key` already (section 7.3.1), else a new one.
+/// The CA's existing account of `key` (section 7.3.1), else a new one.
 async fn find(
-    session: &Session,
+    transport: &Transport,
     directory: &Directory,
     options: &AccountOptions,
     key: &AccountKey,
 ) -> Result<String, Cause> {
-    match register(session, directory, options, key, true).await {
+    match register(transport, directory, options, key, true).await {
         Err(cause) if cause.objection() == Some("accountDoesNotExist") => {
-            tracing::warn!(
-                "the CA knows no account of the key that was taken over; it is registered there"
-            );
-            register(session, directory, options, key, false).await
+            tracing::warn!("the CA has no account for the imported key; registering it");
+            register(transport, directory, options, key, false).await
         }
         found => found,
     }
 }
 
 async fn register(
-    session: &Session,
+    transport: &Transport,
     directory: &Directory,
     options: &AccountOptions,
     key: &AccountKey,
@@ -162,7 +160,7 @@ async fn register(
         payload["externalAccountBinding"] = key.bind(id, secret, url);
     }
     let signer = Signer::Key(key);
-    let reply = session
+    let reply = transport
         .post(
             "new-account",
             url,
@@ -173,23 +171,23 @@ async fn register(
         .await?;
     let id = reply
         .location
-        .ok_or_else(|| Cause::Protocol("a new account without its URL".into()))?;
+        .ok_or_else(|| Cause::Protocol("a new account without a URL".into()))?;
     https(&id)?;
     Ok(id)
 }
 
-async fn save(credentials: &Credentials, journal: &mut dyn Journal) -> Result<(), Cause> {
+async fn save(credentials: &StoredAccount, journal: &mut dyn Journal) -> Result<(), Cause> {
     let saved = journal.save_account(&to_json(credentials)?).await;
     saved.map_err(Cause::Journal)
 }
 
-fn to_json(credentials: &Credentials) -> Result<Secret, Cause> {
+fn to_json(credentials: &StoredAccount) -> Result<Secret, Cause> {
     let json = serde_json::to_string(credentials).map_err(|e| Cause::Journal(e.into()))?;
     Ok(Secret::new(json))
 }
 
 fn unreadable() -> Cause {
-    Cause::Journal("the stored account is not readable".into())
+    Cause::Journal("the stored account cannot be parsed".into())
 }
 
 #[cfg(test)]
@@ -200,15 +198,15 @@ mod tests {
     use serde_json::json;
 
     #[tokio::test]
-    async fn a_key_that_was_stored_but_not_registered_is_registered_again() {
+    async fn stored_key_is_registered_again_after_a_lost_reply() {
         let (ca, mut journal) = (FakeCa::new(), Memory::default());
-        // The CA has registered the key and its reply is lost.
+        // The CA registers the key, but its reply is lost.
         ca.lose_reply("new-account");
-        let ended = ca
+        let result = ca
             .client()
             .issue(pending(&["a.example"]), &mut journal)
             .await;
-        assert!(matches!(ended.unwrap_err().cause, Cause::Unreachable(_)));
+        assert!(matches!(result.unwrap_err().cause, Cause::Unreachable(_)));
         let stored: Value =
             serde_json::from_str(journal.account.as_ref().unwrap().expose()).unwrap();
         assert!(stored.get("id").is_none());
@@ -217,11 +215,11 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(ca.accounts(), 1);
-        let again: Value =
+        let registered: Value =
             serde_json::from_str(journal.account.as_ref().unwrap().expose()).unwrap();
-        assert_eq!(again["key_pkcs8"], stored["key_pkcs8"]);
-        assert_eq!(again["id"], "https://ca.test/account/0");
-        ca.seen();
+        assert_eq!(registered["key_pkcs8"], stored["key_pkcs8"]);
+        assert_eq!(registered["id"], "https://ca.test/account/0");
+        ca.take_endpoints();
         ca.client()
             .issue(pending(&["a.example"]), &mut journal)
             .await
@@ -230,7 +228,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_account_of_another_client_is_asked_for_by_its_key_where_its_url_is_lost() {
+    async fn imported_account_without_url_is_looked_up_by_its_key() {
         use super::super::{ForeignKey, foreign_account, is_same_account};
         let (ca, mut journal) = (FakeCa::new(), Memory::default());
         let rsa = crate::certificate::KeyType::Rsa2048.generate().unwrap();
@@ -243,13 +241,13 @@ mod tests {
             .unwrap();
         assert_eq!(ca.accounts(), 1);
         assert_eq!(ca.payloads("new-account")[0]["onlyReturnExisting"], true);
-        // One that the CA does not know is registered, and no other.
+        // An unknown key is registered once.
         let (ca, mut unknown) = (FakeCa::new(), Memory::default());
         unknown.account = Some(foreign.credentials.clone());
         ca.script("new-account", Scripted::problem(400, "accountDoesNotExist"));
         let client = ca.client();
-        let ended = client.issue(pending(&["a.example"]), &mut unknown);
-        ended.await.unwrap();
+        let result = client.issue(pending(&["a.example"]), &mut unknown);
+        result.await.unwrap();
         assert_eq!((ca.accounts(), ca.count("new-account")), (1, 2));
         let stored = journal.account.unwrap();
         assert!(is_same_account(&stored, &foreign.credentials));
@@ -258,7 +256,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_forgotten_account_is_registered_again_once_with_its_key() {
+    async fn forgotten_account_is_registered_again_once_with_its_key() {
         let (ca, mut journal) = (FakeCa::new(), Memory::default());
         let client = ca.client();
         client
@@ -272,23 +270,23 @@ mod tests {
         };
         let before = key(&journal);
         ca.forget_accounts();
-        ca.seen();
+        ca.take_endpoints();
         client
             .issue(pending(&["a.example"]), &mut journal)
             .await
             .unwrap();
         assert_eq!((ca.count("new-account"), key(&journal)), (1, before));
-        ca.seen();
+        ca.take_endpoints();
         for _ in 0..3 {
             ca.script("new-order", Scripted::problem(400, "accountDoesNotExist"));
         }
-        let ended = client.issue(pending(&["a.example"]), &mut journal).await;
-        assert!(matches!(ended.unwrap_err().cause, Cause::Refused(_)));
+        let result = client.issue(pending(&["a.example"]), &mut journal).await;
+        assert!(matches!(result.unwrap_err().cause, Cause::Refused(_)));
         assert_eq!((ca.count("new-account"), ca.count("new-order")), (1, 2));
     }
 
     #[tokio::test]
-    async fn what_the_user_gave_is_registered_and_nothing_else() {
+    async fn registration_sends_only_the_users_settings() {
         let ca = FakeCa::new();
         let register = async |options| {
             let client = Client::new(options).unwrap();
@@ -317,7 +315,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_account_without_an_https_url_is_none() {
+    async fn account_is_rejected_without_an_https_url() {
         for location in [None, Some("http://ca.test/account/1"), Some("7")] {
             let (ca, mut journal) = (FakeCa::new(), Memory::default());
             let mut reply = Scripted::json(&json!({}));
@@ -325,11 +323,11 @@ mod tests {
                 reply = reply.with("location", location);
             }
             ca.script("new-account", reply);
-            let ended = ca
+            let result = ca
                 .client()
                 .issue(pending(&["a.example"]), &mut journal)
                 .await;
-            assert!(matches!(ended.unwrap_err().cause, Cause::Protocol(_)));
+            assert!(matches!(result.unwrap_err().cause, Cause::Protocol(_)));
             assert_eq!(journal.accounts_saved, 1);
         }
     }

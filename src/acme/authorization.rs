@@ -1,7 +1,6 @@
-//! Proving control of an order's names (RFC 8555 section 7.5): all of its
-//! authorizations are fetched side by side, every answer is laid out, then the
-//! CA is told of all of them side by side. The answers are taken away however
-//! it ends.
+//! Proving control of an order's names (RFC 8555 section 7.5): the authorizations
+//! are fetched concurrently, every answer is published, then every challenge is
+//! started concurrently. The answers are cleaned up on success and on failure.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,19 +12,20 @@ use instant_acme::{
 };
 use serde_json::json;
 
-use super::error::{Cause, FailedName, Phase, describe};
-use super::order::{During, Failed, Flow};
-use super::poll::{FIRST_POLL, Placed};
-use super::wire;
+use super::documents;
+use super::error::{Cause, FailedName, Phase};
+use super::flow::{During, Failed, Flow};
+use super::poll::{FIRST_POLL, PlacedOrder};
+use super::problem::describe;
 use crate::challenge::{Answer, ChallengeKind, Solver, Token};
 use crate::identifier::Identifier;
 use crate::text::printable;
 
-/// Requests of one order under way at once.
-const SIDE_BY_SIDE: usize = 8;
-/// The first name that fails ends an order, while the CA is still busy with
-/// others: how long they are given.
-const OTHERS: [Duration; 6] = [
+/// Concurrent requests of one order.
+const CONCURRENCY: usize = 8;
+/// The pauses between looks at an invalid order: its first failed name makes it
+/// invalid while the CA still validates the others.
+const VALIDATION_PAUSES: [Duration; 6] = [
     Duration::from_millis(100),
     Duration::from_millis(300),
     Duration::from_millis(600),
@@ -33,71 +33,73 @@ const OTHERS: [Duration; 6] = [
     Duration::from_secs(3),
     Duration::from_secs(5),
 ];
-/// A certificate has a hundred names at most.
+/// Far above any certificate's names: CAs sign about a hundred.
 const MOST_AUTHORIZATIONS: usize = 1000;
 
-/// An answer, who lays it out, and where the CA is told.
-struct Planned {
+/// An answer with its solver and its challenge's URL.
+struct PlannedAnswer {
     solver: Arc<dyn Solver>,
     answer: Answer,
     url: String,
-    /// The CA was told by an earlier run.
-    told: bool,
+    /// An earlier run has started the challenge.
+    is_started: bool,
 }
 
 impl Flow<'_> {
-    /// Answers what is still pending and waits until the order has moved on.
-    pub(super) async fn authorize(&self, order: &mut Placed) -> Result<(), Failed> {
+    /// Answers the pending authorizations and waits until the order is not pending.
+    pub(super) async fn authorize(&self, order: &mut PlacedOrder) -> Result<(), Failed> {
         let phase = Phase::Authorization;
         let planned = self.plan(order).await.during(phase)?;
-        let ended = self.prove(order, &planned).await;
-        let lost = match &ended {
+        let result = self.answer(order, &planned).await;
+        let invalid = match &result {
             Ok(()) if order.state.status == OrderStatus::Invalid => {
                 Some(self.why_invalid(order, phase).await)
             }
             _ => None,
         };
-        join_all(planned.iter().map(take_away)).await;
-        ended.during(phase)?;
-        lost.map_or(Ok(()), Err)
+        join_all(planned.iter().map(clean_up)).await;
+        result.during(phase)?;
+        invalid.map_or(Ok(()), Err)
     }
 
-    async fn plan(&self, order: &Placed) -> Result<Vec<Planned>, Cause> {
+    async fn plan(&self, order: &PlacedOrder) -> Result<Vec<PlannedAnswer>, Cause> {
         let authorizations = self.authorizations(order).await?;
         let mut planned = Vec::new();
         for authorization in &authorizations {
             match authorization.status {
                 AuthorizationStatus::Valid => {}
                 AuthorizationStatus::Pending => planned.push(self.choose(authorization)?),
-                status => return Err(lost(authorization, status)),
+                status => return Err(not_usable(authorization, status)),
             }
         }
         Ok(planned)
     }
 
-    async fn authorizations(&self, order: &Placed) -> Result<Vec<AuthorizationState>, Cause> {
+    async fn authorizations(&self, order: &PlacedOrder) -> Result<Vec<AuthorizationState>, Cause> {
         let urls = &order.state.authorizations;
         if urls.len() > MOST_AUTHORIZATIONS {
             let number = urls.len();
-            return Err(Cause::Protocol(format!("{number} authorizations")));
+            return Err(Cause::Protocol(format!(
+                "an order with {number} authorizations"
+            )));
         }
         let fetches: Vec<_> = urls
             .iter()
             .map(|one| self.authorization(&one.url))
             .collect();
         stream::iter(fetches)
-            .buffered(SIDE_BY_SIDE)
+            .buffered(CONCURRENCY)
             .try_collect()
             .await
     }
 
     async fn authorization(&self, url: &str) -> Result<AuthorizationState, Cause> {
         let reply = self.post("authorization", url, None).await?;
-        wire::authorization(&reply.body)
+        documents::authorization(&reply.body)
     }
 
-    /// The first challenge, in the solvers' order, that one of them answers.
-    fn choose(&self, authorization: &AuthorizationState) -> Result<Planned, Cause> {
+    /// The first offered challenge that a solver supports, in the solvers' order.
+    fn choose(&self, authorization: &AuthorizationState) -> Result<PlannedAnswer, Cause> {
         let name = authorization.identifier().to_string();
         let identifier = Identifier::parse(&name)
             .map_err(|error| Cause::Protocol(printable(&error.to_string())))?;
@@ -112,7 +114,7 @@ impl Flow<'_> {
         let Some((solver, kind, challenge)) = chosen else {
             return Err(none_fits(&identifier, &authorization.challenges));
         };
-        Ok(Planned {
+        Ok(PlannedAnswer {
             solver: solver.clone(),
             answer: Answer {
                 kind,
@@ -121,49 +123,54 @@ impl Flow<'_> {
                 identifier,
             },
             url: challenge.url.clone(),
-            told: challenge.status != ChallengeStatus::Pending,
+            is_started: challenge.status != ChallengeStatus::Pending,
         })
     }
 
-    async fn prove(&self, order: &mut Placed, planned: &[Planned]) -> Result<(), Cause> {
+    /// Publishes the answers, starts the challenges and waits for the CA.
+    async fn answer(
+        &self,
+        order: &mut PlacedOrder,
+        planned: &[PlannedAnswer],
+    ) -> Result<(), Cause> {
         let presents: Vec<_> = planned
             .iter()
             .map(|planned| planned.solver.present(&planned.answer))
             .collect();
         let presented: Result<(), _> = stream::iter(presents)
-            .buffered(SIDE_BY_SIDE)
+            .buffered(CONCURRENCY)
             .try_collect()
             .await;
         presented?;
-        order.retry_after = self.tell(planned).await?;
+        order.retry_after = self.start_challenges(planned).await?;
         let still = [OrderStatus::Pending];
-        self.poll(order, &still, FIRST_POLL, all_seen(planned))
+        self.poll(order, &still, FIRST_POLL, all_observed(planned))
             .await
     }
 
-    /// Tells the CA that the answers are there; returns the longest pause that
-    /// it asks for.
-    async fn tell(&self, planned: &[Planned]) -> Result<Option<Duration>, Cause> {
+    /// Starts the challenges that no earlier run has started; returns the longest
+    /// `Retry-After`.
+    async fn start_challenges(&self, planned: &[PlannedAnswer]) -> Result<Option<Duration>, Cause> {
         let empty = json!({});
-        let tells: Vec<_> = planned
+        let starts: Vec<_> = planned
             .iter()
-            .filter(|planned| !planned.told)
+            .filter(|planned| !planned.is_started)
             .map(|planned| self.post("challenge", &planned.url, Some(&empty)))
             .collect();
-        let replies: Vec<_> = stream::iter(tells)
-            .buffered(SIDE_BY_SIDE)
+        let replies: Vec<_> = stream::iter(starts)
+            .buffered(CONCURRENCY)
             .try_collect()
             .await?;
         Ok(replies.iter().filter_map(|reply| reply.retry_after).max())
     }
 
-    /// The authorizations of an order that is lost, once the CA has judged each
-    /// or has had time to.
-    async fn judged(&self, order: &Placed) -> Vec<AuthorizationState> {
+    /// The authorizations of an invalid order, once the CA has validated each or the
+    /// pauses have passed.
+    async fn validated(&self, order: &PlacedOrder) -> Vec<AuthorizationState> {
         let mut seen = Vec::new();
-        for pause in OTHERS {
+        for pause in VALIDATION_PAUSES {
             seen = self.authorizations(order).await.unwrap_or_default();
-            if !seen.iter().any(has_failed) || seen.iter().all(is_judged) {
+            if !seen.iter().any(has_failed) || seen.iter().all(is_validated) {
                 break;
             }
             self.pause(pause).await;
@@ -171,18 +178,19 @@ impl Flow<'_> {
         seen
     }
 
-    /// What the CA found, identifier by identifier.
-    pub(super) async fn why_invalid(&self, order: &Placed, phase: Phase) -> Failed {
+    /// Why the order is invalid, with the CA's problem for each identifier.
+    pub(super) async fn why_invalid(&self, order: &PlacedOrder, phase: Phase) -> Failed {
         let mut causes = Vec::new();
         let mut text = String::new();
         let mut names = Vec::new();
-        for authorization in self.judged(order).await {
+        for authorization in self.validated(order).await {
             let name = printable(&authorization.identifier().to_string());
             if has_failed(&authorization)
                 && let Ok(identifier) = Identifier::parse(&name)
             {
                 let problem = errors(&authorization).next();
-                let reason = problem.map_or_else(|| "it is not valid".into(), describe);
+                let reason =
+                    problem.map_or_else(|| "the authorization is not valid".into(), describe);
                 names.push(FailedName { identifier, reason });
             }
             for problem in errors(&authorization) {
@@ -193,14 +201,14 @@ impl Flow<'_> {
         let cause = match (&order.state.error, causes.pop()) {
             (Some(problem), None) => Cause::of_challenge(problem),
             (None, None) => {
-                Cause::NotProven("the CA gave the order up and does not say why".into())
+                Cause::NotProven("the CA calls the order invalid and gives no reason".into())
             }
             (error, Some(last)) => {
                 if let Some(problem) = error {
                     text.push_str(&format!("\n  the order: {}", describe(problem)));
                 }
                 causes.push(last);
-                gravest(causes)
+                most_retryable(causes)
                     .with_message(format!("control was not proven{text}"))
                     .for_names(names)
             }
@@ -222,16 +230,16 @@ fn has_failed(authorization: &AuthorizationState) -> bool {
         )
 }
 
-fn is_judged(authorization: &AuthorizationState) -> bool {
+fn is_validated(authorization: &AuthorizationState) -> bool {
     authorization.status != AuthorizationStatus::Pending || has_failed(authorization)
 }
 
-/// What is worth trying again comes before what is not.
-fn gravest(mut causes: Vec<Cause>) -> Cause {
-    let unproven = causes
+/// The cause to report for several names: a retryable one before a refusal.
+fn most_retryable(mut causes: Vec<Cause>) -> Cause {
+    let retryable = causes
         .iter()
         .position(|cause| !matches!(cause, Cause::Refused(_)));
-    causes.swap_remove(unproven.unwrap_or(0))
+    causes.swap_remove(retryable.unwrap_or(0))
 }
 
 /// The registered name of a kind of challenge, as the CA offers it.
@@ -264,8 +272,8 @@ fn none_fits(identifier: &Identifier, challenges: &[Challenge]) -> Cause {
     }
 }
 
-/// Invalid, expired, deactivated or revoked: this order leads nowhere.
-fn lost(authorization: &AuthorizationState, status: AuthorizationStatus) -> Cause {
+/// The cause for an invalid, expired, deactivated or revoked authorization.
+fn not_usable(authorization: &AuthorizationState, status: AuthorizationStatus) -> Cause {
     let name = printable(&authorization.identifier().to_string());
     let problem = errors(authorization).next();
     let identifier = Identifier::parse(&authorization.identifier().to_string());
@@ -277,15 +285,15 @@ fn lost(authorization: &AuthorizationState, status: AuthorizationStatus) -> Caus
             describe(problem)
         )),
         None => {
-            let told = format!("the authorization of {name} is {status:?}").to_lowercase();
-            Cause::NotProven(told.into())
+            let message = format!("the authorization of {name} is {status:?}").to_lowercase();
+            Cause::NotProven(message.into())
         }
     };
     cause.for_names(failed.into_iter().collect())
 }
 
-/// Ends when the CA was seen to fetch every answer.
-async fn all_seen(planned: &[Planned]) {
+/// Ends when every answer has been fetched.
+async fn all_observed(planned: &[PlannedAnswer]) {
     if planned.is_empty() {
         return std::future::pending().await;
     }
@@ -294,9 +302,9 @@ async fn all_seen(planned: &[Planned]) {
     }
 }
 
-async fn take_away(planned: &Planned) {
+async fn clean_up(planned: &PlannedAnswer) {
     if let Err(error) = planned.solver.clean_up(&planned.answer).await {
-        tracing::warn!(%error, "a challenge answer could not be taken away");
+        tracing::warn!(%error, "a challenge answer could not be cleaned up");
     }
 }
 
@@ -320,14 +328,14 @@ mod tests {
     ];
 
     #[tokio::test(start_paused = true)]
-    async fn authorizations_and_challenges_go_side_by_side() {
+    async fn authorizations_and_challenges_are_requested_concurrently() {
         for endpoint in ["authorization", "challenge"] {
             let ca = FakeCa::new();
             ca.hold(endpoint, FIVE.len());
             let (client, mut journal) = (ca.client(), Memory::default());
             let issued = client.issue(pending(&FIVE), &mut journal);
-            let ended = tokio::time::timeout(Duration::from_secs(60), issued).await;
-            ended.expect(endpoint).unwrap();
+            let result = tokio::time::timeout(Duration::from_secs(60), issued).await;
+            result.expect(endpoint).unwrap();
             assert_eq!((ca.count("authorization"), ca.count("challenge")), (5, 5));
         }
     }
@@ -340,13 +348,13 @@ mod tests {
     async fn cause_of(scripted: Scripted) -> Cause {
         let ca = FakeCa::new();
         ca.script("authorization", scripted);
-        let ended = issue(&ca.client()).await;
+        let result = issue(&ca.client()).await;
         assert_eq!(ca.count("challenge"), 0);
-        ended.unwrap_err().cause
+        result.unwrap_err().cause
     }
 
     #[tokio::test]
-    async fn a_name_without_a_known_challenge_is_told_with_what_is_offered() {
+    async fn unsupported_challenges_are_reported_with_the_offered_ones() {
         let offered = json!([
             {"type": "dns-01", "url": "https://ca.test/challenge/1", "status": "pending", "token": "t"},
             {"type": "moon-01\u{1b}[31m", "url": "https://ca.test/challenge/2", "status": "pending"},
@@ -364,7 +372,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn hostile_tokens_and_names_are_nonsense_and_reach_no_solver() {
+    async fn hostile_tokens_and_names_are_rejected_before_any_solver() {
         for token in [
             "../../../../etc/passwd-and-so-on",
             "",
@@ -382,12 +390,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_invalid_order_tells_each_names_error_and_leaves_no_answer() {
+    async fn invalid_order_reports_every_name_and_cleans_up_its_answers() {
         let ca = FakeCa::new();
         let invalid = json!({"status": "invalid", "finalize": "https://ca.test/f",
             "authorizations": ["https://ca.test/authorization/0/0", "https://ca.test/authorization/0/1"]});
-        // The first two are asked before the order is lost.
-        let found = |name: &str, kind: &str| {
+        // The first two are fetched before the order is invalid.
+        let failed = |name: &str, kind: &str| {
             authorization(
                 name,
                 json!([{"type": "http-01", "url": "https://ca.test/challenge/1",
@@ -395,7 +403,7 @@ mod tests {
                 "type": format!("urn:ietf:params:acme:error:{kind}")}}]),
             )
         };
-        let fine = |number: usize| {
+        let unanswered = |number: usize| {
             let name = ["a.example", "b.example"][number];
             authorization(
                 name,
@@ -405,17 +413,17 @@ mod tests {
             )
         };
         for scripted in [
-            fine(0),
-            fine(1),
-            found("a.example", "caa"),
-            found("b.example", "connection"),
+            unanswered(0),
+            unanswered(1),
+            failed("a.example", "caa"),
+            failed("b.example", "connection"),
         ] {
             ca.script("authorization", scripted);
         }
         ca.script("order", Scripted::json(&invalid));
         let names = pending(&["a.example", "b.example"]);
-        let ended = ca.client().issue(names, &mut Memory::default()).await;
-        let error = ended.unwrap_err();
+        let result = ca.client().issue(names, &mut Memory::default()).await;
+        let error = result.unwrap_err();
         assert!(matches!(error.cause, Cause::NotProven(_)), "{error}");
         let failed = error.cause.failed_names().iter();
         let failed: Vec<_> = failed.map(|one| one.identifier.to_string()).collect();
@@ -434,7 +442,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_name_that_fails_does_not_keep_the_others_from_being_judged() {
+    async fn other_names_are_validated_after_the_first_one_fails() {
         let ca = FakeCa::new();
         let invalid = json!({"status": "invalid", "finalize": "https://ca.test/f",
             "authorizations": ["https://ca.test/authorization/0/0", "https://ca.test/authorization/0/1"]});
@@ -449,19 +457,19 @@ mod tests {
                     "url": format!("https://ca.test/challenge/0/{number}")}]}),
             )
         };
-        // Asked before, when the first has failed, and when the second is judged.
-        for (dead, well) in [
+        // Fetched before, after the first name failed, and after the second is validated.
+        for (failing, valid) in [
             (("pending", None), "pending"),
             (("invalid", Some("dns")), "pending"),
             (("invalid", Some("dns")), "valid"),
         ] {
-            ca.script("authorization", shown("a.example", 0, dead.0, dead.1));
-            ca.script("authorization", shown("b.example", 1, well, None));
+            ca.script("authorization", shown("a.example", 0, failing.0, failing.1));
+            ca.script("authorization", shown("b.example", 1, valid, None));
         }
         ca.script("order", Scripted::json(&invalid));
         let names = pending(&["a.example", "b.example"]);
-        let ended = ca.client().issue(names, &mut Memory::default()).await;
-        let error = ended.unwrap_err();
+        let result = ca.client().issue(names, &mut Memory::default()).await;
+        let error = result.unwrap_err();
         let failed = error.cause.failed_names();
         assert_eq!(failed.len(), 1, "{failed:?}");
         assert_eq!(failed[0].identifier.to_string(), "a.example");
@@ -470,7 +478,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_valid_already_is_not_answered_again() {
+    async fn valid_authorization_is_not_answered_again() {
         let ca = FakeCa::new();
         let valid = json!({"status": "valid", "challenges": [], "identifier": {"type": "dns", "value": "a.example"}});
         ca.script("authorization", Scripted::json(&valid));
@@ -481,11 +489,11 @@ mod tests {
         assert_eq!((ca.count("challenge"), ca.count("order")), (0, 1));
     }
 
-    /// Lays nothing out and sees nothing.
-    struct Blind;
+    /// Publishes no answer and observes no fetch.
+    struct UnobservedSolver;
 
     #[async_trait]
-    impl Solver for Blind {
+    impl Solver for UnobservedSolver {
         fn supports(&self, _: ChallengeKind, _: &Identifier) -> bool {
             true
         }
@@ -504,15 +512,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_unseen_validation_is_polled_for_when_the_challenge_says_so() {
-        for (asked, expected) in [(None, 250), (Some(3), 3000)] {
+    async fn unobserved_validation_is_polled_after_the_challenges_retry_after() {
+        for (retry_after, expected) in [(None, 250), (Some(3), 3000)] {
             let ca = FakeCa::new();
             let mut options = ca.options();
-            options.solvers = vec![Arc::new(Blind)];
-            if let Some(asked) = asked {
+            options.solvers = vec![Arc::new(UnobservedSolver)];
+            if let Some(retry_after) = retry_after {
                 ca.script(
                     "challenge",
-                    Scripted::json(&json!({})).with("retry-after", asked),
+                    Scripted::json(&json!({})).with("retry-after", retry_after),
                 );
                 ca.script("order", Scripted::json(&json!({"status": "valid", "authorizations": [],
                     "finalize": "https://ca.test/f", "certificate": "https://ca.test/certificate/0"})));

@@ -1,9 +1,9 @@
-//! Choosing among the chains that a CA offers for one certificate (RFC 8555
-//! section 7.4.2), by the common name of the topmost certificate's issuer.
+//! Selects among a CA's alternate chains for one certificate (RFC 8555 section
+//! 7.4.2) by the common name of the topmost issuer. It never verifies a chain.
 
 use x509_parser::pem::Pem;
 
-/// Whether the chain `pem` ends below an issuer of the common name `name`.
+/// Whether the topmost issuer of the chain `pem` has the common name `name`.
 pub(super) fn ends_at(pem: &str, name: &str) -> bool {
     let topmost = Pem::iter_from_buffer(pem.as_bytes()).last();
     let Some(Ok(topmost)) = topmost else {
@@ -20,7 +20,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_topmost_issuer_decides() {
+    fn chain_matches_only_by_its_topmost_issuer() {
         let named = |name: &str| {
             let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
             params

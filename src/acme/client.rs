@@ -1,5 +1,6 @@
-//! One CA: its directory, its account, and orders taken from intent to chain.
-//! A client serves any number of certificates side by side.
+//! The client of one CA: its directory, its account, and orders from intent to
+//! chain. One client serves any number of certificates concurrently. It never
+//! decides whether to order.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,43 +9,41 @@ use async_trait::async_trait;
 use tokio::sync::Mutex;
 
 use super::account::{Account, AccountOptions};
-use super::directory::{Cached, Directory, Meta};
+use super::directory::{CachedDirectory, Directory, Meta};
 use super::error::{AcmeError, Cause, Phase};
-use super::exchange::{Exchange, Session, https};
-use super::order::{During, Failed, Flow};
-use super::pace::Paces;
+use super::exchange::{Exchange, Transport, https};
+use super::flow::{During, Failed, Flow};
+use super::rate::Paces;
 use super::{Dated, Issuer, Journal, Observer, renewal_info};
 use crate::challenge::Solver;
 use crate::record::{PendingOrder, Window};
 use crate::time::Clock;
 
-/// What a client is made of.
+/// The parts and settings of a client.
 pub struct Options {
     /// The https URL of the CA's directory.
     pub directory: String,
-    /// How to register there.
+    /// The registration at the CA.
     pub account: AccountOptions,
-    /// The way there.
+    /// The transport of requests.
     pub exchange: Arc<dyn Exchange>,
-    /// Who answers challenges; the first that can is taken.
+    /// The solvers; the first that supports an offered challenge is used.
     pub solvers: Vec<Arc<dyn Solver>>,
-    /// How fast requests may follow one another, shared by all clients of a
-    /// process.
+    /// The limiters of requests, shared by all clients of a process.
     pub paces: Arc<Paces>,
-    /// The time.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// Who counts requests.
+    /// The counter of requests.
     pub observer: Arc<dyn Observer>,
-    /// Among alternate chains, take the one whose topmost certificate has an
-    /// issuer of this common name.
+    /// The common name of the topmost issuer to prefer among alternate chains.
     pub preferred_chain: Option<String>,
 }
 
 /// An ACME client for one directory.
 pub struct Client {
     options: Options,
-    session: Session,
-    directory: Cached,
+    transport: Transport,
+    directory: CachedDirectory,
     account: Mutex<Option<Arc<Account>>>,
 }
 
@@ -58,28 +57,28 @@ impl Client {
             let url = crate::text::printable(&options.directory);
             format!("the directory `{url}` is not an https:// URL")
         })?;
-        let session = Session::new(
+        let transport = Transport::new(
             options.exchange.clone(),
             options.observer.clone(),
             options.clock.clone(),
         );
-        let session = session.at(options.paces.at(&options.directory));
+        let transport = transport.limited_by(options.paces.at(&options.directory));
         Ok(Self {
             options,
-            session,
-            directory: Cached::default(),
+            transport,
+            directory: CachedDirectory::default(),
             account: Mutex::default(),
         })
     }
 
     async fn directory(&self) -> Result<Arc<Directory>, AcmeError> {
         let (url, clock) = (&self.options.directory, self.options.clock.as_ref());
-        let read = self.directory.read(&self.session, url, clock).await;
+        let read = self.directory.read(&self.transport, url, clock).await;
         read.map_err(|cause| self.failed(Phase::Directory, cause))
     }
 
-    /// The account, opened once. One that the CA has `forgotten` is registered
-    /// again, unless somebody else has done so meanwhile.
+    /// The account, opened once. An account `forgotten` by the CA is registered
+    /// again, unless a concurrent order has done so.
     async fn account(
         &self,
         directory: &Directory,
@@ -93,38 +92,46 @@ impl Client {
             return Ok(account.clone());
         }
         let (ca, options) = (&self.options.directory, &self.options.account);
-        let anew = forgotten.is_some();
-        let opened = Account::open(&self.session, directory, ca, options, journal, anew).await;
+        let is_forgotten = forgotten.is_some();
+        let opened = Account::open(
+            &self.transport,
+            directory,
+            ca,
+            options,
+            journal,
+            is_forgotten,
+        )
+        .await;
         let account = Arc::new(opened.during(Phase::Account)?);
         *kept = Some(account.clone());
         Ok(account)
     }
 
-    async fn take_to_its_end(
+    async fn complete(
         &self,
         directory: &Directory,
         mut pending: PendingOrder,
         journal: &mut dyn Journal,
     ) -> Result<String, Failed> {
         let account = self.account(directory, journal, None).await?;
-        let ended = self
+        let result = self
             .flow(directory, &account)
             .run(&mut pending, journal)
             .await;
-        match ended {
+        match result {
             Err(failed) if failed.cause.refusal() == Some("accountDoesNotExist") => {
                 let account = self.account(directory, journal, Some(&account)).await?;
                 self.flow(directory, &account)
                     .run(&mut pending, journal)
                     .await
             }
-            ended => ended,
+            result => result,
         }
     }
 
     fn flow<'a>(&'a self, directory: &'a Directory, account: &'a Account) -> Flow<'a> {
         Flow {
-            session: &self.session,
+            transport: &self.transport,
             directory,
             account,
             solvers: &self.options.solvers,
@@ -141,8 +148,11 @@ impl Client {
         }
     }
 
-    fn informed(&self, failed: Failed, meta: &Meta) -> AcmeError {
-        self.failed(failed.phase, failed.cause.informed_by(meta, failed.phase))
+    fn with_hint(&self, failed: Failed, meta: &Meta) -> AcmeError {
+        self.failed(
+            failed.phase,
+            failed.cause.with_hint_from(meta, failed.phase),
+        )
     }
 }
 
@@ -154,18 +164,18 @@ impl Issuer for Client {
         journal: &mut dyn Journal,
     ) -> Result<String, AcmeError> {
         let directory = self.directory().await?;
-        let ended = self.take_to_its_end(&directory, pending, journal).await;
-        ended.map_err(|failed| self.informed(failed, &directory.meta))
+        let result = self.complete(&directory, pending, journal).await;
+        result.map_err(|failed| self.with_hint(failed, &directory.meta))
     }
 
     fn dated(&self) -> Option<Dated> {
-        self.session.dated()
+        self.transport.dated()
     }
 
     async fn time(&self, newest: Duration) -> Result<Option<Dated>, AcmeError> {
         let now = self.options.clock.now();
         let dated = self.dated();
-        // A clock that was set since has made it a reply of another time.
+        // After the clock was set back, the age of the reply is unknown.
         if dated.is_some_and(|dated| dated.ours <= now && now.since(dated.ours) <= newest) {
             return Ok(dated);
         }
@@ -175,7 +185,7 @@ impl Issuer for Client {
 
     async fn probe(&self) -> Result<(), AcmeError> {
         let (url, clock) = (&self.options.directory, self.options.clock.as_ref());
-        let read = self.directory.renew(&self.session, url, clock).await;
+        let read = self.directory.refresh(&self.transport, url, clock).await;
         read.map_err(|cause| self.failed(Phase::Directory, cause))
     }
 
@@ -189,7 +199,7 @@ impl Issuer for Client {
             return Ok(None);
         };
         let clock = self.options.clock.as_ref();
-        let asked = renewal_info::ask(&self.session, url, renewal_id, clock).await;
-        asked.map_err(|cause| self.failed(Phase::RenewalInfo, cause))
+        let fetched = renewal_info::fetch(&self.transport, url, renewal_id, clock).await;
+        fetched.map_err(|cause| self.failed(Phase::RenewalInfo, cause))
     }
 }

@@ -1,6 +1,8 @@
-//! The CA's directory (RFC 8555 section 7.1.1): where to send what, and what
-//! the CA says of itself. Read once a day at most.
+//! The CA's directory (RFC 8555 section 7.1.1): the URL of each resource, the
+//! CA's metadata, and the hints that need it. It is read at most once a day,
+//! and never stored.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,26 +11,27 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::Mutex;
 
-use super::error::Cause;
-use super::exchange::{Session, https};
+use super::error::{Cause, Explained, Phase};
+use super::exchange::{Transport, https};
+use crate::text::printable;
 use crate::time::Clock;
 
-const FRESH_FOR: Duration = Duration::from_secs(86_400);
+const MAX_AGE: Duration = Duration::from_secs(86_400);
 
-/// The URLs of a CA; all of them https.
+/// The CA's resource URLs; all of them https.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Directory {
     pub(super) new_nonce: String,
     pub(super) new_account: String,
     pub(super) new_order: String,
-    /// Present when the CA suggests renewal windows (RFC 9773).
+    /// Present if the CA suggests renewal windows (RFC 9773).
     pub(super) renewal_info: Option<String>,
     #[serde(default, deserialize_with = "meta")]
     pub(super) meta: Meta,
 }
 
-/// What the CA says of itself; nothing of it is needed to issue.
+/// The CA's metadata; issuance needs none of it.
 #[derive(Debug, Default)]
 pub(super) struct Meta {
     pub(super) terms_of_service: Option<String>,
@@ -37,7 +40,7 @@ pub(super) struct Meta {
     pub(super) profiles: BTreeMap<String, String>,
 }
 
-/// Takes what has the expected shape and leaves the rest.
+/// Reads the members of the expected shape and ignores the others.
 fn meta<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Meta, D::Error> {
     let value = Value::deserialize(deserializer)?;
     let text = |value: &Value| value.as_str().map(str::to_owned);
@@ -55,8 +58,8 @@ fn meta<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Meta, D::Er
 }
 
 impl Directory {
-    async fn fetch(session: &Session, url: &str) -> Result<Self, Cause> {
-        let directory: Self = session.get("directory", url).await?.json()?;
+    async fn fetch(transport: &Transport, url: &str) -> Result<Self, Cause> {
+        let directory: Self = transport.get("directory", url).await?.json()?;
         let required = [
             &directory.new_nonce,
             &directory.new_account,
@@ -69,40 +72,120 @@ impl Directory {
     }
 }
 
-/// The directory as last read, and when that was by the clock's stopwatch.
+/// The directory as last read, with the stopwatch's time of that reading.
 #[derive(Default)]
-pub(super) struct Cached(Mutex<Option<(Duration, Arc<Directory>)>>);
+pub(super) struct CachedDirectory(Mutex<Option<(Duration, Arc<Directory>)>>);
 
-impl Cached {
-    /// The directory, read anew when it is a day old; who asks meanwhile waits
-    /// for that one reading.
+impl CachedDirectory {
+    /// The directory, read again when it is a day old. Concurrent callers wait
+    /// for one request.
     pub(super) async fn read(
         &self,
-        session: &Session,
+        transport: &Transport,
         url: &str,
         clock: &dyn Clock,
     ) -> Result<Arc<Directory>, Cause> {
         let mut cached = self.0.lock().await;
         let now = clock.stopwatch();
         if let Some((at, directory)) = cached.as_ref()
-            && now.saturating_sub(*at) < FRESH_FOR
+            && now.saturating_sub(*at) < MAX_AGE
         {
             return Ok(directory.clone());
         }
-        let directory = Arc::new(Directory::fetch(session, url).await?);
+        let directory = Arc::new(Directory::fetch(transport, url).await?);
         *cached = Some((now, directory.clone()));
         Ok(directory)
     }
 
-    /// Reads it anew, old or not.
-    pub(super) async fn renew(
+    /// Reads the directory again, whatever its age.
+    pub(super) async fn refresh(
         &self,
-        session: &Session,
+        transport: &Transport,
         url: &str,
         clock: &dyn Clock,
     ) -> Result<(), Cause> {
-        let directory = Directory::fetch(session, url).await?;
+        let directory = Directory::fetch(transport, url).await?;
         *self.0.lock().await = Some((clock.stopwatch(), Arc::new(directory)));
         Ok(())
+    }
+}
+
+impl Cause {
+    /// A profile that the directory does not offer; no order is sent.
+    pub(super) fn invalid_profile(profile: &str, meta: &Meta) -> Self {
+        let message = format!("the CA does not offer the profile `{}`", printable(profile));
+        let mut explained = Explained::new(message, profiles_hint(meta));
+        explained.kind = "invalidProfile".to_owned();
+        Self::Refused(explained)
+    }
+
+    /// Completes a refusal's hint with what only the CA's directory says.
+    pub(super) fn with_hint_from(mut self, meta: &Meta, phase: Phase) -> Self {
+        let Self::Refused(explained) = &mut self else {
+            return self;
+        };
+        let terms = meta.terms_of_service.as_deref().map(printable);
+        let identity = meta.caa_identities.first().map(|name| printable(name));
+        let hint = match (explained.kind.as_str(), terms, identity) {
+            ("invalidProfile", ..) => Some(profiles_hint(meta)),
+            ("caa", _, Some(name)) => Some(Cow::Owned(format!(
+                "the name's CAA records forbid this CA: add `0 issue \"{name}\"`, or use a CA that they allow"
+            ))),
+            // Boulder reports missing agreement to its terms as `malformed`.
+            ("userActionRequired" | "malformed", Some(terms), _) if phase == Phase::Account => {
+                Some(Cow::Owned(format!("read {terms}, then add --agree-tos")))
+            }
+            _ => None,
+        };
+        if let Some(hint) = hint {
+            explained.hint = hint;
+        }
+        self
+    }
+}
+
+fn profiles_hint(meta: &Meta) -> Cow<'static, str> {
+    if meta.profiles.is_empty() {
+        return Cow::Borrowed("this CA offers no profiles: remove --profile");
+    }
+    let names: Vec<_> = meta.profiles.keys().map(|name| printable(name)).collect();
+    format!("--profile must be one of: {}", names.join(", ")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusal_has_its_own_hint_per_kind_and_phase() {
+        let meta = Meta {
+            terms_of_service: Some("https://ca.test/terms".into()),
+            caa_identities: vec!["ca.test".into()],
+            profiles: [("classic".to_owned(), String::new())].into(),
+        };
+        let hint = |kind: &str, phase| {
+            let kind = format!("urn:ietf:params:acme:error:{kind}");
+            let problem = serde_json::from_value(serde_json::json!({"type": kind})).unwrap();
+            let cause = Cause::of_reply(&problem).with_hint_from(&meta, phase);
+            assert!(matches!(cause, Cause::Refused(_)), "{kind}");
+            cause.hint().to_owned()
+        };
+        for (kind, phase, words) in [
+            ("caa", Phase::Finalize, "0 issue \"ca.test\""),
+            ("rejectedIdentifier", Phase::Order, "remove that name"),
+            ("userActionRequired", Phase::Account, "--agree-tos"),
+            ("userActionRequired", Phase::Order, "open the URL"),
+            ("malformed", Phase::Account, "https://ca.test/terms"),
+            ("externalAccountRequired", Phase::Account, "--eab-kid"),
+            ("unauthorized", Phase::Order, "deactivated"),
+            ("badPublicKey", Phase::Finalize, "--key"),
+            ("badCSR", Phase::Finalize, "--key"),
+            ("invalidContact", Phase::Account, "--email"),
+            ("invalidProfile", Phase::Order, "one of: classic"),
+            ("malformed", Phase::Order, "correct what the message names"),
+        ] {
+            let hint = hint(kind, phase);
+            assert!(hint.contains(words), "{kind}: {hint}");
+        }
     }
 }

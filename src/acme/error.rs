@@ -1,5 +1,5 @@
-//! What can go wrong between us and a CA: which CA, in which phase, and what
-//! it said of each identifier, made safe to show.
+//! Failures at a CA: which CA, in which phase, and what the CA reports for each
+//! identifier, made safe to show. Nothing here retries or sends.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,11 +8,9 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::JournalError;
-use super::directory::Meta;
-use super::wire;
+use super::problem::{self, describe, type_and_detail};
 use crate::challenge::SolverError;
 use crate::identifier::Identifier;
-use crate::text::{printable, printable_within};
 use crate::time::Timestamp;
 
 /// The step that failed.
@@ -37,7 +35,7 @@ impl fmt::Display for Phase {
             Self::Authorization => "proving control",
             Self::Finalize => "finalizing the order",
             Self::Certificate => "downloading the certificate",
-            Self::RenewalInfo => "asking for the renewal window",
+            Self::RenewalInfo => "fetching the renewal window",
         })
     }
 }
@@ -48,16 +46,16 @@ impl fmt::Display for Phase {
 pub struct AcmeError {
     /// The directory URL.
     pub ca: String,
-    /// The step.
+    /// The step that failed.
     pub phase: Phase,
-    /// What happened.
+    /// Why the step failed.
     #[source]
     pub cause: Cause,
 }
 
 impl AcmeError {
-    /// Whether the CA has nothing against the order but the certificate's key:
-    /// one that somebody has leaked, or that it finds weak.
+    /// Whether the CA rejects only the certificate's key, for example as weak or
+    /// compromised.
     #[must_use]
     pub fn is_about_the_key(&self) -> bool {
         let refusal = self.cause.refusal();
@@ -65,13 +63,13 @@ impl AcmeError {
     }
 }
 
-/// What happened.
+/// Why a step at the CA failed.
 #[derive(Debug, Error)]
 #[allow(missing_docs)] // each message is its own documentation
 pub enum Cause {
     #[error("{0}")]
     Unreachable(Explained),
-    #[error("the CA's answer makes no sense: {0}")]
+    #[error("invalid reply from the CA: {0}")]
     Protocol(String),
     #[error("{0}")]
     Refused(Explained),
@@ -82,11 +80,11 @@ pub enum Cause {
         message: String,
         retry_after: Option<Duration>,
     },
-    #[error("no answer could be laid out: {0}")]
+    #[error("the challenge answer could not be published: {0}")]
     Solver(SolverError),
-    #[error("the intent could not be stored: {0}")]
+    #[error("the stored order or account could not be read or written: {0}")]
     Journal(JournalError),
-    #[error("no end after {0:?}")]
+    #[error("the CA did not complete the order within {0:?}")]
     TimedOut(Duration),
     #[error(
         "the CA offers no challenge that is configured here for {identifier} (it offers {offered})"
@@ -94,16 +92,16 @@ pub enum Cause {
     NoChallenge { identifier: String, offered: String },
 }
 
-/// A name that an order came to nothing for.
+/// A name for which an order failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailedName {
     /// The name.
     pub identifier: Identifier,
-    /// The CA's `type` and `detail`, fit to be shown.
+    /// The CA's `type` and `detail`, safe to show.
     pub reason: String,
 }
 
-/// Control that was not proven, with the names where the CA tells them.
+/// Control that was not proven, with the failed names if the CA reports them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unproven {
     message: String,
@@ -125,26 +123,26 @@ impl fmt::Display for Unproven {
     }
 }
 
-/// Behind a pointer, so that no error is large for their sake.
+/// The names that failed; always boxed, so that errors stay small.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Names(Vec<FailedName>);
+struct FailedNames(Vec<FailedName>);
 
-/// A message with the next thing to do.
+/// A message with its hint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explained {
     message: String,
-    hint: Cow<'static, str>,
-    /// The CA's word for it (`caa`, `rejectedIdentifier`); empty for our own.
-    kind: String,
-    /// The names that it is about, where the CA tells them.
-    names: Box<Names>,
+    pub(super) hint: Cow<'static, str>,
+    /// The CA's error type (`caa`, `rejectedIdentifier`); empty for an error of ours.
+    pub(super) kind: String,
+    /// The failed names, if the CA reports them.
+    names: Box<FailedNames>,
 }
 
 impl Explained {
-    pub(super) fn new(message: String, hint: &'static str) -> Self {
+    pub(super) fn new(message: String, hint: impl Into<Cow<'static, str>>) -> Self {
         Self {
             message,
-            hint: Cow::Borrowed(hint),
+            hint: hint.into(),
             kind: String::new(),
             names: Box::default(),
         }
@@ -157,19 +155,19 @@ impl fmt::Display for Explained {
     }
 }
 
-/// Why there is no reply.
+/// Why a request got no reply.
 #[derive(Debug, Error)]
 #[allow(missing_docs)] // each message is its own documentation
 pub enum ExchangeError {
     #[error("the CA's host name does not resolve: {0}")]
     Unresolved(String),
-    #[error("no connection to the CA: {0}")]
+    #[error("cannot connect to the CA: {0}")]
     Connect(String),
-    #[error("the CA's own server is not trusted: its certificate is not valid ({0})")]
+    #[error("the certificate of the CA's server is not trusted: {0}")]
     Untrusted(String),
     #[error(transparent)]
     Untimely(#[from] Untimely),
-    #[error("no TLS with the CA: {0}")]
+    #[error("the TLS handshake with the CA failed: {0}")]
     Tls(String),
     #[error("the connection to the CA broke: {0}")]
     Broken(String),
@@ -179,23 +177,23 @@ pub enum ExchangeError {
     TooLarge(usize),
 }
 
-/// By this machine's clock the certificate of the CA's server does not hold: one of the
-/// two is wrong.
+/// By this machine's clock, the certificate of the CA's server is not valid: the clock
+/// or the certificate is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[allow(missing_docs)] // each message is its own documentation
 pub enum Untimely {
     #[error(
-        "the certificate of the CA's own server ended at {end}, and this machine's clock shows {ours}"
+        "the certificate of the CA's server expired at {end}, and this machine's clock shows {ours}"
     )]
     Over { ours: Timestamp, end: Timestamp },
     #[error(
-        "the certificate of the CA's own server begins at {begin}, and this machine's clock shows {ours}"
+        "the certificate of the CA's server is valid from {begin}, and this machine's clock shows {ours}"
     )]
     NotYet { ours: Timestamp, begin: Timestamp },
 }
 
 impl Untimely {
-    /// What our clock shows.
+    /// The time by our clock.
     #[must_use]
     pub fn ours(&self) -> Timestamp {
         let (Self::Over { ours, .. } | Self::NotYet { ours, .. }) = self;
@@ -209,17 +207,17 @@ impl From<ExchangeError> for Cause {
             ExchangeError::TooLarge(_) => return Self::Protocol(error.to_string()),
             ExchangeError::Unresolved(_) => "check the directory URL and this machine's DNS",
             ExchangeError::Connect(_) => {
-                "check the directory URL, the network, and that a firewall lets this machine out"
+                "check the directory URL, the network, and this machine's outgoing firewall"
             }
             ExchangeError::Untrusted(_) => {
-                "with a private CA name its root: --ca-root root.pem; with a public one check this machine's clock, and for a proxy that opens TLS"
+                "for a private CA, name its root: --ca-root root.pem; for a public CA, check this machine's clock and look for a proxy that opens TLS"
             }
             ExchangeError::Untimely(_) => {
-                "set this machine's clock, best by NTP; if it is right, the CA's certificate is not, and only its operator can help"
+                "set this machine's clock, for example by NTP; if the clock is right, report the certificate to the CA"
             }
-            ExchangeError::Tls(_) => "check that the directory URL leads to an https server",
+            ExchangeError::Tls(_) => "check that the directory URL names an https server",
             ExchangeError::Broken(_) | ExchangeError::TimedOut(_) => {
-                "run the same command again: an order that was begun is resumed"
+                "run the same command again: an order that was placed is resumed"
             }
         };
         Self::Unreachable(Explained::new(error.to_string(), hint))
@@ -236,16 +234,16 @@ impl From<SolverError> for Cause {
 }
 
 impl Cause {
-    /// The next thing for the user to do.
+    /// The user's next action.
     #[must_use]
     pub fn hint(&self) -> &str {
         match self {
             Self::Unreachable(explained) | Self::Refused(explained) => &explained.hint,
             Self::Protocol(_) => "check that the URL is an ACME directory; try again later",
             Self::NotProven(_) => {
-                "port 80 of each name must lead here from the internet: check its DNS records, firewalls and forwardings"
+                "port 80 of each name must reach this machine from the internet: check DNS records, firewalls and port forwarding"
             }
-            Self::RateLimited { .. } => "wait until then; trying earlier only makes it longer",
+            Self::RateLimited { .. } => "wait until the limit ends: an earlier retry can extend it",
             Self::Solver(_) => "check the --webroot directory and its owner",
             Self::Journal(_) => "check the data directory: owner, mode, free space",
             Self::TimedOut(_) => "run the same command again: the order is resumed, not repeated",
@@ -255,18 +253,18 @@ impl Cause {
         }
     }
 
-    /// The same cause, told in other words.
-    pub(super) fn with_message(mut self, told: String) -> Self {
+    /// The same cause with another message.
+    pub(super) fn with_message(mut self, text: String) -> Self {
         match &mut self {
-            Self::Unreachable(explained) | Self::Refused(explained) => explained.message = told,
-            Self::NotProven(unproven) => unproven.message = told,
-            Self::Protocol(message) | Self::RateLimited { message, .. } => *message = told,
+            Self::Unreachable(explained) | Self::Refused(explained) => explained.message = text,
+            Self::NotProven(unproven) => unproven.message = text,
+            Self::Protocol(message) | Self::RateLimited { message, .. } => *message = text,
             _ => {}
         }
         self
     }
 
-    /// The same cause, for these names.
+    /// The same cause, with the names that failed.
     #[must_use]
     pub fn for_names(mut self, failed: Vec<FailedName>) -> Self {
         match &mut self {
@@ -277,8 +275,8 @@ impl Cause {
         self
     }
 
-    /// The names that the order came to nothing for, where the CA tells them:
-    /// the others may well be fine.
+    /// The names that failed, if the CA reports them: an order without them may
+    /// succeed.
     #[must_use]
     pub fn failed_names(&self) -> &[FailedName] {
         match self {
@@ -288,7 +286,7 @@ impl Cause {
         }
     }
 
-    /// The CA's word for a refusal, such as `caa`.
+    /// The CA's error type of a refusal, such as `caa`.
     pub(super) fn refusal(&self) -> Option<&str> {
         match self {
             Self::Refused(explained) => Some(&explained.kind),
@@ -296,8 +294,9 @@ impl Cause {
         }
     }
 
-    /// The CA's word for whatever it has against a request, `serverInternal`
-    /// among them; `None` when it says nothing, or to wait.
+    /// The CA's error type of any objection to a request, including
+    /// `serverInternal`; `None` for an outage without a problem document and for a
+    /// rate limit.
     pub(super) fn objection(&self) -> Option<&str> {
         match self {
             Self::Unreachable(explained) if !explained.kind.is_empty() => Some(&explained.kind),
@@ -305,26 +304,26 @@ impl Cause {
         }
     }
 
-    /// The CA answers, and fails.
+    /// The CA answers with a server error.
     pub(super) fn failing(message: String, problem: Option<&instant_acme::Problem>) -> Self {
         let explained = Explained::new(message, "try again later: the CA is failing");
-        let kind = problem.map_or("", wire::kind).to_owned();
+        let kind = problem.map_or("", problem::kind).to_owned();
         Self::Unreachable(Explained { kind, ..explained })
     }
 
-    /// Sorts the problem document that a request was answered with.
+    /// Classifies the problem document of a reply.
     pub(super) fn of_reply(problem: &instant_acme::Problem) -> Self {
-        match wire::kind(problem) {
-            // About the account, while in a challenge it is about the name.
+        match problem::kind(problem) {
+            // In a reply it is about the account, in a challenge about the name.
             "unauthorized" => Self::refused(problem),
             _ => Self::of_challenge(problem),
         }
     }
 
-    /// Sorts what the CA found when it validated a name.
+    /// Classifies the problem that the CA found when it validated a name.
     pub(super) fn of_challenge(problem: &instant_acme::Problem) -> Self {
-        match wire::kind(problem) {
-            "rateLimited" if wire::is_pause(problem) => Self::refused(problem),
+        match problem::kind(problem) {
+            "rateLimited" if problem::is_pause(problem) => Self::refused(problem),
             "rateLimited" => Self::RateLimited {
                 message: describe(problem),
                 retry_after: None,
@@ -339,65 +338,30 @@ impl Cause {
     }
 
     fn refused(problem: &instant_acme::Problem) -> Self {
-        let kind = match (wire::kind(problem), problem.subproblems.first()) {
+        let kind = match (problem::kind(problem), problem.subproblems.first()) {
             ("compound", Some(first)) => {
                 let kind = first.r#type.as_deref().unwrap_or("");
                 kind.rsplit(':').next().unwrap_or(kind)
             }
-            _ if wire::is_pause(problem) => "paused",
+            _ if problem::is_pause(problem) => "paused",
             (kind, _) => kind,
         };
         Self::Refused(Explained {
             message: describe(problem),
             hint: Cow::Borrowed(refusal_hint(kind)),
             kind: kind.to_owned(),
-            names: Box::new(Names(names_of(problem))),
+            names: Box::new(FailedNames(names_of(problem))),
         })
     }
 
-    /// A refusal of our own making, before anything is sent.
-    pub(super) fn invalid_profile(profile: &str, meta: &Meta) -> Self {
-        Self::Refused(Explained {
-            message: format!("the CA does not offer the profile `{}`", printable(profile)),
-            hint: profiles_hint(meta),
-            kind: "invalidProfile".into(),
-            names: Box::default(),
-        })
-    }
-
-    /// Adds what only the CA's directory knows to the hint of a refusal.
-    pub(super) fn informed_by(mut self, meta: &Meta, phase: Phase) -> Self {
-        let Self::Refused(explained) = &mut self else {
-            return self;
-        };
-        let terms = meta.terms_of_service.as_deref().map(printable);
-        let identity = meta.caa_identities.first().map(|name| printable(name));
-        let hint = match (explained.kind.as_str(), terms, identity) {
-            ("invalidProfile", ..) => Some(profiles_hint(meta)),
-            ("caa", _, Some(name)) => Some(Cow::Owned(format!(
-                "the name's CAA records forbid this CA; add `0 issue \"{name}\"`, or use a CA that they allow"
-            ))),
-            // Boulder calls terms that were not agreed to malformed.
-            ("userActionRequired" | "malformed", Some(terms), _) if phase == Phase::Account => {
-                Some(Cow::Owned(format!("read {terms}, then add --agree-tos")))
-            }
-            _ => None,
-        };
-        if let Some(hint) = hint {
-            explained.hint = hint;
-        }
-        self
-    }
-
-    /// A rate limit that says until when, where that is known.
+    /// A rate limit; the message says when to retry, if the CA does.
     pub(super) fn rate_limited(
         message: String,
         retry_after: Option<Duration>,
         now: Timestamp,
     ) -> Self {
-        let until = retry_after.map_or_else(String::new, |wait| {
-            format!(" (the CA asks to come back at {})", now + wait)
-        });
+        let until =
+            retry_after.map_or_else(String::new, |wait| format!(" (retry after {})", now + wait));
         Self::RateLimited {
             message: format!("{message}{until}"),
             retry_after,
@@ -408,77 +372,42 @@ impl Cause {
 fn refusal_hint(kind: &str) -> &'static str {
     match kind {
         "caa" => {
-            "the name's CAA records forbid this CA; add it there (its documentation names the value), or use a CA that they allow"
+            "the name's CAA records forbid this CA: add the value from the CA's documentation, or use a CA that they allow"
         }
         "rejectedIdentifier" | "unsupportedIdentifier" => {
-            "the CA will never sign one of these names; leave that one out, or use another CA"
+            "the CA does not sign one of these names: remove that name, or use another CA"
         }
-        "userActionRequired" => "open the URL in the message and do what it asks, then try again",
+        "userActionRequired" => {
+            "open the URL in the message, follow its instructions, then try again"
+        }
         "paused" => {
-            "validations of these names have failed too often in a row: see that port 80 of each leads here, then open the URL in the message to be let in again"
+            "the CA paused these names after too many failed validations: make sure that port 80 of each reaches this machine, then open the URL in the message to unpause them"
         }
         "externalAccountRequired" => {
-            "this CA wants the account bound to one of its customers: get the key from its web site and give --eab-kid and --eab-hmac-file (for a fallback --fallback-eab-kid and --fallback-eab-hmac-file)"
+            "this CA requires an external account binding: get a key from its web site, then set --eab-kid and --eab-hmac-file (for a fallback CA, --fallback-eab-kid and --fallback-eab-hmac-file)"
         }
         "unauthorized" | "accountDoesNotExist" => {
-            "the account may be deactivated or revoked: look it up at the CA; with its file below accounts/ moved away a new one is made"
+            "the account may be deactivated or revoked: check it at the CA, or move its file below accounts/ away to register a new one"
         }
         "badPublicKey" | "badCSR" => {
-            "the CA will not take this kind of key: try another --key, without --reuse-key"
+            "the CA rejects this kind of key: use another --key, without --reuse-key"
         }
-        "invalidContact" | "unsupportedContact" => "correct --email, or leave it out",
-        _ => "the CA will not sign this as asked; change what it names and try again",
+        "invalidContact" | "unsupportedContact" => "correct or remove --email",
+        _ => "the CA refuses this request: correct what the message names, then try again",
     }
 }
 
-fn profiles_hint(meta: &Meta) -> Cow<'static, str> {
-    if meta.profiles.is_empty() {
-        return Cow::Borrowed("this CA has no profiles: leave --profile out");
-    }
-    let names: Vec<_> = meta.profiles.keys().map(|name| printable(name)).collect();
-    format!("--profile must be one of: {}", names.join(", ")).into()
-}
-
-/// The names that a problem has subproblems for.
+/// The names with a subproblem of their own.
 fn names_of(problem: &instant_acme::Problem) -> Vec<FailedName> {
     let subproblems = problem.subproblems.iter().take(100);
     let named = subproblems.filter_map(|sub| {
         let name = sub.identifier.clone()?.authorized(false).to_string();
         Some(FailedName {
             identifier: Identifier::parse(&name).ok()?,
-            reason: part(sub.r#type.as_deref(), sub.detail.as_deref()),
+            reason: type_and_detail(sub.r#type.as_deref(), sub.detail.as_deref()),
         })
     });
     named.collect()
-}
-
-fn part(kind: Option<&str>, detail: Option<&str>) -> String {
-    format!(
-        "{}: {}",
-        printable(kind.unwrap_or("no type")),
-        printable(detail.unwrap_or("no detail"))
-    )
-}
-
-/// The CA's `type` and `detail`, and those of its subproblems by identifier.
-pub(super) fn describe(problem: &instant_acme::Problem) -> String {
-    let mut text = part(problem.r#type.as_deref(), problem.detail.as_deref());
-    if wire::is_pause(problem) {
-        // The URL at its end names every name that is paused.
-        text = printable_within(problem.detail.as_deref().unwrap_or_default(), 8192);
-        text.insert_str(0, "rateLimited: ");
-    }
-    for sub in problem.subproblems.iter().take(100) {
-        let name = match &sub.identifier {
-            Some(identifier) => printable(&identifier.clone().authorized(false).to_string()),
-            None => "the order".to_owned(),
-        };
-        text.push_str(&format!(
-            "\n  {name}: {}",
-            part(sub.r#type.as_deref(), sub.detail.as_deref())
-        ));
-    }
-    text
 }
 
 #[cfg(test)]
@@ -486,7 +415,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn problems_are_sorted_by_their_type_and_show_each_identifier() {
+    fn problem_is_classified_by_type_and_described_per_identifier() {
         let problem = |kind: &str| -> instant_acme::Problem {
             serde_json::from_value(serde_json::json!({
                 "type": format!("urn:ietf:params:acme:error:{kind}"), "detail": "why",
@@ -517,38 +446,5 @@ mod tests {
         };
         assert_eq!(failed.identifier, Identifier::parse("a.example").unwrap());
         assert_eq!(failed.reason, "urn:ietf:params:acme:error:caa: no\\u{1b}");
-    }
-
-    #[test]
-    fn each_refusal_has_a_hint_of_its_own() {
-        let meta = Meta {
-            terms_of_service: Some("https://ca.test/terms".into()),
-            caa_identities: vec!["ca.test".into()],
-            profiles: [("classic".to_owned(), String::new())].into(),
-        };
-        let hint = |kind: &str, phase| {
-            let kind = format!("urn:ietf:params:acme:error:{kind}");
-            let problem = serde_json::from_value(serde_json::json!({"type": kind})).unwrap();
-            let cause = Cause::of_reply(&problem).informed_by(&meta, phase);
-            assert!(matches!(cause, Cause::Refused(_)), "{kind}");
-            cause.hint().to_owned()
-        };
-        for (kind, phase, words) in [
-            ("caa", Phase::Finalize, "0 issue \"ca.test\""),
-            ("rejectedIdentifier", Phase::Order, "leave that one out"),
-            ("userActionRequired", Phase::Account, "--agree-tos"),
-            ("userActionRequired", Phase::Order, "open the URL"),
-            ("malformed", Phase::Account, "https://ca.test/terms"),
-            ("externalAccountRequired", Phase::Account, "--eab-kid"),
-            ("unauthorized", Phase::Order, "deactivated"),
-            ("badPublicKey", Phase::Finalize, "--key"),
-            ("badCSR", Phase::Finalize, "--key"),
-            ("invalidContact", Phase::Account, "--email"),
-            ("invalidProfile", Phase::Order, "one of: classic"),
-            ("malformed", Phase::Order, "change what it names"),
-        ] {
-            let hint = hint(kind, phase);
-            assert!(hint.contains(words), "{kind}: {hint}");
-        }
     }
 }

@@ -1,11 +1,11 @@
-//! One request and its reply. An [`Exchange`] carries it, over https or inside
-//! this process; a [`Session`] signs it with a nonce of its pool, repeats it
-//! while the CA rejects the nonce (RFC 8555 section 6.5), and lets through
-//! only what ACME knows: success, and problem documents.
+//! One request and its reply. An [`Exchange`] sends it, over https or inside
+//! this process. A [`Transport`] signs it with a pooled nonce, repeats it while the
+//! CA rejects the nonce (RFC 8555 section 6.5), and turns every reply but success
+//! into a [`Cause`].
 //!
-//! No request leaves for anything but an https URL. Each reply carries its own
-//! status, `Retry-After`, `Date`, `Location` and links, so that requests side
-//! by side never read each other's.
+//! It never sends to a URL that is not https. Each reply keeps its own status,
+//! `Retry-After`, `Date`, `Location` and links, so that concurrent requests never
+//! read each other's.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,35 +20,32 @@ use time::OffsetDateTime;
 
 use super::error::{Cause, ExchangeError};
 use super::jws::Signer;
-use super::pace::Pace;
-use super::wire;
+use super::problem;
+use super::rate::{Endpoint, Limiter};
 use super::{Dated, Observer};
 use crate::text::printable;
 use crate::time::{Clock, Timestamp};
 
 const NONCE: HeaderName = HeaderName::from_static("replay-nonce");
-/// Nonces live for hours at most, and no flow has more in flight.
+/// More than any flow has in flight; a nonce lives for hours at most.
 const POOLED_NONCES: usize = 64;
 /// With half of its nonces rejected, one request in two million still fails.
 const NONCE_RETRIES: u32 = 20;
-/// More alternate chains than any CA offers.
+/// More alternate chains than any known CA offers.
 const MOST_LINKS: usize = 10;
 
-/// Carries one request to the CA and its whole reply back. It keeps to a
-/// deadline and a bound of the reply's size, and follows no redirect.
+/// Sends one request to the CA and returns the whole reply. It keeps a deadline,
+/// bounds the reply's size, and follows no redirect.
 #[async_trait]
 pub trait Exchange: Send + Sync {
     /// The reply, whatever its status.
     async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, ExchangeError>;
 }
 
-/// What a request is for, as it is counted.
-pub(super) type Endpoint = &'static str;
-
-/// A reply that ACME knows.
+/// A successful reply.
 #[derive(Debug)]
 pub(super) struct Reply {
-    /// `Retry-After`, whichever form it came in.
+    /// `Retry-After`, in seconds or as a date.
     pub(super) retry_after: Option<Duration>,
     pub(super) location: Option<String>,
     /// The targets of `Link: …;rel="alternate"`.
@@ -63,17 +60,17 @@ impl Reply {
     }
 }
 
-/// The conversation with one CA.
-pub(super) struct Session {
+/// The connection state of one CA: nonces, limiter, last `Date`.
+pub(super) struct Transport {
     exchange: Arc<dyn Exchange>,
     observer: Arc<dyn Observer>,
     clock: Arc<dyn Clock>,
-    pace: Arc<Pace>,
+    limiter: Arc<Limiter>,
     nonces: Mutex<Vec<String>>,
     dated: Mutex<Option<Dated>>,
 }
 
-impl Session {
+impl Transport {
     pub(super) fn new(
         exchange: Arc<dyn Exchange>,
         observer: Arc<dyn Observer>,
@@ -83,19 +80,19 @@ impl Session {
             exchange,
             observer,
             clock,
-            pace: Arc::default(),
+            limiter: Arc::default(),
             nonces: Mutex::default(),
             dated: Mutex::default(),
         }
     }
 
-    /// Sends nothing faster than `pace`.
-    pub(super) fn at(mut self, pace: Arc<Pace>) -> Self {
-        self.pace = pace;
+    /// Sends no faster than `limiter` permits.
+    pub(super) fn limited_by(mut self, limiter: Arc<Limiter>) -> Self {
+        self.limiter = limiter;
         self
     }
 
-    /// What the clocks showed when the latest reply came.
+    /// Both clocks at the last reply with a `Date`.
     pub(super) fn dated(&self) -> Option<Dated> {
         let mut dated = self.dated.lock().unwrap_or_else(PoisonError::into_inner);
         Dated::still(&mut dated, self.clock.now())
@@ -104,12 +101,12 @@ impl Session {
     /// An unsigned GET.
     pub(super) async fn get(&self, endpoint: Endpoint, url: &str) -> Result<Reply, Cause> {
         let reply = self.send(endpoint, Method::GET, url, Bytes::new()).await?;
-        self.pool(reply.headers());
-        self.admit(&reply)
+        self.keep_nonce(reply.headers());
+        self.classify(&reply)
     }
 
-    /// A signed POST of `payload`, or a POST-as-GET without one. Nonces are
-    /// fetched at `new_nonce` when none is left.
+    /// A signed POST of `payload`, or a POST-as-GET without one. Without a pooled
+    /// nonce, one is fetched at `new_nonce`.
     pub(super) async fn post(
         &self,
         endpoint: Endpoint,
@@ -129,26 +126,26 @@ impl Session {
                 Cause::Protocol("the account's key could not sign the request".into())
             })?;
             let reply = self.send(endpoint, Method::POST, url, body.into()).await?;
-            if retries < NONCE_RETRIES && wire::is_bad_nonce(&reply) {
+            if retries < NONCE_RETRIES && problem::is_bad_nonce(&reply) {
                 retries += 1;
                 fresh = nonce_of(reply.headers());
                 continue;
             }
-            self.pool(reply.headers());
-            return self.admit(&reply);
+            self.keep_nonce(reply.headers());
+            return self.classify(&reply);
         }
     }
 
     async fn nonce(&self, new_nonce: &str) -> Result<String, Cause> {
-        if let Some(nonce) = self.lock().pop() {
+        if let Some(nonce) = self.nonces().pop() {
             return Ok(nonce);
         }
         let reply = self
             .send("new-nonce", Method::HEAD, new_nonce, Bytes::new())
             .await?;
-        self.admit(&reply)?;
+        self.classify(&reply)?;
         nonce_of(reply.headers())
-            .ok_or_else(|| Cause::Protocol("a new nonce was asked for and none came".into()))
+            .ok_or_else(|| Cause::Protocol("the reply to newNonce contains no nonce".into()))
     }
 
     async fn send(
@@ -165,14 +162,14 @@ impl Session {
         let request = request
             .body(body)
             .map_err(|error| Cause::Protocol(printable(&error.to_string())))?;
-        self.pace.wait(endpoint, self.clock.as_ref()).await;
-        let answered = self.exchange.exchange(request).await;
-        let status = answered.as_ref().map_or(0, |reply| reply.status().as_u16());
+        self.limiter.wait(endpoint, self.clock.as_ref()).await;
+        let result = self.exchange.exchange(request).await;
+        let status = result.as_ref().map_or(0, |reply| reply.status().as_u16());
         self.observer.request(endpoint, status);
-        if let Err(ExchangeError::Untimely(untimely)) = &answered {
+        if let Err(ExchangeError::Untimely(untimely)) = &result {
             self.observer.untimely(*untimely);
         }
-        let reply = answered?;
+        let reply = result?;
         if let Some(date) = header(reply.headers(), &DATE).and_then(instant) {
             self.observer.date(date);
             let (ours, theirs) = (self.clock.now(), date);
@@ -182,14 +179,14 @@ impl Session {
         Ok(reply)
     }
 
-    /// Lets success through and sorts everything else.
-    fn admit(&self, reply: &Response<Bytes>) -> Result<Reply, Cause> {
+    /// A successful reply, or the cause of its failure.
+    fn classify(&self, reply: &Response<Bytes>) -> Result<Reply, Cause> {
         let (status, headers) = (reply.status(), reply.headers());
         let retry_after = retry_after(headers, self.clock.now());
         let content_type = header(headers, &CONTENT_TYPE).unwrap_or("");
         if status.is_redirection() {
             return Err(Cause::Protocol(format!(
-                "a redirect (HTTP {}), which ACME does not use",
+                "a redirect (HTTP {}), which ACME does not allow",
                 status.as_u16()
             )));
         }
@@ -201,29 +198,32 @@ impl Session {
                 body: reply.body().clone(),
             });
         }
-        Err(self.failed(status, content_type, retry_after, reply.body()))
+        Err(self.failure(status, content_type, retry_after, reply.body()))
     }
 
-    fn failed(
+    fn failure(
         &self,
         status: StatusCode,
         content_type: &str,
         retry_after: Option<Duration>,
         body: &[u8],
     ) -> Cause {
-        let problem = wire::problem(content_type, body);
+        let problem = problem::parse(content_type, body);
         let number = status.as_u16();
         let message = problem.as_ref().map_or_else(
             || format!("the CA is not available: HTTP {number}"),
-            super::error::describe,
+            problem::describe,
         );
         let limited = match status {
             StatusCode::TOO_MANY_REQUESTS => true,
-            // Without a word of ACME it is a gateway whose CA is down.
+            // With neither, a gateway reports that the CA is down.
             StatusCode::SERVICE_UNAVAILABLE => retry_after.is_some() || problem.is_some(),
-            _ => problem.as_ref().is_some_and(wire::is_rate_limit),
+            _ => problem.as_ref().is_some_and(problem::is_rate_limit),
         };
-        if let Some(paused) = problem.as_ref().filter(|problem| wire::is_pause(problem)) {
+        if let Some(paused) = problem
+            .as_ref()
+            .filter(|problem| problem::is_pause(problem))
+        {
             return Cause::of_reply(paused);
         }
         if limited {
@@ -235,29 +235,29 @@ impl Session {
         match problem {
             Some(problem) => Cause::of_reply(&problem),
             None => Cause::Protocol(format!(
-                "HTTP {number} with `{}` where JSON or PEM belongs",
+                "HTTP {number} with content type `{}` instead of JSON or PEM",
                 printable(content_type)
             )),
         }
     }
 
-    fn pool(&self, headers: &HeaderMap) {
+    fn keep_nonce(&self, headers: &HeaderMap) {
         if let Some(nonce) = nonce_of(headers) {
-            let mut pool = self.lock();
+            let mut pool = self.nonces();
             if pool.len() == POOLED_NONCES {
-                // The oldest is the likeliest to have expired.
+                // The oldest nonce is the likeliest to have expired.
                 pool.remove(0);
             }
             pool.push(nonce);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<String>> {
+    fn nonces(&self) -> MutexGuard<'_, Vec<String>> {
         self.nonces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// `url` as an https URL with a host, which every URL of a CA must be.
+/// Parses `url`, which must be https with a host, as every URL of a CA.
 pub(super) fn https(url: &str) -> Result<Uri, Cause> {
     url.parse::<Uri>()
         .ok()
@@ -274,17 +274,17 @@ fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// A nonce is base64url (RFC 8555 section 6.5.1); another one is no nonce.
+/// The reply's nonce, if it is valid base64url (RFC 8555 section 6.5.1).
 fn nonce_of(headers: &HeaderMap) -> Option<String> {
     let nonce = header(headers, &NONCE)?;
-    let fine = (1..=512).contains(&nonce.len())
+    let is_valid = (1..=512).contains(&nonce.len())
         && nonce
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-    fine.then(|| nonce.to_owned())
+    is_valid.then(|| nonce.to_owned())
 }
 
-/// Seconds, or a date as the CA's own clock counts it (RFC 9110 section 10.2.3).
+/// Seconds, or a date by the CA's clock (RFC 9110 section 10.2.3).
 fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = header(headers, &RETRY_AFTER)?.trim();
     if let Ok(seconds) = text.parse() {
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_read_in_both_forms() {
+    fn retry_after_is_parsed_in_both_forms() {
         let now = Timestamp::from_seconds(784_111_777);
         let read = |pairs: &[(&'static str, &str)]| retry_after(&headers(pairs), now);
         let seconds = |seconds| Some(Duration::from_secs(seconds));
@@ -346,13 +346,13 @@ mod tests {
             read(&[("retry-after", "Sun, 06 Nov 1994 08:00:00 GMT")]),
             seconds(0)
         );
-        for nonsense in ["", "-1", "soon", "1.5"] {
-            assert_eq!(read(&[("retry-after", nonsense)]), None, "{nonsense}");
+        for invalid in ["", "-1", "soon", "1.5"] {
+            assert_eq!(read(&[("retry-after", invalid)]), None, "{invalid}");
         }
     }
 
     #[test]
-    fn only_https_urls_with_a_host_are_followed() {
+    fn url_is_rejected_unless_https_with_a_host() {
         https("https://ca.example/acme?x=1").unwrap();
         for url in [
             "http://ca.example/",
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn links_and_nonces_are_taken_only_when_they_are_such() {
+    fn links_and_nonces_are_ignored_when_invalid() {
         let links = headers(&[(
             "link",
             "<https://ca/dir>;rel=\"index\", <https://ca/1>;rel=\"alternate\"",
@@ -380,14 +380,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn twenty_rejected_nonces_are_outlasted_and_twenty_one_are_not() {
+    async fn request_is_repeated_for_twenty_rejected_nonces_and_no_more() {
         for (rejected, status) in [(20, 400), (20, 403), (21, 400)] {
             let ca = FakeCa::new();
             for _ in 0..rejected {
                 ca.script("new-order", Scripted::problem(status, "badNonce"));
             }
-            let ended = issue(&ca.client()).await;
-            assert_eq!(ended.is_ok(), rejected == 20, "{rejected}: {ended:?}");
+            let result = issue(&ca.client()).await;
+            assert_eq!(result.is_ok(), rejected == 20, "{rejected}: {result:?}");
             assert_eq!(ca.count("new-order"), 21);
             // Each rejection brings the nonce for the next try.
             assert_eq!(ca.count("new-nonce"), 1);
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_order_is_issued_at_once_though_half_of_the_nonces_are_rejected() {
+    async fn issue_succeeds_at_once_when_half_of_the_nonces_are_rejected() {
         for seed in 0..100 {
             let ca = FakeCa::new();
             ca.reject_nonces(seed, 50);
@@ -404,10 +404,10 @@ mod tests {
         }
     }
 
-    /// Nine in ten are more than twenty tries always outlast; what is left is
-    /// resumed as after any failure, and never ordered twice.
+    /// Twenty tries are not always enough for nine in ten; a failed order is resumed,
+    /// never placed twice.
     #[tokio::test]
-    async fn every_order_is_issued_though_nine_in_ten_nonces_are_rejected() {
+    async fn issue_resumes_one_order_when_nine_in_ten_nonces_are_rejected() {
         for seed in 0..100 {
             let ca = FakeCa::new();
             ca.reject_nonces(seed, 90);
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_directory_with_plain_http_in_it_is_not_used() {
+    async fn directory_is_rejected_with_a_plain_http_url() {
         let ca = FakeCa::new();
         let mut directory = serde_json::json!({});
         for name in ["newNonce", "newAccount", "newOrder"] {
@@ -436,11 +436,11 @@ mod tests {
         ca.script("directory", Scripted::json(&directory));
         let cause = issue(&ca.client()).await.unwrap_err().cause;
         assert!(matches!(cause, Cause::Protocol(_)), "{cause}");
-        assert_eq!(ca.seen(), ["directory"]);
+        assert_eq!(ca.take_endpoints(), ["directory"]);
     }
 
     #[tokio::test]
-    async fn rate_limits_and_outages_are_told_apart() {
+    async fn reply_is_classified_as_rate_limit_or_outage() {
         let html = |status| Scripted(status, "text/html", "<p>".into(), vec![]);
         let cause = async |scripted| {
             let ca = FakeCa::new();
@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_and_the_cas_clock_are_observed() {
+    async fn observer_counts_requests_and_reads_the_cas_clock() {
         #[derive(Default)]
         struct Seen(Mutex<Vec<(&'static str, u16)>>, Mutex<Vec<Timestamp>>);
         impl Observer for Seen {

@@ -1,6 +1,6 @@
-//! A CA for the tests of this room: it issues by the book, in no time, and
-//! answers otherwise where a test says so. Signatures are checked beside
-//! [`super::jws`] and by real CAs, not here.
+//! A CA for the tests of this room. It issues by RFC 8555 without delay, unless a
+//! test scripts another reply. It never checks signatures: the tests of
+//! [`super::jws`] and real CAs do.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -25,7 +25,7 @@ use crate::time::{Clock, Timestamp, VirtualClock};
 
 pub(super) const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
 
-/// What to answer instead: status, content type, body, more headers.
+/// A scripted reply: status, content type, body, further headers.
 #[derive(Clone, Debug)]
 pub(super) struct Scripted(
     pub(super) u16,
@@ -53,35 +53,35 @@ impl Scripted {
 
 #[derive(Default)]
 struct State {
-    seen: Vec<(String, Timestamp, Value)>,
+    requests: Vec<(String, Timestamp, Value)>,
     nonces: HashSet<String>,
     nonces_made: u64,
     accounts: HashMap<String, String>,
-    orders: Vec<Order>,
+    orders: Vec<FakeOrder>,
     scripts: Vec<(&'static str, Scripted)>,
-    rejected: Option<(SeededRandom, u64)>,
+    rejected_nonces: Option<(SeededRandom, u64)>,
     gate: Option<(&'static str, Arc<Barrier>)>,
-    broken_after: Option<&'static str>,
+    lost_reply: Option<&'static str>,
     valid_at_once: bool,
 }
 
-struct Order {
+struct FakeOrder {
     identifiers: Vec<Value>,
-    proven: Vec<bool>,
+    validated: Vec<bool>,
     status: &'static str,
 }
 
 pub(super) struct FakeCa {
     state: Mutex<State>,
     pub(super) responses: Responses,
-    pub(super) clock: Arc<Jumping>,
+    pub(super) clock: Arc<SleepingClock>,
 }
 
-/// Whoever sleeps moves the time on.
-pub(super) struct Jumping(SetClock);
+/// A clock whose sleepers advance the time.
+pub(super) struct SleepingClock(SetClock);
 
-impl Jumping {
-    /// It is set back by so much once it was read so often.
+impl SleepingClock {
+    /// Sets the clock back by this much after so many readings.
     pub(super) fn set_back_after(&self, readings: u32, by: Duration) {
         let seconds = i64::try_from(by.as_secs()).unwrap();
         self.0.by_after(-seconds, readings);
@@ -89,7 +89,7 @@ impl Jumping {
 }
 
 #[async_trait]
-impl Clock for Jumping {
+impl Clock for SleepingClock {
     fn now(&self) -> Timestamp {
         self.0.now()
     }
@@ -113,7 +113,9 @@ impl FakeCa {
         Arc::new(Self {
             state: Mutex::default(),
             responses: Responses::default(),
-            clock: Arc::new(Jumping(SetClock::new(Arc::new(VirtualClock::new(NOW))))),
+            clock: Arc::new(SleepingClock(SetClock::new(Arc::new(VirtualClock::new(
+                NOW,
+            ))))),
         })
     }
 
@@ -134,24 +136,24 @@ impl FakeCa {
         Client::new(self.options()).unwrap()
     }
 
-    /// Answers the next request for `endpoint` that no earlier script takes.
+    /// Scripts the reply to the next request for `endpoint`, after earlier scripts.
     pub(super) fn script(&self, endpoint: &'static str, scripted: Scripted) {
         self.lock().scripts.push((endpoint, scripted));
     }
 
-    /// Rejects `percent` of the nonces, as `seed` draws them.
+    /// Rejects `percent` of the nonces, drawn from `seed`.
     pub(super) fn reject_nonces(&self, seed: u64, percent: u64) {
-        self.lock().rejected = Some((SeededRandom::new(seed), percent));
+        self.lock().rejected_nonces = Some((SeededRandom::new(seed), percent));
     }
 
-    /// Answers requests for `endpoint` only when `number` of them are there.
+    /// Holds requests for `endpoint` until `number` of them have arrived.
     pub(super) fn hold(&self, endpoint: &'static str, number: usize) {
         self.lock().gate = Some((endpoint, Arc::new(Barrier::new(number))));
     }
 
-    /// Acts on the next request for `endpoint` and loses the reply.
+    /// Processes the next request for `endpoint` but loses its reply.
     pub(super) fn lose_reply(&self, endpoint: &'static str) {
-        self.lock().broken_after = Some(endpoint);
+        self.lock().lost_reply = Some(endpoint);
     }
 
     /// Answers a finalization with the valid order.
@@ -159,7 +161,7 @@ impl FakeCa {
         self.lock().valid_at_once = true;
     }
 
-    /// Every account is forgotten.
+    /// Forgets every account.
     pub(super) fn forget_accounts(&self) {
         self.lock().accounts.clear();
     }
@@ -172,29 +174,32 @@ impl FakeCa {
         self.lock().orders.len()
     }
 
-    /// The endpoints asked so far, in order; forgets them.
-    pub(super) fn seen(&self) -> Vec<String> {
-        let seen = std::mem::take(&mut self.lock().seen);
-        seen.into_iter().map(|(endpoint, ..)| endpoint).collect()
+    /// The endpoints requested so far, in order; clears the list.
+    pub(super) fn take_endpoints(&self) -> Vec<String> {
+        let requests = std::mem::take(&mut self.lock().requests);
+        requests
+            .into_iter()
+            .map(|(endpoint, ..)| endpoint)
+            .collect()
     }
 
-    /// How often `endpoint` was asked.
+    /// The number of requests for `endpoint`.
     pub(super) fn count(&self, endpoint: &str) -> usize {
         self.times(endpoint).len()
     }
 
-    /// When `endpoint` was asked.
+    /// The times of the requests for `endpoint`.
     pub(super) fn times(&self, endpoint: &str) -> Vec<Timestamp> {
         let state = self.lock();
-        let of_it = state.seen.iter().filter(|(name, ..)| name == endpoint);
-        of_it.map(|(_, at, _)| *at).collect()
+        let matching = state.requests.iter().filter(|(name, ..)| name == endpoint);
+        matching.map(|(_, at, _)| *at).collect()
     }
 
-    /// The payloads that `endpoint` was sent.
+    /// The payloads sent to `endpoint`.
     pub(super) fn payloads(&self, endpoint: &str) -> Vec<Value> {
         let state = self.lock();
-        let of_it = state.seen.iter().filter(|(name, ..)| name == endpoint);
-        of_it.map(|(.., payload)| payload.clone()).collect()
+        let matching = state.requests.iter().filter(|(name, ..)| name == endpoint);
+        matching.map(|(.., payload)| payload.clone()).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -205,18 +210,20 @@ impl FakeCa {
         let mut state = self.lock();
         let (protected, payload) = open(request);
         let now = self.clock.now();
-        state.seen.push((endpoint.to_owned(), now, payload.clone()));
+        state
+            .requests
+            .push((endpoint.to_owned(), now, payload.clone()));
         if request.method() == Method::POST {
             let nonce = protected["nonce"].as_str().unwrap();
             let known = state.nonces.remove(nonce);
-            let unlucky = state.rejected.as_ref();
-            if !known || unlucky.is_some_and(|(random, percent)| random.below(100) < *percent) {
+            let rejected = state.rejected_nonces.as_ref();
+            if !known || rejected.is_some_and(|(random, percent)| random.below(100) < *percent) {
                 return Scripted::problem(400, "badNonce");
             }
         }
         let mut scripts = state.scripts.iter();
-        if let Some(place) = scripts.position(|(name, _)| *name == endpoint) {
-            return state.scripts.remove(place).1;
+        if let Some(index) = scripts.position(|(name, _)| *name == endpoint) {
+            return state.scripts.remove(index).1;
         }
         if let Some(id) = protected["kid"].as_str()
             && !state.accounts.values().any(|known| known == id)
@@ -224,7 +231,7 @@ impl FakeCa {
             return Scripted::problem(400, "accountDoesNotExist");
         }
         let path: Vec<&str> = request.uri().path().split('/').skip(2).collect();
-        let number = |place: usize| path.get(place).and_then(|part| part.parse().ok());
+        let number = |index: usize| path.get(index).and_then(|part| part.parse().ok());
         match endpoint {
             "directory" => directory(),
             "new-nonce" => Scripted(200, "", String::new(), vec![]),
@@ -233,13 +240,21 @@ impl FakeCa {
             "renewal-info" => Scripted::json(&json!({"suggestedWindow": {
                 "start": "2027-02-01T00:00:00Z", "end": "2027-02-02T00:00:00Z"}})),
             endpoint => match number(0).filter(|order| *order < state.orders.len()) {
-                Some(order) => self.within(&mut state, endpoint, order, number(1).unwrap_or(0)),
+                Some(order) => {
+                    self.answer_for_order(&mut state, endpoint, order, number(1).unwrap_or(0))
+                }
                 None => Scripted::problem(404, "malformed"),
             },
         }
     }
 
-    fn within(&self, state: &mut State, endpoint: &str, number: usize, name: usize) -> Scripted {
+    fn answer_for_order(
+        &self,
+        state: &mut State,
+        endpoint: &str,
+        number: usize,
+        name: usize,
+    ) -> Scripted {
         let at_once = state.valid_at_once;
         let order = &mut state.orders[number];
         match endpoint {
@@ -253,11 +268,11 @@ impl FakeCa {
             }
             "authorization" => order.authorization(number, name),
             "challenge" => {
-                order.proven[name] = true;
-                if order.proven.iter().all(|proven| *proven) {
+                order.validated[name] = true;
+                if order.validated.iter().all(|valid| *valid) {
                     order.status = "ready";
                 }
-                self.responses_given(number, name);
+                self.responses.given(&token(number, name));
                 Scripted::json(&challenge(number, name, "processing"))
             }
             "finalize" if order.status == "ready" => {
@@ -273,10 +288,6 @@ impl FakeCa {
             ),
             _ => Scripted::problem(404, "malformed"),
         }
-    }
-
-    fn responses_given(&self, order: usize, name: usize) {
-        self.responses.given(&token(order, name));
     }
 }
 
@@ -297,8 +308,8 @@ impl State {
 
     fn place(&mut self, payload: &Value) -> Scripted {
         let identifiers = payload["identifiers"].as_array().unwrap().clone();
-        let order = Order {
-            proven: vec![false; identifiers.len()],
+        let order = FakeOrder {
+            validated: vec![false; identifiers.len()],
             identifiers,
             status: "pending",
         };
@@ -310,7 +321,7 @@ impl State {
     }
 }
 
-impl Order {
+impl FakeOrder {
     fn show(&self, number: usize) -> Scripted {
         let url = |kind: &str| format!("https://ca.test/{kind}/{number}");
         let authorizations = 0..self.identifiers.len();
@@ -326,7 +337,7 @@ impl Order {
     }
 
     fn authorization(&self, number: usize, name: usize) -> Scripted {
-        let status = if self.proven[name] {
+        let status = if self.validated[name] {
             "valid"
         } else {
             "pending"
@@ -359,7 +370,7 @@ fn token(order: usize, name: usize) -> String {
     format!("a-token-of-enough-length-{order}-{name}")
 }
 
-/// A self-signed certificate of the common name `name`.
+/// A self-signed certificate with the common name `name`.
 pub(super) fn pem(name: &str) -> String {
     let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
     let common_name = rcgen::DnType::CommonName;
@@ -394,8 +405,8 @@ impl Exchange for FakeCa {
         }
         let Scripted(status, content_type, body, more) = self.answer(&endpoint, &request);
         let mut state = self.lock();
-        if state.broken_after.is_some_and(|broken| broken == endpoint) {
-            state.broken_after = None;
+        if state.lost_reply == Some(endpoint.as_str()) {
+            state.lost_reply = None;
             return Err(ExchangeError::Broken("as scripted".into()));
         }
         let mut reply = Response::builder()
@@ -411,7 +422,7 @@ impl Exchange for FakeCa {
     }
 }
 
-/// A journal that remembers everything.
+/// A journal in memory.
 #[derive(Default)]
 pub(super) struct Memory {
     pub(super) account: Option<Secret>,
@@ -442,7 +453,7 @@ impl Journal for Memory {
     }
 }
 
-/// The intent to order for `names`.
+/// A pending order for `names`, without a URL.
 pub(super) fn pending(names: &[&str]) -> PendingOrder {
     let identifiers = names.iter().map(|name| Identifier::parse(name).unwrap());
     PendingOrder {
@@ -457,7 +468,7 @@ pub(super) fn pending(names: &[&str]) -> PendingOrder {
     }
 }
 
-/// Orders a certificate for one name with a new journal.
+/// Issues a certificate for one name with a new journal.
 pub(super) async fn issue(client: &Client) -> Result<String, super::AcmeError> {
     client
         .issue(pending(&["a.example"]), &mut Memory::default())

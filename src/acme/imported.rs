@@ -1,7 +1,6 @@
-//! The account of another client, in the form in which ours are stored. Its key
-//! comes as that client keeps it: PEM, DER, or a JSON Web Key (RFC 7517, RFC 7518
-//! section 6). Nothing is sent: an account whose URL is not known is asked for by
-//! its key when it is used first (RFC 8555 section 7.3).
+//! Converts another client's account to our stored form. Its key may be PEM, DER,
+//! or a JSON Web Key (RFC 7517, RFC 7518 section 6). Nothing is sent: the CA looks
+//! up an account without a URL by its key at the first use (RFC 8555 section 7.3).
 
 use aws_lc_rs::rsa;
 use rustls::pki_types::PrivateKeyDer;
@@ -9,15 +8,15 @@ use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::account::{Credentials, stored_key};
+use super::account::{StoredAccount, stored_key};
 use super::jws::{AccountKey, decode, encode};
 use crate::certificate::Secret;
 
-/// In base64url: 8192 bits, which is twice what is taken. Arithmetic with longer ones
-/// takes its time.
+/// 8192 bits in base64url, twice the largest accepted key: arithmetic with longer
+/// numbers would take too long.
 const LONGEST_NUMBER: usize = 1366;
 
-/// An account key as another client keeps it.
+/// Another client's account key, as stored there.
 #[derive(Clone, Copy)]
 pub enum ForeignKey<'a> {
     /// PKCS#8, PKCS#1 or SEC1 in PEM.
@@ -28,34 +27,34 @@ pub enum ForeignKey<'a> {
     Jwk(&'a str),
 }
 
-/// An account of another client.
+/// Another client's account, in our form.
 pub struct ForeignAccount {
-    /// As the store keeps it.
+    /// The stored form.
     pub credentials: Secret,
-    /// What kind of key it has, for people.
+    /// The kind of key, for display.
     pub kind: String,
 }
 
-/// The account with `key` at `ca`; without `url` it is asked for when it is used.
+/// The account with `key` at `ca`. Without `url`, the CA looks it up at the first use.
 ///
 /// # Errors
-/// Why it is no account of ours; never the key.
+/// Why the account cannot be used; never the key.
 pub fn foreign_account(
     ca: &str,
     key: ForeignKey<'_>,
     url: Option<&str>,
 ) -> Result<ForeignAccount, String> {
     let unusable = || {
-        "its key is neither ECDSA on P-256 or P-384 nor RSA of 2048 to 4096 bits, or is damaged"
+        "the key is damaged, or neither ECDSA P-256 or P-384 nor RSA of 2048 to 4096 bits"
             .to_owned()
     };
     let key = read(key).ok_or_else(unusable)?;
     if let Some(url) = url
         && super::exchange::https(url).is_err()
     {
-        return Err("its URL is not an https:// URL".to_owned());
+        return Err("the account's URL is not an https:// URL".to_owned());
     }
-    let credentials = Credentials {
+    let credentials = StoredAccount {
         id: url.map(str::to_owned),
         key_pkcs8: Secret::new(encode(&key.to_pkcs8().map_err(|_| unusable())?)),
         directory: Some(ca.to_owned()),
@@ -68,7 +67,7 @@ pub fn foreign_account(
     })
 }
 
-/// Whether both stored accounts have one key.
+/// Whether both stored accounts have the same key.
 #[must_use]
 pub fn is_same_account(one: &Secret, other: &Secret) -> bool {
     stored_key(one).is_some_and(|key| stored_key(other).as_ref() == Some(&key))
@@ -141,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_in_every_form_are_read() {
+    fn key_is_read_in_every_form() {
         let rsa =
             rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)
                 .unwrap();
@@ -151,7 +150,7 @@ mod tests {
             assert_eq!(kind(ForeignKey::Pem(&pem)).as_deref(), Ok(expected));
             assert_eq!(kind(ForeignKey::Der(&der)).as_deref(), Ok(expected));
         }
-        // SEC1, as the clients in Go keep theirs.
+        // SEC1, the form of clients in Go.
         let pair = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).unwrap();
         let sec1: aws_lc_rs::encoding::EcPrivateKeyRfc5915Der<'_> =
             pair.private_key().as_der().unwrap();
@@ -168,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_of_ours_is_refused() {
+    fn invalid_or_unsupported_key_is_refused() {
         for key in [
             ForeignKey::Pem(""),
             ForeignKey::Pem("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"),
@@ -190,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn accounts_are_told_apart_by_their_keys() {
+    fn accounts_are_the_same_only_with_the_same_key() {
         let account = |pem: &str, url| {
             let account = foreign_account(CA, ForeignKey::Pem(pem), url);
             account.unwrap().credentials

@@ -1,8 +1,8 @@
-//! Signed requests (RFC 8555 section 6.2; RFC 7515 flattened JSON): with the
-//! account's key by ES256, or by ES384 or RS256 where it was taken over from
-//! another client, and HS256 for the external account binding (section 7.3.4).
+//! Signed requests (RFC 8555 section 6.2; RFC 7515 flattened JSON). The account's
+//! key signs with ES256, an imported key also with ES384 or RS256. HS256 signs the
+//! external account binding (section 7.3.4).
 //!
-//! The key lives in PKCS#8 and in memory; it is never shown.
+//! The key exists in PKCS#8 and in memory; it is never shown.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
@@ -18,26 +18,26 @@ use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-/// The key that an account is known by at its CA.
+/// The key of an account.
 pub(super) struct AccountKey {
-    pair: Pair,
+    pair: AccountKeyPair,
     random: SystemRandom,
 }
 
-/// By its algorithm (RFC 7518 section 3.1).
-enum Pair {
+/// A key pair by its algorithm (RFC 7518 section 3.1).
+enum AccountKeyPair {
     Es256(EcdsaKeyPair),
     Es384(EcdsaKeyPair),
     Rs256(rsa::KeyPair),
 }
 
-/// The sizes of RSA that CAs take from accounts, in bytes of the modulus.
+/// The RSA sizes that CAs accept from accounts, in bytes of the modulus.
 const RSA_SIZES: std::ops::RangeInclusive<usize> = 256..=512;
 
-/// How a request names its signer.
+/// How a request identifies its signer.
 #[derive(Clone, Copy)]
 pub(super) enum Signer<'a> {
-    /// By the key itself, before there is an account.
+    /// By the key itself, before the account exists.
     Key(&'a AccountKey),
     /// By the account's URL.
     Account(&'a AccountKey, &'a str),
@@ -51,62 +51,66 @@ impl AccountKey {
         Ok(document.as_ref().to_vec())
     }
 
-    /// Reads what [`Self::generate`] has made, or [`Self::to_pkcs8`] has given: P-256,
-    /// P-384, or RSA of 2048 to 4096 bits.
+    /// Reads a key of [`Self::generate`] or [`Self::to_pkcs8`]: P-256, P-384, or RSA
+    /// of 2048 to 4096 bits.
     pub(super) fn from_pkcs8(der: &[u8]) -> Result<Self, KeyRejected> {
         let p256 = || EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der);
         let p384 = || EcdsaKeyPair::from_pkcs8(&ECDSA_P384_SHA384_FIXED_SIGNING, der);
         let pair = p256()
-            .map(Pair::Es256)
-            .or_else(|_| p384().map(Pair::Es384))
-            .or_else(|_| rsa::KeyPair::from_pkcs8(der).map(Pair::Rs256))?;
+            .map(AccountKeyPair::Es256)
+            .or_else(|_| p384().map(AccountKeyPair::Es384))
+            .or_else(|_| rsa::KeyPair::from_pkcs8(der).map(AccountKeyPair::Rs256))?;
         match pair {
-            Pair::Rs256(pair) => Self::from_rsa(pair),
+            AccountKeyPair::Rs256(pair) => Self::from_rsa(pair),
             pair => Ok(Self::of(pair)),
         }
     }
 
-    /// A key on the curve P-256 or P-384 in SEC1 (RFC 5915), or PKCS#8.
+    /// Reads a P-256 or P-384 key in SEC1 (RFC 5915) or PKCS#8.
     pub(super) fn from_sec1(der: &[u8]) -> Result<Self, KeyRejected> {
         let p256 = EcdsaKeyPair::from_private_key_der(&ECDSA_P256_SHA256_FIXED_SIGNING, der);
         let p384 = || EcdsaKeyPair::from_private_key_der(&ECDSA_P384_SHA384_FIXED_SIGNING, der);
-        let pair = p256.map(Pair::Es256);
-        Ok(Self::of(pair.or_else(|_| p384().map(Pair::Es384))?))
+        let pair = p256.map(AccountKeyPair::Es256);
+        Ok(Self::of(
+            pair.or_else(|_| p384().map(AccountKeyPair::Es384))?,
+        ))
     }
 
-    /// A private number and its public point on the curve of that name (RFC 7518
+    /// A key of a private number and its public point on the named curve (RFC 7518
     /// section 6.2.1.1).
     pub(super) fn from_point(curve: &str, number: &[u8], point: &[u8]) -> Option<Self> {
         let pair = |algorithm| {
             EcdsaKeyPair::from_private_key_and_public_key(algorithm, number, point).ok()
         };
         let pair = match curve {
-            "P-256" => Pair::Es256(pair(&ECDSA_P256_SHA256_FIXED_SIGNING)?),
-            "P-384" => Pair::Es384(pair(&ECDSA_P384_SHA384_FIXED_SIGNING)?),
+            "P-256" => AccountKeyPair::Es256(pair(&ECDSA_P256_SHA256_FIXED_SIGNING)?),
+            "P-384" => AccountKeyPair::Es384(pair(&ECDSA_P384_SHA384_FIXED_SIGNING)?),
             _ => return None,
         };
         Some(Self::of(pair))
     }
 
-    /// An RSA key of a size that CAs take.
+    /// An RSA key of a size that CAs accept.
     pub(super) fn from_rsa(pair: rsa::KeyPair) -> Result<Self, KeyRejected> {
         if RSA_SIZES.contains(&pair.public_modulus_len()) {
-            Ok(Self::of(Pair::Rs256(pair)))
+            Ok(Self::of(AccountKeyPair::Rs256(pair)))
         } else {
             Err(KeyRejected::from(Unspecified))
         }
     }
 
-    fn of(pair: Pair) -> Self {
+    fn of(pair: AccountKeyPair) -> Self {
         let random = SystemRandom::new();
         Self { pair, random }
     }
 
-    /// As it is stored.
+    /// The stored form.
     pub(super) fn to_pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, Unspecified> {
         let bytes = match &self.pair {
-            Pair::Es256(pair) | Pair::Es384(pair) => pair.to_pkcs8v1()?.as_ref().to_vec(),
-            Pair::Rs256(pair) => AsDer::<Pkcs8V1Der<'_>>::as_der(pair)?.as_ref().to_vec(),
+            AccountKeyPair::Es256(pair) | AccountKeyPair::Es384(pair) => {
+                pair.to_pkcs8v1()?.as_ref().to_vec()
+            }
+            AccountKeyPair::Rs256(pair) => AsDer::<Pkcs8V1Der<'_>>::as_der(pair)?.as_ref().to_vec(),
         };
         Ok(Zeroizing::new(bytes))
     }
@@ -116,28 +120,28 @@ impl AccountKey {
         thumbprint(&self.jwk())
     }
 
-    /// What it is, for people.
+    /// The kind of key, for display.
     pub(super) fn kind(&self) -> String {
         match &self.pair {
-            Pair::Es256(_) => "ECDSA P-256".to_owned(),
-            Pair::Es384(_) => "ECDSA P-384".to_owned(),
-            Pair::Rs256(pair) => format!("RSA {}", pair.public_modulus_len() * 8),
+            AccountKeyPair::Es256(_) => "ECDSA P-256".to_owned(),
+            AccountKeyPair::Es384(_) => "ECDSA P-384".to_owned(),
+            AccountKeyPair::Rs256(pair) => format!("RSA {}", pair.public_modulus_len() * 8),
         }
     }
 
     fn algorithm(&self) -> &'static str {
         match &self.pair {
-            Pair::Es256(_) => "ES256",
-            Pair::Es384(_) => "ES384",
-            Pair::Rs256(_) => "RS256",
+            AccountKeyPair::Es256(_) => "ES256",
+            AccountKeyPair::Es384(_) => "ES384",
+            AccountKeyPair::Rs256(_) => "RS256",
         }
     }
 
     fn jwk(&self) -> Value {
         match &self.pair {
-            Pair::Es256(pair) => point("P-256", pair),
-            Pair::Es384(pair) => point("P-384", pair),
-            Pair::Rs256(pair) => {
+            AccountKeyPair::Es256(pair) => point("P-256", pair),
+            AccountKeyPair::Es384(pair) => point("P-384", pair),
+            AccountKeyPair::Rs256(pair) => {
                 let public = pair.public_key();
                 let (n, e) = (public.modulus(), public.exponent());
                 let number = |bytes: &[u8]| encode(bytes);
@@ -151,10 +155,10 @@ impl AccountKey {
 
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Unspecified> {
         match &self.pair {
-            Pair::Es256(pair) | Pair::Es384(pair) => {
+            AccountKeyPair::Es256(pair) | AccountKeyPair::Es384(pair) => {
                 Ok(pair.sign(&self.random, message)?.as_ref().to_vec())
             }
-            Pair::Rs256(pair) => {
+            AccountKeyPair::Rs256(pair) => {
                 let mut signature = vec![0; pair.public_modulus_len()];
                 pair.sign(&RSA_PKCS1_SHA256, &self.random, message, &mut signature)?;
                 Ok(signature)
@@ -162,7 +166,7 @@ impl AccountKey {
         }
     }
 
-    /// Proves to the CA that this key belongs to the customer `key_id` there.
+    /// The external account binding: this key belongs to the CA's customer `key_id`.
     pub(super) fn bind(&self, key_id: &str, secret: &[u8], url: &str) -> Value {
         let protected = json!({"alg": "HS256", "kid": key_id, "url": url});
         let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
@@ -176,7 +180,7 @@ impl AccountKey {
 }
 
 fn thumbprint(jwk: &Value) -> String {
-    // serde_json sorts the members, as the RFC wants them.
+    // serde_json sorts the members, as RFC 7638 requires.
     encode(digest(&SHA256, jwk.to_string().as_bytes()).as_ref())
 }
 
@@ -246,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_verifies_with_the_key_that_it_carries() {
+    fn request_verifies_with_its_own_key() {
         let key = key();
         let payload = json!({"a": 1});
         let signed = Signer::Key(&key).sign("https://ca/x", "n", Some(&payload));
@@ -265,18 +269,24 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_other_clients_sign_by_their_own_algorithm() {
+    fn imported_key_signs_by_its_own_algorithm() {
         use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED, RSA_PKCS1_2048_8192_SHA256};
         let p384 = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).unwrap();
         let rsa = rsa::KeyPair::generate(rsa::KeySize::Rsa2048).unwrap();
         for (key, alg, kind) in [
-            (AccountKey::of(Pair::Es384(p384)), "ES384", "ECDSA P-384"),
+            (
+                AccountKey::of(AccountKeyPair::Es384(p384)),
+                "ES384",
+                "ECDSA P-384",
+            ),
             (AccountKey::from_rsa(rsa).unwrap(), "RS256", "RSA 2048"),
         ] {
-            // Stored and read again it is the same.
-            let again = AccountKey::from_pkcs8(&key.to_pkcs8().unwrap()).unwrap();
-            assert_eq!((again.jwk(), again.kind().as_str()), (key.jwk(), kind));
-            let signed = Signer::Key(&again).sign("https://ca/x", "n", None).unwrap();
+            // The stored form is the same key.
+            let stored = AccountKey::from_pkcs8(&key.to_pkcs8().unwrap()).unwrap();
+            assert_eq!((stored.jwk(), stored.kind().as_str()), (key.jwk(), kind));
+            let signed = Signer::Key(&stored)
+                .sign("https://ca/x", "n", None)
+                .unwrap();
             let (protected, signed, signature) = parts(&serde_json::from_slice(&signed).unwrap());
             assert_eq!(protected["alg"], alg);
             let member = |name: &str| decode(protected["jwk"][name].as_str().unwrap()).unwrap();
@@ -298,7 +308,7 @@ mod tests {
 
     /// The example of RFC 7638 section 3.1.
     #[test]
-    fn the_thumbprint_of_an_rsa_key_is_that_of_the_rfc() {
+    fn thumbprint_of_rsa_key_matches_the_rfc() {
         let n = "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw";
         let jwk = json!({"e": "AQAB", "kty": "RSA", "n": n});
         assert_eq!(
@@ -308,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_post_as_get_has_an_empty_payload_and_names_the_account() {
+    fn post_as_get_has_an_empty_payload_and_the_accounts_url() {
         let signed = Signer::Account(&key(), "https://ca/1").sign("https://ca/x", "n", None);
         let jws: Value = serde_json::from_slice(&signed.unwrap()).unwrap();
         assert_eq!(jws["payload"], "");
@@ -318,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_binding_is_the_customers_hmac_over_the_key() {
+    fn binding_is_the_customers_hmac_over_the_key() {
         let key = key();
         let jws = key.bind("customer", b"secret", "https://ca/new-account");
         let (protected, signed, tag) = parts(&jws);
@@ -336,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn the_thumbprint_hashes_the_members_in_order() {
+    fn thumbprint_hashes_the_members_in_order() {
         let key = key();
         let jwk = key.jwk();
         let text = format!(

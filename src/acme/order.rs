@@ -1,57 +1,24 @@
 //! One order from intent to chain (RFC 8555 section 7.4): placed or resumed,
 //! authorized, finalized, downloaded.
 //!
-//! Whatever the CA's state says is where it goes on, so that a run that was cut
-//! off anywhere is continued and nothing is asked for twice.
-
-use std::sync::Arc;
+//! The order's state at the CA decides the next step, so that an interrupted run
+//! is resumed at any point. No step is ever repeated that the CA has accepted.
 
 use instant_acme::{CertificateIdentifier, NewOrder, OrderStatus};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use serde_json::{Value, json};
 
-use super::account::Account;
-use super::directory::Directory;
 use super::error::{Cause, Phase};
-use super::exchange::{Reply, Session, https};
+use super::exchange::{Reply, https};
+use super::flow::{During, Failed, Flow};
 use super::jws::encode;
-use super::poll::{Placed, SETTLING};
+use super::poll::{PlacedOrder, SETTLING};
 use super::{Journal, chains};
-use crate::challenge::Solver;
 use crate::identifier::Identifier;
 use crate::record::PendingOrder;
-use crate::time::Clock;
-
-/// A cause with the phase it arose in.
-#[derive(Debug)]
-pub(super) struct Failed {
-    pub(super) phase: Phase,
-    pub(super) cause: Cause,
-}
-
-/// Says in which phase a cause arose.
-pub(super) trait During<T> {
-    fn during(self, phase: Phase) -> Result<T, Failed>;
-}
-
-impl<T> During<T> for Result<T, Cause> {
-    fn during(self, phase: Phase) -> Result<T, Failed> {
-        self.map_err(|cause| Failed { phase, cause })
-    }
-}
-
-/// What an order's way through a CA needs.
-pub(super) struct Flow<'a> {
-    pub(super) session: &'a Session,
-    pub(super) directory: &'a Directory,
-    pub(super) account: &'a Account,
-    pub(super) solvers: &'a [Arc<dyn Solver>],
-    pub(super) clock: &'a dyn Clock,
-    pub(super) preferred_chain: Option<&'a str>,
-}
 
 impl Flow<'_> {
-    /// Takes `pending` to its chain in PEM.
+    /// Completes `pending` and returns the chain in PEM.
     pub(super) async fn run(
         &self,
         pending: &mut PendingOrder,
@@ -65,28 +32,17 @@ impl Flow<'_> {
         self.download(&order).await.during(Phase::Certificate)
     }
 
-    pub(super) async fn post(
-        &self,
-        endpoint: &'static str,
-        url: &str,
-        payload: Option<&Value>,
-    ) -> Result<Reply, Cause> {
-        self.account
-            .post(self.session, self.directory, endpoint, url, payload)
-            .await
-    }
-
-    /// The order that `pending` names, or a new one when it has no URL, or the
-    /// CA no longer knows it or has given it up.
+    /// The order at `pending`'s URL; a new one without a URL, or if the CA no
+    /// longer knows the order or calls it invalid.
     async fn open(
         &self,
         pending: &mut PendingOrder,
         journal: &mut dyn Journal,
-    ) -> Result<Placed, Cause> {
+    ) -> Result<PlacedOrder, Cause> {
         if let Some(url) = pending.url.clone() {
             match self.post("order", &url, None).await {
                 Ok(reply) => {
-                    let order = Placed::new(url, &reply)?;
+                    let order = PlacedOrder::new(url, &reply)?;
                     if order.state.status != OrderStatus::Invalid {
                         return Ok(order);
                     }
@@ -103,17 +59,17 @@ impl Flow<'_> {
         let url = reply
             .location
             .clone()
-            .ok_or_else(|| Cause::Protocol("a new order without its URL".into()))?;
+            .ok_or_else(|| Cause::Protocol("a new order without a URL".into()))?;
         https(&url)?;
-        // Before the rest is even read: the order exists.
+        // Stored before the body is read: the order exists.
         pending.url = Some(url.clone());
         journal.order(pending).await.map_err(Cause::Journal)?;
-        Placed::new(url, &reply)
+        PlacedOrder::new(url, &reply)
     }
 
-    /// A predecessor that was replaced or forgotten must never keep a
-    /// certificate from being renewed: whatever a CA has against `replaces`,
-    /// it is asked once more without, at once.
+    /// Places the order. If the CA objects to it, the order is placed once more
+    /// without `replaces`: an unknown or replaced predecessor must never prevent a
+    /// renewal.
     async fn place(&self, pending: &mut PendingOrder) -> Result<Reply, Cause> {
         if let Some(profile) = &pending.profile
             && !self.directory.meta.profiles.contains_key(profile)
@@ -125,14 +81,14 @@ impl Flow<'_> {
         }
         let url = &self.directory.new_order;
         if pending.replaces.is_some() {
-            let answered = self.post("new-order", url, Some(&request(pending)?)).await;
-            match answered {
+            let reply = self.post("new-order", url, Some(&request(pending)?)).await;
+            match reply {
                 Err(Cause::NotProven(_)) => {}
                 Err(cause) => match cause.objection() {
                     None | Some("accountDoesNotExist" | "paused") => return Err(cause),
                     Some(_) => tracing::info!(
                         error = %cause,
-                        "the CA does not take this as a replacement; ordering without"
+                        "the CA refuses the order with `replaces`; ordering without it"
                     ),
                 },
                 Ok(reply) => return Ok(reply),
@@ -142,8 +98,12 @@ impl Flow<'_> {
         self.post("new-order", url, Some(&request(pending)?)).await
     }
 
-    /// From authorized to issued.
-    async fn conclude(&self, order: &mut Placed, pending: &PendingOrder) -> Result<(), Failed> {
+    /// Finalizes an authorized order and waits until it is valid.
+    async fn conclude(
+        &self,
+        order: &mut PlacedOrder,
+        pending: &PendingOrder,
+    ) -> Result<(), Failed> {
         let phase = Phase::Finalize;
         let never = std::future::pending;
         let mut tries = 0;
@@ -170,7 +130,7 @@ impl Flow<'_> {
         }
     }
 
-    async fn finalize(&self, order: &mut Placed, pending: &PendingOrder) -> Result<(), Cause> {
+    async fn finalize(&self, order: &mut PlacedOrder, pending: &PendingOrder) -> Result<(), Cause> {
         let csr = signing_request(pending).map_err(|error| Cause::Journal(error.into()))?;
         let payload = json!({"csr": encode(&csr)});
         let url = order.state.finalize.clone();
@@ -178,12 +138,12 @@ impl Flow<'_> {
             Ok(reply) => {
                 order.update(&reply)?;
                 if order.state.status == OrderStatus::Ready {
-                    // It has the request; its answer was older than that.
+                    // The CA accepted the request, but replied with the earlier state.
                     order.state.status = OrderStatus::Processing;
                 }
                 Ok(())
             }
-            // Finalized by a run that never heard of it, or not quite ready yet.
+            // Not quite ready, or finalized by an earlier run that lost the reply.
             Err(cause) if cause.refusal() == Some("orderNotReady") => {
                 let still = [OrderStatus::Pending];
                 self.poll(order, &still, SETTLING, std::future::pending())
@@ -193,7 +153,7 @@ impl Flow<'_> {
         }
     }
 
-    async fn download(&self, order: &Placed) -> Result<String, Cause> {
+    async fn download(&self, order: &PlacedOrder) -> Result<String, Cause> {
         let url = order
             .state
             .certificate
@@ -214,7 +174,10 @@ impl Flow<'_> {
                 return Ok(other);
             }
         }
-        tracing::warn!(name, "no chain of the CA ends there; its default is taken");
+        tracing::warn!(
+            name,
+            "the CA offers no chain with this topmost issuer; using its default chain"
+        );
         Ok(chain)
     }
 }
@@ -225,13 +188,13 @@ fn request(pending: &PendingOrder) -> Result<Value, Cause> {
     if let Some(profile) = &pending.profile {
         order = order.profile(profile);
     }
-    if let Some((authority, serial)) = pending
+    if let Some((key_identifier, serial)) = pending
         .replaces
         .as_deref()
         .and_then(|id| id.split_once('.'))
     {
         order = order.replaces(CertificateIdentifier {
-            authority_key_identifier: authority.into(),
+            authority_key_identifier: key_identifier.into(),
             serial: serial.into(),
         });
     }
@@ -250,7 +213,7 @@ fn chain(reply: &Reply) -> Result<String, Cause> {
         .ok()
         .filter(|text| text.contains("-----BEGIN CERTIFICATE-----"))
         .map(str::to_owned)
-        .ok_or_else(|| Cause::Protocol("what came as the certificate is not PEM".into()))
+        .ok_or_else(|| Cause::Protocol("the certificate is not PEM".into()))
 }
 
 fn signing_request(pending: &PendingOrder) -> Result<Vec<u8>, rcgen::Error> {
@@ -274,12 +237,12 @@ mod tests {
 
     async fn run(client: &Client, pending: PendingOrder) -> (Result<String, Cause>, Memory) {
         let mut journal = Memory::default();
-        let ended = client.issue(pending, &mut journal).await;
-        (ended.map_err(|error| error.cause), journal)
+        let result = client.issue(pending, &mut journal).await;
+        (result.map_err(|error| error.cause), journal)
     }
 
     #[tokio::test]
-    async fn one_name_takes_the_requests_it_must_and_no_more() {
+    async fn issue_sends_only_the_necessary_requests() {
         let ca = FakeCa::new();
         let client = ca.client();
         issue(&client).await.unwrap();
@@ -293,25 +256,25 @@ mod tests {
             "certificate",
         ];
         let first = ["directory", "new-nonce", "new-account"];
-        assert_eq!(ca.seen(), [&first[..], &order].concat());
-        // The directory, the account and a nonce are there already.
-        let (ended, _) = run(&client, pending(&["a.example"])).await;
-        ended.unwrap();
-        assert_eq!(ca.seen(), order);
+        assert_eq!(ca.take_endpoints(), [&first[..], &order].concat());
+        // The client has the directory, the account and a nonce.
+        let (result, _) = run(&client, pending(&["a.example"])).await;
+        result.unwrap();
+        assert_eq!(ca.take_endpoints(), order);
         ca.issue_at_once();
         run(&client, pending(&["a.example"])).await.0.unwrap();
         let at_once = ["finalize", "certificate"];
-        assert_eq!(ca.seen(), [&order[..4], &at_once].concat());
+        assert_eq!(ca.take_endpoints(), [&order[..4], &at_once].concat());
     }
 
     #[tokio::test]
-    async fn whatever_a_ca_has_against_replaces_it_is_asked_once_more_without() {
+    async fn order_is_placed_once_more_without_replaces_after_any_objection() {
         let refusals = [
             (409, "alreadyReplaced"),
             (404, "malformed"),
             (403, "unauthorized"),
             (400, "malformed"),
-            // Pebble's word when it does not find the predecessor.
+            // Pebble, for an unknown predecessor.
             (500, "serverInternal"),
         ];
         for (status, kind) in refusals {
@@ -320,15 +283,15 @@ mod tests {
             let mut order = pending(&["a.example"]);
             order.replaces = Some("YQ.Yg".into());
             ca.script("new-order", Scripted::problem(status, kind));
-            let (ended, journal) = run(&client, order.clone()).await;
-            ended.unwrap();
+            let (result, journal) = run(&client, order.clone()).await;
+            result.unwrap();
             let sent = ca.payloads("new-order");
             assert_eq!(sent.len(), 2, "{status}");
             assert_eq!(sent[0]["replaces"], "YQ.Yg");
             assert!(sent[1].get("replaces").is_none());
             assert_eq!(journal.orders[0].replaces, None);
-            // Refused again without it: that is the end.
-            ca.seen();
+            // A refusal without `replaces` is final.
+            ca.take_endpoints();
             for _ in 0..2 {
                 ca.script("new-order", Scripted::problem(status, kind));
             }
@@ -341,19 +304,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_ca_that_is_down_has_nothing_against_replaces() {
+    async fn order_keeps_replaces_during_an_outage() {
         let ca = FakeCa::new();
         let mut order = pending(&["a.example"]);
         order.replaces = Some("YQ.Yg".into());
         let gateway = Scripted(502, "text/html", "<html>".into(), vec![]);
         ca.script("new-order", gateway);
-        let (ended, _) = run(&ca.client(), order).await;
-        assert!(matches!(ended, Err(Cause::Unreachable(_))), "{ended:?}");
+        let (result, _) = run(&ca.client(), order).await;
+        assert!(matches!(result, Err(Cause::Unreachable(_))), "{result:?}");
         assert_eq!(ca.count("new-order"), 1);
     }
 
     #[tokio::test]
-    async fn a_rate_limit_is_no_reason_to_drop_replaces() {
+    async fn order_keeps_replaces_at_a_rate_limit() {
         let ca = FakeCa::new();
         let mut order = pending(&["a.example"]);
         order.replaces = Some("YQ.Yg".into());
@@ -361,13 +324,13 @@ mod tests {
             "new-order",
             Scripted::problem(429, "rateLimited").with("retry-after", 90),
         );
-        let (ended, _) = run(&ca.client(), order).await;
+        let (result, _) = run(&ca.client(), order).await;
         let Err(Cause::RateLimited {
             message,
             retry_after,
-        }) = ended
+        }) = result
         else {
-            panic!("{ended:?}")
+            panic!("{result:?}")
         };
         assert_eq!(retry_after, Some(Duration::from_secs(90)));
         let until = (NOW + Duration::from_secs(90)).to_string();
@@ -376,7 +339,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn replaces_is_for_a_ca_that_suggests_windows() {
+    async fn order_omits_replaces_for_a_ca_without_renewal_info() {
         let ca = FakeCa::new();
         let url = |name: &str| format!("https://ca.test/{name}");
         ca.script("directory", Scripted::json(&json!({
@@ -389,16 +352,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_orders_url_is_stored_though_its_body_makes_no_sense() {
+    async fn order_url_is_stored_when_the_body_is_invalid() {
         let ca = FakeCa::new();
         let client = ca.client();
-        let nonsense = Scripted(201, "application/json", "{".into(), vec![]);
+        let invalid = Scripted(201, "application/json", "{".into(), vec![]);
         ca.script(
             "new-order",
-            nonsense.with("location", "https://ca.test/order/7"),
+            invalid.with("location", "https://ca.test/order/7"),
         );
-        let (ended, journal) = run(&client, pending(&["a.example"])).await;
-        assert!(matches!(ended, Err(Cause::Protocol(_))), "{ended:?}");
+        let (result, journal) = run(&client, pending(&["a.example"])).await;
+        assert!(matches!(result, Err(Cause::Protocol(_))), "{result:?}");
         assert_eq!(
             journal.orders[0].url.as_deref(),
             Some("https://ca.test/order/7")
@@ -408,14 +371,14 @@ mod tests {
                 "new-order",
                 Scripted::json(&json!({})).with("location", location),
             );
-            let (ended, journal) = run(&client, pending(&["a.example"])).await;
-            assert!(matches!(ended, Err(Cause::Protocol(_))), "{ended:?}");
+            let (result, journal) = run(&client, pending(&["a.example"])).await;
+            assert!(matches!(result, Err(Cause::Protocol(_))), "{result:?}");
             assert!(journal.orders.is_empty(), "{location} was stored");
         }
     }
 
     #[tokio::test]
-    async fn a_lost_reply_at_any_step_is_resumed_by_the_url_that_is_stored() {
+    async fn order_is_resumed_by_its_url_after_a_lost_reply_at_any_step() {
         for endpoint in [
             "authorization",
             "challenge",
@@ -425,13 +388,13 @@ mod tests {
         ] {
             let ca = FakeCa::new();
             ca.lose_reply(endpoint);
-            let (ended, journal) = run(&ca.client(), pending(&["a.example"])).await;
+            let (result, journal) = run(&ca.client(), pending(&["a.example"])).await;
             assert!(
-                matches!(ended, Err(Cause::Unreachable(_))),
-                "{endpoint}: {ended:?}"
+                matches!(result, Err(Cause::Unreachable(_))),
+                "{endpoint}: {result:?}"
             );
             let stored = journal.orders.last().unwrap().clone();
-            ca.seen();
+            ca.take_endpoints();
             run(&ca.client(), stored).await.0.unwrap();
             assert_eq!(ca.orders(), 1, "{endpoint}");
             let again = usize::from(!["finalize", "certificate"].contains(&endpoint));
@@ -440,13 +403,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_order_that_is_gone_or_invalid_is_ordered_anew_and_an_outage_keeps_it() {
+    async fn order_is_placed_again_when_unknown_or_invalid_and_kept_in_an_outage() {
         let ca = FakeCa::new();
         let client = ca.client();
         let mut resumed = pending(&["a.example"]);
         resumed.url = Some("https://ca.test/order/99".into());
-        let (ended, journal) = run(&client, resumed.clone()).await;
-        ended.unwrap();
+        let (result, journal) = run(&client, resumed.clone()).await;
+        result.unwrap();
         assert_eq!(
             journal.orders[0].url.as_deref(),
             Some("https://ca.test/order/0")
@@ -461,14 +424,14 @@ mod tests {
             Scripted(502, "text/html", "<p>".into(), vec![]),
         ] {
             ca.script("order", scripted);
-            let (ended, _) = run(&client, resumed.clone()).await;
-            assert!(matches!(ended, Err(Cause::Unreachable(_))), "{ended:?}");
+            let (result, _) = run(&client, resumed.clone()).await;
+            assert!(matches!(result, Err(Cause::Unreachable(_))), "{result:?}");
         }
         assert_eq!(ca.orders(), 2);
     }
 
     #[tokio::test]
-    async fn an_order_not_ready_is_looked_at_again_and_then_finalized() {
+    async fn order_not_ready_is_polled_and_finalized_again() {
         let ca = FakeCa::new();
         ca.script("finalize", Scripted::problem(403, "orderNotReady"));
         issue(&ca.client()).await.unwrap();
@@ -476,7 +439,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_profile_is_the_orders_and_one_that_is_not_offered_is_not_sent() {
+    async fn profile_is_sent_with_the_order_only_if_the_ca_offers_it() {
         let ca = FakeCa::new();
         let client = ca.client();
         let mut order = pending(&["a.example"]);
@@ -496,7 +459,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn alternate_chains_are_fetched_only_for_a_preference() {
+    async fn alternate_chains_are_fetched_only_for_a_preferred_chain() {
         let certificate = |name: &str| {
             let pem_type = "application/pem-certificate-chain";
             Scripted(200, pem_type, pem(name), vec![]).with(
@@ -527,7 +490,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn redirects_html_and_nonsense_are_no_answers() {
+    async fn reply_is_invalid_for_redirects_html_and_unexpected_json() {
         let html = |status| Scripted(status, "text/html", "<p>hello</p>".into(), vec![]);
         let redirect =
             Scripted(302, "", String::new(), vec![]).with("location", "https://ca.test/x");
@@ -544,10 +507,10 @@ mod tests {
                 }
                 let ca = FakeCa::new();
                 ca.script(endpoint, scripted.clone());
-                let ended = issue(&ca.client()).await.map_err(|error| error.cause);
+                let result = issue(&ca.client()).await.map_err(|error| error.cause);
                 assert!(
-                    matches!(ended, Err(Cause::Protocol(_))),
-                    "{endpoint}: {ended:?}"
+                    matches!(result, Err(Cause::Protocol(_))),
+                    "{endpoint}: {result:?}"
                 );
             }
         }

@@ -1,82 +1,80 @@
-//! Looking at an order until it has moved on (RFC 8555 section 7.4): right
-//! after its validation was seen to arrive, else when the CA asks for it, else
-//! at growing distances.
+//! Polling an order until its status changes (RFC 8555 section 7.4): right after
+//! the CA fetched the answers, else after `Retry-After`, else at growing intervals.
 //!
-//! It never asks earlier than `Retry-After` says otherwise, and never waits
-//! without bound: an order that does not move on is left to be resumed.
+//! Without such a fetch it never polls before `Retry-After` ends, and it never waits
+//! without bound: after five minutes the order is left for a later run to resume.
 
 use std::pin::pin;
 use std::time::Duration;
 
 use instant_acme::{OrderState, OrderStatus};
 
+use super::documents;
 use super::error::Cause;
 use super::exchange::Reply;
-use super::order::Flow;
-use super::wire;
+use super::flow::Flow;
 
-/// After the CA was seen to fetch an answer, or took the request for the
-/// certificate, it still has to write that down.
+/// The CA needs this long to record a validation or a certificate request.
 pub(super) const SETTLING: Duration = Duration::from_millis(50);
 pub(super) const FIRST_POLL: Duration = Duration::from_millis(250);
 const LONGEST_POLL: Duration = Duration::from_secs(5);
-/// An order that has not moved on by then is left to be resumed.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// The longest time to poll one status.
+const DEADLINE: Duration = Duration::from_secs(300);
 
-/// An order at the CA, as last seen.
-pub(super) struct Placed {
+/// An order at the CA, as of the last reply.
+pub(super) struct PlacedOrder {
     pub(super) url: String,
     pub(super) state: OrderState,
-    /// What the last reply asked for.
+    /// `Retry-After` of the last reply.
     pub(super) retry_after: Option<Duration>,
 }
 
-impl Placed {
+impl PlacedOrder {
     pub(super) fn new(url: String, reply: &Reply) -> Result<Self, Cause> {
         Ok(Self {
             url,
-            state: wire::order(&reply.body)?,
+            state: documents::order(&reply.body)?,
             retry_after: reply.retry_after,
         })
     }
 
     pub(super) fn update(&mut self, reply: &Reply) -> Result<(), Cause> {
-        self.state = wire::order(&reply.body)?;
+        self.state = documents::order(&reply.body)?;
         self.retry_after = reply.retry_after;
         Ok(())
     }
 }
 
 impl Flow<'_> {
-    /// Looks at the order until it has left the states in `still`: once as soon
-    /// as `nudge` ends, else when the CA asked for it, else after `first` and
-    /// then at growing distances.
+    /// Polls the order until its status is none of `still`: once when `observed`
+    /// ends, else after `Retry-After`, else after `first` and then at growing
+    /// intervals.
     pub(super) async fn poll(
         &self,
-        order: &mut Placed,
+        order: &mut PlacedOrder,
         still: &[OrderStatus],
         first: Duration,
-        nudge: impl Future<Output = ()>,
+        observed: impl Future<Output = ()>,
     ) -> Result<(), Cause> {
         let begun = self.clock.stopwatch();
-        let (mut nudge, mut nudged) = (pin!(nudge), false);
+        let (mut observed, mut was_observed) = (pin!(observed), false);
         let mut first = Some(first);
         for round in 0.. {
             let wait = match order.retry_after {
-                Some(asked) => asked.max(growing(SETTLING, round)),
+                Some(retry_after) => retry_after.max(growing(SETTLING, round)),
                 None => first
                     .take()
                     .unwrap_or_else(|| growing(FIRST_POLL, round - 1)),
             };
             first = None;
             let passed = self.clock.stopwatch().saturating_sub(begun);
-            if passed + wait > PATIENCE {
+            if passed + wait > DEADLINE {
                 break;
             }
             tokio::select! {
                 biased;
-                () = &mut nudge, if !nudged => {
-                    nudged = true;
+                () = &mut observed, if !was_observed => {
+                    was_observed = true;
                     self.pause(SETTLING).await;
                 }
                 () = self.pause(wait) => {}
@@ -87,11 +85,7 @@ impl Flow<'_> {
                 return Ok(());
             }
         }
-        Err(Cause::TimedOut(PATIENCE))
-    }
-
-    pub(super) async fn pause(&self, length: Duration) {
-        self.clock.sleep(length).await;
+        Err(Cause::TimedOut(DEADLINE))
     }
 }
 
@@ -119,11 +113,11 @@ mod tests {
 
     async fn issue_with_journal(ca: &std::sync::Arc<FakeCa>) -> (Result<String, Cause>, Memory) {
         let mut journal = Memory::default();
-        let ended = ca
+        let result = ca
             .client()
             .issue(pending(&["a.example"]), &mut journal)
             .await;
-        (ended.map_err(|error| error.cause), journal)
+        (result.map_err(|error| error.cause), journal)
     }
 
     fn gaps(times: &[Timestamp]) -> Vec<Duration> {
@@ -134,9 +128,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn polls_keep_to_retry_after_in_both_its_forms() {
+    async fn poll_waits_for_retry_after_in_both_forms() {
         let ca = FakeCa::new();
-        // The hit was seen: right away. Then as asked.
+        // The first poll follows the CA's fetch, the others `Retry-After`.
         let pending =
             json!({"status": "pending", "authorizations": [], "finalize": "https://ca.test/f"});
         ca.script("order", Scripted::json(&pending).with("retry-after", 7));
@@ -157,13 +151,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_retry_after_polls_grow_apart_and_end() {
+    async fn poll_interval_grows_and_ends_without_retry_after() {
         let ca = FakeCa::new();
         for _ in 0..200 {
             ca.script("order", still_processing());
         }
-        let (ended, _) = issue_with_journal(&ca).await;
-        assert!(matches!(ended, Err(Cause::TimedOut(_))), "{ended:?}");
+        let (result, _) = issue_with_journal(&ca).await;
+        assert!(matches!(result, Err(Cause::TimedOut(_))), "{result:?}");
         let gaps = gaps(&ca.times("order"));
         let milliseconds: Vec<_> = gaps.iter().map(Duration::as_millis).collect();
         assert_eq!(milliseconds[1..7], [250, 500, 1000, 2000, 4000, 5000]);
@@ -171,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_clock_that_is_set_back_makes_nobody_wait_longer() {
+    async fn poll_is_not_longer_after_clock_is_set_back() {
         for readings in [0, 3, 10, 30] {
             let ca = FakeCa::new();
             for _ in 0..200 {
@@ -179,18 +173,18 @@ mod tests {
             }
             let ten_years = Duration::from_secs(3652 * 86_400);
             ca.clock.set_back_after(readings, ten_years);
-            let (ended, _) = issue_with_journal(&ca).await;
-            assert!(matches!(ended, Err(Cause::TimedOut(_))), "{ended:?}");
+            let (result, _) = issue_with_journal(&ca).await;
+            assert!(matches!(result, Err(Cause::TimedOut(_))), "{result:?}");
             assert!(ca.times("order").len() < 75);
         }
     }
 
     #[tokio::test]
-    async fn a_ca_that_asks_for_more_than_our_patience_is_left_at_once() {
+    async fn poll_ends_at_once_when_retry_after_exceeds_the_deadline() {
         let ca = FakeCa::new();
         ca.script("finalize", still_processing().with("retry-after", 86_400));
-        let (ended, journal) = issue_with_journal(&ca).await;
-        assert!(matches!(ended, Err(Cause::TimedOut(_))), "{ended:?}");
+        let (result, journal) = issue_with_journal(&ca).await;
+        assert!(matches!(result, Err(Cause::TimedOut(_))), "{result:?}");
         assert!(ca.clock.now().since(NOW) < Duration::from_secs(1));
         assert!(journal.orders[0].url.is_some());
     }

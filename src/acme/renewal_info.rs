@@ -1,23 +1,23 @@
-//! When the CA would have a certificate renewed (RFC 9773 section 4): an
-//! unsigned GET. It judges no window; [`crate::renew::window`] does.
+//! The CA's suggested renewal window (RFC 9773 section 4), by an unsigned GET. It
+//! never judges a window; [`crate::renew::window`] does.
 
 use std::time::Duration;
 
 use super::error::Cause;
-use super::exchange::Session;
+use super::exchange::Transport;
 use crate::record::Window;
 use crate::text::printable;
 use crate::time::{Clock, Timestamp};
 
-/// Where the CA does not say when to ask again.
-const ASK_AGAIN: Duration = Duration::from_secs(6 * 3600);
-/// Before the second and the third try (section 4.3.3).
-const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
+/// The interval without a `Retry-After`.
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(6 * 3600);
+/// The pauses before the second and the third try (section 4.3.3).
+const RETRY_PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
 
-/// The suggested window of the certificate `id` and when to ask again; `None`
-/// when `id` is no certificate identifier.
-pub(super) async fn ask(
-    session: &Session,
+/// The suggested window of the certificate `id` and when to fetch it again; `None`
+/// if `id` is not a certificate identifier.
+pub(super) async fn fetch(
+    transport: &Transport,
     url: &str,
     id: &str,
     clock: &dyn Clock,
@@ -26,13 +26,13 @@ pub(super) async fn ask(
         return Ok(None);
     }
     let url = format!("{}/{id}", url.trim_end_matches('/'));
-    let mut pauses = PAUSES.iter();
+    let mut pauses = RETRY_PAUSES.iter();
     let reply = loop {
-        match (session.get("renewal-info", &url).await, pauses.next()) {
+        match (transport.get("renewal-info", &url).await, pauses.next()) {
             (Err(Cause::Unreachable(_)), Some(pause)) => {
                 clock.sleep(*pause).await;
             }
-            (ended, _) => break ended?,
+            (result, _) => break result?,
         }
     };
     let info: instant_acme::RenewalInfo = reply.json()?;
@@ -43,19 +43,24 @@ pub(super) async fn ask(
         start: Timestamp::from(info.suggested_window.start),
         end: Timestamp::from(info.suggested_window.end),
     };
-    Ok(Some((window, reply.retry_after.unwrap_or(ASK_AGAIN))))
+    Ok(Some((
+        window,
+        reply.retry_after.unwrap_or(DEFAULT_INTERVAL),
+    )))
 }
 
-/// `base64url.base64url` (section 4.1); anything else would change the URL.
+/// `base64url.base64url` (section 4.1); other characters would change the URL's path.
 fn is_identifier(text: &str) -> bool {
-    let fine = |part: &str| {
+    let is_base64url = |part: &str| {
         !part.is_empty()
             && part
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
     text.split_once('.')
-        .is_some_and(|(authority, serial)| fine(authority) && fine(serial))
+        .is_some_and(|(key_identifier, serial)| {
+            is_base64url(key_identifier) && is_base64url(serial)
+        })
 }
 
 #[cfg(test)]
@@ -65,55 +70,58 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    async fn asked(
+    async fn fetched(
         ca: &std::sync::Arc<FakeCa>,
         id: &str,
     ) -> Result<Option<(Window, Duration)>, AcmeError> {
         let mut journal = Memory::default();
-        let ended = ca.client().renewal_info(id, &mut journal).await;
-        assert!(journal.account.is_none(), "an account was made for it");
-        ended
+        let result = ca.client().renewal_info(id, &mut journal).await;
+        assert!(
+            journal.account.is_none(),
+            "renewal information needed an account"
+        );
+        result
     }
 
     #[tokio::test]
-    async fn a_window_needs_the_directory_alone_and_has_a_default_pause() {
+    async fn window_needs_no_account_and_has_a_default_interval() {
         let ca = FakeCa::new();
-        let (window, again) = asked(&ca, "YQ.Yg").await.unwrap().unwrap();
+        let (window, interval) = fetched(&ca, "YQ.Yg").await.unwrap().unwrap();
         assert_eq!(window.start.to_string(), "2027-02-01T00:00:00Z");
-        assert_eq!(again, ASK_AGAIN);
-        assert_eq!(ca.seen(), ["directory", "renewal-info"]);
+        assert_eq!(interval, DEFAULT_INTERVAL);
+        assert_eq!(ca.take_endpoints(), ["directory", "renewal-info"]);
         let info = json!({"suggestedWindow": {"start": "2027-02-01T00:00:00Z", "end": "2027-02-02T00:00:00Z"}});
         ca.script(
             "renewal-info",
             Scripted::json(&info).with("retry-after", 900),
         );
-        let (_, again) = asked(&ca, "YQ.Yg").await.unwrap().unwrap();
-        assert_eq!(again, Duration::from_secs(900));
+        let (_, interval) = fetched(&ca, "YQ.Yg").await.unwrap().unwrap();
+        assert_eq!(interval, Duration::from_secs(900));
     }
 
     #[tokio::test]
-    async fn an_outage_is_tried_three_times_with_pauses() {
+    async fn fetch_tries_three_times_in_an_outage() {
         let ca = FakeCa::new();
         let down = || Scripted(502, "text/html", String::new(), vec![]);
         for _ in 0..2 {
             ca.script("renewal-info", down());
         }
-        asked(&ca, "YQ.Yg").await.unwrap().unwrap();
+        fetched(&ca, "YQ.Yg").await.unwrap().unwrap();
         assert_eq!(ca.count("renewal-info"), 3);
         assert_eq!(ca.clock.now().since(NOW), Duration::from_secs(5));
         for _ in 0..3 {
             ca.script("renewal-info", down());
         }
-        let ended = asked(&ca, "YQ.Yg").await;
-        assert!(matches!(ended.unwrap_err().cause, Cause::Unreachable(_)));
+        let result = fetched(&ca, "YQ.Yg").await;
+        assert!(matches!(result.unwrap_err().cause, Cause::Unreachable(_)));
         assert_eq!(ca.count("renewal-info"), 6);
     }
 
     #[tokio::test]
-    async fn no_window_no_sense_and_a_refusal_are_told_apart() {
+    async fn fetch_distinguishes_no_window_invalid_reply_and_refusal() {
         let ca = FakeCa::new();
-        assert!(asked(&ca, "../../new-order").await.unwrap().is_none());
-        assert!(asked(&ca, "YQ").await.unwrap().is_none());
+        assert!(fetched(&ca, "../../new-order").await.unwrap().is_none());
+        assert!(fetched(&ca, "YQ").await.unwrap().is_none());
         assert_eq!(ca.count("renewal-info"), 0);
         for body in [
             "",
@@ -126,15 +134,15 @@ mod tests {
                 "renewal-info",
                 Scripted(200, "application/json", body.into(), vec![]),
             );
-            let ended = asked(&ca, "YQ.Yg").await;
+            let result = fetched(&ca, "YQ.Yg").await;
             assert!(
-                matches!(ended.unwrap_err().cause, Cause::Protocol(_)),
+                matches!(result.unwrap_err().cause, Cause::Protocol(_)),
                 "{body}"
             );
         }
         ca.script("renewal-info", Scripted::problem(404, "malformed"));
         assert!(matches!(
-            asked(&ca, "YQ.Yg").await.unwrap_err().cause,
+            fetched(&ca, "YQ.Yg").await.unwrap_err().cause,
             Cause::Refused(_)
         ));
         ca.script(
@@ -142,7 +150,7 @@ mod tests {
             Scripted::problem(429, "rateLimited").with("retry-after", 60),
         );
         assert!(matches!(
-            asked(&ca, "YQ.Yg").await.unwrap_err().cause,
+            fetched(&ca, "YQ.Yg").await.unwrap_err().cause,
             Cause::RateLimited { .. }
         ));
     }

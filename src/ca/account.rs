@@ -1,5 +1,5 @@
-//! Accounts (RFC 8555 section 7.3): made, read, changed, given another key,
-//! deactivated.
+//! Account requests (RFC 8555 section 7.3): create, read, update, change the
+//! key, deactivate. Nothing is deleted.
 
 use axum::extract::{Path, State as Shared};
 use axum::response::Response;
@@ -9,8 +9,9 @@ use serde::Deserialize;
 
 use super::jws::{Jwk, Jws};
 use super::nonces::unguessable;
-use super::problem::{Kind, Problem};
-use super::server::{Server, Signed, Signer, check_active, reply};
+use super::problem::{ErrorType, Problem};
+use super::server::{Server, reply};
+use super::signed::{RequestSigner, Signed, check_active};
 use super::state::{Account, Id, Status};
 
 const MOST_CONTACTS: usize = 10;
@@ -27,13 +28,13 @@ struct NewAccount {
     external_account_binding: Option<serde_json::Value>,
 }
 
-/// Makes an account for the key that signed, or finds the one it has.
+/// Creates an account for the signing key, or returns the existing one.
 pub(super) async fn new_account(
     Shared(server): Shared<Server>,
     signed: Signed,
 ) -> Result<Response, Problem> {
-    let Signer::Key(key) = &signed.signer else {
-        return Err(Problem::malformed("newAccount is signed with a jwk"));
+    let RequestSigner::Key(key) = &signed.signer else {
+        return Err(Problem::malformed("a newAccount request carries a jwk"));
     };
     let new: NewAccount = signed.payload()?;
     if let Some((id, account)) = existing(&server, key) {
@@ -42,13 +43,13 @@ pub(super) async fn new_account(
     }
     if new.only_return_existing {
         let detail = "no account has this key";
-        return Err(Problem::new(Kind::AccountDoesNotExist, detail));
+        return Err(Problem::new(ErrorType::AccountDoesNotExist, detail));
     }
     let external = external_account(&server, &signed.url, key, &new)?;
     check_contacts(&new.contact)?;
     if server.0.settings.terms_of_service.is_some() && !new.terms_of_service_agreed {
         let detail = "the terms of service must be agreed to";
-        return Err(Problem::new(Kind::UserActionRequired, detail));
+        return Err(Problem::new(ErrorType::UserActionRequired, detail));
     }
     let account = Account {
         key: key.clone(),
@@ -59,7 +60,7 @@ pub(super) async fn new_account(
         binding: new.external_account_binding,
     };
     let made = server.change(|state| match state.account_with_key(key) {
-        // Two requests at once make one account.
+        // Two concurrent requests create one account.
         Some(id) => Ok((id.clone(), StatusCode::OK)),
         None => {
             let id = unguessable();
@@ -79,7 +80,7 @@ fn existing(server: &Server, key: &Jwk) -> Option<(Id, Account)> {
     })
 }
 
-/// RFC 8555 section 7.3.4.
+/// The external account of a new account (RFC 8555 section 7.3.4).
 fn external_account(
     server: &Server,
     url: &str,
@@ -91,8 +92,8 @@ fn external_account(
         if known.is_empty() {
             return Ok(None);
         }
-        let detail = "this CA wants an external account binding";
-        return Err(Problem::new(Kind::ExternalAccountRequired, detail));
+        let detail = "this CA requires an external account binding";
+        return Err(Problem::new(ErrorType::ExternalAccountRequired, detail));
     };
     let jws: Jws = serde_json::from_value(binding.clone())
         .map_err(|_| Problem::malformed("the external account binding is not one flattened JWS"))?;
@@ -102,12 +103,12 @@ fn external_account(
 
 fn check_contacts(contacts: &[String]) -> Result<(), Problem> {
     if contacts.len() > MOST_CONTACTS {
-        return Err(Problem::malformed("there are more than ten contacts"));
+        return Err(Problem::malformed("an account has at most ten contacts"));
     }
     for contact in contacts {
         let Some(address) = contact.strip_prefix("mailto:") else {
             let detail = "only mailto: contacts are supported";
-            return Err(Problem::new(Kind::UnsupportedContact, detail));
+            return Err(Problem::new(ErrorType::UnsupportedContact, detail));
         };
         let plain = address.len() <= 254
             && address
@@ -117,7 +118,7 @@ fn check_contacts(contacts: &[String]) -> Result<(), Problem> {
             && address.split('@').all(|part| !part.is_empty());
         if !plain {
             let detail = "a contact is not one plain e-mail address";
-            return Err(Problem::new(Kind::InvalidContact, detail));
+            return Err(Problem::new(ErrorType::InvalidContact, detail));
         }
     }
     Ok(())
@@ -143,7 +144,7 @@ struct Update {
     status: Option<String>,
 }
 
-/// Reads, changes or deactivates an account.
+/// Reads, updates or deactivates an account.
 pub(super) async fn account(
     Shared(server): Shared<Server>,
     Path(id): Path<Id>,
@@ -165,7 +166,7 @@ pub(super) async fn account(
         .is_some_and(|status| status != "deactivated" && status != "valid")
     {
         return Err(Problem::malformed(
-            "an account can be deactivated, nothing else",
+            "the only new status of an account is `deactivated`",
         ));
     }
     let changes = update.contact.is_some() || update.status.is_some();
@@ -176,7 +177,7 @@ pub(super) async fn account(
         account.deactivated |= update.status.as_deref() == Some("deactivated");
         account.clone()
     };
-    let gone = || Problem::new(Kind::AccountDoesNotExist, "no such account");
+    let gone = || Problem::new(ErrorType::AccountDoesNotExist, "no such account");
     let account = if changes {
         let changed = server.change(|state| Ok(state.accounts.get_mut(&id).map(apply)));
         changed.await?
@@ -193,13 +194,13 @@ pub(super) async fn account(
 
 fn own(signed: &Signed, id: &Id) -> Result<(), Problem> {
     if signed.account()? != id {
-        let detail = "that is another account";
-        return Err(Problem::new(Kind::Unauthorized, detail));
+        let detail = "the URL belongs to another account";
+        return Err(Problem::new(ErrorType::Unauthorized, detail));
     }
     Ok(())
 }
 
-/// The account's orders that are not invalid (RFC 8555 section 7.1.2.1).
+/// The account's orders without the invalid ones (RFC 8555 section 7.1.2.1).
 pub(super) async fn orders(
     Shared(server): Shared<Server>,
     Path(id): Path<Id>,
@@ -241,8 +242,8 @@ struct KeyChange {
     old_key: Jwk,
 }
 
-/// Gives an account another key (RFC 8555 section 7.3.5): the new one signs
-/// the old one, the account signs both.
+/// Changes the key of an account (RFC 8555 section 7.3.5): the new key signs the
+/// old key, and the account's key signs both.
 pub(super) async fn key_change(
     Shared(server): Shared<Server>,
     signed: Signed,
@@ -272,7 +273,7 @@ pub(super) async fn key_change(
     let changed = server.change(|state| {
         if let Some(other) = state.account_with_key(&new_key) {
             let other = server.url(&format!("/acme/account/{other}"));
-            return Err(Problem::malformed("an account has the new key already")
+            return Err(Problem::malformed("another account has the new key")
                 .with_status(StatusCode::CONFLICT)
                 .with_location(other));
         }

@@ -1,7 +1,7 @@
-//! The keys that sign: a root, made once and never again, and an intermediate
-//! that is made anew before it could end sooner than what it signs.
+//! The keys that sign: a root, which is never replaced, and an intermediate,
+//! which is replaced before it would expire sooner than a leaf that it signs.
 //!
-//! On disk: `root.pem` (0644) to be trusted, `root.key` (0600), and
+//! On disk: `root.pem` (0644) for clients to trust, `root.key` (0600), and
 //! `intermediate.pem` (0600) with key and certificate in one file, so that
 //! they are replaced together. RFC 5280.
 
@@ -21,7 +21,7 @@ use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::nonces::random_bytes;
-use super::request::Request;
+use super::request::SigningRequest;
 use super::{CaError, DAY, HOUR};
 use crate::certificate::Facts;
 use crate::identifier::Identifier;
@@ -29,18 +29,18 @@ use crate::time::Timestamp;
 use crate::{certificate, files};
 
 const ROOT_LIFETIME: Duration = Duration::from_secs(20 * 365 * 86_400);
-/// At least; twice as long as the leaf that it is made for, otherwise.
+/// The shortest lifetime of an intermediate: twice that of the leaf, if longer.
 const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
 
-/// The root and whatever signs in its name.
+/// The root and the current intermediate.
 pub(super) struct Authority {
     directory: Option<PathBuf>,
-    root: Signer,
-    intermediate: Mutex<Arc<Signer>>,
+    root: CaKey,
+    intermediate: Mutex<Arc<CaKey>>,
 }
 
 /// A CA certificate with its key.
-struct Signer {
+struct CaKey {
     pem: String,
     key_pem: certificate::Secret,
     not_after: Timestamp,
@@ -55,7 +55,7 @@ pub(super) struct Leaf {
 }
 
 impl Authority {
-    /// Loads what `directory` holds, or makes it.
+    /// Loads the keys from `directory`, or makes them.
     pub(super) fn open(directory: Option<&Path>, now: Timestamp) -> Result<Self, CaError> {
         let root = match directory {
             Some(directory) => open_root(directory, now)?,
@@ -80,10 +80,10 @@ impl Authority {
         &self.root.pem
     }
 
-    /// Signs what a checked request asks for; `not_after` is the last second.
+    /// Signs a checked request; `not_after` is the last valid second.
     pub(super) fn sign(
         &self,
-        request: &Request,
+        request: &SigningRequest,
         not_before: Timestamp,
         not_after: Timestamp,
         now: Timestamp,
@@ -97,7 +97,7 @@ impl Authority {
         )
     }
 
-    /// Signs a certificate with those very dates.
+    /// Signs a certificate with these dates.
     pub(super) fn sign_for(
         &self,
         public: &SubjectPublicKeyInfo,
@@ -108,7 +108,7 @@ impl Authority {
         self.sign_key(public, identifiers.iter(), validity.0, validity.1, now)
     }
 
-    /// Signs a certificate for the CA's own listener, and gives its key in PEM.
+    /// Signs a certificate for the CA's own listener: its key and chain.
     pub(super) fn sign_own(
         &self,
         identifiers: &[Identifier],
@@ -136,7 +136,7 @@ impl Authority {
             .map(alternative_name)
             .collect::<Result<_, _>>()?;
         params.not_before = instant(not_before);
-        // Near the root's own end a leaf is cut short rather than left unusable.
+        // A leaf that outlived its issuer would not verify.
         params.not_after = instant(not_after.min(signer.not_after));
         params.serial_number = Some(serial());
         params.is_ca = IsCa::ExplicitNoCa;
@@ -151,12 +151,12 @@ impl Authority {
         })
     }
 
-    /// The intermediate, made anew when it would end before `not_after`.
+    /// The intermediate, replaced if it would expire before `not_after`.
     fn intermediate_for(
         &self,
         not_after: Timestamp,
         now: Timestamp,
-    ) -> Result<Arc<Signer>, CaError> {
+    ) -> Result<Arc<CaKey>, CaError> {
         let mut current = self
             .intermediate
             .lock()
@@ -170,13 +170,13 @@ impl Authority {
     }
 }
 
-fn open_root(directory: &Path, now: Timestamp) -> Result<Signer, CaError> {
+fn open_root(directory: &Path, now: Timestamp) -> Result<CaKey, CaError> {
     let (pem_path, key_path) = (directory.join("root.pem"), directory.join("root.key"));
     files::make_directory(directory, 0o700).map_err(|error| io_error(directory, error))?;
     match (read(&pem_path)?, read(&key_path)?) {
         (Some(pem), Some(key)) => signer(pem, key, &pem_path),
         (Some(_), None) => Err(corrupt_file(&pem_path, "its key `root.key` is missing")),
-        // Without `root.pem` nobody can have trusted the key yet.
+        // Without `root.pem` no client can trust the key yet: it is replaced.
         (None, _) => {
             let made = make_root(now)?;
             let write = |path: &Path, mode, text: &str| {
@@ -189,7 +189,7 @@ fn open_root(directory: &Path, now: Timestamp) -> Result<Signer, CaError> {
     }
 }
 
-fn make_root(now: Timestamp) -> Result<Signer, CaError> {
+fn make_root(now: Timestamp) -> Result<CaKey, CaError> {
     let key = KeyPair::generate()?;
     let params = ca_params(
         "root",
@@ -201,14 +201,14 @@ fn make_root(now: Timestamp) -> Result<Signer, CaError> {
     signer(pem, key.serialize_pem(), Path::new("the new root"))
 }
 
-fn read_intermediate(directory: &Path, root: &Signer) -> Result<Option<Signer>, CaError> {
+fn read_intermediate(directory: &Path, root: &CaKey) -> Result<Option<CaKey>, CaError> {
     let path = directory.join("intermediate.pem");
     let Some(text) = read(&path)? else {
         return Ok(None);
     };
     const BOUNDARY: &str = "-----BEGIN CERTIFICATE-----";
     let Some(at) = text.find(BOUNDARY) else {
-        return Err(corrupt_file(&path, "it holds no certificate"));
+        return Err(corrupt_file(&path, "no certificate found"));
     };
     let (key, pem) = text.split_at(at);
     let stored = signer(pem.to_owned(), key.to_owned(), &path)?;
@@ -222,10 +222,10 @@ fn read_intermediate(directory: &Path, root: &Signer) -> Result<Option<Signer>, 
 
 fn make_intermediate(
     directory: Option<&Path>,
-    root: &Signer,
+    root: &CaKey,
     now: Timestamp,
     needed: Timestamp,
-) -> Result<Signer, CaError> {
+) -> Result<CaKey, CaError> {
     let key = KeyPair::generate()?;
     let lifetime = INTERMEDIATE_LIFETIME.max(needed.since(now) * 2);
     let not_after = (now + lifetime).min(root.not_after);
@@ -252,8 +252,8 @@ fn ca_params(
 ) -> CertificateParams {
     let mut params = CertificateParams::default();
     let serial = serial();
-    // Two roots on one machine must differ by more than their keys: browsers
-    // and `openssl` find an issuer by its name.
+    // Browsers and `openssl` find an issuer by its name, so the names of two
+    // roots on one machine must differ.
     let tag: String = serial.to_bytes()[..4]
         .iter()
         .map(|byte| format!("{byte:02x}"))
@@ -273,18 +273,18 @@ fn ca_params(
     params
 }
 
-fn signer(pem: String, key_pem: String, path: &Path) -> Result<Signer, CaError> {
+fn signer(pem: String, key_pem: String, path: &Path) -> Result<CaKey, CaError> {
     let der = der(&pem, path)?;
     let certificate = parsed(&der, path)?;
     let key = KeyPair::from_pem(&key_pem)
-        .map_err(|_| corrupt_file(path, "its private key is not readable"))?;
+        .map_err(|_| corrupt_file(path, "its private key is invalid"))?;
     if certificate.public_key().raw != key.subject_public_key_info() {
         return Err(corrupt_file(
             path,
             "the private key belongs to another certificate",
         ));
     }
-    Ok(Signer {
+    Ok(CaKey {
         not_after: Timestamp::from_seconds(certificate.validity().not_after.timestamp()),
         issuer: Issuer::from_ca_cert_der(&der, key)?,
         key_pem: certificate::Secret::new(key_pem),
@@ -294,7 +294,7 @@ fn signer(pem: String, key_pem: String, path: &Path) -> Result<Signer, CaError> 
 
 fn der(pem: &str, path: &Path) -> Result<CertificateDer<'static>, CaError> {
     CertificateDer::from_pem_slice(pem.as_bytes())
-        .map_err(|_| corrupt_file(path, "it is not a certificate in PEM"))
+        .map_err(|_| corrupt_file(path, "not a valid certificate in PEM"))
 }
 
 fn parsed<'a>(der: &'a CertificateDer<'_>, path: &Path) -> Result<X509Certificate<'a>, CaError> {
@@ -310,7 +310,7 @@ fn alternative_name(identifier: &Identifier) -> Result<SanType, rcgen::Error> {
     })
 }
 
-/// 126 bits of chance, positive and of full length (RFC 5280 section 4.1.2.2).
+/// 126 random bits, positive and of full length (RFC 5280 section 4.1.2.2).
 fn serial() -> SerialNumber {
     let mut bytes = random_bytes();
     bytes[0] = bytes[0] & 0x3f | 0x40;

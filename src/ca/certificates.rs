@@ -1,5 +1,5 @@
-//! Certificates that were signed: downloaded (RFC 8555 section 7.4.2), revoked
-//! (section 7.6), and when to renew them (RFC 9773).
+//! Requests about issued certificates: download (RFC 8555 section 7.4.2), revoke
+//! (section 7.6), renewal information (RFC 9773). They sign nothing.
 
 use axum::body::Body;
 use axum::extract::{Path, State as Shared};
@@ -12,9 +12,10 @@ use serde::Deserialize;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::jws::decode;
-use super::problem::{Kind, Problem};
+use super::problem::{ErrorType, Problem};
 use super::renewal;
-use super::server::{Server, Signed, Signer, reply};
+use super::server::{Server, reply};
+use super::signed::{RequestSigner, Signed};
 use super::state::{Revocation, State};
 use crate::certificate::Facts;
 use crate::time::Timestamp;
@@ -42,7 +43,7 @@ pub(super) async fn certificate(
 }
 
 #[derive(Deserialize)]
-struct Revoke {
+struct RevocationRequest {
     certificate: String,
     #[serde(default)]
     reason: u8,
@@ -51,18 +52,18 @@ struct Revoke {
 /// The reasons of RFC 5280 section 5.3.1 that a subscriber may give.
 const REASONS: [u8; 5] = [0, 1, 3, 4, 5];
 
-/// Remembers that a certificate is revoked.
+/// Records the revocation of a certificate.
 pub(super) async fn revoke(
     Shared(server): Shared<Server>,
     signed: Signed,
 ) -> Result<Response, Problem> {
-    let wish: Revoke = signed.payload()?;
-    let der = CertificateDer::from(decode(&wish.certificate)?);
+    let request: RevocationRequest = signed.payload()?;
+    let der = CertificateDer::from(decode(&request.certificate)?);
     let facts = Facts::of(&der)
-        .map_err(|_| Problem::malformed("what is to be revoked is not a certificate in DER"))?;
-    if !REASONS.contains(&wish.reason) {
-        let detail = "the reason is none of 0, 1, 3, 4 and 5";
-        return Err(Problem::new(Kind::BadRevocationReason, detail));
+        .map_err(|_| Problem::malformed("the certificate to revoke is not valid DER"))?;
+    if !REASONS.contains(&request.reason) {
+        let detail = "the reason must be 0, 1, 3, 4 or 5";
+        return Err(Problem::new(ErrorType::BadRevocationReason, detail));
     }
     let name = facts.renewal_id.unwrap_or_default();
     let now = server.now();
@@ -71,12 +72,12 @@ pub(super) async fn revoke(
         let certificate = state.certificates.get_mut(&name);
         let certificate = certificate.ok_or_else(|| Problem::not_found("certificate"))?;
         if certificate.revoked.is_some() {
-            let detail = "the certificate is revoked already";
-            return Err(Problem::new(Kind::AlreadyRevoked, detail));
+            let detail = "the certificate is already revoked";
+            return Err(Problem::new(ErrorType::AlreadyRevoked, detail));
         }
         certificate.revoked = Some(Revocation {
             at: now,
-            reason: wish.reason,
+            reason: request.reason,
         });
         Ok(())
     });
@@ -84,49 +85,52 @@ pub(super) async fn revoke(
     Ok(StatusCode::OK.into_response())
 }
 
-/// The account that ordered it, one that may order it now, or its own key.
+/// A revocation may come from the account that ordered the certificate, from one
+/// that may order it now, or from the certificate's own key.
 fn check_right(
     state: &State,
-    signer: &Signer,
+    signer: &RequestSigner,
     name: &str,
     der: &CertificateDer<'_>,
     now: Timestamp,
 ) -> Result<(), Problem> {
-    let held = state.certificates.get(name);
-    let stored =
-        held.and_then(|held| CertificateDer::from_pem_slice(held.chain_pem.as_bytes()).ok());
-    let (Some(held), true) = (held, stored.as_ref() == Some(der)) else {
+    let certificate = state.certificates.get(name);
+    let stored = certificate.and_then(|certificate| {
+        CertificateDer::from_pem_slice(certificate.chain_pem.as_bytes()).ok()
+    });
+    let (Some(certificate), true) = (certificate, stored.as_ref() == Some(der)) else {
         return Err(Problem::not_found("certificate"));
     };
     let may = match signer {
-        Signer::Account(account) => {
-            held.account == *account || state.is_authorized(account, &held.identifiers, now)
+        RequestSigner::Account(account) => {
+            certificate.account == *account
+                || state.is_authorized(account, &certificate.identifiers, now)
         }
-        Signer::Key(key) => X509Certificate::from_der(der)
+        RequestSigner::Key(key) => X509Certificate::from_der(der)
             .is_ok_and(|(_, certificate)| key.is_key_of(certificate.public_key())),
     };
     if may {
         Ok(())
     } else {
         let detail = "neither the account nor the key may revoke this certificate";
-        Err(Problem::new(Kind::Unauthorized, detail))
+        Err(Problem::new(ErrorType::Unauthorized, detail))
     }
 }
 
-/// The suggested window, for whoever asks.
+/// The suggested renewal window; the request is unsigned.
 pub(super) async fn renewal_info(
     Shared(server): Shared<Server>,
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
-    let held = server.look(|state| state.certificates.get(&id).cloned());
-    let held = held.ok_or_else(|| Problem::not_found("certificate"))?;
+    let certificate = server.look(|state| state.certificates.get(&id).cloned());
+    let certificate = certificate.ok_or_else(|| Problem::not_found("certificate"))?;
     let window = match server.suggestion(&id) {
         Ok(single) => single,
-        Err(policy) => renewal::window(&held, policy),
+        Err(policy) => renewal::window(&certificate, policy),
     };
     let json = serde_json::json!({
         "suggestedWindow": {"start": window.start, "end": window.end},
     });
-    let again = renewal::retry_after(&held).to_string();
-    Ok(reply(StatusCode::OK, &json, [(RETRY_AFTER, again)]))
+    let recheck = renewal::retry_after(&certificate).to_string();
+    Ok(reply(StatusCode::OK, &json, [(RETRY_AFTER, recheck)]))
 }

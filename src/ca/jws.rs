@@ -1,8 +1,8 @@
 //! Signed requests: flattened JWS (RFC 7515) as RFC 8555 section 6.2 narrows
 //! it, and the HS256 binding of section 7.3.4.
 //!
-//! It proves that a text was signed by a key. Whether the nonce is fresh, the
-//! URL the one asked for and the key an account's is for the caller to say.
+//! It verifies signatures only. The caller checks the nonce, the URL, and that
+//! the key belongs to an account.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{
@@ -15,10 +15,7 @@ use serde::{Deserialize, Serialize};
 use x509_parser::public_key::PublicKey as Spki;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
-use super::problem::{Kind, Problem};
-
-/// What `Jws::verify` takes.
-pub(super) const ALGORITHMS: [&str; 3] = ["ES256", "ES384", "RS256"];
+use super::problem::{ALGORITHMS, ErrorType, Problem};
 
 /// A public key as a JWK, of the kinds that may sign requests. Its JSON is
 /// the canonical one of RFC 7638.
@@ -37,7 +34,7 @@ impl TryFrom<serde_json::Value> for Jwk {
     type Error = Problem;
 
     fn try_from(jwk: serde_json::Value) -> Result<Self, Problem> {
-        let refused = |detail: &str| Problem::new(Kind::BadPublicKey, detail);
+        let refused = |detail: &str| Problem::new(ErrorType::BadPublicKey, detail);
         let text = |name: &str| jwk[name].as_str().unwrap_or("");
         let bytes = |name: &str| decode(text(name));
         let key = match (text("kty"), text("crv")) {
@@ -56,7 +53,7 @@ impl TryFrom<serde_json::Value> for Jwk {
                 }
                 Key::Rsa { modulus, exponent }
             }
-            _ => return Err(refused("the key is none of P-256, P-384 and RSA")),
+            _ => return Err(refused("the key must be P-256, P-384 or RSA")),
         };
         if ["d", "p", "q", "k"].iter().any(|name| !jwk[name].is_null()) {
             return Err(refused("the JWK holds a private key"));
@@ -68,7 +65,7 @@ impl TryFrom<serde_json::Value> for Jwk {
 fn point(x: &[u8], y: &[u8], length: usize) -> Result<Vec<u8>, Problem> {
     if x.len() != length || y.len() != length {
         let detail = "a coordinate of the key has the wrong length";
-        return Err(Problem::new(Kind::BadPublicKey, detail));
+        return Err(Problem::new(ErrorType::BadPublicKey, detail));
     }
     Ok([&[4], x, y].concat())
 }
@@ -97,7 +94,7 @@ impl Jwk {
         encode(digest(&SHA256, canonical.as_bytes()).as_ref())
     }
 
-    /// Whether a certificate or a request is for this very key.
+    /// Whether `spki`, of a certificate or a request, is this key.
     pub(super) fn is_key_of(&self, spki: &SubjectPublicKeyInfo<'_>) -> bool {
         match (&self.0, spki.parsed()) {
             (Key::P256(point) | Key::P384(point), Ok(Spki::EC(other))) => point == other.data(),
@@ -155,18 +152,18 @@ pub(super) struct Header {
 impl Jws {
     pub(super) fn parse(body: &[u8]) -> Result<Self, Problem> {
         serde_json::from_slice(body)
-            .map_err(|_| Problem::malformed("the body is not one flattened JWS"))
+            .map_err(|_| Problem::malformed("the body is not a valid flattened JWS"))
     }
 
-    /// The protected header, with an algorithm that is one of ours.
+    /// The protected header, with one of [`ALGORITHMS`].
     pub(super) fn header(&self) -> Result<Header, Problem> {
         let header = self.any_header()?;
         if !ALGORITHMS.contains(&header.alg.as_str()) {
             let detail = "the signature algorithm is not supported";
-            return Err(Problem::new(Kind::BadSignatureAlgorithm, detail));
+            return Err(Problem::new(ErrorType::BadSignatureAlgorithm, detail));
         }
         if header.jwk.is_some() == header.kid.is_some() {
-            return Err(Problem::malformed("exactly one of jwk and kid is needed"));
+            return Err(Problem::malformed("a request has either a jwk or a kid"));
         }
         Ok(header)
     }
@@ -174,31 +171,31 @@ impl Jws {
     fn any_header(&self) -> Result<Header, Problem> {
         let json: serde_json::Value = serde_json::from_slice(&decode(&self.protected)?)
             .map_err(|_| Problem::malformed("the protected header is not JSON"))?;
-        // The key is read first for the sake of its own error type.
+        // The key is parsed first, since it has its own error type.
         if let Some(jwk) = json.get("jwk") {
             Jwk::try_from(jwk.clone())?;
         }
         let header: Header = serde_json::from_value(json).map_err(|_| {
-            Problem::malformed("the protected header lacks a field or has a bad one")
+            Problem::malformed("a field of the protected header is missing or invalid")
         })?;
         if header.crit.is_some() {
-            return Err(Problem::malformed("no critical extension is understood"));
+            return Err(Problem::malformed("critical extensions are not supported"));
         }
         Ok(header)
     }
 
-    /// The payload, once `key` is seen to have signed it.
+    /// The payload, if `key` signed it.
     pub(super) fn verify(&self, header: &Header, key: &Jwk) -> Result<Vec<u8>, Problem> {
         let signature = decode(&self.signature)?;
         if key.verifies(&header.alg, self.message().as_bytes(), &signature) {
             decode(&self.payload)
         } else {
-            Err(Problem::malformed("the signature does not verify"))
+            Err(Problem::malformed("the signature is invalid"))
         }
     }
 
-    /// Checks an external account binding: made for `url` and `account` with
-    /// the HMAC key that `key` finds by its identifier, which is returned.
+    /// Checks an external account binding for `url` and `account`. `key` looks an
+    /// HMAC key up by its identifier, which is returned.
     pub(super) fn verify_binding<'a>(
         &self,
         url: &str,
@@ -217,14 +214,14 @@ impl Jws {
                 "the external account binding is for another URL",
             ));
         }
-        let refused = |detail| Problem::new(Kind::Unauthorized, detail);
-        let key = key(&kid).ok_or_else(|| refused("the external account is not known"))?;
+        let refused = |detail| Problem::new(ErrorType::Unauthorized, detail);
+        let key = key(&kid).ok_or_else(|| refused("unknown external account"))?;
         let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, key);
         let signature = decode(&self.signature)?;
         aws_lc_rs::hmac::verify(&key, self.message().as_bytes(), &signature)
-            .map_err(|_| refused("the external account binding does not verify"))?;
+            .map_err(|_| refused("the signature of the external account binding is invalid"))?;
         let bound: serde_json::Value = serde_json::from_slice(&decode(&self.payload)?)
-            .map_err(|_| Problem::malformed("the external account binding holds no JWK"))?;
+            .map_err(|_| Problem::malformed("the external account binding has no valid JWK"))?;
         if Jwk::try_from(bound)? != *account {
             return Err(Problem::malformed(
                 "the external account binding is for another account key",
@@ -254,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_thumbprint_is_that_of_rfc_7638() {
+    fn thumbprint_matches_the_example_of_rfc_7638() {
         let jwk = serde_json::json!({
             "kty": "RSA", "e": "AQAB", "alg": "RS256", "kid": "2011-04-29",
             "n": "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw",
@@ -279,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn each_algorithm_verifies_with_its_own_kind_of_key_only() {
+    fn algorithm_verifies_only_with_its_own_key_type() {
         use aws_lc_rs::rand::SystemRandom;
         use aws_lc_rs::signature::{self, EcdsaKeyPair, KeyPair};
         let random = SystemRandom::new();
@@ -334,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn weak_foreign_and_private_keys_are_refused() {
+    fn jwk_is_refused_when_weak_unsupported_or_private() {
         let short = encode(&[0xff; 128]);
         for jwk in [
             serde_json::json!({"kty": "RSA", "e": "AQAB", "n": short}),
@@ -344,7 +341,7 @@ mod tests {
             serde_json::json!("text"),
         ] {
             let problem = Jwk::try_from(jwk.clone()).unwrap_err();
-            assert_eq!(problem.kind, Kind::BadPublicKey, "{jwk}");
+            assert_eq!(problem.kind, ErrorType::BadPublicKey, "{jwk}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The CA on a socket: TLS with a certificate of its own, bounded in
-//! connections and in time. Dropping [`serve`]'s future ends every connection.
+//! The CA on a socket: TLS with a certificate of its own, bounded in connections
+//! and in time. Dropping the future of [`serve`] closes every connection.
 
 use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -27,11 +27,11 @@ const CONNECTIONS: usize = 256;
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 const HEADER_DEADLINE: Duration = Duration::from_secs(30);
 const LIFETIME: Duration = Duration::from_secs(30 * 86_400);
-/// After a failed accept, such as one for want of file descriptors.
-const BREATH: Duration = Duration::from_millis(100);
+/// The pause after a failed accept, for example without a free file descriptor.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The CA's own TLS certificate, for `localhost`, the loopback addresses and
-/// the address listened on; made anew before it expires.
+/// the address listened on; renewed before it expires.
 pub struct Identity {
     server: Server,
     identifiers: Vec<Identifier>,
@@ -67,7 +67,7 @@ impl Identity {
         if self.server.now() >= self.renew_at {
             match make(&self.server, &self.identifiers) {
                 Ok((config, renew_at)) => (self.config, self.renew_at) = (config, renew_at),
-                // The old one is good for days yet.
+                // The current certificate is still valid for days.
                 Err(error) => tracing::error!(%error, "the CA's own certificate was not renewed"),
             }
         }
@@ -104,7 +104,7 @@ impl Server {
     /// Serves the ACME server over TLS until the future is dropped.
     ///
     /// # Errors
-    /// Only when it cannot begin.
+    /// Only when it cannot start.
     pub async fn serve(self, listener: TcpListener) -> Result<(), CaError> {
         let address = listener
             .local_addr()
@@ -124,11 +124,11 @@ where
     S::Future: Send,
     S::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
         // The semaphore is never closed.
-        let Ok(place) = places.clone().acquire_owned().await else {
+        let Ok(permit) = permits.clone().acquire_owned().await else {
             return;
         };
         let accepted = tokio::select! {
@@ -136,13 +136,13 @@ where
             Some(_) = connections.join_next() => continue,
         };
         let Ok((stream, _)) = accepted else {
-            tokio::time::sleep(BREATH).await;
+            tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
         let (acceptor, service) = (identity.acceptor(), service.clone());
         connections.spawn(async move {
             converse(stream, acceptor, TowerToHyperService::new(service)).await;
-            drop(place);
+            drop(permit);
         });
     }
 }
@@ -152,13 +152,13 @@ where
     S: Service<Request<hyper::body::Incoming>, Response = Response<Body>>,
     S::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    // Small replies must not wait for the client's acknowledgement.
+    // Small replies should not wait for the client's acknowledgement.
     let _ = stream.set_nodelay(true);
     let accepted = tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await;
     let Ok(Ok(stream)) = accepted else {
         return;
     };
-    // Whatever ends a connection is the client's affair.
+    // A connection error concerns only this client.
     let _ = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_DEADLINE)

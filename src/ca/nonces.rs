@@ -1,20 +1,20 @@
-//! Unguessable texts: nonces, each good for one request (RFC 8555 section
-//! 6.5), and the tokens and names that a stranger must not be able to guess.
+//! Random texts: nonces, each valid for one request (RFC 8555 section 6.5), and
+//! tokens and names that an attacker must not guess. Nothing is stored on disk.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
 use super::jws::encode;
 
-/// Nonces that are out and not used yet; the oldest fall out first.
+/// The largest number of unused nonces; the oldest are dropped first.
 const OUTSTANDING: usize = 10_000;
 
 #[derive(Default)]
 pub(super) struct Nonces(Mutex<(BTreeSet<String>, VecDeque<String>)>);
 
 impl Nonces {
-    /// A new one.
-    pub(super) fn give(&self) -> String {
+    /// Issues a new nonce.
+    pub(super) fn issue(&self) -> String {
         let nonce = unguessable();
         let mut out = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (unused, by_age) = &mut *out;
@@ -28,7 +28,7 @@ impl Nonces {
         nonce
     }
 
-    /// Whether `nonce` was given and not taken before; it is used up then.
+    /// Whether `nonce` was issued and is unused; it is used now.
     pub(super) fn take(&self, nonce: &str) -> bool {
         let mut out = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         out.0.remove(nonce)
@@ -42,7 +42,7 @@ pub(super) fn unguessable() -> String {
 
 pub(super) fn random_bytes() -> [u8; 16] {
     let mut bytes = [0; 16];
-    // aws-lc aborts the process rather than fail here.
+    // aws-lc aborts the process instead of returning an error.
     let _ = aws_lc_rs::rand::fill(&mut bytes);
     bytes
 }
@@ -52,14 +52,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_nonce_is_good_once_and_the_oldest_fall_out() {
+    fn nonce_is_valid_once_and_the_oldest_are_dropped() {
         let nonces = Nonces::default();
-        let first = nonces.give();
+        let first = nonces.issue();
         assert!(nonces.take(&first));
         assert!(!nonces.take(&first));
-        let old = nonces.give();
+        let old = nonces.issue();
         for _ in 0..OUTSTANDING {
-            nonces.give();
+            nonces.issue();
         }
         assert!(!nonces.take(&old));
         assert!(!nonces.take("of another server"));

@@ -9,20 +9,21 @@ use http::StatusCode;
 use http::header::{LINK, LOCATION, RETRY_AFTER};
 use serde::Deserialize;
 
+use super::Validation;
 use super::jws::decode;
 use super::nonces::unguessable;
-use super::problem::{Kind, Problem};
-use super::request::Request;
-use super::server::{Server, Signed, reply};
+use super::problem::{ErrorType, Problem, identifier_json};
+use super::request::SigningRequest;
+use super::server::{Server, reply};
+use super::signed::Signed;
 use super::state::{Authorization, Certificate, Id, NewOrder, Order, Status};
-use super::{Validation, validate};
 use crate::identifier::Identifier;
 
 const MOST_IDENTIFIERS: usize = 100;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Wish {
+struct OrderRequest {
     identifiers: Vec<WireIdentifier>,
     not_before: Option<serde_json::Value>,
     not_after: Option<serde_json::Value>,
@@ -37,45 +38,36 @@ struct WireIdentifier {
     value: String,
 }
 
-/// An identifier as RFC 8555 section 9.7.7 and RFC 8738 write it.
-pub(super) fn identifier_json(identifier: &Identifier) -> serde_json::Value {
-    let kind = match identifier {
-        Identifier::Dns(_) => "dns",
-        Identifier::Ip(_) => "ip",
-    };
-    serde_json::json!({"type": kind, "value": identifier.to_string()})
-}
-
-/// Takes an order.
+/// Creates an order.
 pub(super) async fn new_order(
     Shared(server): Shared<Server>,
     signed: Signed,
 ) -> Result<Response, Problem> {
     let account = signed.account()?.clone();
-    let wish: Wish = signed.payload()?;
-    if wish.not_before.is_some() || wish.not_after.is_some() {
+    let request: OrderRequest = signed.payload()?;
+    if request.not_before.is_some() || request.not_after.is_some() {
         return Err(Problem::malformed(
-            "this CA sets the dates itself: leave out notBefore and notAfter",
+            "notBefore and notAfter are not supported: this CA sets the dates",
         ));
     }
-    let identifiers = identifiers(&wish.identifiers)?;
+    let identifiers = identifiers(&request.identifiers)?;
     if server.0.settings.validation != Validation::AlwaysValid {
         refuse_wildcards(&identifiers)?;
     }
     let settings = &server.0.settings;
-    let profile = wish.profile.as_deref().or(settings.default_profile());
+    let profile = request.profile.as_deref().or(settings.default_profile());
     let profile = profile.filter(|name| settings.profiles.contains_key(*name));
     let Some(profile) = profile.map(str::to_owned) else {
-        let detail = "the profile is none of those in the directory";
-        return Err(Problem::new(Kind::InvalidProfile, detail));
+        let detail = "unknown profile: the directory lists the supported ones";
+        return Err(Problem::new(ErrorType::InvalidProfile, detail));
     };
     let now = server.now();
     let new = NewOrder {
         account,
         identifiers,
         profile,
-        profile_named: wish.profile.is_some(),
-        replaces: wish.replaces,
+        profile_named: request.profile.is_some(),
+        replaces: request.replaces,
         expires: now + settings.order_lifetime,
     };
     let added = server.change(|state| {
@@ -104,12 +96,12 @@ fn identifiers(wanted: &[WireIdentifier]) -> Result<BTreeSet<Identifier>, Proble
             ("ip", Some(address @ Identifier::Ip(_))) => address,
             ("dns" | "ip", _) => {
                 return Err(Problem::malformed(format!(
-                    "`{shown}` is not a DNS name in A-label form or an address in its usual form"
+                    "`{shown}` is not a valid DNS name in A-label form or canonical IP address"
                 )));
             }
             _ => {
                 let detail = "only identifiers of type dns and ip are supported";
-                return Err(Problem::new(Kind::RejectedIdentifier, detail));
+                return Err(Problem::new(ErrorType::RejectedIdentifier, detail));
             }
         };
         identifiers.insert(identifier);
@@ -121,9 +113,9 @@ fn refuse_wildcards(identifiers: &BTreeSet<Identifier>) -> Result<(), Problem> {
     let wildcards = identifiers.iter().filter(|name| name.is_wildcard());
     let mut problem = None;
     for wildcard in wildcards {
-        let detail = "a wildcard is proven by dns-01 only, which this CA does not validate";
+        let detail = "a wildcard needs dns-01, which this CA does not validate";
         let so_far = problem.take();
-        let so_far = so_far.unwrap_or_else(|| Problem::new(Kind::RejectedIdentifier, detail));
+        let so_far = so_far.unwrap_or_else(|| Problem::new(ErrorType::RejectedIdentifier, detail));
         problem = Some(so_far.about(wildcard.clone(), detail));
     }
     problem.map_or(Ok(()), Err)
@@ -188,7 +180,7 @@ struct AuthorizationUpdate {
     status: String,
 }
 
-/// Shows an authorization, or gives it up.
+/// Shows or deactivates an authorization.
 pub(super) async fn authorization(
     Shared(server): Shared<Server>,
     Path(id): Path<Id>,
@@ -199,33 +191,33 @@ pub(super) async fn authorization(
     if !signed.is_post_as_get() {
         let update: AuthorizationUpdate = signed.payload()?;
         if update.status != "deactivated" {
-            let detail = "an authorization can be deactivated, nothing else";
+            let detail = "the only new status of an authorization is `deactivated`";
             return Err(Problem::malformed(detail));
         }
-        let given_up = server.change(|state| state.deactivate_authorization(account, &id, now));
-        given_up.await?;
+        let deactivated = server.change(|state| state.deactivate_authorization(account, &id, now));
+        deactivated.await?;
     }
-    let held = server.look(|state| state.authorization(account, &id, now).cloned())?;
-    let name = held.identifier.to_string();
+    let authorization = server.look(|state| state.authorization(account, &id, now).cloned())?;
+    let name = authorization.identifier.to_string();
     let base = name.strip_prefix("*.").unwrap_or(&name);
     let mut json = serde_json::json!({
-        "identifier": identifier_json(&held.identifier),
-        "status": held.status,
-        "expires": held.expires,
-        "challenges": [challenge_json(&server, &id, &held)],
+        "identifier": identifier_json(&authorization.identifier),
+        "status": authorization.status,
+        "expires": authorization.expires,
+        "challenges": [challenge_json(&server, &id, &authorization)],
     });
     json["identifier"]["value"] = base.into();
-    if held.identifier.is_wildcard() {
+    if authorization.identifier.is_wildcard() {
         json["wildcard"] = true.into();
     }
     let response = reply(StatusCode::OK, &json, []);
-    Ok(with_retry_after(&server, held.status, response))
+    Ok(with_retry_after(&server, authorization.status, response))
 }
 
-fn challenge_json(server: &Server, id: &str, held: &Authorization) -> serde_json::Value {
-    let challenge = &held.challenge;
+fn challenge_json(server: &Server, id: &str, authorization: &Authorization) -> serde_json::Value {
+    let challenge = &authorization.challenge;
     let mut json = serde_json::json!({
-        "type": if held.identifier.is_wildcard() { "dns-01" } else { "http-01" },
+        "type": if authorization.identifier.is_wildcard() { "dns-01" } else { "http-01" },
         "url": server.url(&format!("/acme/challenge/{id}")),
         "status": challenge.status,
         "token": challenge.token,
@@ -239,7 +231,7 @@ fn challenge_json(server: &Server, id: &str, held: &Authorization) -> serde_json
     json
 }
 
-/// Shows a challenge, or takes it on: validation begins at once.
+/// Shows a challenge, or starts its validation.
 pub(super) async fn challenge(
     Shared(server): Shared<Server>,
     Path(id): Path<Id>,
@@ -251,55 +243,28 @@ pub(super) async fn challenge(
     if !signed.is_post_as_get() {
         let _: serde_json::Map<String, serde_json::Value> = signed.payload()?;
         let begun = server.change(|state| {
-            // Spawned before anything is awaited: a client that hangs up now
-            // must not leave a challenge that nobody validates.
+            // Spawned before the first await: if the client disconnects now, the
+            // challenge must still be validated.
             if state.begin_validation(&id) {
-                spawn_validation(&server, id.clone());
+                server.spawn_validation(id.clone());
             }
             Ok(())
         });
         begun.await?;
     }
-    let held = server.look(|state| state.authorization(account, &id, now).cloned())?;
+    let authorization = server.look(|state| state.authorization(account, &id, now).cloned())?;
     let up = server.url(&format!("/acme/authorization/{id}"));
     let up = (LINK, format!("<{up}>;rel=\"up\""));
-    let response = reply(StatusCode::OK, &challenge_json(&server, &id, &held), [up]);
-    Ok(with_retry_after(&server, held.challenge.status, response))
-}
-
-/// Validates a challenge that was taken on. It ends by itself.
-pub(super) fn spawn_validation(server: &Server, id: Id) {
-    let server = server.clone();
-    tokio::spawn(async move {
-        let Some((held, expected)) = expected(&server, &id) else {
-            return;
-        };
-        let ended = match server.0.settings.validation {
-            Validation::AlwaysValid => Ok(()),
-            Validation::Http { port, resolve } => {
-                // The semaphore is never closed.
-                let _place = server.0.validations.acquire().await;
-                let token = &held.challenge.token;
-                validate::http01(&held.identifier, token, &expected, port, resolve).await
-            }
-        };
-        let now = server.now();
-        let written = server.change(|state| {
-            state.end_validation(&id, ended, now);
-            Ok(())
-        });
-        // What could not be written was logged; a restart repeats the validation.
-        let _ = written.await;
-    });
-}
-
-fn expected(server: &Server, id: &str) -> Option<(Authorization, String)> {
-    server.look(|state| {
-        let held = state.authorizations.get(id)?.clone();
-        let thumbprint = state.accounts.get(&held.account)?.key.thumbprint();
-        let expected = format!("{}.{thumbprint}", held.challenge.token);
-        Some((held, expected))
-    })
+    let response = reply(
+        StatusCode::OK,
+        &challenge_json(&server, &id, &authorization),
+        [up],
+    );
+    Ok(with_retry_after(
+        &server,
+        authorization.challenge.status,
+        response,
+    ))
 }
 
 #[derive(Deserialize)]
@@ -307,7 +272,7 @@ struct Finalize {
     csr: String,
 }
 
-/// Signs what was validated.
+/// Signs a validated order.
 pub(super) async fn finalize(
     Shared(server): Shared<Server>,
     Path(id): Path<Id>,
@@ -325,17 +290,17 @@ pub(super) async fn finalize(
         let order = state.order(account, &id, now)?;
         if order.status != Status::Ready {
             let detail = format!("the order is {}", serde_json::json!(order.status));
-            return Err(Problem::new(Kind::OrderNotReady, detail));
+            return Err(Problem::new(ErrorType::OrderNotReady, detail));
         }
-        let request = Request::check(&decode(&finalize.csr)?, &order.identifiers, &key)?;
-        // From here on no second request can have it signed again.
+        let request = SigningRequest::check(&decode(&finalize.csr)?, &order.identifiers, &key)?;
+        // From here on a second request cannot sign the order again.
         order.status = Status::Processing;
         Ok((request, order.profile.clone()))
     })?;
     let signed = sign(&server, account, &request, &profile);
     let ended = server.change(|state| {
         match signed {
-            Ok((name, certificate)) => state.fulfil(&id, name, certificate),
+            Ok((name, certificate)) => state.complete(&id, name, certificate),
             Err(problem) => {
                 state.order(account, &id, now)?.status = Status::Ready;
                 return Err(problem);
@@ -349,7 +314,7 @@ pub(super) async fn finalize(
 fn sign(
     server: &Server,
     account: &Id,
-    request: &Request,
+    request: &SigningRequest,
     profile: &str,
 ) -> Result<(String, Certificate), Problem> {
     let now = server.now();

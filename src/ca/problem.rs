@@ -1,5 +1,4 @@
-//! Problem documents (RFC 7807, RFC 8555 section 6.7): the one way in which
-//! the CA says no.
+//! Problem documents (RFC 7807, RFC 8555 section 6.7): every refusal of the CA.
 
 use std::fmt;
 
@@ -9,14 +8,16 @@ use http::StatusCode;
 use http::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use serde::{Deserialize, Serialize};
 
-use super::order::identifier_json;
 use crate::identifier::Identifier;
+
+/// The JWS algorithms that this CA verifies.
+pub(super) const ALGORITHMS: [&str; 3] = ["ES256", "ES384", "RS256"];
 
 /// The error types of RFC 8555 section 6.7, RFC 9773 and the profiles draft
 /// that this CA uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) enum Kind {
+pub(super) enum ErrorType {
     AccountDoesNotExist,
     AlreadyReplaced,
     AlreadyRevoked,
@@ -42,7 +43,7 @@ pub(super) enum Kind {
     UserActionRequired,
 }
 
-impl Kind {
+impl ErrorType {
     fn urn(self) -> String {
         let name = serde_json::to_value(self).unwrap_or_default();
         let name = name.as_str().unwrap_or("serverInternal");
@@ -67,11 +68,11 @@ impl Kind {
 /// A refusal, or a failed validation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Problem {
-    pub(super) kind: Kind,
+    pub(super) kind: ErrorType,
     status: u16,
     detail: String,
     #[serde(default)]
-    subproblems: Vec<(Identifier, Kind, String)>,
+    subproblems: Vec<(Identifier, ErrorType, String)>,
     /// Seconds.
     #[serde(default)]
     retry_after: Option<u64>,
@@ -80,7 +81,7 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Self {
+    pub(super) fn new(kind: ErrorType, detail: impl Into<String>) -> Self {
         Self {
             kind,
             status: kind.status().as_u16(),
@@ -92,17 +93,17 @@ impl Problem {
     }
 
     pub(super) fn malformed(detail: impl Into<String>) -> Self {
-        Self::new(Kind::Malformed, detail)
+        Self::new(ErrorType::Malformed, detail)
     }
 
-    /// What is not there, or is another account's: the two look the same.
+    /// An unknown object, or one of another account: the reply is the same.
     pub(super) fn not_found(what: &str) -> Self {
-        Self::malformed(format!("no such {what}")).with_status(StatusCode::NOT_FOUND)
+        Self::malformed(format!("no {what} found")).with_status(StatusCode::NOT_FOUND)
     }
 
     pub(super) fn internal(error: &dyn std::fmt::Display) -> Self {
         tracing::error!("the embedded CA failed: {error}");
-        Self::new(Kind::ServerInternal, "the CA could not do its work")
+        Self::new(ErrorType::ServerInternal, "the CA failed internally")
     }
 
     pub(super) fn with_status(mut self, status: StatusCode) -> Self {
@@ -131,18 +132,27 @@ impl Problem {
             "type": self.kind.urn(), "detail": self.detail, "status": self.status,
         });
         if !self.subproblems.is_empty() {
-            let subproblem = |(identifier, kind, detail): &(Identifier, Kind, String)| {
+            let subproblem = |(identifier, kind, detail): &(Identifier, ErrorType, String)| {
                 serde_json::json!({
                     "type": kind.urn(), "detail": detail, "identifier": identifier_json(identifier),
                 })
             };
             json["subproblems"] = self.subproblems.iter().map(subproblem).collect();
         }
-        if self.kind == Kind::BadSignatureAlgorithm {
-            json["algorithms"] = serde_json::json!(super::jws::ALGORITHMS);
+        if self.kind == ErrorType::BadSignatureAlgorithm {
+            json["algorithms"] = serde_json::json!(ALGORITHMS);
         }
         json
     }
+}
+
+/// An identifier as RFC 8555 section 9.7.7 and RFC 8738 write it.
+pub(super) fn identifier_json(identifier: &Identifier) -> serde_json::Value {
+    let kind = match identifier {
+        Identifier::Dns(_) => "dns",
+        Identifier::Ip(_) => "ip",
+    };
+    serde_json::json!({"type": kind, "value": identifier.to_string()})
 }
 
 impl fmt::Display for Problem {

@@ -1,5 +1,5 @@
-//! Renewal information (RFC 9773): the window in which the CA would like a
-//! certificate to be renewed, and when to ask again. Pure.
+//! Renewal information (RFC 9773): the suggested window of a certificate, and
+//! when to request it again. Pure: no clock and no state.
 
 use std::time::Duration;
 
@@ -8,13 +8,13 @@ use super::{HOUR, RenewalWindows};
 use crate::record::Window;
 use crate::time::Timestamp;
 
-/// Certificates that live for less are renewed at half of their life.
+/// A certificate with a shorter lifetime is renewed at half of it.
 const SHORT: Duration = Duration::from_secs(10 * 86_400);
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(6 * 3600);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The window of `certificate`: of a revoked one it is over already, so that
-/// clients renew at once.
+/// The window of `certificate`; that of a revoked one is past, so that clients
+/// renew at once.
 pub(super) fn window(certificate: &Certificate, policy: RenewalWindows) -> Window {
     if let Some(revocation) = &certificate.revoked {
         let end = revocation.at;
@@ -35,8 +35,8 @@ pub(super) fn window(certificate: &Certificate, policy: RenewalWindows) -> Windo
     }
 }
 
-/// The window of a certificate with these dates, by the share of its life:
-/// around two thirds (half of a short one), give or take a hundredth.
+/// The window around two thirds of the lifetime (half of a short one), a
+/// hundredth of it to each side.
 #[must_use]
 pub fn share(not_before: Timestamp, not_after: Timestamp) -> Window {
     let life = (not_after + SECOND).since(not_before);
@@ -55,7 +55,7 @@ pub(super) fn retry_after(certificate: &Certificate) -> u64 {
         .as_secs()
 }
 
-/// `notAfter` is the last valid second, so it counts.
+/// The lifetime including `notAfter`, the last valid second.
 fn lifetime(certificate: &Certificate) -> Duration {
     (certificate.not_after + SECOND).since(certificate.not_before)
 }
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn the_share_follows_the_lifetime() {
+    fn window_share_follows_the_lifetime() {
         const DAY: u64 = 86_400;
         for (seconds, middle, half_width) in [
             (90 * DAY, 60 * DAY, 90 * DAY / 100),
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_counts_from_the_issuance_and_a_revocation_is_due_at_once() {
+    fn window_counts_from_issuance_and_is_past_after_revocation() {
         let mut certificate = certificate(90 * 86_400);
         certificate.issued = NOW + HOUR;
         let (delay, width) = (Duration::from_secs(3), Duration::from_secs(1));
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn asking_again_is_bounded() {
+    fn retry_after_is_bounded() {
         assert_eq!(retry_after(&certificate(90 * 86_400)), 6 * 3600);
         assert_eq!(retry_after(&certificate(600)), 30);
         assert_eq!(retry_after(&certificate(1)), 1);

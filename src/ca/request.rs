@@ -1,6 +1,5 @@
-//! Certificate signing requests (RFC 2986), checked before anything is signed:
-//! the requester holds the key, the key is of a kind we sign, and the names
-//! are exactly those of the order.
+//! Certificate signing requests (RFC 2986), checked before signing: the client
+//! holds the key, its type is supported, and the names are those of the order.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,17 +11,17 @@ use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
 
 use super::jws::Jwk;
-use super::problem::{Kind, Problem};
+use super::problem::{ErrorType, Problem};
 use crate::identifier::Identifier;
 
-/// A request that may be signed.
+/// A checked request, which may be signed.
 #[derive(Debug)]
-pub(super) struct Request {
+pub(super) struct SigningRequest {
     pub(super) public_key: SubjectPublicKeyInfo,
     pub(super) identifiers: BTreeSet<Identifier>,
 }
 
-impl Request {
+impl SigningRequest {
     /// Checks a request in DER against the identifiers that were validated
     /// and the key of the account, which must not be certified (RFC 8555
     /// section 11.1).
@@ -32,14 +31,14 @@ impl Request {
         account: &Jwk,
     ) -> Result<Self, Problem> {
         let Ok(([], csr)) = X509CertificationRequest::from_der(der) else {
-            return Err(bad("it is not one PKCS#10 request in DER"));
+            return Err(bad("not a valid PKCS#10 request in DER"));
         };
         csr.verify_signature()
-            .map_err(|_| bad("its signature does not verify"))?;
+            .map_err(|_| bad("its signature is invalid"))?;
         let spki = &csr.certification_request_info.subject_pki;
         check_key_kind(spki)?;
         if account.is_key_of(spki) {
-            return Err(bad("its key is the account's"));
+            return Err(bad("its key is the account key"));
         }
         let identifiers = names(&csr)?;
         if identifiers != *wanted {
@@ -53,8 +52,8 @@ impl Request {
                 list(wanted)
             )));
         }
-        let public_key = SubjectPublicKeyInfo::from_der(spki.raw)
-            .map_err(|_| bad("its key is of an unknown kind"))?;
+        let public_key =
+            SubjectPublicKeyInfo::from_der(spki.raw).map_err(|_| bad("unknown key type"))?;
         Ok(Self {
             public_key,
             identifiers,
@@ -76,7 +75,7 @@ fn check_key_kind(spki: &x509_parser::x509::SubjectPublicKeyInfo<'_>) -> Result<
         Ok(())
     } else {
         Err(bad(
-            "its key is none of P-256, P-384 and RSA with 2048 to 4096 bits",
+            "its key must be P-256, P-384, or RSA with 2048 to 4096 bits",
         ))
     }
 }
@@ -91,7 +90,7 @@ fn names(csr: &X509CertificationRequest<'_>) -> Result<BTreeSet<Identifier>, Pro
                 }
             }
             ParsedExtension::BasicConstraints(constraints) if constraints.ca => {
-                return Err(bad("it asks for a CA certificate"));
+                return Err(bad("it requests a CA certificate"));
             }
             _ => {}
         }
@@ -103,7 +102,7 @@ fn names(csr: &X509CertificationRequest<'_>) -> Result<BTreeSet<Identifier>, Pro
             .ok()
             .and_then(|text| Identifier::parse(text).ok());
         if common.is_none_or(|common| !identifiers.contains(&common)) {
-            return Err(bad("its common name is none of its alternative names"));
+            return Err(bad("its common name is missing from its alternative names"));
         }
     }
     Ok(identifiers)
@@ -119,12 +118,12 @@ fn identifier(name: &GeneralName<'_>) -> Result<Identifier, Problem> {
         GeneralName::IPAddress(octets) => address(octets).ok().map(Identifier::Ip),
         _ => None,
     }
-    .ok_or_else(|| bad("an alternative name is neither a DNS name nor an address"))
+    .ok_or_else(|| bad("an alternative name is not a valid DNS name or IP address"))
 }
 
 fn bad(detail: &str) -> Problem {
     Problem::new(
-        Kind::BadCsr,
+        ErrorType::BadCsr,
         format!("the signing request was refused: {detail}"),
     )
 }

@@ -1,4 +1,4 @@
-//! The CA's keys without its protocol, for who judges the orders himself.
+//! The CA's keys without its protocol, for a caller that checks orders itself.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,22 +12,22 @@ use crate::certificate::{Facts, Secret};
 use crate::identifier::Identifier;
 use crate::time::Timestamp;
 
-/// A root and an intermediate in memory that sign whatever they are given.
+/// A root and an intermediate in memory that sign without any check.
 pub struct Signing {
     authority: Authority,
-    /// Read already, by their private keys in PEM; whoever makes new keys all
-    /// the time reads each only once anyway.
+    /// Parsed public keys by their private keys in PEM: a caller signs for the
+    /// same few keys again and again.
     keys: Mutex<BTreeMap<String, SubjectPublicKeyInfo>>,
 }
 
-/// Keys that are remembered.
+/// The largest number of cached keys.
 const MOST_KEYS: usize = 64;
 
 impl Signing {
     /// New keys, valid from `now`.
     ///
     /// # Errors
-    /// When they cannot be made.
+    /// When the keys cannot be made.
     pub fn new(now: Timestamp) -> Result<Self, CaError> {
         Ok(Self {
             authority: Authority::open(None, now)?,
@@ -35,11 +35,11 @@ impl Signing {
         })
     }
 
-    /// A certificate for `key_pem` and `identifiers` from the first to the last
-    /// second of `validity`: what it says, and the chain in PEM, leaf first.
+    /// Signs a certificate for `key_pem` and `identifiers`, valid from the first to
+    /// the last second of `validity`: its facts and the chain in PEM, leaf first.
     ///
     /// # Errors
-    /// When the key is not readable.
+    /// When the key is invalid.
     pub fn sign(
         &self,
         key_pem: &Secret,

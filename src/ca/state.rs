@@ -1,20 +1,20 @@
-//! What the CA remembers: accounts, orders, authorizations and certificates,
-//! as plain data with transitions that read neither clock nor chance (RFC 8555
-//! section 7.1.6). It is bounded: what has ended is forgotten oldest first.
+//! The stored state of the CA: accounts, orders, authorizations, certificates,
+//! and their transitions (RFC 8555 section 7.1.6). It reads no clock and no random
+//! source. Its size is bounded: the oldest finished objects are dropped first.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::jws::Jwk;
-use super::problem::{Kind, Problem};
+use super::problem::{ErrorType, Problem};
 use crate::identifier::Identifier;
 use crate::time::Timestamp;
 
 const MOST_ACCOUNTS: usize = 10_000;
 const MOST_ORDERS: usize = 10_000;
 const MOST_CERTIFICATES: usize = 20_000;
-/// What is full is worth another try after this many seconds.
+/// `Retry-After` when the state is full, in seconds.
 const FULL_RETRY_AFTER: u64 = 3600;
 
 /// An unguessable name, a part of a URL.
@@ -25,7 +25,7 @@ pub(super) struct State {
     pub(super) accounts: BTreeMap<Id, Account>,
     pub(super) orders: BTreeMap<Id, Order>,
     pub(super) authorizations: BTreeMap<Id, Authorization>,
-    /// By their RFC 9773 identifier.
+    /// Certificates by their RFC 9773 identifiers.
     pub(super) certificates: BTreeMap<String, Certificate>,
 }
 
@@ -35,9 +35,9 @@ pub(super) struct Account {
     pub(super) contact: Vec<String>,
     pub(super) deactivated: bool,
     pub(super) terms_agreed: bool,
-    /// The identifier of the external account it is bound to.
+    /// The identifier of the bound external account.
     pub(super) external: Option<String>,
-    /// The binding as the client sent it, which the account object shows.
+    /// The binding as sent; the account object repeats it.
     pub(super) binding: Option<serde_json::Value>,
 }
 
@@ -57,7 +57,7 @@ pub(super) struct Order {
     pub(super) account: Id,
     pub(super) identifiers: BTreeSet<Identifier>,
     pub(super) profile: String,
-    /// Whether the client named the profile, and the order echoes it.
+    /// Whether the client named the profile; the order then repeats it.
     pub(super) profile_named: bool,
     pub(super) replaces: Option<String>,
     pub(super) authorizations: Vec<Id>,
@@ -72,14 +72,14 @@ pub(super) struct Order {
 pub(super) struct Authorization {
     pub(super) account: Id,
     pub(super) order: Id,
-    /// Of a wildcard, too: `*.` is part of it here and not on the wire.
+    /// A wildcard keeps its `*.` here, but not on the wire.
     pub(super) identifier: Identifier,
     pub(super) status: Status,
     pub(super) expires: Timestamp,
     pub(super) challenge: Challenge,
 }
 
-/// The one challenge of an authorization, named by the authorization's name.
+/// The one challenge of an authorization; it shares the authorization's name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Challenge {
     pub(super) token: String,
@@ -106,7 +106,7 @@ pub(super) struct Revocation {
     pub(super) reason: u8,
 }
 
-/// What a client may ask of a new order, checked already.
+/// A checked new order.
 pub(super) struct NewOrder {
     pub(super) account: Id,
     pub(super) identifiers: BTreeSet<Identifier>,
@@ -117,7 +117,7 @@ pub(super) struct NewOrder {
 }
 
 impl Order {
-    /// Whether it can still be finished by the client.
+    /// Whether the client can still finish the order.
     fn is_open(&self) -> bool {
         matches!(self.status, Status::Pending | Status::Ready)
     }
@@ -141,7 +141,7 @@ impl State {
     }
 
     /// Adds an order with an authorization for each identifier. `unguessable`
-    /// gives names and tokens.
+    /// makes names and tokens.
     pub(super) fn add_order(
         &mut self,
         new: NewOrder,
@@ -189,8 +189,8 @@ impl State {
         Ok(id)
     }
 
-    /// RFC 9773 section 5: the same account, a name in common, and no other
-    /// order that replaces it already.
+    /// RFC 9773 section 5: the predecessor has the same account and a name in
+    /// common, and no other order replaces it.
     fn check_replaces(
         &self,
         predecessor: &str,
@@ -199,10 +199,10 @@ impl State {
     ) -> Result<(), Problem> {
         let refused = |detail| Err(Problem::malformed(detail));
         let Some(certificate) = self.certificates.get(predecessor) else {
-            return refused("the certificate to replace is not known");
+            return refused("unknown certificate to replace");
         };
         if certificate.account != new.account {
-            return refused("the certificate to replace is another account's");
+            return refused("the certificate to replace belongs to another account");
         }
         if certificate.identifiers.is_disjoint(&new.identifiers) {
             return refused(
@@ -215,13 +215,13 @@ impl State {
                 && !(order.is_open() && order.expires <= now)
         });
         if replaced {
-            let detail = "another order replaces that certificate already";
-            return Err(Problem::new(Kind::AlreadyReplaced, detail));
+            let detail = "another order already replaces that certificate";
+            return Err(Problem::new(ErrorType::AlreadyReplaced, detail));
         }
         Ok(())
     }
 
-    /// Forgets the oldest order that has ended when there are too many.
+    /// Drops the oldest finished order when there are too many.
     fn make_room(&mut self, now: Timestamp) -> Result<(), Problem> {
         if self.orders.len() < MOST_ORDERS {
             return Ok(());
@@ -241,8 +241,7 @@ impl State {
         Ok(())
     }
 
-    /// What was not finished in time is invalid, an order with all that
-    /// belongs to it.
+    /// Makes an expired order invalid, with its pending authorizations.
     pub(super) fn expire(&mut self, id: &str, now: Timestamp) {
         let Some(order) = self.orders.get_mut(id) else {
             return;
@@ -252,14 +251,16 @@ impl State {
             order.error = Some(Problem::malformed("the order was not finished in time"));
             for name in &order.authorizations {
                 match self.authorizations.get_mut(name) {
-                    Some(held) if held.status == Status::Pending => held.status = Status::Invalid,
+                    Some(authorization) if authorization.status == Status::Pending => {
+                        authorization.status = Status::Invalid
+                    }
                     _ => {}
                 }
             }
         }
     }
 
-    /// An order of `account`, as it stands at `now`.
+    /// An order of `account`, with its state at `now`.
     pub(super) fn order(
         &mut self,
         account: &str,
@@ -273,35 +274,44 @@ impl State {
             .ok_or_else(|| Problem::not_found("order"))
     }
 
-    /// An authorization of `account`, as it stands at `now`.
+    /// An authorization of `account`, with its state at `now`.
     pub(super) fn authorization(
         &mut self,
         account: &str,
         id: &str,
         now: Timestamp,
     ) -> Result<&mut Authorization, Problem> {
-        let order = self.authorizations.get(id).map(|held| held.order.clone());
+        let order = self
+            .authorizations
+            .get(id)
+            .map(|authorization| authorization.order.clone());
         self.expire(&order.unwrap_or_default(), now);
-        let held = self.authorizations.get_mut(id);
-        held.filter(|held| held.account == account)
+        let authorization = self.authorizations.get_mut(id);
+        authorization
+            .filter(|authorization| authorization.account == account)
             .ok_or_else(|| Problem::not_found("authorization"))
     }
 
-    /// Takes a challenge on. `false` when it was taken on before, or has ended.
+    /// Starts a challenge. `false` when it was started before, or has ended.
     pub(super) fn begin_validation(&mut self, id: &str) -> bool {
         let Some(authorization) = self.authorizations.get_mut(id) else {
             return false;
         };
-        let waits = authorization.status == Status::Pending
+        let pending = authorization.status == Status::Pending
             && authorization.challenge.status == Status::Pending;
-        if waits {
+        if pending {
             authorization.challenge.status = Status::Processing;
         }
-        waits
+        pending
     }
 
-    /// Writes down how a validation ended, and what follows for its order.
-    pub(super) fn end_validation(&mut self, id: &str, ended: Result<(), Problem>, now: Timestamp) {
+    /// Records the outcome of a validation and updates its order.
+    pub(super) fn end_validation(
+        &mut self,
+        id: &str,
+        outcome: Result<(), Problem>,
+        now: Timestamp,
+    ) {
         let Some(authorization) = self.authorizations.get_mut(id) else {
             return;
         };
@@ -309,7 +319,7 @@ impl State {
             return;
         }
         let challenge = &mut authorization.challenge;
-        let problem = ended.err();
+        let problem = outcome.err();
         let status = match problem {
             None => Status::Valid,
             Some(_) => Status::Invalid,
@@ -322,19 +332,19 @@ impl State {
         self.settle(&order);
     }
 
-    /// The client gives an authorization up; its order falls with it.
+    /// Deactivates an authorization; its order becomes invalid.
     pub(super) fn deactivate_authorization(
         &mut self,
         account: &str,
         id: &str,
         now: Timestamp,
     ) -> Result<(), Problem> {
-        let held = self.authorization(account, id, now)?;
-        if !matches!(held.status, Status::Pending | Status::Valid) {
-            return Err(Problem::malformed("the authorization has ended already"));
+        let authorization = self.authorization(account, id, now)?;
+        if !matches!(authorization.status, Status::Pending | Status::Valid) {
+            return Err(Problem::malformed("the authorization has already ended"));
         }
-        held.status = Status::Deactivated;
-        let order = held.order.clone();
+        authorization.status = Status::Deactivated;
+        let order = authorization.order.clone();
         self.settle(&order);
         Ok(())
     }
@@ -356,26 +366,30 @@ impl State {
         if let Some(failed) = statuses.iter().find(failed) {
             order.status = Status::Invalid;
             let problem = failed.challenge.error.clone().unwrap_or_else(|| {
-                Problem::new(Kind::Unauthorized, "an authorization was given up")
+                Problem::new(ErrorType::Unauthorized, "an authorization was deactivated")
             });
-            order.error = Some(problem.about(failed.identifier.clone(), "control was not proven"));
+            order.error = Some(problem.about(failed.identifier.clone(), "the validation failed"));
         } else if statuses.iter().all(|a| a.status == Status::Valid) {
             order.status = Status::Ready;
         }
     }
 
-    /// The order has its certificate.
-    pub(super) fn fulfil(&mut self, order: &str, name: String, certificate: Certificate) {
+    /// Completes an order with its certificate.
+    pub(super) fn complete(&mut self, order: &str, name: String, certificate: Certificate) {
         let now = certificate.issued;
         if let Some(order) = self.orders.get_mut(order) {
             order.status = Status::Valid;
             order.certificate = Some(name.clone());
         }
         if self.certificates.len() >= MOST_CERTIFICATES {
-            self.certificates.retain(|_, held| held.not_after >= now);
+            self.certificates
+                .retain(|_, certificate| certificate.not_after >= now);
         }
         if self.certificates.len() >= MOST_CERTIFICATES {
-            let oldest = self.certificates.iter().min_by_key(|(_, held)| held.issued);
+            let oldest = self
+                .certificates
+                .iter()
+                .min_by_key(|(_, certificate)| certificate.issued);
             if let Some(name) = oldest.map(|(name, _)| name.clone()) {
                 self.certificates.remove(&name);
             }
@@ -383,8 +397,8 @@ impl State {
         self.certificates.insert(name, certificate);
     }
 
-    /// Whether `account` has proven control of all of `identifiers` and still
-    /// may use that (RFC 8555 section 7.6).
+    /// Whether `account` has a valid authorization for each of `identifiers` (RFC
+    /// 8555 section 7.6).
     pub(super) fn is_authorized(
         &self,
         account: &str,
@@ -392,32 +406,35 @@ impl State {
         now: Timestamp,
     ) -> bool {
         identifiers.iter().all(|identifier| {
-            self.authorizations.values().any(|held| {
-                held.account == account
-                    && held.identifier == *identifier
-                    && held.status == Status::Valid
-                    && held.expires > now
+            self.authorizations.values().any(|authorization| {
+                authorization.account == account
+                    && authorization.identifier == *identifier
+                    && authorization.status == Status::Valid
+                    && authorization.expires > now
             })
         })
     }
 
-    /// Takes up what a restart has cut off: an order whose certificate was
-    /// not signed is ready again. Returns the validations to repeat.
+    /// Repairs the state after a restart: an order without its certificate is
+    /// ready again. Returns the validations to repeat.
     pub(super) fn recover(&mut self) -> Vec<Id> {
         for order in self.orders.values_mut() {
             if order.status == Status::Processing {
                 order.status = Status::Ready;
             }
         }
-        let cut_off = self.authorizations.iter().filter(|(_, authorization)| {
+        let interrupted = self.authorizations.iter().filter(|(_, authorization)| {
             authorization.status == Status::Pending
                 && authorization.challenge.status == Status::Processing
         });
-        cut_off.map(|(id, _)| id.clone()).collect()
+        interrupted.map(|(id, _)| id.clone()).collect()
     }
 }
 
 fn full(what: &str) -> Problem {
-    Problem::new(Kind::RateLimited, format!("this CA holds no more {what}"))
-        .with_retry_after(FULL_RETRY_AFTER)
+    Problem::new(
+        ErrorType::RateLimited,
+        format!("the CA cannot store more {what}"),
+    )
+    .with_retry_after(FULL_RETRY_AFTER)
 }

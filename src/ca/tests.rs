@@ -1,5 +1,5 @@
-//! The server from its clients' side, without a socket: what is right is
-//! answered, what is wrong is refused with the problem that the RFCs name.
+//! The server from the client's side, without a socket: a valid request gets its
+//! reply, an invalid one the problem that the RFCs name.
 
 mod certificates;
 mod orders;
@@ -41,7 +41,7 @@ impl Reply {
         self.headers["location"].to_str().unwrap().to_owned()
     }
 
-    /// The status and the last word of the problem's type.
+    /// The status and the last part of the problem's type.
     fn problem(&self) -> (u16, String) {
         assert_eq!(self.headers["content-type"], "application/problem+json");
         let kind = self.json()["type"].as_str().unwrap().to_owned();
@@ -168,7 +168,7 @@ impl Client {
         self.post(server, "new-order", &payload).await
     }
 
-    /// Takes the challenges of an order on and waits for its end.
+    /// Starts the challenges of an order and waits until it is not pending.
     async fn authorize(&self, server: &Server, order: &str) -> Value {
         for authorization in self.read(server, order).await["authorizations"]
             .as_array()
@@ -189,7 +189,7 @@ impl Client {
         }
     }
 
-    /// The whole way to a certificate for `names`: the key and the chain.
+    /// Issues a certificate for `names`: the key and the chain.
     async fn issue(&self, server: &Server, names: &[&str], more: Value) -> (Secret, String) {
         let mut wish = more;
         wish["identifiers"] = identifiers(names);
@@ -220,7 +220,7 @@ impl Client {
 }
 
 fn identifiers(names: &[&str]) -> Value {
-    let one = |name: &&str| super::order::identifier_json(&Identifier::parse(name).unwrap());
+    let one = |name: &&str| super::problem::identifier_json(&Identifier::parse(name).unwrap());
     names.iter().map(one).collect()
 }
 

@@ -1,7 +1,6 @@
-//! HTTP-01 validation (RFC 8555 section 8.3): fetches the answer and compares
-//! it. No redirect is followed: the answer of an embedded CA's clients lies
-//! where it looks. Five seconds, one kilobyte, and what was found is shown
-//! escaped and cut.
+//! HTTP-01 validation (RFC 8555 section 8.3): fetches the key authorization and
+//! compares it. It follows no redirect, waits at most five seconds, reads at most
+//! one kilobyte, and reports a wrong answer escaped and shortened.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -15,12 +14,12 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::Resolve;
-use super::problem::{Kind, Problem};
+use super::problem::{ErrorType, Problem};
 use crate::identifier::Identifier;
 
 const DEADLINE: Duration = Duration::from_secs(5);
 const LARGEST_ANSWER: usize = 1024;
-/// How much of a wrong answer is repeated.
+/// The longest part of a wrong answer in a message, in bytes.
 const SHOWN: usize = 100;
 
 /// Fetches `/.well-known/acme-challenge/TOKEN` from `identifier` and compares
@@ -35,17 +34,17 @@ pub(super) async fn http01(
     let fetched = tokio::time::timeout(DEADLINE, fetch(identifier, token, port, resolve));
     let (address, body) = fetched.await.unwrap_or_else(|_| {
         let detail = format!("{identifier}: no answer on port {port} within 5 s");
-        Err(Problem::new(Kind::Connection, detail))
+        Err(Problem::new(ErrorType::Connection, detail))
     })?;
     // RFC 8555 section 8.3: white space at the end does not count.
     if body.trim_ascii_end() == expected.as_bytes() {
         return Ok(());
     }
     let detail = format!(
-        "{identifier} at {address} answered `{}` and not the key authorization",
+        "{identifier} at {address} answered `{}` instead of the key authorization",
         shown(&body)
     );
-    Err(Problem::new(Kind::Unauthorized, detail))
+    Err(Problem::new(ErrorType::Unauthorized, detail))
 }
 
 async fn fetch(
@@ -57,10 +56,10 @@ async fn fetch(
     let (address, stream) = connect(identifier, port, resolve).await?;
     let failed = |error: &dyn std::error::Error| {
         let detail = format!(
-            "{identifier} at {address} gave no HTTP answer: {}",
+            "{identifier} at {address} sent no HTTP answer: {}",
             shown(error.to_string().as_bytes())
         );
-        Problem::new(Kind::Connection, detail)
+        Problem::new(ErrorType::Connection, detail)
     };
     let handshake = hyper::client::conn::http1::Builder::new()
         .max_buf_size(16 * 1024)
@@ -77,8 +76,8 @@ async fn fetch(
     };
     let body = tokio::select! {
         body = exchange => body?,
-        // Polled for its progress alone: an answer that ends the connection
-        // is complete in the exchange's hands.
+        // The connection is only polled for progress: `exchange` returns the
+        // answer even when the peer closes the connection after it.
         never = async { let _ = connection.await; std::future::pending().await } => never,
     };
     Ok((address, body))
@@ -112,7 +111,7 @@ async fn read(
 ) -> Result<Bytes, Problem> {
     let wrong = |what: String| {
         let detail = format!("{identifier} at {address} answered {what}");
-        Problem::new(Kind::IncorrectResponse, detail)
+        Problem::new(ErrorType::IncorrectResponse, detail)
     };
     let status = answer.status();
     if status.is_redirection() {
@@ -130,12 +129,12 @@ async fn read(
             "{identifier} at {address} answered HTTP {}",
             status.as_u16()
         );
-        return Err(Problem::new(Kind::Unauthorized, detail));
+        return Err(Problem::new(ErrorType::Unauthorized, detail));
     }
     let body = Limited::new(answer.into_body(), LARGEST_ANSWER)
         .collect()
         .await;
-    let body = body.map_err(|_| wrong("with more than 1 KiB, or was cut off".into()))?;
+    let body = body.map_err(|_| wrong("with more than 1 KiB, or incompletely".into()))?;
     Ok(body.to_bytes())
 }
 
@@ -153,10 +152,10 @@ async fn connect(
     }
     Err(match last {
         Some(last) => Problem::new(
-            Kind::Connection,
-            format!("{identifier}: no connection to {last}"),
+            ErrorType::Connection,
+            format!("{identifier}: cannot connect to {last}"),
         ),
-        None => Problem::new(Kind::Dns, format!("{identifier} has no address")),
+        None => Problem::new(ErrorType::Dns, format!("{identifier} has no address")),
     })
 }
 
@@ -172,7 +171,10 @@ async fn addresses(
             let found = tokio::net::lookup_host((name.as_str(), port)).await;
             let found = found.map_err(|error| {
                 let error = shown(error.to_string().as_bytes());
-                Problem::new(Kind::Dns, format!("{identifier} was not found: {error}"))
+                Problem::new(
+                    ErrorType::Dns,
+                    format!("{identifier} does not resolve: {error}"),
+                )
             })?;
             Ok(found.take(4).collect())
         }

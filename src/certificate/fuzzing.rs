@@ -1,5 +1,5 @@
-//! What `fuzz/` holds against pairs: whatever passes is for the names, the key
-//! and the instant that were asked for, and is the same when read again.
+//! Rules for pairs under `fuzz/`: a pair that passes is for the requested names, key
+//! and instant, and reads back unchanged.
 
 use std::sync::OnceLock;
 
@@ -27,7 +27,7 @@ pub(crate) fn pair(bytes: &[u8], now: Timestamp) {
     let read = |key: &Secret, text: &str, freshness| {
         Bundle::new(key.clone(), text, &facts.identifiers, now, freshness)
     };
-    assert!(read(stranger(), text, Freshness::Any).is_err());
+    assert!(read(unrelated_key(), text, Freshness::Any).is_err());
     let key = Secret::new(text.to_owned());
     for freshness in [Freshness::Any, Freshness::Stored, Freshness::Issued] {
         let Ok(bundle) = read(&key, text, freshness) else {
@@ -41,7 +41,7 @@ pub(crate) fn pair(bytes: &[u8], now: Timestamp) {
         );
         match read(&key, &bundle.chain_pem(), freshness) {
             Ok(again) => assert_eq!(again.chain(), bundle.chain()),
-            Err(error) => panic!("it is not read again: {error}"),
+            Err(error) => panic!("its own PEM is refused: {error}"),
         }
         let mut others = facts.identifiers.clone();
         others.pop_first();
@@ -50,7 +50,7 @@ pub(crate) fn pair(bytes: &[u8], now: Timestamp) {
     }
 }
 
-/// What is read from a leaf goes into the record.
+/// The fields of a leaf must survive the record.
 fn coherent(facts: &Facts) {
     let json = serde_json::to_vec(facts);
     let json = json.unwrap_or_else(|error| panic!("it cannot be stored: {error}"));
@@ -66,8 +66,8 @@ fn coherent(facts: &Facts) {
     let _ = facts.lifetime();
 }
 
-/// A key that no seed was made for.
-fn stranger() -> &'static Secret {
+/// A key that matches no seed.
+fn unrelated_key() -> &'static Secret {
     static KEY: OnceLock<Secret> = OnceLock::new();
     KEY.get_or_init(|| match KeyType::EcdsaP256.generate() {
         Ok(key) => key,

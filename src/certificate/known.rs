@@ -1,6 +1,6 @@
-//! Pairs that were found good before: the same bytes need no second signature
-//! check. Only their dates are looked at again, since those pass. It remembers
-//! a digest, the chain and what the leaf says, never a key.
+//! A cache of checked pairs: the same bytes need no second signature check, only a
+//! check of their dates. It keeps a digest, the chain and the fields of the leaf,
+//! never a key.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use super::{Bundle, BundleError, Facts, Freshness, Secret};
 use crate::identifier::{Identifier, Lineage};
 use crate::time::Timestamp;
 
-/// What was checked last of each lineage. Clones share it.
+/// The pair that was last checked, for each lineage. Clones share the cache.
 #[derive(Clone, Debug, Default)]
 pub struct Known(Arc<Mutex<BTreeMap<Lineage, Accepted>>>);
 
@@ -24,7 +24,7 @@ struct Accepted {
 }
 
 impl Known {
-    /// What was checked just now, as it was issued.
+    /// Adds a pair that was just issued and checked.
     pub fn accept(&self, lineage: &Lineage, bundle: &Bundle) {
         let digest = digest(&bundle.key_pem, &bundle.chain_pem());
         self.lock()
@@ -77,7 +77,7 @@ impl Accepted {
     }
 }
 
-/// SHA-256 over both, with the length of the first in between them.
+/// SHA-256 over key and chain, with the key's length in front to separate them.
 fn digest(key_pem: &Secret, chain_pem: &str) -> [u8; 32] {
     let mut context = Context::new(&SHA256);
     let key = key_pem.expose().as_bytes();
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_bytes_are_good_again_until_their_end() {
+    fn known_pair_passes_until_expiry() {
         let (known, now) = (Known::default(), Timestamp::from_seconds(1_800_000_000));
         let (key, chain, names, lineage) = made("example.com", now);
         let first = known.bundle(&lineage, key.clone(), &chain, &names, now);
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn other_bytes_or_names_are_checked_anew() {
+    fn known_pair_with_other_key_or_names_is_checked_again() {
         let (known, now) = (Known::default(), Timestamp::from_seconds(1_800_000_000));
         let (key, chain, names, lineage) = made("example.com", now);
         let bundle = |key: &Secret, names: &BTreeSet<Identifier>| {

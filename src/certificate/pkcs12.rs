@@ -1,6 +1,6 @@
-//! A pair as a PKCS#12 key store (RFC 7292), which Java and all that runs on it
-//! read: PBES2 with AES-256, HMAC-SHA-256, understood by Java 8u301 and later.
-//! Where JKS is asked for, this is what Java itself writes since version 9.
+//! A pair as a PKCS#12 key store (RFC 7292) for Java and software on it: PBES2 with
+//! AES-256 and HMAC-SHA-256, which Java 8u301 and later read. It also serves where
+//! JKS is requested, as Java itself writes PKCS#12 since version 9.
 
 use p12_keystore::{Certificate, KeyStore, KeyStoreEntry, PrivateKey, PrivateKeyChain};
 use rustls::pki_types::PrivateKeyDer;
@@ -13,7 +13,7 @@ impl Bundle {
     /// The store's bytes, with the key under `alias`.
     ///
     /// # Errors
-    /// In words, when the key has a form that is not PKCS#8.
+    /// A message, if the key is not PKCS#8.
     pub fn pkcs12(&self, alias: &str, password: &Secret) -> Result<Zeroizing<Vec<u8>>, String> {
         let shown = |error: p12_keystore::error::Error| error.to_string();
         let key = PrivateKeyDer::from_pem_slice(self.key_pem.expose().as_bytes());
@@ -22,7 +22,7 @@ impl Bundle {
         let chain = self.chain.iter().map(|one| Certificate::from_der(one));
         let chain = chain.collect::<Result<Vec<_>, _>>().map_err(shown)?;
         let mut store = KeyStore::new();
-        // It only ties the key to its certificate.
+        // The alias also serves as the identifier that ties the key to its certificate.
         let chain = PrivateKeyChain::new(alias, key, chain);
         store.add_entry(alias, KeyStoreEntry::PrivateKeyChain(chain));
         let written = store.writer(password.expose()).write();
@@ -42,10 +42,10 @@ mod tests {
     use crate::time::Timestamp;
 
     #[test]
-    fn the_store_opens_with_its_password_alone_and_holds_the_pair() {
+    fn pkcs12_needs_password_and_holds_pair() {
         let names = BTreeSet::from([Identifier::parse("example.com").unwrap()]);
-        for kind in [KeyType::EcdsaP256, KeyType::Rsa2048] {
-            let pem = kind.generate().unwrap();
+        for key_type in [KeyType::EcdsaP256, KeyType::Rsa2048] {
+            let pem = key_type.generate().unwrap();
             let key = rcgen::KeyPair::from_pem(pem.expose()).unwrap();
             let made = rcgen::CertificateParams::new(vec!["example.com".to_owned()]).unwrap();
             let leaf = made.self_signed(&key).unwrap().pem();

@@ -1,4 +1,4 @@
-//! What must never be seen: keys and tokens.
+//! Text that must never be shown: keys and tokens.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,20 +6,20 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize, Serializer};
 use zeroize::Zeroizing;
 
-/// A text that must not be shown: `Debug` hides it, dropping the last clone wipes it.
-/// Clones share one text.
+/// Secret text: `Debug` hides it, and the drop of the last clone wipes it. Clones share
+/// one text.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(from = "Zeroizing<String>")]
 pub struct Secret(Arc<Zeroizing<String>>);
 
 impl Secret {
-    /// Takes the text over.
+    /// Takes ownership of the text.
     #[must_use]
     pub fn new(text: String) -> Self {
         Self(Arc::new(Zeroizing::new(text)))
     }
 
-    /// The text itself, for the place that needs it.
+    /// The text itself, for the code that needs it.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0

@@ -1,5 +1,5 @@
-//! What must hold of containers and their labels, whoever lists them: the lines of
-//! the input are a list, an environment or an event each.
+//! Rules for containers and their labels from any source: each line of the input is a
+//! list, an environment or an event.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,46 +11,46 @@ use crate::discovery::labels::{Ask, read_environment, read_list};
 use crate::discovery::registry::Registry;
 
 const GRACE: Duration = Duration::from_secs(3600);
+const ENVIRONMENT: [(&str, &str); 6] = [
+    ("CERTS_AGREE_TOS", "true"),
+    ("CERTS_DATA_DIR", "/data"),
+    ("CERTS_DOCKER_HOST", "tcp://proxy:2375"),
+    ("CERTS_DOCKER_ALLOW", "*.example.com"),
+    ("CERTS_DOCKER_LIMIT", "3"),
+    ("CERTS_CONFIG", "/dev/null"),
+];
 
-/// Whatever is granted is allowed, bounded and told apart, and what is refused steers
-/// no terminal.
+/// Granted requests are allowed, bounded and distinct, and refusals have no control
+/// characters.
 pub fn labels(input: &[u8]) {
     let mut lines = Split::default();
     lines.put(input);
-    let (mut asks, mut said) = (Vec::new(), Vec::new());
+    let (mut asks, mut problems) = (Vec::new(), Vec::new());
     let mut containers = Vec::new();
     let mut kept = 0;
     while let Some(line) = lines.take() {
         assert!(!line.contains(&b'\n'));
         kept += line.len() + 1;
-        // Whatever it is, it is no more than one of these.
+        // Each line is read as each of the three.
         let _ = is_followed(&line);
         containers.extend(read_list(&line).unwrap_or_default());
         let variables = read_environment(&line).unwrap_or_default();
         for container in &containers {
             for (more, complaints) in [container.asks(), container.asks_of(&variables)] {
                 asks.extend(more);
-                said.extend(complaints.into_iter().map(|one| (&one).into()));
+                problems.extend(complaints.into_iter().map(|one| (&one).into()));
             }
         }
-        // One that lists thousands says nothing more than one that lists some.
+        // Thousands of entries test nothing more than some hundred.
         asks.truncate(200);
-        said.truncate(200);
+        problems.truncate(200);
         containers.truncate(50);
     }
     assert_eq!(kept + lines.begun(), input.len());
-    let environment = [
-        ("CERTS_AGREE_TOS", "true"),
-        ("CERTS_DATA_DIR", "/data"),
-        ("CERTS_DOCKER_HOST", "tcp://proxy:2375"),
-        ("CERTS_DOCKER_ALLOW", "*.example.com"),
-        ("CERTS_DOCKER_LIMIT", "3"),
-        ("CERTS_CONFIG", "/dev/null"),
-    ];
-    let environment = environment.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let environment = ENVIRONMENT.map(|(key, value)| (key.to_owned(), value.to_owned()));
     let sources = Sources::read(&Options::default(), &environment.into());
     let Ok(settings) = sources.settings(&Purpose::All) else {
-        unreachable!("it is sound");
+        unreachable!("the environment is valid");
     };
     let granted = sources.granted(&asks.iter().collect::<Vec<_>>(), &settings);
     let all = granted.certificates.iter().map(|(_, one)| one);
@@ -64,8 +64,8 @@ pub fn labels(input: &[u8]) {
         );
         assert!(one.deploy.iter().all(|spec| spec.to_string() == "nginx"));
     }
-    said.extend(granted.refused);
-    for problem in said {
+    problems.extend(granted.refused);
+    for problem in problems {
         assert!(
             !problem
                 .to_string()
@@ -82,7 +82,7 @@ pub fn labels(input: &[u8]) {
     );
 }
 
-/// The same list again changes nothing, and an empty one takes nothing at once.
+/// A repeated list changes nothing, and an empty one removes nothing at once.
 fn merged(asks: &[Ask]) {
     let (mut kept, nobody) = (Registry::default(), BTreeSet::new());
     kept.merge(asks, &nobody, NOW, GRACE);

@@ -1,5 +1,5 @@
-//! Names that become paths: each is one plain component below its root, and an
-//! answer is written there and nowhere else.
+//! Rules for names that become paths: each is one plain component below its root, and
+//! an answer is written only there.
 
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,10 +13,10 @@ use crate::deploy::Outlet;
 use crate::deploy::output::Output;
 use crate::identifier::{Identifier, Lineage};
 
-/// NAME_MAX of every file system that is in use, less `.` and `.new` around it.
+/// NAME_MAX of common file systems, minus `.` and `.new` around it.
 const LONGEST_NAME: usize = 255 - 5;
 
-/// A name of the user's, of a certificate's or of a CA's.
+/// A name from the user, a certificate or a CA.
 pub fn path(text: &[u8]) {
     let Ok(text) = std::str::from_utf8(text) else {
         return;
@@ -41,8 +41,7 @@ fn below_its_root(lineage: &Lineage) {
     assert_eq!(live.parent(), Some(Path::new("/output/live")));
 }
 
-/// One component, which no command takes for an option and no file system
-/// refuses.
+/// One component, which no command reads as an option and no file system refuses.
 fn plain(name: &str) {
     let components: Vec<_> = Path::new(name).components().collect();
     assert_eq!(components, [Component::Normal(name.as_ref())], "{name:?}");
@@ -58,7 +57,7 @@ fn written_inside(token: Token) {
     let root = scratch.0.join("root");
     let made = std::fs::create_dir_all(&root);
     assert!(made.is_ok(), "{}: {made:?}", root.display());
-    let place = Path::new("root/.well-known/acme-challenge");
+    let directory = Path::new("root/.well-known/acme-challenge");
     let answer = Answer {
         kind: ChallengeKind::Http01,
         identifier: super::facts()
@@ -74,7 +73,7 @@ fn written_inside(token: Token) {
         webroot.present(&answer).now_or_never(),
         Some(Ok(()))
     ));
-    let expected = place.join(answer.token.as_str());
+    let expected = directory.join(answer.token.as_str());
     assert_eq!(scratch.files(), [expected]);
     assert!(matches!(
         webroot.clean_up(&answer).now_or_never(),
@@ -83,7 +82,7 @@ fn written_inside(token: Token) {
     assert!(scratch.files().is_empty());
 }
 
-/// A directory of its own, gone with it.
+/// A temporary directory, removed on drop.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -94,7 +93,7 @@ impl Scratch {
         Self(std::env::temp_dir().join(name))
     }
 
-    /// Every file in it, however deep.
+    /// Every file in it, at any depth.
     fn files(&self) -> Vec<PathBuf> {
         let (mut open, mut found) = (vec![self.0.clone()], Vec::new());
         while let Some(directory) = open.pop() {
@@ -117,7 +116,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What stays is in the directory for temporary files.
+        // A leftover is in the system's temporary directory.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }

@@ -1,5 +1,5 @@
-//! What is read from the store: any record and anything known of a CA has an
-//! answer, and comes back from the store as it went in.
+//! Rules for stored data: any record and any state of a CA yields a decision, and
+//! survives a round trip through the store.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::time::Timestamp;
 const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 const MOMENT: Duration = Duration::from_millis(1);
 
-/// A record, or what is known of a CA.
+/// A record, or the state of a CA.
 pub fn record(json: &[u8]) {
     if let Ok(record) = serde_json::from_slice::<Record>(json) {
         assert_eq!(stored(&record), record);
@@ -39,19 +39,19 @@ fn decided(record: &Record, now: Timestamp) {
         Next::Draw(renewal) => {
             let mut drawn = record.clone();
             let Some(issued) = drawn.issued.as_mut() else {
-                panic!("drawn for no certificate");
+                panic!("a draw without a certificate");
             };
             let _ = due(issued, &renewal);
             issued.renewal = Some(renewal);
             let again = next(&drawn, now, &random);
-            assert!(!matches!(again, Next::Draw(_)), "drawn over and over");
+            assert!(!matches!(again, Next::Draw(_)), "a second draw");
             assert_eq!(stored(&drawn), drawn);
         }
         Next::RefreshWindow | Next::Issue { .. } | Next::Deploy | Next::Halt(_) => {}
     }
 }
 
-/// Every instant that the record itself names, and those right beside it.
+/// Every instant in the record, and its neighbours.
 fn instants(record: &Record) -> Vec<Timestamp> {
     let mut named = vec![NOW, Timestamp::from_seconds(0)];
     named.extend(record.failures.retry_at);

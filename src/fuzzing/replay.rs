@@ -1,5 +1,5 @@
-//! The seeds of `fuzz/` as an ordinary test: a regression shows without a
-//! fuzzer.
+//! Runs the seeds of `fuzz/` as an ordinary test, so that a regression shows without
+//! a fuzzer.
 
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,7 @@ fn names_of(directory: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_seed_keeps_the_rules() {
+fn seeds_keep_every_rule() {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
     let (mut size, mut broken) = (0, Vec::new());
     for (name, target) in TARGETS {
@@ -37,24 +37,27 @@ fn every_seed_keeps_the_rules() {
         for file in files {
             let seed = std::fs::read(&file).unwrap();
             size += seed.len();
-            let kept = std::panic::catch_unwind(|| target(&seed));
-            broken.extend(kept.is_err().then_some(file));
+            let result = std::panic::catch_unwind(|| target(&seed));
+            broken.extend(result.is_err().then_some(file));
         }
     }
     assert!(broken.is_empty(), "{broken:#?}");
-    assert!(size < 200_000, "{size} bytes are too many to check in");
+    assert!(
+        size < 200_000,
+        "{size} bytes of seeds are too many to commit"
+    );
 }
 
 #[test]
-fn every_target_has_a_program_and_seeds() {
+fn targets_have_program_and_seeds() {
     let names = TARGETS.map(|(name, _)| name.to_owned());
     assert_eq!(names_of("fuzz_targets"), names);
     assert_eq!(names_of("seeds"), names);
 }
 
-/// A key that is new in a record must not make the seeds pass by unread.
+/// A new field of the record must not make the seeds invalid, and so useless.
 #[test]
-fn every_seed_of_the_store_is_read() {
+fn record_seeds_are_valid() {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/record");
     for file in files_of(&seeds) {
         let json = std::fs::read(&file).unwrap();

@@ -1,7 +1,8 @@
-//! acme.sh's `~/.acme.sh`: `NAME/NAME.conf` (`NAME_ecc/` for a key on a curve) with
-//! the pair beside it, and `ca/HOST/PATH/` with each account. Its files are for a
-//! shell to read; they are read as texts, and nothing in them is run or expanded.
+//! acme.sh's `~/.acme.sh`: `NAME/NAME.conf` (`NAME_ecc/` for an ECDSA key) with the
+//! pair beside it, and `ca/HOST/PATH/` with each account. Its files are shell code,
+//! but they are read as text: nothing in them is run or expanded.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,7 @@ use super::lines::Assignments;
 use super::tree::Tree;
 use super::{
     Account, AccountKey, Ca, Certificate, Found, LIVE, Proof, Remark, Renewal, Tool, hook,
-    is_no_place,
+    not_a_directory_of,
 };
 use crate::identifier::{Identifier, Lineage};
 use crate::text::printable;
@@ -30,12 +31,12 @@ pub(super) fn read(tree: &Tree) -> Result<Found, String> {
     };
     let certificates: Vec<&String> = names.iter().filter(is_one).collect();
     if certificates.is_empty() && !tree.has_directory("ca") {
-        let lacks = "ca/ and no NAME/NAME.conf";
-        return Err(is_no_place(Tool::AcmeSh, tree.root(), lacks));
+        let missing = "ca/ or NAME/NAME.conf";
+        return Err(not_a_directory_of(Tool::AcmeSh, tree.root(), missing));
     }
     let mut found = Found::default();
     for name in certificates {
-        // Both kinds of one name are two certificates.
+        // RSA and ECDSA of one name are two certificates.
         let is_second = name
             .strip_suffix(CURVE)
             .is_some_and(|base| names.iter().any(|one| one == base));
@@ -51,7 +52,7 @@ pub(super) fn read(tree: &Tree) -> Result<Found, String> {
 fn certificate(tree: &Tree, directory: &str, is_second: bool) -> Result<Certificate, String> {
     let base = directory.strip_suffix(CURVE).unwrap_or(directory);
     let file = |name: &str| Path::new(directory).join(name);
-    let conf = tree.needed(file(&format!("{base}.conf")))?;
+    let conf = tree.required(file(&format!("{base}.conf")))?;
     let conf = Assignments::parse(conf.expose())?;
     let domain = conf.value("Le_Domain").unwrap_or(base);
     let first = Identifier::parse(domain).map_err(|error| error.to_string())?;
@@ -62,13 +63,13 @@ fn certificate(tree: &Tree, directory: &str, is_second: bool) -> Result<Certific
     }
     let server = conf
         .value("Le_API")
-        .ok_or("its .conf has no Le_API, the CA")?;
+        .ok_or("its .conf has no Le_API, the URL of the CA")?;
     let mut remarks = Vec::new();
     let renewal = renewal(&conf, &mut remarks);
     Ok(Certificate {
         lineage,
-        key_pem: tree.needed(file(&format!("{base}.key")))?,
-        chain_pem: tree.needed(file("fullchain.cer"))?.expose().to_owned(),
+        key_pem: tree.required(file(&format!("{base}.key")))?,
+        chain_pem: tree.required(file("fullchain.cer"))?.expose().to_owned(),
         ca: Ca::Directory(server.to_owned()),
         account: None,
         renewal,
@@ -81,7 +82,7 @@ pub(super) fn renewal(conf: &Assignments, remarks: &mut Vec<Remark>) -> Renewal 
         proof: proof(conf, remarks),
         preferred_chain: conf.value("Le_Preferred_Chain").and_then(decoded),
         profile: conf.value("Le_Certificate_Profile").and_then(decoded),
-        // It keeps the key unless it is told to make one each time.
+        // acme.sh reuses the key unless this setting asks for new ones.
         reuse_key: conf
             .value("Le_ForceNewDomainKey")
             .is_none_or(|value| value == "0"),
@@ -90,13 +91,13 @@ pub(super) fn renewal(conf: &Assignments, remarks: &mut Vec<Remark>) -> Renewal 
     for name in ["Le_ReloadCmd", "Le_RenewHook"] {
         match conf.value(name).map(decoded) {
             None => {}
-            Some(Some(command)) => hook::take(name, &command, &mut renewal, remarks),
-            Some(None) => remarks.push(Remark::not_taken(name, "it cannot be read")),
+            Some(Some(command)) => hook::add(name, &command, &mut renewal, remarks),
+            Some(None) => remarks.push(Remark::not_taken(name, "invalid base64")),
         }
     }
     for name in ["Le_PreHook", "Le_PostHook"] {
         if conf.value(name).is_some() {
-            hook::leave(name, remarks);
+            hook::report(name, remarks);
         }
     }
     for name in [
@@ -107,7 +108,7 @@ pub(super) fn renewal(conf: &Assignments, remarks: &mut Vec<Remark>) -> Renewal 
     ] {
         if let Some(path) = conf.value(name).and_then(decoded) {
             let text = format!(
-                "{} is written no more: name {LIVE}/ in your server's configuration, or write a copy there \
+                "{} is no longer written: use {LIVE}/ in your server's configuration, or write a copy there \
                  with a [deploy.NAME] table of kind = \"file\"",
                 printable(&path)
             );
@@ -118,11 +119,10 @@ pub(super) fn renewal(conf: &Assignments, remarks: &mut Vec<Remark>) -> Renewal 
 }
 
 fn proof(conf: &Assignments, remarks: &mut Vec<Remark>) -> Option<Proof> {
-    let said = conf.value("Le_Webroot")?;
-    let mut ways: Vec<&str> = said.split(',').filter(|way| !way.is_empty()).collect();
-    ways.sort_unstable();
-    ways.dedup();
-    match ways.as_slice() {
+    let value = conf.value("Le_Webroot")?;
+    let methods = value.split(',').filter(|method| !method.is_empty());
+    let methods: BTreeSet<&str> = methods.collect();
+    match Vec::from_iter(methods).as_slice() {
         ["no"] => {
             let port = conf.value("Le_HTTPPort").and_then(|port| port.parse().ok());
             let port = port.filter(|port: &u16| *port != 80);
@@ -132,15 +132,16 @@ fn proof(conf: &Assignments, remarks: &mut Vec<Remark>) -> Option<Proof> {
         }
         [path] if Path::new(path).is_absolute() => Some(Proof::Webroot(PathBuf::from(path))),
         _ => {
-            let way = printable(said);
-            let text = if said.contains("dns") {
+            let method = printable(value);
+            let text = if value.contains("dns") {
                 format!(
-                    "{way}: DNS-01 is not answered by this version: the renewal will be tried by HTTP-01 on port 80, \
-                     which cannot prove a wildcard"
+                    "{method}: this version does not answer DNS-01: the renewal will use HTTP-01 on port 80, \
+                     which cannot validate a wildcard"
                 )
             } else {
                 format!(
-                    "{way} has no counterpart: port 80 is used, or import again with --webroot DIR"
+                    "{method} has no counterpart: the renewal will use HTTP-01 on port 80; import again with \
+                     --webroot DIR if another server uses that port"
                 )
             };
             remarks.push(Remark::not_taken("Le_Webroot", text));
@@ -149,7 +150,7 @@ fn proof(conf: &Assignments, remarks: &mut Vec<Remark>) -> Option<Proof> {
     }
 }
 
-/// A value as it was said: commands and paths are kept in base64 between two marks.
+/// The decoded value: acme.sh writes commands and paths in base64 between two marks.
 fn decoded(value: &str) -> Option<String> {
     const BEGIN: &str = "__ACME_BASE64__START_";
     const END: &str = "__ACME_BASE64__END_";
@@ -174,11 +175,11 @@ fn accounts(tree: &Tree, found: &mut Found) {
 
 fn account(tree: &Tree, place: &Path) -> Result<Account, String> {
     let inside = Path::new("ca").join(place);
-    let key = tree.needed(inside.join("account.key"))?;
+    let key = tree.required(inside.join("account.key"))?;
     let conf = tree.text(inside.join("ca.conf"))?;
     let conf = Assignments::parse(conf.as_ref().map_or("", |conf| conf.expose()))?;
     let name = place.display().to_string();
-    // Older versions kept the host alone.
+    // Older versions stored the host alone.
     let ca = match place.components().count() {
         1 => Ca::Host(name.clone()),
         _ => Ca::Directory(format!("https://{name}")),

@@ -1,6 +1,6 @@
-//! certbot's `/etc/letsencrypt`: `renewal/NAME.conf` says how, `live/NAME/` leads
-//! to the newest pair below `archive/`, and `accounts/HOST/PATH/ID/` has each
-//! account. Its own `cli.ini` and the state of its plugins are not read.
+//! certbot's `/etc/letsencrypt`: `renewal/NAME.conf` has the settings, `live/NAME/`
+//! links to the newest pair below `archive/`, and `accounts/HOST/PATH/ID/` has each
+//! account. Its `cli.ini` and the state of its plugins are not read.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use super::lines::{Ini, list};
 use super::tree::Tree;
 use super::{
     Account, AccountKey, Ca, Certificate, Found, LIVE, Proof, Remark, Renewal, Tool, hook,
-    is_no_place,
+    not_a_directory_of,
 };
 use crate::identifier::Lineage;
 use crate::text::printable;
@@ -23,7 +23,7 @@ const DEEPEST_ACCOUNT: usize = 8;
 
 pub(super) fn read(tree: &Tree) -> Result<Found, String> {
     if !tree.has_directory("renewal") {
-        return Err(is_no_place(Tool::Certbot, tree.root(), "renewal/"));
+        return Err(not_a_directory_of(Tool::Certbot, tree.root(), "renewal/"));
     }
     let mut found = Found::default();
     let programs = global_hooks(tree, &mut found.remarks);
@@ -49,19 +49,22 @@ pub(super) fn read(tree: &Tree) -> Result<Found, String> {
 fn certificate(tree: &Tree, name: &str) -> Result<Certificate, String> {
     let lineage = Lineage::parse(&name.to_ascii_lowercase()).map_err(|error| error.to_string())?;
     let path = format!("renewal/{name}.conf");
-    let text = tree.needed(&path)?;
+    let text = tree.required(&path)?;
     let ini = Ini::parse(text.expose()).map_err(|why| format!("{path}: {why}"))?;
     let setting = |name: &str| ini.value(SETTINGS, name);
-    let server = setting("server").ok_or_else(|| format!("{path}: it names no server"))?;
+    let server = setting("server").ok_or_else(|| format!("{path}: no server found"))?;
     let live = PathBuf::from("live").join(name);
-    let key_pem = tree.needed(live.join("privkey.pem"))?;
-    let chain_pem = tree.needed(live.join("fullchain.pem"))?;
+    let key_pem = tree.required(live.join("privkey.pem"))?;
+    let chain_pem = tree.required(live.join("fullchain.pem"))?;
     let mut remarks = Vec::new();
     let renewal = renewal(&ini, &mut remarks);
     let place = tree.root().join(&live);
     remarks.push(Remark::by_hand(
         "your servers",
-        format!("where they name {}/, name {LIVE}/ instead", place.display()),
+        format!(
+            "replace {}/ by {LIVE}/ in their configuration",
+            place.display()
+        ),
     ));
     Ok(Certificate {
         lineage,
@@ -89,31 +92,32 @@ pub(super) fn renewal(ini: &Ini, remarks: &mut Vec<Remark>) -> Renewal {
     };
     for name in ["renew_hook", "deploy_hook"] {
         if let Some(command) = setting(name) {
-            hook::take(name, command, &mut renewal, remarks);
+            hook::add(name, command, &mut renewal, remarks);
         }
     }
     for name in ["pre_hook", "post_hook"] {
         if setting(name).is_some() {
-            hook::leave(name, remarks);
+            hook::report(name, remarks);
         }
     }
     if let Some(other) = setting("installer").filter(|name| *name != "nginx") {
         let text = format!(
-            "{} is told in another way here: import again with --deploy systemd:UNIT",
+            "{}: certs reloads it through systemd: import again with --deploy systemd:UNIT",
             printable(other)
         );
         remarks.push(Remark::not_taken("installer", text));
     }
     if ini.value("", "renew_before_expiry").is_some() {
-        let text = "the CA's window (ARI) or two thirds of the life decide when it is renewed";
+        let text =
+            "the CA's renewal window (ARI) or two thirds of the lifetime decide when to renew";
         remarks.push(Remark::not_taken("renew_before_expiry", text));
     }
     if is_on("must_staple") {
-        let text = "CAs sign no certificate with it any more";
+        let text = "CAs no longer issue certificates with it";
         remarks.push(Remark::not_taken("must_staple", text));
     }
     if setting("autorenew") == Some("False") {
-        let text = "certbot was told not to renew it; it is renewed from here on";
+        let text = "certbot did not renew it, but certs will";
         remarks.push(Remark::not_taken("autorenew", text));
     }
     renewal
@@ -136,8 +140,8 @@ fn proof(ini: &Ini, remarks: &mut Vec<Remark>) -> Option<Proof> {
         }
         "webroot" => webroot(ini, remarks),
         "nginx" => {
-            let text = "nginx keeps port 80: `certs install nginx --domain NAME` lets it answer from a webroot; \
-                        import again with --webroot DIR then";
+            let text = "nginx uses port 80: `certs install nginx --domain NAME` lets it answer from a webroot; \
+                        then import again with --webroot DIR";
             remarks.push(Remark::by_hand("authenticator", text));
             None
         }
@@ -145,12 +149,12 @@ fn proof(ini: &Ini, remarks: &mut Vec<Remark>) -> Option<Proof> {
             let other = printable(other);
             let text = match other.strip_prefix("dns-") {
                 Some(_) => format!(
-                    "{other}: DNS-01 is not answered by this version: the renewal will be tried by HTTP-01 on \
-                     port 80, which cannot prove a wildcard"
+                    "{other}: this version does not answer DNS-01: the renewal will use HTTP-01 on port 80, \
+                     which cannot validate a wildcard"
                 ),
                 None => format!(
-                    "{other} has no counterpart: the renewal will be tried by HTTP-01 on port 80; --webroot DIR \
-                     where another server keeps that"
+                    "{other} has no counterpart: the renewal will use HTTP-01 on port 80; import again with \
+                     --webroot DIR if another server uses that port"
                 ),
             };
             remarks.push(Remark::not_taken("authenticator", text));
@@ -173,7 +177,7 @@ fn webroot(ini: &Ini, remarks: &mut Vec<Remark>) -> Option<Proof> {
         [only] if Path::new(only).is_absolute() => Some(Proof::Webroot(only.into())),
         several => {
             let text = format!(
-                "{} directories: one answers for all names here, so that the renewal will be tried on port 80; \
+                "{} directories, but certs uses one absolute path for all names: the renewal will use port 80; \
                  import again with --webroot DIR",
                 several.len()
             );
@@ -188,12 +192,12 @@ fn global_hooks(tree: &Tree, remarks: &mut Vec<Remark>) -> Vec<PathBuf> {
     for around in ["pre", "post"] {
         let directory = format!("{HOOKS}/{around}");
         if !tree.names(&directory).is_empty() {
-            hook::leave(&directory, remarks);
+            hook::report(&directory, remarks);
         }
     }
     let directory = format!("{HOOKS}/deploy");
     let names = tree.names(&directory).into_iter();
-    // As certbot has it: what an editor left behind is none.
+    // certbot ignores the backup files of editors, too.
     let names = names.filter(|name| !name.ends_with('~'));
     names
         .map(|name| tree.root().join(&directory).join(name))
@@ -219,10 +223,12 @@ fn accounts(tree: &Tree, found: &mut Found) {
 
 fn account(tree: &Tree, place: &Path, name: String, server: &Path) -> Result<Account, String> {
     let place = Path::new("accounts").join(place);
-    let key = tree.needed(place.join("private_key.json"))?;
+    let key = tree.required(place.join("private_key.json"))?;
     let registered = tree.text(place.join("regr.json"))?;
     let registered: Value = match &registered {
-        Some(text) => serde_json::from_str(text.expose()).map_err(|_| "regr.json is no JSON")?,
+        Some(text) => {
+            serde_json::from_str(text.expose()).map_err(|_| "invalid JSON in regr.json")?
+        }
         None => Value::Null,
     };
     Ok(Account {

@@ -1,4 +1,4 @@
-//! Directories as clients lay them out, for tests of their readers.
+//! Directories as clients create them, for tests of the readers.
 
 use std::path::Path;
 
@@ -6,28 +6,28 @@ use tempfile::TempDir;
 
 use super::{Found, Tool, Verdict, read};
 
-/// A directory with these files; one whose content is `-> PLACE` is a link.
+/// A directory with these files; a content of `-> TARGET` makes a link.
 pub(super) fn laid_out(files: &[(&str, &str)]) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     for (path, content) in files {
         let path = directory.path().join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         match content.strip_prefix("-> ") {
-            Some(place) => std::os::unix::fs::symlink(place, path).unwrap(),
+            Some(target) => std::os::unix::fs::symlink(target, path).unwrap(),
             None => std::fs::write(path, content).unwrap(),
         }
     }
     directory
 }
 
-/// What is found in such a directory.
+/// The result of a read of such a directory.
 pub(super) fn found(tool: Tool, files: &[(&str, &str)]) -> Found {
     let directory = laid_out(files);
     read(tool, directory.path()).unwrap()
 }
 
-/// What is said of it, a line each, without the directory's own name.
-pub(super) fn told(found: &Found, root: &Path) -> Vec<String> {
+/// The remarks, one a line, without the directory's own name.
+pub(super) fn remark_lines(found: &Found, root: &Path) -> Vec<String> {
     let own = found.certificates.iter().flat_map(|one| &one.remarks);
     let all = found.remarks.iter().chain(own);
     let root = root.display().to_string();
@@ -42,7 +42,7 @@ pub(super) fn told(found: &Found, root: &Path) -> Vec<String> {
     all.map(line).collect()
 }
 
-/// What is broken, as subjects with reasons.
+/// The invalid entries, each with its reason.
 pub(super) fn broken(found: &Found) -> Vec<(String, String)> {
     let remarks = found.remarks.iter();
     let broken = remarks.filter(|remark| remark.verdict == Verdict::Broken);

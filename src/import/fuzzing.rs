@@ -1,9 +1,9 @@
-//! What must hold of the readers whatever stands in a file of another client.
+//! Rules for the readers with any content in the files of another client.
 
 use super::lines::{Assignments, Ini};
 use super::{Found, Remark, Renewal, acme_sh, certbot, traefik};
 
-/// What is taken is fit to be used, and what is said of the rest fit to be shown.
+/// Settings that are imported are safe to use, and remarks are printable.
 pub(crate) fn file(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
@@ -17,11 +17,11 @@ pub(crate) fn file(bytes: &[u8]) {
     }
     if let Some(Found {
         certificates,
-        remarks: said,
+        remarks: more,
         ..
     }) = traefik::parse(text)
     {
-        remarks.extend(said);
+        remarks.extend(more);
         for one in certificates {
             assert!(!one.lineage.as_str().contains(['/', '\0']));
         }
@@ -50,13 +50,13 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_settings_break_a_rule(lines in vec((NAMES, "( ?=? ?)", VALUES), 0..12)) {
+        fn any_settings_keep_rules(lines in vec((NAMES, "( ?=? ?)", VALUES), 0..12)) {
             let lines = lines.iter().map(|(name, is, value)| format!("{name}{is}{value}\n"));
             file(lines.collect::<String>().as_bytes());
         }
 
         #[test]
-        fn no_state_breaks_a_rule(
+        fn any_traefik_state_keeps_rules(
             name in "[a-z./*\\x01-\\x1f\\x7f-\\x9f ]{0,12}",
             value in "(null|7|\"[a-z*./]{0,9}\"|\\[\\]|\\{\\})",
         ) {

@@ -1,60 +1,59 @@
-//! A command that a client runs after a renewal: a plain path can be run as it is,
-//! a shell's line cannot, and what many write there has a better word here. What is
-//! shown of a command is its first word alone, and only if that is a plain one: passwords
-//! stand among the others.
+//! A command that a client runs after a renewal. A plain path is imported, a shell
+//! command is not, and common commands have a matching deploy target. Messages show
+//! only the first word of a command, and only a plain one: the others may have passwords.
 
 use std::path::{Path, PathBuf};
 
 use super::{Remark, Renewal};
 use crate::text::printable_within;
 
-/// What none of a shell's words has that means itself alone.
+/// Punctuation that has no meaning to a shell.
 const PLAIN: &str = "/._-+@%:,";
 
-/// Takes `command` into `renewal`, or says why not and what to do.
-pub(super) fn take(setting: &str, command: &str, renewal: &mut Renewal, remarks: &mut Vec<Remark>) {
+/// Adds `command` to `renewal`, or reports why not and what to do.
+pub(super) fn add(setting: &str, command: &str, renewal: &mut Renewal, remarks: &mut Vec<Remark>) {
     let command = command.trim();
     if is_plain(command) && Path::new(command).is_absolute() {
         renewal.programs.push(PathBuf::from(command));
         return;
     }
     let first = command.split_whitespace().next().unwrap_or_default();
-    // `PASSWORD=… program` has one in its first word.
+    // `PASSWORD=… program` has a password in its first word.
     let first = match is_plain(first) {
         true => format!("`{} …`", printable_within(first, 60)),
         false => "a command".to_owned(),
     };
-    let instead = better_word(command).map_or_else(
-        || "put it into a program of its own and name that with --deploy exec:/PROGRAM".to_owned(),
-        |word| format!("import again with --deploy {word}"),
+    let instead = matching_target(command).map_or_else(
+        || "put it into a program and import again with --deploy exec:/PROGRAM".to_owned(),
+        |target| format!("import again with --deploy {target}"),
     );
-    let why = "no shell is run here, and it is more than the path of a program";
+    let why = "certs runs no shell, and this is more than the path of a program";
     remarks.push(Remark::not_taken(
         setting,
         format!("{first}: {why}; {instead}"),
     ));
 }
 
-/// What is run before or after a try, whether it succeeds or not, has no counterpart.
-pub(super) fn leave(setting: &str, remarks: &mut Vec<Remark>) {
-    let text = "nothing is run around a renewal here: port 80 is bound for its moments alone, or use \
-                --webroot; what shall follow a success is --deploy";
+/// Reports a hook that runs before or after each attempt, whether it succeeds or not.
+pub(super) fn report(setting: &str, remarks: &mut Vec<Remark>) {
+    let text = "certs runs no program around a renewal: it binds port 80 only during the validation, or use \
+                --webroot; for a program after a success use --deploy";
     remarks.push(Remark::not_taken(setting, text));
 }
 
 fn is_plain(command: &str) -> bool {
-    let fine = |letter: char| letter.is_ascii_alphanumeric() || PLAIN.contains(letter);
-    !command.is_empty() && command.chars().all(fine)
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || PLAIN.contains(letter);
+    !command.is_empty() && command.chars().all(is_plain)
 }
 
-/// The target that does what a well known command did.
-fn better_word(command: &str) -> Option<String> {
+/// The deploy target with the effect of a well known command.
+fn matching_target(command: &str) -> Option<String> {
     let words: Vec<&str> = command.split_whitespace().collect();
     let unit = match words.as_slice() {
-        ["sudo", rest @ ..] => return better_word(&rest.join(" ")),
-        [program, "-s", "reload"] if is_called(program, "nginx") => "nginx",
-        [program, _, unit] if is_called(program, "systemctl") => unit,
-        [program, unit, _] if is_called(program, "service") => unit,
+        ["sudo", rest @ ..] => return matching_target(&rest.join(" ")),
+        [program, "-s", "reload"] if has_name(program, "nginx") => "nginx",
+        [program, _, unit] if has_name(program, "systemctl") => unit,
+        [program, unit, _] if has_name(program, "service") => unit,
         _ => return None,
     };
     let name = unit.strip_suffix(".service").unwrap_or(unit);
@@ -67,7 +66,7 @@ fn better_word(command: &str) -> Option<String> {
     })
 }
 
-fn is_called(program: &str, name: &str) -> bool {
+fn has_name(program: &str, name: &str) -> bool {
     Path::new(program)
         .file_name()
         .is_some_and(|file| file == name)
@@ -78,20 +77,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_taken_and_a_line_of_a_shell_is_explained() {
-        let told = |command: &str| {
+    fn hook_adds_path_and_reports_shell_command() {
+        let add = |command: &str| {
             let (mut renewal, mut remarks) = (Renewal::default(), Vec::new());
-            take("renew_hook", command, &mut renewal, &mut remarks);
+            super::add("renew_hook", command, &mut renewal, &mut remarks);
             match remarks.pop() {
                 None => Ok(renewal.programs.remove(0)),
                 Some(remark) => Err(remark.text),
             }
         };
         assert_eq!(
-            told(" /usr/local/bin/reload-all "),
+            add(" /usr/local/bin/reload-all "),
             Ok("/usr/local/bin/reload-all".into())
         );
-        for (command, word) in [
+        for (command, hint) in [
             ("systemctl reload nginx", "--deploy nginx"),
             (
                 "/bin/systemctl restart apache2.service",
@@ -106,15 +105,15 @@ mod tests {
             ("/bin/a;/bin/b", "--deploy exec:/PROGRAM"),
             ("", "--deploy exec:/PROGRAM"),
         ] {
-            let text = told(command).unwrap_err();
-            assert!(text.contains(word), "{command}: {text}");
+            let text = add(command).unwrap_err();
+            assert!(text.contains(hint), "{command}: {text}");
         }
-        let text = told("TOKEN=hunter2 /usr/bin/hook").unwrap_err();
+        let text = add("TOKEN=hunter2 /usr/bin/hook").unwrap_err();
         assert!(
             text.starts_with("a command: ") && !text.contains("hunter2"),
             "{text}"
         );
-        let text = told("curl -H 'X-Token: hunter2' https://hook").unwrap_err();
+        let text = add("curl -H 'X-Token: hunter2' https://hook").unwrap_err();
         assert!(!text.contains("hunter2"), "{text}");
     }
 }

@@ -1,18 +1,20 @@
 //! lego's directory: `certificates/NAME.{crt,key,json}` and
-//! `accounts/HOST/EMAIL/`. It keeps the host of the CA and not its directory, and
-//! nothing of how control was proven or what is run after a renewal: those are
-//! options of the command that its owner's timer runs.
+//! `accounts/HOST/EMAIL/`. lego stores the host of the CA but not its directory URL, and
+//! neither the challenge nor the hooks: those are options of the command in the
+//! operator's timer.
 
 use serde_json::Value;
 
 use super::tree::Tree;
-use super::{Account, AccountKey, Ca, Certificate, Found, Remark, Renewal, Tool, is_no_place};
+use super::{
+    Account, AccountKey, Ca, Certificate, Found, Remark, Renewal, Tool, not_a_directory_of,
+};
 use crate::identifier::{Identifier, Lineage};
 use crate::text::printable;
 
 pub(super) fn read(tree: &Tree) -> Result<Found, String> {
     if !tree.has_directory("certificates") {
-        return Err(is_no_place(Tool::Lego, tree.root(), "certificates/"));
+        return Err(not_a_directory_of(Tool::Lego, tree.root(), "certificates/"));
     }
     let mut found = Found::default();
     for file in tree.names("certificates") {
@@ -36,8 +38,8 @@ pub(super) fn read(tree: &Tree) -> Result<Found, String> {
         }
     }
     if !found.certificates.is_empty() {
-        let text = "lego keeps neither how control is proven nor its hooks: they stand in the command of your \
-                    timer. Without --webroot, port 80 is used; what --run-hook or --renew-hook did is --deploy here";
+        let text = "lego stores neither the challenge nor the hooks: they are options of the command in your \
+                    timer. Without --webroot, port 80 is used; instead of --run-hook or --renew-hook use --deploy";
         found.remarks.push(Remark::by_hand("options of lego", text));
     }
     Ok(found)
@@ -46,19 +48,17 @@ pub(super) fn read(tree: &Tree) -> Result<Found, String> {
 fn certificate(tree: &Tree, name: &str) -> Result<Certificate, String> {
     let file = |kind: &str| format!("certificates/{name}.{kind}");
     let about = json(tree, &file("json"))?;
-    let domain = about["domain"]
-        .as_str()
-        .ok_or("its .json names no domain")?;
+    let domain = about["domain"].as_str().ok_or("its .json has no domain")?;
     let first = Identifier::parse(domain).map_err(|error| error.to_string())?;
     let url = about["certUrl"]
         .as_str()
         .or_else(|| about["certStableUrl"].as_str());
     let host = url
         .and_then(super::host_of)
-        .ok_or("its .json does not say which CA issued it")?;
-    let key_pem = tree.needed(file("key"))?;
-    let mut chain_pem = tree.needed(file("crt"))?.expose().to_owned();
-    // With --no-bundle the issuers stand apart.
+        .ok_or("its .json does not name the CA")?;
+    let key_pem = tree.required(file("key"))?;
+    let mut chain_pem = tree.required(file("crt"))?.expose().to_owned();
+    // With --no-bundle the issuers are in their own file.
     if chain_pem.matches("-----BEGIN CERTIFICATE").count() == 1
         && let Some(issuers) = tree.text(file("issuer.crt"))?
     {
@@ -78,9 +78,9 @@ fn certificate(tree: &Tree, name: &str) -> Result<Certificate, String> {
 fn account(tree: &Tree, host: &str, email: &str) -> Result<Account, String> {
     let place = format!("accounts/{host}/{email}");
     let about = json(tree, &format!("{place}/account.json"))?;
-    let key = tree.needed(format!("{place}/keys/{email}.key"))?;
+    let key = tree.required(format!("{place}/keys/{email}.key"))?;
     let url = about["registration"]["uri"].as_str();
-    // Its directory is called by the host with `_` for `:`.
+    // The directory's name is the host with `_` for `:`.
     let ca = url
         .and_then(super::host_of)
         .unwrap_or_else(|| host.replace('_', ":"));
@@ -94,8 +94,8 @@ fn account(tree: &Tree, host: &str, email: &str) -> Result<Account, String> {
 }
 
 fn json(tree: &Tree, path: &str) -> Result<Value, String> {
-    let text = tree.needed(path)?;
-    serde_json::from_str(text.expose()).map_err(|_| format!("{} is no JSON", printable(path)))
+    let text = tree.required(path)?;
+    serde_json::from_str(text.expose()).map_err(|_| format!("invalid JSON in {}", printable(path)))
 }
 
 #[cfg(test)]

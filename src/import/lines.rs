@@ -1,6 +1,6 @@
-//! Settings in lines, in the two forms that clients keep theirs in: INI with
-//! nested sections as ConfigObj writes it, and assignments as a shell reads them.
-//! Nothing is expanded, and a line that is neither is an error with its number.
+//! The two formats of clients' settings: INI with nested sections as ConfigObj
+//! writes it, and assignments of a shell. Nothing is expanded, and an invalid line
+//! is an error with its number.
 
 /// More lines than any client writes for one certificate.
 const MOST_LINES: usize = 5_000;
@@ -10,7 +10,7 @@ const MOST_LINES: usize = 5_000;
 pub(super) struct Ini(Vec<(String, String, String)>);
 
 impl Ini {
-    /// Reads it.
+    /// Reads a file's text.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let (mut section, mut entries) = (String::new(), Vec::new());
         for (number, line) in numbered(text)? {
@@ -34,7 +34,7 @@ impl Ini {
         Ok(Self(entries))
     }
 
-    /// The value of a setting; `None` also for the word None, as Python writes it.
+    /// The value of a setting; `None` also for Python's word `None`.
     pub(super) fn value(&self, section: &str, name: &str) -> Option<&str> {
         let entry = self
             .0
@@ -51,18 +51,18 @@ impl Ini {
     }
 }
 
-/// The parts of a list, as ConfigObj writes it: `a, b` or `a,`.
+/// The elements of a list of ConfigObj: `a, b` or `a,`.
 pub(super) fn list(value: &str) -> Vec<&str> {
     let parts = value.split(',').map(|part| unquoted(part.trim()));
     parts.filter(|part| !part.is_empty()).collect()
 }
 
-/// `NAME='value'`, a line each.
+/// Lines of `NAME='value'`.
 #[derive(Debug, Default)]
 pub(super) struct Assignments(Vec<(String, String)>);
 
 impl Assignments {
-    /// Reads them; lines that assign nothing mean nothing.
+    /// Reads a file's text; ignores lines without an assignment.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let lines = numbered(text)?.filter_map(|(_, line)| {
             let (name, value) = line.trim().split_once('=')?;
@@ -72,7 +72,7 @@ impl Assignments {
         Ok(Self(lines.collect()))
     }
 
-    /// The value of a name; the last assignment holds, and an empty one is none.
+    /// The value of a name by its last assignment; `None` if that is empty.
     pub(super) fn value(&self, name: &str) -> Option<&str> {
         let entry = self.0.iter().rev().find(|(known, _)| known == name);
         let value = entry.map(|(_, value)| value.as_str());
@@ -82,7 +82,7 @@ impl Assignments {
 
 fn numbered(text: &str) -> Result<impl Iterator<Item = (usize, &str)>, String> {
     if text.contains('\0') {
-        return Err("there are null bytes in it".to_owned());
+        return Err("it has null bytes".to_owned());
     }
     if text.lines().count() > MOST_LINES {
         return Err(format!("it has more than {MOST_LINES} lines"));
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sections_settings_and_lists_are_read() {
+    fn ini_reads_sections_settings_and_lists() {
         let text = "version = 5\n# no\n[renewalparams]\nserver = \"https://ca/dir\"\npre_hook = None\n\
                     webroot_path = /a, '/b c',\n[[webroot_map]]\nexample.com = /a\n";
         let ini = Ini::parse(text).unwrap();
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn assignments_are_read_and_nothing_is_expanded() {
+    fn assignments_are_read_without_expansion() {
         let text =
             "Le_Domain='example.com'\nLe_Alt=\"no\"\nLe_Empty=''\necho $(id)\nLe_X='$(id)'\n=\n";
         let read = Assignments::parse(text).unwrap();

@@ -1,6 +1,6 @@
-//! Traefik's `acme.json`: for each resolver an account and its certificates. It
-//! keeps the account's URL and not the CA's directory, and how control is proven
-//! stands in Traefik's own configuration.
+//! Traefik's `acme.json`: an account and certificates for each resolver. It has the
+//! account's URL but not the CA's directory URL, and the challenge is in Traefik's own
+//! configuration, which is not read.
 
 use std::path::Path;
 
@@ -14,31 +14,31 @@ use crate::certificate::Secret;
 use crate::identifier::{Identifier, Lineage};
 use crate::text::printable;
 
-/// All certificates stand in one file.
+/// One file has all certificates.
 const LARGEST: u64 = 32 << 20;
 
 pub(super) fn read(path: &Path) -> Result<Found, String> {
     let inside = path.join("acme.json");
     let path = if path.is_dir() { &inside } else { path };
     let text = text_of(path, LARGEST)?;
-    let no_state = || format!("{} is no acme.json of Traefik", path.display());
-    parse(text.expose()).ok_or_else(no_state)
+    let invalid = || format!("{} is not a valid acme.json of Traefik", path.display());
+    parse(text.expose()).ok_or_else(invalid)
 }
 
-/// What stands in the file; `None` when it is another.
+/// The state in the file; `None` if the format is different.
 pub(super) fn parse(text: &str) -> Option<Found> {
     let resolvers: Value = serde_json::from_str(text).ok()?;
     let mut found = Found::default();
     for (name, resolver) in resolvers.as_object()? {
         let account = &resolver["Account"];
         if account.is_null() && resolver["Certificates"].is_null() {
-            let text = "there is neither an account nor a certificate in it";
+            let text = "it has no account and no certificate";
             found.remarks.push(Remark::not_taken(printable(name), text));
             continue;
         }
         let url = account["Registration"]["uri"].as_str();
         let Some(host) = url.and_then(super::host_of) else {
-            let text = "its account does not say at which CA it is";
+            let text = "its account does not name the CA";
             found.remarks.push(Remark::broken(printable(name), text));
             continue;
         };
@@ -63,9 +63,9 @@ pub(super) fn parse(text: &str) -> Option<Found> {
         }
     }
     if !found.certificates.is_empty() {
-        let text = "take the certResolver from its routers, and let it read our files: --deploy traefik:FILE writes \
-                    one for its file provider. While Traefik keeps port 80, send it /.well-known/acme-challenge/ \
-                    from there to certs with --http-listen";
+        let text = "remove certResolver from its routers and let it read the files of certs: --deploy traefik:FILE \
+                    writes one for its file provider. While Traefik uses port 80, route \
+                    /.well-known/acme-challenge/ from it to certs with --http-listen";
         found.remarks.push(Remark::by_hand("Traefik", text));
     }
     Some(found)
@@ -82,7 +82,7 @@ fn certificate(one: &Value, resolver: &str, ca: &Ca) -> Result<Certificate, Stri
             .ok_or_else(|| format!("it has no {member}"))?;
         let bytes = BASE64_STANDARD.decode(text.trim()).ok();
         let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
-        let text = text.ok_or_else(|| format!("its {member} is no PEM in base64"))?;
+        let text = text.ok_or_else(|| format!("its {member} is not valid PEM in base64"))?;
         Ok::<_, String>(Secret::new(text))
     };
     Ok(Certificate {

@@ -1,5 +1,5 @@
-//! One directory, read within bounds and never left: whatever links lead out of
-//! it, whatever is no file, and whatever is too large is refused by name.
+//! One directory, read within bounds. Links that lead out of it, anything but regular
+//! files, and files that are too large are refused by name.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -11,24 +11,23 @@ use std::path::{Component, Path, PathBuf};
 use crate::certificate::Secret;
 use crate::text::printable;
 
-/// No key, chain or setting of one certificate comes near to it.
+/// Far more than any key, chain or settings of one certificate, in bytes.
 const LARGEST: u64 = 1 << 20;
-/// Whoever has more in one directory has no certificates there.
+/// A directory with more entries is not the state of an ACME client.
 const MOST_ENTRIES: usize = 20_000;
 
-/// A directory that is read and never left.
+/// A directory that no read leaves.
 pub(super) struct Tree {
     root: PathBuf,
-    /// Directories that could not be looked into, and why: what they hold is not known
-    /// to be nothing.
-    closed: RefCell<BTreeSet<String>>,
+    /// Directories that could not be read, and why: they may not be empty.
+    unreadable: RefCell<BTreeSet<String>>,
 }
 
-/// Why a path leads nowhere that is read.
+/// Why a path is not read.
 struct Refusal {
     text: String,
-    /// Whether there may well be something.
-    is_closed: bool,
+    /// Whether the path may exist.
+    may_exist: bool,
 }
 
 impl Tree {
@@ -39,21 +38,21 @@ impl Tree {
         if !root.is_dir() {
             return Err(format!("{} is not a directory", path.display()));
         }
-        let closed = RefCell::default();
-        Ok(Self { root, closed })
+        let unreadable = RefCell::default();
+        Ok(Self { root, unreadable })
     }
 
-    /// The directories that could not be looked into, each with its reason.
-    pub(super) fn closed(&self) -> BTreeSet<String> {
-        self.closed.borrow().clone()
+    /// The directories that could not be read, each with its reason.
+    pub(super) fn unreadable(&self) -> BTreeSet<String> {
+        self.unreadable.borrow().clone()
     }
 
-    /// Where it is.
+    /// Its path.
     pub(super) fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The text of a file; `None` when there is none of that name.
+    /// The text of a file; `None` if it does not exist.
     pub(super) fn text(&self, path: impl AsRef<Path>) -> Result<Option<Secret>, String> {
         let path = path.as_ref();
         match self.resolve(path).map_err(|refusal| refusal.text)? {
@@ -62,30 +61,30 @@ impl Tree {
         }
     }
 
-    /// The text of a file that must be there.
-    pub(super) fn needed(&self, path: impl AsRef<Path>) -> Result<Secret, String> {
+    /// The text of a file that must exist.
+    pub(super) fn required(&self, path: impl AsRef<Path>) -> Result<Secret, String> {
         let path = path.as_ref();
         let text = self.text(path)?;
-        text.ok_or_else(|| format!("there is no {}", shown(path)))
+        text.ok_or_else(|| format!("{} not found", shown(path)))
     }
 
-    /// The names in a directory, sorted; none when there is no such directory. Names
-    /// that are no text are nobody's.
+    /// The names in a directory, sorted; empty if it does not exist. Names that are not
+    /// UTF-8 are skipped.
     pub(super) fn names(&self, path: impl AsRef<Path>) -> Vec<String> {
         let path = path.as_ref();
         let entries = match self.resolve(path) {
             Ok(Some(inside)) => std::fs::read_dir(inside),
             Ok(None) => return Vec::new(),
             Err(refusal) => {
-                let text = Some(refusal.text).filter(|_| refusal.is_closed);
-                self.closed.borrow_mut().extend(text);
+                let text = Some(refusal.text).filter(|_| refusal.may_exist);
+                self.unreadable.borrow_mut().extend(text);
                 return Vec::new();
             }
         };
         let entries = match entries {
             Err(error) if error.kind() != ErrorKind::NotADirectory => {
                 let text = format!("{}: {error}", shown(path));
-                self.closed.borrow_mut().insert(text);
+                self.unreadable.borrow_mut().insert(text);
                 return Vec::new();
             }
             entries => entries.into_iter().flatten(),
@@ -97,7 +96,7 @@ impl Tree {
         names
     }
 
-    /// Whether there is a directory of that name.
+    /// Whether a directory of that name exists.
     pub(super) fn has_directory(&self, path: impl AsRef<Path>) -> bool {
         let inside = self.resolve(path.as_ref());
         inside.is_ok_and(|inside| inside.is_some_and(|inside| inside.is_dir()))
@@ -119,15 +118,15 @@ impl Tree {
             }
             if directory.components().count() < depth && open.len() < MOST_ENTRIES {
                 let inner = names.iter().map(|name| directory.join(name));
-                open.extend(inner.filter(|inner| self.leads_on(Path::new(path), inner)));
+                open.extend(inner.filter(|inner| self.can_enter(Path::new(path), inner)));
             }
         }
         found.sort();
         found
     }
 
-    /// Whether `inner` is a directory, and no link back to one that it is in.
-    fn leads_on(&self, path: &Path, inner: &Path) -> bool {
+    /// Whether `inner` is a directory, but not a link to one of its own parents.
+    fn can_enter(&self, path: &Path, inner: &Path) -> bool {
         let real = |inner: &Path| self.resolve(&path.join(inner)).ok().flatten();
         let Some(there) = real(inner).filter(|there| there.is_dir()) else {
             return false;
@@ -136,32 +135,33 @@ impl Tree {
         here.is_some_and(|here| !here.starts_with(there))
     }
 
-    /// Where `path` leads, which is inside; `None` when that is nowhere.
+    /// The real path of `path`, inside the tree; `None` if it does not exist.
     fn resolve(&self, path: &Path) -> Result<Option<PathBuf>, Refusal> {
         let plain = |part| matches!(part, Component::Normal(_));
-        let refused = |text: String, is_closed| Err(Refusal { text, is_closed });
-        let away = || format!("{} leads out of the directory", shown(path));
+        let refused = |text: String, may_exist| Err(Refusal { text, may_exist });
+        let outside = || format!("{} leads out of the directory", shown(path));
         if !path.components().all(plain) {
-            return refused(away(), false);
+            return refused(outside(), false);
         }
         match std::fs::canonicalize(self.root.join(path)) {
             Ok(inside) if inside.starts_with(&self.root) => Ok(Some(inside)),
-            Ok(_) => refused(away(), false),
+            Ok(_) => refused(outside(), false),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 match std::fs::symlink_metadata(self.root.join(path)) {
-                    Ok(_) => refused(format!("{} is a link to nothing", shown(path)), false),
+                    Ok(_) => refused(format!("{} is a dangling link", shown(path)), false),
                     Err(_) => Ok(None),
                 }
             }
             Err(error) => {
-                let is_closed = error.kind() != ErrorKind::NotADirectory;
-                refused(format!("{}: {error}", shown(path)), is_closed)
+                let may_exist = error.kind() != ErrorKind::NotADirectory;
+                refused(format!("{}: {error}", shown(path)), may_exist)
             }
         }
     }
 }
 
-/// The text of one file of at most `largest` bytes; what is no file is not waited for.
+/// The text of one regular file of at most `largest` bytes. Opens without blocking, since
+/// the path may be a pipe.
 pub(super) fn text_of(path: &Path, largest: u64) -> Result<Secret, String> {
     const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let failed = |what: &str| format!("{}: {what}", shown(path));
@@ -170,13 +170,13 @@ pub(super) fn text_of(path: &Path, largest: u64) -> Result<Secret, String> {
     let file = file.map_err(|error| failed(&error.to_string()))?;
     let is_file = file.metadata().is_ok_and(|found| found.is_file());
     if !is_file {
-        return Err(failed("it is no file"));
+        return Err(failed("not a regular file"));
     }
     let mut text = String::new();
     let read = file.take(largest + 1).read_to_string(&mut text);
     let text = Secret::new(text);
     match read {
-        Ok(length) if length as u64 > largest => Err(failed("it is too large")),
+        Ok(length) if length as u64 > largest => Err(failed("the file is too large")),
         Ok(_) => Ok(text),
         Err(error) => Err(failed(&error.to_string())),
     }
@@ -192,7 +192,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     #[test]
-    fn nothing_outside_is_read_and_nothing_that_is_no_text() {
+    fn tree_reads_only_text_files_inside() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         std::fs::create_dir(at("in")).unwrap();
@@ -211,10 +211,10 @@ mod tests {
             ("away", "leads out"),
             ("../secret", "leads out"),
             ("/etc/passwd", "leads out"),
-            ("broken", "link to nothing"),
+            ("broken", "dangling link"),
             ("binary", "UTF-8"),
             ("huge", "too large"),
-            ("circle", "no file"),
+            ("circle", "not a regular file"),
             ("there/below", "Not a directory"),
             ("a\0b", ""),
         ] {
@@ -226,10 +226,10 @@ mod tests {
         assert_eq!(tree.directories_with("", "there", 4), [PathBuf::new()]);
         assert_eq!(tree.names("../").len(), 0);
         assert_eq!(tree.names("there").len() + tree.names("absent").len(), 0);
-        assert!(tree.closed().is_empty());
-        // What cannot be looked into is not taken for empty.
+        assert!(tree.unreadable().is_empty());
+        // A directory that cannot be read is not treated as empty.
         assert_eq!(tree.names("x".repeat(300)).len(), 0);
-        assert_eq!(tree.closed().len(), 1);
+        assert_eq!(tree.unreadable().len(), 1);
         assert!(Tree::open(&at("secret")).is_err());
         assert!(Tree::open(&at("absent")).is_err());
     }

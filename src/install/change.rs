@@ -1,25 +1,25 @@
-//! Edits as insertions and replacements of bytes: whatever is not named by one
-//! stays as it was, comments and blanks included.
+//! Edits as insertions and replacements of bytes: all other bytes stay as they are,
+//! comments and blanks included.
 
 use std::collections::BTreeMap;
 
 use super::syntax::Span;
 
-/// Text in the place of some bytes; of none, an insertion.
+/// A replacement of bytes; an insertion, if the span is empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Edit {
-    /// What goes.
+    /// The bytes to replace.
     pub span: Span,
-    /// What comes.
+    /// The new text.
     pub text: String,
 }
 
-/// Edits by the number of the file.
+/// Edits by file number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Edits(BTreeMap<usize, Vec<Edit>>);
 
 impl Edits {
-    /// Adds one. Those that start at the same byte keep their order.
+    /// Adds an edit. Edits that start at the same byte keep their order.
     pub(crate) fn add(&mut self, file: usize, span: Span, text: impl Into<String>) {
         let text = text.into();
         self.0.entry(file).or_default().push(Edit { span, text });
@@ -31,25 +31,25 @@ impl Edits {
     }
 }
 
-/// `text` with all edits made; one that overlaps an earlier one is left out.
+/// `text` with all edits applied; an edit that overlaps an earlier one is skipped.
 #[must_use]
 pub(crate) fn apply(text: &[u8], edits: &[Edit]) -> Vec<u8> {
     let mut sorted: Vec<&Edit> = edits.iter().collect();
     sorted.sort_by_key(|edit| edit.span.start);
-    let (mut made, mut at) = (Vec::with_capacity(text.len()), 0);
+    let (mut edited, mut at) = (Vec::with_capacity(text.len()), 0);
     for edit in sorted {
         if edit.span.start < at || edit.span.end > text.len() {
             continue;
         }
-        made.extend_from_slice(&text[at..edit.span.start]);
-        made.extend_from_slice(edit.text.as_bytes());
+        edited.extend_from_slice(&text[at..edit.span.start]);
+        edited.extend_from_slice(edit.text.as_bytes());
         at = edit.span.end;
     }
-    made.extend_from_slice(&text[at..]);
-    made
+    edited.extend_from_slice(&text[at..]);
+    edited
 }
 
-/// The blanks that the line of a byte begins with.
+/// The indentation of the line of a byte.
 #[must_use]
 pub(crate) fn indent(text: &[u8], at: usize) -> String {
     let begin = text[..at].iter().rposition(|byte| *byte == b'\n');
@@ -58,7 +58,7 @@ pub(crate) fn indent(text: &[u8], at: usize) -> String {
     blanks.map(|byte| char::from(*byte)).collect()
 }
 
-/// How the file ends its lines.
+/// The line ending of the file.
 #[must_use]
 pub(crate) fn line_end(text: &[u8]) -> &'static str {
     if text.windows(2).any(|pair| pair == b"\r\n") {
@@ -68,8 +68,8 @@ pub(crate) fn line_end(text: &[u8]) -> &'static str {
     }
 }
 
-/// The end of the line, when nothing but blanks and a comment is left of it;
-/// else where it begins: a comment stays with what it is about.
+/// The end of the line, if only blanks and a comment follow `at`, so that the comment
+/// stays with its directive; else `at`.
 #[must_use]
 pub(crate) fn after_comment(text: &[u8], at: usize) -> usize {
     let rest = &text[at..];

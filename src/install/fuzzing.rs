@@ -1,9 +1,9 @@
-//! What must hold of the reader of configurations whatever it is given.
+//! Rules for the parser of configurations with any input.
 
 use super::syntax::{Directive, parse};
 
-/// Spans lie in the text, in order and inside their blocks; words read from them
-/// once more are the same.
+/// Spans are in the text, in order and inside their blocks; the text of a span parses
+/// to the same word.
 pub(crate) fn file(text: &[u8]) {
     if let Ok(directives) = parse(text) {
         check(text, &directives, 0, text.len());

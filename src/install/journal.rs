@@ -1,7 +1,7 @@
-//! Files changed as one: the originals and the intent are kept below the private
-//! data directory before the first rename, so that any crash can be taken back,
-//! and so can the whole, byte for byte. One numbered directory an install; the
-//! newest is taken back first.
+//! Changes several files as one. The originals and the intent are stored below the
+//! private data directory before the first rename, so that a crash, or the whole
+//! install, can be undone byte for byte. Each install has a numbered directory; the
+//! newest is undone first.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -17,30 +17,30 @@ use crate::files;
 const INTENT: &str = "journal.json";
 const DONE: &str = "done";
 
-/// One file that is to be written.
+/// One file to write.
 #[derive(Clone, Debug)]
 pub(crate) struct Change {
-    /// Where it really is, no link.
+    /// Its real path, not a link.
     pub path: PathBuf,
-    /// All of it.
+    /// The whole content.
     pub content: Vec<u8>,
 }
 
-/// A link that is to be made, as sites-enabled has them.
+/// A link to create, as in sites-enabled.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Link {
-    /// Its own name.
+    /// The path of the link.
     pub path: PathBuf,
-    /// Where it leads.
+    /// Its target.
     pub target: PathBuf,
 }
 
-/// What was meant, as it is stored.
+/// The intent of an install, as it is stored.
 #[derive(Debug, Serialize, Deserialize)]
 struct Intent {
-    /// The name that it was for.
+    /// The name of its certificate.
     name: String,
-    /// That name, and the others of the same server.
+    /// All names of its server.
     #[serde(default)]
     names: Vec<String>,
     /// nginx's main file.
@@ -52,20 +52,20 @@ struct Intent {
 #[derive(Debug, Serialize, Deserialize)]
 struct Entry {
     path: PathBuf,
-    /// Of the original; `None` where there was no file.
+    /// The original's; `None` if there was no file.
     before: Option<Fingerprint>,
     after: Fingerprint,
     mode: u32,
     owner: (u32, u32),
 }
 
-/// The installs that can be taken back.
+/// The installs that can be undone.
 #[derive(Debug)]
 pub(crate) struct Journals {
     root: PathBuf,
 }
 
-/// What an install is for.
+/// The subject of an install.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Subject<'a> {
     /// The name of its certificate.
@@ -76,25 +76,25 @@ pub(crate) struct Subject<'a> {
     pub main: &'a Path,
 }
 
-/// While it is there, no other install and no undo begins.
+/// While it exists, no other install or undo can start.
 #[derive(Debug)]
 pub(crate) struct Lock {
     _file: File,
 }
 
-/// What was taken back.
+/// An install that was undone.
 #[derive(Debug)]
 pub(crate) struct Undone {
-    /// The name that it was for.
+    /// The name of its certificate.
     pub name: String,
     /// nginx's main file.
     pub main: PathBuf,
-    /// Each file that is as it was.
+    /// The restored files.
     pub files: Vec<PathBuf>,
 }
 
 impl Journals {
-    /// Those below the data directory.
+    /// The journals below the data directory.
     #[must_use]
     pub(crate) fn new(data_dir: &Path) -> Self {
         Self {
@@ -102,56 +102,56 @@ impl Journals {
         }
     }
 
-    /// Lets nobody else install or undo until the lock is dropped, or its process ends.
+    /// Blocks other installs and undos until the lock is dropped or its process ends.
     ///
     /// # Errors
-    /// When another holds it, or the directory cannot be made.
+    /// When another process has the lock, or the directory cannot be created.
     pub(crate) fn lock(&self) -> Result<Lock, InstallError> {
         let path = self.root.join("lock");
-        files::make_directory(&self.root, 0o700).map_err(stored(&self.root))?;
+        files::make_directory(&self.root, 0o700).map_err(store_error(&self.root))?;
         let mut options = OpenOptions::new();
         let options = options.write(true).create(true).truncate(false).mode(0o600);
-        let file = options.open(&path).map_err(stored(&path))?;
+        let file = options.open(&path).map_err(store_error(&path))?;
         match file.try_lock() {
             Ok(()) => Ok(Lock { _file: file }),
             Err(TryLockError::WouldBlock) => Err(InstallError::refused(
-                "another certs install is at work; nothing was changed",
-                "wait until it has ended, and try again",
+                "another certs install is running; nothing was changed",
+                "wait for its end and run this command again",
             )),
-            Err(TryLockError::Error(error)) => Err(stored(&path)(error)),
+            Err(TryLockError::Error(error)) => Err(store_error(&path)(error)),
         }
     }
 
-    /// A directory of ours that is empty, for copies to be tried.
+    /// An empty directory of our own, for copies under test.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be created.
     pub(crate) fn scratch(&self) -> Result<PathBuf, InstallError> {
         let path = self.root.join(".scratch");
-        remove_all(&path).map_err(stored(&path))?;
-        files::make_directory(&path, 0o700).map_err(stored(&path))?;
+        remove_all(&path).map_err(store_error(&path))?;
+        files::make_directory(&path, 0o700).map_err(store_error(&path))?;
         Ok(path)
     }
 
-    /// Takes back what a crash left half done; returns whether there was any.
+    /// Undoes an install that a crash interrupted; returns whether there was one.
     ///
     /// # Errors
-    /// When a file was changed by hand since.
+    /// When a file was changed by hand since then.
     pub(crate) fn recover(&self) -> Result<bool, InstallError> {
         let Some(number) = self.newest()? else {
             return Ok(false);
         };
-        if self.place(number).join(DONE).exists() {
+        if self.directory(number).join(DONE).exists() {
             return Ok(false);
         }
-        self.take_back(number)?;
+        self.undo_one(number)?;
         Ok(true)
     }
 
-    /// Writes all changes, or none.
+    /// Writes all changes or none.
     ///
     /// # Errors
-    /// Everything is as it was then.
+    /// All files are as before.
     pub(crate) fn write(
         &self,
         subject: Subject<'_>,
@@ -159,61 +159,64 @@ impl Journals {
         links: &[Link],
     ) -> Result<(), InstallError> {
         let number = self.newest()?.unwrap_or(0) + 1;
-        let place = self.keep(number, subject, changes, links)?;
+        let directory = self.store(number, subject, changes, links)?;
         let staged = changes.iter().try_for_each(|change| {
             stage(change).map_err(|error| {
                 InstallError::refused(
                     format!(
-                        "{}: it cannot be written: {error}; nothing was changed",
+                        "{}: cannot be written: {error}; nothing was changed",
                         change.path.display()
                     ),
-                    "run as a user who may write it, mostly root",
+                    "run as a user who may write the file, usually root",
                 )
             })
         });
         let written = staged.and_then(|()| self.go_live(changes, links));
         if let Err(error) = written {
-            self.take_back(number)?;
+            self.undo_one(number)?;
             return Err(error);
         }
-        files::write_new(&place.join(DONE), 0o600, b"").map_err(stored(&place))?;
-        files::sync(&place).map_err(stored(&place))
+        files::write_new(&directory.join(DONE), 0o600, b"").map_err(store_error(&directory))?;
+        files::sync(&directory).map_err(store_error(&directory))
     }
 
     fn go_live(&self, changes: &[Change], links: &[Link]) -> Result<(), InstallError> {
-        let told = |path: &Path, error: io::Error| {
+        let refused = |path: &Path, error: io::Error| {
             let message = format!("{}: {error}; nothing was changed", path.display());
-            InstallError::refused(message, "see who owns it, and whether the disk is full")
+            InstallError::refused(
+                message,
+                "check the owner of the file and the free space on the disk",
+            )
         };
         for change in changes {
             let path = &change.path;
             let renamed =
                 std::fs::rename(aside(path), path).and_then(|()| files::sync_parent(path));
-            renamed.map_err(|error| told(path, error))?;
+            renamed.map_err(|error| refused(path, error))?;
         }
         for link in links {
             let made = symlink(&link.target, &link.path);
             let made = made.and_then(|()| files::sync_parent(&link.path));
-            made.map_err(|error| told(&link.path, error))?;
+            made.map_err(|error| refused(&link.path, error))?;
         }
         Ok(())
     }
 
-    /// The originals and the intent, whole or not at all.
-    fn keep(
+    /// Stores the originals and the intent, all or nothing.
+    fn store(
         &self,
         number: u64,
         subject: Subject<'_>,
         changes: &[Change],
         links: &[Link],
     ) -> Result<PathBuf, InstallError> {
-        let place = self.place(number);
-        let new = self.root.join(format!(".new-{number}"));
-        remove_all(&new).map_err(stored(&new))?;
-        files::make_directory(&new, 0o700).map_err(stored(&new))?;
+        let directory = self.directory(number);
+        let staged = self.root.join(format!(".new-{number}"));
+        remove_all(&staged).map_err(store_error(&staged))?;
+        files::make_directory(&staged, 0o700).map_err(store_error(&staged))?;
         let mut entries = Vec::new();
         for (index, change) in changes.iter().enumerate() {
-            entries.push(keep_one(&new.join(index.to_string()), change)?);
+            entries.push(store_original(&staged.join(index.to_string()), change)?);
         }
         let intent = Intent {
             name: subject.name.to_owned(),
@@ -224,30 +227,30 @@ impl Journals {
         };
         let json = serde_json::to_vec_pretty(&intent);
         let json = json.map_err(|error| InstallError::Store(error.to_string()))?;
-        let kept = files::write_new(&new.join(INTENT), 0o600, &json)
-            .and_then(|()| files::sync(&new))
-            .and_then(|()| std::fs::rename(&new, &place))
-            .and_then(|()| files::sync_parent(&place));
-        kept.map_err(stored(&place))?;
-        Ok(place)
+        let result = files::write_new(&staged.join(INTENT), 0o600, &json)
+            .and_then(|()| files::sync(&staged))
+            .and_then(|()| std::fs::rename(&staged, &directory))
+            .and_then(|()| files::sync_parent(&directory));
+        result.map_err(store_error(&directory))?;
+        Ok(directory)
     }
 
-    /// Takes the newest install back.
+    /// Undoes the newest install.
     ///
     /// # Errors
     /// As [`Journals::undo`].
     pub(crate) fn undo_newest(&self) -> Result<(), InstallError> {
         if let Some(number) = self.newest()? {
-            self.take_back(number)?;
+            self.undo_one(number)?;
         }
         Ok(())
     }
 
-    /// Takes every install back, newest first; with `name` those of the server
-    /// that has it, with `main` those in that configuration.
+    /// Undoes every install, newest first; with `name` only those of the server of
+    /// that name, with `main` only those in that configuration.
     ///
     /// # Errors
-    /// When a file was changed by hand since: it is left as it is then.
+    /// When a file was changed by hand since then: it is left as it is.
     pub(crate) fn undo(
         &self,
         name: Option<&str>,
@@ -261,14 +264,14 @@ impl Journals {
             {
                 continue;
             }
-            undone.push(self.take_back(number)?);
+            undone.push(self.undo_one(number)?);
         }
         Ok(undone)
     }
 
-    /// Checks all before it touches any; may be repeated after a crash.
-    fn take_back(&self, number: u64) -> Result<Undone, InstallError> {
-        let (intent, place) = (self.intent(number)?, self.place(number));
+    /// Checks all files before the first change; may be repeated after a crash.
+    fn undo_one(&self, number: u64) -> Result<Undone, InstallError> {
+        let (intent, directory) = (self.intent(number)?, self.directory(number));
         let mut changed = Vec::new();
         for (index, entry) in intent.entries.iter().enumerate() {
             let found = read(&entry.path)?.map(|text| Fingerprint::of(&text));
@@ -276,7 +279,7 @@ impl Journals {
                 continue;
             }
             if found.as_ref() != Some(&entry.after) {
-                return Err(changed_by_hand(entry, &place.join(index.to_string())));
+                return Err(changed_by_hand(entry, &directory.join(index.to_string())));
             }
             changed.push((index, entry));
         }
@@ -285,18 +288,18 @@ impl Journals {
                 let removed = files::remove_if_there(&link.path);
                 removed
                     .and_then(|()| files::sync_parent(&link.path))
-                    .map_err(undoing(&link.path))?;
+                    .map_err(undo_error(&link.path))?;
             }
         }
         for (index, entry) in changed {
-            restore(entry, &place.join(index.to_string())).map_err(undoing(&entry.path))?;
+            restore(entry, &directory.join(index.to_string())).map_err(undo_error(&entry.path))?;
         }
         for entry in &intent.entries {
-            files::remove_if_there(&aside(&entry.path)).map_err(undoing(&entry.path))?;
+            files::remove_if_there(&aside(&entry.path)).map_err(undo_error(&entry.path))?;
         }
-        remove_all(&place)
+        remove_all(&directory)
             .and_then(|()| files::sync(&self.root))
-            .map_err(stored(&place))?;
+            .map_err(store_error(&directory))?;
         Ok(Undone {
             name: intent.name,
             main: intent.main,
@@ -305,12 +308,12 @@ impl Journals {
     }
 
     fn intent(&self, number: u64) -> Result<Intent, InstallError> {
-        let path = self.place(number).join(INTENT);
-        let json = std::fs::read(&path).map_err(stored(&path))?;
-        serde_json::from_slice(&json).map_err(|error| stored(&path)(error.into()))
+        let path = self.directory(number).join(INTENT);
+        let json = std::fs::read(&path).map_err(store_error(&path))?;
+        serde_json::from_slice(&json).map_err(|error| store_error(&path)(error.into()))
     }
 
-    fn place(&self, number: u64) -> PathBuf {
+    fn directory(&self, number: u64) -> PathBuf {
         self.root.join(format!("{number:04}"))
     }
 
@@ -321,7 +324,7 @@ impl Journals {
     fn numbers(&self) -> Result<Vec<u64>, InstallError> {
         let entries = match std::fs::read_dir(&self.root) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(stored(&self.root))?,
+            entries => entries.map_err(store_error(&self.root))?,
         };
         let number =
             |entry: io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
@@ -337,16 +340,16 @@ impl Intent {
     }
 }
 
-fn keep_one(copy: &Path, change: &Change) -> Result<Entry, InstallError> {
+fn store_original(copy: &Path, change: &Change) -> Result<Entry, InstallError> {
     let original = read(&change.path)?;
     let (mut mode, mut owner) = (0o644, (u32::MAX, u32::MAX));
     if let Some(original) = &original {
-        let found = std::fs::metadata(&change.path).map_err(stored(&change.path))?;
+        let found = std::fs::metadata(&change.path).map_err(store_error(&change.path))?;
         (mode, owner) = (
             found.permissions().mode() & 0o7777,
             (found.uid(), found.gid()),
         );
-        files::write_new(copy, 0o600, original).map_err(stored(copy))?;
+        files::write_new(copy, 0o600, original).map_err(store_error(copy))?;
     }
     Ok(Entry {
         path: change.path.clone(),
@@ -357,7 +360,7 @@ fn keep_one(copy: &Path, change: &Change) -> Result<Entry, InstallError> {
     })
 }
 
-/// No pattern of an `include` takes a name that begins with a dot.
+/// A leading dot, since no pattern of an `include` matches such names.
 fn aside(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.certs-new"))
@@ -387,43 +390,43 @@ fn write_aside(
     let own = std::fs::metadata(&aside)?;
     if (own.uid(), own.gid()) != (user, group) {
         chown(&aside, Some(user), Some(group))?;
-        // A change of owner may take bits away.
+        // A change of the owner may clear bits of the mode.
         std::fs::set_permissions(&aside, PermissionsExt::from_mode(mode))?;
     }
     Ok(())
 }
 
-fn restore(entry: &Entry, kept: &Path) -> io::Result<()> {
+fn restore(entry: &Entry, original: &Path) -> io::Result<()> {
     if entry.before.is_none() {
         files::remove_if_there(&entry.path)?;
         return files::sync_parent(&entry.path);
     }
-    let original = std::fs::read(kept)?;
-    write_aside(&entry.path, entry.mode, Some(entry.owner), &original)?;
+    let content = std::fs::read(original)?;
+    write_aside(&entry.path, entry.mode, Some(entry.owner), &content)?;
     std::fs::rename(aside(&entry.path), &entry.path)?;
     files::sync_parent(&entry.path)
 }
 
-fn changed_by_hand(entry: &Entry, kept: &Path) -> InstallError {
+fn changed_by_hand(entry: &Entry, original: &Path) -> InstallError {
     let path = entry.path.display();
-    let (was, hint) = if entry.before.is_some() {
+    let (message, hint) = if entry.before.is_some() {
         (
             format!(
-                "{path}: it was changed since certs install; the original is kept as {}",
-                kept.display()
+                "{path}: changed since certs install; the original is in {}",
+                original.display()
             ),
             format!(
-                "compare the two (diff {} {path}), and copy the original back by hand if that is what you want",
-                kept.display()
+                "compare the two (diff {} {path}) and, if you want the original, copy it back by hand",
+                original.display()
             ),
         )
     } else {
         (
-            format!("{path}: it was written by certs install and changed since"),
-            format!("remove {path} by hand if nothing in it is needed"),
+            format!("{path}: written by certs install and changed since then"),
+            format!("remove {path} by hand if you do not need it"),
         )
     };
-    InstallError::refused(was, hint)
+    InstallError::refused(message, hint)
 }
 
 fn read(path: &Path) -> Result<Option<Vec<u8>>, InstallError> {
@@ -432,7 +435,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, InstallError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(InstallError::refused(
             format!("{}: {error}", path.display()),
-            "run as a user who may read it",
+            "run as a user who may read the file",
         )),
     }
 }
@@ -444,17 +447,17 @@ fn remove_all(path: &Path) -> io::Result<()> {
     }
 }
 
-fn stored(path: &Path) -> impl Fn(io::Error) -> InstallError {
+fn store_error(path: &Path) -> impl Fn(io::Error) -> InstallError {
     let path = path.display().to_string();
     move |error| InstallError::Store(format!("{path}: {error}"))
 }
 
-fn undoing(path: &Path) -> impl Fn(io::Error) -> InstallError {
+fn undo_error(path: &Path) -> impl Fn(io::Error) -> InstallError {
     let path = path.display().to_string();
     move |error| {
         InstallError::refused(
-            format!("{path}: it cannot be put back: {error}"),
-            "mend that, and run certs install nginx --undo once more: it goes on from there",
+            format!("{path}: cannot be restored: {error}"),
+            "fix that and run certs install nginx --undo again: it continues from here",
         )
     }
 }

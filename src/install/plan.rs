@@ -1,7 +1,7 @@
-//! What TLS for a name takes: a pure function from a configuration to edits. A
-//! block that listens on port 80 alone moves to 443, and a small new block takes
-//! its place, with the challenges and the redirect. A block that has TLS keeps
-//! its policy: only its certificate and the challenges are seen to.
+//! Plans TLS for a name: a pure function from a configuration to edits. A block
+//! that listens only on port 80 moves to 443, and a small new block for challenges
+//! and the redirect replaces it. A block that has TLS keeps its policy: only its
+//! certificate and the challenges are edited.
 
 #[cfg(test)]
 mod tests;
@@ -14,8 +14,8 @@ use super::server::{CHALLENGES, Listen, Server, find, is_own, list_names, place}
 use super::syntax::quoted;
 use super::tree::{Placed, Tree};
 
-/// Mozilla's intermediate policy, as of 2026. No stapling: OCSP is over. No
-/// `ssl_dhparam`: no suite of the list needs one.
+/// Mozilla's intermediate policy, as of 2026. No stapling, since CAs no longer offer
+/// OCSP. No `ssl_dhparam`, since no cipher suite of the list needs one.
 pub(crate) const POLICY: [(&str, &str); 6] = [
     ("ssl_protocols", "TLSv1.2 TLSv1.3"),
     (
@@ -29,51 +29,51 @@ pub(crate) const POLICY: [(&str, &str); 6] = [
     ("ssl_session_tickets", "off"),
 ];
 
-/// What is wanted.
+/// The options of a plan.
 #[derive(Clone, Debug)]
 pub(crate) struct Wish {
-    /// Which block; the only one when it is not said.
+    /// A name of the server block; `None` for the only block.
     pub name: Option<String>,
-    /// Where plain HTTP is served.
+    /// The port of plain HTTP.
     pub http_port: u16,
-    /// Where TLS is to be served.
+    /// The port for TLS.
     pub https_port: u16,
-    /// Where answers to challenges are laid; `None` for the usual place or
-    /// that of a location that is there.
+    /// The directory for challenge answers; `None` for that of an existing location or
+    /// the default.
     pub webroot: Option<PathBuf>,
-    /// The usual place.
+    /// The default directory for challenge answers.
     pub default_webroot: PathBuf,
 }
 
-/// The pair of a name, by the name.
+/// The stored pair of a name.
 pub(crate) struct Pair {
     /// The directory of `fullchain.pem` and `privkey.pem`.
     pub live: PathBuf,
-    /// Whether a CA issued it; else it is a placeholder, or not there yet.
+    /// Whether a CA issued it; else it is a placeholder or does not exist yet.
     pub is_issued: bool,
 }
 
-/// What was decided.
+/// The edits, and what to report of them.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// The name that the certificate goes by.
+    /// The name of the certificate.
     pub name: String,
-    /// All names of the blocks that a certificate can be for, that one first.
+    /// All names of the blocks that the certificate can have, that one first.
     pub names: Vec<String>,
-    /// What to write.
+    /// The changes to files.
     pub edits: Edits,
-    /// What is done, for the user, by file and line.
+    /// The changes in words for the user, by file and line.
     pub done: Vec<String>,
-    /// What is left as it is, and why.
+    /// What is not changed, and why.
     pub notes: Vec<String>,
-    /// Where answers are laid; `None` when something else answers.
+    /// The directory for challenge answers; `None` if another server answers.
     pub webroot: Option<PathBuf>,
 }
 
-/// Which name is meant.
+/// Chooses the name.
 ///
 /// # Errors
-/// [`InstallError::Refused`] when that is not to be said.
+/// [`InstallError::Refused`] if there is no name or more than one.
 pub(crate) fn choose(tree: &Tree, wish: &Wish) -> Result<String, InstallError> {
     let servers = Server::all(tree);
     if let Some(name) = &wish.name {
@@ -89,22 +89,25 @@ pub(crate) fn choose(tree: &Tree, wish: &Wish) -> Result<String, InstallError> {
     match firsts.as_slice() {
         [only] => Ok((*only).clone()),
         _ => Err(InstallError::refused(
-            format!("which server block? there are: {}", list_names(&servers)),
-            "say it with --domain NAME",
+            format!(
+                "which server block? The names are: {}",
+                list_names(&servers)
+            ),
+            "choose one with --domain NAME",
         )),
     }
 }
 
-/// Whether a certificate by HTTP-01 can be for it.
+/// Whether HTTP-01 can validate this name.
 fn is_name(name: &str) -> bool {
     let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || b".-".contains(&byte);
     name.contains('.') && !name.starts_with('.') && name.bytes().all(is_of_name)
 }
 
-/// Decides; `pair` is that of the name which [`choose`] gave.
+/// Plans the edits; `pair` is that of the name from [`choose`].
 ///
 /// # Errors
-/// [`InstallError::Refused`]: nothing is to be written then.
+/// [`InstallError::Refused`]: nothing may be written.
 pub(crate) fn plan(
     tree: &Tree,
     name: &str,
@@ -133,7 +136,7 @@ pub(crate) fn plan(
         found.iter().copied().partition(|server| server.has_tls());
     let answered = without
         .iter()
-        .any(|server| planner.listens_plainly(server) && server.challenges().is_some());
+        .any(|server| planner.listens_on_http(server) && server.challenges().is_some());
     for server in &with {
         if !answered {
             planner.add_challenges(server);
@@ -142,7 +145,7 @@ pub(crate) fn plan(
     }
     if with.is_empty() {
         let mut chosen = without.clone();
-        chosen.retain(|server| planner.listens_plainly(server));
+        chosen.retain(|server| planner.listens_on_http(server));
         if chosen.is_empty() {
             chosen.extend(without.first());
         }
@@ -154,7 +157,7 @@ pub(crate) fn plan(
             planner.answer_in_plain(server);
         }
     }
-    planner.tell_uncovered(&found);
+    planner.note_excluded(&found);
     Ok(planner.plan)
 }
 
@@ -178,37 +181,37 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    /// A location that is there already says where answers are laid.
+    /// Takes the directory for challenge answers from an existing location.
     fn find_webroot(&mut self, found: &[&Server]) -> Result<(), InstallError> {
         for server in found {
             let Some(location) = server.challenges() else {
                 continue;
             };
             let inside = self.tree.inside(location);
-            let mut says = inside.iter().chain(&server.says);
-            let by_hand = inside.iter().any(|one| {
+            let mut directives = inside.iter().chain(&server.directives);
+            let has_own_answer = inside.iter().any(|one| {
                 let name = one.directive.name();
                 name == "alias" || name == "return" || name.ends_with("_pass")
             });
-            let root = says.find(|one| one.directive.name() == "root");
+            let root = directives.find(|one| one.directive.name() == "root");
             let root = root
-                .filter(|_| !by_hand)
+                .filter(|_| !has_own_answer)
                 .and_then(|one| one.directive.arguments().next());
             let Some(root) = root.map(PathBuf::from) else {
                 let place = place(self.tree, location);
                 self.plan.notes.push(format!(
-                    "{place}: challenges are answered there already; that is left as it is"
+                    "{place}: this location answers challenges already; not changed"
                 ));
                 return Ok(());
             };
             if self.webroot.as_ref().is_some_and(|wanted| *wanted != root) {
                 return Err(InstallError::refused(
                     format!(
-                        "{}: challenges are answered from {} already",
+                        "{}: this location answers challenges from {} already",
                         place(self.tree, location),
                         root.display()
                     ),
-                    "leave --webroot out to use that directory, or take the location out",
+                    "omit --webroot to use that directory, or remove the location",
                 ));
             }
             self.webroot = Some(root);
@@ -220,16 +223,16 @@ impl Planner<'_> {
         Ok(())
     }
 
-    fn listens_plainly(&self, server: &Server) -> bool {
+    fn listens_on_http(&self, server: &Server) -> bool {
         server
             .listens
             .iter()
             .any(|listen| listen.port == Some(self.wish.http_port))
     }
 
-    /// From plain HTTP to TLS, with a block of its own for what stays on port 80.
+    /// Moves a block from plain HTTP to TLS, and adds a block for port 80.
     fn add_tls(&mut self, server: &Server) -> Result<(), InstallError> {
-        self.all_own(server)?;
+        self.require_own(server)?;
         let place = server.place(self.tree);
         let source = &self.tree.files[server.at.file];
         let (end, port) = (line_end(&source.text), self.wish.http_port);
@@ -253,7 +256,7 @@ impl Planner<'_> {
         lines.extend(self.tls_lines(server));
         let after = written.last().map(|last| last.directive.span.end);
         self.insert(server, after, &lines);
-        let mut told = format!("{place}: {}", new.join(" ").replace(';', ""));
+        let mut done = format!("{place}: {}", new.join(" ").replace(';', ""));
         if moved.is_empty() {
             let others: Vec<_> = kept
                 .iter()
@@ -261,7 +264,7 @@ impl Planner<'_> {
                 .map(|port| port.to_string())
                 .collect();
             self.plan.notes.push(format!(
-                "{place}: it does not listen on port {port} (but {}), so that no redirect was added; the CA asks on port 80",
+                "{place}: it listens on {} and not on port {port}, so no redirect was added; the CA validates on port 80",
                 others.join(", ")
             ));
             self.add_challenges(server);
@@ -272,34 +275,34 @@ impl Planner<'_> {
                 server.at.directive.span.start..server.at.directive.span.start,
                 block,
             );
-            told.push_str(&format!("; port {port} answers challenges and redirects"));
+            done.push_str(&format!("; port {port} answers challenges and redirects"));
         }
-        self.plan.done.push(told);
+        self.plan.done.push(done);
         Ok(())
     }
 
-    /// What other blocks share must not be edited for one of them.
-    fn all_own(&self, server: &Server) -> Result<(), InstallError> {
-        let said = ["listen", "server_name"]
+    /// Refuses directives in files that other blocks may include.
+    fn require_own(&self, server: &Server) -> Result<(), InstallError> {
+        let directives = ["listen", "server_name"]
             .iter()
             .flat_map(|name| server.of(name));
-        let mut shared = said.filter(|one| !is_own(server, *one));
+        let mut shared = directives.filter(|one| !is_own(server, *one));
         if let Some(one) = shared.next() {
             return Err(InstallError::refused(
                 format!(
-                    "{}: `{}` of the block at {} stands in a file that others may include",
+                    "{}: `{}` of the block at {} is in a file that other blocks may include",
                     place(self.tree, one),
                     one.directive.name(),
                     server.place(self.tree)
                 ),
-                "write it into the server block itself",
+                "move it into the server block itself",
             ));
         }
         Ok(())
     }
 
-    /// The same address on the port for TLS. Of its options those stay that a
-    /// second listener at that address does not contradict.
+    /// The same address on the port for TLS. It keeps the options that do not
+    /// contradict another listener at that address.
     fn tls_listen(&self, listen: &Listen) -> String {
         let port = self.wish.https_port;
         let others: Vec<&Listen> = self
@@ -348,7 +351,7 @@ impl Planner<'_> {
         lines
     }
 
-    /// Lines after the directive that ends at `after`, or at the block's begin.
+    /// Inserts lines after the directive that ends at `after`, or at the start of the block.
     fn insert(&mut self, server: &Server, after: Option<usize>, lines: &[String]) {
         let text = &self.tree.files[server.at.file].text;
         let inner = server
@@ -369,7 +372,7 @@ impl Planner<'_> {
         for line in lines {
             inserted.push_str(&format!("{end}{blanks}{line}"));
         }
-        // What else stands in this line goes on in one of its own.
+        // Other text on this line continues on a new line.
         let ends_here = text
             .get(at)
             .is_none_or(|byte| matches!(byte, b'\n' | b'\r'));
@@ -419,7 +422,7 @@ impl Planner<'_> {
         challenge_location(webroot, step)
     }
 
-    /// The certificate of a block that has TLS.
+    /// Sets the certificate of a block that has TLS.
     fn keep_tls(&mut self, server: &Server) -> Result<(), InstallError> {
         let place = server.place(self.tree);
         let certificates: Vec<_> = server.of("ssl_certificate").collect();
@@ -442,11 +445,11 @@ impl Planner<'_> {
             _ => {
                 return Err(InstallError::refused(
                     format!(
-                        "{place}: it has {} certificates and {} keys",
+                        "{place}: the block has {} certificates and {} keys",
                         certificates.len(),
                         keys.len()
                     ),
-                    "leave one ssl_certificate and one ssl_certificate_key in that block",
+                    "keep only one ssl_certificate and one ssl_certificate_key in that block",
                 ));
             }
         };
@@ -464,7 +467,7 @@ impl Planner<'_> {
         }
         if !self.pair.is_issued {
             self.plan.notes.push(format!(
-                "{place}: it keeps its certificate {was} until one of certs is there; run this command again then"
+                "{place}: it keeps its certificate {was} until certs has issued one; then run this command again"
             ));
             return Ok(());
         }
@@ -483,10 +486,10 @@ impl Planner<'_> {
             if !is_own(server, one) {
                 return Err(InstallError::refused(
                     format!(
-                        "{}: the certificate of the block at {place} stands in a file that others may include",
+                        "{}: the certificate of the block at {place} is in a file that other blocks may include",
                         super::server::place(self.tree, one)
                     ),
-                    "write ssl_certificate and ssl_certificate_key into the server block itself",
+                    "move ssl_certificate and ssl_certificate_key into the server block itself",
                 ));
             }
             self.plan
@@ -498,24 +501,24 @@ impl Planner<'_> {
             .push(format!("{place}: certificate paths replaced, before {was}"));
         if was.contains("/letsencrypt/") {
             self.plan.notes.push(format!(
-                "{place}: certbot renews {was} still; certbot delete ends that"
+                "{place}: certbot still renews {was}; certbot delete stops that"
             ));
         }
         Ok(())
     }
 
-    /// A plain block beside one with TLS: its redirect is the user's own.
+    /// Adds challenges to a plain block beside one with TLS, but keeps a redirect of the user.
     fn answer_in_plain(&mut self, server: &Server) {
         let returns = server.of("return").chain(server.of("rewrite")).next();
-        if !self.listens_plainly(server) {
+        if !self.listens_on_http(server) {
             return;
         }
         if let Some(first) = returns {
             let place = place(self.tree, first);
-            // A CA follows redirects, and the block with TLS answers.
-            self.plan.notes.push(format!(
-                "{place}: the redirect is left as it is; the CA follows it"
-            ));
+            // A CA follows redirects to the block with TLS, which answers.
+            self.plan
+                .notes
+                .push(format!("{place}: redirect not changed; the CA follows it"));
         } else {
             self.add_challenges(server);
         }
@@ -529,13 +532,12 @@ impl Planner<'_> {
         let own = |name| server.of(name).filter(|one| is_own(server, *one)).last();
         let after = own("server_name").or_else(|| own("listen"));
         self.insert(server, after.map(|one| one.directive.span.end), &lines);
-        self.plan.done.push(format!(
-            "{}: challenges are answered",
-            server.place(self.tree)
-        ));
+        self.plan
+            .done
+            .push(format!("{}: answers challenges", server.place(self.tree)));
     }
 
-    fn tell_uncovered(&mut self, found: &[&Server]) {
+    fn note_excluded(&mut self, found: &[&Server]) {
         let names = found.iter().flat_map(|server| &server.names);
         let left: Vec<_> = names
             .filter(|name| !self.plan.names.contains(name))
@@ -548,13 +550,13 @@ impl Planner<'_> {
         if !left.is_empty() {
             let left = left.join(", ");
             self.plan.notes.push(format!(
-                "the certificate is not for {left}: a pattern cannot be proven by HTTP-01"
+                "the certificate excludes {left}: HTTP-01 cannot validate a pattern"
             ));
         }
     }
 }
 
-/// Serves what is laid below `webroot`, before any other location.
+/// A location for the challenge answers below `webroot`, with priority over the others.
 #[must_use]
 pub(crate) fn challenge_location(webroot: &Path, step: &str) -> Vec<String> {
     let root = quoted(&webroot.to_string_lossy());

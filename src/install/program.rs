@@ -1,6 +1,6 @@
-//! The nginx program: which version it is, where its main file is, and whether
-//! it takes a configuration. What is tried is a copy: each file that changes, and
-//! each that includes one, is written aside with its includes led to the copies.
+//! The nginx program: its version, its main file, and the test of a configuration.
+//! The test uses copies: each file that changes, and each file that includes one, is
+//! copied, and the includes in the copies name the other copies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -19,14 +19,14 @@ const DEFAULT: &str = "/etc/nginx/nginx.conf";
 #[derive(Clone, Debug)]
 pub(crate) struct Program {
     path: PathBuf,
-    /// As `nginx -v` has it; zeroes when it does not say.
+    /// The version from `nginx -V`; zeroes if there is none in its output.
     pub version: (u32, u32, u32),
     /// The main file that it was built with.
     pub main: PathBuf,
 }
 
 impl Program {
-    /// Asks the program at `path`.
+    /// Reads version and main file from the program at `path`.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -38,13 +38,13 @@ impl Program {
                 "install nginx, or name its program with --nginx FILE",
             )
         })?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let main = said
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let main = text
             .split_whitespace()
             .find_map(|word| word.strip_prefix("--conf-path="));
         Ok(Self {
             path: path.to_owned(),
-            version: version(&said),
+            version: version(&text),
             main: PathBuf::from(main.unwrap_or(DEFAULT)),
         })
     }
@@ -52,15 +52,15 @@ impl Program {
     /// `nginx -t`.
     ///
     /// # Errors
-    /// What nginx said.
+    /// The message of nginx.
     pub(crate) fn test(&self, main: &Path) -> Result<(), String> {
         self.run(main, &["-t", "-q"])
     }
 
-    /// Tells a running nginx to load its configuration.
+    /// Reloads a running nginx.
     ///
     /// # Errors
-    /// What nginx said, mostly that it does not run.
+    /// The message of nginx, usually that it does not run.
     pub(crate) fn reload(&self, main: &Path) -> Result<(), String> {
         self.run(main, &["-s", "reload"])
     }
@@ -79,11 +79,11 @@ impl Program {
         }
     }
 
-    /// `nginx -t` over a copy in which `overlay` is written; `scratch` is an
-    /// empty directory of ours.
+    /// `nginx -t` on a copy with the files of `overlay`; `scratch` is an empty directory
+    /// of our own.
     ///
     /// # Errors
-    /// What nginx said, with the paths of the originals.
+    /// The message of nginx, with the paths of the originals.
     pub(crate) fn rehearse(
         &self,
         main: &Path,
@@ -97,49 +97,49 @@ impl Program {
         {
             return Err(InstallError::refused(
                 format!(
-                    "{}: no include of {} reaches it",
+                    "{}: no include of {} matches it",
                     path.display(),
                     main.display()
                 ),
-                "name another with --file FILE, or add an include to its `http` block",
+                "choose another file with --file FILE, or add an include to the `http` block",
             ));
         }
         // Relative paths are relative to the main file's directory.
         let name = format!(".certs-test-{}.conf", std::process::id());
         let copy = main.with_file_name(name);
-        let places = staged(&tree, overlay, &copy, scratch);
-        let written = places.iter().try_for_each(|(number, place)| {
-            files::remove_if_there(place)?;
-            files::write_new(place, 0o600, &led_to_copies(&tree, *number, &places))
+        let copies = staged(&tree, overlay, &copy, scratch);
+        let written = copies.iter().try_for_each(|(number, path)| {
+            files::remove_if_there(path)?;
+            files::write_new(path, 0o600, &with_copied_includes(&tree, *number, &copies))
         });
         let tested = match written {
-            Ok(()) => self.test(&copy).map_err(|mut said| {
-                for (number, place) in &places {
+            Ok(()) => self.test(&copy).map_err(|mut text| {
+                for (number, path) in &copies {
                     let real = tree.files[*number].path.display().to_string();
-                    said = said.replace(&place.display().to_string(), &real);
+                    text = text.replace(&path.display().to_string(), &real);
                 }
                 InstallError::refused(
                     format!(
-                        "nginx would refuse the new configuration; nothing was changed:\n{said}"
+                        "nginx would refuse the new configuration; nothing was changed:\n{text}"
                     ),
-                    "mend what it says, and run this again",
+                    "fix the cause and run this command again",
                 )
             }),
             Err(error) => Err(InstallError::refused(
                 format!(
-                    "{}: the copy to be tried cannot be written: {error}",
+                    "{}: cannot write the copy for the test: {error}",
                     copy.display()
                 ),
-                "run as a user who may write there, mostly root",
+                "run as a user who may write there, usually root",
             )),
         };
-        // A leftover is nginx's to ignore and ours to overwrite.
+        // nginx ignores a leftover, and the next run overwrites it.
         let _ = files::remove_if_there(&copy);
         tested
     }
 }
 
-/// Where each file that must be copied is to stand.
+/// The path of the copy of each file that must be copied.
 fn staged(tree: &Tree, overlay: &Overlay, main: &Path, scratch: &Path) -> BTreeMap<usize, PathBuf> {
     let changed = |number: &usize| overlay.contains_key(&tree.files[*number].path);
     let mut wanted: BTreeSet<usize> = (0..tree.files.len()).filter(changed).collect();
@@ -167,18 +167,18 @@ fn staged(tree: &Tree, overlay: &Overlay, main: &Path, scratch: &Path) -> BTreeM
         .collect()
 }
 
-/// A file whose includes of copied files name the copies.
-fn led_to_copies(tree: &Tree, number: usize, places: &BTreeMap<usize, PathBuf>) -> Vec<u8> {
+/// The text of a file, with includes of copied files replaced by their copies.
+fn with_copied_includes(tree: &Tree, number: usize, copies: &BTreeMap<usize, PathBuf>) -> Vec<u8> {
     let source = &tree.files[number];
     let mut edits = Vec::new();
     for (at, files) in tree.includes_of(number) {
-        if !files.iter().any(|file| places.contains_key(file)) {
+        if !files.iter().any(|file| copies.contains_key(file)) {
             continue;
         }
         let Some(span) = span_at(&source.directives, at) else {
             continue;
         };
-        let path = |file: &usize| places.get(file).unwrap_or(&tree.files[*file].path);
+        let path = |file: &usize| copies.get(file).unwrap_or(&tree.files[*file].path);
         let lines = files
             .iter()
             .map(|file| format!("include {};", quoted(&path(file).to_string_lossy())));
@@ -198,8 +198,8 @@ fn span_at(directives: &[Directive], at: usize) -> Option<super::syntax::Span> {
     })
 }
 
-fn version(said: &str) -> (u32, u32, u32) {
-    let text = said.split("nginx/").nth(1).unwrap_or_default();
+fn version(output: &str) -> (u32, u32, u32) {
+    let text = output.split("nginx/").nth(1).unwrap_or_default();
     let end = text.find(|letter: char| !letter.is_ascii_digit() && letter != '.');
     let mut parts = text[..end.unwrap_or(text.len())]
         .split('.')
@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_version_is_read() {
+    fn version_is_read_from_output() {
         assert_eq!(version("nginx version: nginx/1.22.1\nbuilt"), (1, 22, 1));
         assert_eq!(version("nginx version: nginx/1.27.0 (Ubuntu)"), (1, 27, 0));
         assert_eq!(version("nothing"), (0, 0, 0));

@@ -1,5 +1,5 @@
-//! What the server blocks of a configuration are for: their names, where they
-//! listen, and what they say of TLS and of challenges already.
+//! The server blocks of a configuration: their names, their listeners, and their
+//! directives for TLS and challenges.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use super::InstallError;
 use super::syntax::line_of;
 use super::tree::{Placed, Tree};
 
-/// Below it HTTP-01 answers are asked for.
+/// The path of HTTP-01 answers.
 pub(crate) const CHALLENGES: &str = "/.well-known/acme-challenge/";
 
 /// A `server` block of `http`.
@@ -15,24 +15,24 @@ pub(crate) const CHALLENGES: &str = "/.well-known/acme-challenge/";
 pub(crate) struct Server<'a> {
     /// The block itself.
     pub at: Placed<'a>,
-    /// What it says, with what it includes.
-    pub says: Vec<Placed<'a>>,
+    /// Its directives, including those of included files.
+    pub directives: Vec<Placed<'a>>,
     /// Every `server_name`, in lower case.
     pub names: Vec<String>,
-    /// Every `listen`; nginx's own default when there is none.
+    /// Every `listen`; nginx's default if there is none.
     pub listens: Vec<Listen<'a>>,
 }
 
-/// Where a block listens.
+/// A listener of a block.
 #[derive(Clone, Debug)]
 pub(crate) struct Listen<'a> {
-    /// `None` where nginx's default stands for it.
+    /// The directive; `None` for nginx's default.
     pub at: Option<Placed<'a>>,
-    /// Without the port: empty for all of IPv4, `[::]`, `127.0.0.1`, a name.
+    /// The address without the port: empty for all of IPv4, `[::]`, `127.0.0.1`, a name.
     pub address: String,
     /// `None` for a Unix socket.
     pub port: Option<u16>,
-    /// All that follows the address.
+    /// The options after the address.
     pub options: Vec<String>,
 }
 
@@ -62,7 +62,7 @@ impl<'a> Server<'a> {
         let mut servers = Vec::new();
         for http in named(tree.within(0, &tree.files[0].directives), "http") {
             for at in named(tree.inside(http), "server") {
-                // One that is included twice is one to edit.
+                // A block that is included twice is edited once.
                 if at.directive.block.is_some() && seen.insert((at.file, at.directive.span.start)) {
                     servers.push(Self::read(tree, at));
                 }
@@ -72,14 +72,14 @@ impl<'a> Server<'a> {
     }
 
     fn read(tree: &'a Tree, at: Placed<'a>) -> Self {
-        let says = tree.inside(at);
-        let said = says
-            .iter()
-            .filter(|one| one.directive.name() == "server_name");
-        let names = said.flat_map(|one| one.directive.arguments());
+        let directives = tree.inside(at);
+        let named = |name| {
+            let all = directives.iter();
+            all.filter(move |one: &&Placed| one.directive.name() == name)
+        };
+        let names = named("server_name").flat_map(|one| one.directive.arguments());
         let names = names.map(str::to_ascii_lowercase).collect();
-        let said = says.iter().filter(|one| one.directive.name() == "listen");
-        let mut listens: Vec<_> = said.map(|one| listen(*one)).collect();
+        let mut listens: Vec<_> = named("listen").map(|one| listen(*one)).collect();
         if listens.is_empty() {
             listens.push(Listen {
                 at: None,
@@ -90,23 +90,23 @@ impl<'a> Server<'a> {
         }
         Self {
             at,
-            says,
+            directives,
             names,
             listens,
         }
     }
 
-    /// Whether one of its names is this one, letter by letter.
+    /// Whether it has exactly this name.
     #[must_use]
     pub(crate) fn is_named(&self, name: &str) -> bool {
         self.names.iter().any(|own| match own.strip_prefix('.') {
-            // `.example.com` is `example.com` and `*.example.com`.
+            // `.example.com` means `example.com` and `*.example.com`.
             Some(base) => name == base || name.strip_prefix("*.") == Some(base),
             None => own == name,
         })
     }
 
-    /// The name of it that a host of this name would match, if it is a pattern.
+    /// Its pattern that matches this host, if there is one.
     #[must_use]
     pub(crate) fn pattern_for(&self, host: &str) -> Option<&str> {
         let fits = |name: &&String| {
@@ -120,25 +120,25 @@ impl<'a> Server<'a> {
         self.names.iter().find(fits).map(String::as_str)
     }
 
-    /// The names of it that are regular expressions.
+    /// Its names that are regular expressions.
     pub(crate) fn expressions(&self) -> impl Iterator<Item = &str> {
         let names = self.names.iter().map(String::as_str);
         names.filter(|name| name.starts_with('~'))
     }
 
-    /// Whether it speaks TLS anywhere.
+    /// Whether any of its listeners has TLS.
     #[must_use]
     pub(crate) fn has_tls(&self) -> bool {
-        self.listens.iter().any(|listen| listen.is("ssl")) || self.of("ssl").any(says_on)
+        self.listens.iter().any(|listen| listen.is("ssl")) || self.of("ssl").any(is_on)
     }
 
-    /// What it says by this name.
+    /// Its directives of this name.
     pub(crate) fn of<'b>(&'b self, name: &'b str) -> impl Iterator<Item = Placed<'a>> + 'b {
-        let says = self.says.iter().copied();
-        says.filter(move |one| one.directive.name() == name)
+        let directives = self.directives.iter().copied();
+        directives.filter(move |one| one.directive.name() == name)
     }
 
-    /// The location that has the challenges already.
+    /// Its location for challenges.
     #[must_use]
     pub(crate) fn challenges(&self) -> Option<Placed<'a>> {
         let is_for = |one: &Placed| {
@@ -158,13 +158,13 @@ impl<'a> Server<'a> {
     }
 }
 
-/// Of these, the ones of this name.
+/// Those of this name.
 fn named<'a>(all: Vec<Placed<'a>>, name: &str) -> Vec<Placed<'a>> {
     let all = all.into_iter();
     all.filter(|one| one.directive.name() == name).collect()
 }
 
-fn says_on(one: Placed) -> bool {
+fn is_on(one: Placed) -> bool {
     one.directive.arguments().eq(["on"])
 }
 
@@ -187,22 +187,23 @@ fn listen(at: Placed<'_>) -> Listen<'_> {
     }
 }
 
-/// `80`, `*:80`, `[::]:80`, `[::1]`, `127.0.0.1`, `localhost:80`, `unix:PATH`; of a range its begin.
+/// Parses `80`, `*:80`, `[::]:80`, `[::1]`, `127.0.0.1`, `localhost:80`, `unix:PATH`; a range
+/// of ports yields its first.
 fn address(text: &str) -> (String, Option<u16>) {
     if text.starts_with("unix:") {
         return (text.to_owned(), None);
     }
-    let begin = |port: &str| port.split('-').next().and_then(|port| port.parse().ok());
-    if let Some(port) = begin(text) {
+    let first = |port: &str| port.split('-').next().and_then(|port| port.parse().ok());
+    if let Some(port) = first(text) {
         return (String::new(), Some(port));
     }
     match text.rsplit_once(':') {
-        Some((address, port)) if !port.contains(']') => (address.to_owned(), begin(port)),
+        Some((address, port)) if !port.contains(']') => (address.to_owned(), first(port)),
         _ => (text.to_owned(), Some(80)),
     }
 }
 
-/// The names of all blocks, as a message lists them.
+/// The names of all blocks, for messages.
 #[must_use]
 pub(crate) fn list_names(servers: &[Server]) -> String {
     let names = servers.iter().flat_map(|server| &server.names);
@@ -211,7 +212,7 @@ pub(crate) fn list_names(servers: &[Server]) -> String {
         .collect();
     let shown: Vec<_> = names.iter().take(50).map(|name| name.as_str()).collect();
     match (shown.is_empty(), names.len() > shown.len()) {
-        (true, _) => "none has a server_name".to_owned(),
+        (true, _) => "(no server_name found)".to_owned(),
         (false, true) => format!(
             "{} and {} more",
             shown.join(", "),
@@ -221,11 +222,11 @@ pub(crate) fn list_names(servers: &[Server]) -> String {
     }
 }
 
-/// The blocks whose name this is.
+/// The blocks of this name.
 ///
 /// # Errors
-/// [`InstallError::Refused`] with the names that there are, or with the pattern
-/// that the name would match.
+/// [`InstallError::Refused`] with the existing names, or with the pattern that
+/// matches the name.
 pub(crate) fn find<'t, 's>(
     tree: &Tree,
     servers: &'s [Server<'t>],
@@ -243,7 +244,7 @@ pub(crate) fn find<'t, 's>(
             let place = server.place(tree);
             return Err(InstallError::refused(
                 format!(
-                    "{name}: only the pattern `{pattern}` at {place} is for it, and that block serves other names too"
+                    "{name}: only the pattern `{pattern}` at {place} matches it, and that block serves other names, too"
                 ),
                 format!(
                     "give {name} a server block of its own, or add it to that block's server_name"
@@ -252,20 +253,18 @@ pub(crate) fn find<'t, 's>(
         }
     }
     let mut message = format!(
-        "{name}: no server block has this name; there are: {}",
+        "{name}: no server block has this name; the names are: {}",
         list_names(servers)
     );
     let expressions: Vec<_> = servers.iter().flat_map(Server::expressions).collect();
     if !expressions.is_empty() {
         message.push_str("; regular expressions are not tried");
     }
-    let hint = format!(
-        "add `server_name {name};` to the block that is for it, or write a site with --site"
-    );
+    let hint = format!("add `server_name {name};` to its block, or write a new site with --site");
     Err(InstallError::refused(message, hint))
 }
 
-/// Whether the directive stands in the braces of `server`, in its own file.
+/// Whether the directive is inside the braces of `server`, in the same file.
 #[must_use]
 pub(crate) fn is_own(server: &Server, placed: Placed) -> bool {
     let (outer, inner) = (&server.at.directive.span, &placed.directive.span);
@@ -277,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_read_in_every_spelling() {
+    fn listen_addresses_are_read_in_every_form() {
         for (text, expected, port) in [
             ("80", "", Some(80)),
             ("*:8080", "*", Some(8080)),

@@ -1,7 +1,7 @@
-//! A whole site for the usual deployment: a single-page front end at `/`, a back
+//! A whole site for the common deployment: a single-page front end at `/`, a back
 //! end at `/api`, CORS for a list of origins, TLS, HTTP/2, HSTS and gzip. A pure
-//! function from options to text. Variables carry the site's name: they belong to
-//! all of nginx, and two sites must not share them.
+//! function from options to text. Variables have the site's name in theirs: they are
+//! global in nginx, and two sites must not share them.
 
 use std::path::{Path, PathBuf};
 
@@ -10,30 +10,30 @@ use super::plan::{POLICY, challenge_location};
 use super::syntax::quoted;
 use crate::certificate::Fingerprint;
 
-/// The first that has `http2` as a directive of its own.
+/// The first version with an `http2` directive.
 const HTTP2_DIRECTIVE: (u32, u32, u32) = (1, 25, 1);
-/// Two years, as the preload list asks for.
+/// Two years, as the preload list requires.
 const HSTS: &str = "add_header Strict-Transport-Security \"max-age=63072000\" always;";
 const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
-/// What the site is made of.
+/// The options of a site.
 #[derive(Clone, Debug)]
 pub(crate) struct Site {
-    /// Its host names, the first is that of the certificate.
+    /// Its host names, the certificate's name first.
     pub names: Vec<String>,
     /// The files of the front end.
     pub root: PathBuf,
-    /// The back end.
+    /// The URL of the back end.
     pub api: String,
-    /// Who else may call the back end from a browser.
+    /// The origins that may call the back end from a browser.
     pub origins: Vec<String>,
     /// The directory of the pair.
     pub live: PathBuf,
-    /// Where answers to challenges are laid.
+    /// The directory for challenge answers.
     pub webroot: PathBuf,
-    /// Port 80 but for tests.
+    /// 80, except in tests.
     pub http_port: u16,
-    /// Port 443 but for tests.
+    /// 443, except in tests.
     pub https_port: u16,
     /// Whether this machine has IPv6.
     pub has_ipv6: bool,
@@ -44,7 +44,7 @@ pub(crate) struct Site {
 /// Checks an origin as a browser sends it.
 ///
 /// # Errors
-/// [`InstallError::Refused`], naming it.
+/// [`InstallError::Refused`] with the origin.
 pub(crate) fn check_origin(text: &str) -> Result<(), InstallError> {
     let host = text
         .strip_prefix("https://")
@@ -54,7 +54,7 @@ pub(crate) fn check_origin(text: &str) -> Result<(), InstallError> {
     match host {
         Some(host) if !host.is_empty() && host.bytes().all(is_of_host) => Ok(()),
         _ => Err(InstallError::refused(
-            format!("--cors-origin {}: it is no origin", text.escape_debug()),
+            format!("--cors-origin: invalid origin `{}`", text.escape_debug()),
             "write it as the browser sends it: https://app.example.com, lower case, no path, no `*`",
         )),
     }
@@ -63,7 +63,7 @@ pub(crate) fn check_origin(text: &str) -> Result<(), InstallError> {
 /// Checks the back end's URL.
 ///
 /// # Errors
-/// [`InstallError::Refused`], naming it.
+/// [`InstallError::Refused`] with the URL.
 pub(crate) fn check_api(text: &str) -> Result<(), InstallError> {
     let host = text
         .strip_prefix("https://")
@@ -72,14 +72,14 @@ pub(crate) fn check_api(text: &str) -> Result<(), InstallError> {
     match host {
         Some(host) if !host.is_empty() && host.bytes().all(is_of_url) => Ok(()),
         _ => Err(InstallError::refused(
-            format!("--api {}: it is no URL of a back end", text.escape_debug()),
-            "write http://127.0.0.1:8080; with a path, that takes the place of /api",
+            format!("--api: invalid URL `{}`", text.escape_debug()),
+            "write it as http://127.0.0.1:8080; a path in it replaces /api",
         )),
     }
 }
 
 impl Site {
-    /// The file.
+    /// The text of the file.
     #[must_use]
     pub(crate) fn text(&self) -> String {
         let mut page = Page::default();
@@ -90,7 +90,7 @@ impl Site {
         page.0
     }
 
-    /// For variables: the first name, and a hash, since `a-b.c` and `a.b-c` look alike then.
+    /// A suffix for variables: the first name and a hash, which tells `a-b.c` from `a.b-c`.
     fn slug(&self) -> String {
         let name = self.names.first().map_or("", |name| name.as_str());
         let hash = Fingerprint::of(name.as_bytes()).to_string();
@@ -114,7 +114,7 @@ impl Site {
         if self.origins.is_empty() {
             return;
         }
-        // Expressions, since long texts would not fit nginx's hash as it is set up.
+        // Regular expressions, since long texts do not fit nginx's hash by default.
         for (variable, value) in [("origin", "$http_origin"), ("credentials", "true")] {
             page.open(&format!("map $http_origin $certs_{variable}_{slug} {{"));
             page.line("default \"\";");
@@ -192,14 +192,14 @@ impl Site {
     fn front_end(&self, page: &mut Page) {
         page.line(&format!("root {};", quoted(&self.root.to_string_lossy())));
         page.line("index index.html;");
-        page.line("# Whatever is no file is a page of the application.");
+        page.line("# A path without a file is a page of the application.");
         page.open("location / {");
         page.line("try_files $uri $uri/ /index.html;");
         page.line("add_header Cache-Control \"no-cache\";");
         page.line(HSTS);
         page.close();
         page.line(
-            "# A hash in the name: the content never changes. One that is missing is not found.",
+            "# A hash in the name: the content never changes. A missing file is an error 404.",
         );
         let kinds = "(?:js|mjs|css|map|wasm|woff2?|png|jpe?g|gif|svg|webp|avif|ico)";
         let hashed = format!(
@@ -219,7 +219,7 @@ impl Site {
             .is_some_and(|(_, rest)| rest.contains('/'));
         let api = self.api.trim_end_matches('/');
         let (exact, below) = if with_path {
-            // What stands in the URL takes the place of /api.
+            // A path in the URL replaces /api.
             let exact = if api.matches('/').count() > 2 {
                 api.to_owned()
             } else {
@@ -244,7 +244,7 @@ impl Site {
         }
         let slug = self.slug();
         let common = [
-            // One without a value is not sent: other origins get none of them.
+            // nginx sends no header with an empty value: other origins get none.
             format!("add_header Access-Control-Allow-Origin $certs_origin_{slug} always;"),
             format!(
                 "add_header Access-Control-Allow-Credentials $certs_credentials_{slug} always;"
@@ -264,7 +264,7 @@ impl Site {
         page.line("return 204;");
         page.close();
         for header in ["Origin", "Credentials"] {
-            // The back end's own would make two, which browsers refuse.
+            // With the back end's own there would be two, which browsers refuse.
             page.line(&format!("proxy_hide_header Access-Control-Allow-{header};"));
         }
     }
@@ -275,7 +275,7 @@ impl Site {
         for (name, value) in [
             ("Host", "$host"),
             ("X-Real-IP", "$remote_addr"),
-            // This is the edge: what a client claims here is not passed on.
+            // This is the edge: the client's own value is not trusted.
             ("X-Forwarded-For", "$remote_addr"),
             ("X-Forwarded-Proto", "$scheme"),
             ("X-Forwarded-Host", "$host"),
@@ -289,7 +289,7 @@ impl Site {
         ));
         page.line("proxy_connect_timeout 5s;");
         page.line("proxy_send_timeout 60s;");
-        page.line("# A WebSocket that says nothing for longer is closed.");
+        page.line("# A WebSocket that is idle for longer is closed.");
         page.line("proxy_read_timeout 300s;");
         page.line("client_max_body_size 10m;");
     }
@@ -302,8 +302,8 @@ fn escaped(letter: char) -> String {
     }
 }
 
-/// Where sites stand next to `main`: sites-available and its link where there is
-/// such a pair, as on Debian, else conf.d.
+/// The path for a site beside `main`: sites-available, with a link in sites-enabled, if
+/// both exist as on Debian, else conf.d.
 #[must_use]
 pub(crate) fn usual_place(main: &Path, name: &str) -> (PathBuf, Option<PathBuf>) {
     let base = main.parent().unwrap_or(Path::new("/"));
@@ -316,7 +316,7 @@ pub(crate) fn usual_place(main: &Path, name: &str) -> (PathBuf, Option<PathBuf>)
     }
 }
 
-/// Lines, indented.
+/// Indented lines.
 #[derive(Default)]
 struct Page(String, usize);
 

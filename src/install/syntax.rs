@@ -1,44 +1,44 @@
-//! Words, directives and blocks of an nginx configuration, each with the bytes
-//! that it stands in. Divides words exactly as nginx's own reader does; what a
-//! directive means is for others. Any bytes are taken, UTF-8 or not.
+//! Words, directives and blocks of an nginx configuration, each with its span of
+//! bytes. Splits words exactly as nginx does, but does not know what a directive
+//! means. Accepts any bytes, UTF-8 or not.
 
 use std::ops::Range;
 
 use thiserror::Error;
 
-/// Deeper than any configuration that nginx itself takes in practice.
+/// The deepest nesting of blocks; more than real configurations have.
 const DEEPEST: usize = 64;
 const RAW_BLOCK: &str = "_by_lua_block";
 
-/// Bytes of a file.
+/// A range of bytes in a file.
 pub(crate) type Span = Range<usize>;
 
 /// One word of a directive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Word {
-    /// Without its quotes, escapes resolved.
+    /// The text without quotes, escapes resolved.
     pub text: String,
-    /// With its quotes.
+    /// The bytes with the quotes.
     pub span: Span,
 }
 
 /// `name words… ;` or `name words… { … }`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Directive {
-    /// The first is its name.
+    /// The words, the name first.
     pub words: Vec<Word>,
     /// From the first word to the semicolon or the closing brace, included.
     pub span: Span,
-    /// What stands between its braces.
+    /// The content of its braces.
     pub block: Option<Block>,
 }
 
 /// The inside of braces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Block {
-    /// Without the braces.
+    /// The bytes without the braces.
     pub inner: Span,
-    /// In order.
+    /// The directives in order.
     pub directives: Vec<Directive>,
 }
 
@@ -55,7 +55,7 @@ impl Directive {
     }
 }
 
-/// Where a file cannot be read on.
+/// A syntax error.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("line {line}: {what}")]
 pub(crate) struct SyntaxError {
@@ -67,12 +67,12 @@ pub(crate) struct SyntaxError {
 /// Reads a whole file.
 ///
 /// # Errors
-/// Where nginx would refuse it, too, or where blocks are nested too deep.
+/// Text that nginx would refuse, too, or blocks that are nested too deep.
 pub(crate) fn parse(text: &[u8]) -> Result<Vec<Directive>, SyntaxError> {
     let mut reader = Reader { text, at: 0 };
     let directives = reader.directives(0)?;
     if reader.at < text.len() {
-        return Err(reader.error("a brace closes nothing"));
+        return Err(reader.error("unexpected `}`"));
     }
     Ok(directives)
 }
@@ -83,7 +83,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Up to the end of the file or a closing brace, which is left.
+    /// Reads up to the end of the file or before a closing brace.
     fn directives(&mut self, depth: usize) -> Result<Vec<Directive>, SyntaxError> {
         if depth > DEEPEST {
             return Err(self.error("blocks are nested too deep"));
@@ -93,7 +93,7 @@ impl Reader<'_> {
             self.skip_blanks();
             match self.peek() {
                 None | Some(b'}') => return Ok(directives),
-                Some(b';' | b'{') => return Err(self.error("a directive has no name")),
+                Some(b';' | b'{') => return Err(self.error("missing name of a directive")),
                 Some(_) => directives.push(self.directive(depth)?),
             }
         }
@@ -104,8 +104,8 @@ impl Reader<'_> {
         loop {
             self.skip_blanks();
             let block = match self.peek() {
-                None => return Err(self.error("the last directive has no end")),
-                Some(b'}') => return Err(self.error("a brace comes where `;` is missing")),
+                None => return Err(self.error("unexpected end of file: missing `;`")),
+                Some(b'}') => return Err(self.error("unexpected `}`: missing `;`")),
                 Some(b';') => {
                     self.at += 1;
                     None
@@ -135,14 +135,14 @@ impl Reader<'_> {
             self.directives(depth + 1)?
         };
         if self.peek() != Some(b'}') {
-            return Err(self.error("a block is not closed"));
+            return Err(self.error("missing `}`"));
         }
         let inner = start..self.at;
         self.at += 1;
         Ok(Block { inner, directives })
     }
 
-    /// Up to the brace that closes a block of Lua.
+    /// Skips to the brace that closes a block of Lua.
     fn skip_lua(&mut self) {
         let mut open = 0_usize;
         while let Some(byte) = self.peek() {
@@ -163,7 +163,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Leaves the closing quote to the caller.
+    /// Skips to the closing quote.
     fn skip_lua_string(&mut self, quote: u8) {
         self.at += 1;
         while let Some(byte) = self.peek() {
@@ -178,7 +178,7 @@ impl Reader<'_> {
         let start = self.at;
         let quote = self.peek().filter(|byte| matches!(byte, b'"' | b'\''));
         self.at += usize::from(quote.is_some());
-        let begun = self.at;
+        let content = self.at;
         let mut after_dollar = false;
         while let Some(byte) = self.peek() {
             let is_end = match quote {
@@ -189,19 +189,19 @@ impl Reader<'_> {
                 break;
             }
             after_dollar = byte == b'$';
-            // What follows a backslash ends nothing.
+            // A byte after a backslash never ends a word.
             self.at += if byte == b'\\' { 2 } else { 1 };
         }
         if self.at > self.text.len() || (quote.is_some() && self.peek().is_none()) {
             self.at = self.text.len();
-            return Err(self.error("the last word has no end"));
+            return Err(self.error("unexpected end of file in a word"));
         }
-        let text = unescaped(&self.text[begun..self.at]);
+        let text = unescaped(&self.text[content..self.at]);
         if quote.is_some() {
             self.at += 1;
             let next = self.peek();
             if next.is_some_and(|byte| !is_blank(byte) && !matches!(byte, b';' | b'{' | b')')) {
-                return Err(self.error("something follows a closing quote"));
+                return Err(self.error("unexpected text after a closing quote"));
             }
         }
         Ok(Word {
@@ -210,7 +210,7 @@ impl Reader<'_> {
         })
     }
 
-    /// Over blanks and comments.
+    /// Skips blanks and comments.
     fn skip_blanks(&mut self) {
         while let Some(byte) = self.peek() {
             if byte == b'#' {
@@ -251,20 +251,20 @@ fn is_blank(byte: u8) -> bool {
 fn unescaped(raw: &[u8]) -> String {
     let (mut text, mut rest) = (Vec::with_capacity(raw.len()), raw);
     while let [byte, after @ ..] = rest {
-        let (taken, kept) = match (byte, after.first()) {
+        let (length, value) = match (byte, after.first()) {
             (b'\\', Some(quoted @ (b'"' | b'\'' | b'\\'))) => (2, *quoted),
             (b'\\', Some(b't')) => (2, b'\t'),
             (b'\\', Some(b'r')) => (2, b'\r'),
             (b'\\', Some(b'n')) => (2, b'\n'),
             _ => (1, *byte),
         };
-        text.push(kept);
-        rest = &rest[taken..];
+        text.push(value);
+        rest = &rest[length..];
     }
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// A word that nginx reads as `text`, whatever is in it.
+/// `text` as one word of nginx, quoted if necessary.
 #[must_use]
 pub(crate) fn quoted(text: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-:+@%,=~*[]".contains(&byte);
@@ -312,13 +312,13 @@ mod tests {
     }
 
     #[test]
-    fn lua_is_passed_over() {
+    fn lua_blocks_are_skipped() {
         let text = "content_by_lua_block { if x then return { '}' } end -- }\n } a;";
         assert_eq!(words(text), [vec!["content_by_lua_block"], vec!["a"]]);
     }
 
     #[test]
-    fn spans_give_the_bytes_back() {
+    fn spans_match_their_bytes() {
         let text = b"a b; # c\nd 'e f' { g; }\n";
         let read = parse(text).unwrap();
         assert_eq!(&text[read[0].span.clone()], b"a b;");
@@ -330,12 +330,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_panics(text in "[ab${}; \n#'\"\\\\]{0,60}") {
+        fn parser_never_panics(text in "[ab${}; \n#'\"\\\\]{0,60}") {
             let _ = parse(text.as_bytes());
         }
 
         #[test]
-        fn what_is_quoted_is_read_as_it_was(text in "[a-z ;{}\"'#/.-]{0,20}") {
+        fn quoted_text_reads_back_unchanged(text in "[a-z ;{}\"'#/.-]{0,20}") {
             let line = format!("x {};", quoted(&text));
             prop_assert_eq!(words(&line), vec![vec!["x".to_owned(), text]]);
         }

@@ -1,6 +1,6 @@
-//! A configuration with all that it includes, each file once, by the path it is
-//! really at: a link in sites-enabled stands for the file it points to. Reads
-//! files, writes none. Contents that are not written yet can be laid over them.
+//! A configuration with all included files, each once and by its real path: a link
+//! in sites-enabled is the file that it points to. Reads files, writes none. An
+//! overlay can replace the content of files that are not written yet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -8,47 +8,47 @@ use std::path::{Path, PathBuf};
 use super::InstallError;
 use super::syntax::{Directive, line_of, parse};
 
-/// More than any machine has; a pattern that meets itself ends here at the latest.
+/// More files than any configuration has; stops patterns that include themselves.
 const MOST_VISITS: usize = 20_000;
 const LARGEST: u64 = 16 << 20;
 
 /// One file.
 #[derive(Debug)]
 pub(crate) struct Source {
-    /// Where it really is.
+    /// Its real path.
     pub path: PathBuf,
-    /// As it is read.
+    /// Its text.
     pub text: Vec<u8>,
-    /// What is in it.
+    /// Its directives.
     pub directives: Vec<Directive>,
 }
 
-/// A directive, and the file that it stands in.
+/// A directive and its file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Placed<'a> {
     /// The number of the file.
     pub file: usize,
-    /// What stands there.
+    /// The directive.
     pub directive: &'a Directive,
 }
 
-/// Files that are to be, by the path at which nginx would meet them.
+/// Future contents of files, by path.
 pub(crate) type Overlay = BTreeMap<PathBuf, Vec<u8>>;
 
-/// nginx's main file and all that it includes.
+/// nginx's main file and all included files.
 #[derive(Debug)]
 pub(crate) struct Tree {
     /// The first is the main file.
     pub files: Vec<Source>,
-    /// What the `include` at this byte of this file stands for.
+    /// The files of the `include` at this byte of this file.
     includes: BTreeMap<(usize, usize), Vec<usize>>,
 }
 
 impl Tree {
-    /// Reads `main` and all that it includes, as if `overlay` were written.
+    /// Reads `main` and all included files, as if `overlay` were written.
     ///
     /// # Errors
-    /// [`InstallError::Refused`], naming the file and the line.
+    /// [`InstallError::Refused`] with the file and the line.
     pub(crate) fn load(main: &Path, overlay: &Overlay) -> Result<Self, InstallError> {
         let base = main.parent().unwrap_or(Path::new("/")).to_owned();
         let mut loader = Loader {
@@ -66,7 +66,7 @@ impl Tree {
         Ok(loader.tree)
     }
 
-    /// The directives of a block or file in the order in which nginx obeys them.
+    /// The directives of a block or file, with those of included files in their place.
     #[must_use]
     pub(crate) fn within<'a>(
         &'a self,
@@ -91,7 +91,7 @@ impl Tree {
         }
     }
 
-    /// The inside of a directive's braces.
+    /// The directives of a directive's block.
     #[must_use]
     pub(crate) fn inside<'a>(&'a self, placed: Placed<'a>) -> Vec<Placed<'a>> {
         let block = placed.directive.block.as_ref();
@@ -100,7 +100,7 @@ impl Tree {
         })
     }
 
-    /// The files that an include in this file stands for, with its bytes.
+    /// The includes of this file: the byte of each and the files that it matches.
     pub(crate) fn includes_of(&self, file: usize) -> impl Iterator<Item = (usize, &[usize])> {
         let from = (file, 0)..(file + 1, 0);
         let found = self.includes.range(from);
@@ -123,8 +123,8 @@ impl Loader<'_> {
         self.visits += 1;
         if self.stack.contains(&real) || self.visits > MOST_VISITS {
             return Err(InstallError::refused(
-                format!("{}: it is included by itself", real.display()),
-                format!("take the include out ({})", by.unwrap_or_default()),
+                format!("{}: the file includes itself", real.display()),
+                format!("remove the include ({})", by.unwrap_or_default()),
             ));
         }
         if let Some(number) = self.known.get(&real) {
@@ -132,7 +132,7 @@ impl Loader<'_> {
         }
         let directives = parse(&text).map_err(|error| {
             let message = format!("{}: {error}", real.display());
-            InstallError::refused(message, "mend it, and try it with nginx -t")
+            InstallError::refused(message, "fix it and test it with nginx -t")
         })?;
         let number = self.tree.files.len();
         self.tree.files.push(Source {
@@ -178,7 +178,7 @@ impl Loader<'_> {
             let by = by.map_or_else(String::new, |by| format!(", included at {by}"));
             InstallError::refused(
                 format!("{}: {error}{by}", path.display()),
-                "name nginx's main file with --conf FILE; run as one who may read all of it",
+                "name nginx's main file with --conf FILE, and run as a user who may read all files",
             )
         };
         let real = std::fs::canonicalize(path).map_err(failed)?;
@@ -187,14 +187,14 @@ impl Loader<'_> {
         }
         let found = std::fs::metadata(&real).map_err(failed)?;
         if !found.is_file() || found.len() > LARGEST {
-            return Err(failed(std::io::Error::other("it is no configuration file")));
+            return Err(failed(std::io::Error::other("not a configuration file")));
         }
         let text = std::fs::read(&real).map_err(failed)?;
         Ok((real, text))
     }
 
-    /// The files that an `include` means, in glob(3)'s order; one without a
-    /// pattern means itself, be it there or not.
+    /// The files of an `include`, in glob(3)'s order; a path without a pattern is
+    /// returned even if it does not exist.
     fn expand(&self, pattern: &Path) -> Vec<PathBuf> {
         let text = pattern.to_string_lossy();
         if !text.contains(['*', '?', '[']) {
@@ -222,20 +222,20 @@ impl Loader<'_> {
     fn names_in(&self, directory: &Path) -> BTreeSet<String> {
         let entries = std::fs::read_dir(directory).into_iter().flatten();
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let laid = self.overlay.keys();
-        let laid = laid.filter(|path| path.parent() == Some(directory));
-        let laid = laid.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()));
-        names.chain(laid).collect()
+        let future = self.overlay.keys();
+        let future = future.filter(|path| path.parent() == Some(directory));
+        let future = future.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()));
+        names.chain(future).collect()
     }
 }
 
-/// glob(3) for one name: a leading dot must be written.
+/// glob(3) for one name: only a literal dot matches a leading dot.
 fn matches(pattern: &str, name: &str) -> bool {
     let hidden = name.starts_with('.') && !pattern.starts_with('.');
     !hidden && fits(pattern.as_bytes(), name.as_bytes())
 }
 
-/// With one place to go back to: no pattern takes more than length times length.
+/// Backtracks only to the last `*`, so a match takes at most pattern times name steps.
 fn fits(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n, mut back) = (0, 0, None);
     while n < name.len() {
@@ -262,7 +262,7 @@ fn fits(pattern: &[u8], name: &[u8]) -> bool {
     pattern[p..].iter().all(|byte| *byte == b'*')
 }
 
-/// The length of `[…]` when it has `byte`.
+/// The length of `[…]` if it contains `byte`.
 fn class(pattern: &[u8], byte: u8) -> Option<usize> {
     let Some(end) = pattern.iter().skip(2).position(|byte| *byte == b']') else {
         return (byte == b'[').then_some(1);
@@ -282,7 +282,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patterns_are_those_of_glob() {
+    fn patterns_match_as_in_glob() {
         for (pattern, name, expected) in [
             ("*.conf", "a.conf", true),
             ("*.conf", ".a.conf", false),
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn includes_links_and_loops_are_followed_or_refused() {
+    fn includes_follow_links_and_refuse_loops() {
         let directory = tempfile::tempdir().unwrap();
         let root = std::fs::canonicalize(directory.path()).unwrap();
         let write = |name: &str, text: &str| {
@@ -330,10 +330,7 @@ mod tests {
 
         write("snippet", "include available/b;");
         let refused = Tree::load(&root.join("nginx.conf"), &Overlay::new()).unwrap_err();
-        assert!(
-            refused.to_string().contains("included by itself"),
-            "{refused}"
-        );
+        assert!(refused.to_string().contains("includes itself"), "{refused}");
         write("snippet", "include absent;");
         let refused = Tree::load(&root.join("nginx.conf"), &Overlay::new()).unwrap_err();
         assert!(refused.to_string().contains("snippet:1"), "{refused}");

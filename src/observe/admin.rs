@@ -1,5 +1,5 @@
-//! The read-only endpoints of `[admin] listen`. No method but GET is answered,
-//! so that no page in a browser can change anything.
+//! The read-only endpoints of `[admin] listen`. They answer only GET, so that no web
+//! page can change anything.
 
 use axum::Router;
 use axum::extract::State;
@@ -11,16 +11,16 @@ use super::metrics::{CONTENT_TYPE, Metrics};
 use super::status::{Board, Status};
 use crate::time::{Clock, SystemClock};
 
-/// What the endpoints show.
+/// The data that the endpoints show.
 #[derive(Clone, Debug, Default)]
 pub struct Shown {
     /// The state of every certificate.
     pub board: Board,
-    /// The counters.
+    /// The counters and gauges.
     pub metrics: Metrics,
 }
 
-/// `/healthz`, `/readyz`, `/metrics`, `/api/v1/certificates` and `/`.
+/// Routes `/healthz`, `/readyz`, `/metrics`, `/api/v1/certificates` and `/`.
 pub fn router(shown: Shown) -> Router {
     Router::new()
         .route("/healthz", get(async || "ok\n"))
@@ -32,28 +32,28 @@ pub fn router(shown: Shown) -> Router {
 }
 
 async fn readyz(State(shown): State<Shown>) -> Response {
-    let waiting: String = shown
+    let complaints: String = shown
         .board
         .all()
         .iter()
         .filter(|status| !status.is_ready())
         .map(|status| format!("{}: {}\n", status.name, complaint(status)))
         .collect();
-    if waiting.is_empty() {
-        let left_out = shown.board.all();
-        let left_out = left_out.iter().flat_map(left_out_of);
-        format!("ready\n{}", left_out.collect::<String>()).into_response()
+    if complaints.is_empty() {
+        let statuses = shown.board.all();
+        let excluded = statuses.iter().flat_map(excluded_names);
+        format!("ready\n{}", excluded.collect::<String>()).into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, waiting).into_response()
+        (StatusCode::SERVICE_UNAVAILABLE, complaints).into_response()
     }
 }
 
-/// What the owner lets be left out is no reason to be unready, and is told.
-fn left_out_of(status: &Status) -> impl Iterator<Item = String> {
-    let left_out = status.left_out.iter();
-    left_out.map(|one| {
+/// Excluded names, which the operator permits: reported, but no reason to be unready.
+fn excluded_names(status: &Status) -> impl Iterator<Item = String> {
+    let excluded = status.left_out.iter();
+    excluded.map(|one| {
         format!(
-            "{}: left out for now: {}: {}\n",
+            "{}: excluded for now: {}: {}\n",
             status.name, one.identifier, one.reason
         )
     })
@@ -65,11 +65,11 @@ fn complaint(status: &Status) -> &'static str {
             generation_issued: None,
             ..
         } => "not issued yet",
-        Status { proven: false, .. } => "not proven served",
+        Status { proven: false, .. } => "not verified",
         Status {
             complete: false, ..
         } => "not issued for all its names yet",
-        _ => "late",
+        _ => "overdue",
     }
 }
 
@@ -100,7 +100,7 @@ const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;margin:2rem;color:#
 
 fn row(status: &Status) -> String {
     let (class, state) = if status.is_ready() {
-        ("good", "proven")
+        ("good", "verified")
     } else {
         ("bad", complaint(status))
     };
@@ -110,7 +110,7 @@ fn row(status: &Status) -> String {
     let names: Vec<String> = status.identifiers.iter().map(ToString::to_string).collect();
     let action = serde_json::to_value(status.next_action).unwrap_or_default();
     let why = status.last_error.iter().cloned();
-    let why = why.chain(left_out_of(status));
+    let why = why.chain(excluded_names(status));
     let why: String = why
         .map(|error| format!("<tr><td colspan=7 class=why>{}", escaped(&error)))
         .collect();

@@ -1,5 +1,6 @@
-//! Counters and gauges in Prometheus' text format. Gauges are read off the
-//! [`Board`] when somebody asks, so that nothing wakes up to keep them.
+//! Counters and gauges in Prometheus' text format. Gauges are read from the
+//! [`Board`] at each request, so that no task must wake to update them. Nothing here
+//! is stored.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -16,19 +17,19 @@ use prometheus_client::registry::Registry;
 use super::status::Board;
 use crate::time::Timestamp;
 
-/// What `Content-Type` the text has.
+/// The `Content-Type` of the text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct IssuanceLabels {
     ca: String,
-    result: Ended,
+    result: Outcome,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DeploymentLabels {
     target: String,
-    result: Ended,
+    result: Outcome,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -44,7 +45,7 @@ struct ChallengeLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LedgerLabels {
+struct LimitLabels {
     ca: String,
     limit: String,
     subject: String,
@@ -56,7 +57,7 @@ struct NameLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct AskedLabels {
+struct ContainerLabels {
     name: String,
     container: String,
 }
@@ -68,34 +69,34 @@ struct EndpointLabels {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Ended {
+enum Outcome {
     #[allow(non_camel_case_types)] // the label's value
     success,
     #[allow(non_camel_case_types)] // the label's value
     failure,
 }
 
-/// Counts what happens. Cheap to clone; all clones count together.
+/// The counters. Clones are cheap and share their counts.
 #[derive(Clone, Default)]
 pub struct Metrics {
     issuances: Family<IssuanceLabels, Counter>,
     deployments: Family<DeploymentLabels, Counter>,
     requests: Family<RequestLabels, Counter>,
     challenges: Family<ChallengeLabels, Counter>,
-    ledgers: Arc<Mutex<BTreeMap<String, Standing>>>,
+    limits: Arc<Mutex<BTreeMap<String, TokensAt>>>,
 }
 
-/// How much is left of a CA's limits at an instant.
-type Standing = Box<dyn Fn(Timestamp) -> Vec<Tokens> + Send>;
+/// The remaining tokens of a CA's rate limits at an instant.
+type TokensAt = Box<dyn Fn(Timestamp) -> Vec<Tokens> + Send>;
 
-/// What is left of one limit.
+/// The remaining tokens of one rate limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokens {
-    /// Which one, such as `new-orders`.
+    /// The limit, such as `new-orders`.
     pub limit: String,
-    /// For whom; empty for the account.
+    /// The limit's subject; empty for the account.
     pub subject: String,
-    /// How many there are.
+    /// The number of tokens.
     pub left: u32,
 }
 
@@ -106,23 +107,23 @@ impl fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    /// An order at `ca` ended.
+    /// Counts an order at `ca` that ended.
     pub fn issuance(&self, ca: &str, success: bool) {
-        let (ca, result) = (ca.to_owned(), ended(success));
+        let (ca, result) = (ca.to_owned(), outcome(success));
         self.issuances
             .get_or_create(&IssuanceLabels { ca, result })
             .inc();
     }
 
-    /// A hand-over to `target` ended; that it is proven is part of it.
+    /// Counts a deployment to `target` that ended, its verification included.
     pub fn deployment(&self, target: &str, success: bool) {
-        let (target, result) = (target.to_owned(), ended(success));
+        let (target, result) = (target.to_owned(), outcome(success));
         self.deployments
             .get_or_create(&DeploymentLabels { target, result })
             .inc();
     }
 
-    /// `ca` answered a request with `status`; 0 stands for no answer.
+    /// Counts a request that `ca` answered with `status`; 0: no reply.
     pub fn acme_request(&self, ca: &str, endpoint: &'static str, status: u16) {
         let ca = ca.to_owned();
         self.requests
@@ -134,53 +135,53 @@ impl Metrics {
             .inc();
     }
 
-    /// Port 80 was asked for something.
+    /// Counts a request on the HTTP-01 port.
     pub fn challenge_request(&self, result: &'static str) {
         self.challenges
             .get_or_create(&ChallengeLabels { result })
             .inc();
     }
 
-    /// How much is left of the limits of `ca` from here on.
-    pub fn ledger(&self, ca: &str, standing: impl Fn(Timestamp) -> Vec<Tokens> + Send + 'static) {
-        let mut ledgers = self.ledgers.lock().unwrap_or_else(PoisonError::into_inner);
-        ledgers.insert(ca.to_owned(), Box::new(standing));
+    /// Sets the source of the remaining tokens of the limits of `ca`.
+    pub fn ledger(&self, ca: &str, tokens: impl Fn(Timestamp) -> Vec<Tokens> + Send + 'static) {
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        limits.insert(ca.to_owned(), Box::new(tokens));
     }
 
-    /// Everything as text, with the state of the certificates on `board` and
-    /// what is left of the CAs' limits at `now`.
+    /// All metrics as text, with the certificates of `board` and the remaining tokens
+    /// at `now`.
     #[must_use]
     pub fn render(&self, board: &Board, now: Timestamp) -> String {
         let mut registry = Registry::with_prefix("certs");
         self.register_counters(&mut registry);
-        self.register_ledgers(&mut registry, now);
+        self.register_limits(&mut registry, now);
         register_gauges(&mut registry, board);
         let mut text = String::new();
         if encode(&mut text, &registry).is_err() {
-            // Writing to a String cannot fail; a label that cannot be encoded can.
+            // Writing to a String cannot fail, but encoding a label can.
             let _ = writeln!(text, "# incomplete");
         }
         text
     }
 
-    fn register_ledgers(&self, registry: &mut Registry, now: Timestamp) {
-        let tokens = Family::<LedgerLabels, Gauge>::default();
-        let ledgers = self.ledgers.lock().unwrap_or_else(PoisonError::into_inner);
-        for (ca, standing) in ledgers.iter() {
+    fn register_limits(&self, registry: &mut Registry, now: Timestamp) {
+        let tokens = Family::<LimitLabels, Gauge>::default();
+        let limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        for (ca, tokens_at) in limits.iter() {
             for Tokens {
                 limit,
                 subject,
                 left,
-            } in standing(now)
+            } in tokens_at(now)
             {
                 let ca = ca.clone();
-                let labels = LedgerLabels { ca, limit, subject };
+                let labels = LimitLabels { ca, limit, subject };
                 tokens.get_or_create(&labels).set(i64::from(left));
             }
         }
         registry.register(
             "ledger_tokens",
-            "What is left of a CA's limits, by our own count; what is full is not listed",
+            "Remaining tokens of a CA's rate limits, by our own count; full limits are not listed",
             tokens,
         );
     }
@@ -193,12 +194,12 @@ impl Metrics {
         );
         registry.register(
             "deployments",
-            "Hand-overs that ended, by target",
+            "Deployments that ended, by target",
             self.deployments.clone(),
         );
         registry.register(
             "acme_requests",
-            "Requests to a CA, by endpoint and HTTP status (0: no answer)",
+            "Requests to a CA, by endpoint and HTTP status (0: no reply)",
             self.requests.clone(),
         );
         registry.register(
@@ -215,8 +216,8 @@ fn register_gauges(registry: &mut Registry, board: &Board) {
     let not_after = Seconds::<NameLabels>::default();
     let next_action = Seconds::<NameLabels>::default();
     let served = Seconds::<EndpointLabels>::default();
-    let left_out = Family::<NameLabels, Gauge>::default();
-    let asked_for = Family::<AskedLabels, Gauge>::default();
+    let excluded = Family::<NameLabels, Gauge>::default();
+    let requested = Family::<ContainerLabels, Gauge>::default();
     for status in board.all() {
         let name = status.name.to_string();
         let label = NameLabels { name: name.clone() };
@@ -226,16 +227,16 @@ fn register_gauges(registry: &mut Registry, board: &Board) {
         next_action
             .get_or_create(&label)
             .set(seconds(status.next_at));
-        left_out
+        excluded
             .get_or_create(&label)
             .set(i64::try_from(status.left_out.len()).unwrap_or(i64::MAX));
-        if let Some(asked) = status.asked {
-            for container in asked.containers {
+        if let Some(request) = status.asked {
+            for container in request.containers {
                 let name = name.clone();
-                let here = i64::from(asked.gone_since.is_none());
-                asked_for
-                    .get_or_create(&AskedLabels { name, container })
-                    .set(here);
+                let is_present = i64::from(request.gone_since.is_none());
+                requested
+                    .get_or_create(&ContainerLabels { name, container })
+                    .set(is_present);
             }
         }
         for (endpoint, seen) in status.served {
@@ -254,22 +255,22 @@ fn register_gauges(registry: &mut Registry, board: &Board) {
     );
     registry.register(
         "served_not_after_seconds",
-        "The last valid second of the certificate that a handshake last saw (Unix time)",
+        "The last valid second of the certificate in the last handshake (Unix time)",
         served,
     );
     registry.register(
         "certificate_left_out_names",
-        "Names that are wanted and left out for now",
-        left_out,
+        "Names excluded for now",
+        excluded,
     );
     registry.register(
         "certificate_asked_for",
-        "Whether a container asks for it by its labels: 1, or 0 when that is gone",
-        asked_for,
+        "Whether the container that requests the certificate by its labels is present: 1 or 0",
+        requested,
     );
     registry.register(
         "next_action_seconds",
-        "When there is something to do next (Unix time)",
+        "The time of the next action (Unix time)",
         next_action,
     );
 }
@@ -279,10 +280,10 @@ fn seconds(instant: Timestamp) -> f64 {
     instant.seconds() as f64
 }
 
-fn ended(success: bool) -> Ended {
+fn outcome(success: bool) -> Outcome {
     if success {
-        Ended::success
+        Outcome::success
     } else {
-        Ended::failure
+        Outcome::failure
     }
 }

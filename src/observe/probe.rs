@@ -1,5 +1,6 @@
-//! Asks the endpoints of a running `certs run`, as a container's health check
-//! does: an image without a shell has nobody else to ask.
+//! The client of a running `certs run`'s health endpoints, for a container's health
+//! check: the image contains no shell and no other client. It never sends anything
+//! but GET.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -8,29 +9,29 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Less than the three seconds that an orchestrator commonly gives a check.
-const WITHIN: Duration = Duration::from_secs(2);
-/// A line for each certificate that is not ready.
+/// Less than an orchestrator's usual three seconds for a check.
+const DEADLINE: Duration = Duration::from_secs(2);
+/// Enough for a line per certificate that is not ready.
 const LARGEST: u64 = 64 * 1024;
 
-/// What was answered.
+/// The reply of an endpoint.
 #[derive(Debug, PartialEq)]
-pub struct Answer {
+pub struct HealthReply {
     /// Whether the status is 200.
     pub good: bool,
-    /// What it says of it.
+    /// The reply's body.
     pub body: String,
 }
 
 /// Gets `path` from the admin listener at `address`.
 ///
 /// # Errors
-/// When nobody answers there within two seconds, or not in HTTP.
-pub async fn ask(address: SocketAddr, path: &str) -> io::Result<Answer> {
-    let asked = exchange(reachable(address), path);
-    let answered = tokio::time::timeout(WITHIN, asked).await;
-    let reply = answered.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    understood(&reply).ok_or_else(|| io::Error::other("what answers there does not speak HTTP"))
+/// When no reply comes within two seconds, or the reply is not HTTP.
+pub async fn ask(address: SocketAddr, path: &str) -> io::Result<HealthReply> {
+    let exchanged = exchange(reachable(address), path);
+    let reply = tokio::time::timeout(DEADLINE, exchanged).await;
+    let reply = reply.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    parse(&reply).ok_or_else(|| io::Error::other("the reply is not HTTP"))
 }
 
 async fn exchange(address: SocketAddr, path: &str) -> io::Result<String> {
@@ -42,7 +43,7 @@ async fn exchange(address: SocketAddr, path: &str) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&reply).into_owned())
 }
 
-/// What listens everywhere is reached through the loopback.
+/// The address to connect to: the loopback for a listener on all addresses.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
@@ -52,10 +53,10 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-fn understood(reply: &str) -> Option<Answer> {
+fn parse(reply: &str) -> Option<HealthReply> {
     let (head, body) = reply.split_once("\r\n\r\n")?;
     let status = head.lines().next()?.strip_prefix("HTTP/1.")?;
-    Some(Answer {
+    Some(HealthReply {
         good: status.split(' ').nth(1)? == "200",
         body: body.to_owned(),
     })
@@ -66,7 +67,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_endpoints_are_asked_wherever_they_listen() {
+    async fn endpoints_are_reached_on_an_unspecified_address() {
         let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = super::super::admin::router(Default::default());
@@ -80,9 +81,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_http_is_not_understood() {
+    fn reply_is_rejected_when_not_http() {
         for reply in ["", "SSH-2.0-x\r\n\r\n", "HTTP/1.1\r\n\r\n", "HTTP/1.1 200"] {
-            assert_eq!(understood(reply), None, "{reply}");
+            assert_eq!(parse(reply), None, "{reply}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The state of certificates as it is shown: by `certs status`, by the API and
-//! in the metrics.
+//! The state of certificates as `certs status`, the API and the metrics show it. It
+//! never decides what a certificate needs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -10,41 +10,41 @@ use crate::identifier::{Identifier, Lineage};
 use crate::record::{Generation, Served};
 use crate::time::Timestamp;
 
-/// What a certificate does next.
+/// The next action for a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
-    /// It is to be ordered for the first time, or renewed.
+    /// Order it for the first time, or renew it.
     Issue,
-    /// It is to be handed over and proven.
+    /// Deploy and verify it.
     Deploy,
-    /// The CA is to be asked for its renewal window.
+    /// Fetch its renewal window from the CA.
     Refresh,
-    /// Nothing can be done without the owner.
+    /// None before the operator acts.
     Halt,
 }
 
-/// A name that is wanted and left out for now.
+/// A requested name that is excluded for now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
     /// The name.
     pub identifier: Identifier,
-    /// Why the CA does not sign it.
+    /// Why the CA does not sign the name.
     pub reason: String,
-    /// When it is tried again; `None`: with the next pass.
+    /// When the name is retried; `None`: with the next pass.
     pub retry_at: Option<Timestamp>,
 }
 
-/// That containers ask for a certificate, by their labels.
+/// A certificate requested by the labels of containers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Asked {
     /// The containers, by name.
     pub containers: BTreeSet<String>,
-    /// Since when none of them is there.
+    /// Since when none of the containers exists.
     pub gone_since: Option<Timestamp>,
-    /// Until when it is renewed all the same.
+    /// Until when the certificate is renewed nevertheless.
     pub renewed_until: Option<Timestamp>,
-    /// It is not renewed any more.
+    /// Whether the certificate is not renewed any more.
     pub stopped: bool,
 }
 
@@ -56,71 +56,71 @@ impl std::fmt::Display for Asked {
             (Some(since), _) if self.stopped => {
                 write!(
                     f,
-                    "not renewed any more: not asked for by container {names} since {since}"
+                    "not renewed any more: not requested by container {names} since {since}"
                 )
             }
             (Some(since), Some(until)) => write!(
                 f,
-                "no longer asked for by container {names} since {since}; renewed until {until}"
+                "no longer requested by container {names} since {since}; renewed until {until}"
             ),
-            _ => write!(f, "asked for by container {names}"),
+            _ => write!(f, "requested by container {names}"),
         }
     }
 }
 
-/// One certificate.
+/// The state of one certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// Its lineage.
+    /// The lineage.
     pub name: Lineage,
-    /// What it is for.
+    /// The names.
     pub identifiers: BTreeSet<Identifier>,
     /// The CA's directory URL.
     pub ca: String,
-    /// The directory URL of the CA that issued the newest one.
+    /// The directory URL of the CA that issued the newest generation.
     #[serde(default)]
     pub issued_by: Option<String>,
-    /// The last valid second of the newest one; `None` before the first.
+    /// The last valid second of the newest generation; `None` before the first.
     pub not_after: Option<Timestamp>,
-    /// What is done next.
+    /// The next action.
     pub next_action: Action,
-    /// When; in the past when it is overdue.
+    /// When the next action is due; in the past if overdue.
     pub next_at: Timestamp,
     /// The newest generation; `None` before the first.
     pub generation_issued: Option<Generation>,
-    /// The oldest generation that an endpoint was last seen to serve; `None`
-    /// when no endpoint is named, 0 when one serves none of ours yet.
+    /// The oldest generation that an endpoint served at its last check; `None` without
+    /// endpoints, 0 if an endpoint serves no generation of ours yet.
     pub generation_served: Option<Generation>,
-    /// What each endpoint was last seen to serve.
+    /// What each endpoint served at its last check.
     pub served: BTreeMap<String, Served>,
-    /// The newest one is for every name that is wanted and not left out.
+    /// Whether the newest generation covers every requested name but the excluded.
     pub complete: bool,
-    /// What is wanted and left out for now, as the owner allows.
+    /// The excluded names, if the operator permits exclusion.
     #[serde(default)]
     pub left_out: Vec<LeftOut>,
-    /// Issued, handed over, and proven wherever an endpoint is named.
+    /// Whether the newest generation is deployed, and verified on every endpoint.
     pub proven: bool,
-    /// The renewal is overdue by a twentieth of the lifetime, or the
+    /// Whether the renewal is overdue by a twentieth of the lifetime, or the
     /// certificate has expired.
     pub late: bool,
-    /// A sixth of the life of the newest one is left, or less: the owner must act.
+    /// Whether a sixth of the lifetime is left, or less: the operator must act.
     pub critical: bool,
     /// The last failure since the last success.
     pub last_error: Option<String>,
-    /// Where it comes from, when that is no configuration.
+    /// The containers that request it, if the configuration does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked: Option<Asked>,
 }
 
 impl Status {
-    /// Whether the owner need not worry.
+    /// Whether the certificate is complete, verified and not overdue.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.complete && self.proven && !self.late
     }
 }
 
-/// The latest state of every certificate, shared by who writes and who shows it.
+/// The latest state of every certificate, shared by writers and readers.
 #[derive(Clone, Debug, Default)]
 pub struct Board(
     Arc<RwLock<BTreeMap<Lineage, Status>>>,
@@ -128,7 +128,7 @@ pub struct Board(
 );
 
 impl Board {
-    /// Puts the newest state up.
+    /// Adds or replaces the state of a certificate.
     pub fn post(&self, status: Status) {
         let mut board = self.0.write().unwrap_or_else(PoisonError::into_inner);
         match board.get_mut(&status.name) {
@@ -137,7 +137,7 @@ impl Board {
         }
     }
 
-    /// Puts the newest state up of what is on the board already.
+    /// Replaces the state of a certificate that is on the board.
     pub fn update(&self, status: Status) {
         let mut board = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(shown) = board.get_mut(&status.name) {
@@ -145,18 +145,18 @@ impl Board {
         }
     }
 
-    /// Leaves only `kept` on the board.
+    /// Removes all certificates but `kept`.
     pub fn retain(&self, kept: &BTreeSet<Lineage>) {
         let mut board = self.0.write().unwrap_or_else(PoisonError::into_inner);
         board.retain(|lineage, _| kept.contains(lineage));
     }
 
-    /// Says of each certificate who asks for it.
+    /// Sets the containers that request each certificate.
     pub fn ask(&self, asked: BTreeMap<Lineage, Asked>) {
         *self.1.write().unwrap_or_else(PoisonError::into_inner) = asked;
     }
 
-    /// All of them, by name.
+    /// The state of every certificate, by name.
     #[must_use]
     pub fn all(&self) -> Vec<Status> {
         let board = self.0.read().unwrap_or_else(PoisonError::into_inner);

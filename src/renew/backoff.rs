@@ -1,41 +1,37 @@
-//! How long to leave the CA alone after a failure, by its kind.
+//! The pause after a failed order or deployment, by the kind of failure. It
+//! never sleeps and sends nothing.
 
 use std::time::Duration;
 
+use super::policy::{
+    DEPLOYMENT_PAUSE, FLEET_TOLERANCE, LATE_ORDER_PAUSE, LATE_PART, LONGEST_DEPLOYMENT_PAUSE,
+    LONGEST_RATE_LIMIT, ORDER_PAUSES, RATE_LIMIT_PAUSE, REFUSED_PAUSE, SHORTEST_RATE_LIMIT,
+    UNREACHABLE_PAUSE,
+};
 use crate::certificate::Facts;
 use crate::random::Random;
 use crate::record::Failures;
 use crate::time::Timestamp;
 
-const MINUTE: Duration = Duration::from_secs(60);
-const HANDOVER_PAUSE: Duration = Duration::from_secs(15);
-const LONGEST_HANDOVER_PAUSE: Duration = Duration::from_secs(300);
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(86_400);
-/// Let's Encrypt counts certificates over a week.
-const LONGEST_LIMIT: Duration = Duration::from_secs(8 * 86_400);
-/// Clocks of one fleet that differ by no more are thought to agree.
-const TOLERANCE: Duration = Duration::from_secs(300);
-
-/// What kind of failure it was.
+/// The kind of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The CA said when to come back, or that we ask too often.
+    /// The CA sent `Retry-After` or a rate limit.
     RateLimited {
         /// Its `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// No usable answer. Says nothing about the certificate.
+    /// The CA sent no usable answer. It does not count against the certificate.
     Unreachable,
-    /// Control of a name was not proven.
+    /// A name failed its validation.
     Validation,
-    /// Policy, CAA, account: trying again changes nothing soon.
+    /// The CA refused by policy, CAA or account: a retry soon is useless.
     Refused,
-    /// Our own side: disk, key, an unusable certificate.
+    /// A failure on our side: the disk, the key, an unusable certificate.
     Internal,
 }
 
-/// The failures to store after one more of `kind`.
+/// The failures to store after one more failed order of `kind`.
 #[must_use]
 pub fn after_failure(
     failures: &Failures,
@@ -51,16 +47,15 @@ pub fn after_failure(
     );
     let count = failures.count.saturating_add(u32::from(counted));
     let pause = match kind {
-        // Never earlier than asked for, within the longest window of any CA's
-        // limits: no CA stops us for good.
-        FailureKind::RateLimited { retry_after } => {
-            retry_after.unwrap_or(HOUR).clamp(MINUTE, LONGEST_LIMIT)
-        }
-        FailureKind::Unreachable => spread(2 * MINUTE, 20, random),
+        // Bounded, so that no `Retry-After` stops renewal for good.
+        FailureKind::RateLimited { retry_after } => retry_after
+            .unwrap_or(RATE_LIMIT_PAUSE)
+            .clamp(SHORTEST_RATE_LIMIT, LONGEST_RATE_LIMIT),
+        FailureKind::Unreachable => spread(UNREACHABLE_PAUSE, 20, random),
         FailureKind::Validation | FailureKind::Internal => {
-            spread(patience(count, facts, now), 10, random)
+            spread(order_pause(count, facts, now), 10, random)
         }
-        FailureKind::Refused => spread(DAY, 10, random),
+        FailureKind::Refused => spread(REFUSED_PAUSE, 10, random),
     };
     Failures {
         count,
@@ -72,12 +67,12 @@ pub fn after_failure(
     }
 }
 
-/// The hand-over's failures after one more: 15 s, doubling up to 5 minutes. It
-/// costs no CA anything, and it shall heal soon after its cause is gone.
+/// The failures to store after one more failed deployment. The pause is 15 s and
+/// doubles up to 5 minutes: a deployment should recover soon after its cause.
 #[must_use]
 pub fn after_handover_failure(failures: &Failures, message: String, now: Timestamp) -> Failures {
     let doublings = failures.count.min(5);
-    let pause = (HANDOVER_PAUSE * (1 << doublings)).min(LONGEST_HANDOVER_PAUSE);
+    let pause = (DEPLOYMENT_PAUSE * (1 << doublings)).min(LONGEST_DEPLOYMENT_PAUSE);
     Failures {
         count: failures.count.saturating_add(1),
         retry_at: Some(now + pause),
@@ -88,30 +83,29 @@ pub fn after_handover_failure(failures: &Failures, message: String, now: Timesta
     }
 }
 
-/// A pause that is not over. One that is longer than any, or that begins later than
-/// now, was written by a clock that was wrong.
-pub(super) fn ahead(failures: &Failures, now: Timestamp) -> Option<Timestamp> {
+/// The end of the pause, while it lasts. A pause that is longer than any, or
+/// that begins in the future, was stored by a wrong clock and is ignored.
+pub(super) fn pause_end(failures: &Failures, now: Timestamp) -> Option<Timestamp> {
     let retry_at = failures
         .retry_at
-        .filter(|_| !is_of_the_future(failures.noted, now));
-    retry_at.filter(|at| *at > now && *at <= now + LONGEST_LIMIT)
+        .filter(|_| !is_from_the_future(failures.noted, now));
+    retry_at.filter(|at| *at > now && *at <= now + LONGEST_RATE_LIMIT)
 }
 
-/// Whether it was noted by a clock that is ahead of the one that shows `now`.
-pub(super) fn is_of_the_future(noted: Option<Timestamp>, now: Timestamp) -> bool {
-    noted.is_some_and(|noted| noted > now + TOLERANCE)
+/// Whether the clock that wrote `noted` was ahead of the one that shows `now`.
+pub(super) fn is_from_the_future(noted: Option<Timestamp>, now: Timestamp) -> bool {
+    noted.is_some_and(|noted| noted > now + FLEET_TOLERANCE)
 }
 
-/// 1, 10, 100 minutes, then a day; six hours when a quarter of the life is left.
-fn patience(count: u32, facts: Option<&Facts>, now: Timestamp) -> Duration {
-    let pause = match count {
-        0 | 1 => MINUTE,
-        2 => 10 * MINUTE,
-        3 => 100 * MINUTE,
-        _ => DAY,
-    };
-    let urgent = facts.is_some_and(|facts| facts.not_after.since(now) < facts.lifetime() / 4);
-    if urgent { pause.min(6 * HOUR) } else { pause }
+/// The pause after `count` failures; shorter when little lifetime is left.
+fn order_pause(count: u32, facts: Option<&Facts>, now: Timestamp) -> Duration {
+    let index = (count.max(1) - 1) as usize;
+    let pause = ORDER_PAUSES[index.min(ORDER_PAUSES.len() - 1)];
+    let late = |facts: &Facts| facts.not_after.since(now) < facts.lifetime() / LATE_PART;
+    match facts.is_some_and(late) {
+        true => pause.min(LATE_ORDER_PAUSE),
+        false => pause,
+    }
 }
 
 /// `pause` give or take `percent`.
@@ -127,19 +121,23 @@ pub(crate) fn spread(pause: Duration, percent: u32, random: &dyn Random) -> Dura
 mod tests {
     use super::*;
 
+    const MINUTE: Duration = Duration::from_secs(60);
+    const HOUR: Duration = Duration::from_secs(3600);
+    const DAY: Duration = Duration::from_secs(86_400);
+
     #[test]
-    fn a_pause_that_begins_later_than_now_is_not_believed() {
+    fn pause_end_ignores_pause_that_begins_in_the_future() {
         let now = Timestamp::from_seconds(1_800_000_000);
         let by_a_clock = |ahead: Duration| {
             after_handover_failure(&Failures::default(), "no".into(), now + ahead)
         };
-        let held = |failures: &Failures| ahead(failures, now).is_some();
+        let held = |failures: &Failures| pause_end(failures, now).is_some();
         assert!(held(&by_a_clock(Duration::ZERO)));
-        assert!(held(&by_a_clock(5 * MINUTE)), "they differ a little");
+        assert!(held(&by_a_clock(5 * MINUTE)), "within the tolerance");
         for wrong in [HOUR, DAY] {
             assert!(!held(&by_a_clock(wrong)), "{wrong:?}");
         }
-        // As it was written before that was noted.
+        // Records of earlier versions carry no date.
         let undated = Failures {
             noted: None,
             ..by_a_clock(HOUR)
@@ -156,7 +154,7 @@ mod tests {
     const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
 
     #[test]
-    fn failures_back_off_by_their_kind() {
+    fn after_failure_pauses_by_kind() {
         let (random, mut failures) = (SeededRandom::new(6), Failures::default());
         let mut pauses = Vec::new();
         for _ in 0..5 {
@@ -179,14 +177,14 @@ mod tests {
         let limited = after_failure(&failures, limited, "slow down".into(), None, START, &random);
         assert_eq!((limited.count, limited.asked_to_wait), (5, true));
         assert_eq!(limited.retry_at, Some(START + Duration::from_secs(90)));
-        let unsaid = FailureKind::RateLimited { retry_after: None };
-        let unsaid = after_failure(&failures, unsaid, "slow down".into(), None, START, &random);
-        assert_eq!(unsaid.retry_at, Some(START + HOUR));
+        let bare = FailureKind::RateLimited { retry_after: None };
+        let bare = after_failure(&failures, bare, "slow down".into(), None, START, &random);
+        assert_eq!(bare.retry_at, Some(START + HOUR));
         let refused = FailureKind::Refused;
         let refused = after_failure(&failures, refused, "never".into(), None, START, &random);
         let pause = refused.retry_at.unwrap().since(START).as_secs_f64();
         assert!((pause / 86_400.0 - 1.0).abs() <= 0.1, "{pause}");
-        // With less than a quarter of the life left no validation waits for a day.
+        // With less than a quarter of the lifetime left, no pause lasts a day.
         let facts = |left: Duration| Facts {
             identifiers: std::collections::BTreeSet::new(),
             not_before: START + left - 90 * DAY,
@@ -202,9 +200,9 @@ mod tests {
         let (late, early) = (pause(22 * DAY), pause(23 * DAY));
         assert!((late / 6.0 - 1.0).abs() <= 0.1, "{late}");
         assert!((early / 24.0 - 1.0).abs() <= 0.1, "{early}");
-        // Whose fault an outage is does not depend on how often it is met.
-        let silent = FailureKind::Unreachable;
-        let silent = after_failure(&failures, silent, "down".into(), None, START, &random);
-        assert_eq!((silent.count, silent.asked_to_wait), (5, false));
+        // An outage does not count against the certificate.
+        let down = FailureKind::Unreachable;
+        let down = after_failure(&failures, down, "down".into(), None, START, &random);
+        assert_eq!((down.count, down.asked_to_wait), (5, false));
     }
 }

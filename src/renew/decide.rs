@@ -1,54 +1,52 @@
-//! The one decision: what does this certificate need next?
+//! The decision what a certificate needs next: wait, draw, refresh, issue or
+//! deploy. It never acts, and any record has an answer.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
-use super::backoff::{ahead, is_of_the_future};
+use super::backoff::{is_from_the_future, pause_end};
 use super::fallback::{self, Choice};
+use super::policy::LATEST_REFRESH;
 use super::quarantine;
-use super::window::{critical, latest, share_of_life};
+pub use super::window::due;
+use super::window::{critical, share_of_life};
 use crate::identifier::Identifier;
 use crate::random::Random;
 use crate::record::{Issued, Record, Renewal};
 use crate::time::Timestamp;
 
-/// No window is asked for later than a day from now: an instant beyond it was
-/// written by a clock that was wrong. An hour for clocks that differ a little.
-const LATEST_REFRESH: Duration = Duration::from_secs(25 * 3600);
-
 /// What a certificate needs next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Nothing before this instant, which is in the future.
+    /// Do nothing before this instant, which is in the future.
     Wait(Timestamp),
-    /// Store this renewal instant, then ask again.
+    /// Store this renewal instant, then decide again.
     Draw(Renewal),
-    /// Ask the CA for its renewal window.
+    /// Request the renewal window from the CA.
     RefreshWindow,
-    /// Order a certificate, or finish the order under way.
+    /// Order a certificate, or finish the pending order.
     Issue {
-        /// From whom.
+        /// The CA to order from.
         from: Choice,
-        /// For what.
+        /// The names to order.
         names: BTreeSet<Identifier>,
-        /// The newest certificate is good, and not for all that is wanted: it
-        /// stays, whatever becomes of this order.
+        /// The order only retries excluded names: the newest certificate is good
+        /// and stays, even if the order fails.
         heals: bool,
-        /// The predecessor, as RFC 9773 names it, when this CA issued it.
+        /// The RFC 9773 identifier of the predecessor, if this CA issued it.
         replaces: Option<String>,
-        /// Whether it may use what is kept in reserve.
+        /// Whether the order may spend the reserved tokens.
         urgent: bool,
     },
-    /// Hand the newest generation over and prove that it is served.
+    /// Deploy the newest generation and verify that it is served.
     Deploy,
-    /// Nothing can be done without the owner.
+    /// Nothing can be done without the operator.
     Halt(Reason),
 }
 
 /// Why nothing can be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The record asks for no identifier.
+    /// The record names no identifier.
     NoIdentifiers,
 }
 
@@ -63,33 +61,33 @@ pub fn next(record: &Record, now: Timestamp, random: &dyn Random) -> Next {
         return order(record, now);
     };
     let renewal = match renew(record, issued, now, random) {
-        Next::Wait(until) => Next::Wait(unpinned(record, now).map_or(until, |at| until.min(at))),
+        Next::Wait(until) => Next::Wait(pin_end(record, now).map_or(until, |at| until.min(at))),
         other => other,
     };
-    let served = record.to_be_served(now);
-    let is_over = served.is_none_or(|(_, facts)| facts.not_after <= now);
-    if is_over || is_proven(record, now) {
+    let wanted = record.to_be_served(now);
+    let expired = wanted.is_none_or(|(_, facts)| facts.not_after <= now);
+    if expired || is_proven(record, now) {
         return renewal;
     }
-    // A certificate in hand comes first: it may be the better one already. While
-    // it waits after a failed hand-over, it may well be renewed.
-    match (handover_held(record, issued, now), renewal) {
+    // A stored certificate is deployed before another is ordered: it may already
+    // be the better one. While its deployment backs off, the renewal proceeds.
+    match (deployment_pause(record, issued, now), renewal) {
         (None, _) => Next::Deploy,
         (Some(at), Next::Wait(until)) => Next::Wait(at.min(until)),
         (Some(_), renewal) => renewal,
     }
 }
 
-/// When the owner's word for an earlier certificate holds no longer.
-fn unpinned(record: &Record, now: Timestamp) -> Option<Timestamp> {
+/// When the operator's rollback to an earlier generation expires.
+fn pin_end(record: &Record, now: Timestamp) -> Option<Timestamp> {
     let until = record.pinned.as_ref()?.until;
     (until > now).then_some(until)
 }
 
 fn renew(record: &Record, issued: &Issued, now: Timestamp, random: &dyn Random) -> Next {
-    let healing = heals(record, now).then(|| quarantine::retry_at(record, now));
-    match healing {
-        Some(None) => return heal(record, now),
+    let exclusion = is_only_for_excluded(record, now).then(|| quarantine::retry_at(record, now));
+    match exclusion {
+        Some(None) => return order_excluded(record, now),
         None if needs_order(record, now) => return order(record, now),
         _ => {}
     }
@@ -105,25 +103,26 @@ fn renew(record: &Record, issued: &Issued, now: Timestamp, random: &dyn Random) 
     let due = due(issued, renewal);
     match renewal.refresh_at {
         Some(at) if at <= now || at > now + LATEST_REFRESH => Next::RefreshWindow,
-        Some(_) if is_of_the_future(renewal.asked, now) => Next::RefreshWindow,
+        Some(_) if is_from_the_future(renewal.asked, now) => Next::RefreshWindow,
         refresh_at => {
-            let instants = [refresh_at, healing.flatten()].into_iter().flatten();
+            let instants = [refresh_at, exclusion.flatten()].into_iter().flatten();
             Next::Wait(instants.fold(due, Timestamp::min))
         }
     }
 }
 
-/// Whether there must be an order now, were it not for earlier failures.
+/// Whether an order is due now, apart from backoff.
 fn needs_order(record: &Record, now: Timestamp) -> bool {
-    record.order.is_some() && !heals(record, now) || is_due(record, now)
+    record.order.is_some() && !is_only_for_excluded(record, now) || is_due(record, now)
 }
 
-/// Whether an order now is for names alone that were left out.
-fn heals(record: &Record, now: Timestamp) -> bool {
+/// Whether an order now would only retry excluded names.
+fn is_only_for_excluded(record: &Record, now: Timestamp) -> bool {
     record.quarantine.is_some() && !is_due(record, now)
 }
 
-/// Whether what there is does not do.
+/// Whether the newest certificate is missing, expired, due for renewal, or not
+/// the wanted one.
 fn is_due(record: &Record, now: Timestamp) -> bool {
     let Some(issued) = &record.issued else {
         return true;
@@ -135,36 +134,36 @@ fn is_due(record: &Record, now: Timestamp) -> bool {
     !wanted || !usable || is_due
 }
 
-/// Whether `issued` is for what is wanted, and comes from the CA of the first
-/// choice or in its place.
+/// Whether `issued` covers the wanted names and comes from the wanted CA, or
+/// from the fallback CA on its behalf.
 pub(super) fn is_wanted(record: &Record, issued: &Issued) -> bool {
-    let in_its_place = issued.instead_of.as_ref() == Some(&record.ca);
-    quarantine::is_covered(record, issued) && (issued.ca == record.ca || in_its_place)
+    let by_fallback = issued.instead_of.as_ref() == Some(&record.ca);
+    quarantine::is_covered(record, issued) && (issued.ca == record.ca || by_fallback)
 }
 
-/// Until when the hand-over waits: for its window, or after it has failed.
-fn handover_held(record: &Record, issued: &Issued, now: Timestamp) -> Option<Timestamp> {
+/// The end of the deployment's pause: its window opens, or its backoff ends.
+fn deployment_pause(record: &Record, issued: &Issued, now: Timestamp) -> Option<Timestamp> {
     let window = issued.handover_at.filter(|opens| *opens > now);
-    window.max(ahead(&record.handover, now))
+    window.max(pause_end(&record.handover, now))
 }
 
-/// A step that is due and waits because it has failed before.
+/// A step that is due and backs off after a failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HeldUp {
     /// The order.
     Issuance {
-        /// When it is tried again.
+        /// The next attempt.
         until: Timestamp,
     },
-    /// The hand-over.
+    /// The deployment.
     Handover {
-        /// When it is tried again.
+        /// The next attempt.
         until: Timestamp,
     },
 }
 
-/// What of `record` is due at `now` and waits after a failure: a [`Next::Wait`]
-/// is then no sign that all is well.
+/// The step of `record` that is due at `now` and backs off, if any: it tells a
+/// failure apart from an idle [`Next::Wait`].
 #[must_use]
 pub fn held_up(record: &Record, now: Timestamp) -> Option<HeldUp> {
     if needs_order(record, now)
@@ -176,20 +175,10 @@ pub fn held_up(record: &Record, now: Timestamp) -> Option<HeldUp> {
     if is_proven(record, now) {
         return None;
     }
-    ahead(&record.handover, now).map(|until| HeldUp::Handover { until })
+    pause_end(&record.handover, now).map(|until| HeldUp::Handover { until })
 }
 
-/// When the certificate shall be renewed: the drawn instant, no later than a
-/// tenth of the life before its end, no earlier than its issuance allows.
-#[must_use]
-pub fn due(issued: &Issued, renewal: &Renewal) -> Timestamp {
-    let wanted = renewal.at.min(latest(&issued.facts));
-    issued
-        .renewable_from
-        .map_or(wanted, |from| wanted.max(from))
-}
-
-/// Whether every target and endpoint has the certificate that shall be served.
+/// Whether every target and endpoint serves the wanted generation.
 #[must_use]
 pub fn is_proven(record: &Record, now: Timestamp) -> bool {
     let Some((wanted, _)) = record.to_be_served(now) else {
@@ -201,8 +190,8 @@ pub fn is_proven(record: &Record, now: Timestamp) -> bool {
         && served.all(|served| served.generation == wanted)
 }
 
-/// The certificate that an order at `ca` for `names` would replace, as RFC 9773 names it:
-/// only the CA that issued it, for the same names, can be told of it.
+/// The RFC 9773 identifier of the certificate that an order at `ca` for `names`
+/// replaces: the same CA must have issued it for the same names.
 #[must_use]
 pub fn replaces(
     record: &Record,
@@ -216,7 +205,7 @@ pub fn replaces(
     issued.facts.renewal_id.clone().filter(|_| same && usable)
 }
 
-/// The order that is due, or until when it waits after those that have failed.
+/// The order that is due, or the end of its backoff.
 fn order(record: &Record, now: Timestamp) -> Next {
     match fallback::choose(record, now) {
         Ok(from) => {
@@ -233,8 +222,9 @@ fn order(record: &Record, now: Timestamp) -> Next {
     }
 }
 
-/// An order for all that is wanted. It is worth no other CA.
-fn heal(record: &Record, now: Timestamp) -> Next {
+/// An order for all wanted names, to retry the excluded ones. The fallback CA is
+/// not used for it.
+fn order_excluded(record: &Record, now: Timestamp) -> Next {
     let names = quarantine::target(record, now);
     Next::Issue {
         from: Choice::First,
@@ -245,7 +235,8 @@ fn heal(record: &Record, now: Timestamp) -> Next {
     }
 }
 
-/// Whether an order at `now` could not wait.
+/// Whether an order at `now` may spend reserved tokens: the window has closed,
+/// or the critical part of the lifetime has begun.
 #[must_use]
 pub fn is_urgent(record: &Record, now: Timestamp) -> bool {
     record.issued.as_ref().is_some_and(|issued| {

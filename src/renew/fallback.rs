@@ -1,34 +1,24 @@
-//! From which CA an order comes: of the first choice, or of the second when the
-//! first does not issue. There is no second choice unless the owner names one,
-//! and the next cycle begins with the first again.
+//! The CA of an order: the first one, or the fallback CA when the first does not
+//! issue. Without a configured fallback there is only the first; each renewal
+//! starts with the first again.
 
-use std::time::Duration;
-
-use super::backoff::ahead;
+use super::backoff::pause_end;
+use super::policy::{FALLBACK_DELAY, FALLBACK_FAILURES, LONGEST_UNREACHABLE_PAUSE};
 use super::window::critical;
 use crate::record::{Fallback, Record};
 use crate::time::Timestamp;
 
-/// Twice what is waited for a CA that was not to be reached.
-const LONGEST_SILENCE: Duration = Duration::from_secs(300);
-
-/// Failures of the first choice after which the second is asked, where nothing
-/// usable is left.
-const FAILURES: u32 = 3;
-/// How long it is tried, whatever it fails with.
-const PATIENCE: Duration = Duration::from_secs(30 * 60);
-
-/// Which CA.
+/// The CA of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// The one that the owner names.
+    /// The configured CA.
     First,
-    /// The one that stands in for it.
+    /// The fallback CA.
     Fallback,
 }
 
 impl Choice {
-    /// Its directory URL.
+    /// The directory URL of that CA.
     #[must_use]
     pub fn ca(self, record: &Record) -> &str {
         match (self, &record.fallback) {
@@ -38,24 +28,24 @@ impl Choice {
     }
 }
 
-/// Whether a pause until `at` is one of those there are: a CA that was not to be
-/// reached is left alone for minutes, and longer only by a clock that was wrong.
-fn is_meant(record: &Record, at: Timestamp, now: Timestamp) -> bool {
+/// Whether a pause until `at` is plausible: an unreachable CA causes a pause of
+/// minutes, and a longer one was stored by a wrong clock.
+fn is_plausible(record: &Record, at: Timestamp, now: Timestamp) -> bool {
     let failures = &record.failures;
     let counted = failures.count > 0 || failures.asked_to_wait || failures.last.is_none();
-    counted || at <= now + LONGEST_SILENCE
+    counted || at <= now + LONGEST_UNREACHABLE_PAUSE
 }
 
-/// From whom an order that is needed comes at `now`.
+/// The CA of an order that is due at `now`.
 ///
 /// # Errors
-/// Until when it waits: both have failed before, or there is but one.
+/// The end of the backoff, when no CA may be tried yet.
 pub fn choose(record: &Record, now: Timestamp) -> Result<Choice, Timestamp> {
-    let first = ahead(&record.failures, now).filter(|at| is_meant(record, *at, now));
-    if let Some(second) = &record.fallback {
-        let held = ahead(&second.failures, now);
-        let opens = opens(record, second, record.failures.since, now);
-        match (opens.filter(|opens| *opens > now).max(held), opens, first) {
+    let first = pause_end(&record.failures, now).filter(|at| is_plausible(record, *at, now));
+    if let Some(fallback) = &record.fallback {
+        let pause = pause_end(&fallback.failures, now);
+        let opens = opens(record, fallback, record.failures.since, now);
+        match (opens.filter(|opens| *opens > now).max(pause), opens, first) {
             (None, Some(_), _) => return Ok(Choice::Fallback),
             (Some(until), Some(_), Some(first)) => return Err(first.min(until)),
             _ => {}
@@ -64,58 +54,60 @@ pub fn choose(record: &Record, now: Timestamp) -> Result<Choice, Timestamp> {
     first.map_or(Ok(Choice::First), Err)
 }
 
-/// Whether an order that found the first choice silent since `since` goes to
-/// the second.
+/// Whether an order goes to the fallback CA when the first CA has been
+/// unreachable since `since`.
 #[must_use]
 pub fn stands_in(record: &Record, since: Timestamp, now: Timestamp) -> bool {
-    let Some(second) = &record.fallback else {
+    let Some(fallback) = &record.fallback else {
         return false;
     };
-    if ahead(&second.failures, now).is_some() {
+    if pause_end(&fallback.failures, now).is_some() {
         return false;
     }
     match &record.issued {
         Some(issued) if issued.facts.not_after > now => critical(&issued.facts) <= now,
         _ => {
             let tried = record.failures.since.map_or(since, |at| at.min(since));
-            opens(record, second, Some(tried), now).is_some_and(|opens| opens <= now)
+            opens(record, fallback, Some(tried), now).is_some_and(|opens| opens <= now)
         }
     }
 }
 
-/// From when on the second choice is asked though the first was not found
-/// silent; `None` while there is something usable, or nothing was tried.
+/// The instant from which the fallback CA may be used although the first CA is
+/// reachable; `None` while a usable certificate is left, or nothing was tried.
 fn opens(
     record: &Record,
-    second: &Fallback,
+    fallback: &Fallback,
     tried: Option<Timestamp>,
     now: Timestamp,
 ) -> Option<Timestamp> {
-    // What was begun there is finished there.
-    let begun = record.order.as_ref();
-    if begun.is_some_and(|order| order.ca == second.ca) {
+    // A pending order is finished at its own CA.
+    let pending = record.order.as_ref();
+    if pending.is_some_and(|order| order.ca == fallback.ca) {
         return Some(now);
     }
     let issued = record.issued.as_ref();
     if issued.is_some_and(|issued| issued.facts.not_after > now) {
         return None;
     }
-    if record.failures.count >= FAILURES {
+    if record.failures.count >= FALLBACK_FAILURES {
         return Some(now);
     }
-    // What lies further ahead than any pause was written by a clock that was
-    // wrong; that there was a try is true all the same.
+    // A date further ahead than the delay came from a wrong clock; the attempt
+    // it dates did happen.
     tried.map(|at| {
-        if at > now + PATIENCE {
+        if at > now + FALLBACK_DELAY {
             now
         } else {
-            at + PATIENCE
+            at + FALLBACK_DELAY
         }
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -137,7 +129,7 @@ mod tests {
         record
     }
 
-    /// With a certificate of 90 days of which `left` is left.
+    /// With a certificate of 90 days that expires after `left`.
     fn with(left: Duration) -> Record {
         let mut record = record();
         record.issued = Some(Issued {
@@ -161,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_counts_when_a_sixth_is_left_or_after_half_an_hour_without_any() {
+    fn outage_opens_fallback_when_a_sixth_is_left_or_after_half_an_hour_without_certificate() {
         assert!(!stands_in(&with(DAY * 16), NOW - DAY, NOW));
         assert!(stands_in(&with(DAY * 14), NOW, NOW));
         assert!(!stands_in(&record(), NOW - MINUTE * 29, NOW));
@@ -171,11 +163,11 @@ mod tests {
         assert!(!stands_in(&alone, NOW - DAY, NOW));
         let mut failed = with(DAY);
         failed.fallback.as_mut().unwrap().failures.retry_at = Some(NOW + MINUTE);
-        assert!(!stands_in(&failed, NOW - DAY, NOW), "it has its own pause");
+        assert!(!stands_in(&failed, NOW - DAY, NOW), "its own backoff");
     }
 
     #[test]
-    fn three_failures_count_where_nothing_is_usable() {
+    fn three_failures_open_fallback_without_usable_certificate() {
         let mut failed = record();
         assert_eq!(choose(&failed, NOW), Ok(Choice::First));
         failed.failures.retry_at = Some(NOW + DAY);
@@ -193,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_try_of_a_clock_that_was_wrong_is_long_ago() {
+    fn attempt_dated_by_wrong_clock_opens_fallback() {
         let mut failed = record();
         failed.failures.since = Some(NOW + DAY * 3650);
         assert_eq!(choose(&failed, NOW), Ok(Choice::Fallback));
@@ -207,11 +199,10 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever has failed and when: nobody is asked during their own pause,
-        /// the second never while the first is to be trusted, and somebody is as
-        /// soon as one of them may be.
+        /// No CA is chosen during its own pause, the fallback CA never while a
+        /// usable certificate is left, and one CA as soon as either may be tried.
         #[test]
-        fn each_ca_has_its_own_pause(
+        fn choose_respects_the_pause_of_each_ca(
             count in 0_u32..6, since in instant(), first in instant(), second in instant(),
             left in proptest::option::of(0_u64..7_776_000), named in any::<bool>(),
         ) {
@@ -228,11 +219,11 @@ mod tests {
                 Ok(Choice::First) => prop_assert!(!waits(first)),
                 Ok(Choice::Fallback) => {
                     prop_assert!(named && !usable && !waits(second));
-                    prop_assert!(count >= FAILURES || since.is_some());
+                    prop_assert!(count >= FALLBACK_FAILURES || since.is_some());
                 }
                 Err(until) => {
                     prop_assert!(until > NOW && waits(first) && until <= first.unwrap());
-                    prop_assert!(usable || !named || count < FAILURES || waits(second));
+                    prop_assert!(usable || !named || count < FALLBACK_FAILURES || waits(second));
                 }
             }
         }

@@ -1,7 +1,7 @@
-//! The CA's limits as we keep them ourselves, so that it never has to refuse:
+//! The CA's rate limits, counted on our side so that the CA need not refuse:
 //! token buckets that refill one token at a time (the generic cell rate
-//! algorithm, as Let's Encrypt counts). What renews by itself leaves a reserve
-//! for what is urgent and for what the owner forces.
+//! algorithm, as Let's Encrypt counts). Scheduled renewals leave a reserve for
+//! urgent and forced orders. It stores nothing itself.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -20,18 +20,18 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// One limit of one CA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// What it counts.
+    /// The limit.
     pub limit: Limit,
     /// Tokens in a full bucket.
     pub capacity: u32,
-    /// What an empty bucket takes to be full again.
+    /// The time in which an empty bucket refills.
     pub refill: Duration,
-    /// Tokens that what renews by itself leaves alone.
+    /// Tokens that scheduled renewals do not spend.
     pub reserve: u32,
 }
 
-/// The limits of Let's Encrypt (its rate-limits page of 2026-08-05), with a
-/// fifth kept in reserve, and two of the five duplicates.
+/// The limits of Let's Encrypt. Source: its rate-limits page of 2026-08-05; the
+/// reserve, a fifth of each and two of the five duplicates, is ours.
 pub const LETS_ENCRYPT: &[Rule] = &[
     rule(Limit::NewOrders, 300, Duration::from_secs(3 * 3600), 60),
     rule(
@@ -53,11 +53,11 @@ pub const LETS_ENCRYPT: &[Rule] = &[
         Duration::from_secs(1152 * 86_400),
         230,
     ),
-    // Without an account there is no certificate: nothing is more urgent.
+    // No reserve: without an account there is no certificate at all.
     rule(Limit::NewAccounts, 10, Duration::from_secs(3 * 3600), 0),
 ];
 
-/// Its staging directory.
+/// The limits of Let's Encrypt's staging directory, from the same source.
 const STAGING: &[Rule] = &[
     rule(Limit::NewOrders, 1500, Duration::from_secs(3 * 3600), 300),
     rule(
@@ -84,7 +84,7 @@ const fn rule(limit: Limit, capacity: u32, refill: Duration, reserve: u32) -> Ru
     }
 }
 
-/// The limits of the CA whose directory is `ca`; none that is not known.
+/// The limits of the CA with the directory URL `ca`; empty when they are unknown.
 #[must_use]
 pub fn rules(ca: &str) -> &'static [Rule] {
     match ca {
@@ -95,7 +95,7 @@ pub fn rules(ca: &str) -> &'static [Rule] {
 }
 
 impl Rule {
-    /// What one token takes to come back.
+    /// The time in which one token refills.
     fn interval(&self) -> Duration {
         self.refill / self.capacity.max(1)
     }
@@ -108,15 +108,14 @@ impl Rule {
             .saturating_sub(u32::try_from(missing).unwrap_or(u32::MAX))
     }
 
-    /// When it has a token above `reserve`.
+    /// When the bucket has a token above `reserve`.
     fn free_at(&self, full_at: Timestamp, reserve: u32) -> Timestamp {
         let usable = self.capacity.saturating_sub(reserve).max(1);
         full_at - self.interval() * (usable - 1)
     }
 }
 
-/// As what `ca` would count an order for `names` of `record` that says it
-/// replaces `replaces`.
+/// How `ca` counts an order of `record` for `names` that replaces `replaces`.
 #[must_use]
 pub fn counts_as(
     record: &Record,
@@ -143,51 +142,52 @@ pub fn counts_as(
     }
 }
 
-/// Who asks for it.
+/// The priority of an order: how much of the reserve it may spend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Priority {
-    /// A renewal that is due.
+    /// A renewal that is due: no reserved token.
     Routine,
-    /// What cannot wait: it may use half of the reserve.
+    /// An overdue renewal: half of the reserve.
     Urgent,
-    /// What the owner asks for: it may use all of it.
+    /// An order that the operator forces: all of the reserve.
     Forced,
 }
 
-/// Our own ledger says no.
+/// A rate limit has no token left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Which limit.
+    /// The limit.
     pub limit: Limit,
-    /// For whom: a registered domain, a set of names, a name.
+    /// The subject of the bucket: a registered domain, a set of names, a name.
     pub subject: String,
-    /// When there is a token again.
+    /// When the next token is there.
     pub until: Timestamp,
-    /// How long after it the next one comes, for those who each need one; `None`
-    /// where one lets all of them through.
+    /// The time between two tokens, when each order needs one; `None` when one
+    /// token lets all orders through.
     pub every: Option<Duration>,
 }
 
-/// Those who wait for the tokens of one limit, each for one of its own.
+/// The bucket that several orders wait for, each for one token.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Line {
-    /// The directory of whose limit it is.
+    /// The directory URL of the CA.
     pub ca: String,
-    /// Which one.
+    /// The limit.
     pub limit: Limit,
-    /// For whom.
+    /// The subject of the bucket.
     pub subject: String,
-    /// What is urgent may take tokens that others leave alone: it waits apart.
+    /// The priority of the orders: urgent ones wait apart, since they may spend
+    /// reserved tokens.
     pub priority: Priority,
-    /// How long after a token the next one comes.
+    /// The time between two tokens.
     pub every: Duration,
 }
 
-/// Takes the tokens of an order for `identifiers` out of `state`.
+/// Spends the tokens of an order for `identifiers`.
 ///
 /// # Errors
-/// The limit that has none left, of several the one that takes longest; nothing
-/// is taken then.
+/// The limit without a token, of several the one that refills last; nothing is
+/// spent then.
 pub fn spend(
     state: &mut CaState,
     rules: &[Rule],
@@ -196,10 +196,10 @@ pub fn spend(
     priority: Priority,
     now: Timestamp,
 ) -> Result<(), Refusal> {
-    rewrite_the_impossible(state, rules, now);
+    clamp_refills(state, rules, now);
     let charges = charges(rules, identifiers, counted);
-    // A failed validation is counted when it has failed; here it only must not
-    // be the one too many.
+    // A failed validation is counted after it failed; here it is only checked
+    // that one more is allowed.
     let checked = validations(rules, identifiers);
     let charged = charges.iter().cloned().map(|charge| (charge, true));
     let refusals = charged
@@ -228,17 +228,17 @@ pub fn spend(
     Ok(())
 }
 
-/// Takes the token of a new account out of `state`; all other limits are left
-/// alone, since `now` is by our own clock.
+/// Spends the token of a new account. It clamps no other limit, since `now` is
+/// by our uncorrected clock.
 ///
 /// # Errors
-/// When there is none.
+/// The limit, when it has no token.
 pub fn register(state: &mut CaState, rules: &[Rule], now: Timestamp) -> Result<(), Refusal> {
     let mut rules = rules.iter();
     let Some(rule) = rules.find(|rule| rule.limit == Limit::NewAccounts) else {
         return Ok(());
     };
-    rewrite_the_impossible(state, std::slice::from_ref(rule), now);
+    clamp_refills(state, std::slice::from_ref(rule), now);
     let subject = String::new();
     let full_at = full_at(state, rule, &subject, now);
     let until = full_at.map(|full_at| rule.free_at(full_at, rule.reserve));
@@ -254,8 +254,8 @@ pub fn register(state: &mut CaState, rules: &[Rule], now: Timestamp) -> Result<(
     Ok(())
 }
 
-/// Gives back what [`spend`] took for an order that came to no certificate;
-/// that it was an order stays counted.
+/// Refunds the tokens that [`spend`] took for an order without a certificate;
+/// the order itself stays counted.
 pub fn refund(
     state: &mut CaState,
     rules: &[Rule],
@@ -272,7 +272,7 @@ pub fn refund(
     }
 }
 
-/// Counts a validation of each of `identifiers` that failed.
+/// Counts a failed validation of each of `identifiers`.
 pub fn failed(
     state: &mut CaState,
     rules: &[Rule],
@@ -284,32 +284,34 @@ pub fn failed(
     }
 }
 
-/// Control of each of `identifiers` was proven: no failure is in a row with an
-/// earlier one.
+/// Ends the row of consecutive failures of each of `identifiers`: its validation
+/// succeeded.
 pub fn proven(state: &mut CaState, identifiers: &BTreeSet<Identifier>) {
-    if let Some(failures) = Arc::make_mut(&mut state.spent).get_mut(&Limit::ConsecutiveFailures) {
+    if let Some(failures) = Arc::make_mut(&mut state.spent).get_mut(&Limit::ConsecutiveFailures)
+    {
         for name in identifiers {
             failures.remove(&name.to_string());
         }
     }
 }
 
-/// What is left of one limit.
+/// The remaining tokens of one bucket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Left {
-    /// Which one.
+    /// The limit.
     pub limit: Limit,
-    /// For whom.
+    /// The subject of the bucket.
     pub subject: String,
-    /// Tokens there are.
+    /// Remaining tokens.
     pub tokens: u32,
     /// Tokens of a full bucket.
     pub capacity: u32,
-    /// When it is full again; `None` when it is.
+    /// When the bucket is full again; `None` when it is full.
     pub full_at: Option<Timestamp>,
 }
 
-/// What is left for a new certificate for `identifiers`.
+/// The remaining tokens of each bucket that a new certificate for `identifiers`
+/// needs.
 #[must_use]
 pub fn left(
     state: &CaState,
@@ -333,7 +335,7 @@ pub fn left(
     left.collect()
 }
 
-/// What is left wherever something is spent.
+/// The remaining tokens of each bucket that is not full.
 #[must_use]
 pub fn standing(state: &CaState, rules: &[Rule], now: Timestamp) -> Vec<Left> {
     let rules = rules.iter();
@@ -389,8 +391,8 @@ fn set(identifiers: &BTreeSet<Identifier>) -> String {
     names.join(" ")
 }
 
-/// What Let's Encrypt counts certificates for: the domain that somebody
-/// registered below a public suffix, an IPv4 address, the /64 of an IPv6 one.
+/// The subject by which Let's Encrypt counts certificates: the registered domain
+/// below a public suffix, an IPv4 address, the /64 of an IPv6 address.
 fn registered(identifier: &Identifier) -> String {
     match identifier {
         Identifier::Dns(name) => {
@@ -405,8 +407,8 @@ fn registered(identifier: &Identifier) -> String {
     }
 }
 
-/// No bucket takes longer than its refill: what says so was written by a clock
-/// that was wrong.
+/// When the bucket is full, no later than after one refill: a later instant was
+/// stored by a wrong clock.
 fn full_at(state: &CaState, rule: &Rule, subject: &str, now: Timestamp) -> Option<Timestamp> {
     let full_at = state.spent.get(&rule.limit)?.get(subject)?;
     Some((*full_at).min(now + rule.refill))
@@ -417,14 +419,14 @@ fn take(state: &mut CaState, rule: &Rule, subject: String, now: Timestamp) {
         .entry(rule.limit)
         .or_default();
     let full_at = subjects.entry(subject).or_insert(now);
-    // An empty bucket stays as it is: what a CA counted beyond it is over too.
+    // An empty bucket stays empty: it never takes longer than one refill.
     let emptied = now + rule.refill;
     *full_at = ((*full_at).max(now) + rule.interval()).min(emptied);
 }
 
-/// Lets what a clock that was wrong has left behind refill from now on: seen
-/// from each later instant alone, such a bucket would be empty for ever.
-fn rewrite_the_impossible(state: &mut CaState, rules: &[Rule], now: Timestamp) {
+/// Makes buckets that a wrong clock dated refill from now on. Without this such
+/// a bucket would look empty at each later instant.
+fn clamp_refills(state: &mut CaState, rules: &[Rule], now: Timestamp) {
     for rule in rules {
         let subjects = Arc::make_mut(&mut state.spent).get_mut(&rule.limit);
         for full_at in subjects

@@ -1,20 +1,16 @@
-//! A CA that does not answer: one certificate asks it again for all, each time
-//! a little later, and nobody else adds to its load.
+//! An unreachable CA: one probe serves all certificates, at growing pauses, so
+//! that a fleet does not load a CA that is down. It sends nothing itself.
 
 use std::time::Duration;
 
 use super::backoff::spread;
+pub use super::policy::LONGEST_PROBE_PAUSE as LONGEST_PAUSE;
+use super::policy::{LONGEST_OUTAGE_RETRY_AFTER, LONGEST_PROBE_PAUSE, PROBE_PAUSE};
 use crate::ca_state::Outage;
 use crate::random::Random;
 use crate::time::Timestamp;
 
-const FIRST_PAUSE: Duration = Duration::from_secs(60);
-/// Between two probes, give or take a fifth.
-pub const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// However long a CA that is down asks us to wait.
-const LONGEST_ASKED: Duration = Duration::from_secs(3600);
-
-/// What is to be known after one more attempt that ended with `last`.
+/// The outage to store after one more failed attempt; `last` is its error.
 #[must_use]
 pub fn after_silence(
     before: Option<&Outage>,
@@ -33,21 +29,22 @@ pub fn after_silence(
     }
 }
 
-/// Whether nobody asks at `now`. What lies further ahead than any pause was
-/// written by a clock that was wrong.
+/// Whether no request may be sent at `now`. A probe that is scheduled further
+/// ahead than any pause was dated by a wrong clock and does not block.
 #[must_use]
 pub fn is_waited_for(outage: &Outage, now: Timestamp) -> bool {
     let longest = match outage.asked {
-        true => LONGEST_ASKED,
-        false => LONGEST_PAUSE * 6 / 5,
+        true => LONGEST_OUTAGE_RETRY_AFTER,
+        false => LONGEST_PROBE_PAUSE * 6 / 5,
     };
     outage.probe_at > now && outage.probe_at <= now + longest
 }
 
-/// The CA has answered, and asks to be left alone for that long.
+/// The outage after a reply with `Retry-After`.
 #[must_use]
-pub fn after_request(outage: Outage, asked: Duration, now: Timestamp) -> Outage {
-    let probe_at = outage.probe_at.max(now + asked.min(LONGEST_ASKED));
+pub fn after_request(outage: Outage, retry_after: Duration, now: Timestamp) -> Outage {
+    let retry_at = now + retry_after.min(LONGEST_OUTAGE_RETRY_AFTER);
+    let probe_at = outage.probe_at.max(retry_at);
     let asked = true;
     Outage {
         probe_at,
@@ -58,8 +55,8 @@ pub fn after_request(outage: Outage, asked: Duration, now: Timestamp) -> Outage 
 
 /// 1, 2, 4, then 5 minutes, give or take a fifth.
 fn pause(probes: u32, random: &dyn Random) -> Duration {
-    let pause = FIRST_PAUSE * (1 << probes.min(3));
-    spread(pause.min(LONGEST_PAUSE), 20, random)
+    let pause = PROBE_PAUSE * (1 << probes.min(3));
+    spread(pause.min(LONGEST_PROBE_PAUSE), 20, random)
 }
 
 #[cfg(test)]
@@ -68,7 +65,7 @@ mod tests {
     use crate::random::SeededRandom;
 
     #[test]
-    fn a_clock_that_was_wrong_blocks_nobody() {
+    fn outage_blocks_no_request_when_dated_by_wrong_clock() {
         let (now, random) = (Timestamp::from_seconds(1_800_000_000), SeededRandom::new(1));
         let outage = after_silence(None, "no".into(), now, &random);
         assert!(is_waited_for(&outage, now));
@@ -79,14 +76,14 @@ mod tests {
         assert_eq!(asked.probe_at, now + Duration::from_secs(3600));
         let little = after_request(outage.clone(), Duration::ZERO, now);
         assert_eq!(little.probe_at, outage.probe_at);
-        // An hour ahead is what a CA may ask for, and no pause of ours.
+        // Half an hour ahead fits a `Retry-After`, but no pause of ours.
         let half_an_hour = Duration::from_secs(1800);
         assert!(is_waited_for(&asked, now + half_an_hour));
         assert!(!is_waited_for(&outage, now - half_an_hour));
     }
 
     #[test]
-    fn it_is_asked_again_after_one_to_five_minutes_and_its_beginning_is_kept() {
+    fn probes_come_after_one_to_five_minutes_and_keep_the_start() {
         let (start, random) = (Timestamp::from_seconds(1_800_000_000), SeededRandom::new(1));
         let (mut outage, mut now) = (None, start);
         for minutes in [1, 2, 4, 5, 5, 5] {

@@ -1,38 +1,39 @@
-//! One dead name must not sink the rest, where the owner allows it: what is
-//! wanted and what is issued are two sets, and their difference is tried again
-//! and again without touching what is served.
+//! Partial certificates, where the operator allows them: a name that fails its
+//! validation is excluded and retried, and the other names get a certificate.
+//! Retries never replace the served certificate by a smaller one.
 
 use std::collections::BTreeSet;
 
-use super::backoff::ahead;
-use super::decide::due;
+use super::backoff::pause_end;
+use super::policy::EXCLUSION_PART;
+use super::window::due;
 use crate::identifier::Identifier;
 use crate::record::{Issued, Record};
 use crate::time::Timestamp;
 
-/// Until when the names that are left out are not tried; `None`: they may be.
+/// The end of the excluded names' backoff; `None`: they may be retried now.
 #[must_use]
 pub fn retry_at(record: &Record, now: Timestamp) -> Option<Timestamp> {
     let quarantine = record.quarantine.as_ref()?;
-    ahead(&quarantine.tries, now)
+    pause_end(&quarantine.tries, now)
 }
 
-/// What an order at `now` is for: everything, but for the names whose time to
-/// be tried again has not come. Never for nothing.
+/// The names to order at `now`: all wanted ones, without the excluded names
+/// while they back off. Never empty.
 #[must_use]
 pub fn target(record: &Record, now: Timestamp) -> BTreeSet<Identifier> {
     let (Some(quarantine), Some(_)) = (&record.quarantine, retry_at(record, now)) else {
         return record.identifiers.clone();
     };
-    let healthy = without(record, |name| quarantine.names.contains_key(name));
-    if healthy.is_empty() {
+    let included = without(record, |name| quarantine.names.contains_key(name));
+    if included.is_empty() {
         record.identifiers.clone()
     } else {
-        healthy
+        included
     }
 }
 
-/// Whether `issued` is for all that is wanted, but for what is left out.
+/// Whether `issued` covers exactly the wanted names without the excluded ones.
 #[must_use]
 pub fn is_covered(record: &Record, issued: &Issued) -> bool {
     let Some(quarantine) = &record.quarantine else {
@@ -41,8 +42,8 @@ pub fn is_covered(record: &Record, issued: &Issued) -> bool {
     issued.facts.identifiers == without(record, |name| quarantine.names.contains_key(name))
 }
 
-/// What is left of `tried` when the names that `has_failed` are left out;
-/// `None` where that is everything or nothing.
+/// The names of `tried` without those that failed; `None` when all of them
+/// failed, or none.
 #[must_use]
 pub fn healthy(
     tried: &BTreeSet<Identifier>,
@@ -53,9 +54,8 @@ pub fn healthy(
     (!left.is_empty() && left.len() < tried.len()).then_some(left)
 }
 
-/// Whether `name` may be left out of an order at `now`: one that the certificate
-/// in use is for is not dropped for a failure that may pass, before the renewal
-/// is late for it.
+/// Whether an order at `now` may exclude `name`. A name that the valid
+/// certificate covers stays until the renewal is overdue: its failure may pass.
 #[must_use]
 pub fn may_be_left_out(record: &Record, name: &Identifier, now: Timestamp) -> bool {
     let issued = record.issued.as_ref();
@@ -63,14 +63,14 @@ pub fn may_be_left_out(record: &Record, name: &Identifier, now: Timestamp) -> bo
     let Some(issued) = serving.filter(|issued| issued.facts.identifiers.contains(name)) else {
         return true;
     };
-    let grace = issued.facts.lifetime() / 20;
+    let grace = issued.facts.lifetime() / EXCLUSION_PART;
     let renewal = issued.renewal.as_ref();
     renewal.is_some_and(|renewal| due(issued, renewal) + grace <= now)
 }
 
-fn without(record: &Record, left_out: impl Fn(&Identifier) -> bool) -> BTreeSet<Identifier> {
+fn without(record: &Record, excluded: impl Fn(&Identifier) -> bool) -> BTreeSet<Identifier> {
     let names = record.identifiers.iter();
-    names.filter(|name| !left_out(name)).cloned().collect()
+    names.filter(|name| !excluded(name)).cloned().collect()
 }
 
 #[cfg(test)]
@@ -93,7 +93,7 @@ mod tests {
         Identifier::parse(&format!("n{number}.example.com")).unwrap()
     }
 
-    /// Wanted for three, of which the first is left out until `retry_at`.
+    /// Three names are wanted; the first is excluded until `retry_at`.
     fn record(retry_at: Option<Timestamp>) -> Record {
         let names: BTreeSet<_> = (0..3).map(name).collect();
         let mut record = Record::new(Lineage::of(&name(0)), names, "https://ca".into());
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_is_tried_in_its_time_and_does_not_hold_up_the_rest() {
+    fn excluded_name_is_retried_after_backoff_and_does_not_delay_the_renewal() {
         let random = SeededRandom::new(1);
         let at = NOW + Duration::from_secs(600);
         let mut record = record(Some(at));
@@ -148,7 +148,7 @@ mod tests {
         assert!(heals);
         assert_eq!((names.len(), replaces), (3, None), "another set");
 
-        // A renewal that is due meanwhile is for those that are well.
+        // A renewal that is due meanwhile orders the other names.
         let due = NOW + DAY * 60;
         record.quarantine.as_mut().unwrap().tries.retry_at = Some(due + DAY);
         let Next::Issue {
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_served_is_not_dropped_before_the_renewal_is_late() {
+    fn served_name_is_not_excluded_before_the_renewal_is_overdue() {
         let record = record(None);
         let (due, late) = (NOW + DAY * 60, NOW + DAY * 65);
         assert!(may_be_left_out(&record, &name(0), NOW));
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_quarantine_a_name_that_is_missing_is_ordered_at_once() {
+    fn missing_name_is_ordered_at_once_without_exclusions() {
         let mut record = record(None);
         record.quarantine = None;
         let Next::Issue { heals, names, .. } = next(&record, NOW, &SeededRandom::new(1)) else {
@@ -187,7 +187,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_order_is_for_nothing_or_for_what_nobody_wants(
+        fn order_names_are_never_empty_or_unwanted(
             wanted in prop::collection::btree_set(0_usize..6, 1..6),
             out in prop::collection::btree_set(0_usize..6, 0..6),
             failed in prop::collection::btree_set(0_usize..6, 0..6),

@@ -1,26 +1,19 @@
-//! Two clocks that disagree: by which one it is decided whether a certificate is
-//! due. A certificate must not be thought expired because ours is years ahead,
-//! and not be thought fresh because ours is behind; and a CA whose clock is wrong
-//! must not make us order either.
+//! Clock skew: which of two clocks decides whether a certificate is due. A clock
+//! of ours that is years ahead must not make a certificate expired, one that is
+//! behind must not make it fresh, and a CA's wrong clock must not cause an order.
 
-use std::time::Duration;
-
-use super::decide::{due, is_wanted};
+use super::decide::is_wanted;
+use super::policy::{CLOCK_TOLERANCE, LONGEST_CLOCK_LEAD};
+use super::window::due;
 use crate::record::Record;
 use crate::time::Timestamp;
 
-/// Clocks that are this near each other agree.
-const AGREEMENT: Duration = Duration::from_secs(30);
-/// How far a CA's clock may be ahead of ours and be believed, where nothing else
-/// shows that ours is behind.
-const BELIEVED_AHEAD: Duration = Duration::from_secs(86_400);
-
-/// What the newest certificate of a record says of the time: both lie in the past.
+/// Two instants of the newest certificate that lie in the past for certain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Evidence {
-    /// From when on it holds, by the CA's clock.
+    /// The start of its validity, by the CA's clock.
     pub not_before: Timestamp,
-    /// When it was stored.
+    /// When it was stored, by our clock.
     pub stored: Timestamp,
 }
 
@@ -36,34 +29,32 @@ impl Evidence {
 }
 
 /// The instant to decide at, when our clock shows `ours` and the CA's `theirs`.
-/// Where nothing is issued no order can be needless, and what the CA signs is
-/// good by its own clock: it is believed.
+/// Without an issued certificate the CA's clock wins: no order is needless then,
+/// and the CA dates what it signs by its own clock.
 #[must_use]
 pub fn decided_at(evidence: Option<Evidence>, ours: Timestamp, theirs: Timestamp) -> Timestamp {
-    if ours.since(theirs).max(theirs.since(ours)) <= AGREEMENT {
+    if ours.since(theirs).max(theirs.since(ours)) <= CLOCK_TOLERANCE {
         return ours;
     }
     let Some(Evidence { not_before, stored }) = evidence else {
         return theirs;
     };
     if theirs < ours {
-        // A CA that has not yet come to the day of its own certificate is wrong.
+        // A CA's clock before the CA's own certificate is wrong.
         return if theirs < not_before { ours } else { theirs };
     }
-    // It was stored in the past, whatever our clock shows.
-    let is_behind = ours + AGREEMENT < stored.min(not_before);
-    if is_behind || theirs.since(ours) <= BELIEVED_AHEAD {
+    let is_behind = ours + CLOCK_TOLERANCE < stored.min(not_before);
+    if is_behind || theirs.since(ours) <= LONGEST_CLOCK_LEAD {
         theirs
     } else {
         ours
     }
 }
 
-/// Whether an order for `record` is due at `at`, for its time or for what it
-/// lacks.
+/// Whether an order for `record` is due at `at`.
 ///
 /// # Errors
-/// When it will be.
+/// The instant at which it will be due.
 pub fn is_due_at(record: &Record, at: Timestamp) -> Result<(), Timestamp> {
     let Some(issued) = record.issued.as_ref().filter(|_| record.order.is_none()) else {
         return Ok(());
@@ -79,6 +70,8 @@ pub fn is_due_at(record: &Record, at: Timestamp) -> Result<(), Timestamp> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::certificate::{Facts, Fingerprint};
     use crate::identifier::{Identifier, Lineage};
@@ -89,7 +82,7 @@ mod tests {
     const DAY: Duration = Duration::from_secs(86_400);
     const TEN_YEARS: Duration = Duration::from_secs(3652 * 86_400);
 
-    /// 30 days old, of 90, to be renewed after 60.
+    /// A certificate of 90 days, 30 days old, to be renewed after 60.
     fn record() -> Record {
         let name = Identifier::parse("example.com").unwrap();
         let mut record = Record::new(Lineage::of(&name), [name].into(), "https://ca".into());
@@ -120,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_ahead_makes_nothing_due() {
+    fn clock_ahead_makes_nothing_due() {
         let record = record();
         for ahead in [HOUR, DAY, DAY * 31, TEN_YEARS] {
             let at = decided_at(Evidence::of(&record), NOW + ahead, NOW);
@@ -132,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_behind_makes_nothing_fresh() {
+    fn clock_behind_makes_nothing_fresh() {
         let record = record();
         for behind in [HOUR, DAY, DAY * 61, TEN_YEARS] {
             let at = decided_at(Evidence::of(&record), NOW - behind, NOW);
@@ -141,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ca_whose_clock_is_wrong_makes_nothing_due_and_nothing_wait_for_ever() {
+    fn wrong_ca_clock_makes_nothing_due_and_delays_nothing_for_ever() {
         let record = record();
         for wrong in [DAY * 2, TEN_YEARS] {
             assert_eq!(
@@ -160,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_due_whatever_the_time() {
+    fn missing_name_is_due_at_any_time() {
         let mut record = record();
         let other = Identifier::parse("www.example.com").unwrap();
         record.identifiers.insert(other);

@@ -1,42 +1,40 @@
 //! The renewal instant: drawn once from the CA's window (RFC 9773 section 4.2)
-//! or, where there is none, from the certificate's lifetime.
+//! or, without a window, from the certificate's lifetime. It reads no clock.
 
 use std::time::Duration;
 
+use super::policy::{
+    CRITICAL_PART, LATEST_PART, LONGEST_RECHECK, SHORT_LIFETIME, SHORTEST_RECHECK,
+};
 use crate::certificate::Facts;
 use crate::random::Random;
-use crate::record::{Renewal, Window};
+use crate::record::{Issued, Renewal, Window};
 use crate::time::Timestamp;
 
-/// Certificates that live for less are renewed at half of their life.
-const SHORT: Duration = Duration::from_secs(10 * 86_400);
-const SHORTEST_RECHECK: Duration = Duration::from_secs(60);
-const LONGEST_RECHECK: Duration = Duration::from_secs(86_400);
-
-/// The window, unless it is empty or ends after the certificate does: then the
-/// CA counts as not having answered.
+/// The CA's window; `None` when it is empty or ends after the certificate
+/// expires: such an answer is ignored.
 #[must_use]
 pub fn accept(start: Timestamp, end: Timestamp, facts: &Facts) -> Option<Window> {
     (start < end && end <= facts.not_after).then_some(Window { start, end })
 }
 
-/// `Retry-After` is the least and the most we wait, within a minute and a day.
+/// `Retry-After` within the bounds of RFC 9773: one minute to one day.
 #[must_use]
 pub fn clamp_retry_after(asked: Duration) -> Duration {
     asked.clamp(SHORTEST_RECHECK, LONGEST_RECHECK)
 }
 
-/// When a window is looked at, and how soon what is urgent must be done.
+/// When a window is read, and how far immediate renewals are spread.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
     /// Now.
     pub now: Timestamp,
-    /// A window that lies wholly in the past means at once; many certificates
-    /// that hear so together are spread over this time.
+    /// A window wholly in the past means "renew at once"; the renewals of many
+    /// certificates are spread over this time.
     pub spread: Duration,
 }
 
-/// The renewal to store after the CA was asked: what was drawn before is kept
+/// The renewal to store after the CA's reply. An earlier drawn instant is kept
 /// while it still fits, so that neither a restart nor a replica draws again.
 #[must_use]
 pub fn redraw(
@@ -47,11 +45,11 @@ pub fn redraw(
     moment: Moment,
     random: &dyn Random,
 ) -> Renewal {
-    // A CA that gives no usable answer takes back nothing it said before.
+    // Without a usable answer the earlier window stays valid.
     let window = window.or_else(|| previous.and_then(|renewal| renewal.window.clone()));
     let kept = previous.filter(|renewal| match &window {
         Some(window) => {
-            // A CA that means "at once" may say so with another window each time.
+            // A CA that means "at once" may send another past window each time.
             let is_past = |window: &Window| window.end <= moment.now;
             let was_past = renewal.window.as_ref().is_some_and(is_past);
             let soon = renewal.at <= moment.now + moment.spread;
@@ -73,11 +71,11 @@ pub fn redraw(
     }
 }
 
-/// No renewal by itself before this instant, for a certificate issued `now`:
-/// `spacing` after it, and twice as long for each of its predecessors in a row
-/// that was replaced in the first half of its life, and from the second on a
-/// twentieth of its life (a hundred spacings at most), so that a CA which finds every certificate overdue is not
-/// asked for one after the other.
+/// The earliest scheduled renewal of a certificate issued `now`: after `spacing`,
+/// doubled for each of its `early` predecessors that were replaced in the first
+/// half of their lifetimes. From the second on it is at least a twentieth of the
+/// lifetime (at most a hundred spacings). This stops a loop of orders at a CA
+/// whose windows are always past.
 #[must_use]
 pub fn renewable_from(facts: &Facts, now: Timestamp, spacing: Duration, early: u32) -> Timestamp {
     let pause = spacing.saturating_mul(1 << early.min(16));
@@ -89,25 +87,41 @@ pub fn renewable_from(facts: &Facts, now: Timestamp, spacing: Duration, early: u
     now + pause.min(life / 3).max(spacing).max(least)
 }
 
-/// Two thirds of the life (half of a short one), give or take a hundredth.
+/// The renewal instant without a window: two thirds of the lifetime (half of a
+/// short one), give or take a hundredth.
 #[must_use]
 pub fn share_of_life(facts: &Facts, random: &dyn Random) -> Timestamp {
     let life = facts.lifetime();
-    let share = if life < SHORT { life / 2 } else { life / 3 * 2 };
+    let share = if life < SHORT_LIFETIME {
+        life / 2
+    } else {
+        life / 3 * 2
+    };
     facts.not_before + (share - life / 100) + random_part(life / 50, random)
 }
 
-/// The latest instant to renew at, whatever the window says: a tenth of the
-/// life before its end.
+/// When the certificate is due for renewal: at the drawn instant, no later than
+/// [`latest`], no earlier than `renewable_from`.
 #[must_use]
-pub fn latest(facts: &Facts) -> Timestamp {
-    facts.not_after - facts.lifetime() / 10
+pub fn due(issued: &Issued, renewal: &Renewal) -> Timestamp {
+    let wanted = renewal.at.min(latest(&issued.facts));
+    issued
+        .renewable_from
+        .map_or(wanted, |from| wanted.max(from))
 }
 
-/// From here on the owner must hear of it: a sixth of the life is left.
+/// The latest renewal instant, even when the window is later: a tenth of the
+/// lifetime before expiry.
+#[must_use]
+pub fn latest(facts: &Facts) -> Timestamp {
+    facts.not_after - facts.lifetime() / LATEST_PART
+}
+
+/// From here on the renewal is urgent and the operator is alerted: a sixth of
+/// the lifetime is left.
 #[must_use]
 pub fn critical(facts: &Facts) -> Timestamp {
-    facts.not_after - facts.lifetime() / 6
+    facts.not_after - facts.lifetime() / CRITICAL_PART
 }
 
 fn random_part(whole: Duration, random: &dyn Random) -> Duration {

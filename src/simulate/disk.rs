@@ -1,6 +1,6 @@
-//! The disk of a node, as the proxy reads it: a key and a chain are two files,
-//! so that whoever writes them has to see to it that both are seen together. A
-//! crash, or the end of the space, may come before each write.
+//! The disk of a node, as the proxy reads it. A key and a chain are two files, so
+//! the writer must publish both together: a crash or a full disk may come before
+//! each write.
 
 use std::collections::BTreeMap;
 
@@ -8,12 +8,12 @@ use crate::certificate::{Facts, Secret};
 use crate::identifier::Lineage;
 use crate::record::Generation;
 
-/// Where a file is written.
+/// The folder of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Folder {
-    /// Where nobody looks.
+    /// The proxy does not read it.
     Staging,
-    /// What `live/NAME` leads to.
+    /// The target of `live/NAME`.
     #[cfg_attr(
         not(test),
         expect(dead_code, reason = "a program that writes there is wrong")
@@ -21,7 +21,7 @@ pub(super) enum Folder {
     Live,
 }
 
-/// What is written.
+/// A file of a pair.
 #[derive(Clone)]
 pub(super) enum File {
     Key(Secret),
@@ -35,7 +35,7 @@ struct Files {
     chain: Option<(Generation, Facts)>,
 }
 
-/// A pair as it lies there: nothing says that the two belong together.
+/// A key and a chain as read, which may not belong together.
 #[derive(Clone)]
 pub(super) struct Found {
     pub(super) generation: Generation,
@@ -43,7 +43,7 @@ pub(super) struct Found {
     pub(super) key_pem: Secret,
 }
 
-/// All that is on it.
+/// The whole disk.
 #[derive(Default)]
 pub(super) struct Disk {
     staging: BTreeMap<Lineage, Files>,
@@ -63,19 +63,19 @@ impl Disk {
         }
     }
 
-    /// One step: what was staged is live.
+    /// Makes the staged files live in one step.
     pub(super) fn rename(&mut self, lineage: &Lineage) {
         if let Some(files) = self.staging.remove(lineage) {
             self.live.insert(lineage.clone(), files);
         }
     }
 
-    /// What a process finds that begins: nothing half done is taken for whole.
+    /// Removes staged files when a process starts.
     pub(super) fn sweep(&mut self) {
         self.staging.clear();
     }
 
-    /// Both files of `lineage`, if there are both.
+    /// Both live files of `lineage`, if both exist.
     pub(super) fn read(&self, lineage: &Lineage) -> Option<Found> {
         let (generation, facts, key_pem) = self.live(lineage)?;
         Some(Found {
@@ -92,7 +92,7 @@ impl Disk {
         Some((*generation, facts, files.key.as_ref()?))
     }
 
-    /// Every name with something live.
+    /// Every lineage with a live pair or file.
     pub(super) fn names(&self) -> Vec<Lineage> {
         self.live.keys().cloned().collect()
     }

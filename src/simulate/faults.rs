@@ -1,6 +1,6 @@
-//! Lets the scenarios loose on the CA and the nodes, and notes what each of them
-//! has left undone when it is over: by what the CA has signed and called back,
-//! never by what the program says of itself.
+//! Runs the scenarios against the CA and the nodes, and records after each fault
+//! which certificates are unfinished: by what the CA has signed and revoked,
+//! never by the program's own status.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,27 +8,27 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::authority::Standing;
+use super::ca::IssuanceState;
 use super::fleet::{RESTART, World};
-use super::kill::Fuse;
-use super::node::{Ailments, Node};
+use super::kill::KillSwitch;
+use super::node::{Node, NodeFaults};
 use super::scenario::{AHEAD, part};
-use super::tally::OnNode;
+use super::tally::ProxySlot;
 use super::{DAY, START, Scenario};
 use crate::identifier::{Identifier, Lineage};
-use crate::random::{Random, SeededRandom};
+use crate::random::Random;
 use crate::time::Clock;
 
 /// Restarts in a row, about a minute apart.
 const STORM: usize = 50;
-/// One in so many is called back, or cannot be proven.
-const CALLED_BACK: usize = 3;
+/// One certificate in so many is revoked, or one name fails its validation.
+const REVOKED_PART: usize = 3;
 const UNPROVEN: u64 = 50;
 
 impl World {
-    /// The process on one node: it runs until it is killed or its machine is
-    /// taken away, and starts again.
-    pub(super) async fn keep(self: Arc<Self>, node: Arc<Node>) {
+    /// Runs the process of one node until it is killed or its machine is removed,
+    /// and starts it again.
+    pub(super) async fn run_node(self: Arc<Self>, node: Arc<Node>) {
         let kills = Scenario::Crashes.random(self.plan.seed, node.index);
         let (mut store, mut storm) = (self.node_store(&node), 0);
         let scaling = Scenario::Scaling.random(self.plan.seed, node.index);
@@ -37,8 +37,8 @@ impl World {
         let mut first = self.script.first_ends;
         loop {
             node.begin();
-            if let Some(fuse) = first.take() {
-                node.light(fuse);
+            if let Some(kill_switch) = first.take() {
+                node.arm(kill_switch);
             }
             let mut process = JoinSet::new();
             process.spawn(self.clone().supervise(node.clone(), store.clone()));
@@ -54,7 +54,7 @@ impl World {
             };
             let retire = retire && !ended;
             if !ended && !retire && storm == 0 && kills.below(3) > 0 {
-                self.until_a_write(&node, &kills).await;
+                self.kill_at_drawn_point(&node, &kills).await;
             }
             node.end();
             process.abort_all();
@@ -70,24 +70,24 @@ impl World {
             } else {
                 self.script.happens(Scenario::Crashes);
                 self.script.killed(node.index, ended, ended + pause);
-                // Sometimes the whole machine begins anew, and its proxy with it.
+                // Sometimes the whole machine restarts, with its proxy.
                 if kills.below(4) == 0 {
-                    node.proxy_begins();
+                    node.restart_proxy();
                 }
             }
             self.clock.sleep_until(ended + pause).await;
             let now = self.clock.now();
             if retire {
-                self.tally.appears(node.index, now);
+                self.tally.add_machine(node.index, now);
             } else {
-                self.fault_over(Scenario::Crashes, std::slice::from_ref(&node));
+                self.end_fault(Scenario::Crashes, std::slice::from_ref(&node));
             }
         }
     }
 
-    /// Not now, but with the next write of a kind.
-    async fn until_a_write(&self, node: &Node, kills: &SeededRandom) {
-        node.light(Fuse::draw(kills));
+    /// Kills the process at the next point of a drawn kind, or after three days.
+    async fn kill_at_drawn_point(&self, node: &Node, random: &dyn Random) {
+        node.arm(KillSwitch::draw(random));
         let longest = self.clock.now() + DAY * 3;
         tokio::select! {
             biased;
@@ -96,8 +96,7 @@ impl World {
         }
     }
 
-    /// How long until the process is killed; `storm` counts those that follow
-    /// each other.
+    /// The time until the process is killed; `storm` counts kills in a row.
     fn until_killed(&self, random: &dyn Random, storm: &mut usize) -> Duration {
         if !self.is_chosen(Scenario::Crashes) {
             return self.span() * 2;
@@ -112,7 +111,7 @@ impl World {
         DAY + part(DAY * 20, random)
     }
 
-    pub(super) async fn afflict(self: Arc<Self>, node: Arc<Node>) {
+    pub(super) async fn run_node_faults(self: Arc<Self>, node: Arc<Node>) {
         let clocks = Scenario::Clocks.random(self.plan.seed, node.index);
         let mut turn = clocks.below(AHEAD.len() as u64) as usize;
         for event in &self.script.at_a_node[node.index] {
@@ -120,31 +119,31 @@ impl World {
             let ends = begins + event.lasts;
             self.clock.sleep_until(begins).await;
             self.script.happens(event.scenario);
-            node.change(|ailments| match event.scenario {
-                Scenario::FullDisks => ailments.disk_full = true,
+            node.change(|faults| match event.scenario {
+                Scenario::FullDisks => faults.disk_full = true,
                 Scenario::Partitions => {
-                    (ailments.no_ca, ailments.no_store) = (true, Some(begins));
+                    (faults.no_ca, faults.no_store) = (true, Some(begins));
                 }
-                Scenario::StoreCuts => ailments.no_store = Some(begins),
-                Scenario::CaCuts => ailments.no_ca = true,
-                Scenario::DeafProxies => ailments.deaf = true,
-                Scenario::Suspensions => ailments.frozen = Some((begins, ends)),
+                Scenario::StoreCuts => faults.no_store = Some(begins),
+                Scenario::CaCuts => faults.no_ca = true,
+                Scenario::DeafProxies => faults.deaf = true,
+                Scenario::Suspensions => faults.frozen = Some((begins, ends)),
                 Scenario::Clocks => {
-                    ailments.ahead = AHEAD[turn % AHEAD.len()];
+                    faults.ahead = AHEAD[turn % AHEAD.len()];
                     turn += 1;
                 }
                 _ => {}
             });
             self.clock.sleep_until(ends).await;
-            node.change(|ailments| *ailments = Ailments::default());
-            self.fault_over(event.scenario, std::slice::from_ref(&node));
+            node.change(|faults| *faults = NodeFaults::default());
+            self.end_fault(event.scenario, std::slice::from_ref(&node));
         }
     }
 
-    pub(super) async fn trouble_the_ca(self: Arc<Self>) {
+    pub(super) async fn run_ca_faults(self: Arc<Self>) {
         let random = Scenario::UnprovenNames.random(self.plan.seed, 0);
-        // Each time others, or what the CA calls back again and again is left alone
-        // for longer each time, as it should be.
+        // Other certificates each time: the program waits longer for one that is
+        // revoked again and again, as it should.
         let mut turn = 0;
         for event in &self.script.at_the_ca {
             let scenario = event.scenario;
@@ -152,29 +151,29 @@ impl World {
             self.script.happens(scenario);
             match scenario {
                 Scenario::MassRevocation => {
-                    self.call_back(turn);
+                    self.revoke(turn);
                     turn += 1;
                 }
-                Scenario::UnprovenNames => self.authority.doubt(self.unproven(&random)),
+                Scenario::UnprovenNames => self.ca.fail_validation_of(self.unproven(&random)),
                 _ => {}
             }
-            self.authority.change_weather(|weather| match scenario {
-                Scenario::Outages | Scenario::LongOutage => weather.down = true,
-                Scenario::RateLimits => weather.busy = true,
-                Scenario::UselessCertificates => weather.short = true,
+            self.ca.change_faults(|faults| match scenario {
+                Scenario::Outages | Scenario::LongOutage => faults.down = true,
+                Scenario::RateLimits => faults.busy = true,
+                Scenario::UselessCertificates => faults.short = true,
                 _ => {}
             });
             let ends = START + event.begins + event.lasts;
             self.clock.sleep_until(ends).await;
-            self.authority.change_weather(|weather| {
-                (weather.down, weather.busy, weather.short) = (false, false, false);
+            self.ca.change_faults(|faults| {
+                (faults.down, faults.busy, faults.short) = (false, false, false);
             });
-            self.authority.doubt(BTreeSet::new());
-            self.fault_over(scenario, &self.nodes);
+            self.ca.fail_validation_of(BTreeSet::new());
+            self.end_fault(scenario, &self.nodes);
         }
     }
 
-    /// One of them at least.
+    /// The names that fail their validation, at least one.
     fn unproven(&self, random: &dyn Random) -> BTreeSet<Identifier> {
         let all = || self.lineages.iter().flat_map(|(_, names, _)| names);
         let mut unproven: BTreeSet<Identifier> = all()
@@ -188,72 +187,69 @@ impl World {
         unproven
     }
 
-    fn call_back(&self, turn: usize) {
-        let leaves = self.authority.call_back(CALLED_BACK, turn);
-        let mut places: BTreeSet<OnNode> = BTreeSet::new();
+    fn revoke(&self, turn: usize) {
+        let leaves = self.ca.revoke(REVOKED_PART, turn);
+        let mut slots: BTreeSet<ProxySlot> = BTreeSet::new();
         for node in &self.nodes {
             for (lineage, ..) in &self.lineages {
                 let leaf = node.serves(lineage);
                 if leaf.is_some_and(|leaf| leaves.contains(&leaf.to_string())) {
-                    places.insert((node.index, lineage.clone()));
+                    slots.insert((node.index, lineage.clone()));
                 }
             }
         }
-        self.tally.called_back(&places, self.clock.now());
+        self.tally.revoked(&slots, self.clock.now());
     }
 
-    /// Notes what is left undone on `nodes`. What the CA keeps from being ordered
-    /// at this instant, or has kept until shortly before, is for its own fault to
-    /// answer.
-    fn fault_over(&self, scenario: Scenario, nodes: &[Arc<Node>]) {
+    /// Records the unfinished certificates on `nodes` after a fault. If the CA blocks
+    /// orders now, or did so shortly before, they belong to the CA's own fault.
+    fn end_fault(&self, scenario: Scenario, nodes: &[Arc<Node>]) {
         let now = self.clock.now();
-        let own = scenario.is_the_cas();
-        let orders = own || !self.script.holds_up_orders(now);
-        // One that has a fault of its own is looked at when that is over.
-        let well = |node: &&Arc<Node>| node.ailments() == Ailments::default();
+        let own = scenario.is_at_the_ca();
+        let orders = own || !self.script.blocks_orders(now);
+        // A node with a fault of its own is checked when that fault ends.
+        let well = |node: &&Arc<Node>| node.faults() == NodeFaults::default();
         let nodes: Vec<&Arc<Node>> = nodes.iter().filter(well).collect();
-        let called_back_at = self.script.called_back_at(now).filter(|_| !own);
-        let (mut left, mut called_back) = (BTreeSet::new(), BTreeSet::new());
-        for ((lineage, ..), standing) in self.lineages.iter().zip(self.standing(now)) {
+        let revoked_at = self.script.revoked_at(now).filter(|_| !own);
+        let (mut left, mut revoked) = (BTreeSet::new(), BTreeSet::new());
+        for ((lineage, ..), issuance) in self.lineages.iter().zip(self.issuance(now)) {
             for node in &nodes {
-                if !is_undone(&standing, node, lineage, orders) {
+                if !is_unfinished(&issuance, node, lineage, orders) {
                     continue;
                 }
-                let place: OnNode = (node.index, lineage.clone());
-                match called_back_at
-                    .filter(|_| serves_what_is_called_back(&standing, node, lineage))
-                {
-                    Some(_) => called_back.insert(place),
-                    None => left.insert(place),
+                let slot: ProxySlot = (node.index, lineage.clone());
+                match revoked_at.filter(|_| serves_revoked(&issuance, node, lineage)) {
+                    Some(_) => revoked.insert(slot),
+                    None => left.insert(slot),
                 };
             }
         }
-        self.tally.fault_over(scenario, left, now);
-        if let Some(since) = called_back_at {
+        self.tally.end_fault(scenario, left, now);
+        if let Some(since) = revoked_at {
             let revocation = Scenario::MassRevocation;
-            self.tally.fault_over(revocation, called_back, since);
+            self.tally.end_fault(revocation, revoked, since);
         }
     }
 }
 
-/// Whether nothing better than what `node` serves is there, and that was called back.
-fn serves_what_is_called_back(standing: &Standing, node: &Node, lineage: &Lineage) -> bool {
-    match standing {
-        Standing::Issued { leaf, revoked, .. } => {
+/// Whether `node` serves the newest certificate, and that one is revoked.
+fn serves_revoked(issuance: &IssuanceState, node: &Node, lineage: &Lineage) -> bool {
+    match issuance {
+        IssuanceState::Issued { leaf, revoked, .. } => {
             *revoked && node.serves(lineage).is_some_and(|served| served == *leaf)
         }
-        Standing::Unissued { .. } => false,
+        IssuanceState::Unissued { .. } => false,
     }
 }
 
-/// Whether `node` does not serve the best there could be by now. Where it serves
-/// nothing yet, the time of the placeholder counts, and not that of a fault.
-fn is_undone(standing: &Standing, node: &Node, lineage: &Lineage, orders: bool) -> bool {
-    match (standing, node.serves(lineage)) {
-        (Standing::Unissued { room }, _) => orders && *room,
-        (Standing::Issued { leaf, overdue, .. }, Some(served)) => {
+/// Whether `node` does not serve the newest possible certificate. A node without
+/// any is counted by its placeholder time instead.
+fn is_unfinished(issuance: &IssuanceState, node: &Node, lineage: &Lineage, orders: bool) -> bool {
+    match (issuance, node.serves(lineage)) {
+        (IssuanceState::Unissued { room }, _) => orders && *room,
+        (IssuanceState::Issued { leaf, overdue, .. }, Some(served)) => {
             served != *leaf || *overdue && orders
         }
-        (Standing::Issued { .. }, None) => false,
+        (IssuanceState::Issued { .. }, None) => false,
     }
 }

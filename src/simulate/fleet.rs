@@ -1,5 +1,5 @@
-//! The world: sets up the CA, the store and the nodes, lets the scenarios loose
-//! on them, and runs the clock.
+//! The fleet: sets up the CA, the store and the nodes, starts the scenarios, runs
+//! the clock and computes the score.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::task::JoinSet;
 
-use super::authority::{Authority, DIRECTORY, Shared, Standing};
+use super::ca::{DIRECTORY, IssuanceState, SharedCa, SimulatedCa};
 use super::issuer::NodeIssuer;
 use super::limits::first_issuance;
 use super::node::{Node, NodeClock, NodeDisk, NodeProver, NodeProxy};
@@ -30,18 +30,18 @@ use crate::time::{Clock, Timestamp, VirtualClock};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SAMPLE: Duration = Duration::from_secs(6 * 3600);
-/// Keys are made before the beginning, and used again and again.
+/// The number of private keys: made before the start, and reused.
 const KEYS: usize = 16;
 /// A restart of the process takes up to a minute.
 pub(super) const RESTART: Duration = Duration::from_secs(60);
 /// Names below the first registered domain: more than its limit lets through.
 const CROWDED: usize = 60;
 
-/// What all tasks of the simulation share.
+/// The state that all tasks of the simulation share.
 pub(super) struct World {
     pub(super) plan: Plan,
     pub(super) clock: Arc<VirtualClock>,
-    pub(super) authority: Shared,
+    pub(super) ca: SharedCa,
     pub(super) tally: Arc<Tally>,
     pub(super) script: Arc<Script>,
     pub(super) store: Arc<SharedStore>,
@@ -52,7 +52,7 @@ pub(super) struct World {
     pub(super) lineages: Vec<(Lineage, BTreeSet<Identifier>, Duration)>,
 }
 
-/// Keys that exist already; which one comes next is drawn.
+/// A pool of ready keys; the next one is drawn.
 struct KeyPool {
     keys: Vec<Secret>,
     random: SeededRandom,
@@ -70,11 +70,11 @@ pub(super) fn play(plan: &Plan) -> Result<(Score, Timeline), SimulationError> {
     play_by(plan, Script::new(plan))
 }
 
-/// As [`play`], with what goes wrong as `script` has it.
+/// As [`play`], with the faults of `script`.
 pub(super) fn play_by(plan: &Plan, script: Script) -> Result<(Score, Timeline), SimulationError> {
     let clock = Arc::new(VirtualClock::new(START));
     let world = Arc::new(World::new(plan.clone(), script, clock.clone())?);
-    // Nothing is left to do at this instant: on to the next.
+    // All tasks wait: step the clock to the next instant.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .on_thread_park(move || {
             clock.step();
@@ -85,11 +85,11 @@ pub(super) fn play_by(plan: &Plan, script: Script) -> Result<(Score, Timeline), 
 
 impl World {
     fn new(plan: Plan, script: Script, clock: Arc<VirtualClock>) -> Result<Self, SimulationError> {
-        let (authority, script) = (Arc::new(Authority::new(START)?), Arc::new(script));
+        let (ca, script) = (Arc::new(SimulatedCa::new(START)?), Arc::new(script));
         let tally = Arc::new(Tally::new(script.clone()));
         let nodes = (0..plan.nodes).map(|index| {
-            let (clock, authority) = (clock.clone(), authority.clone());
-            Arc::new(Node::new(index, clock, authority, tally.clone()))
+            let (clock, ca) = (clock.clone(), ca.clone());
+            Arc::new(Node::new(index, clock, ca, tally.clone()))
         });
         let keys = (0..KEYS).map(|_| KeyType::default().generate());
         let name = |error: String| SimulationError::Name(error);
@@ -104,7 +104,7 @@ impl World {
             store: Arc::default(),
             known: Known::default(),
             clock,
-            authority,
+            ca,
             tally,
             script,
             plan,
@@ -123,33 +123,33 @@ impl World {
         let timeline = Arc::new(Mutex::new(Timeline::default()));
         let mut tasks = JoinSet::new();
         for node in &self.nodes {
-            tasks.spawn(self.clone().keep(node.clone()));
-            tasks.spawn(self.clone().afflict(node.clone()));
+            tasks.spawn(self.clone().run_node(node.clone()));
+            tasks.spawn(self.clone().run_node_faults(node.clone()));
         }
-        tasks.spawn(self.clone().trouble_the_ca());
+        tasks.spawn(self.clone().run_ca_faults());
         tasks.spawn(self.clone().watch(timeline.clone()));
         if self.is_chosen(Scenario::LostReplies) {
-            self.authority.change_weather(|weather| weather.lost = 30);
+            self.ca.change_faults(|faults| faults.lost = 30);
         }
         self.clock.sleep_until(START + self.span()).await;
         tasks.abort_all();
         while tasks.join_next().await.is_some() {}
         let score = self.score();
         let mut timeline = timeline.lock().unwrap_or_else(PoisonError::into_inner);
-        timeline.outside_window = self.authority.counts().outside;
+        timeline.outside_window = self.ca.counts().outside;
         timeline.events = self.script.at_the_ca.iter().map(named).collect();
         (score, std::mem::take(&mut *timeline))
     }
 
     fn score(&self) -> Score {
-        let (plan, counts, end) = (&self.plan, self.authority.counts(), START + self.span());
+        let (plan, counts, end) = (&self.plan, self.ca.counts(), START + self.span());
         let sums = self.tally.sums(end);
-        let standing = self.standing(end);
-        let waits = |one: &&Standing| match one {
-            Standing::Unissued { .. } => true,
-            Standing::Issued { overdue, .. } => *overdue,
+        let issuance = self.issuance(end);
+        let waits = |one: &&IssuanceState| match one {
+            IssuanceState::Unissued { .. } => true,
+            IssuanceState::Issued { overdue, .. } => *overdue,
         };
-        let overdue = standing.iter().filter(waits).count() as u64;
+        let overdue = issuance.iter().filter(waits).count() as u64;
         let within = |scenario: &Scenario| {
             let took = sums.recoveries.get(scenario).copied();
             seconds(took.unwrap_or_default())
@@ -177,10 +177,10 @@ impl World {
                 .max()
                 .unwrap_or_default(),
             placeholder_seconds_served: seconds(sums.bare),
-            certificates_never_issued: self.never_issued(&standing),
+            certificates_never_issued: self.never_issued(&issuance),
             most_orders_for_one_renewal: counts.most_orders,
-            requests_a_minute_while_down: counts.most_knocks,
-            revoked_seconds_served: seconds(sums.called_back),
+            requests_a_minute_while_down: counts.most_outage_requests,
+            revoked_seconds_served: seconds(sums.revoked),
             leases_run_out: leases,
             late_saves_refused: refused,
             events: happened
@@ -194,13 +194,13 @@ impl World {
         }
     }
 
-    /// Each proxy loads each certificate once, and all of them when its machine
-    /// comes back empty. What was under way in a process that is killed, or on a
-    /// disk that fills up, may have been loaded and not noted; and a proxy that hears
-    /// again in the middle of a hand-over loads what is taken back before the new.
+    /// The allowed reloads. Each proxy loads each certificate once, and all of them
+    /// when its machine returns empty. A killed process or a full disk may leave
+    /// reloads unrecorded; a proxy that recovers during a deployment also loads the
+    /// rolled-back generation.
     fn reloads_at_most(&self, happened: &BTreeMap<Scenario, u64>) -> u64 {
         const IN_FLIGHT: u64 = 4;
-        let counts = self.authority.counts();
+        let counts = self.ca.counts();
         let (nodes, all) = (self.nodes.len() as u64, self.lineages.len() as u64);
         let times = |scenario| happened.get(&scenario).copied().unwrap_or_default();
         let unnoted =
@@ -210,22 +210,22 @@ impl World {
             + IN_FLIGHT * unnoted
     }
 
-    /// What is known of each lineage at the CA.
-    pub(super) fn standing(&self, now: Timestamp) -> Vec<Standing> {
+    /// The issuance state of each lineage at the CA.
+    pub(super) fn issuance(&self, now: Timestamp) -> Vec<IssuanceState> {
         let names = self.lineages.iter().map(|(_, names, _)| names);
-        self.authority.standing(names, now)
+        self.ca.issuance(names, now)
     }
 
-    /// Certificates that the CA would have signed by now, had it been asked: a day
-    /// after its limits, and what the script did to it, left time for all of them.
-    fn never_issued(&self, standing: &[Standing]) -> u64 {
+    /// Certificates that should be issued by now: zero until a day after the limits
+    /// and the script left time for all of them.
+    fn never_issued(&self, issuance: &[IssuanceState]) -> u64 {
         let names = self.lineages.iter().flat_map(|(_, names, _)| names);
-        let held_up = self.script.held_up_until(START + self.span());
+        let held_up = self.script.blocked_until(START + self.span());
         if self.span() < first_issuance(names) + held_up + DAY {
             return 0;
         }
-        let unissued = |one: &&Standing| matches!(one, Standing::Unissued { .. });
-        standing.iter().filter(unissued).count() as u64
+        let unissued = |one: &&IssuanceState| matches!(one, IssuanceState::Unissued { .. });
+        issuance.iter().filter(unissued).count() as u64
     }
 
     pub(super) fn node_store(&self, node: &Arc<Node>) -> Arc<dyn Store> {
@@ -284,19 +284,20 @@ impl World {
             if supervisor.keep(certificates.clone()).await.is_ok() {
                 supervisor.run().await;
             }
-            // It could not begin, as on a full disk: whoever runs it tries again.
+            // It could not start, for example on a full disk: a service manager
+            // restarts it.
             self.clock.sleep_until(self.clock.now() + RESTART).await;
         }
     }
 
-    /// Writes the timeline.
+    /// Records the timeline.
     async fn watch(self: Arc<Self>, timeline: Arc<Mutex<Timeline>>) {
         let (mut at, mut orders) = (START, 0);
         loop {
             at = at + SAMPLE;
             self.clock.sleep_until(at).await;
             let left = self.least_left(at);
-            let counted = self.authority.counts().orders;
+            let counted = self.ca.counts().orders;
             let mut timeline = timeline.lock().unwrap_or_else(PoisonError::into_inner);
             timeline.least_left.push(left);
             if timeline.least_left.len().is_multiple_of(4) {
@@ -306,15 +307,15 @@ impl World {
         }
     }
 
-    /// In thousandths of a life.
+    /// The shortest remaining lifetime, in thousandths.
     fn least_left(&self, now: Timestamp) -> u32 {
         let least = self.nodes.iter().map(|node| node.least_left(now)).min();
         u32::try_from(least.unwrap_or(1000)).unwrap_or(1000)
     }
 }
 
-/// Of ten, five live for 45 days, four for 90 days and one for 160 hours. The
-/// first sixty are below one registered domain, the others ten by ten.
+/// The lifetimes of ten certificates: five of 45 days, four of 90 days, one of 160
+/// hours. The first sixty share a registered domain, the others ten by ten.
 fn lineages(
     plan: &Plan,
 ) -> Result<Vec<(Lineage, BTreeSet<Identifier>, Duration)>, SimulationError> {
@@ -341,7 +342,7 @@ fn named(event: &Event) -> (u64, u64, String) {
     (hours(event.begins), hours(ends), event.scenario.to_string())
 }
 
-/// Rounded up: a part of a second is not nothing.
+/// Whole seconds, rounded up, so that a part of a second counts.
 fn seconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis().div_ceil(1000)).unwrap_or(u64::MAX)
 }

@@ -1,5 +1,5 @@
-//! A node's way to the CA: the same steps as over HTTP, each of which takes its
-//! time, may find nobody, and may lose its reply.
+//! A node's ACME client: the same steps as over HTTP. Each takes time, may find
+//! the CA unreachable, and may lose its reply.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::Scenario;
-use super::authority::{DIRECTORY, Refusal};
+use super::ca::{DIRECTORY, OrderRefusal};
 use super::node::Node;
 use crate::acme::{AcmeError, Cause, Dated, ExchangeError, Issuer, Journal, Phase};
 use crate::identifier::{Identifier, Lineage};
@@ -20,11 +20,11 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// Let's Encrypt's `Retry-After` with a renewal window.
 const ASK_AGAIN: Duration = Duration::from_secs(6 * 3600);
 
-/// The CA, as one certificate of one node meets it.
+/// The issuer of one certificate on one node.
 pub(super) struct NodeIssuer {
     pub(super) node: Arc<Node>,
     pub(super) random: Arc<dyn Random>,
-    /// What is signed for it lives so long.
+    /// The lifetime of its certificates.
     pub(super) lifetime: Duration,
 }
 
@@ -33,24 +33,24 @@ impl NodeIssuer {
         self.node.world.now()
     }
 
-    /// A way there and back, of up to `most` milliseconds.
+    /// A round trip of up to `most` milliseconds.
     async fn travel(&self, most: u64, phase: Phase) -> Result<(), AcmeError> {
         let until = self.now() + Duration::from_millis(1 + self.random.below(most));
         self.node.sleep_until(until).await;
-        let authority = &self.node.authority;
-        if self.node.ailments().no_ca || authority.is_down(phase, self.now()) {
-            return Err(unreachable(phase, "nobody there"));
+        let ca = &self.node.ca;
+        if self.node.faults().no_ca || ca.is_down(phase, self.now()) {
+            return Err(unreachable(phase, "connection refused"));
         }
-        self.node.hears_the_time();
-        if authority.weather().busy {
+        self.node.observe_ca_time();
+        if ca.faults().busy {
             return Err(limited(phase, "scripted", HOUR));
         }
         Ok(())
     }
 
-    /// The reply to what the CA has done already.
+    /// The reply, which may be lost after the CA has acted.
     fn reply(&self, phase: Phase) -> Result<(), AcmeError> {
-        if self.random.below(1000) < self.node.authority.weather().lost {
+        if self.random.below(1000) < self.node.ca.faults().lost {
             self.node.tally.happens(Scenario::LostReplies);
             return Err(unreachable(phase, "the reply was lost"));
         }
@@ -66,16 +66,16 @@ impl NodeIssuer {
             return Ok(url.clone());
         }
         self.travel(500, Phase::Order).await?;
-        let authority = &self.node.authority;
-        let mut taken = authority.order(order, self.lifetime, self.now());
-        if let Err(Refusal::AlreadyReplaced | Refusal::UnknownReplaced) = taken {
+        let ca = &self.node.ca;
+        let mut taken = ca.order(order, self.lifetime, self.now());
+        if let Err(OrderRefusal::AlreadyReplaced | OrderRefusal::UnknownReplaced) = taken {
             order.replaces = None;
             note(journal, order).await?;
-            taken = authority.order(order, self.lifetime, self.now());
+            taken = ca.order(order, self.lifetime, self.now());
         }
         let url = match taken {
             Ok(url) => url,
-            Err(Refusal::Limited(wait)) => return Err(limited(Phase::Order, "a limit", wait)),
+            Err(OrderRefusal::Limited(wait)) => return Err(limited(Phase::Order, "a limit", wait)),
             Err(_) => return Err(unreachable(Phase::Order, "replaced")),
         };
         let mut unnoted = Unnoted {
@@ -85,18 +85,18 @@ impl NodeIssuer {
         };
         self.reply(Phase::Order)?;
         order.url = Some(url.clone());
-        // That the URL could not be kept is the script's doing where it has taken
-        // the store away; where it is lost otherwise, it is the program's.
+        // An unsaved URL is the script's fault only while the script has taken the
+        // store or the disk away; otherwise it is the program's.
         let kept = note(journal, order).await;
-        let ailments = self.node.ailments();
-        unnoted.noted = kept.is_ok() || !ailments.disk_full && ailments.no_store.is_none();
+        let faults = self.node.faults();
+        unnoted.noted = kept.is_ok() || !faults.disk_full && faults.no_store.is_none();
         kept?;
         Ok(url)
     }
 }
 
-/// An order whose URL nobody has kept yet. Nobody can resume it when its reply is
-/// lost, or its process killed, before that.
+/// An order whose URL is not saved yet. It cannot be resumed if its reply is lost,
+/// or its process killed, before that.
 struct Unnoted<'n> {
     node: &'n Node,
     names: BTreeSet<Identifier>,
@@ -106,7 +106,7 @@ struct Unnoted<'n> {
 impl Drop for Unnoted<'_> {
     fn drop(&mut self) {
         if !self.noted {
-            self.node.authority.excuse(&self.names);
+            self.node.ca.discount(&self.names);
         }
     }
 }
@@ -121,14 +121,14 @@ impl Issuer for NodeIssuer {
         self.travel(200, Phase::Order).await?;
         let url = self.place(&mut order, journal).await?;
         self.travel(4000, Phase::Authorization).await?;
-        let authority = &self.node.authority;
-        if !authority.validate(&order, self.now()) {
-            authority.forget_order(&url);
-            let cause = Cause::NotProven("nobody answers at that name".into());
+        let ca = &self.node.ca;
+        if !ca.validate(&order, self.now()) {
+            ca.forget_order(&url);
+            let cause = Cause::NotProven("connection refused".into());
             return Err(failed(Phase::Authorization, cause));
         }
         self.travel(2000, Phase::Finalize).await?;
-        let signed = authority.finalize(&url, &order.key_pem, self.now());
+        let signed = ca.finalize(&url, &order.key_pem, self.now());
         let signed =
             signed.map_err(|error| failed(Phase::Finalize, Cause::Protocol(error.to_string())))?;
         if signed.as_ref().is_some_and(|signed| signed.is_first) {
@@ -140,7 +140,12 @@ impl Issuer for NodeIssuer {
         self.travel(500, Phase::Certificate).await?;
         self.reply(Phase::Certificate)?;
         let signed = signed.map(|signed| signed.chain);
-        signed.ok_or_else(|| failed(Phase::Certificate, Cause::NotProven("no such order".into())))
+        signed.ok_or_else(|| {
+            failed(
+                Phase::Certificate,
+                Cause::NotProven("no order found".into()),
+            )
+        })
     }
 
     fn dated(&self) -> Option<Dated> {
@@ -152,7 +157,7 @@ impl Issuer for NodeIssuer {
         if dated.is_some_and(|dated| dated.ours <= now && now.since(dated.ours) <= newest) {
             return Ok(dated);
         }
-        // An order asks for it before anything else.
+        // An order requests the time first.
         self.travel(200, Phase::Order).await?;
         Ok(self.node.dated())
     }
@@ -166,7 +171,7 @@ impl Issuer for NodeIssuer {
         renewal_id: &str,
         _journal: &mut dyn Journal,
     ) -> Result<Option<(Window, Duration)>, AcmeError> {
-        // As often as the client asks (RFC 9773 section 4.3.3).
+        // The client's own retries (RFC 9773 section 4.3.3).
         let mut pauses = [1, 4].into_iter().map(Duration::from_secs);
         while let Err(error) = self.travel(200, Phase::RenewalInfo).await {
             match (&error.cause, pauses.next()) {
@@ -176,7 +181,7 @@ impl Issuer for NodeIssuer {
                 _ => return Err(error),
             }
         }
-        let window = self.node.authority.window(renewal_id, self.now());
+        let window = self.node.ca.window(renewal_id, self.now());
         Ok(window.map(|window| (window, ASK_AGAIN)))
     }
 }

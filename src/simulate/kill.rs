@@ -1,19 +1,18 @@
-//! Where a process is killed: not only while it waits, but between any two
-//! things that last: before and after what it writes to the store, to the disk
-//! and to the proxy.
+//! The points at which a process is killed: before and after each durable step,
+//! that is each write to the store, to the disk and to the proxy.
 
 use crate::random::Random;
 
-/// Between two things that last.
+/// A point before or after a durable step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Moment {
-    /// Before something is read: nothing lasts of it, and nobody is killed there.
+pub(super) enum KillPoint {
+    /// Before a read, which is not durable: no process is killed there.
     Read,
     /// Around a save of a record.
     Save,
-    /// Around a save that brings a new pair.
+    /// Around a save with a new pair.
     Pair,
-    /// Around a save of what is known of the CA.
+    /// Around a save of the CA state.
     Ledger,
     /// Around each file of a pair, and its publication.
     Publish,
@@ -21,33 +20,33 @@ pub(super) enum Moment {
     Apply,
 }
 
-const MOMENTS: [Moment; 5] = [
-    Moment::Save,
-    Moment::Pair,
-    Moment::Ledger,
-    Moment::Publish,
-    Moment::Apply,
+const MOMENTS: [KillPoint; 5] = [
+    KillPoint::Save,
+    KillPoint::Pair,
+    KillPoint::Ledger,
+    KillPoint::Publish,
+    KillPoint::Apply,
 ];
 
-/// So many moments of one kind may pass at most.
+/// The most points of one kind that a process passes before it is killed.
 const LONGEST: u64 = 6;
 
-/// A death that comes with a moment of a drawn kind.
+/// Kills a process at a point of a drawn kind.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Fuse {
-    moment: Moment,
+pub(super) struct KillSwitch {
+    moment: KillPoint,
     left: u64,
 }
 
-impl Fuse {
+impl KillSwitch {
     pub(super) fn draw(random: &dyn Random) -> Self {
         let moment = MOMENTS[random.below(MOMENTS.len() as u64) as usize];
         let left = random.below(LONGEST);
         Self { moment, left }
     }
 
-    /// Whether this is the moment.
-    pub(super) fn burns(&mut self, moment: Moment) -> bool {
+    /// Whether the process is killed at this point.
+    pub(super) fn fires(&mut self, moment: KillPoint) -> bool {
         if moment != self.moment {
             return false;
         }
@@ -58,9 +57,9 @@ impl Fuse {
 }
 
 #[cfg(test)]
-impl Fuse {
-    /// The process ends when so many moments of that kind have passed.
-    pub(super) fn at(moment: Moment, left: u64) -> Self {
+impl KillSwitch {
+    /// Kills the process after `left` points of that kind.
+    pub(super) fn at(moment: KillPoint, left: u64) -> Self {
         Self { moment, left }
     }
 }

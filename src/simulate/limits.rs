@@ -1,5 +1,5 @@
-//! What the simulated CA counts, on its own side: Let's Encrypt's limits as
-//! buckets that refill one token at a time.
+//! Let's Encrypt's limits as the simulated CA counts them: buckets that refill one
+//! token at a time. They share no code with the client's own rate limits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,17 +10,17 @@ use crate::time::Timestamp;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// What it counts.
+/// A limit of the CA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Limit {
+pub(super) enum CaLimit {
     Orders,
     Domain,
     Duplicates,
     Failures,
 }
 
-impl Limit {
-    /// Tokens in a full bucket, and what one takes to come back.
+impl CaLimit {
+    /// Tokens in a full bucket, and the time in which one refills.
     pub(super) fn most(self) -> (u32, Duration) {
         match self {
             Self::Orders => (300, 3 * HOUR / 300),
@@ -30,7 +30,7 @@ impl Limit {
         }
     }
 
-    /// Who is counted: the account, a registered domain, a set of names, a name.
+    /// The subjects: the account, a registered domain, a set of names, a name.
     pub(super) fn subjects(self, names: &BTreeSet<Identifier>) -> Vec<String> {
         match self {
             Self::Orders => vec![String::new()],
@@ -47,36 +47,36 @@ impl Limit {
     }
 }
 
-/// Two labels: the simulation's names are all below .com.
+/// The last two labels: all names of the simulation end in .com.
 pub(super) fn registered(name: &Identifier) -> String {
     let name = name.to_string();
     let labels: Vec<&str> = name.rsplitn(3, '.').take(2).collect();
     format!("{}.{}", labels.last().unwrap_or(&""), labels[0])
 }
 
-/// The limits that an order is held against.
-pub(super) fn limits(exempt: bool, again: bool) -> &'static [Limit] {
+/// The limits that apply to an order.
+pub(super) fn limits(exempt: bool, again: bool) -> &'static [CaLimit] {
     match (exempt, again) {
         (true, _) => &[],
-        (false, true) => &[Limit::Duplicates, Limit::Failures],
+        (false, true) => &[CaLimit::Duplicates, CaLimit::Failures],
         (false, false) => &[
-            Limit::Orders,
-            Limit::Domain,
-            Limit::Duplicates,
-            Limit::Failures,
+            CaLimit::Orders,
+            CaLimit::Domain,
+            CaLimit::Duplicates,
+            CaLimit::Failures,
         ],
     }
 }
 
 /// When each bucket is full again.
 #[derive(Default)]
-pub(super) struct Buckets(BTreeMap<(Limit, String), Timestamp>);
+pub(super) struct Buckets(BTreeMap<(CaLimit, String), Timestamp>);
 
 impl Buckets {
-    /// How long until there is room again; `None` when there is.
+    /// The time until the next token; `None` when there is one.
     pub(super) fn is_full(
         &self,
-        limit: Limit,
+        limit: CaLimit,
         subject: String,
         now: Timestamp,
     ) -> Option<Duration> {
@@ -86,8 +86,8 @@ impl Buckets {
         (wait > interval * (most - 1)).then(|| wait - interval * (most - 1))
     }
 
-    /// Tokens above the fifth that a careful client leaves alone.
-    pub(super) fn room(&self, limit: Limit, subject: String, now: Timestamp) -> u32 {
+    /// Tokens above the fifth that a careful client keeps in reserve.
+    pub(super) fn room(&self, limit: CaLimit, subject: String, now: Timestamp) -> u32 {
         let (most, interval) = limit.most();
         let full_at = self.0.get(&(limit, subject)).copied().unwrap_or(now);
         let missing = full_at
@@ -98,15 +98,15 @@ impl Buckets {
         (most - most / 5).saturating_sub(missing)
     }
 
-    pub(super) fn take(&mut self, limit: Limit, subject: String, now: Timestamp) {
+    pub(super) fn take(&mut self, limit: CaLimit, subject: String, now: Timestamp) {
         let (_, interval) = limit.most();
         let full_at = self.0.entry((limit, subject)).or_insert(now);
         *full_at = (*full_at).max(now) + interval;
     }
 }
 
-/// The least time that a careful client needs for the first certificates of
-/// `names`, where the CA's limits are all that is in the way.
+/// The shortest time in which a careful client gets the first certificates of
+/// `names` within the CA's limits.
 pub(super) fn first_issuance<'n>(names: impl Iterator<Item = &'n Identifier>) -> Duration {
     let mut by_domain: BTreeMap<String, u32> = BTreeMap::new();
     for name in names {
@@ -114,11 +114,11 @@ pub(super) fn first_issuance<'n>(names: impl Iterator<Item = &'n Identifier>) ->
     }
     let all = by_domain.values().sum();
     let most = by_domain.values().copied().max().unwrap_or_default();
-    let needs = |limit: Limit, orders: u32| {
+    let needs = |limit: CaLimit, orders: u32| {
         let (capacity, interval) = limit.most();
         interval * orders.saturating_sub(capacity - capacity / 5)
     };
-    needs(Limit::Orders, all).max(needs(Limit::Domain, most))
+    needs(CaLimit::Orders, all).max(needs(CaLimit::Domain, most))
 }
 
 #[cfg(test)]
@@ -128,21 +128,24 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
 
     #[test]
-    fn a_bucket_is_empty_after_as_many_as_it_holds_and_refills_one_by_one() {
+    fn bucket_is_empty_after_its_capacity_and_refills_one_by_one() {
         let (mut buckets, subject) = (Buckets::default(), || "site.com".to_owned());
-        assert_eq!(buckets.room(Limit::Domain, subject(), NOW), 40);
+        assert_eq!(buckets.room(CaLimit::Domain, subject(), NOW), 40);
         for _ in 0..50 {
-            assert_eq!(buckets.is_full(Limit::Domain, subject(), NOW), None);
-            buckets.take(Limit::Domain, subject(), NOW);
+            assert_eq!(buckets.is_full(CaLimit::Domain, subject(), NOW), None);
+            buckets.take(CaLimit::Domain, subject(), NOW);
         }
-        let wait = buckets.is_full(Limit::Domain, subject(), NOW).unwrap();
+        let wait = buckets.is_full(CaLimit::Domain, subject(), NOW).unwrap();
         assert_eq!(wait, 7 * DAY / 50);
-        assert_eq!(buckets.is_full(Limit::Domain, subject(), NOW + wait), None);
-        assert_eq!(buckets.room(Limit::Domain, subject(), NOW), 0);
+        assert_eq!(
+            buckets.is_full(CaLimit::Domain, subject(), NOW + wait),
+            None
+        );
+        assert_eq!(buckets.room(CaLimit::Domain, subject(), NOW), 0);
     }
 
     #[test]
-    fn the_first_certificates_take_what_the_limits_let_through() {
+    fn first_issuance_takes_as_long_as_the_limits_require() {
         let names = |count: u32, domain: &str| -> Vec<Identifier> {
             let names = (0..count).map(|n| Identifier::parse(&format!("n{n}.{domain}")).unwrap());
             names.collect()

@@ -1,5 +1,5 @@
-//! One machine of the fleet: its clock, its disk, its proxy, its way to the CA
-//! and its view of the store. What runs on it is the real supervisor.
+//! One machine of the fleet: its clock, its disk, its proxy and its faults. The
+//! real supervisor runs on it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -10,9 +10,9 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 
 use super::START;
-use super::authority::Shared;
+use super::ca::SharedCa;
 use super::disk::{Disk, File, Folder, Found};
-use super::kill::{Fuse, Moment};
+use super::kill::{KillPoint, KillSwitch};
 use super::tally::Tally;
 use crate::acme::Dated;
 use crate::certificate::{Bundle, Facts, Fingerprint, Secret};
@@ -24,10 +24,11 @@ use crate::record::Generation;
 use crate::time::{Clock, Timestamp, VirtualClock, sleep_in_parts};
 
 const PROXY: &str = "proxy";
-/// What the scenarios do to a node.
+
+/// The faults of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Ailments {
-    /// Nothing can be written.
+pub(super) struct NodeFaults {
+    /// The disk is full.
     pub(super) disk_full: bool,
     /// The CA cannot be reached.
     pub(super) no_ca: bool,
@@ -35,15 +36,15 @@ pub(super) struct Ailments {
     pub(super) no_store: Option<Timestamp>,
     /// The proxy accepts the signal and does nothing.
     pub(super) deaf: bool,
-    /// Nothing moves, from the one instant until the other.
+    /// The machine is suspended from the first instant to the second.
     pub(super) frozen: Option<(Timestamp, Timestamp)>,
-    /// Milliseconds that its clock is ahead.
+    /// Milliseconds by which its clock is ahead.
     pub(super) ahead: i64,
 }
 
-impl Ailments {
-    /// Since when nobody hears of it at the store.
-    pub(super) fn silent_since(&self) -> Option<Timestamp> {
+impl NodeFaults {
+    /// Since when the store cannot reach it.
+    pub(super) fn unreachable_since(&self) -> Option<Timestamp> {
         let frozen = self.frozen.map(|(since, _)| since);
         [frozen, self.no_store].into_iter().flatten().min()
     }
@@ -53,24 +54,24 @@ impl Ailments {
 pub(super) struct Node {
     pub(super) index: usize,
     pub(super) world: Arc<VirtualClock>,
-    pub(super) authority: Shared,
+    pub(super) ca: SharedCa,
     pub(super) tally: Arc<Tally>,
-    /// Its process is to be ended.
+    /// Notified when its process must end.
     pub(super) killed: Notify,
-    inside: Mutex<Inside>,
+    inner: Mutex<Inner>,
 }
 
 #[derive(Default)]
-struct Inside {
-    ailments: Ailments,
+struct Inner {
+    faults: NodeFaults,
     disk: Disk,
-    /// What the proxy has loaded.
+    /// The loaded pairs of the proxy.
     served: BTreeMap<Lineage, Found>,
-    /// When the process ends by itself.
-    fuse: Option<Fuse>,
-    /// Whether it has ended: it does nothing any more.
+    /// The point at which the process is killed.
+    kill_switch: Option<KillSwitch>,
+    /// Whether the process has ended; it does nothing then.
     dead: bool,
-    /// What its clock and the CA's have shown at once, in this process.
+    /// The last pair of its clock and the CA's clock, in this process.
     dated: Option<Dated>,
 }
 
@@ -78,47 +79,47 @@ impl Node {
     pub(super) fn new(
         index: usize,
         world: Arc<VirtualClock>,
-        authority: Shared,
+        ca: SharedCa,
         tally: Arc<Tally>,
     ) -> Self {
-        tally.appears(index, world.now());
+        tally.add_machine(index, world.now());
         Self {
             index,
             world,
-            authority,
+            ca,
             tally,
             killed: Notify::new(),
-            inside: Mutex::default(),
+            inner: Mutex::default(),
         }
     }
 
-    pub(super) fn ailments(&self) -> Ailments {
-        self.inside().ailments
+    pub(super) fn faults(&self) -> NodeFaults {
+        self.inner().faults
     }
 
-    pub(super) fn change(&self, change: impl FnOnce(&mut Ailments)) {
-        change(&mut self.inside().ailments);
+    pub(super) fn change(&self, change: impl FnOnce(&mut NodeFaults)) {
+        change(&mut self.inner().faults);
     }
 
-    /// What its clock shows.
+    /// The time of its clock.
     pub(super) fn clock(&self) -> Timestamp {
-        let (now, ahead) = (self.world.now(), self.ailments().ahead);
+        let (now, ahead) = (self.world.now(), self.faults().ahead);
         let by = Duration::from_millis(ahead.unsigned_abs());
         if ahead < 0 { now - by } else { now + by }
     }
 
-    /// What the proxy serves of `lineage`, if that is not a placeholder.
+    /// The certificate that the proxy serves for `lineage`, placeholders excluded.
     pub(super) fn serves(&self, lineage: &Lineage) -> Option<Fingerprint> {
-        let inside = self.inside();
-        let served = inside.served.get(lineage)?;
+        let inner = self.inner();
+        let served = inner.served.get(lineage)?;
         let real = served.generation > Generation(0);
         real.then(|| served.facts.fingerprint.clone())
     }
 
-    /// The least part of a life that is left of anything served, in thousandths.
+    /// The shortest remaining lifetime of the served certificates, in thousandths.
     pub(super) fn least_left(&self, now: Timestamp) -> u64 {
-        let inside = self.inside();
-        let real = inside.served.values();
+        let inner = self.inner();
+        let real = inner.served.values();
         let real = real.filter(|served| served.generation > Generation(0));
         let left = real.map(|served| {
             let life = served.facts.lifetime().as_secs().max(1);
@@ -127,99 +128,102 @@ impl Node {
         left.min().unwrap_or(1000)
     }
 
-    /// The machine is taken away, and all that was on it.
+    /// Removes the machine with all its data.
     pub(super) fn retire(&self) {
-        self.tally.vanishes(self.index, self.world.now());
-        let mut inside = self.inside();
-        *inside = Inside {
-            ailments: inside.ailments,
+        self.tally.remove_machine(self.index, self.world.now());
+        let mut inner = self.inner();
+        *inner = Inner {
+            faults: inner.faults,
             dead: true,
-            ..Inside::default()
+            ..Inner::default()
         };
     }
 
-    /// Its process begins.
+    /// Starts its process.
     pub(super) fn begin(&self) {
-        let mut inside = self.inside();
-        (inside.dead, inside.fuse, inside.dated) = (false, None, None);
-        inside.disk.sweep();
+        let mut inner = self.inner();
+        (inner.dead, inner.kill_switch, inner.dated) = (false, None, None);
+        inner.disk.sweep();
     }
 
-    /// Its process has ended, and will not have done what it was about to.
+    /// Ends its process; pending steps are not done.
     pub(super) fn end(&self) {
-        self.inside().dead = true;
+        self.inner().dead = true;
     }
 
-    /// Ends the process at a drawn moment.
-    pub(super) fn light(&self, fuse: Fuse) {
-        self.inside().fuse = Some(fuse);
+    /// Kills the process at a given point.
+    pub(super) fn arm(&self, kill_switch: KillSwitch) {
+        self.inner().kill_switch = Some(kill_switch);
     }
 
-    /// Whether the process has ended; it ends here when it is to.
-    fn ends_at(&self, moment: Moment) -> bool {
-        let mut inside = self.inside();
-        let burnt = inside.fuse.as_mut().is_some_and(|fuse| fuse.burns(moment));
-        if burnt && !inside.dead {
-            inside.dead = true;
+    /// Whether the process has ended, at this point or before.
+    fn ends_at(&self, moment: KillPoint) -> bool {
+        let mut inner = self.inner();
+        let fires = inner
+            .kill_switch
+            .as_mut()
+            .is_some_and(|kill_switch| kill_switch.fires(moment));
+        if fires && !inner.dead {
+            inner.dead = true;
             self.killed.notify_one();
         }
-        inside.dead
+        inner.dead
     }
 
-    /// Lets the process end here when it is to, and stand still while its machine
-    /// does: then nothing more of it is seen.
-    pub(super) async fn lives_through(&self, moment: Moment) {
+    /// Passes a point: never returns when the process is killed there, and waits
+    /// while its machine is suspended.
+    pub(super) async fn pass(&self, moment: KillPoint) {
         if self.ends_at(moment) {
             std::future::pending::<()>().await;
         }
-        self.thaw().await;
+        self.wait_while_frozen().await;
     }
 
-    /// Sleeps by the world's clock, and on while the machine stands still.
+    /// Sleeps by the world's clock, and longer while the machine is suspended.
     pub(super) async fn sleep_until(&self, instant: Timestamp) {
         self.world.sleep_until(instant).await;
-        self.thaw().await;
+        self.wait_while_frozen().await;
     }
 
-    async fn thaw(&self) {
-        while let Some((_, until)) = self.ailments().frozen
+    async fn wait_while_frozen(&self) {
+        while let Some((_, until)) = self.faults().frozen
             && until > self.world.now()
         {
             self.world.sleep_until(until).await;
         }
     }
 
-    /// The CA's reply has told the time.
-    pub(super) fn hears_the_time(&self) {
+    /// Notes the time of a CA's reply.
+    pub(super) fn observe_ca_time(&self) {
         let theirs = Timestamp::from_seconds(self.world.now().seconds());
         let ours = self.clock();
-        self.inside().dated = Some(Dated { ours, theirs });
+        self.inner().dated = Some(Dated { ours, theirs });
     }
 
     pub(super) fn dated(&self) -> Option<Dated> {
         let now = self.clock();
-        Dated::still(&mut self.inside().dated, now)
+        Dated::still(&mut self.inner().dated, now)
     }
 
-    /// The proxy begins anew, with what lies on the disk.
-    pub(super) fn proxy_begins(&self) {
-        let names = self.inside().disk.names();
+    /// Restarts the proxy, which loads the pairs on the disk.
+    pub(super) fn restart_proxy(&self) {
+        let names = self.inner().disk.names();
         for lineage in names {
             self.load(&lineage);
         }
     }
 
-    fn inside(&self) -> MutexGuard<'_, Inside> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn load(&self, lineage: &Lineage) {
-        let mut inside = self.inside();
-        let Some(found) = inside.disk.read(lineage) else {
+        let mut inner = self.inner();
+        let Some(found) = inner.disk.read(lineage) else {
             return;
         };
-        let before = inside.served.insert(lineage.clone(), found.clone());
-        drop(inside);
+        let before = inner.served.insert(lineage.clone(), found.clone());
+        drop(inner);
         let same = |before: Found| {
             before.facts.fingerprint == found.facts.fingerprint && before.key_pem == found.key_pem
         };
@@ -228,24 +232,24 @@ impl Node {
         }
         let (now, place) = (self.world.now(), (self.index, lineage.clone()));
         if found.generation == Generation(0) {
-            self.tally.bared(place, now);
+            self.tally.loaded_placeholder(place, now);
             return;
         }
         let (leaf, names) = (&found.facts.fingerprint, &found.facts.identifiers);
-        let matches = self.authority.is_pair(leaf, &found.key_pem)
+        let matches = self.ca.is_pair(leaf, &found.key_pem)
             && names.iter().map(Lineage::of).eq([lineage.clone()]);
         let until = found.facts.not_after;
         self.tally.loaded(place.clone(), matches, until, now);
-        if self.authority.is_the_best(names, leaf, now) {
+        if self.ca.is_the_newest(names, leaf, now) {
             self.tally.well(&place, now);
         }
     }
 
     fn write(&self, folder: Folder, lineage: &Lineage, file: File) -> Result<(), OutputError> {
-        if self.ends_at(Moment::Publish) || self.ailments().disk_full {
+        if self.ends_at(KillPoint::Publish) || self.faults().disk_full {
             return Err(full("write"));
         }
-        self.inside().disk.write(folder, lineage, file);
+        self.inner().disk.write(folder, lineage, file);
         Ok(())
     }
 
@@ -259,10 +263,10 @@ impl Node {
         self.write(Folder::Staging, lineage, File::Key(key_pem))?;
         let chain = File::Chain(generation, facts);
         self.write(Folder::Staging, lineage, chain)?;
-        if self.ends_at(Moment::Publish) {
+        if self.ends_at(KillPoint::Publish) {
             return Err(full("rename"));
         }
-        self.inside().disk.rename(lineage);
+        self.inner().disk.rename(lineage);
         Ok(())
     }
 }
@@ -275,7 +279,7 @@ fn full(operation: &'static str) -> OutputError {
     }
 }
 
-/// The node's clock: the world's, give or take what a scenario does to it.
+/// The node's clock: the world's, plus its error.
 pub(super) struct NodeClock(pub(super) Arc<Node>);
 
 #[async_trait]
@@ -312,20 +316,20 @@ impl Outlet for NodeDisk {
     }
 
     fn live(&self, lineage: &Lineage) -> Option<Generation> {
-        let inside = self.0.inside();
-        inside.disk.live(lineage).map(|(live, ..)| live)
+        let inner = self.0.inner();
+        inner.disk.live(lineage).map(|(live, ..)| live)
     }
 
     fn is_live(&self, lineage: &Lineage, generation: Generation, bundle: &Bundle) -> bool {
-        let inside = self.0.inside();
-        let live = inside.disk.live(lineage);
+        let inner = self.0.inner();
+        let live = inner.disk.live(lineage);
         live.is_some_and(|(live, facts, key_pem)| {
             let leaf = &bundle.facts().fingerprint;
             live == generation && facts.fingerprint == *leaf && key_pem == bundle.key_pem()
         })
     }
 
-    /// It is there, and never counts as a certificate.
+    /// Generation 0, which never counts as a certificate.
     fn placeholder(
         &self,
         lineage: &Lineage,
@@ -356,7 +360,7 @@ impl Outlet for NodeDisk {
     }
 }
 
-/// The proxy of the node, told of one certificate.
+/// The proxy of the node, as the target of one certificate.
 pub(super) struct NodeProxy(pub(super) Arc<Node>, pub(super) Lineage);
 
 #[async_trait]
@@ -370,17 +374,17 @@ impl Target for NodeProxy {
     }
 
     async fn apply(&self, _: &Delivery) -> Result<(), DeployError> {
-        self.0.lives_through(Moment::Apply).await;
-        if !self.0.ailments().deaf {
+        self.0.pass(KillPoint::Apply).await;
+        if !self.0.faults().deaf {
             self.0.tally.reload();
             self.0.load(&self.1);
         }
-        self.0.lives_through(Moment::Apply).await;
+        self.0.pass(KillPoint::Apply).await;
         Ok(())
     }
 }
 
-/// Looks at the node's proxy.
+/// Verifies the certificates of the node's proxy.
 pub(super) struct NodeProver(pub(super) Arc<Node>);
 
 #[async_trait]
@@ -391,12 +395,12 @@ impl Verifier for NodeProver {
         name: &Identifier,
         wanted: &Fingerprint,
     ) -> Result<(), String> {
-        let inside = self.0.inside();
+        let inner = self.0.inner();
         let lineage = Lineage::of(name);
-        match inside.served.get(&lineage) {
+        match inner.served.get(&lineage) {
             Some(served) if served.facts.fingerprint == *wanted => Ok(()),
             Some(_) => Err(format!("{place} serves another certificate")),
-            None => Err(format!("{place} serves nothing")),
+            None => Err(format!("{place} serves no certificate")),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The year as a picture: what was left of the shortest-lived of all that was
-//! served, orders a day, and what went wrong meanwhile.
+//! The timeline as an SVG: the shortest remaining lifetime of any served
+//! certificate, the orders of each day, and the faults.
 
 use std::fmt::Write;
 
@@ -16,20 +16,30 @@ const LOWER: u64 = 120;
 #[must_use]
 pub(crate) fn plot(score: &Score, timeline: &Timeline) -> String {
     let mut svg = String::new();
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     let _ = write(&mut svg, score, timeline);
     svg
 }
 
 fn write(svg: &mut String, score: &Score, timeline: &Timeline) -> std::fmt::Result {
     let (width, height) = (LEFT * 2 + WIDTH, TOP + UPPER + GAP + LOWER + 50);
-    let hours = u64::from(score.days) * 24;
-    let x = |hour: u64| LEFT + hour * WIDTH / hours.max(1);
     writeln!(
         svg,
         r##"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">"##
     )?;
     writeln!(svg, r##"<rect width="100%" height="100%" fill="white"/>"##)?;
+    let hours = u64::from(score.days) * 24;
+    let x = |hour: u64| LEFT + hour * WIDTH / hours.max(1);
+    write_titles(svg, score)?;
+    write_events(svg, timeline, x)?;
+    write_lifetimes(svg, timeline, x)?;
+    write_orders(svg, timeline, x)?;
+    write_days(svg, score.days, x)?;
+    writeln!(svg, "</svg>")
+}
+
+/// The plan and its score, in two lines.
+fn write_titles(svg: &mut String, score: &Score) -> std::fmt::Result {
     writeln!(
         svg,
         r##"<text x="{LEFT}" y="24" font-size="16">{} certificates on {} nodes for {} days, seed {}</text>"##,
@@ -45,25 +55,11 @@ fn write(svg: &mut String, score: &Score, timeline: &Timeline) -> std::fmt::Resu
         score.duplicate_certificates,
         score.ledger_breaches,
         score.worst_recovery_seconds
-    )?;
-    events(svg, timeline, x)?;
-    least_left(svg, timeline, x)?;
-    orders(svg, timeline, x)?;
-    let y = TOP + UPPER + GAP + LOWER + 18;
-    for day in (0..=u64::from(score.days)).step_by(30) {
-        let x = x(day * 24);
-        writeln!(
-            svg,
-            r##"<text x="{x}" y="{y}" text-anchor="middle">{day}</text>"##
-        )?;
-    }
-    let y = y + 18;
-    writeln!(svg, r##"<text x="{LEFT}" y="{y}">days</text>"##)?;
-    writeln!(svg, "</svg>")
+    )
 }
 
-/// What happened, over both charts.
-fn events(svg: &mut String, timeline: &Timeline, x: impl Fn(u64) -> u64) -> std::fmt::Result {
+/// The faults, as bars behind both charts.
+fn write_events(svg: &mut String, timeline: &Timeline, x: impl Fn(u64) -> u64) -> std::fmt::Result {
     for (index, (begins, ends, name)) in timeline.events.iter().enumerate() {
         let (from, to) = (x(*begins), x(*ends).max(x(*begins) + 1));
         let (wide, tall) = (to - from, UPPER + GAP + LOWER);
@@ -76,8 +72,12 @@ fn events(svg: &mut String, timeline: &Timeline, x: impl Fn(u64) -> u64) -> std:
     Ok(())
 }
 
-/// The upper chart.
-fn least_left(svg: &mut String, timeline: &Timeline, x: impl Fn(u64) -> u64) -> std::fmt::Result {
+/// The shortest remaining lifetime, as a line.
+fn write_lifetimes(
+    svg: &mut String,
+    timeline: &Timeline,
+    x: impl Fn(u64) -> u64,
+) -> std::fmt::Result {
     axis(
         svg,
         TOP,
@@ -98,8 +98,8 @@ fn least_left(svg: &mut String, timeline: &Timeline, x: impl Fn(u64) -> u64) -> 
     )
 }
 
-/// The lower chart.
-fn orders(svg: &mut String, timeline: &Timeline, x: impl Fn(u64) -> u64) -> std::fmt::Result {
+/// The orders of each day, as bars.
+fn write_orders(svg: &mut String, timeline: &Timeline, x: impl Fn(u64) -> u64) -> std::fmt::Result {
     let (lower, most) = (TOP + UPPER + GAP, timeline.orders.iter().max());
     let most = most.copied().unwrap_or_default().max(1);
     axis(svg, lower, LOWER, "orders a day", &most.to_string())?;
@@ -113,6 +113,20 @@ fn orders(svg: &mut String, timeline: &Timeline, x: impl Fn(u64) -> u64) -> std:
         )?;
     }
     Ok(())
+}
+
+/// The labels of the days.
+fn write_days(svg: &mut String, days: u32, x: impl Fn(u64) -> u64) -> std::fmt::Result {
+    let y = TOP + UPPER + GAP + LOWER + 18;
+    for day in (0..=u64::from(days)).step_by(30) {
+        let x = x(day * 24);
+        writeln!(
+            svg,
+            r##"<text x="{x}" y="{y}" text-anchor="middle">{day}</text>"##
+        )?;
+    }
+    let y = y + 18;
+    writeln!(svg, r##"<text x="{LEFT}" y="{y}">days</text>"##)
 }
 
 fn axis(svg: &mut String, top: u64, height: u64, what: &str, most: &str) -> std::fmt::Result {

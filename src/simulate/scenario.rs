@@ -1,5 +1,5 @@
-//! What goes wrong, by name, and when: drawn from the seed before anything
-//! happens.
+//! The kinds of faults by name, and their times: drawn from the seed before the
+//! start.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,25 +20,25 @@ pub(crate) enum Scenario {
     LongOutage,
     /// The CA answers every request with 429 for three hours.
     RateLimits,
-    /// The CA calls back a third of what it has issued.
+    /// The CA revokes a third of its certificates.
     MassRevocation,
-    /// The CA signs certificates that are over in five minutes, for four hours.
+    /// For four hours the CA signs certificates that expire after five minutes.
     UselessCertificates,
     /// Three replies in a hundred are lost after the CA has acted.
     LostReplies,
-    /// Control of one name in fifty cannot be proven for up to twelve hours.
+    /// One name in fifty fails its validation for up to twelve hours.
     UnprovenNames,
-    /// The process is killed at any moment, and fifty times in an hour.
+    /// The process is killed at any point, and fifty times in an hour.
     Crashes,
-    /// Nodes are taken away for days and come back empty.
+    /// Nodes are removed for days and return empty.
     Scaling,
     /// A node reaches neither the CA nor the shared store for hours.
     Partitions,
-    /// A node can write nothing for hours.
+    /// A node's disk is full for hours.
     FullDisks,
     /// A node's proxy ignores the signal for hours.
     DeafProxies,
-    /// A node stands still for hours, and its clock does not.
+    /// A node is suspended for hours while time passes.
     Suspensions,
     /// A node reaches the CA, and not the shared store, for hours.
     StoreCuts,
@@ -48,7 +48,7 @@ pub(crate) enum Scenario {
     Clocks,
 }
 
-/// All of them, with the names that a user gives them.
+/// All scenarios with their names.
 const ALL: &[(Scenario, &str)] = &[
     (Scenario::Outages, "outages"),
     (Scenario::LongOutage, "long-outage"),
@@ -69,7 +69,7 @@ const ALL: &[(Scenario, &str)] = &[
 ];
 
 impl Scenario {
-    /// All that go together: 160 h certificates do not outlive the long outage.
+    /// All compatible scenarios: 160 h certificates do not survive the long outage.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         let all = ALL.iter().map(|(scenario, _)| *scenario);
         all.filter(|scenario| *scenario != Self::LongOutage)
@@ -80,54 +80,51 @@ impl Scenario {
         ALL.iter().map(|(_, name)| *name)
     }
 
-    /// From the end of one of them until all is well at the latest, where nothing
-    /// else goes wrong meanwhile.
+    /// The longest allowed recovery after the end of a fault, without other faults
+    /// meanwhile.
     ///
-    /// Half an hour is what a fleet takes that may act: a CA is asked again every
-    /// 5 minutes (give or take a fifth), a hand-over and a store that cannot be
-    /// written are tried again every 5 minutes, a lease that is taken is asked for
-    /// again as often; a thousand orders, four at a time, take the rest of it.
-    /// What the CA has asked us to wait for, or what must wait since it has failed,
-    /// comes first.
+    /// A fleet that may act takes half an hour: an unreachable CA is probed every
+    /// 5 minutes (give or take a fifth), a failed deployment, a failed save and a
+    /// taken lease are retried every 5 minutes, and a thousand orders, four at a
+    /// time, take the rest. A `Retry-After` or a backoff comes before that.
     #[must_use]
     pub(crate) fn recovers_within(self) -> Duration {
         let waits = match self {
             // Its `Retry-After`.
             Self::RateLimits => HOUR,
-            // Its windows are asked for every six hours, and what is called back
-            // is spread over an hour.
+            // Windows are refreshed every six hours, and the renewals of revoked
+            // certificates are spread over an hour.
             Self::MassRevocation => HOUR * 7,
-            // What it has signed counts: when three of the five duplicates of a
-            // week are spent, the next is there after a fifth of the week. The
-            // back-off of a day is shorter.
+            // Useless certificates count as duplicates: when three of the five in
+            // a week are spent, the next token comes after a fifth of the week.
+            // The backoff of a day is shorter.
             Self::UselessCertificates => DAY * 7 / 5,
-            // After the fourth failure it is tried again after a day, give or take
-            // a tenth.
+            // After the fourth failure the backoff is a day, give or take a tenth.
             Self::UnprovenNames => DAY * 11 / 10,
             _ => Duration::ZERO,
         };
         waits + MINUTE * 30
     }
 
-    /// The same where any of `chosen` may happen besides.
+    /// The same when any of `chosen` may happen too.
     pub(super) fn recovers_among(self, chosen: impl Iterator<Item = Self>) -> Duration {
-        let ailment = chosen.map(Self::keeps_a_machine_for).max();
+        let ailment = chosen.map(Self::longest_at_a_node).max();
         match self {
-            // Whoever is to ask for the window, or to order, may ail just then.
+            // The node that must refresh or order may have a fault just then.
             Self::MassRevocation => self.recovers_within() + ailment.unwrap_or_default(),
             _ => self.recovers_within(),
         }
     }
 
-    /// How long it keeps one machine from its work at the longest.
-    pub(super) fn keeps_a_machine_for(self) -> Duration {
-        let ailments = AT_A_NODE.iter();
-        let longest = ailments.filter(|(scenario, ..)| *scenario == self);
+    /// The longest time for which it stops one machine.
+    pub(super) fn longest_at_a_node(self) -> Duration {
+        let faults = AT_A_NODE.iter();
+        let longest = faults.filter(|(scenario, ..)| *scenario == self);
         longest.map(|(_, _, most)| *most).max().unwrap_or_default()
     }
 
-    /// Whether it happens to the CA, and so to all.
-    pub(super) fn is_the_cas(self) -> bool {
+    /// Whether it is a fault of the CA, which affects all nodes.
+    pub(super) fn is_at_the_ca(self) -> bool {
         let mut at_the_ca = AT_THE_CA.iter().chain(LONG);
         at_the_ca.any(|(scenario, ..)| *scenario == self)
     }
@@ -158,7 +155,7 @@ impl FromStr for Scenario {
         named.map(|(scenario, _)| *scenario).ok_or_else(|| {
             let names: Vec<_> = Self::names().collect();
             format!(
-                "`{}` is no scenario: there are {}, and all",
+                "unknown scenario `{}`: use all, or one of {}",
                 text.escape_debug(),
                 names.join(", ")
             )
@@ -166,16 +163,16 @@ impl FromStr for Scenario {
     }
 }
 
-/// What happens to the CA, or to a node, from one instant to another.
+/// A fault of the CA or of a node, from one instant to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Event {
     pub(super) scenario: Scenario,
-    /// After the beginning.
+    /// Counted from the start.
     pub(super) begins: Duration,
     pub(super) lasts: Duration,
 }
 
-/// One thing that may happen, and how long it may last.
+/// A scenario with its shortest and longest duration.
 type Choice = (Scenario, Duration, Duration);
 
 const AT_THE_CA: &[Choice] = &[
@@ -233,35 +230,35 @@ const AT_A_NODE: &[Choice] = &[
     (Scenario::Clocks, HOUR, HOUR.saturating_mul(12)),
 ];
 
-/// A CA that calls the same certificates back again and again is taken for one
-/// that has gone wrong, and is left alone for longer each time.
+/// The least time between two mass revocations: the program treats a CA that
+/// revokes the same certificates again and again as broken, and waits longer.
 const BETWEEN_REVOCATIONS: Duration = DAY.saturating_mul(60);
 
-/// What happens to the CA: never two things at once, and all is well for days
-/// in between, since each of them alone may take what a short life leaves.
+/// The faults of the CA: never two at once, and with days between them, since one
+/// alone may use up the rest of a short lifetime.
 pub(super) fn at_the_ca(chosen: &[Scenario], seed: u64, span: Duration) -> Vec<Event> {
     let random = Scenario::Outages.random(seed, 0);
     let mut events = plan(AT_THE_CA, chosen, &random, span, DAY * 10);
     let mut last = None;
     events.retain(|event: &Event| {
-        let called_back = event.scenario == Scenario::MassRevocation;
+        let revoked = event.scenario == Scenario::MassRevocation;
         let soon = last.is_some_and(|last| event.begins < last + BETWEEN_REVOCATIONS);
-        if called_back && !soon {
+        if revoked && !soon {
             last = Some(event.begins);
         }
-        !called_back || !soon
+        !revoked || !soon
     });
     events.extend(plan(LONG, chosen, &random, span, DAY * 60));
     events
 }
 
-/// What happens to one node; the others go on meanwhile.
+/// The faults of one node; the others continue meanwhile.
 pub(super) fn at_a_node(chosen: &[Scenario], seed: u64, node: usize, span: Duration) -> Vec<Event> {
     let random = Scenario::FullDisks.random(seed, node);
     plan(AT_A_NODE, chosen, &random, span, DAY * 5)
 }
 
-/// One thing in each slot, in turn from a drawn beginning, at a drawn instant.
+/// One fault in each slot, in turn from a drawn first one, at a drawn instant.
 fn plan(
     choices: &[Choice],
     chosen: &[Scenario],
@@ -281,8 +278,8 @@ fn plan(
     let events = (0..slots).map(|number| {
         let (scenario, least, most) = choices[(first + number) % choices.len()];
         let lasts = *least + part(*most - *least, random);
-        // A fifth of the slot at least is quiet, at its end: what it has left
-        // undone is done before the next one begins.
+        // At least the last fifth of the slot has no fault, so that the fleet
+        // recovers before the next one.
         let free = slot.saturating_sub(lasts).saturating_sub(slot / 5);
         Event {
             scenario: *scenario,
@@ -293,7 +290,7 @@ fn plan(
     events.collect()
 }
 
-/// By how much a clock is wrong, in turn: milliseconds ahead.
+/// The errors of a clock, in turn: milliseconds ahead.
 pub(super) const AHEAD: [i64; 6] = {
     const HOUR: i64 = 3_600_000;
     let (day, decade) = (24 * HOUR, 3652 * 24 * HOUR);
@@ -310,7 +307,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_is_read_as_it_is_written() {
+    fn scenario_name_round_trips() {
         for name in Scenario::names() {
             assert_eq!(name.parse::<Scenario>().unwrap().to_string(), name);
         }
@@ -319,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happens_to_the_ca_never_overlaps_and_lasts_what_it_should() {
+    fn ca_faults_never_overlap_and_last_as_planned() {
         let all: Vec<_> = Scenario::all().collect();
         for seed in 0..50 {
             let events = at_the_ca(&all, seed, DAY * 365);

@@ -1,13 +1,13 @@
-//! What goes wrong in one run, and when: known before anything happens, but for
-//! the kills, which are noted as they come. It tells for how long a machine was
-//! left in peace, so that what was left undone is excused by the script alone
-//! and never by what the program says of itself.
+//! The faults of one run and their times, known before the start except for the
+//! kills, which are logged as they come. It says for how long a machine was
+//! undisturbed, so that only the script excuses an unfinished certificate, and
+//! never the program's own status.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::kill::Fuse;
+use super::kill::KillSwitch;
 use super::scenario::{Event, at_a_node, at_the_ca};
 use super::{DAY, Plan, START, Scenario};
 use crate::time::Timestamp;
@@ -15,22 +15,22 @@ use crate::time::Timestamp;
 /// From one instant to another.
 type Span = (Timestamp, Timestamp);
 
-/// All that goes wrong.
+/// All faults of one run.
 pub(super) struct Script {
-    /// At the CA.
+    /// The faults of the CA.
     pub(super) at_the_ca: Vec<Event>,
-    /// By node.
+    /// The faults of each node.
     pub(super) at_a_node: Vec<Vec<Event>>,
-    /// Where the first process of each node ends.
-    pub(super) first_ends: Option<Fuse>,
-    /// How long it may take until what was called back is replaced.
+    /// The point at which the first process of each node is killed.
+    pub(super) first_ends: Option<KillSwitch>,
+    /// The longest allowed time until revoked certificates are replaced.
     replaced_within: Duration,
-    noted: Mutex<Noted>,
+    log: Mutex<EventLog>,
 }
 
 #[derive(Default)]
-struct Noted {
-    /// Processes that did not run, by node.
+struct EventLog {
+    /// Spans without a process, by node.
     killed: Vec<Vec<Span>>,
     events: BTreeMap<Scenario, u64>,
 }
@@ -38,7 +38,7 @@ struct Noted {
 impl Script {
     pub(super) fn new(plan: &Plan) -> Self {
         let (chosen, seed, span) = (&plan.scenarios, plan.seed, DAY * plan.days);
-        let noted = Noted {
+        let log = EventLog {
             killed: vec![Vec::new(); plan.nodes],
             events: chosen.iter().map(|scenario| (*scenario, 0)).collect(),
         };
@@ -50,44 +50,44 @@ impl Script {
                 .collect(),
             first_ends: None,
             replaced_within: Scenario::MassRevocation.recovers_among(chosen.iter().copied()),
-            noted: Mutex::new(noted),
+            log: Mutex::new(log),
         }
     }
 
-    /// It has happened once more.
+    /// Counts one more fault.
     pub(super) fn happens(&self, scenario: Scenario) {
-        *self.noted().events.entry(scenario).or_default() += 1;
+        *self.log().events.entry(scenario).or_default() += 1;
     }
 
-    /// How often each has happened.
+    /// The counted faults.
     pub(super) fn happened(&self) -> BTreeMap<Scenario, u64> {
-        self.noted().events.clone()
+        self.log().events.clone()
     }
 
-    /// No process ran on `node` meanwhile.
+    /// Logs that no process ran on `node` in this span.
     pub(super) fn killed(&self, node: usize, from: Timestamp, until: Timestamp) {
-        self.noted().killed[node].push((from, until));
+        self.log().killed[node].push((from, until));
     }
 
-    /// Whether at `now` the CA keeps orders from coming to anything, or has done
-    /// so shortly before: what is left undone then is for that event to answer.
-    pub(super) fn holds_up_orders(&self, now: Timestamp) -> bool {
+    /// Whether the CA blocks orders at `now`, or did so shortly before: unfinished
+    /// certificates then belong to that fault.
+    pub(super) fn blocks_orders(&self, now: Timestamp) -> bool {
         let mut spans = self.at_the_ca.iter().map(at_rest);
         spans.any(|(from, until)| from <= now && now < until)
     }
 
-    /// When the mass revocation was that at `now` has time left to replace what it
-    /// called back: that is for itself to answer, whoever ailed meanwhile.
-    pub(super) fn called_back_at(&self, now: Timestamp) -> Option<Timestamp> {
+    /// The instant of the mass revocation whose replacements are still allowed at
+    /// `now`: they belong to it, even if a node had a fault meanwhile.
+    pub(super) fn revoked_at(&self, now: Timestamp) -> Option<Timestamp> {
         let all = self.at_the_ca.iter();
         let all = all.filter(|event| event.scenario == Scenario::MassRevocation);
         let mut ends = all.map(|event| lasting(event).1);
         ends.find(|ended| *ended <= now && now < *ended + self.replaced_within)
     }
 
-    /// The longest time between `from` and `until` in which `node` and the CA were
-    /// left in peace, but for what `scenario` itself still makes wait.
-    pub(super) fn peace(
+    /// The longest span between `from` and `until` without another fault of `node`
+    /// or the CA, the pause of `scenario` itself excepted.
+    pub(super) fn undisturbed(
         &self,
         scenario: Scenario,
         node: usize,
@@ -97,29 +97,29 @@ impl Script {
         let at_the_ca = self.at_the_ca.iter();
         let others = at_the_ca.filter(|event| event.scenario != scenario || at(event) > from);
         let own = self.at_a_node[node].iter().map(lasting);
-        let killed = self.noted().killed[node].clone();
-        let troubles = others.map(waiting).chain(own).chain(killed);
-        let troubles = troubles.filter(|(begins, ends)| *begins < until && *ends > from);
-        let mut troubles: Vec<Span> = troubles.collect();
-        troubles.sort_unstable();
-        let (mut peace, mut since) = (Duration::ZERO, from);
-        for (begins, ends) in troubles {
-            peace = peace.max(begins.since(since));
+        let killed = self.log().killed[node].clone();
+        let faults = others.map(waiting).chain(own).chain(killed);
+        let faults = faults.filter(|(begins, ends)| *begins < until && *ends > from);
+        let mut faults: Vec<Span> = faults.collect();
+        faults.sort_unstable();
+        let (mut undisturbed, mut since) = (Duration::ZERO, from);
+        for (begins, ends) in faults {
+            undisturbed = undisturbed.max(begins.since(since));
             since = since.max(ends);
         }
-        peace.max(until.since(since))
+        undisturbed.max(until.since(since))
     }
 
-    /// For how long the CA has kept orders from coming to anything until `now`.
-    pub(super) fn held_up_until(&self, now: Timestamp) -> Duration {
+    /// The total time until `now` in which the CA blocked orders.
+    pub(super) fn blocked_until(&self, now: Timestamp) -> Duration {
         let spans = self.at_the_ca.iter().map(at_rest);
         spans
             .map(|(from, until)| until.min(now).since(from.min(now)))
             .sum()
     }
 
-    fn noted(&self) -> MutexGuard<'_, Noted> {
-        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn log(&self) -> MutexGuard<'_, EventLog> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -131,14 +131,14 @@ fn lasting(event: &Event) -> Span {
     (at(event), at(event) + event.lasts)
 }
 
-/// Until all of it should be well again.
+/// The fault with its allowed recovery.
 fn at_rest(event: &Event) -> Span {
     let (begins, ends) = lasting(event);
     (begins, ends + event.scenario.recovers_within())
 }
 
-/// Until nothing of it makes anybody wait: what it takes then is as after any
-/// other fault.
+/// The fault with its own pause, such as a `Retry-After`, without the recovery
+/// that follows every fault.
 fn waiting(event: &Event) -> Span {
     let (begins, until) = at_rest(event);
     (begins, until - Scenario::Outages.recovers_within())
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn peace_is_what_the_longest_gap_between_troubles_is() {
+    fn undisturbed_is_the_longest_gap_between_faults() {
         let plan = Plan {
             seed: 1,
             nodes: 1,
@@ -166,24 +166,24 @@ mod tests {
         };
         script.at_the_ca = vec![event(Scenario::RateLimits, 10, 3)];
         script.at_a_node = vec![vec![event(Scenario::FullDisks, 2, 3)]];
-        let peace = |scenario, from, until| {
-            script.peace(scenario, 0, START + hour * from, START + hour * until)
+        let undisturbed = |scenario, from, until| {
+            script.undisturbed(scenario, 0, START + hour * from, START + hour * until)
         };
         let disks = Scenario::FullDisks;
-        assert_eq!(peace(disks, 0, 2), hour * 2);
-        assert_eq!(peace(disks, 1, 4), hour);
-        // Five hours until the CA says no, and it asks for one more in the end.
-        assert_eq!(peace(disks, 5, 12), hour * 5);
-        assert_eq!(peace(disks, 9, 20), hour * 6);
-        assert_eq!(peace(Scenario::RateLimits, 13, 15), hour * 2);
+        assert_eq!(undisturbed(disks, 0, 2), hour * 2);
+        assert_eq!(undisturbed(disks, 1, 4), hour);
+        // Five hours until the rate limit, which adds an hour of `Retry-After`.
+        assert_eq!(undisturbed(disks, 5, 12), hour * 5);
+        assert_eq!(undisturbed(disks, 9, 20), hour * 6);
+        assert_eq!(undisturbed(Scenario::RateLimits, 13, 15), hour * 2);
         script.killed(0, START + hour * 14, START + hour * 15);
-        assert_eq!(peace_after_kill(&script, hour), hour * 4);
-        assert!(script.holds_up_orders(START + hour * 14));
-        assert!(!script.holds_up_orders(START + hour * 15));
+        assert_eq!(undisturbed_after_kill(&script, hour), hour * 4);
+        assert!(script.blocks_orders(START + hour * 14));
+        assert!(!script.blocks_orders(START + hour * 15));
     }
 
     #[test]
-    fn what_is_called_back_is_for_the_revocation_to_answer_until_its_time_is_over() {
+    fn revoked_at_covers_the_allowed_replacement_time() {
         let hour = Duration::from_secs(3600);
         let of = |scenarios| {
             let mut script = Script::new(&Plan {
@@ -203,19 +203,19 @@ mod tests {
         };
         let alone = of(vec![Scenario::MassRevocation]);
         let half = START + hour / 2;
-        let asked = [9, 10, 16, 17, 30].map(|hours| alone.called_back_at(half + hour * hours));
+        let asked = [9, 10, 16, 17, 30].map(|hours| alone.revoked_at(half + hour * hours));
         let then = Some(START + hour * 10);
         assert_eq!(asked, [None, then, then, None, None]);
-        // A machine that is cut off is the one that asks.
+        // The node that must refresh may be cut off.
         let ailing = of(vec![Scenario::MassRevocation, Scenario::CaCuts]);
-        let longest = Scenario::CaCuts.keeps_a_machine_for();
+        let longest = Scenario::CaCuts.longest_at_a_node();
         let over = START + hour * 10 + hour / 2 + hour * 7 + longest;
-        assert_eq!(ailing.called_back_at(over - Duration::from_secs(1)), then);
-        assert_eq!(ailing.called_back_at(over), None);
+        assert_eq!(ailing.revoked_at(over - Duration::from_secs(1)), then);
+        assert_eq!(ailing.revoked_at(over), None);
     }
 
-    fn peace_after_kill(script: &Script, hour: Duration) -> Duration {
-        script.peace(
+    fn undisturbed_after_kill(script: &Script, hour: Duration) -> Duration {
+        script.undisturbed(
             Scenario::RateLimits,
             0,
             START + hour * 13,

@@ -1,7 +1,7 @@
-//! A node's view of the shared store: what it has handed over and seen served
-//! is its own, kept on its own disk; all else is the fleet's. A lease ends when
-//! its holder does, and runs out when the store has not heard of it for a minute:
-//! what it would save then is refused if another was faster.
+//! A node's view of the shared store: its deployments and verifications are its
+//! own, on its own disk; all else is shared. A lease ends with its holder, and
+//! expires when its holder is unreachable for a minute: a late save is refused if
+//! another node was faster.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::kill::Moment;
+use super::kill::KillPoint;
 use super::node::Node;
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
@@ -19,7 +19,7 @@ use crate::store::memory::MemoryStore;
 use crate::store::{Lease, Store, StoreError};
 use crate::time::Clock;
 
-/// What one node has of one certificate.
+/// The state of one certificate on one node.
 #[derive(Clone, Debug, Default)]
 struct Own {
     deployed: BTreeMap<String, Generation>,
@@ -29,16 +29,16 @@ struct Own {
     taken_back: Option<TakenBack>,
 }
 
-/// A holder that has not been heard of for so long holds nothing any more.
+/// The lease of a holder that is unreachable for this time expires.
 const LEASE: Duration = Duration::from_secs(60);
 
-/// What the fleet shares.
+/// The store that the fleet shares.
 #[derive(Default)]
 pub(super) struct SharedStore {
     memory: MemoryStore,
     leases: Mutex<BTreeMap<Lineage, Holder>>,
     last_token: Mutex<u64>,
-    /// Leases that ran out, and saves of those who had held them that were refused.
+    /// Expired leases, and refused saves of their former holders.
     counts: Mutex<(u64, u64)>,
 }
 
@@ -48,7 +48,7 @@ struct Holder {
 }
 
 impl SharedStore {
-    /// How many leases ran out, and how many late saves were refused.
+    /// The expired leases and the refused late saves.
     pub(super) fn counts(&self) -> (u64, u64) {
         *guard(&self.counts)
     }
@@ -60,7 +60,7 @@ impl SharedStore {
     ) -> Result<NodeLease, StoreError> {
         let mut leases = guard(&self.leases);
         if let Some(holder) = leases.get(lineage) {
-            let silent = holder.node.ailments().silent_since();
+            let silent = holder.node.faults().unreachable_since();
             let now = node.world.now();
             if silent.is_none_or(|since| now.since(since) < LEASE) {
                 return Err(StoreError::Leased {
@@ -135,17 +135,17 @@ impl NodeStore {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a process that has ended, or a machine that stands still, asks for
-    /// comes to nothing, or later.
+    /// Reaches the store, or fails as the node's faults say. It never returns for
+    /// an ended process, and returns later for a suspended machine.
     async fn reach(
         &self,
         operation: &'static str,
         writes: bool,
-        moment: Moment,
+        moment: KillPoint,
     ) -> Result<(), StoreError> {
-        self.node.lives_through(moment).await;
-        let ailments = self.node.ailments();
-        let kind = match (ailments.no_store, ailments.disk_full && writes) {
+        self.node.pass(moment).await;
+        let faults = self.node.faults();
+        let kind = match (faults.no_store, faults.disk_full && writes) {
             (Some(_), _) => std::io::ErrorKind::HostUnreachable,
             (_, true) => std::io::ErrorKind::StorageFull,
             _ => return Ok(()),
@@ -161,7 +161,7 @@ impl NodeStore {
 #[async_trait]
 impl Store for NodeStore {
     async fn load(&self, lineage: &Lineage) -> Result<Option<(Record, Revision)>, StoreError> {
-        self.reach("read", false, Moment::Read).await?;
+        self.reach("read", false, KillPoint::Read).await?;
         let Some((mut record, revision)) = self.shared.memory.load(lineage).await? else {
             return Ok(None);
         };
@@ -180,7 +180,7 @@ impl Store for NodeStore {
         expected: Revision,
         bundle: Option<&Bundle>,
     ) -> Result<Revision, StoreError> {
-        let moment = bundle.map_or(Moment::Save, |_| Moment::Pair);
+        let moment = bundle.map_or(KillPoint::Save, |_| KillPoint::Pair);
         self.reach("write", true, moment).await?;
         let mut shared = record.clone();
         let own = Own {
@@ -195,10 +195,10 @@ impl Store for NodeStore {
             guard(&self.shared.counts).1 += 1;
         }
         let saved = saved?;
-        // The fleet knows of it; this machine's own notes come after.
-        self.node.lives_through(moment).await;
+        // The shared record is saved first, then this machine's own state.
+        self.node.pass(moment).await;
         self.own().insert(record.lineage.clone(), own);
-        self.node.lives_through(moment).await;
+        self.node.pass(moment).await;
         Ok(saved)
     }
 
@@ -207,7 +207,7 @@ impl Store for NodeStore {
         lineage: &Lineage,
         generation: Generation,
     ) -> Result<Option<(Secret, String)>, StoreError> {
-        self.reach("read", false, Moment::Read).await?;
+        self.reach("read", false, KillPoint::Read).await?;
         self.shared.memory.bundle(lineage, generation).await
     }
 
@@ -216,37 +216,37 @@ impl Store for NodeStore {
     }
 
     async fn save_options(&self, lineage: &Lineage, json: &str) -> Result<(), StoreError> {
-        self.reach("write", true, Moment::Save).await?;
+        self.reach("write", true, KillPoint::Save).await?;
         self.shared.memory.save_options(lineage, json).await
     }
 
     async fn list(&self) -> Result<Vec<Lineage>, StoreError> {
-        self.reach("read", false, Moment::Read).await?;
+        self.reach("read", false, KillPoint::Read).await?;
         self.shared.memory.list().await
     }
 
     async fn lease(&self, lineage: &Lineage) -> Result<Box<dyn Lease>, StoreError> {
-        self.reach("lease", false, Moment::Read).await?;
+        self.reach("lease", false, KillPoint::Read).await?;
         Ok(Box::new(self.shared.take(lineage, &self.node)?))
     }
 
     async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {
-        self.reach("read", false, Moment::Read).await?;
+        self.reach("read", false, KillPoint::Read).await?;
         self.shared.memory.account(ca).await
     }
 
     async fn create_account(&self, ca: &str, credentials: &Secret) -> Result<Secret, StoreError> {
-        self.reach("write", true, Moment::Save).await?;
+        self.reach("write", true, KillPoint::Save).await?;
         self.shared.memory.create_account(ca, credentials).await
     }
 
     async fn save_account(&self, ca: &str, credentials: &Secret) -> Result<(), StoreError> {
-        self.reach("write", true, Moment::Save).await?;
+        self.reach("write", true, KillPoint::Save).await?;
         self.shared.memory.save_account(ca, credentials).await
     }
 
     async fn ca_state(&self, ca: &str) -> Result<(CaState, Revision), StoreError> {
-        self.reach("read", false, Moment::Read).await?;
+        self.reach("read", false, KillPoint::Read).await?;
         self.shared.memory.ca_state(ca).await
     }
 
@@ -256,17 +256,17 @@ impl Store for NodeStore {
         state: &CaState,
         expected: Revision,
     ) -> Result<Revision, StoreError> {
-        self.reach("write", true, Moment::Ledger).await?;
+        self.reach("write", true, KillPoint::Ledger).await?;
         let memory = &self.shared.memory;
         let saved = memory.save_ca_state(ca, state, expected).await;
-        self.node.lives_through(Moment::Ledger).await;
+        self.node.pass(KillPoint::Ledger).await;
         saved
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::authority::Authority as Ca;
+    use super::super::ca::SimulatedCa;
     use super::super::script::Script;
     use super::super::tally::Tally;
     use super::super::{Plan, START};
@@ -275,7 +275,7 @@ mod tests {
     use crate::time::VirtualClock;
 
     #[tokio::test]
-    async fn the_lease_of_who_is_not_heard_of_runs_out_and_its_late_save_is_refused() {
+    async fn lease_of_unreachable_node_expires_and_its_late_save_is_refused() {
         let plan = Plan {
             seed: 1,
             nodes: 2,
@@ -284,7 +284,10 @@ mod tests {
             scenarios: vec![],
         };
         let world = Arc::new(VirtualClock::new(START));
-        let (ca, script) = (Arc::new(Ca::new(START).unwrap()), Script::new(&plan));
+        let (ca, script) = (
+            Arc::new(SimulatedCa::new(START).unwrap()),
+            Script::new(&plan),
+        );
         let tally = Arc::new(Tally::new(Arc::new(script)));
         let shared = Arc::new(SharedStore::default());
         let store = |index| {
@@ -298,7 +301,7 @@ mod tests {
         let lineage = record.lineage.clone();
 
         let lease = one.lease(&lineage).await.unwrap();
-        let cut = |since| silent.change(|ailments| ailments.no_store = since);
+        let cut = |since| silent.change(|faults| faults.no_store = since);
         cut(Some(START));
         assert!(one.load(&lineage).await.is_err());
         world.set(START + LEASE - Duration::from_secs(1));
@@ -311,7 +314,7 @@ mod tests {
         cut(None);
         let late = one.save(&record, Revision(0), None).await;
         assert!(matches!(late, Err(StoreError::Conflict { .. })));
-        // What it had gives nothing back that is another's now.
+        // Dropping the expired lease does not release the new one.
         drop(lease);
         assert!(one.lease(&lineage).await.is_err());
         assert_eq!(shared.counts(), (1, 1));

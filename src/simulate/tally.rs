@@ -1,6 +1,6 @@
-//! What is counted of what the fleet's clients saw: for how long a certificate
-//! was served that was over, called back or not its key's, or none at all, and
-//! how long it took after a fault until all was well.
+//! The counts of what the fleet's clients saw: the time with an expired, revoked,
+//! mismatched or missing certificate, and the recovery time after each fault. It
+//! never reads the program's own status.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,44 +12,44 @@ use crate::identifier::Lineage;
 use crate::time::Timestamp;
 
 /// A certificate as one proxy serves it.
-pub(super) type OnNode = (usize, Lineage);
+pub(super) type ProxySlot = (usize, Lineage);
 
-/// A placeholder may stand in for so long after the CA has signed what should be
-/// there, where the machine is left in peace: another node looks at what it did
-/// not get itself after an hour, and the rest is as after a fault.
+/// The allowed undisturbed time with a placeholder after the CA has signed the
+/// first certificate: a node checks for another node's certificate after an hour,
+/// and then recovers as after a fault.
 const PLACEHOLDER_WITHIN: Duration = Duration::from_secs(5400);
 
 pub(super) struct Tally {
     script: Arc<Script>,
-    inside: Mutex<Inside>,
+    inner: Mutex<Inner>,
 }
 
 #[derive(Default)]
-struct Inside {
-    serving: BTreeMap<OnNode, Served>,
-    /// Since when a real certificate should be served there, and is not.
-    bare: BTreeMap<OnNode, Timestamp>,
-    /// Where there is a machine.
+struct Inner {
+    serving: BTreeMap<ProxySlot, Served>,
+    /// Since when an issued certificate is not served there.
+    bare: BTreeMap<ProxySlot, Timestamp>,
+    /// The existing machines.
     present: BTreeSet<usize>,
-    /// What the CA has signed at least once.
+    /// The lineages with a signed certificate.
     issued: BTreeSet<Lineage>,
-    /// Since when what is served there is called back.
-    called_back: BTreeMap<OnNode, Timestamp>,
+    /// Since when a revoked certificate is served there.
+    revoked: BTreeMap<ProxySlot, Timestamp>,
     sums: Sums,
     recoveries: Vec<Recovery>,
 }
 
-/// What has been summed up.
+/// The sums of the counts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sums {
     pub(super) expired: Duration,
     pub(super) mismatched: Duration,
-    /// No certificate, or a placeholder, for longer than it may be.
+    /// No certificate, or a placeholder, beyond the allowed time.
     pub(super) bare: Duration,
     pub(super) reloads: u64,
-    /// The longest that one was served after it was called back.
-    pub(super) called_back: Duration,
-    /// The longest peace in which what a fault had held up was left undone.
+    /// The longest time that one was served after its revocation.
+    pub(super) revoked: Duration,
+    /// The longest undisturbed time of an unfinished certificate after a fault.
     pub(super) recoveries: BTreeMap<Scenario, Duration>,
 }
 
@@ -60,109 +60,109 @@ struct Served {
     matches: bool,
 }
 
-/// What was left undone by a fault that is over.
+/// The unfinished certificates after a fault.
 struct Recovery {
     scenario: Scenario,
     since: Timestamp,
-    left: BTreeSet<OnNode>,
+    left: BTreeSet<ProxySlot>,
 }
 
 impl Tally {
     pub(super) fn new(script: Arc<Script>) -> Self {
         Self {
             script,
-            inside: Mutex::default(),
+            inner: Mutex::default(),
         }
     }
 
-    /// A proxy has been told to load what is on disk.
+    /// A proxy reloads its certificates.
     pub(super) fn reload(&self) {
         self.lock().sums.reloads += 1;
     }
 
-    /// Something of the script has happened.
+    /// Counts a fault of the script.
     pub(super) fn happens(&self, scenario: Scenario) {
         self.script.happens(scenario);
     }
 
-    /// A machine is there, with nothing on it.
-    pub(super) fn appears(&self, node: usize, now: Timestamp) {
-        let mut inside = self.lock();
-        inside.present.insert(node);
-        let issued: Vec<Lineage> = inside.issued.iter().cloned().collect();
+    /// Adds an empty machine.
+    pub(super) fn add_machine(&self, node: usize, now: Timestamp) {
+        let mut inner = self.lock();
+        inner.present.insert(node);
+        let issued: Vec<Lineage> = inner.issued.iter().cloned().collect();
         for lineage in issued {
-            inside.bare.insert((node, lineage), now);
+            inner.bare.insert((node, lineage), now);
         }
     }
 
-    /// It is gone: what was not done there is nobody's fault.
-    pub(super) fn vanishes(&self, node: usize, now: Timestamp) {
-        let mut inside = self.lock();
-        inside.present.remove(&node);
-        let served = inside.serving.keys().filter(|(at, _)| *at == node);
-        for place in served.cloned().collect::<Vec<_>>() {
-            inside.settle(&place, now);
-            inside.served_no_more(&place, now);
+    /// Removes a machine; its unfinished certificates no longer count.
+    pub(super) fn remove_machine(&self, node: usize, now: Timestamp) {
+        let mut inner = self.lock();
+        inner.present.remove(&node);
+        let served = inner.serving.keys().filter(|(at, _)| *at == node);
+        for slot in served.cloned().collect::<Vec<_>>() {
+            inner.settle(&slot, now);
+            inner.end_revoked(&slot, now);
         }
-        let bare = inside.bare.keys().filter(|(at, _)| *at == node);
-        for place in bare.cloned().collect::<Vec<_>>() {
-            self.clothed(&mut inside, &place, now);
+        let bare = inner.bare.keys().filter(|(at, _)| *at == node);
+        for slot in bare.cloned().collect::<Vec<_>>() {
+            self.end_bare(&mut inner, &slot, now);
         }
-        for recovery in &mut inside.recoveries {
+        for recovery in &mut inner.recoveries {
             recovery.left.retain(|(at, _)| *at != node);
         }
-        inside.recoveries.retain(|one| !one.left.is_empty());
+        inner.recoveries.retain(|one| !one.left.is_empty());
     }
 
     /// The CA has signed the first certificate of `lineage`.
     pub(super) fn issued(&self, lineage: &Lineage, now: Timestamp) {
-        let mut inside = self.lock();
-        if !inside.issued.insert(lineage.clone()) {
+        let mut inner = self.lock();
+        if !inner.issued.insert(lineage.clone()) {
             return;
         }
-        let nodes: Vec<usize> = inside.present.iter().copied().collect();
+        let nodes: Vec<usize> = inner.present.iter().copied().collect();
         for node in nodes {
-            inside.bare.insert((node, lineage.clone()), now);
+            inner.bare.insert((node, lineage.clone()), now);
         }
     }
 
-    /// A proxy serves another certificate from `now` on.
-    pub(super) fn loaded(&self, place: OnNode, matches: bool, until: Timestamp, now: Timestamp) {
-        let mut inside = self.lock();
-        inside.settle(&place, now);
-        inside.served_no_more(&place, now);
-        self.clothed(&mut inside, &place, now);
+    /// A proxy serves a new certificate from `now` on.
+    pub(super) fn loaded(&self, slot: ProxySlot, matches: bool, until: Timestamp, now: Timestamp) {
+        let mut inner = self.lock();
+        inner.settle(&slot, now);
+        inner.end_revoked(&slot, now);
+        self.end_bare(&mut inner, &slot, now);
         let served = Served {
             since: now,
             until,
             matches,
         };
-        inside.serving.insert(place, served);
+        inner.serving.insert(slot, served);
     }
 
-    /// A proxy serves a placeholder from `now` on: that is no fault where nothing
-    /// is issued, and never ends what should be there.
-    pub(super) fn bared(&self, place: OnNode, now: Timestamp) {
-        let mut inside = self.lock();
-        if inside.serving.contains_key(&place) {
-            inside.settle(&place, now);
-            inside.served_no_more(&place, now);
-            // Nothing excuses it: a placeholder comes first or not at all.
+    /// A proxy serves a placeholder from `now` on. It counts only after a
+    /// certificate was served there.
+    pub(super) fn loaded_placeholder(&self, slot: ProxySlot, now: Timestamp) {
+        let mut inner = self.lock();
+        if inner.serving.contains_key(&slot) {
+            inner.settle(&slot, now);
+            inner.end_revoked(&slot, now);
+            // No allowed time: a placeholder may come only before a certificate.
             let unexcused = now - PLACEHOLDER_WITHIN;
-            inside.bare.insert(place, unexcused);
+            inner.bare.insert(slot, unexcused);
         }
     }
 
-    /// What these serve is called back.
-    pub(super) fn called_back(&self, places: &BTreeSet<OnNode>, now: Timestamp) {
-        let mut inside = self.lock();
-        for place in places {
-            inside.called_back.entry(place.clone()).or_insert(now);
+    /// The CA revokes the certificates that these slots serve.
+    pub(super) fn revoked(&self, slots: &BTreeSet<ProxySlot>, now: Timestamp) {
+        let mut inner = self.lock();
+        for slot in slots {
+            inner.revoked.entry(slot.clone()).or_insert(now);
         }
     }
 
-    /// A fault is over and has left that much undone.
-    pub(super) fn fault_over(&self, scenario: Scenario, left: BTreeSet<OnNode>, now: Timestamp) {
+    /// A fault ends with these unfinished certificates.
+    pub(super) fn end_fault(&self, scenario: Scenario, left: BTreeSet<ProxySlot>, now: Timestamp) {
         if left.is_empty() {
             return;
         }
@@ -173,80 +173,82 @@ impl Tally {
         });
     }
 
-    /// All is well there again.
-    pub(super) fn well(&self, place: &OnNode, now: Timestamp) {
-        let mut inside = self.lock();
-        let Inside {
+    /// The slot serves the newest certificate again.
+    pub(super) fn well(&self, slot: &ProxySlot, now: Timestamp) {
+        let mut inner = self.lock();
+        let Inner {
             recoveries, sums, ..
-        } = &mut *inside;
+        } = &mut *inner;
         recoveries.retain_mut(|recovery| {
-            if recovery.left.remove(place) {
-                self.recovered(sums, recovery, place, now);
+            if recovery.left.remove(slot) {
+                self.recovered(sums, recovery, slot, now);
             }
             !recovery.left.is_empty()
         });
     }
 
-    /// Everything until `now`.
+    /// All sums until `now`.
     pub(super) fn sums(&self, now: Timestamp) -> Sums {
-        let mut inside = self.lock();
-        for place in inside.serving.keys().cloned().collect::<Vec<_>>() {
-            inside.settle(&place, now);
-            inside.served_no_more(&place, now);
+        let mut inner = self.lock();
+        for slot in inner.serving.keys().cloned().collect::<Vec<_>>() {
+            inner.settle(&slot, now);
+            inner.end_revoked(&slot, now);
         }
-        for place in inside.bare.keys().cloned().collect::<Vec<_>>() {
-            self.clothed(&mut inside, &place, now);
+        for slot in inner.bare.keys().cloned().collect::<Vec<_>>() {
+            self.end_bare(&mut inner, &slot, now);
         }
-        for recovery in std::mem::take(&mut inside.recoveries) {
-            for place in &recovery.left {
-                self.recovered(&mut inside.sums, &recovery, place, now);
+        for recovery in std::mem::take(&mut inner.recoveries) {
+            for slot in &recovery.left {
+                self.recovered(&mut inner.sums, &recovery, slot, now);
             }
         }
-        inside.sums.clone()
+        inner.sums.clone()
     }
 
-    fn recovered(&self, sums: &mut Sums, recovery: &Recovery, place: &OnNode, now: Timestamp) {
+    fn recovered(&self, sums: &mut Sums, recovery: &Recovery, slot: &ProxySlot, now: Timestamp) {
         let (scenario, since) = (recovery.scenario, recovery.since);
         let worst = sums.recoveries.entry(scenario).or_default();
-        // Peace is no longer than the whole.
+        // The undisturbed time is at most the whole.
         if now.since(since) <= *worst {
             return;
         }
-        let took = self.script.peace(scenario, place.0, since, now);
+        let took = self.script.undisturbed(scenario, slot.0, since, now);
         if took > *worst {
             *worst = took;
-            tracing::info!(node = place.0, lineage = %place.1, "{scenario} had held it up, {} s after its end at {since}", took.as_secs());
+            tracing::info!(node = slot.0, lineage = %slot.1, "recovered from {scenario} {} s after its end at {since}", took.as_secs());
         }
     }
 
-    /// It is bare no more.
-    fn clothed(&self, inside: &mut Inside, place: &OnNode, now: Timestamp) {
-        let Some(since) = inside.bare.remove(place) else {
+    /// Ends the time without a certificate at `slot`.
+    fn end_bare(&self, inner: &mut Inner, slot: &ProxySlot, now: Timestamp) {
+        let Some(since) = inner.bare.remove(slot) else {
             return;
         };
         if now.since(since) <= PLACEHOLDER_WITHIN {
             return;
         }
-        // A fault of the CA's has its own time; this is not about orders.
-        let peace = self.script.peace(Scenario::Outages, place.0, since, now);
-        let longer = peace.saturating_sub(PLACEHOLDER_WITHIN);
+        // The pauses of CA faults apply as after an outage.
+        let undisturbed = self
+            .script
+            .undisturbed(Scenario::Outages, slot.0, since, now);
+        let longer = undisturbed.saturating_sub(PLACEHOLDER_WITHIN);
         if !longer.is_zero() {
-            tracing::info!(node = place.0, lineage = %place.1, "no certificate for {} s since {since}", peace.as_secs());
+            tracing::info!(node = slot.0, lineage = %slot.1, "no certificate for {} s since {since}", undisturbed.as_secs());
         }
-        inside.sums.bare += longer;
+        inner.sums.bare += longer;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inside> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Inside {
-    fn settle(&mut self, place: &OnNode, now: Timestamp) {
-        let Some(served) = self.serving.remove(place) else {
+impl Inner {
+    fn settle(&mut self, slot: &ProxySlot, now: Timestamp) {
+        let Some(served) = self.serving.remove(slot) else {
             return;
         };
-        // The last valid second counts.
+        // The last valid second is valid to its end.
         let over = served.until + Duration::from_secs(1);
         self.sums.expired += now.since(over.max(served.since));
         if !served.matches {
@@ -254,9 +256,9 @@ impl Inside {
         }
     }
 
-    fn served_no_more(&mut self, place: &OnNode, now: Timestamp) {
-        if let Some(since) = self.called_back.remove(place) {
-            self.sums.called_back = self.sums.called_back.max(now.since(since));
+    fn end_revoked(&mut self, slot: &ProxySlot, now: Timestamp) {
+        if let Some(since) = self.revoked.remove(slot) {
+            self.sums.revoked = self.sums.revoked.max(now.since(since));
         }
     }
 }
@@ -268,7 +270,7 @@ mod tests {
 
     const NOW: Timestamp = START;
 
-    fn place() -> OnNode {
+    fn slot() -> ProxySlot {
         (0, Lineage::parse("example.com").unwrap())
     }
 
@@ -284,62 +286,62 @@ mod tests {
     }
 
     #[test]
-    fn what_is_served_beyond_its_end_is_counted_to_the_second() {
+    fn expired_time_is_counted_to_the_second() {
         let (tally, second) = (tally(), Duration::from_secs(1));
-        tally.loaded(place(), true, NOW + second * 9, NOW);
-        tally.loaded(place(), true, NOW + second * 99, NOW + second * 10);
+        tally.loaded(slot(), true, NOW + second * 9, NOW);
+        tally.loaded(slot(), true, NOW + second * 99, NOW + second * 10);
         assert_eq!(tally.lock().sums.expired, Duration::ZERO);
-        tally.loaded(place(), true, NOW + second * 999, NOW + second * 103);
+        tally.loaded(slot(), true, NOW + second * 999, NOW + second * 103);
         assert_eq!(tally.lock().sums.expired, second * 3);
-        // One that is over already when it is loaded counts from then.
-        tally.loaded(place(), false, NOW, NOW + second * 200);
+        // A certificate that is loaded expired counts from the load.
+        tally.loaded(slot(), false, NOW, NOW + second * 200);
         let sums = tally.sums(NOW + second * 207);
         assert_eq!((sums.expired, sums.mismatched), (second * 10, second * 7));
     }
 
     #[test]
-    fn a_recovery_ends_with_the_last_of_what_was_left() {
+    fn recovery_ends_with_the_last_unfinished_certificate() {
         let (tally, minute) = (tally(), Duration::from_secs(60));
         let worst = |tally: &Tally| {
             let sums = tally.lock().sums.recoveries.clone();
             sums.get(&Scenario::Outages).copied().unwrap_or_default()
         };
-        let other: OnNode = (1, place().1);
-        let left = || BTreeSet::from([place(), other.clone()]);
-        tally.fault_over(Scenario::Outages, left(), NOW);
-        tally.well(&place(), NOW + minute);
+        let other: ProxySlot = (1, slot().1);
+        let left = || BTreeSet::from([slot(), other.clone()]);
+        tally.end_fault(Scenario::Outages, left(), NOW);
+        tally.well(&slot(), NOW + minute);
         assert_eq!(worst(&tally), minute);
         tally.well(&other, NOW + minute * 3);
         assert_eq!(worst(&tally), minute * 3);
-        tally.fault_over(Scenario::Outages, [other.clone()].into(), NOW + minute * 4);
-        // A certificate that is not what was to be done is no recovery.
+        tally.end_fault(Scenario::Outages, [other.clone()].into(), NOW + minute * 4);
+        // A load that is not the newest certificate does not end a recovery.
         tally.loaded(other, true, NOW + minute * 99, NOW + minute * 5);
         let sums = tally.sums(NOW + minute * 9);
         assert_eq!(sums.recoveries[&Scenario::Outages], minute * 5);
     }
 
     #[test]
-    fn a_placeholder_that_stays_or_comes_back_is_counted() {
+    fn placeholder_is_counted_when_it_stays_or_returns() {
         let (tally, second) = (tally(), Duration::from_secs(1));
-        tally.appears(0, NOW);
-        tally.bared(place(), NOW);
-        // As long as the CA has signed nothing, there is nothing else to serve.
+        tally.add_machine(0, NOW);
+        tally.loaded_placeholder(slot(), NOW);
+        // Before the first certificate is issued, a placeholder does not count.
         let signed = NOW + second * 90_000;
-        tally.issued(&place().1, signed);
+        tally.issued(&slot().1, signed);
         let late = signed + PLACEHOLDER_WITHIN + second * 7;
-        tally.loaded(place(), true, late + second * 99_999, late);
+        tally.loaded(slot(), true, late + second * 99_999, late);
         assert_eq!(tally.lock().sums.bare, second * 7);
-        tally.bared(place(), late + second * 10);
-        tally.loaded(place(), true, late + second * 99_999, late + second * 13);
+        tally.loaded_placeholder(slot(), late + second * 10);
+        tally.loaded(slot(), true, late + second * 99_999, late + second * 13);
         assert_eq!(tally.sums(late + second * 20).bare, second * 10);
     }
 
     #[test]
-    fn what_is_called_back_counts_until_it_is_replaced() {
+    fn revoked_time_counts_until_replacement() {
         let (tally, second) = (tally(), Duration::from_secs(1));
-        tally.loaded(place(), true, NOW + second * 999, NOW);
-        tally.called_back(&[place()].into(), NOW + second * 100);
-        tally.loaded(place(), true, NOW + second * 999, NOW + second * 150);
-        assert_eq!(tally.sums(NOW + second * 500).called_back, second * 50);
+        tally.loaded(slot(), true, NOW + second * 999, NOW);
+        tally.revoked(&[slot()].into(), NOW + second * 100);
+        tally.loaded(slot(), true, NOW + second * 999, NOW + second * 150);
+        assert_eq!(tally.sums(NOW + second * 500).revoked, second * 50);
     }
 }

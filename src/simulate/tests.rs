@@ -1,6 +1,6 @@
-//! A small fleet through all scenarios; the large ones are the program's.
+//! A small fleet through all scenarios; large fleets are run by `certs simulate`.
 
-use super::kill::{Fuse, Moment};
+use super::kill::{KillPoint, KillSwitch};
 use super::scenario::Event;
 use super::script::Script;
 use super::*;
@@ -26,7 +26,7 @@ fn calm() -> Plan {
     }
 }
 
-/// What comes of `plan` when just `events` happen to its nodes.
+/// The score of `plan` with only `events` at its nodes.
 fn play_with(plan: &Plan, events: Vec<Vec<Event>>) -> Score {
     let mut script = Script::new(plan);
     script.at_a_node = events;
@@ -34,11 +34,11 @@ fn play_with(plan: &Plan, events: Vec<Vec<Event>>) -> Score {
 }
 
 #[test]
-fn a_small_fleet_never_serves_an_expired_second() {
+fn small_fleet_never_serves_an_expired_second() {
     for seed in 0..2 {
         let (score, timeline) = simulate(&plan(seed)).unwrap();
         assert_eq!(score.broken(), Vec::<String>::new(), "{score:?}");
-        // Something must have happened.
+        // The scenarios must have done something.
         assert!(score.due_renewals > 25, "{score:?}");
         assert!(timeline.events.len() == 6, "{timeline:?}");
         assert!(score.events["crashes"] > 4, "{score:?}");
@@ -46,7 +46,7 @@ fn a_small_fleet_never_serves_an_expired_second() {
 }
 
 #[test]
-fn where_nothing_goes_wrong_every_order_is_inside_its_window_also_of_160_hours() {
+fn calm_fleet_orders_inside_every_window_of_160_hour_certificates_too() {
     let (score, timeline) = simulate(&calm()).unwrap();
     // 17 or 18 of them are the short-lived one's, in windows of 3.2 hours.
     assert!(score.orders > 10 + 17, "{score:?}");
@@ -61,7 +61,7 @@ fn where_nothing_goes_wrong_every_order_is_inside_its_window_also_of_160_hours()
 }
 
 #[test]
-fn a_ca_that_is_down_is_asked_by_one_for_all_once_a_minute_at_most() {
+fn unreachable_ca_gets_at_most_one_probe_a_minute() {
     let outages = |scenario| Plan {
         scenarios: vec![scenario],
         ..plan(4)
@@ -74,7 +74,7 @@ fn a_ca_that_is_down_is_asked_by_one_for_all_once_a_minute_at_most() {
 }
 
 #[test]
-fn a_machine_whose_disk_is_full_asks_a_ca_that_is_down_no_more_often() {
+fn full_disk_does_not_add_requests_to_an_unreachable_ca() {
     let plan = Plan {
         certificates: 40,
         days: 4,
@@ -91,12 +91,12 @@ fn a_machine_whose_disk_is_full_asks_a_ca_that_is_down_no_more_often() {
     script.at_a_node = vec![vec![event(Scenario::FullDisks, DAY - SECOND)]];
     let (score, _) = fleet::play_by(&plan, script).unwrap();
     assert_eq!(score.broken(), Vec::<String>::new(), "{score:?}");
-    // Each asks once before the first one's silence is known, and then nobody.
+    // Each certificate sends one request before the outage is known, then none.
     assert!(score.requests_a_minute_while_down <= 1, "{score:?}");
 }
 
 #[test]
-fn where_nothing_goes_wrong_each_proxy_loads_each_certificate_once() {
+fn calm_fleet_reloads_once_per_proxy_and_certificate() {
     let two = Plan { nodes: 2, ..calm() };
     let (score, _) = simulate(&two).unwrap();
     assert_eq!(score.reloads, 2 * score.orders, "{score:?}");
@@ -104,7 +104,7 @@ fn where_nothing_goes_wrong_each_proxy_loads_each_certificate_once() {
 }
 
 #[test]
-fn a_ca_that_is_down_for_two_weeks_costs_no_second_of_45_days() {
+fn outage_of_two_weeks_expires_no_certificate_of_45_days() {
     let plan = Plan {
         nodes: 1,
         certificates: 6,
@@ -121,14 +121,14 @@ fn a_ca_that_is_down_for_two_weeks_costs_no_second_of_45_days() {
 }
 
 #[test]
-fn a_clock_that_is_wrong_by_an_hour_a_day_or_ten_years_costs_no_order_and_no_second() {
+fn clock_wrong_by_an_hour_a_day_or_ten_years_costs_no_order_and_no_second() {
     let plan = Plan {
         nodes: 1,
         certificates: 6,
         scenarios: vec![Scenario::Clocks],
         ..plan(7)
     };
-    // Each of the six in turn, twice.
+    // Each of the six errors twice.
     let (score, _) = simulate(&plan).unwrap();
     assert_eq!(score.broken(), Vec::<String>::new(), "{score:?}");
     assert_eq!(score.events["clocks"], 12, "{score:?}");
@@ -136,7 +136,7 @@ fn a_clock_that_is_wrong_by_an_hour_a_day_or_ten_years_costs_no_order_and_no_sec
 }
 
 #[test]
-fn what_is_called_back_is_replaced_within_the_time_to_ask_and_to_spread() {
+fn revoked_certificates_are_replaced_within_refresh_and_spread() {
     let plan = Plan {
         nodes: 1,
         scenarios: vec![Scenario::MassRevocation],
@@ -153,7 +153,7 @@ fn what_is_called_back_is_replaced_within_the_time_to_ask_and_to_spread() {
 }
 
 #[test]
-fn what_was_stored_by_a_process_that_was_killed_then_is_called_back_as_well() {
+fn revocation_reaches_a_certificate_stored_by_a_killed_process() {
     let plan = Plan {
         certificates: 2,
         days: 4,
@@ -162,8 +162,8 @@ fn what_was_stored_by_a_process_that_was_killed_then_is_called_back_as_well() {
     };
     for moments in 0..3 {
         let mut script = Script::new(&plan);
-        // Before the first pair is stored, after, and before it is known to be.
-        script.first_ends = Some(Fuse::at(Moment::Pair, moments));
+        // Before the first pair is saved, after it, and before the save returns.
+        script.first_ends = Some(KillSwitch::at(KillPoint::Pair, moments));
         script.at_the_ca = vec![Event {
             scenario: Scenario::MassRevocation,
             begins: DAY,
@@ -176,8 +176,8 @@ fn what_was_stored_by_a_process_that_was_killed_then_is_called_back_as_well() {
 }
 
 #[test]
-fn after_each_kind_of_trouble_at_the_ca_all_is_well_as_soon_as_it_lets_us() {
-    // The first certificates are held up, from the first second on.
+fn fleet_recovers_in_time_after_each_fault_of_the_ca() {
+    // The first certificates are delayed from the first second on.
     for (scenario, lasts, at_least) in [
         (Scenario::RateLimits, HOUR * 3, 1),
         (Scenario::UselessCertificates, HOUR * 4, 3600),
@@ -198,9 +198,7 @@ fn after_each_kind_of_trouble_at_the_ca_all_is_well_as_soon_as_it_lets_us() {
         }];
         let (score, _) = fleet::play_by(&plan, script).unwrap();
         let late = score.broken();
-        let late = late
-            .iter()
-            .filter(|what| what.contains("until all was well"));
+        let late = late.iter().filter(|what| what.contains("to recover after"));
         assert_eq!(late.count(), 0, "{score:?}");
         assert_eq!(score.certificates_never_issued, 0, "{score:?}");
         let name = scenario.to_string();
@@ -210,7 +208,7 @@ fn after_each_kind_of_trouble_at_the_ca_all_is_well_as_soon_as_it_lets_us() {
 }
 
 #[test]
-fn a_proxy_that_was_deaf_is_told_again_when_it_listens() {
+fn deaf_proxy_is_reloaded_again_when_it_recovers() {
     let deaf = Event {
         scenario: Scenario::DeafProxies,
         begins: DAY * 2,
@@ -228,7 +226,7 @@ fn a_proxy_that_was_deaf_is_told_again_when_it_listens() {
 }
 
 #[test]
-fn an_order_stands_still_with_its_machine_and_its_lease_runs_out() {
+fn lease_expires_while_its_machine_is_suspended() {
     let frozen = Event {
         scenario: Scenario::Suspensions,
         begins: SECOND,
@@ -244,14 +242,14 @@ fn an_order_stands_still_with_its_machine_and_its_lease_runs_out() {
     let score = play_with(&plan, vec![vec![frozen], vec![]]);
     assert_eq!(score.broken(), Vec::<String>::new(), "{score:?}");
     assert!(score.leases_run_out > 0, "{score:?}");
-    // What it would have stored when it went on: the other was faster.
+    // The other node was faster than the save after the suspension.
     assert!(score.late_saves_refused > 0, "{score:?}");
     // The short-lived one is not due within two days.
     assert_eq!(score.orders, 4, "{score:?}");
 }
 
 #[test]
-fn a_machine_that_reaches_the_ca_alone_loses_its_lease() {
+fn machine_without_store_loses_its_lease() {
     let cut = Event {
         scenario: Scenario::StoreCuts,
         begins: SECOND,
@@ -270,7 +268,7 @@ fn a_machine_that_reaches_the_ca_alone_loses_its_lease() {
 }
 
 #[test]
-fn many_names_below_one_domain_are_ordered_as_the_limits_let_through() {
+fn many_names_of_one_domain_are_ordered_within_the_limits() {
     let plan = Plan {
         certificates: 62,
         days: 7,
@@ -278,13 +276,13 @@ fn many_names_below_one_domain_are_ordered_as_the_limits_let_through() {
     };
     let (score, _) = simulate(&plan).unwrap();
     assert_eq!(score.broken(), Vec::<String>::new(), "{score:?}");
-    // 40 at once, and one of the others each 3 h 22 min: all within three days.
+    // 40 at once, then one every 3 h 22 min: all within three days.
     assert!(score.orders > 62, "{score:?}");
     assert_eq!(score.due_renewals, score.orders, "{score:?}");
 }
 
 #[test]
-fn what_is_promised_and_not_kept_is_told() {
+fn score_reports_each_broken_promise() {
     let (good, _) = simulate(&Plan { days: 2, ..calm() }).unwrap();
     assert_eq!(good.broken(), Vec::<String>::new());
     let broken = |change: fn(&mut Score)| {
@@ -308,7 +306,7 @@ fn what_is_promised_and_not_kept_is_told() {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_story_and_another_another() {
+fn same_seed_gives_the_same_score_and_another_seed_another() {
     let short = |seed| Plan {
         days: 20,
         ..plan(seed)

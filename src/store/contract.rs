@@ -1,4 +1,4 @@
-//! What every store must do, as tests that each implementation passes.
+//! The contract of [`Store`] as tests that each implementation passes.
 
 use std::collections::BTreeSet;
 
@@ -9,15 +9,15 @@ use crate::identifier::{Identifier, Lineage};
 use crate::record::{Generation, Issued, Record, Revision};
 use crate::time::Timestamp;
 
-/// Holds the stores that `make` makes, each empty, to the contract.
-pub(super) async fn keeps<S: Store>(make: impl Fn() -> S) {
-    a_stale_writer_is_refused_and_nothing_is_lost(make()).await;
-    a_pair_is_stored_with_its_record_or_not_at_all(make()).await;
-    a_generation_is_never_replaced(make()).await;
-    three_pairs_are_kept_and_the_one_that_is_gone_back_to(make()).await;
-    a_lease_excludes_until_it_is_dropped_and_its_token_grows(make()).await;
-    accounts_and_options_are_kept_apart_and_replaced(make()).await;
-    what_is_known_of_a_ca_is_swapped_whole(make()).await;
+/// Checks the contract on stores from `make`, each of them empty.
+pub(super) async fn check<S: Store>(make: impl Fn() -> S) {
+    save_refuses_stale_revision_and_keeps_record(make()).await;
+    save_stores_record_and_pair_both_or_neither(make()).await;
+    save_never_replaces_generation(make()).await;
+    save_keeps_three_pairs_and_rollback_generation(make()).await;
+    lease_excludes_until_dropped_and_token_grows(make()).await;
+    accounts_and_options_are_separate_and_replaceable(make()).await;
+    ca_state_is_compared_and_swapped(make()).await;
 }
 
 fn record(name: &str) -> Record {
@@ -56,7 +56,7 @@ fn issued(record: &Record, generation: u64) -> (Record, Bundle) {
     (record, bundle)
 }
 
-async fn a_stale_writer_is_refused_and_nothing_is_lost(store: impl Store) {
+async fn save_refuses_stale_revision_and_keeps_record(store: impl Store) {
     let mut record = record("example.com");
     assert_eq!(store.load(&record.lineage).await.unwrap(), None);
     let first = store.save(&record, Revision(0), None).await.unwrap();
@@ -74,7 +74,7 @@ async fn a_stale_writer_is_refused_and_nothing_is_lost(store: impl Store) {
     assert_eq!(listed, vec![other.lineage, record.lineage], "sorted");
 }
 
-async fn a_pair_is_stored_with_its_record_or_not_at_all(store: impl Store) {
+async fn save_stores_record_and_pair_both_or_neither(store: impl Store) {
     let fresh = record("example.com");
     let (record, bundle) = issued(&fresh, 1);
     let (lineage, first) = (record.lineage.clone(), Generation(1));
@@ -91,7 +91,7 @@ async fn a_pair_is_stored_with_its_record_or_not_at_all(store: impl Store) {
     assert_eq!(store.bundle(&lineage, Generation(2)).await.unwrap(), None);
 }
 
-async fn a_generation_is_never_replaced(store: impl Store) {
+async fn save_never_replaces_generation(store: impl Store) {
     let fresh = record("example.com");
     let (record, bundle) = issued(&fresh, 1);
     let revision = store
@@ -108,7 +108,7 @@ async fn a_generation_is_never_replaced(store: impl Store) {
     assert_eq!(stored.unwrap().0, *bundle.key_pem());
 }
 
-async fn three_pairs_are_kept_and_the_one_that_is_gone_back_to(store: impl Store) {
+async fn save_keeps_three_pairs_and_rollback_generation(store: impl Store) {
     let mut record = record("example.com");
     record.going_back_to = Some(Generation(2));
     let mut revision = Revision::default();
@@ -122,7 +122,7 @@ async fn three_pairs_are_kept_and_the_one_that_is_gone_back_to(store: impl Store
     }
 }
 
-async fn a_lease_excludes_until_it_is_dropped_and_its_token_grows(store: impl Store) {
+async fn lease_excludes_until_dropped_and_token_grows(store: impl Store) {
     let lineage = record("example.com").lineage;
     let first = store.lease(&lineage).await.unwrap();
     let second = store.lease(&lineage).await;
@@ -134,11 +134,11 @@ async fn a_lease_excludes_until_it_is_dropped_and_its_token_grows(store: impl St
     assert!(store.lease(&lineage).await.unwrap().token() > token);
 }
 
-async fn accounts_and_options_are_kept_apart_and_replaced(store: impl Store) {
+async fn accounts_and_options_are_separate_and_replaceable(store: impl Store) {
     for text in ["first", "second"] {
         let secret = Secret::new(text.into());
         let created = store.create_account("https://ca", &secret).await.unwrap();
-        assert_eq!(created.expose(), "first", "there is one already");
+        assert_eq!(created.expose(), "first", "the first account stays");
     }
     for text in ["one", "two"] {
         let secret = Secret::new(text.into());
@@ -157,11 +157,11 @@ async fn accounts_and_options_are_kept_apart_and_replaced(store: impl Store) {
     assert_eq!(store.options(&other).await.unwrap(), None);
     assert!(
         store.list().await.unwrap().is_empty(),
-        "options alone are no certificate"
+        "options alone make no certificate"
     );
 }
 
-async fn what_is_known_of_a_ca_is_swapped_whole(store: impl Store) {
+async fn ca_state_is_compared_and_swapped(store: impl Store) {
     let (nothing, none) = store.ca_state("https://one").await.unwrap();
     assert_eq!((&nothing, none), (&CaState::default(), Revision(0)));
     let mut spent = nothing.clone();

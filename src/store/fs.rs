@@ -3,16 +3,16 @@
 //! ```text
 //! records/NAME/record.json   the record and its revision, replaced by rename
 //! records/NAME/0007/         an immutable pair: privkey.pem fullchain.pem
-//! records/NAME/options.json  what the user asked for
-//! records/NAME/lock          held for the moments of a compare-and-swap
-//! leases/NAME                held while somebody works on it; its fencing token
+//! records/NAME/options.json  the user's options
+//! records/NAME/lock          locked only during a compare-and-swap
+//! leases/NAME                locked while a process works on it; the fencing token
 //! accounts/HASH.json         account credentials of the CA with that URL
-//! authorities/HASH.json      what is known of that CA: limits spent, outages
+//! authorities/HASH.json      the state of that CA: rate limits used, outages
 //! ```
 //!
-//! Locks are the kernel's (`flock`), so that a killed holder holds nothing; do
-//! not put the directory on NFS. Files are small and local: they are read and
-//! written in place, without a detour through other threads.
+//! Locks are the kernel's (`flock`), so a killed process holds none; do not put
+//! the directory on NFS. Files are small and local, so they are read and written
+//! on the calling thread.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, Write};
@@ -23,7 +23,7 @@ use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Lease, Store, StoreError};
+use super::{KEPT_GENERATIONS, Lease, Store, StoreError};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Fingerprint, Secret};
 use crate::files;
@@ -32,8 +32,6 @@ use crate::record::{Generation, Record, Revision};
 
 const PRIVATE_FILE: u32 = 0o600;
 const PRIVATE_DIRECTORY: u32 = 0o700;
-/// Pairs of a lineage, for a way back.
-const KEPT: u64 = 3;
 
 /// A store in a directory of this machine.
 #[derive(Debug)]
@@ -48,8 +46,8 @@ struct Stored {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Known {
-    /// For whoever looks at the file.
+struct StoredCa {
+    /// For a person who reads the file.
     ca: String,
     revision: Revision,
     #[serde(rename = "authority")]
@@ -57,26 +55,26 @@ struct Known {
 }
 
 impl FileStore {
-    /// The store that is in `root` already, to be read; `None` when there is
-    /// none, and then none is made.
+    /// The existing store in `root`, for reading; `None`, and nothing is created,
+    /// if there is none.
     #[must_use]
     pub fn existing(root: PathBuf) -> Option<Self> {
         root.join("records").is_dir().then_some(Self { root })
     }
 
-    /// Opens the store in `root`, making the directory (0700) if need be.
+    /// Opens the store in `root` and creates the directory (0700) if it is missing.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When a directory cannot be created.
     pub fn open(root: PathBuf) -> Result<Self, StoreError> {
         files::make_directory(&root, PRIVATE_DIRECTORY).map_err(at("create", &root))?;
-        // The mount point of a new volume is for everybody. A directory with
-        // something in it may be anybody's, and its mode is theirs.
+        // The mount point of a new volume is open to all users. A directory that has
+        // files may belong to another user, who chose its mode.
         if is_empty(&root).map_err(at("read", &root))? {
             let private = PermissionsExt::from_mode(PRIVATE_DIRECTORY);
             if let Err(error) = std::fs::set_permissions(&root, private) {
-                // It is somebody else's; what is in it is private all the same.
-                tracing::warn!(path = %root.display(), "it stays open to others: {error}");
+                // Another user owns the directory; the files in it are private all the same.
+                tracing::warn!(path = %root.display(), "cannot make the data directory private: {error}");
             }
         }
         for part in ["records", "leases", "accounts", "authorities"] {
@@ -90,7 +88,7 @@ impl FileStore {
         self.root.join("records").join(lineage.as_str())
     }
 
-    /// The file of the CA with that URL below `part`.
+    /// The file below `part` of the CA with that URL.
     fn path_of(&self, part: &str, ca: &str) -> PathBuf {
         let name = format!("{}.json", Fingerprint::of(ca.as_bytes()));
         self.root.join(part).join(name)
@@ -100,19 +98,19 @@ impl FileStore {
         read_json(&self.directory(lineage).join("record.json"))
     }
 
-    /// Flushes the names that a record is found by: whoever made the directories
-    /// may have been killed before he came to it.
-    fn flush_places(&self, directory: &Path) -> Result<(), StoreError> {
+    /// Flushes the directory entries that lead to a record: the process that created
+    /// the directories may have been killed before its flush.
+    fn flush_directories(&self, directory: &Path) -> Result<(), StoreError> {
         for path in [directory, &self.root.join("records")] {
             files::sync_parent(path).map_err(at("write", path))?;
         }
-        // The user's own may stand where nothing can be flushed.
+        // The user's own data directory may be on a file system that cannot flush its parent.
         let _ = files::sync_parent(&self.root);
         Ok(())
     }
 
-    /// Flushes what the last holder of the lease may have put in its place and
-    /// was killed before he flushed it: what is read from here on is relied on.
+    /// Flushes the renames of the lease's last holder, which may have been killed
+    /// before its flush: later steps rely on what is read from here on.
     fn flush_leftovers(&self, lineage: &Lineage) -> Result<(), StoreError> {
         let record = self.directory(lineage);
         for path in [record, self.root.join("accounts")] {
@@ -123,8 +121,8 @@ impl FileStore {
         Ok(())
     }
 
-    /// Puts the pair in place before the record points to it. What a crash
-    /// left there belongs to no record and is put aside.
+    /// Stores the pair before the record points to it. A pair that a crash left
+    /// there belongs to no record and is removed.
     fn write_pair(
         &self,
         lineage: &Lineage,
@@ -197,10 +195,10 @@ impl Store for FileStore {
         write_json(&directory.join("record.json"), &stored)?;
         let record = stored.record;
         if is_first {
-            self.flush_places(&directory)?;
+            self.flush_directories(&directory)?;
         }
         if let (Some(_), Some(issued)) = (bundle, &record.issued) {
-            forget_old(&directory, issued.generation, record.going_back_to);
+            remove_old(&directory, issued.generation, record.going_back_to);
         }
         Ok(revision)
     }
@@ -268,7 +266,7 @@ impl Store for FileStore {
         let lock = self.path_of("authorities", ca).with_extension("lock");
         let _locked = locked(&lock)?;
         if let Some(stored) = self.account(ca).await? {
-            // Whoever made it may have been killed before he flushed its name.
+            // The process that made the account may have been killed before its flush.
             let accounts = self.root.join("accounts");
             files::sync(&accounts).map_err(at("write", &accounts))?;
             return Ok(stored);
@@ -284,10 +282,10 @@ impl Store for FileStore {
     }
 
     async fn ca_state(&self, ca: &str) -> Result<(CaState, Revision), StoreError> {
-        let stored: Option<Known> = match read_json(&self.path_of("authorities", ca)) {
+        let stored: Option<StoredCa> = match read_json(&self.path_of("authorities", ca)) {
             Err(error @ StoreError::Corrupt { .. }) => {
-                // No certificate may lapse for want of a count: it begins anew.
-                tracing::warn!("what was known of {ca} is lost: {error}");
+                // No certificate may expire because a count is lost: counting restarts.
+                tracing::warn!("the stored state of CA {ca} is lost: {error}");
                 None
             }
             stored => stored?,
@@ -306,11 +304,11 @@ impl Store for FileStore {
         let (_, found) = self.ca_state(ca).await?;
         if found != expected {
             return Err(StoreError::Conflict {
-                subject: format!("what is known of {ca}"),
+                subject: format!("the state of CA {ca}"),
                 found: found.0,
             });
         }
-        let known = Known {
+        let known = StoredCa {
             ca: ca.to_owned(),
             revision: Revision(expected.0 + 1),
             state: state.clone(),
@@ -328,7 +326,7 @@ struct FileLease {
 
 impl Drop for FileLease {
     fn drop(&mut self) {
-        // Closing it is not enough while a child that is being started has it, too.
+        // Closing is not enough while a child process that just forked has the file, too.
         let _ = self.locked.unlock();
     }
 }
@@ -339,8 +337,8 @@ impl Lease for FileLease {
     }
 }
 
-/// The count in the file, plus one. An unreadable count starts again at 1: on
-/// one machine the kernel's lock alone already excludes every other holder.
+/// The count in the file, plus one. An invalid count restarts at 1: on one
+/// machine the kernel's lock alone excludes every other process.
 fn next_token(file: &mut File) -> io::Result<u64> {
     let mut text = String::new();
     file.read_to_string(&mut text)?;
@@ -367,7 +365,7 @@ fn open_lock(path: &Path) -> Result<File, StoreError> {
     options.open(path).map_err(at("open", path))
 }
 
-/// Held for the moments of a compare-and-swap.
+/// The lock of a compare-and-swap.
 fn locked(path: &Path) -> Result<File, StoreError> {
     let lock = open_lock(path)?;
     lock.lock().map_err(at("lock", path))?;
@@ -375,7 +373,7 @@ fn locked(path: &Path) -> Result<File, StoreError> {
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
-    let bytes = read_if_there(path)?;
+    let bytes = read_existing(path)?;
     let read = bytes
         .map(|bytes| serde_json::from_slice(&bytes))
         .transpose();
@@ -394,7 +392,7 @@ fn corrupt(path: &Path, error: &dyn std::error::Error) -> StoreError {
     }
 }
 
-fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+fn read_existing(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -403,14 +401,14 @@ fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
 }
 
 fn read_text(path: &Path) -> Result<Option<String>, StoreError> {
-    let text = read_if_there(path)?.map(String::from_utf8).transpose();
+    let text = read_existing(path)?.map(String::from_utf8).transpose();
     text.map_err(|error| corrupt(path, &error))
 }
 
-/// Removes all but the newest pairs, and the records that killed writers never
-/// put in place: there are keys in them. One that stays is only untidy. `served` stays
-/// for as long as nothing newer could be proven.
-fn forget_old(directory: &Path, newest: Generation, served: Option<Generation>) {
+/// Removes all but the newest pairs, and the staged records of killed writers, which
+/// contain keys. A failure is not an error. `rollback` stays while no newer
+/// generation is verified.
+fn remove_old(directory: &Path, newest: Generation, rollback: Option<Generation>) {
     let Ok(entries) = std::fs::read_dir(directory) else {
         return;
     };
@@ -418,16 +416,16 @@ fn forget_old(directory: &Path, newest: Generation, served: Option<Generation>) 
         let name = entry.file_name();
         let name = name.to_str().unwrap_or_default();
         if files::is_leftover(name, "record.json") {
-            // Nobody writes it: the lock is ours.
+            // No other process writes it: we hold the lock.
             let _ = std::fs::remove_file(entry.path());
         }
         let generation = name.parse::<u64>().ok();
-        let is_old = |generation: &u64| generation + KEPT <= newest.0;
-        let is_over = |generation: &u64| served != Some(Generation(*generation));
-        if generation.filter(is_old).is_some_and(|one| is_over(&one))
+        let is_old = |generation: &u64| generation + KEPT_GENERATIONS <= newest.0;
+        let is_unused = |generation: &u64| rollback != Some(Generation(*generation));
+        if generation.filter(is_old).is_some_and(|one| is_unused(&one))
             && let Err(error) = std::fs::remove_dir_all(entry.path())
         {
-            tracing::warn!(path = %entry.path().display(), "an old pair could not be removed: {error}");
+            tracing::warn!(path = %entry.path().display(), "cannot remove an old pair: {error}");
         }
     }
 }
@@ -449,141 +447,4 @@ fn at(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> StoreError 
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::identifier::Identifier;
-    use crate::store::contract;
-
-    fn record(name: &str) -> Record {
-        let identifier = Identifier::parse(name).unwrap();
-        Record::new(
-            Lineage::of(&identifier),
-            BTreeSet::from([identifier]),
-            "https://ca".into(),
-        )
-    }
-
-    fn store() -> (tempfile::TempDir, FileStore) {
-        let directory = tempfile::tempdir().unwrap();
-        let store = FileStore::open(directory.path().join("data")).unwrap();
-        (directory, store)
-    }
-
-    #[test]
-    fn the_newest_pairs_are_kept_and_nothing_else_is_touched() {
-        let directory = tempfile::tempdir().unwrap();
-        let names = ["0001", "0002", "0003", "0004", "record.json", ".new-0005"];
-        for name in names {
-            std::fs::create_dir(directory.path().join(name)).unwrap();
-        }
-        let cut_off = directory.path().join(".record.json.new-4711");
-        std::fs::write(&cut_off, "a key").unwrap();
-        forget_old(directory.path(), Generation(4), None);
-        assert!(!cut_off.exists());
-        let left = names.map(|name| directory.path().join(name).exists());
-        assert_eq!(left, [false, true, true, true, true, true]);
-    }
-
-    #[tokio::test]
-    async fn it_keeps_the_contract() {
-        let directory = tempfile::tempdir().unwrap();
-        let made = std::cell::Cell::new(0);
-        contract::keeps(|| {
-            made.set(made.get() + 1);
-            FileStore::open(directory.path().join(made.get().to_string())).unwrap()
-        })
-        .await;
-    }
-
-    #[test]
-    fn of_many_writers_of_one_revision_exactly_one_wins() {
-        let (_directory, store) = store();
-        let store = Arc::new(store);
-        let writers: Vec<_> = (0..8)
-            .map(|_| {
-                let store = store.clone();
-                std::thread::spawn(move || {
-                    let runtime = tokio::runtime::Builder::new_current_thread()
-                        .build()
-                        .unwrap();
-                    runtime
-                        .block_on(store.save(&record("example.com"), Revision(0), None))
-                        .is_ok()
-                })
-            })
-            .collect();
-        let winners = writers
-            .into_iter()
-            .filter(|_| true)
-            .map(|w| w.join().unwrap())
-            .filter(|won| *won)
-            .count();
-        assert_eq!(winners, 1);
-    }
-
-    #[tokio::test]
-    async fn what_is_stored_is_for_the_owner_alone() {
-        let (directory, store) = store();
-        let secret = Secret::new("credentials".into());
-        store.save_account("https://ca", &secret).await.unwrap();
-        store
-            .save(&record("example.com"), Revision(0), None)
-            .await
-            .unwrap();
-        let lineage = record("example.com").lineage;
-        store.save_options(&lineage, "{}").await.unwrap();
-        let mut open = vec![directory.path().join("data")];
-        while let Some(path) = open.pop() {
-            let metadata = std::fs::metadata(&path).unwrap();
-            assert_eq!(
-                metadata.permissions().mode() & 0o077,
-                0,
-                "{}",
-                path.display()
-            );
-            if metadata.is_dir() {
-                open.extend(
-                    std::fs::read_dir(&path)
-                        .unwrap()
-                        .map(|entry| entry.unwrap().path()),
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn an_empty_directory_becomes_private_and_a_used_one_is_left_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        for (name, used, mode) in [("new", false, 0o700), ("used", true, 0o755)] {
-            let root = directory.path().join(name);
-            std::fs::create_dir(&root).unwrap();
-            std::fs::set_permissions(&root, PermissionsExt::from_mode(0o755)).unwrap();
-            if used {
-                std::fs::write(root.join("a file"), "").unwrap();
-            }
-            FileStore::open(root.clone()).unwrap();
-            let found = std::fs::metadata(&root).unwrap().permissions().mode();
-            assert_eq!(found & 0o777, mode, "{name}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_damaged_record_is_named_and_left_alone() {
-        let (directory, store) = store();
-        let record = record("example.com");
-        store.save(&record, Revision(0), None).await.unwrap();
-        let path = directory
-            .path()
-            .join("data/records/example.com/record.json");
-        for damage in ["", "{\"revision\":"] {
-            std::fs::write(&path, damage).unwrap();
-            let error = store.load(&record.lineage).await.unwrap_err().to_string();
-            assert!(error.contains("record.json"), "{error}");
-            assert!(store.save(&record, Revision(0), None).await.is_err());
-            assert_eq!(std::fs::read_to_string(&path).unwrap(), damage);
-        }
-    }
-}
+mod tests;

@@ -1,21 +1,18 @@
-//! The store in memory: for what shall leave no trace, such as a rehearsal,
-//! and for tests. It keeps the same contract as every other.
+//! The store in memory: for runs that must leave no trace, such as a rehearsal,
+//! and for tests. It passes the same contract as every other store.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use super::{Lease, Store, StoreError};
+use super::{KEPT_GENERATIONS, Lease, Store, StoreError};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
 use crate::identifier::Lineage;
 use crate::record::{Generation, Record, Revision};
 
-/// Pairs of a lineage that are kept.
-const KEPT: u64 = 3;
-
-/// A store that ends with its process.
+/// A store that is lost when its process ends.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
     inside: Arc<Mutex<Inside>>,
@@ -28,7 +25,7 @@ struct Inside {
     options: BTreeMap<Lineage, String>,
     accounts: BTreeMap<String, Secret>,
     ca_states: BTreeMap<String, (CaState, Revision)>,
-    /// The last token, and whether its holder has it still.
+    /// The last token, and whether its lease is still held.
     leases: BTreeMap<Lineage, (u64, bool)>,
 }
 
@@ -69,7 +66,7 @@ impl Store for MemoryStore {
                 });
             }
             let pair = (bundle.key_pem().clone(), bundle.chain_pem());
-            let old = Generation(issued.generation.0.saturating_sub(KEPT));
+            let old = Generation(issued.generation.0.saturating_sub(KEPT_GENERATIONS));
             if record.going_back_to != Some(old) {
                 inside.bundles.remove(&(lineage.clone(), old));
             }
@@ -157,7 +154,7 @@ impl Store for MemoryStore {
         let (stored, revision) = inside.ca_states.entry(ca.to_owned()).or_default();
         if *revision != expected {
             return Err(StoreError::Conflict {
-                subject: format!("what is known of {ca}"),
+                subject: format!("the state of CA {ca}"),
                 found: revision.0,
             });
         }
@@ -193,7 +190,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn it_keeps_the_contract() {
-        super::super::contract::keeps(MemoryStore::default).await;
+    async fn memory_store_keeps_contract() {
+        super::super::contract::check(MemoryStore::default).await;
     }
 }

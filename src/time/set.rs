@@ -1,4 +1,4 @@
-//! For tests: a clock that somebody sets, beside one that nobody does.
+//! For tests: a wall clock that is set, beside a monotonic clock.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -7,39 +7,40 @@ use async_trait::async_trait;
 
 use super::{Clock, Timestamp, VirtualClock};
 
-/// Time passes by the one, and this shows another.
+/// A wall clock that shows another time than `passes`, the clock that time passes by.
 pub(crate) struct SetClock {
     pub(crate) passes: Arc<VirtualClock>,
-    begun: Timestamp,
-    /// Seconds.
+    start: Timestamp,
+    /// Seconds ahead of `passes`.
     ahead: Mutex<i64>,
-    /// How often it is read before it is set by how many seconds.
-    trap: Mutex<Option<(u32, i64)>>,
+    /// The readings that are left before the clock is set, and by how many seconds.
+    pending: Mutex<Option<(u32, i64)>>,
 }
 
 impl SetClock {
-    /// It shows what `passes` does.
+    /// A clock that shows the time of `passes` at first.
     pub(crate) fn new(passes: Arc<VirtualClock>) -> Self {
         Self {
-            begun: passes.now(),
+            start: passes.now(),
             passes,
             ahead: Mutex::default(),
-            trap: Mutex::default(),
+            pending: Mutex::default(),
         }
     }
 
+    /// Sets the clock forward by `seconds`.
     pub(crate) fn by(&self, seconds: i64) {
         *self.ahead.lock().unwrap() += seconds;
     }
 
-    /// By so much, as soon as it was read so often from now on.
+    /// Sets the clock forward by `seconds` after that many `readings`.
     pub(crate) fn by_after(&self, seconds: i64, readings: u32) {
-        *self.trap.lock().unwrap() = Some((readings, seconds));
+        *self.pending.lock().unwrap() = Some((readings, seconds));
     }
 
-    fn springs(&self) {
-        let mut trap = self.trap.lock().unwrap();
-        match trap.as_mut() {
+    fn count_reading(&self) {
+        let mut pending = self.pending.lock().unwrap();
+        match pending.as_mut() {
             Some((0, seconds)) => self.by(*seconds),
             Some((readings, _)) => {
                 *readings -= 1;
@@ -47,14 +48,14 @@ impl SetClock {
             }
             None => return,
         }
-        *trap = None;
+        *pending = None;
     }
 }
 
 #[async_trait]
 impl Clock for SetClock {
     fn now(&self) -> Timestamp {
-        self.springs();
+        self.count_reading();
         let ahead = *self.ahead.lock().unwrap();
         let by = Duration::from_secs(ahead.unsigned_abs());
         match self.passes.now() {
@@ -64,7 +65,7 @@ impl Clock for SetClock {
     }
 
     fn steady(&self) -> Option<Duration> {
-        Some(self.passes.now().since(self.begun))
+        Some(self.passes.now().since(self.start))
     }
 
     async fn sleep(&self, length: Duration) {

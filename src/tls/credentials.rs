@@ -1,9 +1,8 @@
-//! The pairs that are served: checked once more, then swapped in one step.
+//! The served pairs: each is checked again, then replaced in one step.
 //!
-//! [`Publisher`] takes a pair in or refuses it, and then the last good one
-//! stays. [`Credentials`] picks by server name (RFC 6066 section 3). A
-//! handshake works on the pair that it began with, and a connection keeps what
-//! its handshake gave it: a swap ends nothing.
+//! [`Publisher`] accepts a pair or refuses it; after a refusal the last valid pair
+//! stays. [`Credentials`] selects a pair by server name (RFC 6066 section 3). A new
+//! pair never ends a handshake or a connection that uses an earlier one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -23,26 +22,26 @@ use crate::certificate::{Bundle, BundleError, Freshness};
 use crate::identifier::{Identifier, Lineage};
 use crate::time::Clock;
 
-/// Sessions that may be resumed (RFC 8446 section 2.2).
+/// Sessions kept for resumption (RFC 8446 section 2.2).
 const SESSIONS: usize = 1024;
 const HTTP_1_1: &[u8] = b"http/1.1";
 
-/// Why a pair is not served.
+/// Why a pair is refused.
 #[derive(Debug, Error)]
 #[allow(missing_docs)] // each message is its own documentation
 pub enum PublishError {
-    #[error("{0} is not among the certificates that are served here")]
+    #[error("unknown certificate {0}: it is not served here")]
     Unknown(Lineage),
     #[error("{lineage}: {source}")]
     Unsound {
         lineage: Lineage,
         source: BundleError,
     },
-    #[error("{lineage}: the key cannot be used: {detail}")]
+    #[error("{lineage}: unusable key: {detail}")]
     Key { lineage: Lineage, detail: String },
 }
 
-/// Where new pairs go in.
+/// Publishes pairs to every listener.
 pub struct Publisher {
     served: BTreeMap<Lineage, BTreeSet<Identifier>>,
     default: Option<Lineage>,
@@ -50,25 +49,25 @@ pub struct Publisher {
     clock: Arc<dyn Clock>,
 }
 
-/// What is served at this moment; shared by every listener.
+/// The served pairs, shared by every listener.
 pub struct Credentials {
     table: watch::Receiver<Arc<Table>>,
 }
 
-/// One state of what is served; never changed, only followed by another.
+/// The served pairs at one moment; immutable, replaced as a whole.
 struct Table {
     exact: BTreeMap<Identifier, Arc<CertifiedKey>>,
     wildcards: Vec<(Identifier, Arc<CertifiedKey>)>,
     default: Option<Arc<CertifiedKey>>,
     pairs: BTreeMap<Lineage, Arc<CertifiedKey>>,
-    /// Each state has its own: a resumed session shows no certificate, so none
-    /// may outlive the pair that it began with.
+    /// One cache per table: a resumed session shows no certificate, so it must not
+    /// outlive the pair of its first handshake.
     sessions: Arc<ServerSessionMemoryCache>,
 }
 
 impl Publisher {
-    /// For certificates of these lineages and names. The first is also shown
-    /// to whoever asks for no name, as for an IP address.
+    /// A publisher for certificates of these lineages and names. A client without a
+    /// server name, as for an IP address, gets the first.
     #[must_use]
     pub fn new(
         served: Vec<(Lineage, BTreeSet<Identifier>)>,
@@ -90,8 +89,7 @@ impl Publisher {
     /// Serves `bundle` from the next handshake on.
     ///
     /// # Errors
-    /// When it is for other names, expired, or its parts disagree. What was
-    /// served before is served still.
+    /// When it is mismatched, expired or for other names; the earlier pair stays.
     pub fn publish(&self, lineage: &Lineage, bundle: &Bundle) -> Result<(), PublishError> {
         let pair = Arc::new(self.checked(lineage, bundle)?);
         self.table.send_modify(|table| {
@@ -102,13 +100,13 @@ impl Publisher {
         Ok(())
     }
 
-    /// A bundle was sound when it was made; that may be long ago.
+    /// Checks the bundle again: it was valid when it was made, perhaps long ago.
     fn checked(&self, lineage: &Lineage, bundle: &Bundle) -> Result<CertifiedKey, PublishError> {
         let identifiers = self
             .served
             .get(lineage)
             .ok_or_else(|| PublishError::Unknown(lineage.clone()))?;
-        let sound = Bundle::new(
+        let valid = Bundle::new(
             bundle.key_pem().clone(),
             &bundle.chain_pem(),
             identifiers,
@@ -123,15 +121,15 @@ impl Publisher {
             lineage: lineage.clone(),
             detail,
         };
-        let key = PrivateKeyDer::from_pem_slice(sound.key_pem().expose().as_bytes())
+        let key = PrivateKeyDer::from_pem_slice(valid.key_pem().expose().as_bytes())
             .map_err(|error| unusable(error.to_string()))?;
-        CertifiedKey::from_der(sound.chain().to_vec(), key, &aws_lc_rs::default_provider())
+        CertifiedKey::from_der(valid.chain().to_vec(), key, &aws_lc_rs::default_provider())
             .map_err(|error| unusable(error.to_string()))
     }
 }
 
 impl Credentials {
-    /// What a listener hands to each handshake; it follows every swap.
+    /// A listener's configuration; each handshake uses the newest pairs.
     ///
     /// # Errors
     /// When the cryptographic library offers neither TLS 1.2 nor 1.3.
@@ -146,7 +144,7 @@ impl Credentials {
         Ok(Arc::new(config))
     }
 
-    fn now(&self) -> Arc<Table> {
+    fn table(&self) -> Arc<Table> {
         self.table.borrow().clone()
     }
 }
@@ -176,9 +174,9 @@ impl Table {
         }
     }
 
-    /// The pair for `name`; one that names it comes before a wildcard. A name
-    /// that nothing covers gets none, rather than one that it must refuse.
-    fn pick(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
+    /// The pair for `name`: an exact match before a wildcard. An unknown name gets no
+    /// pair, because its client would refuse any.
+    fn select(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
         let Some(name) = name else {
             return self.default.clone();
         };
@@ -194,21 +192,21 @@ impl Table {
 
 impl ResolvesServerCert for Credentials {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.now().pick(hello.server_name())
+        self.table().select(hello.server_name())
     }
 }
 
 impl StoresServerSessions for Credentials {
     fn put(&self, key: Vec<u8>, value: Vec<u8>) -> bool {
-        self.now().sessions.put(key, value)
+        self.table().sessions.put(key, value)
     }
 
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.now().sessions.get(key)
+        self.table().sessions.get(key)
     }
 
     fn take(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.now().sessions.take(key)
+        self.table().sessions.take(key)
     }
 
     fn can_cache(&self) -> bool {
@@ -226,7 +224,7 @@ impl fmt::Debug for Publisher {
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let table = self.now();
+        let table = self.table();
         f.debug_struct("Credentials")
             .field("pairs", &table.pairs.keys())
             .finish_non_exhaustive()
@@ -248,7 +246,7 @@ mod tests {
     use crate::tls::terminator::Limits;
 
     #[tokio::test]
-    async fn a_swap_shows_in_the_next_handshake_and_ends_no_connection() {
+    async fn published_pair_shows_in_the_next_handshake_and_ends_no_connection() {
         let authority = Authority::new();
         let (publisher, credentials, _) = publisher(&[&["example.com"]]);
         let (address, dialer) = (serve(&credentials, Limits::default()), authority.dialer());
@@ -263,25 +261,25 @@ mod tests {
                 kept.push(stream);
             }
             for stream in &mut kept {
-                assert!(echoes(stream).await, "a swap ended a connection");
+                assert!(echoes(stream).await, "a new pair ended a connection");
             }
         }
     }
 
     #[tokio::test]
-    async fn what_is_not_sound_is_refused_and_the_last_good_pair_stays() {
+    async fn publish_refuses_invalid_pair_and_keeps_the_last_valid_one() {
         let authority = Authority::new();
         let (publisher, credentials, clock) = publisher(&[&["example.com"]]);
         let (address, dialer) = (serve(&credentials, Limits::default()), authority.dialer());
         let (name, of) = (identifier("example.com"), lineage("example.com"));
-        let nothing_yet = dialer.connect(address, &name).await;
-        assert!(matches!(nothing_yet, Err(DialError::Handshake(_))));
-        let good = authority.bundle(&["example.com"]);
-        publisher.publish(&of, &good).unwrap();
+        let before_any = dialer.connect(address, &name).await;
+        assert!(matches!(before_any, Err(DialError::Handshake(_))));
+        let first = authority.bundle(&["example.com"]);
+        publisher.publish(&of, &first).unwrap();
         let next = authority.bundle(&["example.com"]);
 
-        let foreign = authority.bundle(&["example.com", "other.example"]);
-        let refused = publisher.publish(&of, &foreign).unwrap_err();
+        let mismatched = authority.bundle(&["example.com", "other.example"]);
+        let refused = publisher.publish(&of, &mismatched).unwrap_err();
         assert!(matches!(
             refused,
             PublishError::Unsound {
@@ -304,7 +302,7 @@ mod tests {
         ));
 
         let (_, leaf) = dialer.connect(address, &name).await.unwrap();
-        assert_eq!(leaf, good.facts().fingerprint);
+        assert_eq!(leaf, first.facts().fingerprint);
         clock.set(NOW);
         publisher.publish(&of, &next).unwrap();
         let (_, leaf) = dialer.connect(address, &name).await.unwrap();
@@ -312,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_picks_the_pair() {
+    fn server_name_selects_the_pair() {
         let authority = Authority::new();
         let served: [&[&str]; 3] = [
             &["example.com", "www.example.com"],
@@ -325,44 +323,44 @@ mod tests {
             publisher.publish(&lineage(names[0]), &bundle).unwrap();
             bundle
         });
-        let picked = |name: Option<&str>| {
-            let pair = credentials.now().pick(name)?;
+        let selected = |name: Option<&str>| {
+            let pair = credentials.table().select(name)?;
             bundles
                 .iter()
                 .position(|bundle| bundle.chain() == pair.cert)
         };
-        assert_eq!(picked(Some("example.com")), Some(0));
+        assert_eq!(selected(Some("example.com")), Some(0));
         assert_eq!(
-            picked(Some("WWW.example.com")),
+            selected(Some("WWW.example.com")),
             Some(0),
             "the exact name comes first"
         );
-        assert_eq!(picked(Some("api.example.com")), Some(1));
+        assert_eq!(selected(Some("api.example.com")), Some(1));
         assert_eq!(
-            picked(Some("a.b.example.com")),
+            selected(Some("a.b.example.com")),
             None,
             "a wildcard is one label"
         );
-        assert_eq!(picked(Some("ip.example")), Some(2));
-        assert_eq!(picked(Some("other.example")), None);
-        assert_eq!(picked(Some("..")), None);
-        assert_eq!(picked(None), Some(0), "no name: the first");
+        assert_eq!(selected(Some("ip.example")), Some(2));
+        assert_eq!(selected(Some("other.example")), None);
+        assert_eq!(selected(Some("..")), None);
+        assert_eq!(selected(None), Some(0), "no name: the first");
     }
 
-    /// A client that resumes where it may; returns how its handshake went.
+    /// Connects with a client that resumes sessions; returns the kind of handshake.
     async fn handshake(config: &Arc<ClientConfig>, address: std::net::SocketAddr) -> HandshakeKind {
         let stream = TcpStream::connect(address).await.unwrap();
         let name = ServerName::try_from("example.com").unwrap();
         let connector = tokio_rustls::TlsConnector::from(config.clone());
         let mut stream = connector.connect(name, stream).await.unwrap();
-        // The tickets come with the first bytes that are read.
+        // Session tickets arrive with the first bytes read.
         stream.write_all(b"ping").await.unwrap();
         stream.read_exact(&mut [0; 4]).await.unwrap();
         stream.get_ref().1.handshake_kind().unwrap()
     }
 
     #[tokio::test]
-    async fn sessions_are_resumed_but_never_across_a_swap() {
+    async fn session_is_resumed_only_until_the_next_pair() {
         let authority = Authority::new();
         let (publisher, credentials, _) = publisher(&[&["example.com"]]);
         let address = serve(&credentials, Limits::default());

@@ -1,6 +1,6 @@
-//! A client that is as strict as a browser: the chain up to a trusted root, the
-//! name, the dates (RFC 5280, RFC 6125). It resumes no session, so that every
-//! connection shows which certificate is served.
+//! A TLS client as strict as a browser: it verifies the chain up to a trusted root,
+//! the name and the dates (RFC 5280, RFC 6125). It never resumes a session, so that
+//! every connection shows the served certificate.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,29 +20,29 @@ use crate::identifier::Identifier;
 /// A verified connection, decrypted.
 pub type Stream = tokio_rustls::client::TlsStream<TcpStream>;
 
-/// Why there is no connection.
+/// Why a connection failed.
 #[derive(Debug, Error)]
 #[allow(missing_docs)] // each message is its own documentation
 pub enum DialError {
-    #[error("no connection: {0}")]
+    #[error("cannot connect: {0}")]
     Connect(std::io::Error),
-    #[error("the certificate is not to be trusted: {0}")]
+    #[error("the certificate is not trusted: {0}")]
     Certificate(rustls::Error),
-    #[error("no handshake: {0}")]
+    #[error("the handshake failed: {0}")]
     Handshake(std::io::Error),
-    #[error("`{0}` cannot be asked for")]
+    #[error("`{0}` is not a valid server name")]
     Name(Identifier),
 }
 
-/// Connects and verifies.
+/// Connects to a TLS server and verifies it.
 #[derive(Clone)]
 pub struct Dialer(TlsConnector);
 
 impl Dialer {
-    /// Trusts the certificates of `roots` (PEM) and nothing else.
+    /// A dialer that trusts only the root certificates of `roots` (PEM).
     ///
     /// # Errors
-    /// When there is none that is readable, in words.
+    /// When `roots` contains no certificate, or an invalid one.
     pub fn new(roots: &[u8]) -> Result<Self, String> {
         let mut trusted = RootCertStore::empty();
         for root in CertificateDer::pem_slice_iter(roots) {
@@ -50,7 +50,7 @@ impl Dialer {
             trusted.add(root).map_err(|error| error.to_string())?;
         }
         if trusted.is_empty() {
-            return Err("there is no root certificate to trust".to_owned());
+            return Err("no root certificate found".to_owned());
         }
         let provider = Arc::new(aws_lc_rs::default_provider());
         let mut config = ClientConfig::builder_with_provider(provider)
@@ -62,35 +62,39 @@ impl Dialer {
         Ok(Self(TlsConnector::from(Arc::new(config))))
     }
 
-    /// One connection to `address` for `name`, and the leaf that was shown.
+    /// Connects to `address` for `name`; returns the stream and the served leaf.
     ///
     /// # Errors
-    /// Also when the certificate does not verify.
+    /// When the connection or handshake fails, or the certificate does not verify.
     pub async fn connect(
         &self,
         address: SocketAddr,
         name: &Identifier,
     ) -> Result<(Stream, Fingerprint), DialError> {
-        let asked =
+        let server_name =
             ServerName::try_from(name.to_string()).map_err(|_| DialError::Name(name.clone()))?;
         let stream = TcpStream::connect(address)
             .await
             .map_err(DialError::Connect)?;
-        // A request is one small write: waiting for more only delays it.
+        // A request is one small write; Nagle's algorithm would only delay it.
         stream.set_nodelay(true).map_err(DialError::Connect)?;
-        let stream = self.0.connect(asked, stream).await.map_err(sort)?;
+        let stream = self
+            .0
+            .connect(server_name, stream)
+            .await
+            .map_err(classify)?;
         let leaf = stream
             .get_ref()
             .1
             .peer_certificates()
             .and_then(<[_]>::first);
         let leaf = leaf.map(|leaf| Fingerprint::of(leaf));
-        let nothing_shown = || DialError::Certificate(rustls::Error::NoCertificatesPresented);
-        Ok((stream, leaf.ok_or_else(nothing_shown)?))
+        let no_leaf = || DialError::Certificate(rustls::Error::NoCertificatesPresented);
+        Ok((stream, leaf.ok_or_else(no_leaf)?))
     }
 }
 
-fn sort(error: std::io::Error) -> DialError {
+fn classify(error: std::io::Error) -> DialError {
     let inner = error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<rustls::Error>());
@@ -107,7 +111,7 @@ mod tests {
     use crate::tls::terminator::Limits;
 
     #[tokio::test]
-    async fn trusts_its_root_alone_and_only_for_the_name() {
+    async fn dialer_trusts_only_its_root_and_only_for_the_name() {
         let (authority, other) = (Authority::new(), Authority::new());
         let (publisher, credentials, _) = publisher(&[&["*.example.com"], &["192.0.2.1"]]);
         for name in ["*.example.com", "192.0.2.1"] {
@@ -120,7 +124,7 @@ mod tests {
         assert!(authority.dialer().connect(address, &name).await.is_ok());
         let untrusted = other.dialer().connect(address, &name).await;
         assert!(matches!(untrusted, Err(DialError::Certificate(_))));
-        // Without a name the first pair is shown, and it is not for the address.
+        // Without a server name the front serves the first pair, which is not for the address.
         let misnamed = authority
             .dialer()
             .connect(address, &identifier("192.0.2.1"))

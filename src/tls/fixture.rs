@@ -1,4 +1,4 @@
-//! A CA, its leaves and a listener that echoes, for tests.
+//! A CA, its leaves and an echo server, for tests. Nothing here runs in production.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -15,11 +15,12 @@ use crate::certificate::{Bundle, Freshness, Secret};
 use crate::identifier::{Identifier, Lineage};
 use crate::time::{Timestamp, VirtualClock};
 
-/// Some time in the validity of every leaf that is made here.
+/// An instant in the validity of every leaf of this CA.
 pub(crate) const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
-/// The year in which they expire.
+/// The year in which the leaves expire.
 pub(crate) const LAST_YEAR: i32 = 2090;
 
+/// A root of its own that signs leaves.
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     root: String,
@@ -66,7 +67,7 @@ pub(crate) fn lineage(name: &str) -> Lineage {
     Lineage::of(&identifier(name))
 }
 
-/// A publisher for certificates of these names, each called by its first.
+/// A publisher for certificates of these names; the first name is the lineage.
 pub(crate) fn publisher(served: &[&[&str]]) -> (Publisher, Arc<Credentials>, Arc<VirtualClock>) {
     let clock = Arc::new(VirtualClock::new(NOW));
     let served = served.iter().map(|names| (lineage(names[0]), set(names)));
@@ -74,19 +75,19 @@ pub(crate) fn publisher(served: &[&[&str]]) -> (Publisher, Arc<Credentials>, Arc
     (publisher, credentials, clock)
 }
 
-/// Says back what it hears, until it hears nothing more.
+/// Echoes what the client sends, until the client or the listener stops.
 pub(crate) struct Echo;
 
 #[async_trait]
 impl Handler for Echo {
     async fn converse(&self, mut stream: Stream, _peer: SocketAddr, mut stopping: Stopping) {
-        let mut heard = [0; 64];
+        let mut buffer = [0; 64];
         loop {
             let count = tokio::select! {
-                heard = stream.read(&mut heard) => heard.unwrap_or(0),
+                count = stream.read(&mut buffer) => count.unwrap_or(0),
                 () = stopping.wait() => 0,
             };
-            if count == 0 || stream.write_all(&heard[..count]).await.is_err() {
+            if count == 0 || stream.write_all(&buffer[..count]).await.is_err() {
                 let _ = stream.shutdown().await;
                 return;
             }
@@ -110,10 +111,10 @@ pub(crate) fn serve_by(
     address
 }
 
-/// Whether the other end still answers.
+/// Whether the server still echoes.
 pub(crate) async fn echoes(stream: &mut dialer::Stream) -> bool {
-    let mut heard = [0; 4];
+    let mut echo = [0; 4];
     stream.write_all(b"ping").await.is_ok()
-        && stream.read_exact(&mut heard).await.is_ok()
-        && heard == *b"ping"
+        && stream.read_exact(&mut echo).await.is_ok()
+        && echo == *b"ping"
 }

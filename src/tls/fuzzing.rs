@@ -1,6 +1,5 @@
-//! What `fuzz/` holds against the choice of a certificate: a stranger's first
-//! bytes get the pair of the name that they ask for, or none; they never end a
-//! handshake by themselves.
+//! The checks of `fuzz/` on the selection of a certificate. A client's first bytes
+//! get the pair of their server name, or none, and never complete a handshake.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
@@ -20,7 +19,7 @@ const SERVED: [&[&str]; 3] = [
     &["192.0.2.1"],
 ];
 
-struct Front {
+struct ServedFront {
     credentials: Arc<Credentials>,
     config: Arc<ServerConfig>,
     /// In the order of [`SERVED`].
@@ -28,49 +27,48 @@ struct Front {
     _publisher: Publisher,
 }
 
-/// The first bytes on a connection.
+/// Checks the first bytes of a connection.
 pub(crate) fn client_hello(bytes: &[u8]) {
     let front = front();
-    if let Some((name, shown)) = choice(front, bytes) {
-        judge(front, name.as_deref(), shown.as_ref());
+    if let Some((name, leaf)) = selection(front, bytes) {
+        check(front, name.as_deref(), leaf.as_ref());
     }
     if let Ok(connection) = ServerConnection::new(front.config.clone()) {
-        shake(connection, bytes);
+        handshake(connection, bytes);
     }
 }
 
-/// The name that is asked for and the leaf that is shown, once there is a whole
-/// ClientHello.
-fn choice(front: &Front, bytes: &[u8]) -> Option<(Option<String>, Option<Fingerprint>)> {
+/// The server name and the selected leaf, once the ClientHello is complete.
+fn selection(front: &ServedFront, bytes: &[u8]) -> Option<(Option<String>, Option<Fingerprint>)> {
     let mut acceptor = Acceptor::default();
     let mut rest = bytes;
     while !rest.is_empty() {
         acceptor.read_tls(&mut rest).ok()?;
         if let Some(accepted) = acceptor.accept().ok()? {
             let name = accepted.client_hello().server_name().map(str::to_owned);
-            let picked = front.credentials.resolve(accepted.client_hello());
-            let shown = picked.and_then(|pair| Some(Fingerprint::of(pair.cert.first()?)));
-            return Some((name, shown));
+            let selected = front.credentials.resolve(accepted.client_hello());
+            let leaf = selected.and_then(|pair| Some(Fingerprint::of(pair.cert.first()?)));
+            return Some((name, leaf));
         }
     }
     None
 }
 
-fn judge(front: &Front, name: Option<&str>, shown: Option<&Fingerprint>) {
-    let due = covering(name).map(|index| &front.leaves[index]);
-    if let Some(shown) = shown {
-        assert_eq!(Some(shown), due, "{name:?} is shown another's certificate");
+fn check(front: &ServedFront, name: Option<&str>, leaf: Option<&Fingerprint>) {
+    let expected = covering(name).map(|index| &front.leaves[index]);
+    if let Some(leaf) = leaf {
+        assert_eq!(Some(leaf), expected, "mismatched certificate for {name:?}");
     }
-    let letters = |name: &str| {
+    let is_plain = |name: &str| {
         name.bytes()
             .all(|byte| byte.is_ascii_lowercase() || byte == b'.')
     };
-    if due.is_some() && name.is_none_or(letters) {
-        assert_eq!(shown, due, "{name:?} is shown none");
+    if expected.is_some() && name.is_none_or(is_plain) {
+        assert_eq!(leaf, expected, "no certificate for {name:?}");
     }
 }
 
-/// Which of [`SERVED`] is for `name`, told without our own parser.
+/// The index in [`SERVED`] for `name`, found without our own parser.
 fn covering(name: Option<&str>) -> Option<usize> {
     let Some(name) = name else {
         return Some(0);
@@ -86,7 +84,7 @@ fn covering(name: Option<&str>) -> Option<usize> {
     }
 }
 
-fn shake(mut connection: ServerConnection, bytes: &[u8]) {
+fn handshake(mut connection: ServerConnection, bytes: &[u8]) {
     let (mut rest, mut answered) = (bytes, Vec::new());
     while !rest.is_empty() {
         let read = connection.read_tls(&mut rest);
@@ -95,18 +93,21 @@ fn shake(mut connection: ServerConnection, bytes: &[u8]) {
         }
     }
     while connection.wants_write() && connection.write_tls(&mut answered).is_ok() {}
-    assert!(connection.is_handshaking(), "nobody proved to hold a key");
+    assert!(
+        connection.is_handshaking(),
+        "the handshake completed without a key"
+    );
 }
 
-fn front() -> &'static Front {
-    static FRONT: OnceLock<Front> = OnceLock::new();
+fn front() -> &'static ServedFront {
+    static FRONT: OnceLock<ServedFront> = OnceLock::new();
     FRONT.get_or_init(|| match build() {
         Ok(front) => front,
-        Err(error) => panic!("there is nothing to serve: {error}"),
+        Err(error) => panic!("the front cannot be built: {error}"),
     })
 }
 
-fn build() -> Result<Front, Box<dyn std::error::Error>> {
+fn build() -> Result<ServedFront, Box<dyn std::error::Error>> {
     let mut served = Vec::new();
     for texts in SERVED {
         let names = texts.iter().map(|name| Identifier::parse(name));
@@ -128,7 +129,7 @@ fn build() -> Result<Front, Box<dyn std::error::Error>> {
         publisher.publish(lineage, &bundle)?;
         leaves.push(bundle.facts().fingerprint.clone());
     }
-    Ok(Front {
+    Ok(ServedFront {
         config: credentials.server_config()?,
         credentials,
         leaves,
@@ -141,22 +142,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seeds_are_whole_hellos_and_pick_by_their_name() {
+    fn seeds_are_complete_hellos_and_select_by_their_name() {
         let front = front();
-        let shown = |bytes: &[u8]| {
-            let (_, shown) = choice(front, bytes).unwrap();
-            shown.map(|shown| front.leaves.iter().position(|leaf| *leaf == shown).unwrap())
+        let selected = |bytes: &[u8]| {
+            let (_, leaf) = selection(front, bytes).unwrap();
+            leaf.map(|leaf| front.leaves.iter().position(|one| *one == leaf).unwrap())
         };
         macro_rules! seed {
             ($name:literal) => {
                 include_bytes!(concat!("../../fuzz/seeds/client_hello/", $name, ".bin"))
             };
         }
-        assert_eq!(shown(seed!("tls13-example-com")), Some(0));
-        assert_eq!(shown(seed!("tls13-wildcard")), Some(1));
-        assert_eq!(shown(seed!("tls12-no-name")), Some(0));
-        assert_eq!(shown(seed!("two-records")), Some(0));
-        assert_eq!(shown(seed!("tls13-unknown-name")), None);
-        assert_eq!(choice(front, seed!("cut-off")), None);
+        assert_eq!(selected(seed!("tls13-example-com")), Some(0));
+        assert_eq!(selected(seed!("tls13-wildcard")), Some(1));
+        assert_eq!(selected(seed!("tls12-no-name")), Some(0));
+        assert_eq!(selected(seed!("two-records")), Some(0));
+        assert_eq!(selected(seed!("tls13-unknown-name")), None);
+        assert_eq!(selection(front, seed!("cut-off")), None);
     }
 }

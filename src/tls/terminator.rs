@@ -1,10 +1,9 @@
-//! The TLS listener: accepts, shakes hands within a deadline, and gives the
-//! decrypted stream to a [`Handler`].
+//! The TLS listener: it accepts, completes the handshake within a deadline, and
+//! passes the decrypted stream to a [`Handler`].
 //!
-//! A stranger who connects and says nothing costs one bounded place for ten
-//! seconds. Told to stop, it takes no new connection and lets those it has
-//! come to their end. A new certificate needs neither: see
-//! [`super::credentials`].
+//! A silent client occupies one of a bounded number of connections for ten seconds.
+//! Once stopped, the listener accepts no connection and waits for the open ones. It
+//! never restarts for a new certificate: see [`super::credentials`].
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -24,14 +23,14 @@ use super::credentials::Credentials;
 use crate::net::sockets::BACKLOG;
 
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
-/// What is not over by then is cut: a process that was told to stop must end.
-const LAST_WORDS: Duration = Duration::from_secs(8);
+/// OpenConnections still open by then are cut: a stopped process must end.
+const STOP_DEADLINE: Duration = Duration::from_secs(8);
 const AFTER_ACCEPT_ERROR: Duration = Duration::from_millis(100);
 
 /// A connection after its handshake, decrypted.
 pub type Stream = tokio_rustls::server::TlsStream<TcpStream>;
 
-/// How many connections are taken; one too many is closed at once.
+/// The most connections; any further one is closed at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// In all.
@@ -41,7 +40,7 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Each costs some 40 KiB; an office behind one address has hundreds.
+    /// A connection takes about 40 KiB; an office behind one address has hundreds.
     fn default() -> Self {
         Self {
             connections: 4096,
@@ -50,27 +49,26 @@ impl Default for Limits {
     }
 }
 
-/// Resolves when the listener was told to stop.
+/// Resolves when the listener is stopped.
 #[derive(Clone, Debug)]
 pub struct Stopping(watch::Receiver<bool>);
 
 impl Stopping {
-    /// Waits for it.
+    /// Waits until the listener is stopped.
     pub async fn wait(&mut self) {
-        // A listener that is gone has stopped as well.
+        // An error means that the listener is gone, so it has stopped.
         let _ = self.0.wait_for(|stopping| *stopping).await;
     }
 }
 
-/// Whoever talks on decrypted connections.
+/// Serves decrypted connections.
 #[async_trait]
 pub trait Handler: Send + Sync {
-    /// Talks until the connection ends, and soon ends it once `stopping`
-    /// resolves.
+    /// Serves until the connection ends, and ends it soon after `stopping` resolves.
     async fn converse(&self, stream: Stream, peer: SocketAddr, stopping: Stopping);
 }
 
-/// A socket that is bound and not served yet.
+/// A bound socket that is not served yet.
 #[derive(Debug)]
 pub struct Terminator {
     socket: TcpListener,
@@ -82,7 +80,7 @@ impl Terminator {
     /// Binds `address`.
     ///
     /// # Errors
-    /// When it is not to be had.
+    /// When the address is in use or not permitted.
     pub fn bind(
         address: SocketAddr,
         credentials: &Arc<Credentials>,
@@ -103,19 +101,19 @@ impl Terminator {
         })
     }
 
-    /// The address that is listened on, with the port the system chose.
+    /// The bound address, with the port that the system chose.
     ///
     /// # Errors
-    /// As the system has them.
+    /// When the system does not report it.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
 
-    /// Serves until `stop` resolves, and then until the last conversation is
-    /// over. Dropping the future cuts everything at once.
+    /// Serves until `stop` resolves, then until the last connection ends. Dropping the
+    /// future cuts all connections at once.
     pub async fn serve(self, handler: Arc<dyn Handler>, stop: impl Future<Output = ()>) {
-        let (tell, told) = watch::channel(false);
-        let caps = Arc::new(Caps::new(self.limits));
+        let (stopped, stopping) = watch::channel(false);
+        let connections = Arc::new(OpenConnections::new(self.limits));
         let acceptor = TlsAcceptor::from(self.config);
         let mut conversations = JoinSet::new();
         let mut stop = std::pin::pin!(stop);
@@ -125,13 +123,13 @@ impl Terminator {
                 Some(_) = conversations.join_next() => {}
                 accepted = self.socket.accept() => match accepted {
                     Ok((stream, peer)) => {
-                        if let Some(place) = caps.admit(peer.ip()) {
-                            let (acceptor, stopping) = (acceptor.clone(), Stopping(told.clone()));
-                            conversations.spawn(converse(acceptor, stream, peer, handler.clone(), stopping, place));
+                        if let Some(permit) = connections.admit(peer.ip()) {
+                            let (acceptor, stopping) = (acceptor.clone(), Stopping(stopping.clone()));
+                            conversations.spawn(converse(acceptor, stream, peer, handler.clone(), stopping, permit));
                         }
                     }
                     Err(error) => {
-                        // Out of descriptors, most likely: that passes.
+                        // Most likely out of file descriptors, which is temporary.
                         tracing::warn!(%error, "a connection could not be accepted");
                         tokio::time::sleep(AFTER_ACCEPT_ERROR).await;
                     }
@@ -139,10 +137,10 @@ impl Terminator {
             }
         }
         drop(self.socket);
-        tell.send_replace(true);
-        let over = async { while conversations.join_next().await.is_some() {} };
-        if tokio::time::timeout(LAST_WORDS, over).await.is_err() {
-            tracing::warn!("connections that did not end were cut");
+        stopped.send_replace(true);
+        let ended = async { while conversations.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_DEADLINE, ended).await.is_err() {
+            tracing::warn!("cut the connections that did not end in time");
         }
     }
 }
@@ -153,33 +151,33 @@ async fn converse(
     peer: SocketAddr,
     handler: Arc<dyn Handler>,
     stopping: Stopping,
-    place: Slot,
+    permit: Permit,
 ) {
-    // Latency only; a stream without it works as well.
+    // Only latency depends on it, so an error is ignored.
     let _ = stream.set_nodelay(true);
     let handshake = tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream));
-    // What a stranger's handshake failed with is not worth a log line.
+    // Any client can make a handshake fail; logging it would flood the log.
     if let Ok(Ok(stream)) = handshake.await {
         handler.converse(stream, peer, stopping).await;
     }
-    drop(place);
+    drop(permit);
 }
 
-/// How many connections there are, in all and by address.
-struct Caps {
+/// The open connections, in all and by address.
+struct OpenConnections {
     all: Arc<Semaphore>,
     each: usize,
     by_address: Mutex<HashMap<IpAddr, usize>>,
 }
 
-/// A place among the connections, given back when dropped.
-struct Slot {
-    caps: Arc<Caps>,
+/// A permit for one connection, released when dropped.
+struct Permit {
+    connections: Arc<OpenConnections>,
     address: IpAddr,
-    _permit: OwnedSemaphorePermit,
+    _one_of_all: OwnedSemaphorePermit,
 }
 
-impl Caps {
+impl OpenConnections {
     fn new(limits: Limits) -> Self {
         Self {
             all: Arc::new(Semaphore::new(limits.connections)),
@@ -188,8 +186,8 @@ impl Caps {
         }
     }
 
-    fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Slot> {
-        let permit = self.all.clone().try_acquire_owned().ok()?;
+    fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Permit> {
+        let one_of_all = self.all.clone().try_acquire_owned().ok()?;
         let mut by_address = self
             .by_address
             .lock()
@@ -199,18 +197,18 @@ impl Caps {
             return None;
         }
         *count += 1;
-        Some(Slot {
-            caps: self.clone(),
+        Some(Permit {
+            connections: self.clone(),
             address,
-            _permit: permit,
+            _one_of_all: one_of_all,
         })
     }
 }
 
-impl Drop for Slot {
+impl Drop for Permit {
     fn drop(&mut self) {
         let mut by_address = self
-            .caps
+            .connections
             .by_address
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
@@ -242,14 +240,14 @@ mod tests {
         credentials
     }
 
-    /// The other end closes, in whatever manner.
+    /// Waits until the peer closes the connection, with or without an error.
     async fn closed(stream: &mut TcpStream) {
-        let mut heard = Vec::new();
-        let _ = stream.read_to_end(&mut heard).await;
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest).await;
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_says_nothing_is_cut_at_the_deadline_and_keeps_nobody_out() {
+    async fn silent_client_is_cut_at_the_deadline_and_blocks_no_other() {
         let authority = Authority::new();
         let limits = Limits {
             connections: 9,
@@ -272,12 +270,12 @@ mod tests {
         assert!(waited < HANDSHAKE_DEADLINE * 2, "{waited:?}");
         assert!(
             echoes(&mut served).await,
-            "the deadline is the handshake's alone"
+            "the deadline is only for the handshake"
         );
     }
 
     #[tokio::test]
-    async fn one_connection_too_many_is_closed_and_its_place_comes_back() {
+    async fn connection_above_the_limit_is_closed_until_a_permit_is_released() {
         let authority = Authority::new();
         for (connections, by_address) in [(2, 9), (9, 2)] {
             let limits = Limits {
@@ -298,7 +296,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn told_to_stop_it_takes_nobody_and_waits_for_who_is_there() {
+    async fn stopped_listener_accepts_no_connection_and_waits_for_open_ones() {
         let authority = Authority::new();
         let local = "127.0.0.1:0".parse().unwrap();
         let terminator =
@@ -312,7 +310,7 @@ mod tests {
         let (mut stream, _) = dialer.connect(address, &name).await.unwrap();
         assert!(echoes(&mut stream).await);
         stop.send(()).unwrap();
-        // The handler was told, closed in good manners, and everything ends.
+        // The handler closes its stream, then the listener ends.
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).await.unwrap();
         serving.await.unwrap();
@@ -322,32 +320,32 @@ mod tests {
         ));
     }
 
-    /// Talks for ever and heeds nobody.
-    struct Deaf;
+    /// Ignores the stop and never ends.
+    struct NeverEnds;
 
     #[async_trait]
-    impl Handler for Deaf {
+    impl Handler for NeverEnds {
         async fn converse(&self, _stream: Stream, _peer: SocketAddr, _stopping: Stopping) {
             pending::<()>().await;
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_conversation_that_does_not_end_is_cut() {
+    async fn connection_is_cut_when_it_does_not_end() {
         let authority = Authority::new();
         let local = "127.0.0.1:0".parse().unwrap();
         let terminator =
             Terminator::bind(local, &published(&authority), Limits::default()).unwrap();
         let address = terminator.address().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
-        let serving = tokio::spawn(terminator.serve(Arc::new(Deaf), async {
+        let serving = tokio::spawn(terminator.serve(Arc::new(NeverEnds), async {
             let _ = stopped.await;
         }));
         let name = identifier("example.com");
-        let _held = authority.dialer().connect(address, &name).await.unwrap();
+        let _open = authority.dialer().connect(address, &name).await.unwrap();
         stop.send(()).unwrap();
         let begun = Instant::now();
         serving.await.unwrap();
-        assert!(begun.elapsed() >= LAST_WORDS);
+        assert!(begun.elapsed() >= STOP_DEADLINE);
     }
 }

@@ -1,4 +1,4 @@
-//! What is signed, when it shall be renewed, and how it is revoked.
+//! Issued certificates, their renewal windows and their revocation.
 
 use serde_json::json;
 
@@ -6,7 +6,7 @@ use super::*;
 use crate::record::Window;
 
 #[tokio::test]
-async fn a_certificate_is_sound_and_its_chain_ends_at_the_root() {
+async fn certificate_is_valid_and_chains_to_the_root() {
     let (server, _) = server(|_| ());
     let client = Client::registered(&server).await;
     let names = ["example.com", "www.example.com", "192.0.2.7", "2001:db8::1"];
@@ -21,7 +21,7 @@ async fn a_certificate_is_sound_and_its_chain_ends_at_the_root() {
 }
 
 #[tokio::test]
-async fn lifetimes_go_down_to_a_second() {
+async fn profile_lifetime_may_be_one_second() {
     let (server, _) = server(|settings| {
         for seconds in [1, 30] {
             let profile = Profile::new(Duration::from_secs(seconds), "short");
@@ -42,8 +42,8 @@ async fn lifetimes_go_down_to_a_second() {
 }
 
 #[tokio::test]
-async fn the_window_follows_the_policy_a_suggestion_and_a_revocation() {
-    let (server, clock) = server(|_| ());
+async fn window_follows_policy_and_suggestion() {
+    let (server, _) = server(|_| ());
     let client = Client::registered(&server).await;
     let (_, chain) = client.issue(&server, &["a.example"], json!({})).await;
     let id = facts(&chain).renewal_id.unwrap();
@@ -81,13 +81,18 @@ async fn the_window_follows_the_policy_a_suggestion_and_a_revocation() {
     )
     .await;
     assert_eq!(unknown.problem(), kind(404, "malformed"));
+}
 
+#[tokio::test]
+async fn revocation_needs_the_account_and_makes_the_window_past() {
+    let (server, clock) = server(|_| ());
+    let client = Client::registered(&server).await;
     let (_, chain) = client.issue(&server, &["a.example"], json!({})).await;
     clock.advance(HOUR);
     let der = certificate_der(&chain);
     let payload = json!({"certificate": encode(&der), "reason": 1});
-    let stranger = Client::registered(&server).await;
-    let reply = stranger.post(&server, "revoke-certificate", &payload).await;
+    let other = Client::registered(&server).await;
+    let reply = other.post(&server, "revoke-certificate", &payload).await;
     assert_eq!(reply.problem(), kind(403, "unauthorized"));
     let wrong = json!({"certificate": encode(&der), "reason": 7});
     let reply = client.post(&server, "revoke-certificate", &wrong).await;
@@ -115,7 +120,7 @@ async fn the_window_follows_the_policy_a_suggestion_and_a_revocation() {
 }
 
 #[tokio::test]
-async fn a_certificate_is_revoked_by_its_own_key() {
+async fn certificate_is_revoked_by_its_own_key() {
     let (server, _) = server(|_| ());
     let client = Client::registered(&server).await;
     let order = client
@@ -143,8 +148,8 @@ async fn a_certificate_is_revoked_by_its_own_key() {
     let chain = client.send(&server, &url, "").await.body;
     let der = certificate_der(std::str::from_utf8(&chain).unwrap());
     let payload = json!({"certificate": encode(&der)});
-    let stranger = Client::new();
-    let reply = stranger.post(&server, "revoke-certificate", &payload).await;
+    let other = Client::new();
+    let reply = other.post(&server, "revoke-certificate", &payload).await;
     assert_eq!(reply.problem(), kind(403, "unauthorized"));
     assert_eq!(
         owner
@@ -156,7 +161,7 @@ async fn a_certificate_is_revoked_by_its_own_key() {
 }
 
 #[tokio::test]
-async fn the_intermediate_is_made_anew_before_it_ends() {
+async fn intermediate_is_replaced_before_it_expires() {
     let (server, clock) = server(|_| ());
     let client = Client::registered(&server).await;
     let (_, before) = client.issue(&server, &["a.example"], json!({})).await;

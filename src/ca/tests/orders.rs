@@ -1,11 +1,11 @@
-//! Orders, from the wish to the signing request.
+//! Orders, from newOrder to the signing request.
 
 use serde_json::json;
 
 use super::*;
 
 #[tokio::test]
-async fn orders_that_cannot_be_are_refused() {
+async fn invalid_order_is_refused() {
     let (server, _) = server(|settings| {
         settings.validation = Validation::Http {
             port: 80,
@@ -49,7 +49,7 @@ async fn orders_that_cannot_be_are_refused() {
 }
 
 #[tokio::test]
-async fn a_signing_request_must_be_exactly_the_order() {
+async fn signing_request_must_match_the_order() {
     let (server, _) = server(|_| ());
     let client = Client::registered(&server).await;
     let wish = json!({"identifiers": identifiers(&["a.example", "b.example"])});
@@ -79,7 +79,7 @@ async fn a_signing_request_must_be_exactly_the_order() {
 }
 
 #[tokio::test]
-async fn a_predecessor_is_replaced_once() {
+async fn predecessor_is_replaced_once() {
     let (server, _) = server(|_| ());
     let (client, other) = (
         Client::registered(&server).await,
@@ -98,7 +98,7 @@ async fn a_predecessor_is_replaced_once() {
     assert_eq!(taken.json()["replaces"], id);
     let reply = client.order(&server, wish("a.example", &id)).await;
     assert_eq!(reply.problem(), kind(409, "alreadyReplaced"));
-    // An order that came to nothing leaves its predecessor free.
+    // A failed order leaves its predecessor free.
     let authorization = taken.json()["authorizations"][0]
         .as_str()
         .unwrap()
@@ -117,7 +117,7 @@ async fn a_predecessor_is_replaced_once() {
 }
 
 #[tokio::test]
-async fn an_order_that_is_not_finished_in_time_is_invalid() {
+async fn expired_order_is_invalid() {
     let (server, clock) = server(|_| ());
     let client = Client::registered(&server).await;
     let order = client
@@ -139,7 +139,7 @@ async fn an_order_that_is_not_finished_in_time_is_invalid() {
 }
 
 #[tokio::test]
-async fn the_key_of_an_account_is_never_certified() {
+async fn account_key_is_never_certified() {
     let (server, _) = server(|_| ());
     let random = SystemRandom::new();
     let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();

@@ -1,20 +1,20 @@
-//! Who may ask for what, and in which form.
+//! Authentication, form and access rights of requests.
 
 use serde_json::json;
 
 use super::*;
 
 #[tokio::test]
-async fn a_request_that_is_not_signed_right_does_nothing() {
+async fn request_without_valid_signature_is_refused() {
     let (server, _) = server(|_| ());
     let client = Client::registered(&server).await;
     let url = format!("{BASE}/acme/new-order");
     let wish = json!({"identifiers": identifiers(&["a.example"])}).to_string();
-    let stranger = Client {
+    let forger = Client {
         key: Client::new().key,
         kid: client.kid.clone(),
     };
-    let reply = stranger.send(&server, &url, &wish).await;
+    let reply = forger.send(&server, &url, &wish).await;
     assert_eq!(reply.problem(), kind(400, "malformed"));
 
     let header = client.header(&format!("{BASE}/acme/key-change"), &nonce(&server).await);
@@ -63,7 +63,7 @@ async fn a_request_that_is_not_signed_right_does_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_another_accounts_looks_as_if_it_were_not_there() {
+async fn object_of_another_account_is_not_found() {
     let (server, _) = server(|_| ());
     let (owner, other) = (
         Client::registered(&server).await,
@@ -94,8 +94,21 @@ async fn what_is_another_accounts_looks_as_if_it_were_not_there() {
     assert_eq!(reply.problem(), kind(404, "malformed"));
 }
 
+/// An external account binding of `jwk`, signed with `secret`.
+fn bind(secret: &[u8], kid: &str, jwk: &Value) -> Value {
+    let url = format!("{BASE}/acme/new-account");
+    let header = json!({"alg": "HS256", "kid": kid, "url": url});
+    let (head, body) = (
+        encode(header.to_string().as_bytes()),
+        encode(jwk.to_string().as_bytes()),
+    );
+    let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, secret);
+    let tag = aws_lc_rs::hmac::sign(&key, format!("{head}.{body}").as_bytes());
+    json!({"protected": head, "payload": body, "signature": encode(tag.as_ref())})
+}
+
 #[tokio::test]
-async fn accounts_are_found_changed_bound_and_ended() {
+async fn new_account_needs_binding_terms_and_valid_contacts() {
     let (server, _) = server(|settings| {
         settings
             .external_accounts
@@ -104,18 +117,7 @@ async fn accounts_are_found_changed_bound_and_ended() {
     });
     let directory = send(&server, "GET", &format!("{BASE}/directory"), "", vec![]).await;
     assert_eq!(directory.json()["meta"]["externalAccountRequired"], true);
-    let mut client = Client::new();
-    let url = format!("{BASE}/acme/new-account");
-    let bind = |secret: &[u8], kid: &str, jwk: &Value| {
-        let header = json!({"alg": "HS256", "kid": kid, "url": url});
-        let (head, body) = (
-            encode(header.to_string().as_bytes()),
-            encode(jwk.to_string().as_bytes()),
-        );
-        let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, secret);
-        let tag = aws_lc_rs::hmac::sign(&key, format!("{head}.{body}").as_bytes());
-        json!({"protected": head, "payload": body, "signature": encode(tag.as_ref())})
-    };
+    let client = Client::new();
     let (secret, jwk) = (b"0123456789abcdef", client.jwk());
     let good = bind(secret, "customer", &jwk);
     for (payload, expected) in [
@@ -129,7 +131,7 @@ async fn accounts_are_found_changed_bound_and_ended() {
             kind(403, "unauthorized"),
         ),
         (
-            json!({"externalAccountBinding": bind(secret, "nobody", &jwk)}),
+            json!({"externalAccountBinding": bind(secret, "unknown", &jwk)}),
             kind(403, "unauthorized"),
         ),
         (
@@ -165,9 +167,16 @@ async fn accounts_are_found_changed_bound_and_ended() {
         (found.status.as_u16(), found.location()),
         (200, made.location())
     );
+}
 
-    let kid = made.location();
-    client.kid = Some(kid.clone());
+#[tokio::test]
+async fn account_is_updated_given_a_new_key_and_deactivated() {
+    let (server, _) = server(|_| ());
+    let client = Client::registered(&server).await;
+    let kid = client.kid.clone().unwrap();
+    let contact = r#"{"contact": ["mailto:a@b.example"]}"#;
+    let changed = client.send(&server, &kid, contact).await;
+    assert_eq!(changed.json()["contact"], json!(["mailto:a@b.example"]));
     let changed = client.send(&server, &kid, r#"{"contact": []}"#).await;
     assert_eq!(changed.json()["contact"], json!([]));
 

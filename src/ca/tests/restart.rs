@@ -1,4 +1,4 @@
-//! What outlives the process.
+//! The state that survives a restart.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde_json::json;
 use super::*;
 
 #[tokio::test]
-async fn a_restart_keeps_the_root_the_accounts_and_the_orders() {
+async fn restart_keeps_root_accounts_and_orders() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ca");
     let open = || server(|settings| settings.directory = Some(path.clone())).0;
@@ -25,7 +25,7 @@ async fn a_restart_keeps_the_root_the_accounts_and_the_orders() {
         Server::new(settings, clock),
         Err(CaError::InUse(_))
     ));
-    // The task of the validation holds on to the server until it has written.
+    // The validation task keeps the server alive until it has saved its outcome.
     while std::sync::Arc::strong_count(&first.0) > 1 {
         tokio::task::yield_now().await;
     }

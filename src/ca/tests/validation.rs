@@ -1,4 +1,4 @@
-//! HTTP-01 against listeners that answer right and wrong.
+//! HTTP-01 against listeners with right and wrong answers.
 
 use std::net::Ipv4Addr;
 
@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::*;
 use crate::ca::{problem, validate};
 
-/// Answers one request on `listener` with `reply` and gives the request's head.
+/// Answers one request on `listener` with `reply` and returns the request's head.
 async fn answer(listener: tokio::net::TcpListener, reply: String) -> String {
     let (mut stream, _) = listener.accept().await.unwrap();
     let mut head = Vec::new();
@@ -37,7 +37,7 @@ async fn validated(reply: Option<&str>) -> (Result<(), problem::Problem>, String
 }
 
 #[tokio::test]
-async fn validation_takes_the_key_authorization_and_nothing_else() {
+async fn validation_accepts_only_the_key_authorization() {
     let ok = |body: &str| {
         format!(
             "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
@@ -54,22 +54,22 @@ async fn validation_takes_the_key_authorization_and_nothing_else() {
     for (reply, kind, words) in [
         (
             Some(ok("TOKEN.other")),
-            problem::Kind::Unauthorized,
+            problem::ErrorType::Unauthorized,
             "`TOKEN.other`",
         ),
         (
             Some(ok("\x1b[31mred")),
-            problem::Kind::Unauthorized,
+            problem::ErrorType::Unauthorized,
             "\\x1b[31mred",
         ),
         (
             Some(ok(&"x".repeat(1025))),
-            problem::Kind::IncorrectResponse,
+            problem::ErrorType::IncorrectResponse,
             "1 KiB",
         ),
         (
             Some("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".into()),
-            problem::Kind::Unauthorized,
+            problem::ErrorType::Unauthorized,
             "HTTP 404",
         ),
         (
@@ -77,15 +77,15 @@ async fn validation_takes_the_key_authorization_and_nothing_else() {
                 "HTTP/1.1 302 Found\r\nLocation: http://10.0.0.1/\r\nContent-Length: 0\r\n\r\n"
                     .into(),
             ),
-            problem::Kind::IncorrectResponse,
+            problem::ErrorType::IncorrectResponse,
             "redirect to `http://10.0.0.1/`",
         ),
         (
             Some("nonsense\r\n\r\n".into()),
-            problem::Kind::Connection,
+            problem::ErrorType::Connection,
             "no HTTP answer",
         ),
-        (None, problem::Kind::Connection, "127.0.0.1"),
+        (None, problem::ErrorType::Connection, "127.0.0.1"),
     ] {
         let problem = validated(reply.as_deref()).await.0.unwrap_err();
         assert_eq!(problem.kind, kind, "{problem}");
@@ -94,7 +94,7 @@ async fn validation_takes_the_key_authorization_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_name_that_does_not_answer_makes_its_order_invalid() {
+async fn unreachable_name_makes_its_order_invalid() {
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .await
         .unwrap();

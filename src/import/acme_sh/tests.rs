@@ -1,6 +1,6 @@
-//! What is read of acme.sh's state, and what is said of the rest.
+//! The reader of acme.sh's state, with valid and invalid files.
 
-use super::super::fixture::{broken, found, laid_out, told};
+use super::super::fixture::{broken, found, laid_out, remark_lines};
 use super::super::read as read_any;
 use super::*;
 
@@ -15,8 +15,8 @@ fn only(more: &str) -> (Certificate, Vec<String>) {
         ("a.example_ecc/fullchain.cer", "chain"),
     ]);
     let mut found = read_any(Tool::AcmeSh, directory.path()).unwrap();
-    let told = told(&found, directory.path());
-    (found.certificates.pop().unwrap(), told)
+    let remarks = remark_lines(&found, directory.path());
+    (found.certificates.pop().unwrap(), remarks)
 }
 
 fn encoded(text: &str) -> String {
@@ -27,9 +27,9 @@ fn encoded(text: &str) -> String {
 }
 
 #[test]
-fn a_certificate_is_read_with_its_settings() {
-    let reload = encoded("/usr/local/bin/tell");
-    let (one, told) = only(&format!(
+fn acme_sh_certificate_is_read_with_settings() {
+    let reload = encoded("/usr/local/bin/reload");
+    let (one, remarks) = only(&format!(
         "Le_Webroot='no'\nLe_HTTPPort='5002'\nLe_ReloadCmd='{reload}'\nLe_Preferred_Chain='{}'",
         encoded("Some Root")
     ));
@@ -43,29 +43,29 @@ fn a_certificate_is_read_with_its_settings() {
         proof: Some(Proof::Listen(Some("0.0.0.0:5002".parse().unwrap()))),
         reuse_key: true,
         preferred_chain: Some("Some Root".into()),
-        programs: vec!["/usr/local/bin/tell".into()],
+        programs: vec!["/usr/local/bin/reload".into()],
         ..Renewal::default()
     };
-    assert_eq!((one.renewal, told), (expected, vec![]));
+    assert_eq!((one.renewal, remarks), (expected, vec![]));
     let (one, _) = only("Le_Webroot='/srv/www'\nLe_ForceNewDomainKey='1'");
     assert_eq!(one.renewal.proof, Some(Proof::Webroot("/srv/www".into())));
     assert!(!one.renewal.reuse_key);
 }
 
 #[test]
-fn every_setting_without_a_counterpart_is_named() {
-    let (one, told) = only(&format!(
+fn unsupported_settings_are_reported() {
+    let (one, remarks) = only(&format!(
         "Le_Webroot='dns_cf'\nLe_PreHook='{}'\nLe_ReloadCmd='{}'\nLe_RenewHook='__ACME_BASE64__START_!'\n\
          Le_RealKeyPath='/etc/nginx/key.pem'",
         encoded("true"),
         encoded("service nginx force-reload")
     ));
     assert_eq!(one.renewal.proof, None);
-    insta::assert_snapshot!(told.join("\n"));
+    insta::assert_snapshot!(remarks.join("\n"));
 }
 
 #[test]
-fn both_kinds_of_a_name_are_two_certificates() {
+fn rsa_and_ecdsa_of_one_name_are_two_certificates() {
     let certificate = |directory: &str| {
         let conf = (format!("{directory}/a.example.conf"), conf(""));
         let key = (format!("{directory}/a.example.key"), "key".to_owned());
@@ -90,7 +90,7 @@ fn both_kinds_of_a_name_are_two_certificates() {
 }
 
 #[test]
-fn what_is_broken_is_named_and_the_rest_is_read() {
+fn invalid_entries_are_reported_and_others_read() {
     let found = found(
         Tool::AcmeSh,
         &[

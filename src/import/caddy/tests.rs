@@ -1,4 +1,4 @@
-//! What is read of Caddy's state, and what is said of the rest.
+//! The reader of Caddy's state, with valid and invalid files.
 
 use super::super::fixture::{broken, found};
 use super::*;
@@ -60,7 +60,7 @@ fn certificates_and_accounts_are_read() {
 }
 
 #[test]
-fn what_is_broken_is_named_and_the_rest_is_read() {
+fn invalid_entries_are_reported_and_others_read() {
     let found = found(
         Tool::Caddy,
         &[

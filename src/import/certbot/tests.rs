@@ -1,6 +1,6 @@
-//! What is read of certbot's state, and what is said of the rest.
+//! The reader of certbot's state, with valid and invalid files.
 
-use super::super::fixture::{broken, found, laid_out, told};
+use super::super::fixture::{broken, found, laid_out, remark_lines};
 use super::super::read as read_any;
 use super::*;
 
@@ -28,16 +28,16 @@ fn only(more: &str) -> (Certificate, Vec<String>) {
         ),
     ]);
     let mut found = read_any(Tool::Certbot, directory.path()).unwrap();
-    let told = told(&found, directory.path());
-    (found.certificates.pop().unwrap(), told)
+    let remarks = remark_lines(&found, directory.path());
+    (found.certificates.pop().unwrap(), remarks)
 }
 
 #[test]
-fn a_lineage_is_read_with_its_settings() {
-    let (one, told) = only(
+fn lineage_is_read_with_settings() {
+    let (one, remarks) = only(
         "authenticator = standalone\nhttp01_port = 5002\nhttp01_address = 127.0.0.1\nreuse_key = True\n\
          preferred_chain = Some Root\nallow_subset_of_names = True\nrequired_profile = shortlived\n\
-         installer = nginx\nrenew_hook = /usr/local/bin/tell",
+         installer = nginx\nrenew_hook = /usr/local/bin/reload",
     );
     assert_eq!(one.lineage.as_str(), "a.example");
     assert_eq!(
@@ -53,20 +53,20 @@ fn a_lineage_is_read_with_its_settings() {
         preferred_chain: Some("Some Root".into()),
         profile: Some("shortlived".into()),
         nginx: true,
-        programs: vec!["/usr/local/bin/tell".into()],
+        programs: vec!["/usr/local/bin/reload".into()],
     };
     assert_eq!(one.renewal, expected);
     assert_eq!(
-        told,
-        ["by hand: your servers: where they name ROOT/live/a.example/, name LIVE/ instead"]
+        remarks,
+        ["by hand: your servers: replace ROOT/live/a.example/ by LIVE/ in their configuration"]
     );
 }
 
 #[test]
-fn authenticators_become_proofs_or_are_explained() {
+fn authenticators_are_imported_or_reported() {
     let proof = |more: &str| {
-        let (one, told) = only(more);
-        (one.renewal.proof, told.join("\n"))
+        let (one, remarks) = only(more);
+        (one.renewal.proof, remarks.join("\n"))
     };
     let webroot = Some(Proof::Webroot("/srv/www".into()));
     for more in [
@@ -87,7 +87,7 @@ fn authenticators_become_proofs_or_are_explained() {
         ("authenticator = webroot\nwebroot_path = a", "1 directories"),
         (
             "authenticator = dns-cloudflare",
-            "dns-cloudflare: DNS-01 is not answered",
+            "dns-cloudflare: this version does not answer DNS-01",
         ),
         ("authenticator = nginx", "certs install nginx"),
         (
@@ -95,23 +95,23 @@ fn authenticators_become_proofs_or_are_explained() {
             "manual\\u{1b}[2J has no counterpart",
         ),
     ] {
-        let (none, told) = proof(more);
+        let (none, remarks) = proof(more);
         assert_eq!(none, None, "{more}");
-        assert!(told.contains(words), "{more}: {told}");
+        assert!(remarks.contains(words), "{more}: {remarks}");
     }
 }
 
 #[test]
-fn every_setting_without_a_counterpart_is_named() {
-    let (_, told) = only(
+fn unsupported_settings_are_reported() {
+    let (_, remarks) = only(
         "pre_hook = systemctl stop nginx\npost_hook = systemctl start nginx\nrenew_hook = systemctl reload nginx\n\
          installer = apache\nmust_staple = True\nautorenew = False",
     );
-    insta::assert_snapshot!(told.join("\n"));
+    insta::assert_snapshot!(remarks.join("\n"));
 }
 
 #[test]
-fn the_hooks_of_all_are_those_of_each() {
+fn global_hooks_apply_to_each_certificate() {
     let found = found(
         Tool::Certbot,
         &[
@@ -145,7 +145,7 @@ fn the_hooks_of_all_are_those_of_each() {
 }
 
 #[test]
-fn what_is_broken_is_named_and_the_rest_is_read() {
+fn invalid_entries_are_reported_and_others_read() {
     let found = found(
         Tool::Certbot,
         &[
@@ -204,27 +204,30 @@ fn accounts_are_found_below_their_ca() {
     assert_eq!(found.accounts[1].url, None);
     assert_eq!(
         broken(&found),
-        [("account 2".to_owned(), "regr.json is no JSON".to_owned())]
+        [(
+            "account 2".to_owned(),
+            "invalid JSON in regr.json".to_owned()
+        )]
     );
 }
 
 #[test]
-fn another_directory_is_none_of_certbots() {
+fn directory_without_renewal_is_refused() {
     let directory = laid_out(&[("certificates/a.json", "{}")]);
     let error = read_any(Tool::Certbot, directory.path()).unwrap_err();
     assert!(
-        error.ends_with("is no directory of certbot: it has no renewal/"),
+        error.ends_with("is not a directory of certbot: no renewal/ found"),
         "{error}"
     );
 }
 
 #[test]
-fn the_account_of_a_ca_that_has_moved_is_found_behind_its_link() {
+fn account_of_moved_ca_is_found_through_link() {
     let directory = laid_out(&[
         ("renewal/README", ""),
         ("accounts/old.example/dir/4d2/private_key.json", "{}"),
         ("accounts/ca.example/acme/dir", "-> ../../old.example/dir"),
-        // In a circle.
+        // A link to its own directory.
         ("accounts/old.example/dir/self", "-> ."),
     ]);
     let found = read_any(Tool::Certbot, directory.path()).unwrap();

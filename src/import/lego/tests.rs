@@ -1,4 +1,4 @@
-//! What is read of lego's state, and what is said of the rest.
+//! The reader of lego's state, with valid and invalid files.
 
 use super::super::fixture::{broken, found, laid_out};
 use super::super::read as read_any;
@@ -55,7 +55,7 @@ fn certificates_and_accounts_are_read() {
 }
 
 #[test]
-fn what_is_broken_is_named_and_the_rest_is_read() {
+fn invalid_entries_are_reported_and_others_read() {
     let found = found(
         Tool::Lego,
         &[
@@ -86,7 +86,7 @@ fn what_is_broken_is_named_and_the_rest_is_read() {
 }
 
 #[test]
-fn another_directory_is_none_of_legos() {
+fn directory_without_certificates_is_refused() {
     let directory = laid_out(&[("renewal/a.conf", "")]);
     assert!(read_any(Tool::Lego, directory.path()).is_err());
 }

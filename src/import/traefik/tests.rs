@@ -1,4 +1,4 @@
-//! What is read of Traefik's state, and what is said of the rest.
+//! The reader of Traefik's state, with valid and invalid files.
 
 use super::super::fixture::{broken, laid_out};
 use super::super::{Tool, read as read_any};
@@ -18,7 +18,7 @@ fn state(certificates: &Value) -> String {
 }
 
 #[test]
-fn each_resolver_has_an_account_and_certificates() {
+fn resolvers_have_account_and_certificates() {
     let pem = |text: &str| BASE64_STANDARD.encode(text);
     let certificates = serde_json::json!([
         {"domain": {"main": "a.example", "sans": ["b.example"]}, "certificate": pem("chain"), "key": pem("key"), "Store": "default"},
@@ -56,7 +56,7 @@ fn each_resolver_has_an_account_and_certificates() {
 }
 
 #[test]
-fn another_file_is_no_state_of_traefiks() {
+fn invalid_acme_json_is_refused() {
     for text in ["", "[]", "7", "{", "\u{0}"] {
         let directory = laid_out(&[("acme.json", text)]);
         assert!(

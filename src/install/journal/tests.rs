@@ -1,4 +1,4 @@
-//! What is taken back, and what is left as somebody has made it since.
+//! Undo after an install, a crash and a change by hand.
 
 use super::*;
 
@@ -55,7 +55,7 @@ impl Case {
 }
 
 #[test]
-fn an_undo_restores_every_byte_mode_and_absence() {
+fn undo_restores_every_byte_mode_and_absence() {
     let case = Case::new();
     std::fs::set_permissions(case.path("a"), PermissionsExt::from_mode(0o640)).unwrap();
     case.install();
@@ -78,7 +78,7 @@ fn an_undo_restores_every_byte_mode_and_absence() {
 }
 
 #[test]
-fn one_that_is_at_work_keeps_the_others_out() {
+fn lock_refuses_second_install() {
     let case = Case::new();
     let lock = case.journals.lock().unwrap();
     let other = Journals::new(case.directory.path());
@@ -89,7 +89,7 @@ fn one_that_is_at_work_keeps_the_others_out() {
 }
 
 #[test]
-fn it_is_taken_back_by_any_name_of_its_server() {
+fn undo_finds_install_by_any_name_of_server() {
     let case = Case::new();
     let names = ["x.example".to_owned(), "www.x.example".to_owned()];
     let subject = Subject {
@@ -109,7 +109,7 @@ fn it_is_taken_back_by_any_name_of_its_server() {
 }
 
 #[test]
-fn a_hand_edit_is_never_overwritten() {
+fn undo_never_overwrites_change_by_hand() {
     let case = Case::new();
     case.install();
     std::fs::write(case.path("b"), "mine").unwrap();
@@ -123,11 +123,11 @@ fn a_hand_edit_is_never_overwritten() {
 }
 
 #[test]
-fn a_crash_after_any_rename_is_taken_back() {
+fn recover_undoes_crash_after_any_rename() {
     for renamed in 0..=3 {
         let case = Case::new();
         let changes = case.changes();
-        case.journals.keep(1, subject(), &changes, &[]).unwrap();
+        case.journals.store(1, subject(), &changes, &[]).unwrap();
         changes.iter().for_each(|change| stage(change).unwrap());
         for change in &changes[..renamed] {
             std::fs::rename(aside(&change.path), &change.path).unwrap();

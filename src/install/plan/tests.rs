@@ -1,4 +1,4 @@
-//! Each form of a server block, before and after: a second run changes nothing.
+//! Plans for each form of a server block; a second run changes nothing.
 
 use proptest::prelude::*;
 
@@ -6,7 +6,7 @@ use super::*;
 use crate::install::change::apply;
 use crate::install::tree::Overlay;
 
-/// The file after one run, the plan of it, and whether a second run would change it.
+/// The file after one run, its plan, and whether a second run would change nothing.
 fn run(site: &str, is_issued: bool) -> Result<(String, Plan, bool), InstallError> {
     let directory = tempfile::tempdir().unwrap();
     let main = directory.path().join("nginx.conf");
@@ -42,7 +42,7 @@ fn edited(server: &str) -> String {
 }
 
 #[test]
-fn a_plain_block_is_split_in_two() {
+fn plan_splits_plain_block_in_two() {
     insta::assert_snapshot!(
         "install-plain-block",
         edited(
@@ -53,7 +53,7 @@ fn a_plain_block_is_split_in_two() {
 }
 
 #[test]
-fn every_form_of_a_block_settles() {
+fn plan_settles_for_every_form_of_block() {
     let one_line = edited("server { listen 80; server_name example.com; }");
     assert!(one_line.contains("listen 443 ssl;"), "{one_line}");
     let unsaid = edited("server {\n server_name example.com;\n}");
@@ -79,7 +79,7 @@ fn every_form_of_a_block_settles() {
 }
 
 #[test]
-fn two_pairs_in_a_block_are_refused() {
+fn plan_refuses_two_pairs_in_block() {
     let pairs = "ssl_certificate a; ssl_certificate_key b; ".repeat(2);
     let site = format!("http {{ server {{ listen 443 ssl; server_name example.com; {pairs} }} }}");
     let refused = run(&site, true).unwrap_err();
@@ -88,7 +88,7 @@ fn two_pairs_in_a_block_are_refused() {
 
 proptest! {
     #[test]
-    fn a_second_run_changes_nothing_and_no_line_is_lost(
+    fn plan_settles_and_keeps_every_line(
         lines in prop::collection::vec(prop::sample::select(vec![
             "listen 80;", "listen 81;", "listen [::]:80;", "listen 127.0.0.1:80 default_server;",
             "# a comment", "root /srv;", "location / { return 200; } # x", "ssl_protocols TLSv1.3;", "",

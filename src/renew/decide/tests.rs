@@ -1,4 +1,6 @@
-//! What is decided over whole lives, and that any record has an answer.
+//! Decisions over whole lifetimes, and that any record has an answer.
+
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -7,7 +9,7 @@ use crate::certificate::{Facts, Fingerprint};
 use crate::identifier::Lineage;
 use crate::random::SeededRandom;
 use crate::record::{Generation, Served, Window};
-use crate::renew::window::{Moment, accept, redraw};
+use crate::renew::window::{Moment, accept, latest, redraw};
 
 const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
 const AT_START: Moment = Moment {
@@ -58,7 +60,7 @@ fn issue(record: &mut Record, at: Timestamp, life: u64) {
 }
 
 #[test]
-fn each_life_sees_one_renewal_at_the_right_share() {
+fn each_lifetime_sees_one_renewal_at_the_right_share() {
     for (life, share) in [(90 * DAY, 66.6), (45 * DAY, 66.6), (160 * HOUR, 50.0)] {
         let (mut record, random, mut now) = (record(life), SeededRandom::new(life), START);
         let mut renewals = 0;
@@ -88,7 +90,7 @@ fn each_life_sees_one_renewal_at_the_right_share() {
 }
 
 #[test]
-fn a_160_hour_certificate_is_renewed_inside_its_window() {
+fn certificate_of_160_hours_is_renewed_inside_its_window() {
     let random = SeededRandom::new(1);
     for round in 0..200 {
         let mut record = record(160 * HOUR);
@@ -109,7 +111,7 @@ fn a_160_hour_certificate_is_renewed_inside_its_window() {
 }
 
 #[test]
-fn the_stored_instant_outlives_a_refresh_and_a_silent_ca() {
+fn stored_instant_survives_a_refresh_and_an_unreachable_ca() {
     let (facts, random) = (facts(START, 90 * DAY), SeededRandom::new(3));
     let at = |days: u64| START + Duration::from_secs(days * DAY);
     let window = accept(at(60), at(62), &facts);
@@ -132,18 +134,18 @@ fn the_stored_instant_outlives_a_refresh_and_a_silent_ca() {
 }
 
 #[test]
-fn a_window_that_is_over_means_soon_and_is_drawn_once() {
+fn past_window_means_soon_and_is_drawn_once() {
     let (facts, random) = (facts(START, 90 * DAY), SeededRandom::new(9));
-    let over = accept(START - Duration::from_secs(DAY), START, &facts);
+    let past = accept(START - Duration::from_secs(DAY), START, &facts);
     let mut seen = BTreeSet::new();
     for _ in 0..50 {
-        let drawn = redraw(None, over.clone(), None, &facts, AT_START, &random);
+        let drawn = redraw(None, past.clone(), None, &facts, AT_START, &random);
         assert!((START..START + AT_START.spread).contains(&drawn.at));
         let later = Moment {
             now: drawn.at,
             ..AT_START
         };
-        let kept = redraw(Some(&drawn), over.clone(), None, &facts, later, &random);
+        let kept = redraw(Some(&drawn), past.clone(), None, &facts, later, &random);
         assert_eq!(kept.at, drawn.at);
         seen.insert(drawn.at);
     }
@@ -151,7 +153,7 @@ fn a_window_that_is_over_means_soon_and_is_drawn_once() {
 }
 
 #[test]
-fn a_window_in_the_past_is_urgent_and_an_expired_one_is_ordered_anew() {
+fn past_window_is_urgent_and_expired_certificate_is_ordered_again() {
     let random = SeededRandom::new(4);
     let mut past = record(90 * DAY);
     let window = Window {
@@ -177,7 +179,7 @@ fn a_window_in_the_past_is_urgent_and_an_expired_one_is_ordered_anew() {
 }
 
 #[test]
-fn handing_over_waits_for_no_back_off_and_is_never_an_order() {
+fn deployment_ignores_the_backoff_of_orders() {
     let (mut record, random) = (record(90 * DAY), SeededRandom::new(5));
     record.failures.retry_at = Some(START + Duration::from_secs(DAY));
     record.served.insert(
@@ -204,7 +206,7 @@ fn handing_over_waits_for_no_back_off_and_is_never_an_order() {
 }
 
 #[test]
-fn a_window_asked_for_later_than_now_is_asked_for_again() {
+fn window_requested_in_the_future_is_requested_again() {
     let (mut record, random) = (record(90 * DAY), SeededRandom::new(8));
     let hours = |hours| START + Duration::from_secs(hours * HOUR);
     let mut by_a_clock = |ahead| {
@@ -222,7 +224,7 @@ fn a_window_asked_for_later_than_now_is_asked_for_again() {
 }
 
 #[test]
-fn handing_over_waits_for_its_window_and_its_own_back_off_only() {
+fn deployment_waits_for_its_window_and_its_own_backoff() {
     let (mut record, random) = (record(90 * DAY), SeededRandom::new(8));
     record.deployed.insert("nginx".into(), Generation(0));
     record.issued.as_mut().unwrap().renewal = Some(Renewal {
@@ -242,7 +244,7 @@ fn handing_over_waits_for_its_window_and_its_own_back_off_only() {
 }
 
 #[test]
-fn a_window_that_is_always_past_is_no_loop() {
+fn window_that_is_always_past_causes_no_loop() {
     let (mut record, random) = (record(90 * DAY), SeededRandom::new(9));
     let issued = record.issued.as_mut().unwrap();
     issued.renewable_from = Some(START + Duration::from_secs(HOUR));
@@ -285,11 +287,11 @@ proptest! {
 }
 
 #[test]
-fn a_hand_over_that_goes_on_failing_does_not_keep_it_from_being_renewed() {
+fn renewal_proceeds_while_deployment_keeps_failing() {
     let (mut record, random) = (record(90 * DAY), SeededRandom::new(3));
     record.deployed.insert("nginx".into(), Generation(0));
     let Next::Deploy = next(&record, START, &random) else {
-        panic!("a certificate in hand comes first");
+        panic!("a stored certificate is deployed first");
     };
     let issued = record.issued.as_mut().unwrap();
     let at = share_of_life(&issued.facts, &random);
@@ -302,20 +304,20 @@ fn a_hand_over_that_goes_on_failing_does_not_keep_it_from_being_renewed() {
     record.handover.count = 1;
     record.handover.retry_at = Some(at + Duration::from_secs(HOUR));
     assert!(matches!(next(&record, at, &random), Next::Issue { .. }));
-    // When it is its turn again, it comes first again: the CA may be down.
+    // After its backoff the deployment comes first again: the CA may be down.
     record.handover.retry_at = Some(at);
     assert_eq!(next(&record, at, &random), Next::Deploy);
 }
 
 #[test]
-fn what_waits_after_a_failure_is_told_from_what_is_well() {
+fn held_up_reports_a_step_that_backs_off() {
     let later = START + Duration::from_secs(HOUR);
     let mut never = record(90 * DAY);
     never.issued = None;
     assert_eq!(
         held_up(&never, START),
         None,
-        "it is due, and nothing holds it up"
+        "it is due, and nothing delays it"
     );
     never.failures.retry_at = Some(later);
     let issuance = Some(HeldUp::Issuance { until: later });
@@ -335,7 +337,7 @@ fn what_waits_after_a_failure_is_told_from_what_is_well() {
     assert_eq!(
         held_up(&unproven, START),
         None,
-        "the owner's window is no failure"
+        "the deployment window is not a failure"
     );
     unproven.handover.retry_at = Some(later);
     let handover = Some(HeldUp::Handover { until: later });

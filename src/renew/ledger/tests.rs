@@ -1,4 +1,4 @@
-//! The ledger's arithmetic: reserves, refills, what counts for whom.
+//! The arithmetic of the rate limits: reserves, refills and subjects.
 
 use proptest::prelude::*;
 
@@ -22,7 +22,7 @@ fn order(
 }
 
 #[test]
-fn what_renews_by_itself_leaves_a_reserve_and_what_is_urgent_uses_it() {
+fn routine_order_leaves_the_reserve_and_urgent_order_spends_it() {
     let mut state = CaState::default();
     let again = |state: &mut CaState, priority, now| {
         order(state, &["example.com"], Counted::Again, priority, now)
@@ -42,18 +42,18 @@ fn what_renews_by_itself_leaves_a_reserve_and_what_is_urgent_uses_it() {
         )
         .is_err()
     );
-    assert_eq!(state, before, "what is refused costs nothing");
+    assert_eq!(state, before, "a refusal spends nothing");
     again(&mut state, Priority::Urgent, NOW).unwrap();
     assert!(again(&mut state, Priority::Urgent, NOW).is_err());
     again(&mut state, Priority::Forced, NOW).unwrap();
     let refusal = again(&mut state, Priority::Forced, NOW).unwrap_err();
-    // Five in seven days: one comes back after a fifth of them.
+    // Five in seven days: one token refills in a fifth of them.
     assert_eq!(refusal.until, NOW + DAY * 7 / 5);
     again(&mut state, Priority::Forced, refusal.until).unwrap();
 }
 
 #[test]
-fn a_clock_that_was_wrong_leaves_no_bucket_empty_for_ever() {
+fn wrong_clock_leaves_no_bucket_empty_for_ever() {
     let mut state = CaState::default();
     let later = NOW + DAY * 365;
     for _ in 0..5 {
@@ -89,7 +89,7 @@ fn a_clock_that_was_wrong_leaves_no_bucket_empty_for_ever() {
 }
 
 #[test]
-fn what_the_ca_exempts_costs_nothing() {
+fn exempt_order_spends_nothing() {
     let mut state = CaState::default();
     for _ in 0..1000 {
         order(
@@ -105,7 +105,7 @@ fn what_the_ca_exempts_costs_nothing() {
 }
 
 #[test]
-fn names_are_counted_by_the_domain_that_was_registered() {
+fn names_are_counted_by_registered_domain() {
     let counted = |text: &str| registered(&text.parse().unwrap());
     assert_eq!(counted("a.b.example.co.uk"), "example.co.uk");
     assert_eq!(counted("*.example.com"), "example.com");
@@ -144,7 +144,7 @@ fn names_are_counted_by_the_domain_that_was_registered() {
 }
 
 #[test]
-fn an_order_that_comes_to_nothing_gives_its_certificate_back() {
+fn failed_order_refunds_its_certificate() {
     let mut state = CaState::default();
     let name = names(&["example.com"]);
     for _ in 0..200 {
@@ -176,7 +176,7 @@ fn an_order_that_comes_to_nothing_gives_its_certificate_back() {
 }
 
 #[test]
-fn failures_in_a_row_end_with_a_success_and_not_by_the_hour() {
+fn consecutive_failures_end_with_a_success_and_not_by_the_hour() {
     let (mut state, name) = (CaState::default(), names(&["example.com"]));
     let hourly = |state: &mut CaState, hours: u32| {
         failed(state, LETS_ENCRYPT, &name, NOW + HOUR * hours);
@@ -186,7 +186,7 @@ fn failures_in_a_row_end_with_a_success_and_not_by_the_hour() {
     for hour in 0..922 {
         hourly(&mut state, hour);
     }
-    // One a day comes back.
+    // One token refills each day.
     assert_eq!(hourly(&mut state, 922), (5, 1152 - 923 + 38));
     let spend = |state: &mut CaState, priority| {
         let later = NOW + HOUR * 971;
@@ -203,7 +203,7 @@ fn failures_in_a_row_end_with_a_success_and_not_by_the_hour() {
 }
 
 #[test]
-fn ten_accounts_are_made_and_no_eleventh() {
+fn eleventh_account_is_refused() {
     let mut state = CaState::default();
     for _ in 0..10 {
         register(&mut state, LETS_ENCRYPT, NOW).unwrap();
@@ -215,7 +215,7 @@ fn ten_accounts_are_made_and_no_eleventh() {
 }
 
 #[test]
-fn a_ca_of_unknown_limits_is_not_second_guessed() {
+fn unknown_ca_has_no_limits() {
     assert!(rules("https://ca.internal/dir").is_empty());
     assert_eq!(
         rules("https://acme-v02.api.letsencrypt.org/directory"),
@@ -224,10 +224,9 @@ fn a_ca_of_unknown_limits_is_not_second_guessed() {
 }
 
 proptest! {
-    /// Whatever is asked for and when, no window of a limit's length sees
-    /// more than twice a bucket, and none starts with more than one.
+    /// A bucket grants at most its capacity at once, and its refill on top.
     #[test]
-    fn no_bucket_gives_more_than_it_holds_and_refills(
+    fn bucket_grants_no_more_than_capacity_and_refill(
         steps in prop::collection::vec((0_u64..40_000, any::<bool>()), 1..300),
     ) {
         let (mut state, mut now, mut granted) = (CaState::default(), NOW, Vec::new());

@@ -1,6 +1,6 @@
-//! That what a machine does wrong, or is killed in, is seen by its clients.
+//! The counts see what a machine does wrong, and at which point it is killed.
 
-use super::super::authority::{Authority, DIRECTORY, Refusal};
+use super::super::ca::{DIRECTORY, OrderRefusal, SimulatedCa};
 use super::super::script::Script;
 use super::super::{DAY, Plan, START};
 use super::*;
@@ -9,7 +9,7 @@ use crate::record::PendingOrder;
 
 struct Fixture {
     world: Arc<VirtualClock>,
-    authority: Shared,
+    ca: SharedCa,
     tally: Arc<Tally>,
     node: Arc<Node>,
 }
@@ -24,18 +24,18 @@ impl Fixture {
             scenarios: vec![],
         };
         let world = Arc::new(VirtualClock::new(START));
-        let authority = Arc::new(Authority::new(START).unwrap());
+        let ca = Arc::new(SimulatedCa::new(START).unwrap());
         let tally = Arc::new(Tally::new(Arc::new(Script::new(&plan))));
-        let node = Node::new(0, world.clone(), authority.clone(), tally.clone());
+        let node = Node::new(0, world.clone(), ca.clone(), tally.clone());
         Self {
             world,
-            authority,
+            ca,
             tally,
             node: Arc::new(node),
         }
     }
 
-    fn order(&self, replaces: Option<&str>) -> (PendingOrder, Result<String, Refusal>) {
+    fn order(&self, replaces: Option<&str>) -> (PendingOrder, Result<String, OrderRefusal>) {
         let pending = PendingOrder {
             ca: DIRECTORY.into(),
             identifiers: [Identifier::parse("n0.site0000.com").unwrap()].into(),
@@ -46,14 +46,14 @@ impl Fixture {
             begun: START,
             counted: Default::default(),
         };
-        let taken = self.authority.order(&pending, DAY * 90, self.world.now());
+        let taken = self.ca.order(&pending, DAY * 90, self.world.now());
         (pending, taken)
     }
 
     fn signed(&self, replaces: Option<&str>) -> Bundle {
         let (pending, url) = self.order(replaces);
         let (url, now) = (url.unwrap(), self.world.now());
-        let signed = self.authority.finalize(&url, &pending.key_pem, now);
+        let signed = self.ca.finalize(&url, &pending.key_pem, now);
         let chain = signed.unwrap().unwrap().chain;
         let (key, names) = (pending.key_pem, &pending.identifiers);
         Bundle::new(key, &chain, names, now, Freshness::Issued).unwrap()
@@ -64,11 +64,11 @@ impl Fixture {
         disk.publish(&lineage(), Generation(generation), bundle)
     }
 
-    /// What was mismatched, ten seconds after the proxy begins anew.
+    /// The mismatched time ten seconds after a restart.
     fn mismatched_after_a_crash(&self) -> Duration {
         self.node.end();
         self.node.begin();
-        self.node.proxy_begins();
+        self.node.restart_proxy();
         self.world.advance(Duration::from_secs(10));
         self.tally.sums(self.world.now()).mismatched
     }
@@ -79,13 +79,15 @@ fn lineage() -> Lineage {
 }
 
 #[test]
-fn a_crash_at_any_moment_of_a_publication_leaves_a_whole_pair() {
+fn publication_leaves_a_matching_pair_after_a_crash_at_any_point() {
     for moments in 0..=3 {
         let fixture = Fixture::new();
         let (first, second) = (fixture.signed(None), fixture.signed(None));
         fixture.publish(1, &first).unwrap();
-        fixture.node.proxy_begins();
-        fixture.node.light(Fuse::at(Moment::Publish, moments));
+        fixture.node.restart_proxy();
+        fixture
+            .node
+            .arm(KillSwitch::at(KillPoint::Publish, moments));
         let published = fixture.publish(2, &second);
         assert_eq!(published.is_ok(), moments == 3);
         assert_eq!(fixture.mismatched_after_a_crash(), Duration::ZERO);
@@ -96,7 +98,7 @@ fn a_crash_at_any_moment_of_a_publication_leaves_a_whole_pair() {
 }
 
 #[test]
-fn a_publication_that_is_not_staged_is_seen_when_it_is_cut_short() {
+fn unstaged_publication_is_counted_as_mismatched_when_interrupted() {
     let wrongly = |fixture: &Fixture, bundle: &Bundle| {
         let (live, name) = (Folder::Live, lineage());
         let key = File::Key(bundle.key_pem().clone());
@@ -108,14 +110,14 @@ fn a_publication_that_is_not_staged_is_seen_when_it_is_cut_short() {
         let fixture = Fixture::new();
         let (first, second) = (fixture.signed(None), fixture.signed(None));
         fixture.publish(1, &first).unwrap();
-        fixture.node.proxy_begins();
+        fixture.node.restart_proxy();
         if by_crash {
-            fixture.node.light(Fuse::at(Moment::Publish, 1));
+            fixture.node.arm(KillSwitch::at(KillPoint::Publish, 1));
             wrongly(&fixture, &second).unwrap_err();
         } else {
             let key = File::Key(second.key_pem().clone());
             fixture.node.write(Folder::Live, &lineage(), key).unwrap();
-            fixture.node.change(|ailments| ailments.disk_full = true);
+            fixture.node.change(|faults| faults.disk_full = true);
             wrongly(&fixture, &second).unwrap_err();
         }
         let mismatched = fixture.mismatched_after_a_crash();
@@ -124,44 +126,44 @@ fn a_publication_that_is_not_staged_is_seen_when_it_is_cut_short() {
 }
 
 #[test]
-fn a_placeholder_after_a_certificate_is_seen() {
+fn placeholder_after_a_certificate_is_counted() {
     let fixture = Fixture::new();
     let bundle = fixture.signed(None);
     fixture.publish(1, &bundle).unwrap();
-    fixture.node.proxy_begins();
+    fixture.node.restart_proxy();
     let mut nothing = bundle.facts().clone();
     nothing.fingerprint = Fingerprint::of(b"");
     let (disk, no_key) = (&fixture.node, Secret::new(String::new()));
     disk.publish(&lineage(), Generation(0), nothing, no_key)
         .unwrap();
-    fixture.node.proxy_begins();
+    fixture.node.restart_proxy();
     fixture.world.advance(Duration::from_secs(10));
     let bare = fixture.tally.sums(fixture.world.now()).bare;
     assert_eq!(bare, Duration::from_secs(10));
 }
 
 #[test]
-fn the_ca_takes_no_order_that_replaces_what_is_replaced_or_unknown() {
+fn order_is_refused_when_predecessor_is_replaced_or_unknown() {
     let fixture = Fixture::new();
     let first = fixture.signed(None).facts().renewal_id.clone().unwrap();
     let refused = |replaces| fixture.order(Some(replaces)).1;
     fixture.signed(Some(&first));
-    assert_eq!(refused(&first), Err(Refusal::AlreadyReplaced));
-    assert_eq!(refused("YQ.Yg"), Err(Refusal::UnknownReplaced));
+    assert_eq!(refused(&first), Err(OrderRefusal::AlreadyReplaced));
+    assert_eq!(refused("YQ.Yg"), Err(OrderRefusal::UnknownReplaced));
 }
 
 #[test]
-fn the_most_orders_for_one_certificate_are_counted_but_for_what_the_script_lost() {
+fn most_orders_are_counted_without_those_that_the_script_lost() {
     let fixture = Fixture::new();
-    let most = || fixture.authority.counts().most_orders;
+    let most = || fixture.ca.counts().most_orders;
     fixture.signed(None);
     assert_eq!(most(), 1);
-    // Three weeks before it is due, nobody needs another one.
+    // Three weeks before the renewal is due, another one is needless.
     for orders in 1..=3 {
         fixture.order(None).1.unwrap();
         assert_eq!(most(), orders);
     }
     let (pending, _) = fixture.order(None);
-    fixture.authority.excuse(&pending.identifiers);
+    fixture.ca.discount(&pending.identifiers);
     assert_eq!(most(), 3);
 }

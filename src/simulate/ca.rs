@@ -1,13 +1,13 @@
-//! The CA of the simulation: Let's Encrypt's limits counted on its own side,
-//! the embedded CA's windows and signatures, and whatever the scenarios do to
-//! it. It knows for each certificate whether it was needed.
+//! The CA of the simulation: it counts Let's Encrypt's limits, takes windows and
+//! signatures from the embedded CA, and fails as the scenarios say. It knows for
+//! each certificate whether it was needed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::DAY;
-use super::limits::{Buckets, Limit, limits, registered};
+use super::limits::{Buckets, CaLimit, limits, registered};
 use crate::acme::Phase;
 use crate::ca::{CaError, Signing, share};
 use crate::certificate::{Facts, Fingerprint, Secret};
@@ -15,74 +15,74 @@ use crate::identifier::Identifier;
 use crate::record::{PendingOrder, Window};
 use crate::time::Timestamp;
 
-/// Its directory: the ledger knows the limits by this name.
+/// Its directory URL, by which the client knows the limits.
 pub(super) const DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
 
 const ORDER: &str = "https://acme-v02.api.letsencrypt.org/acme/order/";
 const HOUR: Duration = Duration::from_secs(3600);
 const SECOND: Duration = Duration::from_secs(1);
-/// Whoever has met its silence has noted it so long after the first.
+/// The time after the first failed request in which all nodes learn of an outage.
 const FOUND_OUT: Duration = Duration::from_secs(300);
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// What the scenarios do to it.
+/// The faults of the CA.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Weather {
-    /// It is not to be reached.
+pub(super) struct CaFaults {
+    /// The CA is unreachable.
     pub(super) down: bool,
-    /// It answers that it is asked too often.
+    /// Every reply is a rate limit.
     pub(super) busy: bool,
-    /// It signs certificates that are over in five minutes.
+    /// Certificates expire after five minutes.
     pub(super) short: bool,
-    /// Of a thousand replies, so many are lost after it has acted.
+    /// Replies in a thousand that are lost after the CA has acted.
     pub(super) lost: u64,
 }
 
-/// What it has counted.
+/// The counts of the CA.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
-    /// Orders that it took.
+    /// Accepted orders.
     pub(super) orders: u64,
-    /// Certificates that somebody needed.
+    /// Certificates that were needed.
     pub(super) needed: u64,
-    /// Certificates that nobody needed.
+    /// Certificates that were not needed.
     pub(super) duplicates: u64,
     /// Renewals ordered while their windows were not open.
     pub(super) outside: u64,
-    /// Orders that it refused by its limits.
+    /// Orders refused by its limits.
     pub(super) breaches: u64,
-    /// The most orders that it took for one certificate that was needed, without
-    /// those of which it is to blame itself that they came to nothing.
+    /// The most orders for one needed certificate, without those that failed by
+    /// the CA's own fault.
     pub(super) most_orders: u64,
-    /// The most requests in a minute of an outage that was met before.
-    pub(super) most_knocks: u64,
+    /// The most requests in a minute of a known outage.
+    pub(super) most_outage_requests: u64,
 }
 
-/// Why it takes no order.
+/// Why the CA refuses an order.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
-    /// Another certificate replaces that one already.
+pub(super) enum OrderRefusal {
+    /// Another certificate already replaces the predecessor.
     AlreadyReplaced,
-    /// It knows of no certificate that would be replaced.
+    /// The predecessor is unknown.
     UnknownReplaced,
-    /// A limit is reached for so long.
+    /// A rate limit, with the time until the next token.
     Limited(Duration),
 }
 
-/// What there is for a set of names, as the CA knows it.
+/// The state of a set of names at the CA.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// Nothing yet.
+pub(super) enum IssuanceState {
+    /// No certificate yet.
     Unissued {
-        /// Whether its limits have room for all that waits.
+        /// Whether the limits have room for all first certificates.
         room: bool,
     },
     /// A certificate.
     Issued {
         leaf: Fingerprint,
-        /// Whether it should have been replaced by now.
+        /// Whether its replacement is overdue.
         overdue: bool,
-        /// Whether it was called back.
+        /// Whether it is revoked.
         revoked: bool,
     },
 }
@@ -96,7 +96,7 @@ struct Order {
     chain: Option<String>,
 }
 
-struct Known {
+struct Issued {
     facts: Facts,
     revoked: bool,
     replaced: bool,
@@ -104,18 +104,18 @@ struct Known {
 
 /// Requests during an outage.
 #[derive(Default)]
-struct Knocks {
-    /// When it was met first, by an order and by the question for a window: each finds
-    /// out for itself.
+struct OutageRequests {
+    /// The first failed order (`true`) and the first failed request for a window
+    /// (`false`): each kind learns of the outage by itself.
     met: BTreeMap<bool, Timestamp>,
-    /// Since when those of a minute are counted.
+    /// The start of the counted minute.
     since: Option<Timestamp>,
     count: u64,
 }
 
-impl Knocks {
-    /// How many there were within a minute, with one `now`: none of the first minutes after
-    /// an order, or the question for a window, has met it.
+impl OutageRequests {
+    /// The requests within a minute, with one `now`; zero in the first minutes, while
+    /// the nodes learn of the outage.
     fn count(&mut self, phase: Phase, now: Timestamp) -> u64 {
         if matches!(phase, Phase::Order | Phase::RenewalInfo) {
             self.met.entry(phase == Phase::Order).or_insert(now);
@@ -130,37 +130,37 @@ impl Knocks {
     }
 }
 
-/// The CA itself.
-pub(super) struct Authority(Mutex<Inside>);
+/// The CA of the simulation.
+pub(super) struct SimulatedCa(Mutex<Inner>);
 
-struct Inside {
+struct Inner {
     signing: Signing,
-    weather: Weather,
-    /// Names that it cannot validate.
+    faults: CaFaults,
+    /// Names that fail their validation.
     unproven: BTreeSet<Identifier>,
     counts: Counts,
     /// By number.
     orders: BTreeMap<u64, Order>,
     next_order: u64,
     /// By renewal identifier.
-    known: BTreeMap<String, Known>,
+    known: BTreeMap<String, Issued>,
     /// The newest certificate of a set of names.
     newest: BTreeMap<BTreeSet<Identifier>, String>,
-    /// The one before that.
+    /// The predecessor of the newest.
     previous: BTreeMap<BTreeSet<Identifier>, String>,
-    /// Which key each leaf was signed for.
+    /// The private key of each leaf.
     keys: BTreeMap<String, Secret>,
     buckets: Buckets,
-    knocks: Knocks,
-    /// Orders since the last certificate that was needed.
+    outage_requests: OutageRequests,
+    /// Orders since the last needed certificate.
     tries: BTreeMap<BTreeSet<Identifier>, u64>,
 }
 
-impl Authority {
+impl SimulatedCa {
     pub(super) fn new(now: Timestamp) -> Result<Self, CaError> {
-        Ok(Self(Mutex::new(Inside {
+        Ok(Self(Mutex::new(Inner {
             signing: Signing::new(now)?,
-            weather: Weather::default(),
+            faults: CaFaults::default(),
             unproven: BTreeSet::new(),
             counts: Counts::default(),
             orders: BTreeMap::new(),
@@ -170,74 +170,74 @@ impl Authority {
             previous: BTreeMap::new(),
             keys: BTreeMap::new(),
             buckets: Buckets::default(),
-            knocks: Knocks::default(),
+            outage_requests: OutageRequests::default(),
             tries: BTreeMap::new(),
         })))
     }
 
-    pub(super) fn weather(&self) -> Weather {
-        self.lock().weather
+    pub(super) fn faults(&self) -> CaFaults {
+        self.lock().faults
     }
 
-    pub(super) fn change_weather(&self, change: impl FnOnce(&mut Weather)) {
-        change(&mut self.lock().weather);
+    pub(super) fn change_faults(&self, change: impl FnOnce(&mut CaFaults)) {
+        change(&mut self.lock().faults);
     }
 
-    /// Somebody asks, and finds nobody there if it is down.
+    /// Whether the CA is down; it counts the request if so.
     pub(super) fn is_down(&self, phase: Phase, now: Timestamp) -> bool {
-        let mut inside = self.lock();
-        let inside = &mut *inside;
-        if !inside.weather.down {
-            inside.knocks = Knocks::default();
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        if !inner.faults.down {
+            inner.outage_requests = OutageRequests::default();
             return false;
         }
-        let knocks = inside.knocks.count(phase, now);
-        inside.counts.most_knocks = inside.counts.most_knocks.max(knocks);
+        let outage_requests = inner.outage_requests.count(phase, now);
+        inner.counts.most_outage_requests = inner.counts.most_outage_requests.max(outage_requests);
         true
     }
 
-    /// From here on it cannot validate these, and no others.
-    pub(super) fn doubt(&self, unproven: BTreeSet<Identifier>) {
+    /// From now on exactly these names fail their validation.
+    pub(super) fn fail_validation_of(&self, unproven: BTreeSet<Identifier>) {
         self.lock().unproven = unproven;
     }
 
     pub(super) fn counts(&self) -> Counts {
-        let inside = self.lock();
-        let tries = inside.tries.values().copied().max().unwrap_or_default();
-        let most_orders = inside.counts.most_orders.max(tries);
+        let inner = self.lock();
+        let tries = inner.tries.values().copied().max().unwrap_or_default();
+        let most_orders = inner.counts.most_orders.max(tries);
         Counts {
             most_orders,
-            ..inside.counts
+            ..inner.counts
         }
     }
 
-    /// Takes an order, or says why not.
+    /// Accepts or refuses an order.
     pub(super) fn order(
         &self,
         order: &PendingOrder,
         lifetime: Duration,
         now: Timestamp,
-    ) -> Result<String, Refusal> {
-        let mut inside = self.lock();
-        let exempt = inside.is_exempt(order, now)?;
-        let again = inside.newest.contains_key(&order.identifiers);
+    ) -> Result<String, OrderRefusal> {
+        let mut inner = self.lock();
+        let exempt = inner.is_exempt(order, now)?;
+        let again = inner.newest.contains_key(&order.identifiers);
         for limit in limits(exempt, again) {
             for subject in limit.subjects(&order.identifiers) {
-                if let Some(wait) = inside.buckets.is_full(*limit, subject, now) {
-                    inside.counts.breaches += 1;
-                    return Err(Refusal::Limited(wait));
+                if let Some(wait) = inner.buckets.is_full(*limit, subject, now) {
+                    inner.counts.breaches += 1;
+                    return Err(OrderRefusal::Limited(wait));
                 }
             }
         }
         if !exempt && !again {
-            inside.buckets.take(Limit::Orders, String::new(), now);
+            inner.buckets.take(CaLimit::Orders, String::new(), now);
         }
-        inside.counts.orders += 1;
-        *inside.tries.entry(order.identifiers.clone()).or_default() += 1;
-        inside.counts.outside += u64::from(again && !exempt);
-        inside.next_order += 1;
-        inside.forget_orders(now);
-        let number = inside.next_order;
+        inner.counts.orders += 1;
+        *inner.tries.entry(order.identifiers.clone()).or_default() += 1;
+        inner.counts.outside += u64::from(again && !exempt);
+        inner.next_order += 1;
+        inner.forget_orders(now);
+        let number = inner.next_order;
         let taken = Order {
             created: now,
             identifiers: order.identifiers.clone(),
@@ -246,104 +246,105 @@ impl Authority {
             exempt,
             chain: None,
         };
-        inside.orders.insert(number, taken);
+        inner.orders.insert(number, taken);
         Ok(format!("{ORDER}{number}"))
     }
 
-    /// By the script, nobody can know of an order that it took for `names`.
-    pub(super) fn excuse(&self, names: &BTreeSet<Identifier>) {
-        self.lock().excuse(names);
+    /// Does not count one order for `names`: the script lost its reply.
+    pub(super) fn discount(&self, names: &BTreeSet<Identifier>) {
+        self.lock().discount(names);
     }
 
-    /// Whether control of all names was proven; the order is void otherwise.
+    /// Whether all names pass their validation; the order is invalid otherwise.
     pub(super) fn validate(&self, order: &PendingOrder, now: Timestamp) -> bool {
-        let mut inside = self.lock();
-        let inside = &mut *inside;
-        let mut failed = order.identifiers.intersection(&inside.unproven).peekable();
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        let mut failed = order.identifiers.intersection(&inner.unproven).peekable();
         if failed.peek().is_none() {
             return true;
         }
         for name in failed {
-            inside.buckets.take(Limit::Failures, name.to_string(), now);
+            inner.buckets.take(CaLimit::Failures, name.to_string(), now);
         }
-        inside.excuse(&order.identifiers);
+        inner.discount(&order.identifiers);
         false
     }
 
-    /// Signs for an order, once: asked again it gives what it has signed.
+    /// Signs an order once; a repeated request returns the same certificate.
     pub(super) fn finalize(
         &self,
         url: &str,
         key_pem: &Secret,
         now: Timestamp,
-    ) -> Result<Option<Signed>, CaError> {
-        let mut inside = self.lock();
+    ) -> Result<Option<SignedChain>, CaError> {
+        let mut inner = self.lock();
         let number = number(url);
-        let Some(order) = inside.orders.get(&number) else {
+        let Some(order) = inner.orders.get(&number) else {
             return Ok(None);
         };
         if let Some(chain) = order.chain.clone() {
             let is_first = false;
-            return Ok(Some(Signed { chain, is_first }));
+            return Ok(Some(SignedChain { chain, is_first }));
         }
         let (names, lifetime) = (order.identifiers.clone(), order.lifetime);
         let (replaces, exempt) = (order.replaces.clone(), order.exempt);
-        let short = inside.weather.short;
+        let short = inner.faults.short;
         let not_before = now - HOUR;
         let not_after = match short {
             true => now + Duration::from_secs(300),
             false => not_before + lifetime - SECOND,
         };
         let validity = (not_before, not_after);
-        let (facts, chain) = inside.signing.sign(key_pem, &names, validity, now)?;
-        inside.count(&names, exempt, now);
-        let is_first = !short && !inside.newest.contains_key(&names);
-        if let Some(replaced) = replaces.and_then(|id| inside.known.get_mut(&id)) {
+        let (facts, chain) = inner.signing.sign(key_pem, &names, validity, now)?;
+        inner.count(&names, exempt, now);
+        let is_first = !short && !inner.newest.contains_key(&names);
+        if let Some(replaced) = replaces.and_then(|id| inner.known.get_mut(&id)) {
             replaced.replaced = true;
         }
         let key = facts.fingerprint.to_string();
-        inside.keys.insert(key, key_pem.clone());
-        // What is useless takes nobody's place.
+        inner.keys.insert(key, key_pem.clone());
+        // A useless certificate does not become the newest.
         if let Some(id) = facts.renewal_id.clone().filter(|_| !short) {
-            let before = inside.newest.insert(names.clone(), id.clone());
-            let last_but_one = before.and_then(|before| inside.previous.insert(names, before));
+            let before = inner.newest.insert(names.clone(), id.clone());
+            let last_but_one = before.and_then(|before| inner.previous.insert(names, before));
             if let Some(last_but_one) = last_but_one {
-                inside.forget(&last_but_one);
+                inner.forget(&last_but_one);
             }
-            let known = Known {
+            let known = Issued {
                 facts,
                 revoked: false,
                 replaced: false,
             };
-            inside.known.insert(id, known);
+            inner.known.insert(id, known);
         }
-        if let Some(order) = inside.orders.get_mut(&number) {
+        if let Some(order) = inner.orders.get_mut(&number) {
             order.chain = Some(chain.clone());
         }
-        Ok(Some(Signed { chain, is_first }))
+        Ok(Some(SignedChain { chain, is_first }))
     }
 
-    /// The order has failed.
+    /// Removes a failed order.
     pub(super) fn forget_order(&self, url: &str) {
         self.lock().orders.remove(&number(url));
     }
 
-    /// The suggested window: over already for what is revoked.
+    /// The suggested window; that of a revoked certificate is past.
     pub(super) fn window(&self, renewal_id: &str, now: Timestamp) -> Option<Window> {
-        let inside = self.lock();
-        let known = inside.known.get(renewal_id)?;
+        let inner = self.lock();
+        let known = inner.known.get(renewal_id)?;
         Some(known.window(now))
     }
 
-    /// Calls back one in `part` of what is good, from `first` on, and says which.
-    pub(super) fn call_back(&self, part: usize, first: usize) -> BTreeSet<String> {
-        let mut inside = self.lock();
-        // By names: identifiers of certificates are random.
-        let newest = inside.newest.values().skip(first % part);
+    /// Revokes one in `part` of the newest certificates, from `first` on; returns
+    /// their fingerprints.
+    pub(super) fn revoke(&self, part: usize, first: usize) -> BTreeSet<String> {
+        let mut inner = self.lock();
+        // Sorted by names, since certificate identifiers are random.
+        let newest = inner.newest.values().skip(first % part);
         let chosen: Vec<String> = newest.step_by(part).cloned().collect();
         let mut leaves = BTreeSet::new();
         for id in &chosen {
-            if let Some(known) = inside.known.get_mut(id) {
+            if let Some(known) = inner.known.get_mut(id) {
                 known.revoked = true;
                 leaves.insert(known.facts.fingerprint.to_string());
             }
@@ -351,47 +352,43 @@ impl Authority {
         leaves
     }
 
-    /// Whether the leaf was signed for that key.
+    /// Whether `leaf` and the key belong together.
     pub(super) fn is_pair(&self, leaf: &Fingerprint, key_pem: &Secret) -> bool {
         self.lock().keys.get(&leaf.to_string()) == Some(key_pem)
     }
 
-    /// Whether `leaf` is all that could be wished for `names` at `now`.
-    pub(super) fn is_the_best(
+    /// Whether `leaf` is the newest certificate for `names`, and not overdue.
+    pub(super) fn is_the_newest(
         &self,
         names: &BTreeSet<Identifier>,
         leaf: &Fingerprint,
         now: Timestamp,
     ) -> bool {
-        let inside = self.lock();
-        let newest = inside.newest.get(names).and_then(|id| inside.known.get(id));
+        let inner = self.lock();
+        let newest = inner.newest.get(names).and_then(|id| inner.known.get(id));
         newest.is_some_and(|known| known.facts.fingerprint == *leaf && !known.is_overdue(now))
     }
 
-    /// What there is for each of `all`.
-    pub(super) fn standing<'n>(
+    /// The issuance state of each of `all`.
+    pub(super) fn issuance<'n>(
         &self,
         all: impl Iterator<Item = &'n BTreeSet<Identifier>>,
         now: Timestamp,
-    ) -> Vec<Standing> {
-        let (inside, all) = (self.lock(), all.collect::<Vec<_>>());
+    ) -> Vec<IssuanceState> {
+        let (inner, all) = (self.lock(), all.collect::<Vec<_>>());
         let waiting = all
             .iter()
-            .filter(|names| !inside.newest.contains_key(**names));
+            .filter(|names| !inner.newest.contains_key(**names));
         let (mut orders, mut by_domain) = (0, BTreeMap::<String, u32>::new());
         for name in waiting.flat_map(|names| names.iter()) {
             orders += 1;
             *by_domain.entry(registered(name)).or_default() += 1;
         }
-        let room = |limit, subject| inside.buckets.room(limit, subject, now);
-        let enough = orders <= room(Limit::Orders, String::new());
-        let standing = all.iter().map(|names| {
-            match inside
-                .newest
-                .get(*names)
-                .and_then(|id| inside.known.get(id))
-            {
-                Some(known) => Standing::Issued {
+        let room = |limit, subject| inner.buckets.room(limit, subject, now);
+        let enough = orders <= room(CaLimit::Orders, String::new());
+        let issuance = all.iter().map(|names| {
+            match inner.newest.get(*names).and_then(|id| inner.known.get(id)) {
+                Some(known) => IssuanceState::Issued {
                     leaf: known.facts.fingerprint.clone(),
                     overdue: known.is_overdue(now),
                     revoked: known.revoked,
@@ -400,30 +397,30 @@ impl Authority {
                     let mut domains = names.iter().map(registered);
                     let fits = domains.all(|domain| {
                         let waiting = by_domain.get(&domain).copied().unwrap_or_default();
-                        waiting <= room(Limit::Domain, domain)
+                        waiting <= room(CaLimit::Domain, domain)
                     });
-                    Standing::Unissued {
+                    IssuanceState::Unissued {
                         room: enough && fits,
                     }
                 }
             }
         });
-        standing.collect()
+        issuance.collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inside> {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What came of an order.
-pub(super) struct Signed {
+/// The signed chain of an order.
+pub(super) struct SignedChain {
     pub(super) chain: String,
-    /// Whether there was none for these names before.
+    /// Whether it is the first one for these names.
     pub(super) is_first: bool,
 }
 
-impl Known {
+impl Issued {
     fn window(&self, now: Timestamp) -> Window {
         if self.revoked {
             return Window {
@@ -443,27 +440,30 @@ impl Known {
     }
 }
 
-impl Inside {
-    fn is_exempt(&self, order: &PendingOrder, now: Timestamp) -> Result<bool, Refusal> {
+impl Inner {
+    fn is_exempt(&self, order: &PendingOrder, now: Timestamp) -> Result<bool, OrderRefusal> {
         let Some(replaced) = &order.replaces else {
             return Ok(false);
         };
-        let replaced = self.known.get(replaced).ok_or(Refusal::UnknownReplaced)?;
+        let replaced = self
+            .known
+            .get(replaced)
+            .ok_or(OrderRefusal::UnknownReplaced)?;
         if replaced.replaced {
-            return Err(Refusal::AlreadyReplaced);
+            return Err(OrderRefusal::AlreadyReplaced);
         }
         let window = replaced.window(now);
         Ok((window.start..window.end).contains(&now))
     }
 
-    /// Counts what is signed now.
+    /// Counts a certificate that is signed now.
     fn count(&mut self, names: &BTreeSet<Identifier>, exempt: bool, now: Timestamp) {
         let newest = self.newest.get(names).and_then(|id| self.known.get(id));
         let spare = newest.is_some_and(|newest| newest.is_needed(now));
         if spare {
             self.counts.duplicates += 1;
-        } else if self.weather.short {
-            self.excuse(names);
+        } else if self.faults.short {
+            self.discount(names);
         } else {
             self.counts.needed += 1;
             let tries = self.tries.remove(names).unwrap_or_default();
@@ -473,8 +473,8 @@ impl Inside {
             return;
         }
         let again = self.newest.contains_key(names);
-        for limit in [Limit::Domain, Limit::Duplicates] {
-            if again && limit == Limit::Domain {
+        for limit in [CaLimit::Domain, CaLimit::Duplicates] {
+            if again && limit == CaLimit::Domain {
                 continue;
             }
             for subject in limit.subjects(names) {
@@ -483,13 +483,13 @@ impl Inside {
         }
     }
 
-    fn excuse(&mut self, names: &BTreeSet<Identifier>) {
+    fn discount(&mut self, names: &BTreeSet<Identifier>) {
         if let Some(tries) = self.tries.get_mut(names) {
             *tries = tries.saturating_sub(1);
         }
     }
 
-    /// An order lives for a week.
+    /// Removes orders that are older than a week.
     fn forget_orders(&mut self, now: Timestamp) {
         while let Some(first) = self.orders.first_entry()
             && first.get().created + 7 * DAY < now
@@ -498,7 +498,7 @@ impl Inside {
         }
     }
 
-    /// Nobody loads the last but one any more.
+    /// Removes a certificate that no node loads any more.
     fn forget(&mut self, id: &str) {
         if let Some(known) = self.known.remove(id) {
             self.keys.remove(&known.facts.fingerprint.to_string());
@@ -513,5 +513,5 @@ fn number(url: &str) -> u64 {
     number.unwrap_or_default()
 }
 
-/// Shared by all nodes.
-pub(super) type Shared = Arc<Authority>;
+/// The CA, shared by all nodes.
+pub(super) type SharedCa = Arc<SimulatedCa>;

@@ -1,93 +1,27 @@
-//! The CA's documents, read into instant-acme's types. Where those are
-//! stricter than a client may be (an unknown kind of identifier in one
-//! subproblem, an oddly shaped challenge, an echo that is no certificate
-//! identifier), the odd part is left out and the rest is kept.
+//! Orders and authorizations, parsed into instant-acme's types. Those types are
+//! stricter than a client may be: an unknown challenge or an unexpected echo
+//! fails the whole document. Here the unexpected part is dropped, the rest kept.
 
-use bytes::Bytes;
-use http::Response;
-use http::header::CONTENT_TYPE;
-use instant_acme::{AuthorizationState, Challenge, OrderState, Problem, Subproblem};
+use instant_acme::{AuthorizationState, Challenge, OrderState};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::error::Cause;
+use super::problem::from_value;
 use crate::text::printable;
-
-const ACME_ERROR: &str = "urn:ietf:params:acme:error:";
-
-/// The last part of an ACME problem's type, or the whole of another's.
-pub(super) fn kind(problem: &Problem) -> &str {
-    let kind = problem.r#type.as_deref().unwrap_or("");
-    kind.strip_prefix(ACME_ERROR).unwrap_or(kind)
-}
-
-/// Whether names are paused: Boulder, after 1,152 failures of one in a row, calls
-/// that a rate limit too, but only a person who opens the URL it gives ends it.
-pub(super) fn is_pause(problem: &Problem) -> bool {
-    let detail = problem.detail.as_deref().unwrap_or("");
-    is_rate_limit(problem) && detail.contains("/unpause?")
-}
-
-pub(super) fn is_rate_limit(problem: &Problem) -> bool {
-    kind(problem) == "rateLimited"
-}
-
-/// Whether the CA rejects the nonce alone, whatever status it says so with.
-pub(super) fn is_bad_nonce(reply: &Response<Bytes>) -> bool {
-    let content_type = reply.headers().get(CONTENT_TYPE);
-    let content_type = content_type.and_then(|value| value.to_str().ok());
-    !reply.status().is_success()
-        && problem(content_type.unwrap_or(""), reply.body())
-            .is_some_and(|problem| kind(&problem) == "badNonce")
-}
-
-/// The problem document in `body`, if it is one.
-pub(super) fn problem(content_type: &str, body: &[u8]) -> Option<Problem> {
-    if !content_type.contains("json") {
-        return None;
-    }
-    let value: Value = serde_json::from_slice(body).ok()?;
-    if !value.is_object() {
-        return None;
-    }
-    Some(lenient_problem(&value))
-}
-
-fn lenient_problem(value: &Value) -> Problem {
-    let text = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
-    let subproblems = value.get("subproblems").and_then(Value::as_array);
-    Problem {
-        r#type: text("type"),
-        detail: text("detail"),
-        status: None,
-        subproblems: subproblems
-            .into_iter()
-            .flatten()
-            .take(100)
-            .map(|sub| Subproblem {
-                identifier: sub
-                    .get("identifier")
-                    .and_then(|identifier| read(identifier).ok()),
-                r#type: sub.get("type").and_then(Value::as_str).map(str::to_owned),
-                detail: sub.get("detail").and_then(Value::as_str).map(str::to_owned),
-            })
-            .collect(),
-    }
-}
 
 /// An order (RFC 8555 section 7.1.3).
 pub(super) fn order(body: &[u8]) -> Result<OrderState, Cause> {
     let mut value = object(body)?;
-    // What was replaced is our knowledge; the echo is not needed.
+    // We know what the order replaces; an unexpected echo must not fail it.
     value.remove("replaces");
     let error = value.remove("error").filter(Value::is_object);
     let mut state: OrderState = read(&Value::Object(value))?;
-    state.error = error.as_ref().map(lenient_problem);
+    state.error = error.as_ref().map(from_value);
     Ok(state)
 }
 
-/// An authorization (RFC 8555 section 7.1.4), with the challenges that can be
-/// read.
+/// An authorization (RFC 8555 section 7.1.4), with the challenges that parse.
 pub(super) fn authorization(body: &[u8]) -> Result<AuthorizationState, Cause> {
     let mut value = object(body)?;
     let challenges = value.insert("challenges".into(), Value::Array(Vec::new()));
@@ -103,7 +37,7 @@ pub(super) fn authorization(body: &[u8]) -> Result<AuthorizationState, Cause> {
                 .remove("error")
                 .filter(Value::is_object);
             let mut challenge: Challenge = read(&challenge).ok()?;
-            challenge.error = error.as_ref().map(lenient_problem);
+            challenge.error = error.as_ref().map(from_value);
             Some(challenge)
         })
         .collect();
@@ -129,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn an_odd_echo_or_error_does_not_lose_the_order() {
+    fn order_is_read_despite_unexpected_echo_or_error() {
         for replaces in [json!(null), json!("no dot"), json!(7), json!("a.b")] {
             let order = order(&bytes(&json!({
                 "status": "pending", "authorizations": ["https://ca/1"], "finalize": "https://ca/f",
@@ -144,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_and_misshapen_challenges_leave_the_others() {
+    fn authorization_keeps_valid_challenges_beside_unknown_and_invalid_ones() {
         let state = authorization(&bytes(&json!({
             "status": "pending", "identifier": {"type": "dns", "value": "a.example"},
             "challenges": [

@@ -1,12 +1,11 @@
-//! The kind of key that a certificate was made for, so that its renewal gets one of
-//! the same kind.
+//! The key type of a certificate, so that its renewal gets a key of the same type.
 
 use x509_parser::public_key::PublicKey;
 
 use super::{Bundle, KeyType, parse};
 
 impl Bundle {
-    /// The kind of its key; `None` when it is one that is not made here.
+    /// The type of its key; `None` if this program does not generate that type.
     #[must_use]
     pub fn key_type(&self) -> Option<KeyType> {
         let leaf = parse(0, self.chain.first()?).ok()?;
@@ -35,21 +34,21 @@ mod tests {
     use crate::time::{Clock, SystemClock};
 
     #[test]
-    fn every_kind_that_is_made_here_is_known_again() {
+    fn key_type_recognises_generated_keys() {
         let now = SystemClock.now();
-        for kind in [
+        for key_type in [
             KeyType::EcdsaP256,
             KeyType::EcdsaP384,
             KeyType::Rsa2048,
             KeyType::Rsa3072,
         ] {
-            let pem = kind.generate().unwrap();
+            let pem = key_type.generate().unwrap();
             let key = rcgen::KeyPair::from_pem(pem.expose()).unwrap();
             let params = rcgen::CertificateParams::new(vec!["example.com".to_owned()]).unwrap();
             let chain = params.self_signed(&key).unwrap().pem();
             let names = [Identifier::parse("example.com").unwrap()].into();
             let bundle = Bundle::new(pem, &chain, &names, now, Freshness::Any).unwrap();
-            assert_eq!(bundle.key_type(), Some(kind));
+            assert_eq!(bundle.key_type(), Some(key_type));
         }
     }
 }

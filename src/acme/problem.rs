@@ -1,0 +1,106 @@
+//! Problem documents (RFC 8555 section 6.7): read leniently, and described in the
+//! CA's own words. Nothing here decides what follows from a problem.
+
+use bytes::Bytes;
+use http::Response;
+use http::header::CONTENT_TYPE;
+use instant_acme::{Problem, Subproblem};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::text::{printable, printable_within};
+
+/// A problem may list one subproblem per name, and a certificate has a hundred names.
+const MOST_SUBPROBLEMS: usize = 100;
+const ACME_ERROR: &str = "urn:ietf:params:acme:error:";
+
+/// The last part of an ACME problem's type; any other type whole.
+pub(super) fn kind(problem: &Problem) -> &str {
+    let kind = problem.r#type.as_deref().unwrap_or("");
+    kind.strip_prefix(ACME_ERROR).unwrap_or(kind)
+}
+
+/// Whether the CA paused names. Boulder pauses a name after 1,152 failures in a row
+/// and reports it as a rate limit, but it ends only when a person opens the URL.
+pub(super) fn is_pause(problem: &Problem) -> bool {
+    let detail = problem.detail.as_deref().unwrap_or("");
+    is_rate_limit(problem) && detail.contains("/unpause?")
+}
+
+pub(super) fn is_rate_limit(problem: &Problem) -> bool {
+    kind(problem) == "rateLimited"
+}
+
+/// Whether the CA rejects only the nonce, whatever the HTTP status.
+pub(super) fn is_bad_nonce(reply: &Response<Bytes>) -> bool {
+    let content_type = reply.headers().get(CONTENT_TYPE);
+    let content_type = content_type.and_then(|value| value.to_str().ok());
+    !reply.status().is_success()
+        && parse(content_type.unwrap_or(""), reply.body())
+            .is_some_and(|problem| kind(&problem) == "badNonce")
+}
+
+/// The problem document in `body`, if any.
+pub(super) fn parse(content_type: &str, body: &[u8]) -> Option<Problem> {
+    if !content_type.contains("json") {
+        return None;
+    }
+    let value: Value = serde_json::from_slice(body).ok()?;
+    if !value.is_object() {
+        return None;
+    }
+    Some(from_value(&value))
+}
+
+/// Reads the members of the expected type and ignores the others.
+pub(super) fn from_value(value: &Value) -> Problem {
+    let text = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
+    let subproblems = value.get("subproblems").and_then(Value::as_array);
+    Problem {
+        r#type: text("type"),
+        detail: text("detail"),
+        status: None,
+        subproblems: subproblems
+            .into_iter()
+            .flatten()
+            .take(MOST_SUBPROBLEMS)
+            .map(|sub| Subproblem {
+                identifier: sub
+                    .get("identifier")
+                    .and_then(|identifier| Deserialize::deserialize(identifier).ok()),
+                r#type: sub.get("type").and_then(Value::as_str).map(str::to_owned),
+                detail: sub.get("detail").and_then(Value::as_str).map(str::to_owned),
+            })
+            .collect(),
+    }
+}
+
+/// A `type` and a `detail`, safe to show.
+pub(super) fn type_and_detail(kind: Option<&str>, detail: Option<&str>) -> String {
+    format!(
+        "{}: {}",
+        printable(kind.unwrap_or("no type")),
+        printable(detail.unwrap_or("no detail"))
+    )
+}
+
+/// The CA's `type` and `detail`, and those of its subproblems by identifier.
+pub(super) fn describe(problem: &Problem) -> String {
+    let mut text = type_and_detail(problem.r#type.as_deref(), problem.detail.as_deref());
+    if is_pause(problem) {
+        // The URL at the end lists every paused name, so it may be long.
+        text = printable_within(problem.detail.as_deref().unwrap_or_default(), 8192);
+        text.insert_str(0, "rateLimited: ");
+    }
+    for sub in problem.subproblems.iter().take(MOST_SUBPROBLEMS) {
+        let name = match &sub.identifier {
+            Some(identifier) => printable(&identifier.clone().authorized(false).to_string()),
+            None => "the order".to_owned(),
+        };
+        text.push_str(&format!(
+            "\n  {name}: {}",
+            type_and_detail(sub.r#type.as_deref(), sub.detail.as_deref())
+        ));
+    }
+    text
+}

@@ -1,0 +1,137 @@
+//! The file store: the contract, concurrent writers, modes and damaged files.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::*;
+use crate::identifier::Identifier;
+use crate::store::contract;
+
+fn record(name: &str) -> Record {
+    let identifier = Identifier::parse(name).unwrap();
+    Record::new(
+        Lineage::of(&identifier),
+        BTreeSet::from([identifier]),
+        "https://ca".into(),
+    )
+}
+
+fn store() -> (tempfile::TempDir, FileStore) {
+    let directory = tempfile::tempdir().unwrap();
+    let store = FileStore::open(directory.path().join("data")).unwrap();
+    (directory, store)
+}
+
+#[test]
+fn remove_old_keeps_newest_pairs_and_other_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let names = ["0001", "0002", "0003", "0004", "record.json", ".new-0005"];
+    for name in names {
+        std::fs::create_dir(directory.path().join(name)).unwrap();
+    }
+    let cut_off = directory.path().join(".record.json.new-4711");
+    std::fs::write(&cut_off, "a key").unwrap();
+    remove_old(directory.path(), Generation(4), None);
+    assert!(!cut_off.exists());
+    let left = names.map(|name| directory.path().join(name).exists());
+    assert_eq!(left, [false, true, true, true, true, true]);
+}
+
+#[tokio::test]
+async fn file_store_keeps_contract() {
+    let directory = tempfile::tempdir().unwrap();
+    let created = std::cell::Cell::new(0);
+    contract::check(|| {
+        created.set(created.get() + 1);
+        FileStore::open(directory.path().join(created.get().to_string())).unwrap()
+    })
+    .await;
+}
+
+#[test]
+fn save_lets_one_of_many_writers_win() {
+    let (_directory, store) = store();
+    let store = Arc::new(store);
+    let writers: Vec<_> = (0..8)
+        .map(|_| {
+            let store = store.clone();
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .build()
+                    .unwrap();
+                runtime
+                    .block_on(store.save(&record("example.com"), Revision(0), None))
+                    .is_ok()
+            })
+        })
+        .collect();
+    let winners = writers
+        .into_iter()
+        .map(|writer| writer.join().unwrap())
+        .filter(|won| *won)
+        .count();
+    assert_eq!(winners, 1);
+}
+
+#[tokio::test]
+async fn stored_files_are_private_to_owner() {
+    let (directory, store) = store();
+    let secret = Secret::new("credentials".into());
+    store.save_account("https://ca", &secret).await.unwrap();
+    store
+        .save(&record("example.com"), Revision(0), None)
+        .await
+        .unwrap();
+    let lineage = record("example.com").lineage;
+    store.save_options(&lineage, "{}").await.unwrap();
+    let mut open = vec![directory.path().join("data")];
+    while let Some(path) = open.pop() {
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert_eq!(
+            metadata.permissions().mode() & 0o077,
+            0,
+            "{}",
+            path.display()
+        );
+        if metadata.is_dir() {
+            open.extend(
+                std::fs::read_dir(&path)
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path()),
+            );
+        }
+    }
+}
+
+#[test]
+fn open_makes_only_empty_directory_private() {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, used, mode) in [("new", false, 0o700), ("used", true, 0o755)] {
+        let root = directory.path().join(name);
+        std::fs::create_dir(&root).unwrap();
+        std::fs::set_permissions(&root, PermissionsExt::from_mode(0o755)).unwrap();
+        if used {
+            std::fs::write(root.join("a file"), "").unwrap();
+        }
+        FileStore::open(root.clone()).unwrap();
+        let found = std::fs::metadata(&root).unwrap().permissions().mode();
+        assert_eq!(found & 0o777, mode, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn load_names_damaged_record_and_keeps_file() {
+    let (directory, store) = store();
+    let record = record("example.com");
+    store.save(&record, Revision(0), None).await.unwrap();
+    let path = directory
+        .path()
+        .join("data/records/example.com/record.json");
+    for damage in ["", "{\"revision\":"] {
+        std::fs::write(&path, damage).unwrap();
+        let error = store.load(&record.lineage).await.unwrap_err().to_string();
+        assert!(error.contains("record.json"), "{error}");
+        assert!(store.save(&record, Revision(0), None).await.is_err());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), damage);
+    }
+}
