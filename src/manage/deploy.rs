@@ -11,7 +11,7 @@ use crate::certificate::{Bundle, Facts, Freshness};
 use crate::deploy::verify::{ServedAt, Verification, VerifyError};
 use crate::deploy::{Delivery, DeployError, Target};
 use crate::identifier::Lineage;
-use crate::record::{Failures, Generation, Served, TakenBack};
+use crate::record::{Failures, Generation, RolledBack, Served};
 use crate::renew::window::latest;
 
 /// How long all endpoints together may keep serving the old certificate.
@@ -62,8 +62,8 @@ impl Pass<'_> {
             self.note_rollback(pair.generation, error.to_string());
         }
         ended?;
-        self.record.handover = Failures::default();
-        (self.record.going_back_to, self.record.taken_back) = (None, None);
+        self.record.deployment_failures = Failures::default();
+        (self.record.rollback_to, self.record.rolled_back) = (None, None);
         self.save(None).await
     }
 
@@ -77,9 +77,9 @@ impl Pass<'_> {
                 target.check(&delivery).await?;
             }
         }
-        let going_back_to = before.map(|before| before.generation);
-        if self.record.going_back_to != going_back_to {
-            self.record.going_back_to = going_back_to;
+        let rollback_to = before.map(|before| before.generation);
+        if self.record.rollback_to != rollback_to {
+            self.record.rollback_to = rollback_to;
             self.save(None).await?;
         }
         self.publish(pair)?;
@@ -149,7 +149,7 @@ impl Pass<'_> {
         }
         let (services, lineage) = (self.services, self.lineage());
         let before = match services.output.live(lineage)? {
-            live if live == generation => self.record.going_back_to?,
+            live if live == generation => self.record.rollback_to?,
             live => live,
         };
         if before == generation || before == Generation::default() {
@@ -207,9 +207,9 @@ impl Pass<'_> {
     /// Counts rollbacks for the same cause: each attempt costs a server two reloads, so that
     /// repeated failures are retried more slowly.
     fn note_rollback(&mut self, generation: Generation, why: String) {
-        let known = self.record.taken_back.take();
+        let known = self.record.rolled_back.take();
         let known = known.filter(|known| known.generation == generation && known.why == why);
-        self.record.taken_back = Some(TakenBack {
+        self.record.rolled_back = Some(RolledBack {
             generation,
             why,
             times: known.map_or(1, |known| known.times.saturating_add(1)),
@@ -260,9 +260,9 @@ impl Pass<'_> {
             not_after: Some(pair.facts.not_after),
         };
         self.record.served.insert(place.to_string(), seen);
-        let is_new = self.record.going_back_to != Some(pair.generation);
+        let is_new = self.record.rollback_to != Some(pair.generation);
         if is_new && self.all_served(pair.generation) {
-            self.record.going_back_to = None;
+            self.record.rollback_to = None;
         }
         self.save(None).await
     }

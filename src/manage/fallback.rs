@@ -4,7 +4,7 @@
 use super::error::ManageError;
 use super::order::Plan;
 use super::session::{Pass, Trigger};
-use crate::renew::fallback::{Choice, choose, stands_in};
+use crate::renew::fallback::{Choice, choose, opens_fallback};
 use crate::time::Timestamp;
 
 impl Pass<'_> {
@@ -26,7 +26,7 @@ impl Pass<'_> {
         self.note_attempt(&error).await;
         let now = self.now();
         let silent = self.unreachable_since(&error).await;
-        if !silent.is_some_and(|since| stands_in(&self.record, since, now)) {
+        if !silent.is_some_and(|since| opens_fallback(&self.record, since, now)) {
             return Err(error);
         }
         tracing::warn!(lineage = %self.lineage(), "{error}; ordering from the fallback CA");

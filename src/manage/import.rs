@@ -151,7 +151,7 @@ fn record_of(
     let mut record = before.unwrap_or_else(fresh);
     // A pending order, or a failure, was for the certificate that is imported now.
     (record.order, record.failures) = (None, Failures::default());
-    record.handover = Failures::default();
+    record.deployment_failures = Failures::default();
     record
         .deployed
         .insert(FILES.to_owned(), Generation::default());
@@ -169,7 +169,7 @@ fn record_of(
         }),
         renewable_from: None,
         early: 0,
-        handover_at: None,
+        deploy_at: None,
         instead_of: None,
     });
     record

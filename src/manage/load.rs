@@ -83,7 +83,7 @@ impl<'p> Pass<'p> {
         if self.trigger == Trigger::Scheduled {
             return;
         }
-        record.handover.retry_at = None;
+        record.deployment_failures.retry_at = None;
         if self.trigger.never_orders() {
             return;
         }
@@ -91,10 +91,7 @@ impl<'p> Pass<'p> {
             .fallback
             .as_mut()
             .map(|fallback| &mut fallback.failures);
-        let tries = record
-            .quarantine
-            .as_mut()
-            .map(|excluded| &mut excluded.tries);
+        let tries = record.excluded.as_mut().map(|excluded| &mut excluded.tries);
         let all = [&mut record.failures]
             .into_iter()
             .chain(fallback)
@@ -103,7 +100,7 @@ impl<'p> Pass<'p> {
             failures.retry_at = None;
         }
         if let Some(issued) = record.issued.as_mut() {
-            issued.handover_at = None;
+            issued.deploy_at = None;
         }
     }
 

@@ -10,10 +10,10 @@ use super::order::Plan;
 use super::services::Wanted;
 use super::session::Pass;
 use crate::identifier::Identifier;
-use crate::record::{Quarantine, Record};
+use crate::record::{Excluded, Record};
 use crate::renew::backoff::{FailureKind, after_failure};
 use crate::renew::decide;
-use crate::renew::quarantine;
+use crate::renew::partial;
 use crate::time::Timestamp;
 
 /// The pause after a failure without a time of its own.
@@ -65,17 +65,17 @@ impl Pass<'_> {
         let failed = error.failed_names().iter();
         let failed = failed.map(|one| (one.identifier.clone(), one.reason.clone()));
         let failed: BTreeMap<Identifier, String> = failed.collect();
-        let healthy = quarantine::healthy(&plan.names, |name| failed.contains_key(name));
+        let healthy = partial::healthy(&plan.names, |name| failed.contains_key(name));
         // A pending order may have other names.
         let Some(healthy) = healthy.filter(|_| self.record.order.is_none()) else {
             return Ok(None);
         };
         let record = &mut self.record;
-        let may = |name| quarantine::may_be_left_out(record, name, now);
+        let may = |name| partial::may_be_excluded(record, name, now);
         if !failed.keys().all(may) {
             return Ok(None);
         }
-        let before = record.quarantine.take().unwrap_or_default();
+        let before = record.excluded.take().unwrap_or_default();
         let mut names = before.names;
         names.retain(|name, _| !plan.names.contains(name));
         names.extend(failed);
@@ -86,7 +86,7 @@ impl Pass<'_> {
             let random = self.services.random.as_ref();
             tries = after_failure(&tries, kind, message, None, now, random);
         }
-        record.quarantine = Some(Quarantine { names, tries });
+        record.excluded = Some(Excluded { names, tries });
         self.save(None).await?;
         Ok(Some(healthy))
     }
@@ -101,12 +101,12 @@ impl Pass<'_> {
         error: ManageError,
         now: Timestamp,
     ) -> Result<(), ManageError> {
-        if quarantine::retry_at(&self.record, now).is_none()
-            && let Some(quarantine) = &mut self.record.quarantine
+        if partial::retry_at(&self.record, now).is_none()
+            && let Some(excluded) = &mut self.record.excluded
         {
             let until = error.waits_until().filter(|until| *until > now);
             let until = until.unwrap_or(now + LATER).min(now + LATEST);
-            quarantine.tries.retry_at = Some(until);
+            excluded.tries.retry_at = Some(until);
             self.save(None).await?;
         }
         tracing::warn!(lineage = %self.lineage(), "the excluded names failed again: {error}");
@@ -117,9 +117,9 @@ impl Pass<'_> {
 /// Drops exclusions of names that are no longer wanted, and all of them unless the
 /// operator allows exclusions.
 pub(super) fn reconcile(record: &mut Record, wanted: &Wanted) {
-    if let Some(quarantine) = &mut record.quarantine {
-        let names = &mut quarantine.names;
+    if let Some(excluded) = &mut record.excluded {
+        let names = &mut excluded.names;
         names.retain(|name, _| wanted.partial && wanted.identifiers.contains(name));
     }
-    record.quarantine.take_if(|left| left.names.is_empty());
+    record.excluded.take_if(|left| left.names.is_empty());
 }

@@ -12,7 +12,7 @@ use super::services::{Certificate, Outcome, Services};
 use super::session::{Pass, Trigger};
 use super::status::{excluded, last_failure};
 use crate::record::{Record, Renewal};
-use crate::renew::backoff::after_handover_failure;
+use crate::renew::backoff::after_deployment_failure;
 use crate::renew::decide::{self, HeldUp, Next, next};
 use crate::renew::fallback::Choice;
 use crate::time::Timestamp;
@@ -85,7 +85,7 @@ impl Pass<'_> {
                 Next::Issue {
                     from,
                     names,
-                    heals: only_excluded,
+                    only_excluded,
                     replaces,
                     urgent,
                 } => {
@@ -172,7 +172,10 @@ impl Pass<'_> {
 
     /// Deploys and verifies the generation to be served once more.
     async fn redeploy(&mut self) -> Result<Outcome, ManageError> {
-        let earlier = (self.record.pinned.clone(), self.record.handover.clone());
+        let earlier = (
+            self.record.pinned.clone(),
+            self.record.deployment_failures.clone(),
+        );
         match self.trigger {
             Trigger::Rollback(to) => self.pin(to).await?,
             _ => self.record.pinned = None,
@@ -198,11 +201,12 @@ impl Pass<'_> {
             return Ok(());
         };
         let now = self.now();
-        let failures = after_handover_failure(&self.record.handover, error.to_string(), now);
-        self.record.handover = failures;
+        let failures =
+            after_deployment_failure(&self.record.deployment_failures, error.to_string(), now);
+        self.record.deployment_failures = failures;
         if let Some(rollback_pause) = rollback_pause(&self.record) {
-            let handover = &mut self.record.handover;
-            handover.retry_at = handover.retry_at.max(Some(now + rollback_pause));
+            let deployment = &mut self.record.deployment_failures;
+            deployment.retry_at = deployment.retry_at.max(Some(now + rollback_pause));
         }
         self.save_or_warn().await;
         Err(error)
@@ -248,9 +252,9 @@ fn waiting(record: &Record, held_up: HeldUp) -> ManageError {
             until,
             last: last_failure(record).unwrap_or_default(),
         },
-        HeldUp::Handover { until } => ManageError::NotDeployed {
+        HeldUp::Deployment { until } => ManageError::NotDeployed {
             until,
-            last: record.handover.last.clone().unwrap_or_default(),
+            last: record.deployment_failures.last.clone().unwrap_or_default(),
         },
     }
 }

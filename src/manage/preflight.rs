@@ -37,8 +37,8 @@ pub(crate) fn may_order(
     record.ca.clone_from(&wanted.ca);
     if trigger == Trigger::Requested {
         record.failures.retry_at = None;
-        if let Some(quarantine) = &mut record.quarantine {
-            quarantine.tries.retry_at = None;
+        if let Some(excluded) = &mut record.excluded {
+            excluded.tries.retry_at = None;
         }
         if let Some(fallback) = &mut record.fallback {
             fallback.failures.retry_at = None;
@@ -107,7 +107,7 @@ mod tests {
             }),
             renewable_from: None,
             early: 0,
-            handover_at: None,
+            deploy_at: None,
             instead_of: None,
         });
         record.deployed.insert("nginx".into(), Generation(0));

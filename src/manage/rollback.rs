@@ -16,7 +16,7 @@ impl Pass<'_> {
     /// verified again.
     pub(super) fn mark_unverified(&mut self) {
         let record = &mut self.record;
-        record.handover.retry_at = None;
+        record.deployment_failures.retry_at = None;
         for on in record.deployed.values_mut() {
             *on = Generation::default();
         }
@@ -31,7 +31,7 @@ impl Pass<'_> {
     /// Abandons a failed rollback: the generation from before it is to be served again, at
     /// once.
     pub(super) async fn unpin(&mut self, earlier: (Option<Pinned>, Failures)) {
-        (self.record.pinned, self.record.handover) = earlier;
+        (self.record.pinned, self.record.deployment_failures) = earlier;
         self.save_or_warn().await;
         let served = self.record.to_be_served(self.now());
         if let Some((generation, _)) = served {
@@ -85,6 +85,6 @@ impl Pass<'_> {
 pub(super) fn rollback_pause(record: &Record) -> Option<Duration> {
     const STEP: Duration = Duration::from_secs(300);
     const LONGEST: u32 = 3;
-    let times = record.taken_back.as_ref()?.times;
+    let times = record.rolled_back.as_ref()?.times;
     (times > 1).then(|| STEP * (times - 1).min(LONGEST))
 }

@@ -5,7 +5,7 @@ use crate::observe::status::{Action, LeftOut, Status};
 use crate::random::Random;
 use crate::record::{Issued, Record};
 use crate::renew::decide::{Next, due, is_proven, next};
-use crate::renew::quarantine::is_covered;
+use crate::renew::partial::is_covered;
 use crate::renew::window::critical;
 use crate::time::Timestamp;
 
@@ -40,13 +40,13 @@ pub(crate) fn status(record: &Record, now: Timestamp, random: &dyn Random) -> St
 /// The wanted names of `record` that are excluded for now.
 #[must_use]
 pub(crate) fn excluded(record: &Record) -> Vec<LeftOut> {
-    let quarantine = record.quarantine.iter();
-    let left_out = quarantine.flat_map(|quarantine| {
-        let names = quarantine.names.iter();
+    let excluded = record.excluded.iter();
+    let left_out = excluded.flat_map(|excluded| {
+        let names = excluded.names.iter();
         names.map(|(identifier, reason)| LeftOut {
             identifier: identifier.clone(),
             reason: reason.clone(),
-            retry_at: quarantine.tries.retry_at,
+            retry_at: excluded.tries.retry_at,
         })
     });
     left_out.collect()
@@ -101,8 +101,8 @@ fn is_late(issued: &Issued, now: Timestamp) -> bool {
 }
 
 fn last_error(record: &Record) -> Option<String> {
-    let handover = record.handover.last.clone();
-    handover.or_else(|| last_failure(record))
+    let deployment = record.deployment_failures.last.clone();
+    deployment.or_else(|| last_failure(record))
 }
 
 #[cfg(test)]
@@ -140,7 +140,7 @@ mod tests {
             }),
             renewable_from: None,
             early: 0,
-            handover_at: None,
+            deploy_at: None,
             instead_of: None,
         });
         record
@@ -172,10 +172,10 @@ mod tests {
         let dead = Identifier::parse("dead.example.com").unwrap();
         record.identifiers.insert(dead.clone());
         let retry_at = Some(START + DAY);
-        let mut quarantine = crate::record::Quarantine::default();
-        quarantine.names.insert(dead.clone(), "no".into());
-        quarantine.tries.retry_at = retry_at;
-        record.quarantine = Some(quarantine);
+        let mut excluded = crate::record::Excluded::default();
+        excluded.names.insert(dead.clone(), "no".into());
+        excluded.tries.retry_at = retry_at;
+        record.excluded = Some(excluded);
         let shown = status(&record, START, &SeededRandom::new(0));
         let reason = "no".to_owned();
         let left_out = LeftOut {
@@ -212,7 +212,7 @@ mod tests {
     fn status_is_not_ready_before_issuance_deployment_and_verification() {
         let mut record = issued();
         record.deployed.insert("nginx".into(), Generation(0));
-        record.handover.last = Some("it ignores the signal".into());
+        record.deployment_failures.last = Some("it ignores the signal".into());
         let shown = status(&record, START, &SeededRandom::new(0));
         assert_eq!((shown.proven, shown.next_action), (false, Action::Deploy));
         assert_eq!(shown.last_error.as_deref(), Some("it ignores the signal"));

@@ -10,7 +10,7 @@ use crate::ca_state::Outage;
 use crate::manage::error::ManageError;
 use crate::manage::probes::{OPERATIONS, Operation, STEP_BACK};
 use crate::manage::services::Services;
-use crate::renew::outage::{LONGEST_PAUSE, after_request, after_silence, is_waited_for};
+use crate::renew::outage::{LONGEST_PAUSE, after_failed_probe, after_retry_after, is_waited_for};
 use crate::time::Timestamp;
 
 /// A certificate with an order probes within minutes; after this time no order is waiting.
@@ -130,7 +130,7 @@ async fn claim(
             return Err(unreachable(ca, &outage, until.min(others_first)));
         }
         // Another pass meanwhile waits for the probe after this one.
-        let next = after_silence(Some(&outage), outage.last.clone(), now, random);
+        let next = after_failed_probe(Some(&outage), outage.last.clone(), now, random);
         *work.of(state) = Some(next);
         Ok(true)
     });
@@ -170,10 +170,12 @@ async fn note_failed_probe(
         let last = error.to_string();
         // Another machine with a wrong clock may have dated the probe meanwhile.
         let outage = match outage.probe_at > now && !is_waited_for(&outage, now) {
-            true => after_silence(Some(&outage), last, now, random),
+            true => after_failed_probe(Some(&outage), last, now, random),
             false => Outage { last, ..outage },
         };
-        let outage = asked.map_or(outage.clone(), |asked| after_request(outage, asked, now));
+        let outage = asked.map_or(outage.clone(), |asked| {
+            after_retry_after(outage, asked, now)
+        });
         let retry_at = outage.probe_at + STEP_BACK;
         services.probes.failed(ca, outage.probe_at);
         let down = unreachable(ca, &outage, retry_at);
@@ -234,14 +236,14 @@ pub(crate) async fn note_outage(services: &Services, ca: &str, work: Operation, 
         let known = work.of(state);
         let begun = known.as_ref();
         if begun.is_none_or(|outage| !is_waited_for(outage, now)) {
-            *known = Some(after_silence(begun, last.to_owned(), now, random));
+            *known = Some(after_failed_probe(begun, last.to_owned(), now, random));
         }
     });
     match noted.await {
         Ok(()) => services.probes.forget(ca, &[work]),
         Err(error) => {
             tracing::warn!("the outage of {ca} could not be stored: {error}");
-            let outage = after_silence(None, last.to_owned(), now, random);
+            let outage = after_failed_probe(None, last.to_owned(), now, random);
             services.probes.keep_unsaved(ca, work, outage);
         }
     }

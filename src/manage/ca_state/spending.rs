@@ -108,7 +108,7 @@ pub(in crate::manage) async fn settle_issued(
     }
     let names = &planned.identifiers;
     let counted = change(services, &planned.ca, |state| {
-        ledger::proven(state, names);
+        ledger::validated(state, names);
         if !dropped || planned.counted != Counted::Exempt {
             return;
         }

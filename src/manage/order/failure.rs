@@ -66,10 +66,10 @@ impl Pass<'_> {
         let record = &mut self.record;
         let facts = record.issued.as_ref().map(|issued| &issued.facts);
         // A failed order for excluded names must not delay the renewal of the others.
-        let healing = record.quarantine.as_mut().filter(|_| only_excluded);
+        let healing = record.excluded.as_mut().filter(|_| only_excluded);
         let facts = facts.filter(|_| healing.is_none());
         let failures = match (healing, &mut record.fallback) {
-            (Some(quarantine), _) => &mut quarantine.tries,
+            (Some(excluded), _) => &mut excluded.tries,
             (None, Some(fallback)) if fallback.ca == ca => &mut fallback.failures,
             _ => &mut record.failures,
         };

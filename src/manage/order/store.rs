@@ -23,7 +23,7 @@ impl Pass<'_> {
         let early = early(record, facts, self.trigger, now);
         let predecessor = record.issued.as_ref();
         let generation = predecessor.map_or_else(Default::default, |issued| issued.generation);
-        let handover_at = maintenance_window(services, predecessor.map(|one| &one.facts), now);
+        let deploy_at = maintenance_window(services, predecessor.map(|one| &one.facts), now);
         let renewable_from = window::renewable_from(facts, now, services.spacing, early);
         record.issued = Some(Issued {
             generation: generation.next(),
@@ -33,18 +33,18 @@ impl Pass<'_> {
             renewal: None,
             renewable_from: Some(renewable_from),
             early,
-            handover_at,
+            deploy_at,
             instead_of: source.instead_of.cloned(),
         });
         record.order = None;
         record.pinned = None;
-        if let Some(quarantine) = &mut record.quarantine {
-            let names = &mut quarantine.names;
+        if let Some(excluded) = &mut record.excluded {
+            let names = &mut excluded.names;
             names.retain(|name, _| !facts.identifiers.contains(name));
         }
-        record.quarantine.take_if(|left| left.names.is_empty());
+        record.excluded.take_if(|left| left.names.is_empty());
         record.failures = Failures::default();
-        record.handover = Failures::default();
+        record.deployment_failures = Failures::default();
         if let Some(fallback) = &mut record.fallback {
             fallback.failures = Failures::default();
         }

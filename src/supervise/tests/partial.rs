@@ -91,7 +91,7 @@ async fn failing_name_is_excluded_retried_and_restored() {
     assert_eq!(fixture.orders(), orders + 1);
     let restored = record(&fixture).await;
     assert_eq!(restored.issued.unwrap().facts.identifiers.len(), 3);
-    assert_eq!(restored.quarantine, None);
+    assert_eq!(restored.excluded, None);
 }
 
 /// Retries come after 1, 10 and 100 minutes, then daily; the valid certificate stays.
@@ -141,7 +141,7 @@ async fn partial_off_excludes_nothing_and_all_names_failing_issues_nothing() {
     .await;
     assert!(matches!(failed, Err(ManageError::Acme(_))), "{failed:?}");
     assert_eq!(asked(&fixture), [3, 3]);
-    assert_eq!(record(&fixture).await.quarantine, None);
+    assert_eq!(record(&fixture).await.excluded, None);
     // Another name that fails in the second order causes no third order.
     fail_names(&fixture, &[FAILING]);
     fixture

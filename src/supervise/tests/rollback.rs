@@ -131,7 +131,7 @@ async fn kill_before_verification_still_rolls_back() {
 async fn verified_generation_is_not_rolled_back() {
     let scenario = Scenario::of(2).await;
     let record = scenario.record().await;
-    assert_eq!((record.going_back_to, record.taken_back), (None, None));
+    assert_eq!((record.rollback_to, record.rolled_back), (None, None));
     // The generation stays live without verification, since nothing was switched.
     scenario.sees(Some(1));
     assert!(scenario.pass(Trigger::Redeploy).await.is_err());
@@ -148,7 +148,7 @@ async fn failed_rollback_keeps_the_earlier_pin() {
         (record.pinned, scenario.live()),
         (None, Some(Generation(3)))
     );
-    assert_eq!(record.handover, Failures::default());
+    assert_eq!(record.deployment_failures, Failures::default());
 
     *scenario.eyes.sees.lock().unwrap() = Some(scenario.prints[1..].to_vec());
     scenario.pass(Trigger::Rollback(None)).await.unwrap();
@@ -221,12 +221,12 @@ async fn repeated_rollback_slows_down_and_recovers() {
     let mut pauses = Vec::new();
     for _ in 0..4 {
         let reloads = scenario.target.reloads.load(Ordering::SeqCst);
-        let (handover, now) = (
-            scenario.record().await.handover,
+        let (deployment, now) = (
+            scenario.record().await.deployment_failures,
             scenario.fixture.clock.now(),
         );
-        pauses.push(handover.retry_at.unwrap().since(now).as_secs());
-        scenario.fixture.clock.set(handover.retry_at.unwrap());
+        pauses.push(deployment.retry_at.unwrap().since(now).as_secs());
+        scenario.fixture.clock.set(deployment.retry_at.unwrap());
         assert!(scenario.pass(Trigger::Scheduled).await.is_err());
         // One reload for the attempt, one for the rollback.
         assert_eq!(scenario.target.reloads.load(Ordering::SeqCst), reloads + 2);
@@ -239,11 +239,16 @@ async fn repeated_rollback_slows_down_and_recovers() {
             .all(|(pause, wanted)| pause.abs_diff(wanted) <= 1),
         "{pauses:?}"
     );
-    let at = scenario.record().await.handover.retry_at.unwrap();
+    let at = scenario
+        .record()
+        .await
+        .deployment_failures
+        .retry_at
+        .unwrap();
     assert!(at.since(scenario.fixture.clock.now()) <= Duration::from_secs(900));
     scenario.sees(Some(2));
     scenario.fixture.clock.set(at);
     scenario.pass(Trigger::Scheduled).await.unwrap();
     assert_eq!(scenario.live(), Some(Generation(2)));
-    assert_eq!(scenario.record().await.taken_back, None);
+    assert_eq!(scenario.record().await.rolled_back, None);
 }
