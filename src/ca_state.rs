@@ -1,6 +1,6 @@
-//! What is known of one CA beyond its certificates: how much of its limits is
-//! spent, and whether it answers. All certificates, and all nodes on one store,
-//! share it, so it is stored as one value beside the records.
+//! The known state of one CA: the used tokens of its rate limits, and its outages. All
+//! certificates and all nodes on one store share it, so it is one stored value beside the
+//! records. It decides nothing.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,42 +10,41 @@ use serde::{Deserialize, Serialize};
 
 use crate::time::Timestamp;
 
-/// The durable state of one CA.
+/// The stored state of one CA.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaState {
-    /// The buckets that are not full, by limit and by what it counts for: the
-    /// instant at which each is full again. Clones share it until one is changed: most
-    /// who look at a CA look at whether it answers.
+    /// The buckets that are not full, by limit and subject: the instant at which each is
+    /// full again. Shared between clones, since most readers only need the outage.
     #[serde(default)]
     pub spent: Arc<BTreeMap<Limit, BTreeMap<String, Timestamp>>>,
-    /// Since when it does not answer; `None` while it does.
+    /// The outage of orders; `None` while the CA is reachable.
     #[serde(default)]
     pub outage: Option<Outage>,
-    /// Since when it does not tell its renewal windows; it may issue all the same.
+    /// The outage of renewal windows; the CA may issue nevertheless.
     #[serde(default)]
     pub windowless: Option<Outage>,
 }
 
-/// What a CA counts, as Let's Encrypt names it.
+/// The rate limits of a CA, as Let's Encrypt names them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Limit {
     /// New orders of the account.
     NewOrders,
-    /// Certificates that name a registered domain.
+    /// Certificates for a registered domain.
     CertificatesPerDomain,
-    /// Certificates for the very same set of names.
+    /// Certificates for the same set of names.
     DuplicateCertificates,
-    /// Validations of one name that failed.
+    /// Failed validations of one name.
     FailedValidations,
-    /// Validations of one name that failed, with none between that succeeded.
+    /// Failed validations of one name in a row.
     ConsecutiveFailures,
-    /// New accounts of this machine's address.
+    /// New accounts from this machine's address.
     NewAccounts,
 }
 
 impl Limit {
-    /// Its name for machines, as it is stored.
+    /// The name of the limit in stored state and metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -72,35 +71,35 @@ impl fmt::Display for Limit {
     }
 }
 
-/// As what an order counts at its CA.
+/// How an order counts at its CA.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Counted {
-    /// A replacement inside the window that the CA itself suggested: nothing.
+    /// Not at all: a replacement inside the window that the CA suggested.
     #[default]
     Exempt,
-    /// The same names as a certificate that this CA has issued.
+    /// As a duplicate: the same names as a certificate that this CA has issued.
     Again,
-    /// Anything else.
+    /// As a new certificate.
     New,
 }
 
-/// A CA that does not answer.
+/// An outage of a CA.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outage {
-    /// When that was first seen.
+    /// When it was first seen.
     pub since: Timestamp,
-    /// How often it was asked again, in vain.
+    /// The number of failed probes.
     pub probes: u32,
-    /// Nobody asks before this instant.
+    /// When the next probe is due.
     pub probe_at: Timestamp,
-    /// Whether the CA has asked to be left alone until then.
+    /// Whether the CA itself asked to wait until then.
     #[serde(default)]
     pub asked: bool,
-    /// Whether its directory was there when it was asked last: then what it fails at is
-    /// not all that it does.
+    /// Whether the last probe reached the directory: then the outage concerns only some
+    /// operations.
     #[serde(default)]
     pub answered: bool,
-    /// What the last attempt ended with.
+    /// The error of the last attempt.
     pub last: String,
 }

@@ -1,8 +1,8 @@
-//! Flows that join the services. They load a record, ask [`crate::renew`] what it
-//! needs, do that one thing, store the result, and ask again; they decide
-//! nothing themselves.
+//! Flows that join the services. A flow loads a record, asks [`crate::renew`] for the
+//! next step, does that step, stores the result, and asks again. Flows decide nothing
+//! themselves.
 //!
-//! They are a ladder: each module below names only those above it.
+//! The modules form a ladder: no two of them use each other, not even in a circle.
 
 pub(crate) mod ca_state;
 pub(crate) mod clock;

@@ -64,11 +64,11 @@ pub struct Record {
     /// Failed issuances since the last success.
     pub failures: Failures,
     /// Failed deployments of the newest certificate.
-    #[serde(default)]
-    pub handover: Failures,
+    #[serde(default, rename = "handover")]
+    pub deployment_failures: Failures,
     /// Configured names that the newest certificate excludes for now.
-    #[serde(default)]
-    pub quarantine: Option<Quarantine>,
+    #[serde(default, rename = "quarantine")]
+    pub excluded: Option<Excluded>,
     /// The fallback CA, for when the first CA does not issue; `None` for no fallback.
     #[serde(default)]
     pub fallback: Option<Fallback>,
@@ -77,16 +77,16 @@ pub struct Record {
     pub pinned: Option<Pinned>,
     /// The generation that was live before a switch that is not verified yet: a process
     /// that restarts after a kill rolls back to it.
-    #[serde(default)]
-    pub going_back_to: Option<Generation>,
+    #[serde(default, rename = "going_back_to")]
+    pub rollback_to: Option<Generation>,
     /// The last deployment that was rolled back, since the last verified one.
-    #[serde(default)]
-    pub taken_back: Option<TakenBack>,
+    #[serde(default, rename = "taken_back")]
+    pub rolled_back: Option<RolledBack>,
 }
 
 /// A deployment that was rolled back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TakenBack {
+pub struct RolledBack {
     /// The generation that was not served.
     pub generation: Generation,
     /// The cause of the failure.
@@ -121,12 +121,12 @@ impl Record {
             served: BTreeMap::new(),
             order: None,
             failures: Failures::default(),
-            handover: Failures::default(),
-            quarantine: None,
+            deployment_failures: Failures::default(),
+            excluded: None,
             fallback: None,
             pinned: None,
-            going_back_to: None,
-            taken_back: None,
+            rollback_to: None,
+            rolled_back: None,
         }
     }
 
@@ -144,7 +144,7 @@ impl Record {
 
 /// Excluded names, so that the other names get their certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Quarantine {
+pub struct Excluded {
     /// Each name, and why the CA does not sign it, printable.
     pub names: BTreeMap<Identifier, String>,
     /// Failed orders with these names; no further order before its `retry_at`.
@@ -184,8 +184,8 @@ pub struct Issued {
     pub early: u32,
     /// The start of the maintenance window to deploy it in, while its predecessor is
     /// still valid; `None`: at once.
-    #[serde(default)]
-    pub handover_at: Option<Timestamp>,
+    #[serde(default, rename = "handover_at")]
+    pub deploy_at: Option<Timestamp>,
     /// The first CA, if the fallback CA issued this one: the change of CA is no reason
     /// to order again, and the next order goes to the first CA.
     #[serde(default)]

@@ -7,7 +7,7 @@ pub mod decide;
 pub mod fallback;
 pub mod ledger;
 pub mod outage;
+pub mod partial;
 pub mod policy;
-pub mod quarantine;
 pub mod skew;
 pub mod window;

@@ -1,6 +1,6 @@
-//! The sidecar's loop: it launches a pass over each certificate at its instant,
-//! a few at a time and more that deploy, and obeys what comes through its [`Handle`]. It decides
-//! nothing: each pass asks [`crate::renew`], and says when to come back.
+//! The loop of `certs run`: it launches a pass over each certificate at its due instant,
+//! within the limits of concurrency, and obeys commands from its [`Handle`]. It decides
+//! nothing: each pass asks [`crate::renew`] and returns its next due instant.
 
 mod agenda;
 mod clock;

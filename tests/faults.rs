@@ -317,7 +317,7 @@ fn refused_key_is_replaced_once_within_the_order() {
     ca.script
         .add(Endpoint::Finalize, Which::Every, Fault::LeakedKey);
     let told = run(&mut ca.issue(&[NAME, "--force"]), 0);
-    assert!(told.contains("does not take the key"), "{told}");
+    assert!(told.contains("rejected the key"), "{told}");
     assert_eq!(ca.script.leaked(), 1);
     ca.script.clear();
     assert_eq!(ca.script.count(Endpoint::NewOrder), orders + 1);

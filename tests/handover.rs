@@ -114,8 +114,8 @@ fn deployment_rolls_back_and_recovers_when_server_ignores_signal() {
     for part in [
         "within 30 s",
         "serves another certificate",
-        "goes live again",
-        "proven served again",
+        "rolling back to the previous",
+        "rolled back and verified",
         "hint:",
     ] {
         assert!(told.contains(part), "no `{part}` in {told}");
@@ -156,7 +156,7 @@ fn sidecar_recovers_when_one_of_two_servers_fails() {
     assert_eq!(generation(&ca), 1);
     assert!(!sidecar.is_ready());
     let log = std::fs::read_to_string(ca.path("log")).unwrap();
-    assert!(log.contains("proven served again"), "{log}");
+    assert!(log.contains("rolled back and verified"), "{log}");
     script(&hook, "exit 0");
     until_within("readiness", Duration::from_secs(60), || sidecar.is_ready());
     assert_eq!(generation(&ca), 2);
@@ -220,7 +220,7 @@ fn fourth_reload_waits_for_draining_generations_unless_urgent() {
         "{told}"
     );
     // The error was found before any change, so there is no rollback.
-    assert!(!told.contains("goes live again"), "{told}");
+    assert!(!told.contains("rolling back to the previous"), "{told}");
     assert_eq!(generation(&ca), 4);
     run(certs(&ca.path("")).args(["reload", NAME]), 7);
     // A rollback has no earlier state to return to, so it does not wait.
@@ -264,7 +264,7 @@ fn old_pair_stays_served_when_hook_hangs_or_floods_output() {
             "{:?}",
             begun.elapsed()
         );
-        for part in [wanted, "proven served again", "hint:"] {
+        for part in [wanted, "rolled back and verified", "hint:"] {
             assert!(told.contains(part), "no `{part}` in {told}");
         }
         assert!(told.len() < 100_000);

@@ -31,6 +31,9 @@ const RETIRED: &[(&str, &str)] = &[
     ("strangers", "peers, other users"),
 ];
 
+/// Keys of stored records: a stored format keeps its words.
+const STORED: [&str; 3] = ["\"handover\"", "\"handover_at\"", "\"taken_back\""];
+
 /// What is read, from the root of the repository; this file is not.
 const READ: [&str; 14] = [
     "README.md",
@@ -77,7 +80,8 @@ fn retired_in(path: &PathBuf) -> Vec<String> {
 }
 
 fn retired(line: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
-    let plain = words(line);
+    let stored = STORED.iter();
+    let plain = words(&stored.fold(line.to_owned(), |line, key| line.replace(key, "")));
     let used = move |(retired, _): &&(&str, &str)| plain.contains(&format!(" {retired} "));
     RETIRED.iter().filter(used).copied()
 }

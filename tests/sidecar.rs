@@ -358,7 +358,7 @@ fn command_reports_running_sidecar() {
     // A command cannot change a certificate that the sidecar's configuration names.
     let more = ["example.com", "www.example.com"];
     let told = run(&mut pebble.issue(&more), 2);
-    assert!(told.contains("keeps it for example.com from"), "{told}");
+    assert!(told.contains("manages it for example.com from"), "{told}");
     assert!(told.contains("SIGHUP"), "{told}");
     sidecar.terminate();
 }

@@ -103,8 +103,9 @@ async fn own_rate_limit_exits_6_with_retry_time() {
         until.to_string()[.."2026-01-01T00:00".len()].to_owned()
     });
     assert!(
-        told.contains("the new orders are used up by our own ledger: no order before ")
-            && near.iter().any(|until| told.contains(until)),
+        told.contains(
+            "the rate limit for new orders is used up (as counted here): no order before "
+        ) && near.iter().any(|until| told.contains(until)),
         "{near:?}: {told}"
     );
     assert!(told.contains("hint: "), "{told}");

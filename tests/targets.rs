@@ -78,7 +78,7 @@ fn haproxy_serves_new_pair_from_memory_and_after_restart() {
     assert_eq!(generation(&ca), 2);
     // Without `--verify` the program asks HAProxy for its addresses.
     let told = run(&mut ca.issue(&[NAME, "--force", &socket]), 0);
-    assert!(!told.contains("nothing proves"), "{told}");
+    assert!(!told.contains("the deployment is not verified"), "{told}");
     drop(running);
     let _again = haproxy(&directory, port, &crt);
     run(&mut ca.issue(&[NAME, &socket, &verify(port)]), 0);
@@ -201,7 +201,7 @@ fn coturn_loads_new_pair() {
     let verify = verify(turn.port);
     run(&mut ca.issue(&[NAME, "--force", &turn.deploy, &verify]), 0);
     let told = run(&mut ca.issue(&[NAME, "--force", &turn.deploy]), 0);
-    assert!(!told.contains("nothing proves"), "{told}");
+    assert!(!told.contains("the deployment is not verified"), "{told}");
     assert_eq!(generation(&ca), 3);
 }
 
@@ -224,8 +224,8 @@ fn failed_hook_leaves_previous_pair_on_every_server_and_recovers() {
     for part in [
         "out of order",
         "hook",
-        "goes live again",
-        "proven served again",
+        "rolling back to the previous",
+        "rolled back and verified",
     ] {
         assert!(told.contains(part), "no `{part}` in {told}");
     }

@@ -73,7 +73,7 @@ impl Factory {
             services: Services {
                 store,
                 output: Arc::new(output),
-                prover: Arc::new(Handshake),
+                verifier: Arc::new(Handshake),
                 keys: Arc::new(FreshKeys),
                 known: Known::default(),
                 probes: Probes::default(),

@@ -175,7 +175,7 @@ fn services(directory: &Path) -> Result<Services, Failure> {
     Ok(Services {
         store: Arc::new(store),
         output: Arc::new(Output::new(directory.join("certs"))),
-        prover: Arc::new(Handshake),
+        verifier: Arc::new(Handshake),
         keys: Arc::new(FreshKeys),
         known: Known::default(),
         probes: Probes::default(),

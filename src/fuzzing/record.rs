@@ -55,10 +55,10 @@ fn decided(record: &Record, now: Timestamp) {
 fn instants(record: &Record) -> Vec<Timestamp> {
     let mut named = vec![NOW, Timestamp::from_seconds(0)];
     named.extend(record.failures.retry_at);
-    named.extend(record.handover.retry_at);
+    named.extend(record.deployment_failures.retry_at);
     if let Some(issued) = &record.issued {
         named.extend([issued.at, issued.facts.not_before, issued.facts.not_after]);
-        named.extend(issued.renewable_from.into_iter().chain(issued.handover_at));
+        named.extend(issued.renewable_from.into_iter().chain(issued.deploy_at));
         if let Some(renewal) = &issued.renewal {
             named.extend([renewal.at, due(issued, renewal)]);
             named.extend(renewal.refresh_at);

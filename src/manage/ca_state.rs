@@ -1,5 +1,5 @@
-//! What all certificates of one CA share: its limits, which are spent before an
-//! order is sent, and whether it answers, which one of them finds out for all.
+//! The state that all certificates of one CA share: its rate limits, reserved before
+//! an order is sent, and its outages, probed by one certificate on behalf of all.
 
 mod intended;
 mod outage;
@@ -7,7 +7,7 @@ mod shared;
 mod spending;
 
 pub(super) use self::intended::Intended;
-pub(super) use self::outage::{answers, reach_windows, tells_windows};
-pub(crate) use self::outage::{is_silent, reach};
+pub(super) use self::outage::{note_available, note_windows, reach_windows};
+pub(crate) use self::outage::{note_outage, reach};
 pub(crate) use self::shared::show_stored;
 pub(super) use self::spending::{NEWEST, register, settle_failed, settle_issued, spend};

@@ -1,15 +1,15 @@
-//! This machine's clock against the CA's: a wrong clock renews too late or too
-//! early, and breaks TLS itself. The `Date` of every reply says how late it is
-//! there, in whole seconds and after the time that the reply took.
+//! This machine's clock compared with the CA's: a wrong clock renews too late or too
+//! early, and breaks TLS itself. The `Date` of every reply shows the CA's time, in
+//! whole seconds and late by the duration of the reply. Clocks are never set here.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::ca_state::{NEWEST, is_silent, reach_windows};
+use super::ca_state::{NEWEST, note_outage, reach_windows};
 use super::error::ManageError;
-use super::probes::Work;
+use super::probes::Operation;
 use super::services::{Certificate, Services};
 use crate::acme::{Issuer, Untimely};
 use crate::certificate::Facts;
@@ -17,23 +17,23 @@ use crate::record::Record;
 use crate::renew::skew::{Evidence, decided_at, is_due_at};
 use crate::time::{Clock, Timestamp};
 
-/// From here on the operator must set the clock.
+/// The clock skew above which the operator must set the clock.
 pub(crate) const ALARM: Duration = Duration::from_secs(300);
-const TELL_AGAIN_AFTER: Duration = Duration::from_secs(3600);
+const ALARM_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// Raises an alarm for a clock that is wrong, once an hour.
+/// Raises an alarm for a wrong clock, once an hour.
 #[derive(Debug, Default)]
 pub(crate) struct Skew {
-    told: Mutex<Option<Timestamp>>,
+    last_alarm: Mutex<Option<Timestamp>>,
 }
 
 impl Skew {
-    /// What to tell when the CA's clock shows `theirs` and ours shows `ours`;
-    /// `None` when they agree, or it was told within the hour.
+    /// The alarm to report when the CA's clock shows `theirs` and ours shows `ours`;
+    /// `None` when the clocks agree, or after an alarm within the last hour.
     pub(crate) fn observe(&self, ours: Timestamp, theirs: Timestamp) -> Option<String> {
         let (ahead, behind) = (ours.since(theirs), theirs.since(ours));
         if ahead.max(behind) <= ALARM {
-            *self.told() = None;
+            *self.last_alarm() = None;
             return None;
         }
         let (apart, direction) = if ahead > behind {
@@ -42,57 +42,59 @@ impl Skew {
             (behind, "behind")
         };
         let minutes = apart.as_secs() / 60;
-        let told = || {
+        let message = || {
             format!(
                 "this machine's clock is {minutes} minutes {direction} the CA's ({ours}, there {theirs})"
             )
         };
-        self.is_news(ours).then(told)
+        self.is_new(ours).then(message)
     }
 
-    /// The same when the CA cannot be asked, since by our clock its certificate does not
-    /// hold.
+    /// The alarm to report when the CA is unreachable because its certificate is not
+    /// valid by our clock.
     pub(crate) fn outside(&self, untimely: Untimely) -> Option<String> {
-        let told = || format!("this machine's clock is wrong, or the CA: {untimely}");
-        self.is_news(untimely.ours()).then(told)
+        let message =
+            || format!("this machine's clock or the CA's certificate is wrong: {untimely}");
+        self.is_new(untimely.ours()).then(message)
     }
 
-    /// Whether it was not told within the hour; from now on it was.
-    fn is_news(&self, ours: Timestamp) -> bool {
-        let mut told = self.told();
-        // A clock that is set back must not silence it.
-        let is_known = told.is_some_and(|at| ours >= at && ours.since(at) < TELL_AGAIN_AFTER);
+    /// Whether no alarm was reported within the last hour; records this one if so.
+    fn is_new(&self, ours: Timestamp) -> bool {
+        let mut last_alarm = self.last_alarm();
+        // A clock that is set back must not suppress the alarm.
+        let is_known = last_alarm.is_some_and(|at| ours >= at && ours.since(at) < ALARM_INTERVAL);
         if !is_known {
-            *told = Some(ours);
+            *last_alarm = Some(ours);
         }
         !is_known
     }
 
-    fn told(&self) -> MutexGuard<'_, Option<Timestamp>> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    fn last_alarm(&self) -> MutexGuard<'_, Option<Timestamp>> {
+        self.last_alarm
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// When what only our clock says is due is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_secs(3600);
+/// The pause before a renewal that is due only by our clock is checked again.
+const RECHECK: Duration = Duration::from_secs(3600);
 
-/// A reply that is older does not correct our clock any more.
-const CORRECTS_FOR: Duration = Duration::from_secs(86_400);
+/// The age up to which a reply corrects our clock.
+const CORRECTION_LIFETIME: Duration = Duration::from_secs(86_400);
 
-/// The clock of one pass: this machine's, corrected by what the CA's last reply has
-/// shown, so that what is written down for a whole fleet, and what is decided, has
-/// one time, whichever machine's clock is wrong.
-pub(crate) struct Corrected {
+/// The clock of one pass: this machine's, corrected by the CA's last reply. So all
+/// machines of a fleet store and decide by one time, even if one clock is wrong.
+pub(crate) struct CorrectedClock {
     wall: Arc<dyn Clock>,
     issuers: Vec<Arc<dyn Issuer>>,
     evidence: Mutex<Option<Evidence>>,
 }
 
-impl Corrected {
+impl CorrectedClock {
     pub(crate) fn new(wall: Arc<dyn Clock>, certificate: &Certificate) -> Self {
-        let second = certificate.fallback.as_ref();
-        let second = second.map(|second| second.issuer.clone());
-        let issuers = [Some(certificate.issuer.clone()), second];
+        let fallback = certificate.fallback.as_ref();
+        let fallback = fallback.map(|fallback| fallback.issuer.clone());
+        let issuers = [Some(certificate.issuer.clone()), fallback];
         Self {
             wall,
             issuers: issuers.into_iter().flatten().collect(),
@@ -100,24 +102,24 @@ impl Corrected {
         }
     }
 
-    /// What is issued shows which of two clocks is wrong.
-    pub(crate) fn knows(&self, record: &Record) {
+    /// Uses the dates of the issued certificate to tell which of two clocks is wrong.
+    pub(crate) fn use_evidence(&self, record: &Record) {
         let mut evidence = self.evidence.lock().unwrap_or_else(PoisonError::into_inner);
         *evidence = Evidence::of(record);
     }
 }
 
 #[async_trait]
-impl Clock for Corrected {
+impl Clock for CorrectedClock {
     fn now(&self) -> Timestamp {
         let ours = self.wall.now();
         let issuers = self.issuers.iter();
-        let heard = issuers.filter_map(|issuer| issuer.dated()).find(|dated| {
-            // One that was set since has made it a reply of another time.
-            dated.ours <= ours && ours.since(dated.ours) <= CORRECTS_FOR
+        let reply = issuers.filter_map(|issuer| issuer.dated()).find(|dated| {
+            // If our clock was set back since the reply, the two cannot be compared.
+            dated.ours <= ours && ours.since(dated.ours) <= CORRECTION_LIFETIME
         });
         let evidence = *self.evidence.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.map_or(ours, |dated| decided_at(evidence, ours, dated.there(ours)))
+        reply.map_or(ours, |dated| decided_at(evidence, ours, dated.there(ours)))
     }
 
     fn wall(&self) -> Timestamp {
@@ -133,13 +135,12 @@ impl Clock for Corrected {
     }
 }
 
-/// Lets no order through that is due only because our clock is ahead: it is
-/// held against the CA's as it is now.
+/// Checks a due order by the CA's current clock too, in case our clock is ahead.
 ///
 /// # Errors
-/// [`ManageError::NotDueThere`]; and what a CA says instead of telling the time: an
-/// order that is written down now would be finished when it answers again, due or not.
-pub(super) async fn due_there(
+/// [`ManageError::NotDueAtCa`]; and the CA's error if it does not tell the time, since
+/// an order stored now would be resumed after the outage, due or not.
+pub(super) async fn check_due_at_ca(
     services: &Services,
     ca: &str,
     issuer: &dyn Issuer,
@@ -160,63 +161,63 @@ pub(super) async fn due_there(
         Ok(()) => return Ok(()),
         Err(due) => due,
     };
-    Err(ManageError::NotDueThere {
+    Err(ManageError::NotDueAtCa {
         ca: ca.to_owned(),
         ours,
         theirs,
-        until: services.clock.now() + due.since(at).min(LOOK_AGAIN),
+        until: services.clock.now() + due.since(at).min(RECHECK),
     })
 }
 
-/// What the CA's clock shows: its limits are counted by it. Ours, where it
-/// does not tell or does not answer.
-pub(super) async fn there(issuer: &dyn Issuer, clock: &dyn Clock) -> Timestamp {
+/// The CA's time, by which the CA counts its rate limits; our time, if the CA is
+/// unreachable or sends no date.
+pub(super) async fn ca_time(issuer: &dyn Issuer, clock: &dyn Clock) -> Timestamp {
     match issuer.time(NEWEST).await {
         Ok(Some(dated)) => dated.there(clock.wall()),
         Ok(None) => clock.now(),
         Err(error) => {
-            tracing::debug!("what time it is at the CA cannot be told: {error}");
+            tracing::debug!("the CA's time is unknown: {error}");
             clock.now()
         }
     }
 }
 
-/// Asks the CA for the time, which its reply shows to the observer, and says whether
-/// there was one, if only a refusal. A CA that is known to be unreachable is left alone
-/// until one certificate probes it for all.
-pub(crate) async fn ask(services: &Services, ca: &str, issuer: &dyn Issuer) -> bool {
+/// Probes the CA for its time, which the reply shows to the observer, and returns whether
+/// the CA replied, even with a refusal. A CA in a known outage is probed only at the
+/// shared instant, by one certificate on behalf of all.
+pub(crate) async fn query_time(services: &Services, ca: &str, issuer: &dyn Issuer) -> bool {
     let error = match reach_windows(services, ca, issuer).await {
-        // By this very question.
+        // The shared probe has just succeeded.
         Ok(true) => return true,
-        // Not by `time`: a clock that was set back may have come by an old reply again.
+        // Not `time`: after a clock was set back, a cached reply may look recent.
         Ok(false) => match issuer.probe().await {
             Ok(()) => return true,
             Err(error) => ManageError::from(error),
         },
         Err(error) => error,
     };
-    tracing::debug!("what time it is at {ca} cannot be told: {error}");
+    tracing::debug!("the time of {ca} is unknown: {error}");
     if error.is_outage() {
         tracing::warn!(
-            "{ca} was asked for the time and does not answer: {error}; hint: nothing is due; it is asked again, and certs status tells when"
+            "the time probe of {ca} failed: {error}; hint: nothing is due; certs status shows when the next probe is"
         );
-        is_silent(services, ca, Work::Windows, &error.to_string()).await;
+        note_outage(services, ca, Operation::Windows, &error.to_string()).await;
         return false;
     }
     matches!(error, ManageError::Acme(_))
 }
 
-/// Whether the clocks are so near each other that waiting is no failure.
-pub(super) fn is_slight(error: &ManageError) -> bool {
-    let ManageError::NotDueThere { ours, theirs, .. } = error else {
+/// Whether the clocks differ so little that waiting is not a failure.
+pub(super) fn is_slight_skew(error: &ManageError) -> bool {
+    let ManageError::NotDueAtCa { ours, theirs, .. } = error else {
         return false;
     };
     ours.since(*theirs) <= ALARM
 }
 
-/// When a new certificate with these `facts` was signed, for judging its dates and dating
-/// what comes of it: by the CA's clock, but where ours alone fits the day that it begins
-/// on. What dates the replies is not what signs; a proxy in between may be wrong.
+/// When a new certificate with these `facts` was signed: by the CA's clock, unless only
+/// our clock fits its first day. The date of a reply may come from a wrong proxy, not
+/// from the signer.
 pub(super) fn when_signed(
     issuer: &dyn Issuer,
     record: &Record,
@@ -239,31 +240,31 @@ fn signed_at(
         Some([false, true]) => return ours,
         _ => {}
     }
-    if ours.since(theirs).max(theirs.since(ours)) <= BELIEVED {
+    if ours.since(theirs).max(theirs.since(ours)) <= TRUSTED_SKEW {
         theirs
     } else {
         decided_at(evidence, ours, theirs)
     }
 }
 
-/// Whether it may have been signed a moment ago at `clock`. There are CAs that let all of a day
-/// begin at its midnight.
+/// Whether the certificate may have been signed just before `clock`. Some CAs date all
+/// certificates of a day from its midnight.
 fn may_have_signed(clock: Timestamp, facts: &Facts) -> bool {
     facts.not_before <= clock + ALARM && clock.since(facts.not_before) <= BACKDATED
 }
 
-/// How long before its signing a certificate of a sound CA begins at most.
+/// The longest time by which a CA backdates a certificate.
 const BACKDATED: Duration = Duration::from_secs(25 * 3600);
 
-/// What is believed of a CA's clock without any further sign.
-const BELIEVED: Duration = Duration::from_secs(2 * 86_400);
+/// The clock skew up to which the CA's clock is trusted without further evidence.
+const TRUSTED_SKEW: Duration = Duration::from_secs(2 * 86_400);
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::certificate::Fingerprint;
 
-    /// Of 90 days, from `begins` on.
+    /// The facts of a certificate of 90 days from `begins`.
     fn facts(begins: Timestamp) -> Facts {
         Facts {
             identifiers: Default::default(),
@@ -275,14 +276,14 @@ mod tests {
     }
 
     #[test]
-    fn of_two_clocks_the_one_that_fits_the_certificate_tells_when_it_was_signed() {
+    fn signed_at_follows_the_clock_that_fits_the_certificate() {
         let now = Timestamp::from_seconds(1_800_000_000);
         let hours = |n: u64| Duration::from_secs(3600 * n);
         let evidence = Evidence {
             not_before: now - hours(24 * 60),
             stored: now - hours(24 * 60),
         };
-        // As Let's Encrypt dates them, a CA's midnight, and a signer that is ahead a little.
+        // Let's Encrypt's backdating, a CA that dates from midnight, and a signer slightly ahead.
         for begins in [
             now - hours(1),
             now - hours(20),
@@ -299,20 +300,20 @@ mod tests {
                 }
             }
         }
-        // An hour back, as usual, it was signed for five minutes: where ours is an hour
-        // behind, that is no longer life.
+        // A lifetime of five minutes, backdated by an hour: a clock that is an hour behind must
+        // not lengthen it.
         let short = Facts {
             not_after: now + Duration::from_secs(300),
             ..facts(now - hours(1))
         };
         assert_eq!(signed_at(now - hours(1), now, None, Some(&short)), now);
-        // What fits neither is as old as it is by the CA's clock.
+        // A certificate that fits neither clock is dated by the CA's.
         let old = facts(now - hours(24 * 80));
         assert_eq!(signed_at(now - hours(1), now, None, Some(&old)), now);
     }
 
     #[test]
-    fn a_wrong_clock_is_told_once_an_hour_until_it_is_right() {
+    fn skew_alarm_repeats_hourly_until_clock_is_right() {
         let skew = Skew::default();
         let ours = Timestamp::from_seconds(1_800_000_000);
         let minutes = |n: u64| Duration::from_secs(60 * n);
@@ -324,17 +325,17 @@ mod tests {
         assert!(told.contains("60 minutes ahead of the CA's"), "{told}");
         assert_eq!(skew.observe(ours, ours), None);
         assert!(skew.observe(ours, ours - minutes(30)).is_some());
-        // Set back by a year: it is wrong still, and the hour counts anew.
+        // Set back by a year, the clock is still wrong, and the hour starts again.
         let back = ours - minutes(60 * 24 * 365);
         assert!(skew.observe(back, ours).is_some());
-        // So does one that lets nobody ask, by the same hour.
+        // An alarm over the CA's certificate shares the same hour.
         let not_yet = |ours| Untimely::NotYet {
             ours,
             begin: ours + minutes(1),
         };
         assert_eq!(skew.outside(not_yet(back)), None);
         let told = skew.outside(not_yet(back + minutes(60))).unwrap();
-        assert!(told.contains("this machine's clock is wrong"), "{told}");
+        assert!(told.contains("this machine's clock or the CA's"), "{told}");
         assert_eq!(skew.observe(back + minutes(61), ours), None);
     }
 }

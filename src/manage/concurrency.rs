@@ -1,15 +1,15 @@
-//! Concurrency among passes. A few order at a time, since a CA counts and paces what it
-//! is asked; many deploy side by side, since certificates share the reloads of
-//! their servers, and verifying is mostly waiting.
+//! Concurrency of passes. Few order at a time, since a CA counts and limits requests.
+//! Many deploy at a time, since certificates share server reloads, and verification
+//! mostly waits. No pass is started here.
 
 use std::sync::Arc;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-/// Certificates ordered at once.
+/// Certificates ordered at the same time.
 pub(crate) const ORDERING: usize = 4;
-/// Passes under way at once, those that deploy among them. Each holds a record
-/// and a pair, and one connection while it verifies.
+/// Passes in progress at the same time, including those that deploy. Each holds a
+/// record and a pair, and one connection while it verifies.
 pub(crate) const SIDE_BY_SIDE: usize = 32;
 
 /// The permits of one process.
@@ -29,7 +29,7 @@ impl Default for Concurrency {
 }
 
 impl Concurrency {
-    /// A permit, once one is free.
+    /// Waits for a free permit.
     pub(crate) async fn take(&self) -> Permit {
         let mut permit = Permit {
             of: Some(self.clone()),
@@ -39,7 +39,7 @@ impl Concurrency {
         permit
     }
 
-    /// A permit, if one is free now.
+    /// Returns a permit if one is free now.
     #[must_use]
     pub(crate) fn try_acquire(&self) -> Option<Permit> {
         let held = self.free.clone().try_acquire_owned().ok()?;
@@ -49,19 +49,19 @@ impl Concurrency {
         })
     }
 
-    /// Whether one is free now.
+    /// Whether a permit is free now.
     #[must_use]
     pub(crate) fn any(&self) -> bool {
         self.free.available_permits() > 0
     }
 
-    /// Returns once one was released since the last time that this was asked.
+    /// Waits until a permit was released since the last call.
     pub(crate) async fn released(&self) {
         self.released.notified().await;
     }
 }
 
-/// A pass's permit to talk to a CA. The default one belongs to no process and never waits.
+/// A pass's permit to talk to a CA. The default permit is unlimited and never waits.
 #[derive(Debug, Default)]
 pub(crate) struct Permit {
     of: Option<Concurrency>,
@@ -69,18 +69,17 @@ pub(crate) struct Permit {
 }
 
 impl Permit {
-    /// Lets another pass begin.
+    /// Releases the permit, so that another pass can begin.
     pub(super) fn release(&mut self) {
         if let (Some(_), Some(of)) = (self.held.take(), &self.of) {
             of.released.notify_one();
         }
     }
 
-    /// Waits for a permit, unless it is held. A pass that waits comes before one that
-    /// begins.
+    /// Waits for a permit, unless one is held. A waiting pass comes before a new one.
     pub(super) async fn reacquire(&mut self) {
         if let (Some(of), None) = (&self.of, &self.held) {
-            // It is never closed.
+            // The semaphore is never closed.
             self.held = of.free.clone().acquire_owned().await.ok();
         }
     }

@@ -1,6 +1,6 @@
-//! Deploys a generation and verifies that it is served: check, switch, reload,
-//! verify, and back to what was served before when that fails. It is tried again
-//! by the next pass; it never leads to a second order.
+//! Deploys a generation and verifies that it is served: check, switch, reload, verify.
+//! A failed deployment is rolled back to the previous generation and retried by the next
+//! pass. It never leads to a second order.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use crate::certificate::{Bundle, Facts, Freshness};
 use crate::deploy::verify::{ServedAt, Verification, VerifyError};
 use crate::deploy::{Delivery, DeployError, Target};
 use crate::identifier::Lineage;
-use crate::record::{Failures, Generation, Served, TakenBack};
+use crate::record::{Failures, Generation, RolledBack, Served};
 use crate::renew::window::latest;
 
-/// How long the endpoints may go on showing the old certificate, all in all.
-const PROOF_WITHIN: Duration = Duration::from_secs(30);
+/// How long all endpoints together may keep serving the old certificate.
+const VERIFY_WITHIN: Duration = Duration::from_secs(30);
 
-/// The output itself, in [`crate::record::Record::deployed`].
+/// The name of the output files in [`crate::record::Record::deployed`].
 pub(super) const FILES: &str = "files";
 
 /// A generation to deploy.
@@ -29,9 +29,9 @@ struct Pair {
 }
 
 impl Pass<'_> {
-    /// Publishes, checks, applies and verifies the generation that shall be served: the
-    /// newest, or an earlier one on the owner's word. What fails is rolled back while
-    /// what was served before is good for long enough.
+    /// Publishes, checks, applies and verifies the generation to be served: the newest, or
+    /// an earlier one that the operator pinned. A failure is rolled back while the previous
+    /// generation stays valid for long enough.
     ///
     /// # Errors
     /// The first failure; each step that succeeded is stored.
@@ -47,39 +47,39 @@ impl Pass<'_> {
             facts,
             bundle,
         };
-        let before = self.to_go_back_to(generation).await;
+        let before = self.previous_pair(generation).await;
         let ended = self.transact(&pair, before.as_ref()).await;
         for (_, target) in self.certificate.named_targets() {
             services.metrics.deployment(target.name(), ended.is_ok());
         }
         if let (Err(error), Some(before)) = (&ended, before)
             && services.output.live(&lineage) == Some(pair.generation)
-            && error.is_about_a_server()
+            && error.is_server_failure()
         {
             let hint = error.hint();
             tracing::error!(%lineage, "{error}; hint: {hint}");
-            self.take_back(&before).await;
-            self.note_taken_back(pair.generation, error.to_string());
+            self.restore(&before).await;
+            self.note_rollback(pair.generation, error.to_string());
         }
         ended?;
-        self.record.handover = Failures::default();
-        (self.record.going_back_to, self.record.taken_back) = (None, None);
+        self.record.deployment_failures = Failures::default();
+        (self.record.rollback_to, self.record.rolled_back) = (None, None);
         self.save(None).await
     }
 
     async fn transact(&mut self, pair: &Pair, before: Option<&Pair>) -> Result<(), ManageError> {
         let carefully = before.is_some();
         if carefully {
-            // A server that could not be reloaded, or would not start again as it is, is
-            // found before anything is touched.
+            // A server that cannot be reloaded, or has an invalid configuration, must fail
+            // before any file changes.
             let delivery = self.delivery(pair, false);
             for (_, target) in self.certificate.named_targets() {
                 target.check(&delivery).await?;
             }
         }
-        let going_back_to = before.map(|before| before.generation);
-        if self.record.going_back_to != going_back_to {
-            self.record.going_back_to = going_back_to;
+        let rollback_to = before.map(|before| before.generation);
+        if self.record.rollback_to != rollback_to {
+            self.record.rollback_to = rollback_to;
             self.save(None).await?;
         }
         self.publish(pair)?;
@@ -87,7 +87,7 @@ impl Pass<'_> {
         self.verify(pair).await
     }
 
-    /// Makes its files live.
+    /// Publishes the files of `pair`.
     fn publish(&mut self, pair: &Pair) -> Result<(), ManageError> {
         let Services {
             output, metrics, ..
@@ -100,8 +100,8 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Reloads each target that has not been seen to serve the pair. With nothing to go
-    /// back to, one that fails holds up no other.
+    /// Reloads each target that is not verified to serve the pair. Without a previous
+    /// generation to roll back to, one failed target does not stop the others.
     async fn reload(&mut self, pair: &Pair, carefully: bool) -> Result<(), ManageError> {
         let delivery = self.delivery(pair, !carefully);
         let mut failed: Option<DeployError> = None;
@@ -110,7 +110,7 @@ impl Pass<'_> {
             if reloaded && self.all_served(pair.generation) {
                 continue;
             }
-            self.phase(&format!("telling {name} to load it"));
+            self.phase(&format!("reloading {name}"));
             match reload_one(target.as_ref(), &delivery).await {
                 Ok(()) => {
                     self.record.deployed.insert(name, pair.generation);
@@ -140,17 +140,16 @@ impl Pass<'_> {
         }
     }
 
-    /// What is live now, or was before a switch that was never verified, if servers may
-    /// go on with it for a good while: then a deployment that fails is no reason to leave
-    /// any of them with something else. A failure that lasts must not let it expire, so
-    /// that from its last tenth on the newest stays, even where a server cannot load it.
-    async fn to_go_back_to(&self, generation: Generation) -> Option<Pair> {
+    /// The generation to roll back to: the live one, or the one before a switch that was
+    /// never verified. From the last tenth of its lifetime there is none: the newest stays
+    /// live even if a server cannot load it, so that no lasting failure lets it expire.
+    async fn previous_pair(&self, generation: Generation) -> Option<Pair> {
         if self.certificate.targets.is_empty() {
             return None;
         }
         let (services, lineage) = (self.services, self.lineage());
         let before = match services.output.live(lineage)? {
-            live if live == generation => self.record.going_back_to?,
+            live if live == generation => self.record.rollback_to?,
             live => live,
         };
         if before == generation || before == Generation::default() {
@@ -170,20 +169,20 @@ impl Pass<'_> {
         })
     }
 
-    /// Makes `before` live again, for every server that has loaded another. What
-    /// fails here is shown; the failure that led here is the one to act on.
-    async fn take_back(&mut self, before: &Pair) {
+    /// Makes `before` live again on every server that has loaded another generation. A failure
+    /// here is only logged: the error that caused the rollback is the one to act on.
+    async fn restore(&mut self, before: &Pair) {
         let lineage = self.lineage().clone();
-        tracing::warn!(%lineage, generation = %before.generation, "the hand-over has failed: the generation that was served before goes live again");
+        tracing::warn!(%lineage, generation = %before.generation, "the deployment failed: rolling back to the previous generation");
         let output = &self.services.output;
         let published = output.publish(&lineage, before.generation, &before.bundle);
         if let Err(error) = published {
-            tracing::error!(%lineage, "it could not be published again: {error}");
+            tracing::error!(%lineage, "the rollback failed, since the files could not be published: {error}");
             return;
         }
         let deployed = &mut self.record.deployed;
         deployed.insert(FILES.to_owned(), before.generation);
-        // Each server, also the one that failed: what it has loaded is not known.
+        // Also the server that failed: what it has loaded is unknown.
         for (name, _) in self.certificate.named_targets() {
             deployed.insert(name, Generation::default());
         }
@@ -194,23 +193,23 @@ impl Pass<'_> {
         let verified = self.verify(before).await;
         match reloaded.and(verified) {
             Ok(()) if self.record.served.is_empty() => {
-                tracing::info!(%lineage, generation = %before.generation, "it was handed over again");
+                tracing::info!(%lineage, generation = %before.generation, "rolled back, with no endpoint to verify");
             }
             Ok(()) => {
-                tracing::info!(%lineage, generation = %before.generation, "it is proven served again");
+                tracing::info!(%lineage, generation = %before.generation, "rolled back and verified");
             }
             Err(error) => {
-                tracing::error!(%lineage, "it is not proven served again: {error}; hint: {}", error.hint());
+                tracing::error!(%lineage, "the rollback is not verified: {error}; hint: {}", error.hint());
             }
         }
     }
 
-    /// Each try costs a server two reloads: one that has failed in the same way before
-    /// is not hurried.
-    fn note_taken_back(&mut self, generation: Generation, why: String) {
-        let known = self.record.taken_back.take();
+    /// Counts rollbacks for the same cause: each attempt costs a server two reloads, so that
+    /// repeated failures are retried more slowly.
+    fn note_rollback(&mut self, generation: Generation, why: String) {
+        let known = self.record.rolled_back.take();
         let known = known.filter(|known| known.generation == generation && known.why == why);
-        self.record.taken_back = Some(TakenBack {
+        self.record.rolled_back = Some(RolledBack {
             generation,
             why,
             times: known.map_or(1, |known| known.times.saturating_add(1)),
@@ -230,19 +229,19 @@ impl Pass<'_> {
             return Err(VerifyError::gone(gone, self.lineage()).into());
         }
         if places.is_empty() && !certificate.targets.is_empty() {
-            tracing::warn!(lineage = %self.lineage(), "nothing proves that it is served: name an endpoint with --verify HOST:PORT");
+            tracing::warn!(lineage = %self.lineage(), "the deployment is not verified: name an endpoint with --verify HOST:PORT");
         }
         let begun = services.clock.stopwatch();
         let verification = Verification {
-            verifier: services.prover.as_ref(),
+            verifier: services.verifier.as_ref(),
             wanted: &pair.facts.fingerprint,
             clock: services.clock.as_ref(),
-            end: begun + PROOF_WITHIN,
+            end: begun + VERIFY_WITHIN,
         };
         for place in places {
-            self.phase(&format!("waiting for {place} to serve it"));
+            self.phase(&format!("verifying {place}"));
             if let Err(error) = verification.verify(&place, &pair.facts.identifiers).await {
-                // What was seen there before is seen there no more.
+                // The generation that was seen there before is no longer verified.
                 let known = self.record.served.entry(place.to_string());
                 known.and_modify(|served| served.generation = Generation::default());
                 let obstacle = obstacle(certificate, &self.delivery(pair, false)).await;
@@ -261,9 +260,9 @@ impl Pass<'_> {
             not_after: Some(pair.facts.not_after),
         };
         self.record.served.insert(place.to_string(), seen);
-        let is_new = self.record.going_back_to != Some(pair.generation);
+        let is_new = self.record.rollback_to != Some(pair.generation);
         if is_new && self.all_served(pair.generation) {
-            self.record.going_back_to = None;
+            self.record.rollback_to = None;
         }
         self.save(None).await
     }
@@ -274,8 +273,8 @@ async fn reload_one(target: &dyn Target, delivery: &Delivery) -> Result<(), Depl
     target.apply(delivery).await
 }
 
-/// The generation whose files stand where consumers read them: what is on disk
-/// counts, not what was once written there.
+/// The generation whose files are live, by what is on disk now and not by what was once
+/// written there.
 pub(super) async fn on_disk(
     services: &Services,
     lineage: &Lineage,
@@ -287,10 +286,10 @@ pub(super) async fn on_disk(
     };
     match stored(services, lineage, generation, facts).await {
         Ok(bundle) if !services.output.is_live(lineage, live, &bundle) => {
-            tracing::warn!(%lineage, generation = %live, "the published files are not as they were written");
+            tracing::warn!(%lineage, generation = %live, "the published files have been changed");
             Generation::default()
         }
-        // With nothing to mend them from, they are left as they are.
+        // Without a stored pair the files cannot be restored.
         _ => live,
     }
 }
@@ -303,15 +302,16 @@ pub(crate) async fn stored(
     facts: &Facts,
 ) -> Result<Bundle, ManageError> {
     let stored = services.store.bundle(lineage, generation).await?;
-    let missing = || ManageError::Halted(format!("the pair {generation} is missing in the store"));
+    let missing =
+        || ManageError::Halted(format!("no pair of generation {generation} in the store"));
     let (key, chain) = stored.ok_or_else(missing)?;
     let (names, now) = (&facts.identifiers, services.clock.now());
     let pair = services.known.bundle(lineage, key, &chain, names, now);
     pair.map_err(ManageError::Stored)
 }
 
-/// Where `certificate` must be seen; none when the user named no
-/// endpoint and no target shows where it listens.
+/// The endpoints to verify for `certificate`: those that the user named, or the addresses
+/// on which its targets listen.
 pub(super) async fn places(certificate: &Certificate) -> Vec<ServedAt> {
     if !certificate.endpoints.is_empty() {
         return certificate
@@ -330,7 +330,7 @@ pub(super) async fn places(certificate: &Certificate) -> Vec<ServedAt> {
     found
 }
 
-/// What keeps a server from loading the pair, as far as it is to be seen.
+/// A visible reason why a server cannot load the pair.
 async fn obstacle(certificate: &Certificate, delivery: &Delivery) -> Option<String> {
     for target in &certificate.targets {
         if let Some(obstacle) = target.obstacle(delivery).await {

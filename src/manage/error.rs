@@ -1,5 +1,5 @@
-//! Why a pass fails. An error says itself what it means: its hint, its exit code, when
-//! to try again, and whether the CA was unreachable or has judged. It decides nothing.
+//! The errors of a pass. Each error knows its hint, its exit code, the time of the next
+//! retry, and whether the CA was unreachable or refused. It decides nothing.
 
 use thiserror::Error;
 
@@ -16,46 +16,48 @@ use crate::renew::ledger::Line;
 use crate::store::StoreError;
 use crate::time::Timestamp;
 
-/// Why a pass did not reach its end.
+/// Why a pass did not complete.
 #[derive(Debug, Error)]
 #[allow(missing_docs)] // each message is its own documentation
 pub(crate) enum ManageError {
     #[error(transparent)]
     Acme(#[from] AcmeError),
-    #[error("the certificate that {ca} sent is not usable: {source}")]
+    #[error("the certificate from {ca} is invalid: {source}")]
     Bundle { ca: String, source: BundleError },
-    #[error("the stored certificate is not usable: {0}")]
+    #[error("the stored certificate is invalid: {0}")]
     Stored(BundleError),
-    #[error("a private key could not be made: {0}")]
+    #[error("no private key could be generated: {0}")]
     Key(#[from] rcgen::Error),
-    #[error("no new try before {until}; the last one ended with: {last}")]
+    #[error("the next try is at {until}; the last one failed: {last}")]
     BackingOff { until: Timestamp, last: String },
-    #[error("not handed over, and no new try before {until}; the last one ended with: {last}")]
-    NotHandedOver { until: Timestamp, last: String },
-    #[error("{ca} has not answered since {since}, and is asked again at {until}: {last}")]
-    Down {
+    #[error("not deployed; the next try is at {until}; the last one failed: {last}")]
+    NotDeployed { until: Timestamp, last: String },
+    #[error("{ca} has been unreachable since {since}; the next probe is at {until}: {last}")]
+    Unreachable {
         ca: String,
         since: Timestamp,
         until: Timestamp,
         last: String,
     },
-    #[error("{} by our own ledger: no order before {until}", exhausted(.limit, .subject))]
-    OutOfBudget {
+    #[error("{} (as counted here): no order before {until}", exhausted(.limit, .subject))]
+    LimitExhausted {
         limit: Limit,
         subject: String,
         until: Timestamp,
         line: Option<Box<Line>>,
     },
-    #[error("it is due by this machine's clock ({ours}) and not by that of {ca} ({theirs})")]
-    NotDueThere {
+    #[error("due by this machine's clock ({ours}), but not by the clock of {ca} ({theirs})")]
+    NotDueAtCa {
         ca: String,
         ours: Timestamp,
         theirs: Timestamp,
         until: Timestamp,
     },
-    #[error("the running `certs run` keeps it {kept}, and not as this command asks for")]
-    KeptOtherwise { kept: String },
-    #[error("`certs run` ended before the work did")]
+    #[error(
+        "the running `certs run` manages it {current}; this command asks for another configuration"
+    )]
+    ConfiguredDifferently { current: String },
+    #[error("`certs run` stopped before the work was done")]
     Stopped,
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -66,64 +68,64 @@ pub(crate) enum ManageError {
     #[error(transparent)]
     Verify(#[from] VerifyError),
     #[error("{lineage}: {why}")]
-    NoWayBack { lineage: Lineage, why: String },
-    #[error("nothing can be done: {0}")]
+    CannotRollBack { lineage: Lineage, why: String },
+    #[error("the pass cannot continue: {0}")]
     Halted(String),
 }
 
 impl ManageError {
-    /// The next thing for a person to do.
+    /// The next action for the operator.
     #[must_use]
     pub(crate) fn hint(&self) -> String {
         match self {
             Self::Acme(acme) => acme.cause.hint().into(),
             Self::Bundle { .. } => {
-                "nothing was published; what was served before is still served".into()
+                "nothing was published; the previous certificate is still served".into()
             }
             Self::BackingOff { .. } => {
-                "certs issue with the same names tries at once, unless the CA itself asked to wait; the certificate in use is untouched".into()
+                "certs issue with the same names retries at once, unless the CA itself asked to wait; the certificate in use stays".into()
             }
-            Self::NotHandedOver { .. } => {
-                "mend what the last try ended with; certs issue with the same names tries at once".into()
+            Self::NotDeployed { .. } => {
+                "repair the cause; certs issue with the same names retries at once".into()
             }
-            Self::Down { .. } => {
-                "it is asked again by itself, once for all certificates; certs issue with the same names asks at once".into()
+            Self::Unreachable { .. } => {
+                "the probe runs by itself, once for all certificates; certs issue with the same names retries at once".into()
             }
-            Self::OutOfBudget { limit: Limit::NewAccounts, .. } => {
-                "use one data directory for all that is issued here: each new one makes an account, and the CA counts them by this machine's address".into()
+            Self::LimitExhausted { limit: Limit::NewAccounts, .. } => {
+                "use one data directory for all certificates: each new one registers an account, and the CA counts accounts by this machine's address".into()
             }
-            Self::OutOfBudget { .. } => {
-                "a part of what the CA allows is kept for what cannot wait: certs issue --force may use it; certs status shows what is left".into()
+            Self::LimitExhausted { .. } => {
+                "a reserve is kept for urgent orders: certs issue --force may use it; certs status shows the tokens left".into()
             }
-            Self::NotDueThere { .. } => {
+            Self::NotDueAtCa { .. } => {
                 "set this machine's clock, best by NTP; nothing was ordered".into()
             }
-            Self::NoWayBack { .. } => {
-                "certs status shows what is served; the last three generations are kept: --to GENERATION names one".into()
+            Self::CannotRollBack { .. } => {
+                "certs status shows the served generation; the last three are kept: --to GENERATION names one".into()
             }
-            Self::KeptOtherwise { .. } => {
-                "change its configuration and send it SIGHUP, or make another certificate with --name NAME".into()
+            Self::ConfiguredDifferently { .. } => {
+                "change the configuration of `certs run` and send it SIGHUP, or issue another certificate with --name NAME".into()
             }
             Self::Stopped => {
-                "run the same command again: what was ordered is resumed, not repeated".into()
+                "run the same command again: the order is resumed, not repeated".into()
             }
             Self::Store(StoreError::Corrupt { .. }) => {
-                "restore that file from a backup, or move it away: what is missing is then made anew, and what is served stays".into()
+                "restore that file from a backup, or move it away: certs makes a new one, and the live certificate stays".into()
             }
             Self::Store(StoreError::Leased { .. }) => {
-                "wait until the other process has ended, or let it do the work".into()
+                "wait until the other process ends, or let it do the work".into()
             }
             Self::Store(StoreError::Conflict { .. } | StoreError::GenerationExists { .. }) => {
-                "another process has done its work first: run the same command again, and it goes on from there".into()
+                "another process was faster: run the same command again to continue from its result".into()
             }
             Self::Stored(_) | Self::Store(_) | Self::Output(_) => STORE_HINT.into(),
             Self::Deploy(deploy) => deploy.hint().to_string(),
             Self::Verify(verify) => verify.hint().to_string(),
-            Self::Key(_) | Self::Halted(_) => "run again with -v and report what it says".into(),
+            Self::Key(_) | Self::Halted(_) => "run again with -v and report the output".into(),
         }
     }
 
-    /// The exit code of a command that ends with it.
+    /// The exit code of a command that ends with this error.
     #[must_use]
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
@@ -134,16 +136,18 @@ impl ManageError {
                 Cause::RateLimited { .. } => 6,
                 Cause::Solver(_) | Cause::Journal(_) => 8,
             },
-            Self::Bundle { .. } | Self::Down { .. } => 3,
-            Self::KeptOtherwise { .. } | Self::NotDueThere { .. } | Self::NoWayBack { .. } => 2,
-            Self::BackingOff { .. } | Self::OutOfBudget { .. } => 6,
+            Self::Bundle { .. } | Self::Unreachable { .. } => 3,
+            Self::ConfiguredDifferently { .. }
+            | Self::NotDueAtCa { .. }
+            | Self::CannotRollBack { .. } => 2,
+            Self::BackingOff { .. } | Self::LimitExhausted { .. } => 6,
             Self::Stored(_) | Self::Store(_) | Self::Output(_) => 8,
-            Self::Deploy(_) | Self::Verify(_) | Self::NotHandedOver { .. } => 7,
+            Self::Deploy(_) | Self::Verify(_) | Self::NotDeployed { .. } => 7,
             Self::Key(_) | Self::Halted(_) | Self::Stopped => 1,
         }
     }
 
-    /// Whether the CA was unreachable, or failed.
+    /// Whether the CA was unreachable or failed.
     #[must_use]
     pub(crate) fn is_outage(&self) -> bool {
         let Self::Acme(AcmeError { phase, cause, .. }) = self else {
@@ -151,14 +155,14 @@ impl ManageError {
         };
         match cause {
             Cause::Unreachable(_) => true,
-            // Another page in the place of the directory.
+            // A proxy's or a maintenance page instead of the directory.
             Cause::Protocol(_) => *phase == Phase::Directory,
             _ => false,
         }
     }
 
-    /// Whether the CA has understood and judged the order. One that is overloaded, or a
-    /// gateway in its place, has not.
+    /// Whether the CA has processed and rejected the order. An overloaded CA, or a gateway
+    /// in front of it, has not.
     #[must_use]
     pub(crate) fn is_verdict(&self) -> bool {
         match self {
@@ -170,28 +174,28 @@ impl ManageError {
         }
     }
 
-    /// Whether it is about a server, and not about our own store.
-    pub(super) fn is_about_a_server(&self) -> bool {
+    /// Whether a server failed, and not our own store.
+    pub(super) fn is_server_failure(&self) -> bool {
         matches!(self, Self::Deploy(_) | Self::Verify(_))
     }
 
-    /// Whether the CA does not take the key of the order.
-    pub(super) fn is_about_the_key(&self) -> bool {
+    /// Whether the CA rejected the key of the order.
+    pub(super) fn rejects_key(&self) -> bool {
         matches!(self, Self::Acme(error) if error.is_about_the_key())
     }
 
-    /// When the certificates that a CA keeps waiting may go on.
+    /// When a certificate that waits for its CA may continue.
     #[must_use]
     pub(crate) fn waits_until(&self) -> Option<Timestamp> {
         match self {
-            Self::Down { until, .. }
-            | Self::OutOfBudget { until, .. }
-            | Self::NotDueThere { until, .. } => Some(*until),
+            Self::Unreachable { until, .. }
+            | Self::LimitExhausted { until, .. }
+            | Self::NotDueAtCa { until, .. } => Some(*until),
             _ => None,
         }
     }
 
-    /// The names that an order failed for, where the CA names them.
+    /// The names whose validation failed, if the CA names them.
     pub(super) fn failed_names(&self) -> &[FailedName] {
         match self {
             Self::Acme(error) => error.cause.failed_names(),
@@ -199,7 +203,7 @@ impl ManageError {
         }
     }
 
-    /// Its kind, and whether the order has ended for good.
+    /// The kind of failure, and whether the order has ended for good.
     pub(super) fn failure_kind(&self) -> (FailureKind, bool) {
         let Self::Acme(AcmeError { cause, .. }) = self else {
             return (FailureKind::Internal, true);
@@ -216,14 +220,14 @@ impl ManageError {
             }
             Cause::NotProven(_) => (FailureKind::Validation, true),
             Cause::Refused(_) | Cause::NoChallenge { .. } => (FailureKind::Refused, true),
-            // Our own disk: the order is as good as before.
+            // A failure of our own disk leaves the order valid.
             Cause::Solver(_) | Cause::Journal(_) => (FailureKind::Internal, false),
         }
     }
 }
 
 impl Failure {
-    /// The failure of working on `subject`.
+    /// The failure of a command on `subject`.
     #[must_use]
     pub(crate) fn of(subject: &str, error: &ManageError) -> Self {
         let message = format!("{subject}: {error}");
@@ -233,8 +237,8 @@ impl Failure {
 
 fn exhausted(limit: &Limit, subject: &str) -> String {
     match subject {
-        "" => format!("the {limit} are used up"),
-        _ => format!("the {limit} of {subject} are used up"),
+        "" => format!("the rate limit for {limit} is used up"),
+        _ => format!("the rate limit for {limit} of {subject} is used up"),
     }
 }
 
@@ -243,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_in_the_place_of_the_directory_is_an_outage_and_a_reply_out_of_order_is_none() {
+    fn is_outage_only_for_protocol_errors_of_the_directory() {
         let failed = |phase| {
             let (ca, cause) = ("https://ca".into(), Cause::Protocol("no JSON".into()));
             ManageError::Acme(AcmeError { ca, phase, cause })

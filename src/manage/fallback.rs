@@ -1,17 +1,17 @@
-//! An order from whichever CA the rule of [`crate::renew::fallback`] names: the
-//! first choice, or the fallback CA.
+//! Orders from the CA that [`crate::renew::fallback`] chooses: the first CA, or the
+//! fallback CA. The choice itself is not made here.
 
 use super::error::ManageError;
 use super::order::Plan;
 use super::session::{Pass, Trigger};
-use crate::renew::fallback::{Choice, choose, stands_in};
+use crate::renew::fallback::{Choice, choose, opens_fallback};
 use crate::time::Timestamp;
 
 impl Pass<'_> {
     /// Orders, checks and stores a new generation.
     ///
     /// # Errors
-    /// What kept it from being stored; it is noted in the record.
+    /// The failure that kept it from being stored; the record notes it.
     pub(super) async fn order_with_fallback(&mut self, plan: Plan) -> Result<(), ManageError> {
         match plan.from {
             Choice::First => self.order_at_first(plan).await,
@@ -23,40 +23,44 @@ impl Pass<'_> {
         let Err(error) = self.order_at_one_ca(plan.clone()).await else {
             return Ok(());
         };
-        self.note_try(&error).await;
+        self.note_attempt(&error).await;
         let now = self.now();
-        let silent = self.silent_since(&error).await;
-        if !silent.is_some_and(|since| stands_in(&self.record, since, now)) {
+        let silent = self.unreachable_since(&error).await;
+        if !silent.is_some_and(|since| opens_fallback(&self.record, since, now)) {
             return Err(error);
         }
-        tracing::warn!(lineage = %self.lineage(), "{error}; the fallback stands in");
+        tracing::warn!(lineage = %self.lineage(), "{error}; ordering from the fallback CA");
         match self.order_at_one_ca(plan.at(Choice::Fallback)).await {
-            Err(other @ (ManageError::Down { .. } | ManageError::OutOfBudget { .. })) => {
+            Err(other @ (ManageError::Unreachable { .. } | ManageError::LimitExhausted { .. })) => {
                 Err(sooner(error, other))
             }
             ended => ended,
         }
     }
 
-    /// A fallback CA that cannot be asked now makes room for the first choice.
+    /// Orders from the fallback CA, or from the first CA while the fallback CA is unreachable
+    /// or limited.
     async fn order_at_fallback(&mut self, plan: Plan) -> Result<(), ManageError> {
         let Err(error) = self.order_at_one_ca(plan.clone()).await else {
             return Ok(());
         };
-        let (ManageError::Down { until, .. } | ManageError::OutOfBudget { until, .. }) = &error
+        let (ManageError::Unreachable { until, .. } | ManageError::LimitExhausted { until, .. }) =
+            &error
         else {
             return Err(error);
         };
-        let second = self.record.fallback.as_ref();
-        let retry_before = second.and_then(|second| second.failures.retry_at);
-        if let Some(second) = &mut self.record.fallback {
-            second.failures.retry_at = Some(*until);
-            second.failures.last = Some(error.to_string());
+        let fallback = self.record.fallback.as_ref();
+        let retry_before = fallback.and_then(|fallback| fallback.failures.retry_at);
+        if let Some(fallback) = &mut self.record.fallback {
+            fallback.failures.retry_at = Some(*until);
+            fallback.failures.last = Some(error.to_string());
         }
         let choice = choose(&self.record, self.now());
-        if let (ManageError::Down { .. }, Some(second)) = (&error, &mut self.record.fallback) {
-            // All certificates share how long that is, and it may end earlier.
-            second.failures.retry_at = retry_before;
+        if let (ManageError::Unreachable { .. }, Some(fallback)) =
+            (&error, &mut self.record.fallback)
+        {
+            // The outage is shared by all certificates and may end earlier than this pause.
+            fallback.failures.retry_at = retry_before;
         }
         self.save_or_warn().await;
         match choice {
@@ -65,7 +69,9 @@ impl Pass<'_> {
                 ended.map_err(|first| sooner(first, error))
             }
             Ok(Choice::Fallback) => Err(error),
-            Err(wait) if matches!(error, ManageError::Down { .. }) => Err(asked_by(error, wait)),
+            Err(wait) if matches!(error, ManageError::Unreachable { .. }) => {
+                Err(probed_by(error, wait))
+            }
             Err(until) => Err(ManageError::BackingOff {
                 until,
                 last: error.to_string(),
@@ -73,11 +79,11 @@ impl Pass<'_> {
         }
     }
 
-    /// That it was tried counts, also where nothing was sent.
-    async fn note_try(&mut self, error: &ManageError) {
+    /// Notes an attempt in the record even if nothing was sent: it counts for the choice of CA.
+    async fn note_attempt(&mut self, error: &ManageError) {
         let unsent = matches!(
             error,
-            ManageError::Down { .. } | ManageError::OutOfBudget { .. }
+            ManageError::Unreachable { .. } | ManageError::LimitExhausted { .. }
         );
         if unsent && self.record.fallback.is_some() && self.record.failures.since.is_none() {
             self.record.failures.since = Some(self.now());
@@ -85,11 +91,11 @@ impl Pass<'_> {
         }
     }
 
-    /// Since when the CA is unreachable. An outage that this pass has met first is given
-    /// time to pass, unless a user waits for the outcome.
-    async fn silent_since(&self, error: &ManageError) -> Option<Timestamp> {
+    /// Since when the CA is unreachable. An outage first met by this pass may be short, so it
+    /// counts only if a user waits for the outcome.
+    async fn unreachable_since(&self, error: &ManageError) -> Option<Timestamp> {
         match error {
-            ManageError::Down { since, .. } => Some(*since),
+            ManageError::Unreachable { since, .. } => Some(*since),
             error if error.is_outage() && self.trigger != Trigger::Scheduled => {
                 let (known, _) = self.services.store.ca_state(&self.record.ca).await.ok()?;
                 known.outage.map(|outage| outage.since)
@@ -99,15 +105,15 @@ impl Pass<'_> {
     }
 }
 
-/// The same silence, which is looked into by `wait` at the latest.
-fn asked_by(error: ManageError, wait: Timestamp) -> ManageError {
+/// The same outage, with the next probe at `wait` at the latest.
+fn probed_by(error: ManageError, wait: Timestamp) -> ManageError {
     match error {
-        ManageError::Down {
+        ManageError::Unreachable {
             ca,
             since,
             until,
             last,
-        } => ManageError::Down {
+        } => ManageError::Unreachable {
             ca,
             since,
             until: until.min(wait),
@@ -117,15 +123,14 @@ fn asked_by(error: ManageError, wait: Timestamp) -> ManageError {
     }
 }
 
-/// Of two CAs that do not answer the one that is asked again first; else what
-/// the first choice ended with.
-fn sooner(first: ManageError, second: ManageError) -> ManageError {
-    match (&first, &second) {
-        (ManageError::Down { until: one, .. }, ManageError::Down { until: other, .. })
-            if other < one =>
-        {
-            second
-        }
+/// The outage with the earlier probe, if both CAs are unreachable; else the error of the
+/// first CA.
+fn sooner(first: ManageError, fallback: ManageError) -> ManageError {
+    match (&first, &fallback) {
+        (
+            ManageError::Unreachable { until: one, .. },
+            ManageError::Unreachable { until: other, .. },
+        ) if other < one => fallback,
         _ => first,
     }
 }

@@ -1,6 +1,6 @@
-//! Our own TLS listener as a server to hand over to: it reads the live pair as
-//! nginx would, and its reload is a publication. So it is checked, told and
-//! proven by the same steps as any other.
+//! Our own TLS listener as a deploy target: it reads the live pair as nginx would, and
+//! its reload publishes the pair. So it is checked, reloaded and verified in the same
+//! steps as any other target.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use crate::tls::credentials::Publisher;
 
 const NAME: &str = "front";
 
-/// One certificate of our own listener.
+/// The deploy target for one certificate of our own listener.
 pub(crate) struct Front {
     lineage: Lineage,
     identifiers: BTreeSet<Identifier>,
@@ -26,7 +26,7 @@ pub(crate) struct Front {
 }
 
 impl Front {
-    /// Hands the live pair of `lineage` to `publisher`.
+    /// A target that gives the live pair of `lineage` to `publisher`.
     #[must_use]
     pub(crate) fn new(
         lineage: Lineage,
@@ -45,7 +45,7 @@ impl Front {
     }
 
     fn read(&self) -> Result<Bundle, DeployError> {
-        // Resolved once: the link may move between two reads.
+        // Resolved once, since the link may change between two reads.
         let place = std::fs::canonicalize(&self.live).map_err(|error| self.error(&error))?;
         let text = |name: &str| {
             std::fs::read_to_string(place.join(name)).map_err(|error| self.error(&error))
@@ -93,7 +93,7 @@ mod tests {
     use crate::time::{SystemClock, VirtualClock};
 
     #[tokio::test]
-    async fn a_damaged_or_expired_live_pair_is_refused_before_and_at_the_reload() {
+    async fn front_refuses_damaged_or_expired_live_pair_in_check_and_apply() {
         let directory = tempfile::tempdir().unwrap();
         let output = Output::new(directory.path().to_owned());
         let names = BTreeSet::from([Identifier::parse("example.com").unwrap()]);

@@ -1,7 +1,6 @@
-//! A certificate that another client has issued becomes a generation of ours: under
-//! its lease, by compare-and-swap, never in the place of a newer one, and without
-//! asking its CA. Its server is not asked either, so that it counts as
-//! deployed only once a pass has verified it.
+//! Imports a certificate that another client has issued as a new generation: under the
+//! lease, by compare-and-swap, and never over a newer certificate. It contacts neither
+//! the CA nor the server, so a later pass must deploy and verify it.
 
 use super::deploy::FILES;
 use super::error::ManageError;
@@ -16,43 +15,43 @@ use crate::time::Timestamp;
 
 /// A certificate that another client has issued.
 pub(crate) struct Foreign {
-    /// What it will be called.
+    /// The name to store it under.
     pub lineage: Lineage,
-    /// The directory URL of the CA that has issued it.
+    /// The directory URL of the CA that issued it.
     pub ca: String,
-    /// The profile that it was asked for with.
+    /// The profile that it was ordered with.
     pub profile: Option<String>,
     /// The pair.
     pub bundle: Bundle,
-    /// How it is renewed, for [`Store::save_options`].
+    /// The settings for its renewals, for [`Store::save_options`].
     pub options: String,
-    /// Whether the owner has said that, so that it holds for one that is here, too.
+    /// Whether the operator gave these settings, so that they replace stored ones too.
     pub insists: bool,
 }
 
-/// What becomes of it.
+/// The result of an import.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Taken {
-    /// It is this generation now, to be renewed then.
+    /// It was stored as this generation and will be renewed at this instant.
     Stored(Generation, Timestamp),
-    /// It is here already, or a newer one is.
+    /// It is stored already, or a newer one is.
     Here {
-        /// Which one.
+        /// The stored generation.
         generation: Generation,
-        /// Whether that is a newer one.
+        /// Whether the stored generation is newer.
         newer: bool,
-        /// Whether it is renewed in another way from here on.
+        /// Whether its settings for renewals were replaced.
         resettled: bool,
     },
-    /// What is here is for other names.
+    /// The stored certificate has these other names.
     OtherNames(Vec<Identifier>),
 }
 
-/// Takes it over and publishes it; taking it once more changes nothing.
+/// Imports and publishes `foreign`; a second import changes nothing.
 ///
 /// # Errors
-/// When the lineage is being worked on, or the store or the output cannot be written.
-/// What was stored by then is published by the next try.
+/// When the lineage is leased by another process, or the store or the output cannot be
+/// written. The next import publishes a pair that was stored but not published.
 pub(crate) async fn take(
     store: &dyn Store,
     output: &dyn Outlet,
@@ -66,7 +65,7 @@ pub(crate) async fn take(
     let mut taken = preview(stored.as_ref().map(|(record, _)| record), foreign, random);
     match taken {
         Taken::Stored(generation, at) => {
-            // Those of a command that came to nothing are no certificate's.
+            // Options left by a failed command belong to no certificate.
             let waits = stored
                 .as_ref()
                 .is_none_or(|(record, _)| record.issued.is_none());
@@ -103,7 +102,7 @@ async fn resettle(store: &dyn Store, foreign: &Foreign) -> Result<bool, ManageEr
     Ok(true)
 }
 
-/// What would become of it beside `record`; nothing is written.
+/// The result of an import beside `record`; nothing is written.
 #[must_use]
 pub(crate) fn preview(record: Option<&Record>, foreign: &Foreign, random: &dyn Random) -> Taken {
     let facts = foreign.bundle.facts();
@@ -150,9 +149,9 @@ fn record_of(
         record
     };
     let mut record = before.unwrap_or_else(fresh);
-    // What was under way or failed was for want of this one.
+    // A pending order, or a failure, was for the certificate that is imported now.
     (record.order, record.failures) = (None, Failures::default());
-    record.handover = Failures::default();
+    record.deployment_failures = Failures::default();
     record
         .deployed
         .insert(FILES.to_owned(), Generation::default());
@@ -161,7 +160,7 @@ fn record_of(
         facts: facts.clone(),
         ca: ca.clone(),
         at: now,
-        // Until the CA is asked for its window, which the first pass does.
+        // The first pass requests the CA's window.
         renewal: Some(Renewal {
             at,
             window: None,
@@ -170,7 +169,7 @@ fn record_of(
         }),
         renewable_from: None,
         early: 0,
-        handover_at: None,
+        deploy_at: None,
         instead_of: None,
     });
     record

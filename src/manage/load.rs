@@ -1,11 +1,12 @@
-//! The beginning of a pass: the record is read under its lease, and brought in line with
-//! what is wanted now, with what lies on disk, and with where servers listen.
+//! The start of a pass: the record is loaded under its lease, and reconciled with the
+//! configuration, the files on disk, and the servers' endpoints. Nothing is ordered or
+//! deployed here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::ca_state::settle_failed;
-use super::clock::{self, Corrected};
+use super::clock::{self, CorrectedClock};
 use super::concurrency::Permit;
 use super::deploy::{FILES, on_disk, places};
 use super::error::ManageError;
@@ -15,23 +16,23 @@ use super::session::{Pass, Trigger};
 use crate::record::{Failures, Fallback, Generation, PendingOrder, Record, Revision, Served};
 use crate::time::{Clock, Timestamp};
 
-/// Let's Encrypt's orders live for seven days.
+/// The age up to which an order is resumed. Let's Encrypt's orders expire after seven days.
 const OLDEST_ORDER: Duration = Duration::from_secs(3 * 86_400);
 
 impl<'p> Pass<'p> {
-    /// Begins a pass; its lease is held by now.
+    /// Begins a pass; the caller holds its lease.
     ///
     /// # Errors
-    /// Of the store.
+    /// Those of the store.
     pub(super) async fn load(
         services: &'p Services,
         certificate: &'p Certificate,
         trigger: Trigger,
         permit: Permit,
-        clock: &Corrected,
+        clock: &CorrectedClock,
     ) -> Result<Self, ManageError> {
         let (record, revision) = stored_or_new(services, &certificate.wanted).await?;
-        clock.knows(&record);
+        clock.use_evidence(&record);
         let mut pass = Self {
             services,
             certificate,
@@ -43,74 +44,74 @@ impl<'p> Pass<'p> {
         let changed = pass.adopt_wanted();
         let now = age_at(&pass.record, certificate, clock).await;
         let order = &mut pass.record.order;
-        let dropped = order.take_if(|order| !is_worth_resuming(order, certificate, now));
-        pass.lift_pauses();
-        pass.look_at_deployments(now).await;
-        pass.look_at_endpoints().await;
+        let dropped = order.take_if(|order| !is_resumable(order, certificate, now));
+        pass.clear_backoff();
+        pass.check_deployments(now).await;
+        pass.sync_endpoints().await;
         if changed || dropped.is_some() {
-            // What is shown, and renewed without a configuration, is what was asked last.
+            // The record shows the last request, also to a renewal without a configuration.
             pass.save(None).await?;
         }
         if let Some(order) = dropped {
-            // Once, that is after it is gone for good.
+            // After the save, so that the order is refunded only once.
             let (nothing, now) = (BTreeSet::new(), services.clock.now());
             Box::pin(settle_failed(services, &order, &nothing, now)).await;
         }
         Ok(pass)
     }
 
-    /// Puts what is wanted into the record, and says whether that is something else.
+    /// Copies the wanted settings into the record, and returns whether they have changed.
     fn adopt_wanted(&mut self) -> bool {
         let (record, wanted) = (&mut self.record, &self.certificate.wanted);
-        let changed = !wanted.is_that_of(record);
+        let changed = !wanted.matches(record);
         if changed {
-            // What failed was something else.
+            // The failures belong to the previous settings.
             record.failures = Failures::default();
         }
         record.identifiers.clone_from(&wanted.identifiers);
         record.ca.clone_from(&wanted.ca);
         record.profile.clone_from(&wanted.profile);
-        record.fallback = second_choice(record, self.certificate, changed);
+        record.fallback = fallback_of(record, self.certificate, changed);
         partial::reconcile(record, wanted);
         changed
     }
 
-    /// What a user asks for by hand waits for no back-off of ours and for no
-    /// maintenance window; only for what the CA itself has said.
-    fn lift_pauses(&mut self) {
+    /// Clears backoff and maintenance window for a pass that a user requested. A pause that
+    /// the CA itself asked for stays.
+    fn clear_backoff(&mut self) {
         let record = &mut self.record;
         if self.trigger == Trigger::Scheduled {
             return;
         }
-        record.handover.retry_at = None;
+        record.deployment_failures.retry_at = None;
         if self.trigger.never_orders() {
             return;
         }
-        let second = record.fallback.as_mut().map(|second| &mut second.failures);
-        let tries = record
-            .quarantine
+        let fallback = record
+            .fallback
             .as_mut()
-            .map(|excluded| &mut excluded.tries);
+            .map(|fallback| &mut fallback.failures);
+        let tries = record.excluded.as_mut().map(|excluded| &mut excluded.tries);
         let all = [&mut record.failures]
             .into_iter()
-            .chain(second)
+            .chain(fallback)
             .chain(tries);
         for failures in all.filter(|failures| !failures.asked_to_wait) {
             failures.retry_at = None;
         }
         if let Some(issued) = record.issued.as_mut() {
-            issued.handover_at = None;
+            issued.deploy_at = None;
         }
     }
 
-    /// What each target has loaded, and which files lie there: what was taken away or
-    /// changed since is deployed again.
-    async fn look_at_deployments(&mut self, now: Timestamp) {
+    /// Compares the record with the targets and the files on disk: copies that were removed
+    /// or changed since are deployed again.
+    async fn check_deployments(&mut self, now: Timestamp) {
         let lineage = self.lineage().clone();
         let mut deployed = BTreeMap::new();
         for (name, target) in self.certificate.named_targets() {
             let known = self.record.deployed.get(&name).copied().unwrap_or_default();
-            // Its copy may have been taken away meanwhile.
+            // Another process may have removed the copy.
             let gone = known != Generation::default() && target.is_gone(&lineage).await;
             deployed.insert(name, if gone { Generation::default() } else { known });
         }
@@ -118,7 +119,7 @@ impl<'p> Pass<'p> {
         let files = on_disk(self.services, &lineage, to_be_served).await;
         let noted = self.record.deployed.get(FILES) == Some(&files);
         if to_be_served.is_some_and(|(generation, _)| generation != files) && !noted {
-            // A server that has read the files meanwhile has read others.
+            // A server may have loaded the changed files.
             deployed
                 .values_mut()
                 .for_each(|on| *on = Generation::default());
@@ -126,15 +127,15 @@ impl<'p> Pass<'p> {
                 served.generation = Generation::default();
             }
         }
-        // What is there and was not noted is deployed once more: the process that wrote it
-        // was killed, perhaps before it was flushed.
+        // Files that the record does not know are deployed again: their writer was killed,
+        // perhaps before the files were flushed.
         let files = if noted { files } else { Generation::default() };
         deployed.insert(FILES.to_owned(), files);
         self.record.deployed = deployed;
     }
 
-    /// Where it must be seen: places that are gone are forgotten, and new ones unverified.
-    async fn look_at_endpoints(&mut self) {
+    /// Updates the endpoints to verify: old ones are dropped, and new ones are unverified.
+    async fn sync_endpoints(&mut self) {
         let places = places(self.certificate).await;
         let places: Vec<String> = places.iter().map(ToString::to_string).collect();
         let (served, now) = (&mut self.record.served, self.services.clock.now());
@@ -161,9 +162,8 @@ async fn stored_or_new(
     }))
 }
 
-/// The fallback CA, with what has failed there: at the same one, for the
-/// same names.
-fn second_choice(record: &Record, certificate: &Certificate, changed: bool) -> Option<Fallback> {
+/// The fallback CA, with its failures so far if the CA and the names are unchanged.
+fn fallback_of(record: &Record, certificate: &Certificate, changed: bool) -> Option<Fallback> {
     let ca = &certificate.fallback.as_ref()?.ca;
     let known = record.fallback.clone();
     let known = known.filter(|known| known.ca == *ca && !changed);
@@ -173,23 +173,23 @@ fn second_choice(record: &Record, certificate: &Certificate, changed: bool) -> O
     }))
 }
 
-/// When the order under way, if it looks old, is looked at: a clock that is ahead
-/// must not give up one that may have come to a certificate already.
+/// The time by which the age of the pending order is judged: the CA's, if the order looks
+/// old, since a clock that is ahead must not drop an order that may be issued already.
 async fn age_at(record: &Record, certificate: &Certificate, ours: &dyn Clock) -> Timestamp {
     let now = ours.now();
     match &record.order {
         Some(order) if now.since(order.begun) >= OLDEST_ORDER => {
-            clock::there(certificate.issuer.as_ref(), ours).await
+            clock::ca_time(certificate.issuer.as_ref(), ours).await
         }
         _ => now,
     }
 }
 
-/// Whether an order under way is for what is wanted, and not so old that the CA
-/// has forgotten it or fails at it for good.
-fn is_worth_resuming(order: &PendingOrder, certificate: &Certificate, now: Timestamp) -> bool {
+/// Whether a pending order matches the wanted names and CA, and is recent enough to be
+/// resumed.
+fn is_resumable(order: &PendingOrder, certificate: &Certificate, now: Timestamp) -> bool {
     let (wanted, age) = (&certificate.wanted, now.since(order.begun));
-    let second = certificate.fallback.as_ref();
-    let known = order.ca == wanted.ca || second.is_some_and(|second| second.ca == order.ca);
+    let fallback = certificate.fallback.as_ref();
+    let known = order.ca == wanted.ca || fallback.is_some_and(|fallback| fallback.ca == order.ca);
     wanted.allows(&order.identifiers) && known && age < OLDEST_ORDER
 }

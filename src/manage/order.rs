@@ -1,6 +1,6 @@
-//! An order at one CA, from its intent to a stored generation: taken out of the ledger,
-//! written down before it is sent, checked when it comes back, and its failure
-//! dated so that the next pass knows when to try again.
+//! An order at one CA, from its intent to a stored generation. Its tokens are reserved and
+//! its intent is stored before it is sent. The issued certificate is checked; a failure is
+//! stored with the time of the retry. Nothing is deployed here.
 
 mod failure;
 mod journal;
@@ -29,27 +29,27 @@ impl Pass<'_> {
     /// Orders at the CA of `plan`, checks and stores a new generation.
     ///
     /// # Errors
-    /// What kept it from being stored; it is noted in the record.
+    /// The failure that kept it from being stored; the record notes it.
     pub(super) async fn order_at_one_ca(&mut self, plan: Plan) -> Result<(), ManageError> {
         let source = Source::of(self.certificate, plan.from);
         self.wait_for_ca(&source, &plan).await?;
-        self.give_up_elsewhere(source.ca).await?;
-        let heals = plan.heals;
+        self.drop_order_at_other_ca(source.ca).await?;
+        let only_excluded = plan.only_excluded;
         let pending = self.pending(&source, plan).await?;
         self.phase("placing the order");
         let (pending, ended) = self.send_with_second_key(&source, pending).await;
-        if let Err(error @ ManageError::OutOfBudget { .. }) = ended {
-            // Nothing was sent: the order waits as it is written down.
+        if let Err(error @ ManageError::LimitExhausted { .. }) = ended {
+            // Nothing was sent: the stored order keeps waiting.
             return Err(error);
         }
         let services = self.services;
         services.metrics.issuance(source.ca, ended.is_ok());
         if ended.as_ref().err().is_none_or(ManageError::is_verdict) {
-            ca_state::answers(services, source.ca).await;
+            ca_state::note_available(services, source.ca).await;
         }
         match ended {
             Ok((bundle, signed)) => {
-                let there = clock::there(source.issuer, services.clock.as_ref()).await;
+                let there = clock::ca_time(source.issuer, services.clock.as_ref()).await;
                 let sent = self.record.order.as_ref();
                 ca_state::settle_issued(services, &pending, sent, there).await;
                 self.store_generation(&source, &bundle, signed).await?;
@@ -58,19 +58,20 @@ impl Pass<'_> {
             }
             Err(error) => {
                 let now = self.now();
-                // Only what it has judged was counted by its clock.
+                // The CA counted the order by its own clock only if it judged the order.
                 let there = match error.is_verdict() {
-                    true => clock::there(source.issuer, services.clock.as_ref()).await,
+                    true => clock::ca_time(source.issuer, services.clock.as_ref()).await,
                     false => now,
                 };
                 let when = (now, there);
-                self.note_failure(&pending, &error, heals, when).await;
+                self.note_failure(&pending, &error, only_excluded, when)
+                    .await;
                 Err(error)
             }
         }
     }
 
-    /// Waits while the CA is unreachable, and while the order is due by our clock alone.
+    /// Fails while the CA is unreachable, and while the order is due by our clock alone.
     async fn wait_for_ca(&mut self, source: &Source<'_>, plan: &Plan) -> Result<(), ManageError> {
         if self.trigger == Trigger::Scheduled {
             let begun = self.record.order.as_ref();
@@ -80,17 +81,17 @@ impl Pass<'_> {
         }
         if self.trigger != Trigger::Forced {
             let (ca, issuer) = (source.ca, source.issuer);
-            let due = clock::due_there(self.services, ca, issuer, &self.record).await;
+            let due = clock::check_due_at_ca(self.services, ca, issuer, &self.record).await;
             if let Err(error @ ManageError::Acme(_)) = &due {
-                self.note_unsent(ca, error, plan.heals).await;
+                self.note_unsent(ca, error, plan.only_excluded).await;
             }
             due?;
         }
         Ok(())
     }
 
-    /// An order at another CA comes to nothing: there is one at a time.
-    async fn give_up_elsewhere(&mut self, ca: &str) -> Result<(), ManageError> {
+    /// Drops a pending order at another CA: a record holds one order at a time.
+    async fn drop_order_at_other_ca(&mut self, ca: &str) -> Result<(), ManageError> {
         let Some(other) = self.record.order.take_if(|order| order.ca != ca) else {
             return Ok(());
         };
@@ -100,7 +101,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// The order that is begun already, or a new one, written down before it is sent.
+    /// The pending order, or a new one that is stored before it is sent.
     async fn pending(
         &mut self,
         source: &Source<'_>,
@@ -109,10 +110,10 @@ impl Pass<'_> {
         if let Some(pending) = self.record.order.clone() {
             return Ok(pending);
         }
-        let heals = plan.heals;
+        let only_excluded = plan.only_excluded;
         let intended = self.intend(source, plan).await;
         if let Err(error @ ManageError::Acme(_)) = &intended {
-            self.note_unsent(source.ca, error, heals).await;
+            self.note_unsent(source.ca, error, only_excluded).await;
         }
         intended
     }
@@ -125,8 +126,8 @@ impl Pass<'_> {
     ) -> Result<PendingOrder, ManageError> {
         let (services, wanted) = (self.services, &self.certificate.wanted);
         let key_pem = match self.kept_key().await? {
-            Some(_) if is_called_back(&self.record) => {
-                tracing::warn!(lineage = %wanted.lineage, "the CA calls it back, perhaps for its key: reuse_key is not obeyed this once");
+            Some(_) if is_urgent(&self.record) => {
+                tracing::warn!(lineage = %wanted.lineage, "the CA's window is past, perhaps since the key leaked: this order ignores reuse_key");
                 services.keys.make(wanted.key).await?
             }
             Some(key) => key,
@@ -153,7 +154,7 @@ impl Pass<'_> {
         Ok(pending)
     }
 
-    /// The newest certificate's key, where the user wants it kept.
+    /// The newest certificate's key, if the user wants to reuse it.
     async fn kept_key(&self) -> Result<Option<Secret>, ManageError> {
         let wanted = &self.certificate.wanted;
         let (true, Some(issued)) = (wanted.reuse_key, &self.record.issued) else {
@@ -164,15 +165,15 @@ impl Pass<'_> {
         Ok(stored.map(|(key, _)| key))
     }
 
-    /// Sends it; once more with another key where the CA does not take the first. Returns
-    /// the order as it was sent last.
+    /// Sends the order, and retries once with a new key if the CA rejects the first. Returns
+    /// the order as it was last sent.
     async fn send_with_second_key(
         &mut self,
         source: &Source<'_>,
         pending: PendingOrder,
     ) -> (PendingOrder, Sent) {
         let ended = self.send(source, &pending).await;
-        if !ended.as_ref().is_err_and(ManageError::is_about_the_key) {
+        if !ended.as_ref().is_err_and(ManageError::rejects_key) {
             return (pending, ended);
         }
         match self.with_another_key(&pending).await {
@@ -188,7 +189,7 @@ impl Pass<'_> {
         }
     }
 
-    /// The order as it is written down, for a new key; `None` when it is no more.
+    /// The stored order with a new key; `None` if no order is pending.
     async fn with_another_key(
         &mut self,
         order: &PendingOrder,
@@ -198,18 +199,18 @@ impl Pass<'_> {
         let Some(another) = &mut self.record.order else {
             return Ok(None);
         };
-        tracing::warn!(lineage = %wanted.lineage, "{} does not take the key; it gets another one, once", order.ca);
+        tracing::warn!(lineage = %wanted.lineage, "{} rejected the key; retrying once with a new key", order.ca);
         another.key_pem = key_pem;
         let another = another.clone();
         self.save(None).await?;
         Ok(Some(another))
     }
 
-    /// Takes `order` to a certificate that was checked, and says when it was signed.
+    /// Completes `order`, and returns the checked certificate and when it was signed.
     async fn send(&mut self, source: &Source<'_>, order: &PendingOrder) -> Sent {
         let mut journal = RecordJournal::new(self, source.ca);
         let answered = source.issuer.issue(order.clone(), &mut journal).await;
-        let chain = answered.map_err(own_refusal)?;
+        let chain = answered.map_err(unwrap_limit)?;
         let facts = Facts::of_chain(&chain).ok();
         let clock = self.services.clock.as_ref();
         let signed = clock::when_signed(source.issuer, &self.record, clock, facts.as_ref());
@@ -224,14 +225,13 @@ impl Pass<'_> {
     }
 }
 
-/// What our own ledger has against it, which the journal could only pass on; of
-/// anything else that the journal failed with, the CA knows nothing: its order
-/// is as good as before.
-fn own_refusal(error: AcmeError) -> ManageError {
+/// Unwraps the error of our own rate limiter, which the journal passes through the client.
+/// Any other error of the journal is on our side and leaves the order valid.
+fn unwrap_limit(error: AcmeError) -> ManageError {
     let AcmeError { ca, phase, cause } = error;
     let cause = match cause {
         Cause::Journal(refusal) => match refusal.downcast::<ManageError>() {
-            Ok(own) if matches!(*own, ManageError::OutOfBudget { .. }) => return *own,
+            Ok(own) if matches!(*own, ManageError::LimitExhausted { .. }) => return *own,
             Ok(other) => Cause::Journal(other),
             Err(other) => Cause::Journal(other),
         },
@@ -240,9 +240,9 @@ fn own_refusal(error: AcmeError) -> ManageError {
     AcmeError { ca, phase, cause }.into()
 }
 
-/// Whether the window lay in the past already when its instant was drawn: that
-/// is how a CA tells of a certificate that it will revoke.
-fn is_called_back(record: &Record) -> bool {
+/// Whether the window was past already when the renewal was drawn: a CA announces a
+/// revocation that way (RFC 9773).
+fn is_urgent(record: &Record) -> bool {
     let renewal = record
         .issued
         .as_ref()

@@ -1,6 +1,6 @@
-//! An order for all that is wanted and, where the owner allows it, at once
-//! another one without the names that failed: they are excluded with their reason
-//! and tried again later, by orders that nothing else waits for.
+//! Orders all wanted names and, if the operator allows it, then orders again without the
+//! names that failed. Those are excluded with their reason and retried later, by orders
+//! that delay nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,21 +10,21 @@ use super::order::Plan;
 use super::services::Wanted;
 use super::session::Pass;
 use crate::identifier::Identifier;
-use crate::record::{Quarantine, Record};
+use crate::record::{Excluded, Record};
 use crate::renew::backoff::{FailureKind, after_failure};
 use crate::renew::decide;
-use crate::renew::quarantine;
+use crate::renew::partial;
 use crate::time::Timestamp;
 
-/// After a failure that says no better.
+/// The pause after a failure without a time of its own.
 const LATER: Duration = Duration::from_secs(3600);
 const LATEST: Duration = Duration::from_secs(86_400);
 
 impl Pass<'_> {
-    /// Orders, checks and stores a new generation, if need be without the names that fail.
+    /// Orders, checks and stores a new generation, if necessary without the names that fail.
     ///
     /// # Errors
-    /// What kept it from being stored; it is noted in the record.
+    /// The failure that kept it from being stored; the record notes it.
     pub(super) async fn order_with_exclusions(&mut self, plan: Plan) -> Result<(), ManageError> {
         let Err(error) = self.order_with_fallback(plan.clone()).await else {
             return Ok(());
@@ -39,10 +39,12 @@ impl Pass<'_> {
             return Err(error);
         };
         let issued = self.record.issued.as_ref();
-        if plan.heals && issued.is_some_and(|issued| issued.facts.identifiers.is_superset(&names)) {
+        if plan.only_excluded
+            && issued.is_some_and(|issued| issued.facts.identifiers.is_superset(&names))
+        {
             return Err(error);
         }
-        tracing::warn!(lineage = %self.lineage(), "{error}; ordering without what has failed");
+        tracing::warn!(lineage = %self.lineage(), "{error}; ordering without the failed names");
         let (record, now) = (&self.record, self.now());
         let replaces = decide::replaces(record, plan.from.ca(record), &names, now);
         let plan = Plan {
@@ -53,7 +55,7 @@ impl Pass<'_> {
         self.order_with_fallback(plan).await
     }
 
-    /// Notes the names that `error` is about, and returns the others of the order.
+    /// Notes the names that `error` reports, and returns the other names of the order.
     async fn exclude_failed(
         &mut self,
         plan: &Plan,
@@ -63,61 +65,61 @@ impl Pass<'_> {
         let failed = error.failed_names().iter();
         let failed = failed.map(|one| (one.identifier.clone(), one.reason.clone()));
         let failed: BTreeMap<Identifier, String> = failed.collect();
-        let healthy = quarantine::healthy(&plan.names, |name| failed.contains_key(name));
-        // What was begun earlier may have been for other names.
+        let healthy = partial::healthy(&plan.names, |name| failed.contains_key(name));
+        // A pending order may have other names.
         let Some(healthy) = healthy.filter(|_| self.record.order.is_none()) else {
             return Ok(None);
         };
         let record = &mut self.record;
-        let may = |name| quarantine::may_be_left_out(record, name, now);
+        let may = |name| partial::may_be_excluded(record, name, now);
         if !failed.keys().all(may) {
             return Ok(None);
         }
-        let before = record.quarantine.take().unwrap_or_default();
+        let before = record.excluded.take().unwrap_or_default();
         let mut names = before.names;
         names.retain(|name, _| !plan.names.contains(name));
         names.extend(failed);
         names.retain(|name, _| record.identifiers.contains(name));
         let mut tries = before.tries;
-        if !plan.heals {
-            let (kind, told) = (FailureKind::Validation, error.to_string());
+        if !plan.only_excluded {
+            let (kind, message) = (FailureKind::Validation, error.to_string());
             let random = self.services.random.as_ref();
-            tries = after_failure(&tries, kind, told, None, now, random);
+            tries = after_failure(&tries, kind, message, None, now, random);
         }
-        record.quarantine = Some(Quarantine { names, tries });
+        record.excluded = Some(Excluded { names, tries });
         self.save(None).await?;
         Ok(Some(healthy))
     }
 
-    /// An order for excluded names has failed: what is good already stays as it is,
-    /// and the pass goes on.
+    /// Postpones excluded names after their order has failed: the valid certificate stays,
+    /// and the pass continues.
     ///
     /// # Errors
-    /// Of the store: then nothing keeps the next try from coming at once.
+    /// Those of the store: without the stored pause the retry would come at once.
     pub(super) async fn postpone_excluded(
         &mut self,
         error: ManageError,
         now: Timestamp,
     ) -> Result<(), ManageError> {
-        if quarantine::retry_at(&self.record, now).is_none()
-            && let Some(quarantine) = &mut self.record.quarantine
+        if partial::retry_at(&self.record, now).is_none()
+            && let Some(excluded) = &mut self.record.excluded
         {
             let until = error.waits_until().filter(|until| *until > now);
             let until = until.unwrap_or(now + LATER).min(now + LATEST);
-            quarantine.tries.retry_at = Some(until);
+            excluded.tries.retry_at = Some(until);
             self.save(None).await?;
         }
-        tracing::warn!(lineage = %self.lineage(), "what is left out is left out still: {error}");
+        tracing::warn!(lineage = %self.lineage(), "the excluded names failed again: {error}");
         Ok(())
     }
 }
 
-/// What is wanted no more need not be excluded, and nothing is unless the owner
-/// allows it.
+/// Drops exclusions of names that are no longer wanted, and all of them unless the
+/// operator allows exclusions.
 pub(super) fn reconcile(record: &mut Record, wanted: &Wanted) {
-    if let Some(quarantine) = &mut record.quarantine {
-        let names = &mut quarantine.names;
+    if let Some(excluded) = &mut record.excluded {
+        let names = &mut excluded.names;
         names.retain(|name, _| wanted.partial && wanted.identifiers.contains(name));
     }
-    record.quarantine.take_if(|left| left.names.is_empty());
+    record.excluded.take_if(|left| left.names.is_empty());
 }

@@ -1,28 +1,28 @@
-//! One pass over one certificate: under its lease, from what the record says
-//! to a certificate that is issued, deployed and verified.
+//! One pass over one certificate: under its lease, from its record to a certificate that
+//! is issued, deployed and verified. The decisions are those of [`crate::renew`].
 
 use std::sync::Arc;
 
-use super::clock::{Corrected, is_slight};
+use super::clock::{CorrectedClock, is_slight_skew};
 use super::concurrency::Permit;
 use super::error::ManageError;
 use super::order::Plan;
-use super::rollback::patience;
+use super::rollback::rollback_pause;
 use super::services::{Certificate, Outcome, Services};
 use super::session::{Pass, Trigger};
-use super::status::{last_failure, left_out};
+use super::status::{excluded, last_failure};
 use crate::record::{Record, Renewal};
-use crate::renew::backoff::after_handover_failure;
+use crate::renew::backoff::after_deployment_failure;
 use crate::renew::decide::{self, HeldUp, Next, next};
 use crate::renew::fallback::Choice;
 use crate::time::Timestamp;
 
-/// Does what `certificate` needs until nothing is due; its permit is released while it
-/// deploys. Also returns the record as it is then.
+/// Does each due step of `certificate` until nothing is due, and returns the record as it
+/// is then. The permit is released while the pass deploys.
 ///
 /// # Errors
-/// The first failure; what was reached until then is stored, and the next pass
-/// goes on from there.
+/// The first failure; the steps before it are stored, and the next pass continues from
+/// there.
 pub(crate) async fn pass(
     services: &Services,
     certificate: &Certificate,
@@ -40,7 +40,7 @@ async fn under_lease(
     trigger: Trigger,
     permit: Permit,
 ) -> Result<(Outcome, Record), ManageError> {
-    let clock = Arc::new(Corrected::new(services.clock.clone(), certificate));
+    let clock = Arc::new(CorrectedClock::new(services.clock.clone(), certificate));
     let services = &Services {
         clock: clock.clone(),
         ..services.clone()
@@ -54,17 +54,17 @@ async fn under_lease(
     Ok((outcome, pass.record))
 }
 
-/// What became of an order that was due.
+/// The result of a due order.
 enum Ordered {
     Issued,
-    /// It was for excluded names alone, has failed, and is tried later.
+    /// It was for excluded names alone, failed, and is retried later.
     Postponed,
-    /// It is not due yet, by a clock that is a little behind ours.
+    /// It is not due yet by the CA's clock, which is a little behind ours.
     Waits(Timestamp),
 }
 
 impl Pass<'_> {
-    /// Does what the record asks for until nothing is due.
+    /// Does each due step until nothing is due.
     async fn work(&mut self) -> Result<Outcome, ManageError> {
         let mut issued = false;
         if self.trigger == Trigger::Forced {
@@ -72,27 +72,27 @@ impl Pass<'_> {
             Box::pin(self.order_with_exclusions(plan)).await?;
             issued = true;
         }
-        // What could not be deployed is told in the end: first comes what else is
-        // due, or a server that is down would keep it from being renewed.
+        // A failed deployment is reported at the end, so that a server that is down does
+        // not block the renewal.
         let mut stuck: Option<ManageError> = None;
         loop {
             let now = self.now();
             match next(&self.record, now, self.services.random.as_ref()) {
-                // One order a pass, whatever the CA says of its newest certificate.
+                // At most one order a pass, even if the CA wants its newest certificate replaced.
                 Next::Issue { .. } if issued => {
                     return stuck.map_or_else(|| self.outcome(issued, now, now), Err);
                 }
                 Next::Issue {
                     from,
                     names,
-                    heals,
+                    only_excluded,
                     replaces,
                     urgent,
                 } => {
                     let plan = Plan {
                         from,
                         names,
-                        heals,
+                        only_excluded,
                         replaces,
                         urgent,
                     };
@@ -103,7 +103,7 @@ impl Pass<'_> {
                     }
                 }
                 Next::RefreshWindow => self.ask_for_window().await?,
-                // The process that stored it was killed before the CA could be asked.
+                // The process that stored the certificate was killed before it requested a window.
                 Next::Draw(_) if has_a_window(&self.record) => self.ask_for_window().await?,
                 Next::Draw(renewal) => self.keep_drawn(renewal).await?,
                 Next::Deploy => stuck = Box::pin(self.deploy_or_note()).await.err(),
@@ -119,28 +119,28 @@ impl Pass<'_> {
         }
     }
 
-    /// An order that is not due, on a user's word.
+    /// An order that is not due, forced by a user.
     fn forced(&self) -> Plan {
         let (record, now) = (&self.record, self.now());
         Plan {
             from: Choice::First,
             names: record.identifiers.clone(),
-            heals: false,
+            only_excluded: false,
             replaces: decide::replaces(record, &record.ca, &record.identifiers, now),
             urgent: false,
         }
     }
 
-    /// Orders what is due; `stuck` is what could not be deployed before.
+    /// Places a due order; `stuck` is the error of an earlier deployment.
     async fn order_due(
         &mut self,
         plan: Plan,
         stuck: Option<&ManageError>,
         now: Timestamp,
     ) -> Result<Ordered, ManageError> {
-        let heals = plan.heals;
+        let only_excluded = plan.only_excluded;
         self.permit.reacquire().await;
-        // Few passes order: the others do not carry its state about.
+        // Boxed: few passes order, and the others must stay small.
         let ordered = Box::pin(self.order_with_exclusions(plan)).await;
         let Err(error) = ordered else {
             return Ok(Ordered::Issued);
@@ -148,10 +148,10 @@ impl Pass<'_> {
         if let Some(stuck) = stuck {
             tracing::error!(lineage = %self.lineage(), "{stuck}; hint: {}", stuck.hint());
         }
-        if is_slight(&error) {
+        if is_slight_skew(&error) {
             return Ok(Ordered::Waits(error.waits_until().unwrap_or(now)));
         }
-        if !heals {
+        if !only_excluded {
             return Err(error);
         }
         Box::pin(self.postpone_excluded(error, now)).await?;
@@ -170,14 +170,17 @@ impl Pass<'_> {
         self.save(None).await
     }
 
-    /// Deploys once more what shall be served, whatever was seen before.
+    /// Deploys and verifies the generation to be served once more.
     async fn redeploy(&mut self) -> Result<Outcome, ManageError> {
-        let earlier = (self.record.pinned.clone(), self.record.handover.clone());
+        let earlier = (
+            self.record.pinned.clone(),
+            self.record.deployment_failures.clone(),
+        );
         match self.trigger {
             Trigger::Rollback(to) => self.pin(to).await?,
             _ => self.record.pinned = None,
         }
-        self.unprove();
+        self.mark_unverified();
         self.save(None).await?;
         if self.record.issued.is_some()
             && let Err(error) = self.deploy_or_note().await
@@ -191,24 +194,25 @@ impl Pass<'_> {
         self.outcome(false, now, now)
     }
 
-    /// Deploys, and stores what it failed with: the next pass tries again.
+    /// Deploys, and stores a failure for the next pass to retry.
     async fn deploy_or_note(&mut self) -> Result<(), ManageError> {
         self.permit.release();
         let Err(error) = self.deploy().await else {
             return Ok(());
         };
         let now = self.now();
-        let failures = after_handover_failure(&self.record.handover, error.to_string(), now);
-        self.record.handover = failures;
-        if let Some(patience) = patience(&self.record) {
-            let handover = &mut self.record.handover;
-            handover.retry_at = handover.retry_at.max(Some(now + patience));
+        let failures =
+            after_deployment_failure(&self.record.deployment_failures, error.to_string(), now);
+        self.record.deployment_failures = failures;
+        if let Some(rollback_pause) = rollback_pause(&self.record) {
+            let deployment = &mut self.record.deployment_failures;
+            deployment.retry_at = deployment.retry_at.max(Some(now + rollback_pause));
         }
         self.save_or_warn().await;
         Err(error)
     }
 
-    /// What is served `now`, and `until` when nothing is due.
+    /// The result of a pass: the generation served `now`, and `until` when nothing is due.
     fn outcome(
         &self,
         issued: bool,
@@ -218,7 +222,7 @@ impl Pass<'_> {
         let record = &self.record;
         let served = record.to_be_served(now);
         let both = record.issued.as_ref().zip(served);
-        let (newest, (generation, facts)) = both.ok_or_else(|| ManageError::NoWayBack {
+        let (newest, (generation, facts)) = both.ok_or_else(|| ManageError::CannotRollBack {
             lineage: record.lineage.clone(),
             why: "nothing is issued yet".into(),
         })?;
@@ -229,28 +233,28 @@ impl Pass<'_> {
             not_after: facts.not_after,
             next: until,
             renewal: renewal.map(|renewal| decide::due(newest, renewal)),
-            left_out: left_out(record),
+            left_out: excluded(record),
         })
     }
 }
 
-/// Whether a CA can be asked when to renew it.
+/// Whether the CA offers a renewal window for the certificate.
 fn has_a_window(record: &Record) -> bool {
     let issued = record.issued.as_ref();
     issued.is_some_and(|issued| issued.facts.renewal_id.is_some())
 }
 
-/// Something is due that has failed before: that is no success, though there
-/// is nothing to do now.
+/// The error for a step that failed before and backs off: the pass is no success, although
+/// nothing can be done now.
 fn waiting(record: &Record, held_up: HeldUp) -> ManageError {
     match held_up {
         HeldUp::Issuance { until } => ManageError::BackingOff {
             until,
             last: last_failure(record).unwrap_or_default(),
         },
-        HeldUp::Handover { until } => ManageError::NotHandedOver {
+        HeldUp::Deployment { until } => ManageError::NotDeployed {
             until,
-            last: record.handover.last.clone().unwrap_or_default(),
+            last: record.deployment_failures.last.clone().unwrap_or_default(),
         },
     }
 }

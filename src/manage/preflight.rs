@@ -1,5 +1,5 @@
-//! Whether a pass may come to order, asked before the parts of an order are
-//! taken: while nothing is due, port 80 may belong to another process.
+//! Tells before a pass whether it may order and so needs the services of an order: while
+//! nothing is due, port 80 may belong to another process. Nothing is opened here.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use crate::record::Record;
 use crate::renew::decide::{Next, next};
 use crate::time::Timestamp;
 
-/// A pass that hands over takes its time; what is due within this may be due
-/// before it has ended.
+/// A deployment takes time: a renewal due within this margin may become due before the
+/// pass ends.
 const MARGIN: Duration = Duration::from_secs(300);
 
-/// Whether a pass over `record` may order. It errs on the side of yes.
+/// Whether a pass over `record` may order; in doubt, it may.
 #[must_use]
 pub(crate) fn may_order(
     record: Option<&Record>,
@@ -30,21 +30,21 @@ pub(crate) fn may_order(
         return true;
     };
     let mut record = record.clone();
-    if !wanted.is_that_of(&record) {
+    if !wanted.matches(&record) {
         record.failures.retry_at = None;
     }
     record.identifiers.clone_from(&wanted.identifiers);
     record.ca.clone_from(&wanted.ca);
     if trigger == Trigger::Requested {
         record.failures.retry_at = None;
-        if let Some(quarantine) = &mut record.quarantine {
-            quarantine.tries.retry_at = None;
+        if let Some(excluded) = &mut record.excluded {
+            excluded.tries.retry_at = None;
         }
-        if let Some(second) = &mut record.fallback {
-            second.failures.retry_at = None;
+        if let Some(fallback) = &mut record.fallback {
+            fallback.failures.retry_at = None;
         }
     }
-    // The question is what comes when everything is handed over.
+    // The step that matters is the one after all deployments.
     if let Some(issued) = &record.issued {
         let generation = issued.generation;
         record.deployed.values_mut().for_each(|on| *on = generation);
@@ -107,7 +107,7 @@ mod tests {
             }),
             renewable_from: None,
             early: 0,
-            handover_at: None,
+            deploy_at: None,
             instead_of: None,
         });
         record.deployed.insert("nginx".into(), Generation(0));
@@ -119,14 +119,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_due_needs_no_port_though_it_is_not_handed_over() {
+    fn may_order_is_false_for_undeployed_certificate_that_is_not_due() {
         let later = record(NOW + DAY * 60);
         assert!(!asks(Some(&later), &wanted(), Trigger::Scheduled));
         assert!(!asks(Some(&later), &wanted(), Trigger::Requested));
     }
 
     #[test]
-    fn what_may_come_to_an_order_needs_it() {
+    fn may_order_is_true_for_any_pass_that_may_order() {
         assert!(asks(None, &wanted(), Trigger::Scheduled));
         let later = record(NOW + DAY * 60);
         assert!(asks(Some(&later), &wanted(), Trigger::Forced));
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_after_a_failure_ends_when_the_user_asks() {
+    fn may_order_ignores_backoff_when_the_user_requests_it() {
         let mut failed = record(NOW);
         failed.failures.retry_at = Some(NOW + DAY);
         assert!(!asks(Some(&failed), &wanted(), Trigger::Scheduled));

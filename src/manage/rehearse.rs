@@ -1,5 +1,5 @@
-//! An order for show: everything that the CA does for a real one, and nothing
-//! kept. It needs no record, takes no lease and publishes nothing.
+//! A dry run of an order: the CA does everything as for a real one, and the certificate
+//! is dropped. It needs no record, takes no lease and publishes nothing.
 
 use async_trait::async_trait;
 
@@ -11,9 +11,8 @@ use crate::record::PendingOrder;
 use crate::store::Store;
 use crate::time::Clock;
 
-/// Orders what `wanted` says from `issuer` and returns what its leaf says.
-/// Only the account is written, to `store`; with one that forgets nothing is
-/// left of it.
+/// Orders `wanted` from `issuer` and returns the facts of the issued leaf. Only the account
+/// is written, to `store`; with a store in memory nothing remains.
 ///
 /// # Errors
 /// Those of a real order.

@@ -1,6 +1,6 @@
-//! Deploying again on the owner's word: the current generation, or an earlier one,
-//! which then stays until the next one is issued, it would expire, or
-//! the owner takes his word back with a reload. Nothing is ordered here.
+//! Redeploys the current generation, or rolls back to an earlier one. The operator's
+//! rollback is pinned until the next issuance, until shortly before the expiry, or until a
+//! redeploy. Nothing is ordered here.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use crate::record::{Failures, Generation, Pinned, Record};
 use crate::renew::window::latest;
 
 impl Pass<'_> {
-    /// Forgets what each server has loaded and which was seen to serve, so that all is
-    /// deployed and verified again.
-    pub(super) fn unprove(&mut self) {
+    /// Resets what each server has loaded and serves, so that all targets are deployed and
+    /// verified again.
+    pub(super) fn mark_unverified(&mut self) {
         let record = &mut self.record;
-        record.handover.retry_at = None;
+        record.deployment_failures.retry_at = None;
         for on in record.deployed.values_mut() {
             *on = Generation::default();
         }
@@ -28,24 +28,24 @@ impl Pass<'_> {
         }
     }
 
-    /// Gives up a rollback that failed: the generation that should have been served before
-    /// it should be served again, and that is tried at once.
+    /// Abandons a failed rollback: the generation from before it is to be served again, at
+    /// once.
     pub(super) async fn unpin(&mut self, earlier: (Option<Pinned>, Failures)) {
-        (self.record.pinned, self.record.handover) = earlier;
+        (self.record.pinned, self.record.deployment_failures) = earlier;
         self.save_or_warn().await;
         let served = self.record.to_be_served(self.now());
         if let Some((generation, _)) = served {
-            tracing::warn!(lineage = %self.lineage(), "the rollback has failed and is given up: generation {generation} is to be served, as before");
+            tracing::warn!(lineage = %self.lineage(), "the rollback failed and is abandoned: generation {generation} is to be served, as before");
         }
     }
 
-    /// Makes `to`, or the one before what is served now, what shall be served.
+    /// Pins `to`, or the generation before the served one, as the one to be served.
     ///
     /// # Errors
-    /// [`ManageError::NoWayBack`] when there is none that is good for long enough.
+    /// [`ManageError::CannotRollBack`] when that generation is not valid for long enough.
     pub(super) async fn pin(&mut self, to: Option<Generation>) -> Result<(), ManageError> {
         let (services, lineage, now) = (self.services, self.lineage().clone(), self.now());
-        let refused = |why: String| ManageError::NoWayBack {
+        let refused = |why: String| ManageError::CannotRollBack {
             lineage: lineage.clone(),
             why,
         };
@@ -63,13 +63,13 @@ impl Pass<'_> {
         if until <= now {
             let not_after = facts.not_after;
             return Err(refused(format!(
-                "generation {generation} ends too soon, at {not_after}"
+                "generation {generation} expires too soon, at {not_after}"
             )));
         }
-        // Nothing is changed for one that could not be deployed.
+        // Checked before any change, since an unusable pair could not be deployed.
         let usable = stored(services, &lineage, generation, &facts).await;
         usable
-            .map_err(|error| refused(format!("generation {generation} is of no use: {error}")))?;
+            .map_err(|error| refused(format!("generation {generation} is not usable: {error}")))?;
         let newest = self.record.issued.as_ref().map(|issued| issued.generation);
         self.record.pinned = (newest != Some(generation)).then_some(Pinned {
             generation,
@@ -80,11 +80,11 @@ impl Pass<'_> {
     }
 }
 
-/// How long a deployment that was rolled back for the same reason waits at least: a
-/// try costs two reloads, and it shall still heal soon after its cause is gone.
-pub(super) fn patience(record: &Record) -> Option<Duration> {
+/// The shortest pause after repeated rollbacks for one cause: each attempt costs two
+/// reloads, and it should still recover soon after the cause is gone.
+pub(super) fn rollback_pause(record: &Record) -> Option<Duration> {
     const STEP: Duration = Duration::from_secs(300);
     const LONGEST: u32 = 3;
-    let times = record.taken_back.as_ref()?.times;
+    let times = record.rolled_back.as_ref()?.times;
     (times > 1).then(|| STEP * (times - 1).min(LONGEST))
 }

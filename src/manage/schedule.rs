@@ -1,6 +1,5 @@
-//! The owner's schedule (`[renew] schedule`), in cron's notation and UTC: it
-//! wakes the supervisor, and may be the maintenance window in which renewed
-//! certificates are deployed. Nothing is started here.
+//! The operator's schedule (`[renew] schedule`), a cron expression in UTC: it wakes the
+//! supervisor, and may be the maintenance window for deployments. Nothing is started here.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::services::Maintenance;
 use crate::time::Timestamp;
 
-/// A cron expression of five fields, or of six with the seconds first.
+/// A cron expression of five fields, or of six with seconds first.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Schedule {
@@ -40,7 +39,7 @@ impl FromStr for Schedule {
             cron,
         };
         if schedule.next_after(Timestamp::from_seconds(0)).is_none() {
-            return Err(format!("`{}` never comes", text.escape_debug()));
+            return Err(format!("`{}` has no occurrence", text.escape_debug()));
         }
         Ok(schedule)
     }
@@ -92,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn opens_at_the_next_instant_in_utc() {
+    fn next_after_returns_the_next_instant_in_utc() {
         let now = "2026-11-25T03:00:00Z";
         assert_eq!(next("0 3 * * *", now), "2026-11-26T03:00:00Z");
         assert_eq!(next("30 0 3 * * *", now), "2026-11-25T03:00:30Z");
@@ -100,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_none_and_what_never_comes() {
+    fn parse_refuses_invalid_expressions_and_those_without_occurrence() {
         for text in [
             "",
             "every day",

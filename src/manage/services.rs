@@ -1,5 +1,5 @@
-//! What the flows work with: services that all share, and the certificates to keep,
-//! each with its own. They are injected, so that the simulation replaces the world.
+//! The injected services of the flows: those that all flows share, and those of each
+//! certificate. The simulation replaces them. No flow is started here.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -22,70 +22,69 @@ use crate::record::{Generation, Record};
 use crate::store::Store;
 use crate::time::{Clock, Timestamp};
 
-/// [`Services::spacing`] as a user gets it.
+/// The default of [`Services::spacing`].
 pub(crate) const SPACING: Duration = Duration::from_secs(3600);
-/// [`Services::spread`] of up to [`MANY`] certificates.
+/// [`Services::spread`] for up to [`MANY`] certificates.
 pub(crate) const SPREAD: Duration = Duration::from_secs(300);
-/// From here on it is an hour.
+/// The number of certificates above which [`SPREAD_OF_MANY`] applies.
 pub(crate) const MANY: usize = 100;
-/// [`Services::spread`] beyond that.
+/// [`Services::spread`] for more than [`MANY`] certificates.
 pub(crate) const SPREAD_OF_MANY: Duration = Duration::from_secs(3600);
 
-/// What all flows share, built once by the command line.
+/// The services that all flows share, built once by the command line.
 #[derive(Clone)]
 pub(crate) struct Services {
-    /// The durable truth.
+    /// The store of records and pairs.
     pub store: Arc<dyn Store>,
-    /// Files for consumers.
+    /// The files that servers read.
     pub output: Arc<dyn Outlet>,
-    /// Verifies what is served.
-    pub prover: Arc<dyn Verifier>,
-    /// Makes private keys.
+    /// Verifies by a handshake which certificate is served.
+    pub verifier: Arc<dyn Verifier>,
+    /// Generates private keys.
     pub keys: Arc<dyn Keys>,
-    /// Stored pairs that were found good before.
+    /// Stored pairs that were validated before.
     pub known: Known,
-    /// The probes of this process that failed.
+    /// The failed probes of this process.
     pub probes: Probes,
-    /// The time.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// Chance.
+    /// The source of randomness.
     pub random: Arc<dyn Random>,
-    /// What is counted.
+    /// The metrics.
     pub metrics: Metrics,
-    /// The least time between two certificates of one lineage that no
-    /// user requested.
+    /// The least time between two certificates of one lineage that no user requested.
     pub spacing: Duration,
-    /// What must be renewed at once is spread over this time.
+    /// Urgent renewals are spread over this time.
     pub spread: Duration,
-    /// When renewed certificates may be handed over.
+    /// The maintenance windows in which renewed certificates are deployed.
     pub maintenance: Option<Arc<dyn Maintenance>>,
-    /// Where the state of what is kept is shown at each step.
+    /// The board that shows the state of each certificate after each step.
     pub board: Option<Board>,
     /// Shows the phases of the work.
     pub progress: Option<Arc<dyn Progress>>,
 }
 
-/// A certificate to be kept, with the services that are its own.
+/// A managed certificate, with its own services.
 #[derive(Clone)]
 pub(crate) struct Certificate {
-    /// What the user wants.
+    /// The wanted names, CA and key.
     pub wanted: Wanted,
     /// The CA.
     pub issuer: Arc<dyn Issuer>,
-    /// The CA that stands in for it, if the owner names one.
+    /// The fallback CA, if the operator names one.
     pub fallback: Option<FallbackCa>,
-    /// Servers to tell of a new certificate.
+    /// The servers to deploy to.
     pub targets: Vec<Arc<dyn Target>>,
-    /// Where the new certificate must be seen.
+    /// The endpoints to verify.
     pub endpoints: Vec<Endpoint>,
 }
 
-/// A CA that stands in for another.
+/// The CA that issues while the first CA does not.
 #[derive(Clone)]
 pub(crate) struct FallbackCa {
     /// Its directory URL.
     pub ca: String,
-    /// The way to it; the account there is its own.
+    /// Its client, with an account of its own.
     pub issuer: Arc<dyn Issuer>,
 }
 
@@ -98,17 +97,17 @@ impl Services {
     }
 }
 
-/// Makes private keys.
+/// Generates private keys.
 #[async_trait]
 pub(crate) trait Keys: Send + Sync {
-    /// A fresh key of that kind.
+    /// Generates a new key of that kind.
     ///
     /// # Errors
-    /// [`ManageError::Key`] when there is no randomness.
+    /// [`ManageError::Key`] without randomness.
     async fn make(&self, kind: KeyType) -> Result<Secret, ManageError>;
 }
 
-/// Makes them off the thread that serves: RSA takes up to seconds.
+/// Generates keys on a blocking thread, since RSA takes up to seconds.
 #[derive(Debug, Default)]
 pub(crate) struct FreshKeys;
 
@@ -122,22 +121,22 @@ impl Keys for FreshKeys {
     }
 }
 
-/// Is told what is being done, so that a person can be shown it.
+/// Receives the phases of the work, to show them to a user.
 pub(crate) trait Progress: Send + Sync {
-    /// `lineage` has come to `phase`, in words such as `proving control`.
+    /// Shows that `lineage` has reached `phase`, such as `placing the order`.
     fn phase(&self, lineage: &Lineage, phase: &str);
 }
 
-/// The owner's maintenance windows: a renewed certificate is handed over when
-/// the next one opens, while its predecessor is still good.
+/// The operator's maintenance windows: a renewed certificate is deployed when the next one
+/// opens, if its predecessor stays valid until then.
 pub(crate) trait Maintenance: Send + Sync {
-    /// When the first window after `now` opens; `None` when none ever does.
+    /// When the first window after `now` opens; `None` when no window opens.
     fn next_after(&self, now: Timestamp) -> Option<Timestamp>;
 }
 
 impl Certificate {
-    /// Its targets under the names that records know them by: a second one of the
-    /// same name is told apart.
+    /// The targets with their names in records; a second target of the same name gets a
+    /// number.
     pub(crate) fn named_targets(&self) -> impl Iterator<Item = (String, &Arc<dyn Target>)> {
         let targets = &self.targets;
         targets.iter().enumerate().map(|(index, target)| {
@@ -152,52 +151,52 @@ impl Certificate {
     }
 }
 
-/// What the user wants of one certificate.
+/// The settings of one certificate, as the user wants them.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
-    /// Its name.
+    /// The name of the lineage.
     pub lineage: Lineage,
-    /// What it is for.
+    /// The names that the certificate must have.
     pub identifiers: BTreeSet<Identifier>,
     /// The CA's directory URL.
     pub ca: String,
-    /// The profile to ask for.
+    /// The certificate profile to request.
     pub profile: Option<String>,
     /// The kind of key.
     pub key: KeyType,
     /// Whether a renewal keeps the key of its predecessor.
     pub reuse_key: bool,
-    /// Whether names that fail may be left out, so that they do not sink the rest.
+    /// Whether names that fail may be excluded, so that the others are still issued.
     pub partial: bool,
 }
 
-/// How a pass over one certificate ended.
+/// The result of a successful pass.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Outcome {
-    /// The newest generation.
+    /// The generation to be served.
     pub generation: Generation,
-    /// Whether this pass issued it.
+    /// Whether this pass issued a certificate.
     pub issued: bool,
     /// Its last valid second.
     pub not_after: Timestamp,
-    /// When there is something to do next.
+    /// When the next step is due.
     pub next: Timestamp,
-    /// When it will be renewed; `None` when that is not drawn yet.
+    /// When the renewal is due; `None` when no instant is drawn yet.
     pub renewal: Option<Timestamp>,
-    /// What is wanted and left out of it for now.
+    /// The wanted names that are excluded for now.
     #[serde(default)]
     pub left_out: Vec<LeftOut>,
 }
 
 impl Wanted {
-    /// Whether the earlier orders of `record` were for what is wanted now.
-    pub(super) fn is_that_of(&self, record: &Record) -> bool {
+    /// Whether the earlier orders of `record` were for the same names, CA and profile.
+    pub(super) fn matches(&self, record: &Record) -> bool {
         record.identifiers == self.identifiers
             && record.ca == self.ca
             && record.profile == self.profile
     }
 
-    /// Whether an order for `names` is one for what is wanted.
+    /// Whether an order for `names` satisfies these settings.
     pub(super) fn allows(&self, names: &BTreeSet<Identifier>) -> bool {
         let some = self.partial && !names.is_empty() && names.is_subset(&self.identifiers);
         *names == self.identifiers || some

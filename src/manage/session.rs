@@ -1,5 +1,5 @@
-//! A session: a record that is locked under its lease for one pass, with what the pass
-//! works on and why it runs. It saves; what to do is for the flows that are built on it.
+//! A session: a record locked under its lease for one pass, with the pass's services and
+//! trigger. It saves the record; the flows built on it decide nothing here.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,25 +12,25 @@ use crate::identifier::Lineage;
 use crate::record::{Generation, Record, Revision};
 use crate::time::Timestamp;
 
-/// Why a pass runs, and so when it orders.
+/// Why a pass runs, which determines when it orders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Trigger {
-    /// Its instant has come: it orders when that is due and not backing off.
+    /// The scheduled instant: the pass orders if a renewal is due and not backing off.
     Scheduled,
-    /// A user requested it: it orders when that is due; an earlier failure does not delay
-    /// it unless the CA itself said when to come back.
+    /// A user's request: the pass orders if a renewal is due, and ignores our backoff, but not
+    /// a pause that the CA itself asked for.
     Requested,
-    /// It orders now, once.
+    /// A user's request to order now, once.
     Forced,
-    /// It never orders: the current generation is deployed once more.
+    /// The current generation is deployed again; nothing is ordered.
     Redeploy,
-    /// It never orders: this generation, or the one before, is deployed and stays.
+    /// This generation, or the previous one, is deployed and pinned; nothing is ordered.
     Rollback(Option<Generation>),
 }
 
 impl Trigger {
-    /// Whether it is about deploying alone.
+    /// Whether the pass only deploys.
     #[must_use]
     pub(crate) fn never_orders(self) -> bool {
         matches!(self, Self::Redeploy | Self::Rollback(_))
@@ -61,10 +61,10 @@ impl Pass<'_> {
         self.services.phase(self.lineage(), phase);
     }
 
-    /// Makes the record durable as it is now.
+    /// Saves the record, with `bundle` if one was issued.
     ///
     /// # Errors
-    /// Of the store, a conflict among them.
+    /// Those of the store, including a conflict.
     pub(super) async fn save(&mut self, bundle: Option<&Bundle>) -> Result<(), ManageError> {
         let services = self.services;
         let saved = services.store.save(&self.record, self.revision, bundle);
@@ -76,11 +76,11 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Makes a failure durable. That failure is what the user must hear of, not
-    /// that the disk which caused it cannot keep a note of it.
+    /// Saves a failure. If that fails too, it only warns, since the user must see the first
+    /// failure.
     pub(super) async fn save_or_warn(&mut self) {
         if let Err(error) = self.save(None).await {
-            tracing::warn!(lineage = %self.lineage(), "the failure could not be noted: {error}");
+            tracing::warn!(lineage = %self.lineage(), "the failure could not be stored: {error}");
         }
     }
 }

@@ -1,14 +1,15 @@
-//! The state of a certificate, as its record and the one decision have it.
+//! The status of a certificate, from its record and the decision of [`crate::renew`]. It
+//! reads no disk and asks no server.
 
 use crate::observe::status::{Action, LeftOut, Status};
 use crate::random::Random;
 use crate::record::{Issued, Record};
 use crate::renew::decide::{Next, due, is_proven, next};
-use crate::renew::quarantine::is_covered;
+use crate::renew::partial::is_covered;
 use crate::renew::window::critical;
 use crate::time::Timestamp;
 
-/// What there is to show of `record` at `now`.
+/// The status of `record` at `now`.
 #[must_use]
 pub(crate) fn status(record: &Record, now: Timestamp, random: &dyn Random) -> Status {
     let (next_action, next_at) = upcoming(record, now, random);
@@ -27,7 +28,7 @@ pub(crate) fn status(record: &Record, now: Timestamp, random: &dyn Random) -> St
         complete: issued.is_some_and(|issued| {
             is_covered(record, issued) || issued.facts.identifiers.is_superset(&record.identifiers)
         }),
-        left_out: left_out(record),
+        left_out: excluded(record),
         proven: issued.is_some() && is_proven(record, now),
         late: issued.is_some_and(|issued| is_late(issued, now)),
         critical: issued.is_some_and(|issued| critical(&issued.facts) <= now),
@@ -36,35 +37,35 @@ pub(crate) fn status(record: &Record, now: Timestamp, random: &dyn Random) -> St
     }
 }
 
-/// What is wanted of `record` and left out for now.
+/// The wanted names of `record` that are excluded for now.
 #[must_use]
-pub(crate) fn left_out(record: &Record) -> Vec<LeftOut> {
-    let quarantine = record.quarantine.iter();
-    let left_out = quarantine.flat_map(|quarantine| {
-        let names = quarantine.names.iter();
+pub(crate) fn excluded(record: &Record) -> Vec<LeftOut> {
+    let excluded = record.excluded.iter();
+    let left_out = excluded.flat_map(|excluded| {
+        let names = excluded.names.iter();
         names.map(|(identifier, reason)| LeftOut {
             identifier: identifier.clone(),
             reason: reason.clone(),
-            retry_at: quarantine.tries.retry_at,
+            retry_at: excluded.tries.retry_at,
         })
     });
     left_out.collect()
 }
 
-/// What the last order ended with, wherever it was tried last.
+/// The last failures of orders, at the first CA and at the fallback CA.
 pub(super) fn last_failure(record: &Record) -> Option<String> {
     let first = record.failures.last.clone();
-    let second = record.fallback.as_ref();
+    let fallback = record.fallback.as_ref();
     match (
         first,
-        second.and_then(|second| second.failures.last.clone()),
+        fallback.and_then(|fallback| fallback.failures.last.clone()),
     ) {
-        (Some(first), Some(second)) => Some(format!("{first}; and in its place: {second}")),
-        (first, second) => first.or(second),
+        (Some(first), Some(second)) => Some(format!("{first}; at the fallback CA: {second}")),
+        (first, fallback) => first.or(fallback),
     }
 }
 
-/// A wait is shown as what it waits for.
+/// The next action and its instant; a wait is shown as the action that it waits for.
 fn upcoming(record: &Record, now: Timestamp, random: &dyn Random) -> (Action, Timestamp) {
     match next(record, now, random) {
         Next::Issue { .. } => (Action::Issue, now),
@@ -75,8 +76,7 @@ fn upcoming(record: &Record, now: Timestamp, random: &dyn Random) -> (Action, Ti
             Next::Issue { .. } => (Action::Issue, until),
             Next::Deploy => (Action::Deploy, until),
             Next::Halt(_) => (Action::Halt, until),
-            // What the owner asks is when it will be renewed; the questions to
-            // the CA in between are housekeeping.
+            // The operator wants to see the renewal, not the requests for windows before it.
             Next::RefreshWindow | Next::Draw(_) | Next::Wait(_) => {
                 let renewal = record.issued.as_ref().and_then(|issued| {
                     let renewal = issued.renewal.as_ref()?;
@@ -101,8 +101,8 @@ fn is_late(issued: &Issued, now: Timestamp) -> bool {
 }
 
 fn last_error(record: &Record) -> Option<String> {
-    let handover = record.handover.last.clone();
-    handover.or_else(|| last_failure(record))
+    let deployment = record.deployment_failures.last.clone();
+    deployment.or_else(|| last_failure(record))
 }
 
 #[cfg(test)]
@@ -140,14 +140,14 @@ mod tests {
             }),
             renewable_from: None,
             early: 0,
-            handover_at: None,
+            deploy_at: None,
             instead_of: None,
         });
         record
     }
 
     #[test]
-    fn shows_the_renewal_and_not_the_questions_before_it() {
+    fn status_shows_renewal_instead_of_window_requests() {
         let shown = status(&issued(), START, &SeededRandom::new(0));
         assert_eq!(shown.next_action, Action::Issue);
         assert_eq!(shown.next_at, START + DAY * 60);
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn is_not_ready_before_it_is_for_every_name() {
+    fn status_is_not_ready_before_every_name_is_covered() {
         let mut record = issued();
         record
             .identifiers
@@ -167,15 +167,15 @@ mod tests {
     }
 
     #[test]
-    fn what_the_owner_lets_be_left_out_is_shown_and_does_not_make_it_unready() {
+    fn status_shows_excluded_names_and_stays_ready() {
         let mut record = issued();
         let dead = Identifier::parse("dead.example.com").unwrap();
         record.identifiers.insert(dead.clone());
         let retry_at = Some(START + DAY);
-        let mut quarantine = crate::record::Quarantine::default();
-        quarantine.names.insert(dead.clone(), "no".into());
-        quarantine.tries.retry_at = retry_at;
-        record.quarantine = Some(quarantine);
+        let mut excluded = crate::record::Excluded::default();
+        excluded.names.insert(dead.clone(), "no".into());
+        excluded.tries.retry_at = retry_at;
+        record.excluded = Some(excluded);
         let shown = status(&record, START, &SeededRandom::new(0));
         let reason = "no".to_owned();
         let left_out = LeftOut {
@@ -185,7 +185,7 @@ mod tests {
         };
         assert_eq!(shown.left_out, [left_out]);
         assert!(shown.is_ready());
-        assert_eq!(shown.next_at, START + DAY, "it is tried again");
+        assert_eq!(shown.next_at, START + DAY, "the name is retried");
         record
             .identifiers
             .insert(Identifier::parse("new.example.com").unwrap());
@@ -193,14 +193,14 @@ mod tests {
     }
 
     #[test]
-    fn is_critical_when_a_sixth_of_the_life_is_left() {
+    fn status_is_critical_when_a_sixth_of_the_lifetime_is_left() {
         let critical =
             |days: u32| status(&issued(), START + DAY * days, &SeededRandom::new(0)).critical;
         assert_eq!([critical(74), critical(76)], [false, true]);
     }
 
     #[test]
-    fn is_late_a_twentieth_of_the_life_after_it_was_due() {
+    fn status_is_late_a_twentieth_of_the_lifetime_after_the_due_date() {
         let late = |days: u32| status(&issued(), START + DAY * days, &SeededRandom::new(0)).late;
         assert_eq!(
             [late(60), late(64), late(65), late(91)],
@@ -209,10 +209,10 @@ mod tests {
     }
 
     #[test]
-    fn is_not_ready_before_it_is_issued_handed_over_and_proven() {
+    fn status_is_not_ready_before_issuance_deployment_and_verification() {
         let mut record = issued();
         record.deployed.insert("nginx".into(), Generation(0));
-        record.handover.last = Some("it ignores the signal".into());
+        record.deployment_failures.last = Some("it ignores the signal".into());
         let shown = status(&record, START, &SeededRandom::new(0));
         assert_eq!((shown.proven, shown.next_action), (false, Action::Deploy));
         assert_eq!(shown.last_error.as_deref(), Some("it ignores the signal"));

@@ -70,7 +70,7 @@ pub fn after_failure(
 /// The failures to store after one more failed deployment. The pause is 15 s and
 /// doubles up to 5 minutes: a deployment should recover soon after its cause.
 #[must_use]
-pub fn after_handover_failure(failures: &Failures, message: String, now: Timestamp) -> Failures {
+pub fn after_deployment_failure(failures: &Failures, message: String, now: Timestamp) -> Failures {
     let doublings = failures.count.min(5);
     let pause = (DEPLOYMENT_PAUSE * (1 << doublings)).min(LONGEST_DEPLOYMENT_PAUSE);
     Failures {
@@ -129,7 +129,7 @@ mod tests {
     fn pause_end_ignores_pause_that_begins_in_the_future() {
         let now = Timestamp::from_seconds(1_800_000_000);
         let by_a_clock = |ahead: Duration| {
-            after_handover_failure(&Failures::default(), "no".into(), now + ahead)
+            after_deployment_failure(&Failures::default(), "no".into(), now + ahead)
         };
         let held = |failures: &Failures| pause_end(failures, now).is_some();
         assert!(held(&by_a_clock(Duration::ZERO)));

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use super::backoff::{is_from_the_future, pause_end};
 use super::fallback::{self, Choice};
+use super::partial;
 use super::policy::LATEST_REFRESH;
-use super::quarantine;
 pub use super::window::due;
 use super::window::{critical, share_of_life};
 use crate::identifier::Identifier;
@@ -31,7 +31,7 @@ pub enum Next {
         names: BTreeSet<Identifier>,
         /// The order only retries excluded names: the newest certificate is good
         /// and stays, even if the order fails.
-        heals: bool,
+        only_excluded: bool,
         /// The RFC 9773 identifier of the predecessor, if this CA issued it.
         replaces: Option<String>,
         /// Whether the order may spend the reserved tokens.
@@ -85,7 +85,7 @@ fn pin_end(record: &Record, now: Timestamp) -> Option<Timestamp> {
 }
 
 fn renew(record: &Record, issued: &Issued, now: Timestamp, random: &dyn Random) -> Next {
-    let exclusion = is_only_for_excluded(record, now).then(|| quarantine::retry_at(record, now));
+    let exclusion = is_only_for_excluded(record, now).then(|| partial::retry_at(record, now));
     match exclusion {
         Some(None) => return order_excluded(record, now),
         None if needs_order(record, now) => return order(record, now),
@@ -118,7 +118,7 @@ fn needs_order(record: &Record, now: Timestamp) -> bool {
 
 /// Whether an order now would only retry excluded names.
 fn is_only_for_excluded(record: &Record, now: Timestamp) -> bool {
-    record.quarantine.is_some() && !is_due(record, now)
+    record.excluded.is_some() && !is_due(record, now)
 }
 
 /// Whether the newest certificate is missing, expired, due for renewal, or not
@@ -138,13 +138,13 @@ fn is_due(record: &Record, now: Timestamp) -> bool {
 /// from the fallback CA on its behalf.
 pub(super) fn is_wanted(record: &Record, issued: &Issued) -> bool {
     let by_fallback = issued.instead_of.as_ref() == Some(&record.ca);
-    quarantine::is_covered(record, issued) && (issued.ca == record.ca || by_fallback)
+    partial::is_covered(record, issued) && (issued.ca == record.ca || by_fallback)
 }
 
 /// The end of the deployment's pause: its window opens, or its backoff ends.
 fn deployment_pause(record: &Record, issued: &Issued, now: Timestamp) -> Option<Timestamp> {
-    let window = issued.handover_at.filter(|opens| *opens > now);
-    window.max(pause_end(&record.handover, now))
+    let window = issued.deploy_at.filter(|opens| *opens > now);
+    window.max(pause_end(&record.deployment_failures, now))
 }
 
 /// A step that is due and backs off after a failure.
@@ -156,7 +156,7 @@ pub enum HeldUp {
         until: Timestamp,
     },
     /// The deployment.
-    Handover {
+    Deployment {
         /// The next attempt.
         until: Timestamp,
     },
@@ -175,7 +175,7 @@ pub fn held_up(record: &Record, now: Timestamp) -> Option<HeldUp> {
     if is_proven(record, now) {
         return None;
     }
-    pause_end(&record.handover, now).map(|until| HeldUp::Handover { until })
+    pause_end(&record.deployment_failures, now).map(|until| HeldUp::Deployment { until })
 }
 
 /// Whether every target and endpoint serves the wanted generation.
@@ -209,10 +209,10 @@ pub fn replaces(
 fn order(record: &Record, now: Timestamp) -> Next {
     match fallback::choose(record, now) {
         Ok(from) => {
-            let names = quarantine::target(record, now);
+            let names = partial::target(record, now);
             Next::Issue {
                 from,
-                heals: false,
+                only_excluded: false,
                 replaces: replaces(record, from.ca(record), &names, now),
                 urgent: is_urgent(record, now),
                 names,
@@ -225,10 +225,10 @@ fn order(record: &Record, now: Timestamp) -> Next {
 /// An order for all wanted names, to retry the excluded ones. The fallback CA is
 /// not used for it.
 fn order_excluded(record: &Record, now: Timestamp) -> Next {
-    let names = quarantine::target(record, now);
+    let names = partial::target(record, now);
     Next::Issue {
         from: Choice::First,
-        heals: true,
+        only_excluded: true,
         replaces: replaces(record, &record.ca, &names, now),
         urgent: false,
         names,

@@ -57,7 +57,7 @@ pub fn choose(record: &Record, now: Timestamp) -> Result<Choice, Timestamp> {
 /// Whether an order goes to the fallback CA when the first CA has been
 /// unreachable since `since`.
 #[must_use]
-pub fn stands_in(record: &Record, since: Timestamp, now: Timestamp) -> bool {
+pub fn opens_fallback(record: &Record, since: Timestamp, now: Timestamp) -> bool {
     let Some(fallback) = &record.fallback else {
         return false;
     };
@@ -146,7 +146,7 @@ mod tests {
             renewal: None,
             renewable_from: None,
             early: 0,
-            handover_at: None,
+            deploy_at: None,
             instead_of: None,
         });
         record
@@ -154,16 +154,16 @@ mod tests {
 
     #[test]
     fn outage_opens_fallback_when_a_sixth_is_left_or_after_half_an_hour_without_certificate() {
-        assert!(!stands_in(&with(DAY * 16), NOW - DAY, NOW));
-        assert!(stands_in(&with(DAY * 14), NOW, NOW));
-        assert!(!stands_in(&record(), NOW - MINUTE * 29, NOW));
-        assert!(stands_in(&record(), NOW - MINUTE * 30, NOW));
+        assert!(!opens_fallback(&with(DAY * 16), NOW - DAY, NOW));
+        assert!(opens_fallback(&with(DAY * 14), NOW, NOW));
+        assert!(!opens_fallback(&record(), NOW - MINUTE * 29, NOW));
+        assert!(opens_fallback(&record(), NOW - MINUTE * 30, NOW));
         let mut alone = with(DAY);
         alone.fallback = None;
-        assert!(!stands_in(&alone, NOW - DAY, NOW));
+        assert!(!opens_fallback(&alone, NOW - DAY, NOW));
         let mut failed = with(DAY);
         failed.fallback.as_mut().unwrap().failures.retry_at = Some(NOW + MINUTE);
-        assert!(!stands_in(&failed, NOW - DAY, NOW), "its own backoff");
+        assert!(!opens_fallback(&failed, NOW - DAY, NOW), "its own backoff");
     }
 
     #[test]

@@ -286,7 +286,7 @@ pub fn failed(
 
 /// Ends the row of consecutive failures of each of `identifiers`: its validation
 /// succeeded.
-pub fn proven(state: &mut CaState, identifiers: &BTreeSet<Identifier>) {
+pub fn validated(state: &mut CaState, identifiers: &BTreeSet<Identifier>) {
     if let Some(failures) = Arc::make_mut(&mut state.spent).get_mut(&Limit::ConsecutiveFailures) {
         for name in identifiers {
             failures.remove(&name.to_string());

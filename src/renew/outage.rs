@@ -12,7 +12,7 @@ use crate::time::Timestamp;
 
 /// The outage to store after one more failed attempt; `last` is its error.
 #[must_use]
-pub fn after_silence(
+pub fn after_failed_probe(
     before: Option<&Outage>,
     last: String,
     now: Timestamp,
@@ -42,7 +42,7 @@ pub fn is_waited_for(outage: &Outage, now: Timestamp) -> bool {
 
 /// The outage after a reply with `Retry-After`.
 #[must_use]
-pub fn after_request(outage: Outage, retry_after: Duration, now: Timestamp) -> Outage {
+pub fn after_retry_after(outage: Outage, retry_after: Duration, now: Timestamp) -> Outage {
     let retry_at = now + retry_after.min(LONGEST_OUTAGE_RETRY_AFTER);
     let probe_at = outage.probe_at.max(retry_at);
     let asked = true;
@@ -67,14 +67,14 @@ mod tests {
     #[test]
     fn outage_blocks_no_request_when_dated_by_wrong_clock() {
         let (now, random) = (Timestamp::from_seconds(1_800_000_000), SeededRandom::new(1));
-        let outage = after_silence(None, "no".into(), now, &random);
+        let outage = after_failed_probe(None, "no".into(), now, &random);
         assert!(is_waited_for(&outage, now));
         assert!(!is_waited_for(&outage, outage.probe_at));
         let half_a_year = Duration::from_secs(180 * 86_400);
         assert!(!is_waited_for(&outage, now - half_a_year));
-        let asked = after_request(outage.clone(), half_a_year, now);
+        let asked = after_retry_after(outage.clone(), half_a_year, now);
         assert_eq!(asked.probe_at, now + Duration::from_secs(3600));
-        let little = after_request(outage.clone(), Duration::ZERO, now);
+        let little = after_retry_after(outage.clone(), Duration::ZERO, now);
         assert_eq!(little.probe_at, outage.probe_at);
         // Half an hour ahead fits a `Retry-After`, but no pause of ours.
         let half_an_hour = Duration::from_secs(1800);
@@ -87,7 +87,7 @@ mod tests {
         let (start, random) = (Timestamp::from_seconds(1_800_000_000), SeededRandom::new(1));
         let (mut outage, mut now) = (None, start);
         for minutes in [1, 2, 4, 5, 5, 5] {
-            let next = after_silence(outage.as_ref(), "no".into(), now, &random);
+            let next = after_failed_probe(outage.as_ref(), "no".into(), now, &random);
             let pause = next.probe_at.since(now).as_secs_f64() / 60.0;
             let spread = f64::from(minutes) / 5.0;
             assert!((pause - f64::from(minutes)).abs() <= spread, "{pause}");

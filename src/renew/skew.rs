@@ -59,7 +59,7 @@ pub fn is_due_at(record: &Record, at: Timestamp) -> Result<(), Timestamp> {
     let Some(issued) = record.issued.as_ref().filter(|_| record.order.is_none()) else {
         return Ok(());
     };
-    if !is_wanted(record, issued) || record.quarantine.is_some() {
+    if !is_wanted(record, issued) || record.excluded.is_some() {
         return Ok(());
     }
     let end = issued.facts.not_after;
@@ -106,7 +106,7 @@ mod tests {
             }),
             renewable_from: None,
             early: 0,
-            handover_at: None,
+            deploy_at: None,
             instead_of: None,
         });
         record

@@ -240,7 +240,7 @@ impl World {
         let services = Services {
             store,
             output: Arc::new(NodeDisk(node.clone())),
-            prover: Arc::new(NodeProver(node.clone())),
+            verifier: Arc::new(NodeProver(node.clone())),
             keys: self.keys.clone(),
             known: self.known.clone(),
             probes: Probes::default(),

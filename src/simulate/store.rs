@@ -14,7 +14,7 @@ use super::node::Node;
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
 use crate::identifier::Lineage;
-use crate::record::{Failures, Generation, Record, Revision, Served, TakenBack};
+use crate::record::{Failures, Generation, Record, Revision, RolledBack, Served};
 use crate::store::memory::MemoryStore;
 use crate::store::{Lease, Store, StoreError};
 use crate::time::Clock;
@@ -24,9 +24,9 @@ use crate::time::Clock;
 struct Own {
     deployed: BTreeMap<String, Generation>,
     served: BTreeMap<String, Served>,
-    handover: Failures,
-    going_back_to: Option<Generation>,
-    taken_back: Option<TakenBack>,
+    deployment_failures: Failures,
+    rollback_to: Option<Generation>,
+    rolled_back: Option<RolledBack>,
 }
 
 /// The lease of a holder that is unreachable for this time expires.
@@ -168,9 +168,9 @@ impl Store for NodeStore {
         let own = self.own().get(lineage).cloned().unwrap_or_default();
         record.deployed = own.deployed;
         record.served = own.served;
-        record.handover = own.handover;
-        record.going_back_to = own.going_back_to;
-        record.taken_back = own.taken_back;
+        record.deployment_failures = own.deployment_failures;
+        record.rollback_to = own.rollback_to;
+        record.rolled_back = own.rolled_back;
         Ok(Some((record, revision)))
     }
 
@@ -186,9 +186,9 @@ impl Store for NodeStore {
         let own = Own {
             deployed: std::mem::take(&mut shared.deployed),
             served: std::mem::take(&mut shared.served),
-            handover: std::mem::take(&mut shared.handover),
-            going_back_to: shared.going_back_to.take(),
-            taken_back: shared.taken_back.take(),
+            deployment_failures: std::mem::take(&mut shared.deployment_failures),
+            rollback_to: shared.rollback_to.take(),
+            rolled_back: shared.rolled_back.take(),
         };
         let saved = self.shared.memory.save(&shared, expected, bundle).await;
         if let Err(StoreError::Conflict { .. }) = saved {

@@ -50,7 +50,7 @@ fn issued(record: &Record, generation: u64) -> (Record, Bundle) {
         renewal: None,
         renewable_from: None,
         early: 0,
-        handover_at: None,
+        deploy_at: None,
         instead_of: None,
     });
     (record, bundle)
@@ -110,7 +110,7 @@ async fn save_never_replaces_generation(store: impl Store) {
 
 async fn save_keeps_three_pairs_and_rollback_generation(store: impl Store) {
     let mut record = record("example.com");
-    record.going_back_to = Some(Generation(2));
+    record.rollback_to = Some(Generation(2));
     let mut revision = Revision::default();
     for generation in 1..=6 {
         let (record, bundle) = issued(&record, generation);

@@ -198,7 +198,7 @@ impl Store for FileStore {
             self.flush_directories(&directory)?;
         }
         if let (Some(_), Some(issued)) = (bundle, &record.issued) {
-            remove_old(&directory, issued.generation, record.going_back_to);
+            remove_old(&directory, issued.generation, record.rollback_to);
         }
         Ok(revision)
     }

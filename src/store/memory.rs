@@ -67,7 +67,7 @@ impl Store for MemoryStore {
             }
             let pair = (bundle.key_pem().clone(), bundle.chain_pem());
             let old = Generation(issued.generation.0.saturating_sub(KEPT_GENERATIONS));
-            if record.going_back_to != Some(old) {
+            if record.rollback_to != Some(old) {
                 inside.bundles.remove(&(lineage.clone(), old));
             }
             inside

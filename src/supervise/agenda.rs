@@ -1,5 +1,5 @@
-//! What is kept, in the order in which it is due: a turn of the loop costs the
-//! same for one certificate as for thousands.
+//! The managed certificates, ordered by due instant, so that an iteration of the loop
+//! costs the same for one certificate as for thousands. Nothing is launched here.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -14,39 +14,38 @@ use crate::manage::{Certificate, ManageError, Trigger};
 use crate::renew::ledger::Line;
 use crate::time::Timestamp;
 
-/// The wall clock is read again this often: it may jump, and the machine may
-/// have been suspended.
+/// How often the wall clock is read: it may jump, and the machine may be suspended.
 pub(super) const SWEEP: Duration = Duration::from_secs(60);
-/// After any failure: what the record says may be older than what is wanted.
-pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(3600);
+/// The longest pause after a failure, since the record may be older than the settings.
+pub(super) const RECHECK: Duration = Duration::from_secs(3600);
 
-/// One certificate, and how far the work on it is.
-pub(super) struct Kept {
+/// A certificate and the state of its passes.
+pub(super) struct Entry {
     pub(super) certificate: Arc<Certificate>,
-    /// When the next pass is launched.
+    /// When the next pass is due.
     pub(super) due: Timestamp,
-    /// Whether a pass is under way.
+    /// Whether a pass is in progress.
     pub(super) busy: bool,
-    /// Whether it is passed over again and again, or only for those that wait.
+    /// Whether passes repeat, or run only for the waiting commands.
     pub(super) managed: bool,
-    /// Failures in a row that the record could not date.
+    /// Failures in a row without a stored time for the retry.
     pub(super) undated: u32,
-    /// Passes in a row that found another process at work on it.
+    /// Passes in a row that found the lease held by another process.
     pub(super) elsewhere: u32,
-    /// Whether what is under way was begun before the last command.
+    /// Whether the pass in progress began before the last command.
     pub(super) stale: bool,
-    /// Whether it waits for its CA to answer.
+    /// Whether it waits for the end of its CA's outage.
     pub(super) waits_for_ca: bool,
-    /// Orders in a row that found no CA.
-    pub(super) silences: u32,
-    /// The worst that the owner was told of it: 1 late, 2 critical.
-    pub(super) told: usize,
-    /// Whether the last pass found all handed over.
-    pub(super) whole: bool,
+    /// Orders in a row that met an outage.
+    pub(super) outages: u32,
+    /// The highest level of the alarms reported so far: 1 overdue, 2 critical.
+    pub(super) alarmed: usize,
+    /// Whether the last pass left everything deployed.
+    pub(super) deployed: bool,
     pub(super) waiting: VecDeque<(Arc<Certificate>, Trigger, oneshot::Sender<Ended>)>,
 }
 
-impl Kept {
+impl Entry {
     pub(super) fn new(certificate: Arc<Certificate>, due: Timestamp, managed: bool) -> Self {
         Self {
             certificate,
@@ -57,35 +56,35 @@ impl Kept {
             elsewhere: 0,
             stale: false,
             waits_for_ca: false,
-            silences: 0,
-            told: 0,
-            whole: false,
+            outages: 0,
+            alarmed: 0,
+            deployed: false,
             waiting: VecDeque::new(),
         }
     }
 }
 
-/// All that is kept. Everything is changed through it, so that the order holds.
+/// All entries. Each change goes through the agenda, so that the indexes stay correct.
 #[derive(Default)]
 pub(super) struct Agenda {
-    kept: BTreeMap<Lineage, Kept>,
-    /// What is managed and not under way. One whose order found no CA is not the
-    /// first to try again.
+    kept: BTreeMap<Lineage, Entry>,
+    /// Managed and idle, by due instant. Certificates whose orders met an outage come
+    /// after the others.
     idle: BTreeSet<(Timestamp, u32, Lineage)>,
-    /// What a user waits for, and is not under way.
-    asked: BTreeSet<Lineage>,
-    /// What waits for its CA to answer.
-    held_up: BTreeSet<Lineage>,
-    /// What waits for the tokens of a limit, and when it has one.
-    lines: BTreeMap<Line, BTreeMap<Lineage, Timestamp>>,
+    /// Idle, with a user waiting.
+    requested: BTreeSet<Lineage>,
+    /// Waiting for the end of a CA's outage.
+    waiting_for_ca: BTreeSet<Lineage>,
+    /// Waiting for a token of a rate limit, and when each gets one.
+    queues: BTreeMap<Line, BTreeMap<Lineage, Timestamp>>,
 }
 
 impl Agenda {
-    pub(super) fn get(&self, lineage: &Lineage) -> Option<&Kept> {
+    pub(super) fn get(&self, lineage: &Lineage) -> Option<&Entry> {
         self.kept.get(lineage)
     }
 
-    pub(super) fn insert(&mut self, kept: Kept) {
+    pub(super) fn insert(&mut self, kept: Entry) {
         let lineage = kept.certificate.wanted.lineage.clone();
         self.remove(&lineage);
         self.enter(&lineage, Position::of(&kept));
@@ -93,17 +92,17 @@ impl Agenda {
     }
 
     pub(super) fn remove(&mut self, lineage: &Lineage) {
-        self.leave_lines(lineage);
+        self.leave_queues(lineage);
         if let Some(kept) = self.kept.remove(lineage) {
             self.leave(lineage, Position::of(&kept));
         }
     }
 
-    /// Changes one; `None` when it is not kept.
+    /// Changes an entry; `None` when there is none.
     pub(super) fn change<T>(
         &mut self,
         lineage: &Lineage,
-        change: impl FnOnce(&mut Kept) -> T,
+        change: impl FnOnce(&mut Entry) -> T,
     ) -> Option<T> {
         let kept = self.kept.get_mut(lineage)?;
         let before = Position::of(kept);
@@ -116,140 +115,139 @@ impl Agenda {
         Some(changed)
     }
 
-    /// Changes each, and keeps those for which `change` answers true. What waits in a
-    /// line may come at once now: lines begin anew.
-    pub(super) fn retain(&mut self, mut change: impl FnMut(&Lineage, &mut Kept) -> bool) {
+    /// Changes each entry, and keeps those for which `change` returns true. All queues for
+    /// tokens are cleared, since every certificate may be due at once now.
+    pub(super) fn retain(&mut self, mut change: impl FnMut(&Lineage, &mut Entry) -> bool) {
         self.kept.retain(|lineage, kept| change(lineage, kept));
-        (self.idle, self.asked, self.held_up) = Default::default();
-        self.lines.clear();
+        (self.idle, self.requested, self.waiting_for_ca) = Default::default();
+        self.queues.clear();
         for (lineage, kept) in std::mem::take(&mut self.kept) {
             self.enter(&lineage, Position::of(&kept));
             self.kept.insert(lineage, kept);
         }
     }
 
-    /// What is to be passed over now: first what a user waits for.
+    /// The next certificate for a pass: first one with a user waiting.
     pub(super) fn ready(&self, now: Timestamp) -> Option<Lineage> {
         let order = |lineage: &&Lineage| {
             let kept = self.kept.get(*lineage);
-            kept.map(|kept| (kept.due, kept.silences))
+            kept.map(|kept| (kept.due, kept.outages))
         };
-        let asked = self.asked.iter().min_by_key(order);
+        let requested = self.requested.iter().min_by_key(order);
         let due = || self.idle.first().filter(|(due, ..)| *due <= now);
-        asked
+        requested
             .or_else(|| due().map(|(.., lineage)| lineage))
             .cloned()
     }
 
-    /// When the first of those that are not under way is due.
+    /// When the first idle certificate is due.
     pub(super) fn first_due(&self) -> Option<Timestamp> {
         self.idle.first().map(|(due, ..)| *due)
     }
 
-    /// Those that wait for their CA to answer.
+    /// The certificates that wait for the end of a CA's outage.
     pub(super) fn waiting_for_a_ca(&self) -> BTreeSet<Lineage> {
-        self.held_up.clone()
+        self.waiting_for_ca.clone()
     }
 
-    /// All that is managed.
+    /// The managed certificates.
     pub(super) fn managed(&self) -> impl Iterator<Item = &Arc<Certificate>> {
         let managed = self.kept.values().filter(|kept| kept.managed);
         managed.map(|kept| &kept.certificate)
     }
 
-    /// What is handed over and not under way.
-    pub(super) fn handed_over(&self) -> impl Iterator<Item = &Arc<Certificate>> {
+    /// The managed certificates that are deployed and idle.
+    pub(super) fn deployed(&self) -> impl Iterator<Item = &Arc<Certificate>> {
         let kept = self.kept.values();
-        let at_rest = kept.filter(|kept| kept.managed && kept.whole && !kept.busy);
+        let at_rest = kept.filter(|kept| kept.managed && kept.deployed && !kept.busy);
         at_rest.map(|kept| &kept.certificate)
     }
 
-    /// When `lineage`, which met `error` and is to wait until then, looks again: within
-    /// an hour. Of those that wait for the tokens of one limit each has the next one: if
-    /// all came for the first, a thousand would be refused for one that is not, token
-    /// by token.
-    pub(super) fn in_line(
+    /// When `lineage`, which met `error` and waits for `until`, is checked again: within an
+    /// hour. Each certificate that waits for one limit gets the next token: if all came for
+    /// the first token, all but one would be refused, token by token.
+    pub(super) fn queue_for_token(
         &mut self,
         lineage: &Lineage,
         error: &ManageError,
         until: Timestamp,
         now: Timestamp,
     ) -> Timestamp {
-        self.leave_lines(lineage);
-        let latest = now + LOOK_AGAIN;
-        let ManageError::OutOfBudget {
+        self.leave_queues(lineage);
+        let latest = now + RECHECK;
+        let ManageError::LimitExhausted {
             line: Some(line), ..
         } = error
         else {
             return until.min(latest);
         };
-        let places = self.lines.entry((**line).clone()).or_default();
-        places.retain(|_, place| *place >= now);
-        let before = u32::try_from(places.len()).unwrap_or(u32::MAX);
-        let place = until + line.every.saturating_mul(before);
-        if place > latest {
-            // A look, and no place.
+        let slots = self.queues.entry((**line).clone()).or_default();
+        slots.retain(|_, slot| *slot >= now);
+        let before = u32::try_from(slots.len()).unwrap_or(u32::MAX);
+        let slot = until + line.every.saturating_mul(before);
+        if slot > latest {
+            // A check without a slot.
             return latest;
         }
-        places.insert(lineage.clone(), place);
-        place
+        slots.insert(lineage.clone(), slot);
+        slot
     }
 
-    fn leave_lines(&mut self, lineage: &Lineage) {
-        self.lines.retain(|_, places| {
-            places.remove(lineage);
-            !places.is_empty()
+    fn leave_queues(&mut self, lineage: &Lineage) {
+        self.queues.retain(|_, slots| {
+            slots.remove(lineage);
+            !slots.is_empty()
         });
     }
 
     fn enter(&mut self, lineage: &Lineage, position: Position) {
-        if let Some((due, silences)) = position.idle {
-            self.idle.insert((due, silences, lineage.clone()));
+        if let Some((due, outages)) = position.idle {
+            self.idle.insert((due, outages, lineage.clone()));
         }
-        if position.asked {
-            self.asked.insert(lineage.clone());
+        if position.requested {
+            self.requested.insert(lineage.clone());
         }
-        if position.held_up {
-            self.held_up.insert(lineage.clone());
+        if position.waiting_for_ca {
+            self.waiting_for_ca.insert(lineage.clone());
         }
     }
 
     fn leave(&mut self, lineage: &Lineage, position: Position) {
-        if let Some((due, silences)) = position.idle {
-            self.idle.remove(&(due, silences, lineage.clone()));
+        if let Some((due, outages)) = position.idle {
+            self.idle.remove(&(due, outages, lineage.clone()));
         }
-        if position.asked {
-            self.asked.remove(lineage);
+        if position.requested {
+            self.requested.remove(lineage);
         }
-        if position.held_up {
-            self.held_up.remove(lineage);
+        if position.waiting_for_ca {
+            self.waiting_for_ca.remove(lineage);
         }
     }
 }
 
-/// Where one stands in the orders.
+/// The place of an entry in the indexes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Position {
     idle: Option<(Timestamp, u32)>,
-    asked: bool,
-    held_up: bool,
+    requested: bool,
+    waiting_for_ca: bool,
 }
 
 impl Position {
-    fn of(kept: &Kept) -> Self {
-        let (due, silences) = (kept.due, kept.silences);
+    fn of(kept: &Entry) -> Self {
+        let (due, outages) = (kept.due, kept.outages);
         Self {
-            idle: (kept.managed && !kept.busy).then_some((due, silences)),
-            asked: !kept.busy && !kept.waiting.is_empty(),
-            held_up: kept.waits_for_ca,
+            idle: (kept.managed && !kept.busy).then_some((due, outages)),
+            requested: !kept.busy && !kept.waiting.is_empty(),
+            waiting_for_ca: kept.waits_for_ca,
         }
     }
 }
 
-/// How `kept` is kept, where a command asks for something else. What it does not
-/// say is as it is kept.
-pub(super) fn difference(kept: &Certificate, asked: &Certificate) -> Option<String> {
-    let (one, other) = (&kept.wanted, &asked.wanted);
+/// The setting of `kept` that differs from the command's, in words. Settings that the
+/// command leaves out do not differ.
+pub(super) fn difference(kept: &Certificate, requested: &Certificate) -> Option<String> {
+    let (one, other) = (&kept.wanted, &requested.wanted);
     if one.identifiers != other.identifiers || one.ca != other.ca {
         let names: Vec<String> = one.identifiers.iter().map(ToString::to_string).collect();
         return Some(format!("for {} from {}", names.join(", "), one.ca));
@@ -258,8 +256,8 @@ pub(super) fn difference(kept: &Certificate, asked: &Certificate) -> Option<Stri
         let profile = one.profile.as_deref().unwrap_or("none");
         return Some(format!("with the profile {profile}"));
     }
-    let second = |one: &Certificate| one.fallback.as_ref().map(|second| second.ca.clone());
-    if let (here, Some(there)) = (second(kept), second(asked))
+    let fallback = |one: &Certificate| one.fallback.as_ref().map(|fallback| fallback.ca.clone());
+    if let (here, Some(there)) = (fallback(kept), fallback(requested))
         && here.as_ref() != Some(&there)
     {
         let here = here.unwrap_or_else(|| "none".into());
@@ -268,16 +266,16 @@ pub(super) fn difference(kept: &Certificate, asked: &Certificate) -> Option<Stri
     if other.key != KeyType::default() && one.key != other.key {
         return Some(format!("with a key of the kind {}", one.key));
     }
-    let (here, there) = (&kept.endpoints, &asked.endpoints);
+    let (here, there) = (&kept.endpoints, &requested.endpoints);
     if !there.is_empty() && here != there {
         let here: Vec<String> = here.iter().map(ToString::to_string).collect();
-        return Some(format!("proven at [{}]", here.join(", ")));
+        return Some(format!("verified at [{}]", here.join(", ")));
     }
     let named = |certificate: &Certificate| -> Vec<String> {
         let targets = certificate.targets.iter();
         targets.map(|target| target.name().to_owned()).collect()
     };
-    let (here, there) = (named(kept), named(asked));
+    let (here, there) = (named(kept), named(requested));
     (!there.is_empty() && here != there).then(|| format!("for [{}]", here.join(", ")))
 }
 
@@ -292,7 +290,7 @@ mod tests {
     }
 
     fn refused(limit: Limit, priority: Priority) -> ManageError {
-        ManageError::OutOfBudget {
+        ManageError::LimitExhausted {
             limit,
             subject: String::new(),
             until: at(0),
@@ -306,8 +304,8 @@ mod tests {
         }
     }
 
-    /// The places of `numbers`, who meet `error` one after the other at `now`.
-    fn places(
+    /// The slots of `numbers`, which meet `error` one after the other at `now`.
+    fn slots(
         agenda: &mut Agenda,
         numbers: std::ops::Range<u32>,
         error: &ManageError,
@@ -315,55 +313,55 @@ mod tests {
     ) -> Vec<u64> {
         let each = numbers.map(|number| {
             let lineage = Lineage::parse(&format!("n{number}.example.com")).unwrap();
-            let place = agenda.in_line(&lineage, error, at(until), at(now));
-            place.since(at(0)).as_secs()
+            let slot = agenda.queue_for_token(&lineage, error, at(until), at(now));
+            slot.since(at(0)).as_secs()
         });
         each.collect()
     }
 
     #[test]
-    fn each_of_a_line_has_the_next_token_and_looks_within_the_hour() {
+    fn queue_for_token_gives_each_certificate_the_next_token_within_an_hour() {
         let orders = refused(Limit::NewOrders, Priority::Routine);
         let mut agenda = Agenda::default();
-        let first = places(&mut agenda, 0..5, &orders, (100, 0));
+        let first = slots(&mut agenda, 0..5, &orders, (100, 0));
         assert_eq!(first, [100, 1100, 2100, 3100, 3600]);
-        // Other limits, and who may take what others leave alone, wait apart.
+        // Other limits, and orders that may use the reserve, have their own queues.
         let domain = refused(Limit::CertificatesPerDomain, Priority::Routine);
-        assert_eq!(places(&mut agenda, 5..6, &domain, (3000, 0)), [3000]);
+        assert_eq!(slots(&mut agenda, 5..6, &domain, (3000, 0)), [3000]);
         let urgent = refused(Limit::NewOrders, Priority::Urgent);
-        assert_eq!(places(&mut agenda, 6..8, &urgent, (100, 0)), [100, 1100]);
-        // Who comes again has left its place, and who had its turn is gone.
-        assert_eq!(places(&mut agenda, 0..1, &orders, (1100, 150)), [3750]);
-        assert_eq!(places(&mut agenda, 8..9, &orders, (3100, 3000)), [4100]);
-        // A token that is further away than a look is had at its second.
+        assert_eq!(slots(&mut agenda, 6..8, &urgent, (100, 0)), [100, 1100]);
+        // A returning certificate leaves its old slot, and a past slot is free.
+        assert_eq!(slots(&mut agenda, 0..1, &orders, (1100, 150)), [3750]);
+        assert_eq!(slots(&mut agenda, 8..9, &orders, (3100, 3000)), [4100]);
+        // A token that is more than an hour away gets a slot at a later check.
         let mut rare = Agenda::default();
-        let looks = places(&mut rare, 0..3, &domain, (9000, 0));
+        let looks = slots(&mut rare, 0..3, &domain, (9000, 0));
         assert_eq!(looks, [3600, 3600, 3600]);
-        let looks = places(&mut rare, 0..3, &domain, (9000, 5500));
+        let looks = slots(&mut rare, 0..3, &domain, (9000, 5500));
         assert_eq!(looks, [9000, 9100, 9100]);
     }
 
     #[test]
-    fn where_all_look_again_at_once_no_place_is_kept_for_who_was_there() {
+    fn queue_for_token_starts_empty_after_a_sweep() {
         let orders = refused(Limit::NewOrders, Priority::Routine);
         let mut agenda = Agenda::default();
-        let before = places(&mut agenda, 0..4, &orders, (100, 0));
+        let before = slots(&mut agenda, 0..4, &orders, (100, 0));
         agenda.retain(|_, _| true);
-        assert_eq!(places(&mut agenda, 0..4, &orders, (100, 10)), before);
+        assert_eq!(slots(&mut agenda, 0..4, &orders, (100, 10)), before);
         agenda.remove(&Lineage::parse("n1.example.com").unwrap());
-        assert_eq!(places(&mut agenda, 4..5, &orders, (100, 20)), [3100]);
+        assert_eq!(slots(&mut agenda, 4..5, &orders, (100, 20)), [3100]);
     }
 
     #[test]
-    fn where_one_token_lets_all_through_all_come_for_it() {
-        let account = ManageError::OutOfBudget {
+    fn queue_for_token_lets_all_wait_for_one_account() {
+        let account = ManageError::LimitExhausted {
             limit: Limit::NewAccounts,
             subject: String::new(),
             until: at(0),
             line: None,
         };
         let mut agenda = Agenda::default();
-        assert_eq!(places(&mut agenda, 0..3, &account, (700, 0)), [700; 3]);
-        assert_eq!(places(&mut agenda, 0..3, &account, (9000, 0)), [3600; 3]);
+        assert_eq!(slots(&mut agenda, 0..3, &account, (700, 0)), [700; 3]);
+        assert_eq!(slots(&mut agenda, 0..3, &account, (9000, 0)), [3600; 3]);
     }
 }

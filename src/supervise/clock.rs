@@ -1,6 +1,6 @@
-//! This machine's clock under watch. A start, a clock that was set, and a machine that was
-//! suspended make each CA be asked for the time: else a wrong clock would be told when
-//! something is due, hours later. Nothing is ordered here.
+//! Watches this machine's clock. After a start, a jump of the clock, or a suspend, each CA
+//! is probed for its time; else a wrong clock would be reported only hours later, when a
+//! step is due. Nothing is ordered here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,27 +10,27 @@ use tokio::task::JoinSet;
 
 use super::agenda::{Agenda, SWEEP};
 use crate::acme::Issuer;
-use crate::manage::clock::{ALARM, ask};
+use crate::manage::clock::{ALARM, query_time};
 use crate::manage::{Certificate, Services};
 use crate::renew::skew::decided_at;
 use crate::time::{Clock, Timestamp};
 
-/// So long after a start what has to be done is asking anyhow.
-const FIRST_AFTER: Duration = Duration::from_secs(5);
+/// The pause before the first probe: after a start, due steps contact the CAs anyway.
+const FIRST_CHECK_AFTER: Duration = Duration::from_secs(5);
 
-/// What is known of the clock, and the CAs that are asked about it.
+/// The state of the clock, and the CAs to probe for their time.
 pub(super) struct Watch {
-    /// What it showed once, beside the clock that cannot be set: they go on together.
+    /// A past reading of the wall clock and the steady clock, which advance together.
     seen: Option<Seen>,
-    /// When those CAs are asked that have not replied since the start.
-    begins: Option<Duration>,
-    /// Whether it has jumped, so that what was decided is to be decided again.
+    /// When the CAs that have not replied since the start are probed.
+    first_check_at: Option<Duration>,
+    /// Whether the clock has jumped, so that decisions must be repeated.
     jumped: bool,
-    /// CAs that are to be asked, and have not answered yet.
-    doubted: BTreeSet<String>,
-    /// Before then no CA is asked.
-    again_at: Duration,
-    questions: JoinSet<Answer>,
+    /// The CAs to probe that have not replied yet.
+    pending: BTreeSet<String>,
+    /// The earliest time of the next probe.
+    next_at: Duration,
+    probes: JoinSet<TimeReply>,
 }
 
 /// Two clocks at one instant.
@@ -40,11 +40,11 @@ struct Seen {
     steady: Duration,
 }
 
-struct Answer {
+struct TimeReply {
     ca: String,
     since: Seen,
     answered: bool,
-    /// Whether its clock shows a time that is decided by, instead of ours.
+    /// Whether the CA's time replaces ours in decisions.
     corrects: bool,
 }
 
@@ -55,38 +55,38 @@ impl Seen {
         Some(Self { wall, steady })
     }
 
-    /// How far the one was set ahead, or the other stood still; and how far the
-    /// one was set back.
+    /// How far the wall clock jumped ahead, by being set or by a suspend; and how far it
+    /// was set back.
     fn jumps(&self, now: &Self) -> [Duration; 2] {
         let wanted = self.wall + now.steady.saturating_sub(self.steady);
         [now.wall.since(wanted), wanted.since(now.wall)]
     }
 }
 
-/// Each CA that anything managed is from, or may come to be from, with the way to it.
+/// The first and fallback CAs of all managed certificates, with their clients.
 fn cas(agenda: &Agenda) -> impl Iterator<Item = (&String, &Arc<dyn Issuer>)> {
     agenda.managed().flat_map(|one| {
-        let second = one.fallback.as_ref();
-        let second = second.map(|second| (&second.ca, &second.issuer));
-        [Some((&one.wanted.ca, &one.issuer)), second]
+        let fallback = one.fallback.as_ref();
+        let fallback = fallback.map(|fallback| (&fallback.ca, &fallback.issuer));
+        [Some((&one.wanted.ca, &one.issuer)), fallback]
             .into_iter()
             .flatten()
     })
 }
 
-/// Those that something is to be from, and that have not said yet what time it is. The
-/// fallback CA has no work until there is need of it.
-fn unheard(agenda: &Agenda) -> BTreeSet<String> {
-    let heard = |one: &&Arc<Certificate>| one.issuer.dated().is_some();
-    let (heard, unheard): (Vec<_>, Vec<_>) = agenda.managed().partition(heard);
-    let [heard, unheard] = [heard, unheard].map(|some| {
+/// The first CAs that have not sent a date yet. A fallback CA needs no probe before it is
+/// used.
+fn without_reply(agenda: &Agenda) -> BTreeSet<String> {
+    let has_reply = |one: &&Arc<Certificate>| one.issuer.dated().is_some();
+    let (with, without): (Vec<_>, Vec<_>) = agenda.managed().partition(has_reply);
+    let [with, without] = [with, without].map(|some| {
         let cas = some.into_iter().map(|one| one.wanted.ca.clone());
         cas.collect::<BTreeSet<_>>()
     });
-    &unheard - &heard
+    &without - &with
 }
 
-/// Whether what is decided goes by the clock of the CA that `issuer` asks, since ours is another.
+/// Whether decisions follow the clock of the CA behind `issuer`, since ours differs.
 fn corrects(issuer: &dyn Issuer, clock: &dyn Clock) -> bool {
     let ours = clock.wall();
     let there = issuer.dated().map(|dated| dated.there(ours));
@@ -97,61 +97,64 @@ impl Watch {
     pub(super) fn new(clock: &dyn Clock) -> Self {
         Self {
             seen: Seen::now(clock),
-            begins: None,
+            first_check_at: None,
             jumped: false,
-            doubted: BTreeSet::new(),
-            again_at: Duration::ZERO,
-            questions: JoinSet::new(),
+            pending: BTreeSet::new(),
+            next_at: Duration::ZERO,
+            probes: JoinSet::new(),
         }
     }
 
-    /// What is to be done is begun now.
+    /// Schedules the first probe, when the loop starts.
     pub(super) fn begin(&mut self, clock: &dyn Clock) {
-        self.begins = clock.steady().map(|now| now + FIRST_AFTER);
+        self.first_check_at = clock.steady().map(|now| now + FIRST_CHECK_AFTER);
     }
 
-    /// How long there is nothing to look at, but for jumps.
+    /// The time until the next probe, or until the next check for jumps.
     pub(super) fn pause(&self, clock: &dyn Clock) -> Duration {
-        let asks = !self.doubted.is_empty() && self.questions.is_empty();
-        let next = self.begins.or(asks.then_some(self.again_at));
+        let asks = !self.pending.is_empty() && self.probes.is_empty();
+        let next = self.first_check_at.or(asks.then_some(self.next_at));
         match (next, clock.steady()) {
             (Some(next), Some(now)) => next.saturating_sub(now),
             _ => SWEEP,
         }
     }
 
-    /// Asks the CAs that are to be asked, once a minute at most.
+    /// Detects jumps, and probes the pending CAs at most once a minute.
     pub(super) fn look(&mut self, services: &Arc<Services>, agenda: &Agenda) {
         let (Some(before), Some(now)) = (self.seen, Seen::now(services.clock.as_ref())) else {
             return;
         };
-        if self.begins.is_some_and(|begins| begins <= now.steady) {
-            self.begins = None;
-            self.doubted = unheard(agenda);
+        if self
+            .first_check_at
+            .is_some_and(|begins| begins <= now.steady)
+        {
+            self.first_check_at = None;
+            self.pending = without_reply(agenda);
         }
         let [ahead, back] = before.jumps(&now);
         if ahead > ALARM {
-            // One that was set back is told where everything is looked at again.
+            // The supervisor reports a clock that was set back.
             tracing::warn!(
-                "the clock went ahead, to {}: it was set, or the machine was suspended; the CA is asked for the time",
+                "the clock jumped ahead, to {}: it was set, or the machine was suspended; probing the CA for its time",
                 now.wall
             );
         }
         if ahead.max(back) > ALARM {
             self.seen = Some(now);
-            (self.begins, self.jumped) = (None, true);
-            self.doubted = cas(agenda).map(|(ca, _)| ca.clone()).collect();
+            (self.first_check_at, self.jumped) = (None, true);
+            self.pending = cas(agenda).map(|(ca, _)| ca.clone()).collect();
         }
-        if self.doubted.is_empty() || !self.questions.is_empty() || now.steady < self.again_at {
+        if self.pending.is_empty() || !self.probes.is_empty() || now.steady < self.next_at {
             return;
         }
-        self.again_at = now.steady + SWEEP;
+        self.next_at = now.steady + SWEEP;
         for (ca, issuer) in cas(agenda).collect::<BTreeMap<_, _>>() {
-            if let (true, Some(since)) = (self.doubted.contains(ca), self.seen) {
+            if let (true, Some(since)) = (self.pending.contains(ca), self.seen) {
                 let (services, ca, issuer) = (services.clone(), ca.clone(), issuer.clone());
-                self.questions.spawn(async move {
-                    let answered = ask(&services, &ca, issuer.as_ref()).await;
-                    Answer {
+                self.probes.spawn(async move {
+                    let answered = query_time(&services, &ca, issuer.as_ref()).await;
+                    TimeReply {
                         ca,
                         since,
                         answered,
@@ -162,21 +165,19 @@ impl Watch {
         }
     }
 
-    /// Returns when a CA has answered or not, and says whether something may be to be decided
-    /// again; `None` while none is asked.
+    /// Waits for the end of a probe, and returns whether decisions must be repeated; `None`
+    /// without a probe in progress.
     pub(super) async fn answered(&mut self) -> Option<bool> {
-        let answer = match self.questions.join_next().await? {
+        let answer = match self.probes.join_next().await? {
             Ok(answer) => answer,
             Err(error) => {
-                tracing::error!(
-                    "a question for the time has failed in a way nobody foresaw: {error}"
-                );
+                tracing::error!("the time probe of a CA failed unexpectedly: {error}");
                 return Some(false);
             }
         };
         let holds = answer.answered && self.seen == Some(answer.since);
-        if holds && self.doubted.remove(&answer.ca) {
-            tracing::info!("{} was asked for the time", answer.ca);
+        if holds && self.pending.remove(&answer.ca) {
+            tracing::info!("the time probe of {} succeeded", answer.ca);
         }
         Some(holds && (self.jumped || answer.corrects))
     }

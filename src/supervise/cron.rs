@@ -1,14 +1,14 @@
-//! The cron job of the owner's schedule. It only wakes the supervisor: its scheduler
-//! looks twice a second at the wall clock and may miss an instant; what must happen at
-//! an instant is a deadline of the supervisor's own.
+//! The cron job of the operator's schedule. It only wakes the supervisor: its scheduler
+//! polls the wall clock twice a second and may miss an instant. Due instants are timers
+//! of the supervisor itself.
 
 use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
 
 use super::Handle;
 use crate::manage::schedule::Schedule;
 
-/// Wakes the supervisor of `handle` at every instant of `schedule`, until what is returned is
-/// shut down.
+/// Wakes the supervisor of `handle` at every instant of `schedule`, until the returned
+/// scheduler is shut down.
 ///
 /// # Errors
 /// When the scheduler does not start.

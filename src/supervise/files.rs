@@ -1,6 +1,6 @@
-//! What another process takes away: the live files and their copies are for other
-//! programs, and in their reach. A glance at each once a minute, beside the loop: a
-//! volume may be slow.
+//! Checks once a minute whether the live files and their copies still exist, since other
+//! programs can remove them. The checks run beside the loop, since a volume may be slow.
+//! Nothing is written here.
 
 use std::sync::Arc;
 
@@ -12,22 +12,22 @@ use crate::identifier::Lineage;
 use crate::manage::Certificate;
 use crate::time::Timestamp;
 
-/// The glances that are under way.
+/// The checks in progress.
 #[derive(Default)]
 pub(super) struct Files {
     looking: JoinSet<Vec<Lineage>>,
     looked: Option<Timestamp>,
-    /// Whether there are any.
+    /// Whether there are files to check.
     any: bool,
 }
 
 impl Files {
-    /// From here on there are those of `certificates`, and what lies in `output`.
-    pub(super) fn are_those_of(&mut self, certificates: &[Certificate], output: &dyn Outlet) {
+    /// Watches the copies of `certificates` and the files of `output` from now on.
+    pub(super) fn watch(&mut self, certificates: &[Certificate], output: &dyn Outlet) {
         self.any = output.is_shared() || certificates.iter().any(has_copies);
     }
 
-    /// Looks for the files of what is handed over, if it is time.
+    /// Starts a check of the deployed files, if one is due.
     pub(super) fn look(&mut self, agenda: &Agenda, output: &Arc<dyn Outlet>, now: Timestamp) {
         let looked = self.looked.get_or_insert(now);
         let recently = *looked <= now && now < *looked + SWEEP;
@@ -36,7 +36,7 @@ impl Files {
         }
         self.looked = Some(now);
         let shared = output.is_shared();
-        let kept = agenda.handed_over();
+        let kept = agenda.deployed();
         let kept = kept.filter(|one| shared || has_copies(one));
         let kept: Vec<Arc<Certificate>> = kept.cloned().collect();
         if !kept.is_empty() {
@@ -44,10 +44,10 @@ impl Files {
         }
     }
 
-    /// Those whose copies are gone, once that is known.
+    /// Waits for a check, and returns the certificates whose files are missing.
     pub(super) async fn gone(&mut self) -> Vec<Lineage> {
         match self.looking.join_next().await {
-            // One that has failed is told by the next pass.
+            // The next pass reports a failed check.
             Some(looked) => looked.unwrap_or_default(),
             None => std::future::pending().await,
         }
@@ -67,16 +67,16 @@ async fn gone(kept: Vec<Arc<Certificate>>, output: Arc<dyn Outlet>) -> Vec<Linea
             .filter(|lineage| output.is_shared() && output.live(lineage).is_none())
             .collect()
     });
-    // One that could not be looked at is looked at by the next pass.
+    // The next pass checks again after a failure.
     let mut gone: Vec<Lineage> = live.await.unwrap_or_default();
     for lineage in &gone {
-        tracing::warn!(%lineage, "what was live is gone, and is published again");
+        tracing::warn!(%lineage, "the live files are missing and are published again");
     }
     for certificate in kept {
         let lineage = &certificate.wanted.lineage;
         for target in &certificate.targets {
             if target.is_gone(lineage).await {
-                tracing::warn!(%lineage, "{} is gone, and is written again", target.name());
+                tracing::warn!(%lineage, "{} is missing and is written again", target.name());
                 gone.push(lineage.clone());
                 break;
             }

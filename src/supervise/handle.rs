@@ -1,4 +1,5 @@
-//! How a running supervisor is steered: commands, and replies to those that wait.
+//! The commands to a running supervisor, and the replies to waiting callers. Nothing is
+//! done here.
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -7,47 +8,47 @@ use crate::manage::{Certificate, ManageError, Outcome, Trigger};
 
 const COMMANDS: usize = 64;
 
-/// How a pass ended.
+/// The result of a pass.
 pub(crate) type Ended = Result<Outcome, ManageError>;
 
-/// Steers a running [`super::Supervisor`].
+/// Sends commands to a running [`super::Supervisor`].
 #[derive(Clone, Debug)]
 pub(crate) struct Handle(mpsc::Sender<Command>);
 
-/// What a supervisor is asked to do.
+/// A command to the supervisor.
 pub(super) enum Command {
     Sweep,
     Replace(Vec<Certificate>),
     Work(Box<Certificate>, Trigger, oneshot::Sender<Ended>),
-    Keeps(Lineage, oneshot::Sender<bool>),
+    Manages(Lineage, oneshot::Sender<bool>),
     Ping(oneshot::Sender<()>),
     Stop,
 }
 
 impl Handle {
-    /// A handle, and the end at which its commands arrive.
+    /// A handle, and the receiver of its commands.
     pub(super) fn new() -> (Self, mpsc::Receiver<Command>) {
         let (sender, commands) = mpsc::channel(COMMANDS);
         (Self(sender), commands)
     }
 
-    /// Looks at every certificate now.
+    /// Starts a pass over every certificate now.
     pub(crate) async fn sweep(&self) {
         self.send(Command::Sweep).await;
     }
 
-    /// Keeps `certificates` from here on, and no others. What is under way for
-    /// one that is left out is finished.
+    /// Manages `certificates` and no others from now on. A pass in progress over another
+    /// certificate is finished.
     pub(crate) async fn replace(&self, certificates: Vec<Certificate>) {
         self.send(Command::Replace(certificates)).await;
     }
 
-    /// Passes over `certificate` once, whether it is one of those kept or not.
+    /// Runs one pass over `certificate`, managed or not.
     ///
     /// # Errors
-    /// Those of a pass; [`ManageError::KeptOtherwise`] for a certificate that
-    /// is kept for other names or from another CA, and [`ManageError::Stopped`]
-    /// when the supervisor ended first: the next pass then resumes the work.
+    /// Those of a pass; [`ManageError::ConfiguredDifferently`] for a certificate that is
+    /// managed with other settings, and [`ManageError::Stopped`] when the supervisor stopped
+    /// first: the next pass then resumes the work.
     pub(crate) async fn work(&self, certificate: Certificate, trigger: Trigger) -> Ended {
         let (reply, ended) = oneshot::channel();
         self.send(Command::Work(Box::new(certificate), trigger, reply))
@@ -55,27 +56,27 @@ impl Handle {
         ended.await.unwrap_or(Err(ManageError::Stopped))
     }
 
-    /// Whether `lineage` is one of those kept.
-    pub(crate) async fn keeps(&self, lineage: &Lineage) -> bool {
+    /// Whether `lineage` is managed.
+    pub(crate) async fn manages(&self, lineage: &Lineage) -> bool {
         let (reply, kept) = oneshot::channel();
-        self.send(Command::Keeps(lineage.clone(), reply)).await;
+        self.send(Command::Manages(lineage.clone(), reply)).await;
         kept.await.unwrap_or_default()
     }
 
-    /// Returns once the loop has turned; false when it is gone.
+    /// Waits for one iteration of the loop; false when the loop has ended.
     pub(crate) async fn ping(&self) -> bool {
         let (reply, turned) = oneshot::channel();
         self.send(Command::Ping(reply)).await;
         turned.await.is_ok()
     }
 
-    /// Lets the steps under way end, within 8 s, and launches no other.
+    /// Stops the supervisor: passes in progress may end within 8 s, and no other is launched.
     pub(crate) async fn stop(&self) {
         self.send(Command::Stop).await;
     }
 
     async fn send(&self, command: Command) {
-        // The supervisor has ended: a caller that waits for a reply sees that.
+        // If the supervisor has ended, a waiting caller sees the closed channel.
         let _ = self.0.send(command).await;
     }
 }

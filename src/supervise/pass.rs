@@ -1,4 +1,5 @@
-//! One pass of the loop: over one certificate, with what is shown of it after.
+//! One pass of the loop over one certificate, and the record to show after it. It decides
+//! nothing.
 
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use tokio::sync::oneshot;
 use super::handle::Ended;
 use crate::acme::AcmeError;
 use crate::identifier::Lineage;
-use crate::manage::clock::Corrected;
+use crate::manage::clock::CorrectedClock;
 use crate::manage::concurrency::Permit;
 use crate::manage::pass::pass;
 use crate::manage::{Certificate, ManageError, Services, Trigger};
@@ -15,24 +16,24 @@ use crate::record::Record;
 use crate::store::StoreError;
 use crate::time::{Clock, Timestamp};
 
-/// How a pass over a certificate ended.
+/// The result of a pass over a certificate.
 pub(super) struct Finished {
     pub(super) lineage: Lineage,
     pub(super) ended: Ended,
     pub(super) record: Option<Record>,
-    /// What time it is by the CA's clock, where ours is known to be wrong: what the
-    /// pass and its record say is in it.
+    /// The time of the pass, corrected by the CA's clock; the instants of the pass and its
+    /// record are in this time.
     pub(super) at: Timestamp,
     pub(super) reply: Option<oneshot::Sender<Ended>>,
 }
 
 impl Finished {
-    /// Whether another process has its lease. In a fleet that is no failure.
+    /// Whether another process holds the lease, which is normal in a fleet.
     pub(super) fn is_elsewhere(&self) -> bool {
         is_elsewhere(&self.ended)
     }
 
-    /// The CA that does its work, as how the pass ended shows.
+    /// The CA that the result shows to be working.
     pub(super) fn answering_ca(&self) -> Option<String> {
         let record = self.record.as_ref()?;
         match &self.ended {
@@ -43,10 +44,10 @@ impl Finished {
                 else {
                     return None;
                 };
-                let second = record.fallback.as_ref().map(|fallback| &fallback.ca);
-                // The first one may be known to its records by another name.
-                let second = second.filter(|second| *second == ca);
-                Some(second.unwrap_or(&record.ca).clone())
+                let fallback = record.fallback.as_ref().map(|fallback| &fallback.ca);
+                // The error may name the first CA by another URL than the record does.
+                let fallback = fallback.filter(|fallback| *fallback == ca);
+                Some(fallback.unwrap_or(&record.ca).clone())
             }
             _ => None,
         }
@@ -57,7 +58,7 @@ fn is_elsewhere(ended: &Ended) -> bool {
     matches!(ended, Err(ManageError::Store(StoreError::Leased { .. })))
 }
 
-/// Passes over `certificate` once.
+/// Runs one pass over `certificate`.
 pub(super) async fn one_pass(
     services: Arc<Services>,
     certificate: Arc<Certificate>,
@@ -66,13 +67,13 @@ pub(super) async fn one_pass(
     reply: Option<oneshot::Sender<Ended>>,
 ) -> Finished {
     let ended = pass(&services, &certificate, trigger, permit).await;
-    let clock = Corrected::new(services.clock.clone(), &certificate);
+    let clock = CorrectedClock::new(services.clock.clone(), &certificate);
     let lineage = certificate.wanted.lineage.clone();
     let (ended, record) = match ended {
         Ok((outcome, record)) => (Ok(outcome), Some(record)),
         Err(error) => {
             let ended = Err(error);
-            // The process that works on it shows it.
+            // The process that holds the lease shows the record.
             let record = match is_elsewhere(&ended) {
                 true => None,
                 false => as_stored(&services, &lineage).await,
@@ -81,7 +82,7 @@ pub(super) async fn one_pass(
         }
     };
     if let Some(record) = &record {
-        clock.knows(record);
+        clock.use_evidence(record);
     }
     Finished {
         lineage,
@@ -92,12 +93,12 @@ pub(super) async fn one_pass(
     }
 }
 
-/// What lasts, whatever a pass that has failed was about to write down.
+/// The stored record, since a failed pass may have unsaved changes.
 async fn as_stored(services: &Services, lineage: &Lineage) -> Option<Record> {
     match services.store.load(lineage).await {
         Ok(stored) => stored.map(|(record, _)| record),
         Err(error) => {
-            tracing::warn!(%lineage, "its state cannot be shown: {error}");
+            tracing::warn!(%lineage, "the record cannot be read to show its state: {error}");
             None
         }
     }

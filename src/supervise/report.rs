@@ -1,9 +1,9 @@
-//! How a pass ended: shown on the board, told where it is news, and turned into the
-//! instant of the next one.
+//! The result of a pass: shown on the board, logged if it is new, and turned into the
+//! instant of the next pass. No pass is launched here.
 
 use std::time::Duration;
 
-use super::agenda::{Agenda, LOOK_AGAIN};
+use super::agenda::{Agenda, RECHECK};
 use super::pass::Finished;
 use crate::identifier::Lineage;
 use crate::manage::status::status;
@@ -13,49 +13,49 @@ use crate::record::Record;
 use crate::renew::decide::{Next, next};
 use crate::time::Timestamp;
 
-/// While another process works on it, at most; a quarter of it at least.
+/// The longest pause while another process holds the lease; the shortest is a quarter.
 const ELSEWHERE: Duration = Duration::from_secs(20);
-/// Looks that can wait are so far apart, at most, in a fleet whose certificates are
-/// looked at at one instant: the first has done by then what all would come for.
+/// The longest spacing between window requests that are due at one instant: the first one
+/// finds out for all whether windows are available.
 const APART: Duration = Duration::from_secs(10);
-/// Looks in a row that found another process at work, until the owner is told.
+/// The number of passes in a row without the lease after which a message is logged.
 const LONG_ELSEWHERE: u32 = 50;
-/// After a look that found nothing to do, at most.
+/// The longest pause after a pass that found nothing due.
 const LONGEST_REST: Duration = Duration::from_secs(86_400);
 
-/// When a certificate is looked at again.
-pub(super) enum Again {
+/// When the next pass over a certificate is due.
+pub(super) enum Recheck {
     At(Timestamp),
-    /// When its CA answers, or else to see whether it does.
-    Answered(Timestamp),
-    /// After a failure that the record could not date.
+    /// At the end of its CA's outage, or at this instant to probe the CA.
+    WhenAnswered(Timestamp),
+    /// After a failure without a stored time for the retry.
     Undated,
-    /// After that time, since another process works on it.
+    /// After this pause, since another process holds the lease.
     Elsewhere(Duration),
 }
 
-/// Shows how `pass` ended, answers the caller that waits for it, and says when the
-/// certificate is to be looked at again.
+/// Shows the result of `pass`, replies to a waiting caller, and returns when the next pass
+/// is due.
 pub(super) fn report(
     services: &Services,
     board: &Board,
     agenda: &mut Agenda,
     pass: Finished,
-) -> Again {
+) -> Recheck {
     show(services, board, agenda, &pass);
     count(agenda, &pass);
-    let again = match &pass.ended {
+    let recheck = match &pass.ended {
         Ok(outcome) => after_success(services, &pass, outcome),
         Err(error) => after_failure(services, agenda, &pass, error),
     };
     if let Some(reply) = pass.reply {
-        // A caller that waited may have gone away meanwhile.
+        // The waiting caller may have ended meanwhile.
         let _ = reply.send(pass.ended);
     }
-    again
+    recheck
 }
 
-/// Posts the state of what is managed, with an alarm when it has become worse.
+/// Posts the status of a managed certificate, and logs an alarm when it gets worse.
 fn show(services: &Services, board: &Board, agenda: &mut Agenda, pass: &Finished) {
     let lineage = &pass.lineage;
     let Some(record) = &pass.record else { return };
@@ -64,8 +64,8 @@ fn show(services: &Services, board: &Board, agenda: &mut Agenda, pass: &Finished
     }
     let shown = status(record, pass.at, services.random.as_ref());
     let level = alarm_level(&shown);
-    let told = agenda.change(lineage, |kept| std::mem::replace(&mut kept.told, level));
-    if told.is_some_and(|told| level > told) {
+    let alarmed = agenda.change(lineage, |kept| std::mem::replace(&mut kept.alarmed, level));
+    if alarmed.is_some_and(|alarmed| level > alarmed) {
         let error = pass.ended.as_ref().err();
         let why = shown.last_error.clone();
         let why = why.or_else(|| error.map(ToString::to_string));
@@ -74,13 +74,13 @@ fn show(services: &Services, board: &Board, agenda: &mut Agenda, pass: &Finished
     board.post(shown);
 }
 
-/// Counts what repeats from pass to pass.
+/// Counts results that repeat from pass to pass.
 fn count(agenda: &mut Agenda, pass: &Finished) {
     agenda.change(&pass.lineage, |kept| {
-        kept.whole = pass.ended.is_ok();
-        kept.silences = match &pass.ended {
-            Err(error) if error.is_outage() => kept.silences.saturating_add(1),
-            Err(ManageError::Down { .. }) => kept.silences,
+        kept.deployed = pass.ended.is_ok();
+        kept.outages = match &pass.ended {
+            Err(error) if error.is_outage() => kept.outages.saturating_add(1),
+            Err(ManageError::Unreachable { .. }) => kept.outages,
             _ => 0,
         };
         kept.elsewhere = match pass.is_elsewhere() {
@@ -90,20 +90,21 @@ fn count(agenda: &mut Agenda, pass: &Finished) {
     });
 }
 
-/// `instant` of the pass's clock by ours: the time to wait is the same by either.
+/// Converts an `instant` of the pass's clock to ours; the pause is the same by either.
 fn by_our_clock(services: &Services, pass: &Finished, instant: Timestamp) -> Timestamp {
     services.clock.now() + instant.since(pass.at)
 }
 
-fn after_success(services: &Services, pass: &Finished, outcome: &Outcome) -> Again {
+fn after_success(services: &Services, pass: &Finished, outcome: &Outcome) -> Recheck {
     if outcome.issued {
         let lineage = &pass.lineage;
         tracing::info!(%lineage, generation = %outcome.generation, not_after = %outcome.not_after, "issued");
     }
-    // A clock that was years ahead for a moment would put it off as long.
+    // Bounded, since an instant computed while a clock was years ahead would delay the pass
+    // as long.
     let next = outcome.next.min(pass.at + LONGEST_REST);
-    let apart = apart(services, outcome, pass.record.as_ref());
-    Again::At(by_our_clock(services, pass, next) + apart)
+    let apart = spacing(services, outcome, pass.record.as_ref());
+    Recheck::At(by_our_clock(services, pass, next) + apart)
 }
 
 fn after_failure(
@@ -111,42 +112,41 @@ fn after_failure(
     agenda: &mut Agenda,
     pass: &Finished,
     error: &ManageError,
-) -> Again {
+) -> Recheck {
     let (lineage, now, random) = (&pass.lineage, pass.at, services.random.as_ref());
-    // What waits after a failure was told when it failed, and an
-    // outage by the certificate that met it.
+    // A failure was logged when it happened, and an outage by the certificate that met it.
     let waits = matches!(
         error,
         ManageError::BackingOff { .. }
-            | ManageError::NotHandedOver { .. }
-            | ManageError::Down { .. }
-            | ManageError::NotDueThere { .. }
+            | ManageError::NotDeployed { .. }
+            | ManageError::Unreachable { .. }
+            | ManageError::NotDueAtCa { .. }
     );
     let elsewhere = agenda.get(lineage).map_or(0, |kept| kept.elsewhere);
     if !waits && (elsewhere == 0 || elsewhere == LONG_ELSEWHERE) {
-        tell(lineage, error);
+        log_failure(lineage, error);
     }
     let record = pass.record.as_ref();
     let next = record.map(|record| next(record, now, random));
     let ours = |instant| by_our_clock(services, pass, instant);
     match (error.waits_until(), next) {
         _ if elsewhere > 0 => {
-            // Many wait for the same one: not all come back at once.
+            // Random, since many certificates may wait for the same process.
             let drawn = random.below(ELSEWHERE.as_secs() * 3 / 4 + 1);
-            Again::Elsewhere(ELSEWHERE / 4 + Duration::from_secs(drawn))
+            Recheck::Elsewhere(ELSEWHERE / 4 + Duration::from_secs(drawn))
         }
-        (Some(until), _) if matches!(error, ManageError::Down { .. }) => {
-            Again::Answered(ours(until.min(now + LOOK_AGAIN)))
+        (Some(until), _) if matches!(error, ManageError::Unreachable { .. }) => {
+            Recheck::WhenAnswered(ours(until.min(now + RECHECK)))
         }
-        (Some(until), _) => Again::At(ours(agenda.in_line(lineage, error, until, now))),
-        (None, Some(Next::Wait(until))) => Again::At(ours(until.min(now + LOOK_AGAIN))),
-        _ => Again::Undated,
+        (Some(until), _) => Recheck::At(ours(agenda.queue_for_token(lineage, error, until, now))),
+        (None, Some(Next::Wait(until))) => Recheck::At(ours(until.min(now + RECHECK))),
+        _ => Recheck::Undated,
     }
 }
 
-/// How much later than at its instant the question for a window may come: the first
-/// pass asks it for the whole fleet. Nothing else is put off.
-fn apart(services: &Services, outcome: &Outcome, record: Option<&Record>) -> Duration {
+/// A random delay for a due window request, since the first request finds out for all
+/// certificates. Nothing else is delayed.
+fn spacing(services: &Services, outcome: &Outcome, record: Option<&Record>) -> Duration {
     let issued = record.and_then(|record| record.issued.as_ref());
     let asked_at = issued.and_then(|issued| issued.renewal.as_ref()?.refresh_at);
     let (Some(due), true) = (outcome.renewal, asked_at == Some(outcome.next)) else {
@@ -157,7 +157,7 @@ fn apart(services: &Services, outcome: &Outcome, record: Option<&Record>) -> Dur
     Duration::from_millis(services.random.below(most))
 }
 
-/// How bad it is: 1 late, 2 critical.
+/// The level of the alarm: 0 none, 1 overdue, 2 critical.
 pub(super) fn alarm_level(shown: &Status) -> usize {
     match shown {
         Status { critical: true, .. } => 2,
@@ -167,14 +167,14 @@ pub(super) fn alarm_level(shown: &Status) -> usize {
 }
 
 pub(super) fn alarm(shown: &Status, level: usize, why: Option<String>) -> String {
-    let what = if level == 2 { "critical" } else { "late" };
-    let why = why.unwrap_or_else(|| "no failure is known".into());
+    let what = if level == 2 { "critical" } else { "overdue" };
+    let why = why.unwrap_or_else(|| "no known failure".into());
     let end = shown.not_after.map(|at| at.to_string()).unwrap_or_default();
     format!(
-        "{what}: it ends at {end} and is not renewed: {why}; hint: certs status tells what it waits for; certs issue with the same names tries at once"
+        "{what}: the certificate expires at {end} and is not renewed: {why}; hint: certs status shows what it waits for; certs issue with the same names retries at once"
     )
 }
 
-pub(super) fn tell(lineage: &Lineage, error: &ManageError) {
+pub(super) fn log_failure(lineage: &Lineage, error: &ManageError) {
     tracing::error!(%lineage, "{error}; hint: {}", error.hint());
 }

@@ -1,4 +1,5 @@
-//! The loop itself: what is kept, launched and settled.
+//! The loop itself: manages certificates, launches passes and settles their results. It
+//! decides nothing about a certificate.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -7,12 +8,12 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 
-use super::agenda::{Agenda, Kept, SWEEP, difference};
+use super::agenda::{Agenda, Entry, SWEEP, difference};
 use super::clock::Watch;
 use super::files::Files;
 use super::handle::{Command, Ended, Handle};
 use super::pass::{Finished, one_pass};
-use super::report::{Again, report, tell};
+use super::report::{Recheck, log_failure, report};
 use crate::identifier::Lineage;
 use crate::manage::ca_state::show_stored;
 use crate::manage::concurrency::{Concurrency, SIDE_BY_SIDE};
@@ -22,14 +23,14 @@ use crate::observe::Board;
 use crate::record::Record;
 use crate::time::Timestamp;
 
-/// After a failure that the record could not date, such as a full disk; it
-/// doubles with each in a row, up to the longest pause.
+/// The pause after a failure without a stored time for the retry, such as a full disk. It
+/// doubles with each failure in a row, up to the longest pause.
 const AFTER_FAILURE: Duration = Duration::from_secs(15);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// Steps under way get this long to end when the process is asked to.
+/// How long passes in progress may take to end at a stop.
 const GRACE: Duration = Duration::from_secs(8);
 
-/// Keeps certificates until it is stopped.
+/// Manages certificates until it is stopped.
 pub(crate) struct Supervisor {
     pub(super) services: Arc<Services>,
     pub(super) board: Board,
@@ -39,13 +40,13 @@ pub(crate) struct Supervisor {
     concurrency: Concurrency,
     files: Files,
     lineages: BTreeMap<tokio::task::Id, Lineage>,
-    /// The latest instant that the clock has shown: it may be set back.
+    /// The latest reading of the clock, to detect that it is set back.
     latest: Timestamp,
     watch: Watch,
 }
 
 impl Supervisor {
-    /// A supervisor without certificates, that shows their state on `board`.
+    /// A supervisor without certificates, which shows their status on `board`.
     #[must_use]
     pub(crate) fn new(mut services: Services, board: Board) -> (Self, Handle) {
         services.board = Some(board.clone());
@@ -65,13 +66,13 @@ impl Supervisor {
         (supervisor, handle)
     }
 
-    /// Takes `certificates` over: each has at least a placeholder when this
-    /// returns, and its state is on the board. One that could not be prepared
-    /// is told and tried again with the others.
+    /// Manages `certificates` from now on: when this returns, each has at least a
+    /// placeholder and its status is on the board. A failure is logged, and the certificate
+    /// is retried with the others.
     ///
     /// # Errors
-    /// The first placeholder that could not be written, or record not read,
-    /// when that is so for all of them.
+    /// The first failure to write a placeholder or to read a record, if all certificates
+    /// failed.
     pub(crate) async fn keep(&mut self, certificates: Vec<Certificate>) -> Result<(), ManageError> {
         let lineages: BTreeSet<Lineage> = certificates
             .iter()
@@ -83,14 +84,14 @@ impl Supervisor {
         });
         self.board.retain(&lineages);
         self.files
-            .are_those_of(&certificates, self.services.output.as_ref());
+            .watch(&certificates, self.services.output.as_ref());
         if lineages.len() > MANY {
             let spread = self.services.spread.max(SPREAD_OF_MANY);
             Arc::make_mut(&mut self.services).spread = spread;
         }
-        let seconds = certificates.iter().filter_map(|one| one.fallback.as_ref());
+        let fallbacks = certificates.iter().filter_map(|one| one.fallback.as_ref());
         let cas = certificates.iter().map(|one| &one.wanted.ca);
-        let cas: BTreeSet<&String> = cas.chain(seconds.map(|second| &second.ca)).collect();
+        let cas: BTreeSet<&String> = cas.chain(fallbacks.map(|fallback| &fallback.ca)).collect();
         for ca in cas {
             show_stored(&self.services, ca).await;
         }
@@ -99,7 +100,7 @@ impl Supervisor {
             match self.prepare(&certificate).await {
                 Ok(()) => prepared = true,
                 Err(error) => {
-                    tell(&certificate.wanted.lineage, &error);
+                    log_failure(&certificate.wanted.lineage, &error);
                     first = first.or(Some(error));
                 }
             }
@@ -117,7 +118,7 @@ impl Supervisor {
         let kept = self.agenda.get(&lineage).is_some();
         if !kept {
             self.agenda
-                .insert(Kept::new(Arc::new(certificate), now, true));
+                .insert(Entry::new(Arc::new(certificate), now, true));
             return;
         }
         self.agenda.change(&lineage, |kept| {
@@ -149,16 +150,16 @@ impl Supervisor {
             && let Some((generation, facts)) = record.to_be_served(now)
             && let Ok(bundle) = stored(&self.services, lineage, generation, facts).await
         {
-            // The volume is new: what is stored is better than a placeholder.
+            // On a new volume the stored pair is better than a placeholder.
             output.publish(lineage, generation, &bundle)?;
         }
         if output.placeholder(lineage, &wanted.identifiers, now)? {
-            tracing::info!(%lineage, "a placeholder stands in until the certificate is issued");
+            tracing::info!(%lineage, "a placeholder is live until the certificate is issued");
         }
         Ok(())
     }
 
-    /// Works until it is stopped, or every [`Handle`] is gone.
+    /// Runs until it is stopped, or every [`Handle`] is dropped.
     pub(crate) async fn run(mut self) {
         self.watch.begin(self.services.clock.as_ref());
         loop {
@@ -169,7 +170,7 @@ impl Supervisor {
             let pause = self
                 .pause()
                 .min(self.watch.pause(self.services.clock.as_ref()));
-            // In this order: two runs of one history are the same.
+            // A fixed order keeps the simulation deterministic.
             tokio::select! {
                 biased;
                 command = self.commands.recv() => match command {
@@ -178,9 +179,9 @@ impl Supervisor {
                 },
                 Some(ended) = self.passes.join_next_with_id() => self.settle(ended),
                 () = self.concurrency.released() => {}
-                gone = self.files.gone() => self.look_again(&gone),
-                // What was decided by a clock that was in doubt is decided again.
-                Some(again) = self.watch.answered() => if again {
+                gone = self.files.gone() => self.requeue(&gone),
+                // Decisions made by a wrong clock are repeated.
+                Some(repeat) = self.watch.answered() => if repeat {
                     self.obey(Command::Sweep).await;
                 },
                 () = self.services.clock.sleep(pause) => {}
@@ -200,13 +201,13 @@ impl Supervisor {
                 });
             }
             Command::Replace(certificates) => {
-                // Each failure was told; the passes try again.
+                // Each failure was logged; the passes retry.
                 let _ = self.keep(certificates).await;
             }
             Command::Work(certificate, trigger, reply) => {
                 self.enqueue(*certificate, trigger, reply)
             }
-            Command::Keeps(lineage, reply) => {
+            Command::Manages(lineage, reply) => {
                 let kept = self.agenda.get(&lineage);
                 let _ = reply.send(kept.is_some_and(|kept| kept.managed));
             }
@@ -227,17 +228,17 @@ impl Supervisor {
         let due = self.services.clock.now() + SWEEP;
         if self.agenda.get(&lineage).is_none() {
             self.agenda
-                .insert(Kept::new(certificate.clone(), due, false));
+                .insert(Entry::new(certificate.clone(), due, false));
         }
         self.agenda.change(&lineage, |kept| {
             if !kept.managed {
                 kept.waiting.push_back((certificate, trigger, reply));
                 return;
             }
-            // Two that want different things of one certificate would order in turn.
+            // Two different settings for one certificate would order in turn.
             match difference(&kept.certificate, &certificate) {
-                Some(kept) => {
-                    let _ = reply.send(Err(ManageError::KeptOtherwise { kept }));
+                Some(current) => {
+                    let _ = reply.send(Err(ManageError::ConfiguredDifferently { current }));
                 }
                 None => {
                     let certificate = kept.certificate.clone();
@@ -247,7 +248,7 @@ impl Supervisor {
         });
     }
 
-    /// Starts passes while there is room: those that a user waits for first.
+    /// Launches due passes while permits are free, first those with a user waiting.
     fn launch(&mut self) {
         let now = self.services.clock.now();
         if now + SWEEP < self.latest {
@@ -283,7 +284,7 @@ impl Supervisor {
         }
     }
 
-    /// How long there is nothing to launch, at most until the clock is to be read again.
+    /// The time until the next launch, at most until the next reading of the clock.
     fn pause(&self) -> Duration {
         let now = self.services.clock.now();
         if self.passes.len() >= SIDE_BY_SIDE || !self.concurrency.any() {
@@ -294,36 +295,36 @@ impl Supervisor {
     }
 
     fn settle(&mut self, ended: Result<(tokio::task::Id, Finished), JoinError>) {
-        let (lineage, again) = match ended {
+        let (lineage, recheck) = match ended {
             Ok((id, pass)) => {
                 self.lineages.remove(&id);
                 if let Some(ca) = pass.answering_ca() {
-                    self.answers(&ca);
+                    self.wake_waiting(&ca);
                 }
                 let lineage = pass.lineage.clone();
-                let again = report(&self.services, &self.board, &mut self.agenda, pass);
-                (Some(lineage), again)
+                let recheck = report(&self.services, &self.board, &mut self.agenda, pass);
+                (Some(lineage), recheck)
             }
             Err(error) => {
-                tracing::error!("a pass has failed in a way nobody foresaw: {error}");
-                (self.lineages.remove(&error.id()), Again::Undated)
+                tracing::error!("a pass failed unexpectedly: {error}");
+                (self.lineages.remove(&error.id()), Recheck::Undated)
             }
         };
         let Some(lineage) = lineage else { return };
         let now = self.services.clock.now();
         let forgotten = self.agenda.change(&lineage, |kept| {
             kept.busy = false;
-            kept.waits_for_ca = matches!(again, Again::Answered(_));
-            (kept.due, kept.undated) = match again {
-                Again::At(instant) | Again::Answered(instant) => (instant, 0),
-                Again::Undated => {
+            kept.waits_for_ca = matches!(recheck, Recheck::WhenAnswered(_));
+            (kept.due, kept.undated) = match recheck {
+                Recheck::At(instant) | Recheck::WhenAnswered(instant) => (instant, 0),
+                Recheck::Undated => {
                     let pause = AFTER_FAILURE * (1 << kept.undated.min(5));
                     (
                         now + pause.min(LONGEST_PAUSE),
                         kept.undated.saturating_add(1),
                     )
                 }
-                Again::Elsewhere(pause) => (now + pause, kept.undated),
+                Recheck::Elsewhere(pause) => (now + pause, kept.undated),
             };
             if std::mem::take(&mut kept.stale) {
                 kept.due = now;
@@ -335,30 +336,30 @@ impl Supervisor {
         }
     }
 
-    fn look_again(&mut self, lineages: &[Lineage]) {
+    fn requeue(&mut self, lineages: &[Lineage]) {
         let now = self.services.clock.now();
         for lineage in lineages {
             self.agenda.change(lineage, |kept| kept.due = now);
         }
     }
 
-    /// `ca` does its work: what waits for it need not wait longer.
-    fn answers(&mut self, ca: &str) {
+    /// `ca` is working: makes the certificates that wait for it due now.
+    fn wake_waiting(&mut self, ca: &str) {
         let now = self.services.clock.now();
         for lineage in self.agenda.waiting_for_a_ca() {
             self.agenda.change(&lineage, |kept| {
                 let certificate = &kept.certificate;
-                let second = certificate.fallback.as_ref();
-                let second = second.is_some_and(|second| second.ca == ca);
-                if second || certificate.wanted.ca == ca {
+                let fallback = certificate.fallback.as_ref();
+                let fallback = fallback.is_some_and(|fallback| fallback.ca == ca);
+                if fallback || certificate.wanted.ca == ca {
                     (kept.waits_for_ca, kept.due) = (false, now);
                 }
             });
         }
     }
 
-    /// Lets what is under way end. What takes longer is resumed by the next
-    /// start: its intent is stored.
+    /// Waits for the passes in progress. A longer pass is resumed after the next start, since
+    /// its intent is stored.
     async fn finish(mut self) {
         let clock = self.services.clock.clone();
         let mut over = clock.sleep(GRACE);

@@ -1,4 +1,4 @@
-//! The supervisor in virtual time, with a CA that is scripted.
+//! The supervisor in virtual time, with a scripted CA.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
-use super::agenda::{Agenda, Kept, SWEEP};
+use super::agenda::{Agenda, Entry, SWEEP};
 use super::handle::Ended;
 use super::pass::Finished;
 use super::report::{alarm, alarm_level, report};
@@ -19,7 +19,7 @@ use crate::deploy::output::Output;
 use crate::deploy::verify::Handshake;
 use crate::identifier::{Identifier, Lineage};
 use crate::manage::concurrency::{ORDERING, Permit};
-use crate::manage::probes::Work;
+use crate::manage::probes::Operation;
 use crate::manage::status::status;
 use crate::manage::{
     Certificate, Keys, ManageError, Probes, SPACING, SPREAD, Services, Trigger, Wanted,
@@ -37,11 +37,11 @@ mod fallback;
 mod files;
 mod kept;
 mod partial;
+mod rollback;
 mod shared;
 mod skew;
-mod taken_back;
 
-/// A pass that waits for no other.
+/// Runs a pass without a limit of concurrency.
 async fn pass(services: &Services, certificate: &Certificate, trigger: Trigger) -> Ended {
     let pass = crate::manage::pass::pass(services, certificate, trigger, Permit::default());
     pass.await.map(|(outcome, _)| outcome)
@@ -50,39 +50,39 @@ async fn pass(services: &Services, certificate: &Certificate, trigger: Trigger) 
 const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// A CA that signs at once, and counts.
+/// A scripted CA that signs at once and counts requests.
 struct Signer {
     clock: Arc<VirtualClock>,
     orders: AtomicUsize,
-    under_way: AtomicUsize,
+    in_progress: AtomicUsize,
     most: AtomicUsize,
     refusals: Mutex<BTreeMap<String, usize>>,
-    /// Names whose orders the CA fails at.
-    poisoned: Mutex<BTreeSet<String>>,
+    /// Names whose orders end with a failure of the CA.
+    failing: Mutex<BTreeSet<String>>,
     /// Names whose validation fails.
-    dead: Mutex<BTreeSet<Identifier>>,
-    /// Whether it has not said anything yet.
-    unheard: AtomicBool,
+    invalid_names: Mutex<BTreeSet<Identifier>>,
+    /// Whether it has sent no date yet.
+    undated: AtomicBool,
     /// How many seconds this machine's clock is ahead of the CA's.
     ahead: Mutex<i64>,
-    /// What each order was for.
+    /// The names of each order.
     asked: Mutex<Vec<BTreeSet<Identifier>>>,
-    /// Orders that find no CA.
-    silences: AtomicUsize,
+    /// The number of next orders that find the CA unreachable.
+    outages: AtomicUsize,
     probes: AtomicUsize,
-    /// Probes that find none.
-    silent_probes: AtomicUsize,
+    /// The number of first probes that fail.
+    failed_probes: AtomicUsize,
     /// Whether it answers a probe with 429.
     limits_probes: AtomicBool,
-    /// The window that it suggests for each certificate.
+    /// The renewal window of each certificate.
     window: Mutex<Option<Window>>,
-    /// From when until when what it signs is valid, before and after it is signed.
+    /// How long before and after its signing a certificate is valid.
     dates: Mutex<(Duration, Duration)>,
-    /// Whether it does not tell its windows.
+    /// Whether renewal windows are unavailable.
     windowless: AtomicBool,
-    /// How often it was asked for one.
+    /// The number of requests for windows.
     windows: AtomicUsize,
-    /// Whether it wants an account.
+    /// Whether it requires an account.
     registers: AtomicBool,
 }
 
@@ -91,17 +91,17 @@ impl Signer {
         Self {
             clock,
             orders: AtomicUsize::new(0),
-            under_way: AtomicUsize::new(0),
+            in_progress: AtomicUsize::new(0),
             most: AtomicUsize::new(0),
             refusals: Mutex::default(),
-            poisoned: Mutex::default(),
-            dead: Mutex::default(),
+            failing: Mutex::default(),
+            invalid_names: Mutex::default(),
             asked: Mutex::default(),
-            unheard: AtomicBool::new(false),
+            undated: AtomicBool::new(false),
             ahead: Mutex::default(),
-            silences: AtomicUsize::new(0),
+            outages: AtomicUsize::new(0),
             probes: AtomicUsize::new(0),
-            silent_probes: AtomicUsize::new(0),
+            failed_probes: AtomicUsize::new(0),
             limits_probes: AtomicBool::new(false),
             window: Mutex::default(),
             dates: Mutex::new((Duration::ZERO, DAY * 90)),
@@ -113,15 +113,15 @@ impl Signer {
 }
 
 impl Signer {
-    /// What the CA's clock shows.
+    /// The time of the CA's clock.
     fn there(&self) -> Timestamp {
         let ahead = *self.ahead.lock().unwrap();
         Timestamp::from_seconds(self.clock.now().seconds() - ahead)
     }
 }
 
-fn silence(ca: &str) -> AcmeError {
-    let error = acme::ExchangeError::Connect("nobody there".into());
+fn outage(ca: &str) -> AcmeError {
+    let error = acme::ExchangeError::Connect("connection refused".into());
     AcmeError {
         ca: ca.into(),
         phase: Phase::Directory,
@@ -140,28 +140,32 @@ impl acme::Issuer for Signer {
             register(&order.ca, journal).await?;
         }
         self.orders.fetch_add(1, Ordering::SeqCst);
-        let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+        let now = self.in_progress.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(now, Ordering::SeqCst);
         for _ in 0..10 {
             tokio::task::yield_now().await;
         }
-        self.under_way.fetch_sub(1, Ordering::SeqCst);
+        self.in_progress.fetch_sub(1, Ordering::SeqCst);
         self.asked.lock().unwrap().push(order.identifiers.clone());
-        let left = self.silences.load(Ordering::SeqCst);
+        let left = self.outages.load(Ordering::SeqCst);
         if left > 0 {
-            self.silences.store(left - 1, Ordering::SeqCst);
-            return Err(silence(&order.ca));
+            self.outages.store(left - 1, Ordering::SeqCst);
+            return Err(outage(&order.ca));
         }
         let name = order.identifiers.first().unwrap().to_string();
-        if self.poisoned.lock().unwrap().contains(&name) {
-            return Err(silence(&order.ca));
+        if self.failing.lock().unwrap().contains(&name) {
+            return Err(outage(&order.ca));
         }
-        let dead = self.dead.lock().unwrap();
-        let failed: Vec<_> = order.identifiers.intersection(&dead).cloned().collect();
+        let invalid_names = self.invalid_names.lock().unwrap();
+        let failed: Vec<_> = order
+            .identifiers
+            .intersection(&invalid_names)
+            .cloned()
+            .collect();
         if !failed.is_empty() {
             let failed = failed.into_iter().map(|identifier| acme::FailedName {
                 identifier,
-                reason: "nobody there".into(),
+                reason: "no answer on port 80".into(),
             });
             return Err(AcmeError {
                 ca: order.ca,
@@ -185,7 +189,7 @@ impl acme::Issuer for Signer {
     }
 
     fn dated(&self) -> Option<acme::Dated> {
-        if self.unheard.load(Ordering::SeqCst) {
+        if self.undated.load(Ordering::SeqCst) {
             return None;
         }
         let (ours, theirs) = (self.clock.now(), self.there());
@@ -194,9 +198,7 @@ impl acme::Issuer for Signer {
 
     async fn probe(&self) -> Result<(), AcmeError> {
         match self.probes.fetch_add(1, Ordering::SeqCst) {
-            probe if probe < self.silent_probes.load(Ordering::SeqCst) => {
-                Err(silence("https://ca"))
-            }
+            probe if probe < self.failed_probes.load(Ordering::SeqCst) => Err(outage("https://ca")),
             _ if self.limits_probes.load(Ordering::SeqCst) => Err(AcmeError {
                 ca: "https://ca".into(),
                 phase: Phase::Directory,
@@ -206,7 +208,7 @@ impl acme::Issuer for Signer {
                 },
             }),
             _ => {
-                self.unheard.store(false, Ordering::SeqCst);
+                self.undated.store(false, Ordering::SeqCst);
                 Ok(())
             }
         }
@@ -219,7 +221,7 @@ impl acme::Issuer for Signer {
     ) -> Result<Option<(Window, Duration)>, AcmeError> {
         self.windows.fetch_add(1, Ordering::SeqCst);
         if self.windowless.load(Ordering::SeqCst) {
-            return Err(silence("https://ca"));
+            return Err(outage("https://ca"));
         }
         let window = self.window.lock().unwrap().clone();
         Ok(window.map(|window| (window, DAY)))
@@ -250,20 +252,23 @@ fn sign(order: &PendingOrder, from: Timestamp, until: Timestamp) -> String {
     let names: Vec<_> = order.identifiers.iter().map(ToString::to_string).collect();
     let mut leaf = CertificateParams::new(names).unwrap();
     (leaf.not_before, leaf.not_after) = (at(from), at(until));
-    // Without it a certificate has no name that a renewal window is asked by.
+    // Without this identifier a certificate has no renewal identifier.
     leaf.use_authority_key_identifier_extension = true;
     let leaf = leaf.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();
     format!("{}{}", leaf.pem(), root.pem())
 }
 
-/// A server that only counts how often it was told.
+/// A server that counts its reloads.
 #[derive(Default)]
-struct Told(AtomicUsize, AtomicBool);
+struct CountingTarget {
+    reloads: AtomicUsize,
+    is_down: AtomicBool,
+}
 
 #[async_trait]
-impl crate::deploy::Target for Told {
+impl crate::deploy::Target for CountingTarget {
     fn name(&self) -> &str {
-        "told"
+        "counting"
     }
 
     async fn check(&self, _: &crate::deploy::Delivery) -> Result<(), crate::deploy::DeployError> {
@@ -271,17 +276,16 @@ impl crate::deploy::Target for Told {
     }
 
     async fn apply(&self, _: &crate::deploy::Delivery) -> Result<(), crate::deploy::DeployError> {
-        self.0.fetch_add(1, Ordering::SeqCst);
-        // The second field: whether it is down.
-        if self.1.load(Ordering::SeqCst) {
-            let (target, searched) = ("told".into(), "nothing".into());
+        self.reloads.fetch_add(1, Ordering::SeqCst);
+        if self.is_down.load(Ordering::SeqCst) {
+            let (target, searched) = ("counting".into(), "nothing".into());
             return Err(crate::deploy::DeployError::NoPidFile { target, searched });
         }
         Ok(())
     }
 }
 
-/// On this thread: the tests count turns, not time.
+/// Generates keys on this thread: the tests count iterations, not time.
 struct KeysAtOnce;
 
 #[async_trait]
@@ -291,7 +295,7 @@ impl Keys for KeysAtOnce {
     }
 }
 
-struct House {
+struct Fixture {
     directory: tempfile::TempDir,
     services: Services,
     board: Board,
@@ -299,14 +303,14 @@ struct House {
     signer: Arc<Signer>,
 }
 
-impl House {
+impl Fixture {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let clock = Arc::new(VirtualClock::new(START));
         let services = Services {
             store: Arc::new(FileStore::open(directory.path().join("data")).unwrap()),
             output: Arc::new(Output::new(directory.path().join("out"))),
-            prover: Arc::new(Handshake),
+            verifier: Arc::new(Handshake),
             keys: Arc::new(KeysAtOnce),
             known: Known::default(),
             probes: Probes::default(),
@@ -366,8 +370,8 @@ impl House {
         panic!("{what}: {:#?}", self.board.all());
     }
 
-    /// Returns once no pass is under way and none is to be launched now: each
-    /// holds its certificate's CA beside the `kept` ones.
+    /// Waits until no pass is in progress or due: each pass holds a reference to the CA
+    /// beside those of the `kept` certificates.
     async fn settle(&self, handle: &Handle, kept: usize) {
         let mut quiet = 0;
         for _ in 0..1_000_000 {
@@ -379,7 +383,7 @@ impl House {
             quiet = if idle { quiet + 1 } else { 0 };
             tokio::task::yield_now().await;
         }
-        panic!("passes go on and on: {:#?}", self.board.all());
+        panic!("the passes do not end: {:#?}", self.board.all());
     }
 
     fn orders(&self) -> usize {
@@ -392,37 +396,37 @@ fn names(count: usize) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn all_are_issued_a_few_at_a_time_and_each_is_renewed_at_its_instant() {
-    let house = House::new();
-    let handle = house.start(&names(10)).await;
-    assert!(house.board.all().iter().all(|status| !status.is_ready()));
-    house
+async fn supervisor_issues_few_at_a_time_and_renews_each_at_its_instant() {
+    let fixture = Fixture::new();
+    let handle = fixture.start(&names(10)).await;
+    assert!(fixture.board.all().iter().all(|status| !status.is_ready()));
+    fixture
         .until("issued", |all| all.iter().all(|status| status.is_ready()))
         .await;
-    assert_eq!(house.orders(), 10);
-    assert_eq!(house.signer.most.load(Ordering::SeqCst), ORDERING);
-    let first = house.board.all().iter().map(|s| s.next_at).min().unwrap();
-    house.clock.set(first - Duration::from_secs(1));
+    assert_eq!(fixture.orders(), 10);
+    assert_eq!(fixture.signer.most.load(Ordering::SeqCst), ORDERING);
+    let first = fixture.board.all().iter().map(|s| s.next_at).min().unwrap();
+    fixture.clock.set(first - Duration::from_secs(1));
     assert!(handle.ping().await);
-    assert_eq!(house.orders(), 10);
-    house.clock.set(first);
-    house
+    assert_eq!(fixture.orders(), 10);
+    fixture.clock.set(first);
+    fixture
         .until("renewed", |all| {
             all.iter()
                 .any(|s| s.generation_issued == Some(Generation(2)))
         })
         .await;
-    assert_eq!(house.orders(), 11);
+    assert_eq!(fixture.orders(), 11);
 }
 
 #[tokio::test]
-async fn a_suspend_over_the_instant_is_noticed_within_a_minute() {
-    let house = House::new();
-    let _handle = house.start(&names(1)).await;
-    house.until("issued", |all| all[0].is_ready()).await;
-    let at = house.board.all()[0].next_at;
-    house.clock.set(at + DAY);
-    house
+async fn supervisor_renews_within_a_minute_after_suspend() {
+    let fixture = Fixture::new();
+    let _handle = fixture.start(&names(1)).await;
+    fixture.until("issued", |all| all[0].is_ready()).await;
+    let at = fixture.board.all()[0].next_at;
+    fixture.clock.set(at + DAY);
+    fixture
         .until("renewed", |all| {
             all[0].generation_issued == Some(Generation(2))
         })
@@ -430,109 +434,110 @@ async fn a_suspend_over_the_instant_is_noticed_within_a_minute() {
 }
 
 #[tokio::test]
-async fn one_that_fails_backs_off_and_holds_up_no_other() {
-    let house = House::new();
+async fn failed_certificate_backs_off_and_delays_no_other() {
+    let fixture = Fixture::new();
     let names = names(3);
-    house
+    fixture
         .signer
         .refusals
         .lock()
         .unwrap()
         .insert(names[0].clone(), 1);
-    let _handle = house.start(&names).await;
-    house
+    let _handle = fixture.start(&names).await;
+    fixture
         .until("two issued", |all| {
             all.iter().filter(|s| s.is_ready()).count() == 2 && all[0].last_error.is_some()
         })
         .await;
-    assert!(house.board.all()[0].next_at > START);
-    house.clock.advance(Duration::from_secs(120));
-    house
+    assert!(fixture.board.all()[0].next_at > START);
+    fixture.clock.advance(Duration::from_secs(120));
+    fixture
         .until("all issued", |all| all.iter().all(|s| s.is_ready()))
         .await;
-    assert_eq!(house.orders(), 4);
+    assert_eq!(fixture.orders(), 4);
 }
 
 #[tokio::test]
-async fn what_is_asked_for_is_done_also_when_it_is_not_kept() {
-    let house = House::new();
-    let handle = house.start(&names(1)).await;
-    house.until("issued", |all| all[0].is_ready()).await;
-    let kept = house.certificate("n0.example.com");
+async fn work_runs_a_pass_for_managed_and_unmanaged_certificates() {
+    let fixture = Fixture::new();
+    let handle = fixture.start(&names(1)).await;
+    fixture.until("issued", |all| all[0].is_ready()).await;
+    let kept = fixture.certificate("n0.example.com");
     let again = handle.work(kept.clone(), Trigger::Requested).await.unwrap();
     assert!(!again.issued);
     let forced = handle.work(kept, Trigger::Forced).await.unwrap();
     assert_eq!((forced.issued, forced.generation), (true, Generation(2)));
-    let other = house.certificate("other.example.com");
+    let other = fixture.certificate("other.example.com");
     assert!(handle.work(other, Trigger::Requested).await.unwrap().issued);
-    assert_eq!(house.board.all().len(), 1);
+    assert_eq!(fixture.board.all().len(), 1);
 }
 
 #[tokio::test]
-async fn a_new_configuration_takes_over_and_a_stop_ends_it() {
-    let house = House::new();
-    let handle = house.start(&names(2)).await;
-    house
+async fn supervisor_follows_new_configuration_and_ends_at_stop() {
+    let fixture = Fixture::new();
+    let handle = fixture.start(&names(2)).await;
+    fixture
         .until("issued", |all| all.iter().all(|s| s.is_ready()))
         .await;
     let kept = vec![
-        house.certificate("n1.example.com"),
-        house.certificate("n2.example.com"),
+        fixture.certificate("n1.example.com"),
+        fixture.certificate("n2.example.com"),
     ];
     handle.replace(kept).await;
-    house
+    fixture
         .until("the new one issued", |all| {
             let names: Vec<_> = all.iter().map(|s| s.name.to_string()).collect();
             names == ["n1.example.com", "n2.example.com"] && all.iter().all(|s| s.is_ready())
         })
         .await;
-    assert_eq!(house.orders(), 3);
+    assert_eq!(fixture.orders(), 3);
     handle.stop().await;
     while handle.ping().await {
         tokio::task::yield_now().await;
     }
-    let late = handle.work(house.certificate("n1.example.com"), Trigger::Forced);
+    let late = handle.work(fixture.certificate("n1.example.com"), Trigger::Forced);
     assert!(matches!(late.await, Err(ManageError::Stopped)));
 }
 
 #[tokio::test]
-async fn a_renewal_is_handed_over_when_the_window_opens() {
-    let mut house = House::new();
+async fn renewal_is_deployed_when_the_maintenance_window_opens() {
+    let mut fixture = Fixture::new();
     let schedule: crate::manage::schedule::Schedule = "0 3 * * *".parse().unwrap();
-    house.services.maintenance = Some(Arc::new(schedule));
-    let handle = house.start(&names(1)).await;
-    // The first certificate waits for no window.
-    house.until("issued", |all| all[0].is_ready()).await;
-    house.clock.set(house.board.all()[0].next_at);
-    house
+    fixture.services.maintenance = Some(Arc::new(schedule));
+    let handle = fixture.start(&names(1)).await;
+    // The first certificate is deployed outside the window.
+    fixture.until("issued", |all| all[0].is_ready()).await;
+    fixture.clock.set(fixture.board.all()[0].next_at);
+    fixture
         .until("renewed", |all| {
             all[0].generation_issued == Some(Generation(2))
         })
         .await;
-    let shown = &house.board.all()[0];
-    assert!(!shown.proven && shown.next_at > house.clock.now());
+    let shown = &fixture.board.all()[0];
+    assert!(!shown.proven && shown.next_at > fixture.clock.now());
     let lineage = Lineage::parse("n0.example.com").unwrap();
-    assert_eq!(house.services.output.live(&lineage), Some(Generation(1)));
-    house.clock.set(shown.next_at);
-    house.until("handed over", |all| all[0].is_ready()).await;
-    assert_eq!(house.services.output.live(&lineage), Some(Generation(2)));
+    assert_eq!(fixture.services.output.live(&lineage), Some(Generation(1)));
+    fixture.clock.set(shown.next_at);
+    fixture.until("deployed", |all| all[0].is_ready()).await;
+    assert_eq!(fixture.services.output.live(&lineage), Some(Generation(2)));
     assert!(handle.ping().await);
 }
 
 #[tokio::test]
-async fn the_board_shows_a_certificate_while_it_is_still_being_proven() {
-    let house = House::new();
-    let mut certificate = house.certificate("n0.example.com");
-    // Nobody listens there, and no time passes: the proof never ends.
+async fn board_shows_certificate_while_verification_is_in_progress() {
+    let fixture = Fixture::new();
+    let mut certificate = fixture.certificate("n0.example.com");
+    // No server listens there and no time passes: the verification never ends.
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let nobody = socket.local_addr().unwrap().to_string().parse().unwrap();
+    let closed_port = socket.local_addr().unwrap().to_string().parse().unwrap();
     drop(socket);
-    certificate.endpoints = vec![nobody];
-    let (mut supervisor, _handle) = Supervisor::new(house.services.clone(), house.board.clone());
+    certificate.endpoints = vec![closed_port];
+    let (mut supervisor, _handle) =
+        Supervisor::new(fixture.services.clone(), fixture.board.clone());
     supervisor.keep(vec![certificate]).await.unwrap();
     tokio::spawn(supervisor.run());
-    house
-        .until("issued and not proven", |all| {
+    fixture
+        .until("issued and not verified", |all| {
             all[0].generation_issued == Some(Generation(1)) && !all[0].proven
         })
         .await;

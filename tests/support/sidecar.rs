@@ -67,7 +67,7 @@ impl Sidecar {
 
     /// How many times its CA has answered with the time.
     pub(crate) fn time_requests(&self) -> usize {
-        self.log().matches(" was asked for the time").count()
+        self.log().matches("the time probe of ").count()
     }
 
     pub(crate) fn log(&self) -> String {

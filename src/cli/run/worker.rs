@@ -37,7 +37,7 @@ impl Worker for Sidecar {
             return factory.work(settings, task).await;
         };
         let certificate = factory.certificate(settings)?;
-        let is_kept = self.handle.keeps(&settings.lineage).await;
+        let is_kept = self.handle.manages(&settings.lineage).await;
         let pass = self.handle.work(certificate, trigger);
         if is_kept {
             // Its own settings hold, not those of a command.

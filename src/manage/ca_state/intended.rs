@@ -1,4 +1,5 @@
-//! An order that is not begun yet, held against the ledger of its CA.
+//! An order before it is stored, checked against the rate limits of its CA. Nothing is
+//! saved here.
 
 use std::collections::BTreeSet;
 
@@ -8,15 +9,15 @@ use crate::record::Record;
 use crate::renew::ledger::{self, Priority, Refusal};
 use crate::time::Timestamp;
 
-/// An order as the ledger sees it, before it is begun.
+/// An order as the rate limiter sees it, before it is stored.
 pub(crate) struct Intended<'o> {
-    /// What there is already.
+    /// The record of its certificate.
     pub(in crate::manage) record: &'o Record,
-    /// What it would be for.
+    /// The names to order.
     pub(in crate::manage) names: &'o BTreeSet<Identifier>,
-    /// The predecessor, as RFC 9773 names it.
+    /// The renewal identifier of the certificate to replace (RFC 9773).
     pub(in crate::manage) replaces: Option<&'o str>,
-    /// How much of the reserve it may use.
+    /// Its share of the reserve.
     pub(in crate::manage) priority: Priority,
 }
 
@@ -25,7 +26,7 @@ impl Intended<'_> {
         ledger::counts_as(self.record, ca, self.names, self.replaces, now)
     }
 
-    /// Takes it out of the ledger of `ca`, or says until when it is refused.
+    /// Takes its tokens from the rate limits of `ca`, or returns until when it is refused.
     pub(super) fn spend(
         &self,
         state: &mut CaState,
@@ -38,7 +39,7 @@ impl Intended<'_> {
         Ok(counted)
     }
 
-    /// Until when the ledger of `ca`, as it is `known`, would refuse it at `now`.
+    /// Until when the rate limits of `ca` in `known` would refuse it at `now`.
     pub(super) fn refused_until(
         &self,
         known: &CaState,
@@ -47,7 +48,7 @@ impl Intended<'_> {
     ) -> Option<Timestamp> {
         let mut after = known.clone();
         let refusal = self.spend(&mut after, ca, now).err()?;
-        // What had to be rewritten is of a wrong clock's making, or of ours: no refusal.
+        // A state that must be corrected was dated by a wrong clock, and is no refusal.
         (after == *known).then_some(refusal.until)
     }
 }

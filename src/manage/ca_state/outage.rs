@@ -1,5 +1,5 @@
-//! A CA that is unreachable: one certificate of all that need it finds out whether it
-//! answers again, and the others leave it alone.
+//! The outage of a CA: one certificate probes it on behalf of all, and the others wait.
+//! Orders and windows are not sent here.
 
 use std::time::Duration;
 
@@ -8,99 +8,99 @@ use super::shared::change;
 use crate::acme::{AcmeError, Cause, Issuer};
 use crate::ca_state::Outage;
 use crate::manage::error::ManageError;
-use crate::manage::probes::{STEPPED_BACK, WORKS, Work};
+use crate::manage::probes::{OPERATIONS, Operation, STEP_BACK};
 use crate::manage::services::Services;
-use crate::renew::outage::{LONGEST_PAUSE, after_request, after_silence, is_waited_for};
+use crate::renew::outage::{LONGEST_PAUSE, after_failed_probe, after_retry_after, is_waited_for};
 use crate::time::Timestamp;
 
-/// A certificate with an order asks within minutes; after so long there is none.
+/// A certificate with an order probes within minutes; after this time no order is waiting.
 const NO_ORDERS_AFTER: Duration = Duration::from_secs(3600);
 
-/// For so long a certificate with a token for its order asks before those without.
+/// For this time a certificate with a token for its order probes before those without.
 const OTHERS_FIRST: Duration = Duration::from_secs(300);
 
-/// Lets one certificate for all ask a CA that is unreachable, when it is time: first one
-/// whose `order`, unless it is begun already, the ledger has a token for. That the CA is at
-/// work again is told by an order alone: without one, the others would wait on for nothing.
+/// Lets one certificate probe an unreachable CA when a probe is due. A certificate whose
+/// `order` is pending already or has a token comes first, since only an order shows that
+/// the CA issues again.
 ///
 /// # Errors
-/// [`ManageError::Down`] while it does not answer.
+/// [`ManageError::Unreachable`] during the outage.
 pub(crate) async fn reach(
     services: &Services,
     ca: &str,
     issuer: &dyn Issuer,
     order: Option<Intended<'_>>,
 ) -> Result<(), ManageError> {
-    catch_up(services, ca).await?;
-    claim(services, ca, issuer, Work::Orders, order).await?;
+    store_unsaved(services, ca).await?;
+    claim(services, ca, issuer, Operation::Orders, order).await?;
     Ok(())
 }
 
-/// The same for a renewal window: while orders find no CA there, and within an hour of
-/// the time at which one would, windows are not asked for at all, and by one for all where
-/// they are not to be had. Says whether this one asks for all.
+/// Lets one certificate request a renewal window on behalf of all while windows are
+/// unavailable, and none while orders meet an outage or their probe is less than an hour
+/// overdue. Returns whether this certificate probes for all.
 ///
 /// # Errors
-/// [`ManageError::Down`] while they are not to be asked for.
+/// [`ManageError::Unreachable`] while no window may be requested.
 pub(crate) async fn reach_windows(
     services: &Services,
     ca: &str,
     issuer: &dyn Issuer,
 ) -> Result<bool, ManageError> {
-    catch_up(services, ca).await?;
+    store_unsaved(services, ca).await?;
     let (known, _) = services.store.ca_state(ca).await?;
     let now = services.clock.now();
     if let Some(outage) = &known.outage
         && !outage.answered
-        && (is_waited_for(outage, now) || is_just_over(outage, now))
+        && (is_waited_for(outage, now) || is_recently_due(outage, now))
     {
-        return Err(down(ca, outage, outage.probe_at));
+        return Err(unreachable(ca, outage, outage.probe_at));
     }
     if known.windowless.is_none() {
         return Ok(false);
     }
-    claim(services, ca, issuer, Work::Windows, None).await
+    claim(services, ca, issuer, Operation::Windows, None).await
 }
 
-/// Stores the silence that could not be stored before. While it still cannot be, nothing
-/// that the CA gave could be kept either.
+/// Stores an outage that could not be stored before. While the store fails, no certificate
+/// could be stored either.
 ///
 /// # Errors
-/// What the store says; the CA is not to be asked then.
-async fn catch_up(services: &Services, ca: &str) -> Result<(), ManageError> {
+/// Those of the store; the CA is not contacted then.
+async fn store_unsaved(services: &Services, ca: &str) -> Result<(), ManageError> {
     let unsaved = services.probes.unsaved(ca);
     if unsaved == [None, None] {
         return Ok(());
     }
     let saved = change(services, ca, |state| {
-        for (work, outage) in WORKS.into_iter().zip(&unsaved) {
+        for (work, outage) in OPERATIONS.into_iter().zip(&unsaved) {
             if let (known @ None, Some(outage)) = (work.of(state), outage) {
                 *known = Some(outage.clone());
             }
         }
     });
     saved.await?;
-    let saved = WORKS.into_iter().zip(&unsaved);
+    let saved = OPERATIONS.into_iter().zip(&unsaved);
     let saved = saved.filter_map(|(work, outage)| outage.as_ref().map(|_| work));
-    services.probes.forgets(ca, &saved.collect::<Vec<_>>());
+    services.probes.forget(ca, &saved.collect::<Vec<_>>());
     Ok(())
 }
 
-/// Whether an order is about to ask: later on there is none.
-fn is_just_over(outage: &Outage, now: Timestamp) -> bool {
+/// Whether an order may still be about to probe.
+fn is_recently_due(outage: &Outage, now: Timestamp) -> bool {
     outage.probe_at <= now && now.since(outage.probe_at) < NO_ORDERS_AFTER
 }
 
-/// Lets one ask for all when it is time, and says whether this one has.
+/// Claims and sends the due probe, and returns whether this certificate has probed.
 async fn claim(
     services: &Services,
     ca: &str,
     issuer: &dyn Issuer,
-    work: Work,
+    work: Operation,
     order: Option<Intended<'_>>,
 ) -> Result<bool, ManageError> {
     let (now, random) = (services.clock.now(), services.random.as_ref());
-    let again_at = services.probes.again_at(ca);
+    let retry_at = services.probes.retry_at(ca);
     let claimed = change(services, ca, |state| {
         let Some(outage) = work.of(state).clone() else {
             return Ok(false);
@@ -109,24 +109,28 @@ async fn claim(
         let is_sound = outage.probe_at <= now && now.since(outage.probe_at) <= longest;
         let last = match is_sound {
             true => outage.probe_at,
-            // Another machine has dated it by a clock that is wrong, or ours is.
+            // The probe was dated by another machine's wrong clock, or our clock is wrong.
             false => now + longest,
         };
-        let steps_back = again_at > now && again_at <= last + STEPPED_BACK;
+        let steps_back = retry_at > now && retry_at <= last + STEP_BACK;
         if is_waited_for(&outage, now) {
-            let last = outage.probe_at + STEPPED_BACK;
-            return Err(down(ca, &outage, outage.probe_at.max(again_at.min(last))));
+            let last = outage.probe_at + STEP_BACK;
+            return Err(unreachable(
+                ca,
+                &outage,
+                outage.probe_at.max(retry_at.min(last)),
+            ));
         }
         if steps_back {
-            return Err(down(ca, &outage, again_at));
+            return Err(unreachable(ca, &outage, retry_at));
         }
         let others_first = outage.probe_at + OTHERS_FIRST;
         let order = order.as_ref().filter(|_| now < others_first);
         if let Some(until) = order.and_then(|order| order.refused_until(state, ca, now)) {
-            return Err(down(ca, &outage, until.min(others_first)));
+            return Err(unreachable(ca, &outage, until.min(others_first)));
         }
-        // A pass that comes meanwhile waits for the time after this one.
-        let next = after_silence(Some(&outage), outage.last.clone(), now, random);
+        // Another pass meanwhile waits for the probe after this one.
+        let next = after_failed_probe(Some(&outage), outage.last.clone(), now, random);
         *work.of(state) = Some(next);
         Ok(true)
     });
@@ -134,9 +138,9 @@ async fn claim(
         return Ok(false);
     }
     let Err(error) = issuer.probe().await else {
-        // Its directory is there; whether it does this work shows with what is asked
-        // next. Until then the others go on waiting.
-        services.probes.well(ca);
+        // The directory is reachable; only the next request shows whether this operation
+        // works. Until then the others keep waiting.
+        services.probes.succeeded(ca);
         let there = change(services, ca, |state| {
             if let Some(outage) = work.of(state) {
                 outage.answered = true;
@@ -145,18 +149,18 @@ async fn claim(
         there.await?;
         return Ok(true);
     };
-    Err(still_silent(services, ca, work, error).await?)
+    Err(note_failed_probe(services, ca, work, error).await?)
 }
 
-/// Notes a probe that failed, and returns what this process waits for.
-async fn still_silent(
+/// Notes a failed probe, and returns the outage that this process waits for.
+async fn note_failed_probe(
     services: &Services,
     ca: &str,
-    work: Work,
+    work: Operation,
     error: AcmeError,
 ) -> Result<ManageError, ManageError> {
     let (now, random) = (services.clock.now(), services.random.as_ref());
-    tracing::warn!("{ca} does not answer still: {error}");
+    tracing::warn!("{ca} is still unreachable: {error}");
     let asked = match &error.cause {
         Cause::RateLimited { retry_after, .. } => *retry_after,
         _ => None,
@@ -164,27 +168,29 @@ async fn still_silent(
     let outage = change(services, ca, |state| {
         let outage = work.of(state).take()?;
         let last = error.to_string();
-        // Another machine may have dated it meanwhile, by a clock that is wrong.
+        // Another machine with a wrong clock may have dated the probe meanwhile.
         let outage = match outage.probe_at > now && !is_waited_for(&outage, now) {
-            true => after_silence(Some(&outage), last, now, random),
+            true => after_failed_probe(Some(&outage), last, now, random),
             false => Outage { last, ..outage },
         };
-        let outage = asked.map_or(outage.clone(), |asked| after_request(outage, asked, now));
-        let again_at = outage.probe_at + STEPPED_BACK;
-        services.probes.in_vain(ca, outage.probe_at);
-        let down = down(ca, &outage, again_at);
+        let outage = asked.map_or(outage.clone(), |asked| {
+            after_retry_after(outage, asked, now)
+        });
+        let retry_at = outage.probe_at + STEP_BACK;
+        services.probes.failed(ca, outage.probe_at);
+        let down = unreachable(ca, &outage, retry_at);
         *work.of(state) = Some(outage);
         Some(down)
     });
     Ok(outage.await?.unwrap_or(ManageError::Acme(error)))
 }
 
-/// The CA has issued, or judged: it is there, and its windows may be.
-pub(crate) async fn answers(services: &Services, ca: &str) {
+/// Notes that the CA has issued or refused: its outage ends, and its windows are probed.
+pub(crate) async fn note_available(services: &Services, ca: &str) {
     let now = services.clock.now();
-    services.probes.forgets(ca, &[Work::Orders]);
+    services.probes.forget(ca, &[Operation::Orders]);
     let before = change(services, ca, |state| {
-        // The next one asks whether there are windows again, for all.
+        // The next certificate probes the windows on behalf of all.
         if let Some(silent) = &mut state.windowless {
             silent.probe_at = silent.probe_at.min(now);
         }
@@ -193,15 +199,18 @@ pub(crate) async fn answers(services: &Services, ca: &str) {
     match before.await {
         Ok(None) => {}
         Ok(Some(outage)) => {
-            tracing::info!("{ca} answers again, after {}", since(&outage, services))
+            tracing::info!(
+                "{ca} is reachable again, after {}",
+                since(&outage, services)
+            )
         }
-        Err(error) => tracing::warn!("that {ca} answers could not be noted: {error}"),
+        Err(error) => tracing::warn!("the end of the outage of {ca} could not be stored: {error}"),
     }
 }
 
-/// The CA has told a renewal window.
-pub(crate) async fn tells_windows(services: &Services, ca: &str) {
-    services.probes.forgets(ca, &[Work::Windows]);
+/// Notes that the CA has sent a renewal window.
+pub(crate) async fn note_windows(services: &Services, ca: &str) {
+    services.probes.forget(ca, &[Operation::Windows]);
     let before = change(services, ca, |state| {
         if let Some(outage) = &mut state.outage {
             outage.answered = true;
@@ -212,37 +221,37 @@ pub(crate) async fn tells_windows(services: &Services, ca: &str) {
         Ok(None) => {}
         Ok(Some(silent)) => {
             tracing::info!(
-                "{ca} tells renewal windows again, after {}",
+                "{ca} sends renewal windows again, after {}",
                 since(&silent, services)
             );
         }
-        Err(error) => tracing::warn!("that {ca} tells its windows could not be noted: {error}"),
+        Err(error) => tracing::warn!("the windows of {ca} could not be noted: {error}"),
     }
 }
 
-/// The CA has not answered when it was asked for that work: it is left alone for a while.
-pub(crate) async fn is_silent(services: &Services, ca: &str, work: Work, last: &str) {
+/// Notes that the CA was unreachable for `work`: requests pause until the next probe.
+pub(crate) async fn note_outage(services: &Services, ca: &str, work: Operation, last: &str) {
     let (now, random) = (services.clock.now(), services.random.as_ref());
     let noted = change(services, ca, |state| {
         let known = work.of(state);
         let begun = known.as_ref();
         if begun.is_none_or(|outage| !is_waited_for(outage, now)) {
-            *known = Some(after_silence(begun, last.to_owned(), now, random));
+            *known = Some(after_failed_probe(begun, last.to_owned(), now, random));
         }
     });
     match noted.await {
-        Ok(()) => services.probes.forgets(ca, &[work]),
+        Ok(()) => services.probes.forget(ca, &[work]),
         Err(error) => {
-            tracing::warn!("that {ca} does not answer could not be noted: {error}");
-            let outage = after_silence(None, last.to_owned(), now, random);
-            services.probes.keeps(ca, work, outage);
+            tracing::warn!("the outage of {ca} could not be stored: {error}");
+            let outage = after_failed_probe(None, last.to_owned(), now, random);
+            services.probes.keep_unsaved(ca, work, outage);
         }
     }
 }
 
-/// `until` is when this process looks again.
-fn down(ca: &str, outage: &Outage, until: Timestamp) -> ManageError {
-    ManageError::Down {
+/// The error of an outage; this process retries at `until`.
+fn unreachable(ca: &str, outage: &Outage, until: Timestamp) -> ManageError {
+    ManageError::Unreachable {
         ca: ca.to_owned(),
         since: outage.since,
         until,

@@ -1,5 +1,5 @@
-//! The one value that is stored of a CA: changed by compare-and-swap, and shown in the
-//! metrics as it was saved.
+//! The stored state of a CA: changed by compare-and-swap, and shown in the metrics as
+//! saved. It decides nothing.
 
 use crate::ca_state::CaState;
 use crate::manage::error::ManageError;
@@ -8,11 +8,11 @@ use crate::observe::Tokens;
 use crate::renew::ledger;
 use crate::store::StoreError;
 
-/// Writers that may be faster, one after the other, before we give up.
+/// The number of conflicts with other writers before an update fails.
 const TRIES: usize = 64;
 
-/// Changes what is known of `ca`, from its newest state again when another
-/// process was faster.
+/// Changes the state of `ca`, and repeats on the newest state after a conflict with another
+/// process.
 pub(super) async fn change<T>(
     services: &Services,
     ca: &str,
@@ -36,16 +36,16 @@ pub(super) async fn change<T>(
         }
     }
     Err(faster.map_or_else(
-        || ManageError::Halted("the ledger could not be changed".into()),
+        || ManageError::Halted("the state of the CA could not be changed".into()),
         ManageError::Store,
     ))
 }
 
-/// Shows what is stored of `ca` in the metrics.
+/// Shows the stored state of `ca` in the metrics.
 pub(crate) async fn show_stored(services: &Services, ca: &str) {
     match services.store.ca_state(ca).await {
         Ok((state, _)) => show(services, ca, state),
-        Err(error) => tracing::warn!("what is known of {ca} cannot be shown: {error}"),
+        Err(error) => tracing::warn!("the stored state of {ca} cannot be read: {error}"),
     }
 }
 

@@ -1,30 +1,30 @@
-//! The ledger of a CA: an order is taken out of it before it is sent, and settled when
-//! it has ended.
+//! The rate limits of a CA: tokens are taken before an order is sent, and settled after it
+//! has ended. Nothing is sent here but a request for the CA's time.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::intended::Intended;
-use super::outage::is_silent;
+use super::outage::note_outage;
 use super::shared::change;
 use crate::acme::Issuer;
 use crate::ca_state::Counted;
 use crate::identifier::Identifier;
 use crate::manage::error::ManageError;
-use crate::manage::probes::Work;
+use crate::manage::probes::Operation;
 use crate::manage::services::Services;
 use crate::record::PendingOrder;
 use crate::renew::ledger::{self, Line, Priority, Refusal};
 use crate::time::Timestamp;
 
-/// A reply that is older says nothing of what the clock shows now.
+/// The age up to which a reply shows the CA's current time.
 pub(in crate::manage) const NEWEST: Duration = Duration::from_secs(60);
 
-/// Takes an order at `ca` out of its ledger, and says as what it counts.
+/// Takes the tokens of an order at `ca`, and returns as what the order counts.
 ///
 /// # Errors
-/// [`ManageError::OutOfBudget`], or that the CA does not tell the time, as it would not
-/// take an order either; nothing is taken then.
+/// [`ManageError::LimitExhausted`], or the CA's error if its time is unavailable, since an
+/// order would fail too; no token is taken then.
 pub(in crate::manage) async fn spend(
     services: &Services,
     ca: &str,
@@ -33,30 +33,30 @@ pub(in crate::manage) async fn spend(
 ) -> Result<Counted, ManageError> {
     let ours = services.clock.now();
     if ledger::rules(ca).is_empty() {
-        // Where there is nothing to count it need not be asked for the time.
+        // Without rate limits the CA's time is not needed.
         return Ok(order.counts_as(ca, ours));
     }
-    let heard = issuer.time(NEWEST).await.map_err(ManageError::from);
-    let now = match &heard {
+    let reply = issuer.time(NEWEST).await.map_err(ManageError::from);
+    let now = match &reply {
         Ok(Some(dated)) => dated.there(services.clock.wall()),
         Ok(None) | Err(_) => ours,
     };
-    let spent = change(services, ca, |state| match &heard {
+    let spent = change(services, ca, |state| match &reply {
         Ok(_) => order.spend(state, ca, now),
-        // The CA would not take it: what is refused anyhow is refused all the same.
+        // The order would fail, so no token is taken; a refusal still comes first.
         Err(_) => order.spend(&mut state.clone(), ca, now),
     });
     let spent = spent.await?;
-    if let Err(error) = heard {
+    if let Err(error) = reply {
         if spent.is_ok() {
             return Err(error);
         }
         if error.is_outage() {
-            is_silent(services, ca, Work::Orders, &error.to_string()).await;
+            note_outage(services, ca, Operation::Orders, &error.to_string()).await;
         }
     }
     spent.map_err(|refusal| {
-        // The time to wait is the same by either clock.
+        // The pause is the same by either clock.
         let until = ours + refusal.until.since(now);
         let line = refusal.every.map(|every| Line {
             ca: ca.to_owned(),
@@ -65,12 +65,12 @@ pub(in crate::manage) async fn spend(
             priority: order.priority,
             every,
         });
-        out_of_budget(Refusal { until, ..refusal }, line)
+        limit_exhausted(Refusal { until, ..refusal }, line)
     })
 }
 
-fn out_of_budget(refusal: Refusal, line: Option<Line>) -> ManageError {
-    ManageError::OutOfBudget {
+fn limit_exhausted(refusal: Refusal, line: Option<Line>) -> ManageError {
+    ManageError::LimitExhausted {
         limit: refusal.limit,
         subject: refusal.subject,
         until: refusal.until,
@@ -78,10 +78,10 @@ fn out_of_budget(refusal: Refusal, line: Option<Line>) -> ManageError {
     }
 }
 
-/// Takes a new account at `ca` out of its ledger.
+/// Takes the token of a new account at `ca`.
 ///
 /// # Errors
-/// [`ManageError::OutOfBudget`]; nothing is taken then.
+/// [`ManageError::LimitExhausted`]; no token is taken then.
 pub(in crate::manage) async fn register(services: &Services, ca: &str) -> Result<(), ManageError> {
     let (rules, now) = (ledger::rules(ca), services.clock.now());
     if rules.is_empty() {
@@ -89,13 +89,12 @@ pub(in crate::manage) async fn register(services: &Services, ca: &str) -> Result
     }
     let taken = change(services, ca, |state| ledger::register(state, rules, now));
     let taken = taken.await?;
-    // The first account that is made is that of all.
-    taken.map_err(|refusal| out_of_budget(refusal, None))
+    // No queue: the first account serves all certificates.
+    taken.map_err(|refusal| limit_exhausted(refusal, None))
 }
 
-/// Settles the ledger after an order that came to a certificate: one that the
-/// CA took only when it no longer said what it replaces has counted after all, at
-/// `now` by the CA's clock.
+/// Settles the rate limits after an issued order, at `now` by the CA's clock. An order that
+/// the CA accepted only without `replaces` counts after all.
 pub(in crate::manage) async fn settle_issued(
     services: &Services,
     planned: &PendingOrder,
@@ -109,11 +108,11 @@ pub(in crate::manage) async fn settle_issued(
     }
     let names = &planned.identifiers;
     let counted = change(services, &planned.ca, |state| {
-        ledger::proven(state, names);
+        ledger::validated(state, names);
         if !dropped || planned.counted != Counted::Exempt {
             return;
         }
-        // It exists, whether there was a token for it or not.
+        // The certificate exists, with or without a token.
         let _ = ledger::spend(state, rules, names, Counted::Again, Priority::Forced, now);
     });
     if let Err(error) = counted.await {
@@ -121,8 +120,8 @@ pub(in crate::manage) async fn settle_issued(
     }
 }
 
-/// Settles the ledger after an order that came to nothing; `unproven` are the
-/// names whose validation failed, at `now` by the CA's clock.
+/// Settles the rate limits after a failed order; `unproven` are the names whose validation
+/// failed, at `now` by the CA's clock.
 pub(in crate::manage) async fn settle_failed(
     services: &Services,
     order: &PendingOrder,
@@ -139,7 +138,7 @@ pub(in crate::manage) async fn settle_failed(
     });
     if let Err(error) = settled.await {
         tracing::warn!(
-            "the ledger of {} could not be settled, it counts too much: {error}",
+            "the rate limits of {} could not be settled and count too much: {error}",
             order.ca
         );
     }

@@ -1,4 +1,4 @@
-//! What becomes of a certificate that another client has issued, beside what is here.
+//! Imports of another client's certificate beside the stored ones.
 
 use std::time::Duration;
 
@@ -50,13 +50,13 @@ fn foreign(names: &[&str], not_before: Timestamp) -> Foreign {
     }
 }
 
-struct House {
+struct Fixture {
     _directory: tempfile::TempDir,
     store: MemoryStore,
     output: Output,
 }
 
-impl House {
+impl Fixture {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let output = Output::new(directory.path().join("out"));
@@ -86,12 +86,12 @@ impl House {
 }
 
 #[tokio::test]
-async fn it_is_the_first_generation_live_unproven_and_not_due() {
-    let (house, one) = (House::new(), foreign(&["a.example"], START - DAY));
-    let Taken::Stored(Generation(1), at) = house.take(&one).await.unwrap() else {
+async fn import_stores_first_generation_live_but_unverified_and_not_due() {
+    let (fixture, one) = (Fixture::new(), foreign(&["a.example"], START - DAY));
+    let Taken::Stored(Generation(1), at) = fixture.take(&one).await.unwrap() else {
         panic!("it was not stored");
     };
-    let (record, revision) = house.record().await;
+    let (record, revision) = fixture.record().await;
     assert_eq!(
         (record.ca.as_str(), record.profile.as_deref()),
         (CA, Some("tlsserver"))
@@ -101,76 +101,76 @@ async fn it_is_the_first_generation_live_unproven_and_not_due() {
         (issued.ca.as_str(), &issued.facts),
         (CA, one.bundle.facts())
     );
-    assert_eq!(house.output.live(&one.lineage), Some(Generation(1)));
-    let options = house.store.options(&one.lineage).await.unwrap();
+    assert_eq!(fixture.output.live(&one.lineage), Some(Generation(1)));
+    let options = fixture.store.options(&one.lineage).await.unwrap();
     assert_eq!(options.as_ref(), Some(&one.options));
-    // It is handed over first, and renewed in its time.
+    // The next step is its deployment; the renewal comes later.
     let shown = status(&record, START, &SeededRandom::new(1));
     assert_eq!((shown.proven, shown.next_action), (false, Action::Deploy));
     let mut proven = record.clone();
     proven.deployed.insert(FILES.to_owned(), Generation(1));
     assert_eq!(next(&proven, START, &SeededRandom::new(1)), Next::Wait(at));
     assert!(at > START + DAY * 50 && at < START + DAY * 65);
-    // Once more it changes nothing.
-    assert_eq!(house.take(&one).await.unwrap(), HERE);
-    assert_eq!(house.record().await, (record, revision));
+    // A second import changes nothing.
+    assert_eq!(fixture.take(&one).await.unwrap(), HERE);
+    assert_eq!(fixture.record().await, (record, revision));
 }
 
 #[tokio::test]
-async fn what_the_owner_says_holds_for_one_that_is_here() {
-    let (house, mut one) = (House::new(), foreign(&["a.example"], START));
-    house.take(&one).await.unwrap();
+async fn import_replaces_stored_options_when_the_operator_gave_them() {
+    let (fixture, mut one) = (Fixture::new(), foreign(&["a.example"], START));
+    fixture.take(&one).await.unwrap();
     one.options = "another way".to_owned();
-    assert_eq!(house.take(&one).await.unwrap(), HERE);
-    let options = house.store.options(&one.lineage).await.unwrap();
+    assert_eq!(fixture.take(&one).await.unwrap(), HERE);
+    let options = fixture.store.options(&one.lineage).await.unwrap();
     assert_ne!(options.as_ref(), Some(&one.options));
     one.insists = true;
     for resettled in [true, false] {
-        let taken = house.take(&one).await.unwrap();
+        let taken = fixture.take(&one).await.unwrap();
         assert!(matches!(taken, Taken::Here { resettled: now, .. } if now == resettled));
-        let options = house.store.options(&one.lineage).await.unwrap();
+        let options = fixture.store.options(&one.lineage).await.unwrap();
         assert_eq!(options.as_ref(), Some(&one.options));
     }
 }
 
 #[tokio::test]
-async fn what_a_crash_left_unpublished_is_published_by_the_next_try() {
-    let (house, one) = (House::new(), foreign(&["a.example"], START));
-    house.take(&one).await.unwrap();
-    std::fs::remove_dir_all(house.output.live_path_of_all()).unwrap();
-    assert_eq!(house.take(&one).await.unwrap(), HERE);
-    assert_eq!(house.output.live(&one.lineage), Some(Generation(1)));
+async fn import_publishes_pair_left_unpublished_by_a_crash() {
+    let (fixture, one) = (Fixture::new(), foreign(&["a.example"], START));
+    fixture.take(&one).await.unwrap();
+    std::fs::remove_dir_all(fixture.output.live_path_of_all()).unwrap();
+    assert_eq!(fixture.take(&one).await.unwrap(), HERE);
+    assert_eq!(fixture.output.live(&one.lineage), Some(Generation(1)));
 }
 
 #[tokio::test]
-async fn a_newer_one_stays_and_an_older_one_is_followed() {
-    let (house, one) = (House::new(), foreign(&["a.example"], START - DAY));
-    house.take(&one).await.unwrap();
-    house
+async fn import_keeps_newer_certificate_and_replaces_older_one() {
+    let (fixture, one) = (Fixture::new(), foreign(&["a.example"], START - DAY));
+    fixture.take(&one).await.unwrap();
+    fixture
         .store
         .save_options(&one.lineage, "the user's")
         .await
         .unwrap();
     let older = foreign(&["a.example"], START - DAY * 2);
-    assert_eq!(house.take(&older).await.unwrap(), NEWER);
+    assert_eq!(fixture.take(&older).await.unwrap(), NEWER);
     let newer = foreign(&["a.example"], START);
-    let taken = house.take(&newer).await.unwrap();
+    let taken = fixture.take(&newer).await.unwrap();
     assert!(
         matches!(taken, Taken::Stored(Generation(2), _)),
         "{taken:?}"
     );
-    assert_eq!(house.output.live(&one.lineage), Some(Generation(2)));
-    let options = house.store.options(&one.lineage).await.unwrap();
+    assert_eq!(fixture.output.live(&one.lineage), Some(Generation(2)));
+    let options = fixture.store.options(&one.lineage).await.unwrap();
     assert_eq!(options.as_deref(), Some("the user's"));
     let others = foreign(&["a.example", "b.example"], START + DAY);
-    let taken = house.take(&others).await.unwrap();
+    let taken = fixture.take(&others).await.unwrap();
     assert!(matches!(taken, Taken::OtherNames(names) if names.len() == 1));
-    assert_eq!(house.output.live(&one.lineage), Some(Generation(2)));
+    assert_eq!(fixture.output.live(&one.lineage), Some(Generation(2)));
 }
 
 #[tokio::test]
-async fn what_waits_for_its_first_certificate_gets_this_one() {
-    let (house, one) = (House::new(), foreign(&["a.example"], START));
+async fn import_completes_record_that_waits_for_its_first_certificate() {
+    let (fixture, one) = (Fixture::new(), foreign(&["a.example"], START));
     let names = one.bundle.facts().identifiers.clone();
     let mut record = Record::new(one.lineage.clone(), names.clone(), CA.to_owned());
     record.failures.count = 3;
@@ -184,30 +184,34 @@ async fn what_waits_for_its_first_certificate_gets_this_one() {
         begun: START,
         counted: crate::ca_state::Counted::default(),
     });
-    house.store.save(&record, Revision(0), None).await.unwrap();
-    house
+    fixture
+        .store
+        .save(&record, Revision(0), None)
+        .await
+        .unwrap();
+    fixture
         .output
         .placeholder(&one.lineage, &record.identifiers, START)
         .unwrap();
-    let before = house.store.save_options(&one.lineage, "{}");
+    let before = fixture.store.save_options(&one.lineage, "{}");
     before.await.unwrap();
-    house.take(&one).await.unwrap();
-    let options = house.store.options(&one.lineage).await.unwrap();
+    fixture.take(&one).await.unwrap();
+    let options = fixture.store.options(&one.lineage).await.unwrap();
     assert_eq!(options.as_ref(), Some(&one.options));
-    let (record, _) = house.record().await;
+    let (record, _) = fixture.record().await;
     assert_eq!((record.order, record.failures), (None, Failures::default()));
-    assert_eq!(house.output.live(&one.lineage), Some(Generation(1)));
+    assert_eq!(fixture.output.live(&one.lineage), Some(Generation(1)));
 }
 
 #[tokio::test]
-async fn whoever_works_on_it_is_left_alone() {
-    let (house, one) = (House::new(), foreign(&["a.example"], START));
-    let lease = house.store.lease(&one.lineage).await.unwrap();
-    let error = house.take(&one).await.unwrap_err();
+async fn import_fails_while_another_process_holds_the_lease() {
+    let (fixture, one) = (Fixture::new(), foreign(&["a.example"], START));
+    let lease = fixture.store.lease(&one.lineage).await.unwrap();
+    let error = fixture.take(&one).await.unwrap_err();
     assert!(
         matches!(error, ManageError::Store(StoreError::Leased { .. })),
         "{error}"
     );
     drop(lease);
-    house.take(&one).await.unwrap();
+    fixture.take(&one).await.unwrap();
 }

@@ -1,34 +1,35 @@
-//! How an order ended: noted in the record, with the instant of the next try, in the
-//! ledger of its CA, and in what is known of whether that CA answers.
+//! A failed order: noted in the record with the time of the retry, in the rate limits of
+//! its CA, and in that CA's outage. Nothing is retried here.
 
 use std::collections::BTreeSet;
 
 use crate::identifier::Identifier;
 use crate::manage::ca_state;
 use crate::manage::error::ManageError;
-use crate::manage::probes::Work;
+use crate::manage::probes::Operation;
 use crate::manage::session::Pass;
 use crate::record::PendingOrder;
 use crate::renew::backoff::{FailureKind, after_failure};
 use crate::time::Timestamp;
 
 impl Pass<'_> {
-    /// Notes how an order that was sent has failed: `now`, and what the CA's clock showed.
+    /// Notes the failure of an order that was sent, at `now` and at the CA's time `there`.
     pub(super) async fn note_failure(
         &mut self,
         order: &PendingOrder,
         error: &ManageError,
-        heals: bool,
+        only_excluded: bool,
         (now, there): (Timestamp, Timestamp),
     ) {
-        self.note_outage(&order.ca, error).await;
+        self.note_ca_outage(&order.ca, error).await;
         let (kind, ended) = error.failure_kind();
         if ended {
             self.record.order = None;
         }
-        self.date_failure(&order.ca, error, heals, now).await;
-        // After the save: to count too much is the safe side. What was signed and is
-        // of no use was signed all the same.
+        self.date_failure(&order.ca, error, only_excluded, now)
+            .await;
+        // After the save, since counting too much is safe. A certificate that was signed
+        // but is invalid counts too.
         if ended && matches!(error, ManageError::Acme(_)) {
             let named = error.failed_names().iter();
             let named: BTreeSet<Identifier> = named.map(|one| one.identifier.clone()).collect();
@@ -41,28 +42,35 @@ impl Pass<'_> {
         }
     }
 
-    /// Notes that the CA keeps an order from being begun.
-    pub(super) async fn note_unsent(&mut self, ca: &str, error: &ManageError, heals: bool) {
-        self.note_outage(ca, error).await;
-        self.date_failure(ca, error, heals, self.now()).await;
+    /// Notes a failure of the CA before an order could be sent.
+    pub(super) async fn note_unsent(&mut self, ca: &str, error: &ManageError, only_excluded: bool) {
+        self.note_ca_outage(ca, error).await;
+        self.date_failure(ca, error, only_excluded, self.now())
+            .await;
     }
 
-    async fn note_outage(&self, ca: &str, error: &ManageError) {
+    async fn note_ca_outage(&self, ca: &str, error: &ManageError) {
         if error.is_outage() {
-            ca_state::is_silent(self.services, ca, Work::Orders, &error.to_string()).await;
+            ca_state::note_outage(self.services, ca, Operation::Orders, &error.to_string()).await;
         }
     }
 
-    /// Makes the failure durable, with the instant of the next try.
-    async fn date_failure(&mut self, ca: &str, error: &ManageError, heals: bool, now: Timestamp) {
+    /// Stores the failure with the time of the retry.
+    async fn date_failure(
+        &mut self,
+        ca: &str,
+        error: &ManageError,
+        only_excluded: bool,
+        now: Timestamp,
+    ) {
         let record = &mut self.record;
         let facts = record.issued.as_ref().map(|issued| &issued.facts);
-        // What is good already is not held up by what it lacks.
-        let healing = record.quarantine.as_mut().filter(|_| heals);
+        // A failed order for excluded names must not delay the renewal of the others.
+        let healing = record.excluded.as_mut().filter(|_| only_excluded);
         let facts = facts.filter(|_| healing.is_none());
         let failures = match (healing, &mut record.fallback) {
-            (Some(quarantine), _) => &mut quarantine.tries,
-            (None, Some(second)) if second.ca == ca => &mut second.failures,
+            (Some(excluded), _) => &mut excluded.tries,
+            (None, Some(fallback)) if fallback.ca == ca => &mut fallback.failures,
             _ => &mut record.failures,
         };
         let (kind, _) = error.failure_kind();

@@ -1,4 +1,5 @@
-//! What a client of a CA writes down while it works, kept in the record and the store.
+//! The journal of an ACME client: its order goes into the record, its account into the
+//! store. It sends nothing.
 
 use async_trait::async_trait;
 
@@ -34,7 +35,7 @@ impl Journal for RecordJournal<'_, '_> {
 
     async fn create_account(&mut self, credentials: &Secret) -> Result<Secret, JournalError> {
         let services = self.pass.services;
-        // Another process may have made one since we looked.
+        // Another process may have registered an account meanwhile.
         if let Some(stored) = services.store.account(&self.ca).await? {
             return Ok(stored);
         }

@@ -1,4 +1,5 @@
-//! An order before it is begun: what it is for, and the CA that it goes to.
+//! An order before it is stored: its names, and the CA that it goes to. Nothing is stored
+//! or sent here.
 
 use std::collections::BTreeSet;
 
@@ -11,23 +12,23 @@ use crate::record::Record;
 use crate::renew::fallback::Choice;
 use crate::renew::ledger::Priority;
 
-/// What is known of an order before it is begun.
+/// An order before it is stored.
 #[derive(Clone)]
 pub(in crate::manage) struct Plan {
-    /// From whom.
+    /// The first or the fallback CA.
     pub(in crate::manage) from: Choice,
-    /// For what.
+    /// The names to order.
     pub(in crate::manage) names: BTreeSet<Identifier>,
     /// Whether it is for excluded names alone.
-    pub(in crate::manage) heals: bool,
-    /// The predecessor, as RFC 9773 names it.
+    pub(in crate::manage) only_excluded: bool,
+    /// The renewal identifier of the certificate to replace (RFC 9773).
     pub(in crate::manage) replaces: Option<String>,
-    /// Whether it cannot wait.
+    /// Whether it may use the reserve of the rate limits.
     pub(in crate::manage) urgent: bool,
 }
 
 impl Plan {
-    /// The same at the other CA, where it replaces nothing.
+    /// The same order at `from`, where it replaces nothing.
     pub(in crate::manage) fn at(self, from: Choice) -> Self {
         Self {
             from,
@@ -55,7 +56,7 @@ pub(super) struct Source<'c> {
     pub(super) ca: &'c str,
     pub(super) issuer: &'c dyn Issuer,
     pub(super) profile: Option<&'c String>,
-    /// The one that it stands in for.
+    /// The first CA, if this is the fallback CA.
     pub(super) instead_of: Option<&'c String>,
 }
 
@@ -63,10 +64,10 @@ impl<'c> Source<'c> {
     pub(super) fn of(certificate: &'c Certificate, from: Choice) -> Self {
         let wanted = &certificate.wanted;
         match (from, &certificate.fallback) {
-            (Choice::Fallback, Some(second)) => Self {
-                ca: &second.ca,
-                issuer: second.issuer.as_ref(),
-                // A profile is a word of the CA that offers it.
+            (Choice::Fallback, Some(fallback)) => Self {
+                ca: &fallback.ca,
+                issuer: fallback.issuer.as_ref(),
+                // A profile belongs to the CA that offers it.
                 profile: None,
                 instead_of: Some(&wanted.ca),
             },

@@ -1,4 +1,4 @@
-//! A certificate that was checked becomes the newest generation.
+//! Stores a checked certificate as the newest generation. Nothing is published here.
 
 use super::plan::Source;
 use crate::certificate::{Bundle, Facts};
@@ -10,8 +10,8 @@ use crate::renew::window;
 use crate::time::Timestamp;
 
 impl Pass<'_> {
-    /// Stores it, at `now`, the instant that its dates were found good at: by a clock that
-    /// is ahead it could not be renewed before its end.
+    /// Stores `bundle` as issued at `now`, the instant at which its dates were checked. With
+    /// an instant from a clock that is ahead, it could not be renewed before its end.
     pub(super) async fn store_generation(
         &mut self,
         source: &Source<'_>,
@@ -23,7 +23,7 @@ impl Pass<'_> {
         let early = early(record, facts, self.trigger, now);
         let predecessor = record.issued.as_ref();
         let generation = predecessor.map_or_else(Default::default, |issued| issued.generation);
-        let handover_at = maintenance_window(services, predecessor.map(|one| &one.facts), now);
+        let deploy_at = maintenance_window(services, predecessor.map(|one| &one.facts), now);
         let renewable_from = window::renewable_from(facts, now, services.spacing, early);
         record.issued = Some(Issued {
             generation: generation.next(),
@@ -33,27 +33,26 @@ impl Pass<'_> {
             renewal: None,
             renewable_from: Some(renewable_from),
             early,
-            handover_at,
+            deploy_at,
             instead_of: source.instead_of.cloned(),
         });
         record.order = None;
         record.pinned = None;
-        if let Some(quarantine) = &mut record.quarantine {
-            let names = &mut quarantine.names;
+        if let Some(excluded) = &mut record.excluded {
+            let names = &mut excluded.names;
             names.retain(|name, _| !facts.identifiers.contains(name));
         }
-        record.quarantine.take_if(|left| left.names.is_empty());
+        record.excluded.take_if(|left| left.names.is_empty());
         record.failures = Failures::default();
-        record.handover = Failures::default();
-        if let Some(second) = &mut record.fallback {
-            second.failures = Failures::default();
+        record.deployment_failures = Failures::default();
+        if let Some(fallback) = &mut record.fallback {
+            fallback.failures = Failures::default();
         }
         self.save(Some(bundle)).await
     }
 }
 
-/// How many certificates in a row were replaced early, the one that is replaced
-/// now among them.
+/// The number of certificates in a row that were replaced early, including the current one.
 fn early(record: &Record, facts: &Facts, trigger: Trigger, now: Timestamp) -> u32 {
     let Some(issued) = record
         .issued
@@ -62,10 +61,10 @@ fn early(record: &Record, facts: &Facts, trigger: Trigger, now: Timestamp) -> u3
     else {
         return 0;
     };
-    // From another CA, too: the next one is asked for as soon.
+    // Also from another CA, since its successor is ordered as early.
     let same = issued.facts.identifiers == facts.identifiers;
     let half = issued.facts.not_before + issued.facts.lifetime() / 2;
-    // A short life is renewed at half of it, give or take a hundredth.
+    // A short lifetime is renewed at its half, give or take a hundredth.
     let grace = issued.facts.lifetime() / 50;
     if same && now + grace < half {
         issued.early.saturating_add(1)
@@ -74,8 +73,8 @@ fn early(record: &Record, facts: &Facts, trigger: Trigger, now: Timestamp) -> u3
     }
 }
 
-/// When the new certificate is handed over: in the next maintenance window, if
-/// its predecessor is comfortably good until then.
+/// When the new certificate is deployed: in the next maintenance window, if its
+/// predecessor is valid for long enough.
 fn maintenance_window(
     services: &Services,
     predecessor: Option<&Facts>,

@@ -1,4 +1,5 @@
-//! When to renew: the window that the CA suggests, and the instant drawn from it.
+//! The renewal window that the CA suggests (RFC 9773), and the instant drawn from it.
+//! Nothing is ordered here.
 
 use std::time::Duration;
 
@@ -6,52 +7,54 @@ use super::journal::RecordJournal;
 use crate::acme::Issuer;
 use crate::manage::ca_state;
 use crate::manage::error::ManageError;
-use crate::manage::probes::Work;
+use crate::manage::probes::Operation;
 use crate::manage::session::Pass;
 use crate::record::{Issued, Window};
 use crate::renew::backoff::spread;
 use crate::renew::window;
 
-/// What a CA has told of its window.
-enum Told {
-    /// It, and when to ask again.
+/// The CA's reply to a request for a renewal window.
+enum WindowReply {
+    /// The window, and the time until the next request.
     Window(Window, Duration),
-    /// Nothing, or nothing that could be read.
-    Nothing,
-    /// It was not asked: whether it tells any is found out by one for all.
-    NotAsked,
-    /// There are none for this certificate.
-    NoWindows,
+    /// No valid reply.
+    Unavailable,
+    /// No request was sent, since another certificate probes for all.
+    Skipped,
+    /// The certificate has no renewal identifier.
+    Unsupported,
 }
 
-/// RFC 9773 section 4.3.3: a temporary error waits this long.
+/// The pause after a temporary error, RFC 9773 section 4.3.3.
 const REFRESH_AFTER_FAILURE: Duration = Duration::from_secs(6 * 3600);
-/// A pass that did not ask comes back when the CA may well answer.
+/// The pause after a request that was skipped during an outage.
 const REFRESH_AFTER_SILENCE: Duration = Duration::from_secs(3600);
 
 impl<'p> Pass<'p> {
-    /// Asks for the renewal window and stores the instant drawn from it. A CA that
-    /// does not answer leaves the share of the lifetime to decide.
+    /// Requests the renewal window and stores the instant drawn from it. Without a window the
+    /// instant is a share of the lifetime.
     pub(in crate::manage) async fn refresh_window(&mut self) -> Result<(), ManageError> {
         let Some(issued) = self.record.issued.clone() else {
             return Ok(());
         };
-        let told = match (&issued.facts.renewal_id, self.issuer_of(&issued)) {
+        let reply = match (&issued.facts.renewal_id, self.issuer_of(&issued)) {
             (Some(id), Some(issuer)) => self.window_of(&issued.ca, issuer, id).await,
-            (Some(_), None) => Told::Nothing,
-            (None, _) => Told::NoWindows,
+            (Some(_), None) => WindowReply::Unavailable,
+            (None, _) => WindowReply::Unsupported,
         };
-        // The clock that it is compared with, or it would be asked again at once.
+        // By the clock that decides, or the next request would be due at once.
         let now = self.now();
         let (random, facts) = (self.services.random.as_ref(), &issued.facts);
-        let (accepted, again) = match told {
-            Told::Window(suggested, again) => (
+        let (accepted, again) = match reply {
+            WindowReply::Window(suggested, again) => (
                 window::accept(suggested.start, suggested.end, facts),
                 Some(now + window::clamp_retry_after(again)),
             ),
-            Told::Nothing => (None, Some(now + spread(REFRESH_AFTER_FAILURE, 10, random))),
-            Told::NotAsked => (None, Some(now + spread(REFRESH_AFTER_SILENCE, 50, random))),
-            Told::NoWindows => (None, None),
+            WindowReply::Unavailable => {
+                (None, Some(now + spread(REFRESH_AFTER_FAILURE, 10, random)))
+            }
+            WindowReply::Skipped => (None, Some(now + spread(REFRESH_AFTER_SILENCE, 50, random))),
+            WindowReply::Unsupported => (None, None),
         };
         let spread = self.services.spread;
         let moment = window::Moment { now, spread };
@@ -63,40 +66,42 @@ impl<'p> Pass<'p> {
         self.save(None).await
     }
 
-    /// The way to the CA that has issued it, where that is still one of ours.
+    /// The client for the CA that issued the certificate, if that CA is still configured.
     fn issuer_of(&self, issued: &Issued) -> Option<&'p dyn Issuer> {
         let certificate = self.certificate;
-        let second = certificate.fallback.as_ref();
-        match second.filter(|second| second.ca == issued.ca) {
-            Some(second) => Some(second.issuer.as_ref()),
+        let fallback = certificate.fallback.as_ref();
+        match fallback.filter(|fallback| fallback.ca == issued.ca) {
+            Some(fallback) => Some(fallback.issuer.as_ref()),
             None => Some(certificate.issuer.as_ref()).filter(|_| issued.ca == self.record.ca),
         }
     }
 
-    async fn window_of(&mut self, ca: &str, issuer: &dyn Issuer, id: &str) -> Told {
+    async fn window_of(&mut self, ca: &str, issuer: &dyn Issuer, id: &str) -> WindowReply {
         let services = self.services;
         let doubted = match ca_state::reach_windows(services, ca, issuer).await {
             Ok(doubted) => doubted,
-            Err(ManageError::Down { .. }) => return Told::NotAsked,
+            Err(ManageError::Unreachable { .. }) => return WindowReply::Skipped,
             Err(error) => {
-                tracing::warn!("whether {ca} tells renewal windows is not to be known: {error}");
-                return Told::NotAsked;
+                tracing::warn!("no renewal window was requested from {ca}: {error}");
+                return WindowReply::Skipped;
             }
         };
         let mut journal = RecordJournal::new(self, ca);
         let error = match issuer.renewal_info(id, &mut journal).await {
-            Ok(told) => {
+            Ok(reply) => {
                 if doubted {
-                    ca_state::tells_windows(services, ca).await;
+                    ca_state::note_windows(services, ca).await;
                 }
-                return told.map_or(Told::Nothing, |(window, again)| Told::Window(window, again));
+                return reply.map_or(WindowReply::Unavailable, |(window, again)| {
+                    WindowReply::Window(window, again)
+                });
             }
             Err(error) => ManageError::from(error),
         };
         if error.is_outage() {
-            ca_state::is_silent(services, ca, Work::Windows, &error.to_string()).await;
+            ca_state::note_outage(services, ca, Operation::Windows, &error.to_string()).await;
         }
-        tracing::warn!(%error, "the renewal window is not to be had; the lifetime decides meanwhile");
-        Told::Nothing
+        tracing::warn!(%error, "no renewal window from the CA; a share of the lifetime decides meanwhile");
+        WindowReply::Unavailable
     }
 }

@@ -54,7 +54,7 @@ fn issue(record: &mut Record, at: Timestamp, life: u64) {
         renewal: None,
         renewable_from: None,
         early: 0,
-        handover_at: None,
+        deploy_at: None,
         instead_of: None,
     });
 }
@@ -234,11 +234,11 @@ fn deployment_waits_for_its_window_and_its_own_backoff() {
         asked: None,
     });
     let opens = START + Duration::from_secs(HOUR);
-    record.issued.as_mut().unwrap().handover_at = Some(opens);
+    record.issued.as_mut().unwrap().deploy_at = Some(opens);
     assert_eq!(next(&record, START, &random), Next::Wait(opens));
     assert_eq!(next(&record, opens, &random), Next::Deploy);
     let again = opens + Duration::from_secs(15);
-    record.handover.retry_at = Some(again);
+    record.deployment_failures.retry_at = Some(again);
     assert_eq!(next(&record, opens, &random), Next::Wait(again));
     assert_eq!(next(&record, again, &random), Next::Deploy);
 }
@@ -301,11 +301,11 @@ fn renewal_proceeds_while_deployment_keeps_failing() {
         refresh_at: None,
         asked: None,
     });
-    record.handover.count = 1;
-    record.handover.retry_at = Some(at + Duration::from_secs(HOUR));
+    record.deployment_failures.count = 1;
+    record.deployment_failures.retry_at = Some(at + Duration::from_secs(HOUR));
     assert!(matches!(next(&record, at, &random), Next::Issue { .. }));
     // After its backoff the deployment comes first again: the CA may be down.
-    record.handover.retry_at = Some(at);
+    record.deployment_failures.retry_at = Some(at);
     assert_eq!(next(&record, at, &random), Next::Deploy);
 }
 
@@ -333,15 +333,15 @@ fn held_up_reports_a_step_that_backs_off() {
 
     let mut unproven = record(90 * DAY);
     unproven.deployed.insert("nginx".into(), Generation(0));
-    unproven.issued.as_mut().unwrap().handover_at = Some(later);
+    unproven.issued.as_mut().unwrap().deploy_at = Some(later);
     assert_eq!(
         held_up(&unproven, START),
         None,
         "the deployment window is not a failure"
     );
-    unproven.handover.retry_at = Some(later);
-    let handover = Some(HeldUp::Handover { until: later });
-    assert_eq!(held_up(&unproven, START), handover);
+    unproven.deployment_failures.retry_at = Some(later);
+    let deployment = Some(HeldUp::Deployment { until: later });
+    assert_eq!(held_up(&unproven, START), deployment);
     unproven.deployed.clear();
     assert_eq!(held_up(&unproven, START), None);
 }

@@ -198,7 +198,7 @@ fn consecutive_failures_end_with_a_success_and_not_by_the_hour() {
     let refusal = spend(&mut state, Priority::Routine).unwrap_err();
     assert_eq!(refusal.limit, Limit::ConsecutiveFailures);
     spend(&mut state, Priority::Forced).unwrap();
-    proven(&mut state, &name);
+    validated(&mut state, &name);
     spend(&mut state, Priority::Routine).unwrap();
 }
 

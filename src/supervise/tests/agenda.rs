@@ -1,4 +1,4 @@
-//! The order in which things are due, against one that looks through all.
+//! The order of the agenda, compared with that of a full scan.
 
 use proptest::prelude::*;
 
@@ -10,7 +10,7 @@ enum Step {
     Change(usize, i64, bool, u32),
     Wait(usize, bool),
     Ask(usize),
-    Answer(usize),
+    TimeReply(usize),
     Remove(usize),
     Shift(i64, usize),
 }
@@ -21,10 +21,10 @@ fn step() -> impl Strategy<Value = Step> {
         (which.clone(), when.clone(), any::<bool>())
             .prop_map(|(which, due, managed)| Step::Insert(which, due, managed)),
         (which.clone(), when.clone(), any::<bool>(), 0..3_u32)
-            .prop_map(|(which, due, busy, silences)| Step::Change(which, due, busy, silences)),
+            .prop_map(|(which, due, busy, outages)| Step::Change(which, due, busy, outages)),
         (which.clone(), any::<bool>()).prop_map(|(which, waits)| Step::Wait(which, waits)),
         which.clone().prop_map(Step::Ask),
-        which.clone().prop_map(Step::Answer),
+        which.clone().prop_map(Step::TimeReply),
         which.clone().prop_map(Step::Remove),
         (when, which).prop_map(|(by, out)| Step::Shift(by, out)),
     ]
@@ -38,11 +38,11 @@ fn apply(agenda: &mut Agenda, certificates: &[Arc<Certificate>], step: Step) {
     let lineage = |which: usize| certificates[which].wanted.lineage.clone();
     match step {
         Step::Insert(which, due, managed) => {
-            agenda.insert(Kept::new(certificates[which].clone(), at(due), managed));
+            agenda.insert(Entry::new(certificates[which].clone(), at(due), managed));
         }
-        Step::Change(which, due, busy, silences) => {
+        Step::Change(which, due, busy, outages) => {
             agenda.change(&lineage(which), |kept| {
-                (kept.due, kept.busy, kept.silences) = (at(due), busy, silences);
+                (kept.due, kept.busy, kept.outages) = (at(due), busy, outages);
             });
         }
         Step::Wait(which, waits) => {
@@ -56,7 +56,7 @@ fn apply(agenda: &mut Agenda, certificates: &[Arc<Certificate>], step: Step) {
             );
             agenda.change(&lineage(which), |kept| kept.waiting.push_back(asked));
         }
-        Step::Answer(which) => {
+        Step::TimeReply(which) => {
             agenda.change(&lineage(which), |kept| kept.waiting.pop_front());
         }
         Step::Remove(which) => agenda.remove(&lineage(which)),
@@ -67,8 +67,8 @@ fn apply(agenda: &mut Agenda, certificates: &[Arc<Certificate>], step: Step) {
     }
 }
 
-/// What is to be passed over at `now`, when the next is due, and who waits, by
-/// looking at each.
+/// The next certificate at `now`, the first due instant, and the certificates that wait
+/// for a CA, by a full scan.
 fn looked_through(
     agenda: &Agenda,
     lineages: &[Lineage],
@@ -78,26 +78,26 @@ fn looked_through(
         .iter()
         .filter_map(|name| Some((name, agenda.get(name)?)));
     let kept: Vec<_> = kept.collect();
-    let order = |(name, kept): &&(&Lineage, &Kept)| (kept.due, kept.silences, (*name).clone());
+    let order = |(name, kept): &&(&Lineage, &Entry)| (kept.due, kept.outages, (*name).clone());
     let idle = kept.iter().filter(|(_, kept)| !kept.busy);
     let asked = idle.clone().filter(|(_, kept)| !kept.waiting.is_empty());
     let managed = idle.filter(|(_, kept)| kept.managed);
     let due = managed.clone().filter(|(_, kept)| kept.due <= now);
     let ready = asked.min_by_key(order).or_else(|| due.min_by_key(order));
-    let held_up = kept.iter().filter(|(_, kept)| kept.waits_for_ca);
+    let waiting_for_ca = kept.iter().filter(|(_, kept)| kept.waits_for_ca);
     (
         ready.map(|(name, _)| (*name).clone()),
         managed.map(|(_, kept)| kept.due).min(),
-        held_up.map(|(name, _)| (*name).clone()).collect(),
+        waiting_for_ca.map(|(name, _)| (*name).clone()).collect(),
     )
 }
 
 #[test]
-fn whatever_is_changed_the_order_is_that_of_a_look_through_all() {
-    let house = House::new();
+fn agenda_order_equals_that_of_a_full_scan() {
+    let fixture = Fixture::new();
     let certificates: Vec<_> = names(6)
         .iter()
-        .map(|name| Arc::new(house.certificate(name)))
+        .map(|name| Arc::new(fixture.certificate(name)))
         .collect();
     let lineages: Vec<_> = certificates
         .iter()
@@ -108,10 +108,10 @@ fn whatever_is_changed_the_order_is_that_of_a_look_through_all() {
         for step in steps {
             apply(&mut agenda, &certificates, step);
             for now in [at(0), at(25), at(200)] {
-                let (ready, first_due, held_up) = looked_through(&agenda, &lineages, now);
+                let (ready, first_due, waiting_for_ca) = looked_through(&agenda, &lineages, now);
                 prop_assert_eq!(agenda.ready(now), ready);
                 prop_assert_eq!(agenda.first_due(), first_due);
-                prop_assert_eq!(agenda.waiting_for_a_ca(), held_up);
+                prop_assert_eq!(agenda.waiting_for_a_ca(), waiting_for_ca);
             }
         }
     });

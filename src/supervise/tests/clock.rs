@@ -1,31 +1,31 @@
-//! A clock that is set beside one that nobody sets: the CA is asked for the time, by one
-//! question, and a CA that is down by no more than it is asked anyhow.
+//! A wall clock that is set beside a steady clock: one time probe goes to the CA, and an
+//! unreachable CA gets no more probes than during any outage.
 
-use super::fallback::{FOR_EVER, Two};
+use super::fallback::{FOREVER, TwoCas};
 use super::*;
 use crate::time::set::SetClock;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// From now on the machine's clock is one that can be set.
-fn watched(house: &mut House) -> Arc<SetClock> {
-    let clock = Arc::new(SetClock::new(house.clock.clone()));
-    house.services.clock = clock.clone();
+/// Gives the machine a clock that can be set.
+fn watched(fixture: &mut Fixture) -> Arc<SetClock> {
+    let clock = Arc::new(SetClock::new(fixture.clock.clone()));
+    fixture.services.clock = clock.clone();
     clock
 }
 
 #[tokio::test]
-async fn a_clock_that_jumps_by_what_is_an_alarm_makes_the_ca_be_asked_once() {
-    let mut house = House::new();
-    let clock = watched(&mut house);
-    let handle = house.start(&names(3)).await;
+async fn clock_jump_probes_the_ca_once() {
+    let mut fixture = Fixture::new();
+    let clock = watched(&mut fixture);
+    let handle = fixture.start(&names(3)).await;
     let ready = |all: &[Status]| all.iter().all(Status::is_ready);
-    house.until("issued", ready).await;
-    let probes = || house.signer.probes.load(Ordering::SeqCst);
-    let (before, orders) = (probes(), house.orders());
+    fixture.until("issued", ready).await;
+    let probes = || fixture.signer.probes.load(Ordering::SeqCst);
+    let (before, orders) = (probes(), fixture.orders());
     let mut asked = 0;
     let hour = 3600;
-    // Little by little is as much.
+    // Small steps add up.
     for (seconds, asks) in [
         (240, 0),
         (-240, 0),
@@ -39,32 +39,32 @@ async fn a_clock_that_jumps_by_what_is_an_alarm_makes_the_ca_be_asked_once() {
     ] {
         clock.by(seconds);
         for _ in 0..5 {
-            house.clock.advance(MINUTE);
-            house.settle(&handle, 3).await;
+            fixture.clock.advance(MINUTE);
+            fixture.settle(&handle, 3).await;
         }
         asked += asks;
         assert_eq!(probes(), before + asked, "{seconds} s");
     }
-    assert_eq!(house.orders(), orders);
+    assert_eq!(fixture.orders(), orders);
 }
 
 #[tokio::test]
-async fn a_clock_that_is_set_back_between_two_readings_is_seen_within_two_minutes_too() {
-    let mut house = House::new();
-    let clock = watched(&mut house);
-    let handle = house.start(&names(1)).await;
-    house.until("issued", |all| all[0].is_ready()).await;
-    let probes = || house.signer.probes.load(Ordering::SeqCst);
-    let (before, orders) = (probes(), house.orders());
+async fn clock_set_back_between_two_readings_is_detected_within_two_minutes() {
+    let mut fixture = Fixture::new();
+    let clock = watched(&mut fixture);
+    let handle = fixture.start(&names(1)).await;
+    fixture.until("issued", |all| all[0].is_ready()).await;
+    let probes = || fixture.signer.probes.load(Ordering::SeqCst);
+    let (before, orders) = (probes(), fixture.orders());
     let year = 365 * 86_400;
     let mut asked = 0;
-    // A look reads it a few times.
+    // One iteration of the loop reads the clock a few times.
     for readings in 0..12 {
         for seconds in [-year, year] {
             clock.by_after(seconds, readings);
             for _ in 0..3 {
-                house.clock.advance(MINUTE);
-                // A word to it would be another look.
+                fixture.clock.advance(MINUTE);
+                // A command would cause another iteration.
                 for _ in 0..2_000 {
                     tokio::task::yield_now().await;
                 }
@@ -73,141 +73,147 @@ async fn a_clock_that_is_set_back_between_two_readings_is_seen_within_two_minute
             assert_eq!(probes(), before + asked, "{seconds} s after {readings}");
         }
     }
-    assert_eq!(house.orders(), orders);
+    assert_eq!(fixture.orders(), orders);
     drop(handle);
 }
 
 #[tokio::test]
-async fn after_a_start_a_ca_that_was_not_heard_of_is_asked_once() {
-    let mut house = House::new();
-    watched(&mut house);
-    let handle = house.start(&names(3)).await;
+async fn start_probes_a_ca_without_reply_once() {
+    let mut fixture = Fixture::new();
+    watched(&mut fixture);
+    let handle = fixture.start(&names(3)).await;
     let ready = |all: &[Status]| all.iter().all(Status::is_ready);
-    house.until("issued", ready).await;
+    fixture.until("issued", ready).await;
     handle.stop().await;
-    let (begun, orders) = (house.signer.probes.load(Ordering::SeqCst), house.orders());
-    let probes = || house.signer.probes.load(Ordering::SeqCst) - begun;
-    for (unheard, down, asked) in [(false, 0, 0), (true, 0, 1), (true, 2, 3)] {
+    let (begun, orders) = (
+        fixture.signer.probes.load(Ordering::SeqCst),
+        fixture.orders(),
+    );
+    let probes = || fixture.signer.probes.load(Ordering::SeqCst) - begun;
+    for (undated, down, asked) in [(false, 0, 0), (true, 0, 1), (true, 2, 3)] {
         let before = probes();
-        house.signer.unheard.store(unheard, Ordering::SeqCst);
-        let silent = &house.signer.silent_probes;
+        fixture.signer.undated.store(undated, Ordering::SeqCst);
+        let silent = &fixture.signer.failed_probes;
         silent.store(begun + before + down, Ordering::SeqCst);
-        let handle = house.start(&names(3)).await;
-        house.settle(&handle, 3).await;
-        house.clock.advance(Duration::from_millis(4900));
-        house.settle(&handle, 3).await;
-        assert_eq!(probes(), before, "what is to be done asks first");
-        house.clock.advance(Duration::from_millis(100));
-        house.settle(&handle, 3).await;
+        let handle = fixture.start(&names(3)).await;
+        fixture.settle(&handle, 3).await;
+        fixture.clock.advance(Duration::from_millis(4900));
+        fixture.settle(&handle, 3).await;
+        assert_eq!(probes(), before, "due steps contact the CA first");
+        fixture.clock.advance(Duration::from_millis(100));
+        fixture.settle(&handle, 3).await;
         assert_eq!(probes(), before + asked.min(1));
         for _ in 0..30 {
-            house.clock.advance(MINUTE);
-            house.settle(&handle, 3).await;
+            fixture.clock.advance(MINUTE);
+            fixture.settle(&handle, 3).await;
         }
-        assert_eq!(probes(), before + asked, "{unheard}, {down}");
+        assert_eq!(probes(), before + asked, "{undated}, {down}");
         handle.stop().await;
     }
-    assert_eq!(house.orders(), orders);
+    assert_eq!(fixture.orders(), orders);
 }
 
 #[tokio::test]
-async fn after_a_start_who_stands_in_is_left_alone_and_one_client_has_heard_for_all() {
-    let mut two = Two::new();
-    watched(&mut two.house);
-    two.second.unheard.store(true, Ordering::SeqCst);
+async fn start_probes_no_fallback_ca_and_one_reply_serves_all_clients() {
+    let mut two = TwoCas::new();
+    watched(&mut two.fixture);
+    two.fallback.undated.store(true, Ordering::SeqCst);
     let handle = two.start(&names(1)).await;
-    two.house.until("issued", |all| all[0].is_ready()).await;
+    two.fixture.until("issued", |all| all[0].is_ready()).await;
     two.pass(&handle, 10).await;
-    assert_eq!(two.second.probes.load(Ordering::SeqCst), 0);
-    // Another client of the first has not heard it itself.
+    assert_eq!(two.fallback.probes.load(Ordering::SeqCst), 0);
+    // Another client of the first CA has had no reply of its own.
     let other = Certificate {
-        issuer: two.second.clone(),
-        ..two.house.certificate("other.example.com")
+        issuer: two.fallback.clone(),
+        ..two.fixture.certificate("other.example.com")
     };
     handle.stop().await;
-    let services = two.house.services.clone();
-    let (mut supervisor, handle) = Supervisor::new(services, two.house.board.clone());
+    let services = two.fixture.services.clone();
+    let (mut supervisor, handle) = Supervisor::new(services, two.fixture.board.clone());
     let kept = vec![two.certificate(&names(1)[0]), other];
     supervisor.keep(kept).await.unwrap();
     tokio::spawn(supervisor.run());
-    two.house
+    two.fixture
         .until("issued", |all| all.iter().all(Status::is_ready))
         .await;
     two.pass(&handle, 10).await;
-    assert_eq!(two.second.probes.load(Ordering::SeqCst), 0);
+    assert_eq!(two.fallback.probes.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]
-async fn a_ca_that_is_down_is_asked_for_the_time_by_one_for_all_until_it_answers() {
-    let mut house = House::new();
-    let clock = watched(&mut house);
-    let handle = house.start(&names(3)).await;
+async fn time_probe_of_unreachable_ca_repeats_until_it_replies() {
+    let mut fixture = Fixture::new();
+    let clock = watched(&mut fixture);
+    let handle = fixture.start(&names(3)).await;
     let ready = |all: &[Status]| all.iter().all(Status::is_ready);
-    house.until("issued", ready).await;
-    let (begun, orders) = (house.signer.probes.load(Ordering::SeqCst), house.orders());
-    let probes = || house.signer.probes.load(Ordering::SeqCst) - begun;
-    house
+    fixture.until("issued", ready).await;
+    let (begun, orders) = (
+        fixture.signer.probes.load(Ordering::SeqCst),
+        fixture.orders(),
+    );
+    let probes = || fixture.signer.probes.load(Ordering::SeqCst) - begun;
+    fixture
         .signer
-        .silent_probes
+        .failed_probes
         .store(begun + 4, Ordering::SeqCst);
     clock.by(3600);
     for minute in 1..=30 {
-        house.clock.advance(MINUTE);
-        house.settle(&handle, 3).await;
+        fixture.clock.advance(MINUTE);
+        fixture.settle(&handle, 3).await;
         assert!(probes() <= minute, "{} in {minute} minutes", probes());
     }
-    // Four in vain, and no more after the one that was not.
+    // Four failed probes, and none after the first success.
     assert_eq!(probes(), 5);
-    assert_eq!(house.orders(), orders);
+    assert_eq!(fixture.orders(), orders);
 }
 
 #[tokio::test]
-async fn a_refusal_is_dated_too_and_nobody_asks_again() {
-    let mut house = House::new();
-    let clock = watched(&mut house);
-    let handle = house.start(&names(3)).await;
+async fn time_probe_accepts_a_refusal_as_reply() {
+    let mut fixture = Fixture::new();
+    let clock = watched(&mut fixture);
+    let handle = fixture.start(&names(3)).await;
     let ready = |all: &[Status]| all.iter().all(Status::is_ready);
-    house.until("issued", ready).await;
-    let before = house.signer.probes.load(Ordering::SeqCst);
-    house.signer.limits_probes.store(true, Ordering::SeqCst);
+    fixture.until("issued", ready).await;
+    let before = fixture.signer.probes.load(Ordering::SeqCst);
+    fixture.signer.limits_probes.store(true, Ordering::SeqCst);
     clock.by(3600);
     for _ in 0..30 {
-        house.clock.advance(MINUTE);
-        house.settle(&handle, 3).await;
+        fixture.clock.advance(MINUTE);
+        fixture.settle(&handle, 3).await;
     }
-    assert_eq!(house.signer.probes.load(Ordering::SeqCst), before + 1);
+    assert_eq!(fixture.signer.probes.load(Ordering::SeqCst), before + 1);
 }
 
 #[tokio::test]
-async fn who_stands_in_is_asked_for_the_time_too_and_answers_for_itself_alone() {
-    let mut two = Two::new();
-    let clock = watched(&mut two.house);
+async fn clock_jump_probes_the_fallback_ca_separately() {
+    let mut two = TwoCas::new();
+    let clock = watched(&mut two.fixture);
     let handle = two.start(&names(3)).await;
     let ready = |all: &[Status]| all.iter().all(Status::is_ready);
-    two.house.until("issued", ready).await;
-    let signers = [&two.house.signer, &two.second];
+    two.fixture.until("issued", ready).await;
+    let signers = [&two.fixture.signer, &two.fallback];
     let probes = || signers.map(|signer| signer.probes.load(Ordering::SeqCst));
-    let (before, orders) = (probes(), two.house.orders());
+    let (before, orders) = (probes(), two.fixture.orders());
     clock.by(3600);
     two.pass(&handle, 5).await;
     assert_eq!(probes(), before.map(|probes| probes + 1));
-    // One of them is down: the other has answered, and is left alone.
+    // While one CA is down, the other has replied and gets no further probe.
     for (down, there) in [(0, 1), (1, 0)] {
         let before = probes();
-        let silent = &signers[down].silent_probes;
-        silent.store(FOR_EVER, Ordering::SeqCst);
+        let silent = &signers[down].failed_probes;
+        silent.store(FOREVER, Ordering::SeqCst);
         clock.by(3600);
         two.pass(&handle, 5).await;
         assert_eq!(probes()[there], before[there] + 1);
-        let in_vain = probes()[down];
-        assert!(in_vain > before[down], "the one that is down was not asked");
+        let failed = probes()[down];
+        assert!(failed > before[down], "the CA that is down got no probe");
         silent.store(0, Ordering::SeqCst);
         two.pass(&handle, 10).await;
         let answered = probes();
-        assert!(answered[down] > in_vain, "it was not asked again");
+        assert!(answered[down] > failed, "it got no further probe");
         two.pass(&handle, 10).await;
         assert_eq!(probes(), answered);
     }
-    assert_eq!(two.house.orders(), orders);
-    assert_eq!(two.second.orders.load(Ordering::SeqCst), 0);
+    assert_eq!(two.fixture.orders(), orders);
+    assert_eq!(two.fallback.orders.load(Ordering::SeqCst), 0);
 }

@@ -1,25 +1,26 @@
-//! Copies that somebody takes away.
+//! Copies of live files that another program removes.
 
 use super::*;
 use crate::deploy::target::DeployTarget;
 
 #[tokio::test]
-async fn a_copy_that_is_taken_away_is_written_again_and_no_server_is_told() {
-    let house = House::new();
-    let path = |name: &str| house.directory.path().join(name);
+async fn removed_copy_is_written_again_without_a_reload() {
+    let fixture = Fixture::new();
+    let path = |name: &str| fixture.directory.path().join(name);
     let copies = [
         format!("file:{}", path("copy.pem").display()),
         format!("directory:{}", path("tree").display()),
     ];
     let copies = copies.map(|copy| copy.parse::<DeployTarget>().unwrap().target());
-    let told = Arc::new(Told::default());
-    let mut certificate = house.certificate("n0.example.com");
+    let target = Arc::new(CountingTarget::default());
+    let mut certificate = fixture.certificate("n0.example.com");
     certificate.targets = copies.into_iter().collect();
-    certificate.targets.push(told.clone());
-    let (mut supervisor, _handle) = Supervisor::new(house.services.clone(), house.board.clone());
+    certificate.targets.push(target.clone());
+    let (mut supervisor, _handle) =
+        Supervisor::new(fixture.services.clone(), fixture.board.clone());
     supervisor.keep(vec![certificate]).await.unwrap();
     tokio::spawn(supervisor.run());
-    house.until("issued", |all| all[0].is_ready()).await;
+    fixture.until("issued", |all| all[0].is_ready()).await;
     let (copy, live) = (path("copy.pem"), path("tree/live/n0.example.com"));
     let published = path("out/live/n0.example.com");
     for gone in [&copy, &live, &published] {
@@ -28,11 +29,18 @@ async fn a_copy_that_is_taken_away_is_written_again_and_no_server_is_told() {
         let mut concurrency = 0;
         while !gone.exists() {
             concurrency += 1;
-            assert!(concurrency < 1000, "{} stays away", gone.display());
-            // A sweep a turn; what looks and writes does so on another thread.
-            house.clock.advance(SWEEP);
+            assert!(
+                concurrency < 1000,
+                "{} is not written again",
+                gone.display()
+            );
+            // The check and the write run on other threads.
+            fixture.clock.advance(SWEEP);
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
-    assert_eq!((told.0.load(Ordering::SeqCst), house.orders()), (1, 1));
+    assert_eq!(
+        (target.reloads.load(Ordering::SeqCst), fixture.orders()),
+        (1, 1)
+    );
 }

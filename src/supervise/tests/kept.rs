@@ -1,16 +1,16 @@
-//! What is kept against commands, lost volumes, damage, and configurations that
-//! come at any moment.
+//! Managed certificates under commands, lost volumes, damage, and configurations received
+//! at any moment.
 
 use super::*;
 
 #[tokio::test]
-async fn one_that_is_kept_is_not_made_into_another() {
-    let house = House::new();
-    let handle = house.start(&names(1)).await;
-    house.until("issued", |all| all[0].is_ready()).await;
-    let mut fewer = house.certificate("n0.example.com");
+async fn command_cannot_change_a_managed_certificate() {
+    let fixture = Fixture::new();
+    let handle = fixture.start(&names(1)).await;
+    fixture.until("issued", |all| all[0].is_ready()).await;
+    let mut fewer = fixture.certificate("n0.example.com");
     fewer.wanted.identifiers = [Identifier::parse("www.example.com").unwrap()].into();
-    let mut elsewhere = house.certificate("n0.example.com");
+    let mut elsewhere = fixture.certificate("n0.example.com");
     elsewhere.wanted.ca = "https://other".into();
     for other in [fewer, elsewhere] {
         let refused = handle.work(other, Trigger::Forced).await.unwrap_err();
@@ -21,24 +21,26 @@ async fn one_that_is_kept_is_not_made_into_another() {
             "{refused}"
         );
     }
-    assert_eq!(house.orders(), 1);
+    assert_eq!(fixture.orders(), 1);
 }
 
 #[tokio::test]
-async fn a_damaged_record_holds_up_no_other_and_heals() {
-    let house = House::new();
+async fn damaged_record_delays_no_other_and_recovers() {
+    let fixture = Fixture::new();
     let names = names(2);
-    let path = house.directory.path().join("data/records");
+    let path = fixture.directory.path().join("data/records");
     std::fs::create_dir_all(path.join(&names[0])).unwrap();
     let record = path.join(&names[0]).join("record.json");
     std::fs::write(&record, "{").unwrap();
-    let _handle = house.start(&names).await;
-    house
-        .until("the other one", |all| all.iter().any(|s| s.is_ready()))
+    let _handle = fixture.start(&names).await;
+    fixture
+        .until("the other certificate", |all| {
+            all.iter().any(|s| s.is_ready())
+        })
         .await;
     std::fs::remove_file(&record).unwrap();
-    house.clock.advance(Duration::from_secs(60));
-    house
+    fixture.clock.advance(Duration::from_secs(60));
+    fixture
         .until("both", |all| {
             all.iter().filter(|s| s.is_ready()).count() == 2
         })
@@ -46,55 +48,64 @@ async fn a_damaged_record_holds_up_no_other_and_heals() {
 }
 
 #[tokio::test]
-async fn a_new_volume_gets_the_stored_pair_and_its_server_is_told_again() {
-    let house = House::new();
-    let told = Arc::new(Told::default());
-    let mut certificate = house.certificate("n0.example.com");
-    certificate.targets = vec![told.clone()];
+async fn new_volume_gets_the_stored_pair_and_its_server_a_reload() {
+    let fixture = Fixture::new();
+    let target = Arc::new(CountingTarget::default());
+    let mut certificate = fixture.certificate("n0.example.com");
+    certificate.targets = vec![target.clone()];
     let lineage = certificate.wanted.lineage.clone();
-    let (mut supervisor, handle) = Supervisor::new(house.services.clone(), house.board.clone());
+    let (mut supervisor, handle) = Supervisor::new(fixture.services.clone(), fixture.board.clone());
     supervisor.keep(vec![certificate.clone()]).await.unwrap();
-    assert_eq!(house.services.output.live(&lineage), Some(Generation(0)));
+    assert_eq!(fixture.services.output.live(&lineage), Some(Generation(0)));
     tokio::spawn(supervisor.run());
-    house.until("issued", |all| all[0].is_ready()).await;
-    assert_eq!(told.0.load(Ordering::SeqCst), 1);
+    fixture.until("issued", |all| all[0].is_ready()).await;
+    assert_eq!(target.reloads.load(Ordering::SeqCst), 1);
     handle.stop().await;
 
-    std::fs::remove_dir_all(house.directory.path().join("out")).unwrap();
-    let (mut supervisor, _handle) = Supervisor::new(house.services.clone(), house.board.clone());
+    std::fs::remove_dir_all(fixture.directory.path().join("out")).unwrap();
+    let (mut supervisor, _handle) =
+        Supervisor::new(fixture.services.clone(), fixture.board.clone());
     supervisor.keep(vec![certificate]).await.unwrap();
-    assert_eq!(house.services.output.live(&lineage), Some(Generation(1)));
-    // Somebody else's hand: the server may have read what is there now.
-    let stored = house.services.store.bundle(&lineage, Generation(1)).await;
+    assert_eq!(fixture.services.output.live(&lineage), Some(Generation(1)));
+    // Another program changed the files, and the server may have loaded them.
+    let stored = fixture.services.store.bundle(&lineage, Generation(1)).await;
     let (key, chain) = stored.unwrap().unwrap();
     let names = [Identifier::parse("n0.example.com").unwrap()].into();
     let pair = Bundle::new(key, &chain, &names, START, Freshness::Any).unwrap();
-    let output = &house.services.output;
+    let output = &fixture.services.output;
     output.publish(&lineage, Generation(0), &pair).unwrap();
     tokio::spawn(supervisor.run());
-    house
-        .until("handed over", |_| told.0.load(Ordering::SeqCst) == 2)
+    fixture
+        .until("deployed", |_| target.reloads.load(Ordering::SeqCst) == 2)
         .await;
-    assert_eq!(house.services.output.live(&lineage), Some(Generation(1)));
-    assert_eq!(house.orders(), 1);
+    assert_eq!(fixture.services.output.live(&lineage), Some(Generation(1)));
+    assert_eq!(fixture.orders(), 1);
 }
 
 #[tokio::test]
-async fn what_a_proof_no_longer_sees_counts_as_not_served() {
-    let house = House::new();
-    let mut certificate = house.certificate("n0.example.com");
-    pass(&house.services, &certificate, Trigger::Scheduled)
+async fn failed_verification_resets_the_served_generation() {
+    let fixture = Fixture::new();
+    let mut certificate = fixture.certificate("n0.example.com");
+    pass(&fixture.services, &certificate, Trigger::Scheduled)
         .await
         .unwrap();
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let nobody: crate::deploy::endpoint::Endpoint =
+    let closed_port: crate::deploy::endpoint::Endpoint =
         socket.local_addr().unwrap().to_string().parse().unwrap();
     drop(socket);
     let lineage = certificate.wanted.lineage.clone();
-    let load = async || house.services.store.load(&lineage).await.unwrap().unwrap();
+    let load = async || {
+        fixture
+            .services
+            .store
+            .load(&lineage)
+            .await
+            .unwrap()
+            .unwrap()
+    };
     let (mut record, revision) = load().await;
     record.served.insert(
-        nobody.to_string(),
+        closed_port.to_string(),
         crate::record::Served {
             generation: Generation(1),
             at: START,
@@ -102,69 +113,72 @@ async fn what_a_proof_no_longer_sees_counts_as_not_served() {
         },
     );
     record.deployed.insert("files".into(), Generation(1));
-    record.deployed.insert("told".into(), Generation(1));
-    house
+    record.deployed.insert("counting".into(), Generation(1));
+    fixture
         .services
         .store
         .save(&record, revision, None)
         .await
         .unwrap();
-    certificate.endpoints = vec![nobody.clone()];
-    let told = Arc::new(Told::default());
-    certificate.targets = vec![told.clone()];
-    // The files were replaced meanwhile.
+    certificate.endpoints = vec![closed_port.clone()];
+    let target = Arc::new(CountingTarget::default());
+    certificate.targets = vec![target.clone()];
+    // Another program replaced the files.
     std::fs::write(
-        house.services.output.live_path(&lineage).join("cert.pem"),
+        fixture.services.output.live_path(&lineage).join("cert.pem"),
         "",
     )
     .unwrap();
     let work = {
-        let (services, certificate) = (house.services.clone(), certificate.clone());
+        let (services, certificate) = (fixture.services.clone(), certificate.clone());
         tokio::spawn(async move { pass(&services, &certificate, Trigger::Scheduled).await })
     };
     while !work.is_finished() {
-        house.clock.advance(Duration::from_secs(1));
+        fixture.clock.advance(Duration::from_secs(1));
         tokio::task::yield_now().await;
     }
     assert!(matches!(work.await.unwrap(), Err(ManageError::Verify(_))));
-    assert_eq!(told.0.load(Ordering::SeqCst), 1);
+    assert_eq!(target.reloads.load(Ordering::SeqCst), 1);
     let (record, _) = load().await;
-    assert_eq!(record.served[&nobody.to_string()].generation, Generation(0));
+    assert_eq!(
+        record.served[&closed_port.to_string()].generation,
+        Generation(0)
+    );
 }
 
 #[tokio::test]
-async fn a_configuration_that_comes_during_a_pass_is_not_forgotten() {
-    let house = House::new();
-    let handle = house.start(&names(1)).await;
-    house.until("begun", |_| house.orders() == 1).await;
-    let mut more = house.certificate("n0.example.com");
+async fn configuration_received_during_a_pass_is_applied_after_it() {
+    let fixture = Fixture::new();
+    let handle = fixture.start(&names(1)).await;
+    fixture.until("begun", |_| fixture.orders() == 1).await;
+    let mut more = fixture.certificate("n0.example.com");
     let www = Identifier::parse("www.example.com").unwrap();
     more.wanted.identifiers.insert(www);
     handle.replace(vec![more]).await;
-    house
+    fixture
         .until("both names", |all| {
             all[0].is_ready() && all[0].identifiers.len() == 2
         })
         .await;
-    assert_eq!(house.orders(), 2);
+    assert_eq!(fixture.orders(), 2);
 }
 
 #[tokio::test]
-async fn a_command_for_one_that_is_kept_takes_nothing_from_it() {
-    let house = House::new();
-    let told = Arc::new(Told::default());
-    let mut kept = house.certificate("n0.example.com");
-    kept.targets = vec![told.clone()];
-    let (mut supervisor, handle) = Supervisor::new(house.services.clone(), house.board.clone());
+async fn command_for_managed_certificate_keeps_its_targets() {
+    let fixture = Fixture::new();
+    let target = Arc::new(CountingTarget::default());
+    let mut kept = fixture.certificate("n0.example.com");
+    kept.targets = vec![target.clone()];
+    let (mut supervisor, handle) = Supervisor::new(fixture.services.clone(), fixture.board.clone());
     supervisor.keep(vec![kept]).await.unwrap();
     tokio::spawn(supervisor.run());
-    house.until("issued", |all| all[0].is_ready()).await;
+    fixture.until("issued", |all| all[0].is_ready()).await;
     let lineage = Lineage::parse("n0.example.com").unwrap();
-    assert!(handle.keeps(&lineage).await);
-    // From a shell that knows nothing of the server to be told.
-    let bare = house.certificate("n0.example.com");
+    assert!(handle.manages(&lineage).await);
+    // A command without the target of the configuration.
+    let bare = fixture.certificate("n0.example.com");
     handle.work(bare.clone(), Trigger::Forced).await.unwrap();
-    assert_eq!(told.0.load(Ordering::SeqCst), 2);
+    assert_eq!(target.reloads.load(Ordering::SeqCst), 2);
     let mut other_key = bare;
     other_key.wanted.key = KeyType::Rsa4096;
     let refused = handle.work(other_key, Trigger::Forced).await.unwrap_err();
@@ -172,21 +186,24 @@ async fn a_command_for_one_that_is_kept_takes_nothing_from_it() {
 }
 
 #[tokio::test]
-async fn what_another_ca_asked_to_wait_for_is_not_waited_for() {
-    let house = House::new();
-    let mut certificate = house.certificate("n0.example.com");
+async fn new_ca_ignores_the_retry_after_of_the_old_one() {
+    let fixture = Fixture::new();
+    let mut certificate = fixture.certificate("n0.example.com");
     let wanted = &certificate.wanted;
     let (lineage, names) = (wanted.lineage.clone(), wanted.identifiers.clone());
     let mut record = Record::new(lineage, names, "https://ca".into());
     record.failures.retry_at = Some(START + DAY * 7);
     record.failures.asked_to_wait = true;
-    let saved = house.services.store.save(&record, Default::default(), None);
+    let saved = fixture
+        .services
+        .store
+        .save(&record, Default::default(), None);
     saved.await.unwrap();
-    let waits = pass(&house.services, &certificate, Trigger::Requested).await;
+    let waits = pass(&fixture.services, &certificate, Trigger::Requested).await;
     assert!(matches!(waits, Err(ManageError::BackingOff { .. })));
     certificate.wanted.ca = "https://other".into();
     assert!(
-        pass(&house.services, &certificate, Trigger::Scheduled)
+        pass(&fixture.services, &certificate, Trigger::Scheduled)
             .await
             .unwrap()
             .issued
@@ -194,30 +211,46 @@ async fn what_another_ca_asked_to_wait_for_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn what_is_not_renewed_is_an_alarm_once_and_a_worse_one_later() {
-    let house = House::new();
+async fn overdue_certificate_raises_one_alarm_and_a_critical_one_later() {
+    let fixture = Fixture::new();
     pass(
-        &house.services,
-        &house.certificate("n0.example.com"),
+        &fixture.services,
+        &fixture.certificate("n0.example.com"),
         Trigger::Scheduled,
     )
     .await
     .unwrap();
     let lineage = Lineage::parse("n0.example.com").unwrap();
-    let (mut record, _) = house.services.store.load(&lineage).await.unwrap().unwrap();
+    let (mut record, _) = fixture
+        .services
+        .store
+        .load(&lineage)
+        .await
+        .unwrap()
+        .unwrap();
     record.failures.last = Some("the CA said no".into());
-    let shown = |days: u32| status(&record, START + DAY * days, house.services.random.as_ref());
+    let shown = |days: u32| {
+        status(
+            &record,
+            START + DAY * days,
+            fixture.services.random.as_ref(),
+        )
+    };
     let levels = [1, 60, 70, 80].map(|days| alarm_level(&shown(days)));
     assert_eq!(levels, [0, 0, 1, 2]);
-    let told = alarm(&shown(80), 2, shown(80).last_error);
-    assert!(told.starts_with("critical: it ends at 20"), "{told}");
-    assert!(told.contains("the CA said no; hint: "), "{told}");
+    let text = alarm(&shown(80), 2, shown(80).last_error);
+    assert!(
+        text.starts_with("critical: the certificate expires at 20"),
+        "{text}"
+    );
+    assert!(text.contains("the CA said no; hint: "), "{text}");
 
-    let (mut supervisor, _handle) = Supervisor::new(house.services.clone(), house.board.clone());
-    let kept = vec![house.certificate("n0.example.com")];
+    let (mut supervisor, _handle) =
+        Supervisor::new(fixture.services.clone(), fixture.board.clone());
+    let kept = vec![fixture.certificate("n0.example.com")];
     supervisor.keep(kept).await.unwrap();
-    house.clock.set(START + DAY * 80);
-    let told = async |supervisor: &mut Supervisor| {
+    fixture.clock.set(START + DAY * 80);
+    let alarm_of = async |supervisor: &mut Supervisor| {
         let finished = Finished {
             lineage: lineage.clone(),
             ended: Err(ManageError::Halted("again".into())),
@@ -232,109 +265,106 @@ async fn what_is_not_renewed_is_an_alarm_once_and_a_worse_one_later() {
             &mut supervisor.agenda,
             finished,
         );
-        supervisor.agenda.get(&lineage).unwrap().told
+        supervisor.agenda.get(&lineage).unwrap().alarmed
     };
-    assert_eq!(told(&mut supervisor).await, 2);
-    assert!(house.board.all()[0].critical);
+    assert_eq!(alarm_of(&mut supervisor).await, 2);
+    assert!(fixture.board.all()[0].critical);
 }
 
 #[tokio::test]
-async fn a_clock_that_is_set_back_makes_nobody_wait() {
-    let house = House::new();
-    house.clock.set(START + DAY * 180);
-    let refusals = &house.signer.refusals;
+async fn clock_set_back_does_not_lengthen_a_backoff() {
+    let fixture = Fixture::new();
+    fixture.clock.set(START + DAY * 180);
+    let refusals = &fixture.signer.refusals;
     refusals.lock().unwrap().insert("n0.example.com".into(), 1);
-    let handle = house.start(&names(1)).await;
+    let handle = fixture.start(&names(1)).await;
     let failed = |all: &[crate::observe::Status]| all[0].last_error.is_some();
-    house.until("refused", failed).await;
-    // The pause ends in half a year by the clock that is right.
-    house.clock.set(START);
+    fixture.until("refused", failed).await;
+    // By the right clock the backoff ends in half a year.
+    fixture.clock.set(START);
     assert!(handle.ping().await);
-    house.until("issued", |all| all[0].is_ready()).await;
-    assert_eq!(house.orders(), 2);
+    fixture.until("issued", |all| all[0].is_ready()).await;
+    assert_eq!(fixture.orders(), 2);
 }
 
 #[tokio::test]
-async fn a_server_that_is_down_keeps_nothing_from_being_renewed_nor_a_ca_from_being_handed_over() {
-    let house = House::new();
-    let told = Arc::new(Told::default());
-    told.1.store(true, Ordering::SeqCst);
-    let mut certificate = house.certificate("n0.example.com");
-    certificate.targets = vec![told.clone()];
-    let due = async || pass(&house.services, &certificate, Trigger::Scheduled).await;
+async fn failed_deployment_blocks_no_renewal_and_failed_order_no_deployment() {
+    let fixture = Fixture::new();
+    let target = Arc::new(CountingTarget::default());
+    target.is_down.store(true, Ordering::SeqCst);
+    let mut certificate = fixture.certificate("n0.example.com");
+    certificate.targets = vec![target.clone()];
+    let due = async || pass(&fixture.services, &certificate, Trigger::Scheduled).await;
     assert!(matches!(due().await, Err(ManageError::Deploy(_))));
-    assert!(matches!(
-        due().await,
-        Err(ManageError::NotHandedOver { .. })
-    ));
-    assert_eq!(house.orders(), 1);
-    // Renewed when it is due, in the very pass that fails to hand over.
-    house.clock.set(START + DAY * 80);
+    assert!(matches!(due().await, Err(ManageError::NotDeployed { .. })));
+    assert_eq!(fixture.orders(), 1);
+    // The pass whose deployment fails also renews.
+    fixture.clock.set(START + DAY * 80);
     assert!(matches!(due().await, Err(ManageError::Deploy(_))));
-    assert_eq!(house.orders(), 2);
-    // Due again, its CA is down and its server is back: it is handed over.
-    house.clock.set(START + DAY * 160);
-    house.signer.silences.store(1, Ordering::SeqCst);
+    assert_eq!(fixture.orders(), 2);
+    // Due again with its CA down and its server up, the certificate is deployed.
+    fixture.clock.set(START + DAY * 160);
+    fixture.signer.outages.store(1, Ordering::SeqCst);
     assert!(due().await.is_err());
-    house.clock.advance(Duration::from_secs(30));
-    told.1.store(false, Ordering::SeqCst);
-    let before = told.0.load(Ordering::SeqCst);
+    fixture.clock.advance(Duration::from_secs(30));
+    target.is_down.store(false, Ordering::SeqCst);
+    let before = target.reloads.load(Ordering::SeqCst);
     assert!(due().await.is_err());
-    assert_eq!(told.0.load(Ordering::SeqCst), before + 1);
+    assert_eq!(target.reloads.load(Ordering::SeqCst), before + 1);
     let lineage = &certificate.wanted.lineage;
-    assert_eq!(house.services.output.live(lineage), Some(Generation(2)));
+    assert_eq!(fixture.services.output.live(lineage), Some(Generation(2)));
 }
 
 #[tokio::test]
-async fn an_order_that_is_dropped_is_given_back_once() {
+async fn dropped_order_is_refunded_once() {
     const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
-    let house = House::new();
-    let mut certificate = house.certificate("n0.example.com");
+    let fixture = Fixture::new();
+    let mut certificate = fixture.certificate("n0.example.com");
     certificate.wanted.ca = LETS_ENCRYPT.into();
     for _ in 0..3 {
-        pass(&house.services, &certificate, Trigger::Forced)
+        pass(&fixture.services, &certificate, Trigger::Forced)
             .await
             .unwrap();
     }
-    house.signer.silences.store(1, Ordering::SeqCst);
+    fixture.signer.outages.store(1, Ordering::SeqCst);
     assert!(
-        pass(&house.services, &certificate, Trigger::Forced)
+        pass(&fixture.services, &certificate, Trigger::Forced)
             .await
             .is_err()
     );
     let full_at = async || {
-        let (state, _) = house.services.store.ca_state(LETS_ENCRYPT).await.unwrap();
+        let (state, _) = fixture.services.store.ca_state(LETS_ENCRYPT).await.unwrap();
         let duplicates = &state.spent[&crate::ca_state::Limit::DuplicateCertificates];
         *duplicates.values().next().unwrap()
     };
     let spent = full_at().await;
-    house.clock.set(START + DAY * 4);
+    fixture.clock.set(START + DAY * 4);
     for _ in 0..3 {
-        pass(&house.services, &certificate, Trigger::Scheduled)
+        pass(&fixture.services, &certificate, Trigger::Scheduled)
             .await
             .unwrap();
     }
     assert_eq!(full_at().await, spent - DAY * 7 / 5);
-    assert_eq!(house.orders(), 4);
+    assert_eq!(fixture.orders(), 4);
 }
 
 #[tokio::test]
-async fn what_another_process_worked_on_is_taken_up_soon_after_it_has_ended() {
-    let house = House::new();
-    let lineage = house.certificate("n0.example.com").wanted.lineage;
-    let lease = house.services.store.lease(&lineage).await.unwrap();
-    let handle = house.start(&names(1)).await;
-    // Half an hour: no pause grows with it.
+async fn released_lease_is_taken_within_seconds() {
+    let fixture = Fixture::new();
+    let lineage = fixture.certificate("n0.example.com").wanted.lineage;
+    let lease = fixture.services.store.lease(&lineage).await.unwrap();
+    let handle = fixture.start(&names(1)).await;
+    // For half an hour, in which the pause must not grow.
     for _ in 0..360 {
-        house.settle(&handle, 1).await;
-        house.clock.advance(Duration::from_secs(5));
+        fixture.settle(&handle, 1).await;
+        fixture.clock.advance(Duration::from_secs(5));
     }
-    assert_eq!(house.orders(), 0);
+    assert_eq!(fixture.orders(), 0);
     drop(lease);
     for _ in 0..4 {
-        house.settle(&handle, 1).await;
-        house.clock.advance(Duration::from_secs(5));
+        fixture.settle(&handle, 1).await;
+        fixture.clock.advance(Duration::from_secs(5));
     }
-    house.until("issued", |all| all[0].is_ready()).await;
-    assert_eq!(house.orders(), 1);
+    fixture.until("issued", |all| all[0].is_ready()).await;
+    assert_eq!(fixture.orders(), 1);
 }

@@ -1,35 +1,35 @@
-//! One dead name and the others: what is issued, what is tried again, and that
-//! neither disturbs the other.
+//! A failing name beside valid ones: its exclusion, its retries, and that they do not
+//! delay the renewal of the others.
 
 use super::*;
 use crate::record::Record;
 
-const DEAD: &str = "a.example.com";
-const WELL: [&str; 2] = ["b.example.com", "c.example.com"];
+const FAILING: &str = "a.example.com";
+const VALID: [&str; 2] = ["b.example.com", "c.example.com"];
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn name(text: &str) -> Identifier {
     Identifier::parse(text).unwrap()
 }
 
-fn certificate(house: &House, partial: bool) -> Certificate {
-    // The dead one is the first: the certificate is named after it.
-    let mut certificate = house.certificate(DEAD);
-    certificate.wanted.identifiers.extend(WELL.map(name));
+fn certificate(fixture: &Fixture, partial: bool) -> Certificate {
+    // The failing name is the first, so it names the certificate.
+    let mut certificate = fixture.certificate(FAILING);
+    certificate.wanted.identifiers.extend(VALID.map(name));
     certificate.wanted.partial = partial;
     certificate
 }
 
-async fn keep(house: &House, certificate: &Certificate) -> Handle {
-    let (mut supervisor, handle) = Supervisor::new(house.services.clone(), house.board.clone());
+async fn keep(fixture: &Fixture, certificate: &Certificate) -> Handle {
+    let (mut supervisor, handle) = Supervisor::new(fixture.services.clone(), fixture.board.clone());
     supervisor.keep(vec![certificate.clone()]).await.unwrap();
     tokio::spawn(supervisor.run());
     handle
 }
 
-async fn record(house: &House) -> Record {
-    let lineage = Lineage::parse(DEAD).unwrap();
-    house
+async fn record(fixture: &Fixture) -> Record {
+    let lineage = Lineage::parse(FAILING).unwrap();
+    fixture
         .services
         .store
         .load(&lineage)
@@ -39,57 +39,77 @@ async fn record(house: &House) -> Record {
         .0
 }
 
-fn bury(house: &House, dead: &[&str]) {
-    *house.signer.dead.lock().unwrap() = dead.iter().map(|text| name(text)).collect();
+fn fail_names(fixture: &Fixture, failing: &[&str]) {
+    *fixture.signer.invalid_names.lock().unwrap() = failing.iter().map(|text| name(text)).collect();
 }
 
-/// How many names each order was for.
-fn asked(house: &House) -> Vec<usize> {
-    let asked = house.signer.asked.lock().unwrap();
+/// The number of names in each order.
+fn asked(fixture: &Fixture) -> Vec<usize> {
+    let asked = fixture.signer.asked.lock().unwrap();
     asked.iter().map(BTreeSet::len).collect()
 }
 
 #[tokio::test]
-async fn a_dead_name_is_left_out_tried_again_and_brought_back() {
-    let house = House::new();
-    bury(&house, &[DEAD]);
-    let handle = keep(&house, &certificate(&house, true)).await;
-    house.until("issued", |all| all[0].is_ready()).await;
-    assert_eq!(asked(&house), [3, 2], "once more, at once");
-    let shown = house.board.all().remove(0);
-    assert_eq!(shown.identifiers.len(), 3, "what is wanted stays wanted");
+async fn failing_name_is_excluded_retried_and_restored() {
+    let fixture = Fixture::new();
+    fail_names(&fixture, &[FAILING]);
+    let handle = keep(&fixture, &certificate(&fixture, true)).await;
+    fixture.until("issued", |all| all[0].is_ready()).await;
+    assert_eq!(asked(&fixture), [3, 2], "a second order at once");
+    let shown = fixture.board.all().remove(0);
+    assert_eq!(shown.identifiers.len(), 3, "the name stays wanted");
     let [left_out] = shown.left_out.as_slice() else {
         panic!("{shown:?}");
     };
     assert_eq!(
         (left_out.identifier.clone(), left_out.reason.as_str()),
-        (name(DEAD), "nobody there")
+        (name(FAILING), "no answer on port 80")
     );
     let again = left_out.retry_at.unwrap();
     assert!(again >= START + Duration::from_secs(54) && again <= START + Duration::from_secs(66));
     assert_eq!(shown.next_at, again);
-    let text = house
+    let text = fixture
         .services
         .metrics
-        .render(&house.board, house.clock.now());
+        .render(&fixture.board, fixture.clock.now());
     let gauge = "certs_certificate_left_out_names{name=\"a.example.com\"} 1";
     assert!(text.contains(gauge), "{text}");
 
-    // 1, 10, 100 minutes, then daily; and the valid one stays as it is.
-    let issued = record(&house).await.issued;
+    retries_leave_the_certificate(&fixture, &handle).await;
+
+    fail_names(&fixture, &[]);
+    let orders = fixture.orders();
+    for _ in 0..27 {
+        fixture.clock.advance(MINUTE * 60);
+        fixture.settle(&handle, fixture.board.all().len()).await;
+    }
+    fixture
+        .until("whole", |all| {
+            all[0].is_ready() && all[0].left_out.is_empty()
+        })
+        .await;
+    assert_eq!(fixture.orders(), orders + 1);
+    let restored = record(&fixture).await;
+    assert_eq!(restored.issued.unwrap().facts.identifiers.len(), 3);
+    assert_eq!(restored.excluded, None);
+}
+
+/// Retries come after 1, 10 and 100 minutes, then daily; the valid certificate stays.
+async fn retries_leave_the_certificate(fixture: &Fixture, handle: &Handle) {
+    let issued = record(fixture).await.issued;
     for _ in 0..30 {
-        house.clock.advance(MINUTE);
-        house.settle(&handle, house.board.all().len()).await;
+        fixture.clock.advance(MINUTE);
+        fixture.settle(handle, fixture.board.all().len()).await;
     }
-    assert_eq!(asked(&house)[2..], [3, 3]);
+    assert_eq!(asked(fixture)[2..], [3, 3]);
     for _ in 0..60 {
-        house.clock.advance(MINUTE * 60);
-        house.settle(&handle, house.board.all().len()).await;
+        fixture.clock.advance(MINUTE * 60);
+        fixture.settle(handle, fixture.board.all().len()).await;
     }
-    let tries = asked(&house)[4..].to_vec();
+    let tries = asked(fixture)[4..].to_vec();
     assert!((3..=4).contains(&tries.len()), "{tries:?}");
     assert!(tries.iter().all(|names| *names == 3), "{tries:?}");
-    let kept = record(&house).await;
+    let kept = record(fixture).await;
     let constant = |issued: &Option<crate::record::Issued>| {
         let issued = issued.clone().unwrap();
         (issued.generation, issued.facts, issued.renewal.unwrap().at)
@@ -97,113 +117,100 @@ async fn a_dead_name_is_left_out_tried_again_and_brought_back() {
     assert_eq!(constant(&kept.issued), constant(&issued));
     assert_eq!(
         kept.failures.count, 0,
-        "the renewal is not held up: {kept:?}"
+        "the renewal is not delayed: {kept:?}"
     );
-
-    bury(&house, &[]);
-    let orders = house.orders();
-    for _ in 0..27 {
-        house.clock.advance(MINUTE * 60);
-        house.settle(&handle, house.board.all().len()).await;
-    }
-    house
-        .until("whole", |all| {
-            all[0].is_ready() && all[0].left_out.is_empty()
-        })
-        .await;
-    assert_eq!(house.orders(), orders + 1);
-    let healed = record(&house).await;
-    assert_eq!(healed.issued.unwrap().facts.identifiers.len(), 3);
-    assert_eq!(healed.quarantine, None);
 }
 
 #[tokio::test]
-async fn without_leave_nothing_is_left_out_and_nothing_is_issued_for_none() {
-    let house = House::new();
-    bury(&house, &[DEAD]);
+async fn partial_off_excludes_nothing_and_all_names_failing_issues_nothing() {
+    let fixture = Fixture::new();
+    fail_names(&fixture, &[FAILING]);
     let failed = pass(
-        &house.services,
-        &certificate(&house, false),
+        &fixture.services,
+        &certificate(&fixture, false),
         Trigger::Requested,
     )
     .await;
     assert!(matches!(failed, Err(ManageError::Acme(_))), "{failed:?}");
-    bury(&house, &[DEAD, WELL[0], WELL[1]]);
+    fail_names(&fixture, &[FAILING, VALID[0], VALID[1]]);
     let failed = pass(
-        &house.services,
-        &certificate(&house, true),
+        &fixture.services,
+        &certificate(&fixture, true),
         Trigger::Requested,
     )
     .await;
     assert!(matches!(failed, Err(ManageError::Acme(_))), "{failed:?}");
-    assert_eq!(asked(&house), [3, 3]);
-    assert_eq!(record(&house).await.quarantine, None);
-    // A second one that dies between the two orders: no third order.
-    bury(&house, &[DEAD]);
-    house
+    assert_eq!(asked(&fixture), [3, 3]);
+    assert_eq!(record(&fixture).await.excluded, None);
+    // Another name that fails in the second order causes no third order.
+    fail_names(&fixture, &[FAILING]);
+    fixture
         .signer
         .refusals
         .lock()
         .unwrap()
-        .insert(WELL[0].into(), 1);
+        .insert(VALID[0].into(), 1);
     let failed = pass(
-        &house.services,
-        &certificate(&house, true),
+        &fixture.services,
+        &certificate(&fixture, true),
         Trigger::Requested,
     )
     .await;
     assert!(matches!(failed, Err(ManageError::Acme(_))), "{failed:?}");
-    assert_eq!(asked(&house)[2..], [3, 2]);
+    assert_eq!(asked(&fixture)[2..], [3, 2]);
 }
 
 #[tokio::test]
-async fn a_name_that_is_served_is_dropped_only_when_the_renewal_is_late_for_it() {
-    let house = House::new();
-    let handle = keep(&house, &certificate(&house, true)).await;
-    house.until("issued", |all| all[0].is_ready()).await;
-    let due = house.board.all()[0].next_at;
-    bury(&house, &[WELL[1]]);
-    house.clock.set(due);
-    house.settle(&handle, house.board.all().len()).await;
+async fn served_name_is_excluded_only_when_the_renewal_is_overdue() {
+    let fixture = Fixture::new();
+    let handle = keep(&fixture, &certificate(&fixture, true)).await;
+    fixture.until("issued", |all| all[0].is_ready()).await;
+    let due = fixture.board.all()[0].next_at;
+    fail_names(&fixture, &[VALID[1]]);
+    fixture.clock.set(due);
+    fixture.settle(&handle, fixture.board.all().len()).await;
     for _ in 0..24 * 4 {
-        house.clock.advance(MINUTE * 60);
-        house.settle(&handle, house.board.all().len()).await;
+        fixture.clock.advance(MINUTE * 60);
+        fixture.settle(&handle, fixture.board.all().len()).await;
     }
-    let first = record(&house).await.issued.unwrap();
+    let first = record(&fixture).await.issued.unwrap();
     assert_eq!(
         first.generation,
         Generation(1),
-        "it is good for all of them still"
+        "it is still valid for all names"
     );
     for _ in 0..24 * 3 {
-        house.clock.advance(MINUTE * 60);
-        house.settle(&handle, house.board.all().len()).await;
+        fixture.clock.advance(MINUTE * 60);
+        fixture.settle(&handle, fixture.board.all().len()).await;
     }
-    let second = record(&house).await.issued.unwrap();
+    let second = record(&fixture).await.issued.unwrap();
     assert_eq!(second.generation, Generation(2));
-    assert_eq!(second.facts.identifiers, [DEAD, WELL[0]].map(name).into());
-    assert!(house.board.all()[0].is_ready());
+    assert_eq!(
+        second.facts.identifiers,
+        [FAILING, VALID[0]].map(name).into()
+    );
+    assert!(fixture.board.all()[0].is_ready());
 }
 
 #[tokio::test]
-async fn tries_that_fail_cost_the_ledger_no_certificate() {
+async fn failed_retries_spend_no_certificate_tokens() {
     const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
-    let house = House::new();
-    bury(&house, &[DEAD]);
-    let mut certificate = certificate(&house, true);
+    let fixture = Fixture::new();
+    fail_names(&fixture, &[FAILING]);
+    let mut certificate = certificate(&fixture, true);
     certificate.wanted.ca = LETS_ENCRYPT.into();
-    let handle = keep(&house, &certificate).await;
+    let handle = keep(&fixture, &certificate).await;
     drop(certificate);
-    house.until("issued", |all| all[0].is_ready()).await;
+    fixture.until("issued", |all| all[0].is_ready()).await;
     for _ in 0..24 * 6 {
-        house.clock.advance(MINUTE * 60);
-        house.settle(&handle, house.board.all().len()).await;
+        fixture.clock.advance(MINUTE * 60);
+        fixture.settle(&handle, fixture.board.all().len()).await;
     }
-    assert!(house.orders() >= 8, "{} orders", house.orders());
-    let (state, _) = house.services.store.ca_state(LETS_ENCRYPT).await.unwrap();
-    let now = house.clock.now();
+    assert!(fixture.orders() >= 8, "{} orders", fixture.orders());
+    let (state, _) = fixture.services.store.ca_state(LETS_ENCRYPT).await.unwrap();
+    let now = fixture.clock.now();
     let spent = &state.spent[&crate::ca_state::Limit::DuplicateCertificates];
     let full: Vec<_> = spent.iter().filter(|(_, at)| **at > now).collect();
-    // The one certificate that there is takes 33.6 hours to be forgotten.
+    // The token of the one certificate returns within 33.6 hours.
     assert!(full.is_empty(), "{full:?}");
 }

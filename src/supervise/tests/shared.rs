@@ -1,20 +1,20 @@
-//! What many certificates of one server share.
+//! Many certificates of one server share its reloads and the requests for windows.
 
 use super::*;
 use crate::deploy::coalesce::Coalesced;
 
 #[tokio::test(start_paused = true)]
 async fn twenty_certificates_of_one_server_share_its_reloads() {
-    let house = House::new();
-    let told = Arc::new(Told::default());
-    let coalesced = Arc::new(Coalesced::new(told.clone(), true));
+    let fixture = Fixture::new();
+    let target = Arc::new(CountingTarget::default());
+    let coalesced = Arc::new(Coalesced::new(target.clone(), true));
     let certificates = names(20).into_iter().map(|name| {
-        let mut certificate = house.certificate(&name);
+        let mut certificate = fixture.certificate(&name);
         certificate.targets = vec![coalesced.clone()];
         certificate
     });
     let certificates: Vec<_> = certificates.collect();
-    let (mut supervisor, handle) = Supervisor::new(house.services.clone(), house.board.clone());
+    let (mut supervisor, handle) = Supervisor::new(fixture.services.clone(), fixture.board.clone());
     supervisor.keep(certificates.clone()).await.unwrap();
     tokio::spawn(supervisor.run());
     let asked = |trigger| {
@@ -26,38 +26,38 @@ async fn twenty_certificates_of_one_server_share_its_reloads() {
     for ended in asked(Trigger::Scheduled).await {
         ended.unwrap();
     }
-    let issued = told.0.load(Ordering::SeqCst);
+    let issued = target.reloads.load(Ordering::SeqCst);
     for ended in asked(Trigger::Redeploy).await {
         ended.unwrap();
     }
-    let again = told.0.load(Ordering::SeqCst) - issued;
+    let again = target.reloads.load(Ordering::SeqCst) - issued;
     assert!((1..=3).contains(&again), "{again} reloads");
     assert!((1..=6).contains(&issued), "{issued} reloads");
-    assert_eq!(house.signer.most.load(Ordering::SeqCst), ORDERING);
+    assert_eq!(fixture.signer.most.load(Ordering::SeqCst), ORDERING);
 }
 
 #[tokio::test]
-async fn windows_that_are_to_be_asked_for_at_one_instant_are_asked_for_within_seconds() {
-    let house = House::new();
+async fn window_requests_due_at_one_instant_are_spread_over_seconds() {
+    let fixture = Fixture::new();
     let window = Window {
         start: START + DAY * 60,
         end: START + DAY * 62,
     };
-    *house.signer.window.lock().unwrap() = Some(window);
-    let handle = house.start(&names(8)).await;
-    house
+    *fixture.signer.window.lock().unwrap() = Some(window);
+    let handle = fixture.start(&names(8)).await;
+    fixture
         .until("issued", |all| all.iter().all(|status| status.is_ready()))
         .await;
-    house.settle(&handle, 8).await;
-    // The signer says: a day later.
+    fixture.settle(&handle, 8).await;
+    // The signer asks for the next request a day later.
     let due = START + DAY;
     let mut asked = BTreeMap::new();
     for second in 0..=10 {
-        house.clock.set(due + Duration::from_secs(second));
-        house.settle(&handle, 8).await;
+        fixture.clock.set(due + Duration::from_secs(second));
+        fixture.settle(&handle, 8).await;
         for name in names(8) {
-            let lineage = house.certificate(&name).wanted.lineage;
-            let stored = house.services.store.load(&lineage).await.unwrap();
+            let lineage = fixture.certificate(&name).wanted.lineage;
+            let stored = fixture.services.store.load(&lineage).await.unwrap();
             let renewal = stored.unwrap().0.issued.unwrap().renewal.unwrap();
             let at = renewal.asked.unwrap();
             if at >= due {

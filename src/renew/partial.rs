@@ -14,18 +14,18 @@ use crate::time::Timestamp;
 /// The end of the excluded names' backoff; `None`: they may be retried now.
 #[must_use]
 pub fn retry_at(record: &Record, now: Timestamp) -> Option<Timestamp> {
-    let quarantine = record.quarantine.as_ref()?;
-    pause_end(&quarantine.tries, now)
+    let excluded = record.excluded.as_ref()?;
+    pause_end(&excluded.tries, now)
 }
 
 /// The names to order at `now`: all wanted ones, without the excluded names
 /// while they back off. Never empty.
 #[must_use]
 pub fn target(record: &Record, now: Timestamp) -> BTreeSet<Identifier> {
-    let (Some(quarantine), Some(_)) = (&record.quarantine, retry_at(record, now)) else {
+    let (Some(excluded), Some(_)) = (&record.excluded, retry_at(record, now)) else {
         return record.identifiers.clone();
     };
-    let included = without(record, |name| quarantine.names.contains_key(name));
+    let included = without(record, |name| excluded.names.contains_key(name));
     if included.is_empty() {
         record.identifiers.clone()
     } else {
@@ -36,10 +36,10 @@ pub fn target(record: &Record, now: Timestamp) -> BTreeSet<Identifier> {
 /// Whether `issued` covers exactly the wanted names without the excluded ones.
 #[must_use]
 pub fn is_covered(record: &Record, issued: &Issued) -> bool {
-    let Some(quarantine) = &record.quarantine else {
+    let Some(excluded) = &record.excluded else {
         return issued.facts.identifiers == record.identifiers;
     };
-    issued.facts.identifiers == without(record, |name| quarantine.names.contains_key(name))
+    issued.facts.identifiers == without(record, |name| excluded.names.contains_key(name))
 }
 
 /// The names of `tried` without those that failed; `None` when all of them
@@ -57,7 +57,7 @@ pub fn healthy(
 /// Whether an order at `now` may exclude `name`. A name that the valid
 /// certificate covers stays until the renewal is overdue: its failure may pass.
 #[must_use]
-pub fn may_be_left_out(record: &Record, name: &Identifier, now: Timestamp) -> bool {
+pub fn may_be_excluded(record: &Record, name: &Identifier, now: Timestamp) -> bool {
     let issued = record.issued.as_ref();
     let serving = issued.filter(|issued| issued.facts.not_after > now);
     let Some(issued) = serving.filter(|issued| issued.facts.identifiers.contains(name)) else {
@@ -83,7 +83,7 @@ mod tests {
     use crate::certificate::{Facts, Fingerprint};
     use crate::identifier::Lineage;
     use crate::random::SeededRandom;
-    use crate::record::{Failures, Generation, Quarantine, Renewal};
+    use crate::record::{Excluded, Failures, Generation, Renewal};
     use crate::renew::decide::{Next, held_up, next};
 
     const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
@@ -97,7 +97,7 @@ mod tests {
     fn record(retry_at: Option<Timestamp>) -> Record {
         let names: BTreeSet<_> = (0..3).map(name).collect();
         let mut record = Record::new(Lineage::of(&name(0)), names, "https://ca".into());
-        record.quarantine = Some(Quarantine {
+        record.excluded = Some(Excluded {
             names: [(name(0), "no".to_owned())].into(),
             tries: Failures {
                 retry_at,
@@ -123,7 +123,7 @@ mod tests {
             }),
             renewable_from: None,
             early: 0,
-            handover_at: None,
+            deploy_at: None,
             instead_of: None,
         });
         record
@@ -138,29 +138,29 @@ mod tests {
         assert_eq!(held_up(&record, NOW), None);
         let Next::Issue {
             names,
-            heals,
+            only_excluded,
             replaces,
             ..
         } = next(&record, at, &random)
         else {
             panic!("it is time");
         };
-        assert!(heals);
+        assert!(only_excluded);
         assert_eq!((names.len(), replaces), (3, None), "another set");
 
         // A renewal that is due meanwhile orders the other names.
         let due = NOW + DAY * 60;
-        record.quarantine.as_mut().unwrap().tries.retry_at = Some(due + DAY);
+        record.excluded.as_mut().unwrap().tries.retry_at = Some(due + DAY);
         let Next::Issue {
             names,
-            heals,
+            only_excluded,
             replaces,
             ..
         } = next(&record, due, &random)
         else {
             panic!("it is due");
         };
-        assert!(!heals);
+        assert!(!only_excluded);
         assert_eq!((names.len(), replaces.as_deref()), (2, Some("a.b")));
     }
 
@@ -168,21 +168,26 @@ mod tests {
     fn served_name_is_not_excluded_before_the_renewal_is_overdue() {
         let record = record(None);
         let (due, late) = (NOW + DAY * 60, NOW + DAY * 65);
-        assert!(may_be_left_out(&record, &name(0), NOW));
-        assert!(!may_be_left_out(&record, &name(1), due));
-        assert!(may_be_left_out(&record, &name(1), late));
+        assert!(may_be_excluded(&record, &name(0), NOW));
+        assert!(!may_be_excluded(&record, &name(1), due));
+        assert!(may_be_excluded(&record, &name(1), late));
         let expired = NOW + DAY * 91;
-        assert!(may_be_left_out(&record, &name(1), expired));
+        assert!(may_be_excluded(&record, &name(1), expired));
     }
 
     #[test]
     fn missing_name_is_ordered_at_once_without_exclusions() {
         let mut record = record(None);
-        record.quarantine = None;
-        let Next::Issue { heals, names, .. } = next(&record, NOW, &SeededRandom::new(1)) else {
+        record.excluded = None;
+        let Next::Issue {
+            only_excluded,
+            names,
+            ..
+        } = next(&record, NOW, &SeededRandom::new(1))
+        else {
             panic!("a name is missing");
         };
-        assert_eq!((heals, names.len()), (false, 3));
+        assert_eq!((only_excluded, names.len()), (false, 3));
     }
 
     proptest! {
@@ -196,7 +201,7 @@ mod tests {
             let mut record = record(ahead.then_some(NOW + DAY));
             record.identifiers = wanted.into_iter().map(name).collect();
             let names = out.into_iter().map(|number| (name(number), "no".to_owned()));
-            record.quarantine.as_mut().unwrap().names = names.collect();
+            record.excluded.as_mut().unwrap().names = names.collect();
             let target = target(&record, NOW);
             prop_assert!(!target.is_empty() && target.is_subset(&record.identifiers));
             let failed: BTreeSet<_> = failed.into_iter().map(name).collect();
