@@ -46,7 +46,7 @@ fn three_renewals_each_under_load_fail_no_request_and_leave_nothing() {
     assert_eq!(score["with"], "front");
     assert_eq!(score["closed_while_idle"], 0, "a swap ended a connection");
     let told = String::from_utf8_lossy(&output.stderr);
-    assert!(told.contains("renewed to 0004, proven"), "{told}");
+    assert!(told.contains("renewed to 0004, verified"), "{told}");
     assert!(is_empty(directory.path()), "something was left behind");
 }
 

@@ -233,7 +233,7 @@ fn it_can_be_switched_off() {
     sidecar.until_issued();
     assert_eq!(sidecar.status()["Seccomp"], status("self")["Seccomp"]);
     assert_eq!(sidecar.status()["CapEff"], status("self")["CapEff"]);
-    assert!(sidecar.log().contains("nothing is given up: harden is off"));
+    assert!(sidecar.log().contains("no sandbox: harden is off"));
     let id = sidecar.running.id();
     let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
     assert_eq!(children.unwrap(), "");
@@ -314,7 +314,7 @@ fn a_new_path_needs_a_new_process_and_is_named() {
     std::fs::write(&file, text).unwrap();
     sidecar.running.signal(Signal::HUP);
     sidecar.until_logged("the old configuration stays: ");
-    let named = format!("{} is out of reach", root.display());
+    let named = format!("{} is outside the sandbox", root.display());
     assert!(sidecar.log().contains(&named), "{}", sidecar.log());
     assert!(
         sidecar

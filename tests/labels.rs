@@ -319,7 +319,7 @@ fn a_container_that_is_added_gets_its_certificate_and_one_that_is_gone_is_told()
     let sidecar = Followed::start(&ca, &docker.host(), |_| ());
     sidecar.until_issued("a.example.com");
     sidecar.until_issued("b.example.com");
-    sidecar.until_logged("LETSENCRYPT_HOST in the environment of containers is not seen");
+    sidecar.until_logged("LETSENCRYPT_HOST in the environment of containers is ignored");
 
     let began = Instant::now();
     docker.add(
@@ -336,7 +336,7 @@ fn a_container_that_is_added_gets_its_certificate_and_one_that_is_gone_is_told()
     assert!(metrics.contains(series), "{metrics}");
 
     docker.remove("web");
-    sidecar.until_logged("container web asks for it no longer; it is renewed until");
+    sidecar.until_logged("container web no longer requests it; renewed until");
     let shown = sidecar.status(&[]);
     assert!(
         shown.contains("  no longer asked for by container web since "),
@@ -356,7 +356,7 @@ fn a_container_that_is_added_gets_its_certificate_and_one_that_is_gone_is_told()
         "web",
         json!({"certs.domains": "a.example.com www.example.com; b.example.com"}),
     );
-    sidecar.until_logged("asked for again by container web");
+    sidecar.until_logged("requested again by container web");
     assert!(!docker.was_asked("kill") && !docker.was_asked("exec"));
 }
 
@@ -366,19 +366,13 @@ fn whatever_the_api_does_takes_nothing_away() {
     docker.add("web", json!({"certs.domains": "a.example.com"}));
     let sidecar = Followed::start(&ca, &docker.host(), |_| ());
     sidecar.until_issued("a.example.com");
-    sidecar.until_logged("the labels of containers are followed");
+    sidecar.until_logged("watching the labels of containers");
     for (mood, told) in [
-        (Mood::Refuses, "refuses /containers/json: 403"),
+        (Mood::Refuses, "refused /containers/json: 403"),
         (Mood::Fails, "503"),
-        (
-            Mood::Garbage,
-            "says what cannot be read: no list of containers",
-        ),
+        (Mood::Garbage, "invalid list of containers"),
         (Mood::Endless, "more than 8388608 bytes"),
-        (
-            Mood::Raw,
-            "is not filtered: whoever may use it is root on the host",
-        ),
+        (Mood::Raw, "is not filtered: it gives root on the host"),
     ] {
         docker.is(mood);
         docker.state.lock().unwrap().asked.clear();
@@ -389,7 +383,7 @@ fn whatever_the_api_does_takes_nothing_away() {
         until_within("events", Duration::from_secs(70), lists);
     }
     assert!(
-        !sidecar.log().contains("asks for it no longer"),
+        !sidecar.log().contains("no longer requests it"),
         "{}",
         sidecar.log()
     );
@@ -413,7 +407,7 @@ fn an_api_that_is_slow_or_babbles_is_told_and_new_containers_are_seen_all_the_sa
     docker.add("web", json!({"certs.domains": "a.example.com"}));
     docker.is(Mood::Babbles);
     sidecar.until_issued("a.example.com");
-    sidecar.until_logged("events are not heard, and containers looked at once a minute");
+    sidecar.until_logged("no events from Docker, containers are listed once a minute");
     docker.is(Mood::Hangs);
     assert!(sidecar.is_issued("a.example.com"));
 }
@@ -435,7 +429,7 @@ fn a_configuration_without_docker_takes_nothing_from_who_asked_until_a_restart()
     followed.until_logged("the configuration was read again");
     docker.add("second", json!({"certs.domains": "second.example.com"}));
     followed.until_issued("second.example.com");
-    assert!(!followed.log().contains("asks for it no longer"));
+    assert!(!followed.log().contains("no longer requests it"));
     let kept = followed.status(&["--json"]);
     assert!(kept.contains("first.example.com"), "{kept}");
 }
@@ -477,9 +471,9 @@ fn a_restart_without_the_proxy_renews_what_was_asked_for() {
     let sidecar = Followed::start(&ca, &host, |command| {
         command.env("CERTS_DOCKER_GRACE", "0s");
     });
-    sidecar.until_logged("container web asks for it no longer");
+    sidecar.until_logged("container web no longer requests it");
     docker.add("other", json!({}));
-    sidecar.until_logged("not renewed any more: container web was the last to ask for it");
+    sidecar.until_logged("no longer renewed: container web was the last to request it");
     until("it is managed no more", || {
         !sidecar
             .get("/api/v1/certificates")

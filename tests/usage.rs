@@ -145,7 +145,7 @@ fn options_of_one_command_are_variables_too() {
     refused_in(
         &[("CERTS_DRY_RUN", "true")],
         &["renew", "--force"],
-        &["CERTS_DRY_RUN: ", "cannot rehearse"],
+        &["CERTS_DRY_RUN: ", "has no dry run"],
     );
     refused_in(
         &[("CERTS_DRY_RUN", "true")],

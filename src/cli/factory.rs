@@ -34,7 +34,7 @@ use crate::manage::{
 };
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
-use crate::sandbox::Reach;
+use crate::sandbox::Sandbox;
 use crate::store::Store;
 use crate::store::memory::MemoryStore;
 use crate::time::SystemClock;
@@ -46,7 +46,7 @@ pub(super) struct Factory {
     /// Shows what is being done.
     pub(super) display: Arc<Display>,
     /// What is left to this process.
-    pub(super) reach: Reach,
+    pub(super) sandbox: Sandbox,
     responses: Responses,
     data_dir: PathBuf,
     issuers: Mutex<BTreeMap<String, Arc<dyn Issuer>>>,
@@ -87,7 +87,7 @@ impl Factory {
                 progress: Some(display.clone()),
             },
             display,
-            reach: Reach::default(),
+            sandbox: Sandbox::default(),
             responses,
             data_dir: settings.data_dir.clone(),
             issuers: Mutex::default(),
@@ -99,9 +99,9 @@ impl Factory {
         })
     }
 
-    /// For a process that has given up all but `reach`.
-    pub(super) fn within(mut self, reach: Reach) -> Self {
-        self.reach = reach;
+    /// For a sandboxed process.
+    pub(super) fn sandboxed(mut self, sandbox: Sandbox) -> Self {
+        self.sandbox = sandbox;
         self
     }
 
@@ -118,7 +118,7 @@ impl Factory {
         settings: &CertificateSettings,
         rehearsal: bool,
     ) -> Result<Certificate, Failure> {
-        self.reach.covers(settings)?;
+        self.sandbox.covers(settings)?;
         Ok(Certificate {
             wanted: wanted(settings),
             issuer: self.shared_issuer(&settings.ca, settings, rehearsal)?,
@@ -151,8 +151,9 @@ impl Factory {
     fn target(&self, spec: &DeployTarget) -> Arc<dyn Target> {
         let mut targets = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = targets.entry(spec.clone());
-        let shared = shared
-            .or_insert_with(|| Arc::new(Coalesced::new(self.reach.target(spec), spec.coalesces())));
+        let shared = shared.or_insert_with(|| {
+            Arc::new(Coalesced::new(self.sandbox.target(spec), spec.coalesces()))
+        });
         shared.clone()
     }
 

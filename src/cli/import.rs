@@ -340,7 +340,7 @@ impl Work<'_> {
         };
         if self.report.has_taken() {
             self.report.by_hand(self.tool.name(), timer);
-            if control::answers(&settings.data_dir).await {
+            if control::is_running(&settings.data_dir).await {
                 let text =
                     "restart the one that runs on this data directory: it keeps these from then on";
                 self.report.by_hand("certs run", text);

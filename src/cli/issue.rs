@@ -119,7 +119,7 @@ impl Worker {
                 display,
             } => {
                 let lineage = &settings.lineage;
-                let asked = control::hand_over(data_dir, settings, task);
+                let asked = control::delegate(data_dir, settings, task);
                 let done = display.during(lineage, asked).await?;
                 if let Done::Passed { path, .. } = &done
                     && *path != output.live_path(lineage)
@@ -134,7 +134,7 @@ impl Worker {
 
 /// `task` for each certificate, by the sidecar where one runs.
 pub(crate) async fn work(call: &Call, settings: &Settings, task: Task) -> Result<(), Failure> {
-    if control::answers(&settings.data_dir).await {
+    if control::is_running(&settings.data_dir).await {
         let worker = Worker::Sidecar {
             data_dir: settings.data_dir.clone(),
             output: Output::new(settings.output.directory.clone()),

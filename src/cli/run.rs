@@ -28,7 +28,7 @@ use crate::challenge::responses::Responses;
 use crate::config::{Purpose, Settings};
 use crate::control::Control;
 use crate::discovery::docker::Docker;
-use crate::discovery::{Follower, Listing};
+use crate::discovery::{Discovery, Listing};
 use crate::failure::Failure;
 use crate::manage::schedule::Schedule;
 use crate::net::systemd::notify;
@@ -163,8 +163,8 @@ async fn factory(call: &Call, settings: &Settings, bound: &Bound) -> Result<Arc<
     factory.services.output.prepare();
     // Those that a service manager handed over are ours alone by now.
     let known = all_known(&call.sources, settings).await?;
-    let reach = sandbox::confine(&call.surroundings(), settings, &known);
-    Ok(Arc::new(factory.within(reach)))
+    let sandbox = sandbox::confine(&call.surroundings(), settings, &known);
+    Ok(Arc::new(factory.sandboxed(sandbox)))
 }
 
 /// Follows the containers, where that is wanted.
@@ -179,8 +179,8 @@ fn follow(
     let daemon = daemon.map_err(|error| {
         Failure::usage(error, "give --docker-host tcp://HOST:2375 or unix:///PATH")
     })?;
-    let (follower, listings) = Follower::new(Arc::new(daemon));
-    serving.spawn(follower.follow());
+    let (discovery, listings) = Discovery::new(Arc::new(daemon));
+    serving.spawn(discovery.run());
     Ok(Some(listings))
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::NOW;
 use crate::config::{Options, Purpose, Sources};
-use crate::discovery::docker::{Split, is_followed};
+use crate::discovery::docker::{LineBuffer, is_relevant};
 use crate::discovery::labels::{Ask, read_environment, read_list};
 use crate::discovery::registry::Registry;
 
@@ -15,7 +15,7 @@ const GRACE: Duration = Duration::from_secs(3600);
 /// Whatever is granted is allowed, bounded and told apart, and what is refused steers
 /// no terminal.
 pub fn labels(input: &[u8]) {
-    let mut lines = Split::default();
+    let mut lines = LineBuffer::default();
     lines.put(input);
     let (mut asks, mut said) = (Vec::new(), Vec::new());
     let mut containers = Vec::new();
@@ -24,7 +24,7 @@ pub fn labels(input: &[u8]) {
         assert!(!line.contains(&b'\n'));
         kept += line.len() + 1;
         // Whatever it is, it is no more than one of these.
-        let _ = is_followed(&line);
+        let _ = is_relevant(&line);
         containers.extend(read_list(&line).unwrap_or_default());
         let variables = read_environment(&line).unwrap_or_default();
         for container in &containers {

@@ -36,7 +36,7 @@ impl Keeping<'_> {
         let read = sources.settings(&Purpose::All);
         let mut read = read.map_err(|problems| {
             let failure = Failure::configuration(problems);
-            self.factory.reach.behind(failure, &sources.files())
+            self.factory.sandbox.cause(failure, &sources.files())
         })?;
         keep_imported(&sources, &mut read).await?;
         if !self.handed && !covers(self.at_start.http_listen(), read.http_listen()) {
