@@ -259,7 +259,7 @@ fn a_file_elsewhere_is_out_of_reach_though_a_link_leads_there() {
         return;
     }
     sidecar.running.signal(Signal::HUP);
-    sidecar.until_logged("the configuration was read again");
+    sidecar.until_logged("the configuration was reloaded");
     std::fs::remove_file(&link).unwrap();
     symlink(&outside, &link).unwrap();
     sidecar.running.signal(Signal::HUP);
@@ -288,7 +288,7 @@ fn the_files_of_a_fallback_are_within_reach() {
     });
     sidecar.until_logged("ready");
     sidecar.running.signal(Signal::HUP);
-    sidecar.until_logged("the configuration was read again");
+    sidecar.until_logged("the configuration was reloaded");
 }
 
 #[test]

@@ -425,8 +425,8 @@ fn a_configuration_without_docker_takes_nothing_from_who_asked_until_a_restart()
     followed.until_issued("first.example.com");
     std::fs::write(&config, "").unwrap();
     followed.running.signal(rustix::process::Signal::HUP);
-    followed.until_logged("the Docker host change with a restart only");
-    followed.until_logged("the configuration was read again");
+    followed.until_logged("the Docker host change only at a restart");
+    followed.until_logged("the configuration was reloaded");
     docker.add("second", json!({"certs.domains": "second.example.com"}));
     followed.until_issued("second.example.com");
     assert!(!followed.log().contains("no longer requests it"));

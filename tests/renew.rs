@@ -201,7 +201,7 @@ fn some_of_its_names_mean_a_stored_certificate_whole() {
     run(&mut pebble.issue(&["example.com", "www.example.com"]), 0);
     let told = run(&mut pebble.issue(&["example.com"]), 0);
     assert!(told.contains("not due; generation 0001"), "{told}");
-    assert!(told.contains("it stays for www.example.com too"), "{told}");
+    assert!(told.contains("it keeps www.example.com too"), "{told}");
     let names = || {
         let status = run(here(&pebble).args(["status", "--json"]), 0);
         let status: serde_json::Value = serde_json::from_str(&status).unwrap();

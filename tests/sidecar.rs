@@ -307,7 +307,7 @@ fn the_first_certificate_may_be_configured_while_it_runs() {
     sidecar.until_logged("no certificate is configured");
     write("[[certificate]]\nnames = ['one.example.com']\n");
     sidecar.signal(Signal::HUP);
-    sidecar.until_logged("the configuration was read again");
+    sidecar.until_logged("the configuration was reloaded");
     sidecar.until_ready();
     assert!(pebble.path("out/live/one.example.com/cert.pem").exists());
     sidecar.terminate();
@@ -334,7 +334,7 @@ fn where_challenges_are_answered_changes_with_a_restart_only() {
     sidecar.until_ready();
     listen(free_port());
     sidecar.signal(Signal::HUP);
-    sidecar.until_logged("the old configuration stays: where challenges are answered");
+    sidecar.until_logged("the old configuration stays: the addresses of the challenge listener");
     sidecar.until_logged("hint: restart certs run");
     sidecar.terminate();
 }
@@ -407,7 +407,7 @@ fn a_sidecar_without_a_listener_keeps_nobody_from_what_is_not_due() {
     let told = run(renew.arg("renew"), 0);
     assert!(told.contains("not due; generation 0001"), "{told}");
     let told = run(renew.arg("--force"), 2);
-    assert!(told.contains("answers no challenges itself"), "{told}");
+    assert!(told.contains("has no challenge listener"), "{told}");
     sidecar.terminate();
 }
 

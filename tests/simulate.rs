@@ -61,10 +61,10 @@ fn one_seed_is_as_it_was() {
 fn a_scenario_that_does_not_happen_is_a_usage_error() {
     let said = play(&["--days", "9", "--scenario", "outages"], 2).1;
     assert!(
-        said.contains("nothing of outages happens in 9 days"),
+        said.contains("no event of outages happens in 9 days"),
         "{said}"
     );
-    assert!(said.contains("hint: play more days"), "{said}");
+    assert!(said.contains("hint: simulate more days"), "{said}");
     // One that is not named may well be missing.
     play(&["--days", "2", "--scenario", "all"], 0);
 }
@@ -90,7 +90,7 @@ fn a_scenario_that_there_is_not_is_told_with_those_that_there_are() {
     assert!(said.contains("hint: certs simulate --help"), "{said}");
     let said = play(&["--plot", "/nowhere/year.svg"], 2).1;
     assert!(
-        said.contains("/nowhere/year.svg cannot be written"),
+        said.contains("cannot write the plot /nowhere/year.svg"),
         "{said}"
     );
 }

@@ -128,9 +128,9 @@ fn what_the_command_says_holds_for_what_is_here_too() {
     };
     assert_eq!(deploy(), json!([]));
     let told = import(&["--deploy", "nginx"]);
-    assert!(told.contains("as this command says"), "{told}");
+    assert!(told.contains("this command's options"), "{told}");
     assert_eq!(deploy(), json!(["nginx"]));
-    assert!(!import(&[]).contains("as this command says"));
+    assert!(!import(&[]).contains("this command's options"));
     assert_eq!(deploy(), json!(["nginx"]));
     let mut command = certs(root);
     command
@@ -241,7 +241,7 @@ fn what_was_taken_over_is_kept_by_the_newest_configuration_and_gives_up_what_is_
         ca.path("out/live/a.example.com").exists()
     });
     let lost = format!(
-        "{}: a.example.com is written there, and this one is not",
+        "{}: not written, because a.example.com is written there",
         copy.display()
     );
     until("the word about the file", || log().contains(&lost));

@@ -417,10 +417,7 @@ fn a_sidecar_that_has_given_up_its_rights_still_tells_them_all() {
     assert_eq!(done.lock().unwrap().last().unwrap(), "kill web HUP");
     let mut reload = certs(&ca.path(""));
     let told = run(reload.current_dir(ca.path("")).args(["reload"]), 0);
-    assert!(
-        told.contains("handed over again; generation 0002"),
-        "{told}"
-    );
+    assert!(told.contains("deployed again; generation 0002"), "{told}");
 }
 
 #[test]

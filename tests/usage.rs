@@ -113,7 +113,7 @@ fn looking_leaves_nothing_behind() {
     for (arguments, said) in [
         (vec!["status"], "NAME"),
         (vec!["status", "--json"], "[]"),
-        (vec!["renew"], "nothing is stored or configured"),
+        (vec!["renew"], "no certificate is stored or configured"),
         (vec!["renew", "--json"], ""),
     ] {
         let (output, wrote) = run(&arguments, &[]);
