@@ -1,6 +1,6 @@
-//! The only composition root: turns arguments, the environment and the
-//! configuration into parts, runs one verb, and turns how it ended into what
-//! the user reads and an exit code.
+//! The only composition root: builds the services from arguments, the environment
+//! and the configuration, runs one command, and turns its result into messages and
+//! an exit code.
 
 pub mod args;
 pub mod ca;
@@ -34,19 +34,19 @@ use crate::sandbox::{self, Surroundings};
 use args::{Arguments, Verb};
 use output::Terminal;
 
-/// What every verb is given.
+/// The input of every command.
 struct Call {
     json: bool,
-    /// As they were given, to be read again beside a file that has changed.
+    /// The command line's options, needed again to reload a changed file.
     options: Options,
     sources: Sources,
-    /// The environment, of which most is in `sources` already.
+    /// The environment.
     environment: BTreeMap<String, String>,
     terminal: Terminal,
 }
 
 impl Call {
-    /// What this process was started with.
+    /// The environment and the configuration files.
     fn surroundings(&self) -> Surroundings<'_> {
         Surroundings {
             environment: &self.environment,
@@ -64,7 +64,7 @@ pub fn run(
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
-            // Nothing is left to tell when even the message cannot be written.
+            // There is no way to report that this message cannot be written.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
@@ -78,21 +78,21 @@ pub fn run(
         Verb::Man => clap_mangen::Man::new(Arguments::command()).render(&mut std::io::stdout()),
         Verb::Demo(options) => return demonstrate(&arguments.global, options, &environment),
         Verb::Simulate(options) => {
-            return rehearse_a_year(&arguments.global, options, &environment);
+            return simulate_fleet(&arguments.global, options, &environment);
         }
         _ => return act(arguments, environment),
     };
     match printed {
         Ok(()) => ExitCode::SUCCESS,
-        // A reader that has gone away has nobody to tell.
+        // Standard output is closed.
         Err(_) => ExitCode::FAILURE,
     }
 }
 
 fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitCode {
-    let said = CommandVariables::read(&environment);
-    if let Ok(said) = &said {
-        arguments.complete(said);
+    let variables = CommandVariables::read(&environment);
+    if let Ok(variables) = &variables {
+        arguments.complete(variables);
     }
     let options = arguments.options();
     let sources = Sources::read(&options, &environment);
@@ -110,11 +110,11 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
         arguments.verb,
         Verb::Renew(_) | Verb::Run(_) | Verb::Reload { .. } | Verb::Rollback { .. }
     );
-    match said {
+    match variables {
         Err(problems) => return Failure::configuration(problems).report(&terminal),
-        Ok(said) if said.flag("dry_run") && cannot_rehearse => {
-            let message = "CERTS_DRY_RUN: this command cannot rehearse";
-            return Failure::usage(message, "certs issue NAME --dry-run can").report(&terminal);
+        Ok(variables) if variables.flag("dry_run") && cannot_rehearse => {
+            let message = "CERTS_DRY_RUN: this command has no dry run";
+            return Failure::usage(message, "use certs issue NAME --dry-run").report(&terminal);
         }
         Ok(_) => {}
     }
@@ -140,7 +140,7 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
                 Verb::Completions { .. } | Verb::Man | Verb::Demo(_) | Verb::Simulate(_) => Ok(()),
             }
         });
-        // A look-up that hangs in the system's resolver must not hold up the end.
+        // A look-up that hangs in the system's resolver must not delay the exit.
         runtime.shutdown_background();
         ended
     });
@@ -150,7 +150,7 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
     }
 }
 
-/// It takes no configuration and tells its own story; -v adds what the parts say.
+/// Runs `certs demo`, which has no configuration and its own output; -v adds the log.
 fn demonstrate(
     global: &args::Global,
     options: &demo::Demo,
@@ -166,8 +166,8 @@ fn demonstrate(
     }
 }
 
-/// It touches nothing outside of itself; -v adds what the parts say.
-fn rehearse_a_year(
+/// Runs `certs simulate`, which has no configuration and touches no files; -v adds the log.
+fn simulate_fleet(
     global: &args::Global,
     options: &simulate::Simulate,
     environment: &BTreeMap<String, String>,
@@ -182,8 +182,7 @@ fn rehearse_a_year(
     }
 }
 
-/// One thread: the work is waiting, and a thread pool costs memory that a
-/// sidecar does not have.
+/// One thread: the program mostly waits, and a thread pool costs a sidecar memory.
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

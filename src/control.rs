@@ -1,7 +1,7 @@
-//! The Unix socket over which a one-shot command hands its work to the sidecar
-//! that runs on the same data directory: both ends. The socket is 0660 in a
-//! directory of 0700, and its peer must be root, this process's own user or in
-//! its group: a peer that can talk here can order certificates.
+//! The Unix socket over which a one-shot command delegates its work to the sidecar
+//! on the same data directory: both ends. The socket has mode 0660 in a directory
+//! of mode 0700. A peer must be root, this process's user or in its group, because
+//! any accepted peer can order certificates.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -31,87 +31,87 @@ use crate::manage::{ManageError, Outcome, Trigger};
 const WORK: &str = "/v1/work";
 const LARGEST_REPLY: usize = 1 << 20;
 
-/// What is done with each certificate.
+/// The work to do with one certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Task {
     /// One pass.
     Pass(Trigger),
-    /// An order for show at the staging directory.
+    /// A test order at the CA's staging directory.
     Rehearsal,
 }
 
-/// How that ended.
+/// The result of a task.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Done {
-    /// The pass, and where the pair stands.
+    /// The result of a pass.
     Passed {
-        /// How it ended.
+        /// The pass's outcome.
         outcome: Outcome,
-        /// The directory to name in a proxy's configuration.
+        /// The pair's directory, for a proxy's configuration.
         path: PathBuf,
     },
-    /// The rehearsal, and what its leaf said.
+    /// The facts of the leaf that a rehearsal obtained.
     Rehearsed(Facts),
 }
 
-/// Does what a command asks for.
+/// Does the work that a command requests.
 #[async_trait]
 pub(crate) trait Worker: Send + Sync {
     /// Does `task` with the certificate of `settings`.
     async fn work(&self, settings: &CertificateSettings, task: Task) -> Result<Done, Failure>;
 }
 
-/// What a one-shot command asks for.
+/// A one-shot command's request.
 #[derive(Debug, Serialize, Deserialize)]
 struct Work {
     certificate: CertificateSettings,
     task: Task,
 }
 
-/// Where the socket of `data_dir` stands.
+/// The path of the socket in `data_dir`.
 pub(crate) fn path(data_dir: &Path) -> PathBuf {
     data_dir.join("admin.sock")
 }
 
-/// The sidecar's end; the socket's file is gone when this is dropped.
+/// The sidecar's end; dropping it removes the socket's file.
 pub(crate) struct Control {
     listener: UnixListener,
-    path: Remove,
+    path: RemoveOnDrop,
 }
 
-struct Remove(PathBuf);
+struct RemoveOnDrop(PathBuf);
 
-impl Drop for Remove {
+impl Drop for RemoveOnDrop {
     fn drop(&mut self) {
-        // A socket that is gone already is what was wanted.
+        // A missing socket is fine.
         let _ = std::fs::remove_file(&self.0);
     }
 }
 
 impl Control {
-    /// Binds the socket of `data_dir`. One that a killed process left is
-    /// replaced; one that answers is not.
+    /// Binds the socket of `data_dir`. A socket left by a killed process is
+    /// replaced; a live one is an error.
     pub(crate) async fn bind(data_dir: &Path) -> Result<Self, Failure> {
         let path = path(data_dir);
         if UnixStream::connect(&path).await.is_ok() {
             return Err(Failure::usage(
-                format!("another `certs run` works in {}", data_dir.display()),
-                "stop it first, or give this one its own --data-dir",
+                format!("another `certs run` is using {}", data_dir.display()),
+                "stop it, or give this one its own --data-dir",
             ));
         }
         bind(&path).map_err(|error| Failure::store(format!("{}: {error}", path.display())))
     }
 
-    /// Serves until it is dropped.
+    /// Serves until the future is dropped.
     pub(crate) async fn serve(self, worker: Arc<dyn Worker>) {
         let router = Router::new()
             .route(WORK, post(work))
             .with_state(worker)
             .into_make_service_with_connect_info::<Peer>();
         if let Err(error) = axum::serve(self.listener, router).await {
-            tracing::error!("the control socket has failed: {error}");
+            tracing::error!("the control socket failed: {error}");
         }
         drop(self.path);
     }
@@ -120,7 +120,7 @@ impl Control {
 fn bind(path: &Path) -> io::Result<Control> {
     crate::files::remove_if_there(path)?;
     let listener = UnixListener::bind(path)?;
-    let remove = Remove(path.to_owned());
+    let remove = RemoveOnDrop(path.to_owned());
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o660))?;
     Ok(Control {
         listener,
@@ -157,13 +157,13 @@ async fn work(
     Json(worker.work(&work.certificate, work.task).await).into_response()
 }
 
-/// Whether a sidecar runs on `data_dir` that we may talk to.
-pub(crate) async fn answers(data_dir: &Path) -> bool {
+/// Whether a sidecar accepts connections on `data_dir`.
+pub(crate) async fn is_running(data_dir: &Path) -> bool {
     UnixStream::connect(path(data_dir)).await.is_ok()
 }
 
-/// The one-shot command's end: hands the work over and waits for how it ended.
-pub(crate) async fn hand_over(
+/// The one-shot command's end: sends the work and waits for its result.
+pub(crate) async fn delegate(
     data_dir: &Path,
     certificate: &CertificateSettings,
     task: Task,
@@ -178,18 +178,18 @@ pub(crate) async fn hand_over(
     })?;
     if status == StatusCode::FORBIDDEN {
         return Err(Failure::usage(
-            format!("{lineage}: the running `certs run` takes no work from this user"),
-            "be root, the user that it runs as, or in that user's group",
+            format!("{lineage}: the running `certs run` refuses work from this user"),
+            "run this command as root, as its user, or as a member of that user's group",
         ));
     }
     serde_json::from_slice(&body).unwrap_or_else(|_| {
-        let said = String::from_utf8_lossy(&body);
+        let reply = String::from_utf8_lossy(&body);
         Err(Failure::usage(
             format!(
                 "{lineage}: the running `certs run` does not understand this command: HTTP {status}: {}",
-                said.escape_debug()
+                reply.escape_debug()
             ),
-            "they are of different versions: restart `certs run`",
+            "their versions differ: restart `certs run`",
         ))
     })
 }

@@ -1,14 +1,14 @@
-//! The whole story on loopback. An embedded CA issues, a server
-//! serves, clients ask without a pause, certificates are renewed below them;
-//! then what that proved. It needs no network, no root and no configuration,
-//! and leaves nothing behind.
+//! A demonstration on loopback: an embedded CA issues, a server terminates TLS,
+//! clients send requests all the time while certificates are renewed, and a
+//! scoreboard shows the result. It needs no network, no root and no configuration,
+//! and leaves no file behind.
 
 mod load;
 mod nginx;
 mod page;
 mod score;
+mod setup;
 mod site;
-mod stage;
 mod tally;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use self::load::{CLIENTS, Load};
 pub(crate) use self::nginx::find as find_nginx;
 use self::score::{LEAST_RENEWALS, Score};
-use self::stage::{Stage, WINDOW_OPENS_AFTER};
+use self::setup::{Setup, WINDOW_OPENS_AFTER};
 use self::tally::Swap;
 use crate::failure::Failure;
 use crate::files;
@@ -33,34 +33,34 @@ use crate::random::{Random, SystemRandom};
 use crate::record::Generation;
 use crate::supervise::Supervisor;
 
-/// A run that has not seen its renewals by then has failed.
-const PATIENCE: Duration = Duration::from_secs(50);
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// The load goes on for a while after the last swap: its effects would show.
+/// The deadline for all renewals.
+const DEADLINE: Duration = Duration::from_secs(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// The load continues after the last swap, to catch its effects.
 const AFTERWARDS: Duration = Duration::from_millis(700);
 const SHUTDOWN: Duration = Duration::from_secs(2);
 
-/// Plays it, with nginx when `program` is given, and says what it proved.
+/// Runs the demonstration, with nginx if `program` is given.
 pub(crate) fn demo(
-    narrator: &Narrator<'_>,
+    log: &Log<'_>,
     environment: &BTreeMap<String, String>,
     program: Option<&Path>,
 ) -> Result<Score, Failure> {
     let scratch = Scratch::make(environment)?;
-    // Two threads, as the clients would not be on the server's machine.
+    // Two threads: real clients do not share the server's thread.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|error| Failure::unexpected(error.to_string()))?;
-    let played = runtime.block_on(until_interrupted(play(narrator, &scratch.0, program)));
-    // Before the directory goes: nothing may write into it any more.
+    let performed = runtime.block_on(until_interrupted(perform(log, &scratch.0, program)));
+    // Before the directory is removed: no task may write to it afterwards.
     runtime.shutdown_timeout(SHUTDOWN);
-    played
+    performed
 }
 
 async fn until_interrupted(
-    play: impl Future<Output = Result<Score, Failure>>,
+    perform: impl Future<Output = Result<Score, Failure>>,
 ) -> Result<Score, Failure> {
     let listen =
         |kind| signal(kind).map_err(|error| Failure::unexpected(format!("signals: {error}")));
@@ -68,74 +68,74 @@ async fn until_interrupted(
     let mut terminate = listen(SignalKind::terminate())?;
     let interrupted = || Failure::unexpected("interrupted; nothing was left behind".to_owned());
     tokio::select! {
-        played = play => played,
+        performed = perform => performed,
         _ = interrupt.recv() => Err(interrupted()),
         _ = terminate.recv() => Err(interrupted()),
     }
 }
 
-async fn play(
-    narrator: &Narrator<'_>,
+async fn perform(
+    log: &Log<'_>,
     directory: &Path,
     program: Option<&Path>,
 ) -> Result<Score, Failure> {
     let with = if program.is_some() { "nginx" } else { "front" };
-    let stage = Stage::set(directory, program).await?;
-    narrator.say(&format!("everything is below {}", directory.display()));
-    narrator.say(&format!(
-        "an embedded CA signs for 90 days, and asks for renewals after {} s",
+    let setup = Setup::new(directory, program).await?;
+    log.say(&format!("all files are in {}", directory.display()));
+    log.say(&format!(
+        "an embedded CA signs for 90 days and suggests renewal after {} s",
         WINDOW_OPENS_AFTER.as_secs()
     ));
     let server = program.map_or("our own listener".into(), |program| {
         program.display().to_string()
     });
-    narrator.say(&format!("{server} terminates TLS on {}", stage.address));
+    log.say(&format!("{server} terminates TLS on {}", setup.address));
     let board = Board::default();
-    let (mut supervisor, handle) = Supervisor::new(stage.services.clone(), board.clone());
-    let kept = supervisor.keep(stage.certificates.clone()).await;
+    let (mut supervisor, handle) = Supervisor::new(setup.services.clone(), board.clone());
+    let kept = supervisor.keep(setup.certificates.clone()).await;
     kept.map_err(|error| Failure::of("certs demo", &error))?;
-    // Ends with this future, however it ends.
+    // Aborted if this future is dropped.
     let mut supervising = JoinSet::new();
     supervising.spawn(supervisor.run());
-    watch(narrator, &stage, &board).await;
+    watch(log, &setup, &board).await;
     handle.stop().await;
     while supervising.join_next().await.is_some() {}
     Ok(Score::of(
         with,
-        stage.tally.counts(),
+        setup.tally.counts(),
         &board.all(),
-        narrator.begun.elapsed(),
+        log.begun.elapsed(),
     ))
 }
 
-/// Sets the clients to work once everything is served, and tells what happens
+/// Starts the clients once all certificates are verified, and logs the swaps
 /// until every certificate was renewed often enough.
-async fn watch(narrator: &Narrator<'_>, stage: &Stage, board: &Board) {
+async fn watch(log: &Log<'_>, setup: &Setup, board: &Board) {
     let mut load = None;
-    let (mut told, mut last_error) = (BTreeSet::new(), None);
-    while narrator.begun.elapsed() < PATIENCE {
-        let (statuses, swaps) = (board.all(), stage.tally.counts().swaps);
-        tell_swaps(narrator, &statuses, &swaps, &mut told);
+    let (mut logged, mut last_error) = (BTreeSet::new(), None);
+    while log.begun.elapsed() < DEADLINE {
+        let (statuses, swaps) = (board.all(), setup.tally.counts().swaps);
+        log_swaps(log, &statuses, &swaps, &mut logged);
         let error = statuses.iter().find_map(|status| status.last_error.clone());
         if error.is_some() && error != last_error {
-            narrator.say(error.as_deref().unwrap_or_default());
+            log.say(error.as_deref().unwrap_or_default());
         }
         last_error = error;
-        if load.is_none() && statuses.iter().all(|status| proven(status, 1)) {
-            narrator.say(&format!("{CLIENTS} clients begin to ask, and do not pause"));
-            let (dialer, sites) = (&stage.dialer, &stage.sites);
+        if load.is_none() && statuses.iter().all(|status| verified(status, 1)) {
+            log.say(&format!("{CLIENTS} clients start sending requests"));
+            let (dialer, sites) = (&setup.dialer, &setup.sites);
             load = Some(Load::start(
                 dialer,
-                stage.address,
+                setup.address,
                 sites,
-                stage.manners,
-                &stage.tally,
+                setup.idle_policy,
+                &setup.tally,
             ));
         }
         let renewed = |status: &Status| {
             let (name, all) = (
                 &status.name,
-                told.range((status.name.clone(), Generation(2))..),
+                logged.range((status.name.clone(), Generation(2))..),
             );
             all.filter(|(of, _)| of == name).count()
         };
@@ -145,7 +145,7 @@ async fn watch(narrator: &Narrator<'_>, stage: &Stage, board: &Board) {
         {
             break;
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
     tokio::time::sleep(AFTERWARDS).await;
     if let Some(load) = load {
@@ -153,23 +153,23 @@ async fn watch(narrator: &Narrator<'_>, stage: &Stage, board: &Board) {
     }
 }
 
-fn proven(status: &Status, least: u64) -> bool {
+fn verified(status: &Status, least: u64) -> bool {
     status.generation_served >= Some(Generation(least))
 }
 
-/// Tells of each swap that is verified and was seen by a client, once.
-fn tell_swaps(
-    narrator: &Narrator<'_>,
+/// Logs each swap once, after it is verified and a client has seen it.
+fn log_swaps(
+    log: &Log<'_>,
     statuses: &[Status],
     swaps: &[Swap],
-    told: &mut BTreeSet<(Lineage, Generation)>,
+    logged: &mut BTreeSet<(Lineage, Generation)>,
 ) {
     for swap in swaps {
         let status = statuses.iter().find(|status| status.name == swap.lineage);
-        let is_proven = status.is_some_and(|status| proven(status, swap.generation.0));
+        let is_verified = status.is_some_and(|status| verified(status, swap.generation.0));
         let is_seen = swap.generation == Generation(1) || swap.seen_after.is_some();
-        if is_proven && is_seen && told.insert((swap.lineage.clone(), swap.generation)) {
-            narrator.say(&line(swap));
+        if is_verified && is_seen && logged.insert((swap.lineage.clone(), swap.generation)) {
+            log.say(&line(swap));
         }
     }
 }
@@ -177,23 +177,23 @@ fn tell_swaps(
 fn line(swap: &Swap) -> String {
     let lineage = swap.lineage.as_str();
     match swap.seen_after.filter(|_| swap.generation > Generation(1)) {
-        None => format!("{lineage:<17} issued, handed over, proven"),
+        None => format!("{lineage:<17} issued, deployed, verified"),
         Some(after) => format!(
-            "{lineage:<17} renewed to {}, proven; seen by clients in {:.1} ms",
+            "{lineage:<17} renewed to {}, verified; seen by clients in {:.1} ms",
             swap.generation,
             after.as_secs_f64() * 1000.0,
         ),
     }
 }
 
-/// Tells the story, with the seconds it took.
-pub(crate) struct Narrator<'a> {
+/// Writes the events, each with the seconds since the start.
+pub(crate) struct Log<'a> {
     write: Box<dyn Fn(&str) + 'a>,
     begun: Instant,
 }
 
-impl<'a> Narrator<'a> {
-    /// One whose lines `write` shows.
+impl<'a> Log<'a> {
+    /// A log whose lines go to `write`.
     pub(crate) fn new(write: impl Fn(&str) + 'a) -> Self {
         Self {
             write: Box::new(write),
@@ -206,7 +206,7 @@ impl<'a> Narrator<'a> {
         (self.write)(&format!("{seconds:5.1} s  {line}\n"));
     }
 
-    /// Parts the story from its scoreboard.
+    /// Writes the blank line before the scoreboard.
     pub(crate) fn end(&self) {
         (self.write)("\n");
     }
@@ -223,7 +223,7 @@ impl Scratch {
         let refused = |error: std::io::Error| {
             Failure::usage(
                 format!("{}: {error}", path.display()),
-                "set TMPDIR to a directory that is writable",
+                "set TMPDIR to a writable directory",
             )
         };
         if path.exists() || !base.is_dir() {
@@ -238,10 +238,7 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
             let path = self.0.display();
-            let _ = writeln!(
-                std::io::stderr(),
-                "warning: {path} could not be removed: {error}"
-            );
+            let _ = writeln!(std::io::stderr(), "warning: cannot remove {path}: {error}");
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Which certificates containers ask for, followed live: the list of those that run
-//! is read at the start, after every event and once a minute, and what it asks for is
-//! published whole. It decides nothing about certificates: see [`registry`] for what
-//! becomes of one that is gone, and `certs run` for what each may ask for.
+//! Discovery of the certificates that running containers request. The list of containers
+//! is read at the start, after every event and once a minute; every whole list is
+//! published. No decisions here: [`registry`] keeps the requests of containers that are
+//! gone, and `certs run` decides which requests are allowed.
 //!
-//! Docker's API, or the proxy before it, may be absent, slow or wrong for as long as it
-//! likes: nothing is published then, and the readers go on with what there was.
+//! While Docker's API or the proxy before it is absent, slow or wrong, nothing is
+//! published, and the readers keep the last list.
 
 pub(crate) mod docker;
 pub(crate) mod labels;
@@ -19,154 +19,154 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use self::docker::{Daemon, Events, Trouble};
+use self::docker::{Daemon, DockerError, Events};
 use self::labels::{Ask, Complaint, Container};
 
-/// The list is read again this often, whatever happens: events may be lost.
+/// The interval between lists without an event: events may be lost.
 const SWEEP: Duration = Duration::from_secs(60);
-/// Containers come and go in groups: how long the list waits for more events.
-const SETTLES: Duration = Duration::from_millis(100);
-/// Between two lists, however many events there are.
+/// How long a list waits for more events: containers start and stop in groups.
+const SETTLE_TIME: Duration = Duration::from_millis(100);
+/// The least time between two lists, however many events arrive.
 const SPACING: Duration = Duration::from_secs(1);
-/// Between two tries; it doubles.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// All environments of one list are read within this time, or else by the next one.
+/// The first backoff between two connections; it doubles.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+/// The deadline for the environments of one list; the rest wait for the next list.
 const ENVIRONMENTS_WITHIN: Duration = Duration::from_secs(10);
 
-/// What one whole list asks for.
+/// The requests of one whole list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Listing {
-    /// In the order in which the containers were made.
+    /// The oldest container's requests first.
     pub asks: Vec<Ask>,
-    /// Labels that mean nothing.
+    /// Invalid labels.
     pub complaints: Vec<Complaint>,
-    /// Containers that are there, and whose environment could not be read.
+    /// Running containers whose environment could not be read.
     pub unseen: BTreeSet<String>,
 }
 
-/// What the environment of a container asks for: it never changes.
-type Read = (Vec<Ask>, Vec<Complaint>);
+/// The requests in a container's environment, which never changes.
+type EnvironmentAsks = (Vec<Ask>, Vec<Complaint>);
 
-/// Follows the containers of one Docker daemon.
-pub(crate) struct Follower {
+/// Watches the containers of one Docker daemon.
+pub(crate) struct Discovery {
     daemon: Arc<dyn Daemon>,
     listings: watch::Sender<Listing>,
     /// By the container's identifier.
-    read: BTreeMap<String, Read>,
-    /// What the owner was told last of the list, and of the events.
-    told: Option<Trouble>,
-    told_of_events: Option<Trouble>,
+    environments: BTreeMap<String, EnvironmentAsks>,
+    /// The last logged error of the list, and of the events.
+    list_error: Option<DockerError>,
+    events_error: Option<DockerError>,
     has_listed: bool,
-    /// Whether he was told that environments are out of sight.
-    told_of_environments: bool,
+    /// Whether the log says that environments are not readable.
+    environments_logged: bool,
 }
 
 /// How one connection ended.
 enum Ended {
-    /// After this time it is worth another at once.
+    /// The events ended after this time.
     Lost(Duration),
     Failed,
 }
 
-impl Follower {
-    /// A follower, and where every whole list appears, also one that is as before.
+impl Discovery {
+    /// A discovery, and the channel that receives every whole list, changed or not.
     #[must_use]
     pub(crate) fn new(daemon: Arc<dyn Daemon>) -> (Self, watch::Receiver<Listing>) {
         let (listings, seen) = watch::channel(Listing::default());
-        let follower = Self {
+        let discovery = Self {
             daemon,
             listings,
-            read: BTreeMap::new(),
-            told: None,
-            told_of_events: None,
+            environments: BTreeMap::new(),
+            list_error: None,
+            events_error: None,
             has_listed: false,
-            told_of_environments: false,
+            environments_logged: false,
         };
-        (follower, seen)
+        (discovery, seen)
     }
 
-    /// Follows them until it is dropped.
-    pub(crate) async fn follow(mut self) {
-        let mut pause = FIRST_PAUSE;
+    /// Watches the containers until the future is dropped.
+    pub(crate) async fn run(mut self) {
+        let mut backoff = FIRST_BACKOFF;
         loop {
             let ended = self.connection().await;
             if let Ended::Lost(after) = ended
                 && after >= SWEEP
             {
-                pause = FIRST_PAUSE;
+                backoff = FIRST_BACKOFF;
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            sleep(backoff).await;
+            backoff = (backoff * 2).min(LONGEST_BACKOFF);
         }
     }
 
     /// From the first list to the end of the events.
     async fn connection(&mut self) -> Ended {
         let began = Instant::now();
-        if let Err(trouble) = self.daemon.is_safe().await {
-            self.tell(Some(trouble));
+        if let Err(error) = self.daemon.is_safe().await {
+            self.log_list(Some(error));
             return Ended::Failed;
         }
-        // Before the list, so that nothing happens unseen in between.
+        // Before the list, so that no event is missed in between.
         let events = self.daemon.events().await;
-        if let Err(trouble) = self.look().await {
-            self.tell(Some(trouble));
+        if let Err(error) = self.list().await {
+            self.log_list(Some(error));
             return Ended::Failed;
         }
-        self.tell(None);
-        let trouble = match events {
-            Ok(mut events) => self.heed(events.as_mut()).await,
-            Err(trouble) => Some(trouble),
+        self.log_list(None);
+        let error = match events {
+            Ok(mut events) => self.watch(events.as_mut()).await,
+            Err(error) => Some(error),
         };
-        if let Some(trouble) = trouble {
-            self.tell_of_events(trouble);
+        if let Some(error) = error {
+            self.log_events(error);
         }
         Ended::Lost(began.elapsed())
     }
 
-    /// Looks again after events and from time to time, until one of both fails.
-    async fn heed(&mut self, events: &mut dyn Events) -> Option<Trouble> {
+    /// Lists again after events and at each interval, until either fails.
+    async fn watch(&mut self, events: &mut dyn Events) -> Option<DockerError> {
         let mut last = Instant::now();
         let mut next = last + SWEEP;
         loop {
             tokio::select! {
                 biased;
                 () = sleep_until(next) => {
-                    if let Err(trouble) = self.look().await {
-                        self.tell(Some(trouble));
+                    if let Err(error) = self.list().await {
+                        self.log_list(Some(error));
                         return None;
                     }
                     last = Instant::now();
                     next = last + SWEEP;
-                    self.told_of_events = None;
+                    self.events_error = None;
                 }
-                happened = events.next() => match happened {
-                    Ok(true) => next = next.min((last + SPACING).max(Instant::now() + SETTLES)),
-                    // The next list tells what becomes of it.
+                event = events.next() => match event {
+                    Ok(true) => next = next.min((last + SPACING).max(Instant::now() + SETTLE_TIME)),
+                    // The next connection logs an error, if there is one.
                     Ok(false) => return None,
-                    Err(trouble) => return Some(trouble),
+                    Err(error) => return Some(error),
                 },
             }
         }
     }
 
-    /// Publishes what the list asks for.
-    async fn look(&mut self) -> Result<(), Trouble> {
+    /// Reads the list and publishes its requests.
+    async fn list(&mut self) -> Result<(), DockerError> {
         let mut containers = self.daemon.list().await?;
         containers.sort_by(Container::by_age);
         let mut listing = Listing::default();
         let ids: BTreeSet<&String> = containers.iter().map(|one| &one.id).collect();
-        self.read.retain(|id, _| ids.contains(id));
+        self.environments.retain(|id, _| ids.contains(id));
         let unlabelled = containers.iter().filter(|one| !one.is_labelled());
         let reading = self.read_environments(unlabelled.collect());
-        // What is not read by then is out of sight until the next list.
+        // An environment not read in time counts as unseen until the next list.
         let _ = timeout(ENVIRONMENTS_WITHIN, reading).await;
         for container in &containers {
             let (asks, complaints) = container.asks();
             listing.asks.extend(asks);
             listing.complaints.extend(complaints);
-            match self.read.get(&container.id) {
+            match self.environments.get(&container.id) {
                 Some((asks, complaints)) => {
                     listing.asks.extend(asks.iter().cloned());
                     listing.complaints.extend(complaints.iter().cloned());
@@ -183,58 +183,58 @@ impl Follower {
 
     async fn read_environments(&mut self, containers: Vec<&Container>) {
         for container in containers {
-            if self.read.contains_key(&container.id) {
+            if self.environments.contains_key(&container.id) {
                 continue;
             }
             match self.daemon.environment(&container.id).await {
                 Ok(variables) => {
-                    let read = container.asks_of(&variables.unwrap_or_default());
-                    self.read.insert(container.id.clone(), read);
+                    let asks = container.asks_of(&variables.unwrap_or_default());
+                    self.environments.insert(container.id.clone(), asks);
                 }
-                Err(Trouble::Refused { .. }) => {
-                    if !std::mem::replace(&mut self.told_of_environments, true) {
+                Err(DockerError::Refused { .. }) => {
+                    if !std::mem::replace(&mut self.environments_logged, true) {
                         tracing::info!(
-                            "labels are followed; LETSENCRYPT_HOST in the environment of containers is not seen; hint: whoever needs it lets the proxy allow GET /containers/ID/json"
+                            "LETSENCRYPT_HOST in the environment of containers is ignored, labels are read; hint: to use it, let the proxy allow GET /containers/ID/json"
                         );
                     }
                     return;
                 }
-                Err(trouble) => {
-                    tracing::debug!("the environment of {}: {trouble}", container.name);
+                Err(error) => {
+                    tracing::debug!("the environment of {}: {error}", container.name);
                 }
             }
         }
     }
 
-    /// Says once that they are not heard: the list is read nevertheless.
-    fn tell_of_events(&mut self, trouble: Trouble) {
-        let kind = |trouble: &Trouble| discriminant(trouble);
-        if self.told_of_events.as_ref().map(kind) != Some(kind(&trouble)) {
+    /// Logs a new kind of error once: the list is still read at each interval.
+    fn log_events(&mut self, error: DockerError) {
+        let kind = |error: &DockerError| discriminant(error);
+        if self.events_error.as_ref().map(kind) != Some(kind(&error)) {
             tracing::warn!(
-                "events are not heard, and containers looked at once a minute: {trouble}; hint: {}",
-                trouble.hint()
+                "no events from Docker, containers are listed once a minute: {error}; hint: {}",
+                error.hint()
             );
         }
-        self.told_of_events = Some(trouble);
+        self.events_error = Some(error);
     }
 
-    /// Says what has changed, once.
-    fn tell(&mut self, trouble: Option<Trouble>) {
-        let kind = |trouble: &Option<Trouble>| trouble.as_ref().map(discriminant);
-        let is_news = kind(&trouble) != kind(&self.told);
-        match &trouble {
-            Some(trouble) if is_news => tracing::warn!(
-                "{trouble}; what containers asked for before stays, and new ones wait; hint: {}",
-                trouble.hint()
+    /// Logs a change of state once.
+    fn log_list(&mut self, error: Option<DockerError>) {
+        let kind = |error: &Option<DockerError>| error.as_ref().map(discriminant);
+        let is_news = kind(&error) != kind(&self.list_error);
+        match &error {
+            Some(error) if is_news => tracing::warn!(
+                "{error}; known certificates of containers stay, new containers wait; hint: {}",
+                error.hint()
             ),
-            Some(trouble) => tracing::debug!("{trouble}"),
+            Some(error) => tracing::debug!("{error}"),
             None if is_news || !self.has_listed => {
-                tracing::info!("the labels of containers are followed");
+                tracing::info!("watching the labels of containers");
             }
             None => {}
         }
-        self.has_listed |= trouble.is_none();
-        self.told = trouble;
+        self.has_listed |= error.is_none();
+        self.list_error = error;
     }
 }
 

@@ -1,13 +1,13 @@
-//! A failure as the user reads it: an exit code, and messages, each with one hint. It
-//! also crosses the control socket. Nothing is printed here.
+//! A failure for the user: an exit code, and messages with one hint each. It also
+//! crosses the control socket. Nothing is printed here.
 
 use serde::{Deserialize, Serialize};
 
-/// What to do about a store or an output that cannot be used.
+/// The hint for a store or an output that cannot be used.
 pub(crate) const STORE_HINT: &str =
     "check the directory's owner, mode and free space; nothing that is served was changed";
 
-/// An exit code, and what to say with what to do about it.
+/// An exit code, and messages with hints.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Failure {
     /// The exit code.
@@ -18,7 +18,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// One with several messages.
+    /// A failure with several messages.
     #[must_use]
     pub(crate) fn new(code: u8, messages: Vec<(String, String)>) -> Self {
         Self { code, messages }
@@ -40,7 +40,7 @@ impl Failure {
         Self::one(1, message, hint)
     }
 
-    /// Bad usage, configuration or surroundings; nothing was sent.
+    /// Invalid usage, configuration or environment; nothing was sent.
     #[must_use]
     pub(crate) fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::one(2, message, hint)
@@ -52,7 +52,7 @@ impl Failure {
         Self::one(8, message, STORE_HINT)
     }
 
-    /// The exit code alone, where the messages were shown when it happened.
+    /// The exit code alone, for a failure whose messages were already shown.
     #[must_use]
     pub(crate) fn code_only(&self) -> Self {
         Self::new(self.code, Vec::new())

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use zeroizing_alloc::ZeroAlloc;
 
-/// Wipes what is freed: keys pass through buffers of many libraries, and not
-/// all of them do so.
+/// Wipes memory when it is freed: keys pass through buffers of libraries that
+/// do not wipe them.
 #[global_allocator]
 static WIPING: ZeroAlloc<System> = ZeroAlloc(System);
 

@@ -1,5 +1,4 @@
-//! What this machine gives us of its network: sockets that listen, and the service
-//! manager that opened some of them.
+//! This machine's listening sockets, and those that the service manager opened.
 
 pub(crate) mod sockets;
 pub(crate) mod systemd;

@@ -1,12 +1,11 @@
-//! What this process gives up: it holds private keys and talks to the world.
-//! Before it reads a single name nothing may look into it any more, and nothing
-//! that it starts may gain a privilege. `certs run` gives up far more, once its
-//! sockets are bound and its directories are known: capabilities, files outside
-//! of them, new listeners, and most system calls, `execve` among them; so does
-//! the embedded CA as a server.
+//! The sandbox of a process that holds private keys and talks to the network.
+//! Every command disables core files, ptrace and new privileges before it reads a
+//! name. `certs run` and the embedded CA's server drop much more once their sockets
+//! are bound and their directories are known: capabilities, files outside the
+//! configured paths, new listeners, and most system calls, `execve` among them.
 //!
-//! A kernel that refuses one of these keeps no name from its certificate: it is
-//! told, and the others hold. Nothing here is ever taken back.
+//! A kernel that lacks a mechanism causes a log message, never a failed command;
+//! the other mechanisms still apply. Restrictions are never lifted.
 
 mod capabilities;
 pub(crate) mod helper;
@@ -33,43 +32,42 @@ use paths::{Paths, specs};
 
 pub(crate) use paths::Surroundings;
 
-/// Gives up what no command needs, before any thread is started.
+/// Drops the rights that no command needs; call it before any thread starts.
 pub(crate) fn harden() {
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),
     };
-    for (what, done) in [
-        ("new privileges are not given up", set_no_new_privs(true)),
+    for (failure, done) in [
+        ("cannot set no_new_privs", set_no_new_privs(true)),
         (
-            "keys may end in a core file",
+            "cannot disable core files, which may contain keys",
             setrlimit(Resource::Core, none),
         ),
-        ("other processes may look in", not_dumpable()),
+        ("cannot hide memory from other processes", not_dumpable()),
     ] {
         if let Err(error) = done {
-            tracing::warn!("{what}: {error}");
+            tracing::warn!("{failure}: {error}");
         }
     }
 }
 
-/// No core file, no ptrace by the same user, and /proc shows our memory to root
-/// alone.
+/// Denies core files and ptrace by the same user; /proc shows our memory to root only.
 fn not_dumpable() -> io::Result<()> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
 
-/// What is left within reach. By default everything is.
+/// The restrictions in force. The default has none.
 #[derive(Default)]
-pub(crate) struct Reach {
-    /// Deploys to servers, where this process may not do so itself.
+pub(crate) struct Sandbox {
+    /// Deploys to servers that this process may not reload itself.
     helper: Option<Arc<Helper>>,
-    /// Where files may be touched, when the kernel sees to it.
+    /// The accessible paths, if the kernel enforces them.
     paths: Option<Paths>,
 }
 
-impl Reach {
-    /// The server of `spec`, deployed to from here or by the helper process.
+impl Sandbox {
+    /// The target of `spec`, reloaded by this process or by the helper process.
     pub(crate) fn target(&self, spec: &DeployTarget) -> Arc<dyn Target> {
         match &self.helper {
             Some(helper) if spec.needs_helper() => helper.target(spec),
@@ -77,8 +75,8 @@ impl Reach {
         }
     }
 
-    /// Whether the paths of `settings` are within reach: what has been given up
-    /// does not come back, so that a new path needs a new process.
+    /// Whether the sandbox allows all paths of `settings`. It never widens: a new
+    /// path needs a restart.
     pub(crate) fn covers(&self, settings: &CertificateSettings) -> Result<(), Failure> {
         let Some(paths) = &self.paths else {
             return Ok(());
@@ -87,9 +85,9 @@ impl Reach {
         let written = settings.deploy.iter().map(|spec| spec.for_lineage(lineage));
         let written = written.filter_map(|spec| {
             let directory = spec.writes_in()?;
-            // One that is not there yet is made in what is around it.
-            let is_made = spec.writes().as_ref() == Some(&directory);
-            Some(if is_made {
+            // A missing directory is created in its parent.
+            let is_created = spec.writes().as_ref() == Some(&directory);
+            Some(if is_created {
                 directory_of(&directory)
             } else {
                 directory
@@ -102,26 +100,26 @@ impl Reach {
         let answers = settings.challenge.writes_in().map(directory_of);
         let mut written = answers.into_iter().chain(written);
         let mut read = settings.ca_files().cloned().chain(read);
-        let beyond = written
+        let outside = written
             .find(|path| !paths.may_write(path))
             .or_else(|| read.find(|path| !paths.may_read(path)));
-        match beyond {
+        match outside {
             None => Ok(()),
-            Some(path) => Err(out_of_reach(&path)),
+            Some(path) => Err(outside_sandbox(&path)),
         }
     }
 
-    /// What `failure` comes from, if one of `files` is out of reach.
-    pub(crate) fn behind(&self, failure: Failure, files: &[PathBuf]) -> Failure {
+    /// `failure`, or its cause if one of `files` is outside the sandbox.
+    pub(crate) fn cause(&self, failure: Failure, files: &[PathBuf]) -> Failure {
         let Some(paths) = &self.paths else {
             return failure;
         };
-        let beyond = files.iter().find(|path| !paths.may_read(path));
-        beyond.map_or(failure, |path| out_of_reach(path))
+        let outside = files.iter().find(|path| !paths.may_read(path));
+        outside.map_or(failure, |path| outside_sandbox(path))
     }
 }
 
-/// Where a file that need not be there yet is written.
+/// `path` if it is a directory, else its parent.
 fn directory_of(path: &Path) -> PathBuf {
     let directory = match path.is_dir() {
         true => path,
@@ -130,53 +128,53 @@ fn directory_of(path: &Path) -> PathBuf {
     directory.to_owned()
 }
 
-fn out_of_reach(path: &Path) -> Failure {
+fn outside_sandbox(path: &Path) -> Failure {
     Failure::usage(
         format!(
-            "{} is out of reach of this process, which gave up all that was not configured when it started",
+            "{} is outside the sandbox: it was not configured when this process started",
             path.display()
         ),
         "configure it and restart certs run, or start it with --harden off",
     )
 }
 
-/// Gives up all that `known` does not need: `settings` and what is stored beside them. All
-/// sockets are bound by now, and no thread beside this one is started: capabilities and what
-/// Landlock and seccomp allow are each thread's own, passed on to new ones only.
+/// Drops all rights that `known` does not need; `known` is `settings` and the stored
+/// certificates. Call it after all sockets are bound and before another thread starts:
+/// capabilities, Landlock and seccomp apply to the calling thread and its children.
 pub(crate) fn confine(
     surroundings: &Surroundings<'_>,
     settings: &Settings,
     known: &Settings,
-) -> Reach {
+) -> Sandbox {
     let programs = specs(known).filter(DeployTarget::runs_program);
     let programs: BTreeSet<DeployTarget> = programs.collect();
     let programs: Vec<DeployTarget> = programs.into_iter().collect();
     let Some(helper) = helper::start(surroundings.environment, settings, &programs) else {
-        return Reach::default();
+        return Sandbox::default();
     };
-    // While it still may: what is there need not be made in what is around it.
+    // A directory created now needs no right on its parent later.
     specs(known).for_each(|spec| spec.prepare());
     let paths = Paths::of(surroundings, known);
-    let confined = give_up(surroundings, settings, &paths);
-    Reach {
+    let confined = restrict(surroundings, settings, &paths);
+    Sandbox {
         helper: Some(helper),
         paths: confined.then_some(paths),
     }
 }
 
-/// The same for a server that tells no other one.
+/// The same for a server that reloads no other server, so it needs no helper process.
 pub(crate) fn confine_alone(surroundings: &Surroundings<'_>, settings: &Settings) {
     if settings.harden {
-        give_up(surroundings, settings, &Paths::of(surroundings, settings));
+        restrict(surroundings, settings, &Paths::of(surroundings, settings));
     }
 }
 
-/// Whether `paths` are now all that is within reach.
-fn give_up(surroundings: &Surroundings<'_>, settings: &Settings, paths: &Paths) -> bool {
+/// Applies all restrictions; whether the kernel enforces `paths`.
+fn restrict(surroundings: &Surroundings<'_>, settings: &Settings, paths: &Paths) -> bool {
     if let Some(threads) = threads().filter(|threads| *threads != 1) {
-        tracing::warn!("{threads} threads run already: what is given up now, only one gives up");
+        tracing::warn!("{threads} threads are running: only one of them is sandboxed");
     }
-    // What is shared with other users has its mode set by name.
+    // Files for other users get their modes explicitly.
     rustix::process::umask(Mode::from_raw_mode(0o077));
     capabilities::drop_all_but_needed(settings, paths);
     let confined = landlock::enter(paths, notifies_abstractly(surroundings));
@@ -185,18 +183,18 @@ fn give_up(surroundings: &Surroundings<'_>, settings: &Settings, paths: &Paths) 
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use seccomp::allow_only_needed as restrict_calls;
+use seccomp::restrict_calls;
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn restrict_calls() {
-    tracing::info!("system calls are not restricted: those of this processor are not known");
+    tracing::info!("system calls are not restricted: unsupported processor architecture");
 }
 
 fn threads() -> Option<usize> {
     Some(std::fs::read_dir("/proc/self/task").ok()?.count())
 }
 
-/// Whether the service manager is told through a socket that has no file.
+/// Whether the service manager listens on an abstract socket.
 fn notifies_abstractly(surroundings: &Surroundings<'_>) -> bool {
     let socket = surroundings.environment.get("NOTIFY_SOCKET");
     socket.is_some_and(|socket| socket.starts_with('@'))

@@ -45,7 +45,7 @@ fn demo_fails_no_request_over_three_renewals_under_load_and_cleans_up() {
     assert_eq!(score["with"], "front");
     assert_eq!(score["closed_while_idle"], 0, "a swap ended a connection");
     let told = String::from_utf8_lossy(&output.stderr);
-    assert!(told.contains("renewed to 0004, proven"), "{told}");
+    assert!(told.contains("renewed to 0004, verified"), "{told}");
     assert!(is_empty(directory.path()), "something was left behind");
 }
 

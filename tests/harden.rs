@@ -232,7 +232,7 @@ fn sandbox_can_be_switched_off() {
     sidecar.until_issued();
     assert_eq!(sidecar.status()["Seccomp"], status("self")["Seccomp"]);
     assert_eq!(sidecar.status()["CapEff"], status("self")["CapEff"]);
-    assert!(sidecar.log().contains("nothing is given up: harden is off"));
+    assert!(sidecar.log().contains("no sandbox: harden is off"));
     let id = sidecar.running.id();
     let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
     assert_eq!(children.unwrap(), "");
@@ -258,7 +258,7 @@ fn sandbox_blocks_file_behind_symlink() {
         return;
     }
     sidecar.running.signal(Signal::HUP);
-    sidecar.until_logged("the configuration was read again");
+    sidecar.until_logged("the configuration was reloaded");
     std::fs::remove_file(&link).unwrap();
     symlink(&outside, &link).unwrap();
     sidecar.running.signal(Signal::HUP);
@@ -287,7 +287,7 @@ fn sandbox_allows_files_of_fallback_ca() {
     });
     sidecar.until_logged("ready");
     sidecar.running.signal(Signal::HUP);
-    sidecar.until_logged("the configuration was read again");
+    sidecar.until_logged("the configuration was reloaded");
 }
 
 #[test]
@@ -313,7 +313,7 @@ fn reload_with_new_path_asks_for_restart_and_names_path() {
     std::fs::write(&file, text).unwrap();
     sidecar.running.signal(Signal::HUP);
     sidecar.until_logged("the old configuration stays: ");
-    let named = format!("{} is out of reach", root.display());
+    let named = format!("{} is outside the sandbox", root.display());
     assert!(sidecar.log().contains(&named), "{}", sidecar.log());
     assert!(
         sidecar

@@ -242,7 +242,7 @@ fn install_adds_tls_once_and_undo_restores_every_byte() {
             .ends_with("hello")
     });
     let told = run(&mut machine.install(&["--undo"]), 0);
-    assert!(told.contains("nothing to take back"), "{told}");
+    assert!(told.contains("nothing to undo"), "{told}");
 }
 
 #[test]

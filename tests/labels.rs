@@ -319,7 +319,7 @@ fn new_container_gets_certificate_and_removed_one_is_reported() {
     let sidecar = DiscoverySidecar::start(&ca, &docker.host(), |_| ());
     sidecar.until_issued("a.example.com");
     sidecar.until_issued("b.example.com");
-    sidecar.until_logged("LETSENCRYPT_HOST in the environment of containers is not seen");
+    sidecar.until_logged("LETSENCRYPT_HOST in the environment of containers is ignored");
 
     let began = Instant::now();
     docker.add(
@@ -336,7 +336,7 @@ fn new_container_gets_certificate_and_removed_one_is_reported() {
     assert!(metrics.contains(series), "{metrics}");
 
     docker.remove("web");
-    sidecar.until_logged("container web asks for it no longer; it is renewed until");
+    sidecar.until_logged("container web no longer requests it; renewed until");
     let shown = sidecar.status(&[]);
     assert!(
         shown.contains("  no longer requested by container web since "),
@@ -356,7 +356,7 @@ fn new_container_gets_certificate_and_removed_one_is_reported() {
         "web",
         json!({"certs.domains": "a.example.com www.example.com; b.example.com"}),
     );
-    sidecar.until_logged("asked for again by container web");
+    sidecar.until_logged("requested again by container web");
     assert!(!docker.was_asked("kill") && !docker.was_asked("exec"));
 }
 
@@ -366,19 +366,13 @@ fn api_faults_remove_no_certificate() {
     docker.add("web", json!({"certs.domains": "a.example.com"}));
     let sidecar = DiscoverySidecar::start(&ca, &docker.host(), |_| ());
     sidecar.until_issued("a.example.com");
-    sidecar.until_logged("the labels of containers are followed");
+    sidecar.until_logged("watching the labels of containers");
     for (mood, told) in [
-        (Mood::Refuses, "refuses /containers/json: 403"),
+        (Mood::Refuses, "refused /containers/json: 403"),
         (Mood::Fails, "503"),
-        (
-            Mood::Garbage,
-            "says what cannot be read: no list of containers",
-        ),
+        (Mood::Garbage, "invalid list of containers"),
         (Mood::Endless, "more than 8388608 bytes"),
-        (
-            Mood::Raw,
-            "is not filtered: whoever may use it is root on the host",
-        ),
+        (Mood::Raw, "is not filtered: it gives root on the host"),
     ] {
         docker.is(mood);
         docker.state.lock().unwrap().asked.clear();
@@ -389,7 +383,7 @@ fn api_faults_remove_no_certificate() {
         until_within("events", Duration::from_secs(70), lists);
     }
     assert!(
-        !sidecar.log().contains("asks for it no longer"),
+        !sidecar.log().contains("no longer requests it"),
         "{}",
         sidecar.log()
     );
@@ -413,7 +407,7 @@ fn slow_or_noisy_api_is_reported_and_new_containers_are_found() {
     docker.add("web", json!({"certs.domains": "a.example.com"}));
     docker.is(Mood::Babbles);
     sidecar.until_issued("a.example.com");
-    sidecar.until_logged("events are not heard, and containers looked at once a minute");
+    sidecar.until_logged("no events from Docker, containers are listed once a minute");
     docker.is(Mood::Hangs);
     assert!(sidecar.is_issued("a.example.com"));
 }
@@ -431,11 +425,11 @@ fn reload_without_docker_keeps_discovered_certificates_until_restart() {
     followed.until_issued("first.example.com");
     std::fs::write(&config, "").unwrap();
     followed.running.signal(rustix::process::Signal::HUP);
-    followed.until_logged("the Docker host change with a restart only");
-    followed.until_logged("the configuration was read again");
+    followed.until_logged("the Docker host change only at a restart");
+    followed.until_logged("the configuration was reloaded");
     docker.add("second", json!({"certs.domains": "second.example.com"}));
     followed.until_issued("second.example.com");
-    assert!(!followed.log().contains("asks for it no longer"));
+    assert!(!followed.log().contains("no longer requests it"));
     let kept = followed.status(&["--json"]);
     assert!(kept.contains("first.example.com"), "{kept}");
 }
@@ -478,9 +472,9 @@ fn restart_without_proxy_renews_discovered_certificates() {
     let sidecar = DiscoverySidecar::start(&ca, &host, |command| {
         command.env("CERTS_DOCKER_GRACE", "0s");
     });
-    sidecar.until_logged("container web asks for it no longer");
+    sidecar.until_logged("container web no longer requests it");
     docker.add("other", json!({}));
-    sidecar.until_logged("not renewed any more: container web was the last to ask for it");
+    sidecar.until_logged("no longer renewed: container web was the last to request it");
     until("the certificate is unmanaged", || {
         !sidecar
             .get("/api/v1/certificates")

@@ -43,14 +43,14 @@ fn failing_name_blocks_the_rest_only_without_partial() {
     let told = run(&mut issue(&ca, false), 5);
     assert!(told.contains(DEAD), "{told}");
     let told = run(&mut issue(&ca, true), 0);
-    let line = format!("both: left out for now: {DEAD}: urn:ietf:params:acme:error:connection");
+    let line = format!("both: excluded for now: {DEAD}: urn:ietf:params:acme:error:connection");
     assert!(told.contains(&line), "{told}");
     let shown = status(&ca);
     assert_eq!(shown["left_out"][0]["identifier"], DEAD, "{shown}");
     assert_eq!(shown["identifiers"].as_array().unwrap().len(), 2);
     assert_eq!(shown["complete"], true);
     let told = run(certs(&ca.path("")).arg("status"), 0);
-    assert!(told.contains(&format!("  left out: {DEAD}: ")), "{told}");
+    assert!(told.contains(&format!("  excluded: {DEAD}: ")), "{told}");
     let pem = std::fs::read_to_string(ca.path("out/live/both/cert.pem")).unwrap();
     let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
     let leaf = pem.parse_x509().unwrap();

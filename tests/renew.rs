@@ -199,7 +199,7 @@ fn issue_with_some_names_selects_whole_stored_certificate() {
     run(&mut pebble.issue(&["example.com", "www.example.com"]), 0);
     let told = run(&mut pebble.issue(&["example.com"]), 0);
     assert!(told.contains("not due; generation 0001"), "{told}");
-    assert!(told.contains("it stays for www.example.com too"), "{told}");
+    assert!(told.contains("it keeps www.example.com too"), "{told}");
     let names = || {
         let status = run(certs_here(&pebble).args(["status", "--json"]), 0);
         let status: serde_json::Value = serde_json::from_str(&status).unwrap();

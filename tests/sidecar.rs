@@ -303,7 +303,7 @@ fn reload_adds_first_certificate_while_sidecar_runs() {
     sidecar.until_logged("no certificate is configured");
     write("[[certificate]]\nnames = ['one.example.com']\n");
     sidecar.signal(Signal::HUP);
-    sidecar.until_logged("the configuration was read again");
+    sidecar.until_logged("the configuration was reloaded");
     sidecar.until_ready();
     assert!(pebble.path("out/live/one.example.com/cert.pem").exists());
     sidecar.terminate();
@@ -330,7 +330,7 @@ fn challenge_listener_changes_only_at_restart() {
     sidecar.until_ready();
     listen(free_port());
     sidecar.signal(Signal::HUP);
-    sidecar.until_logged("the old configuration stays: where challenges are answered");
+    sidecar.until_logged("the old configuration stays: the addresses of the challenge listener");
     sidecar.until_logged("hint: restart certs run");
     sidecar.terminate();
 }
@@ -403,7 +403,7 @@ fn renew_skips_certificates_not_due_beside_sidecar_without_listener() {
     let told = run(renew.arg("renew"), 0);
     assert!(told.contains("not due; generation 0001"), "{told}");
     let told = run(renew.arg("--force"), 2);
-    assert!(told.contains("answers no challenges itself"), "{told}");
+    assert!(told.contains("has no challenge listener"), "{told}");
     sidecar.terminate();
 }
 

@@ -61,10 +61,10 @@ fn simulate_seed_matches_snapshot() {
 fn simulate_rejects_scenario_that_never_occurs() {
     let said = play(&["--days", "9", "--scenario", "outages"], 2).1;
     assert!(
-        said.contains("nothing of outages happens in 9 days"),
+        said.contains("no event of outages happens in 9 days"),
         "{said}"
     );
-    assert!(said.contains("hint: play more days"), "{said}");
+    assert!(said.contains("hint: simulate more days"), "{said}");
     // A scenario that is not named may be absent.
     play(&["--days", "2", "--scenario", "all"], 0);
 }
@@ -90,7 +90,7 @@ fn simulate_rejects_unknown_scenario_and_lists_known_ones() {
     assert!(said.contains("hint: certs simulate --help"), "{said}");
     let said = play(&["--plot", "/nowhere/year.svg"], 2).1;
     assert!(
-        said.contains("/nowhere/year.svg cannot be written"),
+        said.contains("cannot write the plot /nowhere/year.svg"),
         "{said}"
     );
 }

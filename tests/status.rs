@@ -51,9 +51,9 @@ async fn status_shows_ca_limits_and_reachability() {
         "297 of 300 new orders (all at ",
         "47 of 50 certificates per domain of example.co.uk (all at ",
         "2 of 5 duplicate certificates of shop.example.co.uk (all at ",
-        "its CA has not answered since ",
-        "its CA has not answered what is asked beside orders (renewal windows, the time) since ",
-        ", and is asked again at ",
+        "its CA has been unreachable since ",
+        "its CA has not provided renewal windows or the time since ",
+        "; next probe at ",
     ] {
         assert!(told.contains(words), "no `{words}` in {told}");
     }

@@ -128,9 +128,9 @@ fn import_applies_options_to_stored_certificates() {
     };
     assert_eq!(deploy(), json!([]));
     let told = import(&["--deploy", "nginx"]);
-    assert!(told.contains("as this command says"), "{told}");
+    assert!(told.contains("this command's options"), "{told}");
     assert_eq!(deploy(), json!(["nginx"]));
-    assert!(!import(&[]).contains("as this command says"));
+    assert!(!import(&[]).contains("this command's options"));
     assert_eq!(deploy(), json!(["nginx"]));
     let mut command = certs(root);
     command
@@ -241,7 +241,7 @@ fn imported_certificate_follows_reloaded_configuration_and_loses_file_of_another
         ca.path("out/live/a.example.com").exists()
     });
     let lost = format!(
-        "{}: a.example.com is written there, and this one is not",
+        "{}: not written, because a.example.com is written there",
         copy.display()
     );
     until("the message about the file", || log().contains(&lost));

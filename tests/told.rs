@@ -421,10 +421,7 @@ fn sandboxed_sidecar_reloads_every_target() {
     assert_eq!(done.lock().unwrap().last().unwrap(), "kill web HUP");
     let mut reload = certs(&ca.path(""));
     let told = run(reload.current_dir(ca.path("")).args(["reload"]), 0);
-    assert!(
-        told.contains("handed over again; generation 0002"),
-        "{told}"
-    );
+    assert!(told.contains("deployed again; generation 0002"), "{told}");
 }
 
 #[test]

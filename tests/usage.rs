@@ -113,7 +113,7 @@ fn read_only_commands_write_nothing() {
     for (arguments, said) in [
         (vec!["status"], "NAME"),
         (vec!["status", "--json"], "[]"),
-        (vec!["renew"], "nothing is stored or configured"),
+        (vec!["renew"], "no certificate is stored or configured"),
         (vec!["renew", "--json"], ""),
     ] {
         let (output, wrote) = run(&arguments, &[]);
@@ -145,7 +145,7 @@ fn options_of_each_command_have_variables() {
     refused_in(
         &[("CERTS_DRY_RUN", "true")],
         &["renew", "--force"],
-        &["CERTS_DRY_RUN: ", "cannot rehearse"],
+        &["CERTS_DRY_RUN: ", "has no dry run"],
     );
     refused_in(
         &[("CERTS_DRY_RUN", "true")],

@@ -1,6 +1,6 @@
-//! The command line, as clap reads it. Options that are configuration keys come
-//! from the table of keys and are read with the file and the environment, so
-//! that all errors of all three are reported at once.
+//! The command line for clap. Options that are configuration keys come from the
+//! table of keys and are read with the file and the environment, so that all errors
+//! of all three are reported at once.
 
 use clap::{Args, Parser, Subcommand};
 
@@ -13,8 +13,8 @@ use crate::identifier::Lineage;
 #[command(
     after_help = "Every option is also CERTS_… in the environment (CERTS_…_FILE names a file with the \
     value) and a key of the configuration; the command line wins, then the environment, then the file.\n\n\
-    Exit codes: 0 done or not due, 1 unexpected, 2 usage or surroundings (nothing was sent), 3 the CA could \
-    not be reached or failed, 4 the CA refused, 5 control of a name was not proven, \
+    Exit codes: 0 done or not due, 1 unexpected, 2 usage or environment (nothing was sent), 3 the CA could \
+    not be reached or failed, 4 the CA refused, 5 the CA could not validate a name, \
     6 rate limited or waiting after a failure, 7 issued but not verified as served, 8 the store or an output could \
     not be used"
 )]
@@ -34,7 +34,7 @@ pub struct Global {
     /// The configuration (else $CERTS_CONFIG, ./certs.toml, /etc/certs/certs.toml)
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<String>,
-    /// Those that are configuration keys.
+    /// The configuration keys among them.
     #[command(flatten)]
     pub keys: KeyOptions<EVERY>,
     /// Log more; twice for everything
@@ -49,7 +49,7 @@ pub struct Global {
 }
 
 impl Global {
-    /// In the words of the configuration.
+    /// As configuration keys.
     #[must_use]
     pub fn options(&self) -> Options {
         let mut options = Options::default();
@@ -70,22 +70,22 @@ pub enum Verb {
     Renew(Renew),
     /// Deploy the latest generation again and verify it; ends a rollback
     Reload {
-        /// Only these, by lineage or by a name that it is for
+        /// Only these certificates, by lineage or by one of their names
         names: Vec<String>,
     },
-    /// Publish an earlier generation and verify it: it stays until the next renewal or certs reload
+    /// Deploy an earlier generation and verify it; it stays live until the next renewal or certs reload
     Rollback {
-        /// Which, by lineage or by a name that it is for
+        /// The certificate, by lineage or by one of its names
         name: String,
-        /// The generation, as certs status numbers them (default: the one before)
+        /// The generation, as numbered by certs status (default: the previous one)
         #[arg(long, value_name = "GENERATION", value_parser = clap::value_parser!(u64).range(1..))]
         to: Option<u64>,
     },
     /// Show every certificate: CA, not-after, next action, generation issued and served, last error
     Status {
-        /// Only this one
+        /// Only this certificate
         name: Option<Lineage>,
-        /// Ask the running certs run instead: is it alive, or ready (every certificate is verified); exit code 1 when not
+        /// Query the running certs run instead: alive, or ready (every certificate is verified); exit code 1 if not
         #[arg(
             long,
             value_name = "alive|ready",
@@ -99,51 +99,51 @@ pub enum Verb {
     },
     /// Check the configuration, or print its JSON Schema
     Config {
-        /// Which of the two.
+        /// The action.
         #[command(subcommand)]
         verb: Config,
     },
-    /// Show the whole story on loopback: issue, serve, renew and swap under load
+    /// Demonstrate on loopback: issue, serve, renew and swap certificates under load
     Demo(super::demo::Demo),
-    /// A fleet for a year in virtual time, through faults of every kind; prints the scoreboard
+    /// Simulate a fleet for a year in virtual time, with faults of every kind; print the scoreboard
     Simulate(super::simulate::Simulate),
     /// Set a server up for TLS
     #[command(subcommand)]
     Install(super::install::Install),
-    /// Take over the state of another client: certificates, accounts and renewal settings; nothing is ordered
+    /// Import certificates, accounts and renewal settings of another client; orders nothing
     Import(super::import::Import),
-    /// Be a certificate authority for this machine
+    /// Run a certificate authority for this machine
     #[command(subcommand)]
     Ca(super::ca::Ca),
-    /// Started by certs run alone, as its helper process
+    /// The helper process of certs run; not for use by hand
     #[command(hide = true)]
     Helper {
-        /// Serve requests, and start no other process for them
+        /// Serve requests in this process
         #[arg(long)]
         serve: bool,
     },
     /// Print a completion script
     Completions {
-        /// For which shell
+        /// The shell
         shell: clap_complete::Shell,
     },
     /// Print the manual page (roff)
     Man,
 }
 
-/// What a health check asks.
+/// The question of a health check.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum Health {
-    /// Does it answer?
+    /// Does the process respond?
     Alive,
     /// Is every certificate verified and none overdue?
     Ready,
 }
 
-/// What to do with the configuration.
+/// Actions on the configuration.
 #[derive(Debug, Subcommand)]
 pub enum Config {
-    /// Report every error at once, with file, line and hint; with --json print what it resolves to
+    /// Report all errors at once, with file, line and hint; with --json print the resolved configuration
     Check {
         /// The file (default: as with --config)
         file: Option<String>,
@@ -155,19 +155,19 @@ pub enum Config {
 /// Options of `issue`.
 #[derive(Debug, Args)]
 pub struct Issue {
-    /// DNS names or IP addresses; a configured certificate is named by its first ($CERTS_DOMAINS)
+    /// DNS names or IP addresses; the first one of a configured certificate selects it ($CERTS_DOMAINS)
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
     /// The certificate's own name (default: the first NAME)
     #[arg(long, value_name = "LINEAGE")]
     pub name: Option<String>,
-    /// Order now, due or not
+    /// Order now, even if not due
     #[arg(long)]
     pub force: bool,
-    /// Rehearse at the CA's staging directory; nothing is stored or published
+    /// Order from the CA's staging directory; nothing is stored or deployed
     #[arg(long)]
     pub dry_run: bool,
-    /// Those that are configuration keys.
+    /// The configuration keys among them.
     #[command(flatten)]
     pub keys: KeyOptions<ISSUE>,
 }
@@ -175,13 +175,13 @@ pub struct Issue {
 /// Options of `run`.
 #[derive(Debug, Args)]
 pub struct Run {
-    /// One more certificate beside the configured ones ($CERTS_DOMAINS)
+    /// One more certificate in addition to the configured ones ($CERTS_DOMAINS)
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
     /// The certificate's own name (default: the first NAME)
     #[arg(long, value_name = "LINEAGE")]
     pub name: Option<String>,
-    /// Those that are configuration keys.
+    /// The configuration keys among them.
     #[command(flatten)]
     pub keys: KeyOptions<RUN>,
 }
@@ -189,17 +189,17 @@ pub struct Run {
 /// Options of `renew`.
 #[derive(Debug, Args)]
 pub struct Renew {
-    /// Only these: certificates by name, or by a name that they are for
+    /// Only these certificates, by lineage or by one of their names
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
-    /// Order now, due or not
+    /// Order now, even if not due
     #[arg(long)]
     pub force: bool,
 }
 
 impl Arguments {
-    /// Takes the variables of one command, where the command line does not set
-    /// its options.
+    /// Applies the environment variables of the command's options, where the command
+    /// line does not set them.
     pub fn complete(&mut self, variables: &CommandVariables) {
         let global = &mut self.global;
         global.json |= variables.flag("json");
@@ -218,7 +218,7 @@ impl Arguments {
         }
     }
 
-    /// Everything that the command line sets, in the words of the configuration.
+    /// The command line as configuration keys.
     #[must_use]
     pub fn options(&self) -> Options {
         let mut options = self.global.options();

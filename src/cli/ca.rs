@@ -21,52 +21,52 @@ use crate::time::SystemClock;
 /// The embedded CA.
 #[derive(Debug, Subcommand)]
 pub enum Ca {
-    /// Serve ACME (RFC 8555) to this machine until SIGTERM; the state is kept in DATA_DIR/ca
+    /// Serve ACME (RFC 8555) to this machine until SIGTERM; the state is in DATA_DIR/ca
     Serve(Serve),
 }
 
 /// Options of `ca serve`.
 #[derive(Debug, Args)]
 pub struct Serve {
-    /// Where to listen, on loopback
+    /// The loopback address to listen on
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:14000")]
     listen: SocketAddr,
-    /// The port that HTTP-01 answers are fetched from
+    /// The port for HTTP-01 validation
     #[arg(long, value_name = "N", default_value_t = 80)]
     http_port: u16,
-    /// Fetch every answer from this address, whatever a name resolves to
+    /// Validate every name at this address, without resolving it
     #[arg(long, value_name = "IP")]
     resolve_to: Option<IpAddr>,
     /// The lifetime of a certificate whose order names no profile: 90d, 160h, 10m, 30s
     #[arg(long, value_name = "DURATION", value_parser = lifetime)]
     lifetime: Option<Duration>,
-    /// Take accounts with this external account key only
+    /// Accept only accounts with this external account key
     #[arg(long, value_name = "ID", requires = "eab_hmac_file")]
     eab_kid: Option<String>,
     /// Its HMAC key in base64url
     #[arg(long, value_name = "FILE", requires = "eab_kid")]
     eab_hmac_file: Option<PathBuf>,
-    /// Write the root certificate here, too
+    /// Also write the root certificate to this file
     #[arg(long, value_name = "FILE")]
     root_out: Option<PathBuf>,
 }
 
 fn lifetime(text: &str) -> Result<Duration, String> {
-    let wrong = || "a number with s, m, h or d belongs here, from 1s to 3650d".to_owned();
-    let unit = text.chars().last().ok_or_else(wrong)?;
+    let invalid = || "write a number with s, m, h or d, from 1s to 3650d".to_owned();
+    let unit = text.chars().last().ok_or_else(invalid)?;
     let seconds: u64 = match unit {
         's' => 1,
         'm' => 60,
         'h' => 3600,
         'd' => 86_400,
-        _ => return Err(wrong()),
+        _ => return Err(invalid()),
     };
-    let number: u64 = text.trim_end_matches(unit).parse().map_err(|_| wrong())?;
+    let number: u64 = text.trim_end_matches(unit).parse().map_err(|_| invalid())?;
     number
         .checked_mul(seconds)
         .filter(|seconds| (1..=3650 * 86_400).contains(seconds))
         .map(Duration::from_secs)
-        .ok_or_else(wrong)
+        .ok_or_else(invalid)
 }
 
 /// Runs the verb.
@@ -84,7 +84,7 @@ pub(super) async fn run(call: &Call, verb: Ca) -> Result<(), Failure> {
     let listener = TcpListener::bind(options.listen).await.map_err(|error| {
         Failure::usage(
             format!("cannot listen on {}: {error}", options.listen),
-            "stop what uses that port, or give another with --listen 127.0.0.1:PORT",
+            "stop the process that uses this port, or choose another with --listen 127.0.0.1:PORT",
         )
     })?;
     let address = listener
@@ -97,7 +97,7 @@ pub(super) async fn run(call: &Call, verb: Ca) -> Result<(), Failure> {
         write_root(path, server.root_pem())?;
         root.clone_from(path);
     }
-    tell(call, &server.directory_url(), &root);
+    announce(call, &server.directory_url(), &root);
     let stop = |kind| signal(kind).map_err(|error| Failure::unexpected(error.to_string()));
     let (mut terminate, mut interrupt) = (
         stop(SignalKind::terminate())?,
@@ -119,7 +119,7 @@ fn settings(options: &Serve, address: SocketAddr, directory: PathBuf) -> Result<
         resolve: options.resolve_to.map_or(Resolve::System, Resolve::Fixed),
     };
     if let Some(lifetime) = options.lifetime {
-        let profile = Profile::new(lifetime, "as --lifetime says");
+        let profile = Profile::new(lifetime, "as set by --lifetime");
         settings.profiles.insert("default".into(), profile);
     }
     if let (Some(kid), Some(file)) = (&options.eab_kid, &options.eab_hmac_file) {
@@ -131,18 +131,18 @@ fn settings(options: &Serve, address: SocketAddr, directory: PathBuf) -> Result<
 }
 
 fn hmac_key(file: &Path) -> Result<Vec<u8>, Failure> {
-    let told = |what: String| {
+    let invalid = |cause: String| {
         Failure::usage(
-            format!("--eab-hmac-file {}: {what}", file.display()),
-            "the file holds an HMAC key of 16 bytes or more in base64url",
+            format!("--eab-hmac-file {}: {cause}", file.display()),
+            "write an HMAC key of at least 16 bytes in base64url to the file",
         )
     };
-    let text = std::fs::read_to_string(file).map_err(|error| told(error.to_string()))?;
+    let text = std::fs::read_to_string(file).map_err(|error| invalid(error.to_string()))?;
     let text = text.trim().trim_end_matches('=');
     match BASE64_URL_SAFE_NO_PAD.decode(text) {
         Ok(key) if key.len() >= 16 => Ok(key),
-        Ok(_) => Err(told("the key is shorter than 16 bytes".into())),
-        Err(error) => Err(told(error.to_string())),
+        Ok(_) => Err(invalid("the key is shorter than 16 bytes".into())),
+        Err(error) => Err(invalid(error.to_string())),
     }
 }
 
@@ -150,7 +150,7 @@ fn write_root(path: &Path, pem: &str) -> Result<(), Failure> {
     files::replace(path, 0o644, pem.as_bytes()).map_err(|error| {
         Failure::usage(
             format!("--root-out {}: {error}", path.display()),
-            "name a file in a directory that is writable",
+            "name a file in a writable directory",
         )
     })
 }
@@ -160,10 +160,10 @@ pub(super) fn failed(error: &CaError) -> Failure {
     Failure::usage(format!("the embedded CA: {error}"), error.hint())
 }
 
-fn tell(call: &Call, directory: &str, root: &Path) {
+fn announce(call: &Call, directory: &str, root: &Path) {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
-    // Whoever started it may not read on; that is no reason to stop.
+    // A closed standard output does not stop the CA.
     let _ = if call.json {
         let json = serde_json::json!({"directory": directory, "root": root});
         writeln!(out, "{json}")
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lifetime_has_a_unit_and_bounds() {
+    fn lifetime_requires_a_unit_and_has_bounds() {
         assert_eq!(lifetime("90d"), Ok(Duration::from_secs(90 * 86_400)));
         assert_eq!(lifetime("160h"), Ok(Duration::from_secs(160 * 3600)));
         assert_eq!(lifetime("30s"), Ok(Duration::from_secs(30)));

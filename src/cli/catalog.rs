@@ -1,5 +1,5 @@
-//! Which certificates there are: those that are configured, and those whose settings are
-//! stored with them. It orders nothing.
+//! The known certificates: those of the configuration, and stored ones with their stored
+//! settings. It orders nothing.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use crate::identifier::Lineage;
 use crate::store::fs::FileStore;
 use crate::store::{Store, StoreError};
 
-/// The settings of one call, or every error of its configuration.
+/// The settings of one call, or all errors of its configuration.
 pub(super) fn settings(call: &Call, purpose: &Purpose) -> Result<Settings, Failure> {
     call.sources
         .settings(purpose)
@@ -25,20 +25,20 @@ pub(super) fn open_store(directory: PathBuf) -> Result<FileStore, Failure> {
     FileStore::open(directory).map_err(|error| Failure::of("store", &error.into()))
 }
 
-/// A command that works on a certificate that was taken over once does not take it
-/// from `certs run`; a configuration that names it does.
+/// Keeps the mark of an imported certificate: `certs run` manages it until a
+/// configuration names it, whatever other commands do with it.
 pub(super) fn still_imported(
     settings: &CertificateSettings,
-    kept: Option<&str>,
+    stored: Option<&str>,
 ) -> CertificateSettings {
     let mut settings = settings.clone();
-    let kept = kept.and_then(|json| serde_json::from_str::<CertificateSettings>(json).ok());
-    let kept = kept.and_then(|kept| kept.imported);
-    settings.imported = settings.imported.or(kept);
+    let stored = stored.and_then(|json| serde_json::from_str::<CertificateSettings>(json).ok());
+    let stored = stored.and_then(|stored| stored.imported);
+    settings.imported = settings.imported.or(stored);
     settings
 }
 
-/// Keeps the settings that made a certificate, for [`recall`].
+/// Stores the settings of a certificate, for [`recall`].
 pub(super) async fn remember(
     store: &dyn Store,
     settings: &CertificateSettings,
@@ -53,12 +53,12 @@ pub(super) async fn remember(
     store.save_options(lineage, &json).await.map_err(failed)
 }
 
-/// What is stored of a certificate that is configured no more: its settings,
-/// or why they are not to be had.
+/// A stored certificate that is no longer configured: its settings, or why they are
+/// unusable.
 pub(super) type Recalled = (Lineage, Result<CertificateSettings, Failure>);
 
-/// Every stored certificate that `configured` does not name, with the settings
-/// that made it. One that is damaged holds up no other.
+/// Every stored certificate that `configured` does not name, with its stored
+/// settings. A damaged one does not affect the others.
 pub(super) async fn recall(
     sources: &Sources,
     configured: &Settings,
@@ -86,9 +86,8 @@ pub(super) async fn recall(
     Ok(recalled)
 }
 
-/// Adds the certificates that were taken over from another client and are not
-/// configured: they were taken over to be kept. One that cannot be kept is
-/// told and holds up no other.
+/// Adds the certificates that were imported from another client and are not
+/// configured. An unusable one is logged and does not affect the others.
 pub(super) async fn keep_imported(
     sources: &Sources,
     configured: &mut Settings,
@@ -102,25 +101,27 @@ pub(super) async fn keep_imported(
     for (lineage, settings) in recalled.filter(|(lineage, _)| is_imported(lineage)) {
         match settings {
             Ok(mut settings) => {
-                // Another's file is the other's.
+                // Two certificates must not write the same file.
                 let others = &configured.certificates;
-                while let Some((path, whose)) = shared_file(&settings, others.iter()) {
-                    tracing::error!(%lineage, "{}: {whose} is written there, and this one is not; hint: put {NAME} into the path", path.display());
-                    let leads_there = |spec: &DeployTarget| {
+                while let Some((path, owner)) = shared_file(&settings, others.iter()) {
+                    tracing::error!(%lineage, "{}: not written, because {owner} is written there; hint: put {NAME} into the path", path.display());
+                    let writes_it = |spec: &DeployTarget| {
                         spec.for_lineage(&lineage).writes().as_ref() == Some(&path)
                     };
-                    settings.deploy.retain(|spec| !leads_there(spec));
+                    settings.deploy.retain(|spec| !writes_it(spec));
                 }
                 configured.certificates.push(settings);
             }
-            Err(failure) => tracing::error!(%lineage, "it is not kept: {}", failure.in_a_line()),
+            Err(failure) => {
+                tracing::error!(%lineage, "the imported certificate is not managed: {}", failure.in_a_line())
+            }
         }
     }
     Ok(())
 }
 
-/// The settings of every stored certificate that `configured` does not name, as they
-/// are stored, where that can be read.
+/// The stored settings of every certificate that `configured` does not name, if they are
+/// readable.
 pub(super) async fn as_stored(configured: &Settings) -> Vec<CertificateSettings> {
     let Some(store) = FileStore::existing(configured.data_dir.clone()) else {
         return Vec::new();
@@ -150,7 +151,7 @@ async fn remembered(store: &FileStore, lineage: &Lineage) -> Result<Remembered, 
         return Ok(Remembered::Whole(Box::new(settings)));
     }
     let record = store.load(lineage).await?;
-    let (record, _) = record.ok_or_else(|| corrupt("record", "it is gone".to_owned()))?;
+    let (record, _) = record.ok_or_else(|| corrupt("record", "no such file".to_owned()))?;
     Ok(Remembered::Record {
         lineage: lineage.clone(),
         names: record.identifiers.into_iter().collect(),
@@ -159,17 +160,16 @@ async fn remembered(store: &FileStore, lineage: &Lineage) -> Result<Remembered, 
     })
 }
 
-/// `settings` with every stored certificate beside those that are configured: what this
-/// process may be asked to work on.
+/// `settings` with all stored certificates added: those that this process may have to
+/// work on.
 pub(super) async fn all_known(sources: &Sources, settings: &Settings) -> Result<Settings, Failure> {
-    // What is configured no more can still be renewed by a command.
+    // A command can still renew a certificate that is no longer configured.
     let mut known = settings.clone();
     let stored = recall(sources, settings).await?.into_iter();
     known
         .certificates
         .extend(stored.filter_map(|(_, stored)| stored.ok()));
-    // What this process is told may say otherwise of them than the command that
-    // renews them.
+    // This process's environment and options may differ from those of the command.
     known.certificates.extend(as_stored(settings).await);
     Ok(known)
 }

@@ -1,4 +1,4 @@
-//! `certs demo`: its options, its story on standard error and its scoreboard on
+//! `certs demo`: its options, its log on standard error and its scoreboard on
 //! standard output.
 
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::io::Write;
 use clap::{Args, ValueEnum};
 
 use super::output::{Terminal, say};
-use crate::demo::{self, Narrator};
+use crate::demo::{self, Log};
 use crate::failure::Failure;
 
 /// Options of `demo`.
@@ -15,20 +15,20 @@ use crate::failure::Failure;
 #[command(after_help = "\
 Everything runs on 127.0.0.1, on ports that the system chooses, and below a
 temporary directory that is removed at the end: an embedded CA with HTTP-01
-validation, two certificates of 90 days whose renewal the CA asks for after
+validation, two certificates of 90 days for which the CA suggests renewal after
 three seconds, a server that terminates TLS, and 16 clients that verify every
-handshake up to the CA's root. Each certificate is renewed three times below
-them. It takes about 15 seconds.
+handshake up to the CA's root. Each certificate is renewed three times under
+their load. It takes about 15 seconds.
 
-Exit code 0: at least three renewals and not one failed request; 1: otherwise;
-2: there is no nginx.")]
+Exit code 0: at least three renewals and no failed request; 1: otherwise;
+2: no nginx found.")]
 pub struct Demo {
-    /// Who terminates TLS: our own listener, or a real nginx from PATH
+    /// The server that terminates TLS: our own listener, or a real nginx from PATH
     #[arg(long, value_enum, value_name = "SERVER", default_value = "front")]
     with: Server,
 }
 
-/// Who terminates TLS.
+/// The server that terminates TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Server {
     /// Our own TLS listener
@@ -37,7 +37,7 @@ enum Server {
     Nginx,
 }
 
-/// Plays it and prints the scoreboard.
+/// Runs the demonstration and prints the scoreboard.
 pub(super) fn demo(
     options: &Demo,
     environment: &BTreeMap<String, String>,
@@ -48,25 +48,27 @@ pub(super) fn demo(
         Server::Front => None,
         Server::Nginx => Some(demo::find_nginx(environment)?),
     };
-    let narrator = Narrator::new(move |text: &str| {
+    let log = Log::new(move |text: &str| {
         if !quiet {
-            // A standard error that is closed needs no message.
+            // There is no way to report a closed standard error.
             let mut terminal = terminal;
             let _ = terminal.write_all(text.as_bytes());
         }
     });
-    let score = demo::demo(&narrator, environment, program.as_deref())?;
+    let score = demo::demo(&log, environment, program.as_deref())?;
     if json {
         let score = serde_json::to_string(&score);
         say(score.map_err(|error| Failure::unexpected(error.to_string()))?);
     } else {
-        narrator.end();
+        log.end();
         for line in score.lines() {
             say(line);
         }
     }
     match score.missing() {
         None => Ok(()),
-        Some(missing) => Err(Failure::unexpected(format!("not proven: {missing}"))),
+        Some(missing) => Err(Failure::unexpected(format!(
+            "the demonstration failed: {missing}"
+        ))),
     }
 }

@@ -1,6 +1,6 @@
-//! `--ca embedded`: the CA inside this process. It is reached without a socket,
-//! under a URL that stays the same, and fetches its answers from where this
-//! machine gives them; a name need not lead anywhere yet.
+//! `--ca embedded`: the CA inside this process, reached without a socket under a
+//! fixed URL. It validates every name at this machine's challenge listener, so that
+//! names need not resolve.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -14,8 +14,7 @@ use crate::time::Clock;
 const BASE_URL: &str = "https://embedded.certs.internal";
 const HTTP: u16 = 80;
 
-/// Opens the CA of `data_dir`, whose answers are given at `answers_at`, or on
-/// port 80.
+/// Opens the CA of `data_dir`. It validates at `answers_at`, or on port 80.
 pub(super) fn open(
     data_dir: &Path,
     answers_at: Option<SocketAddr>,
@@ -33,7 +32,7 @@ pub(super) fn open(
     let server = Server::new(settings, clock).map_err(|error| failed(&error))?;
     if is_new {
         tracing::info!(
-            "a CA of your own was made: clients must trust {}",
+            "a new CA was created: clients must trust {}",
             root.display()
         );
     }

@@ -1,6 +1,5 @@
-//! Settings turned into services: what all certificates share is built once, and
-//! one client for each distinct CA, so that certificates can be added while
-//! the process runs.
+//! Builds services from settings: shared services once, and one client for each
+//! distinct CA, so that certificates can be added while the process runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -34,28 +33,28 @@ use crate::manage::{
 };
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
-use crate::sandbox::Reach;
+use crate::sandbox::Sandbox;
 use crate::store::Store;
 use crate::store::memory::MemoryStore;
 use crate::time::SystemClock;
 
-/// Builds certificates out of services that are built once.
+/// Builds certificates with shared services.
 pub(super) struct Factory {
-    /// What all certificates share.
+    /// The shared services.
     pub(super) services: Services,
-    /// Shows what is being done.
+    /// Shows the progress.
     pub(super) display: Arc<Display>,
-    /// What is left to this process.
-    pub(super) reach: Reach,
+    /// The restrictions of this process.
+    pub(super) sandbox: Sandbox,
     responses: Responses,
     data_dir: PathBuf,
     issuers: Mutex<BTreeMap<String, Arc<dyn Issuer>>>,
     paces: Arc<Paces>,
     concurrency: Concurrency,
     servers: Mutex<BTreeMap<DeployTarget, Arc<Coalesced>>>,
-    /// The accounts of rehearsals, which are forgotten.
+    /// The accounts of rehearsals, never stored on disk.
     rehearsals: MemoryStore,
-    /// The CA inside this process, once a certificate asks for it.
+    /// The CA inside this process, opened by the first certificate that uses it.
     embedded: Mutex<Option<ca::Server>>,
 }
 
@@ -87,7 +86,7 @@ impl Factory {
                 progress: Some(display.clone()),
             },
             display,
-            reach: Reach::default(),
+            sandbox: Sandbox::default(),
             responses,
             data_dir: settings.data_dir.clone(),
             issuers: Mutex::default(),
@@ -99,13 +98,13 @@ impl Factory {
         })
     }
 
-    /// For a process that has given up all but `reach`.
-    pub(super) fn within(mut self, reach: Reach) -> Self {
-        self.reach = reach;
+    /// For a sandboxed process.
+    pub(super) fn sandboxed(mut self, sandbox: Sandbox) -> Self {
+        self.sandbox = sandbox;
         self
     }
 
-    /// A certificate with the services that are its own.
+    /// A certificate with its own services.
     pub(super) fn certificate(
         &self,
         settings: &CertificateSettings,
@@ -118,17 +117,17 @@ impl Factory {
         settings: &CertificateSettings,
         rehearsal: bool,
     ) -> Result<Certificate, Failure> {
-        self.reach.covers(settings)?;
+        self.sandbox.covers(settings)?;
         Ok(Certificate {
             wanted: wanted(settings),
             issuer: self.shared_issuer(&settings.ca, settings, rehearsal)?,
-            fallback: self.stand_in(settings, rehearsal)?,
+            fallback: self.fallback(settings, rehearsal)?,
             targets: self.targets(settings),
             endpoints: settings.verify.clone(),
         })
     }
 
-    /// Copies first: a server may read one of them.
+    /// The targets, copies first: a server may read one of them.
     fn targets(&self, settings: &CertificateSettings) -> Vec<Arc<dyn Target>> {
         let specs = settings.deploy.iter();
         let (copies, servers): (Vec<_>, Vec<_>) = specs.partition(|spec| spec.is_copy());
@@ -140,19 +139,20 @@ impl Factory {
                 |(other, _): &&(Arc<dyn Target>, DeployTarget)| other.name() == target.name();
             match all.iter().filter(same).count() {
                 1 => target.clone(),
-                // Two nginx are told apart by their pid files.
+                // Two nginx are distinguished by their pid files.
                 _ => Arc::new(Named::new(spec.to_string(), target.clone())),
             }
         });
         named.collect()
     }
 
-    /// One for each server, so that certificates share its reloads.
+    /// The target of one server, shared by certificates to coalesce its reloads.
     fn target(&self, spec: &DeployTarget) -> Arc<dyn Target> {
         let mut targets = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = targets.entry(spec.clone());
-        let shared = shared
-            .or_insert_with(|| Arc::new(Coalesced::new(self.reach.target(spec), spec.coalesces())));
+        let shared = shared.or_insert_with(|| {
+            Arc::new(Coalesced::new(self.sandbox.target(spec), spec.coalesces()))
+        });
         shared.clone()
     }
 
@@ -187,8 +187,8 @@ impl Factory {
         }
     }
 
-    /// Keeps the settings of all that is configured, so that they hold when it
-    /// is configured no more.
+    /// Stores the settings of all configured certificates, for when they are no longer
+    /// configured.
     pub(super) async fn remember_all(&self, settings: &Settings) {
         for certificate in &settings.certificates {
             if let Err(failure) = remember(self.services.store.as_ref(), certificate).await {
@@ -197,8 +197,8 @@ impl Factory {
         }
     }
 
-    /// `work` is a pass for these settings. They are kept for `certs renew` once
-    /// they have proven good, and before that when there are none.
+    /// Runs the pass `work` and stores its settings for `certs renew`: after the pass
+    /// if it succeeds, and before it if none are stored.
     pub(super) async fn remembering(
         &self,
         settings: &CertificateSettings,
@@ -206,10 +206,10 @@ impl Factory {
     ) -> Result<Done, Failure> {
         let (lineage, store) = (&settings.lineage, self.services.store.as_ref());
         let failed = |error: &ManageError| Failure::of(lineage.as_str(), error);
-        let kept = store.options(lineage).await;
-        let kept = kept.map_err(|error| failed(&error.into()))?;
-        let settings = &still_imported(settings, kept.as_deref());
-        if kept.is_none() {
+        let stored = store.options(lineage).await;
+        let stored = stored.map_err(|error| failed(&error.into()))?;
+        let settings = &still_imported(settings, stored.as_deref());
+        if stored.is_none() {
             remember(store, settings).await?;
         }
         let ended = work.await;
@@ -219,7 +219,7 @@ impl Factory {
         self.done(settings, ended)
     }
 
-    /// How a pass ended, as it is told.
+    /// The result of a pass, for the user.
     pub(super) fn done(
         &self,
         settings: &CertificateSettings,
@@ -231,9 +231,8 @@ impl Factory {
         Ok(Done::Passed { outcome, path })
     }
 
-    /// One client for each way of talking to a CA: its nonces and its account
-    /// are shared by all certificates that it issues. Rehearsals have others,
-    /// whose accounts are forgotten.
+    /// One client for each CA and solver: certificates share its nonces and its
+    /// account. Rehearsals have clients of their own.
     fn shared_issuer(
         &self,
         ca: &CaSettings,
@@ -251,8 +250,8 @@ impl Factory {
         Ok(issuer)
     }
 
-    /// The CA that stands in; a rehearsal has none.
-    fn stand_in(
+    /// The fallback CA; a rehearsal has none.
+    fn fallback(
         &self,
         settings: &CertificateSettings,
         rehearsal: bool,
@@ -271,19 +270,19 @@ impl Factory {
         ca: &CaSettings,
         settings: &CertificateSettings,
     ) -> Result<Arc<dyn Issuer>, Failure> {
-        let surroundings = |message: String| Failure::usage(message, "see --ca-root and --eab-kid");
+        let invalid = |message: String| Failure::usage(message, "see --ca-root and --eab-kid");
         let account = AccountOptions {
             email: ca.email.clone(),
             terms_agreed: ca.agree_tos,
-            external: ca.read_binding().map_err(surroundings)?,
+            external: ca.read_binding().map_err(invalid)?,
         };
         let identity = ca.directory.identity().to_owned();
         let (directory, exchange): (_, Arc<dyn Exchange>) = if ca.directory.is_embedded() {
             let server = self.embedded(settings)?;
             (server.directory_url(), Arc::new(InProcess(server.router())))
         } else {
-            let roots = ca.read_root().map_err(surroundings)?;
-            let https = Https::new(roots.as_deref()).map_err(surroundings)?;
+            let roots = ca.read_root().map_err(invalid)?;
+            let https = Https::new(roots.as_deref()).map_err(invalid)?;
             (identity.clone(), Arc::new(https))
         };
         let client = Client::new(acme::Options {
@@ -296,7 +295,7 @@ impl Factory {
             observer: Arc::new(Watcher::new(identity, &self.services)),
             preferred_chain: ca.preferred_chain.clone(),
         });
-        Ok(Arc::new(client.map_err(surroundings)?))
+        Ok(Arc::new(client.map_err(invalid)?))
     }
 
     fn embedded(&self, settings: &CertificateSettings) -> Result<ca::Server, Failure> {
@@ -316,7 +315,7 @@ fn owner(settings: &Settings) -> Result<Owner, Failure> {
     let refused = |message: String| {
         Failure::usage(
             message,
-            "name one that exists with [output] owner and group, or its number",
+            "set [output] owner and group to existing names or to numbers",
         )
     };
     let (user, group) = (&settings.output.owner, &settings.output.group);
@@ -341,12 +340,12 @@ fn maintenance(renew: &RenewSettings) -> Option<Arc<dyn Maintenance>> {
     }
 }
 
-/// The directory that is shared with consumers.
+/// The directory shared with consumers.
 pub(super) fn output_for(settings: &Settings) -> Result<Output, Failure> {
     Ok(Output::new(settings.output.directory.clone()).owned_by(owner(settings)?))
 }
 
-/// What a pass is asked for.
+/// The certificate that a pass must provide.
 pub(super) fn wanted(settings: &CertificateSettings) -> Wanted {
     Wanted {
         lineage: settings.lineage.clone(),

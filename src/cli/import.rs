@@ -1,5 +1,6 @@
-//! `certs import`: what another client keeps becomes ours, line by line: taken, here
-//! already, not taken and why, or left to the owner. The source is only read.
+//! `certs import`: imports another client's state and prints one line for each part:
+//! taken, already here, not taken with the reason, or left to the operator. The source
+//! is only read.
 
 mod account;
 mod report;
@@ -29,7 +30,7 @@ use crate::store::fs::FileStore;
 use crate::store::{Store, StoreError};
 use crate::time::{Clock, SystemClock, Timestamp};
 
-/// Whose state it is.
+/// The client whose state is imported.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Source {
     /// /etc/letsencrypt
@@ -60,46 +61,46 @@ impl Source {
 /// Options of `import`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Nothing is ordered, and the source is only read. certs run and certs renew then keep what was taken, \
-    each when it is due. --deploy adds to what the client deployed to. Once more it changes nothing but what its own options say: what is newer here stays.\n\n\
-    Exit codes: 0 every certificate and account of the source is here, 2 that is no place of this client (nothing \
-    was written), 8 some could not be taken, each named with its reason, or the store or an output could not be used"
+    after_help = "Nothing is ordered, and the source is only read. certs run and certs renew then renew imported certificates \
+    when they are due. --deploy adds to the client's own deploy targets. A repeated import changes only the settings that its options name; newer certificates here stay.\n\n\
+    Exit codes: 0 every certificate and account of the source is here, 2 no state of this client found (nothing \
+    was written), 8 a part could not be imported, each named with its reason, or the store or an output could not be used"
 )]
 pub struct Import {
-    /// The client whose state is taken over
+    /// The client whose state is imported
     #[arg(value_name = "CLIENT", hide_possible_values = false)]
     pub source: Source,
-    /// Where it keeps it (default: the client's own)
+    /// The path of its state (default: the client's own default)
     pub path: Option<PathBuf>,
-    /// Say what would be taken; nothing is written
+    /// Show what would be imported; nothing is written
     #[arg(long)]
     pub dry_run: bool,
-    /// The CA, where the client keeps its host alone (lego, traefik with a private CA)
+    /// The CA, if the client stores only its host (lego, traefik with a private CA)
     #[arg(long, value_name = "NAME|URL")]
     pub ca: Option<String>,
-    /// Those that are configuration keys.
+    /// The configuration keys among them.
     #[command(flatten)]
     pub keys: KeyOptions<IMPORT>,
 }
 
-/// Takes over what is found.
+/// Imports the state that is found.
 pub(super) async fn import(call: &Call, options: &Import) -> Result<(), Failure> {
     let process = call.sources.process_settings();
     let settings = process.map_err(Failure::configuration)?;
     let named = options.ca.as_deref().map(str::parse::<Directory>);
-    let hint = "write one of the names of certs issue --help, or an https:// URL";
+    let hint = "use one of the names in certs issue --help, or an https:// URL";
     let named = named
         .transpose()
         .map_err(|message| Failure::usage(message, hint))?;
     let tool = options.source.tool();
-    let path = place(call, options)?;
+    let path = source_path(call, options)?;
     let found = import::read(tool, &path).map_err(|message| {
         Failure::usage(
             message,
-            format!("name where {} keeps its state", tool.name()),
+            format!("name the path of the state of {}", tool.name()),
         )
     })?;
-    // What is wrong with options and configuration is told before anything is written.
+    // Invalid options and configuration are errors before anything is written.
     settings::base(call, None)?;
     let target = Target::open(&settings, options.dry_run)?;
     let mut work = Work {
@@ -112,12 +113,12 @@ pub(super) async fn import(call: &Call, options: &Import) -> Result<(), Failure>
         now: SystemClock.now(),
     };
     work.take(found).await;
-    work.farewell(&settings).await;
+    work.next_steps(&settings).await;
     work.report.end(&path)
 }
 
-/// What was named, or the first usual place that is there.
-fn place(call: &Call, options: &Import) -> Result<PathBuf, Failure> {
+/// The named path, or the first of the client's default paths that exists.
+fn source_path(call: &Call, options: &Import) -> Result<PathBuf, Failure> {
     if let Some(path) = &options.path {
         return Ok(path.clone());
     }
@@ -127,15 +128,15 @@ fn place(call: &Call, options: &Import) -> Result<PathBuf, Failure> {
     usual.find(|path| path.exists()).ok_or_else(|| {
         let name = tool.name();
         Failure::usage(
-            format!("there is no state of {name} where it usually is"),
-            format!("name it: certs import {name} PATH"),
+            format!("no state of {name} found at its default paths"),
+            format!("name the path: certs import {name} PATH"),
         )
     })
 }
 
-/// Where it is taken to.
+/// The destination of the import.
 struct Target {
-    /// None before the first certificate, where nothing may be written.
+    /// None in a dry run without a store, which must not be created.
     store: Option<FileStore>,
     output: Output,
     dry_run: bool,
@@ -164,13 +165,13 @@ struct Work<'a> {
     named: Option<Directory>,
     report: Report<'a>,
     target: Target,
-    /// Whether the command line says how they are renewed.
+    /// Whether the command line sets renewal options.
     insists: bool,
     now: Timestamp,
 }
 
-/// A certificate that is sound.
-struct Sound {
+/// A certificate that can be imported.
+struct Valid {
     certificate: Certificate,
     directory: Directory,
     bundle: Bundle,
@@ -178,8 +179,8 @@ struct Sound {
 
 impl Work<'_> {
     async fn take(&mut self, found: Found) {
-        let sound = self.sound(found.certificates);
-        let uses = sound.iter().filter_map(|one| {
+        let valid = self.valid(found.certificates);
+        let uses = valid.iter().filter_map(|one| {
             let account = one.certificate.account.clone()?;
             Some((one.directory.identity().to_owned(), account))
         });
@@ -190,11 +191,11 @@ impl Work<'_> {
                 Ok(directory) => accounts.add(directory, account),
                 Err(why) => self
                     .report
-                    .broken(&format!("account {}", account.name), &why),
+                    .not_taken(&format!("account {}", account.name), &why),
             }
         }
         accounts.take(&self.target, &uses, &mut self.report).await;
-        for one in sound {
+        for one in valid {
             self.certificate(one, &accounts).await;
         }
         for remark in &found.remarks {
@@ -203,26 +204,27 @@ impl Work<'_> {
         }
     }
 
-    /// Those that can be used; of two with one name, the newer.
-    fn sound(&mut self, certificates: Vec<Certificate>) -> Vec<Sound> {
-        let mut sound: BTreeMap<Lineage, Sound> = BTreeMap::new();
+    /// The valid certificates; of two of one lineage, the newer.
+    fn valid(&mut self, certificates: Vec<Certificate>) -> Vec<Valid> {
+        let mut valid: BTreeMap<Lineage, Valid> = BTreeMap::new();
         for certificate in certificates {
             let lineage = certificate.lineage.clone();
             let one = match self.check(certificate) {
                 Ok(one) => one,
                 Err(why) => {
-                    self.report.broken(&format!("certificate {lineage}"), &why);
+                    self.report
+                        .not_taken(&format!("certificate {lineage}"), &why);
                     continue;
                 }
             };
-            let not_before = |one: &Sound| one.bundle.facts().not_before;
-            let older = match sound.remove(&lineage) {
+            let not_before = |one: &Valid| one.bundle.facts().not_before;
+            let older = match valid.remove(&lineage) {
                 Some(known) if not_before(&known) >= not_before(&one) => {
-                    sound.insert(lineage, known);
+                    valid.insert(lineage, known);
                     Some(one)
                 }
                 known => {
-                    sound.insert(lineage, one);
+                    valid.insert(lineage, one);
                     known
                 }
             };
@@ -230,22 +232,22 @@ impl Work<'_> {
                 let ca = older.directory.identity();
                 let subject = format!("certificate {} from {ca}", older.certificate.lineage);
                 self.report
-                    .left(&subject, "a newer one of that name is in the source, too");
+                    .skipped(&subject, "the source has a newer one of that name");
             }
         }
-        sound.into_values().collect()
+        valid.into_values().collect()
     }
 
-    fn check(&self, certificate: Certificate) -> Result<Sound, String> {
+    fn check(&self, certificate: Certificate) -> Result<Valid, String> {
         let directory = self.directory_of(&certificate.ca)?;
         let chain = &certificate.chain_pem;
         let facts = Facts::of_chain(chain).map_err(|error| error.to_string())?;
         if facts.identifiers.is_empty() {
-            return Err("it is for no name: it has no alternative names".to_owned());
+            return Err("it has no subject alternative names".to_owned());
         }
         let key = certificate.key_pem.clone();
         let bundle = Bundle::new(key, chain, &facts.identifiers, self.now, Freshness::Stored);
-        Ok(Sound {
+        Ok(Valid {
             bundle: bundle.map_err(|error| error.to_string())?,
             certificate,
             directory,
@@ -267,11 +269,11 @@ impl Work<'_> {
         let public = Directory::at_host(host).filter(|_| port.is_none());
         public.ok_or_else(|| {
             let (name, host) = (self.tool.name(), crate::text::printable(host));
-            format!("{name} keeps the host of its CA alone, {host}: name its directory with --ca https://{host}/…")
+            format!("{name} stores only the host of its CA, {host}: name its directory with --ca https://{host}/…")
         })
     }
 
-    async fn certificate(&mut self, one: Sound, accounts: &Accounts) {
+    async fn certificate(&mut self, one: Valid, accounts: &Accounts) {
         let (lineage, directory) = (one.certificate.lineage.clone(), &one.directory);
         let live = self.target.output.live_path(&lineage);
         let mut remarks = Vec::new();
@@ -328,21 +330,21 @@ impl Work<'_> {
         }
     }
 
-    /// What is left to be done when all was taken.
-    async fn farewell(&mut self, settings: &Settings) {
+    /// Reports the operator's next steps after an import.
+    async fn next_steps(&mut self, settings: &Settings) {
         let timer = match self.tool {
             Tool::Certbot => {
-                "stop it, or both renew: systemctl disable --now certbot.timer, and take /etc/cron.d/certbot away"
+                "stop it, or both renew: systemctl disable --now certbot.timer, and remove /etc/cron.d/certbot"
             }
             Tool::AcmeSh => "stop it, or both renew: acme.sh --uninstall-cronjob",
             Tool::Lego => "stop your timer or cron line that runs it, or both renew",
-            Tool::Caddy | Tool::Traefik => "while it manages these names, both renew",
+            Tool::Caddy | Tool::Traefik => "remove these names from it, or both renew",
         };
         if self.report.has_taken() {
             self.report.by_hand(self.tool.name(), timer);
-            if control::answers(&settings.data_dir).await {
+            if control::is_running(&settings.data_dir).await {
                 let text =
-                    "restart the one that runs on this data directory: it keeps these from then on";
+                    "restart the one that runs on this data directory, so that it renews these";
                 self.report.by_hand("certs run", text);
             }
         }

@@ -1,5 +1,5 @@
-//! `certs install nginx`: TLS for an nginx that is there, or a whole site for
-//! it, and the way back.
+//! `certs install nginx`: adds TLS to an existing nginx, or a whole site, and undoes
+//! it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -25,44 +25,44 @@ use crate::install::tree::{Overlay, Tree};
 use crate::record::Generation;
 use crate::time::{Clock, SystemClock};
 
-/// Which server.
+/// The server to configure.
 #[derive(Debug, Subcommand)]
 pub enum Install {
-    /// Add TLS, the challenge location and the redirect to nginx's configuration, tried by nginx -t first
+    /// Add TLS, the challenge location and the redirect to nginx's configuration, after nginx -t accepts them
     Nginx(Nginx),
 }
 
 /// Options of `install nginx`.
 #[derive(Debug, Args)]
 pub struct Nginx {
-    /// The server block, by one of its names (default: the only one that has a name)
+    /// The server block, by one of its names (default: the only one with a name)
     #[arg(long, value_name = "NAME")]
     domain: Option<String>,
-    /// nginx's main file (default: as nginx -V says)
+    /// nginx's main file (default: from nginx -V)
     #[arg(long, value_name = "FILE")]
     conf: Option<PathBuf>,
-    /// Take every install back (with --domain or --conf those alone): each file gets its old bytes, and one that was edited since is left and named
+    /// Undo every install (with --domain or --conf only those): restores each file's old content; files edited since are kept and named
     #[arg(long, conflicts_with = "site")]
     undo: bool,
-    /// Where answers to challenges are laid (default DATA_DIR-webroot): nginx serves them, certs issue --webroot writes them
+    /// The directory for challenge answers (default DATA_DIR-webroot): nginx serves them, certs issue --webroot writes them
     #[arg(long, value_name = "DIR")]
     webroot: Option<PathBuf>,
-    /// nginx's program
+    /// The nginx program
     #[arg(long, value_name = "FILE", default_value = "nginx")]
     nginx: PathBuf,
-    /// Write a whole site: / a single-page front end, /api a back end
+    /// Write a whole site: a single-page front end at /, a back end at /api
     #[arg(long, requires = "domain", requires = "root")]
     site: bool,
     /// --site: the files of the front end
     #[arg(long, value_name = "DIR", requires = "site")]
     root: Option<PathBuf>,
-    /// --site: the back end of /api; a path in it takes the place of /api
+    /// --site: the back end of /api; a path in the URL replaces /api
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
     api: String,
     /// --site: an origin that may call /api from a browser, with credentials (repeatable)
     #[arg(long, value_name = "URL", requires = "site")]
     cors_origin: Vec<String>,
-    /// --site: the file (default: sites-available/NAME.conf with its link, else conf.d/NAME.conf)
+    /// --site: the file (default: sites-available/NAME.conf with its link, or conf.d/NAME.conf)
     #[arg(long, value_name = "FILE", requires = "site")]
     file: Option<PathBuf>,
     /// Another port than 80, for tests
@@ -98,7 +98,7 @@ struct Work<'a> {
     journals: Journals,
 }
 
-/// What is to be written.
+/// The changes to write.
 struct Draft {
     plan: Plan,
     changes: Vec<Change>,
@@ -119,15 +119,15 @@ impl Work<'_> {
         let main = std::path::absolute(&main).unwrap_or(main);
         let _lock = self.journals.lock().map_err(failed)?;
         if self.journals.recover().map_err(failed)? {
-            tracing::warn!("an install that was cut off has been taken back");
+            tracing::warn!("an install that was cut off has been undone");
         }
-        program.test(&main).map_err(|said| {
+        program.test(&main).map_err(|error| {
             Failure::usage(
                 format!(
-                    "nginx refuses {} as it is; nothing was changed:\n{said}",
+                    "nginx refuses {} as it is; nothing was changed:\n{error}",
                     main.display()
                 ),
-                "mend what it says first; --conf FILE names another main file",
+                "fix the reported error first, or name another main file with --conf FILE",
             )
         })?;
         let draft = if self.options.site {
@@ -136,14 +136,14 @@ impl Work<'_> {
             self.edits(&main)?
         };
         if draft.changes.is_empty() && draft.links.is_empty() {
-            self.tell(&draft, None);
+            self.report(&draft, None);
             return Ok(());
         }
         let made = self.prepare(&draft.plan)?;
         let overlay = self.overlay(&draft);
         let scratch = self.journals.scratch().map_err(failed)?;
         let rehearsed = program.rehearse(&main, &overlay, &scratch);
-        // Our own, and made anew each time.
+        // Leftovers are harmless: each rehearsal starts with an empty directory.
         let _ = std::fs::remove_dir_all(&scratch);
         rehearsed.map_err(failed)?;
         let subject = Subject {
@@ -153,16 +153,16 @@ impl Work<'_> {
         };
         let written = self.journals.write(subject, &draft.changes, &draft.links);
         written.map_err(failed)?;
-        // It was tried as a copy, but paths that only nginx resolves may differ.
-        if let Err(said) = program.test(&main) {
+        // The rehearsal used a copy, where relative paths may resolve differently.
+        if let Err(error) = program.test(&main) {
             self.journals.undo_newest().map_err(failed)?;
             return Err(Failure::usage(
-                format!("nginx refuses the new configuration; it was taken back:\n{said}"),
-                "report this with the configuration: the copy of it had passed",
+                format!("nginx refuses the new configuration; it was undone:\n{error}"),
+                "report this with the configuration: nginx accepted a copy of it",
             ));
         }
         tracing::debug!(placeholder = made, "written");
-        self.tell(&draft, Some(program.reload(&main)));
+        self.report(&draft, Some(program.reload(&main)));
         Ok(())
     }
 
@@ -268,7 +268,7 @@ impl Work<'_> {
         Ok(site.text())
     }
 
-    /// As nginx will meet the files: a new one by its link.
+    /// The new content by the path through which nginx reads it: the link, if there is one.
     fn overlay(&self, draft: &Draft) -> Overlay {
         let mut overlay = BTreeMap::new();
         for change in &draft.changes {
@@ -280,7 +280,7 @@ impl Work<'_> {
     }
 
     fn default_webroot(&self) -> PathBuf {
-        // Beside the data directory, which nginx's workers cannot enter.
+        // Next to the data directory, which nginx's workers cannot enter.
         let mut path = self.settings.data_dir.clone().into_os_string();
         path.push("-webroot");
         PathBuf::from(path)
@@ -297,15 +297,12 @@ impl Work<'_> {
         })
     }
 
-    /// What the new configuration names must be there before nginx reads it.
+    /// Creates the paths that the new configuration names, before nginx reads it.
     fn prepare(&self, plan: &Plan) -> Result<bool, Failure> {
         if let Some(webroot) = &plan.webroot {
             files::make_directory(webroot, 0o755).map_err(|error| {
                 let message = format!("{}: {error}", webroot.display());
-                Failure::usage(
-                    message,
-                    "name a directory that can be made with --webroot DIR",
-                )
+                Failure::usage(message, "name a writable directory with --webroot DIR")
             })?;
         }
         files::make_directory(&self.settings.data_dir, 0o700).map_err(|error| {
@@ -323,7 +320,7 @@ impl Work<'_> {
             .map_err(|error| Failure::store(error.to_string()))
     }
 
-    fn tell(&self, draft: &Draft, reloaded: Option<Result<(), String>>) {
+    fn report(&self, draft: &Draft, reloaded: Option<Result<(), String>>) {
         let plan = &draft.plan;
         let issued = identifier(&plan.name)
             .and_then(|name| self.pair(&name))
@@ -346,22 +343,20 @@ impl Work<'_> {
         }
         match reloaded {
             None => say(format_args!("{}: nothing to change", plan.name)),
-            Some(Ok(())) => say("nginx has taken it, and was reloaded"),
-            Some(Err(_)) => {
-                say("nginx would take it; it does not run, or could not be reloaded: start it")
-            }
+            Some(Ok(())) => say("nginx accepted the configuration and was reloaded"),
+            Some(Err(_)) => say(
+                "nginx accepts the configuration but is not running or failed to reload: start it",
+            ),
         }
         if let Some(next) = next {
-            say(format_args!(
-                "a CA's certificate is still to be issued: {next}"
-            ));
+            say(format_args!("no certificate is issued yet; next: {next}"));
         }
         if !changed.is_empty() {
-            say("to take it back: certs install nginx --undo");
+            say("to undo: certs install nginx --undo");
         }
     }
 
-    /// The command that issues what nginx is now ready for.
+    /// The command that issues the certificate.
     fn next(&self, plan: &Plan) -> String {
         let webroot = plan.webroot.as_ref().map_or(String::new(), |webroot| {
             format!(" --webroot {}", webroot.display())
@@ -401,7 +396,7 @@ impl Work<'_> {
         for one in &undone {
             for file in &one.files {
                 say(format_args!(
-                    "{}: as it was before {}",
+                    "{}: restored as it was before {}",
                     file.display(),
                     one.name
                 ));
@@ -409,11 +404,11 @@ impl Work<'_> {
         }
         match (undone.is_empty(), reloaded.iter().all(|done| *done)) {
             (true, _) => say(match &domain {
-                Some(domain) => format!("there is nothing to take back for {domain}"),
-                None => "there is nothing to take back".to_owned(),
+                Some(domain) => format!("nothing to undo for {domain}"),
+                None => "nothing to undo".to_owned(),
             }),
             (false, true) => say("nginx was reloaded"),
-            (false, false) => say("nginx does not run, or could not be reloaded: see nginx -t"),
+            (false, false) => say("nginx is not running or failed to reload: see nginx -t"),
         }
         Ok(())
     }
@@ -423,7 +418,7 @@ fn identifier(name: &str) -> Result<Identifier, Failure> {
     Identifier::parse(name).map_err(|error| {
         Failure::usage(
             format!("--domain: {error}"),
-            "write a host name, such as www.example.com",
+            "use a host name, such as www.example.com",
         )
     })
 }
@@ -432,16 +427,13 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Whether `file` is there already, as `text`; another file is refused.
+/// Whether `file` exists with the content `text`; other content is an error.
 fn is_written(file: &Path, text: &str) -> Result<bool, Failure> {
     match std::fs::read(file) {
         Ok(there) if there == text.as_bytes() => Ok(true),
         Ok(_) => Err(Failure::usage(
-            format!(
-                "{}: it is there already, and other than it would be written",
-                file.display()
-            ),
-            "edit it by hand, or move it away; --file FILE names another",
+            format!("{}: the file exists with other content", file.display()),
+            "edit it by hand, move it away, or name another with --file FILE",
         )),
         Err(_) => Ok(false),
     }

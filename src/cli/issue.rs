@@ -1,4 +1,4 @@
-//! `certs issue`, and the work that `certs renew` shares with it: by this
+//! `certs issue`, and the work that it shares with `certs renew`: done by this
 //! process, or by the sidecar that runs on the same data directory.
 
 use std::collections::BTreeSet;
@@ -32,7 +32,7 @@ use crate::store::memory::MemoryStore;
 use crate::store::{Store, StoreError};
 use crate::time::{Clock, SystemClock};
 
-/// Obtains the certificate, or says that the stored one is not due.
+/// Obtains the certificate, or reports that the stored one is not due.
 pub(crate) async fn issue(call: &Call, options: &Issue) -> Result<(), Failure> {
     let mut settings = settings(call, &Purpose::Named)?;
     keep_whole(call, &mut settings).await?;
@@ -48,8 +48,8 @@ pub(crate) async fn issue(call: &Call, options: &Issue) -> Result<(), Failure> {
     work(call, &settings, Task::Pass(trigger)).await
 }
 
-/// Some of a stored certificate's names mean that certificate, whole: a
-/// command must not take names from a server that needs them.
+/// A subset of a stored certificate's names selects the whole certificate: a
+/// command must not remove names that a server needs.
 async fn keep_whole(call: &Call, settings: &mut Settings) -> Result<(), Failure> {
     let [certificate] = settings.certificates.as_mut_slice() else {
         return Ok(());
@@ -72,24 +72,24 @@ async fn keep_whole(call: &Call, settings: &mut Settings) -> Result<(), Failure>
         let others = others.collect::<Vec<_>>().join(", ");
         tracing::info!(
             %lineage,
-            "it stays for {others} too; --name {lineage} makes it smaller, another --name makes another"
+            "it keeps {others} too; to drop them use --name {lineage}, for another certificate another --name"
         );
         certificate.names = issued.facts.identifiers.into_iter().collect();
     }
     Ok(())
 }
 
-/// Each CA's own directory for rehearsals takes its place.
+/// Replaces each CA's directory by its staging directory.
 fn at_staging(settings: &mut Settings) -> Result<(), Failure> {
     for certificate in &mut settings.certificates {
         let ca = &mut certificate.ca;
         ca.directory = ca.directory.staging().ok_or_else(|| {
             Failure::usage(
                 format!(
-                    "{}: {} has no staging directory to rehearse at",
+                    "{}: {} has no staging directory for a dry run",
                     certificate.lineage, ca.directory
                 ),
-                "rehearse with --ca letsencrypt --dry-run: names, port 80 and DNS are tried alike",
+                "use --ca letsencrypt --dry-run: it tests names, port 80 and DNS just as well",
             )
         })?;
     }
@@ -100,10 +100,10 @@ fn at_staging(settings: &mut Settings) -> Result<(), Failure> {
 enum Worker {
     /// This process.
     Here(Box<Factory>),
-    /// The sidecar on the same data directory: port 80 is its own.
+    /// The sidecar on the same data directory, which has port 80.
     Sidecar {
         data_dir: PathBuf,
-        /// Where this command expects the files.
+        /// The output that this command expects.
         output: Output,
         display: Display,
     },
@@ -119,8 +119,8 @@ impl Worker {
                 display,
             } => {
                 let lineage = &settings.lineage;
-                let asked = control::hand_over(data_dir, settings, task);
-                let done = display.during(lineage, asked).await?;
+                let delegated = control::delegate(data_dir, settings, task);
+                let done = display.during(lineage, delegated).await?;
                 if let Done::Passed { path, .. } = &done
                     && *path != output.live_path(lineage)
                 {
@@ -132,9 +132,9 @@ impl Worker {
     }
 }
 
-/// `task` for each certificate, by the sidecar where one runs.
+/// Does `task` for each certificate, in the sidecar if one runs.
 pub(crate) async fn work(call: &Call, settings: &Settings, task: Task) -> Result<(), Failure> {
-    if control::answers(&settings.data_dir).await {
+    if control::is_running(&settings.data_dir).await {
         let worker = Worker::Sidecar {
             data_dir: settings.data_dir.clone(),
             output: Output::new(settings.output.directory.clone()),
@@ -155,11 +155,11 @@ pub(crate) async fn work(call: &Call, settings: &Settings, task: Task) -> Result
     let worker = Worker::Here(Box::new(Factory::new(call, settings, store, responses)?));
     tokio::select! {
         ended = each(call, &worker, settings, task) => ended,
-        () = serve(listener) => Err(Failure::unexpected("the challenge listener has stopped".into())),
+        () = serve(listener) => Err(Failure::unexpected("the challenge listener stopped".into())),
     }
 }
 
-/// Whether `task` may come to an order, which alone needs port 80.
+/// Whether `task` may place an order: only orders need port 80.
 pub(crate) async fn may_order(
     store: &dyn Store,
     settings: &CertificateSettings,
@@ -170,9 +170,9 @@ pub(crate) async fn may_order(
     };
     let stored = match store.load(&settings.lineage).await {
         Ok(stored) => stored,
-        // It is told by the pass, which then orders nothing.
+        // The pass reports the error and orders nothing.
         Err(error) if stays_unreadable(&error) => return false,
-        // The pass may be luckier, and order.
+        // The pass may succeed in reading it, and order.
         Err(_) => return true,
     };
     let record = stored.as_ref().map(|(record, _)| record);
@@ -187,7 +187,7 @@ fn stays_unreadable(error: &StoreError) -> bool {
     }
 }
 
-/// Whether any certificate of `settings` may.
+/// Whether any certificate of `settings` may place an order.
 async fn any_may_order(settings: &Settings, task: Task) -> bool {
     let Some(store) = FileStore::existing(settings.data_dir.clone()) else {
         return true;
@@ -200,8 +200,9 @@ async fn any_may_order(settings: &Settings, task: Task) -> bool {
     false
 }
 
-/// One that fails stops no other; the first one gives the exit code. Side by side,
-/// so that they share the reloads of their servers, and told in their order.
+/// Works on all certificates at once, to coalesce the reloads of their servers, and
+/// prints the results in order. A failure does not stop the others; the first one
+/// gives the exit code.
 async fn each(
     call: &Call,
     worker: &Worker,
@@ -216,11 +217,11 @@ async fn each(
     let mut works = stream::iter(works).buffered(SIDE_BY_SIDE);
     while let Some((certificate, done)) = works.next().await {
         match done {
-            Ok(done) => tell(call, certificate, task, &done),
+            Ok(done) => print(call, certificate, task, &done),
             Err(failure) => {
-                failure.tell(&call.terminal);
+                failure.show(&call.terminal);
                 if call.json || settings.certificates.len() > 1 {
-                    tell_failure(call, certificate.lineage.as_str(), task, &failure);
+                    print_failure(call, certificate.lineage.as_str(), task, &failure);
                 }
                 ended = ended.and(Err(failure.code_only()));
             }
@@ -229,8 +230,8 @@ async fn each(
     ended
 }
 
-/// The result of one that has failed, on standard output.
-pub(crate) fn tell_failure(call: &Call, lineage: &str, task: Task, failure: &Failure) {
+/// Prints the result of a failed certificate on standard output.
+pub(crate) fn print_failure(call: &Call, lineage: &str, task: Task, failure: &Failure) {
     if call.json {
         let mut json = json!({
             "name": lineage, "issued": false, "exit_code": failure.code, "error": failure.summary(),
@@ -247,7 +248,7 @@ pub(crate) fn tell_failure(call: &Call, lineage: &str, task: Task, failure: &Fai
     }
 }
 
-fn tell(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
+fn print(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
     let (lineage, ca) = (&settings.lineage, &settings.ca.directory);
     match done {
         Done::Passed { outcome, path } if call.json => say(json!({
@@ -256,23 +257,23 @@ fn tell(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
             "left_out": outcome.left_out,
         })),
         Done::Passed { outcome, path } => {
-            let what = match (outcome.issued, task) {
+            let result = match (outcome.issued, task) {
                 (true, _) => "issued",
-                (false, Task::Pass(trigger)) if trigger.never_orders() => "handed over again",
+                (false, Task::Pass(trigger)) if trigger.never_orders() => "deployed again",
                 (false, _) => "not due",
             };
             let renewal = outcome.renewal.unwrap_or(outcome.next);
             say(format_args!(
-                "{lineage}: {what}; generation {} in {}, valid to {}, to be renewed at {renewal}",
+                "{lineage}: {result}; generation {} in {}, valid to {}, renewal at {renewal}",
                 outcome.generation,
                 path.display(),
                 outcome.not_after,
             ));
             for one in &outcome.left_out {
-                let again = one.retry_at.unwrap_or(outcome.next);
+                let retry_at = one.retry_at.unwrap_or(outcome.next);
                 let (name, reason) = (&one.identifier, &one.reason);
                 say(format_args!(
-                    "{lineage}: left out for now: {name}: {reason}; tried again at {again}"
+                    "{lineage}: excluded for now: {name}: {reason}; retry at {retry_at}"
                 ));
             }
         }
@@ -281,7 +282,7 @@ fn tell(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
             "not_before": facts.not_before, "not_after": facts.not_after,
         })),
         Done::Rehearsed(facts) => say(format_args!(
-            "dry run: {lineage} would be issued; {ca} signed a certificate valid to {}, of which nothing was kept",
+            "dry run: {lineage} would be issued; {ca} signed a certificate valid to {}, which was not stored",
             facts.not_after
         )),
     }

@@ -1,6 +1,5 @@
-//! What containers ask for, joined to what is configured: each whole list is held
-//! against the configuration, merged into what was asked for before, and stored. What
-//! comes out are certificates like all others.
+//! Certificates for the labels of containers: each whole list is checked against the
+//! configuration, merged into the registry of earlier requests, and stored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -14,31 +13,31 @@ use crate::identifier::Lineage;
 use crate::observe::status::Asked;
 use crate::time::Timestamp;
 
-/// What containers ask for.
+/// The certificates that containers request.
 pub(super) struct Labels {
     path: PathBuf,
     registry: Registry,
-    /// What is wrong with labels, as it was told last.
-    told: BTreeSet<String>,
+    /// The problems logged last.
+    logged: BTreeSet<String>,
 }
 
 impl Labels {
-    /// As it was stored in `data_dir`.
+    /// Reads the registry stored in `data_dir`.
     pub(super) fn open(data_dir: &Path) -> Self {
         let path = stored::path(data_dir);
         Self {
             registry: stored::read(&path),
             path,
-            told: BTreeSet::new(),
+            logged: BTreeSet::new(),
         }
     }
 
-    /// The containers that ask for each certificate.
+    /// The containers that request each certificate.
     pub(super) fn asked(&self) -> BTreeMap<Lineage, Asked> {
         self.registry.asked()
     }
 
-    /// The certificates of all that is asked for, beside those of `configured`.
+    /// The certificates of all allowed requests that `configured` does not cover.
     pub(super) fn certificates(
         &self,
         sources: &Sources,
@@ -47,14 +46,13 @@ impl Labels {
         let granted = sources.granted(&self.registry.renewed(), configured);
         let certificates = granted.certificates.into_iter();
         let mut certificates: Vec<_> = certificates.map(|(_, one)| one).collect();
-        // Two of them are compared by what they are, not in which order.
+        // Callers compare the list, so its order must not vary.
         certificates.sort_by(|one, other| one.lineage.cmp(&other.lineage));
         certificates
     }
 
-    /// Takes the newest whole list over; whether anything is asked for that was not,
-    /// or otherwise than before.
-    pub(super) fn take(
+    /// Applies the newest whole list; whether the requests have changed.
+    pub(super) fn apply(
         &mut self,
         listing: &Listing,
         sources: &Sources,
@@ -68,7 +66,7 @@ impl Labels {
         let asks: Vec<&Ask> = candidates.iter().collect();
         let granted = sources.granted(&asks, configured);
         let complaints = listing.complaints.iter().map(Problem::from);
-        self.complain(complaints.chain(granted.refused.iter().cloned()));
+        self.log_problems(complaints.chain(granted.refused.iter().cloned()));
         let lineages = granted
             .certificates
             .iter()
@@ -76,7 +74,7 @@ impl Labels {
         let configured = configured.certificates.iter();
         let configured = configured.map(|one| one.names.iter().collect());
         let sets: BTreeSet<BTreeSet<_>> = lineages.chain(configured).collect();
-        // Also those that ask for what another has asked for before, or is configured.
+        // Includes requests that another container made first or that are configured.
         let asks = listing.asks.iter();
         let asks = asks.filter(|ask| sets.contains(&ask.set()));
         let asks: Vec<Ask> = asks.cloned().collect();
@@ -98,16 +96,16 @@ impl Labels {
         true
     }
 
-    /// Tells what is wrong, once as long as it stays.
-    fn complain(&mut self, problems: impl Iterator<Item = Problem>) {
+    /// Logs each problem once, until it is fixed.
+    fn log_problems(&mut self, problems: impl Iterator<Item = Problem>) {
         let lines: BTreeSet<String> = problems
             .map(|one| format!("{}{}; hint: {}", one.origin, one.message, one.hint))
             .map(|line| crate::text::printable(&line))
             .collect();
-        for line in lines.difference(&self.told) {
+        for line in lines.difference(&self.logged) {
             tracing::warn!("{line}");
         }
-        self.told = lines;
+        self.logged = lines;
     }
 }
 
@@ -146,22 +144,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_gone_for_a_moment_is_not_pushed_out() {
+    fn request_keeps_precedence_while_its_container_restarts() {
         let directory = tempfile::tempdir().unwrap();
         let sources = sources("", directory.path());
         let settings = sources.settings(&Purpose::All).unwrap();
         let mut labels = Labels::open(directory.path());
-        let take = |labels: &mut Labels, asks: &[(&str, &str)]| {
-            labels.take(&listing(asks), &sources, &settings, NOW);
+        let apply = |labels: &mut Labels, asks: &[(&str, &str)]| {
+            labels.apply(&listing(asks), &sources, &settings, NOW);
         };
         let (first, other) = (
             ("a", "x.example.com www.example.com"),
             ("b", "x.example.com"),
         );
-        take(&mut labels, &[first, other]);
-        // It restarts.
-        take(&mut labels, &[other]);
-        take(
+        apply(&mut labels, &[first, other]);
+        // Container a restarts.
+        apply(&mut labels, &[other]);
+        apply(
             &mut labels,
             &[other, ("c", "c.example.com"), ("d", "d.example.com")],
         );
@@ -169,8 +167,8 @@ mod tests {
         let kept = labels.registry.renewed();
         let x = kept.iter().find(|ask| ask.container == "a").unwrap();
         assert_eq!(x.names.len(), 2);
-        // Its own new words are no other's.
-        take(
+        // A container's new labels replace its own request.
+        apply(
             &mut labels,
             &[("a", "x.example.com"), ("c", "c.example.com")],
         );
@@ -180,20 +178,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_configured_meanwhile_is_still_asked_for() {
+    fn request_stays_after_its_names_are_configured() {
         let directory = tempfile::tempdir().unwrap();
         let before = sources("", directory.path());
         let settings = before.settings(&Purpose::All).unwrap();
         let mut labels = Labels::open(directory.path());
         let asks = listing(&[("a", "x.example.com")]);
-        assert!(labels.take(&asks, &before, &settings, NOW));
+        assert!(labels.apply(&asks, &before, &settings, NOW));
         let after = sources(
             "[[certificate]]\nnames = 'x.example.com'\n",
             directory.path(),
         );
         let settings = after.settings(&Purpose::All).unwrap();
         assert!(
-            !labels.take(&asks, &after, &settings, NOW),
+            !labels.apply(&asks, &after, &settings, NOW),
             "nothing has changed"
         );
         assert!(

@@ -1,4 +1,4 @@
-//! Port 80 while a command works: bound here, or by the service manager.
+//! The HTTP-01 listener of a command: bound here, or by the service manager.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -9,8 +9,8 @@ use crate::config::Settings;
 use crate::failure::Failure;
 use crate::net::systemd;
 
-/// The listener that must be served while `settings` are worked on. Bound
-/// before anything is written: a port that is taken changes nothing.
+/// The listener to serve while certificates of `settings` are issued. Bind it before
+/// anything is written, so that a port in use changes nothing.
 pub(super) fn listener(
     call: &Call,
     settings: &Settings,
@@ -19,11 +19,11 @@ pub(super) fn listener(
     let Some(addresses) = settings.http_listen() else {
         return Ok(None);
     };
-    let handed = systemd::listeners(&call.environment)?;
-    let bound = if handed.is_empty() {
+    let passed = systemd::listeners(&call.environment)?;
+    let bound = if passed.is_empty() {
         bind(&addresses, responses)
     } else {
-        Listener::from_sockets(handed, responses.clone())
+        Listener::from_sockets(passed, responses.clone())
     };
     let listener = bound.map_err(|error| Failure::usage(error.to_string(), error.hint()))?;
     Ok(Some(listener))

@@ -1,5 +1,5 @@
-//! What the user reads: messages, and how a failure becomes a hint and an exit
-//! code. Results go to standard output, everything else to standard error.
+//! Output for the user: results on standard output; messages, hints and logs on
+//! standard error; a failure's exit code.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,13 +14,13 @@ use crate::config::{LogFormat, Problem};
 use crate::failure::Failure;
 
 impl Failure {
-    /// Some of what another client keeps could not be taken over.
-    pub(super) fn left_behind(message: String) -> Self {
-        let hint = "each is named above with its reason; import again once that is mended: the others stay";
+    /// Part of another client's state could not be imported.
+    pub(super) fn import_incomplete(message: String) -> Self {
+        let hint = "fix the reason named above for each, and import redraw: imported ones stay";
         Self::new(8, vec![(message, hint.into())])
     }
 
-    /// A configuration with errors; nothing was sent or written.
+    /// An invalid configuration; nothing was sent or written.
     pub(super) fn configuration(problems: Vec<Problem>) -> Self {
         let messages = problems.into_iter().map(|problem| {
             let message = format!("{}{}", problem.origin, problem.message);
@@ -29,8 +29,8 @@ impl Failure {
         Self::new(2, messages.collect())
     }
 
-    /// Shows it on standard error.
-    pub(super) fn tell(&self, terminal: &Terminal) {
+    /// Shows the messages on standard error.
+    pub(super) fn show(&self, terminal: &Terminal) {
         let mut text = String::new();
         for (message, hint) in self.messages() {
             if terminal.format == LogFormat::Json {
@@ -45,9 +45,9 @@ impl Failure {
         terminal.write(text.as_bytes());
     }
 
-    /// Shows it and gives the exit code.
+    /// Shows the messages and returns the exit code.
     pub(super) fn report(self, terminal: &Terminal) -> ExitCode {
-        self.tell(terminal);
+        self.show(terminal);
         ExitCode::from(self.code)
     }
 }
@@ -55,8 +55,8 @@ impl Failure {
 const RED: &str = "\x1b[1;31m";
 const CYAN: &str = "\x1b[36m";
 
-/// Standard error, shared by messages and by the line that shows progress:
-/// a message takes that line away, and it comes back after it.
+/// Standard error, shared by messages and the progress line: a message is written
+/// above the progress line.
 #[derive(Clone, Debug)]
 pub(super) struct Terminal {
     progress: bool,
@@ -66,7 +66,7 @@ pub(super) struct Terminal {
 }
 
 impl Terminal {
-    /// Standard error as it is; `NO_COLOR` is honoured.
+    /// Detects a terminal; honours `NO_COLOR`.
     pub(super) fn new(
         environment: &BTreeMap<String, String>,
         quiet: bool,
@@ -85,7 +85,7 @@ impl Terminal {
         }
     }
 
-    /// Whether a user is looking and wants to see progress.
+    /// Whether the progress line is shown.
     pub(super) fn shows_progress(&self) -> bool {
         self.progress
     }
@@ -98,12 +98,12 @@ impl Terminal {
         }
     }
 
-    /// Shows `line` below all messages; an empty one shows nothing.
+    /// Shows `line` below all messages; an empty line shows nothing.
     pub(super) fn show(&self, line: String) {
         if self.progress {
             let mut shown = self.line.lock().unwrap_or_else(PoisonError::into_inner);
             *shown = line;
-            // A terminal that has gone away needs no message.
+            // There is no way to report a closed terminal.
             let _ = write!(io::stderr(), "\r\x1b[K{shown}");
         }
     }
@@ -112,16 +112,16 @@ impl Terminal {
     fn write(&self, text: &[u8]) {
         let shown = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         let mut stderr = io::stderr().lock();
-        let (clear, again) = if shown.is_empty() {
+        let (clear, redraw) = if shown.is_empty() {
             ("", "")
         } else {
             ("\r\x1b[K", shown.as_str())
         };
-        // A standard error that is closed needs no message.
+        // There is no way to report a closed standard error.
         let _ = stderr
             .write_all(clear.as_bytes())
             .and_then(|()| stderr.write_all(text))
-            .and_then(|()| stderr.write_all(again.as_bytes()))
+            .and_then(|()| stderr.write_all(redraw.as_bytes()))
             .and_then(|()| stderr.flush());
     }
 }
@@ -144,13 +144,13 @@ impl<'a> MakeWriter<'a> for Terminal {
     }
 }
 
-/// Prints a result. A reader that has gone away (`certs status | head`) is no
-/// reason to stop the work.
+/// Prints a result. A closed standard output (`certs status | head`) does not stop
+/// the work.
 pub(super) fn say(result: impl fmt::Display) {
     let _ = writeln!(io::stdout(), "{result}");
 }
 
-/// Messages go to standard error, results to standard output.
+/// Sends log messages to standard error.
 pub(super) fn start_logging(quiet: bool, verbose: u8, terminal: &Terminal) {
     let level = match (quiet, verbose) {
         (true, _) => Level::ERROR,
@@ -162,7 +162,7 @@ pub(super) fn start_logging(quiet: bool, verbose: u8, terminal: &Terminal) {
         .with_max_level(level)
         .with_writer(terminal.clone())
         .with_target(false);
-    // A second subscriber exists in tests only; the first one stays.
+    // A second subscriber exists in tests only, and is ignored.
     let _ = match terminal.format {
         LogFormat::Text => builder.with_ansi(terminal.colour).try_init(),
         LogFormat::Json => builder.json().try_init(),

@@ -1,5 +1,5 @@
-//! The line that shows a person what is being waited for: one for each
-//! certificate that is worked on, cut to one line of the terminal.
+//! The progress line: the phase of each certificate in progress, cut to one line of
+//! the terminal.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -15,7 +15,7 @@ use crate::time::{Clock, SystemClock, Timestamp};
 const REFRESH: Duration = Duration::from_millis(500);
 const WIDTH: usize = 78;
 
-/// Shows phases on a terminal, and nothing anywhere else.
+/// Shows phases if standard error is a terminal.
 #[derive(Debug)]
 pub(crate) struct Display {
     terminal: Terminal,
@@ -30,7 +30,7 @@ impl Display {
         }
     }
 
-    /// Runs `work` on `lineage` with its line shown meanwhile.
+    /// Runs `work` on `lineage` and shows its phase meanwhile.
     pub(crate) async fn during<T>(&self, lineage: &Lineage, work: impl Future<Output = T>) -> T {
         if !self.terminal.shows_progress() {
             return work.await;
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_tells_phase_and_time_and_stays_one_line() {
+    fn progress_line_shows_phase_and_time_within_width() {
         let begun = Timestamp::from_seconds(100);
         let lineage = |text: &str| Lineage::parse(text).unwrap();
         let mut phases = BTreeMap::from([(

@@ -1,5 +1,5 @@
-//! `certs run`: the sidecar. Binds what it serves, takes the certificates over,
-//! says that it is ready, and then obeys signals until it is told to end.
+//! `certs run`: the sidecar. Binds its listeners, starts the supervisor, reports
+//! readiness, and then obeys signals until it must stop.
 
 mod keeping;
 mod worker;
@@ -28,7 +28,7 @@ use crate::challenge::responses::Responses;
 use crate::config::{Purpose, Settings};
 use crate::control::Control;
 use crate::discovery::docker::Docker;
-use crate::discovery::{Follower, Listing};
+use crate::discovery::{Discovery, Listing};
 use crate::failure::Failure;
 use crate::manage::schedule::Schedule;
 use crate::net::systemd::notify;
@@ -37,7 +37,7 @@ use crate::sandbox;
 use crate::store::Store;
 use crate::supervise::{Handle, Supervisor, cron};
 
-/// Keeps every certificate issued, renewed, deployed and proven until SIGTERM.
+/// Keeps every certificate issued, renewed, deployed and verified until SIGTERM.
 pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let mut configured = settings(&call, &Purpose::All)?;
@@ -59,7 +59,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         factory: factory.clone(),
         board: shown.board.clone(),
         asked: Vec::new(),
-        handed: call.environment.contains_key("LISTEN_FDS"),
+        socket_activated: call.environment.contains_key("LISTEN_FDS"),
         call: &call,
     };
     let kept = supervisor.keep(keeping.certificates()?).await;
@@ -73,7 +73,7 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let supervising = tokio::spawn(supervisor.run());
 
     let mut serving = JoinSet::new();
-    let listings = follow(&settings, &mut serving)?;
+    let listings = discover(&settings, &mut serving)?;
     let sidecar = Sidecar {
         handle: handle.clone(),
         factory,
@@ -89,24 +89,23 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let ended = obey(&mut signals, &handle, &mut keeping, listings, &mut serving).await;
     notify(&[NotifyState::Stopping]);
     handle.stop().await;
-    // Answers on port 80 are given until the last step under way has ended.
+    // The challenge listener serves until the last step in progress has ended.
     let ended = ended.and(finished(supervising).await);
     if let Some(mut cron) = cron
         && let Err(error) = cron.shutdown().await
     {
-        tracing::debug!("the schedule did not end cleanly: {error}");
+        tracing::debug!("the schedule did not stop cleanly: {error}");
     }
     ended
 }
 
-/// Wakes the supervisor at the instants of `schedule`.
+/// Wakes the supervisor at the times of `schedule`.
 async fn wake(schedule: &Schedule, handle: &Handle) -> Result<JobScheduler, Failure> {
     let started = cron::start(schedule, handle.clone()).await;
-    started
-        .map_err(|error| Failure::unexpected(format!("the schedule could not be started: {error}")))
+    started.map_err(|error| Failure::unexpected(format!("cannot start the schedule: {error}")))
 }
 
-/// All that listens, bound before anything is given up: later nothing can be.
+/// All listeners, bound before the sandbox, which denies new ones.
 struct Bound {
     store: Arc<dyn Store>,
     responses: Responses,
@@ -121,8 +120,8 @@ impl Bound {
         let challenges = listener(call, settings, &responses)?;
         let admin = bind_admin(settings.admin_listen).await?;
         let store = Arc::new(open_store(settings.data_dir.clone())?);
-        if let Some(why) = volume::is_lost(&settings.data_dir) {
-            tracing::warn!("{why}");
+        if let Some(warning) = volume::warning(&settings.data_dir) {
+            tracing::warn!("{warning}");
         }
         let control = Control::bind(&settings.data_dir).await?;
         Ok(Self {
@@ -134,7 +133,7 @@ impl Bound {
         })
     }
 
-    /// Serves on all of them.
+    /// Serves on all listeners.
     fn serve(self, serving: &mut JoinSet<()>, sidecar: Sidecar, shown: Shown) {
         if let Some(listener) = self.challenges {
             let metrics = sidecar.factory.services.metrics.clone();
@@ -144,7 +143,7 @@ impl Bound {
         if let Some(admin) = self.admin {
             serving.spawn(async move {
                 if let Err(error) = axum::serve(admin, admin::router(shown)).await {
-                    tracing::error!("the admin listener has failed: {error}");
+                    tracing::error!("the admin listener failed: {error}");
                 }
             });
         }
@@ -156,19 +155,19 @@ impl Bound {
     }
 }
 
-/// The services, in a process that has given up what it does not need.
+/// Builds the services and sandboxes this process.
 async fn factory(call: &Call, settings: &Settings, bound: &Bound) -> Result<Arc<Factory>, Failure> {
     let (store, responses) = (bound.store.clone(), bound.responses.clone());
     let factory = Factory::new(call, settings, store, responses)?;
     factory.services.output.prepare();
-    // Those that a service manager handed over are ours alone by now.
+    // After the listeners: sockets from the service manager are ours by now.
     let known = all_known(&call.sources, settings).await?;
-    let reach = sandbox::confine(&call.surroundings(), settings, &known);
-    Ok(Arc::new(factory.within(reach)))
+    let sandbox = sandbox::confine(&call.surroundings(), settings, &known);
+    Ok(Arc::new(factory.sandboxed(sandbox)))
 }
 
-/// Follows the containers, where that is wanted.
-fn follow(
+/// Starts the discovery of containers, if it is configured.
+fn discover(
     settings: &Settings,
     serving: &mut JoinSet<()>,
 ) -> Result<Option<watch::Receiver<Listing>>, Failure> {
@@ -177,17 +176,17 @@ fn follow(
     };
     let daemon = Docker::new(&docker.host, docker.accept_raw_socket);
     let daemon = daemon.map_err(|error| {
-        Failure::usage(error, "give --docker-host tcp://HOST:2375 or unix:///PATH")
+        Failure::usage(error, "set --docker-host tcp://HOST:2375 or unix:///PATH")
     })?;
-    let (follower, listings) = Follower::new(Arc::new(daemon));
-    serving.spawn(follower.follow());
+    let (discovery, listings) = Discovery::new(Arc::new(daemon));
+    serving.spawn(discovery.run());
     Ok(Some(listings))
 }
 
 async fn finished(supervising: JoinHandle<()>) -> Result<(), Failure> {
     supervising
         .await
-        .map_err(|error| Failure::unexpected(format!("the supervisor has failed: {error}")))
+        .map_err(|error| Failure::unexpected(format!("the supervisor failed: {error}")))
 }
 
 async fn obey(
@@ -207,7 +206,7 @@ async fn obey(
                 }
                 match keeping.reload().await {
                     Ok(certificates) => {
-                        tracing::info!(certificates = certificates.len(), "the configuration was read again");
+                        tracing::info!(certificates = certificates.len(), "the configuration was reloaded");
                         handle.replace(certificates).await;
                     }
                     Err(failure) => {
@@ -222,13 +221,13 @@ async fn obey(
                 }
             }
             _ = serving.join_next() => {
-                return Err(Failure::unexpected("a listener has stopped".into()));
+                return Err(Failure::unexpected("a listener stopped".into()));
             }
         }
     }
 }
 
-/// The next whole list of containers; never, where they are not followed.
+/// The next whole list of containers; waits forever without discovery.
 async fn newest(listings: &mut Option<watch::Receiver<Listing>>) -> Listing {
     if let Some(listings) = listings
         && listings.changed().await.is_ok()
@@ -264,13 +263,13 @@ async fn bind_admin(address: Option<SocketAddr>) -> Result<Option<TcpListener>, 
     bound.map(Some).map_err(|error| {
         Failure::usage(
             format!("cannot listen on {address} for the admin endpoints: {error}"),
-            "give another address with [admin] listen or CERTS_ADMIN_LISTEN, or `off`",
+            "set another address with [admin] listen or CERTS_ADMIN_LISTEN, or `off`",
         )
     })
 }
 
-/// Tells the service manager that the supervisor's loop turns; a loop that does
-/// not is restarted.
+/// Notifies the service manager that the supervisor's loop runs, so that a hanging
+/// process is restarted.
 async fn feed_watchdog(handle: Handle, every: Duration) {
     while handle.ping().await {
         notify(&[NotifyState::Watchdog]);

@@ -1,4 +1,4 @@
-//! `certs simulate`: a year of a fleet in virtual time, and its scoreboard.
+//! `certs simulate`: simulates a fleet in virtual time and prints its scoreboard.
 
 use std::fs::File;
 use std::io::Write;
@@ -13,53 +13,53 @@ use crate::simulate::{Plan, Scenario, Score, plot, simulate as play};
 /// Options of `simulate`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The program's own decisions, flows, ledger and store run over a clock that jumps
-to whatever is next, and over a CA with Let's Encrypt's limits, disks, networks
-and proxies that fail by a script. Of ten certificates, five live for 45 days,
-four for 90 days and one for 160 hours. Signatures are real; HTTP and files are left out.
-The same options give the same output to the byte.
+The program's own decisions, flows, rate limiter and store run in virtual time,
+with a CA that has Let's Encrypt's limits, and with disks, networks and proxies
+that fail by a script. Of ten certificates, five are valid for 45 days, four for
+90 days and one for 160 hours. Signatures are real; HTTP and files are simulated.
+The same options always give the same output.
 
-Scenarios: all (the default: all that follow but long-outage), none,
+Scenarios: all (the default: all of the following except long-outage), none,
 outages (the CA is down for 2.5 h, 7 h 47 min, 24 h and 72 h), long-outage (14
 days, all certificates of 45 days), rate-limits, mass-revocation,
 useless-certificates, lost-replies, unproven-names, crashes, scaling,
 partitions (from the CA and the shared store), store-cuts, ca-cuts (from one of
 them), full-disks, deaf-proxies, suspensions, clocks (wrong by an hour, a day,
-ten years). One that is named and has no event in the span is a usage error.
+ten years). A named scenario without an event in the span is a usage error.
 
-Exit code 0: no expired and no mismatched second was served, and no placeholder
-where there was a certificate; no order was needless or refused by the CA, at
-most two orders for each due renewal; a CA that was down was asked no more often
-in a minute than there are machines, and three times; and all was well within 30
-minutes after each fault, or as long after it as the CA makes us wait: 1 h 30 min
-after rate-limits, 7 h 30 min after mass-revocation (and as long as a machine may
-ail just then), 34 h 6 min after useless-certificates, 26 h 54 min after
-unproven-names; 1: otherwise.")]
+Exit code 0: no second with an expired or mismatched certificate was served, nor
+with a placeholder instead of a certificate; no order was needless or refused by
+the CA, and each due renewal took at most two; a CA that was down got at most as
+many requests a minute as there are machines, and three; and the fleet recovered
+within 30 minutes of each fault, or as soon as the CA allows: 1 h 30 min after
+rate-limits, 7 h 30 min after mass-revocation (longer if a machine has a fault at
+that time), 34 h 6 min after useless-certificates, 26 h 54 min after
+unproven-names. 1: otherwise.")]
 pub struct Simulate {
-    /// All that is left to chance follows from it
+    /// The seed of all random decisions
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Machines with a proxy each, on one store
+    /// The number of machines, each with a proxy, on one store
     #[arg(long, value_name = "N", default_value_t = 3,
         value_parser = clap::value_parser!(u16).range(1..=100))]
     nodes: u16,
-    /// Certificates that each of them serves
+    /// The number of certificates that each machine serves
     #[arg(long, value_name = "N", default_value_t = 1000,
         value_parser = clap::value_parser!(u32).range(1..=100_000))]
     certificates: u32,
-    /// How long
+    /// The simulated time in days
     #[arg(long, value_name = "N", default_value_t = 365,
         value_parser = clap::value_parser!(u32).range(1..=3650))]
     days: u32,
-    /// What goes wrong
+    /// The faults to simulate
     #[arg(long = "scenario", value_name = "NAME", num_args = 1.., default_value = "all")]
     scenarios: Vec<String>,
-    /// Draw the story as an SVG
+    /// Draw the timeline as an SVG
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 }
 
-/// Plays it and prints the scoreboard.
+/// Runs the simulation and prints the scoreboard.
 pub(super) fn simulate(options: &Simulate, json: bool) -> Result<(), Failure> {
     let plan = Plan {
         seed: options.seed,
@@ -72,7 +72,7 @@ pub(super) fn simulate(options: &Simulate, json: bool) -> Result<(), Failure> {
     let named: Vec<&str> = named
         .filter(|name| !matches!(*name, "all" | "none"))
         .collect();
-    // Before the work, which would be lost.
+    // Before the simulation: an unwritable file must not waste its result.
     let file = options.plot.as_deref().map(create).transpose()?;
     let (score, timeline) = play(&plan).map_err(|error| Failure::unexpected(error.to_string()))?;
     if let Some(name) = named
@@ -80,8 +80,8 @@ pub(super) fn simulate(options: &Simulate, json: bool) -> Result<(), Failure> {
         .find(|name| score.events.get(**name) == Some(&0))
     {
         return Err(Failure::usage(
-            format!("nothing of {name} happens in {} days", plan.days),
-            "play more days, or, for scaling, more nodes: the first machine is never taken away",
+            format!("no event of {name} happens in {} days", plan.days),
+            "simulate more days, or, for scaling, more nodes: the first machine is never removed",
         ));
     }
     if let Some((path, mut file)) = file {
@@ -97,8 +97,8 @@ pub(super) fn simulate(options: &Simulate, json: bool) -> Result<(), Failure> {
     match score.broken() {
         broken if broken.is_empty() => Ok(()),
         broken => Err(Failure::broken(
-            format!("not kept: {}", broken.join(", ")),
-            "the same options replay it exactly; -v tells what the parts said",
+            format!("the simulation violated: {}", broken.join(", ")),
+            "run it again with the same options and -v to see the log",
         )),
     }
 }
@@ -109,11 +109,8 @@ fn create(path: &Path) -> Result<(&Path, File), Failure> {
 }
 
 fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
-    let message = format!("the plot {} cannot be written: {error}", path.display());
-    Failure::usage(
-        message,
-        "name a file in a directory that exists and is yours",
-    )
+    let message = format!("cannot write the plot {}: {error}", path.display());
+    Failure::usage(message, "name a file in an existing, writable directory")
 }
 
 fn scenarios(names: &[String]) -> Result<Vec<Scenario>, Failure> {
@@ -123,7 +120,7 @@ fn scenarios(names: &[String]) -> Result<Vec<Scenario>, Failure> {
             "all" => chosen.extend(Scenario::all()),
             "none" => {}
             name => chosen.push(name.parse().map_err(|error: String| {
-                Failure::usage(error, "certs simulate --help tells what each of them is")
+                Failure::usage(error, "certs simulate --help describes each scenario")
             })?),
         }
     }
@@ -131,8 +128,8 @@ fn scenarios(names: &[String]) -> Result<Vec<Scenario>, Failure> {
     chosen.dedup();
     if chosen.len() > 1 && chosen.contains(&Scenario::LongOutage) {
         return Err(Failure::usage(
-            "long-outage goes with no other scenario",
-            "play it by itself: 160 h certificates do not outlive it",
+            "long-outage cannot be combined with other scenarios",
+            "run it alone: certificates of 160 h expire during it",
         ));
     }
     Ok(chosen)
@@ -148,18 +145,15 @@ fn table(score: &Score) {
         some => some.join(", "),
     };
     say(format_args!("scenarios: {scenarios}"));
-    for (what, count) in [
+    for (label, count) in [
         ("expired seconds served", score.expired_seconds_served),
         ("mismatched seconds served", score.mismatched_seconds_served),
         ("due renewals", score.due_renewals),
         ("orders", score.orders),
-        (
-            "certificates that nobody needed",
-            score.duplicate_certificates,
-        ),
+        ("needless certificates", score.duplicate_certificates),
         ("orders refused by the CA's limits", score.ledger_breaches),
         (
-            "seconds without a certificate there was",
+            "placeholder seconds served despite a pair",
             score.placeholder_seconds_served,
         ),
         ("certificates never issued", score.certificates_never_issued),
@@ -172,16 +166,16 @@ fn table(score: &Score) {
             score.requests_a_minute_while_down,
         ),
         (
-            "longest served when called back, seconds",
+            "longest served after revocation, seconds",
             score.revoked_seconds_served,
         ),
-        ("leases that ran out", score.leases_run_out),
+        ("leases expired", score.leases_run_out),
         ("late saves refused", score.late_saves_refused),
         ("reloads", score.reloads),
         ("reloads at most", score.reloads_at_most),
         ("worst recovery, seconds", score.worst_recovery_seconds),
     ] {
-        say(format_args!("{what:<42}{count:>12}"));
+        say(format_args!("{label:<42}{count:>12}"));
     }
     if !score.events.is_empty() {
         say(format_args!(

@@ -1,4 +1,4 @@
-//! `certs status`: what is known of every certificate.
+//! `certs status`: the state of every certificate.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -19,7 +19,7 @@ use crate::store::{Store, StoreError};
 use crate::text::printable_lines;
 use crate::time::{Clock, SystemClock, Timestamp};
 
-/// Prints a table, or the same as JSON.
+/// Prints a table, or JSON.
 pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Failure> {
     let settings = call
         .sources
@@ -37,7 +37,7 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
         match row(store.as_ref(), &lineage, asked.get(&lineage)).await {
             Ok(row) => rows.push(row),
             Err(failure) => {
-                failure.tell(&call.terminal);
+                failure.show(&call.terminal);
                 ended = ended.and(Err(failure.code_only()));
             }
         }
@@ -50,35 +50,35 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
     ended
 }
 
-/// Asks the admin endpoints of the running process; nothing is read from disk, so
-/// that any user may ask.
+/// Queries the admin endpoints of the running process. It reads no stored state, so
+/// that any user may run it.
 pub(super) async fn health(call: &Call, health: Health) -> Result<(), Failure> {
     let settings = call
         .sources
         .process_settings()
         .map_err(Failure::configuration)?;
     let address = settings.admin_listen.ok_or_else(|| {
-        let hint = "give it an address with [admin] listen or CERTS_ADMIN_LISTEN";
-        Failure::usage("the admin endpoints are off: there is nobody to ask", hint)
+        let hint = "set an address with [admin] listen or CERTS_ADMIN_LISTEN";
+        Failure::usage("cannot check the health: the admin endpoints are off", hint)
     })?;
     let path = match health {
         Health::Alive => "/healthz",
         Health::Ready => "/readyz",
     };
     let answer = probe::ask(address, path).await.map_err(|error| {
-        let hint = "is certs run running, with the same [admin] listen?";
-        Failure::broken(format!("nobody answers at {address}: {error}"), hint)
+        let hint = "start certs run, or set its [admin] listen for this command too";
+        Failure::broken(format!("no response from {address}: {error}"), hint)
     })?;
-    let told = printable_lines(&answer.body);
-    let told = told.trim_end();
+    let body = printable_lines(&answer.body);
+    let body = body.trim_end();
     if !answer.good {
-        let hint = "certs status shows the last error of each";
-        return Err(Failure::broken(format!("not well: {told}"), hint));
+        let hint = "certs status shows the last error of each certificate";
+        return Err(Failure::broken(format!("unhealthy: {body}"), hint));
     }
     if call.json {
-        say(serde_json::json!({ "health": told }));
+        say(serde_json::json!({ "health": body }));
     } else {
-        say(told);
+        say(body);
     }
     Ok(())
 }
@@ -101,8 +101,8 @@ async fn row(
     let stored = stored.map_err(|error| failed(lineage.as_str(), error))?;
     let (record, _) = stored.ok_or_else(|| {
         Failure::usage(
-            format!("{lineage}: there is no such certificate"),
-            "certs status lists them",
+            format!("unknown certificate {lineage}"),
+            "certs status without a name lists them",
         )
     })?;
     let now = SystemClock.now();
@@ -123,20 +123,20 @@ async fn row(
     serde_json::to_value(row).map_err(|error| Failure::unexpected(error.to_string()))
 }
 
-/// One certificate, with what its CA allows it.
+/// One certificate, with its CA's state.
 #[derive(Serialize)]
 struct Row {
     #[serde(flatten)]
     status: Status,
-    /// What is left of the CA's limits for a new certificate of these names.
+    /// The tokens left of the CA's rate limits for a new certificate of these names.
     budget: Vec<Left>,
-    /// Since when the CA does not answer.
+    /// The CA's current outage.
     outage: Option<Outage>,
-    /// Since when it does not tell its renewal windows, or the time.
+    /// The current outage of the CA's renewal windows and clock.
     windowless: Option<Outage>,
 }
 
-/// What is left of the limits that are not full, in a line.
+/// The rate limits that are not full, in a line.
 fn budget(row: &Value) -> Option<String> {
     let limits = row["budget"].as_array()?.iter();
     let spent: Vec<String> = limits
@@ -188,7 +188,7 @@ fn table(rows: &[Value]) {
 fn cell(row: &Value, key: &str) -> String {
     match &row[key] {
         Value::Null => "-".to_owned(),
-        // The milliseconds of an instant are for machines.
+        // Milliseconds are for JSON only.
         Value::String(text) => match serde_json::from_value::<Timestamp>(row[key].clone()) {
             Ok(instant) => instant.to_string(),
             Err(_) => text.clone(),
@@ -197,7 +197,7 @@ fn cell(row: &Value, key: &str) -> String {
     }
 }
 
-/// What is not the same for all, below its row.
+/// The lines below a certificate's row.
 fn details(row: &Value) {
     if let Some(ca) = row["issued_by"].as_str()
         && row["ca"] != ca
@@ -209,9 +209,9 @@ fn details(row: &Value) {
     }
     for one in row["left_out"].as_array().into_iter().flatten() {
         let (name, reason) = (cell(one, "identifier"), cell(one, "reason"));
-        let again = cell(one, "retry_at");
+        let retry_at = cell(one, "retry_at");
         say(format_args!(
-            "  left out: {name}: {reason}; tried again at {again}"
+            "  excluded: {name}: {reason}; retry at {retry_at}"
         ));
     }
     if let Some(error) = row["last_error"].as_str() {
@@ -222,18 +222,18 @@ fn details(row: &Value) {
     }
     let answers = row["outage"]["answered"] == true;
     let orders = match answers {
-        true => "answers, but has issued nothing",
-        false => "has not answered",
+        true => "is reachable but has issued nothing",
+        false => "has been unreachable",
     };
-    let beside = "has not answered what is asked beside orders (renewal windows, the time)";
+    let beside = "has not provided renewal windows or the time";
     for (which, what) in [("outage", orders), ("windowless", beside)] {
         let outage = &row[which];
-        // That it is there again is known, if nobody has asked it for windows since.
+        // Reachable again, even if no window was requested since.
         let is_over = which == "windowless" && outage["answered"] == true;
         if !outage.is_null() && !is_over {
-            let (since, again) = (cell(outage, "since"), cell(outage, "probe_at"));
+            let (since, probe_at) = (cell(outage, "since"), cell(outage, "probe_at"));
             say(format_args!(
-                "  its CA {what} since {since}, and is asked again at {again}"
+                "  its CA {what} since {since}; next probe at {probe_at}"
             ));
         }
     }

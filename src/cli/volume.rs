@@ -1,37 +1,37 @@
-//! Whether what is stored outlives the container: if it does not, each new one orders all
-//! certificates anew, until the CA's limits stop it.
+//! Detects a data directory that does not outlive its container: each new container would
+//! order all certificates again, until the CA's rate limits stop it.
 
 use std::path::{Path, PathBuf};
 
 const MOUNTS: &str = "/proc/self/mountinfo";
-/// File systems that a container's own layer is made of.
+/// File systems of a container's own layer.
 const LAYERS: [&str; 3] = ["overlay", "fuse.fuse-overlayfs", "aufs"];
 const IN_MEMORY: [&str; 2] = ["tmpfs", "ramfs"];
-/// What Docker, Podman and Kubernetes put into a container. A machine's own root may be
-/// an overlay that lasts.
+/// Files that Docker, Podman and Kubernetes create in a container. Outside a container an
+/// overlay may be persistent.
 const SIGNS: [&str; 3] = [
     "/.dockerenv",
     "/run/.containerenv",
     "/var/run/secrets/kubernetes.io",
 ];
 
-/// What is wrong with the place where `directory` lies, for its owner; `None` where
-/// nothing is, or nothing is to be seen.
-pub(super) fn is_lost(directory: &Path) -> Option<String> {
+/// A warning if `directory` is not on persistent storage; `None` if it is, or if that is
+/// unknown.
+pub(super) fn warning(directory: &Path) -> Option<String> {
     let mounts = std::fs::read(MOUNTS).ok()?;
     let contained = SIGNS.iter().any(|sign| Path::new(sign).exists());
     let place = std::fs::canonicalize(directory).ok()?;
     let why = judge(&String::from_utf8_lossy(&mounts), contained, &place)?;
     let directory = directory.display();
     Some(format!(
-        "{directory} is {why}: once what is stored there is gone, all certificates are ordered anew; hint: mount a volume that has a name at {directory}"
+        "{directory} is {why}: without its data a new container orders all certificates again; hint: mount a named volume at {directory}"
     ))
 }
 
-/// Of the mounts as proc(5) shows them, the one that `path` lies on.
+/// Why the mount of `path` is not persistent; `mounts` as in proc(5).
 fn judge(mounts: &str, contained: bool, path: &Path) -> Option<&'static str> {
     let mounts = mounts.lines().filter_map(Mount::parse);
-    // The last of those at one place covers the others.
+    // Of several mounts at one directory, the last one hides the others.
     let mount = mounts
         .filter(|mount| path.starts_with(&mount.at))
         .max_by_key(|mount| mount.at.components().count())?;
@@ -40,7 +40,7 @@ fn judge(mounts: &str, contained: bool, path: &Path) -> Option<&'static str> {
         Some("on the container's own layer")
     } else if is_one_of(&IN_MEMORY) {
         Some("in memory")
-    } else if is_nameless(mount.root) {
+    } else if is_anonymous(mount.root) {
         Some("on a volume without a name")
     } else if mount.root.contains("/kubernetes.io~empty-dir/") {
         Some("on a volume that lives as long as its pod")
@@ -49,11 +49,11 @@ fn judge(mounts: &str, contained: bool, path: &Path) -> Option<&'static str> {
     }
 }
 
-/// Docker and containerd name a volume that nobody has named by 64 digits, and give each
-/// new container another one.
-fn is_nameless(root: &str) -> bool {
+/// Docker and containerd name an anonymous volume by 64 hexadecimal digits, and create
+/// another one for each new container.
+fn is_anonymous(root: &str) -> bool {
     let volume = root.strip_suffix("/_data").unwrap_or(root);
-    // A container's own file system has such a name, too.
+    // A container's own file system has such a name, too, but not below /volumes/.
     let Some((_, name)) = volume.rsplit_once("/volumes/") else {
         return false;
     };
@@ -61,7 +61,7 @@ fn is_nameless(root: &str) -> bool {
 }
 
 struct Mount<'m> {
-    /// What of the file system is mounted.
+    /// The mounted directory of the file system.
     root: &'m str,
     at: PathBuf,
     kind: &'m str,
@@ -94,15 +94,15 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_with_the_container_is_told() {
+    fn volume_warning_names_storage_that_is_not_persistent() {
         assert_eq!(judged(""), Some("on the container's own layer"));
         let tmpfs = "3 1 0:52 / /var/lib/certs rw - tmpfs tmpfs rw,mode=700";
         assert_eq!(judged(tmpfs), Some("in memory"));
         let name = "0123456789abcdef".repeat(4);
-        let nameless = format!(
+        let anonymous = format!(
             "3 1 8:1 /var/lib/docker/volumes/{name}/_data {DATA} rw,relatime master:1 - ext4 /dev/sda1 rw"
         );
-        assert_eq!(judged(&nameless), Some("on a volume without a name"));
+        assert_eq!(judged(&anonymous), Some("on a volume without a name"));
         let images =
             format!("3 1 8:1 /containerd/containers/c/volumes/{name} {DATA} rw - xfs /dev/sda1 rw");
         assert_eq!(judged(&images), Some("on a volume without a name"));
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_is_no_reason_for_a_word() {
+    fn volume_warning_is_absent_for_persistent_storage() {
         for mount in [
             "3 1 8:1 /var/lib/docker/volumes/certs/_data /var/lib/certs rw - ext4 /dev/sda1 rw",
             "3 1 8:1 /srv /var/lib rw - xfs /dev/sda1 rw",

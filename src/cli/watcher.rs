@@ -1,5 +1,5 @@
-//! What is seen of the requests to one CA: each is counted, and an alarm is raised when
-//! its clock and ours disagree. Nothing is decided here.
+//! Observes the requests to one CA: counts them, and logs an error if its clock and ours
+//! disagree. No decisions here.
 
 use std::sync::Arc;
 
@@ -27,11 +27,11 @@ impl Watcher {
         }
     }
 
-    fn tell(&self, alarm: Option<String>) {
+    fn log(&self, alarm: Option<String>) {
         if let Some(alarm) = alarm {
             tracing::error!(
                 ca = self.ca,
-                "{alarm}; hint: set it, best by NTP: renewals come too early or too late, and TLS fails"
+                "{alarm}; hint: set the clock, best by NTP: a wrong clock breaks TLS and mistimes renewals"
             );
         }
     }
@@ -39,11 +39,11 @@ impl Watcher {
 
 impl acme::Observer for Watcher {
     fn date(&self, instant: Timestamp) {
-        self.tell(self.skew.observe(self.clock.now(), instant));
+        self.log(self.skew.observe(self.clock.now(), instant));
     }
 
     fn untimely(&self, untimely: Untimely) {
-        self.tell(self.skew.outside(untimely));
+        self.log(self.skew.outside(untimely));
     }
 
     fn request(&self, endpoint: &'static str, status: u16) {

@@ -1,7 +1,7 @@
-//! Clients that never stop asking while certificates are swapped below them.
-//! Half of them keep their connection as browsers do, half make a new one for
-//! each request; all verify up to the CA's root. Paced, so that what is
-//! measured is the swap and not a machine without air.
+//! Clients that send requests all the time while certificates are swapped. Half of
+//! them keep their connection as browsers do, half open one for each request; all
+//! verify up to the CA's root. They are paced, to measure the swap and not an
+//! overloaded machine.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,55 +18,55 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::site::Site;
-use super::tally::{Kind, Tally};
+use super::tally::{FailureKind, Tally};
 use crate::tls::dialer::{DialError, Dialer};
 
-/// How many there are.
+/// The number of clients.
 pub(super) const CLIENTS: usize = 16;
 const BETWEEN_KEPT: Duration = Duration::from_millis(10);
 const BETWEEN_NEW: Duration = Duration::from_millis(40);
 const STAGGER: Duration = Duration::from_millis(3);
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Of each client; no run is near it.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The limit for each client; a run stays far below it.
 const MOST_REQUESTS: usize = 100_000;
 
-/// Whether the server may close a kept connection between two requests, as
-/// nginx does at each reload.
+/// Whether the server may close an idle kept connection, as nginx does at each
+/// reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Manners {
-    /// It has no reason to: it counts as a failure.
+pub(super) enum IdlePolicy {
+    /// It must not: closing counts as a failure.
     NeverCloses,
-    /// It may; the client then does what browsers do, and asks again.
+    /// It may: the client retries, as browsers do.
     ClosesIdle,
 }
 
-/// Clients at work.
+/// Running clients.
 pub(super) struct Load {
     clients: JoinSet<()>,
     stop: watch::Sender<bool>,
 }
 
 impl Load {
-    /// Sets them to work on `sites`, all of them at `address`.
+    /// Starts the clients for `sites`, all of them at `address`.
     pub(super) fn start(
         dialer: &Dialer,
         address: SocketAddr,
         sites: &[Site],
-        manners: Manners,
+        idle_policy: IdlePolicy,
         tally: &Arc<Tally>,
     ) -> Self {
         let (stop, stopped) = watch::channel(false);
         let mut clients = JoinSet::new();
         for number in 0..CLIENTS {
             let mut sites = sites.to_vec();
-            // Each begins with another name.
+            // Spread the clients over the names.
             let first = number / 2 % sites.len().max(1);
             sites.rotate_left(first);
             let client = Client {
                 dialer: dialer.clone(),
                 address,
                 sites,
-                manners,
+                idle_policy,
                 tally: tally.clone(),
                 keeps: number % 2 == 0,
             };
@@ -76,7 +76,7 @@ impl Load {
         Self { clients, stop }
     }
 
-    /// Lets each end the request that it is at.
+    /// Waits until each client has finished its request.
     pub(super) async fn stop(mut self) {
         self.stop.send_replace(true);
         while self.clients.join_next().await.is_some() {}
@@ -87,20 +87,20 @@ struct Client {
     dialer: Dialer,
     address: SocketAddr,
     sites: Vec<Site>,
-    manners: Manners,
+    idle_policy: IdlePolicy,
     tally: Arc<Tally>,
     keeps: bool,
 }
 
 type Connection = SendRequest<Empty<Bytes>>;
-type Ended<T> = Result<T, (Kind, String)>;
+type Attempt<T> = Result<T, (FailureKind, String)>;
 
-/// How an attempt on a connection failed.
-enum Broken {
-    /// Before a byte of the answer came.
+/// An error on a connection.
+enum ExchangeError {
+    /// No byte of the response arrived.
     Unanswered(String),
-    /// Later.
-    Failed(Kind, String),
+    /// The response was invalid or incomplete.
+    Failed(FailureKind, String),
 }
 
 impl Client {
@@ -118,35 +118,36 @@ impl Client {
             if *stopped.borrow() {
                 return;
             }
-            // A client that keeps its connection stays with the first name.
+            // A kept connection is for the first name.
             let site = if self.keeps { &self.sites[0] } else { site };
             let begun = Instant::now();
-            match tokio::time::timeout(PATIENCE, self.ask(site, &mut kept)).await {
+            match tokio::time::timeout(DEADLINE, self.request(site, &mut kept)).await {
                 Ok(Ok(())) => self.tally.answered(begun),
                 Ok(Err((kind, detail))) => self.tally.failed(kind, &detail),
                 Err(_) => {
-                    self.tally.failed(Kind::Timeout, &site.name.to_string());
+                    self.tally
+                        .failed(FailureKind::Timeout, &site.name.to_string());
                     kept = None;
                 }
             }
         }
     }
 
-    async fn ask(&self, site: &Site, kept: &mut Option<Connection>) -> Ended<()> {
-        let mut at_hand = kept.take();
-        if at_hand.as_ref().is_some_and(SendRequest::is_closed) {
-            at_hand = None;
+    async fn request(&self, site: &Site, kept: &mut Option<Connection>) -> Attempt<()> {
+        let mut open = kept.take();
+        if open.as_ref().is_some_and(SendRequest::is_closed) {
+            open = None;
             self.closed_while_idle()?;
         }
-        if let Some(mut connection) = at_hand {
+        if let Some(mut connection) = open {
             match self.exchange(site, &mut connection).await {
                 Ok(()) => {
                     *kept = Some(connection);
                     return Ok(());
                 }
-                // It was being closed just as we asked.
-                Err(Broken::Unanswered(_)) => self.closed_while_idle()?,
-                Err(Broken::Failed(kind, detail)) => return Err((kind, detail)),
+                // The server closed it while the request was sent.
+                Err(ExchangeError::Unanswered(_)) => self.closed_while_idle()?,
+                Err(ExchangeError::Failed(kind, detail)) => return Err((kind, detail)),
             }
         }
         let mut connection = self.connect(site).await?;
@@ -155,41 +156,48 @@ impl Client {
                 *kept = self.keeps.then_some(connection);
                 Ok(())
             }
-            Err(Broken::Unanswered(detail)) => Err((Kind::Request, detail)),
-            Err(Broken::Failed(kind, detail)) => Err((kind, detail)),
+            Err(ExchangeError::Unanswered(detail)) => Err((FailureKind::Request, detail)),
+            Err(ExchangeError::Failed(kind, detail)) => Err((kind, detail)),
         }
     }
 
-    fn closed_while_idle(&self) -> Ended<()> {
-        if self.manners == Manners::NeverCloses {
-            return Err((Kind::Dropped, "a kept connection was closed".to_owned()));
+    fn closed_while_idle(&self) -> Attempt<()> {
+        if self.idle_policy == IdlePolicy::NeverCloses {
+            return Err((
+                FailureKind::Dropped,
+                "a kept connection was closed".to_owned(),
+            ));
         }
         self.tally.closed_while_idle();
         Ok(())
     }
 
-    async fn connect(&self, site: &Site) -> Ended<Connection> {
+    async fn connect(&self, site: &Site) -> Attempt<Connection> {
         let begun = Instant::now();
         let dialled = self.dialer.connect(self.address, &site.name).await;
         let (stream, leaf) = dialled.map_err(|error| {
             let kind = match error {
-                DialError::Connect(_) => Kind::Connect,
-                DialError::Certificate(_) => Kind::Certificate,
-                DialError::Handshake(_) | DialError::Name(_) => Kind::Handshake,
+                DialError::Connect(_) => FailureKind::Connect,
+                DialError::Certificate(_) => FailureKind::Certificate,
+                DialError::Handshake(_) | DialError::Name(_) => FailureKind::Handshake,
             };
             (kind, format!("{}: {error}", site.name))
         })?;
-        self.tally.shook_hands(&site.lineage, &leaf, begun);
+        self.tally.handshake(&site.lineage, &leaf, begun);
         let opened = handshake(TokioIo::new(stream)).await;
-        let (sender, connection) = opened.map_err(|e| (Kind::Request, e.to_string()))?;
-        // How it ended is seen by whoever sends on it next.
+        let (sender, connection) = opened.map_err(|e| (FailureKind::Request, e.to_string()))?;
+        // The next request sees how the connection ended.
         tokio::spawn(async { drop(connection.await) });
         Ok(sender)
     }
 
-    async fn exchange(&self, site: &Site, connection: &mut Connection) -> Result<(), Broken> {
-        let unanswered = |error: hyper::Error| Broken::Unanswered(error.to_string());
-        let failed = |detail: String| Broken::Failed(Kind::Request, detail);
+    async fn exchange(
+        &self,
+        site: &Site,
+        connection: &mut Connection,
+    ) -> Result<(), ExchangeError> {
+        let unanswered = |error: hyper::Error| ExchangeError::Unanswered(error.to_string());
+        let failed = |detail: String| ExchangeError::Failed(FailureKind::Request, detail);
         connection.ready().await.map_err(unanswered)?;
         let mut request = Request::get("/").header(HOST, site.name.to_string());
         if !self.keeps {
@@ -206,7 +214,10 @@ impl Client {
         if status == StatusCode::OK {
             Ok(())
         } else {
-            Err(Broken::Failed(Kind::Status, status.to_string()))
+            Err(ExchangeError::Failed(
+                FailureKind::Status,
+                status.to_string(),
+            ))
         }
     }
 }
@@ -223,11 +234,11 @@ mod tests {
     use crate::tls::fixture::{Authority, identifier, lineage, publisher, serve_by};
     use crate::tls::terminator::{Handler, Limits, Stopping, Stream};
 
-    /// Gives its answer to the first request of a connection, and hangs up.
-    struct Rude(&'static str);
+    /// Answers the first request of a connection, and closes it.
+    struct OneAnswer(&'static str);
 
     #[async_trait]
-    impl Handler for Rude {
+    impl Handler for OneAnswer {
         async fn converse(&self, mut stream: Stream, _peer: SocketAddr, _stopping: Stopping) {
             let _ = stream.read(&mut [0; 1024]).await;
             let _ = stream.write_all(self.0.as_bytes()).await;
@@ -237,10 +248,10 @@ mod tests {
 
     const FINE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-    /// What the clients count once `enough` holds; trusts nobody when told so.
+    /// The counts once `enough` holds; without `trusting`, the clients trust another root.
     async fn loaded(
         answer: &'static str,
-        manners: Manners,
+        idle_policy: IdlePolicy,
         trusting: bool,
         enough: impl Fn(&Counts) -> bool,
     ) -> Counts {
@@ -248,7 +259,7 @@ mod tests {
         let (publisher, credentials, _) = publisher(&[&["example.com"]]);
         let bundle = authority.bundle(&["example.com"]);
         publisher.publish(&lineage("example.com"), &bundle).unwrap();
-        let address = serve_by(Arc::new(Rude(answer)), &credentials, Limits::default());
+        let address = serve_by(Arc::new(OneAnswer(answer)), &credentials, Limits::default());
         let dialer = if trusting { authority } else { other }.dialer();
         let site = Site {
             lineage: lineage("example.com"),
@@ -256,7 +267,7 @@ mod tests {
             live: "nowhere".into(),
         };
         let tally = Arc::new(Tally::default());
-        let load = Load::start(&dialer, address, &[site], manners, &tally);
+        let load = Load::start(&dialer, address, &[site], idle_policy, &tally);
         let counted = async {
             while !enough(&tally.counts()) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -268,13 +279,13 @@ mod tests {
         tally.counts()
     }
 
-    fn kinds(counts: &Counts) -> Vec<Kind> {
+    fn kinds(counts: &Counts) -> Vec<FailureKind> {
         counts.failures.keys().copied().collect()
     }
 
     #[tokio::test]
-    async fn a_kept_connection_that_is_closed_is_asked_again_or_is_a_failure() {
-        let closed = loaded(FINE, Manners::ClosesIdle, true, |c| c.idle_closes > 20).await;
+    async fn kept_connection_is_retried_or_counted_if_closed() {
+        let closed = loaded(FINE, IdlePolicy::ClosesIdle, true, |c| c.idle_closes > 20).await;
         assert_eq!(
             closed.failures,
             BTreeMap::new(),
@@ -282,28 +293,31 @@ mod tests {
             closed.first_failure
         );
         assert!(closed.requests > 20);
-        let dropped = loaded(FINE, Manners::NeverCloses, true, |c| c.failed() > 20).await;
-        assert_eq!(kinds(&dropped), [Kind::Dropped]);
+        let dropped = loaded(FINE, IdlePolicy::NeverCloses, true, |c| c.failed() > 20).await;
+        assert_eq!(kinds(&dropped), [FailureKind::Dropped]);
         assert_eq!(dropped.idle_closes, 0);
     }
 
     #[tokio::test]
-    async fn each_way_of_failing_is_counted_as_what_it_is() {
+    async fn failures_are_counted_by_kind() {
         for (answer, trusting, kind) in [
-            ("", true, Kind::Request),
+            ("", true, FailureKind::Request),
             (
                 "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok",
                 true,
-                Kind::Request,
+                FailureKind::Request,
             ),
             (
                 "HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n",
                 true,
-                Kind::Status,
+                FailureKind::Status,
             ),
-            (FINE, false, Kind::Certificate),
+            (FINE, false, FailureKind::Certificate),
         ] {
-            let counts = loaded(answer, Manners::ClosesIdle, trusting, |c| c.failed() > 20).await;
+            let counts = loaded(answer, IdlePolicy::ClosesIdle, trusting, |c| {
+                c.failed() > 20
+            })
+            .await;
             assert_eq!(kinds(&counts), [kind], "{answer}");
             assert_eq!(counts.requests, 0, "{answer}");
         }

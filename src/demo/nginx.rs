@@ -1,5 +1,5 @@
-//! A real nginx for the demonstration: its own prefix, configuration and port,
-//! no privileges, and an end by the process number that we started.
+//! A real nginx for the demonstration: its own prefix, configuration and port, and
+//! no privileges. Only the process started here is stopped.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -16,25 +16,25 @@ use crate::failure::Failure;
 
 const UP_WITHIN: Duration = Duration::from_secs(10);
 const DOWN_WITHIN: Duration = Duration::from_secs(3);
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// Where distributions put what only root has on its `PATH`.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// Directories that distributions put on root's `PATH` only.
 const BESIDE_PATH: [&str; 3] = ["/usr/sbin", "/usr/local/sbin", "/sbin"];
 
 /// A running nginx, stopped when dropped.
 pub(super) struct Nginx {
     master: Child,
-    /// Where it listens.
+    /// The address of its TLS listener.
     pub(super) address: SocketAddr,
-    /// Names its master process.
+    /// The file with its master's process id.
     pub(super) pid_file: PathBuf,
 }
 
-/// The program, on `PATH` or where distributions put it.
+/// The program, on `PATH` or in a directory of the system.
 pub(crate) fn find(environment: &BTreeMap<String, String>) -> Result<PathBuf, Failure> {
     let path = environment.get("PATH").map_or("", String::as_str);
     first_in(path.split(':').chain(BESIDE_PATH)).ok_or_else(|| {
             Failure::usage(
-                "there is no nginx on PATH",
+                "no nginx found on PATH",
                 "install the package `nginx` (apt install nginx, dnf install nginx, apk add nginx), or run `certs demo` without it",
             )
         })
@@ -49,7 +49,7 @@ fn first_in<'a>(mut directories: impl Iterator<Item = &'a str>) -> Option<PathBu
 }
 
 impl Nginx {
-    /// Starts it below `directory` for the live pairs of `sites`, which must
+    /// Starts nginx below `directory` for the live pairs of `sites`, which must
     /// exist.
     pub(super) async fn start(
         program: &Path,
@@ -64,15 +64,15 @@ impl Nginx {
         let config = directory.join("nginx.conf");
         std::fs::write(&config, configuration(directory, address, sites))
             .map_err(|error| failed("no configuration", error))?;
-        let told = directory.join("stderr.log");
-        let stderr = std::fs::File::create(&told).map_err(|error| failed("no log", error))?;
+        let stderr_log = directory.join("stderr.log");
+        let stderr = std::fs::File::create(&stderr_log).map_err(|error| failed("no log", error))?;
         let master = Command::new(program)
             .arg("-c")
             .arg(&config)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr)
-            // Ctrl-C is for us; nginx is stopped after the clients are.
+            // Ctrl-C must not stop nginx before the clients.
             .process_group(0)
             .spawn()
             .map_err(|error| failed(&program.display().to_string(), error))?;
@@ -81,27 +81,27 @@ impl Nginx {
             address,
             pid_file: directory.join("nginx.pid"),
         };
-        nginx.until_it_listens(&told).await?;
+        nginx.until_it_listens(&stderr_log).await?;
         Ok(nginx)
     }
 
-    async fn until_it_listens(&mut self, told: &Path) -> Result<(), Failure> {
+    async fn until_it_listens(&mut self, stderr_log: &Path) -> Result<(), Failure> {
         let up = async {
             while TcpStream::connect(self.address).await.is_err() || !self.pid_file.exists() {
                 if !matches!(self.master.try_wait(), Ok(None)) {
                     return false;
                 }
-                tokio::time::sleep(LOOK_AGAIN).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
             true
         };
         if matches!(tokio::time::timeout(UP_WITHIN, up).await, Ok(true)) {
             return Ok(());
         }
-        let told = std::fs::read_to_string(told).unwrap_or_default();
+        let stderr_log = std::fs::read_to_string(stderr_log).unwrap_or_default();
         Err(Failure::unexpected(format!(
             "nginx did not start: {}",
-            told.trim().escape_debug()
+            stderr_log.trim().escape_debug()
         )))
     }
 }
@@ -109,22 +109,22 @@ impl Nginx {
 impl Drop for Nginx {
     fn drop(&mut self) {
         let pid = i32::try_from(self.master.id()).ok().and_then(Pid::from_raw);
-        // Not waited for yet, so the number is still its own.
-        let asked = pid.is_some_and(|pid| kill_process(pid, Signal::TERM).is_ok());
+        // Not reaped yet, so no other process has this id.
+        let signalled = pid.is_some_and(|pid| kill_process(pid, Signal::TERM).is_ok());
         let mut left = DOWN_WITHIN;
-        while asked && !left.is_zero() {
+        while signalled && !left.is_zero() {
             if !matches!(self.master.try_wait(), Ok(None)) {
                 return;
             }
-            std::thread::sleep(LOOK_AGAIN);
-            left = left.saturating_sub(LOOK_AGAIN);
+            std::thread::sleep(POLL_INTERVAL);
+            left = left.saturating_sub(POLL_INTERVAL);
         }
         let _ = self.master.kill();
         let _ = self.master.wait();
     }
 }
 
-/// nginx cannot be handed a socket, nor tell which port it was given.
+/// nginx can neither inherit a socket nor report a port chosen by the system.
 fn free_address() -> std::io::Result<SocketAddr> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
 }
@@ -141,7 +141,7 @@ fn configuration(directory: &Path, address: SocketAddr, sites: &[Site]) -> Strin
              location / {{ return 200 \"served by nginx\\n\"; }}\n  }}\n"
         ));
     }
-    // A kept connection is to end by the reload alone, not by a count.
+    // Only a reload may end a kept connection, not nginx's request limit.
     format!(
         "daemon off;\nworker_processes 2;\npid \"{root}/nginx.pid\";\nerror_log \"{root}/error.log\";\n\
          events {{ worker_connections 512; }}\nhttp {{\n  access_log off;\n  keepalive_requests 1000000;\n  \
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_program_is_the_first_on_the_path() {
+    fn nginx_is_the_first_program_on_the_path() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name).display().to_string();
         for name in ["one", "two", "three"] {
@@ -165,7 +165,7 @@ mod tests {
         let [one, two, three] = ["one", "two", "three"].map(at);
         let searched = || ["", &one, &two, &three].into_iter();
         assert_eq!(first_in(searched()), None);
-        // A directory of that name is no program.
+        // A directory named nginx is skipped.
         std::fs::create_dir(format!("{one}/nginx")).unwrap();
         std::fs::write(format!("{two}/nginx"), "").unwrap();
         std::fs::write(format!("{three}/nginx"), "").unwrap();

@@ -16,7 +16,7 @@ use crate::tls::terminator::{Handler, Stopping, Stream};
 
 const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Answers every request with the same few bytes.
+/// Answers every request with the same page.
 pub(super) struct Page;
 
 #[async_trait]
@@ -35,7 +35,7 @@ impl Handler for Page {
             _ = &mut connection => return,
             () = stopping.wait() => connection.as_mut().graceful_shutdown(),
         }
-        // The client sees how it ended.
+        // An error is counted by the client.
         let _ = connection.await;
     }
 }

@@ -1,16 +1,16 @@
-//! What the demonstration proved, for a person and for a program.
+//! The demonstration's result, as text and as JSON.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::tally::{Counts, Kind};
+use super::tally::{Counts, FailureKind};
 use crate::identifier::Lineage;
 use crate::observe::Status;
 use crate::record::Generation;
 
-/// Renewals below which nothing is proven.
+/// The least renewals for a success.
 pub(super) const LEAST_RENEWALS: usize = 3;
 
 /// The scoreboard.
@@ -23,7 +23,7 @@ pub(crate) struct Score {
     requests: u64,
     handshakes: u64,
     failures: u64,
-    failures_by_kind: BTreeMap<Kind, u64>,
+    failures_by_kind: BTreeMap<FailureKind, u64>,
     first_failure: Option<String>,
     closed_while_idle: u64,
     slowest_swap_ms: f64,
@@ -42,15 +42,15 @@ struct Row {
 }
 
 impl Score {
-    /// From what the clients counted and what the supervisor has proven.
+    /// The score from the clients' counts and the verified generations.
     pub(super) fn of(with: &'static str, counts: Counts, board: &[Status], took: Duration) -> Self {
-        let proven = |lineage: &Lineage| {
+        let verified = |lineage: &Lineage| {
             let status = board.iter().find(|status| status.name == *lineage);
             status.and_then(|status| status.generation_served)
         };
-        // The first certificate replaced none; its clients came later.
+        // The first generation replaces none, and the clients start later.
         let renewals = counts.swaps.iter().filter(|swap| {
-            swap.generation > Generation(1) && proven(&swap.lineage) >= Some(swap.generation)
+            swap.generation > Generation(1) && verified(&swap.lineage) >= Some(swap.generation)
         });
         let swaps: Vec<Row> = renewals
             .filter_map(|swap| {
@@ -62,7 +62,7 @@ impl Score {
                 })
             })
             .collect();
-        // Each generation is proven for each name before the next is ordered.
+        // Each generation is verified for each name before the next is ordered.
         let proofs = board.iter().map(|status| {
             let served = status.generation_served.unwrap_or_default().0;
             served.saturating_mul(u64::try_from(status.identifiers.len()).unwrap_or(0))
@@ -86,7 +86,7 @@ impl Score {
         }
     }
 
-    /// What is missing for the proof, if anything.
+    /// Why the demonstration failed, if it did.
     pub(crate) fn missing(&self) -> Option<String> {
         if self.failures > 0 {
             let first = self.first_failure.as_deref().unwrap_or("");
@@ -97,15 +97,15 @@ impl Score {
         }
         (self.renewals < LEAST_RENEWALS || self.requests == 0).then(|| {
             format!(
-                "{} renewals were seen under load, {LEAST_RENEWALS} are the least",
+                "{} renewals were seen under load, at least {LEAST_RENEWALS} are needed",
                 self.renewals
             )
         })
     }
 
-    /// The board as a person reads it, within 80 columns.
+    /// The scoreboard as text, within 80 columns.
     pub(crate) fn lines(&self) -> Vec<String> {
-        let names = format!("for {} names, each proven by HTTP-01", self.names);
+        let names = format!("for {} names, each validated by HTTP-01", self.names);
         let mut rows = vec![
             (
                 "certificates",
@@ -135,7 +135,7 @@ impl Score {
             rows.push((
                 "closed while idle",
                 closed,
-                "by nginx at a reload; clients asked again",
+                "by nginx at a reload; clients retried",
             ));
         }
         let shown = |milliseconds: f64| format!("{milliseconds:.1} ms");
@@ -143,7 +143,7 @@ impl Score {
             (
                 "slowest swap",
                 shown(self.slowest_swap_ms),
-                "hand-over to a client's first new leaf",
+                "from the reload to a client's first new leaf",
             ),
             (
                 "slowest request",
@@ -151,9 +151,9 @@ impl Score {
                 "its handshake included",
             ),
             (
-                "proofs",
+                "verifications",
                 self.proofs.to_string(),
-                "by handshake: served is what was issued",
+                "handshakes that saw the issued certificate",
             ),
         ]);
         let line = |(name, value, meaning): (&str, String, &str)| {
@@ -172,7 +172,7 @@ impl Score {
     }
 }
 
-/// With a tenth, which is about what a measurement on a busy machine is worth.
+/// Rounded to a tenth: a busy machine does not measure finer.
 fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 10_000.0).round() / 10.0
 }
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn the_board_fits_80_columns() {
+    fn scoreboard_fits_80_columns() {
         let counts = Counts {
             requests: 1_234_567,
             ..Counts::default()
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_proven_by_failures_or_by_too_few_renewals() {
+    fn score_fails_after_failures_or_too_few_renewals() {
         let none = || Score::of("front", Counts::default(), &[], Duration::ZERO);
         assert!(none().missing().unwrap().contains("0 renewals"));
         let mut score = Score {

@@ -1,10 +1,10 @@
-//! A name of the demonstration, and where its pair lies.
+//! A name of the demonstration, and the directory of its pair.
 
 use std::path::PathBuf;
 
 use crate::identifier::{Identifier, Lineage};
 
-/// A name that is asked for.
+/// A name that clients request.
 #[derive(Clone, Debug)]
 pub(super) struct Site {
     pub(super) lineage: Lineage,

@@ -1,6 +1,5 @@
-//! What happened under load, counted as it happens.
-//!
-//! The instants are the monotonic clock's: milliseconds are the point here.
+//! The counts of requests, failures and swaps under load. Instants come from the
+//! monotonic clock, because swaps take milliseconds.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,42 +12,42 @@ use crate::certificate::Fingerprint;
 use crate::identifier::Lineage;
 use crate::record::Generation;
 
-/// A request that ends this soon after a hand-over may have felt it.
+/// A request that ends this soon after a deployment counts as near the swap.
 const AROUND_A_SWAP: Duration = Duration::from_secs(1);
-/// nginx's old workers may still take a connection that was waiting for them;
-/// later than this nobody may be shown the old certificate.
+/// nginx's old workers may still accept a waiting connection; after this time the
+/// old certificate is a failure.
 const OLD_LEAF_UNTIL: Duration = Duration::from_secs(1);
 
-/// The ways in which a request fails.
+/// The kinds of failed requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Kind {
+pub(super) enum FailureKind {
     /// No TCP connection.
     Connect,
-    /// A certificate that does not verify up to the CA's root.
+    /// Invalid certificate: no chain to the CA's root.
     Certificate,
     /// The handshake broke off.
     Handshake,
-    /// A kept connection was closed by a server that had no reason to.
+    /// A server closed a kept connection without a reload.
     Dropped,
     /// The request or its answer broke off.
     Request,
-    /// Another status than 200.
+    /// A status other than 200.
     Status,
     /// No answer within ten seconds.
     Timeout,
-    /// The old certificate, a second after the new one was seen.
+    /// The old certificate, more than a second after the new one was seen.
     OldCertificate,
 }
 
-/// One hand-over.
+/// One deployment under load.
 #[derive(Clone, Debug)]
 pub(super) struct Swap {
     pub(super) lineage: Lineage,
     pub(super) generation: Generation,
     fingerprint: Fingerprint,
     begun: Instant,
-    /// From the hand-over to the first handshake that showed the new leaf.
+    /// From the deployment to the first handshake with the new leaf.
     pub(super) seen_after: Option<Duration>,
     /// The slowest request that ended within a second of it.
     pub(super) slowest_request: Duration,
@@ -60,7 +59,7 @@ pub(super) struct Counts {
     pub(super) requests: u64,
     pub(super) handshakes: u64,
     pub(super) idle_closes: u64,
-    pub(super) failures: BTreeMap<Kind, u64>,
+    pub(super) failures: BTreeMap<FailureKind, u64>,
     pub(super) first_failure: Option<String>,
     pub(super) slowest_request: Duration,
     pub(super) swaps: Vec<Swap>,
@@ -78,20 +77,20 @@ impl Counts {
 pub(super) struct Tally(Mutex<Counts>);
 
 impl Tally {
-    /// As they are now.
+    /// The current counts.
     pub(super) fn counts(&self) -> Counts {
         self.lock().clone()
     }
 
-    /// A new pair is about to be handed over.
-    pub(super) fn handed_over(
+    /// A new pair is about to be deployed.
+    pub(super) fn deploying(
         &self,
         lineage: Lineage,
         generation: Generation,
         fingerprint: Fingerprint,
     ) {
         let mut counts = self.lock();
-        // A hand-over that is tried again began with its first try.
+        // A retried deployment began with its first attempt.
         if counts
             .swaps
             .iter()
@@ -110,7 +109,7 @@ impl Tally {
     }
 
     /// A verified handshake that began at `begun` showed `leaf`.
-    pub(super) fn shook_hands(&self, lineage: &Lineage, leaf: &Fingerprint, begun: Instant) {
+    pub(super) fn handshake(&self, lineage: &Lineage, leaf: &Fingerprint, begun: Instant) {
         let mut counts = self.lock();
         counts.handshakes += 1;
         let mut of_lineage = counts
@@ -118,7 +117,7 @@ impl Tally {
             .iter_mut()
             .filter(|swap| swap.lineage == *lineage);
         let shown = of_lineage.find(|swap| swap.fingerprint == *leaf);
-        // Unknown: nginx has read it already, on behalf of another certificate.
+        // Unknown: nginx already read it when it reloaded for another certificate.
         let Some(shown) = shown else { return };
         shown
             .seen_after
@@ -128,7 +127,7 @@ impl Tally {
             seen.is_some_and(|seen| begun > seen + OLD_LEAF_UNTIL)
         });
         if outdated {
-            counts.fail(Kind::OldCertificate, &format!("{lineage}: {leaf}"));
+            counts.fail(FailureKind::OldCertificate, &format!("{lineage}: {leaf}"));
         }
     }
 
@@ -151,7 +150,7 @@ impl Tally {
     }
 
     /// A request failed.
-    pub(super) fn failed(&self, kind: Kind, detail: &str) {
+    pub(super) fn failed(&self, kind: FailureKind, detail: &str) {
         self.lock().fail(kind, detail);
     }
 
@@ -161,7 +160,7 @@ impl Tally {
 }
 
 impl Counts {
-    fn fail(&mut self, kind: Kind, detail: &str) {
+    fn fail(&mut self, kind: FailureKind, detail: &str) {
         *self.failures.entry(kind).or_default() += 1;
         self.first_failure
             .get_or_insert_with(|| format!("{kind:?}: {detail}"));
@@ -173,29 +172,32 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_swap_is_timed_and_the_old_leaf_is_a_failure_later_on() {
+    async fn tally_times_swaps_and_counts_an_old_leaf_as_failure() {
         let tally = Tally::default();
         let lineage = Lineage::parse("example.com").unwrap();
         let (old, new) = (Fingerprint::of(b"old"), Fingerprint::of(b"new"));
         let wait = |ms| tokio::time::sleep(Duration::from_millis(ms));
-        tally.handed_over(lineage.clone(), Generation(1), old.clone());
-        tally.shook_hands(&lineage, &old, Instant::now());
+        tally.deploying(lineage.clone(), Generation(1), old.clone());
+        tally.handshake(&lineage, &old, Instant::now());
         wait(100).await;
-        tally.handed_over(lineage.clone(), Generation(2), new.clone());
+        tally.deploying(lineage.clone(), Generation(2), new.clone());
         let begun = Instant::now();
         wait(7).await;
         tally.answered(begun);
-        tally.shook_hands(&lineage, &new, begun);
-        tally.shook_hands(&lineage, &old, Instant::now());
+        tally.handshake(&lineage, &new, begun);
+        tally.handshake(&lineage, &old, Instant::now());
         wait(900).await;
-        tally.shook_hands(&lineage, &old, Instant::now());
+        tally.handshake(&lineage, &old, Instant::now());
         assert_eq!(tally.counts().failed(), 0);
         wait(200).await;
-        tally.shook_hands(&lineage, &new, Instant::now());
+        tally.handshake(&lineage, &new, Instant::now());
         assert_eq!(tally.counts().failed(), 0);
-        tally.shook_hands(&lineage, &old, Instant::now());
+        tally.handshake(&lineage, &old, Instant::now());
         let counts = tally.counts();
-        assert_eq!(counts.failures, BTreeMap::from([(Kind::OldCertificate, 1)]));
+        assert_eq!(
+            counts.failures,
+            BTreeMap::from([(FailureKind::OldCertificate, 1)])
+        );
         let seven = Duration::from_millis(7);
         assert_eq!(counts.swaps[1].seen_after, Some(seven));
         assert_eq!(counts.swaps[1].slowest_request, seven);

@@ -1,7 +1,6 @@
-//! Docker's API as [`super::Follower`] needs it: three questions, each allowed by a
-//! proxy that allows nothing else. What answers is not trusted: answers are
-//! bounded, what is read of a stream is one short line at a time, and a line that
-//! never ends is an error.
+//! Docker's API as [`super::Discovery`] needs it: three requests, which a filtering proxy
+//! can allow one by one. Responses are not trusted: their sizes are bounded, a stream is
+//! read one short line at a time, and an endless line is an error.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,83 +14,83 @@ use super::labels::{Container, read_environment, read_list};
 use crate::deploy::docker::{Answer, Api, Filter};
 use crate::text::printable_within;
 
-/// Of a list: 2,500 containers of 3 kB. It is held twice while it is read.
+/// The limit of a list: 2,500 containers of 3 kB. Reading takes twice this memory.
 const LONGEST_LIST: usize = 8 << 20;
 const LONGEST_CONTAINER: usize = 4 << 20;
-/// Of one event. Docker repeats a container's labels in each.
+/// The limit of one event. Docker repeats a container's labels in each.
 const LONGEST_LINE: usize = 256 * 1024;
-/// Within which a line that has begun ends.
+/// The deadline for the end of a line that has begun.
 const LINE_WITHIN: Duration = Duration::from_secs(10);
 const LIST: &str = "/containers/json";
 /// `{"type":["container"],"event":["start","die","destroy","rename"]}`
 const EVENTS: &str = "/events?filters=%7B%22type%22%3A%5B%22container%22%5D%2C%22event%22%3A%5B%22start%22%2C%22die%22%2C%22destroy%22%2C%22rename%22%5D%7D";
-/// The same here: a proxy may leave filters out.
-const FOLLOWED: [&str; 4] = ["start", "die", "destroy", "rename"];
+/// The same actions again, because a proxy may drop the filters.
+const RELEVANT: [&str; 4] = ["start", "die", "destroy", "rename"];
 
-/// Why nothing is known of the containers.
+/// Why the containers are unknown.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[allow(missing_docs)] // each message is its own documentation
-pub(crate) enum Trouble {
-    #[error("Docker's API at {host} does not answer: {detail}")]
+pub(crate) enum DockerError {
+    #[error("Docker's API at {host} is unreachable: {detail}")]
     Unreachable { host: String, detail: String },
-    #[error("Docker's API at {host} refuses {path}: {status}")]
+    #[error("Docker's API at {host} refused {path}: {status}")]
     Refused {
         host: String,
         path: &'static str,
         status: StatusCode,
     },
-    #[error("Docker's API at {host} says what cannot be read: {detail}")]
-    Garbled { host: String, detail: String },
-    #[error("Docker's API at {host} is not filtered: whoever may use it is root on the host")]
+    #[error("invalid response from Docker's API at {host}: {detail}")]
+    Invalid { host: String, detail: String },
+    #[error("Docker's API at {host} is not filtered: it gives root on the host")]
     Unfiltered { host: String },
 }
 
-impl Trouble {
-    /// What the owner can do.
+impl DockerError {
+    /// The operator's next action.
     #[must_use]
     pub(crate) fn hint(&self) -> String {
         match self {
             Self::Unreachable { .. } => {
-                "is the proxy of [docker] host running, and in a network of this container?".into()
+                "check that the proxy of [docker] host runs and shares a network with this container".into()
             }
             Self::Refused { path, .. } => {
                 format!("let the proxy allow GET {path}, with and without /v1.NN before it")
             }
-            Self::Garbled { .. } => "is that Docker's API, at [docker] host?".into(),
+            Self::Invalid { .. } => "check that [docker] host is the address of Docker's API".into(),
             Self::Unfiltered { .. } => {
-                "put a proxy before it that allows GET /containers/json and /events alone, as in deploy/compose.labels.yaml, or set accept_raw_socket = true".into()
+                "put a proxy before it that allows only GET /containers/json and /events, as in deploy/compose.labels.yaml, or set accept_raw_socket = true".into()
             }
         }
     }
 }
 
-/// What is asked of Docker.
+/// Docker's API.
 #[async_trait]
 pub(crate) trait Daemon: Send + Sync {
-    /// That no harm can be done through it; returns at once where that is accepted.
-    async fn is_safe(&self) -> Result<(), Trouble>;
+    /// Checks that a proxy filters the API, unless an unfiltered API is accepted.
+    async fn is_safe(&self) -> Result<(), DockerError>;
 
-    /// All containers that run.
-    async fn list(&self) -> Result<Vec<Container>, Trouble>;
+    /// All running containers.
+    async fn list(&self) -> Result<Vec<Container>, DockerError>;
 
-    /// acme-companion's variables of one; `None` when it is gone by now.
+    /// A container's acme-companion variables; `None` if the container is gone.
     ///
     /// # Errors
-    /// [`Trouble::Refused`] where the proxy does not allow it.
-    async fn environment(&self, id: &str) -> Result<Option<BTreeMap<String, String>>, Trouble>;
+    /// [`DockerError::Refused`] if the proxy does not allow it.
+    async fn environment(&self, id: &str) -> Result<Option<BTreeMap<String, String>>, DockerError>;
 
-    /// What happens from here on.
-    async fn events(&self) -> Result<Box<dyn Events>, Trouble>;
+    /// The stream of events from now on.
+    async fn events(&self) -> Result<Box<dyn Events>, DockerError>;
 }
 
-/// What happens to containers.
+/// The events of containers.
 #[async_trait]
 pub(crate) trait Events: Send {
-    /// Returns when something has happened, whatever that is; false at the end.
-    async fn next(&mut self) -> Result<bool, Trouble>;
+    /// Waits for a relevant event; false at the end of the stream.
+    async fn next(&mut self) -> Result<bool, DockerError>;
 }
 
-/// Docker by HTTP.
+/// Docker's API over HTTP.
 #[derive(Debug)]
 pub(crate) struct Docker {
     host: String,
@@ -103,7 +102,7 @@ impl Docker {
     /// At `host`, as [`Api::at`] reads it.
     ///
     /// # Errors
-    /// Why that is no address.
+    /// Why the address is invalid.
     pub(crate) fn new(host: &str, raw_is_accepted: bool) -> Result<Self, String> {
         Ok(Self {
             api: Api::at(host)?,
@@ -112,26 +111,26 @@ impl Docker {
         })
     }
 
-    fn unreachable(&self, detail: &str) -> Trouble {
-        Trouble::Unreachable {
+    fn unreachable(&self, detail: &str) -> DockerError {
+        DockerError::Unreachable {
             host: self.host.clone(),
             detail: shown(detail),
         }
     }
 
-    fn garbled(&self, detail: &str) -> Trouble {
-        garbled(&self.host, detail)
+    fn invalid(&self, detail: &str) -> DockerError {
+        invalid(&self.host, detail)
     }
 
-    /// What is no success is a refusal, or a proxy without Docker behind it.
-    fn fine(&self, path: &'static str, status: StatusCode) -> Result<(), Trouble> {
+    /// An error unless `status` is a success: 5xx means a proxy without Docker behind it.
+    fn success(&self, path: &'static str, status: StatusCode) -> Result<(), DockerError> {
         if status.is_success() {
             return Ok(());
         }
         if status.is_server_error() {
             return Err(self.unreachable(&format!("{path}: {status}")));
         }
-        Err(Trouble::Refused {
+        Err(DockerError::Refused {
             host: self.host.clone(),
             path,
             status,
@@ -143,8 +142,8 @@ fn shown(detail: &str) -> String {
     printable_within(detail, 200)
 }
 
-fn garbled(host: &str, detail: &str) -> Trouble {
-    Trouble::Garbled {
+fn invalid(host: &str, detail: &str) -> DockerError {
+    DockerError::Invalid {
         host: host.to_owned(),
         detail: shown(detail),
     }
@@ -152,49 +151,49 @@ fn garbled(host: &str, detail: &str) -> Trouble {
 
 #[async_trait]
 impl Daemon for Docker {
-    async fn is_safe(&self) -> Result<(), Trouble> {
+    async fn is_safe(&self) -> Result<(), DockerError> {
         if self.raw_is_accepted {
             return Ok(());
         }
         let filter = self.api.filter().await;
         match filter.map_err(|detail| self.unreachable(&detail))? {
             Filter::Filtered => Ok(()),
-            Filter::Unfiltered => Err(Trouble::Unfiltered {
+            Filter::Unfiltered => Err(DockerError::Unfiltered {
                 host: self.host.clone(),
             }),
             Filter::Unknown(status) => Err(self.unreachable(&status.to_string())),
         }
     }
 
-    async fn list(&self) -> Result<Vec<Container>, Trouble> {
+    async fn list(&self) -> Result<Vec<Container>, DockerError> {
         let answer = self.api.get(LIST, LONGEST_LIST).await;
         let (status, body) = answer.map_err(|detail| self.unreachable(&detail))?;
-        self.fine(LIST, status)?;
-        read_list(&body).map_err(|detail| self.garbled(&detail))
+        self.success(LIST, status)?;
+        read_list(&body).map_err(|detail| self.invalid(&detail))
     }
 
-    async fn environment(&self, id: &str) -> Result<Option<BTreeMap<String, String>>, Trouble> {
+    async fn environment(&self, id: &str) -> Result<Option<BTreeMap<String, String>>, DockerError> {
         const INSPECT: &str = "/containers/ID/json";
         let path = format!("/containers/{id}/json");
         let answer = self.api.get(&path, LONGEST_CONTAINER).await;
         let (status, body) = answer.map_err(|detail| self.unreachable(&detail))?;
-        // Docker says so of a container that is gone, in JSON.
+        // Docker's own 404, for a container that is gone, has a JSON body.
         if status == StatusCode::NOT_FOUND && body.starts_with(b"{") {
             return Ok(None);
         }
-        self.fine(INSPECT, status)?;
+        self.success(INSPECT, status)?;
         let variables = read_environment(&body);
-        variables.map(Some).map_err(|detail| self.garbled(&detail))
+        variables.map(Some).map_err(|detail| self.invalid(&detail))
     }
 
-    async fn events(&self) -> Result<Box<dyn Events>, Trouble> {
+    async fn events(&self) -> Result<Box<dyn Events>, DockerError> {
         let answer = self.api.open(EVENTS).await;
         let (status, answer) = answer.map_err(|detail| self.unreachable(&detail))?;
-        self.fine("/events", status)?;
+        self.success("/events", status)?;
         Ok(Box::new(Lines {
             host: self.host.clone(),
             answer,
-            lines: Split::default(),
+            lines: LineBuffer::default(),
         }))
     }
 }
@@ -202,59 +201,59 @@ impl Daemon for Docker {
 struct Lines {
     host: String,
     answer: Answer,
-    lines: Split,
+    lines: LineBuffer,
 }
 
 #[async_trait]
 impl Events for Lines {
-    async fn next(&mut self) -> Result<bool, Trouble> {
+    async fn next(&mut self) -> Result<bool, DockerError> {
         loop {
             while let Some(line) = self.lines.take() {
-                match is_followed(&line) {
+                match is_relevant(&line) {
                     Ok(true) => return Ok(true),
                     Ok(false) => {}
-                    Err(detail) => return Err(garbled(&self.host, &detail)),
+                    Err(detail) => return Err(invalid(&self.host, &detail)),
                 }
             }
-            let has_begun = self.lines.begun();
-            if has_begun > LONGEST_LINE {
-                return Err(garbled(&self.host, "an event of endless length"));
+            let begun = self.lines.begun();
+            if begun > LONGEST_LINE {
+                return Err(invalid(&self.host, "an event is too long"));
             }
-            let part = match has_begun {
+            let part = match begun {
                 0 => self.answer.next().await,
                 _ => match tokio::time::timeout(LINE_WITHIN, self.lines.rest(&mut self.answer))
                     .await
                 {
                     Ok(part) => part,
-                    Err(_) => return Err(garbled(&self.host, "an event that does not end")),
+                    Err(_) => return Err(invalid(&self.host, "an event does not end")),
                 },
             };
             match part {
                 None => return Ok(false),
                 Some(Ok(part)) => self.lines.put(&part),
-                // A proxy may end what takes long, in whatever way.
+                // A proxy may end a long response in any way.
                 Some(Err(_)) => return Ok(false),
             }
         }
     }
 }
 
-/// A stream cut at its line ends.
+/// Splits a stream into lines.
 #[derive(Debug, Default)]
-pub(crate) struct Split {
+pub(crate) struct LineBuffer {
     bytes: Vec<u8>,
-    /// How many of them were taken: what is left moves once a part, not once a line.
+    /// How many of them were taken: the rest moves once a part, not once a line.
     taken: usize,
 }
 
-impl Split {
+impl LineBuffer {
     pub(crate) fn put(&mut self, part: &[u8]) {
         self.bytes.drain(..self.taken);
         self.taken = 0;
         self.bytes.extend_from_slice(part);
     }
 
-    /// How much there is of a line that has not ended.
+    /// The length of the unfinished line.
     pub(crate) fn begun(&self) -> usize {
         self.bytes.len() - self.taken
     }
@@ -268,7 +267,7 @@ impl Split {
         Some(line)
     }
 
-    /// What comes, up to the end of the line that has begun or its greatest length.
+    /// Reads until the unfinished line ends or is too long.
     async fn rest(&mut self, answer: &mut Answer) -> Option<Result<bytes::Bytes, String>> {
         loop {
             let part = answer.next().await?;
@@ -290,14 +289,14 @@ struct Event {
     action: String,
 }
 
-/// Whether `line` is an event after which the list may be another.
-pub(crate) fn is_followed(line: &[u8]) -> Result<bool, String> {
+/// Whether `line` is an event that may change the list.
+pub(crate) fn is_relevant(line: &[u8]) -> Result<bool, String> {
     if line.trim_ascii().is_empty() {
         return Ok(false);
     }
     let event: Event =
-        serde_json::from_slice(line).map_err(|error| format!("no event: {error}"))?;
-    Ok(event.kind == "container" && FOLLOWED.contains(&event.action.as_str()))
+        serde_json::from_slice(line).map_err(|error| format!("invalid event: {error}"))?;
+    Ok(event.kind == "container" && RELEVANT.contains(&event.action.as_str()))
 }
 
 #[cfg(test)]
@@ -305,8 +304,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stream_is_cut_at_its_line_ends_and_only_some_events_matter() {
-        let mut lines = Split::default();
+    fn events_are_split_at_line_ends_and_filtered() {
+        let mut lines = LineBuffer::default();
         lines.put(b"{\"a\":1}\n{\"b\"");
         assert_eq!(lines.take().as_deref(), Some(b"{\"a\":1}".as_slice()));
         assert_eq!((lines.take(), lines.begun()), (None, 4));
@@ -314,54 +313,54 @@ mod tests {
         assert_eq!(lines.take().as_deref(), Some(b"{\"b\":2}".as_slice()));
         assert_eq!(lines.take().as_deref(), Some(b"".as_slice()));
         assert_eq!((lines.take(), lines.begun()), (None, 0));
-        // As many as one part may hold: none of them moves the rest.
+        // The most lines in one part: taking one must not move the rest.
         lines.put(&b"\n".repeat(1 << 20));
         assert_eq!(std::iter::from_fn(|| lines.take()).count(), 1 << 20);
         let of = |kind: &str, action: &str| {
             let event = serde_json::json!({"Type": kind, "Action": action, "Actor": {}});
-            is_followed(event.to_string().as_bytes())
+            is_relevant(event.to_string().as_bytes())
         };
         assert_eq!(of("container", "start"), Ok(true));
         assert_eq!(of("container", "exec_start: true"), Ok(false));
         assert_eq!(of("network", "destroy"), Ok(false));
-        assert_eq!(is_followed(b" \r"), Ok(false));
+        assert_eq!(is_relevant(b" \r"), Ok(false));
         for wrong in [
             "{}",
             "[]",
             "nonsense",
             "{\"Type\": 1, \"Action\": \"start\"}",
         ] {
-            assert!(is_followed(wrong.as_bytes()).is_err(), "{wrong}");
+            assert!(is_relevant(wrong.as_bytes()).is_err(), "{wrong}");
         }
     }
 
     #[test]
-    fn every_trouble_has_a_hint() {
+    fn docker_errors_have_hints() {
         let host = "tcp://proxy:2375".to_owned();
-        let troubles = [
-            Trouble::Unreachable {
+        let errors = [
+            DockerError::Unreachable {
                 host: host.clone(),
                 detail: "connection refused".into(),
             },
-            Trouble::Refused {
+            DockerError::Refused {
                 host: host.clone(),
                 path: LIST,
                 status: StatusCode::FORBIDDEN,
             },
-            Trouble::Garbled {
+            DockerError::Invalid {
                 host: host.clone(),
-                detail: "no list".into(),
+                detail: "invalid list of containers".into(),
             },
-            Trouble::Unfiltered { host },
+            DockerError::Unfiltered { host },
         ];
-        let told = troubles
+        let shown = errors
             .iter()
             .map(|one| format!("{one}; hint: {}", one.hint()));
-        insta::assert_snapshot!(told.collect::<Vec<_>>().join("\n"), @r"
-        Docker's API at tcp://proxy:2375 does not answer: connection refused; hint: is the proxy of [docker] host running, and in a network of this container?
-        Docker's API at tcp://proxy:2375 refuses /containers/json: 403 Forbidden; hint: let the proxy allow GET /containers/json, with and without /v1.NN before it
-        Docker's API at tcp://proxy:2375 says what cannot be read: no list; hint: is that Docker's API, at [docker] host?
-        Docker's API at tcp://proxy:2375 is not filtered: whoever may use it is root on the host; hint: put a proxy before it that allows GET /containers/json and /events alone, as in deploy/compose.labels.yaml, or set accept_raw_socket = true
+        insta::assert_snapshot!(shown.collect::<Vec<_>>().join("\n"), @r"
+        Docker's API at tcp://proxy:2375 is unreachable: connection refused; hint: check that the proxy of [docker] host runs and shares a network with this container
+        Docker's API at tcp://proxy:2375 refused /containers/json: 403 Forbidden; hint: let the proxy allow GET /containers/json, with and without /v1.NN before it
+        invalid response from Docker's API at tcp://proxy:2375: invalid list of containers; hint: check that [docker] host is the address of Docker's API
+        Docker's API at tcp://proxy:2375 is not filtered: it gives root on the host; hint: put a proxy before it that allows only GET /containers/json and /events, as in deploy/compose.labels.yaml, or set accept_raw_socket = true
         ");
     }
 }

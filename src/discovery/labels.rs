@@ -1,7 +1,7 @@
-//! What containers ask for, read off what Docker's API answers. Pure. Neither the
-//! API nor the author of a label is trusted: every size is bounded, a list
-//! that is not what it should be is an error as a whole, and a label that is wrong
-//! is told and concerns its own container alone.
+//! Parses the certificates that containers request from Docker's responses. Pure.
+//! Neither the API nor the author of a label is trusted: every size is bounded, an
+//! invalid list is an error as a whole, and an invalid label affects only its own
+//! container.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use crate::text::printable_within;
 
 /// Names the certificates: spaces or commas between names, `;` between certificates.
 pub(crate) const DOMAINS: &str = "certs.domains";
-/// Where acme-companion has the same, in a container's environment.
+/// acme-companion's variable for the same, in a container's environment.
 pub(crate) const COMPANION: &str = "LETSENCRYPT_HOST";
 const OTHERS: [&str; 4] = [
     "certs.email",
@@ -22,22 +22,22 @@ const OTHERS: [&str; 4] = [
 ];
 const PREFIX: &str = "certs.";
 const MOST_CONTAINERS: usize = 10_000;
-/// Of one label.
+/// The limit of one label's value, in bytes.
 const LONGEST_VALUE: usize = 16 * 1024;
 const LONGEST_NAME: usize = 128;
 
-/// A certificate that a container asks for.
+/// A certificate that a container requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ask {
-    /// By its name.
+    /// The container's name.
     pub container: String,
-    /// When it was made, in seconds since 1970.
+    /// When the container was created, in seconds since 1970.
     pub created: i64,
-    /// The label or variable that names what it is for.
+    /// The label or variable that lists the names.
     pub said_in: String,
-    /// What it is for, in the order in which it was said; at least one.
+    /// The names in their order in the label; at least one.
     pub names: Vec<Identifier>,
-    /// What the further labels say, by their key without `certs.`.
+    /// The other labels' values, by their key without `certs.`.
     #[serde(default)]
     pub keys: BTreeMap<String, String>,
 }
@@ -49,39 +49,39 @@ impl Ask {
         self.names.first().map(Lineage::of)
     }
 
-    /// What it is for, in no order.
+    /// The names as a set.
     #[must_use]
     pub fn set(&self) -> BTreeSet<&Identifier> {
         self.names.iter().collect()
     }
 
-    /// Whether it was said in the container's environment, which may be out of sight
-    /// while the container itself is not.
+    /// Whether it comes from the container's environment, which may be unreadable
+    /// while the container is listed.
     #[must_use]
     pub fn is_of_the_environment(&self) -> bool {
         !self.said_in.starts_with(PREFIX)
     }
 }
 
-/// A label that means nothing.
+/// An invalid label.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Complaint {
-    /// The container, by its name.
+    /// The container's name.
     pub container: String,
     /// The label or variable.
     pub label: String,
-    /// What is wrong.
+    /// The error.
     pub message: String,
-    /// What belongs there.
+    /// A valid value.
     pub hint: String,
 }
 
-/// A container that runs, as it is listed.
+/// A running container from the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Container {
-    /// By which the API knows it.
+    /// Its identifier in the API.
     pub id: String,
-    /// By which its owner does.
+    /// Its name without the leading slash.
     pub name: String,
     created: i64,
     labels: BTreeMap<String, String>,
@@ -95,20 +95,22 @@ struct Listed {
     names: Vec<String>,
     #[serde(default)]
     created: i64,
-    /// Nothing at all where there are none.
+    /// Null for a container without labels.
     #[serde(default)]
     labels: Option<BTreeMap<String, String>>,
 }
 
-/// Reads the answer to `GET /containers/json`.
+/// Reads the response to `GET /containers/json`.
 ///
 /// # Errors
-/// Why it is no list of containers: nothing may be concluded from it then.
+/// Why the list is invalid; no part of it may be used then.
 pub(crate) fn read_list(answer: &[u8]) -> Result<Vec<Container>, String> {
     let listed: Vec<Listed> = serde_json::from_slice(answer)
-        .map_err(|error| format!("no list of containers: {error}"))?;
+        .map_err(|error| format!("invalid list of containers: {error}"))?;
     if listed.len() > MOST_CONTAINERS {
-        return Err(format!("it lists more than {MOST_CONTAINERS} containers"));
+        return Err(format!(
+            "more than {MOST_CONTAINERS} containers in the list"
+        ));
     }
     let mut seen = BTreeSet::new();
     listed
@@ -118,7 +120,7 @@ pub(crate) fn read_list(answer: &[u8]) -> Result<Vec<Container>, String> {
                 && !listed.id.is_empty()
                 && listed.id.bytes().all(|byte| byte.is_ascii_alphanumeric());
             if !is_id || !seen.insert(listed.id.clone()) {
-                return Err("it lists a container that has no identifier of its own".to_owned());
+                return Err("a container without a unique identifier in the list".to_owned());
             }
             let name = listed.names.first().map_or(listed.id.as_str(), |name| {
                 name.strip_prefix('/').unwrap_or(name)
@@ -147,13 +149,13 @@ struct Configured {
     env: Option<Vec<String>>,
 }
 
-/// Reads acme-companion's variables off the answer to `GET /containers/ID/json`.
+/// Reads acme-companion's variables from the response to `GET /containers/ID/json`.
 ///
 /// # Errors
-/// Why it is no container.
+/// Why the response is invalid.
 pub(crate) fn read_environment(answer: &[u8]) -> Result<BTreeMap<String, String>, String> {
     let inspected: Inspected =
-        serde_json::from_slice(answer).map_err(|error| format!("no container: {error}"))?;
+        serde_json::from_slice(answer).map_err(|error| format!("invalid container: {error}"))?;
     let variables = inspected.config.env.unwrap_or_default().into_iter();
     Ok(variables
         .filter(|variable| variable.starts_with("LETSENCRYPT_"))
@@ -165,25 +167,27 @@ pub(crate) fn read_environment(answer: &[u8]) -> Result<BTreeMap<String, String>
 }
 
 impl Container {
-    /// Whether its labels say what it asks for, so that its environment is of no
-    /// interest.
+    /// Whether its labels request certificates, so that its environment is ignored.
     #[must_use]
     pub(crate) fn is_labelled(&self) -> bool {
         self.labels.contains_key(DOMAINS)
     }
 
-    /// The oldest first, and two of one age by their names.
+    /// Orders by age, the oldest first, then by name.
     #[must_use]
     pub(crate) fn by_age(&self, other: &Self) -> std::cmp::Ordering {
         let key = |one: &Self| (one.created, one.name.clone());
         key(self).cmp(&key(other))
     }
 
-    /// What its labels ask for.
+    /// The requests of its labels.
     #[must_use]
     pub(crate) fn asks(&self) -> (Vec<Ask>, Vec<Complaint>) {
-        let mut complaints: Vec<Complaint> =
-            self.labels.keys().filter_map(|key| self.odd(key)).collect();
+        let mut complaints: Vec<Complaint> = self
+            .labels
+            .keys()
+            .filter_map(|key| self.misplaced(key))
+            .collect();
         let Some(domains) = self.labels.get(DOMAINS) else {
             return (Vec::new(), complaints);
         };
@@ -195,33 +199,33 @@ impl Container {
         let keys: BTreeMap<String, String> = others.collect();
         if let Some(key) = keys.iter().find(|(_, value)| value.len() > LONGEST_VALUE) {
             let label = format!("{PREFIX}{}", key.0);
-            complaints.push(self.complaint(&label, "this is too long", "say it shorter"));
+            complaints.push(self.complaint(&label, "the value is too long", "shorten it"));
             return (Vec::new(), complaints);
         }
         let asks = self.groups(DOMAINS, domains.split(';'), &keys, &mut complaints);
         (asks, complaints)
     }
 
-    /// What `variables` ask for, as acme-companion reads them: one certificate for all
+    /// The requests of `variables`, as acme-companion reads them: one certificate for all
     /// of LETSENCRYPT_HOST, or with LETSENCRYPT_SINGLE_DOMAIN_CERTS one for each.
-    /// VIRTUAL_HOST alone asks for nothing.
+    /// VIRTUAL_HOST alone requests nothing.
     #[must_use]
     pub(crate) fn asks_of(
         &self,
         variables: &BTreeMap<String, String>,
     ) -> (Vec<Ask>, Vec<Complaint>) {
         let mut complaints = Vec::new();
-        let said = |key: &str| {
+        let variable = |key: &str| {
             let value = variables.get(key).map(|value| value.trim());
             value.filter(|value| !value.is_empty())
         };
-        let Some(hosts) = said(COMPANION) else {
+        let Some(hosts) = variable(COMPANION) else {
             return (Vec::new(), complaints);
         };
-        let email = said("LETSENCRYPT_EMAIL").filter(|email| email.len() <= LONGEST_VALUE);
+        let email = variable("LETSENCRYPT_EMAIL").filter(|email| email.len() <= LONGEST_VALUE);
         let keys = email.map(|email| ("email".to_owned(), email.to_owned()));
         let keys = keys.into_iter().collect();
-        let each = said("LETSENCRYPT_SINGLE_DOMAIN_CERTS");
+        let each = variable("LETSENCRYPT_SINGLE_DOMAIN_CERTS");
         let asks = match each.is_some_and(|each| each.eq_ignore_ascii_case("true")) {
             true => self.groups(COMPANION, hosts.split(','), &keys, &mut complaints),
             false => self.groups(COMPANION, [hosts].into_iter(), &keys, &mut complaints),
@@ -229,8 +233,7 @@ impl Container {
         (asks, complaints)
     }
 
-    /// One certificate for each of `groups`. One that is wrong keeps no other from
-    /// being asked for.
+    /// One request for each of `groups`. An invalid group does not affect the others.
     fn groups<'a>(
         &self,
         said_in: &str,
@@ -240,16 +243,16 @@ impl Container {
     ) -> Vec<Ask> {
         let hint = "names as in `example.com www.example.com; api.example.com`";
         let mut asks: Vec<Ask> = Vec::new();
-        let mut said_anything = false;
+        let mut has_names = false;
         for group in groups {
             let words = group.split(|c: char| c.is_whitespace() || c == ',');
             let mut words = words.filter(|word| !word.is_empty()).peekable();
             if words.peek().is_none() {
                 continue;
             }
-            said_anything = true;
+            has_names = true;
             if group.len() > LONGEST_VALUE {
-                complaints.push(self.complaint(said_in, "this is too long", hint));
+                complaints.push(self.complaint(said_in, "the value is too long", hint));
                 continue;
             }
             let names: Result<Vec<Identifier>, _> = words.map(Identifier::parse).collect();
@@ -266,22 +269,22 @@ impl Container {
                 }
             }
         }
-        if !said_anything {
-            complaints.push(self.complaint(said_in, "this names nothing", hint));
+        if !has_names {
+            complaints.push(self.complaint(said_in, "no names", hint));
         }
         asks
     }
 
-    /// What is wrong with the label `key` by itself.
-    fn odd(&self, key: &str) -> Option<Complaint> {
+    /// The error if the label `key` is unknown or lacks `certs.domains` beside it.
+    fn misplaced(&self, key: &str) -> Option<Complaint> {
         let known = OTHERS.iter().chain([&DOMAINS]).any(|known| known == &key);
         if !known {
-            let hint = format!("there are {DOMAINS}, {}", OTHERS.join(", "));
-            return Some(self.complaint(key, "there is no such label", &hint));
+            let hint = format!("use {DOMAINS}, {}", OTHERS.join(", "));
+            return Some(self.complaint(key, "unknown label", &hint));
         }
         (!self.is_labelled()).then(|| {
             let hint = format!("add {DOMAINS}, such as example.com");
-            self.complaint(key, "it is said of no certificate", &hint)
+            self.complaint(key, &format!("no {DOMAINS} beside it"), &hint)
         })
     }
 
@@ -323,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_is_read_as_the_environment_of_certs_is() {
+    fn labels_are_parsed_into_certificates() {
         let web = container(&[
             (
                 DOMAINS,
@@ -349,14 +352,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_names_its_container_and_label_and_sinks_no_other() {
+    fn invalid_label_is_reported_and_affects_no_other() {
         let (asks, complaints) = container(&[
             (DOMAINS, "a_b!.example.com; api.example.com"),
             ("certs.domain", "x"),
         ])
         .asks();
         assert_eq!(names(&asks), ["api.example.com"]);
-        let told: Vec<_> = complaints
+        let shown: Vec<_> = complaints
             .iter()
             .map(|one| {
                 format!(
@@ -365,17 +368,17 @@ mod tests {
                 )
             })
             .collect();
-        insta::assert_snapshot!(told.join("\n"), @r"
-        web, certs.domain: there is no such label; hint: there are certs.domains, certs.email, certs.deploy, certs.challenge, certs.profile
+        insta::assert_snapshot!(shown.join("\n"), @r"
+        web, certs.domain: unknown label; hint: use certs.domains, certs.email, certs.deploy, certs.challenge, certs.profile
         web, certs.domains: `a_b!.example.com` is not a valid DNS name; hint: names as in `example.com www.example.com; api.example.com`
         ");
         let (asks, complaints) = container(&[("certs.email", "a@example.com")]).asks();
         assert_eq!((asks.len(), complaints.len()), (0, 1));
-        assert!(complaints[0].message.contains("no certificate"));
+        assert!(complaints[0].message.contains("no certs.domains"));
         assert!(
             container(&[(DOMAINS, " ; ")]).asks().1[0]
                 .message
-                .contains("names nothing")
+                .contains("no names")
         );
         let long = "a.example.com ".repeat(2000);
         assert!(container(&[(DOMAINS, &long)]).asks().0.is_empty());
@@ -384,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn the_variables_of_acme_companion_mean_what_they_mean_there() {
+    fn companion_variables_are_read_as_acme_companion_does() {
         let web = container(&[]);
         let of = |variables: &[&str]| {
             let inspected = serde_json::json!({"Config": {"Env": variables}}).to_string();
@@ -408,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_is_none_is_an_error_as_a_whole() {
+    fn list_is_rejected_whole_if_invalid() {
         let read = |text: &str| read_list(text.as_bytes());
         assert_eq!(read("[]"), Ok(vec![]));
         assert!(read(r#"[{"Id": "4f1e", "Labels": null}]"#).is_ok());
@@ -441,7 +444,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_label_makes_it_panic_and_each_name_is_one(text in "\\PC{0,80}") {
+        fn label_parser_never_panics_and_deduplicates_names(text in "\\PC{0,80}") {
             let (asks, _) = container(&[(DOMAINS, &text), ("certs.deploy", &text)]).asks();
             for ask in asks {
                 proptest::prop_assert!(ask.lineage().is_some());

@@ -1,7 +1,7 @@
-//! What containers have asked for, through time: pure, and stored by its owner as
-//! one value. Only a whole list that lacks a container takes anything away, and even
-//! then its certificate is renewed for a while: containers are replaced, and a list
-//! may be wrong for an hour. Nothing is ever deleted.
+//! The certificates that containers requested, over time: pure, and stored as one value.
+//! Only a whole list without a container ends its request, and the certificate is still
+//! renewed for a grace period, because containers are replaced and a list may be wrong
+//! for an hour. Stored certificates are never deleted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,52 +14,51 @@ use crate::identifier::Lineage;
 use crate::observe::status::Asked;
 use crate::time::Timestamp;
 
-/// How many are remembered that no container asks for any more.
+/// How many certificates are remembered after their renewal has stopped.
 const MOST_STOPPED: usize = 1000;
 
-/// Every certificate that is or was asked for, one for each set of names.
+/// Every certificate that is or was requested, one for each set of names.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Registry {
-    certificates: Vec<One>,
+    certificates: Vec<Entry>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct One {
+struct Entry {
     ask: Ask,
-    /// All that ask for it, by name.
+    /// The names of all containers that request it.
     containers: BTreeSet<String>,
-    /// When a list first lacked all of them.
+    /// Set by the first list without any of them.
     #[serde(default)]
-    gone: Option<Gone>,
+    gone: Option<Absence>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Gone {
+struct Absence {
     since: Timestamp,
-    /// Until then it is renewed.
+    /// The end of the grace period.
     until: Timestamp,
-    /// It is not renewed any more.
+    /// The certificate is no longer renewed.
     stopped: bool,
 }
 
-/// A change that the owner is told of.
+/// A change to log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // each message is its own documentation
 pub(crate) enum Change {
-    Asked {
+    Requested {
         lineage: Lineage,
         container: String,
     },
-    Back {
+    RequestedAgain {
         lineage: Lineage,
         container: String,
     },
-    /// With other names than before.
-    Instead {
+    NamesChanged {
         lineage: Lineage,
         container: String,
     },
-    Gone {
+    Withdrawn {
         lineage: Lineage,
         container: String,
         until: Timestamp,
@@ -71,8 +70,8 @@ pub(crate) enum Change {
 }
 
 impl Change {
-    /// Whether the owner may have to act. That a container is gone is no reason: most
-    /// come back in a moment.
+    /// Whether the operator may have to act. A missing container is not a reason:
+    /// most are restarted at once.
     #[must_use]
     pub(crate) fn is_a_warning(&self) -> bool {
         matches!(self, Self::Stopped { .. })
@@ -82,10 +81,10 @@ impl Change {
     #[must_use]
     pub(crate) fn lineage(&self) -> &Lineage {
         match self {
-            Self::Asked { lineage, .. }
-            | Self::Back { lineage, .. }
-            | Self::Instead { lineage, .. }
-            | Self::Gone { lineage, .. }
+            Self::Requested { lineage, .. }
+            | Self::RequestedAgain { lineage, .. }
+            | Self::NamesChanged { lineage, .. }
+            | Self::Withdrawn { lineage, .. }
             | Self::Stopped { lineage, .. } => lineage,
         }
     }
@@ -94,29 +93,31 @@ impl Change {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Asked { container, .. } => write!(f, "asked for by container {container}"),
-            Self::Back { container, .. } => write!(f, "asked for again by container {container}"),
-            Self::Instead { container, .. } => {
-                write!(f, "container {container} asks for other names from here on")
+            Self::Requested { container, .. } => write!(f, "requested by container {container}"),
+            Self::RequestedAgain { container, .. } => {
+                write!(f, "requested again by container {container}")
             }
-            Self::Gone {
+            Self::NamesChanged { container, .. } => {
+                write!(f, "container {container} now requests other names")
+            }
+            Self::Withdrawn {
                 container, until, ..
             } => write!(
                 f,
-                "container {container} asks for it no longer; it is renewed until {until}, unless it is asked for again"
+                "container {container} no longer requests it; renewed until {until}, unless requested again"
             ),
             Self::Stopped { container, .. } => write!(
                 f,
-                "not renewed any more: container {container} was the last to ask for it, and the grace period is over; what is stored stays; hint: name it in the configuration to keep it"
+                "no longer renewed: container {container} was the last to request it, and the grace period has ended; stored files stay; hint: name it in the configuration to keep it"
             ),
         }
     }
 }
 
 impl Registry {
-    /// What there is to grant of a list's `asks`, in this order: what is renewed already is
-    /// not pushed out by what is new, nor what is gone for a moment, but by the container's
-    /// own new words.
+    /// The requests to allow for a list's `asks`, in order of precedence: those renewed
+    /// already, then those of missing containers, then new ones. A container's new labels
+    /// replace its old ones.
     #[must_use]
     pub(crate) fn candidates(&self, asks: &[Ask]) -> Vec<Ask> {
         let (known, new): (Vec<&Ask>, Vec<&Ask>) = asks.iter().partition(|ask| self.knows(ask));
@@ -129,16 +130,15 @@ impl Registry {
         all.cloned().collect()
     }
 
-    /// Whether this very set of names is asked for, or was a short while ago.
+    /// Whether a certificate of exactly these names is being renewed.
     #[must_use]
     fn knows(&self, ask: &Ask) -> bool {
         let mut renewed = self.certificates.iter().filter(|one| one.is_renewed());
         renewed.any(|one| one.ask.set() == ask.set())
     }
 
-    /// Takes the newest whole list over: what it asks for, without two of one name.
-    /// What containers of `unseen` asked for in their environment is not known now, and
-    /// so still asked for.
+    /// Merges the newest whole list, with at most one certificate for each lineage.
+    /// Requests in the environment of a container in `unseen` count as still made.
     pub(crate) fn merge(
         &mut self,
         asks: &[Ask],
@@ -152,7 +152,7 @@ impl Registry {
             let Some(lineage) = ask.lineage() else {
                 continue;
             };
-            let same = |one: &One| one.ask.set() == ask.set();
+            let same = |one: &Entry| one.ask.set() == ask.set();
             if let Some(listed) = self.certificates.iter_mut().find(|one| same(one)) {
                 listed.containers.insert(ask.container.clone());
                 continue;
@@ -167,20 +167,20 @@ impl Registry {
                     .iter()
                     .any(|one| one.ask.lineage().as_ref() == Some(&lineage)) =>
                 {
-                    changes.push(Change::Instead { lineage, container });
+                    changes.push(Change::NamesChanged { lineage, container });
                 }
-                None => changes.push(Change::Asked { lineage, container }),
-                Some(One { gone: Some(_), .. }) => {
-                    changes.push(Change::Back { lineage, container });
+                None => changes.push(Change::Requested { lineage, container }),
+                Some(Entry { gone: Some(_), .. }) => {
+                    changes.push(Change::RequestedAgain { lineage, container });
                 }
                 Some(_) => {}
             }
             let mut ask = ask.clone();
             if let Some(known) = known {
-                // Their order names the certificate, which keeps its name.
+                // The first name gives the lineage, which must not change.
                 ask.names = known.ask.names;
             }
-            self.certificates.push(One {
+            self.certificates.push(Entry {
                 containers: BTreeSet::from([ask.container.clone()]),
                 ask,
                 gone: None,
@@ -191,14 +191,14 @@ impl Registry {
             .iter()
             .filter_map(|one| one.ask.lineage())
             .collect();
-        // One name, one certificate: its successor has it.
+        // A lineage that was taken over by other names.
         before.retain(|one| {
             one.ask
                 .lineage()
                 .is_some_and(|lineage| !taken.contains(&lineage))
         });
         for mut one in before {
-            changes.extend(one.age(unseen, now, grace));
+            changes.extend(one.mark_missing(unseen, now, grace));
             self.certificates.push(one);
         }
         self.certificates
@@ -207,7 +207,7 @@ impl Registry {
         changes
     }
 
-    /// What is to be renewed: first what is asked for now.
+    /// The requests to renew: first those made now.
     #[must_use]
     pub(crate) fn renewed(&self) -> Vec<&Ask> {
         let renewed = self.certificates.iter().filter(|one| one.is_renewed());
@@ -215,10 +215,10 @@ impl Registry {
         here.into_iter().chain(gone).map(|one| &one.ask).collect()
     }
 
-    /// The containers that ask for each certificate.
+    /// The containers that request each certificate.
     #[must_use]
     pub(crate) fn asked(&self) -> BTreeMap<Lineage, Asked> {
-        let shown = |one: &One| {
+        let shown = |one: &Entry| {
             let asked = Asked {
                 containers: one.containers.clone(),
                 gone_since: one.gone.map(|gone| gone.since),
@@ -231,7 +231,7 @@ impl Registry {
     }
 
     fn forget_the_oldest(&mut self) {
-        let stopped = self.certificates.iter().filter_map(One::stopped);
+        let stopped = self.certificates.iter().filter_map(Entry::stopped);
         let mut stopped: Vec<Timestamp> = stopped.collect();
         stopped.sort_unstable_by(|one, other| other.cmp(one));
         if let Some(last) = stopped.get(MOST_STOPPED).copied() {
@@ -241,7 +241,7 @@ impl Registry {
     }
 }
 
-impl One {
+impl Entry {
     fn is_renewed(&self) -> bool {
         !self.gone.is_some_and(|gone| gone.stopped)
     }
@@ -250,8 +250,8 @@ impl One {
         self.gone.filter(|gone| gone.stopped).map(|gone| gone.since)
     }
 
-    /// A list lacks it.
-    fn age(
+    /// Marks an entry that the newest list lacks.
+    fn mark_missing(
         &mut self,
         unseen: &BTreeSet<String>,
         now: Timestamp,
@@ -269,12 +269,12 @@ impl One {
         let container = self.ask.container.clone();
         let Some(gone) = &mut self.gone else {
             let until = now + grace;
-            self.gone = Some(Gone {
+            self.gone = Some(Absence {
                 since: now,
                 until,
                 stopped: false,
             });
-            return Some(Change::Gone {
+            return Some(Change::Withdrawn {
                 lineage,
                 container,
                 until,
@@ -312,30 +312,30 @@ mod tests {
         }
     }
 
-    fn nobody() -> BTreeSet<String> {
+    fn none_unseen() -> BTreeSet<String> {
         BTreeSet::new()
     }
 
-    fn renewed(kept: &Registry) -> Vec<String> {
-        let lineages = kept.renewed().into_iter().filter_map(Ask::lineage);
+    fn renewed(registry: &Registry) -> Vec<String> {
+        let lineages = registry.renewed().into_iter().filter_map(Ask::lineage);
         lineages.map(|lineage| lineage.to_string()).collect()
     }
 
     #[test]
-    fn a_container_that_is_gone_is_renewed_for_the_grace_period_and_no_longer() {
+    fn registry_renews_for_the_grace_period_if_container_is_gone() {
         let mut kept = Registry::default();
         let asks = [ask("web", "a.example.com"), ask("api", "b.example.com")];
-        let mut told = Vec::new();
+        let mut logged = Vec::new();
         let mut at = |kept: &mut Registry, asks: &[Ask], now: Timestamp| {
-            for change in kept.merge(asks, &nobody(), now, WEEK) {
-                told.push(format!("{}: {change}", change.lineage()));
+            for change in kept.merge(asks, &none_unseen(), now, WEEK) {
+                logged.push(format!("{}: {change}", change.lineage()));
             }
         };
         at(&mut kept, &asks, START);
         at(&mut kept, &asks, START + HOUR);
         at(&mut kept, &asks[1..], START + HOUR * 2);
         assert_eq!(renewed(&kept), ["b.example.com", "a.example.com"]);
-        // Told once, and again when it comes back, which begins anew.
+        // Logged once; a new request restarts the grace period.
         at(&mut kept, &asks[1..], START + HOUR * 3);
         at(&mut kept, &asks, START + HOUR * 4);
         at(&mut kept, &asks[1..], START + HOUR * 5);
@@ -353,63 +353,70 @@ mod tests {
         assert!(shown.stopped && shown.gone_since == Some(START + HOUR * 5));
         at(&mut kept, &asks, START + HOUR * 7 + WEEK);
         assert_eq!(renewed(&kept).len(), 2);
-        insta::assert_snapshot!(told.join("\n"), @r"
-        a.example.com: asked for by container web
-        b.example.com: asked for by container api
-        a.example.com: container web asks for it no longer; it is renewed until 2027-01-22T10:00:00Z, unless it is asked for again
-        a.example.com: asked for again by container web
-        a.example.com: container web asks for it no longer; it is renewed until 2027-01-22T13:00:00Z, unless it is asked for again
-        a.example.com: not renewed any more: container web was the last to ask for it, and the grace period is over; what is stored stays; hint: name it in the configuration to keep it
-        a.example.com: asked for again by container web
+        insta::assert_snapshot!(logged.join("\n"), @r"
+        a.example.com: requested by container web
+        b.example.com: requested by container api
+        a.example.com: container web no longer requests it; renewed until 2027-01-22T10:00:00Z, unless requested again
+        a.example.com: requested again by container web
+        a.example.com: container web no longer requests it; renewed until 2027-01-22T13:00:00Z, unless requested again
+        a.example.com: no longer renewed: container web was the last to request it, and the grace period has ended; stored files stay; hint: name it in the configuration to keep it
+        a.example.com: requested again by container web
         ");
         let json = serde_json::to_string(&kept).unwrap();
         assert_eq!(serde_json::from_str::<Registry>(&json).unwrap(), kept);
     }
 
     #[test]
-    fn one_set_is_one_certificate_as_long_as_anybody_asks_for_it() {
+    fn registry_shares_a_certificate_between_containers_of_equal_names() {
         let mut kept = Registry::default();
         let asks = [
             ask("web", "a.example.com b.example.com"),
             ask("api", "b.example.com a.example.com"),
         ];
-        assert_eq!(kept.merge(&asks, &nobody(), START, WEEK).len(), 1);
+        assert_eq!(kept.merge(&asks, &none_unseen(), START, WEEK).len(), 1);
         let lineage = Lineage::parse("a.example.com").unwrap();
         assert_eq!(kept.asked()[&lineage].containers.len(), 2);
-        assert!(kept.merge(&asks[1..], &nobody(), START, WEEK).is_empty());
+        assert!(
+            kept.merge(&asks[1..], &none_unseen(), START, WEEK)
+                .is_empty()
+        );
         assert_eq!(renewed(&kept), ["a.example.com"]);
     }
 
     #[test]
-    fn other_names_replace_what_had_the_same_first_one() {
+    fn registry_replaces_names_of_equal_lineage() {
         let mut kept = Registry::default();
-        kept.merge(&[ask("web", "a.example.com")], &nobody(), START, WEEK);
+        kept.merge(&[ask("web", "a.example.com")], &none_unseen(), START, WEEK);
         let wider = [ask("web", "a.example.com www.example.com")];
-        let changes = kept.merge(&wider, &nobody(), START, WEEK);
+        let changes = kept.merge(&wider, &none_unseen(), START, WEEK);
         assert!(
-            matches!(changes.as_slice(), [Change::Instead { .. }]),
+            matches!(changes.as_slice(), [Change::NamesChanged { .. }]),
             "{changes:?}"
         );
         assert_eq!(kept.renewed(), [&wider[0]]);
     }
 
     #[test]
-    fn what_cannot_be_seen_is_not_gone() {
+    fn registry_keeps_request_if_environment_is_unseen() {
         let mut kept = Registry::default();
         let mut web = ask("web", "a.example.com");
         web.said_in = "LETSENCRYPT_HOST".into();
-        kept.merge(&[web], &nobody(), START, WEEK);
+        kept.merge(&[web], &none_unseen(), START, WEEK);
         let unseen = BTreeSet::from(["web".to_owned()]);
         assert!(kept.merge(&[], &unseen, START + WEEK * 3, WEEK).is_empty());
         assert_eq!(renewed(&kept).len(), 1);
-        assert_eq!(kept.merge(&[], &nobody(), START + WEEK * 3, WEEK).len(), 1);
+        assert_eq!(
+            kept.merge(&[], &none_unseen(), START + WEEK * 3, WEEK)
+                .len(),
+            1
+        );
     }
 
     proptest::proptest! {
-        /// However containers come and go, what was asked for within the grace period is
-        /// renewed, no two certificates have one name, and nothing is forgotten.
+        /// However containers start and stop, every request within the grace period is
+        /// renewed, lineages are unique, and no certificate is forgotten.
         #[test]
-        fn what_was_asked_for_within_the_grace_period_is_renewed(
+        fn registry_renews_every_request_within_the_grace_period(
             story in proptest::collection::vec((0_u8..16, 1_u64..200), 1..40)
         ) {
             let all = [
@@ -424,7 +431,7 @@ mod tests {
                 now = now + HOUR * u32::try_from(hours).unwrap();
                 let asks = all.iter().enumerate().filter(|(n, _)| here & (1 << n) != 0);
                 let asks: Vec<Ask> = asks.map(|(_, ask)| ask.clone()).collect();
-                kept.merge(&asks, &nobody(), now, WEEK);
+                kept.merge(&asks, &none_unseen(), now, WEEK);
                 for ask in &asks {
                     last.insert(ask.lineage().unwrap().to_string(), now);
                 }

@@ -7,13 +7,13 @@ use super::registry::Registry;
 
 const FILE: &str = "labels.json";
 
-/// Where it lies in `data_dir`.
+/// The path of the stored registry in `data_dir`.
 pub(crate) fn path(data_dir: &Path) -> PathBuf {
     data_dir.join(FILE)
 }
 
-/// As it was stored at `path`. What cannot be read is told, and asked for again
-/// by the containers that are still there.
+/// Reads the registry stored at `path`. An unreadable one is logged and replaced by an
+/// empty one, which the running containers fill again.
 pub(crate) fn read(path: &Path) -> Registry {
     let read = std::fs::read_to_string(path).map_err(|error| match error.kind() {
         ErrorKind::NotFound => None,
@@ -24,7 +24,7 @@ pub(crate) fn read(path: &Path) -> Registry {
     read.unwrap_or_else(|detail: Option<String>| {
         if let Some(detail) = detail {
             tracing::error!(
-                "{}: {detail}; hint: what containers ask for now is managed; what is gone is not",
+                "{}: {detail}; certificates of removed containers are not renewed; hint: restore it from a backup",
                 path.display()
             );
         }
@@ -32,14 +32,13 @@ pub(crate) fn read(path: &Path) -> Registry {
     })
 }
 
-/// Stores it. Without it the next start would forget which containers are gone; what is
-/// asked for now it would see again.
+/// Stores the registry, so that a restart remembers the containers that are gone.
 pub(crate) fn write(path: &Path, registry: &Registry) {
     let written = serde_json::to_vec_pretty(registry).map_err(std::io::Error::from);
     let written = written.and_then(|json| crate::files::replace(path, 0o600, &json));
     if let Err(error) = written {
         tracing::error!(
-            "{}: {error}; hint: until it can be written, a restart forgets which containers are gone",
+            "{}: {error}; hint: make it writable, or a restart forgets the certificates of removed containers",
             path.display()
         );
     }

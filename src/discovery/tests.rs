@@ -1,5 +1,5 @@
-//! A daemon of a script, under paused time: what is asked of it, when, and what comes
-//! of its misbehaviour.
+//! Discovery against a scripted daemon, under paused time: the requests it makes, their
+//! times, and the effect of errors.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
@@ -10,23 +10,23 @@ use tokio::sync::mpsc;
 use super::labels::read_list;
 use super::*;
 
-/// Lists what it is told to, or fails as it is told to.
+/// A daemon with scripted lists and errors.
 #[derive(Clone, Default)]
 struct Script(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    /// Names of containers and what they ask for.
+    /// The containers' names and `certs.domains`.
     containers: Vec<(&'static str, &'static str)>,
     environments: BTreeMap<&'static str, &'static str>,
-    trouble: Option<Trouble>,
-    events_trouble: Option<Trouble>,
-    environment_trouble: Option<Trouble>,
+    error: Option<DockerError>,
+    events_error: Option<DockerError>,
+    environment_error: Option<DockerError>,
     is_unsafe: bool,
     hangs: bool,
     lists: Vec<Instant>,
     inspections: usize,
-    streams: VecDeque<mpsc::UnboundedSender<Result<bool, Trouble>>>,
+    streams: VecDeque<mpsc::UnboundedSender<Result<bool, DockerError>>>,
 }
 
 impl Script {
@@ -40,42 +40,42 @@ impl Script {
     }
 }
 
-fn unreachable() -> Trouble {
-    Trouble::Unreachable {
+fn unreachable() -> DockerError {
+    DockerError::Unreachable {
         host: "tcp://proxy:2375".into(),
         detail: "refused".into(),
     }
 }
 
-fn refused() -> Trouble {
-    Trouble::Refused {
+fn refused() -> DockerError {
+    DockerError::Refused {
         host: "tcp://proxy:2375".into(),
         path: "/events",
         status: StatusCode::FORBIDDEN,
     }
 }
 
-struct Stream(mpsc::UnboundedReceiver<Result<bool, Trouble>>);
+struct Stream(mpsc::UnboundedReceiver<Result<bool, DockerError>>);
 
 #[async_trait::async_trait]
 impl Events for Stream {
-    async fn next(&mut self) -> Result<bool, Trouble> {
+    async fn next(&mut self) -> Result<bool, DockerError> {
         self.0.recv().await.unwrap_or(Ok(false))
     }
 }
 
 #[async_trait::async_trait]
 impl Daemon for Script {
-    async fn is_safe(&self) -> Result<(), Trouble> {
+    async fn is_safe(&self) -> Result<(), DockerError> {
         match self.state().is_unsafe {
-            true => Err(Trouble::Unfiltered {
+            true => Err(DockerError::Unfiltered {
                 host: String::new(),
             }),
             false => Ok(()),
         }
     }
 
-    async fn list(&self) -> Result<Vec<Container>, Trouble> {
+    async fn list(&self) -> Result<Vec<Container>, DockerError> {
         let hangs = self.state().hangs;
         if hangs {
             sleep(Duration::from_secs(15)).await;
@@ -83,8 +83,8 @@ impl Daemon for Script {
         }
         let mut state = self.state();
         state.lists.push(Instant::now());
-        if let Some(trouble) = &state.trouble {
-            return Err(trouble.clone());
+        if let Some(error) = &state.error {
+            return Err(error.clone());
         }
         let listed = state.containers.iter().map(|(name, domains)| {
             let labels = match *domains {
@@ -97,21 +97,21 @@ impl Daemon for Script {
         Ok(read_list(&serde_json::to_vec(&listed).unwrap()).unwrap())
     }
 
-    async fn environment(&self, id: &str) -> Result<Option<BTreeMap<String, String>>, Trouble> {
+    async fn environment(&self, id: &str) -> Result<Option<BTreeMap<String, String>>, DockerError> {
         let mut state = self.state();
         state.inspections += 1;
-        if let Some(trouble) = &state.environment_trouble {
-            return Err(trouble.clone());
+        if let Some(error) = &state.environment_error {
+            return Err(error.clone());
         }
         let hosts = state.environments.get(id);
         Ok(hosts
             .map(|hosts| BTreeMap::from([("LETSENCRYPT_HOST".to_owned(), (*hosts).to_owned())])))
     }
 
-    async fn events(&self) -> Result<Box<dyn Events>, Trouble> {
+    async fn events(&self) -> Result<Box<dyn Events>, DockerError> {
         let mut state = self.state();
-        if let Some(trouble) = &state.events_trouble {
-            return Err(trouble.clone());
+        if let Some(error) = &state.events_error {
+            return Err(error.clone());
         }
         let (sender, receiver) = mpsc::unbounded_channel();
         state.streams.push_back(sender);
@@ -119,13 +119,13 @@ impl Daemon for Script {
     }
 }
 
-fn follow(script: &Script) -> watch::Receiver<Listing> {
-    let (follower, listings) = Follower::new(Arc::new(script.clone()));
-    tokio::spawn(follower.follow());
+fn discover(script: &Script) -> watch::Receiver<Listing> {
+    let (discovery, listings) = Discovery::new(Arc::new(script.clone()));
+    tokio::spawn(discovery.run());
     listings
 }
 
-/// The names of the next whole list, and how long it took.
+/// The names of the next whole list, and the time until it was published.
 async fn next(listings: &mut watch::Receiver<Listing>) -> (Vec<String>, Duration) {
     let began = Instant::now();
     timeout(Duration::from_secs(3600), listings.changed())
@@ -138,10 +138,10 @@ async fn next(listings: &mut watch::Receiver<Listing>) -> (Vec<String>, Duration
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_container_is_seen_a_moment_after_its_event_and_without_one_within_a_minute() {
+async fn container_is_listed_after_its_event_or_within_a_minute() {
     let script = Script::default();
     script.state().containers.push(("web", "a.example.com"));
-    let mut listings = follow(&script);
+    let mut listings = discover(&script);
     assert_eq!(next(&mut listings).await.0, ["a.example.com"]);
     sleep(Duration::from_secs(10)).await;
     script.state().containers.push(("api", "b.example.com"));
@@ -156,9 +156,9 @@ async fn a_container_is_seen_a_moment_after_its_event_and_without_one_within_a_m
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_thousand_events_are_one_list_a_second() {
+async fn lists_are_limited_to_one_a_second_under_many_events() {
     let script = Script::default();
-    let mut listings = follow(&script);
+    let mut listings = discover(&script);
     next(&mut listings).await;
     for _ in 0..1000 {
         script.event();
@@ -169,23 +169,23 @@ async fn a_thousand_events_are_one_list_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whatever_fails_publishes_nothing_and_is_tried_again_within_a_minute() {
+async fn discovery_publishes_nothing_and_retries_within_a_minute_after_an_error() {
     let script = Script::default();
     script.state().containers.push(("web", "a.example.com"));
-    let mut listings = follow(&script);
+    let mut listings = discover(&script);
     next(&mut listings).await;
-    script.state().trouble = Some(unreachable());
+    script.state().error = Some(unreachable());
     script.state().streams.clear();
     sleep(Duration::from_secs(3600)).await;
     assert!(!listings.has_changed().unwrap());
     let lists = script.state().lists.clone();
-    let pauses = lists.windows(2).map(|two| two[1] - two[0]);
-    let pauses: Vec<u64> = pauses.map(|pause| pause.as_secs()).collect();
-    assert_eq!(pauses[..7], [1, 2, 4, 8, 16, 32, 60], "{pauses:?}");
-    assert!(pauses.iter().all(|pause| *pause <= 60) && lists.len() < 70);
-    script.state().trouble = None;
+    let backoffs = lists.windows(2).map(|two| two[1] - two[0]);
+    let backoffs: Vec<u64> = backoffs.map(|backoff| backoff.as_secs()).collect();
+    assert_eq!(backoffs[..7], [1, 2, 4, 8, 16, 32, 60], "{backoffs:?}");
+    assert!(backoffs.iter().all(|backoff| *backoff <= 60) && lists.len() < 70);
+    script.state().error = None;
     assert_eq!(next(&mut listings).await.0, ["a.example.com"]);
-    // One that hangs is given up by whoever asks, and asked again.
+    // A hanging daemon times out and is retried.
     script.state().hangs = true;
     script.state().streams.clear();
     sleep(Duration::from_secs(600)).await;
@@ -195,10 +195,10 @@ async fn whatever_fails_publishes_nothing_and_is_tried_again_within_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_events_the_list_is_read_once_a_minute() {
+async fn list_is_read_once_a_minute_without_events() {
     let script = Script::default();
-    script.state().events_trouble = Some(refused());
-    let mut listings = follow(&script);
+    script.state().events_error = Some(refused());
+    let mut listings = discover(&script);
     next(&mut listings).await;
     sleep(Duration::from_secs(600)).await;
     script.state().containers.push(("web", "a.example.com"));
@@ -206,28 +206,28 @@ async fn without_events_the_list_is_read_once_a_minute() {
     let (names, took) = next(&mut listings).await;
     assert_eq!(names, ["a.example.com"]);
     assert!(took <= SWEEP + Duration::from_secs(1), "{took:?}");
-    // And heard again when they are there.
-    script.state().events_trouble = None;
+    // Events are used again once they are available.
+    script.state().events_error = None;
     next(&mut listings).await;
     sleep(Duration::from_secs(120)).await;
     assert_eq!(script.state().streams.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_asked_of_an_api_that_nobody_filters() {
+async fn unfiltered_api_is_never_listed() {
     let script = Script::default();
     script.state().is_unsafe = true;
-    let listings = follow(&script);
+    let listings = discover(&script);
     sleep(Duration::from_secs(600)).await;
     assert!(script.state().lists.is_empty() && !listings.has_changed().unwrap());
 }
 
 #[tokio::test(start_paused = true)]
-async fn environments_are_read_once_where_they_may_and_else_are_out_of_sight() {
+async fn environments_are_read_once_or_marked_unseen_if_refused() {
     let script = Script::default();
     script.state().containers = vec![("web", ""), ("api", "b.example.com")];
     script.state().environments.insert("web", "a.example.com");
-    let mut listings = follow(&script);
+    let mut listings = discover(&script);
     assert_eq!(
         next(&mut listings).await.0,
         ["b.example.com", "a.example.com"]
@@ -237,8 +237,8 @@ async fn environments_are_read_once_where_they_may_and_else_are_out_of_sight() {
     assert!(listings.borrow().unseen.is_empty());
     let other = Script::default();
     other.state().containers = vec![("web", ""), ("api", "b.example.com"), ("db", "")];
-    other.state().environment_trouble = Some(refused());
-    let mut listings = follow(&other);
+    other.state().environment_error = Some(refused());
+    let mut listings = discover(&other);
     assert_eq!(next(&mut listings).await.0, ["b.example.com"]);
     let unseen = listings.borrow().unseen.clone();
     assert_eq!(unseen, BTreeSet::from(["db".to_owned(), "web".to_owned()]));

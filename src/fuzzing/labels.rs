@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::NOW;
 use crate::config::{Options, Purpose, Sources};
-use crate::discovery::docker::{Split, is_followed};
+use crate::discovery::docker::{LineBuffer, is_relevant};
 use crate::discovery::labels::{Ask, read_environment, read_list};
 use crate::discovery::registry::Registry;
 
@@ -23,7 +23,7 @@ const ENVIRONMENT: [(&str, &str); 6] = [
 /// Granted requests are allowed, bounded and distinct, and refusals have no control
 /// characters.
 pub fn labels(input: &[u8]) {
-    let mut lines = Split::default();
+    let mut lines = LineBuffer::default();
     lines.put(input);
     let (mut asks, mut problems) = (Vec::new(), Vec::new());
     let mut containers = Vec::new();
@@ -32,7 +32,7 @@ pub fn labels(input: &[u8]) {
         assert!(!line.contains(&b'\n'));
         kept += line.len() + 1;
         // Each line is read as each of the three.
-        let _ = is_followed(&line);
+        let _ = is_relevant(&line);
         containers.extend(read_list(&line).unwrap_or_default());
         let variables = read_environment(&line).unwrap_or_default();
         for container in &containers {

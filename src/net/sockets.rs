@@ -1,23 +1,22 @@
-//! Which process listens where on this machine, as far as /proc shows it to us: only the
-//! processes of our own user, unless we are root.
+//! The listening sockets of this machine's processes, read from /proc. Without root only
+//! the processes of our own user are visible.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
-/// How many connections may wait until a listener takes them: as many as the
-/// system allows by default, which cuts what is more. Where a burst fills the
-/// queue, the next peer is not heard before it asks again a second later.
+/// Connections that may wait to be accepted: the kernel's default maximum
+/// (`net.core.somaxconn`). If a burst fills the queue, TCP retries after a second.
 pub(crate) const BACKLOG: u32 = 4096;
 
-/// A socket that listens.
+/// A listening socket.
 struct Listening {
     address: SocketAddr,
-    /// `socket:[INODE]`, as a process's descriptor links to it.
+    /// `socket:[INODE]`, the link target in /proc/PID/fd.
     link: String,
 }
 
-/// The program and process that listen on `port`.
+/// The program name and process id of the listener on `port`.
 #[must_use]
 pub(crate) fn owner_of(port: u16) -> Option<(String, u32)> {
     let mut listening = table(Path::new("/proc/self/net"));
@@ -27,8 +26,8 @@ pub(crate) fn owner_of(port: u16) -> Option<(String, u32)> {
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        let held = descriptors(pid).unwrap_or_default();
-        if listening.iter().any(|socket| held.contains(&socket.link)) {
+        let open = descriptors(pid).unwrap_or_default();
+        if listening.iter().any(|socket| open.contains(&socket.link)) {
             let program = std::fs::read_to_string(process.path().join("comm")).ok()?;
             return Some((program.trim().to_owned(), pid));
         }
@@ -36,18 +35,18 @@ pub(crate) fn owner_of(port: u16) -> Option<(String, u32)> {
     None
 }
 
-/// The addresses on which process `pid` can be reached from here; `None` when
-/// that is not to be seen, or it lives in another network namespace.
+/// The addresses on which process `pid` can be reached from here; `None` if
+/// its sockets are not visible or it runs in another network namespace.
 #[must_use]
 pub(crate) fn listened_on_by(pid: u32) -> Option<Vec<SocketAddr>> {
-    let namespace = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/net")).ok();
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
     if namespace(&pid.to_string())? != namespace("self")? {
         return None;
     }
-    let held = descriptors(pid)?;
+    let open = descriptors(pid)?;
     let found: BTreeSet<SocketAddr> = table(Path::new("/proc/self/net"))
         .into_iter()
-        .filter(|socket| held.contains(&socket.link))
+        .filter(|socket| open.contains(&socket.link))
         .map(|socket| reachable(socket.address))
         .collect();
     Some(found.into_iter().collect())
@@ -62,7 +61,7 @@ fn descriptors(pid: u32) -> Option<BTreeSet<String>> {
     Some(links.filter(|link| link.starts_with("socket:")).collect())
 }
 
-/// A socket that listens everywhere is reached through the loopback.
+/// A socket bound to the unspecified address is reached through the loopback.
 fn reachable(address: SocketAddr) -> SocketAddr {
     match address.ip() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => (Ipv4Addr::LOCALHOST, address.port()).into(),
@@ -79,7 +78,7 @@ fn table(directory: &Path) -> Vec<Listening> {
         .collect()
 }
 
-/// Reads a line of /proc/net/tcp; `None` when it is no listener.
+/// Parses a line of /proc/net/tcp; `None` if the socket is not listening.
 fn listening(line: &str) -> Option<Listening> {
     const LISTEN: &str = "0A";
     let fields: Vec<&str> = line.split_whitespace().collect();
@@ -119,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_our_own_listeners_and_what_reaches_them() {
+    fn listeners_of_own_process_are_found_with_reachable_addresses() {
         let one = TcpListener::bind("127.0.0.1:0").unwrap();
         let any = TcpListener::bind("0.0.0.0:0").unwrap();
         let found = listened_on_by(std::process::id()).unwrap();
@@ -134,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_both_families_and_listeners_only() {
+    fn table_parses_both_families_and_skips_connections() {
         let line = |local: &str, state: &str| {
             format!(
                 "0: {local} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000 0 0 4711 1"

@@ -1,5 +1,5 @@
-//! The service manager: sockets that it opened for us (`sd_listen_fds(3)`), so that
-//! ports below 1024 need no privilege of our own, and what it is told.
+//! The service manager: socket activation (`sd_listen_fds(3)`), so that ports below
+//! 1024 need no privilege, and notifications (`sd_notify(3)`).
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -8,25 +8,25 @@ use sd_notify::NotifyState;
 
 use crate::failure::Failure;
 
-/// The sockets for HTTP-01: those of port 80, and those that the unit calls
-/// `http` (`FileDescriptorName=`). The others are closed.
+/// The passed sockets for HTTP-01: those on port 80, and those named `http`
+/// (`FileDescriptorName=`). All other passed sockets are closed.
 pub(crate) fn listeners(
     environment: &BTreeMap<String, String>,
 ) -> Result<Vec<TcpListener>, Failure> {
     if !environment.contains_key("LISTEN_FDS") {
         return Ok(Vec::new());
     }
-    let mut handed = listenfd::ListenFd::from_env();
+    let mut passed = listenfd::ListenFd::from_env();
     let names = environment.get("LISTEN_FDNAMES");
     let names: Vec<&str> = names
         .map(|names| names.split(':').collect())
         .unwrap_or_default();
     let mut sockets = Vec::new();
-    for index in 0..handed.len() {
-        let socket = handed.take_tcp_listener(index).map_err(|error| {
+    for index in 0..passed.len() {
+        let socket = passed.take_tcp_listener(index).map_err(|error| {
             Failure::usage(
-                format!("the socket {index} that was handed over: {error}"),
-                "let the unit hand over stream sockets only (ListenStream=)",
+                format!("invalid socket {index} from the service manager: {error}"),
+                "pass stream sockets only: ListenStream= in the socket unit",
             )
         })?;
         let Some(socket) = socket else { continue };
@@ -38,9 +38,9 @@ pub(crate) fn listeners(
     Ok(sockets)
 }
 
-/// Tells it the state of this process.
+/// Notifies the service manager of this process's state.
 pub(crate) fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!("the service manager cannot be told: {error}");
+        tracing::debug!("cannot notify the service manager: {error}");
     }
 }

@@ -1,6 +1,6 @@
-//! Capabilities. What was bound stays bound, servers are told by the process
-//! apart: nothing is left but files that belong to another user, and which of
-//! the four capabilities they ask for is tried out, not guessed.
+//! Capabilities: all are dropped except those for files of other users. Sockets are
+//! already bound, and the helper process reloads servers. Which of the four file
+//! capabilities are needed is tried out, not guessed.
 
 use std::path::{Path, PathBuf};
 
@@ -15,29 +15,29 @@ use super::paths::{Paths, specs};
 use crate::config::Settings;
 use crate::deploy::owner;
 
-/// Keeps what `settings` and `paths` need of what there is, and says why.
+/// Keeps only the capabilities that `settings` and `paths` need, and logs why.
 pub(super) fn drop_all_but_needed(settings: &Settings, paths: &Paths) {
     let dropped = capabilities(None).and_then(|held| {
         let kept = needed(held, settings, paths)?;
         keep(kept & held.permitted)
     });
     if let Err(error) = dropped {
-        tracing::warn!("capabilities are not given up: {error}");
+        tracing::warn!("cannot drop capabilities: {error}");
     }
 }
 
 fn needed(held: CapabilitySets, settings: &Settings, paths: &Paths) -> io::Result<CapabilitySet> {
     let mut kept = CapabilitySet::empty();
-    if is_given_away(settings, paths) {
-        let why = "what is written for the proxy belongs to another user or group";
+    if needs_chown(settings, paths) {
+        let why = "files for the proxy belong to another user or group";
         let give = CapabilitySet::CHOWN | CapabilitySet::FSETID;
-        // What belongs to another user already is changed by name of its owner.
+        // A file that already belongs to another user needs both to be changed.
         let touch = CapabilitySet::FOWNER | CapabilitySet::DAC_OVERRIDE;
         kept |= give;
-        if is_another(settings.output.owner.as_deref()) || any_is_given_away(settings) {
+        if is_other_user(settings.output.owner.as_deref()) || any_copy_needs_chown(settings) {
             kept |= touch;
         }
-        tell(held, kept, why);
+        log(held, kept, why);
     }
     let beyond = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
     if !held.effective.intersects(beyond) {
@@ -46,18 +46,18 @@ fn needed(held: CapabilitySets, settings: &Settings, paths: &Paths) -> io::Resul
     let mut without = held;
     without.effective -= beyond;
     set_capabilities(None, without)?;
-    if let Some(path) = first_closed(paths).or_else(|| first_unreachable(paths)) {
-        tell(held, CapabilitySet::DAC_OVERRIDE, &path);
+    if let Some(path) = first_unwritable(paths).or_else(|| first_denied_socket(paths)) {
+        log(held, CapabilitySet::DAC_OVERRIDE, &path);
         kept |= CapabilitySet::DAC_OVERRIDE;
     } else if let Some(path) = first_unreadable(paths) {
-        tell(held, CapabilitySet::DAC_READ_SEARCH, &path);
+        log(held, CapabilitySet::DAC_READ_SEARCH, &path);
         kept |= CapabilitySet::DAC_READ_SEARCH;
     }
     set_capabilities(None, held)?;
     Ok(kept)
 }
 
-fn tell(held: CapabilitySets, kept: CapabilitySet, why: &str) {
+fn log(held: CapabilitySets, kept: CapabilitySet, why: &str) {
     let kept = kept & held.permitted;
     if !kept.is_empty() {
         let names: Vec<_> = kept.iter_names().map(|(name, _)| name).collect();
@@ -65,7 +65,7 @@ fn tell(held: CapabilitySets, kept: CapabilitySet, why: &str) {
     }
 }
 
-/// Down to `kept`; the bounding set first, which takes a capability of its own.
+/// Drops all but `kept`; the bounding set first, since that needs CAP_SETPCAP.
 fn keep(kept: CapabilitySet) -> io::Result<()> {
     let bounds = |capability| matches!(capability_is_in_bounding_set(capability), Ok(true));
     for capability in (CapabilitySet::all() - kept)
@@ -73,7 +73,7 @@ fn keep(kept: CapabilitySet) -> io::Result<()> {
         .filter(|one| bounds(*one))
     {
         match remove_capability_from_bounding_set(capability) {
-            // Nothing can be gained from it: new privileges are given up.
+            // Harmless: no_new_privs is set, so the bounding set grants nothing.
             Err(Errno::PERM) => break,
             removed => removed?,
         }
@@ -87,17 +87,17 @@ fn keep(kept: CapabilitySet) -> io::Result<()> {
     set_capabilities(None, sets)
 }
 
-fn is_given_away(settings: &Settings, paths: &Paths) -> bool {
+fn needs_chown(settings: &Settings, paths: &Paths) -> bool {
     use std::os::unix::fs::MetadataExt;
     let (owner, group) = (&settings.output.owner, &settings.output.group);
-    // A directory that hands its group on keeps that mark only for its members.
+    // A setgid directory keeps its bit only if its owner is in the group.
     let foreign = std::fs::metadata(&paths.output)
         .is_ok_and(|output| output.gid() != rustix::process::getegid().as_raw());
-    is_another(owner.as_deref()) || group.is_some() || foreign || any_is_given_away(settings)
+    is_other_user(owner.as_deref()) || group.is_some() || foreign || any_copy_needs_chown(settings)
 }
 
-/// Whether a copy is for another user, or one that is there is and stays so.
-fn any_is_given_away(settings: &Settings) -> bool {
+/// Whether a copy must get, or an existing one keeps, another owner.
+fn any_copy_needs_chown(settings: &Settings) -> bool {
     use std::os::unix::fs::MetadataExt;
     let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
     let foreign = |file: PathBuf| {
@@ -107,13 +107,13 @@ fn any_is_given_away(settings: &Settings) -> bool {
     specs(settings).any(|spec| spec.changes_owner() || spec.servers_file().is_some_and(foreign))
 }
 
-fn is_another(user: Option<&str>) -> bool {
+fn is_other_user(user: Option<&str>) -> bool {
     let number = user.and_then(|user| owner::user(user).ok());
     number.is_some_and(|number| number != rustix::process::geteuid().as_raw())
 }
 
-/// The first place that its owner or mode keeps from being written to.
-fn first_closed(paths: &Paths) -> Option<String> {
+/// The first path that its owner or mode makes unwritable.
+fn first_unwritable(paths: &Paths) -> Option<String> {
     let written = paths.written.iter();
     written
         .filter(|directory| **directory != paths.output && **directory != paths.data)
@@ -123,9 +123,9 @@ fn first_closed(paths: &Paths) -> Option<String> {
         })
         .find(|directory| is_denied(directory, WRITE))
         .map(|path| path.display().to_string())
-        .or_else(|| closed_below(&paths.output, &paths.output, Access::READ_OK))
+        .or_else(|| unwritable_below(&paths.output, &paths.output, Access::READ_OK))
         .or_else(|| {
-            closed_below(
+            unwritable_below(
                 &paths.data,
                 &paths.output,
                 Access::READ_OK | Access::WRITE_OK,
@@ -137,9 +137,9 @@ const WRITE: Access = Access::READ_OK
     .union(Access::WRITE_OK)
     .union(Access::EXEC_OK);
 
-/// The first directory from `root` downward that cannot be written to, or file
-/// that does not bear `file`. What is below `other` is another's matter.
-fn closed_below(root: &Path, other: &Path, file: Access) -> Option<String> {
+/// The first directory from `root` downward that is not writable, or file that
+/// does not grant `file`. Skips everything below `excluded`.
+fn unwritable_below(root: &Path, excluded: &Path, file: Access) -> Option<String> {
     let mut open = vec![root.to_owned()];
     while let Some(directory) = open.pop() {
         if is_denied(&directory, WRITE) {
@@ -152,7 +152,7 @@ fn closed_below(root: &Path, other: &Path, file: Access) -> Option<String> {
         {
             let path = entry.path();
             match entry.file_type() {
-                Ok(kind) if kind.is_dir() && path != other => open.push(path),
+                Ok(kind) if kind.is_dir() && path != excluded => open.push(path),
                 Ok(kind) if kind.is_file() && is_denied(&path, file) => {
                     return Some(path.display().to_string());
                 }
@@ -169,8 +169,8 @@ fn first_unreadable(paths: &Paths) -> Option<String> {
     found.map(|file| file.display().to_string())
 }
 
-/// The first socket that its owner or mode keeps from being connected to.
-fn first_unreachable(paths: &Paths) -> Option<String> {
+/// The first socket that its owner or mode denies connections to.
+fn first_denied_socket(paths: &Paths) -> Option<String> {
     let mut sockets = paths.sockets.iter();
     let found = sockets.find(|socket| is_denied(socket, Access::WRITE_OK));
     found.map(|socket| socket.display().to_string())
@@ -201,14 +201,14 @@ mod tests {
             .unwrap()
     }
 
-    /// What is left in a thread of its own, after `prepare` has seen the data
-    /// directory.
+    /// The capabilities left in a thread of its own, after `prepare` has changed the
+    /// data directory.
     fn left(
         more: &str,
         prepare: impl FnOnce(&Path) -> Vec<std::path::PathBuf>,
     ) -> Option<CapabilitySet> {
         if !rustix::process::geteuid().is_root() {
-            eprintln!("SKIPPED: capabilities: only root has them to give up");
+            eprintln!("SKIPPED: capabilities: only root has them to drop");
             return None;
         }
         let directory = tempfile::tempdir().unwrap();
@@ -243,29 +243,29 @@ mod tests {
     }
 
     #[test]
-    fn root_among_its_own_files_keeps_nothing() {
+    fn capabilities_are_all_dropped_if_files_belong_to_root() {
         if let Some(left) = left("", |_| Vec::new()) {
             assert_eq!(left, CapabilitySet::empty());
         }
     }
 
     #[test]
-    fn what_is_another_users_takes_a_capability_each() {
-        let of_nobody = |path: &Path, mode| {
+    fn capabilities_are_kept_for_files_of_another_user() {
+        let owned_by_nobody = |path: &Path, mode| {
             std::fs::create_dir_all(path).unwrap();
             chown(path, Some(NOBODY), None).unwrap();
             std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
         };
         let records = left("", |directory| {
-            of_nobody(&directory.join("data/records"), 0o700);
+            owned_by_nobody(&directory.join("data/records"), 0o700);
             Vec::new()
         });
         let open = left("", |directory| {
-            of_nobody(&directory.join("data/records"), 0o777);
+            owned_by_nobody(&directory.join("data/records"), 0o777);
             Vec::new()
         });
         let secret = left("", |directory| {
-            of_nobody(&directory.join("secrets"), 0o700);
+            owned_by_nobody(&directory.join("secrets"), 0o700);
             let file = directory.join("secrets/hmac");
             std::fs::write(&file, "").unwrap();
             vec![file]

@@ -1,8 +1,7 @@
-//! The helper process: the same program, started before anything is given up, which
-//! reloads the servers that the confined process may not reload. It has no keys, no
-//! network and no configuration, and ends with the socket to its parent. It is two
-//! processes: one serves requests, and one restarts it after its death, which the
-//! confined process may not do.
+//! The helper process: the same program, started before the sandbox, which reloads the
+//! servers that the sandboxed process may not reload. It has no keys, no network and no
+//! configuration, and ends when its parent closes the socket. It consists of two
+//! processes: one serves requests; the other restarts the first after a crash.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,21 +17,21 @@ use crate::deploy::helper::{self, Helper, restart};
 use crate::deploy::target::DeployTarget;
 use crate::failure::Failure;
 
-/// Starts it, or says why this process goes on as it is. `programs` are those
-/// of the user's own that it may run, and no other.
+/// Starts the helper process, or logs why this process runs without a sandbox.
+/// `programs` are the only programs that the helper process may run.
 pub(super) fn start(
     environment: &BTreeMap<String, String>,
     settings: &Settings,
     programs: &[DeployTarget],
 ) -> Option<Arc<Helper>> {
     if !settings.harden {
-        tracing::warn!("nothing is given up: harden is off");
+        tracing::warn!("no sandbox: harden is off");
         return None;
     }
     match spawn(environment, programs) {
         Ok(helper) => Some(helper),
         Err(error) => {
-            tracing::warn!("nothing is given up: the helper process: {error}");
+            tracing::warn!("no sandbox: cannot start the helper process: {error}");
             None
         }
     }
@@ -45,7 +44,7 @@ fn spawn(
     let (near, distant) = UnixStream::pair()?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0("certs").arg("helper");
-    // Our own variables, secrets among them, are none of nginx's business.
+    // A server's programs must not see our variables, secrets among them.
     for name in environment.keys() {
         let ours = ["CERTS_", "LISTEN_", "NOTIFY_", "WATCHDOG_"];
         if ours.iter().any(|prefix| name.starts_with(prefix)) {
@@ -57,10 +56,10 @@ fn spawn(
     Helper::new(near, programs)
 }
 
-/// `certs helper`: starts the process that serves, and again after its death, until the
-/// parent has ended.
+/// `certs helper`: starts the serving process and restarts it after a crash, until the
+/// parent ends.
 pub(crate) async fn keep() -> Result<(), Failure> {
-    let (stream, _heard) = inherited()?;
+    let (stream, _signals) = inherited()?;
     let kept = restart::keep_running(stream, |stream| {
         let mut command = tokio::process::Command::new("/proc/self/exe");
         command.arg0("certs").args(["helper", "--serve"]);
@@ -72,14 +71,14 @@ pub(crate) async fn keep() -> Result<(), Failure> {
 
 /// `certs helper --serve`: serves the parent's requests.
 pub(crate) async fn serve() -> Result<(), Failure> {
-    let (stream, _heard) = inherited()?;
+    let (stream, _signals) = inherited()?;
     helper::serve(stream).await.map_err(|error| usage(&error))
 }
 
 fn usage(error: &std::io::Error) -> Failure {
     Failure::usage(
         format!("certs helper: {error}"),
-        "it is started by certs run alone",
+        "do not run it by hand: certs run starts it",
     )
 }
 
@@ -89,13 +88,13 @@ fn inherited() -> Result<(UnixStream, Vec<Signal>), Failure> {
     let stdin = std::io::stdin().as_fd().try_clone_to_owned();
     let stream = UnixStream::from(stdin.map_err(usage)?);
     stream.peer_addr().map_err(usage)?;
-    // Those that are sent to all of a service, or of a terminal, are for the
-    // parent: it may have something left to be done.
+    // Signals to a whole service or terminal are for the parent, which may still
+    // need this process.
     let ends = [
         SignalKind::terminate(),
         SignalKind::interrupt(),
         SignalKind::hangup(),
     ];
-    let heard: Result<Vec<_>, _> = ends.into_iter().map(signal).collect();
-    Ok((stream, heard.map_err(usage)?))
+    let signals: Result<Vec<_>, _> = ends.into_iter().map(signal).collect();
+    Ok((stream, signals.map_err(usage)?))
 }

@@ -1,6 +1,6 @@
-//! Landlock: files outside the paths that were configured, and new TCP
-//! listeners. Connections are free: a CA may name any URL, and a proof goes to
-//! wherever a server listens. See landlock(7).
+//! Landlock (landlock(7)): denies files outside the configured paths, and new TCP
+//! listeners. Outgoing connections stay allowed: a CA may name any URL, and
+//! verification connects to wherever a server listens.
 
 use std::path::PathBuf;
 
@@ -12,15 +12,15 @@ use landlock::{
 
 use super::paths::Paths;
 
-/// The newest whose meaning is known here; an older kernel does what it can.
+/// The newest ABI used; an older kernel enforces the part it supports.
 const KNOWN: ABI = ABI::V7;
 const DEVICES: [&str; 3] = ["/dev/null", "/dev/urandom", "/dev/random"];
 
-/// Whether this thread, and all that it starts, now keep to `paths`.
-/// `abstractly`: sockets without a file are needed as well.
+/// Restricts this thread and its children to `paths`; whether the kernel enforces it.
+/// `abstractly` also allows abstract Unix sockets.
 pub(super) fn enter(paths: &Paths, abstractly: bool) -> bool {
     match restrict(paths, abstractly) {
-        Ok(status) => tell(&status, paths),
+        Ok(status) => log(&status, paths),
         Err(error) => {
             tracing::warn!("files and ports are not restricted: Landlock: {error}");
             false
@@ -47,8 +47,7 @@ fn restrict(paths: &Paths, abstractly: bool) -> Result<RestrictionStatus, Rulese
         .restrict_self()
 }
 
-/// Files, directories, links and sockets; nothing there is a program or a
-/// device.
+/// All rights except on programs and devices.
 fn written() -> BitFlags<AccessFs> {
     let never = AccessFs::Execute
         | AccessFs::MakeChar
@@ -58,16 +57,16 @@ fn written() -> BitFlags<AccessFs> {
     AccessFs::from_all(KNOWN) & !never
 }
 
-fn tell(status: &RestrictionStatus, paths: &Paths) -> bool {
+fn log(status: &RestrictionStatus, paths: &Paths) -> bool {
     let version = match status.landlock {
         LandlockStatus::Available { effective_abi, .. } => effective_abi,
         LandlockStatus::NotEnabled => {
-            tracing::info!("files and ports are not restricted: Landlock is switched off");
+            tracing::info!("files and ports are not restricted: Landlock is disabled");
             return false;
         }
         LandlockStatus::NotImplemented => {
             tracing::info!(
-                "files and ports are not restricted: this kernel has no Landlock, or what started this process refuses it"
+                "files and ports are not restricted: no Landlock in this kernel, or the container runtime denies it"
             );
             return false;
         }
@@ -80,7 +79,7 @@ fn tell(status: &RestrictionStatus, paths: &Paths) -> bool {
         shown.join(", ")
     };
     tracing::debug!(
-        "within reach: to write {}; to read {}",
+        "allowed paths: write {}; read {}",
         shown(paths.written.iter().collect()),
         shown(paths.read.iter().collect())
     );
@@ -125,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_configured_is_out_of_reach() {
+    fn landlock_denies_paths_outside_the_configuration() {
         let directory = tempfile::tempdir().unwrap();
         let paths = paths(directory.path());
         let [outside, inside] = ["secret", "read/root.pem"].map(|name| directory.path().join(name));
@@ -134,26 +133,25 @@ mod tests {
         let denied = |done: std::io::Result<()>| {
             assert_eq!(done.unwrap_err().kind(), ErrorKind::PermissionDenied);
         };
-        // A domain is a thread's own.
+        // Landlock restricts one thread.
         let thread = std::thread::spawn(move || {
             rustix::thread::set_no_new_privs(true).unwrap();
             let status = restrict(&paths, false).unwrap();
             let LandlockStatus::Available { effective_abi, .. } = status.landlock else {
                 assert!(!enter(&paths, false));
-                eprintln!("SKIPPED: files out of reach: this kernel has no Landlock");
+                eprintln!("SKIPPED: denied files: this kernel has no Landlock");
                 return;
             };
             denied(std::fs::read(&outside).map(drop));
             denied(std::fs::write(&outside, "ours"));
             denied(std::fs::write(&inside, "ours"));
             std::fs::write(paths.data.join("key"), "key").unwrap();
-            let carried_out =
-                std::fs::rename(paths.data.join("key"), outside.with_extension("new"));
-            // Before there was a right for it, it was refused as another device.
+            let moved = std::fs::rename(paths.data.join("key"), outside.with_extension("new"));
+            // ABI 1 has no right for it and reports EXDEV.
             if effective_abi > ABI::V1 {
-                denied(carried_out);
+                denied(moved);
             } else {
-                assert!(carried_out.is_err());
+                assert!(moved.is_err());
             }
             denied(std::fs::remove_file(&outside));
             assert_eq!(std::fs::read(&inside).unwrap(), b"root");

@@ -1,5 +1,5 @@
-//! Which files a sidecar touches: what it writes and what it reads, out of its
-//! settings, and what the system's resolver reads beside it.
+//! The files that a sidecar needs: those that its settings name, for writing and
+//! reading, and those that the system's resolver reads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -8,9 +8,9 @@ use crate::config::Settings;
 use crate::deploy::docker::Api;
 use crate::deploy::target::DeployTarget;
 
-/// Read by the resolver (its modules are loaded when a name is first looked
-/// up), for time zones, and for users' names. Whole directories: their files
-/// are replaced while we run.
+/// Read by the resolver (it loads modules at the first look-up), for time zones
+/// and for user names. Whole directories, because their files may be replaced
+/// while we run.
 const SYSTEM: [&str; 14] = [
     "/etc",
     "/usr",
@@ -28,7 +28,7 @@ const SYSTEM: [&str; 14] = [
     "/sys/devices/system/cpu",
 ];
 
-/// What this process was started with.
+/// The environment and configuration files of this process.
 pub(crate) struct Surroundings<'a> {
     /// Its environment.
     pub(crate) environment: &'a BTreeMap<String, String>,
@@ -36,18 +36,18 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) files: Vec<PathBuf>,
 }
 
-/// Directories, each with all below it.
+/// Accessible directories, each with everything below it.
 #[derive(Clone, Debug)]
 pub(super) struct Paths {
     pub(super) written: BTreeSet<PathBuf>,
     pub(super) read: BTreeSet<PathBuf>,
     /// Of `written`: the private state.
     pub(super) data: PathBuf,
-    /// Of `written`: what is shared with a proxy.
+    /// Of `written`: the directory shared with a proxy.
     pub(super) output: PathBuf,
-    /// Files that are named, to be read again at any time.
+    /// Named files, which may be read again at any time.
     pub(super) files: BTreeSet<PathBuf>,
-    /// Sockets that are connected to.
+    /// Sockets to connect to.
     pub(super) sockets: BTreeSet<PathBuf>,
 }
 
@@ -61,20 +61,20 @@ impl Paths {
         read.extend(resolver.parent().map(Path::to_owned));
         let libraries = environment.get("LD_LIBRARY_PATH");
         read.extend(libraries.into_iter().flat_map(std::env::split_paths));
-        // The directory, since a file is replaced by another of its name.
+        // The directory, because the file may be replaced by rename.
         for file in files.iter().flat_map(|file| [file.clone(), real(file)]) {
             read.extend(file.parent().map(Path::to_owned));
         }
-        // Where a configuration may appear that was not there at the start.
+        // A configuration file may appear after the start.
         read.extend(settings.file.is_none().then(|| real(Path::new("."))));
-        // No setting names it, and it is as good as no restriction.
+        // The root directory would lift the restriction.
         read.retain(|directory| directory.components().count() > 1);
         let (data, output) = (real(&settings.data_dir), real(&settings.output.directory));
         let answers = answers(settings).map(real);
         let named = [data.clone(), output.clone()].into_iter();
         let named = named.chain(answers);
-        let mut written: BTreeSet<_> = named.filter_map(|path| made_or_to_be_made(&path)).collect();
-        written.extend(written_beside(settings));
+        let mut written: BTreeSet<_> = named.filter_map(|path| existing_or_parent(&path)).collect();
+        written.extend(copy_directories(settings));
         for directory in [&data, &output] {
             written.extend(linked_from(directory));
         }
@@ -86,7 +86,7 @@ impl Paths {
             files,
             sockets: specs(settings)
                 .filter_map(|spec| spec.rights().connects_to)
-                .chain(followed(settings))
+                .chain(docker_socket(settings))
                 .collect(),
         }
     }
@@ -100,7 +100,7 @@ impl Paths {
     }
 }
 
-/// What is not there is not out of reach: the code that needs it says what is wrong.
+/// A missing path counts as within: the code that needs it reports the error.
 fn within(directories: &BTreeSet<PathBuf>, path: &Path) -> bool {
     let Ok(path) = std::fs::canonicalize(path) else {
         return true;
@@ -109,25 +109,25 @@ fn within(directories: &BTreeSet<PathBuf>, path: &Path) -> bool {
         .any(|directory| directories.contains(directory))
 }
 
-/// Whom to tell, with each certificate's own name in its paths; also whom a
-/// certificate may name that a container asks for later.
+/// All deploy targets, with each certificate's name in their paths, including those
+/// that a container's label may name later.
 pub(super) fn specs(settings: &Settings) -> impl Iterator<Item = DeployTarget> {
     let docker = settings.docker.iter();
-    let may_come = docker.flat_map(|docker| docker.deploy.iter().cloned());
+    let from_labels = docker.flat_map(|docker| docker.deploy.iter().cloned());
     let certificates = settings.certificates.iter().flat_map(|one| {
         let specs = one.deploy.iter();
         specs.map(|spec| spec.for_lineage(&one.lineage))
     });
-    certificates.chain(may_come.filter(|spec| !spec.has_directory_for_each()))
+    certificates.chain(from_labels.filter(|spec| !spec.has_directory_for_each()))
 }
 
-/// The socket of Docker's API, where labels are followed.
-fn followed(settings: &Settings) -> Option<PathBuf> {
+/// The socket of Docker's API, if labels are read.
+fn docker_socket(settings: &Settings) -> Option<PathBuf> {
     let api = Api::at(&settings.docker.as_ref()?.host).ok()?;
     api.socket().map(Path::to_owned)
 }
 
-/// Where answers to challenges are written.
+/// The directories for challenge answers.
 fn answers(settings: &Settings) -> impl Iterator<Item = &Path> {
     let certificates = settings.certificates.iter().map(|one| &one.challenge);
     let all = certificates.chain([&settings.challenge]);
@@ -150,8 +150,8 @@ fn files(environment: &BTreeMap<String, String>, settings: &Settings) -> BTreeSe
         .collect()
 }
 
-/// What links directly below `directory` lead to: part of the state may stand
-/// on another disk.
+/// The targets of links directly below `directory`: part of the state may be on
+/// another disk.
 fn linked_from(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     entries
@@ -161,9 +161,9 @@ fn linked_from(directory: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The directory, or the one that it will be made in. What lies further away is
-/// too much to reach for.
-fn made_or_to_be_made(directory: &Path) -> Option<PathBuf> {
+/// The directory, or its parent if it must be created. A more distant ancestor
+/// would allow too much.
+fn existing_or_parent(directory: &Path) -> Option<PathBuf> {
     if directory.is_dir() {
         return Some(directory.to_owned());
     }
@@ -171,42 +171,42 @@ fn made_or_to_be_made(directory: &Path) -> Option<PathBuf> {
     let found = parent.filter(|parent| parent.is_dir() && parent.parent().is_some());
     if found.is_none() {
         tracing::warn!(
-            "{} does not exist, and stays out of reach; hint: make it and restart certs run",
+            "{} does not exist and is outside the sandbox; hint: create it and restart certs run",
             directory.display()
         );
     }
     found.map(Path::to_owned)
 }
 
-/// What is written for consumers beside the output, and nothing around it.
-fn written_beside(settings: &Settings) -> BTreeSet<PathBuf> {
+/// The directories of the deploy targets' copies, without their parents.
+fn copy_directories(settings: &Settings) -> BTreeSet<PathBuf> {
     let directories = specs(settings).filter_map(|spec| Some(real(&spec.writes_in()?)));
     directories
-        .filter(|directory| is_there(directory))
+        .filter(|directory| directory_exists(directory))
         .collect()
 }
 
-/// A directory that only its owner makes: what it would be made in is too much
-/// to reach for, and so is the root of all.
-fn is_there(directory: &Path) -> bool {
+/// Whether an operator's directory exists. Its parent and the root directory
+/// would allow too much.
+fn directory_exists(directory: &Path) -> bool {
     let there = directory.is_dir() && directory.components().count() > 1;
     if !there {
         tracing::warn!(
-            "{} does not exist, and stays out of reach; hint: make it and restart certs run",
+            "{} does not exist and is outside the sandbox; hint: create it and restart certs run",
             directory.display()
         );
     }
     there
 }
 
-/// What is there of the way to `directory`.
+/// The nearest ancestor of `directory` that exists.
 fn existing(directory: &Path) -> PathBuf {
     let mut ancestors = directory.ancestors();
     let found = ancestors.find(|ancestor| ancestor.is_dir());
     found.unwrap_or(directory).to_owned()
 }
 
-/// Without links, as far as it exists.
+/// `path` with links resolved as far as it exists.
 fn real(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or(path.to_owned());
     let there = existing(&absolute);
@@ -222,18 +222,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_opens_its_parent_and_never_more() {
+    fn missing_directory_allows_its_parent_only() {
         let directory = tempfile::tempdir().unwrap();
         let root = std::fs::canonicalize(directory.path()).unwrap();
         for (name, wanted) in [("", Some(&root)), ("a", Some(&root)), ("a/b", None)] {
-            let found = made_or_to_be_made(&real(&root.join(name)));
+            let found = existing_or_parent(&real(&root.join(name)));
             assert_eq!(found.as_ref(), wanted, "{name}");
         }
-        assert_eq!(made_or_to_be_made(Path::new("/absent")), None);
+        assert_eq!(existing_or_parent(Path::new("/absent")), None);
     }
 
     #[test]
-    fn of_what_is_written_beside_the_output_nothing_around_it_is_opened() {
+    fn copy_directories_are_allowed_without_their_parents() {
         use crate::config::{Options, Purpose, Sources};
         let directory = tempfile::tempdir().unwrap();
         let root = std::fs::canonicalize(directory.path()).unwrap();
@@ -256,16 +256,16 @@ mod tests {
         options.config(file.to_str());
         let settings = Sources::read(&options, &[].into()).settings(&Purpose::All);
         let settings = settings.unwrap();
-        assert_eq!(written_beside(&settings), BTreeSet::from(each.clone()));
-        // What is ours alone is made before anything is given up.
+        assert_eq!(copy_directories(&settings), BTreeSet::from(each.clone()));
+        // Directories of our own are created before the sandbox.
         specs(&settings).for_each(|spec| spec.prepare());
         let [one, other] = each;
         let wanted = BTreeSet::from([one, other, root.join("java")]);
-        assert_eq!(written_beside(&settings), wanted);
+        assert_eq!(copy_directories(&settings), wanted);
     }
 
     #[test]
-    fn a_path_is_judged_by_where_it_leads() {
+    fn path_is_resolved_before_it_is_compared() {
         let directory = tempfile::tempdir().unwrap();
         let root = std::fs::canonicalize(directory.path()).unwrap();
         let [inside, outside] = ["inside", "outside"].map(|name| root.join(name));

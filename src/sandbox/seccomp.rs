@@ -1,10 +1,10 @@
-//! seccomp: the system calls that a sidecar makes, and no other. One that is
-//! missing answers ENOSYS, as an older kernel would, and kills nothing: the
-//! libraries know another way, and a certificate that is not renewed is worse.
+//! seccomp: allows only the system calls that a sidecar makes. All others return
+//! ENOSYS, as on an older kernel, instead of killing the process: libraries have a
+//! fallback, and a killed sidecar would let certificates expire.
 //!
-//! Not on the list, among all others: starting programs and processes, new
-//! namespaces, other processes' memory, mounts, other users, io_uring, bpf,
-//! keys of the kernel, modules, raw sockets, and new listeners.
+//! Denied, among others: starting programs and processes, new namespaces, other
+//! processes' memory, mounts, changing users, io_uring, bpf, kernel keyrings,
+//! modules, raw sockets, and new listeners.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use seccompiler::{
     SeccompCondition, SeccompFilter, SeccompRule,
 };
 
-/// Allowed whatever the arguments are.
+/// Allowed with any arguments.
 const ALLOWED: &[c_long] = &[
     // Memory, threads and time.
     libc::SYS_brk,
@@ -54,7 +54,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_rt_sigreturn,
     libc::SYS_rt_sigtimedwait,
     libc::SYS_sigaltstack,
-    // Who we are; not to become another.
+    // Reading, not changing, our user and groups.
     libc::SYS_getuid,
     libc::SYS_geteuid,
     libc::SYS_getgid,
@@ -124,7 +124,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_umask,
     libc::SYS_getxattr,
     libc::SYS_fgetxattr,
-    // Sockets that are open.
+    // Open sockets.
     libc::SYS_bind,
     libc::SYS_connect,
     libc::SYS_accept4,
@@ -142,7 +142,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_shutdown,
 ];
 
-/// What only the older architecture has: the C library prefers some of them.
+/// Calls that only x86-64 has; its C library prefers some of them.
 #[cfg(target_arch = "x86_64")]
 const OLDER: &[c_long] = &[
     libc::SYS_open,
@@ -171,12 +171,12 @@ const OLDER: &[c_long] = &[
     libc::SYS_getrlimit,
     libc::SYS_arch_prctl,
 ];
-/// `renameat`, for which the libc crate has no name there.
+/// `renameat`, which the libc crate does not name on this architecture.
 #[cfg(target_arch = "aarch64")]
 const OLDER: &[c_long] = &[38];
 
-/// Gives up all other calls, for this thread and all that it starts.
-pub(super) fn allow_only_needed() {
+/// Denies all other calls for this thread and its children.
+pub(super) fn restrict_calls() {
     let applied = program()
         .map_err(|error| error.to_string())
         .and_then(|program| seccompiler::apply_filter(&program).map_err(|error| error.to_string()));
@@ -203,7 +203,7 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     );
     rules.insert(libc::SYS_ioctl, any_of(1, IOCTLS)?);
     rules.insert(libc::SYS_prctl, any_of(0, PRCTLS)?);
-    // Limits are read and never set; a signal goes to ourselves alone.
+    // Limits may be read but not set; only this process may be signalled.
     let unset = SeccompCondition::new(2, Length::Qword, Compare::Eq, 0)?;
     rules.insert(libc::SYS_prlimit64, vec![rule(vec![unset])?]);
     let own = u64::from(std::process::id());
@@ -212,7 +212,7 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     Ok(rules)
 }
 
-/// Of the C library: is it a terminal and how wide, do not block.
+/// Used by the C library: terminal detection and width, non-blocking mode.
 const IOCTLS: &[c_ulong] = &[
     libc::TCGETS as c_ulong,
     libc::TIOCGWINSZ as c_ulong,
@@ -220,15 +220,15 @@ const IOCTLS: &[c_ulong] = &[
     libc::FIONREAD as c_ulong,
     libc::FIOCLEX as c_ulong,
 ];
-/// Names of threads and of memory.
+/// Naming threads and memory.
 const PRCTLS: &[c_ulong] = &[
     libc::PR_SET_NAME as c_ulong,
     libc::PR_GET_NAME as c_ulong,
     libc::PR_SET_VMA as c_ulong,
 ];
 
-/// A thread and not a process, and in no namespace of its own. What clone3
-/// would do cannot be seen from a filter, and without it clone is used.
+/// Threads only: no processes, no new namespaces. A filter cannot see clone3's
+/// arguments, so clone3 is denied and the C library falls back to clone.
 fn threads_only() -> Result<SeccompRule, BackendError> {
     let namespaces = libc::CLONE_NEWNS
         | libc::CLONE_NEWCGROUP
@@ -243,8 +243,8 @@ fn threads_only() -> Result<SeccompRule, BackendError> {
     rule(vec![flags])
 }
 
-/// TCP and UDP, sockets of this machine, and what the C library asks the kernel
-/// about addresses with.
+/// TCP, UDP, Unix sockets, and the routing netlink socket that the C library needs
+/// to look up addresses.
 fn sockets() -> Result<Vec<SeccompRule>, BackendError> {
     const KIND: u64 = 0xf;
     let mut rules = vec![rule(vec![is(0, libc::AF_UNIX)?])?];
@@ -289,7 +289,7 @@ mod tests {
 
     use super::*;
 
-    /// A filter is a thread's own, and so is this one.
+    /// Runs `work` in a thread of its own, which the filter is limited to.
     fn restricted<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
         let thread = std::thread::spawn(|| {
             rustix::thread::set_no_new_privs(true).unwrap();
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn no_program_no_listener_and_no_raw_socket() {
+    fn filter_denies_programs_listeners_and_raw_sockets() {
         let run = || {
             Command::new("/bin/true")
                 .status()
@@ -321,11 +321,11 @@ mod tests {
                 assert_eq!(made.unwrap_err(), Errno::NOSYS);
             }
             let parent = rustix::process::getppid().unwrap();
-            let told = rustix::process::kill_process(parent, rustix::process::Signal::CONT);
-            assert_eq!(told, Err(Errno::NOSYS));
-            let looked =
+            let signalled = rustix::process::kill_process(parent, rustix::process::Signal::CONT);
+            assert_eq!(signalled, Err(Errno::NOSYS));
+            let dumpable =
                 rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable);
-            assert_eq!(looked, Err(Errno::NOSYS));
+            assert_eq!(dumpable, Err(Errno::NOSYS));
             let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
             let raised = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
             assert_eq!(raised, Err(Errno::NOSYS));
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_sidecar_does_works() {
+    fn filter_allows_the_work_of_a_sidecar() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let directory = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! The accounts of an import. The store has one for each CA: of several, that with
-//! which most of its certificates were ordered.
+//! The accounts of an import. The store has one account for each CA: of several, it gets
+//! the one with the most certificates.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -14,7 +14,7 @@ use crate::import::{Account, AccountKey};
 use crate::store::{Store, StoreError};
 use crate::text::printable;
 
-/// All that were found, and after [`Accounts::take`] those that are ours.
+/// The accounts found, and after [`Accounts::take`] those in the store.
 #[derive(Default)]
 pub(super) struct Accounts {
     found: Vec<(Directory, Account)>,
@@ -26,8 +26,8 @@ impl Accounts {
         self.found.push((directory, account));
     }
 
-    /// The e-mail address of our account at that CA, where it has one; `None` when
-    /// there is no account.
+    /// The e-mail address, if any, of our account at that CA; `None` if there is no
+    /// account.
     pub(super) fn of(&self, directory: &Directory) -> Option<Option<&str>> {
         let identity = directory.identity();
         let mut ours = self.ours.iter();
@@ -35,8 +35,8 @@ impl Accounts {
         Some(email.as_deref())
     }
 
-    /// Takes one for each CA; `uses` are CAs with the names of the accounts that
-    /// certificates were ordered with.
+    /// Imports one account for each CA; `uses` has the CA and the account's name of each
+    /// certificate.
     pub(super) async fn take(
         &mut self,
         target: &Target,
@@ -50,7 +50,7 @@ impl Accounts {
             };
             uses.iter().filter(is_it).count()
         };
-        // The first of each CA is the one.
+        // The first account of each CA is imported.
         found.sort_by_key(|(directory, account)| {
             let known = account.url.is_some();
             let identity = directory.identity().to_owned();
@@ -63,8 +63,9 @@ impl Accounts {
             let identity = directory.identity();
             let subject = format!("account {} at {identity}", printable(&account.name));
             if self.of(&directory).is_some() {
-                let text = "there is one account for each CA here: the certificates are renewed with the other";
-                report.left(&subject, text);
+                let text =
+                    "only one account for each CA is stored: the other one renews the certificates";
+                report.skipped(&subject, text);
                 continue;
             }
             match take_one(target, identity, &account).await {
@@ -72,19 +73,22 @@ impl Accounts {
                     report.account(&subject, is_new, &text);
                     self.ours.push((directory, account.email));
                 }
-                Err(why) => report.broken(&subject, &why),
+                Err(why) => report.not_taken(&subject, &why),
             }
         }
     }
 }
 
-/// Stores it, unless there is one of that CA already; whether it is new, and how
-/// that is told.
+/// Stores the account unless one of that CA is stored; returns whether it is new, and a
+/// text for the report.
 async fn take_one(target: &Target, ca: &str, account: &Account) -> Result<(bool, String), String> {
     let ForeignAccount { credentials, kind } = read(ca, account)?;
     let url = account.url.as_deref();
-    let url = url.map_or("its URL is asked for when it is used".to_owned(), printable);
-    let told = format!("{kind}, {url}");
+    let url = url.map_or(
+        "its URL is looked up at its first use".to_owned(),
+        printable,
+    );
+    let text = format!("{kind}, {url}");
     let failed = |error: StoreError| Failure::of(ca, &error.into()).in_a_line();
     let stored = match &target.store {
         Some(store) => store.account(ca).await.map_err(failed)?,
@@ -97,19 +101,19 @@ async fn take_one(target: &Target, ca: &str, account: &Account) -> Result<(bool,
                 .await
                 .map_err(failed)?;
             if stored == credentials {
-                return Ok((true, told));
+                return Ok((true, text));
             }
             stored
         }
-        (None, _) => return Ok((true, told)),
+        (None, _) => return Ok((true, text)),
         (Some(stored), _) => stored,
     };
     if is_same_account(&stored, &credentials) {
-        Ok((false, told))
+        Ok((false, text))
     } else {
         Ok((
             false,
-            "another one, which stays: certificates are renewed with it".to_owned(),
+            "another account is stored and stays: it renews the certificates".to_owned(),
         ))
     }
 }
@@ -120,7 +124,7 @@ fn read(ca: &str, account: &Account) -> Result<ForeignAccount, String> {
         AccountKey::Pem(pem) => foreign_account(ca, ForeignKey::Pem(pem.expose()), url),
         AccountKey::Jwk(jwk) => foreign_account(ca, ForeignKey::Jwk(jwk.expose()), url),
         AccountKey::Base64(text) => {
-            let der = decoded(text).ok_or("its key is not base64")?;
+            let der = decoded(text).ok_or("its key is not valid base64")?;
             foreign_account(ca, ForeignKey::Der(&der), url)
         }
     }

@@ -1,4 +1,4 @@
-//! What an import says, a line for each thing, and how it ends.
+//! The report of an import: a line for each part, and the exit code.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::import::{LIVE, Remark, Verdict};
 use crate::manage::import::Taken;
 use crate::text::printable;
 
-/// Lines as they come, and what they come to.
+/// Prints lines and counts them.
 pub(super) struct Report<'a> {
     call: &'a Call,
     dry_run: bool,
@@ -58,41 +58,41 @@ impl<'a> Report<'a> {
         self.taken > 0
     }
 
-    /// An account or a certificate that cannot be taken.
-    pub(super) fn broken(&mut self, subject: &str, why: &str) {
+    /// An account or a certificate that cannot be imported.
+    pub(super) fn not_taken(&mut self, subject: &str, why: &str) {
         self.failed += 1;
         self.line(Word::NotTaken, subject, why);
     }
 
-    /// The same, told by what has failed.
+    /// The same, for a failure.
     pub(super) fn failed(&mut self, subject: &str, failure: &Failure) {
-        self.broken(subject, &failure.in_a_line());
+        self.not_taken(subject, &failure.in_a_line());
     }
 
-    /// Something that need not be taken.
-    pub(super) fn left(&mut self, subject: &str, why: &str) {
+    /// A part that need not be imported.
+    pub(super) fn skipped(&mut self, subject: &str, why: &str) {
         self.line(Word::NotTaken, subject, why);
     }
 
-    /// What the owner has to do.
+    /// A step for the operator.
     pub(super) fn by_hand(&mut self, subject: &str, what: &str) {
         self.line(Word::ByHand, subject, what);
     }
 
-    /// An account that is ours from here on, or was before.
+    /// An account that is now, or was already, in the store.
     pub(super) fn account(&mut self, subject: &str, is_new: bool, text: &str) {
         let word = if is_new { Word::Taken } else { Word::Here };
         self.line(word, subject, text);
     }
 
-    /// A certificate, whatever has become of it.
+    /// The result of a certificate.
     pub(super) fn certificate(&mut self, subject: &str, taken: &Taken, facts: &Facts, live: &Path) {
         let (not_after, live) = (facts.not_after, live.display());
         match taken {
             Taken::Stored(generation, at) => {
                 self.taken += 1;
                 let text = format!(
-                    "generation {generation} in {live}, valid to {not_after}, to be renewed at {at}"
+                    "generation {generation} in {live}, valid to {not_after}, renewal at {at}"
                 );
                 self.line(Word::Taken, subject, &text);
             }
@@ -103,26 +103,26 @@ impl<'a> Report<'a> {
             } => {
                 self.here += 1;
                 let mut text = match newer {
-                    true => format!("a newer one, generation {generation} in {live}, which stays"),
+                    true => format!("a newer one, generation {generation} in {live}, stays"),
                     false => format!("generation {generation} in {live}, valid to {not_after}"),
                 };
                 if *resettled {
-                    text.push_str("; it is renewed and handed over as this command says");
+                    text.push_str("; renewal and deployment now use this command's options");
                 }
                 self.line(Word::Here, subject, &text);
             }
             Taken::OtherNames(names) => {
                 let names: Vec<String> = names.iter().map(ToString::to_string).collect();
                 let names = names.join(", ");
-                self.broken(
+                self.not_taken(
                     subject,
-                    &format!("one of that name is here for {names}, and stays"),
+                    &format!("the stored one of that name stays: it is for {names}"),
                 );
             }
         }
     }
 
-    /// What the reader has to say, of one certificate or of all.
+    /// A remark on one certificate or on all.
     pub(super) fn remark(&mut self, lineage: Option<&Lineage>, remark: &Remark, live: &Path) {
         let text = remark.text.replace(LIVE, &live.display().to_string());
         let subject = match lineage {
@@ -130,7 +130,7 @@ impl<'a> Report<'a> {
             None => remark.subject.clone(),
         };
         match remark.verdict {
-            Verdict::Broken => self.broken(&subject, &text),
+            Verdict::Broken => self.not_taken(&subject, &text),
             Verdict::NotTaken => self.line(Word::NotTaken, &subject, &text),
             Verdict::ByHand => self.line(Word::ByHand, &subject, &text),
         }
@@ -151,18 +151,18 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// The sum, and the exit code.
+    /// Prints the totals and returns the exit code.
     pub(super) fn end(self, source: &Path) -> Result<(), Failure> {
         let (taken, here, failed) = (self.taken, self.here, self.failed);
         if taken + here + failed == 0 && !self.call.json {
-            say(format_args!("nothing to take over in {}", source.display()));
+            say(format_args!("nothing to import in {}", source.display()));
         }
         if failed > 0 {
             let message = format!(
-                "{}: {failed} could not be taken; {taken} certificates were, {here} are here already",
+                "{}: {failed} could not be imported; {taken} certificates were, {here} were here already",
                 source.display()
             );
-            return Err(Failure::left_behind(message));
+            return Err(Failure::import_incomplete(message));
         }
         Ok(())
     }

@@ -1,10 +1,10 @@
-//! How a certificate that was taken over is renewed: what the command line and the
-//! environment say, then the source, then the configuration's defaults.
+//! The renewal settings of an imported certificate: from the command line and the
+//! environment, then the source, then the configuration's defaults.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use super::Sound;
+use super::Valid;
 use crate::certificate::KeyType;
 use crate::challenge::{ChallengeSettings, http01, webroot};
 use crate::cli::Call;
@@ -15,21 +15,21 @@ use crate::identifier::{Identifier, Lineage};
 use crate::import::{Proof, Remark, Tool, Verdict};
 use crate::text::printable;
 
-/// Stands for a CA whose rules do not matter yet.
+/// A placeholder for the CA in the shared defaults.
 const SOME_CA: &str = "https://ca.invalid/directory";
 
-/// What holds for a certificate of which nothing is known but its names: what can be
-/// proven by HTTP-01, and what its CA signs, is looked at when it is renewed.
-pub(super) fn base(call: &Call, of: Option<&Sound>) -> Result<CertificateSettings, Failure> {
+/// The default settings of an imported certificate. Its names are not checked against
+/// HTTP-01 and its CA here: its renewal does that.
+pub(super) fn base(call: &Call, of: Option<&Valid>) -> Result<CertificateSettings, Failure> {
     let name = Identifier::parse("example.com");
-    let stand_in = name.map_err(|error| Failure::unexpected(error.to_string()))?;
+    let placeholder = name.map_err(|error| Failure::unexpected(error.to_string()))?;
     let lineage = of.map_or_else(
-        || Lineage::of(&stand_in),
+        || Lineage::of(&placeholder),
         |one| one.certificate.lineage.clone(),
     );
     let stored = Remembered::Record {
         lineage,
-        names: vec![stand_in],
+        names: vec![placeholder],
         directory: SOME_CA.parse().ok(),
         profile: of.and_then(|one| one.certificate.renewal.profile.clone()),
     };
@@ -38,12 +38,12 @@ pub(super) fn base(call: &Call, of: Option<&Sound>) -> Result<CertificateSetting
         .map_err(Failure::configuration)
 }
 
-/// The settings of one certificate; `account` is that of its CA, with its e-mail
-/// address. What has no counterpart goes to `remarks`.
+/// The settings of one certificate; `account` is its CA's account with the e-mail
+/// address. Options without a counterpart go to `remarks`.
 pub(super) fn of(
     call: &Call,
     tool: Tool,
-    one: &Sound,
+    one: &Valid,
     account: Option<Option<&str>>,
     remarks: &mut Vec<Remark>,
 ) -> Result<CertificateSettings, Failure> {
@@ -53,7 +53,7 @@ pub(super) fn of(
     settings.imported = Some(tool.name().to_owned());
     let ca = &mut settings.ca;
     ca.directory = one.directory.clone();
-    // Who has an account there has agreed to its terms.
+    // An account exists, so its terms were agreed to.
     ca.agree_tos |= account.is_some();
     ca.email = ca
         .email
@@ -68,47 +68,43 @@ pub(super) fn of(
     match one.bundle.key_type() {
         Some(kind) => settings.key = kind,
         None => remarks.push(not_taken(
-            "its kind of key",
-            format!(
-                "none such is made here: from its renewal on it is {}",
-                KeyType::default()
-            ),
+            "its key type",
+            format!("unsupported: its renewal uses {}", KeyType::default()),
         )),
     }
     settings.profile = settings.profile.take().or_else(|| profile(one));
-    prove(&mut settings, renewal.proof.as_ref(), remarks);
-    hand_over(&mut settings, renewal.nginx, &renewal.programs, remarks);
+    challenge(&mut settings, renewal.proof.as_ref(), remarks);
+    deploy(&mut settings, renewal.nginx, &renewal.programs, remarks);
     if account.is_none() && one.directory.is_public() && !settings.ca.agree_tos {
         let text = "no account of its CA is in the source: its renewal needs \
-                    CERTS_AGREE_TOS=true, and makes one";
+                    CERTS_AGREE_TOS=true to create one";
         remarks.push(not_taken("its account", text));
     }
     if settings.names.iter().any(Identifier::is_wildcard) {
-        let text = "HTTP-01 cannot prove a wildcard, and this version does not answer DNS-01: it is served to its \
-                    end and NOT renewed; certs renew says so each time (exit 2)";
+        let text = "HTTP-01 cannot prove a wildcard, and this version does not support DNS-01: it is served until \
+                    it expires and NOT renewed; certs renew fails with exit code 2";
         remarks.push(by_hand("its renewal", text));
     }
     Ok(settings)
 }
 
-/// Let's Encrypt signs addresses in one profile alone.
-fn profile(one: &Sound) -> Option<String> {
+/// Let's Encrypt signs IP addresses only in its profile `shortlived`.
+fn profile(one: &Valid) -> Option<String> {
     let mut names = one.bundle.facts().identifiers.iter();
     let has_address = names.any(|name| matches!(name, Identifier::Ip(_)));
     let needs_it = has_address && one.directory.is_letsencrypt();
     needs_it.then(|| "shortlived".to_owned())
 }
 
-/// What the user has said wins over the source.
-fn prove(settings: &mut CertificateSettings, proof: Option<&Proof>, remarks: &mut Vec<Remark>) {
+/// The challenge settings of the source, unless the user set others.
+fn challenge(settings: &mut CertificateSettings, proof: Option<&Proof>, remarks: &mut Vec<Remark>) {
     if settings.challenge != ChallengeSettings::default() {
         return;
     }
     match proof {
         None | Some(Proof::Listen(None)) => {}
         Some(Proof::Listen(Some(address))) => {
-            settings.challenge =
-                ChallengeSettings::Listen(http01::Settings::new(vec![*address]));
+            settings.challenge = ChallengeSettings::Listen(http01::Settings::new(vec![*address]));
         }
         Some(Proof::Webroot(path)) if path.is_dir() => {
             settings.challenge = ChallengeSettings::Webroot(webroot::Settings::new(path.clone()));
@@ -116,14 +112,14 @@ fn prove(settings: &mut CertificateSettings, proof: Option<&Proof>, remarks: &mu
         Some(Proof::Webroot(path)) => remarks.push(not_taken(
             "webroot",
             format!(
-                "{} is not a directory: the renewal will be tried on port 80; --webroot DIR names another",
+                "{} is not a directory: the renewal will use port 80; --webroot DIR names another",
                 printable(&path.display().to_string())
             ),
         )),
     }
 }
 
-fn hand_over(
+fn deploy(
     settings: &mut CertificateSettings,
     nginx: bool,
     programs: &[std::path::PathBuf],
@@ -147,14 +143,14 @@ fn hand_over(
     }
 }
 
-/// Why a program is not run on every renewal.
+/// Why a program must not run at renewals, if it must not.
 fn fault(program: &Path) -> Option<String> {
     let found = match std::fs::metadata(program) {
         Ok(found) => found,
         Err(error) => return Some(format!("it cannot be run: {error}")),
     };
     if !found.is_file() || found.permissions().mode() & 0o111 == 0 {
-        return Some("it is not executable, and was not run before".to_owned());
+        return Some("it is not executable, and was never run".to_owned());
     }
     let changeable = |path: &Path| -> Option<String> {
         let found = std::fs::metadata(path).ok()?;
@@ -164,12 +160,12 @@ fn fault(program: &Path) -> Option<String> {
         let another = owner != 0 && owner != rustix::process::geteuid().as_raw();
         (all || many || another).then(|| {
             format!(
-                "another user may change {}: let it be root's (chown, chmod go-w), and import again with --deploy exec:/PROGRAM",
+                "another user may change {}: make it root's (chown, chmod go-w), and import again with --deploy exec:/PROGRAM",
                 printable(&path.display().to_string())
             )
         })
     };
-    // What it leads to, and the link itself with all directories above.
+    // The link's target, the link, and all directories above both.
     let real = std::fs::canonicalize(program).ok()?;
     let mut all = real.ancestors().chain(program.ancestors().skip(1));
     all.find_map(changeable)
@@ -197,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_that_another_user_may_change_is_not_run() {
+    fn program_is_refused_if_another_user_may_change_it() {
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("hook");
         std::fs::write(&program, "").unwrap();

@@ -1,5 +1,5 @@
-//! What `certs run` keeps: what is configured, and what containers ask for beside it. A
-//! configuration that is wrong is refused whole, and the old one stays.
+//! The certificates of `certs run`: those of the configuration, and those that containers
+//! request. An invalid configuration is refused as a whole, and the old one stays.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::manage::Certificate;
 use crate::observe::Board;
 
-/// What is configured, and what containers ask for beside it.
+/// The configured certificates, and those that containers request.
 pub(super) struct Keeping<'a> {
     pub(super) call: &'a Call,
     pub(super) sources: Sources,
@@ -24,35 +24,36 @@ pub(super) struct Keeping<'a> {
     pub(super) labels: Labels,
     pub(super) factory: Arc<Factory>,
     pub(super) board: Board,
-    /// What containers asked for when it was managed last.
+    /// The containers' certificates that the supervisor manages.
     pub(super) asked: Vec<CertificateSettings>,
-    pub(super) handed: bool,
+    /// Whether the service manager bound the challenge listener.
+    pub(super) socket_activated: bool,
 }
 
 impl Keeping<'_> {
-    /// The configuration as it is now; the old one stays when it is wrong.
+    /// Reads the configuration again; an invalid one changes nothing.
     pub(super) async fn reload(&mut self) -> Result<Vec<Certificate>, Failure> {
         let sources = Sources::read(&self.call.options, &self.call.environment);
         let read = sources.settings(&Purpose::All);
         let mut read = read.map_err(|problems| {
             let failure = Failure::configuration(problems);
-            self.factory.reach.behind(failure, &sources.files())
+            self.factory.sandbox.cause(failure, &sources.files())
         })?;
         keep_imported(&sources, &mut read).await?;
-        if !self.handed && !covers(self.at_start.http_listen(), read.http_listen()) {
-            let message = "where challenges are answered changes with a restart only";
+        if !self.socket_activated && !covers(self.at_start.http_listen(), read.http_listen()) {
+            let message = "the addresses of the challenge listener change only at a restart";
             return Err(Failure::usage(message, "restart certs run"));
         }
         if !same_process(&self.at_start, &read) {
             tracing::warn!(
-                "listeners, directories, the schedule and the Docker host change with a restart only"
+                "listeners, directories, the schedule and the Docker host change only at a restart"
             );
         }
         if read.docker.is_none() {
-            // A container that asked by a label is not dropped without a word.
+            // Discovery stops only at a restart: do not drop its certificates before.
             read.docker.clone_from(&self.configured.docker);
         }
-        // Before anything is taken over: a wrong one is refused whole.
+        // First, so that an invalid configuration changes nothing.
         certificates(&self.factory, &read)?;
         (self.sources, self.configured) = (sources, read);
         let certificates = self.certificates()?;
@@ -60,18 +61,18 @@ impl Keeping<'_> {
         Ok(certificates)
     }
 
-    /// What a whole list of containers asks for; `None` when that is as before.
+    /// Applies a whole list of containers; `None` if the certificates are unchanged.
     pub(super) async fn listed(&mut self, listing: &Listing) -> Option<Vec<Certificate>> {
         let now = self.factory.services.clock.now();
         if !self
             .labels
-            .take(listing, &self.sources, &self.configured, now)
+            .apply(listing, &self.sources, &self.configured, now)
         {
             return None;
         }
         let asked = self.labels.certificates(&self.sources, &self.configured);
         if asked == self.asked {
-            // Another asks for it, or none for a moment: it is renewed as before.
+            // Only the requesting containers have changed.
             self.board.ask(self.labels.asked());
             return None;
         }
@@ -81,13 +82,16 @@ impl Keeping<'_> {
                 Some(certificates)
             }
             Err(failure) => {
-                tracing::error!("what was asked for before stays: {}", failure.in_a_line());
+                tracing::error!(
+                    "the containers' previous certificates stay: {}",
+                    failure.in_a_line()
+                );
                 None
             }
         }
     }
 
-    /// All of them. One that a label asks for and cannot be had holds up no other.
+    /// All certificates. An invalid one from a label does not affect the others.
     pub(super) fn certificates(&mut self) -> Result<Vec<Certificate>, Failure> {
         let mut all = certificates(&self.factory, &self.configured)?;
         self.asked = self.labels.certificates(&self.sources, &self.configured);
@@ -109,7 +113,7 @@ impl Keeping<'_> {
     }
 }
 
-/// What is configured together with what containers ask for.
+/// The configured certificates and those that containers request.
 pub(super) fn with_labels(sources: &Sources, configured: &Settings, labels: &Labels) -> Settings {
     let mut settings = configured.clone();
     let asked = labels.certificates(sources, configured);
@@ -117,24 +121,24 @@ pub(super) fn with_labels(sources: &Sources, configured: &Settings, labels: &Lab
     settings
 }
 
-/// Whether what is listened to since the start is all that is needed now.
+/// Whether the listener bound at the start serves all `needed` addresses.
 fn covers(bound: Option<Vec<SocketAddr>>, needed: Option<Vec<SocketAddr>>) -> bool {
     match (bound, needed) {
         (_, None) => true,
         (None, Some(_)) => false,
-        // None at all stands for port 80 of every address.
+        // An empty list means port 80 of every address.
         (Some(bound), Some(needed)) if bound.is_empty() || needed.is_empty() => bound == needed,
         (Some(bound), Some(needed)) => needed.iter().all(|address| bound.contains(address)),
     }
 }
 
-/// Whether all but the certificates is as it was.
+/// Whether the settings are equal apart from certificates and label rules.
 fn same_process(one: &Settings, other: &Settings) -> bool {
     let fixed = |settings: &Settings| {
         let mut fixed = settings.clone();
         fixed.certificates.clear();
         if let Some(docker) = &mut fixed.docker {
-            // What may be asked for is read with every list.
+            // These rules are applied to every list.
             (docker.grace, docker.limit) = Default::default();
             docker.allow.clear();
             docker.deploy.clear();

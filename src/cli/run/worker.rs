@@ -1,4 +1,4 @@
-//! The sidecar's end of the control socket: a command's work, done by the supervisor.
+//! The sidecar's end of the control socket: the supervisor does a command's work.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::supervise::Handle;
 pub(super) struct Sidecar {
     pub(super) handle: Handle,
     pub(super) factory: Arc<Factory>,
-    /// Whether HTTP-01 is answered by this process.
+    /// Whether this process has an HTTP-01 listener.
     pub(super) listens: bool,
 }
 
@@ -27,10 +27,10 @@ impl Worker for Sidecar {
         if wants_listener && !self.listens && may_order(store, settings, task).await {
             return Err(Failure::usage(
                 format!(
-                    "{}: the running `certs run` answers no challenges itself",
+                    "{}: the running `certs run` has no challenge listener",
                     settings.lineage
                 ),
-                "give --webroot with the directory that it uses, or stop it first",
+                "use --webroot with its directory, or stop `certs run` first",
             ));
         }
         let Task::Pass(trigger) = task else {
@@ -40,7 +40,7 @@ impl Worker for Sidecar {
         let is_kept = self.handle.manages(&settings.lineage).await;
         let pass = self.handle.work(certificate, trigger);
         if is_kept {
-            // Its own settings hold, not those of a command.
+            // The settings of `certs run` apply, not those of the command.
             return factory.done(settings, pass.await);
         }
         factory.remembering(settings, pass).await

@@ -1,6 +1,6 @@
-//! Everything that the demonstration is played with: the embedded CA, the
-//! challenge listener, the store and the output, and a server that terminates
-//! TLS, each on a loopback port that the system chose.
+//! The parts of the demonstration: the embedded CA, the challenge listener, the
+//! store and the output, and a server that terminates TLS. Each listener has a
+//! loopback port chosen by the system.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::task::JoinSet;
 
-use super::load::Manners;
+use super::load::IdlePolicy;
 use super::nginx::Nginx;
 use super::page::Page;
 use super::site::Site;
@@ -38,36 +38,36 @@ use crate::tls::credentials::Publisher;
 use crate::tls::dialer::Dialer;
 use crate::tls::terminator::{Limits, Terminator};
 
-/// The certificates, and their names.
+/// The names of each certificate.
 const CERTIFICATES: [&[&str]; 2] = [
     &["app.example.com", "www.example.com"],
     &["turn.example.com"],
 ];
-/// From the issuance to the window that the CA suggests for the renewal.
+/// The time from issuance to the CA's suggested renewal window.
 pub(super) const WINDOW_OPENS_AFTER: Duration = Duration::from_secs(3);
 const WINDOW_IS_OPEN_FOR: Duration = Duration::from_millis(500);
-/// An hour for a user; here the windows are seconds away.
+/// Much shorter than in production, because the windows are seconds away.
 const SPACING: Duration = Duration::from_millis(10);
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// The set, before the play begins.
-pub(super) struct Stage {
+/// The parts, ready to run.
+pub(super) struct Setup {
     pub(super) services: Services,
     pub(super) certificates: Vec<Certificate>,
     pub(super) sites: Vec<Site>,
     pub(super) dialer: Dialer,
-    pub(super) manners: Manners,
+    pub(super) idle_policy: IdlePolicy,
     pub(super) tally: Arc<Tally>,
-    /// Where TLS is terminated.
+    /// The address of the TLS server.
     pub(super) address: SocketAddr,
     _serving: JoinSet<()>,
     _nginx: Option<Nginx>,
 }
 
-impl Stage {
-    /// Sets everything up below `directory`; with nginx, when its program is
-    /// given, and else with our own listener.
-    pub(super) async fn set(directory: &Path, program: Option<&Path>) -> Result<Self, Failure> {
+impl Setup {
+    /// Starts everything below `directory`, with nginx if its program is given and
+    /// with our own listener otherwise.
+    pub(super) async fn new(directory: &Path, program: Option<&Path>) -> Result<Self, Failure> {
         let mut serving = JoinSet::new();
         let (issuer, ca, root) = issuer(&mut serving).await?;
         let (services, tally) = (services(directory)?, Arc::new(Tally::default()));
@@ -109,9 +109,9 @@ impl Stage {
         Ok(Self {
             certificates: certificates.collect(),
             dialer: Dialer::new(root.as_bytes()).map_err(Failure::unexpected)?,
-            manners: match program {
-                Some(_) => Manners::ClosesIdle,
-                None => Manners::NeverCloses,
+            idle_policy: match program {
+                Some(_) => IdlePolicy::ClosesIdle,
+                None => IdlePolicy::NeverCloses,
             },
             services,
             sites,
@@ -123,8 +123,8 @@ impl Stage {
     }
 }
 
-/// The CA with the listener that it validates against, and a client for it;
-/// also its directory and its root.
+/// Starts the CA and the listener that it validates against. Returns a client, the
+/// directory's URL and the root.
 async fn issuer(serving: &mut JoinSet<()>) -> Result<(Arc<dyn Issuer>, String, String), Failure> {
     let failed =
         |error: &dyn std::fmt::Display| Failure::unexpected(format!("the embedded CA: {error}"));
@@ -222,7 +222,7 @@ fn sites(wanted: &[Wanted], output: &dyn Outlet) -> Vec<Site> {
     wanted.iter().flat_map(of).collect()
 }
 
-/// nginx starts on placeholders, as beside `certs run`.
+/// nginx starts on placeholders, as it does with `certs run`.
 async fn start_nginx(
     program: &Path,
     directory: &Path,
@@ -266,7 +266,7 @@ fn start_front(
     Ok((address, wanted.iter().map(target).collect()))
 }
 
-/// A server that is told, with the instant of it noted down.
+/// A target that records the instant of each deployment.
 struct Timed {
     target: Arc<dyn Target>,
     lineage: Lineage,
@@ -276,8 +276,8 @@ struct Timed {
 }
 
 impl Timed {
-    /// Notes nothing where the live pair cannot be read: the target says why.
-    fn note(&self) -> Option<()> {
+    /// Records nothing if the live pair is unreadable: the target reports that.
+    fn record(&self) -> Option<()> {
         let live = self.services.output.live_path(&self.lineage);
         let text = |name: &str| std::fs::read_to_string(live.join(name)).ok();
         let (key, chain) = (Secret::new(text("privkey.pem")?), text("fullchain.pem")?);
@@ -285,8 +285,7 @@ impl Timed {
         let bundle = Bundle::new(key, &chain, &self.identifiers, now, Freshness::Any).ok()?;
         let generation = self.services.output.live(&self.lineage)?;
         let leaf = bundle.facts().fingerprint.clone();
-        self.tally
-            .handed_over(self.lineage.clone(), generation, leaf);
+        self.tally.deploying(self.lineage.clone(), generation, leaf);
         Some(())
     }
 }
@@ -302,7 +301,7 @@ impl Target for Timed {
     }
 
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
-        self.note();
+        self.record();
         self.target.apply(delivery).await
     }
 
