@@ -91,7 +91,7 @@ fn each_mistake_is_named_with_a_hint() {
         ],
         &["no staging directory", "hint:"],
     );
-    refused(&["renew", "absent.example"], &["no such certificate"]);
+    refused(&["renew", "absent.example"], &["unknown certificate"]);
     refused(&["issue", "--frobnicate"], &["--frobnicate"]);
     refused(&["isue"], &["issue"]);
     refused_in(
@@ -105,7 +105,7 @@ fn each_mistake_is_named_with_a_hint() {
 fn a_certificate_that_is_not_stored_has_no_status() {
     let (output, _) = run(&["status", "absent.example"], &[]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output).contains("no such certificate"));
+    assert!(text(&output).contains("unknown certificate"));
 }
 
 #[test]
