@@ -91,7 +91,7 @@ fn mistakes_are_reported_with_hints() {
         ],
         &["no staging directory", "hint:"],
     );
-    refused(&["renew", "absent.example"], &["no such certificate"]);
+    refused(&["renew", "absent.example"], &["unknown certificate"]);
     refused(&["issue", "--frobnicate"], &["--frobnicate"]);
     refused(&["isue"], &["issue"]);
     refused_in(
@@ -105,7 +105,7 @@ fn mistakes_are_reported_with_hints() {
 fn status_of_unstored_certificate_is_an_error() {
     let (output, _) = run(&["status", "absent.example"], &[]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output).contains("no such certificate"));
+    assert!(text(&output).contains("unknown certificate"));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::failure::Failure;
 impl Failure {
     /// Part of another client's state could not be imported.
     pub(super) fn import_incomplete(message: String) -> Self {
-        let hint = "fix the reason named above for each, and import redraw: imported ones stay";
+        let hint = "fix the reason named above for each, and import again: imported ones stay";
         Self::new(8, vec![(message, hint.into())])
     }
 

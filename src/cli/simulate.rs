@@ -16,7 +16,7 @@ use crate::simulate::{Plan, Scenario, Score, plot, simulate as play};
 The program's own decisions, flows, rate limiter and store run in virtual time,
 with a CA that has Let's Encrypt's limits, and with disks, networks and proxies
 that fail by a script. Of ten certificates, five are valid for 45 days, four for
-90 days and one for 160 hours. Signatures are real; HTTP and files are simulated.
+90 days and one for 160 hours. Signatures are real; HTTP and files are omitted.
 The same options always give the same output.
 
 Scenarios: all (the default: all of the following except long-outage), none,
@@ -29,8 +29,8 @@ ten years). A named scenario without an event in the span is a usage error.
 
 Exit code 0: no second with an expired or mismatched certificate was served, nor
 with a placeholder instead of a certificate; no order was needless or refused by
-the CA, and each due renewal took at most two; a CA that was down got at most as
-many requests a minute as there are machines, and three; and the fleet recovered
+the CA, and each due renewal took at most two; a CA that was down got at most
+three more requests a minute than there are machines; and the fleet recovered
 within 30 minutes of each fault, or as soon as the CA allows: 1 h 30 min after
 rate-limits, 7 h 30 min after mass-revocation (longer if a machine has a fault at
 that time), 34 h 6 min after useless-certificates, 26 h 54 min after

@@ -149,49 +149,14 @@ impl Registry {
         let mut changes = Vec::new();
         let mut before = std::mem::take(&mut self.certificates);
         for ask in asks {
-            let Some(lineage) = ask.lineage() else {
-                continue;
-            };
-            let same = |one: &Entry| one.ask.set() == ask.set();
-            if let Some(listed) = self.certificates.iter_mut().find(|one| same(one)) {
-                listed.containers.insert(ask.container.clone());
-                continue;
-            }
-            let known = before
-                .iter()
-                .position(same)
-                .map(|at| before.swap_remove(at));
-            let container = ask.container.clone();
-            match &known {
-                None if before
-                    .iter()
-                    .any(|one| one.ask.lineage().as_ref() == Some(&lineage)) =>
-                {
-                    changes.push(Change::NamesChanged { lineage, container });
-                }
-                None => changes.push(Change::Requested { lineage, container }),
-                Some(Entry { gone: Some(_), .. }) => {
-                    changes.push(Change::RequestedAgain { lineage, container });
-                }
-                Some(_) => {}
-            }
-            let mut ask = ask.clone();
-            if let Some(known) = known {
-                // The first name gives the lineage, which must not change.
-                ask.names = known.ask.names;
-            }
-            self.certificates.push(Entry {
-                containers: BTreeSet::from([ask.container.clone()]),
-                ask,
-                gone: None,
-            });
+            changes.extend(self.request(ask, &mut before));
         }
         let taken: BTreeSet<_> = self
             .certificates
             .iter()
             .filter_map(|one| one.ask.lineage())
             .collect();
-        // A lineage that was taken over by other names.
+        // Other names may have replaced a lineage's entry.
         before.retain(|one| {
             one.ask
                 .lineage()
@@ -205,6 +170,46 @@ impl Registry {
             .sort_by_cached_key(|one| one.ask.lineage());
         self.forget_the_oldest();
         changes
+    }
+
+    /// Adds a request of the newest list, and takes its entry out of `before` if it is
+    /// known.
+    fn request(&mut self, ask: &Ask, before: &mut Vec<Entry>) -> Option<Change> {
+        let lineage = ask.lineage()?;
+        let same = |one: &Entry| one.ask.set() == ask.set();
+        if let Some(listed) = self.certificates.iter_mut().find(|one| same(one)) {
+            listed.containers.insert(ask.container.clone());
+            return None;
+        }
+        let known = before
+            .iter()
+            .position(same)
+            .map(|at| before.swap_remove(at));
+        let container = ask.container.clone();
+        let change = match &known {
+            None if before
+                .iter()
+                .any(|one| one.ask.lineage().as_ref() == Some(&lineage)) =>
+            {
+                Some(Change::NamesChanged { lineage, container })
+            }
+            None => Some(Change::Requested { lineage, container }),
+            Some(Entry { gone: Some(_), .. }) => {
+                Some(Change::RequestedAgain { lineage, container })
+            }
+            Some(_) => None,
+        };
+        let mut ask = ask.clone();
+        if let Some(known) = known {
+            // The first name gives the lineage, which must not change.
+            ask.names = known.ask.names;
+        }
+        self.certificates.push(Entry {
+            containers: BTreeSet::from([ask.container.clone()]),
+            ask,
+            gone: None,
+        });
+        change
     }
 
     /// The requests to renew: first those made now.
