@@ -47,11 +47,11 @@
 //! |---|---|
 //! | identifier | a DNS name or an IP address to certify ([`identifier::Identifier`]) |
 //! | lineage | one certificate through all its renewals, and its name ([`identifier::Lineage`]) |
-//! | record | what is stored of a lineage: order, generations, failures ([`record::Record`]) |
+//! | record | the stored state of a lineage: order, generation, failures ([`record::Record`]) |
 //! | revision | the version of a record that compare-and-swap compares ([`record::Revision`]) |
 //! | generation | the number of an issued pair in its lineage; it never changes ([`record::Generation`]) |
 //! | bundle, pair | a private key and its certificate chain, checked to match ([`certificate::Bundle`]) |
-//! | CA state | what is known of a remote CA: tokens, outage ([`ca_state::CaState`]) |
+//! | CA state | the stored state of a remote CA: tokens, outage ([`ca_state::CaState`]) |
 //! | embedded CA | our own ACME server and its root ([`ca`]) |
 //! | fallback CA | the CA that issues when the configured one cannot |
 //! | order | one request to a CA for one certificate; pending until it is valid or invalid |
@@ -65,14 +65,14 @@
 //! | excluded names | names that fail validation, left out so that the others can be issued |
 //! | due | the chosen instant of a renewal has passed |
 //! | overdue | due for so long that an operator should look |
-//! | urgent | so close to expiry, or revoked, that a renewal may use the reserve |
+//! | urgent | the renewal window has passed, or little lifetime is left: the order cannot wait |
 //! | pending | started and not yet ended |
 //! | trigger | why a pass runs: scheduled, requested, forced, redeploy, rollback ([`manage::Trigger`]) |
 //! | pass | one look at a certificate, and all the steps it needs now |
 //! | session | a record, locked by its lease, during a pass |
 //! | lease | a time-limited lock on a record; it saves work, and is never needed for correctness |
-//! | services | the injected parts: clock, store, keys, solvers, targets ([`manage::Services`]) |
-//! | preflight | checks before the first order: our listener answers, port 80 leads here |
+//! | services | the injected parts: store, output, verifier, keys, clock ([`manage::Services`]) |
+//! | preflight | the check, before port 80 is opened, that a pass may order at all |
 //! | permit | the right to run one of a bounded number of passes at once |
 //! | output | the directory with the live pairs for consumers ([`deploy::output`]) |
 //! | publish | make a generation the live one in the output |
@@ -96,9 +96,9 @@
 //! [`certificate::Bundle::new`] checks key, names, chain and dates, and
 //! [`store::Store::save`] keeps it as generation n + 1. The pass checks the targets,
 //! publishes the pair through [`deploy::output`], reloads the targets, and
-//! [`deploy::verify`] sees the new leaf on several connections. The record says
-//! served = n + 1, exit 0. If the last steps fail, generation n goes live again, and the
-//! next pass says `Deploy`, never a second order.
+//! [`deploy::verify`] sees the new leaf on several connections. The record has
+//! served = n + 1, and the exit code is 0. If the last steps fail, generation n goes live
+//! again, and the next pass gets [`renew::decide::Next::Deploy`], never a second order.
 //!
 //! # Where this differs from its plan
 //! - [`record::Revision`] is what compare-and-swap compares;

@@ -176,8 +176,8 @@ mod tests {
             .collect();
         let mut problems = Problems::default();
         let variables = read(&environment, &mut problems);
-        let told = problems.sorted().iter().map(ToString::to_string).collect();
-        (variables, told)
+        let messages = problems.sorted().iter().map(ToString::to_string).collect();
+        (variables, messages)
     }
 
     #[test]
@@ -185,7 +185,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("email");
         std::fs::write(&file, "a@example.com\n").unwrap();
-        let (variables, told) = read_of(&[
+        let (variables, messages) = read_of(&[
             ("CERTS_EMAIL_FILE", file.to_str().unwrap()),
             (
                 "CERTS_DOMAINS",
@@ -195,7 +195,7 @@ mod tests {
             ("CERTS_CA", ""),
             ("CERTS_PORT", "tcp://10.0.0.1:80"),
         ]);
-        assert_eq!(told, Vec::<String>::new());
+        assert_eq!(messages, Vec::<String>::new());
         let shared = variables.layer.shared;
         assert_eq!(shared.email.unwrap().value, "a@example.com");
         assert!(shared.agree_tos.unwrap().value);
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn environment_problems_name_their_variable() {
-        let (_, told) = read_of(&[
+        let (_, messages) = read_of(&[
             ("CERTS_AGREE_TOS", "perhaps"),
             ("CERTS_HTTP_LISTEN", "0.0.0.0:80 nowhere"),
             ("CERTS_EMIAL", "a@example.com"),
@@ -217,9 +217,12 @@ mod tests {
             "CERTS_EMIAL:",
             "CERTS_CA_FILE:",
         ] {
-            assert!(told.iter().any(|line| line.starts_with(name)), "{told:?}");
+            assert!(
+                messages.iter().any(|line| line.starts_with(name)),
+                "{messages:?}"
+            );
         }
-        assert_eq!(told.len(), 4, "{told:?}");
+        assert_eq!(messages.len(), 4, "{messages:?}");
     }
 
     #[test]

@@ -29,11 +29,11 @@ pub(crate) fn file(source: &[u8]) {
     for purpose in [Purpose::All, Purpose::Named] {
         match sources.settings(&purpose) {
             Ok(settings) => sound(&settings),
-            Err(problems) => told(&problems, &lines),
+            Err(problems) => check_problems(&problems, &lines),
         }
     }
     if let Err(problems) = sources.process_settings() {
-        told(&problems, &lines);
+        check_problems(&problems, &lines);
     }
 }
 
@@ -47,11 +47,12 @@ fn sources(source: &[u8], environment: &BTreeMap<String, String>) -> std::io::Re
 }
 
 fn environment(text: &str) -> BTreeMap<String, String> {
-    let said = text.lines().filter_map(|line| line.strip_prefix(VARIABLE));
-    let said = said.filter_map(|line| line.split_once('='));
-    let said = said.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let variables = text.lines().filter_map(|line| line.strip_prefix(VARIABLE));
+    let variables = variables.filter_map(|line| line.split_once('='));
+    let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
     // The fuzzer chooses the file itself.
-    said.filter(|(name, _)| !name.ends_with("_FILE") && name != "CERTS_CONFIG")
+    variables
+        .filter(|(name, _)| !name.ends_with("_FILE") && name != "CERTS_CONFIG")
         .collect()
 }
 
@@ -84,19 +85,19 @@ fn sound(settings: &Settings) {
     assert!(settings.data_dir.is_absolute() && settings.output.directory.is_absolute());
 }
 
-fn told(problems: &[Problem], lines: &[&str]) {
+fn check_problems(problems: &[Problem], lines: &[&str]) {
     assert!(!problems.is_empty());
     for problem in problems {
         assert!(!problem.message.is_empty() && !problem.hint.is_empty());
         if let Origin::Line { line, .. } = &problem.origin {
-            let said = line.checked_sub(1).and_then(|index| lines.get(index));
-            let Some(said) = said else {
+            let text_of_line = line.checked_sub(1).and_then(|index| lines.get(index));
+            let Some(text_of_line) = text_of_line else {
                 panic!("line {line} of {}", lines.len());
             };
             let key = unknown_key(&problem.message);
             assert!(
-                key.is_none_or(|key| said.contains(key)),
-                "{problem}: {said}"
+                key.is_none_or(|key| text_of_line.contains(key)),
+                "{problem}: {text_of_line}"
             );
         }
         let text = problem.to_string();

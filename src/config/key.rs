@@ -8,7 +8,7 @@ use super::problem::{Origin, Problems};
 /// One key of the configuration.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Key {
-    /// As in the file; a `.` stands between a table and its key.
+    /// Its name in the file, with a `.` between a table and its key.
     pub(super) name: &'static str,
     /// Its heading in the help and in the reference.
     pub(super) group: &'static str,

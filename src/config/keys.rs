@@ -142,11 +142,11 @@ layer! {
             .doc("The format of messages on standard error").default("text").option(EVERY, "FORMAT")
             => .log_format;
         "output.owner", output_owner: String, text, TEXT
-            .doc("The user who owns what is written for the proxy: a name or a number")
+            .doc("The owner of the files for the proxy: a user's name or number")
             .default_is("the user of the process")
             => .output.owner;
         "output.group", output_group: String, text, TEXT
-            .doc("Its group: a name or a number").default_is("the group of the process")
+            .doc("The group of these files: a name or a number").default_is("the group of the process")
             => .output.group;
     }
 
@@ -174,12 +174,12 @@ layer! {
             .doc("Follow the labels of containers: Docker's API behind a filtering proxy, tcp://HOST:2375 or unix:///PATH")
             .option(RUN, "URL");
         "docker.accept_raw_socket", docker_accepts_raw: bool, boolean, BOOLEAN
-            .doc("Whether an API that nothing filters may be used").default("false");
+            .doc("Whether an unfiltered API may be used").default("false");
         "docker.grace", docker_grace: Grace, parsed, TEXT.hint("write 7d, 12h or 30m")
-            .doc("How long a certificate is renewed whose container is gone").default("7d");
+            .doc("How long a certificate is still renewed after its container has gone").default("7d");
         "docker.allow", docker_allow: Vec<Pattern>, list, LIST
             .hint("a name belongs here, or *.example.com for all below it")
-            .doc("The names that labels may request; *.example.com stands for all below it")
+            .doc("The names that labels may request; *.example.com means all below it")
             .default_is("every name");
         "docker.limit", docker_limit: NonZeroU16, number, NUMBER
             .doc("How many certificates labels may request").default("100");
@@ -193,9 +193,9 @@ layer! {
 
 /// Tables of the file that only hold keys, and what these are about.
 pub(super) const SECTIONS: [(&str, &str); 4] = [
-    ("output", "The owner of what is written for the proxy"),
+    ("output", "The owner of the files for the proxy"),
     ("admin", "The read-only endpoints"),
-    ("renew", "When work is done"),
+    ("renew", "When certificates are renewed and deployed"),
     (
         "docker",
         "Containers that request certificates by their labels",
@@ -282,7 +282,7 @@ pub struct Settings {
     pub admin_listen: Option<SocketAddr>,
     /// When certificates are renewed and deployed.
     pub renew: RenewSettings,
-    /// How control is proven where a certificate does not set it.
+    /// The default challenge of certificates.
     pub challenge: ChallengeSettings,
     /// Whether containers may request certificates by their labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -356,7 +356,7 @@ pub struct CertificateSettings {
     /// Whether names that fail may be excluded.
     #[serde(default)]
     pub partial: bool,
-    /// How control is proven.
+    /// The challenge that proves control.
     pub challenge: ChallengeSettings,
     /// The targets to deploy to.
     pub deploy: Vec<DeployTarget>,

@@ -45,16 +45,16 @@ impl Case {
 
     fn settings(&self, purpose: &Purpose) -> Settings {
         self.sources().settings(purpose).unwrap_or_else(|problems| {
-            panic!("{}", told(&problems).join("\n"));
+            panic!("{}", messages(&problems).join("\n"));
         })
     }
 
     fn problems(&self, purpose: &Purpose) -> Vec<String> {
-        told(&self.sources().settings(purpose).unwrap_err())
+        messages(&self.sources().settings(purpose).unwrap_err())
     }
 }
 
-fn told(problems: &[Problem]) -> Vec<String> {
+fn messages(problems: &[Problem]) -> Vec<String> {
     assert!(problems.iter().all(|problem| !problem.hint.is_empty()));
     problems
         .iter()
@@ -198,7 +198,7 @@ fn stored_settings_that_became_invalid_have_own_problems() {
         .remembered(&Remembered::Whole(Box::new(stored)))
         .unwrap_err();
     assert!(
-        told(&problems)[0].contains("/nowhere/at/all"),
+        messages(&problems)[0].contains("/nowhere/at/all"),
         "{problems:?}"
     );
     assert!(case.settings(&Purpose::All).certificates.is_empty());
@@ -359,7 +359,7 @@ fn invalid_toml_is_reported_once_a_line() {
         Case::new("email = 'a@example.com'\nagree_tos =\nkey = = 1\n").problems(&Purpose::All);
     let lines: Vec<&str> = problems
         .iter()
-        .filter_map(|told| told.split(':').next())
+        .filter_map(|message| message.split(':').next())
         .collect();
     assert_eq!(lines, ["2", "3"], "{problems:#?}");
     let twice =
@@ -376,7 +376,7 @@ fn named_file_must_exist() {
         "the option wins"
     );
     let sources = Sources::read(&Options::default(), &case.environment);
-    let problems = told(&sources.settings(&Purpose::All).unwrap_err());
+    let problems = messages(&sources.settings(&Purpose::All).unwrap_err());
     assert!(
         problems[0].starts_with("CERTS_CONFIG: /absent/certs.toml: "),
         "{problems:?}"
@@ -515,7 +515,7 @@ fn annotated_example_has_every_key() {
     let mut problems = Problems::default();
     read::read("certs.toml", &on, &mut problems);
     // Both ways of answering HTTP-01 are shown, and only they exclude each other.
-    let problems = told(&problems.sorted());
+    let problems = messages(&problems.sorted());
     assert_eq!(problems.len(), 1, "{problems:?}");
     assert!(problems[0].contains("exclude each other"), "{problems:?}");
 }

@@ -191,13 +191,13 @@ mod tests {
     async fn reloads(slow: Slow, one_for_all: bool, many: usize) -> (usize, usize) {
         let slow = Arc::new(slow);
         let coalesced = Arc::new(Coalesced::new(slow.clone(), one_for_all));
-        let told = (0..many).map(|_| {
+        let results = (0..many).map(|_| {
             let coalesced = coalesced.clone();
             tokio::spawn(async move { coalesced.apply(&sample()).await })
         });
         let mut failed = 0;
-        for told in told.collect::<Vec<_>>() {
-            failed += usize::from(told.await.unwrap().is_err());
+        for result in results.collect::<Vec<_>>() {
+            failed += usize::from(result.await.unwrap().is_err());
         }
         (slow.reloads.load(Ordering::SeqCst), failed)
     }

@@ -152,10 +152,10 @@ mod tests {
 
     use super::*;
 
-    /// The result with a server that sends `says` at once, and the bytes it received.
-    async fn converse(protocol: Protocol, says: &str) -> (Result<(), String>, String) {
+    /// The result with a server that sends `sent` at once, and the bytes it received.
+    async fn converse(protocol: Protocol, sent: &str) -> (Result<(), String>, String) {
         let (mut near, mut far) = duplex(1 << 16);
-        far.write_all(says.as_bytes()).await.unwrap();
+        far.write_all(sent.as_bytes()).await.unwrap();
         far.shutdown().await.unwrap();
         let ended = begin(&mut near, protocol).await;
         drop(near);
@@ -180,7 +180,7 @@ mod tests {
 
     #[tokio::test]
     async fn starttls_reports_the_servers_reply_and_bounds_it() {
-        for (protocol, says, message) in [
+        for (protocol, sent, message) in [
             (
                 Protocol::Smtp,
                 "554 no\u{7}\r\n",
@@ -195,7 +195,7 @@ mod tests {
             (Protocol::Imap, "* OK\r\na BAD\r\n", "it replied: a BAD"),
             (Protocol::Pop3, "-ERR\r\n", "it replied: -ERR"),
         ] {
-            assert_eq!(converse(protocol, says).await.0, Err(message.to_owned()));
+            assert_eq!(converse(protocol, sent).await.0, Err(message.to_owned()));
         }
         for flood in ["220-x\r\n".repeat(1000), "2".repeat(10_000)] {
             let message = converse(Protocol::Smtp, &flood).await.0.unwrap_err();

@@ -68,19 +68,23 @@ fn heard(request: &[u8]) -> Vec<u8> {
         .build();
     let runtime = runtime.unwrap_or_else(|error| panic!("no runtime: {error}"));
     runtime.block_on(async {
-        let (mut stranger, ours) = tokio::io::duplex(64 * 1024);
+        let (mut client, ours) = tokio::io::duplex(64 * 1024);
         let (served, mut heard) = (Served::uncounted(responses), Vec::new());
-        let (mut hears, mut says) = tokio::io::split(&mut stranger);
+        let (mut receiver, mut sender) = tokio::io::split(&mut client);
         let talk = async {
             // The listener may close the connection; the replies until then count.
-            let _ = says.write_all(request).await;
+            let _ = sender.write_all(request).await;
             // A client that closes at once gets only the first replies.
             for _ in 0..TURNS {
                 tokio::task::yield_now().await;
             }
-            let _ = says.shutdown().await;
+            let _ = sender.shutdown().await;
         };
-        let _ = tokio::join!(converse(ours, served), talk, hears.read_to_end(&mut heard));
+        let _ = tokio::join!(
+            converse(ours, served),
+            talk,
+            receiver.read_to_end(&mut heard)
+        );
         heard
     })
 }

@@ -182,10 +182,10 @@ fn docker_keys_are_read_and_need_host() {
     );
     let wrong = "[docker]\nhost = 'ssh://proxy'\ngrace = '7 days'\nallow = ['a b']\nlimit = 0\naccept_raw_socket = 'no'\nlabels = true\n";
     let problems = sources(wrong, &[]).settings(&Purpose::All).unwrap_err();
-    let told = problems
+    let messages = problems
         .iter()
         .map(|one| format!("{}\n  hint: {}", one.message, one.hint));
-    insta::assert_snapshot!(told.collect::<Vec<_>>().join("\n"), @r"
+    insta::assert_snapshot!(messages.collect::<Vec<_>>().join("\n"), @r"
     `ssh://proxy`: it is neither http:// nor https://
       hint: write tcp://HOST:2375, or unix:///PATH
     invalid duration `7 days`

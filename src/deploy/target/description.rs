@@ -97,7 +97,7 @@ impl TargetKind {
     }
 }
 
-/// The default of a key as a user would write it, else in words.
+/// The default of a key as a user would write it, else a description.
 fn default_of(key: &Value) -> Option<String> {
     ["default", "x-default"]
         .iter()
