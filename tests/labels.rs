@@ -18,25 +18,25 @@ use crate::support::{Running, certs, free_port, run, until, until_within};
 
 /// How the API answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mood {
-    Well,
+enum ApiBehaviour {
+    Valid,
     /// Refuses even the list.
     Refuses,
-    Fails,
+    ServerError,
     Garbage,
     /// A list that does not end.
     Endless,
     /// One byte at long intervals.
-    Drips,
+    Slow,
     Hangs,
     /// Valid lists, but invalid events.
-    Babbles,
+    InvalidEvents,
     /// Allows everything.
-    Raw,
+    Unfiltered,
 }
 
 struct ApiState {
-    mood: Mood,
+    behaviour: ApiBehaviour,
     /// Each with its entries in `GET /containers/json` and `…/ID/json`.
     containers: Vec<(Value, Value)>,
     made: u64,
@@ -59,7 +59,7 @@ impl Docker {
     fn start_at(port: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
         let state = Arc::new(Mutex::new(ApiState {
-            mood: Mood::Well,
+            behaviour: ApiBehaviour::Valid,
             containers: Vec::new(),
             made: 0,
             streams: Vec::new(),
@@ -110,9 +110,9 @@ impl Docker {
     }
 
     /// Also closes open connections.
-    fn is(&self, mood: Mood) {
+    fn behaves(&self, behaviour: ApiBehaviour) {
         let mut state = self.state.lock().unwrap();
-        state.mood = mood;
+        state.behaviour = behaviour;
         for stream in state.streams.drain(..) {
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
@@ -127,7 +127,7 @@ impl Docker {
 impl Drop for Docker {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::SeqCst);
-        self.is(Mood::Refuses);
+        self.behaves(ApiBehaviour::Refuses);
         // Wakes the listener so that it sees the end.
         let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
     }
@@ -159,7 +159,7 @@ fn answer(mut stream: TcpStream, shared: &Mutex<ApiState>) -> std::io::Result<()
     let asked = line.trim().trim_end_matches(" HTTP/1.1").to_owned();
     let mut state = shared.lock().unwrap();
     state.asked.insert(asked.clone());
-    let mood = state.mood;
+    let behaviour = state.behaviour;
     let is_list = asked == "GET /containers/json";
     let mut reply = |status: u16, body: &str| {
         let length = body.len();
@@ -169,26 +169,26 @@ fn answer(mut stream: TcpStream, shared: &Mutex<ApiState>) -> std::io::Result<()
         stream.write_all(body.as_bytes())
     };
     if asked.starts_with("POST") {
-        return match mood {
-            Mood::Raw => reply(400, "{\"message\": \"config cannot be empty\"}"),
+        return match behaviour {
+            ApiBehaviour::Unfiltered => reply(400, "{\"message\": \"config cannot be empty\"}"),
             _ => reply(403, "no"),
         };
     }
-    match mood {
-        Mood::Refuses => return reply(403, "no"),
-        Mood::Fails => return reply(503, "no server is available"),
-        Mood::Garbage => return reply(200, "<html>welcome"),
-        Mood::Endless if is_list => {
+    match behaviour {
+        ApiBehaviour::Refuses => return reply(403, "no"),
+        ApiBehaviour::ServerError => return reply(503, "no server is available"),
+        ApiBehaviour::Garbage => return reply(200, "<html>welcome"),
+        ApiBehaviour::Endless if is_list => {
             drop(state);
             stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n[")?;
             loop {
                 stream.write_all(&[b' '; 65536])?;
             }
         }
-        Mood::Drips | Mood::Hangs => {
+        ApiBehaviour::Slow | ApiBehaviour::Hangs => {
             drop(state);
             stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")?;
-            if mood == Mood::Drips {
+            if behaviour == ApiBehaviour::Slow {
                 loop {
                     stream.write_all(b" ")?;
                     std::thread::sleep(Duration::from_millis(300));
@@ -200,7 +200,7 @@ fn answer(mut stream: TcpStream, shared: &Mutex<ApiState>) -> std::io::Result<()
     }
     if asked.starts_with("GET /events?") {
         stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")?;
-        if mood == Mood::Babbles {
+        if behaviour == ApiBehaviour::InvalidEvents {
             stream.write_all(b"4\r\nhm?\n\r\n")?;
         }
         state.streams.push(stream);
@@ -367,17 +367,20 @@ fn api_faults_remove_no_certificate() {
     let sidecar = DiscoverySidecar::start(&ca, &docker.host(), |_| ());
     sidecar.until_issued("a.example.com");
     sidecar.until_logged("watching the labels of containers");
-    for (mood, told) in [
-        (Mood::Refuses, "refused /containers/json: 403"),
-        (Mood::Fails, "503"),
-        (Mood::Garbage, "invalid list of containers"),
-        (Mood::Endless, "more than 8388608 bytes"),
-        (Mood::Raw, "is not filtered: it gives root on the host"),
+    for (behaviour, told) in [
+        (ApiBehaviour::Refuses, "refused /containers/json: 403"),
+        (ApiBehaviour::ServerError, "503"),
+        (ApiBehaviour::Garbage, "invalid list of containers"),
+        (ApiBehaviour::Endless, "more than 8388608 bytes"),
+        (
+            ApiBehaviour::Unfiltered,
+            "is not filtered: it gives root on the host",
+        ),
     ] {
-        docker.is(mood);
+        docker.behaves(behaviour);
         docker.state.lock().unwrap().asked.clear();
         sidecar.until_logged(told);
-        docker.is(Mood::Well);
+        docker.behaves(ApiBehaviour::Valid);
         // A successful try resets the backoff, so the next one is at most a few seconds away.
         let lists = || docker.was_asked("GET /events");
         until_within("events", Duration::from_secs(70), lists);
@@ -397,7 +400,7 @@ fn api_faults_remove_no_certificate() {
 #[test]
 fn slow_or_noisy_api_is_reported_and_new_containers_are_found() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
-    docker.is(Mood::Drips);
+    docker.behaves(ApiBehaviour::Slow);
     let sidecar = DiscoverySidecar::start(&ca, &docker.host(), |command| {
         command.env("CERTS_DOMAINS", "configured.example.com");
     });
@@ -405,10 +408,10 @@ fn slow_or_noisy_api_is_reported_and_new_containers_are_found() {
     sidecar.until_issued("configured.example.com");
     sidecar.until_logged("no answer within 15s");
     docker.add("web", json!({"certs.domains": "a.example.com"}));
-    docker.is(Mood::Babbles);
+    docker.behaves(ApiBehaviour::InvalidEvents);
     sidecar.until_issued("a.example.com");
     sidecar.until_logged("no events from Docker, containers are listed once a minute");
-    docker.is(Mood::Hangs);
+    docker.behaves(ApiBehaviour::Hangs);
     assert!(sidecar.is_issued("a.example.com"));
 }
 
@@ -612,7 +615,7 @@ fn at_a_socket(docker: &Docker, path: &Path) -> String {
 #[test]
 fn sandboxed_sidecar_reaches_local_docker_socket() {
     let (ca, docker) = (EmbeddedCa::start(), Docker::start());
-    docker.is(Mood::Raw);
+    docker.behaves(ApiBehaviour::Unfiltered);
     docker.add(
         "web",
         json!({"certs.domains": "a.example.com", "certs.deploy": "copy"}),
