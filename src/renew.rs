@@ -3,11 +3,11 @@
 //! the log; a drawn instant is returned to be stored. RFC 9773.
 
 pub mod backoff;
+pub mod clock;
 pub mod decide;
 pub mod fallback;
-pub mod ledger;
-pub mod outage;
 pub mod partial;
 pub mod policy;
-pub mod skew;
+pub mod rate_limits;
+pub mod reachability;
 pub mod window;

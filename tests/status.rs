@@ -5,7 +5,7 @@ use std::process::Command;
 use certs::ca_state::{CaState, Limit, Outage};
 use certs::identifier::{Identifier, Lineage};
 use certs::record::{Record, Revision};
-use certs::renew::ledger::{LETS_ENCRYPT, Priority, spend};
+use certs::renew::rate_limits::{LETS_ENCRYPT, Priority, spend};
 use certs::store::{Store, fs::FileStore};
 use certs::time::{Clock, SystemClock};
 

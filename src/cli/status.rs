@@ -13,7 +13,7 @@ use crate::identifier::Lineage;
 use crate::manage;
 use crate::observe::{Asked, Status, probe};
 use crate::random::SystemRandom;
-use crate::renew::ledger::{self, Left};
+use crate::renew::rate_limits::{self, Left};
 use crate::store::fs::FileStore;
 use crate::store::{Store, StoreError};
 use crate::text::printable_lines;
@@ -111,12 +111,12 @@ async fn row(
         None => Ok(Default::default()),
     };
     let (state, _) = known.map_err(|error| failed(&record.ca, error))?;
-    let rules = ledger::rules(&record.ca);
+    let rules = rate_limits::rules(&record.ca);
     let mut status = manage::status::status(&record, now, &SystemRandom);
     status.asked = asked.cloned();
     let row = Row {
         status,
-        budget: ledger::left(&state, rules, &record.identifiers, now),
+        budget: rate_limits::left(&state, rules, &record.identifiers, now),
         outage: state.outage,
         windowless: state.windowless,
     };

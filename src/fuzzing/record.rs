@@ -8,8 +8,8 @@ use crate::ca_state::{CaState, Counted};
 use crate::random::SeededRandom;
 use crate::record::Record;
 use crate::renew::decide::{Next, due, held_up, next, replaces};
-use crate::renew::ledger::{Priority, counts_as, rules, spend};
-use crate::renew::outage::is_waited_for;
+use crate::renew::rate_limits::{Priority, counts_as, rules, spend};
+use crate::renew::reachability::is_waited_for;
 use crate::time::Timestamp;
 
 const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";

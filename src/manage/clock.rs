@@ -14,7 +14,7 @@ use super::services::{Certificate, Services};
 use crate::acme::{Issuer, Untimely};
 use crate::certificate::Facts;
 use crate::record::Record;
-use crate::renew::skew::{Evidence, decided_at, is_due_at};
+use crate::renew::clock::{Evidence, decided_at, is_due_at};
 use crate::time::{Clock, Timestamp};
 
 /// The clock skew above which the operator must set the clock.

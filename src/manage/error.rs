@@ -12,7 +12,7 @@ use crate::deploy::verify::VerifyError;
 use crate::failure::{Failure, STORE_HINT};
 use crate::identifier::Lineage;
 use crate::renew::backoff::FailureKind;
-use crate::renew::ledger::Line;
+use crate::renew::rate_limits::Line;
 use crate::store::StoreError;
 use crate::time::Timestamp;
 

@@ -1,5 +1,5 @@
 //! The tuning constants of renewal, each with its source. "Ours" marks a choice
-//! of this program. The limits of a CA itself are in [`super::ledger`].
+//! of this program. The limits of a CA itself are in [`super::rate_limits`].
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ pub const LATE_PART: u32 = 4;
 /// The pause after a refusal, such as one by policy or CAA. Ours.
 pub const REFUSED_PAUSE: Duration = DAY;
 /// The pause after an order that did not reach the CA. Ours: the shared outage
-/// in [`super::outage`] paces the probes.
+/// in [`super::reachability`] paces the probes.
 pub const UNREACHABLE_PAUSE: Duration = MINUTE.saturating_mul(2);
 /// The pause after a rate limit without `Retry-After`, and its lower bound. Ours.
 pub const RATE_LIMIT_PAUSE: Duration = HOUR;

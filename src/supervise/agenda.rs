@@ -11,7 +11,7 @@ use super::handle::Ended;
 use crate::certificate::KeyType;
 use crate::identifier::Lineage;
 use crate::manage::{Certificate, ManageError, Trigger};
-use crate::renew::ledger::Line;
+use crate::renew::rate_limits::Line;
 use crate::time::Timestamp;
 
 /// How often the wall clock is read: it may jump, and the machine may be suspended.
@@ -283,7 +283,7 @@ pub(super) fn difference(kept: &Certificate, requested: &Certificate) -> Option<
 mod tests {
     use super::*;
     use crate::ca_state::Limit;
-    use crate::renew::ledger::Priority;
+    use crate::renew::rate_limits::Priority;
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_seconds(seconds)

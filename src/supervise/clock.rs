@@ -12,7 +12,7 @@ use super::agenda::{Agenda, SWEEP};
 use crate::acme::Issuer;
 use crate::manage::clock::{ALARM, query_time};
 use crate::manage::{Certificate, Services};
-use crate::renew::skew::decided_at;
+use crate::renew::clock::decided_at;
 use crate::time::{Clock, Timestamp};
 
 /// The pause before the first probe: after a start, due steps contact the CAs anyway.

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use crate::ca_state::{CaState, Counted};
 use crate::identifier::Identifier;
 use crate::record::Record;
-use crate::renew::ledger::{self, Priority, Refusal};
+use crate::renew::rate_limits::{self, Priority, Refusal};
 use crate::time::Timestamp;
 
 /// An order as the rate limiter sees it, before it is stored.
@@ -23,7 +23,7 @@ pub(crate) struct Intended<'o> {
 
 impl Intended<'_> {
     pub(super) fn counts_as(&self, ca: &str, now: Timestamp) -> Counted {
-        ledger::counts_as(self.record, ca, self.names, self.replaces, now)
+        rate_limits::counts_as(self.record, ca, self.names, self.replaces, now)
     }
 
     /// Takes its tokens from the rate limits of `ca`, or returns until when it is refused.
@@ -34,8 +34,8 @@ impl Intended<'_> {
         now: Timestamp,
     ) -> Result<Counted, Refusal> {
         let counted = self.counts_as(ca, now);
-        let (rules, names, priority) = (ledger::rules(ca), self.names, self.priority);
-        ledger::spend(state, rules, names, counted, priority, now)?;
+        let (rules, names, priority) = (rate_limits::rules(ca), self.names, self.priority);
+        rate_limits::spend(state, rules, names, counted, priority, now)?;
         Ok(counted)
     }
 

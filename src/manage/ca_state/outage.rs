@@ -10,7 +10,9 @@ use crate::ca_state::Outage;
 use crate::manage::error::ManageError;
 use crate::manage::probes::{OPERATIONS, Operation, STEP_BACK};
 use crate::manage::services::Services;
-use crate::renew::outage::{LONGEST_PAUSE, after_failed_probe, after_retry_after, is_waited_for};
+use crate::renew::reachability::{
+    LONGEST_PAUSE, after_failed_probe, after_retry_after, is_waited_for,
+};
 use crate::time::Timestamp;
 
 /// A certificate with an order probes within minutes; after this time no order is waiting.

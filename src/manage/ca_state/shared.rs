@@ -5,7 +5,7 @@ use crate::ca_state::CaState;
 use crate::manage::error::ManageError;
 use crate::manage::services::Services;
 use crate::observe::Tokens;
-use crate::renew::ledger;
+use crate::renew::rate_limits;
 use crate::store::StoreError;
 
 /// The number of conflicts with other writers before an update fails.
@@ -50,12 +50,12 @@ pub(crate) async fn show_stored(services: &Services, ca: &str) {
 }
 
 fn show(services: &Services, ca: &str, state: CaState) {
-    let rules = ledger::rules(ca);
+    let rules = rate_limits::rules(ca);
     if rules.is_empty() {
         return;
     }
     services.metrics.ledger(ca, move |now| {
-        let standing = ledger::standing(&state, rules, now).into_iter();
+        let standing = rate_limits::standing(&state, rules, now).into_iter();
         let tokens = standing.map(|left| Tokens {
             limit: left.limit.as_str().to_owned(),
             subject: left.subject,

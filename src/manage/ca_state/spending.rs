@@ -14,7 +14,7 @@ use crate::manage::error::ManageError;
 use crate::manage::probes::Operation;
 use crate::manage::services::Services;
 use crate::record::PendingOrder;
-use crate::renew::ledger::{self, Line, Priority, Refusal};
+use crate::renew::rate_limits::{self, Line, Priority, Refusal};
 use crate::time::Timestamp;
 
 /// The age up to which a reply shows the CA's current time.
@@ -32,7 +32,7 @@ pub(in crate::manage) async fn spend(
     order: Intended<'_>,
 ) -> Result<Counted, ManageError> {
     let ours = services.clock.now();
-    if ledger::rules(ca).is_empty() {
+    if rate_limits::rules(ca).is_empty() {
         // Without rate limits the CA's time is not needed.
         return Ok(order.counts_as(ca, ours));
     }
@@ -83,11 +83,13 @@ fn limit_exhausted(refusal: Refusal, line: Option<Line>) -> ManageError {
 /// # Errors
 /// [`ManageError::LimitExhausted`]; no token is taken then.
 pub(in crate::manage) async fn register(services: &Services, ca: &str) -> Result<(), ManageError> {
-    let (rules, now) = (ledger::rules(ca), services.clock.now());
+    let (rules, now) = (rate_limits::rules(ca), services.clock.now());
     if rules.is_empty() {
         return Ok(());
     }
-    let taken = change(services, ca, |state| ledger::register(state, rules, now));
+    let taken = change(services, ca, |state| {
+        rate_limits::register(state, rules, now)
+    });
     let taken = taken.await?;
     // No queue: the first account serves all certificates.
     taken.map_err(|refusal| limit_exhausted(refusal, None))
@@ -102,18 +104,18 @@ pub(in crate::manage) async fn settle_issued(
     now: Timestamp,
 ) {
     let dropped = sent.is_some_and(|sent| sent.replaces.is_none());
-    let rules = ledger::rules(&planned.ca);
+    let rules = rate_limits::rules(&planned.ca);
     if rules.is_empty() {
         return;
     }
     let names = &planned.identifiers;
     let counted = change(services, &planned.ca, |state| {
-        ledger::validated(state, names);
+        rate_limits::validated(state, names);
         if !dropped || planned.counted != Counted::Exempt {
             return;
         }
         // The certificate exists, with or without a token.
-        let _ = ledger::spend(state, rules, names, Counted::Again, Priority::Forced, now);
+        let _ = rate_limits::spend(state, rules, names, Counted::Again, Priority::Forced, now);
     });
     if let Err(error) = counted.await {
         tracing::warn!("an order at {} could not be counted: {error}", planned.ca);
@@ -128,13 +130,13 @@ pub(in crate::manage) async fn settle_failed(
     unproven: &BTreeSet<Identifier>,
     now: Timestamp,
 ) {
-    let rules = ledger::rules(&order.ca);
+    let rules = rate_limits::rules(&order.ca);
     if rules.is_empty() {
         return;
     }
     let settled = change(services, &order.ca, |state| {
-        ledger::refund(state, rules, &order.identifiers, order.counted);
-        ledger::failed(state, rules, unproven, now);
+        rate_limits::refund(state, rules, &order.identifiers, order.counted);
+        rate_limits::failed(state, rules, unproven, now);
     });
     if let Err(error) = settled.await {
         tracing::warn!(

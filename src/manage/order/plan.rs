@@ -10,7 +10,7 @@ use crate::manage::services::Certificate;
 use crate::manage::session::Trigger;
 use crate::record::Record;
 use crate::renew::fallback::Choice;
-use crate::renew::ledger::Priority;
+use crate::renew::rate_limits::Priority;
 
 /// An order before it is stored.
 #[derive(Clone)]
