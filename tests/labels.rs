@@ -446,7 +446,7 @@ fn a_restart_without_the_proxy_renews_what_was_asked_for() {
     until("the end", || sidecar.running.has_ended());
     drop(sidecar);
     let sidecar = Followed::start(&ca, &host, |_| ());
-    sidecar.until_logged("does not answer");
+    sidecar.until_logged("is unreachable");
     until("it is managed", || {
         sidecar
             .get("/api/v1/certificates")
