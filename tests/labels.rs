@@ -449,7 +449,7 @@ fn restart_without_proxy_renews_discovered_certificates() {
     until("the sidecar's end", || sidecar.running.has_ended());
     drop(sidecar);
     let sidecar = DiscoverySidecar::start(&ca, &host, |_| ());
-    sidecar.until_logged("does not answer");
+    sidecar.until_logged("is unreachable");
     until("the certificate is managed", || {
         sidecar
             .get("/api/v1/certificates")
