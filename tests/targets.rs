@@ -225,7 +225,7 @@ fn failed_hook_leaves_previous_pair_on_every_server_and_recovers() {
         "out of order",
         "hook",
         "rolling back to the previous",
-        "rolled back and verified",
+        "the rollback is not verified",
     ] {
         assert!(told.contains(part), "no `{part}` in {told}");
     }
