@@ -26,10 +26,10 @@ use thiserror::Error;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
 use crate::time::Timestamp;
 
-pub use crate::fingerprint::Fingerprint;
 pub use known::Known;
 pub use secret::Secret;
 

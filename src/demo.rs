@@ -27,7 +27,7 @@ use self::setup::{Setup, WINDOW_OPENS_AFTER};
 use self::tally::Swap;
 use crate::failure::Failure;
 use crate::files;
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::observe::{Board, Status};
 use crate::random::{Random, SystemRandom};
 use crate::record::Generation;

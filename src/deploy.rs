@@ -31,8 +31,10 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use self::output::OutputError;
-use crate::certificate::{Bundle, Fingerprint};
-use crate::identifier::{Identifier, Lineage};
+use crate::certificate::Bundle;
+use crate::fingerprint::Fingerprint;
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 use crate::record::Generation;
 use crate::time::Timestamp;
 

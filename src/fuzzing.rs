@@ -13,7 +13,8 @@ mod replay;
 
 use std::time::Duration;
 
-use crate::certificate::{Facts, Fingerprint};
+use crate::certificate::Facts;
+use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
 use crate::random::SeededRandom;
 use crate::record::{Failures, Renewal};

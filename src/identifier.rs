@@ -12,8 +12,6 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-pub use crate::lineage::Lineage;
-
 /// One subject of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -259,6 +257,7 @@ impl From<Identifier> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lineage::Lineage;
 
     fn parse(text: &str) -> String {
         match Identifier::parse(text) {

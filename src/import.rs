@@ -24,7 +24,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::certificate::Secret;
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 
 /// The clients whose state can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

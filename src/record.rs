@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::ca_state::Counted;
 use crate::certificate::{Facts, Secret};
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 use crate::time::Timestamp;
 
 /// Counts the certificates of a lineage, from 1; 0 is the placeholder.

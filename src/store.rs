@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::record::{Generation, Record, Revision};
 
 /// Generations of a lineage whose pairs are kept, for a rollback.

@@ -7,7 +7,8 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use certs::ca::Validation;
-use certs::identifier::{Identifier, Lineage};
+use certs::identifier::Identifier;
+use certs::lineage::Lineage;
 use certs::random::{Random, SeededRandom};
 use certs::record::{Record, Revision};
 use certs::store::fs::FileStore;

@@ -3,7 +3,8 @@
 use std::process::Command;
 
 use certs::ca_state::{CaState, Limit, Outage};
-use certs::identifier::{Identifier, Lineage};
+use certs::identifier::Identifier;
+use certs::lineage::Lineage;
 use certs::record::{Record, Revision};
 use certs::renew::rate_limits::{LETS_ENCRYPT, Priority, spend};
 use certs::store::{Store, fs::FileStore};

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use certs::certificate::{Bundle, Freshness, Secret};
-use certs::identifier::{Identifier, Lineage};
+use certs::identifier::Identifier;
+use certs::lineage::Lineage;
 use certs::time::{Clock, SystemClock};
 use certs::tls::credentials::Publisher;
 use certs::tls::dialer::{Dialer, Stream};

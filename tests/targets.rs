@@ -5,9 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use certs::certificate::Fingerprint;
 use certs::deploy::starttls::Protocol;
 use certs::deploy::verify::observe;
+use certs::fingerprint::Fingerprint;
 use certs::identifier::Identifier;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;

@@ -9,7 +9,8 @@ use aws_lc_rs::digest::{Context, SHA256};
 use rustls::pki_types::CertificateDer;
 
 use super::{Bundle, BundleError, Facts, Freshness, Secret};
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 use crate::time::Timestamp;
 
 /// The pair that was last checked, for each lineage. Clones share the cache.

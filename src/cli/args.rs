@@ -5,7 +5,7 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{CommandVariables, EVERY, ISSUE, KeyOptions, Options, RUN};
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 
 /// Gets, renews, deploys and verifies TLS certificates next to any proxy.
 #[derive(Debug, Parser)]

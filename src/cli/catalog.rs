@@ -9,7 +9,7 @@ use crate::config::{
 };
 use crate::deploy::target::{DeployTarget, NAME};
 use crate::failure::Failure;
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::store::fs::FileStore;
 use crate::store::{Store, StoreError};
 

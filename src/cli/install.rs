@@ -14,7 +14,7 @@ use crate::config::Settings;
 use crate::deploy::Outlet;
 use crate::failure::Failure;
 use crate::files;
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
 use crate::install::InstallError;
 use crate::install::change::apply;
 use crate::install::journal::{Change, Journals, Link, Subject};
@@ -22,6 +22,7 @@ use crate::install::plan::{Pair, Plan, Wish, choose, plan};
 use crate::install::program::Program;
 use crate::install::site::{self, Site};
 use crate::install::tree::{Overlay, Tree};
+use crate::lineage::Lineage;
 use crate::record::Generation;
 use crate::time::{Clock, SystemClock};
 

@@ -9,7 +9,7 @@ use crate::discovery::Listing;
 use crate::discovery::labels::Ask;
 use crate::discovery::registry::Registry;
 use crate::discovery::stored;
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::observe::status::Asked;
 use crate::time::Timestamp;
 

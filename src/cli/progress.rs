@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::output::Terminal;
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::manage::Progress;
 use crate::time::{Clock, SystemClock, Timestamp};
 

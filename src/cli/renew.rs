@@ -9,7 +9,8 @@ use super::output::say;
 use crate::config::{Purpose, Settings};
 use crate::control::Task;
 use crate::failure::Failure;
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 use crate::manage::Trigger;
 use crate::record::Generation;
 

@@ -9,7 +9,7 @@ use super::labels::Labels;
 use super::output::say;
 use crate::ca_state::Outage;
 use crate::failure::Failure;
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::manage;
 use crate::observe::{Asked, Status, probe};
 use crate::random::SystemRandom;

@@ -8,7 +8,8 @@ use super::problem::{Origin, Problems};
 use super::read::Entry;
 use super::{CaSettings, CertificateSettings};
 use crate::deploy::target::{DeployTarget, NAME};
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 
 /// The most names that public CAs accept in one certificate.
 const MOST_NAMES: usize = 100;

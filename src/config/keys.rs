@@ -25,7 +25,8 @@ use crate::certificate::KeyType;
 use crate::challenge::{ChallengeKind, ChallengeSettings, http01, webroot};
 use crate::deploy::endpoint::Endpoint;
 use crate::deploy::target::DeployTarget;
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 use crate::manage::schedule::Schedule;
 
 layer! {

@@ -13,7 +13,7 @@ use super::resolve::Sources;
 use super::{CertificateSettings, DockerSettings, Settings, check};
 use crate::deploy::target::NAME;
 use crate::discovery::labels::{Ask, Complaint};
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 
 /// The target that a label may name without a table of the file.
 const NGINX: &str = "nginx";

@@ -11,7 +11,8 @@ use super::keys::{CertificateLayer, EXCLUSIVE, Layer, NAMING, SECTIONS, keys};
 use super::layer::{Raw, Value, list, parsed, words};
 use super::problem::{Given, Origin, Problems, nearest};
 use crate::deploy::target::{DeployTarget, TargetKeys};
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 
 /// The values of the file.
 #[derive(Clone, Debug, Default)]

@@ -5,7 +5,8 @@ use super::keys::CertificateLayer;
 use super::problem::{Given, Origin};
 use super::read::Entry;
 use super::{CertificateSettings, Directory};
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 
 /// A stored certificate.
 #[derive(Clone, Debug)]

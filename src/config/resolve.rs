@@ -14,7 +14,8 @@ use super::problem::{Given, Origin, Problem, Problems};
 use super::read::{self, Document, Entry};
 use super::remembered::Remembered;
 use super::{CertificateSettings, Settings};
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 
 const USUAL_FILES: [&str; 2] = ["certs.toml", "/etc/certs/certs.toml"];
 

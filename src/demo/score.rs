@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::tally::{Counts, FailureKind};
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::observe::Status;
 use crate::record::Generation;
 

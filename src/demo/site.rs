@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 
 /// A name that clients request.
 #[derive(Clone, Debug)]

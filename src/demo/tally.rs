@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::certificate::Fingerprint;
-use crate::identifier::Lineage;
+use crate::fingerprint::Fingerprint;
+use crate::lineage::Lineage;
 use crate::record::Generation;
 
 /// A request that ends this soon after a deployment counts as near the swap.

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{Delivery, DeployError, Target};
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 
 /// Two reloads of one server are at least this far apart.
 const APART: Duration = Duration::from_secs(2);

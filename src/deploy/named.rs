@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{Delivery, DeployError, Target};
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 
 /// A target with another name.
 pub struct Named {

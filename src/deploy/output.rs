@@ -14,7 +14,8 @@ use super::Outlet;
 use super::owner::Owner;
 use crate::certificate::{Bundle, Freshness, Secret};
 use crate::files;
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 use crate::record::Generation;
 use crate::time::Timestamp;
 

@@ -19,7 +19,7 @@ use super::output::Output;
 use super::owner::Owner;
 use super::target_settings::{DeployStage, Paths, Processes, ShortForm, Writes};
 use super::targets::StoredForm;
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::text::{nearest, printable};
 
 fn unknown(written: &str, kind: &str) -> String {

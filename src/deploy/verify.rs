@@ -22,7 +22,8 @@ use tokio_rustls::TlsConnector;
 
 use super::endpoint::Endpoint;
 use super::starttls::{self, Protocol};
-use crate::certificate::{Facts, Fingerprint};
+use crate::certificate::Facts;
+use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
 use crate::time::{Clock, Timestamp};
 

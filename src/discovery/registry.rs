@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::labels::Ask;
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::observe::status::Asked;
 use crate::time::Timestamp;
 

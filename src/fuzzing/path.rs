@@ -11,7 +11,8 @@ use crate::challenge::webroot::Webroot;
 use crate::challenge::{Answer, ChallengeKind, Solver, Token};
 use crate::deploy::Outlet;
 use crate::deploy::output::Output;
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 
 /// NAME_MAX of common file systems, minus `.` and `.new` around it.
 const LONGEST_NAME: usize = 255 - 5;

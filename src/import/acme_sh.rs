@@ -15,7 +15,8 @@ use super::{
     Account, AccountKey, Ca, Certificate, Found, LIVE, Proof, Remark, Renewal, Tool, hook,
     not_a_directory_of,
 };
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 use crate::text::printable;
 
 const CURVE: &str = "_ecc";

@@ -10,7 +10,8 @@ use super::tree::Tree;
 use super::{
     Account, AccountKey, Ca, Certificate, Found, LIVE, Remark, Renewal, Tool, not_a_directory_of,
 };
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 use crate::text::printable;
 
 pub(super) fn read(tree: &Tree) -> Result<Found, String> {

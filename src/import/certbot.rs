@@ -13,7 +13,7 @@ use super::{
     Account, AccountKey, Ca, Certificate, Found, LIVE, Proof, Remark, Renewal, Tool, hook,
     not_a_directory_of,
 };
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::text::printable;
 
 const SETTINGS: &str = "renewalparams";

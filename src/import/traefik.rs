@@ -11,7 +11,8 @@ use serde_json::Value;
 use super::tree::text_of;
 use super::{Account, AccountKey, Ca, Certificate, Found, Remark, Renewal};
 use crate::certificate::Secret;
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 use crate::text::printable;
 
 /// One file has all certificates.

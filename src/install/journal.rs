@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::InstallError;
-use crate::certificate::Fingerprint;
 use crate::files;
+use crate::fingerprint::Fingerprint;
 
 const INTENT: &str = "journal.json";
 const DONE: &str = "done";

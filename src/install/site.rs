@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::InstallError;
 use super::plan::{POLICY, challenge_location};
 use super::syntax::quoted;
-use crate::certificate::Fingerprint;
+use crate::fingerprint::Fingerprint;
 
 /// The first version with an `http2` directive.
 const HTTP2_DIRECTIVE: (u32, u32, u32) = (1, 25, 1);

@@ -262,7 +262,7 @@ const TRUSTED_SKEW: Duration = Duration::from_secs(2 * 86_400);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::certificate::Fingerprint;
+    use crate::fingerprint::Fingerprint;
 
     /// The facts of a certificate of 90 days from `begins`.
     fn facts(begins: Timestamp) -> Facts {

@@ -10,7 +10,7 @@ use super::session::Pass;
 use crate::certificate::{Bundle, Facts, Freshness};
 use crate::deploy::verify::{ServedAt, Verification, VerifyError};
 use crate::deploy::{Delivery, DeployError, Target};
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::record::{Failures, Generation, RolledBack, Served};
 use crate::renew::window::latest;
 

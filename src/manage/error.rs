@@ -10,7 +10,7 @@ use crate::deploy::DeployError;
 use crate::deploy::output::OutputError;
 use crate::deploy::verify::VerifyError;
 use crate::failure::{Failure, STORE_HINT};
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::renew::backoff::FailureKind;
 use crate::renew::rate_limits::Line;
 use crate::store::StoreError;

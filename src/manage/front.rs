@@ -10,7 +10,8 @@ use async_trait::async_trait;
 
 use crate::certificate::{Bundle, Freshness, Secret};
 use crate::deploy::{Delivery, DeployError, Outlet, Target};
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 use crate::time::Clock;
 use crate::tls::credentials::Publisher;
 

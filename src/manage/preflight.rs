@@ -64,8 +64,10 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::certificate::{Facts, Fingerprint, KeyType};
-    use crate::identifier::{Identifier, Lineage};
+    use crate::certificate::{Facts, KeyType};
+    use crate::fingerprint::Fingerprint;
+    use crate::identifier::Identifier;
+    use crate::lineage::Lineage;
     use crate::random::SeededRandom;
     use crate::record::{Generation, Issued, Renewal};
 

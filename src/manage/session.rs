@@ -8,7 +8,7 @@ use super::error::ManageError;
 use super::services::{Certificate, Services};
 use super::status::status;
 use crate::certificate::Bundle;
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::record::{Generation, Record, Revision};
 use crate::time::Timestamp;
 

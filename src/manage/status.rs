@@ -110,8 +110,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::certificate::{Facts, Fingerprint};
-    use crate::identifier::{Identifier, Lineage};
+    use crate::certificate::Facts;
+    use crate::fingerprint::Fingerprint;
+    use crate::identifier::Identifier;
+    use crate::lineage::Lineage;
     use crate::random::SeededRandom;
     use crate::record::{Generation, Renewal};
 

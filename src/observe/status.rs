@@ -6,7 +6,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 use crate::record::{Generation, Served};
 use crate::time::Timestamp;
 

@@ -189,7 +189,7 @@ mod tests {
             identifiers: std::collections::BTreeSet::new(),
             not_before: START + left - 90 * DAY,
             not_after: START + left,
-            fingerprint: crate::certificate::Fingerprint::of(b""),
+            fingerprint: crate::fingerprint::Fingerprint::of(b""),
             renewal_id: None,
         };
         let pause = |left: Duration| {

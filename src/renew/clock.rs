@@ -73,8 +73,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::certificate::{Facts, Fingerprint};
-    use crate::identifier::{Identifier, Lineage};
+    use crate::certificate::Facts;
+    use crate::fingerprint::Fingerprint;
+    use crate::identifier::Identifier;
+    use crate::lineage::Lineage;
     use crate::record::{Generation, Issued, Renewal};
 
     const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);

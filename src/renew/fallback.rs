@@ -111,8 +111,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::certificate::{Facts, Fingerprint};
-    use crate::identifier::{Identifier, Lineage};
+    use crate::certificate::Facts;
+    use crate::fingerprint::Fingerprint;
+    use crate::identifier::Identifier;
+    use crate::lineage::Lineage;
     use crate::record::{Generation, Issued};
 
     const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);

@@ -80,8 +80,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::certificate::{Facts, Fingerprint};
-    use crate::identifier::Lineage;
+    use crate::certificate::Facts;
+    use crate::fingerprint::Fingerprint;
+    use crate::lineage::Lineage;
     use crate::random::SeededRandom;
     use crate::record::{Excluded, Failures, Generation, Renewal};
     use crate::renew::decide::{Next, held_up, next};

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::certificate::{Facts, Secret};
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::record::Generation;
 
 /// The folder of a file.

@@ -15,7 +15,8 @@ use super::node::{Node, NodeFaults};
 use super::scenario::{AHEAD, part};
 use super::tally::ProxySlot;
 use super::{DAY, START, Scenario};
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 use crate::random::Random;
 use crate::time::Clock;
 

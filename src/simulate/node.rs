@@ -15,11 +15,13 @@ use super::disk::{Disk, File, Folder, Found};
 use super::kill::{KillPoint, KillSwitch};
 use super::tally::Tally;
 use crate::acme::Dated;
-use crate::certificate::{Bundle, Facts, Fingerprint, Secret};
+use crate::certificate::{Bundle, Facts, Secret};
 use crate::deploy::output::OutputError;
 use crate::deploy::verify::{ServedAt, Verifier};
 use crate::deploy::{Delivery, DeployError, Outlet, Target};
-use crate::identifier::{Identifier, Lineage};
+use crate::fingerprint::Fingerprint;
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 use crate::record::Generation;
 use crate::time::{Clock, Timestamp, VirtualClock, sleep_in_parts};
 

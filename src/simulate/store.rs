@@ -13,7 +13,7 @@ use super::kill::KillPoint;
 use super::node::Node;
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::record::{Failures, Generation, Record, Revision, RolledBack, Served};
 use crate::store::memory::MemoryStore;
 use crate::store::{Lease, Store, StoreError};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Scenario;
 use super::script::Script;
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::time::Timestamp;
 
 /// A certificate as one proxy serves it.

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use super::{Store, StoreError};
 use crate::ca_state::{CaState, Limit};
 use crate::certificate::{Bundle, Facts, Freshness, Secret};
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 use crate::record::{Generation, Issued, Record, Revision};
 use crate::time::Timestamp;
 

@@ -25,9 +25,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{KEPT_GENERATIONS, Lease, Store, StoreError};
 use crate::ca_state::CaState;
-use crate::certificate::{Bundle, Fingerprint, Secret};
+use crate::certificate::{Bundle, Secret};
 use crate::files;
-use crate::identifier::Lineage;
+use crate::fingerprint::Fingerprint;
+use crate::lineage::Lineage;
 use crate::record::{Generation, Record, Revision};
 
 const PRIVATE_FILE: u32 = 0o600;

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use super::{KEPT_GENERATIONS, Lease, Store, StoreError};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::record::{Generation, Record, Revision};
 
 /// A store that is lost when its process ends.

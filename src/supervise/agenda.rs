@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::handle::Ended;
 use crate::certificate::KeyType;
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::manage::{Certificate, ManageError, Trigger};
 use crate::renew::rate_limits::Line;
 use crate::time::Timestamp;

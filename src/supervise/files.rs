@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use super::agenda::{Agenda, SWEEP};
 use crate::deploy::Outlet;
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::manage::Certificate;
 use crate::time::Timestamp;
 

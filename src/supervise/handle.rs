@@ -3,7 +3,7 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::manage::{Certificate, ManageError, Outcome, Trigger};
 
 const COMMANDS: usize = 64;

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::handle::Ended;
 use crate::acme::AcmeError;
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::manage::clock::CorrectedClock;
 use crate::manage::concurrency::Permit;
 use crate::manage::pass::pass;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::agenda::{Agenda, RECHECK};
 use super::pass::Finished;
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::manage::status::status;
 use crate::manage::{ManageError, Outcome, Services};
 use crate::observe::{Board, Status};

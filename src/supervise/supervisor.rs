@@ -14,7 +14,7 @@ use super::files::Files;
 use super::handle::{Command, Ended, Handle};
 use super::pass::{Finished, one_pass};
 use super::report::{Recheck, log_failure, report};
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 use crate::manage::ca_state::show_stored;
 use crate::manage::concurrency::{Concurrency, SIDE_BY_SIDE};
 use crate::manage::status::status;

@@ -19,7 +19,8 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::certificate::{Bundle, BundleError, Freshness};
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 use crate::time::Clock;
 
 /// Sessions kept for resumption (RFC 8446 section 2.2).

@@ -14,7 +14,7 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::certificate::Fingerprint;
+use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
 
 /// A verified connection, decrypted.

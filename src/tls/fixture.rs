@@ -12,7 +12,8 @@ use super::credentials::{Credentials, Publisher};
 use super::dialer::{self, Dialer};
 use super::terminator::{Handler, Limits, Stopping, Stream, Terminator};
 use crate::certificate::{Bundle, Freshness, Secret};
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 use crate::time::{Timestamp, VirtualClock};
 
 /// An instant in the validity of every leaf of this CA.

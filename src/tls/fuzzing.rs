@@ -8,8 +8,10 @@ use rcgen::{CertificateParams, KeyPair};
 use rustls::server::{Acceptor, ResolvesServerCert, ServerConfig, ServerConnection};
 
 use super::credentials::{Credentials, Publisher};
-use crate::certificate::{Bundle, Fingerprint, Freshness, Secret};
-use crate::identifier::{Identifier, Lineage};
+use crate::certificate::{Bundle, Freshness, Secret};
+use crate::fingerprint::Fingerprint;
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 use crate::time::{Timestamp, VirtualClock};
 
 const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);

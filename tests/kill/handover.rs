@@ -4,7 +4,7 @@
 
 use std::process::Command;
 
-use certs::certificate::Fingerprint;
+use certs::fingerprint::Fingerprint;
 use certs::record::Generation;
 
 use super::KillTally;

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use certs::ca::{Identity, Resolve, Server, Settings, Validation, serve};
-use certs::certificate::Fingerprint;
+use certs::fingerprint::Fingerprint;
 use certs::identifier::Identifier;
 use certs::tls::dialer::Dialer;
 use tempfile::TempDir;

@@ -7,7 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use certs::certificate::{Bundle, Facts, Freshness, Secret};
-use certs::identifier::{Identifier, Lineage};
+use certs::identifier::Identifier;
+use certs::lineage::Lineage;
 use certs::record::{Generation, Record};
 use certs::store::Store;
 use certs::store::fs::FileStore;

@@ -8,8 +8,8 @@ use crate::certificate::Facts;
 use crate::cli::Call;
 use crate::cli::output::say;
 use crate::failure::Failure;
-use crate::identifier::Lineage;
 use crate::import::{LIVE, Remark, Verdict};
+use crate::lineage::Lineage;
 use crate::manage::import::Taken;
 use crate::text::printable;
 

@@ -11,8 +11,9 @@ use crate::cli::Call;
 use crate::config::{CertificateSettings, Remembered};
 use crate::deploy::target::DeployTarget;
 use crate::failure::Failure;
-use crate::identifier::{Identifier, Lineage};
+use crate::identifier::Identifier;
 use crate::import::{Proof, Remark, Tool, Verdict};
+use crate::lineage::Lineage;
 use crate::text::printable;
 
 /// A placeholder for the CA in the shared defaults.

@@ -17,7 +17,7 @@ use crate::deploy::target_settings::{
     self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::{Delivery, DeployError, Outlet, Target, off_thread};
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 
 /// Another tree like the output directory, with `live/NAME` and `archive/NAME` and three generations, for a consumer
 /// that runs as another user. `certs run` notices within a minute if it is missing, and writes it again.

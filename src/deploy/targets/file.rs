@@ -20,7 +20,7 @@ use crate::deploy::target_settings::{
     self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::{Delivery, DeployError, Target, off_thread};
-use crate::identifier::Lineage;
+use crate::lineage::Lineage;
 
 /// A copy in one file, which `certs` replaces in one step, with an owner, a group and a mode of its own. `certs run`
 /// notices within a minute if it is missing, and writes it again.

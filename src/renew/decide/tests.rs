@@ -5,8 +5,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::certificate::{Facts, Fingerprint};
-use crate::identifier::Lineage;
+use crate::certificate::Facts;
+use crate::fingerprint::Fingerprint;
+use crate::lineage::Lineage;
 use crate::random::SeededRandom;
 use crate::record::{Generation, Served, Window};
 use crate::renew::window::{Moment, accept, latest, redraw};

@@ -1,8 +1,8 @@
 //! Deployments that are not verified, and the generation that is served then.
 
 use super::*;
-use crate::certificate::Fingerprint;
 use crate::deploy::verify::{ServedAt, Verifier};
+use crate::fingerprint::Fingerprint;
 use crate::record::Failures;
 
 /// A scripted verifier.
