@@ -1,4 +1,4 @@
-//! Text that strangers wrote, made fit to be shown: it must not be able to
+//! Untrusted text, made safe to show: it must not be able to
 //! steer a terminal, forge a line of a log, or flood either. Also what a mistyped word
 //! may stand for.
 

@@ -2,7 +2,7 @@
 //! locks, and traffic with the CA. The points come from a traced run, so a new call is covered without being
 //! listed. A kill before one call is a kill after the previous one. These runs reload no server.
 
-mod handover;
+mod deployment;
 mod jump;
 mod sidecar;
 

@@ -41,7 +41,7 @@ async fn status_shows_ca_limits_and_reachability() {
         probe_at: now,
         asked: false,
         answered: false,
-        last: "nobody there".into(),
+        last: "no route".into(),
     });
     state.windowless = state.outage.clone();
     let saved = store.save_ca_state(CA, &state, Revision(0));

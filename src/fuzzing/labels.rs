@@ -84,11 +84,11 @@ pub fn labels(input: &[u8]) {
 
 /// A repeated list changes nothing, and an empty one removes nothing at once.
 fn merged(asks: &[Ask]) {
-    let (mut kept, nobody) = (Registry::default(), BTreeSet::new());
-    kept.merge(asks, &nobody, NOW, GRACE);
+    let (mut kept, unread) = (Registry::default(), BTreeSet::new());
+    kept.merge(asks, &unread, NOW, GRACE);
     let before = kept.clone();
-    assert!(kept.merge(asks, &nobody, NOW + GRACE, GRACE).is_empty() && kept == before);
-    assert_eq!(kept.merge(&[], &nobody, NOW, GRACE).len(), asks.len());
+    assert!(kept.merge(asks, &unread, NOW + GRACE, GRACE).is_empty() && kept == before);
+    assert_eq!(kept.merge(&[], &unread, NOW, GRACE).len(), asks.len());
     assert_eq!(kept.renewed().len(), asks.len());
     let json = serde_json::to_string(&kept).unwrap_or_default();
     assert_eq!(serde_json::from_str::<Registry>(&json).ok(), Some(kept));
