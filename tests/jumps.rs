@@ -139,7 +139,8 @@ fn clock_jump_under_sidecar_raises_alarm_and_no_order() {
             unreachable!()
         };
         let direction = if ahead > 0 { "ahead of" } else { "behind" };
-        let fit = alarm.contains("ERROR") && alarm.contains("; hint: set it, best by NTP");
+        let fit = alarm.contains("ERROR")
+            && alarm.contains("; hint: set this machine's clock, best by NTP");
         assert!(fit && (is_far || alarm.contains(direction)), "{alarm}");
         // The clock is set right.
         clocked.set_clock_right();
@@ -180,9 +181,9 @@ fn start_with_wrong_clock_raises_alarm_and_no_order() {
             panic!("not one alarm for {ahead} s: {log}");
         };
         let words = match ahead {
-            TEN_YEARS => " ended at ",
+            TEN_YEARS => " expired at ",
             ahead if ahead > 0 => "ahead of",
-            ahead if ahead == -TEN_YEARS => " begins at ",
+            ahead if ahead == -TEN_YEARS => " valid from ",
             _ => "behind",
         };
         assert!(alarm.contains(words), "{ahead} s: {alarm}");
@@ -219,8 +220,13 @@ fn clock_outside_every_ca_validity_is_reported_and_retried_once_right() {
         let [alarm] = alarms(&log)[..] else {
             panic!("not one alarm for {ahead} s: {log}");
         };
-        let words = if ahead > 0 { " ended at " } else { " behind " };
-        let fit = alarm.contains("ERROR") && alarm.contains("; hint: set it, best by NTP");
+        let words = if ahead > 0 {
+            " expired at "
+        } else {
+            " behind "
+        };
+        let fit = alarm.contains("ERROR")
+            && alarm.contains("; hint: set this machine's clock, best by NTP");
         assert!(fit && alarm.contains(words), "{alarm}");
         assert_eq!((orders(&ca), live(&ca)), (1, pair), "{ahead} s: {log}");
         renews_before_expiry(&ca, ahead);
@@ -255,9 +261,15 @@ fn clock_jump_in_pending_order_costs_no_second_certificate() {
             ca.script.clear();
             renewal.finish_by(|case| {
                 let ended = force.wait_with_output().unwrap();
-                let told = text(&ended);
-                assert_eq!(ended.status.code(), Some(0), "{case}: {told}");
+                let mut told = text(&ended);
                 clocked.set_clock_right();
+                // With a clock that is ten years wrong only a kept connection to the CA works. Where that has
+                // ended, the order is resumed.
+                if ended.status.code() == Some(3) && ahead.abs() >= TEN_YEARS {
+                    told += &run(certs(&ca.path("")).args(["renew", "--force"]), 0);
+                } else {
+                    assert_eq!(ended.status.code(), Some(0), "{case}: {told}");
+                }
                 clocked.finds_nothing_due(case);
                 clocked.is_ready(case);
                 told
@@ -349,7 +361,10 @@ fn first_certificate_with_wrong_clock_is_issued_or_explained() {
         let code = if is_trusted { 0 } else { 3 };
         let told = run(clocks.preload(&mut ca.issue(&[NAME])), code);
         assert_eq!(alarms(&told).len(), 1, "{ahead} s: {told}");
-        assert!(told.contains("hint: set it, best by NTP"), "{told}");
+        assert!(
+            told.contains("hint: set this machine's clock, best by NTP"),
+            "{told}"
+        );
         assert_eq!(orders(&ca), u32::from(is_trusted), "{ahead} s: {told}");
         for ahead in [ahead, 0] {
             clocks.set_ahead(ahead);

@@ -213,7 +213,7 @@ impl From<ExchangeError> for Cause {
                 "for a private CA, name its root: --ca-root root.pem; for a public CA, check this machine's clock and look for a proxy that opens TLS"
             }
             ExchangeError::Untimely(_) => {
-                "set this machine's clock, for example by NTP; if the clock is right, report the certificate to the CA"
+                "set this machine's clock, best by NTP; if the clock is right, report the certificate to the CA"
             }
             ExchangeError::Tls(_) => "check that the directory URL names an https server",
             ExchangeError::Broken(_) | ExchangeError::TimedOut(_) => {

@@ -31,7 +31,7 @@ impl Watcher {
         if let Some(alarm) = alarm {
             tracing::error!(
                 ca = self.ca,
-                "{alarm}; hint: set the clock, best by NTP: a wrong clock breaks TLS and mistimes renewals"
+                "{alarm}; hint: set this machine's clock, best by NTP: a wrong clock breaks TLS and mistimes renewals"
             );
         }
     }
