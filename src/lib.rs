@@ -12,8 +12,9 @@
 //! - No text from a CA reaches a path, a shell or a log line unparsed.
 //!
 //! # The rooms
-//! - [`identifier`], [`certificate`], [`record`], [`ca_state`], [`failure`], [`time`],
-//!   [`random`], [`files`], [`net`], [`text`]: the vocabulary. It imports no room.
+//! - [`identifier`], [`lineage`], [`fingerprint`], [`certificate`], [`record`],
+//!   [`ca_state`], [`failure`], [`time`], [`random`], [`files`], [`net`], [`text`]: the
+//!   vocabulary. It imports no other room.
 //! - [`renew`]: pure decisions: the next step, its instant, the backoff, and what the
 //!   rate limits of a CA still allow.
 //! - [`store`]: the durable truth: records, pairs, accounts, leases, and the state of
@@ -46,7 +47,7 @@
 //! | word | meaning here |
 //! |---|---|
 //! | identifier | a DNS name or an IP address to certify ([`identifier::Identifier`]) |
-//! | lineage | one certificate through all its renewals, and its name ([`identifier::Lineage`]) |
+//! | lineage | one certificate through all its renewals, and its name ([`lineage::Lineage`]) |
 //! | record | the stored state of a lineage: order, generation, failures ([`record::Record`]) |
 //! | revision | the version of a record that compare-and-swap compares ([`record::Revision`]) |
 //! | generation | the number of an issued pair in its lineage; it never changes ([`record::Generation`]) |
@@ -88,9 +89,9 @@
 //! | discovery | finds the certificates that containers request ([`discovery`]) |
 //!
 //! # The walk of `example.com`
-//! [`cli::args`] parses it to an [`identifier::Identifier`]; no later code sees a
-//! string. [`config`] resolves the settings, and the command line's verb builds the
-//! [`manage::Services`]. [`manage::pass::pass`] takes the lease, loads the record under
+//! [`cli::args`] reads the arguments. [`config`] parses the name to an
+//! [`identifier::Identifier`] and resolves the settings; no later code sees a string.
+//! The verb's factory builds the [`manage::Services`]. [`manage::pass::pass`] takes the lease, loads the record under
 //! it and asks [`renew::decide::next`]. [`acme::Client`] completes the order; its solver
 //! presents the answer in [`challenge::responses`], where [`challenge::http01`] finds it.
 //! [`certificate::Bundle::new`] checks key, names, chain and dates, and
@@ -100,7 +101,7 @@
 //! served = n + 1, and the exit code is 0. If the last steps fail, generation n goes live
 //! again, and the next pass gets [`renew::decide::Next::Deploy`], never a second order.
 //!
-//! # Where this differs from its plan
+//! # Decisions that surprise
 //! - [`record::Revision`] is what compare-and-swap compares;
 //!   [`record::Generation`] counts certificates only.
 //! - The flows of ACME are ours, in instant-acme's vocabulary. Its flows keep neither a
