@@ -169,11 +169,11 @@ pub enum ExchangeError {
     Untimely(#[from] Untimely),
     #[error("the TLS handshake with the CA failed: {0}")]
     Tls(String),
-    #[error("the connection to the CA broke: {0}")]
+    #[error("the connection to the CA was interrupted: {0}")]
     Broken(String),
     #[error("no answer from the CA within {0:?}")]
     TimedOut(Duration),
-    #[error("a body of more than {0} bytes")]
+    #[error("the reply is longer than {0} bytes")]
     TooLarge(usize),
 }
 

@@ -11,7 +11,7 @@ use crate::lineage::Lineage;
 #[derive(Debug, Parser)]
 #[command(name = "certs", version, arg_required_else_help = true)]
 #[command(
-    after_help = "Every option is also CERTS_… in the environment (CERTS_…_FILE names a file with the \
+    after_help = "Every setting is also CERTS_… in the environment (CERTS_…_FILE names a file with the \
     value) and a key of the configuration; the command line wins, then the environment, then the file.\n\n\
     Exit codes: 0 done or not due, 1 unexpected, 2 usage or environment (nothing was sent), 3 the CA could \
     not be reached or failed, 4 the CA refused, 5 the CA could not validate a name, \

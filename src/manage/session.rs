@@ -12,18 +12,23 @@ use crate::lineage::Lineage;
 use crate::record::{Generation, Record, Revision};
 use crate::time::Timestamp;
 
-/// Why a pass runs, which determines when it orders.
+/// Why a pass runs, which determines when it orders. A command sends it to a sidecar that
+/// may be of another version: the words on the socket stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Trigger {
     /// The scheduled instant: the pass orders if a renewal is due and not backing off.
+    #[serde(rename = "due")]
     Scheduled,
     /// A user's request: the pass orders if a renewal is due, and ignores our backoff, but not
     /// a pause that the CA itself asked for.
+    #[serde(rename = "asked")]
     Requested,
     /// A user's request to order now, once.
+    #[serde(rename = "force")]
     Forced,
     /// The current generation is deployed again; nothing is ordered.
+    #[serde(rename = "reload")]
     Redeploy,
     /// This generation, or the previous one, is deployed and pinned; nothing is ordered.
     Rollback(Option<Generation>),
@@ -81,6 +86,25 @@ impl Pass<'_> {
     pub(super) async fn save_or_warn(&mut self) {
         if let Err(error) = self.save(None).await {
             tracing::warn!(lineage = %self.lineage(), "the failure could not be stored: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn triggers_keep_their_words_on_the_socket() {
+        for (trigger, word) in [
+            (Trigger::Scheduled, r#""due""#),
+            (Trigger::Requested, r#""asked""#),
+            (Trigger::Forced, r#""force""#),
+            (Trigger::Redeploy, r#""reload""#),
+            (Trigger::Rollback(None), r#"{"rollback":null}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&trigger).unwrap(), word);
+            assert_eq!(serde_json::from_str::<Trigger>(word).unwrap(), trigger);
         }
     }
 }

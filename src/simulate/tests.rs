@@ -63,6 +63,7 @@ fn calm_fleet_orders_inside_every_window_of_160_hour_certificates_too() {
 #[test]
 fn unreachable_ca_gets_at_most_one_probe_a_minute() {
     let outages = |scenario| Plan {
+        nodes: 3,
         scenarios: vec![scenario],
         ..plan(4)
     };

@@ -151,17 +151,19 @@ async fn claim(
         there.await?;
         return Ok(true);
     };
-    Err(note_failed_probe(services, ca, work, error).await?)
+    Err(note_failed_probe(services, ca, work, error, now).await?)
 }
 
-/// Notes a failed probe, and returns the outage that this process waits for.
+/// Notes a failed probe, and returns the outage that this process waits for. `now` is the
+/// reading before the probe, which dated the outage.
 async fn note_failed_probe(
     services: &Services,
     ca: &str,
     work: Operation,
     error: AcmeError,
+    now: Timestamp,
 ) -> Result<ManageError, ManageError> {
-    let (now, random) = (services.clock.now(), services.random.as_ref());
+    let random = services.random.as_ref();
     tracing::warn!("{ca} is still unreachable: {error}");
     let asked = match &error.cause {
         Cause::RateLimited { retry_after, .. } => *retry_after,
