@@ -2,15 +2,15 @@
 //! and the configuration, runs one command, and turns its result into messages and
 //! an exit code.
 
-pub mod args;
-pub mod ca;
+pub(crate) mod args;
+mod ca;
 mod catalog;
 mod config;
 mod demo;
 mod embedded;
 mod factory;
-pub mod import;
-pub mod install;
+mod import;
+mod install;
 mod issue;
 mod labels;
 mod listener;

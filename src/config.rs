@@ -35,18 +35,17 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-pub use arguments::{KeyOptions, Options};
-pub use ca::{CaSettings, Directory};
-pub use check::shared_file;
-pub use docker::{DockerSettings, Pattern};
-pub use environment::CommandVariables;
-pub use key::{EVERY, IMPORT, ISSUE, RUN};
-pub use keys::{CertificateSettings, OutputSettings, RenewSettings, Settings};
-pub use labels::Granted;
-pub use problem::{Origin, Problem};
-pub use remembered::Remembered;
-pub use resolve::{Purpose, Sources};
-pub use schema::schema;
+pub(crate) use arguments::{KeyOptions, Options};
+pub(crate) use ca::{CaSettings, Directory};
+pub(crate) use check::shared_file;
+pub(crate) use docker::DockerSettings;
+pub(crate) use environment::CommandVariables;
+pub(crate) use key::{EVERY, IMPORT, ISSUE, RUN};
+pub(crate) use keys::{CertificateSettings, RenewSettings, Settings};
+pub(crate) use problem::Problem;
+pub(crate) use remembered::Remembered;
+pub(crate) use resolve::{Purpose, Sources};
+pub(crate) use schema::schema;
 
 const DEPLOY_HINT: &str = "write nginx[:PID_FILE], haproxy:SOCKET, coturn, systemd:UNIT, docker:CONTAINER, exec:/PROGRAM, https://… or another of certs issue --help";
 
@@ -56,7 +55,7 @@ impl Settings {
     /// certificate yet, or containers may request some, the default challenge decides
     /// too.
     #[must_use]
-    pub fn http_listen(&self) -> Option<Vec<SocketAddr>> {
+    pub(crate) fn http_listen(&self) -> Option<Vec<SocketAddr>> {
         let may_come = self.certificates.is_empty() || self.docker.is_some();
         let default = may_come.then_some(&self.challenge);
         let certificates = self.certificates.iter().map(|one| &one.challenge);
@@ -76,7 +75,7 @@ impl Settings {
 /// When a renewed certificate is deployed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum DeployWhen {
+pub(crate) enum DeployWhen {
     /// As soon as it is issued.
     #[default]
     AtOnce,
@@ -98,7 +97,7 @@ impl FromStr for DeployWhen {
 /// How messages look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// A line for a person.
     #[default]
     Text,

@@ -2,23 +2,23 @@
 //! verifies which certificate it serves. A reload that returned success verifies nothing:
 //! nginx accepts the signal and may continue with the previous pair.
 
-pub mod coalesce;
+pub(crate) mod coalesce;
 mod copy;
-pub mod docker;
+pub(crate) mod docker;
 pub mod endpoint;
-pub mod helper;
+pub(crate) mod helper;
 mod http;
-pub mod key_access;
-pub mod keys;
-pub mod named;
-pub mod output;
-pub mod owner;
+pub(crate) mod key_access;
+pub(crate) mod keys;
+pub(crate) mod named;
+pub(crate) mod output;
+pub(crate) mod owner;
 mod process;
 mod signalled;
 pub mod starttls;
-pub mod target;
-pub mod target_settings;
-pub mod targets;
+pub(crate) mod target;
+pub(crate) mod target_settings;
+pub(crate) mod targets;
 pub mod verify;
 mod watched;
 

@@ -2,10 +2,10 @@
 //! counters, and the read-only endpoints that show both. Nothing here changes
 //! anything or reads a secret.
 
-pub mod admin;
-pub mod metrics;
-pub mod probe;
-pub mod status;
+pub(crate) mod admin;
+pub(crate) mod metrics;
+pub(crate) mod probe;
+pub(crate) mod status;
 
-pub use metrics::{Metrics, Tokens};
-pub use status::{Asked, Board, LeftOut, Status};
+pub(crate) use metrics::{Metrics, Tokens};
+pub(crate) use status::{Asked, Board, LeftOut, Status};

@@ -2,12 +2,12 @@
 //! and when to retry. No module here reads a clock, a random source, a file or
 //! the log; a drawn instant is returned to be stored. RFC 9773.
 
-pub mod backoff;
-pub mod clock;
-pub mod decide;
-pub mod fallback;
-pub mod partial;
-pub mod policy;
+pub(crate) mod backoff;
+pub(crate) mod clock;
+pub(crate) mod decide;
+pub(crate) mod fallback;
+pub(crate) mod partial;
+pub(crate) mod policy;
 pub mod rate_limits;
-pub mod reachability;
-pub mod window;
+pub(crate) mod reachability;
+pub(crate) mod window;

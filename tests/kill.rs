@@ -136,8 +136,8 @@ fn repeated_kills(strace: Strace, renewals: u32) -> KillTally {
 fn renewal_keeps_whole_pair_live_and_finishes_after_kill_at_any_call() {
     let what = "kill points of a renewal";
     if let Some(strace) = Strace::find(what) {
-        let (rounds, stride) = by_depth((1, 12), (1, 1), (4, 1));
-        renewals(strace, rounds, stride).report(what, by_depth(8, 80, 400));
+        let (rounds, stride) = by_depth((1, 12), (1, 1), (5, 1));
+        renewals(strace, rounds, stride).report(what, by_depth(8, 80, 500));
     }
 }
 
@@ -154,7 +154,7 @@ fn first_issuance_finishes_after_kill_at_any_call() {
 fn issuance_finishes_after_repeated_kills() {
     let what = "repeated kills";
     if let Some(strace) = Strace::find(what) {
-        let tally = repeated_kills(strace, by_depth(3, 25, 200));
-        tally.report(what, by_depth(3, 50, 500));
+        let tally = repeated_kills(strace, by_depth(3, 25, 300));
+        tally.report(what, by_depth(3, 25, 400));
     }
 }

@@ -18,7 +18,7 @@ use crate::lineage::Lineage;
     6 rate limited or waiting after a failure, 7 issued but not verified as served, 8 the store or an output could \
     not be used"
 )]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// Options of every command.
     #[command(flatten)]
     pub global: Global,
@@ -30,7 +30,7 @@ pub struct Arguments {
 /// Options of every command.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
-pub struct Global {
+pub(super) struct Global {
     /// The configuration (else $CERTS_CONFIG, ./certs.toml, /etc/certs/certs.toml)
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<String>,
@@ -51,7 +51,7 @@ pub struct Global {
 impl Global {
     /// As configuration keys.
     #[must_use]
-    pub fn options(&self) -> Options {
+    pub(super) fn options(&self) -> Options {
         let mut options = Options::default();
         options.config(self.config.as_deref());
         options.keys(&self.keys);
@@ -61,7 +61,7 @@ impl Global {
 
 /// The commands.
 #[derive(Debug, Subcommand)]
-pub enum Verb {
+pub(super) enum Verb {
     /// Obtain one certificate for the names, deploy it and verify that it is served
     Issue(Issue),
     /// Keep every configured certificate issued, renewed, deployed and verified, until SIGTERM
@@ -133,7 +133,7 @@ pub enum Verb {
 
 /// The question of a health check.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub enum Health {
+pub(super) enum Health {
     /// Does the process respond?
     Alive,
     /// Is every certificate verified and none overdue?
@@ -142,7 +142,7 @@ pub enum Health {
 
 /// Actions on the configuration.
 #[derive(Debug, Subcommand)]
-pub enum Config {
+pub(super) enum Config {
     /// Report all errors at once, with file, line and hint; with --json print the resolved configuration
     Check {
         /// The file (default: as with --config)
@@ -154,7 +154,7 @@ pub enum Config {
 
 /// Options of `issue`.
 #[derive(Debug, Args)]
-pub struct Issue {
+pub(super) struct Issue {
     /// DNS names or IP addresses; the first one of a configured certificate selects it ($CERTS_DOMAINS)
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
@@ -174,7 +174,7 @@ pub struct Issue {
 
 /// Options of `run`.
 #[derive(Debug, Args)]
-pub struct Run {
+pub(super) struct Run {
     /// One more certificate in addition to the configured ones ($CERTS_DOMAINS)
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
@@ -188,7 +188,7 @@ pub struct Run {
 
 /// Options of `renew`.
 #[derive(Debug, Args)]
-pub struct Renew {
+pub(super) struct Renew {
     /// Only these certificates, by lineage or by one of their names
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
@@ -200,7 +200,7 @@ pub struct Renew {
 impl Arguments {
     /// Applies the environment variables of the command's options, where the command
     /// line does not set them.
-    pub fn complete(&mut self, variables: &CommandVariables) {
+    pub(super) fn complete(&mut self, variables: &CommandVariables) {
         let global = &mut self.global;
         global.json |= variables.flag("json");
         if global.verbose == 0 && !global.quiet {
@@ -220,7 +220,7 @@ impl Arguments {
 
     /// The command line as configuration keys.
     #[must_use]
-    pub fn options(&self) -> Options {
+    pub(super) fn options(&self) -> Options {
         let mut options = self.global.options();
         match &self.verb {
             Verb::Issue(issue) => {

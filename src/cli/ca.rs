@@ -20,14 +20,14 @@ use crate::time::SystemClock;
 
 /// The embedded CA.
 #[derive(Debug, Subcommand)]
-pub enum Ca {
+pub(super) enum Ca {
     /// Serve ACME (RFC 8555) to this machine until SIGTERM; the state is in DATA_DIR/ca
     Serve(Serve),
 }
 
 /// Options of `ca serve`.
 #[derive(Debug, Args)]
-pub struct Serve {
+pub(super) struct Serve {
     /// The loopback address to listen on
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:14000")]
     listen: SocketAddr,

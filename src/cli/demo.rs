@@ -22,7 +22,7 @@ their load. It takes about 15 seconds.
 
 Exit code 0: at least three renewals and no failed request; 1: otherwise;
 2: no nginx found.")]
-pub struct Demo {
+pub(super) struct Demo {
     /// The server that terminates TLS: our own listener, or a real nginx from PATH
     #[arg(long, value_enum, value_name = "SERVER", default_value = "front")]
     with: Server,

@@ -32,7 +32,7 @@ use crate::time::{Clock, SystemClock, Timestamp};
 
 /// The client whose state is imported.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Source {
+pub(super) enum Source {
     /// /etc/letsencrypt
     Certbot,
     /// ~/.acme.sh
@@ -66,7 +66,7 @@ impl Source {
     Exit codes: 0 every certificate and account of the source is here, 2 no state of this client found (nothing \
     was written), 8 a part could not be imported, each named with its reason, or the store or an output could not be used"
 )]
-pub struct Import {
+pub(super) struct Import {
     /// The client whose state is imported
     #[arg(value_name = "CLIENT", hide_possible_values = false)]
     pub source: Source,

@@ -28,14 +28,14 @@ use crate::time::{Clock, SystemClock};
 
 /// The server to configure.
 #[derive(Debug, Subcommand)]
-pub enum Install {
+pub(super) enum Install {
     /// Add TLS, the challenge location and the redirect to nginx's configuration, after nginx -t accepts them
     Nginx(Nginx),
 }
 
 /// Options of `install nginx`.
 #[derive(Debug, Args)]
-pub struct Nginx {
+pub(super) struct Nginx {
     /// The server block, by one of its names (default: the only one with a name)
     #[arg(long, value_name = "NAME")]
     domain: Option<String>,

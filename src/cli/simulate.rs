@@ -35,7 +35,7 @@ within 30 minutes of each fault, or as soon as the CA allows: 1 h 30 min after
 rate-limits, 7 h 30 min after mass-revocation (longer if a machine has a fault at
 that time), 34 h 6 min after useless-certificates, 26 h 54 min after
 unproven-names. 1: otherwise.")]
-pub struct Simulate {
+pub(super) struct Simulate {
     /// The seed of all random decisions
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,

@@ -12,12 +12,12 @@ use super::problem::{Given, Origin, Problems};
 
 /// The given options of one verb that are configuration keys.
 #[derive(Clone, Debug, Default)]
-pub struct KeyOptions<const VERB: u8>(Vec<(&'static Key, Value)>);
+pub(crate) struct KeyOptions<const VERB: u8>(Vec<(&'static Key, Value)>);
 
 impl<const VERB: u8> KeyOptions<VERB> {
     /// Whether no option was given.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
@@ -119,7 +119,7 @@ fn value(key: &Key, option: CommandLine, matches: &ArgMatches) -> Value {
 
 /// The values of the command line.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub(crate) struct Options {
     values: Vec<(&'static Key, Value)>,
     pub(super) names: Vec<Value>,
     pub(super) lineage: Option<Value>,
@@ -128,12 +128,12 @@ pub struct Options {
 
 impl Options {
     /// Adds the options that are keys.
-    pub fn keys<const VERB: u8>(&mut self, given: &KeyOptions<VERB>) {
+    pub(crate) fn keys<const VERB: u8>(&mut self, given: &KeyOptions<VERB>) {
         self.values.extend_from_slice(&given.0);
     }
 
     /// Sets the names of one certificate.
-    pub fn names(&mut self, names: &[String]) {
+    pub(crate) fn names(&mut self, names: &[String]) {
         let origin = Origin::Option("NAME".to_owned());
         self.names = names
             .iter()
@@ -142,13 +142,13 @@ impl Options {
     }
 
     /// Sets the certificate's own name, `--name`.
-    pub fn lineage(&mut self, lineage: Option<&str>) {
+    pub(crate) fn lineage(&mut self, lineage: Option<&str>) {
         let origin = Origin::Option("--name".to_owned());
         self.lineage = lineage.map(|lineage| Value::text(lineage, &origin));
     }
 
     /// Sets the file, `--config FILE`.
-    pub fn config(&mut self, file: Option<&str>) {
+    pub(crate) fn config(&mut self, file: Option<&str>) {
         self.config = file.map(str::to_owned);
     }
 

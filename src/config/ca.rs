@@ -173,7 +173,7 @@ pub(super) fn names() -> Vec<&'static str> {
 
 /// A CA and the account to use there. It names files with secrets and never holds one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CaSettings {
+pub(crate) struct CaSettings {
     /// Its directory.
     pub directory: Directory,
     /// A root (PEM) to trust for the directory beside the public ones.
@@ -195,7 +195,7 @@ impl CaSettings {
     ///
     /// # Errors
     /// The problem of its file.
-    pub fn read_root(&self) -> Result<Option<Vec<u8>>, String> {
+    pub(crate) fn read_root(&self) -> Result<Option<Vec<u8>>, String> {
         let Some(path) = &self.root else {
             return Ok(None);
         };
@@ -213,7 +213,7 @@ impl CaSettings {
     ///
     /// # Errors
     /// The missing key, or the problem of the key's file; never the HMAC key itself.
-    pub fn read_binding(&self) -> Result<Option<(String, Vec<u8>)>, String> {
+    pub(crate) fn read_binding(&self) -> Result<Option<(String, Vec<u8>)>, String> {
         match (&self.eab_kid, &self.eab_hmac_file) {
             (None, None) => Ok(None),
             (Some(kid), Some(path)) => {

@@ -64,7 +64,7 @@ pub(super) fn copies(all: &[CertificateSettings], entries: &[Entry], problems: &
 
 /// A file that both `certificate` and one of `others` are written to, and that other
 /// certificate.
-pub fn shared_file<'a>(
+pub(crate) fn shared_file<'a>(
     certificate: &CertificateSettings,
     others: impl Iterator<Item = &'a CertificateSettings>,
 ) -> Option<(PathBuf, Lineage)> {

@@ -34,7 +34,7 @@ impl Sources {
 
     /// The named files, whether or not a certificate uses them yet.
     #[must_use]
-    pub fn files(&self) -> Vec<PathBuf> {
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
         let shared = self.shared_layers();
         let own = self.document.entries.iter().map(|entry| &entry.layer);
         let layers = shared.into_iter().chain(own);
@@ -44,7 +44,7 @@ impl Sources {
 
     /// The format of messages, also when the rest of the configuration is invalid.
     #[must_use]
-    pub fn log_format(&self) -> LogFormat {
+    pub(crate) fn log_format(&self) -> LogFormat {
         value(pick(&self.layers(), |layer| &layer.log_format)).unwrap_or_default()
     }
 

@@ -16,7 +16,7 @@ pub(super) const GRACE: Duration = Duration::from_secs(7 * 86_400);
 pub(super) const LIMIT: usize = 100;
 /// Containers that request certificates by their labels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DockerSettings {
+pub(crate) struct DockerSettings {
     /// The address of Docker's API: `unix://PATH` or `tcp://HOST:PORT`.
     pub host: String,
     /// Whether an unfiltered API may be used.

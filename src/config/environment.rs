@@ -66,7 +66,7 @@ fn command_variable(option: &str) -> String {
 /// Options of one command from the environment, such as `CERTS_FORCE`; the file has no
 /// such keys.
 #[derive(Clone, Debug, Default)]
-pub struct CommandVariables {
+pub(crate) struct CommandVariables {
     set: BTreeMap<&'static str, bool>,
 }
 
@@ -75,7 +75,7 @@ impl CommandVariables {
     ///
     /// # Errors
     /// A problem for each value that is neither true nor false.
-    pub fn read(environment: &BTreeMap<String, String>) -> Result<Self, Vec<Problem>> {
+    pub(crate) fn read(environment: &BTreeMap<String, String>) -> Result<Self, Vec<Problem>> {
         let (mut all, mut problems) = (Self::default(), Problems::default());
         for key in COMMANDS {
             let name = command_variable(key);
@@ -102,7 +102,7 @@ impl CommandVariables {
 
     /// Whether `key` is switched on.
     #[must_use]
-    pub fn flag(&self, key: &str) -> bool {
+    pub(crate) fn flag(&self, key: &str) -> bool {
         self.set.get(key).copied().unwrap_or_default()
     }
 }

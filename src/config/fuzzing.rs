@@ -6,7 +6,8 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 
-use super::{CommandVariables, Options, Origin, Problem, Purpose, Settings, Sources};
+use super::problem::Origin;
+use super::{CommandVariables, Options, Problem, Purpose, Settings, Sources};
 
 /// The prefix of a variable of the environment in a seed.
 const VARIABLE: &str = "#env ";

@@ -65,13 +65,13 @@ pub(super) struct CommandLine {
 }
 
 /// Every verb.
-pub const EVERY: u8 = 1;
+pub(crate) const EVERY: u8 = 1;
 /// `certs issue`.
-pub const ISSUE: u8 = 2;
+pub(crate) const ISSUE: u8 = 2;
 /// `certs run`.
-pub const RUN: u8 = 4;
+pub(crate) const RUN: u8 = 4;
 /// `certs import`.
-pub const IMPORT: u8 = 8;
+pub(crate) const IMPORT: u8 = 8;
 
 pub(super) const TEXT: Key = Key::new(ValueType::Text).hint("a text belongs here");
 pub(super) const PATH: Key = Key::new(ValueType::Text).hint("a path belongs here");

@@ -268,7 +268,7 @@ pub(super) fn keys() -> impl Iterator<Item = &'static Key> {
 
 /// The resolved configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The configuration that was read, if there is one.
     pub file: Option<PathBuf>,
     /// The private state.
@@ -316,7 +316,7 @@ impl Settings {
 
 /// The directory that is shared with the proxy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OutputSettings {
+pub(crate) struct OutputSettings {
     /// Its path.
     pub directory: PathBuf,
     /// The owner of its files: a user's name or number.
@@ -327,7 +327,7 @@ pub struct OutputSettings {
 
 /// When certificates are renewed and deployed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RenewSettings {
+pub(crate) struct RenewSettings {
     /// A sweep beside the exact timers, and the maintenance window.
     pub schedule: Option<Schedule>,
     /// When a renewed certificate is deployed.
@@ -338,7 +338,7 @@ pub struct RenewSettings {
 /// configuration needs nothing else. They are stored with the certificate, so that a new
 /// field needs a default for stored settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CertificateSettings {
+pub(crate) struct CertificateSettings {
     /// Its name.
     pub lineage: Lineage,
     /// The names in it, in the order in which they were given.
@@ -388,7 +388,7 @@ impl CertificateSettings {
     }
 
     /// The files of its CAs: roots and keys of external accounts.
-    pub fn ca_files(&self) -> impl Iterator<Item = &PathBuf> {
+    pub(crate) fn ca_files(&self) -> impl Iterator<Item = &PathBuf> {
         let cas = [Some(&self.ca), self.fallback.as_ref()];
         let files = cas.into_iter().flatten();
         let files = files.flat_map(|ca| [ca.root.as_ref(), ca.eab_hmac_file.as_ref()]);

@@ -20,7 +20,7 @@ const NGINX: &str = "nginx";
 
 /// The answer to the requests of all containers.
 #[derive(Debug, Default)]
-pub struct Granted {
+pub(crate) struct Granted {
     /// The granted certificates, each with the index of its request.
     pub certificates: Vec<(usize, CertificateSettings)>,
     /// Why the other requests are refused.
@@ -44,7 +44,7 @@ impl Sources {
     /// The certificates that `asks` request, beside those of `configured`, which win. Of
     /// several requests that exclude each other, the first is granted.
     #[must_use]
-    pub fn granted(&self, asks: &[&Ask], configured: &Settings) -> Granted {
+    pub(crate) fn granted(&self, asks: &[&Ask], configured: &Settings) -> Granted {
         let mut granted = Granted::default();
         let Some(docker) = &configured.docker else {
             return granted;

@@ -8,7 +8,7 @@ use crate::text::{printable, printable_within};
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub(crate) enum Origin {
     /// A line of the configuration, from 1.
     Line {
         /// The file as it was named.
@@ -67,7 +67,7 @@ impl<T> Given<T> {
 
 /// One error.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub(crate) struct Problem {
     /// Where the value comes from.
     pub origin: Origin,
     /// The problem.

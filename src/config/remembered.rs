@@ -10,7 +10,7 @@ use crate::lineage::Lineage;
 
 /// A stored certificate.
 #[derive(Clone, Debug)]
-pub enum Remembered {
+pub(crate) enum Remembered {
     /// With the settings of the command that made it.
     Whole(Box<CertificateSettings>),
     /// With the fields of its record.

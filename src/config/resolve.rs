@@ -21,7 +21,7 @@ const USUAL_FILES: [&str; 2] = ["certs.toml", "/etc/certs/certs.toml"];
 
 /// Which certificates a command is about.
 #[derive(Clone, Debug)]
-pub enum Purpose {
+pub(crate) enum Purpose {
     /// The certificate that the command line names, else all of them. Having none is an
     /// error.
     Named,
@@ -31,7 +31,7 @@ pub enum Purpose {
 
 /// The three sources, read and not yet combined.
 #[derive(Clone, Debug)]
-pub struct Sources {
+pub(crate) struct Sources {
     problems: Problems,
     pub(super) options: Layer,
     named: Option<Entry>,
@@ -48,7 +48,7 @@ pub struct Sources {
 impl Sources {
     /// Reads all three. [`Self::settings`] reports their problems.
     #[must_use]
-    pub fn read(options: &Options, environment: &BTreeMap<String, String>) -> Self {
+    pub(crate) fn read(options: &Options, environment: &BTreeMap<String, String>) -> Self {
         let mut problems = Problems::default();
         let (file, document) = file(options, environment, &mut problems);
         let variables = environment::read(environment, &mut problems);
@@ -93,7 +93,7 @@ impl Sources {
     ///
     /// # Errors
     /// Every problem of all sources.
-    pub fn settings(&self, purpose: &Purpose) -> Result<Settings, Vec<Problem>> {
+    pub(crate) fn settings(&self, purpose: &Purpose) -> Result<Settings, Vec<Problem>> {
         let mut problems = self.problems.clone();
         let entries = self.entries(purpose, &mut problems);
         let mut settings = self.process(&mut problems);
@@ -114,7 +114,10 @@ impl Sources {
     ///
     /// # Errors
     /// Every problem of that certificate.
-    pub fn remembered(&self, stored: &Remembered) -> Result<CertificateSettings, Vec<Problem>> {
+    pub(crate) fn remembered(
+        &self,
+        stored: &Remembered,
+    ) -> Result<CertificateSettings, Vec<Problem>> {
         let mut problems = Problems::default();
         let mut certificate = self.checked(&Entry::remembered(stored), &mut problems);
         if let Remembered::Whole(whole) = stored {
@@ -137,13 +140,13 @@ impl Sources {
 
     /// Whether the certificate's own name was given.
     #[must_use]
-    pub fn names_a_lineage(&self) -> bool {
+    pub(crate) fn names_a_lineage(&self) -> bool {
         self.names_a_lineage
     }
 
     /// Whether the file or the environment has a certificate of that name.
     #[must_use]
-    pub fn configures(&self, lineage: &Lineage) -> bool {
+    pub(crate) fn configures(&self, lineage: &Lineage) -> bool {
         self.configured(lineage).is_some()
     }
 
@@ -151,7 +154,7 @@ impl Sources {
     ///
     /// # Errors
     /// Every problem of reading the sources.
-    pub fn process_settings(&self) -> Result<Settings, Vec<Problem>> {
+    pub(crate) fn process_settings(&self) -> Result<Settings, Vec<Problem>> {
         let mut problems = self.problems.clone();
         let settings = self.process(&mut problems);
         if problems.is_empty() {

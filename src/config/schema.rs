@@ -10,7 +10,7 @@ use crate::deploy::target::DeployTarget;
 
 /// The file's JSON Schema.
 #[must_use]
-pub fn schema() -> String {
+pub(crate) fn schema() -> String {
     let mut generator = SchemaGenerator::default();
     let deploy = generator.subschema_for::<Deploy>();
     let one_or_many = generator.subschema_for::<OneOrMany>();

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::key::{Default as DefaultValue, Key, Scope, ValueType};
 use super::keys::{NAMING, SECTIONS, keys};
-use super::problem::Problems;
+use super::problem::{Origin, Problems};
 use super::*;
 use crate::certificate::KeyType;
 use crate::challenge::{ChallengeSettings, http01, webroot};

@@ -16,7 +16,7 @@ use crate::lineage::Lineage;
 const APART: Duration = Duration::from_secs(2);
 
 /// A target that all certificates of a process share.
-pub struct Coalesced {
+pub(crate) struct Coalesced {
     target: Arc<dyn Target>,
     /// Whether one reload loads all certificates.
     one_for_all: bool,
@@ -92,7 +92,7 @@ impl Queue {
 impl Coalesced {
     /// `target`; `one_for_all` says whether one reload loads all certificates.
     #[must_use]
-    pub fn new(target: Arc<dyn Target>, one_for_all: bool) -> Self {
+    pub(crate) fn new(target: Arc<dyn Target>, one_for_all: bool) -> Self {
         Self {
             target,
             one_for_all,

@@ -9,23 +9,23 @@ use http_body_util::Full;
 use hyper::{Request, StatusCode, Uri};
 use serde_json::{Value, json};
 
-pub use super::http::Answer;
+pub(crate) use super::http::Answer;
 use super::http::Server;
 use crate::text::printable;
 
 /// The default address of the API.
-pub const SOCKET: &str = "unix:///var/run/docker.sock";
+pub(crate) const SOCKET: &str = "unix:///var/run/docker.sock";
 
 /// The default port of the API.
 const PORT: u16 = 2375;
 
 /// Docker's API at one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Api(Server);
+pub(crate) struct Api(Server);
 
 /// Whether a proxy filters the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Filter {
+pub(crate) enum Filter {
     /// A proxy refuses the calls that we do not need.
     Filtered,
     /// The whole API is open.
@@ -40,7 +40,7 @@ impl Api {
     ///
     /// # Errors
     /// Why the address is invalid.
-    pub fn at(host: &str) -> Result<Self, String> {
+    pub(crate) fn at(host: &str) -> Result<Self, String> {
         let invalid = || format!("invalid address of Docker's API `{}`", printable(host));
         if let Some(path) = host.strip_prefix("unix://") {
             return match path.starts_with('/') {
@@ -60,7 +60,7 @@ impl Api {
 
     /// The Unix socket, if the API is at one.
     #[must_use]
-    pub fn socket(&self) -> Option<&Path> {
+    pub(crate) fn socket(&self) -> Option<&Path> {
         match &self.0 {
             Server::Unix(path) => Some(path),
             Server::Tcp(_) | Server::Tls(..) => None,
@@ -71,7 +71,11 @@ impl Api {
     ///
     /// # Errors
     /// No reply, or a longer one.
-    pub async fn get(&self, path: &str, longest: usize) -> Result<(StatusCode, Bytes), String> {
+    pub(crate) async fn get(
+        &self,
+        path: &str,
+        longest: usize,
+    ) -> Result<(StatusCode, Bytes), String> {
         let request = request("GET", path, None)?;
         self.0.send_within(request, longest).await
     }
@@ -80,7 +84,7 @@ impl Api {
     ///
     /// # Errors
     /// No reply.
-    pub async fn open(&self, path: &str) -> Result<(StatusCode, Answer), String> {
+    pub(crate) async fn open(&self, path: &str) -> Result<(StatusCode, Answer), String> {
         self.0.open(request("GET", path, None)?).await
     }
 
@@ -102,7 +106,7 @@ impl Api {
     ///
     /// # Errors
     /// No reply.
-    pub async fn filter(&self) -> Result<Filter, String> {
+    pub(crate) async fn filter(&self) -> Result<Filter, String> {
         let (status, _) = self
             .ask("POST", "/containers/create", Some(json!({})))
             .await?;

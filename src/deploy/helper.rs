@@ -5,7 +5,7 @@
 //! no process number from here, and it runs a program of the user's own only if that was
 //! configured when the helper was started.
 
-pub mod restart;
+pub(crate) mod restart;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -50,7 +50,7 @@ struct Numbered<T> {
 /// The connection to the helper process, which serves requests concurrently: one that
 /// hangs delays no other.
 #[derive(Debug)]
-pub struct Helper {
+pub(crate) struct Helper {
     sender: tokio::sync::Mutex<OwnedWriteHalf>,
     waiting: Arc<PendingRequests>,
 }
@@ -103,7 +103,7 @@ impl Helper {
     ///
     /// # Errors
     /// Those of the socket.
-    pub fn new(
+    pub(crate) fn new(
         mut stream: std::os::unix::net::UnixStream,
         programs: &[DeployTarget],
     ) -> io::Result<Arc<Self>> {
@@ -125,7 +125,7 @@ impl Helper {
 
     /// The target of `spec`, reloaded by the helper.
     #[must_use]
-    pub fn target(self: &Arc<Self>, spec: &DeployTarget) -> Arc<dyn Target> {
+    pub(crate) fn target(self: &Arc<Self>, spec: &DeployTarget) -> Arc<dyn Target> {
         let (helper, spec) = (self.clone(), spec.clone());
         let name = spec.target().name().to_owned();
         Arc::new(RemoteTarget { helper, spec, name })
@@ -214,7 +214,7 @@ impl Target for RemoteTarget {
 ///
 /// # Errors
 /// Those of the socket, and a first line that does not list the allowed programs.
-pub async fn serve(stream: std::os::unix::net::UnixStream) -> io::Result<()> {
+pub(crate) async fn serve(stream: std::os::unix::net::UnixStream) -> io::Result<()> {
     let (receiver, sender) = asynchronous(stream)?.into_split();
     let sender = Arc::new(tokio::sync::Mutex::new(sender));
     let mut lines = BufReader::new(receiver).lines();

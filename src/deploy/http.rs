@@ -114,7 +114,7 @@ impl Server {
 
 /// A reply whose head has arrived. Dropping it closes the connection.
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     body: Incoming,
     _connection: Connection,
 }
@@ -130,7 +130,7 @@ impl Drop for Connection {
 
 impl Answer {
     /// Waits for the next part; `None` at the end of the reply.
-    pub async fn next(&mut self) -> Option<Result<Bytes, String>> {
+    pub(crate) async fn next(&mut self) -> Option<Result<Bytes, String>> {
         loop {
             match self.body.frame().await? {
                 Err(error) => return Some(Err(shown(error))),

@@ -20,7 +20,7 @@ struct FileAccess {
 /// group, since names differ between containers; `None` when it may read all, or when
 /// /proc does not show it.
 #[must_use]
-pub fn obstacle(pid: u32, program: &str, live: &Path) -> Option<String> {
+pub(crate) fn obstacle(pid: u32, program: &str, live: &Path) -> Option<String> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let access = FileAccess::of(&status)?;
     for name in ["fullchain.pem", "privkey.pem"] {

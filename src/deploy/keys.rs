@@ -3,7 +3,7 @@
 //! options. An error names the invalid key, so that the configuration can show its line.
 //! It never touches a file.
 
-pub mod values;
+pub(crate) mod values;
 
 use std::collections::{BTreeMap, btree_map};
 use std::fmt;
@@ -15,11 +15,11 @@ use serde::{Deserializer, Serialize, de};
 use crate::text::{nearest, printable};
 
 /// The keys of a long form, without its kind.
-pub type TargetKeys = BTreeMap<String, Vec<String>>;
+pub(crate) type TargetKeys = BTreeMap<String, Vec<String>>;
 
 /// An invalid deploy target, with the invalid key if there is one.
 #[derive(Debug, PartialEq, Eq)]
-pub struct InvalidTarget {
+pub(crate) struct InvalidTarget {
     /// The invalid key.
     pub key: Option<String>,
     /// The problem.

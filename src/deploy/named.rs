@@ -9,7 +9,7 @@ use super::{Delivery, DeployError, Target};
 use crate::lineage::Lineage;
 
 /// A target with another name.
-pub struct Named {
+pub(crate) struct Named {
     name: String,
     target: Arc<dyn Target>,
 }
@@ -17,7 +17,7 @@ pub struct Named {
 impl Named {
     /// `target`, known as `name`.
     #[must_use]
-    pub fn new(name: String, target: Arc<dyn Target>) -> Self {
+    pub(crate) fn new(name: String, target: Arc<dyn Target>) -> Self {
         Self { name, target }
     }
 }

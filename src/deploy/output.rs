@@ -40,7 +40,7 @@ pub enum OutputError {
 
 /// The directory that consumers such as a proxy read.
 #[derive(Debug)]
-pub struct Output {
+pub(crate) struct Output {
     root: PathBuf,
     owner: Owner,
 }
@@ -48,7 +48,7 @@ pub struct Output {
 impl Output {
     /// The output below `root`; no file is touched yet.
     #[must_use]
-    pub fn new(root: PathBuf) -> Self {
+    pub(crate) fn new(root: PathBuf) -> Self {
         Self {
             root,
             owner: Owner::default(),
@@ -57,13 +57,13 @@ impl Output {
 
     /// The directory with the live pairs of all certificates, each below its name.
     #[must_use]
-    pub fn live_path_of_all(&self) -> PathBuf {
+    pub(crate) fn live_path_of_all(&self) -> PathBuf {
         self.root.join("live")
     }
 
     /// Sets the owner of all files written from now on.
     #[must_use]
-    pub fn owned_by(mut self, owner: Owner) -> Self {
+    pub(crate) fn owned_by(mut self, owner: Owner) -> Self {
         self.owner = owner;
         self
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 /// The owner of written files; `None` keeps the process's own user or group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Owner {
+pub(crate) struct Owner {
     /// The user's number.
     pub user: Option<u32>,
     /// The group's number.
@@ -37,7 +37,7 @@ impl Owner {
     /// When the mode cannot be set: a key must not be open to others. Also when `path` is
     /// a symbolic link or has a second hard link: the directory's owner could make us
     /// chown any file.
-    pub fn apply_or_warn(self, path: &Path, mode: u32) -> io::Result<()> {
+    pub(crate) fn apply_or_warn(self, path: &Path, mode: u32) -> io::Result<()> {
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
         let mut options = File::options();
         let held = options
@@ -72,7 +72,7 @@ impl Owner {
 ///
 /// # Errors
 /// No such user.
-pub fn user(text: &str) -> Result<u32, String> {
+pub(crate) fn user(text: &str) -> Result<u32, String> {
     number(text, "user", Path::new("/etc/passwd"))
 }
 
@@ -80,7 +80,7 @@ pub fn user(text: &str) -> Result<u32, String> {
 ///
 /// # Errors
 /// No such group.
-pub fn group(text: &str) -> Result<u32, String> {
+pub(crate) fn group(text: &str) -> Result<u32, String> {
     number(text, "group", Path::new("/etc/group"))
 }
 

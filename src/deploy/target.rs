@@ -3,16 +3,16 @@
 //! settings, which implement every question of this module; a kind without an answer does
 //! not compile. No file or server is touched before [`DeployTarget::target`] is used.
 
-pub mod description;
+pub(crate) mod description;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-pub use super::keys::{InvalidTarget, TargetKeys};
-pub use super::target_settings::NAME;
-pub use super::targets::{DeployTarget, TargetKind};
+pub(crate) use super::keys::{InvalidTarget, TargetKeys};
+pub(crate) use super::target_settings::NAME;
+pub(crate) use super::targets::{DeployTarget, TargetKind};
 
 use super::Outlet;
 use super::output::Output;
@@ -32,13 +32,13 @@ fn unknown(written: &str, kind: &str) -> String {
 
 impl DeployTarget {
     /// The known kinds.
-    pub fn kinds() -> impl Iterator<Item = &'static TargetKind> {
+    pub(crate) fn kinds() -> impl Iterator<Item = &'static TargetKind> {
         Self::KINDS.iter()
     }
 
     /// The short forms of all kinds, for a help text.
     #[must_use]
-    pub fn forms() -> String {
+    pub(crate) fn forms() -> String {
         let forms: Vec<String> = Self::kinds().map(TargetKind::form).collect();
         forms.join(", ")
     }
@@ -46,7 +46,7 @@ impl DeployTarget {
     /// The keys of a kind's long form beside `kind`, those of its short form first; empty
     /// for an unknown kind.
     #[must_use]
-    pub fn keys_of(kind: &str) -> Vec<String> {
+    pub(crate) fn keys_of(kind: &str) -> Vec<String> {
         let known = Self::kinds().find(|known| known.name == kind);
         let keys = known.map(TargetKind::keys).unwrap_or_default();
         keys.into_iter().map(|key| key.name).collect()
@@ -56,7 +56,7 @@ impl DeployTarget {
     ///
     /// # Errors
     /// The invalid or missing key.
-    pub fn long(kind: &str, keys: TargetKeys) -> Result<Self, InvalidTarget> {
+    pub(crate) fn long(kind: &str, keys: TargetKeys) -> Result<Self, InvalidTarget> {
         let known = Self::kinds().find(|known| known.name == kind);
         let known = known.ok_or_else(|| InvalidTarget::key("kind", unknown(kind, kind)))?;
         (known.read)(keys)
@@ -64,13 +64,13 @@ impl DeployTarget {
 
     /// The deadline of the helper process for one request.
     #[must_use]
-    pub fn answers_within(&self) -> Duration {
+    pub(crate) fn answers_within(&self) -> Duration {
         self.deadline() + Duration::from_secs(60)
     }
 
     /// Makes its relative paths start at `base`.
     #[must_use]
-    pub fn located(mut self, base: impl Fn(&Path) -> PathBuf) -> Self {
+    pub(crate) fn located(mut self, base: impl Fn(&Path) -> PathBuf) -> Self {
         let Paths { read, written } = self.paths();
         for path in read.into_iter().chain(written) {
             path.change(&base);
@@ -80,7 +80,7 @@ impl DeployTarget {
 
     /// Sets the Docker API of a container that names none.
     #[must_use]
-    pub fn at_docker(mut self, host: &str) -> Self {
+    pub(crate) fn at_docker(mut self, host: &str) -> Self {
         if let Self::Docker(docker) = &mut self {
             docker.at(host);
         }
@@ -89,7 +89,7 @@ impl DeployTarget {
 
     /// The target for one certificate, whose name replaces [`NAME`].
     #[must_use]
-    pub fn for_lineage(&self, lineage: &Lineage) -> Self {
+    pub(crate) fn for_lineage(&self, lineage: &Lineage) -> Self {
         let mut target = self.clone();
         if let Some(path) = target.paths().written {
             path.change(|path| {
@@ -103,31 +103,31 @@ impl DeployTarget {
     /// Whether it starts programs or signals processes, so that a sidecar needs the helper
     /// process for it.
     #[must_use]
-    pub fn needs_helper(&self) -> bool {
+    pub(crate) fn needs_helper(&self) -> bool {
         self.rights().processes != Processes::Untouched
     }
 
     /// Whether it runs a program that the configuration names.
     #[must_use]
-    pub fn runs_program(&self) -> bool {
+    pub(crate) fn runs_program(&self) -> bool {
         self.rights().processes == Processes::RunsProgram
     }
 
     /// Whether it is a copy for a consumer, written before any server reloads.
     #[must_use]
-    pub fn is_copy(&self) -> bool {
+    pub(crate) fn is_copy(&self) -> bool {
         self.stage() == DeployStage::Copy
     }
 
     /// The file or directory that it writes itself, beside the output.
     #[must_use]
-    pub fn writes(&self) -> Option<PathBuf> {
+    pub(crate) fn writes(&self) -> Option<PathBuf> {
         self.rights().writes.path().map(Path::to_owned)
     }
 
     /// The file of the server that it rewrites without a change of owner.
     #[must_use]
-    pub fn servers_file(&self) -> Option<PathBuf> {
+    pub(crate) fn servers_file(&self) -> Option<PathBuf> {
         match self.rights().writes {
             Writes::ServersFile(path) => Some(path),
             _ => None,
@@ -136,7 +136,7 @@ impl DeployTarget {
 
     /// The directory in which it writes: a file is replaced by a rename.
     #[must_use]
-    pub fn writes_in(&self) -> Option<PathBuf> {
+    pub(crate) fn writes_in(&self) -> Option<PathBuf> {
         match self.rights().writes {
             Writes::Directory(path, _) => Some(path),
             writes => writes.path()?.parent().map(Path::to_owned),
@@ -145,7 +145,7 @@ impl DeployTarget {
 
     /// Creates the directory that it writes if possible; the first deployment reports an
     /// error.
-    pub fn prepare(&self) {
+    pub(crate) fn prepare(&self) {
         if let Writes::Directory(path, owner) = self.rights().writes {
             Output::new(path).owned_by(owner).prepare();
         }
@@ -153,7 +153,7 @@ impl DeployTarget {
 
     /// Whether its file is for one certificate alone.
     #[must_use]
-    pub fn is_for_one(&self) -> bool {
+    pub(crate) fn is_for_one(&self) -> bool {
         let writes = self.rights().writes;
         let is_file = !matches!(writes, Writes::Directory(..));
         is_file && writes.path().is_some_and(|path| !has_name(path))
@@ -161,14 +161,14 @@ impl DeployTarget {
 
     /// Whether each certificate's file is in a directory of its own name.
     #[must_use]
-    pub fn has_directory_for_each(&self) -> bool {
+    pub(crate) fn has_directory_for_each(&self) -> bool {
         self.writes_in()
             .is_some_and(|directory| has_name(&directory))
     }
 
     /// Whether its files belong to another user or group.
     #[must_use]
-    pub fn changes_owner(&self) -> bool {
+    pub(crate) fn changes_owner(&self) -> bool {
         match self.rights().writes {
             Writes::File(_, owner) | Writes::Directory(_, owner) => owner != Owner::default(),
             Writes::Nothing | Writes::ServersFile(_) => false,

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use super::keys::InvalidTarget;
+pub(crate) use super::keys::InvalidTarget;
 
 use super::Target;
 use super::keys::values::PathKey;
@@ -17,20 +17,21 @@ use super::keys::{self, TargetKeys};
 use super::owner::Owner;
 
 /// The placeholder for the certificate's name in a written path.
-pub const NAME: &str = "{name}";
+pub(crate) const NAME: &str = "{name}";
 
 /// The usual deadline of a check or a reload.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// The settings of a kind of target. No method has a default, so that a new target answers
 /// every question. Its keys are its fields; the comments of the type and its fields are
 /// the documentation for users.
-pub trait TargetSettings: Serialize + DeserializeOwned + JsonSchema {
+pub(crate) trait TargetSettings: Serialize + DeserializeOwned + JsonSchema {
     /// The kind's name.
     const NAME: &'static str;
     /// Its short form.
     const SHORT: ShortForm;
     /// A table below `[deploy.NAME]`, for its documentation.
+    #[cfg_attr(not(test), allow(dead_code, reason = "a test writes docs/targets.md"))]
     const EXAMPLE: &'static str;
 
     /// Refuses keys that are invalid or contradict each other.
@@ -60,7 +61,7 @@ pub trait TargetSettings: Serialize + DeserializeOwned + JsonSchema {
 
 /// The short form of a kind; each text is a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ShortForm {
+pub(crate) enum ShortForm {
     /// `KIND[:WHERE]`.
     Where(&'static str),
     /// `KIND:WHERE[:MORE]`.
@@ -72,7 +73,7 @@ pub enum ShortForm {
 impl ShortForm {
     /// Its first key.
     #[must_use]
-    pub fn key(self) -> &'static str {
+    pub(crate) fn key(self) -> &'static str {
         match self {
             Self::Where(key) | Self::WhereAnd(key, _) | Self::Url(key) => key,
         }
@@ -81,7 +82,7 @@ impl ShortForm {
 
 /// The rights of a target beyond reading the output; the sandbox grants no others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rights {
+pub(crate) struct Rights {
     /// Its rights over processes, which in a sidecar only the helper process has.
     pub processes: Processes,
     /// The Unix socket that it connects to.
@@ -94,7 +95,7 @@ pub struct Rights {
 
 /// The rights of a target over processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Processes {
+pub(crate) enum Processes {
     /// None.
     Untouched,
     /// It finds, signals or starts the processes of a server, or requests that of systemd.
@@ -105,7 +106,7 @@ pub enum Processes {
 
 /// The files that a target writes beside the output.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Writes {
+pub(crate) enum Writes {
     /// None.
     Nothing,
     /// A file of its own, with this owner.
@@ -127,7 +128,7 @@ impl Writes {
 
 /// The stage in which a target is deployed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeployStage {
+pub(crate) enum DeployStage {
     /// A copy for a consumer: written before the servers reload, since they may read it.
     Copy,
     /// A server.
@@ -136,7 +137,7 @@ pub enum DeployStage {
 
 /// All paths among a target's keys.
 #[derive(Debug, Default)]
-pub struct Paths<'a> {
+pub(crate) struct Paths<'a> {
     /// The paths that are only read or connected to.
     pub read: Vec<&'a mut PathKey>,
     /// The path that is written; [`NAME`] in it is replaced by the certificate's name.

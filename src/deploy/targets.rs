@@ -1,20 +1,20 @@
 //! The deploy targets, one file each, and their table. A new target is a file here, its
 //! module and its line in the table.
 
-pub mod caddy;
-pub mod coturn;
-pub mod directory;
-pub mod docker;
-pub mod dovecot;
-pub mod envoy;
-pub mod exec;
-pub mod file;
-pub mod haproxy;
-pub mod nginx;
-pub mod postfix;
-pub mod systemd;
-pub mod traefik;
-pub mod webhook;
+pub(crate) mod caddy;
+pub(crate) mod coturn;
+pub(crate) mod directory;
+pub(crate) mod docker;
+pub(crate) mod dovecot;
+pub(crate) mod envoy;
+pub(crate) mod exec;
+pub(crate) mod file;
+pub(crate) mod haproxy;
+pub(crate) mod nginx;
+pub(crate) mod postfix;
+pub(crate) mod systemd;
+pub(crate) mod traefik;
+pub(crate) mod webhook;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,13 +27,14 @@ use super::keys::{self, InvalidTarget, TargetKeys};
 use super::target_settings::{self, DeployStage, Paths, Rights, ShortForm, TargetSettings};
 
 /// A row of the table of kinds.
-pub struct TargetKind {
+pub(crate) struct TargetKind {
     /// Its name.
     pub name: &'static str,
     /// Its short form.
     pub short: ShortForm,
-    /// A table below `[deploy.NAME]`.
-    pub example: &'static str,
+    /// A table below `[deploy.NAME]`, for its documentation.
+    #[cfg(test)]
+    pub(crate) example: &'static str,
     pub(super) read: fn(TargetKeys) -> Result<DeployTarget, InvalidTarget>,
     pub(super) schema: fn(&mut SchemaGenerator) -> Schema,
 }
@@ -54,7 +55,7 @@ macro_rules! targets {
         /// parsed.
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(try_from = "StoredForm", into = "StoredForm")]
-        pub enum DeployTarget {
+        pub(crate) enum DeployTarget {
             $(
                 #[doc = concat!("`", stringify!($module), "`.")]
                 $kind($module::Settings),
@@ -65,6 +66,7 @@ macro_rules! targets {
             pub(super) const KINDS: &[TargetKind] = &[$(TargetKind {
                 name: $module::Settings::NAME,
                 short: $module::Settings::SHORT,
+                #[cfg(test)]
                 example: $module::Settings::EXAMPLE,
                 read: |keys| target_settings::read(keys).map(Self::$kind),
                 schema: $module::Settings::json_schema,
@@ -87,25 +89,25 @@ macro_rules! targets {
 
             /// Its rights beyond reading the output.
             #[must_use]
-            pub fn rights(&self) -> Rights {
+            pub(crate) fn rights(&self) -> Rights {
                 match self { $(Self::$kind(settings) => settings.rights()),* }
             }
 
             /// The stage in which it is deployed.
             #[must_use]
-            pub fn stage(&self) -> DeployStage {
+            pub(crate) fn stage(&self) -> DeployStage {
                 match self { $(Self::$kind(settings) => settings.stage()),* }
             }
 
             /// Whether one reload loads all certificates, so that they share it.
             #[must_use]
-            pub fn coalesces(&self) -> bool {
+            pub(crate) fn coalesces(&self) -> bool {
                 match self { $(Self::$kind(settings) => settings.coalesces()),* }
             }
 
             /// The deadline of a check or a reload.
             #[must_use]
-            pub fn deadline(&self) -> Duration {
+            pub(crate) fn deadline(&self) -> Duration {
                 match self { $(Self::$kind(settings) => settings.deadline()),* }
             }
 
@@ -115,7 +117,7 @@ macro_rules! targets {
 
             /// The target itself; no file or server is touched yet.
             #[must_use]
-            pub fn target(&self) -> Arc<dyn Target> {
+            pub(crate) fn target(&self) -> Arc<dyn Target> {
                 let name = self.to_string();
                 match self { $(Self::$kind(settings) => settings.target(name)),* }
             }

@@ -29,7 +29,7 @@ const LONGEST_NAME: usize = 128;
 
 /// A certificate that a container requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ask {
+pub(crate) struct Ask {
     /// The container's name.
     pub container: String,
     /// When the container was created, in seconds since 1970.
@@ -46,27 +46,27 @@ pub struct Ask {
 impl Ask {
     /// The certificate's own name.
     #[must_use]
-    pub fn lineage(&self) -> Option<Lineage> {
+    pub(crate) fn lineage(&self) -> Option<Lineage> {
         self.names.first().map(Lineage::of)
     }
 
     /// The names as a set.
     #[must_use]
-    pub fn set(&self) -> BTreeSet<&Identifier> {
+    pub(crate) fn set(&self) -> BTreeSet<&Identifier> {
         self.names.iter().collect()
     }
 
     /// Whether it comes from the container's environment, which may be unreadable
     /// while the container is listed.
     #[must_use]
-    pub fn is_of_the_environment(&self) -> bool {
+    pub(crate) fn is_of_the_environment(&self) -> bool {
         !self.said_in.starts_with(PREFIX)
     }
 }
 
 /// An invalid label.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Complaint {
+pub(crate) struct Complaint {
     /// The container's name.
     pub container: String,
     /// The label or variable.

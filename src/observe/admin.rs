@@ -13,7 +13,7 @@ use crate::time::{Clock, SystemClock};
 
 /// The data that the endpoints show.
 #[derive(Clone, Debug, Default)]
-pub struct Shown {
+pub(crate) struct Shown {
     /// The state of every certificate.
     pub board: Board,
     /// The counters and gauges.
@@ -21,7 +21,7 @@ pub struct Shown {
 }
 
 /// Routes `/healthz`, `/readyz`, `/metrics`, `/api/v1/certificates` and `/`.
-pub fn router(shown: Shown) -> Router {
+pub(crate) fn router(shown: Shown) -> Router {
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))

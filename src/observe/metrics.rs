@@ -18,7 +18,7 @@ use super::status::Board;
 use crate::time::Timestamp;
 
 /// The `Content-Type` of the text.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct IssuanceLabels {
@@ -78,7 +78,7 @@ enum Outcome {
 
 /// The counters. Clones are cheap and share their counts.
 #[derive(Clone, Default)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     issuances: Family<IssuanceLabels, Counter>,
     deployments: Family<DeploymentLabels, Counter>,
     requests: Family<RequestLabels, Counter>,
@@ -91,7 +91,7 @@ type TokensAt = Box<dyn Fn(Timestamp) -> Vec<Tokens> + Send>;
 
 /// The remaining tokens of one rate limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tokens {
+pub(crate) struct Tokens {
     /// The limit, such as `new-orders`.
     pub limit: String,
     /// The limit's subject; empty for the account.
@@ -108,7 +108,7 @@ impl fmt::Debug for Metrics {
 
 impl Metrics {
     /// Counts an order at `ca` that ended.
-    pub fn issuance(&self, ca: &str, success: bool) {
+    pub(crate) fn issuance(&self, ca: &str, success: bool) {
         let (ca, result) = (ca.to_owned(), outcome(success));
         self.issuances
             .get_or_create(&IssuanceLabels { ca, result })
@@ -116,7 +116,7 @@ impl Metrics {
     }
 
     /// Counts a deployment to `target` that ended, its verification included.
-    pub fn deployment(&self, target: &str, success: bool) {
+    pub(crate) fn deployment(&self, target: &str, success: bool) {
         let (target, result) = (target.to_owned(), outcome(success));
         self.deployments
             .get_or_create(&DeploymentLabels { target, result })
@@ -124,7 +124,7 @@ impl Metrics {
     }
 
     /// Counts a request that `ca` answered with `status`; 0: no reply.
-    pub fn acme_request(&self, ca: &str, endpoint: &'static str, status: u16) {
+    pub(crate) fn acme_request(&self, ca: &str, endpoint: &'static str, status: u16) {
         let ca = ca.to_owned();
         self.requests
             .get_or_create(&RequestLabels {
@@ -136,14 +136,18 @@ impl Metrics {
     }
 
     /// Counts a request on the HTTP-01 port.
-    pub fn challenge_request(&self, result: &'static str) {
+    pub(crate) fn challenge_request(&self, result: &'static str) {
         self.challenges
             .get_or_create(&ChallengeLabels { result })
             .inc();
     }
 
     /// Sets the source of the remaining tokens of the limits of `ca`.
-    pub fn ledger(&self, ca: &str, tokens: impl Fn(Timestamp) -> Vec<Tokens> + Send + 'static) {
+    pub(crate) fn ledger(
+        &self,
+        ca: &str,
+        tokens: impl Fn(Timestamp) -> Vec<Tokens> + Send + 'static,
+    ) {
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
         limits.insert(ca.to_owned(), Box::new(tokens));
     }
@@ -151,7 +155,7 @@ impl Metrics {
     /// All metrics as text, with the certificates of `board` and the remaining tokens
     /// at `now`.
     #[must_use]
-    pub fn render(&self, board: &Board, now: Timestamp) -> String {
+    pub(crate) fn render(&self, board: &Board, now: Timestamp) -> String {
         let mut registry = Registry::with_prefix("certs");
         self.register_counters(&mut registry);
         self.register_limits(&mut registry, now);

@@ -16,7 +16,7 @@ const LARGEST: u64 = 64 * 1024;
 
 /// The reply of an endpoint.
 #[derive(Debug, PartialEq)]
-pub struct HealthReply {
+pub(crate) struct HealthReply {
     /// Whether the status is 200.
     pub good: bool,
     /// The reply's body.
@@ -27,7 +27,7 @@ pub struct HealthReply {
 ///
 /// # Errors
 /// When no reply comes within two seconds, or the reply is not HTTP.
-pub async fn ask(address: SocketAddr, path: &str) -> io::Result<HealthReply> {
+pub(crate) async fn ask(address: SocketAddr, path: &str) -> io::Result<HealthReply> {
     let exchanged = exchange(reachable(address), path);
     let reply = tokio::time::timeout(DEADLINE, exchanged).await;
     let reply = reply.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;

@@ -14,7 +14,7 @@ use crate::time::Timestamp;
 /// The next action for a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Action {
+pub(crate) enum Action {
     /// Order it for the first time, or renew it.
     Issue,
     /// Deploy and verify it.
@@ -27,7 +27,7 @@ pub enum Action {
 
 /// A requested name that is excluded for now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LeftOut {
+pub(crate) struct LeftOut {
     /// The name.
     pub identifier: Identifier,
     /// Why the CA does not sign the name.
@@ -38,7 +38,7 @@ pub struct LeftOut {
 
 /// A certificate requested by the labels of containers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Asked {
+pub(crate) struct Asked {
     /// The containers, by name.
     pub containers: BTreeSet<String>,
     /// Since when none of the containers exists.
@@ -71,7 +71,7 @@ impl std::fmt::Display for Asked {
 
 /// The state of one certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Status {
+pub(crate) struct Status {
     /// The lineage.
     pub name: Lineage,
     /// The names.
@@ -116,21 +116,21 @@ pub struct Status {
 impl Status {
     /// Whether the certificate is complete, verified and not overdue.
     #[must_use]
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.complete && self.proven && !self.late
     }
 }
 
 /// The latest state of every certificate, shared by writers and readers.
 #[derive(Clone, Debug, Default)]
-pub struct Board(
+pub(crate) struct Board(
     Arc<RwLock<BTreeMap<Lineage, Status>>>,
     Arc<RwLock<BTreeMap<Lineage, Asked>>>,
 );
 
 impl Board {
     /// Adds or replaces the state of a certificate.
-    pub fn post(&self, status: Status) {
+    pub(crate) fn post(&self, status: Status) {
         let mut board = self.0.write().unwrap_or_else(PoisonError::into_inner);
         match board.get_mut(&status.name) {
             Some(shown) => *shown = status,
@@ -139,7 +139,7 @@ impl Board {
     }
 
     /// Replaces the state of a certificate that is on the board.
-    pub fn update(&self, status: Status) {
+    pub(crate) fn update(&self, status: Status) {
         let mut board = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(shown) = board.get_mut(&status.name) {
             *shown = status;
@@ -147,19 +147,19 @@ impl Board {
     }
 
     /// Removes all certificates but `kept`.
-    pub fn retain(&self, kept: &BTreeSet<Lineage>) {
+    pub(crate) fn retain(&self, kept: &BTreeSet<Lineage>) {
         let mut board = self.0.write().unwrap_or_else(PoisonError::into_inner);
         board.retain(|lineage, _| kept.contains(lineage));
     }
 
     /// Sets the containers that request each certificate.
-    pub fn ask(&self, asked: BTreeMap<Lineage, Asked>) {
+    pub(crate) fn ask(&self, asked: BTreeMap<Lineage, Asked>) {
         *self.1.write().unwrap_or_else(PoisonError::into_inner) = asked;
     }
 
     /// The state of every certificate, by name.
     #[must_use]
-    pub fn all(&self) -> Vec<Status> {
+    pub(crate) fn all(&self) -> Vec<Status> {
         let board = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let asked = self.1.read().unwrap_or_else(PoisonError::into_inner);
         let shown = board.values().cloned().map(|mut status| {

@@ -15,7 +15,7 @@ use crate::time::Timestamp;
 
 /// The kind of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailureKind {
+pub(crate) enum FailureKind {
     /// The CA sent `Retry-After` or a rate limit.
     RateLimited {
         /// Its `Retry-After`.
@@ -33,7 +33,7 @@ pub enum FailureKind {
 
 /// The failures to store after one more failed order of `kind`.
 #[must_use]
-pub fn after_failure(
+pub(crate) fn after_failure(
     failures: &Failures,
     kind: FailureKind,
     message: String,
@@ -70,7 +70,11 @@ pub fn after_failure(
 /// The failures to store after one more failed deployment. The pause is 15 s and
 /// doubles up to 5 minutes: a deployment should recover soon after its cause.
 #[must_use]
-pub fn after_deployment_failure(failures: &Failures, message: String, now: Timestamp) -> Failures {
+pub(crate) fn after_deployment_failure(
+    failures: &Failures,
+    message: String,
+    now: Timestamp,
+) -> Failures {
     let doublings = failures.count.min(5);
     let pause = (DEPLOYMENT_PAUSE * (1 << doublings)).min(LONGEST_DEPLOYMENT_PAUSE);
     Failures {

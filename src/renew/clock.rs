@@ -10,7 +10,7 @@ use crate::time::Timestamp;
 
 /// Two instants of the newest certificate that lie in the past for certain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Evidence {
+pub(crate) struct Evidence {
     /// The start of its validity, by the CA's clock.
     pub not_before: Timestamp,
     /// When it was stored, by our clock.
@@ -20,7 +20,7 @@ pub struct Evidence {
 impl Evidence {
     /// `None` while nothing is issued.
     #[must_use]
-    pub fn of(record: &Record) -> Option<Self> {
+    pub(crate) fn of(record: &Record) -> Option<Self> {
         record.issued.as_ref().map(|issued| Self {
             not_before: issued.facts.not_before,
             stored: issued.at,
@@ -32,7 +32,11 @@ impl Evidence {
 /// Without an issued certificate the CA's clock wins: no order is needless then,
 /// and the CA dates what it signs by its own clock.
 #[must_use]
-pub fn decided_at(evidence: Option<Evidence>, ours: Timestamp, theirs: Timestamp) -> Timestamp {
+pub(crate) fn decided_at(
+    evidence: Option<Evidence>,
+    ours: Timestamp,
+    theirs: Timestamp,
+) -> Timestamp {
     if ours.since(theirs).max(theirs.since(ours)) <= CLOCK_TOLERANCE {
         return ours;
     }
@@ -55,7 +59,7 @@ pub fn decided_at(evidence: Option<Evidence>, ours: Timestamp, theirs: Timestamp
 ///
 /// # Errors
 /// The instant at which it will be due.
-pub fn is_due_at(record: &Record, at: Timestamp) -> Result<(), Timestamp> {
+pub(crate) fn is_due_at(record: &Record, at: Timestamp) -> Result<(), Timestamp> {
     let Some(issued) = record.issued.as_ref().filter(|_| record.order.is_none()) else {
         return Ok(());
     };

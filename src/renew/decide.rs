@@ -7,7 +7,7 @@ use super::backoff::{is_from_the_future, pause_end};
 use super::fallback::{self, Choice};
 use super::partial;
 use super::policy::LATEST_REFRESH;
-pub use super::window::due;
+pub(crate) use super::window::due;
 use super::window::{critical, share_of_life};
 use crate::identifier::Identifier;
 use crate::random::Random;
@@ -16,7 +16,7 @@ use crate::time::Timestamp;
 
 /// What a certificate needs next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Next {
+pub(crate) enum Next {
     /// Do nothing before this instant, which is in the future.
     Wait(Timestamp),
     /// Store this renewal instant, then decide again.
@@ -45,7 +45,7 @@ pub enum Next {
 
 /// Why nothing can be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub(crate) enum Reason {
     /// The record names no identifier.
     NoIdentifiers,
 }
@@ -53,7 +53,7 @@ pub enum Reason {
 /// Decides for `record` at `now`. Total: any record has an answer, and a
 /// `Wait` always lies in the future.
 #[must_use]
-pub fn next(record: &Record, now: Timestamp, random: &dyn Random) -> Next {
+pub(crate) fn next(record: &Record, now: Timestamp, random: &dyn Random) -> Next {
     if record.identifiers.is_empty() {
         return Next::Halt(Reason::NoIdentifiers);
     }
@@ -149,7 +149,7 @@ fn deployment_pause(record: &Record, issued: &Issued, now: Timestamp) -> Option<
 
 /// A step that is due and backs off after a failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HeldUp {
+pub(crate) enum HeldUp {
     /// The order.
     Issuance {
         /// The next attempt.
@@ -165,7 +165,7 @@ pub enum HeldUp {
 /// The step of `record` that is due at `now` and backs off, if any: it tells a
 /// failure apart from an idle [`Next::Wait`].
 #[must_use]
-pub fn held_up(record: &Record, now: Timestamp) -> Option<HeldUp> {
+pub(crate) fn held_up(record: &Record, now: Timestamp) -> Option<HeldUp> {
     if needs_order(record, now)
         && let Err(until) = fallback::choose(record, now)
     {
@@ -180,7 +180,7 @@ pub fn held_up(record: &Record, now: Timestamp) -> Option<HeldUp> {
 
 /// Whether every target and endpoint serves the wanted generation.
 #[must_use]
-pub fn is_proven(record: &Record, now: Timestamp) -> bool {
+pub(crate) fn is_proven(record: &Record, now: Timestamp) -> bool {
     let Some((wanted, _)) = record.to_be_served(now) else {
         return true;
     };
@@ -193,7 +193,7 @@ pub fn is_proven(record: &Record, now: Timestamp) -> bool {
 /// The RFC 9773 identifier of the certificate that an order at `ca` for `names`
 /// replaces: the same CA must have issued it for the same names.
 #[must_use]
-pub fn replaces(
+pub(crate) fn replaces(
     record: &Record,
     ca: &str,
     names: &BTreeSet<Identifier>,
@@ -238,7 +238,7 @@ fn order_excluded(record: &Record, now: Timestamp) -> Next {
 /// Whether an order at `now` may spend reserved tokens: the window has closed,
 /// or the critical part of the lifetime has begun.
 #[must_use]
-pub fn is_urgent(record: &Record, now: Timestamp) -> bool {
+pub(crate) fn is_urgent(record: &Record, now: Timestamp) -> bool {
     record.issued.as_ref().is_some_and(|issued| {
         let window_is_past = issued
             .renewal

@@ -10,7 +10,7 @@ use crate::time::Timestamp;
 
 /// The CA of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
+pub(crate) enum Choice {
     /// The configured CA.
     First,
     /// The fallback CA.
@@ -20,7 +20,7 @@ pub enum Choice {
 impl Choice {
     /// The directory URL of that CA.
     #[must_use]
-    pub fn ca(self, record: &Record) -> &str {
+    pub(crate) fn ca(self, record: &Record) -> &str {
         match (self, &record.fallback) {
             (Self::Fallback, Some(fallback)) => &fallback.ca,
             _ => &record.ca,
@@ -40,7 +40,7 @@ fn is_plausible(record: &Record, at: Timestamp, now: Timestamp) -> bool {
 ///
 /// # Errors
 /// The end of the backoff, when no CA may be tried yet.
-pub fn choose(record: &Record, now: Timestamp) -> Result<Choice, Timestamp> {
+pub(crate) fn choose(record: &Record, now: Timestamp) -> Result<Choice, Timestamp> {
     let first = pause_end(&record.failures, now).filter(|at| is_plausible(record, *at, now));
     if let Some(fallback) = &record.fallback {
         let pause = pause_end(&fallback.failures, now);
@@ -57,7 +57,7 @@ pub fn choose(record: &Record, now: Timestamp) -> Result<Choice, Timestamp> {
 /// Whether an order goes to the fallback CA when the first CA has been
 /// unreachable since `since`.
 #[must_use]
-pub fn opens_fallback(record: &Record, since: Timestamp, now: Timestamp) -> bool {
+pub(crate) fn opens_fallback(record: &Record, since: Timestamp, now: Timestamp) -> bool {
     let Some(fallback) = &record.fallback else {
         return false;
     };

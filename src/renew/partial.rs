@@ -13,7 +13,7 @@ use crate::time::Timestamp;
 
 /// The end of the excluded names' backoff; `None`: they may be retried now.
 #[must_use]
-pub fn retry_at(record: &Record, now: Timestamp) -> Option<Timestamp> {
+pub(crate) fn retry_at(record: &Record, now: Timestamp) -> Option<Timestamp> {
     let excluded = record.excluded.as_ref()?;
     pause_end(&excluded.tries, now)
 }
@@ -21,7 +21,7 @@ pub fn retry_at(record: &Record, now: Timestamp) -> Option<Timestamp> {
 /// The names to order at `now`: all wanted ones, without the excluded names
 /// while they back off. Never empty.
 #[must_use]
-pub fn target(record: &Record, now: Timestamp) -> BTreeSet<Identifier> {
+pub(crate) fn target(record: &Record, now: Timestamp) -> BTreeSet<Identifier> {
     let (Some(excluded), Some(_)) = (&record.excluded, retry_at(record, now)) else {
         return record.identifiers.clone();
     };
@@ -35,7 +35,7 @@ pub fn target(record: &Record, now: Timestamp) -> BTreeSet<Identifier> {
 
 /// Whether `issued` covers exactly the wanted names without the excluded ones.
 #[must_use]
-pub fn is_covered(record: &Record, issued: &Issued) -> bool {
+pub(crate) fn is_covered(record: &Record, issued: &Issued) -> bool {
     let Some(excluded) = &record.excluded else {
         return issued.facts.identifiers == record.identifiers;
     };
@@ -45,7 +45,7 @@ pub fn is_covered(record: &Record, issued: &Issued) -> bool {
 /// The names of `tried` without those that failed; `None` when all of them
 /// failed, or none.
 #[must_use]
-pub fn healthy(
+pub(crate) fn healthy(
     tried: &BTreeSet<Identifier>,
     has_failed: impl Fn(&Identifier) -> bool,
 ) -> Option<BTreeSet<Identifier>> {
@@ -57,7 +57,7 @@ pub fn healthy(
 /// Whether an order at `now` may exclude `name`. A name that the valid
 /// certificate covers stays until the renewal is overdue: its failure may pass.
 #[must_use]
-pub fn may_be_excluded(record: &Record, name: &Identifier, now: Timestamp) -> bool {
+pub(crate) fn may_be_excluded(record: &Record, name: &Identifier, now: Timestamp) -> bool {
     let issued = record.issued.as_ref();
     let serving = issued.filter(|issued| issued.facts.not_after > now);
     let Some(issued) = serving.filter(|issued| issued.facts.identifiers.contains(name)) else {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::backoff::spread;
-pub use super::policy::LONGEST_PROBE_PAUSE as LONGEST_PAUSE;
+pub(crate) use super::policy::LONGEST_PROBE_PAUSE as LONGEST_PAUSE;
 use super::policy::{LONGEST_OUTAGE_RETRY_AFTER, LONGEST_PROBE_PAUSE, PROBE_PAUSE};
 use crate::ca_state::Outage;
 use crate::random::Random;
@@ -12,7 +12,7 @@ use crate::time::Timestamp;
 
 /// The outage to store after one more failed attempt; `last` is its error.
 #[must_use]
-pub fn after_failed_probe(
+pub(crate) fn after_failed_probe(
     before: Option<&Outage>,
     last: String,
     now: Timestamp,
@@ -32,7 +32,7 @@ pub fn after_failed_probe(
 /// Whether no request may be sent at `now`. A probe that is scheduled further
 /// ahead than any pause was dated by a wrong clock and does not block.
 #[must_use]
-pub fn is_waited_for(outage: &Outage, now: Timestamp) -> bool {
+pub(crate) fn is_waited_for(outage: &Outage, now: Timestamp) -> bool {
     let longest = match outage.asked {
         true => LONGEST_OUTAGE_RETRY_AFTER,
         false => LONGEST_PROBE_PAUSE * 6 / 5,
@@ -42,7 +42,7 @@ pub fn is_waited_for(outage: &Outage, now: Timestamp) -> bool {
 
 /// The outage after a reply with `Retry-After`.
 #[must_use]
-pub fn after_retry_after(outage: Outage, retry_after: Duration, now: Timestamp) -> Outage {
+pub(crate) fn after_retry_after(outage: Outage, retry_after: Duration, now: Timestamp) -> Outage {
     let retry_at = now + retry_after.min(LONGEST_OUTAGE_RETRY_AFTER);
     let probe_at = outage.probe_at.max(retry_at);
     let asked = true;

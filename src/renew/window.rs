@@ -14,19 +14,19 @@ use crate::time::Timestamp;
 /// The CA's window; `None` when it is empty or ends after the certificate
 /// expires: such an answer is ignored.
 #[must_use]
-pub fn accept(start: Timestamp, end: Timestamp, facts: &Facts) -> Option<Window> {
+pub(crate) fn accept(start: Timestamp, end: Timestamp, facts: &Facts) -> Option<Window> {
     (start < end && end <= facts.not_after).then_some(Window { start, end })
 }
 
 /// `Retry-After` within the bounds of RFC 9773: one minute to one day.
 #[must_use]
-pub fn clamp_retry_after(asked: Duration) -> Duration {
+pub(crate) fn clamp_retry_after(asked: Duration) -> Duration {
     asked.clamp(SHORTEST_RECHECK, LONGEST_RECHECK)
 }
 
 /// When a window is read, and how far immediate renewals are spread.
 #[derive(Clone, Copy, Debug)]
-pub struct Moment {
+pub(crate) struct Moment {
     /// Now.
     pub now: Timestamp,
     /// A window wholly in the past means "renew at once"; the renewals of many
@@ -37,7 +37,7 @@ pub struct Moment {
 /// The renewal to store after the CA's reply. An earlier drawn instant is kept
 /// while it still fits, so that neither a restart nor a replica draws again.
 #[must_use]
-pub fn redraw(
+pub(crate) fn redraw(
     previous: Option<&Renewal>,
     window: Option<Window>,
     refresh_at: Option<Timestamp>,
@@ -77,7 +77,12 @@ pub fn redraw(
 /// lifetime (at most a hundred spacings). This stops a loop of orders at a CA
 /// whose windows are always past.
 #[must_use]
-pub fn renewable_from(facts: &Facts, now: Timestamp, spacing: Duration, early: u32) -> Timestamp {
+pub(crate) fn renewable_from(
+    facts: &Facts,
+    now: Timestamp,
+    spacing: Duration,
+    early: u32,
+) -> Timestamp {
     let pause = spacing.saturating_mul(1 << early.min(16));
     let life = facts.lifetime();
     let least = match early {
@@ -90,7 +95,7 @@ pub fn renewable_from(facts: &Facts, now: Timestamp, spacing: Duration, early: u
 /// The renewal instant without a window: two thirds of the lifetime (half of a
 /// short one), give or take a hundredth.
 #[must_use]
-pub fn share_of_life(facts: &Facts, random: &dyn Random) -> Timestamp {
+pub(crate) fn share_of_life(facts: &Facts, random: &dyn Random) -> Timestamp {
     let life = facts.lifetime();
     let share = if life < SHORT_LIFETIME {
         life / 2
@@ -103,7 +108,7 @@ pub fn share_of_life(facts: &Facts, random: &dyn Random) -> Timestamp {
 /// When the certificate is due for renewal: at the drawn instant, no later than
 /// [`latest`], no earlier than `renewable_from`.
 #[must_use]
-pub fn due(issued: &Issued, renewal: &Renewal) -> Timestamp {
+pub(crate) fn due(issued: &Issued, renewal: &Renewal) -> Timestamp {
     let wanted = renewal.at.min(latest(&issued.facts));
     issued
         .renewable_from
@@ -113,14 +118,14 @@ pub fn due(issued: &Issued, renewal: &Renewal) -> Timestamp {
 /// The latest renewal instant, even when the window is later: a tenth of the
 /// lifetime before expiry.
 #[must_use]
-pub fn latest(facts: &Facts) -> Timestamp {
+pub(crate) fn latest(facts: &Facts) -> Timestamp {
     facts.not_after - facts.lifetime() / LATEST_PART
 }
 
 /// From here on the renewal is urgent and the operator is alerted: a sixth of
 /// the lifetime is left.
 #[must_use]
-pub fn critical(facts: &Facts) -> Timestamp {
+pub(crate) fn critical(facts: &Facts) -> Timestamp {
     facts.not_after - facts.lifetime() / CRITICAL_PART
 }
 

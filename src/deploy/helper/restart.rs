@@ -57,7 +57,7 @@ impl Sidecar {
 ///
 /// # Errors
 /// Those of the socket, when the sandboxed process ends.
-pub async fn keep_running(
+pub(crate) async fn keep_running(
     stream: Blocking,
     start: impl Fn(Blocking) -> io::Result<Child>,
 ) -> io::Result<()> {

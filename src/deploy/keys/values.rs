@@ -16,7 +16,7 @@ use crate::deploy::owner::{self, Owner};
 /// A path; a relative one starts at the file in which it is written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct PathKey(PathBuf);
+pub(crate) struct PathKey(PathBuf);
 
 impl PathKey {
     /// The path after `change`.
@@ -51,7 +51,7 @@ impl JsonSchema for PathKey {
 /// A program with its arguments: a list, or one text for a program without arguments.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct CommandLine(Vec<String>);
+pub(crate) struct CommandLine(Vec<String>);
 
 impl Deref for CommandLine {
     type Target = Vec<String>;
@@ -143,7 +143,7 @@ impl<T> JsonSchema for AsWritten<T> {
 
 /// A user's number.
 #[derive(Clone, Copy, Debug)]
-pub struct UserNumber(pub u32);
+pub(crate) struct UserNumber(pub u32);
 
 impl FromStr for UserNumber {
     type Err = String;
@@ -155,7 +155,7 @@ impl FromStr for UserNumber {
 
 /// A group's number.
 #[derive(Clone, Copy, Debug)]
-pub struct GroupNumber(pub u32);
+pub(crate) struct GroupNumber(pub u32);
 
 impl FromStr for GroupNumber {
     type Err = String;
@@ -167,7 +167,7 @@ impl FromStr for GroupNumber {
 
 /// A file's mode.
 #[derive(Clone, Copy, Debug)]
-pub struct FileMode(pub u32);
+pub(crate) struct FileMode(pub u32);
 
 impl FromStr for FileMode {
     type Err = String;
@@ -181,7 +181,7 @@ impl FromStr for FileMode {
 
 /// The deadline of a program.
 #[derive(Clone, Copy, Debug)]
-pub struct ProgramTimeout(pub Duration);
+pub(crate) struct ProgramTimeout(pub Duration);
 
 const LONGEST_PROGRAM: Duration = Duration::from_secs(3600);
 

@@ -9,7 +9,7 @@ use super::{DeployTarget, ShortForm, TargetKind};
 
 /// A key of a kind, as its settings document it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyDescription {
+pub(crate) struct KeyDescription {
     /// Its name.
     pub name: String,
     /// The type of its value, in a word.
@@ -43,8 +43,8 @@ impl TargetKind {
     }
 
     /// Its meaning, for users.
-    #[must_use]
-    pub fn meaning(&self) -> String {
+    #[cfg(test)]
+    pub(crate) fn meaning(&self) -> String {
         self.described()["description"]
             .as_str()
             .unwrap_or_default()
@@ -53,7 +53,7 @@ impl TargetKind {
 
     /// Its keys, those of its short form first.
     #[must_use]
-    pub fn keys(&self) -> Vec<KeyDescription> {
+    pub(crate) fn keys(&self) -> Vec<KeyDescription> {
         let schema = self.described();
         let required = schema["required"].as_array().cloned().unwrap_or_default();
         let properties = schema["properties"].as_object();
@@ -78,7 +78,7 @@ impl TargetKind {
 
     /// Its short form, with the optional parts in brackets.
     #[must_use]
-    pub fn form(&self) -> String {
+    pub(crate) fn form(&self) -> String {
         let place = |key: &str| key.to_uppercase();
         let is_required = |name: &str| {
             let keys = self.keys();

@@ -25,7 +25,7 @@ const ADMIN: &str = "localhost:2019";
 /// configuration from Caddy's admin API and loads it again, and Caddy reads the files with it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// HOST:PORT of the admin API
     #[schemars(extend("default" = ADMIN))]
     admin: Option<String>,
@@ -75,7 +75,7 @@ admin = "localhost:2019""#;
 
 /// A Caddy whose configuration names the live files.
 #[derive(Debug)]
-pub struct Caddy {
+pub(crate) struct Caddy {
     name: String,
     /// `host:port` of its admin API.
     admin: String,
@@ -84,7 +84,7 @@ pub struct Caddy {
 impl Caddy {
     /// `name` is its name in records.
     #[must_use]
-    pub fn new(name: String, admin: String) -> Self {
+    pub(crate) fn new(name: String, admin: String) -> Self {
         Self { name, admin }
     }
 

@@ -30,7 +30,7 @@ pub(in crate::deploy) const COTURN: Reload = Reload {
 /// `verify = ["turn.example.com:5349"]`; without it, every port on which coturn listens is verified.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The pid file of its process
     #[schemars(extend("x-default" = "the usual places below /run and /var/run"))]
     pid_file: Option<PathKey>,

@@ -23,7 +23,7 @@ use crate::lineage::Lineage;
 /// that runs as another user. `certs run` notices within a minute if it is missing, and writes it again.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The directory, created if its parent exists
     path: PathKey,
     /// The user that owns it, by name or number

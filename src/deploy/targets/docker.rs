@@ -27,7 +27,7 @@ const KIND: &str = "docker";
 /// `accept_raw_socket = true`: a process that may use it is root on the host.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The container's name or identifier
     container: String,
     /// The signal for its first process
@@ -122,7 +122,7 @@ impl Settings {
 
 /// The action in the container.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ContainerAction {
+pub(crate) enum ContainerAction {
     /// Sends this signal.
     Signal(String),
     /// Runs this program with its arguments inside.
@@ -131,7 +131,7 @@ pub enum ContainerAction {
 
 /// A container.
 #[derive(Debug)]
-pub struct Docker {
+pub(crate) struct Docker {
     name: String,
     container: String,
     action: ContainerAction,
@@ -142,7 +142,7 @@ pub struct Docker {
 impl Docker {
     /// `container`, by its name or identifier, at the API of `host`.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         container: String,
         action: ContainerAction,
         host: &str,
@@ -256,7 +256,7 @@ impl Target for Docker {
 /// Whether `text` can be the name or identifier of a container, or the name of a signal,
 /// and is safe as a part of a path.
 #[must_use]
-pub fn is_a_word(text: &str) -> bool {
+pub(crate) fn is_a_word(text: &str) -> bool {
     let known = |letter: char| letter.is_ascii_alphanumeric() || "_.-".contains(letter);
     !text.is_empty() && !text.starts_with('.') && text.chars().all(known)
 }

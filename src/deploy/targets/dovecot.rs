@@ -27,7 +27,7 @@ pub(in crate::deploy) const DOVECOT: Reload = Reload {
 /// IMAPS.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The pid file of its master process
     #[schemars(extend("default" = "/run/dovecot/master.pid"))]
     pid_file: Option<PathKey>,

@@ -20,7 +20,7 @@ use crate::deploy::{Delivery, Target};
 /// `live` directory as the watched directory, and a secret with the certificate's name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The file that Envoy reads; `{name}` is replaced by the certificate's name
     file: PathKey,
 }

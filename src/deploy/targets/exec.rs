@@ -24,7 +24,7 @@ use crate::deploy::{Delivery, DeployError, Target};
 use crate::text::printable;
 
 /// The default deadline of a program.
-pub const WITHIN: Duration = Duration::from_secs(30);
+pub(crate) const WITHIN: Duration = Duration::from_secs(30);
 /// The end of its output is kept, which usually has the error.
 const KEPT: usize = 4096;
 const LINES: usize = 10;
@@ -37,7 +37,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// takes too long is killed with all of its children.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The program by its absolute path, with its arguments
     command: CommandLine,
     /// How long it may take, from 1s to 60m
@@ -97,7 +97,7 @@ timeout = "30s""#;
 
 /// A program with its arguments.
 #[derive(Debug)]
-pub struct Exec {
+pub(crate) struct Exec {
     name: String,
     command: Vec<String>,
     within: Duration,
@@ -106,7 +106,7 @@ pub struct Exec {
 impl Exec {
     /// Runs `command`, its program first; `name` is its name in records.
     #[must_use]
-    pub fn new(name: String, command: Vec<String>, within: Duration) -> Self {
+    pub(crate) fn new(name: String, command: Vec<String>, within: Duration) -> Self {
         Self {
             name,
             command,

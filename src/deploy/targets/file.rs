@@ -28,7 +28,7 @@ use crate::lineage::Lineage;
 /// `pkcs12` is for Java and Spring Boot, which also accept it in place of JKS.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The file; `{name}` is replaced by the certificate's name
     path: PathKey,
     /// combined (leaf, issuers, key), fullchain, key, cert, chain or pkcs12

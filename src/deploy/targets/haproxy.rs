@@ -42,7 +42,7 @@ const MOST_LOOKED_AT: usize = 200;
 /// that `certificate` names. `certs` writes that file too, and adds it to HAProxy's certificates if it is new.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The runtime socket
     socket: PathKey,
     /// The file that HAProxy reads when it starts; `{name}` is replaced by the certificate's name
@@ -106,7 +106,7 @@ certificate = "/etc/haproxy/certs/{name}.pem""#;
 
 /// A running HAProxy.
 #[derive(Debug)]
-pub struct Haproxy {
+pub(crate) struct Haproxy {
     name: String,
     socket: PathBuf,
     /// The file of the pair in its configuration.
@@ -127,7 +127,7 @@ struct KnownPair {
 impl Haproxy {
     /// The HAProxy of `socket`, which reads `certificate` at its start, else the live file.
     #[must_use]
-    pub fn new(name: String, socket: PathBuf, certificate: Option<PathBuf>) -> Self {
+    pub(crate) fn new(name: String, socket: PathBuf, certificate: Option<PathBuf>) -> Self {
         Self {
             name,
             socket,
@@ -359,7 +359,7 @@ fn files_in(answer: &str) -> Vec<String> {
 /// Whether `text` is exactly one word of a command: `;` begins the next command, `<<` a
 /// payload, and `\` escapes the next character.
 #[must_use]
-pub fn is_a_name(text: &str) -> bool {
+pub(crate) fn is_a_name(text: &str) -> bool {
     let plain =
         |letter: char| !letter.is_whitespace() && !letter.is_control() && !";\\<".contains(letter);
     !text.is_empty() && text.chars().all(plain)

@@ -47,7 +47,7 @@ const TOGETHER: u64 = 20;
 /// namespace. With two of them for one certificate, messages name each by its pid file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The pid file of its master process
     #[schemars(extend("x-default" = "the usual places below /run and /var/run"))]
     pid_file: Option<PathKey>,
@@ -98,7 +98,7 @@ pid_file = "/run/nginx.pid""#;
 
 /// A running nginx.
 #[derive(Debug)]
-pub struct Nginx {
+pub(crate) struct Nginx {
     name: String,
     pid_files: Vec<PathBuf>,
 }
@@ -113,7 +113,7 @@ struct Master {
 impl Nginx {
     /// The nginx of `pid_file`, else of the usual pid files.
     #[must_use]
-    pub fn new(pid_file: Option<PathBuf>) -> Self {
+    pub(crate) fn new(pid_file: Option<PathBuf>) -> Self {
         Self {
             name: "nginx".to_owned(),
             pid_files: pid_file.map_or_else(

@@ -26,7 +26,7 @@ pub(in crate::deploy) const POSTFIX: Reload = Reload {
 /// `verify = ["smtp://mail.example.com:25"]`, which speaks STARTTLS.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The pid file of its master process
     #[schemars(extend("default" = "/var/spool/postfix/pid/master.pid"))]
     pid_file: Option<PathKey>,

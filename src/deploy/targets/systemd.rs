@@ -25,7 +25,7 @@ const OBJECT: &str = "/org/freedesktop/systemd1";
 /// job's result. That takes root or a polkit rule.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The unit; without a suffix it is a service
     unit: String,
     /// One `unix:` address of D-Bus
@@ -81,7 +81,7 @@ unit = "lighttpd.service""#;
 
 /// A unit.
 #[derive(Debug)]
-pub struct Systemd {
+pub(crate) struct Systemd {
     name: String,
     unit: String,
     /// A D-Bus address; `None` for the system's bus.
@@ -91,7 +91,7 @@ pub struct Systemd {
 impl Systemd {
     /// `unit`; without a suffix it is a service.
     #[must_use]
-    pub fn new(unit: &str, bus: Option<String>) -> Self {
+    pub(crate) fn new(unit: &str, bus: Option<String>) -> Self {
         let unit = match unit.contains('.') {
             true => unit.to_owned(),
             false => format!("{unit}.service"),

@@ -18,7 +18,7 @@ use crate::deploy::{Delivery, Target};
 /// generation. Put it into the directory of Traefik's file provider, with `watch: true`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The file that Traefik reads; `{name}` is replaced by the certificate's name
     file: PathKey,
 }

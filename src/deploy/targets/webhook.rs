@@ -24,7 +24,7 @@ use crate::deploy::{Delivery, DeployError, Target};
 use crate::text::printable;
 
 /// The header with `sha256=` and the code in hexadecimal digits.
-pub const SIGNATURE: &str = "x-certs-signature";
+pub(crate) const SIGNATURE: &str = "x-certs-signature";
 const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -33,7 +33,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// `X-Certs-Signature` is `sha256=` and the HMAC-SHA256 of the body in hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// An http:// or https:// URL
     url: String,
     /// A file with the secret that signs the requests
@@ -93,7 +93,7 @@ secret_file = "/etc/certs/webhook-secret""#;
 
 /// A URL to send to.
 #[derive(Debug)]
-pub struct Webhook {
+pub(crate) struct Webhook {
     /// The URL without the parts that may be secret: user, password, path and query.
     name: String,
     url: String,
@@ -103,7 +103,7 @@ pub struct Webhook {
 impl Webhook {
     /// Sends to `url`, signed with the secret in `secret_file`.
     #[must_use]
-    pub fn new(url: String, secret_file: Option<PathBuf>) -> Self {
+    pub(crate) fn new(url: String, secret_file: Option<PathBuf>) -> Self {
         Self {
             name: shown(&url),
             url,
