@@ -104,11 +104,25 @@ pub(crate) fn free_port() -> u16 {
         let near = std::net::TcpStream::connect(address).unwrap();
         drop(socket.accept().unwrap());
         drop(near);
+        drop(socket);
         let port = address.port();
+        // A program that another test starts at this moment holds the listener until its exec.
+        while !is_released(port) {
+            std::thread::yield_now();
+        }
         if UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
             return port;
         }
     }
+}
+
+/// Whether no process listens on `port`. A socket that is only bound does not block one that listens.
+fn is_released(port: u16) -> bool {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).unwrap();
+    sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+    bind(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, port))).is_ok()
 }
 
 /// Waits until `ready` returns true; fails the test after 20 seconds.
