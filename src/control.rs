@@ -94,13 +94,13 @@ impl Control {
     /// Binds the socket of `data_dir`. A socket left by a killed process is
     /// replaced; a live one is an error.
     pub(crate) async fn bind(data_dir: &Path) -> Result<Self, Failure> {
-        let path = path(data_dir);
-        if UnixStream::connect(&path).await.is_ok() {
+        if is_running(data_dir).await {
             return Err(Failure::usage(
                 format!("another `certs run` is using {}", data_dir.display()),
                 "stop it, or give this one its own --data-dir",
             ));
         }
+        let path = path(data_dir);
         bind(&path).map_err(|error| Failure::store(format!("{}: {error}", path.display())))
     }
 
@@ -119,13 +119,12 @@ impl Control {
 
 fn bind(path: &Path) -> io::Result<Control> {
     crate::files::remove_if_there(path)?;
-    let listener = UnixListener::bind(path)?;
-    let remove = RemoveOnDrop(path.to_owned());
+    let bound = Control {
+        listener: UnixListener::bind(path)?,
+        path: RemoveOnDrop(path.to_owned()),
+    };
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o660))?;
-    Ok(Control {
-        listener,
-        path: remove,
-    })
+    Ok(bound)
 }
 
 #[derive(Clone, Debug)]

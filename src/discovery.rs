@@ -12,7 +12,7 @@ pub(crate) mod registry;
 pub(crate) mod stored;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::mem::discriminant;
+use std::mem::{Discriminant, discriminant};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use self::docker::{Daemon, DockerError, Events};
-use self::labels::{Ask, Complaint, Container};
+use self::labels::{Container, InvalidLabel, Request, Requests};
 
 /// The interval between lists without an event: events may be lost.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -38,35 +38,26 @@ const ENVIRONMENTS_WITHIN: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Listing {
     /// The oldest container's requests first.
-    pub asks: Vec<Ask>,
+    pub requests: Vec<Request>,
     /// Invalid labels.
-    pub complaints: Vec<Complaint>,
+    pub invalid: Vec<InvalidLabel>,
     /// Running containers whose environment could not be read.
     pub unseen: BTreeSet<String>,
 }
-
-/// The requests in a container's environment, which never changes.
-type EnvironmentAsks = (Vec<Ask>, Vec<Complaint>);
 
 /// Watches the containers of one Docker daemon.
 pub(crate) struct Discovery {
     daemon: Arc<dyn Daemon>,
     listings: watch::Sender<Listing>,
-    /// By the container's identifier.
-    environments: BTreeMap<String, EnvironmentAsks>,
-    /// The last logged error of the list, and of the events.
-    list_error: Option<DockerError>,
-    events_error: Option<DockerError>,
-    has_listed: bool,
+    /// The requests in each container's environment, which never changes, by the
+    /// container's identifier.
+    environments: BTreeMap<String, Requests>,
+    /// The kind of the last error of the list, if there was one; `None` before the first
+    /// list.
+    list_state: Option<Option<Discriminant<DockerError>>>,
+    events_error: Option<Discriminant<DockerError>>,
     /// Whether the log says that environments are not readable.
     environments_logged: bool,
-}
-
-/// How one connection ended.
-enum Ended {
-    /// The events ended after this time.
-    Lost(Duration),
-    Failed,
 }
 
 impl Discovery {
@@ -78,9 +69,8 @@ impl Discovery {
             daemon,
             listings,
             environments: BTreeMap::new(),
-            list_error: None,
+            list_state: None,
             events_error: None,
-            has_listed: false,
             environments_logged: false,
         };
         (discovery, seen)
@@ -90,11 +80,11 @@ impl Discovery {
     pub(crate) async fn run(mut self) {
         let mut backoff = FIRST_BACKOFF;
         loop {
-            let ended = self.connection().await;
-            if let Ended::Lost(after) = ended
-                && after >= SWEEP
-            {
-                backoff = FIRST_BACKOFF;
+            let began = Instant::now();
+            match self.connection().await {
+                Ok(()) if began.elapsed() >= SWEEP => backoff = FIRST_BACKOFF,
+                Ok(()) => {}
+                Err(error) => self.log_list(Some(&error)),
             }
             sleep(backoff).await;
             backoff = (backoff * 2).min(LONGEST_BACKOFF);
@@ -102,27 +92,20 @@ impl Discovery {
     }
 
     /// From the first list to the end of the events.
-    async fn connection(&mut self) -> Ended {
-        let began = Instant::now();
-        if let Err(error) = self.daemon.is_safe().await {
-            self.log_list(Some(error));
-            return Ended::Failed;
-        }
+    async fn connection(&mut self) -> Result<(), DockerError> {
+        self.daemon.is_safe().await?;
         // Before the list, so that no event is missed in between.
         let events = self.daemon.events().await;
-        if let Err(error) = self.list().await {
-            self.log_list(Some(error));
-            return Ended::Failed;
-        }
+        self.list().await?;
         self.log_list(None);
         let error = match events {
             Ok(mut events) => self.watch(events.as_mut()).await,
             Err(error) => Some(error),
         };
         if let Some(error) = error {
-            self.log_events(error);
+            self.log_events(&error);
         }
-        Ended::Lost(began.elapsed())
+        Ok(())
     }
 
     /// Lists again after events and at each interval, until either fails.
@@ -134,7 +117,7 @@ impl Discovery {
                 biased;
                 () = sleep_until(next) => {
                     if let Err(error) = self.list().await {
-                        self.log_list(Some(error));
+                        self.log_list(Some(&error));
                         return None;
                     }
                     last = Instant::now();
@@ -154,7 +137,7 @@ impl Discovery {
     /// Reads the list and publishes its requests.
     async fn list(&mut self) -> Result<(), DockerError> {
         let mut containers = self.daemon.list().await?;
-        containers.sort_by(Container::by_age);
+        containers.sort_by_cached_key(Container::age);
         let mut listing = Listing::default();
         let ids: BTreeSet<&String> = containers.iter().map(|one| &one.id).collect();
         self.environments.retain(|id, _| ids.contains(id));
@@ -163,18 +146,14 @@ impl Discovery {
         // An environment not read in time counts as unseen until the next list.
         let _ = timeout(ENVIRONMENTS_WITHIN, reading).await;
         for container in &containers {
-            let (asks, complaints) = container.asks();
-            listing.asks.extend(asks);
-            listing.complaints.extend(complaints);
-            match self.environments.get(&container.id) {
-                Some((asks, complaints)) => {
-                    listing.asks.extend(asks.iter().cloned());
-                    listing.complaints.extend(complaints.iter().cloned());
-                }
-                None if container.is_labelled() => {}
-                None => {
-                    listing.unseen.insert(container.name.clone());
-                }
+            let environment = self.environments.get(&container.id);
+            if environment.is_none() && !container.is_labelled() {
+                listing.unseen.insert(container.name.clone());
+            }
+            let environment = environment.cloned().unwrap_or_default();
+            for (requests, invalid) in [container.requests(), environment] {
+                listing.requests.extend(requests);
+                listing.invalid.extend(invalid);
             }
         }
         self.listings.send_replace(listing);
@@ -188,8 +167,8 @@ impl Discovery {
             }
             match self.daemon.environment(&container.id).await {
                 Ok(variables) => {
-                    let asks = container.asks_of(&variables.unwrap_or_default());
-                    self.environments.insert(container.id.clone(), asks);
+                    let requests = container.requests_of(&variables.unwrap_or_default());
+                    self.environments.insert(container.id.clone(), requests);
                 }
                 Err(DockerError::Refused { .. }) => {
                     if !std::mem::replace(&mut self.environments_logged, true) {
@@ -207,34 +186,29 @@ impl Discovery {
     }
 
     /// Logs a new kind of error once: the list is still read at each interval.
-    fn log_events(&mut self, error: DockerError) {
-        let kind = |error: &DockerError| discriminant(error);
-        if self.events_error.as_ref().map(kind) != Some(kind(&error)) {
+    fn log_events(&mut self, error: &DockerError) {
+        let kind = Some(discriminant(error));
+        if std::mem::replace(&mut self.events_error, kind) != kind {
             tracing::warn!(
                 "no events from Docker, containers are listed once a minute: {error}; hint: {}",
                 error.hint()
             );
         }
-        self.events_error = Some(error);
     }
 
     /// Logs a change of state once.
-    fn log_list(&mut self, error: Option<DockerError>) {
-        let kind = |error: &Option<DockerError>| error.as_ref().map(discriminant);
-        let is_news = kind(&error) != kind(&self.list_error);
-        match &error {
+    fn log_list(&mut self, error: Option<&DockerError>) {
+        let state = Some(error.map(discriminant));
+        let is_news = std::mem::replace(&mut self.list_state, state) != state;
+        match error {
             Some(error) if is_news => tracing::warn!(
                 "{error}; known certificates of containers stay, new containers wait; hint: {}",
                 error.hint()
             ),
             Some(error) => tracing::debug!("{error}"),
-            None if is_news || !self.has_listed => {
-                tracing::info!("watching the labels of containers");
-            }
+            None if is_news => tracing::info!("watching the labels of containers"),
             None => {}
         }
-        self.has_listed |= error.is_none();
-        self.list_error = error;
     }
 }
 

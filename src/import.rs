@@ -10,30 +10,39 @@
 mod acme_sh;
 mod caddy;
 mod certbot;
-#[cfg(test)]
-mod fixture;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod hook;
 mod lego;
 mod lines;
+#[cfg(test)]
+mod tests;
 mod traefik;
 mod tree;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
+
 use crate::certificate::Secret;
+use crate::identifier::Identifier;
 use crate::lineage::Lineage;
+use crate::text::printable;
 
 /// The clients whose state can be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // the names are the options'
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Tool {
+    /// /etc/letsencrypt
     Certbot,
+    /// ~/.acme.sh
+    #[value(name = "acme.sh")]
     AcmeSh,
+    /// ./.lego
     Lego,
+    /// Its storage: /var/lib/caddy/.local/share/caddy or ~/.local/share/caddy
     Caddy,
+    /// Its acme.json
     Traefik,
 }
 
@@ -76,17 +85,16 @@ pub(crate) const LIVE: &str = "LIVE";
 /// The state that was found.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
-    /// Certificates, in the order of their names.
-    pub certificates: Vec<Certificate>,
-    /// Accounts.
-    pub accounts: Vec<Account>,
+    /// In the order of their names.
+    pub certificates: Vec<ImportedCertificate>,
+    pub accounts: Vec<ImportedAccount>,
     /// What is not imported, and what the operator has to do.
     pub remarks: Vec<Remark>,
 }
 
 /// A CA, as far as the client stores it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Ca {
+pub(crate) enum IssuingCa {
     /// The URL of its directory.
     Directory(String),
     /// Only the host, with its port if there is one.
@@ -95,35 +103,31 @@ pub(crate) enum Ca {
 
 /// A certificate with the settings of its renewal.
 #[derive(Debug)]
-pub(crate) struct Certificate {
+pub(crate) struct ImportedCertificate {
     /// Its future lineage.
     pub lineage: Lineage,
-    /// Its private key in PEM.
     pub key_pem: Secret,
-    /// Its chain in PEM, leaf first.
+    /// Leaf first.
     pub chain_pem: String,
-    /// The CA that issued it.
-    pub ca: Ca,
-    /// The [`Account::name`] of its order, if the client stores it.
+    pub ca: IssuingCa,
+    /// The [`ImportedAccount::name`] of its order, if the client stores it.
     pub account: Option<String>,
-    /// The settings of its renewal.
-    pub renewal: Renewal,
+    pub renewal: RenewalSettings,
     /// Settings that are not imported, and what the operator has to do.
     pub remarks: Vec<Remark>,
 }
 
 /// The settings of a renewal; missing ones get defaults.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Renewal {
+pub(crate) struct RenewalSettings {
     /// How HTTP-01 was answered, if the client used it.
-    pub proof: Option<Proof>,
+    pub http01: Option<Http01>,
     /// Whether renewals reuse the key.
     pub reuse_key: bool,
     /// Whether names that fail may be excluded.
     pub partial: bool,
     /// The preferred chain, by the common name of an issuer in it.
     pub preferred_chain: Option<String>,
-    /// The CA's profile.
     pub profile: Option<String>,
     /// Whether nginx is reloaded after a renewal.
     pub nginx: bool,
@@ -133,7 +137,7 @@ pub(crate) struct Renewal {
 
 /// How HTTP-01 was answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Proof {
+pub(crate) enum Http01 {
     /// By the client's own listener; `None` is port 80 of all addresses.
     Listen(Option<SocketAddr>),
     /// By a file below a directory that another server serves.
@@ -142,27 +146,23 @@ pub(crate) enum Proof {
 
 /// An account at a CA.
 #[derive(Debug)]
-pub(crate) struct Account {
+pub(crate) struct ImportedAccount {
     /// Its name in the source.
     pub name: String,
-    /// Its CA.
-    pub ca: Ca,
-    /// Its key.
-    pub key: AccountKey,
+    pub ca: IssuingCa,
+    pub key: ImportedKey,
     /// Its URL at the CA, if the client stores it.
     pub url: Option<String>,
-    /// The contact address at the CA.
     pub email: Option<String>,
 }
 
 /// An account's key as the client stores it.
 #[derive(Debug)]
-pub(crate) enum AccountKey {
+pub(crate) enum ImportedKey {
     /// PKCS#8, PKCS#1 or SEC1.
     Pem(Secret),
     /// The same in DER and base64.
     Base64(Secret),
-    /// A JSON Web Key.
     Jwk(Secret),
 }
 
@@ -171,42 +171,84 @@ pub(crate) enum AccountKey {
 pub(crate) struct Remark {
     /// The entry or setting, by its name in the source.
     pub subject: String,
-    /// What happened to it.
-    pub verdict: Verdict,
+    /// What it is about.
+    pub kind: RemarkKind,
     /// The reason, or what to do.
     pub text: String,
 }
 
-/// What happened to an entry or setting of the source.
+/// The subject of a remark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum RemarkKind {
     /// An invalid certificate or account.
-    Broken,
+    Invalid,
     /// An unsupported setting.
-    NotTaken,
+    Unsupported,
     /// A task for the operator.
-    ByHand,
+    Manual,
 }
 
 impl Remark {
-    fn new(verdict: Verdict, subject: impl Into<String>, text: impl Into<String>) -> Self {
+    /// Text of the source in it is made printable.
+    fn new(kind: RemarkKind, subject: impl AsRef<str>, text: impl AsRef<str>) -> Self {
+        let (subject, text) = (printable(subject.as_ref()), printable(text.as_ref()));
         Self {
-            subject: subject.into(),
-            verdict,
-            text: text.into(),
+            subject,
+            kind,
+            text,
         }
     }
 
-    fn broken(subject: impl Into<String>, text: impl Into<String>) -> Self {
-        Self::new(Verdict::Broken, subject, text)
+    fn invalid(subject: impl AsRef<str>, text: impl AsRef<str>) -> Self {
+        Self::new(RemarkKind::Invalid, subject, text)
     }
 
-    fn not_taken(subject: impl Into<String>, text: impl Into<String>) -> Self {
-        Self::new(Verdict::NotTaken, subject, text)
+    /// A setting that is not imported, and why.
+    #[must_use]
+    pub(crate) fn unsupported(subject: impl AsRef<str>, text: impl AsRef<str>) -> Self {
+        Self::new(RemarkKind::Unsupported, subject, text)
     }
 
-    fn by_hand(subject: impl Into<String>, text: impl Into<String>) -> Self {
-        Self::new(Verdict::ByHand, subject, text)
+    /// A task for the operator.
+    #[must_use]
+    pub(crate) fn manual(subject: impl AsRef<str>, text: impl AsRef<str>) -> Self {
+        Self::new(RemarkKind::Manual, subject, text)
+    }
+
+    /// A way to answer challenges that this version does not have.
+    fn no_solver(setting: &str, method: &str, is_dns: bool) -> Self {
+        let why = match is_dns {
+            true => {
+                ": this version does not answer DNS-01: the renewal will use HTTP-01 on port 80, which cannot \
+                 validate a wildcard"
+            }
+            false => {
+                " has no counterpart: the renewal will use HTTP-01 on port 80; import again with --webroot DIR if \
+                 another server uses that port"
+            }
+        };
+        Self::unsupported(setting, format!("{method}{why}"))
+    }
+}
+
+impl Found {
+    /// Adds a certificate, or the reason why it is invalid.
+    fn certificate(&mut self, subject: &str, read: Result<ImportedCertificate, String>) {
+        match read {
+            Ok(certificate) => self.certificates.push(certificate),
+            Err(why) => self.remarks.push(Remark::invalid(subject, why)),
+        }
+    }
+
+    /// The same for an account.
+    fn account(&mut self, name: &str, read: Result<ImportedAccount, String>) {
+        match read {
+            Ok(account) => self.accounts.push(account),
+            Err(why) => {
+                let subject = format!("account {name}");
+                self.remarks.push(Remark::invalid(subject, why));
+            }
+        }
     }
 }
 
@@ -215,31 +257,34 @@ impl Remark {
 /// # Errors
 /// Why `path` does not have the state of `tool`.
 pub(crate) fn read(tool: Tool, path: &Path) -> Result<Found, String> {
-    let of_tree = |read: fn(&tree::Tree) -> Result<Found, String>| {
-        let tree = tree::Tree::open(path)?;
-        let mut found = read(&tree)?;
-        let unreadable = tree.unreadable().into_iter();
-        let remarks = unreadable.map(|why| Remark::broken("unreadable directory", why));
-        found.remarks.extend(remarks);
-        Ok::<_, String>(found)
+    let reader = match tool {
+        Tool::Certbot => certbot::read,
+        Tool::AcmeSh => acme_sh::read,
+        Tool::Lego => lego::read,
+        Tool::Caddy => caddy::read,
+        Tool::Traefik => return traefik::read(path).map(sorted),
     };
-    let mut found = match tool {
-        Tool::Certbot => of_tree(certbot::read),
-        Tool::AcmeSh => of_tree(acme_sh::read),
-        Tool::Lego => of_tree(lego::read),
-        Tool::Caddy => of_tree(caddy::read),
-        Tool::Traefik => traefik::read(path),
-    }?;
-    found
-        .certificates
-        .sort_by(|one, other| one.lineage.cmp(&other.lineage));
-    Ok(found)
+    let tree = tree::Tree::open(path)?;
+    let mut found = reader(&tree).map_err(|missing| {
+        let (name, path) = (tool.name(), tree.root.display());
+        format!("{path} is not a directory of {name}: no {missing} found")
+    })?;
+    let unreadable = tree.unreadable.into_inner().into_iter();
+    let remarks = unreadable.map(|why| Remark::invalid("unreadable directory", why));
+    found.remarks.extend(remarks);
+    Ok(sorted(found))
 }
 
-/// The message about a directory without the state of `tool`.
-fn not_a_directory_of(tool: Tool, path: &Path, missing: &str) -> String {
-    let (name, path) = (tool.name(), path.display());
-    format!("{path} is not a directory of {name}: no {missing} found")
+fn sorted(mut found: Found) -> Found {
+    let by_name = |one: &ImportedCertificate| one.lineage.clone();
+    found.certificates.sort_by_key(by_name);
+    found
+}
+
+/// The lineage of a certificate by its first name.
+fn lineage_of(name: &str) -> Result<Lineage, String> {
+    let first = Identifier::parse(name).map_err(|error| error.to_string())?;
+    Ok(Lineage::of(&first))
 }
 
 /// The host of an https URL, with its port if it has one.

@@ -18,31 +18,3 @@ pub(crate) mod server;
 pub(crate) mod site;
 pub(crate) mod syntax;
 pub(crate) mod tree;
-
-use thiserror::Error;
-
-/// Why nothing was changed, or what could not be undone.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub(crate) enum InstallError {
-    /// The configuration or the surroundings do not allow it.
-    #[error("{message}")]
-    Refused {
-        /// The cause, and its place.
-        message: String,
-        /// The next thing to do.
-        hint: String,
-    },
-    /// Our own state could not be read or written.
-    #[error("{0}")]
-    Store(String),
-}
-
-impl InstallError {
-    /// An error that the user has to fix.
-    pub(crate) fn refused(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self::Refused {
-            message: message.into(),
-            hint: hint.into(),
-        }
-    }
-}

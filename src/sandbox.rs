@@ -19,7 +19,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::Mode;
-use rustix::io;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::set_no_new_privs;
 
@@ -38,23 +37,18 @@ pub(crate) fn harden() {
         current: Some(0),
         maximum: Some(0),
     };
+    let core = "cannot disable core files, which may contain keys";
+    // Denies ptrace by the same user, too; /proc shows our memory to root only.
+    let memory = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     for (failure, done) in [
         ("cannot set no_new_privs", set_no_new_privs(true)),
-        (
-            "cannot disable core files, which may contain keys",
-            setrlimit(Resource::Core, none),
-        ),
-        ("cannot hide memory from other processes", not_dumpable()),
+        (core, setrlimit(Resource::Core, none)),
+        ("cannot hide memory from other processes", memory),
     ] {
         if let Err(error) = done {
             tracing::warn!("{failure}: {error}");
         }
     }
-}
-
-/// Denies core files and ptrace by the same user; /proc shows our memory to root only.
-fn not_dumpable() -> io::Result<()> {
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
 
 /// The restrictions in force. The default has none.
@@ -82,50 +76,40 @@ impl Sandbox {
             return Ok(());
         };
         let lineage = &settings.lineage;
-        let written = settings.deploy.iter().map(|spec| spec.for_lineage(lineage));
-        let written = written.filter_map(|spec| {
+        let specs = settings.deploy.iter();
+        let written = specs.clone().filter_map(|spec| {
+            let spec = spec.for_lineage(lineage);
             let directory = spec.writes_in()?;
             // A missing directory is created in its parent.
             let is_created = spec.writes().as_ref() == Some(&directory);
-            Some(if is_created {
-                directory_of(&directory)
-            } else {
-                directory
+            Some(match is_created {
+                true => directory_of(&directory),
+                false => directory,
             })
         });
-        let read = settings
-            .deploy
-            .iter()
-            .filter_map(|spec| spec.rights().reads);
+        let read = specs.filter_map(|spec| spec.rights().reads);
         let answers = settings.challenge.writes_in().map(directory_of);
         let mut written = answers.into_iter().chain(written);
         let mut read = settings.ca_files().cloned().chain(read);
         let outside = written
             .find(|path| !paths.may_write(path))
             .or_else(|| read.find(|path| !paths.may_read(path)));
-        match outside {
-            None => Ok(()),
-            Some(path) => Err(outside_sandbox(&path)),
-        }
+        outside.map_or(Ok(()), |path| Err(outside_sandbox(&path)))
     }
 
     /// `failure`, or its cause if one of `files` is outside the sandbox.
     pub(crate) fn cause(&self, failure: Failure, files: &[PathBuf]) -> Failure {
-        let Some(paths) = &self.paths else {
-            return failure;
-        };
-        let outside = files.iter().find(|path| !paths.may_read(path));
+        let mut files = files.iter();
+        let paths = self.paths.as_ref();
+        let outside = paths.and_then(|paths| files.find(|path| !paths.may_read(path)));
         outside.map_or(failure, |path| outside_sandbox(path))
     }
 }
 
 /// `path` if it is a directory, else its parent.
 fn directory_of(path: &Path) -> PathBuf {
-    let directory = match path.is_dir() {
-        true => path,
-        false => path.parent().unwrap_or(path),
-    };
-    directory.to_owned()
+    let parent = path.parent().filter(|_| !path.is_dir());
+    parent.unwrap_or(path).to_owned()
 }
 
 fn outside_sandbox(path: &Path) -> Failure {
@@ -147,8 +131,7 @@ pub(crate) fn confine(
     known: &Settings,
 ) -> Sandbox {
     let programs = specs(known).filter(DeployTarget::runs_program);
-    let programs: BTreeSet<DeployTarget> = programs.collect();
-    let programs: Vec<DeployTarget> = programs.into_iter().collect();
+    let programs = Vec::from_iter(programs.collect::<BTreeSet<_>>());
     let Some(helper) = helper::start(surroundings.environment, settings, &programs) else {
         return Sandbox::default();
     };

@@ -9,7 +9,7 @@ mod settings;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use self::account::Accounts;
 use self::report::Report;
@@ -22,41 +22,13 @@ use crate::control;
 use crate::deploy::Outlet;
 use crate::deploy::output::Output;
 use crate::failure::Failure;
-use crate::import::{self, Ca, Certificate, Found, Tool};
+use crate::import::{self, Found, ImportedCertificate, IssuingCa, Tool};
 use crate::lineage::Lineage;
-use crate::manage::import::{Foreign, Taken, preview, take};
+use crate::manage::import::{Imported, ImportedPair, import_pair, preview};
 use crate::random::SystemRandom;
 use crate::store::fs::FileStore;
 use crate::store::{Store, StoreError};
 use crate::time::{Clock, SystemClock, Timestamp};
-
-/// The client whose state is imported.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum Source {
-    /// /etc/letsencrypt
-    Certbot,
-    /// ~/.acme.sh
-    #[value(name = "acme.sh")]
-    AcmeSh,
-    /// ./.lego
-    Lego,
-    /// Its storage: /var/lib/caddy/.local/share/caddy or ~/.local/share/caddy
-    Caddy,
-    /// Its acme.json
-    Traefik,
-}
-
-impl Source {
-    fn tool(self) -> Tool {
-        match self {
-            Self::Certbot => Tool::Certbot,
-            Self::AcmeSh => Tool::AcmeSh,
-            Self::Lego => Tool::Lego,
-            Self::Caddy => Tool::Caddy,
-            Self::Traefik => Tool::Traefik,
-        }
-    }
-}
 
 /// Options of `import`.
 #[derive(Debug, Args)]
@@ -69,7 +41,7 @@ impl Source {
 pub(super) struct Import {
     /// The client whose state is imported
     #[arg(value_name = "CLIENT", hide_possible_values = false)]
-    pub source: Source,
+    pub source: Tool,
     /// The path of its state (default: the client's own default)
     pub path: Option<PathBuf>,
     /// Show what would be imported; nothing is written
@@ -92,7 +64,7 @@ pub(super) async fn import(call: &Call, options: &Import) -> Result<(), Failure>
     let named = named
         .transpose()
         .map_err(|message| Failure::usage(message, hint))?;
-    let tool = options.source.tool();
+    let tool = options.source;
     let path = source_path(call, options)?;
     let found = import::read(tool, &path).map_err(|message| {
         Failure::usage(
@@ -122,7 +94,7 @@ fn source_path(call: &Call, options: &Import) -> Result<PathBuf, Failure> {
     if let Some(path) = &options.path {
         return Ok(path.clone());
     }
-    let tool = options.source.tool();
+    let tool = options.source;
     let home = call.environment.get("HOME").map(PathBuf::from);
     let mut usual = tool.usual_places(home.as_deref()).into_iter();
     usual.find(|path| path.exists()).ok_or_else(|| {
@@ -172,7 +144,7 @@ struct Work<'a> {
 
 /// A certificate that can be imported.
 struct Valid {
-    certificate: Certificate,
+    certificate: ImportedCertificate,
     directory: Directory,
     bundle: Bundle,
 }
@@ -205,7 +177,7 @@ impl Work<'_> {
     }
 
     /// The valid certificates; of two of one lineage, the newer.
-    fn valid(&mut self, certificates: Vec<Certificate>) -> Vec<Valid> {
+    fn valid(&mut self, certificates: Vec<ImportedCertificate>) -> Vec<Valid> {
         let mut valid: BTreeMap<Lineage, Valid> = BTreeMap::new();
         for certificate in certificates {
             let lineage = certificate.lineage.clone();
@@ -238,7 +210,7 @@ impl Work<'_> {
         valid.into_values().collect()
     }
 
-    fn check(&self, certificate: Certificate) -> Result<Valid, String> {
+    fn check(&self, certificate: ImportedCertificate) -> Result<Valid, String> {
         let directory = self.directory_of(&certificate.ca)?;
         let chain = &certificate.chain_pem;
         let facts = Facts::of_chain(chain).map_err(|error| error.to_string())?;
@@ -254,10 +226,10 @@ impl Work<'_> {
         })
     }
 
-    fn directory_of(&self, ca: &Ca) -> Result<Directory, String> {
+    fn directory_of(&self, ca: &IssuingCa) -> Result<Directory, String> {
         let (host, port) = match ca {
-            Ca::Directory(url) => return url.parse(),
-            Ca::Host(host) => (host.as_str(), host.split_once(':')),
+            IssuingCa::Directory(url) => return url.parse(),
+            IssuingCa::Host(host) => (host.as_str(), host.split_once(':')),
         };
         let is_there = |named: &&Directory| {
             let url = named.identity().strip_prefix("https://");
@@ -282,7 +254,7 @@ impl Work<'_> {
         let foreign = wanted.and_then(|settings| {
             let options = serde_json::to_string_pretty(&settings);
             let options = options.map_err(|error| Failure::unexpected(error.to_string()))?;
-            Ok(Foreign {
+            Ok(ImportedPair {
                 lineage: lineage.clone(),
                 ca: directory.identity().to_owned(),
                 profile: settings.profile,
@@ -305,19 +277,19 @@ impl Work<'_> {
         };
         self.report
             .certificate(&subject, &taken, foreign.bundle.facts(), &live);
-        if let Taken::Stored(..) = taken {
+        if let Imported::Stored(..) = taken {
             for remark in one.certificate.remarks.iter().chain(&remarks) {
                 self.report.remark(Some(&lineage), remark, &live);
             }
         }
     }
 
-    async fn store(&self, foreign: &Foreign) -> Result<Taken, Failure> {
+    async fn store(&self, foreign: &ImportedPair) -> Result<Imported, Failure> {
         let failed = |error| Failure::of(foreign.lineage.as_str(), &error);
         let (random, target) = (SystemRandom, &self.target);
         match &target.store {
             Some(store) if !target.dry_run => {
-                let taken = take(store, &target.output, foreign, self.now, &random).await;
+                let taken = import_pair(store, &target.output, foreign, self.now, &random).await;
                 taken.map_err(failed)
             }
             Some(store) => {

@@ -15,10 +15,9 @@ use crate::deploy::Outlet;
 use crate::failure::Failure;
 use crate::files;
 use crate::identifier::Identifier;
-use crate::install::InstallError;
 use crate::install::change::apply;
 use crate::install::journal::{Change, Journals, Link, Subject};
-use crate::install::plan::{Pair, Plan, Wish, choose, plan};
+use crate::install::plan::{Pair, Plan, PlanOptions, choose, plan};
 use crate::install::program::Program;
 use crate::install::site::{self, Site};
 use crate::install::tree::{Overlay, Tree};
@@ -111,15 +110,15 @@ impl Work<'_> {
         if let Some(name) = &self.options.domain {
             identifier(name)?;
         }
-        let program = Program::ask(&self.options.nginx).map_err(failed)?;
+        let program = Program::read(&self.options.nginx)?;
         let main = self
             .options
             .conf
             .clone()
             .unwrap_or_else(|| program.main.clone());
         let main = std::path::absolute(&main).unwrap_or(main);
-        let _lock = self.journals.lock().map_err(failed)?;
-        if self.journals.recover().map_err(failed)? {
+        let _lock = self.journals.lock()?;
+        if self.journals.recover()? {
             tracing::warn!("an install that was cut off has been undone");
         }
         program.test(&main).map_err(|error| {
@@ -142,21 +141,21 @@ impl Work<'_> {
         }
         let made = self.prepare(&draft.plan)?;
         let overlay = self.overlay(&draft);
-        let scratch = self.journals.scratch().map_err(failed)?;
+        let scratch = self.journals.scratch()?;
         let rehearsed = program.rehearse(&main, &overlay, &scratch);
         // Leftovers are harmless: each rehearsal starts with an empty directory.
         let _ = std::fs::remove_dir_all(&scratch);
-        rehearsed.map_err(failed)?;
+        rehearsed?;
         let subject = Subject {
-            name: &draft.plan.name,
-            names: &draft.plan.names,
-            main: &main,
+            name: draft.plan.name.clone(),
+            names: draft.plan.names.clone(),
+            main: main.clone(),
         };
         let written = self.journals.write(subject, &draft.changes, &draft.links);
-        written.map_err(failed)?;
+        written?;
         // The rehearsal used a copy, where relative paths may resolve differently.
         if let Err(error) = program.test(&main) {
-            self.journals.undo_newest().map_err(failed)?;
+            self.journals.undo_newest()?;
             return Err(Failure::usage(
                 format!("nginx refuses the new configuration; it was undone:\n{error}"),
                 "report this with the configuration: nginx accepted a copy of it",
@@ -169,23 +168,23 @@ impl Work<'_> {
 
     fn edits(&self, main: &Path) -> Result<Draft, Failure> {
         let options = self.options;
-        let tree = Tree::load(main, &Overlay::new()).map_err(failed)?;
-        let wish = Wish {
+        let tree = Tree::load(main, &Overlay::new())?;
+        let wanted = PlanOptions {
             name: options.domain.clone(),
             http_port: options.http_port,
             https_port: options.https_port,
             webroot: options.webroot.as_deref().map(absolute),
             default_webroot: self.default_webroot(),
         };
-        let name = choose(&tree, &wish).map_err(failed)?;
+        let name = choose(&tree, &wanted)?;
         let pair = self.pair(&identifier(&name)?)?;
-        let plan = plan(&tree, &name, &wish, &pair).map_err(failed)?;
-        let change = |(number, edits): (usize, &[_])| Change {
-            path: tree.files[number].path.clone(),
-            content: apply(&tree.files[number].text, edits),
+        let plan = plan(&tree, &name, &wanted, &pair)?;
+        let change = |(number, edits): (&usize, &Vec<_>)| Change {
+            path: tree.files[*number].path.clone(),
+            content: apply(&tree.files[*number].text, edits),
         };
         Ok(Draft {
-            changes: plan.edits.files().map(change).collect(),
+            changes: plan.edits.iter().map(change).collect(),
             links: Vec::new(),
             plan,
         })
@@ -199,12 +198,11 @@ impl Work<'_> {
                 "see certs install nginx --help",
             ));
         };
-        site::check_api(&options.api).map_err(failed)?;
+        site::check_api(&options.api)?;
         options
             .cors_origin
             .iter()
-            .try_for_each(|origin| site::check_origin(origin))
-            .map_err(failed)?;
+            .try_for_each(|origin| site::check_origin(origin))?;
         let name = identifier(name)?;
         let webroot = options
             .webroot
@@ -372,24 +370,20 @@ impl Work<'_> {
     fn undo(&self) -> Result<(), Failure> {
         let main = self.options.conf.as_deref().map(absolute);
         let domain = self.options.domain.as_deref().map(str::to_ascii_lowercase);
-        let _lock = self.journals.lock().map_err(failed)?;
-        let undone = self
-            .journals
-            .undo(domain.as_deref(), main.as_deref())
-            .map_err(failed)?;
-        let program = Program::ask(&self.options.nginx);
-        let mains: BTreeSet<&PathBuf> = undone.iter().map(|one| &one.main).collect();
+        let _lock = self.journals.lock()?;
+        let undone = self.journals.undo(domain.as_deref(), main.as_deref())?;
+        let program = Program::read(&self.options.nginx);
+        let mains: BTreeSet<&PathBuf> = undone.iter().map(|one| &one.subject.main).collect();
         let mut reloaded = Vec::new();
         for main in mains {
-            let ended = program.as_ref().map_err(ToString::to_string);
-            let ended =
-                ended.and_then(|program| program.test(main).and_then(|()| program.reload(main)));
-            reloaded.push(ended.is_ok());
+            let reload =
+                |program: &Program| program.test(main).is_ok() && program.reload(main).is_ok();
+            reloaded.push(program.as_ref().is_ok_and(reload));
         }
         if self.call.json {
             let restored: Vec<_> = undone
                 .iter()
-                .map(|one| json!({"name": one.name, "files": one.files}))
+                .map(|one| json!({"name": one.subject.name, "files": one.files}))
                 .collect();
             say(json!({"undone": restored, "reloaded": reloaded}));
             return Ok(());
@@ -399,7 +393,7 @@ impl Work<'_> {
                 say(format_args!(
                     "{}: restored as it was before {}",
                     file.display(),
-                    one.name
+                    one.subject.name
                 ));
             }
         }
@@ -437,12 +431,5 @@ fn is_written(file: &Path, text: &str) -> Result<bool, Failure> {
             "edit it by hand, move it away, or name another with --file FILE",
         )),
         Err(_) => Ok(false),
-    }
-}
-
-fn failed(error: InstallError) -> Failure {
-    match error {
-        InstallError::Refused { message, hint } => Failure::usage(message, hint),
-        InstallError::Store(message) => Failure::store(message),
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{CertificateSettings, Problem, Settings, Sources};
 use crate::discovery::Listing;
-use crate::discovery::labels::Ask;
+use crate::discovery::labels::Request;
 use crate::discovery::registry::Registry;
 use crate::discovery::stored;
 use crate::lineage::Lineage;
@@ -34,7 +34,7 @@ impl Labels {
 
     /// The containers that request each certificate.
     pub(super) fn asked(&self) -> BTreeMap<Lineage, Asked> {
-        self.registry.asked()
+        self.registry.requesters()
     }
 
     /// The certificates of all allowed requests that `configured` does not cover.
@@ -62,10 +62,10 @@ impl Labels {
         let Some(docker) = &configured.docker else {
             return false;
         };
-        let candidates = self.registry.candidates(&listing.asks);
-        let asks: Vec<&Ask> = candidates.iter().collect();
+        let candidates = self.registry.candidates(&listing.requests);
+        let asks: Vec<&Request> = candidates.iter().collect();
         let granted = sources.granted(&asks, configured);
-        let complaints = listing.complaints.iter().map(Problem::from);
+        let complaints = listing.invalid.iter().map(Problem::from);
         self.log_problems(complaints.chain(granted.refused.iter().cloned()));
         let lineages = granted
             .certificates
@@ -75,15 +75,15 @@ impl Labels {
         let configured = configured.map(|one| one.names.iter().collect());
         let sets: BTreeSet<BTreeSet<_>> = lineages.chain(configured).collect();
         // Includes requests that another container made first or that are configured.
-        let asks = listing.asks.iter();
+        let asks = listing.requests.iter();
         let asks = asks.filter(|ask| sets.contains(&ask.set()));
-        let asks: Vec<Ask> = asks.cloned().collect();
+        let asks: Vec<Request> = asks.cloned().collect();
         let before = self.registry.clone();
         let changes = self
             .registry
             .merge(&asks, &listing.unseen, now, docker.grace);
         for change in changes {
-            let lineage = change.lineage();
+            let lineage = &change.lineage;
             match change.is_a_warning() {
                 true => tracing::warn!(%lineage, "{change}"),
                 false => tracing::info!(%lineage, "{change}"),
@@ -126,15 +126,15 @@ mod tests {
     }
 
     fn listing(asks: &[(&str, &str)]) -> Listing {
-        let ask = |(container, names): &(&str, &str)| Ask {
+        let ask = |(container, names): &(&str, &str)| Request {
             container: (*container).to_owned(),
             created: 0,
-            said_in: "certs.domains".into(),
+            label: "certs.domains".into(),
             names: names.split(' ').map(|name| name.parse().unwrap()).collect(),
             keys: BTreeMap::new(),
         };
         Listing {
-            asks: asks.iter().map(ask).collect(),
+            requests: asks.iter().map(ask).collect(),
             ..Listing::default()
         }
     }

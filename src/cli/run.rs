@@ -27,7 +27,7 @@ use crate::challenge::http01::Listener;
 use crate::challenge::responses::Responses;
 use crate::config::{Purpose, Settings};
 use crate::control::Control;
-use crate::discovery::docker::Docker;
+use crate::discovery::docker::DockerApi;
 use crate::discovery::{Discovery, Listing};
 use crate::failure::Failure;
 use crate::manage::schedule::Schedule;
@@ -174,7 +174,7 @@ fn discover(
     let Some(docker) = &settings.docker else {
         return Ok(None);
     };
-    let daemon = Docker::new(&docker.host, docker.accept_raw_socket);
+    let daemon = DockerApi::new(&docker.host, docker.accept_raw_socket);
     let daemon = daemon.map_err(|error| {
         Failure::usage(error, "set --docker-host tcp://HOST:2375 or unix:///PATH")
     })?;

@@ -92,13 +92,13 @@ pub(crate) trait Events: Send {
 
 /// Docker's API over HTTP.
 #[derive(Debug)]
-pub(crate) struct Docker {
+pub(crate) struct DockerApi {
     host: String,
     api: Api,
     raw_is_accepted: bool,
 }
 
-impl Docker {
+impl DockerApi {
     /// At `host`, as [`Api::at`] reads it.
     ///
     /// # Errors
@@ -150,7 +150,7 @@ fn invalid(host: &str, detail: &str) -> DockerError {
 }
 
 #[async_trait]
-impl Daemon for Docker {
+impl Daemon for DockerApi {
     async fn is_safe(&self) -> Result<(), DockerError> {
         if self.raw_is_accepted {
             return Ok(());

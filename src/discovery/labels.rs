@@ -29,13 +29,14 @@ const LONGEST_NAME: usize = 128;
 
 /// A certificate that a container requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Ask {
+pub(crate) struct Request {
     /// The container's name.
     pub container: String,
     /// When the container was created, in seconds since 1970.
     pub created: i64,
     /// The label or variable that lists the names.
-    pub said_in: String,
+    #[serde(rename = "said_in")]
+    pub label: String,
     /// The names in their order in the label; at least one.
     pub names: Vec<Identifier>,
     /// The other labels' values, by their key without `certs.`.
@@ -43,7 +44,7 @@ pub(crate) struct Ask {
     pub keys: BTreeMap<String, String>,
 }
 
-impl Ask {
+impl Request {
     /// The certificate's own name.
     #[must_use]
     pub(crate) fn lineage(&self) -> Option<Lineage> {
@@ -59,23 +60,24 @@ impl Ask {
     /// Whether it comes from the container's environment, which may be unreadable
     /// while the container is listed.
     #[must_use]
-    pub(crate) fn is_of_the_environment(&self) -> bool {
-        !self.said_in.starts_with(PREFIX)
+    pub(crate) fn is_from_environment(&self) -> bool {
+        !self.label.starts_with(PREFIX)
     }
 }
 
 /// An invalid label.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Complaint {
+pub(crate) struct InvalidLabel {
     /// The container's name.
     pub container: String,
     /// The label or variable.
     pub label: String,
-    /// The error.
     pub message: String,
-    /// A valid value.
     pub hint: String,
 }
+
+/// The requests of one container, and its invalid labels.
+pub(crate) type Requests = (Vec<Request>, Vec<InvalidLabel>);
 
 /// A running container from the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +99,6 @@ struct Listed {
     #[serde(default)]
     created: i64,
     /// Null for a container without labels.
-    #[serde(default)]
     labels: Option<BTreeMap<String, String>>,
 }
 
@@ -114,27 +115,24 @@ pub(crate) fn read_list(answer: &[u8]) -> Result<Vec<Container>, String> {
         ));
     }
     let mut seen = BTreeSet::new();
-    listed
-        .into_iter()
-        .map(|listed| {
-            let is_id = listed.id.len() <= LONGEST_NAME
-                && !listed.id.is_empty()
-                && listed.id.bytes().all(|byte| byte.is_ascii_alphanumeric());
-            if !is_id || !seen.insert(listed.id.clone()) {
-                return Err("a container without a unique identifier in the list".to_owned());
-            }
-            let name = listed.names.first().map_or(listed.id.as_str(), |name| {
-                name.strip_prefix('/').unwrap_or(name)
-            });
-            let labels = listed.labels.unwrap_or_default().into_iter();
-            Ok(Container {
-                name: printable_within(name, LONGEST_NAME),
-                id: listed.id,
-                created: listed.created,
-                labels: labels.filter(|(key, _)| key.starts_with(PREFIX)).collect(),
-            })
+    let container = |listed: Listed| {
+        let id = listed.id;
+        let is_id = (1..=LONGEST_NAME).contains(&id.len())
+            && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        if !is_id || !seen.insert(id.clone()) {
+            return Err("a container without a unique identifier in the list".to_owned());
+        }
+        let name = listed.names.first().unwrap_or(&id);
+        let name = name.strip_prefix('/').unwrap_or(name);
+        let labels = listed.labels.unwrap_or_default().into_iter();
+        Ok(Container {
+            name: printable_within(name, LONGEST_NAME),
+            id,
+            created: listed.created,
+            labels: labels.filter(|(key, _)| key.starts_with(PREFIX)).collect(),
         })
-        .collect()
+    };
+    listed.into_iter().map(container).collect()
 }
 
 #[derive(Deserialize)]
@@ -146,25 +144,20 @@ struct Inspected {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Configured {
-    #[serde(default)]
     env: Option<Vec<String>>,
 }
 
 /// Reads acme-companion's variables from the response to `GET /containers/ID/json`.
-///
-/// # Errors
-/// Why the response is invalid.
 pub(crate) fn read_environment(answer: &[u8]) -> Result<BTreeMap<String, String>, String> {
     let inspected: Inspected =
         serde_json::from_slice(answer).map_err(|error| format!("invalid container: {error}"))?;
     let variables = inspected.config.env.unwrap_or_default().into_iter();
-    Ok(variables
-        .filter(|variable| variable.starts_with("LETSENCRYPT_"))
-        .filter_map(|variable| {
-            let (key, value) = variable.split_once('=')?;
-            Some((key.to_owned(), value.to_owned()))
-        })
-        .collect())
+    let variables = variables.filter(|variable| variable.starts_with("LETSENCRYPT_"));
+    let pairs = variables.filter_map(|variable| {
+        let (key, value) = variable.split_once('=')?;
+        Some((key.to_owned(), value.to_owned()))
+    });
+    Ok(pairs.collect())
 }
 
 impl Container {
@@ -174,23 +167,19 @@ impl Container {
         self.labels.contains_key(DOMAINS)
     }
 
-    /// Orders by age, the oldest first, then by name.
+    /// The order of a list: the oldest first, then by name.
     #[must_use]
-    pub(crate) fn by_age(&self, other: &Self) -> std::cmp::Ordering {
-        let key = |one: &Self| (one.created, one.name.clone());
-        key(self).cmp(&key(other))
+    pub(crate) fn age(&self) -> (i64, String) {
+        (self.created, self.name.clone())
     }
 
     /// The requests of its labels.
     #[must_use]
-    pub(crate) fn asks(&self) -> (Vec<Ask>, Vec<Complaint>) {
-        let mut complaints: Vec<Complaint> = self
-            .labels
-            .keys()
-            .filter_map(|key| self.misplaced(key))
-            .collect();
+    pub(crate) fn requests(&self) -> Requests {
+        let misplaced = self.labels.keys().filter_map(|key| self.misplaced(key));
+        let mut invalid: Vec<InvalidLabel> = misplaced.collect();
         let Some(domains) = self.labels.get(DOMAINS) else {
-            return (Vec::new(), complaints);
+            return (Vec::new(), invalid);
         };
         let others = OTHERS.iter().filter_map(|key| {
             let value = self.labels.get(*key)?.trim();
@@ -200,97 +189,88 @@ impl Container {
         let keys: BTreeMap<String, String> = others.collect();
         if let Some(key) = keys.iter().find(|(_, value)| value.len() > LONGEST_VALUE) {
             let label = format!("{PREFIX}{}", key.0);
-            complaints.push(self.complaint(&label, "the value is too long", "shorten it"));
-            return (Vec::new(), complaints);
+            invalid.push(self.invalid(&label, "the value is too long", "shorten it"));
+            return (Vec::new(), invalid);
         }
-        let asks = self.groups(DOMAINS, domains.split(';'), &keys, &mut complaints);
-        (asks, complaints)
+        let (requests, more) = self.groups(DOMAINS, domains.split(';'), &keys);
+        invalid.extend(more);
+        (requests, invalid)
     }
 
     /// The requests of `variables`, as acme-companion reads them: one certificate for all
     /// of LETSENCRYPT_HOST, or with LETSENCRYPT_SINGLE_DOMAIN_CERTS one for each.
     /// VIRTUAL_HOST alone requests nothing.
     #[must_use]
-    pub(crate) fn asks_of(
-        &self,
-        variables: &BTreeMap<String, String>,
-    ) -> (Vec<Ask>, Vec<Complaint>) {
-        let mut complaints = Vec::new();
+    pub(crate) fn requests_of(&self, variables: &BTreeMap<String, String>) -> Requests {
         let variable = |key: &str| {
             let value = variables.get(key).map(|value| value.trim());
             value.filter(|value| !value.is_empty())
         };
         let Some(hosts) = variable(COMPANION) else {
-            return (Vec::new(), complaints);
+            return Requests::default();
         };
         let email = variable("LETSENCRYPT_EMAIL").filter(|email| email.len() <= LONGEST_VALUE);
         let keys = email.map(|email| ("email".to_owned(), email.to_owned()));
         let keys = keys.into_iter().collect();
         let each = variable("LETSENCRYPT_SINGLE_DOMAIN_CERTS");
-        let asks = match each.is_some_and(|each| each.eq_ignore_ascii_case("true")) {
-            true => self.groups(COMPANION, hosts.split(','), &keys, &mut complaints),
-            false => self.groups(COMPANION, [hosts].into_iter(), &keys, &mut complaints),
-        };
-        (asks, complaints)
+        match each.is_some_and(|each| each.eq_ignore_ascii_case("true")) {
+            true => self.groups(COMPANION, hosts.split(','), &keys),
+            false => self.groups(COMPANION, [hosts].into_iter(), &keys),
+        }
     }
 
     /// One request for each of `groups`. An invalid group does not affect the others.
     fn groups<'a>(
         &self,
-        said_in: &str,
+        label: &str,
         groups: impl Iterator<Item = &'a str>,
         keys: &BTreeMap<String, String>,
-        complaints: &mut Vec<Complaint>,
-    ) -> Vec<Ask> {
+    ) -> Requests {
         let hint = "names as in `example.com www.example.com; api.example.com`";
-        let mut asks: Vec<Ask> = Vec::new();
-        let mut has_names = false;
+        let (mut requests, mut invalid) = Requests::default();
         for group in groups {
             let words = group.split(|c: char| c.is_whitespace() || c == ',');
             let mut words = words.filter(|word| !word.is_empty()).peekable();
             if words.peek().is_none() {
                 continue;
             }
-            has_names = true;
-            if group.len() > LONGEST_VALUE {
-                complaints.push(self.complaint(said_in, "the value is too long", hint));
-                continue;
-            }
-            let names: Result<Vec<Identifier>, _> = words.map(Identifier::parse).collect();
+            let names: Result<Vec<Identifier>, _> = match group.len() > LONGEST_VALUE {
+                true => Err("the value is too long".to_owned()),
+                false => words
+                    .map(|word| Identifier::parse(word).map_err(|error| error.to_string()))
+                    .collect(),
+            };
             match names {
-                Ok(names) => asks.push(Ask {
+                Ok(names) => requests.push(Request {
                     container: self.name.clone(),
                     created: self.created,
-                    said_in: said_in.to_owned(),
+                    label: label.to_owned(),
                     names: once_each(names),
                     keys: keys.clone(),
                 }),
-                Err(error) => {
-                    complaints.push(self.complaint(said_in, &error.to_string(), hint));
-                }
+                Err(error) => invalid.push(self.invalid(label, &error, hint)),
             }
         }
-        if !has_names {
-            complaints.push(self.complaint(said_in, "no names", hint));
+        if requests.is_empty() && invalid.is_empty() {
+            invalid.push(self.invalid(label, "no names", hint));
         }
-        asks
+        (requests, invalid)
     }
 
     /// The error if the label `key` is unknown or lacks `certs.domains` beside it.
-    fn misplaced(&self, key: &str) -> Option<Complaint> {
-        let known = OTHERS.iter().chain([&DOMAINS]).any(|known| known == &key);
-        if !known {
+    fn misplaced(&self, key: &str) -> Option<InvalidLabel> {
+        if key != DOMAINS && !OTHERS.contains(&key) {
             let hint = format!("use {DOMAINS}, {}", OTHERS.join(", "));
-            return Some(self.complaint(key, "unknown label", &hint));
+            return Some(self.invalid(key, "unknown label", &hint));
         }
         (!self.is_labelled()).then(|| {
             let hint = format!("add {DOMAINS}, such as example.com");
-            self.complaint(key, &format!("no {DOMAINS} beside it"), &hint)
+            self.invalid(key, &format!("no {DOMAINS} beside it"), &hint)
         })
     }
 
-    fn complaint(&self, label: &str, message: &str, hint: &str) -> Complaint {
-        Complaint {
+    fn invalid(&self, label: &str, message: &str, hint: &str) -> InvalidLabel {
+        InvalidLabel {
             container: self.name.clone(),
             label: printable_within(label, LONGEST_NAME),
             message: message.to_owned(),
@@ -318,12 +298,12 @@ mod tests {
         read_list(list.to_string().as_bytes()).unwrap().remove(0)
     }
 
-    fn names(asks: &[Ask]) -> Vec<String> {
-        let shown = |ask: &Ask| {
-            let names = ask.names.iter().map(ToString::to_string);
+    fn names(requests: &[Request]) -> Vec<String> {
+        let shown = |request: &Request| {
+            let names = request.names.iter().map(ToString::to_string);
             names.collect::<Vec<_>>().join(" ")
         };
-        asks.iter().map(shown).collect()
+        requests.iter().map(shown).collect()
     }
 
     #[test]
@@ -337,30 +317,30 @@ mod tests {
             ("certs.profile", ""),
             ("org.example.other", "x"),
         ]);
-        let (asks, complaints) = web.asks();
-        assert_eq!(complaints, []);
+        let (requests, invalid) = web.requests();
+        assert_eq!(invalid, []);
         assert_eq!(
-            names(&asks),
+            names(&requests),
             ["example.com www.example.com", "api.example.com"]
         );
-        for ask in &asks {
-            assert_eq!((ask.container.as_str(), ask.created), ("web", 7));
-            assert_eq!(ask.keys["email"], "a@example.com");
-            assert_eq!(ask.keys.len(), 1);
+        for request in &requests {
+            assert_eq!((request.container.as_str(), request.created), ("web", 7));
+            assert_eq!(request.keys["email"], "a@example.com");
+            assert_eq!(request.keys.len(), 1);
         }
         assert!(web.is_labelled() && !container(&[]).is_labelled());
-        assert_eq!(container(&[]).asks(), (vec![], vec![]));
+        assert_eq!(container(&[]).requests(), (vec![], vec![]));
     }
 
     #[test]
     fn invalid_label_is_reported_and_affects_no_other() {
-        let (asks, complaints) = container(&[
+        let (requests, invalid) = container(&[
             (DOMAINS, "a_b!.example.com; api.example.com"),
             ("certs.domain", "x"),
         ])
-        .asks();
-        assert_eq!(names(&asks), ["api.example.com"]);
-        let shown: Vec<_> = complaints
+        .requests();
+        assert_eq!(names(&requests), ["api.example.com"]);
+        let shown: Vec<_> = invalid
             .iter()
             .map(|one| {
                 format!(
@@ -373,18 +353,18 @@ mod tests {
         web, certs.domain: unknown label; hint: use certs.domains, certs.email, certs.deploy, certs.challenge, certs.profile
         web, certs.domains: `a_b!.example.com` is not a valid DNS name; hint: names as in `example.com www.example.com; api.example.com`
         ");
-        let (asks, complaints) = container(&[("certs.email", "a@example.com")]).asks();
-        assert_eq!((asks.len(), complaints.len()), (0, 1));
-        assert!(complaints[0].message.contains("no certs.domains"));
+        let (requests, invalid) = container(&[("certs.email", "a@example.com")]).requests();
+        assert_eq!((requests.len(), invalid.len()), (0, 1));
+        assert!(invalid[0].message.contains("no certs.domains"));
         assert!(
-            container(&[(DOMAINS, " ; ")]).asks().1[0]
+            container(&[(DOMAINS, " ; ")]).requests().1[0]
                 .message
                 .contains("no names")
         );
         let long = "a.example.com ".repeat(2000);
-        assert!(container(&[(DOMAINS, &long)]).asks().0.is_empty());
+        assert!(container(&[(DOMAINS, &long)]).requests().0.is_empty());
         let long = container(&[(DOMAINS, "a.example.com"), ("certs.deploy", &long)]);
-        assert!(long.asks().0.is_empty());
+        assert!(long.requests().0.is_empty());
     }
 
     #[test]
@@ -394,21 +374,21 @@ mod tests {
             let inspected = serde_json::json!({"Config": {"Env": variables}}).to_string();
             let variables = read_environment(inspected.as_bytes()).unwrap();
             assert!(variables.keys().all(|key| key.starts_with("LETSENCRYPT_")));
-            web.asks_of(&variables)
+            web.requests_of(&variables)
         };
         let hosts = "LETSENCRYPT_HOST=a.example.com,b.example.com";
-        let (asks, complaints) = of(&["PATH=/bin", hosts, "LETSENCRYPT_EMAIL=a@example.com"]);
+        let (requests, invalid) = of(&["PATH=/bin", hosts, "LETSENCRYPT_EMAIL=a@example.com"]);
         assert_eq!(
-            (names(&asks), complaints),
+            (names(&requests), invalid),
             (vec!["a.example.com b.example.com".into()], vec![])
         );
-        assert_eq!(asks[0].keys["email"], "a@example.com");
-        assert!(asks[0].is_of_the_environment());
-        let (asks, _) = of(&[hosts, "LETSENCRYPT_SINGLE_DOMAIN_CERTS=true"]);
-        assert_eq!(names(&asks), ["a.example.com", "b.example.com"]);
+        assert_eq!(requests[0].keys["email"], "a@example.com");
+        assert!(requests[0].is_from_environment());
+        let (requests, _) = of(&[hosts, "LETSENCRYPT_SINGLE_DOMAIN_CERTS=true"]);
+        assert_eq!(names(&requests), ["a.example.com", "b.example.com"]);
         assert_eq!(of(&["VIRTUAL_HOST=a.example.com"]), (vec![], vec![]));
-        let (asks, complaints) = of(&["LETSENCRYPT_HOST=~^www\\..*"]);
-        assert_eq!((asks.len(), complaints[0].label.as_str()), (0, COMPANION));
+        let (requests, invalid) = of(&["LETSENCRYPT_HOST=~^www\\..*"]);
+        assert_eq!((requests.len(), invalid[0].label.as_str()), (0, COMPANION));
     }
 
     #[test]
@@ -446,10 +426,10 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn label_parser_never_panics_and_deduplicates_names(text in "\\PC{0,80}") {
-            let (asks, _) = container(&[(DOMAINS, &text), ("certs.deploy", &text)]).asks();
-            for ask in asks {
-                proptest::prop_assert!(ask.lineage().is_some());
-                proptest::prop_assert_eq!(ask.set().len(), ask.names.len());
+            let (requests, _) = container(&[(DOMAINS, &text), ("certs.deploy", &text)]).requests();
+            for request in requests {
+                proptest::prop_assert!(request.lineage().is_some());
+                proptest::prop_assert_eq!(request.set().len(), request.names.len());
             }
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::labels::Ask;
+use super::labels::Request;
 use crate::lineage::Lineage;
 use crate::observe::status::Asked;
 use crate::time::Timestamp;
@@ -25,7 +25,8 @@ pub(crate) struct Registry {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
-    ask: Ask,
+    #[serde(rename = "ask")]
+    request: Request,
     /// The names of all containers that request it.
     containers: BTreeSet<String>,
     /// Set by the first list without any of them.
@@ -44,69 +45,45 @@ struct Absence {
 
 /// A change to log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // each message is its own documentation
-pub(crate) enum Change {
-    Requested {
-        lineage: Lineage,
-        container: String,
-    },
-    RequestedAgain {
-        lineage: Lineage,
-        container: String,
-    },
-    NamesChanged {
-        lineage: Lineage,
-        container: String,
-    },
-    Withdrawn {
-        lineage: Lineage,
-        container: String,
-        until: Timestamp,
-    },
-    Stopped {
-        lineage: Lineage,
-        container: String,
-    },
+pub(crate) struct RequestChange {
+    /// The certificate.
+    pub lineage: Lineage,
+    container: String,
+    kind: ChangeKind,
 }
 
-impl Change {
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum ChangeKind {
+    Requested,
+    RequestedAgain,
+    NamesChanged,
+    Withdrawn { until: Timestamp },
+    Stopped,
+}
+
+impl RequestChange {
     /// Whether the operator may have to act. A missing container is not a reason:
     /// most are restarted at once.
     #[must_use]
     pub(crate) fn is_a_warning(&self) -> bool {
-        matches!(self, Self::Stopped { .. })
-    }
-
-    /// The certificate.
-    #[must_use]
-    pub(crate) fn lineage(&self) -> &Lineage {
-        match self {
-            Self::Requested { lineage, .. }
-            | Self::RequestedAgain { lineage, .. }
-            | Self::NamesChanged { lineage, .. }
-            | Self::Withdrawn { lineage, .. }
-            | Self::Stopped { lineage, .. } => lineage,
-        }
+        self.kind == ChangeKind::Stopped
     }
 }
 
-impl fmt::Display for Change {
+impl fmt::Display for RequestChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Requested { container, .. } => write!(f, "requested by container {container}"),
-            Self::RequestedAgain { container, .. } => {
-                write!(f, "requested again by container {container}")
-            }
-            Self::NamesChanged { container, .. } => {
+        let container = &self.container;
+        match self.kind {
+            ChangeKind::Requested => write!(f, "requested by container {container}"),
+            ChangeKind::RequestedAgain => write!(f, "requested again by container {container}"),
+            ChangeKind::NamesChanged => {
                 write!(f, "container {container} now requests other names")
             }
-            Self::Withdrawn {
-                container, until, ..
-            } => write!(
+            ChangeKind::Withdrawn { until } => write!(
                 f,
                 "container {container} no longer requests it; renewed until {until}, unless requested again"
             ),
-            Self::Stopped { container, .. } => write!(
+            ChangeKind::Stopped => write!(
                 f,
                 "no longer renewed: container {container} was the last to request it, and the grace period has ended; stored files stay; hint: name it in the configuration to keep it"
             ),
@@ -115,122 +92,111 @@ impl fmt::Display for Change {
 }
 
 impl Registry {
-    /// The requests to allow for a list's `asks`, in order of precedence: those renewed
+    /// The requests to allow for a list's `requests`, in order of precedence: those renewed
     /// already, then those of missing containers, then new ones. A container's new labels
     /// replace its old ones.
     #[must_use]
-    pub(crate) fn candidates(&self, asks: &[Ask]) -> Vec<Ask> {
-        let (known, new): (Vec<&Ask>, Vec<&Ask>) = asks.iter().partition(|ask| self.knows(ask));
-        let here: BTreeSet<&str> = asks.iter().map(|ask| ask.container.as_str()).collect();
-        let renewed = self.renewed().into_iter();
-        let gone = renewed
-            .filter(|ask| asks.iter().all(|one| one.set() != ask.set()))
-            .filter(|ask| !here.contains(ask.container.as_str()));
+    pub(crate) fn candidates(&self, requests: &[Request]) -> Vec<Request> {
+        let renewed = self.renewed();
+        let sets: BTreeSet<_> = renewed.iter().map(|one| one.set()).collect();
+        let (known, new): (Vec<&Request>, Vec<&Request>) =
+            requests.iter().partition(|one| sets.contains(&one.set()));
+        let gone = renewed.into_iter().filter(|gone| {
+            let mut requests = requests.iter();
+            requests.all(|one| one.set() != gone.set() && one.container != gone.container)
+        });
         let all = known.into_iter().chain(gone).chain(new);
         all.cloned().collect()
-    }
-
-    /// Whether a certificate of exactly these names is being renewed.
-    #[must_use]
-    fn knows(&self, ask: &Ask) -> bool {
-        let mut renewed = self.certificates.iter().filter(|one| one.is_renewed());
-        renewed.any(|one| one.ask.set() == ask.set())
     }
 
     /// Merges the newest whole list, with at most one certificate for each lineage.
     /// Requests in the environment of a container in `unseen` count as still made.
     pub(crate) fn merge(
         &mut self,
-        asks: &[Ask],
+        requests: &[Request],
         unseen: &BTreeSet<String>,
         now: Timestamp,
         grace: Duration,
-    ) -> Vec<Change> {
+    ) -> Vec<RequestChange> {
         let mut changes = Vec::new();
         let mut before = std::mem::take(&mut self.certificates);
-        for ask in asks {
-            changes.extend(self.request(ask, &mut before));
+        for request in requests {
+            changes.extend(self.request(request, &mut before));
         }
-        let taken: BTreeSet<_> = self
-            .certificates
-            .iter()
-            .filter_map(|one| one.ask.lineage())
-            .collect();
         // Other names may have replaced a lineage's entry.
+        let listed = self.certificates.iter();
+        let listed: BTreeSet<_> = listed.map(|one| one.request.lineage()).collect();
         before.retain(|one| {
-            one.ask
-                .lineage()
-                .is_some_and(|lineage| !taken.contains(&lineage))
+            let lineage = one.request.lineage();
+            lineage.is_some() && !listed.contains(&lineage)
         });
         for mut one in before {
             changes.extend(one.mark_missing(unseen, now, grace));
             self.certificates.push(one);
         }
-        self.certificates
-            .sort_by_cached_key(|one| one.ask.lineage());
+        let by_name = |one: &Entry| one.request.lineage();
+        self.certificates.sort_by_cached_key(by_name);
         self.forget_the_oldest();
         changes
     }
 
     /// Adds a request of the newest list, and takes its entry out of `before` if it is
     /// known.
-    fn request(&mut self, ask: &Ask, before: &mut Vec<Entry>) -> Option<Change> {
-        let lineage = ask.lineage()?;
-        let same = |one: &Entry| one.ask.set() == ask.set();
+    fn request(&mut self, request: &Request, before: &mut Vec<Entry>) -> Option<RequestChange> {
+        let lineage = request.lineage()?;
+        let same = |one: &Entry| one.request.set() == request.set();
         if let Some(listed) = self.certificates.iter_mut().find(|one| same(one)) {
-            listed.containers.insert(ask.container.clone());
+            listed.containers.insert(request.container.clone());
             return None;
         }
-        let known = before
-            .iter()
-            .position(same)
-            .map(|at| before.swap_remove(at));
-        let container = ask.container.clone();
-        let change = match &known {
-            None if before
-                .iter()
-                .any(|one| one.ask.lineage().as_ref() == Some(&lineage)) =>
-            {
-                Some(Change::NamesChanged { lineage, container })
-            }
-            None => Some(Change::Requested { lineage, container }),
-            Some(Entry { gone: Some(_), .. }) => {
-                Some(Change::RequestedAgain { lineage, container })
-            }
-            Some(_) => None,
+        let known = before.iter().position(same);
+        let known = known.map(|at| before.swap_remove(at));
+        let mut others = before.iter().filter_map(|one| one.request.lineage());
+        let kind = match &known {
+            None if others.any(|other| other == lineage) => Some(ChangeKind::NamesChanged),
+            None => Some(ChangeKind::Requested),
+            Some(known) => known.gone.map(|_| ChangeKind::RequestedAgain),
         };
-        let mut ask = ask.clone();
+        let mut request = request.clone();
         if let Some(known) = known {
             // The first name gives the lineage, which must not change.
-            ask.names = known.ask.names;
+            request.names = known.request.names;
         }
+        let container = request.container.clone();
         self.certificates.push(Entry {
-            containers: BTreeSet::from([ask.container.clone()]),
-            ask,
+            containers: BTreeSet::from([container.clone()]),
+            request,
             gone: None,
         });
-        change
+        kind.map(|kind| RequestChange {
+            lineage,
+            container,
+            kind,
+        })
     }
 
     /// The requests to renew: first those made now.
     #[must_use]
-    pub(crate) fn renewed(&self) -> Vec<&Ask> {
+    pub(crate) fn renewed(&self) -> Vec<&Request> {
         let renewed = self.certificates.iter().filter(|one| one.is_renewed());
         let (gone, here): (Vec<_>, Vec<_>) = renewed.partition(|one| one.gone.is_some());
-        here.into_iter().chain(gone).map(|one| &one.ask).collect()
+        here.into_iter()
+            .chain(gone)
+            .map(|one| &one.request)
+            .collect()
     }
 
     /// The containers that request each certificate.
     #[must_use]
-    pub(crate) fn asked(&self) -> BTreeMap<Lineage, Asked> {
+    pub(crate) fn requesters(&self) -> BTreeMap<Lineage, Asked> {
         let shown = |one: &Entry| {
-            let asked = Asked {
+            let shown = Asked {
                 containers: one.containers.clone(),
                 gone_since: one.gone.map(|gone| gone.since),
                 renewed_until: one.gone.map(|gone| gone.until),
                 stopped: one.gone.is_some_and(|gone| gone.stopped),
             };
-            Some((one.ask.lineage()?, asked))
+            Some((one.request.lineage()?, shown))
         };
         self.certificates.iter().filter_map(shown).collect()
     }
@@ -261,37 +227,32 @@ impl Entry {
         unseen: &BTreeSet<String>,
         now: Timestamp,
         grace: Duration,
-    ) -> Option<Change> {
-        if self.ask.is_of_the_environment()
-            && self
-                .containers
-                .iter()
-                .any(|container| unseen.contains(container))
-        {
+    ) -> Option<RequestChange> {
+        if self.request.is_from_environment() && !self.containers.is_disjoint(unseen) {
             return None;
         }
-        let lineage = self.ask.lineage()?;
-        let container = self.ask.container.clone();
-        let Some(gone) = &mut self.gone else {
-            let until = now + grace;
-            self.gone = Some(Absence {
-                since: now,
-                until,
-                stopped: false,
-            });
-            return Some(Change::Withdrawn {
-                lineage,
-                container,
-                until,
-            });
+        let kind = match &mut self.gone {
+            None => {
+                let until = now + grace;
+                self.gone = Some(Absence {
+                    since: now,
+                    until,
+                    stopped: false,
+                });
+                ChangeKind::Withdrawn { until }
+            }
+            Some(gone) if gone.stopped => return None,
+            Some(gone) => {
+                gone.until = gone.since + grace;
+                gone.stopped = gone.until <= now;
+                gone.stopped.then_some(ChangeKind::Stopped)?
+            }
         };
-        if gone.stopped {
-            return None;
-        }
-        gone.until = gone.since + grace;
-        gone.stopped = gone.until <= now;
-        gone.stopped
-            .then_some(Change::Stopped { lineage, container })
+        Some(RequestChange {
+            lineage: self.request.lineage()?,
+            container: self.request.container.clone(),
+            kind,
+        })
     }
 }
 
@@ -304,11 +265,11 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
     const WEEK: Duration = Duration::from_secs(7 * 86_400);
 
-    fn ask(container: &str, names: &str) -> Ask {
-        Ask {
+    fn request(container: &str, names: &str) -> Request {
+        Request {
             container: container.to_owned(),
             created: 0,
-            said_in: "certs.domains".to_owned(),
+            label: "certs.domains".to_owned(),
             names: names
                 .split(' ')
                 .map(|name| Identifier::parse(name).unwrap())
@@ -322,42 +283,45 @@ mod tests {
     }
 
     fn renewed(registry: &Registry) -> Vec<String> {
-        let lineages = registry.renewed().into_iter().filter_map(Ask::lineage);
+        let lineages = registry.renewed().into_iter().filter_map(Request::lineage);
         lineages.map(|lineage| lineage.to_string()).collect()
     }
 
     #[test]
     fn registry_renews_for_the_grace_period_if_container_is_gone() {
-        let mut kept = Registry::default();
-        let asks = [ask("web", "a.example.com"), ask("api", "b.example.com")];
+        let mut registry = Registry::default();
+        let requests = [
+            request("web", "a.example.com"),
+            request("api", "b.example.com"),
+        ];
         let mut logged = Vec::new();
-        let mut at = |kept: &mut Registry, asks: &[Ask], now: Timestamp| {
-            for change in kept.merge(asks, &none_unseen(), now, WEEK) {
-                logged.push(format!("{}: {change}", change.lineage()));
+        let mut at = |registry: &mut Registry, requests: &[Request], now: Timestamp| {
+            for change in registry.merge(requests, &none_unseen(), now, WEEK) {
+                logged.push(format!("{}: {change}", change.lineage));
             }
         };
-        at(&mut kept, &asks, START);
-        at(&mut kept, &asks, START + HOUR);
-        at(&mut kept, &asks[1..], START + HOUR * 2);
-        assert_eq!(renewed(&kept), ["b.example.com", "a.example.com"]);
+        at(&mut registry, &requests, START);
+        at(&mut registry, &requests, START + HOUR);
+        at(&mut registry, &requests[1..], START + HOUR * 2);
+        assert_eq!(renewed(&registry), ["b.example.com", "a.example.com"]);
         // Logged once; a new request restarts the grace period.
-        at(&mut kept, &asks[1..], START + HOUR * 3);
-        at(&mut kept, &asks, START + HOUR * 4);
-        at(&mut kept, &asks[1..], START + HOUR * 5);
+        at(&mut registry, &requests[1..], START + HOUR * 3);
+        at(&mut registry, &requests, START + HOUR * 4);
+        at(&mut registry, &requests[1..], START + HOUR * 5);
         at(
-            &mut kept,
-            &asks[1..],
+            &mut registry,
+            &requests[1..],
             START + HOUR * 5 + WEEK - Duration::from_secs(1),
         );
-        assert_eq!(renewed(&kept).len(), 2);
-        at(&mut kept, &asks[1..], START + HOUR * 5 + WEEK);
-        assert_eq!(renewed(&kept), ["b.example.com"]);
-        at(&mut kept, &asks[1..], START + HOUR * 6 + WEEK);
-        let asked = kept.asked();
+        assert_eq!(renewed(&registry).len(), 2);
+        at(&mut registry, &requests[1..], START + HOUR * 5 + WEEK);
+        assert_eq!(renewed(&registry), ["b.example.com"]);
+        at(&mut registry, &requests[1..], START + HOUR * 6 + WEEK);
+        let asked = registry.requesters();
         let shown = &asked[&Lineage::parse("a.example.com").unwrap()];
         assert!(shown.stopped && shown.gone_since == Some(START + HOUR * 5));
-        at(&mut kept, &asks, START + HOUR * 7 + WEEK);
-        assert_eq!(renewed(&kept).len(), 2);
+        at(&mut registry, &requests, START + HOUR * 7 + WEEK);
+        assert_eq!(renewed(&registry).len(), 2);
         insta::assert_snapshot!(logged.join("\n"), @r"
         a.example.com: requested by container web
         b.example.com: requested by container api
@@ -367,51 +331,71 @@ mod tests {
         a.example.com: no longer renewed: container web was the last to request it, and the grace period has ended; stored files stay; hint: name it in the configuration to keep it
         a.example.com: requested again by container web
         ");
-        let json = serde_json::to_string(&kept).unwrap();
-        assert_eq!(serde_json::from_str::<Registry>(&json).unwrap(), kept);
+        let json = serde_json::to_string(&registry).unwrap();
+        assert_eq!(serde_json::from_str::<Registry>(&json).unwrap(), registry);
     }
 
     #[test]
     fn registry_shares_a_certificate_between_containers_of_equal_names() {
-        let mut kept = Registry::default();
-        let asks = [
-            ask("web", "a.example.com b.example.com"),
-            ask("api", "b.example.com a.example.com"),
+        let mut registry = Registry::default();
+        let requests = [
+            request("web", "a.example.com b.example.com"),
+            request("api", "b.example.com a.example.com"),
         ];
-        assert_eq!(kept.merge(&asks, &none_unseen(), START, WEEK).len(), 1);
+        assert_eq!(
+            registry.merge(&requests, &none_unseen(), START, WEEK).len(),
+            1
+        );
         let lineage = Lineage::parse("a.example.com").unwrap();
-        assert_eq!(kept.asked()[&lineage].containers.len(), 2);
+        assert_eq!(registry.requesters()[&lineage].containers.len(), 2);
         assert!(
-            kept.merge(&asks[1..], &none_unseen(), START, WEEK)
+            registry
+                .merge(&requests[1..], &none_unseen(), START, WEEK)
                 .is_empty()
         );
-        assert_eq!(renewed(&kept), ["a.example.com"]);
+        assert_eq!(renewed(&registry), ["a.example.com"]);
     }
 
     #[test]
     fn registry_replaces_names_of_equal_lineage() {
-        let mut kept = Registry::default();
-        kept.merge(&[ask("web", "a.example.com")], &none_unseen(), START, WEEK);
-        let wider = [ask("web", "a.example.com www.example.com")];
-        let changes = kept.merge(&wider, &none_unseen(), START, WEEK);
+        let mut registry = Registry::default();
+        registry.merge(
+            &[request("web", "a.example.com")],
+            &none_unseen(),
+            START,
+            WEEK,
+        );
+        let wider = [request("web", "a.example.com www.example.com")];
+        let changes = registry.merge(&wider, &none_unseen(), START, WEEK);
         assert!(
-            matches!(changes.as_slice(), [Change::NamesChanged { .. }]),
+            matches!(
+                changes.as_slice(),
+                [RequestChange {
+                    kind: ChangeKind::NamesChanged,
+                    ..
+                }]
+            ),
             "{changes:?}"
         );
-        assert_eq!(kept.renewed(), [&wider[0]]);
+        assert_eq!(registry.renewed(), [&wider[0]]);
     }
 
     #[test]
     fn registry_keeps_request_if_environment_is_unseen() {
-        let mut kept = Registry::default();
-        let mut web = ask("web", "a.example.com");
-        web.said_in = "LETSENCRYPT_HOST".into();
-        kept.merge(&[web], &none_unseen(), START, WEEK);
+        let mut registry = Registry::default();
+        let mut web = request("web", "a.example.com");
+        web.label = "LETSENCRYPT_HOST".into();
+        registry.merge(&[web], &none_unseen(), START, WEEK);
         let unseen = BTreeSet::from(["web".to_owned()]);
-        assert!(kept.merge(&[], &unseen, START + WEEK * 3, WEEK).is_empty());
-        assert_eq!(renewed(&kept).len(), 1);
+        assert!(
+            registry
+                .merge(&[], &unseen, START + WEEK * 3, WEEK)
+                .is_empty()
+        );
+        assert_eq!(renewed(&registry).len(), 1);
         assert_eq!(
-            kept.merge(&[], &none_unseen(), START + WEEK * 3, WEEK)
+            registry
+                .merge(&[], &none_unseen(), START + WEEK * 3, WEEK)
                 .len(),
             1
         );
@@ -425,22 +409,22 @@ mod tests {
             story in proptest::collection::vec((0_u8..16, 1_u64..200), 1..40)
         ) {
             let all = [
-                ask("a", "a.example.com"),
-                ask("b", "a.example.com"),
-                ask("c", "c.example.com www.example.com"),
-                ask("d", "d.example.com"),
+                request("a", "a.example.com"),
+                request("b", "a.example.com"),
+                request("c", "c.example.com www.example.com"),
+                request("d", "d.example.com"),
             ];
-            let (mut kept, mut now) = (Registry::default(), START);
+            let (mut registry, mut now) = (Registry::default(), START);
             let mut last: BTreeMap<String, Timestamp> = BTreeMap::new();
             for (here, hours) in story {
                 now = now + HOUR * u32::try_from(hours).unwrap();
-                let asks = all.iter().enumerate().filter(|(n, _)| here & (1 << n) != 0);
-                let asks: Vec<Ask> = asks.map(|(_, ask)| ask.clone()).collect();
-                kept.merge(&asks, &none_unseen(), now, WEEK);
-                for ask in &asks {
-                    last.insert(ask.lineage().unwrap().to_string(), now);
+                let requests = all.iter().enumerate().filter(|(n, _)| here & (1 << n) != 0);
+                let requests: Vec<Request> = requests.map(|(_, request)| request.clone()).collect();
+                registry.merge(&requests, &none_unseen(), now, WEEK);
+                for request in &requests {
+                    last.insert(request.lineage().unwrap().to_string(), now);
                 }
-                let renewed = renewed(&kept);
+                let renewed = renewed(&registry);
                 let distinct: BTreeSet<_> = renewed.iter().collect();
                 proptest::prop_assert_eq!(distinct.len(), renewed.len());
                 for (lineage, seen) in &last {
@@ -448,7 +432,7 @@ mod tests {
                         proptest::prop_assert!(renewed.contains(lineage), "{} {:?}", lineage, renewed);
                     }
                 }
-                proptest::prop_assert_eq!(kept.asked().len(), last.len());
+                proptest::prop_assert_eq!(registry.requesters().len(), last.len());
             }
         }
     }

@@ -15,19 +15,15 @@ pub(crate) fn path(data_dir: &Path) -> PathBuf {
 /// Reads the registry stored at `path`. An unreadable one is logged and replaced by an
 /// empty one, which the running containers fill again.
 pub(crate) fn read(path: &Path) -> Registry {
-    let read = std::fs::read_to_string(path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => None,
-        _ => Some(error.to_string()),
-    });
-    let read =
-        read.and_then(|text| serde_json::from_str(&text).map_err(|error| Some(error.to_string())));
-    read.unwrap_or_else(|detail: Option<String>| {
-        if let Some(detail) = detail {
-            tracing::error!(
-                "{}: {detail}; certificates of removed containers are not renewed; hint: restore it from a backup",
-                path.display()
-            );
-        }
+    let read = match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Registry::default(),
+        read => read.and_then(|text| Ok(serde_json::from_str(&text)?)),
+    };
+    read.unwrap_or_else(|error| {
+        tracing::error!(
+            "{}: {error}; certificates of removed containers are not renewed; hint: restore it from a backup",
+            path.display()
+        );
         Registry::default()
     })
 }

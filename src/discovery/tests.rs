@@ -133,7 +133,7 @@ async fn next(listings: &mut watch::Receiver<Listing>) -> (Vec<String>, Duration
         .unwrap()
         .unwrap();
     let listing = listings.borrow_and_update().clone();
-    let names = listing.asks.iter().flat_map(|ask| &ask.names);
+    let names = listing.requests.iter().flat_map(|request| &request.names);
     (names.map(ToString::to_string).collect(), began.elapsed())
 }
 

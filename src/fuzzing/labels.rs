@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::NOW;
 use crate::config::{Options, Purpose, Sources};
 use crate::discovery::docker::{LineBuffer, is_relevant};
-use crate::discovery::labels::{Ask, read_environment, read_list};
+use crate::discovery::labels::{Request, read_environment, read_list};
 use crate::discovery::registry::Registry;
 
 const GRACE: Duration = Duration::from_secs(3600);
@@ -36,7 +36,7 @@ pub fn labels(input: &[u8]) {
         containers.extend(read_list(&line).unwrap_or_default());
         let variables = read_environment(&line).unwrap_or_default();
         for container in &containers {
-            for (more, complaints) in [container.asks(), container.asks_of(&variables)] {
+            for (more, complaints) in [container.requests(), container.requests_of(&variables)] {
                 asks.extend(more);
                 problems.extend(complaints.into_iter().map(|one| (&one).into()));
             }
@@ -83,7 +83,7 @@ pub fn labels(input: &[u8]) {
 }
 
 /// A repeated list changes nothing, and an empty one removes nothing at once.
-fn merged(asks: &[Ask]) {
+fn merged(asks: &[Request]) {
     let (mut kept, unread) = (Registry::default(), BTreeSet::new());
     kept.merge(asks, &unread, NOW, GRACE);
     let before = kept.clone();

@@ -12,94 +12,91 @@ use base64::prelude::BASE64_STANDARD;
 use super::lines::Assignments;
 use super::tree::Tree;
 use super::{
-    Account, AccountKey, Ca, Certificate, Found, LIVE, Proof, Remark, Renewal, Tool, hook,
-    not_a_directory_of,
+    Found, Http01, ImportedAccount, ImportedCertificate, ImportedKey, IssuingCa, LIVE, Remark,
+    RenewalSettings, hook, lineage_of,
 };
-use crate::identifier::Identifier;
 use crate::lineage::Lineage;
-use crate::text::printable;
 
 const CURVE: &str = "_ecc";
 const DEEPEST_ACCOUNT: usize = 6;
 
-pub(super) fn read(tree: &Tree) -> Result<Found, String> {
+pub(super) fn read(tree: &Tree) -> Result<Found, &'static str> {
     let names = tree.names("");
-    let is_one = |name: &&String| {
-        let base = name.strip_suffix(CURVE).unwrap_or(name);
-        tree.names(name)
-            .iter()
-            .any(|file| file.strip_suffix(".conf") == Some(base))
+    let has_settings = |name: &&String| {
+        let settings = format!("{}.conf", base_of(name));
+        tree.names(name).contains(&settings)
     };
-    let certificates: Vec<&String> = names.iter().filter(is_one).collect();
+    let certificates: Vec<&String> = names.iter().filter(has_settings).collect();
     if certificates.is_empty() && !tree.has_directory("ca") {
-        let missing = "ca/ or NAME/NAME.conf";
-        return Err(not_a_directory_of(Tool::AcmeSh, tree.root(), missing));
+        return Err("ca/ or NAME/NAME.conf");
     }
     let mut found = Found::default();
     for name in certificates {
         // RSA and ECDSA of one name are two certificates.
-        let is_second = name
-            .strip_suffix(CURVE)
-            .is_some_and(|base| names.iter().any(|one| one == base));
-        match certificate(tree, name, is_second) {
-            Ok(certificate) => found.certificates.push(certificate),
-            Err(why) => found.remarks.push(Remark::broken(printable(name), why)),
-        }
+        let base = base_of(name);
+        let is_second = base != name && names.iter().any(|one| one == base);
+        found.certificate(name, certificate(tree, name, is_second));
     }
-    accounts(tree, &mut found);
+    for place in tree.directories_with("ca", "account.key", DEEPEST_ACCOUNT) {
+        let name = place.display().to_string();
+        found.account(&name, account(tree, &place));
+    }
     Ok(found)
 }
 
-fn certificate(tree: &Tree, directory: &str, is_second: bool) -> Result<Certificate, String> {
-    let base = directory.strip_suffix(CURVE).unwrap_or(directory);
+fn base_of(directory: &str) -> &str {
+    directory.strip_suffix(CURVE).unwrap_or(directory)
+}
+
+fn certificate(
+    tree: &Tree,
+    directory: &str,
+    is_second: bool,
+) -> Result<ImportedCertificate, String> {
+    let base = base_of(directory);
     let file = |name: &str| Path::new(directory).join(name);
     let conf = tree.required(file(&format!("{base}.conf")))?;
     let conf = Assignments::parse(conf.expose())?;
-    let domain = conf.value("Le_Domain").unwrap_or(base);
-    let first = Identifier::parse(domain).map_err(|error| error.to_string())?;
-    let mut lineage = Lineage::of(&first);
+    let mut lineage = lineage_of(conf.value("Le_Domain").unwrap_or(base))?;
     if is_second {
         let name = format!("{lineage}-ecc");
         lineage = Lineage::parse(&name).map_err(|error| error.to_string())?;
     }
-    let server = conf
-        .value("Le_API")
-        .ok_or("its .conf has no Le_API, the URL of the CA")?;
+    let server = conf.value("Le_API");
+    let server = server.ok_or("its .conf has no Le_API, the URL of the CA")?;
     let mut remarks = Vec::new();
     let renewal = renewal(&conf, &mut remarks);
-    Ok(Certificate {
+    Ok(ImportedCertificate {
         lineage,
         key_pem: tree.required(file(&format!("{base}.key")))?,
         chain_pem: tree.required(file("fullchain.cer"))?.expose().to_owned(),
-        ca: Ca::Directory(server.to_owned()),
+        ca: IssuingCa::Directory(server.to_owned()),
         account: None,
         renewal,
         remarks,
     })
 }
 
-pub(super) fn renewal(conf: &Assignments, remarks: &mut Vec<Remark>) -> Renewal {
-    let mut renewal = Renewal {
-        proof: proof(conf, remarks),
+pub(super) fn renewal(conf: &Assignments, remarks: &mut Vec<Remark>) -> RenewalSettings {
+    let mut renewal = RenewalSettings {
+        http01: http01(conf, remarks),
         preferred_chain: conf.value("Le_Preferred_Chain").and_then(decoded),
         profile: conf.value("Le_Certificate_Profile").and_then(decoded),
         // acme.sh reuses the key unless this setting asks for new ones.
         reuse_key: conf
             .value("Le_ForceNewDomainKey")
             .is_none_or(|value| value == "0"),
-        ..Renewal::default()
+        ..RenewalSettings::default()
     };
     for name in ["Le_ReloadCmd", "Le_RenewHook"] {
         match conf.value(name).map(decoded) {
             None => {}
             Some(Some(command)) => hook::add(name, &command, &mut renewal, remarks),
-            Some(None) => remarks.push(Remark::not_taken(name, "invalid base64")),
+            Some(None) => remarks.push(Remark::unsupported(name, "invalid base64")),
         }
     }
     for name in ["Le_PreHook", "Le_PostHook"] {
-        if conf.value(name).is_some() {
-            hook::report(name, remarks);
-        }
+        remarks.extend(conf.value(name).map(|_| hook::around(name)));
     }
     for name in [
         "Le_RealKeyPath",
@@ -109,17 +106,16 @@ pub(super) fn renewal(conf: &Assignments, remarks: &mut Vec<Remark>) -> Renewal 
     ] {
         if let Some(path) = conf.value(name).and_then(decoded) {
             let text = format!(
-                "{} is no longer written: use {LIVE}/ in your server's configuration, or write a copy there \
-                 with a [deploy.NAME] table of kind = \"file\"",
-                printable(&path)
+                "{path} is no longer written: use {LIVE}/ in your server's configuration, or write a copy there \
+                 with a [deploy.NAME] table of kind = \"file\""
             );
-            remarks.push(Remark::by_hand(name, text));
+            remarks.push(Remark::manual(name, text));
         }
     }
     renewal
 }
 
-fn proof(conf: &Assignments, remarks: &mut Vec<Remark>) -> Option<Proof> {
+fn http01(conf: &Assignments, remarks: &mut Vec<Remark>) -> Option<Http01> {
     let value = conf.value("Le_Webroot")?;
     let methods = value.split(',').filter(|method| !method.is_empty());
     let methods: BTreeSet<&str> = methods.collect();
@@ -127,25 +123,14 @@ fn proof(conf: &Assignments, remarks: &mut Vec<Remark>) -> Option<Proof> {
         ["no"] => {
             let port = conf.value("Le_HTTPPort").and_then(|port| port.parse().ok());
             let port = port.filter(|port: &u16| *port != 80);
-            Some(Proof::Listen(
+            Some(Http01::Listen(
                 port.map(|port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))),
             ))
         }
-        [path] if Path::new(path).is_absolute() => Some(Proof::Webroot(PathBuf::from(path))),
+        [path] if Path::new(path).is_absolute() => Some(Http01::Webroot(PathBuf::from(path))),
         _ => {
-            let method = printable(value);
-            let text = if value.contains("dns") {
-                format!(
-                    "{method}: this version does not answer DNS-01: the renewal will use HTTP-01 on port 80, \
-                     which cannot validate a wildcard"
-                )
-            } else {
-                format!(
-                    "{method} has no counterpart: the renewal will use HTTP-01 on port 80; import again with \
-                     --webroot DIR if another server uses that port"
-                )
-            };
-            remarks.push(Remark::not_taken("Le_Webroot", text));
+            let is_dns = value.contains("dns");
+            remarks.push(Remark::no_solver("Le_Webroot", value, is_dns));
             None
         }
     }
@@ -162,19 +147,7 @@ fn decoded(value: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-fn accounts(tree: &Tree, found: &mut Found) {
-    for place in tree.directories_with("ca", "account.key", DEEPEST_ACCOUNT) {
-        match account(tree, &place) {
-            Ok(account) => found.accounts.push(account),
-            Err(why) => {
-                let subject = format!("account {}", printable(&place.display().to_string()));
-                found.remarks.push(Remark::broken(subject, why));
-            }
-        }
-    }
-}
-
-fn account(tree: &Tree, place: &Path) -> Result<Account, String> {
+fn account(tree: &Tree, place: &Path) -> Result<ImportedAccount, String> {
     let inside = Path::new("ca").join(place);
     let key = tree.required(inside.join("account.key"))?;
     let conf = tree.text(inside.join("ca.conf"))?;
@@ -182,13 +155,13 @@ fn account(tree: &Tree, place: &Path) -> Result<Account, String> {
     let name = place.display().to_string();
     // Older versions stored the host alone.
     let ca = match place.components().count() {
-        1 => Ca::Host(name.clone()),
-        _ => Ca::Directory(format!("https://{name}")),
+        1 => IssuingCa::Host(name.clone()),
+        _ => IssuingCa::Directory(format!("https://{name}")),
     };
-    Ok(Account {
+    Ok(ImportedAccount {
         name,
         ca,
-        key: AccountKey::Pem(key),
+        key: ImportedKey::Pem(key),
         url: conf.value("ACCOUNT_URL").map(str::to_owned),
         email: conf.value("CA_EMAIL").and_then(super::address),
     })

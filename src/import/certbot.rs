@@ -2,7 +2,8 @@
 //! links to the newest pair below `archive/`, and `accounts/HOST/PATH/ID/` has each
 //! account. Its `cli.ini` and the state of its plugins are not read.
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -10,43 +11,42 @@ use serde_json::Value;
 use super::lines::{Ini, list};
 use super::tree::Tree;
 use super::{
-    Account, AccountKey, Ca, Certificate, Found, LIVE, Proof, Remark, Renewal, Tool, hook,
-    not_a_directory_of,
+    Found, Http01, ImportedAccount, ImportedCertificate, ImportedKey, IssuingCa, LIVE, Remark,
+    RenewalSettings, hook,
 };
 use crate::lineage::Lineage;
-use crate::text::printable;
 
 const SETTINGS: &str = "renewalparams";
 const HOOKS: &str = "renewal-hooks";
+const ACCOUNT_KEY: &str = "private_key.json";
 /// `HOST/PATH/ID`, and a CA's path has a few parts.
 const DEEPEST_ACCOUNT: usize = 8;
 
-pub(super) fn read(tree: &Tree) -> Result<Found, String> {
+pub(super) fn read(tree: &Tree) -> Result<Found, &'static str> {
     if !tree.has_directory("renewal") {
-        return Err(not_a_directory_of(Tool::Certbot, tree.root(), "renewal/"));
+        return Err("renewal/");
     }
     let mut found = Found::default();
     let programs = global_hooks(tree, &mut found.remarks);
     for file in tree.names("renewal") {
-        let Some(name) = file.strip_suffix(".conf") else {
-            continue;
-        };
-        match certificate(tree, name) {
-            Ok(mut certificate) => {
-                let own = &mut certificate.renewal.programs;
-                own.extend(programs.iter().cloned());
-                own.sort();
-                own.dedup();
-                found.certificates.push(certificate);
-            }
-            Err(why) => found.remarks.push(Remark::broken(printable(name), why)),
+        if let Some(name) = file.strip_suffix(".conf") {
+            found.certificate(name, certificate(tree, name, &programs));
         }
     }
-    accounts(tree, &mut found);
+    for place in tree.directories_with("accounts", ACCOUNT_KEY, DEEPEST_ACCOUNT) {
+        if let (Some(name), Some(server)) = (place.file_name(), place.parent()) {
+            let name = name.to_string_lossy();
+            found.account(&name, account(tree, &place, &name, server));
+        }
+    }
     Ok(found)
 }
 
-fn certificate(tree: &Tree, name: &str) -> Result<Certificate, String> {
+fn certificate(
+    tree: &Tree,
+    name: &str,
+    programs: &[PathBuf],
+) -> Result<ImportedCertificate, String> {
     let lineage = Lineage::parse(&name.to_ascii_lowercase()).map_err(|error| error.to_string())?;
     let path = format!("renewal/{name}.conf");
     let text = tree.required(&path)?;
@@ -57,32 +57,33 @@ fn certificate(tree: &Tree, name: &str) -> Result<Certificate, String> {
     let key_pem = tree.required(live.join("privkey.pem"))?;
     let chain_pem = tree.required(live.join("fullchain.pem"))?;
     let mut remarks = Vec::new();
-    let renewal = renewal(&ini, &mut remarks);
-    let place = tree.root().join(&live);
-    remarks.push(Remark::by_hand(
-        "your servers",
-        format!(
-            "replace {}/ by {LIVE}/ in their configuration",
-            place.display()
-        ),
-    ));
-    Ok(Certificate {
+    let mut renewal = renewal(&ini, &mut remarks);
+    renewal.programs.extend_from_slice(programs);
+    renewal.programs.sort();
+    renewal.programs.dedup();
+    let place = tree.root.join(&live);
+    let text = format!(
+        "replace {}/ by {LIVE}/ in their configuration",
+        place.display()
+    );
+    remarks.push(Remark::manual("your servers", text));
+    Ok(ImportedCertificate {
         lineage,
         key_pem,
         chain_pem: chain_pem.expose().to_owned(),
-        ca: Ca::Directory(server.to_owned()),
+        ca: IssuingCa::Directory(server.to_owned()),
         account: setting("account").map(str::to_owned),
         renewal,
         remarks,
     })
 }
 
-pub(super) fn renewal(ini: &Ini, remarks: &mut Vec<Remark>) -> Renewal {
+pub(super) fn renewal(ini: &Ini, remarks: &mut Vec<Remark>) -> RenewalSettings {
     let setting = |name: &str| ini.value(SETTINGS, name);
     let is_on = |name: &str| setting(name) == Some("True");
     let profile = setting("required_profile").or_else(|| setting("preferred_profile"));
-    let mut renewal = Renewal {
-        proof: proof(ini, remarks),
+    let mut renewal = RenewalSettings {
+        http01: http01(ini, remarks),
         reuse_key: is_on("reuse_key"),
         partial: is_on("allow_subset_of_names"),
         preferred_chain: setting("preferred_chain").map(str::to_owned),
@@ -96,34 +97,30 @@ pub(super) fn renewal(ini: &Ini, remarks: &mut Vec<Remark>) -> Renewal {
         }
     }
     for name in ["pre_hook", "post_hook"] {
-        if setting(name).is_some() {
-            hook::report(name, remarks);
-        }
+        remarks.extend(setting(name).map(|_| hook::around(name)));
     }
     if let Some(other) = setting("installer").filter(|name| *name != "nginx") {
-        let text = format!(
-            "{}: certs reloads it through systemd: import again with --deploy systemd:UNIT",
-            printable(other)
-        );
-        remarks.push(Remark::not_taken("installer", text));
+        let text = "certs reloads it through systemd: import again with --deploy systemd:UNIT";
+        remarks.push(Remark::unsupported("installer", format!("{other}: {text}")));
     }
-    if ini.value("", "renew_before_expiry").is_some() {
-        let text =
-            "the CA's renewal window (ARI) or two thirds of the lifetime decide when to renew";
-        remarks.push(Remark::not_taken("renew_before_expiry", text));
-    }
-    if is_on("must_staple") {
-        let text = "CAs no longer issue certificates with it";
-        remarks.push(Remark::not_taken("must_staple", text));
-    }
-    if setting("autorenew") == Some("False") {
-        let text = "certbot did not renew it, but certs will";
-        remarks.push(Remark::not_taken("autorenew", text));
-    }
+    let mut report = |name: &str, is_set: bool, text: &str| {
+        remarks.extend(is_set.then(|| Remark::unsupported(name, text)));
+    };
+    let has_days = ini.value("", "renew_before_expiry").is_some();
+    let text = "the CA's renewal window (ARI) or two thirds of the lifetime decide when to renew";
+    report("renew_before_expiry", has_days, text);
+    let text = "CAs no longer issue certificates with it";
+    report("must_staple", is_on("must_staple"), text);
+    let is_off = setting("autorenew") == Some("False");
+    report(
+        "autorenew",
+        is_off,
+        "certbot did not renew it, but certs will",
+    );
     renewal
 }
 
-fn proof(ini: &Ini, remarks: &mut Vec<Remark>) -> Option<Proof> {
+fn http01(ini: &Ini, remarks: &mut Vec<Remark>) -> Option<Http01> {
     let setting = |name: &str| ini.value(SETTINGS, name);
     match setting("authenticator")? {
         "standalone" => {
@@ -132,56 +129,40 @@ fn proof(ini: &Ini, remarks: &mut Vec<Remark>) -> Option<Proof> {
             let address = match (address, port) {
                 (None, None | Some(80)) => None,
                 (address, port) => Some(SocketAddr::new(
-                    address.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into()),
+                    address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
                     port.unwrap_or(80),
                 )),
             };
-            Some(Proof::Listen(address))
+            Some(Http01::Listen(address))
         }
         "webroot" => webroot(ini, remarks),
         "nginx" => {
             let text = "nginx uses port 80: `certs install nginx --domain NAME` lets it answer from a webroot; \
                         then import again with --webroot DIR";
-            remarks.push(Remark::by_hand("authenticator", text));
+            remarks.push(Remark::manual("authenticator", text));
             None
         }
         other => {
-            let other = printable(other);
-            let text = match other.strip_prefix("dns-") {
-                Some(_) => format!(
-                    "{other}: this version does not answer DNS-01: the renewal will use HTTP-01 on port 80, \
-                     which cannot validate a wildcard"
-                ),
-                None => format!(
-                    "{other} has no counterpart: the renewal will use HTTP-01 on port 80; import again with \
-                     --webroot DIR if another server uses that port"
-                ),
-            };
-            remarks.push(Remark::not_taken("authenticator", text));
+            let is_dns = other.starts_with("dns-");
+            remarks.push(Remark::no_solver("authenticator", other, is_dns));
             None
         }
     }
 }
 
-fn webroot(ini: &Ini, remarks: &mut Vec<Remark>) -> Option<Proof> {
+fn webroot(ini: &Ini, remarks: &mut Vec<Remark>) -> Option<Http01> {
+    let listed = ini.value(SETTINGS, "webroot_path").map(list);
     let mapped = ini.section("webroot_map").map(|(_, path)| path);
-    let mut paths: Vec<&str> = mapped.collect();
-    paths.extend(
-        ini.value(SETTINGS, "webroot_path")
-            .map(list)
-            .unwrap_or_default(),
-    );
-    paths.sort_unstable();
-    paths.dedup();
-    match paths.as_slice() {
-        [only] if Path::new(only).is_absolute() => Some(Proof::Webroot(only.into())),
+    let paths: BTreeSet<&str> = mapped.chain(listed.unwrap_or_default()).collect();
+    match Vec::from_iter(paths).as_slice() {
+        [only] if Path::new(only).is_absolute() => Some(Http01::Webroot(only.into())),
         several => {
             let text = format!(
                 "{} directories, but certs uses one absolute path for all names: the renewal will use port 80; \
                  import again with --webroot DIR",
                 several.len()
             );
-            remarks.push(Remark::not_taken("webroot", text));
+            remarks.push(Remark::unsupported("webroot", text));
             None
         }
     }
@@ -191,39 +172,26 @@ fn webroot(ini: &Ini, remarks: &mut Vec<Remark>) -> Option<Proof> {
 fn global_hooks(tree: &Tree, remarks: &mut Vec<Remark>) -> Vec<PathBuf> {
     for around in ["pre", "post"] {
         let directory = format!("{HOOKS}/{around}");
-        if !tree.names(&directory).is_empty() {
-            hook::report(&directory, remarks);
-        }
+        let is_used = !tree.names(&directory).is_empty();
+        remarks.extend(is_used.then(|| hook::around(&directory)));
     }
     let directory = format!("{HOOKS}/deploy");
     let names = tree.names(&directory).into_iter();
     // certbot ignores the backup files of editors, too.
     let names = names.filter(|name| !name.ends_with('~'));
     names
-        .map(|name| tree.root().join(&directory).join(name))
+        .map(|name| tree.root.join(&directory).join(name))
         .collect()
 }
 
-fn accounts(tree: &Tree, found: &mut Found) {
-    const KEY: &str = "private_key.json";
-    for place in tree.directories_with("accounts", KEY, DEEPEST_ACCOUNT) {
-        let (Some(name), Some(server)) = (place.file_name(), place.parent()) else {
-            continue;
-        };
-        let name = name.to_string_lossy().into_owned();
-        match account(tree, &place, name.clone(), server) {
-            Ok(account) => found.accounts.push(account),
-            Err(why) => {
-                let subject = format!("account {}", printable(&name));
-                found.remarks.push(Remark::broken(subject, why));
-            }
-        }
-    }
-}
-
-fn account(tree: &Tree, place: &Path, name: String, server: &Path) -> Result<Account, String> {
+fn account(
+    tree: &Tree,
+    place: &Path,
+    name: &str,
+    server: &Path,
+) -> Result<ImportedAccount, String> {
     let place = Path::new("accounts").join(place);
-    let key = tree.required(place.join("private_key.json"))?;
+    let key = tree.required(place.join(ACCOUNT_KEY))?;
     let registered = tree.text(place.join("regr.json"))?;
     let registered: Value = match &registered {
         Some(text) => {
@@ -231,10 +199,10 @@ fn account(tree: &Tree, place: &Path, name: String, server: &Path) -> Result<Acc
         }
         None => Value::Null,
     };
-    Ok(Account {
-        name,
-        ca: Ca::Directory(format!("https://{}", server.display())),
-        key: AccountKey::Jwk(key),
+    Ok(ImportedAccount {
+        name: name.to_owned(),
+        ca: IssuingCa::Directory(format!("https://{}", server.display())),
+        key: ImportedKey::Jwk(key),
         url: registered["uri"].as_str().map(str::to_owned),
         email: super::email(&registered["body"]["contact"]),
     })

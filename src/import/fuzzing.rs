@@ -1,7 +1,7 @@
 //! Rules for the readers with any content in the files of another client.
 
 use super::lines::{Assignments, Ini};
-use super::{Found, Remark, Renewal, acme_sh, certbot, traefik};
+use super::{Found, Remark, RenewalSettings, acme_sh, certbot, traefik};
 
 /// Settings that are imported are safe to use, and remarks are printable.
 pub(crate) fn file(bytes: &[u8]) {
@@ -32,7 +32,7 @@ pub(crate) fn file(bytes: &[u8]) {
     }
 }
 
-fn check(renewal: &Renewal) {
+fn check(renewal: &RenewalSettings) {
     for program in &renewal.programs {
         assert!(program.is_absolute());
         let text = program.to_string_lossy();

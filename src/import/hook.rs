@@ -4,14 +4,19 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Remark, Renewal};
+use super::{Remark, RenewalSettings};
 use crate::text::printable_within;
 
 /// Punctuation that has no meaning to a shell.
 const PLAIN: &str = "/._-+@%:,";
 
 /// Adds `command` to `renewal`, or reports why not and what to do.
-pub(super) fn add(setting: &str, command: &str, renewal: &mut Renewal, remarks: &mut Vec<Remark>) {
+pub(super) fn add(
+    setting: &str,
+    command: &str,
+    renewal: &mut RenewalSettings,
+    remarks: &mut Vec<Remark>,
+) {
     let command = command.trim();
     if is_plain(command) && Path::new(command).is_absolute() {
         renewal.programs.push(PathBuf::from(command));
@@ -23,22 +28,22 @@ pub(super) fn add(setting: &str, command: &str, renewal: &mut Renewal, remarks: 
         true => format!("`{} …`", printable_within(first, 60)),
         false => "a command".to_owned(),
     };
-    let instead = matching_target(command).map_or_else(
+    let target = matching_target(command);
+    let instead = target.map_or_else(
         || "put it into a program and import again with --deploy exec:/PROGRAM".to_owned(),
         |target| format!("import again with --deploy {target}"),
     );
     let why = "certs runs no shell, and this is more than the path of a program";
-    remarks.push(Remark::not_taken(
-        setting,
-        format!("{first}: {why}; {instead}"),
-    ));
+    let text = format!("{first}: {why}; {instead}");
+    remarks.push(Remark::unsupported(setting, text));
 }
 
-/// Reports a hook that runs before or after each attempt, whether it succeeds or not.
-pub(super) fn report(setting: &str, remarks: &mut Vec<Remark>) {
+/// The remark on a hook that runs before or after each attempt, whether it succeeds or
+/// not.
+pub(super) fn around(setting: &str) -> Remark {
     let text = "certs runs no program around a renewal: it binds port 80 only during the validation, or use \
                 --webroot; for a program after a success use --deploy";
-    remarks.push(Remark::not_taken(setting, text));
+    Remark::unsupported(setting, text)
 }
 
 fn is_plain(command: &str) -> bool {
@@ -79,7 +84,7 @@ mod tests {
     #[test]
     fn hook_adds_path_and_reports_shell_command() {
         let add = |command: &str| {
-            let (mut renewal, mut remarks) = (Renewal::default(), Vec::new());
+            let (mut renewal, mut remarks) = (RenewalSettings::default(), Vec::new());
             super::add("renew_hook", command, &mut renewal, &mut remarks);
             match remarks.pop() {
                 None => Ok(renewal.programs.remove(0)),

@@ -3,60 +3,45 @@
 //! neither the challenge nor the hooks: those are options of the command in the
 //! operator's timer.
 
-use serde_json::Value;
-
 use super::tree::Tree;
 use super::{
-    Account, AccountKey, Ca, Certificate, Found, Remark, Renewal, Tool, not_a_directory_of,
+    Found, ImportedAccount, ImportedCertificate, ImportedKey, IssuingCa, Remark, RenewalSettings,
+    lineage_of,
 };
-use crate::identifier::Identifier;
-use crate::lineage::Lineage;
-use crate::text::printable;
 
-pub(super) fn read(tree: &Tree) -> Result<Found, String> {
+pub(super) fn read(tree: &Tree) -> Result<Found, &'static str> {
     if !tree.has_directory("certificates") {
-        return Err(not_a_directory_of(Tool::Lego, tree.root(), "certificates/"));
+        return Err("certificates/");
     }
     let mut found = Found::default();
     for file in tree.names("certificates") {
-        let Some(name) = file.strip_suffix(".json") else {
-            continue;
-        };
-        match certificate(tree, name) {
-            Ok(certificate) => found.certificates.push(certificate),
-            Err(why) => found.remarks.push(Remark::broken(printable(name), why)),
+        if let Some(name) = file.strip_suffix(".json") {
+            found.certificate(name, certificate(tree, name));
         }
     }
     for host in tree.names("accounts") {
         for email in tree.names(format!("accounts/{host}")) {
-            match account(tree, &host, &email) {
-                Ok(account) => found.accounts.push(account),
-                Err(why) => {
-                    let subject = format!("account {} at {}", printable(&email), printable(&host));
-                    found.remarks.push(Remark::broken(subject, why));
-                }
-            }
+            let subject = format!("{email} at {host}");
+            found.account(&subject, account(tree, &host, &email));
         }
     }
     if !found.certificates.is_empty() {
         let text = "lego stores neither the challenge nor the hooks: they are options of the command in your \
                     timer. Without --webroot, port 80 is used; instead of --run-hook or --renew-hook use --deploy";
-        found.remarks.push(Remark::by_hand("options of lego", text));
+        found.remarks.push(Remark::manual("options of lego", text));
     }
     Ok(found)
 }
 
-fn certificate(tree: &Tree, name: &str) -> Result<Certificate, String> {
+fn certificate(tree: &Tree, name: &str) -> Result<ImportedCertificate, String> {
     let file = |kind: &str| format!("certificates/{name}.{kind}");
-    let about = json(tree, &file("json"))?;
+    let about = tree.json(&file("json"))?;
     let domain = about["domain"].as_str().ok_or("its .json has no domain")?;
-    let first = Identifier::parse(domain).map_err(|error| error.to_string())?;
-    let url = about["certUrl"]
-        .as_str()
-        .or_else(|| about["certStableUrl"].as_str());
-    let host = url
-        .and_then(super::host_of)
-        .ok_or("its .json does not name the CA")?;
+    let lineage = lineage_of(domain)?;
+    let mut urls = ["certUrl", "certStableUrl"].iter();
+    let url = urls.find_map(|member| about[member].as_str());
+    let host = url.and_then(super::host_of);
+    let host = host.ok_or("its .json does not name the CA")?;
     let key_pem = tree.required(file("key"))?;
     let mut chain_pem = tree.required(file("crt"))?.expose().to_owned();
     // With --no-bundle the issuers are in their own file.
@@ -65,38 +50,33 @@ fn certificate(tree: &Tree, name: &str) -> Result<Certificate, String> {
     {
         chain_pem = format!("{}\n{}", chain_pem.trim_end(), issuers.expose());
     }
-    Ok(Certificate {
-        lineage: Lineage::of(&first),
+    Ok(ImportedCertificate {
+        lineage,
         key_pem,
         chain_pem,
-        ca: Ca::Host(host),
+        ca: IssuingCa::Host(host),
         account: None,
-        renewal: Renewal::default(),
+        renewal: RenewalSettings::default(),
         remarks: Vec::new(),
     })
 }
 
-fn account(tree: &Tree, host: &str, email: &str) -> Result<Account, String> {
+fn account(tree: &Tree, host: &str, email: &str) -> Result<ImportedAccount, String> {
     let place = format!("accounts/{host}/{email}");
-    let about = json(tree, &format!("{place}/account.json"))?;
+    let about = tree.json(&format!("{place}/account.json"))?;
     let key = tree.required(format!("{place}/keys/{email}.key"))?;
     let url = about["registration"]["uri"].as_str();
     // The directory's name is the host with `_` for `:`.
     let ca = url
         .and_then(super::host_of)
         .unwrap_or_else(|| host.replace('_', ":"));
-    Ok(Account {
+    Ok(ImportedAccount {
         name: email.to_owned(),
-        ca: Ca::Host(ca),
-        key: AccountKey::Pem(key),
+        ca: IssuingCa::Host(ca),
+        key: ImportedKey::Pem(key),
         url: url.map(str::to_owned),
         email: about["email"].as_str().and_then(super::address),
     })
-}
-
-fn json(tree: &Tree, path: &str) -> Result<Value, String> {
-    let text = tree.required(path)?;
-    serde_json::from_str(text.expose()).map_err(|_| format!("invalid JSON in {}", printable(path)))
 }
 
 #[cfg(test)]

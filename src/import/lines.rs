@@ -18,11 +18,8 @@ impl Ini {
             if line.is_empty() || line.starts_with(['#', ';']) {
                 continue;
             }
-            let inner = line
-                .strip_prefix('[')
-                .and_then(|rest| rest.strip_suffix(']'));
-            if let Some(inner) = inner {
-                section = inner.trim_matches(['[', ']']).trim().to_owned();
+            if line.starts_with('[') && line.ends_with(']') {
+                section = line.trim_matches(['[', ']']).trim().to_owned();
                 continue;
             }
             let Some((name, value)) = line.split_once('=') else {
@@ -36,12 +33,9 @@ impl Ini {
 
     /// The value of a setting; `None` also for Python's word `None`.
     pub(super) fn value(&self, section: &str, name: &str) -> Option<&str> {
-        let entry = self
-            .0
-            .iter()
-            .find(|(at, known, _)| at == section && known == name);
-        let value = entry.map(|(_, _, value)| value.as_str());
-        value.filter(|value| !value.is_empty() && *value != "None")
+        let mut entries = self.section(section);
+        let (_, value) = entries.find(|(known, _)| *known == name)?;
+        Some(value).filter(|value| !value.is_empty() && *value != "None")
     }
 
     /// All settings of a section.
@@ -74,9 +68,8 @@ impl Assignments {
 
     /// The value of a name by its last assignment; `None` if that is empty.
     pub(super) fn value(&self, name: &str) -> Option<&str> {
-        let entry = self.0.iter().rev().find(|(known, _)| known == name);
-        let value = entry.map(|(_, value)| value.as_str());
-        value.filter(|value| !value.is_empty())
+        let (_, value) = self.0.iter().rev().find(|(known, _)| known == name)?;
+        Some(value.as_str()).filter(|value| !value.is_empty())
     }
 }
 
@@ -87,20 +80,13 @@ fn numbered(text: &str) -> Result<impl Iterator<Item = (usize, &str)>, String> {
     if text.lines().count() > MOST_LINES {
         return Err(format!("it has more than {MOST_LINES} lines"));
     }
-    Ok(text
-        .lines()
-        .enumerate()
-        .map(|(index, line)| (index + 1, line)))
+    Ok((1..).zip(text.lines()))
 }
 
 fn unquoted(text: &str) -> &str {
-    for quote in ['\'', '"'] {
-        let inner = text.strip_prefix(quote);
-        if let Some(inner) = inner.and_then(|rest| rest.strip_suffix(quote)) {
-            return inner;
-        }
-    }
-    text
+    let mut quotes = ['\'', '"'].into_iter();
+    let inner = quotes.find_map(|quote| text.strip_prefix(quote)?.strip_suffix(quote));
+    inner.unwrap_or(text)
 }
 
 #[cfg(test)]

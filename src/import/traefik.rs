@@ -9,11 +9,11 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 
 use super::tree::text_of;
-use super::{Account, AccountKey, Ca, Certificate, Found, Remark, Renewal};
+use super::{
+    Found, ImportedAccount, ImportedCertificate, ImportedKey, IssuingCa, Remark, RenewalSettings,
+    lineage_of,
+};
 use crate::certificate::Secret;
-use crate::identifier::Identifier;
-use crate::lineage::Lineage;
-use crate::text::printable;
 
 /// One file has all certificates.
 const LARGEST: u64 = 32 << 20;
@@ -34,65 +34,57 @@ pub(super) fn parse(text: &str) -> Option<Found> {
         let account = &resolver["Account"];
         if account.is_null() && resolver["Certificates"].is_null() {
             let text = "it has no account and no certificate";
-            found.remarks.push(Remark::not_taken(printable(name), text));
+            found.remarks.push(Remark::unsupported(name, text));
             continue;
         }
         let url = account["Registration"]["uri"].as_str();
         let Some(host) = url.and_then(super::host_of) else {
             let text = "its account does not name the CA";
-            found.remarks.push(Remark::broken(printable(name), text));
+            found.remarks.push(Remark::invalid(name, text));
             continue;
         };
-        let ca = Ca::Host(host);
+        let ca = IssuingCa::Host(host);
         if let Some(key) = account["PrivateKey"].as_str() {
-            found.accounts.push(Account {
+            found.accounts.push(ImportedAccount {
                 name: name.clone(),
                 ca: ca.clone(),
-                key: AccountKey::Base64(Secret::new(key.to_owned())),
+                key: ImportedKey::Base64(Secret::new(key.to_owned())),
                 url: url.map(str::to_owned),
                 email: account["Email"].as_str().and_then(super::address),
             });
         }
         for one in resolver["Certificates"].as_array().into_iter().flatten() {
-            match certificate(one, name, &ca) {
-                Ok(certificate) => found.certificates.push(certificate),
-                Err(why) => {
-                    let main = one["domain"]["main"].as_str().unwrap_or("a certificate");
-                    found.remarks.push(Remark::broken(printable(main), why));
-                }
-            }
+            let main = one["domain"]["main"].as_str().unwrap_or("a certificate");
+            found.certificate(main, certificate(one, name, &ca));
         }
     }
     if !found.certificates.is_empty() {
         let text = "remove certResolver from its routers and let it read the files of certs: --deploy traefik:FILE \
                     writes one for its file provider. While Traefik uses port 80, route \
                     /.well-known/acme-challenge/ from it to certs with --http-listen";
-        found.remarks.push(Remark::by_hand("Traefik", text));
+        found.remarks.push(Remark::manual("Traefik", text));
     }
     Some(found)
 }
 
-fn certificate(one: &Value, resolver: &str, ca: &Ca) -> Result<Certificate, String> {
-    let main = one["domain"]["main"]
-        .as_str()
-        .ok_or("it has no main domain")?;
-    let first = Identifier::parse(main).map_err(|error| error.to_string())?;
+fn certificate(one: &Value, resolver: &str, ca: &IssuingCa) -> Result<ImportedCertificate, String> {
+    let main = one["domain"]["main"].as_str();
+    let lineage = lineage_of(main.ok_or("it has no main domain")?)?;
     let pem = |member: &str| {
-        let text = one[member]
-            .as_str()
-            .ok_or_else(|| format!("it has no {member}"))?;
+        let text = one[member].as_str();
+        let text = text.ok_or_else(|| format!("it has no {member}"))?;
         let bytes = BASE64_STANDARD.decode(text.trim()).ok();
         let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
         let text = text.ok_or_else(|| format!("its {member} is not valid PEM in base64"))?;
         Ok::<_, String>(Secret::new(text))
     };
-    Ok(Certificate {
-        lineage: Lineage::of(&first),
+    Ok(ImportedCertificate {
+        lineage,
         key_pem: pem("key")?,
         chain_pem: pem("certificate")?.expose().to_owned(),
         ca: ca.clone(),
         account: Some(resolver.to_owned()),
-        renewal: Renewal::default(),
+        renewal: RenewalSettings::default(),
         remarks: Vec::new(),
     })
 }

@@ -8,6 +8,8 @@ use std::io::{ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
+use serde_json::Value;
+
 use crate::certificate::Secret;
 use crate::text::printable;
 
@@ -18,9 +20,9 @@ const MOST_ENTRIES: usize = 20_000;
 
 /// A directory that no read leaves.
 pub(super) struct Tree {
-    root: PathBuf,
+    pub(super) root: PathBuf,
     /// Directories that could not be read, and why: they may not be empty.
-    unreadable: RefCell<BTreeSet<String>>,
+    pub(super) unreadable: RefCell<BTreeSet<String>>,
 }
 
 /// Why a path is not read.
@@ -28,6 +30,15 @@ struct Refusal {
     text: String,
     /// Whether the path may exist.
     may_exist: bool,
+}
+
+impl Refusal {
+    fn system(path: &Path, error: &std::io::Error) -> Self {
+        Self {
+            text: format!("{}: {error}", shown(path)),
+            may_exist: error.kind() != ErrorKind::NotADirectory,
+        }
+    }
 }
 
 impl Tree {
@@ -40,16 +51,6 @@ impl Tree {
         }
         let unreadable = RefCell::default();
         Ok(Self { root, unreadable })
-    }
-
-    /// The directories that could not be read, each with its reason.
-    pub(super) fn unreadable(&self) -> BTreeSet<String> {
-        self.unreadable.borrow().clone()
-    }
-
-    /// Its path.
-    pub(super) fn root(&self) -> &Path {
-        &self.root
     }
 
     /// The text of a file; `None` if it does not exist.
@@ -68,28 +69,27 @@ impl Tree {
         text.ok_or_else(|| format!("{} not found", shown(path)))
     }
 
+    /// The JSON of a file that must exist.
+    pub(super) fn json(&self, path: &str) -> Result<Value, String> {
+        let text = self.required(path)?;
+        let json = serde_json::from_str(text.expose());
+        json.map_err(|_| format!("invalid JSON in {}", printable(path)))
+    }
+
     /// The names in a directory, sorted; empty if it does not exist. Names that are not
     /// UTF-8 are skipped.
     pub(super) fn names(&self, path: impl AsRef<Path>) -> Vec<String> {
         let path = path.as_ref();
-        let entries = match self.resolve(path) {
-            Ok(Some(inside)) => std::fs::read_dir(inside),
-            Ok(None) => return Vec::new(),
-            Err(refusal) => {
-                let text = Some(refusal.text).filter(|_| refusal.may_exist);
-                self.unreadable.borrow_mut().extend(text);
-                return Vec::new();
-            }
-        };
-        let entries = match entries {
-            Err(error) if error.kind() != ErrorKind::NotADirectory => {
-                let text = format!("{}: {error}", shown(path));
-                self.unreadable.borrow_mut().insert(text);
-                return Vec::new();
-            }
-            entries => entries.into_iter().flatten(),
-        };
-        let names = entries.take(MOST_ENTRIES).flatten();
+        let entries = self.resolve(path).and_then(|inside| {
+            let entries = inside.map(std::fs::read_dir).transpose();
+            entries.map_err(|error| Refusal::system(path, &error))
+        });
+        let entries = entries.unwrap_or_else(|refusal| {
+            let text = Some(refusal.text).filter(|_| refusal.may_exist);
+            self.unreadable.borrow_mut().extend(text);
+            None
+        });
+        let names = entries.into_iter().flatten().take(MOST_ENTRIES).flatten();
         let names = names.filter_map(|entry| entry.file_name().into_string().ok());
         let mut names: Vec<String> = names.collect();
         names.sort();
@@ -138,24 +138,24 @@ impl Tree {
     /// The real path of `path`, inside the tree; `None` if it does not exist.
     fn resolve(&self, path: &Path) -> Result<Option<PathBuf>, Refusal> {
         let plain = |part| matches!(part, Component::Normal(_));
-        let refused = |text: String, may_exist| Err(Refusal { text, may_exist });
-        let outside = || format!("{} leads out of the directory", shown(path));
+        let refused = |why: &str| {
+            let text = format!("{} {why}", shown(path));
+            let may_exist = false;
+            Err(Refusal { text, may_exist })
+        };
         if !path.components().all(plain) {
-            return refused(outside(), false);
+            return refused("leads out of the directory");
         }
         match std::fs::canonicalize(self.root.join(path)) {
             Ok(inside) if inside.starts_with(&self.root) => Ok(Some(inside)),
-            Ok(_) => refused(outside(), false),
+            Ok(_) => refused("leads out of the directory"),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 match std::fs::symlink_metadata(self.root.join(path)) {
-                    Ok(_) => refused(format!("{} is a dangling link", shown(path)), false),
+                    Ok(_) => refused("is a dangling link"),
                     Err(_) => Ok(None),
                 }
             }
-            Err(error) => {
-                let may_exist = error.kind() != ErrorKind::NotADirectory;
-                refused(format!("{}: {error}", shown(path)), may_exist)
-            }
+            Err(error) => Err(Refusal::system(path, &error)),
         }
     }
 }
@@ -226,10 +226,10 @@ mod tests {
         assert_eq!(tree.directories_with("", "there", 4), [PathBuf::new()]);
         assert_eq!(tree.names("../").len(), 0);
         assert_eq!(tree.names("there").len() + tree.names("absent").len(), 0);
-        assert!(tree.unreadable().is_empty());
+        assert!(tree.unreadable.borrow().is_empty());
         // A directory that cannot be read is not treated as empty.
         assert_eq!(tree.names("x".repeat(300)).len(), 0);
-        assert_eq!(tree.unreadable().len(), 1);
+        assert_eq!(tree.unreadable.borrow().len(), 1);
         assert!(Tree::open(&at("secret")).is_err());
         assert!(Tree::open(&at("absent")).is_err());
     }

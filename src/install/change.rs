@@ -15,23 +15,10 @@ pub(crate) struct Edit {
 }
 
 /// Edits by file number.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Edits(BTreeMap<usize, Vec<Edit>>);
+pub(crate) type Edits = BTreeMap<usize, Vec<Edit>>;
 
-impl Edits {
-    /// Adds an edit. Edits that start at the same byte keep their order.
-    pub(crate) fn add(&mut self, file: usize, span: Span, text: impl Into<String>) {
-        let text = text.into();
-        self.0.entry(file).or_default().push(Edit { span, text });
-    }
-
-    /// Each file with its edits.
-    pub(crate) fn files(&self) -> impl Iterator<Item = (usize, &[Edit])> {
-        self.0.iter().map(|(file, edits)| (*file, edits.as_slice()))
-    }
-}
-
-/// `text` with all edits applied; an edit that overlaps an earlier one is skipped.
+/// `text` with all edits applied. Edits that start at the same byte keep their order; an
+/// edit that overlaps an earlier one is skipped.
 #[must_use]
 pub(crate) fn apply(text: &[u8], edits: &[Edit]) -> Vec<u8> {
     let mut sorted: Vec<&Edit> = edits.iter().collect();
@@ -52,37 +39,28 @@ pub(crate) fn apply(text: &[u8], edits: &[Edit]) -> Vec<u8> {
 /// The indentation of the line of a byte.
 #[must_use]
 pub(crate) fn indent(text: &[u8], at: usize) -> String {
-    let begin = text[..at].iter().rposition(|byte| *byte == b'\n');
-    let line = &text[begin.map_or(0, |begin| begin + 1)..at];
-    let blanks = line.iter().take_while(|byte| matches!(byte, b' ' | b'\t'));
+    let line = text[..at].rsplit(|byte| *byte == b'\n').next();
+    let bytes = line.unwrap_or_default().iter();
+    let blanks = bytes.take_while(|byte| matches!(byte, b' ' | b'\t'));
     blanks.map(|byte| char::from(*byte)).collect()
 }
 
 /// The line ending of the file.
 #[must_use]
 pub(crate) fn line_end(text: &[u8]) -> &'static str {
-    if text.windows(2).any(|pair| pair == b"\r\n") {
-        "\r\n"
-    } else {
-        "\n"
-    }
+    let is_dos = text.windows(2).any(|pair| pair == b"\r\n");
+    if is_dos { "\r\n" } else { "\n" }
 }
 
 /// The end of the line, if only blanks and a comment follow `at`, so that the comment
 /// stays with its directive; else `at`.
 #[must_use]
 pub(crate) fn after_comment(text: &[u8], at: usize) -> usize {
-    let rest = &text[at..];
-    let end = rest
-        .iter()
-        .position(|byte| *byte == b'\n')
-        .unwrap_or(rest.len());
-    let line = &rest[..end];
-    let first = line
-        .iter()
-        .find(|byte| !matches!(byte, b' ' | b'\t' | b'\r'));
-    match first {
-        None | Some(b'#') => at + end - usize::from(line.ends_with(b"\r")),
+    let mut lines = text[at..].split(|byte| *byte == b'\n');
+    let line = lines.next().unwrap_or_default();
+    let mut bytes = line.iter();
+    match bytes.find(|byte| !matches!(byte, b' ' | b'\t' | b'\r')) {
+        None | Some(b'#') => at + line.len() - usize::from(line.ends_with(b"\r")),
         Some(_) => at,
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::InstallError;
+use crate::failure::Failure;
 use crate::files;
 use crate::fingerprint::Fingerprint;
 
@@ -29,22 +29,27 @@ pub(crate) struct Change {
 /// A link to create, as in sites-enabled.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Link {
-    /// The path of the link.
     pub path: PathBuf,
-    /// Its target.
     pub target: PathBuf,
+}
+
+/// The subject of an install.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Subject {
+    /// The name of its certificate.
+    pub name: String,
+    /// All names of its server; empty in journals of old versions.
+    #[serde(default)]
+    pub names: Vec<String>,
+    /// nginx's main file.
+    pub main: PathBuf,
 }
 
 /// The intent of an install, as it is stored.
 #[derive(Debug, Serialize, Deserialize)]
 struct Intent {
-    /// The name of its certificate.
-    name: String,
-    /// All names of its server.
-    #[serde(default)]
-    names: Vec<String>,
-    /// nginx's main file.
-    main: PathBuf,
+    #[serde(flatten)]
+    subject: Subject,
     entries: Vec<Entry>,
     links: Vec<Link>,
 }
@@ -59,36 +64,19 @@ struct Entry {
     owner: (u32, u32),
 }
 
+/// The owner of a file that does not exist.
+const NO_OWNER: (u32, u32) = (u32::MAX, u32::MAX);
+
 /// The installs that can be undone.
 #[derive(Debug)]
 pub(crate) struct Journals {
     root: PathBuf,
 }
 
-/// The subject of an install.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Subject<'a> {
-    /// The name of its certificate.
-    pub name: &'a str,
-    /// All names of its server.
-    pub names: &'a [String],
-    /// nginx's main file.
-    pub main: &'a Path,
-}
-
-/// While it exists, no other install or undo can start.
-#[derive(Debug)]
-pub(crate) struct Lock {
-    _file: File,
-}
-
 /// An install that was undone.
 #[derive(Debug)]
 pub(crate) struct Undone {
-    /// The name of its certificate.
-    pub name: String,
-    /// nginx's main file.
-    pub main: PathBuf,
+    pub subject: Subject,
     /// The restored files.
     pub files: Vec<PathBuf>,
 }
@@ -102,19 +90,19 @@ impl Journals {
         }
     }
 
-    /// Blocks other installs and undos until the lock is dropped or its process ends.
+    /// Blocks other installs and undos until the file is closed or its process ends.
     ///
     /// # Errors
     /// When another process has the lock, or the directory cannot be created.
-    pub(crate) fn lock(&self) -> Result<Lock, InstallError> {
+    pub(crate) fn lock(&self) -> Result<File, Failure> {
         let path = self.root.join("lock");
         files::make_directory(&self.root, 0o700).map_err(store_error(&self.root))?;
         let mut options = OpenOptions::new();
         let options = options.write(true).create(true).truncate(false).mode(0o600);
         let file = options.open(&path).map_err(store_error(&path))?;
         match file.try_lock() {
-            Ok(()) => Ok(Lock { _file: file }),
-            Err(TryLockError::WouldBlock) => Err(InstallError::refused(
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(Failure::usage(
                 "another certs install is running; nothing was changed",
                 "wait for its end and run this command again",
             )),
@@ -123,13 +111,14 @@ impl Journals {
     }
 
     /// An empty directory of our own, for copies under test.
-    ///
-    /// # Errors
-    /// When it cannot be created.
-    pub(crate) fn scratch(&self) -> Result<PathBuf, InstallError> {
-        let path = self.root.join(".scratch");
-        remove_all(&path).map_err(store_error(&path))?;
-        files::make_directory(&path, 0o700).map_err(store_error(&path))?;
+    pub(crate) fn scratch(&self) -> Result<PathBuf, Failure> {
+        self.empty_directory(".scratch")
+    }
+
+    fn empty_directory(&self, name: &str) -> Result<PathBuf, Failure> {
+        let path = self.root.join(name);
+        let emptied = remove_all(&path).and_then(|()| files::make_directory(&path, 0o700));
+        emptied.map_err(store_error(&path))?;
         Ok(path)
     }
 
@@ -137,15 +126,11 @@ impl Journals {
     ///
     /// # Errors
     /// When a file was changed by hand since then.
-    pub(crate) fn recover(&self) -> Result<bool, InstallError> {
-        let Some(number) = self.newest()? else {
-            return Ok(false);
-        };
-        if self.directory(number).join(DONE).exists() {
-            return Ok(false);
-        }
-        self.undo_one(number)?;
-        Ok(true)
+    pub(crate) fn recover(&self) -> Result<bool, Failure> {
+        let newest = self.numbers()?.pop();
+        let interrupted = newest.filter(|number| !self.directory(*number).join(DONE).exists());
+        let undone = interrupted.map(|number| self.undo_one(number));
+        Ok(undone.transpose()?.is_some())
     }
 
     /// Writes all changes or none.
@@ -154,96 +139,55 @@ impl Journals {
     /// All files are as before.
     pub(crate) fn write(
         &self,
-        subject: Subject<'_>,
+        subject: Subject,
         changes: &[Change],
         links: &[Link],
-    ) -> Result<(), InstallError> {
-        let number = self.newest()?.unwrap_or(0) + 1;
-        let directory = self.store(number, subject, changes, links)?;
-        let staged = changes.iter().try_for_each(|change| {
-            stage(change).map_err(|error| {
-                InstallError::refused(
-                    format!(
-                        "{}: cannot be written: {error}; nothing was changed",
-                        change.path.display()
-                    ),
-                    "run as a user who may write the file, usually root",
-                )
-            })
-        });
-        let written = staged.and_then(|()| self.go_live(changes, links));
-        if let Err(error) = written {
+    ) -> Result<(), Failure> {
+        let number = self.numbers()?.pop().unwrap_or(0) + 1;
+        let intent = self.store(number, subject, changes, links)?;
+        if let Err(error) = go_live(&intent, changes) {
             self.undo_one(number)?;
             return Err(error);
         }
-        files::write_new(&directory.join(DONE), 0o600, b"").map_err(store_error(&directory))?;
-        files::sync(&directory).map_err(store_error(&directory))
-    }
-
-    fn go_live(&self, changes: &[Change], links: &[Link]) -> Result<(), InstallError> {
-        let refused = |path: &Path, error: io::Error| {
-            let message = format!("{}: {error}; nothing was changed", path.display());
-            InstallError::refused(
-                message,
-                "check the owner of the file and the free space on the disk",
-            )
-        };
-        for change in changes {
-            let path = &change.path;
-            let renamed =
-                std::fs::rename(aside(path), path).and_then(|()| files::sync_parent(path));
-            renamed.map_err(|error| refused(path, error))?;
-        }
-        for link in links {
-            let made = symlink(&link.target, &link.path);
-            let made = made.and_then(|()| files::sync_parent(&link.path));
-            made.map_err(|error| refused(&link.path, error))?;
-        }
-        Ok(())
+        let directory = self.directory(number);
+        files::write_new(&directory.join(DONE), 0o600, b"")
+            .and_then(|()| files::sync(&directory))
+            .map_err(store_error(&directory))
     }
 
     /// Stores the originals and the intent, all or nothing.
     fn store(
         &self,
         number: u64,
-        subject: Subject<'_>,
+        subject: Subject,
         changes: &[Change],
         links: &[Link],
-    ) -> Result<PathBuf, InstallError> {
+    ) -> Result<Intent, Failure> {
         let directory = self.directory(number);
-        let staged = self.root.join(format!(".new-{number}"));
-        remove_all(&staged).map_err(store_error(&staged))?;
-        files::make_directory(&staged, 0o700).map_err(store_error(&staged))?;
+        let staged = self.empty_directory(&format!(".new-{number}"))?;
         let mut entries = Vec::new();
         for (index, change) in changes.iter().enumerate() {
             entries.push(store_original(&staged.join(index.to_string()), change)?);
         }
         let intent = Intent {
-            name: subject.name.to_owned(),
-            names: subject.names.to_vec(),
-            main: subject.main.to_owned(),
+            subject,
             entries,
             links: links.to_vec(),
         };
-        let json = serde_json::to_vec_pretty(&intent);
-        let json = json.map_err(|error| InstallError::Store(error.to_string()))?;
-        let result = files::write_new(&staged.join(INTENT), 0o600, &json)
+        serde_json::to_vec_pretty(&intent)
+            .map_err(io::Error::from)
+            .and_then(|json| files::write_new(&staged.join(INTENT), 0o600, &json))
             .and_then(|()| files::sync(&staged))
             .and_then(|()| std::fs::rename(&staged, &directory))
-            .and_then(|()| files::sync_parent(&directory));
-        result.map_err(store_error(&directory))?;
-        Ok(directory)
+            .and_then(|()| files::sync_parent(&directory))
+            .map_err(store_error(&directory))?;
+        Ok(intent)
     }
 
     /// Undoes the newest install.
-    ///
-    /// # Errors
-    /// As [`Journals::undo`].
-    pub(crate) fn undo_newest(&self) -> Result<(), InstallError> {
-        if let Some(number) = self.newest()? {
-            self.undo_one(number)?;
-        }
-        Ok(())
+    pub(crate) fn undo_newest(&self) -> Result<(), Failure> {
+        let newest = self.numbers()?.pop();
+        newest.map_or(Ok(()), |number| self.undo_one(number).map(drop))
     }
 
     /// Undoes every install, newest first; with `name` only those of the server of
@@ -255,44 +199,45 @@ impl Journals {
         &self,
         name: Option<&str>,
         main: Option<&Path>,
-    ) -> Result<Vec<Undone>, InstallError> {
+    ) -> Result<Vec<Undone>, Failure> {
         let mut undone = Vec::new();
         for number in self.numbers()?.into_iter().rev() {
-            let intent = self.intent(number)?;
-            if name.is_some_and(|name| !intent.is_of(name))
-                || main.is_some_and(|main| main != intent.main)
-            {
-                continue;
+            let Subject {
+                name: own,
+                names,
+                main: own_main,
+            } = self.intent(number)?.subject;
+            let is_named =
+                name.is_none_or(|name| own == name || names.iter().any(|one| one == name));
+            if is_named && main.is_none_or(|main| main == own_main) {
+                undone.push(self.undo_one(number)?);
             }
-            undone.push(self.undo_one(number)?);
         }
         Ok(undone)
     }
 
     /// Checks all files before the first change; may be repeated after a crash.
-    fn undo_one(&self, number: u64) -> Result<Undone, InstallError> {
+    fn undo_one(&self, number: u64) -> Result<Undone, Failure> {
         let (intent, directory) = (self.intent(number)?, self.directory(number));
         let mut changed = Vec::new();
         for (index, entry) in intent.entries.iter().enumerate() {
+            let original = directory.join(index.to_string());
             let found = read(&entry.path)?.map(|text| Fingerprint::of(&text));
             if found == entry.before {
                 continue;
             }
             if found.as_ref() != Some(&entry.after) {
-                return Err(changed_by_hand(entry, &directory.join(index.to_string())));
+                return Err(changed_by_hand(entry, &original));
             }
-            changed.push((index, entry));
+            changed.push((entry, original));
         }
-        for link in &intent.links {
-            if std::fs::read_link(&link.path).is_ok_and(|target| target == link.target) {
-                let removed = files::remove_if_there(&link.path);
-                removed
-                    .and_then(|()| files::sync_parent(&link.path))
-                    .map_err(undo_error(&link.path))?;
+        for Link { path, target } in &intent.links {
+            if std::fs::read_link(path).is_ok_and(|found| found == *target) {
+                remove(path).map_err(undo_error(path))?;
             }
         }
-        for (index, entry) in changed {
-            restore(entry, &directory.join(index.to_string())).map_err(undo_error(&entry.path))?;
+        for (entry, original) in changed {
+            restore(entry, &original).map_err(undo_error(&entry.path))?;
         }
         for entry in &intent.entries {
             files::remove_if_there(&aside(&entry.path)).map_err(undo_error(&entry.path))?;
@@ -301,13 +246,12 @@ impl Journals {
             .and_then(|()| files::sync(&self.root))
             .map_err(store_error(&directory))?;
         Ok(Undone {
-            name: intent.name,
-            main: intent.main,
+            subject: intent.subject,
             files: intent.entries.into_iter().map(|entry| entry.path).collect(),
         })
     }
 
-    fn intent(&self, number: u64) -> Result<Intent, InstallError> {
+    fn intent(&self, number: u64) -> Result<Intent, Failure> {
         let path = self.directory(number).join(INTENT);
         let json = std::fs::read(&path).map_err(store_error(&path))?;
         serde_json::from_slice(&json).map_err(|error| store_error(&path)(error.into()))
@@ -317,11 +261,7 @@ impl Journals {
         self.root.join(format!("{number:04}"))
     }
 
-    fn newest(&self) -> Result<Option<u64>, InstallError> {
-        Ok(self.numbers()?.last().copied())
-    }
-
-    fn numbers(&self) -> Result<Vec<u64>, InstallError> {
+    fn numbers(&self) -> Result<Vec<u64>, Failure> {
         let entries = match std::fs::read_dir(&self.root) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.map_err(store_error(&self.root))?,
@@ -334,21 +274,40 @@ impl Journals {
     }
 }
 
-impl Intent {
-    fn is_of(&self, name: &str) -> bool {
-        self.name == name || self.names.iter().any(|one| one == name)
+/// Writes every file beside its place before the first one is renamed.
+fn go_live(intent: &Intent, changes: &[Change]) -> Result<(), Failure> {
+    for (entry, change) in intent.entries.iter().zip(changes) {
+        write_aside(entry, &change.content).map_err(|error| {
+            let path = entry.path.display();
+            Failure::usage(
+                format!("{path}: cannot be written: {error}; nothing was changed"),
+                "run as a user who may write the file, usually root",
+            )
+        })?;
     }
+    let files = intent.entries.iter().map(|entry| &entry.path);
+    let renamed = files.map(|path| (path, std::fs::rename(aside(path), path)));
+    let links = intent.links.iter();
+    let linked = links.map(|link| (&link.path, symlink(&link.target, &link.path)));
+    for (path, done) in renamed.chain(linked) {
+        done.and_then(|()| files::sync_parent(path))
+            .map_err(|error| {
+                Failure::usage(
+                    format!("{}: {error}; nothing was changed", path.display()),
+                    "check the owner of the file and the free space on the disk",
+                )
+            })?;
+    }
+    Ok(())
 }
 
-fn store_original(copy: &Path, change: &Change) -> Result<Entry, InstallError> {
+fn store_original(copy: &Path, change: &Change) -> Result<Entry, Failure> {
     let original = read(&change.path)?;
-    let (mut mode, mut owner) = (0o644, (u32::MAX, u32::MAX));
+    let (mut mode, mut owner) = (0o644, NO_OWNER);
     if let Some(original) = &original {
         let found = std::fs::metadata(&change.path).map_err(store_error(&change.path))?;
-        (mode, owner) = (
-            found.permissions().mode() & 0o7777,
-            (found.uid(), found.gid()),
-        );
+        mode = found.permissions().mode() & 0o7777;
+        owner = (found.uid(), found.gid());
         files::write_new(copy, 0o600, original).map_err(store_error(copy))?;
     }
     Ok(Entry {
@@ -366,74 +325,54 @@ fn aside(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.certs-new"))
 }
 
-fn stage(change: &Change) -> io::Result<()> {
-    let found = std::fs::metadata(&change.path).ok();
-    let mode = found
-        .as_ref()
-        .map_or(0o644, |found| found.permissions().mode() & 0o7777);
-    let owner = found.map(|found| (found.uid(), found.gid()));
-    write_aside(&change.path, mode, owner, &change.content)
-}
-
-fn write_aside(
-    path: &Path,
-    mode: u32,
-    owner: Option<(u32, u32)>,
-    content: &[u8],
-) -> io::Result<()> {
-    let aside = aside(path);
+fn write_aside(entry: &Entry, content: &[u8]) -> io::Result<()> {
+    let aside = aside(&entry.path);
     files::remove_if_there(&aside)?;
-    files::write_new(&aside, mode, content)?;
-    let Some((user, group)) = owner else {
-        return Ok(());
-    };
+    files::write_new(&aside, entry.mode, content)?;
     let own = std::fs::metadata(&aside)?;
-    if (own.uid(), own.gid()) != (user, group) {
-        chown(&aside, Some(user), Some(group))?;
+    if entry.owner != NO_OWNER && entry.owner != (own.uid(), own.gid()) {
+        chown(&aside, Some(entry.owner.0), Some(entry.owner.1))?;
         // A change of the owner may clear bits of the mode.
-        std::fs::set_permissions(&aside, PermissionsExt::from_mode(mode))?;
+        std::fs::set_permissions(&aside, PermissionsExt::from_mode(entry.mode))?;
     }
     Ok(())
 }
 
 fn restore(entry: &Entry, original: &Path) -> io::Result<()> {
     if entry.before.is_none() {
-        files::remove_if_there(&entry.path)?;
-        return files::sync_parent(&entry.path);
+        return remove(&entry.path);
     }
-    let content = std::fs::read(original)?;
-    write_aside(&entry.path, entry.mode, Some(entry.owner), &content)?;
+    write_aside(entry, &std::fs::read(original)?)?;
     std::fs::rename(aside(&entry.path), &entry.path)?;
     files::sync_parent(&entry.path)
 }
 
-fn changed_by_hand(entry: &Entry, original: &Path) -> InstallError {
-    let path = entry.path.display();
-    let (message, hint) = if entry.before.is_some() {
-        (
-            format!(
-                "{path}: changed since certs install; the original is in {}",
-                original.display()
-            ),
-            format!(
-                "compare the two (diff {} {path}) and, if you want the original, copy it back by hand",
-                original.display()
-            ),
-        )
-    } else {
-        (
-            format!("{path}: written by certs install and changed since then"),
-            format!("remove {path} by hand if you do not need it"),
-        )
-    };
-    InstallError::refused(message, hint)
+fn remove(path: &Path) -> io::Result<()> {
+    files::remove_if_there(path)?;
+    files::sync_parent(path)
 }
 
-fn read(path: &Path) -> Result<Option<Vec<u8>>, InstallError> {
+fn changed_by_hand(entry: &Entry, original: &Path) -> Failure {
+    let (path, original) = (entry.path.display(), original.display());
+    if entry.before.is_none() {
+        return Failure::usage(
+            format!("{path}: written by certs install and changed since then"),
+            format!("remove {path} by hand if you do not need it"),
+        );
+    }
+    Failure::usage(
+        format!("{path}: changed since certs install; the original is in {original}"),
+        format!(
+            "compare the two (diff {original} {path}) and, if you want the original, copy it back by hand"
+        ),
+    )
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>, Failure> {
     match std::fs::read(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(InstallError::refused(
+        Err(error) => Err(Failure::usage(
             format!("{}: {error}", path.display()),
             "run as a user who may read the file",
         )),
@@ -447,16 +386,14 @@ fn remove_all(path: &Path) -> io::Result<()> {
     }
 }
 
-fn store_error(path: &Path) -> impl Fn(io::Error) -> InstallError {
-    let path = path.display().to_string();
-    move |error| InstallError::Store(format!("{path}: {error}"))
+fn store_error(path: &Path) -> impl Fn(io::Error) -> Failure {
+    move |error| Failure::store(format!("{}: {error}", path.display()))
 }
 
-fn undo_error(path: &Path) -> impl Fn(io::Error) -> InstallError {
-    let path = path.display().to_string();
+fn undo_error(path: &Path) -> impl Fn(io::Error) -> Failure {
     move |error| {
-        InstallError::refused(
-            format!("{path}: cannot be restored: {error}"),
+        Failure::usage(
+            format!("{}: cannot be restored: {error}", path.display()),
             "fix that and run certs install nginx --undo again: it continues from here",
         )
     }

@@ -8,11 +8,13 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
-use super::InstallError;
-use super::change::{Edits, after_comment, indent, line_end};
-use super::server::{CHALLENGES, Listen, Server, find, is_own, list_names, place};
-use super::syntax::quoted;
+use super::change::{Edit, Edits, after_comment, indent, line_end};
+use super::server::{CHALLENGES, Listen, Server, find, is_own, list_names};
+use super::syntax::{Directive, Span, quoted};
 use super::tree::{Placed, Tree};
+use crate::failure::Failure;
+
+const STEP: &str = "    ";
 
 /// Mozilla's intermediate policy, as of 2026. No stapling, since CAs no longer offer
 /// OCSP. No `ssl_dhparam`, since no cipher suite of the list needs one.
@@ -31,7 +33,7 @@ pub(crate) const POLICY: [(&str, &str); 6] = [
 
 /// The options of a plan.
 #[derive(Clone, Debug)]
-pub(crate) struct Wish {
+pub(crate) struct PlanOptions {
     /// A name of the server block; `None` for the only block.
     pub name: Option<String>,
     /// The port of plain HTTP.
@@ -70,13 +72,10 @@ pub(crate) struct Plan {
     pub webroot: Option<PathBuf>,
 }
 
-/// Chooses the name.
-///
-/// # Errors
-/// [`InstallError::Refused`] if there is no name or more than one.
-pub(crate) fn choose(tree: &Tree, wish: &Wish) -> Result<String, InstallError> {
+/// The name in `options`, or the only one; it is an error if there is none or more than one.
+pub(crate) fn choose(tree: &Tree, options: &PlanOptions) -> Result<String, Failure> {
     let servers = Server::all(tree);
-    if let Some(name) = &wish.name {
+    if let Some(name) = &options.name {
         let name = name.to_ascii_lowercase();
         find(tree, &servers, &name)?;
         return Ok(name);
@@ -86,16 +85,14 @@ pub(crate) fn choose(tree: &Tree, wish: &Wish) -> Result<String, InstallError> {
         .filter_map(|server| server.names.iter().find(|name| is_name(name)));
     let mut firsts: Vec<&String> = firsts.collect();
     firsts.dedup();
-    match firsts.as_slice() {
-        [only] => Ok((*only).clone()),
-        _ => Err(InstallError::refused(
-            format!(
-                "which server block? The names are: {}",
-                list_names(&servers)
-            ),
-            "choose one with --domain NAME",
-        )),
+    if let [only] = firsts.as_slice() {
+        return Ok((*only).clone());
     }
+    let names = list_names(&servers);
+    Err(Failure::usage(
+        format!("which server block? The names are: {names}"),
+        "choose one with --domain NAME",
+    ))
 }
 
 /// Whether HTTP-01 can validate this name.
@@ -105,23 +102,19 @@ fn is_name(name: &str) -> bool {
 }
 
 /// Plans the edits; `pair` is that of the name from [`choose`].
-///
-/// # Errors
-/// [`InstallError::Refused`]: nothing may be written.
 pub(crate) fn plan(
     tree: &Tree,
     name: &str,
-    wish: &Wish,
+    options: &PlanOptions,
     pair: &Pair,
-) -> Result<Plan, InstallError> {
+) -> Result<Plan, Failure> {
     let servers = Server::all(tree);
     let found = find(tree, &servers, name)?;
     let mut planner = Planner {
         tree,
-        wish,
+        options,
         pair,
         servers: &servers,
-        webroot: wish.webroot.clone(),
         plan: Plan {
             name: name.to_owned(),
             names: names(name, &found),
@@ -173,162 +166,149 @@ fn names(name: &str, found: &[&Server]) -> Vec<String> {
 
 struct Planner<'a> {
     tree: &'a Tree,
-    wish: &'a Wish,
+    options: &'a PlanOptions,
     pair: &'a Pair,
     servers: &'a [Server<'a>],
-    webroot: Option<PathBuf>,
     plan: Plan,
 }
 
 impl Planner<'_> {
+    fn edit(&mut self, file: usize, span: Span, text: impl Into<String>) {
+        let text = text.into();
+        let edits = self.plan.edits.entry(file).or_default();
+        edits.push(Edit { span, text });
+    }
+
+    fn done(&mut self, change: String) {
+        self.plan.done.push(change);
+    }
+
+    fn note(&mut self, note: String) {
+        self.plan.notes.push(note);
+    }
+
     /// Takes the directory for challenge answers from an existing location.
-    fn find_webroot(&mut self, found: &[&Server]) -> Result<(), InstallError> {
+    fn find_webroot(&mut self, found: &[&Server]) -> Result<(), Failure> {
+        let mut webroot = self.options.webroot.clone();
         for server in found {
             let Some(location) = server.challenges() else {
                 continue;
             };
+            let place = self.tree.place(location);
             let inside = self.tree.inside(location);
-            let mut directives = inside.iter().chain(&server.directives);
             let has_own_answer = inside.iter().any(|one| {
                 let name = one.directive.name();
                 name == "alias" || name == "return" || name.ends_with("_pass")
             });
+            let mut directives = inside.iter().chain(&server.directives);
             let root = directives.find(|one| one.directive.name() == "root");
-            let root = root
-                .filter(|_| !has_own_answer)
-                .and_then(|one| one.directive.arguments().next());
-            let Some(root) = root.map(PathBuf::from) else {
-                let place = place(self.tree, location);
-                self.plan.notes.push(format!(
+            let root = root.and_then(|one| one.directive.arguments().next());
+            let Some(root) = root.filter(|_| !has_own_answer).map(PathBuf::from) else {
+                self.note(format!(
                     "{place}: this location answers challenges already; not changed"
                 ));
                 return Ok(());
             };
-            if self.webroot.as_ref().is_some_and(|wanted| *wanted != root) {
-                return Err(InstallError::refused(
-                    format!(
-                        "{}: this location answers challenges from {} already",
-                        place(self.tree, location),
-                        root.display()
-                    ),
+            if webroot.as_ref().is_some_and(|wanted| *wanted != root) {
+                let root = root.display();
+                return Err(Failure::usage(
+                    format!("{place}: this location answers challenges from {root} already"),
                     "omit --webroot to use that directory, or remove the location",
                 ));
             }
-            self.webroot = Some(root);
+            webroot = Some(root);
         }
-        let webroot = self
-            .webroot
-            .get_or_insert_with(|| self.wish.default_webroot.clone());
-        self.plan.webroot = Some(webroot.clone());
+        self.plan.webroot = webroot.or_else(|| Some(self.options.default_webroot.clone()));
         Ok(())
     }
 
     fn listens_on_http(&self, server: &Server) -> bool {
-        server
-            .listens
-            .iter()
-            .any(|listen| listen.port == Some(self.wish.http_port))
+        let mut listens = server.listens.iter();
+        listens.any(|listen| listen.port == Some(self.options.http_port))
     }
 
     /// Moves a block from plain HTTP to TLS, and adds a block for port 80.
-    fn add_tls(&mut self, server: &Server) -> Result<(), InstallError> {
+    fn add_tls(&mut self, server: &Server) -> Result<(), Failure> {
         self.require_own(server)?;
-        let place = server.place(self.tree);
-        let source = &self.tree.files[server.at.file];
-        let (end, port) = (line_end(&source.text), self.wish.http_port);
-        let (moved, kept): (Vec<_>, Vec<_>) = server
+        let place = self.tree.place(server.at);
+        let port = self.options.http_port;
+        let (moved, others): (Vec<_>, Vec<_>) = server
             .listens
             .iter()
             .partition(|listen| listen.port == Some(port));
         let mut new: Vec<String> = moved.iter().map(|listen| self.tls_listen(listen)).collect();
         if new.is_empty() {
-            new.push(format!("listen {} ssl;", self.wish.https_port));
+            new.push(format!("listen {} ssl;", self.options.https_port));
         }
-        let written: Vec<_> = server.of("listen").collect();
         let moved_at: Vec<_> = moved.iter().filter_map(|listen| listen.at).collect();
         for (at, text) in moved_at.iter().zip(&new) {
-            self.plan
-                .edits
-                .add(at.file, at.directive.span.clone(), text.clone());
+            self.edit(at.file, at.directive.span.clone(), text);
         }
-        let unwritten = new.iter().skip(moved_at.len()).cloned();
-        let mut lines: Vec<String> = unwritten.collect();
+        let mut lines = new[moved_at.len()..].to_vec();
         lines.extend(self.tls_lines(server));
-        let after = written.last().map(|last| last.directive.span.end);
-        self.insert(server, after, &lines);
+        self.insert(server, server.of("listen").last(), &lines);
         let mut done = format!("{place}: {}", new.join(" ").replace(';', ""));
         if moved.is_empty() {
-            let others: Vec<_> = kept
-                .iter()
-                .filter_map(|one| one.port)
-                .map(|port| port.to_string())
-                .collect();
-            self.plan.notes.push(format!(
+            let ports = others.iter().filter_map(|one| one.port);
+            let ports: Vec<_> = ports.map(|port| port.to_string()).collect();
+            self.note(format!(
                 "{place}: it listens on {} and not on port {port}, so no redirect was added; the CA validates on port 80",
-                others.join(", ")
+                ports.join(", ")
             ));
             self.add_challenges(server);
         } else {
-            let block = self.redirect_block(server, &moved, end);
-            self.plan.edits.add(
-                server.at.file,
-                server.at.directive.span.start..server.at.directive.span.start,
-                block,
-            );
+            let start = server.at.directive.span.start;
+            let block = self.redirect_block(server, &moved_at);
+            self.edit(server.at.file, start..start, block);
             done.push_str(&format!("; port {port} answers challenges and redirects"));
         }
-        self.plan.done.push(done);
+        self.done(done);
         Ok(())
     }
 
     /// Refuses directives in files that other blocks may include.
-    fn require_own(&self, server: &Server) -> Result<(), InstallError> {
+    fn require_own(&self, server: &Server) -> Result<(), Failure> {
         let directives = ["listen", "server_name"]
             .iter()
             .flat_map(|name| server.of(name));
         let mut shared = directives.filter(|one| !is_own(server, *one));
-        if let Some(one) = shared.next() {
-            return Err(InstallError::refused(
+        shared.next().map_or(Ok(()), |one| {
+            Err(Failure::usage(
                 format!(
                     "{}: `{}` of the block at {} is in a file that other blocks may include",
-                    place(self.tree, one),
+                    self.tree.place(one),
                     one.directive.name(),
-                    server.place(self.tree)
+                    self.tree.place(server.at)
                 ),
                 "move it into the server block itself",
-            ));
-        }
-        Ok(())
+            ))
+        })
     }
 
     /// The same address on the port for TLS. It keeps the options that do not
     /// contradict another listener at that address.
     fn tls_listen(&self, listen: &Listen) -> String {
-        let port = self.wish.https_port;
-        let others: Vec<&Listen> = self
-            .servers
-            .iter()
-            .flat_map(|server| &server.listens)
+        let port = self.options.https_port;
+        let all = self.servers.iter().flat_map(|server| &server.listens);
+        let others: Vec<&Listen> = all
             .filter(|other| other.port == Some(port) && other.is_at(&listen.address))
             .collect();
+        let mut all = others.iter();
+        let has_default = all.any(|other| other.is("default_server") || other.is("default"));
         let address = match listen.address.as_str() {
             "" => port.to_string(),
             address => quoted(&format!("{address}:{port}")),
         };
         let mut line = format!("listen {address} ssl");
         for option in &listen.options {
-            let is_default = option == "default_server" || option == "default";
-            let stays = if is_default {
-                !others
-                    .iter()
-                    .any(|other| other.is("default_server") || other.is("default"))
-            } else {
-                option == "proxy_protocol" || (option.starts_with("ipv6only=") && others.is_empty())
+            let option = match option.as_str() {
+                "default_server" | "default" if !has_default => "default_server",
+                "proxy_protocol" => option,
+                _ if option.starts_with("ipv6only=") && others.is_empty() => option,
+                _ => continue,
             };
-            if stays {
-                line.push(' ');
-                line.push_str(if is_default { "default_server" } else { option });
-            }
+            line.push(' ');
+            line.push_str(option);
         }
         line + ";"
     }
@@ -342,165 +322,115 @@ impl Planner<'_> {
     }
 
     fn tls_lines(&self, server: &Server) -> Vec<String> {
-        let mut lines: Vec<String> = self.certificate_lines().into();
-        for (name, value) in POLICY {
-            if server.of(name).next().is_none() {
-                lines.push(format!("{name} {value};"));
-            }
-        }
-        lines
+        let lines = self.certificate_lines().into_iter();
+        let missing = POLICY
+            .iter()
+            .filter(|(name, _)| server.of(name).next().is_none());
+        let missing = missing.map(|(name, value)| format!("{name} {value};"));
+        lines.chain(missing).collect()
     }
 
-    /// Inserts lines after the directive that ends at `after`, or at the start of the block.
-    fn insert(&mut self, server: &Server, after: Option<usize>, lines: &[String]) {
+    /// Inserts lines after a directive, or at the start of the block.
+    fn insert(&mut self, server: &Server, after: Option<Placed>, lines: &[String]) {
         let text = &self.tree.files[server.at.file].text;
-        let inner = server
-            .at
-            .directive
-            .block
-            .as_ref()
-            .map_or(0, |block| block.inner.start);
-        let (at, blanks) = match after {
-            Some(after) => (after_comment(text, after), indent(text, after - 1)),
-            None => {
-                let outer = indent(text, server.at.directive.span.start);
-                (after_comment(text, inner), format!("{outer}    "))
-            }
+        let (at, blanks) = if let Some(after) = after {
+            let end = after.directive.span.end;
+            (end, indent(text, end - 1))
+        } else {
+            let Directive { block, span, .. } = server.at.directive;
+            let inner = block.as_ref().map_or(0, |block| block.inner.start);
+            (inner, indent(text, span.start) + STEP)
         };
-        let end = line_end(text);
-        let mut inserted = String::new();
-        for line in lines {
-            inserted.push_str(&format!("{end}{blanks}{line}"));
-        }
+        let (at, end) = (after_comment(text, at), line_end(text));
+        let lines = lines.iter().map(|line| format!("{end}{blanks}{line}"));
+        let mut inserted: String = lines.collect();
         // Other text on this line continues on a new line.
-        let ends_here = text
-            .get(at)
-            .is_none_or(|byte| matches!(byte, b'\n' | b'\r'));
-        if !ends_here {
+        if !matches!(text.get(at), None | Some(b'\n' | b'\r')) {
             inserted.push_str(&format!("{end}{blanks}"));
         }
-        self.plan.edits.add(server.at.file, at..at, inserted);
+        self.edit(server.at.file, at..at, inserted);
     }
 
-    fn redirect_block(&self, server: &Server, moved: &[&Listen], end: &str) -> String {
-        let source = &self.tree.files[server.at.file];
-        let outer = indent(&source.text, server.at.directive.span.start);
-        let step = "    ";
-        let raw = |placed: &Placed| {
-            let bytes = &source.text[placed.directive.span.clone()];
-            String::from_utf8_lossy(bytes).into_owned()
+    fn redirect_block(&self, server: &Server, moved: &[Placed]) -> String {
+        let text = &self.tree.files[server.at.file].text;
+        let end = line_end(text);
+        let outer = indent(text, server.at.directive.span.start);
+        let raw = |placed: Placed| {
+            String::from_utf8_lossy(&text[placed.directive.span.clone()]).into_owned()
         };
-        let mut lines: Vec<String> = moved
-            .iter()
-            .filter_map(|listen| listen.at)
-            .map(|at| raw(&at))
-            .collect();
+        let mut lines: Vec<String> = moved.iter().copied().map(raw).collect();
         if lines.is_empty() {
-            lines.push(format!("listen {};", self.wish.http_port));
+            lines.push(format!("listen {};", self.options.http_port));
         }
-        let names: Vec<_> = server.of("server_name").collect();
-        lines.extend(names.iter().map(raw));
-        lines.extend(self.challenge_lines(step));
-        let port = match self.wish.https_port {
-            443 => String::new(),
-            port => format!(":{port}"),
-        };
+        lines.extend(server.of("server_name").map(raw));
+        lines.extend(self.challenge_lines());
+        let port = shown_port(self.options.https_port);
         lines.push("location / {".to_owned());
-        lines.push(format!("{step}return 308 https://$host{port}$request_uri;"));
+        lines.push(format!("{STEP}return 308 https://$host{port}$request_uri;"));
         lines.push("}".to_owned());
-        let mut block = format!("server {{ # by certs install: challenges and the redirect{end}");
-        for line in lines {
-            block.push_str(&format!("{outer}{step}{line}{end}"));
-        }
-        format!("{block}{outer}}}{end}{end}{outer}")
+        let lines = lines.iter().map(|line| format!("{outer}{STEP}{line}{end}"));
+        let lines: String = lines.collect();
+        format!(
+            "server {{ # by certs install: challenges and the redirect{end}{lines}{outer}}}{end}{end}{outer}"
+        )
     }
 
-    fn challenge_lines(&self, step: &str) -> Vec<String> {
-        let Some(webroot) = self.plan.webroot.as_deref() else {
-            return Vec::new();
-        };
-        challenge_location(webroot, step)
+    fn challenge_lines(&self) -> Vec<String> {
+        let webroot = self.plan.webroot.as_deref();
+        webroot.map_or_else(Vec::new, challenge_location)
     }
 
     /// Sets the certificate of a block that has TLS.
-    fn keep_tls(&mut self, server: &Server) -> Result<(), InstallError> {
-        let place = server.place(self.tree);
+    fn keep_tls(&mut self, server: &Server) -> Result<(), Failure> {
+        let place = self.tree.place(server.at);
         let certificates: Vec<_> = server.of("ssl_certificate").collect();
         let keys: Vec<_> = server.of("ssl_certificate_key").collect();
-        let [certificate, key] = self.certificate_lines();
-        let (certificate, key) = match (certificates.as_slice(), keys.as_slice()) {
+        let lines = self.certificate_lines();
+        let [certificate, key] = match (certificates.as_slice(), keys.as_slice()) {
             ([], []) => {
-                let after = server
-                    .of("listen")
-                    .last()
-                    .filter(|last| is_own(server, *last));
-                let after = after.map(|last| last.directive.span.end);
-                self.insert(server, after, &[certificate, key]);
-                self.plan
-                    .done
-                    .push(format!("{place}: certificate paths added"));
+                let after = server.of("listen").last();
+                let after = after.filter(|last| is_own(server, *last));
+                self.insert(server, after, &lines);
+                self.done(format!("{place}: certificate paths added"));
                 return Ok(());
             }
-            ([one], [other]) => ((*one, certificate), (*other, key)),
-            _ => {
-                return Err(InstallError::refused(
-                    format!(
-                        "{place}: the block has {} certificates and {} keys",
-                        certificates.len(),
-                        keys.len()
-                    ),
+            ([one], [other]) => [*one, *other],
+            (several, others) => {
+                let (several, others) = (several.len(), others.len());
+                return Err(Failure::usage(
+                    format!("{place}: the block has {several} certificates and {others} keys"),
                     "keep only one ssl_certificate and one ssl_certificate_key in that block",
                 ));
             }
         };
-        let path = |one: Placed| {
-            one.directive
-                .arguments()
-                .next()
-                .unwrap_or_default()
-                .to_owned()
+        let is_ours = |one: Placed, name: &str| {
+            one.directive.argument() == self.pair.live.join(name).to_string_lossy()
         };
-        let ours = |name: &str| self.pair.live.join(name).to_string_lossy().into_owned();
-        let was = path(certificate.0);
-        if was == ours("fullchain.pem") && path(key.0) == ours("privkey.pem") {
+        let was = certificate.directive.argument();
+        if is_ours(certificate, "fullchain.pem") && is_ours(key, "privkey.pem") {
             return Ok(());
         }
         if !self.pair.is_issued {
-            self.plan.notes.push(format!(
+            self.note(format!(
                 "{place}: it keeps its certificate {was} until certs has issued one; then run this command again"
             ));
             return Ok(());
         }
-        self.replace_pair(server, &place, &was, [certificate, key])
-    }
-
-    /// Puts our paths where others stood.
-    fn replace_pair(
-        &mut self,
-        server: &Server,
-        place: &str,
-        was: &str,
-        lines: [(Placed, String); 2],
-    ) -> Result<(), InstallError> {
-        for (one, line) in lines {
+        for (one, line) in [certificate, key].into_iter().zip(lines) {
             if !is_own(server, one) {
-                return Err(InstallError::refused(
+                return Err(Failure::usage(
                     format!(
                         "{}: the certificate of the block at {place} is in a file that other blocks may include",
-                        super::server::place(self.tree, one)
+                        self.tree.place(one)
                     ),
                     "move ssl_certificate and ssl_certificate_key into the server block itself",
                 ));
             }
-            self.plan
-                .edits
-                .add(one.file, one.directive.span.clone(), line);
+            self.edit(one.file, one.directive.span.clone(), line);
         }
-        self.plan
-            .done
-            .push(format!("{place}: certificate paths replaced, before {was}"));
+        self.done(format!("{place}: certificate paths replaced, before {was}"));
         if was.contains("/letsencrypt/") {
-            self.plan.notes.push(format!(
+            self.note(format!(
                 "{place}: certbot still renews {was}; certbot delete stops that"
             ));
         }
@@ -509,62 +439,68 @@ impl Planner<'_> {
 
     /// Adds challenges to a plain block beside one with TLS, but keeps a redirect of the user.
     fn answer_in_plain(&mut self, server: &Server) {
-        let returns = server.of("return").chain(server.of("rewrite")).next();
         if !self.listens_on_http(server) {
             return;
         }
-        if let Some(first) = returns {
-            let place = place(self.tree, first);
+        let mut returns = server.of("return").chain(server.of("rewrite"));
+        match returns.next() {
             // A CA follows redirects to the block with TLS, which answers.
-            self.plan
-                .notes
-                .push(format!("{place}: redirect not changed; the CA follows it"));
-        } else {
-            self.add_challenges(server);
+            Some(first) => self.note(format!(
+                "{}: redirect not changed; the CA follows it",
+                self.tree.place(first)
+            )),
+            None => self.add_challenges(server),
         }
     }
 
     fn add_challenges(&mut self, server: &Server) {
-        let lines = self.challenge_lines("    ");
+        let lines = self.challenge_lines();
         if server.challenges().is_some() || lines.is_empty() {
             return;
         }
         let own = |name| server.of(name).filter(|one| is_own(server, *one)).last();
         let after = own("server_name").or_else(|| own("listen"));
-        self.insert(server, after.map(|one| one.directive.span.end), &lines);
-        self.plan
-            .done
-            .push(format!("{}: answers challenges", server.place(self.tree)));
+        self.insert(server, after, &lines);
+        self.done(format!(
+            "{}: answers challenges",
+            self.tree.place(server.at)
+        ));
     }
 
     fn note_excluded(&mut self, found: &[&Server]) {
         let names = found.iter().flat_map(|server| &server.names);
-        let left: Vec<_> = names
-            .filter(|name| !self.plan.names.contains(name))
+        let excluded = names.filter(|name| !self.plan.names.contains(name));
+        let excluded: Vec<&str> = excluded
+            .map(String::as_str)
+            .filter(|name| !name.is_empty() && *name != "_")
             .collect();
-        let left: Vec<_> = left
-            .iter()
-            .filter(|name| !name.is_empty() && **name != "_")
-            .map(|name| name.as_str())
-            .collect();
-        if !left.is_empty() {
-            let left = left.join(", ");
-            self.plan.notes.push(format!(
-                "the certificate excludes {left}: HTTP-01 cannot validate a pattern"
+        if !excluded.is_empty() {
+            self.note(format!(
+                "the certificate excludes {}: HTTP-01 cannot validate a pattern",
+                excluded.join(", ")
             ));
         }
     }
 }
 
+/// The port in a URL, unless it is the default of https.
+#[must_use]
+pub(crate) fn shown_port(port: u16) -> String {
+    match port {
+        443 => String::new(),
+        port => format!(":{port}"),
+    }
+}
+
 /// A location for the challenge answers below `webroot`, with priority over the others.
 #[must_use]
-pub(crate) fn challenge_location(webroot: &Path, step: &str) -> Vec<String> {
+pub(crate) fn challenge_location(webroot: &Path) -> Vec<String> {
     let root = quoted(&webroot.to_string_lossy());
     vec![
         format!("location ^~ {CHALLENGES} {{"),
-        format!("{step}root {root};"),
-        format!("{step}default_type text/plain;"),
-        format!("{step}auth_basic off;"),
+        format!("{STEP}root {root};"),
+        format!("{STEP}default_type text/plain;"),
+        format!("{STEP}auth_basic off;"),
         "}".to_owned(),
     ]
 }

@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::InstallError;
 use super::change::{Edit, apply};
-use super::syntax::{Directive, quoted};
+use super::syntax::quoted;
 use super::tree::{Overlay, Tree};
+use crate::failure::Failure;
 use crate::files;
 use crate::text::printable_lines;
 
@@ -27,13 +27,10 @@ pub(crate) struct Program {
 
 impl Program {
     /// Reads version and main file from the program at `path`.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub(crate) fn ask(path: &Path) -> Result<Self, InstallError> {
+    pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
         let output = Command::new(path).arg("-V").stdin(Stdio::null()).output();
         let output = output.map_err(|error| {
-            InstallError::refused(
+            Failure::usage(
                 format!("{}: {error}", path.display()),
                 "install nginx, or name its program with --nginx FILE",
             )
@@ -49,30 +46,20 @@ impl Program {
         })
     }
 
-    /// `nginx -t`.
-    ///
-    /// # Errors
-    /// The message of nginx.
+    /// `nginx -t`; the error is nginx's message.
     pub(crate) fn test(&self, main: &Path) -> Result<(), String> {
         self.run(main, &["-t", "-q"])
     }
 
-    /// Reloads a running nginx.
-    ///
-    /// # Errors
-    /// The message of nginx, usually that it does not run.
+    /// Reloads a running nginx; the error is nginx's message, usually that it does not run.
     pub(crate) fn reload(&self, main: &Path) -> Result<(), String> {
         self.run(main, &["-s", "reload"])
     }
 
     fn run(&self, main: &Path, arguments: &[&str]) -> Result<(), String> {
         let mut command = Command::new(&self.path);
-        command
-            .args(arguments)
-            .arg("-c")
-            .arg(main)
-            .stdin(Stdio::null());
-        match command.output() {
+        command.args(arguments).arg("-c").arg(main);
+        match command.stdin(Stdio::null()).output() {
             Ok(output) if output.status.success() => Ok(()),
             Ok(output) => Err(printable_lines(&String::from_utf8_lossy(&output.stderr))),
             Err(error) => Err(error.to_string()),
@@ -89,13 +76,11 @@ impl Program {
         main: &Path,
         overlay: &Overlay,
         scratch: &Path,
-    ) -> Result<(), InstallError> {
+    ) -> Result<(), Failure> {
         let tree = Tree::load(main, overlay)?;
-        if let Some(path) = overlay
-            .keys()
-            .find(|path| !tree.files.iter().any(|one| one.path == **path))
-        {
-            return Err(InstallError::refused(
+        let is_read = |path: &Path| tree.files.iter().any(|one| one.path == path);
+        if let Some(path) = overlay.keys().find(|path| !is_read(path)) {
+            return Err(Failure::usage(
                 format!(
                     "{}: no include of {} matches it",
                     path.display(),
@@ -112,27 +97,27 @@ impl Program {
             files::remove_if_there(path)?;
             files::write_new(path, 0o600, &with_copied_includes(&tree, *number, &copies))
         });
-        let tested = match written {
-            Ok(()) => self.test(&copy).map_err(|mut text| {
+        let written = written.map_err(|error| {
+            let copy = copy.display();
+            Failure::usage(
+                format!("{copy}: cannot write the copy for the test: {error}"),
+                "run as a user who may write there, usually root",
+            )
+        });
+        let tested = written.and_then(|()| {
+            self.test(&copy).map_err(|mut text| {
                 for (number, path) in &copies {
                     let real = tree.files[*number].path.display().to_string();
                     text = text.replace(&path.display().to_string(), &real);
                 }
-                InstallError::refused(
+                Failure::usage(
                     format!(
                         "nginx would refuse the new configuration; nothing was changed:\n{text}"
                     ),
                     "fix the cause and run this command again",
                 )
-            }),
-            Err(error) => Err(InstallError::refused(
-                format!(
-                    "{}: cannot write the copy for the test: {error}",
-                    copy.display()
-                ),
-                "run as a user who may write there, usually root",
-            )),
-        };
+            })
+        });
         // nginx ignores a leftover, and the next run overwrites it.
         let _ = files::remove_if_there(&copy);
         tested
@@ -145,17 +130,15 @@ fn staged(tree: &Tree, overlay: &Overlay, main: &Path, scratch: &Path) -> BTreeM
     let mut wanted: BTreeSet<usize> = (0..tree.files.len()).filter(changed).collect();
     wanted.insert(0);
     loop {
+        let before = wanted.len();
         let including = (0..tree.files.len()).filter(|number| {
             let mut includes = tree.includes_of(*number);
             includes.any(|(_, files)| files.iter().any(|file| wanted.contains(file)))
         });
-        let more: Vec<usize> = including
-            .filter(|number| !wanted.contains(number))
-            .collect();
-        if more.is_empty() {
+        wanted.extend(including.collect::<Vec<_>>());
+        if wanted.len() == before {
             break;
         }
-        wanted.extend(more);
     }
     let place = |number: usize| match number {
         0 => main.to_owned(),
@@ -169,42 +152,25 @@ fn staged(tree: &Tree, overlay: &Overlay, main: &Path, scratch: &Path) -> BTreeM
 
 /// The text of a file, with includes of copied files replaced by their copies.
 fn with_copied_includes(tree: &Tree, number: usize, copies: &BTreeMap<usize, PathBuf>) -> Vec<u8> {
-    let source = &tree.files[number];
-    let mut edits = Vec::new();
-    for (at, files) in tree.includes_of(number) {
-        if !files.iter().any(|file| copies.contains_key(file)) {
-            continue;
-        }
-        let Some(span) = span_at(&source.directives, at) else {
-            continue;
-        };
-        let path = |file: &usize| copies.get(file).unwrap_or(&tree.files[*file].path);
+    let path = |file: &usize| copies.get(file).unwrap_or(&tree.files[*file].path);
+    let includes = tree.includes_of(number);
+    let copied = includes.filter(|(_, files)| files.iter().any(|file| copies.contains_key(file)));
+    let edits = copied.map(|(span, files)| {
         let lines = files
             .iter()
             .map(|file| format!("include {};", quoted(&path(file).to_string_lossy())));
         let text = lines.collect::<Vec<_>>().join(" ");
-        edits.push(Edit { span, text });
-    }
-    apply(&source.text, &edits)
-}
-
-fn span_at(directives: &[Directive], at: usize) -> Option<super::syntax::Span> {
-    directives.iter().find_map(|directive| {
-        if directive.span.start == at {
-            return Some(directive.span.clone());
-        }
-        let block = directive.block.as_ref()?;
-        span_at(&block.directives, at)
-    })
+        let span = span.clone();
+        Edit { span, text }
+    });
+    apply(&tree.files[number].text, &edits.collect::<Vec<_>>())
 }
 
 fn version(output: &str) -> (u32, u32, u32) {
     let text = output.split("nginx/").nth(1).unwrap_or_default();
     let end = text.find(|letter: char| !letter.is_ascii_digit() && letter != '.');
-    let mut parts = text[..end.unwrap_or(text.len())]
-        .split('.')
-        .map(|part| part.parse().unwrap_or(0));
-    let mut next = || parts.next().unwrap_or(0);
+    let mut parts = text[..end.unwrap_or(text.len())].split('.');
+    let mut next = || parts.next().and_then(|part| part.parse().ok()).unwrap_or(0);
     (next(), next(), next())
 }
 

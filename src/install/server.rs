@@ -3,9 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use super::InstallError;
-use super::syntax::line_of;
 use super::tree::{Placed, Tree};
+use crate::failure::Failure;
 
 /// The path of HTTP-01 answers.
 pub(crate) const CHALLENGES: &str = "/.well-known/acme-challenge/";
@@ -36,7 +35,18 @@ pub(crate) struct Listen<'a> {
     pub options: Vec<String>,
 }
 
-impl Listen<'_> {
+impl<'a> Listen<'a> {
+    fn read(at: Placed<'a>) -> Self {
+        let mut arguments = at.directive.arguments();
+        let (address, port) = address(arguments.next().unwrap_or_default());
+        Self {
+            at: Some(at),
+            address,
+            port,
+            options: arguments.map(str::to_owned).collect(),
+        }
+    }
+
     /// Whether it has this option.
     #[must_use]
     pub(crate) fn is(&self, option: &str) -> bool {
@@ -72,28 +82,25 @@ impl<'a> Server<'a> {
     }
 
     fn read(tree: &'a Tree, at: Placed<'a>) -> Self {
-        let directives = tree.inside(at);
-        let named = |name| {
-            let all = directives.iter();
-            all.filter(move |one: &&Placed| one.directive.name() == name)
+        let mut server = Self {
+            at,
+            directives: tree.inside(at),
+            names: Vec::new(),
+            listens: Vec::new(),
         };
-        let names = named("server_name").flat_map(|one| one.directive.arguments());
-        let names = names.map(str::to_ascii_lowercase).collect();
-        let mut listens: Vec<_> = named("listen").map(|one| listen(*one)).collect();
-        if listens.is_empty() {
-            listens.push(Listen {
+        let names = server.of("server_name");
+        let names = names.flat_map(|one| one.directive.arguments());
+        server.names = names.map(str::to_ascii_lowercase).collect();
+        server.listens = server.of("listen").map(Listen::read).collect();
+        if server.listens.is_empty() {
+            server.listens.push(Listen {
                 at: None,
                 address: String::new(),
                 port: Some(80),
                 options: Vec::new(),
             });
         }
-        Self {
-            at,
-            directives,
-            names,
-            listens,
-        }
+        server
     }
 
     /// Whether it has exactly this name.
@@ -120,16 +127,11 @@ impl<'a> Server<'a> {
         self.names.iter().find(fits).map(String::as_str)
     }
 
-    /// Its names that are regular expressions.
-    pub(crate) fn expressions(&self) -> impl Iterator<Item = &str> {
-        let names = self.names.iter().map(String::as_str);
-        names.filter(|name| name.starts_with('~'))
-    }
-
     /// Whether any of its listeners has TLS.
     #[must_use]
     pub(crate) fn has_tls(&self) -> bool {
-        self.listens.iter().any(|listen| listen.is("ssl")) || self.of("ssl").any(is_on)
+        self.listens.iter().any(|listen| listen.is("ssl"))
+            || self.of("ssl").any(|one| one.directive.argument() == "on")
     }
 
     /// Its directives of this name.
@@ -141,20 +143,10 @@ impl<'a> Server<'a> {
     /// Its location for challenges.
     #[must_use]
     pub(crate) fn challenges(&self) -> Option<Placed<'a>> {
-        let is_for = |one: &Placed| {
-            let mut arguments = one.directive.arguments();
-            arguments.any(|path| {
-                path.trim_start_matches('^')
-                    .starts_with(CHALLENGES.trim_end_matches('/'))
-            })
-        };
-        self.of("location").find(is_for)
-    }
-
-    /// For messages: `FILE:LINE`.
-    #[must_use]
-    pub(crate) fn place(&self, tree: &Tree) -> String {
-        place(tree, self.at)
+        let prefix = CHALLENGES.trim_end_matches('/');
+        let is_for = |path: &str| path.trim_start_matches('^').starts_with(prefix);
+        let mut locations = self.of("location");
+        locations.find(|one| one.directive.arguments().any(is_for))
     }
 }
 
@@ -162,29 +154,6 @@ impl<'a> Server<'a> {
 fn named<'a>(all: Vec<Placed<'a>>, name: &str) -> Vec<Placed<'a>> {
     let all = all.into_iter();
     all.filter(|one| one.directive.name() == name).collect()
-}
-
-fn is_on(one: Placed) -> bool {
-    one.directive.arguments().eq(["on"])
-}
-
-/// `FILE:LINE` of a directive.
-#[must_use]
-pub(crate) fn place(tree: &Tree, placed: Placed) -> String {
-    let source = &tree.files[placed.file];
-    let line = line_of(&source.text, placed.directive.span.start);
-    format!("{}:{line}", source.path.display())
-}
-
-fn listen(at: Placed<'_>) -> Listen<'_> {
-    let mut arguments = at.directive.arguments();
-    let (address, port) = address(arguments.next().unwrap_or_default());
-    Listen {
-        at: Some(at),
-        address,
-        port,
-        options: arguments.map(str::to_owned).collect(),
-    }
 }
 
 /// Parses `80`, `*:80`, `[::]:80`, `[::1]`, `127.0.0.1`, `localhost:80`, `unix:PATH`; a range
@@ -211,38 +180,29 @@ pub(crate) fn list_names(servers: &[Server]) -> String {
         .filter(|name| !name.is_empty() && *name != "_")
         .collect();
     let shown: Vec<_> = names.iter().take(50).map(|name| name.as_str()).collect();
-    match (shown.is_empty(), names.len() > shown.len()) {
-        (true, _) => "(no server_name found)".to_owned(),
-        (false, true) => format!(
-            "{} and {} more",
-            shown.join(", "),
-            names.len() - shown.len()
-        ),
-        (false, false) => shown.join(", "),
+    match names.len() - shown.len() {
+        _ if shown.is_empty() => "(no server_name found)".to_owned(),
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
     }
 }
 
-/// The blocks of this name.
-///
-/// # Errors
-/// [`InstallError::Refused`] with the existing names, or with the pattern that
+/// The blocks of this name. An error lists the existing names, or the pattern that
 /// matches the name.
 pub(crate) fn find<'t, 's>(
     tree: &Tree,
     servers: &'s [Server<'t>],
     name: &str,
-) -> Result<Vec<&'s Server<'t>>, InstallError> {
-    let found: Vec<_> = servers
-        .iter()
-        .filter(|server| server.is_named(name))
-        .collect();
+) -> Result<Vec<&'s Server<'t>>, Failure> {
+    let all = servers.iter();
+    let found: Vec<_> = all.filter(|server| server.is_named(name)).collect();
     if !found.is_empty() {
         return Ok(found);
     }
     for server in servers {
         if let Some(pattern) = server.pattern_for(name) {
-            let place = server.place(tree);
-            return Err(InstallError::refused(
+            let place = tree.place(server.at);
+            return Err(Failure::usage(
                 format!(
                     "{name}: only the pattern `{pattern}` at {place} matches it, and that block serves other names, too"
                 ),
@@ -252,16 +212,18 @@ pub(crate) fn find<'t, 's>(
             ));
         }
     }
-    let mut message = format!(
-        "{name}: no server block has this name; the names are: {}",
-        list_names(servers)
-    );
-    let expressions: Vec<_> = servers.iter().flat_map(Server::expressions).collect();
-    if !expressions.is_empty() {
-        message.push_str("; regular expressions are not tried");
-    }
-    let hint = format!("add `server_name {name};` to its block, or write a new site with --site");
-    Err(InstallError::refused(message, hint))
+    let mut names = servers.iter().flat_map(|server| &server.names);
+    let untried = match names.any(|name| name.starts_with('~')) {
+        true => "; regular expressions are not tried",
+        false => "",
+    };
+    Err(Failure::usage(
+        format!(
+            "{name}: no server block has this name; the names are: {}{untried}",
+            list_names(servers)
+        ),
+        format!("add `server_name {name};` to its block, or write a new site with --site"),
+    ))
 }
 
 /// Whether the directive is inside the braces of `server`, in the same file.

@@ -4,8 +4,6 @@
 
 use std::ops::Range;
 
-use thiserror::Error;
-
 /// The deepest nesting of blocks; more than real configurations have.
 const DEEPEST: usize = 64;
 const RAW_BLOCK: &str = "_by_lua_block";
@@ -38,7 +36,6 @@ pub(crate) struct Directive {
 pub(crate) struct Block {
     /// The bytes without the braces.
     pub inner: Span,
-    /// The directives in order.
     pub directives: Vec<Directive>,
 }
 
@@ -49,26 +46,24 @@ impl Directive {
         self.words.first().map_or("", |word| &word.text)
     }
 
+    /// Its first argument, or nothing.
+    #[must_use]
+    pub(crate) fn argument(&self) -> &str {
+        self.arguments().next().unwrap_or_default()
+    }
+
     /// Every word but the name.
     pub(crate) fn arguments(&self) -> impl Iterator<Item = &str> {
         self.words.iter().skip(1).map(|word| word.text.as_str())
     }
 }
 
-/// A syntax error.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("line {line}: {what}")]
-pub(crate) struct SyntaxError {
-    /// Counted from 1.
-    pub line: usize,
-    what: &'static str,
-}
-
 /// Reads a whole file.
 ///
 /// # Errors
-/// Text that nginx would refuse, too, or blocks that are nested too deep.
-pub(crate) fn parse(text: &[u8]) -> Result<Vec<Directive>, SyntaxError> {
+/// The line and the reason, for text that nginx would refuse, too, or for blocks that
+/// are nested too deep.
+pub(crate) fn parse(text: &[u8]) -> Result<Vec<Directive>, String> {
     let mut reader = Reader { text, at: 0 };
     let directives = reader.directives(0)?;
     if reader.at < text.len() {
@@ -84,7 +79,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     /// Reads up to the end of the file or before a closing brace.
-    fn directives(&mut self, depth: usize) -> Result<Vec<Directive>, SyntaxError> {
+    fn directives(&mut self, depth: usize) -> Result<Vec<Directive>, String> {
         if depth > DEEPEST {
             return Err(self.error("blocks are nested too deep"));
         }
@@ -99,7 +94,7 @@ impl Reader<'_> {
         }
     }
 
-    fn directive(&mut self, depth: usize) -> Result<Directive, SyntaxError> {
+    fn directive(&mut self, depth: usize) -> Result<Directive, String> {
         let (start, mut words) = (self.at, Vec::new());
         loop {
             self.skip_blanks();
@@ -124,15 +119,12 @@ impl Reader<'_> {
         }
     }
 
-    fn block(&mut self, words: &[Word], depth: usize) -> Result<Block, SyntaxError> {
+    fn block(&mut self, words: &[Word], depth: usize) -> Result<Block, String> {
         self.at += 1;
         let start = self.at;
-        let is_raw = words.first();
-        let directives = if is_raw.is_some_and(|name| name.text.ends_with(RAW_BLOCK)) {
-            self.skip_lua();
-            Vec::new()
-        } else {
-            self.directives(depth + 1)?
+        let directives = match words.first() {
+            Some(name) if name.text.ends_with(RAW_BLOCK) => self.skip_lua(),
+            _ => self.directives(depth + 1)?,
         };
         if self.peek() != Some(b'}') {
             return Err(self.error("missing `}`"));
@@ -142,39 +134,46 @@ impl Reader<'_> {
         Ok(Block { inner, directives })
     }
 
-    /// Skips to the brace that closes a block of Lua.
-    fn skip_lua(&mut self) {
+    /// Skips to the brace that closes a block of Lua, which has no directives.
+    fn skip_lua(&mut self) -> Vec<Directive> {
         let mut open = 0_usize;
         while let Some(byte) = self.peek() {
             match byte {
                 b'{' => open += 1,
-                b'}' if open == 0 => return,
+                b'}' if open == 0 => break,
                 b'}' => open -= 1,
-                b'"' | b'\'' => self.skip_lua_string(byte),
-                b'-' if self.text[self.at..].starts_with(b"--") => {
-                    while self.peek().is_some_and(|byte| byte != b'\n') {
-                        self.at += 1;
+                b'"' | b'\'' => {
+                    self.at += 1;
+                    while self
+                        .peek()
+                        .is_some_and(|next| next != byte && next != b'\n')
+                    {
+                        self.skip_one();
                     }
+                }
+                b'-' if self.text[self.at..].starts_with(b"--") => {
+                    self.skip_line();
                     continue;
                 }
                 _ => {}
             }
             self.at = (self.at + 1).min(self.text.len());
         }
+        Vec::new()
     }
 
-    /// Skips to the closing quote.
-    fn skip_lua_string(&mut self, quote: u8) {
-        self.at += 1;
-        while let Some(byte) = self.peek() {
-            if byte == quote || byte == b'\n' {
-                return;
-            }
-            self.at += if byte == b'\\' { 2 } else { 1 };
+    /// Skips a byte, or a backslash and the byte after it.
+    fn skip_one(&mut self) {
+        self.at += if self.peek() == Some(b'\\') { 2 } else { 1 };
+    }
+
+    fn skip_line(&mut self) {
+        while self.peek().is_some_and(|byte| byte != b'\n') {
+            self.at += 1;
         }
     }
 
-    fn word(&mut self) -> Result<Word, SyntaxError> {
+    fn word(&mut self) -> Result<Word, String> {
         let start = self.at;
         let quote = self.peek().filter(|byte| matches!(byte, b'"' | b'\''));
         self.at += usize::from(quote.is_some());
@@ -190,7 +189,7 @@ impl Reader<'_> {
             }
             after_dollar = byte == b'$';
             // A byte after a backslash never ends a word.
-            self.at += if byte == b'\\' { 2 } else { 1 };
+            self.skip_one();
         }
         if self.at > self.text.len() || (quote.is_some() && self.peek().is_none()) {
             self.at = self.text.len();
@@ -213,14 +212,10 @@ impl Reader<'_> {
     /// Skips blanks and comments.
     fn skip_blanks(&mut self) {
         while let Some(byte) = self.peek() {
-            if byte == b'#' {
-                while self.peek().is_some_and(|byte| byte != b'\n') {
-                    self.at += 1;
-                }
-            } else if is_blank(byte) {
-                self.at += 1;
-            } else {
-                return;
+            match byte {
+                b'#' => self.skip_line(),
+                _ if is_blank(byte) => self.at += 1,
+                _ => return,
             }
         }
     }
@@ -229,11 +224,8 @@ impl Reader<'_> {
         self.text.get(self.at).copied()
     }
 
-    fn error(&self, what: &'static str) -> SyntaxError {
-        SyntaxError {
-            line: line_of(self.text, self.at),
-            what,
-        }
+    fn error(&self, what: &str) -> String {
+        format!("line {}: {what}", line_of(self.text, self.at))
     }
 }
 

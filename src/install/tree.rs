@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::InstallError;
-use super::syntax::{Directive, line_of, parse};
+use super::syntax::{Directive, Span, line_of, parse};
+use crate::failure::Failure;
 
 /// More files than any configuration has; stops patterns that include themselves.
 const MOST_VISITS: usize = 20_000;
@@ -17,9 +17,7 @@ const LARGEST: u64 = 16 << 20;
 pub(crate) struct Source {
     /// Its real path.
     pub path: PathBuf,
-    /// Its text.
     pub text: Vec<u8>,
-    /// Its directives.
     pub directives: Vec<Directive>,
 }
 
@@ -28,7 +26,6 @@ pub(crate) struct Source {
 pub(crate) struct Placed<'a> {
     /// The number of the file.
     pub file: usize,
-    /// The directive.
     pub directive: &'a Directive,
 }
 
@@ -36,28 +33,23 @@ pub(crate) struct Placed<'a> {
 pub(crate) type Overlay = BTreeMap<PathBuf, Vec<u8>>;
 
 /// nginx's main file and all included files.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Tree {
     /// The first is the main file.
     pub files: Vec<Source>,
-    /// The files of the `include` at this byte of this file.
-    includes: BTreeMap<(usize, usize), Vec<usize>>,
+    /// The `include` at this byte of this file: its span, and the files that it matches.
+    includes: BTreeMap<(usize, usize), (Span, Vec<usize>)>,
 }
 
 impl Tree {
-    /// Reads `main` and all included files, as if `overlay` were written.
-    ///
-    /// # Errors
-    /// [`InstallError::Refused`] with the file and the line.
-    pub(crate) fn load(main: &Path, overlay: &Overlay) -> Result<Self, InstallError> {
+    /// Reads `main` and all included files, as if `overlay` were written. An error names
+    /// the file and the line.
+    pub(crate) fn load(main: &Path, overlay: &Overlay) -> Result<Self, Failure> {
         let base = main.parent().unwrap_or(Path::new("/")).to_owned();
         let mut loader = Loader {
             overlay,
             base,
-            tree: Self {
-                files: Vec::new(),
-                includes: BTreeMap::new(),
-            },
+            tree: Self::default(),
             known: BTreeMap::new(),
             stack: Vec::new(),
             visits: 0,
@@ -74,21 +66,25 @@ impl Tree {
         directives: &'a [Directive],
     ) -> Vec<Placed<'a>> {
         let mut found = Vec::new();
-        self.collect(file, directives, &mut found);
-        found
-    }
-
-    fn collect<'a>(&'a self, file: usize, all: &'a [Directive], found: &mut Vec<Placed<'a>>) {
-        for directive in all {
+        for directive in directives {
             match self.includes.get(&(file, directive.span.start)) {
-                Some(included) => {
-                    for number in included {
-                        self.collect(*number, &self.files[*number].directives, found);
-                    }
-                }
+                Some((_, included)) => found.extend(
+                    included
+                        .iter()
+                        .flat_map(|number| self.within(*number, &self.files[*number].directives)),
+                ),
                 None => found.push(Placed { file, directive }),
             }
         }
+        found
+    }
+
+    /// For messages: `FILE:LINE`.
+    #[must_use]
+    pub(crate) fn place(&self, placed: Placed) -> String {
+        let source = &self.files[placed.file];
+        let line = line_of(&source.text, placed.directive.span.start);
+        format!("{}:{line}", source.path.display())
     }
 
     /// The directives of a directive's block.
@@ -100,11 +96,10 @@ impl Tree {
         })
     }
 
-    /// The includes of this file: the byte of each and the files that it matches.
-    pub(crate) fn includes_of(&self, file: usize) -> impl Iterator<Item = (usize, &[usize])> {
-        let from = (file, 0)..(file + 1, 0);
-        let found = self.includes.range(from);
-        found.map(|((_, at), files)| (*at, files.as_slice()))
+    /// The includes of this file: the span of each and the files that it matches.
+    pub(crate) fn includes_of(&self, file: usize) -> impl Iterator<Item = &(Span, Vec<usize>)> {
+        let found = self.includes.range((file, 0)..(file + 1, 0));
+        found.map(|(_, include)| include)
     }
 }
 
@@ -118,11 +113,11 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    fn visit(&mut self, path: &Path, by: Option<&str>) -> Result<usize, InstallError> {
+    fn visit(&mut self, path: &Path, by: Option<&str>) -> Result<usize, Failure> {
         let (real, text) = self.read(path, by)?;
         self.visits += 1;
         if self.stack.contains(&real) || self.visits > MOST_VISITS {
-            return Err(InstallError::refused(
+            return Err(Failure::usage(
                 format!("{}: the file includes itself", real.display()),
                 format!("remove the include ({})", by.unwrap_or_default()),
             ));
@@ -132,7 +127,7 @@ impl Loader<'_> {
         }
         let directives = parse(&text).map_err(|error| {
             let message = format!("{}: {error}", real.display());
-            InstallError::refused(message, "fix it and test it with nginx -t")
+            Failure::usage(message, "fix it and test it with nginx -t")
         })?;
         let number = self.tree.files.len();
         self.tree.files.push(Source {
@@ -147,7 +142,7 @@ impl Loader<'_> {
         Ok(number)
     }
 
-    fn follow(&mut self, number: usize, directives: &[Directive]) -> Result<(), InstallError> {
+    fn follow(&mut self, number: usize, directives: &[Directive]) -> Result<(), Failure> {
         for directive in directives {
             if let Some(block) = &directive.block {
                 self.follow(number, &block.directives)?;
@@ -156,27 +151,26 @@ impl Loader<'_> {
             let (true, Some(word)) = (directive.name() == "include", directive.words.get(1)) else {
                 continue;
             };
-            let source = &self.tree.files[number];
-            let line = line_of(&source.text, directive.span.start);
-            let by = format!("{}:{line}", source.path.display());
+            let (file, span) = (number, directive.span.clone());
+            let by = self.tree.place(Placed { file, directive });
             let pattern = self.base.join(&word.text);
             let mut included = Vec::new();
             for path in self.expand(&pattern) {
                 included.push(self.visit(&path, Some(&by))?);
             }
-            let at = directive.span.start;
-            self.tree.includes.insert((number, at), included);
+            let at = (file, span.start);
+            self.tree.includes.insert(at, (span, included));
         }
         Ok(())
     }
 
-    fn read(&self, path: &Path, by: Option<&str>) -> Result<(PathBuf, Vec<u8>), InstallError> {
+    fn read(&self, path: &Path, by: Option<&str>) -> Result<(PathBuf, Vec<u8>), Failure> {
         if let Some(text) = self.overlay.get(path) {
             return Ok((path.to_owned(), text.clone()));
         }
         let failed = |error: std::io::Error| {
             let by = by.map_or_else(String::new, |by| format!(", included at {by}"));
-            InstallError::refused(
+            Failure::usage(
                 format!("{}: {error}{by}", path.display()),
                 "name nginx's main file with --conf FILE, and run as a user who may read all files",
             )
@@ -330,10 +324,10 @@ mod tests {
 
         write("snippet", "include available/b;");
         let refused = Tree::load(&root.join("nginx.conf"), &Overlay::new()).unwrap_err();
-        assert!(refused.to_string().contains("includes itself"), "{refused}");
+        assert!(refused.summary().contains("includes itself"), "{refused:?}");
         write("snippet", "include absent;");
         let refused = Tree::load(&root.join("nginx.conf"), &Overlay::new()).unwrap_err();
-        assert!(refused.to_string().contains("snippet:1"), "{refused}");
+        assert!(refused.summary().contains("snippet:1"), "{refused:?}");
 
         let overlay = Overlay::from([
             (root.join("enabled/new"), b"server { }".to_vec()),

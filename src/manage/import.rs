@@ -4,18 +4,18 @@
 
 use super::deploy::FILES;
 use super::error::ManageError;
-use crate::certificate::{Bundle, Facts};
+use crate::certificate::Bundle;
 use crate::deploy::Outlet;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::random::Random;
-use crate::record::{Failures, Generation, Issued, Record, Renewal, Revision};
+use crate::record::{Failures, Generation, Issued, Record, Renewal};
 use crate::renew::window::share_of_life;
 use crate::store::Store;
 use crate::time::Timestamp;
 
 /// A certificate that another client has issued.
-pub(crate) struct Foreign {
+pub(crate) struct ImportedPair {
     /// The name to store it under.
     pub lineage: Lineage,
     /// The directory URL of the CA that issued it.
@@ -32,124 +32,112 @@ pub(crate) struct Foreign {
 
 /// The result of an import.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Taken {
+pub(crate) enum Imported {
     /// It was stored as this generation and will be renewed at this instant.
     Stored(Generation, Timestamp),
     /// It is stored already, or a newer one is.
-    Here {
+    Present {
         /// The stored generation.
         generation: Generation,
         /// Whether the stored generation is newer.
         newer: bool,
         /// Whether its settings for renewals were replaced.
-        resettled: bool,
+        has_new_settings: bool,
     },
     /// The stored certificate has these other names.
     OtherNames(Vec<Identifier>),
 }
 
-/// Imports and publishes `foreign`; a second import changes nothing.
+/// Imports and publishes `pair`; a second import changes nothing.
 ///
 /// # Errors
 /// When the lineage is leased by another process, or the store or the output cannot be
 /// written. The next import publishes a pair that was stored but not published.
-pub(crate) async fn take(
+pub(crate) async fn import_pair(
     store: &dyn Store,
     output: &dyn Outlet,
-    foreign: &Foreign,
+    pair: &ImportedPair,
     now: Timestamp,
     random: &dyn Random,
-) -> Result<Taken, ManageError> {
-    let lineage = &foreign.lineage;
+) -> Result<Imported, ManageError> {
+    let (lineage, options) = (&pair.lineage, &pair.options);
     let _lease = store.lease(lineage).await?;
     let stored = store.load(lineage).await?;
-    let mut taken = preview(stored.as_ref().map(|(record, _)| record), foreign, random);
-    match taken {
-        Taken::Stored(generation, at) => {
+    let record = stored.as_ref().map(|(record, _)| record);
+    let mut imported = preview(record, pair, random);
+    match &mut imported {
+        Imported::Stored(generation, at) => {
             // Options left by a failed command belong to no certificate.
-            let waits = stored
-                .as_ref()
-                .is_none_or(|(record, _)| record.issued.is_none());
-            if waits || store.options(lineage).await?.is_none() {
-                store.save_options(lineage, &foreign.options).await?;
+            let is_new = record.is_none_or(|record| record.issued.is_none());
+            if is_new || store.options(lineage).await?.is_none() {
+                store.save_options(lineage, options).await?;
             }
             let (record, revision) = stored.unzip();
-            let record = record_of(record, foreign, generation, at, now);
-            let revision = revision.unwrap_or(Revision::default());
-            store.save(&record, revision, Some(&foreign.bundle)).await?;
-            output.publish(lineage, generation, &foreign.bundle)?;
+            let record = record_of(record, pair, *generation, *at, now);
+            let revision = revision.unwrap_or_default();
+            store.save(&record, revision, Some(&pair.bundle)).await?;
+            output.publish(lineage, *generation, &pair.bundle)?;
         }
-        Taken::Here {
+        Imported::Present {
             generation,
             newer,
-            ref mut resettled,
+            has_new_settings,
         } => {
-            if !newer && output.live(lineage).is_none() {
-                output.publish(lineage, generation, &foreign.bundle)?;
+            if !*newer && output.live(lineage).is_none() {
+                output.publish(lineage, *generation, &pair.bundle)?;
             }
-            *resettled = resettle(store, foreign).await?;
+            if pair.insists && store.options(lineage).await?.as_ref() != Some(options) {
+                store.save_options(lineage, options).await?;
+                *has_new_settings = true;
+            }
         }
-        Taken::OtherNames(_) => {}
+        Imported::OtherNames(_) => {}
     }
-    Ok(taken)
-}
-
-async fn resettle(store: &dyn Store, foreign: &Foreign) -> Result<bool, ManageError> {
-    let (lineage, options) = (&foreign.lineage, &foreign.options);
-    if !foreign.insists || store.options(lineage).await?.as_ref() == Some(options) {
-        return Ok(false);
-    }
-    store.save_options(lineage, options).await?;
-    Ok(true)
+    Ok(imported)
 }
 
 /// The result of an import beside `record`; nothing is written.
 #[must_use]
-pub(crate) fn preview(record: Option<&Record>, foreign: &Foreign, random: &dyn Random) -> Taken {
-    let facts = foreign.bundle.facts();
-    let here = |generation, newer| Taken::Here {
-        generation,
+pub(crate) fn preview(
+    record: Option<&Record>,
+    pair: &ImportedPair,
+    random: &dyn Random,
+) -> Imported {
+    let facts = pair.bundle.facts();
+    let stored = |generation| Imported::Stored(generation, share_of_life(facts, random));
+    let present = |issued: &Issued, newer| Imported::Present {
+        generation: issued.generation,
         newer,
-        resettled: false,
+        has_new_settings: false,
     };
-    let stored = |generation| Taken::Stored(generation, share_of_life(facts, random));
-    let Some(record) = record else {
-        return stored(Generation(1));
-    };
-    if let Some(issued) = &record.issued
-        && issued.facts.fingerprint == facts.fingerprint
-    {
-        return here(issued.generation, false);
+    let issued = record.and_then(|record| record.issued.as_ref());
+    match (record, issued) {
+        (_, Some(issued)) if issued.facts.fingerprint == facts.fingerprint => {
+            present(issued, false)
+        }
+        (Some(record), _) if record.identifiers != facts.identifiers => {
+            Imported::OtherNames(record.identifiers.iter().cloned().collect())
+        }
+        (_, None) => stored(Generation(1)),
+        (_, Some(issued)) if facts.not_before > issued.facts.not_before => {
+            stored(issued.generation.next())
+        }
+        (_, Some(issued)) => present(issued, true),
     }
-    if record.identifiers != facts.identifiers {
-        return Taken::OtherNames(record.identifiers.iter().cloned().collect());
-    }
-    match &record.issued {
-        None => stored(Generation(1)),
-        Some(issued) if is_newer(facts, &issued.facts) => stored(issued.generation.next()),
-        Some(issued) => here(issued.generation, true),
-    }
-}
-
-fn is_newer(one: &Facts, other: &Facts) -> bool {
-    one.not_before > other.not_before
 }
 
 fn record_of(
     before: Option<Record>,
-    foreign: &Foreign,
+    pair: &ImportedPair,
     generation: Generation,
     at: Timestamp,
     now: Timestamp,
 ) -> Record {
-    let (facts, ca) = (foreign.bundle.facts(), &foreign.ca);
-    let fresh = || {
-        let names = facts.identifiers.clone();
-        let mut record = Record::new(foreign.lineage.clone(), names, ca.clone());
-        record.profile.clone_from(&foreign.profile);
-        record
-    };
-    let mut record = before.unwrap_or_else(fresh);
+    let (facts, ca) = (pair.bundle.facts(), &pair.ca);
+    let mut record = before.unwrap_or_else(|| Record {
+        profile: pair.profile.clone(),
+        ..Record::new(pair.lineage.clone(), facts.identifiers.clone(), ca.clone())
+    });
     // A pending order, or a failure, was for the certificate that is imported now.
     (record.order, record.failures) = (None, Failures::default());
     record.deployment_failures = Failures::default();

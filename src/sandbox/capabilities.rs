@@ -2,6 +2,7 @@
 //! already bound, and the helper process reloads servers. Which of the four file
 //! capabilities are needed is tried out, not guessed.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
@@ -17,61 +18,53 @@ use crate::deploy::owner;
 
 /// Keeps only the capabilities that `settings` and `paths` need, and logs why.
 pub(super) fn drop_all_but_needed(settings: &Settings, paths: &Paths) {
-    let dropped = capabilities(None).and_then(|held| {
-        let kept = needed(held, settings, paths)?;
-        keep(kept & held.permitted)
+    let dropped = capabilities(None).and_then(|own| {
+        let needed = needed(own, settings, paths)?;
+        keep(needed & own.permitted)
     });
     if let Err(error) = dropped {
         tracing::warn!("cannot drop capabilities: {error}");
     }
 }
 
-fn needed(held: CapabilitySets, settings: &Settings, paths: &Paths) -> io::Result<CapabilitySet> {
-    let mut kept = CapabilitySet::empty();
-    if needs_chown(settings, paths) {
-        let why = "files for the proxy belong to another user or group";
-        let give = CapabilitySet::CHOWN | CapabilitySet::FSETID;
-        // A file that already belongs to another user needs both to be changed.
-        let touch = CapabilitySet::FOWNER | CapabilitySet::DAC_OVERRIDE;
-        kept |= give;
-        if is_other_user(settings.output.owner.as_deref()) || any_copy_needs_chown(settings) {
-            kept |= touch;
+fn needed(own: CapabilitySets, settings: &Settings, paths: &Paths) -> io::Result<CapabilitySet> {
+    let mut needed = CapabilitySet::empty();
+    let mut need = |more: CapabilitySet, why: &str| {
+        needed |= more;
+        let names: Vec<_> = (more & own.permitted).iter_names().collect();
+        if !names.is_empty() {
+            let names: Vec<_> = names.into_iter().map(|(name, _)| name).collect();
+            tracing::debug!("kept: CAP_{}: {why}", names.join(", CAP_"));
         }
-        log(held, kept, why);
+    };
+    if needs_chown(settings, paths) {
+        let mut give = CapabilitySet::CHOWN | CapabilitySet::FSETID;
+        if is_other_user(settings.output.owner.as_deref()) || any_copy_needs_chown(settings) {
+            // A file that already belongs to another user needs both to be changed.
+            give |= CapabilitySet::FOWNER | CapabilitySet::DAC_OVERRIDE;
+        }
+        need(give, "files for the proxy belong to another user or group");
     }
     let beyond = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
-    if !held.effective.intersects(beyond) {
-        return Ok(kept);
+    if own.effective.intersects(beyond) {
+        let mut without = own;
+        without.effective -= beyond;
+        set_capabilities(None, without)?;
+        if let Some(path) = first_unwritable(paths) {
+            need(CapabilitySet::DAC_OVERRIDE, &path);
+        } else if let Some(path) = first_denied(&paths.files, Access::READ_OK) {
+            need(CapabilitySet::DAC_READ_SEARCH, &path);
+        }
+        set_capabilities(None, own)?;
     }
-    let mut without = held;
-    without.effective -= beyond;
-    set_capabilities(None, without)?;
-    if let Some(path) = first_unwritable(paths).or_else(|| first_denied_socket(paths)) {
-        log(held, CapabilitySet::DAC_OVERRIDE, &path);
-        kept |= CapabilitySet::DAC_OVERRIDE;
-    } else if let Some(path) = first_unreadable(paths) {
-        log(held, CapabilitySet::DAC_READ_SEARCH, &path);
-        kept |= CapabilitySet::DAC_READ_SEARCH;
-    }
-    set_capabilities(None, held)?;
-    Ok(kept)
+    Ok(needed)
 }
 
-fn log(held: CapabilitySets, kept: CapabilitySet, why: &str) {
-    let kept = kept & held.permitted;
-    if !kept.is_empty() {
-        let names: Vec<_> = kept.iter_names().map(|(name, _)| name).collect();
-        tracing::debug!("kept: CAP_{}: {why}", names.join(", CAP_"));
-    }
-}
-
-/// Drops all but `kept`; the bounding set first, since that needs CAP_SETPCAP.
-fn keep(kept: CapabilitySet) -> io::Result<()> {
+/// Drops all but `needed`; the bounding set first, since that needs CAP_SETPCAP.
+fn keep(needed: CapabilitySet) -> io::Result<()> {
     let bounds = |capability| matches!(capability_is_in_bounding_set(capability), Ok(true));
-    for capability in (CapabilitySet::all() - kept)
-        .iter()
-        .filter(|one| bounds(*one))
-    {
+    let others = CapabilitySet::all() - needed;
+    for capability in others.iter().filter(|one| bounds(*one)) {
         match remove_capability_from_bounding_set(capability) {
             // Harmless: no_new_privs is set, so the bounding set grants nothing.
             Err(Errno::PERM) => break,
@@ -80,15 +73,14 @@ fn keep(kept: CapabilitySet) -> io::Result<()> {
     }
     clear_ambient_capability_set()?;
     let sets = CapabilitySets {
-        effective: kept,
-        permitted: kept,
+        effective: needed,
+        permitted: needed,
         inheritable: CapabilitySet::empty(),
     };
     set_capabilities(None, sets)
 }
 
 fn needs_chown(settings: &Settings, paths: &Paths) -> bool {
-    use std::os::unix::fs::MetadataExt;
     let (owner, group) = (&settings.output.owner, &settings.output.group);
     // A setgid directory keeps its bit only if its owner is in the group.
     let foreign = std::fs::metadata(&paths.output)
@@ -98,7 +90,6 @@ fn needs_chown(settings: &Settings, paths: &Paths) -> bool {
 
 /// Whether a copy must get, or an existing one keeps, another owner.
 fn any_copy_needs_chown(settings: &Settings) -> bool {
-    use std::os::unix::fs::MetadataExt;
     let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
     let foreign = |file: PathBuf| {
         let found = std::fs::metadata(file);
@@ -112,25 +103,17 @@ fn is_other_user(user: Option<&str>) -> bool {
     number.is_some_and(|number| number != rustix::process::geteuid().as_raw())
 }
 
-/// The first path that its owner or mode makes unwritable.
+/// The first path, or socket, that its owner or mode makes unwritable.
 fn first_unwritable(paths: &Paths) -> Option<String> {
+    let both = Access::READ_OK | Access::WRITE_OK;
     let written = paths.written.iter();
-    written
-        .filter(|directory| **directory != paths.output && **directory != paths.data)
-        .flat_map(|webroot| {
-            let parts = ["", ".well-known", ".well-known/acme-challenge"];
-            parts.map(|part| webroot.join(part))
-        })
-        .find(|directory| is_denied(directory, WRITE))
-        .map(|path| path.display().to_string())
+    let webroots = written.filter(|path| **path != paths.output && **path != paths.data);
+    let parts = ["", ".well-known", ".well-known/acme-challenge"];
+    let answers = webroots.flat_map(|webroot| parts.map(|part| webroot.join(part)));
+    first_denied(answers, WRITE)
         .or_else(|| unwritable_below(&paths.output, &paths.output, Access::READ_OK))
-        .or_else(|| {
-            unwritable_below(
-                &paths.data,
-                &paths.output,
-                Access::READ_OK | Access::WRITE_OK,
-            )
-        })
+        .or_else(|| unwritable_below(&paths.data, &paths.output, both))
+        .or_else(|| first_denied(&paths.sockets, Access::WRITE_OK))
 }
 
 const WRITE: Access = Access::READ_OK
@@ -145,11 +128,8 @@ fn unwritable_below(root: &Path, excluded: &Path, file: Access) -> Option<String
         if is_denied(&directory, WRITE) {
             return Some(directory.display().to_string());
         }
-        for entry in std::fs::read_dir(&directory)
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
+        let entries = std::fs::read_dir(&directory).into_iter().flatten();
+        for entry in entries.flatten() {
             let path = entry.path();
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() && path != excluded => open.push(path),
@@ -163,17 +143,13 @@ fn unwritable_below(root: &Path, excluded: &Path, file: Access) -> Option<String
     None
 }
 
-fn first_unreadable(paths: &Paths) -> Option<String> {
-    let mut files = paths.files.iter();
-    let found = files.find(|file| is_denied(file, Access::READ_OK));
-    found.map(|file| file.display().to_string())
-}
-
-/// The first socket that its owner or mode denies connections to.
-fn first_denied_socket(paths: &Paths) -> Option<String> {
-    let mut sockets = paths.sockets.iter();
-    let found = sockets.find(|socket| is_denied(socket, Access::WRITE_OK));
-    found.map(|socket| socket.display().to_string())
+fn first_denied(
+    paths: impl IntoIterator<Item = impl AsRef<Path>>,
+    access: Access,
+) -> Option<String> {
+    let mut paths = paths.into_iter();
+    let found = paths.find(|path| is_denied(path.as_ref(), access));
+    found.map(|path| path.as_ref().display().to_string())
 }
 
 fn is_denied(path: &Path, access: Access) -> bool {

@@ -28,13 +28,8 @@ pub(super) fn start(
         tracing::warn!("no sandbox: harden is off");
         return None;
     }
-    match spawn(environment, programs) {
-        Ok(helper) => Some(helper),
-        Err(error) => {
-            tracing::warn!("no sandbox: cannot start the helper process: {error}");
-            None
-        }
-    }
+    let log = |error: &_| tracing::warn!("no sandbox: cannot start the helper process: {error}");
+    spawn(environment, programs).inspect_err(log).ok()
 }
 
 fn spawn(

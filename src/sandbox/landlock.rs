@@ -2,6 +2,7 @@
 //! listeners. Outgoing connections stay allowed: a CA may name any URL, and
 //! verification connects to wherever a server listens.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use landlock::{
@@ -71,17 +72,14 @@ fn log(status: &RestrictionStatus, paths: &Paths) -> bool {
             return false;
         }
     };
-    let shown = |paths: Vec<&PathBuf>| {
-        let shown: Vec<_> = paths
-            .iter()
-            .map(|path| path.display().to_string())
-            .collect();
-        shown.join(", ")
+    let shown = |paths: &BTreeSet<PathBuf>| {
+        let shown = paths.iter().map(|path| path.display().to_string());
+        shown.collect::<Vec<_>>().join(", ")
     };
     tracing::debug!(
         "allowed paths: write {}; read {}",
-        shown(paths.written.iter().collect()),
-        shown(paths.read.iter().collect())
+        shown(&paths.written),
+        shown(&paths.read)
     );
     let ports = if version >= ABI::V4 {
         "no new TCP listener"
@@ -101,7 +99,6 @@ fn log(status: &RestrictionStatus, paths: &Paths) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
     use std::io::ErrorKind;
     use std::net::TcpListener;
     use std::path::Path;

@@ -70,9 +70,8 @@ impl Paths {
         // The root directory would lift the restriction.
         read.retain(|directory| directory.components().count() > 1);
         let (data, output) = (real(&settings.data_dir), real(&settings.output.directory));
-        let answers = answers(settings).map(real);
         let named = [data.clone(), output.clone()].into_iter();
-        let named = named.chain(answers);
+        let named = named.chain(answers(settings).map(real));
         let mut written: BTreeSet<_> = named.filter_map(|path| existing_or_parent(&path)).collect();
         written.extend(copy_directories(settings));
         for directory in [&data, &output] {
@@ -164,55 +163,49 @@ fn linked_from(directory: &Path) -> Vec<PathBuf> {
 /// The directory, or its parent if it must be created. A more distant ancestor
 /// would allow too much.
 fn existing_or_parent(directory: &Path) -> Option<PathBuf> {
-    if directory.is_dir() {
-        return Some(directory.to_owned());
-    }
-    let parent = directory.parent();
-    let found = parent.filter(|parent| parent.is_dir() && parent.parent().is_some());
+    let is_allowed = |parent: &&Path| parent.is_dir() && parent.parent().is_some();
+    let found = match directory.is_dir() {
+        true => Some(directory),
+        false => directory.parent().filter(is_allowed),
+    };
     if found.is_none() {
-        tracing::warn!(
-            "{} does not exist and is outside the sandbox; hint: create it and restart certs run",
-            directory.display()
-        );
+        warn_outside(directory);
     }
     found.map(Path::to_owned)
 }
 
-/// The directories of the deploy targets' copies, without their parents.
+/// The directories of the deploy targets' copies, without their parents. A parent, or
+/// the root directory, would allow too much.
 fn copy_directories(settings: &Settings) -> BTreeSet<PathBuf> {
-    let directories = specs(settings).filter_map(|spec| Some(real(&spec.writes_in()?)));
+    let mut directories: BTreeSet<_> = specs(settings)
+        .filter_map(|spec| Some(real(&spec.writes_in()?)))
+        .collect();
+    directories.retain(|directory| {
+        let is_there = directory.is_dir() && directory.components().count() > 1;
+        if !is_there {
+            warn_outside(directory);
+        }
+        is_there
+    });
     directories
-        .filter(|directory| directory_exists(directory))
-        .collect()
 }
 
-/// Whether an operator's directory exists. Its parent and the root directory
-/// would allow too much.
-fn directory_exists(directory: &Path) -> bool {
-    let there = directory.is_dir() && directory.components().count() > 1;
-    if !there {
-        tracing::warn!(
-            "{} does not exist and is outside the sandbox; hint: create it and restart certs run",
-            directory.display()
-        );
-    }
-    there
-}
-
-/// The nearest ancestor of `directory` that exists.
-fn existing(directory: &Path) -> PathBuf {
-    let mut ancestors = directory.ancestors();
-    let found = ancestors.find(|ancestor| ancestor.is_dir());
-    found.unwrap_or(directory).to_owned()
+fn warn_outside(directory: &Path) {
+    tracing::warn!(
+        "{} does not exist and is outside the sandbox; hint: create it and restart certs run",
+        directory.display()
+    );
 }
 
 /// `path` with links resolved as far as it exists.
 fn real(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or(path.to_owned());
-    let there = existing(&absolute);
-    let rest = absolute.strip_prefix(&there).unwrap_or(Path::new(""));
     std::fs::canonicalize(&absolute).unwrap_or_else(|_| {
-        let there = std::fs::canonicalize(&there).unwrap_or(there);
+        let mut ancestors = absolute.ancestors();
+        let there = ancestors.find(|ancestor| ancestor.is_dir());
+        let there = there.unwrap_or(&absolute);
+        let rest = absolute.strip_prefix(there).unwrap_or(Path::new(""));
+        let there = std::fs::canonicalize(there).unwrap_or(there.to_owned());
         there.join(rest)
     })
 }

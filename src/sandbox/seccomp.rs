@@ -8,169 +8,58 @@
 
 use std::collections::BTreeMap;
 
-use libc::{c_long, c_ulong};
+use libc::c_long;
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen as Length, SeccompCmpOp as Compare,
     SeccompCondition, SeccompFilter, SeccompRule,
 };
 
+/// The numbers of system calls by their names in the libc crate.
+macro_rules! calls {
+    ($($call:ident)*) => { &[$(libc::$call),*] };
+}
+
 /// Allowed with any arguments.
-const ALLOWED: &[c_long] = &[
+const ALLOWED: &[c_long] = calls! {
     // Memory, threads and time.
-    libc::SYS_brk,
-    libc::SYS_mmap,
-    libc::SYS_mprotect,
-    libc::SYS_mremap,
-    libc::SYS_munmap,
-    libc::SYS_madvise,
-    libc::SYS_membarrier,
-    libc::SYS_futex,
-    libc::SYS_set_robust_list,
-    libc::SYS_get_robust_list,
-    libc::SYS_rseq,
-    libc::SYS_set_tid_address,
-    libc::SYS_sched_yield,
-    libc::SYS_sched_getaffinity,
-    libc::SYS_getcpu,
-    libc::SYS_gettid,
-    libc::SYS_getpid,
-    libc::SYS_getppid,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    libc::SYS_restart_syscall,
-    libc::SYS_clock_gettime,
-    libc::SYS_clock_getres,
-    libc::SYS_clock_nanosleep,
-    libc::SYS_nanosleep,
-    libc::SYS_gettimeofday,
-    libc::SYS_getrandom,
-    libc::SYS_getrusage,
-    libc::SYS_times,
-    libc::SYS_sysinfo,
-    libc::SYS_uname,
+    SYS_brk SYS_mmap SYS_mprotect SYS_mremap SYS_munmap SYS_madvise SYS_membarrier SYS_futex
+    SYS_set_robust_list SYS_get_robust_list SYS_rseq SYS_set_tid_address SYS_sched_yield
+    SYS_sched_getaffinity SYS_getcpu SYS_gettid SYS_getpid SYS_getppid SYS_exit
+    SYS_exit_group SYS_restart_syscall SYS_clock_gettime SYS_clock_getres
+    SYS_clock_nanosleep SYS_nanosleep SYS_gettimeofday SYS_getrandom SYS_getrusage SYS_times
+    SYS_sysinfo SYS_uname
     // Signals to ourselves.
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_rt_sigtimedwait,
-    libc::SYS_sigaltstack,
+    SYS_rt_sigaction SYS_rt_sigprocmask SYS_rt_sigreturn SYS_rt_sigtimedwait SYS_sigaltstack
     // Reading, not changing, our user and groups.
-    libc::SYS_getuid,
-    libc::SYS_geteuid,
-    libc::SYS_getgid,
-    libc::SYS_getegid,
-    libc::SYS_getgroups,
-    libc::SYS_getresuid,
-    libc::SYS_getresgid,
-    libc::SYS_capget,
+    SYS_getuid SYS_geteuid SYS_getgid SYS_getegid SYS_getgroups SYS_getresuid SYS_getresgid
+    SYS_capget
     // Waiting.
-    libc::SYS_epoll_create1,
-    libc::SYS_epoll_ctl,
-    libc::SYS_epoll_pwait,
-    libc::SYS_epoll_pwait2,
-    libc::SYS_eventfd2,
-    libc::SYS_timerfd_create,
-    libc::SYS_timerfd_settime,
-    libc::SYS_timerfd_gettime,
-    libc::SYS_ppoll,
-    libc::SYS_pselect6,
-    libc::SYS_pipe2,
+    SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_epoll_pwait2 SYS_eventfd2
+    SYS_timerfd_create SYS_timerfd_settime SYS_timerfd_gettime SYS_ppoll SYS_pselect6
+    SYS_pipe2
     // Files.
-    libc::SYS_openat,
-    libc::SYS_openat2,
-    libc::SYS_close,
-    libc::SYS_close_range,
-    libc::SYS_read,
-    libc::SYS_readv,
-    libc::SYS_pread64,
-    libc::SYS_preadv,
-    libc::SYS_write,
-    libc::SYS_writev,
-    libc::SYS_pwrite64,
-    libc::SYS_pwritev,
-    libc::SYS_lseek,
-    libc::SYS_fcntl,
-    libc::SYS_dup,
-    libc::SYS_dup3,
-    libc::SYS_flock,
-    libc::SYS_fsync,
-    libc::SYS_fdatasync,
-    libc::SYS_ftruncate,
-    libc::SYS_fallocate,
-    libc::SYS_fadvise64,
-    libc::SYS_copy_file_range,
-    libc::SYS_sendfile,
-    libc::SYS_splice,
-    libc::SYS_fstat,
-    libc::SYS_newfstatat,
-    libc::SYS_statx,
-    libc::SYS_statfs,
-    libc::SYS_fstatfs,
-    libc::SYS_faccessat,
-    libc::SYS_faccessat2,
-    libc::SYS_getdents64,
-    libc::SYS_getcwd,
-    libc::SYS_readlinkat,
-    libc::SYS_renameat2,
-    libc::SYS_unlinkat,
-    libc::SYS_mkdirat,
-    libc::SYS_symlinkat,
-    libc::SYS_linkat,
-    libc::SYS_fchmod,
-    libc::SYS_fchmodat,
-    libc::SYS_fchown,
-    libc::SYS_fchownat,
-    libc::SYS_utimensat,
-    libc::SYS_umask,
-    libc::SYS_getxattr,
-    libc::SYS_fgetxattr,
+    SYS_openat SYS_openat2 SYS_close SYS_close_range SYS_read SYS_readv SYS_pread64
+    SYS_preadv SYS_write SYS_writev SYS_pwrite64 SYS_pwritev SYS_lseek SYS_fcntl SYS_dup
+    SYS_dup3 SYS_flock SYS_fsync SYS_fdatasync SYS_ftruncate SYS_fallocate SYS_fadvise64
+    SYS_copy_file_range SYS_sendfile SYS_splice SYS_fstat SYS_newfstatat SYS_statx
+    SYS_statfs SYS_fstatfs SYS_faccessat SYS_faccessat2 SYS_getdents64 SYS_getcwd
+    SYS_readlinkat SYS_renameat2 SYS_unlinkat SYS_mkdirat SYS_symlinkat SYS_linkat
+    SYS_fchmod SYS_fchmodat SYS_fchown SYS_fchownat SYS_utimensat SYS_umask SYS_getxattr
+    SYS_fgetxattr
     // Open sockets.
-    libc::SYS_bind,
-    libc::SYS_connect,
-    libc::SYS_accept4,
-    libc::SYS_accept,
-    libc::SYS_getsockname,
-    libc::SYS_getpeername,
-    libc::SYS_getsockopt,
-    libc::SYS_setsockopt,
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
-    libc::SYS_sendmmsg,
-    libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
-    libc::SYS_recvmmsg,
-    libc::SYS_shutdown,
-];
+    SYS_bind SYS_connect SYS_accept4 SYS_accept SYS_getsockname SYS_getpeername
+    SYS_getsockopt SYS_setsockopt SYS_sendto SYS_sendmsg SYS_sendmmsg SYS_recvfrom
+    SYS_recvmsg SYS_recvmmsg SYS_shutdown
+};
 
 /// Calls that only x86-64 has; its C library prefers some of them.
 #[cfg(target_arch = "x86_64")]
-const OLDER: &[c_long] = &[
-    libc::SYS_open,
-    libc::SYS_stat,
-    libc::SYS_lstat,
-    libc::SYS_access,
-    libc::SYS_poll,
-    libc::SYS_select,
-    libc::SYS_epoll_wait,
-    libc::SYS_epoll_create,
-    libc::SYS_eventfd,
-    libc::SYS_pipe,
-    libc::SYS_dup2,
-    libc::SYS_readlink,
-    libc::SYS_rename,
-    libc::SYS_renameat,
-    libc::SYS_unlink,
-    libc::SYS_rmdir,
-    libc::SYS_mkdir,
-    libc::SYS_symlink,
-    libc::SYS_link,
-    libc::SYS_chmod,
-    libc::SYS_chown,
-    libc::SYS_lchown,
-    libc::SYS_time,
-    libc::SYS_getrlimit,
-    libc::SYS_arch_prctl,
-];
+const OLDER: &[c_long] = calls! {
+    SYS_open SYS_stat SYS_lstat SYS_access SYS_poll SYS_select SYS_epoll_wait
+    SYS_epoll_create SYS_eventfd SYS_pipe SYS_dup2 SYS_readlink SYS_rename SYS_renameat
+    SYS_unlink SYS_rmdir SYS_mkdir SYS_symlink SYS_link SYS_chmod SYS_chown SYS_lchown
+    SYS_time SYS_getrlimit SYS_arch_prctl
+};
 /// `renameat`, which the libc crate does not name on this architecture.
 #[cfg(target_arch = "aarch64")]
 const OLDER: &[c_long] = &[38];
@@ -195,83 +84,75 @@ fn program() -> Result<BpfProgram, BackendError> {
 fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     let any = ALLOWED.iter().chain(OLDER).map(|call| (*call, Vec::new()));
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = any.collect();
-    rules.insert(libc::SYS_clone, vec![threads_only()?]);
-    rules.insert(libc::SYS_socket, sockets()?);
-    rules.insert(
-        libc::SYS_socketpair,
-        vec![rule(vec![is(0, libc::AF_UNIX)?])?],
-    );
-    rules.insert(libc::SYS_ioctl, any_of(1, IOCTLS)?);
-    rules.insert(libc::SYS_prctl, any_of(0, PRCTLS)?);
+    let unix = || is(0, libc::AF_UNIX);
+    // The routing socket, which the C library needs to look up addresses.
+    let route = vec![is(0, libc::AF_NETLINK)?, is(2, libc::NETLINK_ROUTE)?];
+    let mut sockets = vec![rule(vec![unix()?])?, rule(route)?];
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
+            // The other bits are flags.
+            let kind = condition(1, Length::Dword, Compare::MaskedEq(0xf), kind)?;
+            sockets.push(rule(vec![is(0, family)?, kind])?);
+        }
+    }
+    rules.insert(libc::SYS_socket, sockets);
+    rules.insert(libc::SYS_socketpair, vec![rule(vec![unix()?])?]);
+    rules.insert(libc::SYS_ioctl, any_of(1, &IOCTLS)?);
+    rules.insert(libc::SYS_prctl, any_of(0, &PRCTLS)?);
+    // Threads only: no processes, no new namespaces. A filter cannot see clone3's
+    // arguments, so clone3 is denied and the C library falls back to clone.
+    let seen = u64::from((libc::CLONE_THREAD | NAMESPACES).unsigned_abs());
+    let thread = condition(
+        0,
+        Length::Qword,
+        Compare::MaskedEq(seen),
+        libc::CLONE_THREAD,
+    )?;
+    rules.insert(libc::SYS_clone, vec![rule(vec![thread])?]);
     // Limits may be read but not set; only this process may be signalled.
-    let unset = SeccompCondition::new(2, Length::Qword, Compare::Eq, 0)?;
+    let unset = condition(2, Length::Qword, Compare::Eq, 0)?;
     rules.insert(libc::SYS_prlimit64, vec![rule(vec![unset])?]);
-    let own = u64::from(std::process::id());
-    let own = SeccompCondition::new(0, Length::Dword, Compare::Eq, own)?;
+    let own = is(0, rustix::process::getpid().as_raw_pid())?;
     rules.insert(libc::SYS_tgkill, vec![rule(vec![own])?]);
     Ok(rules)
 }
 
 /// Used by the C library: terminal detection and width, non-blocking mode.
-const IOCTLS: &[c_ulong] = &[
-    libc::TCGETS as c_ulong,
-    libc::TIOCGWINSZ as c_ulong,
-    libc::FIONBIO as c_ulong,
-    libc::FIONREAD as c_ulong,
-    libc::FIOCLEX as c_ulong,
+const IOCTLS: [i32; 5] = [
+    libc::TCGETS as i32,
+    libc::TIOCGWINSZ as i32,
+    libc::FIONBIO as i32,
+    libc::FIONREAD as i32,
+    libc::FIOCLEX as i32,
 ];
 /// Naming threads and memory.
-const PRCTLS: &[c_ulong] = &[
-    libc::PR_SET_NAME as c_ulong,
-    libc::PR_GET_NAME as c_ulong,
-    libc::PR_SET_VMA as c_ulong,
-];
+const PRCTLS: [i32; 3] = [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_VMA];
+const NAMESPACES: i32 = libc::CLONE_NEWNS
+    | libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET;
 
-/// Threads only: no processes, no new namespaces. A filter cannot see clone3's
-/// arguments, so clone3 is denied and the C library falls back to clone.
-fn threads_only() -> Result<SeccompRule, BackendError> {
-    let namespaces = libc::CLONE_NEWNS
-        | libc::CLONE_NEWCGROUP
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWUSER
-        | libc::CLONE_NEWPID
-        | libc::CLONE_NEWNET;
-    let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
-    let seen = thread | u64::from(namespaces.unsigned_abs());
-    let flags = SeccompCondition::new(0, Length::Qword, Compare::MaskedEq(seen), thread)?;
-    rule(vec![flags])
-}
-
-/// TCP, UDP, Unix sockets, and the routing netlink socket that the C library needs
-/// to look up addresses.
-fn sockets() -> Result<Vec<SeccompRule>, BackendError> {
-    const KIND: u64 = 0xf;
-    let mut rules = vec![rule(vec![is(0, libc::AF_UNIX)?])?];
-    let route = u64::from(libc::NETLINK_ROUTE.unsigned_abs());
-    let route = SeccompCondition::new(2, Length::Dword, Compare::Eq, route)?;
-    rules.push(rule(vec![is(0, libc::AF_NETLINK)?, route])?);
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
-            let kind = u64::from(kind.unsigned_abs());
-            let kind = SeccompCondition::new(1, Length::Dword, Compare::MaskedEq(KIND), kind)?;
-            rules.push(rule(vec![is(0, family)?, kind])?);
-        }
-    }
-    Ok(rules)
-}
-
-fn any_of(argument: u8, values: &[c_ulong]) -> Result<Vec<SeccompRule>, BackendError> {
-    let conditions = values.iter().map(|value| {
-        let condition = SeccompCondition::new(argument, Length::Dword, Compare::Eq, *value)?;
-        rule(vec![condition])
-    });
-    conditions.collect()
+fn any_of(argument: u8, values: &[i32]) -> Result<Vec<SeccompRule>, BackendError> {
+    let rules = values.iter();
+    rules
+        .map(|value| rule(vec![is(argument, *value)?]))
+        .collect()
 }
 
 fn is(argument: u8, value: i32) -> Result<SeccompCondition, BackendError> {
-    let value = u64::from(value.unsigned_abs());
-    SeccompCondition::new(argument, Length::Dword, Compare::Eq, value)
+    condition(argument, Length::Dword, Compare::Eq, value)
+}
+
+fn condition(
+    argument: u8,
+    length: Length,
+    compare: Compare,
+    value: i32,
+) -> Result<SeccompCondition, BackendError> {
+    SeccompCondition::new(argument, length, compare, u64::from(value.unsigned_abs()))
 }
 
 fn rule(conditions: Vec<SeccompCondition>) -> Result<SeccompRule, BackendError> {

@@ -10,19 +10,19 @@ use crate::acme::{ForeignAccount, ForeignKey, foreign_account, is_same_account};
 use crate::certificate::Secret;
 use crate::config::Directory;
 use crate::failure::Failure;
-use crate::import::{Account, AccountKey};
+use crate::import::{ImportedAccount, ImportedKey};
 use crate::store::{Store, StoreError};
 use crate::text::printable;
 
 /// The accounts found, and after [`Accounts::take`] those in the store.
 #[derive(Default)]
 pub(super) struct Accounts {
-    found: Vec<(Directory, Account)>,
+    found: Vec<(Directory, ImportedAccount)>,
     ours: Vec<(Directory, Option<String>)>,
 }
 
 impl Accounts {
-    pub(super) fn add(&mut self, directory: Directory, account: Account) {
+    pub(super) fn add(&mut self, directory: Directory, account: ImportedAccount) {
         self.found.push((directory, account));
     }
 
@@ -44,7 +44,7 @@ impl Accounts {
         report: &mut Report<'_>,
     ) {
         let mut found = std::mem::take(&mut self.found);
-        let used = |directory: &Directory, account: &Account| {
+        let used = |directory: &Directory, account: &ImportedAccount| {
             let is_it = |(ca, name): &&(String, String)| {
                 ca == directory.identity() && *name == account.name
             };
@@ -81,7 +81,11 @@ impl Accounts {
 
 /// Stores the account unless one of that CA is stored; returns whether it is new, and a
 /// text for the report.
-async fn take_one(target: &Target, ca: &str, account: &Account) -> Result<(bool, String), String> {
+async fn take_one(
+    target: &Target,
+    ca: &str,
+    account: &ImportedAccount,
+) -> Result<(bool, String), String> {
     let ForeignAccount { credentials, kind } = read(ca, account)?;
     let url = account.url.as_deref();
     let url = url.map_or(
@@ -118,12 +122,12 @@ async fn take_one(target: &Target, ca: &str, account: &Account) -> Result<(bool,
     }
 }
 
-fn read(ca: &str, account: &Account) -> Result<ForeignAccount, String> {
+fn read(ca: &str, account: &ImportedAccount) -> Result<ForeignAccount, String> {
     let url = account.url.as_deref();
     match &account.key {
-        AccountKey::Pem(pem) => foreign_account(ca, ForeignKey::Pem(pem.expose()), url),
-        AccountKey::Jwk(jwk) => foreign_account(ca, ForeignKey::Jwk(jwk.expose()), url),
-        AccountKey::Base64(text) => {
+        ImportedKey::Pem(pem) => foreign_account(ca, ForeignKey::Pem(pem.expose()), url),
+        ImportedKey::Jwk(jwk) => foreign_account(ca, ForeignKey::Jwk(jwk.expose()), url),
+        ImportedKey::Base64(text) => {
             let der = decoded(text).ok_or("its key is not valid base64")?;
             foreign_account(ca, ForeignKey::Der(&der), url)
         }

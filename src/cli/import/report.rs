@@ -8,9 +8,9 @@ use crate::certificate::Facts;
 use crate::cli::Call;
 use crate::cli::output::say;
 use crate::failure::Failure;
-use crate::import::{LIVE, Remark, Verdict};
+use crate::import::{LIVE, Remark, RemarkKind};
 use crate::lineage::Lineage;
-use crate::manage::import::Taken;
+use crate::manage::import::Imported;
 use crate::text::printable;
 
 /// Prints lines and counts them.
@@ -86,32 +86,38 @@ impl<'a> Report<'a> {
     }
 
     /// The result of a certificate.
-    pub(super) fn certificate(&mut self, subject: &str, taken: &Taken, facts: &Facts, live: &Path) {
+    pub(super) fn certificate(
+        &mut self,
+        subject: &str,
+        taken: &Imported,
+        facts: &Facts,
+        live: &Path,
+    ) {
         let (not_after, live) = (facts.not_after, live.display());
         match taken {
-            Taken::Stored(generation, at) => {
+            Imported::Stored(generation, at) => {
                 self.taken += 1;
                 let text = format!(
                     "generation {generation} in {live}, valid to {not_after}, renewal at {at}"
                 );
                 self.line(Word::Taken, subject, &text);
             }
-            Taken::Here {
+            Imported::Present {
                 generation,
                 newer,
-                resettled,
+                has_new_settings,
             } => {
                 self.here += 1;
                 let mut text = match newer {
                     true => format!("a newer one, generation {generation} in {live}, stays"),
                     false => format!("generation {generation} in {live}, valid to {not_after}"),
                 };
-                if *resettled {
+                if *has_new_settings {
                     text.push_str("; renewal and deployment now use this command's options");
                 }
                 self.line(Word::Here, subject, &text);
             }
-            Taken::OtherNames(names) => {
+            Imported::OtherNames(names) => {
                 let names: Vec<String> = names.iter().map(ToString::to_string).collect();
                 let names = names.join(", ");
                 self.not_taken(
@@ -129,10 +135,10 @@ impl<'a> Report<'a> {
             Some(lineage) => format!("certificate {lineage}, {}", remark.subject),
             None => remark.subject.clone(),
         };
-        match remark.verdict {
-            Verdict::Broken => self.not_taken(&subject, &text),
-            Verdict::NotTaken => self.line(Word::NotTaken, &subject, &text),
-            Verdict::ByHand => self.line(Word::ByHand, &subject, &text),
+        match remark.kind {
+            RemarkKind::Invalid => self.not_taken(&subject, &text),
+            RemarkKind::Unsupported => self.line(Word::NotTaken, &subject, &text),
+            RemarkKind::Manual => self.line(Word::ByHand, &subject, &text),
         }
     }
 

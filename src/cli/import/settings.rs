@@ -12,9 +12,8 @@ use crate::config::{CertificateSettings, Remembered};
 use crate::deploy::target::DeployTarget;
 use crate::failure::Failure;
 use crate::identifier::Identifier;
-use crate::import::{Proof, Remark, Tool, Verdict};
+use crate::import::{Http01, Remark, Tool};
 use crate::lineage::Lineage;
-use crate::text::printable;
 
 /// A placeholder for the CA in the shared defaults.
 const SOME_CA: &str = "https://ca.invalid/directory";
@@ -68,23 +67,23 @@ pub(super) fn of(
     settings.partial |= renewal.partial;
     match one.bundle.key_type() {
         Some(kind) => settings.key = kind,
-        None => remarks.push(not_taken(
+        None => remarks.push(Remark::unsupported(
             "its key type",
             format!("unsupported: its renewal uses {}", KeyType::default()),
         )),
     }
     settings.profile = settings.profile.take().or_else(|| profile(one));
-    challenge(&mut settings, renewal.proof.as_ref(), remarks);
+    challenge(&mut settings, renewal.http01.as_ref(), remarks);
     deploy(&mut settings, renewal.nginx, &renewal.programs, remarks);
     if account.is_none() && one.directory.is_public() && !settings.ca.agree_tos {
         let text = "no account of its CA is in the source: its renewal needs \
                     CERTS_AGREE_TOS=true to create one";
-        remarks.push(not_taken("its account", text));
+        remarks.push(Remark::unsupported("its account", text));
     }
     if settings.names.iter().any(Identifier::is_wildcard) {
         let text = "HTTP-01 cannot prove a wildcard, and this version does not support DNS-01: it is served until \
                     it expires and NOT renewed; certs renew fails with exit code 2";
-        remarks.push(by_hand("its renewal", text));
+        remarks.push(Remark::manual("its renewal", text));
     }
     Ok(settings)
 }
@@ -98,23 +97,27 @@ fn profile(one: &Valid) -> Option<String> {
 }
 
 /// The challenge settings of the source, unless the user set others.
-fn challenge(settings: &mut CertificateSettings, proof: Option<&Proof>, remarks: &mut Vec<Remark>) {
+fn challenge(
+    settings: &mut CertificateSettings,
+    method: Option<&Http01>,
+    remarks: &mut Vec<Remark>,
+) {
     if settings.challenge != ChallengeSettings::default() {
         return;
     }
-    match proof {
-        None | Some(Proof::Listen(None)) => {}
-        Some(Proof::Listen(Some(address))) => {
+    match method {
+        None | Some(Http01::Listen(None)) => {}
+        Some(Http01::Listen(Some(address))) => {
             settings.challenge = ChallengeSettings::Listen(http01::Settings::new(vec![*address]));
         }
-        Some(Proof::Webroot(path)) if path.is_dir() => {
+        Some(Http01::Webroot(path)) if path.is_dir() => {
             settings.challenge = ChallengeSettings::Webroot(webroot::Settings::new(path.clone()));
         }
-        Some(Proof::Webroot(path)) => remarks.push(not_taken(
+        Some(Http01::Webroot(path)) => remarks.push(Remark::unsupported(
             "webroot",
             format!(
                 "{} is not a directory: the renewal will use port 80; --webroot DIR names another",
-                printable(&path.display().to_string())
+                path.display()
             ),
         )),
     }
@@ -132,14 +135,14 @@ fn deploy(
         let shown = program.display().to_string();
         match fault(program) {
             None => words.push(format!("exec:{shown}")),
-            Some(why) => remarks.push(not_taken(printable(&shown), why)),
+            Some(why) => remarks.push(Remark::unsupported(&shown, why)),
         }
     }
     for word in words {
         match word.parse::<DeployTarget>() {
             Ok(spec) if settings.deploy.contains(&spec) => {}
             Ok(spec) => settings.deploy.push(spec),
-            Err(why) => remarks.push(not_taken(printable(&word), why)),
+            Err(why) => remarks.push(Remark::unsupported(&word, why)),
         }
     }
 }
@@ -162,7 +165,7 @@ fn fault(program: &Path) -> Option<String> {
         (all || many || another).then(|| {
             format!(
                 "another user may change {}: make it root's (chown, chmod go-w), and import again with --deploy exec:/PROGRAM",
-                printable(&path.display().to_string())
+                path.display()
             )
         })
     };
@@ -170,21 +173,6 @@ fn fault(program: &Path) -> Option<String> {
     let real = std::fs::canonicalize(program).ok()?;
     let mut all = real.ancestors().chain(program.ancestors().skip(1));
     all.find_map(changeable)
-}
-
-fn not_taken(subject: impl Into<String>, text: impl Into<String>) -> Remark {
-    Remark {
-        subject: subject.into(),
-        verdict: Verdict::NotTaken,
-        text: text.into(),
-    }
-}
-
-fn by_hand(subject: impl Into<String>, text: impl Into<String>) -> Remark {
-    Remark {
-        verdict: Verdict::ByHand,
-        ..not_taken(subject, text)
-    }
 }
 
 #[cfg(test)]

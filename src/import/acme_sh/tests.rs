@@ -1,14 +1,14 @@
 //! The reader of acme.sh's state, with valid and invalid files.
 
-use super::super::fixture::{broken, found, laid_out, remark_lines};
-use super::super::read as read_any;
+use super::super::tests::{found, invalid, laid_out, remark_lines};
+use super::super::{Tool, read as read_any};
 use super::*;
 
 fn conf(more: &str) -> String {
     format!("Le_Domain='a.example'\nLe_Alt='b.example'\nLe_API='https://ca.example/dir'\n{more}\n")
 }
 
-fn only(more: &str) -> (Certificate, Vec<String>) {
+fn only(more: &str) -> (ImportedCertificate, Vec<String>) {
     let directory = laid_out(&[
         ("a.example_ecc/a.example.conf", &conf(more)),
         ("a.example_ecc/a.example.key", "key"),
@@ -38,17 +38,20 @@ fn acme_sh_certificate_is_read_with_settings() {
         (one.key_pem.expose(), one.chain_pem.as_str()),
         ("key", "chain")
     );
-    assert_eq!(one.ca, Ca::Directory("https://ca.example/dir".into()));
-    let expected = Renewal {
-        proof: Some(Proof::Listen(Some("0.0.0.0:5002".parse().unwrap()))),
+    assert_eq!(
+        one.ca,
+        IssuingCa::Directory("https://ca.example/dir".into())
+    );
+    let expected = RenewalSettings {
+        http01: Some(Http01::Listen(Some("0.0.0.0:5002".parse().unwrap()))),
         reuse_key: true,
         preferred_chain: Some("Some Root".into()),
         programs: vec!["/usr/local/bin/reload".into()],
-        ..Renewal::default()
+        ..RenewalSettings::default()
     };
     assert_eq!((one.renewal, remarks), (expected, vec![]));
     let (one, _) = only("Le_Webroot='/srv/www'\nLe_ForceNewDomainKey='1'");
-    assert_eq!(one.renewal.proof, Some(Proof::Webroot("/srv/www".into())));
+    assert_eq!(one.renewal.http01, Some(Http01::Webroot("/srv/www".into())));
     assert!(!one.renewal.reuse_key);
 }
 
@@ -60,7 +63,7 @@ fn unsupported_settings_are_reported() {
         encoded("true"),
         encoded("service nginx force-reload")
     ));
-    assert_eq!(one.renewal.proof, None);
+    assert_eq!(one.renewal.http01, None);
     insta::assert_snapshot!(remarks.join("\n"));
 }
 
@@ -114,8 +117,8 @@ fn invalid_entries_are_reported_and_others_read() {
         .iter()
         .map(|one| (&one.ca, one.url.as_deref()))
         .collect();
-    let directory = Ca::Directory("https://ca.example/dir".into());
-    let host = Ca::Host("old.example".into());
+    let directory = IssuingCa::Directory("https://ca.example/dir".into());
+    let host = IssuingCa::Host("old.example".into());
     assert_eq!(
         accounts,
         [
@@ -123,7 +126,7 @@ fn invalid_entries_are_reported_and_others_read() {
             (&host, None)
         ]
     );
-    let broken: Vec<String> = broken(&found)
+    let broken: Vec<String> = invalid(&found)
         .into_iter()
         .map(|(subject, why)| format!("{subject}: {why}"))
         .collect();

@@ -1,6 +1,7 @@
 //! The reader of Caddy's state, with valid and invalid files.
 
-use super::super::fixture::{broken, found};
+use super::super::Tool;
+use super::super::tests::{found, invalid};
 use super::*;
 
 const PLACE: &str = "certificates/ca.example-dir/wildcard_.a.example/wildcard_.a.example";
@@ -39,7 +40,10 @@ fn certificates_and_accounts_are_read() {
     );
     let one = &found.certificates[0];
     assert_eq!(one.lineage.as_str(), "_wildcard_.a.example");
-    assert_eq!(one.ca, Ca::Directory("https://ca.example/dir".into()));
+    assert_eq!(
+        one.ca,
+        IssuingCa::Directory("https://ca.example/dir".into())
+    );
     let known = found
         .accounts
         .iter()
@@ -69,7 +73,7 @@ fn invalid_entries_are_reported_and_others_read() {
             ("certificates/c/json.example/json.example.json", "{"),
         ],
     );
-    let broken: Vec<String> = broken(&found)
+    let broken: Vec<String> = invalid(&found)
         .into_iter()
         .map(|(subject, why)| format!("{subject}: {why}"))
         .collect();

@@ -1,7 +1,7 @@
 //! The reader of certbot's state, with valid and invalid files.
 
-use super::super::fixture::{broken, found, laid_out, remark_lines};
-use super::super::read as read_any;
+use super::super::tests::{found, invalid, laid_out, remark_lines};
+use super::super::{Tool, read as read_any};
 use super::*;
 
 const ACCOUNT: &str = "accounts/ca.example/acme/dir/4d2";
@@ -13,7 +13,7 @@ fn conf(more: &str) -> String {
     )
 }
 
-fn only(more: &str) -> (Certificate, Vec<String>) {
+fn only(more: &str) -> (ImportedCertificate, Vec<String>) {
     let directory = laid_out(&[
         ("renewal/a.example.conf", &conf(more)),
         ("archive/a.example/privkey1.pem", "key"),
@@ -44,10 +44,13 @@ fn lineage_is_read_with_settings() {
         (one.key_pem.expose(), one.chain_pem.as_str()),
         ("key", "chain")
     );
-    assert_eq!(one.ca, Ca::Directory("https://ca.example/acme/dir".into()));
+    assert_eq!(
+        one.ca,
+        IssuingCa::Directory("https://ca.example/acme/dir".into())
+    );
     assert_eq!(one.account.as_deref(), Some("4d2"));
-    let expected = Renewal {
-        proof: Some(Proof::Listen(Some("127.0.0.1:5002".parse().unwrap()))),
+    let expected = RenewalSettings {
+        http01: Some(Http01::Listen(Some("127.0.0.1:5002".parse().unwrap()))),
         reuse_key: true,
         partial: true,
         preferred_chain: Some("Some Root".into()),
@@ -64,20 +67,20 @@ fn lineage_is_read_with_settings() {
 
 #[test]
 fn authenticators_are_imported_or_reported() {
-    let proof = |more: &str| {
+    let http01 = |more: &str| {
         let (one, remarks) = only(more);
-        (one.renewal.proof, remarks.join("\n"))
+        (one.renewal.http01, remarks.join("\n"))
     };
-    let webroot = Some(Proof::Webroot("/srv/www".into()));
+    let webroot = Some(Http01::Webroot("/srv/www".into()));
     for more in [
         "authenticator = webroot\nwebroot_path = /srv/www,\n[[webroot_map]]\na.example = /srv/www",
         "authenticator = webroot\n[[webroot_map]]\na.example = /srv/www\nb.example = /srv/www",
     ] {
-        assert_eq!(proof(more).0, webroot, "{more}");
+        assert_eq!(http01(more).0, webroot, "{more}");
     }
     assert_eq!(
-        proof("authenticator = standalone").0,
-        Some(Proof::Listen(None))
+        http01("authenticator = standalone").0,
+        Some(Http01::Listen(None))
     );
     for (more, words) in [
         (
@@ -95,7 +98,7 @@ fn authenticators_are_imported_or_reported() {
             "manual\\u{1b}[2J has no counterpart",
         ),
     ] {
-        let (none, remarks) = proof(more);
+        let (none, remarks) = http01(more);
         assert_eq!(none, None, "{more}");
         assert!(remarks.contains(words), "{more}: {remarks}");
     }
@@ -170,7 +173,7 @@ fn invalid_entries_are_reported_and_others_read() {
         ],
     );
     assert_eq!(found.certificates.len(), 1);
-    let broken: Vec<String> = broken(&found)
+    let broken: Vec<String> = invalid(&found)
         .into_iter()
         .map(|(subject, why)| format!("{subject}: {why}"))
         .collect();
@@ -196,14 +199,14 @@ fn accounts_are_found_below_their_ca() {
     let account = &found.accounts[0];
     assert_eq!(
         account.ca,
-        Ca::Directory("https://ca.example/acme/dir".into())
+        IssuingCa::Directory("https://ca.example/acme/dir".into())
     );
     assert_eq!(account.url.as_deref(), Some("https://ca.example/7"));
     assert_eq!(account.email.as_deref(), Some("me@a.example"));
-    assert!(matches!(&account.key, AccountKey::Jwk(key) if key.expose() == "{}"));
+    assert!(matches!(&account.key, ImportedKey::Jwk(key) if key.expose() == "{}"));
     assert_eq!(found.accounts[1].url, None);
     assert_eq!(
-        broken(&found),
+        invalid(&found),
         [(
             "account 2".to_owned(),
             "invalid JSON in regr.json".to_owned()

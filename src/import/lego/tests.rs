@@ -1,7 +1,7 @@
 //! The reader of lego's state, with valid and invalid files.
 
-use super::super::fixture::{broken, found, laid_out};
-use super::super::read as read_any;
+use super::super::tests::{found, invalid, laid_out};
+use super::super::{Tool, read as read_any};
 use super::*;
 
 const ABOUT: &str =
@@ -39,7 +39,7 @@ fn certificates_and_accounts_are_read() {
     );
     let one = &found.certificates[0];
     assert_eq!(one.lineage.as_str(), "_wildcard_.a.example");
-    assert_eq!(one.ca, Ca::Host("ca.example:14000".into()));
+    assert_eq!(one.ca, IssuingCa::Host("ca.example:14000".into()));
     assert_eq!(one.chain_pem, "-----BEGIN CERTIFICATE-----\nleaf\nissuer");
     let [first, second] = found.accounts.as_slice() else {
         panic!("{:?}", found.accounts);
@@ -50,7 +50,7 @@ fn certificates_and_accounts_are_read() {
     );
     assert_eq!(
         (&second.ca, &second.url),
-        (&Ca::Host("ca.example:14000".into()), &None)
+        (&IssuingCa::Host("ca.example:14000".into()), &None)
     );
 }
 
@@ -78,7 +78,7 @@ fn invalid_entries_are_reported_and_others_read() {
         ],
     );
     assert!(found.certificates.is_empty());
-    let broken: Vec<String> = broken(&found)
+    let broken: Vec<String> = invalid(&found)
         .into_iter()
         .map(|(subject, why)| format!("{subject}: {why}"))
         .collect();

@@ -1,6 +1,6 @@
 //! The reader of Traefik's state, with valid and invalid files.
 
-use super::super::fixture::{broken, laid_out};
+use super::super::tests::{invalid, laid_out};
 use super::super::{Tool, read as read_any};
 use super::*;
 
@@ -40,11 +40,11 @@ fn resolvers_have_account_and_certificates() {
             (one.key_pem.expose(), one.account.as_deref()),
             ("key", Some("le"))
         );
-        assert_eq!(found.accounts[0].ca, Ca::Host("ca.example".into()));
+        assert_eq!(found.accounts[0].ca, IssuingCa::Host("ca.example".into()));
         assert!(
-            matches!(&found.accounts[0].key, AccountKey::Base64(key) if key.expose() == "AAAA")
+            matches!(&found.accounts[0].key, ImportedKey::Base64(key) if key.expose() == "AAAA")
         );
-        let subjects: Vec<String> = broken(&found)
+        let subjects: Vec<String> = invalid(&found)
             .into_iter()
             .map(|(subject, _)| subject)
             .collect();

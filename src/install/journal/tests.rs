@@ -2,11 +2,11 @@
 
 use super::*;
 
-fn subject() -> Subject<'static> {
+fn subject() -> Subject {
     Subject {
-        name: "x.example",
-        names: &[],
-        main: Path::new("nginx.conf"),
+        name: "x.example".to_owned(),
+        names: Vec::new(),
+        main: PathBuf::from("nginx.conf"),
     }
 }
 
@@ -82,7 +82,7 @@ fn lock_refuses_second_install() {
     let case = Case::new();
     let lock = case.journals.lock().unwrap();
     let other = Journals::new(case.directory.path());
-    let refused = other.lock().unwrap_err().to_string();
+    let refused = other.lock().unwrap_err().in_a_line();
     assert!(refused.contains("another certs install"), "{refused}");
     drop(lock);
     other.lock().unwrap();
@@ -93,7 +93,7 @@ fn undo_finds_install_by_any_name_of_server() {
     let case = Case::new();
     let names = ["x.example".to_owned(), "www.x.example".to_owned()];
     let subject = Subject {
-        names: &names,
+        names: names.into(),
         ..subject()
     };
     case.journals.write(subject, &case.changes(), &[]).unwrap();
@@ -113,7 +113,7 @@ fn undo_never_overwrites_change_by_hand() {
     let case = Case::new();
     case.install();
     std::fs::write(case.path("b"), "mine").unwrap();
-    let refused = case.journals.undo(None, None).unwrap_err().to_string();
+    let refused = case.journals.undo(None, None).unwrap_err().in_a_line();
     assert!(refused.contains("/install/0001/1"), "{refused}");
     assert_eq!(case.text("a").as_deref(), Some("new a"));
     assert_eq!(case.text("b").as_deref(), Some("mine"));
@@ -127,8 +127,10 @@ fn recover_undoes_crash_after_any_rename() {
     for renamed in 0..=3 {
         let case = Case::new();
         let changes = case.changes();
-        case.journals.store(1, subject(), &changes, &[]).unwrap();
-        changes.iter().for_each(|change| stage(change).unwrap());
+        let intent = case.journals.store(1, subject(), &changes, &[]).unwrap();
+        for (entry, change) in intent.entries.iter().zip(&changes) {
+            write_aside(entry, &change.content).unwrap();
+        }
         for change in &changes[..renamed] {
             std::fs::rename(aside(&change.path), &change.path).unwrap();
         }

@@ -7,10 +7,10 @@ use crate::install::change::apply;
 use crate::install::tree::Overlay;
 
 /// The file after one run, its plan, and whether a second run would change nothing.
-fn run(site: &str, is_issued: bool) -> Result<(String, Plan, bool), InstallError> {
+fn run(site: &str, is_issued: bool) -> Result<(String, Plan, bool), Failure> {
     let directory = tempfile::tempdir().unwrap();
     let main = directory.path().join("nginx.conf");
-    let wish = Wish {
+    let options = PlanOptions {
         name: Some("example.com".to_owned()),
         http_port: 80,
         https_port: 443,
@@ -24,15 +24,15 @@ fn run(site: &str, is_issued: bool) -> Result<(String, Plan, bool), InstallError
     let once = |text: &[u8]| {
         std::fs::write(&main, text).unwrap();
         let tree = Tree::load(&main, &Overlay::new())?;
-        let plan = plan(&tree, "example.com", &wish, &pair)?;
-        let edits = plan.edits.files().next();
-        let made = edits.map_or(text.to_vec(), |(_, edits)| apply(text, edits));
+        let plan = plan(&tree, "example.com", &options, &pair)?;
+        let edits = plan.edits.values().next();
+        let made = edits.map_or(text.to_vec(), |edits| apply(text, edits));
         Ok((made, plan))
     };
     let (made, plan) = once(site.as_bytes())?;
     let (_, again) = once(&made)?;
     let made = String::from_utf8(made).unwrap();
-    Ok((made, plan, again.edits.files().next().is_none()))
+    Ok((made, plan, again.edits.is_empty()))
 }
 
 fn edited(server: &str) -> String {
@@ -83,7 +83,7 @@ fn plan_refuses_two_pairs_in_block() {
     let pairs = "ssl_certificate a; ssl_certificate_key b; ".repeat(2);
     let site = format!("http {{ server {{ listen 443 ssl; server_name example.com; {pairs} }} }}");
     let refused = run(&site, true).unwrap_err();
-    assert!(refused.to_string().contains("2 certificates"), "{refused}");
+    assert!(refused.summary().contains("2 certificates"), "{refused:?}");
 }
 
 proptest! {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-use super::{Found, Tool, Verdict, read};
+use super::{Found, RemarkKind, Tool, read};
 
 /// A directory with these files; a content of `-> TARGET` makes a link.
 pub(super) fn laid_out(files: &[(&str, &str)]) -> TempDir {
@@ -32,20 +32,20 @@ pub(super) fn remark_lines(found: &Found, root: &Path) -> Vec<String> {
     let all = found.remarks.iter().chain(own);
     let root = root.display().to_string();
     let line = |remark: &super::Remark| {
-        let verdict = match remark.verdict {
-            Verdict::Broken => "broken",
-            Verdict::NotTaken => "not taken",
-            Verdict::ByHand => "by hand",
+        let kind = match remark.kind {
+            RemarkKind::Invalid => "broken",
+            RemarkKind::Unsupported => "not taken",
+            RemarkKind::Manual => "by hand",
         };
-        format!("{verdict}: {}: {}", remark.subject, remark.text).replace(&root, "ROOT")
+        format!("{kind}: {}: {}", remark.subject, remark.text).replace(&root, "ROOT")
     };
     all.map(line).collect()
 }
 
 /// The invalid entries, each with its reason.
-pub(super) fn broken(found: &Found) -> Vec<(String, String)> {
+pub(super) fn invalid(found: &Found) -> Vec<(String, String)> {
     let remarks = found.remarks.iter();
-    let broken = remarks.filter(|remark| remark.verdict == Verdict::Broken);
+    let invalid = remarks.filter(|remark| remark.kind == RemarkKind::Invalid);
     let pair = |remark: &super::Remark| (remark.subject.clone(), remark.text.clone());
-    broken.map(pair).collect()
+    invalid.map(pair).collect()
 }
