@@ -31,7 +31,8 @@ mod tests;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -41,6 +42,7 @@ pub use renewal::share;
 pub use server::Server;
 pub use signing::Signing;
 
+const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -55,14 +57,8 @@ pub struct Settings {
     pub windows: RenewalWindows,
     /// External account keys (HMAC, decoded) by identifier. Empty: none is required.
     pub external_accounts: BTreeMap<String, Vec<u8>>,
-    /// The URL of the terms that an account must agree to.
-    pub terms_of_service: Option<String>,
     /// How names are validated.
     pub validation: Validation,
-    /// The time within which an order and its authorizations must be finished.
-    pub order_lifetime: Duration,
-    /// `Retry-After` of a pending or processing object; `None` sends none.
-    pub retry_after: Option<Duration>,
     /// The directory of keys, accounts and orders; `None` keeps them in memory.
     pub directory: Option<PathBuf>,
 }
@@ -86,40 +82,31 @@ impl Settings {
             .into(),
             windows: RenewalWindows::Share,
             external_accounts: BTreeMap::new(),
-            terms_of_service: None,
             validation: Validation::Http {
                 port: 80,
                 resolve: Resolve::System,
             },
-            order_lifetime: DAY,
-            retry_after: None,
             directory: None,
         }
     }
 
     fn check(&self) -> Result<(), CaError> {
-        let authority = self.base_url.strip_prefix("https://").unwrap_or("");
         let refuse = |what: String| Err(CaError::Settings(what));
+        let authority = self.base_url.strip_prefix("https://").unwrap_or("");
         if authority.is_empty() || authority.contains('/') {
+            let url = self.base_url.escape_debug();
             return refuse(format!(
-                "the base URL `{}` is not https:// and an authority",
-                self.base_url.escape_debug()
+                "the base URL `{url}` is not https:// and an authority"
             ));
         }
         if self.profiles.is_empty() {
             return refuse("no profile is configured".into());
         }
         for (name, profile) in &self.profiles {
-            if profile.lifetime < Duration::from_secs(1) || profile.lifetime > LONGEST_LIFETIME {
+            let name = name.escape_debug();
+            if !(SECOND..=LONGEST_LIFETIME).contains(&profile.lifetime) {
                 return refuse(format!(
-                    "the lifetime of profile `{}` is not between a second and ten years",
-                    name.escape_debug()
-                ));
-            }
-            if profile.backdate >= profile.lifetime {
-                return refuse(format!(
-                    "profile `{}` is backdated by its whole lifetime",
-                    name.escape_debug()
+                    "the lifetime of profile `{name}` is not between a second and ten years"
                 ));
             }
         }
@@ -142,20 +129,21 @@ pub struct Profile {
     pub lifetime: Duration,
     /// Its description in the directory.
     pub description: String,
-    /// How far `notBefore` lies in the past, for clients whose clock is behind.
-    pub backdate: Duration,
 }
 
 impl Profile {
-    /// A profile that is backdated by an hour, or by a hundredth of a lifetime
-    /// under 100 hours.
+    /// A profile of that lifetime.
     #[must_use]
     pub fn new(lifetime: Duration, description: impl Into<String>) -> Self {
         Self {
             lifetime,
             description: description.into(),
-            backdate: (lifetime / 100).min(HOUR),
         }
+    }
+
+    /// How far `notBefore` lies in the past, for clients whose clock is behind.
+    fn backdate(&self) -> Duration {
+        (self.lifetime / 100).min(HOUR)
     }
 }
 
@@ -217,6 +205,16 @@ pub enum CaError {
 }
 
 impl CaError {
+    fn io(path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        Self::Io { path, source }
+    }
+
+    fn corrupt(path: &Path, detail: impl ToString) -> Self {
+        let (path, detail) = (path.to_owned(), detail.to_string());
+        Self::Corrupt { path, detail }
+    }
+
     /// One next action for the user.
     #[must_use]
     pub fn hint(&self) -> &'static str {
@@ -230,4 +228,20 @@ impl CaError {
             Self::Signing(_) | Self::Tls(_) => "run again with -v and report its output",
         }
     }
+}
+
+/// The text of a file; `None` if it does not exist.
+fn read(path: &Path) -> Result<Option<String>, CaError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(CaError::corrupt(path, error))
+        }
+        Err(error) => Err(CaError::io(path, error)),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -8,11 +8,11 @@ mod nginx;
 mod page;
 mod score;
 mod setup;
-mod site;
 mod tally;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ use self::setup::{Setup, WINDOW_OPENS_AFTER};
 use self::tally::Swap;
 use crate::failure::Failure;
 use crate::files;
+use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::observe::{Board, Status};
 use crate::random::{Random, SystemRandom};
@@ -39,6 +40,17 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// The load continues after the last swap, to catch its effects.
 const AFTERWARDS: Duration = Duration::from_millis(700);
 const SHUTDOWN: Duration = Duration::from_secs(2);
+/// A port of it that the system chooses.
+const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// A name that clients request.
+#[derive(Clone, Debug)]
+struct Site {
+    lineage: Lineage,
+    name: Identifier,
+    /// The directory of its pair.
+    live: PathBuf,
+}
 
 /// Runs the demonstration, with nginx if `program` is given.
 pub(crate) fn demo(
@@ -86,26 +98,20 @@ async fn perform(
         "an embedded CA signs for 90 days and suggests renewal after {} s",
         WINDOW_OPENS_AFTER.as_secs()
     ));
-    let server = program.map_or("our own listener".into(), |program| {
-        program.display().to_string()
-    });
+    let server = program.unwrap_or(Path::new("our own listener")).display();
     log.say(&format!("{server} terminates TLS on {}", setup.address));
     let board = Board::default();
     let (mut supervisor, handle) = Supervisor::new(setup.services.clone(), board.clone());
-    let kept = supervisor.keep(setup.certificates.clone()).await;
-    kept.map_err(|error| Failure::of("certs demo", &error))?;
+    let started = supervisor.keep(setup.certificates.clone()).await;
+    started.map_err(|error| Failure::of("certs demo", &error))?;
     // Aborted if this future is dropped.
     let mut supervising = JoinSet::new();
     supervising.spawn(supervisor.run());
     watch(log, &setup, &board).await;
     handle.stop().await;
     while supervising.join_next().await.is_some() {}
-    Ok(Score::of(
-        with,
-        setup.tally.counts(),
-        &board.all(),
-        log.begun.elapsed(),
-    ))
+    let took = log.begun.elapsed();
+    Ok(Score::of(with, setup.tally.counts(), &board.all(), took))
 }
 
 /// Starts the clients once all certificates are verified, and logs the swaps
@@ -123,26 +129,15 @@ async fn watch(log: &Log<'_>, setup: &Setup, board: &Board) {
         last_error = error;
         if load.is_none() && statuses.iter().all(|status| verified(status, 1)) {
             log.say(&format!("{CLIENTS} clients start sending requests"));
-            let (dialer, sites) = (&setup.dialer, &setup.sites);
-            load = Some(Load::start(
-                dialer,
-                setup.address,
-                sites,
-                setup.idle_policy,
-                &setup.tally,
-            ));
+            let (dialer, sites, policy) = (&setup.dialer, &setup.sites, setup.idle_policy);
+            let tally = &setup.tally;
+            load = Some(Load::start(dialer, setup.address, sites, policy, tally));
         }
-        let renewed = |status: &Status| {
-            let (name, all) = (
-                &status.name,
-                logged.range((status.name.clone(), Generation(2))..),
-            );
-            all.filter(|(of, _)| of == name).count()
+        let is_renewed = |status: &Status| {
+            let all = logged.range((status.name.clone(), Generation(2))..);
+            all.filter(|(of, _)| *of == status.name).count() >= LEAST_RENEWALS
         };
-        if statuses
-            .iter()
-            .all(|status| renewed(status) >= LEAST_RENEWALS)
-        {
+        if statuses.iter().all(is_renewed) {
             break;
         }
         tokio::time::sleep(POLL_INTERVAL).await;
@@ -226,10 +221,7 @@ impl Scratch {
                 "set TMPDIR to a writable directory",
             )
         };
-        if path.exists() || !base.is_dir() {
-            return Err(refused(std::io::ErrorKind::NotFound.into()));
-        }
-        files::make_directory(&path, 0o700).map_err(refused)?;
+        files::new_directory(&path, 0o700).map_err(refused)?;
         Ok(Self(path))
     }
 }

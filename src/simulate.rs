@@ -21,6 +21,7 @@ mod store;
 mod tally;
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -29,15 +30,17 @@ use thiserror::Error;
 pub(crate) use plot::plot;
 pub(crate) use scenario::Scenario;
 
-use crate::certificate::BundleError;
 use crate::time::Timestamp;
 
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 /// 2026-12-01T00:00:00Z.
 const START: Timestamp = Timestamp::from_seconds(1_796_083_200);
 
 /// The plan of a simulation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Plan {
     /// The seed of every random draw.
     pub seed: u64,
@@ -45,25 +48,15 @@ pub(crate) struct Plan {
     pub nodes: usize,
     /// Certificates that each machine serves.
     pub certificates: usize,
-    /// The simulated days.
     pub days: u32,
-    /// The kinds of faults.
     pub scenarios: Vec<Scenario>,
 }
 
 /// The scoreboard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Score {
-    /// As in the plan.
-    pub seed: u64,
-    /// As in the plan.
-    pub nodes: usize,
-    /// As in the plan.
-    pub certificates: usize,
-    /// As in the plan.
-    pub days: u32,
-    /// As in the plan, by name.
-    pub scenarios: Vec<String>,
+    #[serde(flatten)]
+    pub plan: Plan,
     /// Summed over proxies and certificates.
     pub expired_seconds_served: u64,
     /// Seconds with a certificate for another key or another name.
@@ -72,10 +65,10 @@ pub(crate) struct Score {
     pub due_renewals: u64,
     /// Orders that the CA accepted.
     pub orders: u64,
-    /// Needless certificates.
     pub duplicate_certificates: u64,
     /// Orders that the CA refused by its rate limits.
-    pub ledger_breaches: u64,
+    #[serde(rename = "ledger_breaches")]
+    pub refused_orders: u64,
     /// Reloads of all proxies.
     pub reloads: u64,
     /// The allowed reloads: one for each proxy and certificate, and more for
@@ -101,40 +94,35 @@ pub(crate) struct Score {
     pub leases_run_out: u64,
     /// Late saves of such machines, which were refused.
     pub late_saves_refused: u64,
-    /// Faults by scenario.
     pub events: BTreeMap<String, u64>,
     /// The worst recovery by scenario.
     pub recovery_seconds: BTreeMap<String, u64>,
 }
 
 impl Score {
-    /// The broken promises; empty when all were kept.
+    /// The violated promises.
     #[must_use]
     pub(crate) fn broken(&self) -> Vec<String> {
-        let mut broken = Vec::new();
-        let mut zero = |count: u64, what: &str| {
-            if count > 0 {
-                broken.push(format!("{count} {what}"));
-            }
-        };
-        zero(self.expired_seconds_served, "expired seconds served");
-        zero(self.mismatched_seconds_served, "mismatched seconds served");
-        zero(
-            self.duplicate_certificates,
-            "certificates that were not needed",
-        );
-        zero(
-            self.ledger_breaches,
-            "orders refused by the CA's rate limits",
-        );
-        zero(
+        let (expired, mismatched) = (self.expired_seconds_served, self.mismatched_seconds_served);
+        let (needless, refused) = (self.duplicate_certificates, self.refused_orders);
+        let (placeholder, unissued) = (
             self.placeholder_seconds_served,
-            "seconds without the certificate that was issued",
-        );
-        zero(
             self.certificates_never_issued,
-            "certificates were never issued",
         );
+        let zero = [
+            (expired, "expired seconds served"),
+            (mismatched, "mismatched seconds served"),
+            (needless, "certificates that were not needed"),
+            (refused, "orders refused by the CA's rate limits"),
+            (
+                placeholder,
+                "seconds without the certificate that was issued",
+            ),
+            (unissued, "certificates were never issued"),
+        ];
+        let violated = zero.iter().filter(|(count, _)| *count > 0);
+        let violated = violated.map(|(count, what)| format!("{count} {what}"));
+        let mut broken: Vec<String> = violated.collect();
         if self.orders > 2 * self.due_renewals {
             let (orders, due) = (self.orders, self.due_renewals);
             broken.push(format!("{orders} orders for {due} due renewals"));
@@ -150,14 +138,14 @@ impl Score {
         // One probe serves all; a node that is cut off or whose clock is wrong
         // sends its own.
         let outage_requests = self.requests_a_minute_while_down;
-        if outage_requests > self.nodes as u64 + 3 {
-            broken.push(format!(
-                "{outage_requests} requests a minute to a CA that was down"
-            ));
+        if outage_requests > self.plan.nodes as u64 + 3 {
+            let requests = format!("{outage_requests} requests a minute");
+            broken.push(format!("{requests} to a CA that was down"));
         }
         for (name, took) in &self.recovery_seconds {
-            let scenario = name.parse::<Scenario>();
-            let within = scenario.map_or(0, |scenario| self.allowed(scenario).as_secs());
+            let chosen = self.plan.scenarios.iter().copied();
+            let within = name.parse().map(|one: Scenario| one.recovers_among(chosen));
+            let within = within.unwrap_or_default().as_secs();
             if *took > within {
                 broken.push(format!(
                     "{took} seconds to recover after {name}, and {within} are allowed"
@@ -165,12 +153,6 @@ impl Score {
             }
         }
         broken
-    }
-
-    /// The allowed time to recover after `scenario`.
-    fn allowed(&self, scenario: Scenario) -> Duration {
-        let chosen = self.scenarios.iter().filter_map(|name| name.parse().ok());
-        scenario.recovers_among(chosen)
     }
 }
 
@@ -183,7 +165,6 @@ pub(crate) struct Timeline {
     /// Renewals ordered outside of the suggested window: after a longer outage, or
     /// after a revocation.
     pub outside_window: u64,
-    /// Orders on each day.
     pub orders: Vec<u64>,
     /// The faults: first hour, last hour, name.
     pub events: Vec<(u64, u64, String)>,
@@ -201,8 +182,6 @@ pub(crate) enum SimulationError {
     Key(#[from] rcgen::Error),
     #[error("invalid name in the simulation: {0}")]
     Name(String),
-    #[error("invalid certificate in the simulation: {0}")]
-    Bundle(#[from] BundleError),
 }
 
 /// Runs `plan` to its end.
@@ -210,7 +189,11 @@ pub(crate) enum SimulationError {
 /// # Errors
 /// When it cannot start; faults of the script are part of the score.
 pub(crate) fn simulate(plan: &Plan) -> Result<(Score, Timeline), SimulationError> {
-    fleet::play(plan)
+    fleet::play_by(plan, script::Script::new(plan))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

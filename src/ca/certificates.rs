@@ -1,45 +1,36 @@
 //! Requests about issued certificates: download (RFC 8555 section 7.4.2), revoke
 //! (section 7.6), renewal information (RFC 9773). They sign nothing.
 
-use axum::body::Body;
 use axum::extract::{Path, State as Shared};
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
+use http::StatusCode;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderValue, StatusCode};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::Deserialize;
+use serde_json::json;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::jws::decode;
-use super::problem::{ErrorType, Problem};
+use super::problem::{ErrorType, Problem, ensure};
 use super::renewal;
-use super::server::{Server, reply};
-use super::signed::{RequestSigner, Signed};
+use super::server::{Reply, Server, reply};
+use super::signed::Signed;
 use super::state::{Revocation, State};
 use crate::certificate::Facts;
 use crate::time::Timestamp;
 
 /// The chain of a certificate, for the account that ordered it.
-pub(super) async fn certificate(
-    Shared(server): Shared<Server>,
-    Path(id): Path<String>,
-    signed: Signed,
-) -> Result<Response, Problem> {
+pub(super) async fn certificate(Path(id): Path<String>, signed: Signed) -> Reply {
     let account = signed.reader()?;
-    let chain = server.look(|state| {
+    let chain = signed.server.look(|state| {
         let certificate = state.certificates.get(&id);
-        certificate
-            .filter(|certificate| certificate.account == *account)
-            .map(|certificate| certificate.chain_pem.clone())
+        let own = certificate.filter(|certificate| certificate.account == *account);
+        own.map(|certificate| certificate.chain_pem.clone())
     });
     let chain = chain.ok_or_else(|| Problem::not_found("certificate"))?;
-    let mut response = Response::new(Body::from(chain));
-    response.headers_mut().insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("application/pem-certificate-chain"),
-    );
-    Ok(response)
+    let kind = [(CONTENT_TYPE, "application/pem-certificate-chain")];
+    Ok((kind, chain).into_response())
 }
 
 #[derive(Deserialize)]
@@ -53,32 +44,27 @@ struct RevocationRequest {
 const REASONS: [u8; 5] = [0, 1, 3, 4, 5];
 
 /// Records the revocation of a certificate.
-pub(super) async fn revoke(
-    Shared(server): Shared<Server>,
-    signed: Signed,
-) -> Result<Response, Problem> {
+pub(super) async fn revoke(signed: Signed) -> Reply {
     let request: RevocationRequest = signed.payload()?;
-    let der = CertificateDer::from(decode(&request.certificate)?);
+    let (der, reason) = (decode(&request.certificate)?, request.reason);
+    let der = CertificateDer::from(der);
     let facts = Facts::of(&der)
         .map_err(|_| Problem::malformed("the certificate to revoke is not valid DER"))?;
-    if !REASONS.contains(&request.reason) {
-        let detail = "the reason must be 0, 1, 3, 4 or 5";
-        return Err(Problem::new(ErrorType::BadRevocationReason, detail));
-    }
+    let (is_known, detail) = (
+        REASONS.contains(&reason),
+        "the reason must be 0, 1, 3, 4 or 5",
+    );
+    ensure(is_known, ErrorType::BadRevocationReason, detail)?;
     let name = facts.renewal_id.unwrap_or_default();
-    let now = server.now();
-    let revoked = server.change(|state| {
-        check_right(state, &signed.signer, &name, &der, now)?;
+    let at = signed.server.now();
+    let revoked = signed.server.change(|state| {
+        check_right(state, &signed, &name, &der, at)?;
         let certificate = state.certificates.get_mut(&name);
         let certificate = certificate.ok_or_else(|| Problem::not_found("certificate"))?;
-        if certificate.revoked.is_some() {
-            let detail = "the certificate is already revoked";
-            return Err(Problem::new(ErrorType::AlreadyRevoked, detail));
-        }
-        certificate.revoked = Some(Revocation {
-            at: now,
-            reason: request.reason,
-        });
+        let is_valid = certificate.revoked.is_none();
+        let detail = "the certificate is already revoked";
+        ensure(is_valid, ErrorType::AlreadyRevoked, detail)?;
+        certificate.revoked = Some(Revocation { at, reason });
         Ok(())
     });
     revoked.await?;
@@ -89,7 +75,7 @@ pub(super) async fn revoke(
 /// that may order it now, or from the certificate's own key.
 fn check_right(
     state: &State,
-    signer: &RequestSigner,
+    signed: &Signed,
     name: &str,
     der: &CertificateDer<'_>,
     now: Timestamp,
@@ -101,36 +87,24 @@ fn check_right(
     let (Some(certificate), true) = (certificate, stored.as_ref() == Some(der)) else {
         return Err(Problem::not_found("certificate"));
     };
-    let may = match signer {
-        RequestSigner::Account(account) => {
+    let may = match &signed.signer {
+        Some(account) => {
             certificate.account == *account
                 || state.is_authorized(account, &certificate.identifiers, now)
         }
-        RequestSigner::Key(key) => X509Certificate::from_der(der)
-            .is_ok_and(|(_, certificate)| key.is_key_of(certificate.public_key())),
+        None => X509Certificate::from_der(der)
+            .is_ok_and(|(_, certificate)| signed.key.is_key_of(certificate.public_key())),
     };
-    if may {
-        Ok(())
-    } else {
-        let detail = "neither the account nor the key may revoke this certificate";
-        Err(Problem::new(ErrorType::Unauthorized, detail))
-    }
+    let detail = "neither the account nor the key may revoke this certificate";
+    ensure(may, ErrorType::Unauthorized, detail)
 }
 
 /// The suggested renewal window; the request is unsigned.
-pub(super) async fn renewal_info(
-    Shared(server): Shared<Server>,
-    Path(id): Path<String>,
-) -> Result<Response, Problem> {
+pub(super) async fn renewal_info(Shared(server): Shared<Server>, Path(id): Path<String>) -> Reply {
     let certificate = server.look(|state| state.certificates.get(&id).cloned());
     let certificate = certificate.ok_or_else(|| Problem::not_found("certificate"))?;
-    let window = match server.suggestion(&id) {
-        Ok(single) => single,
-        Err(policy) => renewal::window(&certificate, policy),
-    };
-    let json = serde_json::json!({
-        "suggestedWindow": {"start": window.start, "end": window.end},
-    });
+    let window = renewal::window(&certificate, server.0.settings.windows);
     let recheck = renewal::retry_after(&certificate).to_string();
-    Ok(reply(StatusCode::OK, &json, [(RETRY_AFTER, recheck)]))
+    let json = json!({"suggestedWindow": window});
+    Ok(reply(StatusCode::OK, json, [(RETRY_AFTER, recheck)]))
 }

@@ -4,7 +4,10 @@
 //! It verifies signatures only. The caller checks the nonce, the URL, and that
 //! the key belongs to an account.
 
+use std::collections::BTreeMap;
+
 use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::hmac;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, RSA_PKCS1_2048_8192_SHA256,
     RsaPublicKeyComponents, UnparsedPublicKey,
@@ -15,7 +18,8 @@ use serde::{Deserialize, Serialize};
 use x509_parser::public_key::PublicKey as Spki;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
-use super::problem::{ALGORITHMS, ErrorType, Problem};
+use super::problem::ErrorType::{self, BadPublicKey, Malformed};
+use super::problem::{ALGORITHMS, Problem, ensure};
 
 /// A public key as a JWK, of the kinds that may sign requests. Its JSON is
 /// the canonical one of RFC 7638.
@@ -27,46 +31,47 @@ pub(super) struct Jwk(Key);
 enum Key {
     P256(Vec<u8>),
     P384(Vec<u8>),
-    Rsa { modulus: Vec<u8>, exponent: Vec<u8> },
+    /// Modulus and exponent.
+    Rsa {
+        n: Vec<u8>,
+        e: Vec<u8>,
+    },
 }
 
 impl TryFrom<serde_json::Value> for Jwk {
     type Error = Problem;
 
     fn try_from(jwk: serde_json::Value) -> Result<Self, Problem> {
-        let refused = |detail: &str| Problem::new(ErrorType::BadPublicKey, detail);
         let text = |name: &str| jwk[name].as_str().unwrap_or("");
         let bytes = |name: &str| decode(text(name));
         let key = match (text("kty"), text("crv")) {
             ("EC", "P-256") => Key::P256(point(&bytes("x")?, &bytes("y")?, 32)?),
             ("EC", "P-384") => Key::P384(point(&bytes("x")?, &bytes("y")?, 48)?),
             ("RSA", _) => {
-                let (modulus, exponent) = (bytes("n")?, bytes("e")?);
+                let (n, e) = (bytes("n")?, bytes("e")?);
                 // RFC 7518 section 6.3.1: no leading zero octets.
-                if !(256..=512).contains(&modulus.len())
-                    || modulus.first() == Some(&0)
-                    || !matches!(exponent.as_slice(), [1, 0, 1] | [3])
-                {
-                    return Err(refused(
-                        "an RSA key has 2048 to 4096 bits and the exponent 65537 or 3",
-                    ));
-                }
-                Key::Rsa { modulus, exponent }
+                let is_supported = (256..=512).contains(&n.len())
+                    && n.first() != Some(&0)
+                    && matches!(e.as_slice(), [1, 0, 1] | [3]);
+                let detail = "an RSA key has 2048 to 4096 bits and the exponent 65537 or 3";
+                ensure(is_supported, BadPublicKey, detail)?;
+                Key::Rsa { n, e }
             }
-            _ => return Err(refused("the key must be P-256, P-384 or RSA")),
+            _ => {
+                let detail = "the key must be P-256, P-384 or RSA";
+                return Err(Problem::new(BadPublicKey, detail));
+            }
         };
-        if ["d", "p", "q", "k"].iter().any(|name| !jwk[name].is_null()) {
-            return Err(refused("the JWK holds a private key"));
-        }
+        let is_public = ["d", "p", "q", "k"].iter().all(|name| jwk[name].is_null());
+        ensure(is_public, BadPublicKey, "the JWK holds a private key")?;
         Ok(Self(key))
     }
 }
 
 fn point(x: &[u8], y: &[u8], length: usize) -> Result<Vec<u8>, Problem> {
-    if x.len() != length || y.len() != length {
-        let detail = "a coordinate of the key has the wrong length";
-        return Err(Problem::new(ErrorType::BadPublicKey, detail));
-    }
+    let is_complete = x.len() == length && y.len() == length;
+    let detail = "a coordinate of the key has the wrong length";
+    ensure(is_complete, BadPublicKey, detail)?;
     Ok([&[4], x, y].concat())
 }
 
@@ -79,8 +84,8 @@ impl From<Jwk> for serde_json::Value {
         match &jwk.0 {
             Key::P256(point) => elliptic("P-256", point),
             Key::P384(point) => elliptic("P-384", point),
-            Key::Rsa { modulus, exponent } => {
-                serde_json::json!({"e": encode(exponent), "kty": "RSA", "n": encode(modulus)})
+            Key::Rsa { n, e } => {
+                serde_json::json!({"e": encode(e), "kty": "RSA", "n": encode(n)})
             }
         }
     }
@@ -98,33 +103,32 @@ impl Jwk {
     pub(super) fn is_key_of(&self, spki: &SubjectPublicKeyInfo<'_>) -> bool {
         match (&self.0, spki.parsed()) {
             (Key::P256(point) | Key::P384(point), Ok(Spki::EC(other))) => point == other.data(),
-            (Key::Rsa { modulus, exponent }, Ok(Spki::RSA(other))) => {
+            (Key::Rsa { n, e }, Ok(Spki::RSA(other))) => {
                 let strip = |bytes: &[u8]| {
                     let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
                     bytes[zeros..].to_vec()
                 };
-                *modulus == strip(other.modulus) && *exponent == strip(other.exponent)
+                *n == strip(other.modulus) && *e == strip(other.exponent)
             }
             _ => false,
         }
     }
 
     fn verifies(&self, algorithm: &str, message: &[u8], signature: &[u8]) -> bool {
-        match (&self.0, algorithm) {
-            (Key::P256(point), "ES256") => UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
-                .verify(message, signature)
-                .is_ok(),
-            (Key::P384(point), "ES384") => UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, point)
-                .verify(message, signature)
-                .is_ok(),
-            (Key::Rsa { modulus, exponent }, "RS256") => RsaPublicKeyComponents {
-                n: modulus,
-                e: exponent,
+        let verified = match (&self.0, algorithm) {
+            (Key::P256(point), "ES256") => {
+                UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).verify(message, signature)
             }
-            .verify(&RSA_PKCS1_2048_8192_SHA256, message, signature)
-            .is_ok(),
-            _ => false,
-        }
+            (Key::P384(point), "ES384") => {
+                UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, point).verify(message, signature)
+            }
+            (Key::Rsa { n, e }, "RS256") => {
+                let key = RsaPublicKeyComponents { n, e };
+                key.verify(&RSA_PKCS1_2048_8192_SHA256, message, signature)
+            }
+            _ => return false,
+        };
+        verified.is_ok()
     }
 }
 
@@ -138,7 +142,6 @@ pub(super) struct Jws {
     signature: String,
 }
 
-/// The protected header.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Header {
     alg: String,
@@ -158,13 +161,12 @@ impl Jws {
     /// The protected header, with one of [`ALGORITHMS`].
     pub(super) fn header(&self) -> Result<Header, Problem> {
         let header = self.any_header()?;
-        if !ALGORITHMS.contains(&header.alg.as_str()) {
-            let detail = "the signature algorithm is not supported";
-            return Err(Problem::new(ErrorType::BadSignatureAlgorithm, detail));
-        }
-        if header.jwk.is_some() == header.kid.is_some() {
-            return Err(Problem::malformed("a request has either a jwk or a kid"));
-        }
+        let is_supported = ALGORITHMS.contains(&header.alg.as_str());
+        let detail = "the signature algorithm is not supported";
+        ensure(is_supported, ErrorType::BadSignatureAlgorithm, detail)?;
+        let is_signed_once = header.jwk.is_some() != header.kid.is_some();
+        let detail = "a request has either a jwk or a kid";
+        ensure(is_signed_once, Malformed, detail)?;
         Ok(header)
     }
 
@@ -178,56 +180,46 @@ impl Jws {
         let header: Header = serde_json::from_value(json).map_err(|_| {
             Problem::malformed("a field of the protected header is missing or invalid")
         })?;
-        if header.crit.is_some() {
-            return Err(Problem::malformed("critical extensions are not supported"));
-        }
+        let is_plain = header.crit.is_none();
+        ensure(is_plain, Malformed, "critical extensions are not supported")?;
         Ok(header)
     }
 
     /// The payload, if `key` signed it.
     pub(super) fn verify(&self, header: &Header, key: &Jwk) -> Result<Vec<u8>, Problem> {
         let signature = decode(&self.signature)?;
-        if key.verifies(&header.alg, self.message().as_bytes(), &signature) {
-            decode(&self.payload)
-        } else {
-            Err(Problem::malformed("the signature is invalid"))
-        }
+        let is_valid = key.verifies(&header.alg, self.message().as_bytes(), &signature);
+        ensure(is_valid, Malformed, "the signature is invalid")?;
+        decode(&self.payload)
     }
 
-    /// Checks an external account binding for `url` and `account`. `key` looks an
-    /// HMAC key up by its identifier, which is returned.
-    pub(super) fn verify_binding<'a>(
+    /// Checks an external account binding for `url` and `account`, signed with one of
+    /// the HMAC `keys`.
+    pub(super) fn verify_binding(
         &self,
         url: &str,
         account: &Jwk,
-        key: impl FnOnce(&str) -> Option<&'a [u8]>,
-    ) -> Result<String, Problem> {
+        keys: &BTreeMap<String, Vec<u8>>,
+    ) -> Result<(), Problem> {
         let header = self.any_header()?;
-        let kid = header.kid.unwrap_or_default();
-        if header.alg != "HS256" || header.nonce.is_some() || header.jwk.is_some() {
-            return Err(Problem::malformed(
-                "an external account binding has alg HS256, a kid and no nonce",
-            ));
-        }
-        if header.url.as_deref() != Some(url) {
-            return Err(Problem::malformed(
-                "the external account binding is for another URL",
-            ));
-        }
+        let is_binding = header.alg == "HS256" && header.nonce.is_none() && header.jwk.is_none();
+        let detail = "an external account binding has alg HS256, a kid and no nonce";
+        ensure(is_binding, Malformed, detail)?;
+        let is_for_url = header.url.as_deref() == Some(url);
+        let detail = "the external account binding is for another URL";
+        ensure(is_for_url, Malformed, detail)?;
         let refused = |detail| Problem::new(ErrorType::Unauthorized, detail);
-        let key = key(&kid).ok_or_else(|| refused("unknown external account"))?;
-        let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, key);
+        let key = keys.get(&header.kid.unwrap_or_default());
+        let key = key.ok_or_else(|| refused("unknown external account"))?;
+        let key = hmac::Key::new(hmac::HMAC_SHA256, key);
         let signature = decode(&self.signature)?;
-        aws_lc_rs::hmac::verify(&key, self.message().as_bytes(), &signature)
+        hmac::verify(&key, self.message().as_bytes(), &signature)
             .map_err(|_| refused("the signature of the external account binding is invalid"))?;
         let bound: serde_json::Value = serde_json::from_slice(&decode(&self.payload)?)
             .map_err(|_| Problem::malformed("the external account binding has no valid JWK"))?;
-        if Jwk::try_from(bound)? != *account {
-            return Err(Problem::malformed(
-                "the external account binding is for another account key",
-            ));
-        }
-        Ok(kid)
+        let is_for_account = Jwk::try_from(bound)? == *account;
+        let detail = "the external account binding is for another account key";
+        ensure(is_for_account, Malformed, detail)
     }
 
     fn message(&self) -> String {

@@ -2,9 +2,10 @@
 //! tokens and names that an attacker must not guess. Nothing is stored on disk.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use super::jws::encode;
+use super::lock;
 
 /// The largest number of unused nonces; the oldest are dropped first.
 const OUTSTANDING: usize = 10_000;
@@ -13,11 +14,10 @@ const OUTSTANDING: usize = 10_000;
 pub(super) struct Nonces(Mutex<(BTreeSet<String>, VecDeque<String>)>);
 
 impl Nonces {
-    /// Issues a new nonce.
     pub(super) fn issue(&self) -> String {
         let nonce = unguessable();
-        let mut out = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (unused, by_age) = &mut *out;
+        let mut issued = lock(&self.0);
+        let (unused, by_age) = &mut *issued;
         unused.insert(nonce.clone());
         by_age.push_back(nonce.clone());
         if by_age.len() > OUTSTANDING
@@ -30,8 +30,7 @@ impl Nonces {
 
     /// Whether `nonce` was issued and is unused; it is used now.
     pub(super) fn take(&self, nonce: &str) -> bool {
-        let mut out = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        out.0.remove(nonce)
+        lock(&self.0).0.remove(nonce)
     }
 }
 

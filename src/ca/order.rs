@@ -2,31 +2,36 @@
 //! to the signed certificate.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use axum::extract::{Path, State as Shared};
+use axum::extract::Path;
 use axum::response::Response;
 use http::StatusCode;
-use http::header::{LINK, LOCATION, RETRY_AFTER};
+use http::header::{LINK, LOCATION};
+use rcgen::SubjectPublicKeyInfo;
 use serde::Deserialize;
+use serde_json::{Value, json};
 
-use super::Validation;
 use super::jws::decode;
 use super::nonces::unguessable;
-use super::problem::{ErrorType, Problem, identifier_json};
-use super::request::SigningRequest;
-use super::server::{Server, reply};
+use super::problem::ErrorType::{self, Malformed};
+use super::problem::{Problem, ensure, identifier_json, without_nulls};
+use super::server::{Reply, Server, reply};
 use super::signed::Signed;
-use super::state::{Authorization, Certificate, Id, NewOrder, Order, Status};
+use super::state::{Authorization, Certificate, Id, Order, Status};
+use super::{DAY, SECOND, Validation, request};
 use crate::identifier::Identifier;
 
 const MOST_IDENTIFIERS: usize = 100;
+/// The time within which an order and its authorizations must be finished.
+const ORDER_LIFETIME: Duration = DAY;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct OrderRequest {
     identifiers: Vec<WireIdentifier>,
-    not_before: Option<serde_json::Value>,
-    not_after: Option<serde_json::Value>,
+    not_before: Option<Value>,
+    not_after: Option<Value>,
     replaces: Option<String>,
     profile: Option<String>,
 }
@@ -38,141 +43,102 @@ struct WireIdentifier {
     value: String,
 }
 
-/// Creates an order.
-pub(super) async fn new_order(
-    Shared(server): Shared<Server>,
-    signed: Signed,
-) -> Result<Response, Problem> {
-    let account = signed.account()?.clone();
+pub(super) async fn new_order(signed: Signed) -> Reply {
+    let (server, account) = (&signed.server, signed.account()?);
     let request: OrderRequest = signed.payload()?;
-    if request.not_before.is_some() || request.not_after.is_some() {
-        return Err(Problem::malformed(
-            "notBefore and notAfter are not supported: this CA sets the dates",
-        ));
-    }
+    let has_no_dates = request.not_before.is_none() && request.not_after.is_none();
+    let detail = "notBefore and notAfter are not supported: this CA sets the dates";
+    ensure(has_no_dates, Malformed, detail)?;
     let identifiers = identifiers(&request.identifiers)?;
-    if server.0.settings.validation != Validation::AlwaysValid {
+    let settings = &server.0.settings;
+    if settings.validation != Validation::AlwaysValid {
         refuse_wildcards(&identifiers)?;
     }
-    let settings = &server.0.settings;
     let profile = request.profile.as_deref().or(settings.default_profile());
     let profile = profile.filter(|name| settings.profiles.contains_key(*name));
-    let Some(profile) = profile.map(str::to_owned) else {
+    let Some(profile) = profile else {
         let detail = "unknown profile: the directory lists the supported ones";
         return Err(Problem::new(ErrorType::InvalidProfile, detail));
     };
     let now = server.now();
-    let new = NewOrder {
-        account,
+    let order = Order {
+        account: account.clone(),
         identifiers,
-        profile,
+        profile: profile.to_owned(),
         profile_named: request.profile.is_some(),
         replaces: request.replaces,
-        expires: now + settings.order_lifetime,
+        authorizations: Vec::new(),
+        status: Status::Pending,
+        error: None,
+        certificate: None,
+        created: now,
+        expires: now + ORDER_LIFETIME,
     };
-    let added = server.change(|state| {
-        let id = state.add_order(new, now, unguessable)?;
-        let order = state.orders.get(&id).cloned();
-        Ok((id, order))
-    });
+    let added = server.change(|state| state.add_order(order, unguessable));
     let (id, order) = added.await?;
-    let order = order.ok_or_else(|| Problem::not_found("order"))?;
-    Ok(shown(&server, StatusCode::CREATED, &id, &order))
+    Ok(shown(server, StatusCode::CREATED, &id, &order))
 }
 
 fn identifiers(wanted: &[WireIdentifier]) -> Result<BTreeSet<Identifier>, Problem> {
-    if wanted.is_empty() || wanted.len() > MOST_IDENTIFIERS {
-        return Err(Problem::malformed("an order has 1 to 100 identifiers"));
-    }
-    let mut identifiers = BTreeSet::new();
-    for wanted in wanted {
-        let shown = wanted.value.chars().take(255).collect::<String>();
-        let shown = shown.escape_debug();
+    let is_allowed = (1..=MOST_IDENTIFIERS).contains(&wanted.len());
+    ensure(is_allowed, Malformed, "an order has 1 to 100 identifiers")?;
+    let parse = |wanted: &WireIdentifier| {
         let parsed = Identifier::parse(&wanted.value).ok();
         let canonical =
             parsed.filter(|parsed| parsed.to_string().eq_ignore_ascii_case(&wanted.value));
-        let identifier = match (wanted.kind.as_str(), canonical) {
-            ("dns", Some(name @ Identifier::Dns(_))) => name,
-            ("ip", Some(address @ Identifier::Ip(_))) => address,
+        match (wanted.kind.as_str(), canonical) {
+            ("dns", Some(name @ Identifier::Dns(_))) => Ok(name),
+            ("ip", Some(address @ Identifier::Ip(_))) => Ok(address),
             ("dns" | "ip", _) => {
-                return Err(Problem::malformed(format!(
+                let shown = wanted.value.chars().take(255).collect::<String>();
+                let shown = shown.escape_debug();
+                Err(Problem::malformed(format!(
                     "`{shown}` is not a valid DNS name in A-label form or canonical IP address"
-                )));
+                )))
             }
             _ => {
                 let detail = "only identifiers of type dns and ip are supported";
-                return Err(Problem::new(ErrorType::RejectedIdentifier, detail));
+                Err(Problem::new(ErrorType::RejectedIdentifier, detail))
             }
-        };
-        identifiers.insert(identifier);
-    }
-    Ok(identifiers)
+        }
+    };
+    wanted.iter().map(parse).collect()
 }
 
 fn refuse_wildcards(identifiers: &BTreeSet<Identifier>) -> Result<(), Problem> {
+    let detail = "a wildcard needs dns-01, which this CA does not validate";
     let wildcards = identifiers.iter().filter(|name| name.is_wildcard());
-    let mut problem = None;
-    for wildcard in wildcards {
-        let detail = "a wildcard needs dns-01, which this CA does not validate";
-        let so_far = problem.take();
-        let so_far = so_far.unwrap_or_else(|| Problem::new(ErrorType::RejectedIdentifier, detail));
-        problem = Some(so_far.about(wildcard.clone(), detail));
-    }
-    problem.map_or(Ok(()), Err)
+    let refused = wildcards.fold(None, |problem: Option<Problem>, wildcard| {
+        let first = || Problem::new(ErrorType::RejectedIdentifier, detail);
+        Some(problem.unwrap_or_else(first).about(wildcard, detail))
+    });
+    refused.map_or(Ok(()), Err)
 }
 
-/// Shows an order.
-pub(super) async fn order(
-    Shared(server): Shared<Server>,
-    Path(id): Path<Id>,
-    signed: Signed,
-) -> Result<Response, Problem> {
-    let account = signed.reader()?;
-    let now = server.now();
-    let order = server.look(|state| state.order(account, &id, now).cloned())?;
-    Ok(shown(&server, StatusCode::OK, &id, &order))
+pub(super) async fn order(Path(id): Path<Id>, signed: Signed) -> Reply {
+    let (server, account) = (&signed.server, signed.reader()?);
+    let order = server.look(|state| state.order(account, &id, server.now()).cloned())?;
+    Ok(shown(server, StatusCode::OK, &id, &order))
 }
 
 fn shown(server: &Server, status: StatusCode, id: &str, order: &Order) -> Response {
-    let url = server.url(&format!("/acme/order/{id}"));
-    let authorizations: Vec<_> = order
-        .authorizations
-        .iter()
-        .map(|id| server.url(&format!("/acme/authorization/{id}")))
-        .collect();
-    let identifiers: Vec<_> = order.identifiers.iter().map(identifier_json).collect();
-    let mut json = serde_json::json!({
+    let url = server.object("order", id);
+    let authorizations = order.authorizations.iter();
+    let authorizations = authorizations.map(|id| server.object("authorization", id));
+    let identifiers = order.identifiers.iter().map(identifier_json);
+    let certificate = order.certificate.as_ref();
+    let json = json!({
         "status": order.status,
         "expires": order.expires,
-        "identifiers": identifiers,
-        "authorizations": authorizations,
+        "identifiers": identifiers.collect::<Vec<_>>(),
+        "authorizations": authorizations.collect::<Vec<_>>(),
         "finalize": format!("{url}/finalize"),
+        "error": order.error.as_ref().map(Problem::json),
+        "certificate": certificate.map(|name| server.object("certificate", name)),
+        "replaces": order.replaces,
+        "profile": order.profile_named.then_some(&order.profile),
     });
-    if let Some(problem) = &order.error {
-        json["error"] = problem.json();
-    }
-    if let Some(name) = &order.certificate {
-        json["certificate"] = server.url(&format!("/acme/certificate/{name}")).into();
-    }
-    if let Some(replaces) = &order.replaces {
-        json["replaces"] = replaces.as_str().into();
-    }
-    if order.profile_named {
-        json["profile"] = order.profile.as_str().into();
-    }
-    let response = reply(status, &json, [(LOCATION, url)]);
-    with_retry_after(server, order.status, response)
-}
-
-fn with_retry_after(server: &Server, status: Status, mut response: Response) -> Response {
-    if let (Status::Pending | Status::Processing, Some(wait)) =
-        (status, server.0.settings.retry_after)
-    {
-        response
-            .headers_mut()
-            .insert(RETRY_AFTER, wait.as_secs().into());
-    }
-    response
+    reply(status, json, [(LOCATION, url)])
 }
 
 #[derive(Deserialize)]
@@ -181,67 +147,49 @@ struct AuthorizationUpdate {
 }
 
 /// Shows or deactivates an authorization.
-pub(super) async fn authorization(
-    Shared(server): Shared<Server>,
-    Path(id): Path<Id>,
-    signed: Signed,
-) -> Result<Response, Problem> {
-    let account = signed.account()?;
+pub(super) async fn authorization(Path(id): Path<Id>, signed: Signed) -> Reply {
+    let (server, account) = (&signed.server, signed.account()?);
     let now = server.now();
     if !signed.is_post_as_get() {
         let update: AuthorizationUpdate = signed.payload()?;
-        if update.status != "deactivated" {
-            let detail = "the only new status of an authorization is `deactivated`";
-            return Err(Problem::malformed(detail));
-        }
+        let detail = "the only new status of an authorization is `deactivated`";
+        ensure(update.status == "deactivated", Malformed, detail)?;
         let deactivated = server.change(|state| state.deactivate_authorization(account, &id, now));
         deactivated.await?;
     }
     let authorization = server.look(|state| state.authorization(account, &id, now).cloned())?;
     let name = authorization.identifier.to_string();
-    let base = name.strip_prefix("*.").unwrap_or(&name);
-    let mut json = serde_json::json!({
-        "identifier": identifier_json(&authorization.identifier),
+    let mut identifier = identifier_json(&authorization.identifier);
+    identifier["value"] = name.strip_prefix("*.").unwrap_or(&name).into();
+    let json = json!({
+        "identifier": identifier,
         "status": authorization.status,
         "expires": authorization.expires,
-        "challenges": [challenge_json(&server, &id, &authorization)],
+        "challenges": [challenge_json(server, &id, &authorization)],
+        "wildcard": authorization.identifier.is_wildcard().then_some(true),
     });
-    json["identifier"]["value"] = base.into();
-    if authorization.identifier.is_wildcard() {
-        json["wildcard"] = true.into();
-    }
-    let response = reply(StatusCode::OK, &json, []);
-    Ok(with_retry_after(&server, authorization.status, response))
+    Ok(reply(StatusCode::OK, json, ()))
 }
 
-fn challenge_json(server: &Server, id: &str, authorization: &Authorization) -> serde_json::Value {
+fn challenge_json(server: &Server, id: &str, authorization: &Authorization) -> Value {
     let challenge = &authorization.challenge;
-    let mut json = serde_json::json!({
+    without_nulls(json!({
         "type": if authorization.identifier.is_wildcard() { "dns-01" } else { "http-01" },
-        "url": server.url(&format!("/acme/challenge/{id}")),
+        "url": server.object("challenge", id),
         "status": challenge.status,
         "token": challenge.token,
-    });
-    if let Some(validated) = challenge.validated {
-        json["validated"] = serde_json::json!(validated);
-    }
-    if let Some(problem) = &challenge.error {
-        json["error"] = problem.json();
-    }
-    json
+        "validated": challenge.validated,
+        "error": challenge.error.as_ref().map(Problem::json),
+    }))
 }
 
 /// Shows a challenge, or starts its validation.
-pub(super) async fn challenge(
-    Shared(server): Shared<Server>,
-    Path(id): Path<Id>,
-    signed: Signed,
-) -> Result<Response, Problem> {
-    let account = signed.account()?;
+pub(super) async fn challenge(Path(id): Path<Id>, signed: Signed) -> Reply {
+    let (server, account) = (&signed.server, signed.account()?);
     let now = server.now();
     server.look(|state| state.authorization(account, &id, now).map(|_| ()))?;
     if !signed.is_post_as_get() {
-        let _: serde_json::Map<String, serde_json::Value> = signed.payload()?;
+        let _: serde_json::Map<String, Value> = signed.payload()?;
         let begun = server.change(|state| {
             // Spawned before the first await: if the client disconnects now, the
             // challenge must still be validated.
@@ -253,18 +201,10 @@ pub(super) async fn challenge(
         begun.await?;
     }
     let authorization = server.look(|state| state.authorization(account, &id, now).cloned())?;
-    let up = server.url(&format!("/acme/authorization/{id}"));
-    let up = (LINK, format!("<{up}>;rel=\"up\""));
-    let response = reply(
-        StatusCode::OK,
-        &challenge_json(&server, &id, &authorization),
-        [up],
-    );
-    Ok(with_retry_after(
-        &server,
-        authorization.challenge.status,
-        response,
-    ))
+    let up = server.object("authorization", &id);
+    let up = [(LINK, format!("<{up}>;rel=\"up\""))];
+    let json = challenge_json(server, &id, &authorization);
+    Ok(reply(StatusCode::OK, json, up))
 }
 
 #[derive(Deserialize)]
@@ -273,33 +213,24 @@ struct Finalize {
 }
 
 /// Signs a validated order.
-pub(super) async fn finalize(
-    Shared(server): Shared<Server>,
-    Path(id): Path<Id>,
-    signed: Signed,
-) -> Result<Response, Problem> {
-    let account = signed.account()?;
+pub(super) async fn finalize(Path(id): Path<Id>, signed: Signed) -> Reply {
+    let (server, account) = (&signed.server, signed.account()?);
     let finalize: Finalize = signed.payload()?;
     let now = server.now();
-    let (request, profile) = server.look(|state| {
-        let key = state
-            .accounts
-            .get(account)
-            .map(|account| account.key.clone());
-        let key = key.ok_or_else(|| Problem::not_found("account"))?;
+    let (key, order) = server.look(|state| {
         let order = state.order(account, &id, now)?;
-        if order.status != Status::Ready {
-            let detail = format!("the order is {}", serde_json::json!(order.status));
-            return Err(Problem::new(ErrorType::OrderNotReady, detail));
-        }
-        let request = SigningRequest::check(&decode(&finalize.csr)?, &order.identifiers, &key)?;
+        let is_ready = order.status == Status::Ready;
+        let detail = format!("the order is {}", json!(order.status));
+        ensure(is_ready, ErrorType::OrderNotReady, &detail)?;
+        let csr = decode(&finalize.csr)?;
+        let key = request::check(&csr, &order.identifiers, &signed.key)?;
         // From here on a second request cannot sign the order again.
         order.status = Status::Processing;
-        Ok((request, order.profile.clone()))
+        Ok((key, order.clone()))
     })?;
-    let signed = sign(&server, account, &request, &profile);
+    let certificate = sign(server, &order, &key);
     let ended = server.change(|state| {
-        match signed {
+        match certificate {
             Ok((name, certificate)) => state.complete(&id, name, certificate),
             Err(problem) => {
                 state.order(account, &id, now)?.status = Status::Ready;
@@ -308,31 +239,29 @@ pub(super) async fn finalize(
         }
         state.order(account, &id, now).cloned()
     });
-    Ok(shown(&server, StatusCode::OK, &id, &ended.await?))
+    Ok(shown(server, StatusCode::OK, &id, &ended.await?))
 }
 
 fn sign(
     server: &Server,
-    account: &Id,
-    request: &SigningRequest,
-    profile: &str,
+    order: &Order,
+    key: &SubjectPublicKeyInfo,
 ) -> Result<(String, Certificate), Problem> {
-    let now = server.now();
-    let profile = server.0.settings.profiles.get(profile);
+    let (now, inner) = (server.now(), &server.0);
+    let profile = inner.settings.profiles.get(&order.profile);
     let profile = profile.ok_or_else(|| Problem::not_found("profile"))?;
-    let not_before = now - profile.backdate;
-    let not_after = not_before + profile.lifetime - std::time::Duration::from_secs(1);
-    let leaf = server.0.authority.sign(request, not_before, not_after, now);
-    let leaf = leaf.map_err(|error| Problem::internal(&error))?;
-    let name = leaf.facts.renewal_id;
-    let name =
-        name.ok_or_else(|| Problem::internal(&"a leaf without an authority key identifier"))?;
+    let not_before = now - profile.backdate();
+    let validity = (not_before, not_before + profile.lifetime - SECOND);
+    let signed = (inner.authority).sign(key, &order.identifiers, validity, now);
+    let (facts, chain_pem) = signed.map_err(|error| Problem::internal(&error))?;
+    let nameless = || Problem::internal(&"a leaf without an authority key identifier");
+    let name = facts.renewal_id.ok_or_else(nameless)?;
     let certificate = Certificate {
-        account: account.clone(),
-        identifiers: leaf.facts.identifiers,
-        chain_pem: leaf.chain_pem,
-        not_before: leaf.facts.not_before,
-        not_after: leaf.facts.not_after,
+        account: order.account.clone(),
+        identifiers: facts.identifiers,
+        chain_pem,
+        not_before: facts.not_before,
+        not_after: facts.not_after,
         issued: now,
         revoked: None,
     };

@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
-use http::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, HeaderName};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::identifier::Identifier;
 
@@ -40,7 +40,6 @@ pub(super) enum ErrorType {
     ServerInternal,
     Unauthorized,
     UnsupportedContact,
-    UserActionRequired,
 }
 
 impl ErrorType {
@@ -56,8 +55,7 @@ impl ErrorType {
             Self::ExternalAccountRequired
             | Self::OrderNotReady
             | Self::Unauthorized
-            | Self::RejectedIdentifier
-            | Self::UserActionRequired => StatusCode::FORBIDDEN,
+            | Self::RejectedIdentifier => StatusCode::FORBIDDEN,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::ServerInternal => StatusCode::INTERNAL_SERVER_ERROR,
             _ => StatusCode::BAD_REQUEST,
@@ -73,11 +71,8 @@ pub(super) struct Problem {
     detail: String,
     #[serde(default)]
     subproblems: Vec<(Identifier, ErrorType, String)>,
-    /// Seconds.
-    #[serde(default)]
-    retry_after: Option<u64>,
-    #[serde(default)]
-    location: Option<String>,
+    #[serde(skip)]
+    header: Option<(HeaderName, String)>,
 }
 
 impl Problem {
@@ -87,8 +82,7 @@ impl Problem {
             status: kind.status().as_u16(),
             detail: detail.into(),
             subproblems: Vec::new(),
-            retry_after: None,
-            location: None,
+            header: None,
         }
     }
 
@@ -101,7 +95,7 @@ impl Problem {
         Self::malformed(format!("no {what} found")).with_status(StatusCode::NOT_FOUND)
     }
 
-    pub(super) fn internal(error: &dyn std::fmt::Display) -> Self {
+    pub(super) fn internal(error: &dyn fmt::Display) -> Self {
         tracing::error!("the embedded CA failed: {error}");
         Self::new(ErrorType::ServerInternal, "the CA failed internally")
     }
@@ -111,48 +105,54 @@ impl Problem {
         self
     }
 
-    pub(super) fn with_retry_after(mut self, seconds: u64) -> Self {
-        self.retry_after = Some(seconds);
+    pub(super) fn with_header(mut self, name: HeaderName, value: impl ToString) -> Self {
+        self.header = Some((name, value.to_string()));
         self
     }
 
-    pub(super) fn with_location(mut self, url: String) -> Self {
-        self.location = Some(url);
+    pub(super) fn about(mut self, identifier: &Identifier, detail: &str) -> Self {
+        let subproblem = (identifier.clone(), self.kind, detail.to_owned());
+        self.subproblems.push(subproblem);
         self
     }
 
-    pub(super) fn about(mut self, identifier: Identifier, detail: impl Into<String>) -> Self {
-        self.subproblems
-            .push((identifier, self.kind, detail.into()));
-        self
-    }
-
-    pub(super) fn json(&self) -> serde_json::Value {
-        let mut json = serde_json::json!({
-            "type": self.kind.urn(), "detail": self.detail, "status": self.status,
-        });
-        if !self.subproblems.is_empty() {
-            let subproblem = |(identifier, kind, detail): &(Identifier, ErrorType, String)| {
-                serde_json::json!({
-                    "type": kind.urn(), "detail": detail, "identifier": identifier_json(identifier),
-                })
-            };
-            json["subproblems"] = self.subproblems.iter().map(subproblem).collect();
-        }
-        if self.kind == ErrorType::BadSignatureAlgorithm {
-            json["algorithms"] = serde_json::json!(ALGORITHMS);
-        }
-        json
+    pub(super) fn json(&self) -> Value {
+        let subproblem = |(identifier, kind, detail): &(Identifier, ErrorType, String)| json!({"type": kind.urn(), "detail": detail, "identifier": identifier_json(identifier)});
+        let subproblems: Vec<_> = self.subproblems.iter().map(subproblem).collect();
+        let is_of_algorithm = self.kind == ErrorType::BadSignatureAlgorithm;
+        without_nulls(json!({
+            "type": self.kind.urn(),
+            "detail": self.detail,
+            "status": self.status,
+            "subproblems": (!subproblems.is_empty()).then_some(subproblems),
+            "algorithms": is_of_algorithm.then_some(ALGORITHMS),
+        }))
     }
 }
 
+/// Refuses a request unless `condition` holds.
+pub(super) fn ensure(condition: bool, kind: ErrorType, detail: &str) -> Result<(), Problem> {
+    match condition {
+        true => Ok(()),
+        false => Err(Problem::new(kind, detail)),
+    }
+}
+
+/// An object without its absent members.
+pub(super) fn without_nulls(mut object: Value) -> Value {
+    if let Some(members) = object.as_object_mut() {
+        members.retain(|_, member| !member.is_null());
+    }
+    object
+}
+
 /// An identifier as RFC 8555 section 9.7.7 and RFC 8738 write it.
-pub(super) fn identifier_json(identifier: &Identifier) -> serde_json::Value {
+pub(super) fn identifier_json(identifier: &Identifier) -> Value {
     let kind = match identifier {
         Identifier::Dns(_) => "dns",
         Identifier::Ip(_) => "ip",
     };
-    serde_json::json!({"type": kind, "value": identifier.to_string()})
+    json!({"type": kind, "value": identifier.to_string()})
 }
 
 impl fmt::Display for Problem {
@@ -163,20 +163,10 @@ impl fmt::Display for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut response = Response::new(Body::from(self.json().to_string()));
-        *response.status_mut() =
-            StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let headers = response.headers_mut();
-        headers.insert(
-            CONTENT_TYPE,
-            http::HeaderValue::from_static("application/problem+json"),
-        );
-        if let Some(seconds) = self.retry_after {
-            headers.insert(RETRY_AFTER, seconds.into());
-        }
-        if let Some(Ok(url)) = self.location.map(http::HeaderValue::try_from) {
-            headers.insert(LOCATION, url);
-        }
-        response
+        let status = StatusCode::from_u16(self.status);
+        let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let kind = [(CONTENT_TYPE, "application/problem+json")];
+        let json = self.json().to_string();
+        (status, kind, self.header.map(|header| [header]), json).into_response()
     }
 }

@@ -4,42 +4,33 @@
 use std::time::Duration;
 
 use super::state::Certificate;
-use super::{HOUR, RenewalWindows};
+use super::{HOUR, RenewalWindows, SECOND};
 use crate::record::Window;
 use crate::time::Timestamp;
 
 /// A certificate with a shorter lifetime is renewed at half of it.
 const SHORT: Duration = Duration::from_secs(10 * 86_400);
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(6 * 3600);
-const SECOND: Duration = Duration::from_secs(1);
 
 /// The window of `certificate`; that of a revoked one is past, so that clients
 /// renew at once.
 pub(super) fn window(certificate: &Certificate, policy: RenewalWindows) -> Window {
-    if let Some(revocation) = &certificate.revoked {
-        let end = revocation.at;
-        return Window {
-            start: end - HOUR,
-            end,
-        };
-    }
-    match policy {
-        RenewalWindows::After { delay, width } => {
-            let start = certificate.issued + delay;
-            Window {
-                start,
-                end: start + width.max(Duration::from_millis(1)),
-            }
+    let (start, length) = match (&certificate.revoked, policy) {
+        (Some(revocation), _) => (revocation.at - HOUR, HOUR),
+        (None, RenewalWindows::After { delay, width }) => (certificate.issued + delay, width),
+        (None, RenewalWindows::Share) => {
+            return share(certificate.not_before, certificate.not_after);
         }
-        RenewalWindows::Share => share(certificate.not_before, certificate.not_after),
-    }
+    };
+    let end = start + length.max(Duration::from_millis(1));
+    Window { start, end }
 }
 
 /// The window around two thirds of the lifetime (half of a short one), a
 /// hundredth of it to each side.
 #[must_use]
 pub fn share(not_before: Timestamp, not_after: Timestamp) -> Window {
-    let life = (not_after + SECOND).since(not_before);
+    let life = lifetime(not_before, not_after);
     let share = if life < SHORT { life / 2 } else { life / 3 * 2 };
     let middle = not_before + share;
     Window {
@@ -50,14 +41,13 @@ pub fn share(not_before: Timestamp, not_after: Timestamp) -> Window {
 
 /// A twentieth of the lifetime, from a second to six hours, in whole seconds.
 pub(super) fn retry_after(certificate: &Certificate) -> u64 {
-    (lifetime(certificate) / 20)
-        .clamp(SECOND, LONGEST_RETRY_AFTER)
-        .as_secs()
+    let life = lifetime(certificate.not_before, certificate.not_after);
+    (life / 20).clamp(SECOND, LONGEST_RETRY_AFTER).as_secs()
 }
 
 /// The lifetime including `notAfter`, the last valid second.
-fn lifetime(certificate: &Certificate) -> Duration {
-    (certificate.not_after + SECOND).since(certificate.not_before)
+fn lifetime(not_before: Timestamp, not_after: Timestamp) -> Duration {
+    (not_after + SECOND).since(not_before)
 }
 
 #[cfg(test)]

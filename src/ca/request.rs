@@ -14,51 +14,34 @@ use super::jws::Jwk;
 use super::problem::{ErrorType, Problem};
 use crate::identifier::Identifier;
 
-/// A checked request, which may be signed.
-#[derive(Debug)]
-pub(super) struct SigningRequest {
-    pub(super) public_key: SubjectPublicKeyInfo,
-    pub(super) identifiers: BTreeSet<Identifier>,
-}
-
-impl SigningRequest {
-    /// Checks a request in DER against the identifiers that were validated
-    /// and the key of the account, which must not be certified (RFC 8555
-    /// section 11.1).
-    pub(super) fn check(
-        der: &[u8],
-        wanted: &BTreeSet<Identifier>,
-        account: &Jwk,
-    ) -> Result<Self, Problem> {
-        let Ok(([], csr)) = X509CertificationRequest::from_der(der) else {
-            return Err(bad("not a valid PKCS#10 request in DER"));
-        };
-        csr.verify_signature()
-            .map_err(|_| bad("its signature is invalid"))?;
-        let spki = &csr.certification_request_info.subject_pki;
-        check_key_kind(spki)?;
-        if account.is_key_of(spki) {
-            return Err(bad("its key is the account key"));
-        }
-        let identifiers = names(&csr)?;
-        if identifiers != *wanted {
-            let list = |set: &BTreeSet<Identifier>| {
-                let names: Vec<_> = set.iter().take(10).map(ToString::to_string).collect();
-                names.join(", ")
-            };
-            return Err(bad(&format!(
-                "it is for {}, and the order for {}",
-                list(&identifiers),
-                list(wanted)
-            )));
-        }
-        let public_key =
-            SubjectPublicKeyInfo::from_der(spki.raw).map_err(|_| bad("unknown key type"))?;
-        Ok(Self {
-            public_key,
-            identifiers,
-        })
+/// Checks a request in DER against the identifiers that were validated and the key of
+/// the account, which must not be certified (RFC 8555 section 11.1). Returns its key.
+pub(super) fn check(
+    der: &[u8],
+    wanted: &BTreeSet<Identifier>,
+    account: &Jwk,
+) -> Result<SubjectPublicKeyInfo, Problem> {
+    let Ok(([], csr)) = X509CertificationRequest::from_der(der) else {
+        return Err(bad("not a valid PKCS#10 request in DER"));
+    };
+    csr.verify_signature()
+        .map_err(|_| bad("its signature is invalid"))?;
+    let spki = &csr.certification_request_info.subject_pki;
+    check_key_kind(spki)?;
+    if account.is_key_of(spki) {
+        return Err(bad("its key is the account key"));
     }
+    let found = names(&csr)?;
+    if found != *wanted {
+        let list = |set: &BTreeSet<Identifier>| {
+            let names: Vec<_> = set.iter().take(10).map(ToString::to_string).collect();
+            names.join(", ")
+        };
+        let (found, wanted) = (list(&found), list(wanted));
+        let detail = format!("it is for {found}, and the order for {wanted}");
+        return Err(bad(&detail));
+    }
+    SubjectPublicKeyInfo::from_der(spki.raw).map_err(|_| bad("unknown key type"))
 }
 
 fn check_key_kind(spki: &x509_parser::x509::SubjectPublicKeyInfo<'_>) -> Result<(), Problem> {
@@ -71,13 +54,8 @@ fn check_key_kind(spki: &x509_parser::x509::SubjectPublicKeyInfo<'_>) -> Result<
         Ok(PublicKey::EC(point)) => matches!(point.key_size(), 256 | 384),
         _ => false,
     };
-    if fine {
-        Ok(())
-    } else {
-        Err(bad(
-            "its key must be P-256, P-384, or RSA with 2048 to 4096 bits",
-        ))
-    }
+    let refusal = || bad("its key must be P-256, P-384, or RSA with 2048 to 4096 bits");
+    fine.then_some(()).ok_or_else(refusal)
 }
 
 fn names(csr: &X509CertificationRequest<'_>) -> Result<BTreeSet<Identifier>, Problem> {
@@ -97,10 +75,8 @@ fn names(csr: &X509CertificationRequest<'_>) -> Result<BTreeSet<Identifier>, Pro
     }
     let subject = &csr.certification_request_info.subject;
     for name in subject.iter_common_name() {
-        let common = name
-            .as_str()
-            .ok()
-            .and_then(|text| Identifier::parse(text).ok());
+        let text = name.as_str().ok();
+        let common = text.and_then(|text| Identifier::parse(text).ok());
         if common.is_none_or(|common| !identifiers.contains(&common)) {
             return Err(bad("its common name is missing from its alternative names"));
         }
@@ -122,8 +98,6 @@ fn identifier(name: &GeneralName<'_>) -> Result<Identifier, Problem> {
 }
 
 fn bad(detail: &str) -> Problem {
-    Problem::new(
-        ErrorType::BadCsr,
-        format!("the signing request was refused: {detail}"),
-    )
+    let detail = format!("the signing request was refused: {detail}");
+    Problem::new(ErrorType::BadCsr, detail)
 }

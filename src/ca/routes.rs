@@ -11,6 +11,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use http::header::{CACHE_CONTROL, LINK};
 use http::{HeaderValue, Method, StatusCode};
+use serde_json::json;
 
 use super::problem::Problem;
 use super::server::{Server, reply};
@@ -57,19 +58,13 @@ impl Server {
 /// The directory object (RFC 8555 section 7.1.1).
 async fn directory(Shared(server): Shared<Server>) -> Response {
     let settings = &server.0.settings;
-    let profiles: BTreeMap<_, _> = settings
-        .profiles
-        .iter()
-        .map(|(name, profile)| (name, &profile.description))
-        .collect();
-    let mut meta = serde_json::json!({
+    let profiles = settings.profiles.iter();
+    let profiles = profiles.map(|(name, profile)| (name, &profile.description));
+    let meta = json!({
         "externalAccountRequired": !settings.external_accounts.is_empty(),
-        "profiles": profiles,
+        "profiles": profiles.collect::<BTreeMap<_, _>>(),
     });
-    if let Some(terms) = &settings.terms_of_service {
-        meta["termsOfService"] = terms.as_str().into();
-    }
-    let json = serde_json::json!({
+    let json = json!({
         "newNonce": server.url(NEW_NONCE),
         "newAccount": server.url("/acme/new-account"),
         "newOrder": server.url("/acme/new-order"),
@@ -78,25 +73,22 @@ async fn directory(Shared(server): Shared<Server>) -> Response {
         "renewalInfo": server.url("/acme/renewal-info"),
         "meta": meta,
     });
-    reply(StatusCode::OK, &json, [])
+    reply(StatusCode::OK, json, ())
 }
 
 /// RFC 8555 section 7.2; [`add_headers`] adds the nonce to the reply.
 async fn new_nonce(method: Method) -> StatusCode {
-    if method == Method::HEAD {
-        StatusCode::OK
-    } else {
-        StatusCode::NO_CONTENT
+    match method {
+        Method::HEAD => StatusCode::OK,
+        _ => StatusCode::NO_CONTENT,
     }
 }
 
 /// Adds the headers of RFC 8555 sections 6.5 and 7.1.
 async fn add_headers(Shared(server): Shared<Server>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    let (nonce, index) = (
-        request.method() == Method::POST || path == NEW_NONCE,
-        path != DIRECTORY,
-    );
+    let nonce = request.method() == Method::POST || path == NEW_NONCE;
+    let index = path != DIRECTORY;
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     if nonce {
@@ -105,10 +97,8 @@ async fn add_headers(Shared(server): Shared<Server>, request: Request, next: Nex
         }
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
-    if index
-        && let Ok(link) =
-            HeaderValue::try_from(format!("<{}>;rel=\"index\"", server.url(DIRECTORY)))
-    {
+    let link = format!("<{}>;rel=\"index\"", server.url(DIRECTORY));
+    if index && let Ok(link) = HeaderValue::try_from(link) {
         headers.append(LINK, link);
     }
     response

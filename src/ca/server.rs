@@ -1,27 +1,25 @@
 //! The state of the embedded CA behind one lock: read, changed and durably saved,
 //! and the validations in progress. The requests are in [`super::routes`].
 
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 
-use axum::body::Body;
-use axum::response::{IntoResponse, Response};
-use http::header::{CONTENT_TYPE, HeaderName};
-use http::{HeaderValue, StatusCode};
+use axum::Json;
+use axum::response::{IntoResponse, IntoResponseParts, Response};
+use http::StatusCode;
 use tokio::sync::Semaphore;
 
 use super::authority::Authority;
 use super::nonces::Nonces;
-use super::problem::Problem;
+use super::problem::{Problem, without_nulls};
 use super::state::{Authorization, Id, State};
-use super::{CaError, RenewalWindows, Settings, Validation, validate};
+use super::{CaError, Settings, Validation, lock, read, validate};
 use crate::files;
-use crate::record::Window;
 use crate::time::{Clock, Timestamp};
 
 const VALIDATIONS_AT_ONCE: usize = 64;
+const STATE_FILE: &str = "state.json";
 
 /// The embedded CA. Clones are the same CA.
 #[derive(Clone)]
@@ -33,23 +31,12 @@ pub(super) struct Inner {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) validations: Semaphore,
     pub(super) nonces: Nonces,
-    versioned: Mutex<Versioned>,
+    /// The state and its version, which counts the changes.
+    versioned: Mutex<(State, u64)>,
     /// The version on disk; locked while a newer one is written.
     written: tokio::sync::Mutex<u64>,
-    suggestions: Mutex<Suggestions>,
     /// Locks the directory for the lifetime of the server.
     _lock: Option<File>,
-}
-
-struct Versioned {
-    state: State,
-    /// Counts the changes.
-    version: u64,
-}
-
-struct Suggestions {
-    policy: RenewalWindows,
-    by_certificate: BTreeMap<String, Window>,
 }
 
 impl Server {
@@ -65,19 +52,14 @@ impl Server {
         let authority = Authority::open(directory, clock.now())?;
         let mut state = directory.map(load).transpose()?.unwrap_or_default();
         let interrupted = state.recover();
-        let suggestions = Suggestions {
-            policy: settings.windows,
-            by_certificate: BTreeMap::new(),
-        };
         let server = Self(Arc::new(Inner {
             settings,
             authority,
             clock,
             validations: Semaphore::new(VALIDATIONS_AT_ONCE),
             nonces: Nonces::default(),
-            versioned: Mutex::new(Versioned { state, version: 0 }),
+            versioned: Mutex::new((state, 0)),
             written: tokio::sync::Mutex::new(0),
-            suggestions: Mutex::new(suggestions),
             _lock: lock,
         }));
         if tokio::runtime::Handle::try_current().is_ok() {
@@ -94,26 +76,13 @@ impl Server {
         self.0.authority.root_pem()
     }
 
-    /// Suggests `window` for the certificate with the RFC 9773 identifier
-    /// `renewal_id`, against the policy, as a CA does before a mass revocation.
-    pub fn suggest(&self, renewal_id: impl Into<String>, window: Window) {
-        let mut suggestions = lock(&self.0.suggestions);
-        suggestions.by_certificate.insert(renewal_id.into(), window);
-    }
-
-    /// Suggests windows by `policy` from now on; [`Self::suggest`] still wins.
-    pub fn suggest_by(&self, policy: RenewalWindows) {
-        lock(&self.0.suggestions).policy = policy;
-    }
-
-    pub(super) fn suggestion(&self, renewal_id: &str) -> Result<Window, RenewalWindows> {
-        let suggestions = lock(&self.0.suggestions);
-        let single = suggestions.by_certificate.get(renewal_id).cloned();
-        single.ok_or(suggestions.policy)
-    }
-
     pub(super) fn url(&self, path: &str) -> String {
         format!("{}{path}", self.0.settings.base_url)
+    }
+
+    /// The URL of an object, such as an order.
+    pub(super) fn object(&self, kind: &str, id: &str) -> String {
+        self.url(&format!("/acme/{kind}/{id}"))
     }
 
     pub(super) fn now(&self) -> Timestamp {
@@ -122,7 +91,7 @@ impl Server {
 
     /// Reads the state. A change that follows from the time alone is not saved.
     pub(super) fn look<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
-        look(&mut lock(&self.0.versioned).state)
+        look(&mut lock(&self.0.versioned).0)
     }
 
     /// Changes the state; the change is durable when this returns.
@@ -132,9 +101,9 @@ impl Server {
     ) -> Result<T, Problem> {
         let (changed, version) = {
             let mut versioned = lock(&self.0.versioned);
-            let changed = transition(&mut versioned.state)?;
-            versioned.version += 1;
-            (changed, versioned.version)
+            let changed = transition(&mut versioned.0)?;
+            versioned.1 += 1;
+            (changed, versioned.1)
         };
         self.write(version).await?;
         Ok(changed)
@@ -188,29 +157,21 @@ impl Server {
             return Ok(());
         }
         let (json, version) = {
-            let versioned = lock(&self.0.versioned);
-            (serde_json::to_vec(&versioned.state), versioned.version)
+            let (state, version) = &*lock(&self.0.versioned);
+            (serde_json::to_vec(state), *version)
         };
         let json = json.map_err(|error| Problem::internal(&error))?;
-        let path = state_path(directory);
+        let path = directory.join(STATE_FILE);
         let ended = tokio::task::spawn_blocking(move || files::replace(&path, 0o600, &json)).await;
-        ended
-            .map_err(|error| Problem::internal(&error))?
-            .map_err(|error| Problem::internal(&error))?;
+        let replaced = ended.unwrap_or_else(|error| Err(error.into()));
+        replaced.map_err(|error| Problem::internal(&error))?;
         *written = version;
         Ok(())
     }
 }
 
-fn state_path(directory: &Path) -> PathBuf {
-    directory.join("state.json")
-}
-
 fn lock_directory(directory: &Path) -> Result<File, CaError> {
-    let failed = |source| CaError::Io {
-        path: directory.to_owned(),
-        source,
-    };
+    let failed = |source| CaError::io(directory, source);
     files::make_directory(directory, 0o700).map_err(failed)?;
     let file = File::create(directory.join("lock")).map_err(failed)?;
     match file.try_lock() {
@@ -221,36 +182,21 @@ fn lock_directory(directory: &Path) -> Result<File, CaError> {
 }
 
 fn load(directory: &Path) -> Result<State, CaError> {
-    let path = state_path(directory);
-    match std::fs::read(&path) {
-        Ok(json) => serde_json::from_slice(&json).map_err(|error| CaError::Corrupt {
-            path,
-            detail: error.to_string(),
-        }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(State::default()),
-        Err(source) => Err(CaError::Io { path, source }),
-    }
+    let path = directory.join(STATE_FILE);
+    let json = read(&path)?;
+    let state = json.map(|json| serde_json::from_str(&json)).transpose();
+    let state = state.map_err(|error| CaError::corrupt(&path, error))?;
+    Ok(state.unwrap_or_default())
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+/// The reply to a signed request.
+pub(super) type Reply = Result<Response, Problem>;
 
-/// A reply in JSON.
-pub(super) fn reply<const N: usize>(
+/// A reply in JSON, without the members that are null.
+pub(super) fn reply(
     status: StatusCode,
-    json: &serde_json::Value,
-    headers: [(HeaderName, String); N],
+    json: serde_json::Value,
+    headers: impl IntoResponseParts,
 ) -> Response {
-    let mut response = Response::new(Body::from(json.to_string()));
-    *response.status_mut() = status;
-    let fields = response.headers_mut();
-    fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    for (name, value) in headers {
-        match HeaderValue::try_from(value) {
-            Ok(value) => fields.append(name, value),
-            Err(error) => return Problem::internal(&error).into_response(),
-        };
-    }
-    response
+    (status, headers, Json(without_nulls(json))).into_response()
 }

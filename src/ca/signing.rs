@@ -1,8 +1,6 @@
 //! The CA's keys without its protocol, for a caller that checks orders itself.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeSet;
 
 use rcgen::{KeyPair, PublicKeyData, SubjectPublicKeyInfo};
 
@@ -13,15 +11,7 @@ use crate::identifier::Identifier;
 use crate::time::Timestamp;
 
 /// A root and an intermediate in memory that sign without any check.
-pub struct Signing {
-    authority: Authority,
-    /// Parsed public keys by their private keys in PEM: a caller signs for the
-    /// same few keys again and again.
-    keys: Mutex<BTreeMap<String, SubjectPublicKeyInfo>>,
-}
-
-/// The largest number of cached keys.
-const MOST_KEYS: usize = 64;
+pub struct Signing(Authority);
 
 impl Signing {
     /// New keys, valid from `now`.
@@ -29,10 +19,7 @@ impl Signing {
     /// # Errors
     /// When the keys cannot be made.
     pub fn new(now: Timestamp) -> Result<Self, CaError> {
-        Ok(Self {
-            authority: Authority::open(None, now)?,
-            keys: Mutex::default(),
-        })
+        Authority::open(None, now).map(Self)
     }
 
     /// Signs a certificate for `key_pem` and `identifiers`, valid from the first to
@@ -47,21 +34,8 @@ impl Signing {
         validity: (Timestamp, Timestamp),
         now: Timestamp,
     ) -> Result<(Facts, String), CaError> {
-        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        if keys.len() >= MOST_KEYS {
-            keys.clear();
-        }
-        let public = match keys.entry(key_pem.expose().to_owned()) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => {
-                let key = KeyPair::from_pem(key_pem.expose())?;
-                let der = key.subject_public_key_info();
-                new.insert(SubjectPublicKeyInfo::from_der(&der)?)
-            }
-        };
-        let leaf = self
-            .authority
-            .sign_for(public, identifiers, validity, now)?;
-        Ok((leaf.facts, leaf.chain_pem))
+        let key = KeyPair::from_pem(key_pem.expose())?;
+        let public = SubjectPublicKeyInfo::from_der(&key.subject_public_key_info())?;
+        self.0.sign(&public, identifiers, validity, now)
     }
 }

@@ -4,10 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use http::header::RETRY_AFTER;
 use serde::{Deserialize, Serialize};
 
 use super::jws::Jwk;
-use super::problem::{ErrorType, Problem};
+use super::problem::{ErrorType, Problem, ensure};
 use crate::identifier::Identifier;
 use crate::time::Timestamp;
 
@@ -35,8 +36,6 @@ pub(super) struct Account {
     pub(super) contact: Vec<String>,
     pub(super) deactivated: bool,
     pub(super) terms_agreed: bool,
-    /// The identifier of the bound external account.
-    pub(super) external: Option<String>,
     /// The binding as sent; the account object repeats it.
     pub(super) binding: Option<serde_json::Value>,
 }
@@ -106,30 +105,21 @@ pub(super) struct Revocation {
     pub(super) reason: u8,
 }
 
-/// A checked new order.
-pub(super) struct NewOrder {
-    pub(super) account: Id,
-    pub(super) identifiers: BTreeSet<Identifier>,
-    pub(super) profile: String,
-    pub(super) profile_named: bool,
-    pub(super) replaces: Option<String>,
-    pub(super) expires: Timestamp,
-}
-
 impl Order {
     /// Whether the client can still finish the order.
     fn is_open(&self) -> bool {
         matches!(self.status, Status::Pending | Status::Ready)
     }
+
+    fn is_expired(&self, now: Timestamp) -> bool {
+        self.is_open() && self.expires <= now
+    }
 }
 
 impl State {
-    pub(super) fn account_with_key(&self, key: &Jwk) -> Option<&Id> {
-        let found = self
-            .accounts
-            .iter()
-            .find(|(_, account)| account.key == *key);
-        found.map(|(id, _)| id)
+    pub(super) fn account_with_key(&self, key: &Jwk) -> Option<(&Id, &Account)> {
+        let mut accounts = self.accounts.iter();
+        accounts.find(|(_, account)| account.key == *key)
     }
 
     pub(super) fn add_account(&mut self, id: Id, account: Account) -> Result<(), Problem> {
@@ -140,28 +130,26 @@ impl State {
         Ok(())
     }
 
-    /// Adds an order with an authorization for each identifier. `unguessable`
+    /// Adds a new order with an authorization for each identifier. `unguessable`
     /// makes names and tokens.
     pub(super) fn add_order(
         &mut self,
-        new: NewOrder,
-        now: Timestamp,
+        mut order: Order,
         unguessable: impl Fn() -> String,
-    ) -> Result<Id, Problem> {
-        if let Some(predecessor) = &new.replaces {
-            self.check_replaces(predecessor, &new, now)?;
+    ) -> Result<(Id, Order), Problem> {
+        if let Some(predecessor) = &order.replaces {
+            self.check_replaces(predecessor, &order)?;
         }
-        self.make_room(now)?;
+        self.make_room(order.created)?;
         let id = unguessable();
-        let mut authorizations = Vec::new();
-        for identifier in &new.identifiers {
+        for identifier in &order.identifiers {
             let name = unguessable();
             let authorization = Authorization {
-                account: new.account.clone(),
+                account: order.account.clone(),
                 order: id.clone(),
                 identifier: identifier.clone(),
                 status: Status::Pending,
-                expires: new.expires,
+                expires: order.expires,
                 challenge: Challenge {
                     token: unguessable(),
                     status: Status::Pending,
@@ -170,55 +158,31 @@ impl State {
                 },
             };
             self.authorizations.insert(name.clone(), authorization);
-            authorizations.push(name);
+            order.authorizations.push(name);
         }
-        let order = Order {
-            account: new.account,
-            identifiers: new.identifiers,
-            profile: new.profile,
-            profile_named: new.profile_named,
-            replaces: new.replaces,
-            authorizations,
-            status: Status::Pending,
-            error: None,
-            certificate: None,
-            created: now,
-            expires: new.expires,
-        };
-        self.orders.insert(id.clone(), order);
-        Ok(id)
+        self.orders.insert(id.clone(), order.clone());
+        Ok((id, order))
     }
 
     /// RFC 9773 section 5: the predecessor has the same account and a name in
     /// common, and no other order replaces it.
-    fn check_replaces(
-        &self,
-        predecessor: &str,
-        new: &NewOrder,
-        now: Timestamp,
-    ) -> Result<(), Problem> {
-        let refused = |detail| Err(Problem::malformed(detail));
+    fn check_replaces(&self, predecessor: &str, new: &Order) -> Result<(), Problem> {
         let Some(certificate) = self.certificates.get(predecessor) else {
-            return refused("unknown certificate to replace");
+            return Err(Problem::malformed("unknown certificate to replace"));
         };
-        if certificate.account != new.account {
-            return refused("the certificate to replace belongs to another account");
-        }
-        if certificate.identifiers.is_disjoint(&new.identifiers) {
-            return refused(
-                "the certificate to replace has no identifier in common with the order",
-            );
-        }
-        let replaced = self.orders.values().any(|order| {
+        let is_own = certificate.account == new.account;
+        let detail = "the certificate to replace belongs to another account";
+        ensure(is_own, ErrorType::Malformed, detail)?;
+        let has_common_name = !certificate.identifiers.is_disjoint(&new.identifiers);
+        let detail = "the certificate to replace has no identifier in common with the order";
+        ensure(has_common_name, ErrorType::Malformed, detail)?;
+        let is_replaced = self.orders.values().any(|order| {
             order.replaces.as_deref() == Some(predecessor)
                 && order.status != Status::Invalid
-                && !(order.is_open() && order.expires <= now)
+                && !order.is_expired(new.created)
         });
-        if replaced {
-            let detail = "another order already replaces that certificate";
-            return Err(Problem::new(ErrorType::AlreadyReplaced, detail));
-        }
-        Ok(())
+        let detail = "another order already replaces that certificate";
+        ensure(!is_replaced, ErrorType::AlreadyReplaced, detail)
     }
 
     /// Drops the oldest finished order when there are too many.
@@ -226,15 +190,11 @@ impl State {
         if self.orders.len() < MOST_ORDERS {
             return Ok(());
         }
-        let oldest = self
-            .orders
-            .iter()
-            .filter(|(_, order)| !order.is_open() || order.expires <= now)
-            .min_by_key(|(_, order)| order.created)
-            .map(|(id, _)| id.clone());
-        let Some(order) = oldest.and_then(|id| self.orders.remove(&id)) else {
-            return Err(full("orders"));
-        };
+        let ended = |(_, order): &(&Id, &Order)| !order.is_open() || order.is_expired(now);
+        let oldest = (self.orders.iter().filter(ended)).min_by_key(|(_, order)| order.created);
+        let oldest = oldest.map(|(id, _)| id.clone());
+        let order = oldest.and_then(|id| self.orders.remove(&id));
+        let order = order.ok_or_else(|| full("orders"))?;
         for authorization in order.authorizations {
             self.authorizations.remove(&authorization);
         }
@@ -246,15 +206,14 @@ impl State {
         let Some(order) = self.orders.get_mut(id) else {
             return;
         };
-        if order.is_open() && order.expires <= now {
+        if order.is_expired(now) {
             order.status = Status::Invalid;
             order.error = Some(Problem::malformed("the order was not finished in time"));
             for name in &order.authorizations {
-                match self.authorizations.get_mut(name) {
-                    Some(authorization) if authorization.status == Status::Pending => {
-                        authorization.status = Status::Invalid
-                    }
-                    _ => {}
+                if let Some(authorization) = self.authorizations.get_mut(name)
+                    && authorization.status == Status::Pending
+                {
+                    authorization.status = Status::Invalid;
                 }
             }
         }
@@ -281,10 +240,7 @@ impl State {
         id: &str,
         now: Timestamp,
     ) -> Result<&mut Authorization, Problem> {
-        let order = self
-            .authorizations
-            .get(id)
-            .map(|authorization| authorization.order.clone());
+        let order = self.authorizations.get(id).map(|one| one.order.clone());
         self.expire(&order.unwrap_or_default(), now);
         let authorization = self.authorizations.get_mut(id);
         authorization
@@ -312,22 +268,19 @@ impl State {
         outcome: Result<(), Problem>,
         now: Timestamp,
     ) {
-        let Some(authorization) = self.authorizations.get_mut(id) else {
+        let authorization = self.authorizations.get_mut(id);
+        let pending = authorization.filter(|one| one.status == Status::Pending);
+        let Some(authorization) = pending else {
             return;
         };
-        if authorization.status != Status::Pending {
-            return;
-        }
+        authorization.status = match outcome {
+            Ok(()) => Status::Valid,
+            Err(_) => Status::Invalid,
+        };
         let challenge = &mut authorization.challenge;
-        let problem = outcome.err();
-        let status = match problem {
-            None => Status::Valid,
-            Some(_) => Status::Invalid,
-        };
-        challenge.validated = problem.is_none().then_some(now);
-        challenge.error = problem;
-        challenge.status = status;
-        authorization.status = status;
+        challenge.status = authorization.status;
+        challenge.validated = outcome.is_ok().then_some(now);
+        challenge.error = outcome.err();
         let order = authorization.order.clone();
         self.settle(&order);
     }
@@ -340,9 +293,9 @@ impl State {
         now: Timestamp,
     ) -> Result<(), Problem> {
         let authorization = self.authorization(account, id, now)?;
-        if !matches!(authorization.status, Status::Pending | Status::Valid) {
-            return Err(Problem::malformed("the authorization has already ended"));
-        }
+        let has_not_ended = matches!(authorization.status, Status::Pending | Status::Valid);
+        let detail = "the authorization has already ended";
+        ensure(has_not_ended, ErrorType::Malformed, detail)?;
         authorization.status = Status::Deactivated;
         let order = authorization.order.clone();
         self.settle(&order);
@@ -350,26 +303,20 @@ impl State {
     }
 
     fn settle(&mut self, id: &str) {
-        let Some(order) = self.orders.get_mut(id) else {
+        let order = self.orders.get_mut(id).filter(|order| order.is_open());
+        let Some(order) = order else {
             return;
         };
-        if !order.is_open() {
-            return;
-        }
-        let statuses: Vec<_> = order
-            .authorizations
-            .iter()
-            .filter_map(|id| self.authorizations.get(id))
-            .collect();
+        let mut all = (order.authorizations.iter()).filter_map(|id| self.authorizations.get(id));
         let failed =
-            |a: &&&Authorization| matches!(a.status, Status::Invalid | Status::Deactivated);
-        if let Some(failed) = statuses.iter().find(failed) {
+            |one: &&Authorization| matches!(one.status, Status::Invalid | Status::Deactivated);
+        if let Some(failed) = all.clone().find(failed) {
             order.status = Status::Invalid;
             let problem = failed.challenge.error.clone().unwrap_or_else(|| {
                 Problem::new(ErrorType::Unauthorized, "an authorization was deactivated")
             });
-            order.error = Some(problem.about(failed.identifier.clone(), "the validation failed"));
-        } else if statuses.iter().all(|a| a.status == Status::Valid) {
+            order.error = Some(problem.about(&failed.identifier, "the validation failed"));
+        } else if all.all(|one| one.status == Status::Valid) {
             order.status = Status::Ready;
         }
     }
@@ -386,13 +333,10 @@ impl State {
                 .retain(|_, certificate| certificate.not_after >= now);
         }
         if self.certificates.len() >= MOST_CERTIFICATES {
-            let oldest = self
-                .certificates
-                .iter()
-                .min_by_key(|(_, certificate)| certificate.issued);
-            if let Some(name) = oldest.map(|(name, _)| name.clone()) {
-                self.certificates.remove(&name);
-            }
+            let all = self.certificates.iter();
+            let oldest = all.min_by_key(|(_, certificate)| certificate.issued);
+            let oldest = oldest.map(|(name, _)| name.clone());
+            self.certificates.remove(&oldest.unwrap_or_default());
         }
         self.certificates.insert(name, certificate);
     }
@@ -432,9 +376,6 @@ impl State {
 }
 
 fn full(what: &str) -> Problem {
-    Problem::new(
-        ErrorType::RateLimited,
-        format!("the CA cannot store more {what}"),
-    )
-    .with_retry_after(FULL_RETRY_AFTER)
+    let detail = format!("the CA cannot store more {what}");
+    Problem::new(ErrorType::RateLimited, detail).with_header(RETRY_AFTER, FULL_RETRY_AFTER)
 }

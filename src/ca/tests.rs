@@ -174,8 +174,8 @@ impl Client {
             .as_array()
             .unwrap()
         {
-            let held = self.read(server, authorization.as_str().unwrap()).await;
-            let challenge = held["challenges"][0]["url"].as_str().unwrap().to_owned();
+            let shown = self.read(server, authorization.as_str().unwrap()).await;
+            let challenge = shown["challenges"][0]["url"].as_str().unwrap().to_owned();
             let reply = self.send(server, &challenge, "{}").await;
             let up = format!("<{}>;rel=\"up\"", authorization.as_str().unwrap());
             assert!(reply.headers.get_all("link").iter().any(|link| *link == up));

@@ -136,11 +136,13 @@ fn scenarios(names: &[String]) -> Result<Vec<Scenario>, Failure> {
 }
 
 fn table(score: &Score) {
+    let plan = &score.plan;
     say(format_args!(
         "seed {}: {} certificates on {} nodes for {} days",
-        score.seed, score.certificates, score.nodes, score.days
+        plan.seed, plan.certificates, plan.nodes, plan.days
     ));
-    let scenarios = match score.scenarios.as_slice() {
+    let scenarios: Vec<_> = plan.scenarios.iter().map(ToString::to_string).collect();
+    let scenarios = match scenarios.as_slice() {
         [] => "none".to_owned(),
         some => some.join(", "),
     };
@@ -151,7 +153,7 @@ fn table(score: &Score) {
         ("due renewals", score.due_renewals),
         ("orders", score.orders),
         ("needless certificates", score.duplicate_certificates),
-        ("orders refused by the CA's limits", score.ledger_breaches),
+        ("orders refused by the CA's limits", score.refused_orders),
         (
             "placeholder seconds served despite a pair",
             score.placeholder_seconds_served,

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::site::Site;
+use super::Site;
 use super::tally::{FailureKind, Tally};
 use crate::tls::dialer::{DialError, Dialer};
 

@@ -2,7 +2,7 @@
 //! no privileges. Only the process started here is stopped.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::TcpStream;
 
-use super::site::Site;
+use super::{LOOPBACK, Site};
 use crate::failure::Failure;
 
 const UP_WITHIN: Duration = Duration::from_secs(10);
@@ -23,7 +23,6 @@ const BESIDE_PATH: [&str; 3] = ["/usr/sbin", "/usr/local/sbin", "/sbin"];
 /// A running nginx, stopped when dropped.
 pub(super) struct Nginx {
     master: Child,
-    /// The address of its TLS listener.
     pub(super) address: SocketAddr,
     /// The file with its master's process id.
     pub(super) pid_file: PathBuf,
@@ -59,11 +58,13 @@ impl Nginx {
         let failed = |what: &str, error: std::io::Error| {
             Failure::unexpected(format!("nginx: {what}: {error}"))
         };
-        let address = free_address().map_err(|error| failed("no port", error))?;
+        // nginx can neither inherit a socket nor report a port chosen by the system.
+        let address = TcpListener::bind(LOOPBACK).and_then(|free| free.local_addr());
+        let address = address.map_err(|error| failed("no port", error))?;
         std::fs::create_dir(directory).map_err(|error| failed("no directory", error))?;
         let config = directory.join("nginx.conf");
-        std::fs::write(&config, configuration(directory, address, sites))
-            .map_err(|error| failed("no configuration", error))?;
+        let text = configuration(directory, address, sites);
+        std::fs::write(&config, text).map_err(|error| failed("no configuration", error))?;
         let stderr_log = directory.join("stderr.log");
         let stderr = std::fs::File::create(&stderr_log).map_err(|error| failed("no log", error))?;
         let master = Command::new(program)
@@ -99,10 +100,8 @@ impl Nginx {
             return Ok(());
         }
         let stderr_log = std::fs::read_to_string(stderr_log).unwrap_or_default();
-        Err(Failure::unexpected(format!(
-            "nginx did not start: {}",
-            stderr_log.trim().escape_debug()
-        )))
+        let shown = stderr_log.trim().escape_debug();
+        Err(Failure::unexpected(format!("nginx did not start: {shown}")))
     }
 }
 
@@ -124,23 +123,18 @@ impl Drop for Nginx {
     }
 }
 
-/// nginx can neither inherit a socket nor report a port chosen by the system.
-fn free_address() -> std::io::Result<SocketAddr> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
-}
-
 fn configuration(directory: &Path, address: SocketAddr, sites: &[Site]) -> String {
     let root = directory.display();
-    let mut servers = String::new();
-    for site in sites {
+    let server = |site: &Site| {
         let (name, live) = (&site.name, site.live.display());
-        servers.push_str(&format!(
+        format!(
             "  server {{\n    listen {address} ssl;\n    server_name {name};\n    \
              ssl_certificate \"{live}/fullchain.pem\";\n    \
              ssl_certificate_key \"{live}/privkey.pem\";\n    \
              location / {{ return 200 \"served by nginx\\n\"; }}\n  }}\n"
-        ));
-    }
+        )
+    };
+    let servers: String = sites.iter().map(server).collect();
     // Only a reload may end a kept connection, not nginx's request limit.
     format!(
         "daemon off;\nworker_processes 2;\npid \"{root}/nginx.pid\";\nerror_log \"{root}/error.log\";\n\

@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::tally::{Counts, FailureKind};
+use super::tally::{Counts, FailureKind, Swap};
 use crate::lineage::Lineage;
 use crate::observe::Status;
 use crate::record::Generation;
 
 /// The least renewals for a success.
 pub(super) const LEAST_RENEWALS: usize = 3;
+
+/// A row for servers that close idle connections.
+const CLOSED: &str = "closed while idle";
 
 /// The scoreboard.
 #[derive(Debug, Serialize)]
@@ -28,7 +31,8 @@ pub(crate) struct Score {
     closed_while_idle: u64,
     slowest_swap_ms: f64,
     slowest_request_ms: f64,
-    proofs: u64,
+    #[serde(rename = "proofs")]
+    verifications: u64,
     seconds: f64,
     swaps: Vec<Row>,
 }
@@ -52,18 +56,17 @@ impl Score {
         let renewals = counts.swaps.iter().filter(|swap| {
             swap.generation > Generation(1) && verified(&swap.lineage) >= Some(swap.generation)
         });
-        let swaps: Vec<Row> = renewals
-            .filter_map(|swap| {
-                Some(Row {
-                    certificate: swap.lineage.clone(),
-                    generation: swap.generation,
-                    swap_ms: milliseconds(swap.seen_after?),
-                    slowest_request_ms: milliseconds(swap.slowest_request),
-                })
+        let row = |swap: &Swap| {
+            Some(Row {
+                certificate: swap.lineage.clone(),
+                generation: swap.generation,
+                swap_ms: milliseconds(swap.seen_after?),
+                slowest_request_ms: milliseconds(swap.slowest_request),
             })
-            .collect();
+        };
+        let swaps: Vec<Row> = renewals.filter_map(row).collect();
         // Each generation is verified for each name before the next is ordered.
-        let proofs = board.iter().map(|status| {
+        let verifications = board.iter().map(|status| {
             let served = status.generation_served.unwrap_or_default().0;
             served.saturating_mul(u64::try_from(status.identifiers.len()).unwrap_or(0))
         });
@@ -80,7 +83,7 @@ impl Score {
             closed_while_idle: counts.idle_closes,
             slowest_swap_ms: swaps.iter().map(|swap| swap.swap_ms).fold(0.0, f64::max),
             slowest_request_ms: milliseconds(counts.slowest_request),
-            proofs: proofs.sum(),
+            verifications: verifications.sum(),
             seconds: (took.as_secs_f64() * 10.0).round() / 10.0,
             swaps,
         }
@@ -88,17 +91,14 @@ impl Score {
 
     /// Why the demonstration failed, if it did.
     pub(crate) fn missing(&self) -> Option<String> {
-        if self.failures > 0 {
+        let (failures, renewals) = (self.failures, self.renewals);
+        if failures > 0 {
             let first = self.first_failure.as_deref().unwrap_or("");
-            return Some(format!(
-                "{} requests failed; the first: {first}",
-                self.failures
-            ));
+            return Some(format!("{failures} requests failed; the first: {first}"));
         }
-        (self.renewals < LEAST_RENEWALS || self.requests == 0).then(|| {
+        (renewals < LEAST_RENEWALS || self.requests == 0).then(|| {
             format!(
-                "{} renewals were seen under load, at least {LEAST_RENEWALS} are needed",
-                self.renewals
+                "{renewals} renewals were seen under load, at least {LEAST_RENEWALS} are needed"
             )
         })
     }
@@ -106,69 +106,42 @@ impl Score {
     /// The scoreboard as text, within 80 columns.
     pub(crate) fn lines(&self) -> Vec<String> {
         let names = format!("for {} names, each validated by HTTP-01", self.names);
-        let mut rows = vec![
-            (
-                "certificates",
-                self.certificates.to_string(),
-                names.as_str(),
-            ),
-            (
-                "renewals",
-                self.renewals.to_string(),
-                "each swapped in under load",
-            ),
-            (
-                "requests",
-                grouped(self.requests),
-                "on kept and on new connections",
-            ),
+        let kinds = self.failures_by_kind.iter();
+        let kinds = kinds.map(|(kind, count)| format!("{kind}: {count}"));
+        let kinds = kinds.collect::<Vec<_>>().join(", ");
+        let shown = |milliseconds: f64| format!("{milliseconds:.1} ms");
+        let (requests, closed) = (grouped(self.requests), grouped(self.closed_while_idle));
+        let (swap, request) = (shown(self.slowest_swap_ms), shown(self.slowest_request_ms));
+        let (certificates, renewals) = (self.certificates.to_string(), self.renewals.to_string());
+        let verifications = self.verifications.to_string();
+        [
+            ("certificates", certificates, &*names),
+            ("renewals", renewals, "each swapped in under load"),
+            ("requests", requests, "on kept and on new connections"),
             (
                 "handshakes",
                 grouped(self.handshakes),
                 "full, verified up to the CA's root",
             ),
-        ];
-        let kinds = self.kinds();
-        rows.push(("failures", grouped(self.failures), &kinds));
-        if self.with == "nginx" {
-            let closed = grouped(self.closed_while_idle);
-            rows.push((
-                "closed while idle",
-                closed,
-                "by nginx at a reload; clients retried",
-            ));
-        }
-        let shown = |milliseconds: f64| format!("{milliseconds:.1} ms");
-        rows.extend([
+            ("failures", grouped(self.failures), &*kinds),
+            (CLOSED, closed, "by nginx at a reload; clients retried"),
             (
                 "slowest swap",
-                shown(self.slowest_swap_ms),
+                swap,
                 "from the reload to a client's first new leaf",
             ),
-            (
-                "slowest request",
-                shown(self.slowest_request_ms),
-                "its handshake included",
-            ),
+            ("slowest request", request, "its handshake included"),
             (
                 "verifications",
-                self.proofs.to_string(),
+                verifications,
                 "handshakes that saw the issued certificate",
             ),
-        ]);
-        let line = |(name, value, meaning): (&str, String, &str)| {
-            let line = format!("{name:<19}{value:>10}   {meaning}");
-            line.trim_end().to_owned()
-        };
-        rows.into_iter().map(line).collect()
-    }
-
-    fn kinds(&self) -> String {
-        let kinds = self.failures_by_kind.iter();
-        let shown: Vec<String> = kinds
-            .map(|(kind, count)| format!("{kind:?}: {count}"))
-            .collect();
-        shown.join(", ")
+        ]
+        .into_iter()
+        .filter(|(name, ..)| *name != CLOSED || self.with == "nginx")
+        .map(|(name, value, meaning)| format!("{name:<19}{value:>10}   {meaning}"))
+        .map(|line| line.trim_end().to_owned())
+        .collect()
     }
 }
 

@@ -2,8 +2,7 @@
 //! store and the output, and a server that terminates TLS. Each listener has a
 //! loopback port chosen by the system.
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,11 +13,11 @@ use tokio::task::JoinSet;
 use super::load::IdlePolicy;
 use super::nginx::Nginx;
 use super::page::Page;
-use super::site::Site;
 use super::tally::Tally;
+use super::{LOOPBACK, Site};
 use crate::acme::{AccountOptions, Client, Https, Issuer, Options};
 use crate::ca::{RenewalWindows, Resolve, Server, Settings, Validation};
-use crate::certificate::{Bundle, Freshness, KeyType, Known, Secret};
+use crate::certificate::{KeyType, Known};
 use crate::challenge::http01::Listener;
 use crate::challenge::responses::Responses;
 use crate::deploy::endpoint::Endpoint;
@@ -39,7 +38,6 @@ use crate::tls::credentials::Publisher;
 use crate::tls::dialer::Dialer;
 use crate::tls::terminator::{Limits, Terminator};
 
-/// The names of each certificate.
 const CERTIFICATES: [&[&str]; 2] = [
     &["app.example.com", "www.example.com"],
     &["turn.example.com"],
@@ -49,7 +47,6 @@ pub(super) const WINDOW_OPENS_AFTER: Duration = Duration::from_secs(3);
 const WINDOW_IS_OPEN_FOR: Duration = Duration::from_millis(500);
 /// Much shorter than in production, because the windows are seconds away.
 const SPACING: Duration = Duration::from_millis(10);
-const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// The parts, ready to run.
 pub(super) struct Setup {
@@ -59,7 +56,6 @@ pub(super) struct Setup {
     pub(super) dialer: Dialer,
     pub(super) idle_policy: IdlePolicy,
     pub(super) tally: Arc<Tally>,
-    /// The address of the TLS server.
     pub(super) address: SocketAddr,
     _serving: JoinSet<()>,
     _nginx: Option<Nginx>,
@@ -72,18 +68,15 @@ impl Setup {
         let mut serving = JoinSet::new();
         let (issuer, ca, root) = issuer(&mut serving).await?;
         let (services, tally) = (services(directory)?, Arc::new(Tally::default()));
-        let mut wanted = Vec::new();
-        for names in CERTIFICATES {
-            wanted.push(want(names, &ca)?);
-        }
+        let wanted = CERTIFICATES.iter().map(|names| want(names, &ca));
+        let wanted = wanted.collect::<Result<Vec<_>, _>>()?;
         let sites = sites(&wanted, services.output.as_ref());
         let (address, targets, nginx) = match program {
             Some(program) => {
                 let nginx = start_nginx(program, directory, &services, &wanted, &sites).await?;
-                let target: Arc<dyn Target> =
-                    Arc::new(nginx::Nginx::new(Some(nginx.pid_file.clone())));
-                let targets = wanted.iter().map(|_| target.clone()).collect();
-                (nginx.address, targets, Some(nginx))
+                let target = nginx::Nginx::new(Some(nginx.pid_file.clone()));
+                let target: Arc<dyn Target> = Arc::new(target);
+                (nginx.address, vec![target; wanted.len()], Some(nginx))
             }
             None => {
                 let (address, targets) = start_front(&mut serving, &services, &wanted)?;
@@ -91,22 +84,14 @@ impl Setup {
             }
         };
         let endpoint: Endpoint = address.to_string().parse().map_err(Failure::unexpected)?;
-        let certificates = wanted
-            .into_iter()
-            .zip(targets)
-            .map(|(wanted, target)| Certificate {
-                fallback: None,
-                targets: vec![Arc::new(Timed {
-                    target,
-                    lineage: wanted.lineage.clone(),
-                    identifiers: wanted.identifiers.clone(),
-                    services: services.clone(),
-                    tally: tally.clone(),
-                })],
-                wanted,
-                issuer: issuer.clone(),
-                endpoints: vec![endpoint.clone()],
-            });
+        let certificate = |(wanted, target)| Certificate {
+            fallback: None,
+            targets: vec![Arc::new(Timed(target, tally.clone()))],
+            wanted,
+            issuer: issuer.clone(),
+            endpoints: vec![endpoint.clone()],
+        };
+        let certificates = wanted.into_iter().zip(targets).map(certificate);
         Ok(Self {
             certificates: certificates.collect(),
             dialer: Dialer::new(root.as_bytes()).map_err(Failure::unexpected)?,
@@ -130,8 +115,8 @@ async fn issuer(serving: &mut JoinSet<()>) -> Result<(Arc<dyn Issuer>, String, S
     let failed =
         |error: &dyn std::fmt::Display| Failure::unexpected(format!("the embedded CA: {error}"));
     let responses = Responses::default();
-    let listener = Listener::bind(&[LOOPBACK], responses.clone())
-        .map_err(|error| Failure::usage(error.to_string(), error.hint()))?;
+    let listener = Listener::bind(&[LOOPBACK], responses.clone());
+    let listener = listener.map_err(|error| Failure::usage(error.to_string(), error.hint()))?;
     let validated = listener.addresses().first().map_or(0, SocketAddr::port);
     serving.spawn(listener.serve());
     let socket = tokio::net::TcpListener::bind(LOOPBACK).await;
@@ -193,14 +178,10 @@ fn services(directory: &Path) -> Result<Services, Failure> {
 
 fn want(names: &[&str], ca: &str) -> Result<Wanted, Failure> {
     let parsed = names.iter().map(|name| Identifier::parse(name));
-    let identifiers: Vec<Identifier> = parsed
-        .collect::<Result<_, _>>()
-        .map_err(|error| Failure::unexpected(error.to_string()))?;
-    let first = identifiers.first();
-    let lineage = first.map(Lineage::of);
+    let identifiers = parsed.collect::<Result<Vec<_>, _>>();
+    let identifiers = identifiers.map_err(|error| Failure::unexpected(error.to_string()))?;
     Ok(Wanted {
-        lineage: lineage
-            .ok_or_else(|| Failure::unexpected("a certificate without a name".into()))?,
+        lineage: Lineage::of(&identifiers[0]),
         identifiers: identifiers.into_iter().collect(),
         ca: ca.to_owned(),
         profile: None,
@@ -233,9 +214,8 @@ async fn start_nginx(
 ) -> Result<Nginx, Failure> {
     for wanted in wanted {
         let (lineage, names) = (&wanted.lineage, &wanted.identifiers);
-        let placed = services
-            .output
-            .placeholder(lineage, names, services.clock.now());
+        let now = services.clock.now();
+        let placed = services.output.placeholder(lineage, names, now);
         placed.map_err(|error| Failure::of(lineage.as_str(), &ManageError::from(error)))?;
     }
     Nginx::start(program, &directory.join("nginx"), sites).await
@@ -246,67 +226,41 @@ fn start_front(
     services: &Services,
     wanted: &[Wanted],
 ) -> Result<(SocketAddr, Vec<Arc<dyn Target>>), Failure> {
-    let served = wanted
-        .iter()
-        .map(|wanted| (wanted.lineage.clone(), wanted.identifiers.clone()));
-    let (publisher, credentials) = Publisher::new(served.collect(), services.clock.clone());
+    let names = |wanted: &Wanted| (wanted.lineage.clone(), wanted.identifiers.clone());
+    let served = wanted.iter().map(names).collect();
+    let (publisher, credentials) = Publisher::new(served, services.clock.clone());
     let failed = |error: std::io::Error| Failure::unexpected(format!("the TLS listener: {error}"));
     let terminator = Terminator::bind(LOOPBACK, &credentials, Limits::default()).map_err(failed)?;
     let address = terminator.address().map_err(failed)?;
     serving.spawn(terminator.serve(Arc::new(Page), std::future::pending()));
     let publisher = Arc::new(publisher);
     let target = |wanted: &Wanted| -> Arc<dyn Target> {
-        Arc::new(Front::new(
-            wanted.lineage.clone(),
-            wanted.identifiers.clone(),
-            services.output.as_ref(),
-            publisher.clone(),
-            services.clock.clone(),
-        ))
+        let ((lineage, names), output) = (names(wanted), services.output.as_ref());
+        let (publisher, clock) = (publisher.clone(), services.clock.clone());
+        Arc::new(Front::new(lineage, names, output, publisher, clock))
     };
     Ok((address, wanted.iter().map(target).collect()))
 }
 
 /// A target that records the instant of each deployment.
-struct Timed {
-    target: Arc<dyn Target>,
-    lineage: Lineage,
-    identifiers: BTreeSet<Identifier>,
-    services: Services,
-    tally: Arc<Tally>,
-}
-
-impl Timed {
-    /// Records nothing if the live pair is unreadable: the target reports that.
-    fn record(&self) -> Option<()> {
-        let live = self.services.output.live_path(&self.lineage);
-        let text = |name: &str| std::fs::read_to_string(live.join(name)).ok();
-        let (key, chain) = (Secret::new(text("privkey.pem")?), text("fullchain.pem")?);
-        let now = self.services.clock.now();
-        let bundle = Bundle::new(key, &chain, &self.identifiers, now, Freshness::Any).ok()?;
-        let generation = self.services.output.live(&self.lineage)?;
-        let leaf = bundle.facts().fingerprint.clone();
-        self.tally.deploying(self.lineage.clone(), generation, leaf);
-        Some(())
-    }
-}
+struct Timed(Arc<dyn Target>, Arc<Tally>);
 
 #[async_trait]
 impl Target for Timed {
     fn name(&self) -> &str {
-        self.target.name()
+        self.0.name()
     }
 
     async fn check(&self, delivery: &Delivery) -> Result<(), DeployError> {
-        self.target.check(delivery).await
+        self.0.check(delivery).await
     }
 
     async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
-        self.record();
-        self.target.apply(delivery).await
+        self.1.deploying(delivery);
+        self.0.apply(delivery).await
     }
 
     async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
-        self.target.listens_on().await
+        self.0.listens_on().await
     }
 }

@@ -2,12 +2,14 @@
 //! monotonic clock, because swaps take milliseconds.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::deploy::Delivery;
 use crate::fingerprint::Fingerprint;
 use crate::lineage::Lineage;
 use crate::record::Generation;
@@ -18,7 +20,6 @@ const AROUND_A_SWAP: Duration = Duration::from_secs(1);
 /// old certificate is a failure.
 const OLD_LEAF_UNTIL: Duration = Duration::from_secs(1);
 
-/// The kinds of failed requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum FailureKind {
@@ -40,6 +41,12 @@ pub(super) enum FailureKind {
     OldCertificate,
 }
 
+impl fmt::Display for FailureKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
 /// One deployment under load.
 #[derive(Clone, Debug)]
 pub(super) struct Swap {
@@ -53,7 +60,6 @@ pub(super) struct Swap {
     pub(super) slowest_request: Duration,
 }
 
-/// The counts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Counts {
     pub(super) requests: u64,
@@ -66,7 +72,6 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    /// All failures.
     pub(super) fn failed(&self) -> u64 {
         self.failures.values().sum()
     }
@@ -77,31 +82,22 @@ impl Counts {
 pub(super) struct Tally(Mutex<Counts>);
 
 impl Tally {
-    /// The current counts.
     pub(super) fn counts(&self) -> Counts {
         self.lock().clone()
     }
 
     /// A new pair is about to be deployed.
-    pub(super) fn deploying(
-        &self,
-        lineage: Lineage,
-        generation: Generation,
-        fingerprint: Fingerprint,
-    ) {
+    pub(super) fn deploying(&self, delivery: &Delivery) {
         let mut counts = self.lock();
+        let is_retried = |swap: &Swap| swap.fingerprint == delivery.fingerprint;
         // A retried deployment began with its first attempt.
-        if counts
-            .swaps
-            .iter()
-            .any(|swap| swap.fingerprint == fingerprint)
-        {
+        if counts.swaps.iter().any(is_retried) {
             return;
         }
         counts.swaps.push(Swap {
-            lineage,
-            generation,
-            fingerprint,
+            lineage: delivery.lineage.clone(),
+            generation: delivery.generation,
+            fingerprint: delivery.fingerprint.clone(),
             begun: Instant::now(),
             seen_after: None,
             slowest_request: Duration::ZERO,
@@ -112,16 +108,13 @@ impl Tally {
     pub(super) fn handshake(&self, lineage: &Lineage, leaf: &Fingerprint, begun: Instant) {
         let mut counts = self.lock();
         counts.handshakes += 1;
-        let mut of_lineage = counts
-            .swaps
-            .iter_mut()
-            .filter(|swap| swap.lineage == *lineage);
+        let all = counts.swaps.iter_mut();
+        let mut of_lineage = all.filter(|swap| swap.lineage == *lineage);
         let shown = of_lineage.find(|swap| swap.fingerprint == *leaf);
         // Unknown: nginx already read it when it reloaded for another certificate.
         let Some(shown) = shown else { return };
-        shown
-            .seen_after
-            .get_or_insert_with(|| shown.begun.elapsed());
+        let after = shown.begun.elapsed();
+        shown.seen_after.get_or_insert(after);
         let outdated = of_lineage.any(|newer| {
             let seen = newer.seen_after.map(|after| newer.begun + after);
             seen.is_some_and(|seen| begun > seen + OLD_LEAF_UNTIL)
@@ -149,7 +142,6 @@ impl Tally {
         self.lock().idle_closes += 1;
     }
 
-    /// A request failed.
     pub(super) fn failed(&self, kind: FailureKind, detail: &str) {
         self.lock().fail(kind, detail);
     }
@@ -163,7 +155,7 @@ impl Counts {
     fn fail(&mut self, kind: FailureKind, detail: &str) {
         *self.failures.entry(kind).or_default() += 1;
         self.first_failure
-            .get_or_insert_with(|| format!("{kind:?}: {detail}"));
+            .get_or_insert_with(|| format!("{kind}: {detail}"));
     }
 }
 
@@ -177,10 +169,19 @@ mod tests {
         let lineage = Lineage::parse("example.com").unwrap();
         let (old, new) = (Fingerprint::of(b"old"), Fingerprint::of(b"new"));
         let wait = |ms| tokio::time::sleep(Duration::from_millis(ms));
-        tally.deploying(lineage.clone(), Generation(1), old.clone());
+        let delivery = |generation, leaf: &Fingerprint| Delivery {
+            lineage: lineage.clone(),
+            names: [].into(),
+            generation,
+            fingerprint: leaf.clone(),
+            not_after: crate::time::Timestamp::from_seconds(0),
+            live: "nowhere".into(),
+            urgent: false,
+        };
+        tally.deploying(&delivery(Generation(1), &old));
         tally.handshake(&lineage, &old, Instant::now());
         wait(100).await;
-        tally.deploying(lineage.clone(), Generation(2), new.clone());
+        tally.deploying(&delivery(Generation(2), &new));
         let begun = Instant::now();
         wait(7).await;
         tally.answered(begun);

@@ -8,31 +8,11 @@ use crate::certificate::{Facts, Secret};
 use crate::lineage::Lineage;
 use crate::record::Generation;
 
-/// The folder of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Folder {
-    /// The proxy does not read it.
-    Staging,
-    /// The target of `live/NAME`.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "a program that writes there is wrong")
-    )]
-    Live,
-}
-
-/// A file of a pair.
-#[derive(Clone)]
-pub(super) enum File {
-    Key(Secret),
-    Chain(Generation, Facts),
-}
-
-/// The files of one folder.
+/// The files of a lineage in one folder.
 #[derive(Clone, Default)]
-struct Files {
-    key: Option<Secret>,
-    chain: Option<(Generation, Facts)>,
+pub(super) struct Files {
+    pub(super) key: Option<Secret>,
+    pub(super) chain: Option<(Generation, Facts)>,
 }
 
 /// A key and a chain as read, which may not belong together.
@@ -43,24 +23,24 @@ pub(super) struct Found {
     pub(super) key_pem: Secret,
 }
 
-/// The whole disk.
+impl Found {
+    /// Whether it is a certificate and no placeholder.
+    pub(super) fn is_real(&self) -> bool {
+        self.generation > Generation(0)
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Disk {
-    staging: BTreeMap<Lineage, Files>,
-    live: BTreeMap<Lineage, Files>,
+    /// The proxy does not read it; it is emptied when a process starts.
+    pub(super) staging: BTreeMap<Lineage, Files>,
+    /// The targets of `live/NAME`. Only [`Self::rename`] may write there.
+    pub(super) live: BTreeMap<Lineage, Files>,
 }
 
 impl Disk {
-    pub(super) fn write(&mut self, folder: Folder, lineage: &Lineage, file: File) {
-        let folders = match folder {
-            Folder::Staging => &mut self.staging,
-            Folder::Live => &mut self.live,
-        };
-        let files = folders.entry(lineage.clone()).or_default();
-        match file {
-            File::Key(key) => files.key = Some(key),
-            File::Chain(generation, facts) => files.chain = Some((generation, facts)),
-        }
+    pub(super) fn staged(&mut self, lineage: &Lineage) -> &mut Files {
+        self.staging.entry(lineage.clone()).or_default()
     }
 
     /// Makes the staged files live in one step.
@@ -70,30 +50,15 @@ impl Disk {
         }
     }
 
-    /// Removes staged files when a process starts.
-    pub(super) fn sweep(&mut self) {
-        self.staging.clear();
-    }
-
     /// Both live files of `lineage`, if both exist.
     pub(super) fn read(&self, lineage: &Lineage) -> Option<Found> {
-        let (generation, facts, key_pem) = self.live(lineage)?;
+        let Files { key, chain } = self.live.get(lineage)?.clone();
+        let (generation, facts) = chain?;
+        let key_pem = key?;
         Some(Found {
             generation,
-            facts: facts.clone(),
-            key_pem: key_pem.clone(),
+            facts,
+            key_pem,
         })
-    }
-
-    /// The generation that is live, its leaf and the key beside it.
-    pub(super) fn live(&self, lineage: &Lineage) -> Option<(Generation, &Facts, &Secret)> {
-        let files = self.live.get(lineage)?;
-        let (generation, facts) = files.chain.as_ref()?;
-        Some((*generation, facts, files.key.as_ref()?))
-    }
-
-    /// Every lineage with a live pair or file.
-    pub(super) fn names(&self) -> Vec<Lineage> {
-        self.live.keys().cloned().collect()
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::ca::IssuanceState;
+use super::ca::{CaFaults, IssuanceState};
 use super::fleet::{RESTART, World};
 use super::kill::KillSwitch;
 use super::node::{Node, NodeFaults};
@@ -24,7 +24,7 @@ use crate::time::Clock;
 const STORM: usize = 50;
 /// One certificate in so many is revoked, or one name fails its validation.
 const REVOKED_PART: usize = 3;
-const UNPROVEN: u64 = 50;
+const FAILING_PART: u64 = 50;
 
 impl World {
     /// Runs the process of one node until it is killed or its machine is removed,
@@ -142,7 +142,7 @@ impl World {
     }
 
     pub(super) async fn run_ca_faults(self: Arc<Self>) {
-        let random = Scenario::UnprovenNames.random(self.plan.seed, 0);
+        let random = Scenario::FailedValidations.random(self.plan.seed, 0);
         // Other certificates each time: the program waits longer for one that is
         // revoked again and again, as it should.
         let mut turn = 0;
@@ -150,46 +150,40 @@ impl World {
             let scenario = event.scenario;
             self.clock.sleep_until(START + event.begins).await;
             self.script.happens(scenario);
+            let mut faults = CaFaults::default();
             match scenario {
                 Scenario::MassRevocation => {
                     self.revoke(turn);
                     turn += 1;
                 }
-                Scenario::UnprovenNames => self.ca.fail_validation_of(self.unproven(&random)),
-                _ => {}
-            }
-            self.ca.change_faults(|faults| match scenario {
+                Scenario::FailedValidations => faults.failing = self.drawn_names(&random),
                 Scenario::Outages | Scenario::LongOutage => faults.down = true,
                 Scenario::RateLimits => faults.busy = true,
                 Scenario::UselessCertificates => faults.short = true,
                 _ => {}
-            });
+            }
+            self.ca.lock().faults = faults;
             let ends = START + event.begins + event.lasts;
             self.clock.sleep_until(ends).await;
-            self.ca.change_faults(|faults| {
-                (faults.down, faults.busy, faults.short) = (false, false, false);
-            });
-            self.ca.fail_validation_of(BTreeSet::new());
+            self.ca.lock().faults = CaFaults::default();
             self.end_fault(scenario, &self.nodes);
         }
     }
 
     /// The names that fail their validation, at least one.
-    fn unproven(&self, random: &dyn Random) -> BTreeSet<Identifier> {
-        let all = || self.lineages.iter().flat_map(|(_, names, _)| names);
-        let mut unproven: BTreeSet<Identifier> = all()
-            .filter(|_| random.below(UNPROVEN) == 0)
-            .cloned()
-            .collect();
-        if unproven.is_empty() {
-            let drawn = random.below(all().count() as u64) as usize;
-            unproven.extend(all().nth(drawn).cloned());
+    fn drawn_names(&self, random: &dyn Random) -> BTreeSet<Identifier> {
+        let all = self.lineages.iter().flat_map(|(_, names, _)| names);
+        let drawn = all.clone().filter(|_| random.below(FAILING_PART) == 0);
+        let mut failing: BTreeSet<Identifier> = drawn.cloned().collect();
+        if failing.is_empty() {
+            let drawn = random.below(all.clone().count() as u64) as usize;
+            failing.extend(all.clone().nth(drawn).cloned());
         }
-        unproven
+        failing
     }
 
     fn revoke(&self, turn: usize) {
-        let leaves = self.ca.revoke(REVOKED_PART, turn);
+        let leaves = self.ca.lock().revoke(REVOKED_PART, turn);
         let mut slots: BTreeSet<ProxySlot> = BTreeSet::new();
         for node in &self.nodes {
             for (lineage, ..) in &self.lineages {

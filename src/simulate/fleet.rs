@@ -2,23 +2,22 @@
 //! the clock and computes the score.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::task::JoinSet;
 
-use super::ca::{DIRECTORY, IssuanceState, SharedCa, SimulatedCa};
+use super::ca::{DIRECTORY, IssuanceState, SharedCa};
 use super::issuer::NodeIssuer;
 use super::limits::first_issuance;
-use super::node::{Node, NodeClock, NodeDisk, NodeProver, NodeProxy};
+use super::node::{Node, NodeProxy};
 use super::scenario::Event;
 use super::script::Script;
 use super::store::{NodeStore, SharedStore};
 use super::tally::Tally;
-use super::{DAY, Plan, START, Scenario, Score, SimulationError, Timeline};
+use super::{DAY, HOUR, MINUTE, Plan, START, Scenario, Score, SimulationError, Timeline, lock};
 use crate::certificate::{KeyType, Known, Secret};
-use crate::deploy::Target;
 use crate::deploy::endpoint::Endpoint;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
@@ -29,12 +28,11 @@ use crate::store::Store;
 use crate::supervise::Supervisor;
 use crate::time::{Clock, Timestamp, VirtualClock};
 
-const HOUR: Duration = Duration::from_secs(3600);
-const SAMPLE: Duration = Duration::from_secs(6 * 3600);
+const SAMPLE: Duration = HOUR.saturating_mul(6);
 /// The number of private keys: made before the start, and reused.
 const KEYS: usize = 16;
 /// A restart of the process takes up to a minute.
-pub(super) const RESTART: Duration = Duration::from_secs(60);
+pub(super) const RESTART: Duration = MINUTE;
 /// Names below the first registered domain: more than its limit lets through.
 const CROWDED: usize = 60;
 
@@ -50,6 +48,7 @@ pub(super) struct World {
     keys: Arc<KeyPool>,
     known: Known,
     endpoint: Endpoint,
+    timeline: Mutex<Timeline>,
     pub(super) lineages: Vec<(Lineage, BTreeSet<Identifier>, Duration)>,
 }
 
@@ -67,11 +66,6 @@ impl Keys for KeyPool {
     }
 }
 
-pub(super) fn play(plan: &Plan) -> Result<(Score, Timeline), SimulationError> {
-    play_by(plan, Script::new(plan))
-}
-
-/// As [`play`], with the faults of `script`.
 pub(super) fn play_by(plan: &Plan, script: Script) -> Result<(Score, Timeline), SimulationError> {
     let clock = Arc::new(VirtualClock::new(START));
     let world = Arc::new(World::new(plan.clone(), script, clock.clone())?);
@@ -86,14 +80,13 @@ pub(super) fn play_by(plan: &Plan, script: Script) -> Result<(Score, Timeline), 
 
 impl World {
     fn new(plan: Plan, script: Script, clock: Arc<VirtualClock>) -> Result<Self, SimulationError> {
-        let (ca, script) = (Arc::new(SimulatedCa::new(START)?), Arc::new(script));
+        let (ca, script) = (SharedCa::new(START)?, Arc::new(script));
         let tally = Arc::new(Tally::new(script.clone()));
         let nodes = (0..plan.nodes).map(|index| {
             let (clock, ca) = (clock.clone(), ca.clone());
             Arc::new(Node::new(index, clock, ca, tally.clone()))
         });
         let keys = (0..KEYS).map(|_| KeyType::default().generate());
-        let name = |error: String| SimulationError::Name(error);
         Ok(Self {
             nodes: nodes.collect(),
             keys: Arc::new(KeyPool {
@@ -101,9 +94,10 @@ impl World {
                 random: SeededRandom::new(plan.seed),
             }),
             lineages: lineages(&plan)?,
-            endpoint: "127.0.0.1:443".parse().map_err(name)?,
+            endpoint: "127.0.0.1:443".parse().map_err(SimulationError::Name)?,
             store: Arc::default(),
             known: Known::default(),
+            timeline: Mutex::default(),
             clock,
             ca,
             tally,
@@ -121,29 +115,28 @@ impl World {
     }
 
     async fn run(self: Arc<Self>) -> (Score, Timeline) {
-        let timeline = Arc::new(Mutex::new(Timeline::default()));
         let mut tasks = JoinSet::new();
         for node in &self.nodes {
             tasks.spawn(self.clone().run_node(node.clone()));
             tasks.spawn(self.clone().run_node_faults(node.clone()));
         }
         tasks.spawn(self.clone().run_ca_faults());
-        tasks.spawn(self.clone().watch(timeline.clone()));
+        tasks.spawn(self.clone().watch());
         if self.is_chosen(Scenario::LostReplies) {
-            self.ca.change_faults(|faults| faults.lost = 30);
+            self.ca.lock().lost = 30;
         }
         self.clock.sleep_until(START + self.span()).await;
         tasks.abort_all();
         while tasks.join_next().await.is_some() {}
         let score = self.score();
-        let mut timeline = timeline.lock().unwrap_or_else(PoisonError::into_inner);
-        timeline.outside_window = self.ca.counts().outside;
+        let mut timeline = std::mem::take(&mut *lock(&self.timeline));
+        timeline.outside_window = self.ca.lock().counts().outside;
         timeline.events = self.script.at_the_ca.iter().map(named).collect();
-        (score, std::mem::take(&mut *timeline))
+        (score, timeline)
     }
 
     fn score(&self) -> Score {
-        let (plan, counts, end) = (&self.plan, self.ca.counts(), START + self.span());
+        let (counts, end) = (self.ca.lock().counts(), START + self.span());
         let sums = self.tally.sums(end);
         let issuance = self.issuance(end);
         let waits = |one: &&IssuanceState| match one {
@@ -155,28 +148,26 @@ impl World {
             let took = sums.recoveries.get(scenario).copied();
             seconds(took.unwrap_or_default())
         };
+        let usual = Scenario::Outages.recovers_within();
         let happened = self.script.happened();
+        let without_pause = happened.keys().filter(|one| one.recovers_within() == usual);
+        let worst = without_pause.map(within).max();
+        let recoveries = happened.keys().map(|one| (one.to_string(), within(one)));
+        let events = happened
+            .iter()
+            .map(|(one, count)| (one.to_string(), *count));
         let (leases, refused) = self.store.counts();
         Score {
-            seed: plan.seed,
-            nodes: plan.nodes,
-            certificates: plan.certificates,
-            days: plan.days,
-            scenarios: plan.scenarios.iter().map(ToString::to_string).collect(),
+            plan: self.plan.clone(),
             expired_seconds_served: seconds(sums.expired),
             mismatched_seconds_served: seconds(sums.mismatched),
             due_renewals: counts.needed + overdue,
             orders: counts.orders,
             duplicate_certificates: counts.duplicates,
-            ledger_breaches: counts.breaches,
+            refused_orders: counts.refused,
             reloads: sums.reloads,
             reloads_at_most: self.reloads_at_most(&happened),
-            worst_recovery_seconds: happened
-                .keys()
-                .filter(|one| one.recovers_within() == Scenario::Outages.recovers_within())
-                .map(within)
-                .max()
-                .unwrap_or_default(),
+            worst_recovery_seconds: worst.unwrap_or_default(),
             placeholder_seconds_served: seconds(sums.bare),
             certificates_never_issued: self.never_issued(&issuance),
             most_orders_for_one_renewal: counts.most_orders,
@@ -184,14 +175,8 @@ impl World {
             revoked_seconds_served: seconds(sums.revoked),
             leases_run_out: leases,
             late_saves_refused: refused,
-            events: happened
-                .iter()
-                .map(|(scenario, count)| (scenario.to_string(), *count))
-                .collect(),
-            recovery_seconds: happened
-                .keys()
-                .map(|scenario| (scenario.to_string(), within(scenario)))
-                .collect(),
+            events: events.collect(),
+            recovery_seconds: recoveries.collect(),
         }
     }
 
@@ -201,28 +186,26 @@ impl World {
     /// rolled-back generation.
     fn reloads_at_most(&self, happened: &BTreeMap<Scenario, u64>) -> u64 {
         const IN_FLIGHT: u64 = 4;
-        let counts = self.ca.counts();
+        let counts = self.ca.lock().counts();
         let (nodes, all) = (self.nodes.len() as u64, self.lineages.len() as u64);
         let times = |scenario| happened.get(&scenario).copied().unwrap_or_default();
-        let unnoted =
+        let unrecorded =
             times(Scenario::Crashes) + times(Scenario::FullDisks) + times(Scenario::DeafProxies);
-        nodes * (counts.needed + counts.duplicates)
-            + all * times(Scenario::Scaling)
-            + IN_FLIGHT * unnoted
+        let loads = nodes * (counts.needed + counts.duplicates);
+        loads + all * times(Scenario::Scaling) + IN_FLIGHT * unrecorded
     }
 
-    /// The issuance state of each lineage at the CA.
     pub(super) fn issuance(&self, now: Timestamp) -> Vec<IssuanceState> {
         let names = self.lineages.iter().map(|(_, names, _)| names);
-        self.ca.issuance(names, now)
+        self.ca.lock().issuance(names, now)
     }
 
     /// Certificates that should be issued by now: zero until a day after the limits
     /// and the script left time for all of them.
     fn never_issued(&self, issuance: &[IssuanceState]) -> u64 {
         let names = self.lineages.iter().flat_map(|(_, names, _)| names);
-        let held_up = self.script.blocked_until(START + self.span());
-        if self.span() < first_issuance(names) + held_up + DAY {
+        let blocked = self.script.blocked_until(START + self.span());
+        if self.span() < first_issuance(names) + blocked + DAY {
             return 0;
         }
         let unissued = |one: &&IssuanceState| matches!(one, IssuanceState::Unissued { .. });
@@ -234,18 +217,17 @@ impl World {
     }
 
     pub(super) async fn supervise(self: Arc<Self>, node: Arc<Node>, store: Arc<dyn Store>) {
-        let clock: Arc<dyn Clock> = Arc::new(NodeClock(node.clone()));
         let random: Arc<dyn Random> = Arc::new(SeededRandom::new(
             self.plan.seed ^ ((node.index as u64 + 1) << 40) ^ self.clock.now().seconds() as u64,
         ));
         let services = Services {
             store,
-            output: Arc::new(NodeDisk(node.clone())),
-            verifier: Arc::new(NodeProver(node.clone())),
+            output: node.clone(),
+            verifier: node.clone(),
             keys: self.keys.clone(),
             known: self.known.clone(),
             probes: Probes::default(),
-            clock,
+            clock: node.clone(),
             random: random.clone(),
             metrics: Metrics::default(),
             spacing: SPACING,
@@ -254,31 +236,26 @@ impl World {
             board: None,
             progress: None,
         };
-        let certificates = self
-            .lineages
-            .iter()
-            .map(|(lineage, identifiers, lifetime)| {
-                let target: Arc<dyn Target> = Arc::new(NodeProxy(node.clone(), lineage.clone()));
-                Certificate {
-                    fallback: None,
-                    wanted: Wanted {
-                        partial: false,
-                        lineage: lineage.clone(),
-                        identifiers: identifiers.clone(),
-                        ca: DIRECTORY.to_owned(),
-                        profile: None,
-                        key: KeyType::default(),
-                        reuse_key: false,
-                    },
-                    issuer: Arc::new(NodeIssuer {
-                        node: node.clone(),
-                        random: random.clone(),
-                        lifetime: *lifetime,
-                    }),
-                    targets: vec![target],
-                    endpoints: vec![self.endpoint.clone()],
-                }
-            });
+        let lineages = self.lineages.iter();
+        let certificates = lineages.map(|(lineage, identifiers, lifetime)| Certificate {
+            fallback: None,
+            wanted: Wanted {
+                partial: false,
+                lineage: lineage.clone(),
+                identifiers: identifiers.clone(),
+                ca: DIRECTORY.to_owned(),
+                profile: None,
+                key: KeyType::default(),
+                reuse_key: false,
+            },
+            issuer: Arc::new(NodeIssuer {
+                node: node.clone(),
+                random: random.clone(),
+                lifetime: *lifetime,
+            }),
+            targets: vec![Arc::new(NodeProxy(node.clone(), lineage.clone()))],
+            endpoints: vec![self.endpoint.clone()],
+        });
         let certificates: Vec<Certificate> = certificates.collect();
         loop {
             let (mut supervisor, _handle) = Supervisor::new(services.clone(), Board::default());
@@ -291,27 +268,21 @@ impl World {
         }
     }
 
-    /// Records the timeline.
-    async fn watch(self: Arc<Self>, timeline: Arc<Mutex<Timeline>>) {
+    async fn watch(self: Arc<Self>) {
         let (mut at, mut orders) = (START, 0);
         loop {
             at = at + SAMPLE;
             self.clock.sleep_until(at).await;
-            let left = self.least_left(at);
-            let counted = self.ca.counts().orders;
-            let mut timeline = timeline.lock().unwrap_or_else(PoisonError::into_inner);
+            let left = self.nodes.iter().map(|node| node.least_left(at)).min();
+            let left = u32::try_from(left.unwrap_or(1000)).unwrap_or(1000);
+            let counted = self.ca.lock().counts().orders;
+            let mut timeline = lock(&self.timeline);
             timeline.least_left.push(left);
             if timeline.least_left.len().is_multiple_of(4) {
                 timeline.orders.push(counted - orders);
                 orders = counted;
             }
         }
-    }
-
-    /// The shortest remaining lifetime, in thousandths.
-    fn least_left(&self, now: Timestamp) -> u32 {
-        let least = self.nodes.iter().map(|node| node.least_left(now)).min();
-        u32::try_from(least.unwrap_or(1000)).unwrap_or(1000)
     }
 }
 
@@ -324,8 +295,8 @@ fn lineages(
     let one = |index: usize| {
         let site = if index < CROWDED { 0 } else { index / 10 };
         let name = format!("n{index}.site{site:04}.com");
-        let name =
-            Identifier::parse(&name).map_err(|error| SimulationError::Name(error.to_string()))?;
+        let name = Identifier::parse(&name);
+        let name = name.map_err(|error| SimulationError::Name(error.to_string()))?;
         let lifetime = match index % 10 {
             _ if only_45 => DAY * 45,
             2 => HOUR * 160,

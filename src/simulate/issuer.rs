@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::Scenario;
 use super::ca::{DIRECTORY, OrderRefusal};
 use super::node::Node;
+use super::{HOUR, Scenario};
 use crate::acme::{AcmeError, Cause, Dated, ExchangeError, Issuer, Journal, Phase};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
@@ -17,9 +17,8 @@ use crate::random::Random;
 use crate::record::{PendingOrder, Window};
 use crate::time::{Clock, Timestamp};
 
-const HOUR: Duration = Duration::from_secs(3600);
 /// Let's Encrypt's `Retry-After` with a renewal window.
-const ASK_AGAIN: Duration = Duration::from_secs(6 * 3600);
+const RETRY_AFTER: Duration = Duration::from_secs(6 * 3600);
 
 /// The issuer of one certificate on one node.
 pub(super) struct NodeIssuer {
@@ -39,11 +38,11 @@ impl NodeIssuer {
         let until = self.now() + Duration::from_millis(1 + self.random.below(most));
         self.node.sleep_until(until).await;
         let ca = &self.node.ca;
-        if self.node.faults().no_ca || ca.is_down(phase, self.now()) {
+        if self.node.faults().no_ca || ca.lock().is_down(phase, self.now()) {
             return Err(unreachable(phase, "connection refused"));
         }
         self.node.observe_ca_time();
-        if ca.faults().busy {
+        if ca.lock().faults.busy {
             return Err(limited(phase, "scripted", HOUR));
         }
         Ok(())
@@ -51,8 +50,8 @@ impl NodeIssuer {
 
     /// The reply, which may be lost after the CA has acted.
     fn reply(&self, phase: Phase) -> Result<(), AcmeError> {
-        if self.random.below(1000) < self.node.ca.faults().lost {
-            self.node.tally.happens(Scenario::LostReplies);
+        if self.random.below(1000) < self.node.ca.lock().lost {
+            self.node.tally.script.happens(Scenario::LostReplies);
             return Err(unreachable(phase, "the reply was lost"));
         }
         Ok(())
@@ -67,47 +66,50 @@ impl NodeIssuer {
             return Ok(url.clone());
         }
         self.travel(500, Phase::Order).await?;
-        let ca = &self.node.ca;
-        let mut taken = ca.order(order, self.lifetime, self.now());
+        let request = |order: &PendingOrder| {
+            let mut ca = self.node.ca.lock();
+            ca.order(order, self.lifetime, self.now())
+        };
+        let mut taken = request(order);
         if let Err(OrderRefusal::AlreadyReplaced | OrderRefusal::UnknownReplaced) = taken {
             order.replaces = None;
             note(journal, order).await?;
-            taken = ca.order(order, self.lifetime, self.now());
+            taken = request(order);
         }
         let url = match taken {
             Ok(url) => url,
             Err(OrderRefusal::Limited(wait)) => return Err(limited(Phase::Order, "a limit", wait)),
             Err(_) => return Err(unreachable(Phase::Order, "replaced")),
         };
-        let mut unnoted = Unnoted {
+        let mut unsaved = UnsavedOrder {
             node: &self.node,
             names: order.identifiers.clone(),
-            noted: false,
+            saved: false,
         };
         self.reply(Phase::Order)?;
         order.url = Some(url.clone());
         // An unsaved URL is the script's fault only while the script has taken the
         // store or the disk away; otherwise it is the program's.
-        let kept = note(journal, order).await;
+        let saved = note(journal, order).await;
         let faults = self.node.faults();
-        unnoted.noted = kept.is_ok() || !faults.disk_full && faults.no_store.is_none();
-        kept?;
+        unsaved.saved = saved.is_ok() || !faults.disk_full && faults.no_store.is_none();
+        saved?;
         Ok(url)
     }
 }
 
 /// An order whose URL is not saved yet. It cannot be resumed if its reply is lost,
 /// or its process killed, before that.
-struct Unnoted<'n> {
+struct UnsavedOrder<'n> {
     node: &'n Node,
     names: BTreeSet<Identifier>,
-    noted: bool,
+    saved: bool,
 }
 
-impl Drop for Unnoted<'_> {
+impl Drop for UnsavedOrder<'_> {
     fn drop(&mut self) {
-        if !self.noted {
-            self.node.ca.discount(&self.names);
+        if !self.saved {
+            self.node.ca.lock().discount(&self.names);
         }
     }
 }
@@ -123,13 +125,13 @@ impl Issuer for NodeIssuer {
         let url = self.place(&mut order, journal).await?;
         self.travel(4000, Phase::Authorization).await?;
         let ca = &self.node.ca;
-        if !ca.validate(&order, self.now()) {
-            ca.forget_order(&url);
+        if !ca.lock().validate(&order, self.now()) {
+            ca.lock().forget_order(&url);
             let cause = Cause::NotProven("connection refused".into());
             return Err(failed(Phase::Authorization, cause));
         }
         self.travel(2000, Phase::Finalize).await?;
-        let signed = ca.finalize(&url, &order.key_pem, self.now());
+        let signed = (ca.lock()).finalize(&url, &order.key_pem, self.now());
         let signed =
             signed.map_err(|error| failed(Phase::Finalize, Cause::Protocol(error.to_string())))?;
         if signed.as_ref().is_some_and(|signed| signed.is_first) {
@@ -140,13 +142,9 @@ impl Issuer for NodeIssuer {
         self.reply(Phase::Finalize)?;
         self.travel(500, Phase::Certificate).await?;
         self.reply(Phase::Certificate)?;
-        let signed = signed.map(|signed| signed.chain);
-        signed.ok_or_else(|| {
-            failed(
-                Phase::Certificate,
-                Cause::NotProven("no order found".into()),
-            )
-        })
+        let missing = || Cause::NotProven("no order found".into());
+        let signed = signed.ok_or_else(|| failed(Phase::Certificate, missing()))?;
+        Ok(signed.chain)
     }
 
     fn dated(&self) -> Option<Dated> {
@@ -154,7 +152,7 @@ impl Issuer for NodeIssuer {
     }
 
     async fn time(&self, newest: Duration) -> Result<Option<Dated>, AcmeError> {
-        let (now, dated) = (self.node.clock(), self.node.dated());
+        let (now, dated) = (Clock::now(&*self.node), self.node.dated());
         if dated.is_some_and(|dated| dated.ours <= now && now.since(dated.ours) <= newest) {
             return Ok(dated);
         }
@@ -182,8 +180,8 @@ impl Issuer for NodeIssuer {
                 _ => return Err(error),
             }
         }
-        let window = self.node.ca.window(renewal_id, self.now());
-        Ok(window.map(|window| (window, ASK_AGAIN)))
+        let window = self.node.ca.lock().window(renewal_id, self.now());
+        Ok(window.map(|window| (window, RETRY_AFTER)))
     }
 }
 

@@ -13,20 +13,12 @@ pub(super) enum KillPoint {
     /// Around a save with a new pair.
     Pair,
     /// Around a save of the CA state.
-    Ledger,
+    CaState,
     /// Around each file of a pair, and its publication.
     Publish,
     /// Around the signal to the proxy.
     Apply,
 }
-
-const MOMENTS: [KillPoint; 5] = [
-    KillPoint::Save,
-    KillPoint::Pair,
-    KillPoint::Ledger,
-    KillPoint::Publish,
-    KillPoint::Apply,
-];
 
 /// The most points of one kind that a process passes before it is killed.
 const LONGEST: u64 = 6;
@@ -34,13 +26,15 @@ const LONGEST: u64 = 6;
 /// Kills a process at a point of a drawn kind.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KillSwitch {
-    moment: KillPoint,
-    left: u64,
+    pub(super) moment: KillPoint,
+    /// The points of that kind to pass before.
+    pub(super) left: u64,
 }
 
 impl KillSwitch {
     pub(super) fn draw(random: &dyn Random) -> Self {
-        let moment = MOMENTS[random.below(MOMENTS.len() as u64) as usize];
+        use KillPoint::{Apply, CaState, Pair, Publish, Save};
+        let moment = [Save, Pair, CaState, Publish, Apply][random.below(5) as usize];
         let left = random.below(LONGEST);
         Self { moment, left }
     }
@@ -53,13 +47,5 @@ impl KillSwitch {
         let now = self.left == 0;
         self.left = self.left.saturating_sub(1);
         now
-    }
-}
-
-#[cfg(test)]
-impl KillSwitch {
-    /// Kills the process after `left` points of that kind.
-    pub(super) fn at(moment: KillPoint, left: u64) -> Self {
-        Self { moment, left }
     }
 }

@@ -4,11 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::DAY;
+use super::{DAY, HOUR};
 use crate::identifier::Identifier;
 use crate::time::Timestamp;
-
-const HOUR: Duration = Duration::from_secs(3600);
 
 /// A limit of the CA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,8 +38,8 @@ impl CaLimit {
             }
             Self::Failures => names.iter().map(ToString::to_string).collect(),
             Self::Domain => {
-                let domains = names.iter().map(registered);
-                domains.collect::<BTreeSet<_>>().into_iter().collect()
+                let domains: BTreeSet<_> = names.iter().map(registered).collect();
+                domains.into_iter().collect()
             }
         }
     }
@@ -90,10 +88,8 @@ impl Buckets {
     pub(super) fn room(&self, limit: CaLimit, subject: String, now: Timestamp) -> u32 {
         let (most, interval) = limit.most();
         let full_at = self.0.get(&(limit, subject)).copied().unwrap_or(now);
-        let missing = full_at
-            .since(now)
-            .as_millis()
-            .div_ceil(interval.as_millis().max(1));
+        let wait = full_at.since(now).as_millis();
+        let missing = wait.div_ceil(interval.as_millis().max(1));
         let missing = u32::try_from(missing).unwrap_or(u32::MAX);
         (most - most / 5).saturating_sub(missing)
     }

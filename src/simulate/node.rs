@@ -3,17 +3,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::Notify;
 
-use super::START;
 use super::ca::SharedCa;
-use super::disk::{Disk, File, Folder, Found};
+use super::disk::{Disk, Found};
 use super::kill::{KillPoint, KillSwitch};
 use super::tally::Tally;
+use super::{START, lock};
 use crate::acme::Dated;
 use crate::certificate::{Bundle, Facts, Secret};
 use crate::deploy::output::OutputError;
@@ -24,8 +24,6 @@ use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::record::Generation;
 use crate::time::{Clock, Timestamp, VirtualClock, sleep_in_parts};
-
-const PROXY: &str = "proxy";
 
 /// The faults of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -103,26 +101,18 @@ impl Node {
         change(&mut self.inner().faults);
     }
 
-    /// The time of its clock.
-    pub(super) fn clock(&self) -> Timestamp {
-        let (now, ahead) = (self.world.now(), self.faults().ahead);
-        let by = Duration::from_millis(ahead.unsigned_abs());
-        if ahead < 0 { now - by } else { now + by }
-    }
-
     /// The certificate that the proxy serves for `lineage`, placeholders excluded.
     pub(super) fn serves(&self, lineage: &Lineage) -> Option<Fingerprint> {
         let inner = self.inner();
         let served = inner.served.get(lineage)?;
-        let real = served.generation > Generation(0);
-        real.then(|| served.facts.fingerprint.clone())
+        let leaf = || served.facts.fingerprint.clone();
+        served.is_real().then(leaf)
     }
 
     /// The shortest remaining lifetime of the served certificates, in thousandths.
     pub(super) fn least_left(&self, now: Timestamp) -> u64 {
         let inner = self.inner();
-        let real = inner.served.values();
-        let real = real.filter(|served| served.generation > Generation(0));
+        let real = inner.served.values().filter(|served| served.is_real());
         let left = real.map(|served| {
             let life = served.facts.lifetime().as_secs().max(1);
             served.facts.not_after.since(now).as_secs() * 1000 / life
@@ -145,7 +135,7 @@ impl Node {
     pub(super) fn begin(&self) {
         let mut inner = self.inner();
         (inner.dead, inner.kill_switch, inner.dated) = (false, None, None);
-        inner.disk.sweep();
+        inner.disk.staging.clear();
     }
 
     /// Ends its process; pending steps are not done.
@@ -161,10 +151,8 @@ impl Node {
     /// Whether the process has ended, at this point or before.
     fn ends_at(&self, moment: KillPoint) -> bool {
         let mut inner = self.inner();
-        let fires = inner
-            .kill_switch
-            .as_mut()
-            .is_some_and(|kill_switch| kill_switch.fires(moment));
+        let kill_switch = inner.kill_switch.as_mut();
+        let fires = kill_switch.is_some_and(|kill_switch| kill_switch.fires(moment));
         if fires && !inner.dead {
             inner.dead = true;
             self.killed.notify_one();
@@ -198,25 +186,25 @@ impl Node {
     /// Notes the time of a CA's reply.
     pub(super) fn observe_ca_time(&self) {
         let theirs = Timestamp::from_seconds(self.world.now().seconds());
-        let ours = self.clock();
+        let ours = self.now();
         self.inner().dated = Some(Dated { ours, theirs });
     }
 
     pub(super) fn dated(&self) -> Option<Dated> {
-        let now = self.clock();
+        let now = self.now();
         Dated::still(&mut self.inner().dated, now)
     }
 
     /// Restarts the proxy, which loads the pairs on the disk.
     pub(super) fn restart_proxy(&self) {
-        let names = self.inner().disk.names();
+        let names: Vec<_> = self.inner().disk.live.keys().cloned().collect();
         for lineage in names {
             self.load(&lineage);
         }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     fn load(&self, lineage: &Lineage) {
@@ -233,38 +221,37 @@ impl Node {
             return;
         }
         let (now, place) = (self.world.now(), (self.index, lineage.clone()));
-        if found.generation == Generation(0) {
+        if !found.is_real() {
             self.tally.loaded_placeholder(place, now);
             return;
         }
         let (leaf, names) = (&found.facts.fingerprint, &found.facts.identifiers);
-        let matches = self.ca.is_pair(leaf, &found.key_pem)
+        let matches = self.ca.lock().is_pair(leaf, &found.key_pem)
             && names.iter().map(Lineage::of).eq([lineage.clone()]);
         let until = found.facts.not_after;
         self.tally.loaded(place.clone(), matches, until, now);
-        if self.ca.is_the_newest(names, leaf, now) {
+        if self.ca.lock().is_the_newest(names, leaf, now) {
             self.tally.well(&place, now);
         }
     }
 
-    fn write(&self, folder: Folder, lineage: &Lineage, file: File) -> Result<(), OutputError> {
+    fn write(&self, write: impl FnOnce(&mut Disk)) -> Result<(), OutputError> {
         if self.ends_at(KillPoint::Publish) || self.faults().disk_full {
             return Err(full("write"));
         }
-        self.inner().disk.write(folder, lineage, file);
+        write(&mut self.inner().disk);
         Ok(())
     }
 
-    fn publish(
+    fn publish_files(
         &self,
         lineage: &Lineage,
         generation: Generation,
         facts: Facts,
         key_pem: Secret,
     ) -> Result<(), OutputError> {
-        self.write(Folder::Staging, lineage, File::Key(key_pem))?;
-        let chain = File::Chain(generation, facts);
-        self.write(Folder::Staging, lineage, chain)?;
+        self.write(|disk| disk.staged(lineage).key = Some(key_pem))?;
+        self.write(|disk| disk.staged(lineage).chain = Some((generation, facts)))?;
         if self.ends_at(KillPoint::Publish) {
             return Err(full("rename"));
         }
@@ -282,28 +269,26 @@ fn full(operation: &'static str) -> OutputError {
 }
 
 /// The node's clock: the world's, plus its error.
-pub(super) struct NodeClock(pub(super) Arc<Node>);
-
 #[async_trait]
-impl Clock for NodeClock {
+impl Clock for Node {
     fn now(&self) -> Timestamp {
-        self.0.clock()
+        let (now, ahead) = (self.world.now(), self.faults().ahead);
+        let by = Duration::from_millis(ahead.unsigned_abs());
+        if ahead < 0 { now - by } else { now + by }
     }
 
     fn steady(&self) -> Option<Duration> {
-        Some(self.0.world.now().since(START))
+        Some(self.world.now().since(START))
     }
 
     async fn sleep(&self, length: Duration) {
-        let pause = |part| self.0.sleep_until(self.0.world.now() + part);
+        let pause = |part| self.sleep_until(self.world.now() + part);
         sleep_in_parts(length, || self.now(), pause).await;
     }
 }
 
 /// The node's disk, as the proxy reads it.
-pub(super) struct NodeDisk(pub(super) Arc<Node>);
-
-impl Outlet for NodeDisk {
+impl Outlet for Node {
     fn publish(
         &self,
         lineage: &Lineage,
@@ -314,20 +299,19 @@ impl Outlet for NodeDisk {
             return Ok(());
         }
         let (facts, key_pem) = (bundle.facts().clone(), bundle.key_pem().clone());
-        self.0.publish(lineage, generation, facts, key_pem)
+        self.publish_files(lineage, generation, facts, key_pem)
     }
 
     fn live(&self, lineage: &Lineage) -> Option<Generation> {
-        let inner = self.0.inner();
-        inner.disk.live(lineage).map(|(live, ..)| live)
+        let live = self.inner().disk.read(lineage)?;
+        Some(live.generation)
     }
 
     fn is_live(&self, lineage: &Lineage, generation: Generation, bundle: &Bundle) -> bool {
-        let inner = self.0.inner();
-        let live = inner.disk.live(lineage);
-        live.is_some_and(|(live, facts, key_pem)| {
-            let leaf = &bundle.facts().fingerprint;
-            live == generation && facts.fingerprint == *leaf && key_pem == bundle.key_pem()
+        let live = self.inner().disk.read(lineage);
+        live.is_some_and(|live| {
+            let is_leaf = live.facts.fingerprint == bundle.facts().fingerprint;
+            live.generation == generation && is_leaf && live.key_pem == *bundle.key_pem()
         })
     }
 
@@ -349,7 +333,7 @@ impl Outlet for NodeDisk {
             renewal_id: None,
         };
         let no_key = Secret::new(String::new());
-        self.0.publish(lineage, Generation(0), facts, no_key)?;
+        self.publish_files(lineage, Generation(0), facts, no_key)?;
         Ok(true)
     }
 
@@ -368,7 +352,7 @@ pub(super) struct NodeProxy(pub(super) Arc<Node>, pub(super) Lineage);
 #[async_trait]
 impl Target for NodeProxy {
     fn name(&self) -> &str {
-        PROXY
+        "proxy"
     }
 
     async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
@@ -387,19 +371,15 @@ impl Target for NodeProxy {
 }
 
 /// Verifies the certificates of the node's proxy.
-pub(super) struct NodeProver(pub(super) Arc<Node>);
-
 #[async_trait]
-impl Verifier for NodeProver {
+impl Verifier for Node {
     async fn look(
         &self,
         place: &ServedAt,
         name: &Identifier,
         wanted: &Fingerprint,
     ) -> Result<(), String> {
-        let inner = self.0.inner();
-        let lineage = Lineage::of(name);
-        match inner.served.get(&lineage) {
+        match self.inner().served.get(&Lineage::of(name)) {
             Some(served) if served.facts.fingerprint == *wanted => Ok(()),
             Some(_) => Err(format!("{place} serves another certificate")),
             None => Err(format!("{place} serves no certificate")),

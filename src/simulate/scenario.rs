@@ -5,14 +5,15 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::DAY;
+use clap::ValueEnum;
+use serde::Serialize;
+
+use super::{DAY, HOUR, MINUTE};
 use crate::random::{Random, SeededRandom};
 
-const MINUTE: Duration = Duration::from_secs(60);
-const HOUR: Duration = Duration::from_secs(3600);
-
-/// A kind of fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A kind of fault. Its place in this list is part of its seed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Scenario {
     /// The CA is down for 2.5 h, 7 h 47 min, 24 h and 72 h in turn.
     Outages,
@@ -27,7 +28,9 @@ pub(crate) enum Scenario {
     /// Three replies in a hundred are lost after the CA has acted.
     LostReplies,
     /// One name in fifty fails its validation for up to twelve hours.
-    UnprovenNames,
+    #[serde(rename = "unproven-names")]
+    #[value(name = "unproven-names")]
+    FailedValidations,
     /// The process is killed at any point, and fifty times in an hour.
     Crashes,
     /// Nodes are removed for days and return empty.
@@ -48,36 +51,11 @@ pub(crate) enum Scenario {
     Clocks,
 }
 
-/// All scenarios with their names.
-const ALL: &[(Scenario, &str)] = &[
-    (Scenario::Outages, "outages"),
-    (Scenario::LongOutage, "long-outage"),
-    (Scenario::RateLimits, "rate-limits"),
-    (Scenario::MassRevocation, "mass-revocation"),
-    (Scenario::UselessCertificates, "useless-certificates"),
-    (Scenario::LostReplies, "lost-replies"),
-    (Scenario::UnprovenNames, "unproven-names"),
-    (Scenario::Crashes, "crashes"),
-    (Scenario::Scaling, "scaling"),
-    (Scenario::Partitions, "partitions"),
-    (Scenario::FullDisks, "full-disks"),
-    (Scenario::DeafProxies, "deaf-proxies"),
-    (Scenario::Suspensions, "suspensions"),
-    (Scenario::StoreCuts, "store-cuts"),
-    (Scenario::CaCuts, "ca-cuts"),
-    (Scenario::Clocks, "clocks"),
-];
-
 impl Scenario {
     /// All compatible scenarios: 160 h certificates do not survive the long outage.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
-        let all = ALL.iter().map(|(scenario, _)| *scenario);
+        let all = Self::value_variants().iter().copied();
         all.filter(|scenario| *scenario != Self::LongOutage)
-    }
-
-    /// Every name that [`FromStr`] reads.
-    pub(crate) fn names() -> impl Iterator<Item = &'static str> {
-        ALL.iter().map(|(_, name)| *name)
     }
 
     /// The longest allowed recovery after the end of a fault, without other faults
@@ -100,7 +78,7 @@ impl Scenario {
             // The backoff of a day is shorter.
             Self::UselessCertificates => DAY * 7 / 5,
             // After the fourth failure the backoff is a day, give or take a tenth.
-            Self::UnprovenNames => DAY * 11 / 10,
+            Self::FailedValidations => DAY * 11 / 10,
             _ => Duration::ZERO,
         };
         waits + MINUTE * 30
@@ -120,7 +98,10 @@ impl Scenario {
     pub(super) fn longest_at_a_node(self) -> Duration {
         let faults = AT_A_NODE.iter();
         let longest = faults.filter(|(scenario, ..)| *scenario == self);
-        longest.map(|(_, _, most)| *most).max().unwrap_or_default()
+        longest
+            .map(|(_, _, most)| MINUTE * *most)
+            .max()
+            .unwrap_or_default()
     }
 
     /// Whether it is a fault of the CA, which affects all nodes.
@@ -131,8 +112,7 @@ impl Scenario {
 
     /// Its own sequence of draws.
     pub(super) fn random(self, seed: u64, node: usize) -> SeededRandom {
-        let place = ALL.iter().position(|(scenario, _)| *scenario == self);
-        let (place, node) = (place.unwrap_or_default() as u64, node as u64);
+        let (place, node) = (self as u64, node as u64);
         // Any odd numbers: the generator mixes what they spread.
         let seed = seed.wrapping_mul(0x2545_f491_4f6c_dd1d);
         SeededRandom::new(seed ^ (place << 48) ^ (node << 32) ^ 0x5851_f42d)
@@ -142,8 +122,7 @@ impl Scenario {
 impl fmt::Display for Scenario {
     /// As a user names it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let named = ALL.iter().find(|(scenario, _)| scenario == self);
-        f.write_str(named.map_or("", |(_, name)| name))
+        self.serialize(f)
     }
 }
 
@@ -151,14 +130,11 @@ impl FromStr for Scenario {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let named = ALL.iter().find(|(_, name)| *name == text);
-        named.map(|(scenario, _)| *scenario).ok_or_else(|| {
-            let names: Vec<_> = Self::names().collect();
-            format!(
-                "unknown scenario `{}`: use all, or one of {}",
-                text.escape_debug(),
-                names.join(", ")
-            )
+        <Self as ValueEnum>::from_str(text, false).map_err(|_| {
+            let all = Self::value_variants().iter();
+            let names = all.map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let text = text.escape_debug();
+            format!("unknown scenario `{text}`: use all, or one of {names}")
         })
     }
 }
@@ -172,62 +148,30 @@ pub(super) struct Event {
     pub(super) lasts: Duration,
 }
 
-/// A scenario with its shortest and longest duration.
-type Choice = (Scenario, Duration, Duration);
+/// A scenario with its shortest and longest duration in minutes.
+type Choice = (Scenario, u32, u32);
 
 const AT_THE_CA: &[Choice] = &[
-    (
-        Scenario::Outages,
-        HOUR.saturating_mul(72),
-        HOUR.saturating_mul(72),
-    ),
-    (
-        Scenario::RateLimits,
-        HOUR.saturating_mul(3),
-        HOUR.saturating_mul(3),
-    ),
-    (
-        Scenario::Outages,
-        MINUTE.saturating_mul(150),
-        MINUTE.saturating_mul(150),
-    ),
-    (Scenario::MassRevocation, Duration::ZERO, Duration::ZERO),
-    (Scenario::Outages, DAY, DAY),
-    (
-        Scenario::UselessCertificates,
-        HOUR.saturating_mul(4),
-        HOUR.saturating_mul(4),
-    ),
-    (
-        Scenario::Outages,
-        MINUTE.saturating_mul(467),
-        MINUTE.saturating_mul(467),
-    ),
-    (Scenario::UnprovenNames, HOUR, HOUR.saturating_mul(12)),
+    (Scenario::Outages, 72 * 60, 72 * 60),
+    (Scenario::RateLimits, 3 * 60, 3 * 60),
+    (Scenario::Outages, 150, 150),
+    (Scenario::MassRevocation, 0, 0),
+    (Scenario::Outages, 24 * 60, 24 * 60),
+    (Scenario::UselessCertificates, 4 * 60, 4 * 60),
+    (Scenario::Outages, 467, 467),
+    (Scenario::FailedValidations, 60, 12 * 60),
 ];
 
-const LONG: &[Choice] = &[(
-    Scenario::LongOutage,
-    DAY.saturating_mul(14),
-    DAY.saturating_mul(14),
-)];
+const LONG: &[Choice] = &[(Scenario::LongOutage, 14 * 24 * 60, 14 * 24 * 60)];
 
 const AT_A_NODE: &[Choice] = &[
-    (Scenario::FullDisks, HOUR, HOUR.saturating_mul(4)),
-    (Scenario::Partitions, HOUR, HOUR.saturating_mul(4)),
-    (
-        Scenario::DeafProxies,
-        MINUTE.saturating_mul(10),
-        HOUR.saturating_mul(4),
-    ),
-    (
-        Scenario::Suspensions,
-        MINUTE.saturating_mul(10),
-        HOUR.saturating_mul(4),
-    ),
-    (Scenario::StoreCuts, HOUR, HOUR.saturating_mul(4)),
-    (Scenario::CaCuts, HOUR, HOUR.saturating_mul(4)),
-    (Scenario::Clocks, HOUR, HOUR.saturating_mul(12)),
+    (Scenario::FullDisks, 60, 4 * 60),
+    (Scenario::Partitions, 60, 4 * 60),
+    (Scenario::DeafProxies, 10, 4 * 60),
+    (Scenario::Suspensions, 10, 4 * 60),
+    (Scenario::StoreCuts, 60, 4 * 60),
+    (Scenario::CaCuts, 60, 4 * 60),
+    (Scenario::Clocks, 60, 12 * 60),
 ];
 
 /// The least time between two mass revocations: the program treats a CA that
@@ -266,10 +210,9 @@ fn plan(
     span: Duration,
     slot: Duration,
 ) -> Vec<Event> {
-    let choices: Vec<&Choice> = choices
-        .iter()
-        .filter(|(scenario, ..)| chosen.contains(scenario))
-        .collect();
+    let choices = choices.iter();
+    let choices = choices.filter(|(scenario, ..)| chosen.contains(scenario));
+    let choices: Vec<&Choice> = choices.collect();
     if choices.is_empty() {
         return Vec::new();
     }
@@ -277,7 +220,7 @@ fn plan(
     let slots = (span.as_secs() / slot.as_secs()) as usize;
     let events = (0..slots).map(|number| {
         let (scenario, least, most) = choices[(first + number) % choices.len()];
-        let lasts = *least + part(*most - *least, random);
+        let lasts = MINUTE * *least + part(MINUTE * (*most - *least), random);
         // At least the last fifth of the slot has no fault, so that the fleet
         // recovers before the next one.
         let free = slot.saturating_sub(lasts).saturating_sub(slot / 5);
@@ -308,9 +251,10 @@ mod tests {
 
     #[test]
     fn scenario_name_round_trips() {
-        for name in Scenario::names() {
-            assert_eq!(name.parse::<Scenario>().unwrap().to_string(), name);
+        for scenario in Scenario::value_variants() {
+            assert_eq!(scenario.to_string().parse(), Ok(*scenario));
         }
+        assert_eq!(Scenario::FailedValidations.to_string(), "unproven-names");
         let error = "outage".parse::<Scenario>().unwrap_err();
         assert!(error.contains("outages, long-outage"), "{error}");
     }

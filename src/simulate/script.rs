@@ -4,22 +4,18 @@
 //! never the program's own status.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use super::kill::KillSwitch;
 use super::scenario::{Event, at_a_node, at_the_ca};
-use super::{DAY, Plan, START, Scenario};
+use super::{DAY, Plan, START, Scenario, lock};
 use crate::time::Timestamp;
 
-/// From one instant to another.
 type Span = (Timestamp, Timestamp);
 
-/// All faults of one run.
 pub(super) struct Script {
-    /// The faults of the CA.
     pub(super) at_the_ca: Vec<Event>,
-    /// The faults of each node.
     pub(super) at_a_node: Vec<Vec<Event>>,
     /// The point at which the first process of each node is killed.
     pub(super) first_ends: Option<KillSwitch>,
@@ -42,31 +38,27 @@ impl Script {
             killed: vec![Vec::new(); plan.nodes],
             events: chosen.iter().map(|scenario| (*scenario, 0)).collect(),
         };
-        let nodes = 0..plan.nodes;
+        let nodes = (0..plan.nodes).map(|node| at_a_node(chosen, seed, node, span));
         Self {
             at_the_ca: at_the_ca(chosen, seed, span),
-            at_a_node: nodes
-                .map(|node| at_a_node(chosen, seed, node, span))
-                .collect(),
+            at_a_node: nodes.collect(),
             first_ends: None,
             replaced_within: Scenario::MassRevocation.recovers_among(chosen.iter().copied()),
             log: Mutex::new(log),
         }
     }
 
-    /// Counts one more fault.
     pub(super) fn happens(&self, scenario: Scenario) {
-        *self.log().events.entry(scenario).or_default() += 1;
+        *lock(&self.log).events.entry(scenario).or_default() += 1;
     }
 
-    /// The counted faults.
     pub(super) fn happened(&self) -> BTreeMap<Scenario, u64> {
-        self.log().events.clone()
+        lock(&self.log).events.clone()
     }
 
     /// Logs that no process ran on `node` in this span.
     pub(super) fn killed(&self, node: usize, from: Timestamp, until: Timestamp) {
-        self.log().killed[node].push((from, until));
+        lock(&self.log).killed[node].push((from, until));
     }
 
     /// Whether the CA blocks orders at `now`, or did so shortly before: unfinished
@@ -97,7 +89,7 @@ impl Script {
         let at_the_ca = self.at_the_ca.iter();
         let others = at_the_ca.filter(|event| event.scenario != scenario || at(event) > from);
         let own = self.at_a_node[node].iter().map(lasting);
-        let killed = self.log().killed[node].clone();
+        let killed = lock(&self.log).killed[node].clone();
         let faults = others.map(waiting).chain(own).chain(killed);
         let faults = faults.filter(|(begins, ends)| *begins < until && *ends > from);
         let mut faults: Vec<Span> = faults.collect();
@@ -113,13 +105,8 @@ impl Script {
     /// The total time until `now` in which the CA blocked orders.
     pub(super) fn blocked_until(&self, now: Timestamp) -> Duration {
         let spans = self.at_the_ca.iter().map(at_rest);
-        spans
-            .map(|(from, until)| until.min(now).since(from.min(now)))
-            .sum()
-    }
-
-    fn log(&self) -> MutexGuard<'_, EventLog> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+        let times = spans.map(|(from, until)| until.min(now).since(from.min(now)));
+        times.sum()
     }
 }
 
@@ -203,9 +190,9 @@ mod tests {
         };
         let alone = of(vec![Scenario::MassRevocation]);
         let half = START + hour / 2;
-        let asked = [9, 10, 16, 17, 30].map(|hours| alone.revoked_at(half + hour * hours));
+        let found = [9, 10, 16, 17, 30].map(|hours| alone.revoked_at(half + hour * hours));
         let then = Some(START + hour * 10);
-        assert_eq!(asked, [None, then, then, None, None]);
+        assert_eq!(found, [None, then, then, None, None]);
         // The node that must refresh may be cut off.
         let ailing = of(vec![Scenario::MassRevocation, Scenario::CaCuts]);
         let longest = Scenario::CaCuts.longest_at_a_node();

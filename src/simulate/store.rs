@@ -4,53 +4,42 @@
 //! another node was faster.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 
 use super::kill::KillPoint;
 use super::node::Node;
+use super::{MINUTE, lock};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
 use crate::lineage::Lineage;
-use crate::record::{Failures, Generation, Record, Revision, RolledBack, Served};
+use crate::record::{Generation, Record, Revision};
 use crate::store::memory::MemoryStore;
 use crate::store::{Lease, Store, StoreError};
 use crate::time::Clock;
 
-/// The state of one certificate on one node.
-#[derive(Clone, Debug, Default)]
-struct Own {
-    deployed: BTreeMap<String, Generation>,
-    served: BTreeMap<String, Served>,
-    deployment_failures: Failures,
-    rollback_to: Option<Generation>,
-    rolled_back: Option<RolledBack>,
-}
-
 /// The lease of a holder that is unreachable for this time expires.
-const LEASE: Duration = Duration::from_secs(60);
+const LEASE: std::time::Duration = MINUTE;
 
-/// The store that the fleet shares.
 #[derive(Default)]
 pub(super) struct SharedStore {
     memory: MemoryStore,
-    leases: Mutex<BTreeMap<Lineage, Holder>>,
-    last_token: Mutex<u64>,
-    /// Expired leases, and refused saves of their former holders.
-    counts: Mutex<(u64, u64)>,
+    leases: Mutex<Leases>,
 }
 
-struct Holder {
-    token: u64,
-    node: Arc<Node>,
+#[derive(Default)]
+struct Leases {
+    /// The token and the node of each holder.
+    holders: BTreeMap<Lineage, (u64, Arc<Node>)>,
+    last_token: u64,
+    /// Expired leases, and refused saves of their former holders.
+    counts: (u64, u64),
 }
 
 impl SharedStore {
-    /// The expired leases and the refused late saves.
     pub(super) fn counts(&self) -> (u64, u64) {
-        *guard(&self.counts)
+        lock(&self.leases).counts
     }
 
     fn take(
@@ -58,31 +47,26 @@ impl SharedStore {
         lineage: &Lineage,
         node: &Arc<Node>,
     ) -> Result<NodeLease, StoreError> {
-        let mut leases = guard(&self.leases);
-        if let Some(holder) = leases.get(lineage) {
-            let silent = holder.node.faults().unreachable_since();
+        let (mut leases, lineage) = (lock(&self.leases), lineage.clone());
+        if let Some((_, holder)) = leases.holders.get(&lineage) {
+            let unreachable = holder.faults().unreachable_since();
             let now = node.world.now();
-            if silent.is_none_or(|since| now.since(since) < LEASE) {
-                return Err(StoreError::Leased {
-                    lineage: lineage.clone(),
-                });
+            if unreachable.is_none_or(|since| now.since(since) < LEASE) {
+                return Err(StoreError::Leased { lineage });
             }
-            guard(&self.counts).0 += 1;
+            leases.counts.0 += 1;
         }
-        let mut last = guard(&self.last_token);
-        *last += 1;
-        let (token, node) = (*last, node.clone());
-        leases.insert(lineage.clone(), Holder { token, node });
+        leases.last_token += 1;
+        let (shared, token) = (self.clone(), leases.last_token);
+        leases
+            .holders
+            .insert(lineage.clone(), (token, node.clone()));
         Ok(NodeLease {
-            shared: self.clone(),
-            lineage: lineage.clone(),
+            shared,
+            lineage,
             token,
         })
     }
-}
-
-fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct NodeLease {
@@ -105,53 +89,40 @@ impl Lease for NodeLease {
 
 impl Drop for NodeLease {
     fn drop(&mut self) {
-        let mut leases = guard(&self.shared.leases);
-        if leases
-            .get(&self.lineage)
-            .is_some_and(|holder| holder.token == self.token)
-        {
-            leases.remove(&self.lineage);
+        let mut leases = lock(&self.shared.leases);
+        let own = |(token, _): &(u64, _)| *token == self.token;
+        if leases.holders.get(&self.lineage).is_some_and(own) {
+            leases.holders.remove(&self.lineage);
         }
     }
 }
 
-/// The store as one node sees it.
 pub(super) struct NodeStore {
     shared: Arc<SharedStore>,
     node: Arc<Node>,
-    own: Mutex<BTreeMap<Lineage, Own>>,
+    /// Records of which only the deployments count.
+    own: Mutex<BTreeMap<Lineage, Record>>,
 }
 
 impl NodeStore {
     pub(super) fn new(shared: Arc<SharedStore>, node: Arc<Node>) -> Self {
-        Self {
-            shared,
-            node,
-            own: Mutex::default(),
-        }
+        let own = Mutex::default();
+        Self { shared, node, own }
     }
 
-    fn own(&self) -> MutexGuard<'_, BTreeMap<Lineage, Own>> {
-        self.own.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Reaches the store, or fails as the node's faults say. It never returns for
-    /// an ended process, and returns later for a suspended machine.
-    async fn reach(
-        &self,
-        operation: &'static str,
-        writes: bool,
-        moment: KillPoint,
-    ) -> Result<(), StoreError> {
+    /// Reaches the store, or fails as the node's faults say; `moment` is around the
+    /// write. It never returns for an ended process, and returns later for a suspended
+    /// machine.
+    async fn reach(&self, moment: KillPoint) -> Result<&MemoryStore, StoreError> {
         self.node.pass(moment).await;
-        let faults = self.node.faults();
-        let kind = match (faults.no_store, faults.disk_full && writes) {
-            (Some(_), _) => std::io::ErrorKind::HostUnreachable,
-            (_, true) => std::io::ErrorKind::StorageFull,
-            _ => return Ok(()),
+        let (faults, writes) = (self.node.faults(), moment != KillPoint::Read);
+        let kind = match faults.no_store {
+            Some(_) => std::io::ErrorKind::HostUnreachable,
+            None if faults.disk_full && writes => std::io::ErrorKind::StorageFull,
+            None => return Ok(&self.shared.memory),
         };
         Err(StoreError::Io {
-            operation,
+            operation: if writes { "write" } else { "read" },
             subject: "the store".into(),
             source: kind.into(),
         })
@@ -161,17 +132,11 @@ impl NodeStore {
 #[async_trait]
 impl Store for NodeStore {
     async fn load(&self, lineage: &Lineage) -> Result<Option<(Record, Revision)>, StoreError> {
-        self.reach("read", false, KillPoint::Read).await?;
-        let Some((mut record, revision)) = self.shared.memory.load(lineage).await? else {
-            return Ok(None);
-        };
-        let own = self.own().get(lineage).cloned().unwrap_or_default();
-        record.deployed = own.deployed;
-        record.served = own.served;
-        record.deployment_failures = own.deployment_failures;
-        record.rollback_to = own.rollback_to;
-        record.rolled_back = own.rolled_back;
-        Ok(Some((record, revision)))
+        let mut stored = self.reach(KillPoint::Read).await?.load(lineage).await?;
+        if let (Some((record, _)), Some(own)) = (&mut stored, lock(&self.own).get(lineage)) {
+            set_deployments(record, own);
+        }
+        Ok(stored)
     }
 
     async fn save(
@@ -181,23 +146,18 @@ impl Store for NodeStore {
         bundle: Option<&Bundle>,
     ) -> Result<Revision, StoreError> {
         let moment = bundle.map_or(KillPoint::Save, |_| KillPoint::Pair);
-        self.reach("write", true, moment).await?;
+        let memory = self.reach(moment).await?;
         let mut shared = record.clone();
-        let own = Own {
-            deployed: std::mem::take(&mut shared.deployed),
-            served: std::mem::take(&mut shared.served),
-            deployment_failures: std::mem::take(&mut shared.deployment_failures),
-            rollback_to: shared.rollback_to.take(),
-            rolled_back: shared.rolled_back.take(),
-        };
-        let saved = self.shared.memory.save(&shared, expected, bundle).await;
+        let (lineage, names) = (record.lineage.clone(), record.identifiers.clone());
+        set_deployments(&mut shared, &Record::new(lineage, names, String::new()));
+        let saved = memory.save(&shared, expected, bundle).await;
         if let Err(StoreError::Conflict { .. }) = saved {
-            guard(&self.shared.counts).1 += 1;
+            lock(&self.shared.leases).counts.1 += 1;
         }
         let saved = saved?;
         // The shared record is saved first, then this machine's own state.
         self.node.pass(moment).await;
-        self.own().insert(record.lineage.clone(), own);
+        lock(&self.own).insert(record.lineage.clone(), record.clone());
         self.node.pass(moment).await;
         Ok(saved)
     }
@@ -207,8 +167,8 @@ impl Store for NodeStore {
         lineage: &Lineage,
         generation: Generation,
     ) -> Result<Option<(Secret, String)>, StoreError> {
-        self.reach("read", false, KillPoint::Read).await?;
-        self.shared.memory.bundle(lineage, generation).await
+        let memory = self.reach(KillPoint::Read).await?;
+        memory.bundle(lineage, generation).await
     }
 
     async fn options(&self, lineage: &Lineage) -> Result<Option<String>, StoreError> {
@@ -216,38 +176,35 @@ impl Store for NodeStore {
     }
 
     async fn save_options(&self, lineage: &Lineage, json: &str) -> Result<(), StoreError> {
-        self.reach("write", true, KillPoint::Save).await?;
-        self.shared.memory.save_options(lineage, json).await
+        let memory = self.reach(KillPoint::Save).await?;
+        memory.save_options(lineage, json).await
     }
 
     async fn list(&self) -> Result<Vec<Lineage>, StoreError> {
-        self.reach("read", false, KillPoint::Read).await?;
-        self.shared.memory.list().await
+        self.reach(KillPoint::Read).await?.list().await
     }
 
     async fn lease(&self, lineage: &Lineage) -> Result<Box<dyn Lease>, StoreError> {
-        self.reach("lease", false, KillPoint::Read).await?;
+        self.reach(KillPoint::Read).await?;
         Ok(Box::new(self.shared.take(lineage, &self.node)?))
     }
 
     async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {
-        self.reach("read", false, KillPoint::Read).await?;
-        self.shared.memory.account(ca).await
+        self.reach(KillPoint::Read).await?.account(ca).await
     }
 
     async fn create_account(&self, ca: &str, credentials: &Secret) -> Result<Secret, StoreError> {
-        self.reach("write", true, KillPoint::Save).await?;
-        self.shared.memory.create_account(ca, credentials).await
+        let memory = self.reach(KillPoint::Save).await?;
+        memory.create_account(ca, credentials).await
     }
 
     async fn save_account(&self, ca: &str, credentials: &Secret) -> Result<(), StoreError> {
-        self.reach("write", true, KillPoint::Save).await?;
-        self.shared.memory.save_account(ca, credentials).await
+        let memory = self.reach(KillPoint::Save).await?;
+        memory.save_account(ca, credentials).await
     }
 
     async fn ca_state(&self, ca: &str) -> Result<(CaState, Revision), StoreError> {
-        self.reach("read", false, KillPoint::Read).await?;
-        self.shared.memory.ca_state(ca).await
+        self.reach(KillPoint::Read).await?.ca_state(ca).await
     }
 
     async fn save_ca_state(
@@ -256,20 +213,28 @@ impl Store for NodeStore {
         state: &CaState,
         expected: Revision,
     ) -> Result<Revision, StoreError> {
-        self.reach("write", true, KillPoint::Ledger).await?;
-        let memory = &self.shared.memory;
+        let memory = self.reach(KillPoint::CaState).await?;
         let saved = memory.save_ca_state(ca, state, expected).await;
-        self.node.pass(KillPoint::Ledger).await;
+        self.node.pass(KillPoint::CaState).await;
         saved
     }
 }
 
+/// Sets the state of a certificate on one node.
+fn set_deployments(record: &mut Record, own: &Record) {
+    record.deployed.clone_from(&own.deployed);
+    record.served.clone_from(&own.served);
+    (record.deployment_failures).clone_from(&own.deployment_failures);
+    record.rollback_to = own.rollback_to;
+    record.rolled_back.clone_from(&own.rolled_back);
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::ca::SimulatedCa;
+    use super::super::ca::SharedCa;
     use super::super::script::Script;
     use super::super::tally::Tally;
-    use super::super::{Plan, START};
+    use super::super::{Plan, SECOND, START};
     use super::*;
     use crate::identifier::Identifier;
     use crate::time::VirtualClock;
@@ -284,10 +249,7 @@ mod tests {
             scenarios: vec![],
         };
         let world = Arc::new(VirtualClock::new(START));
-        let (ca, script) = (
-            Arc::new(SimulatedCa::new(START).unwrap()),
-            Script::new(&plan),
-        );
+        let (ca, script) = (SharedCa::new(START).unwrap(), Script::new(&plan));
         let tally = Arc::new(Tally::new(Arc::new(script)));
         let shared = Arc::new(SharedStore::default());
         let store = |index| {
@@ -295,16 +257,16 @@ mod tests {
             let node = Arc::new(Node::new(index, world, ca, tally));
             (node.clone(), NodeStore::new(shared.clone(), node))
         };
-        let ((silent, one), (_, other)) = (store(0), store(1));
+        let ((unreachable, one), (_, other)) = (store(0), store(1));
         let name = Identifier::parse("example.com").unwrap();
         let record = Record::new(Lineage::of(&name), [name].into(), "https://ca".into());
         let lineage = record.lineage.clone();
 
         let lease = one.lease(&lineage).await.unwrap();
-        let cut = |since| silent.change(|faults| faults.no_store = since);
+        let cut = |since| unreachable.change(|faults| faults.no_store = since);
         cut(Some(START));
         assert!(one.load(&lineage).await.is_err());
-        world.set(START + LEASE - Duration::from_secs(1));
+        world.set(START + LEASE - SECOND);
         let taken = other.lease(&lineage).await;
         assert!(matches!(taken, Err(StoreError::Leased { .. })));
         world.set(START + LEASE);

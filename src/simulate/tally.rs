@@ -3,11 +3,11 @@
 //! never reads the program's own status.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::Scenario;
 use super::script::Script;
+use super::{MINUTE, SECOND, Scenario, lock};
 use crate::lineage::Lineage;
 use crate::time::Timestamp;
 
@@ -17,19 +17,19 @@ pub(super) type ProxySlot = (usize, Lineage);
 /// The allowed undisturbed time with a placeholder after the CA has signed the
 /// first certificate: a node checks for another node's certificate after an hour,
 /// and then recovers as after a fault.
-const PLACEHOLDER_WITHIN: Duration = Duration::from_secs(5400);
+const PLACEHOLDER_WITHIN: Duration = MINUTE.saturating_mul(90);
 
 pub(super) struct Tally {
-    script: Arc<Script>,
+    pub(super) script: Arc<Script>,
     inner: Mutex<Inner>,
 }
 
 #[derive(Default)]
 struct Inner {
-    serving: BTreeMap<ProxySlot, Served>,
+    /// Since when, the last valid second, and whether key and names match.
+    serving: BTreeMap<ProxySlot, (Timestamp, Timestamp, bool)>,
     /// Since when an issued certificate is not served there.
     bare: BTreeMap<ProxySlot, Timestamp>,
-    /// The existing machines.
     present: BTreeSet<usize>,
     /// The lineages with a signed certificate.
     issued: BTreeSet<Lineage>,
@@ -39,7 +39,6 @@ struct Inner {
     recoveries: Vec<Recovery>,
 }
 
-/// The sums of the counts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sums {
     pub(super) expired: Duration,
@@ -53,19 +52,8 @@ pub(super) struct Sums {
     pub(super) recoveries: BTreeMap<Scenario, Duration>,
 }
 
-struct Served {
-    since: Timestamp,
-    /// Its last valid second.
-    until: Timestamp,
-    matches: bool,
-}
-
-/// The unfinished certificates after a fault.
-struct Recovery {
-    scenario: Scenario,
-    since: Timestamp,
-    left: BTreeSet<ProxySlot>,
-}
+/// A fault, its end, and the certificates that are unfinished since then.
+type Recovery = (Scenario, Timestamp, BTreeSet<ProxySlot>);
 
 impl Tally {
     pub(super) fn new(script: Arc<Script>) -> Self {
@@ -75,17 +63,10 @@ impl Tally {
         }
     }
 
-    /// A proxy reloads its certificates.
     pub(super) fn reload(&self) {
         self.lock().sums.reloads += 1;
     }
 
-    /// Counts a fault of the script.
-    pub(super) fn happens(&self, scenario: Scenario) {
-        self.script.happens(scenario);
-    }
-
-    /// Adds an empty machine.
     pub(super) fn add_machine(&self, node: usize, now: Timestamp) {
         let mut inner = self.lock();
         inner.present.insert(node);
@@ -99,19 +80,11 @@ impl Tally {
     pub(super) fn remove_machine(&self, node: usize, now: Timestamp) {
         let mut inner = self.lock();
         inner.present.remove(&node);
-        let served = inner.serving.keys().filter(|(at, _)| *at == node);
-        for slot in served.cloned().collect::<Vec<_>>() {
-            inner.settle(&slot, now);
-            inner.end_revoked(&slot, now);
-        }
-        let bare = inner.bare.keys().filter(|(at, _)| *at == node);
-        for slot in bare.cloned().collect::<Vec<_>>() {
-            self.end_bare(&mut inner, &slot, now);
-        }
-        for recovery in &mut inner.recoveries {
-            recovery.left.retain(|(at, _)| *at != node);
-        }
-        inner.recoveries.retain(|one| !one.left.is_empty());
+        self.settle_all(&mut inner, |(at, _)| *at == node, now);
+        inner.recoveries.retain_mut(|(_, _, left)| {
+            left.retain(|(at, _)| *at != node);
+            !left.is_empty()
+        });
     }
 
     /// The CA has signed the first certificate of `lineage`.
@@ -130,14 +103,8 @@ impl Tally {
     pub(super) fn loaded(&self, slot: ProxySlot, matches: bool, until: Timestamp, now: Timestamp) {
         let mut inner = self.lock();
         inner.settle(&slot, now);
-        inner.end_revoked(&slot, now);
         self.end_bare(&mut inner, &slot, now);
-        let served = Served {
-            since: now,
-            until,
-            matches,
-        };
-        inner.serving.insert(slot, served);
+        inner.serving.insert(slot, (now, until, matches));
     }
 
     /// A proxy serves a placeholder from `now` on. It counts only after a
@@ -146,7 +113,6 @@ impl Tally {
         let mut inner = self.lock();
         if inner.serving.contains_key(&slot) {
             inner.settle(&slot, now);
-            inner.end_revoked(&slot, now);
             // No allowed time: a placeholder may come only before a certificate.
             let unexcused = now - PLACEHOLDER_WITHIN;
             inner.bare.insert(slot, unexcused);
@@ -163,50 +129,51 @@ impl Tally {
 
     /// A fault ends with these unfinished certificates.
     pub(super) fn end_fault(&self, scenario: Scenario, left: BTreeSet<ProxySlot>, now: Timestamp) {
-        if left.is_empty() {
-            return;
+        if !left.is_empty() {
+            self.lock().recoveries.push((scenario, now, left));
         }
-        self.lock().recoveries.push(Recovery {
-            scenario,
-            since: now,
-            left,
-        });
     }
 
     /// The slot serves the newest certificate again.
     pub(super) fn well(&self, slot: &ProxySlot, now: Timestamp) {
         let mut inner = self.lock();
-        let Inner {
-            recoveries, sums, ..
-        } = &mut *inner;
-        recoveries.retain_mut(|recovery| {
-            if recovery.left.remove(slot) {
-                self.recovered(sums, recovery, slot, now);
+        let inner = &mut *inner;
+        inner.recoveries.retain_mut(|(scenario, since, left)| {
+            if left.remove(slot) {
+                self.recovered(&mut inner.sums, (*scenario, *since), slot, now);
             }
-            !recovery.left.is_empty()
+            !left.is_empty()
         });
     }
 
-    /// All sums until `now`.
     pub(super) fn sums(&self, now: Timestamp) -> Sums {
         let mut inner = self.lock();
-        for slot in inner.serving.keys().cloned().collect::<Vec<_>>() {
-            inner.settle(&slot, now);
-            inner.end_revoked(&slot, now);
-        }
-        for slot in inner.bare.keys().cloned().collect::<Vec<_>>() {
-            self.end_bare(&mut inner, &slot, now);
-        }
-        for recovery in std::mem::take(&mut inner.recoveries) {
-            for slot in &recovery.left {
-                self.recovered(&mut inner.sums, &recovery, slot, now);
+        self.settle_all(&mut inner, |_| true, now);
+        for (scenario, since, left) in std::mem::take(&mut inner.recoveries) {
+            for slot in &left {
+                self.recovered(&mut inner.sums, (scenario, since), slot, now);
             }
         }
         inner.sums.clone()
     }
 
-    fn recovered(&self, sums: &mut Sums, recovery: &Recovery, slot: &ProxySlot, now: Timestamp) {
-        let (scenario, since) = (recovery.scenario, recovery.since);
+    /// Ends what is counted at the slots of `of`.
+    fn settle_all(&self, inner: &mut Inner, of: impl Fn(&ProxySlot) -> bool, now: Timestamp) {
+        let all = inner.serving.keys().chain(inner.bare.keys());
+        let slots: BTreeSet<_> = all.filter(|slot| of(slot)).cloned().collect();
+        for slot in slots {
+            inner.settle(&slot, now);
+            self.end_bare(inner, &slot, now);
+        }
+    }
+
+    fn recovered(
+        &self,
+        sums: &mut Sums,
+        (scenario, since): (Scenario, Timestamp),
+        slot: &ProxySlot,
+        now: Timestamp,
+    ) {
         let worst = sums.recoveries.entry(scenario).or_default();
         // The undisturbed time is at most the whole.
         if now.since(since) <= *worst {
@@ -221,16 +188,13 @@ impl Tally {
 
     /// Ends the time without a certificate at `slot`.
     fn end_bare(&self, inner: &mut Inner, slot: &ProxySlot, now: Timestamp) {
-        let Some(since) = inner.bare.remove(slot) else {
+        let bare = inner.bare.remove(slot);
+        let Some(since) = bare.filter(|since| now.since(*since) > PLACEHOLDER_WITHIN) else {
             return;
         };
-        if now.since(since) <= PLACEHOLDER_WITHIN {
-            return;
-        }
         // The pauses of CA faults apply as after an outage.
-        let undisturbed = self
-            .script
-            .undisturbed(Scenario::Outages, slot.0, since, now);
+        let after = Scenario::Outages;
+        let undisturbed = self.script.undisturbed(after, slot.0, since, now);
         let longer = undisturbed.saturating_sub(PLACEHOLDER_WITHIN);
         if !longer.is_zero() {
             tracing::info!(node = slot.0, lineage = %slot.1, "no certificate for {} s since {since}", undisturbed.as_secs());
@@ -239,26 +203,23 @@ impl Tally {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 }
 
 impl Inner {
+    /// Ends the time with the certificate at `slot`.
     fn settle(&mut self, slot: &ProxySlot, now: Timestamp) {
-        let Some(served) = self.serving.remove(slot) else {
-            return;
-        };
-        // The last valid second is valid to its end.
-        let over = served.until + Duration::from_secs(1);
-        self.sums.expired += now.since(over.max(served.since));
-        if !served.matches {
-            self.sums.mismatched += now.since(served.since);
-        }
-    }
-
-    fn end_revoked(&mut self, slot: &ProxySlot, now: Timestamp) {
         if let Some(since) = self.revoked.remove(slot) {
             self.sums.revoked = self.sums.revoked.max(now.since(since));
+        }
+        if let Some((since, until, matches)) = self.serving.remove(slot) {
+            // The last valid second is valid to its end.
+            let over = until + SECOND;
+            self.sums.expired += now.since(over.max(since));
+            if !matches {
+                self.sums.mismatched += now.since(since);
+            }
         }
     }
 }

@@ -5,9 +5,6 @@ use super::scenario::Event;
 use super::script::Script;
 use super::*;
 
-const SECOND: Duration = Duration::from_secs(1);
-const HOUR: Duration = Duration::from_secs(3600);
-
 fn plan(seed: u64) -> Plan {
     Plan {
         seed,
@@ -164,7 +161,8 @@ fn revocation_reaches_a_certificate_stored_by_a_killed_process() {
     for moments in 0..3 {
         let mut script = Script::new(&plan);
         // Before the first pair is saved, after it, and before the save returns.
-        script.first_ends = Some(KillSwitch::at(KillPoint::Pair, moments));
+        let (moment, left) = (KillPoint::Pair, moments);
+        script.first_ends = Some(KillSwitch { moment, left });
         script.at_the_ca = vec![Event {
             scenario: Scenario::MassRevocation,
             begins: DAY,
@@ -182,7 +180,7 @@ fn fleet_recovers_in_time_after_each_fault_of_the_ca() {
     for (scenario, lasts, at_least) in [
         (Scenario::RateLimits, HOUR * 3, 1),
         (Scenario::UselessCertificates, HOUR * 4, 3600),
-        (Scenario::UnprovenNames, HOUR * 12, 3600),
+        (Scenario::FailedValidations, HOUR * 12, 3600),
         (Scenario::Outages, HOUR * 24, 1),
     ] {
         let plan = Plan {
@@ -316,6 +314,6 @@ fn same_seed_gives_the_same_score_and_another_seed_another() {
     assert_eq!(one, again);
     assert_eq!(plot(&one.0, &one.1), plot(&again.0, &again.1));
     let mut other = simulate(&short(8)).unwrap();
-    other.0.seed = 7;
+    other.0.plan.seed = 7;
     assert_ne!(one, other);
 }

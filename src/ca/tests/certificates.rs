@@ -42,36 +42,28 @@ async fn profile_lifetime_may_be_one_second() {
 }
 
 #[tokio::test]
-async fn window_follows_policy_and_suggestion() {
-    let (server, _) = server(|_| ());
-    let client = Client::registered(&server).await;
-    let (_, chain) = client.issue(&server, &["a.example"], json!({})).await;
-    let id = facts(&chain).renewal_id.unwrap();
-    let url = format!("{BASE}/acme/renewal-info/{id}");
-    let window = async || {
+async fn window_follows_policy() {
+    let (delay, width) = (Duration::from_secs(5), Duration::from_secs(2));
+    let window = async |windows| {
+        let (server, _) = server(|settings| settings.windows = windows);
+        let client = Client::registered(&server).await;
+        let (_, chain) = client.issue(&server, &["a.example"], json!({})).await;
+        let facts = facts(&chain);
+        let id = facts.renewal_id.as_ref().unwrap();
+        let url = format!("{BASE}/acme/renewal-info/{id}");
         let reply = send(&server, "GET", &url, "", vec![]).await;
         assert_eq!(reply.headers["retry-after"], "21600");
         let window = &reply.json()["suggestedWindow"];
-        serde_json::from_value::<Window>(window.clone()).unwrap()
+        let window = serde_json::from_value::<Window>(window.clone()).unwrap();
+        (window, facts)
     };
-    let usual = window().await;
-    let middle = facts(&chain).not_before + 60 * DAY;
+    let (usual, facts) = window(RenewalWindows::Share).await;
+    let middle = facts.not_before + 60 * DAY;
     assert!(usual.start < middle && middle < usual.end && usual.end.since(usual.start) < 2 * DAY);
-    let (delay, width) = (Duration::from_secs(5), Duration::from_secs(2));
-    server.suggest_by(RenewalWindows::After { delay, width });
-    assert_eq!(
-        window().await,
-        Window {
-            start: NOW + delay,
-            end: NOW + delay + width
-        }
-    );
-    let past = Window {
-        start: NOW - DAY,
-        end: NOW - HOUR,
-    };
-    server.suggest(&id, past.clone());
-    assert_eq!(window().await, past);
+    let (start, end) = (NOW + delay, NOW + delay + width);
+    let after = window(RenewalWindows::After { delay, width }).await.0;
+    assert_eq!(after, Window { start, end });
+    let (server, _) = server(|_| ());
     let unknown = send(
         &server,
         "GET",

@@ -26,12 +26,12 @@ async fn validated(reply: Option<&str>) -> (Result<(), problem::Problem>, String
     let port = listener.local_addr().unwrap().port();
     let resolve = Resolve::Fixed(Ipv4Addr::LOCALHOST.into());
     let name = Identifier::parse("a.example").unwrap();
-    let asked = validate::http01(&name, "TOKEN", "TOKEN.thumb", port, resolve);
+    let fetched = validate::http01(&name, "TOKEN", "TOKEN.thumb", port, resolve);
     match reply {
-        Some(reply) => tokio::join!(asked, answer(listener, reply.to_owned())),
+        Some(reply) => tokio::join!(fetched, answer(listener, reply.to_owned())),
         None => {
             drop(listener);
-            (asked.await, String::new())
+            (fetched.await, String::new())
         }
     }
 }
@@ -116,9 +116,9 @@ async fn unreachable_name_makes_its_order_invalid() {
         .as_str()
         .unwrap()
         .to_owned();
-    let held = client.read(&server, &authorization).await;
+    let shown = client.read(&server, &authorization).await;
     assert_eq!(
-        held["challenges"][0]["error"]["type"],
+        shown["challenges"][0]["error"]["type"],
         "urn:ietf:params:acme:error:connection"
     );
 }

@@ -1,6 +1,7 @@
 //! The counts see what a machine does wrong, and at which point it is killed.
 
-use super::super::ca::{DIRECTORY, OrderRefusal, SimulatedCa};
+use super::super::ca::{DIRECTORY, OrderRefusal};
+use super::super::disk::Files;
 use super::super::script::Script;
 use super::super::{DAY, Plan, START};
 use super::*;
@@ -24,7 +25,7 @@ impl Fixture {
             scenarios: vec![],
         };
         let world = Arc::new(VirtualClock::new(START));
-        let ca = Arc::new(SimulatedCa::new(START).unwrap());
+        let ca = SharedCa::new(START).unwrap();
         let tally = Arc::new(Tally::new(Arc::new(Script::new(&plan))));
         let node = Node::new(0, world.clone(), ca.clone(), tally.clone());
         Self {
@@ -46,22 +47,22 @@ impl Fixture {
             begun: START,
             counted: Default::default(),
         };
-        let taken = self.ca.order(&pending, DAY * 90, self.world.now());
+        let taken = (self.ca.lock()).order(&pending, DAY * 90, self.world.now());
         (pending, taken)
     }
 
     fn signed(&self, replaces: Option<&str>) -> Bundle {
         let (pending, url) = self.order(replaces);
         let (url, now) = (url.unwrap(), self.world.now());
-        let signed = self.ca.finalize(&url, &pending.key_pem, now);
+        let signed = self.ca.lock().finalize(&url, &pending.key_pem, now);
         let chain = signed.unwrap().unwrap().chain;
         let (key, names) = (pending.key_pem, &pending.identifiers);
         Bundle::new(key, &chain, names, now, Freshness::Issued).unwrap()
     }
 
     fn publish(&self, generation: u64, bundle: &Bundle) -> Result<(), OutputError> {
-        let disk = NodeDisk(self.node.clone());
-        disk.publish(&lineage(), Generation(generation), bundle)
+        let (node, generation) = (&self.node, Generation(generation));
+        node.publish(&lineage(), generation, bundle)
     }
 
     /// The mismatched time ten seconds after a restart.
@@ -72,6 +73,17 @@ impl Fixture {
         self.world.advance(Duration::from_secs(10));
         self.tally.sums(self.world.now()).mismatched
     }
+}
+
+/// The live files, which the program must not write itself.
+fn live(disk: &mut Disk) -> &mut Files {
+    disk.live.entry(lineage()).or_default()
+}
+
+/// Kills the process after `left` points of a publication.
+fn kill_switch(left: u64) -> KillSwitch {
+    let moment = KillPoint::Publish;
+    KillSwitch { moment, left }
 }
 
 fn lineage() -> Lineage {
@@ -85,9 +97,7 @@ fn publication_leaves_a_matching_pair_after_a_crash_at_any_point() {
         let (first, second) = (fixture.signed(None), fixture.signed(None));
         fixture.publish(1, &first).unwrap();
         fixture.node.restart_proxy();
-        fixture
-            .node
-            .arm(KillSwitch::at(KillPoint::Publish, moments));
+        fixture.node.arm(kill_switch(moments));
         let published = fixture.publish(2, &second);
         assert_eq!(published.is_ok(), moments == 3);
         assert_eq!(fixture.mismatched_after_a_crash(), Duration::ZERO);
@@ -100,11 +110,10 @@ fn publication_leaves_a_matching_pair_after_a_crash_at_any_point() {
 #[test]
 fn unstaged_publication_is_counted_as_mismatched_when_interrupted() {
     let wrongly = |fixture: &Fixture, bundle: &Bundle| {
-        let (live, name) = (Folder::Live, lineage());
-        let key = File::Key(bundle.key_pem().clone());
-        fixture.node.write(live, &name, key)?;
-        let chain = File::Chain(Generation(2), bundle.facts().clone());
-        fixture.node.write(live, &name, chain)
+        let key = bundle.key_pem().clone();
+        fixture.node.write(|disk| live(disk).key = Some(key))?;
+        let chain = (Generation(2), bundle.facts().clone());
+        fixture.node.write(|disk| live(disk).chain = Some(chain))
     };
     for by_crash in [true, false] {
         let fixture = Fixture::new();
@@ -112,11 +121,12 @@ fn unstaged_publication_is_counted_as_mismatched_when_interrupted() {
         fixture.publish(1, &first).unwrap();
         fixture.node.restart_proxy();
         if by_crash {
-            fixture.node.arm(KillSwitch::at(KillPoint::Publish, 1));
+            fixture.node.arm(kill_switch(1));
             wrongly(&fixture, &second).unwrap_err();
         } else {
-            let key = File::Key(second.key_pem().clone());
-            fixture.node.write(Folder::Live, &lineage(), key).unwrap();
+            let key = second.key_pem().clone();
+            let write = |disk: &mut Disk| live(disk).key = Some(key);
+            fixture.node.write(write).unwrap();
             fixture.node.change(|faults| faults.disk_full = true);
             wrongly(&fixture, &second).unwrap_err();
         }
@@ -134,7 +144,7 @@ fn placeholder_after_a_certificate_is_counted() {
     let mut nothing = bundle.facts().clone();
     nothing.fingerprint = Fingerprint::of(b"");
     let (disk, no_key) = (&fixture.node, Secret::new(String::new()));
-    disk.publish(&lineage(), Generation(0), nothing, no_key)
+    disk.publish_files(&lineage(), Generation(0), nothing, no_key)
         .unwrap();
     fixture.node.restart_proxy();
     fixture.world.advance(Duration::from_secs(10));
@@ -155,7 +165,7 @@ fn order_is_refused_when_predecessor_is_replaced_or_unknown() {
 #[test]
 fn most_orders_are_counted_without_those_that_the_script_lost() {
     let fixture = Fixture::new();
-    let most = || fixture.ca.counts().most_orders;
+    let most = || fixture.ca.lock().counts().most_orders;
     fixture.signed(None);
     assert_eq!(most(), 1);
     // Three weeks before the renewal is due, another one is needless.
@@ -164,6 +174,6 @@ fn most_orders_are_counted_without_those_that_the_script_lost() {
         assert_eq!(most(), orders);
     }
     let (pending, _) = fixture.order(None);
-    fixture.ca.discount(&pending.identifiers);
+    fixture.ca.lock().discount(&pending.identifiers);
     assert_eq!(most(), 3);
 }
