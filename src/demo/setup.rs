@@ -3,17 +3,18 @@
 //! loopback port chosen by the system.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use super::load::IdlePolicy;
 use super::nginx::Nginx;
-use super::page::Page;
 use super::site::Site;
 use super::tally::Tally;
 use crate::acme::{AccountOptions, Client, Https, Issuer, Options};
@@ -37,7 +38,6 @@ use crate::store::fs::FileStore;
 use crate::time::SystemClock;
 use crate::tls::credentials::Publisher;
 use crate::tls::dialer::Dialer;
-use crate::tls::terminator::{Limits, Terminator};
 
 /// The names of each certificate.
 const CERTIFICATES: [&[&str]; 2] = [
@@ -86,7 +86,7 @@ impl Setup {
                 (nginx.address, targets, Some(nginx))
             }
             None => {
-                let (address, targets) = start_front(&mut serving, &services, &wanted)?;
+                let (address, targets) = start_front(&mut serving, &services, &wanted).await?;
                 (address, targets, None)
             }
         };
@@ -134,7 +134,7 @@ async fn issuer(serving: &mut JoinSet<()>) -> Result<(Arc<dyn Issuer>, String, S
         .map_err(|error| Failure::usage(error.to_string(), error.hint()))?;
     let validated = listener.addresses().first().map_or(0, SocketAddr::port);
     serving.spawn(listener.serve());
-    let socket = tokio::net::TcpListener::bind(LOOPBACK).await;
+    let socket = TcpListener::bind(LOOPBACK).await;
     let socket = socket.map_err(|error| failed(&error))?;
     let own = socket.local_addr().map_err(|error| failed(&error))?;
     let mut settings = Settings::new(format!("https://{own}"));
@@ -241,7 +241,7 @@ async fn start_nginx(
     Nginx::start(program, &directory.join("nginx"), sites).await
 }
 
-fn start_front(
+async fn start_front(
     serving: &mut JoinSet<()>,
     services: &Services,
     wanted: &[Wanted],
@@ -250,10 +250,12 @@ fn start_front(
         .iter()
         .map(|wanted| (wanted.lineage.clone(), wanted.identifiers.clone()));
     let (publisher, credentials) = Publisher::new(served.collect(), services.clock.clone());
-    let failed = |error: std::io::Error| Failure::unexpected(format!("the TLS listener: {error}"));
-    let terminator = Terminator::bind(LOOPBACK, &credentials, Limits::default()).map_err(failed)?;
-    let address = terminator.address().map_err(failed)?;
-    serving.spawn(terminator.serve(Arc::new(Page), std::future::pending()));
+    let failed = |error: io::Error| Failure::unexpected(format!("the TLS listener: {error}"));
+    let listener = TcpListener::bind(LOOPBACK).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let page = axum::Router::new().fallback(async || "served by certs\n");
+    let front = credentials.serve(listener, page);
+    serving.spawn(front.map_err(|error| failed(io::Error::other(error)))?);
     let publisher = Arc::new(publisher);
     let target = |wanted: &Wanted| -> Arc<dyn Target> {
         Arc::new(Front::new(
