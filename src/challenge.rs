@@ -3,7 +3,6 @@
 //! [`SolverSettings`] beside it; [`ChallengeSettings`] is one of them, and no other
 //! module matches on which. Nothing here reads a configuration.
 
-mod connections;
 pub mod http01;
 pub mod responses;
 pub mod webroot;

@@ -7,29 +7,28 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::Router;
-use axum::extract::connect_info::{ConnectInfo, Connected};
-use axum::extract::{Json, State};
+use axum::extract::{Extension, Json, State};
 use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use axum::serve::IncomingStream;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
+use bytes::Bytes;
+use http_body_util::Full;
 use serde::{Deserialize, Serialize};
-use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::certificate::Facts;
 use crate::config::CertificateSettings;
 use crate::failure::Failure;
 use crate::manage::{ManageError, Outcome, Trigger};
+use crate::net::http::{Longest, Origin};
+use crate::net::listen::{self, Peer, Socket};
 
 const WORK: &str = "/v1/work";
-const LARGEST_REPLY: usize = 1 << 20;
+const LARGEST_REPLY: Longest = Longest::Whole(1 << 20);
 
 /// The work to do with one certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,13 +105,8 @@ impl Control {
 
     /// Serves until the future is dropped.
     pub(crate) async fn serve(self, worker: Arc<dyn Worker>) {
-        let router = Router::new()
-            .route(WORK, post(work))
-            .with_state(worker)
-            .into_make_service_with_connect_info::<Peer>();
-        if let Err(error) = axum::serve(self.listener, router).await {
-            tracing::error!("the control socket failed: {error}");
-        }
+        let router = Router::new().route(WORK, post(work)).with_state(worker);
+        listen::serve(Socket::Unix(self.listener), None, router).await;
         drop(self.path);
     }
 }
@@ -127,30 +121,19 @@ fn bind(path: &Path) -> io::Result<Control> {
     Ok(bound)
 }
 
-#[derive(Clone, Debug)]
-struct Peer(Option<UCred>);
-
-impl Connected<IncomingStream<'_, UnixListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        Self(stream.io().peer_cred().ok())
-    }
-}
-
-impl Peer {
-    fn is_trusted(&self) -> bool {
-        let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
-        self.0.as_ref().is_some_and(|peer| {
-            peer.uid() == 0 || peer.uid() == user.as_raw() || peer.gid() == group.as_raw()
-        })
-    }
+fn is_trusted(peer: &Peer) -> bool {
+    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    peer.process.as_ref().is_some_and(|peer| {
+        peer.uid() == 0 || peer.uid() == user.as_raw() || peer.gid() == group.as_raw()
+    })
 }
 
 async fn work(
-    ConnectInfo(peer): ConnectInfo<Peer>,
+    Extension(peer): Extension<Peer>,
     State(worker): State<Arc<dyn Worker>>,
     Json(work): Json<Work>,
 ) -> Response {
-    if !peer.is_trusted() {
+    if !is_trusted(&peer) {
         return StatusCode::FORBIDDEN.into_response();
     }
     Json(worker.work(&work.certificate, work.task).await).into_response()
@@ -170,7 +153,7 @@ pub(crate) async fn delegate(
     let certificate = certificate.clone();
     let lineage = certificate.lineage.clone();
     let work = Work { certificate, task };
-    let answer = exchange(&path(data_dir), &work).await;
+    let answer = send(&path(data_dir), &work).await;
     let (status, body) = answer.map_err(|error| {
         let message = format!("{lineage}: the running `certs run` did not answer: {error}");
         Failure::broken(message, ManageError::Stopped.hint())
@@ -193,24 +176,15 @@ pub(crate) async fn delegate(
     })
 }
 
-async fn exchange(
+async fn send(
     socket: &Path,
     work: &Work,
 ) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
-    let stream = UnixStream::connect(socket).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
     let request = Request::post(WORK)
         .header("host", "certs")
         .header("content-type", "application/json")
-        .body(Full::new(Bytes::from(serde_json::to_vec(work)?)))?;
-    let reply = sender.send_request(request).await?;
-    let status = reply.status();
-    let body = Limited::new(reply.into_body(), LARGEST_REPLY)
-        .collect()
-        .await?
-        .to_bytes();
-    connection.abort();
-    Ok((status, body))
+        .body(Full::from(serde_json::to_vec(work)?))?;
+    let sidecar = Origin::Unix(socket.to_owned());
+    // A pass may wait for hours, for example for the tokens of a rate limit.
+    Ok(sidecar.send(request, Duration::MAX, LARGEST_REPLY).await?)
 }

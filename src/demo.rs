@@ -5,7 +5,6 @@
 
 mod load;
 mod nginx;
-mod page;
 mod score;
 mod setup;
 mod tally;

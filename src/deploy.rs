@@ -7,7 +7,6 @@ mod copy;
 pub(crate) mod docker;
 pub mod endpoint;
 pub(crate) mod helper;
-mod http;
 pub(crate) mod key_access;
 pub(crate) mod keys;
 pub(crate) mod named;

@@ -1,4 +1,15 @@
-//! This machine's listening sockets, and those that the service manager opened.
+//! The network: one HTTP client ([`http`]), the bounds of every listener ([`listen`]), the
+//! parameters of TLS ([`tls`]), this machine's sockets, and those of the service manager.
 
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub(crate) mod http;
+pub(crate) mod listen;
 pub(crate) mod sockets;
 pub(crate) mod systemd;
+pub(crate) mod tls;
+
+/// A connection of any kind.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}

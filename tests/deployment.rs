@@ -8,9 +8,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use certs::identifier::Identifier;
-use certs::tls::dialer::{Dialer, Stream};
+use certs::tls::dialer::Dialer;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncWriteExt;
+use tokio_rustls::client::TlsStream;
 
 use crate::support::embedded::EmbeddedCa;
 use crate::support::{Nginx, Running, certs, free_port, run, until, until_within};
@@ -163,7 +164,11 @@ fn sidecar_recovers_when_one_of_two_servers_fails() {
 }
 
 /// A connection in the middle of a request, which a reload does not close.
-fn open(runtime: &tokio::runtime::Runtime, root: &Path, port: u16) -> Stream {
+fn open(
+    runtime: &tokio::runtime::Runtime,
+    root: &Path,
+    port: u16,
+) -> TlsStream<tokio::net::TcpStream> {
     let dialer = Dialer::new(&std::fs::read(root).unwrap()).unwrap();
     let name = Identifier::parse(NAME).unwrap();
     runtime.block_on(async {

@@ -137,15 +137,12 @@ const PLACEMENTS: &[CratePlacement] = &[
     CratePlacement {
         crates: &["rustls", "tokio_rustls", "hyper_rustls"],
         modules: &[
-            ("tls", "the TLS terminator"),
+            ("tls", "selects the served pair"),
+            ("net", "the one client and the one listener"),
             ("certificate", "checks that a key can serve TLS"),
             ("deploy/verify", "verifies by a handshake"),
-            (
-                "deploy/http",
-                "authenticates a server that reloads over https",
-            ),
             ("acme", "https to the CA, with the roots that we trust"),
-            ("ca", "its own port speaks TLS"),
+            ("ca", "its own port has a certificate of its own"),
         ],
     },
 ];

@@ -406,7 +406,7 @@ fn slow_or_noisy_api_is_reported_and_new_containers_are_found() {
     });
     // Configured certificates do not wait for the API.
     sidecar.until_issued("configured.example.com");
-    sidecar.until_logged("no answer within 15s");
+    sidecar.until_logged("no answer within 15 s");
     docker.add("web", json!({"certs.domains": "a.example.com"}));
     docker.behaves(ApiBehaviour::InvalidEvents);
     sidecar.until_issued("a.example.com");

@@ -8,15 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use certs::certificate::{Bundle, Freshness, Secret};
 use certs::identifier::Identifier;
 use certs::lineage::Lineage;
 use certs::time::{Clock, SystemClock};
 use certs::tls::credentials::Publisher;
-use certs::tls::dialer::{Dialer, Stream};
-use certs::tls::terminator::{self, Handler, Limits, Stopping, Terminator};
+use certs::tls::dialer::Dialer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use crate::support::embedded::EmbeddedCa;
 use crate::support::{Nginx, by_depth, free_port, run, until};
@@ -90,7 +90,7 @@ struct Client {
 }
 
 impl Client {
-    async fn dial(&self) -> Option<Stream> {
+    async fn dial(&self) -> Option<TlsStream<TcpStream>> {
         let name = Identifier::parse(NAME).unwrap();
         self.tally.count(&self.tally.handshakes);
         match self.dialer.connect(self.address, &name).await {
@@ -103,7 +103,7 @@ impl Client {
     }
 
     async fn work(self) {
-        let mut kept: Option<Stream> = None;
+        let mut kept: Option<TlsStream<TcpStream>> = None;
         while !self.tally.stop.load(Ordering::Relaxed) {
             let begun = tokio::time::Instant::now();
             let reused = kept.is_some();
@@ -216,29 +216,6 @@ fn haproxy_fails_no_connection_while_certificates_are_swapped() {
     });
 }
 
-/// Answers every request with "ok".
-struct AnswerOk;
-
-#[async_trait]
-impl Handler for AnswerOk {
-    async fn converse(&self, mut stream: terminator::Stream, _: SocketAddr, _: Stopping) {
-        let (mut asked, mut buffer) = (Vec::new(), [0; 1024]);
-        while let Ok(read @ 1..) = stream.read(&mut buffer).await {
-            asked.extend_from_slice(&buffer[..read]);
-            if !asked.ends_with(b"\r\n\r\n") {
-                continue;
-            }
-            let ends = asked == ASK_ONCE;
-            asked.clear();
-            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
-            if stream.write_all(answer).await.is_err() || stream.flush().await.is_err() || ends {
-                break;
-            }
-        }
-        let _ = stream.shutdown().await;
-    }
-}
-
 fn pair(live: &Path) -> Bundle {
     let read = |name: &str| std::fs::read_to_string(live.join(name)).unwrap();
     let names = [Identifier::parse(NAME).unwrap()].into();
@@ -258,10 +235,12 @@ fn own_listener_fails_no_connection_while_certificates_are_swapped() {
     let runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = { runtime }.worker_threads(1).enable_all().build().unwrap();
     let inside = runtime.enter();
-    let address = (Ipv4Addr::LOCALHOST, 0).into();
-    let listener = Terminator::bind(address, &credentials, Limits::default()).unwrap();
-    let port = listener.address().unwrap().port();
-    runtime.spawn(listener.serve(Arc::new(AnswerOk), std::future::pending()));
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    let page = axum::Router::new().fallback(async || "ok");
+    runtime.spawn(credentials.serve(listener, page).unwrap());
     drop(inside);
     measure(&ca, "our own listener", port, false, || {
         run(&mut ca.issue(&[NAME, "--force"]), 0);

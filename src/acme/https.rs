@@ -6,7 +6,6 @@
 
 use std::error::Error;
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,12 +18,12 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use rustls::CertificateError;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::UnixTime;
 use tower_service::Service;
 
 use super::error::{ExchangeError, Untimely};
 use super::exchange::Exchange;
+use crate::net::tls;
 use crate::text::printable;
 use crate::time::Timestamp;
 
@@ -45,12 +44,11 @@ impl Https {
     /// # Errors
     /// When the extra roots are not readable.
     pub fn new(extra_roots: Option<&[u8]>) -> Result<Self, String> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
-            .with_root_certificates(roots(extra_roots)?)
-            .with_no_client_auth();
+        let mut roots = tls::public_roots();
+        if let Some(extra) = extra_roots {
+            tls::add_roots(&mut roots, extra)?;
+        }
+        let tls = tls::trusting(roots).map_err(|error| error.to_string())?;
         let https = hyper_rustls::HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_only()
@@ -69,25 +67,6 @@ fn connector() -> HttpConnector {
     connector.enforce_http(false);
     connector.set_nodelay(true);
     connector
-}
-
-fn roots(extra: Option<&[u8]>) -> Result<rustls::RootCertStore, String> {
-    let mut roots =
-        rustls::RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    let Some(pem) = extra else {
-        return Ok(roots);
-    };
-    let built_in = roots.len();
-    for root in CertificateDer::pem_slice_iter(pem) {
-        let root = root.map_err(|_| "the CA's root is not readable PEM")?;
-        roots
-            .add(root)
-            .map_err(|error| format!("the CA's root is not usable: {error}"))?;
-    }
-    if roots.len() == built_in {
-        return Err("there is no certificate in the file of the CA's root".into());
-    }
-    Ok(roots)
 }
 
 #[async_trait]
@@ -118,26 +97,14 @@ async fn deadline() {
     }
 }
 
-/// The CA within this process: anything that serves requests as an axum
-/// router does. It has no deadline: what it serves is our own.
-pub struct InProcess<S>(pub S);
+/// The CA within this process. It has no deadline: the service is our own.
+pub struct InProcess(pub axum::Router);
 
 #[async_trait]
-impl<S, B> Exchange for InProcess<S>
-where
-    S: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone + Send + Sync,
-    S::Error: std::fmt::Display,
-    S::Future: Send,
-    B: http_body::Body<Data = Bytes> + Send,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
-{
+impl Exchange for InProcess {
     async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, ExchangeError> {
-        let mut service = self.0.clone();
-        let broken = |error: S::Error| ExchangeError::Broken(printable(&error.to_string()));
-        std::future::poll_fn(|context| service.poll_ready(context))
-            .await
-            .map_err(broken)?;
-        whole(service.call(request.map(Full::new)).await.map_err(broken)?).await
+        let Ok(reply) = self.0.clone().call(request.map(Full::new)).await;
+        whole(reply).await
     }
 }
 
@@ -175,7 +142,8 @@ fn sort(error: &hyper_util::client::legacy::Error) -> ExchangeError {
         return ExchangeError::Unresolved(text);
     }
     if error.is_connect() {
-        return ExchangeError::Connect(printable(&innermost(error).to_string()));
+        let innermost = sources(error).last().map(ToString::to_string);
+        return ExchangeError::Connect(printable(&innermost.unwrap_or_default()));
     }
     ExchangeError::Broken(text)
 }
@@ -217,27 +185,22 @@ fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> 
     None
 }
 
-fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost
+/// The error and its sources, the innermost last.
+fn sources<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error| Error::source(*error))
 }
 
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let texts = sources(error).map(ToString::to_string);
+    texts.collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[tokio::test]

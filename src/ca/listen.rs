@@ -1,34 +1,26 @@
-//! The CA on a socket: TLS with a certificate of its own, bounded in connections
-//! and in time. Dropping the future of [`serve`] closes every connection.
+//! The CA on a socket: TLS with a certificate of its own, which is renewed before it
+//! expires. Dropping the future of [`serve`] closes every connection.
 
 use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
-use http::{Request, Response};
-use hyper::service::Service;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
+use axum::Router;
 use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use tokio::net::TcpListener;
 
 use super::{CaError, DAY, Server};
 use crate::identifier::Identifier;
+use crate::net::listen::{self, Socket};
+use crate::net::tls;
 use crate::time::Timestamp;
 
-const CONNECTIONS: usize = 256;
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
-const HEADER_DEADLINE: Duration = Duration::from_secs(30);
 const LIFETIME: Duration = Duration::from_secs(30 * 86_400);
-/// The pause after a failed accept, for example without a free file descriptor.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The CA's own TLS certificate, for `localhost`, the loopback addresses and
 /// the address listened on; renewed before it expires.
@@ -63,7 +55,7 @@ impl Identity {
         })
     }
 
-    fn acceptor(&mut self) -> TlsAcceptor {
+    fn config(&mut self) -> Arc<ServerConfig> {
         if self.server.now() >= self.renew_at {
             match make(&self.server, &self.identifiers) {
                 Ok((config, renew_at)) => (self.config, self.renew_at) = (config, renew_at),
@@ -71,7 +63,7 @@ impl Identity {
                 Err(error) => tracing::error!(%error, "the CA's own certificate was not renewed"),
             }
         }
-        TlsAcceptor::from(self.config.clone())
+        self.config.clone()
     }
 }
 
@@ -80,23 +72,17 @@ fn make(
     identifiers: &[Identifier],
 ) -> Result<(Arc<ServerConfig>, Timestamp), CaError> {
     let now = server.now();
-    let signed = server
-        .0
-        .authority
-        .sign_own(identifiers, now + LIFETIME, now);
-    let (key, chain_pem) = signed?;
+    let authority = &server.0.authority;
+    let (key, chain_pem) = authority.sign_own(identifiers, now + LIFETIME, now)?;
     let failed = |error: &dyn Error| CaError::Tls(error.to_string());
     let chain = CertificateDer::pem_slice_iter(chain_pem.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
+        .collect::<Result<_, _>>()
         .map_err(|error| failed(&error))?;
     let key = PrivateKeyDer::try_from(key.serialize_der())
         .map_err(|error| CaError::Tls(error.to_owned()))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
+    let config = CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider())
+        .and_then(|pair| tls::server(Arc::new(SingleCertAndKey::from(pair))))
         .map_err(|error| failed(&error))?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok((Arc::new(config), now + (LIFETIME - 10 * DAY)))
 }
 
@@ -115,53 +101,8 @@ impl Server {
     }
 }
 
-/// Serves `service` over TLS as `identity` until the future is dropped. A
-/// service that fails ends the connection without a reply.
-pub async fn serve<S>(listener: TcpListener, mut identity: Identity, service: S)
-where
-    S: tower_service::Service<Request<hyper::body::Incoming>, Response = Response<Body>>,
-    S: Clone + Send + Sync + 'static,
-    S::Future: Send,
-    S::Error: Into<Box<dyn Error + Send + Sync>>,
-{
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut connections = JoinSet::new();
-    loop {
-        // The semaphore is never closed.
-        let Ok(permit) = permits.clone().acquire_owned().await else {
-            return;
-        };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            Some(_) = connections.join_next() => continue,
-        };
-        let Ok((stream, _)) = accepted else {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        let (acceptor, service) = (identity.acceptor(), service.clone());
-        connections.spawn(async move {
-            converse(stream, acceptor, TowerToHyperService::new(service)).await;
-            drop(permit);
-        });
-    }
-}
-
-async fn converse<S>(stream: TcpStream, acceptor: TlsAcceptor, service: S)
-where
-    S: Service<Request<hyper::body::Incoming>, Response = Response<Body>>,
-    S::Error: Into<Box<dyn Error + Send + Sync>>,
-{
-    // Small replies should not wait for the client's acknowledgement.
-    let _ = stream.set_nodelay(true);
-    let accepted = tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await;
-    let Ok(Ok(stream)) = accepted else {
-        return;
-    };
-    // A connection error concerns only this client.
-    let _ = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_DEADLINE)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+/// Serves `router` over TLS as `identity` until the future is dropped.
+pub async fn serve(listener: TcpListener, mut identity: Identity, router: Router) {
+    let tls = Box::new(move || identity.config());
+    listen::serve(Socket::Tcp(listener), Some(tls), router).await;
 }

@@ -8,17 +8,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{HOST, LOCATION, USER_AGENT};
 use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use tokio::net::TcpStream;
 
 use super::Resolve;
 use super::problem::{ErrorType, Problem};
 use crate::identifier::Identifier;
+use crate::net::http::{self as client, Longest, ReplyBody};
 
 const DEADLINE: Duration = Duration::from_secs(5);
-const LARGEST_ANSWER: usize = 1024;
+const LARGEST_ANSWER: Longest = Longest::Whole(1024);
 /// The longest part of a wrong answer in a message, in bytes.
 const SHOWN: usize = 100;
 
@@ -40,10 +39,9 @@ pub(super) async fn http01(
     if body.trim_ascii_end() == expected.as_bytes() {
         return Ok(());
     }
-    let detail = format!(
-        "{identifier} at {address} answered `{}` instead of the key authorization",
-        shown(&body)
-    );
+    let body = shown(&body);
+    let detail =
+        format!("{identifier} at {address} answered `{body}` instead of the key authorization");
     Err(Problem::new(ErrorType::Unauthorized, detail))
 }
 
@@ -54,60 +52,39 @@ async fn fetch(
     resolve: Resolve,
 ) -> Result<(SocketAddr, Bytes), Problem> {
     let (address, stream) = connect(identifier, port, resolve).await?;
-    let failed = |error: &dyn std::error::Error| {
-        let detail = format!(
-            "{identifier} at {address} sent no HTTP answer: {}",
-            shown(error.to_string().as_bytes())
-        );
+    let answered = client::exchange(stream, request(identifier, token, port)?).await;
+    let answer = answered.map_err(|error| {
+        let error = shown(error.to_string().as_bytes());
+        let detail = format!("{identifier} at {address} sent no HTTP answer: {error}");
         Problem::new(ErrorType::Connection, detail)
-    };
-    let handshake = hyper::client::conn::http1::Builder::new()
-        .max_buf_size(16 * 1024)
-        .handshake(TokioIo::new(stream));
-    let (mut sender, connection) = handshake.await.map_err(|error| failed(&error))?;
-    let exchange = async {
-        let answered = sender.send_request(request(identifier, token, port)?).await;
-        read(
-            identifier,
-            address,
-            answered.map_err(|error| failed(&error))?,
-        )
-        .await
-    };
-    let body = tokio::select! {
-        body = exchange => body?,
-        // The connection is only polled for progress: `exchange` returns the
-        // answer even when the peer closes the connection after it.
-        never = async { let _ = connection.await; std::future::pending().await } => never,
-    };
-    Ok((address, body))
+    })?;
+    Ok((address, read(identifier, address, answer).await?))
 }
 
 fn request(
     identifier: &Identifier,
     token: &str,
     port: u16,
-) -> Result<Request<Empty<Bytes>>, Problem> {
+) -> Result<Request<Full<Bytes>>, Problem> {
     let host = match identifier {
         Identifier::Ip(IpAddr::V6(address)) => format!("[{address}]"),
         other => other.to_string(),
     };
-    let host = if port == 80 {
-        host
-    } else {
-        format!("{host}:{port}")
+    let host = match port {
+        80 => host,
+        port => format!("{host}:{port}"),
     };
     Request::get(format!("/.well-known/acme-challenge/{token}"))
         .header(HOST, host)
         .header(USER_AGENT, concat!("certs-ca/", env!("CARGO_PKG_VERSION")))
-        .body(Empty::new())
+        .body(Full::default())
         .map_err(|error| Problem::internal(&error))
 }
 
 async fn read(
     identifier: &Identifier,
     address: SocketAddr,
-    answer: Response<Incoming>,
+    answer: Response<ReplyBody>,
 ) -> Result<Bytes, Problem> {
     let wrong = |what: String| {
         let detail = format!("{identifier} at {address} answered {what}");
@@ -115,27 +92,18 @@ async fn read(
     };
     let status = answer.status();
     if status.is_redirection() {
-        let to = answer
-            .headers()
-            .get(LOCATION)
-            .map_or(&b""[..], |to| to.as_bytes());
-        return Err(wrong(format!(
-            "with a redirect to `{}`, which this CA does not follow",
-            shown(to)
-        )));
+        let to = answer.headers().get(LOCATION);
+        let to = shown(to.map_or(&b""[..], |to| to.as_bytes()));
+        let what = format!("with a redirect to `{to}`, which this CA does not follow");
+        return Err(wrong(what));
     }
     if status != StatusCode::OK {
-        let detail = format!(
-            "{identifier} at {address} answered HTTP {}",
-            status.as_u16()
-        );
+        let status = status.as_u16();
+        let detail = format!("{identifier} at {address} answered HTTP {status}");
         return Err(Problem::new(ErrorType::Unauthorized, detail));
     }
-    let body = Limited::new(answer.into_body(), LARGEST_ANSWER)
-        .collect()
-        .await;
-    let body = body.map_err(|_| wrong("with more than 1 KiB, or incompletely".into()))?;
-    Ok(body.to_bytes())
+    let body = answer.into_body().read(LARGEST_ANSWER).await;
+    body.map_err(|_| wrong("with more than 1 KiB, or incompletely".into()))
 }
 
 async fn connect(
@@ -150,13 +118,12 @@ async fn connect(
             Err(error) => last = Some(format!("{address}: {error}")),
         }
     }
-    Err(match last {
-        Some(last) => Problem::new(
-            ErrorType::Connection,
-            format!("{identifier}: cannot connect to {last}"),
-        ),
-        None => Problem::new(ErrorType::Dns, format!("{identifier} has no address")),
-    })
+    let Some(last) = last else {
+        let detail = format!("{identifier} has no address");
+        return Err(Problem::new(ErrorType::Dns, detail));
+    };
+    let detail = format!("{identifier}: cannot connect to {last}");
+    Err(Problem::new(ErrorType::Connection, detail))
 }
 
 async fn addresses(
@@ -171,10 +138,8 @@ async fn addresses(
             let found = tokio::net::lookup_host((name.as_str(), port)).await;
             let found = found.map_err(|error| {
                 let error = shown(error.to_string().as_bytes());
-                Problem::new(
-                    ErrorType::Dns,
-                    format!("{identifier} does not resolve: {error}"),
-                )
+                let detail = format!("{identifier} does not resolve: {error}");
+                Problem::new(ErrorType::Dns, detail)
             })?;
             Ok(found.take(4).collect())
         }
@@ -183,9 +148,8 @@ async fn addresses(
 
 fn shown(bytes: &[u8]) -> String {
     let text = bytes[..bytes.len().min(SHOWN)].escape_ascii().to_string();
-    if bytes.len() > SHOWN {
-        format!("{text}…")
-    } else {
-        text
+    match bytes.len() > SHOWN {
+        true => format!("{text}…"),
+        false => text,
     }
 }

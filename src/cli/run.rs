@@ -31,6 +31,7 @@ use crate::discovery::docker::DockerApi;
 use crate::discovery::{Discovery, Listing};
 use crate::failure::Failure;
 use crate::manage::schedule::Schedule;
+use crate::net::listen::{self, Socket};
 use crate::net::systemd::notify;
 use crate::observe::admin::{self, Shown};
 use crate::sandbox;
@@ -141,11 +142,8 @@ impl Bound {
             serving.spawn(listener.counted_by(tally).serve());
         }
         if let Some(admin) = self.admin {
-            serving.spawn(async move {
-                if let Err(error) = axum::serve(admin, admin::router(shown)).await {
-                    tracing::error!("the admin listener failed: {error}");
-                }
-            });
+            let router = admin::router(shown);
+            serving.spawn(listen::serve(Socket::Tcp(admin), None, router));
         }
         let handle = sidecar.handle.clone();
         serving.spawn(self.control.serve(Arc::new(sidecar)));

@@ -65,13 +65,14 @@ pub(super) async fn health(call: &Call, health: Health) -> Result<(), Failure> {
         Health::Alive => "/healthz",
         Health::Ready => "/readyz",
     };
-    let answer = probe::ask(address, path).await.map_err(|error| {
+    let answer = probe::ask(address, path).await;
+    let (is_good, body) = answer.map_err(|error| {
         let hint = "start certs run, or set its [admin] listen for this command too";
         Failure::broken(format!("no response from {address}: {error}"), hint)
     })?;
-    let body = printable_lines(&answer.body);
+    let body = printable_lines(&body);
     let body = body.trim_end();
-    if !answer.good {
+    if !is_good {
         let hint = "certs status shows the last error of each certificate";
         return Err(Failure::broken(format!("unhealthy: {body}"), hint));
     }

@@ -3,22 +3,21 @@
 //! verify up to the CA's root. They are paced, to measure the swap and not an
 //! overloaded machine.
 
+use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CONNECTION, HOST};
 use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Empty};
-use hyper::body::Bytes;
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper_util::rt::TokioIo;
+use http_body_util::{BodyExt, Full};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Site;
 use super::tally::{FailureKind, Tally};
+use crate::net::http::Connection;
 use crate::tls::dialer::{DialError, Dialer};
 
 /// The number of clients.
@@ -92,23 +91,13 @@ struct Client {
     keeps: bool,
 }
 
-type Connection = SendRequest<Empty<Bytes>>;
 type Attempt<T> = Result<T, (FailureKind, String)>;
-
-/// An error on a connection.
-enum ExchangeError {
-    /// No byte of the response arrived.
-    Unanswered(String),
-    /// The response was invalid or incomplete.
-    Failed(FailureKind, String),
-}
 
 impl Client {
     async fn work(self, delay: Duration, stopped: watch::Receiver<bool>) {
-        let pause = if self.keeps {
-            BETWEEN_KEPT
-        } else {
-            BETWEEN_NEW
+        let pause = match self.keeps {
+            true => BETWEEN_KEPT,
+            false => BETWEEN_NEW,
         };
         let mut pace = tokio::time::interval_at(Instant::now() + delay, pause);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -134,39 +123,29 @@ impl Client {
     }
 
     async fn request(&self, site: &Site, kept: &mut Option<Connection>) -> Attempt<()> {
-        let mut open = kept.take();
-        if open.as_ref().is_some_and(SendRequest::is_closed) {
-            open = None;
-            self.closed_while_idle()?;
-        }
-        if let Some(mut connection) = open {
+        if let Some(mut connection) = kept.take() {
             match self.exchange(site, &mut connection).await {
-                Ok(()) => {
-                    *kept = Some(connection);
-                    return Ok(());
+                // The server closed it, at the latest while the request was sent.
+                Err((FailureKind::Dropped, _)) => self.closed_while_idle()?,
+                ended => {
+                    *kept = ended.is_ok().then_some(connection);
+                    return ended;
                 }
-                // The server closed it while the request was sent.
-                Err(ExchangeError::Unanswered(_)) => self.closed_while_idle()?,
-                Err(ExchangeError::Failed(kind, detail)) => return Err((kind, detail)),
             }
         }
         let mut connection = self.connect(site).await?;
         match self.exchange(site, &mut connection).await {
-            Ok(()) => {
-                *kept = self.keeps.then_some(connection);
-                Ok(())
-            }
-            Err(ExchangeError::Unanswered(detail)) => Err((FailureKind::Request, detail)),
-            Err(ExchangeError::Failed(kind, detail)) => Err((kind, detail)),
+            Ok(()) => *kept = self.keeps.then_some(connection),
+            Err((FailureKind::Dropped, detail)) => return Err((FailureKind::Request, detail)),
+            failure => return failure,
         }
+        Ok(())
     }
 
     fn closed_while_idle(&self) -> Attempt<()> {
         if self.idle_policy == IdlePolicy::NeverCloses {
-            return Err((
-                FailureKind::Dropped,
-                "a kept connection was closed".to_owned(),
-            ));
+            let detail = "a kept connection was closed".to_owned();
+            return Err((FailureKind::Dropped, detail));
         }
         self.tally.closed_while_idle();
         Ok(())
@@ -184,40 +163,27 @@ impl Client {
             (kind, format!("{}: {error}", site.name))
         })?;
         self.tally.handshake(&site.lineage, &leaf, begun);
-        let opened = handshake(TokioIo::new(stream)).await;
-        let (sender, connection) = opened.map_err(|e| (FailureKind::Request, e.to_string()))?;
-        // The next request sees how the connection ended.
-        tokio::spawn(async { drop(connection.await) });
-        Ok(sender)
+        let opened = Connection::over(stream).await;
+        opened.map_err(|error| (FailureKind::Request, error.to_string()))
     }
 
-    async fn exchange(
-        &self,
-        site: &Site,
-        connection: &mut Connection,
-    ) -> Result<(), ExchangeError> {
-        let unanswered = |error: hyper::Error| ExchangeError::Unanswered(error.to_string());
-        let failed = |detail: String| ExchangeError::Failed(FailureKind::Request, detail);
-        connection.ready().await.map_err(unanswered)?;
+    /// Sends a request; without any reply the connection was dropped.
+    async fn exchange(&self, site: &Site, connection: &mut Connection) -> Attempt<()> {
+        let failed = |error: &dyn Error| (FailureKind::Request, error.to_string());
         let mut request = Request::get("/").header(HOST, site.name.to_string());
         if !self.keeps {
             request = request.header(CONNECTION, "close");
         }
-        let request = request
-            .body(Empty::new())
-            .map_err(|error| failed(error.to_string()))?;
-        let answer = connection.send_request(request).await;
-        let answer = answer.map_err(unanswered)?;
+        let request = request.body(Full::default());
+        let request = request.map_err(|error| failed(&error))?;
+        let answer = connection.send(request).await;
+        let answer = answer.map_err(|error| (FailureKind::Dropped, error.to_string()))?;
         let status = answer.status();
         let body = answer.into_body().collect().await;
-        body.map_err(|error| failed(error.to_string()))?;
-        if status == StatusCode::OK {
-            Ok(())
-        } else {
-            Err(ExchangeError::Failed(
-                FailureKind::Status,
-                status.to_string(),
-            ))
+        body.map_err(|error| failed(&error))?;
+        match status {
+            StatusCode::OK => Ok(()),
+            other => Err((FailureKind::Status, other.to_string())),
         }
     }
 }
@@ -226,24 +192,32 @@ impl Client {
 mod tests {
     use std::collections::BTreeMap;
 
-    use async_trait::async_trait;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_rustls::TlsAcceptor;
 
     use super::super::tally::Counts;
     use super::*;
-    use crate::tls::fixture::{Authority, identifier, lineage, publisher, serve_by};
-    use crate::tls::terminator::{Handler, Limits, Stopping, Stream};
+    use crate::tls::credentials::Credentials;
+    use crate::tls::fakes::{Authority, identifier, lineage, listener, publisher};
 
-    /// Answers the first request of a connection, and closes it.
-    struct OneAnswer(&'static str);
-
-    #[async_trait]
-    impl Handler for OneAnswer {
-        async fn converse(&self, mut stream: Stream, _peer: SocketAddr, _stopping: Stopping) {
-            let _ = stream.read(&mut [0; 1024]).await;
-            let _ = stream.write_all(self.0.as_bytes()).await;
-            let _ = stream.shutdown().await;
-        }
+    /// Answers the first request of each connection, and closes it.
+    fn serve_one_answer(answer: &'static str, credentials: &Arc<Credentials>) -> SocketAddr {
+        let (listener, address) = listener();
+        let acceptor = TlsAcceptor::from(credentials.server_config().unwrap());
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let accepted = acceptor.accept(stream);
+                tokio::spawn(async move {
+                    let Ok(mut stream) = accepted.await else {
+                        return;
+                    };
+                    let _ = stream.read(&mut [0; 1024]).await;
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                    let _ = stream.shutdown().await;
+                });
+            }
+        });
+        address
     }
 
     const FINE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -259,7 +233,7 @@ mod tests {
         let (publisher, credentials, _) = publisher(&[&["example.com"]]);
         let bundle = authority.bundle(&["example.com"]);
         publisher.publish(&lineage("example.com"), &bundle).unwrap();
-        let address = serve_by(Arc::new(OneAnswer(answer)), &credentials, Limits::default());
+        let address = serve_one_answer(answer, &credentials);
         let dialer = if trusting { authority } else { other }.dialer();
         let site = Site {
             lineage: lineage("example.com"),

@@ -2,17 +2,18 @@
 //! store and the output, and a server that terminates TLS. Each listener has a
 //! loopback port chosen by the system.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use super::load::IdlePolicy;
 use super::nginx::Nginx;
-use super::page::Page;
 use super::tally::Tally;
 use super::{LOOPBACK, Site};
 use crate::acme::{AccountOptions, Client, Https, Issuer, Options};
@@ -36,7 +37,6 @@ use crate::store::fs::FileStore;
 use crate::time::SystemClock;
 use crate::tls::credentials::Publisher;
 use crate::tls::dialer::Dialer;
-use crate::tls::terminator::{Limits, Terminator};
 
 const CERTIFICATES: [&[&str]; 2] = [
     &["app.example.com", "www.example.com"],
@@ -79,7 +79,7 @@ impl Setup {
                 (nginx.address, vec![target; wanted.len()], Some(nginx))
             }
             None => {
-                let (address, targets) = start_front(&mut serving, &services, &wanted)?;
+                let (address, targets) = start_front(&mut serving, &services, &wanted).await?;
                 (address, targets, None)
             }
         };
@@ -119,7 +119,7 @@ async fn issuer(serving: &mut JoinSet<()>) -> Result<(Arc<dyn Issuer>, String, S
     let listener = listener.map_err(|error| Failure::usage(error.to_string(), error.hint()))?;
     let validated = listener.addresses().first().map_or(0, SocketAddr::port);
     serving.spawn(listener.serve());
-    let socket = tokio::net::TcpListener::bind(LOOPBACK).await;
+    let socket = TcpListener::bind(LOOPBACK).await;
     let socket = socket.map_err(|error| failed(&error))?;
     let own = socket.local_addr().map_err(|error| failed(&error))?;
     let mut settings = Settings::new(format!("https://{own}"));
@@ -221,7 +221,7 @@ async fn start_nginx(
     Nginx::start(program, &directory.join("nginx"), sites).await
 }
 
-fn start_front(
+async fn start_front(
     serving: &mut JoinSet<()>,
     services: &Services,
     wanted: &[Wanted],
@@ -229,10 +229,12 @@ fn start_front(
     let names = |wanted: &Wanted| (wanted.lineage.clone(), wanted.identifiers.clone());
     let served = wanted.iter().map(names).collect();
     let (publisher, credentials) = Publisher::new(served, services.clock.clone());
-    let failed = |error: std::io::Error| Failure::unexpected(format!("the TLS listener: {error}"));
-    let terminator = Terminator::bind(LOOPBACK, &credentials, Limits::default()).map_err(failed)?;
-    let address = terminator.address().map_err(failed)?;
-    serving.spawn(terminator.serve(Arc::new(Page), std::future::pending()));
+    let failed = |error: io::Error| Failure::unexpected(format!("the TLS listener: {error}"));
+    let listener = TcpListener::bind(LOOPBACK).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let page = axum::Router::new().fallback(async || "served by certs\n");
+    let front = credentials.serve(listener, page);
+    serving.spawn(front.map_err(|error| failed(io::Error::other(error)))?);
     let publisher = Arc::new(publisher);
     let target = |wanted: &Wanted| -> Arc<dyn Target> {
         let ((lineage, names), output) = (names(wanted), services.output.as_ref());

@@ -3,14 +3,14 @@
 //! container by itself.
 
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::{Request, StatusCode, Uri};
+use hyper::{Request, Response, StatusCode, Uri};
 use serde_json::{Value, json};
 
-pub(crate) use super::http::Answer;
-use super::http::Server;
+use crate::net::http::{HttpError, Longest, Origin, ReplyBody};
 use crate::text::printable;
 
 /// The default address of the API.
@@ -18,10 +18,13 @@ pub(crate) const SOCKET: &str = "unix:///var/run/docker.sock";
 
 /// The default port of the API.
 const PORT: u16 = 2375;
+const WITHIN: Duration = Duration::from_secs(15);
+/// More than any reply that is not the output of a program.
+const LARGEST: Longest = Longest::Cut(1 << 20);
 
 /// Docker's API at one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Api(Server);
+pub(crate) struct Api(Origin);
 
 /// Whether a proxy filters the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +47,7 @@ impl Api {
         let invalid = || format!("invalid address of Docker's API `{}`", printable(host));
         if let Some(path) = host.strip_prefix("unix://") {
             return match path.starts_with('/') {
-                true => Ok(Self(Server::Unix(path.into()))),
+                true => Ok(Self(Origin::Unix(path.into()))),
                 false => Err(invalid()),
             };
         }
@@ -52,9 +55,9 @@ impl Api {
         let uri: Uri = url.parse().map_err(|_| invalid())?;
         match (uri.host(), uri.port()) {
             (Some(name), None) if host.starts_with("tcp://") => {
-                Ok(Self(Server::Tcp(format!("{name}:{PORT}"))))
+                Ok(Self(Origin::Tcp(format!("{name}:{PORT}"))))
             }
-            _ => Server::of(&uri).map(Self),
+            _ => Origin::of(&uri).map(Self),
         }
     }
 
@@ -62,30 +65,24 @@ impl Api {
     #[must_use]
     pub(crate) fn socket(&self) -> Option<&Path> {
         match &self.0 {
-            Server::Unix(path) => Some(path),
-            Server::Tcp(_) | Server::Tls(..) => None,
+            Origin::Unix(path) => Some(path),
+            Origin::Tcp(_) | Origin::Tls(..) => None,
         }
     }
 
-    /// The reply at `path`, up to `longest` bytes, within 15 s.
-    ///
-    /// # Errors
-    /// No reply, or a longer one.
+    /// The reply at `path` within 15 s; one of more than `longest` bytes is an error.
     pub(crate) async fn get(
         &self,
         path: &str,
         longest: usize,
-    ) -> Result<(StatusCode, Bytes), String> {
+    ) -> Result<(StatusCode, Bytes), HttpError> {
         let request = request("GET", path, None)?;
-        self.0.send_within(request, longest).await
+        self.0.send(request, WITHIN, Longest::Whole(longest)).await
     }
 
     /// An endless reply; its head must arrive within 15 s.
-    ///
-    /// # Errors
-    /// No reply.
-    pub(crate) async fn open(&self, path: &str) -> Result<(StatusCode, Answer), String> {
-        self.0.open(request("GET", path, None)?).await
+    pub(crate) async fn open(&self, path: &str) -> Result<Response<ReplyBody>, HttpError> {
+        self.0.open(request("GET", path, None)?, WITHIN).await
     }
 
     /// The beginning of the reply, read as JSON: the output of a program may be endless,
@@ -95,18 +92,15 @@ impl Api {
         method: &str,
         path: &str,
         body: Option<Value>,
-    ) -> Result<(StatusCode, Value), String> {
+    ) -> Result<(StatusCode, Value), HttpError> {
         let request = request(method, path, body)?;
-        let (status, body, _) = self.0.send_cutting(request).await?;
+        let (status, body) = self.0.send(request, WITHIN, LARGEST).await?;
         Ok((status, serde_json::from_slice(&body).unwrap_or_default()))
     }
 
     /// Whether the API would create containers, which gives full control of the host. The
     /// probe names no image, so that Docker itself always refuses it.
-    ///
-    /// # Errors
-    /// No reply.
-    pub(crate) async fn filter(&self) -> Result<Filter, String> {
+    pub(crate) async fn filter(&self) -> Result<Filter, HttpError> {
         let (status, _) = self
             .ask("POST", "/containers/create", Some(json!({})))
             .await?;
@@ -118,15 +112,18 @@ impl Api {
     }
 }
 
-fn request(method: &str, path: &str, body: Option<Value>) -> Result<Request<Full<Bytes>>, String> {
+fn request(
+    method: &str,
+    path: &str,
+    body: Option<Value>,
+) -> Result<Request<Full<Bytes>>, http::Error> {
     let body = body.map(|body| body.to_string()).unwrap_or_default();
     Request::builder()
         .method(method)
         .uri(path)
         .header("host", "docker")
         .header("content-type", "application/json")
-        .body(Full::from(Bytes::from(body)))
-        .map_err(|error| error.to_string())
+        .body(Full::from(body))
 }
 
 #[cfg(test)]
@@ -135,14 +132,14 @@ mod tests {
 
     #[test]
     fn api_address_is_parsed() {
-        let unix = Api(Server::Unix("/var/run/docker.sock".into()));
+        let unix = Api(Origin::Unix("/var/run/docker.sock".into()));
         assert_eq!(Api::at(SOCKET), Ok(unix));
         for (host, place) in [
             ("tcp://proxy:2376", "proxy:2376"),
             ("tcp://proxy", "proxy:2375"),
             ("http://proxy", "proxy:80"),
         ] {
-            assert_eq!(Api::at(host), Ok(Api(Server::Tcp(place.into()))), "{host}");
+            assert_eq!(Api::at(host), Ok(Api(Origin::Tcp(place.into()))), "{host}");
         }
         for other in [
             "ssh://host",

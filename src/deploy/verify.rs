@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::{DigitallySignedStruct, SignatureScheme};
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -25,6 +25,7 @@ use super::starttls::{self, Protocol};
 use crate::certificate::Facts;
 use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
+use crate::net::tls;
 use crate::time::{Clock, Timestamp};
 
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
@@ -346,8 +347,7 @@ pub async fn observe(
             provider: Arc::new(aws_lc_rs::default_provider()),
             leaf: Mutex::default(),
         });
-        let config = ClientConfig::builder_with_provider(witness.provider.clone())
-            .with_safe_default_protocol_versions()
+        let config = tls::client()
             .map_err(|error| error.to_string())?
             .dangerous()
             .with_custom_certificate_verifier(witness.clone())

@@ -3,15 +3,17 @@
 //! read one short line at a time, and an endless line is an error.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use hyper::StatusCode;
 use serde::Deserialize;
 use thiserror::Error;
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 
 use super::labels::{Container, read_environment, read_list};
-use crate::deploy::docker::{Answer, Api, Filter};
+use crate::deploy::docker::{Api, Filter};
 use crate::text::printable_within;
 
 /// The limit of a list: 2,500 containers of 3 kB. Reading takes twice this memory.
@@ -111,15 +113,11 @@ impl DockerApi {
         })
     }
 
-    fn unreachable(&self, detail: &str) -> DockerError {
+    fn unreachable(&self, detail: impl ToString) -> DockerError {
         DockerError::Unreachable {
             host: self.host.clone(),
-            detail: shown(detail),
+            detail: shown(&detail.to_string()),
         }
-    }
-
-    fn invalid(&self, detail: &str) -> DockerError {
-        invalid(&self.host, detail)
     }
 
     /// An error unless `status` is a success: 5xx means a proxy without Docker behind it.
@@ -128,7 +126,7 @@ impl DockerApi {
             return Ok(());
         }
         if status.is_server_error() {
-            return Err(self.unreachable(&format!("{path}: {status}")));
+            return Err(self.unreachable(format!("{path}: {status}")));
         }
         Err(DockerError::Refused {
             host: self.host.clone(),
@@ -156,126 +154,91 @@ impl Daemon for DockerApi {
             return Ok(());
         }
         let filter = self.api.filter().await;
-        match filter.map_err(|detail| self.unreachable(&detail))? {
+        match filter.map_err(|error| self.unreachable(error))? {
             Filter::Filtered => Ok(()),
             Filter::Unfiltered => Err(DockerError::Unfiltered {
                 host: self.host.clone(),
             }),
-            Filter::Unknown(status) => Err(self.unreachable(&status.to_string())),
+            Filter::Unknown(status) => Err(self.unreachable(status)),
         }
     }
 
     async fn list(&self) -> Result<Vec<Container>, DockerError> {
         let answer = self.api.get(LIST, LONGEST_LIST).await;
-        let (status, body) = answer.map_err(|detail| self.unreachable(&detail))?;
+        let (status, body) = answer.map_err(|error| self.unreachable(error))?;
         self.success(LIST, status)?;
-        read_list(&body).map_err(|detail| self.invalid(&detail))
+        read_list(&body).map_err(|detail| invalid(&self.host, &detail))
     }
 
     async fn environment(&self, id: &str) -> Result<Option<BTreeMap<String, String>>, DockerError> {
         const INSPECT: &str = "/containers/ID/json";
         let path = format!("/containers/{id}/json");
         let answer = self.api.get(&path, LONGEST_CONTAINER).await;
-        let (status, body) = answer.map_err(|detail| self.unreachable(&detail))?;
+        let (status, body) = answer.map_err(|error| self.unreachable(error))?;
         // Docker's own 404, for a container that is gone, has a JSON body.
         if status == StatusCode::NOT_FOUND && body.starts_with(b"{") {
             return Ok(None);
         }
         self.success(INSPECT, status)?;
-        let variables = read_environment(&body);
-        variables.map(Some).map_err(|detail| self.invalid(&detail))
+        let variables = read_environment(&body).map_err(|detail| invalid(&self.host, &detail));
+        variables.map(Some)
     }
 
     async fn events(&self) -> Result<Box<dyn Events>, DockerError> {
         let answer = self.api.open(EVENTS).await;
-        let (status, answer) = answer.map_err(|detail| self.unreachable(&detail))?;
-        self.success("/events", status)?;
-        Ok(Box::new(Lines {
-            host: self.host.clone(),
-            answer,
-            lines: LineBuffer::default(),
-        }))
+        let answer = answer.map_err(|error| self.unreachable(error))?;
+        self.success("/events", answer.status())?;
+        Ok(Box::new(Lines::new(
+            &self.host,
+            answer.into_body().reader(),
+        )))
     }
 }
 
-struct Lines {
+struct Lines<R> {
     host: String,
-    answer: Answer,
-    lines: LineBuffer,
+    answer: R,
+    /// The line that has begun: a field, since waiting for its rest may be cancelled.
+    line: Vec<u8>,
+}
+
+impl<R: AsyncBufRead + Send + Unpin> Lines<R> {
+    fn new(host: &str, answer: R) -> Self {
+        Self {
+            host: host.to_owned(),
+            answer,
+            line: Vec::new(),
+        }
+    }
+
+    /// Reads to the end of the line that has begun; false at the end of the stream.
+    async fn rest(&mut self) -> io::Result<bool> {
+        let room = (LONGEST_LINE + 1).saturating_sub(self.line.len());
+        let mut answer = (&mut self.answer).take(u64::try_from(room).unwrap_or(u64::MAX));
+        answer.read_until(b'\n', &mut self.line).await?;
+        Ok(self.line.ends_with(b"\n") || self.line.len() > LONGEST_LINE)
+    }
 }
 
 #[async_trait]
-impl Events for Lines {
+impl<R: AsyncBufRead + Send + Unpin> Events for Lines<R> {
     async fn next(&mut self) -> Result<bool, DockerError> {
         loop {
-            while let Some(line) = self.lines.take() {
-                match is_relevant(&line) {
-                    Ok(true) => return Ok(true),
-                    Ok(false) => {}
-                    Err(detail) => return Err(invalid(&self.host, &detail)),
+            // A proxy may end a long response in any way.
+            if self.line.is_empty() && self.answer.fill_buf().await.map_or(true, <[u8]>::is_empty) {
+                return Ok(false);
+            }
+            match tokio::time::timeout(LINE_WITHIN, self.rest()).await {
+                Err(_) => return Err(invalid(&self.host, "an event does not end")),
+                Ok(Err(_) | Ok(false)) => return Ok(false),
+                Ok(Ok(true)) if self.line.len() > LONGEST_LINE => {
+                    return Err(invalid(&self.host, "an event is too long"));
                 }
+                Ok(Ok(true)) => {}
             }
-            let begun = self.lines.begun();
-            if begun > LONGEST_LINE {
-                return Err(invalid(&self.host, "an event is too long"));
-            }
-            let part = match begun {
-                0 => self.answer.next().await,
-                _ => match tokio::time::timeout(LINE_WITHIN, self.lines.rest(&mut self.answer))
-                    .await
-                {
-                    Ok(part) => part,
-                    Err(_) => return Err(invalid(&self.host, "an event does not end")),
-                },
-            };
-            match part {
-                None => return Ok(false),
-                Some(Ok(part)) => self.lines.put(&part),
-                // A proxy may end a long response in any way.
-                Some(Err(_)) => return Ok(false),
-            }
-        }
-    }
-}
-
-/// Splits a stream into lines.
-#[derive(Debug, Default)]
-pub(crate) struct LineBuffer {
-    bytes: Vec<u8>,
-    /// How many of them were taken: the rest moves once a part, not once a line.
-    taken: usize,
-}
-
-impl LineBuffer {
-    pub(crate) fn put(&mut self, part: &[u8]) {
-        self.bytes.drain(..self.taken);
-        self.taken = 0;
-        self.bytes.extend_from_slice(part);
-    }
-
-    /// The length of the unfinished line.
-    pub(crate) fn begun(&self) -> usize {
-        self.bytes.len() - self.taken
-    }
-
-    /// The next whole line.
-    pub(crate) fn take(&mut self) -> Option<Vec<u8>> {
-        let left = &self.bytes[self.taken..];
-        let end = left.iter().position(|byte| *byte == b'\n')?;
-        let line = left[..end].to_vec();
-        self.taken += end + 1;
-        Some(line)
-    }
-
-    /// Reads until the unfinished line ends or is too long.
-    async fn rest(&mut self, answer: &mut Answer) -> Option<Result<bytes::Bytes, String>> {
-        loop {
-            let part = answer.next().await?;
-            match part {
-                Ok(part) if !part.contains(&b'\n') && self.begun() <= LONGEST_LINE => {
-                    self.put(&part)
-                }
-                other => return Some(other),
+            let line = std::mem::take(&mut self.line);
+            if is_relevant(&line).map_err(|detail| invalid(&self.host, &detail))? {
+                return Ok(true);
             }
         }
     }
@@ -303,35 +266,67 @@ pub(crate) fn is_relevant(line: &[u8]) -> Result<bool, String> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn events_are_split_at_line_ends_and_filtered() {
-        let mut lines = LineBuffer::default();
-        lines.put(b"{\"a\":1}\n{\"b\"");
-        assert_eq!(lines.take().as_deref(), Some(b"{\"a\":1}".as_slice()));
-        assert_eq!((lines.take(), lines.begun()), (None, 4));
-        lines.put(b":2}\n\n");
-        assert_eq!(lines.take().as_deref(), Some(b"{\"b\":2}".as_slice()));
-        assert_eq!(lines.take().as_deref(), Some(b"".as_slice()));
-        assert_eq!((lines.take(), lines.begun()), (None, 0));
-        // The most lines in one part: taking one must not move the rest.
-        lines.put(&b"\n".repeat(1 << 20));
-        assert_eq!(std::iter::from_fn(|| lines.take()).count(), 1 << 20);
-        let of = |kind: &str, action: &str| {
+    /// The results of all events in `stream`, which is read in parts of `part` bytes.
+    async fn read(stream: &[u8], part: usize) -> Vec<Result<bool, DockerError>> {
+        let reader = tokio::io::BufReader::with_capacity(part, stream);
+        let mut lines = Lines::new("tcp://proxy:2375", reader);
+        let mut events = Vec::new();
+        while events.last().is_none_or(|last| *last == Ok(true)) {
+            events.push(lines.next().await);
+        }
+        events
+    }
+
+    #[tokio::test]
+    async fn events_are_split_at_line_ends_and_filtered() {
+        let event = |kind: &str, action: &str| {
             let event = serde_json::json!({"Type": kind, "Action": action, "Actor": {}});
-            is_relevant(event.to_string().as_bytes())
+            format!("{event}\n")
         };
-        assert_eq!(of("container", "start"), Ok(true));
-        assert_eq!(of("container", "exec_start: true"), Ok(false));
-        assert_eq!(of("network", "destroy"), Ok(false));
-        assert_eq!(is_relevant(b" \r"), Ok(false));
+        let (start, other) = (event("container", "start"), event("network", "destroy"));
+        let stream = format!("{start}{other}\n \r\n{start}{start}{}", &start[..9]);
+        let three = [Ok(true), Ok(true), Ok(true), Ok(false)];
+        for part in [1, 7, 1 << 20] {
+            assert_eq!(read(stream.as_bytes(), part).await, three, "{part}");
+        }
+        let is_relevant = |event: &str| is_relevant(event.as_bytes());
+        assert_eq!(is_relevant(&start), Ok(true));
+        assert_eq!(
+            is_relevant(&event("container", "exec_start: true")),
+            Ok(false)
+        );
+        assert_eq!(is_relevant(&other), Ok(false));
+        assert_eq!(is_relevant(" \r"), Ok(false));
         for wrong in [
             "{}",
             "[]",
             "nonsense",
             "{\"Type\": 1, \"Action\": \"start\"}",
         ] {
-            assert!(is_relevant(wrong.as_bytes()).is_err(), "{wrong}");
+            assert!(is_relevant(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn endless_line_is_an_error() {
+        let blank = b" ".repeat(LONGEST_LINE);
+        let longest = [&blank[1..], b"\n"].concat();
+        assert_eq!(read(&longest, 99).await, [Ok(false)]);
+        for longer in [[&blank[..], b"\n"].concat(), b" ".repeat(1 << 20)] {
+            let events = read(&longer, 99).await;
+            let error = events[0].as_ref().unwrap_err().to_string();
+            assert!(error.ends_with("an event is too long"), "{error}");
+        }
+        let (mut daemon, ours) = tokio::io::duplex(99);
+        let mut lines = Lines::new("tcp://proxy:2375", tokio::io::BufReader::new(ours));
+        let patience = 100 * LINE_WITHIN;
+        let silent = tokio::time::timeout(patience, lines.next()).await;
+        assert!(silent.is_err(), "no event has begun");
+        tokio::io::AsyncWriteExt::write_all(&mut daemon, b"{")
+            .await
+            .unwrap();
+        let error = lines.next().await.unwrap_err().to_string();
+        assert!(error.ends_with("an event does not end"), "{error}");
     }
 
     #[test]

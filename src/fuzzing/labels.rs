@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::NOW;
 use crate::config::{Options, Purpose, Sources};
-use crate::discovery::docker::{LineBuffer, is_relevant};
+use crate::discovery::docker::is_relevant;
 use crate::discovery::labels::{Request, read_environment, read_list};
 use crate::discovery::registry::Registry;
 
@@ -23,18 +23,13 @@ const ENVIRONMENT: [(&str, &str); 6] = [
 /// Granted requests are allowed, bounded and distinct, and refusals have no control
 /// characters.
 pub fn labels(input: &[u8]) {
-    let mut lines = LineBuffer::default();
-    lines.put(input);
     let (mut asks, mut problems) = (Vec::new(), Vec::new());
     let mut containers = Vec::new();
-    let mut kept = 0;
-    while let Some(line) = lines.take() {
-        assert!(!line.contains(&b'\n'));
-        kept += line.len() + 1;
+    for line in input.split(|byte| *byte == b'\n') {
         // Each line is read as each of the three.
-        let _ = is_relevant(&line);
-        containers.extend(read_list(&line).unwrap_or_default());
-        let variables = read_environment(&line).unwrap_or_default();
+        let _ = is_relevant(line);
+        containers.extend(read_list(line).unwrap_or_default());
+        let variables = read_environment(line).unwrap_or_default();
         for container in &containers {
             for (more, complaints) in [container.requests(), container.requests_of(&variables)] {
                 asks.extend(more);
@@ -46,7 +41,6 @@ pub fn labels(input: &[u8]) {
         problems.truncate(200);
         containers.truncate(50);
     }
-    assert_eq!(kept + lines.begun(), input.len());
     let environment = ENVIRONMENT.map(|(key, value)| (key.to_owned(), value.to_owned()));
     let sources = Sources::read(&Options::default(), &environment.into());
     let Ok(settings) = sources.settings(&Purpose::All) else {

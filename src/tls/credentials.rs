@@ -16,16 +16,18 @@ use rustls::server::{
 };
 use rustls::sign::CertifiedKey;
 use thiserror::Error;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::certificate::{Bundle, BundleError, Freshness};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
+use crate::net::listen::{self, Socket};
+use crate::net::tls;
 use crate::time::Clock;
 
 /// Sessions kept for resumption (RFC 8446 section 2.2).
 const SESSIONS: usize = 1024;
-const HTTP_1_1: &[u8] = b"http/1.1";
 
 /// Why a pair is refused.
 #[derive(Debug, Error)]
@@ -57,8 +59,7 @@ pub struct Credentials {
 
 /// The served pairs at one moment; immutable, replaced as a whole.
 struct Table {
-    exact: BTreeMap<Identifier, Arc<CertifiedKey>>,
-    wildcards: Vec<(Identifier, Arc<CertifiedKey>)>,
+    by_name: BTreeMap<Identifier, Arc<CertifiedKey>>,
     default: Option<Arc<CertifiedKey>>,
     pairs: BTreeMap<Lineage, Arc<CertifiedKey>>,
     /// One cache per table: a resumed session shows no certificate, so it must not
@@ -135,14 +136,22 @@ impl Credentials {
     /// # Errors
     /// When the cryptographic library offers neither TLS 1.2 nor 1.3.
     pub fn server_config(self: &Arc<Self>) -> Result<Arc<ServerConfig>, rustls::Error> {
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_cert_resolver(self.clone());
+        let mut config = tls::server(self.clone())?;
         config.session_storage = self.clone();
-        config.alpn_protocols = vec![HTTP_1_1.to_vec()];
         Ok(Arc::new(config))
+    }
+
+    /// Serves `router` on `listener` until the future is dropped, which closes every
+    /// connection.
+    /// An error is that of [`Self::server_config`].
+    pub fn serve(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        router: axum::Router,
+    ) -> Result<impl Future<Output = ()> + Send + use<>, rustls::Error> {
+        let config = self.server_config()?;
+        let tls = Box::new(move || config.clone());
+        Ok(listen::serve(Socket::Tcp(listener), Some(tls), router))
     }
 
     fn table(&self) -> Arc<Table> {
@@ -156,19 +165,12 @@ impl Table {
         default: Option<&Lineage>,
         pairs: BTreeMap<Lineage, Arc<CertifiedKey>>,
     ) -> Self {
-        let (mut exact, mut wildcards) = (BTreeMap::new(), Vec::new());
-        for (lineage, pair) in &pairs {
-            for identifier in served.get(lineage).into_iter().flatten() {
-                if identifier.is_wildcard() {
-                    wildcards.push((identifier.clone(), pair.clone()));
-                } else {
-                    exact.insert(identifier.clone(), pair.clone());
-                }
-            }
-        }
+        let by_name = pairs.iter().flat_map(|(lineage, pair)| {
+            let names = served.get(lineage).into_iter().flatten();
+            names.map(|name| (name.clone(), pair.clone()))
+        });
         Self {
-            exact,
-            wildcards,
+            by_name: by_name.collect(),
             default: default.and_then(|lineage| pairs.get(lineage).cloned()),
             pairs,
             sessions: ServerSessionMemoryCache::new(SESSIONS),
@@ -182,12 +184,12 @@ impl Table {
             return self.default.clone();
         };
         let name = Identifier::parse(name).ok()?;
-        let covering = || {
-            let mut wildcards = self.wildcards.iter();
-            wildcards.find(|(pattern, _)| name.is_covered_by(pattern))
+        let wildcard = || {
+            let mut patterns = self.by_name.iter();
+            patterns.find(|(pattern, _)| name.is_covered_by(pattern))
         };
-        let exact = self.exact.get(&name);
-        exact.or_else(|| Some(&covering()?.1)).cloned()
+        let exact = self.by_name.get(&name);
+        exact.or_else(|| Some(wildcard()?.1)).cloned()
     }
 }
 
@@ -215,20 +217,9 @@ impl StoresServerSessions for Credentials {
     }
 }
 
-impl fmt::Debug for Publisher {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Publisher")
-            .field("served", &self.served)
-            .finish_non_exhaustive()
-    }
-}
-
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let table = self.table();
-        f.debug_struct("Credentials")
-            .field("pairs", &table.pairs.keys())
-            .finish_non_exhaustive()
+        f.debug_set().entries(self.table().pairs.keys()).finish()
     }
 }
 
@@ -238,19 +229,17 @@ mod tests {
 
     use rustls::pki_types::{CertificateDer, ServerName};
     use rustls::{ClientConfig, HandshakeKind, RootCertStore};
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
 
     use super::*;
     use crate::tls::dialer::DialError;
-    use crate::tls::fixture::{Authority, NOW, echoes, identifier, lineage, publisher, serve};
-    use crate::tls::terminator::Limits;
+    use crate::tls::fakes::{Authority, NOW, identifier, is_served, lineage, publisher, serve};
 
     #[tokio::test]
     async fn published_pair_shows_in_the_next_handshake_and_ends_no_connection() {
         let authority = Authority::new();
         let (publisher, credentials, _) = publisher(&[&["example.com"]]);
-        let (address, dialer) = (serve(&credentials, Limits::default()), authority.dialer());
+        let (address, dialer) = (serve(&credentials), authority.dialer());
         let name = identifier("example.com");
         let mut kept = Vec::new();
         for _ in 0..5 {
@@ -262,7 +251,7 @@ mod tests {
                 kept.push(stream);
             }
             for stream in &mut kept {
-                assert!(echoes(stream).await, "a new pair ended a connection");
+                assert!(is_served(stream).await, "a new pair ended a connection");
             }
         }
     }
@@ -271,7 +260,7 @@ mod tests {
     async fn publish_refuses_invalid_pair_and_keeps_the_last_valid_one() {
         let authority = Authority::new();
         let (publisher, credentials, clock) = publisher(&[&["example.com"]]);
-        let (address, dialer) = (serve(&credentials, Limits::default()), authority.dialer());
+        let (address, dialer) = (serve(&credentials), authority.dialer());
         let (name, of) = (identifier("example.com"), lineage("example.com"));
         let before_any = dialer.connect(address, &name).await;
         assert!(matches!(before_any, Err(DialError::Handshake(_))));
@@ -355,8 +344,7 @@ mod tests {
         let connector = tokio_rustls::TlsConnector::from(config.clone());
         let mut stream = connector.connect(name, stream).await.unwrap();
         // Session tickets arrive with the first bytes read.
-        stream.write_all(b"ping").await.unwrap();
-        stream.read_exact(&mut [0; 4]).await.unwrap();
+        assert!(is_served(&mut stream).await);
         stream.get_ref().1.handshake_kind().unwrap()
     }
 
@@ -364,7 +352,7 @@ mod tests {
     async fn session_is_resumed_only_until_the_next_pair() {
         let authority = Authority::new();
         let (publisher, credentials, _) = publisher(&[&["example.com"]]);
-        let address = serve(&credentials, Limits::default());
+        let address = serve(&credentials);
         let mut roots = RootCertStore::empty();
         roots
             .add(CertificateDer::from_pem_slice(authority.root().as_bytes()).unwrap())

@@ -5,20 +5,17 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use rustls::RootCertStore;
 use rustls::client::Resumption;
-use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::ServerName;
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
-
-/// A verified connection, decrypted.
-pub type Stream = tokio_rustls::client::TlsStream<TcpStream>;
+use crate::net::tls;
 
 /// Why a connection failed.
 #[derive(Debug, Error)]
@@ -45,19 +42,8 @@ impl Dialer {
     /// When `roots` contains no certificate, or an invalid one.
     pub fn new(roots: &[u8]) -> Result<Self, String> {
         let mut trusted = RootCertStore::empty();
-        for root in CertificateDer::pem_slice_iter(roots) {
-            let root = root.map_err(|error| error.to_string())?;
-            trusted.add(root).map_err(|error| error.to_string())?;
-        }
-        if trusted.is_empty() {
-            return Err("no root certificate found".to_owned());
-        }
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
-            .with_root_certificates(trusted)
-            .with_no_client_auth();
+        tls::add_roots(&mut trusted, roots)?;
+        let mut config = tls::trusting(trusted).map_err(|error| error.to_string())?;
         config.resumption = Resumption::disabled();
         Ok(Self(TlsConnector::from(Arc::new(config))))
     }
@@ -70,7 +56,7 @@ impl Dialer {
         &self,
         address: SocketAddr,
         name: &Identifier,
-    ) -> Result<(Stream, Fingerprint), DialError> {
+    ) -> Result<(TlsStream<TcpStream>, Fingerprint), DialError> {
         let server_name =
             ServerName::try_from(name.to_string()).map_err(|_| DialError::Name(name.clone()))?;
         let stream = TcpStream::connect(address)
@@ -107,8 +93,7 @@ fn classify(error: std::io::Error) -> DialError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tls::fixture::{Authority, identifier, lineage, publisher, serve};
-    use crate::tls::terminator::Limits;
+    use crate::tls::fakes::{Authority, identifier, lineage, publisher, serve};
 
     #[tokio::test]
     async fn dialer_trusts_only_its_root_and_only_for_the_name() {
@@ -119,7 +104,7 @@ mod tests {
                 .publish(&lineage(name), &authority.bundle(&[name]))
                 .unwrap();
         }
-        let address = serve(&credentials, Limits::default());
+        let address = serve(&credentials);
         let name = identifier("www.example.com");
         assert!(authority.dialer().connect(address, &name).await.is_ok());
         let untrusted = other.dialer().connect(address, &name).await;

@@ -57,6 +57,7 @@ impl EmbeddedCa {
         std::fs::write(directory.path().join("root.pem"), server.root_pem()).unwrap();
         let script = Script::default();
         let service = FaultyService::new(server.router(), script.clone());
+        let router = axum::Router::new().fallback_service(service);
         let identity = Identity::new(&server, address.ip()).unwrap();
         clock.set_ahead(0);
         let (stop, stopped) = oneshot::channel();
@@ -66,7 +67,7 @@ impl EmbeddedCa {
             runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
                 tokio::select! {
-                    () = serve(listener, identity, service) => {}
+                    () = serve(listener, identity, router) => {}
                     _ = stopped => {}
                 }
             });

@@ -316,10 +316,10 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     type Response = Response<Body>;
-    type Error = ConnectionDropped;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, ConnectionDropped>> + Send>>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectionDropped>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
@@ -333,7 +333,9 @@ where
         };
         let (script, request) = (self.script.clone(), request.map(Body::new));
         Box::pin(async move {
-            let mut reply = answer(ca, request, fault).await?;
+            let reply = answer(ca, request, fault).await;
+            // A body that fails before its first byte ends the connection without a reply.
+            let mut reply = reply.unwrap_or_else(|_| Response::new(forge::broken_off()));
             if let Some(date) = script.date() {
                 reply.headers_mut().insert(DATE, date);
             }

@@ -1,13 +1,16 @@
 //! The checks of `fuzz/` on the listener on port 80: only a live token with its own host
 //! is answered, and a reply reflects no part of a request but the redirect to https.
 
+use std::sync::Arc;
+
 use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{PATH, Served, converse};
+use super::{LIMITS, PATH, router};
 use crate::challenge::responses::Responses;
 use crate::challenge::{Answer, ChallengeKind, Solver, Token};
 use crate::identifier::Identifier;
+use crate::net::listen::{Peer, converse};
 
 /// Token and host of the live answers.
 const LIVE: [(&str, &str); 2] = [
@@ -69,7 +72,7 @@ fn heard(request: &[u8]) -> Vec<u8> {
     let runtime = runtime.unwrap_or_else(|error| panic!("no runtime: {error}"));
     runtime.block_on(async {
         let (mut client, ours) = tokio::io::duplex(64 * 1024);
-        let (served, mut heard) = (Served::uncounted(responses), Vec::new());
+        let (router, mut heard) = (router(responses, Arc::new(|_| {})), Vec::new());
         let (mut receiver, mut sender) = tokio::io::split(&mut client);
         let talk = async {
             // The listener may close the connection; the replies until then count.
@@ -81,7 +84,7 @@ fn heard(request: &[u8]) -> Vec<u8> {
             let _ = sender.shutdown().await;
         };
         let _ = tokio::join!(
-            converse(ours, served),
+            converse(ours, LIMITS, Peer::default(), router),
             talk,
             receiver.read_to_end(&mut heard)
         );

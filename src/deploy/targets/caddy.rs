@@ -12,14 +12,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::deploy::http::Server;
 use crate::deploy::target_settings::{
     self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::{Delivery, DeployError, Target};
+use crate::net::http::{Longest, Origin};
 use crate::text::printable;
 
 const ADMIN: &str = "localhost:2019";
+const WITHIN: Duration = Duration::from_secs(15);
+const LARGEST_CONFIGURATION: Longest = Longest::Whole(1 << 20);
 
 /// Caddy does not watch certificate files. Its configuration must name the files of `live/NAME`; `certs` fetches that
 /// configuration from Caddy's admin API and loads it again, and Caddy reads the files with it.
@@ -105,8 +107,9 @@ impl Caddy {
             .header("cache-control", "must-revalidate")
             .body(Full::from(body))
             .map_err(|error| self.failed(&error.to_string()))?;
-        let answer = Server::Tcp(self.admin.clone()).send(request).await;
-        let (status, body) = answer.map_err(|detail| self.failed(&detail))?;
+        let admin = Origin::Tcp(self.admin.clone());
+        let answer = admin.send(request, WITHIN, LARGEST_CONFIGURATION).await;
+        let (status, body) = answer.map_err(|error| self.failed(&error.to_string()))?;
         if status.is_success() {
             return Ok(body);
         }

@@ -15,18 +15,20 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::certificate::Secret;
-use crate::deploy::http::Server;
 use crate::deploy::keys::values::PathKey;
 use crate::deploy::target_settings::{
     self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
 use crate::deploy::{Delivery, DeployError, Target};
+use crate::net::http::{Longest, Origin};
 use crate::text::printable;
 
 /// The header with `sha256=` and the code in hexadecimal digits.
 pub(crate) const SIGNATURE: &str = "x-certs-signature";
 const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(1);
+const WITHIN: Duration = Duration::from_secs(15);
+const LARGEST_REPLY: Longest = Longest::Whole(1 << 20);
 
 /// `certs` sends a POST of JSON about each new pair, never its key: `name`, `names`, `generation`,
 /// `fingerprint_sha256`, `not_after` and `directory`. It tries three times. With `secret_file` the request is signed:
@@ -152,15 +154,15 @@ impl Webhook {
             .url
             .parse()
             .map_err(|_| fails(self.unreachable("invalid URL")))?;
-        let server = Server::of(&uri).map_err(|detail| fails(self.unreachable(&detail)))?;
+        let origin = Origin::of(&uri).map_err(|detail| fails(self.unreachable(&detail)))?;
         let request = self.request(&uri, delivery).await.map_err(fails)?;
-        match server.send(request).await {
+        match origin.send(request, WITHIN, LARGEST_REPLY).await {
             Ok((status, _)) if status.is_success() => Ok(()),
             Ok((status, _)) => {
                 let may_retry = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
                 Err((may_retry, self.unreachable(&format!("it replied {status}"))))
             }
-            Err(detail) => Err((true, self.unreachable(&detail))),
+            Err(error) => Err((true, self.unreachable(&error.to_string()))),
         }
     }
 }

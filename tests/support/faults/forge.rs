@@ -127,6 +127,11 @@ fn forge_chain(chain: &str, how: Chain) -> String {
     }
 }
 
+/// A body that fails at once.
+pub(super) fn broken_off() -> Body {
+    Body::new(TruncatedBody(None))
+}
+
 /// A part of a body and then an error, which ends the connection.
 struct TruncatedBody(Option<Bytes>);
 

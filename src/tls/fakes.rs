@@ -1,16 +1,16 @@
-//! A CA, its leaves and an echo server, for tests. Nothing here runs in production.
+//! A CA, its leaves and a server, for tests. Nothing here runs in production.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::client::TlsStream;
 
 use super::credentials::{Credentials, Publisher};
-use super::dialer::{self, Dialer};
-use super::terminator::{Handler, Limits, Stopping, Stream, Terminator};
+use super::dialer::Dialer;
 use crate::certificate::{Bundle, Freshness, Secret};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
@@ -76,46 +76,34 @@ pub(crate) fn publisher(served: &[&[&str]]) -> (Publisher, Arc<Credentials>, Arc
     (publisher, credentials, clock)
 }
 
-/// Echoes what the client sends, until the client or the listener stops.
-pub(crate) struct Echo;
-
-#[async_trait]
-impl Handler for Echo {
-    async fn converse(&self, mut stream: Stream, _peer: SocketAddr, mut stopping: Stopping) {
-        let mut buffer = [0; 64];
-        loop {
-            let count = tokio::select! {
-                count = stream.read(&mut buffer) => count.unwrap_or(0),
-                () = stopping.wait() => 0,
-            };
-            if count == 0 || stream.write_all(&buffer[..count]).await.is_err() {
-                let _ = stream.shutdown().await;
-                return;
-            }
-        }
-    }
+/// A listener on loopback, and its address.
+pub(crate) fn listener() -> (TcpListener, SocketAddr) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    (TcpListener::from_std(listener).unwrap(), address)
 }
 
-pub(crate) fn serve(credentials: &Arc<Credentials>, limits: Limits) -> SocketAddr {
-    serve_by(Arc::new(Echo), credentials, limits)
-}
-
-pub(crate) fn serve_by(
-    handler: Arc<dyn Handler>,
-    credentials: &Arc<Credentials>,
-    limits: Limits,
-) -> SocketAddr {
-    let local = "127.0.0.1:0".parse().unwrap();
-    let terminator = Terminator::bind(local, credentials, limits).unwrap();
-    let address = terminator.address().unwrap();
-    tokio::spawn(terminator.serve(handler, std::future::pending()));
+/// Answers every request with `pong`.
+pub(crate) fn serve(credentials: &Arc<Credentials>) -> SocketAddr {
+    let (listener, address) = listener();
+    let router = axum::Router::new().fallback(async || "pong");
+    tokio::spawn(credentials.serve(listener, router).unwrap());
     address
 }
 
-/// Whether the server still echoes.
-pub(crate) async fn echoes(stream: &mut dialer::Stream) -> bool {
-    let mut echo = [0; 4];
-    stream.write_all(b"ping").await.is_ok()
-        && stream.read_exact(&mut echo).await.is_ok()
-        && echo == *b"ping"
+/// Whether the server still answers.
+pub(crate) async fn is_served(stream: &mut TlsStream<TcpStream>) -> bool {
+    let request = b"GET / HTTP/1.1\r\nHost: example.com\r\n\r\n";
+    if stream.write_all(request).await.is_err() {
+        return false;
+    }
+    let mut reply = Vec::new();
+    while !reply.ends_with(b"pong") {
+        match stream.read_u8().await {
+            Ok(byte) => reply.push(byte),
+            Err(_) => return false,
+        }
+    }
+    true
 }

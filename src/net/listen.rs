@@ -1,0 +1,428 @@
+//! The bounds of every listener for HTTP/1.1: the number of connections, in all and from
+//! one address, and the time for a TLS handshake, for the head of a request and for a
+//! connection.
+//!
+//! If there are too many connections, the oldest without a request in progress is closed: a
+//! client that opens many idle connections cannot lock out others, not even those behind
+//! the same address.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use axum::Router;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use tokio::net::unix::UCred;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::task::AbortHandle;
+use tokio_rustls::TlsAcceptor;
+use tower_service::Service;
+
+use super::Stream;
+
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+/// Most likely the process is out of file descriptors, which passes.
+const AFTER_ACCEPT_ERROR: Duration = Duration::from_millis(100);
+
+/// The bounds of one listener.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Open connections in all.
+    pub(crate) connections: usize,
+    /// Those from one address.
+    pub(crate) by_address: usize,
+    /// For the head of a request, and so for an idle connection.
+    pub(crate) head: Duration,
+    /// For a whole connection; [`Duration::MAX`] sets no limit.
+    pub(crate) connection: Duration,
+    /// The largest head of a request in bytes, at least hyper's 8 KiB.
+    pub(crate) largest_head: usize,
+}
+
+impl Default for Limits {
+    /// For clients that this process serves for as long as they like.
+    fn default() -> Self {
+        Self {
+            connections: 256,
+            by_address: 256,
+            head: Duration::from_secs(30),
+            connection: Duration::MAX,
+            largest_head: 64 * 1024,
+        }
+    }
+}
+
+/// The other end of a connection, an extension of every request.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Peer {
+    /// The address of a TCP connection.
+    address: Option<IpAddr>,
+    /// The process at a Unix socket.
+    pub(crate) process: Option<UCred>,
+    /// Whether a request is in progress.
+    busy: Arc<AtomicBool>,
+}
+
+/// A bound socket.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Socket {
+    async fn accept(&self) -> io::Result<(Box<dyn Stream>, Peer)> {
+        let mut peer = Peer::default();
+        match self {
+            Self::Tcp(socket) => {
+                let (stream, address) = socket.accept().await?;
+                peer.address = Some(address.ip());
+                // Only latency depends on it, so an error is ignored.
+                let _ = stream.set_nodelay(true);
+                Ok((Box::new(stream), peer))
+            }
+            Self::Unix(socket) => {
+                let (stream, _) = socket.accept().await?;
+                peer.process = stream.peer_cred().ok();
+                Ok((Box::new(stream), peer))
+            }
+        }
+    }
+}
+
+/// The configuration of TLS for the next connection.
+pub(crate) type TlsConfig = Box<dyn FnMut() -> Arc<ServerConfig> + Send>;
+
+/// Serves `router` within the usual bounds until the future is dropped.
+pub(crate) async fn serve(socket: Socket, tls: Option<TlsConfig>, router: Router) {
+    let connections = Connections::new(Limits::default());
+    connections.serve(socket, tls, router).await;
+}
+
+/// The open connections of one or more sockets. Dropping the last reference closes them.
+pub(crate) struct Connections {
+    limits: Limits,
+    open: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    by_age: BTreeMap<u64, OpenConnection>,
+    next: u64,
+}
+
+struct OpenConnection {
+    peer: Peer,
+    task: AbortHandle,
+}
+
+impl Connections {
+    pub(crate) fn new(limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            limits,
+            open: Mutex::default(),
+        })
+    }
+
+    /// Serves `router` on `socket` until the future is dropped.
+    pub(crate) async fn serve(
+        self: Arc<Self>,
+        socket: Socket,
+        mut tls: Option<TlsConfig>,
+        router: Router,
+    ) {
+        loop {
+            let (stream, peer) = match socket.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(AFTER_ACCEPT_ERROR).await;
+                    continue;
+                }
+            };
+            let acceptor = tls.as_mut().map(|config| TlsAcceptor::from(config()));
+            let (limits, router) = (self.limits, router.clone());
+            self.admit(peer.clone(), async move {
+                let stream = match acceptor {
+                    // Boxed: a connection without TLS must not take the memory for it.
+                    Some(acceptor) => Box::pin(handshake(acceptor, stream)).await,
+                    None => Some(stream),
+                };
+                if let Some(stream) = stream {
+                    converse(stream, limits, peer, router).await;
+                }
+            });
+        }
+    }
+
+    /// Runs `conversation` with `peer` in a task, if there is room or a connection to close.
+    fn admit(
+        self: &Arc<Self>,
+        peer: Peer,
+        conversation: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let mut open = self.open();
+        let Ok(surplus) = open.make_room(self.limits, peer.address) else {
+            return;
+        };
+        let id = open.next;
+        open.next += 1;
+        let slot = Slot(Arc::downgrade(self), id);
+        // Boxed: a task that captures a future to await it takes its memory twice.
+        let conversation = Box::pin(conversation);
+        // Spawned under the lock, so that it is listed before it can end.
+        let task = tokio::spawn(async move {
+            conversation.await;
+            drop(slot);
+        });
+        let task = task.abort_handle();
+        open.by_age.insert(id, OpenConnection { peer, task });
+        drop(open);
+        if let Some(surplus) = surplus {
+            surplus.task.abort();
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Open {
+    /// Takes out the connection to close for one more of `address`; an error if all are busy.
+    fn make_room(
+        &mut self,
+        limits: Limits,
+        address: Option<IpAddr>,
+    ) -> Result<Option<OpenConnection>, ()> {
+        let own = self
+            .by_age
+            .values()
+            .filter(|one| one.peer.address == address);
+        let is_crowded = own.count() >= limits.by_address;
+        if !is_crowded && self.by_age.len() < limits.connections {
+            return Ok(None);
+        }
+        let mut closable = self.by_age.iter().filter(|(_, one)| {
+            (!is_crowded || one.peer.address == address) && !one.peer.busy.load(Ordering::Relaxed)
+        });
+        let oldest = closable.next().map(|(id, _)| *id).ok_or(())?;
+        Ok(self.by_age.remove(&oldest))
+    }
+}
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        for connection in self.open().by_age.values() {
+            connection.task.abort();
+        }
+    }
+}
+
+/// Removes a connection from the list when dropped.
+struct Slot(Weak<Connections>, u64);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(connections) = self.0.upgrade() {
+            connections.open().by_age.remove(&self.1);
+        }
+    }
+}
+
+async fn handshake(acceptor: TlsAcceptor, stream: Box<dyn Stream>) -> Option<Box<dyn Stream>> {
+    let accepted = tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await;
+    // Any client can make a handshake fail; logging it would flood the log.
+    Some(Box::new(accepted.ok()?.ok()?))
+}
+
+/// Serves `router` on one connection.
+pub(crate) async fn converse(stream: impl Stream, limits: Limits, peer: Peer, router: Router) {
+    let service = service_fn(|mut request: Request<Incoming>| {
+        peer.busy.store(true, Ordering::Relaxed);
+        request.extensions_mut().insert(peer.clone());
+        let reply = router.clone().call(request);
+        async {
+            let reply = reply.await;
+            peer.busy.store(false, Ordering::Relaxed);
+            reply
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head)
+        .max_buf_size(limits.largest_head)
+        .serve_connection(TokioIo::new(stream), service);
+    // The error of a client's connection is not logged: anyone could fill the log.
+    let _ = tokio::time::timeout(limits.connection, connection).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpStream;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::net::http::{Longest, Origin};
+    use crate::tls::fakes::{Authority, identifier, is_served, lineage, listener, publisher};
+
+    const LIMITS: Limits = Limits {
+        connections: 128,
+        by_address: 64,
+        head: HANDSHAKE_DEADLINE,
+        connection: Duration::MAX,
+        largest_head: 8 * 1024,
+    };
+
+    fn host(last: u8) -> Peer {
+        Peer {
+            address: Some(IpAddr::from([192, 0, 2, last])),
+            ..Peer::default()
+        }
+    }
+
+    fn busy(last: u8) -> Peer {
+        let peer = host(last);
+        peer.busy.store(true, Ordering::Relaxed);
+        peer
+    }
+
+    fn open(connections: &Arc<Connections>, peer: Peer) {
+        connections.admit(peer, std::future::pending());
+    }
+
+    fn of(connections: &Connections, peer: &Peer) -> usize {
+        let open = connections.open();
+        let own = open.by_age.values();
+        own.filter(|one| one.peer.address == peer.address).count()
+    }
+
+    #[tokio::test]
+    async fn connections_never_exceed_their_limits() {
+        let connections = Connections::new(LIMITS);
+        for last in 0..=255 {
+            for _ in 0..3 {
+                open(&connections, host(last));
+            }
+        }
+        assert_eq!(connections.open().by_age.len(), LIMITS.connections);
+        for _ in 0..2 * LIMITS.connections {
+            open(&connections, host(255));
+        }
+        assert_eq!(of(&connections, &host(255)), LIMITS.by_address);
+    }
+
+    #[tokio::test]
+    async fn connection_with_a_request_is_never_closed_for_another() {
+        let connections = Connections::new(LIMITS);
+        for _ in 0..LIMITS.by_address - 1 {
+            open(&connections, busy(1));
+        }
+        for _ in 0..9 {
+            open(&connections, host(1));
+        }
+        let is_busy = |one: &OpenConnection| one.peer.busy.load(Ordering::Relaxed);
+        let busy_ones = || {
+            connections
+                .open()
+                .by_age
+                .values()
+                .filter(|one| is_busy(one))
+                .count()
+        };
+        assert_eq!(busy_ones(), LIMITS.by_address - 1);
+        assert_eq!(of(&connections, &host(1)), LIMITS.by_address);
+        // The busy ones of all addresses fill the listener, and a further one is refused.
+        for last in 2..=255 {
+            open(&connections, busy(last));
+        }
+        let oldest = || connections.open().by_age.keys().next().copied();
+        let (first, full) = (oldest(), LIMITS.connections);
+        open(&connections, host(255));
+        assert_eq!((busy_ones(), oldest()), (full, first));
+        let ended = connections.open().by_age.pop_first();
+        ended.unwrap().1.task.abort();
+        open(&connections, host(255));
+        assert_eq!(connections.open().by_age.len(), full);
+    }
+
+    #[tokio::test]
+    async fn connection_is_removed_when_it_ends() {
+        let connections = Connections::new(LIMITS);
+        connections.admit(host(1), std::future::ready(()));
+        while !connections.open().by_age.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Waits until the listener closes the connection, with or without an error.
+    async fn closed(stream: &mut TcpStream) {
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silent_client_is_cut_at_the_deadline_and_blocks_no_other() {
+        let authority = Authority::new();
+        let (publisher, credentials, _) = publisher(&[&["example.com"]]);
+        let bundle = authority.bundle(&["example.com"]);
+        publisher.publish(&lineage("example.com"), &bundle).unwrap();
+        let (listener, address) = listener();
+        let router = Router::new().fallback(async || "pong");
+        let serving = tokio::spawn(credentials.serve(listener, router).unwrap());
+        let begun = Instant::now();
+        let mut stalled = Vec::new();
+        for _ in 0..8 {
+            stalled.push(TcpStream::connect(address).await.unwrap());
+        }
+        let name = identifier("example.com");
+        let (mut served, _) = authority.dialer().connect(address, &name).await.unwrap();
+        assert!(is_served(&mut served).await);
+        for stream in &mut stalled {
+            closed(stream).await;
+        }
+        let waited = begun.elapsed();
+        assert!(waited >= HANDSHAKE_DEADLINE, "{waited:?}");
+        assert!(waited < HANDSHAKE_DEADLINE * 2, "{waited:?}");
+        assert!(
+            is_served(&mut served).await,
+            "the deadline is only for the handshake"
+        );
+        // A dropped listener closes every connection and accepts no other.
+        serving.abort();
+        assert!(serving.await.is_err());
+        assert!(!is_served(&mut served).await);
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn request_has_the_process_at_the_unix_socket() {
+        use axum::extract::Extension;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let socket = Socket::Unix(UnixListener::bind(&path).unwrap());
+        let pid = async |Extension(peer): Extension<Peer>| {
+            let pid = peer.process.and_then(|process| process.pid());
+            pid.unwrap_or_default().to_string()
+        };
+        let router = Router::new().fallback(pid);
+        tokio::spawn(serve(socket, None, router));
+        let request = Request::get("/").header("host", "x");
+        let request = request.body(http_body_util::Full::default()).unwrap();
+        let origin = Origin::Unix(path);
+        let reply = origin
+            .send(request, Duration::from_secs(20), Longest::Whole(99))
+            .await;
+        let own = std::process::id().to_string();
+        assert_eq!(reply.unwrap().1, own.as_bytes());
+    }
+}
