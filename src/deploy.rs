@@ -4,6 +4,7 @@
 
 pub(crate) mod coalesce;
 mod copy;
+mod dbus;
 pub(crate) mod docker;
 pub mod endpoint;
 pub(crate) mod helper;

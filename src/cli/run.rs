@@ -13,7 +13,6 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio_cron_scheduler::JobScheduler;
 
 use self::keeping::{Keeping, with_labels};
 use self::worker::Sidecar;
@@ -30,7 +29,6 @@ use crate::control::Control;
 use crate::discovery::docker::DockerApi;
 use crate::discovery::{Discovery, Listing};
 use crate::failure::Failure;
-use crate::manage::schedule::Schedule;
 use crate::net::listen::{self, Socket};
 use crate::net::systemd::notify;
 use crate::observe::admin::{self, Shown};
@@ -80,30 +78,18 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         factory,
         listens: settings.http_listen().is_some(),
     };
+    let clock = sidecar.factory.services.clock.clone();
     bound.serve(&mut serving, sidecar, shown);
-    let cron = match &settings.renew.schedule {
-        Some(schedule) => Some(wake(schedule, &handle).await?),
-        None => None,
-    };
+    if let Some(schedule) = settings.renew.schedule.clone() {
+        serving.spawn(cron::run(schedule, handle.clone(), clock));
+    }
     notify(&[NotifyState::Ready]);
     tracing::info!("ready");
     let ended = obey(&mut signals, &handle, &mut keeping, listings, &mut serving).await;
     notify(&[NotifyState::Stopping]);
     handle.stop().await;
     // The challenge listener serves until the last step in progress has ended.
-    let ended = ended.and(finished(supervising).await);
-    if let Some(mut cron) = cron
-        && let Err(error) = cron.shutdown().await
-    {
-        tracing::debug!("the schedule did not stop cleanly: {error}");
-    }
-    ended
-}
-
-/// Wakes the supervisor at the times of `schedule`.
-async fn wake(schedule: &Schedule, handle: &Handle) -> Result<JobScheduler, Failure> {
-    let started = cron::start(schedule, handle.clone()).await;
-    started.map_err(|error| Failure::unexpected(format!("cannot start the schedule: {error}")))
+    ended.and(finished(supervising).await)
 }
 
 /// All listeners, bound before the sandbox, which denies new ones.

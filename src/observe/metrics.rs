@@ -1,18 +1,10 @@
-//! Counters and gauges in Prometheus' text format. Gauges are read from the
-//! [`Board`] at each request, so that no task must wake to update them. Nothing here
-//! is stored.
+//! Counters and gauges in the text format of OpenMetrics, which Prometheus reads. Gauges
+//! are read from the [`Board`] at each request, so that no task must wake to update them.
+//! Nothing here is stored.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write as _};
-use std::sync::atomic::AtomicU64;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-
-use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 
 use super::status::Board;
 use crate::time::Timestamp;
@@ -20,69 +12,45 @@ use crate::time::Timestamp;
 /// The `Content-Type` of the text.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct IssuanceLabels {
-    ca: String,
-    result: Outcome,
-}
+/// The metrics' names and descriptions.
+const ISSUANCES: Family = ("issuances", "Orders that ended, by CA");
+const DEPLOYMENTS: Family = ("deployments", "Deployments that ended, by target");
+const REQUESTS: Family = (
+    "acme_requests",
+    "Requests to a CA, by endpoint and HTTP status (0: no reply)",
+);
+const CHALLENGES: Family = ("challenge_requests", "Requests on the HTTP-01 port");
+const TOKENS: Family = (
+    "ledger_tokens",
+    "Remaining tokens of a CA's rate limits, by our own count; full limits are not listed",
+);
+const NOT_AFTER: Family = (
+    "certificate_not_after_seconds",
+    "The last valid second of the newest certificate (Unix time)",
+);
+const SERVED: Family = (
+    "served_not_after_seconds",
+    "The last valid second of the certificate in the last handshake (Unix time)",
+);
+const EXCLUDED: Family = ("certificate_left_out_names", "Names excluded for now");
+const REQUESTED: Family = (
+    "certificate_asked_for",
+    "Whether the container that requests the certificate by its labels is present: 1 or 0",
+);
+const NEXT_ACTION: Family = (
+    "next_action_seconds",
+    "The time of the next action (Unix time)",
+);
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DeploymentLabels {
-    target: String,
-    result: Outcome,
-}
+type Family = (&'static str, &'static str);
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    ca: String,
-    endpoint: &'static str,
-    status: u16,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ChallengeLabels {
-    result: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LimitLabels {
-    ca: String,
-    limit: String,
-    subject: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct NameLabels {
-    name: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ContainerLabels {
-    name: String,
-    container: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct EndpointLabels {
-    name: String,
-    endpoint: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Outcome {
-    #[allow(non_camel_case_types)] // the label's value
-    success,
-    #[allow(non_camel_case_types)] // the label's value
-    failure,
-}
+/// The values of each family by their labels.
+type Values = BTreeMap<Family, BTreeMap<String, i64>>;
 
 /// The counters. Clones are cheap and share their counts.
 #[derive(Clone, Default)]
 pub(crate) struct Metrics {
-    issuances: Family<IssuanceLabels, Counter>,
-    deployments: Family<DeploymentLabels, Counter>,
-    requests: Family<RequestLabels, Counter>,
-    challenges: Family<ChallengeLabels, Counter>,
+    counters: Arc<Mutex<Values>>,
     limits: Arc<Mutex<BTreeMap<String, TokensAt>>>,
 }
 
@@ -107,39 +75,33 @@ impl fmt::Debug for Metrics {
 }
 
 impl Metrics {
+    fn count(&self, family: Family, labels: &[(&str, &str)]) {
+        let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        let values = counters.entry(family).or_default();
+        *values.entry(text_of(labels)).or_default() += 1;
+    }
+
     /// Counts an order at `ca` that ended.
     pub(crate) fn issuance(&self, ca: &str, success: bool) {
-        let (ca, result) = (ca.to_owned(), outcome(success));
-        self.issuances
-            .get_or_create(&IssuanceLabels { ca, result })
-            .inc();
+        self.count(ISSUANCES, &[("ca", ca), ("result", result(success))]);
     }
 
     /// Counts a deployment to `target` that ended, its verification included.
     pub(crate) fn deployment(&self, target: &str, success: bool) {
-        let (target, result) = (target.to_owned(), outcome(success));
-        self.deployments
-            .get_or_create(&DeploymentLabels { target, result })
-            .inc();
+        let labels = [("target", target), ("result", result(success))];
+        self.count(DEPLOYMENTS, &labels);
     }
 
     /// Counts a request that `ca` answered with `status`; 0: no reply.
     pub(crate) fn acme_request(&self, ca: &str, endpoint: &'static str, status: u16) {
-        let ca = ca.to_owned();
-        self.requests
-            .get_or_create(&RequestLabels {
-                ca,
-                endpoint,
-                status,
-            })
-            .inc();
+        let status = status.to_string();
+        let labels = [("ca", ca), ("endpoint", endpoint), ("status", &status)];
+        self.count(REQUESTS, &labels);
     }
 
     /// Counts a request on the HTTP-01 port.
     pub(crate) fn challenge_request(&self, result: &'static str) {
-        self.challenges
-            .get_or_create(&ChallengeLabels { result })
-            .inc();
+        self.count(CHALLENGES, &[("result", result)]);
     }
 
     /// Sets the source of the remaining tokens of the limits of `ca`.
@@ -156,138 +118,120 @@ impl Metrics {
     /// at `now`.
     #[must_use]
     pub(crate) fn render(&self, board: &Board, now: Timestamp) -> String {
-        let mut registry = Registry::with_prefix("certs");
-        self.register_counters(&mut registry);
-        self.register_limits(&mut registry, now);
-        register_gauges(&mut registry, board);
+        let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        let counters = counters.clone();
         let mut text = String::new();
-        if encode(&mut text, &registry).is_err() {
-            // Writing to a String cannot fail, but encoding a label can.
-            let _ = writeln!(text, "# incomplete");
+        for family in [ISSUANCES, DEPLOYMENTS, REQUESTS, CHALLENGES] {
+            write(&mut text, &counters, family, "counter", "_total");
         }
-        text
-    }
-
-    fn register_limits(&self, registry: &mut Registry, now: Timestamp) {
-        let tokens = Family::<LimitLabels, Gauge>::default();
+        let mut gauges = gauges(board);
         let limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
         for (ca, tokens_at) in limits.iter() {
-            for Tokens {
+            for tokens in tokens_at(now) {
+                let (limit, subject) = (&*tokens.limit, &*tokens.subject);
+                let labels = text_of(&[("ca", ca), ("limit", limit), ("subject", subject)]);
+                let values = gauges.entry(TOKENS).or_default();
+                values.insert(labels, tokens.left.into());
+            }
+        }
+        for family in [TOKENS, NOT_AFTER, SERVED, EXCLUDED, REQUESTED, NEXT_ACTION] {
+            write(&mut text, &gauges, family, "gauge", "");
+        }
+        text + "# EOF\n"
+    }
+}
+
+fn gauges(board: &Board) -> Values {
+    let mut gauges = Values::new();
+    let mut set = |family, labels: &[(&str, &str)], value| {
+        let values = gauges.entry(family).or_default();
+        values.insert(text_of(labels), value);
+    };
+    for status in board.all() {
+        let name = ("name", status.name.as_str());
+        if let Some(instant) = status.not_after {
+            set(NOT_AFTER, &[name], instant.seconds());
+        }
+        set(NEXT_ACTION, &[name], status.next_at.seconds());
+        set(EXCLUDED, &[name], status.left_out.len() as i64);
+        if let Some(request) = &status.asked {
+            for container in &request.containers {
+                let labels = [name, ("container", container)];
+                set(REQUESTED, &labels, request.gone_since.is_none().into());
+            }
+        }
+        for (endpoint, seen) in &status.served {
+            if let Some(instant) = seen.not_after {
+                set(SERVED, &[name, ("endpoint", endpoint)], instant.seconds());
+            }
+        }
+    }
+    gauges
+}
+
+/// Appends a family, unless it has no values.
+fn write(text: &mut String, values: &Values, family: Family, kind: &str, suffix: &str) {
+    let (name, description) = family;
+    let Some(values) = values.get(&family) else {
+        return;
+    };
+    text.push_str(&format!(
+        "# HELP certs_{name} {description}.\n# TYPE certs_{name} {kind}\n"
+    ));
+    for (labels, value) in values {
+        text.push_str(&format!("certs_{name}{suffix}{{{labels}}} {value}\n"));
+    }
+}
+
+/// The labels in the text format, which has three escapes.
+fn text_of(labels: &[(&str, &str)]) -> String {
+    let labels = labels.iter().map(|(label, value)| {
+        let value = value.replace('\\', r"\\").replace('"', r#"\""#);
+        format!("{label}=\"{}\"", value.replace('\n', r"\n"))
+    });
+    labels.collect::<Vec<_>>().join(",")
+}
+
+fn result(success: bool) -> &'static str {
+    if success { "success" } else { "failure" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_has_each_family_once_with_escaped_labels() {
+        let metrics = Metrics::default();
+        metrics.challenge_request("answered");
+        metrics.deployment("exec:\"a\\b\n\"", false);
+        metrics.acme_request("https://ca", "new-order", 201);
+        metrics.acme_request("https://ca", "new-order", 201);
+        metrics.acme_request("https://ca", "finalize", 0);
+        metrics.ledger("https://ca", |_| {
+            let (limit, subject) = ("new-orders".to_owned(), String::new());
+            vec![Tokens {
                 limit,
                 subject,
-                left,
-            } in tokens_at(now)
-            {
-                let ca = ca.clone();
-                let labels = LimitLabels { ca, limit, subject };
-                tokens.get_or_create(&labels).set(i64::from(left));
-            }
-        }
-        registry.register(
-            "ledger_tokens",
-            "Remaining tokens of a CA's rate limits, by our own count; full limits are not listed",
-            tokens,
-        );
-    }
-
-    fn register_counters(&self, registry: &mut Registry) {
-        registry.register(
-            "issuances",
-            "Orders that ended, by CA",
-            self.issuances.clone(),
-        );
-        registry.register(
-            "deployments",
-            "Deployments that ended, by target",
-            self.deployments.clone(),
-        );
-        registry.register(
-            "acme_requests",
-            "Requests to a CA, by endpoint and HTTP status (0: no reply)",
-            self.requests.clone(),
-        );
-        registry.register(
-            "challenge_requests",
-            "Requests on the HTTP-01 port",
-            self.challenges.clone(),
-        );
-    }
-}
-
-type Seconds<L> = Family<L, Gauge<f64, AtomicU64>>;
-
-fn register_gauges(registry: &mut Registry, board: &Board) {
-    let not_after = Seconds::<NameLabels>::default();
-    let next_action = Seconds::<NameLabels>::default();
-    let served = Seconds::<EndpointLabels>::default();
-    let excluded = Family::<NameLabels, Gauge>::default();
-    let requested = Family::<ContainerLabels, Gauge>::default();
-    for status in board.all() {
-        let name = status.name.to_string();
-        let label = NameLabels { name: name.clone() };
-        if let Some(instant) = status.not_after {
-            not_after.get_or_create(&label).set(seconds(instant));
-        }
-        next_action
-            .get_or_create(&label)
-            .set(seconds(status.next_at));
-        excluded
-            .get_or_create(&label)
-            .set(i64::try_from(status.left_out.len()).unwrap_or(i64::MAX));
-        if let Some(request) = status.asked {
-            for container in request.containers {
-                let name = name.clone();
-                let is_present = i64::from(request.gone_since.is_none());
-                requested
-                    .get_or_create(&ContainerLabels { name, container })
-                    .set(is_present);
-            }
-        }
-        for (endpoint, seen) in status.served {
-            if let Some(instant) = seen.not_after {
-                let name = name.clone();
-                served
-                    .get_or_create(&EndpointLabels { name, endpoint })
-                    .set(seconds(instant));
-            }
-        }
-    }
-    registry.register(
-        "certificate_not_after_seconds",
-        "The last valid second of the newest certificate (Unix time)",
-        not_after,
-    );
-    registry.register(
-        "served_not_after_seconds",
-        "The last valid second of the certificate in the last handshake (Unix time)",
-        served,
-    );
-    registry.register(
-        "certificate_left_out_names",
-        "Names excluded for now",
-        excluded,
-    );
-    registry.register(
-        "certificate_asked_for",
-        "Whether the container that requests the certificate by its labels is present: 1 or 0",
-        requested,
-    );
-    registry.register(
-        "next_action_seconds",
-        "The time of the next action (Unix time)",
-        next_action,
-    );
-}
-
-#[allow(clippy::cast_precision_loss)] // exact for 285 million years
-fn seconds(instant: Timestamp) -> f64 {
-    instant.seconds() as f64
-}
-
-fn outcome(success: bool) -> Outcome {
-    if success {
-        Outcome::success
-    } else {
-        Outcome::failure
+                left: 7,
+            }]
+        });
+        let text = metrics.render(&Board::default(), Timestamp::from_seconds(0));
+        let expected = r##"# HELP certs_deployments Deployments that ended, by target.
+# TYPE certs_deployments counter
+certs_deployments_total{target="exec:\"a\\b\n\"",result="failure"} 1
+# HELP certs_acme_requests Requests to a CA, by endpoint and HTTP status (0: no reply).
+# TYPE certs_acme_requests counter
+certs_acme_requests_total{ca="https://ca",endpoint="finalize",status="0"} 1
+certs_acme_requests_total{ca="https://ca",endpoint="new-order",status="201"} 2
+# HELP certs_challenge_requests Requests on the HTTP-01 port.
+# TYPE certs_challenge_requests counter
+certs_challenge_requests_total{result="answered"} 1
+# HELP certs_ledger_tokens Remaining tokens of a CA's rate limits, by our own count; full limits are not listed.
+# TYPE certs_ledger_tokens gauge
+certs_ledger_tokens{ca="https://ca",limit="new-orders",subject=""} 7
+# EOF
+"##;
+        assert_eq!(text, expected);
     }
 }

@@ -1,16 +1,15 @@
 //! A unit that systemd reloads. Like `systemctl reload`, it calls `ReloadUnit` of
 //! org.freedesktop.systemd1 over D-Bus, and waits for the job's result.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::StreamExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use zbus::zvariant::OwnedObjectPath;
-use zbus::{Connection, Proxy, connection};
 
+use crate::deploy::dbus::Bus;
 use crate::deploy::target_settings::{
     self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
 };
@@ -18,8 +17,11 @@ use crate::deploy::{Delivery, DeployError, Target};
 use crate::text::printable;
 
 const WITHIN: Duration = Duration::from_secs(30);
-const MANAGER: &str = "org.freedesktop.systemd1";
+const SYSTEMD: &str = "org.freedesktop.systemd1";
 const OBJECT: &str = "/org/freedesktop/systemd1";
+const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+/// The signals that end a job.
+const ENDS: &str = "type='signal',interface='org.freedesktop.systemd1.Manager',member='JobRemoved'";
 
 /// systemd reloads the unit, as `systemctl reload UNIT` does: `ReloadUnit` over D-Bus, and `certs` waits for the
 /// job's result. That takes root or a polkit rule.
@@ -110,42 +112,37 @@ impl Systemd {
         }
     }
 
-    async fn connect(&self) -> zbus::Result<Connection> {
-        match &self.bus {
-            Some(address) => {
-                connection::Builder::address(address.as_str())?
-                    .build()
-                    .await
-            }
-            None => Connection::system().await,
-        }
-    }
-
     /// The job's result; `done` means success.
-    async fn reload(&self) -> zbus::Result<String> {
-        let bus = self.connect().await?;
-        let manager = Proxy::new(&bus, MANAGER, OBJECT, "org.freedesktop.systemd1.Manager").await?;
+    async fn reload(&self) -> io::Result<String> {
+        let mut bus = Bus::connect(self.bus.as_deref()).await?;
         // Before the job starts: its end could be missed otherwise.
-        let mut ended = manager.receive_signal("JobRemoved").await?;
-        manager.call_method("Subscribe", &()).await?;
-        let wanted = (self.unit.as_str(), "replace");
-        let begun: OwnedObjectPath = manager.call("ReloadUnit", &wanted).await?;
-        while let Some(message) = ended.next().await {
-            let body = message.body();
-            let (_, job, _, result): (u32, OwnedObjectPath, String, String) = body.deserialize()?;
-            if job == begun {
-                return Ok(result);
+        bus.call_bus("AddMatch", &[ENDS]).await?;
+        bus.call(SYSTEMD, OBJECT, MANAGER, "Subscribe", &[]).await?;
+        let wanted = [self.unit.as_str(), "replace"];
+        let begun = bus.call(SYSTEMD, OBJECT, MANAGER, "ReloadUnit", &wanted);
+        let begun = begun.await?;
+        let job = begun.values().text()?;
+        loop {
+            let ended = bus.signal("JobRemoved", &begun).await?;
+            let mut values = ended.values();
+            values.number()?;
+            if values.text()? == job {
+                // After the unit's name.
+                values.text()?;
+                return values.text();
             }
         }
-        Err(zbus::Error::Failure("the bus was closed".to_owned()))
     }
 
-    async fn is_loaded(&self) -> zbus::Result<String> {
-        let bus = self.connect().await?;
-        let manager = Proxy::new(&bus, MANAGER, OBJECT, "org.freedesktop.systemd1.Manager").await?;
-        let unit: OwnedObjectPath = manager.call("LoadUnit", &(self.unit.as_str())).await?;
-        let unit = Proxy::new(&bus, MANAGER, unit, "org.freedesktop.systemd1.Unit").await?;
-        unit.get_property("ActiveState").await
+    async fn is_loaded(&self) -> io::Result<String> {
+        let mut bus = Bus::connect(self.bus.as_deref()).await?;
+        let unit = [self.unit.as_str()];
+        let loaded = bus.call(SYSTEMD, OBJECT, MANAGER, "LoadUnit", &unit);
+        let unit = loaded.await?.values().text()?;
+        let property = ["org.freedesktop.systemd1.Unit", "ActiveState"];
+        let properties = "org.freedesktop.DBus.Properties";
+        let state = bus.call(SYSTEMD, &unit, properties, "Get", &property);
+        state.await?.values().variant()
     }
 }
 

@@ -1,0 +1,432 @@
+//! A client of D-Bus for systemd's interface: it calls methods whose arguments are
+//! texts, and waits for signals. The D-Bus Specification has the addresses, the
+//! authentication and the messages.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
+use std::io::{Error, Result};
+use std::os::unix::ffi::OsStringExt;
+
+use percent_encoding::percent_decode_str;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+
+const SYSTEM: &str = "unix:path=/var/run/dbus/system_bus_socket";
+/// The processes of one machine write numbers in its own byte order.
+const BYTE_ORDER: u8 = if cfg!(target_endian = "big") {
+    b'B'
+} else {
+    b'l'
+};
+/// More than any message of systemd needs.
+const LONGEST: u32 = 1 << 20;
+
+const METHOD_CALL: u8 = 1;
+const ERROR: u8 = 3;
+const SIGNAL: u8 = 4;
+
+/// The fields of a message's header.
+const PATH: u8 = 1;
+const INTERFACE: u8 = 2;
+const MEMBER: u8 = 3;
+const ERROR_NAME: u8 = 4;
+const REPLY_SERIAL: u8 = 5;
+const DESTINATION: u8 = 6;
+const SENDER: u8 = 7;
+const SIGNATURE: u8 = 8;
+
+/// A connection to a bus.
+pub(super) struct Bus {
+    stream: BufReader<UnixStream>,
+    serial: u32,
+    /// The signals that arrived before a reply.
+    signals: VecDeque<Message>,
+}
+
+/// A received message.
+pub(super) struct Message {
+    kind: u8,
+    fields: BTreeMap<u8, String>,
+    body: Vec<u8>,
+}
+
+impl Bus {
+    /// Connects to the bus at `address`; `None` is the system's bus.
+    pub(super) async fn connect(address: Option<&str>) -> Result<Self> {
+        // D-Bus defines this variable for every client.
+        #[allow(clippy::disallowed_methods)]
+        let system = || std::env::var("DBUS_SYSTEM_BUS_ADDRESS").unwrap_or_else(|_| SYSTEM.into());
+        let address = address.map_or_else(system, str::to_owned);
+        let stream = UnixStream::connect(socket(&address)?).await;
+        let stream =
+            stream.map_err(|error| Error::new(error.kind(), format!("{address}: {error}")));
+        let mut bus = Self {
+            stream: BufReader::new(stream?),
+            serial: 0,
+            signals: VecDeque::new(),
+        };
+        // Without an identity the bus takes the peer's, as it sees it in its user namespace.
+        let authentication = b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n";
+        bus.stream.write_all(authentication).await?;
+        for expected in ["DATA", "OK"] {
+            let mut line = String::new();
+            bus.stream.read_line(&mut line).await?;
+            if !line.starts_with(expected) {
+                let detail = format!("{address} refused this user: {}", line.trim_end());
+                return Err(Error::other(detail));
+            }
+        }
+        bus.call_bus("Hello", &[]).await?;
+        Ok(bus)
+    }
+
+    /// Calls a method of the bus itself.
+    pub(super) async fn call_bus(&mut self, method: &str, arguments: &[&str]) -> Result<Message> {
+        let (bus, path) = ("org.freedesktop.DBus", "/org/freedesktop/DBus");
+        self.call(bus, path, bus, method, arguments).await
+    }
+
+    /// The reply to a call. An error's name and text become the message.
+    pub(super) async fn call(
+        &mut self,
+        service: &str,
+        path: &str,
+        interface: &str,
+        method: &str,
+        arguments: &[&str],
+    ) -> Result<Message> {
+        self.serial += 1;
+        let fields = [
+            (DESTINATION, b's', service),
+            (PATH, b'o', path),
+            (INTERFACE, b's', interface),
+            (MEMBER, b's', method),
+        ];
+        let call = encode(self.serial, &fields, arguments);
+        self.stream.write_all(&call).await?;
+        let serial = self.serial.to_string();
+        loop {
+            let message = self.read().await?;
+            if message.kind == SIGNAL {
+                self.signals.push_back(message);
+            } else if message.field(REPLY_SERIAL) == serial {
+                if message.kind != ERROR {
+                    return Ok(message);
+                }
+                let text = message.values().text();
+                let text = text.unwrap_or_else(|_| "no details".to_owned());
+                let name = message.field(ERROR_NAME);
+                return Err(Error::other(format!("{name}: {text}")));
+            }
+        }
+    }
+
+    /// The next signal `member` of the service that sent `reply`. Any process can send one.
+    pub(super) async fn signal(&mut self, member: &str, reply: &Message) -> Result<Message> {
+        loop {
+            let message = match self.signals.pop_front() {
+                Some(message) => message,
+                None => self.read().await?,
+            };
+            let same = |field: u8, value: &str| message.field(field) == value;
+            if message.kind == SIGNAL && same(MEMBER, member) && same(SENDER, reply.field(SENDER)) {
+                return Ok(message);
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Result<Message> {
+        let mut start = [0; 16];
+        let read = self.stream.read_exact(&mut start).await;
+        read.map_err(|error| Error::new(error.kind(), format!("the bus was closed: {error}")))?;
+        let mut lengths = Values(&start[4..], 0);
+        let (body, _, header) = (lengths.number()?, lengths.number()?, lengths.number()?);
+        if start[0] != BYTE_ORDER || body.max(header) > LONGEST {
+            return Err(unreadable());
+        }
+        let mut fields = vec![0; header.next_multiple_of(8) as usize];
+        self.stream.read_exact(&mut fields).await?;
+        let mut message = Message {
+            kind: start[1],
+            fields: BTreeMap::new(),
+            body: vec![0; body as usize],
+        };
+        self.stream.read_exact(&mut message.body).await?;
+        let mut values = Values(&fields[..header as usize], 0);
+        while values.1 < header as usize {
+            values.align(8);
+            let code = values.octets(1)?[0];
+            message.fields.insert(code, values.variant()?);
+        }
+        Ok(message)
+    }
+}
+
+impl Message {
+    fn field(&self, code: u8) -> &str {
+        self.fields.get(&code).map_or("", String::as_str)
+    }
+
+    /// The values of the body.
+    pub(super) fn values(&self) -> Values<'_> {
+        Values(&self.body, 0)
+    }
+}
+
+/// The path of the socket at `address`; that of an abstract one begins with a zero octet.
+fn socket(address: &str) -> Result<OsString> {
+    let keys = address.strip_prefix("unix:").unwrap_or_default();
+    let path = keys.split(',').find_map(|key| match key.split_once('=')? {
+        ("path", path) => Some(percent_decode_str(path).collect()),
+        ("abstract", name) => Some([0].into_iter().chain(percent_decode_str(name)).collect()),
+        _ => None,
+    });
+    let invalid = || Error::other(format!("`{address}` is not a `unix:` address of D-Bus"));
+    path.map(OsString::from_vec).ok_or_else(invalid)
+}
+
+/// A call with the texts `arguments`.
+fn encode(serial: u32, fields: &[(u8, u8, &str)], arguments: &[&str]) -> Vec<u8> {
+    let mut body = Vec::new();
+    for argument in arguments {
+        push_text(&mut body, argument);
+    }
+    let mut message = vec![BYTE_ORDER, METHOD_CALL, 0, 1];
+    for number in [body.len() as u32, serial, 0] {
+        message.extend(number.to_ne_bytes());
+    }
+    for (code, kind, value) in fields {
+        pad(&mut message, 8);
+        message.extend([*code, 1, *kind, 0]);
+        push_text(&mut message, value);
+    }
+    if !arguments.is_empty() {
+        pad(&mut message, 8);
+        message.extend([SIGNATURE, 1, b'g', 0, arguments.len() as u8]);
+        message.extend("s".repeat(arguments.len()).bytes().chain([0]));
+    }
+    let header = message.len() as u32 - 16;
+    message[12..16].copy_from_slice(&header.to_ne_bytes());
+    pad(&mut message, 8);
+    [message, body].concat()
+}
+
+fn pad(bytes: &mut Vec<u8>, multiple: usize) {
+    bytes.resize(bytes.len().next_multiple_of(multiple), 0);
+}
+
+fn push_text(bytes: &mut Vec<u8>, text: &str) {
+    pad(bytes, 4);
+    bytes.extend((text.len() as u32).to_ne_bytes());
+    bytes.extend(text.bytes().chain([0]));
+}
+
+fn unreadable() -> Error {
+    Error::other("the bus sent an invalid message")
+}
+
+/// Reads values one after the other, from a position.
+pub(super) struct Values<'a>(&'a [u8], usize);
+
+impl<'a> Values<'a> {
+    fn align(&mut self, multiple: usize) {
+        self.1 = self.1.next_multiple_of(multiple);
+    }
+
+    fn octets(&mut self, count: usize) -> Result<&'a [u8]> {
+        let rest = self.0.get(self.1..).unwrap_or_default();
+        let octets = rest.get(..count).ok_or_else(unreadable)?;
+        self.1 += count;
+        Ok(octets)
+    }
+
+    pub(super) fn number(&mut self) -> Result<u32> {
+        self.align(4);
+        let octets = self.octets(4)?.try_into();
+        octets.map(u32::from_ne_bytes).map_err(|_| unreadable())
+    }
+
+    /// A text, or the path of an object.
+    pub(super) fn text(&mut self) -> Result<String> {
+        let length = self.number()?;
+        self.terminated(length as usize)
+    }
+
+    /// A value of a type that is named before it, as a text.
+    pub(super) fn variant(&mut self) -> Result<String> {
+        match self.signature()?.as_str() {
+            "s" | "o" => self.text(),
+            "g" => self.signature(),
+            "u" => self.number().map(|number| number.to_string()),
+            _ => Err(unreadable()),
+        }
+    }
+
+    fn signature(&mut self) -> Result<String> {
+        let length = self.octets(1)?[0];
+        self.terminated(length.into())
+    }
+
+    fn terminated(&mut self, length: usize) -> Result<String> {
+        let text = String::from_utf8(self.octets(length)?.to_vec());
+        self.octets(1)?;
+        text.map_err(|_| unreadable())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::ProptestConfig;
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// A message with the fields and texts as given.
+    fn message(kind: u8, serial: u32, sender: &str, member: &str, texts: &[&str]) -> Vec<u8> {
+        let mut message = vec![BYTE_ORDER, kind, 0, 1];
+        let mut body = Vec::new();
+        for text in texts {
+            push_text(&mut body, text);
+        }
+        for number in [body.len() as u32, 9, 0] {
+            message.extend(number.to_ne_bytes());
+        }
+        for (code, value) in [
+            (SENDER, sender),
+            (MEMBER, member),
+            (ERROR_NAME, "a.Failure"),
+        ] {
+            pad(&mut message, 8);
+            message.extend([code, 1, b's', 0]);
+            push_text(&mut message, value);
+        }
+        pad(&mut message, 8);
+        message.extend([REPLY_SERIAL, 1, b'u', 0]);
+        message.extend(serial.to_ne_bytes());
+        let header = message.len() as u32 - 16;
+        message[12..16].copy_from_slice(&header.to_ne_bytes());
+        pad(&mut message, 8);
+        [message, body].concat()
+    }
+
+    /// A bus that answers with `bytes`, whatever it reads; its address.
+    fn bus(directory: &tempfile::TempDir, bytes: Vec<u8>) -> String {
+        let path = directory.path().join("a bus");
+        let listener = UnixListener::bind(&path).unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(&bytes).await.unwrap();
+            // Reads on: a closed socket would reset the connection.
+            let mut read = [0; 1024];
+            while stream.read(&mut read).await.is_ok_and(|read| read > 0) {}
+        });
+        let path = path.display().to_string().replace(' ', "%20");
+        format!("unix:guid=0,path={path}")
+    }
+
+    fn hello() -> Vec<u8> {
+        let hello = message(2, 1, "bus", "", &[":1.7"]);
+        [b"DATA\r\nOK 0123\r\n".as_slice(), &hello].concat()
+    }
+
+    async fn call(bus: &mut Bus) -> Result<Message> {
+        bus.call("a.b", "/a", "a.b", "Method", &["text", ""]).await
+    }
+
+    #[tokio::test]
+    async fn call_returns_its_reply_and_keeps_earlier_signals() {
+        let directory = tempfile::tempdir().unwrap();
+        let bytes = [
+            hello(),
+            message(SIGNAL, 0, ":1.9", "Ended", &["forged"]),
+            message(SIGNAL, 0, ":1.1", "Ended", &["first"]),
+            message(2, 1, ":1.1", "", &["a late reply"]),
+            message(2, 2, ":1.1", "", &["reply"]),
+            message(SIGNAL, 0, ":1.1", "Other", &["other"]),
+            message(SIGNAL, 0, ":1.1", "Ended", &["second"]),
+        ];
+        let address = bus(&directory, bytes.concat());
+        let mut bus = Bus::connect(Some(&address)).await.unwrap();
+        let reply = call(&mut bus).await.unwrap();
+        assert_eq!(reply.values().text().unwrap(), "reply");
+        for expected in ["first", "second"] {
+            let signal = bus.signal("Ended", &reply).await.unwrap();
+            assert_eq!(signal.values().text().unwrap(), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn error_reply_becomes_name_and_text() {
+        for (texts, shown) in [(&["no unit"][..], "no unit"), (&[], "no details")] {
+            let directory = tempfile::tempdir().unwrap();
+            let error = message(ERROR, 2, ":1.1", "", texts);
+            let address = bus(&directory, [hello(), error].concat());
+            let mut bus = Bus::connect(Some(&address)).await.unwrap();
+            let error = call(&mut bus).await.err().unwrap();
+            assert_eq!(error.to_string(), format!("a.Failure: {shown}"));
+        }
+    }
+
+    #[tokio::test]
+    async fn refused_user_is_reported() {
+        let directory = tempfile::tempdir().unwrap();
+        let address = bus(&directory, b"REJECTED EXTERNAL\r\n".to_vec());
+        let error = Bus::connect(Some(&address)).await.err().unwrap();
+        let expected = format!("{address} refused this user: REJECTED EXTERNAL");
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn addresses_lead_to_paths_and_abstract_names() {
+        for (address, path) in [
+            ("unix:path=/run/bus,guid=1", "/run/bus"),
+            ("unix:guid=1,path=/a%20b%2f", "/a b/"),
+            ("unix:abstract=/tmp/bus", "\0/tmp/bus"),
+        ] {
+            assert_eq!(socket(address).unwrap(), path, "{address}");
+        }
+        for address in [
+            "",
+            "unix:",
+            "unix:dir=/a",
+            "tcp:host=a,path=/a",
+            "unixexec:path=/a",
+        ] {
+            assert!(socket(address).is_err(), "{address}");
+        }
+    }
+
+    /// What `bus` sends is read to its end or refused, and never a panic.
+    async fn is_read(bytes: Vec<u8>) -> BTreeSet<String> {
+        let directory = tempfile::tempdir().unwrap();
+        let address = bus(&directory, [hello(), bytes].concat());
+        let mut bus = Bus::connect(Some(&address)).await.unwrap();
+        bus.stream.get_mut().shutdown().await.unwrap();
+        let mut texts = BTreeSet::new();
+        while let Ok(message) = bus.read().await {
+            let mut values = message.values();
+            while let Ok(text) = values.variant() {
+                texts.insert(text);
+            }
+        }
+        texts
+    }
+
+    proptest::proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn any_octets_are_read_or_refused(
+            start in proptest::collection::vec(proptest::num::u8::ANY, 0..12),
+            rest in proptest::collection::vec(proptest::num::u8::ANY, 0..200),
+            place in 0..80_usize,
+        ) {
+            let mut bytes = message(2, 2, ":1.1", "", &["text"]);
+            bytes.splice(place..(place + start.len()).min(bytes.len()), start);
+            bytes.extend(rest);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(is_read(bytes));
+        }
+    }
+}
