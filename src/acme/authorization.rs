@@ -515,7 +515,7 @@ mod tests {
     async fn unobserved_validation_is_polled_after_the_challenges_retry_after() {
         for (retry_after, expected) in [(None, 250), (Some(3), 3000)] {
             let ca = FakeCa::new();
-            let mut options = ca.options();
+            let mut options = ca.settings();
             options.solvers = vec![Arc::new(UnobservedSolver)];
             if let Some(retry_after) = retry_after {
                 ca.script(

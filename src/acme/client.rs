@@ -8,29 +8,29 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::Mutex;
 
-use super::account::{Account, AccountOptions};
+use super::account::{Account, AccountSettings};
 use super::directory::{CachedDirectory, Directory, Meta};
 use super::error::{AcmeError, Cause, Phase};
 use super::exchange::{Exchange, Transport, https};
 use super::flow::{During, Failed, Flow};
-use super::rate::Paces;
-use super::{Dated, Issuer, Journal, Observer, renewal_info};
+use super::rate::Limiters;
+use super::{ClockReading, Issuer, Journal, Observer, renewal_info};
 use crate::challenge::Solver;
 use crate::record::{PendingOrder, Window};
 use crate::time::Clock;
 
 /// The parts and settings of a client.
-pub struct Options {
+pub struct ClientSettings {
     /// The https URL of the CA's directory.
     pub directory: String,
     /// The registration at the CA.
-    pub account: AccountOptions,
+    pub account: AccountSettings,
     /// The transport of requests.
     pub exchange: Arc<dyn Exchange>,
     /// The solvers; the first that supports an offered challenge is used.
     pub solvers: Vec<Arc<dyn Solver>>,
     /// The limiters of requests, shared by all clients of a process.
-    pub paces: Arc<Paces>,
+    pub limiters: Arc<Limiters>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
     /// The counter of requests.
@@ -41,7 +41,7 @@ pub struct Options {
 
 /// An ACME client for one directory.
 pub struct Client {
-    options: Options,
+    settings: ClientSettings,
     transport: Transport,
     directory: CachedDirectory,
     account: Mutex<Option<Arc<Account>>>,
@@ -52,19 +52,19 @@ impl Client {
     ///
     /// # Errors
     /// When the directory's URL is not https.
-    pub fn new(options: Options) -> Result<Self, String> {
-        https(&options.directory).map_err(|_| {
-            let url = crate::text::printable(&options.directory);
+    pub fn new(settings: ClientSettings) -> Result<Self, String> {
+        https(&settings.directory).map_err(|_| {
+            let url = crate::text::printable(&settings.directory);
             format!("the directory `{url}` is not an https:// URL")
         })?;
         let transport = Transport::new(
-            options.exchange.clone(),
-            options.observer.clone(),
-            options.clock.clone(),
+            settings.exchange.clone(),
+            settings.observer.clone(),
+            settings.clock.clone(),
         );
-        let transport = transport.limited_by(options.paces.at(&options.directory));
+        let transport = transport.limited_by(settings.limiters.at(&settings.directory));
         Ok(Self {
-            options,
+            settings,
             transport,
             directory: CachedDirectory::default(),
             account: Mutex::default(),
@@ -72,7 +72,7 @@ impl Client {
     }
 
     async fn directory(&self) -> Result<Arc<Directory>, AcmeError> {
-        let (url, clock) = (&self.options.directory, self.options.clock.as_ref());
+        let (url, clock) = (&self.settings.directory, self.settings.clock.as_ref());
         let read = self.directory.read(&self.transport, url, clock).await;
         read.map_err(|cause| self.failed(Phase::Directory, cause))
     }
@@ -91,13 +91,13 @@ impl Client {
         {
             return Ok(account.clone());
         }
-        let (ca, options) = (&self.options.directory, &self.options.account);
+        let (ca, settings) = (&self.settings.directory, &self.settings.account);
         let is_forgotten = forgotten.is_some();
         let opened = Account::open(
             &self.transport,
             directory,
             ca,
-            options,
+            settings,
             journal,
             is_forgotten,
         )
@@ -134,15 +134,15 @@ impl Client {
             transport: &self.transport,
             directory,
             account,
-            solvers: &self.options.solvers,
-            clock: self.options.clock.as_ref(),
-            preferred_chain: self.options.preferred_chain.as_deref(),
+            solvers: &self.settings.solvers,
+            clock: self.settings.clock.as_ref(),
+            preferred_chain: self.settings.preferred_chain.as_deref(),
         }
     }
 
     fn failed(&self, phase: Phase, cause: Cause) -> AcmeError {
         AcmeError {
-            ca: self.options.directory.clone(),
+            ca: self.settings.directory.clone(),
             phase,
             cause,
         }
@@ -168,23 +168,23 @@ impl Issuer for Client {
         result.map_err(|failed| self.with_hint(failed, &directory.meta))
     }
 
-    fn dated(&self) -> Option<Dated> {
-        self.transport.dated()
+    fn clocks(&self) -> Option<ClockReading> {
+        self.transport.clocks()
     }
 
-    async fn time(&self, newest: Duration) -> Result<Option<Dated>, AcmeError> {
-        let now = self.options.clock.now();
-        let dated = self.dated();
+    async fn time(&self, newest: Duration) -> Result<Option<ClockReading>, AcmeError> {
+        let now = self.settings.clock.now();
+        let reading = self.clocks();
         // After the clock was set back, the age of the reply is unknown.
-        if dated.is_some_and(|dated| dated.ours <= now && now.since(dated.ours) <= newest) {
-            return Ok(dated);
+        if reading.is_some_and(|reading| reading.ours <= now && now.since(reading.ours) <= newest) {
+            return Ok(reading);
         }
         self.probe().await?;
-        Ok(self.dated())
+        Ok(self.clocks())
     }
 
     async fn probe(&self) -> Result<(), AcmeError> {
-        let (url, clock) = (&self.options.directory, self.options.clock.as_ref());
+        let (url, clock) = (&self.settings.directory, self.settings.clock.as_ref());
         let read = self.directory.refresh(&self.transport, url, clock).await;
         read.map_err(|cause| self.failed(Phase::Directory, cause))
     }
@@ -198,7 +198,7 @@ impl Issuer for Client {
         let Some(url) = &directory.renewal_info else {
             return Ok(None);
         };
-        let clock = self.options.clock.as_ref();
+        let clock = self.settings.clock.as_ref();
         let fetched = renewal_info::fetch(&self.transport, url, renewal_id, clock).await;
         fetched.map_err(|cause| self.failed(Phase::RenewalInfo, cause))
     }

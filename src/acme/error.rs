@@ -166,7 +166,7 @@ pub enum ExchangeError {
     #[error("the certificate of the CA's server is not trusted: {0}")]
     Untrusted(String),
     #[error(transparent)]
-    Untimely(#[from] Untimely),
+    OutsideValidity(#[from] OutsideValidity),
     #[error("the TLS handshake with the CA failed: {0}")]
     Tls(String),
     #[error("the connection to the CA was interrupted: {0}")]
@@ -181,22 +181,22 @@ pub enum ExchangeError {
 /// or the certificate is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[allow(missing_docs)] // each message is its own documentation
-pub enum Untimely {
+pub enum OutsideValidity {
     #[error(
         "the certificate of the CA's server expired at {end}, and this machine's clock shows {ours}"
     )]
-    Over { ours: Timestamp, end: Timestamp },
+    Expired { ours: Timestamp, end: Timestamp },
     #[error(
         "the certificate of the CA's server is valid from {begin}, and this machine's clock shows {ours}"
     )]
-    NotYet { ours: Timestamp, begin: Timestamp },
+    NotYetValid { ours: Timestamp, begin: Timestamp },
 }
 
-impl Untimely {
+impl OutsideValidity {
     /// The time by our clock.
     #[must_use]
     pub fn ours(&self) -> Timestamp {
-        let (Self::Over { ours, .. } | Self::NotYet { ours, .. }) = self;
+        let (Self::Expired { ours, .. } | Self::NotYetValid { ours, .. }) = self;
         *ours
     }
 }
@@ -212,7 +212,7 @@ impl From<ExchangeError> for Cause {
             ExchangeError::Untrusted(_) => {
                 "for a private CA, name its root: --ca-root root.pem; for a public CA, check this machine's clock and look for a proxy that opens TLS"
             }
-            ExchangeError::Untimely(_) => {
+            ExchangeError::OutsideValidity(_) => {
                 "set this machine's clock, best by NTP; if the clock is right, report the certificate to the CA"
             }
             ExchangeError::Tls(_) => "check that the directory URL names an https server",

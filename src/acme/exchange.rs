@@ -22,7 +22,7 @@ use super::error::{Cause, ExchangeError};
 use super::jws::Signer;
 use super::problem;
 use super::rate::{Endpoint, Limiter};
-use super::{Dated, Observer};
+use super::{ClockReading, Observer};
 use crate::text::printable;
 use crate::time::{Clock, Timestamp};
 
@@ -67,7 +67,7 @@ pub(super) struct Transport {
     clock: Arc<dyn Clock>,
     limiter: Arc<Limiter>,
     nonces: Mutex<Vec<String>>,
-    dated: Mutex<Option<Dated>>,
+    reading: Mutex<Option<ClockReading>>,
 }
 
 impl Transport {
@@ -82,7 +82,7 @@ impl Transport {
             clock,
             limiter: Arc::default(),
             nonces: Mutex::default(),
-            dated: Mutex::default(),
+            reading: Mutex::default(),
         }
     }
 
@@ -93,9 +93,9 @@ impl Transport {
     }
 
     /// Both clocks at the last reply with a `Date`.
-    pub(super) fn dated(&self) -> Option<Dated> {
-        let mut dated = self.dated.lock().unwrap_or_else(PoisonError::into_inner);
-        Dated::still(&mut dated, self.clock.now())
+    pub(super) fn clocks(&self) -> Option<ClockReading> {
+        let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        ClockReading::usable(&mut reading, self.clock.now())
     }
 
     /// An unsigned GET.
@@ -166,15 +166,15 @@ impl Transport {
         let result = self.exchange.exchange(request).await;
         let status = result.as_ref().map_or(0, |reply| reply.status().as_u16());
         self.observer.request(endpoint, status);
-        if let Err(ExchangeError::Untimely(untimely)) = &result {
-            self.observer.untimely(*untimely);
+        if let Err(ExchangeError::OutsideValidity(outside)) = &result {
+            self.observer.outside_validity(*outside);
         }
         let reply = result?;
         if let Some(date) = header(reply.headers(), &DATE).and_then(instant) {
             self.observer.date(date);
             let (ours, theirs) = (self.clock.now(), date);
-            let mut dated = self.dated.lock().unwrap_or_else(PoisonError::into_inner);
-            *dated = Some(Dated { ours, theirs });
+            let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+            *reading = Some(ClockReading { ours, theirs });
         }
         Ok(reply)
     }
@@ -485,7 +485,7 @@ mod tests {
             }
         }
         let (ca, seen) = (FakeCa::new(), Arc::new(Seen::default()));
-        let mut options = ca.options();
+        let mut options = ca.settings();
         options.observer = seen.clone();
         let client = super::super::Client::new(options).unwrap();
         let date = "Sun, 06 Nov 1994 08:49:37 GMT";

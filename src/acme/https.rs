@@ -23,7 +23,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tower_service::Service;
 
-use super::error::{ExchangeError, Untimely};
+use super::error::{ExchangeError, OutsideValidity};
 use super::exchange::Exchange;
 use crate::text::printable;
 use crate::time::Timestamp;
@@ -164,8 +164,8 @@ fn sort(error: &hyper_util::client::legacy::Error) -> ExchangeError {
     let text = printable(&chain(error));
     if let Some(tls) = tls_error(error) {
         return match tls {
-            rustls::Error::InvalidCertificate(reason) => match untimely(reason) {
-                Some(untimely) => untimely.into(),
+            rustls::Error::InvalidCertificate(reason) => match outside_validity(reason) {
+                Some(outside) => outside.into(),
                 None => ExchangeError::Untrusted(printable(&reason.to_string())),
             },
             other => ExchangeError::Tls(printable(&other.to_string())),
@@ -181,20 +181,22 @@ fn sort(error: &hyper_util::client::legacy::Error) -> ExchangeError {
 }
 
 /// What is wrong with no more than the time of it.
-fn untimely(reason: &CertificateError) -> Option<Untimely> {
+fn outside_validity(reason: &CertificateError) -> Option<OutsideValidity> {
     let at = |time: UnixTime| {
         let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
         Timestamp::from_seconds(seconds)
     };
     match *reason {
-        CertificateError::ExpiredContext { time, not_after } => Some(Untimely::Over {
+        CertificateError::ExpiredContext { time, not_after } => Some(OutsideValidity::Expired {
             ours: at(time),
             end: at(not_after),
         }),
-        CertificateError::NotValidYetContext { time, not_before } => Some(Untimely::NotYet {
-            ours: at(time),
-            begin: at(not_before),
-        }),
+        CertificateError::NotValidYetContext { time, not_before } => {
+            Some(OutsideValidity::NotYetValid {
+                ours: at(time),
+                begin: at(not_before),
+            })
+        }
         _ => None,
     }
 }
@@ -321,12 +323,12 @@ mod tests {
             let made = params.self_signed(&key).unwrap();
             let port = shown(&made, &key).await;
             let error = refused(port, Some(made.pem().as_bytes())).await;
-            let ExchangeError::Untimely(untimely) = &error else {
+            let ExchangeError::OutsideValidity(outside) = &error else {
                 panic!("{error:?}");
             };
-            let bound = match untimely {
-                Untimely::Over { end, .. } => (2002, *end),
-                Untimely::NotYet { begin, .. } => (2998, *begin),
+            let bound = match outside {
+                OutsideValidity::Expired { end, .. } => (2002, *end),
+                OutsideValidity::NotYetValid { begin, .. } => (2998, *begin),
             };
             assert!([from, to].contains(&bound.0), "{error}");
             assert_eq!(bound.1, year(bound.0).into(), "{error}");

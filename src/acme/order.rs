@@ -476,7 +476,7 @@ mod tests {
             let ca = FakeCa::new();
             ca.script("certificate", certificate("First"));
             ca.script("certificate", certificate("Second"));
-            let mut options = ca.options();
+            let mut options = ca.settings();
             options.preferred_chain = preferred.map(str::to_owned);
             let chain = issue(&Client::new(options).unwrap()).await.unwrap();
             assert_eq!(ca.count("certificate"), fetched, "{preferred:?}");

@@ -39,9 +39,9 @@ const SHARE: u32 = 8;
 /// One limiter per CA: a CA counts by address, so all clients of a process share
 /// it.
 #[derive(Debug, Default)]
-pub struct Paces(Mutex<BTreeMap<String, Arc<Limiter>>>);
+pub struct Limiters(Mutex<BTreeMap<String, Arc<Limiter>>>);
 
-impl Paces {
+impl Limiters {
     /// The limiter of the CA with this directory URL.
     pub(super) fn at(&self, directory: &str) -> Arc<Limiter> {
         let mut limiters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn limiter_is_shared_by_clients_of_one_ca() {
-        let limiters = Paces::default();
+        let limiters = Limiters::default();
         let first = last_of(&limiters.at(PRODUCTION), 8, "new-nonce", NOW);
         let second = last_of(&limiters.at(PRODUCTION), 16, "new-nonce", NOW);
         assert_eq!((first, second), (Duration::ZERO, Duration::from_secs(1)));

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use super::Scenario;
 use super::ca::{DIRECTORY, OrderRefusal};
 use super::node::Node;
-use crate::acme::{AcmeError, Cause, Dated, ExchangeError, Issuer, Journal, Phase};
+use crate::acme::{AcmeError, Cause, ClockReading, ExchangeError, Issuer, Journal, Phase};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::random::Random;
@@ -149,18 +149,18 @@ impl Issuer for NodeIssuer {
         })
     }
 
-    fn dated(&self) -> Option<Dated> {
-        self.node.dated()
+    fn clocks(&self) -> Option<ClockReading> {
+        self.node.clocks()
     }
 
-    async fn time(&self, newest: Duration) -> Result<Option<Dated>, AcmeError> {
-        let (now, dated) = (self.node.clock(), self.node.dated());
-        if dated.is_some_and(|dated| dated.ours <= now && now.since(dated.ours) <= newest) {
-            return Ok(dated);
+    async fn time(&self, newest: Duration) -> Result<Option<ClockReading>, AcmeError> {
+        let (now, reading) = (self.node.clock(), self.node.clocks());
+        if reading.is_some_and(|reading| reading.ours <= now && now.since(reading.ours) <= newest) {
+            return Ok(reading);
         }
         // An order requests the time first.
         self.travel(200, Phase::Order).await?;
-        Ok(self.node.dated())
+        Ok(self.node.clocks())
     }
 
     async fn probe(&self) -> Result<(), AcmeError> {
