@@ -12,7 +12,6 @@
 
 mod account;
 mod authorization;
-mod chains;
 pub mod client;
 mod directory;
 mod documents;
@@ -20,7 +19,6 @@ pub mod error;
 mod exchange;
 #[cfg(test)]
 mod fake;
-mod flow;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod https;
@@ -71,19 +69,13 @@ pub type JournalError = Box<dyn std::error::Error + Send + Sync>;
 /// Counts requests and replies. `()` ignores them.
 pub trait Observer: Send + Sync {
     /// The CA answered a request for `endpoint` with `status`; 0: no reply.
-    fn request(&self, endpoint: &'static str, status: u16) {
-        let _ = (endpoint, status);
-    }
+    fn request(&self, _endpoint: &'static str, _status: u16) {}
 
     /// A reply's `Date`: the CA's clock, in whole seconds.
-    fn date(&self, instant: Timestamp) {
-        let _ = instant;
-    }
+    fn date(&self, _instant: Timestamp) {}
 
     /// No reply: by our clock, the certificate of the CA's server is not valid.
-    fn outside_validity(&self, outside: OutsideValidity) {
-        let _ = outside;
-    }
+    fn outside_validity(&self, _outside: OutsideValidity) {}
 }
 
 impl Observer for () {}
@@ -137,8 +129,7 @@ pub trait Issuer: Send + Sync {
 
     /// Both clocks by a reply no older than `newest`; without one, the CA is probed.
     /// An error says why the probe failed.
-    async fn time(&self, newest: Duration) -> Result<Option<ClockReading>, AcmeError> {
-        let _ = newest;
+    async fn time(&self, _newest: Duration) -> Result<Option<ClockReading>, AcmeError> {
         Ok(self.clocks())
     }
 
@@ -147,11 +138,8 @@ pub trait Issuer: Send + Sync {
 
     /// The suggested renewal window and when to fetch it again; `None` if the CA
     /// offers none. Needs no account.
-    async fn renewal_info(
-        &self,
-        renewal_id: &str,
-        journal: &mut dyn Journal,
-    ) -> Result<Option<(Window, Duration)>, AcmeError>;
+    async fn renewal_info(&self, renewal_id: &str)
+    -> Result<Option<(Window, Duration)>, AcmeError>;
 }
 
 #[cfg(test)]

@@ -2,15 +2,14 @@
 //! registration: after a crash the same key is registered again, and the CA
 //! returns the same account. It never makes a second account.
 
-use instant_acme::NewAccount;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::json;
 
-use super::Journal;
 use super::directory::Directory;
 use super::error::Cause;
-use super::exchange::{Reply, Transport, https};
+use super::exchange::https;
 use super::jws::{AccountKey, Signer, decode, encode};
+use super::{Client, Journal};
 use crate::certificate::Secret;
 
 /// The registration at the CA.
@@ -26,8 +25,9 @@ pub struct AccountSettings {
 
 /// A registered key.
 pub(super) struct Account {
-    key: AccountKey,
-    id: String,
+    pub(super) key: AccountKey,
+    /// The account's URL.
+    pub(super) id: String,
 }
 
 /// The stored form. instant-acme can read it if it has an `id` and a P-256 key.
@@ -45,65 +45,90 @@ pub(super) struct StoredAccount {
     pub(super) is_foreign: bool,
 }
 
-/// The key of a stored account.
-pub(super) fn stored_key(credentials: &Secret) -> Option<Secret> {
-    let credentials: StoredAccount = serde_json::from_str(credentials.expose()).ok()?;
-    Some(credentials.key_pkcs8)
+impl StoredAccount {
+    pub(super) fn to_json(&self) -> Result<Secret, Cause> {
+        let json = serde_json::to_string(self).map_err(|e| Cause::Journal(e.into()))?;
+        Ok(Secret::new(json))
+    }
+}
+
+/// Parses stored credentials.
+pub(super) fn read(credentials: &Secret) -> Result<StoredAccount, Cause> {
+    serde_json::from_str(credentials.expose()).map_err(|_| unreadable())
 }
 
 impl Account {
-    /// The stored account, or a new one. If the CA has forgotten it, its key is
-    /// registered again.
-    pub(super) async fn open(
-        transport: &Transport,
-        directory: &Directory,
-        ca: &str,
-        options: &AccountSettings,
-        journal: &mut dyn Journal,
-        is_forgotten: bool,
-    ) -> Result<Self, Cause> {
-        let mut credentials = stored_or_new(ca, journal).await?;
-        let key = decode(credentials.key_pkcs8.expose())
-            .and_then(|der| AccountKey::from_pkcs8(&der).ok())
-            .ok_or_else(unreadable)?;
-        if let (Some(id), false) = (&credentials.id, is_forgotten) {
-            let id = id.clone();
-            return Ok(Self { key, id });
-        }
-        let id = match credentials.is_foreign {
-            true => find(transport, directory, options, &key).await?,
-            false => register(transport, directory, options, &key, false).await?,
-        };
-        credentials.id = Some(id.clone());
-        credentials.is_foreign = false;
-        save(&credentials, journal).await?;
-        Ok(Self { key, id })
-    }
-
-    /// A POST signed by this account; a POST-as-GET without `payload`.
-    pub(super) async fn post(
-        &self,
-        transport: &Transport,
-        directory: &Directory,
-        endpoint: &'static str,
-        url: &str,
-        payload: Option<&Value>,
-    ) -> Result<Reply, Cause> {
-        let signer = Signer::Account(&self.key, &self.id);
-        transport
-            .post(endpoint, url, signer, &directory.new_nonce, payload)
-            .await
-    }
-
     /// The key authorization of a challenge's `token` (section 8.1).
     pub(super) fn key_authorization(&self, token: &str) -> String {
         format!("{token}.{}", self.key.thumbprint())
     }
 }
 
+impl Client {
+    /// The stored account, or a new one. If the CA has forgotten it, its key is
+    /// registered again.
+    pub(super) async fn open_account(
+        &self,
+        directory: &Directory,
+        journal: &mut dyn Journal,
+        is_forgotten: bool,
+    ) -> Result<Account, Cause> {
+        let mut stored = stored_or_new(&self.settings.directory, journal).await?;
+        let key = decode(stored.key_pkcs8.expose())
+            .and_then(|der| AccountKey::from_pkcs8(&der))
+            .ok_or_else(unreadable)?;
+        if let (Some(id), false) = (&stored.id, is_forgotten) {
+            let id = id.clone();
+            return Ok(Account { key, id });
+        }
+        let found = self.register(directory, &key, stored.is_foreign).await;
+        let id = match found {
+            Err(cause) if stored.is_foreign && cause.objection() == Some("accountDoesNotExist") => {
+                tracing::warn!("the CA has no account for the imported key; registering it");
+                self.register(directory, &key, false).await?
+            }
+            found => found?,
+        };
+        stored.id = Some(id.clone());
+        stored.is_foreign = false;
+        let saved = journal.save_account(&stored.to_json()?).await;
+        saved.map_err(Cause::Journal)?;
+        Ok(Account { key, id })
+    }
+
+    /// Registers `key`, or only looks up its existing account (section 7.3.1). Returns
+    /// the account's URL.
+    async fn register(
+        &self,
+        directory: &Directory,
+        key: &AccountKey,
+        only_existing: bool,
+    ) -> Result<String, Cause> {
+        let (url, settings) = (&directory.new_account, &self.settings.account);
+        let mut payload = json!({"termsOfServiceAgreed": settings.terms_agreed});
+        if only_existing {
+            payload["onlyReturnExisting"] = true.into();
+        }
+        if let Some(email) = &settings.email {
+            payload["contact"] = json!([format!("mailto:{email}")]);
+        }
+        if let Some((id, secret)) = &settings.external {
+            payload["externalAccountBinding"] = key.bind(id, secret, url);
+        }
+        let (signer, new_nonce) = (Signer::Key(key), &directory.new_nonce);
+        let reply = self
+            .transport
+            .post("new-account", url, signer, new_nonce, Some(&payload));
+        let id = reply.await?.location;
+        let id = id.ok_or_else(|| Cause::Protocol("a new account without a URL".into()))?;
+        https(&id)?;
+        Ok(id)
+    }
+}
+
 async fn stored_or_new(ca: &str, journal: &mut dyn Journal) -> Result<StoredAccount, Cause> {
     if let Some(stored) = journal.account().await.map_err(Cause::Journal)? {
-        return serde_json::from_str(stored.expose()).map_err(|_| unreadable());
+        return read(&stored);
     }
     let key = AccountKey::generate()
         .map_err(|_| Cause::Journal("the account key could not be generated".into()))?;
@@ -113,77 +138,8 @@ async fn stored_or_new(ca: &str, journal: &mut dyn Journal) -> Result<StoredAcco
         directory: Some(ca.to_owned()),
         is_foreign: false,
     };
-    let stored = journal.create_account(&to_json(&credentials)?).await;
-    let stored = stored.map_err(Cause::Journal)?;
-    serde_json::from_str(stored.expose()).map_err(|_| unreadable())
-}
-
-/// The CA's existing account of `key` (section 7.3.1), else a new one.
-async fn find(
-    transport: &Transport,
-    directory: &Directory,
-    options: &AccountSettings,
-    key: &AccountKey,
-) -> Result<String, Cause> {
-    match register(transport, directory, options, key, true).await {
-        Err(cause) if cause.objection() == Some("accountDoesNotExist") => {
-            tracing::warn!("the CA has no account for the imported key; registering it");
-            register(transport, directory, options, key, false).await
-        }
-        found => found,
-    }
-}
-
-async fn register(
-    transport: &Transport,
-    directory: &Directory,
-    options: &AccountSettings,
-    key: &AccountKey,
-    only_existing: bool,
-) -> Result<String, Cause> {
-    let url = &directory.new_account;
-    let contact = options
-        .email
-        .as_ref()
-        .map(|email| format!("mailto:{email}"));
-    let contacts: Vec<&str> = contact.as_deref().into_iter().collect();
-    let new = NewAccount {
-        contact: &contacts,
-        terms_of_service_agreed: options.terms_agreed,
-        only_return_existing: only_existing,
-    };
-    let mut payload = serde_json::to_value(&new).map_err(|e| Cause::Protocol(e.to_string()))?;
-    if let (true, Some(members)) = (contacts.is_empty(), payload.as_object_mut()) {
-        members.remove("contact");
-    }
-    if let Some((id, secret)) = &options.external {
-        payload["externalAccountBinding"] = key.bind(id, secret, url);
-    }
-    let signer = Signer::Key(key);
-    let reply = transport
-        .post(
-            "new-account",
-            url,
-            signer,
-            &directory.new_nonce,
-            Some(&payload),
-        )
-        .await?;
-    let id = reply
-        .location
-        .ok_or_else(|| Cause::Protocol("a new account without a URL".into()))?;
-    https(&id)?;
-    Ok(id)
-}
-
-async fn save(credentials: &StoredAccount, journal: &mut dyn Journal) -> Result<(), Cause> {
-    let saved = journal.save_account(&to_json(credentials)?).await;
-    saved.map_err(Cause::Journal)
-}
-
-fn to_json(credentials: &StoredAccount) -> Result<Secret, Cause> {
-    let json = serde_json::to_string(credentials).map_err(|e| Cause::Journal(e.into()))?;
-    Ok(Secret::new(json))
+    let stored = journal.create_account(&credentials.to_json()?).await;
+    read(&stored.map_err(Cause::Journal)?)
 }
 
 fn unreadable() -> Cause {
@@ -192,10 +148,10 @@ fn unreadable() -> Cause {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Issuer;
     use super::super::fake::{FakeCa, Memory, Scripted, pending};
-    use super::super::{Cause, Client, Issuer};
     use super::*;
-    use serde_json::json;
+    use serde_json::Value;
 
     #[tokio::test]
     async fn stored_key_is_registered_again_after_a_lost_reply() {

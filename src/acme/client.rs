@@ -6,18 +6,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde_json::Value;
 use tokio::sync::Mutex;
 
 use super::account::{Account, AccountSettings};
-use super::directory::{CachedDirectory, Directory, Meta};
+use super::directory::Directory;
 use super::error::{AcmeError, Cause, Phase};
-use super::exchange::{Exchange, Transport, https};
-use super::flow::{During, Failed, Flow};
+use super::exchange::{Exchange, Reply, Transport, https};
+use super::jws::Signer;
 use super::rate::Limiters;
 use super::{ClockReading, Issuer, Journal, Observer, renewal_info};
 use crate::challenge::Solver;
 use crate::record::{PendingOrder, Window};
 use crate::time::Clock;
+
+/// The directory is read again at this age.
+const MAX_AGE: Duration = Duration::from_secs(86_400);
 
 /// The parts and settings of a client.
 pub struct ClientSettings {
@@ -41,10 +45,19 @@ pub struct ClientSettings {
 
 /// An ACME client for one directory.
 pub struct Client {
-    settings: ClientSettings,
-    transport: Transport,
-    directory: CachedDirectory,
+    pub(super) settings: ClientSettings,
+    pub(super) transport: Transport,
+    /// The directory, and the stopwatch's time when it was read.
+    directory: Mutex<Option<(Duration, Arc<Directory>)>>,
     account: Mutex<Option<Arc<Account>>>,
+}
+
+/// One order in progress. Its steps are in [`super::order`], [`super::authorization`]
+/// and [`super::poll`].
+pub(super) struct Flow<'a> {
+    pub(super) client: &'a Client,
+    pub(super) directory: &'a Directory,
+    pub(super) account: &'a Account,
 }
 
 impl Client {
@@ -57,24 +70,36 @@ impl Client {
             let url = crate::text::printable(&settings.directory);
             format!("the directory `{url}` is not an https:// URL")
         })?;
-        let transport = Transport::new(
-            settings.exchange.clone(),
-            settings.observer.clone(),
-            settings.clock.clone(),
-        );
-        let transport = transport.limited_by(settings.limiters.at(&settings.directory));
         Ok(Self {
+            transport: Transport::new(
+                settings.exchange.clone(),
+                settings.observer.clone(),
+                settings.clock.clone(),
+                settings.limiters.at(&settings.directory),
+            ),
             settings,
-            transport,
-            directory: CachedDirectory::default(),
+            directory: Mutex::default(),
             account: Mutex::default(),
         })
     }
 
+    /// The directory. Concurrent callers wait for one request.
     async fn directory(&self) -> Result<Arc<Directory>, AcmeError> {
-        let (url, clock) = (&self.settings.directory, self.settings.clock.as_ref());
-        let read = self.directory.read(&self.transport, url, clock).await;
-        read.map_err(|cause| self.failed(Phase::Directory, cause))
+        let mut cached = self.directory.lock().await;
+        let now = self.settings.clock.stopwatch();
+        if let Some((at, directory)) = cached.as_ref()
+            && now.saturating_sub(*at) < MAX_AGE
+        {
+            return Ok(directory.clone());
+        }
+        let directory = self.read_directory().await?;
+        *cached = Some((now, directory.clone()));
+        Ok(directory)
+    }
+
+    async fn read_directory(&self) -> Result<Arc<Directory>, AcmeError> {
+        let read = Directory::read(&self.transport, &self.settings.directory).await;
+        read.map(Arc::new).map_err(self.at(Phase::Directory))
     }
 
     /// The account, opened once. An account `forgotten` by the CA is registered
@@ -84,26 +109,16 @@ impl Client {
         directory: &Directory,
         journal: &mut dyn Journal,
         forgotten: Option<&Arc<Account>>,
-    ) -> Result<Arc<Account>, Failed> {
-        let mut kept = self.account.lock().await;
-        if let Some(account) = kept.as_ref()
+    ) -> Result<Arc<Account>, AcmeError> {
+        let mut cached = self.account.lock().await;
+        if let Some(account) = cached.as_ref()
             && forgotten.is_none_or(|forgotten| !Arc::ptr_eq(forgotten, account))
         {
             return Ok(account.clone());
         }
-        let (ca, settings) = (&self.settings.directory, &self.settings.account);
-        let is_forgotten = forgotten.is_some();
-        let opened = Account::open(
-            &self.transport,
-            directory,
-            ca,
-            settings,
-            journal,
-            is_forgotten,
-        )
-        .await;
-        let account = Arc::new(opened.during(Phase::Account)?);
-        *kept = Some(account.clone());
+        let opened = self.open_account(directory, journal, forgotten.is_some());
+        let account = Arc::new(opened.await.map_err(self.at(Phase::Account))?);
+        *cached = Some(account.clone());
         Ok(account)
     }
 
@@ -112,47 +127,45 @@ impl Client {
         directory: &Directory,
         mut pending: PendingOrder,
         journal: &mut dyn Journal,
-    ) -> Result<String, Failed> {
+    ) -> Result<String, AcmeError> {
         let account = self.account(directory, journal, None).await?;
-        let result = self
-            .flow(directory, &account)
-            .run(&mut pending, journal)
-            .await;
-        match result {
-            Err(failed) if failed.cause.refusal() == Some("accountDoesNotExist") => {
+        let flow = |account| Flow {
+            client: self,
+            directory,
+            account,
+        };
+        match flow(&account).run(&mut pending, journal).await {
+            Err(error) if error.cause.refusal() == Some("accountDoesNotExist") => {
                 let account = self.account(directory, journal, Some(&account)).await?;
-                self.flow(directory, &account)
-                    .run(&mut pending, journal)
-                    .await
+                flow(&account).run(&mut pending, journal).await
             }
             result => result,
         }
     }
 
-    fn flow<'a>(&'a self, directory: &'a Directory, account: &'a Account) -> Flow<'a> {
-        Flow {
-            transport: &self.transport,
-            directory,
-            account,
-            solvers: &self.settings.solvers,
-            clock: self.settings.clock.as_ref(),
-            preferred_chain: self.settings.preferred_chain.as_deref(),
-        }
-    }
-
-    fn failed(&self, phase: Phase, cause: Cause) -> AcmeError {
-        AcmeError {
+    /// Adds the CA and the phase to a cause.
+    pub(super) fn at(&self, phase: Phase) -> impl Fn(Cause) -> AcmeError {
+        move |cause| AcmeError {
             ca: self.settings.directory.clone(),
             phase,
             cause,
         }
     }
+}
 
-    fn with_hint(&self, failed: Failed, meta: &Meta) -> AcmeError {
-        self.failed(
-            failed.phase,
-            failed.cause.with_hint_from(meta, failed.phase),
-        )
+impl Flow<'_> {
+    /// A POST signed by the account; a POST-as-GET without `payload`.
+    pub(super) async fn post(
+        &self,
+        endpoint: &'static str,
+        url: &str,
+        payload: Option<&Value>,
+    ) -> Result<Reply, Cause> {
+        let signer = Signer::Account(&self.account.key, &self.account.id);
+        let (transport, new_nonce) = (&self.client.transport, &self.directory.new_nonce);
+        transport
+            .post(endpoint, url, signer, new_nonce, payload)
+            .await
     }
 }
 
@@ -165,7 +178,10 @@ impl Issuer for Client {
     ) -> Result<String, AcmeError> {
         let directory = self.directory().await?;
         let result = self.complete(&directory, pending, journal).await;
-        result.map_err(|failed| self.with_hint(failed, &directory.meta))
+        result.map_err(|error| {
+            let cause = error.cause.with_hint_from(&directory.meta, error.phase);
+            AcmeError { cause, ..error }
+        })
     }
 
     fn clocks(&self) -> Option<ClockReading> {
@@ -184,22 +200,21 @@ impl Issuer for Client {
     }
 
     async fn probe(&self) -> Result<(), AcmeError> {
-        let (url, clock) = (&self.settings.directory, self.settings.clock.as_ref());
-        let read = self.directory.refresh(&self.transport, url, clock).await;
-        read.map_err(|cause| self.failed(Phase::Directory, cause))
+        let directory = self.read_directory().await?;
+        let now = self.settings.clock.stopwatch();
+        *self.directory.lock().await = Some((now, directory));
+        Ok(())
     }
 
     async fn renewal_info(
         &self,
         renewal_id: &str,
-        _journal: &mut dyn Journal,
     ) -> Result<Option<(Window, Duration)>, AcmeError> {
         let directory = self.directory().await?;
         let Some(url) = &directory.renewal_info else {
             return Ok(None);
         };
-        let clock = self.settings.clock.as_ref();
-        let fetched = renewal_info::fetch(&self.transport, url, renewal_id, clock).await;
-        fetched.map_err(|cause| self.failed(Phase::RenewalInfo, cause))
+        let read = renewal_info::read(&self.transport, url, renewal_id).await;
+        read.map_err(self.at(Phase::RenewalInfo))
     }
 }

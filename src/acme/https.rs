@@ -6,6 +6,7 @@
 
 use std::error::Error;
 use std::io;
+use std::iter::successors;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{HeaderValue, USER_AGENT};
 use http::{Request, Response};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -51,40 +52,32 @@ impl Https {
             .map_err(|error| error.to_string())?
             .with_root_certificates(roots(extra_roots)?)
             .with_no_client_auth();
+        let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
+        // A request is written in two parts: the second must not wait for the first to
+        // be acknowledged.
+        connector.set_nodelay(true);
         let https = hyper_rustls::HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_only()
             .enable_http1()
-            .wrap_connector(connector());
+            .wrap_connector(connector);
         Ok(Self {
             client: Client::builder(TokioExecutor::new()).build(https),
         })
     }
 }
 
-/// A request is written in two parts: the second must not wait for the first
-/// to be acknowledged.
-fn connector() -> HttpConnector {
-    let mut connector = HttpConnector::new();
-    connector.enforce_http(false);
-    connector.set_nodelay(true);
-    connector
-}
-
 fn roots(extra: Option<&[u8]>) -> Result<rustls::RootCertStore, String> {
-    let mut roots =
-        rustls::RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    let Some(pem) = extra else {
-        return Ok(roots);
-    };
+    let built_in = webpki_roots::TLS_SERVER_ROOTS.iter().cloned();
+    let mut roots: rustls::RootCertStore = built_in.collect();
     let built_in = roots.len();
-    for root in CertificateDer::pem_slice_iter(pem) {
+    for root in CertificateDer::pem_slice_iter(extra.unwrap_or_default()) {
         let root = root.map_err(|_| "the CA's root is not readable PEM")?;
-        roots
-            .add(root)
-            .map_err(|error| format!("the CA's root is not usable: {error}"))?;
+        let added = roots.add(root);
+        added.map_err(|error| format!("the CA's root is not usable: {error}"))?;
     }
-    if roots.len() == built_in {
+    if extra.is_some() && roots.len() == built_in {
         return Err("there is no certificate in the file of the CA's root".into());
     }
     Ok(roots)
@@ -100,7 +93,7 @@ impl Exchange for Https {
         request.headers_mut().insert(USER_AGENT, agent);
         let exchanged = async {
             let reply = self.client.request(request.map(Full::new)).await;
-            whole(reply.map_err(|error| sort(&error))?).await
+            whole(reply.map_err(|error| classify(&error))?).await
         };
         tokio::select! {
             biased;
@@ -134,9 +127,8 @@ where
     async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, ExchangeError> {
         let mut service = self.0.clone();
         let broken = |error: S::Error| ExchangeError::Broken(printable(&error.to_string()));
-        std::future::poll_fn(|context| service.poll_ready(context))
-            .await
-            .map_err(broken)?;
+        let ready = std::future::poll_fn(|context| service.poll_ready(context));
+        ready.await.map_err(broken)?;
         whole(service.call(request.map(Full::new)).await.map_err(broken)?).await
     }
 }
@@ -147,20 +139,15 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let (parts, body) = reply.into_parts();
-    let body = Limited::new(body, LARGEST_BODY).collect().await;
-    let body =
-        body.map_err(
-            |error| match error.downcast_ref::<http_body_util::LengthLimitError>() {
-                Some(_) => ExchangeError::TooLarge(LARGEST_BODY),
-                None => ExchangeError::Broken(printable(&chain(error.as_ref()))),
-            },
-        )?;
-    Ok(Response::from_parts(parts, body.to_bytes()))
+    match Limited::new(body, LARGEST_BODY).collect().await {
+        Ok(body) => Ok(Response::from_parts(parts, body.to_bytes())),
+        Err(error) if error.is::<LengthLimitError>() => Err(ExchangeError::TooLarge(LARGEST_BODY)),
+        Err(error) => Err(ExchangeError::Broken(printable(&chain(error.as_ref())))),
+    }
 }
 
-/// Tells a name that does not resolve, a port that is closed and a server that
-/// is not trusted apart: each has another remedy.
-fn sort(error: &hyper_util::client::legacy::Error) -> ExchangeError {
+/// Classifies an error by its remedy.
+fn classify(error: &hyper_util::client::legacy::Error) -> ExchangeError {
     let text = printable(&chain(error));
     if let Some(tls) = tls_error(error) {
         return match tls {
@@ -175,17 +162,14 @@ fn sort(error: &hyper_util::client::legacy::Error) -> ExchangeError {
         return ExchangeError::Unresolved(text);
     }
     if error.is_connect() {
-        return ExchangeError::Connect(printable(&innermost(error).to_string()));
+        return ExchangeError::Connect(printable(&causes(error).last().unwrap_or_default()));
     }
     ExchangeError::Broken(text)
 }
 
-/// What is wrong with no more than the time of it.
+/// How the certificate of a server is invalid, if only its dates are.
 fn outside_validity(reason: &CertificateError) -> Option<OutsideValidity> {
-    let at = |time: UnixTime| {
-        let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
-        Timestamp::from_seconds(seconds)
-    };
+    let at = |time: UnixTime| Timestamp::from_seconds(time.as_secs().cast_signed());
     match *reason {
         CertificateError::ExpiredContext { time, not_after } => Some(OutsideValidity::Expired {
             ours: at(time),
@@ -202,40 +186,23 @@ fn outside_validity(reason: &CertificateError) -> Option<OutsideValidity> {
 }
 
 fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(tls) = error.downcast_ref() {
-            return Some(tls);
-        }
+    let inner = |&error: &&'a (dyn Error + 'static)| -> Option<&'a (dyn Error + 'static)> {
         // An io::Error shows its content's source, not its content.
-        let content = error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref);
-        next = match content {
+        match error.downcast_ref().and_then(io::Error::get_ref) {
             Some(content) => Some(content),
             None => error.source(),
-        };
-    }
-    None
+        }
+    };
+    successors(Some(error), inner).find_map(|error| error.downcast_ref())
 }
 
-fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost
+/// The error and its sources.
+fn causes(error: &(dyn Error + 'static)) -> impl Iterator<Item = String> {
+    successors(Some(error), |&error| error.source()).map(ToString::to_string)
 }
 
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
+fn chain(error: &(dyn Error + 'static)) -> String {
+    causes(error).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]
@@ -243,7 +210,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_router_of_this_process_answers_within_bounds() {
+    async fn in_process_router_answers_within_bounds() {
         use axum::routing::get;
         let router = axum::Router::new()
             .route("/small", get(async || "fine"))
@@ -262,7 +229,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_closed_port_and_plain_http_are_told_apart() {
+    async fn closed_port_and_plain_http_are_distinguished() {
         let https = Https::new(None).unwrap();
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = closed.local_addr().unwrap().port();
@@ -277,7 +244,7 @@ mod tests {
         assert!(plain.is_err(), "{plain:?}");
     }
 
-    /// Where somebody shows this certificate, once.
+    /// The port of a server that shows this certificate once.
     async fn shown(made: &rcgen::Certificate, key: &rcgen::KeyPair) -> u16 {
         let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der());
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -304,7 +271,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_unknown_root_is_told_with_its_remedy() {
+    async fn unknown_root_is_reported_with_its_remedy() {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let port = shown(&made.cert, &made.signing_key).await;
         let error = refused(port, None).await;
@@ -314,7 +281,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_certificate_that_is_over_or_not_yet_valid_is_told_with_the_clock() {
+    async fn certificate_outside_its_validity_is_reported_with_the_clock() {
         let key = rcgen::KeyPair::generate().unwrap();
         let year = |year| rcgen::date_time_ymd(year, 1, 1);
         for (from, to) in [(2001, 2002), (2998, 2999)] {
@@ -339,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn roots_that_are_none_are_refused() {
+    fn invalid_roots_are_rejected() {
         assert!(Https::new(Some(b"")).is_err());
         assert!(
             Https::new(Some(

@@ -170,7 +170,6 @@ impl Issuer for NodeIssuer {
     async fn renewal_info(
         &self,
         renewal_id: &str,
-        _journal: &mut dyn Journal,
     ) -> Result<Option<(Window, Duration)>, AcmeError> {
         // The client's own retries (RFC 9773 section 4.3.3).
         let mut pauses = [1, 4].into_iter().map(Duration::from_secs);

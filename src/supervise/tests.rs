@@ -218,7 +218,6 @@ impl acme::Issuer for Signer {
     async fn renewal_info(
         &self,
         _renewal_id: &str,
-        _journal: &mut dyn Journal,
     ) -> Result<Option<(Window, Duration)>, AcmeError> {
         self.windows.fetch_add(1, Ordering::SeqCst);
         if self.windowless.load(Ordering::SeqCst) {
