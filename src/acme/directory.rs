@@ -70,7 +70,7 @@ impl Cause {
     pub(super) fn invalid_profile(profile: &str, meta: &Meta) -> Self {
         let message = format!("the CA does not offer the profile `{}`", printable(profile));
         let mut explained = Explained::new(message, profiles_hint(meta));
-        explained.kind = "invalidProfile".to_owned();
+        explained.kind = "invalidProfile".into();
         Self::Refused(explained)
     }
 
@@ -81,7 +81,7 @@ impl Cause {
         };
         let terms = meta.terms_of_service.as_deref().map(printable);
         let identity = meta.caa_identities.first().map(|name| printable(name));
-        let hint = match (explained.kind.as_str(), terms, identity) {
+        let hint = match (explained.kind.as_ref(), terms, identity) {
             ("invalidProfile", ..) => Some(profiles_hint(meta)),
             ("caa", _, Some(name)) => Some(Cow::Owned(format!(
                 "the name's CAA records forbid this CA: add `0 issue \"{name}\"`, or use a CA that they allow"

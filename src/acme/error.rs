@@ -108,8 +108,9 @@ pub struct Explained {
     message: String,
     pub(super) hint: Cow<'static, str>,
     /// The CA's error type (`caa`, `rejectedIdentifier`); empty for an error of ours.
-    pub(super) kind: String,
-    /// The failed names, if the CA reports them. Boxed, so that errors stay small.
+    /// Boxed as the names are, so that errors stay small.
+    pub(super) kind: Box<str>,
+    /// The failed names, if the CA reports them.
     names: Box<[FailedName]>,
 }
 
@@ -118,7 +119,7 @@ impl Explained {
         Self {
             message: message.into(),
             hint: hint.into(),
-            kind: String::new(),
+            kind: Box::default(),
             names: Box::default(),
         }
     }
@@ -295,7 +296,7 @@ impl Cause {
     /// The CA answers with a server error.
     pub(super) fn failing(message: String, problem: Option<&instant_acme::Problem>) -> Self {
         let explained = Explained::new(message, "try again later: the CA is failing");
-        let kind = problem.map_or("", problem::kind).to_owned();
+        let kind = problem.map_or("", problem::kind).into();
         Self::Unreachable(Explained { kind, ..explained })
     }
 
@@ -336,7 +337,7 @@ impl Cause {
         };
         let explained = Explained::new(describe(problem), refusal_hint(kind));
         Self::Refused(Explained {
-            kind: kind.to_owned(),
+            kind: kind.into(),
             names: names_of(problem).into(),
             ..explained
         })
