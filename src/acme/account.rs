@@ -3,13 +3,10 @@
 //! returns the same account. It never makes a second account.
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
-use super::directory::Directory;
+use super::Journal;
 use super::error::Cause;
-use super::exchange::https;
-use super::jws::{AccountKey, Signer, decode, encode};
-use super::{Client, Journal};
+use super::jws::{AccountKey, encode};
 use crate::certificate::Secret;
 
 /// The registration at the CA.
@@ -64,69 +61,11 @@ impl Account {
     }
 }
 
-impl Client {
-    /// The stored account, or a new one. If the CA has forgotten it, its key is
-    /// registered again.
-    pub(super) async fn open_account(
-        &self,
-        directory: &Directory,
-        journal: &mut dyn Journal,
-        is_forgotten: bool,
-    ) -> Result<Account, Cause> {
-        let mut stored = stored_or_new(&self.settings.directory, journal).await?;
-        let key = decode(stored.key_pkcs8.expose())
-            .and_then(|der| AccountKey::from_pkcs8(&der))
-            .ok_or_else(unreadable)?;
-        if let (Some(id), false) = (&stored.id, is_forgotten) {
-            let id = id.clone();
-            return Ok(Account { key, id });
-        }
-        let found = self.register(directory, &key, stored.is_foreign).await;
-        let id = match found {
-            Err(cause) if stored.is_foreign && cause.objection() == Some("accountDoesNotExist") => {
-                tracing::warn!("the CA has no account for the imported key; registering it");
-                self.register(directory, &key, false).await?
-            }
-            found => found?,
-        };
-        stored.id = Some(id.clone());
-        stored.is_foreign = false;
-        let saved = journal.save_account(&stored.to_json()?).await;
-        saved.map_err(Cause::Journal)?;
-        Ok(Account { key, id })
-    }
-
-    /// Registers `key`, or only looks up its existing account (section 7.3.1). Returns
-    /// the account's URL.
-    async fn register(
-        &self,
-        directory: &Directory,
-        key: &AccountKey,
-        only_existing: bool,
-    ) -> Result<String, Cause> {
-        let (url, settings) = (&directory.new_account, &self.settings.account);
-        let mut payload = json!({"termsOfServiceAgreed": settings.terms_agreed});
-        if only_existing {
-            payload["onlyReturnExisting"] = true.into();
-        }
-        if let Some(email) = &settings.email {
-            payload["contact"] = json!([format!("mailto:{email}")]);
-        }
-        if let Some((id, secret)) = &settings.external {
-            payload["externalAccountBinding"] = key.bind(id, secret, url);
-        }
-        let (signer, new_nonce) = (Signer::Key(key), &directory.new_nonce);
-        let reply = self
-            .transport
-            .post("new-account", url, signer, new_nonce, Some(&payload));
-        let id = reply.await?.location;
-        let id = id.ok_or_else(|| Cause::Protocol("a new account without a URL".into()))?;
-        https(&id)?;
-        Ok(id)
-    }
-}
-
-async fn stored_or_new(ca: &str, journal: &mut dyn Journal) -> Result<StoredAccount, Cause> {
+/// The stored account of the CA, or a new key, stored before its registration.
+pub(super) async fn stored_or_new(
+    ca: &str,
+    journal: &mut dyn Journal,
+) -> Result<StoredAccount, Cause> {
     if let Some(stored) = journal.account().await.map_err(Cause::Journal)? {
         return read(&stored);
     }
@@ -142,7 +81,7 @@ async fn stored_or_new(ca: &str, journal: &mut dyn Journal) -> Result<StoredAcco
     read(&stored.map_err(Cause::Journal)?)
 }
 
-fn unreadable() -> Cause {
+pub(super) fn unreadable() -> Cause {
     Cause::Journal("the stored account cannot be parsed".into())
 }
 

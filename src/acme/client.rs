@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
-use super::account::{Account, AccountSettings};
+use super::account::{self, Account, AccountSettings};
 use super::directory::Directory;
 use super::error::{AcmeError, Cause, Phase};
 use super::exchange::{Exchange, Reply, Transport, https};
-use super::jws::Signer;
+use super::jws::{AccountKey, Signer, decode};
 use super::rate::Limiters;
 use super::{ClockReading, Issuer, Journal, Observer, renewal_info};
 use crate::challenge::Solver;
@@ -120,6 +120,66 @@ impl Client {
         let account = Arc::new(opened.await.map_err(self.at(Phase::Account))?);
         *cached = Some(account.clone());
         Ok(account)
+    }
+
+    /// The stored account, or a new one. If the CA has forgotten it, its key is
+    /// registered again.
+    async fn open_account(
+        &self,
+        directory: &Directory,
+        journal: &mut dyn Journal,
+        is_forgotten: bool,
+    ) -> Result<Account, Cause> {
+        let mut stored = account::stored_or_new(&self.settings.directory, journal).await?;
+        let key = decode(stored.key_pkcs8.expose())
+            .and_then(|der| AccountKey::from_pkcs8(&der))
+            .ok_or_else(account::unreadable)?;
+        if let (Some(id), false) = (&stored.id, is_forgotten) {
+            let id = id.clone();
+            return Ok(Account { key, id });
+        }
+        let found = self.register(directory, &key, stored.is_foreign).await;
+        let id = match found {
+            Err(cause) if stored.is_foreign && cause.objection() == Some("accountDoesNotExist") => {
+                tracing::warn!("the CA has no account for the imported key; registering it");
+                self.register(directory, &key, false).await?
+            }
+            found => found?,
+        };
+        stored.id = Some(id.clone());
+        stored.is_foreign = false;
+        let saved = journal.save_account(&stored.to_json()?).await;
+        saved.map_err(Cause::Journal)?;
+        Ok(Account { key, id })
+    }
+
+    /// Registers `key`, or only looks up its existing account (section 7.3.1). Returns
+    /// the account's URL.
+    async fn register(
+        &self,
+        directory: &Directory,
+        key: &AccountKey,
+        only_existing: bool,
+    ) -> Result<String, Cause> {
+        let (url, settings) = (&directory.new_account, &self.settings.account);
+        let mut payload = json!({"termsOfServiceAgreed": settings.terms_agreed});
+        if only_existing {
+            payload["onlyReturnExisting"] = true.into();
+        }
+        if let Some(email) = &settings.email {
+            payload["contact"] = json!([format!("mailto:{email}")]);
+        }
+        if let Some((id, secret)) = &settings.external {
+            payload["externalAccountBinding"] = key.bind(id, secret, url);
+        }
+        let (signer, new_nonce) = (Signer::Key(key), &directory.new_nonce);
+        let reply = self
+            .transport
+            .post("new-account", url, signer, new_nonce, Some(&payload));
+        let id = reply.await?.location;
+        let id = id.ok_or_else(|| Cause::Protocol("a new account without a URL".into()))?;
+        https(&id)?;
+        Ok(id)
     }
 
     async fn complete(

@@ -9,12 +9,12 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use serde_json::{Value, json};
 use x509_parser::pem::Pem;
 
+use super::Journal;
 use super::client::Flow;
-use super::error::{Cause, Phase};
+use super::error::{AcmeError, Cause, Phase};
 use super::exchange::{Reply, https};
 use super::jws::encode;
 use super::poll::PlacedOrder;
-use super::{AcmeError, Journal};
 use crate::identifier::Identifier;
 use crate::record::PendingOrder;
 
