@@ -87,10 +87,10 @@ pub(super) fn unreadable() -> Cause {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Issuer;
     use super::super::fake::{FakeCa, Memory, Scripted, pending};
+    use super::super::{Client, Issuer};
     use super::*;
-    use serde_json::Value;
+    use serde_json::{Value, json};
 
     #[tokio::test]
     async fn stored_key_is_registered_again_after_a_lost_reply() {
