@@ -12,7 +12,6 @@
 
 mod account;
 mod authorization;
-mod chains;
 pub mod client;
 mod directory;
 mod documents;
@@ -20,7 +19,6 @@ pub mod error;
 mod exchange;
 #[cfg(test)]
 mod fake;
-mod flow;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod https;
@@ -36,13 +34,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub use account::AccountOptions;
-pub use client::{Client, Options};
-pub use error::{AcmeError, Cause, ExchangeError, FailedName, Phase, Untimely};
+pub use account::AccountSettings;
+pub use client::{Client, ClientSettings};
+pub use error::{AcmeError, Cause, ExchangeError, FailedName, OutsideValidity, Phase};
 pub use exchange::Exchange;
 pub use https::{Https, InProcess};
 pub use imported::{ForeignAccount, ForeignKey, foreign_account, is_same_account};
-pub use rate::Paces;
+pub use rate::Limiters;
 
 use crate::certificate::Secret;
 use crate::record::{PendingOrder, Window};
@@ -71,26 +69,20 @@ pub type JournalError = Box<dyn std::error::Error + Send + Sync>;
 /// Counts requests and replies. `()` ignores them.
 pub trait Observer: Send + Sync {
     /// The CA answered a request for `endpoint` with `status`; 0: no reply.
-    fn request(&self, endpoint: &'static str, status: u16) {
-        let _ = (endpoint, status);
-    }
+    fn request(&self, _endpoint: &'static str, _status: u16) {}
 
     /// A reply's `Date`: the CA's clock, in whole seconds.
-    fn date(&self, instant: Timestamp) {
-        let _ = instant;
-    }
+    fn date(&self, _instant: Timestamp) {}
 
     /// No reply: by our clock, the certificate of the CA's server is not valid.
-    fn untimely(&self, untimely: Untimely) {
-        let _ = untimely;
-    }
+    fn outside_validity(&self, _outside: OutsideValidity) {}
 }
 
 impl Observer for () {}
 
 /// Two clocks, read at the same moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Dated {
+pub struct ClockReading {
     /// This machine's clock.
     pub ours: Timestamp,
     /// The CA's clock, in whole seconds.
@@ -100,12 +92,12 @@ pub struct Dated {
 /// Smaller steps back are ordinary corrections, such as NTP's.
 const SET_BACK: Duration = Duration::from_secs(60);
 
-impl Dated {
+impl ClockReading {
     /// The `known` reading, unless our clock was set back behind it. Such a reading is
     /// dropped: when our clock shows its time again, the skew may be another.
     #[must_use]
-    pub fn still(known: &mut Option<Self>, now: Timestamp) -> Option<Self> {
-        if known.is_some_and(|dated| dated.ours > now + SET_BACK) {
+    pub fn usable(known: &mut Option<Self>, now: Timestamp) -> Option<Self> {
+        if known.is_some_and(|reading| reading.ours > now + SET_BACK) {
             *known = None;
         }
         *known
@@ -113,7 +105,7 @@ impl Dated {
 
     /// The time at the CA when our clock shows `now`.
     #[must_use]
-    pub fn there(&self, now: Timestamp) -> Timestamp {
+    pub fn at_ca(&self, now: Timestamp) -> Timestamp {
         now + self.theirs.since(self.ours) - self.ours.since(self.theirs)
     }
 }
@@ -131,15 +123,14 @@ pub trait Issuer: Send + Sync {
 
     /// Both clocks at the CA's last reply; `None` before the first reply, and for a CA
     /// whose replies carry no `Date`.
-    fn dated(&self) -> Option<Dated> {
+    fn clocks(&self) -> Option<ClockReading> {
         None
     }
 
     /// Both clocks by a reply no older than `newest`; without one, the CA is probed.
     /// An error says why the probe failed.
-    async fn time(&self, newest: Duration) -> Result<Option<Dated>, AcmeError> {
-        let _ = newest;
-        Ok(self.dated())
+    async fn time(&self, _newest: Duration) -> Result<Option<ClockReading>, AcmeError> {
+        Ok(self.clocks())
     }
 
     /// Checks only that the CA answers.
@@ -147,11 +138,8 @@ pub trait Issuer: Send + Sync {
 
     /// The suggested renewal window and when to fetch it again; `None` if the CA
     /// offers none. Needs no account.
-    async fn renewal_info(
-        &self,
-        renewal_id: &str,
-        journal: &mut dyn Journal,
-    ) -> Result<Option<(Window, Duration)>, AcmeError>;
+    async fn renewal_info(&self, renewal_id: &str)
+    -> Result<Option<(Window, Duration)>, AcmeError>;
 }
 
 #[cfg(test)]
@@ -165,18 +153,18 @@ mod tests {
             Timestamp::from_seconds(1_800_000_000),
         );
         // Read while our clock was a day ahead.
-        let reading = Dated {
+        let reading = ClockReading {
             ours: now + day,
             theirs: now,
         };
         let mut known = Some(reading);
-        assert_eq!(Dated::still(&mut known, now + day), Some(reading));
+        assert_eq!(ClockReading::usable(&mut known, now + day), Some(reading));
         assert_eq!(
-            Dated::still(&mut known, now + day - SET_BACK),
+            ClockReading::usable(&mut known, now + day - SET_BACK),
             Some(reading)
         );
-        assert_eq!(Dated::still(&mut known, now), None);
+        assert_eq!(ClockReading::usable(&mut known, now), None);
         // A day later our clock shows that time again, correctly.
-        assert_eq!(Dated::still(&mut known, now + day), None);
+        assert_eq!(ClockReading::usable(&mut known, now + day), None);
     }
 }

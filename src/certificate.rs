@@ -18,7 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
@@ -142,11 +143,8 @@ pub enum BundleError {
     Der(usize, String),
     #[error("the key does not match the certificate")]
     KeyMismatch,
-    #[error("the certificate is for {found:?}, but {wanted:?} were requested")]
-    Names {
-        wanted: Vec<String>,
-        found: Vec<String>,
-    },
+    #[error("the certificate is for {found}, but {wanted} were requested")]
+    Names { wanted: String, found: String },
     #[error("certificate {0} of the chain did not sign the one before it")]
     Link(usize),
     #[error("not valid before {0}")]
@@ -198,11 +196,11 @@ impl Bundle {
         check_links(&chain)?;
         let facts = Facts::of(leaf)?;
         if facts.identifiers != *identifiers {
-            let texts = |set: &BTreeSet<Identifier>| set.iter().map(ToString::to_string).collect();
-            return Err(BundleError::Names {
-                wanted: texts(identifiers),
-                found: texts(&facts.identifiers),
+            let [wanted, found] = [identifiers, &facts.identifiers].map(|set| {
+                let names: Vec<_> = set.iter().map(ToString::to_string).collect();
+                names.join(", ")
             });
+            return Err(BundleError::Names { wanted, found });
         }
         facts.check_dates(now, freshness)?;
         Ok(Self {
@@ -256,23 +254,17 @@ impl Facts {
     /// [`BundleError::Der`] if it is not valid X.509.
     pub fn of(leaf: &CertificateDer<'_>) -> Result<Self, BundleError> {
         let certificate = parse(0, leaf)?;
-        let mut identifiers = BTreeSet::new();
-        if let Ok(Some(names)) = certificate.subject_alternative_name() {
-            for name in &names.value.general_names {
-                let identifier = match name {
-                    GeneralName::DNSName(name) => Identifier::parse(name).ok(),
-                    GeneralName::IPAddress(octets) => address(octets).map(Identifier::Ip),
-                    _ => None,
-                };
-                let identifier = identifier.ok_or_else(|| {
-                    BundleError::Der(0, "an alternative name of an unknown type".into())
-                })?;
-                identifiers.insert(identifier);
-            }
-        }
+        let names = certificate.subject_alternative_name().ok().flatten();
+        let names = names.iter().flat_map(|names| &names.value.general_names);
+        let identifiers = names.map(|name| match name {
+            GeneralName::DNSName(name) => Identifier::parse(name).ok(),
+            GeneralName::IPAddress(octets) => address(octets).map(Identifier::Ip),
+            _ => None,
+        });
+        let unknown = || BundleError::Der(0, "an alternative name of an unknown type".into());
         let validity = certificate.validity();
         Ok(Self {
-            identifiers,
+            identifiers: identifiers.collect::<Option<_>>().ok_or_else(unknown)?,
             not_before: Timestamp::from_seconds(validity.not_before.timestamp()),
             not_after: Timestamp::from_seconds(validity.not_after.timestamp()),
             fingerprint: Fingerprint::of(leaf),
@@ -331,11 +323,12 @@ fn parse<'a>(
 }
 
 fn check_key(key_pem: &Secret, leaf: &CertificateDer<'_>) -> Result<(), BundleError> {
-    let key =
-        PrivateKeyDer::from_pem_slice(key_pem.expose().as_bytes()).map_err(|_| BundleError::Key)?;
-    let key =
-        rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).map_err(|_| BundleError::Key)?;
-    let key = key.public_key().ok_or(BundleError::Key)?;
+    let key = PrivateKeyDer::from_pem_slice(key_pem.expose().as_bytes()).ok();
+    let key = key.and_then(|key| any_supported_type(&key).ok());
+    let key = key
+        .as_ref()
+        .and_then(|key| key.public_key())
+        .ok_or(BundleError::Key)?;
     if parse(0, leaf)?.public_key().raw == key.as_ref() {
         Ok(())
     } else {
@@ -356,37 +349,32 @@ fn check_links(chain: &[CertificateDer<'_>]) -> Result<(), BundleError> {
 }
 
 fn address(octets: &[u8]) -> Option<IpAddr> {
-    if let Ok(v4) = <[u8; 4]>::try_from(octets) {
-        return Some(IpAddr::from(v4));
-    }
-    <[u8; 16]>::try_from(octets).ok().map(IpAddr::from)
+    let v4 = <[u8; 4]>::try_from(octets).map(IpAddr::from);
+    v4.or_else(|_| octets.try_into().map(<[u8; 16]>::into)).ok()
 }
 
 fn renewal_id(certificate: &X509Certificate<'_>) -> Option<String> {
-    let key_identifier = certificate.extensions().iter().find_map(|extension| {
-        match extension.parsed_extension() {
-            ParsedExtension::AuthorityKeyIdentifier(aki) => aki.key_identifier.as_ref(),
-            _ => None,
-        }
+    let mut extensions = certificate.extensions().iter();
+    let key_identifier = extensions.find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(aki) => aki.key_identifier.as_ref(),
+        _ => None,
     })?;
-    let encode = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
-    Some(format!(
-        "{}.{}",
-        encode(key_identifier.0),
-        encode(certificate.raw_serial())
-    ))
+    let parts = [key_identifier.0, certificate.raw_serial()];
+    Some(
+        parts
+            .map(|bytes| BASE64_URL_SAFE_NO_PAD.encode(bytes))
+            .join("."),
+    )
 }
 
 fn pem(der: &CertificateDer<'_>) -> String {
     const LINE: usize = 64;
-    let encoded = base64::prelude::BASE64_STANDARD.encode(der);
-    let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
-    for line in encoded.as_bytes().chunks(LINE) {
-        text.extend(line.iter().map(|byte| char::from(*byte)));
-        text.push('\n');
-    }
-    text.push_str("-----END CERTIFICATE-----\n");
-    text
+    let encoded = BASE64_STANDARD.encode(der);
+    let lines = encoded.as_bytes().chunks(LINE);
+    let lines: String = lines
+        .map(|line| String::from_utf8_lossy(line) + "\n")
+        .collect();
+    format!("-----BEGIN CERTIFICATE-----\n{lines}-----END CERTIFICATE-----\n")
 }
 
 #[cfg(test)]

@@ -8,43 +8,35 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-/// Writes a new file with `mode` and flushes it to the disk.
-///
-/// # Errors
-/// Also when the file exists already.
+/// Writes a file that does not exist with `mode` and flushes it to the disk.
 pub(crate) fn write_new(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path)?;
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(mode).open(path)?;
     // The umask may have removed bits.
     file.set_permissions(PermissionsExt::from_mode(mode))?;
     file.write_all(content)?;
     file.sync_all()
 }
 
-/// Replaces `path` by `content` in one step.
-///
-/// # Errors
-/// The old content is still there, unless only the flush failed.
+/// Replaces `path` by `content` in one step. After an error the old content is still
+/// there, unless only the flush failed.
 pub(crate) fn replace(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
     replace_once_given(path, mode, content, |_| Ok(()))
 }
 
 /// The same with `give`, which sets the owner before the file gets its name: the file is
 /// readable for its reader from the first moment.
-///
-/// # Errors
-/// The old content is still there, unless only the flush failed.
 pub(crate) fn replace_once_given(
     path: &Path,
     mode: u32,
     content: &[u8],
     give: impl FnOnce(&Path) -> io::Result<()>,
 ) -> io::Result<()> {
-    let name = path.file_name().ok_or(ErrorKind::InvalidInput)?;
-    let aside = format!(".{}.new-{}", name.to_string_lossy(), std::process::id());
+    let name = path
+        .file_name()
+        .ok_or(ErrorKind::InvalidInput)?
+        .to_string_lossy();
+    let aside = format!(".{name}.new-{}", std::process::id());
     let aside = path.with_file_name(aside);
     remove_if_there(&aside)?;
     let written = write_new(&aside, mode, content)
@@ -55,7 +47,7 @@ pub(crate) fn replace_once_given(
         let _ = remove_if_there(&aside);
     }
     written?;
-    remove_leftovers(path, &name.to_string_lossy());
+    remove_leftovers(path, &name);
     sync_parent(path)
 }
 
@@ -88,18 +80,12 @@ fn remove_leftovers(path: &Path, name: &str) {
 /// Whether `found` is a temporary file that [`replace`] would have renamed to `name`.
 #[must_use]
 pub(crate) fn is_leftover(found: &str, name: &str) -> bool {
-    let process = found
-        .strip_prefix('.')
-        .and_then(|rest| rest.strip_prefix(name))
-        .and_then(|rest| rest.strip_prefix(".new-"));
+    let process = found.strip_prefix(&format!(".{name}.new-"));
     process.is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
 /// Creates the directory with `mode` and missing parents with 0755, whatever the umask
 /// is, and flushes each entry; succeeds if the directory exists.
-///
-/// # Errors
-/// Those of the system.
 pub(crate) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     let missing = path.ancestors().take_while(|path| !path.is_dir());
     let missing: Vec<&Path> = missing.filter(|path| *path != Path::new("")).collect();
@@ -116,9 +102,6 @@ pub(crate) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
 }
 
 /// Creates one directory with `mode`, whatever the umask is, without a flush.
-///
-/// # Errors
-/// Also when the name exists already.
 pub(crate) fn new_directory(path: &Path, mode: u32) -> io::Result<()> {
     const SET_GROUP: u32 = 0o2000;
     DirBuilder::new().mode(mode).create(path)?;
@@ -129,9 +112,6 @@ pub(crate) fn new_directory(path: &Path, mode: u32) -> io::Result<()> {
 
 /// Reads a short file that another user may have made. Anything but a regular file is
 /// refused, since a pipe without a writer would block.
-///
-/// # Errors
-/// Those of the system, and for content that is not a regular file or not UTF-8.
 pub(crate) fn read_short(path: &Path) -> io::Result<String> {
     const LONGEST: u64 = 4096;
     const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
@@ -146,31 +126,23 @@ pub(crate) fn read_short(path: &Path) -> io::Result<String> {
 }
 
 /// Flushes the directory that contains `path`.
-///
-/// # Errors
-/// Those of the system.
 pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     directory_of(path).map_or(Ok(()), sync)
 }
 
 fn directory_of(path: &Path) -> Option<&Path> {
-    let here = |parent: &Path| parent == Path::new("");
-    let parent = path.parent()?;
-    Some(if here(parent) { Path::new(".") } else { parent })
+    match path.parent()? {
+        here if here.as_os_str().is_empty() => Some(Path::new(".")),
+        parent => Some(parent),
+    }
 }
 
 /// Flushes the directory itself: its mode and its entries.
-///
-/// # Errors
-/// Those of the system.
 pub(crate) fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
 /// Removes a file; succeeds if it does not exist.
-///
-/// # Errors
-/// Those of the system.
 pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),

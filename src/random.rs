@@ -1,7 +1,7 @@
 //! Random numbers as a dependency: every draw goes through [`Random`], so that a seed
 //! repeats a run exactly.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 /// A source of uniform draws.
 pub trait Random: Send + Sync {
@@ -39,10 +39,7 @@ impl SeededRandom {
 
 impl Random for SeededRandom {
     fn below(&self, bound: u64) -> u64 {
-        let mut state = self
-            .0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         uniform(bound, || {
             *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let mut mixed = *state;

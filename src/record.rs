@@ -14,10 +14,7 @@ use crate::lineage::Lineage;
 use crate::time::Timestamp;
 
 /// Counts the certificates of a lineage, from 1; 0 is the placeholder.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-#[serde(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Generation(pub u64);
 
 impl Generation {
@@ -37,10 +34,7 @@ impl fmt::Display for Generation {
 
 /// Counts the saved states of a record: the value that compare-and-swap
 /// compares. 0 means "not stored yet".
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-#[serde(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Revision(pub u64);
 
 /// The durable state of one lineage.

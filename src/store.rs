@@ -5,10 +5,10 @@
 //! that was loaded and refuses when another writer was faster. A lease only
 //! prevents two processes from doing the same work.
 
-#[cfg(test)]
-mod contract;
 pub mod fs;
 pub mod memory;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 
@@ -18,7 +18,7 @@ use thiserror::Error;
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
 use crate::lineage::Lineage;
-use crate::record::{Generation, Record, Revision};
+use crate::record::{Generation, Issued, Record, Revision};
 
 /// Generations of a lineage whose pairs are kept, for a rollback.
 const KEPT_GENERATIONS: u64 = 3;
@@ -116,4 +116,39 @@ pub trait Store: Send + Sync {
         state: &CaState,
         expected: Revision,
     ) -> Result<Revision, StoreError>;
+}
+
+/// Compares the revision that was loaded with the stored one, and returns the next one.
+fn next_revision(
+    subject: String,
+    expected: Revision,
+    stored: Revision,
+) -> Result<Revision, StoreError> {
+    if stored != expected {
+        let found = stored.0;
+        return Err(StoreError::Conflict { subject, found });
+    }
+    Ok(Revision(expected.0 + 1))
+}
+
+/// The same for a record. A pair that is `new` must be newer than every stored one.
+fn check_save(
+    record: &Record,
+    expected: Revision,
+    stored: Option<&(Record, Revision)>,
+    new: Option<&Issued>,
+) -> Result<Revision, StoreError> {
+    let lineage = &record.lineage;
+    let found = stored.map_or(Revision::default(), |(_, revision)| *revision);
+    let revision = next_revision(format!("the record of {lineage}"), expected, found)?;
+    let newest = stored.and_then(|(record, _)| record.issued.as_ref());
+    if let (Some(newest), Some(new)) = (newest, new)
+        && newest.generation >= new.generation
+    {
+        return Err(StoreError::GenerationExists {
+            lineage: lineage.clone(),
+            generation: new.generation,
+        });
+    }
+    Ok(revision)
 }

@@ -2,20 +2,16 @@
 //! registration: after a crash the same key is registered again, and the CA
 //! returns the same account. It never makes a second account.
 
-use instant_acme::NewAccount;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::Journal;
-use super::directory::Directory;
 use super::error::Cause;
-use super::exchange::{Reply, Transport, https};
-use super::jws::{AccountKey, Signer, decode, encode};
+use super::jws::{AccountKey, encode};
 use crate::certificate::Secret;
 
 /// The registration at the CA.
 #[derive(Clone, Debug, Default)]
-pub struct AccountOptions {
+pub struct AccountSettings {
     /// The e-mail address for the CA's notices.
     pub email: Option<String>,
     /// Whether the user agrees to the CA's terms.
@@ -26,8 +22,9 @@ pub struct AccountOptions {
 
 /// A registered key.
 pub(super) struct Account {
-    key: AccountKey,
-    id: String,
+    pub(super) key: AccountKey,
+    /// The account's URL.
+    pub(super) id: String,
 }
 
 /// The stored form. instant-acme can read it if it has an `id` and a P-256 key.
@@ -45,65 +42,32 @@ pub(super) struct StoredAccount {
     pub(super) is_foreign: bool,
 }
 
-/// The key of a stored account.
-pub(super) fn stored_key(credentials: &Secret) -> Option<Secret> {
-    let credentials: StoredAccount = serde_json::from_str(credentials.expose()).ok()?;
-    Some(credentials.key_pkcs8)
+impl StoredAccount {
+    pub(super) fn to_json(&self) -> Result<Secret, Cause> {
+        let json = serde_json::to_string(self).map_err(|e| Cause::Journal(e.into()))?;
+        Ok(Secret::new(json))
+    }
+}
+
+/// Parses stored credentials.
+pub(super) fn read(credentials: &Secret) -> Result<StoredAccount, Cause> {
+    serde_json::from_str(credentials.expose()).map_err(|_| unreadable())
 }
 
 impl Account {
-    /// The stored account, or a new one. If the CA has forgotten it, its key is
-    /// registered again.
-    pub(super) async fn open(
-        transport: &Transport,
-        directory: &Directory,
-        ca: &str,
-        options: &AccountOptions,
-        journal: &mut dyn Journal,
-        is_forgotten: bool,
-    ) -> Result<Self, Cause> {
-        let mut credentials = stored_or_new(ca, journal).await?;
-        let key = decode(credentials.key_pkcs8.expose())
-            .and_then(|der| AccountKey::from_pkcs8(&der).ok())
-            .ok_or_else(unreadable)?;
-        if let (Some(id), false) = (&credentials.id, is_forgotten) {
-            let id = id.clone();
-            return Ok(Self { key, id });
-        }
-        let id = match credentials.is_foreign {
-            true => find(transport, directory, options, &key).await?,
-            false => register(transport, directory, options, &key, false).await?,
-        };
-        credentials.id = Some(id.clone());
-        credentials.is_foreign = false;
-        save(&credentials, journal).await?;
-        Ok(Self { key, id })
-    }
-
-    /// A POST signed by this account; a POST-as-GET without `payload`.
-    pub(super) async fn post(
-        &self,
-        transport: &Transport,
-        directory: &Directory,
-        endpoint: &'static str,
-        url: &str,
-        payload: Option<&Value>,
-    ) -> Result<Reply, Cause> {
-        let signer = Signer::Account(&self.key, &self.id);
-        transport
-            .post(endpoint, url, signer, &directory.new_nonce, payload)
-            .await
-    }
-
     /// The key authorization of a challenge's `token` (section 8.1).
     pub(super) fn key_authorization(&self, token: &str) -> String {
         format!("{token}.{}", self.key.thumbprint())
     }
 }
 
-async fn stored_or_new(ca: &str, journal: &mut dyn Journal) -> Result<StoredAccount, Cause> {
+/// The stored account of the CA, or a new key, stored before its registration.
+pub(super) async fn stored_or_new(
+    ca: &str,
+    journal: &mut dyn Journal,
+) -> Result<StoredAccount, Cause> {
     if let Some(stored) = journal.account().await.map_err(Cause::Journal)? {
-        return serde_json::from_str(stored.expose()).map_err(|_| unreadable());
+        return read(&stored);
     }
     let key = AccountKey::generate()
         .map_err(|_| Cause::Journal("the account key could not be generated".into()))?;
@@ -113,89 +77,20 @@ async fn stored_or_new(ca: &str, journal: &mut dyn Journal) -> Result<StoredAcco
         directory: Some(ca.to_owned()),
         is_foreign: false,
     };
-    let stored = journal.create_account(&to_json(&credentials)?).await;
-    let stored = stored.map_err(Cause::Journal)?;
-    serde_json::from_str(stored.expose()).map_err(|_| unreadable())
+    let stored = journal.create_account(&credentials.to_json()?).await;
+    read(&stored.map_err(Cause::Journal)?)
 }
 
-/// The CA's existing account of `key` (section 7.3.1), else a new one.
-async fn find(
-    transport: &Transport,
-    directory: &Directory,
-    options: &AccountOptions,
-    key: &AccountKey,
-) -> Result<String, Cause> {
-    match register(transport, directory, options, key, true).await {
-        Err(cause) if cause.objection() == Some("accountDoesNotExist") => {
-            tracing::warn!("the CA has no account for the imported key; registering it");
-            register(transport, directory, options, key, false).await
-        }
-        found => found,
-    }
-}
-
-async fn register(
-    transport: &Transport,
-    directory: &Directory,
-    options: &AccountOptions,
-    key: &AccountKey,
-    only_existing: bool,
-) -> Result<String, Cause> {
-    let url = &directory.new_account;
-    let contact = options
-        .email
-        .as_ref()
-        .map(|email| format!("mailto:{email}"));
-    let contacts: Vec<&str> = contact.as_deref().into_iter().collect();
-    let new = NewAccount {
-        contact: &contacts,
-        terms_of_service_agreed: options.terms_agreed,
-        only_return_existing: only_existing,
-    };
-    let mut payload = serde_json::to_value(&new).map_err(|e| Cause::Protocol(e.to_string()))?;
-    if let (true, Some(members)) = (contacts.is_empty(), payload.as_object_mut()) {
-        members.remove("contact");
-    }
-    if let Some((id, secret)) = &options.external {
-        payload["externalAccountBinding"] = key.bind(id, secret, url);
-    }
-    let signer = Signer::Key(key);
-    let reply = transport
-        .post(
-            "new-account",
-            url,
-            signer,
-            &directory.new_nonce,
-            Some(&payload),
-        )
-        .await?;
-    let id = reply
-        .location
-        .ok_or_else(|| Cause::Protocol("a new account without a URL".into()))?;
-    https(&id)?;
-    Ok(id)
-}
-
-async fn save(credentials: &StoredAccount, journal: &mut dyn Journal) -> Result<(), Cause> {
-    let saved = journal.save_account(&to_json(credentials)?).await;
-    saved.map_err(Cause::Journal)
-}
-
-fn to_json(credentials: &StoredAccount) -> Result<Secret, Cause> {
-    let json = serde_json::to_string(credentials).map_err(|e| Cause::Journal(e.into()))?;
-    Ok(Secret::new(json))
-}
-
-fn unreadable() -> Cause {
+pub(super) fn unreadable() -> Cause {
     Cause::Journal("the stored account cannot be parsed".into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::fake::{FakeCa, Memory, Scripted, pending};
-    use super::super::{Cause, Client, Issuer};
+    use super::super::{Client, Issuer};
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     #[tokio::test]
     async fn stored_key_is_registered_again_after_a_lost_reply() {
@@ -297,11 +192,11 @@ mod tests {
             ca.payloads("new-account").pop().unwrap()
         };
         assert_eq!(
-            register(ca.options()).await,
+            register(ca.settings()).await,
             json!({"termsOfServiceAgreed": false})
         );
-        let mut options = ca.options();
-        options.account = AccountOptions {
+        let mut options = ca.settings();
+        options.account = AccountSettings {
             email: Some("me@example.com".into()),
             terms_agreed: true,
             external: Some(("customer".into(), b"secret".to_vec())),

@@ -12,9 +12,9 @@ use instant_acme::{
 };
 use serde_json::json;
 
+use super::client::Flow;
 use super::documents;
-use super::error::{Cause, FailedName, Phase};
-use super::flow::{During, Failed, Flow};
+use super::error::{Cause, FailedName};
 use super::poll::{FIRST_POLL, PlacedOrder};
 use super::problem::describe;
 use crate::challenge::{Answer, ChallengeKind, Solver, Token};
@@ -47,19 +47,14 @@ struct PlannedAnswer {
 
 impl Flow<'_> {
     /// Answers the pending authorizations and waits until the order is not pending.
-    pub(super) async fn authorize(&self, order: &mut PlacedOrder) -> Result<(), Failed> {
-        let phase = Phase::Authorization;
-        let planned = self.plan(order).await.during(phase)?;
-        let result = self.answer(order, &planned).await;
-        let invalid = match &result {
-            Ok(()) if order.state.status == OrderStatus::Invalid => {
-                Some(self.why_invalid(order, phase).await)
-            }
-            _ => None,
-        };
+    pub(super) async fn authorize(&self, order: &mut PlacedOrder) -> Result<(), Cause> {
+        let planned = self.plan(order).await?;
+        let mut result = self.answer(order, &planned).await;
+        if result.is_ok() && order.state.status == OrderStatus::Invalid {
+            result = Err(self.why_invalid(order).await);
+        }
         join_all(planned.iter().map(clean_up)).await;
-        result.during(phase)?;
-        invalid.map_or(Ok(()), Err)
+        result
     }
 
     async fn plan(&self, order: &PlacedOrder) -> Result<Vec<PlannedAnswer>, Cause> {
@@ -77,25 +72,16 @@ impl Flow<'_> {
 
     async fn authorizations(&self, order: &PlacedOrder) -> Result<Vec<AuthorizationState>, Cause> {
         let urls = &order.state.authorizations;
-        if urls.len() > MOST_AUTHORIZATIONS {
-            let number = urls.len();
-            return Err(Cause::Protocol(format!(
-                "an order with {number} authorizations"
-            )));
+        let number = urls.len();
+        if number > MOST_AUTHORIZATIONS {
+            let message = format!("an order with {number} authorizations");
+            return Err(Cause::Protocol(message));
         }
-        let fetches: Vec<_> = urls
-            .iter()
-            .map(|one| self.authorization(&one.url))
-            .collect();
-        stream::iter(fetches)
-            .buffered(CONCURRENCY)
-            .try_collect()
-            .await
-    }
-
-    async fn authorization(&self, url: &str) -> Result<AuthorizationState, Cause> {
-        let reply = self.post("authorization", url, None).await?;
-        documents::authorization(&reply.body)
+        let fetch = async |url| {
+            let reply = self.post("authorization", url, None).await?;
+            documents::authorization(&reply.body)
+        };
+        concurrently(urls.iter().map(|one| fetch(&one.url)).collect()).await
     }
 
     /// The first offered challenge that a solver supports, in the solvers' order.
@@ -104,9 +90,10 @@ impl Flow<'_> {
         let identifier = Identifier::parse(&name)
             .map_err(|error| Cause::Protocol(printable(&error.to_string())))?;
         let answerable = |solver: &Arc<dyn Solver>, challenge: &Challenge| {
-            kind(&challenge.r#type).filter(|kind| solver.supports(*kind, &identifier))
+            let kind: ChallengeKind = name_of(&challenge.r#type).parse().ok()?;
+            solver.supports(kind, &identifier).then_some(kind)
         };
-        let chosen = self.solvers.iter().find_map(|solver| {
+        let chosen = self.client.settings.solvers.iter().find_map(|solver| {
             let challenges = authorization.challenges.iter();
             let mut fitting = challenges.filter_map(|c| Some((solver, answerable(solver, c)?, c)));
             fitting.next()
@@ -133,34 +120,20 @@ impl Flow<'_> {
         order: &mut PlacedOrder,
         planned: &[PlannedAnswer],
     ) -> Result<(), Cause> {
-        let presents: Vec<_> = planned
-            .iter()
-            .map(|planned| planned.solver.present(&planned.answer))
-            .collect();
-        let presented: Result<(), _> = stream::iter(presents)
-            .buffered(CONCURRENCY)
-            .try_collect()
-            .await;
-        presented?;
+        let presents = planned.iter().map(|one| one.solver.present(&one.answer));
+        concurrently(presents.collect()).await?;
         order.retry_after = self.start_challenges(planned).await?;
-        let still = [OrderStatus::Pending];
-        self.poll(order, &still, FIRST_POLL, all_observed(planned))
-            .await
+        let (still, observed) = ([OrderStatus::Pending], all_observed(planned));
+        self.poll(order, &still, FIRST_POLL, observed).await
     }
 
     /// Starts the challenges that no earlier run has started; returns the longest
     /// `Retry-After`.
     async fn start_challenges(&self, planned: &[PlannedAnswer]) -> Result<Option<Duration>, Cause> {
         let empty = json!({});
-        let starts: Vec<_> = planned
-            .iter()
-            .filter(|planned| !planned.is_started)
-            .map(|planned| self.post("challenge", &planned.url, Some(&empty)))
-            .collect();
-        let replies: Vec<_> = stream::iter(starts)
-            .buffered(CONCURRENCY)
-            .try_collect()
-            .await?;
+        let open = planned.iter().filter(|planned| !planned.is_started);
+        let starts = open.map(|planned| self.post("challenge", &planned.url, Some(&empty)));
+        let replies = concurrently(starts.collect()).await?;
         Ok(replies.iter().filter_map(|reply| reply.retry_after).max())
     }
 
@@ -173,48 +146,48 @@ impl Flow<'_> {
             if !seen.iter().any(has_failed) || seen.iter().all(is_validated) {
                 break;
             }
-            self.pause(pause).await;
+            self.client.settings.clock.sleep(pause).await;
         }
         seen
     }
 
     /// Why the order is invalid, with the CA's problem for each identifier.
-    pub(super) async fn why_invalid(&self, order: &PlacedOrder, phase: Phase) -> Failed {
+    pub(super) async fn why_invalid(&self, order: &PlacedOrder) -> Cause {
         let mut causes = Vec::new();
         let mut text = String::new();
         let mut names = Vec::new();
         for authorization in self.validated(order).await {
             let name = printable(&authorization.identifier().to_string());
-            if has_failed(&authorization)
-                && let Ok(identifier) = Identifier::parse(&name)
-            {
-                let problem = errors(&authorization).next();
-                let reason =
-                    problem.map_or_else(|| "the authorization is not valid".into(), describe);
-                names.push(FailedName { identifier, reason });
+            if has_failed(&authorization) {
+                let unexplained = "the authorization is not valid";
+                names.extend(failed_name(&authorization, unexplained));
             }
             for problem in errors(&authorization) {
                 causes.push(Cause::of_challenge(problem));
                 text.push_str(&format!("\n  {name}: {}", describe(problem)));
             }
         }
-        let cause = match (&order.state.error, causes.pop()) {
-            (Some(problem), None) => Cause::of_challenge(problem),
-            (None, None) => {
-                Cause::NotProven("the CA calls the order invalid and gives no reason".into())
+        if let Some(problem) = &order.state.error {
+            if causes.is_empty() {
+                return Cause::of_challenge(problem);
             }
-            (error, Some(last)) => {
-                if let Some(problem) = error {
-                    text.push_str(&format!("\n  the order: {}", describe(problem)));
-                }
-                causes.push(last);
-                most_retryable(causes)
-                    .with_message(format!("control was not proven{text}"))
-                    .for_names(names)
-            }
-        };
-        Failed { phase, cause }
+            text.push_str(&format!("\n  the order: {}", describe(problem)));
+        }
+        match most_retryable(causes) {
+            Some(cause) => cause
+                .with_message(format!("control was not proven{text}"))
+                .for_names(names),
+            None => Cause::NotProven("the CA calls the order invalid and gives no reason".into()),
+        }
     }
+}
+
+/// Awaits `requests`, a few at a time, up to the first error.
+async fn concurrently<T, E>(
+    requests: Vec<impl Future<Output = Result<T, E>>>,
+) -> Result<Vec<T>, E> {
+    let results = stream::iter(requests).buffered(CONCURRENCY);
+    results.try_collect().await
 }
 
 fn errors(authorization: &AuthorizationState) -> impl Iterator<Item = &instant_acme::Problem> {
@@ -222,12 +195,17 @@ fn errors(authorization: &AuthorizationState) -> impl Iterator<Item = &instant_a
     challenges.filter_map(|challenge| challenge.error.as_ref())
 }
 
+/// The name of a failed authorization, with the CA's problem.
+fn failed_name(authorization: &AuthorizationState, unexplained: &str) -> Option<FailedName> {
+    let identifier = Identifier::parse(&authorization.identifier().to_string()).ok()?;
+    let problem = errors(authorization).next();
+    let reason = problem.map_or_else(|| unexplained.to_owned(), describe);
+    Some(FailedName { identifier, reason })
+}
+
 fn has_failed(authorization: &AuthorizationState) -> bool {
-    errors(authorization).next().is_some()
-        || !matches!(
-            authorization.status,
-            AuthorizationStatus::Valid | AuthorizationStatus::Pending
-        )
+    let usable = [AuthorizationStatus::Valid, AuthorizationStatus::Pending];
+    errors(authorization).next().is_some() || !usable.contains(&authorization.status)
 }
 
 fn is_validated(authorization: &AuthorizationState) -> bool {
@@ -235,15 +213,13 @@ fn is_validated(authorization: &AuthorizationState) -> bool {
 }
 
 /// The cause to report for several names: a retryable one before a refusal.
-fn most_retryable(mut causes: Vec<Cause>) -> Cause {
-    let retryable = causes
-        .iter()
-        .position(|cause| !matches!(cause, Cause::Refused(_)));
-    causes.swap_remove(retryable.unwrap_or(0))
+fn most_retryable(causes: Vec<Cause>) -> Option<Cause> {
+    let is_refusal = |cause: &Cause| matches!(cause, Cause::Refused(_));
+    causes.into_iter().min_by_key(is_refusal)
 }
 
 /// The registered name of a kind of challenge, as the CA offers it.
-fn name(kind: &ChallengeType) -> String {
+fn name_of(kind: &ChallengeType) -> String {
     match kind {
         ChallengeType::Http01 => "http-01".to_owned(),
         ChallengeType::Dns01 => "dns-01".to_owned(),
@@ -253,33 +229,23 @@ fn name(kind: &ChallengeType) -> String {
     }
 }
 
-fn kind(kind: &ChallengeType) -> Option<ChallengeKind> {
-    name(kind).parse().ok()
-}
-
 fn none_fits(identifier: &Identifier, challenges: &[Challenge]) -> Cause {
-    let offered: Vec<String> = challenges
-        .iter()
-        .map(|challenge| name(&challenge.r#type))
-        .collect();
+    let offered = challenges.iter().map(|one| name_of(&one.r#type));
+    let offered = match offered.collect::<Vec<_>>().join(", ") {
+        none if none.is_empty() => "none".to_owned(),
+        offered => printable(&offered),
+    };
     Cause::NoChallenge {
         identifier: identifier.to_string(),
-        offered: if offered.is_empty() {
-            "none".to_owned()
-        } else {
-            printable(&offered.join(", "))
-        },
+        offered,
     }
 }
 
 /// The cause for an invalid, expired, deactivated or revoked authorization.
 fn not_usable(authorization: &AuthorizationState, status: AuthorizationStatus) -> Cause {
     let name = printable(&authorization.identifier().to_string());
-    let problem = errors(authorization).next();
-    let identifier = Identifier::parse(&authorization.identifier().to_string());
-    let reason = problem.map_or_else(|| format!("{status:?}").to_lowercase(), describe);
-    let failed = identifier.map(|identifier| FailedName { identifier, reason });
-    let cause = match problem {
+    let failed = failed_name(authorization, &format!("{status:?}").to_lowercase());
+    let cause = match errors(authorization).next() {
         Some(problem) => Cause::of_challenge(problem).with_message(format!(
             "control was not proven\n  {name}: {}",
             describe(problem)
@@ -515,7 +481,7 @@ mod tests {
     async fn unobserved_validation_is_polled_after_the_challenges_retry_after() {
         for (retry_after, expected) in [(None, 250), (Some(3), 3000)] {
             let ca = FakeCa::new();
-            let mut options = ca.options();
+            let mut options = ca.settings();
             options.solvers = vec![Arc::new(UnobservedSolver)];
             if let Some(retry_after) = retry_after {
                 ca.script(

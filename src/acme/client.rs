@@ -6,31 +6,35 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
-use super::account::{Account, AccountOptions};
-use super::directory::{CachedDirectory, Directory, Meta};
+use super::account::{self, Account, AccountSettings};
+use super::directory::Directory;
 use super::error::{AcmeError, Cause, Phase};
-use super::exchange::{Exchange, Transport, https};
-use super::flow::{During, Failed, Flow};
-use super::rate::Paces;
-use super::{Dated, Issuer, Journal, Observer, renewal_info};
+use super::exchange::{Exchange, Reply, Transport, https};
+use super::jws::{AccountKey, Signer, decode};
+use super::rate::Limiters;
+use super::{ClockReading, Issuer, Journal, Observer, renewal_info};
 use crate::challenge::Solver;
 use crate::record::{PendingOrder, Window};
 use crate::time::Clock;
 
+/// The directory is read again at this age.
+const MAX_AGE: Duration = Duration::from_secs(86_400);
+
 /// The parts and settings of a client.
-pub struct Options {
+pub struct ClientSettings {
     /// The https URL of the CA's directory.
     pub directory: String,
     /// The registration at the CA.
-    pub account: AccountOptions,
+    pub account: AccountSettings,
     /// The transport of requests.
     pub exchange: Arc<dyn Exchange>,
     /// The solvers; the first that supports an offered challenge is used.
     pub solvers: Vec<Arc<dyn Solver>>,
     /// The limiters of requests, shared by all clients of a process.
-    pub paces: Arc<Paces>,
+    pub limiters: Arc<Limiters>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
     /// The counter of requests.
@@ -41,10 +45,19 @@ pub struct Options {
 
 /// An ACME client for one directory.
 pub struct Client {
-    options: Options,
-    transport: Transport,
-    directory: CachedDirectory,
+    pub(super) settings: ClientSettings,
+    pub(super) transport: Transport,
+    /// The directory, and the stopwatch's time when it was read.
+    directory: Mutex<Option<(Duration, Arc<Directory>)>>,
     account: Mutex<Option<Arc<Account>>>,
+}
+
+/// One order in progress. Its steps are in [`super::order`], [`super::authorization`]
+/// and [`super::poll`].
+pub(super) struct Flow<'a> {
+    pub(super) client: &'a Client,
+    pub(super) directory: &'a Directory,
+    pub(super) account: &'a Account,
 }
 
 impl Client {
@@ -52,29 +65,41 @@ impl Client {
     ///
     /// # Errors
     /// When the directory's URL is not https.
-    pub fn new(options: Options) -> Result<Self, String> {
-        https(&options.directory).map_err(|_| {
-            let url = crate::text::printable(&options.directory);
+    pub fn new(settings: ClientSettings) -> Result<Self, String> {
+        https(&settings.directory).map_err(|_| {
+            let url = crate::text::printable(&settings.directory);
             format!("the directory `{url}` is not an https:// URL")
         })?;
-        let transport = Transport::new(
-            options.exchange.clone(),
-            options.observer.clone(),
-            options.clock.clone(),
-        );
-        let transport = transport.limited_by(options.paces.at(&options.directory));
         Ok(Self {
-            options,
-            transport,
-            directory: CachedDirectory::default(),
+            transport: Transport::new(
+                settings.exchange.clone(),
+                settings.observer.clone(),
+                settings.clock.clone(),
+                settings.limiters.at(&settings.directory),
+            ),
+            settings,
+            directory: Mutex::default(),
             account: Mutex::default(),
         })
     }
 
+    /// The directory. Concurrent callers wait for one request.
     async fn directory(&self) -> Result<Arc<Directory>, AcmeError> {
-        let (url, clock) = (&self.options.directory, self.options.clock.as_ref());
-        let read = self.directory.read(&self.transport, url, clock).await;
-        read.map_err(|cause| self.failed(Phase::Directory, cause))
+        let mut cached = self.directory.lock().await;
+        let now = self.settings.clock.stopwatch();
+        if let Some((at, directory)) = cached.as_ref()
+            && now.saturating_sub(*at) < MAX_AGE
+        {
+            return Ok(directory.clone());
+        }
+        let directory = self.read_directory().await?;
+        *cached = Some((now, directory.clone()));
+        Ok(directory)
+    }
+
+    async fn read_directory(&self) -> Result<Arc<Directory>, AcmeError> {
+        let read = Directory::read(&self.transport, &self.settings.directory).await;
+        read.map(Arc::new).map_err(self.at(Phase::Directory))
     }
 
     /// The account, opened once. An account `forgotten` by the CA is registered
@@ -84,27 +109,77 @@ impl Client {
         directory: &Directory,
         journal: &mut dyn Journal,
         forgotten: Option<&Arc<Account>>,
-    ) -> Result<Arc<Account>, Failed> {
-        let mut kept = self.account.lock().await;
-        if let Some(account) = kept.as_ref()
+    ) -> Result<Arc<Account>, AcmeError> {
+        let mut cached = self.account.lock().await;
+        if let Some(account) = cached.as_ref()
             && forgotten.is_none_or(|forgotten| !Arc::ptr_eq(forgotten, account))
         {
             return Ok(account.clone());
         }
-        let (ca, options) = (&self.options.directory, &self.options.account);
-        let is_forgotten = forgotten.is_some();
-        let opened = Account::open(
-            &self.transport,
-            directory,
-            ca,
-            options,
-            journal,
-            is_forgotten,
-        )
-        .await;
-        let account = Arc::new(opened.during(Phase::Account)?);
-        *kept = Some(account.clone());
+        let opened = self.open_account(directory, journal, forgotten.is_some());
+        let account = Arc::new(opened.await.map_err(self.at(Phase::Account))?);
+        *cached = Some(account.clone());
         Ok(account)
+    }
+
+    /// The stored account, or a new one. If the CA has forgotten it, its key is
+    /// registered again.
+    async fn open_account(
+        &self,
+        directory: &Directory,
+        journal: &mut dyn Journal,
+        is_forgotten: bool,
+    ) -> Result<Account, Cause> {
+        let mut stored = account::stored_or_new(&self.settings.directory, journal).await?;
+        let key = decode(stored.key_pkcs8.expose())
+            .and_then(|der| AccountKey::from_pkcs8(&der))
+            .ok_or_else(account::unreadable)?;
+        if let (Some(id), false) = (&stored.id, is_forgotten) {
+            let id = id.clone();
+            return Ok(Account { key, id });
+        }
+        let found = self.register(directory, &key, stored.is_foreign).await;
+        let id = match found {
+            Err(cause) if stored.is_foreign && cause.objection() == Some("accountDoesNotExist") => {
+                tracing::warn!("the CA has no account for the imported key; registering it");
+                self.register(directory, &key, false).await?
+            }
+            found => found?,
+        };
+        stored.id = Some(id.clone());
+        stored.is_foreign = false;
+        let saved = journal.save_account(&stored.to_json()?).await;
+        saved.map_err(Cause::Journal)?;
+        Ok(Account { key, id })
+    }
+
+    /// Registers `key`, or only looks up its existing account (section 7.3.1). Returns
+    /// the account's URL.
+    async fn register(
+        &self,
+        directory: &Directory,
+        key: &AccountKey,
+        only_existing: bool,
+    ) -> Result<String, Cause> {
+        let (url, settings) = (&directory.new_account, &self.settings.account);
+        let mut payload = json!({"termsOfServiceAgreed": settings.terms_agreed});
+        if only_existing {
+            payload["onlyReturnExisting"] = true.into();
+        }
+        if let Some(email) = &settings.email {
+            payload["contact"] = json!([format!("mailto:{email}")]);
+        }
+        if let Some((id, secret)) = &settings.external {
+            payload["externalAccountBinding"] = key.bind(id, secret, url);
+        }
+        let (signer, new_nonce) = (Signer::Key(key), &directory.new_nonce);
+        let reply = self
+            .transport
+            .post("new-account", url, signer, new_nonce, Some(&payload));
+        let id = reply.await?.location;
+        let id = id.ok_or_else(|| Cause::Protocol("a new account without a URL".into()))?;
+        https(&id)?;
+        Ok(id)
     }
 
     async fn complete(
@@ -112,47 +187,45 @@ impl Client {
         directory: &Directory,
         mut pending: PendingOrder,
         journal: &mut dyn Journal,
-    ) -> Result<String, Failed> {
+    ) -> Result<String, AcmeError> {
         let account = self.account(directory, journal, None).await?;
-        let result = self
-            .flow(directory, &account)
-            .run(&mut pending, journal)
-            .await;
-        match result {
-            Err(failed) if failed.cause.refusal() == Some("accountDoesNotExist") => {
+        let flow = |account| Flow {
+            client: self,
+            directory,
+            account,
+        };
+        match flow(&account).run(&mut pending, journal).await {
+            Err(error) if error.cause.refusal() == Some("accountDoesNotExist") => {
                 let account = self.account(directory, journal, Some(&account)).await?;
-                self.flow(directory, &account)
-                    .run(&mut pending, journal)
-                    .await
+                flow(&account).run(&mut pending, journal).await
             }
             result => result,
         }
     }
 
-    fn flow<'a>(&'a self, directory: &'a Directory, account: &'a Account) -> Flow<'a> {
-        Flow {
-            transport: &self.transport,
-            directory,
-            account,
-            solvers: &self.options.solvers,
-            clock: self.options.clock.as_ref(),
-            preferred_chain: self.options.preferred_chain.as_deref(),
-        }
-    }
-
-    fn failed(&self, phase: Phase, cause: Cause) -> AcmeError {
-        AcmeError {
-            ca: self.options.directory.clone(),
+    /// Adds the CA and the phase to a cause.
+    pub(super) fn at(&self, phase: Phase) -> impl Fn(Cause) -> AcmeError {
+        move |cause| AcmeError {
+            ca: self.settings.directory.clone(),
             phase,
             cause,
         }
     }
+}
 
-    fn with_hint(&self, failed: Failed, meta: &Meta) -> AcmeError {
-        self.failed(
-            failed.phase,
-            failed.cause.with_hint_from(meta, failed.phase),
-        )
+impl Flow<'_> {
+    /// A POST signed by the account; a POST-as-GET without `payload`.
+    pub(super) async fn post(
+        &self,
+        endpoint: &'static str,
+        url: &str,
+        payload: Option<&Value>,
+    ) -> Result<Reply, Cause> {
+        let signer = Signer::Account(&self.account.key, &self.account.id);
+        let (transport, new_nonce) = (&self.client.transport, &self.directory.new_nonce);
+        transport
+            .post(endpoint, url, signer, new_nonce, payload)
+            .await
     }
 }
 
@@ -165,41 +238,43 @@ impl Issuer for Client {
     ) -> Result<String, AcmeError> {
         let directory = self.directory().await?;
         let result = self.complete(&directory, pending, journal).await;
-        result.map_err(|failed| self.with_hint(failed, &directory.meta))
+        result.map_err(|error| {
+            let cause = error.cause.with_hint_from(&directory.meta, error.phase);
+            AcmeError { cause, ..error }
+        })
     }
 
-    fn dated(&self) -> Option<Dated> {
-        self.transport.dated()
+    fn clocks(&self) -> Option<ClockReading> {
+        self.transport.clocks()
     }
 
-    async fn time(&self, newest: Duration) -> Result<Option<Dated>, AcmeError> {
-        let now = self.options.clock.now();
-        let dated = self.dated();
+    async fn time(&self, newest: Duration) -> Result<Option<ClockReading>, AcmeError> {
+        let now = self.settings.clock.now();
+        let reading = self.clocks();
         // After the clock was set back, the age of the reply is unknown.
-        if dated.is_some_and(|dated| dated.ours <= now && now.since(dated.ours) <= newest) {
-            return Ok(dated);
+        if reading.is_some_and(|reading| reading.ours <= now && now.since(reading.ours) <= newest) {
+            return Ok(reading);
         }
         self.probe().await?;
-        Ok(self.dated())
+        Ok(self.clocks())
     }
 
     async fn probe(&self) -> Result<(), AcmeError> {
-        let (url, clock) = (&self.options.directory, self.options.clock.as_ref());
-        let read = self.directory.refresh(&self.transport, url, clock).await;
-        read.map_err(|cause| self.failed(Phase::Directory, cause))
+        let directory = self.read_directory().await?;
+        let now = self.settings.clock.stopwatch();
+        *self.directory.lock().await = Some((now, directory));
+        Ok(())
     }
 
     async fn renewal_info(
         &self,
         renewal_id: &str,
-        _journal: &mut dyn Journal,
     ) -> Result<Option<(Window, Duration)>, AcmeError> {
         let directory = self.directory().await?;
         let Some(url) = &directory.renewal_info else {
             return Ok(None);
         };
-        let clock = self.options.clock.as_ref();
-        let fetched = renewal_info::fetch(&self.transport, url, renewal_id, clock).await;
-        fetched.map_err(|cause| self.failed(Phase::RenewalInfo, cause))
+        let read = renewal_info::read(&self.transport, url, renewal_id).await;
+        read.map_err(self.at(Phase::RenewalInfo))
     }
 }

@@ -1,22 +1,15 @@
 //! The CA's directory (RFC 8555 section 7.1.1): the URL of each resource, the
-//! CA's metadata, and the hints that need it. It is read at most once a day,
-//! and never stored.
+//! CA's metadata, and the hints that need it. It is never stored.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::sync::Mutex;
 
 use super::error::{Cause, Explained, Phase};
 use super::exchange::{Transport, https};
 use crate::text::printable;
-use crate::time::Clock;
-
-const MAX_AGE: Duration = Duration::from_secs(86_400);
 
 /// The CA's resource URLs; all of them https.
 #[derive(Debug, Deserialize)]
@@ -58,55 +51,17 @@ fn meta<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Meta, D::Er
 }
 
 impl Directory {
-    async fn fetch(transport: &Transport, url: &str) -> Result<Self, Cause> {
+    pub(super) async fn read(transport: &Transport, url: &str) -> Result<Self, Cause> {
         let directory: Self = transport.get("directory", url).await?.json()?;
-        let required = [
-            &directory.new_nonce,
-            &directory.new_account,
-            &directory.new_order,
-        ];
-        for url in required.into_iter().chain(&directory.renewal_info) {
+        for url in directory.urls() {
             https(url)?;
         }
         Ok(directory)
     }
-}
 
-/// The directory as last read, with the stopwatch's time of that reading.
-#[derive(Default)]
-pub(super) struct CachedDirectory(Mutex<Option<(Duration, Arc<Directory>)>>);
-
-impl CachedDirectory {
-    /// The directory, read again when it is a day old. Concurrent callers wait
-    /// for one request.
-    pub(super) async fn read(
-        &self,
-        transport: &Transport,
-        url: &str,
-        clock: &dyn Clock,
-    ) -> Result<Arc<Directory>, Cause> {
-        let mut cached = self.0.lock().await;
-        let now = clock.stopwatch();
-        if let Some((at, directory)) = cached.as_ref()
-            && now.saturating_sub(*at) < MAX_AGE
-        {
-            return Ok(directory.clone());
-        }
-        let directory = Arc::new(Directory::fetch(transport, url).await?);
-        *cached = Some((now, directory.clone()));
-        Ok(directory)
-    }
-
-    /// Reads the directory again, whatever its age.
-    pub(super) async fn refresh(
-        &self,
-        transport: &Transport,
-        url: &str,
-        clock: &dyn Clock,
-    ) -> Result<(), Cause> {
-        let directory = Directory::fetch(transport, url).await?;
-        *self.0.lock().await = Some((clock.stopwatch(), Arc::new(directory)));
-        Ok(())
+    pub(super) fn urls(&self) -> impl Iterator<Item = &String> {
+        let required = [&self.new_nonce, &self.new_account, &self.new_order];
+        required.into_iter().chain(&self.renewal_info)
     }
 }
 
@@ -115,7 +70,7 @@ impl Cause {
     pub(super) fn invalid_profile(profile: &str, meta: &Meta) -> Self {
         let message = format!("the CA does not offer the profile `{}`", printable(profile));
         let mut explained = Explained::new(message, profiles_hint(meta));
-        explained.kind = "invalidProfile".to_owned();
+        explained.kind = "invalidProfile".into();
         Self::Refused(explained)
     }
 
@@ -126,7 +81,7 @@ impl Cause {
         };
         let terms = meta.terms_of_service.as_deref().map(printable);
         let identity = meta.caa_identities.first().map(|name| printable(name));
-        let hint = match (explained.kind.as_str(), terms, identity) {
+        let hint = match (explained.kind.as_ref(), terms, identity) {
             ("invalidProfile", ..) => Some(profiles_hint(meta)),
             ("caa", _, Some(name)) => Some(Cow::Owned(format!(
                 "the name's CAA records forbid this CA: add `0 issue \"{name}\"`, or use a CA that they allow"

@@ -2,54 +2,44 @@
 //! stricter than a client may be: an unknown challenge or an unexpected echo
 //! fails the whole document. Here the unexpected part is dropped, the rest kept.
 
-use instant_acme::{AuthorizationState, Challenge, OrderState};
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use instant_acme::{AuthorizationState, Challenge, OrderState, Problem};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
 use super::error::Cause;
 use super::problem::from_value;
-use crate::text::printable;
 
 /// An order (RFC 8555 section 7.1.3).
 pub(super) fn order(body: &[u8]) -> Result<OrderState, Cause> {
-    let mut value = object(body)?;
+    let mut order: Map<String, Value> = serde_json::from_slice(body)?;
     // We know what the order replaces; an unexpected echo must not fail it.
-    value.remove("replaces");
-    let error = value.remove("error").filter(Value::is_object);
-    let mut state: OrderState = read(&Value::Object(value))?;
-    state.error = error.as_ref().map(from_value);
+    order.remove("replaces");
+    let error = take_error(&mut order);
+    let mut state = OrderState::deserialize(order)?;
+    state.error = error;
     Ok(state)
 }
 
 /// An authorization (RFC 8555 section 7.1.4), with the challenges that parse.
 pub(super) fn authorization(body: &[u8]) -> Result<AuthorizationState, Cause> {
-    let mut value = object(body)?;
-    let challenges = value.insert("challenges".into(), Value::Array(Vec::new()));
-    let mut state: AuthorizationState = read(&Value::Object(value))?;
-    let Some(Value::Array(challenges)) = challenges else {
-        return Ok(state);
-    };
-    state.challenges = challenges
-        .into_iter()
-        .filter_map(|mut challenge| {
-            let error = challenge
-                .as_object_mut()?
-                .remove("error")
-                .filter(Value::is_object);
-            let mut challenge: Challenge = read(&challenge).ok()?;
-            challenge.error = error.as_ref().map(from_value);
-            Some(challenge)
-        })
-        .collect();
+    let mut authorization: Map<String, Value> = serde_json::from_slice(body)?;
+    let challenges = authorization.insert("challenges".into(), json!([]));
+    let mut state = AuthorizationState::deserialize(authorization)?;
+    if let Some(Value::Array(challenges)) = challenges {
+        let parsed = challenges.into_iter().filter_map(|mut challenge| {
+            let error = take_error(challenge.as_object_mut()?);
+            let challenge = Challenge::deserialize(challenge).ok()?;
+            Some(Challenge { error, ..challenge })
+        });
+        state.challenges = parsed.collect();
+    }
     Ok(state)
 }
 
-fn object(body: &[u8]) -> Result<serde_json::Map<String, Value>, Cause> {
-    serde_json::from_slice(body).map_err(|error| Cause::Protocol(printable(&error.to_string())))
-}
-
-fn read<T: DeserializeOwned>(value: &Value) -> Result<T, Cause> {
-    T::deserialize(value).map_err(|error| Cause::Protocol(printable(&error.to_string())))
+/// Removes and returns the problem in `object`, which need not parse.
+fn take_error(object: &mut Map<String, Value>) -> Option<Problem> {
+    let error = object.remove("error").filter(Value::is_object)?;
+    Some(from_value(&error))
 }
 
 #[cfg(test)]

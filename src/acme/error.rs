@@ -11,6 +11,7 @@ use super::JournalError;
 use super::problem::{self, describe, type_and_detail};
 use crate::challenge::SolverError;
 use crate::identifier::Identifier;
+use crate::text::printable;
 use crate::time::Timestamp;
 
 /// The step that failed.
@@ -74,7 +75,7 @@ pub enum Cause {
     #[error("{0}")]
     Refused(Explained),
     #[error("{0}")]
-    NotProven(Unproven),
+    NotProven(Explained),
     #[error("{message}")]
     RateLimited {
         message: String,
@@ -84,7 +85,7 @@ pub enum Cause {
     Solver(SolverError),
     #[error("the stored order or account could not be read or written: {0}")]
     Journal(JournalError),
-    #[error("the CA did not complete the order within {0:?}")]
+    #[error("the CA did not complete the order within {} s", .0.as_secs())]
     TimedOut(Duration),
     #[error(
         "the CA offers no challenge that is configured here for {identifier} (it offers {offered})"
@@ -101,51 +102,32 @@ pub struct FailedName {
     pub reason: String,
 }
 
-/// Control that was not proven, with the failed names if the CA reports them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unproven {
-    message: String,
-    names: Vec<FailedName>,
-}
-
-impl<T: Into<String>> From<T> for Unproven {
-    fn from(message: T) -> Self {
-        Self {
-            message: message.into(),
-            names: Vec::new(),
-        }
-    }
-}
-
-impl fmt::Display for Unproven {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-/// The names that failed; always boxed, so that errors stay small.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct FailedNames(Vec<FailedName>);
-
 /// A message with its hint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explained {
     message: String,
     pub(super) hint: Cow<'static, str>,
     /// The CA's error type (`caa`, `rejectedIdentifier`); empty for an error of ours.
-    pub(super) kind: String,
+    /// Boxed as the names are, so that errors stay small.
+    pub(super) kind: Box<str>,
     /// The failed names, if the CA reports them.
-    names: Box<FailedNames>,
+    names: Box<[FailedName]>,
 }
 
 impl Explained {
-    pub(super) fn new(message: String, hint: impl Into<Cow<'static, str>>) -> Self {
+    pub(super) fn new(message: impl Into<String>, hint: impl Into<Cow<'static, str>>) -> Self {
         Self {
-            message,
+            message: message.into(),
             hint: hint.into(),
-            kind: String::new(),
+            kind: Box::default(),
             names: Box::default(),
         }
+    }
+}
+
+impl<T: Into<String>> From<T> for Explained {
+    fn from(message: T) -> Self {
+        Self::new(message, "")
     }
 }
 
@@ -166,12 +148,12 @@ pub enum ExchangeError {
     #[error("the certificate of the CA's server is not trusted: {0}")]
     Untrusted(String),
     #[error(transparent)]
-    Untimely(#[from] Untimely),
+    OutsideValidity(#[from] OutsideValidity),
     #[error("the TLS handshake with the CA failed: {0}")]
     Tls(String),
     #[error("the connection to the CA was interrupted: {0}")]
     Broken(String),
-    #[error("no answer from the CA within {0:?}")]
+    #[error("no answer from the CA within {} s", .0.as_secs())]
     TimedOut(Duration),
     #[error("the reply is longer than {0} bytes")]
     TooLarge(usize),
@@ -181,22 +163,22 @@ pub enum ExchangeError {
 /// or the certificate is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[allow(missing_docs)] // each message is its own documentation
-pub enum Untimely {
+pub enum OutsideValidity {
     #[error(
         "the certificate of the CA's server expired at {end}, and this machine's clock shows {ours}"
     )]
-    Over { ours: Timestamp, end: Timestamp },
+    Expired { ours: Timestamp, end: Timestamp },
     #[error(
         "the certificate of the CA's server is valid from {begin}, and this machine's clock shows {ours}"
     )]
-    NotYet { ours: Timestamp, begin: Timestamp },
+    NotYetValid { ours: Timestamp, begin: Timestamp },
 }
 
-impl Untimely {
+impl OutsideValidity {
     /// The time by our clock.
     #[must_use]
     pub fn ours(&self) -> Timestamp {
-        let (Self::Over { ours, .. } | Self::NotYet { ours, .. }) = self;
+        let (Self::Expired { ours, .. } | Self::NotYetValid { ours, .. }) = self;
         *ours
     }
 }
@@ -212,7 +194,7 @@ impl From<ExchangeError> for Cause {
             ExchangeError::Untrusted(_) => {
                 "for a private CA, name its root: --ca-root root.pem; for a public CA, check this machine's clock and look for a proxy that opens TLS"
             }
-            ExchangeError::Untimely(_) => {
+            ExchangeError::OutsideValidity(_) => {
                 "set this machine's clock, best by NTP; if the clock is right, report the certificate to the CA"
             }
             ExchangeError::Tls(_) => "check that the directory URL names an https server",
@@ -221,6 +203,12 @@ impl From<ExchangeError> for Cause {
             }
         };
         Self::Unreachable(Explained::new(error.to_string(), hint))
+    }
+}
+
+impl From<serde_json::Error> for Cause {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Protocol(printable(&error.to_string()))
     }
 }
 
@@ -256,8 +244,9 @@ impl Cause {
     /// The same cause with another message.
     pub(super) fn with_message(mut self, text: String) -> Self {
         match &mut self {
-            Self::Unreachable(explained) | Self::Refused(explained) => explained.message = text,
-            Self::NotProven(unproven) => unproven.message = text,
+            Self::Unreachable(explained)
+            | Self::Refused(explained)
+            | Self::NotProven(explained) => explained.message = text,
             Self::Protocol(message) | Self::RateLimited { message, .. } => *message = text,
             _ => {}
         }
@@ -268,8 +257,9 @@ impl Cause {
     #[must_use]
     pub fn for_names(mut self, failed: Vec<FailedName>) -> Self {
         match &mut self {
-            Self::Refused(explained) => explained.names.0 = failed,
-            Self::NotProven(unproven) => unproven.names = failed,
+            Self::Refused(explained) | Self::NotProven(explained) => {
+                explained.names = failed.into();
+            }
             _ => {}
         }
         self
@@ -280,8 +270,7 @@ impl Cause {
     #[must_use]
     pub fn failed_names(&self) -> &[FailedName] {
         match self {
-            Self::Refused(explained) => &explained.names.0,
-            Self::NotProven(unproven) => &unproven.names,
+            Self::Refused(explained) | Self::NotProven(explained) => &explained.names,
             _ => &[],
         }
     }
@@ -307,7 +296,7 @@ impl Cause {
     /// The CA answers with a server error.
     pub(super) fn failing(message: String, problem: Option<&instant_acme::Problem>) -> Self {
         let explained = Explained::new(message, "try again later: the CA is failing");
-        let kind = problem.map_or("", problem::kind).to_owned();
+        let kind = problem.map_or("", problem::kind).into();
         Self::Unreachable(Explained { kind, ..explained })
     }
 
@@ -346,11 +335,11 @@ impl Cause {
             _ if problem::is_pause(problem) => "paused",
             (kind, _) => kind,
         };
+        let explained = Explained::new(describe(problem), refusal_hint(kind));
         Self::Refused(Explained {
-            message: describe(problem),
-            hint: Cow::Borrowed(refusal_hint(kind)),
-            kind: kind.to_owned(),
-            names: Box::new(FailedNames(names_of(problem))),
+            kind: kind.into(),
+            names: names_of(problem).into(),
+            ..explained
         })
     }
 
@@ -360,10 +349,12 @@ impl Cause {
         retry_after: Option<Duration>,
         now: Timestamp,
     ) -> Self {
-        let until =
-            retry_after.map_or_else(String::new, |wait| format!(" (retry after {})", now + wait));
+        let message = match retry_after {
+            Some(wait) => format!("{message} (retry after {})", now + wait),
+            None => message,
+        };
         Self::RateLimited {
-            message: format!("{message}{until}"),
+            message,
             retry_after,
         }
     }
@@ -399,8 +390,7 @@ fn refusal_hint(kind: &str) -> &'static str {
 
 /// The names with a subproblem of their own.
 fn names_of(problem: &instant_acme::Problem) -> Vec<FailedName> {
-    let subproblems = problem.subproblems.iter().take(100);
-    let named = subproblems.filter_map(|sub| {
+    let named = problem.subproblems.iter().filter_map(|sub| {
         let name = sub.identifier.clone()?.authorized(false).to_string();
         Some(FailedName {
             identifier: Identifier::parse(&name).ok()?,

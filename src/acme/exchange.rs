@@ -19,10 +19,10 @@ use serde_json::Value;
 use time::OffsetDateTime;
 
 use super::error::{Cause, ExchangeError};
-use super::jws::Signer;
+use super::jws::{Signer, is_base64url};
 use super::problem;
 use super::rate::{Endpoint, Limiter};
-use super::{Dated, Observer};
+use super::{ClockReading, Observer};
 use crate::text::printable;
 use crate::time::{Clock, Timestamp};
 
@@ -55,8 +55,7 @@ pub(super) struct Reply {
 
 impl Reply {
     pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, Cause> {
-        serde_json::from_slice(&self.body)
-            .map_err(|error| Cause::Protocol(printable(&error.to_string())))
+        Ok(serde_json::from_slice(&self.body)?)
     }
 }
 
@@ -64,10 +63,10 @@ impl Reply {
 pub(super) struct Transport {
     exchange: Arc<dyn Exchange>,
     observer: Arc<dyn Observer>,
-    clock: Arc<dyn Clock>,
+    pub(super) clock: Arc<dyn Clock>,
     limiter: Arc<Limiter>,
     nonces: Mutex<Vec<String>>,
-    dated: Mutex<Option<Dated>>,
+    reading: Mutex<Option<ClockReading>>,
 }
 
 impl Transport {
@@ -75,27 +74,22 @@ impl Transport {
         exchange: Arc<dyn Exchange>,
         observer: Arc<dyn Observer>,
         clock: Arc<dyn Clock>,
+        limiter: Arc<Limiter>,
     ) -> Self {
         Self {
             exchange,
             observer,
             clock,
-            limiter: Arc::default(),
+            limiter,
             nonces: Mutex::default(),
-            dated: Mutex::default(),
+            reading: Mutex::default(),
         }
     }
 
-    /// Sends no faster than `limiter` permits.
-    pub(super) fn limited_by(mut self, limiter: Arc<Limiter>) -> Self {
-        self.limiter = limiter;
-        self
-    }
-
     /// Both clocks at the last reply with a `Date`.
-    pub(super) fn dated(&self) -> Option<Dated> {
-        let mut dated = self.dated.lock().unwrap_or_else(PoisonError::into_inner);
-        Dated::still(&mut dated, self.clock.now())
+    pub(super) fn clocks(&self) -> Option<ClockReading> {
+        let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        ClockReading::usable(&mut reading, self.clock.now())
     }
 
     /// An unsigned GET.
@@ -115,24 +109,22 @@ impl Transport {
         new_nonce: &str,
         payload: Option<&Value>,
     ) -> Result<Reply, Cause> {
-        let mut fresh = None;
+        let mut nonce = self.nonce(new_nonce).await?;
         let mut retries = 0;
         loop {
-            let nonce = match fresh.take() {
-                Some(nonce) => nonce,
-                None => self.nonce(new_nonce).await?,
-            };
             let body = signer.sign(url, &nonce, payload).map_err(|_| {
                 Cause::Protocol("the account's key could not sign the request".into())
             })?;
             let reply = self.send(endpoint, Method::POST, url, body.into()).await?;
-            if retries < NONCE_RETRIES && problem::is_bad_nonce(&reply) {
-                retries += 1;
-                fresh = nonce_of(reply.headers());
-                continue;
+            if retries == NONCE_RETRIES || !problem::is_bad_nonce(&reply) {
+                self.keep_nonce(reply.headers());
+                return self.classify(&reply);
             }
-            self.keep_nonce(reply.headers());
-            return self.classify(&reply);
+            retries += 1;
+            nonce = match nonce_of(reply.headers()) {
+                Some(nonce) => nonce,
+                None => self.nonce(new_nonce).await?,
+            };
         }
     }
 
@@ -140,9 +132,8 @@ impl Transport {
         if let Some(nonce) = self.nonces().pop() {
             return Ok(nonce);
         }
-        let reply = self
-            .send("new-nonce", Method::HEAD, new_nonce, Bytes::new())
-            .await?;
+        let reply = self.send("new-nonce", Method::HEAD, new_nonce, Bytes::new());
+        let reply = reply.await?;
         self.classify(&reply)?;
         nonce_of(reply.headers())
             .ok_or_else(|| Cause::Protocol("the reply to newNonce contains no nonce".into()))
@@ -166,15 +157,15 @@ impl Transport {
         let result = self.exchange.exchange(request).await;
         let status = result.as_ref().map_or(0, |reply| reply.status().as_u16());
         self.observer.request(endpoint, status);
-        if let Err(ExchangeError::Untimely(untimely)) = &result {
-            self.observer.untimely(*untimely);
+        if let Err(ExchangeError::OutsideValidity(outside)) = &result {
+            self.observer.outside_validity(*outside);
         }
         let reply = result?;
         if let Some(date) = header(reply.headers(), &DATE).and_then(instant) {
             self.observer.date(date);
             let (ours, theirs) = (self.clock.now(), date);
-            let mut dated = self.dated.lock().unwrap_or_else(PoisonError::into_inner);
-            *dated = Some(Dated { ours, theirs });
+            let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+            *reading = Some(ClockReading { ours, theirs });
         }
         Ok(reply)
     }
@@ -220,19 +211,10 @@ impl Transport {
             StatusCode::SERVICE_UNAVAILABLE => retry_after.is_some() || problem.is_some(),
             _ => problem.as_ref().is_some_and(problem::is_rate_limit),
         };
-        if let Some(paused) = problem
-            .as_ref()
-            .filter(|problem| problem::is_pause(problem))
-        {
-            return Cause::of_reply(paused);
-        }
-        if limited {
-            return Cause::rate_limited(message, retry_after, self.clock.now());
-        }
-        if status.is_server_error() {
-            return Cause::failing(message, problem.as_ref());
-        }
         match problem {
+            Some(problem) if problem::is_pause(&problem) => Cause::of_reply(&problem),
+            _ if limited => Cause::rate_limited(message, retry_after, self.clock.now()),
+            _ if status.is_server_error() => Cause::failing(message, problem.as_ref()),
             Some(problem) => Cause::of_reply(&problem),
             None => Cause::Protocol(format!(
                 "HTTP {number} with content type `{}` instead of JSON or PEM",
@@ -242,13 +224,11 @@ impl Transport {
     }
 
     fn keep_nonce(&self, headers: &HeaderMap) {
-        if let Some(nonce) = nonce_of(headers) {
-            let mut pool = self.nonces();
-            if pool.len() == POOLED_NONCES {
-                // The oldest nonce is the likeliest to have expired.
-                pool.remove(0);
-            }
-            pool.push(nonce);
+        let mut pool = self.nonces();
+        pool.extend(nonce_of(headers));
+        if pool.len() > POOLED_NONCES {
+            // The oldest nonce is the likeliest to have expired.
+            pool.remove(0);
         }
     }
 
@@ -259,15 +239,13 @@ impl Transport {
 
 /// Parses `url`, which must be https with a host, as every URL of a CA.
 pub(super) fn https(url: &str) -> Result<Uri, Cause> {
-    url.parse::<Uri>()
-        .ok()
-        .filter(|uri| uri.scheme_str() == Some("https") && uri.host().is_some())
-        .ok_or_else(|| {
-            Cause::Protocol(format!(
-                "the CA names `{}`, which is not an https:// URL",
-                printable(url)
-            ))
-        })
+    let is_https = |uri: &Uri| uri.scheme_str() == Some("https") && uri.host().is_some();
+    url.parse().ok().filter(is_https).ok_or_else(|| {
+        let url = printable(url);
+        Cause::Protocol(format!(
+            "the CA names `{url}`, which is not an https:// URL"
+        ))
+    })
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
@@ -277,11 +255,7 @@ fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 /// The reply's nonce, if it is valid base64url (RFC 8555 section 6.5.1).
 fn nonce_of(headers: &HeaderMap) -> Option<String> {
     let nonce = header(headers, &NONCE)?;
-    let is_valid = (1..=512).contains(&nonce.len())
-        && nonce
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-    is_valid.then(|| nonce.to_owned())
+    (nonce.len() <= 512 && is_base64url(nonce)).then(|| nonce.to_owned())
 }
 
 /// Seconds, or a date by the CA's clock (RFC 9110 section 10.2.3).
@@ -300,22 +274,15 @@ fn instant(text: &str) -> Option<Timestamp> {
 }
 
 fn alternates(headers: &HeaderMap) -> Vec<String> {
-    let links = headers
-        .get_all(LINK)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    links
-        .flat_map(|value| value.split(','))
-        .filter_map(|link| {
-            let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
-            let alternate = parameters.split(';').any(|parameter| {
-                let parameter = parameter.trim();
-                parameter == "rel=\"alternate\"" || parameter == "rel=alternate"
-            });
-            alternate.then(|| target.to_owned())
-        })
-        .take(MOST_LINKS)
-        .collect()
+    let links = headers.get_all(LINK).into_iter();
+    let links = links.filter_map(|value| value.to_str().ok());
+    let alternates = links.flat_map(|value| value.split(',')).filter_map(|link| {
+        let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
+        let is_alternate = |one: &str| ["rel=\"alternate\"", "rel=alternate"].contains(&one.trim());
+        let is_alternate = parameters.split(';').any(is_alternate);
+        is_alternate.then(|| target.to_owned())
+    });
+    alternates.take(MOST_LINKS).collect()
 }
 
 #[cfg(test)]
@@ -485,7 +452,7 @@ mod tests {
             }
         }
         let (ca, seen) = (FakeCa::new(), Arc::new(Seen::default()));
-        let mut options = ca.options();
+        let mut options = ca.settings();
         options.observer = seen.clone();
         let client = super::super::Client::new(options).unwrap();
         let date = "Sun, 06 Nov 1994 08:49:37 GMT";

@@ -14,7 +14,9 @@ use tokio::sync::Barrier;
 
 use super::exchange::Exchange;
 use super::jws::decode;
-use super::{AccountOptions, Client, ExchangeError, Issuer, Journal, JournalError, Options};
+use super::{
+    AccountSettings, Client, ClientSettings, ExchangeError, Issuer, Journal, JournalError,
+};
 use crate::certificate::{KeyType, Secret};
 use crate::challenge::responses::Responses;
 use crate::identifier::Identifier;
@@ -119,13 +121,13 @@ impl FakeCa {
         })
     }
 
-    pub(super) fn options(self: &Arc<Self>) -> Options {
-        Options {
+    pub(super) fn settings(self: &Arc<Self>) -> ClientSettings {
+        ClientSettings {
             directory: "https://ca.test/directory".into(),
-            account: AccountOptions::default(),
+            account: AccountSettings::default(),
             exchange: self.clone(),
             solvers: vec![Arc::new(self.responses.clone())],
-            paces: Arc::default(),
+            limiters: Arc::default(),
             clock: self.clock.clone(),
             observer: Arc::new(()),
             preferred_chain: None,
@@ -133,7 +135,7 @@ impl FakeCa {
     }
 
     pub(super) fn client(self: &Arc<Self>) -> Client {
-        Client::new(self.options()).unwrap()
+        Client::new(self.settings()).unwrap()
     }
 
     /// Scripts the reply to the next request for `endpoint`, after earlier scripts.

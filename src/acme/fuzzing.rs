@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use http::header::{CONTENT_TYPE, DATE, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, Request, Response, StatusCode};
 
-use super::directory::{CachedDirectory, Directory, Meta};
+use super::directory::{Directory, Meta};
 use super::error::{Cause, ExchangeError, Phase};
 use super::exchange::{Exchange, Reply, Transport};
 use super::{documents, problem, renewal_info};
@@ -25,9 +25,8 @@ const PHASES: [Phase; 3] = [Phase::Directory, Phase::Account, Phase::Order];
 /// HTTP status.
 pub(crate) fn documents(body: &[u8]) {
     let now = Timestamp::from_seconds(0);
-    let clock = VirtualClock::new(now);
     let transport = FixedReply::new(200, HeaderMap::new(), body).transport(now);
-    let directory = now_or_never(CachedDirectory::default().read(&transport, URL, &clock));
+    let directory = now_or_never(Directory::read(&transport, URL));
     if let Ok(directory) = &directory {
         check_urls(directory);
     }
@@ -62,8 +61,7 @@ pub(crate) fn documents(body: &[u8]) {
 /// The window that `body` suggests, and when to fetch it again.
 pub(crate) fn renewal_info(body: &[u8], now: Timestamp) -> Option<(Window, Duration)> {
     let transport = FixedReply::new(200, HeaderMap::new(), body).transport(now);
-    let clock = VirtualClock::new(now);
-    match now_or_never(renewal_info::fetch(&transport, URL, "YQ.Yg", &clock)) {
+    match now_or_never(renewal_info::read(&transport, URL, "YQ.Yg")) {
         Ok(answer) => answer,
         Err(cause) => {
             check_message(cause, &Meta::default());
@@ -104,12 +102,7 @@ pub(crate) fn retry_after(text: &[u8], now: Timestamp) -> Option<Duration> {
 }
 
 fn check_urls(directory: &Directory) {
-    let urls = [
-        &directory.new_nonce,
-        &directory.new_account,
-        &directory.new_order,
-    ];
-    for url in urls.into_iter().chain(&directory.renewal_info) {
+    for url in directory.urls() {
         let scheme = url.get(..8).unwrap_or_default();
         assert!(scheme.eq_ignore_ascii_case("https://"), "{url:?}");
     }
@@ -169,6 +162,7 @@ impl FixedReply {
             Arc::new(self),
             Arc::new(()),
             Arc::new(VirtualClock::new(now)),
+            Arc::default(),
         )
     }
 }

@@ -6,13 +6,14 @@
 
 use std::error::Error;
 use std::io;
+use std::iter::successors;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{HeaderValue, USER_AGENT};
 use http::{Request, Response};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -21,7 +22,7 @@ use rustls::CertificateError;
 use rustls::pki_types::UnixTime;
 use tower_service::Service;
 
-use super::error::{ExchangeError, Untimely};
+use super::error::{ExchangeError, OutsideValidity};
 use super::exchange::Exchange;
 use crate::net::tls;
 use crate::text::printable;
@@ -49,24 +50,20 @@ impl Https {
             tls::add_roots(&mut roots, extra)?;
         }
         let tls = tls::trusting(roots).map_err(|error| error.to_string())?;
+        let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
+        // A request is written in two parts: the second must not wait for the first to
+        // be acknowledged.
+        connector.set_nodelay(true);
         let https = hyper_rustls::HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_only()
             .enable_http1()
-            .wrap_connector(connector());
+            .wrap_connector(connector);
         Ok(Self {
             client: Client::builder(TokioExecutor::new()).build(https),
         })
     }
-}
-
-/// A request is written in two parts: the second must not wait for the first
-/// to be acknowledged.
-fn connector() -> HttpConnector {
-    let mut connector = HttpConnector::new();
-    connector.enforce_http(false);
-    connector.set_nodelay(true);
-    connector
 }
 
 #[async_trait]
@@ -79,7 +76,7 @@ impl Exchange for Https {
         request.headers_mut().insert(USER_AGENT, agent);
         let exchanged = async {
             let reply = self.client.request(request.map(Full::new)).await;
-            whole(reply.map_err(|error| sort(&error))?).await
+            whole(reply.map_err(|error| classify(&error))?).await
         };
         tokio::select! {
             biased;
@@ -114,25 +111,20 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let (parts, body) = reply.into_parts();
-    let body = Limited::new(body, LARGEST_BODY).collect().await;
-    let body =
-        body.map_err(
-            |error| match error.downcast_ref::<http_body_util::LengthLimitError>() {
-                Some(_) => ExchangeError::TooLarge(LARGEST_BODY),
-                None => ExchangeError::Broken(printable(&chain(error.as_ref()))),
-            },
-        )?;
-    Ok(Response::from_parts(parts, body.to_bytes()))
+    match Limited::new(body, LARGEST_BODY).collect().await {
+        Ok(body) => Ok(Response::from_parts(parts, body.to_bytes())),
+        Err(error) if error.is::<LengthLimitError>() => Err(ExchangeError::TooLarge(LARGEST_BODY)),
+        Err(error) => Err(ExchangeError::Broken(printable(&chain(error.as_ref())))),
+    }
 }
 
-/// Tells a name that does not resolve, a port that is closed and a server that
-/// is not trusted apart: each has another remedy.
-fn sort(error: &hyper_util::client::legacy::Error) -> ExchangeError {
+/// Classifies an error by its remedy.
+fn classify(error: &hyper_util::client::legacy::Error) -> ExchangeError {
     let text = printable(&chain(error));
     if let Some(tls) = tls_error(error) {
         return match tls {
-            rustls::Error::InvalidCertificate(reason) => match untimely(reason) {
-                Some(untimely) => untimely.into(),
+            rustls::Error::InvalidCertificate(reason) => match outside_validity(reason) {
+                Some(outside) => outside.into(),
                 None => ExchangeError::Untrusted(printable(&reason.to_string())),
             },
             other => ExchangeError::Tls(printable(&other.to_string())),
@@ -142,59 +134,47 @@ fn sort(error: &hyper_util::client::legacy::Error) -> ExchangeError {
         return ExchangeError::Unresolved(text);
     }
     if error.is_connect() {
-        let innermost = sources(error).last().map(ToString::to_string);
-        return ExchangeError::Connect(printable(&innermost.unwrap_or_default()));
+        return ExchangeError::Connect(printable(&causes(error).last().unwrap_or_default()));
     }
     ExchangeError::Broken(text)
 }
 
-/// What is wrong with no more than the time of it.
-fn untimely(reason: &CertificateError) -> Option<Untimely> {
-    let at = |time: UnixTime| {
-        let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
-        Timestamp::from_seconds(seconds)
-    };
+/// How the certificate of a server is invalid, if only its dates are.
+fn outside_validity(reason: &CertificateError) -> Option<OutsideValidity> {
+    let at = |time: UnixTime| Timestamp::from_seconds(time.as_secs().cast_signed());
     match *reason {
-        CertificateError::ExpiredContext { time, not_after } => Some(Untimely::Over {
+        CertificateError::ExpiredContext { time, not_after } => Some(OutsideValidity::Expired {
             ours: at(time),
             end: at(not_after),
         }),
-        CertificateError::NotValidYetContext { time, not_before } => Some(Untimely::NotYet {
-            ours: at(time),
-            begin: at(not_before),
-        }),
+        CertificateError::NotValidYetContext { time, not_before } => {
+            Some(OutsideValidity::NotYetValid {
+                ours: at(time),
+                begin: at(not_before),
+            })
+        }
         _ => None,
     }
 }
 
 fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(tls) = error.downcast_ref() {
-            return Some(tls);
-        }
+    let inner = |&error: &&'a (dyn Error + 'static)| -> Option<&'a (dyn Error + 'static)> {
         // An io::Error shows its content's source, not its content.
-        let content = error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref);
-        next = match content {
+        match error.downcast_ref().and_then(io::Error::get_ref) {
             Some(content) => Some(content),
             None => error.source(),
-        };
-    }
-    None
+        }
+    };
+    successors(Some(error), inner).find_map(|error| error.downcast_ref())
 }
 
-/// The error and its sources, the innermost last.
-fn sources<'a>(
-    error: &'a (dyn Error + 'static),
-) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |error| Error::source(*error))
+/// The error and its sources.
+fn causes(error: &(dyn Error + 'static)) -> impl Iterator<Item = String> {
+    successors(Some(error), |&error| error.source()).map(ToString::to_string)
 }
 
 fn chain(error: &(dyn Error + 'static)) -> String {
-    let texts = sources(error).map(ToString::to_string);
-    texts.collect::<Vec<_>>().join(": ")
+    causes(error).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]
@@ -204,7 +184,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_router_of_this_process_answers_within_bounds() {
+    async fn in_process_router_answers_within_bounds() {
         use axum::routing::get;
         let router = axum::Router::new()
             .route("/small", get(async || "fine"))
@@ -223,7 +203,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_closed_port_and_plain_http_are_told_apart() {
+    async fn closed_port_and_plain_http_are_distinguished() {
         let https = Https::new(None).unwrap();
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = closed.local_addr().unwrap().port();
@@ -238,7 +218,7 @@ mod tests {
         assert!(plain.is_err(), "{plain:?}");
     }
 
-    /// Where somebody shows this certificate, once.
+    /// The port of a server that shows this certificate once.
     async fn shown(made: &rcgen::Certificate, key: &rcgen::KeyPair) -> u16 {
         let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der());
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -265,7 +245,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_unknown_root_is_told_with_its_remedy() {
+    async fn unknown_root_is_reported_with_its_remedy() {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let port = shown(&made.cert, &made.signing_key).await;
         let error = refused(port, None).await;
@@ -275,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_certificate_that_is_over_or_not_yet_valid_is_told_with_the_clock() {
+    async fn certificate_outside_its_validity_is_reported_with_the_clock() {
         let key = rcgen::KeyPair::generate().unwrap();
         let year = |year| rcgen::date_time_ymd(year, 1, 1);
         for (from, to) in [(2001, 2002), (2998, 2999)] {
@@ -284,12 +264,12 @@ mod tests {
             let made = params.self_signed(&key).unwrap();
             let port = shown(&made, &key).await;
             let error = refused(port, Some(made.pem().as_bytes())).await;
-            let ExchangeError::Untimely(untimely) = &error else {
+            let ExchangeError::OutsideValidity(outside) = &error else {
                 panic!("{error:?}");
             };
-            let bound = match untimely {
-                Untimely::Over { end, .. } => (2002, *end),
-                Untimely::NotYet { begin, .. } => (2998, *begin),
+            let bound = match outside {
+                OutsideValidity::Expired { end, .. } => (2002, *end),
+                OutsideValidity::NotYetValid { begin, .. } => (2998, *begin),
             };
             assert!([from, to].contains(&bound.0), "{error}");
             assert_eq!(bound.1, year(bound.0).into(), "{error}");
@@ -300,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn roots_that_are_none_are_refused() {
+    fn invalid_roots_are_rejected() {
         assert!(Https::new(Some(b"")).is_err());
         assert!(
             Https::new(Some(

@@ -8,7 +8,7 @@ use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::account::{StoredAccount, stored_key};
+use super::account::{self, StoredAccount};
 use super::jws::{AccountKey, decode, encode};
 use crate::certificate::Secret;
 
@@ -60,9 +60,8 @@ pub fn foreign_account(
         directory: Some(ca.to_owned()),
         is_foreign: url.is_none(),
     };
-    let json = serde_json::to_string(&credentials).map_err(|_| unusable())?;
     Ok(ForeignAccount {
-        credentials: Secret::new(json),
+        credentials: credentials.to_json().map_err(|_| unusable())?,
         kind: key.kind(),
     })
 }
@@ -70,7 +69,8 @@ pub fn foreign_account(
 /// Whether both stored accounts have the same key.
 #[must_use]
 pub fn is_same_account(one: &Secret, other: &Secret) -> bool {
-    stored_key(one).is_some_and(|key| stored_key(other).as_ref() == Some(&key))
+    let key = |credentials| Some(account::read(credentials).ok()?.key_pkcs8);
+    key(one).is_some_and(|one| Some(one) == key(other))
 }
 
 fn read(key: ForeignKey<'_>) -> Option<AccountKey> {
@@ -85,11 +85,9 @@ fn read(key: ForeignKey<'_>) -> Option<AccountKey> {
 }
 
 fn from_der(der: &[u8]) -> Option<AccountKey> {
-    let pkcs1 = || AccountKey::from_rsa(rsa::KeyPair::from_der(der).ok()?).ok();
-    let pkcs8 = AccountKey::from_pkcs8(der).ok();
-    pkcs8
-        .or_else(pkcs1)
-        .or_else(|| AccountKey::from_sec1(der).ok())
+    let pkcs1 = || AccountKey::from_rsa(rsa::KeyPair::from_der(der).ok()?);
+    let pkcs8 = AccountKey::from_pkcs8(der);
+    pkcs8.or_else(pkcs1).or_else(|| AccountKey::from_sec1(der))
 }
 
 fn from_jwk(jwk: &Value) -> Option<AccountKey> {
@@ -111,7 +109,7 @@ fn from_jwk(jwk: &Value) -> Option<AccountKey> {
                 dQ: &number("dq")?,
                 qInv: &number("qi")?,
             };
-            AccountKey::from_rsa(rsa::KeyPair::from_components(&components).ok()?).ok()
+            AccountKey::from_rsa(rsa::KeyPair::from_components(&components).ok()?)
         }
         "EC" => {
             let point = [&[4][..], &number("x")?, &number("y")?].concat();

@@ -6,30 +6,43 @@
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
-use aws_lc_rs::error::{KeyRejected, Unspecified};
+use aws_lc_rs::error::Unspecified;
 use aws_lc_rs::hmac;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa;
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, KeyPair,
-    RSA_PKCS1_SHA256,
+    ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair,
+    EcdsaSigningAlgorithm, KeyPair, RSA_PKCS1_SHA256,
 };
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-/// The key of an account.
-pub(super) struct AccountKey {
-    pair: AccountKeyPair,
-    random: SystemRandom,
-}
-
-/// A key pair by its algorithm (RFC 7518 section 3.1).
-enum AccountKeyPair {
-    Es256(EcdsaKeyPair),
-    Es384(EcdsaKeyPair),
+/// The key of an account, by its algorithm (RFC 7518 section 3.1).
+pub(super) enum AccountKey {
+    Ecdsa(&'static Curve, EcdsaKeyPair),
     Rs256(rsa::KeyPair),
 }
+
+/// A curve of ECDSA.
+pub(super) struct Curve {
+    name: &'static str,
+    algorithm: &'static str,
+    signing: &'static EcdsaSigningAlgorithm,
+}
+
+const CURVES: &[Curve] = &[
+    Curve {
+        name: "P-256",
+        algorithm: "ES256",
+        signing: &ECDSA_P256_SHA256_FIXED_SIGNING,
+    },
+    Curve {
+        name: "P-384",
+        algorithm: "ES384",
+        signing: &ECDSA_P384_SHA384_FIXED_SIGNING,
+    },
+];
 
 /// The RSA sizes that CAs accept from accounts, in bytes of the modulus.
 const RSA_SIZES: std::ops::RangeInclusive<usize> = 256..=512;
@@ -53,64 +66,42 @@ impl AccountKey {
 
     /// Reads a key of [`Self::generate`] or [`Self::to_pkcs8`]: P-256, P-384, or RSA
     /// of 2048 to 4096 bits.
-    pub(super) fn from_pkcs8(der: &[u8]) -> Result<Self, KeyRejected> {
-        let p256 = || EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der);
-        let p384 = || EcdsaKeyPair::from_pkcs8(&ECDSA_P384_SHA384_FIXED_SIGNING, der);
-        let pair = p256()
-            .map(AccountKeyPair::Es256)
-            .or_else(|_| p384().map(AccountKeyPair::Es384))
-            .or_else(|_| rsa::KeyPair::from_pkcs8(der).map(AccountKeyPair::Rs256))?;
-        match pair {
-            AccountKeyPair::Rs256(pair) => Self::from_rsa(pair),
-            pair => Ok(Self::of(pair)),
-        }
+    pub(super) fn from_pkcs8(der: &[u8]) -> Option<Self> {
+        Self::ecdsa(|curve| EcdsaKeyPair::from_pkcs8(curve.signing, der).ok())
+            .or_else(|| Self::from_rsa(rsa::KeyPair::from_pkcs8(der).ok()?))
     }
 
     /// Reads a P-256 or P-384 key in SEC1 (RFC 5915) or PKCS#8.
-    pub(super) fn from_sec1(der: &[u8]) -> Result<Self, KeyRejected> {
-        let p256 = EcdsaKeyPair::from_private_key_der(&ECDSA_P256_SHA256_FIXED_SIGNING, der);
-        let p384 = || EcdsaKeyPair::from_private_key_der(&ECDSA_P384_SHA384_FIXED_SIGNING, der);
-        let pair = p256.map(AccountKeyPair::Es256);
-        Ok(Self::of(
-            pair.or_else(|_| p384().map(AccountKeyPair::Es384))?,
-        ))
+    pub(super) fn from_sec1(der: &[u8]) -> Option<Self> {
+        Self::ecdsa(|curve| EcdsaKeyPair::from_private_key_der(curve.signing, der).ok())
     }
 
     /// A key of a private number and its public point on the named curve (RFC 7518
     /// section 6.2.1.1).
-    pub(super) fn from_point(curve: &str, number: &[u8], point: &[u8]) -> Option<Self> {
-        let pair = |algorithm| {
-            EcdsaKeyPair::from_private_key_and_public_key(algorithm, number, point).ok()
-        };
-        let pair = match curve {
-            "P-256" => AccountKeyPair::Es256(pair(&ECDSA_P256_SHA256_FIXED_SIGNING)?),
-            "P-384" => AccountKeyPair::Es384(pair(&ECDSA_P384_SHA384_FIXED_SIGNING)?),
-            _ => return None,
-        };
-        Some(Self::of(pair))
+    pub(super) fn from_point(name: &str, number: &[u8], point: &[u8]) -> Option<Self> {
+        Self::ecdsa(|Curve { signing, .. }| {
+            EcdsaKeyPair::from_private_key_and_public_key(signing, number, point).ok()
+        })
+        .filter(|key| matches!(key, Self::Ecdsa(curve, _) if curve.name == name))
+    }
+
+    /// The key on the first curve on which `read` finds one.
+    fn ecdsa(read: impl Fn(&Curve) -> Option<EcdsaKeyPair>) -> Option<Self> {
+        let pair = |curve| Some(Self::Ecdsa(curve, read(curve)?));
+        CURVES.iter().find_map(pair)
     }
 
     /// An RSA key of a size that CAs accept.
-    pub(super) fn from_rsa(pair: rsa::KeyPair) -> Result<Self, KeyRejected> {
-        if RSA_SIZES.contains(&pair.public_modulus_len()) {
-            Ok(Self::of(AccountKeyPair::Rs256(pair)))
-        } else {
-            Err(KeyRejected::from(Unspecified))
-        }
-    }
-
-    fn of(pair: AccountKeyPair) -> Self {
-        let random = SystemRandom::new();
-        Self { pair, random }
+    pub(super) fn from_rsa(pair: rsa::KeyPair) -> Option<Self> {
+        let is_accepted = RSA_SIZES.contains(&pair.public_modulus_len());
+        is_accepted.then_some(Self::Rs256(pair))
     }
 
     /// The stored form.
     pub(super) fn to_pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, Unspecified> {
-        let bytes = match &self.pair {
-            AccountKeyPair::Es256(pair) | AccountKeyPair::Es384(pair) => {
-                pair.to_pkcs8v1()?.as_ref().to_vec()
-            }
-            AccountKeyPair::Rs256(pair) => AsDer::<Pkcs8V1Der<'_>>::as_der(pair)?.as_ref().to_vec(),
+        let bytes = match self {
+            Self::Ecdsa(_, pair) => pair.to_pkcs8v1()?.as_ref().to_vec(),
+            Self::Rs256(pair) => AsDer::<Pkcs8V1Der<'_>>::as_der(pair)?.as_ref().to_vec(),
         };
         Ok(Zeroizing::new(bytes))
     }
@@ -122,45 +113,45 @@ impl AccountKey {
 
     /// The kind of key, for display.
     pub(super) fn kind(&self) -> String {
-        match &self.pair {
-            AccountKeyPair::Es256(_) => "ECDSA P-256".to_owned(),
-            AccountKeyPair::Es384(_) => "ECDSA P-384".to_owned(),
-            AccountKeyPair::Rs256(pair) => format!("RSA {}", pair.public_modulus_len() * 8),
+        match self {
+            Self::Ecdsa(curve, _) => format!("ECDSA {}", curve.name),
+            Self::Rs256(pair) => format!("RSA {}", pair.public_modulus_len() * 8),
         }
     }
 
     fn algorithm(&self) -> &'static str {
-        match &self.pair {
-            AccountKeyPair::Es256(_) => "ES256",
-            AccountKeyPair::Es384(_) => "ES384",
-            AccountKeyPair::Rs256(_) => "RS256",
+        match self {
+            Self::Ecdsa(curve, _) => curve.algorithm,
+            Self::Rs256(_) => "RS256",
         }
     }
 
     fn jwk(&self) -> Value {
-        match &self.pair {
-            AccountKeyPair::Es256(pair) => point("P-256", pair),
-            AccountKeyPair::Es384(pair) => point("P-384", pair),
-            AccountKeyPair::Rs256(pair) => {
+        match self {
+            Self::Ecdsa(curve, pair) => {
+                let point = pair.public_key().as_ref();
+                // An uncompressed point: 0x04, then both coordinates.
+                let (x, y) = point.get(1..).unwrap_or_default().split_at(point.len() / 2);
+                json!({"crv": curve.name, "kty": "EC", "x": encode(x), "y": encode(y)})
+            }
+            Self::Rs256(pair) => {
                 let public = pair.public_key();
                 let (n, e) = (public.modulus(), public.exponent());
-                let number = |bytes: &[u8]| encode(bytes);
                 json!({
-                    "e": number(e.big_endian_without_leading_zero()), "kty": "RSA",
-                    "n": number(n.big_endian_without_leading_zero()),
+                    "e": encode(e.big_endian_without_leading_zero()), "kty": "RSA",
+                    "n": encode(n.big_endian_without_leading_zero()),
                 })
             }
         }
     }
 
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Unspecified> {
-        match &self.pair {
-            AccountKeyPair::Es256(pair) | AccountKeyPair::Es384(pair) => {
-                Ok(pair.sign(&self.random, message)?.as_ref().to_vec())
-            }
-            AccountKeyPair::Rs256(pair) => {
+        let random = SystemRandom::new();
+        match self {
+            Self::Ecdsa(_, pair) => Ok(pair.sign(&random, message)?.as_ref().to_vec()),
+            Self::Rs256(pair) => {
                 let mut signature = vec![0; pair.public_modulus_len()];
-                pair.sign(&RSA_PKCS1_SHA256, &self.random, message, &mut signature)?;
+                pair.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature)?;
                 Ok(signature)
             }
         }
@@ -184,13 +175,6 @@ fn thumbprint(jwk: &Value) -> String {
     encode(digest(&SHA256, jwk.to_string().as_bytes()).as_ref())
 }
 
-fn point(curve: &str, pair: &EcdsaKeyPair) -> Value {
-    let point = pair.public_key().as_ref();
-    // An uncompressed point: 0x04, then both coordinates.
-    let (x, y) = point.get(1..).unwrap_or_default().split_at(point.len() / 2);
-    json!({"crv": curve, "kty": "EC", "x": encode(x), "y": encode(y)})
-}
-
 impl Signer<'_> {
     /// The body of a POST to `url`; without `payload` it is a POST-as-GET.
     pub(super) fn sign(
@@ -199,18 +183,11 @@ impl Signer<'_> {
         nonce: &str,
         payload: Option<&Value>,
     ) -> Result<Vec<u8>, Unspecified> {
-        let mut protected = json!({"nonce": nonce, "url": url});
-        let key = match self {
-            Self::Key(key) => {
-                protected["jwk"] = key.jwk();
-                key
-            }
-            Self::Account(key, id) => {
-                protected["kid"] = id.into();
-                key
-            }
+        let (key, name, signer) = match self {
+            Self::Key(key) => (key, "jwk", key.jwk()),
+            Self::Account(key, id) => (key, "kid", id.into()),
         };
-        protected["alg"] = key.algorithm().into();
+        let protected = json!({"alg": key.algorithm(), "nonce": nonce, "url": url, name: signer});
         let head = encode(protected.to_string().as_bytes());
         let body = payload.map_or_else(String::new, |value| encode(value.to_string().as_bytes()));
         let signed = format!("{head}.{body}");
@@ -223,6 +200,12 @@ impl Signer<'_> {
 /// Base64url without padding.
 pub(super) fn encode(bytes: &[u8]) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(bytes)
+}
+
+/// Whether `text` is in the alphabet of base64url, and not empty.
+pub(super) fn is_base64url(text: &str) -> bool {
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    !text.is_empty() && text.bytes().all(is_letter)
 }
 
 /// The bytes of base64url text without padding.
@@ -274,11 +257,7 @@ mod tests {
         let p384 = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).unwrap();
         let rsa = rsa::KeyPair::generate(rsa::KeySize::Rsa2048).unwrap();
         for (key, alg, kind) in [
-            (
-                AccountKey::of(AccountKeyPair::Es384(p384)),
-                "ES384",
-                "ECDSA P-384",
-            ),
+            (AccountKey::Ecdsa(&CURVES[1], p384), "ES384", "ECDSA P-384"),
             (AccountKey::from_rsa(rsa).unwrap(), "RS256", "RSA 2048"),
         ] {
             // The stored form is the same key.
@@ -303,7 +282,7 @@ mod tests {
             }
         }
         let too_large = rsa::KeyPair::from_pkcs8(include_bytes!("fixtures/rsa-8192.der"));
-        assert!(AccountKey::from_rsa(too_large.unwrap()).is_err());
+        assert!(AccountKey::from_rsa(too_large.unwrap()).is_none());
     }
 
     /// The example of RFC 7638 section 3.1.

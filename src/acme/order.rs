@@ -4,16 +4,17 @@
 //! The order's state at the CA decides the next step, so that an interrupted run
 //! is resumed at any point. No step is ever repeated that the CA has accepted.
 
-use instant_acme::{CertificateIdentifier, NewOrder, OrderStatus};
+use instant_acme::OrderStatus;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use serde_json::{Value, json};
+use x509_parser::pem::Pem;
 
-use super::error::{Cause, Phase};
+use super::Journal;
+use super::client::Flow;
+use super::error::{AcmeError, Cause, Phase};
 use super::exchange::{Reply, https};
-use super::flow::{During, Failed, Flow};
 use super::jws::encode;
-use super::poll::{PlacedOrder, SETTLING};
-use super::{Journal, chains};
+use super::poll::PlacedOrder;
 use crate::identifier::Identifier;
 use crate::record::PendingOrder;
 
@@ -23,13 +24,17 @@ impl Flow<'_> {
         &self,
         pending: &mut PendingOrder,
         journal: &mut dyn Journal,
-    ) -> Result<String, Failed> {
-        let mut order = self.open(pending, journal).await.during(Phase::Order)?;
+    ) -> Result<String, AcmeError> {
+        let opened = self.open(pending, journal).await;
+        let mut order = opened.map_err(self.client.at(Phase::Order))?;
         if order.state.status == OrderStatus::Pending {
-            self.authorize(&mut order).await?;
+            let authorized = self.authorize(&mut order).await;
+            authorized.map_err(self.client.at(Phase::Authorization))?;
         }
-        self.conclude(&mut order, pending).await?;
-        self.download(&order).await.during(Phase::Certificate)
+        let concluded = self.conclude(&mut order, pending).await;
+        concluded.map_err(self.client.at(Phase::Finalize))?;
+        let chain = self.download(&order).await;
+        chain.map_err(self.client.at(Phase::Certificate))
     }
 
     /// The order at `pending`'s URL; a new one without a URL, or if the CA no
@@ -56,10 +61,8 @@ impl Flow<'_> {
             pending.url = None;
         }
         let reply = self.place(pending).await?;
-        let url = reply
-            .location
-            .clone()
-            .ok_or_else(|| Cause::Protocol("a new order without a URL".into()))?;
+        let url = reply.location.clone();
+        let url = url.ok_or_else(|| Cause::Protocol("a new order without a URL".into()))?;
         https(&url)?;
         // Stored before the body is read: the order exists.
         pending.url = Some(url.clone());
@@ -81,8 +84,7 @@ impl Flow<'_> {
         }
         let url = &self.directory.new_order;
         if pending.replaces.is_some() {
-            let reply = self.post("new-order", url, Some(&request(pending)?)).await;
-            match reply {
+            match self.post("new-order", url, Some(&request(pending))).await {
                 Err(Cause::NotProven(_)) => {}
                 Err(cause) => match cause.objection() {
                     None | Some("accountDoesNotExist" | "paused") => return Err(cause),
@@ -95,38 +97,27 @@ impl Flow<'_> {
             }
             pending.replaces = None;
         }
-        self.post("new-order", url, Some(&request(pending)?)).await
+        self.post("new-order", url, Some(&request(pending))).await
     }
 
     /// Finalizes an authorized order and waits until it is valid.
-    async fn conclude(
-        &self,
-        order: &mut PlacedOrder,
-        pending: &PendingOrder,
-    ) -> Result<(), Failed> {
-        let phase = Phase::Finalize;
-        let never = std::future::pending;
+    async fn conclude(&self, order: &mut PlacedOrder, pending: &PendingOrder) -> Result<(), Cause> {
         let mut tries = 0;
         loop {
-            match order.state.status {
+            let still: &[OrderStatus] = match order.state.status {
                 OrderStatus::Valid => return Ok(()),
-                OrderStatus::Invalid => return Err(self.why_invalid(order, phase).await),
-                OrderStatus::Pending => {
-                    self.poll(order, &[OrderStatus::Pending], SETTLING, never())
-                        .await
-                        .during(phase)?;
-                }
+                OrderStatus::Invalid => return Err(self.why_invalid(order).await),
+                OrderStatus::Pending => &[OrderStatus::Pending],
                 OrderStatus::Ready if tries < 2 => {
                     tries += 1;
-                    self.finalize(order, pending).await.during(phase)?;
+                    self.finalize(order, pending).await?;
+                    continue;
                 }
                 OrderStatus::Ready | OrderStatus::Processing => {
-                    let still = [OrderStatus::Ready, OrderStatus::Processing];
-                    self.poll(order, &still, SETTLING, never())
-                        .await
-                        .during(phase)?;
+                    &[OrderStatus::Ready, OrderStatus::Processing]
                 }
-            }
+            };
+            self.settle(order, still).await?;
         }
     }
 
@@ -145,32 +136,27 @@ impl Flow<'_> {
             }
             // Not quite ready, or finalized by an earlier run that lost the reply.
             Err(cause) if cause.refusal() == Some("orderNotReady") => {
-                let still = [OrderStatus::Pending];
-                self.poll(order, &still, SETTLING, std::future::pending())
-                    .await
+                self.settle(order, &[OrderStatus::Pending]).await
             }
             Err(cause) => Err(cause),
         }
     }
 
     async fn download(&self, order: &PlacedOrder) -> Result<String, Cause> {
-        let url = order
-            .state
-            .certificate
-            .as_deref()
-            .ok_or_else(|| Cause::Protocol("a valid order without a certificate".into()))?;
+        let url = order.state.certificate.as_deref();
+        let url =
+            url.ok_or_else(|| Cause::Protocol("a valid order without a certificate".into()))?;
         let reply = self.post("certificate", url, None).await?;
         let chain = chain(&reply)?;
-        let Some(name) = self.preferred_chain else {
+        let Some(name) = self.client.settings.preferred_chain.as_deref() else {
             return Ok(chain);
         };
-        if chains::ends_at(&chain, name) {
+        if ends_at(&chain, name) {
             return Ok(chain);
         }
         for url in &reply.alternates {
-            let other = self.post("certificate", url, None).await?;
-            let other = self::chain(&other)?;
-            if chains::ends_at(&other, name) {
+            let other = self::chain(&self.post("certificate", url, None).await?)?;
+            if ends_at(&other, name) {
                 return Ok(other);
             }
         }
@@ -182,48 +168,48 @@ impl Flow<'_> {
     }
 }
 
-fn request(pending: &PendingOrder) -> Result<Value, Cause> {
-    let identifiers: Vec<_> = pending.identifiers.iter().map(to_acme).collect();
-    let mut order = NewOrder::new(&identifiers);
-    if let Some(profile) = &pending.profile {
-        order = order.profile(profile);
+fn request(pending: &PendingOrder) -> Value {
+    let identifiers = pending.identifiers.iter().map(|identifier| {
+        let kind = match identifier {
+            Identifier::Dns(_) => "dns",
+            Identifier::Ip(_) => "ip",
+        };
+        json!({"type": kind, "value": identifier.to_string()})
+    });
+    let mut order = json!({"identifiers": identifiers.collect::<Vec<_>>()});
+    for (name, value) in [
+        ("profile", &pending.profile),
+        ("replaces", &pending.replaces),
+    ] {
+        if let Some(value) = value {
+            order[name] = value.as_str().into();
+        }
     }
-    if let Some((key_identifier, serial)) = pending
-        .replaces
-        .as_deref()
-        .and_then(|id| id.split_once('.'))
-    {
-        order = order.replaces(CertificateIdentifier {
-            authority_key_identifier: key_identifier.into(),
-            serial: serial.into(),
-        });
-    }
-    serde_json::to_value(&order).map_err(|error| Cause::Protocol(error.to_string()))
-}
-
-fn to_acme(identifier: &Identifier) -> instant_acme::Identifier {
-    match identifier {
-        Identifier::Dns(name) => instant_acme::Identifier::Dns(name.as_str().to_owned()),
-        Identifier::Ip(address) => instant_acme::Identifier::Ip(*address),
-    }
+    order
 }
 
 fn chain(reply: &Reply) -> Result<String, Cause> {
-    std::str::from_utf8(&reply.body)
-        .ok()
-        .filter(|text| text.contains("-----BEGIN CERTIFICATE-----"))
-        .map(str::to_owned)
+    let text = String::from_utf8(reply.body.to_vec()).ok();
+    text.filter(|text| text.contains("-----BEGIN CERTIFICATE-----"))
         .ok_or_else(|| Cause::Protocol("the certificate is not PEM".into()))
+}
+
+/// Whether the topmost issuer of the chain `pem` has the common name `name`. The chain
+/// is not verified.
+fn ends_at(pem: &str, name: &str) -> bool {
+    let Some(Ok(topmost)) = Pem::iter_from_buffer(pem.as_bytes()).last() else {
+        return false;
+    };
+    topmost.parse_x509().is_ok_and(|certificate| {
+        let mut names = certificate.issuer().iter_common_name();
+        names.any(|found| found.as_str().is_ok_and(|found| found == name))
+    })
 }
 
 fn signing_request(pending: &PendingOrder) -> Result<Vec<u8>, rcgen::Error> {
     let key = KeyPair::from_pem(pending.key_pem.expose())?;
-    let names: Vec<String> = pending
-        .identifiers
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    let mut params = CertificateParams::new(names)?;
+    let names = pending.identifiers.iter().map(ToString::to_string);
+    let mut params = CertificateParams::new(names.collect::<Vec<_>>())?;
     params.distinguished_name = DistinguishedName::new();
     Ok(params.serialize_request(&key)?.der().to_vec())
 }
@@ -476,7 +462,7 @@ mod tests {
             let ca = FakeCa::new();
             ca.script("certificate", certificate("First"));
             ca.script("certificate", certificate("Second"));
-            let mut options = ca.options();
+            let mut options = ca.settings();
             options.preferred_chain = preferred.map(str::to_owned);
             let chain = issue(&Client::new(options).unwrap()).await.unwrap();
             assert_eq!(ca.count("certificate"), fetched, "{preferred:?}");
@@ -485,7 +471,7 @@ mod tests {
             } else {
                 "First"
             };
-            assert!(chains::ends_at(&chain, expected), "{preferred:?}");
+            assert!(ends_at(&chain, expected), "{preferred:?}");
         }
     }
 
@@ -514,5 +500,25 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn chain_matches_only_by_its_topmost_issuer() {
+        let named = |name: &str| {
+            let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+            params
+                .distinguished_name
+                .push(rcgen::DnType::CommonName, name);
+            let key = rcgen::KeyPair::generate().unwrap();
+            params.self_signed(&key).unwrap().pem()
+        };
+        let chain = format!("{}{}", named("Leaf"), named("Root X1"));
+        assert!(ends_at(&chain, "Root X1"));
+        assert!(!ends_at(&chain, "Leaf"));
+        assert!(!ends_at("", "Root X1"));
+        assert!(!ends_at(
+            "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n",
+            "Root X1"
+        ));
     }
 }

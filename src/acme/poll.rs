@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use instant_acme::{OrderState, OrderStatus};
 
+use super::client::Flow;
 use super::documents;
 use super::error::Cause;
 use super::exchange::Reply;
-use super::flow::Flow;
 
 /// The CA needs this long to record a validation or a certificate request.
-pub(super) const SETTLING: Duration = Duration::from_millis(50);
+const SETTLING: Duration = Duration::from_millis(50);
 pub(super) const FIRST_POLL: Duration = Duration::from_millis(250);
 const LONGEST_POLL: Duration = Duration::from_secs(5);
 /// The longest time to poll one status.
@@ -31,10 +31,11 @@ pub(super) struct PlacedOrder {
 
 impl PlacedOrder {
     pub(super) fn new(url: String, reply: &Reply) -> Result<Self, Cause> {
+        let (state, retry_after) = (documents::order(&reply.body)?, reply.retry_after);
         Ok(Self {
             url,
-            state: documents::order(&reply.body)?,
-            retry_after: reply.retry_after,
+            state,
+            retry_after,
         })
     }
 
@@ -46,6 +47,17 @@ impl PlacedOrder {
 }
 
 impl Flow<'_> {
+    /// Polls the order, which the CA is about to change, until its status is none of
+    /// `still`.
+    pub(super) async fn settle(
+        &self,
+        order: &mut PlacedOrder,
+        still: &[OrderStatus],
+    ) -> Result<(), Cause> {
+        let never = std::future::pending();
+        self.poll(order, still, SETTLING, never).await
+    }
+
     /// Polls the order until its status is none of `still`: once when `observed`
     /// ends, else after `Retry-After`, else after `first` and then at growing
     /// intervals.
@@ -56,18 +68,16 @@ impl Flow<'_> {
         first: Duration,
         observed: impl Future<Output = ()>,
     ) -> Result<(), Cause> {
-        let begun = self.clock.stopwatch();
+        let clock = self.client.settings.clock.as_ref();
+        let begun = clock.stopwatch();
         let (mut observed, mut was_observed) = (pin!(observed), false);
-        let mut first = Some(first);
         for round in 0.. {
             let wait = match order.retry_after {
                 Some(retry_after) => retry_after.max(growing(SETTLING, round)),
-                None => first
-                    .take()
-                    .unwrap_or_else(|| growing(FIRST_POLL, round - 1)),
+                None if round == 0 => first,
+                None => growing(FIRST_POLL, round - 1),
             };
-            first = None;
-            let passed = self.clock.stopwatch().saturating_sub(begun);
+            let passed = clock.stopwatch().saturating_sub(begun);
             if passed + wait > DEADLINE {
                 break;
             }
@@ -75,9 +85,9 @@ impl Flow<'_> {
                 biased;
                 () = &mut observed, if !was_observed => {
                     was_observed = true;
-                    self.pause(SETTLING).await;
+                    clock.sleep(SETTLING).await;
                 }
-                () = self.pause(wait) => {}
+                () = clock.sleep(wait) => {}
             }
             let reply = self.post("order", &order.url, None).await?;
             order.update(&reply)?;
@@ -91,9 +101,8 @@ impl Flow<'_> {
 
 /// `first`, doubled `round` times, up to the longest.
 fn growing(first: Duration, round: u32) -> Duration {
-    first
-        .saturating_mul(2_u32.saturating_pow(round))
-        .min(LONGEST_POLL)
+    let factor = 2_u32.saturating_pow(round);
+    first.saturating_mul(factor).min(LONGEST_POLL)
 }
 
 #[cfg(test)]

@@ -46,32 +46,23 @@ pub(super) fn parse(content_type: &str, body: &[u8]) -> Option<Problem> {
         return None;
     }
     let value: Value = serde_json::from_slice(body).ok()?;
-    if !value.is_object() {
-        return None;
-    }
-    Some(from_value(&value))
+    value.is_object().then(|| from_value(&value))
 }
 
 /// Reads the members of the expected type and ignores the others.
 pub(super) fn from_value(value: &Value) -> Problem {
-    let text = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
-    let subproblems = value.get("subproblems").and_then(Value::as_array);
+    let text = |value: &Value, name: &str| value[name].as_str().map(str::to_owned);
+    let subproblems = value["subproblems"].as_array().into_iter().flatten();
+    let subproblems = subproblems.take(MOST_SUBPROBLEMS).map(|sub| Subproblem {
+        identifier: Deserialize::deserialize(&sub["identifier"]).ok(),
+        r#type: text(sub, "type"),
+        detail: text(sub, "detail"),
+    });
     Problem {
-        r#type: text("type"),
-        detail: text("detail"),
+        r#type: text(value, "type"),
+        detail: text(value, "detail"),
         status: None,
-        subproblems: subproblems
-            .into_iter()
-            .flatten()
-            .take(MOST_SUBPROBLEMS)
-            .map(|sub| Subproblem {
-                identifier: sub
-                    .get("identifier")
-                    .and_then(|identifier| Deserialize::deserialize(identifier).ok()),
-                r#type: sub.get("type").and_then(Value::as_str).map(str::to_owned),
-                detail: sub.get("detail").and_then(Value::as_str).map(str::to_owned),
-            })
-            .collect(),
+        subproblems: subproblems.collect(),
     }
 }
 

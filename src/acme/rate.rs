@@ -11,44 +11,32 @@ use crate::time::Clock;
 /// The purpose of a request, as counted and limited.
 pub(super) type Endpoint = &'static str;
 
-/// Requests a second, and the size of the bucket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Rate {
-    per_second: u32,
-    burst: u32,
-}
-
-const fn rate(per_second: u32, burst: u32) -> Rate {
-    Rate { per_second, burst }
-}
-
-/// Let's Encrypt's limits per address by endpoint (its rate-limits page of
-/// 2026-08-05).
-const LETS_ENCRYPT: &[(Endpoint, Rate)] = &[
-    ("directory", rate(40, 40)),
-    ("new-nonce", rate(20, 10)),
-    ("new-account", rate(5, 15)),
-    ("new-order", rate(300, 200)),
-    ("renewal-info", rate(1000, 100)),
+/// Let's Encrypt's limits per address (its rate-limits page of 2026-08-05): the
+/// endpoint, requests a second, and the size of the bucket.
+const LETS_ENCRYPT: &[(Endpoint, u32, u32)] = &[
+    ("directory", 40, 40),
+    ("new-nonce", 20, 10),
+    ("new-account", 5, 15),
+    ("new-order", 300, 200),
+    ("renewal-info", 1000, 100),
 ];
 /// The shared limit of all other requests below `/acme/`.
-const OTHERS: (Endpoint, Rate) = ("acme", rate(250, 125));
+const OTHERS: (Endpoint, u32, u32) = ("acme", 250, 125);
 /// The tenths of a limit that we use: other clients may share our address.
 const SHARE: u32 = 8;
 
 /// One limiter per CA: a CA counts by address, so all clients of a process share
 /// it.
 #[derive(Debug, Default)]
-pub struct Paces(Mutex<BTreeMap<String, Arc<Limiter>>>);
+pub struct Limiters(Mutex<BTreeMap<String, Arc<Limiter>>>);
 
-impl Paces {
+impl Limiters {
     /// The limiter of the CA with this directory URL.
     pub(super) fn at(&self, directory: &str) -> Arc<Limiter> {
         let mut limiters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let limiter = limiters.entry(directory.to_owned());
-        limiter
-            .or_insert_with(|| Arc::new(Limiter::at(directory)))
-            .clone()
+        let new = || Arc::new(Limiter::at(directory));
+        limiter.or_insert_with(new).clone()
     }
 }
 
@@ -76,21 +64,20 @@ impl Limiter {
 
     /// Waits until a request for `endpoint` may be sent.
     pub(super) async fn wait(&self, endpoint: Endpoint, clock: &dyn Clock) {
-        if !self.limited {
-            return;
-        }
-        let pause = self.reserve(endpoint, clock.stopwatch());
-        if !pause.is_zero() {
-            clock.sleep(pause).await;
+        if self.limited {
+            let pause = self.reserve(endpoint, clock.stopwatch());
+            if !pause.is_zero() {
+                clock.sleep(pause).await;
+            }
         }
     }
 
     /// Reserves a token and returns how long to wait for it.
     fn reserve(&self, endpoint: Endpoint, now: Duration) -> Duration {
-        let named = LETS_ENCRYPT.iter().find(|(name, _)| *name == endpoint);
-        let (bucket, rate) = *named.unwrap_or(&OTHERS);
-        let interval = Duration::from_secs(10) / (rate.per_second * SHARE);
-        let capacity = interval * (rate.burst * SHARE / 10);
+        let named = LETS_ENCRYPT.iter().find(|(name, ..)| *name == endpoint);
+        let (bucket, per_second, burst) = *named.unwrap_or(&OTHERS);
+        let interval = Duration::from_secs(10) / (per_second * SHARE);
+        let capacity = interval * (burst * SHARE / 10);
         let mut buckets = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
         let full_at = buckets.entry(bucket).or_default();
         *full_at = (*full_at).max(now) + interval;
@@ -126,7 +113,7 @@ mod tests {
 
     #[test]
     fn limiter_is_shared_by_clients_of_one_ca() {
-        let limiters = Paces::default();
+        let limiters = Limiters::default();
         let first = last_of(&limiters.at(PRODUCTION), 8, "new-nonce", NOW);
         let second = last_of(&limiters.at(PRODUCTION), 16, "new-nonce", NOW);
         assert_eq!((first, second), (Duration::ZERO, Duration::from_secs(1)));

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use super::error::Cause;
 use super::exchange::Transport;
+use super::jws::is_base64url;
 use crate::record::Window;
 use crate::text::printable;
-use crate::time::{Clock, Timestamp};
+use crate::time::Timestamp;
 
 /// The interval without a `Retry-After`.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(6 * 3600);
@@ -16,11 +17,10 @@ const RETRY_PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs
 
 /// The suggested window of the certificate `id` and when to fetch it again; `None`
 /// if `id` is not a certificate identifier.
-pub(super) async fn fetch(
+pub(super) async fn read(
     transport: &Transport,
     url: &str,
     id: &str,
-    clock: &dyn Clock,
 ) -> Result<Option<(Window, Duration)>, Cause> {
     if !is_identifier(id) {
         return Ok(None);
@@ -29,9 +29,7 @@ pub(super) async fn fetch(
     let mut pauses = RETRY_PAUSES.iter();
     let reply = loop {
         match (transport.get("renewal-info", &url).await, pauses.next()) {
-            (Err(Cause::Unreachable(_)), Some(pause)) => {
-                clock.sleep(*pause).await;
-            }
+            (Err(Cause::Unreachable(_)), Some(pause)) => transport.clock.sleep(*pause).await,
             (result, _) => break result?,
         }
     };
@@ -43,44 +41,29 @@ pub(super) async fn fetch(
         start: Timestamp::from(info.suggested_window.start),
         end: Timestamp::from(info.suggested_window.end),
     };
-    Ok(Some((
-        window,
-        reply.retry_after.unwrap_or(DEFAULT_INTERVAL),
-    )))
+    let interval = reply.retry_after.unwrap_or(DEFAULT_INTERVAL);
+    Ok(Some((window, interval)))
 }
 
 /// `base64url.base64url` (section 4.1); other characters would change the URL's path.
 fn is_identifier(text: &str) -> bool {
-    let is_base64url = |part: &str| {
-        !part.is_empty()
-            && part
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-    };
-    text.split_once('.')
-        .is_some_and(|(key_identifier, serial)| {
-            is_base64url(key_identifier) && is_base64url(serial)
-        })
+    let parts = text.split_once('.');
+    parts.is_some_and(|(key, serial)| is_base64url(key) && is_base64url(serial))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::fake::{FakeCa, Memory, NOW, Scripted};
+    use super::super::fake::{FakeCa, NOW, Scripted};
     use super::super::{AcmeError, Issuer};
     use super::*;
+    use crate::time::Clock;
     use serde_json::json;
 
     async fn fetched(
         ca: &std::sync::Arc<FakeCa>,
         id: &str,
     ) -> Result<Option<(Window, Duration)>, AcmeError> {
-        let mut journal = Memory::default();
-        let result = ca.client().renewal_info(id, &mut journal).await;
-        assert!(
-            journal.account.is_none(),
-            "renewal information needed an account"
-        );
-        result
+        ca.client().renewal_info(id).await
     }
 
     #[tokio::test]

@@ -9,20 +9,12 @@ impl Bundle {
     #[must_use]
     pub fn key_type(&self) -> Option<KeyType> {
         let leaf = parse(0, self.chain.first()?).ok()?;
-        match leaf.public_key().parsed().ok()? {
-            PublicKey::RSA(key) => match key.key_size() {
-                2048 => Some(KeyType::Rsa2048),
-                3072 => Some(KeyType::Rsa3072),
-                4096 => Some(KeyType::Rsa4096),
-                _ => None,
-            },
-            PublicKey::EC(point) => match point.key_size() {
-                256 => Some(KeyType::EcdsaP256),
-                384 => Some(KeyType::EcdsaP384),
-                _ => None,
-            },
-            _ => None,
-        }
+        let name = match leaf.public_key().parsed().ok()? {
+            PublicKey::RSA(key) => format!("rsa-{}", key.key_size()),
+            PublicKey::EC(point) => format!("ecdsa-p{}", point.key_size()),
+            _ => return None,
+        };
+        name.parse().ok()
     }
 }
 

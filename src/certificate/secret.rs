@@ -3,13 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 /// Secret text: `Debug` hides it, and the drop of the last clone wipes it. Clones share
 /// one text.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(from = "Zeroizing<String>")]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Secret(Arc<Zeroizing<String>>);
 
 impl Secret {
@@ -23,18 +22,6 @@ impl Secret {
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
-    }
-}
-
-impl From<Zeroizing<String>> for Secret {
-    fn from(text: Zeroizing<String>) -> Self {
-        Self(Arc::new(text))
-    }
-}
-
-impl Serialize for Secret {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.expose())
     }
 }
 

@@ -10,7 +10,7 @@ use super::catalog::{remember, still_imported};
 use super::embedded;
 use super::progress::Display;
 use super::watcher::Watcher;
-use crate::acme::{self, AccountOptions, Client, Exchange, Https, InProcess, Issuer, Paces};
+use crate::acme::{self, AccountSettings, Client, Exchange, Https, InProcess, Issuer, Limiters};
 use crate::ca;
 use crate::certificate::Known;
 use crate::challenge::responses::Responses;
@@ -49,7 +49,7 @@ pub(super) struct Factory {
     responses: Responses,
     data_dir: PathBuf,
     issuers: Mutex<BTreeMap<String, Arc<dyn Issuer>>>,
-    paces: Arc<Paces>,
+    limiters: Arc<Limiters>,
     concurrency: Concurrency,
     servers: Mutex<BTreeMap<DeployTarget, Arc<Coalesced>>>,
     /// The accounts of rehearsals, never stored on disk.
@@ -90,7 +90,7 @@ impl Factory {
             responses,
             data_dir: settings.data_dir.clone(),
             issuers: Mutex::default(),
-            paces: Arc::default(),
+            limiters: Arc::default(),
             concurrency: Concurrency::default(),
             servers: Mutex::default(),
             rehearsals: MemoryStore::default(),
@@ -271,7 +271,7 @@ impl Factory {
         settings: &CertificateSettings,
     ) -> Result<Arc<dyn Issuer>, Failure> {
         let invalid = |message: String| Failure::usage(message, "see --ca-root and --eab-kid");
-        let account = AccountOptions {
+        let account = AccountSettings {
             email: ca.email.clone(),
             terms_agreed: ca.agree_tos,
             external: ca.read_binding().map_err(invalid)?,
@@ -285,12 +285,12 @@ impl Factory {
             let https = Https::new(roots.as_deref()).map_err(invalid)?;
             (identity.clone(), Arc::new(https))
         };
-        let client = Client::new(acme::Options {
+        let client = Client::new(acme::ClientSettings {
             directory,
             account,
             exchange,
             solvers: vec![settings.challenge.solver(&self.responses)],
-            paces: self.paces.clone(),
+            limiters: self.limiters.clone(),
             clock: self.services.clock.clone(),
             observer: Arc::new(Watcher::new(identity, &self.services)),
             preferred_chain: ca.preferred_chain.clone(),

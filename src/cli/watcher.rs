@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::acme::{self, Untimely};
+use crate::acme::{self, OutsideValidity};
 use crate::manage::Services;
 use crate::manage::clock::Skew;
 use crate::observe::Metrics;
@@ -42,8 +42,8 @@ impl acme::Observer for Watcher {
         self.log(self.skew.observe(self.clock.now(), instant));
     }
 
-    fn untimely(&self, untimely: Untimely) {
-        self.log(self.skew.outside(untimely));
+    fn outside_validity(&self, outside: OutsideValidity) {
+        self.log(self.skew.outside(outside));
     }
 
     fn request(&self, endpoint: &'static str, status: u16) {

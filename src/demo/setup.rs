@@ -16,7 +16,7 @@ use super::load::IdlePolicy;
 use super::nginx::Nginx;
 use super::tally::Tally;
 use super::{LOOPBACK, Site};
-use crate::acme::{AccountOptions, Client, Https, Issuer, Options};
+use crate::acme::{AccountSettings, Client, ClientSettings, Https, Issuer};
 use crate::ca::{RenewalWindows, Resolve, Server, Settings, Validation};
 use crate::certificate::{KeyType, Known};
 use crate::challenge::http01::Listener;
@@ -143,12 +143,12 @@ async fn issuer(serving: &mut JoinSet<()>) -> Result<(Arc<dyn Issuer>, String, S
 }
 
 fn client(directory: &str, root: &str, responses: Responses) -> Result<Client, String> {
-    Client::new(Options {
+    Client::new(ClientSettings {
         directory: directory.to_owned(),
-        account: AccountOptions::default(),
+        account: AccountSettings::default(),
         exchange: Arc::new(Https::new(Some(root.as_bytes()))?),
         solvers: vec![Arc::new(responses)],
-        paces: Arc::default(),
+        limiters: Arc::default(),
         clock: Arc::new(SystemClock),
         observer: Arc::new(()),
         preferred_chain: None,

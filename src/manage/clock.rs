@@ -11,7 +11,7 @@ use super::ca_state::{NEWEST, note_outage, reach_windows};
 use super::error::ManageError;
 use super::probes::Operation;
 use super::services::{Certificate, Services};
-use crate::acme::{Issuer, Untimely};
+use crate::acme::{Issuer, OutsideValidity};
 use crate::certificate::Facts;
 use crate::record::Record;
 use crate::renew::clock::{Evidence, decided_at, is_due_at};
@@ -52,10 +52,10 @@ impl Skew {
 
     /// The alarm to report when the CA is unreachable because its certificate is not
     /// valid by our clock.
-    pub(crate) fn outside(&self, untimely: Untimely) -> Option<String> {
+    pub(crate) fn outside(&self, outside: OutsideValidity) -> Option<String> {
         let message =
-            || format!("this machine's clock or the CA's certificate is wrong: {untimely}");
-        self.is_new(untimely.ours()).then(message)
+            || format!("this machine's clock or the CA's certificate is wrong: {outside}");
+        self.is_new(outside.ours()).then(message)
     }
 
     /// Whether no alarm was reported within the last hour; records this one if so.
@@ -114,12 +114,12 @@ impl Clock for CorrectedClock {
     fn now(&self) -> Timestamp {
         let ours = self.wall.now();
         let issuers = self.issuers.iter();
-        let reply = issuers.filter_map(|issuer| issuer.dated()).find(|dated| {
+        let reply = issuers.filter_map(|issuer| issuer.clocks()).find(|dated| {
             // If our clock was set back since the reply, the two cannot be compared.
             dated.ours <= ours && ours.since(dated.ours) <= CORRECTION_LIFETIME
         });
         let evidence = *self.evidence.lock().unwrap_or_else(PoisonError::into_inner);
-        reply.map_or(ours, |dated| decided_at(evidence, ours, dated.there(ours)))
+        reply.map_or(ours, |dated| decided_at(evidence, ours, dated.at_ca(ours)))
     }
 
     fn wall(&self) -> Timestamp {
@@ -155,7 +155,7 @@ pub(super) async fn check_due_at_ca(
         Ok(None) | Err(_) => return Ok(()),
     };
     let ours = services.clock.wall();
-    let theirs = dated.there(ours);
+    let theirs = dated.at_ca(ours);
     let at = decided_at(Evidence::of(record), ours, theirs);
     let due = match is_due_at(record, at) {
         Ok(()) => return Ok(()),
@@ -173,7 +173,7 @@ pub(super) async fn check_due_at_ca(
 /// unreachable or sends no date.
 pub(super) async fn ca_time(issuer: &dyn Issuer, clock: &dyn Clock) -> Timestamp {
     match issuer.time(NEWEST).await {
-        Ok(Some(dated)) => dated.there(clock.wall()),
+        Ok(Some(dated)) => dated.at_ca(clock.wall()),
         Ok(None) => clock.now(),
         Err(error) => {
             tracing::debug!("the CA's time is unknown: {error}");
@@ -225,7 +225,7 @@ pub(super) fn when_signed(
     facts: Option<&Facts>,
 ) -> Timestamp {
     let ours = clock.wall();
-    let theirs = issuer.dated().map_or(ours, |dated| dated.there(ours));
+    let theirs = issuer.clocks().map_or(ours, |dated| dated.at_ca(ours));
     signed_at(ours, theirs, Evidence::of(record), facts)
 }
 
@@ -329,7 +329,7 @@ mod tests {
         let back = ours - minutes(60 * 24 * 365);
         assert!(skew.observe(back, ours).is_some());
         // An alarm over the CA's certificate shares the same hour.
-        let not_yet = |ours| Untimely::NotYet {
+        let not_yet = |ours| OutsideValidity::NotYetValid {
             ours,
             begin: ours + minutes(1),
         };

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use super::ca::{DIRECTORY, OrderRefusal};
 use super::node::Node;
 use super::{HOUR, Scenario};
-use crate::acme::{AcmeError, Cause, Dated, ExchangeError, Issuer, Journal, Phase};
+use crate::acme::{AcmeError, Cause, ClockReading, ExchangeError, Issuer, Journal, Phase};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::random::Random;
@@ -147,18 +147,18 @@ impl Issuer for NodeIssuer {
         Ok(signed.chain)
     }
 
-    fn dated(&self) -> Option<Dated> {
-        self.node.dated()
+    fn clocks(&self) -> Option<ClockReading> {
+        self.node.clocks()
     }
 
-    async fn time(&self, newest: Duration) -> Result<Option<Dated>, AcmeError> {
-        let (now, dated) = (Clock::now(&*self.node), self.node.dated());
-        if dated.is_some_and(|dated| dated.ours <= now && now.since(dated.ours) <= newest) {
-            return Ok(dated);
+    async fn time(&self, newest: Duration) -> Result<Option<ClockReading>, AcmeError> {
+        let (now, reading) = (Clock::now(&*self.node), self.node.clocks());
+        if reading.is_some_and(|reading| reading.ours <= now && now.since(reading.ours) <= newest) {
+            return Ok(reading);
         }
         // An order requests the time first.
         self.travel(200, Phase::Order).await?;
-        Ok(self.node.dated())
+        Ok(self.node.clocks())
     }
 
     async fn probe(&self) -> Result<(), AcmeError> {
@@ -168,7 +168,6 @@ impl Issuer for NodeIssuer {
     async fn renewal_info(
         &self,
         renewal_id: &str,
-        _journal: &mut dyn Journal,
     ) -> Result<Option<(Window, Duration)>, AcmeError> {
         // The client's own retries (RFC 9773 section 4.3.3).
         let mut pauses = [1, 4].into_iter().map(Duration::from_secs);

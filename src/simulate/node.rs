@@ -14,7 +14,7 @@ use super::disk::{Disk, Found};
 use super::kill::{KillPoint, KillSwitch};
 use super::tally::Tally;
 use super::{START, lock};
-use crate::acme::Dated;
+use crate::acme::ClockReading;
 use crate::certificate::{Bundle, Facts, Secret};
 use crate::deploy::output::OutputError;
 use crate::deploy::verify::{ServedAt, Verifier};
@@ -72,7 +72,7 @@ struct Inner {
     /// Whether the process has ended; it does nothing then.
     dead: bool,
     /// The last pair of its clock and the CA's clock, in this process.
-    dated: Option<Dated>,
+    reading: Option<ClockReading>,
 }
 
 impl Node {
@@ -134,7 +134,7 @@ impl Node {
     /// Starts its process.
     pub(super) fn begin(&self) {
         let mut inner = self.inner();
-        (inner.dead, inner.kill_switch, inner.dated) = (false, None, None);
+        (inner.dead, inner.kill_switch, inner.reading) = (false, None, None);
         inner.disk.staging.clear();
     }
 
@@ -187,12 +187,12 @@ impl Node {
     pub(super) fn observe_ca_time(&self) {
         let theirs = Timestamp::from_seconds(self.world.now().seconds());
         let ours = self.now();
-        self.inner().dated = Some(Dated { ours, theirs });
+        self.inner().reading = Some(ClockReading { ours, theirs });
     }
 
-    pub(super) fn dated(&self) -> Option<Dated> {
+    pub(super) fn clocks(&self) -> Option<ClockReading> {
         let now = self.now();
-        Dated::still(&mut self.inner().dated, now)
+        ClockReading::usable(&mut self.inner().reading, now)
     }
 
     /// Restarts the proxy, which loads the pairs on the disk.

@@ -23,7 +23,7 @@ use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{KEPT_GENERATIONS, Lease, Store, StoreError};
+use super::{KEPT_GENERATIONS, Lease, Store, StoreError, check_save, next_revision};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
 use crate::files;
@@ -68,10 +68,11 @@ impl FileStore {
     /// # Errors
     /// When a directory cannot be created.
     pub fn open(root: PathBuf) -> Result<Self, StoreError> {
-        files::make_directory(&root, PRIVATE_DIRECTORY).map_err(at("create", &root))?;
+        make_directory(&root)?;
         // The mount point of a new volume is open to all users. A directory that has
         // files may belong to another user, who chose its mode.
-        if is_empty(&root).map_err(at("read", &root))? {
+        let mut entries = std::fs::read_dir(&root).map_err(at("read", &root))?;
+        if entries.next().is_none() {
             let private = PermissionsExt::from_mode(PRIVATE_DIRECTORY);
             if let Err(error) = std::fs::set_permissions(&root, private) {
                 // Another user owns the directory; the files in it are private all the same.
@@ -79,8 +80,7 @@ impl FileStore {
             }
         }
         for part in ["records", "leases", "accounts", "authorities"] {
-            let path = root.join(part);
-            files::make_directory(&path, PRIVATE_DIRECTORY).map_err(at("create", &path))?;
+            make_directory(&root.join(part))?;
         }
         Ok(Self { root })
     }
@@ -93,10 +93,6 @@ impl FileStore {
     fn path_of(&self, part: &str, ca: &str) -> PathBuf {
         let name = format!("{}.json", Fingerprint::of(ca.as_bytes()));
         self.root.join(part).join(name)
-    }
-
-    fn read(&self, lineage: &Lineage) -> Result<Option<Stored>, StoreError> {
-        read_json(&self.directory(lineage).join("record.json"))
     }
 
     /// Flushes the directory entries that lead to a record: the process that created
@@ -134,16 +130,17 @@ impl FileStore {
         let place = directory.join(generation.to_string());
         let staged = directory.join(format!(".new-{generation}"));
         for leftover in [&staged, &place] {
-            remove_directory(leftover)?;
+            match std::fs::remove_dir_all(leftover) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                removed => removed.map_err(at("remove", leftover))?,
+            }
         }
         files::new_directory(&staged, PRIVATE_DIRECTORY).map_err(at("create", &staged))?;
-        let key = bundle.key_pem().expose().as_bytes().to_vec();
-        for (name, content) in [
-            ("privkey.pem", key),
-            ("fullchain.pem", bundle.chain_pem().into_bytes()),
-        ] {
+        let (key, chain) = (bundle.key_pem().expose(), bundle.chain_pem());
+        for (name, content) in [("privkey.pem", key), ("fullchain.pem", &chain)] {
             let path = staged.join(name);
-            files::write_new(&path, PRIVATE_FILE, &content).map_err(at("write", &path))?;
+            let written = files::write_new(&path, PRIVATE_FILE, content.as_bytes());
+            written.map_err(at("write", &path))?;
         }
         files::sync(&staged)
             .and_then(|()| std::fs::rename(&staged, &place))
@@ -155,9 +152,8 @@ impl FileStore {
 #[async_trait]
 impl Store for FileStore {
     async fn load(&self, lineage: &Lineage) -> Result<Option<(Record, Revision)>, StoreError> {
-        Ok(self
-            .read(lineage)?
-            .map(|stored| (stored.record, stored.revision)))
+        let stored: Option<Stored> = read_json(&self.directory(lineage).join("record.json"))?;
+        Ok(stored.map(|stored| (stored.record, stored.revision)))
     }
 
     async fn save(
@@ -167,39 +163,22 @@ impl Store for FileStore {
         bundle: Option<&Bundle>,
     ) -> Result<Revision, StoreError> {
         let directory = self.directory(&record.lineage);
-        files::make_directory(&directory, PRIVATE_DIRECTORY).map_err(at("create", &directory))?;
+        make_directory(&directory)?;
         let _locked = locked(&directory.join("lock"))?;
-        let before = self.read(&record.lineage)?;
-        let is_first = before.is_none();
-        let found = before
-            .as_ref()
-            .map_or(Revision::default(), |stored| stored.revision);
-        if found != expected {
-            return Err(StoreError::Conflict {
-                subject: format!("the record of {}", record.lineage),
-                found: found.0,
-            });
-        }
-        if let (Some(bundle), Some(issued)) = (bundle, &record.issued) {
-            let newest = before.and_then(|stored| stored.record.issued);
-            if newest.is_some_and(|newest| newest.generation >= issued.generation) {
-                return Err(StoreError::GenerationExists {
-                    lineage: record.lineage.clone(),
-                    generation: issued.generation,
-                });
-            }
+        let before = self.load(&record.lineage).await?;
+        let new = record.issued.as_ref().filter(|_| bundle.is_some());
+        let revision = check_save(record, expected, before.as_ref(), new)?;
+        if let (Some(bundle), Some(issued)) = (bundle, new) {
             self.write_pair(&record.lineage, issued.generation, bundle)?;
         }
-        let revision = Revision(expected.0 + 1);
         let record = record.clone();
         let stored = Stored { revision, record };
         write_json(&directory.join("record.json"), &stored)?;
-        let record = stored.record;
-        if is_first {
+        if before.is_none() {
             self.flush_directories(&directory)?;
         }
-        if let (Some(_), Some(issued)) = (bundle, &record.issued) {
-            remove_old(&directory, issued.generation, record.rollback_to);
+        if let Some(issued) = new {
+            remove_old(&directory, issued.generation, stored.record.rollback_to);
         }
         Ok(revision)
     }
@@ -220,9 +199,8 @@ impl Store for FileStore {
 
     async fn save_options(&self, lineage: &Lineage, json: &str) -> Result<(), StoreError> {
         let directory = self.directory(lineage);
-        files::make_directory(&directory, PRIVATE_DIRECTORY).map_err(at("create", &directory))?;
-        let path = directory.join("options.json");
-        files::replace(&path, PRIVATE_FILE, json.as_bytes()).map_err(at("write", &path))
+        make_directory(&directory)?;
+        replace(&directory.join("options.json"), json.as_bytes())
     }
 
     async fn list(&self) -> Result<Vec<Lineage>, StoreError> {
@@ -231,9 +209,8 @@ impl Store for FileStore {
         for entry in std::fs::read_dir(&records).map_err(at("read", &records))? {
             let name = entry.map_err(at("read", &records))?.file_name();
             let lineage = name.to_str().and_then(|name| Lineage::parse(name).ok());
-            lineages.extend(
-                lineage.filter(|lineage| self.directory(lineage).join("record.json").exists()),
-            );
+            let has_record = |one: &Lineage| self.directory(one).join("record.json").exists();
+            lineages.extend(lineage.filter(has_record));
         }
         lineages.sort();
         Ok(lineages)
@@ -242,21 +219,16 @@ impl Store for FileStore {
     async fn lease(&self, lineage: &Lineage) -> Result<Box<dyn Lease>, StoreError> {
         let path = self.root.join("leases").join(lineage.as_str());
         let mut file = open_lock(&path)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(StoreError::Leased {
-                    lineage: lineage.clone(),
-                });
-            }
-            Err(TryLockError::Error(error)) => return Err(at("lock", &path)(error)),
-        }
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => StoreError::Leased {
+                lineage: lineage.clone(),
+            },
+            TryLockError::Error(error) => at("lock", &path)(error),
+        })?;
         let token = next_token(&mut file).map_err(at("write", &path))?;
         self.flush_leftovers(lineage)?;
-        Ok(Box::new(FileLease {
-            locked: file,
-            token,
-        }))
+        let locked = file;
+        Ok(Box::new(FileLease { locked, token }))
     }
 
     async fn account(&self, ca: &str) -> Result<Option<Secret>, StoreError> {
@@ -278,8 +250,7 @@ impl Store for FileStore {
 
     async fn save_account(&self, ca: &str, credentials: &Secret) -> Result<(), StoreError> {
         let path = self.path_of("accounts", ca);
-        files::replace(&path, PRIVATE_FILE, credentials.expose().as_bytes())
-            .map_err(at("write", &path))
+        replace(&path, credentials.expose().as_bytes())
     }
 
     async fn ca_state(&self, ca: &str) -> Result<(CaState, Revision), StoreError> {
@@ -303,19 +274,15 @@ impl Store for FileStore {
         let path = self.path_of("authorities", ca);
         let _locked = locked(&path.with_extension("lock"))?;
         let (_, found) = self.ca_state(ca).await?;
-        if found != expected {
-            return Err(StoreError::Conflict {
-                subject: format!("the state of CA {ca}"),
-                found: found.0,
-            });
-        }
-        let known = StoredCa {
-            ca: ca.to_owned(),
-            revision: Revision(expected.0 + 1),
-            state: state.clone(),
+        let revision = next_revision(format!("the state of CA {ca}"), expected, found)?;
+        let (ca, state) = (ca.to_owned(), state.clone());
+        let stored = StoredCa {
+            ca,
+            revision,
+            state,
         };
-        write_json(&path, &known)?;
-        Ok(known.revision)
+        write_json(&path, &stored)?;
+        Ok(revision)
     }
 }
 
@@ -351,10 +318,6 @@ fn next_token(file: &mut File) -> io::Result<u64> {
     Ok(token)
 }
 
-fn is_empty(directory: &Path) -> io::Result<bool> {
-    Ok(std::fs::read_dir(directory)?.next().is_none())
-}
-
 fn open_lock(path: &Path) -> Result<File, StoreError> {
     let mut options = OpenOptions::new();
     options
@@ -374,16 +337,22 @@ fn locked(path: &Path) -> Result<File, StoreError> {
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
-    let bytes = read_existing(path)?;
-    let read = bytes
-        .map(|bytes| serde_json::from_slice(&bytes))
-        .transpose();
+    let text = read_text(path)?;
+    let read = text.map(|text| serde_json::from_str(&text)).transpose();
     read.map_err(|error| corrupt(path, &error))
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StoreError> {
     let json = serde_json::to_vec_pretty(value).map_err(|error| corrupt(path, &error))?;
-    files::replace(path, PRIVATE_FILE, &json).map_err(at("write", path))
+    replace(path, &json)
+}
+
+fn replace(path: &Path, content: &[u8]) -> Result<(), StoreError> {
+    files::replace(path, PRIVATE_FILE, content).map_err(at("write", path))
+}
+
+fn make_directory(path: &Path) -> Result<(), StoreError> {
+    files::make_directory(path, PRIVATE_DIRECTORY).map_err(at("create", path))
 }
 
 fn corrupt(path: &Path, error: &dyn std::error::Error) -> StoreError {
@@ -393,17 +362,14 @@ fn corrupt(path: &Path, error: &dyn std::error::Error) -> StoreError {
     }
 }
 
-fn read_existing(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
+/// The text of a file, if the file exists.
+fn read_text(path: &Path) -> Result<Option<String>, StoreError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == ErrorKind::InvalidData => Err(corrupt(path, &error)),
         Err(error) => Err(at("read", path)(error)),
     }
-}
-
-fn read_text(path: &Path) -> Result<Option<String>, StoreError> {
-    let text = read_existing(path)?.map(String::from_utf8).transpose();
-    text.map_err(|error| corrupt(path, &error))
 }
 
 /// Removes all but the newest pairs, and the staged records of killed writers, which
@@ -420,21 +386,13 @@ fn remove_old(directory: &Path, newest: Generation, rollback: Option<Generation>
             // No other process writes it: we hold the lock.
             let _ = std::fs::remove_file(entry.path());
         }
-        let generation = name.parse::<u64>().ok();
-        let is_old = |generation: &u64| generation + KEPT_GENERATIONS <= newest.0;
-        let is_unused = |generation: &u64| rollback != Some(Generation(*generation));
-        if generation.filter(is_old).is_some_and(|one| is_unused(&one))
+        if let Ok(generation) = name.parse::<u64>()
+            && generation + KEPT_GENERATIONS <= newest.0
+            && rollback != Some(Generation(generation))
             && let Err(error) = std::fs::remove_dir_all(entry.path())
         {
             tracing::warn!(path = %entry.path().display(), "cannot remove an old pair: {error}");
         }
-    }
-}
-
-fn remove_directory(path: &Path) -> Result<(), StoreError> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(at("remove", path)(error)),
-        _ => Ok(()),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use super::{KEPT_GENERATIONS, Lease, Store, StoreError};
+use super::{KEPT_GENERATIONS, Lease, Store, StoreError, check_save, next_revision};
 use crate::ca_state::CaState;
 use crate::certificate::{Bundle, Secret};
 use crate::lineage::Lineage;
@@ -25,7 +25,7 @@ struct Inside {
     options: BTreeMap<Lineage, String>,
     accounts: BTreeMap<String, Secret>,
     ca_states: BTreeMap<String, (CaState, Revision)>,
-    /// The last token, and whether its lease is still held.
+    /// The last token, and whether its lease has not ended.
     leases: BTreeMap<Lineage, (u64, bool)>,
 }
 
@@ -49,35 +49,19 @@ impl Store for MemoryStore {
     ) -> Result<Revision, StoreError> {
         let mut inside = self.inside();
         let lineage = &record.lineage;
-        let before = inside.records.get(lineage);
-        let found = before.map_or(Revision::default(), |(_, revision)| *revision);
-        if found != expected {
-            return Err(StoreError::Conflict {
-                subject: format!("the record of {lineage}"),
-                found: found.0,
-            });
-        }
-        if let (Some(bundle), Some(issued)) = (bundle, &record.issued) {
-            let newest = before.and_then(|(record, _)| record.issued.as_ref());
-            if newest.is_some_and(|newest| newest.generation >= issued.generation) {
-                return Err(StoreError::GenerationExists {
-                    lineage: lineage.clone(),
-                    generation: issued.generation,
-                });
-            }
+        let new = record.issued.as_ref().filter(|_| bundle.is_some());
+        let revision = check_save(record, expected, inside.records.get(lineage), new)?;
+        if let (Some(bundle), Some(issued)) = (bundle, new) {
             let pair = (bundle.key_pem().clone(), bundle.chain_pem());
             let old = Generation(issued.generation.0.saturating_sub(KEPT_GENERATIONS));
             if record.rollback_to != Some(old) {
                 inside.bundles.remove(&(lineage.clone(), old));
             }
-            inside
-                .bundles
-                .insert((lineage.clone(), issued.generation), pair);
+            let key = (lineage.clone(), issued.generation);
+            inside.bundles.insert(key, pair);
         }
-        let revision = Revision(expected.0 + 1);
-        inside
-            .records
-            .insert(lineage.clone(), (record.clone(), revision));
+        let stored = (record.clone(), revision);
+        inside.records.insert(lineage.clone(), stored);
         Ok(revision)
     }
 
@@ -95,9 +79,8 @@ impl Store for MemoryStore {
     }
 
     async fn save_options(&self, lineage: &Lineage, json: &str) -> Result<(), StoreError> {
-        self.inside()
-            .options
-            .insert(lineage.clone(), json.to_owned());
+        let options = &mut self.inside().options;
+        options.insert(lineage.clone(), json.to_owned());
         Ok(())
     }
 
@@ -107,17 +90,15 @@ impl Store for MemoryStore {
 
     async fn lease(&self, lineage: &Lineage) -> Result<Box<dyn Lease>, StoreError> {
         let mut inside = self.inside();
-        let (token, held) = inside.leases.entry(lineage.clone()).or_default();
-        if *held {
-            return Err(StoreError::Leased {
-                lineage: lineage.clone(),
-            });
+        let (token, is_leased) = inside.leases.entry(lineage.clone()).or_default();
+        let lineage = lineage.clone();
+        if *is_leased {
+            return Err(StoreError::Leased { lineage });
         }
-        *token += 1;
-        *held = true;
+        (*token, *is_leased) = (*token + 1, true);
         Ok(Box::new(MemoryLease {
             inside: self.inside.clone(),
-            lineage: lineage.clone(),
+            lineage,
             token: *token,
         }))
     }
@@ -133,9 +114,8 @@ impl Store for MemoryStore {
     }
 
     async fn save_account(&self, ca: &str, credentials: &Secret) -> Result<(), StoreError> {
-        self.inside()
-            .accounts
-            .insert(ca.to_owned(), credentials.clone());
+        let accounts = &mut self.inside().accounts;
+        accounts.insert(ca.to_owned(), credentials.clone());
         Ok(())
     }
 
@@ -151,15 +131,10 @@ impl Store for MemoryStore {
         expected: Revision,
     ) -> Result<Revision, StoreError> {
         let mut inside = self.inside();
-        let (stored, revision) = inside.ca_states.entry(ca.to_owned()).or_default();
-        if *revision != expected {
-            return Err(StoreError::Conflict {
-                subject: format!("the state of CA {ca}"),
-                found: revision.0,
-            });
-        }
-        (*stored, revision.0) = (state.clone(), expected.0 + 1);
-        Ok(*revision)
+        let stored = inside.ca_states.entry(ca.to_owned()).or_default();
+        let revision = next_revision(format!("the state of CA {ca}"), expected, stored.1)?;
+        *stored = (state.clone(), revision);
+        Ok(revision)
     }
 }
 
@@ -179,8 +154,8 @@ impl Lease for MemoryLease {
 impl Drop for MemoryLease {
     fn drop(&mut self) {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, held)) = inside.leases.get_mut(&self.lineage) {
-            *held = false;
+        if let Some((_, is_leased)) = inside.leases.get_mut(&self.lineage) {
+            *is_leased = false;
         }
     }
 }
@@ -191,6 +166,6 @@ mod tests {
 
     #[tokio::test]
     async fn memory_store_keeps_contract() {
-        super::super::contract::check(MemoryStore::default).await;
+        super::super::tests::check(MemoryStore::default).await;
     }
 }

@@ -77,7 +77,7 @@ fn cas(agenda: &Agenda) -> impl Iterator<Item = (&String, &Arc<dyn Issuer>)> {
 /// The first CAs that have not sent a date yet. A fallback CA needs no probe before it is
 /// used.
 fn without_reply(agenda: &Agenda) -> BTreeSet<String> {
-    let has_reply = |one: &&Arc<Certificate>| one.issuer.dated().is_some();
+    let has_reply = |one: &&Arc<Certificate>| one.issuer.clocks().is_some();
     let (with, without): (Vec<_>, Vec<_>) = agenda.managed().partition(has_reply);
     let [with, without] = [with, without].map(|some| {
         let cas = some.into_iter().map(|one| one.wanted.ca.clone());
@@ -89,7 +89,7 @@ fn without_reply(agenda: &Agenda) -> BTreeSet<String> {
 /// Whether decisions follow the clock of the CA behind `issuer`, since ours differs.
 fn corrects(issuer: &dyn Issuer, clock: &dyn Clock) -> bool {
     let ours = clock.wall();
-    let there = issuer.dated().map(|dated| dated.there(ours));
+    let there = issuer.clocks().map(|reading| reading.at_ca(ours));
     there.is_some_and(|theirs| decided_at(None, ours, theirs) != ours)
 }
 

@@ -189,12 +189,12 @@ impl acme::Issuer for Signer {
         Ok(sign(&order, now - before, now + after))
     }
 
-    fn dated(&self) -> Option<acme::Dated> {
+    fn clocks(&self) -> Option<acme::ClockReading> {
         if self.undated.load(Ordering::SeqCst) {
             return None;
         }
         let (ours, theirs) = (self.clock.now(), self.there());
-        Some(acme::Dated { ours, theirs })
+        Some(acme::ClockReading { ours, theirs })
     }
 
     async fn probe(&self) -> Result<(), AcmeError> {
@@ -218,7 +218,6 @@ impl acme::Issuer for Signer {
     async fn renewal_info(
         &self,
         _renewal_id: &str,
-        _journal: &mut dyn Journal,
     ) -> Result<Option<(Window, Duration)>, AcmeError> {
         self.windows.fetch_add(1, Ordering::SeqCst);
         if self.windowless.load(Ordering::SeqCst) {

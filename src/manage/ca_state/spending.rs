@@ -38,7 +38,7 @@ pub(in crate::manage) async fn spend(
     }
     let reply = issuer.time(NEWEST).await.map_err(ManageError::from);
     let now = match &reply {
-        Ok(Some(dated)) => dated.there(services.clock.wall()),
+        Ok(Some(reading)) => reading.at_ca(services.clock.wall()),
         Ok(None) | Err(_) => ours,
     };
     let spent = change(services, ca, |state| match &reply {

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use super::journal::RecordJournal;
 use crate::acme::Issuer;
 use crate::manage::ca_state;
 use crate::manage::error::ManageError;
@@ -86,8 +85,7 @@ impl<'p> Pass<'p> {
                 return WindowReply::Skipped;
             }
         };
-        let mut journal = RecordJournal::new(self, ca);
-        let error = match issuer.renewal_info(id, &mut journal).await {
+        let error = match issuer.renewal_info(id).await {
             Ok(reply) => {
                 if doubted {
                     ca_state::note_windows(services, ca).await;

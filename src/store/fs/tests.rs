@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::identifier::Identifier;
-use crate::store::contract;
+use crate::store::tests::check;
 
 fn record(name: &str) -> Record {
     let identifier = Identifier::parse(name).unwrap();
@@ -41,7 +41,7 @@ fn remove_old_keeps_newest_pairs_and_other_files() {
 async fn file_store_keeps_contract() {
     let directory = tempfile::tempdir().unwrap();
     let created = std::cell::Cell::new(0);
-    contract::check(|| {
+    check(|| {
         created.set(created.get() + 1);
         FileStore::open(directory.path().join(created.get().to_string())).unwrap()
     })
