@@ -37,7 +37,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use account::AccountOptions;
-pub use client::{Client, Options};
+pub use client::{Client, ClientOptions};
 pub use error::{AcmeError, Cause, ExchangeError, FailedName, Phase, Untimely};
 pub use exchange::Exchange;
 pub use https::{Https, InProcess};

@@ -93,7 +93,7 @@ async fn perform(
     let board = Board::default();
     let (mut supervisor, handle) = Supervisor::new(setup.services.clone(), board.clone());
     let kept = supervisor.keep(setup.certificates.clone()).await;
-    kept.map_err(|error| Failure::of("certs demo", &error))?;
+    kept.map_err(Failure::on("certs demo"))?;
     // Aborted if this future is dropped.
     let mut supervising = JoinSet::new();
     supervising.spawn(supervisor.run());

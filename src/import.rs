@@ -27,13 +27,18 @@ use crate::certificate::Secret;
 use crate::lineage::Lineage;
 
 /// The clients whose state can be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // the names are the options'
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Tool {
+    /// /etc/letsencrypt
     Certbot,
+    /// ~/.acme.sh
+    #[value(name = "acme.sh")]
     AcmeSh,
+    /// ./.lego
     Lego,
+    /// Its storage: /var/lib/caddy/.local/share/caddy or ~/.local/share/caddy
     Caddy,
+    /// Its acme.json
     Traefik,
 }
 

@@ -208,10 +208,10 @@ impl certs::acme::Observer for SeenReplies {
 /// Whether the CA knows an order that names that certificate as its predecessor: it refuses a second one (RFC
 /// 9773 section 5).
 async fn is_replaced(pebble: &Pebble, account: &str, replaced: &str, facts: &Value) -> bool {
-    use certs::acme::{AccountOptions, Client, Https, Issuer, Options};
+    use certs::acme::{AccountOptions, Client, ClientOptions, Https, Issuer};
     let root = std::fs::read(pebble.path("root.pem")).unwrap();
     let seen = Arc::new(SeenReplies::default());
-    let client = Client::new(Options {
+    let client = Client::new(ClientOptions {
         directory: pebble.directory_url(),
         account: AccountOptions::default(),
         exchange: Arc::new(Https::new(Some(&root)).unwrap()),

@@ -243,7 +243,7 @@ impl certs::acme::Journal for EmptyJournal {
 
 #[tokio::test]
 async fn issue_takes_seven_requests_per_name_after_first_contact() {
-    use certs::acme::{AccountOptions, Client, Https, Issuer, Options};
+    use certs::acme::{AccountOptions, Client, ClientOptions, Https, Issuer};
     use certs::challenge::{http01::Listener, responses::Responses};
     use certs::time::{Clock, SystemClock};
     use std::sync::Arc;
@@ -255,7 +255,7 @@ async fn issue_takes_seven_requests_per_name_after_first_contact() {
     let listener = Listener::bind(&[address], responses.clone()).unwrap();
     let (requests, mut journal) = (Arc::new(SeenRequests::default()), EmptyJournal);
     let root = std::fs::read(pebble.path("root.pem")).unwrap();
-    let client = Client::new(Options {
+    let client = Client::new(ClientOptions {
         directory: pebble.directory_url(),
         account: AccountOptions {
             terms_agreed: true,

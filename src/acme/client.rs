@@ -20,7 +20,7 @@ use crate::record::{PendingOrder, Window};
 use crate::time::Clock;
 
 /// The parts and settings of a client.
-pub struct Options {
+pub struct ClientOptions {
     /// The https URL of the CA's directory.
     pub directory: String,
     /// The registration at the CA.
@@ -41,7 +41,7 @@ pub struct Options {
 
 /// An ACME client for one directory.
 pub struct Client {
-    options: Options,
+    options: ClientOptions,
     transport: Transport,
     directory: CachedDirectory,
     account: Mutex<Option<Arc<Account>>>,
@@ -52,7 +52,7 @@ impl Client {
     ///
     /// # Errors
     /// When the directory's URL is not https.
-    pub fn new(options: Options) -> Result<Self, String> {
+    pub fn new(options: ClientOptions) -> Result<Self, String> {
         https(&options.directory).map_err(|_| {
             let url = crate::text::printable(&options.directory);
             format!("the directory `{url}` is not an https:// URL")

@@ -14,7 +14,7 @@ use tokio::sync::Barrier;
 
 use super::exchange::Exchange;
 use super::jws::decode;
-use super::{AccountOptions, Client, ExchangeError, Issuer, Journal, JournalError, Options};
+use super::{AccountOptions, Client, ClientOptions, ExchangeError, Issuer, Journal, JournalError};
 use crate::certificate::{KeyType, Secret};
 use crate::challenge::responses::Responses;
 use crate::identifier::Identifier;
@@ -119,8 +119,8 @@ impl FakeCa {
         })
     }
 
-    pub(super) fn options(self: &Arc<Self>) -> Options {
-        Options {
+    pub(super) fn options(self: &Arc<Self>) -> ClientOptions {
+        ClientOptions {
             directory: "https://ca.test/directory".into(),
             account: AccountOptions::default(),
             exchange: self.clone(),

@@ -16,7 +16,7 @@ use super::nginx::Nginx;
 use super::page::Page;
 use super::site::Site;
 use super::tally::Tally;
-use crate::acme::{AccountOptions, Client, Https, Issuer, Options};
+use crate::acme::{AccountOptions, Client, ClientOptions, Https, Issuer};
 use crate::ca::{RenewalWindows, Resolve, Server, Settings, Validation};
 use crate::certificate::{Bundle, Freshness, KeyType, Known, Secret};
 use crate::challenge::http01::Listener;
@@ -30,7 +30,7 @@ use crate::failure::Failure;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::manage::front::Front;
-use crate::manage::{Certificate, FreshKeys, ManageError, Probes, Services, Wanted};
+use crate::manage::{Certificate, FreshKeys, Probes, Services, Wanted};
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
 use crate::store::fs::FileStore;
@@ -158,7 +158,7 @@ async fn issuer(serving: &mut JoinSet<()>) -> Result<(Arc<dyn Issuer>, String, S
 }
 
 fn client(directory: &str, root: &str, responses: Responses) -> Result<Client, String> {
-    Client::new(Options {
+    Client::new(ClientOptions {
         directory: directory.to_owned(),
         account: AccountOptions::default(),
         exchange: Arc::new(Https::new(Some(root.as_bytes()))?),
@@ -171,8 +171,7 @@ fn client(directory: &str, root: &str, responses: Responses) -> Result<Client, S
 }
 
 fn services(directory: &Path) -> Result<Services, Failure> {
-    let store = FileStore::open(directory.join("data"))
-        .map_err(|error| Failure::of("store", &ManageError::from(error)))?;
+    let store = FileStore::open(directory.join("data")).map_err(Failure::on("store"))?;
     Ok(Services {
         store: Arc::new(store),
         output: Arc::new(Output::new(directory.join("certs"))),
@@ -199,8 +198,7 @@ fn want(names: &[&str], ca: &str) -> Result<Wanted, Failure> {
     let first = identifiers.first();
     let lineage = first.map(Lineage::of);
     Ok(Wanted {
-        lineage: lineage
-            .ok_or_else(|| Failure::unexpected("a certificate without a name".into()))?,
+        lineage: lineage.ok_or_else(|| Failure::unexpected("a certificate without a name"))?,
         identifiers: identifiers.into_iter().collect(),
         ca: ca.to_owned(),
         profile: None,
@@ -236,7 +234,7 @@ async fn start_nginx(
         let placed = services
             .output
             .placeholder(lineage, names, services.clock.now());
-        placed.map_err(|error| Failure::of(lineage.as_str(), &ManageError::from(error)))?;
+        placed.map_err(Failure::on(lineage.as_str()))?;
     }
     Nginx::start(program, &directory.join("nginx"), sites).await
 }

@@ -266,7 +266,7 @@ impl Container {
                     keys: keys.clone(),
                 }),
                 Err(error) => {
-                    complaints.push(self.complaint(said_in, &error.to_string(), hint));
+                    complaints.push(self.complaint(said_in, &error.to_string(), error.hint()));
                 }
             }
         }
@@ -371,7 +371,7 @@ mod tests {
             .collect();
         insta::assert_snapshot!(shown.join("\n"), @r"
         web, certs.domain: unknown label; hint: use certs.domains, certs.email, certs.deploy, certs.challenge, certs.profile
-        web, certs.domains: `a_b!.example.com` is not a valid DNS name; hint: names as in `example.com www.example.com; api.example.com`
+        web, certs.domains: `a_b!.example.com` is not a valid DNS name: it has an underscore; hint: CAs sign host names only: letters, digits and hyphens
         ");
         let (asks, complaints) = container(&[("certs.email", "a@example.com")]).asks();
         assert_eq!((asks.len(), complaints.len()), (0, 1));

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::labels::Ask;
 use crate::lineage::Lineage;
-use crate::observe::status::Asked;
+use crate::observe::status::RequestedBy;
 use crate::time::Timestamp;
 
 /// How many certificates are remembered after their renewal has stopped.
@@ -222,15 +222,15 @@ impl Registry {
 
     /// The containers that request each certificate.
     #[must_use]
-    pub(crate) fn asked(&self) -> BTreeMap<Lineage, Asked> {
+    pub(crate) fn requests(&self) -> BTreeMap<Lineage, RequestedBy> {
         let shown = |one: &Entry| {
-            let asked = Asked {
+            let requested_by = RequestedBy {
                 containers: one.containers.clone(),
                 gone_since: one.gone.map(|gone| gone.since),
                 renewed_until: one.gone.map(|gone| gone.until),
                 stopped: one.gone.is_some_and(|gone| gone.stopped),
             };
-            Some((one.ask.lineage()?, asked))
+            Some((one.ask.lineage()?, requested_by))
         };
         self.certificates.iter().filter_map(shown).collect()
     }
@@ -353,8 +353,8 @@ mod tests {
         at(&mut kept, &asks[1..], START + HOUR * 5 + WEEK);
         assert_eq!(renewed(&kept), ["b.example.com"]);
         at(&mut kept, &asks[1..], START + HOUR * 6 + WEEK);
-        let asked = kept.asked();
-        let shown = &asked[&Lineage::parse("a.example.com").unwrap()];
+        let requests = kept.requests();
+        let shown = &requests[&Lineage::parse("a.example.com").unwrap()];
         assert!(shown.stopped && shown.gone_since == Some(START + HOUR * 5));
         at(&mut kept, &asks, START + HOUR * 7 + WEEK);
         assert_eq!(renewed(&kept).len(), 2);
@@ -380,7 +380,7 @@ mod tests {
         ];
         assert_eq!(kept.merge(&asks, &none_unseen(), START, WEEK).len(), 1);
         let lineage = Lineage::parse("a.example.com").unwrap();
-        assert_eq!(kept.asked()[&lineage].containers.len(), 2);
+        assert_eq!(kept.requests()[&lineage].containers.len(), 2);
         assert!(
             kept.merge(&asks[1..], &none_unseen(), START, WEEK)
                 .is_empty()
@@ -448,7 +448,7 @@ mod tests {
                         proptest::prop_assert!(renewed.contains(lineage), "{} {:?}", lineage, renewed);
                     }
                 }
-                proptest::prop_assert_eq!(kept.asked().len(), last.len());
+                proptest::prop_assert_eq!(kept.requests().len(), last.len());
             }
         }
     }

@@ -3,12 +3,11 @@
 //! is stored.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write as _};
+use std::fmt::Write as _;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -20,69 +19,17 @@ use crate::time::Timestamp;
 /// The `Content-Type` of the text.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct IssuanceLabels {
-    ca: String,
-    result: Outcome,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DeploymentLabels {
-    target: String,
-    result: Outcome,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    ca: String,
-    endpoint: &'static str,
-    status: u16,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ChallengeLabels {
-    result: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LimitLabels {
-    ca: String,
-    limit: String,
-    subject: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct NameLabels {
-    name: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ContainerLabels {
-    name: String,
-    container: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct EndpointLabels {
-    name: String,
-    endpoint: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Outcome {
-    #[allow(non_camel_case_types)] // the label's value
-    success,
-    #[allow(non_camel_case_types)] // the label's value
-    failure,
-}
+/// The labels of one series: their names, and the values of this series.
+type Labels<const N: usize> = [(&'static str, String); N];
+type Counters<const N: usize> = Family<Labels<N>, Counter>;
 
 /// The counters. Clones are cheap and share their counts.
 #[derive(Clone, Default)]
 pub(crate) struct Metrics {
-    issuances: Family<IssuanceLabels, Counter>,
-    deployments: Family<DeploymentLabels, Counter>,
-    requests: Family<RequestLabels, Counter>,
-    challenges: Family<ChallengeLabels, Counter>,
+    issuances: Counters<2>,
+    deployments: Counters<2>,
+    requests: Counters<3>,
+    challenges: Counters<1>,
     limits: Arc<Mutex<BTreeMap<String, TokensAt>>>,
 }
 
@@ -100,46 +47,28 @@ pub(crate) struct Tokens {
     pub left: u32,
 }
 
-impl fmt::Debug for Metrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Metrics").finish_non_exhaustive()
-    }
-}
-
 impl Metrics {
     /// Counts an order at `ca` that ended.
     pub(crate) fn issuance(&self, ca: &str, success: bool) {
-        let (ca, result) = (ca.to_owned(), outcome(success));
-        self.issuances
-            .get_or_create(&IssuanceLabels { ca, result })
-            .inc();
+        count(&self.issuances, [("ca", ca), ("result", result(success))]);
     }
 
     /// Counts a deployment to `target` that ended, its verification included.
     pub(crate) fn deployment(&self, target: &str, success: bool) {
-        let (target, result) = (target.to_owned(), outcome(success));
-        self.deployments
-            .get_or_create(&DeploymentLabels { target, result })
-            .inc();
+        let labels = [("target", target), ("result", result(success))];
+        count(&self.deployments, labels);
     }
 
     /// Counts a request that `ca` answered with `status`; 0: no reply.
     pub(crate) fn acme_request(&self, ca: &str, endpoint: &'static str, status: u16) {
-        let ca = ca.to_owned();
-        self.requests
-            .get_or_create(&RequestLabels {
-                ca,
-                endpoint,
-                status,
-            })
-            .inc();
+        let status = &*status.to_string();
+        let labels = [("ca", ca), ("endpoint", endpoint), ("status", status)];
+        count(&self.requests, labels);
     }
 
     /// Counts a request on the HTTP-01 port.
     pub(crate) fn challenge_request(&self, result: &'static str) {
-        self.challenges
-            .get_or_create(&ChallengeLabels { result })
-            .inc();
+        count(&self.challenges, [("result", result)]);
     }
 
     /// Sets the source of the remaining tokens of the limits of `ca`.
@@ -154,7 +83,6 @@ impl Metrics {
 
     /// All metrics as text, with the certificates of `board` and the remaining tokens
     /// at `now`.
-    #[must_use]
     pub(crate) fn render(&self, board: &Board, now: Timestamp) -> String {
         let mut registry = Registry::with_prefix("certs");
         self.register_counters(&mut registry);
@@ -169,37 +97,29 @@ impl Metrics {
     }
 
     fn register_limits(&self, registry: &mut Registry, now: Timestamp) {
-        let tokens = Family::<LimitLabels, Gauge>::default();
+        let gauges = Family::<Labels<3>, Gauge>::default();
         let limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
         for (ca, tokens_at) in limits.iter() {
-            for Tokens {
-                limit,
-                subject,
-                left,
-            } in tokens_at(now)
-            {
-                let ca = ca.clone();
-                let labels = LimitLabels { ca, limit, subject };
-                tokens.get_or_create(&labels).set(i64::from(left));
+            for tokens in tokens_at(now) {
+                let (limit, subject) = (tokens.limit, tokens.subject);
+                let labels = [("ca", ca.clone()), ("limit", limit), ("subject", subject)];
+                gauges.get_or_create(&labels).set(tokens.left.into());
             }
         }
         registry.register(
             "ledger_tokens",
             "Remaining tokens of a CA's rate limits, by our own count; full limits are not listed",
-            tokens,
+            gauges,
         );
     }
 
     fn register_counters(&self, registry: &mut Registry) {
-        registry.register(
-            "issuances",
-            "Orders that ended, by CA",
-            self.issuances.clone(),
-        );
+        let (issuances, deployments) = (self.issuances.clone(), self.deployments.clone());
+        registry.register("issuances", "Orders that ended, by CA", issuances);
         registry.register(
             "deployments",
             "Deployments that ended, by target",
-            self.deployments.clone(),
+            deployments,
         );
         registry.register(
             "acme_requests",
@@ -214,41 +134,42 @@ impl Metrics {
     }
 }
 
-type Seconds<L> = Family<L, Gauge<f64, AtomicU64>>;
+fn count<const N: usize>(counters: &Counters<N>, labels: [(&'static str, &str); N]) {
+    let labels = labels.map(|(name, value)| (name, value.to_owned()));
+    counters.get_or_create(&labels).inc();
+}
+
+fn result(success: bool) -> &'static str {
+    if success { "success" } else { "failure" }
+}
+
+type Seconds<const N: usize> = Family<Labels<N>, Gauge<f64, AtomicU64>>;
 
 fn register_gauges(registry: &mut Registry, board: &Board) {
-    let not_after = Seconds::<NameLabels>::default();
-    let next_action = Seconds::<NameLabels>::default();
-    let served = Seconds::<EndpointLabels>::default();
-    let excluded = Family::<NameLabels, Gauge>::default();
-    let requested = Family::<ContainerLabels, Gauge>::default();
+    let (not_after, next_action) = (Seconds::<1>::default(), Seconds::<1>::default());
+    let served = Seconds::<2>::default();
+    let excluded = Family::<Labels<1>, Gauge>::default();
+    let requested = Family::<Labels<2>, Gauge>::default();
     for status in board.all() {
-        let name = status.name.to_string();
-        let label = NameLabels { name: name.clone() };
+        let name = || ("name", status.name.to_string());
         if let Some(instant) = status.not_after {
-            not_after.get_or_create(&label).set(seconds(instant));
+            not_after.get_or_create(&[name()]).set(seconds(instant));
         }
-        next_action
-            .get_or_create(&label)
-            .set(seconds(status.next_at));
-        excluded
-            .get_or_create(&label)
-            .set(i64::try_from(status.left_out.len()).unwrap_or(i64::MAX));
-        if let Some(request) = status.asked {
-            for container in request.containers {
-                let name = name.clone();
-                let is_present = i64::from(request.gone_since.is_none());
-                requested
-                    .get_or_create(&ContainerLabels { name, container })
-                    .set(is_present);
+        let next_at = seconds(status.next_at);
+        next_action.get_or_create(&[name()]).set(next_at);
+        let count = i64::try_from(status.excluded.len()).unwrap_or(i64::MAX);
+        excluded.get_or_create(&[name()]).set(count);
+        if let Some(request) = &status.requested_by {
+            for container in &request.containers {
+                let labels = [name(), ("container", container.clone())];
+                let is_present = request.gone_since.is_none();
+                requested.get_or_create(&labels).set(is_present.into());
             }
         }
-        for (endpoint, seen) in status.served {
+        for (endpoint, seen) in &status.served {
             if let Some(instant) = seen.not_after {
-                let name = name.clone();
-                served
-                    .get_or_create(&EndpointLabels { name, endpoint })
-                    .set(seconds(instant));
+                let labels = [name(), ("endpoint", endpoint.clone())];
+                served.get_or_create(&labels).set(seconds(instant));
             }
         }
     }
@@ -282,12 +203,4 @@ fn register_gauges(registry: &mut Registry, board: &Board) {
 #[allow(clippy::cast_precision_loss)] // exact for 285 million years
 fn seconds(instant: Timestamp) -> f64 {
     instant.seconds() as f64
-}
-
-fn outcome(success: bool) -> Outcome {
-    if success {
-        Outcome::success
-    } else {
-        Outcome::failure
-    }
 }

@@ -3,11 +3,13 @@
 //! but GET.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+use crate::net::sockets::reachable;
 
 /// Less than an orchestrator's usual three seconds for a check.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -41,16 +43,6 @@ async fn exchange(address: SocketAddr, path: &str) -> io::Result<String> {
     let mut reply = Vec::new();
     stream.take(LARGEST).read_to_end(&mut reply).await?;
     Ok(String::from_utf8_lossy(&reply).into_owned())
-}
-
-/// The address to connect to: the loopback for a listener on all addresses.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
-        named => named,
-    };
-    SocketAddr::new(ip, address.port())
 }
 
 fn parse(reply: &str) -> Option<HealthReply> {
