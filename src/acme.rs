@@ -36,8 +36,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub use account::AccountOptions;
-pub use client::{Client, ClientOptions};
+pub use account::AccountSettings;
+pub use client::{Client, ClientSettings};
 pub use error::{AcmeError, Cause, ExchangeError, FailedName, Phase, Untimely};
 pub use exchange::Exchange;
 pub use https::{Https, InProcess};

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use self::docker::{Daemon, DockerError, Events};
-use self::labels::{Ask, Complaint, Container};
+use self::labels::{Request, InvalidLabel, Container};
 
 /// The interval between lists without an event: events may be lost.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -38,15 +38,15 @@ const ENVIRONMENTS_WITHIN: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Listing {
     /// The oldest container's requests first.
-    pub asks: Vec<Ask>,
+    pub asks: Vec<Request>,
     /// Invalid labels.
-    pub complaints: Vec<Complaint>,
+    pub complaints: Vec<InvalidLabel>,
     /// Running containers whose environment could not be read.
     pub unseen: BTreeSet<String>,
 }
 
 /// The requests in a container's environment, which never changes.
-type EnvironmentAsks = (Vec<Ask>, Vec<Complaint>);
+type EnvironmentAsks = (Vec<Request>, Vec<InvalidLabel>);
 
 /// Watches the containers of one Docker daemon.
 pub(crate) struct Discovery {

@@ -208,12 +208,12 @@ impl certs::acme::Observer for SeenReplies {
 /// Whether the CA knows an order that names that certificate as its predecessor: it refuses a second one (RFC
 /// 9773 section 5).
 async fn is_replaced(pebble: &Pebble, account: &str, replaced: &str, facts: &Value) -> bool {
-    use certs::acme::{AccountOptions, Client, ClientOptions, Https, Issuer};
+    use certs::acme::{AccountSettings, Client, ClientSettings, Https, Issuer};
     let root = std::fs::read(pebble.path("root.pem")).unwrap();
     let seen = Arc::new(SeenReplies::default());
-    let client = Client::new(ClientOptions {
+    let client = Client::new(ClientSettings {
         directory: pebble.directory_url(),
-        account: AccountOptions::default(),
+        account: AccountSettings::default(),
         exchange: Arc::new(Https::new(Some(&root)).unwrap()),
         solvers: Vec::new(),
         paces: Arc::default(),

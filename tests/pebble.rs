@@ -243,7 +243,7 @@ impl certs::acme::Journal for EmptyJournal {
 
 #[tokio::test]
 async fn issue_takes_seven_requests_per_name_after_first_contact() {
-    use certs::acme::{AccountOptions, Client, ClientOptions, Https, Issuer};
+    use certs::acme::{AccountSettings, Client, ClientSettings, Https, Issuer};
     use certs::challenge::{http01::Listener, responses::Responses};
     use certs::time::{Clock, SystemClock};
     use std::sync::Arc;
@@ -255,11 +255,11 @@ async fn issue_takes_seven_requests_per_name_after_first_contact() {
     let listener = Listener::bind(&[address], responses.clone()).unwrap();
     let (requests, mut journal) = (Arc::new(SeenRequests::default()), EmptyJournal);
     let root = std::fs::read(pebble.path("root.pem")).unwrap();
-    let client = Client::new(ClientOptions {
+    let client = Client::new(ClientSettings {
         directory: pebble.directory_url(),
-        account: AccountOptions {
+        account: AccountSettings {
             terms_agreed: true,
-            ..AccountOptions::default()
+            ..AccountSettings::default()
         },
         exchange: Arc::new(Https::new(Some(&root)).unwrap()),
         solvers: vec![Arc::new(responses)],

@@ -15,7 +15,7 @@ use crate::certificate::Secret;
 
 /// The registration at the CA.
 #[derive(Clone, Debug, Default)]
-pub struct AccountOptions {
+pub struct AccountSettings {
     /// The e-mail address for the CA's notices.
     pub email: Option<String>,
     /// Whether the user agrees to the CA's terms.
@@ -58,7 +58,7 @@ impl Account {
         transport: &Transport,
         directory: &Directory,
         ca: &str,
-        options: &AccountOptions,
+        options: &AccountSettings,
         journal: &mut dyn Journal,
         is_forgotten: bool,
     ) -> Result<Self, Cause> {
@@ -122,7 +122,7 @@ async fn stored_or_new(ca: &str, journal: &mut dyn Journal) -> Result<StoredAcco
 async fn find(
     transport: &Transport,
     directory: &Directory,
-    options: &AccountOptions,
+    options: &AccountSettings,
     key: &AccountKey,
 ) -> Result<String, Cause> {
     match register(transport, directory, options, key, true).await {
@@ -137,7 +137,7 @@ async fn find(
 async fn register(
     transport: &Transport,
     directory: &Directory,
-    options: &AccountOptions,
+    options: &AccountSettings,
     key: &AccountKey,
     only_existing: bool,
 ) -> Result<String, Cause> {
@@ -301,7 +301,7 @@ mod tests {
             json!({"termsOfServiceAgreed": false})
         );
         let mut options = ca.options();
-        options.account = AccountOptions {
+        options.account = AccountSettings {
             email: Some("me@example.com".into()),
             terms_agreed: true,
             external: Some(("customer".into(), b"secret".to_vec())),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::Mutex;
 
-use super::account::{Account, AccountOptions};
+use super::account::{Account, AccountSettings};
 use super::directory::{CachedDirectory, Directory, Meta};
 use super::error::{AcmeError, Cause, Phase};
 use super::exchange::{Exchange, Transport, https};
@@ -20,11 +20,11 @@ use crate::record::{PendingOrder, Window};
 use crate::time::Clock;
 
 /// The parts and settings of a client.
-pub struct ClientOptions {
+pub struct ClientSettings {
     /// The https URL of the CA's directory.
     pub directory: String,
     /// The registration at the CA.
-    pub account: AccountOptions,
+    pub account: AccountSettings,
     /// The transport of requests.
     pub exchange: Arc<dyn Exchange>,
     /// The solvers; the first that supports an offered challenge is used.
@@ -41,7 +41,7 @@ pub struct ClientOptions {
 
 /// An ACME client for one directory.
 pub struct Client {
-    options: ClientOptions,
+    options: ClientSettings,
     transport: Transport,
     directory: CachedDirectory,
     account: Mutex<Option<Arc<Account>>>,
@@ -52,7 +52,7 @@ impl Client {
     ///
     /// # Errors
     /// When the directory's URL is not https.
-    pub fn new(options: ClientOptions) -> Result<Self, String> {
+    pub fn new(options: ClientSettings) -> Result<Self, String> {
         https(&options.directory).map_err(|_| {
             let url = crate::text::printable(&options.directory);
             format!("the directory `{url}` is not an https:// URL")

@@ -14,7 +14,7 @@ use tokio::sync::Barrier;
 
 use super::exchange::Exchange;
 use super::jws::decode;
-use super::{AccountOptions, Client, ClientOptions, ExchangeError, Issuer, Journal, JournalError};
+use super::{AccountSettings, Client, ClientSettings, ExchangeError, Issuer, Journal, JournalError};
 use crate::certificate::{KeyType, Secret};
 use crate::challenge::responses::Responses;
 use crate::identifier::Identifier;
@@ -119,10 +119,10 @@ impl FakeCa {
         })
     }
 
-    pub(super) fn options(self: &Arc<Self>) -> ClientOptions {
-        ClientOptions {
+    pub(super) fn options(self: &Arc<Self>) -> ClientSettings {
+        ClientSettings {
             directory: "https://ca.test/directory".into(),
-            account: AccountOptions::default(),
+            account: AccountSettings::default(),
             exchange: self.clone(),
             solvers: vec![Arc::new(self.responses.clone())],
             paces: Arc::default(),

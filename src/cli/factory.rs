@@ -12,7 +12,7 @@ use super::catalog::{remember, still_imported};
 use super::embedded;
 use super::progress::Display;
 use super::watcher::Watcher;
-use crate::acme::{self, AccountOptions, Client, Exchange, Https, InProcess, Issuer, Paces};
+use crate::acme::{self, AccountSettings, Client, Exchange, Https, InProcess, Issuer, Paces};
 use crate::ca;
 use crate::certificate::Known;
 use crate::challenge::responses::Responses;
@@ -254,7 +254,7 @@ impl Factory {
         settings: &CertificateSettings,
     ) -> Result<Arc<dyn Issuer>, Failure> {
         let invalid = |message: String| Failure::usage(message, "see --ca-root and --eab-kid");
-        let account = AccountOptions {
+        let account = AccountSettings {
             email: ca.email.clone(),
             terms_agreed: ca.agree_tos,
             external: ca.read_binding().map_err(invalid)?,
@@ -268,7 +268,7 @@ impl Factory {
             let https = Https::new(roots.as_deref()).map_err(invalid)?;
             (identity.clone(), Arc::new(https))
         };
-        let client = Client::new(acme::ClientOptions {
+        let client = Client::new(acme::ClientSettings {
             directory,
             account,
             exchange,

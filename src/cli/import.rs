@@ -22,9 +22,9 @@ use crate::control;
 use crate::deploy::Outlet;
 use crate::deploy::output::Output;
 use crate::failure::Failure;
-use crate::import::{self, Ca, Certificate, Found, Tool};
+use crate::import::{self, IssuingCa, ImportedCertificate, Found, Tool};
 use crate::lineage::Lineage;
-use crate::manage::import::{Foreign, Taken, preview, take};
+use crate::manage::import::{ImportedPair, Imported, preview, import_pair};
 use crate::random::SystemRandom;
 use crate::store::Store;
 use crate::store::fs::FileStore;
@@ -87,7 +87,7 @@ pub(super) async fn import(call: &Call, options: &Import) -> Result<(), Failure>
         insists: !options.keys.is_empty(),
         now: SystemClock.now(),
     };
-    work.take(found).await;
+    work.import_pair(found).await;
     work.next_steps(&settings).await;
     work.report.end(&path)
 }
@@ -132,13 +132,13 @@ struct Work<'a> {
 
 /// A certificate that can be imported.
 struct Valid {
-    certificate: Certificate,
+    certificate: ImportedCertificate,
     directory: Directory,
     bundle: Bundle,
 }
 
 impl Work<'_> {
-    async fn take(&mut self, found: Found) {
+    async fn import_pair(&mut self, found: Found) {
         let valid = self.valid(found.certificates);
         let uses = valid.iter().filter_map(|one| {
             let account = one.certificate.account.clone()?;
@@ -155,7 +155,7 @@ impl Work<'_> {
                 }
             }
         }
-        accounts.take(&self.target, &uses, &mut self.report).await;
+        accounts.import_pair(&self.target, &uses, &mut self.report).await;
         for one in valid {
             self.certificate(one, &accounts).await;
         }
@@ -166,7 +166,7 @@ impl Work<'_> {
     }
 
     /// The valid certificates; of two of one lineage, the newer.
-    fn valid(&mut self, certificates: Vec<Certificate>) -> Vec<Valid> {
+    fn valid(&mut self, certificates: Vec<ImportedCertificate>) -> Vec<Valid> {
         let mut valid: BTreeMap<Lineage, Valid> = BTreeMap::new();
         for certificate in certificates {
             let lineage = certificate.lineage.clone();
@@ -201,7 +201,7 @@ impl Work<'_> {
         valid.into_values().collect()
     }
 
-    fn check(&self, certificate: Certificate) -> Result<Valid, String> {
+    fn check(&self, certificate: ImportedCertificate) -> Result<Valid, String> {
         let directory = self.directory_of(&certificate.ca)?;
         let chain = &certificate.chain_pem;
         let facts = Facts::of_chain(chain).map_err(|error| error.to_string())?;
@@ -217,10 +217,10 @@ impl Work<'_> {
         })
     }
 
-    fn directory_of(&self, ca: &Ca) -> Result<Directory, String> {
+    fn directory_of(&self, ca: &IssuingCa) -> Result<Directory, String> {
         let (host, port) = match ca {
-            Ca::Directory(url) => return url.parse(),
-            Ca::Host(host) => (host.as_str(), host.split_once(':')),
+            IssuingCa::Directory(url) => return url.parse(),
+            IssuingCa::Host(host) => (host.as_str(), host.split_once(':')),
         };
         let is_there = |named: &&Directory| {
             let url = named.identity().strip_prefix("https://");
@@ -243,7 +243,7 @@ impl Work<'_> {
         let known = accounts.of(directory);
         let wanted = settings::of(self.call, self.tool, &one, known, &mut remarks);
         let foreign = wanted.and_then(|settings| {
-            Ok(Foreign {
+            Ok(ImportedPair {
                 lineage: lineage.clone(),
                 ca: directory.identity().to_owned(),
                 options: serde_json::to_string_pretty(&settings)?,
@@ -266,19 +266,19 @@ impl Work<'_> {
         let facts = foreign.bundle.facts();
         self.report
             .certificate(&subject, &taken, facts, &live, self.now);
-        if let Taken::Stored(..) = taken {
+        if let Imported::Stored(..) = taken {
             for remark in one.certificate.remarks.iter().chain(&remarks) {
                 self.report.remark(Some(&lineage), remark, &live);
             }
         }
     }
 
-    async fn store(&self, foreign: &Foreign) -> Result<Taken, Failure> {
+    async fn store(&self, foreign: &ImportedPair) -> Result<Imported, Failure> {
         let (lineage, target) = (&foreign.lineage, &self.target);
         let random = SystemRandom;
         match &target.store {
             Some(store) if !target.dry_run => {
-                let taken = take(store, &target.output, foreign, self.now, &random).await;
+                let taken = import_pair(store, &target.output, foreign, self.now, &random).await;
                 taken.map_err(Failure::on(lineage.as_str()))
             }
             Some(store) => {

@@ -108,7 +108,7 @@ impl Work<'_> {
         if let Some(name) = &self.options.domain {
             identifier(name)?;
         }
-        let program = Program::ask(&self.options.nginx).map_err(failed)?;
+        let program = Program::read(&self.options.nginx).map_err(failed)?;
         let main = absolute(self.options.conf.as_ref().unwrap_or(&program.main));
         let _lock = self.journals.lock().map_err(failed)?;
         if self.journals.recover().map_err(failed)? {
@@ -349,7 +349,7 @@ impl Work<'_> {
         let _lock = self.journals.lock().map_err(failed)?;
         let undone = self.journals.undo(domain.as_deref(), main.as_deref());
         let undone = undone.map_err(failed)?;
-        let program = Program::ask(&self.options.nginx);
+        let program = Program::read(&self.options.nginx);
         let mains: BTreeSet<&PathBuf> = undone.iter().map(|one| &one.main).collect();
         let mut reloaded = Vec::new();
         for main in mains {

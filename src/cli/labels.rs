@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{CertificateSettings, Problem, Settings, Sources};
 use crate::discovery::Listing;
-use crate::discovery::labels::Ask;
+use crate::discovery::labels::Request;
 use crate::discovery::registry::Registry;
 use crate::discovery::stored;
 use crate::lineage::Lineage;
@@ -62,7 +62,7 @@ impl Labels {
             return false;
         };
         let candidates = self.registry.candidates(&listing.asks);
-        let asks: Vec<&Ask> = candidates.iter().collect();
+        let asks: Vec<&Request> = candidates.iter().collect();
         let granted = sources.granted(&asks, configured);
         let complaints = listing.complaints.iter().map(Problem::from);
         self.log_problems(complaints.chain(granted.refused.iter().cloned()));
@@ -71,7 +71,7 @@ impl Labels {
         let sets: BTreeSet<BTreeSet<_>> = allowed.map(|one| one.names.iter().collect()).collect();
         // Includes requests that another container made first or that are configured.
         let asks = listing.asks.iter().filter(|ask| sets.contains(&ask.set()));
-        let asks: Vec<Ask> = asks.cloned().collect();
+        let asks: Vec<Request> = asks.cloned().collect();
         let before = self.registry.clone();
         let registry = &mut self.registry;
         for change in registry.merge(&asks, &listing.unseen, now, docker.grace) {
@@ -118,10 +118,10 @@ mod tests {
     }
 
     fn listing(asks: &[(&str, &str)]) -> Listing {
-        let ask = |(container, names): &(&str, &str)| Ask {
+        let ask = |(container, names): &(&str, &str)| Request {
             container: (*container).to_owned(),
             created: 0,
-            said_in: "certs.domains".into(),
+            label: "certs.domains".into(),
             names: names.split(' ').map(|name| name.parse().unwrap()).collect(),
             keys: BTreeMap::new(),
         };

@@ -27,7 +27,7 @@ use crate::challenge::http01::Listener;
 use crate::challenge::responses::Responses;
 use crate::config::{Purpose, Settings};
 use crate::control::Control;
-use crate::discovery::docker::Docker;
+use crate::discovery::docker::DockerApi;
 use crate::discovery::{Discovery, Listing};
 use crate::failure::Failure;
 use crate::manage::schedule::Schedule;

@@ -12,7 +12,7 @@ use super::read::Entry;
 use super::resolve::Sources;
 use super::{CertificateSettings, DockerSettings, Settings, check};
 use crate::deploy::target::NAME;
-use crate::discovery::labels::{Ask, Complaint};
+use crate::discovery::labels::{Request, InvalidLabel};
 use crate::lineage::Lineage;
 
 /// The target that a label may name without a table of the file.
@@ -27,8 +27,8 @@ pub(crate) struct Granted {
     pub refused: Vec<Problem>,
 }
 
-impl From<&Complaint> for Problem {
-    fn from(complaint: &Complaint) -> Self {
+impl From<&InvalidLabel> for Problem {
+    fn from(complaint: &InvalidLabel) -> Self {
         Self {
             origin: Origin::Label {
                 container: complaint.container.clone(),
@@ -43,7 +43,7 @@ impl From<&Complaint> for Problem {
 impl Sources {
     /// The certificates that `asks` request, beside those of `configured`, which win. Of
     /// several requests that exclude each other, the first is granted.
-    pub(crate) fn granted(&self, asks: &[&Ask], configured: &Settings) -> Granted {
+    pub(crate) fn granted(&self, asks: &[&Request], configured: &Settings) -> Granted {
         let mut granted = Granted::default();
         let Some(docker) = &configured.docker else {
             return granted;
@@ -52,7 +52,7 @@ impl Sources {
             let Some(lineage) = ask.lineage() else {
                 continue;
             };
-            let origin = origin_of(ask, &ask.said_in);
+            let origin = origin_of(ask, &ask.label);
             let mut problems = Problems::default();
             if self.is_taken(ask, &lineage, configured, &granted, &mut problems) {
                 granted.refused.extend(problems.sorted());
@@ -94,7 +94,7 @@ impl Sources {
     /// has the name and other names in it, that is a problem.
     fn is_taken(
         &self,
-        ask: &Ask,
+        ask: &Request,
         lineage: &Lineage,
         configured: &Settings,
         granted: &Granted,
@@ -116,19 +116,19 @@ impl Sources {
             let names = names.join(", ");
             let message = format!("{whose} has a certificate {lineage}, for {names}");
             let hint = "put another name first, or request the same names";
-            problems.add(&origin_of(ask, &ask.said_in), message, hint);
+            problems.add(&origin_of(ask, &ask.label), message, hint);
         }
         true
     }
 
     fn requested(
         &self,
-        ask: &Ask,
+        ask: &Request,
         lineage: Lineage,
         docker: &DockerSettings,
         problems: &mut Problems,
     ) -> CertificateSettings {
-        let origin = origin_of(ask, &ask.said_in);
+        let origin = origin_of(ask, &ask.label);
         for name in &ask.names {
             if !docker.allow.is_empty() && !docker.allow.iter().any(|one| one.allows(name)) {
                 let message = format!("a label may not request {name}");
@@ -170,14 +170,14 @@ impl Sources {
     }
 }
 
-fn label_of(ask: &Ask, key: &str) -> String {
+fn label_of(ask: &Request, key: &str) -> String {
     match ask.is_of_the_environment() {
         true => format!("LETSENCRYPT_{}", key.to_uppercase()),
         false => format!("certs.{key}"),
     }
 }
 
-fn origin_of(ask: &Ask, label: &str) -> Origin {
+fn origin_of(ask: &Request, label: &str) -> Origin {
     Origin::Label {
         container: ask.container.clone(),
         label: label.to_owned(),

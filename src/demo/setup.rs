@@ -16,7 +16,7 @@ use super::nginx::Nginx;
 use super::page::Page;
 use super::site::Site;
 use super::tally::Tally;
-use crate::acme::{AccountOptions, Client, ClientOptions, Https, Issuer};
+use crate::acme::{AccountSettings, Client, ClientSettings, Https, Issuer};
 use crate::ca::{RenewalWindows, Resolve, Server, Settings, Validation};
 use crate::certificate::{Bundle, Freshness, KeyType, Known, Secret};
 use crate::challenge::http01::Listener;
@@ -158,9 +158,9 @@ async fn issuer(serving: &mut JoinSet<()>) -> Result<(Arc<dyn Issuer>, String, S
 }
 
 fn client(directory: &str, root: &str, responses: Responses) -> Result<Client, String> {
-    Client::new(ClientOptions {
+    Client::new(ClientSettings {
         directory: directory.to_owned(),
-        account: AccountOptions::default(),
+        account: AccountSettings::default(),
         exchange: Arc::new(Https::new(Some(root.as_bytes()))?),
         solvers: vec![Arc::new(responses)],
         paces: Arc::default(),

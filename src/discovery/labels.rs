@@ -29,13 +29,13 @@ const LONGEST_NAME: usize = 128;
 
 /// A certificate that a container requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Ask {
+pub(crate) struct Request {
     /// The container's name.
     pub container: String,
     /// When the container was created, in seconds since 1970.
     pub created: i64,
     /// The label or variable that lists the names.
-    pub said_in: String,
+    pub label: String,
     /// The names in their order in the label; at least one.
     pub names: Vec<Identifier>,
     /// The other labels' values, by their key without `certs.`.
@@ -43,7 +43,7 @@ pub(crate) struct Ask {
     pub keys: BTreeMap<String, String>,
 }
 
-impl Ask {
+impl Request {
     /// The certificate's own name.
     #[must_use]
     pub(crate) fn lineage(&self) -> Option<Lineage> {
@@ -60,13 +60,13 @@ impl Ask {
     /// while the container is listed.
     #[must_use]
     pub(crate) fn is_of_the_environment(&self) -> bool {
-        !self.said_in.starts_with(PREFIX)
+        !self.label.starts_with(PREFIX)
     }
 }
 
 /// An invalid label.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Complaint {
+pub(crate) struct InvalidLabel {
     /// The container's name.
     pub container: String,
     /// The label or variable.
@@ -183,8 +183,8 @@ impl Container {
 
     /// The requests of its labels.
     #[must_use]
-    pub(crate) fn asks(&self) -> (Vec<Ask>, Vec<Complaint>) {
-        let mut complaints: Vec<Complaint> = self
+    pub(crate) fn asks(&self) -> (Vec<Request>, Vec<InvalidLabel>) {
+        let mut complaints: Vec<InvalidLabel> = self
             .labels
             .keys()
             .filter_map(|key| self.misplaced(key))
@@ -214,7 +214,7 @@ impl Container {
     pub(crate) fn asks_of(
         &self,
         variables: &BTreeMap<String, String>,
-    ) -> (Vec<Ask>, Vec<Complaint>) {
+    ) -> (Vec<Request>, Vec<InvalidLabel>) {
         let mut complaints = Vec::new();
         let variable = |key: &str| {
             let value = variables.get(key).map(|value| value.trim());
@@ -237,13 +237,13 @@ impl Container {
     /// One request for each of `groups`. An invalid group does not affect the others.
     fn groups<'a>(
         &self,
-        said_in: &str,
+        label: &str,
         groups: impl Iterator<Item = &'a str>,
         keys: &BTreeMap<String, String>,
-        complaints: &mut Vec<Complaint>,
-    ) -> Vec<Ask> {
+        complaints: &mut Vec<InvalidLabel>,
+    ) -> Vec<Request> {
         let hint = "names as in `example.com www.example.com; api.example.com`";
-        let mut asks: Vec<Ask> = Vec::new();
+        let mut asks: Vec<Request> = Vec::new();
         let mut has_names = false;
         for group in groups {
             let words = group.split(|c: char| c.is_whitespace() || c == ',');
@@ -253,31 +253,31 @@ impl Container {
             }
             has_names = true;
             if group.len() > LONGEST_VALUE {
-                complaints.push(self.complaint(said_in, "the value is too long", hint));
+                complaints.push(self.complaint(label, "the value is too long", hint));
                 continue;
             }
             let names: Result<Vec<Identifier>, _> = words.map(Identifier::parse).collect();
             match names {
-                Ok(names) => asks.push(Ask {
+                Ok(names) => asks.push(Request {
                     container: self.name.clone(),
                     created: self.created,
-                    said_in: said_in.to_owned(),
+                    label: label.to_owned(),
                     names: once_each(names),
                     keys: keys.clone(),
                 }),
                 Err(error) => {
-                    complaints.push(self.complaint(said_in, &error.to_string(), error.hint()));
+                    complaints.push(self.complaint(label, &error.to_string(), error.hint()));
                 }
             }
         }
         if !has_names {
-            complaints.push(self.complaint(said_in, "no names", hint));
+            complaints.push(self.complaint(label, "no names", hint));
         }
         asks
     }
 
     /// The error if the label `key` is unknown or lacks `certs.domains` beside it.
-    fn misplaced(&self, key: &str) -> Option<Complaint> {
+    fn misplaced(&self, key: &str) -> Option<InvalidLabel> {
         let known = OTHERS.iter().chain([&DOMAINS]).any(|known| known == &key);
         if !known {
             let hint = format!("use {DOMAINS}, {}", OTHERS.join(", "));
@@ -289,8 +289,8 @@ impl Container {
         })
     }
 
-    fn complaint(&self, label: &str, message: &str, hint: &str) -> Complaint {
-        Complaint {
+    fn complaint(&self, label: &str, message: &str, hint: &str) -> InvalidLabel {
+        InvalidLabel {
             container: self.name.clone(),
             label: printable_within(label, LONGEST_NAME),
             message: message.to_owned(),
@@ -318,8 +318,8 @@ mod tests {
         read_list(list.to_string().as_bytes()).unwrap().remove(0)
     }
 
-    fn names(asks: &[Ask]) -> Vec<String> {
-        let shown = |ask: &Ask| {
+    fn names(asks: &[Request]) -> Vec<String> {
+        let shown = |ask: &Request| {
             let names = ask.names.iter().map(ToString::to_string);
             names.collect::<Vec<_>>().join(" ")
         };

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::labels::Ask;
+use super::labels::Request;
 use crate::lineage::Lineage;
 use crate::observe::status::RequestedBy;
 use crate::time::Timestamp;
@@ -25,7 +25,7 @@ pub(crate) struct Registry {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
-    ask: Ask,
+    ask: Request,
     /// The names of all containers that request it.
     containers: BTreeSet<String>,
     /// Set by the first list without any of them.
@@ -119,8 +119,8 @@ impl Registry {
     /// already, then those of missing containers, then new ones. A container's new labels
     /// replace its old ones.
     #[must_use]
-    pub(crate) fn candidates(&self, asks: &[Ask]) -> Vec<Ask> {
-        let (known, new): (Vec<&Ask>, Vec<&Ask>) = asks.iter().partition(|ask| self.knows(ask));
+    pub(crate) fn candidates(&self, asks: &[Request]) -> Vec<Request> {
+        let (known, new): (Vec<&Request>, Vec<&Request>) = asks.iter().partition(|ask| self.knows(ask));
         let here: BTreeSet<&str> = asks.iter().map(|ask| ask.container.as_str()).collect();
         let renewed = self.renewed().into_iter();
         let gone = renewed
@@ -132,7 +132,7 @@ impl Registry {
 
     /// Whether a certificate of exactly these names is being renewed.
     #[must_use]
-    fn knows(&self, ask: &Ask) -> bool {
+    fn knows(&self, ask: &Request) -> bool {
         let mut renewed = self.certificates.iter().filter(|one| one.is_renewed());
         renewed.any(|one| one.ask.set() == ask.set())
     }
@@ -141,7 +141,7 @@ impl Registry {
     /// Requests in the environment of a container in `unseen` count as still made.
     pub(crate) fn merge(
         &mut self,
-        asks: &[Ask],
+        asks: &[Request],
         unseen: &BTreeSet<String>,
         now: Timestamp,
         grace: Duration,
@@ -174,7 +174,7 @@ impl Registry {
 
     /// Adds a request of the newest list, and takes its entry out of `before` if it is
     /// known.
-    fn request(&mut self, ask: &Ask, before: &mut Vec<Entry>) -> Option<Change> {
+    fn request(&mut self, ask: &Request, before: &mut Vec<Entry>) -> Option<Change> {
         let lineage = ask.lineage()?;
         let same = |one: &Entry| one.ask.set() == ask.set();
         if let Some(listed) = self.certificates.iter_mut().find(|one| same(one)) {
@@ -214,7 +214,7 @@ impl Registry {
 
     /// The requests to renew: first those made now.
     #[must_use]
-    pub(crate) fn renewed(&self) -> Vec<&Ask> {
+    pub(crate) fn renewed(&self) -> Vec<&Request> {
         let renewed = self.certificates.iter().filter(|one| one.is_renewed());
         let (gone, here): (Vec<_>, Vec<_>) = renewed.partition(|one| one.gone.is_some());
         here.into_iter().chain(gone).map(|one| &one.ask).collect()
@@ -304,11 +304,11 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
     const WEEK: Duration = Duration::from_secs(7 * 86_400);
 
-    fn ask(container: &str, names: &str) -> Ask {
-        Ask {
+    fn ask(container: &str, names: &str) -> Request {
+        Request {
             container: container.to_owned(),
             created: 0,
-            said_in: "certs.domains".to_owned(),
+            label: "certs.domains".to_owned(),
             names: names
                 .split(' ')
                 .map(|name| Identifier::parse(name).unwrap())
@@ -322,7 +322,7 @@ mod tests {
     }
 
     fn renewed(registry: &Registry) -> Vec<String> {
-        let lineages = registry.renewed().into_iter().filter_map(Ask::lineage);
+        let lineages = registry.renewed().into_iter().filter_map(Request::lineage);
         lineages.map(|lineage| lineage.to_string()).collect()
     }
 
@@ -331,7 +331,7 @@ mod tests {
         let mut kept = Registry::default();
         let asks = [ask("web", "a.example.com"), ask("api", "b.example.com")];
         let mut logged = Vec::new();
-        let mut at = |kept: &mut Registry, asks: &[Ask], now: Timestamp| {
+        let mut at = |kept: &mut Registry, asks: &[Request], now: Timestamp| {
             for change in kept.merge(asks, &none_unseen(), now, WEEK) {
                 logged.push(format!("{}: {change}", change.lineage()));
             }
@@ -405,7 +405,7 @@ mod tests {
     fn registry_keeps_request_if_environment_is_unseen() {
         let mut kept = Registry::default();
         let mut web = ask("web", "a.example.com");
-        web.said_in = "LETSENCRYPT_HOST".into();
+        web.label = "LETSENCRYPT_HOST".into();
         kept.merge(&[web], &none_unseen(), START, WEEK);
         let unseen = BTreeSet::from(["web".to_owned()]);
         assert!(kept.merge(&[], &unseen, START + WEEK * 3, WEEK).is_empty());
@@ -435,7 +435,7 @@ mod tests {
             for (here, hours) in story {
                 now = now + HOUR * u32::try_from(hours).unwrap();
                 let asks = all.iter().enumerate().filter(|(n, _)| here & (1 << n) != 0);
-                let asks: Vec<Ask> = asks.map(|(_, ask)| ask.clone()).collect();
+                let asks: Vec<Request> = asks.map(|(_, ask)| ask.clone()).collect();
                 kept.merge(&asks, &none_unseen(), now, WEEK);
                 for ask in &asks {
                     last.insert(ask.lineage().unwrap().to_string(), now);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::NOW;
 use crate::config::{Options, Purpose, Sources};
 use crate::discovery::docker::{LineBuffer, is_relevant};
-use crate::discovery::labels::{Ask, read_environment, read_list};
+use crate::discovery::labels::{Request, read_environment, read_list};
 use crate::discovery::registry::Registry;
 
 const GRACE: Duration = Duration::from_secs(3600);
@@ -70,7 +70,7 @@ pub fn labels(input: &[u8]) {
         let steers = |text: &str| text.replace('\n', "").contains(char::is_control);
         assert!(!steers(&message) && !steers(&hint));
     }
-    let is_granted = |ask: &&Ask| {
+    let is_granted = |ask: &&Request| {
         let mut all = granted.certificates.iter();
         all.any(|one| one.names == ask.names)
     };
@@ -81,7 +81,7 @@ pub fn labels(input: &[u8]) {
 }
 
 /// A repeated list changes nothing, and an empty one removes nothing at once.
-fn merged(asks: &[Ask]) {
+fn merged(asks: &[Request]) {
     let (mut kept, unread) = (Registry::default(), BTreeSet::new());
     kept.merge(asks, &unread, NOW, GRACE);
     let before = kept.clone();

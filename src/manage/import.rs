@@ -15,7 +15,7 @@ use crate::store::Store;
 use crate::time::Timestamp;
 
 /// A certificate that another client has issued.
-pub(crate) struct Foreign {
+pub(crate) struct ImportedPair {
     /// The name to store it under.
     pub lineage: Lineage,
     /// The directory URL of the CA that issued it.
@@ -32,7 +32,7 @@ pub(crate) struct Foreign {
 
 /// The result of an import.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Taken {
+pub(crate) enum Imported {
     /// It was stored as this generation and will be renewed at this instant.
     Stored(Generation, Timestamp),
     /// It is stored already, or a newer one is.
@@ -42,7 +42,7 @@ pub(crate) enum Taken {
         /// Whether the stored generation is newer.
         newer: bool,
         /// Whether its settings for renewals were replaced.
-        resettled: bool,
+        has_new_settings: bool,
     },
     /// The stored certificate has these other names.
     OtherNames(Vec<Identifier>),
@@ -56,16 +56,16 @@ pub(crate) enum Taken {
 pub(crate) async fn take(
     store: &dyn Store,
     output: &dyn Outlet,
-    foreign: &Foreign,
+    foreign: &ImportedPair,
     now: Timestamp,
     random: &dyn Random,
-) -> Result<Taken, ManageError> {
+) -> Result<Imported, ManageError> {
     let lineage = &foreign.lineage;
     let _lease = store.lease(lineage).await?;
     let stored = store.load(lineage).await?;
     let mut taken = preview(stored.as_ref().map(|(record, _)| record), foreign, random);
     match taken {
-        Taken::Stored(generation, at) => {
+        Imported::Stored(generation, at) => {
             // Options left by a failed command belong to no certificate.
             let waits = stored
                 .as_ref()
@@ -79,22 +79,22 @@ pub(crate) async fn take(
             store.save(&record, revision, Some(&foreign.bundle)).await?;
             output.publish(lineage, generation, &foreign.bundle)?;
         }
-        Taken::Here {
+        Imported::Present {
             generation,
             newer,
-            ref mut resettled,
+            ref mut has_new_settings,
         } => {
             if !newer && output.live(lineage).is_none() {
                 output.publish(lineage, generation, &foreign.bundle)?;
             }
-            *resettled = resettle(store, foreign).await?;
+            *has_new_settings = resettle(store, foreign).await?;
         }
-        Taken::OtherNames(_) => {}
+        Imported::OtherNames(_) => {}
     }
     Ok(taken)
 }
 
-async fn resettle(store: &dyn Store, foreign: &Foreign) -> Result<bool, ManageError> {
+async fn resettle(store: &dyn Store, foreign: &ImportedPair) -> Result<bool, ManageError> {
     let (lineage, options) = (&foreign.lineage, &foreign.options);
     if !foreign.insists || store.options(lineage).await?.as_ref() == Some(options) {
         return Ok(false);
@@ -105,14 +105,14 @@ async fn resettle(store: &dyn Store, foreign: &Foreign) -> Result<bool, ManageEr
 
 /// The result of an import beside `record`; nothing is written.
 #[must_use]
-pub(crate) fn preview(record: Option<&Record>, foreign: &Foreign, random: &dyn Random) -> Taken {
+pub(crate) fn preview(record: Option<&Record>, foreign: &ImportedPair, random: &dyn Random) -> Imported {
     let facts = foreign.bundle.facts();
-    let here = |generation, newer| Taken::Here {
+    let here = |generation, newer| Imported::Present {
         generation,
         newer,
-        resettled: false,
+        has_new_settings: false,
     };
-    let stored = |generation| Taken::Stored(generation, share_of_life(facts, random));
+    let stored = |generation| Imported::Stored(generation, share_of_life(facts, random));
     let Some(record) = record else {
         return stored(Generation(1));
     };
@@ -122,7 +122,7 @@ pub(crate) fn preview(record: Option<&Record>, foreign: &Foreign, random: &dyn R
         return here(issued.generation, false);
     }
     if record.identifiers != facts.identifiers {
-        return Taken::OtherNames(record.identifiers.iter().cloned().collect());
+        return Imported::OtherNames(record.identifiers.iter().cloned().collect());
     }
     match &record.issued {
         None => stored(Generation(1)),
@@ -137,7 +137,7 @@ fn is_newer(one: &Facts, other: &Facts) -> bool {
 
 fn record_of(
     before: Option<Record>,
-    foreign: &Foreign,
+    foreign: &ImportedPair,
     generation: Generation,
     at: Timestamp,
     now: Timestamp,

@@ -12,19 +12,19 @@ use super::report::Report;
 use crate::acme::{ForeignAccount, ForeignKey, foreign_account, is_same_account};
 use crate::config::Directory;
 use crate::failure::Failure;
-use crate::import::{Account, AccountKey};
+use crate::import::{ImportedAccount, ImportedKey};
 use crate::store::{Store, StoreError};
 use crate::text::printable;
 
 /// The accounts found, and after [`Accounts::take`] those in the store.
 #[derive(Default)]
 pub(super) struct Accounts {
-    found: Vec<(Directory, Account)>,
+    found: Vec<(Directory, ImportedAccount)>,
     ours: Vec<(Directory, Option<String>)>,
 }
 
 impl Accounts {
-    pub(super) fn add(&mut self, directory: Directory, account: Account) {
+    pub(super) fn add(&mut self, directory: Directory, account: ImportedAccount) {
         self.found.push((directory, account));
     }
 
@@ -39,14 +39,14 @@ impl Accounts {
 
     /// Imports one account for each CA; `uses` has the CA and the account's name of each
     /// certificate.
-    pub(super) async fn take(
+    pub(super) async fn import_pair(
         &mut self,
         target: &Target,
         uses: &[(String, String)],
         report: &mut Report<'_>,
     ) {
-        let mut found = std::mem::take(&mut self.found);
-        let used = |directory: &Directory, account: &Account| {
+        let mut found = std::mem::import_pair(&mut self.found);
+        let used = |directory: &Directory, account: &ImportedAccount| {
             let is_it = |(ca, name): &&(String, String)| {
                 ca == directory.identity() && *name == account.name
             };
@@ -79,7 +79,7 @@ impl Accounts {
 
 /// Stores the account unless one of that CA is stored; returns whether it is new, and a
 /// text for the report.
-async fn take_one(target: &Target, ca: &str, account: &Account) -> Result<(bool, String), String> {
+async fn take_one(target: &Target, ca: &str, account: &ImportedAccount) -> Result<(bool, String), String> {
     let ForeignAccount { credentials, kind } = read(ca, account)?;
     let url = account.url.as_deref().map(printable);
     let url = url.unwrap_or_else(|| "its URL is looked up at its first use".to_owned());
@@ -108,12 +108,12 @@ async fn take_one(target: &Target, ca: &str, account: &Account) -> Result<(bool,
     }
 }
 
-fn read(ca: &str, account: &Account) -> Result<ForeignAccount, String> {
+fn read(ca: &str, account: &ImportedAccount) -> Result<ForeignAccount, String> {
     let url = account.url.as_deref();
     match &account.key {
-        AccountKey::Pem(pem) => foreign_account(ca, ForeignKey::Pem(pem.expose()), url),
-        AccountKey::Jwk(jwk) => foreign_account(ca, ForeignKey::Jwk(jwk.expose()), url),
-        AccountKey::Base64(text) => {
+        ImportedKey::Pem(pem) => foreign_account(ca, ForeignKey::Pem(pem.expose()), url),
+        ImportedKey::Jwk(jwk) => foreign_account(ca, ForeignKey::Jwk(jwk.expose()), url),
+        ImportedKey::Base64(text) => {
             let der = BASE64_STANDARD.decode(text.expose().trim());
             let der = der.map(Zeroizing::new);
             let der = der.map_err(|_| "its key is not valid base64")?;

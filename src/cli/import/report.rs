@@ -8,9 +8,9 @@ use crate::certificate::Facts;
 use crate::cli::Call;
 use crate::cli::output::say;
 use crate::failure::Failure;
-use crate::import::{LIVE, Remark, Verdict};
+use crate::import::{LIVE, Remark, RemarkKind};
 use crate::lineage::Lineage;
-use crate::manage::import::Taken;
+use crate::manage::import::Imported;
 use crate::text::printable;
 use crate::time::Timestamp;
 
@@ -70,14 +70,14 @@ impl<'a> Report<'a> {
     pub(super) fn certificate(
         &mut self,
         subject: &str,
-        taken: &Taken,
+        taken: &Imported,
         facts: &Facts,
         live: &Path,
         now: Timestamp,
     ) {
         let (not_after, live) = (facts.not_after.seen_at(now), live.display());
         match taken {
-            Taken::Stored(generation, at) => {
+            Imported::Stored(generation, at) => {
                 self.taken += 1;
                 let at = at.seen_at(now);
                 let text = format!(
@@ -85,22 +85,22 @@ impl<'a> Report<'a> {
                 );
                 self.line(TAKEN, subject, &text);
             }
-            Taken::Here {
+            Imported::Present {
                 generation,
                 newer,
-                resettled,
+                has_new_settings,
             } => {
                 self.here += 1;
                 let mut text = match newer {
                     true => format!("a newer one, generation {generation} in {live}, stays"),
                     false => format!("generation {generation} in {live}, valid to {not_after}"),
                 };
-                if *resettled {
+                if *has_new_settings {
                     text.push_str("; renewal and deployment now use this command's options");
                 }
                 self.line(HERE, subject, &text);
             }
-            Taken::OtherNames(names) => {
+            Imported::OtherNames(names) => {
                 let names: Vec<String> = names.iter().map(ToString::to_string).collect();
                 let names = names.join(", ");
                 let why = format!("the stored one of that name stays: it is for {names}");
@@ -116,10 +116,10 @@ impl<'a> Report<'a> {
             Some(lineage) => format!("certificate {lineage}, {}", remark.subject),
             None => remark.subject.clone(),
         };
-        match remark.verdict {
-            Verdict::Broken => self.not_taken(&subject, &text),
-            Verdict::NotTaken => self.skipped(&subject, &text),
-            Verdict::ByHand => self.by_hand(&subject, &text),
+        match remark.kind {
+            RemarkKind::Invalid => self.not_taken(&subject, &text),
+            RemarkKind::Unsupported => self.skipped(&subject, &text),
+            RemarkKind::Manual => self.by_hand(&subject, &text),
         }
     }
 

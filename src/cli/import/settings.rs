@@ -12,7 +12,7 @@ use crate::config::{CertificateSettings, Remembered};
 use crate::deploy::target::DeployTarget;
 use crate::failure::Failure;
 use crate::identifier::Identifier;
-use crate::import::{Proof, Remark, Tool, Verdict};
+use crate::import::{Http01, Remark, Tool, RemarkKind};
 use crate::lineage::Lineage;
 use crate::text::printable;
 
@@ -52,9 +52,9 @@ pub(super) fn of(
     // An account exists, so its terms were agreed to.
     ca.agree_tos |= account.is_some();
     let email = || account.flatten().map(str::to_owned);
-    ca.email = ca.email.take().or_else(email);
+    ca.email = ca.email.import_pair().or_else(email);
     let chain = || renewal.preferred_chain.clone();
-    ca.preferred_chain = ca.preferred_chain.take().or_else(chain);
+    ca.preferred_chain = ca.preferred_chain.import_pair().or_else(chain);
     settings.reuse_key |= renewal.reuse_key;
     settings.partial |= renewal.partial;
     match one.bundle.key_type() {
@@ -64,13 +64,13 @@ pub(super) fn of(
             format!("unsupported: its renewal uses {}", KeyType::default()),
         )),
     }
-    settings.profile = settings.profile.take().or_else(|| profile(one));
+    settings.profile = settings.profile.import_pair().or_else(|| profile(one));
     challenge(&mut settings, renewal.proof.as_ref(), remarks);
     deploy(&mut settings, renewal.nginx, &renewal.programs, remarks);
     if account.is_none() && one.directory.is_public() && !settings.ca.agree_tos {
         let text = "no account of its CA is in the source: its renewal needs \
                     CERTS_AGREE_TOS=true to create one";
-        remarks.push(not_taken("its account", text));
+        remarks.push(Remark::unsupported("its account", text));
     }
     if settings.names.iter().any(Identifier::is_wildcard) {
         let text = "HTTP-01 cannot prove a wildcard, and this version does not support DNS-01: it is served until \
@@ -89,24 +89,24 @@ fn profile(one: &Valid) -> Option<String> {
 }
 
 /// The challenge settings of the source, unless the user set others.
-fn challenge(settings: &mut CertificateSettings, proof: Option<&Proof>, remarks: &mut Vec<Remark>) {
+fn challenge(settings: &mut CertificateSettings, proof: Option<&Http01>, remarks: &mut Vec<Remark>) {
     if settings.challenge != ChallengeSettings::default() {
         return;
     }
     match proof {
-        None | Some(Proof::Listen(None)) => {}
-        Some(Proof::Listen(Some(address))) => {
+        None | Some(Http01::Listen(None)) => {}
+        Some(Http01::Listen(Some(address))) => {
             settings.challenge = ChallengeSettings::Listen(http01::Settings::new(vec![*address]));
         }
-        Some(Proof::Webroot(path)) if path.is_dir() => {
+        Some(Http01::Webroot(path)) if path.is_dir() => {
             settings.challenge = ChallengeSettings::Webroot(webroot::Settings::new(path.clone()));
         }
-        Some(Proof::Webroot(path)) => {
+        Some(Http01::Webroot(path)) => {
             let path = printable(&path.display().to_string());
             let text = format!(
                 "{path} is not a directory: the renewal will use port 80; --webroot DIR names another"
             );
-            remarks.push(not_taken("webroot", text));
+            remarks.push(Remark::unsupported("webroot", text));
         }
     }
 }
@@ -166,14 +166,14 @@ fn fault(program: &Path) -> Option<String> {
 fn not_taken(subject: impl Into<String>, text: impl Into<String>) -> Remark {
     Remark {
         subject: subject.into(),
-        verdict: Verdict::NotTaken,
+        verdict: RemarkKind::Unsupported,
         text: text.into(),
     }
 }
 
 fn by_hand(subject: impl Into<String>, text: impl Into<String>) -> Remark {
     Remark {
-        verdict: Verdict::ByHand,
+        verdict: RemarkKind::Manual,
         ..not_taken(subject, text)
     }
 }

@@ -21,12 +21,12 @@ fn sources(file: &str, environment: &[(&str, &str)]) -> Sources {
     Sources::read(&options, &environment.collect())
 }
 
-fn ask(container: &str, names: &str, keys: &[(&str, &str)]) -> Ask {
+fn ask(container: &str, names: &str, keys: &[(&str, &str)]) -> Request {
     let keys = keys.iter().copied();
-    Ask {
+    Request {
         container: container.to_owned(),
         created: 0,
-        said_in: "certs.domains".to_owned(),
+        label: "certs.domains".to_owned(),
         names: names.split(' ').map(|name| name.parse().unwrap()).collect(),
         keys: keys
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
@@ -34,7 +34,7 @@ fn ask(container: &str, names: &str, keys: &[(&str, &str)]) -> Ask {
     }
 }
 
-fn granted(sources: &Sources, asks: &[Ask]) -> (Vec<CertificateSettings>, Vec<String>) {
+fn granted(sources: &Sources, asks: &[Request]) -> (Vec<CertificateSettings>, Vec<String>) {
     let settings = sources.settings(&Purpose::All).unwrap();
     let granted = sources.granted(&asks.iter().collect::<Vec<_>>(), &settings);
     let certificates = granted.certificates.into_iter();

@@ -15,19 +15,19 @@ use crate::store::memory::MemoryStore;
 
 const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
 const DAY: Duration = Duration::from_secs(86_400);
-const HERE: Taken = Taken::Here {
+const HERE: Imported = Imported::Present {
     generation: Generation(1),
     newer: false,
-    resettled: false,
+    has_new_settings: false,
 };
-const NEWER: Taken = Taken::Here {
+const NEWER: Imported = Imported::Present {
     generation: Generation(1),
     newer: true,
-    resettled: false,
+    has_new_settings: false,
 };
 const CA: &str = "https://ca.example/dir";
 
-fn foreign(names: &[&str], not_before: Timestamp) -> Foreign {
+fn foreign(names: &[&str], not_before: Timestamp) -> ImportedPair {
     let at =
         |instant: Timestamp| time::OffsetDateTime::from_unix_timestamp(instant.seconds()).unwrap();
     let key = rcgen::KeyPair::generate().unwrap();
@@ -40,7 +40,7 @@ fn foreign(names: &[&str], not_before: Timestamp) -> Foreign {
         .map(|name| Identifier::parse(name).unwrap())
         .collect();
     let key = Secret::new(key.serialize_pem());
-    Foreign {
+    ImportedPair {
         lineage: Lineage::parse("a.example").unwrap(),
         ca: CA.to_owned(),
         profile: Some("tlsserver".to_owned()),
@@ -68,7 +68,7 @@ impl Fixture {
         }
     }
 
-    async fn take(&self, foreign: &Foreign) -> Result<Taken, ManageError> {
+    async fn take(&self, foreign: &ImportedPair) -> Result<Imported, ManageError> {
         take(
             &self.store,
             &self.output,
@@ -88,7 +88,7 @@ impl Fixture {
 #[tokio::test]
 async fn import_stores_first_generation_live_but_unverified_and_not_due() {
     let (fixture, one) = (Fixture::new(), foreign(&["a.example"], START - DAY));
-    let Taken::Stored(Generation(1), at) = fixture.take(&one).await.unwrap() else {
+    let Imported::Stored(Generation(1), at) = fixture.take(&one).await.unwrap() else {
         panic!("it was not stored");
     };
     let (record, revision) = fixture.record().await;
@@ -125,9 +125,9 @@ async fn import_replaces_stored_options_when_the_operator_gave_them() {
     let options = fixture.store.options(&one.lineage).await.unwrap();
     assert_ne!(options.as_ref(), Some(&one.options));
     one.insists = true;
-    for resettled in [true, false] {
+    for has_new_settings in [true, false] {
         let taken = fixture.take(&one).await.unwrap();
-        assert!(matches!(taken, Taken::Here { resettled: now, .. } if now == resettled));
+        assert!(matches!(taken, Imported::Present { has_new_settings: now, .. } if now == has_new_settings));
         let options = fixture.store.options(&one.lineage).await.unwrap();
         assert_eq!(options.as_ref(), Some(&one.options));
     }
@@ -156,7 +156,7 @@ async fn import_keeps_newer_certificate_and_replaces_older_one() {
     let newer = foreign(&["a.example"], START);
     let taken = fixture.take(&newer).await.unwrap();
     assert!(
-        matches!(taken, Taken::Stored(Generation(2), _)),
+        matches!(taken, Imported::Stored(Generation(2), _)),
         "{taken:?}"
     );
     assert_eq!(fixture.output.live(&one.lineage), Some(Generation(2)));
@@ -164,7 +164,7 @@ async fn import_keeps_newer_certificate_and_replaces_older_one() {
     assert_eq!(options.as_deref(), Some("the user's"));
     let others = foreign(&["a.example", "b.example"], START + DAY);
     let taken = fixture.take(&others).await.unwrap();
-    assert!(matches!(taken, Taken::OtherNames(names) if names.len() == 1));
+    assert!(matches!(taken, Imported::OtherNames(names) if names.len() == 1));
     assert_eq!(fixture.output.live(&one.lineage), Some(Generation(2)));
 }
 
