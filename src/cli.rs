@@ -76,10 +76,7 @@ pub fn run(
             Ok(())
         }
         Verb::Man => clap_mangen::Man::new(Arguments::command()).render(&mut std::io::stdout()),
-        Verb::Demo(options) => return demonstrate(&arguments.global, options, &environment),
-        Verb::Simulate(options) => {
-            return simulate_fleet(&arguments.global, options, &environment);
-        }
+        Verb::Demo(_) | Verb::Simulate(_) => return play(arguments, &environment),
         _ => return act(arguments, environment),
     };
     match printed {
@@ -111,7 +108,7 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
         Verb::Renew(_) | Verb::Run(_) | Verb::Reload { .. } | Verb::Rollback { .. }
     );
     match variables {
-        Err(problems) => return Failure::configuration(problems).report(&terminal),
+        Err(problems) => return Failure::from(problems).report(&terminal),
         Ok(variables) if variables.flag("dry_run") && cannot_rehearse => {
             let message = "CERTS_DRY_RUN: this command has no dry run";
             return Failure::usage(message, "use certs issue NAME --dry-run").report(&terminal);
@@ -144,41 +141,32 @@ fn act(mut arguments: Arguments, environment: BTreeMap<String, String>) -> ExitC
         runtime.shutdown_background();
         ended
     });
+    exit_code(ended, &terminal)
+}
+
+/// Runs `certs demo` or `certs simulate`, which have no configuration and their own output;
+/// -v adds the log.
+fn play(arguments: Arguments, environment: &BTreeMap<String, String>) -> ExitCode {
+    let global = &arguments.global;
+    let terminal = Terminal::new(environment, global.quiet, LogFormat::default());
+    if global.verbose > 0 {
+        output::start_logging(global.quiet, global.verbose, &terminal);
+    }
+    let ended = match &arguments.verb {
+        Verb::Demo(options) => {
+            let (quiet, json) = (global.quiet, global.json);
+            demo::demo(options, environment, &terminal, (quiet, json))
+        }
+        Verb::Simulate(options) => simulate::simulate(options, global.json),
+        _ => Ok(()),
+    };
+    exit_code(ended, &terminal)
+}
+
+fn exit_code(ended: Result<(), Failure>, terminal: &Terminal) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(&terminal),
-    }
-}
-
-/// Runs `certs demo`, which has no configuration and its own output; -v adds the log.
-fn demonstrate(
-    global: &args::Global,
-    options: &demo::Demo,
-    environment: &BTreeMap<String, String>,
-) -> ExitCode {
-    let terminal = Terminal::new(environment, global.quiet, LogFormat::default());
-    if global.verbose > 0 {
-        output::start_logging(global.quiet, global.verbose, &terminal);
-    }
-    match demo::demo(options, environment, &terminal, (global.quiet, global.json)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(&terminal),
-    }
-}
-
-/// Runs `certs simulate`, which has no configuration and touches no files; -v adds the log.
-fn simulate_fleet(
-    global: &args::Global,
-    options: &simulate::Simulate,
-    environment: &BTreeMap<String, String>,
-) -> ExitCode {
-    let terminal = Terminal::new(environment, global.quiet, LogFormat::default());
-    if global.verbose > 0 {
-        output::start_logging(global.quiet, global.verbose, &terminal);
-    }
-    match simulate::simulate(options, global.json) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(&terminal),
+        Err(failure) => failure.report(terminal),
     }
 }
 
@@ -187,5 +175,5 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::unexpected(error.to_string()))
+        .map_err(Failure::unexpected)
 }

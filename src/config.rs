@@ -22,8 +22,6 @@ mod labels;
 mod layer;
 mod problem;
 mod read;
-#[cfg(test)]
-mod reference;
 mod remembered;
 mod resolve;
 mod schema;
@@ -36,7 +34,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use arguments::{KeyOptions, Options};
-pub(crate) use ca::{CaSettings, Directory};
+pub(crate) use ca::{CaSettings, Directory, hmac_key};
 pub(crate) use check::shared_file;
 pub(crate) use docker::DockerSettings;
 pub(crate) use environment::CommandVariables;
@@ -54,7 +52,6 @@ impl Settings {
     /// or, when the list is empty, on port 80 of every address. If there is no
     /// certificate yet, or containers may request some, the default challenge decides
     /// too.
-    #[must_use]
     pub(crate) fn http_listen(&self) -> Option<Vec<SocketAddr>> {
         let may_come = self.certificates.is_empty() || self.docker.is_some();
         let default = may_come.then_some(&self.challenge);
@@ -112,26 +109,6 @@ impl FromStr for LogFormat {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
             _ => Err(format!("unknown log format `{}`", text.escape_debug())),
-        }
-    }
-}
-
-/// The value of `[admin] listen`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum AdminListen {
-    Off,
-    At(SocketAddr),
-}
-
-impl FromStr for AdminListen {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "off" => Ok(Self::Off),
-            _ => text
-                .parse()
-                .map(Self::At)
-                .map_err(|_| format!("invalid address and port `{}`", text.escape_debug())),
         }
     }
 }

@@ -102,7 +102,7 @@ async fn perform(
     let board = Board::default();
     let (mut supervisor, handle) = Supervisor::new(setup.services.clone(), board.clone());
     let started = supervisor.keep(setup.certificates.clone()).await;
-    started.map_err(|error| Failure::of("certs demo", &error))?;
+    started.map_err(Failure::on("certs demo"))?;
     // Aborted if this future is dropped.
     let mut supervising = JoinSet::new();
     supervising.spawn(supervisor.run());

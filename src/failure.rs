@@ -19,7 +19,6 @@ pub(crate) struct Failure {
 
 impl Failure {
     /// A failure with several messages.
-    #[must_use]
     pub(crate) fn new(code: u8, messages: Vec<(String, String)>) -> Self {
         Self { code, messages }
     }
@@ -29,31 +28,34 @@ impl Failure {
     }
 
     /// A failure without a known cause.
-    #[must_use]
-    pub(crate) fn unexpected(message: String) -> Self {
-        Self::broken(message, "run again with -v and report what it says")
+    pub(crate) fn unexpected(message: impl ToString) -> Self {
+        let hint = "run again with -v and report what it says";
+        Self::broken(message.to_string(), hint)
     }
 
     /// A failure with a known next step.
-    #[must_use]
     pub(crate) fn broken(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::one(1, message, hint)
     }
 
     /// Invalid usage, configuration or environment; nothing was sent.
-    #[must_use]
     pub(crate) fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::one(2, message, hint)
     }
 
     /// The store or an output could not be used.
-    #[must_use]
     pub(crate) fn store(message: String) -> Self {
         Self::one(8, message, STORE_HINT)
     }
 
+    /// Replaces the first `text` of each message.
+    pub(crate) fn replace(&mut self, text: &str, by: &str) {
+        for (message, _) in &mut self.messages {
+            *message = message.replacen(text, by, 1);
+        }
+    }
+
     /// The exit code alone, for a failure whose messages were already shown.
-    #[must_use]
     pub(crate) fn code_only(&self) -> Self {
         Self::new(self.code, Vec::new())
     }
@@ -65,16 +67,14 @@ impl Failure {
     }
 
     /// The first line of the first message.
-    #[must_use]
     pub(crate) fn summary(&self) -> &str {
         let first = self.messages().next();
-        first
-            .and_then(|(message, _)| message.lines().next())
-            .unwrap_or_default()
+        first.map_or("", |(message, _)| {
+            message.lines().next().unwrap_or_default()
+        })
     }
 
     /// Every message with its hint, for a log.
-    #[must_use]
     pub(crate) fn in_a_line(&self) -> String {
         let lines = self.messages();
         let lines = lines.map(|(message, hint)| format!("{message}; hint: {hint}"));

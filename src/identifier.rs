@@ -9,12 +9,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::text::stored_as_text;
+
 /// One subject of a certificate.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Identifier {
     /// A fully qualified DNS name, possibly a wildcard.
     Dns(DnsName),
@@ -29,20 +29,26 @@ pub struct DnsName(Arc<str>);
 
 /// Why a text is not a valid identifier, or the CA cannot sign it.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[allow(missing_docs)] // each message is its own documentation
-pub enum IdentifierError {
-    #[error("the name is empty")]
-    Empty,
-    #[error("`{}` is a URL; give the host name alone", .0.escape_debug())]
-    Url(String),
-    #[error("`{}` carries a port; certificates are for names, not ports", .0.escape_debug())]
-    Port(String),
-    #[error("`{}` is not a valid DNS name", .0.escape_debug())]
-    Malformed(String),
-    #[error("`{}` has a wildcard that is not the whole leftmost label", .0.escape_debug())]
-    Wildcard(String),
-    #[error("`{name}` cannot get a certificate from a public CA: {reason}")]
-    NotPublic { name: String, reason: &'static str },
+#[error("{message}")]
+pub struct IdentifierError {
+    message: String,
+    hint: String,
+}
+
+impl IdentifierError {
+    /// `fault` follows `text`, with control characters escaped, in the message.
+    pub(crate) fn new(text: &str, fault: &str, hint: impl Into<String>) -> Self {
+        Self {
+            message: format!("`{}` {fault}", text.escape_debug()),
+            hint: hint.into(),
+        }
+    }
+
+    /// The next thing to do about this very cause.
+    #[must_use]
+    pub fn hint(&self) -> &str {
+        &self.hint
+    }
 }
 
 impl Identifier {
@@ -54,7 +60,10 @@ impl Identifier {
     pub fn parse(text: &str) -> Result<Self, IdentifierError> {
         let text = text.trim();
         if text.is_empty() {
-            return Err(IdentifierError::Empty);
+            return Err(IdentifierError {
+                message: "the name is empty".to_owned(),
+                hint: "give a DNS name such as www.example.com, or an IP address".to_owned(),
+            });
         }
         let unbracketed = text
             .strip_prefix('[')
@@ -62,11 +71,8 @@ impl Identifier {
         if let Ok(address) = IpAddr::from_str(unbracketed.unwrap_or(text)) {
             return Ok(Self::Ip(address.to_canonical()));
         }
-        if text.contains("://") || text.contains('/') {
-            return Err(IdentifierError::Url(text.to_owned()));
-        }
-        if text.contains(':') {
-            return Err(IdentifierError::Port(text.to_owned()));
+        if text.contains(['/', '@', ':']) {
+            return Err(not_a_name_alone(text));
         }
         DnsName::parse(text).map(Self::Dns)
     }
@@ -82,7 +88,7 @@ impl Identifier {
     /// routable (RFC 6890).
     ///
     /// # Errors
-    /// [`IdentifierError::NotPublic`] with the reason.
+    /// [`IdentifierError`] with the reason.
     pub fn require_public(&self) -> Result<(), IdentifierError> {
         let reason = match self {
             Self::Dns(name) => name.not_public(),
@@ -91,10 +97,11 @@ impl Identifier {
         };
         match reason {
             None => Ok(()),
-            Some(reason) => Err(IdentifierError::NotPublic {
-                name: self.to_string(),
-                reason,
-            }),
+            Some(reason) => Err(IdentifierError::new(
+                &self.to_string(),
+                &format!("cannot get a certificate from a public CA: {reason}"),
+                "use a public name, or a private CA: --ca https://…",
+            )),
         }
     }
 
@@ -119,15 +126,17 @@ impl Identifier {
 
 impl DnsName {
     fn parse(text: &str) -> Result<Self, IdentifierError> {
-        let malformed = || IdentifierError::Malformed(text.to_owned());
         let (wildcard, base) = match text.strip_prefix("*.") {
             Some(base) => (true, base),
             None => (false, text),
         };
         if base.contains('*') {
-            return Err(IdentifierError::Wildcard(text.to_owned()));
+            let fault = "has a wildcard that is not the whole leftmost label";
+            let hint = "a wildcard is one `*.` before a name, such as *.example.com";
+            return Err(IdentifierError::new(text, fault, hint));
         }
         let base = base.strip_suffix('.').unwrap_or(base);
+        let malformed = || malformed(text, base);
         let ascii = idna::domain_to_ascii_strict(base).map_err(|_| malformed())?;
         let labels_are_valid = ascii.split('.').all(is_valid_label);
         // A last label of digits would be read as an IPv4 address by URL parsers.
@@ -153,33 +162,82 @@ impl DnsName {
     }
 
     fn not_public(&self) -> Option<&'static str> {
-        const RESERVED: [(&str, &str); 9] = [
-            (
-                "localhost",
-                "`localhost` names this machine only (RFC 6761)",
-            ),
-            ("local", "`.local` is for multicast DNS (RFC 6762)"),
-            ("internal", "`.internal` is reserved for private use"),
-            ("test", "`.test` is reserved for testing (RFC 6761)"),
-            (
-                "example",
-                "`.example` is reserved for documentation (RFC 6761)",
-            ),
-            ("invalid", "`.invalid` is reserved (RFC 6761)"),
-            (
-                "onion",
-                "`.onion` needs a CA that signs onion services (RFC 7686)",
-            ),
-            ("lan", "`.lan` is not in the public DNS"),
-            ("arpa", "`.arpa` is for infrastructure"),
-        ];
         let base = self.0.strip_prefix("*.").unwrap_or(&self.0);
         let top = base.rsplit('.').next().unwrap_or(base);
-        if let Some((_, reason)) = RESERVED.iter().find(|(name, _)| *name == top) {
-            return Some(reason);
-        }
-        (!base.contains('.')).then_some("it has a single label; a public name has a domain")
+        Some(match top {
+            "localhost" => "`localhost` names this machine only (RFC 6761)",
+            "local" => "`.local` is for multicast DNS (RFC 6762)",
+            "internal" => "`.internal` is reserved for private use",
+            "test" => "`.test` is reserved for testing (RFC 6761)",
+            "example" => "`.example` is reserved for documentation (RFC 6761)",
+            "invalid" => "`.invalid` is reserved (RFC 6761)",
+            "onion" => "`.onion` needs a CA that signs onion services (RFC 7686)",
+            "lan" => "`.lan` is not in the public DNS",
+            "arpa" => "`.arpa` is for infrastructure",
+            _ if !base.contains('.') => "it has a single label; a public name has a domain",
+            _ => return None,
+        })
     }
+}
+
+/// A text with more in it than a name; the hint shows the name alone, if it is valid.
+fn not_a_name_alone(text: &str) -> IdentifierError {
+    let is_url = text.contains("://");
+    let (_, rest) = text.split_once("://").unwrap_or(("", text));
+    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = host.rsplit('@').next().unwrap_or_default();
+    let (fault, hint) = if is_url {
+        ("is a URL", "give the host name alone")
+    } else if text.contains('/') {
+        ("contains a `/`", "give the name alone, without a path")
+    } else if text.contains('@') {
+        let hint = "an address for the CA goes to --email; here give a host name";
+        ("is an e-mail address", hint)
+    } else if text.matches(':').count() > 1 && !text.contains("]:") {
+        let hint = "write an IPv6 address such as 2001:db8::1, without a zone";
+        return IdentifierError::new(text, "is not a valid IPv6 address", hint);
+    } else {
+        let hint = "a certificate is for a name and all its ports: give the name alone";
+        ("has a port", hint)
+    };
+    let bare = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let bare = bare.trim_matches(['[', ']']);
+    let address = IpAddr::from_str(bare).map(Identifier::Ip);
+    match address.or_else(|_| DnsName::parse(bare).map(Identifier::Dns)) {
+        Ok(name) => IdentifierError::new(text, fault, format!("{hint}: {name}")),
+        Err(_) => IdentifierError::new(text, fault, hint),
+    }
+}
+
+/// Why `base`, which is `text` without a wildcard and a last dot, is not a DNS name.
+fn malformed(text: &str, base: &str) -> IdentifierError {
+    let any = |fits: fn(&str) -> bool| base.split('.').any(fits);
+    let last = base.rsplit('.').next().unwrap_or_default();
+    let (fault, hint) = if any(str::is_empty) {
+        (": it has an empty label", "remove the extra dot")
+    } else if base.contains('_') {
+        let hint = "CAs sign host names only: letters, digits and hyphens";
+        (": it has an underscore", hint)
+    } else if base.contains([' ', ',', ';']) {
+        let hint = "give each name alone: as an argument or list item of its own";
+        (": it contains a space, `,` or `;`", hint)
+    } else if any(|label| label.len() > 63) {
+        let hint = "a label, from dot to dot, has 63 characters at most";
+        (": it has a label that is too long", hint)
+    } else if text.trim_end_matches('.').len() > 253 {
+        let hint = "a name has 253 characters at most, with its wildcard";
+        (": it is too long", hint)
+    } else if any(|label| label.starts_with('-') || label.ends_with('-')) {
+        let hint = "a hyphen stands only between other characters of a label";
+        (": a label starts or ends with a hyphen", hint)
+    } else if last.bytes().all(|byte| byte.is_ascii_digit()) {
+        let hint = "an IPv4 address is four numbers from 0 to 255; a name ends in letters";
+        (": its last label is a number", hint)
+    } else {
+        let hint = "a name has letters, digits and hyphens, with a dot between its labels";
+        ("", hint)
+    };
+    IdentifierError::new(text, &format!("is not a valid DNS name{fault}"), hint)
 }
 
 fn is_valid_label(label: &str) -> bool {
@@ -192,37 +250,27 @@ fn is_valid_label(label: &str) -> bool {
 }
 
 fn ipv4_not_public(address: Ipv4Addr) -> Option<&'static str> {
-    let [a, b, c, _] = address.octets();
-    if address.is_loopback() {
-        Some("it is a loopback address")
-    } else if address.is_private() || (a == 100 && (64..128).contains(&b)) {
-        Some("it is a private address")
-    } else if address.is_link_local() {
-        Some("it is a link-local address")
-    } else if address.is_documentation() || (a == 198 && (b == 18 || b == 19)) {
-        Some("it is reserved for documentation and tests")
-    } else if a == 0 || a >= 224 || (a, b, c) == (192, 0, 0) {
-        Some("it is not the address of a host on the internet")
-    } else {
-        None
-    }
+    Some(match address.octets() {
+        _ if address.is_loopback() => "it is a loopback address",
+        _ if address.is_private() => "it is a private address",
+        [100, 64..128, ..] => "it is a private address",
+        _ if address.is_link_local() => "it is a link-local address",
+        _ if address.is_documentation() => "it is reserved for documentation and tests",
+        [198, 18 | 19, ..] => "it is reserved for documentation and tests",
+        [0 | 224.., ..] | [192, 0, 0, _] => "it is not the address of a host on the internet",
+        _ => return None,
+    })
 }
 
 fn ipv6_not_public(address: Ipv6Addr) -> Option<&'static str> {
-    let [first, second, ..] = address.segments();
-    if address.is_loopback() {
-        Some("it is a loopback address")
-    } else if address.is_unique_local() {
-        Some("it is a private address")
-    } else if address.is_unicast_link_local() {
-        Some("it is a link-local address")
-    } else if first == 0x2001 && second == 0x0db8 {
-        Some("it is reserved for documentation and tests")
-    } else if first & 0xe000 != 0x2000 {
-        Some("it is not a global unicast address")
-    } else {
-        None
-    }
+    Some(match address.segments() {
+        _ if address.is_loopback() => "it is a loopback address",
+        _ if address.is_unique_local() => "it is a private address",
+        _ if address.is_unicast_link_local() => "it is a link-local address",
+        [0x2001, 0x0db8, ..] => "it is reserved for documentation and tests",
+        [first, ..] if first & 0xe000 != 0x2000 => "it is not a global unicast address",
+        _ => return None,
+    })
 }
 
 impl fmt::Display for Identifier {
@@ -241,18 +289,7 @@ impl FromStr for Identifier {
     }
 }
 
-impl TryFrom<String> for Identifier {
-    type Error = IdentifierError;
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        Self::parse(&text)
-    }
-}
-
-impl From<Identifier> for String {
-    fn from(identifier: Identifier) -> Self {
-        identifier.to_string()
-    }
-}
+stored_as_text!(Identifier);
 
 #[cfg(test)]
 mod tests {
@@ -302,6 +339,34 @@ mod tests {
         }
         assert!(Identifier::parse(&format!("{}.com", "a".repeat(64))).is_err());
         assert!(Identifier::parse(&"a.".repeat(128)).is_err());
+    }
+
+    #[test]
+    fn identifier_error_names_its_cause_with_a_hint_that_fits() {
+        let label = "a".repeat(64);
+        for (text, cause, hint) in [
+            ("", "is empty", "such as www.example.com"),
+            ("https://a.com:8443/x", "is a URL", "alone: a.com"),
+            ("a.com/x", "contains a `/`", "without a path: a.com"),
+            ("10.0.0.0/8", "contains a `/`", "without a path: 10.0.0.0"),
+            ("me@a.com", "is an e-mail address", "host name: a.com"),
+            ("a.com:443", "has a port", "alone: a.com"),
+            ("[::1]:443", "has a port", "alone: ::1"),
+            ("fe80::1%eth0", "is not a valid IPv6 address", "zone"),
+            ("a.*.com", "wildcard", "*.example.com"),
+            ("a..com", "empty label", "dot"),
+            ("a.com..", "empty label", "dot"),
+            ("a_b.com", "underscore", "hyphens"),
+            ("a.com,b.com", "contains a space", "each name"),
+            (&format!("{label}.com"), "too long", "63"),
+            (&"a.".repeat(128), "is too long", "253"),
+            ("a-.com", "hyphen", "between"),
+            ("1.2.3", "a number", "four numbers"),
+        ] {
+            let error = Identifier::parse(text).unwrap_err();
+            assert!(error.to_string().contains(cause), "{text}: {error}");
+            assert!(error.hint().contains(hint), "{text}: {}", error.hint());
+        }
     }
 
     #[test]

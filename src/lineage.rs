@@ -4,15 +4,13 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use crate::fingerprint::Fingerprint;
 use crate::identifier::{Identifier, IdentifierError};
+use crate::text::stored_as_text;
 
 /// The name of a certificate through its renewals. It is also a directory's name: it
 /// has only `[a-z0-9._-]` and never starts with a dot or a hyphen.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lineage(Arc<str>);
 
 /// The longest file name, minus `.` and `.new` around it.
@@ -47,17 +45,20 @@ impl Lineage {
     /// Reads a name that the user chose.
     ///
     /// # Errors
-    /// [`IdentifierError::Malformed`] if it is not a safe file name.
+    /// [`IdentifierError`] if it is not a safe file name.
     pub fn parse(text: &str) -> Result<Self, IdentifierError> {
         let is_valid = (1..=LONGEST_LINEAGE).contains(&text.len())
             && !text.starts_with(['.', '-'])
             && text
                 .bytes()
                 .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b));
-        if is_valid {
-            Ok(Self(text.into()))
-        } else {
-            Err(IdentifierError::Malformed(text.to_owned()))
+        match is_valid {
+            true => Ok(Self(text.into())),
+            false => Err(IdentifierError::new(
+                text,
+                "is not a valid name of a certificate",
+                "letters a to z, digits, `.`, `_` and `-`, and none of `.` and `-` first",
+            )),
         }
     }
 
@@ -81,18 +82,7 @@ impl FromStr for Lineage {
     }
 }
 
-impl TryFrom<String> for Lineage {
-    type Error = IdentifierError;
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        Self::parse(&text)
-    }
-}
-
-impl From<Lineage> for String {
-    fn from(lineage: Lineage) -> Self {
-        lineage.0.as_ref().to_owned()
-    }
-}
+stored_as_text!(Lineage);
 
 #[cfg(test)]
 mod tests {

@@ -1,20 +1,21 @@
-//! Untrusted text, made safe to show: it must not be able to
-//! steer a terminal, forge a line of a log, or flood either. Also what a mistyped word
-//! may stand for.
+//! Untrusted text, made safe to show: it must not be able to steer a terminal, forge a
+//! line of a log, or flood either. Also the readers of text that several rooms share.
+
+use std::time::Duration;
+
+use strsim::osa_distance;
 
 /// Longest text that is shown, in characters.
 const LONGEST: usize = 1000;
 
 /// Escapes control characters and those that change the direction of writing, and cuts
 /// the text at 1,000 characters.
-#[must_use]
 pub(crate) fn printable(text: &str) -> String {
     printable_within(text, LONGEST)
 }
 
 /// The same with a limit of `most` characters, for text that is useless when cut, such
 /// as a URL.
-#[must_use]
 pub(crate) fn printable_within(text: &str, most: usize) -> String {
     let mut shown = String::new();
     for letter in text.chars().take(most) {
@@ -28,42 +29,52 @@ pub(crate) fn printable_within(text: &str, most: usize) -> String {
 }
 
 /// The same for the output of a program, line by line, at most 20 lines.
-#[must_use]
 pub(crate) fn printable_lines(text: &str) -> String {
     let lines = text.trim_end().lines().take(20).map(printable);
     lines.collect::<Vec<_>>().join("\n")
 }
 
+/// Reads a length of time such as `90s`, `30m`, `12h` or `7d`.
+pub(crate) fn duration(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let seconds: u64 = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    let seconds = number.parse::<u64>().ok()?.checked_mul(seconds)?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// Stores a type as its text, and reads it as its `FromStr` does.
+macro_rules! stored_as_text {
+    ($type:ty) => {
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                let text = <String as serde::Deserialize>::deserialize(from)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+pub(crate) use stored_as_text;
+
 /// The known word that a mistyped one may stand for.
-#[must_use]
 pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     known
         .into_iter()
-        .map(|candidate| (distance(word, candidate), candidate))
+        .map(|candidate| (osa_distance(word, candidate), candidate))
         .filter(|(distance, candidate)| *distance <= 2 && *distance * 3 <= candidate.len())
         .min()
         .map(|(_, candidate)| candidate)
-}
-
-/// How many characters to insert, remove, replace or swap with their neighbour.
-fn distance(one: &str, other: &str) -> usize {
-    let (one, other): (Vec<char>, Vec<char>) = (one.chars().collect(), other.chars().collect());
-    let mut rows = vec![(0..=other.len()).collect::<Vec<_>>()];
-    for i in 1..=one.len() {
-        let mut row = vec![i];
-        for j in 1..=other.len() {
-            let changed = usize::from(one[i - 1] != other[j - 1]);
-            let mut least = (rows[i - 1][j - 1] + changed)
-                .min(rows[i - 1][j] + 1)
-                .min(row[j - 1] + 1);
-            if i > 1 && j > 1 && one[i - 1] == other[j - 2] && one[i - 2] == other[j - 1] {
-                least = least.min(rows[i - 2][j - 2] + 1);
-            }
-            row.push(least);
-        }
-        rows.push(row);
-    }
-    rows[one.len()][other.len()]
 }
 
 #[cfg(test)]

@@ -49,6 +49,30 @@ impl Timestamp {
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
+
+    /// As a user reads it at `now`: `2026-12-01T10:00:00Z (in 3 h)`.
+    #[must_use]
+    pub(crate) fn seen_at(self, now: Self) -> String {
+        let (ahead, behind) = (self.since(now), now.since(self));
+        if ahead.max(behind) < Duration::from_secs(1) {
+            format!("{self} (now)")
+        } else if ahead > behind {
+            format!("{self} (in {})", length(ahead))
+        } else {
+            format!("{self} ({} ago)", length(behind))
+        }
+    }
+}
+
+/// A length as a user reads it, rounded: `45 s`, `45 min`, `3 h` or `41 days`.
+pub(crate) fn length(length: Duration) -> String {
+    let seconds = length.as_secs();
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", (seconds + 30) / 60),
+        7200..172_800 => format!("{} h", (seconds + 1800) / 3600),
+        _ => format!("{} days", (seconds + 43_200) / 86_400),
+    }
 }
 
 impl Add<Duration> for Timestamp {
@@ -296,6 +320,28 @@ mod tests {
         let json = serde_json::to_string(&instant).unwrap();
         assert_eq!(json, "\"2025-11-24T16:00:00.123Z\"");
         assert_eq!(serde_json::from_str::<Timestamp>(&json).unwrap(), instant);
+    }
+
+    #[test]
+    fn instant_is_shown_with_its_distance_from_now() {
+        let now = Timestamp::from_seconds(1_764_000_000);
+        let at = |seconds: i64| {
+            let shown = Timestamp::from_seconds(now.seconds() + seconds).seen_at(now);
+            shown.split_once(' ').unwrap().1.to_owned()
+        };
+        assert_eq!(now.seen_at(now), "2025-11-24T16:00:00Z (now)");
+        for (seconds, shown) in [
+            (1, "(in 1 s)"),
+            (119, "(in 119 s)"),
+            (120, "(in 2 min)"),
+            (3 * 3600 - 1, "(in 3 h)"),
+            (-45 * 60, "(45 min ago)"),
+            (-47 * 3600, "(47 h ago)"),
+            (41 * 86_400 - 60, "(in 41 days)"),
+            (-2 * 86_400, "(2 days ago)"),
+        ] {
+            assert_eq!(at(seconds), shown);
+        }
     }
 
     #[test]

@@ -62,12 +62,19 @@ fn files_below(directory: &str) -> Vec<String> {
 #[test]
 fn proof_rows_name_existing_files_and_fit_ci_time() {
     let budget = format!("--minutes {BUDGET} ");
-    assert!(read(".ci/run").contains(&budget), "not in .ci/run: {budget}");
+    assert!(
+        read(".ci/run").contains(&budget),
+        "not in .ci/run: {budget}"
+    );
     let proofs = table();
     let mutants = proofs.iter().find(|proof| proof.name == "mutants").unwrap();
     for proof in &proofs {
         let (name, minutes) = (&proof.name, proof.minutes);
-        let beside = if name == "mutants" { 0 } else { mutants.minutes };
+        let beside = if name == "mutants" {
+            0
+        } else {
+            mutants.minutes
+        };
         assert!(minutes + beside <= BUDGET, "{name} takes {minutes} minutes");
         for source in &proof.sources {
             let exists = |path: &str| root().join(path).exists();

@@ -49,12 +49,13 @@ async fn status_shows_ca_limits_and_reachability() {
 
     let told = run(certs(directory.path()).arg("status"), 0);
     for words in [
-        "297 of 300 new orders (all at ",
-        "47 of 50 certificates per domain of example.co.uk (all at ",
-        "2 of 5 duplicate certificates of shop.example.co.uk (all at ",
+        "297 of 300 new orders, all at ",
+        "47 of 50 certificates per registered domain of example.co.uk, all at ",
+        "2 of 5 certificates for the same names of shop.example.co.uk, all at ",
         "its CA has been unreachable since ",
         "its CA has not provided renewal windows or the time since ",
         "; next probe at ",
+        "Z (in ",
     ] {
         assert!(told.contains(words), "no `{words}` in {told}");
     }
@@ -109,5 +110,8 @@ async fn own_rate_limit_exits_6_with_retry_time() {
         ) && near.iter().any(|until| told.contains(until)),
         "{near:?}: {told}"
     );
-    assert!(told.contains("hint: "), "{told}");
+    assert!(
+        told.contains("Z (in 3") && told.contains("hint: "),
+        "{told}"
+    );
 }

@@ -19,22 +19,18 @@ use crate::lineage::Lineage;
     not be used"
 )]
 pub(super) struct Arguments {
-    /// Options of every command.
     #[command(flatten)]
     pub global: Global,
-    /// What to do.
     #[command(subcommand)]
     pub verb: Verb,
 }
 
-/// Options of every command.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub(super) struct Global {
     /// The configuration (else $CERTS_CONFIG, ./certs.toml, /etc/certs/certs.toml)
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<String>,
-    /// The configuration keys among them.
     #[command(flatten)]
     pub keys: KeyOptions<EVERY>,
     /// Log more; twice for everything
@@ -48,32 +44,27 @@ pub(super) struct Global {
     pub json: bool,
 }
 
-impl Global {
-    /// As configuration keys.
-    #[must_use]
-    pub(super) fn options(&self) -> Options {
-        let mut options = Options::default();
-        options.config(self.config.as_deref());
-        options.keys(&self.keys);
-        options
-    }
-}
-
-/// The commands.
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
     /// Obtain one certificate for the names, deploy it and verify that it is served
+    #[command(
+        after_help = "Example: certs issue example.com www.example.com --agree-tos --deploy nginx"
+    )]
     Issue(Issue),
     /// Keep every configured certificate issued, renewed, deployed and verified, until SIGTERM
+    #[command(after_help = "Example: certs run --config /etc/certs/certs.toml")]
     Run(Run),
     /// One pass over what is due, for cron or a timer
+    #[command(after_help = "Example: certs renew example.com --force")]
     Renew(Renew),
     /// Deploy the latest generation again and verify it; ends a rollback
+    #[command(after_help = "Example: certs reload example.com")]
     Reload {
         /// Only these certificates, by lineage or by one of their names
         names: Vec<String>,
     },
     /// Deploy an earlier generation and verify it; it stays live until the next renewal or certs reload
+    #[command(after_help = "Example: certs rollback example.com --to 3")]
     Rollback {
         /// The certificate, by lineage or by one of its names
         name: String,
@@ -82,6 +73,7 @@ pub(super) enum Verb {
         to: Option<u64>,
     },
     /// Show every certificate: CA, not-after, next action, generation issued and served, last error
+    #[command(after_help = "Example: certs status example.com --json")]
     Status {
         /// Only this certificate
         name: Option<Lineage>,
@@ -99,7 +91,6 @@ pub(super) enum Verb {
     },
     /// Check the configuration, or print its JSON Schema
     Config {
-        /// The action.
         #[command(subcommand)]
         verb: Config,
     },
@@ -123,11 +114,13 @@ pub(super) enum Verb {
         serve: bool,
     },
     /// Print a completion script
+    #[command(after_help = "Example: certs completions bash > /etc/bash_completion.d/certs")]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
     /// Print the manual page (roff)
+    #[command(after_help = "Example: certs man > /usr/share/man/man1/certs.1")]
     Man,
 }
 
@@ -144,15 +137,16 @@ pub(super) enum Health {
 #[derive(Debug, Subcommand)]
 pub(super) enum Config {
     /// Report all errors at once, with file, line and hint; with --json print the resolved configuration
+    #[command(after_help = "Example: certs config check certs.toml")]
     Check {
         /// The file (default: as with --config)
         file: Option<String>,
     },
     /// Print the JSON Schema of the file
+    #[command(after_help = "Example: certs config schema > certs.schema.json")]
     Schema,
 }
 
-/// Options of `issue`.
 #[derive(Debug, Args)]
 pub(super) struct Issue {
     /// DNS names or IP addresses; the first one of a configured certificate selects it ($CERTS_DOMAINS)
@@ -167,12 +161,10 @@ pub(super) struct Issue {
     /// Order from the CA's staging directory; nothing is stored or deployed
     #[arg(long)]
     pub dry_run: bool,
-    /// The configuration keys among them.
     #[command(flatten)]
     pub keys: KeyOptions<ISSUE>,
 }
 
-/// Options of `run`.
 #[derive(Debug, Args)]
 pub(super) struct Run {
     /// One more certificate in addition to the configured ones ($CERTS_DOMAINS)
@@ -181,12 +173,10 @@ pub(super) struct Run {
     /// The certificate's own name (default: the first NAME)
     #[arg(long, value_name = "LINEAGE")]
     pub name: Option<String>,
-    /// The configuration keys among them.
     #[command(flatten)]
     pub keys: KeyOptions<RUN>,
 }
 
-/// Options of `renew`.
 #[derive(Debug, Args)]
 pub(super) struct Renew {
     /// Only these certificates, by lineage or by one of their names
@@ -219,9 +209,10 @@ impl Arguments {
     }
 
     /// The command line as configuration keys.
-    #[must_use]
     pub(super) fn options(&self) -> Options {
-        let mut options = self.global.options();
+        let mut options = Options::default();
+        options.config(self.global.config.as_deref());
+        options.keys(&self.global.keys);
         match &self.verb {
             Verb::Issue(issue) => {
                 options.names(&issue.names);

@@ -5,27 +5,27 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use clap::{Args, Subcommand};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Call;
+use super::output::say;
 use crate::ca::{CaError, Profile, Resolve, Server, Settings, Validation};
+use crate::config;
 use crate::failure::Failure;
 use crate::files;
 use crate::sandbox;
+use crate::text::duration;
 use crate::time::SystemClock;
 
-/// The embedded CA.
 #[derive(Debug, Subcommand)]
 pub(super) enum Ca {
     /// Serve ACME (RFC 8555) to this machine until SIGTERM; the state is in DATA_DIR/ca
+    #[command(after_help = "Example: certs ca serve --http-port 5002 --resolve-to 127.0.0.1")]
     Serve(Serve),
 }
 
-/// Options of `ca serve`.
 #[derive(Debug, Args)]
 pub(super) struct Serve {
     /// The loopback address to listen on
@@ -52,21 +52,9 @@ pub(super) struct Serve {
 }
 
 fn lifetime(text: &str) -> Result<Duration, String> {
-    let invalid = || "write a number with s, m, h or d, from 1s to 3650d".to_owned();
-    let unit = text.chars().last().ok_or_else(invalid)?;
-    let seconds: u64 = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3600,
-        'd' => 86_400,
-        _ => return Err(invalid()),
-    };
-    let number: u64 = text.trim_end_matches(unit).parse().map_err(|_| invalid())?;
-    number
-        .checked_mul(seconds)
-        .filter(|seconds| (1..=3650 * 86_400).contains(seconds))
-        .map(Duration::from_secs)
-        .ok_or_else(invalid)
+    let bounds = Duration::from_secs(1)..=Duration::from_secs(3650 * 86_400);
+    let lifetime = duration(text).filter(|lifetime| bounds.contains(lifetime));
+    lifetime.ok_or_else(|| "write a number with s, m, h or d, from 1s to 3650d".to_owned())
 }
 
 /// Runs the verb.
@@ -78,8 +66,7 @@ pub(super) async fn run(call: &Call, verb: Ca) -> Result<(), Failure> {
             "the embedded CA serves its own machine: use 127.0.0.1 or [::1]",
         ));
     }
-    let process = call.sources.process_settings();
-    let process = process.map_err(Failure::configuration)?;
+    let process = call.sources.process_settings()?;
     let directory = process.data_dir.join("ca");
     let listener = TcpListener::bind(options.listen).await.map_err(|error| {
         Failure::usage(
@@ -87,9 +74,7 @@ pub(super) async fn run(call: &Call, verb: Ca) -> Result<(), Failure> {
             "stop the process that uses this port, or choose another with --listen 127.0.0.1:PORT",
         )
     })?;
-    let address = listener
-        .local_addr()
-        .map_err(|error| Failure::unexpected(error.to_string()))?;
+    let address = listener.local_addr().map_err(Failure::unexpected)?;
     let settings = settings(&options, address, directory.clone())?;
     let server = Server::new(settings, Arc::new(SystemClock)).map_err(|error| failed(&error))?;
     let mut root = directory.join("root.pem");
@@ -98,11 +83,9 @@ pub(super) async fn run(call: &Call, verb: Ca) -> Result<(), Failure> {
         root.clone_from(path);
     }
     announce(call, &server.directory_url(), &root);
-    let stop = |kind| signal(kind).map_err(|error| Failure::unexpected(error.to_string()));
-    let (mut terminate, mut interrupt) = (
-        stop(SignalKind::terminate())?,
-        stop(SignalKind::interrupt())?,
-    );
+    let stop = |kind| signal(kind).map_err(Failure::unexpected);
+    let mut terminate = stop(SignalKind::terminate())?;
+    let mut interrupt = stop(SignalKind::interrupt())?;
     sandbox::confine_alone(&call.surroundings(), &process);
     tokio::select! {
         ended = server.serve(listener) => ended.map_err(|error| failed(&error)),
@@ -123,9 +106,8 @@ fn settings(options: &Serve, address: SocketAddr, directory: PathBuf) -> Result<
         settings.profiles.insert("default".into(), profile);
     }
     if let (Some(kid), Some(file)) = (&options.eab_kid, &options.eab_hmac_file) {
-        settings
-            .external_accounts
-            .insert(kid.clone(), hmac_key(file)?);
+        let accounts = &mut settings.external_accounts;
+        accounts.insert(kid.clone(), hmac_key(file)?);
     }
     Ok(settings)
 }
@@ -137,12 +119,10 @@ fn hmac_key(file: &Path) -> Result<Vec<u8>, Failure> {
             "write an HMAC key of at least 16 bytes in base64url to the file",
         )
     };
-    let text = std::fs::read_to_string(file).map_err(|error| invalid(error.to_string()))?;
-    let text = text.trim().trim_end_matches('=');
-    match BASE64_URL_SAFE_NO_PAD.decode(text) {
+    match config::hmac_key(file) {
         Ok(key) if key.len() >= 16 => Ok(key),
         Ok(_) => Err(invalid("the key is shorter than 16 bytes".into())),
-        Err(error) => Err(invalid(error.to_string())),
+        Err(cause) => Err(invalid(cause)),
     }
 }
 
@@ -161,21 +141,13 @@ pub(super) fn failed(error: &CaError) -> Failure {
 }
 
 fn announce(call: &Call, directory: &str, root: &Path) {
-    use std::io::Write;
-    let mut out = std::io::stdout().lock();
-    // A closed standard output does not stop the CA.
-    let _ = if call.json {
-        let json = serde_json::json!({"directory": directory, "root": root});
-        writeln!(out, "{json}")
-    } else {
-        writeln!(
-            out,
-            "directory: {directory}\nroot: {}\ntry: certs issue NAME --ca {directory} --ca-root {} --http-listen 127.0.0.1:PORT",
-            root.display(),
-            root.display()
-        )
-    };
-    let _ = out.flush();
+    if call.json {
+        return say(serde_json::json!({"directory": directory, "root": root}));
+    }
+    let root = root.display();
+    say(format_args!(
+        "directory: {directory}\nroot: {root}\ntry: certs issue NAME --ca {directory} --ca-root {root} --http-listen 127.0.0.1:PORT"
+    ));
 }
 
 #[cfg(test)]

@@ -1,28 +1,18 @@
 //! The known certificates: those of the configuration, and stored ones with their stored
 //! settings. It orders nothing.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::Call;
-use crate::config::{
-    CertificateSettings, Directory, Purpose, Remembered, Settings, Sources, shared_file,
-};
+use crate::config::{CertificateSettings, Directory, Remembered, Settings, Sources, shared_file};
 use crate::deploy::target::{DeployTarget, NAME};
 use crate::failure::Failure;
 use crate::lineage::Lineage;
 use crate::store::fs::FileStore;
 use crate::store::{Store, StoreError};
 
-/// The settings of one call, or all errors of its configuration.
-pub(super) fn settings(call: &Call, purpose: &Purpose) -> Result<Settings, Failure> {
-    call.sources
-        .settings(purpose)
-        .map_err(Failure::configuration)
-}
-
-/// Opens the store.
 pub(super) fn open_store(directory: PathBuf) -> Result<FileStore, Failure> {
-    FileStore::open(directory).map_err(|error| Failure::of("store", &error.into()))
+    FileStore::open(directory).map_err(Failure::on("store"))
 }
 
 /// Keeps the mark of an imported certificate: `certs run` manages it until a
@@ -44,10 +34,9 @@ pub(super) async fn remember(
     settings: &CertificateSettings,
 ) -> Result<(), Failure> {
     let lineage = &settings.lineage;
-    let failed = |error: StoreError| Failure::of(lineage.as_str(), &error.into());
-    let json = serde_json::to_string_pretty(settings)
-        .map_err(|error| Failure::unexpected(error.to_string()))?;
-    if store.options(lineage).await.map_err(failed)?.as_ref() == Some(&json) {
+    let failed = Failure::on::<StoreError>(lineage.as_str());
+    let json = serde_json::to_string_pretty(settings)?;
+    if store.options(lineage).await.map_err(&failed)?.as_ref() == Some(&json) {
         return Ok(());
     }
     store.save_options(lineage, &json).await.map_err(failed)
@@ -63,27 +52,14 @@ pub(super) async fn recall(
     sources: &Sources,
     configured: &Settings,
 ) -> Result<Vec<Recalled>, Failure> {
-    let Some(store) = FileStore::existing(configured.data_dir.clone()) else {
-        return Ok(Vec::new());
-    };
-    let lineages = store.list().await;
-    let lineages = lineages.map_err(|error| Failure::of("stored certificates", &error.into()))?;
-    let named = |lineage: &Lineage| {
-        let mut all = configured.certificates.iter();
-        all.any(|certificate| certificate.lineage == *lineage)
-    };
-    let mut recalled = Vec::new();
-    for lineage in lineages.into_iter().filter(|lineage| !named(lineage)) {
-        let settings = match remembered(&store, &lineage).await {
-            Ok(stored) => {
-                let settings = sources.remembered(&stored);
-                settings.map_err(Failure::configuration)
-            }
-            Err(error) => Err(Failure::of(lineage.as_str(), &error.into())),
-        };
-        recalled.push((lineage, settings));
-    }
-    Ok(recalled)
+    let stored = unconfigured(configured).await;
+    let stored = stored.map_err(Failure::on("stored certificates"))?;
+    let recalled = stored.into_iter().map(|(lineage, stored)| {
+        let stored = stored.map_err(Failure::on(lineage.as_str()));
+        let settings = stored.and_then(|stored| Ok(sources.remembered(&stored)?));
+        (lineage, settings)
+    });
+    Ok(recalled.collect())
 }
 
 /// Adds the certificates that were imported from another client and are not
@@ -93,51 +69,57 @@ pub(super) async fn keep_imported(
     configured: &mut Settings,
 ) -> Result<(), Failure> {
     let stored = as_stored(configured).await;
-    let is_imported = |lineage: &Lineage| {
-        let mut all = stored.iter();
-        all.any(|one| one.lineage == *lineage && one.imported.is_some())
-    };
+    let imported = stored.iter().filter(|one| one.imported.is_some());
+    let imported: BTreeSet<&Lineage> = imported.map(|one| &one.lineage).collect();
     let recalled = recall(sources, configured).await?.into_iter();
-    for (lineage, settings) in recalled.filter(|(lineage, _)| is_imported(lineage)) {
-        match settings {
-            Ok(mut settings) => {
-                // Two certificates must not write the same file.
-                let others = &configured.certificates;
-                while let Some((path, owner)) = shared_file(&settings, others.iter()) {
-                    tracing::error!(%lineage, "{}: not written, because {owner} is written there; hint: put {NAME} into the path", path.display());
-                    let writes_it = |spec: &DeployTarget| {
-                        spec.for_lineage(&lineage).writes().as_ref() == Some(&path)
-                    };
-                    settings.deploy.retain(|spec| !writes_it(spec));
-                }
-                configured.certificates.push(settings);
-            }
+    for (lineage, settings) in recalled.filter(|(lineage, _)| imported.contains(lineage)) {
+        let mut settings = match settings {
+            Ok(settings) => settings,
             Err(failure) => {
-                tracing::error!(%lineage, "the imported certificate is not managed: {}", failure.in_a_line())
+                tracing::error!(%lineage, "the imported certificate is not managed: {}", failure.in_a_line());
+                continue;
             }
+        };
+        // Two certificates must not write the same file.
+        while let Some((path, owner)) = shared_file(&settings, configured.certificates.iter()) {
+            tracing::error!(%lineage, "{}: not written, because {owner} is written there; hint: put {NAME} into the path", path.display());
+            let writes_it =
+                |spec: &DeployTarget| spec.for_lineage(&lineage).writes().as_ref() == Some(&path);
+            settings.deploy.retain(|spec| !writes_it(spec));
         }
+        configured.certificates.push(settings);
     }
     Ok(())
 }
 
 /// The stored settings of every certificate that `configured` does not name, if they are
 /// readable.
-pub(super) async fn as_stored(configured: &Settings) -> Vec<CertificateSettings> {
+async fn as_stored(configured: &Settings) -> Vec<CertificateSettings> {
+    let stored = unconfigured(configured).await.unwrap_or_default();
+    let stored = stored.into_iter().filter_map(|(_, stored)| match stored {
+        Ok(Remembered::Whole(settings)) => Some(*settings),
+        _ => None,
+    });
+    stored.collect()
+}
+
+/// What is stored of every certificate that `configured` does not name.
+async fn unconfigured(
+    configured: &Settings,
+) -> Result<Vec<(Lineage, Result<Remembered, StoreError>)>, StoreError> {
     let Some(store) = FileStore::existing(configured.data_dir.clone()) else {
-        return Vec::new();
+        return Ok(Vec::new());
     };
+    let certificates = configured.certificates.iter();
+    let named: BTreeSet<&Lineage> = certificates.map(|one| &one.lineage).collect();
     let mut found = Vec::new();
-    for lineage in store.list().await.unwrap_or_default() {
-        if let Ok(Remembered::Whole(settings)) = remembered(&store, &lineage).await {
-            found.push(*settings);
+    for lineage in store.list().await? {
+        if !named.contains(&lineage) {
+            let stored = remembered(&store, &lineage).await;
+            found.push((lineage, stored));
         }
     }
-    let named = |one: &CertificateSettings| {
-        let mut all = configured.certificates.iter();
-        all.any(|certificate| certificate.lineage == one.lineage)
-    };
-    found.retain(|one| !named(one));
-    found
+    Ok(found)
 }
 
 async fn remembered(store: &FileStore, lineage: &Lineage) -> Result<Remembered, StoreError> {

@@ -2,7 +2,6 @@
 
 use super::Call;
 use super::args::Config;
-use super::catalog::settings;
 use super::output::say;
 use crate::config::Purpose;
 use crate::failure::Failure;
@@ -13,22 +12,15 @@ pub(super) fn config(call: &Call, verb: &Config) -> Result<(), Failure> {
         say(crate::config::schema());
         return Ok(());
     }
-    let settings = settings(call, &Purpose::All)?;
+    let settings = call.sources.settings(&Purpose::All)?;
     if call.json {
-        let json = serde_json::to_string_pretty(&settings)
-            .map_err(|error| Failure::unexpected(error.to_string()))?;
-        say(json);
+        say(serde_json::to_string_pretty(&settings)?);
         return Ok(());
     }
     let count = settings.certificates.len();
-    let certificates = if count == 1 {
-        "certificate"
-    } else {
-        "certificates"
-    };
-    let from = settings
-        .file
-        .map_or_else(|| "no file".to_owned(), |file| file.display().to_string());
-    say(format_args!("ok: {count} {certificates} ({from})"));
+    let plural = if count == 1 { "" } else { "s" };
+    let file = settings.file.map(|file| file.display().to_string());
+    let from = file.unwrap_or_else(|| "no file".to_owned());
+    say(format_args!("ok: {count} certificate{plural} ({from})"));
     Ok(())
 }

@@ -6,11 +6,10 @@ use std::io::Write;
 
 use clap::{Args, ValueEnum};
 
-use super::output::{Terminal, say};
+use super::output::{Terminal, say, say_json};
 use crate::demo::{self, Log};
 use crate::failure::Failure;
 
-/// Options of `demo`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Everything runs on 127.0.0.1, on ports that the system chooses, and below a
@@ -21,14 +20,15 @@ handshake up to the CA's root. Each certificate is renewed three times under
 their load. It takes about 15 seconds.
 
 Exit code 0: at least three renewals and no failed request; 1: otherwise;
-2: no nginx found.")]
+2: no nginx found.
+
+Example: certs demo --with nginx")]
 pub(super) struct Demo {
     /// The server that terminates TLS: our own listener, or a real nginx from PATH
     #[arg(long, value_enum, value_name = "SERVER", default_value = "front")]
     with: Server,
 }
 
-/// The server that terminates TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Server {
     /// Our own TLS listener
@@ -57,8 +57,7 @@ pub(super) fn demo(
     });
     let score = demo::demo(&log, environment, program.as_deref())?;
     if json {
-        let score = serde_json::to_string(&score);
-        say(score.map_err(|error| Failure::unexpected(error.to_string()))?);
+        say_json(&score)?;
     } else {
         log.end();
         for line in score.lines() {
@@ -67,8 +66,9 @@ pub(super) fn demo(
     }
     match score.missing() {
         None => Ok(()),
-        Some(missing) => Err(Failure::unexpected(format!(
-            "the demonstration failed: {missing}"
-        ))),
+        Some(missing) => {
+            let message = format!("the demonstration failed: {missing}");
+            Err(Failure::unexpected(message))
+        }
     }
 }

@@ -2,17 +2,17 @@
 //! fixed URL. It validates every name at this machine's challenge listener, so that
 //! names need not resolve.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
 use super::ca::failed;
 use crate::ca::{Resolve, Server, Settings, Validation};
 use crate::failure::Failure;
+use crate::net::sockets::reachable;
 use crate::time::Clock;
 
 const BASE_URL: &str = "https://embedded.certs.internal";
-const HTTP: u16 = 80;
 
 /// Opens the CA of `data_dir`. It validates at `answers_at`, or on port 80.
 pub(super) fn open(
@@ -25,9 +25,10 @@ pub(super) fn open(
     let is_new = !root.exists();
     let mut settings = Settings::new(BASE_URL);
     settings.directory = Some(directory);
+    let answers_at = answers_at.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 80).into());
     settings.validation = Validation::Http {
-        port: answers_at.map_or(HTTP, |address| address.port()),
-        resolve: Resolve::Fixed(reachable(answers_at)),
+        port: answers_at.port(),
+        resolve: Resolve::Fixed(reachable(answers_at).ip()),
     };
     let server = Server::new(settings, clock).map_err(|error| failed(&error))?;
     if is_new {
@@ -37,11 +38,4 @@ pub(super) fn open(
         );
     }
     Ok(server)
-}
-
-fn reachable(answers_at: Option<SocketAddr>) -> IpAddr {
-    match answers_at.map(|address| address.ip()) {
-        Some(ip) if !ip.is_unspecified() => ip,
-        _ => Ipv4Addr::LOCALHOST.into(),
-    }
 }

@@ -1,9 +1,11 @@
 //! Builds services from settings: shared services once, and one client for each
 //! distinct CA, so that certificates can be added while the process runs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::TryFutureExt;
 
 use super::Call;
 use super::catalog::{remember, still_imported};
@@ -40,11 +42,8 @@ use crate::time::SystemClock;
 
 /// Builds certificates with shared services.
 pub(super) struct Factory {
-    /// The shared services.
     pub(super) services: Services,
-    /// Shows the progress.
     pub(super) display: Arc<Display>,
-    /// The restrictions of this process.
     pub(super) sandbox: Sandbox,
     responses: Responses,
     data_dir: PathBuf,
@@ -67,11 +66,10 @@ impl Factory {
         responses: Responses,
     ) -> Result<Self, Failure> {
         let display = Arc::new(Display::new(call.terminal.clone()));
-        let output = output_for(settings)?;
         Ok(Self {
             services: Services {
                 store,
-                output: Arc::new(output),
+                output: Arc::new(output_for(settings)?),
                 verifier: Arc::new(Handshake),
                 keys: Arc::new(FreshKeys),
                 known: Known::default(),
@@ -98,12 +96,6 @@ impl Factory {
         })
     }
 
-    /// For a sandboxed process.
-    pub(super) fn sandboxed(mut self, sandbox: Sandbox) -> Self {
-        self.sandbox = sandbox;
-        self
-    }
-
     /// A certificate with its own services.
     pub(super) fn certificate(
         &self,
@@ -118,10 +110,18 @@ impl Factory {
         rehearsal: bool,
     ) -> Result<Certificate, Failure> {
         self.sandbox.covers(settings)?;
+        // A rehearsal has no fallback CA.
+        let fallback = settings.fallback.as_ref().filter(|_| !rehearsal);
+        let fallback = fallback.map(|ca| -> Result<_, Failure> {
+            Ok(FallbackCa {
+                ca: ca.directory.identity().to_owned(),
+                issuer: self.shared_issuer(ca, settings, rehearsal)?,
+            })
+        });
         Ok(Certificate {
             wanted: wanted(settings),
             issuer: self.shared_issuer(&settings.ca, settings, rehearsal)?,
-            fallback: self.fallback(settings, rehearsal)?,
+            fallback: fallback.transpose()?,
             targets: self.targets(settings),
             endpoints: settings.verify.clone(),
         })
@@ -135,9 +135,10 @@ impl Factory {
         let all = all.map(|spec| spec.for_lineage(&settings.lineage));
         let all: Vec<_> = all.map(|spec| (self.target(&spec), spec)).collect();
         let named = all.iter().map(|(target, spec)| -> Arc<dyn Target> {
-            let same =
-                |(other, _): &&(Arc<dyn Target>, DeployTarget)| other.name() == target.name();
-            match all.iter().filter(same).count() {
+            let others = all
+                .iter()
+                .filter(|(other, _)| other.name() == target.name());
+            match others.count() {
                 1 => target.clone(),
                 // Two nginx are distinguished by their pid files.
                 _ => Arc::new(Named::new(spec.to_string(), target.clone())),
@@ -167,10 +168,8 @@ impl Factory {
         let permit = self.concurrency.take().await;
         match task {
             Task::Pass(trigger) => {
-                let pass = async {
-                    let ended = pass(&self.services, &certificate, trigger, permit).await;
-                    ended.map(|(outcome, _)| outcome)
-                };
+                let pass = pass(&self.services, &certificate, trigger, permit);
+                let pass = pass.map_ok(|(outcome, _)| outcome);
                 let work = self.display.during(lineage, pass);
                 self.remembering(settings, work).await
             }
@@ -180,9 +179,7 @@ impl Factory {
                 let work = rehearse(wanted, issuer, &self.rehearsals, clock);
                 let facts = self.display.during(lineage, work).await;
                 let subject = format!("dry run: {lineage}");
-                facts
-                    .map(Done::Rehearsed)
-                    .map_err(|error| Failure::of(&subject, &error))
+                facts.map(Done::Rehearsed).map_err(Failure::on(&subject))
             }
         }
     }
@@ -205,9 +202,8 @@ impl Factory {
         work: impl Future<Output = Result<Outcome, ManageError>>,
     ) -> Result<Done, Failure> {
         let (lineage, store) = (&settings.lineage, self.services.store.as_ref());
-        let failed = |error: &ManageError| Failure::of(lineage.as_str(), error);
         let stored = store.options(lineage).await;
-        let stored = stored.map_err(|error| failed(&error.into()))?;
+        let stored = stored.map_err(Failure::on(lineage.as_str()))?;
         let settings = &still_imported(settings, stored.as_deref());
         if stored.is_none() {
             remember(store, settings).await?;
@@ -226,7 +222,9 @@ impl Factory {
         ended: Result<Outcome, ManageError>,
     ) -> Result<Done, Failure> {
         let lineage = &settings.lineage;
-        let outcome = ended.map_err(|error| Failure::of(lineage.as_str(), &error))?;
+        let now = self.services.clock.now();
+        let failed = |error| Failure::of_pass(lineage.as_str(), &error, now);
+        let outcome = ended.map_err(failed)?;
         let path = self.services.output.live_path(lineage);
         Ok(Done::Passed { outcome, path })
     }
@@ -248,21 +246,6 @@ impl Factory {
         let issuer = self.issuer(ca, settings)?;
         issuers.insert(key, issuer.clone());
         Ok(issuer)
-    }
-
-    /// The fallback CA; a rehearsal has none.
-    fn fallback(
-        &self,
-        settings: &CertificateSettings,
-        rehearsal: bool,
-    ) -> Result<Option<FallbackCa>, Failure> {
-        let Some(ca) = settings.fallback.as_ref().filter(|_| !rehearsal) else {
-            return Ok(None);
-        };
-        Ok(Some(FallbackCa {
-            ca: ca.directory.identity().to_owned(),
-            issuer: self.shared_issuer(ca, settings, rehearsal)?,
-        }))
     }
 
     fn issuer(
@@ -311,28 +294,6 @@ impl Factory {
     }
 }
 
-fn owner(settings: &Settings) -> Result<Owner, Failure> {
-    let refused = |message: String| {
-        Failure::usage(
-            message,
-            "set [output] owner and group to existing names or to numbers",
-        )
-    };
-    let (user, group) = (&settings.output.owner, &settings.output.group);
-    Ok(Owner {
-        user: user
-            .as_deref()
-            .map(owner::user)
-            .transpose()
-            .map_err(refused)?,
-        group: group
-            .as_deref()
-            .map(owner::group)
-            .transpose()
-            .map_err(refused)?,
-    })
-}
-
 fn maintenance(renew: &RenewSettings) -> Option<Arc<dyn Maintenance>> {
     match (&renew.schedule, renew.deploy) {
         (Some(schedule), DeployWhen::OnSchedule) => Some(Arc::new(schedule.clone())),
@@ -342,14 +303,24 @@ fn maintenance(renew: &RenewSettings) -> Option<Arc<dyn Maintenance>> {
 
 /// The directory shared with consumers.
 pub(super) fn output_for(settings: &Settings) -> Result<Output, Failure> {
-    Ok(Output::new(settings.output.directory.clone()).owned_by(owner(settings)?))
+    let refused = |message: String| {
+        let hint = "set [output] owner and group to existing names or to numbers";
+        Failure::usage(message, hint)
+    };
+    let output = &settings.output;
+    let (user, group) = (output.owner.as_deref(), output.group.as_deref());
+    let owner = Owner {
+        user: user.map(owner::user).transpose().map_err(refused)?,
+        group: group.map(owner::group).transpose().map_err(refused)?,
+    };
+    Ok(Output::new(output.directory.clone()).owned_by(owner))
 }
 
 /// The certificate that a pass must provide.
 pub(super) fn wanted(settings: &CertificateSettings) -> Wanted {
     Wanted {
         lineage: settings.lineage.clone(),
-        identifiers: settings.names.iter().cloned().collect::<BTreeSet<_>>(),
+        identifiers: settings.names.iter().cloned().collect(),
         ca: settings.ca.directory.identity().to_owned(),
         profile: settings.profile.clone(),
         key: settings.key,

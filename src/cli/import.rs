@@ -26,17 +26,17 @@ use crate::import::{self, Found, ImportedCertificate, IssuingCa, Tool};
 use crate::lineage::Lineage;
 use crate::manage::import::{Imported, ImportedPair, import_pair, preview};
 use crate::random::SystemRandom;
+use crate::store::Store;
 use crate::store::fs::FileStore;
-use crate::store::{Store, StoreError};
 use crate::time::{Clock, SystemClock, Timestamp};
 
-/// Options of `import`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Nothing is ordered, and the source is only read. certs run and certs renew then renew imported certificates \
     when they are due. --deploy adds to the client's own deploy targets. A repeated import changes only the settings that its options name; newer certificates here stay.\n\n\
     Exit codes: 0 every certificate and account of the source is here, 2 no state of this client found (nothing \
-    was written), 8 a part could not be imported, each named with its reason, or the store or an output could not be used"
+    was written), 8 a part could not be imported, each named with its reason, or the store or an output could not be used\n\n\
+    Example: certs import certbot --dry-run"
 )]
 pub(super) struct Import {
     /// The client whose state is imported
@@ -50,31 +50,34 @@ pub(super) struct Import {
     /// The CA, if the client stores only its host (lego, traefik with a private CA)
     #[arg(long, value_name = "NAME|URL")]
     pub ca: Option<String>,
-    /// The configuration keys among them.
     #[command(flatten)]
     pub keys: KeyOptions<IMPORT>,
 }
 
 /// Imports the state that is found.
 pub(super) async fn import(call: &Call, options: &Import) -> Result<(), Failure> {
-    let process = call.sources.process_settings();
-    let settings = process.map_err(Failure::configuration)?;
+    let settings = call.sources.process_settings()?;
     let named = options.ca.as_deref().map(str::parse::<Directory>);
     let hint = "use one of the names in certs issue --help, or an https:// URL";
-    let named = named
-        .transpose()
-        .map_err(|message| Failure::usage(message, hint))?;
+    let named = named.transpose();
+    let named = named.map_err(|message| Failure::usage(message, hint))?;
     let tool = options.source;
     let path = source_path(call, options)?;
-    let found = import::read(tool, &path).map_err(|message| {
-        Failure::usage(
-            message,
-            format!("name the path of the state of {}", tool.name()),
-        )
-    })?;
+    let hint = format!("name the path of the state of {}", tool.name());
+    let found = import::read(tool, &path);
+    let found = found.map_err(|message| Failure::usage(message, hint))?;
     // Invalid options and configuration are errors before anything is written.
     settings::base(call, None)?;
-    let target = Target::open(&settings, options.dry_run)?;
+    let (data_dir, dry_run) = (settings.data_dir.clone(), options.dry_run);
+    let store = match dry_run {
+        true => FileStore::existing(data_dir),
+        false => Some(open_store(data_dir)?),
+    };
+    let target = Target {
+        store,
+        output: output_for(&settings)?,
+        dry_run,
+    };
     let mut work = Work {
         call,
         tool,
@@ -84,7 +87,7 @@ pub(super) async fn import(call: &Call, options: &Import) -> Result<(), Failure>
         insists: !options.keys.is_empty(),
         now: SystemClock.now(),
     };
-    work.take(found).await;
+    work.import_pair(found).await;
     work.next_steps(&settings).await;
     work.report.end(&path)
 }
@@ -114,21 +117,6 @@ struct Target {
     dry_run: bool,
 }
 
-impl Target {
-    fn open(settings: &Settings, dry_run: bool) -> Result<Self, Failure> {
-        let data_dir = settings.data_dir.clone();
-        let store = match dry_run {
-            true => FileStore::existing(data_dir),
-            false => Some(open_store(data_dir)?),
-        };
-        Ok(Self {
-            store,
-            output: output_for(settings)?,
-            dry_run,
-        })
-    }
-}
-
 /// One import.
 struct Work<'a> {
     call: &'a Call,
@@ -150,7 +138,7 @@ struct Valid {
 }
 
 impl Work<'_> {
-    async fn take(&mut self, found: Found) {
+    async fn import_pair(&mut self, found: Found) {
         let valid = self.valid(found.certificates);
         let uses = valid.iter().filter_map(|one| {
             let account = one.certificate.account.clone()?;
@@ -161,12 +149,15 @@ impl Work<'_> {
         for account in found.accounts {
             match self.directory_of(&account.ca) {
                 Ok(directory) => accounts.add(directory, account),
-                Err(why) => self
-                    .report
-                    .not_taken(&format!("account {}", account.name), &why),
+                Err(why) => {
+                    let subject = format!("account {}", account.name);
+                    self.report.not_taken(&subject, &why);
+                }
             }
         }
-        accounts.take(&self.target, &uses, &mut self.report).await;
+        accounts
+            .import_pair(&self.target, &uses, &mut self.report)
+            .await;
         for one in valid {
             self.certificate(one, &accounts).await;
         }
@@ -184,8 +175,8 @@ impl Work<'_> {
             let one = match self.check(certificate) {
                 Ok(one) => one,
                 Err(why) => {
-                    self.report
-                        .not_taken(&format!("certificate {lineage}"), &why);
+                    let subject = format!("certificate {lineage}");
+                    self.report.not_taken(&subject, &why);
                     continue;
                 }
             };
@@ -193,19 +184,21 @@ impl Work<'_> {
             let older = match valid.remove(&lineage) {
                 Some(known) if not_before(&known) >= not_before(&one) => {
                     valid.insert(lineage, known);
-                    Some(one)
+                    one
                 }
-                known => {
+                Some(known) => {
                     valid.insert(lineage, one);
                     known
                 }
+                None => {
+                    valid.insert(lineage, one);
+                    continue;
+                }
             };
-            if let Some(older) = older {
-                let ca = older.directory.identity();
-                let subject = format!("certificate {} from {ca}", older.certificate.lineage);
-                self.report
-                    .skipped(&subject, "the source has a newer one of that name");
-            }
+            let ca = older.directory.identity();
+            let subject = format!("certificate {} from {ca}", older.certificate.lineage);
+            let why = "the source has a newer one of that name";
+            self.report.skipped(&subject, why);
         }
         valid.into_values().collect()
     }
@@ -252,31 +245,29 @@ impl Work<'_> {
         let known = accounts.of(directory);
         let wanted = settings::of(self.call, self.tool, &one, known, &mut remarks);
         let foreign = wanted.and_then(|settings| {
-            let options = serde_json::to_string_pretty(&settings);
-            let options = options.map_err(|error| Failure::unexpected(error.to_string()))?;
             Ok(ImportedPair {
                 lineage: lineage.clone(),
                 ca: directory.identity().to_owned(),
+                options: serde_json::to_string_pretty(&settings)?,
                 profile: settings.profile,
                 bundle: one.bundle,
-                options,
                 insists: self.insists,
             })
         });
         let subject = format!("certificate {lineage}");
-        let taken = match foreign {
-            Ok(foreign) => self.store(&foreign).await.map(|taken| (taken, foreign)),
-            Err(failure) => Err(failure),
+        let taken = async {
+            let foreign = foreign?;
+            Ok((self.store(&foreign).await?, foreign))
         };
-        let (taken, foreign) = match taken {
+        let (taken, foreign) = match taken.await {
             Ok(taken) => taken,
-            Err(failure) => {
-                self.report.failed(&subject, &failure);
-                return;
+            Err(failure @ Failure { .. }) => {
+                return self.report.not_taken(&subject, &failure.in_a_line());
             }
         };
+        let facts = foreign.bundle.facts();
         self.report
-            .certificate(&subject, &taken, foreign.bundle.facts(), &live);
+            .certificate(&subject, &taken, facts, &live, self.now);
         if let Imported::Stored(..) = taken {
             for remark in one.certificate.remarks.iter().chain(&remarks) {
                 self.report.remark(Some(&lineage), remark, &live);
@@ -285,16 +276,16 @@ impl Work<'_> {
     }
 
     async fn store(&self, foreign: &ImportedPair) -> Result<Imported, Failure> {
-        let failed = |error| Failure::of(foreign.lineage.as_str(), &error);
-        let (random, target) = (SystemRandom, &self.target);
+        let (lineage, target) = (&foreign.lineage, &self.target);
+        let random = SystemRandom;
         match &target.store {
             Some(store) if !target.dry_run => {
                 let taken = import_pair(store, &target.output, foreign, self.now, &random).await;
-                taken.map_err(failed)
+                taken.map_err(Failure::on(lineage.as_str()))
             }
             Some(store) => {
-                let stored = store.load(&foreign.lineage).await;
-                let stored = stored.map_err(|error: StoreError| failed(error.into()))?;
+                let stored = store.load(lineage).await;
+                let stored = stored.map_err(Failure::on(lineage.as_str()))?;
                 let record = stored.as_ref().map(|(record, _)| record);
                 Ok(preview(record, foreign, &random))
             }

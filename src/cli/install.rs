@@ -29,10 +29,10 @@ use crate::time::{Clock, SystemClock};
 #[derive(Debug, Subcommand)]
 pub(super) enum Install {
     /// Add TLS, the challenge location and the redirect to nginx's configuration, after nginx -t accepts them
+    #[command(after_help = "Example: certs install nginx --domain www.example.com")]
     Nginx(Nginx),
 }
 
-/// Options of `install nginx`.
 #[derive(Debug, Args)]
 pub(super) struct Nginx {
     /// The server block, by one of its names (default: the only one with a name)
@@ -73,22 +73,19 @@ pub(super) struct Nginx {
     https_port: u16,
 }
 
-/// Runs the verb.
 pub(super) fn run(call: &Call, verb: Install) -> Result<(), Failure> {
     let Install::Nginx(options) = verb;
-    let process = call.sources.process_settings();
-    let settings = process.map_err(Failure::configuration)?;
-    let journals = Journals::new(&settings.data_dir);
+    let settings = call.sources.process_settings()?;
     let work = Work {
         call,
         options: &options,
         settings: &settings,
-        journals,
+        journals: Journals::new(&settings.data_dir),
     };
-    if options.undo {
-        return work.undo();
+    match options.undo {
+        true => work.undo(),
+        false => work.install(),
     }
-    work.install()
 }
 
 struct Work<'a> {
@@ -111,29 +108,21 @@ impl Work<'_> {
             identifier(name)?;
         }
         let program = Program::read(&self.options.nginx)?;
-        let main = self
-            .options
-            .conf
-            .clone()
-            .unwrap_or_else(|| program.main.clone());
-        let main = std::path::absolute(&main).unwrap_or(main);
+        let main = absolute(self.options.conf.as_ref().unwrap_or(&program.main));
         let _lock = self.journals.lock()?;
         if self.journals.recover()? {
             tracing::warn!("an install that was cut off has been undone");
         }
         program.test(&main).map_err(|error| {
+            let main = main.display();
             Failure::usage(
-                format!(
-                    "nginx refuses {} as it is; nothing was changed:\n{error}",
-                    main.display()
-                ),
+                format!("nginx refuses {main} as it is; nothing was changed:\n{error}"),
                 "fix the reported error first, or name another main file with --conf FILE",
             )
         })?;
-        let draft = if self.options.site {
-            self.site(&program, &main)?
-        } else {
-            self.edits(&main)?
+        let draft = match self.options.site {
+            true => self.site(&program, &main)?,
+            false => self.edits(&main)?,
         };
         if draft.changes.is_empty() && draft.links.is_empty() {
             self.report(&draft, None);
@@ -199,50 +188,42 @@ impl Work<'_> {
             ));
         };
         site::check_api(&options.api)?;
-        options
-            .cors_origin
-            .iter()
-            .try_for_each(|origin| site::check_origin(origin))?;
+        for origin in &options.cors_origin {
+            site::check_origin(origin)?;
+        }
         let name = identifier(name)?;
-        let webroot = options
-            .webroot
-            .as_deref()
-            .map_or_else(|| self.default_webroot(), absolute);
+        let webroot = options.webroot.as_deref().map(absolute);
+        let webroot = webroot.unwrap_or_else(|| self.default_webroot());
         let text = self.site_text(program, &name, root, &webroot)?;
         let (file, link) = match &options.file {
             Some(file) => (absolute(file), None),
             None => site::usual_place(main, &name.to_string()),
         };
-        let mut plan = Plan {
-            name: name.to_string(),
-            names: vec![name.to_string()],
-            edits: Default::default(),
-            done: vec![format!("{}: the site is written", file.display())],
-            notes: Vec::new(),
-            webroot: Some(webroot),
+        let mut draft = Draft {
+            plan: Plan {
+                name: name.to_string(),
+                names: vec![name.to_string()],
+                edits: Default::default(),
+                done: Vec::new(),
+                notes: Vec::new(),
+                webroot: Some(webroot),
+            },
+            changes: Vec::new(),
+            links: Vec::new(),
         };
-        if is_written(&file, &text)? {
-            plan.done.clear();
-            return Ok(Draft {
-                plan,
-                changes: Vec::new(),
-                links: Vec::new(),
-            });
-        }
-        let links = link.filter(|path| path.symlink_metadata().is_err());
-        let links = links.map(|path| Link {
-            path,
-            target: file.clone(),
-        });
-        let content = text.into_bytes();
-        Ok(Draft {
-            plan,
-            changes: vec![Change {
+        if !is_written(&file, &text)? {
+            let done = format!("{}: the site is written", file.display());
+            draft.plan.done.push(done);
+            let links = link.filter(|path| path.symlink_metadata().is_err());
+            let target = file.clone();
+            draft.links.extend(links.map(|path| Link { path, target }));
+            let content = text.into_bytes();
+            draft.changes.push(Change {
                 path: file,
                 content,
-            }],
-            links: links.into_iter().collect(),
-        })
+            });
+        }
+        Ok(draft)
     }
 
     fn site_text(
@@ -288,11 +269,10 @@ impl Work<'_> {
     fn pair(&self, name: &Identifier) -> Result<Pair, Failure> {
         let output = output_for(self.settings)?;
         let lineage = Lineage::of(name);
+        let live = output.live(&lineage);
         Ok(Pair {
             live: absolute(&output.live_path(&lineage)),
-            is_issued: output
-                .live(&lineage)
-                .is_some_and(|live| live != Generation(0)),
+            is_issued: live.is_some_and(|live| live != Generation(0)),
         })
     }
 
@@ -304,19 +284,15 @@ impl Work<'_> {
                 Failure::usage(message, "name a writable directory with --webroot DIR")
             })?;
         }
-        files::make_directory(&self.settings.data_dir, 0o700).map_err(|error| {
-            Failure::store(format!("{}: {error}", self.settings.data_dir.display()))
-        })?;
-        let names: BTreeSet<Identifier> = plan
-            .names
-            .iter()
-            .filter_map(|name| Identifier::parse(name).ok())
-            .collect();
+        let data_dir = &self.settings.data_dir;
+        files::make_directory(data_dir, 0o700)
+            .map_err(|error| Failure::store(format!("{}: {error}", data_dir.display())))?;
+        let names = plan.names.iter();
+        let names = names.filter_map(|name| Identifier::parse(name).ok());
         let lineage = Lineage::of(&identifier(&plan.name)?);
         let output = output_for(self.settings)?;
-        output
-            .placeholder(&lineage, &names, SystemClock.now())
-            .map_err(|error| Failure::store(error.to_string()))
+        let made = output.placeholder(&lineage, &names.collect(), SystemClock.now());
+        made.map_err(|error| Failure::store(error.to_string()))
     }
 
     fn report(&self, draft: &Draft, reloaded: Option<Result<(), String>>) {
@@ -357,13 +333,12 @@ impl Work<'_> {
 
     /// The command that issues the certificate.
     fn next(&self, plan: &Plan) -> String {
-        let webroot = plan.webroot.as_ref().map_or(String::new(), |webroot| {
-            format!(" --webroot {}", webroot.display())
-        });
+        let webroot = plan.webroot.as_ref();
+        let webroot = webroot.map(|webroot| format!(" --webroot {}", webroot.display()));
+        let (names, webroot) = (plan.names.join(" "), webroot.unwrap_or_default());
         let verify = format!("{}:{}", plan.name, self.options.https_port);
         format!(
-            "certs issue {}{webroot} --deploy nginx --verify {verify} --agree-tos --email YOU",
-            plan.names.join(" ")
+            "certs issue {names}{webroot} --deploy nginx --verify {verify} --agree-tos --email YOU"
         )
     }
 
@@ -390,11 +365,8 @@ impl Work<'_> {
         }
         for one in &undone {
             for file in &one.files {
-                say(format_args!(
-                    "{}: restored as it was before {}",
-                    file.display(),
-                    one.subject.name
-                ));
+                let (file, name) = (file.display(), &one.subject.name);
+                say(format_args!("{file}: restored as it was before {name}"));
             }
         }
         match (undone.is_empty(), reloaded.iter().all(|done| *done)) {
@@ -410,12 +382,8 @@ impl Work<'_> {
 }
 
 fn identifier(name: &str) -> Result<Identifier, Failure> {
-    Identifier::parse(name).map_err(|error| {
-        Failure::usage(
-            format!("--domain: {error}"),
-            "use a host name, such as www.example.com",
-        )
-    })
+    Identifier::parse(name)
+        .map_err(|error| Failure::usage(format!("--domain: {error}"), error.hint()))
 }
 
 fn absolute(path: &Path) -> PathBuf {

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::Call;
 use super::args::Issue;
-use super::catalog::{open_store, settings};
+use super::catalog::open_store;
 use super::factory::{Factory, wanted};
 use super::listener::{listener, serve};
 use super::output::say;
@@ -34,16 +34,15 @@ use crate::time::{Clock, SystemClock};
 
 /// Obtains the certificate, or reports that the stored one is not due.
 pub(crate) async fn issue(call: &Call, options: &Issue) -> Result<(), Failure> {
-    let mut settings = settings(call, &Purpose::Named)?;
+    let mut settings = call.sources.settings(&Purpose::Named)?;
     keep_whole(call, &mut settings).await?;
     if options.dry_run {
         at_staging(&mut settings)?;
         return work(call, &settings, Task::Rehearsal).await;
     }
-    let trigger = if options.force {
-        Trigger::Forced
-    } else {
-        Trigger::Requested
+    let trigger = match options.force {
+        true => Trigger::Forced,
+        false => Trigger::Requested,
     };
     work(call, &settings, Task::Pass(trigger)).await
 }
@@ -55,20 +54,20 @@ async fn keep_whole(call: &Call, settings: &mut Settings) -> Result<(), Failure>
         return Ok(());
     };
     let lineage = &certificate.lineage;
-    let named = call.sources.names_a_lineage() || call.sources.configures(lineage);
+    let named = call.sources.names_a_lineage || call.sources.configures(lineage);
     let store = FileStore::existing(settings.data_dir.clone());
     let (false, Some(store)) = (named, store) else {
         return Ok(());
     };
     let stored = store.load(lineage).await;
-    let stored = stored.map_err(|error| Failure::of(lineage.as_str(), &error.into()))?;
+    let stored = stored.map_err(Failure::on(lineage.as_str()))?;
     let Some(issued) = stored.and_then(|(record, _)| record.issued) else {
         return Ok(());
     };
-    let asked: BTreeSet<&Identifier> = certificate.names.iter().collect();
-    let kept: BTreeSet<&Identifier> = issued.facts.identifiers.iter().collect();
-    if asked.len() < kept.len() && asked.is_subset(&kept) {
-        let others = kept.difference(&asked).map(ToString::to_string);
+    let requested: BTreeSet<&Identifier> = certificate.names.iter().collect();
+    let stored: BTreeSet<&Identifier> = issued.facts.identifiers.iter().collect();
+    if requested.len() < stored.len() && requested.is_subset(&stored) {
+        let others = stored.difference(&requested).map(ToString::to_string);
         let others = others.collect::<Vec<_>>().join(", ");
         tracing::info!(
             %lineage,
@@ -84,11 +83,9 @@ fn at_staging(settings: &mut Settings) -> Result<(), Failure> {
     for certificate in &mut settings.certificates {
         let ca = &mut certificate.ca;
         ca.directory = ca.directory.staging().ok_or_else(|| {
+            let (lineage, directory) = (&certificate.lineage, &ca.directory);
             Failure::usage(
-                format!(
-                    "{}: {} has no staging directory for a dry run",
-                    certificate.lineage, ca.directory
-                ),
+                format!("{lineage}: {directory} has no staging directory for a dry run"),
                 "use --ca letsencrypt --dry-run: it tests names, port 80 and DNS just as well",
             )
         })?;
@@ -143,10 +140,9 @@ pub(crate) async fn work(call: &Call, settings: &Settings, task: Task) -> Result
         return each(call, &worker, settings, task).await;
     }
     let responses = Responses::default();
-    let listener = if any_may_order(settings, task).await {
-        listener(call, settings, &responses)?
-    } else {
-        None
+    let listener = match any_may_order(settings, task).await {
+        true => listener(call, settings, &responses)?,
+        false => None,
     };
     let store: Arc<dyn Store> = match task {
         Task::Pass(_) => Arc::new(open_store(settings.data_dir.clone())?),
@@ -155,7 +151,7 @@ pub(crate) async fn work(call: &Call, settings: &Settings, task: Task) -> Result
     let worker = Worker::Here(Box::new(Factory::new(call, settings, store, responses)?));
     tokio::select! {
         ended = each(call, &worker, settings, task) => ended,
-        () = serve(listener) => Err(Failure::unexpected("the challenge listener stopped".into())),
+        () = serve(listener) => Err(Failure::unexpected("the challenge listener stopped")),
     }
 }
 
@@ -170,21 +166,16 @@ pub(crate) async fn may_order(
     };
     let stored = match store.load(&settings.lineage).await {
         Ok(stored) => stored,
-        // The pass reports the error and orders nothing.
-        Err(error) if stays_unreadable(&error) => return false,
         // The pass may succeed in reading it, and order.
-        Err(_) => return true,
+        Err(StoreError::Io { source, .. }) if source.kind() != ErrorKind::PermissionDenied => {
+            return true;
+        }
+        // The pass reports the error and orders nothing.
+        Err(_) => return false,
     };
     let record = stored.as_ref().map(|(record, _)| record);
     let (wanted, now) = (wanted(settings), SystemClock.now());
     preflight::may_order(record, &wanted, trigger, now, &SystemRandom)
-}
-
-fn stays_unreadable(error: &StoreError) -> bool {
-    match error {
-        StoreError::Io { source, .. } => source.kind() == ErrorKind::PermissionDenied,
-        _ => true,
-    }
 }
 
 /// Whether any certificate of `settings` may place an order.
@@ -232,29 +223,27 @@ async fn each(
 
 /// Prints the result of a failed certificate on standard output.
 pub(crate) fn print_failure(call: &Call, lineage: &str, task: Task, failure: &Failure) {
-    if call.json {
-        let mut json = json!({
-            "name": lineage, "issued": false, "exit_code": failure.code, "error": failure.summary(),
-        });
-        if task == Task::Rehearsal {
-            json["dry_run"] = true.into();
-        }
-        say(json);
-    } else {
-        say(format_args!(
-            "{lineage}: failed (exit code {})",
-            failure.code
-        ));
+    let code = failure.code;
+    if !call.json {
+        return say(format_args!("{lineage}: failed (exit code {code})"));
     }
+    let mut json = json!({
+        "name": lineage, "issued": false, "exit_code": code, "error": failure.summary(),
+    });
+    if task == Task::Rehearsal {
+        json["dry_run"] = true.into();
+    }
+    say(json);
 }
 
 fn print(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
     let (lineage, ca) = (&settings.lineage, &settings.ca.directory);
+    let now = SystemClock.now();
     match done {
         Done::Passed { outcome, path } if call.json => say(json!({
             "name": lineage, "issued": outcome.issued, "generation": outcome.generation,
             "not_after": outcome.not_after, "next": outcome.next, "renewal": outcome.renewal, "path": path,
-            "left_out": outcome.left_out,
+            "left_out": outcome.excluded,
         })),
         Done::Passed { outcome, path } => {
             let result = match (outcome.issued, task) {
@@ -262,15 +251,14 @@ fn print(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
                 (false, Task::Pass(trigger)) if trigger.never_orders() => "deployed again",
                 (false, _) => "not due",
             };
-            let renewal = outcome.renewal.unwrap_or(outcome.next);
+            let (generation, path) = (outcome.generation, path.display());
+            let not_after = outcome.not_after.seen_at(now);
+            let renewal = outcome.renewal.unwrap_or(outcome.next).seen_at(now);
             say(format_args!(
-                "{lineage}: {result}; generation {} in {}, valid to {}, renewal at {renewal}",
-                outcome.generation,
-                path.display(),
-                outcome.not_after,
+                "{lineage}: {result}; generation {generation} in {path}, valid to {not_after}, renewal at {renewal}"
             ));
-            for one in &outcome.left_out {
-                let retry_at = one.retry_at.unwrap_or(outcome.next);
+            for one in &outcome.excluded {
+                let retry_at = one.retry_at.unwrap_or(outcome.next).seen_at(now);
                 let (name, reason) = (&one.identifier, &one.reason);
                 say(format_args!(
                     "{lineage}: excluded for now: {name}: {reason}; retry at {retry_at}"
@@ -281,9 +269,11 @@ fn print(call: &Call, settings: &CertificateSettings, task: Task, done: &Done) {
             "name": lineage, "dry_run": true, "ca": ca.identity(),
             "not_before": facts.not_before, "not_after": facts.not_after,
         })),
-        Done::Rehearsed(facts) => say(format_args!(
-            "dry run: {lineage} would be issued; {ca} signed a certificate valid to {}, which was not stored",
-            facts.not_after
-        )),
+        Done::Rehearsed(facts) => {
+            let not_after = facts.not_after.seen_at(now);
+            say(format_args!(
+                "dry run: {lineage} would be issued; {ca} signed a certificate valid to {not_after}, which was not stored"
+            ));
+        }
     }
 }

@@ -10,7 +10,7 @@ use crate::discovery::labels::Request;
 use crate::discovery::registry::Registry;
 use crate::discovery::stored;
 use crate::lineage::Lineage;
-use crate::observe::status::Asked;
+use crate::observe::RequestedBy;
 use crate::time::Timestamp;
 
 /// The certificates that containers request.
@@ -33,7 +33,7 @@ impl Labels {
     }
 
     /// The containers that request each certificate.
-    pub(super) fn asked(&self) -> BTreeMap<Lineage, Asked> {
+    pub(super) fn requests(&self) -> BTreeMap<Lineage, RequestedBy> {
         self.registry.requesters()
     }
 
@@ -44,8 +44,7 @@ impl Labels {
         configured: &Settings,
     ) -> Vec<CertificateSettings> {
         let granted = sources.granted(&self.registry.renewed(), configured);
-        let certificates = granted.certificates.into_iter();
-        let mut certificates: Vec<_> = certificates.map(|(_, one)| one).collect();
+        let mut certificates = granted.certificates;
         // Callers compare the list, so its order must not vary.
         certificates.sort_by(|one, other| one.lineage.cmp(&other.lineage));
         certificates
@@ -67,22 +66,16 @@ impl Labels {
         let granted = sources.granted(&asks, configured);
         let complaints = listing.invalid.iter().map(Problem::from);
         self.log_problems(complaints.chain(granted.refused.iter().cloned()));
-        let lineages = granted
-            .certificates
-            .iter()
-            .map(|(_, one)| one.names.iter().collect());
-        let configured = configured.certificates.iter();
-        let configured = configured.map(|one| one.names.iter().collect());
-        let sets: BTreeSet<BTreeSet<_>> = lineages.chain(configured).collect();
+        let allowed = granted.certificates.iter();
+        let allowed = allowed.chain(&configured.certificates);
+        let sets: BTreeSet<BTreeSet<_>> = allowed.map(|one| one.names.iter().collect()).collect();
         // Includes requests that another container made first or that are configured.
         let asks = listing.requests.iter();
         let asks = asks.filter(|ask| sets.contains(&ask.set()));
         let asks: Vec<Request> = asks.cloned().collect();
         let before = self.registry.clone();
-        let changes = self
-            .registry
-            .merge(&asks, &listing.unseen, now, docker.grace);
-        for change in changes {
+        let registry = &mut self.registry;
+        for change in registry.merge(&asks, &listing.unseen, now, docker.grace) {
             let lineage = &change.lineage;
             match change.is_a_warning() {
                 true => tracing::warn!(%lineage, "{change}"),
@@ -99,8 +92,8 @@ impl Labels {
     /// Logs each problem once, until it is fixed.
     fn log_problems(&mut self, problems: impl Iterator<Item = Problem>) {
         let lines: BTreeSet<String> = problems
-            .map(|one| format!("{}{}; hint: {}", one.origin, one.message, one.hint))
-            .map(|line| crate::text::printable(&line))
+            .map(|one| one.shown())
+            .map(|(message, hint)| crate::text::printable(&format!("{message}; hint: {hint}")))
             .collect();
         for line in lines.difference(&self.logged) {
             tracing::warn!("{line}");
@@ -140,7 +133,7 @@ mod tests {
     }
 
     fn lineages(labels: &Labels) -> Vec<String> {
-        labels.asked().keys().map(ToString::to_string).collect()
+        labels.requests().keys().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -196,9 +189,9 @@ mod tests {
         );
         assert!(
             labels
-                .asked()
+                .requests()
                 .values()
-                .all(|asked| asked.gone_since.is_none())
+                .all(|one| one.gone_since.is_none())
         );
         assert!(
             labels.certificates(&after, &settings).is_empty(),

@@ -20,10 +20,9 @@ pub(super) fn listener(
         return Ok(None);
     };
     let passed = systemd::listeners(&call.environment)?;
-    let bound = if passed.is_empty() {
-        bind(&addresses, responses)
-    } else {
-        Listener::from_sockets(passed, responses.clone())
+    let bound = match passed.is_empty() {
+        true => bind(&addresses, responses),
+        false => Listener::from_sockets(passed, responses.clone()),
     };
     let listener = bound.map_err(|error| Failure::usage(error.to_string(), error.hint()))?;
     Ok(Some(listener))
@@ -38,13 +37,12 @@ fn bind(addresses: &[SocketAddr], responses: &Responses) -> Result<Listener, Bin
         (Ipv6Addr::UNSPECIFIED, 80).into(),
     ];
     // A machine without IPv6 has only the first.
-    Listener::bind(&everywhere, responses.clone()).or_else(|error| {
-        if error.is_for_lack_of_ipv6() {
+    match Listener::bind(&everywhere, responses.clone()) {
+        Err(error) if error.is_for_lack_of_ipv6() => {
             Listener::bind(&everywhere[..1], responses.clone())
-        } else {
-            Err(error)
         }
-    })
+        bound => bound,
+    }
 }
 
 /// Answers challenges until the future is dropped.

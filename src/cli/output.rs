@@ -7,42 +7,44 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::Serialize;
 use tracing::Level;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::{LogFormat, Problem};
 use crate::failure::Failure;
 
-impl Failure {
-    /// Part of another client's state could not be imported.
-    pub(super) fn import_incomplete(message: String) -> Self {
-        let hint = "fix the reason named above for each, and import again: imported ones stay";
-        Self::new(8, vec![(message, hint.into())])
-    }
-
+impl From<Vec<Problem>> for Failure {
     /// An invalid configuration; nothing was sent or written.
-    pub(super) fn configuration(problems: Vec<Problem>) -> Self {
-        let messages = problems.into_iter().map(|problem| {
-            let message = format!("{}{}", problem.origin, problem.message);
-            (message, problem.hint)
-        });
-        Self::new(2, messages.collect())
+    fn from(problems: Vec<Problem>) -> Self {
+        Self::new(2, problems.iter().map(Problem::shown).collect())
     }
+}
 
+impl From<serde_json::Error> for Failure {
+    fn from(error: serde_json::Error) -> Self {
+        Self::unexpected(error)
+    }
+}
+
+impl Failure {
     /// Shows the messages on standard error.
     pub(super) fn show(&self, terminal: &Terminal) {
-        let mut text = String::new();
-        for (message, hint) in self.messages() {
-            if terminal.format == LogFormat::Json {
-                let fields = serde_json::json!({"message": message, "hint": hint});
-                let json = serde_json::json!({"level": "ERROR", "fields": fields});
-                text.push_str(&format!("{json}\n"));
-                continue;
-            }
-            text.push_str(&format!("{} {message}\n", terminal.paint("error:", RED)));
-            text.push_str(&format!("{} {hint}\n", terminal.paint("hint:", CYAN)));
-        }
-        terminal.write(text.as_bytes());
+        let shown = self
+            .messages()
+            .map(|(message, hint)| match terminal.format {
+                LogFormat::Json => {
+                    let fields = serde_json::json!({"message": message, "hint": hint});
+                    let json = serde_json::json!({"level": "ERROR", "fields": fields});
+                    format!("{json}\n")
+                }
+                LogFormat::Text => {
+                    let (error, advice) =
+                        (terminal.paint("error:", RED), terminal.paint("hint:", CYAN));
+                    format!("{error} {message}\n{advice} {hint}\n")
+                }
+            });
+        terminal.write(shown.collect::<String>().as_bytes());
     }
 
     /// Shows the messages and returns the exit code.
@@ -76,10 +78,9 @@ impl Terminal {
         let dumb = environment.get("TERM").is_some_and(|term| term == "dumb");
         let text = format == LogFormat::Text;
         let is_terminal = io::stderr().is_terminal() && !dumb && text;
-        let progress = is_terminal && !quiet;
         Self {
             format,
-            progress,
+            progress: is_terminal && !quiet,
             colour: is_terminal && !set("NO_COLOR"),
             line: Arc::default(),
         }
@@ -91,10 +92,9 @@ impl Terminal {
     }
 
     fn paint(&self, text: &str, colour: &str) -> String {
-        if self.colour {
-            format!("{colour}{text}\x1b[0m")
-        } else {
-            text.to_owned()
+        match self.colour {
+            true => format!("{colour}{text}\x1b[0m"),
+            false => text.to_owned(),
         }
     }
 
@@ -112,16 +112,12 @@ impl Terminal {
     fn write(&self, text: &[u8]) {
         let shown = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         let mut stderr = io::stderr().lock();
-        let (clear, redraw) = if shown.is_empty() {
-            ("", "")
-        } else {
-            ("\r\x1b[K", shown.as_str())
-        };
+        let clear = if shown.is_empty() { "" } else { "\r\x1b[K" };
         // There is no way to report a closed standard error.
         let _ = stderr
             .write_all(clear.as_bytes())
             .and_then(|()| stderr.write_all(text))
-            .and_then(|()| stderr.write_all(redraw.as_bytes()))
+            .and_then(|()| stderr.write_all(shown.as_bytes()))
             .and_then(|()| stderr.flush());
     }
 }
@@ -148,6 +144,12 @@ impl<'a> MakeWriter<'a> for Terminal {
 /// the work.
 pub(super) fn say(result: impl fmt::Display) {
     let _ = writeln!(io::stdout(), "{result}");
+}
+
+/// Prints a result as JSON.
+pub(super) fn say_json(result: &impl Serialize) -> Result<(), Failure> {
+    say(serde_json::to_string(result)?);
+    Ok(())
 }
 
 /// Sends log messages to standard error.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::output::Terminal;
@@ -15,11 +15,14 @@ use crate::time::{Clock, SystemClock, Timestamp};
 const REFRESH: Duration = Duration::from_millis(500);
 const WIDTH: usize = 78;
 
+/// The phase of each certificate, and since when the certificate is in progress.
+type Phases = BTreeMap<Lineage, (String, Timestamp)>;
+
 /// Shows phases if standard error is a terminal.
 #[derive(Debug)]
 pub(crate) struct Display {
     terminal: Terminal,
-    phases: Mutex<BTreeMap<Lineage, (String, Timestamp)>>,
+    phases: Mutex<Phases>,
 }
 
 impl Display {
@@ -40,10 +43,7 @@ impl Display {
             ended = work => ended,
             never = self.tick() => match never {},
         };
-        self.phases
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(lineage);
+        self.phases().remove(lineage);
         self.draw();
         ended
     }
@@ -56,17 +56,19 @@ impl Display {
     }
 
     fn draw(&self) {
-        let phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
-        self.terminal.show(line(&phases, SystemClock.now()));
+        let line = line(&self.phases(), SystemClock.now());
+        self.terminal.show(line);
+    }
+
+    fn phases(&self) -> MutexGuard<'_, Phases> {
+        self.phases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Progress for Display {
     fn phase(&self, lineage: &Lineage, phase: &str) {
         let now = SystemClock.now();
-        self.phases
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.phases()
             .entry(lineage.clone())
             .and_modify(|(shown, _)| phase.clone_into(shown))
             .or_insert_with(|| (phase.to_owned(), now));
@@ -74,7 +76,7 @@ impl Progress for Display {
     }
 }
 
-fn line(phases: &BTreeMap<Lineage, (String, Timestamp)>, now: Timestamp) -> String {
+fn line(phases: &Phases, now: Timestamp) -> String {
     let parts: Vec<String> = phases
         .iter()
         .map(|(lineage, (phase, begun))| {

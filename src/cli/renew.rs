@@ -1,12 +1,14 @@
 //! `certs renew`: one pass over every configured or stored certificate; `certs reload`
 //! and `certs rollback`, which deploy again. A failure does not stop the others.
 
+use std::collections::BTreeSet;
+
 use super::Call;
 use super::args::Renew;
-use super::catalog::{Recalled, recall, settings};
+use super::catalog::recall;
 use super::issue::{print_failure, work};
 use super::output::say;
-use crate::config::{Purpose, Settings};
+use crate::config::{CertificateSettings, Purpose};
 use crate::control::Task;
 use crate::failure::Failure;
 use crate::identifier::Identifier;
@@ -16,10 +18,9 @@ use crate::record::Generation;
 
 /// Renews what is due.
 pub(super) async fn renew(call: &Call, options: &Renew) -> Result<(), Failure> {
-    let trigger = if options.force {
-        Trigger::Forced
-    } else {
-        Trigger::Scheduled
+    let trigger = match options.force {
+        true => Trigger::Forced,
+        false => Trigger::Scheduled,
     };
     pass(call, &options.names, trigger).await
 }
@@ -35,9 +36,15 @@ pub(super) async fn rollback(call: &Call, name: String, to: Option<u64>) -> Resu
 }
 
 async fn pass(call: &Call, names: &[String], trigger: Trigger) -> Result<(), Failure> {
-    let mut settings = settings(call, &Purpose::All)?;
-    let recalled = recall(&call.sources, &settings).await?;
-    let unusable = select(&mut settings, recalled, names)?;
+    let mut settings = call.sources.settings(&Purpose::All)?;
+    let mut unusable = Vec::new();
+    for (lineage, recalled) in recall(&call.sources, &settings).await? {
+        match recalled {
+            Ok(certificate) => settings.certificates.push(certificate),
+            Err(failure) => unusable.push((lineage, failure)),
+        }
+    }
+    select(&mut settings.certificates, &mut unusable, names)?;
     if settings.certificates.is_empty() && unusable.is_empty() {
         if !call.json {
             say("no certificate is stored or configured");
@@ -57,46 +64,33 @@ async fn pass(call: &Call, names: &[String], trigger: Trigger) -> Result<(), Fai
     ended
 }
 
-/// Adds the recalled certificates to the configured ones and keeps those that `names`
-/// select, by lineage or by one of their names. Returns those with unusable settings.
+/// Keeps the certificates that `names` select, by lineage or by one of their names; those
+/// with unusable settings by lineage only.
 fn select(
-    settings: &mut Settings,
-    recalled: Vec<Recalled>,
+    certificates: &mut Vec<CertificateSettings>,
+    unusable: &mut Vec<(Lineage, Failure)>,
     names: &[String],
-) -> Result<Vec<(Lineage, Failure)>, Failure> {
-    let mut unusable = Vec::new();
-    for (lineage, recalled) in recalled {
-        match recalled {
-            Ok(certificate) => settings.certificates.push(certificate),
-            Err(failure) => unusable.push((lineage, failure)),
-        }
-    }
+) -> Result<(), Failure> {
     if names.is_empty() {
-        return Ok(unusable);
+        return Ok(());
     }
-    let selects = |name: &str, lineage: &Lineage, identifiers: &[Identifier]| {
-        lineage.as_str() == name
-            || Identifier::parse(name).is_ok_and(|name| identifiers.contains(&name))
+    let mut found = BTreeSet::<&String>::new();
+    let mut selects = |lineage: &Lineage, identifiers: &[Identifier]| {
+        let named = names.iter().filter(|name| {
+            lineage.as_str() == *name
+                || Identifier::parse(name).is_ok_and(|name| identifiers.contains(&name))
+        });
+        let named: Vec<&String> = named.collect();
+        found.extend(named.iter().copied());
+        !named.is_empty()
     };
-    let unknown = names.iter().find(|name| {
-        let mut all = settings.certificates.iter();
-        let found = all.any(|certificate| selects(name, &certificate.lineage, &certificate.names));
-        !found
-            && !unusable
-                .iter()
-                .any(|(lineage, _)| selects(name, lineage, &[]))
-    });
-    if let Some(name) = unknown {
-        return Err(Failure::usage(
-            format!("unknown certificate {}", name.escape_debug()),
+    certificates.retain(|certificate| selects(&certificate.lineage, &certificate.names));
+    unusable.retain(|(lineage, _)| selects(lineage, &[]));
+    match names.iter().find(|name| !found.contains(name)) {
+        None => Ok(()),
+        Some(unknown) => Err(Failure::usage(
+            format!("unknown certificate {}", unknown.escape_debug()),
             "certs status lists the stored ones; certs issue obtains a new one",
-        ));
+        )),
     }
-    let chosen = |lineage: &Lineage, identifiers: &[Identifier]| {
-        names.iter().any(|name| selects(name, lineage, identifiers))
-    };
-    let certificates = &mut settings.certificates;
-    certificates.retain(|certificate| chosen(&certificate.lineage, &certificate.names));
-    unusable.retain(|(lineage, _)| chosen(lineage, &[]));
-    Ok(unusable)
 }

@@ -12,12 +12,12 @@ use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 
 use self::keeping::{Keeping, with_labels};
 use self::worker::Sidecar;
 use super::Call;
-use super::catalog::{all_known, keep_imported, open_store, settings};
+use super::catalog::{all_known, keep_imported, open_store};
 use super::factory::Factory;
 use super::labels::Labels;
 use super::listener::listener;
@@ -39,7 +39,7 @@ use crate::supervise::{Handle, Supervisor, cron};
 /// Keeps every certificate issued, renewed, deployed and verified until SIGTERM.
 pub(super) async fn run(call: Call) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
-    let mut configured = settings(&call, &Purpose::All)?;
+    let mut configured = call.sources.settings(&Purpose::All)?;
     keep_imported(&call.sources, &mut configured).await?;
     let labels = Labels::open(&configured.data_dir);
     let settings = with_labels(&call.sources, &configured, &labels);
@@ -57,12 +57,12 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
         labels,
         factory: factory.clone(),
         board: shown.board.clone(),
-        asked: Vec::new(),
+        requested: Vec::new(),
         socket_activated: call.environment.contains_key("LISTEN_FDS"),
         call: &call,
     };
     let kept = supervisor.keep(keeping.certificates()?).await;
-    kept.map_err(|error| Failure::of("certs run", &error))?;
+    kept.map_err(Failure::on("certs run"))?;
     factory.remember_all(&settings).await;
     if settings.certificates.is_empty() && settings.docker.is_none() {
         tracing::warn!(
@@ -89,7 +89,8 @@ pub(super) async fn run(call: Call) -> Result<(), Failure> {
     notify(&[NotifyState::Stopping]);
     handle.stop().await;
     // The challenge listener serves until the last step in progress has ended.
-    ended.and(finished(supervising).await)
+    let failed = |error| Failure::unexpected(format!("the supervisor failed: {error}"));
+    ended.and(supervising.await.map_err(failed))
 }
 
 /// All listeners, bound before the sandbox, which denies new ones.
@@ -142,12 +143,12 @@ impl Bound {
 /// Builds the services and sandboxes this process.
 async fn factory(call: &Call, settings: &Settings, bound: &Bound) -> Result<Arc<Factory>, Failure> {
     let (store, responses) = (bound.store.clone(), bound.responses.clone());
-    let factory = Factory::new(call, settings, store, responses)?;
+    let mut factory = Factory::new(call, settings, store, responses)?;
     factory.services.output.prepare();
     // After the listeners: sockets from the service manager are ours by now.
     let known = all_known(&call.sources, settings).await?;
-    let sandbox = sandbox::confine(&call.surroundings(), settings, &known);
-    Ok(Arc::new(factory.sandboxed(sandbox)))
+    factory.sandbox = sandbox::confine(&call.surroundings(), settings, &known);
+    Ok(Arc::new(factory))
 }
 
 /// Starts the discovery of containers, if it is configured.
@@ -165,12 +166,6 @@ fn discover(
     let (discovery, listings) = Discovery::new(Arc::new(daemon));
     serving.spawn(discovery.run());
     Ok(Some(listings))
-}
-
-async fn finished(supervising: JoinHandle<()>) -> Result<(), Failure> {
-    supervising
-        .await
-        .map_err(|error| Failure::unexpected(format!("the supervisor failed: {error}")))
 }
 
 async fn obey(
@@ -205,7 +200,7 @@ async fn obey(
                 }
             }
             _ = serving.join_next() => {
-                return Err(Failure::unexpected("a listener stopped".into()));
+                return Err(Failure::unexpected("a listener stopped"));
             }
         }
     }

@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::output::say;
+use super::output::{say, say_json};
 use crate::failure::Failure;
 use crate::simulate::{Plan, Scenario, Score, plot, simulate as play};
 
-/// Options of `simulate`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The program's own decisions, flows, rate limiter and store run in virtual time,
@@ -34,7 +33,9 @@ three more requests a minute than there are machines; and the fleet recovered
 within 30 minutes of each fault, or as soon as the CA allows: 1 h 30 min after
 rate-limits, 7 h 30 min after mass-revocation (longer if a machine has a fault at
 that time), 34 h 6 min after useless-certificates, 26 h 54 min after
-unproven-names. 1: otherwise.")]
+unproven-names. 1: otherwise.
+
+Example: certs simulate --seed 7 --days 90 --scenario outages,clocks")]
 pub(super) struct Simulate {
     /// The seed of all random decisions
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -68,17 +69,12 @@ pub(super) fn simulate(options: &Simulate, json: bool) -> Result<(), Failure> {
         days: options.days,
         scenarios: scenarios(&options.scenarios)?,
     };
-    let named = options.scenarios.iter().flat_map(|names| names.split(','));
-    let named: Vec<&str> = named
-        .filter(|name| !matches!(*name, "all" | "none"))
-        .collect();
     // Before the simulation: an unwritable file must not waste its result.
     let file = options.plot.as_deref().map(create).transpose()?;
-    let (score, timeline) = play(&plan).map_err(|error| Failure::unexpected(error.to_string()))?;
-    if let Some(name) = named
-        .iter()
-        .find(|name| score.events.get(**name) == Some(&0))
-    {
+    let (score, timeline) = play(&plan).map_err(Failure::unexpected)?;
+    // "all" and "none" are no events.
+    let mut named = words(&options.scenarios);
+    if let Some(name) = named.find(|name| score.events.get(*name) == Some(&0)) {
         return Err(Failure::usage(
             format!("no event of {name} happens in {} days", plan.days),
             "simulate more days, or, for scaling, more nodes: the first machine is never removed",
@@ -89,8 +85,7 @@ pub(super) fn simulate(options: &Simulate, json: bool) -> Result<(), Failure> {
         written.map_err(|error| unwritable(path, &error))?;
     }
     if json {
-        let json = serde_json::to_string(&score);
-        say(json.map_err(|error| Failure::unexpected(error.to_string()))?);
+        say_json(&score)?;
     } else {
         table(&score);
     }
@@ -113,9 +108,13 @@ fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
     Failure::usage(message, "name a file in an existing, writable directory")
 }
 
+fn words(scenarios: &[String]) -> impl Iterator<Item = &str> {
+    scenarios.iter().flat_map(|words| words.split(','))
+}
+
 fn scenarios(names: &[String]) -> Result<Vec<Scenario>, Failure> {
     let mut chosen = Vec::new();
-    for name in names.iter().flat_map(|names| names.split(',')) {
+    for name in words(names) {
         match name {
             "all" => chosen.extend(Scenario::all()),
             "none" => {}
@@ -180,10 +179,8 @@ fn table(score: &Score) {
         say(format_args!("{label:<42}{count:>12}"));
     }
     if !score.events.is_empty() {
-        say(format_args!(
-            "{:<30}{:>12}{:>12}",
-            "scenario", "events", "recovery, s"
-        ));
+        let (events, recovery) = ("events", "recovery, s");
+        say(format_args!("{:<30}{events:>12}{recovery:>12}", "scenario"));
     }
     for (name, count) in &score.events {
         let took = score

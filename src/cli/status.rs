@@ -1,7 +1,8 @@
 //! `certs status`: the state of every certificate.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
-use serde_json::Value;
 
 use super::Call;
 use super::args::Health;
@@ -11,30 +12,32 @@ use crate::ca_state::Outage;
 use crate::failure::Failure;
 use crate::lineage::Lineage;
 use crate::manage;
-use crate::observe::{Asked, Status, probe};
+use crate::observe::{RequestedBy, Status, probe};
 use crate::random::SystemRandom;
 use crate::renew::rate_limits::{self, Left};
+use crate::store::Store;
 use crate::store::fs::FileStore;
-use crate::store::{Store, StoreError};
 use crate::text::printable_lines;
 use crate::time::{Clock, SystemClock, Timestamp};
 
 /// Prints a table, or JSON.
 pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Failure> {
-    let settings = call
-        .sources
-        .process_settings()
-        .map_err(Failure::configuration)?;
-    let asked = Labels::open(&settings.data_dir).asked();
+    let settings = call.sources.process_settings()?;
+    let mut requests = Labels::open(&settings.data_dir).requests();
     let store = FileStore::existing(settings.data_dir);
     let lineages = match (only, &store) {
         (Some(lineage), _) => vec![lineage.clone()],
-        (None, Some(store)) => store.list().await.map_err(|error| failed(STORED, error))?,
+        (None, Some(store)) => {
+            let listed = store.list().await;
+            listed.map_err(Failure::on("stored certificates"))?
+        }
         (None, None) => Vec::new(),
     };
+    let now = SystemClock.now();
     let (mut rows, mut ended) = (Vec::new(), Ok(()));
     for lineage in lineages {
-        match row(store.as_ref(), &lineage, asked.get(&lineage)).await {
+        let requested_by = requests.remove(&lineage);
+        match row(store.as_ref(), &lineage, requested_by, now).await {
             Ok(row) => rows.push(row),
             Err(failure) => {
                 failure.show(&call.terminal);
@@ -43,9 +46,9 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
         }
     }
     if call.json {
-        say(Value::from(rows));
+        say(serde_json::to_value(&rows)?);
     } else if ended.is_ok() || !rows.is_empty() {
-        table(&rows);
+        table(&rows, now);
     }
     ended
 }
@@ -53,10 +56,7 @@ pub(super) async fn status(call: &Call, only: Option<&Lineage>) -> Result<(), Fa
 /// Queries the admin endpoints of the running process. It reads no stored state, so
 /// that any user may run it.
 pub(super) async fn health(call: &Call, health: Health) -> Result<(), Failure> {
-    let settings = call
-        .sources
-        .process_settings()
-        .map_err(Failure::configuration)?;
+    let settings = call.sources.process_settings()?;
     let address = settings.admin_listen.ok_or_else(|| {
         let hint = "set an address with [admin] listen or CERTS_ADMIN_LISTEN";
         Failure::usage("cannot check the health: the admin endpoints are off", hint)
@@ -84,44 +84,31 @@ pub(super) async fn health(call: &Call, health: Health) -> Result<(), Failure> {
     Ok(())
 }
 
-const STORED: &str = "stored certificates";
-
-fn failed(subject: &str, error: StoreError) -> Failure {
-    Failure::of(subject, &error.into())
-}
-
 async fn row(
     store: Option<&FileStore>,
     lineage: &Lineage,
-    asked: Option<&Asked>,
-) -> Result<Value, Failure> {
-    let stored = match store {
-        Some(store) => store.load(lineage).await,
-        None => Ok(None),
+    requested_by: Option<RequestedBy>,
+    now: Timestamp,
+) -> Result<Row, Failure> {
+    let unknown = || {
+        let message = format!("unknown certificate {lineage}");
+        Failure::usage(message, "certs status without a name lists them")
     };
-    let stored = stored.map_err(|error| failed(lineage.as_str(), error))?;
-    let (record, _) = stored.ok_or_else(|| {
-        Failure::usage(
-            format!("unknown certificate {lineage}"),
-            "certs status without a name lists them",
-        )
-    })?;
-    let now = SystemClock.now();
-    let known = match store {
-        Some(store) => store.ca_state(&record.ca).await,
-        None => Ok(Default::default()),
-    };
-    let (state, _) = known.map_err(|error| failed(&record.ca, error))?;
+    let store = store.ok_or_else(unknown)?;
+    let stored = store.load(lineage).await;
+    let stored = stored.map_err(Failure::on(lineage.as_str()))?;
+    let (record, _) = stored.ok_or_else(unknown)?;
+    let known = store.ca_state(&record.ca).await;
+    let (state, _) = known.map_err(Failure::on(&record.ca))?;
     let rules = rate_limits::rules(&record.ca);
     let mut status = manage::status::status(&record, now, &SystemRandom);
-    status.asked = asked.cloned();
-    let row = Row {
+    status.requested_by = requested_by;
+    Ok(Row {
         status,
         budget: rate_limits::left(&state, rules, &record.identifiers, now),
         outage: state.outage,
         windowless: state.windowless,
-    };
-    serde_json::to_value(row).map_err(|error| Failure::unexpected(error.to_string()))
+    })
 }
 
 /// One certificate, with its CA's state.
@@ -137,105 +124,102 @@ struct Row {
     windowless: Option<Outage>,
 }
 
-/// The rate limits that are not full, in a line.
-fn budget(row: &Value) -> Option<String> {
-    let limits = row["budget"].as_array()?.iter();
-    let spent: Vec<String> = limits
-        .filter(|left| !left["full_at"].is_null())
-        .map(|left| {
-            let subject = left["subject"].as_str().unwrap_or_default();
-            let of = if subject.is_empty() { "" } else { " of " };
-            let full_at = serde_json::from_value::<Timestamp>(left["full_at"].clone());
-            let full_at = full_at.map_or_else(|_| String::new(), |at| at.to_string());
-            let limit = left["limit"].as_str().unwrap_or_default().replace('-', " ");
-            let (tokens, capacity) = (&left["tokens"], &left["capacity"]);
-            format!("{tokens} of {capacity} {limit}{of}{subject} (all at {full_at})")
-        })
-        .collect();
-    (!spent.is_empty()).then(|| spent.join(", "))
-}
+const COLUMNS: [&str; 7] = [
+    "NAME",
+    "CA",
+    "NOT AFTER",
+    "NEXT",
+    "WHEN",
+    "ISSUED",
+    "SERVED",
+];
 
-fn table(rows: &[Value]) {
-    const COLUMNS: [(&str, &str); 7] = [
-        ("NAME", "name"),
-        ("CA", "ca"),
-        ("NOT AFTER", "not_after"),
-        ("NEXT", "next_action"),
-        ("WHEN", "next_at"),
-        ("ISSUED", "generation_issued"),
-        ("SERVED", "generation_served"),
-    ];
-    let widths = COLUMNS.map(|(title, key)| {
-        rows.iter()
-            .map(|row| cell(row, key).len())
-            .max()
-            .unwrap_or(0)
-            .max(title.len())
-    });
-    let line = |cells: Vec<String>| {
-        let padded = cells
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:width$}"));
+fn table(rows: &[Row], now: Timestamp) {
+    let cells: Vec<_> = rows.iter().map(|row| cells(&row.status, now)).collect();
+    let titles = COLUMNS.map(str::to_owned);
+    let width = |column: usize| {
+        let all = cells.iter().chain([&titles]);
+        all.map(|cells| cells[column].len()).max().unwrap_or(0)
+    };
+    let widths: [usize; 7] = std::array::from_fn(width);
+    let line = |cells: &[String]| {
+        let padded = cells.iter().zip(widths);
+        let padded = padded.map(|(cell, width)| format!("{cell:width$}"));
         say(padded.collect::<Vec<_>>().join("  ").trim_end());
     };
-    line(COLUMNS.map(|(title, _)| title.to_owned()).to_vec());
-    for row in rows {
-        line(COLUMNS.map(|(_, key)| cell(row, key)).to_vec());
-        details(row);
+    line(&titles);
+    for (row, cells) in rows.iter().zip(&cells) {
+        line(cells);
+        details(row, now);
     }
 }
 
-fn cell(row: &Value, key: &str) -> String {
-    match &row[key] {
-        Value::Null => "-".to_owned(),
-        // Milliseconds are for JSON only.
-        Value::String(text) => match serde_json::from_value::<Timestamp>(row[key].clone()) {
-            Ok(instant) => instant.to_string(),
-            Err(_) => text.clone(),
-        },
-        other => other.to_string(),
-    }
+fn cells(status: &Status, now: Timestamp) -> [String; 7] {
+    let shown = |cell: Option<String>| cell.unwrap_or_else(|| "-".to_owned());
+    let action = serde_json::to_value(status.next_action).unwrap_or_default();
+    [
+        status.name.to_string(),
+        status.ca.clone(),
+        shown(status.not_after.map(|at| at.seen_at(now))),
+        action.as_str().unwrap_or_default().to_owned(),
+        status.next_at.seen_at(now),
+        shown(status.generation_issued.map(|it| it.0.to_string())),
+        shown(status.generation_served.map(|it| it.0.to_string())),
+    ]
 }
 
 /// The lines below a certificate's row.
-fn details(row: &Value) {
-    if let Some(ca) = row["issued_by"].as_str()
-        && row["ca"] != ca
+fn details(row: &Row, now: Timestamp) {
+    let status = &row.status;
+    if let Some(ca) = &status.issued_by
+        && status.ca != *ca
     {
         say(format_args!("  issued by {ca}"));
     }
-    if let Ok(asked) = serde_json::from_value::<Asked>(row["asked"].clone()) {
-        say(format_args!("  {asked}"));
+    if let Some(requested_by) = &status.requested_by {
+        say(format_args!("  {}", requested_by.seen_at(now)));
     }
-    for one in row["left_out"].as_array().into_iter().flatten() {
-        let (name, reason) = (cell(one, "identifier"), cell(one, "reason"));
-        let retry_at = cell(one, "retry_at");
+    for one in &status.excluded {
+        let (name, reason) = (&one.identifier, &one.reason);
+        let retry_at = one
+            .retry_at
+            .map_or(Cow::from("-"), |at| at.seen_at(now).into());
         say(format_args!(
             "  excluded: {name}: {reason}; retry at {retry_at}"
         ));
     }
-    if let Some(error) = row["last_error"].as_str() {
+    if let Some(error) = &status.last_error {
         say(format_args!("  last error: {error}"));
     }
-    if let Some(left) = budget(row) {
-        say(format_args!("  left: {left}"));
+    let spent = row.budget.iter().filter_map(|left| budget(left, now));
+    let spent: Vec<String> = spent.collect();
+    if !spent.is_empty() {
+        say(format_args!("  left: {}", spent.join("; ")));
     }
-    let answers = row["outage"]["answered"] == true;
-    let orders = match answers {
-        true => "is reachable but has issued nothing",
-        false => "has been unreachable",
+    let outage = |outage: &Outage, what: &str| {
+        let (since, probe_at) = (outage.since.seen_at(now), outage.probe_at.seen_at(now));
+        say(format_args!(
+            "  its CA {what} since {since}; next probe at {probe_at}"
+        ));
     };
-    let beside = "has not provided renewal windows or the time";
-    for (which, what) in [("outage", orders), ("windowless", beside)] {
-        let outage = &row[which];
-        // Reachable again, even if no window was requested since.
-        let is_over = which == "windowless" && outage["answered"] == true;
-        if !outage.is_null() && !is_over {
-            let (since, probe_at) = (cell(outage, "since"), cell(outage, "probe_at"));
-            say(format_args!(
-                "  its CA {what} since {since}; next probe at {probe_at}"
-            ));
-        }
+    match &row.outage {
+        None => {}
+        Some(down) if down.answered => outage(down, "is reachable but has issued nothing"),
+        Some(down) => outage(down, "has been unreachable"),
     }
+    // Reachable again, even if no window was requested since.
+    if let Some(down) = row.windowless.as_ref().filter(|down| !down.answered) {
+        outage(down, "has not provided renewal windows or the time");
+    }
+}
+
+/// A rate limit that is not full.
+fn budget(left: &Left, now: Timestamp) -> Option<String> {
+    let full_at = left.full_at?.seen_at(now);
+    let of = if left.subject.is_empty() { "" } else { " of " };
+    let (tokens, capacity, limit, subject) =
+        (left.tokens, left.capacity, left.limit, &left.subject);
+    Some(format!(
+        "{tokens} of {capacity} {limit}{of}{subject}, all at {full_at}"
+    ))
 }

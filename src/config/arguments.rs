@@ -8,7 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use super::key::{CommandLine, Default as DefaultValue, EVERY, Key, ValueType};
 use super::keys::{EXCLUSIVE, Layer, keys};
 use super::layer::{Raw, Value};
-use super::problem::{Given, Origin, Problems};
+use super::problem::{Origin, Problems};
 
 /// The given options of one verb that are configuration keys.
 #[derive(Clone, Debug, Default)]
@@ -16,7 +16,6 @@ pub(crate) struct KeyOptions<const VERB: u8>(Vec<(&'static Key, Value)>);
 
 impl<const VERB: u8> KeyOptions<VERB> {
     /// Whether no option was given.
-    #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -42,11 +41,8 @@ impl<const VERB: u8> FromArgMatches for KeyOptions<VERB> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let given = Self::taken()
             .filter(|(key, _)| matches.value_source(key.name) == Some(ValueSource::CommandLine));
-        Ok(Self(
-            given
-                .map(|(key, option)| (key, value(key, option, matches)))
-                .collect(),
-        ))
+        let values = given.map(|(key, option)| (key, value(key, option, matches)));
+        Ok(Self(values.collect()))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -86,11 +82,11 @@ fn help(key: &Key) -> String {
     if matches!(key.value_type, ValueType::List) {
         notes.push("repeatable".to_owned());
     }
-    let notes = match notes.is_empty() {
-        true => String::new(),
-        false => format!(" ({})", notes.join("; ")),
-    };
-    format!("{}{notes} (${})", key.full_doc(), key.variable())
+    let mut help = key.full_doc();
+    if !notes.is_empty() {
+        help += &format!(" ({})", notes.join("; "));
+    }
+    help + &format!(" (${})", key.variable())
 }
 
 fn on_or_off(text: &str) -> Result<bool, &'static str> {
@@ -114,13 +110,13 @@ fn value(key: &Key, option: CommandLine, matches: &ArgMatches) -> Value {
             Raw::Text(texts().next().cloned().unwrap_or_default())
         }
     };
-    Given { value, origin }
+    Value::new(value, &origin)
 }
 
 /// The values of the command line.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
-    values: Vec<(&'static Key, Value)>,
+    pub(super) values: Vec<(&'static Key, Value)>,
     pub(super) names: Vec<Value>,
     pub(super) lineage: Option<Value>,
     pub(super) config: Option<String>,
@@ -135,10 +131,8 @@ impl Options {
     /// Sets the names of one certificate.
     pub(crate) fn names(&mut self, names: &[String]) {
         let origin = Origin::Option("NAME".to_owned());
-        self.names = names
-            .iter()
-            .map(|name| Value::text(name, &origin))
-            .collect();
+        let names = names.iter().map(|name| Value::text(name, &origin));
+        self.names = names.collect();
     }
 
     /// Sets the certificate's own name, `--name`.
@@ -168,30 +162,8 @@ impl Options {
     }
 }
 
-#[cfg(any(test, feature = "fuzzing"))]
-impl Options {
-    /// `--key TEXT`.
-    pub(crate) fn text(&mut self, name: &str, text: Option<&str>) {
-        if let (Some(text), Some(key)) = (text, keys().find(|key| key.name == name)) {
-            self.values
-                .push((key, Value::text(text, &Origin::option(key))));
-        }
-    }
-}
-
-#[cfg(test)]
-impl Options {
-    /// `--key TEXT --key TEXT`.
-    pub(super) fn list(&mut self, name: &str, texts: &[&str]) {
-        if let Some(key) = keys().find(|key| key.name == name) {
-            let value = Value::list(texts.iter().copied(), &Origin::option(key));
-            self.values.push((key, value));
-        }
-    }
-}
-
 impl Origin {
-    fn option(key: &Key) -> Self {
+    pub(super) fn option(key: &Key) -> Self {
         Self::Option(format!("--{}", key.option_name()))
     }
 }

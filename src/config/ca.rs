@@ -2,7 +2,7 @@
 //! else; no other module knows a URL of theirs.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use base64::Engine;
@@ -10,106 +10,93 @@ use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 
 use crate::certificate::Secret;
+use crate::text::stored_as_text;
 
-/// The public CAs: name, directory URL, and the name of their staging directory.
-const PUBLIC: [(&str, &str, Option<&str>); 8] = [
+/// The public CAs: name and directory URL. A name with `-staging` is the staging directory
+/// of the name without it.
+const PUBLIC: [(&str, &str); 8] = [
     (
         "letsencrypt",
         "https://acme-v02.api.letsencrypt.org/directory",
-        Some("letsencrypt-staging"),
     ),
     (
         "letsencrypt-staging",
         "https://acme-staging-v02.api.letsencrypt.org/directory",
-        Some("letsencrypt-staging"),
     ),
-    ("zerossl", "https://acme.zerossl.com/v2/DV90", None),
-    (
-        "google",
-        "https://dv.acme-v02.api.pki.goog/directory",
-        Some("google-staging"),
-    ),
+    ("zerossl", "https://acme.zerossl.com/v2/DV90"),
+    ("google", "https://dv.acme-v02.api.pki.goog/directory"),
     (
         "google-staging",
         "https://dv.acme-v02.test-api.pki.goog/directory",
-        Some("google-staging"),
     ),
-    (
-        "actalis",
-        "https://acme-api.actalis.com/acme/directory",
-        None,
-    ),
-    ("sslcom-rsa", "https://acme.ssl.com/sslcom-dv-rsa", None),
-    ("sslcom-ecc", "https://acme.ssl.com/sslcom-dv-ecc", None),
+    ("actalis", "https://acme-api.actalis.com/acme/directory"),
+    ("sslcom-rsa", "https://acme.ssl.com/sslcom-dv-rsa"),
+    ("sslcom-ecc", "https://acme.ssl.com/sslcom-dv-ecc"),
 ];
 
+const STAGING: &str = "-staging";
 const EMBEDDED: &str = "embedded";
 
 /// A CA's directory: one of the known names, `embedded`, or an https URL.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Directory(String);
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Directory(String);
 
 impl Directory {
     /// The key of records and accounts: the URL, or `embedded`.
-    #[must_use]
-    pub fn identity(&self) -> &str {
-        self.known().map_or(&self.0, |(_, url, _)| url)
+    pub(crate) fn identity(&self) -> &str {
+        self.known().map_or(&self.0, |(_, url)| url)
     }
 
     /// The public CA whose directory is at `host`; `None` if none or several are there.
-    #[must_use]
-    pub fn at_host(host: &str) -> Option<Self> {
-        let is_there = |url: &str| {
-            let url = url.parse::<http::Uri>().ok();
-            url.is_some_and(|url| url.host() == Some(host))
+    pub(crate) fn at_host(host: &str) -> Option<Self> {
+        let is_there = |(_, url): &&(&str, &str)| {
+            let url = url.parse::<http::Uri>();
+            url.is_ok_and(|url| url.host() == Some(host))
         };
-        let mut there = PUBLIC.into_iter().filter(|(_, url, _)| is_there(url));
-        let (name, ..) = there.next()?;
-        there.next().is_none().then(|| Self(name.to_owned()))
+        let mut there = PUBLIC.iter().filter(is_there);
+        match (there.next(), there.next()) {
+            (Some((name, _)), None) => Some(Self((*name).to_owned())),
+            _ => None,
+        }
     }
 
     /// Whether it is the embedded CA of this process.
-    #[must_use]
-    pub fn is_embedded(&self) -> bool {
+    pub(crate) fn is_embedded(&self) -> bool {
         self.0 == EMBEDDED
     }
 
     /// Whether it signs public names only, under terms of service. The URL of a public CA
     /// counts like its name.
-    #[must_use]
-    pub fn is_public(&self) -> bool {
+    pub(crate) fn is_public(&self) -> bool {
         self.known().is_some()
     }
 
     /// Whether it is Let's Encrypt's.
-    #[must_use]
-    pub fn is_letsencrypt(&self) -> bool {
+    pub(crate) fn is_letsencrypt(&self) -> bool {
         self.known()
-            .is_some_and(|(name, ..)| name.starts_with("letsencrypt"))
+            .is_some_and(|(name, _)| name.starts_with("letsencrypt"))
     }
 
     /// The directory for a rehearsal; a private CA is its own. `None` if the CA has no
     /// staging directory.
-    #[must_use]
-    pub fn staging(&self) -> Option<Self> {
-        match self.known() {
-            Some((_, _, staging)) => staging.map(|name| Self(name.to_owned())),
-            None => Some(self.clone()),
-        }
+    pub(crate) fn staging(&self) -> Option<Self> {
+        let Some((name, _)) = self.known() else {
+            return Some(self.clone());
+        };
+        let name = name.strip_suffix(STAGING).unwrap_or(name);
+        let staging = format!("{name}{STAGING}");
+        names().contains(&&*staging).then_some(Self(staging))
     }
 
     /// Whether its certificates are untrusted, for rehearsals.
-    #[must_use]
-    pub fn is_staging(&self) -> bool {
+    pub(crate) fn is_staging(&self) -> bool {
         self.known()
-            .is_some_and(|(name, _, staging)| staging == Some(name))
+            .is_some_and(|(name, _)| name.ends_with(STAGING))
     }
 
-    fn known(&self) -> Option<(&'static str, &'static str, Option<&'static str>)> {
-        PUBLIC
-            .into_iter()
-            .find(|(name, url, _)| *name == self.0 || *url == self.0)
+    fn known(&self) -> Option<(&'static str, &'static str)> {
+        let mut all = PUBLIC.into_iter();
+        all.find(|(name, url)| *name == self.0 || *url == self.0)
     }
 }
 
@@ -123,35 +110,16 @@ impl FromStr for Directory {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let named = text == EMBEDDED || PUBLIC.iter().any(|(name, ..)| *name == text);
-        let url = text.starts_with("https://")
-            && text
-                .parse::<http::Uri>()
-                .is_ok_and(|url| url.host().is_some_and(|host| !host.is_empty()));
-        if named || url {
+        let has_host = |url: http::Uri| url.host().is_some_and(|host| !host.is_empty());
+        let is_url = text.starts_with("https://") && text.parse().is_ok_and(has_host);
+        if is_url || names().contains(&text) {
             return Ok(Self(text.to_owned()));
         }
-        Err(if text.starts_with("http://") {
-            format!(
-                "unknown CA `{}`: a directory is read over https only",
-                text.escape_debug()
-            )
-        } else {
-            format!("unknown CA `{}`", text.escape_debug())
-        })
-    }
-}
-
-impl TryFrom<String> for Directory {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Directory> for String {
-    fn from(directory: Directory) -> Self {
-        directory.0
+        let why = match text.starts_with("http://") {
+            true => ": a directory is read over https only",
+            false => "",
+        };
+        Err(format!("unknown CA `{}`{why}", text.escape_debug()))
     }
 }
 
@@ -162,31 +130,24 @@ impl fmt::Display for Directory {
     }
 }
 
+stored_as_text!(Directory);
+
 /// The names of all known CAs.
 pub(super) fn names() -> Vec<&'static str> {
-    PUBLIC
-        .iter()
-        .map(|(name, ..)| *name)
-        .chain([EMBEDDED])
-        .collect()
+    let public = PUBLIC.iter().map(|(name, _)| *name);
+    public.chain([EMBEDDED]).collect()
 }
 
-/// A CA and the account to use there. It names files with secrets and never holds one.
+/// A CA and the account to use there; the keys of [`super::keys`] document its fields. It
+/// names files with secrets and never holds one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct CaSettings {
-    /// Its directory.
     pub directory: Directory,
-    /// A root (PEM) to trust for the directory beside the public ones.
     pub root: Option<PathBuf>,
-    /// The e-mail address that the CA may write to.
     pub email: Option<String>,
-    /// Whether its terms of service are agreed to.
     pub agree_tos: bool,
-    /// The key identifier of an external account binding.
     pub eab_kid: Option<String>,
-    /// The file with its HMAC key in base64url.
     pub eab_hmac_file: Option<PathBuf>,
-    /// The chain to take, by the common name of an issuer in it.
     pub preferred_chain: Option<String>,
 }
 
@@ -202,10 +163,9 @@ impl CaSettings {
         let failed = |what: &str| format!("the root {}: {what}", path.display());
         let pem = std::fs::read(path).map_err(|error| failed(&error.to_string()))?;
         let marked = String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE-----");
-        if marked {
-            Ok(Some(pem))
-        } else {
-            Err(failed("no PEM certificate found in it"))
+        match marked {
+            true => Ok(Some(pem)),
+            false => Err(failed("no PEM certificate found in it")),
         }
     }
 
@@ -217,23 +177,28 @@ impl CaSettings {
         match (&self.eab_kid, &self.eab_hmac_file) {
             (None, None) => Ok(None),
             (Some(kid), Some(path)) => {
-                let failed = |what: &str| format!("the HMAC key {}: {what}", path.display());
-                let text = std::fs::read_to_string(path)
-                    .map(Secret::new)
-                    .map_err(|error| failed(&error.to_string()))?;
-                let text = text.expose().trim().trim_end_matches('=');
-                let key = URL_SAFE_NO_PAD
-                    .decode(text)
-                    .or_else(|_| STANDARD_NO_PAD.decode(text))
-                    .ok()
-                    .filter(|key| !key.is_empty())
-                    .ok_or_else(|| failed("invalid base64url"))?;
+                let key = hmac_key(path)
+                    .map_err(|what| format!("the HMAC key {}: {what}", path.display()))?;
                 Ok(Some((kid.clone(), key)))
             }
             (Some(_), None) => Err("eab_kid without eab_hmac_file".to_owned()),
             (None, Some(_)) => Err("eab_hmac_file without eab_kid".to_owned()),
         }
     }
+}
+
+/// The HMAC key of an external account in base64url, from its file.
+///
+/// # Errors
+/// The problem of the file; never the key itself.
+pub(crate) fn hmac_key(path: &Path) -> Result<Vec<u8>, String> {
+    let text = std::fs::read_to_string(path).map(Secret::new);
+    let text = text.map_err(|error| error.to_string())?;
+    let text = text.expose().trim().trim_end_matches('=');
+    let key = URL_SAFE_NO_PAD.decode(text);
+    let key = key.or_else(|_| STANDARD_NO_PAD.decode(text)).ok();
+    key.filter(|key| !key.is_empty())
+        .ok_or_else(|| "invalid base64url".to_owned())
 }
 
 #[cfg(test)]

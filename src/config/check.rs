@@ -23,22 +23,20 @@ pub(super) fn certificate(
     ca_is_known: bool,
     problems: &mut Problems,
 ) {
-    names(wanted, origin, problems);
+    let mut check = Check {
+        wanted,
+        origin,
+        problems,
+    };
+    check.names();
     if ca_is_known {
-        public_names(
-            &wanted.ca,
-            wanted.profile.as_deref(),
-            wanted,
-            origin,
-            problems,
-        );
-        ca(&wanted.ca, origin, problems);
-        if let Some(ca) = &wanted.fallback {
-            fallback(ca, wanted, origin, problems);
+        check.ca(&wanted.ca, wanted.profile.as_deref());
+        if let Some(fallback) = &wanted.fallback {
+            check.fallback(fallback);
         }
     }
     if let Err(unfit) = wanted.challenge.check() {
-        problems.add(&Origin::Nowhere, unfit.message, unfit.hint);
+        check.nowhere(unfit.message, unfit.hint);
     }
 }
 
@@ -46,15 +44,13 @@ pub(super) fn certificate(
 pub(super) fn copies(all: &[CertificateSettings], entries: &[Entry], problems: &mut Problems) {
     let mut written = BTreeMap::new();
     for (certificate, entry) in all.iter().zip(entries) {
-        for spec in certificate.deploy.iter().filter(|spec| spec.is_for_one()) {
-            let Some(path) = spec.writes() else { continue };
-            let first = written.entry(path.clone()).or_insert(&certificate.lineage);
-            if *first != &certificate.lineage {
-                let message = format!(
-                    "{}: {first} and {} would both be written there",
-                    path.display(),
-                    certificate.lineage
-                );
+        let lineage = &certificate.lineage;
+        let specs = certificate.deploy.iter().filter(|spec| spec.is_for_one());
+        for path in specs.filter_map(|spec| spec.writes()) {
+            let shown = path.display().to_string();
+            let first = written.entry(path).or_insert(lineage);
+            if *first != lineage {
+                let message = format!("{shown}: {first} and {lineage} would both be written there");
                 let hint = format!("put {NAME} into the path, or give each its own `deploy`");
                 problems.add(&entry.origin, message, hint);
             }
@@ -82,106 +78,99 @@ pub(crate) fn shared_file<'a>(
     })
 }
 
-fn names(wanted: &CertificateSettings, origin: &Origin, problems: &mut Problems) {
-    let mut seen = BTreeSet::new();
-    for name in &wanted.names {
-        if !seen.insert(name) {
-            let message = format!("{name} is given twice");
-            problems.add(origin, message, "give each name once");
-        }
-        if let Err(unfit) = wanted.challenge.check_name(name) {
-            problems.add(origin, unfit.message, unfit.hint);
-        }
-    }
+struct Check<'a> {
+    wanted: &'a CertificateSettings,
+    origin: &'a Origin,
+    problems: &'a mut Problems,
 }
 
-/// A fallback CA issues the same names without a profile: each CA has profiles of its
-/// own.
-fn fallback(
-    fallback: &CaSettings,
-    wanted: &CertificateSettings,
-    origin: &Origin,
-    problems: &mut Problems,
-) {
-    let directory = &fallback.directory;
-    if directory.is_staging() {
-        let message = format!("the fallback CA {directory} is a staging directory");
-        let hint = "name a CA whose certificates are trusted, such as zerossl";
-        problems.add(origin, message, hint);
-        return;
+impl Check<'_> {
+    fn add(&mut self, message: impl Into<String>, hint: impl Into<String>) {
+        self.problems.add(self.origin, message, hint);
     }
-    if directory.identity() == wanted.ca.directory.identity() {
-        let message = format!("the fallback CA {directory} is the same as the CA");
-        problems.add(origin, message, "name another CA, or leave fallback_ca out");
-        return;
-    }
-    public_names(fallback, None, wanted, origin, problems);
-    ca(fallback, origin, problems);
-}
 
-fn public_names(
-    ca: &CaSettings,
-    profile: Option<&str>,
-    wanted: &CertificateSettings,
-    origin: &Origin,
-    problems: &mut Problems,
-) {
-    if !ca.directory.is_public() {
-        return;
+    /// A problem of a default, which is reported once for all certificates.
+    fn nowhere(&mut self, message: impl Into<String>, hint: &str) {
+        self.problems.add(&Origin::Nowhere, message, hint);
     }
-    for error in wanted
-        .names
-        .iter()
-        .filter_map(|name| name.require_public().err())
-    {
-        let hint = "use a public name, or a private CA: --ca https://…";
-        problems.add(origin, error.to_string(), hint);
-    }
-    if wanted.names.len() > MOST_NAMES {
-        let message = format!("{} names in one certificate", wanted.names.len());
-        let hint = format!("public CAs take {MOST_NAMES} at most: make two certificates");
-        problems.add(origin, message, hint);
-    }
-    let address = wanted
-        .names
-        .iter()
-        .find(|name| matches!(name, Identifier::Ip(_)));
-    if let Some(address) = address
-        && ca.directory.is_letsencrypt()
-        && profile != Some("shortlived")
-    {
-        let message = format!("{address}: Let's Encrypt signs addresses in one profile only");
-        problems.add(
-            origin,
-            message,
-            "add profile = \"shortlived\" (--profile shortlived)",
-        );
-    }
-}
 
-fn ca(ca: &CaSettings, origin: &Origin, problems: &mut Problems) {
-    if ca.directory.is_public() && !ca.agree_tos {
-        let message = format!("the terms of service of {} are not agreed to", ca.directory);
-        let hint = "read them, then add --agree-tos, CERTS_AGREE_TOS=true or agree_tos = true";
-        problems.add(&Origin::Nowhere, message, hint);
-    }
-    if ca.directory.is_embedded() {
-        let useless = [
-            ("ca_root", ca.root.is_some()),
-            ("eab_kid", ca.eab_kid.is_some()),
-            ("eab_hmac_file", ca.eab_hmac_file.is_some()),
-        ];
-        for (key, _) in useless.iter().filter(|(_, given)| *given) {
-            let message = format!("the embedded CA does not use {key}");
-            problems.add(origin, message, "leave it out, or name another CA");
+    fn names(&mut self) {
+        let mut seen = BTreeSet::new();
+        for name in &self.wanted.names {
+            if !seen.insert(name) {
+                self.add(format!("{name} is given twice"), "give each name once");
+            }
+            if let Err(unfit) = self.wanted.challenge.check_name(name) {
+                self.add(unfit.message, unfit.hint);
+            }
         }
-        return;
     }
-    if let Err(message) = ca.read_root() {
-        problems.add(&Origin::Nowhere, message, "name a PEM file with --ca-root");
+
+    /// A fallback CA issues the same names without a profile: each CA has profiles of its
+    /// own.
+    fn fallback(&mut self, fallback: &CaSettings) {
+        let directory = &fallback.directory;
+        if directory.is_staging() {
+            let message = format!("the fallback CA {directory} is a staging directory");
+            let hint = "name a CA whose certificates are trusted, such as zerossl";
+            return self.add(message, hint);
+        }
+        if directory.identity() == self.wanted.ca.directory.identity() {
+            let message = format!("the fallback CA {directory} is the same as the CA");
+            return self.add(message, "name another CA, or leave fallback_ca out");
+        }
+        self.ca(fallback, None);
     }
-    if let Err(message) = ca.read_binding() {
-        let hint = "the CA gives both: a key identifier, and an HMAC key to put into a file";
-        problems.add(&Origin::Nowhere, message, hint);
+
+    /// Checks a CA, with the names and the profile that it would sign.
+    fn ca(&mut self, ca: &CaSettings, profile: Option<&str>) {
+        let directory = &ca.directory;
+        if directory.is_public() {
+            self.public_names(ca, profile);
+        }
+        if directory.is_public() && !ca.agree_tos {
+            let message = format!("the terms of service of {directory} are not agreed to");
+            let hint = "read them, then add --agree-tos, CERTS_AGREE_TOS=true or agree_tos = true";
+            self.nowhere(message, hint);
+        }
+        if directory.is_embedded() {
+            let useless = [
+                ("ca_root", ca.root.is_some()),
+                ("eab_kid", ca.eab_kid.is_some()),
+                ("eab_hmac_file", ca.eab_hmac_file.is_some()),
+            ];
+            for (key, _) in useless.iter().filter(|(_, given)| *given) {
+                let message = format!("the embedded CA does not use {key}");
+                self.add(message, "leave it out, or name another CA");
+            }
+            return;
+        }
+        if let Err(message) = ca.read_root() {
+            self.nowhere(message, "name a PEM file with --ca-root");
+        }
+        if let Err(message) = ca.read_binding() {
+            let hint = "the CA gives both: a key identifier, and an HMAC key to put into a file";
+            self.nowhere(message, hint);
+        }
+    }
+
+    fn public_names(&mut self, ca: &CaSettings, profile: Option<&str>) {
+        let names = &self.wanted.names;
+        for error in names.iter().filter_map(|name| name.require_public().err()) {
+            self.add(error.to_string(), error.hint());
+        }
+        if names.len() > MOST_NAMES {
+            let message = format!("{} names in one certificate", names.len());
+            let hint = format!("public CAs take {MOST_NAMES} at most: make two certificates");
+            self.add(message, hint);
+        }
+        if let Some(address) = names.iter().find(|name| matches!(name, Identifier::Ip(_)))
+            && ca.directory.is_letsencrypt()
+            && profile != Some("shortlived")
+        {
+            let message = format!("{address}: Let's Encrypt signs addresses in one profile only");
+            let hint = "add profile = \"shortlived\" (--profile shortlived)";
+            self.add(message, hint);
+        }
     }
 }

@@ -10,9 +10,7 @@ use super::layer::absolute;
 use super::problem::{Given, Origin, Problems};
 use super::read::Entry;
 use super::resolve::Sources;
-use super::{
-    AdminListen, CaSettings, CertificateSettings, DEPLOY_HINT, DeployWhen, LogFormat, Settings,
-};
+use super::{CaSettings, CertificateSettings, DEPLOY_HINT, DeployWhen, LogFormat, Settings};
 use crate::challenge::ChallengeSettings;
 use crate::deploy::owner;
 use crate::deploy::target::DeployTarget;
@@ -33,7 +31,6 @@ impl Sources {
     }
 
     /// The named files, whether or not a certificate uses them yet.
-    #[must_use]
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         let shared = self.shared_layers();
         let own = self.document.entries.iter().map(|entry| &entry.layer);
@@ -43,7 +40,6 @@ impl Sources {
     }
 
     /// The format of messages, also when the rest of the configuration is invalid.
-    #[must_use]
     pub(crate) fn log_format(&self) -> LogFormat {
         value(pick(&self.layers(), |layer| &layer.log_format)).unwrap_or_default()
     }
@@ -67,21 +63,12 @@ impl Sources {
             let hint = "add [renew] schedule = \"30 3 * * *\"";
             problems.add(&when.origin, "deployment on schedule has no schedule", hint);
         }
-        exists(
+        let (user, group) = (
             pick(&layers, |layer| &layer.output_owner),
-            owner::user,
-            problems,
-        );
-        exists(
             pick(&layers, |layer| &layer.output_group),
-            owner::group,
-            problems,
         );
-        match value(pick(&layers, |layer| &layer.admin_listen)) {
-            None => {}
-            Some(AdminListen::At(address)) => settings.admin_listen = Some(address),
-            Some(AdminListen::Off) => settings.admin_listen = None,
-        }
+        exists(user, owner::user, problems);
+        exists(group, owner::group, problems);
         settings.file.clone_from(&self.file);
         settings.challenge = challenge(&self.shared_layers());
         settings.docker = self.docker();
@@ -106,7 +93,7 @@ impl Sources {
             }
         }
         Some(DockerSettings {
-            host: value(pick(&layers, |layer| &layer.docker_host))?.0,
+            host: value(pick(&layers, |layer| &layer.docker_host))?,
             accept_raw_socket: raw.unwrap_or_default(),
             grace: grace.map_or(GRACE, |grace| grace.0),
             allow: value(pick(&layers, |layer| &layer.docker_allow)).unwrap_or_default(),
@@ -156,10 +143,10 @@ impl Sources {
         for word in &given.value {
             let spec = match targets.get(&word.value) {
                 Some(named) => Ok(self.located(named)),
-                None => word.value.parse().map(|value| {
-                    let origin = word.origin.clone();
-                    self.located(&Given { value, origin })
-                }),
+                None => {
+                    let spec = word.value.parse();
+                    spec.map(|spec| self.located(&Given::new(spec, &word.origin)))
+                }
             };
             match spec {
                 Ok(spec) if specs.contains(&spec) => {
@@ -186,9 +173,8 @@ impl Sources {
 impl CertificateLayer {
     /// Whether its CA is unknown because of a problem that is reported already.
     pub(super) fn hides_its_ca(&self) -> bool {
-        ["ca", "agree_tos", "fallback_ca"]
-            .iter()
-            .any(|key| self.invalid.contains(*key))
+        let keys = ["ca", "agree_tos", "fallback_ca"];
+        keys.iter().any(|key| self.invalid.contains(*key))
     }
 }
 
@@ -209,11 +195,8 @@ fn exists(
     if let Some(given) = given
         && let Err(message) = find(&given.value)
     {
-        problems.add(
-            &given.origin,
-            message,
-            "name one that exists, or its number",
-        );
+        let hint = "name one that exists, or its number";
+        problems.add(&given.origin, message, hint);
     }
 }
 

@@ -25,13 +25,11 @@ pub(super) fn read(environment: &BTreeMap<String, String>, problems: &mut Proble
         let Some(text) = value(environment, &key.variable(), problems) else {
             continue;
         };
-        let origin = text.origin.clone();
-        let raw = match key.value_type {
-            ValueType::List => Value::list(split(&text.value), &origin).value,
-            ValueType::Boolean => boolean(&text.value).map_or(Raw::Other, Raw::Boolean),
-            ValueType::Text | ValueType::Choice(_) | ValueType::Number => Raw::Text(text.value),
+        let value = match key.value_type {
+            ValueType::List => Value::list(split(&text.value), &text.origin),
+            ValueType::Boolean => text.map(|text| boolean(&text).map_or(Raw::Other, Raw::Boolean)),
+            ValueType::Text | ValueType::Choice(_) | ValueType::Number => text.map(Raw::Text),
         };
-        let value = Given { value: raw, origin };
         variables.layer.put(key.name, &value, problems);
     }
     if let Some(text) = value(environment, "CERTS_DOMAINS", problems) {
@@ -42,8 +40,8 @@ pub(super) fn read(environment: &BTreeMap<String, String>, problems: &mut Proble
             .map(|group| Value::list(split(group), &text.origin))
             .collect();
     }
-    variables.name = value(environment, "CERTS_NAME", problems)
-        .map(|given| Value::text(&given.value, &given.origin));
+    let name = value(environment, "CERTS_NAME", problems);
+    variables.name = name.map(|given| given.map(Raw::Text));
     near_misses(environment, problems);
     variables
 }
@@ -66,9 +64,7 @@ fn command_variable(option: &str) -> String {
 /// Options of one command from the environment, such as `CERTS_FORCE`; the file has no
 /// such keys.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct CommandVariables {
-    set: BTreeMap<&'static str, bool>,
-}
+pub(crate) struct CommandVariables(BTreeMap<&'static str, bool>);
 
 impl CommandVariables {
     /// Reads the variables.
@@ -82,28 +78,20 @@ impl CommandVariables {
             let Some(text) = value(environment, &name, &mut problems) else {
                 continue;
             };
-            match boolean(&text.value) {
-                Some(value) => {
-                    all.set.insert(key, value);
-                }
-                None => {
-                    let value = text.value.escape_debug();
-                    let message = format!("`{value}` is neither true nor false");
-                    problems.add(&text.origin, message, "true or false belongs here");
-                }
+            if let Some(value) = boolean(&text.value) {
+                all.0.insert(key, value);
+            } else {
+                let value = text.value.escape_debug();
+                let message = format!("`{value}` is neither true nor false");
+                problems.add(&text.origin, message, "true or false belongs here");
             }
         }
-        if problems.is_empty() {
-            Ok(all)
-        } else {
-            Err(problems.sorted())
-        }
+        problems.or(all)
     }
 
     /// Whether `key` is switched on.
-    #[must_use]
     pub(crate) fn flag(&self, key: &str) -> bool {
-        self.set.get(key).copied().unwrap_or_default()
+        self.0.get(key).copied().unwrap_or_default()
     }
 }
 
@@ -116,27 +104,21 @@ fn value(
 ) -> Option<Given<String>> {
     let given = |text: &str, name: &str| {
         let text = text.trim();
-        (!text.is_empty()).then(|| Given {
-            value: text.to_owned(),
-            origin: Origin::Variable(name.to_owned()),
-        })
+        let origin = Origin::Variable(name.to_owned());
+        (!text.is_empty()).then(|| Given::new(text.to_owned(), &origin))
     };
     if let Some(text) = environment.get(name) {
         return given(text, name);
     }
     let file_name = format!("{name}_FILE");
-    let file = environment
-        .get(&file_name)
-        .filter(|file| !file.is_empty())?;
+    let file = environment.get(&file_name);
+    let file = file.filter(|file| !file.is_empty())?;
     match std::fs::read_to_string(file) {
         Ok(text) => given(&text, &file_name),
         Err(error) => {
             let message = format!("{}: {error}", file.escape_debug());
-            problems.add(
-                &Origin::Variable(file_name),
-                message,
-                "name a readable file",
-            );
+            let origin = Origin::Variable(file_name);
+            problems.add(&origin, message, "name a readable file");
             None
         }
     }
@@ -156,11 +138,9 @@ fn near_misses(environment: &BTreeMap<String, String>, problems: &mut Problems) 
         }
         let words = known.iter().filter_map(|name| name.strip_prefix("CERTS_"));
         if let Some(meant) = nearest(word, words) {
-            problems.add(
-                &Origin::Variable(name.clone()),
-                "unknown variable",
-                format!("did you mean CERTS_{meant}?"),
-            );
+            let origin = Origin::Variable(name.clone());
+            let hint = format!("did you mean CERTS_{meant}?");
+            problems.add(&origin, "unknown variable", hint);
         }
     }
 }
@@ -176,7 +156,7 @@ mod tests {
             .collect();
         let mut problems = Problems::default();
         let variables = read(&environment, &mut problems);
-        let messages = problems.sorted().iter().map(ToString::to_string).collect();
+        let messages = problems.sorted().iter().map(|one| one.shown().0).collect();
         (variables, messages)
     }
 

@@ -6,6 +6,8 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 
+use super::keys::keys;
+use super::layer::Value;
 use super::problem::Origin;
 use super::{CommandVariables, Options, Problem, Purpose, Settings, Sources};
 
@@ -13,6 +15,16 @@ use super::{CommandVariables, Options, Problem, Purpose, Settings, Sources};
 const VARIABLE: &str = "#env ";
 /// Files that never end, or differ at each reading.
 const ELSEWHERE: [&str; 3] = ["/dev", "/proc", "/sys"];
+
+impl Options {
+    /// `--key TEXT`.
+    pub(crate) fn text(&mut self, name: &str, text: Option<&str>) {
+        if let (Some(text), Some(key)) = (text, keys().find(|key| key.name == name)) {
+            let value = Value::text(text, &Origin::option(key));
+            self.values.push((key, value));
+        }
+    }
+}
 
 /// Checks the text of a configuration.
 pub(crate) fn file(source: &[u8]) {
@@ -98,12 +110,13 @@ fn check_problems(problems: &[Problem], lines: &[&str]) {
             let key = unknown_key(&problem.message);
             assert!(
                 key.is_none_or(|key| text_of_line.contains(key)),
-                "{problem}: {text_of_line}"
+                "{problem:?}: {text_of_line}"
             );
         }
-        let text = problem.to_string();
+        let (message, hint) = problem.shown();
         let steers = |letter: char| letter.is_control() && letter != '\n';
-        assert!(!text.contains(steers), "{text:?}");
+        let (found, advised) = (message.contains(steers), hint.contains(steers));
+        assert!(!found && !advised, "{message:?}: {hint:?}");
     }
 }
 

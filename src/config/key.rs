@@ -262,7 +262,7 @@ macro_rules! layer {
                 let mut layer = Self::default();
                 $( $( $(
                     let value: Option<$type> = settings$(.$part)+.clone().into();
-                    layer.$field = value.map(|value| Given { value, origin: origin.clone() });
+                    layer.$field = value.map(|value| Given::new(value, origin));
                 )? )+ )+
                 layer
             }

@@ -17,10 +17,11 @@ use super::key::{
     layer,
 };
 use super::layer::{
-    DockerHost, Value, boolean, directory, email, list, number, parsed, path, text, words,
+    Value, address_or_off, boolean, directory, docker_host, email, list, number, parsed, path,
+    words,
 };
 use super::problem::{Given, Origin, Problems};
-use super::{AdminListen, CaSettings, DEPLOY_HINT, DeployWhen, LogFormat};
+use super::{CaSettings, DEPLOY_HINT, DeployWhen, LogFormat};
 use crate::certificate::KeyType;
 use crate::challenge::{ChallengeKind, ChallengeSettings, http01, webroot};
 use crate::deploy::endpoint::Endpoint;
@@ -50,14 +51,14 @@ layer! {
             .doc("You have read and agree to the CA's terms of service")
             .default("false").flag(ISSUE | RUN)
             => .ca.agree_tos;
-        "eab_kid", eab_kid: String, text, TEXT
+        "eab_kid", eab_kid: String, parsed, TEXT
             .doc("External account binding: the key identifier").option(ISSUE | RUN, "KID")
             => .ca.eab_kid;
         "eab_hmac_file", eab_hmac_file: PathBuf, path, PATH
             .doc("External account binding: the file with the HMAC key in base64url")
             .option(ISSUE | RUN, "FILE")
             => .ca.eab_hmac_file;
-        "preferred_chain", preferred_chain: String, text, TEXT
+        "preferred_chain", preferred_chain: String, parsed, TEXT
             .doc("Of several chains take the one with an issuer of this common name")
             .option(ISSUE | RUN, "CN")
             => .ca.preferred_chain;
@@ -67,7 +68,7 @@ layer! {
         "fallback_ca", fallback: Directory, directory, TEXT
             .doc("Order from this CA when the first one does not issue: no usable certificate is left and 3 orders or 30 minutes have failed, or the first CA is unreachable and a sixth of the lifetime is left")
             .option(ISSUE | RUN, "NAME|URL");
-        "fallback_eab_kid", fallback_eab_kid: String, text, TEXT
+        "fallback_eab_kid", fallback_eab_kid: String, parsed, TEXT
             .doc("External account binding at the fallback CA: the key identifier")
             .option(ISSUE | RUN, "KID");
         "fallback_eab_hmac_file", fallback_eab_hmac_file: PathBuf, path, PATH
@@ -77,7 +78,7 @@ layer! {
 
     group "Challenge" {
         "challenge", challenge: ChallengeKind, parsed, choice(ChallengeKind::names)
-            .doc("How control of the names is proven")
+            .doc("The challenge with which the CA validates the names")
             .default("http-01").option(ISSUE | RUN, "KIND");
         "http_listen", http_listen: Vec<SocketAddr>, list, LIST
             .hint("an address such as 0.0.0.0:80 belongs here")
@@ -96,10 +97,10 @@ layer! {
             .doc("Keep the key when renewing").default("false").flag(ISSUE | RUN)
             => .reuse_key;
         "partial", partial: bool, boolean, BOOLEAN
-            .doc("Issue for the names that are proven when others fail, and retry those later")
+            .doc("Issue for the names that the CA validates when others fail, and retry those later")
             .default("false").flag(ISSUE | RUN)
             => .partial;
-        "profile", profile: String, text, TEXT
+        "profile", profile: String, parsed, TEXT
             .doc("The CA's certificate profile, such as shortlived").option(ISSUE | RUN, "PROFILE")
             => .profile;
     }
@@ -142,20 +143,21 @@ layer! {
         "log_format", log_format: LogFormat, parsed, choice(|| vec!["text", "json"])
             .doc("The format of messages on standard error").default("text").option(EVERY, "FORMAT")
             => .log_format;
-        "output.owner", output_owner: String, text, TEXT
+        "output.owner", output_owner: String, parsed, TEXT
             .doc("The owner of the files for the proxy: a user's name or number")
             .default_is("the user of the process")
             => .output.owner;
-        "output.group", output_group: String, text, TEXT
+        "output.group", output_group: String, parsed, TEXT
             .doc("The group of these files: a name or a number").default_is("the group of the process")
             => .output.group;
     }
 
     group "Service" {
-        "admin.listen", admin_listen: AdminListen, parsed, TEXT
+        "admin.listen", admin_listen: Option<SocketAddr>, address_or_off, TEXT
             .hint("write 127.0.0.1:9180, or off")
             .doc("Where the read-only endpoints are, or off")
-            .default("127.0.0.1:9180").option(RUN, "ADDR");
+            .default("127.0.0.1:9180").option(RUN, "ADDR")
+            => .admin_listen;
         "harden", harden: bool, boolean, BOOLEAN
             .doc("Give up what certs run does not need: capabilities, files, system calls")
             .default("true").option(RUN, "on|off")
@@ -170,7 +172,7 @@ layer! {
     }
 
     group "Containers" {
-        "docker.host", docker_host: DockerHost, parsed, TEXT
+        "docker.host", docker_host: String, docker_host, TEXT
             .hint("write tcp://HOST:2375, or unix:///PATH")
             .doc("Follow the labels of containers: Docker's API behind a filtering proxy, tcp://HOST:2375 or unix:///PATH")
             .option(RUN, "URL");
@@ -266,24 +268,18 @@ pub(super) fn keys() -> impl Iterator<Item = &'static Key> {
     CertificateLayer::KEYS.iter().chain(Layer::KEYS)
 }
 
-/// The resolved configuration.
+/// The resolved configuration. The keys above document its fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Settings {
     /// The configuration that was read, if there is one.
     pub file: Option<PathBuf>,
-    /// The private state.
     pub data_dir: PathBuf,
-    /// Where consumers read certificates.
     pub output: OutputSettings,
-    /// How messages look.
     pub log_format: LogFormat,
-    /// Whether `certs run` gives up the rights that it does not need.
     pub harden: bool,
     /// The address of the read-only endpoints; `None` turns them off.
     pub admin_listen: Option<SocketAddr>,
-    /// When certificates are renewed and deployed.
     pub renew: RenewSettings,
-    /// The default challenge of certificates.
     pub challenge: ChallengeSettings,
     /// Whether containers may request certificates by their labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -317,20 +313,15 @@ impl Settings {
 /// The directory that is shared with the proxy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct OutputSettings {
-    /// Its path.
     pub directory: PathBuf,
-    /// The owner of its files: a user's name or number.
     pub owner: Option<String>,
-    /// Their group: a name or a number.
     pub group: Option<String>,
 }
 
 /// When certificates are renewed and deployed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RenewSettings {
-    /// A sweep beside the exact timers, and the maintenance window.
     pub schedule: Option<Schedule>,
-    /// When a renewed certificate is deployed.
     pub deploy: DeployWhen,
 }
 
@@ -339,29 +330,19 @@ pub(crate) struct RenewSettings {
 /// field needs a default for stored settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct CertificateSettings {
-    /// Its name.
     pub lineage: Lineage,
     /// The names in it, in the order in which they were given.
     pub names: Vec<Identifier>,
-    /// The CA that issues it.
     pub ca: CaSettings,
-    /// The CA that issues it when the first one cannot.
     #[serde(default)]
     pub fallback: Option<CaSettings>,
-    /// The CA's certificate profile.
     pub profile: Option<String>,
-    /// The type of key.
     pub key: KeyType,
-    /// Whether a renewal keeps the key.
     pub reuse_key: bool,
-    /// Whether names that fail may be excluded.
     #[serde(default)]
     pub partial: bool,
-    /// The challenge that proves control.
     pub challenge: ChallengeSettings,
-    /// The targets to deploy to.
     pub deploy: Vec<DeployTarget>,
-    /// The endpoints at which it is verified.
     pub verify: Vec<Endpoint>,
     /// The client that it was imported from, if no configuration names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

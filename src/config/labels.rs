@@ -21,8 +21,8 @@ const NGINX: &str = "nginx";
 /// The answer to the requests of all containers.
 #[derive(Debug, Default)]
 pub(crate) struct Granted {
-    /// The granted certificates, each with the index of its request.
-    pub certificates: Vec<(usize, CertificateSettings)>,
+    /// The granted certificates.
+    pub certificates: Vec<CertificateSettings>,
     /// Why the other requests are refused.
     pub refused: Vec<Problem>,
 }
@@ -43,13 +43,12 @@ impl From<&InvalidLabel> for Problem {
 impl Sources {
     /// The certificates that `asks` request, beside those of `configured`, which win. Of
     /// several requests that exclude each other, the first is granted.
-    #[must_use]
     pub(crate) fn granted(&self, asks: &[&Request], configured: &Settings) -> Granted {
         let mut granted = Granted::default();
         let Some(docker) = &configured.docker else {
             return granted;
         };
-        for (index, ask) in asks.iter().enumerate() {
+        for ask in asks {
             let Some(lineage) = ask.lineage() else {
                 continue;
             };
@@ -59,9 +58,9 @@ impl Sources {
                 granted.refused.extend(problems.sorted());
                 continue;
             }
-            let certificate = self.asked(ask, lineage, docker, &mut problems);
-            let before = granted.certificates.iter().map(|(_, one)| one);
-            let before = configured.certificates.iter().chain(before);
+            let certificate = self.requested(ask, lineage, docker, &mut problems);
+            let before = configured.certificates.iter();
+            let before = before.chain(&granted.certificates);
             if problems.is_empty()
                 && let Some((path, whose)) = check::shared_file(&certificate, before)
             {
@@ -71,23 +70,21 @@ impl Sources {
             }
             if problems.is_empty() && granted.certificates.len() >= docker.limit {
                 let message = format!("containers request more than {} certificates", docker.limit);
-                problems.add(
-                    &origin,
-                    message,
-                    "raise [docker] limit, if the containers need them",
-                );
+                let hint = "raise [docker] limit, if the containers need them";
+                problems.add(&origin, message, hint);
             }
-            match problems.is_empty() {
-                true => granted.certificates.push((index, certificate)),
-                // A problem without an origin belongs to the container.
-                false => granted
-                    .refused
-                    .extend(problems.sorted().into_iter().map(|mut one| {
-                        if one.origin == Origin::Nowhere {
-                            one.origin = origin.clone();
-                        }
-                        one
-                    })),
+            match problems.or(certificate) {
+                Ok(certificate) => granted.certificates.push(certificate),
+                Err(mut refused) => {
+                    // A problem without an origin belongs to the container.
+                    for one in refused
+                        .iter_mut()
+                        .filter(|one| one.origin == Origin::Nowhere)
+                    {
+                        one.origin = origin.clone();
+                    }
+                    granted.refused.extend(refused);
+                }
             }
         }
         granted
@@ -105,8 +102,8 @@ impl Sources {
     ) -> bool {
         let same =
             |one: &CertificateSettings| one.names.iter().collect::<BTreeSet<_>>() == ask.set();
-        let asked = granted.certificates.iter().map(|(_, one)| one);
-        let mut all = configured.certificates.iter().chain(asked);
+        let all = configured.certificates.iter();
+        let mut all = all.chain(&granted.certificates);
         let Some(other) = all.find(|one| one.lineage == *lineage || same(one)) else {
             return false;
         };
@@ -116,17 +113,15 @@ impl Sources {
                 true => "the configuration",
                 false => "another container",
             };
-            let message = format!(
-                "{whose} has a certificate {lineage}, for {}",
-                names.join(", ")
-            );
+            let names = names.join(", ");
+            let message = format!("{whose} has a certificate {lineage}, for {names}");
             let hint = "put another name first, or request the same names";
             problems.add(&origin_of(ask, &ask.label), message, hint);
         }
         true
     }
 
-    fn asked(
+    fn requested(
         &self,
         ask: &Request,
         lineage: Lineage,

@@ -4,12 +4,15 @@
 //! at it.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::ca::{self, Directory};
 use super::problem::{Given, Origin, Problems, nearest};
 use crate::deploy::docker::Api;
+use crate::identifier::Identifier;
+use crate::lineage::Lineage;
 
 /// A value that is not parsed yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,86 +28,85 @@ pub(super) enum Raw {
 
 pub(super) type Value = Given<Raw>;
 
+/// What a reader returns: the value, or nothing after it has reported a problem.
+type Read<T> = Option<Given<T>>;
+
+/// A type that a text is parsed into.
+pub(super) trait Parsed: FromStr<Err: fmt::Display> {}
+impl<T: FromStr<Err: fmt::Display>> Parsed for T {}
+
 impl Value {
     pub(super) fn text(text: &str, origin: &Origin) -> Self {
-        Self {
-            value: Raw::Text(text.to_owned()),
-            origin: origin.clone(),
-        }
+        Self::new(Raw::Text(text.to_owned()), origin)
     }
 
     pub(super) fn list<'a>(texts: impl IntoIterator<Item = &'a str>, origin: &Origin) -> Self {
-        Self {
-            value: Raw::List(
-                texts
-                    .into_iter()
-                    .map(|text| Self::text(text, origin))
-                    .collect(),
-            ),
-            origin: origin.clone(),
+        let texts = texts.into_iter();
+        let items = texts.map(|text| Self::text(text, origin));
+        Self::new(Raw::List(items.collect()), origin)
+    }
+
+    /// The items of a list; a single text is a list of one.
+    fn items(&self) -> &[Self] {
+        match &self.value {
+            Raw::List(items) => items,
+            _ => std::slice::from_ref(self),
         }
     }
 }
 
 /// Reads a CA; the hint for an unknown name suggests the nearest known one.
-pub(super) fn directory(
-    value: &Value,
-    _expected: &str,
-    problems: &mut Problems,
-) -> Option<Given<Directory>> {
+pub(super) fn directory(value: &Value, _hint: &str, problems: &mut Problems) -> Read<Directory> {
     let names = ca::names();
-    let meant = match &value.value {
-        Raw::Text(text) => nearest(text, names.iter().copied()),
-        _ => None,
-    };
-    let hint = match meant {
-        Some(meant) => format!("did you mean {meant}?"),
-        None => format!("give an https:// URL or one of {}", names.join(", ")),
-    };
-    parsed(value, &hint, problems)
+    let known = format!("give an https:// URL or one of {}", names.join(", "));
+    parsed_by(value, &known, problems, |text| {
+        let meant = nearest(text, names.iter().copied());
+        let hint = meant.map_or(known.clone(), |meant| format!("did you mean {meant}?"));
+        text.parse().map_err(|message| (message, hint))
+    })
 }
 
-/// The address of Docker's API.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct DockerHost(pub(super) String);
-
-impl FromStr for DockerHost {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        Api::at(text).map(|_| Self(text.to_owned()))
-    }
+/// Reads the address of Docker's API.
+pub(super) fn docker_host(value: &Value, hint: &str, problems: &mut Problems) -> Read<String> {
+    parsed_by(value, hint, problems, |text| match Api::at(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err((error.to_string(), hint.to_owned())),
+    })
 }
 
-struct Email(String);
-
-impl FromStr for Email {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let fine = text.split_once('@').is_some_and(|(user, host)| {
+pub(super) fn email(value: &Value, hint: &str, problems: &mut Problems) -> Read<String> {
+    parsed_by(value, hint, problems, |text| {
+        let parts = text.split_once('@');
+        let has_parts = parts.is_some_and(|(user, host)| {
             !user.is_empty() && !host.is_empty() && !host.contains('@')
-        }) && !text.contains(|c: char| c.is_whitespace() || c.is_control() || c == ',');
-        if fine {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(format!("invalid e-mail address `{}`", text.escape_debug()))
+        });
+        match has_parts && !text.contains(|c: char| c.is_whitespace() || c.is_control() || c == ',')
+        {
+            true => Ok(text.to_owned()),
+            false => {
+                let message = format!("invalid e-mail address `{}`", text.escape_debug());
+                Err((message, hint.to_owned()))
+            }
         }
+    })
+}
+
+/// Reads an address and a port, or `off`.
+pub(super) fn address_or_off(
+    value: &Value,
+    hint: &str,
+    problems: &mut Problems,
+) -> Read<Option<SocketAddr>> {
+    match &value.value {
+        Raw::Text(text) if text == "off" => Some(Given::new(None, &value.origin)),
+        _ => Some(parsed(value, hint, problems)?.map(Some)),
     }
-}
-
-pub(super) fn email(value: &Value, hint: &str, problems: &mut Problems) -> Option<Given<String>> {
-    let email = parsed::<Email>(value, hint, problems)?;
-    Some(email.map(|Email(text)| text))
-}
-
-pub(super) fn text(value: &Value, hint: &str, problems: &mut Problems) -> Option<Given<String>> {
-    parsed(value, hint, problems)
 }
 
 /// A relative path of the file starts at the file, any other at the working directory.
-pub(super) fn path(value: &Value, hint: &str, problems: &mut Problems) -> Option<Given<PathBuf>> {
+pub(super) fn path(value: &Value, hint: &str, problems: &mut Problems) -> Read<PathBuf> {
     let path = parsed::<PathBuf>(value, hint, problems)?;
-    let base = path.origin.clone();
-    Some(path.map(|path| absolute(&base, &path)))
+    Some(path.map(|path| absolute(&value.origin, &path)))
 }
 
 /// `path`, made absolute from the place where it is written.
@@ -117,48 +119,45 @@ pub(super) fn absolute(origin: &Origin, path: &Path) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
 
-pub(super) fn parsed<T: FromStr>(
+pub(super) fn parsed<T: Parsed>(value: &Value, hint: &str, problems: &mut Problems) -> Read<T> {
+    parsed_by(value, hint, problems, |text| {
+        let parsed = text.parse();
+        parsed.map_err(|error: T::Err| (error.to_string(), hint.to_owned()))
+    })
+}
+
+/// Parses a text by `parse`, whose error is a message and its hint.
+fn parsed_by<T>(
     value: &Value,
     hint: &str,
     problems: &mut Problems,
-) -> Option<Given<T>>
-where
-    T::Err: fmt::Display,
-{
-    let origin = value.origin.clone();
-    let Raw::Text(text) = &value.value else {
-        problems.add(&origin, "the value is not a text", hint);
-        return None;
-    };
-    if text.trim().is_empty() {
-        problems.add(&origin, "the value is empty", hint);
-        return None;
-    }
-    match text.parse() {
-        Ok(value) => Some(Given { value, origin }),
-        Err(error) => {
-            let message = error.to_string();
+    parse: impl FnOnce(&str) -> Result<T, (String, String)>,
+) -> Read<T> {
+    let parsed = match &value.value {
+        Raw::Text(text) if text.trim().is_empty() => {
+            Err(("the value is empty".to_owned(), hint.to_owned()))
+        }
+        Raw::Text(text) => parse(text).map_err(|(message, hint)| {
             // The standard library's parsers do not say what they read.
             let shown = text.escape_debug().to_string();
-            if message.contains(text.trim()) || message.contains(&shown) {
-                problems.add(&origin, message, hint);
-            } else {
-                problems.add(&origin, format!("`{shown}`: {message}"), hint);
+            match message.contains(text.trim()) || message.contains(&shown) {
+                true => (message, hint),
+                false => (format!("`{shown}`: {message}"), hint),
             }
+        }),
+        _ => Err(("the value is not a text".to_owned(), hint.to_owned())),
+    };
+    match parsed {
+        Ok(parsed) => Some(Given::new(parsed, &value.origin)),
+        Err((message, hint)) => {
+            problems.add(&value.origin, message, hint);
             None
         }
     }
 }
 
 /// Reads a number, with or without quotes.
-pub(super) fn number<T: FromStr>(
-    value: &Value,
-    hint: &str,
-    problems: &mut Problems,
-) -> Option<Given<T>>
-where
-    T::Err: fmt::Display,
-{
+pub(super) fn number<T: Parsed>(value: &Value, hint: &str, problems: &mut Problems) -> Read<T> {
     match &value.value {
         Raw::Number(digits) => parsed(&Value::text(digits, &value.origin), hint, problems),
         _ => parsed(value, hint, problems),
@@ -171,53 +170,43 @@ pub(super) fn split(text: &str) -> impl Iterator<Item = &str> {
         .filter(|word| !word.is_empty())
 }
 
-pub(super) fn boolean(
-    value: &Value,
-    _expected: &str,
-    problems: &mut Problems,
-) -> Option<Given<bool>> {
-    let origin = value.origin.clone();
-    let Raw::Boolean(value) = value.value else {
-        problems.add(
-            &origin,
-            "the value is neither true nor false",
-            "write true or false",
-        );
+pub(super) fn boolean(value: &Value, _hint: &str, problems: &mut Problems) -> Read<bool> {
+    let Raw::Boolean(switch) = value.value else {
+        let message = "the value is neither true nor false";
+        problems.add(&value.origin, message, "write true or false");
         return None;
     };
-    Some(Given { value, origin })
+    Some(Given::new(switch, &value.origin))
 }
 
-/// Reads a list; a single text is a list of one.
-pub(super) fn words<T: FromStr>(
+/// Reads a list, with the origin of each item.
+pub(super) fn words<T: Parsed>(
     value: &Value,
     hint: &str,
     problems: &mut Problems,
-) -> Option<Given<Vec<Given<T>>>>
-where
-    T::Err: fmt::Display,
-{
-    let items = match &value.value {
-        Raw::List(items) => items.as_slice(),
-        _ => std::slice::from_ref(value),
-    };
-    let value_of = |item| parsed(item, hint, problems);
-    Some(Given {
-        value: items.iter().filter_map(value_of).collect(),
-        origin: value.origin.clone(),
-    })
+) -> Read<Vec<Given<T>>> {
+    let items = value.items().iter();
+    let items = items.filter_map(|item| parsed(item, hint, problems));
+    Some(Given::new(items.collect(), &value.origin))
 }
 
-pub(super) fn list<T: FromStr>(
-    value: &Value,
-    hint: &str,
-    problems: &mut Problems,
-) -> Option<Given<Vec<T>>>
-where
-    T::Err: fmt::Display,
-{
-    words(value, hint, problems).map(|all| Given {
-        value: all.value.into_iter().map(|item| item.value).collect(),
-        origin: all.origin,
-    })
+pub(super) fn list<T: Parsed>(value: &Value, hint: &str, problems: &mut Problems) -> Read<Vec<T>> {
+    let all = words(value, hint, problems)?;
+    Some(all.map(|all| all.into_iter().map(|item| item.value).collect()))
+}
+
+/// Reads the names of a certificate.
+pub(super) fn identifiers(value: &Value, problems: &mut Problems) -> Vec<Identifier> {
+    let items = value.items().iter().filter_map(|item| {
+        let hint = "a DNS name or an IP address belongs here";
+        parsed_by(item, hint, problems, |text| {
+            Identifier::parse(text).map_err(|error| (error.to_string(), error.hint().to_owned()))
+        })
+    });
+    items.map(|item| item.value).collect()
+}
+
+/// Reads a certificate's own name.
+pub(super) fn lineage(value: &Value, problems: &mut Problems) -> Read<Lineage> {
+    parsed(value, "letters a to z, digits, `.`, `_` and `-`", problems)
 }

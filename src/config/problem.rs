@@ -10,12 +10,7 @@ use crate::text::{printable, printable_within};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
     /// A line of the configuration, from 1.
-    Line {
-        /// The file as it was named.
-        file: String,
-        /// From 1.
-        line: usize,
-    },
+    Line { file: String, line: usize },
     /// A variable of the environment.
     Variable(String),
     /// An option or an argument of the command line.
@@ -23,12 +18,7 @@ pub(crate) enum Origin {
     /// The options of the issue that made this certificate.
     Stored(String),
     /// A label of a container, or a variable of its environment.
-    Label {
-        /// The container, by its name.
-        container: String,
-        /// The label.
-        label: String,
-    },
+    Label { container: String, label: String },
     /// No origin: the value is missing.
     Nowhere,
 }
@@ -57,6 +47,11 @@ pub(super) struct Given<T> {
 }
 
 impl<T> Given<T> {
+    pub(super) fn new(value: T, origin: &Origin) -> Self {
+        let origin = origin.clone();
+        Self { value, origin }
+    }
+
     pub(super) fn map<U>(self, change: impl FnOnce(T) -> U) -> Given<U> {
         Given {
             value: change(self.value),
@@ -68,26 +63,25 @@ impl<T> Given<T> {
 /// One error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Problem {
-    /// Where the value comes from.
     pub origin: Origin,
-    /// The problem.
     pub message: String,
-    /// The next thing to do.
     pub hint: String,
 }
 
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Problem {
+    /// The message with its origin, and the hint.
+    pub(crate) fn shown(&self) -> (String, String) {
         // A message quotes what a user wrote: a path, a value, a name.
         let (message, hint) = (safe(&self.message), safe(&self.hint));
-        write!(f, "{}{message}\n  hint: {hint}", self.origin)
+        (format!("{}{message}", self.origin), hint)
     }
 }
 
 /// Escapes control characters, so that no text steers a terminal; lines stay lines.
 fn safe(text: &str) -> String {
-    let lines = text.split('\n');
-    let lines = lines.map(|line| printable_within(line, usize::MAX));
+    let lines = text
+        .split('\n')
+        .map(|line| printable_within(line, usize::MAX));
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -115,6 +109,14 @@ impl Problems {
 
     pub(super) fn len(&self) -> usize {
         self.0.len()
+    }
+
+    /// `value`, or all problems if there are any.
+    pub(super) fn or<T>(self, value: T) -> Result<T, Vec<Problem>> {
+        match self.0.is_empty() {
+            true => Ok(value),
+            false => Err(self.sorted()),
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {

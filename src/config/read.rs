@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::key::{Key, Scope};
 use super::keys::{CertificateLayer, EXCLUSIVE, Layer, NAMING, SECTIONS, keys};
-use super::layer::{Raw, Value, list, parsed, words};
+use super::layer::{Raw, Value, identifiers, lineage, list};
 use super::problem::{Given, Origin, Problems, nearest};
 use crate::deploy::target::{DeployTarget, TargetKeys};
 use crate::identifier::Identifier;
@@ -79,6 +79,10 @@ impl Reader<'_> {
         }
     }
 
+    fn add(&mut self, origin: &Origin, message: impl Into<String>, hint: impl Into<String>) {
+        self.problems.add(origin, message, hint);
+    }
+
     fn document(&mut self, table: &DeTable<'_>) -> Document {
         let mut all = Document::default();
         for (key, item) in table {
@@ -92,8 +96,7 @@ impl Reader<'_> {
                 (section, _) if is_section(section) => {
                     let origin = self.origin(key.span());
                     let hint = format!("write [{section}] above its keys");
-                    self.problems
-                        .add(&origin, format!("`{section}` is a table"), hint);
+                    self.add(&origin, format!("`{section}` is a table"), hint);
                 }
                 _ => {
                     let value = self.value(key.span(), item);
@@ -127,44 +130,32 @@ impl Reader<'_> {
             let DeValue::Table(keys) = item.get_ref() else {
                 let hint = "write deploy = [\"nginx\"], or [deploy.NAME] with kind = \"nginx\"";
                 let message = format!("`deploy.{}` is not a table", name.get_ref());
-                self.problems.add(&origin, message, hint);
+                self.add(&origin, message, hint);
                 continue;
             };
-            targets.extend(
-                self.target(&origin, keys)
-                    .map(|value| (name.get_ref().to_string(), Given { value, origin })),
-            );
+            if let Some(value) = self.target(&origin, keys) {
+                targets.insert(name.get_ref().to_string(), Given { value, origin });
+            }
         }
         targets
     }
 
     fn target(&mut self, origin: &Origin, keys: &DeTable<'_>) -> Option<DeployTarget> {
-        let (mut kind, mut given) = (None::<String>, TargetKeys::new());
-        let mut origins = BTreeMap::new();
+        let (mut given, mut origins) = (TargetKeys::new(), BTreeMap::new());
         for (key, item) in keys {
             let value = self.value(key.span(), item);
             let name = key.get_ref().to_string();
             origins.insert(name.clone(), value.origin.clone());
-            let mut words = match value.value {
+            let words = match value.value {
                 Raw::Boolean(value) => vec![value.to_string()],
-                _ => {
-                    let words = words::<String>(&value, super::DEPLOY_HINT, &mut self.problems)?;
-                    words.value.into_iter().map(|word| word.value).collect()
-                }
+                _ => list(&value, super::DEPLOY_HINT, &mut self.problems)?.value,
             };
-            match name.as_str() {
-                "kind" => kind = words.pop(),
-                _ => {
-                    given.insert(name, words);
-                }
-            }
+            given.insert(name, words);
         }
+        let kind = given.remove("kind").and_then(|mut words| words.pop());
         let Some(kind) = kind else {
-            self.problems.add(
-                origin,
-                "a deploy target without `kind`",
-                "add kind = \"nginx\"",
-            );
+            let message = "a deploy target without `kind`";
+            self.add(origin, message, "add kind = \"nginx\"");
             return None;
         };
         let invalid = match DeployTarget::long(&kind, given) {
@@ -178,12 +169,12 @@ impl Reader<'_> {
                 let kinds: Vec<_> = DeployTarget::kinds().map(|kind| kind.name).collect();
                 format!("the kinds: {}", kinds.join(", "))
             }
-            _ => format!(
-                "the keys of {kind}: {}",
-                DeployTarget::keys_of(&kind).join(", ")
-            ),
+            _ => {
+                let keys = DeployTarget::keys_of(&kind).join(", ");
+                format!("the keys of {kind}: {keys}")
+            }
         };
-        self.problems.add(origin, invalid.message, hint);
+        self.add(origin, invalid.message, hint);
         None
     }
 
@@ -191,8 +182,7 @@ impl Reader<'_> {
         let DeValue::Array(array) = item.get_ref() else {
             let origin = self.origin(item.span());
             let hint = "write [[certificate]], with two brackets";
-            self.problems
-                .add(&origin, "`certificate` is not a list of tables", hint);
+            self.add(&origin, "`certificate` is not a list of tables", hint);
             return Vec::new();
         };
         let mut seen = BTreeSet::new();
@@ -204,7 +194,7 @@ impl Reader<'_> {
             if !seen.insert(entry.lineage.clone()) {
                 let message = format!("two certificates are named `{}`", entry.lineage);
                 let hint = "remove one, or give one of them a `name`";
-                self.problems.add(&entry.origin, message, hint);
+                self.add(&entry.origin, message, hint);
             }
             entries.push(entry);
         }
@@ -215,38 +205,27 @@ impl Reader<'_> {
         let origin = self.origin(item.span());
         let DeValue::Table(table) = item.get_ref() else {
             let hint = "write [[certificate]] above its keys";
-            self.problems.add(&origin, "a certificate is a table", hint);
+            self.add(&origin, "a certificate is a table", hint);
             return None;
         };
         let mut layer = CertificateLayer::default();
-        let (mut names, mut lineage) = (None, None);
+        let (mut names, mut named) = (None, None);
         for (key, item) in table {
             let value = self.value(key.span(), item);
             match key.get_ref().as_ref() {
-                "names" => {
-                    let hint = "a DNS name or an IP address belongs here";
-                    names = list::<Identifier>(&value, hint, &mut self.problems);
-                }
-                "name" => {
-                    let hint = "letters a to z, digits, `.`, `_` and `-`";
-                    lineage = parsed(&value, hint, &mut self.problems);
-                }
+                "names" => names = Some(identifiers(&value, &mut self.problems)),
+                "name" => named = lineage(&value, &mut self.problems),
                 shared if layer.put(shared, &value, &mut self.problems) => {}
                 unknown => self.unknown(key.span(), unknown, &of_a_certificate()),
             }
         }
-        let empty = match names.as_ref() {
-            None => true,
-            Some(names) => names.value.is_empty() && is_empty_list(table),
-        };
-        if empty {
+        if names.is_none() || is_empty_list(table) {
             let hint = "add names = [\"example.com\"]";
-            self.problems
-                .add(&origin, "the certificate has no names", hint);
+            self.add(&origin, "the certificate has no names", hint);
         }
-        let names = names?.value;
-        let lineage = match lineage {
-            Some(lineage) => lineage.value,
+        let names = names?;
+        let lineage = match named {
+            Some(named) => named.value,
             None => Lineage::of(names.first()?),
         };
         Some(Entry {
@@ -268,7 +247,7 @@ impl Reader<'_> {
             let origin = self.origin(if one.start < other.start { other } else { one });
             let message = format!("{first} and {second} exclude each other");
             let hint = "keep the one that answers on port 80";
-            self.problems.add(&origin, message, hint);
+            self.add(&origin, message, hint);
         }
     }
 
@@ -286,7 +265,7 @@ impl Reader<'_> {
             None => format!("known here: {}", known.join(", ")),
         };
         let message = format!("unknown key `{}`", key.escape_debug());
-        self.problems.add(&origin, message, hint);
+        self.add(&origin, message, hint);
     }
 
     /// A value that the parser assumed has no span: its line is that of its key.
@@ -304,19 +283,16 @@ impl Reader<'_> {
             _ => Raw::Other,
         };
         let at = item.span();
-        Given {
-            value,
-            origin: self.origin(if at.is_empty() { key } else { at }),
-        }
+        let origin = self.origin(if at.is_empty() { key } else { at });
+        Given { value, origin }
     }
 }
 
 fn is_empty_list(table: &DeTable<'_>) -> bool {
-    table
-        .iter()
-        .find(|(key, _)| key.get_ref() == "names")
-        .and_then(|(_, item)| item.get_ref().as_array())
-        .is_some_and(|names| names.is_empty())
+    let names = table
+        .get("names")
+        .and_then(|item| item.get_ref().as_array());
+    names.is_some_and(|names| names.is_empty())
 }
 
 fn is_section(name: &str) -> bool {

@@ -45,33 +45,29 @@ impl Entry {
 
 impl CertificateLayer {
     fn remembered(stored: &Remembered, origin: &Origin) -> Self {
-        fn given<T>(origin: &Origin, value: T) -> Option<Given<T>> {
-            let origin = origin.clone();
-            Some(Given { value, origin })
+        fn given<T: Clone>(origin: &Origin, value: Option<&T>) -> Option<Given<T>> {
+            value.map(|value| Given::new(value.clone(), origin))
         }
-        let whole = match stored {
-            Remembered::Whole(whole) => whole,
+        match stored {
             Remembered::Record {
                 directory, profile, ..
-            } => {
-                return Self {
-                    ca: directory.clone().and_then(|ca| given(origin, ca)),
-                    profile: profile.clone().and_then(|profile| given(origin, profile)),
-                    ..Self::default()
-                };
+            } => Self {
+                ca: given(origin, directory.as_ref()),
+                profile: given(origin, profile.as_ref()),
+                ..Self::default()
+            },
+            Remembered::Whole(whole) => {
+                let fallback = whole.fallback.as_ref();
+                let hmac_file = fallback.and_then(|ca| ca.eab_hmac_file.as_ref());
+                Self {
+                    fallback: given(origin, fallback.map(|ca| &ca.directory)),
+                    fallback_eab_kid: given(origin, fallback.and_then(|ca| ca.eab_kid.as_ref())),
+                    fallback_eab_hmac_file: given(origin, hmac_file),
+                    stored_challenge: given(origin, Some(&whole.challenge)),
+                    stored_deploy: given(origin, Some(&whole.deploy)),
+                    ..Self::holding(whole, origin)
+                }
             }
-        };
-        let (fallback, fallback_eab_kid, fallback_eab_hmac_file) = match whole.fallback.clone() {
-            Some(ca) => (Some(ca.directory), ca.eab_kid, ca.eab_hmac_file),
-            None => (None, None, None),
-        };
-        Self {
-            fallback: fallback.and_then(|value| given(origin, value)),
-            fallback_eab_kid: fallback_eab_kid.and_then(|value| given(origin, value)),
-            fallback_eab_hmac_file: fallback_eab_hmac_file.and_then(|value| given(origin, value)),
-            stored_challenge: given(origin, whole.challenge.clone()),
-            stored_deploy: given(origin, whole.deploy.clone()),
-            ..Self::holding(whole, origin)
         }
     }
 }

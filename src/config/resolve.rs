@@ -9,12 +9,11 @@ use super::arguments::Options;
 use super::check;
 use super::environment::{self, Variables};
 use super::keys::{CertificateLayer, Layer};
-use super::layer::{Raw, Value, list, parsed};
+use super::layer::{Raw, Value, identifiers, lineage};
 use super::problem::{Given, Origin, Problem, Problems};
 use super::read::{self, Document, Entry};
 use super::remembered::Remembered;
 use super::{CertificateSettings, Settings};
-use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 
 const USUAL_FILES: [&str; 2] = ["certs.toml", "/etc/certs/certs.toml"];
@@ -42,18 +41,18 @@ pub(crate) struct Sources {
     pub(super) default_data_dir: Option<PathBuf>,
     /// The address of Docker's API: `DOCKER_HOST`, as Docker's own programs read it.
     pub(super) docker_host: Option<String>,
-    names_a_lineage: bool,
+    /// Whether the certificate's own name was given.
+    pub(crate) names_a_lineage: bool,
 }
 
 impl Sources {
     /// Reads all three. [`Self::settings`] reports their problems.
-    #[must_use]
     pub(crate) fn read(options: &Options, environment: &BTreeMap<String, String>) -> Self {
         let mut problems = Problems::default();
         let (file, document) = file(options, environment, &mut problems);
         let variables = environment::read(environment, &mut problems);
         let name = variables.name.as_ref();
-        let name = name.and_then(|name| lineage_of(name, &mut problems));
+        let name = name.and_then(|name| lineage(name, &mut problems));
         let groups = variables.domains.iter();
         let mut domains: Vec<Entry> = groups
             .filter_map(|group| group_of(group, None, &mut problems))
@@ -80,12 +79,12 @@ impl Sources {
             docker_host: environment.get("DOCKER_HOST").cloned(),
             names_a_lineage: false,
         };
-        let lineage = options.lineage.as_ref();
-        let lineage = lineage.and_then(|name| lineage_of(name, &mut sources.problems));
+        let given = options.lineage.as_ref();
+        let given = given.and_then(|name| lineage(name, &mut sources.problems));
         // CERTS_NAME belongs to CERTS_DOMAINS, if that is set.
-        let lineage = lineage.or(name.filter(|_| sources.domains.is_empty()));
-        sources.names_a_lineage = lineage.is_some();
-        sources.named = sources.name(options, lineage);
+        let given = given.or(name.filter(|_| sources.domains.is_empty()));
+        sources.names_a_lineage = given.is_some();
+        sources.named = sources.name(options, given);
         sources
     }
 
@@ -102,11 +101,7 @@ impl Sources {
             settings.certificates.push(certificate);
         }
         check::copies(&settings.certificates, &entries, &mut problems);
-        if problems.is_empty() {
-            Ok(settings)
-        } else {
-            Err(problems.sorted())
-        }
+        problems.or(settings)
     }
 
     /// The settings of a certificate that is stored and not configured: its stored
@@ -123,11 +118,7 @@ impl Sources {
         if let Remembered::Whole(whole) = stored {
             certificate.imported.clone_from(&whole.imported);
         }
-        if problems.is_empty() {
-            Ok(certificate)
-        } else {
-            Err(problems.sorted())
-        }
+        problems.or(certificate)
     }
 
     pub(super) fn checked(&self, entry: &Entry, problems: &mut Problems) -> CertificateSettings {
@@ -138,14 +129,7 @@ impl Sources {
         certificate
     }
 
-    /// Whether the certificate's own name was given.
-    #[must_use]
-    pub(crate) fn names_a_lineage(&self) -> bool {
-        self.names_a_lineage
-    }
-
     /// Whether the file or the environment has a certificate of that name.
-    #[must_use]
     pub(crate) fn configures(&self, lineage: &Lineage) -> bool {
         self.configured(lineage).is_some()
     }
@@ -157,11 +141,7 @@ impl Sources {
     pub(crate) fn process_settings(&self) -> Result<Settings, Vec<Problem>> {
         let mut problems = self.problems.clone();
         let settings = self.process(&mut problems);
-        if problems.is_empty() {
-            Ok(settings)
-        } else {
-            Err(problems.sorted())
-        }
+        problems.or(settings)
     }
 
     /// The certificate of the command line. Names that are all of a configured
@@ -172,22 +152,16 @@ impl Sources {
             options.lineage.as_ref()?;
             return lineage.and_then(|lineage| self.by_lineage(lineage));
         }
-        if let [
-            Value {
-                value: Raw::Text(text),
-                ..
-            },
-        ] = options.names.as_slice()
+        if let [name] = options.names.as_slice()
+            && let Raw::Text(text) = &name.value
             && let Ok(only) = Lineage::parse(text)
             && lineage.is_none()
             && let Some(entry) = self.configured(&only)
         {
             return Some(entry.clone());
         }
-        let group = Given {
-            value: Raw::List(options.names.clone()),
-            origin: Origin::Option("NAME".to_owned()),
-        };
+        let origin = Origin::Option("NAME".to_owned());
+        let group = Value::new(Raw::List(options.names.clone()), &origin);
         let mut entry = group_of(&group, lineage.map(|given| given.value), &mut self.problems)?;
         if let Some(known) = self.configured(&entry.lineage)
             && entry.names.iter().all(|name| known.names.contains(name))
@@ -229,11 +203,8 @@ impl Sources {
         for entry in &self.domains {
             if !seen.insert(entry.lineage.clone()) {
                 let message = format!("two certificates are named `{}`", entry.lineage);
-                problems.add(
-                    &entry.origin,
-                    message,
-                    "put another name first in one of them",
-                );
+                let hint = "put another name first in one of them";
+                problems.add(&entry.origin, message, hint);
             }
         }
         for entry in self.domains.iter().chain(&self.named) {
@@ -261,13 +232,8 @@ impl Sources {
     }
 }
 
-fn lineage_of(name: &Value, problems: &mut Problems) -> Option<Given<Lineage>> {
-    parsed::<Lineage>(name, "letters a to z, digits, `.`, `_` and `-`", problems)
-}
-
 fn group_of(group: &Value, lineage: Option<Lineage>, problems: &mut Problems) -> Option<Entry> {
-    let hint = "a DNS name or an IP address belongs here";
-    let names = list::<Identifier>(group, hint, problems)?.value;
+    let names = identifiers(group, problems);
     let lineage = lineage.or_else(|| names.first().map(Lineage::of))?;
     Some(Entry {
         origin: group.origin.clone(),
@@ -284,22 +250,17 @@ fn file(
     environment: &BTreeMap<String, String>,
     problems: &mut Problems,
 ) -> (Option<PathBuf>, Document) {
-    let variable = environment
-        .get("CERTS_CONFIG")
-        .filter(|file| !file.is_empty());
-    let named = match (&options.config, variable) {
-        (Some(file), _) => Some((file.clone(), Origin::Option("--config".to_owned()))),
-        (None, Some(file)) => Some((file.clone(), Origin::Variable("CERTS_CONFIG".to_owned()))),
-        (None, None) => None,
-    };
-    let candidates = match named {
-        Some((file, origin)) => vec![(file, Some(origin))],
-        None => USUAL_FILES.map(|file| (file.to_owned(), None)).to_vec(),
+    let set = |file: &&String| !file.is_empty();
+    let variable = environment.get("CERTS_CONFIG").filter(set);
+    let candidates = match (&options.config, variable) {
+        (Some(file), _) => vec![(&**file, Some(Origin::Option("--config".to_owned())))],
+        (None, Some(file)) => vec![(&**file, Some(Origin::Variable("CERTS_CONFIG".to_owned())))],
+        (None, None) => USUAL_FILES.map(|file| (file, None)).to_vec(),
     };
     for (file, origin) in candidates {
-        match std::fs::read_to_string(&file) {
+        match std::fs::read_to_string(file) {
             Ok(source) => {
-                let document = read::read(&file, &source, problems);
+                let document = read::read(file, &source, problems);
                 return (Some(file.into()), document);
             }
             Err(error) if error.kind() == ErrorKind::NotFound && origin.is_none() => {}

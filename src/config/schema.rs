@@ -1,7 +1,9 @@
 //! The file's JSON Schema, for editors, made from the table of keys. Only the shape of
 //! `[deploy.NAME]` is written here.
 
-use schemars::{JsonSchema, SchemaGenerator};
+use std::collections::BTreeMap;
+
+use schemars::SchemaGenerator;
 use serde_json::{Map, Value, json};
 
 use super::key::{Default, Key, Scope, ValueType};
@@ -9,16 +11,16 @@ use super::keys::{NAMING, SECTIONS, keys};
 use crate::deploy::target::DeployTarget;
 
 /// The file's JSON Schema.
-#[must_use]
 pub(crate) fn schema() -> String {
     let mut generator = SchemaGenerator::default();
-    let deploy = generator.subschema_for::<Deploy>();
-    let one_or_many = generator.subschema_for::<OneOrMany>();
+    let targets = generator.subschema_for::<BTreeMap<String, DeployTarget>>();
+    let texts = json!({ "type": "array", "items": { "type": "string" } });
+    let one_or_many = json!({ "anyOf": [{ "type": "string" }, texts] });
     let property = |key: &Key| {
         let mut shape = match key.value_type {
             ValueType::Text => json!({ "type": "string" }),
             ValueType::Choice(words) => json!({ "enum": words() }),
-            ValueType::List => one_or_many.clone().to_value(),
+            ValueType::List => one_or_many.clone(),
             ValueType::Boolean => json!({ "type": "boolean" }),
             ValueType::Number => json!({ "type": "integer", "minimum": 1, "maximum": u16::MAX }),
         };
@@ -47,8 +49,8 @@ pub(crate) fn schema() -> String {
         table["description"] = about.into();
         root.insert(section.to_owned(), table);
     }
-    let mut deploy = deploy.to_value();
-    deploy["description"] = root["deploy"]["description"].clone();
+    let description = root["deploy"]["description"].clone();
+    let deploy = json!({ "anyOf": [one_or_many, targets], "description": description });
     root.insert("deploy".to_owned(), deploy);
     let certificates = json!({ "type": "array", "description": "The certificates",
         "items": { "$ref": "#/$defs/Certificate" } });
@@ -65,20 +67,4 @@ pub(crate) fn schema() -> String {
 /// A table with these keys and no others.
 fn table(properties: Map<String, Value>) -> Value {
     json!({ "type": "object", "properties": properties, "additionalProperties": false })
-}
-
-#[derive(JsonSchema)]
-#[serde(untagged)]
-#[allow(dead_code)] // only for its shape
-enum Deploy {
-    Short(OneOrMany),
-    Long(std::collections::BTreeMap<String, DeployTarget>),
-}
-
-#[derive(JsonSchema)]
-#[serde(untagged)]
-#[allow(dead_code)] // only for its shape
-enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
 }

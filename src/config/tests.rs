@@ -1,6 +1,8 @@
 //! The configuration as a whole: precedence, refusals, and that the examples and the
 //! schema have the same keys as the reader.
 
+mod reference;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -12,6 +14,16 @@ use super::problem::{Origin, Problems};
 use super::*;
 use crate::certificate::KeyType;
 use crate::challenge::{ChallengeSettings, http01, webroot};
+
+impl Options {
+    /// `--key TEXT --key TEXT`.
+    pub(super) fn list(&mut self, name: &str, texts: &[&str]) {
+        if let Some(key) = keys().find(|key| key.name == name) {
+            let value = layer::Value::list(texts.iter().copied(), &Origin::option(key));
+            self.values.push((key, value));
+        }
+    }
+}
 
 struct Case {
     options: Options,
@@ -254,13 +266,13 @@ fn problems_are_reported_at_once_with_line() {
         "8: `daily`: a cron expression has 5 or 6 fields, not 1",
         "10: the value is not a text",
         "11: unknown key `outptu`",
-        "14: `a..b` is not a valid DNS name",
+        "14: `a..b` is not a valid DNS name: it has an empty label",
         "15: the value is not a text",
         "16: unknown key `data_dir`",
         "17: the certificate has no names",
         "19: two certificates are named `example.com`",
         "19: example.com is given twice",
-        "21: `../x` is not a valid DNS name",
+        "21: `../x` is not a valid name of a certificate",
         "CERTS_CA: unknown CA `http://ca.example/dir`: a directory is read over https only",
         "CERTS_WEBROT: unknown variable",
     ];

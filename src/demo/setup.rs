@@ -30,7 +30,7 @@ use crate::failure::Failure;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::manage::front::Front;
-use crate::manage::{Certificate, FreshKeys, ManageError, Probes, Services, Wanted};
+use crate::manage::{Certificate, FreshKeys, Probes, Services, Wanted};
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
 use crate::store::fs::FileStore;
@@ -156,8 +156,7 @@ fn client(directory: &str, root: &str, responses: Responses) -> Result<Client, S
 }
 
 fn services(directory: &Path) -> Result<Services, Failure> {
-    let store = FileStore::open(directory.join("data"))
-        .map_err(|error| Failure::of("store", &ManageError::from(error)))?;
+    let store = FileStore::open(directory.join("data")).map_err(Failure::on("store"))?;
     Ok(Services {
         store: Arc::new(store),
         output: Arc::new(Output::new(directory.join("certs"))),
@@ -216,7 +215,7 @@ async fn start_nginx(
         let (lineage, names) = (&wanted.lineage, &wanted.identifiers);
         let now = services.clock.now();
         let placed = services.output.placeholder(lineage, names, now);
-        placed.map_err(|error| Failure::of(lineage.as_str(), &ManageError::from(error)))?;
+        placed.map_err(Failure::on(lineage.as_str()))?;
     }
     Nginx::start(program, &directory.join("nginx"), sites).await
 }

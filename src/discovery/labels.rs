@@ -234,13 +234,11 @@ impl Container {
             if words.peek().is_none() {
                 continue;
             }
-            let names: Result<Vec<Identifier>, _> = match group.len() > LONGEST_VALUE {
-                true => Err("the value is too long".to_owned()),
-                false => words
-                    .map(|word| Identifier::parse(word).map_err(|error| error.to_string()))
-                    .collect(),
-            };
-            match names {
+            if group.len() > LONGEST_VALUE {
+                invalid.push(self.invalid(label, "the value is too long", hint));
+                continue;
+            }
+            match words.map(Identifier::parse).collect::<Result<_, _>>() {
                 Ok(names) => requests.push(Request {
                     container: self.name.clone(),
                     created: self.created,
@@ -248,7 +246,7 @@ impl Container {
                     names: once_each(names),
                     keys: keys.clone(),
                 }),
-                Err(error) => invalid.push(self.invalid(label, &error, hint)),
+                Err(error) => invalid.push(self.invalid(label, &error.to_string(), error.hint())),
             }
         }
         if requests.is_empty() && invalid.is_empty() {
@@ -351,7 +349,7 @@ mod tests {
             .collect();
         insta::assert_snapshot!(shown.join("\n"), @r"
         web, certs.domain: unknown label; hint: use certs.domains, certs.email, certs.deploy, certs.challenge, certs.profile
-        web, certs.domains: `a_b!.example.com` is not a valid DNS name; hint: names as in `example.com www.example.com; api.example.com`
+        web, certs.domains: `a_b!.example.com` is not a valid DNS name: it has an underscore; hint: CAs sign host names only: letters, digits and hyphens
         ");
         let (requests, invalid) = container(&[("certs.email", "a@example.com")]).requests();
         assert_eq!((requests.len(), invalid.len()), (0, 1));

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::labels::Request;
 use crate::lineage::Lineage;
-use crate::observe::status::Asked;
+use crate::observe::status::RequestedBy;
 use crate::time::Timestamp;
 
 /// How many certificates are remembered after their renewal has stopped.
@@ -188,9 +188,9 @@ impl Registry {
 
     /// The containers that request each certificate.
     #[must_use]
-    pub(crate) fn requesters(&self) -> BTreeMap<Lineage, Asked> {
+    pub(crate) fn requesters(&self) -> BTreeMap<Lineage, RequestedBy> {
         let shown = |one: &Entry| {
-            let shown = Asked {
+            let shown = RequestedBy {
                 containers: one.containers.clone(),
                 gone_since: one.gone.map(|gone| gone.since),
                 renewed_until: one.gone.map(|gone| gone.until),

@@ -227,9 +227,29 @@ impl ManageError {
 }
 
 impl Failure {
-    /// The failure of a command on `subject`.
-    #[must_use]
-    pub(crate) fn of(subject: &str, error: &ManageError) -> Self {
+    /// The failure of a command on `subject`, for `map_err`.
+    pub(crate) fn on<E: Into<ManageError>>(subject: &str) -> impl Fn(E) -> Self {
+        move |error| Self::of(subject, &error.into())
+    }
+
+    /// The same, for a pass that ended at `now`: the instant of the next try is shown with
+    /// its distance.
+    pub(crate) fn of_pass(subject: &str, error: &ManageError, now: Timestamp) -> Self {
+        let next = match error {
+            ManageError::BackingOff { until, .. } | ManageError::NotDeployed { until, .. } => {
+                Some(*until)
+            }
+            error => error.waits_until(),
+        };
+        let mut failure = Self::of(subject, error);
+        // The error itself is stored, too, where a distance from now would become wrong.
+        if let Some(next) = next {
+            failure.replace(&next.to_string(), &next.seen_at(now));
+        }
+        failure
+    }
+
+    fn of(subject: &str, error: &ManageError) -> Self {
         let message = format!("{subject}: {error}");
         Self::new(error.exit_code(), vec![(message, error.hint())])
     }

@@ -233,7 +233,7 @@ impl Pass<'_> {
             not_after: facts.not_after,
             next: until,
             renewal: renewal.map(|renewal| decide::due(newest, renewal)),
-            left_out: excluded(record),
+            excluded: excluded(record),
         })
     }
 }

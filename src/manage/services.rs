@@ -17,7 +17,7 @@ use crate::deploy::verify::Verifier;
 use crate::deploy::{Outlet, Target};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
-use crate::observe::{Board, LeftOut, Metrics};
+use crate::observe::{Board, ExcludedName, Metrics};
 use crate::random::Random;
 use crate::record::{Generation, Record};
 use crate::store::Store;
@@ -185,8 +185,8 @@ pub(crate) struct Outcome {
     /// When the renewal is due; `None` when no instant is drawn yet.
     pub renewal: Option<Timestamp>,
     /// The wanted names that are excluded for now.
-    #[serde(default)]
-    pub left_out: Vec<LeftOut>,
+    #[serde(default, rename = "left_out")]
+    pub excluded: Vec<ExcludedName>,
 }
 
 impl Wanted {

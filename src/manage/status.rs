@@ -1,7 +1,7 @@
 //! The status of a certificate, from its record and the decision of [`crate::renew`]. It
 //! reads no disk and asks no server.
 
-use crate::observe::status::{Action, LeftOut, Status};
+use crate::observe::status::{Action, ExcludedName, Status};
 use crate::random::Random;
 use crate::record::{Issued, Record};
 use crate::renew::decide::{Next, due, is_proven, next};
@@ -28,28 +28,28 @@ pub(crate) fn status(record: &Record, now: Timestamp, random: &dyn Random) -> St
         complete: issued.is_some_and(|issued| {
             is_covered(record, issued) || issued.facts.identifiers.is_superset(&record.identifiers)
         }),
-        left_out: excluded(record),
-        proven: issued.is_some() && is_proven(record, now),
-        late: issued.is_some_and(|issued| is_late(issued, now)),
+        excluded: excluded(record),
+        verified: issued.is_some() && is_proven(record, now),
+        overdue: issued.is_some_and(|issued| is_overdue(issued, now)),
         critical: issued.is_some_and(|issued| critical(&issued.facts) <= now),
         last_error: last_error(record),
-        asked: None,
+        requested_by: None,
     }
 }
 
 /// The wanted names of `record` that are excluded for now.
 #[must_use]
-pub(crate) fn excluded(record: &Record) -> Vec<LeftOut> {
+pub(crate) fn excluded(record: &Record) -> Vec<ExcludedName> {
     let excluded = record.excluded.iter();
-    let left_out = excluded.flat_map(|excluded| {
+    let names = excluded.flat_map(|excluded| {
         let names = excluded.names.iter();
-        names.map(|(identifier, reason)| LeftOut {
+        names.map(|(identifier, reason)| ExcludedName {
             identifier: identifier.clone(),
             reason: reason.clone(),
             retry_at: excluded.tries.retry_at,
         })
     });
-    left_out.collect()
+    names.collect()
 }
 
 /// The last failures of orders, at the first CA and at the fallback CA.
@@ -91,7 +91,7 @@ fn upcoming(record: &Record, now: Timestamp, random: &dyn Random) -> (Action, Ti
     }
 }
 
-fn is_late(issued: &Issued, now: Timestamp) -> bool {
+fn is_overdue(issued: &Issued, now: Timestamp) -> bool {
     let grace = issued.facts.lifetime() / 20;
     let overdue = issued
         .renewal
@@ -163,7 +163,7 @@ mod tests {
             .identifiers
             .insert(Identifier::parse("www.example.com").unwrap());
         let shown = status(&record, START, &SeededRandom::new(0));
-        assert!(shown.proven && !shown.is_ready());
+        assert!(shown.verified && !shown.is_ready());
         record.identifiers.clear();
         assert!(status(&record, START, &SeededRandom::new(0)).is_ready());
     }
@@ -180,12 +180,12 @@ mod tests {
         record.excluded = Some(excluded);
         let shown = status(&record, START, &SeededRandom::new(0));
         let reason = "no".to_owned();
-        let left_out = LeftOut {
+        let excluded = ExcludedName {
             identifier: dead,
             reason,
             retry_at,
         };
-        assert_eq!(shown.left_out, [left_out]);
+        assert_eq!(shown.excluded, [excluded]);
         assert!(shown.is_ready());
         assert_eq!(shown.next_at, START + DAY, "the name is retried");
         record
@@ -203,9 +203,10 @@ mod tests {
 
     #[test]
     fn status_is_late_a_twentieth_of_the_lifetime_after_the_due_date() {
-        let late = |days: u32| status(&issued(), START + DAY * days, &SeededRandom::new(0)).late;
+        let overdue =
+            |days: u32| status(&issued(), START + DAY * days, &SeededRandom::new(0)).overdue;
         assert_eq!(
-            [late(60), late(64), late(65), late(91)],
+            [overdue(60), overdue(64), overdue(65), overdue(91)],
             [false, false, true, true]
         );
     }
@@ -216,7 +217,7 @@ mod tests {
         record.deployed.insert("nginx".into(), Generation(0));
         record.deployment_failures.last = Some("it ignores the signal".into());
         let shown = status(&record, START, &SeededRandom::new(0));
-        assert_eq!((shown.proven, shown.next_action), (false, Action::Deploy));
+        assert_eq!((shown.verified, shown.next_action), (false, Action::Deploy));
         assert_eq!(shown.last_error.as_deref(), Some("it ignores the signal"));
         record.issued = None;
         assert!(!status(&record, START, &SeededRandom::new(0)).is_ready());

@@ -9,10 +9,11 @@ use axum::routing::get;
 
 use super::metrics::{CONTENT_TYPE, Metrics};
 use super::status::{Board, Status};
-use crate::time::{Clock, SystemClock};
+use crate::record::Generation;
+use crate::time::{Clock, SystemClock, Timestamp};
 
 /// The data that the endpoints show.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Shown {
     /// The state of every certificate.
     pub board: Board,
@@ -32,17 +33,15 @@ pub(crate) fn router(shown: Shown) -> Router {
 }
 
 async fn readyz(State(shown): State<Shown>) -> Response {
-    let complaints: String = shown
-        .board
-        .all()
-        .iter()
-        .filter(|status| !status.is_ready())
-        .map(|status| format!("{}: {}\n", status.name, complaint(status)))
-        .collect();
+    let all = shown.board.all();
+    let complaints = all.iter().filter_map(|status| {
+        let complaint = complaint(status)?;
+        Some(format!("{}: {complaint}\n", status.name))
+    });
+    let complaints: String = complaints.collect();
     if complaints.is_empty() {
-        let statuses = shown.board.all();
-        let excluded = statuses.iter().flat_map(excluded_names);
-        format!("ready\n{}", excluded.collect::<String>()).into_response()
+        let excluded: String = all.iter().flat_map(excluded_names).collect();
+        format!("ready\n{excluded}").into_response()
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, complaints).into_response()
     }
@@ -50,26 +49,24 @@ async fn readyz(State(shown): State<Shown>) -> Response {
 
 /// Excluded names, which the operator permits: reported, but no reason to be unready.
 fn excluded_names(status: &Status) -> impl Iterator<Item = String> {
-    let excluded = status.left_out.iter();
-    excluded.map(|one| {
-        format!(
-            "{}: excluded for now: {}: {}\n",
-            status.name, one.identifier, one.reason
-        )
+    status.excluded.iter().map(|one| {
+        let (name, excluded) = (&status.name, &one.identifier);
+        format!("{name}: excluded for now: {excluded}: {}\n", one.reason)
     })
 }
 
-fn complaint(status: &Status) -> &'static str {
-    match status {
-        Status {
-            generation_issued: None,
-            ..
-        } => "not issued yet",
-        Status { proven: false, .. } => "not verified",
-        Status {
-            complete: false, ..
-        } => "not issued for all its names yet",
-        _ => "overdue",
+/// Why the certificate is not ready; `None` if it is.
+fn complaint(status: &Status) -> Option<&'static str> {
+    if status.is_ready() {
+        None
+    } else if status.generation_issued.is_none() {
+        Some("not issued yet")
+    } else if !status.verified {
+        Some("not verified")
+    } else if !status.complete {
+        Some("not issued for all its names yet")
+    } else {
+        Some("overdue")
     }
 }
 
@@ -84,7 +81,8 @@ async fn certificates(State(shown): State<Shown>) -> Response {
 
 async fn page(State(shown): State<Shown>) -> Response {
     const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'";
-    let rows: String = shown.board.all().iter().map(row).collect();
+    let (all, now) = (shown.board.all(), SystemClock.now());
+    let rows: String = all.iter().map(|status| row(status, now)).collect();
     let body = format!(
         "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=30>\
          <meta name=viewport content='width=device-width'><title>certs</title><style>{STYLE}</style>\
@@ -98,55 +96,42 @@ const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;margin:2rem;color:#
     table{border-collapse:collapse}th,td{text-align:left;padding:.4rem 1rem .4rem 0;border-bottom:1px solid #ddd;vertical-align:top}\
     .good{color:#176b2c}.bad{color:#a11}.why{white-space:pre-wrap;font-size:.85em;color:#a11}";
 
-fn row(status: &Status) -> String {
-    let (class, state) = if status.is_ready() {
-        ("good", "verified")
-    } else {
-        ("bad", complaint(status))
+fn row(status: &Status, now: Timestamp) -> String {
+    let (class, state) = match complaint(status) {
+        None => ("good", "verified"),
+        Some(complaint) => ("bad", complaint),
     };
-    let generation = |generation: Option<crate::record::Generation>| {
-        generation.map_or_else(|| "–".to_owned(), |generation| generation.to_string())
-    };
+    let shown = |cell: Option<String>| cell.unwrap_or_else(|| "–".to_owned());
+    let generation = |generation: Option<Generation>| shown(generation.map(|it| it.to_string()));
     let names: Vec<String> = status.identifiers.iter().map(ToString::to_string).collect();
     let action = serde_json::to_value(status.next_action).unwrap_or_default();
-    let why = status.last_error.iter().cloned();
-    let why = why.chain(excluded_names(status));
-    let why: String = why
-        .map(|error| format!("<tr><td colspan=7 class=why>{}", escaped(&error)))
-        .collect();
-    let asked = status.asked.iter();
-    let asked: String = asked
-        .map(|asked| {
-            format!(
-                "<tr><td colspan=7><small>{}</small>",
-                escaped(&asked.to_string())
-            )
-        })
-        .collect();
+    let why = status
+        .last_error
+        .iter()
+        .cloned()
+        .chain(excluded_names(status));
+    let why = why.map(|why| format!("<tr><td colspan=7 class=why>{}", escaped(&why)));
+    let requested = status.requested_by.iter().map(|requested| {
+        let requested = escaped(&requested.seen_at(now));
+        format!("<tr><td colspan=7><small>{requested}</small>")
+    });
     format!(
-        "<tr><td title='{}'>{}<td class={class}>{state}<td>{}<td>{}<td>{}<td>{}<td>{}{asked}{why}",
+        "<tr><td title='{}'>{}<td class={class}>{state}<td>{}<td>{}<td>{}<td>{}<td>{}{}",
         escaped(&names.join(", ")),
         escaped(status.name.as_str()),
-        status
-            .not_after
-            .map_or_else(|| "–".to_owned(), |at| at.to_string()),
+        shown(status.not_after.map(|at| at.seen_at(now))),
         action.as_str().unwrap_or_default(),
-        status.next_at,
+        status.next_at.seen_at(now),
         generation(status.generation_issued),
         generation(status.generation_served),
+        requested.chain(why).collect::<String>(),
     )
 }
 
 fn escaped(text: &str) -> String {
-    text.chars().fold(String::new(), |mut out, c| {
-        match c {
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '&' => out.push_str("&amp;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            other => out.push(other),
-        }
-        out
-    })
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+        .replace('\'', "&#39;")
 }

@@ -3,7 +3,6 @@
 //! Nothing here is stored.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::status::Board;
@@ -68,12 +67,6 @@ pub(crate) struct Tokens {
     pub left: u32,
 }
 
-impl fmt::Debug for Metrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Metrics").finish_non_exhaustive()
-    }
-}
-
 impl Metrics {
     fn count(&self, family: Family, labels: &[(&str, &str)]) {
         let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
@@ -116,7 +109,6 @@ impl Metrics {
 
     /// All metrics as text, with the certificates of `board` and the remaining tokens
     /// at `now`.
-    #[must_use]
     pub(crate) fn render(&self, board: &Board, now: Timestamp) -> String {
         let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
         let counters = counters.clone();
@@ -153,8 +145,8 @@ fn gauges(board: &Board) -> Values {
             set(NOT_AFTER, &[name], instant.seconds());
         }
         set(NEXT_ACTION, &[name], status.next_at.seconds());
-        set(EXCLUDED, &[name], status.left_out.len() as i64);
-        if let Some(request) = &status.asked {
+        set(EXCLUDED, &[name], status.excluded.len() as i64);
+        if let Some(request) = &status.requested_by {
             for container in &request.containers {
                 let labels = [name, ("container", container)];
                 set(REQUESTED, &labels, request.gone_since.is_none().into());

@@ -2,7 +2,7 @@
 //! never decides what a certificate needs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +27,7 @@ pub(crate) enum Action {
 
 /// A requested name that is excluded for now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct LeftOut {
+pub(crate) struct ExcludedName {
     /// The name.
     pub identifier: Identifier,
     /// Why the CA does not sign the name.
@@ -36,9 +36,9 @@ pub(crate) struct LeftOut {
     pub retry_at: Option<Timestamp>,
 }
 
-/// A certificate requested by the labels of containers.
+/// The containers whose labels request a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Asked {
+pub(crate) struct RequestedBy {
     /// The containers, by name.
     pub containers: BTreeSet<String>,
     /// Since when none of the containers exists.
@@ -49,22 +49,21 @@ pub(crate) struct Asked {
     pub stopped: bool,
 }
 
-impl std::fmt::Display for Asked {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl RequestedBy {
+    /// As a user reads it at `now`.
+    pub(crate) fn seen_at(&self, now: Timestamp) -> String {
         let names: Vec<&str> = self.containers.iter().map(String::as_str).collect();
         let names = names.join(", ");
-        match (self.gone_since, self.renewed_until) {
+        let since = self.gone_since.map(|since| since.seen_at(now));
+        match (since, self.renewed_until) {
             (Some(since), _) if self.stopped => {
-                write!(
-                    f,
-                    "not renewed any more: not requested by container {names} since {since}"
-                )
+                format!("not renewed any more: not requested by container {names} since {since}")
             }
-            (Some(since), Some(until)) => write!(
-                f,
-                "no longer requested by container {names} since {since}; renewed until {until}"
+            (Some(since), Some(until)) => format!(
+                "no longer requested by container {names} since {since}; renewed until {}",
+                until.seen_at(now)
             ),
-            _ => write!(f, "requested by container {names}"),
+            _ => format!("requested by container {names}"),
         }
     }
 }
@@ -97,75 +96,79 @@ pub(crate) struct Status {
     /// Whether the newest generation covers every requested name but the excluded.
     pub complete: bool,
     /// The excluded names, if the operator permits exclusion.
-    #[serde(default)]
-    pub left_out: Vec<LeftOut>,
+    #[serde(default, rename = "left_out")]
+    pub excluded: Vec<ExcludedName>,
     /// Whether the newest generation is deployed, and verified on every endpoint.
-    pub proven: bool,
+    #[serde(rename = "proven")]
+    pub verified: bool,
     /// Whether the renewal is overdue by a twentieth of the lifetime, or the
     /// certificate has expired.
-    pub late: bool,
+    #[serde(rename = "late")]
+    pub overdue: bool,
     /// Whether a sixth of the lifetime is left, or less: the operator must act.
     pub critical: bool,
     /// The last failure since the last success.
     pub last_error: Option<String>,
     /// The containers that request it, if the configuration does not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub asked: Option<Asked>,
+    #[serde(default, rename = "asked", skip_serializing_if = "Option::is_none")]
+    pub requested_by: Option<RequestedBy>,
 }
 
 impl Status {
     /// Whether the certificate is complete, verified and not overdue.
-    #[must_use]
     pub(crate) fn is_ready(&self) -> bool {
-        self.complete && self.proven && !self.late
+        self.complete && self.verified && !self.overdue
     }
 }
 
-/// The latest state of every certificate, shared by writers and readers.
+/// The latest state of every certificate, and the containers that request it, shared by
+/// writers and readers.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Board(
-    Arc<RwLock<BTreeMap<Lineage, Status>>>,
-    Arc<RwLock<BTreeMap<Lineage, Asked>>>,
-);
+pub(crate) struct Board {
+    certificates: Arc<RwLock<BTreeMap<Lineage, Status>>>,
+    requests: Arc<RwLock<BTreeMap<Lineage, RequestedBy>>>,
+}
 
 impl Board {
     /// Adds or replaces the state of a certificate.
     pub(crate) fn post(&self, status: Status) {
-        let mut board = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        match board.get_mut(&status.name) {
-            Some(shown) => *shown = status,
-            None => drop(board.insert(status.name.clone(), status)),
-        }
+        self.write().insert(status.name.clone(), status);
     }
 
     /// Replaces the state of a certificate that is on the board.
     pub(crate) fn update(&self, status: Status) {
-        let mut board = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(shown) = board.get_mut(&status.name) {
+        if let Some(shown) = self.write().get_mut(&status.name) {
             *shown = status;
         }
     }
 
     /// Removes all certificates but `kept`.
     pub(crate) fn retain(&self, kept: &BTreeSet<Lineage>) {
-        let mut board = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        board.retain(|lineage, _| kept.contains(lineage));
+        self.write().retain(|lineage, _| kept.contains(lineage));
     }
 
     /// Sets the containers that request each certificate.
-    pub(crate) fn ask(&self, asked: BTreeMap<Lineage, Asked>) {
-        *self.1.write().unwrap_or_else(PoisonError::into_inner) = asked;
+    pub(crate) fn set_requests(&self, requests: BTreeMap<Lineage, RequestedBy>) {
+        *self
+            .requests
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = requests;
     }
 
     /// The state of every certificate, by name.
-    #[must_use]
     pub(crate) fn all(&self) -> Vec<Status> {
-        let board = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let asked = self.1.read().unwrap_or_else(PoisonError::into_inner);
-        let shown = board.values().cloned().map(|mut status| {
-            status.asked = asked.get(&status.name).cloned();
-            status
+        let board = self.certificates.read();
+        let board = board.unwrap_or_else(PoisonError::into_inner);
+        let requests = self.requests.read().unwrap_or_else(PoisonError::into_inner);
+        let shown = board.values().cloned().map(|status| Status {
+            requested_by: requests.get(&status.name).cloned(),
+            ..status
         });
         shown.collect()
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<Lineage, Status>> {
+        let board = self.certificates.write();
+        board.unwrap_or_else(PoisonError::into_inner)
     }
 }

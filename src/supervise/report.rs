@@ -161,7 +161,7 @@ fn spacing(services: &Services, outcome: &Outcome, record: Option<&Record>) -> D
 pub(super) fn alarm_level(shown: &Status) -> usize {
     match shown {
         Status { critical: true, .. } => 2,
-        Status { late: true, .. } => 1,
+        Status { overdue: true, .. } => 1,
         _ => 0,
     }
 }

@@ -1,13 +1,15 @@
 //! The accounts of an import. The store has one account for each CA: of several, it gets
 //! the one with the most certificates.
 
+use std::cmp::Reverse;
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use zeroize::Zeroizing;
 
 use super::Target;
 use super::report::Report;
 use crate::acme::{ForeignAccount, ForeignKey, foreign_account, is_same_account};
-use crate::certificate::Secret;
 use crate::config::Directory;
 use crate::failure::Failure;
 use crate::import::{ImportedAccount, ImportedKey};
@@ -37,7 +39,7 @@ impl Accounts {
 
     /// Imports one account for each CA; `uses` has the CA and the account's name of each
     /// certificate.
-    pub(super) async fn take(
+    pub(super) async fn import_pair(
         &mut self,
         target: &Target,
         uses: &[(String, String)],
@@ -52,12 +54,8 @@ impl Accounts {
         };
         // The first account of each CA is imported.
         found.sort_by_key(|(directory, account)| {
-            let known = account.url.is_some();
-            let identity = directory.identity().to_owned();
-            (
-                identity,
-                std::cmp::Reverse((used(directory, account), known)),
-            )
+            let rank = (used(directory, account), account.url.is_some());
+            (directory.identity().to_owned(), Reverse(rank))
         });
         for (directory, account) in found {
             let identity = directory.identity();
@@ -87,23 +85,18 @@ async fn take_one(
     account: &ImportedAccount,
 ) -> Result<(bool, String), String> {
     let ForeignAccount { credentials, kind } = read(ca, account)?;
-    let url = account.url.as_deref();
-    let url = url.map_or(
-        "its URL is looked up at its first use".to_owned(),
-        printable,
-    );
+    let url = account.url.as_deref().map(printable);
+    let url = url.unwrap_or_else(|| "its URL is looked up at its first use".to_owned());
     let text = format!("{kind}, {url}");
-    let failed = |error: StoreError| Failure::of(ca, &error.into()).in_a_line();
+    let failed = |error: StoreError| Failure::on(ca)(error).in_a_line();
     let stored = match &target.store {
         Some(store) => store.account(ca).await.map_err(failed)?,
         None => None,
     };
     let stored = match (stored, &target.store) {
         (None, Some(store)) if !target.dry_run => {
-            let stored = store
-                .create_account(ca, &credentials)
-                .await
-                .map_err(failed)?;
+            let stored = store.create_account(ca, &credentials).await;
+            let stored = stored.map_err(failed)?;
             if stored == credentials {
                 return Ok((true, text));
             }
@@ -112,13 +105,10 @@ async fn take_one(
         (None, _) => return Ok((true, text)),
         (Some(stored), _) => stored,
     };
-    if is_same_account(&stored, &credentials) {
-        Ok((false, text))
-    } else {
-        Ok((
-            false,
-            "another account is stored and stays: it renews the certificates".to_owned(),
-        ))
+    let other = "another account is stored and stays: it renews the certificates";
+    match is_same_account(&stored, &credentials) {
+        true => Ok((false, text)),
+        false => Ok((false, other.to_owned())),
     }
 }
 
@@ -128,13 +118,10 @@ fn read(ca: &str, account: &ImportedAccount) -> Result<ForeignAccount, String> {
         ImportedKey::Pem(pem) => foreign_account(ca, ForeignKey::Pem(pem.expose()), url),
         ImportedKey::Jwk(jwk) => foreign_account(ca, ForeignKey::Jwk(jwk.expose()), url),
         ImportedKey::Base64(text) => {
-            let der = decoded(text).ok_or("its key is not valid base64")?;
+            let der = BASE64_STANDARD.decode(text.expose().trim());
+            let der = der.map(Zeroizing::new);
+            let der = der.map_err(|_| "its key is not valid base64")?;
             foreign_account(ca, ForeignKey::Der(&der), url)
         }
     }
-}
-
-fn decoded(text: &Secret) -> Option<zeroize::Zeroizing<Vec<u8>>> {
-    let der = BASE64_STANDARD.decode(text.expose().trim()).ok()?;
-    Some(zeroize::Zeroizing::new(der))
 }

@@ -12,6 +12,7 @@ use crate::import::{LIVE, Remark, RemarkKind};
 use crate::lineage::Lineage;
 use crate::manage::import::Imported;
 use crate::text::printable;
+use crate::time::Timestamp;
 
 /// Prints lines and counts them.
 pub(super) struct Report<'a> {
@@ -22,25 +23,11 @@ pub(super) struct Report<'a> {
     failed: usize,
 }
 
-/// The first word of a line.
-#[derive(Clone, Copy)]
-enum Word {
-    Taken,
-    Here,
-    NotTaken,
-    ByHand,
-}
-
-impl Word {
-    fn text(self) -> &'static str {
-        match self {
-            Self::Taken => "taken",
-            Self::Here => "here",
-            Self::NotTaken => "not taken",
-            Self::ByHand => "by hand",
-        }
-    }
-}
+/// The first words of a line.
+const TAKEN: &str = "taken";
+const HERE: &str = "here";
+const NOT_TAKEN: &str = "not taken";
+const BY_HAND: &str = "by hand";
 
 impl<'a> Report<'a> {
     pub(super) fn new(call: &'a Call, dry_run: bool) -> Self {
@@ -61,28 +48,22 @@ impl<'a> Report<'a> {
     /// An account or a certificate that cannot be imported.
     pub(super) fn not_taken(&mut self, subject: &str, why: &str) {
         self.failed += 1;
-        self.line(Word::NotTaken, subject, why);
-    }
-
-    /// The same, for a failure.
-    pub(super) fn failed(&mut self, subject: &str, failure: &Failure) {
-        self.not_taken(subject, &failure.in_a_line());
+        self.line(NOT_TAKEN, subject, why);
     }
 
     /// A part that need not be imported.
     pub(super) fn skipped(&mut self, subject: &str, why: &str) {
-        self.line(Word::NotTaken, subject, why);
+        self.line(NOT_TAKEN, subject, why);
     }
 
     /// A step for the operator.
     pub(super) fn by_hand(&mut self, subject: &str, what: &str) {
-        self.line(Word::ByHand, subject, what);
+        self.line(BY_HAND, subject, what);
     }
 
     /// An account that is now, or was already, in the store.
     pub(super) fn account(&mut self, subject: &str, is_new: bool, text: &str) {
-        let word = if is_new { Word::Taken } else { Word::Here };
-        self.line(word, subject, text);
+        self.line(if is_new { TAKEN } else { HERE }, subject, text);
     }
 
     /// The result of a certificate.
@@ -92,15 +73,17 @@ impl<'a> Report<'a> {
         taken: &Imported,
         facts: &Facts,
         live: &Path,
+        now: Timestamp,
     ) {
-        let (not_after, live) = (facts.not_after, live.display());
+        let (not_after, live) = (facts.not_after.seen_at(now), live.display());
         match taken {
             Imported::Stored(generation, at) => {
                 self.taken += 1;
+                let at = at.seen_at(now);
                 let text = format!(
                     "generation {generation} in {live}, valid to {not_after}, renewal at {at}"
                 );
-                self.line(Word::Taken, subject, &text);
+                self.line(TAKEN, subject, &text);
             }
             Imported::Present {
                 generation,
@@ -115,15 +98,13 @@ impl<'a> Report<'a> {
                 if *has_new_settings {
                     text.push_str("; renewal and deployment now use this command's options");
                 }
-                self.line(Word::Here, subject, &text);
+                self.line(HERE, subject, &text);
             }
             Imported::OtherNames(names) => {
                 let names: Vec<String> = names.iter().map(ToString::to_string).collect();
                 let names = names.join(", ");
-                self.not_taken(
-                    subject,
-                    &format!("the stored one of that name stays: it is for {names}"),
-                );
+                let why = format!("the stored one of that name stays: it is for {names}");
+                self.not_taken(subject, &why);
             }
         }
     }
@@ -137,24 +118,23 @@ impl<'a> Report<'a> {
         };
         match remark.kind {
             RemarkKind::Invalid => self.not_taken(&subject, &text),
-            RemarkKind::Unsupported => self.line(Word::NotTaken, &subject, &text),
-            RemarkKind::Manual => self.line(Word::ByHand, &subject, &text),
+            RemarkKind::Unsupported => self.skipped(&subject, &text),
+            RemarkKind::Manual => self.by_hand(&subject, &text),
         }
     }
 
-    fn line(&self, word: Word, subject: &str, text: &str) {
+    fn line(&self, word: &str, subject: &str, text: &str) {
         let (subject, text) = (printable(subject), printable(text));
         if self.call.json {
-            say(json!({
-                "result": word.text(), "subject": subject, "text": text, "dry_run": self.dry_run,
+            return say(json!({
+                "result": word, "subject": subject, "text": text, "dry_run": self.dry_run,
             }));
-        } else {
-            let word = match (word, self.dry_run) {
-                (Word::Taken, true) => "would take",
-                _ => word.text(),
-            };
-            say(format_args!("{word:<10}  {subject}: {text}"));
         }
+        let word = match (word, self.dry_run) {
+            (TAKEN, true) => "would take",
+            _ => word,
+        };
+        say(format_args!("{word:<10}  {subject}: {text}"));
     }
 
     /// Prints the totals and returns the exit code.
@@ -164,11 +144,12 @@ impl<'a> Report<'a> {
             say(format_args!("nothing to import in {}", source.display()));
         }
         if failed > 0 {
+            let source = source.display();
             let message = format!(
-                "{}: {failed} could not be imported; {taken} certificates were, {here} were here already",
-                source.display()
+                "{source}: {failed} could not be imported; {taken} certificates were, {here} were here already"
             );
-            return Err(Failure::import_incomplete(message));
+            let hint = "fix the reason named above for each, and import again: imported ones stay";
+            return Err(Failure::new(8, vec![(message, hint.to_owned())]));
         }
         Ok(())
     }

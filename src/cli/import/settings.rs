@@ -14,6 +14,7 @@ use crate::failure::Failure;
 use crate::identifier::Identifier;
 use crate::import::{Http01, Remark, Tool};
 use crate::lineage::Lineage;
+use crate::text::printable;
 
 /// A placeholder for the CA in the shared defaults.
 const SOME_CA: &str = "https://ca.invalid/directory";
@@ -21,21 +22,16 @@ const SOME_CA: &str = "https://ca.invalid/directory";
 /// The default settings of an imported certificate. Its names are not checked against
 /// HTTP-01 and its CA here: its renewal does that.
 pub(super) fn base(call: &Call, of: Option<&Valid>) -> Result<CertificateSettings, Failure> {
-    let name = Identifier::parse("example.com");
-    let placeholder = name.map_err(|error| Failure::unexpected(error.to_string()))?;
-    let lineage = of.map_or_else(
-        || Lineage::of(&placeholder),
-        |one| one.certificate.lineage.clone(),
-    );
+    let placeholder = Identifier::parse("example.com").map_err(Failure::unexpected)?;
+    let lineage = of.map(|one| one.certificate.lineage.clone());
+    let lineage = lineage.unwrap_or_else(|| Lineage::of(&placeholder));
     let stored = Remembered::Record {
         lineage,
         names: vec![placeholder],
         directory: SOME_CA.parse().ok(),
         profile: of.and_then(|one| one.certificate.renewal.profile.clone()),
     };
-    call.sources
-        .remembered(&stored)
-        .map_err(Failure::configuration)
+    Ok(call.sources.remembered(&stored)?)
 }
 
 /// The settings of one certificate; `account` is its CA's account with the e-mail
@@ -55,14 +51,10 @@ pub(super) fn of(
     ca.directory = one.directory.clone();
     // An account exists, so its terms were agreed to.
     ca.agree_tos |= account.is_some();
-    ca.email = ca
-        .email
-        .take()
-        .or_else(|| account.flatten().map(str::to_owned));
-    ca.preferred_chain = ca
-        .preferred_chain
-        .take()
-        .or_else(|| renewal.preferred_chain.clone());
+    let email = || account.flatten().map(str::to_owned);
+    ca.email = ca.email.take().or_else(email);
+    let chain = || renewal.preferred_chain.clone();
+    ca.preferred_chain = ca.preferred_chain.take().or_else(chain);
     settings.reuse_key |= renewal.reuse_key;
     settings.partial |= renewal.partial;
     match one.bundle.key_type() {
@@ -113,13 +105,13 @@ fn challenge(
         Some(Http01::Webroot(path)) if path.is_dir() => {
             settings.challenge = ChallengeSettings::Webroot(webroot::Settings::new(path.clone()));
         }
-        Some(Http01::Webroot(path)) => remarks.push(Remark::unsupported(
-            "webroot",
-            format!(
-                "{} is not a directory: the renewal will use port 80; --webroot DIR names another",
-                path.display()
-            ),
-        )),
+        Some(Http01::Webroot(path)) => {
+            let path = printable(&path.display().to_string());
+            let text = format!(
+                "{path} is not a directory: the renewal will use port 80; --webroot DIR names another"
+            );
+            remarks.push(Remark::unsupported("webroot", text));
+        }
     }
 }
 

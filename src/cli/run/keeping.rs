@@ -25,7 +25,7 @@ pub(super) struct Keeping<'a> {
     pub(super) factory: Arc<Factory>,
     pub(super) board: Board,
     /// The containers' certificates that the supervisor manages.
-    pub(super) asked: Vec<CertificateSettings>,
+    pub(super) requested: Vec<CertificateSettings>,
     /// Whether the service manager bound the challenge listener.
     pub(super) socket_activated: bool,
 }
@@ -36,8 +36,9 @@ impl Keeping<'_> {
         let sources = Sources::read(&self.call.options, &self.call.environment);
         let read = sources.settings(&Purpose::All);
         let mut read = read.map_err(|problems| {
-            let failure = Failure::configuration(problems);
-            self.factory.sandbox.cause(failure, &sources.files())
+            self.factory
+                .sandbox
+                .cause(problems.into(), &sources.files())
         })?;
         keep_imported(&sources, &mut read).await?;
         if !self.socket_activated && !covers(self.at_start.http_listen(), read.http_listen()) {
@@ -70,10 +71,10 @@ impl Keeping<'_> {
         {
             return None;
         }
-        let asked = self.labels.certificates(&self.sources, &self.configured);
-        if asked == self.asked {
+        let requested = self.labels.certificates(&self.sources, &self.configured);
+        if requested == self.requested {
             // Only the requesting containers have changed.
-            self.board.ask(self.labels.asked());
+            self.board.set_requests(self.labels.requests());
             return None;
         }
         match self.certificates() {
@@ -82,10 +83,8 @@ impl Keeping<'_> {
                 Some(certificates)
             }
             Err(failure) => {
-                tracing::error!(
-                    "the containers' previous certificates stay: {}",
-                    failure.in_a_line()
-                );
+                let failure = failure.in_a_line();
+                tracing::error!("the containers' previous certificates stay: {failure}");
                 None
             }
         }
@@ -94,16 +93,14 @@ impl Keeping<'_> {
     /// All certificates. An invalid one from a label does not affect the others.
     pub(super) fn certificates(&mut self) -> Result<Vec<Certificate>, Failure> {
         let mut all = certificates(&self.factory, &self.configured)?;
-        self.asked = self.labels.certificates(&self.sources, &self.configured);
-        for settings in &self.asked {
+        self.requested = self.labels.certificates(&self.sources, &self.configured);
+        for settings in &self.requested {
             match self.factory.certificate(settings) {
                 Ok(certificate) => all.push(certificate),
-                Err(failure) => {
-                    tracing::error!("{}: {}", settings.lineage, failure.in_a_line());
-                }
+                Err(failure) => tracing::error!("{}: {}", settings.lineage, failure.in_a_line()),
             }
         }
-        self.board.ask(self.labels.asked());
+        self.board.set_requests(self.labels.requests());
         Ok(all)
     }
 
@@ -116,8 +113,8 @@ impl Keeping<'_> {
 /// The configured certificates and those that containers request.
 pub(super) fn with_labels(sources: &Sources, configured: &Settings, labels: &Labels) -> Settings {
     let mut settings = configured.clone();
-    let asked = labels.certificates(sources, configured);
-    settings.certificates.extend(asked);
+    let requested = labels.certificates(sources, configured);
+    settings.certificates.extend(requested);
     settings
 }
 
@@ -150,8 +147,7 @@ fn same_process(one: &Settings, other: &Settings) -> bool {
 }
 
 fn certificates(factory: &Factory, settings: &Settings) -> Result<Vec<Certificate>, Failure> {
-    let wanted = settings.certificates.iter();
-    wanted
-        .map(|settings| factory.certificate(settings))
-        .collect()
+    let certificates = settings.certificates.iter();
+    let built = certificates.map(|settings| factory.certificate(settings));
+    built.collect()
 }

@@ -37,7 +37,7 @@ fn ask(container: &str, names: &str, keys: &[(&str, &str)]) -> Request {
 fn granted(sources: &Sources, asks: &[Request]) -> (Vec<CertificateSettings>, Vec<String>) {
     let settings = sources.settings(&Purpose::All).unwrap();
     let granted = sources.granted(&asks.iter().collect::<Vec<_>>(), &settings);
-    let certificates = granted.certificates.into_iter().map(|(_, one)| one);
+    let certificates = granted.certificates.into_iter();
     let refused = granted.refused.iter();
     (
         certificates.collect(),
@@ -190,7 +190,7 @@ fn docker_keys_are_read_and_need_host() {
       hint: write tcp://HOST:2375, or unix:///PATH
     invalid duration `7 days`
       hint: write 7d, 12h or 30m
-    `a b` is not a valid DNS name
+    `a b` is not a valid DNS name: it contains a space, `,` or `;`
       hint: a name belongs here, or *.example.com for all below it
     `0`: number would be zero for non-zero type
       hint: a number from 1 to 65535

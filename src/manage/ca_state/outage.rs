@@ -13,7 +13,7 @@ use crate::manage::services::Services;
 use crate::renew::reachability::{
     LONGEST_PAUSE, after_failed_probe, after_retry_after, is_waited_for,
 };
-use crate::time::Timestamp;
+use crate::time::{Timestamp, length};
 
 /// A certificate with an order probes within minutes; after this time no order is waiting.
 const NO_ORDERS_AFTER: Duration = Duration::from_secs(3600);
@@ -205,7 +205,7 @@ pub(crate) async fn note_available(services: &Services, ca: &str) {
         Ok(Some(outage)) => {
             tracing::info!(
                 "{ca} is reachable again, after {}",
-                since(&outage, services)
+                lasted(&outage, services)
             )
         }
         Err(error) => tracing::warn!("the end of the outage of {ca} could not be stored: {error}"),
@@ -226,7 +226,7 @@ pub(crate) async fn note_windows(services: &Services, ca: &str) {
         Ok(Some(silent)) => {
             tracing::info!(
                 "{ca} sends renewal windows again, after {}",
-                since(&silent, services)
+                lasted(&silent, services)
             );
         }
         Err(error) => tracing::warn!("the windows of {ca} could not be noted: {error}"),
@@ -263,11 +263,6 @@ fn unreachable(ca: &str, outage: &Outage, until: Timestamp) -> ManageError {
     }
 }
 
-fn since(outage: &Outage, services: &Services) -> String {
-    let silent = services.clock.now().since(outage.since);
-    let minutes = silent.as_secs() / 60;
-    match minutes {
-        0..120 => format!("{minutes} min"),
-        _ => format!("{} h", minutes / 60),
-    }
+fn lasted(outage: &Outage, services: &Services) -> String {
+    length(services.clock.now().since(outage.since))
 }

@@ -58,14 +58,14 @@ async fn failing_name_is_excluded_retried_and_restored() {
     assert_eq!(asked(&fixture), [3, 2], "a second order at once");
     let shown = fixture.board.all().remove(0);
     assert_eq!(shown.identifiers.len(), 3, "the name stays wanted");
-    let [left_out] = shown.left_out.as_slice() else {
+    let [excluded] = shown.excluded.as_slice() else {
         panic!("{shown:?}");
     };
     assert_eq!(
-        (left_out.identifier.clone(), left_out.reason.as_str()),
+        (excluded.identifier.clone(), excluded.reason.as_str()),
         (name(FAILING), "no answer on port 80")
     );
-    let again = left_out.retry_at.unwrap();
+    let again = excluded.retry_at.unwrap();
     assert!(again >= START + Duration::from_secs(54) && again <= START + Duration::from_secs(66));
     assert_eq!(shown.next_at, again);
     let text = fixture
@@ -85,7 +85,7 @@ async fn failing_name_is_excluded_retried_and_restored() {
     }
     fixture
         .until("whole", |all| {
-            all[0].is_ready() && all[0].left_out.is_empty()
+            all[0].is_ready() && all[0].excluded.is_empty()
         })
         .await;
     assert_eq!(fixture.orders(), orders + 1);

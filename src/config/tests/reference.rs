@@ -3,15 +3,15 @@
 
 use std::fmt::Write;
 
-use super::key::{
+use crate::config::key::{
     CommandLine, Default, EVERY, IMPORT, ISSUE, Key, KeyTable, RUN, Scope, ValueType,
 };
-use super::keys::{CertificateLayer, Layer, NAMING};
+use crate::config::keys::{CertificateLayer, Layer, NAMING};
 
 const INTRODUCTION: &str = "\
 # Configuration
 
-<!-- Made from src/config/keys.rs; CERTS_UPDATE_DOCS=1 cargo test --lib config::reference writes it. -->
+<!-- Made from src/config/keys.rs; CERTS_UPDATE_DOCS=1 cargo test --lib config::tests::reference writes it. -->
 
 Every key can be set in three sources. The command line wins, then the environment, then the file; a key
 that no source sets has its default. `certs config check` reports every error of all three at once, and
@@ -141,6 +141,6 @@ fn configuration_page_matches_table_of_keys() {
     assert!(
         std::fs::read_to_string(path).unwrap_or_default() == page(),
         "docs/configuration.md does not match src/config/keys.rs; write it with \
-         CERTS_UPDATE_DOCS=1 cargo test --lib config::reference"
+         CERTS_UPDATE_DOCS=1 cargo test --lib config::tests::reference"
     );
 }
