@@ -4,10 +4,8 @@
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
-mod settings;
 
 use std::convert::Infallible;
-use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -22,13 +20,15 @@ use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket};
 
-pub use self::settings::Settings;
 use super::connections::Connections;
 use super::responses::Responses;
+use super::{Solver, SolverSettings, Unfit, check_http01_name};
 use crate::identifier::Identifier;
 use crate::net::sockets::{BACKLOG, owner_of};
 
@@ -40,6 +40,38 @@ const CONNECTION_DEADLINE: Duration = Duration::from_secs(30);
 const LARGEST_HEAD: usize = 8 * 1024;
 const AFTER_ACCEPT_ERROR: Duration = Duration::from_millis(100);
 
+/// The addresses of the listener; an empty list means port 80 of all addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Settings(Vec<SocketAddr>);
+
+impl Settings {
+    /// The settings for these addresses.
+    #[must_use]
+    pub fn new(addresses: Vec<SocketAddr>) -> Self {
+        Self(addresses)
+    }
+}
+
+impl SolverSettings for Settings {
+    fn solver(&self, responses: &Responses) -> Arc<dyn Solver> {
+        Arc::new(responses.clone())
+    }
+
+    fn solver_key(&self) -> String {
+        // Every listener serves all responses, whatever its address.
+        "listen".to_owned()
+    }
+
+    fn http_listen(&self) -> Option<&[SocketAddr]> {
+        Some(&self.0)
+    }
+
+    fn check_name(&self, name: &Identifier) -> Result<(), Unfit> {
+        check_http01_name(name)
+    }
+}
+
 /// Why an address could not be listened on.
 #[derive(Debug, Error)]
 #[error("cannot listen on {address}: {source}{owner}")]
@@ -47,36 +79,30 @@ pub struct BindError {
     /// The address.
     pub address: SocketAddr,
     source: io::Error,
-    owner: Owner,
-}
-
-/// The program that has the port, if /proc shows it.
-#[derive(Debug)]
-struct Owner(Option<(String, u32)>);
-
-impl fmt::Display for Owner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            Some((program, pid)) => write!(
-                f,
-                "; the port is used by {} (pid {pid})",
-                program.escape_default()
-            ),
-            None => Ok(()),
-        }
-    }
+    /// The program that has the port, if /proc shows it.
+    owner: String,
 }
 
 impl BindError {
+    fn new(address: SocketAddr, source: io::Error) -> Self {
+        let is_used = source.kind() == io::ErrorKind::AddrInUse;
+        let owner = is_used.then(|| owner_of(address.port())).flatten();
+        let owner = owner.map(|(program, pid)| {
+            let program = program.escape_default();
+            format!("; the port is used by {program} (pid {pid})")
+        });
+        Self {
+            address,
+            source,
+            owner: owner.unwrap_or_default(),
+        }
+    }
+
     /// Whether the cause is that this machine has no IPv6, or has it switched off.
     #[must_use]
     pub fn is_for_lack_of_ipv6(&self) -> bool {
-        let errno = rustix::io::Errno::from_io_error(&self.source);
-        let lack = [
-            rustix::io::Errno::AFNOSUPPORT,
-            rustix::io::Errno::ADDRNOTAVAIL,
-        ];
-        self.address.is_ipv6() && errno.is_some_and(|errno| lack.contains(&errno))
+        let errno = Errno::from_io_error(&self.source);
+        self.address.is_ipv6() && matches!(errno, Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
     }
 
     /// The next thing to do.
@@ -125,22 +151,12 @@ impl Listener {
     /// # Errors
     /// The first address that cannot be bound; the others are released.
     pub fn bind(addresses: &[SocketAddr], responses: Responses) -> Result<Self, BindError> {
-        let sockets = addresses
-            .iter()
-            .map(|address| {
-                listen(*address).map_err(|source| BindError {
-                    address: *address,
-                    owner: Owner(if source.kind() == io::ErrorKind::AddrInUse {
-                        owner_of(address.port())
-                    } else {
-                        None
-                    }),
-                    source,
-                })
-            })
-            .collect::<Result<_, _>>()?;
+        let bind = |address: &SocketAddr| {
+            listen(*address).map_err(|error| BindError::new(*address, error))
+        };
+        let sockets = addresses.iter().map(bind);
         Ok(Self {
-            sockets,
+            sockets: sockets.collect::<Result<_, _>>()?,
             served: Served::uncounted(responses),
         })
     }
@@ -160,22 +176,15 @@ impl Listener {
         sockets: Vec<std::net::TcpListener>,
         responses: Responses,
     ) -> Result<Self, BindError> {
-        let sockets = sockets
-            .into_iter()
-            .map(|socket| {
-                let address = socket.local_addr();
-                let taken = socket
-                    .set_nonblocking(true)
-                    .and_then(|()| TcpListener::from_std(socket));
-                taken.map_err(|source| BindError {
-                    address: address.unwrap_or_else(|_| (IpAddr::from([0, 0, 0, 0]), 80).into()),
-                    source,
-                    owner: Owner(None),
-                })
-            })
-            .collect::<Result<_, _>>()?;
+        let take = |socket: std::net::TcpListener| {
+            let address = socket.local_addr();
+            let address = address.unwrap_or_else(|_| (IpAddr::from([0, 0, 0, 0]), 80).into());
+            let ready = socket.set_nonblocking(true);
+            let taken = ready.and_then(|()| TcpListener::from_std(socket));
+            taken.map_err(|error| BindError::new(address, error))
+        };
         Ok(Self {
-            sockets,
+            sockets: sockets.into_iter().map(take).collect::<Result<_, _>>()?,
             served: Served::uncounted(responses),
         })
     }
@@ -183,10 +192,8 @@ impl Listener {
     /// The addresses of the listener, with the ports that the system chose.
     #[must_use]
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.sockets
-            .iter()
-            .filter_map(|socket| socket.local_addr().ok())
-            .collect()
+        let addresses = self.sockets.iter().map(TcpListener::local_addr);
+        addresses.filter_map(Result::ok).collect()
     }
 
     /// Serves until the future is dropped.
@@ -201,11 +208,10 @@ impl Listener {
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()
-    } else {
-        TcpSocket::new_v6()
-    }?;
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
     socket.set_reuseaddr(true)?;
     if address.is_ipv6() {
         // A dual-stack socket would collide with 0.0.0.0:80.
@@ -260,45 +266,33 @@ fn kind(status: StatusCode) -> &'static str {
 fn answer(request: &Request<Incoming>, responses: &Responses) -> Response<Full<Bytes>> {
     let headers = request.headers();
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        let mut reply = plain(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "only GET and HEAD are answered here\n",
-        );
-        reply
-            .headers_mut()
-            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        let status = StatusCode::METHOD_NOT_ALLOWED;
+        let mut reply = plain(status, "only GET and HEAD are answered here\n");
+        let methods = HeaderValue::from_static("GET, HEAD");
+        reply.headers_mut().insert(ALLOW, methods);
         return reply;
     }
     if has_body(headers) || headers.contains_key(UPGRADE) || request.uri().authority().is_some() {
-        return plain(
-            StatusCode::BAD_REQUEST,
-            "bodies, upgrades and proxying are refused here\n",
-        );
+        let text = "bodies, upgrades and proxying are refused here\n";
+        return plain(StatusCode::BAD_REQUEST, text);
     }
     let Some(host) = host(headers) else {
         return plain(StatusCode::BAD_REQUEST, "no valid Host header\n");
     };
-    match request.uri().path().strip_prefix(PATH) {
-        Some(token) => match responses.lookup(&host, token) {
-            Some(key_authorization) => {
-                responses.fetched(token);
-                with_type(
-                    StatusCode::OK,
-                    "application/octet-stream",
-                    key_authorization.into(),
-                )
-            }
-            None => plain(StatusCode::NOT_FOUND, "no such challenge here\n"),
-        },
-        None => to_https(&host, request.uri()),
-    }
+    let Some(token) = request.uri().path().strip_prefix(PATH) else {
+        return to_https(&host, request.uri());
+    };
+    let Some(key_authorization) = responses.lookup(&host, token) else {
+        return plain(StatusCode::NOT_FOUND, "no such challenge here\n");
+    };
+    responses.fetched(token);
+    let binary = "application/octet-stream";
+    with_type(StatusCode::OK, binary, key_authorization.into())
 }
 
 fn has_body(headers: &HeaderMap) -> bool {
-    headers.contains_key(TRANSFER_ENCODING)
-        || headers
-            .get(CONTENT_LENGTH)
-            .is_some_and(|length| length != "0")
+    let length = headers.get(CONTENT_LENGTH);
+    headers.contains_key(TRANSFER_ENCODING) || length.is_some_and(|length| length != "0")
 }
 
 /// The one `Host`, without its port.
@@ -307,15 +301,13 @@ fn host(headers: &HeaderMap) -> Option<Identifier> {
     let (text, None) = (hosts.next()?.to_str().ok()?, hosts.next()) else {
         return None;
     };
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
     let bare = match text.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !host.ends_with(':') => {
-            host
-        }
+        Some((host, port)) if is_port(port) && !host.ends_with(':') => host,
         _ => text,
     };
-    Identifier::parse(bare)
-        .ok()
-        .filter(|host| !host.is_wildcard())
+    let host = Identifier::parse(bare).ok();
+    host.filter(|host| !host.is_wildcard())
 }
 
 fn to_https(host: &Identifier, uri: &http::Uri) -> Response<Full<Bytes>> {
@@ -323,9 +315,7 @@ fn to_https(host: &Identifier, uri: &http::Uri) -> Response<Full<Bytes>> {
         Identifier::Ip(IpAddr::V6(address)) => format!("[{address}]"),
         other => other.to_string(),
     };
-    let path = uri
-        .path_and_query()
-        .map_or("/", http::uri::PathAndQuery::as_str);
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
     match HeaderValue::from_str(&format!("https://{host}{path}")) {
         Ok(location) if path.starts_with('/') => {
             let mut reply = plain(StatusCode::PERMANENT_REDIRECT, "");
@@ -337,19 +327,14 @@ fn to_https(host: &Identifier, uri: &http::Uri) -> Response<Full<Bytes>> {
 }
 
 fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
-    with_type(
-        status,
-        "text/plain; charset=utf-8",
-        Bytes::from_static(text.as_bytes()),
-    )
+    with_type(status, "text/plain; charset=utf-8", text.into())
 }
 
 fn with_type(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
     let mut reply = Response::new(Full::new(body));
     *reply.status_mut() = status;
-    reply
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    let content_type = HeaderValue::from_static(content_type);
+    reply.headers_mut().insert(CONTENT_TYPE, content_type);
     reply
 }
 

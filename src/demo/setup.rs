@@ -23,9 +23,9 @@ use crate::challenge::http01::Listener;
 use crate::challenge::responses::Responses;
 use crate::deploy::endpoint::Endpoint;
 use crate::deploy::output::Output;
-use crate::deploy::targets::nginx;
+use crate::deploy::target::DeployTarget;
 use crate::deploy::verify::Handshake;
-use crate::deploy::{Delivery, DeployError, Outlet, Target};
+use crate::deploy::{Delivery, DeployCause, Outlet, Target};
 use crate::failure::Failure;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
@@ -80,9 +80,9 @@ impl Setup {
         let (address, targets, nginx) = match program {
             Some(program) => {
                 let nginx = start_nginx(program, directory, &services, &wanted, &sites).await?;
-                let target: Arc<dyn Target> =
-                    Arc::new(nginx::Nginx::new(Some(nginx.pid_file.clone())));
-                let targets = wanted.iter().map(|_| target.clone()).collect();
+                let target = format!("nginx:{}", nginx.pid_file.display());
+                let target: DeployTarget = target.parse().map_err(Failure::unexpected)?;
+                let targets = wanted.iter().map(|_| target.target()).collect();
                 (nginx.address, targets, Some(nginx))
             }
             None => {
@@ -293,15 +293,15 @@ impl Timed {
 
 #[async_trait]
 impl Target for Timed {
-    fn name(&self) -> &str {
+    fn name(&self) -> String {
         self.target.name()
     }
 
-    async fn check(&self, delivery: &Delivery) -> Result<(), DeployError> {
+    async fn check(&self, delivery: &Delivery) -> Result<(), DeployCause> {
         self.target.check(delivery).await
     }
 
-    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
         self.record();
         self.target.apply(delivery).await
     }

@@ -37,9 +37,6 @@ pub(crate) enum Filter {
 impl Api {
     /// The API at an address in the form of DOCKER_HOST: `unix://PATH` or
     /// `tcp://HOST:PORT`.
-    ///
-    /// # Errors
-    /// Why the address is invalid.
     pub(crate) fn at(host: &str) -> Result<Self, String> {
         let invalid = || format!("invalid address of Docker's API `{}`", printable(host));
         if let Some(path) = host.strip_prefix("unix://") {
@@ -68,9 +65,6 @@ impl Api {
     }
 
     /// The reply at `path`, up to `longest` bytes, within 15 s.
-    ///
-    /// # Errors
-    /// No reply, or a longer one.
     pub(crate) async fn get(
         &self,
         path: &str,
@@ -81,9 +75,6 @@ impl Api {
     }
 
     /// An endless reply; its head must arrive within 15 s.
-    ///
-    /// # Errors
-    /// No reply.
     pub(crate) async fn open(&self, path: &str) -> Result<(StatusCode, Answer), String> {
         self.0.open(request("GET", path, None)?).await
     }
@@ -103,9 +94,6 @@ impl Api {
 
     /// Whether the API would create containers, which gives full control of the host. The
     /// probe names no image, so that Docker itself always refuses it.
-    ///
-    /// # Errors
-    /// No reply.
     pub(crate) async fn filter(&self) -> Result<Filter, String> {
         let (status, _) = self
             .ask("POST", "/containers/create", Some(json!({})))

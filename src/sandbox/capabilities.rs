@@ -2,7 +2,7 @@
 //! already bound, and the helper process reloads servers. Which of the four file
 //! capabilities are needed is tried out, not guessed.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::{self, Errno};
@@ -100,11 +100,11 @@ fn needs_chown(settings: &Settings, paths: &Paths) -> bool {
 fn any_copy_needs_chown(settings: &Settings) -> bool {
     use std::os::unix::fs::MetadataExt;
     let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
-    let foreign = |file: PathBuf| {
+    let foreign = |file: &Path| {
         let found = std::fs::metadata(file);
         found.is_ok_and(|found| (found.uid(), found.gid()) != (user.as_raw(), group.as_raw()))
     };
-    specs(settings).any(|spec| spec.changes_owner() || spec.servers_file().is_some_and(foreign))
+    specs(settings).any(|spec| spec.needs_chown(foreign))
 }
 
 fn is_other_user(user: Option<&str>) -> bool {
