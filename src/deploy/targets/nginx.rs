@@ -214,18 +214,17 @@ impl Target for Settings {
 
 /// Waits until few enough generations of workers drain.
 async fn may_reload(master: u32, delivery: &Delivery) -> Result<(), DeployCause> {
-    let end = Instant::now() + DRAINED_WITHIN;
-    while !delivery.urgent {
-        let draining = draining(master);
-        if draining < MOST_DRAINING {
-            break;
-        }
-        if Instant::now() >= end {
-            return Err(DeployCause::Draining(draining));
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
+    if delivery.urgent {
+        return Ok(());
     }
-    Ok(())
+    let end = Instant::now() + DRAINED_WITHIN;
+    loop {
+        match draining(master) {
+            few if few < MOST_DRAINING => return Ok(()),
+            many if Instant::now() >= end => return Err(DeployCause::Draining(many)),
+            _ => tokio::time::sleep(Duration::from_millis(200)).await,
+        }
+    }
 }
 
 /// The number of draining generations: workers that shut down and still serve. Workers
