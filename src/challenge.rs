@@ -111,17 +111,11 @@ pub trait SolverSettings: Send + Sync + 'static {
     }
 
     /// Checks the requirements of an order, such as a directory.
-    ///
-    /// # Errors
-    /// The unmet requirement.
     fn check(&self) -> Result<(), Unfit> {
         Ok(())
     }
 
     /// Checks that this solver can prove control of `name`.
-    ///
-    /// # Errors
-    /// Why it cannot.
     fn check_name(&self, name: &Identifier) -> Result<(), Unfit>;
 }
 
@@ -156,14 +150,10 @@ impl Token {
     /// # Errors
     /// [`SolverError::Token`] for any other text.
     pub fn parse(text: &str) -> Result<Self, SolverError> {
-        let fine = (22..=128).contains(&text.len())
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-        if fine {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(SolverError::Token)
+        let known = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        match (22..=128).contains(&text.len()) && text.bytes().all(known) {
+            true => Ok(Self(text.to_owned())),
+            false => Err(SolverError::Token),
         }
     }
 

@@ -10,7 +10,6 @@ pub mod endpoint;
 pub(crate) mod helper;
 pub(crate) mod key_access;
 pub(crate) mod keys;
-pub(crate) mod named;
 pub(crate) mod output;
 pub(crate) mod owner;
 mod process;
@@ -36,6 +35,7 @@ use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::record::Generation;
+use crate::text::printable;
 use crate::time::Timestamp;
 
 /// Where consumers find the live pair of each certificate: always one whole generation,
@@ -107,18 +107,19 @@ pub struct Delivery {
     pub urgent: bool,
 }
 
-/// A server that loads certificates from the output.
+/// A server that loads certificates from the output, or a copy for one. The caller adds
+/// its name to its errors: [`DeployCause::of`].
 #[async_trait]
 pub trait Target: Send + Sync {
     /// Its name in records and messages.
-    fn name(&self) -> &str;
+    fn name(&self) -> String;
 
     /// Checks that it would load the files on disk; changes nothing.
-    async fn check(&self, delivery: &Delivery) -> Result<(), DeployError>;
+    async fn check(&self, delivery: &Delivery) -> Result<(), DeployCause>;
 
     /// Makes it load the files on disk. May be repeated. [`verify`] finds out whether it
     /// did.
-    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError>;
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause>;
 
     /// The addresses on which it listens, verified when no endpoint is configured; `None`
     /// when this process cannot see them.
@@ -126,14 +127,18 @@ pub trait Target: Send + Sync {
         None
     }
 
-    /// Whether it writes files of its own that another program may remove.
-    fn has_copies(&self) -> bool {
-        false
+    /// The file that it writes itself for `lineage`, and that another program may remove.
+    fn copy_of(&self, _lineage: &Lineage) -> Option<PathBuf> {
+        None
     }
 
-    /// Whether the files that it wrote for `lineage` are missing, by a quick check.
-    async fn is_gone(&self, _lineage: &Lineage) -> bool {
-        false
+    /// Whether that file is missing, by a quick check.
+    async fn is_gone(&self, lineage: &Lineage) -> bool {
+        let Some(copy) = self.copy_of(lineage) else {
+            return false;
+        };
+        let found = tokio::fs::metadata(copy).await;
+        found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
     }
 
     /// Why it may not have loaded the pair, as far as this process can see. Called when
@@ -144,108 +149,81 @@ pub trait Target: Send + Sync {
 }
 
 /// Why a target was not reloaded, or does not load the pair.
-#[derive(Clone, Debug, Error, Serialize, Deserialize)]
-#[allow(missing_docs)] // each message is its own documentation
-pub enum DeployError {
-    #[error("{target}: no pid file among {searched}")]
-    NoPidFile { target: String, searched: String },
-    #[error("{target}: no process number in the pid file {path}")]
-    PidFile { target: String, path: String },
-    #[error("{target}: the process {pid} of {path} is not running")]
-    NotRunning {
-        target: String,
-        path: String,
-        pid: u32,
-    },
-    #[error("{target}: the process {pid} of {path} is `{program}`, not {target}")]
-    OtherProgram {
-        target: String,
-        path: String,
-        pid: u32,
-        program: String,
-    },
-    #[error("{target}: process {pid} cannot be signalled: {detail}")]
-    Signal {
-        target: String,
-        pid: u32,
-        detail: String,
-    },
-    #[error("{target}: the helper process does not answer: {detail}")]
-    Helper { target: String, detail: String },
-    #[error("{target} refuses its configuration: {output}")]
-    Check { target: String, output: String },
-    #[error("{target}: {detail}")]
-    Unreachable { target: String, detail: String },
-    #[error("{target} refuses the pair: {detail}")]
-    Refused { target: String, detail: String },
-    #[error("{target}: `{program}` {detail}")]
-    Program {
-        target: String,
-        program: String,
-        detail: String,
-    },
-    #[error("{target}: {detail}")]
-    Unsafe { target: String, detail: String },
-    #[error("{target}: {generations} generations of its workers still serve old connections")]
-    Draining { target: String, generations: usize },
-    #[error("{target}: {path} could not be written: {detail}")]
-    Write {
-        target: String,
-        path: String,
-        detail: String,
-    },
-    #[error("{target}: the pair below {path} cannot be used: {detail}")]
-    Pair {
-        target: String,
-        path: String,
-        detail: String,
-    },
-}
-
-/// Does work that may wait for a slow volume on another thread, always to its end:
-/// abandoned work could overwrite a newer pair with an older one.
-async fn off_thread<T: Send + 'static>(
-    target: &str,
-    work: impl FnOnce() -> Result<T, DeployError> + Send + 'static,
-) -> Result<T, DeployError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|stopped| {
-        Err(DeployError::Unreachable {
-            target: target.to_owned(),
-            detail: stopped.to_string(),
-        })
-    })
+#[derive(Debug, Error)]
+#[error("{target}: {cause}")]
+pub struct DeployError {
+    target: String,
+    cause: DeployCause,
 }
 
 impl DeployError {
-    /// The same error of a target with the name `name`.
-    fn of(mut self, name: &str) -> Self {
-        match &mut self {
-            Self::NoPidFile { target, .. }
-            | Self::PidFile { target, .. }
-            | Self::NotRunning { target, .. }
-            | Self::OtherProgram { target, .. }
-            | Self::Signal { target, .. }
-            | Self::Helper { target, .. }
-            | Self::Check { target, .. }
-            | Self::Unreachable { target, .. }
-            | Self::Refused { target, .. }
-            | Self::Program { target, .. }
-            | Self::Unsafe { target, .. }
-            | Self::Draining { target, .. }
-            | Self::Write { target, .. }
-            | Self::Pair { target, .. } => name.clone_into(target),
-        }
-        self
-    }
-
     /// The next thing to do.
     #[must_use]
     pub fn hint(&self) -> &'static str {
+        self.cause.hint()
+    }
+}
+
+/// The cause of a [`DeployError`], without the name of the target.
+#[derive(Clone, Debug, Error, Serialize, Deserialize)]
+#[allow(missing_docs)] // each message is its own documentation
+pub enum DeployCause {
+    #[error("no pid file among {0}")]
+    NoPidFile(String),
+    #[error("no process number in the pid file {0}")]
+    PidFile(String),
+    #[error("the process {pid} of {path} is not running")]
+    NotRunning { path: String, pid: u32 },
+    #[error("the process {pid} of {path} is `{program}`, not {wanted}")]
+    OtherProgram {
+        path: String,
+        pid: u32,
+        program: String,
+        wanted: String,
+    },
+    #[error("process {pid} cannot be signalled: {detail}")]
+    Signal { pid: u32, detail: String },
+    #[error("the helper process does not answer: {0}")]
+    Helper(String),
+    #[error("the server's configuration is invalid: {0}")]
+    Check(String),
+    #[error("{0}")]
+    Unreachable(String),
+    #[error("the pair is refused: {0}")]
+    Refused(String),
+    #[error("{0}")]
+    Program(String),
+    #[error("{0}")]
+    Unsafe(String),
+    #[error("{0} generations of its workers still serve old connections")]
+    Draining(usize),
+    #[error("{path} could not be written: {detail}")]
+    Write { path: String, detail: String },
+    #[error("the pair below {path} cannot be used: {detail}")]
+    Pair { path: String, detail: String },
+    #[error("the secret in {path} cannot be used: {detail}")]
+    Secret { path: String, detail: String },
+}
+
+impl DeployCause {
+    /// The error of the target with the name `target`.
+    #[must_use]
+    pub fn of(self, target: String) -> DeployError {
+        let cause = self;
+        DeployError { target, cause }
+    }
+
+    /// Unreachable, as another program reports it.
+    fn unreachable(detail: &str) -> Self {
+        Self::Unreachable(printable(detail))
+    }
+
+    fn hint(&self) -> &'static str {
         match self {
-            Self::NoPidFile { .. } | Self::PidFile { .. } => {
-                "start the server, or name its pid file: --deploy nginx:/path/to/nginx.pid; in containers share the PID namespace"
+            Self::NoPidFile(_) => {
+                "start the server, or name its pid file, as in --deploy nginx:/path/to/nginx.pid; in containers share the PID namespace"
             }
+            Self::PidFile(_) => "restart the server, which writes its pid file, or name another",
             Self::NotRunning { .. } => {
                 "start the server; the certificate is stored, and the next run deploys it"
             }
@@ -253,31 +231,39 @@ impl DeployError {
                 "the pid file is stale or belongs to another program: name the right one"
             }
             Self::Signal { .. } => "run as the server's user or as root, or with CAP_KILL",
-            Self::Helper { .. } => {
+            Self::Helper(_) => {
                 "restart certs run; with CERTS_HARDEN=off no helper process is needed"
             }
             Self::Pair { .. } => {
                 "the server keeps the pair that it has; the next pass publishes the stored pair again"
             }
-            Self::Check { .. } => {
-                "fix what it reports; the server keeps serving the pair that it has"
-            }
-            Self::Unreachable { .. } => {
+            Self::Check(_) => "fix what it reports; the server keeps serving the pair that it has",
+            Self::Unreachable(_) => {
                 "check that it runs and that this process may connect to it; the deployment is retried"
             }
-            Self::Refused { .. } => "fix what it reports; it keeps serving the pair that it has",
-            Self::Program { .. } => {
+            Self::Refused(_) => "fix what it reports; it keeps serving the pair that it has",
+            Self::Program(_) => {
                 "run it by hand with RENEWED_LINEAGE and RENEWED_DOMAINS set; the deployment is retried"
             }
-            Self::Unsafe { .. } => {
+            Self::Unsafe(_) => {
                 "put a filtering proxy in between that allows the container's name and signal alone, or accept it with `accept_raw_socket = true` in its [deploy.NAME]"
             }
-            Self::Draining { .. } => {
+            Self::Draining(_) => {
                 "the reload is retried when they have ended; worker_shutdown_timeout in nginx.conf bounds how long that takes"
             }
             Self::Write { .. } => "check the directory's owner, mode and free space",
+            Self::Secret { .. } => "write the secret into that file, readable for certs",
         }
     }
+}
+
+/// Does work that may wait for a slow volume on another thread, always to its end:
+/// abandoned work could overwrite a newer pair with an older one.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, DeployCause> + Send + 'static,
+) -> Result<T, DeployCause> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|stopped| Err(DeployCause::Unreachable(stopped.to_string())))
 }
 
 /// A delivery for tests.

@@ -289,7 +289,7 @@ fn invalid_server_configuration_is_found_before_switch() {
     let verify = verify(nginx.port);
     let told = run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), 7);
     assert!(
-        told.contains("nonsense") && told.contains("nginx refuses its configuration"),
+        told.contains("nonsense") && told.contains("the server's configuration is invalid"),
         "{told}"
     );
     assert_eq!(generation(&ca), 1);

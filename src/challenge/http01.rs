@@ -4,7 +4,6 @@
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
-mod settings;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -20,11 +19,12 @@ use http::header::{
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, StatusCode};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket};
 
-pub use self::settings::Settings;
 use super::responses::Responses;
+use super::{Solver, SolverSettings, Unfit, check_http01_name};
 use crate::identifier::Identifier;
 use crate::net::listen::{Connections, Limits, Socket};
 use crate::net::sockets::{BACKLOG, owner_of};
@@ -43,6 +43,38 @@ const LIMITS: Limits = Limits {
     largest_head: 8 * 1024,
 };
 
+/// The addresses of the listener; an empty list means port 80 of all addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Settings(Vec<SocketAddr>);
+
+impl Settings {
+    /// The settings for these addresses.
+    #[must_use]
+    pub fn new(addresses: Vec<SocketAddr>) -> Self {
+        Self(addresses)
+    }
+}
+
+impl SolverSettings for Settings {
+    fn solver(&self, responses: &Responses) -> Arc<dyn Solver> {
+        Arc::new(responses.clone())
+    }
+
+    fn solver_key(&self) -> String {
+        // Every listener serves all responses, whatever its address.
+        "listen".to_owned()
+    }
+
+    fn http_listen(&self) -> Option<&[SocketAddr]> {
+        Some(&self.0)
+    }
+
+    fn check_name(&self, name: &Identifier) -> Result<(), Unfit> {
+        check_http01_name(name)
+    }
+}
+
 /// Why an address could not be listened on.
 #[derive(Debug, Error)]
 #[error("cannot listen on {address}: {source}{owner}")]
@@ -56,10 +88,8 @@ pub struct BindError {
 
 impl BindError {
     fn new(address: SocketAddr, source: io::Error) -> Self {
-        let owner = match source.kind() {
-            io::ErrorKind::AddrInUse => owner_of(address.port()),
-            _ => None,
-        };
+        let is_used = source.kind() == io::ErrorKind::AddrInUse;
+        let owner = is_used.then(|| owner_of(address.port())).flatten();
         let owner = owner.map(|(program, pid)| {
             let program = program.escape_default();
             format!("; the port is used by {program} (pid {pid})")
@@ -75,8 +105,7 @@ impl BindError {
     #[must_use]
     pub fn is_for_lack_of_ipv6(&self) -> bool {
         let errno = Errno::from_io_error(&self.source);
-        let is_lack = matches!(errno, Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL));
-        self.address.is_ipv6() && is_lack
+        self.address.is_ipv6() && matches!(errno, Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
     }
 
     /// The next thing to do.
@@ -110,10 +139,11 @@ impl Listener {
     /// # Errors
     /// The first address that cannot be bound; the others are released.
     pub fn bind(addresses: &[SocketAddr], responses: Responses) -> Result<Self, BindError> {
-        let bound = addresses
-            .iter()
-            .map(|address| listen(*address).map_err(|source| BindError::new(*address, source)));
-        Ok(Self::new(bound.collect::<Result<_, _>>()?, responses))
+        let bind = |address: &SocketAddr| {
+            listen(*address).map_err(|error| BindError::new(*address, error))
+        };
+        let sockets = addresses.iter().map(bind).collect::<Result<_, _>>()?;
+        Ok(Self::new(sockets, responses))
     }
 
     fn new(sockets: Vec<TcpListener>, responses: Responses) -> Self {
@@ -169,11 +199,10 @@ impl Listener {
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()
-    } else {
-        TcpSocket::new_v6()
-    }?;
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
     socket.set_reuseaddr(true)?;
     if address.is_ipv6() {
         // A dual-stack socket would collide with 0.0.0.0:80.
@@ -231,10 +260,8 @@ fn answer(request: &Request<Body>, responses: &Responses) -> Response {
 }
 
 fn has_body(headers: &HeaderMap) -> bool {
-    headers.contains_key(TRANSFER_ENCODING)
-        || headers
-            .get(CONTENT_LENGTH)
-            .is_some_and(|length| length != "0")
+    let length = headers.get(CONTENT_LENGTH);
+    headers.contains_key(TRANSFER_ENCODING) || length.is_some_and(|length| length != "0")
 }
 
 /// The one `Host`, without its port.
@@ -243,15 +270,13 @@ fn host(headers: &HeaderMap) -> Option<Identifier> {
     let (text, None) = (hosts.next()?.to_str().ok()?, hosts.next()) else {
         return None;
     };
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
     let bare = match text.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !host.ends_with(':') => {
-            host
-        }
+        Some((host, port)) if is_port(port) && !host.ends_with(':') => host,
         _ => text,
     };
-    Identifier::parse(bare)
-        .ok()
-        .filter(|host| !host.is_wildcard())
+    let host = Identifier::parse(bare).ok();
+    host.filter(|host| !host.is_wildcard())
 }
 
 /// The same page over https.

@@ -20,7 +20,7 @@ pub struct Responses {
 struct Live {
     identifier: Identifier,
     key_authorization: String,
-    fetches: watch::Sender<u32>,
+    fetched: watch::Sender<bool>,
 }
 
 impl Responses {
@@ -37,9 +37,7 @@ impl Responses {
     /// Reports to [`Solver::observed`] that the answer for `token` was fetched.
     pub fn fetched(&self, token: &str) {
         if let Some(answer) = self.lock().get(token) {
-            answer
-                .fetches
-                .send_modify(|count| *count = count.saturating_add(1));
+            answer.fetched.send_replace(true);
         }
     }
 
@@ -58,25 +56,22 @@ impl Solver for Responses {
         let live = Live {
             identifier: answer.identifier.clone(),
             key_authorization: answer.key_authorization.clone(),
-            fetches: watch::Sender::new(0),
+            fetched: watch::Sender::new(false),
         };
         self.lock().insert(answer.token.as_str().to_owned(), live);
         Ok(())
     }
 
     async fn observed(&self, answer: &Answer) {
-        let fetches = self
-            .lock()
-            .get(answer.token.as_str())
-            .map(|live| live.fetches.subscribe());
-        let seen = match fetches {
-            Some(mut fetches) => fetches.wait_for(|count| *count > 0).await.is_ok(),
-            None => false,
-        };
-        if !seen {
-            // Cleaned up before it was fetched: no fetch can follow.
-            std::future::pending::<()>().await;
+        let subscribe = |live: &Live| live.fetched.subscribe();
+        let fetched = self.lock().get(answer.token.as_str()).map(subscribe);
+        if let Some(mut fetched) = fetched
+            && fetched.wait_for(|fetched| *fetched).await.is_ok()
+        {
+            return;
         }
+        // Cleaned up before it was fetched: no fetch can follow.
+        std::future::pending().await
     }
 
     async fn clean_up(&self, answer: &Answer) -> Result<(), SolverError> {

@@ -2,7 +2,7 @@
 //! Symbolic links below it are not followed, and a token is checked before it becomes a
 //! file name.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ impl Settings {
 
 impl SolverSettings for Settings {
     fn solver(&self, _responses: &Responses) -> Arc<dyn Solver> {
-        Arc::new(Webroot::new(self.0.clone()))
+        Arc::new(self.clone())
     }
 
     fn solver_key(&self) -> String {
@@ -60,17 +60,8 @@ impl SolverSettings for Settings {
     }
 }
 
-/// A directory that another server serves on port 80.
-#[derive(Debug)]
-pub struct Webroot(PathBuf);
-
-impl Webroot {
-    /// Answers go below `root`, which must exist.
-    #[must_use]
-    pub fn new(root: PathBuf) -> Self {
-        Self(root)
-    }
-
+impl Settings {
+    /// Opens the directory of the answers, which is created.
     fn challenges(&self) -> Result<rustix::fd::OwnedFd, SolverError> {
         let directory = OFlags::DIRECTORY | OFlags::CLOEXEC;
         let open = openat(CWD, &self.0, directory, Mode::empty());
@@ -95,7 +86,7 @@ impl Webroot {
 }
 
 #[async_trait]
-impl Solver for Webroot {
+impl Solver for Settings {
     fn supports(&self, kind: ChallengeKind, identifier: &Identifier) -> bool {
         kind == ChallengeKind::Http01 && !identifier.is_wildcard()
     }
@@ -104,21 +95,18 @@ impl Solver for Webroot {
         let directory = self.challenges()?;
         let name = answer.token.as_str();
         let aside = format!(".{name}");
-        let failed = |operation, error| failed(operation, &self.0.join(name), error);
+        let failed = |operation, error: io::Error| failed(operation, &self.0.join(name), error);
         // A crash may have left this file.
         let _ = unlinkat(&directory, &aside, AtFlags::empty());
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(&directory, &aside, flags, FILE).map_err(|e| failed("create", e))?;
-        fchmod(&file, FILE).map_err(|e| failed("set the mode of", e))?;
+        let file =
+            openat(&directory, &aside, flags, FILE).map_err(|e| failed("create", e.into()))?;
+        fchmod(&file, FILE).map_err(|e| failed("set the mode of", e.into()))?;
         std::fs::File::from(file)
             .write_all(answer.key_authorization.as_bytes())
-            .map_err(|source| SolverError::Io {
-                operation: "write",
-                path: self.0.join(name).display().to_string(),
-                source,
-            })?;
-        renameat(&directory, &aside, &directory, name).map_err(|e| failed("rename", e))
+            .map_err(|e| failed("write", e))?;
+        renameat(&directory, &aside, &directory, name).map_err(|e| failed("rename", e.into()))
     }
 
     async fn observed(&self, _answer: &Answer) {
@@ -134,7 +122,7 @@ impl Solver for Webroot {
     }
 }
 
-fn failed(operation: &'static str, path: &Path, error: Errno) -> SolverError {
+fn failed(operation: &'static str, path: &Path, error: impl Into<io::Error>) -> SolverError {
     SolverError::Io {
         operation,
         path: path.display().to_string(),
@@ -159,7 +147,7 @@ mod tests {
     #[tokio::test]
     async fn webroot_writes_and_removes_answer_repeatedly() {
         let root = tempfile::tempdir().unwrap();
-        let webroot = Webroot::new(root.path().into());
+        let webroot = Settings::new(root.path().into());
         let path = root
             .path()
             .join(".well-known/acme-challenge/abcdefghijklmnopqrstuv");
@@ -178,7 +166,7 @@ mod tests {
         let (root, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::os::unix::fs::symlink(elsewhere.path(), root.path().join(".well-known")).unwrap();
         assert!(
-            Webroot::new(root.path().into())
+            Settings::new(root.path().into())
                 .present(&answer())
                 .await
                 .is_err()

@@ -20,7 +20,6 @@ use crate::config::{CaSettings, CertificateSettings, DeployWhen, RenewSettings, 
 use crate::control::{Done, Task};
 use crate::deploy::Target;
 use crate::deploy::coalesce::Coalesced;
-use crate::deploy::named::Named;
 use crate::deploy::output::Output;
 use crate::deploy::owner::{self, Owner};
 use crate::deploy::target::DeployTarget;
@@ -50,7 +49,7 @@ pub(super) struct Factory {
     issuers: Mutex<BTreeMap<String, Arc<dyn Issuer>>>,
     limiters: Arc<Limiters>,
     concurrency: Concurrency,
-    servers: Mutex<BTreeMap<DeployTarget, Arc<Coalesced>>>,
+    servers: Mutex<BTreeMap<DeployTarget, Coalesced>>,
     /// The accounts of rehearsals, never stored on disk.
     rehearsals: MemoryStore,
     /// The CA inside this process, opened by the first certificate that uses it.
@@ -135,25 +134,22 @@ impl Factory {
         let all = all.map(|spec| spec.for_lineage(&settings.lineage));
         let all: Vec<_> = all.map(|spec| (self.target(&spec), spec)).collect();
         let named = all.iter().map(|(target, spec)| -> Arc<dyn Target> {
-            let others = all
-                .iter()
-                .filter(|(other, _)| other.name() == target.name());
-            match others.count() {
+            let same = |(other, _): &&(Coalesced, DeployTarget)| other.name() == target.name();
+            Arc::new(match all.iter().filter(same).count() {
                 1 => target.clone(),
                 // Two nginx are distinguished by their pid files.
-                _ => Arc::new(Named::new(spec.to_string(), target.clone())),
-            }
+                _ => target.named(spec.to_string()),
+            })
         });
         named.collect()
     }
 
     /// The target of one server, shared by certificates to coalesce its reloads.
-    fn target(&self, spec: &DeployTarget) -> Arc<dyn Target> {
+    fn target(&self, spec: &DeployTarget) -> Coalesced {
         let mut targets = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = targets.entry(spec.clone());
-        let shared = shared.or_insert_with(|| {
-            Arc::new(Coalesced::new(self.sandbox.target(spec), spec.coalesces()))
-        });
+        let shared =
+            shared.or_insert_with(|| Coalesced::new(self.sandbox.target(spec), spec.coalesces()));
         shared.clone()
     }
 

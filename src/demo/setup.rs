@@ -23,9 +23,9 @@ use crate::challenge::http01::Listener;
 use crate::challenge::responses::Responses;
 use crate::deploy::endpoint::Endpoint;
 use crate::deploy::output::Output;
-use crate::deploy::targets::nginx;
+use crate::deploy::target::DeployTarget;
 use crate::deploy::verify::Handshake;
-use crate::deploy::{Delivery, DeployError, Outlet, Target};
+use crate::deploy::{Delivery, DeployCause, Outlet, Target};
 use crate::failure::Failure;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
@@ -74,9 +74,13 @@ impl Setup {
         let (address, targets, nginx) = match program {
             Some(program) => {
                 let nginx = start_nginx(program, directory, &services, &wanted, &sites).await?;
-                let target = nginx::Nginx::new(Some(nginx.pid_file.clone()));
-                let target: Arc<dyn Target> = Arc::new(target);
-                (nginx.address, vec![target; wanted.len()], Some(nginx))
+                let target = format!("nginx:{}", nginx.pid_file.display());
+                let target: DeployTarget = target.parse().map_err(Failure::unexpected)?;
+                (
+                    nginx.address,
+                    vec![target.target(); wanted.len()],
+                    Some(nginx),
+                )
             }
             None => {
                 let (address, targets) = start_front(&mut serving, &services, &wanted).await?;
@@ -248,15 +252,15 @@ struct Timed(Arc<dyn Target>, Arc<Tally>);
 
 #[async_trait]
 impl Target for Timed {
-    fn name(&self) -> &str {
+    fn name(&self) -> String {
         self.0.name()
     }
 
-    async fn check(&self, delivery: &Delivery) -> Result<(), DeployError> {
+    async fn check(&self, delivery: &Delivery) -> Result<(), DeployCause> {
         self.0.check(delivery).await
     }
 
-    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
         self.1.deploying(delivery);
         self.0.apply(delivery).await
     }

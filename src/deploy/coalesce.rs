@@ -3,32 +3,38 @@
 //! two reloads at once.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::{Delivery, DeployError, Target};
+use super::{Delivery, DeployCause, Target};
 use crate::lineage::Lineage;
 
 /// Two reloads of one server are at least this far apart.
 const APART: Duration = Duration::from_secs(2);
 
-/// A target that all certificates of a process share.
+/// A target that all certificates of a process share; a clone is the same target.
+#[derive(Clone)]
 pub(crate) struct Coalesced {
     target: Arc<dyn Target>,
+    /// Instead of the target's own name.
+    name: Option<String>,
     /// Whether one reload loads all certificates.
     one_for_all: bool,
-    checks: Queue,
-    reloads: Queue,
+    checks: Arc<Queue>,
+    reloads: Arc<Queue>,
 }
 
 /// A queue of callers that want the same action.
 #[derive(Default)]
 struct Queue {
-    asked: Mutex<u64>,
-    latest: tokio::sync::Mutex<Option<LatestAction>>,
+    requests: AtomicU64,
+    latest: Mutex<Option<LatestAction>>,
 }
 
 /// The latest action.
@@ -38,7 +44,7 @@ struct LatestAction {
     /// Whether its delivery was urgent.
     urgent: bool,
     at: Instant,
-    ended: Result<(), DeployError>,
+    ended: Result<(), DeployCause>,
 }
 
 impl LatestAction {
@@ -57,9 +63,9 @@ impl Queue {
         &self,
         urgent: bool,
         apart: Duration,
-        work: impl Future<Output = Result<(), DeployError>>,
-    ) -> Result<(), DeployError> {
-        let mine = self.ask();
+        work: impl Future<Output = Result<(), DeployCause>>,
+    ) -> Result<(), DeployCause> {
+        let mine = self.requests.fetch_add(1, Ordering::SeqCst) + 1;
         let mut latest = self.latest.lock().await;
         if let Some(latest) = latest.as_ref() {
             if latest.serves >= mine && latest.is_for(urgent, apart) {
@@ -67,7 +73,7 @@ impl Queue {
             }
             tokio::time::sleep_until(latest.at + apart).await;
         }
-        let serves = self.asked();
+        let serves = self.requests.load(Ordering::SeqCst);
         let ended = work.await;
         *latest = Some(LatestAction {
             serves,
@@ -77,16 +83,6 @@ impl Queue {
         });
         ended
     }
-
-    fn ask(&self) -> u64 {
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        *asked += 1;
-        *asked
-    }
-
-    fn asked(&self) -> u64 {
-        *self.asked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Coalesced {
@@ -95,32 +91,41 @@ impl Coalesced {
     pub(crate) fn new(target: Arc<dyn Target>, one_for_all: bool) -> Self {
         Self {
             target,
+            name: None,
             one_for_all,
-            checks: Queue::default(),
-            reloads: Queue::default(),
+            checks: Arc::default(),
+            reloads: Arc::default(),
+        }
+    }
+
+    /// The same target under another name, for several of a kind with the same name.
+    #[must_use]
+    pub(crate) fn named(&self, name: String) -> Self {
+        let name = Some(name);
+        Self {
+            name,
+            ..self.clone()
         }
     }
 }
 
 #[async_trait]
 impl Target for Coalesced {
-    fn name(&self) -> &str {
-        self.target.name()
+    fn name(&self) -> String {
+        let name = self.name.clone();
+        name.unwrap_or_else(|| self.target.name())
     }
 
-    async fn check(&self, delivery: &Delivery) -> Result<(), DeployError> {
+    async fn check(&self, delivery: &Delivery) -> Result<(), DeployCause> {
         let check = self.target.check(delivery);
-        match self.one_for_all {
-            true => {
-                self.checks
-                    .share(delivery.urgent, Duration::ZERO, check)
-                    .await
-            }
-            false => check.await,
+        if !self.one_for_all {
+            return check.await;
         }
+        let shared = self.checks.share(delivery.urgent, Duration::ZERO, check);
+        shared.await
     }
 
-    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
         let apply = self.target.apply(delivery);
         if self.one_for_all {
             return self.reloads.share(delivery.urgent, APART, apply).await;
@@ -133,12 +138,8 @@ impl Target for Coalesced {
         self.target.listens_on().await
     }
 
-    fn has_copies(&self) -> bool {
-        self.target.has_copies()
-    }
-
-    async fn is_gone(&self, lineage: &Lineage) -> bool {
-        self.target.is_gone(lineage).await
+    fn copy_of(&self, lineage: &Lineage) -> Option<PathBuf> {
+        self.target.copy_of(lineage)
     }
 
     async fn obstacle(&self, delivery: &Delivery) -> Option<String> {
@@ -148,7 +149,7 @@ impl Target for Coalesced {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use super::super::sample;
     use super::*;
@@ -164,25 +165,23 @@ mod tests {
 
     #[async_trait]
     impl Target for Slow {
-        fn name(&self) -> &'static str {
-            "slow"
+        fn name(&self) -> String {
+            "slow".to_owned()
         }
 
-        async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
+        async fn check(&self, _: &Delivery) -> Result<(), DeployCause> {
             tokio::time::sleep(Duration::from_secs(1)).await;
             self.checks.fetch_add(1, Ordering::SeqCst);
             Ok(())
         }
 
-        async fn apply(&self, _: &Delivery) -> Result<(), DeployError> {
+        async fn apply(&self, _: &Delivery) -> Result<(), DeployCause> {
             assert_eq!(self.busy.fetch_add(1, Ordering::SeqCst), 0);
             tokio::time::sleep(Duration::from_secs(1)).await;
             self.busy.fetch_sub(1, Ordering::SeqCst);
             self.reloads.fetch_add(1, Ordering::SeqCst);
-            let detail = "no".to_owned();
-            let target = "slow".to_owned();
             match self.fails {
-                true => Err(DeployError::Unreachable { target, detail }),
+                true => Err(DeployCause::Unreachable("no".to_owned())),
                 false => Ok(()),
             }
         }

@@ -5,14 +5,13 @@ use std::io;
 use std::path::Path;
 
 use super::owner::Owner;
-use super::{Delivery, DeployError};
+use super::{Delivery, DeployCause};
 use crate::certificate::{Bundle, Freshness, Secret};
 use crate::files;
 
 /// The live pair of `delivery`.
-pub(super) fn read_pair(target: &str, delivery: &Delivery) -> Result<Bundle, DeployError> {
-    let pair = |detail: String| DeployError::Pair {
-        target: target.to_owned(),
+pub(super) fn read_pair(delivery: &Delivery) -> Result<Bundle, DeployCause> {
+    let pair = |detail: String| DeployCause::Pair {
         path: delivery.live.display().to_string(),
         detail,
     };
@@ -31,17 +30,32 @@ pub(super) fn replace(path: &Path, mode: u32, owner: Owner, content: &[u8]) -> i
     files::replace_once_given(path, 0o600, content, give)
 }
 
-pub(super) fn unwritten(target: &str, path: &Path, detail: impl ToString) -> DeployError {
-    DeployError::Write {
-        target: target.to_owned(),
+pub(super) fn unwritten(path: &Path, detail: impl ToString) -> DeployCause {
+    DeployCause::Write {
         path: path.display().to_string(),
         detail: detail.to_string(),
     }
 }
 
-pub(super) async fn is_missing(path: &Path) -> bool {
-    let found = tokio::fs::metadata(path).await;
-    found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+/// Checks that `path` is in a directory.
+pub(super) fn may_be_written(path: &Path) -> Result<(), DeployCause> {
+    match path.parent().unwrap_or(Path::new("/")).is_dir() {
+        true => Ok(()),
+        false => Err(unwritten(path, "no such directory")),
+    }
+}
+
+/// The content of a file with a secret.
+pub(super) fn read_secret(file: &Path) -> Result<Secret, DeployCause> {
+    let text = std::fs::read_to_string(file).map(Secret::new);
+    text.map_err(|error| unusable_secret(file, error))
+}
+
+pub(super) fn unusable_secret(file: &Path, detail: impl ToString) -> DeployCause {
+    DeployCause::Secret {
+        path: file.display().to_string(),
+        detail: detail.to_string(),
+    }
 }
 
 #[cfg(test)]

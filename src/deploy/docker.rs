@@ -40,9 +40,6 @@ pub(crate) enum Filter {
 impl Api {
     /// The API at an address in the form of DOCKER_HOST: `unix://PATH` or
     /// `tcp://HOST:PORT`.
-    ///
-    /// # Errors
-    /// Why the address is invalid.
     pub(crate) fn at(host: &str) -> Result<Self, String> {
         let invalid = || format!("invalid address of Docker's API `{}`", printable(host));
         if let Some(path) = host.strip_prefix("unix://") {

@@ -14,7 +14,7 @@ use crate::identifier::Identifier;
 #[serde(try_from = "String", into = "String")]
 pub struct Endpoint {
     pub(super) protocol: Protocol,
-    pub(super) host: String,
+    pub(super) host: Identifier,
     pub(super) port: u16,
 }
 
@@ -39,23 +39,18 @@ impl FromStr for Endpoint {
     fn from_str(text: &str) -> Result<Self, String> {
         let malformed = || format!("`{}` is not HOST:PORT", text.escape_debug());
         let (protocol, place) = match text.split_once("://") {
-            Some((protocol, place)) => (protocol.parse().map_err(|()| malformed())?, place),
+            Some((scheme, place)) => {
+                let protocol = Protocol::of_scheme(scheme);
+                (protocol.ok_or_else(malformed)?, place)
+            }
             None => (Protocol::Tls, text),
         };
         let (host, port) = place.rsplit_once(':').ok_or_else(malformed)?;
-        let port = port
-            .parse()
-            .ok()
-            .filter(|port| *port > 0)
-            .ok_or_else(malformed)?;
-        let host = match Identifier::parse(host).map_err(|_| malformed())? {
-            Identifier::Dns(name) => name.as_str().to_owned(),
-            Identifier::Ip(address) => address.to_string(),
-        };
+        let port = port.parse().ok().filter(|port| *port > 0);
         Ok(Self {
             protocol,
-            host,
-            port,
+            host: Identifier::parse(host).map_err(|_| malformed())?,
+            port: port.ok_or_else(malformed)?,
         })
     }
 }
@@ -65,9 +60,9 @@ impl fmt::Display for Endpoint {
         if self.protocol != Protocol::Tls {
             write!(f, "{}://", self.protocol)?;
         }
-        match IpAddr::from_str(&self.host) {
-            Ok(IpAddr::V6(address)) => write!(f, "[{address}]:{}", self.port),
-            _ => write!(f, "{}:{}", self.host, self.port),
+        match &self.host {
+            Identifier::Ip(IpAddr::V6(address)) => write!(f, "[{address}]:{}", self.port),
+            host => write!(f, "{host}:{}", self.port),
         }
     }
 }

@@ -10,7 +10,8 @@ pub(crate) mod restart;
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::oneshot;
 
 use super::target::DeployTarget;
-use super::{Delivery, DeployError, Target};
+use super::{Delivery, DeployCause, Target};
 
 /// A request to the helper.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -38,7 +39,7 @@ struct HelperReply {
     obstacle: Option<String>,
 }
 
-type HelperResult = Result<HelperReply, DeployError>;
+type HelperResult = Result<HelperReply, DeployCause>;
 
 /// One line in each direction.
 #[derive(Serialize, Deserialize)]
@@ -47,79 +48,48 @@ struct Numbered<T> {
     value: T,
 }
 
+/// `value` as a line of JSON.
+fn line_of(value: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
 /// The connection to the helper process, which serves requests concurrently: one that
 /// hangs delays no other.
 #[derive(Debug)]
 pub(crate) struct Helper {
     sender: tokio::sync::Mutex<OwnedWriteHalf>,
-    waiting: Arc<PendingRequests>,
+    last: AtomicU64,
+    pending: Arc<PendingRequests>,
 }
 
-/// The requests without a reply.
+/// The requests without a reply by number; `None` once the helper has ended.
 #[derive(Debug)]
-struct PendingRequests(Mutex<Pending>);
-
-#[derive(Debug)]
-struct Pending {
-    last: u64,
-    /// By number; `None` once the helper has ended.
-    waiting: Option<BTreeMap<u64, oneshot::Sender<HelperResult>>>,
-}
+struct PendingRequests(Mutex<Option<BTreeMap<u64, oneshot::Sender<HelperResult>>>>);
 
 impl PendingRequests {
-    fn enter(&self) -> io::Result<(u64, oneshot::Receiver<HelperResult>)> {
-        let (sender, receiver) = oneshot::channel();
-        let mut inside = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Pending { last, waiting } = &mut *inside;
-        let waiting = waiting
-            .as_mut()
-            .ok_or_else(|| io::Error::other("it has ended"))?;
-        *last += 1;
-        waiting.insert(*last, sender);
-        Ok((*last, receiver))
-    }
-
-    fn answer(&self, number: u64, answer: HelperResult) {
-        let mut inside = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let waiting = inside
-            .waiting
-            .as_mut()
-            .and_then(|waiting| waiting.remove(&number));
-        if let Some(waiting) = waiting {
-            // The caller may have stopped waiting.
-            let _ = waiting.send(answer);
-        }
-    }
-
-    fn end(&self) {
-        let mut inside = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        inside.waiting = None;
+    fn lock(&self) -> MutexGuard<'_, Option<BTreeMap<u64, oneshot::Sender<HelperResult>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Helper {
     /// Sends requests through `stream`, whose other end runs [`serve`]. Of the user's own
     /// programs, the helper runs only `programs`.
-    ///
-    /// # Errors
-    /// Those of the socket.
     pub(crate) fn new(
         mut stream: std::os::unix::net::UnixStream,
         programs: &[DeployTarget],
     ) -> io::Result<Arc<Self>> {
         // Before any data from the network is read; the helper accepts this list only once.
-        let mut line = serde_json::to_vec(programs)?;
-        line.push(b'\n');
-        stream.write_all(&line)?;
+        stream.write_all(&line_of(&programs)?)?;
         let (receiver, sender) = asynchronous(stream)?.into_split();
-        let waiting = Arc::new(PendingRequests(Mutex::new(Pending {
-            last: 0,
-            waiting: Some(BTreeMap::new()),
-        })));
-        tokio::spawn(receive(receiver, waiting.clone()));
+        let pending = Arc::new(PendingRequests(Mutex::new(Some(BTreeMap::new()))));
+        tokio::spawn(receive(receiver, pending.clone()));
         Ok(Arc::new(Self {
             sender: tokio::sync::Mutex::new(sender),
-            waiting,
+            last: AtomicU64::new(0),
+            pending,
         }))
     }
 
@@ -127,31 +97,38 @@ impl Helper {
     #[must_use]
     pub(crate) fn target(self: &Arc<Self>, spec: &DeployTarget) -> Arc<dyn Target> {
         let (helper, spec) = (self.clone(), spec.clone());
-        let name = spec.target().name().to_owned();
-        Arc::new(RemoteTarget { helper, spec, name })
+        Arc::new(RemoteTarget { helper, spec })
     }
 
-    async fn exchange(&self, request: (DeployTarget, HelperRequest)) -> io::Result<HelperResult> {
-        let (number, answer) = self.waiting.enter()?;
-        let mut line = serde_json::to_vec(&Numbered {
-            number,
-            value: request,
-        })?;
-        line.push(b'\n');
+    async fn exchange(&self, value: (DeployTarget, HelperRequest)) -> io::Result<HelperResult> {
+        let ended = || io::Error::other("it has ended");
+        let (sender, reply) = oneshot::channel();
+        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let known = self
+            .pending
+            .lock()
+            .as_mut()
+            .map(|all| all.insert(number, sender));
+        known.ok_or_else(ended)?;
+        let line = line_of(&Numbered { number, value })?;
         self.sender.lock().await.write_all(&line).await?;
-        answer.await.map_err(|_| io::Error::other("it has ended"))
+        reply.await.map_err(|_| ended())
     }
 }
 
-async fn receive(receiver: OwnedReadHalf, waiting: Arc<PendingRequests>) {
+async fn receive(receiver: OwnedReadHalf, pending: Arc<PendingRequests>) {
     let mut lines = BufReader::new(receiver).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         match serde_json::from_str::<Numbered<HelperResult>>(&line) {
-            Ok(Numbered { number, value }) => waiting.answer(number, value),
+            Ok(Numbered { number, value }) => {
+                let caller = pending.lock().as_mut().and_then(|all| all.remove(&number));
+                // The caller may have stopped waiting.
+                let _ = caller.map(|caller| caller.send(value));
+            }
             Err(error) => tracing::error!("the helper process: {error}"),
         }
     }
-    waiting.end();
+    pending.lock().take();
     tracing::error!(
         "the helper process is gone; hint: restart certs run: until then no server is reloaded"
     );
@@ -161,51 +138,45 @@ async fn receive(receiver: OwnedReadHalf, waiting: Arc<PendingRequests>) {
 struct RemoteTarget {
     helper: Arc<Helper>,
     spec: DeployTarget,
-    name: String,
 }
 
 impl RemoteTarget {
-    async fn ask(&self, request: HelperRequest) -> HelperResult {
+    async fn request(&self, request: HelperRequest) -> HelperResult {
         let (helper, request) = (self.helper.clone(), (self.spec.clone(), request));
         // In a task of its own: a dropped caller must not leave half a line.
-        let asked = tokio::spawn(async move { helper.exchange(request).await });
-        let failed = |detail: String| DeployError::Helper {
-            target: self.name.clone(),
-            detail,
-        };
+        let exchange = tokio::spawn(async move { helper.exchange(request).await });
         let within = self.spec.answers_within();
-        let asked = tokio::time::timeout(within, asked).await;
-        let asked = asked.map_err(|_| failed(format!("no answer within {within:?}")))?;
-        let answer = asked.map_err(|error| failed(error.to_string()))?;
-        answer.map_err(|error| failed(error.to_string()))?
+        let late = |_| DeployCause::Helper(format!("no answer within {} s", within.as_secs()));
+        let ended = tokio::time::timeout(within, exchange).await.map_err(late)?;
+        let reply = ended.map_err(|error| DeployCause::Helper(error.to_string()))?;
+        reply.map_err(|error| DeployCause::Helper(error.to_string()))?
     }
 }
 
 #[async_trait]
 impl Target for RemoteTarget {
-    fn name(&self) -> &str {
-        &self.name
+    fn name(&self) -> String {
+        self.spec.target().name()
     }
 
-    async fn check(&self, delivery: &Delivery) -> Result<(), DeployError> {
-        self.ask(HelperRequest::Check(delivery.clone()))
-            .await
-            .map(drop)
+    async fn check(&self, delivery: &Delivery) -> Result<(), DeployCause> {
+        let request = HelperRequest::Check(delivery.clone());
+        self.request(request).await.map(drop)
     }
 
-    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
-        self.ask(HelperRequest::Apply(delivery.clone()))
-            .await
-            .map(drop)
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
+        let request = HelperRequest::Apply(delivery.clone());
+        self.request(request).await.map(drop)
     }
 
     async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
-        self.ask(HelperRequest::ListensOn).await.ok()?.addresses
+        let reply = self.request(HelperRequest::ListensOn).await;
+        reply.ok()?.addresses
     }
 
     async fn obstacle(&self, delivery: &Delivery) -> Option<String> {
         let request = HelperRequest::Obstacle(delivery.clone());
-        self.ask(request).await.ok()?.obstacle
+        self.request(request).await.ok()?.obstacle
     }
 }
 
@@ -221,8 +192,8 @@ pub(crate) async fn serve(stream: std::os::unix::net::UnixStream) -> io::Result<
     let allowed = lines.next_line().await?.unwrap_or_else(|| "[]".to_owned());
     let allowed: Arc<Vec<DeployTarget>> = Arc::new(serde_json::from_str(&allowed)?);
     while let Some(line) = lines.next_line().await? {
-        let asked: Numbered<(DeployTarget, HelperRequest)> = match serde_json::from_str(&line) {
-            Ok(asked) => asked,
+        let Numbered { number, value } = match serde_json::from_str(&line) {
+            Ok(request) => request,
             Err(error) => {
                 tracing::error!("invalid request: {error}");
                 continue;
@@ -230,13 +201,8 @@ pub(crate) async fn serve(stream: std::os::unix::net::UnixStream) -> io::Result<
         };
         let (sender, allowed) = (sender.clone(), allowed.clone());
         tokio::spawn(async move {
-            let (spec, request) = asked.value;
-            let answer = Numbered {
-                number: asked.number,
-                value: run(&spec, request, &allowed).await,
-            };
-            let mut line = serde_json::to_vec(&answer).unwrap_or_default();
-            line.push(b'\n');
+            let value = run(value, &allowed).await;
+            let line = line_of(&Numbered { number, value }).unwrap_or_default();
             // The parent may have ended.
             let _ = sender.lock().await.write_all(&line).await;
         });
@@ -245,23 +211,17 @@ pub(crate) async fn serve(stream: std::os::unix::net::UnixStream) -> io::Result<
 }
 
 async fn run(
-    spec: &DeployTarget,
-    request: HelperRequest,
+    (spec, request): (DeployTarget, HelperRequest),
     allowed: &[DeployTarget],
 ) -> HelperResult {
-    let target = spec.target();
-    let refused = |detail: &str| {
-        Err(DeployError::Helper {
-            target: target.name().to_owned(),
-            detail: detail.to_owned(),
-        })
-    };
+    let refused = |detail: &str| Err(DeployCause::Helper(detail.to_owned()));
     if !spec.needs_helper() {
         return refused("this target does not need the helper process");
     }
-    if spec.runs_program() && !allowed.contains(spec) {
+    if spec.runs_program() && !allowed.contains(&spec) {
         return refused("the helper runs no program that was not configured when it was started");
     }
+    let target = spec.target();
     let mut reply = HelperReply::default();
     match request {
         HelperRequest::Check(delivery) => target.check(&delivery).await?,
@@ -300,7 +260,7 @@ mod tests {
             (near.apply(&sample()).await, remote.apply(&sample()).await),
         ] {
             let (one, other) = (one.unwrap_err(), other.unwrap_err());
-            assert!(matches!(one, DeployError::NoPidFile { .. }));
+            assert!(matches!(one, DeployCause::NoPidFile(_)));
             assert_eq!(one.to_string(), other.to_string());
             assert_eq!(one.hint(), other.hint());
         }
@@ -317,7 +277,7 @@ mod tests {
             // Pending for once, and dropped before the answer is there.
             assert_eq!(target.listens_on().now_or_never(), None);
             let error = target.check(&sample()).await.unwrap_err();
-            assert!(matches!(error, DeployError::NoPidFile { .. }), "{error}");
+            assert!(matches!(error, DeployCause::NoPidFile(_)), "{error}");
         }
     }
 
@@ -335,7 +295,7 @@ mod tests {
                 .await
                 .unwrap();
             let error = target.check(&sample()).await.unwrap_err();
-            assert!(matches!(error, DeployError::NoPidFile { .. }), "{error}");
+            assert!(matches!(error, DeployCause::NoPidFile(_)), "{error}");
         }
         assert!(!served.is_finished());
     }
@@ -359,7 +319,7 @@ mod tests {
             .target(&"nginx".parse().unwrap());
         drop(other);
         let error = target.apply(&sample()).await.unwrap_err();
-        assert!(matches!(error, DeployError::Helper { .. }), "{error}");
+        assert!(matches!(error, DeployCause::Helper(_)), "{error}");
         assert!(error.hint().contains("restart certs run"));
     }
 
@@ -389,7 +349,7 @@ mod tests {
         // A compromised sidecar cannot make the helper write files.
         let file = helper.target(&"file:/absent/file.pem".parse().unwrap());
         let error = file.check(&sample()).await.unwrap_err();
-        assert!(matches!(error, DeployError::Helper { .. }), "{error}");
+        assert!(matches!(error, DeployCause::Helper(_)), "{error}");
         assert!(!waits.is_finished());
         tokio::fs::write(&fifo, "go\n").await.unwrap();
         waits.await.unwrap().unwrap();

@@ -72,12 +72,10 @@ impl FileAccess {
             return true;
         };
         let bit = if there.is_dir() { 0o1 } else { 0o4 };
-        let shift = if there.uid() == self.user {
-            6
-        } else if self.groups.contains(&there.gid()) {
-            3
-        } else {
-            0
+        let shift = match there.uid() == self.user {
+            true => 6,
+            false if self.groups.contains(&there.gid()) => 3,
+            false => 0,
         };
         self.overrides || there.mode() >> shift & bit != 0
     }

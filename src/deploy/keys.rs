@@ -11,6 +11,7 @@ use std::fmt;
 use serde::de::value::{MapAccessDeserializer, SeqDeserializer};
 use serde::de::{DeserializeSeed, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserializer, Serialize, de};
+use thiserror::Error;
 
 use crate::text::{nearest, printable};
 
@@ -43,10 +44,16 @@ pub(super) fn read<T: de::DeserializeOwned>(
 ) -> Result<T, InvalidTarget> {
     let entries = Entries {
         rest: keys.into_iter(),
-        current: None,
+        current: Default::default(),
     };
     let read = T::deserialize(MapAccessDeserializer::new(entries));
-    read.map_err(|error| error.of(kind))
+    read.map_err(|error| InvalidTarget {
+        key: error.key,
+        message: match error.is_of_kind {
+            true => format!("{kind} {}", error.message),
+            false => error.message,
+        },
+    })
 }
 
 /// The keys of `settings`.
@@ -70,82 +77,48 @@ pub(super) fn written<T: Serialize>(settings: &T) -> TargetKeys {
 }
 
 /// Why keys are invalid.
-#[derive(Debug)]
-enum KeyError {
-    Unknown {
-        key: String,
-        known: &'static [&'static str],
-    },
-    Missing(&'static str),
-    Invalid {
-        key: Option<String>,
-        message: String,
-    },
-}
-
-impl KeyError {
-    /// The same error, in the value of `key`.
-    fn at(self, of: &str) -> Self {
-        match self {
-            Self::Invalid { key: None, message } => Self::Invalid {
-                key: Some(of.to_owned()),
-                message,
-            },
-            other => other,
-        }
-    }
-
-    fn of(self, kind: &str) -> InvalidTarget {
-        match self {
-            Self::Unknown { key, known } => {
-                let mut message = format!("{kind} has no key `{}`", printable(&key));
-                if let Some(meant) = nearest(&key, known.iter().copied()) {
-                    message += &format!("; did you mean `{meant}`?");
-                }
-                InvalidTarget::key(&key, message)
-            }
-            Self::Missing(key) => InvalidTarget {
-                key: None,
-                message: format!("{kind} needs `{key}`"),
-            },
-            Self::Invalid { key, message } => InvalidTarget { key, message },
-        }
-    }
+#[derive(Debug, Error)]
+#[error("{message}")]
+struct KeyError {
+    key: Option<String>,
+    message: String,
+    /// Whether the message continues the name of the kind.
+    is_of_kind: bool,
 }
 
 impl de::Error for KeyError {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Self::Invalid {
+        Self {
             key: None,
             message: message.to_string(),
+            is_of_kind: false,
         }
     }
 
     fn unknown_field(field: &str, known: &'static [&'static str]) -> Self {
-        let key = field.to_owned();
-        Self::Unknown { key, known }
+        let mut message = format!("has no key `{}`", printable(field));
+        if let Some(meant) = nearest(field, known.iter().copied()) {
+            message += &format!("; did you mean `{meant}`?");
+        }
+        Self {
+            key: Some(field.to_owned()),
+            message,
+            is_of_kind: true,
+        }
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Self::Missing(field)
-    }
-}
-
-impl fmt::Display for KeyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unknown { key, .. } => write!(f, "unknown key `{key}`"),
-            Self::Missing(key) => write!(f, "no `{key}`"),
-            Self::Invalid { message, .. } => f.write_str(message),
+        Self {
+            key: None,
+            message: format!("needs `{field}`"),
+            is_of_kind: true,
         }
     }
 }
 
-impl std::error::Error for KeyError {}
-
 struct Entries {
     rest: btree_map::IntoIter<String, Vec<String>>,
-    current: Option<(String, Vec<String>)>,
+    current: (String, Vec<String>),
 }
 
 impl<'de> MapAccess<'de> for Entries {
@@ -155,19 +128,21 @@ impl<'de> MapAccess<'de> for Entries {
         &mut self,
         seed: K,
     ) -> Result<Option<K::Value>, KeyError> {
-        self.current = self.rest.next();
-        let key = self.current.as_ref().map(|(key, _)| key.as_str());
-        key.map(|key| seed.deserialize(key.into_deserializer()))
-            .transpose()
+        let Some(next) = self.rest.next() else {
+            return Ok(None);
+        };
+        self.current = next;
+        let key = self.current.0.as_str().into_deserializer();
+        seed.deserialize(key).map(Some)
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, KeyError> {
-        let (key, values) = self.current.take().unwrap_or_default();
-        let value = KeyValue {
-            key: &key,
-            values: &values,
-        };
-        seed.deserialize(value).map_err(|error| error.at(&key))
+        let (key, values) = &self.current;
+        let read = seed.deserialize(KeyValue { key, values });
+        read.map_err(|error| KeyError {
+            key: error.key.or(Some(key.clone())),
+            ..error
+        })
     }
 }
 
@@ -199,10 +174,9 @@ impl<'de> Deserializer<'de> for KeyValue<'_> {
     }
 
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, KeyError> {
-        match self.text()?.as_str() {
-            "true" => visitor.visit_bool(true),
-            "false" => visitor.visit_bool(false),
-            _ => Err(de::Error::custom("write true or false")),
+        match self.text()?.parse() {
+            Ok(value) => visitor.visit_bool(value),
+            Err(_) => Err(de::Error::custom("write true or false")),
         }
     }
 
@@ -217,16 +191,8 @@ impl<'de> Deserializer<'de> for KeyValue<'_> {
         visitor.visit_some(self)
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, KeyError> {
-        visitor.visit_newtype_struct(self)
-    }
-
     serde::forward_to_deserialize_any! {
-        i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf
-        unit unit_struct tuple tuple_struct map struct enum identifier ignored_any
+        i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit
+        unit_struct newtype_struct tuple tuple_struct map struct enum identifier ignored_any
     }
 }

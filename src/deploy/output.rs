@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use rcgen::{CertificateParams, KeyPair};
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use thiserror::Error;
 
 use super::Outlet;
@@ -20,9 +20,9 @@ use crate::record::Generation;
 use crate::time::Timestamp;
 
 const DIRECTORY: u32 = 0o2750;
-const KEY: u32 = 0o640;
+pub(super) const KEY: u32 = 0o640;
 const CERTIFICATE: u32 = 0o644;
-const KEPT: usize = 3;
+const GENERATIONS: usize = 3;
 
 /// Why the output could not be written or read.
 #[derive(Debug, Error)]
@@ -148,9 +148,7 @@ impl Output {
         make_shared(&live, self.owner)?;
         let aside = live.join(format!(".{lineage}.new"));
         files::remove_if_there(&aside).map_err(at("remove", &aside))?;
-        let target = Path::new("../archive")
-            .join(lineage.as_str())
-            .join(generation.to_string());
+        let target = format!("../archive/{lineage}/{generation}");
         symlink(target, &aside).map_err(at("link", &aside))?;
         std::fs::rename(&aside, &link).map_err(at("switch", &link))?;
         files::sync_parent(&link).map_err(at("flush", &link))
@@ -165,12 +163,8 @@ impl Output {
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
             .collect();
         generations.sort_unstable_by(|one, other| other.cmp(one));
-        for old in generations
-            .into_iter()
-            .skip(KEPT)
-            .map(Generation)
-            .filter(|old| *old != live)
-        {
+        let old = generations.into_iter().skip(GENERATIONS).map(Generation);
+        for old in old.filter(|old| *old != live) {
             if let Err(error) = std::fs::remove_dir_all(archive.join(old.to_string())) {
                 tracing::warn!(%error, generation = %old, "an old generation could not be removed");
             }
@@ -178,7 +172,8 @@ impl Output {
     }
 }
 
-fn contents(bundle: &Bundle) -> [(&'static str, u32, Secret); 5] {
+/// The files of a generation with their modes.
+pub(super) fn contents(bundle: &Bundle) -> [(&'static str, u32, Secret); 5] {
     let (key, chain) = (bundle.key_pem().clone(), bundle.chain_pem());
     let combined = format!("{chain}{}", key.expose());
     [
@@ -268,9 +263,8 @@ fn make_shared(path: &Path, owner: Owner) -> Result<(), OutputError> {
 }
 
 fn set_owner(path: &Path, mode: u32, owner: Owner) -> Result<(), OutputError> {
-    owner
-        .apply_or_warn(path, mode)
-        .map_err(at("set the mode of", path))
+    let given = owner.apply_or_warn(path, mode);
+    given.map_err(at("set the mode of", path))
 }
 
 fn remove_directory(path: &Path) -> Result<(), OutputError> {
@@ -281,16 +275,14 @@ fn remove_directory(path: &Path) -> Result<(), OutputError> {
 }
 
 fn self_signed(identifiers: &BTreeSet<Identifier>, now: Timestamp) -> Result<Bundle, String> {
-    let key = KeyPair::generate().map_err(|error| error.to_string())?;
+    let text = |error: rcgen::Error| error.to_string();
+    let key = KeyPair::generate().map_err(text)?;
     let names: Vec<String> = identifiers.iter().map(ToString::to_string).collect();
-    let mut params = CertificateParams::new(names).map_err(|error| error.to_string())?;
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(rcgen::DnType::CommonName, "certs placeholder");
-    let certificate = params
-        .self_signed(&key)
-        .map_err(|error| error.to_string())?;
+    let mut params = CertificateParams::new(names).map_err(text)?;
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::CommonName, "certs placeholder");
+    params.distinguished_name = subject;
+    let certificate = params.self_signed(&key).map_err(text)?;
     let key = Secret::new(key.serialize_pem());
     Bundle::new(key, &certificate.pem(), identifiers, now, Freshness::Any)
         .map_err(|error| error.to_string())

@@ -20,13 +20,13 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
-    /// Changes the owner of `held`, if this names one.
-    fn chown(self, held: &File) -> io::Result<()> {
+    /// Changes the owner of `file`, if this names one.
+    fn chown(self, file: &File) -> io::Result<()> {
         if self == Self::default() {
             return Ok(());
         }
         let (user, group) = (self.user.map(Uid::from_raw), self.group.map(Gid::from_raw));
-        Ok(rustix::fs::fchown(held, user, group)?)
+        Ok(rustix::fs::fchown(file, user, group)?)
     }
 
     /// Changes the owner of the file or directory at `path`, then its mode: chown clears
@@ -40,24 +40,24 @@ impl Owner {
     pub(crate) fn apply_or_warn(self, path: &Path, mode: u32) -> io::Result<()> {
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
         let mut options = File::options();
-        let held = options
+        let file = options
             .read(true)
             .custom_flags(flags.cast_signed())
             .open(path)?;
-        let found = held.metadata()?;
+        let found = file.metadata()?;
         if !found.is_dir() && (!found.is_file() || found.nlink() != 1) {
             return Err(io::Error::other(
                 "the file has a second hard link, or is not a regular file",
             ));
         }
-        if let Err(error) = self.chown(&held) {
+        if let Err(error) = self.chown(&file) {
             tracing::warn!(
                 "the owner of {} could not be changed: {error}; hint: run as root or with CAP_CHOWN",
                 path.display()
             );
         }
-        held.set_permissions(PermissionsExt::from_mode(mode))?;
-        let found = held.metadata()?.permissions().mode() & 0o7777;
+        file.set_permissions(PermissionsExt::from_mode(mode))?;
+        let found = file.metadata()?.permissions().mode() & 0o7777;
         // A directory may inherit the set-group-id bit from its parent.
         match found & !0o2000 == mode & !0o2000 {
             true => Ok(()),
@@ -69,17 +69,11 @@ impl Owner {
 }
 
 /// The number of a user, from its name or number.
-///
-/// # Errors
-/// No such user.
 pub(crate) fn user(text: &str) -> Result<u32, String> {
     number(text, "user", Path::new("/etc/passwd"))
 }
 
 /// The number of a group, from its name or number.
-///
-/// # Errors
-/// No such group.
 pub(crate) fn group(text: &str) -> Result<u32, String> {
     number(text, "group", Path::new("/etc/group"))
 }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::DeployError;
+use super::DeployCause;
+use super::keys::values::PathKey;
 use crate::files;
 
 /// A running process.
@@ -22,17 +23,18 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// The process of the first of `files` that exists.
-    pub(super) fn find(target: &str, files: &[PathBuf]) -> Result<Self, DeployError> {
-        let target = target.to_owned();
+    /// The process of `pid_file`, else of the first of `usual` that exists.
+    pub(super) fn find(pid_file: Option<&PathKey>, usual: &[&str]) -> Result<Self, DeployCause> {
+        let usual = || usual.iter().map(PathBuf::from).collect();
+        let files: Vec<PathBuf> = pid_file.map_or_else(usual, |file| vec![file.to_path_buf()]);
         let Some(file) = files.iter().find(|file| file.exists()) else {
             let searched = files.iter().map(|file| file.display().to_string());
             let searched = searched.collect::<Vec<_>>().join(", ");
-            return Err(DeployError::NoPidFile { target, searched });
+            return Err(DeployCause::NoPidFile(searched));
         };
         let path = file.display().to_string();
         let Some(pid) = read_pid(file) else {
-            return Err(DeployError::PidFile { target, path });
+            return Err(DeployCause::PidFile(path));
         };
         match open(pid) {
             Ok((handle, command_line)) => Ok(Self {
@@ -41,42 +43,32 @@ impl Process {
                 command_line,
                 path,
             }),
-            Err(_) => Err(DeployError::NotRunning { target, path, pid }),
+            Err(_) => Err(DeployCause::NotRunning { path, pid }),
         }
     }
 
-    /// The process of the first of `files` that exists, if its program is one of
-    /// `programs`.
-    pub(super) fn running(
-        target: &str,
-        files: &[PathBuf],
-        programs: &[&str],
-    ) -> Result<Self, DeployError> {
-        let found = Self::find(target, files)?;
-        let program = found.command_line.split(|byte| *byte == 0).next();
+    /// The file name of its program.
+    pub(super) fn program(&self) -> String {
+        let program = self.command_line.split(|byte| *byte == 0).next();
         let program = String::from_utf8_lossy(program.unwrap_or_default());
         let name = Path::new(program.as_ref()).file_name();
-        if name.is_some_and(|name| programs.iter().any(|known| name == *known)) {
-            return Ok(found);
-        }
-        Err(found.other_program(target))
+        name.unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// The error for a process of another program.
-    pub(super) fn other_program(&self, target: &str) -> DeployError {
+    /// The error for a process of another program than `wanted`.
+    pub(super) fn other_program(&self, wanted: &str) -> DeployCause {
         let title = String::from_utf8_lossy(&self.command_line).replace('\0', " ");
         let program = title.chars().take(60).collect::<String>();
-        DeployError::OtherProgram {
-            target: target.to_owned(),
+        DeployCause::OtherProgram {
             path: self.path.clone(),
             pid: self.pid,
             program: program.trim_end().escape_debug().to_string(),
+            wanted: wanted.to_owned(),
         }
     }
 
-    pub(super) fn signal(&self, target: &str, signal: Signal) -> Result<(), DeployError> {
-        pidfd_send_signal(&self.handle, signal).map_err(|error| DeployError::Signal {
-            target: target.to_owned(),
+    pub(super) fn signal(&self, signal: Signal) -> Result<(), DeployCause> {
+        pidfd_send_signal(&self.handle, signal).map_err(|error| DeployCause::Signal {
             pid: self.pid,
             detail: io::Error::from(error).to_string(),
         })
@@ -111,9 +103,10 @@ mod tests {
         assert!(made.unwrap().success());
         let (sender, receiver) = std::sync::mpsc::channel();
         // Opening a pipe like a file would wait for a writer.
-        std::thread::spawn(move || sender.send(Process::find("nginx", &[fifo])));
+        let fifo = fifo.display().to_string();
+        std::thread::spawn(move || sender.send(Process::find(None, &[&fifo])));
         let found = receiver.recv_timeout(std::time::Duration::from_secs(20));
         let error = found.expect("it waits for ever").unwrap_err();
-        assert!(matches!(error, DeployError::PidFile { .. }), "{error}");
+        assert!(matches!(error, DeployCause::PidFile(_)), "{error}");
     }
 }

@@ -2,7 +2,6 @@
 //! IMAP (RFC 9051 section 6.2.1) or POP3 (RFC 2595).
 
 use std::fmt;
-use std::str::FromStr;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -36,100 +35,74 @@ impl fmt::Display for Protocol {
     }
 }
 
-impl FromStr for Protocol {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        match text {
-            "tls" | "https" | "turns" | "smtps" | "imaps" | "pop3s" => Ok(Self::Tls),
-            "smtp" => Ok(Self::Smtp),
-            "imap" => Ok(Self::Imap),
-            "pop3" => Ok(Self::Pop3),
-            _ => Err(()),
+impl Protocol {
+    /// The protocol that the scheme of an endpoint names.
+    pub(super) fn of_scheme(scheme: &str) -> Option<Self> {
+        match scheme {
+            "tls" | "https" | "turns" | "smtps" | "imaps" | "pop3s" => Some(Self::Tls),
+            "smtp" => Some(Self::Smtp),
+            "imap" => Some(Self::Imap),
+            "pop3" => Some(Self::Pop3),
+            _ => None,
         }
     }
 }
 
 /// Runs the protocol until the next byte belongs to TLS.
-///
-/// # Errors
-/// The server's own reply, or what is missing in it.
 pub(super) async fn begin(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     protocol: Protocol,
 ) -> Result<(), String> {
-    match protocol {
-        Protocol::Tls => Ok(()),
+    let last = match protocol {
+        Protocol::Tls => return Ok(()),
         Protocol::Smtp => {
-            smtp(stream, None, "220").await?;
-            let offers = smtp(stream, Some("EHLO certs.invalid"), "250").await?;
-            if !offers.iter().any(|line| {
-                line[3..]
-                    .trim_start_matches(['-', ' '])
-                    .eq_ignore_ascii_case("STARTTLS")
-            }) {
+            exchange(stream, None, "220").await?;
+            let offers = exchange(stream, Some("EHLO certs.invalid"), "250").await?;
+            let offered = |line: &String| line[3..].trim_start_matches(['-', ' ']).to_uppercase();
+            if !offers.iter().any(|line| offered(line) == "STARTTLS") {
                 return Err("it does not offer STARTTLS".to_owned());
             }
-            smtp(stream, Some("STARTTLS"), "220").await.map(drop)
+            exchange(stream, Some("STARTTLS"), "220").await
         }
         Protocol::Imap => {
-            request(stream, None, "* OK").await?;
-            request(stream, Some("a STARTTLS"), "a OK").await
+            exchange(stream, None, "* OK").await?;
+            exchange(stream, Some("a STARTTLS"), "a OK").await
         }
         Protocol::Pop3 => {
-            request(stream, None, "+OK").await?;
-            request(stream, Some("STLS"), "+OK").await
+            exchange(stream, None, "+OK").await?;
+            exchange(stream, Some("STLS"), "+OK").await
         }
-    }
+    };
+    last.map(drop)
 }
 
-/// The lines of a reply, each with its code.
-async fn smtp(
-    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
-    command: Option<&str>,
-    code: &str,
-) -> Result<Vec<String>, String> {
-    send(stream, command).await?;
-    let mut lines = Vec::new();
-    while lines.len() < MOST_LINES {
-        let line = line(stream).await?;
-        if !line.starts_with(code) {
-            return Err(format!("it replied: {}", printable(&line)));
-        }
-        let continues = line.as_bytes().get(3) == Some(&b'-');
-        lines.push(line);
-        if !continues {
-            return Ok(lines);
-        }
-    }
-    Err("its reply is too long".to_owned())
-}
-
-/// Sends `command` and waits for its reply; other lines, such as untagged ones of IMAP,
-/// are skipped.
-async fn request(
+/// Sends `command` and waits for its reply, whose lines begin with `wanted`. Untagged lines
+/// of IMAP are skipped.
+async fn exchange(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     command: Option<&str>,
     wanted: &str,
-) -> Result<(), String> {
+) -> Result<Vec<String>, String> {
     send(stream, command).await?;
+    let mut lines = Vec::new();
     for _ in 0..MOST_LINES {
         let line = line(stream).await?;
-        if line.starts_with(wanted) {
-            return Ok(());
-        }
-        if command.is_none() || !line.starts_with("* ") {
-            return Err(format!("it replied: {}", printable(&line)));
+        match line.strip_prefix(wanted) {
+            // Another line of SMTP follows.
+            Some(rest) if rest.starts_with('-') => lines.push(line),
+            Some(_) => {
+                lines.push(line);
+                return Ok(lines);
+            }
+            None if command.is_some() && line.starts_with("* ") => {}
+            None => return Err(format!("it replied: {}", printable(&line))),
         }
     }
     Err("its reply is too long".to_owned())
 }
 
 async fn send(stream: &mut (impl AsyncWrite + Unpin), command: Option<&str>) -> Result<(), String> {
-    let Some(command) = command else {
-        return Ok(());
-    };
-    let line = format!("{command}\r\n");
+    let line = command.map_or(String::new(), |command| format!("{command}\r\n"));
     let sent = stream.write_all(line.as_bytes()).await;
     sent.map_err(|error| error.to_string())
 }

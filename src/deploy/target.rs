@@ -17,10 +17,13 @@ pub(crate) use super::targets::{DeployTarget, TargetKind};
 use super::Outlet;
 use super::output::Output;
 use super::owner::Owner;
-use super::target_settings::{DeployStage, Paths, Processes, ShortForm, Writes};
+use super::target_settings::{DeployStage, Processes, ShortForm, Writes};
 use super::targets::StoredForm;
 use crate::lineage::Lineage;
 use crate::text::{nearest, printable};
+
+/// The longest check or reload of a target that runs no program of the user's own.
+const USUAL_DEADLINE: Duration = Duration::from_secs(30);
 
 fn unknown(written: &str, kind: &str) -> String {
     let mut message = format!("unknown deploy target `{}`", printable(written));
@@ -49,13 +52,10 @@ impl DeployTarget {
     pub(crate) fn keys_of(kind: &str) -> Vec<String> {
         let known = Self::kinds().find(|known| known.name == kind);
         let keys = known.map(TargetKind::keys).unwrap_or_default();
-        keys.into_iter().map(|key| key.name).collect()
+        keys.into_iter().map(|(name, _)| name).collect()
     }
 
     /// Parses a long form.
-    ///
-    /// # Errors
-    /// The invalid or missing key.
     pub(crate) fn long(kind: &str, keys: TargetKeys) -> Result<Self, InvalidTarget> {
         let known = Self::kinds().find(|known| known.name == kind);
         let known = known.ok_or_else(|| InvalidTarget::key("kind", unknown(kind, kind)))?;
@@ -65,14 +65,17 @@ impl DeployTarget {
     /// The deadline of the helper process for one request.
     #[must_use]
     pub(crate) fn answers_within(&self) -> Duration {
-        self.deadline() + Duration::from_secs(60)
+        let deadline = match self.rights().processes {
+            Processes::RunsProgram(within) => within,
+            Processes::Untouched | Processes::Controls => USUAL_DEADLINE,
+        };
+        deadline + Duration::from_secs(60)
     }
 
     /// Makes its relative paths start at `base`.
     #[must_use]
     pub(crate) fn located(mut self, base: impl Fn(&Path) -> PathBuf) -> Self {
-        let Paths { read, written } = self.paths();
-        for path in read.into_iter().chain(written) {
+        for path in self.paths() {
             path.change(&base);
         }
         self
@@ -90,12 +93,12 @@ impl DeployTarget {
     /// The target for one certificate, whose name replaces [`NAME`].
     #[must_use]
     pub(crate) fn for_lineage(&self, lineage: &Lineage) -> Self {
-        let mut target = self.clone();
-        if let Some(path) = target.paths().written {
-            path.change(|path| {
-                let path = path.display().to_string();
-                path.replace(NAME, lineage.as_str()).into()
-            });
+        let (mut target, written) = (self.clone(), self.writes());
+        for path in target.paths() {
+            if written.as_ref() == Some(path) {
+                let text = path.display().to_string();
+                path.change(|_| text.replace(NAME, lineage.as_str()).into());
+            }
         }
         target
     }
@@ -110,7 +113,7 @@ impl DeployTarget {
     /// Whether it runs a program that the configuration names.
     #[must_use]
     pub(crate) fn runs_program(&self) -> bool {
-        self.rights().processes == Processes::RunsProgram
+        matches!(self.rights().processes, Processes::RunsProgram(_))
     }
 
     /// Whether it is a copy for a consumer, written before any server reloads.
@@ -119,19 +122,16 @@ impl DeployTarget {
         self.stage() == DeployStage::Copy
     }
 
+    /// Whether one reload loads all certificates, so that they share it.
+    #[must_use]
+    pub(crate) fn coalesces(&self) -> bool {
+        self.stage() == DeployStage::AllCertificates
+    }
+
     /// The file or directory that it writes itself, beside the output.
     #[must_use]
     pub(crate) fn writes(&self) -> Option<PathBuf> {
         self.rights().writes.path().map(Path::to_owned)
-    }
-
-    /// The file of the server that it rewrites without a change of owner.
-    #[must_use]
-    pub(crate) fn servers_file(&self) -> Option<PathBuf> {
-        match self.rights().writes {
-            Writes::ServersFile(path) => Some(path),
-            _ => None,
-        }
     }
 
     /// The directory in which it writes: a file is replaced by a rename.
@@ -166,12 +166,13 @@ impl DeployTarget {
             .is_some_and(|directory| has_name(&directory))
     }
 
-    /// Whether its files belong to another user or group.
-    #[must_use]
-    pub(crate) fn changes_owner(&self) -> bool {
+    /// Whether it changes the owner of a file. `is_foreign` says so of the file of a
+    /// server, which keeps its owner.
+    pub(crate) fn needs_chown(&self, is_foreign: impl Fn(&Path) -> bool) -> bool {
         match self.rights().writes {
             Writes::File(_, owner) | Writes::Directory(_, owner) => owner != Owner::default(),
-            Writes::Nothing | Writes::ServersFile(_) => false,
+            Writes::ServersFile(file) => is_foreign(&file),
+            Writes::Nothing => false,
         }
     }
 }
@@ -186,26 +187,21 @@ impl FromStr for DeployTarget {
     fn from_str(text: &str) -> Result<Self, String> {
         let shown = text.escape_debug();
         let is_url = text.starts_with("https://") || text.starts_with("http://");
-        let (name, place) = match text.split_once(':') {
-            Some((name, place)) if !is_url => (name, Some(place)),
-            _ => (text, None),
+        let (name, values) = match text.split_once(':') {
+            Some((name, values)) if !is_url => (name, Some(values)),
+            _ => (text, is_url.then_some(text)),
         };
         let mut kinds = Self::kinds();
         let kind = kinds.find(|kind| match kind.short {
-            ShortForm::Url(_) => is_url,
-            ShortForm::Where(_) | ShortForm::WhereAnd(..) => kind.name == name,
+            ShortForm::Url => is_url,
+            ShortForm::Keys(_) => kind.name == name,
         });
         let kind = kind.ok_or_else(|| unknown(text, name))?;
-        let one = |key: &str, value: &str| (key.to_owned(), vec![value.to_owned()]);
-        let keys = match (kind.short, place) {
-            (ShortForm::Url(key), _) => TargetKeys::from([one(key, text)]),
-            (_, None) => TargetKeys::new(),
-            (ShortForm::Where(key), Some(place)) => TargetKeys::from([one(key, place)]),
-            (ShortForm::WhereAnd(key, more), Some(place)) => match place.split_once(':') {
-                Some((place, value)) => TargetKeys::from([one(key, place), one(more, value)]),
-                None => TargetKeys::from([one(key, place)]),
-            },
-        };
+        let short = kind.short.keys();
+        let values = values.map(|values| values.splitn(short.len(), ':'));
+        let keys = short.iter().zip(values.into_iter().flatten());
+        let keys = keys.map(|(key, value)| ((*key).to_owned(), vec![value.to_owned()]));
+        let keys = keys.collect();
         (kind.read)(keys).map_err(|error| match is_url {
             true => error.message,
             false => format!("`{shown}`: {}", error.message),
@@ -216,18 +212,7 @@ impl FromStr for DeployTarget {
 impl fmt::Display for DeployTarget {
     /// The short form.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let keys = self.keys();
-        let value = |key: &str| keys.get(key).and_then(|values| values.first());
-        let (kind, short) = (self.kind(), self.short());
-        match (short, value(short.key())) {
-            (ShortForm::Url(_), Some(url)) => f.write_str(url),
-            (_, None) => f.write_str(kind),
-            (ShortForm::Where(_), Some(place)) => write!(f, "{kind}:{place}"),
-            (ShortForm::WhereAnd(_, more), Some(place)) => {
-                write!(f, "{kind}:{place}")?;
-                value(more).map_or(Ok(()), |more| write!(f, ":{more}"))
-            }
-        }
+        f.write_str(&self.short_form())
     }
 }
 
@@ -258,6 +243,7 @@ impl From<DeployTarget> for StoredForm {
 }
 
 #[cfg(test)]
+#[path = "target/tests/reference.rs"]
 mod reference;
 #[cfg(test)]
 mod tests;

@@ -16,66 +16,108 @@ use super::keys::values::PathKey;
 use super::keys::{self, TargetKeys};
 use super::owner::Owner;
 
+/// The names that the files of most targets need.
+pub(super) mod prelude {
+    pub(crate) use std::sync::Arc;
+
+    pub(crate) use async_trait::async_trait;
+
+    pub(crate) use super::{
+        DeployStage, InvalidTarget, Processes, Rights, ShortForm, TargetSettings, Writes, settings,
+    };
+    pub(crate) use crate::deploy::keys::values::PathKey;
+    pub(crate) use crate::deploy::{Delivery, DeployCause, Target};
+    pub(crate) use crate::text::printable;
+}
+
 /// The placeholder for the certificate's name in a written path.
 pub(crate) const NAME: &str = "{name}";
 
-/// The usual deadline of a check or a reload.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+/// The keys of a kind of target.
+pub(crate) trait SettingsKeys:
+    Serialize + DeserializeOwned + JsonSchema + Clone + Send + Sync + 'static
+{
+    /// All paths among them, to make them absolute.
+    fn paths(&mut self) -> Vec<&mut PathKey>;
+}
 
-/// The settings of a kind of target. No method has a default, so that a new target answers
-/// every question. Its keys are its fields; the comments of the type and its fields are
-/// the documentation for users.
-pub(crate) trait TargetSettings: Serialize + DeserializeOwned + JsonSchema {
+/// Makes a struct with a field for each key of a kind of target.
+macro_rules! settings {
+    (
+        $(#[$meaning:meta])*
+        struct $settings:ident {
+            $($(#[$meaning_of_key:meta])* $key:ident: $value:ty,)*
+        }
+    ) => {
+        $(#[$meaning])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        #[derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+        #[serde(deny_unknown_fields)]
+        pub(crate) struct $settings {
+            $($(#[$meaning_of_key])* $key: $value,)*
+        }
+
+        impl $crate::deploy::target_settings::SettingsKeys for $settings {
+            fn paths(&mut self) -> Vec<&mut PathKey> {
+                use $crate::deploy::keys::values::HoldsPath as _;
+                [$(self.$key.path()),*].into_iter().flatten().collect()
+            }
+        }
+    };
+}
+pub(crate) use settings;
+
+/// A kind of target. Nothing has a default except the name, so that a new target answers
+/// every question. The comments of the type and its fields are the documentation for
+/// users.
+pub(crate) trait TargetSettings: SettingsKeys {
     /// The kind's name.
-    const NAME: &'static str;
+    const KIND: &'static str;
     /// Its short form.
     const SHORT: ShortForm;
-    /// A table below `[deploy.NAME]`, for its documentation.
+    /// Its other lines in a `[deploy.NAME]` beside `kind`, for its documentation.
     #[cfg_attr(not(test), allow(dead_code, reason = "a test writes docs/targets.md"))]
     const EXAMPLE: &'static str;
+    /// The stage in which it is deployed.
+    const STAGE: DeployStage;
 
-    /// Refuses keys that are invalid or contradict each other.
-    ///
-    /// # Errors
-    /// The key, and why it is refused.
-    fn check(&self) -> Result<(), InvalidTarget>;
+    /// The key that is invalid or contradicts another.
+    fn invalid_key(&self) -> Option<InvalidTarget>;
 
     /// Its rights beyond reading the output.
     fn rights(&self) -> Rights;
 
-    /// The stage in which it is deployed.
-    fn stage(&self) -> DeployStage;
+    /// The target itself; no file or server is touched yet.
+    fn target(&self) -> Arc<dyn Target>;
 
-    /// Whether one reload loads all certificates, so that they share it.
-    fn coalesces(&self) -> bool;
-
-    /// The deadline of a check or a reload.
-    fn deadline(&self) -> Duration;
-
-    /// Its paths, to make them absolute.
-    fn paths(&mut self) -> Paths<'_>;
-
-    /// The target itself. `name` is its short form.
-    fn target(&self, name: String) -> Arc<dyn Target>;
+    /// Its short form, which is the name of most targets.
+    fn short_form(&self) -> String {
+        let keys = keys::written(self);
+        let values = Self::SHORT.keys().iter();
+        let values = values.map_while(|key| keys.get(*key)?.first().map(String::as_str));
+        match Self::SHORT {
+            ShortForm::Url => values.collect(),
+            ShortForm::Keys(_) => Vec::from_iter([Self::KIND].into_iter().chain(values)).join(":"),
+        }
+    }
 }
 
-/// The short form of a kind; each text is a key.
+/// The short form of a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ShortForm {
-    /// `KIND[:WHERE]`.
-    Where(&'static str),
-    /// `KIND:WHERE[:MORE]`.
-    WhereAnd(&'static str, &'static str),
-    /// The URL alone.
-    Url(&'static str),
+    /// `KIND:VALUE[:VALUE…]`, with the values of these keys.
+    Keys(&'static [&'static str]),
+    /// The value of `url` alone.
+    Url,
 }
 
 impl ShortForm {
-    /// Its first key.
+    /// The keys in it.
     #[must_use]
-    pub(crate) fn key(self) -> &'static str {
+    pub(crate) fn keys(self) -> &'static [&'static str] {
         match self {
-            Self::Where(key) | Self::WhereAnd(key, _) | Self::Url(key) => key,
+            Self::Keys(keys) => keys,
+            Self::Url => &["url"],
         }
     }
 }
@@ -93,6 +135,28 @@ pub(crate) struct Rights {
     pub writes: Writes,
 }
 
+impl Rights {
+    /// No more than `processes`.
+    pub(super) const fn over(processes: Processes) -> Self {
+        Self {
+            processes,
+            connects_to: None,
+            reads: None,
+            writes: Writes::Nothing,
+        }
+    }
+
+    /// No more than `writes`.
+    pub(super) const fn to_write(writes: Writes) -> Self {
+        Self {
+            processes: Processes::Untouched,
+            connects_to: None,
+            reads: None,
+            writes,
+        }
+    }
+}
+
 /// The rights of a target over processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Processes {
@@ -100,8 +164,8 @@ pub(crate) enum Processes {
     Untouched,
     /// It finds, signals or starts the processes of a server, or requests that of systemd.
     Controls,
-    /// It starts a program that the configuration names.
-    RunsProgram,
+    /// It starts a program that the configuration names, for so long.
+    RunsProgram(Duration),
 }
 
 /// The files that a target writes beside the output.
@@ -126,27 +190,19 @@ impl Writes {
     }
 }
 
-/// The stage in which a target is deployed.
+/// The stage in which a target is deployed, and whether certificates share a reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DeployStage {
     /// A copy for a consumer: written before the servers reload, since they may read it.
     Copy,
-    /// A server.
-    Server,
-}
-
-/// All paths among a target's keys.
-#[derive(Debug, Default)]
-pub(crate) struct Paths<'a> {
-    /// The paths that are only read or connected to.
-    pub read: Vec<&'a mut PathKey>,
-    /// The path that is written; [`NAME`] in it is replaced by the certificate's name.
-    pub written: Option<&'a mut PathKey>,
+    /// A server that loads each certificate by itself.
+    EachCertificate,
+    /// A server of which one reload loads all certificates.
+    AllCertificates,
 }
 
 /// Reads and checks the settings of one kind.
 pub(super) fn read<T: TargetSettings>(keys: TargetKeys) -> Result<T, InvalidTarget> {
-    let settings: T = keys::read(T::NAME, keys)?;
-    settings.check()?;
-    Ok(settings)
+    let settings: T = keys::read(T::KIND, keys)?;
+    settings.invalid_key().map_or(Ok(settings), Err)
 }

@@ -17,22 +17,21 @@ pub(crate) mod traefik;
 pub(crate) mod webhook;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
 use super::Target;
+use super::keys::values::PathKey;
 use super::keys::{self, InvalidTarget, TargetKeys};
-use super::target_settings::{self, DeployStage, Paths, Rights, ShortForm, TargetSettings};
+use super::target_settings::{
+    self, DeployStage, Rights, SettingsKeys as _, ShortForm, TargetSettings,
+};
 
 /// A row of the table of kinds.
 pub(crate) struct TargetKind {
-    /// Its name.
     pub name: &'static str,
-    /// Its short form.
     pub short: ShortForm,
-    /// A table below `[deploy.NAME]`, for its documentation.
     #[cfg(test)]
     pub(crate) example: &'static str,
     pub(super) read: fn(TargetKeys) -> Result<DeployTarget, InvalidTarget>,
@@ -56,15 +55,12 @@ macro_rules! targets {
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(try_from = "StoredForm", into = "StoredForm")]
         pub(crate) enum DeployTarget {
-            $(
-                #[doc = concat!("`", stringify!($module), "`.")]
-                $kind($module::Settings),
-            )*
+            $($kind($module::Settings),)*
         }
 
         impl DeployTarget {
             pub(super) const KINDS: &[TargetKind] = &[$(TargetKind {
-                name: $module::Settings::NAME,
+                name: $module::Settings::KIND,
                 short: $module::Settings::SHORT,
                 #[cfg(test)]
                 example: $module::Settings::EXAMPLE,
@@ -74,17 +70,28 @@ macro_rules! targets {
 
             /// Its kind's name.
             pub(super) fn kind(&self) -> &'static str {
-                match self { $(Self::$kind(_) => $module::Settings::NAME),* }
+                match self { $(Self::$kind(_) => $module::Settings::KIND),* }
             }
 
-            /// The short form of its kind.
-            pub(super) fn short(&self) -> ShortForm {
-                match self { $(Self::$kind(_) => $module::Settings::SHORT),* }
+            /// The stage in which it is deployed.
+            #[must_use]
+            pub(crate) fn stage(&self) -> DeployStage {
+                match self { $(Self::$kind(_) => $module::Settings::STAGE),* }
+            }
+
+            /// Its short form.
+            pub(super) fn short_form(&self) -> String {
+                match self { $(Self::$kind(settings) => settings.short_form()),* }
             }
 
             /// The keys that it was read from.
             pub(super) fn keys(&self) -> TargetKeys {
                 match self { $(Self::$kind(settings) => keys::written(settings)),* }
+            }
+
+            /// All paths among them.
+            pub(super) fn paths(&mut self) -> Vec<&mut PathKey> {
+                match self { $(Self::$kind(settings) => settings.paths()),* }
             }
 
             /// Its rights beyond reading the output.
@@ -93,33 +100,10 @@ macro_rules! targets {
                 match self { $(Self::$kind(settings) => settings.rights()),* }
             }
 
-            /// The stage in which it is deployed.
-            #[must_use]
-            pub(crate) fn stage(&self) -> DeployStage {
-                match self { $(Self::$kind(settings) => settings.stage()),* }
-            }
-
-            /// Whether one reload loads all certificates, so that they share it.
-            #[must_use]
-            pub(crate) fn coalesces(&self) -> bool {
-                match self { $(Self::$kind(settings) => settings.coalesces()),* }
-            }
-
-            /// The deadline of a check or a reload.
-            #[must_use]
-            pub(crate) fn deadline(&self) -> Duration {
-                match self { $(Self::$kind(settings) => settings.deadline()),* }
-            }
-
-            pub(super) fn paths(&mut self) -> Paths<'_> {
-                match self { $(Self::$kind(settings) => settings.paths()),* }
-            }
-
             /// The target itself; no file or server is touched yet.
             #[must_use]
             pub(crate) fn target(&self) -> Arc<dyn Target> {
-                let name = self.to_string();
-                match self { $(Self::$kind(settings) => settings.target(name)),* }
+                match self { $(Self::$kind(settings) => settings.target()),* }
             }
         }
     };

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{
+    WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature, verify_tls13_signature,
+};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
 use thiserror::Error;
@@ -26,7 +28,7 @@ use crate::certificate::Facts;
 use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
 use crate::net::tls;
-use crate::time::{Clock, Timestamp};
+use crate::time::Clock;
 
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -35,50 +37,43 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const STEADY_LOOKS: u32 = 5;
 const STEADY_PAUSE: Duration = Duration::from_millis(100);
 
-/// The leaf that an endpoint serves.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServedLeaf {
-    /// The fingerprint of the leaf.
-    pub fingerprint: Fingerprint,
-    /// The leaf's last valid second.
-    pub not_after: Timestamp,
-}
-
 /// The endpoint did not serve the certificate in time.
 #[derive(Debug, Error)]
-#[error("{name} is not verified at {endpoint}{}: {found}", seconds(.within))]
+#[error("{name} is not verified at {endpoint}{within}: {found}")]
 pub struct VerifyError {
     /// The endpoint, or the server's name.
-    pub endpoint: String,
+    endpoint: String,
     /// The name sent by SNI.
-    pub name: String,
+    name: String,
     /// The length of the verification.
-    within: Option<Duration>,
+    within: String,
     found: String,
 }
 
 impl VerifyError {
-    /// The error for a server that no longer listens.
-    #[must_use]
-    pub fn gone(server: &str, name: impl fmt::Display) -> Self {
+    fn new(endpoint: impl ToString, name: impl ToString, found: &str) -> Self {
         Self {
-            endpoint: server.to_owned(),
+            endpoint: endpoint.to_string(),
             name: name.to_string(),
-            within: None,
-            found: "it no longer listens: see its log, and start it".to_owned(),
+            within: String::new(),
+            found: found.to_owned(),
         }
     }
 
-    /// Adds the length of the verification.
+    /// The error for a server that no longer listens.
     #[must_use]
-    pub fn after(mut self, waited: Duration) -> Self {
-        self.within = Some(waited);
-        self
+    pub fn gone(server: &str, name: impl ToString) -> Self {
+        Self::new(
+            server,
+            name,
+            "it no longer listens: see its log, and start it",
+        )
     }
 
-    /// Adds the cause, if it is known.
+    /// Adds the length of the verification, and its cause if it is known.
     #[must_use]
-    pub fn because(mut self, cause: Option<String>) -> Self {
+    pub fn after(mut self, waited: Duration, cause: Option<String>) -> Self {
+        self.within = format!(" within {} s", waited.as_secs());
         if let Some(cause) = cause {
             self.found = format!("{}; {cause}", self.found);
         }
@@ -90,11 +85,6 @@ impl VerifyError {
     pub fn hint(&self) -> &'static str {
         "the certificate is stored; check that the server there reads it (the path below live/) and was reloaded, then run this again: nothing is ordered twice"
     }
-}
-
-fn seconds(within: &Option<Duration>) -> String {
-    let shown = |within: Duration| format!(" within {} s", within.as_secs());
-    within.map(shown).unwrap_or_default()
 }
 
 /// Where a certificate must be served.
@@ -187,7 +177,7 @@ impl Verification<'_> {
                     (Ok(()), _) => {}
                     // Later rounds report the message below: one cause, one message.
                     (Err(_), true) => break,
-                    (Err(found), false) => return Err(missed(place, name, found.clone())),
+                    (Err(found), false) => return Err(VerifyError::new(place, name, found)),
                 }
             }
             if found.is_ok() {
@@ -199,7 +189,7 @@ impl Verification<'_> {
                 let found = format!(
                     "only some connections see it, as behind a balancer (verify its servers one by one): {found}"
                 );
-                return Err(missed(place, first, found));
+                return Err(VerifyError::new(place, first, &found));
             }
             self.pause(&mut pause).await;
         }
@@ -251,15 +241,6 @@ impl Verification<'_> {
     }
 }
 
-fn missed(place: &ServedAt, name: &Identifier, found: String) -> VerifyError {
-    VerifyError {
-        endpoint: place.to_string(),
-        name: name.to_string(),
-        within: None,
-        found,
-    }
-}
-
 /// Other ports may serve other certificates, or no TLS. A port that serves the wanted
 /// certificate by IPv4 must also serve it by IPv6 if the server listens on both.
 async fn each_family(
@@ -300,7 +281,8 @@ async fn every_address(
     name: &Identifier,
     wanted: &Fingerprint,
 ) -> Result<(), String> {
-    let addresses = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port)).await;
+    let host = endpoint.host.to_string();
+    let addresses = tokio::net::lookup_host((host.as_str(), endpoint.port)).await;
     let addresses: Vec<_> = addresses.map_err(|error| error.to_string())?.collect();
     if addresses.is_empty() {
         return Err("the host has no address".to_owned());
@@ -317,9 +299,8 @@ async fn shows(
     name: &Identifier,
     wanted: &Fingerprint,
 ) -> Result<(), String> {
-    let seen = observe(address, protocol, name)
-        .await
-        .map_err(|error| format!("{address}: {error}"))?;
+    let seen = observe(address, protocol, name).await;
+    let seen = seen.map_err(|error| format!("{address}: {error}"))?;
     if seen.fingerprint == *wanted {
         return Ok(());
     }
@@ -329,7 +310,7 @@ async fn shows(
     ))
 }
 
-/// Does one handshake.
+/// Does one handshake, and reads the leaf that the server sends.
 ///
 /// # Errors
 /// Why it failed.
@@ -337,14 +318,14 @@ pub async fn observe(
     address: SocketAddr,
     protocol: Protocol,
     name: &Identifier,
-) -> Result<ServedLeaf, String> {
+) -> Result<Facts, String> {
     let handshake = async {
-        let mut stream = TcpStream::connect(address)
-            .await
-            .map_err(|error| error.to_string())?;
+        let stream = TcpStream::connect(address).await;
+        let mut stream = stream.map_err(|error| error.to_string())?;
         starttls::begin(&mut stream, protocol).await?;
+        let provider = aws_lc_rs::default_provider();
         let witness = Arc::new(Witness {
-            provider: Arc::new(aws_lc_rs::default_provider()),
+            algorithms: provider.signature_verification_algorithms,
             leaf: Mutex::default(),
         });
         let config = tls::client()
@@ -353,26 +334,20 @@ pub async fn observe(
             .with_custom_certificate_verifier(witness.clone())
             .with_no_client_auth();
         let connector = TlsConnector::from(Arc::new(config));
-        connector
-            .connect(server_name(name)?, stream)
-            .await
-            .map_err(|error| error.to_string())?;
-        let leaf = witness
-            .leaf
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        leaf.ok_or_else(|| "no certificate was sent".to_owned())
+        let connected = connector.connect(server_name(name)?, stream).await;
+        connected.map_err(|error| error.to_string())?;
+        let mut leaf = witness.leaf.lock().unwrap_or_else(PoisonError::into_inner);
+        leaf.take()
+            .ok_or_else(|| "no certificate was sent".to_owned())
     };
     let leaf = match tokio::time::timeout(HANDSHAKE_WITHIN, handshake).await {
         Ok(leaf) => leaf?,
-        Err(_) => return Err(format!("no handshake within {HANDSHAKE_WITHIN:?}")),
+        Err(_) => {
+            let seconds = HANDSHAKE_WITHIN.as_secs();
+            return Err(format!("no handshake within {seconds} s"));
+        }
     };
-    let facts = Facts::of(&leaf).map_err(|error| error.to_string())?;
-    Ok(ServedLeaf {
-        fingerprint: facts.fingerprint,
-        not_after: facts.not_after,
-    })
+    Facts::of(&leaf).map_err(|error| error.to_string())
 }
 
 /// The name for SNI. For a wildcard it is a name that only the wildcard covers.
@@ -389,7 +364,7 @@ fn server_name(name: &Identifier) -> Result<ServerName<'static>, String> {
 /// Accepts any certificate and keeps it; the signature must be valid.
 #[derive(Debug)]
 struct Witness {
-    provider: Arc<CryptoProvider>,
+    algorithms: WebPkiSupportedAlgorithms,
     leaf: Mutex<Option<CertificateDer<'static>>>,
 }
 
@@ -412,12 +387,7 @@ impl ServerCertVerifier for Witness {
         leaf: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(
-            message,
-            leaf,
-            signed,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls12_signature(message, leaf, signed, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -426,18 +396,11 @@ impl ServerCertVerifier for Witness {
         leaf: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            leaf,
-            signed,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls13_signature(message, leaf, signed, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.algorithms.supported_schemes()
     }
 }
 

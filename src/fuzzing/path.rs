@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures_util::FutureExt;
 
 use super::stored;
-use crate::challenge::webroot::Webroot;
-use crate::challenge::{Answer, ChallengeKind, Solver, Token};
+use crate::challenge::{Answer, ChallengeKind, Solver, Token, webroot};
 use crate::deploy::Outlet;
 use crate::deploy::output::Output;
 use crate::identifier::Identifier;
@@ -69,7 +68,7 @@ fn written_inside(token: Token) {
         key_authorization: format!("{}.thumbprint", token.as_str()),
         token,
     };
-    let webroot = Webroot::new(root);
+    let webroot = webroot::Settings::new(root);
     assert!(matches!(
         webroot.present(&answer).now_or_never(),
         Some(Ok(()))

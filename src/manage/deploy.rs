@@ -9,7 +9,7 @@ use super::services::{Certificate, Services};
 use super::session::Pass;
 use crate::certificate::{Bundle, Facts, Freshness};
 use crate::deploy::verify::{ServedAt, Verification, VerifyError};
-use crate::deploy::{Delivery, DeployError, Target};
+use crate::deploy::{Delivery, DeployCause, DeployError, Target};
 use crate::lineage::Lineage;
 use crate::record::{Failures, Generation, RolledBack, Served};
 use crate::renew::window::latest;
@@ -50,7 +50,7 @@ impl Pass<'_> {
         let before = self.previous_pair(generation).await;
         let ended = self.transact(&pair, before.as_ref()).await;
         for (_, target) in self.certificate.named_targets() {
-            services.metrics.deployment(target.name(), ended.is_ok());
+            services.metrics.deployment(&target.name(), ended.is_ok());
         }
         if let (Err(error), Some(before)) = (&ended, before)
             && services.output.live(&lineage) == Some(pair.generation)
@@ -74,7 +74,8 @@ impl Pass<'_> {
             // before any file changes.
             let delivery = self.delivery(pair, false);
             for (_, target) in self.certificate.named_targets() {
-                target.check(&delivery).await?;
+                let checked = target.check(&delivery).await;
+                checked.map_err(|cause| cause.of(target.name()))?;
             }
         }
         let rollback_to = before.map(|before| before.generation);
@@ -246,7 +247,7 @@ impl Pass<'_> {
                 known.and_modify(|served| served.generation = Generation::default());
                 let obstacle = obstacle(certificate, &self.delivery(pair, false)).await;
                 let waited = services.clock.stopwatch().saturating_sub(begun);
-                return Err(error.after(waited).because(obstacle).into());
+                return Err(error.after(waited, obstacle).into());
             }
             self.note_served(&place, pair).await?;
         }
@@ -269,8 +270,9 @@ impl Pass<'_> {
 }
 
 async fn reload_one(target: &dyn Target, delivery: &Delivery) -> Result<(), DeployError> {
-    target.check(delivery).await?;
-    target.apply(delivery).await
+    let named = |cause: DeployCause| cause.of(target.name());
+    target.check(delivery).await.map_err(named)?;
+    target.apply(delivery).await.map_err(named)
 }
 
 /// The generation whose files are live, by what is on disk now and not by what was once
@@ -324,7 +326,7 @@ pub(super) async fn places(certificate: &Certificate) -> Vec<ServedAt> {
     let mut found = Vec::new();
     for target in &certificate.targets {
         if let Some(addresses) = target.listens_on().await {
-            found.push(ServedAt::Found(target.name().to_owned(), addresses));
+            found.push(ServedAt::Found(target.name(), addresses));
         }
     }
     found

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::certificate::{Bundle, Freshness, Secret};
-use crate::deploy::{Delivery, DeployError, Outlet, Target};
+use crate::deploy::{Delivery, DeployCause, Outlet, Target};
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
 use crate::time::Clock;
@@ -45,7 +45,7 @@ impl Front {
         }
     }
 
-    fn read(&self) -> Result<Bundle, DeployError> {
+    fn read(&self) -> Result<Bundle, DeployCause> {
         // Resolved once, since the link may change between two reads.
         let place = std::fs::canonicalize(&self.live).map_err(|error| self.error(&error))?;
         let text = |name: &str| {
@@ -57,9 +57,8 @@ impl Front {
             .map_err(|error| self.error(&error))
     }
 
-    fn error(&self, detail: &dyn std::error::Error) -> DeployError {
-        DeployError::Pair {
-            target: NAME.to_owned(),
+    fn error(&self, detail: &dyn std::error::Error) -> DeployCause {
+        DeployCause::Pair {
             path: self.live.display().to_string(),
             detail: detail.to_string(),
         }
@@ -68,15 +67,15 @@ impl Front {
 
 #[async_trait]
 impl Target for Front {
-    fn name(&self) -> &str {
-        NAME
+    fn name(&self) -> String {
+        NAME.to_owned()
     }
 
-    async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
+    async fn check(&self, _: &Delivery) -> Result<(), DeployCause> {
         self.read().map(drop)
     }
 
-    async fn apply(&self, _: &Delivery) -> Result<(), DeployError> {
+    async fn apply(&self, _: &Delivery) -> Result<(), DeployCause> {
         let bundle = self.read()?;
         let published = self.publisher.publish(&self.lineage, &bundle);
         published.map_err(|error| self.error(&error))
@@ -127,7 +126,7 @@ mod tests {
             assert!(front.check(&sample()).await.is_err());
             assert!(matches!(
                 front.apply(&sample()).await,
-                Err(DeployError::Pair { .. })
+                Err(DeployCause::Pair { .. })
             ));
         }
         std::fs::write(&key, sound).unwrap();

@@ -144,7 +144,7 @@ impl Certificate {
             let before = targets.iter().take(index);
             let same = before.filter(|other| other.name() == target.name()).count();
             let name = match same {
-                0 => target.name().to_owned(),
+                0 => target.name(),
                 _ => format!("{}#{}", target.name(), same + 1),
             };
             (name, target)

@@ -3,7 +3,7 @@
 //! capabilities are needed is tried out, not guessed.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::{self, Errno};
@@ -91,11 +91,11 @@ fn needs_chown(settings: &Settings, paths: &Paths) -> bool {
 /// Whether a copy must get, or an existing one keeps, another owner.
 fn any_copy_needs_chown(settings: &Settings) -> bool {
     let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
-    let foreign = |file: PathBuf| {
+    let foreign = |file: &Path| {
         let found = std::fs::metadata(file);
         found.is_ok_and(|found| (found.uid(), found.gid()) != (user.as_raw(), group.as_raw()))
     };
-    specs(settings).any(|spec| spec.changes_owner() || spec.servers_file().is_some_and(foreign))
+    specs(settings).any(|spec| spec.needs_chown(foreign))
 }
 
 fn is_other_user(user: Option<&str>) -> bool {

@@ -18,7 +18,7 @@ use crate::acme::ClockReading;
 use crate::certificate::{Bundle, Facts, Secret};
 use crate::deploy::output::OutputError;
 use crate::deploy::verify::{ServedAt, Verifier};
-use crate::deploy::{Delivery, DeployError, Outlet, Target};
+use crate::deploy::{Delivery, DeployCause, Outlet, Target};
 use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
@@ -351,15 +351,15 @@ pub(super) struct NodeProxy(pub(super) Arc<Node>, pub(super) Lineage);
 
 #[async_trait]
 impl Target for NodeProxy {
-    fn name(&self) -> &str {
-        "proxy"
+    fn name(&self) -> String {
+        "proxy".to_owned()
     }
 
-    async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
+    async fn check(&self, _: &Delivery) -> Result<(), DeployCause> {
         Ok(())
     }
 
-    async fn apply(&self, _: &Delivery) -> Result<(), DeployError> {
+    async fn apply(&self, _: &Delivery) -> Result<(), DeployCause> {
         self.0.pass(KillPoint::Apply).await;
         if !self.0.faults().deaf {
             self.0.tally.reload();

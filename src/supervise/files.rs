@@ -56,7 +56,7 @@ impl Files {
 
 fn has_copies(certificate: &Certificate) -> bool {
     let mut targets = certificate.targets.iter();
-    targets.any(|target| target.has_copies())
+    targets.any(|target| target.copy_of(&certificate.wanted.lineage).is_some())
 }
 
 async fn gone(kept: Vec<Arc<Certificate>>, output: Arc<dyn Outlet>) -> Vec<Lineage> {

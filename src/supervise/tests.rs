@@ -267,19 +267,18 @@ struct CountingTarget {
 
 #[async_trait]
 impl crate::deploy::Target for CountingTarget {
-    fn name(&self) -> &str {
-        "counting"
+    fn name(&self) -> String {
+        "counting".into()
     }
 
-    async fn check(&self, _: &crate::deploy::Delivery) -> Result<(), crate::deploy::DeployError> {
+    async fn check(&self, _: &crate::deploy::Delivery) -> Result<(), crate::deploy::DeployCause> {
         Ok(())
     }
 
-    async fn apply(&self, _: &crate::deploy::Delivery) -> Result<(), crate::deploy::DeployError> {
+    async fn apply(&self, _: &crate::deploy::Delivery) -> Result<(), crate::deploy::DeployCause> {
         self.reloads.fetch_add(1, Ordering::SeqCst);
         if self.is_down.load(Ordering::SeqCst) {
-            let (target, searched) = ("counting".into(), "nothing".into());
-            return Err(crate::deploy::DeployError::NoPidFile { target, searched });
+            return Err(crate::deploy::DeployCause::NoPidFile("nothing".into()));
         }
         Ok(())
     }

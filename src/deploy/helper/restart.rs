@@ -3,19 +3,19 @@
 //! dead helper left without a reply. The allowed programs arrive once, before any data
 //! from the network was read. It never runs a request itself.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::net::UnixStream as Blocking;
 use std::time::Duration;
 
+use serde::de::IgnoredAny;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::Child;
 use tokio::time::Instant;
 
-use super::{HelperRequest, HelperResult, Numbered, asynchronous};
-use crate::deploy::DeployError;
-use crate::deploy::target::DeployTarget;
+use super::{HelperResult, Numbered, asynchronous, line_of};
+use crate::deploy::DeployCause;
 
 /// The backoff after the first death; it doubles with each further one.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -23,48 +23,40 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// The connection to the sandboxed process.
 struct Sidecar {
-    asked: Lines<BufReader<OwnedReadHalf>>,
-    answers: OwnedWriteHalf,
+    requests: Lines<BufReader<OwnedReadHalf>>,
+    replies: OwnedWriteHalf,
 }
 
 impl Sidecar {
-    /// The next request with its number and its target; `None` after the sandboxed
-    /// process has ended.
-    async fn next(&mut self) -> io::Result<Option<(String, u64, String)>> {
-        while let Some(line) = self.asked.next_line().await? {
-            match serde_json::from_str::<Numbered<(DeployTarget, HelperRequest)>>(&line) {
-                Ok(Numbered { number, value }) => {
-                    let target = value.0.target().name().to_owned();
-                    return Ok(Some((line, number, target)));
-                }
+    /// The next request and its number; `None` after the sandboxed process has ended.
+    async fn next(&mut self) -> io::Result<Option<(String, u64)>> {
+        while let Some(line) = self.requests.next_line().await? {
+            match serde_json::from_str::<Numbered<IgnoredAny>>(&line) {
+                Ok(request) => return Ok(Some((line, request.number))),
                 Err(error) => tracing::error!("invalid request: {error}"),
             }
         }
         Ok(None)
     }
 
-    async fn refuse(&mut self, number: u64, target: String, detail: &str) -> io::Result<()> {
-        let detail = detail.to_owned();
-        let value: HelperResult = Err(DeployError::Helper { target, detail });
-        let mut line = serde_json::to_vec(&Numbered { number, value })?;
-        line.push(b'\n');
-        self.answers.write_all(&line).await
+    async fn refuse(&mut self, number: u64, detail: String) -> io::Result<()> {
+        let value: HelperResult = Err(DeployCause::Helper(detail));
+        self.replies
+            .write_all(&line_of(&Numbered { number, value })?)
+            .await
     }
 }
 
 /// Forwards requests to a helper that `start` starts with one end of a stream, and
 /// restarts the helper when it ends. Returns when the sandboxed process has ended.
-///
-/// # Errors
-/// Those of the socket, when the sandboxed process ends.
 pub(crate) async fn keep_running(
     stream: Blocking,
     start: impl Fn(Blocking) -> io::Result<Child>,
 ) -> io::Result<()> {
-    let (receiver, answers) = asynchronous(stream)?.into_split();
-    let asked = BufReader::new(receiver).lines();
-    let mut sidecar = Sidecar { asked, answers };
-    let programs = sidecar.asked.next_line().await?;
+    let (receiver, replies) = asynchronous(stream)?.into_split();
+    let requests = BufReader::new(receiver).lines();
+    let mut sidecar = Sidecar { requests, replies };
+    let programs = sidecar.requests.next_line().await?;
     let programs = programs.unwrap_or_else(|| "[]".to_owned());
     let mut pause = PAUSE;
     loop {
@@ -75,14 +67,15 @@ pub(crate) async fn keep_running(
         if begun.elapsed() > LONGEST_PAUSE {
             pause = PAUSE;
         }
-        tracing::error!("the helper process {why}; it restarts in {pause:?}");
-        let again = Instant::now() + pause;
-        while let Ok(next) = tokio::time::timeout_at(again, sidecar.next()).await {
-            let Some((_, number, target)) = next? else {
+        let seconds = pause.as_secs_f32();
+        tracing::error!("the helper process {why}; it restarts in {seconds:.1} s");
+        let restart = Instant::now() + pause;
+        while let Ok(next) = tokio::time::timeout_at(restart, sidecar.next()).await {
+            let Some((_, number)) = next? else {
                 return Ok(());
             };
             let detail = format!("it {why}, and restarts");
-            sidecar.refuse(number, target, &detail).await?;
+            sidecar.refuse(number, detail).await?;
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
@@ -100,24 +93,27 @@ async fn run_one(
         Err(error) => return Ok(Some(format!("could not be started ({error})"))),
     };
     let (receiver, mut requests) = asynchronous(near)?.into_split();
-    let mut answers = BufReader::new(receiver).lines();
-    let mut waiting = BTreeMap::new();
-    let mut lives = forward(&mut requests, programs).await;
+    let mut replies = BufReader::new(receiver).lines();
+    let mut pending = BTreeSet::new();
+    let mut lives = requests
+        .write_all(format!("{programs}\n").as_bytes())
+        .await
+        .is_ok();
     while lives {
         tokio::select! {
             next = sidecar.next() => {
-                let Some((line, number, target)) = next? else {
+                let Some((line, number)) = next? else {
                     return Ok(None);
                 };
-                waiting.insert(number, target);
-                lives = forward(&mut requests, &line).await;
+                pending.insert(number);
+                lives = requests.write_all(format!("{line}\n").as_bytes()).await.is_ok();
             }
-            answer = answers.next_line() => match answer {
-                Ok(Some(answer)) => {
-                    if let Ok(Numbered { number, .. }) = serde_json::from_str::<Numbered<HelperResult>>(&answer) {
-                        waiting.remove(&number);
+            reply = replies.next_line() => match reply {
+                Ok(Some(reply)) => {
+                    if let Ok(answered) = serde_json::from_str::<Numbered<IgnoredAny>>(&reply) {
+                        pending.remove(&answered.number);
                     }
-                    sidecar.answers.write_all(format!("{answer}\n").as_bytes()).await?;
+                    sidecar.replies.write_all(format!("{reply}\n").as_bytes()).await?;
                 }
                 _ => lives = false,
             }
@@ -129,20 +125,11 @@ async fn run_one(
         Ok(status) => format!("has ended ({status})"),
         Err(error) => format!("has ended ({error})"),
     };
-    for (number, target) in waiting {
-        sidecar
-            .refuse(number, target, &format!("it {why} before it replied"))
-            .await?;
+    for number in pending {
+        let detail = format!("it {why} before it replied");
+        sidecar.refuse(number, detail).await?;
     }
     Ok(Some(why))
-}
-
-/// Whether the helper took the line.
-async fn forward(requests: &mut OwnedWriteHalf, line: &str) -> bool {
-    requests
-        .write_all(format!("{line}\n").as_bytes())
-        .await
-        .is_ok()
 }
 
 #[cfg(test)]
@@ -203,7 +190,7 @@ mod tests {
     async fn pending_request_fails_at_once_after_a_death() {
         let helper = kept_running("read programs; read request; exit 3");
         let error = nginx(&helper).apply(&sample()).await.unwrap_err();
-        assert!(matches!(error, DeployError::Helper { .. }), "{error}");
+        assert!(matches!(error, DeployCause::Helper(_)), "{error}");
         assert!(error.to_string().contains("exit status: 3"), "{error}");
     }
 }

@@ -2,20 +2,45 @@
 //! Each keeps the text that the user wrote, which is stored. Only users and groups are
 //! looked up here.
 
-use std::borrow::Cow;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::{JsonSchema, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::deploy::owner::{self, Owner};
 
+/// The type of a key's value, which may be a path.
+pub(crate) trait HoldsPath {
+    /// The path.
+    fn path(&mut self) -> Option<&mut PathKey> {
+        None
+    }
+}
+
+impl HoldsPath for String {}
+impl HoldsPath for bool {}
+impl HoldsPath for CommandLine {}
+impl<T> HoldsPath for AsWritten<T> {}
+
+impl HoldsPath for PathKey {
+    fn path(&mut self) -> Option<&mut PathKey> {
+        Some(self)
+    }
+}
+
+impl<T: HoldsPath> HoldsPath for Option<T> {
+    fn path(&mut self) -> Option<&mut PathKey> {
+        self.as_mut()?.path()
+    }
+}
+
 /// A path; a relative one starts at the file in which it is written.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
+#[schemars(inline, extend("format" = "path"))]
 pub(crate) struct PathKey(PathBuf);
 
 impl PathKey {
@@ -34,24 +59,16 @@ impl Deref for PathKey {
     }
 }
 
-impl JsonSchema for PathKey {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "PathKey".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "format": "path"})
-    }
-}
-
 /// A program with its arguments: a list, or one text for a program without arguments.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
+#[schemars(inline, transform = allow_one_text)]
 pub(crate) struct CommandLine(Vec<String>);
+
+fn allow_one_text(list: &mut schemars::Schema) {
+    list.insert("minItems".to_owned(), 1.into());
+    *list = json_schema!({"anyOf": [{"type": "string"}, list]});
+}
 
 impl Deref for CommandLine {
     type Target = Vec<String>;
@@ -61,25 +78,11 @@ impl Deref for CommandLine {
     }
 }
 
-impl JsonSchema for CommandLine {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "CommandLine".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let texts = json_schema!({"type": "array", "items": {"type": "string"}, "minItems": 1});
-        json_schema!({"anyOf": [{"type": "string"}, texts]})
-    }
-}
-
 /// A value with the text that it was parsed from; the text is stored.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[serde(bound = "T: FromStr<Err = String> + Clone")]
+#[schemars(inline, bound = "")]
 pub struct AsWritten<T> {
     text: String,
     value: T,
@@ -107,42 +110,8 @@ impl<T> From<AsWritten<T>> for String {
     }
 }
 
-impl<T> PartialEq for AsWritten<T> {
-    fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
-    }
-}
-
-impl<T> Eq for AsWritten<T> {}
-
-impl<T> PartialOrd for AsWritten<T> {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl<T> Ord for AsWritten<T> {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.text.cmp(&other.text)
-    }
-}
-
-impl<T> JsonSchema for AsWritten<T> {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "Text".into()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        String::json_schema(generator)
-    }
-}
-
 /// A user's number.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct UserNumber(pub u32);
 
 impl FromStr for UserNumber {
@@ -154,7 +123,7 @@ impl FromStr for UserNumber {
 }
 
 /// A group's number.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct GroupNumber(pub u32);
 
 impl FromStr for GroupNumber {
@@ -166,7 +135,7 @@ impl FromStr for GroupNumber {
 }
 
 /// A file's mode.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct FileMode(pub u32);
 
 impl FromStr for FileMode {
@@ -180,7 +149,7 @@ impl FromStr for FileMode {
 }
 
 /// The deadline of a program.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ProgramTimeout(pub Duration);
 
 const LONGEST_PROGRAM: Duration = Duration::from_secs(3600);

@@ -7,21 +7,6 @@ use serde_json::{Value, json};
 
 use super::{DeployTarget, ShortForm, TargetKind};
 
-/// A key of a kind, as its settings document it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct KeyDescription {
-    /// Its name.
-    pub name: String,
-    /// The type of its value, in a word.
-    pub value: &'static str,
-    /// Whether it is required.
-    pub is_required: bool,
-    /// Its default.
-    pub default: Option<String>,
-    /// Its meaning.
-    pub meaning: String,
-}
-
 impl TargetKind {
     /// The schema of its long form, its `kind` included.
     fn long_form(&self, generator: &mut SchemaGenerator) -> Schema {
@@ -37,41 +22,21 @@ impl TargetKind {
     }
 
     /// Its own schema, which documents it and its keys.
-    fn described(&self) -> Value {
+    pub(super) fn described(&self) -> Value {
         let schema = (self.schema)(&mut SchemaGenerator::default());
         schema.to_value()
     }
 
-    /// Its meaning, for users.
-    #[cfg(test)]
-    pub(crate) fn meaning(&self) -> String {
-        self.described()["description"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned()
-    }
-
-    /// Its keys, those of its short form first.
-    #[must_use]
-    pub(crate) fn keys(&self) -> Vec<KeyDescription> {
+    /// Its keys, those of its short form first, and whether each is required.
+    pub(super) fn keys(&self) -> Vec<(String, bool)> {
         let schema = self.described();
         let required = schema["required"].as_array().cloned().unwrap_or_default();
-        let properties = schema["properties"].as_object();
-        let keys = properties
-            .into_iter()
-            .flatten()
-            .map(|(name, key)| KeyDescription {
-                name: name.clone(),
-                value: value_of(key),
-                is_required: required.contains(&json!(name)),
-                default: default_of(key),
-                meaning: key["description"].as_str().unwrap_or_default().to_owned(),
-            });
-        let mut keys: Vec<_> = keys.collect();
-        keys.sort_by_key(|key| match self.short {
-            short if key.name == short.key() => 0,
-            ShortForm::WhereAnd(_, more) if key.name == more => 1,
-            _ => 2,
+        let keys = schema["properties"].as_object().into_iter().flatten();
+        let keys = keys.map(|(name, _)| (name.clone(), required.contains(&json!(name))));
+        let (mut keys, short) = (Vec::from_iter(keys), self.short.keys());
+        keys.sort_by_key(|(name, _)| {
+            let place = short.iter().position(|key| key == name);
+            place.unwrap_or(short.len())
         });
         keys
     }
@@ -79,45 +44,16 @@ impl TargetKind {
     /// Its short form, with the optional parts in brackets.
     #[must_use]
     pub(crate) fn form(&self) -> String {
-        let place = |key: &str| key.to_uppercase();
-        let is_required = |name: &str| {
-            let keys = self.keys();
-            keys.iter().any(|key| key.name == name && key.is_required)
-        };
-        match self.short {
-            ShortForm::Url(_) => "https://…".to_owned(),
-            ShortForm::Where(key) | ShortForm::WhereAnd(key, _) if !is_required(key) => {
-                format!("{}[:{}]", self.name, place(key))
-            }
-            ShortForm::Where(key) => format!("{}:{}", self.name, place(key)),
-            ShortForm::WhereAnd(key, more) => {
-                format!("{}:{}[:{}]", self.name, place(key), place(more))
-            }
+        if self.short == ShortForm::Url {
+            return "https://…".to_owned();
         }
-    }
-}
-
-/// The default of a key as a user would write it, else a description.
-fn default_of(key: &Value) -> Option<String> {
-    ["default", "x-default"]
-        .iter()
-        .find_map(|word| match &key[word] {
-            Value::Null => None,
-            Value::String(text) => Some(text.clone()),
-            other => Some(other.to_string()),
-        })
-}
-
-fn value_of(key: &Value) -> &'static str {
-    let has = |of: &Value, word: &str| match &of["type"] {
-        Value::Array(words) => words.contains(&json!(word)),
-        of => of == word,
-    };
-    match key {
-        key if key["format"] == "path" => "path",
-        key if has(key, "boolean") => "true or false",
-        key if has(key, "string") => "text",
-        _ => "text or list",
+        let keys = self.keys();
+        let short = keys.iter().take(self.short.keys().len());
+        let short = short.map(|(name, is_required)| match is_required {
+            true => format!(":{}", name.to_uppercase()),
+            false => format!("[:{}]", name.to_uppercase()),
+        });
+        format!("{}{}", self.name, short.collect::<String>())
     }
 }
 

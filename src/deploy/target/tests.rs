@@ -114,9 +114,21 @@ fn long_form_is_stored_whole_and_an_invalid_key_is_named() {
     }
 }
 
+/// A kind's example as a table of the configuration, without its header.
+pub(super) fn long_form(kind: &TargetKind) -> String {
+    let keys = kind.example.lines().map(|line| format!("{line}\n"));
+    format!("kind = \"{}\"\n{}", kind.name, keys.collect::<String>())
+}
+
+/// The documentation of a kind.
+pub(super) fn meaning(kind: &TargetKind) -> String {
+    let meaning = &kind.described()["description"];
+    meaning.as_str().unwrap_or_default().to_owned()
+}
+
 /// The target of a kind's example.
 pub(super) fn example_of(kind: &TargetKind) -> DeployTarget {
-    let example: toml::Table = toml::from_str(kind.example).unwrap();
+    let example: toml::Table = toml::from_str(&long_form(kind)).unwrap();
     let mut keys = TargetKeys::new();
     for (key, value) in example {
         let values = match value {
@@ -152,7 +164,7 @@ fn long_form_keeps_what_was_written() {
     let one = parse(r#"{"kind":"exec","keys":{"command":["/x"],"timeout":["1m"]}}"#);
     let same = parse(r#"{"kind":"exec","keys":{"command":["/x"],"timeout":["60s"]}}"#);
     assert_ne!(one, same);
-    assert_eq!(one.deadline(), same.deadline());
+    assert_eq!(one.answers_within(), same.answers_within());
     let short = parse(r#"{"kind":"nginx","keys":{"pid_file":["/p"]}}"#);
     assert_eq!(serde_json::to_string(&short).unwrap(), r#""nginx:/p""#);
 }
@@ -185,8 +197,8 @@ fn unknown_word_suggests_the_nearest_known_one() {
 #[test]
 fn relative_path_of_every_kind_starts_at_its_file() {
     for kind in DeployTarget::kinds() {
-        let shown = kind.keys();
-        let example: toml::Table = toml::from_str(kind.example).unwrap();
+        let shown = reference::keys_of(kind);
+        let example: toml::Table = toml::from_str(&long_form(kind)).unwrap();
         let mut given = TargetKeys::new();
         for key in &shown {
             let value = match (key.value, example.get(&key.name)) {
@@ -225,8 +237,8 @@ fn every_kind_is_described_and_its_example_is_read() {
     let distinct: std::collections::BTreeSet<_> = names.iter().collect();
     assert_eq!(distinct.len(), names.len());
     for kind in DeployTarget::kinds() {
-        assert!(kind.meaning().len() > 40, "{}", kind.name);
-        for key in kind.keys() {
+        assert!(meaning(kind).len() > 40, "{}", kind.name);
+        for key in reference::keys_of(kind) {
             assert!(!key.meaning.is_empty(), "{}: {}", kind.name, key.name);
         }
         assert_eq!(example_of(kind).kind(), kind.name);

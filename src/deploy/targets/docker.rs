@@ -3,74 +3,62 @@
 //! process that may use the whole API is root on the host.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
 
-use async_trait::async_trait;
 use hyper::StatusCode;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::deploy::docker::{Api, Filter, SOCKET};
 use crate::deploy::keys::values::CommandLine;
-use crate::deploy::target_settings::{
-    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
-};
-use crate::deploy::{Delivery, DeployError, Target};
-use crate::text::printable;
+use crate::deploy::target_settings::prelude::*;
 
-const KIND: &str = "docker";
-
-/// A container gets a signal, or a program runs inside it, through Docker's API. Give `certs` a filtering proxy
-/// that allows the container's `kill` (or `exec`) alone. An unfiltered API is refused unless
-/// `accept_raw_socket = true`: a process that may use it is root on the host.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Settings {
-    /// The container's name or identifier
-    container: String,
-    /// The signal for its first process
-    #[schemars(extend("default" = "HUP"))]
-    signal: Option<String>,
-    /// A program to run inside it, instead of a signal
-    command: Option<CommandLine>,
-    /// The address of the API: tcp://HOST:PORT or unix:///PATH
-    #[schemars(extend("x-default" = "$DOCKER_HOST, else unix:///var/run/docker.sock"))]
-    host: Option<String>,
-    /// Whether an unfiltered API may be used
-    #[schemars(extend("default" = false))]
-    accept_raw_socket: Option<bool>,
+settings! {
+    /// A container gets a signal, or a program runs inside it, through Docker's API. Give `certs` a filtering proxy
+    /// that allows the container's `kill` (or `exec`) alone. An unfiltered API is refused unless
+    /// `accept_raw_socket = true`: a process that may use it is root on the host.
+    struct Settings {
+        /// The container's name or identifier
+        container: String,
+        /// The signal for its first process
+        #[schemars(extend("default" = "HUP"))]
+        signal: Option<String>,
+        /// A program to run inside it, instead of a signal
+        command: Option<CommandLine>,
+        /// The address of the API: tcp://HOST:PORT or unix:///PATH
+        #[schemars(extend("x-default" = "$DOCKER_HOST, else unix:///var/run/docker.sock"))]
+        host: Option<String>,
+        /// Whether an unfiltered API may be used
+        #[schemars(extend("default" = false))]
+        accept_raw_socket: Option<bool>,
+    }
 }
 
 impl TargetSettings for Settings {
-    const NAME: &'static str = "docker";
-    const SHORT: ShortForm = ShortForm::WhereAnd("container", "signal");
-    const EXAMPLE: &'static str = r#"kind = "docker"
-container = "web"
+    const KIND: &'static str = "docker";
+    const SHORT: ShortForm = ShortForm::Keys(&["container", "signal"]);
+    const EXAMPLE: &'static str = r#"container = "web"
 signal = "HUP"
 host = "tcp://docker-proxy:2375""#;
+    const STAGE: DeployStage = DeployStage::AllCertificates;
 
-    fn check(&self) -> Result<(), InvalidTarget> {
+    fn invalid_key(&self) -> Option<InvalidTarget> {
         let words = [
             ("container", Some(&self.container)),
             ("signal", self.signal.as_ref()),
         ];
-        for (key, word) in words {
-            if word.is_some_and(|word| !is_a_word(word)) {
-                return Err(InvalidTarget::key(
-                    key,
-                    "only letters, digits, `_`, `.` and `-` are allowed here",
-                ));
+        let word = words
+            .into_iter()
+            .find(|(_, word)| word.is_some_and(|word| !is_a_word(word)));
+        let (key, message) = match word {
+            Some((key, _)) => (
+                key,
+                "only letters, digits, `_`, `.` and `-` are allowed here",
+            ),
+            None if self.signal.is_some() && self.command.is_some() => {
+                ("command", "`signal` and `command` exclude each other")
             }
-        }
-        match (&self.signal, &self.command) {
-            (Some(_), Some(_)) => Err(InvalidTarget::key(
-                "command",
-                "`signal` and `command` exclude each other",
-            )),
-            _ => Ok(()),
-        }
+            None => return None,
+        };
+        Some(InvalidTarget::key(key, message))
     }
 
     fn rights(&self) -> Rights {
@@ -82,30 +70,8 @@ host = "tcp://docker-proxy:2375""#;
         }
     }
 
-    fn stage(&self) -> DeployStage {
-        DeployStage::Server
-    }
-
-    fn coalesces(&self) -> bool {
-        true
-    }
-
-    fn deadline(&self) -> Duration {
-        target_settings::DEADLINE
-    }
-
-    fn paths(&mut self) -> Paths<'_> {
-        Paths::default()
-    }
-
-    fn target(&self, _: String) -> Arc<dyn Target> {
-        let action = match &self.command {
-            Some(command) => ContainerAction::Run(command.to_vec()),
-            None => ContainerAction::Signal(self.signal.as_deref().unwrap_or("HUP").to_owned()),
-        };
-        let accepted = self.accept_raw_socket == Some(true);
-        let container = self.container.clone();
-        Arc::new(Docker::new(container, action, self.host(), accepted))
+    fn target(&self) -> Arc<dyn Target> {
+        Arc::new(self.clone())
     }
 }
 
@@ -118,50 +84,9 @@ impl Settings {
     pub(in crate::deploy) fn at(&mut self, host: &str) {
         self.host.get_or_insert_with(|| host.to_owned());
     }
-}
 
-/// The action in the container.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ContainerAction {
-    /// Sends this signal.
-    Signal(String),
-    /// Runs this program with its arguments inside.
-    Run(Vec<String>),
-}
-
-/// A container.
-#[derive(Debug)]
-pub(crate) struct Docker {
-    name: String,
-    container: String,
-    action: ContainerAction,
-    api: Result<Api, String>,
-    raw_is_accepted: bool,
-}
-
-impl Docker {
-    /// `container`, by its name or identifier, at the API of `host`.
-    #[must_use]
-    pub(crate) fn new(
-        container: String,
-        action: ContainerAction,
-        host: &str,
-        raw_is_accepted: bool,
-    ) -> Self {
-        Self {
-            name: format!("{KIND}:{container}"),
-            container,
-            action,
-            api: Api::at(host),
-            raw_is_accepted,
-        }
-    }
-
-    fn failed(&self, detail: &str) -> DeployError {
-        DeployError::Unreachable {
-            target: self.name.clone(),
-            detail: printable(detail),
-        }
+    fn api(&self) -> Result<Api, DeployCause> {
+        Api::at(self.host()).map_err(|detail| DeployCause::unreachable(&detail))
     }
 
     async fn ask(
@@ -169,27 +94,26 @@ impl Docker {
         method: &str,
         path: &str,
         body: Option<Value>,
-    ) -> Result<(StatusCode, Value), DeployError> {
-        let api = self.api.as_ref().map_err(|detail| self.failed(detail))?;
-        let answer = api.ask(method, path, body).await;
-        answer.map_err(|detail| self.failed(&format!("its API: {detail}")))
+    ) -> Result<(StatusCode, Value), DeployCause> {
+        let answer = self.api()?.ask(method, path, body).await;
+        answer.map_err(|detail| DeployCause::unreachable(&format!("its API: {detail}")))
     }
 
     /// The error for an unsuccessful reply.
-    fn refusal(&self, what: &str, status: StatusCode, body: &Value) -> DeployError {
+    fn refusal(what: &str, status: StatusCode, body: &Value) -> DeployCause {
         let reason = body["message"].as_str().unwrap_or_default();
-        self.failed(&format!("{what}: {status} {reason}"))
+        DeployCause::unreachable(&format!("{what}: {status} {reason}"))
     }
 
     /// Whether the API is unfiltered, or may be.
-    async fn is_raw(&self) -> Result<bool, DeployError> {
-        let api = self.api.as_ref().map_err(|detail| self.failed(detail))?;
-        let filter = api.filter().await;
-        let filter = filter.map_err(|detail| self.failed(&format!("its API: {detail}")))?;
+    async fn is_raw(&self) -> Result<bool, DeployCause> {
+        let filter = self.api()?.filter().await;
+        let filter =
+            filter.map_err(|detail| DeployCause::unreachable(&format!("its API: {detail}")))?;
         Ok(filter != Filter::Filtered)
     }
 
-    async fn run(&self, command: &[String]) -> Result<(), DeployError> {
+    async fn run(&self, command: &[String]) -> Result<(), DeployCause> {
         let path = format!("/containers/{}/exec", self.container);
         let wanted = json!({"AttachStdout": true, "AttachStderr": true, "Cmd": command});
         let (status, made) = self.ask("POST", &path, Some(wanted)).await?;
@@ -197,66 +121,69 @@ impl Docker {
             .as_str()
             .filter(|id| id.chars().all(|digit| digit.is_ascii_alphanumeric()))
         else {
-            return Err(self.refusal("a program cannot be run in it", status, &made));
+            return Err(Self::refusal(
+                "a program cannot be run in it",
+                status,
+                &made,
+            ));
         };
         let start = json!({"Detach": false, "Tty": false});
         let (status, reply) = self
             .ask("POST", &format!("/exec/{id}/start"), Some(start))
             .await?;
         if !status.is_success() {
-            return Err(self.refusal("the program cannot be started", status, &reply));
+            return Err(Self::refusal(
+                "the program cannot be started",
+                status,
+                &reply,
+            ));
         }
         let (_, ended) = self.ask("GET", &format!("/exec/{id}/json"), None).await?;
         match ended["ExitCode"].as_i64() {
             Some(0) => Ok(()),
-            code => Err(DeployError::Program {
-                target: self.name.clone(),
-                program: command.first().cloned().unwrap_or_default(),
-                detail: format!(
-                    "ended with {}",
-                    code.map_or("no code".to_owned(), |code| code.to_string())
-                ),
-            }),
+            code => Err(DeployCause::Program(format!(
+                "`{}` ended with {}",
+                command.first().map_or("", String::as_str),
+                code.map_or("no code".to_owned(), |code| code.to_string())
+            ))),
         }
     }
 }
 
 #[async_trait]
-impl Target for Docker {
-    fn name(&self) -> &str {
-        &self.name
+impl Target for Settings {
+    fn name(&self) -> String {
+        format!("docker:{}", self.container)
     }
 
-    async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
-        if !self.raw_is_accepted && self.is_raw().await? {
-            return Err(DeployError::Unsafe {
-                target: self.name.clone(),
-                detail: "this API is unfiltered, and a process that may use it is root on the host"
+    async fn check(&self, _: &Delivery) -> Result<(), DeployCause> {
+        if self.accept_raw_socket != Some(true) && self.is_raw().await? {
+            return Err(DeployCause::Unsafe(
+                "this API is unfiltered, and a process that may use it is root on the host"
                     .to_owned(),
-            });
+            ));
         }
         Ok(())
     }
 
-    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
         self.check(delivery).await?;
-        let signal = match &self.action {
-            ContainerAction::Run(command) => return self.run(command).await,
-            ContainerAction::Signal(signal) => signal,
-        };
+        if let Some(command) = &self.command {
+            return self.run(command).await;
+        }
+        let signal = self.signal.as_deref().unwrap_or("HUP");
         let path = format!("/containers/{}/kill?signal={signal}", self.container);
         let (status, reply) = self.ask("POST", &path, None).await?;
         match status.is_success() {
             true => Ok(()),
-            false => Err(self.refusal("it cannot be signalled", status, &reply)),
+            false => Err(Self::refusal("it cannot be signalled", status, &reply)),
         }
     }
 }
 
 /// Whether `text` can be the name or identifier of a container, or the name of a signal,
 /// and is safe as a part of a path.
-#[must_use]
-pub(crate) fn is_a_word(text: &str) -> bool {
+fn is_a_word(text: &str) -> bool {
     let known = |letter: char| letter.is_ascii_alphanumeric() || "_.-".contains(letter);
     !text.is_empty() && !text.starts_with('.') && text.chars().all(known)
 }

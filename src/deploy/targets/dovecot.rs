@@ -1,76 +1,45 @@
 //! Dovecot, whose master process reloads the configuration and its certificates at HUP.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use rustix::process::Signal;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
-use crate::deploy::Target;
-use crate::deploy::keys::values::PathKey;
 use crate::deploy::signalled::{Reload, Signalled};
-use crate::deploy::target_settings::{
-    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
-};
+use crate::deploy::target_settings::prelude::*;
 
-pub(in crate::deploy) const DOVECOT: Reload = Reload {
-    target: "dovecot",
+const RELOAD: Reload = Reload {
+    target: Settings::KIND,
     pid_files: &["/run/dovecot/master.pid", "/var/run/dovecot/master.pid"],
-    programs: &["dovecot"],
+    program: "dovecot",
     signal: Signal::HUP,
     speaks_tls_at_once: false,
 };
 
-/// Dovecot reloads the pair when its master process gets HUP. Verify it with
-/// `verify = ["imap://mail.example.com:143"]` or `pop3://…:110`, which speak STARTTLS, or with the host and port of
-/// IMAPS.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Settings {
-    /// The pid file of its master process
-    #[schemars(extend("default" = "/run/dovecot/master.pid"))]
-    pid_file: Option<PathKey>,
+settings! {
+    /// Dovecot reloads the pair when its master process gets HUP. Verify it with
+    /// `verify = ["imap://mail.example.com:143"]` or `pop3://…:110`, which speak STARTTLS, or with the host and port of
+    /// IMAPS.
+    struct Settings {
+        /// The pid file of its master process
+        #[schemars(extend("default" = "/run/dovecot/master.pid"))]
+        pid_file: Option<PathKey>,
+    }
 }
 
 impl TargetSettings for Settings {
-    const NAME: &'static str = "dovecot";
-    const SHORT: ShortForm = ShortForm::Where("pid_file");
-    const EXAMPLE: &'static str = r#"kind = "dovecot""#;
+    const KIND: &'static str = "dovecot";
+    const SHORT: ShortForm = ShortForm::Keys(&["pid_file"]);
+    const EXAMPLE: &'static str = "";
+    const STAGE: DeployStage = DeployStage::AllCertificates;
 
-    fn check(&self) -> Result<(), InvalidTarget> {
-        Ok(())
+    fn invalid_key(&self) -> Option<InvalidTarget> {
+        None
     }
 
     fn rights(&self) -> Rights {
-        Rights {
-            processes: Processes::Controls,
-            connects_to: None,
-            reads: None,
-            writes: Writes::Nothing,
-        }
+        Rights::over(Processes::Controls)
     }
 
-    fn stage(&self) -> DeployStage {
-        DeployStage::Server
-    }
-
-    fn coalesces(&self) -> bool {
-        true
-    }
-
-    fn deadline(&self) -> Duration {
-        target_settings::DEADLINE
-    }
-
-    fn paths(&mut self) -> Paths<'_> {
-        Paths {
-            read: self.pid_file.as_mut().into_iter().collect(),
-            written: None,
-        }
-    }
-
-    fn target(&self, _: String) -> Arc<dyn Target> {
-        Arc::new(Signalled::new(&DOVECOT, self.pid_file.as_deref().cloned()))
+    fn target(&self) -> Arc<dyn Target> {
+        let (reload, pid_file) = (&RELOAD, self.pid_file.clone());
+        Arc::new(Signalled { reload, pid_file })
     }
 }

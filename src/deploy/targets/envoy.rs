@@ -2,73 +2,44 @@
 //! SDS).
 
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
-use crate::deploy::keys::values::PathKey;
 use crate::deploy::owner::Owner;
-use crate::deploy::target_settings::{
-    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
-};
+use crate::deploy::target_settings::prelude::*;
 use crate::deploy::watched::{Watched, quoted};
-use crate::deploy::{Delivery, Target};
 
-/// Envoy loads each generation by itself: `certs` writes the file for file-based SDS (`path_config_source`), with the
-/// `live` directory as the watched directory, and a secret with the certificate's name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Settings {
-    /// The file that Envoy reads; `{name}` is replaced by the certificate's name
-    file: PathKey,
+settings! {
+    /// Envoy loads each generation by itself: `certs` writes the file for file-based SDS (`path_config_source`), with the
+    /// `live` directory as the watched directory, and a secret with the certificate's name.
+    struct Settings {
+        /// The file that Envoy reads; `{name}` is replaced by the certificate's name
+        file: PathKey,
+    }
 }
 
 impl TargetSettings for Settings {
-    const NAME: &'static str = "envoy";
-    const SHORT: ShortForm = ShortForm::Where("file");
-    const EXAMPLE: &'static str = r#"kind = "envoy"
-file = "/etc/envoy/sds/{name}.yaml""#;
+    const KIND: &'static str = "envoy";
+    const SHORT: ShortForm = ShortForm::Keys(&["file"]);
+    const EXAMPLE: &'static str = r#"file = "/etc/envoy/sds/{name}.yaml""#;
+    const STAGE: DeployStage = DeployStage::EachCertificate;
 
-    fn check(&self) -> Result<(), InvalidTarget> {
-        Ok(())
+    fn invalid_key(&self) -> Option<InvalidTarget> {
+        None
     }
 
     fn rights(&self) -> Rights {
-        Rights {
-            processes: Processes::Untouched,
-            connects_to: None,
-            reads: None,
-            writes: Writes::File(self.file.to_path_buf(), Owner::default()),
-        }
+        Rights::to_write(Writes::File(self.file.to_path_buf(), Owner::default()))
     }
 
-    fn stage(&self) -> DeployStage {
-        DeployStage::Server
-    }
-
-    fn coalesces(&self) -> bool {
-        false
-    }
-
-    fn deadline(&self) -> Duration {
-        target_settings::DEADLINE
-    }
-
-    fn paths(&mut self) -> Paths<'_> {
-        Paths {
-            read: Vec::new(),
-            written: Some(&mut self.file),
-        }
-    }
-
-    fn target(&self, name: String) -> Arc<dyn Target> {
-        Arc::new(Watched::new(name, secret, self.file.to_path_buf()))
+    fn target(&self) -> Arc<dyn Target> {
+        Arc::new(Watched {
+            name: self.short_form(),
+            content: secret,
+            file: self.file.clone(),
+        })
     }
 }
 
-pub(in crate::deploy) fn secret(delivery: &Delivery) -> String {
+fn secret(delivery: &Delivery) -> String {
     let live = &delivery.live;
     format!(
         "resources:\n\

@@ -5,156 +5,77 @@
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use rustix::process::{Pid, Signal, kill_process_group};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
 use crate::deploy::keys::values::{AsWritten, CommandLine, ProgramTimeout};
-use crate::deploy::target_settings::{
-    DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
-};
-use crate::deploy::{Delivery, DeployError, Target};
-use crate::text::printable;
+use crate::deploy::target_settings::prelude::*;
 
 /// The default deadline of a program.
-pub(crate) const WITHIN: Duration = Duration::from_secs(30);
+const WITHIN: Duration = Duration::from_secs(30);
 /// The end of its output is kept, which usually has the error.
-const KEPT: usize = 4096;
+const MOST_OUTPUT: usize = 4096;
 const LINES: usize = 10;
 const INHERITED: [&str; 6] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR"];
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// A program of yours, started by its arguments and never by a shell. It gets `RENEWED_LINEAGE` (the directory of the
-/// pair) and `RENEWED_DOMAINS`, as certbot's deploy hooks do, and of our environment PATH, HOME, LANG, LC_ALL, TZ and
-/// TMPDIR. If it fails, the deployment fails, and the message ends with the last lines of its output. A program that
-/// takes too long is killed with all of its children.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Settings {
-    /// The program by its absolute path, with its arguments
-    command: CommandLine,
-    /// How long it may take, from 1s to 60m
-    #[schemars(extend("default" = "30s"))]
-    timeout: Option<AsWritten<ProgramTimeout>>,
+settings! {
+    /// A program of yours, started by its arguments and never by a shell. It gets `RENEWED_LINEAGE` (the directory of the
+    /// pair) and `RENEWED_DOMAINS`, as certbot's deploy hooks do, and of our environment PATH, HOME, LANG, LC_ALL, TZ and
+    /// TMPDIR. If it fails, the deployment fails, and the message ends with the last lines of its output. A program that
+    /// takes too long is killed with all of its children.
+    struct Settings {
+        /// The program by its absolute path, with its arguments
+        command: CommandLine,
+        /// How long it may take, from 1s to 60m
+        #[schemars(extend("default" = "30s"))]
+        timeout: Option<AsWritten<ProgramTimeout>>,
+    }
 }
 
 impl TargetSettings for Settings {
-    const NAME: &'static str = "exec";
-    const SHORT: ShortForm = ShortForm::Where("command");
-    const EXAMPLE: &'static str = r#"kind = "exec"
-command = ["/usr/local/bin/hook", "--renewed"]
+    const KIND: &'static str = "exec";
+    const SHORT: ShortForm = ShortForm::Keys(&["command"]);
+    const EXAMPLE: &'static str = r#"command = ["/usr/local/bin/hook", "--renewed"]
 timeout = "30s""#;
+    const STAGE: DeployStage = DeployStage::EachCertificate;
 
-    fn check(&self) -> Result<(), InvalidTarget> {
+    fn invalid_key(&self) -> Option<InvalidTarget> {
         let program = self.command.first().map(Path::new);
-        match program.is_some_and(Path::is_absolute) {
-            true => Ok(()),
-            false => Err(InvalidTarget::key(
-                "command",
-                "write the absolute path of the program",
-            )),
-        }
+        let is_absolute = program.is_some_and(Path::is_absolute);
+        let message = "write the absolute path of the program";
+        (!is_absolute).then(|| InvalidTarget::key("command", message))
     }
 
     fn rights(&self) -> Rights {
-        Rights {
-            processes: Processes::RunsProgram,
-            connects_to: None,
-            reads: None,
-            writes: Writes::Nothing,
-        }
+        Rights::over(Processes::RunsProgram(self.within()))
     }
 
-    fn stage(&self) -> DeployStage {
-        DeployStage::Server
-    }
-
-    fn coalesces(&self) -> bool {
-        false
-    }
-
-    fn deadline(&self) -> Duration {
-        self.timeout
-            .as_ref()
-            .map_or(WITHIN, |timeout| timeout.value().0)
-    }
-
-    fn paths(&mut self) -> Paths<'_> {
-        Paths::default()
-    }
-
-    fn target(&self, name: String) -> Arc<dyn Target> {
-        Arc::new(Exec::new(name, self.command.to_vec(), self.deadline()))
+    fn target(&self) -> Arc<dyn Target> {
+        Arc::new(self.clone())
     }
 }
 
-/// A program with its arguments.
-#[derive(Debug)]
-pub(crate) struct Exec {
-    name: String,
-    command: Vec<String>,
-    within: Duration,
-}
-
-impl Exec {
-    /// Runs `command`, its program first; `name` is its name in records.
-    #[must_use]
-    pub(crate) fn new(name: String, command: Vec<String>, within: Duration) -> Self {
-        Self {
-            name,
-            command,
-            within,
-        }
+impl Settings {
+    fn within(&self) -> Duration {
+        let timeout = self.timeout.as_ref();
+        timeout.map_or(WITHIN, |timeout| timeout.value().0)
     }
 
-    fn failed(&self, detail: String) -> DeployError {
-        DeployError::Program {
-            target: "exec".to_owned(),
-            program: self.command.first().cloned().unwrap_or_default(),
-            detail,
-        }
+    fn failed(detail: impl Into<String>) -> DeployCause {
+        DeployCause::Program(detail.into())
     }
 
-    async fn run(&self, delivery: &Delivery) -> Result<(), DeployError> {
-        let mut child = self.start(delivery)?;
-        let last = LastOutput::default();
-        // Everything is read, and only the end kept: a full pipe would block the program.
-        let mut reading = JoinSet::new();
-        reading.spawn(tail(child.stdout.take(), last.output.clone()));
-        reading.spawn(tail(child.stderr.take(), last.errors.clone()));
-        let Ok(status) = tokio::time::timeout(self.within, child.wait()).await else {
-            end(&mut child).await;
-            return Err(self.failed(format!("did not end within {:?}", self.within)));
-        };
-        // A process that it left running may keep its output open for ever.
-        let rest = async { while reading.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(LAST_WORDS, rest).await;
-        let output = last_lines(&last.text());
-        match status {
-            Ok(status) if status.success() => {
-                tracing::debug!(program = self.command.first(), "{output}");
-                Ok(())
-            }
-            Ok(status) => Err(self.failed(match output.as_str() {
-                "" => format!("failed ({status}) without any output"),
-                output => format!("failed ({status}): {output}"),
-            })),
-            Err(error) => Err(self.failed(format!("could not be waited for: {error}"))),
-        }
-    }
-
-    fn start(&self, delivery: &Delivery) -> Result<Child, DeployError> {
+    fn start(&self, delivery: &Delivery) -> Result<Child, DeployCause> {
         let (program, arguments) = self
             .command
             .split_first()
-            .ok_or_else(|| self.failed("names no program".to_owned()))?;
+            .ok_or_else(|| Self::failed("names no program"))?;
         let names: Vec<String> = delivery.names.iter().map(ToString::to_string).collect();
         Command::new(program)
             .args(arguments)
@@ -168,7 +89,7 @@ impl Exec {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| self.failed(format!("could not be started: {error}")))
+            .map_err(|error| Self::failed(format!("could not be started: {error}")))
     }
 }
 
@@ -188,60 +109,76 @@ async fn end(child: &mut Child) {
     let _ = child.wait().await;
 }
 
-type KeptOutput = Arc<Mutex<Vec<u8>>>;
-
-/// The ends of its output streams.
-#[derive(Default)]
-struct LastOutput {
-    output: KeptOutput,
-    errors: KeptOutput,
-}
-
-impl LastOutput {
-    fn text(&self) -> String {
-        let text = |kept: &KeptOutput| {
-            let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-            String::from_utf8_lossy(&kept).into_owned()
-        };
-        format!("{}\n{}", text(&self.output), text(&self.errors))
-    }
-}
+/// The end of a stream.
+type LastOutput = Arc<Mutex<Vec<u8>>>;
 
 /// Keeps the end of `stream`.
-async fn tail(stream: Option<impl AsyncRead + Unpin>, kept: KeptOutput) {
+async fn tail(stream: Option<impl AsyncRead + Unpin>, last: LastOutput) {
     let Some(mut stream) = stream else { return };
     let mut buffer = [0; 16_384];
     while let Ok(read @ 1..) = stream.read(&mut buffer).await {
-        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.extend_from_slice(&buffer[..read]);
-        let surplus = kept.len().saturating_sub(KEPT);
-        kept.drain(..surplus);
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.extend_from_slice(&buffer[..read]);
+        let surplus = last.len().saturating_sub(MOST_OUTPUT);
+        last.drain(..surplus);
     }
 }
 
-fn last_lines(output: &str) -> String {
-    let lines: Vec<String> = output.trim_end().lines().map(printable).collect();
+fn last_lines(streams: &[LastOutput]) -> String {
+    let text = |last: &LastOutput| {
+        let last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&last).into_owned()
+    };
+    let all = streams.iter().map(text).collect::<Vec<_>>().join("\n");
+    let lines: Vec<String> = all.trim_end().lines().map(printable).collect();
     lines[lines.len().saturating_sub(LINES)..].join("\n")
 }
 
 #[async_trait]
-impl Target for Exec {
-    fn name(&self) -> &str {
-        &self.name
+impl Target for Settings {
+    fn name(&self) -> String {
+        self.short_form()
     }
 
     /// Checks only that the program exists.
-    async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
+    async fn check(&self, _: &Delivery) -> Result<(), DeployCause> {
         let program = self.command.first().map(String::as_str).unwrap_or_default();
         match tokio::fs::metadata(program).await {
             Ok(found) if found.is_file() => Ok(()),
-            Ok(_) => Err(self.failed("is not a file".to_owned())),
-            Err(error) => Err(self.failed(format!("cannot be started: {error}"))),
+            Ok(_) => Err(Self::failed("is not a file")),
+            Err(error) => Err(Self::failed(format!("cannot be started: {error}"))),
         }
     }
 
-    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
-        self.run(delivery).await
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
+        let mut child = self.start(delivery)?;
+        let streams: [LastOutput; 2] = Default::default();
+        // Everything is read, and only the end kept: a full pipe would block the program.
+        let mut reading = JoinSet::new();
+        reading.spawn(tail(child.stdout.take(), streams[0].clone()));
+        reading.spawn(tail(child.stderr.take(), streams[1].clone()));
+        let Ok(status) = tokio::time::timeout(self.within(), child.wait()).await else {
+            end(&mut child).await;
+            return Err(Self::failed(format!(
+                "did not end within {} s",
+                self.within().as_secs()
+            )));
+        };
+        // A process that it left running may keep its output open for ever.
+        let rest = async { while reading.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(LAST_WORDS, rest).await;
+        let output = last_lines(&streams);
+        match status {
+            Ok(status) if status.success() => {
+                tracing::debug!(program = self.command.first(), "{output}");
+                Ok(())
+            }
+            Ok(status) => Err(Self::failed(match output.as_str() {
+                "" => format!("failed ({status}) without any output"),
+                output => format!("failed ({status}): {output}"),
+            })),
+            Err(error) => Err(Self::failed(format!("could not be waited for: {error}"))),
+        }
     }
 }
 
@@ -249,10 +186,19 @@ impl Target for Exec {
 mod tests {
     use super::*;
     use crate::deploy::sample;
+    use crate::deploy::target::DeployTarget;
 
-    fn shell(script: &str) -> Exec {
-        let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
-        Exec::new("exec:/bin/sh".into(), command, Duration::from_secs(20))
+    fn program(command: &[&str], timeout: &str) -> Arc<dyn Target> {
+        let command = command.iter().map(|word| (*word).to_owned()).collect();
+        let keys = [
+            ("command".to_owned(), command),
+            ("timeout".to_owned(), vec![timeout.to_owned()]),
+        ];
+        DeployTarget::long("exec", keys.into()).unwrap().target()
+    }
+
+    fn shell(script: &str) -> Arc<dyn Target> {
+        program(&["/bin/sh", "-c", script], "20s")
     }
 
     async fn fails(script: &str) -> String {
@@ -298,8 +244,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("pid");
         let script = format!("sleep 600 & echo $! >{}; wait", file.display());
-        let mut hangs = shell(&script);
-        hangs.within = Duration::from_millis(500);
+        let hangs = program(&["/bin/sh", "-c", &script], "1s");
         let error = hangs.apply(&sample()).await.unwrap_err();
         assert!(error.to_string().contains("did not end within"), "{error}");
         let pid = std::fs::read_to_string(file).unwrap();
@@ -328,7 +273,7 @@ mod tests {
     #[tokio::test]
     async fn end_of_the_output_is_kept() {
         let output = fails("head -c 20000000 /dev/zero; echo 'at last' >&2; exit 1").await;
-        assert!(output.len() < 8 * KEPT && output.contains("at last"));
+        assert!(output.len() < 8 * MOST_OUTPUT && output.contains("at last"));
         // Control characters of the output are escaped.
         let output = fails("printf '\\033[2J'; exit 1").await;
         assert!(!output.contains('\u{1b}'), "{output:?}");
@@ -336,8 +281,9 @@ mod tests {
 
     #[tokio::test]
     async fn missing_program_fails_the_check() {
-        let absent = Exec::new("exec".into(), vec!["/absent/hook".into()], WITHIN);
+        let absent = program(&["/absent/hook"], "30");
         let error = absent.check(&sample()).await.unwrap_err();
+        let error = error.of(absent.name());
         assert!(error.to_string().contains("/absent/hook"), "{error}");
     }
 }

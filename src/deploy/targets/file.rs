@@ -1,70 +1,58 @@
 //! A copy of the pair in one file, in the format that a consumer reads. It is replaced in
 //! one step, and has its own owner, group and mode.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::path::PathBuf;
+use std::str::FromStr;
 
-use async_trait::async_trait;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::certificate::Secret;
 use crate::deploy::copy;
-use crate::deploy::keys::values::{
-    AsWritten, FileMode, GroupNumber, PathKey, UserNumber, owner_of,
-};
+use crate::deploy::keys::values::{AsWritten, FileMode, GroupNumber, UserNumber, owner_of};
 use crate::deploy::owner::Owner;
-use crate::deploy::target_settings::{
-    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
-};
-use crate::deploy::{Delivery, DeployError, Target, off_thread};
+use crate::deploy::target_settings::prelude::*;
+use crate::deploy::{off_thread, output};
 use crate::lineage::Lineage;
 
-/// A copy in one file, which `certs` replaces in one step, with an owner, a group and a mode of its own. `certs run`
-/// notices within a minute if it is missing, and writes it again.
-///
-/// `pkcs12` is for Java and Spring Boot, which also accept it in place of JKS.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Settings {
-    /// The file; `{name}` is replaced by the certificate's name
-    path: PathKey,
-    /// combined (leaf, issuers, key), fullchain, key, cert, chain or pkcs12
-    #[schemars(extend("default" = "combined"))]
-    format: Option<CopyFormat>,
-    /// The file whose first line is the password of a pkcs12
-    password_file: Option<PathKey>,
-    /// The user that owns it, by name or number
-    #[schemars(extend("x-default" = "the process's own"))]
-    owner: Option<AsWritten<UserNumber>>,
-    /// The group that owns it, by name or number
-    #[schemars(extend("x-default" = "the process's own"))]
-    group: Option<AsWritten<GroupNumber>>,
-    /// Its mode in octal digits
-    #[schemars(extend("x-default" = "0640 with a key in it, else 0644"))]
-    mode: Option<AsWritten<FileMode>>,
+settings! {
+    /// A copy in one file, which `certs` replaces in one step, with an owner, a group and a mode of its own. `certs run`
+    /// notices within a minute if it is missing, and writes it again.
+    ///
+    /// `pkcs12` is for Java and Spring Boot, which also accept it in place of JKS.
+    struct Settings {
+        /// The file; `{name}` is replaced by the certificate's name
+        path: PathKey,
+        /// combined (leaf, issuers, key), fullchain, key, cert, chain or pkcs12
+        #[schemars(extend("default" = "combined", "enum" = FORMATS.map(|(name, _)| name)))]
+        format: Option<AsWritten<CopyFormat>>,
+        /// The file whose first line is the password of a pkcs12
+        password_file: Option<PathKey>,
+        /// The user that owns it, by name or number
+        #[schemars(extend("x-default" = "the process's own"))]
+        owner: Option<AsWritten<UserNumber>>,
+        /// The group that owns it, by name or number
+        #[schemars(extend("x-default" = "the process's own"))]
+        group: Option<AsWritten<GroupNumber>>,
+        /// Its mode in octal digits
+        #[schemars(extend("x-default" = "0640 with a key in it, else 0644"))]
+        mode: Option<AsWritten<FileMode>>,
+    }
 }
 
 impl TargetSettings for Settings {
-    const NAME: &'static str = "file";
-    const SHORT: ShortForm = ShortForm::Where("path");
-    const EXAMPLE: &'static str = r#"kind = "file"
-path = "/srv/app/{name}.p12"
+    const KIND: &'static str = "file";
+    const SHORT: ShortForm = ShortForm::Keys(&["path"]);
+    const EXAMPLE: &'static str = r#"path = "/srv/app/{name}.p12"
 format = "pkcs12"
 password_file = "/etc/certs/keystore-password"
 owner = "root"
 group = "root"
 mode = "0640""#;
+    const STAGE: DeployStage = DeployStage::Copy;
 
-    fn check(&self) -> Result<(), InvalidTarget> {
-        match (self.format(), &self.password_file) {
-            (CopyFormat::Pkcs12, None) => {
-                Err(InvalidTarget::key("format", "pkcs12 needs `password_file`"))
-            }
-            _ => Ok(()),
-        }
+    fn invalid_key(&self) -> Option<InvalidTarget> {
+        let has_none = self.format() == PKCS12 && self.password_file.is_none();
+        has_none.then(|| InvalidTarget::key("format", "pkcs12 needs `password_file`"))
     }
 
     fn rights(&self) -> Rights {
@@ -76,82 +64,31 @@ mode = "0640""#;
         }
     }
 
-    fn stage(&self) -> DeployStage {
-        DeployStage::Copy
-    }
-
-    fn coalesces(&self) -> bool {
-        false
-    }
-
-    fn deadline(&self) -> Duration {
-        target_settings::DEADLINE
-    }
-
-    fn paths(&mut self) -> Paths<'_> {
-        Paths {
-            read: self.password_file.as_mut().into_iter().collect(),
-            written: Some(&mut self.path),
-        }
-    }
-
-    fn target(&self, name: String) -> Arc<dyn Target> {
-        let usual = self.format().usual_mode();
-        Arc::new(FileCopy {
-            name,
-            path: self.path.to_path_buf(),
-            format: self.format(),
-            password_file: self.password_file.as_deref().cloned(),
-            owner: self.owner(),
-            mode: self.mode.as_ref().map_or(usual, |mode| mode.value().0),
-        })
+    fn target(&self) -> Arc<dyn Target> {
+        Arc::new(self.clone())
     }
 }
 
-impl Settings {
-    fn format(&self) -> CopyFormat {
-        self.format.unwrap_or(CopyFormat::Combined)
-    }
+/// The content of a copy: that of a file of the output, or [`PKCS12`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct CopyFormat(&'static str);
 
-    fn owner(&self) -> Owner {
-        owner_of(self.owner.as_ref(), self.group.as_ref())
-    }
-}
-
-/// The content of a copy.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
-#[serde(try_from = "String", into = "String")]
-#[schemars(inline, extend("enum" = FORMATS.map(|(name, _)| name)))]
-pub enum CopyFormat {
-    /// Leaf and issuers, then the key: HAProxy, hitch, lighttpd.
-    Combined,
-    /// Leaf and issuers.
-    Fullchain,
-    /// The key.
-    Key,
-    /// The leaf.
-    Leaf,
-    /// The issuers.
-    Chain,
-    /// A PKCS#12 key store, under a password.
-    Pkcs12,
-}
-
+/// A key store under a password.
+const PKCS12: CopyFormat = CopyFormat("");
+const COMBINED: CopyFormat = CopyFormat("combined.pem");
 const FORMATS: [(&str, CopyFormat); 6] = [
-    ("combined", CopyFormat::Combined),
-    ("fullchain", CopyFormat::Fullchain),
-    ("key", CopyFormat::Key),
-    ("cert", CopyFormat::Leaf),
-    ("chain", CopyFormat::Chain),
-    ("pkcs12", CopyFormat::Pkcs12),
+    ("combined", COMBINED),
+    ("fullchain", CopyFormat("fullchain.pem")),
+    ("key", CopyFormat("privkey.pem")),
+    ("cert", CopyFormat("cert.pem")),
+    ("chain", CopyFormat("chain.pem")),
+    ("pkcs12", PKCS12),
 ];
 
-impl TryFrom<String> for CopyFormat {
-    type Error = String;
+impl FromStr for CopyFormat {
+    type Err = String;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, String> {
         let known = FORMATS.iter().find(|(name, _)| *name == text);
         known.map(|(_, format)| *format).ok_or_else(|| {
             let names = FORMATS.map(|(name, _)| name).join(", ");
@@ -160,127 +97,98 @@ impl TryFrom<String> for CopyFormat {
     }
 }
 
-impl From<CopyFormat> for String {
-    fn from(format: CopyFormat) -> Self {
-        let name = FORMATS.iter().find(|(_, known)| *known == format);
-        name.map_or_else(String::new, |(name, _)| (*name).to_owned())
-    }
-}
-
-impl CopyFormat {
-    /// The default mode; a key is not readable to all users.
-    fn usual_mode(self) -> u32 {
-        match self {
-            Self::Combined | Self::Key | Self::Pkcs12 => 0o640,
-            Self::Fullchain | Self::Leaf | Self::Chain => 0o644,
-        }
-    }
-}
-
-/// A copy in one file.
-#[derive(Clone, Debug)]
-struct FileCopy {
-    name: String,
-    path: PathBuf,
-    format: CopyFormat,
-    password_file: Option<PathBuf>,
-    owner: Owner,
-    mode: u32,
-}
-
-impl FileCopy {
-    fn failed(&self, detail: impl ToString) -> DeployError {
-        copy::unwritten(&self.name, &self.path, detail)
+impl Settings {
+    fn format(&self) -> CopyFormat {
+        let format = self.format.as_ref();
+        format.map_or(COMBINED, AsWritten::value)
     }
 
-    fn password(&self) -> Result<Option<Secret>, DeployError> {
+    fn owner(&self) -> Owner {
+        owner_of(self.owner.as_ref(), self.group.as_ref())
+    }
+
+    fn failed(&self, detail: impl ToString) -> DeployCause {
+        copy::unwritten(&self.path, detail)
+    }
+
+    /// The password; empty without a file.
+    fn password(&self) -> Result<Secret, DeployCause> {
         let Some(file) = &self.password_file else {
-            return Ok(None);
+            return Ok(Secret::new(String::new()));
         };
-        let text = std::fs::read_to_string(file);
-        let text = text.map_err(|error| self.failed(format!("{}: {error}", file.display())))?;
-        let password = Secret::new(text.lines().next().unwrap_or_default().to_owned());
-        match password.expose().is_empty() {
-            true => Err(self.failed(format!("{} is empty", file.display()))),
-            false => Ok(Some(password)),
+        let text = copy::read_secret(file)?;
+        match text.expose().lines().next() {
+            Some(password) if !password.is_empty() => Ok(Secret::new(password.to_owned())),
+            _ => Err(copy::unusable_secret(file, "its first line is empty")),
         }
     }
 
-    fn content(&self, delivery: &Delivery) -> Result<Zeroizing<Vec<u8>>, DeployError> {
-        let bundle = copy::read_pair(&self.name, delivery)?;
-        let chain = bundle.chain_pem();
-        let text = match self.format {
-            CopyFormat::Combined => chain + bundle.key_pem().expose(),
-            CopyFormat::Fullchain => chain,
-            CopyFormat::Key => bundle.key_pem().expose().to_owned(),
-            CopyFormat::Leaf => bundle.leaf_pem(),
-            CopyFormat::Chain => bundle.issuers_pem(),
-            CopyFormat::Pkcs12 => {
-                let password = self.password()?;
-                let password = password.ok_or_else(|| self.failed("it has no password_file"))?;
-                let store = bundle.pkcs12(delivery.lineage.as_str(), &password);
-                return store.map_err(|detail| self.failed(detail));
-            }
-        };
-        Ok(Zeroizing::new(text.into_bytes()))
+    /// The content, and its usual mode: a key is not readable to all users.
+    fn content(&self, delivery: &Delivery) -> Result<(Zeroizing<Vec<u8>>, u32), DeployCause> {
+        let (bundle, CopyFormat(wanted)) = (copy::read_pair(delivery)?, self.format());
+        let mut published = output::contents(&bundle).into_iter();
+        if let Some((_, mode, text)) = published.find(|(name, ..)| *name == wanted) {
+            return Ok((Zeroizing::new(text.expose().as_bytes().to_vec()), mode));
+        }
+        let store = bundle.pkcs12(delivery.lineage.as_str(), &self.password()?);
+        let store = store.map_err(|detail| self.failed(detail))?;
+        Ok((store, output::KEY))
     }
 
-    fn look(&self) -> Result<(), DeployError> {
-        let parent = self.path.parent().unwrap_or(Path::new("/"));
-        if !parent.is_dir() {
-            return Err(self.failed("no such directory"));
-        }
+    fn look(&self) -> Result<(), DeployCause> {
+        copy::may_be_written(&self.path)?;
         self.password().map(drop)
     }
 
-    fn write(&self, delivery: &Delivery) -> Result<(), DeployError> {
-        let content = self.content(delivery)?;
-        let written = copy::replace(&self.path, self.mode, self.owner, &content);
+    fn write(&self, delivery: &Delivery) -> Result<(), DeployCause> {
+        let (content, usual) = self.content(delivery)?;
+        let mode = self.mode.as_ref().map_or(usual, |mode| mode.value().0);
+        let written = copy::replace(&self.path, mode, self.owner(), &content);
         written.map_err(|error| self.failed(error))
     }
 }
 
 #[async_trait]
-impl Target for FileCopy {
-    fn name(&self) -> &str {
-        &self.name
+impl Target for Settings {
+    fn name(&self) -> String {
+        self.short_form()
     }
 
-    async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
+    async fn check(&self, _: &Delivery) -> Result<(), DeployCause> {
         let copy = self.clone();
-        off_thread(&self.name, move || copy.look()).await
+        off_thread(move || copy.look()).await
     }
 
-    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
         let (copy, delivery) = (self.clone(), delivery.clone());
-        off_thread(&self.name, move || copy.write(&delivery)).await
+        off_thread(move || copy.write(&delivery)).await
     }
 
-    fn has_copies(&self) -> bool {
-        true
-    }
-
-    async fn is_gone(&self, _: &Lineage) -> bool {
-        copy::is_missing(&self.path).await
+    fn copy_of(&self, _: &Lineage) -> Option<PathBuf> {
+        Some(self.path.to_path_buf())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::path::Path;
 
     use super::*;
     use crate::deploy::copy::tests::published;
+    use crate::deploy::target::{DeployTarget, TargetKeys};
 
-    fn file(path: &Path, format: CopyFormat) -> FileCopy {
-        FileCopy {
-            name: format!("file:{}", path.display()),
-            path: path.to_owned(),
-            format,
-            password_file: Some(path.with_file_name("password")),
-            owner: Owner::default(),
-            mode: format.usual_mode(),
-        }
+    fn file(path: &Path, format: &str) -> Arc<dyn Target> {
+        let key = |key: &str, value: String| (key.to_owned(), vec![value]);
+        let keys = TargetKeys::from([
+            key("path", path.display().to_string()),
+            key("format", format.to_owned()),
+            key(
+                "password_file",
+                path.with_file_name("password").display().to_string(),
+            ),
+        ]);
+        DeployTarget::long("file", keys).unwrap().target()
     }
 
     #[tokio::test]
@@ -298,7 +206,7 @@ mod tests {
             ("chain", "", 0o644),
             ("pkcs12", "0", 0o640),
         ] {
-            let copy = file(&path, format.to_owned().try_into().unwrap());
+            let copy = file(&path, format);
             copy.check(&delivery).await.unwrap();
             copy.apply(&delivery).await.unwrap();
             let found = std::fs::metadata(&path).unwrap();
@@ -310,14 +218,14 @@ mod tests {
             let key = String::from_utf8_lossy(&content).contains("PRIVATE KEY");
             assert_eq!(key, ["combined", "key"].contains(&format), "{format}");
         }
-        assert!(CopyFormat::try_from("jks".to_owned()).is_err());
+        assert!("jks".parse::<CopyFormat>().is_err());
     }
 
     #[tokio::test]
     async fn missing_or_empty_password_fails_the_check() {
         let directory = tempfile::tempdir().unwrap();
         let delivery = published(directory.path());
-        let copy = file(&directory.path().join("copy.p12"), CopyFormat::Pkcs12);
+        let copy = file(&directory.path().join("copy.p12"), "pkcs12");
         let message = copy.check(&delivery).await.unwrap_err().to_string();
         assert!(message.contains("password"), "{message}");
         std::fs::write(directory.path().join("password"), "\n").unwrap();
@@ -332,14 +240,9 @@ mod tests {
         let path = directory.path().join("copy");
         std::fs::write(&path, "before").unwrap();
         delivery.live = directory.path().join("absent");
-        assert!(
-            file(&path, CopyFormat::Combined)
-                .apply(&delivery)
-                .await
-                .is_err()
-        );
+        assert!(file(&path, "combined").apply(&delivery).await.is_err());
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "before");
-        let nowhere = file(&directory.path().join("a/b"), CopyFormat::Combined);
+        let nowhere = file(&directory.path().join("a/b"), "combined");
         let message = nowhere.check(&delivery).await.unwrap_err().to_string();
         assert!(message.contains("a/b"), "{message}");
     }

@@ -7,64 +7,51 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use crate::certificate::Secret;
-use crate::deploy::keys::values::PathKey;
 use crate::deploy::owner::Owner;
-use crate::deploy::target_settings::{
-    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
-};
-use crate::deploy::{Delivery, DeployError, Target, copy, off_thread};
+use crate::deploy::target_settings::prelude::*;
+use crate::deploy::{copy, off_thread};
 use crate::identifier::Identifier;
 use crate::net::sockets::listened_on_by;
-use crate::text::printable;
 
-const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
-const LONGEST_ANSWER: u64 = 4 << 20;
+const REPLY_WITHIN: Duration = Duration::from_secs(10);
+const LONGEST_REPLY: u64 = 4 << 20;
 const PAIR: &str = "combined.pem";
 const MODE: u32 = 0o640;
-const KIND: &str = "haproxy";
 /// The most certificates that are searched for a hint.
 const MOST_LOOKED_AT: usize = 200;
 
-/// HAProxy gets the pair through its runtime socket, which must be of `level admin`, without a reload: `set ssl
-/// cert` and `commit ssl cert`, or `abort ssl cert` if HAProxy refuses it. A restart loses HAProxy's memory, so that
-/// HAProxy must also read the pair from a file: either `live/NAME/combined.pem` of the output directory, or the file
-/// that `certificate` names. `certs` writes that file too, and adds it to HAProxy's certificates if it is new.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Settings {
-    /// The runtime socket
-    socket: PathKey,
-    /// The file that HAProxy reads when it starts; `{name}` is replaced by the certificate's name
-    #[schemars(extend("x-default" = "live/NAME/combined.pem of the output directory"))]
-    certificate: Option<PathKey>,
+settings! {
+    /// HAProxy gets the pair through its runtime socket, which must be of `level admin`, without a reload: `set ssl
+    /// cert` and `commit ssl cert`, or `abort ssl cert` if HAProxy refuses it. A restart loses HAProxy's memory, so that
+    /// HAProxy must also read the pair from a file: either `live/NAME/combined.pem` of the output directory, or the file
+    /// that `certificate` names. `certs` writes that file too, and adds it to HAProxy's certificates if it is new.
+    struct Settings {
+        /// The runtime socket
+        socket: PathKey,
+        /// The file that HAProxy reads when it starts; `{name}` is replaced by the certificate's name
+        #[schemars(extend("x-default" = "live/NAME/combined.pem of the output directory"))]
+        certificate: Option<PathKey>,
+    }
 }
 
 impl TargetSettings for Settings {
-    const NAME: &'static str = "haproxy";
-    const SHORT: ShortForm = ShortForm::Where("socket");
-    const EXAMPLE: &'static str = r#"kind = "haproxy"
-socket = "/run/haproxy/admin.sock"
+    const KIND: &'static str = "haproxy";
+    const SHORT: ShortForm = ShortForm::Keys(&["socket"]);
+    const EXAMPLE: &'static str = r#"socket = "/run/haproxy/admin.sock"
 certificate = "/etc/haproxy/certs/{name}.pem""#;
+    const STAGE: DeployStage = DeployStage::EachCertificate;
 
-    fn check(&self) -> Result<(), InvalidTarget> {
-        match &self.certificate {
-            Some(file) if !is_a_name(&file.display().to_string()) => Err(InvalidTarget::key(
-                "certificate",
-                "HAProxy takes no blanks and no `;`, `<` or `\\` in it",
-            )),
-            _ => Ok(()),
-        }
+    fn invalid_key(&self) -> Option<InvalidTarget> {
+        let file = self.certificate.as_ref()?.display().to_string();
+        let message = "HAProxy takes no blanks and no `;`, `<` or `\\` in it";
+        (!is_a_name(&file)).then(|| InvalidTarget::key("certificate", message))
     }
 
     fn rights(&self) -> Rights {
@@ -72,45 +59,15 @@ certificate = "/etc/haproxy/certs/{name}.pem""#;
             processes: Processes::Untouched,
             connects_to: Some(self.socket.to_path_buf()),
             reads: None,
-            writes: match &self.certificate {
-                Some(file) => Writes::ServersFile(file.to_path_buf()),
-                None => Writes::Nothing,
-            },
+            writes: self.certificate.as_ref().map_or(Writes::Nothing, |file| {
+                Writes::ServersFile(file.to_path_buf())
+            }),
         }
     }
 
-    fn stage(&self) -> DeployStage {
-        DeployStage::Server
+    fn target(&self) -> Arc<dyn Target> {
+        Arc::new(self.clone())
     }
-
-    fn coalesces(&self) -> bool {
-        false
-    }
-
-    fn deadline(&self) -> Duration {
-        target_settings::DEADLINE
-    }
-
-    fn paths(&mut self) -> Paths<'_> {
-        Paths {
-            read: vec![&mut self.socket],
-            written: self.certificate.as_mut(),
-        }
-    }
-
-    fn target(&self, name: String) -> Arc<dyn Target> {
-        let certificate = self.certificate.as_deref().cloned();
-        Arc::new(Haproxy::new(name, self.socket.to_path_buf(), certificate))
-    }
-}
-
-/// A running HAProxy.
-#[derive(Debug)]
-pub(crate) struct Haproxy {
-    name: String,
-    socket: PathBuf,
-    /// The file of the pair in its configuration.
-    certificate: Option<PathBuf>,
 }
 
 /// The pair as HAProxy names it.
@@ -124,59 +81,42 @@ struct KnownPair {
     list: Option<String>,
 }
 
-impl Haproxy {
-    /// The HAProxy of `socket`, which reads `certificate` at its start, else the live file.
-    #[must_use]
-    pub(crate) fn new(name: String, socket: PathBuf, certificate: Option<PathBuf>) -> Self {
-        Self {
-            name,
-            socket,
-            certificate,
-        }
-    }
-
-    fn unreachable(&self, detail: String) -> DeployError {
-        DeployError::Unreachable {
-            target: KIND.to_owned(),
-            detail: format!("{}: {detail}", self.socket.display()),
-        }
-    }
-
-    fn refused(detail: &str) -> DeployError {
-        DeployError::Refused {
-            target: KIND.to_owned(),
-            detail: printable(detail.trim()),
-        }
+impl Settings {
+    fn refused(detail: &str) -> DeployCause {
+        DeployCause::Refused(printable(detail.trim()))
     }
 
     /// Sends one command; the socket serves one for each connection.
-    async fn ask(&self, command: &str) -> Result<String, DeployError> {
+    async fn command(&self, command: &str) -> Result<String, DeployCause> {
         let reply = async {
-            let mut stream = UnixStream::connect(&self.socket).await?;
+            let mut stream = UnixStream::connect(&*self.socket).await?;
             // In one write: HAProxy closes as soon as it has parsed the command.
             stream.write_all(format!("{command}\n").as_bytes()).await?;
-            let mut answer = Vec::new();
-            stream.take(LONGEST_ANSWER).read_to_end(&mut answer).await?;
-            Ok::<_, io::Error>(String::from_utf8_lossy(&answer).into_owned())
+            let mut reply = Vec::new();
+            stream.take(LONGEST_REPLY).read_to_end(&mut reply).await?;
+            Ok::<_, io::Error>(String::from_utf8_lossy(&reply).into_owned())
         };
-        match tokio::time::timeout(ANSWERED_WITHIN, reply).await {
-            Ok(Ok(answer)) if answer.starts_with("Permission denied") => Err(Self::refused(
+        match tokio::time::timeout(REPLY_WITHIN, reply).await {
+            Ok(Ok(reply)) if reply.starts_with("Permission denied") => Err(Self::refused(
                 "its socket is not of `level admin`: write `stats socket PATH mode 660 level admin`",
             )),
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(self.unreachable(error.to_string())),
-            Err(_) => Err(self.unreachable(format!("no answer within {ANSWERED_WITHIN:?}"))),
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(error)) => Err(DeployCause::Unreachable(error.to_string())),
+            Err(_) => Err(DeployCause::Unreachable(format!(
+                "no reply within {} s",
+                REPLY_WITHIN.as_secs()
+            ))),
         }
     }
 
     /// The entry for the pair of `delivery`.
-    async fn entry(&self, delivery: &Delivery) -> Result<KnownPair, DeployError> {
-        let known = files_in(&self.ask("show ssl cert").await?);
+    async fn entry(&self, delivery: &Delivery) -> Result<KnownPair, DeployCause> {
+        let known = files_in(&self.command("show ssl cert").await?);
         if let Some(wanted) = &self.certificate {
             let file = wanted.display().to_string();
             let is_new = !known.contains(&file);
             // A process that was killed may have left a certificate that no list has.
-            let used = !is_new && is_used(&self.ask(&format!("show ssl cert {file}")).await?);
+            let used = !is_new && is_used(&self.command(&format!("show ssl cert {file}")).await?);
             let list = match used {
                 true => None,
                 false => Some(self.list_for(wanted).await?),
@@ -208,9 +148,9 @@ impl Haproxy {
         &self,
         known: &[String],
         delivery: &Delivery,
-    ) -> Result<Option<String>, DeployError> {
+    ) -> Result<Option<String>, DeployCause> {
         for file in known.iter().take(MOST_LOOKED_AT) {
-            let shown = self.ask(&format!("show ssl cert {file}")).await?;
+            let shown = self.command(&format!("show ssl cert {file}")).await?;
             if names_in(&shown).is_some_and(|names| names == delivery.names) {
                 return Ok(Some(file.clone()));
             }
@@ -219,14 +159,11 @@ impl Haproxy {
     }
 
     /// The list or directory that a bind reads and that `file` can be added to.
-    async fn list_for(&self, file: &Path) -> Result<String, DeployError> {
-        let lists = self.ask("show ssl crt-list").await?;
-        let mut lists = lists
-            .lines()
-            .map(str::trim)
-            .filter(|line| line.starts_with('/'));
+    async fn list_for(&self, file: &Path) -> Result<String, DeployCause> {
+        let lists = self.command("show ssl crt-list").await?;
         let directory = file.parent().unwrap_or(Path::new("/"));
-        let found = lists.find(|list| Path::new(list) == directory);
+        let mut lists = lists.lines().map(str::trim);
+        let found = lists.find(|list| list.starts_with('/') && Path::new(list) == directory);
         found.map(str::to_owned).ok_or_else(|| {
             Self::refused(&format!(
                 "no bind of it uses {}, and none reads the directory {}",
@@ -237,44 +174,44 @@ impl Haproxy {
     }
 
     /// Loads `pair` into HAProxy's memory; a failed transaction is rolled back.
-    async fn swap(&self, entry: &KnownPair, pair: &str) -> Result<(), DeployError> {
+    async fn swap(&self, entry: &KnownPair, pair: &str) -> Result<(), DeployCause> {
         let file = &entry.file;
         if entry.is_new {
-            self.ask(&format!("new ssl cert {file}")).await?;
+            self.command(&format!("new ssl cert {file}")).await?;
         }
-        let set = self.ask(&format!("set ssl cert {file} <<\n{pair}")).await?;
+        let set = self
+            .command(&format!("set ssl cert {file} <<\n{pair}"))
+            .await?;
         let mut ended =
             match set.contains("Transaction created") || set.contains("Transaction updated") {
-                true => self.ask(&format!("commit ssl cert {file}")).await?,
+                true => self.command(&format!("commit ssl cert {file}")).await?,
                 false => set,
             };
         let mut done = ended.contains("Success!");
         if let (true, Some(list)) = (done, &entry.list) {
-            ended = self.ask(&format!("add ssl crt-list {list} {file}")).await?;
+            ended = self
+                .command(&format!("add ssl crt-list {list} {file}"))
+                .await?;
             done = ended.contains("Success!");
         }
         if done {
             return Ok(());
         }
         // The refusal is reported, whatever the abort replies.
-        let _ = self.ask(&format!("abort ssl cert {file}")).await;
+        let _ = self.command(&format!("abort ssl cert {file}")).await;
         if entry.is_new {
-            let _ = self.ask(&format!("del ssl cert {file}")).await;
+            let _ = self.command(&format!("del ssl cert {file}")).await;
         }
         Err(Self::refused(&ended))
     }
 
     /// Writes the file that HAProxy reads at its start, unless that is the live file.
-    async fn keep(&self, pair: Secret) -> Result<(), DeployError> {
+    async fn keep(&self, pair: Secret) -> Result<(), DeployCause> {
         let Some(file) = self.certificate.clone() else {
             return Ok(());
         };
-        off_thread(KIND, move || {
-            keep(&file, pair.expose()).map_err(|error| DeployError::Write {
-                target: KIND.to_owned(),
-                path: file.display().to_string(),
-                detail: error.to_string(),
-            })
+        off_thread(move || {
+            keep(&file, pair.expose()).map_err(|error| copy::unwritten(&file, error))
         })
         .await
     }
@@ -297,20 +234,19 @@ fn keep(file: &Path, pair: &str) -> io::Result<()> {
 }
 
 #[async_trait]
-impl Target for Haproxy {
-    fn name(&self) -> &str {
-        &self.name
+impl Target for Settings {
+    fn name(&self) -> String {
+        self.short_form()
     }
 
-    async fn check(&self, delivery: &Delivery) -> Result<(), DeployError> {
+    async fn check(&self, delivery: &Delivery) -> Result<(), DeployCause> {
         self.entry(delivery).await.map(drop)
     }
 
-    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
         let live = delivery.live.join(PAIR);
         let pair = tokio::fs::read_to_string(&live).await;
-        let pair = Secret::new(pair.map_err(|error| DeployError::Pair {
-            target: KIND.to_owned(),
+        let pair = Secret::new(pair.map_err(|error| DeployCause::Pair {
             path: delivery.live.display().to_string(),
             detail: error.to_string(),
         })?);
@@ -321,45 +257,41 @@ impl Target for Haproxy {
     }
 
     async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
-        let info = self.ask("show info").await.ok()?;
+        let info = self.command("show info").await.ok()?;
         let pid = info.lines().find_map(|line| line.strip_prefix("Pid: "))?;
         let pid = pid.trim().parse().ok()?;
         // In another PID namespace the number belongs to another process.
         let program = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-        (program.trim() == KIND).then(|| listened_on_by(pid))?
+        (program.trim() == Self::KIND).then(|| listened_on_by(pid))?
     }
 }
 
 /// Whether a bind uses the certificate of this reply.
-fn is_used(answer: &str) -> bool {
-    let status = answer
-        .lines()
-        .find_map(|line| line.strip_prefix("Status: "));
+fn is_used(reply: &str) -> bool {
+    let mut lines = reply.lines();
+    let status = lines.find_map(|line| line.strip_prefix("Status: "));
     // Older versions have no status.
     status.is_none_or(|status| status.trim() == "Used")
 }
 
 /// A payload ends at the first empty line.
 fn without_empty_lines(pem: &str) -> String {
-    let lines = pem
-        .lines()
-        .map(str::trim_end)
-        .filter(|line| !line.is_empty());
+    let lines = pem.lines().map(str::trim_end);
+    let lines = lines.filter(|line| !line.is_empty());
     lines.fold(String::new(), |all, line| all + line + "\n")
 }
 
 /// The files of `show ssl cert`, without pending transactions and without names that are
 /// more than one word of a command.
-fn files_in(answer: &str) -> Vec<String> {
-    let lines = answer.lines().map(str::trim);
+fn files_in(reply: &str) -> Vec<String> {
+    let lines = reply.lines().map(str::trim);
     let files = lines.filter(|line| !line.starts_with(['#', '*']) && is_a_name(line));
     files.map(str::to_owned).collect()
 }
 
 /// Whether `text` is exactly one word of a command: `;` begins the next command, `<<` a
 /// payload, and `\` escapes the next character.
-#[must_use]
-pub(crate) fn is_a_name(text: &str) -> bool {
+fn is_a_name(text: &str) -> bool {
     let plain =
         |letter: char| !letter.is_whitespace() && !letter.is_control() && !";\\<".contains(letter);
     !text.is_empty() && text.chars().all(plain)
@@ -373,8 +305,8 @@ fn live_file(known: &[String], delivery: &Delivery) -> Option<String> {
 }
 
 /// The names in a reply of `show ssl cert FILE`; `None` when it has none.
-fn names_in(answer: &str) -> Option<BTreeSet<Identifier>> {
-    let mut lines = answer.lines();
+fn names_in(reply: &str) -> Option<BTreeSet<Identifier>> {
+    let mut lines = reply.lines();
     let names = lines.find_map(|line| line.strip_prefix("Subject Alternative Name: "))?;
     let names = names.split(", ").filter_map(|name| {
         let (_, value) = name.split_once(':')?;
@@ -391,15 +323,15 @@ pub(crate) mod fuzzing {
     /// No listed name is more than one word of the next command, and no payload has an
     /// empty line.
     pub(crate) fn answer(bytes: &[u8]) {
-        let answer = String::from_utf8_lossy(bytes);
-        for file in files_in(&answer) {
+        let reply = String::from_utf8_lossy(bytes);
+        for file in files_in(&reply) {
             assert!(is_a_name(&file), "{file:?}");
             let command = format!("show ssl cert {file}");
             assert_eq!(command.lines().count(), 1);
             assert_eq!(command.split_whitespace().count(), 4);
         }
-        let _ = names_in(&answer);
-        let payload = without_empty_lines(&answer);
+        let _ = names_in(&reply);
+        let payload = without_empty_lines(&reply);
         assert!(payload.lines().all(|line| !line.is_empty()));
     }
 }
@@ -408,6 +340,7 @@ pub(crate) mod fuzzing {
 mod tests {
     use super::*;
     use crate::deploy::sample;
+    use crate::deploy::target::DeployTarget;
 
     #[test]
     fn lists_and_names_are_parsed() {
@@ -477,8 +410,10 @@ mod tests {
 
     #[tokio::test]
     async fn absent_socket_is_named() {
-        let absent = Haproxy::new("haproxy".into(), "/absent/haproxy.sock".into(), None);
+        let absent: DeployTarget = "haproxy:/absent/haproxy.sock".parse().unwrap();
+        let absent = absent.target();
         let error = absent.check(&sample()).await.unwrap_err();
+        let error = error.of(absent.name());
         assert!(
             error.to_string().contains("/absent/haproxy.sock"),
             "{error}"

@@ -1,25 +1,19 @@
 //! nginx: `nginx -t` if its program may be run, then HUP to the master process of the pid
 //! file. It never runs a program that another user could have written.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use rustix::process::Signal;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::deploy::keys::values::PathKey;
+use crate::deploy::key_access;
 use crate::deploy::process::Process;
-use crate::deploy::target_settings::{
-    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
-};
-use crate::deploy::{Delivery, DeployError, Target, key_access};
+use crate::deploy::target_settings::prelude::*;
 use crate::net::sockets::listened_on_by;
 use crate::text::printable_lines;
 
@@ -39,68 +33,37 @@ const DRAINED_WITHIN: Duration = Duration::from_secs(10);
 /// In hundredths of a second: workers that start within it are one generation.
 const TOGETHER: u64 = 20;
 
-/// nginx reads the pair again at a reload. `certs` runs `nginx -t` if it may run nginx's program, and then
-/// sends HUP to the master process. While three generations of workers still serve old connections, the reload
-/// waits. If the user of the workers cannot read the key, `certs` names that user and the file's mode.
-///
-/// Without `verify` the ports on which nginx listens are verified, port 80 excepted. In containers, share the PID
-/// namespace. With two of them for one certificate, messages name each by its pid file.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Settings {
-    /// The pid file of its master process
-    #[schemars(extend("x-default" = "the usual places below /run and /var/run"))]
-    pid_file: Option<PathKey>,
+settings! {
+    /// nginx reads the pair again at a reload. `certs` runs `nginx -t` if it may run nginx's program, and then
+    /// sends HUP to the master process. While three generations of workers still serve old connections, the reload
+    /// waits. If the user of the workers cannot read the key, `certs` names that user and the file's mode.
+    ///
+    /// Without `verify` the ports on which nginx listens are verified, port 80 excepted. In containers, share the PID
+    /// namespace. With two of them for one certificate, messages name each by its pid file.
+    struct Settings {
+        /// The pid file of its master process
+        #[schemars(extend("x-default" = "the usual places below /run and /var/run"))]
+        pid_file: Option<PathKey>,
+    }
 }
 
 impl TargetSettings for Settings {
-    const NAME: &'static str = "nginx";
-    const SHORT: ShortForm = ShortForm::Where("pid_file");
-    const EXAMPLE: &'static str = r#"kind = "nginx"
-pid_file = "/run/nginx.pid""#;
+    const KIND: &'static str = "nginx";
+    const SHORT: ShortForm = ShortForm::Keys(&["pid_file"]);
+    const EXAMPLE: &'static str = r#"pid_file = "/run/nginx.pid""#;
+    const STAGE: DeployStage = DeployStage::AllCertificates;
 
-    fn check(&self) -> Result<(), InvalidTarget> {
-        Ok(())
+    fn invalid_key(&self) -> Option<InvalidTarget> {
+        None
     }
 
     fn rights(&self) -> Rights {
-        Rights {
-            processes: Processes::Controls,
-            connects_to: None,
-            reads: None,
-            writes: Writes::Nothing,
-        }
+        Rights::over(Processes::Controls)
     }
 
-    fn stage(&self) -> DeployStage {
-        DeployStage::Server
+    fn target(&self) -> Arc<dyn Target> {
+        Arc::new(self.clone())
     }
-
-    fn coalesces(&self) -> bool {
-        true
-    }
-
-    fn deadline(&self) -> Duration {
-        target_settings::DEADLINE
-    }
-
-    fn paths(&mut self) -> Paths<'_> {
-        Paths {
-            read: self.pid_file.as_mut().into_iter().collect(),
-            written: None,
-        }
-    }
-
-    fn target(&self, _: String) -> Arc<dyn Target> {
-        Arc::new(Nginx::new(self.pid_file.as_deref().cloned()))
-    }
-}
-
-/// A running nginx.
-#[derive(Debug)]
-pub(crate) struct Nginx {
-    name: String,
-    pid_files: Vec<PathBuf>,
 }
 
 /// A master process.
@@ -110,41 +73,15 @@ struct Master {
     arguments: Option<Vec<String>>,
 }
 
-impl Nginx {
-    /// The nginx of `pid_file`, else of the usual pid files.
-    #[must_use]
-    pub(crate) fn new(pid_file: Option<PathBuf>) -> Self {
-        Self {
-            name: "nginx".to_owned(),
-            pid_files: pid_file.map_or_else(
-                || PID_FILES.iter().map(PathBuf::from).collect(),
-                |file| vec![file],
-            ),
-        }
-    }
-
-    /// Waits until few enough generations of workers drain.
-    async fn may_reload(&self, master: &Master, delivery: &Delivery) -> Result<(), DeployError> {
-        if delivery.urgent {
-            return Ok(());
-        }
-        match drained(master.process.pid).await {
-            generations if generations >= MOST_DRAINING => Err(DeployError::Draining {
-                target: self.name.clone(),
-                generations,
-            }),
-            _ => Ok(()),
-        }
-    }
-
-    fn master(&self) -> Result<Master, DeployError> {
-        let process = Process::find(&self.name, &self.pid_files)?;
+impl Settings {
+    fn master(&self) -> Result<Master, DeployCause> {
+        let process = Process::find(self.pid_file.as_ref(), &PID_FILES)?;
         let title = &process.command_line;
         let used = title.iter().rposition(|byte| *byte != 0).unwrap_or(0) + 1;
         let is_whole = room_for_title(process.pid).is_none_or(|room| used < room);
         let title = String::from_utf8_lossy(title).replace('\0', " ");
         let Some(command) = title.trim_end().strip_prefix(MASTER) else {
-            return Err(process.other_program(&self.name));
+            return Err(process.other_program(Self::KIND));
         };
         Ok(Master {
             arguments: is_whole.then(|| arguments_in(command)),
@@ -200,43 +137,42 @@ fn room_for_title(pid: u32) -> Option<usize> {
 fn room_in(stat: &str) -> Option<usize> {
     const ARG_START: usize = 48;
     const ENV_END: usize = 51;
-    // The program's name, in brackets, may have any character. Field 3 follows it.
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let field = |number: usize| fields.get(number - 3)?.parse::<usize>().ok();
-    let room = field(ENV_END)?.checked_sub(field(ARG_START)?)?;
-    (room > 0).then(|| room - 1)
+    let room = field(stat, ENV_END)?.checked_sub(field(stat, ARG_START)?)?;
+    (room > 0).then(|| usize::try_from(room - 1).ok())?
 }
 
-impl Nginx {
-    fn verdict(&self, output: &Output) -> Result<(), DeployError> {
-        match output.status.code() {
-            Some(0) => Ok(()),
-            Some(_) => Err(DeployError::Check {
-                target: self.name.clone(),
-                output: printable_lines(&String::from_utf8_lossy(&output.stderr)),
-            }),
-            // For example by the kernel, for its memory.
-            None => Err(self.unchecked(format!("`nginx -t` was killed ({})", output.status))),
-        }
-    }
+/// A number of proc_pid_stat(5).
+fn field(stat: &str, number: usize) -> Option<u64> {
+    // The program's name, in brackets, may have any character. Field 3 follows it.
+    let fields = stat.rsplit_once(')')?.1;
+    fields.split_whitespace().nth(number - 3)?.parse().ok()
+}
 
-    /// The check gave no result: the configuration may be valid.
-    fn unchecked(&self, detail: String) -> DeployError {
-        let target = self.name.clone();
-        DeployError::Unreachable { target, detail }
+fn verdict(output: &Output) -> Result<(), DeployCause> {
+    match output.status.code() {
+        Some(0) => Ok(()),
+        Some(_) => {
+            let output = String::from_utf8_lossy(&output.stderr);
+            Err(DeployCause::Check(printable_lines(&output)))
+        }
+        // For example by the kernel, for its memory: the configuration may be valid.
+        None => Err(DeployCause::Unreachable(format!(
+            "`nginx -t` was killed ({})",
+            output.status
+        ))),
     }
 }
 
 #[async_trait]
-impl Target for Nginx {
-    fn name(&self) -> &str {
-        &self.name
+impl Target for Settings {
+    fn name(&self) -> String {
+        Self::KIND.to_owned()
     }
 
-    async fn check(&self, delivery: &Delivery) -> Result<(), DeployError> {
+    async fn check(&self, delivery: &Delivery) -> Result<(), DeployCause> {
         let master = self.master()?;
         // Before the first change: a rollback would be one more reload.
-        self.may_reload(&master, delivery).await?;
+        may_reload(master.process.pid, delivery).await?;
         // Without `nginx -t`, the handshake after the reload still verifies the pair.
         let Some(program) = trusted_program(master.process.pid) else {
             return Ok(());
@@ -251,18 +187,18 @@ impl Target for Nginx {
             .kill_on_drop(true)
             .output();
         let detail = match tokio::time::timeout(CHECK_WITHIN, run).await {
-            Ok(Ok(output)) => return self.verdict(&output),
+            Ok(Ok(output)) => return verdict(&output),
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Ok(Err(error)) => format!("`nginx -t` could not be run: {error}"),
-            Err(_) => format!("`nginx -t` did not end within {CHECK_WITHIN:?}"),
+            Err(_) => format!("`nginx -t` did not end within {} s", CHECK_WITHIN.as_secs()),
         };
-        Err(self.unchecked(detail))
+        Err(DeployCause::Unreachable(detail))
     }
 
-    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
         let master = self.master()?;
-        self.may_reload(&master, delivery).await?;
-        master.process.signal(&self.name, Signal::HUP)
+        may_reload(master.process.pid, delivery).await?;
+        master.process.signal(Signal::HUP)
     }
 
     async fn listens_on(&self) -> Option<Vec<SocketAddr>> {
@@ -272,20 +208,22 @@ impl Target for Nginx {
     }
 
     async fn obstacle(&self, delivery: &Delivery) -> Option<String> {
-        key_access::obstacle(self.master().ok()?.process.pid, &self.name, &delivery.live)
+        key_access::obstacle(self.master().ok()?.process.pid, Self::KIND, &delivery.live)
     }
 }
 
-/// The number of draining generations, as soon as it is small enough, or at the end of
-/// the wait.
-async fn drained(master: u32) -> usize {
+/// Waits until few enough generations of workers drain.
+async fn may_reload(master: u32, delivery: &Delivery) -> Result<(), DeployCause> {
+    if delivery.urgent {
+        return Ok(());
+    }
     let end = Instant::now() + DRAINED_WITHIN;
     loop {
-        let draining = draining(master);
-        if draining < MOST_DRAINING || Instant::now() >= end {
-            return draining;
+        match draining(master) {
+            few if few < MOST_DRAINING => return Ok(()),
+            many if Instant::now() >= end => return Err(DeployCause::Draining(many)),
+            _ => tokio::time::sleep(Duration::from_millis(200)).await,
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 
@@ -294,31 +232,27 @@ async fn drained(master: u32) -> usize {
 fn draining(master: u32) -> usize {
     let children = format!("/proc/{master}/task/{master}/children");
     let children = std::fs::read_to_string(children).unwrap_or_default();
-    let mut started: Vec<u64> = children
-        .split_whitespace()
-        .filter_map(|pid| {
-            let title = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            title.contains(SHUTTING_DOWN).then(|| started_at(&stat))?
-        })
-        .collect();
-    started.sort_unstable();
-    let apart = started
-        .windows(2)
-        .filter(|pair| pair[1] - pair[0] > TOGETHER);
+    let started = children.split_whitespace().filter_map(|pid| {
+        let title = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        title.contains(SHUTTING_DOWN).then(|| started_at(&stat))?
+    });
+    let started = Vec::from_iter(started.collect::<BTreeSet<u64>>());
+    let pairs = started.windows(2);
+    let apart = pairs.filter(|pair| pair[1] - pair[0] > TOGETHER);
     apart.count() + usize::from(!started.is_empty())
 }
 
-/// Field 22 of proc_pid_stat(5), in hundredths of a second.
+/// When a process started, in hundredths of a second.
 fn started_at(stat: &str) -> Option<u64> {
     const STARTED: usize = 22;
-    let fields = stat.rsplit_once(')')?.1;
-    fields.split_whitespace().nth(STARTED - 3)?.parse().ok()
+    field(stat, STARTED)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::deploy::target::DeployTarget;
 
     #[test]
     fn title_that_fills_its_room_may_be_cut_off() {
@@ -353,12 +287,11 @@ mod tests {
     #[test]
     fn killed_check_is_not_reported_as_a_bad_configuration() {
         use std::os::unix::process::ExitStatusExt;
-        let nginx = Nginx::new(None);
         let ended = |status| {
             let status = std::process::ExitStatus::from_raw(status);
             let stderr = b"nginx: [emerg] \x1b[2J no such file".to_vec();
             let stdout = Vec::new();
-            nginx.verdict(&Output {
+            verdict(&Output {
                 status,
                 stdout,
                 stderr,
@@ -367,7 +300,7 @@ mod tests {
         assert!(ended(0).is_ok());
         let refused = ended(1 << 8).unwrap_err().to_string();
         assert!(
-            refused.contains("refuses its configuration: nginx: [emerg]"),
+            refused.contains("configuration is invalid: nginx: [emerg]"),
             "{refused}"
         );
         assert!(!refused.contains('\x1b'), "{refused}");
@@ -376,7 +309,7 @@ mod tests {
             killed.contains("`nginx -t` was killed (signal: 9"),
             "{killed}"
         );
-        assert!(!killed.contains("refuses"), "{killed}");
+        assert!(!killed.contains("invalid"), "{killed}");
     }
 
     #[test]
@@ -404,7 +337,8 @@ mod tests {
     async fn signals_no_process_but_nginx() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("nginx.pid");
-        let nginx = Nginx::new(Some(file.clone()));
+        let nginx: DeployTarget = format!("nginx:{}", file.display()).parse().unwrap();
+        let nginx = nginx.target();
         let mut errors = vec![nginx.apply(&crate::deploy::sample()).await.unwrap_err()];
         for content in [
             "",
@@ -418,18 +352,15 @@ mod tests {
             std::fs::write(&file, content).unwrap();
             errors.push(nginx.apply(&crate::deploy::sample()).await.unwrap_err());
         }
-        assert!(matches!(
-            errors.first(),
-            Some(DeployError::NoPidFile { .. })
-        ));
+        assert!(matches!(errors.first(), Some(DeployCause::NoPidFile(_))));
         assert!(matches!(
             errors[6],
-            DeployError::NotRunning { pid: 4_194_305, .. }
+            DeployCause::NotRunning { pid: 4_194_305, .. }
         ));
         // HUP would have ended this process.
         assert!(matches!(
             errors.last(),
-            Some(DeployError::OtherProgram { .. })
+            Some(DeployCause::OtherProgram { .. })
         ));
     }
 }

@@ -2,19 +2,10 @@
 //! org.freedesktop.systemd1 over D-Bus, and waits for the job's result.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
 use crate::deploy::dbus::Bus;
-use crate::deploy::target_settings::{
-    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
-};
-use crate::deploy::{Delivery, DeployError, Target};
-use crate::text::printable;
+use crate::deploy::target_settings::prelude::*;
 
 const WITHIN: Duration = Duration::from_secs(30);
 const SYSTEMD: &str = "org.freedesktop.systemd1";
@@ -23,92 +14,46 @@ const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 /// The signals that end a job.
 const ENDS: &str = "type='signal',interface='org.freedesktop.systemd1.Manager',member='JobRemoved'";
 
-/// systemd reloads the unit, as `systemctl reload UNIT` does: `ReloadUnit` over D-Bus, and `certs` waits for the
-/// job's result. That takes root or a polkit rule.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Settings {
-    /// The unit; without a suffix it is a service
-    unit: String,
-    /// One `unix:` address of D-Bus
-    #[schemars(extend("x-default" = "the system's bus"))]
-    bus: Option<String>,
+settings! {
+    /// systemd reloads the unit, as `systemctl reload UNIT` does: `ReloadUnit` over D-Bus, and `certs` waits for the
+    /// job's result. That takes root or a polkit rule.
+    struct Settings {
+        /// The unit; without a suffix it is a service
+        unit: String,
+        /// One `unix:` address of D-Bus
+        #[schemars(extend("x-default" = "the system's bus"))]
+        bus: Option<String>,
+    }
 }
 
 impl TargetSettings for Settings {
-    const NAME: &'static str = "systemd";
-    const SHORT: ShortForm = ShortForm::Where("unit");
-    const EXAMPLE: &'static str = r#"kind = "systemd"
-unit = "lighttpd.service""#;
+    const KIND: &'static str = "systemd";
+    const SHORT: ShortForm = ShortForm::Keys(&["unit"]);
+    const EXAMPLE: &'static str = r#"unit = "lighttpd.service""#;
+    const STAGE: DeployStage = DeployStage::AllCertificates;
 
-    fn check(&self) -> Result<(), InvalidTarget> {
+    fn invalid_key(&self) -> Option<InvalidTarget> {
         // Other transports of D-Bus can start programs.
-        match &self.bus {
-            Some(bus) if !bus.starts_with("unix:") || bus.contains(';') => {
-                Err(InvalidTarget::key("bus", "a bus is one `unix:` address"))
-            }
-            _ => Ok(()),
-        }
+        let bus = self.bus.as_ref()?;
+        let is_valid = bus.starts_with("unix:") && !bus.contains(';');
+        (!is_valid).then(|| InvalidTarget::key("bus", "a bus is one `unix:` address"))
     }
 
     fn rights(&self) -> Rights {
-        Rights {
-            processes: Processes::Controls,
-            connects_to: None,
-            reads: None,
-            writes: Writes::Nothing,
-        }
+        Rights::over(Processes::Controls)
     }
 
-    fn stage(&self) -> DeployStage {
-        DeployStage::Server
-    }
-
-    fn coalesces(&self) -> bool {
-        true
-    }
-
-    fn deadline(&self) -> Duration {
-        target_settings::DEADLINE
-    }
-
-    fn paths(&mut self) -> Paths<'_> {
-        Paths::default()
-    }
-
-    fn target(&self, _: String) -> Arc<dyn Target> {
-        Arc::new(Systemd::new(&self.unit, self.bus.clone()))
+    fn target(&self) -> Arc<dyn Target> {
+        Arc::new(self.clone())
     }
 }
 
-/// A unit.
-#[derive(Debug)]
-pub(crate) struct Systemd {
-    name: String,
-    unit: String,
-    /// A D-Bus address; `None` for the system's bus.
-    bus: Option<String>,
-}
-
-impl Systemd {
-    /// `unit`; without a suffix it is a service.
-    #[must_use]
-    pub(crate) fn new(unit: &str, bus: Option<String>) -> Self {
-        let unit = match unit.contains('.') {
-            true => unit.to_owned(),
-            false => format!("{unit}.service"),
-        };
-        Self {
-            name: format!("systemd:{unit}"),
-            unit,
-            bus,
-        }
-    }
-
-    fn failed(&self, detail: &str) -> DeployError {
-        DeployError::Unreachable {
-            target: self.name.clone(),
-            detail: printable(detail),
+impl Settings {
+    /// The unit; without a suffix it is a service.
+    fn unit(&self) -> String {
+        match self.unit.contains('.') {
+            true => self.unit.clone(),
+            false => format!("{}.service", self.unit),
         }
     }
 
@@ -118,7 +63,8 @@ impl Systemd {
         // Before the job starts: its end could be missed otherwise.
         bus.call_bus("AddMatch", &[ENDS]).await?;
         bus.call(SYSTEMD, OBJECT, MANAGER, "Subscribe", &[]).await?;
-        let wanted = [self.unit.as_str(), "replace"];
+        let unit = self.unit();
+        let wanted = [unit.as_str(), "replace"];
         let begun = bus.call(SYSTEMD, OBJECT, MANAGER, "ReloadUnit", &wanted);
         let begun = begun.await?;
         let job = begun.values().text()?;
@@ -136,7 +82,8 @@ impl Systemd {
 
     async fn is_loaded(&self) -> io::Result<String> {
         let mut bus = Bus::connect(self.bus.as_deref()).await?;
-        let unit = [self.unit.as_str()];
+        let unit = self.unit();
+        let unit = [unit.as_str()];
         let loaded = bus.call(SYSTEMD, OBJECT, MANAGER, "LoadUnit", &unit);
         let unit = loaded.await?.values().text()?;
         let property = ["org.freedesktop.systemd1.Unit", "ActiveState"];
@@ -147,45 +94,51 @@ impl Systemd {
 }
 
 #[async_trait]
-impl Target for Systemd {
-    fn name(&self) -> &str {
-        &self.name
+impl Target for Settings {
+    fn name(&self) -> String {
+        format!("systemd:{}", self.unit())
     }
 
-    async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
+    async fn check(&self, _: &Delivery) -> Result<(), DeployCause> {
         match tokio::time::timeout(WITHIN, self.is_loaded()).await {
             Ok(Ok(state)) if state == "active" || state == "reloading" => Ok(()),
-            Ok(Ok(state)) => Err(self.failed(&format!("it is {state}"))),
-            Ok(Err(error)) => Err(self.failed(&error.to_string())),
-            Err(_) => Err(self.failed(&format!("systemd did not answer within {WITHIN:?}"))),
+            Ok(Ok(state)) => Err(DeployCause::unreachable(&format!("it is {state}"))),
+            Ok(Err(error)) => Err(DeployCause::unreachable(&error.to_string())),
+            Err(_) => Err(DeployCause::unreachable(&format!(
+                "systemd did not answer within {} s",
+                WITHIN.as_secs()
+            ))),
         }
     }
 
-    async fn apply(&self, _: &Delivery) -> Result<(), DeployError> {
+    async fn apply(&self, _: &Delivery) -> Result<(), DeployCause> {
         match tokio::time::timeout(WITHIN, self.reload()).await {
             Ok(Ok(result)) if result == "done" => Ok(()),
-            Ok(Ok(result)) => Err(self.failed(&format!(
+            Ok(Ok(result)) => Err(DeployCause::unreachable(&format!(
                 "its reload ended with `{result}`: see systemctl status {}",
-                self.unit
+                self.unit()
             ))),
-            Ok(Err(error)) => Err(self.failed(&error.to_string())),
-            Err(_) => Err(self.failed(&format!("the reload did not end within {WITHIN:?}"))),
+            Ok(Err(error)) => Err(DeployCause::unreachable(&error.to_string())),
+            Err(_) => Err(DeployCause::unreachable(&format!(
+                "the reload did not end within {} s",
+                WITHIN.as_secs()
+            ))),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::deploy::sample;
+    use crate::deploy::target::DeployTarget;
 
     #[tokio::test]
     async fn absent_bus_is_reported_with_the_unit() {
-        let bus = Some("unix:path=/absent/bus".to_owned());
-        let error = Systemd::new("nginx", bus)
-            .apply(&sample())
-            .await
-            .unwrap_err();
+        let keys = [("unit", "nginx"), ("bus", "unix:path=/absent/bus")];
+        let keys = keys.map(|(key, value)| (key.to_owned(), vec![value.to_owned()]));
+        let systemd = DeployTarget::long("systemd", keys.into()).unwrap().target();
+        let error = systemd.apply(&sample()).await.unwrap_err();
+        let error = error.of(systemd.name());
         assert!(
             error.to_string().starts_with("systemd:nginx.service: "),
             "{error}"

@@ -1,62 +1,48 @@
 //! A web server that gets a request about each new pair, never its key: a POST of JSON,
 //! signed with a shared secret (HMAC-SHA256 over the body), retried when it fails.
 
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use aws_lc_rs::hmac;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, StatusCode, Uri};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::certificate::Secret;
-use crate::deploy::keys::values::PathKey;
-use crate::deploy::target_settings::{
-    self, DeployStage, InvalidTarget, Paths, Processes, Rights, ShortForm, TargetSettings, Writes,
-};
-use crate::deploy::{Delivery, DeployError, Target};
+use crate::deploy::target_settings::prelude::*;
+use crate::deploy::{copy, off_thread};
 use crate::net::http::{Longest, Origin};
-use crate::text::printable;
 
 /// The header with `sha256=` and the code in hexadecimal digits.
-pub(crate) const SIGNATURE: &str = "x-certs-signature";
+const SIGNATURE: &str = "x-certs-signature";
 const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(1);
 const WITHIN: Duration = Duration::from_secs(15);
 const LARGEST_REPLY: Longest = Longest::Whole(1 << 20);
 
-/// `certs` sends a POST of JSON about each new pair, never its key: `name`, `names`, `generation`,
-/// `fingerprint_sha256`, `not_after` and `directory`. It tries three times. With `secret_file` the request is signed:
-/// `X-Certs-Signature` is `sha256=` and the HMAC-SHA256 of the body in hexadecimal digits.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Settings {
-    /// An http:// or https:// URL
-    url: String,
-    /// A file with the secret that signs the requests
-    secret_file: Option<PathKey>,
+settings! {
+    /// `certs` sends a POST of JSON about each new pair, never its key: `name`, `names`, `generation`,
+    /// `fingerprint_sha256`, `not_after` and `directory`. It tries three times. With `secret_file` the request is signed:
+    /// `X-Certs-Signature` is `sha256=` and the HMAC-SHA256 of the body in hexadecimal digits.
+    struct Settings {
+        /// An http:// or https:// URL
+        url: String,
+        /// A file with the secret that signs the requests
+        secret_file: Option<PathKey>,
+    }
 }
 
 impl TargetSettings for Settings {
-    const NAME: &'static str = "webhook";
-    const SHORT: ShortForm = ShortForm::Url("url");
-    const EXAMPLE: &'static str = r#"kind = "webhook"
-url = "https://hooks.example.com/certs"
+    const KIND: &'static str = "webhook";
+    const SHORT: ShortForm = ShortForm::Url;
+    const EXAMPLE: &'static str = r#"url = "https://hooks.example.com/certs"
 secret_file = "/etc/certs/webhook-secret""#;
+    const STAGE: DeployStage = DeployStage::EachCertificate;
 
-    fn check(&self) -> Result<(), InvalidTarget> {
-        match self.url.starts_with("https://") || self.url.starts_with("http://") {
-            true => Ok(()),
-            false => Err(InvalidTarget::key(
-                "url",
-                "a webhook is an http:// or https:// URL",
-            )),
-        }
+    fn invalid_key(&self) -> Option<InvalidTarget> {
+        let is_url = self.url.starts_with("https://") || self.url.starts_with("http://");
+        (!is_url).then(|| InvalidTarget::key("url", "a webhook is an http:// or https:// URL"))
     }
 
     fn rights(&self) -> Rights {
@@ -68,73 +54,25 @@ secret_file = "/etc/certs/webhook-secret""#;
         }
     }
 
-    fn stage(&self) -> DeployStage {
-        DeployStage::Server
-    }
-
-    fn coalesces(&self) -> bool {
-        false
-    }
-
-    fn deadline(&self) -> Duration {
-        target_settings::DEADLINE
-    }
-
-    fn paths(&mut self) -> Paths<'_> {
-        Paths {
-            read: self.secret_file.as_mut().into_iter().collect(),
-            written: None,
-        }
-    }
-
-    fn target(&self, _: String) -> Arc<dyn Target> {
-        let secret_file = self.secret_file.as_deref().cloned();
-        Arc::new(Webhook::new(self.url.clone(), secret_file))
+    fn target(&self) -> Arc<dyn Target> {
+        Arc::new(self.clone())
     }
 }
 
-/// A URL to send to.
-#[derive(Debug)]
-pub(crate) struct Webhook {
-    /// The URL without the parts that may be secret: user, password, path and query.
-    name: String,
-    url: String,
-    secret_file: Option<PathBuf>,
-}
-
-impl Webhook {
-    /// Sends to `url`, signed with the secret in `secret_file`.
-    #[must_use]
-    pub(crate) fn new(url: String, secret_file: Option<PathBuf>) -> Self {
-        Self {
-            name: shown(&url),
-            url,
-            secret_file,
-        }
-    }
-
-    fn unreachable(&self, detail: &str) -> DeployError {
-        DeployError::Unreachable {
-            target: self.name.clone(),
-            detail: printable(detail),
-        }
-    }
-
-    async fn secret(&self) -> Result<Option<Secret>, DeployError> {
-        let Some(file) = &self.secret_file else {
+impl Settings {
+    async fn secret(&self) -> Result<Option<Secret>, DeployCause> {
+        let Some(file) = self.secret_file.clone() else {
             return Ok(None);
         };
-        let text = tokio::fs::read_to_string(file)
-            .await
-            .map_err(|error| self.unreachable(&format!("{}: {error}", file.display())))?;
-        Ok(Some(Secret::new(text.trim().to_owned())))
+        let secret = off_thread(move || copy::read_secret(&file)).await?;
+        Ok(Some(Secret::new(secret.expose().trim().to_owned())))
     }
 
     async fn request(
         &self,
         uri: &Uri,
         delivery: &Delivery,
-    ) -> Result<Request<Full<Bytes>>, DeployError> {
+    ) -> Result<Request<Full<Bytes>>, DeployCause> {
         let body = body(delivery);
         let target = uri.path_and_query().map_or("/", |target| target.as_str());
         let mut request = Request::post(target)
@@ -145,39 +83,42 @@ impl Webhook {
             request = request.header(SIGNATURE, signature(&secret, body.as_bytes()));
         }
         let request = request.body(Full::from(body));
-        request.map_err(|error| self.unreachable(&error.to_string()))
+        request.map_err(|error| DeployCause::unreachable(&error.to_string()))
     }
 
-    async fn send(&self, delivery: &Delivery) -> Result<(), (bool, DeployError)> {
-        let fails = |error: DeployError| (false, error);
+    async fn send(&self, delivery: &Delivery) -> Result<(), (bool, DeployCause)> {
+        let fails = |error: DeployCause| (false, error);
         let uri: Uri = self
             .url
             .parse()
-            .map_err(|_| fails(self.unreachable("invalid URL")))?;
-        let origin = Origin::of(&uri).map_err(|detail| fails(self.unreachable(&detail)))?;
+            .map_err(|_| fails(DeployCause::unreachable("invalid URL")))?;
+        let origin = Origin::of(&uri).map_err(|detail| fails(DeployCause::unreachable(&detail)))?;
         let request = self.request(&uri, delivery).await.map_err(fails)?;
         match origin.send(request, WITHIN, LARGEST_REPLY).await {
             Ok((status, _)) if status.is_success() => Ok(()),
             Ok((status, _)) => {
                 let may_retry = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
-                Err((may_retry, self.unreachable(&format!("it replied {status}"))))
+                Err((
+                    may_retry,
+                    DeployCause::unreachable(&format!("it replied {status}")),
+                ))
             }
-            Err(error) => Err((true, self.unreachable(&error.to_string()))),
+            Err(error) => Err((true, DeployCause::unreachable(&error.to_string()))),
         }
     }
 }
 
 #[async_trait]
-impl Target for Webhook {
-    fn name(&self) -> &str {
-        &self.name
+impl Target for Settings {
+    fn name(&self) -> String {
+        shown(&self.url)
     }
 
-    async fn check(&self, _: &Delivery) -> Result<(), DeployError> {
+    async fn check(&self, _: &Delivery) -> Result<(), DeployCause> {
         self.secret().await.map(drop)
     }
 
-    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployError> {
+    async fn apply(&self, delivery: &Delivery) -> Result<(), DeployCause> {
         let mut tries = 1;
         loop {
             match self.send(delivery).await {
@@ -190,17 +131,15 @@ impl Target for Webhook {
     }
 }
 
+/// The URL without the parts that may be secret: user, password, path and query.
 fn shown(url: &str) -> String {
     let Ok(uri) = url.parse::<Uri>() else {
         return "webhook".to_owned();
     };
-    let port = uri.port().map(|port| format!(":{port}"));
-    format!(
-        "{}://{}{}",
-        uri.scheme_str().unwrap_or_default(),
-        uri.host().unwrap_or_default(),
-        port.unwrap_or_default(),
-    )
+    let port = uri.port().map_or(String::new(), |port| format!(":{port}"));
+    let (scheme, host) = (uri.scheme_str(), uri.host());
+    let (scheme, host) = (scheme.unwrap_or_default(), host.unwrap_or_default());
+    format!("{scheme}://{host}{port}")
 }
 
 fn body(delivery: &Delivery) -> String {
@@ -230,6 +169,7 @@ mod tests {
 
     use super::*;
     use crate::deploy::sample;
+    use crate::deploy::target::{DeployTarget, TargetKeys};
 
     /// A server with these replies, one for each request; returns the requests.
     async fn server(
@@ -265,7 +205,10 @@ mod tests {
         let file = directory.path().join("secret");
         std::fs::write(&file, "key\n").unwrap();
         let (url, served) = server(&["503 x", "200 x"]).await;
-        let webhook = Webhook::new(url, Some(file));
+        let key = |key: &str, value: String| (key.to_owned(), vec![value]);
+        let file = file.display().to_string();
+        let keys = TargetKeys::from([key("url", url), key("secret_file", file)]);
+        let webhook = DeployTarget::long("webhook", keys).unwrap().target();
         webhook.check(&sample()).await.unwrap();
         webhook.apply(&sample()).await.unwrap();
         let asked = served.await.unwrap();
@@ -280,9 +223,10 @@ mod tests {
     #[tokio::test]
     async fn error_hides_the_secrets_of_the_url() {
         let (url, served) = server(&["403 x"]).await;
-        let error = Webhook::new(url, None).apply(&sample()).await.unwrap_err();
+        let webhook = url.parse::<DeployTarget>().unwrap().target();
+        let cause = webhook.apply(&sample()).await.unwrap_err();
         served.await.unwrap();
-        let message = error.to_string();
+        let message = cause.of(webhook.name()).to_string();
         assert!(
             message.contains("403") && message.contains("http://127.0.0.1:"),
             "{message}"

@@ -11,7 +11,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::time::set::SetClock;
-use crate::time::{SystemClock, VirtualClock};
+use crate::time::{SystemClock, Timestamp, VirtualClock};
 
 fn made() -> (Arc<ServerConfig>, Fingerprint) {
     let made = rcgen::generate_simple_self_signed(["example.com".to_owned()]).unwrap();

@@ -3,6 +3,9 @@
 
 use std::path::Path;
 
+use serde_json::{Value, json};
+
+use super::tests::{example_of, long_form, meaning};
 use super::{DeployStage, DeployTarget, Processes, TargetKind};
 
 const PAGE: &str = "docs/targets.md";
@@ -10,13 +13,13 @@ const PAGE: &str = "docs/targets.md";
 const MARK: &str = "cargo test --lib -- deploy::target::reference -->\n";
 
 fn section(kind: &TargetKind) -> String {
-    let (name, form, meaning) = (kind.name, kind.form(), kind.meaning());
-    let rows: String = kind.keys().iter().map(row).collect();
-    let (example, needs) = (kind.example, needs(&super::tests::example_of(kind)));
+    let (name, form, meaning) = (kind.name, kind.form(), meaning(kind));
+    let rows: String = keys_of(kind).iter().map(row).collect();
+    let (example, needs) = (long_form(kind), needs(&example_of(kind)));
     format!(
         "\n## `{name}`\n\nShort form: `{form}`\n\n{meaning}\n\n{needs}\n\n\
          | Key | Value | Default | Meaning |\n|---|---|---|---|\n{rows}\n\
-         ```toml\n[deploy.NAME]\n{example}\n```\n"
+         ```toml\n[deploy.NAME]\n{example}```\n"
     )
 }
 
@@ -27,7 +30,7 @@ fn needs(target: &DeployTarget) -> String {
     let mut needed = match rights.processes {
         Processes::Untouched => Vec::new(),
         Processes::Controls => vec!["the helper process, which controls the server".to_owned()],
-        Processes::RunsProgram => vec!["the helper process, which runs the program".to_owned()],
+        Processes::RunsProgram(_) => vec!["the helper process, which runs the program".to_owned()],
     };
     needed.extend(
         rights
@@ -45,15 +48,15 @@ fn needs(target: &DeployTarget) -> String {
         true => "no more than the output".to_owned(),
         false => needed.join(", "),
     };
-    let shared = match (target.stage(), target.coalesces()) {
-        (DeployStage::Copy, _) => "It is written before any server reloads.",
-        (DeployStage::Server, true) => "One reload serves all certificates.",
-        (DeployStage::Server, false) => "Each certificate is deployed by itself.",
+    let shared = match target.stage() {
+        DeployStage::Copy => "It is written before any server reloads.",
+        DeployStage::AllCertificates => "One reload serves all certificates.",
+        DeployStage::EachCertificate => "Each certificate is deployed by itself.",
     };
     format!("{shared} Rights in the sandbox, for the example: {rights}.")
 }
 
-fn row(key: &super::description::KeyDescription) -> String {
+fn row(key: &KeyDescription) -> String {
     let default = match (&key.default, key.is_required) {
         (Some(default), _) => default.as_str(),
         (None, true) => "required",
@@ -64,6 +67,52 @@ fn row(key: &super::description::KeyDescription) -> String {
         "| `{}` | {} | {default} | {meaning} |\n",
         key.name, key.value
     )
+}
+
+/// A key of a kind, as its settings document it.
+pub(super) struct KeyDescription {
+    pub(super) name: String,
+    /// The type of its value, in a word.
+    pub(super) value: &'static str,
+    is_required: bool,
+    default: Option<String>,
+    pub(super) meaning: String,
+}
+
+/// The keys of a kind, those of its short form first.
+pub(super) fn keys_of(kind: &TargetKind) -> Vec<KeyDescription> {
+    let described = kind.described();
+    let keys = kind.keys().into_iter().map(|(name, is_required)| {
+        let key = &described["properties"][&name];
+        KeyDescription {
+            value: value_of(key),
+            is_required,
+            default: default_of(key),
+            meaning: key["description"].as_str().unwrap_or_default().to_owned(),
+            name,
+        }
+    });
+    keys.collect()
+}
+
+/// The default of a key as a user would write it, else a description.
+fn default_of(key: &Value) -> Option<String> {
+    let defaults = ["default", "x-default"].map(|word| &key[word]);
+    let default = defaults.into_iter().find(|default| !default.is_null())?;
+    Some(default.as_str().map_or(default.to_string(), str::to_owned))
+}
+
+fn value_of(key: &Value) -> &'static str {
+    let has = |of: &Value, word: &str| match &of["type"] {
+        Value::Array(words) => words.contains(&json!(word)),
+        of => of == word,
+    };
+    match key {
+        key if key["format"] == "path" => "path",
+        key if has(key, "boolean") => "true or false",
+        key if has(key, "string") => "text",
+        _ => "text or list",
+    }
 }
 
 #[test]
