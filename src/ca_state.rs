@@ -1,4 +1,4 @@
-//! The known state of one CA: the used tokens of its rate limits, and its outages. All
+//! The known state of one CA: the used tokens of its rate limits, and its outage. All
 //! certificates and all nodes on one store share it, so it is one stored value beside the
 //! records. It decides nothing.
 
@@ -17,12 +17,9 @@ pub struct CaState {
     /// full again. Shared between clones, since most readers only need the outage.
     #[serde(default)]
     pub spent: Arc<BTreeMap<Limit, BTreeMap<String, Timestamp>>>,
-    /// The outage of orders; `None` while the CA is reachable.
+    /// The outage; `None` while the CA is reachable.
     #[serde(default)]
     pub outage: Option<Outage>,
-    /// The outage of renewal windows; the CA may issue nevertheless.
-    #[serde(default)]
-    pub windowless: Option<Outage>,
 }
 
 /// The rate limits of a CA, as Let's Encrypt names them.
@@ -100,6 +97,9 @@ pub struct Outage {
     /// operations.
     #[serde(default)]
     pub answered: bool,
+    /// Whether only renewal windows are unavailable: the CA may issue nevertheless.
+    #[serde(default)]
+    pub windows_only: bool,
     /// The error of the last attempt.
     pub last: String,
 }

@@ -12,7 +12,7 @@ use super::progress::Display;
 use super::watcher::Watcher;
 use crate::acme::{self, AccountOptions, Client, Exchange, Https, InProcess, Issuer, Paces};
 use crate::ca;
-use crate::certificate::Known;
+use crate::certificate::BundleCache;
 use crate::challenge::responses::Responses;
 use crate::config::{CaSettings, CertificateSettings, DeployWhen, RenewSettings, Settings};
 use crate::control::{Done, Task};
@@ -74,7 +74,7 @@ impl Factory {
                 output: Arc::new(output),
                 verifier: Arc::new(Handshake),
                 keys: Arc::new(FreshKeys),
-                known: Known::default(),
+                bundles: BundleCache::default(),
                 probes: Probes::default(),
                 clock: Arc::new(SystemClock),
                 random: Arc::new(SystemRandom),

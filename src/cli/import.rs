@@ -24,7 +24,7 @@ use crate::deploy::output::Output;
 use crate::failure::Failure;
 use crate::import::{self, Ca, Certificate, Found, Tool};
 use crate::lineage::Lineage;
-use crate::manage::import::{Foreign, Taken, preview, take};
+use crate::manage::import::{ImportOutcome, ImportedCertificate, preview, store_imported};
 use crate::random::SystemRandom;
 use crate::store::fs::FileStore;
 use crate::store::{Store, StoreError};
@@ -282,7 +282,7 @@ impl Work<'_> {
         let foreign = wanted.and_then(|settings| {
             let options = serde_json::to_string_pretty(&settings);
             let options = options.map_err(|error| Failure::unexpected(error.to_string()))?;
-            Ok(Foreign {
+            Ok(ImportedCertificate {
                 lineage: lineage.clone(),
                 ca: directory.identity().to_owned(),
                 profile: settings.profile,
@@ -305,19 +305,19 @@ impl Work<'_> {
         };
         self.report
             .certificate(&subject, &taken, foreign.bundle.facts(), &live);
-        if let Taken::Stored(..) = taken {
+        if let ImportOutcome::Stored(..) = taken {
             for remark in one.certificate.remarks.iter().chain(&remarks) {
                 self.report.remark(Some(&lineage), remark, &live);
             }
         }
     }
 
-    async fn store(&self, foreign: &Foreign) -> Result<Taken, Failure> {
+    async fn store(&self, foreign: &ImportedCertificate) -> Result<ImportOutcome, Failure> {
         let failed = |error| Failure::of(foreign.lineage.as_str(), &error);
         let (random, target) = (SystemRandom, &self.target);
         match &target.store {
             Some(store) if !target.dry_run => {
-                let taken = take(store, &target.output, foreign, self.now, &random).await;
+                let taken = store_imported(store, &target.output, foreign, self.now, &random).await;
                 taken.map_err(failed)
             }
             Some(store) => {

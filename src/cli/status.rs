@@ -118,7 +118,6 @@ async fn row(
         status,
         budget: rate_limits::left(&state, rules, &record.identifiers, now),
         outage: state.outage,
-        windowless: state.windowless,
     };
     serde_json::to_value(row).map_err(|error| Failure::unexpected(error.to_string()))
 }
@@ -132,8 +131,6 @@ struct Row {
     budget: Vec<Left>,
     /// The CA's current outage.
     outage: Option<Outage>,
-    /// The current outage of the CA's renewal windows and clock.
-    windowless: Option<Outage>,
 }
 
 /// The rate limits that are not full, in a line.
@@ -220,21 +217,18 @@ fn details(row: &Value) {
     if let Some(left) = budget(row) {
         say(format_args!("  left: {left}"));
     }
-    let answers = row["outage"]["answered"] == true;
-    let orders = match answers {
-        true => "is reachable but has issued nothing",
-        false => "has been unreachable",
-    };
-    let beside = "has not provided renewal windows or the time";
-    for (which, what) in [("outage", orders), ("windowless", beside)] {
-        let outage = &row[which];
-        // Reachable again, even if no window was requested since.
-        let is_over = which == "windowless" && outage["answered"] == true;
-        if !outage.is_null() && !is_over {
-            let (since, probe_at) = (cell(outage, "since"), cell(outage, "probe_at"));
-            say(format_args!(
-                "  its CA {what} since {since}; next probe at {probe_at}"
-            ));
-        }
+    let outage = &row["outage"];
+    if !outage.is_null() {
+        let what = match (&outage["windows_only"], &outage["answered"]) {
+            // The next window request shows whether it has windows again.
+            (Value::Bool(true), Value::Bool(true)) => return,
+            (Value::Bool(true), _) => "has not provided renewal windows or the time",
+            (_, Value::Bool(true)) => "is reachable but has issued nothing",
+            _ => "has been unreachable",
+        };
+        let (since, probe_at) = (cell(outage, "since"), cell(outage, "probe_at"));
+        say(format_args!(
+            "  its CA {what} since {since}; next probe at {probe_at}"
+        ));
     }
 }

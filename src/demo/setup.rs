@@ -18,7 +18,7 @@ use super::site::Site;
 use super::tally::Tally;
 use crate::acme::{AccountOptions, Client, Https, Issuer, Options};
 use crate::ca::{RenewalWindows, Resolve, Server, Settings, Validation};
-use crate::certificate::{Bundle, Freshness, KeyType, Known, Secret};
+use crate::certificate::{Bundle, BundleCache, Freshness, KeyType, Secret};
 use crate::challenge::http01::Listener;
 use crate::challenge::responses::Responses;
 use crate::deploy::endpoint::Endpoint;
@@ -178,7 +178,7 @@ fn services(directory: &Path) -> Result<Services, Failure> {
         output: Arc::new(Output::new(directory.join("certs"))),
         verifier: Arc::new(Handshake),
         keys: Arc::new(FreshKeys),
-        known: Known::default(),
+        bundles: BundleCache::default(),
         probes: Probes::default(),
         clock: Arc::new(SystemClock),
         random: Arc::new(SystemRandom),

@@ -2,8 +2,6 @@
 //! A failed deployment is rolled back to the previous generation and retried by the next
 //! pass. It never leads to a second order.
 
-use std::time::Duration;
-
 use super::error::ManageError;
 use super::services::{Certificate, Services};
 use super::session::Pass;
@@ -12,10 +10,8 @@ use crate::deploy::verify::{ServedAt, Verification, VerifyError};
 use crate::deploy::{Delivery, DeployError, Target};
 use crate::lineage::Lineage;
 use crate::record::{Failures, Generation, RolledBack, Served};
+use crate::renew::policy::VERIFY_WITHIN;
 use crate::renew::window::latest;
-
-/// How long all endpoints together may keep serving the old certificate.
-const VERIFY_WITHIN: Duration = Duration::from_secs(30);
 
 /// The name of the output files in [`crate::record::Record::deployed`].
 pub(super) const FILES: &str = "files";
@@ -306,7 +302,7 @@ pub(crate) async fn stored(
         || ManageError::Halted(format!("no pair of generation {generation} in the store"));
     let (key, chain) = stored.ok_or_else(missing)?;
     let (names, now) = (&facts.identifiers, services.clock.now());
-    let pair = services.known.bundle(lineage, key, &chain, names, now);
+    let pair = services.bundles.bundle(lineage, key, &chain, names, now);
     pair.map_err(ManageError::Stored)
 }
 

@@ -2,7 +2,7 @@
 //! fallback CA. The choice itself is not made here.
 
 use super::error::ManageError;
-use super::order::Plan;
+use super::order::{Ordered, Plan};
 use super::session::{Pass, Trigger};
 use crate::renew::fallback::{Choice, choose, opens_fallback};
 use crate::time::Timestamp;
@@ -12,21 +12,22 @@ impl Pass<'_> {
     ///
     /// # Errors
     /// The failure that kept it from being stored; the record notes it.
-    pub(super) async fn order_with_fallback(&mut self, plan: Plan) -> Result<(), ManageError> {
+    pub(super) async fn order_with_fallback(&mut self, plan: Plan) -> Result<Ordered, ManageError> {
         match plan.from {
             Choice::First => self.order_at_first(plan).await,
             Choice::Fallback => self.order_at_fallback(plan).await,
         }
     }
 
-    async fn order_at_first(&mut self, plan: Plan) -> Result<(), ManageError> {
-        let Err(error) = self.order_at_one_ca(plan.clone()).await else {
-            return Ok(());
+    async fn order_at_first(&mut self, plan: Plan) -> Result<Ordered, ManageError> {
+        let error = match self.order_at_one_ca(plan.clone()).await {
+            Err(error) => error,
+            done => return done,
         };
         self.note_attempt(&error).await;
         let now = self.now();
-        let silent = self.unreachable_since(&error).await;
-        if !silent.is_some_and(|since| opens_fallback(&self.record, since, now)) {
+        let unreachable = self.unreachable_since(&error).await;
+        if !unreachable.is_some_and(|since| opens_fallback(&self.record, since, now)) {
             return Err(error);
         }
         tracing::warn!(lineage = %self.lineage(), "{error}; ordering from the fallback CA");
@@ -40,9 +41,10 @@ impl Pass<'_> {
 
     /// Orders from the fallback CA, or from the first CA while the fallback CA is unreachable
     /// or limited.
-    async fn order_at_fallback(&mut self, plan: Plan) -> Result<(), ManageError> {
-        let Err(error) = self.order_at_one_ca(plan.clone()).await else {
-            return Ok(());
+    async fn order_at_fallback(&mut self, plan: Plan) -> Result<Ordered, ManageError> {
+        let error = match self.order_at_one_ca(plan.clone()).await {
+            Err(error) => error,
+            done => return done,
         };
         let (ManageError::Unreachable { until, .. } | ManageError::LimitExhausted { until, .. }) =
             &error
@@ -98,7 +100,8 @@ impl Pass<'_> {
             ManageError::Unreachable { since, .. } => Some(*since),
             error if error.is_outage() && self.trigger != Trigger::Scheduled => {
                 let (known, _) = self.services.store.ca_state(&self.record.ca).await.ok()?;
-                known.outage.map(|outage| outage.since)
+                let outage = known.outage.filter(|outage| !outage.windows_only);
+                outage.map(|outage| outage.since)
             }
             _ => None,
         }

@@ -15,7 +15,7 @@ use crate::store::Store;
 use crate::time::Timestamp;
 
 /// A certificate that another client has issued.
-pub(crate) struct Foreign {
+pub(crate) struct ImportedCertificate {
     /// The name to store it under.
     pub lineage: Lineage,
     /// The directory URL of the CA that issued it.
@@ -32,7 +32,7 @@ pub(crate) struct Foreign {
 
 /// The result of an import.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Taken {
+pub(crate) enum ImportOutcome {
     /// It was stored as this generation and will be renewed at this instant.
     Stored(Generation, Timestamp),
     /// It is stored already, or a newer one is.
@@ -48,55 +48,57 @@ pub(crate) enum Taken {
     OtherNames(Vec<Identifier>),
 }
 
-/// Imports and publishes `foreign`; a second import changes nothing.
+/// Imports and publishes `imported`; a second import changes nothing.
 ///
 /// # Errors
 /// When the lineage is leased by another process, or the store or the output cannot be
 /// written. The next import publishes a pair that was stored but not published.
-pub(crate) async fn take(
+pub(crate) async fn store_imported(
     store: &dyn Store,
     output: &dyn Outlet,
-    foreign: &Foreign,
+    imported: &ImportedCertificate,
     now: Timestamp,
     random: &dyn Random,
-) -> Result<Taken, ManageError> {
-    let lineage = &foreign.lineage;
+) -> Result<ImportOutcome, ManageError> {
+    let lineage = &imported.lineage;
     let _lease = store.lease(lineage).await?;
     let stored = store.load(lineage).await?;
-    let mut taken = preview(stored.as_ref().map(|(record, _)| record), foreign, random);
-    match taken {
-        Taken::Stored(generation, at) => {
+    let mut outcome = preview(stored.as_ref().map(|(record, _)| record), imported, random);
+    match outcome {
+        ImportOutcome::Stored(generation, at) => {
             // Options left by a failed command belong to no certificate.
             let waits = stored
                 .as_ref()
                 .is_none_or(|(record, _)| record.issued.is_none());
             if waits || store.options(lineage).await?.is_none() {
-                store.save_options(lineage, &foreign.options).await?;
+                store.save_options(lineage, &imported.options).await?;
             }
             let (record, revision) = stored.unzip();
-            let record = record_of(record, foreign, generation, at, now);
+            let record = record_of(record, imported, generation, at, now);
             let revision = revision.unwrap_or(Revision::default());
-            store.save(&record, revision, Some(&foreign.bundle)).await?;
-            output.publish(lineage, generation, &foreign.bundle)?;
+            store
+                .save(&record, revision, Some(&imported.bundle))
+                .await?;
+            output.publish(lineage, generation, &imported.bundle)?;
         }
-        Taken::Here {
+        ImportOutcome::Here {
             generation,
             newer,
             ref mut resettled,
         } => {
             if !newer && output.live(lineage).is_none() {
-                output.publish(lineage, generation, &foreign.bundle)?;
+                output.publish(lineage, generation, &imported.bundle)?;
             }
-            *resettled = resettle(store, foreign).await?;
+            *resettled = resettle(store, imported).await?;
         }
-        Taken::OtherNames(_) => {}
+        ImportOutcome::OtherNames(_) => {}
     }
-    Ok(taken)
+    Ok(outcome)
 }
 
-async fn resettle(store: &dyn Store, foreign: &Foreign) -> Result<bool, ManageError> {
-    let (lineage, options) = (&foreign.lineage, &foreign.options);
-    if !foreign.insists || store.options(lineage).await?.as_ref() == Some(options) {
+async fn resettle(store: &dyn Store, imported: &ImportedCertificate) -> Result<bool, ManageError> {
+    let (lineage, options) = (&imported.lineage, &imported.options);
+    if !imported.insists || store.options(lineage).await?.as_ref() == Some(options) {
         return Ok(false);
     }
     store.save_options(lineage, options).await?;
@@ -105,14 +107,18 @@ async fn resettle(store: &dyn Store, foreign: &Foreign) -> Result<bool, ManageEr
 
 /// The result of an import beside `record`; nothing is written.
 #[must_use]
-pub(crate) fn preview(record: Option<&Record>, foreign: &Foreign, random: &dyn Random) -> Taken {
-    let facts = foreign.bundle.facts();
-    let here = |generation, newer| Taken::Here {
+pub(crate) fn preview(
+    record: Option<&Record>,
+    imported: &ImportedCertificate,
+    random: &dyn Random,
+) -> ImportOutcome {
+    let facts = imported.bundle.facts();
+    let here = |generation, newer| ImportOutcome::Here {
         generation,
         newer,
         resettled: false,
     };
-    let stored = |generation| Taken::Stored(generation, share_of_life(facts, random));
+    let stored = |generation| ImportOutcome::Stored(generation, share_of_life(facts, random));
     let Some(record) = record else {
         return stored(Generation(1));
     };
@@ -122,7 +128,7 @@ pub(crate) fn preview(record: Option<&Record>, foreign: &Foreign, random: &dyn R
         return here(issued.generation, false);
     }
     if record.identifiers != facts.identifiers {
-        return Taken::OtherNames(record.identifiers.iter().cloned().collect());
+        return ImportOutcome::OtherNames(record.identifiers.iter().cloned().collect());
     }
     match &record.issued {
         None => stored(Generation(1)),
@@ -137,16 +143,16 @@ fn is_newer(one: &Facts, other: &Facts) -> bool {
 
 fn record_of(
     before: Option<Record>,
-    foreign: &Foreign,
+    imported: &ImportedCertificate,
     generation: Generation,
     at: Timestamp,
     now: Timestamp,
 ) -> Record {
-    let (facts, ca) = (foreign.bundle.facts(), &foreign.ca);
+    let (facts, ca) = (imported.bundle.facts(), &imported.ca);
     let fresh = || {
         let names = facts.identifiers.clone();
-        let mut record = Record::new(foreign.lineage.clone(), names, ca.clone());
-        record.profile.clone_from(&foreign.profile);
+        let mut record = Record::new(imported.lineage.clone(), names, ca.clone());
+        record.profile.clone_from(&imported.profile);
         record
     };
     let mut record = before.unwrap_or_else(fresh);

@@ -3,10 +3,9 @@
 //! deployed here.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use super::ca_state::settle_failed;
-use super::clock::{self, CorrectedClock};
+use super::clock::PassClock;
 use super::concurrency::Permit;
 use super::deploy::{FILES, on_disk, places};
 use super::error::ManageError;
@@ -14,10 +13,8 @@ use super::partial;
 use super::services::{Certificate, Services, Wanted};
 use super::session::{Pass, Trigger};
 use crate::record::{Failures, Fallback, Generation, PendingOrder, Record, Revision, Served};
+use crate::renew::policy::{CLOCK_READING, OLDEST_ORDER};
 use crate::time::{Clock, Timestamp};
-
-/// The age up to which an order is resumed. Let's Encrypt's orders expire after seven days.
-const OLDEST_ORDER: Duration = Duration::from_secs(3 * 86_400);
 
 impl<'p> Pass<'p> {
     /// Begins a pass; the caller holds its lease.
@@ -29,7 +26,7 @@ impl<'p> Pass<'p> {
         certificate: &'p Certificate,
         trigger: Trigger,
         permit: Permit,
-        clock: &CorrectedClock,
+        clock: &PassClock,
     ) -> Result<Self, ManageError> {
         let (record, revision) = stored_or_new(services, &certificate.wanted).await?;
         clock.use_evidence(&record);
@@ -150,7 +147,11 @@ impl<'p> Pass<'p> {
     }
 }
 
-async fn stored_or_new(
+/// The stored record of `wanted`, or a new one.
+///
+/// # Errors
+/// Those of the store.
+pub(crate) async fn stored_or_new(
     services: &Services,
     wanted: &Wanted,
 ) -> Result<(Record, Revision), ManageError> {
@@ -173,23 +174,23 @@ fn fallback_of(record: &Record, certificate: &Certificate, changed: bool) -> Opt
     }))
 }
 
-/// The time by which the age of the pending order is judged: the CA's, if the order looks
-/// old, since a clock that is ahead must not drop an order that may be issued already.
-async fn age_at(record: &Record, certificate: &Certificate, ours: &dyn Clock) -> Timestamp {
-    let now = ours.now();
-    match &record.order {
-        Some(order) if now.since(order.begun) >= OLDEST_ORDER => {
-            clock::ca_time(certificate.issuer.as_ref(), ours).await
-        }
-        _ => now,
+/// The time by which the age of the pending order is judged. If the order looks old, the
+/// CA's clock is read again, since a clock that is ahead must not drop an order that may
+/// be issued already.
+async fn age_at(record: &Record, certificate: &Certificate, clock: &PassClock) -> Timestamp {
+    let begun = record.order.as_ref().map(|order| order.begun);
+    if begun.is_some_and(|begun| clock.now().since(begun) >= OLDEST_ORDER)
+        && let Err(error) = certificate.issuer.time(CLOCK_READING).await
+    {
+        tracing::debug!("the CA's time is unknown: {error}");
     }
+    clock.now()
 }
 
 /// Whether a pending order matches the wanted names and CA, and is recent enough to be
 /// resumed.
 fn is_resumable(order: &PendingOrder, certificate: &Certificate, now: Timestamp) -> bool {
-    let (wanted, age) = (&certificate.wanted, now.since(order.begun));
-    let fallback = certificate.fallback.as_ref();
-    let known = order.ca == wanted.ca || fallback.is_some_and(|fallback| fallback.ca == order.ca);
-    wanted.allows(&order.identifiers) && known && age < OLDEST_ORDER
+    let is_recent = now.since(order.begun) < OLDEST_ORDER;
+    let is_allowed = certificate.wanted.allows(&order.identifiers);
+    is_allowed && is_recent && certificate.cas().any(|(ca, _)| *ca == order.ca)
 }

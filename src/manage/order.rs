@@ -14,14 +14,24 @@ use std::collections::BTreeSet;
 
 use self::journal::RecordJournal;
 use self::plan::Source;
-use super::ca_state::{self, reach};
-use super::clock;
+use super::ca_state::{self, Operation, reach};
+use super::clock::ca_time;
 use super::error::ManageError;
 use super::session::{Pass, Trigger};
 use crate::acme::{AcmeError, Cause};
 use crate::certificate::{Bundle, Facts, Freshness, Secret};
 use crate::record::{PendingOrder, Record};
+use crate::renew::clock::signed_at;
+use crate::renew::decide::is_due;
+use crate::renew::policy::CLOCK_READING;
 use crate::time::Timestamp;
+
+/// The result of an order that has not failed.
+pub(super) enum Ordered {
+    Issued,
+    /// Nothing was ordered: the order is due by our clock alone.
+    NotDue,
+}
 
 type Sent = Result<(Bundle, Timestamp), ManageError>;
 
@@ -30,9 +40,12 @@ impl Pass<'_> {
     ///
     /// # Errors
     /// The failure that kept it from being stored; the record notes it.
-    pub(super) async fn order_at_one_ca(&mut self, plan: Plan) -> Result<(), ManageError> {
+    pub(super) async fn order_at_one_ca(&mut self, plan: Plan) -> Result<Ordered, ManageError> {
         let source = Source::of(self.certificate, plan.from);
         self.wait_for_ca(&source, &plan).await?;
+        if !self.is_due_at_ca(&source, plan.only_excluded).await? {
+            return Ok(Ordered::NotDue);
+        }
         self.drop_order_at_other_ca(source.ca).await?;
         let only_excluded = plan.only_excluded;
         let pending = self.pending(&source, plan).await?;
@@ -45,22 +58,24 @@ impl Pass<'_> {
         let services = self.services;
         services.metrics.issuance(source.ca, ended.is_ok());
         if ended.as_ref().err().is_none_or(ManageError::is_verdict) {
-            ca_state::note_available(services, source.ca).await;
+            let operation = Operation::Order(None);
+            ca_state::note_available(services, source.ca, operation).await;
         }
         match ended {
             Ok((bundle, signed)) => {
-                let there = clock::ca_time(source.issuer, services.clock.as_ref()).await;
+                let there = ca_time(source.issuer, services.clock.as_ref());
                 let sent = self.record.order.as_ref();
                 ca_state::settle_issued(services, &pending, sent, there).await;
                 self.store_generation(&source, &bundle, signed).await?;
-                services.known.accept(self.lineage(), &bundle);
-                self.refresh_window().await
+                services.bundles.accept(self.lineage(), &bundle);
+                self.refresh_window().await?;
+                Ok(Ordered::Issued)
             }
             Err(error) => {
                 let now = self.now();
                 // The CA counted the order by its own clock only if it judged the order.
                 let there = match error.is_verdict() {
-                    true => clock::ca_time(source.issuer, services.clock.as_ref()).await,
+                    true => ca_time(source.issuer, services.clock.as_ref()),
                     false => now,
                 };
                 let when = (now, there);
@@ -71,23 +86,40 @@ impl Pass<'_> {
         }
     }
 
-    /// Fails while the CA is unreachable, and while the order is due by our clock alone.
+    /// Fails while the CA is unreachable, unless a user requested the order.
     async fn wait_for_ca(&mut self, source: &Source<'_>, plan: &Plan) -> Result<(), ManageError> {
-        if self.trigger == Trigger::Scheduled {
-            let begun = self.record.order.as_ref();
-            let begun = begun.is_some_and(|order| order.ca == source.ca);
-            let intended = (!begun).then(|| plan.intended(&self.record, self.trigger));
-            reach(self.services, source.ca, source.issuer, intended).await?;
+        if self.trigger != Trigger::Scheduled {
+            return Ok(());
         }
-        if self.trigger != Trigger::Forced {
-            let (ca, issuer) = (source.ca, source.issuer);
-            let due = clock::check_due_at_ca(self.services, ca, issuer, &self.record).await;
-            if let Err(error @ ManageError::Acme(_)) = &due {
-                self.note_unsent(ca, error, plan.only_excluded).await;
-            }
-            due?;
-        }
+        let pending = self.record.order.as_ref();
+        let pending = pending.is_some_and(|order| order.ca == source.ca);
+        let intended = (!pending).then(|| plan.intended(&self.record, self.trigger));
+        let operation = Operation::Order(intended);
+        reach(self.services, source.ca, source.issuer, operation).await?;
         Ok(())
+    }
+
+    /// Whether the order is due by the CA's current clock too, in case ours is ahead.
+    ///
+    /// # Errors
+    /// The CA's error if it does not tell the time: an order stored now would be resumed
+    /// after the outage, due or not.
+    async fn is_due_at_ca(
+        &mut self,
+        source: &Source<'_>,
+        only_excluded: bool,
+    ) -> Result<bool, ManageError> {
+        let record = &self.record;
+        let due_anyway = record.issued.is_none() || record.order.is_some();
+        if due_anyway || self.trigger == Trigger::Forced {
+            return Ok(true);
+        }
+        if let Err(error) = source.issuer.time(CLOCK_READING).await {
+            let error = error.into();
+            self.note_unsent(source.ca, &error, only_excluded).await;
+            return Err(error);
+        }
+        Ok(self.record.excluded.is_some() || is_due(&self.record, self.now()))
     }
 
     /// Drops a pending order at another CA: a record holds one order at a time.
@@ -212,8 +244,11 @@ impl Pass<'_> {
         let answered = source.issuer.issue(order.clone(), &mut journal).await;
         let chain = answered.map_err(unwrap_limit)?;
         let facts = Facts::of_chain(&chain).ok();
-        let clock = self.services.clock.as_ref();
-        let signed = clock::when_signed(source.issuer, &self.record, clock, facts.as_ref());
+        let (clock, begin) = (
+            self.services.clock.as_ref(),
+            facts.map(|facts| facts.not_before),
+        );
+        let signed = signed_at(begin, clock.wall(), ca_time(source.issuer, clock));
         let (key, names) = (order.key_pem.clone(), &order.identifiers);
         match Bundle::new(key, &chain, names, signed, Freshness::Issued) {
             Ok(bundle) => Ok((bundle, signed)),

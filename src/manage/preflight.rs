@@ -1,18 +1,13 @@
 //! Tells before a pass whether it may order and so needs the services of an order: while
 //! nothing is due, port 80 may belong to another process. Nothing is opened here.
 
-use std::time::Duration;
-
 use super::services::Wanted;
 use super::session::Trigger;
 use crate::random::Random;
 use crate::record::Record;
 use crate::renew::decide::{Next, next};
+use crate::renew::policy::PREFLIGHT_MARGIN;
 use crate::time::Timestamp;
-
-/// A deployment takes time: a renewal due within this margin may become due before the
-/// pass ends.
-const MARGIN: Duration = Duration::from_secs(300);
 
 /// Whether a pass over `record` may order; in doubt, it may.
 #[must_use]
@@ -53,7 +48,7 @@ pub(crate) fn may_order(
         }
     }
     match next(&record, now, random) {
-        Next::Wait(until) => until <= now + MARGIN,
+        Next::Wait(until) => until <= now + PREFLIGHT_MARGIN,
         Next::Halt(_) => false,
         _ => true,
     }
@@ -62,6 +57,7 @@ pub(crate) fn may_order(
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::time::Duration;
 
     use super::*;
     use crate::certificate::{Facts, KeyType};

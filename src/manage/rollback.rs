@@ -9,6 +9,7 @@ use super::error::ManageError;
 use super::session::Pass;
 use crate::certificate::Facts;
 use crate::record::{Failures, Generation, Pinned, Record};
+use crate::renew::policy::{MOST_ROLLBACK_PAUSES, ROLLBACK_PAUSE};
 use crate::renew::window::latest;
 
 impl Pass<'_> {
@@ -83,8 +84,6 @@ impl Pass<'_> {
 /// The shortest pause after repeated rollbacks for one cause: each attempt costs two
 /// reloads, and it should still recover soon after the cause is gone.
 pub(super) fn rollback_pause(record: &Record) -> Option<Duration> {
-    const STEP: Duration = Duration::from_secs(300);
-    const LONGEST: u32 = 3;
     let times = record.rolled_back.as_ref()?.times;
-    (times > 1).then(|| STEP * (times - 1).min(LONGEST))
+    (times > 1).then(|| ROLLBACK_PAUSE * (times - 1).min(MOST_ROLLBACK_PAUSES))
 }

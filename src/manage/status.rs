@@ -4,8 +4,9 @@
 use crate::observe::status::{Action, LeftOut, Status};
 use crate::random::Random;
 use crate::record::{Issued, Record};
-use crate::renew::decide::{Next, due, is_proven, next};
+use crate::renew::decide::{Next, due, is_verified, next};
 use crate::renew::partial::is_covered;
+use crate::renew::policy::OVERDUE_PART;
 use crate::renew::window::critical;
 use crate::time::Timestamp;
 
@@ -29,7 +30,7 @@ pub(crate) fn status(record: &Record, now: Timestamp, random: &dyn Random) -> St
             is_covered(record, issued) || issued.facts.identifiers.is_superset(&record.identifiers)
         }),
         left_out: excluded(record),
-        proven: issued.is_some() && is_proven(record, now),
+        proven: issued.is_some() && is_verified(record, now),
         late: issued.is_some_and(|issued| is_late(issued, now)),
         critical: issued.is_some_and(|issued| critical(&issued.facts) <= now),
         last_error: last_error(record),
@@ -92,7 +93,7 @@ fn upcoming(record: &Record, now: Timestamp, random: &dyn Random) -> (Action, Ti
 }
 
 fn is_late(issued: &Issued, now: Timestamp) -> bool {
-    let grace = issued.facts.lifetime() / 20;
+    let grace = issued.facts.lifetime() / OVERDUE_PART;
     let overdue = issued
         .renewal
         .as_ref()

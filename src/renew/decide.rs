@@ -66,7 +66,7 @@ pub(crate) fn next(record: &Record, now: Timestamp, random: &dyn Random) -> Next
     };
     let wanted = record.to_be_served(now);
     let expired = wanted.is_none_or(|(_, facts)| facts.not_after <= now);
-    if expired || is_proven(record, now) {
+    if expired || is_verified(record, now) {
         return renewal;
     }
     // A stored certificate is deployed before another is ordered: it may already
@@ -123,7 +123,8 @@ fn is_only_for_excluded(record: &Record, now: Timestamp) -> bool {
 
 /// Whether the newest certificate is missing, expired, due for renewal, or not
 /// the wanted one.
-fn is_due(record: &Record, now: Timestamp) -> bool {
+#[must_use]
+pub(crate) fn is_due(record: &Record, now: Timestamp) -> bool {
     let Some(issued) = &record.issued else {
         return true;
     };
@@ -136,7 +137,7 @@ fn is_due(record: &Record, now: Timestamp) -> bool {
 
 /// Whether `issued` covers the wanted names and comes from the wanted CA, or
 /// from the fallback CA on its behalf.
-pub(super) fn is_wanted(record: &Record, issued: &Issued) -> bool {
+fn is_wanted(record: &Record, issued: &Issued) -> bool {
     let by_fallback = issued.instead_of.as_ref() == Some(&record.ca);
     partial::is_covered(record, issued) && (issued.ca == record.ca || by_fallback)
 }
@@ -172,7 +173,7 @@ pub(crate) fn held_up(record: &Record, now: Timestamp) -> Option<HeldUp> {
         return Some(HeldUp::Issuance { until });
     }
     record.issued.as_ref()?;
-    if is_proven(record, now) {
+    if is_verified(record, now) {
         return None;
     }
     pause_end(&record.deployment_failures, now).map(|until| HeldUp::Deployment { until })
@@ -180,7 +181,7 @@ pub(crate) fn held_up(record: &Record, now: Timestamp) -> Option<HeldUp> {
 
 /// Whether every target and endpoint serves the wanted generation.
 #[must_use]
-pub(crate) fn is_proven(record: &Record, now: Timestamp) -> bool {
+pub(crate) fn is_verified(record: &Record, now: Timestamp) -> bool {
     let Some((wanted, _)) = record.to_be_served(now) else {
         return true;
     };

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::backoff::pause_end;
-use super::policy::EXCLUSION_PART;
+use super::policy::OVERDUE_PART;
 use super::window::due;
 use crate::identifier::Identifier;
 use crate::record::{Issued, Record};
@@ -63,7 +63,7 @@ pub(crate) fn may_be_excluded(record: &Record, name: &Identifier, now: Timestamp
     let Some(issued) = serving.filter(|issued| issued.facts.identifiers.contains(name)) else {
         return true;
     };
-    let grace = issued.facts.lifetime() / EXCLUSION_PART;
+    let grace = issued.facts.lifetime() / OVERDUE_PART;
     let renewal = issued.renewal.as_ref();
     renewal.is_some_and(|renewal| due(issued, renewal) + grace <= now)
 }

@@ -17,7 +17,7 @@ use super::script::Script;
 use super::store::{NodeStore, SharedStore};
 use super::tally::Tally;
 use super::{DAY, Plan, START, Scenario, Score, SimulationError, Timeline};
-use crate::certificate::{KeyType, Known, Secret};
+use crate::certificate::{BundleCache, KeyType, Secret};
 use crate::deploy::Target;
 use crate::deploy::endpoint::Endpoint;
 use crate::identifier::Identifier;
@@ -48,7 +48,7 @@ pub(super) struct World {
     pub(super) store: Arc<SharedStore>,
     pub(super) nodes: Vec<Arc<Node>>,
     keys: Arc<KeyPool>,
-    known: Known,
+    bundles: BundleCache,
     endpoint: Endpoint,
     pub(super) lineages: Vec<(Lineage, BTreeSet<Identifier>, Duration)>,
 }
@@ -103,7 +103,7 @@ impl World {
             lineages: lineages(&plan)?,
             endpoint: "127.0.0.1:443".parse().map_err(name)?,
             store: Arc::default(),
-            known: Known::default(),
+            bundles: BundleCache::default(),
             clock,
             ca,
             tally,
@@ -243,7 +243,7 @@ impl World {
             output: Arc::new(NodeDisk(node.clone())),
             verifier: Arc::new(NodeProver(node.clone())),
             keys: self.keys.clone(),
-            known: self.known.clone(),
+            bundles: self.bundles.clone(),
             probes: Probes::default(),
             clock,
             random: random.clone(),

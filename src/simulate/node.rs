@@ -290,7 +290,7 @@ impl Clock for NodeClock {
         self.0.clock()
     }
 
-    fn steady(&self) -> Option<Duration> {
+    fn monotonic(&self) -> Option<Duration> {
         Some(self.0.world.now().since(START))
     }
 

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::handle::Ended;
 use crate::acme::AcmeError;
 use crate::lineage::Lineage;
-use crate::manage::clock::CorrectedClock;
+use crate::manage::clock::PassClock;
 use crate::manage::concurrency::Permit;
 use crate::manage::pass::pass;
 use crate::manage::{Certificate, ManageError, Services, Trigger};
@@ -67,7 +67,7 @@ pub(super) async fn one_pass(
     reply: Option<oneshot::Sender<Ended>>,
 ) -> Finished {
     let ended = pass(&services, &certificate, trigger, permit).await;
-    let clock = CorrectedClock::new(services.clock.clone(), &certificate);
+    let clock = PassClock::new(services.clock.clone(), &certificate);
     let lineage = certificate.wanted.lineage.clone();
     let (ended, record) = match ended {
         Ok((outcome, record)) => (Ok(outcome), Some(record)),

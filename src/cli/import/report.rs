@@ -10,7 +10,7 @@ use crate::cli::output::say;
 use crate::failure::Failure;
 use crate::import::{LIVE, Remark, Verdict};
 use crate::lineage::Lineage;
-use crate::manage::import::Taken;
+use crate::manage::import::ImportOutcome;
 use crate::text::printable;
 
 /// Prints lines and counts them.
@@ -86,17 +86,23 @@ impl<'a> Report<'a> {
     }
 
     /// The result of a certificate.
-    pub(super) fn certificate(&mut self, subject: &str, taken: &Taken, facts: &Facts, live: &Path) {
+    pub(super) fn certificate(
+        &mut self,
+        subject: &str,
+        taken: &ImportOutcome,
+        facts: &Facts,
+        live: &Path,
+    ) {
         let (not_after, live) = (facts.not_after, live.display());
         match taken {
-            Taken::Stored(generation, at) => {
+            ImportOutcome::Stored(generation, at) => {
                 self.taken += 1;
                 let text = format!(
                     "generation {generation} in {live}, valid to {not_after}, renewal at {at}"
                 );
                 self.line(Word::Taken, subject, &text);
             }
-            Taken::Here {
+            ImportOutcome::Here {
                 generation,
                 newer,
                 resettled,
@@ -111,7 +117,7 @@ impl<'a> Report<'a> {
                 }
                 self.line(Word::Here, subject, &text);
             }
-            Taken::OtherNames(names) => {
+            ImportOutcome::OtherNames(names) => {
                 let names: Vec<String> = names.iter().map(ToString::to_string).collect();
                 let names = names.join(", ");
                 self.not_taken(

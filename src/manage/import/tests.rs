@@ -15,19 +15,19 @@ use crate::store::memory::MemoryStore;
 
 const START: Timestamp = Timestamp::from_seconds(1_800_000_000);
 const DAY: Duration = Duration::from_secs(86_400);
-const HERE: Taken = Taken::Here {
+const HERE: ImportOutcome = ImportOutcome::Here {
     generation: Generation(1),
     newer: false,
     resettled: false,
 };
-const NEWER: Taken = Taken::Here {
+const NEWER: ImportOutcome = ImportOutcome::Here {
     generation: Generation(1),
     newer: true,
     resettled: false,
 };
 const CA: &str = "https://ca.example/dir";
 
-fn foreign(names: &[&str], not_before: Timestamp) -> Foreign {
+fn imported(names: &[&str], not_before: Timestamp) -> ImportedCertificate {
     let at =
         |instant: Timestamp| time::OffsetDateTime::from_unix_timestamp(instant.seconds()).unwrap();
     let key = rcgen::KeyPair::generate().unwrap();
@@ -40,7 +40,7 @@ fn foreign(names: &[&str], not_before: Timestamp) -> Foreign {
         .map(|name| Identifier::parse(name).unwrap())
         .collect();
     let key = Secret::new(key.serialize_pem());
-    Foreign {
+    ImportedCertificate {
         lineage: Lineage::parse("a.example").unwrap(),
         ca: CA.to_owned(),
         profile: Some("tlsserver".to_owned()),
@@ -68,11 +68,14 @@ impl Fixture {
         }
     }
 
-    async fn take(&self, foreign: &Foreign) -> Result<Taken, ManageError> {
-        take(
+    async fn store_imported(
+        &self,
+        imported: &ImportedCertificate,
+    ) -> Result<ImportOutcome, ManageError> {
+        store_imported(
             &self.store,
             &self.output,
-            foreign,
+            imported,
             START,
             &SeededRandom::new(1),
         )
@@ -87,8 +90,9 @@ impl Fixture {
 
 #[tokio::test]
 async fn import_stores_first_generation_live_but_unverified_and_not_due() {
-    let (fixture, one) = (Fixture::new(), foreign(&["a.example"], START - DAY));
-    let Taken::Stored(Generation(1), at) = fixture.take(&one).await.unwrap() else {
+    let (fixture, one) = (Fixture::new(), imported(&["a.example"], START - DAY));
+    let ImportOutcome::Stored(Generation(1), at) = fixture.store_imported(&one).await.unwrap()
+    else {
         panic!("it was not stored");
     };
     let (record, revision) = fixture.record().await;
@@ -112,22 +116,22 @@ async fn import_stores_first_generation_live_but_unverified_and_not_due() {
     assert_eq!(next(&proven, START, &SeededRandom::new(1)), Next::Wait(at));
     assert!(at > START + DAY * 50 && at < START + DAY * 65);
     // A second import changes nothing.
-    assert_eq!(fixture.take(&one).await.unwrap(), HERE);
+    assert_eq!(fixture.store_imported(&one).await.unwrap(), HERE);
     assert_eq!(fixture.record().await, (record, revision));
 }
 
 #[tokio::test]
 async fn import_replaces_stored_options_when_the_operator_gave_them() {
-    let (fixture, mut one) = (Fixture::new(), foreign(&["a.example"], START));
-    fixture.take(&one).await.unwrap();
+    let (fixture, mut one) = (Fixture::new(), imported(&["a.example"], START));
+    fixture.store_imported(&one).await.unwrap();
     one.options = "another way".to_owned();
-    assert_eq!(fixture.take(&one).await.unwrap(), HERE);
+    assert_eq!(fixture.store_imported(&one).await.unwrap(), HERE);
     let options = fixture.store.options(&one.lineage).await.unwrap();
     assert_ne!(options.as_ref(), Some(&one.options));
     one.insists = true;
     for resettled in [true, false] {
-        let taken = fixture.take(&one).await.unwrap();
-        assert!(matches!(taken, Taken::Here { resettled: now, .. } if now == resettled));
+        let outcome = fixture.store_imported(&one).await.unwrap();
+        assert!(matches!(outcome, ImportOutcome::Here { resettled: now, .. } if now == resettled));
         let options = fixture.store.options(&one.lineage).await.unwrap();
         assert_eq!(options.as_ref(), Some(&one.options));
     }
@@ -135,42 +139,42 @@ async fn import_replaces_stored_options_when_the_operator_gave_them() {
 
 #[tokio::test]
 async fn import_publishes_pair_left_unpublished_by_a_crash() {
-    let (fixture, one) = (Fixture::new(), foreign(&["a.example"], START));
-    fixture.take(&one).await.unwrap();
+    let (fixture, one) = (Fixture::new(), imported(&["a.example"], START));
+    fixture.store_imported(&one).await.unwrap();
     std::fs::remove_dir_all(fixture.output.live_path_of_all()).unwrap();
-    assert_eq!(fixture.take(&one).await.unwrap(), HERE);
+    assert_eq!(fixture.store_imported(&one).await.unwrap(), HERE);
     assert_eq!(fixture.output.live(&one.lineage), Some(Generation(1)));
 }
 
 #[tokio::test]
 async fn import_keeps_newer_certificate_and_replaces_older_one() {
-    let (fixture, one) = (Fixture::new(), foreign(&["a.example"], START - DAY));
-    fixture.take(&one).await.unwrap();
+    let (fixture, one) = (Fixture::new(), imported(&["a.example"], START - DAY));
+    fixture.store_imported(&one).await.unwrap();
     fixture
         .store
         .save_options(&one.lineage, "the user's")
         .await
         .unwrap();
-    let older = foreign(&["a.example"], START - DAY * 2);
-    assert_eq!(fixture.take(&older).await.unwrap(), NEWER);
-    let newer = foreign(&["a.example"], START);
-    let taken = fixture.take(&newer).await.unwrap();
+    let older = imported(&["a.example"], START - DAY * 2);
+    assert_eq!(fixture.store_imported(&older).await.unwrap(), NEWER);
+    let newer = imported(&["a.example"], START);
+    let outcome = fixture.store_imported(&newer).await.unwrap();
     assert!(
-        matches!(taken, Taken::Stored(Generation(2), _)),
-        "{taken:?}"
+        matches!(outcome, ImportOutcome::Stored(Generation(2), _)),
+        "{outcome:?}"
     );
     assert_eq!(fixture.output.live(&one.lineage), Some(Generation(2)));
     let options = fixture.store.options(&one.lineage).await.unwrap();
     assert_eq!(options.as_deref(), Some("the user's"));
-    let others = foreign(&["a.example", "b.example"], START + DAY);
-    let taken = fixture.take(&others).await.unwrap();
-    assert!(matches!(taken, Taken::OtherNames(names) if names.len() == 1));
+    let others = imported(&["a.example", "b.example"], START + DAY);
+    let outcome = fixture.store_imported(&others).await.unwrap();
+    assert!(matches!(outcome, ImportOutcome::OtherNames(names) if names.len() == 1));
     assert_eq!(fixture.output.live(&one.lineage), Some(Generation(2)));
 }
 
 #[tokio::test]
 async fn import_completes_record_that_waits_for_its_first_certificate() {
-    let (fixture, one) = (Fixture::new(), foreign(&["a.example"], START));
+    let (fixture, one) = (Fixture::new(), imported(&["a.example"], START));
     let names = one.bundle.facts().identifiers.clone();
     let mut record = Record::new(one.lineage.clone(), names.clone(), CA.to_owned());
     record.failures.count = 3;
@@ -195,7 +199,7 @@ async fn import_completes_record_that_waits_for_its_first_certificate() {
         .unwrap();
     let before = fixture.store.save_options(&one.lineage, "{}");
     before.await.unwrap();
-    fixture.take(&one).await.unwrap();
+    fixture.store_imported(&one).await.unwrap();
     let options = fixture.store.options(&one.lineage).await.unwrap();
     assert_eq!(options.as_ref(), Some(&one.options));
     let (record, _) = fixture.record().await;
@@ -205,13 +209,13 @@ async fn import_completes_record_that_waits_for_its_first_certificate() {
 
 #[tokio::test]
 async fn import_fails_while_another_process_holds_the_lease() {
-    let (fixture, one) = (Fixture::new(), foreign(&["a.example"], START));
+    let (fixture, one) = (Fixture::new(), imported(&["a.example"], START));
     let lease = fixture.store.lease(&one.lineage).await.unwrap();
-    let error = fixture.take(&one).await.unwrap_err();
+    let error = fixture.store_imported(&one).await.unwrap_err();
     assert!(
         matches!(error, ManageError::Store(StoreError::Leased { .. })),
         "{error}"
     );
     drop(lease);
-    fixture.take(&one).await.unwrap();
+    fixture.store_imported(&one).await.unwrap();
 }

@@ -4,9 +4,8 @@
 use std::collections::BTreeSet;
 
 use crate::identifier::Identifier;
-use crate::manage::ca_state;
+use crate::manage::ca_state::{Operation, note_outage, settle_failed};
 use crate::manage::error::ManageError;
-use crate::manage::probes::Operation;
 use crate::manage::session::Pass;
 use crate::record::PendingOrder;
 use crate::renew::backoff::{FailureKind, after_failure};
@@ -33,12 +32,12 @@ impl Pass<'_> {
         if ended && matches!(error, ManageError::Acme(_)) {
             let named = error.failed_names().iter();
             let named: BTreeSet<Identifier> = named.map(|one| one.identifier.clone()).collect();
-            let unproven = match kind {
+            let invalid = match kind {
                 FailureKind::Validation if named.is_empty() => order.identifiers.clone(),
                 FailureKind::Validation => named,
                 _ => BTreeSet::new(),
             };
-            ca_state::settle_failed(self.services, order, &unproven, there).await;
+            settle_failed(self.services, order, &invalid, there).await;
         }
     }
 
@@ -51,7 +50,8 @@ impl Pass<'_> {
 
     async fn note_ca_outage(&self, ca: &str, error: &ManageError) {
         if error.is_outage() {
-            ca_state::note_outage(self.services, ca, Operation::Orders, &error.to_string()).await;
+            let operation = Operation::Order(None);
+            note_outage(self.services, ca, operation, &error.to_string()).await;
         }
     }
 
@@ -66,9 +66,9 @@ impl Pass<'_> {
         let record = &mut self.record;
         let facts = record.issued.as_ref().map(|issued| &issued.facts);
         // A failed order for excluded names must not delay the renewal of the others.
-        let healing = record.excluded.as_mut().filter(|_| only_excluded);
-        let facts = facts.filter(|_| healing.is_none());
-        let failures = match (healing, &mut record.fallback) {
+        let retried = record.excluded.as_mut().filter(|_| only_excluded);
+        let facts = facts.filter(|_| retried.is_none());
+        let failures = match (retried, &mut record.fallback) {
             (Some(excluded), _) => &mut excluded.tries,
             (None, Some(fallback)) if fallback.ca == ca => &mut fallback.failures,
             _ => &mut record.failures,

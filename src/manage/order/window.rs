@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use super::journal::RecordJournal;
 use crate::acme::Issuer;
-use crate::manage::ca_state;
+use crate::manage::ca_state::{Operation, note_available, note_outage, reach};
 use crate::manage::error::ManageError;
-use crate::manage::probes::Operation;
 use crate::manage::session::Pass;
 use crate::record::{Issued, Window};
 use crate::renew::backoff::spread;
+use crate::renew::policy::{RECHECK, WINDOW_PAUSE};
 use crate::renew::window;
 
 /// The CA's reply to a request for a renewal window.
@@ -24,11 +24,6 @@ enum WindowReply {
     /// The certificate has no renewal identifier.
     Unsupported,
 }
-
-/// The pause after a temporary error, RFC 9773 section 4.3.3.
-const REFRESH_AFTER_FAILURE: Duration = Duration::from_secs(6 * 3600);
-/// The pause after a request that was skipped during an outage.
-const REFRESH_AFTER_SILENCE: Duration = Duration::from_secs(3600);
 
 impl<'p> Pass<'p> {
     /// Requests the renewal window and stores the instant drawn from it. Without a window the
@@ -50,10 +45,8 @@ impl<'p> Pass<'p> {
                 window::accept(suggested.start, suggested.end, facts),
                 Some(now + window::clamp_retry_after(again)),
             ),
-            WindowReply::Unavailable => {
-                (None, Some(now + spread(REFRESH_AFTER_FAILURE, 10, random)))
-            }
-            WindowReply::Skipped => (None, Some(now + spread(REFRESH_AFTER_SILENCE, 50, random))),
+            WindowReply::Unavailable => (None, Some(now + spread(WINDOW_PAUSE, 10, random))),
+            WindowReply::Skipped => (None, Some(now + spread(RECHECK, 50, random))),
             WindowReply::Unsupported => (None, None),
         };
         let spread = self.services.spread;
@@ -68,30 +61,22 @@ impl<'p> Pass<'p> {
 
     /// The client for the CA that issued the certificate, if that CA is still configured.
     fn issuer_of(&self, issued: &Issued) -> Option<&'p dyn Issuer> {
-        let certificate = self.certificate;
-        let fallback = certificate.fallback.as_ref();
-        match fallback.filter(|fallback| fallback.ca == issued.ca) {
-            Some(fallback) => Some(fallback.issuer.as_ref()),
-            None => Some(certificate.issuer.as_ref()).filter(|_| issued.ca == self.record.ca),
-        }
+        let mut cas = self.certificate.cas();
+        cas.find_map(|(ca, issuer)| (*ca == issued.ca).then_some(issuer.as_ref()))
     }
 
     async fn window_of(&mut self, ca: &str, issuer: &dyn Issuer, id: &str) -> WindowReply {
         let services = self.services;
-        let doubted = match ca_state::reach_windows(services, ca, issuer).await {
-            Ok(doubted) => doubted,
-            Err(ManageError::Unreachable { .. }) => return WindowReply::Skipped,
-            Err(error) => {
+        if let Err(error) = reach(services, ca, issuer, Operation::Window).await {
+            if !matches!(error, ManageError::Unreachable { .. }) {
                 tracing::warn!("no renewal window was requested from {ca}: {error}");
-                return WindowReply::Skipped;
             }
-        };
+            return WindowReply::Skipped;
+        }
         let mut journal = RecordJournal::new(self, ca);
         let error = match issuer.renewal_info(id, &mut journal).await {
             Ok(reply) => {
-                if doubted {
-                    ca_state::note_windows(services, ca).await;
-                }
+                note_available(services, ca, Operation::Window).await;
                 return reply.map_or(WindowReply::Unavailable, |(window, again)| {
                     WindowReply::Window(window, again)
                 });
@@ -99,7 +84,7 @@ impl<'p> Pass<'p> {
             Err(error) => ManageError::from(error),
         };
         if error.is_outage() {
-            ca_state::note_outage(services, ca, Operation::Windows, &error.to_string()).await;
+            note_outage(services, ca, Operation::Window, &error.to_string()).await;
         }
         tracing::warn!(%error, "no renewal window from the CA; a share of the lifetime decides meanwhile");
         WindowReply::Unavailable
