@@ -41,30 +41,33 @@ pub enum Limit {
 }
 
 impl Limit {
+    /// The name in stored state and metrics, and the words for a user.
+    fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::NewOrders => ("new-orders", "new orders"),
+            Self::CertificatesPerDomain => (
+                "certificates-per-domain",
+                "certificates per registered domain",
+            ),
+            Self::DuplicateCertificates => {
+                ("duplicate-certificates", "certificates for the same names")
+            }
+            Self::FailedValidations => ("failed-validations", "failed validations"),
+            Self::ConsecutiveFailures => ("consecutive-failures", "failed validations in a row"),
+            Self::NewAccounts => ("new-accounts", "new accounts"),
+        }
+    }
+
     /// The name of the limit in stored state and metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::NewOrders => "new-orders",
-            Self::CertificatesPerDomain => "certificates-per-domain",
-            Self::DuplicateCertificates => "duplicate-certificates",
-            Self::FailedValidations => "failed-validations",
-            Self::ConsecutiveFailures => "consecutive-failures",
-            Self::NewAccounts => "new-accounts",
-        }
+        self.words().0
     }
 }
 
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NewOrders => "new orders",
-            Self::CertificatesPerDomain => "certificates per registered domain",
-            Self::DuplicateCertificates => "certificates for the same names",
-            Self::FailedValidations => "failed validations",
-            Self::ConsecutiveFailures => "failed validations in a row",
-            Self::NewAccounts => "new accounts",
-        })
+        f.write_str(self.words().1)
     }
 }
 

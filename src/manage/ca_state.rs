@@ -10,4 +10,4 @@ pub(super) use self::intended::Intended;
 pub(super) use self::outage::note_available;
 pub(crate) use self::outage::{Operation, note_outage, reach};
 pub(crate) use self::shared::show_stored;
-pub(super) use self::spending::{register, settle_failed, settle_issued, spend};
+pub(super) use self::spending::{refund, register, settle_failed, settle_issued, spend};

@@ -2,16 +2,14 @@
 //! fallback CA. The choice itself is not made here.
 
 use super::error::ManageError;
-use super::order::{Ordered, Plan};
+use super::order::Ordered;
 use super::session::{Pass, Trigger};
+use crate::renew::decide::Plan;
 use crate::renew::fallback::{Choice, choose, opens_fallback};
 use crate::time::Timestamp;
 
 impl Pass<'_> {
     /// Orders, checks and stores a new generation.
-    ///
-    /// # Errors
-    /// The failure that kept it from being stored; the record notes it.
     pub(super) async fn order_with_fallback(&mut self, plan: Plan) -> Result<Ordered, ManageError> {
         match plan.from {
             Choice::First => self.order_at_first(plan).await,
@@ -42,7 +40,7 @@ impl Pass<'_> {
     /// Orders from the fallback CA, or from the first CA while the fallback CA is unreachable
     /// or limited.
     async fn order_at_fallback(&mut self, plan: Plan) -> Result<Ordered, ManageError> {
-        let error = match self.order_at_one_ca(plan.clone()).await {
+        let mut error = match self.order_at_one_ca(plan.clone()).await {
             Err(error) => error,
             done => return done,
         };
@@ -71,13 +69,14 @@ impl Pass<'_> {
                 ended.map_err(|first| sooner(first, error))
             }
             Ok(Choice::Fallback) => Err(error),
-            Err(wait) if matches!(error, ManageError::Unreachable { .. }) => {
-                Err(probed_by(error, wait))
+            Err(wait) => {
+                let last = error.to_string();
+                let ManageError::Unreachable { until, .. } = &mut error else {
+                    return Err(ManageError::BackingOff { until: wait, last });
+                };
+                *until = wait.min(*until);
+                Err(error)
             }
-            Err(until) => Err(ManageError::BackingOff {
-                until,
-                last: error.to_string(),
-            }),
         }
     }
 
@@ -105,24 +104,6 @@ impl Pass<'_> {
             }
             _ => None,
         }
-    }
-}
-
-/// The same outage, with the next probe at `wait` at the latest.
-fn probed_by(error: ManageError, wait: Timestamp) -> ManageError {
-    match error {
-        ManageError::Unreachable {
-            ca,
-            since,
-            until,
-            last,
-        } => ManageError::Unreachable {
-            ca,
-            since,
-            until: until.min(wait),
-            last,
-        },
-        other => other,
     }
 }
 

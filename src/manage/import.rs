@@ -4,7 +4,7 @@
 
 use super::deploy::FILES;
 use super::error::ManageError;
-use crate::certificate::{Bundle, Facts};
+use crate::certificate::Bundle;
 use crate::deploy::Outlet;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
@@ -132,13 +132,11 @@ pub(crate) fn preview(
     }
     match &record.issued {
         None => stored(Generation(1)),
-        Some(issued) if is_newer(facts, &issued.facts) => stored(issued.generation.next()),
+        Some(issued) if facts.not_before > issued.facts.not_before => {
+            stored(issued.generation.next())
+        }
         Some(issued) => here(issued.generation, true),
     }
-}
-
-fn is_newer(one: &Facts, other: &Facts) -> bool {
-    one.not_before > other.not_before
 }
 
 fn record_of(

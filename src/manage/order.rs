@@ -4,17 +4,13 @@
 
 mod failure;
 mod journal;
-mod plan;
+mod source;
 mod store;
 mod window;
 
-pub(super) use self::plan::Plan;
-
-use std::collections::BTreeSet;
-
 use self::journal::RecordJournal;
-use self::plan::Source;
-use super::ca_state::{self, Operation, reach};
+use self::source::Source;
+use super::ca_state::{self, Intended, Operation, reach};
 use super::clock::ca_time;
 use super::error::ManageError;
 use super::session::{Pass, Trigger};
@@ -22,7 +18,7 @@ use crate::acme::{AcmeError, Cause};
 use crate::certificate::{Bundle, Facts, Freshness, Secret};
 use crate::record::{PendingOrder, Record};
 use crate::renew::clock::signed_at;
-use crate::renew::decide::is_due;
+use crate::renew::decide::{Plan, is_due};
 use crate::renew::policy::CLOCK_READING;
 use crate::time::Timestamp;
 
@@ -72,14 +68,7 @@ impl Pass<'_> {
                 Ok(Ordered::Issued)
             }
             Err(error) => {
-                let now = self.now();
-                // The CA counted the order by its own clock only if it judged the order.
-                let there = match error.is_verdict() {
-                    true => ca_time(source.issuer, services.clock.as_ref()),
-                    false => now,
-                };
-                let when = (now, there);
-                self.note_failure(&pending, &error, only_excluded, when)
+                self.note_failure(&source, &pending, &error, only_excluded)
                     .await;
                 Err(error)
             }
@@ -93,7 +82,7 @@ impl Pass<'_> {
         }
         let pending = self.record.order.as_ref();
         let pending = pending.is_some_and(|order| order.ca == source.ca);
-        let intended = (!pending).then(|| plan.intended(&self.record, self.trigger));
+        let intended = (!pending).then(|| Intended::of(plan, &self.record, self.trigger));
         let operation = Operation::Order(intended);
         reach(self.services, source.ca, source.issuer, operation).await?;
         Ok(())
@@ -128,8 +117,7 @@ impl Pass<'_> {
             return Ok(());
         };
         self.save(None).await?;
-        let (nothing, now) = (BTreeSet::new(), self.now());
-        ca_state::settle_failed(self.services, &other, &nothing, now).await;
+        ca_state::refund(self.services, &other).await;
         Ok(())
     }
 
@@ -157,15 +145,15 @@ impl Pass<'_> {
         plan: Plan,
     ) -> Result<PendingOrder, ManageError> {
         let (services, wanted) = (self.services, &self.certificate.wanted);
-        let key_pem = match self.kept_key().await? {
-            Some(_) if is_urgent(&self.record) => {
+        let key_pem = match self.key_to_reuse().await? {
+            Some(_) if announces_revocation(&self.record) => {
                 tracing::warn!(lineage = %wanted.lineage, "the CA's window is past, perhaps since the key leaked: this order ignores reuse_key");
                 services.keys.make(wanted.key).await?
             }
             Some(key) => key,
             None => services.keys.make(wanted.key).await?,
         };
-        let intended = plan.intended(&self.record, self.trigger);
+        let intended = Intended::of(&plan, &self.record, self.trigger);
         let counted = ca_state::spend(services, source.ca, source.issuer, intended).await?;
         let pending = PendingOrder {
             ca: source.ca.to_owned(),
@@ -179,15 +167,14 @@ impl Pass<'_> {
         };
         self.record.order = Some(pending.clone());
         if let Err(error) = self.save(None).await {
-            let (nothing, now) = (BTreeSet::new(), services.clock.now());
-            ca_state::settle_failed(services, &pending, &nothing, now).await;
+            ca_state::refund(services, &pending).await;
             return Err(error);
         }
         Ok(pending)
     }
 
     /// The newest certificate's key, if the user wants to reuse it.
-    async fn kept_key(&self) -> Result<Option<Secret>, ManageError> {
+    async fn key_to_reuse(&self) -> Result<Option<Secret>, ManageError> {
         let wanted = &self.certificate.wanted;
         let (true, Some(issued)) = (wanted.reuse_key, &self.record.issued) else {
             return Ok(None);
@@ -209,16 +196,16 @@ impl Pass<'_> {
             return (pending, ended);
         }
         match self.with_another_key(&pending).await {
-            Ok(Some(pending)) => {
-                let ended = self.send(source, &pending).await;
-                (pending, ended)
+            Ok(Some(second)) => {
+                let ended = self.send(source, &second).await;
+                return (second, ended);
             }
-            Ok(None) => (pending, ended),
+            Ok(None) => {}
             Err(error) => {
                 tracing::error!(lineage = %self.lineage(), "{error}; hint: {}", error.hint());
-                (pending, ended)
             }
         }
+        (pending, ended)
     }
 
     /// The stored order with a new key; `None` if no order is pending.
@@ -233,9 +220,8 @@ impl Pass<'_> {
         };
         tracing::warn!(lineage = %wanted.lineage, "{} rejected the key; retrying once with a new key", order.ca);
         another.key_pem = key_pem;
-        let another = another.clone();
         self.save(None).await?;
-        Ok(Some(another))
+        Ok(self.record.order.clone())
     }
 
     /// Completes `order`, and returns the checked certificate and when it was signed.
@@ -243,11 +229,8 @@ impl Pass<'_> {
         let mut journal = RecordJournal::new(self, source.ca);
         let answered = source.issuer.issue(order.clone(), &mut journal).await;
         let chain = answered.map_err(unwrap_limit)?;
-        let facts = Facts::of_chain(&chain).ok();
-        let (clock, begin) = (
-            self.services.clock.as_ref(),
-            facts.map(|facts| facts.not_before),
-        );
+        let begin = Facts::of_chain(&chain).ok().map(|facts| facts.not_before);
+        let clock = self.services.clock.as_ref();
         let signed = signed_at(begin, clock.wall(), ca_time(source.issuer, clock));
         let (key, names) = (order.key_pem.clone(), &order.identifiers);
         match Bundle::new(key, &chain, names, signed, Freshness::Issued) {
@@ -277,13 +260,10 @@ fn unwrap_limit(error: AcmeError) -> ManageError {
 
 /// Whether the window was past already when the renewal was drawn: a CA announces a
 /// revocation that way (RFC 9773).
-fn is_urgent(record: &Record) -> bool {
-    let renewal = record
-        .issued
-        .as_ref()
-        .and_then(|issued| issued.renewal.as_ref());
-    renewal.is_some_and(|renewal| {
-        let window = renewal.window.as_ref();
-        window.is_some_and(|window| window.end <= renewal.at)
-    })
+fn announces_revocation(record: &Record) -> bool {
+    let issued = record.issued.as_ref();
+    let renewal = issued.and_then(|issued| issued.renewal.as_ref());
+    let window = renewal.and_then(|renewal| renewal.window.as_ref());
+    let drawn = window.zip(renewal);
+    drawn.is_some_and(|(window, renewal)| window.end <= renewal.at)
 }

@@ -5,22 +5,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::ManageError;
-use super::order::{Ordered, Plan};
+use super::order::Ordered;
 use super::services::Wanted;
 use super::session::Pass;
 use crate::identifier::Identifier;
 use crate::record::{Excluded, Record};
 use crate::renew::backoff::{FailureKind, after_failure};
-use crate::renew::decide;
+use crate::renew::decide::{self, Plan};
 use crate::renew::partial;
 use crate::renew::policy::{LONGEST_RECHECK, RECHECK};
 use crate::time::Timestamp;
 
 impl Pass<'_> {
     /// Orders, checks and stores a new generation, if necessary without the names that fail.
-    ///
-    /// # Errors
-    /// The failure that kept it from being stored; the record notes it.
     pub(super) async fn order_with_exclusions(
         &mut self,
         plan: Plan,

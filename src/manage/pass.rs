@@ -6,14 +6,14 @@ use std::sync::Arc;
 use super::clock::PassClock;
 use super::concurrency::Permit;
 use super::error::ManageError;
-use super::order::{Ordered, Plan};
+use super::order::Ordered;
 use super::rollback::rollback_pause;
 use super::services::{Certificate, Outcome, Services};
 use super::session::{Pass, Trigger};
 use super::status::{excluded, last_failure};
 use crate::record::{Record, Renewal};
 use crate::renew::backoff::after_deployment_failure;
-use crate::renew::decide::{self, HeldUp, Next, next};
+use crate::renew::decide::{self, HeldUp, Next, Plan, next};
 use crate::renew::fallback::Choice;
 use crate::time::Timestamp;
 
@@ -73,22 +73,7 @@ impl Pass<'_> {
                 Next::Issue { .. } if issued => {
                     return stuck.map_or_else(|| self.outcome(issued, now, now), Err);
                 }
-                Next::Issue {
-                    from,
-                    names,
-                    only_excluded,
-                    replaces,
-                    urgent,
-                } => {
-                    let plan = Plan {
-                        from,
-                        names,
-                        only_excluded,
-                        replaces,
-                        urgent,
-                    };
-                    issued = self.order_due(plan, stuck.as_ref(), now).await?;
-                }
+                Next::Issue(plan) => issued = self.order_due(plan, stuck.as_ref(), now).await?,
                 Next::RefreshWindow => self.ask_for_window().await?,
                 // The process that stored the certificate was killed before it requested a window.
                 Next::Draw(_) if has_a_window(&self.record) => self.ask_for_window().await?,
@@ -101,7 +86,7 @@ impl Pass<'_> {
                         (None, None) => self.outcome(issued, now, until),
                     };
                 }
-                Next::Halt(reason) => return Err(ManageError::Halted(format!("{reason:?}"))),
+                Next::Halt => return Err(ManageError::Halted("the record has no names".into())),
             }
         }
     }
@@ -165,6 +150,7 @@ impl Pass<'_> {
             Trigger::Rollback(to) => self.pin(to).await?,
             _ => self.record.pinned = None,
         }
+        self.record.deployment_failures.retry_at = None;
         self.mark_unverified();
         self.save(None).await?;
         if self.record.issued.is_some()
@@ -233,11 +219,11 @@ fn has_a_window(record: &Record) -> bool {
 /// nothing can be done now.
 fn waiting(record: &Record, held_up: HeldUp) -> ManageError {
     match held_up {
-        HeldUp::Issuance { until } => ManageError::BackingOff {
+        HeldUp::Issuance(until) => ManageError::BackingOff {
             until,
             last: last_failure(record).unwrap_or_default(),
         },
-        HeldUp::Deployment { until } => ManageError::NotDeployed {
+        HeldUp::Deployment(until) => ManageError::NotDeployed {
             until,
             last: record.deployment_failures.last.clone().unwrap_or_default(),
         },

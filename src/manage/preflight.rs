@@ -1,6 +1,7 @@
 //! Tells before a pass whether it may order and so needs the services of an order: while
 //! nothing is due, port 80 may belong to another process. Nothing is opened here.
 
+use super::load::{adopt, clear_backoff};
 use super::services::Wanted;
 use super::session::Trigger;
 use crate::random::Random;
@@ -25,20 +26,8 @@ pub(crate) fn may_order(
         return true;
     };
     let mut record = record.clone();
-    if !wanted.matches(&record) {
-        record.failures.retry_at = None;
-    }
-    record.identifiers.clone_from(&wanted.identifiers);
-    record.ca.clone_from(&wanted.ca);
-    if trigger == Trigger::Requested {
-        record.failures.retry_at = None;
-        if let Some(excluded) = &mut record.excluded {
-            excluded.tries.retry_at = None;
-        }
-        if let Some(fallback) = &mut record.fallback {
-            fallback.failures.retry_at = None;
-        }
-    }
+    adopt(&mut record, wanted);
+    clear_backoff(&mut record, trigger);
     // The step that matters is the one after all deployments.
     if let Some(issued) = &record.issued {
         let generation = issued.generation;
@@ -49,7 +38,7 @@ pub(crate) fn may_order(
     }
     match next(&record, now, random) {
         Next::Wait(until) => until <= now + PREFLIGHT_MARGIN,
-        Next::Halt(_) => false,
+        Next::Halt => false,
         _ => true,
     }
 }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::deploy::{FILES, stored};
+use super::deploy::stored;
 use super::error::ManageError;
 use super::session::Pass;
 use crate::certificate::Facts;
@@ -13,22 +13,6 @@ use crate::renew::policy::{MOST_ROLLBACK_PAUSES, ROLLBACK_PAUSE};
 use crate::renew::window::latest;
 
 impl Pass<'_> {
-    /// Resets what each server has loaded and serves, so that all targets are deployed and
-    /// verified again.
-    pub(super) fn mark_unverified(&mut self) {
-        let record = &mut self.record;
-        record.deployment_failures.retry_at = None;
-        for on in record.deployed.values_mut() {
-            *on = Generation::default();
-        }
-        record
-            .deployed
-            .insert(FILES.to_owned(), Generation::default());
-        for served in record.served.values_mut() {
-            served.generation = Generation::default();
-        }
-    }
-
     /// Abandons a failed rollback: the generation from before it is to be served again, at
     /// once.
     pub(super) async fn unpin(&mut self, earlier: (Option<Pinned>, Failures)) {

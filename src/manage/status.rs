@@ -72,11 +72,11 @@ fn upcoming(record: &Record, now: Timestamp, random: &dyn Random) -> (Action, Ti
         Next::Issue { .. } => (Action::Issue, now),
         Next::Deploy => (Action::Deploy, now),
         Next::RefreshWindow | Next::Draw(_) => (Action::Refresh, now),
-        Next::Halt(_) => (Action::Halt, now),
+        Next::Halt => (Action::Halt, now),
         Next::Wait(until) => match next(record, until, random) {
             Next::Issue { .. } => (Action::Issue, until),
             Next::Deploy => (Action::Deploy, until),
-            Next::Halt(_) => (Action::Halt, until),
+            Next::Halt => (Action::Halt, until),
             // The operator wants to see the renewal, not the requests for windows before it.
             Next::RefreshWindow | Next::Draw(_) | Next::Wait(_) => {
                 let renewal = record.issued.as_ref().and_then(|issued| {

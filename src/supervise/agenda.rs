@@ -88,14 +88,14 @@ impl Agenda {
     pub(super) fn insert(&mut self, entry: Entry) {
         let lineage = entry.certificate.wanted.lineage.clone();
         self.remove(&lineage);
-        self.enter(&lineage, Position::of(&entry));
+        self.index(&lineage, Position::of(&entry), true);
         self.entries.insert(lineage, entry);
     }
 
     pub(super) fn remove(&mut self, lineage: &Lineage) {
         self.leave_queues(lineage);
         if let Some(entry) = self.entries.remove(lineage) {
-            self.leave(lineage, Position::of(&entry));
+            self.index(lineage, Position::of(&entry), false);
         }
     }
 
@@ -110,8 +110,8 @@ impl Agenda {
         let changed = change(entry);
         let after = Position::of(entry);
         if before != after {
-            self.leave(lineage, before);
-            self.enter(lineage, after);
+            self.index(lineage, before, false);
+            self.index(lineage, after, true);
         }
         Some(changed)
     }
@@ -123,7 +123,7 @@ impl Agenda {
         (self.idle, self.requested, self.waiting_for_ca) = Default::default();
         self.queues.clear();
         for (lineage, entry) in std::mem::take(&mut self.entries) {
-            self.enter(&lineage, Position::of(&entry));
+            self.index(&lineage, Position::of(&entry), true);
             self.entries.insert(lineage, entry);
         }
     }
@@ -209,27 +209,22 @@ impl Agenda {
         });
     }
 
-    fn enter(&mut self, lineage: &Lineage, position: Position) {
+    /// Enters `lineage` into the indexes at `position`, or removes it.
+    fn index(&mut self, lineage: &Lineage, position: Position, enters: bool) {
+        fn set<T: Ord>(index: &mut BTreeSet<T>, value: T, enters: bool) {
+            let _ = match enters {
+                true => index.insert(value),
+                false => index.remove(&value),
+            };
+        }
         if let Some((due, outages)) = position.idle {
-            self.idle.insert((due, outages, lineage.clone()));
+            set(&mut self.idle, (due, outages, lineage.clone()), enters);
         }
         if position.requested {
-            self.requested.insert(lineage.clone());
+            set(&mut self.requested, lineage.clone(), enters);
         }
         if position.waiting_for_ca {
-            self.waiting_for_ca.insert(lineage.clone());
-        }
-    }
-
-    fn leave(&mut self, lineage: &Lineage, position: Position) {
-        if let Some((due, outages)) = position.idle {
-            self.idle.remove(&(due, outages, lineage.clone()));
-        }
-        if position.requested {
-            self.requested.remove(lineage);
-        }
-        if position.waiting_for_ca {
-            self.waiting_for_ca.remove(lineage);
+            set(&mut self.waiting_for_ca, lineage.clone(), enters);
         }
     }
 }
@@ -257,18 +252,18 @@ impl Position {
 /// command leaves out do not differ.
 pub(super) fn difference(current: &Certificate, requested: &Certificate) -> Option<String> {
     let (one, other) = (&current.wanted, &requested.wanted);
+    let list = |words: Vec<String>| words.join(", ");
     if one.identifiers != other.identifiers || one.ca != other.ca {
-        let names: Vec<String> = one.identifiers.iter().map(ToString::to_string).collect();
-        return Some(format!("for {} from {}", names.join(", "), one.ca));
+        let names = list(one.identifiers.iter().map(ToString::to_string).collect());
+        return Some(format!("for {names} from {}", one.ca));
     }
     if other.profile.is_some() && one.profile != other.profile {
         let profile = one.profile.as_deref().unwrap_or("none");
         return Some(format!("with the profile {profile}"));
     }
     let fallback = |one: &Certificate| one.fallback.as_ref().map(|fallback| fallback.ca.clone());
-    if let (here, Some(there)) = (fallback(current), fallback(requested))
-        && here.as_ref() != Some(&there)
-    {
+    let (here, there) = (fallback(current), fallback(requested));
+    if there.is_some() && here != there {
         let here = here.unwrap_or_else(|| "none".into());
         return Some(format!("with the fallback {here}"));
     }
@@ -277,15 +272,17 @@ pub(super) fn difference(current: &Certificate, requested: &Certificate) -> Opti
     }
     let (here, there) = (&current.endpoints, &requested.endpoints);
     if !there.is_empty() && here != there {
-        let here: Vec<String> = here.iter().map(ToString::to_string).collect();
-        return Some(format!("verified at [{}]", here.join(", ")));
+        let here = list(here.iter().map(ToString::to_string).collect());
+        return Some(format!("verified at [{here}]"));
     }
-    let named = |certificate: &Certificate| -> Vec<String> {
-        let targets = certificate.targets.iter();
-        targets.map(|target| target.name().to_owned()).collect()
+    let named = |one: &Certificate| -> Vec<String> {
+        one.targets
+            .iter()
+            .map(|target| target.name().to_owned())
+            .collect()
     };
     let (here, there) = (named(current), named(requested));
-    (!there.is_empty() && here != there).then(|| format!("for [{}]", here.join(", ")))
+    (!there.is_empty() && here != there).then(|| format!("for [{}]", list(here)))
 }
 
 #[cfg(test)]

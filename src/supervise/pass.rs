@@ -28,11 +28,6 @@ pub(super) struct Finished {
 }
 
 impl Finished {
-    /// Whether another process holds the lease, which is normal in a fleet.
-    pub(super) fn is_elsewhere(&self) -> bool {
-        is_elsewhere(&self.ended)
-    }
-
     /// The CA that the result shows to be working.
     pub(super) fn answering_ca(&self) -> Option<String> {
         let record = self.record.as_ref()?;
@@ -54,7 +49,8 @@ impl Finished {
     }
 }
 
-fn is_elsewhere(ended: &Ended) -> bool {
+/// Whether another process holds the lease, which is normal in a fleet.
+pub(super) fn is_elsewhere(ended: &Ended) -> bool {
     matches!(ended, Err(ManageError::Store(StoreError::Leased { .. })))
 }
 
@@ -67,20 +63,17 @@ pub(super) async fn one_pass(
     reply: Option<oneshot::Sender<Ended>>,
 ) -> Finished {
     let ended = pass(&services, &certificate, trigger, permit).await;
-    let clock = PassClock::new(services.clock.clone(), &certificate);
     let lineage = certificate.wanted.lineage.clone();
     let (ended, record) = match ended {
         Ok((outcome, record)) => (Ok(outcome), Some(record)),
-        Err(error) => {
-            let ended = Err(error);
-            // The process that holds the lease shows the record.
-            let record = match is_elsewhere(&ended) {
-                true => None,
-                false => as_stored(&services, &lineage).await,
-            };
-            (ended, record)
-        }
+        Err(error) => (Err(error), None),
     };
+    // The process that holds the lease shows the record.
+    let record = match &record {
+        None if !is_elsewhere(&ended) => as_stored(&services, &lineage).await,
+        _ => record,
+    };
+    let clock = PassClock::new(services.clock.clone(), &certificate);
     if let Some(record) = &record {
         clock.use_evidence(record);
     }

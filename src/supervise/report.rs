@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::Supervisor;
-use super::pass::Finished;
+use super::pass::{Finished, is_elsewhere};
 use crate::lineage::Lineage;
 use crate::manage::status::status;
 use crate::manage::{ManageError, Outcome};
@@ -78,7 +78,7 @@ impl Supervisor {
                 Err(ManageError::Unreachable { .. }) => entry.outages,
                 _ => 0,
             };
-            entry.elsewhere = match pass.is_elsewhere() {
+            entry.elsewhere = match is_elsewhere(&pass.ended) {
                 true => entry.elsewhere.saturating_add(1),
                 false => 0,
             };

@@ -118,6 +118,11 @@ pub(in crate::manage) async fn settle_issued(
     }
 }
 
+/// Refunds the tokens of an order that is dropped.
+pub(in crate::manage) async fn refund(services: &Services, order: &PendingOrder) {
+    settle_failed(services, order, &BTreeSet::new(), services.clock.now()).await;
+}
+
 /// Settles the rate limits after a failed order; `invalid` are the names whose validation
 /// failed, at `now` by the CA's clock.
 pub(in crate::manage) async fn settle_failed(

@@ -3,30 +3,36 @@
 
 use std::collections::BTreeSet;
 
+use super::source::Source;
 use crate::identifier::Identifier;
 use crate::manage::ca_state::{Operation, note_outage, settle_failed};
+use crate::manage::clock::ca_time;
 use crate::manage::error::ManageError;
 use crate::manage::session::Pass;
 use crate::record::PendingOrder;
 use crate::renew::backoff::{FailureKind, after_failure};
-use crate::time::Timestamp;
 
 impl Pass<'_> {
-    /// Notes the failure of an order that was sent, at `now` and at the CA's time `there`.
+    /// Notes the failure of an order that was sent.
     pub(super) async fn note_failure(
         &mut self,
+        source: &Source<'_>,
         order: &PendingOrder,
         error: &ManageError,
         only_excluded: bool,
-        (now, there): (Timestamp, Timestamp),
     ) {
+        let clock = self.services.clock.as_ref();
+        // The CA counted the order by its own clock only if it judged the order.
+        let there = match error.is_verdict() {
+            true => ca_time(source.issuer, clock),
+            false => clock.now(),
+        };
         self.note_ca_outage(&order.ca, error).await;
         let (kind, ended) = error.failure_kind();
         if ended {
             self.record.order = None;
         }
-        self.date_failure(&order.ca, error, only_excluded, now)
-            .await;
+        self.date_failure(&order.ca, error, only_excluded).await;
         // After the save, since counting too much is safe. A certificate that was signed
         // but is invalid counts too.
         if ended && matches!(error, ManageError::Acme(_)) {
@@ -44,8 +50,7 @@ impl Pass<'_> {
     /// Notes a failure of the CA before an order could be sent.
     pub(super) async fn note_unsent(&mut self, ca: &str, error: &ManageError, only_excluded: bool) {
         self.note_ca_outage(ca, error).await;
-        self.date_failure(ca, error, only_excluded, self.now())
-            .await;
+        self.date_failure(ca, error, only_excluded).await;
     }
 
     async fn note_ca_outage(&self, ca: &str, error: &ManageError) {
@@ -56,13 +61,8 @@ impl Pass<'_> {
     }
 
     /// Stores the failure with the time of the retry.
-    async fn date_failure(
-        &mut self,
-        ca: &str,
-        error: &ManageError,
-        only_excluded: bool,
-        now: Timestamp,
-    ) {
+    async fn date_failure(&mut self, ca: &str, error: &ManageError, only_excluded: bool) {
+        let now = self.now();
         let record = &mut self.record;
         let facts = record.issued.as_ref().map(|issued| &issued.facts);
         // A failed order for excluded names must not delay the renewal of the others.
