@@ -100,6 +100,7 @@ impl Watch {
             self.pending = cas().into_keys().cloned().collect();
             // The reply to an earlier probe says nothing about this clock.
             self.probes = JoinSet::new();
+            services.probes.restart();
         }
         if self.pending.is_empty() || !self.probes.is_empty() || monotonic < self.next_at {
             return;

@@ -49,6 +49,24 @@ impl Finished {
     }
 }
 
+/// When the next pass over a certificate is due.
+#[derive(Default)]
+pub(super) struct Recheck {
+    /// The instant; `None` after a failure without a stored time for the retry.
+    pub(super) at: Option<Timestamp>,
+    /// Whether it is due at the end of its CA's outage, if that is earlier.
+    pub(super) waits_for_ca: bool,
+}
+
+impl Recheck {
+    pub(super) fn at(instant: Timestamp) -> Self {
+        Self {
+            at: Some(instant),
+            waits_for_ca: false,
+        }
+    }
+}
+
 /// Whether another process holds the lease, which is normal in a fleet.
 pub(super) fn is_elsewhere(ended: &Ended) -> bool {
     matches!(ended, Err(ManageError::Store(StoreError::Leased { .. })))
@@ -95,4 +113,8 @@ async fn as_stored(services: &Services, lineage: &Lineage) -> Option<Record> {
             None
         }
     }
+}
+
+pub(super) fn log_failure(lineage: &Lineage, error: &ManageError) {
+    tracing::error!(%lineage, "{error}; hint: {}", error.hint());
 }

@@ -3,33 +3,14 @@
 
 use std::time::Duration;
 
-use super::Supervisor;
-use super::pass::{Finished, is_elsewhere};
-use crate::lineage::Lineage;
+use super::pass::{Finished, Recheck, is_elsewhere, log_failure};
+use super::supervisor::Supervisor;
 use crate::manage::status::status;
 use crate::manage::{ManageError, Outcome};
 use crate::observe::Status;
 use crate::renew::decide::{Next, next};
 use crate::renew::policy::{LEASED_PAUSE, LONG_LEASED, LONGEST_RECHECK, RECHECK, WINDOW_SPREAD};
 use crate::time::Timestamp;
-
-/// When the next pass over a certificate is due.
-#[derive(Default)]
-pub(super) struct Recheck {
-    /// The instant; `None` after a failure without a stored time for the retry.
-    pub(super) at: Option<Timestamp>,
-    /// Whether it is due at the end of its CA's outage, if that is earlier.
-    pub(super) waits_for_ca: bool,
-}
-
-impl Recheck {
-    fn at(instant: Timestamp) -> Self {
-        Self {
-            at: Some(instant),
-            waits_for_ca: false,
-        }
-    }
-}
 
 impl Supervisor {
     /// Shows the result of `pass`, replies to a waiting caller, and returns when the next
@@ -168,8 +149,4 @@ pub(super) fn alarm(shown: &Status, level: usize, why: Option<String>) -> String
     format!(
         "{what}: the certificate expires at {end} and is not renewed: {why}; hint: certs status shows what it waits for; certs issue with the same names retries at once"
     )
-}
-
-pub(super) fn log_failure(lineage: &Lineage, error: &ManageError) {
-    tracing::error!(%lineage, "{error}; hint: {}", error.hint());
 }

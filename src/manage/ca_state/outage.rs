@@ -40,7 +40,8 @@ impl Operation<'_> {
     ) -> Option<Timestamp> {
         let latest = outage.probe_at + ORDERS_FIRST;
         let until = match self {
-            _ if latest <= now => None,
+            // A probe that a wrong clock has dated is no reason to wait.
+            _ if outage.probe_at > now || latest <= now => None,
             Self::Order(intended) => intended.as_ref()?.refused_until(state, ca, now),
             Self::Window => (!outage.windows_only).then_some(latest),
         };
