@@ -1,4 +1,4 @@
-//! The known state of one CA: the used tokens of its rate limits, and its outages. All
+//! The known state of one CA: the used tokens of its rate limits, and its outage. All
 //! certificates and all nodes on one store share it, so it is one stored value beside the
 //! records. It decides nothing.
 
@@ -17,12 +17,9 @@ pub struct CaState {
     /// full again. Shared between clones, since most readers only need the outage.
     #[serde(default)]
     pub spent: Arc<BTreeMap<Limit, BTreeMap<String, Timestamp>>>,
-    /// The outage of orders; `None` while the CA is reachable.
+    /// The outage; `None` while the CA is reachable.
     #[serde(default)]
     pub outage: Option<Outage>,
-    /// The outage of renewal windows; the CA may issue nevertheless.
-    #[serde(default)]
-    pub windowless: Option<Outage>,
 }
 
 /// The rate limits of a CA, as Let's Encrypt names them.
@@ -44,30 +41,33 @@ pub enum Limit {
 }
 
 impl Limit {
+    /// The name in stored state and metrics, and the words for a user.
+    fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::NewOrders => ("new-orders", "new orders"),
+            Self::CertificatesPerDomain => (
+                "certificates-per-domain",
+                "certificates per registered domain",
+            ),
+            Self::DuplicateCertificates => {
+                ("duplicate-certificates", "certificates for the same names")
+            }
+            Self::FailedValidations => ("failed-validations", "failed validations"),
+            Self::ConsecutiveFailures => ("consecutive-failures", "failed validations in a row"),
+            Self::NewAccounts => ("new-accounts", "new accounts"),
+        }
+    }
+
     /// The name of the limit in stored state and metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::NewOrders => "new-orders",
-            Self::CertificatesPerDomain => "certificates-per-domain",
-            Self::DuplicateCertificates => "duplicate-certificates",
-            Self::FailedValidations => "failed-validations",
-            Self::ConsecutiveFailures => "consecutive-failures",
-            Self::NewAccounts => "new-accounts",
-        }
+        self.words().0
     }
 }
 
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NewOrders => "new orders",
-            Self::CertificatesPerDomain => "certificates per registered domain",
-            Self::DuplicateCertificates => "certificates for the same names",
-            Self::FailedValidations => "failed validations",
-            Self::ConsecutiveFailures => "failed validations in a row",
-            Self::NewAccounts => "new accounts",
-        })
+        f.write_str(self.words().1)
     }
 }
 
@@ -100,6 +100,9 @@ pub struct Outage {
     /// operations.
     #[serde(default)]
     pub answered: bool,
+    /// Whether only renewal windows are unavailable: the CA may issue nevertheless.
+    #[serde(default)]
+    pub windows_only: bool,
     /// The error of the last attempt.
     pub last: String,
 }

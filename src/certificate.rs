@@ -31,7 +31,7 @@ use crate::fingerprint::Fingerprint;
 use crate::identifier::Identifier;
 use crate::time::Timestamp;
 
-pub use known::Known;
+pub use known::BundleCache;
 pub use secret::Secret;
 
 /// The type of a certificate's key.

@@ -28,9 +28,11 @@ pub(crate) mod status;
 pub(crate) use error::ManageError;
 pub(crate) use probes::Probes;
 pub(crate) use services::{
-    Certificate, FallbackCa, FreshKeys, Keys, MANY, Maintenance, Outcome, Progress, SPACING,
-    SPREAD, SPREAD_OF_MANY, Services, Wanted,
+    Certificate, FallbackCa, FreshKeys, Keys, Maintenance, Outcome, Progress, Services, Wanted,
 };
 pub(crate) use session::Trigger;
 
 pub(crate) use deploy::stored;
+pub(crate) use load::stored_or_new;
+
+pub(crate) use crate::renew::policy::{SPACING, SPREAD};

@@ -5,7 +5,7 @@
 //! second.
 
 #[cfg(test)]
-pub(crate) mod set;
+pub(crate) mod fake;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -48,6 +48,12 @@ impl Timestamp {
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
+    /// The time between the two, whichever is later.
+    #[must_use]
+    pub fn apart(self, other: Self) -> Duration {
+        self.since(other).max(other.since(self))
     }
 
     /// As a user reads it at `now`: `2026-12-01T10:00:00Z (in 3 h)`.
@@ -144,7 +150,7 @@ pub trait Clock: Send + Sync {
 
     /// The time since an arbitrary instant by a monotonic clock, if there is one. That
     /// clock may stop while the machine is suspended.
-    fn steady(&self) -> Option<Duration> {
+    fn monotonic(&self) -> Option<Duration> {
         None
     }
 
@@ -152,7 +158,7 @@ pub trait Clock: Send + Sync {
     /// It uses the monotonic clock if there is one.
     fn stopwatch(&self) -> Duration {
         let wall = || self.now().since(Timestamp::from_seconds(0));
-        self.steady().unwrap_or_else(wall)
+        self.monotonic().unwrap_or_else(wall)
     }
 
     /// Returns after `length`, or earlier once `now()` is later by `length`. The argument is
@@ -177,7 +183,7 @@ impl Clock for SystemClock {
         Timestamp::from(OffsetDateTime::from(std::time::SystemTime::now()))
     }
 
-    fn steady(&self) -> Option<Duration> {
+    fn monotonic(&self) -> Option<Duration> {
         static FIRST_READING: OnceLock<Instant> = OnceLock::new();
         #[allow(clippy::disallowed_methods)] // the only reading of the monotonic clock
         let now = Instant::now();

@@ -41,9 +41,9 @@ async fn status_shows_ca_limits_and_reachability() {
         probe_at: now,
         asked: false,
         answered: false,
+        windows_only: false,
         last: "no route".into(),
     });
-    state.windowless = state.outage.clone();
     let saved = store.save_ca_state(CA, &state, Revision(0));
     saved.await.unwrap();
 
@@ -53,7 +53,6 @@ async fn status_shows_ca_limits_and_reachability() {
         "47 of 50 certificates per registered domain of example.co.uk, all at ",
         "2 of 5 certificates for the same names of shop.example.co.uk, all at ",
         "its CA has been unreachable since ",
-        "its CA has not provided renewal windows or the time since ",
         "; next probe at ",
         "Z (in ",
     ] {
@@ -66,12 +65,19 @@ async fn status_shows_ca_limits_and_reachability() {
     assert_eq!(left, [297, 47, 2, 5, 1152]);
     assert_eq!(json[0]["outage"]["probes"], 2);
 
-    // The CA answered the probe; the next window request shows whether it has windows.
-    state.windowless.as_mut().unwrap().answered = true;
-    let saved = store.save_ca_state(CA, &state, Revision(1));
-    saved.await.unwrap();
-    let told = run(certs(directory.path()).arg("status"), 0);
-    assert!(!told.contains("beside orders"), "{told}");
+    // Then only the windows are unavailable. After the CA answers the probe, the next request shows whether it
+    // has windows.
+    let mut revision = Revision(1);
+    for (answered, shown) in [(false, true), (true, false)] {
+        let outage = state.outage.as_mut().unwrap();
+        (outage.windows_only, outage.answered) = (true, answered);
+        let saved = store.save_ca_state(CA, &state, revision);
+        revision = saved.await.unwrap();
+        let told = run(certs(directory.path()).arg("status"), 0);
+        let words = "its CA has not provided renewal windows or the time since ";
+        assert_eq!(told.contains(words), shown, "{told}");
+        assert!(!told.contains("has been unreachable"), "{told}");
+    }
 }
 
 #[tokio::test]

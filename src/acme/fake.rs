@@ -22,7 +22,7 @@ use crate::challenge::responses::Responses;
 use crate::identifier::Identifier;
 use crate::random::{Random, SeededRandom};
 use crate::record::PendingOrder;
-use crate::time::set::SetClock;
+use crate::time::fake::SetClock;
 use crate::time::{Clock, Timestamp, VirtualClock};
 
 pub(super) const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
@@ -96,8 +96,8 @@ impl Clock for SleepingClock {
         self.0.now()
     }
 
-    fn steady(&self) -> Option<Duration> {
-        self.0.steady()
+    fn monotonic(&self) -> Option<Duration> {
+        self.0.monotonic()
     }
 
     async fn sleep(&self, length: Duration) {

@@ -129,7 +129,7 @@ mod tests {
 
     #[tokio::test]
     async fn wait_is_not_longer_after_clock_is_set_back() {
-        use crate::time::set::SetClock;
+        use crate::time::fake::SetClock;
         use crate::time::{Timestamp, VirtualClock};
         let begun = Timestamp::from_seconds(1_800_000_000);
         let passes = Arc::new(VirtualClock::new(begun));

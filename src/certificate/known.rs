@@ -15,7 +15,7 @@ use crate::time::Timestamp;
 
 /// The pair that was last checked, for each lineage. Clones share the cache.
 #[derive(Clone, Debug, Default)]
-pub struct Known(Arc<Mutex<BTreeMap<Lineage, Accepted>>>);
+pub struct BundleCache(Arc<Mutex<BTreeMap<Lineage, Accepted>>>);
 
 #[derive(Debug)]
 struct Accepted {
@@ -24,7 +24,7 @@ struct Accepted {
     facts: Arc<Facts>,
 }
 
-impl Known {
+impl BundleCache {
     /// Adds a pair that was just issued and checked.
     pub fn accept(&self, lineage: &Lineage, bundle: &Bundle) {
         let digest = digest(&bundle.key_pem, &bundle.chain_pem());
@@ -113,7 +113,10 @@ mod tests {
 
     #[test]
     fn known_pair_passes_until_expiry() {
-        let (known, now) = (Known::default(), Timestamp::from_seconds(1_800_000_000));
+        let (known, now) = (
+            BundleCache::default(),
+            Timestamp::from_seconds(1_800_000_000),
+        );
         let (key, chain, names, lineage) = made("example.com", now);
         let first = known.bundle(&lineage, key.clone(), &chain, &names, now);
         let again = known.bundle(&lineage, key.clone(), &chain, &names, now);
@@ -125,7 +128,10 @@ mod tests {
 
     #[test]
     fn known_pair_with_other_key_or_names_is_checked_again() {
-        let (known, now) = (Known::default(), Timestamp::from_seconds(1_800_000_000));
+        let (known, now) = (
+            BundleCache::default(),
+            Timestamp::from_seconds(1_800_000_000),
+        );
         let (key, chain, names, lineage) = made("example.com", now);
         let bundle = |key: &Secret, names: &BTreeSet<Identifier>| {
             known.bundle(&lineage, key.clone(), &chain, names, now)

@@ -14,7 +14,7 @@ use super::progress::Display;
 use super::watcher::Watcher;
 use crate::acme::{self, AccountSettings, Client, Exchange, Https, InProcess, Issuer, Limiters};
 use crate::ca;
-use crate::certificate::Known;
+use crate::certificate::BundleCache;
 use crate::challenge::responses::Responses;
 use crate::config::{CaSettings, CertificateSettings, DeployWhen, RenewSettings, Settings};
 use crate::control::{Done, Task};
@@ -71,7 +71,7 @@ impl Factory {
                 output: Arc::new(output_for(settings)?),
                 verifier: Arc::new(Handshake),
                 keys: Arc::new(FreshKeys),
-                known: Known::default(),
+                bundles: BundleCache::default(),
                 probes: Probes::default(),
                 clock: Arc::new(SystemClock),
                 random: Arc::new(SystemRandom),

@@ -107,7 +107,6 @@ async fn row(
         status,
         budget: rate_limits::left(&state, rules, &record.identifiers, now),
         outage: state.outage,
-        windowless: state.windowless,
     })
 }
 
@@ -120,8 +119,6 @@ struct Row {
     budget: Vec<Left>,
     /// The CA's current outage.
     outage: Option<Outage>,
-    /// The current outage of the CA's renewal windows and clock.
-    windowless: Option<Outage>,
 }
 
 const COLUMNS: [&str; 7] = [
@@ -196,20 +193,18 @@ fn details(row: &Row, now: Timestamp) {
     if !spent.is_empty() {
         say(format_args!("  left: {}", spent.join("; ")));
     }
-    let outage = |outage: &Outage, what: &str| {
+    if let Some(outage) = &row.outage {
+        let what = match (outage.windows_only, outage.answered) {
+            // The next window request shows whether it has windows again.
+            (true, true) => return,
+            (true, false) => "has not provided renewal windows or the time",
+            (false, true) => "is reachable but has issued nothing",
+            (false, false) => "has been unreachable",
+        };
         let (since, probe_at) = (outage.since.seen_at(now), outage.probe_at.seen_at(now));
         say(format_args!(
             "  its CA {what} since {since}; next probe at {probe_at}"
         ));
-    };
-    match &row.outage {
-        None => {}
-        Some(down) if down.answered => outage(down, "is reachable but has issued nothing"),
-        Some(down) => outage(down, "has been unreachable"),
-    }
-    // Reachable again, even if no window was requested since.
-    if let Some(down) = row.windowless.as_ref().filter(|down| !down.answered) {
-        outage(down, "has not provided renewal windows or the time");
     }
 }
 

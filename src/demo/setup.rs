@@ -18,7 +18,7 @@ use super::tally::Tally;
 use super::{LOOPBACK, Site};
 use crate::acme::{AccountSettings, Client, ClientSettings, Https, Issuer};
 use crate::ca::{RenewalWindows, Resolve, Server, Settings, Validation};
-use crate::certificate::{KeyType, Known};
+use crate::certificate::{BundleCache, KeyType};
 use crate::challenge::http01::Listener;
 use crate::challenge::responses::Responses;
 use crate::deploy::endpoint::Endpoint;
@@ -166,7 +166,7 @@ fn services(directory: &Path) -> Result<Services, Failure> {
         output: Arc::new(Output::new(directory.join("certs"))),
         verifier: Arc::new(Handshake),
         keys: Arc::new(FreshKeys),
-        known: Known::default(),
+        bundles: BundleCache::default(),
         probes: Probes::default(),
         clock: Arc::new(SystemClock),
         random: Arc::new(SystemRandom),

@@ -47,7 +47,7 @@ fn decided(record: &Record, now: Timestamp) {
             assert!(!matches!(again, Next::Draw(_)), "a second draw");
             assert_eq!(stored(&drawn), drawn);
         }
-        Next::RefreshWindow | Next::Issue { .. } | Next::Deploy | Next::Halt(_) => {}
+        Next::RefreshWindow | Next::Issue { .. } | Next::Deploy | Next::Halt => {}
     }
 }
 

@@ -7,7 +7,7 @@ mod shared;
 mod spending;
 
 pub(super) use self::intended::Intended;
-pub(super) use self::outage::{note_available, note_windows, reach_windows};
-pub(crate) use self::outage::{note_outage, reach};
+pub(super) use self::outage::note_available;
+pub(crate) use self::outage::{Operation, note_outage, reach};
 pub(crate) use self::shared::show_stored;
-pub(super) use self::spending::{NEWEST, register, settle_failed, settle_issued, spend};
+pub(super) use self::spending::{refund, register, settle_failed, settle_issued, spend};

@@ -6,11 +6,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-/// Certificates ordered at the same time.
-pub(crate) const ORDERING: usize = 4;
-/// Passes in progress at the same time, including those that deploy. Each holds a
-/// record and a pair, and one connection while it verifies.
-pub(crate) const SIDE_BY_SIDE: usize = 32;
+use crate::renew::policy::ORDERING;
 
 /// The permits of one process.
 #[derive(Clone, Debug)]
@@ -32,8 +28,8 @@ impl Concurrency {
     /// Waits for a free permit.
     pub(crate) async fn take(&self) -> Permit {
         let mut permit = Permit {
-            of: Some(self.clone()),
-            held: None,
+            concurrency: Some(self.clone()),
+            permit: None,
         };
         permit.reacquire().await;
         permit
@@ -42,10 +38,10 @@ impl Concurrency {
     /// Returns a permit if one is free now.
     #[must_use]
     pub(crate) fn try_acquire(&self) -> Option<Permit> {
-        let held = self.free.clone().try_acquire_owned().ok()?;
+        let permit = self.free.clone().try_acquire_owned().ok()?;
         Some(Permit {
-            of: Some(self.clone()),
-            held: Some(held),
+            concurrency: Some(self.clone()),
+            permit: Some(permit),
         })
     }
 
@@ -64,23 +60,23 @@ impl Concurrency {
 /// A pass's permit to talk to a CA. The default permit is unlimited and never waits.
 #[derive(Debug, Default)]
 pub(crate) struct Permit {
-    of: Option<Concurrency>,
-    held: Option<OwnedSemaphorePermit>,
+    concurrency: Option<Concurrency>,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Permit {
     /// Releases the permit, so that another pass can begin.
     pub(super) fn release(&mut self) {
-        if let (Some(_), Some(of)) = (self.held.take(), &self.of) {
-            of.released.notify_one();
+        if let (Some(_), Some(concurrency)) = (self.permit.take(), &self.concurrency) {
+            concurrency.released.notify_one();
         }
     }
 
-    /// Waits for a permit, unless one is held. A waiting pass comes before a new one.
+    /// Waits for a permit, unless it has one. A waiting pass comes before a new one.
     pub(super) async fn reacquire(&mut self) {
-        if let (Some(of), None) = (&self.of, &self.held) {
+        if let (Some(concurrency), None) = (&self.concurrency, &self.permit) {
             // The semaphore is never closed.
-            self.held = of.free.clone().acquire_owned().await.ok();
+            self.permit = concurrency.free.clone().acquire_owned().await.ok();
         }
     }
 }

@@ -2,8 +2,6 @@
 //! A failed deployment is rolled back to the previous generation and retried by the next
 //! pass. It never leads to a second order.
 
-use std::time::Duration;
-
 use super::error::ManageError;
 use super::services::{Certificate, Services};
 use super::session::Pass;
@@ -12,10 +10,8 @@ use crate::deploy::verify::{ServedAt, Verification, VerifyError};
 use crate::deploy::{Delivery, DeployCause, DeployError, Target};
 use crate::lineage::Lineage;
 use crate::record::{Failures, Generation, RolledBack, Served};
+use crate::renew::policy::VERIFY_WITHIN;
 use crate::renew::window::latest;
-
-/// How long all endpoints together may keep serving the old certificate.
-const VERIFY_WITHIN: Duration = Duration::from_secs(30);
 
 /// The name of the output files in [`crate::record::Record::deployed`].
 pub(super) const FILES: &str = "files";
@@ -24,7 +20,6 @@ pub(super) const FILES: &str = "files";
 #[derive(Clone)]
 struct Pair {
     generation: Generation,
-    facts: Facts,
     bundle: Bundle,
 }
 
@@ -42,11 +37,7 @@ impl Pass<'_> {
         };
         let (services, lineage) = (self.services, self.lineage().clone());
         let bundle = stored(services, &lineage, generation, &facts).await?;
-        let pair = Pair {
-            generation,
-            facts,
-            bundle,
-        };
+        let pair = Pair { generation, bundle };
         let before = self.previous_pair(generation).await;
         let ended = self.transact(&pair, before.as_ref()).await;
         for (_, target) in self.certificate.named_targets() {
@@ -133,10 +124,10 @@ impl Pass<'_> {
         Delivery {
             live: self.services.output.live_path(&lineage),
             lineage,
-            names: pair.facts.identifiers.clone(),
+            names: pair.bundle.facts().identifiers.clone(),
             generation: pair.generation,
-            fingerprint: pair.facts.fingerprint.clone(),
-            not_after: pair.facts.not_after,
+            fingerprint: pair.bundle.facts().fingerprint.clone(),
+            not_after: pair.bundle.facts().not_after,
             urgent,
         }
     }
@@ -165,7 +156,6 @@ impl Pass<'_> {
         let bundle = Bundle::new(key, &chain, names, now, Freshness::Stored).ok()?;
         Some(Pair {
             generation: before,
-            facts,
             bundle,
         })
     }
@@ -181,15 +171,10 @@ impl Pass<'_> {
             tracing::error!(%lineage, "the rollback failed, since the files could not be published: {error}");
             return;
         }
+        // Also the server that failed: what it has loaded is unknown.
+        self.mark_unverified();
         let deployed = &mut self.record.deployed;
         deployed.insert(FILES.to_owned(), before.generation);
-        // Also the server that failed: what it has loaded is unknown.
-        for (name, _) in self.certificate.named_targets() {
-            deployed.insert(name, Generation::default());
-        }
-        for served in self.record.served.values_mut() {
-            served.generation = Generation::default();
-        }
         let reloaded = self.reload(before, false).await;
         let verified = self.verify(before).await;
         match reloaded.and(verified) {
@@ -224,43 +209,46 @@ impl Pass<'_> {
 
     async fn verify(&mut self, pair: &Pair) -> Result<(), ManageError> {
         let (services, certificate) = (self.services, self.certificate);
-        let places = places(certificate).await;
-        let listens = |known: &&String| places.iter().any(|place| place.to_string() == **known);
+        let endpoints = endpoints_to_verify(certificate).await;
+        let listens = |known: &&String| endpoints.iter().any(|at| at.to_string() == **known);
         if let Some(gone) = self.record.served.keys().find(|known| !listens(known)) {
             return Err(VerifyError::gone(gone, self.lineage()).into());
         }
-        if places.is_empty() && !certificate.targets.is_empty() {
+        if endpoints.is_empty() && !certificate.targets.is_empty() {
             tracing::warn!(lineage = %self.lineage(), "the deployment is not verified: name an endpoint with --verify HOST:PORT");
         }
         let begun = services.clock.stopwatch();
         let verification = Verification {
             verifier: services.verifier.as_ref(),
-            wanted: &pair.facts.fingerprint,
+            wanted: &pair.bundle.facts().fingerprint,
             clock: services.clock.as_ref(),
             end: begun + VERIFY_WITHIN,
         };
-        for place in places {
-            self.phase(&format!("verifying {place}"));
-            if let Err(error) = verification.verify(&place, &pair.facts.identifiers).await {
+        for endpoint in endpoints {
+            self.phase(&format!("verifying {endpoint}"));
+            if let Err(error) = verification
+                .verify(&endpoint, &pair.bundle.facts().identifiers)
+                .await
+            {
                 // The generation that was seen there before is no longer verified.
-                let known = self.record.served.entry(place.to_string());
+                let known = self.record.served.entry(endpoint.to_string());
                 known.and_modify(|served| served.generation = Generation::default());
                 let obstacle = obstacle(certificate, &self.delivery(pair, false)).await;
                 let waited = services.clock.stopwatch().saturating_sub(begun);
                 return Err(error.after(waited, obstacle).into());
             }
-            self.note_served(&place, pair).await?;
+            self.note_served(&endpoint, pair).await?;
         }
         Ok(())
     }
 
-    async fn note_served(&mut self, place: &ServedAt, pair: &Pair) -> Result<(), ManageError> {
+    async fn note_served(&mut self, endpoint: &ServedAt, pair: &Pair) -> Result<(), ManageError> {
         let seen = Served {
             generation: pair.generation,
             at: self.now(),
-            not_after: Some(pair.facts.not_after),
+            not_after: Some(pair.bundle.facts().not_after),
         };
-        self.record.served.insert(place.to_string(), seen);
+        self.record.served.insert(endpoint.to_string(), seen);
         let is_new = self.record.rollback_to != Some(pair.generation);
         if is_new && self.all_served(pair.generation) {
             self.record.rollback_to = None;
@@ -308,20 +296,16 @@ pub(crate) async fn stored(
         || ManageError::Halted(format!("no pair of generation {generation} in the store"));
     let (key, chain) = stored.ok_or_else(missing)?;
     let (names, now) = (&facts.identifiers, services.clock.now());
-    let pair = services.known.bundle(lineage, key, &chain, names, now);
+    let pair = services.bundles.bundle(lineage, key, &chain, names, now);
     pair.map_err(ManageError::Stored)
 }
 
 /// The endpoints to verify for `certificate`: those that the user named, or the addresses
 /// on which its targets listen.
-pub(super) async fn places(certificate: &Certificate) -> Vec<ServedAt> {
+pub(super) async fn endpoints_to_verify(certificate: &Certificate) -> Vec<ServedAt> {
     if !certificate.endpoints.is_empty() {
-        return certificate
-            .endpoints
-            .iter()
-            .cloned()
-            .map(ServedAt::Named)
-            .collect();
+        let named = certificate.endpoints.iter().cloned();
+        return named.map(ServedAt::Named).collect();
     }
     let mut found = Vec::new();
     for target in &certificate.targets {

@@ -2,31 +2,30 @@
 //! fallback CA. The choice itself is not made here.
 
 use super::error::ManageError;
-use super::order::Plan;
+use super::order::Ordered;
 use super::session::{Pass, Trigger};
+use crate::renew::decide::Plan;
 use crate::renew::fallback::{Choice, choose, opens_fallback};
 use crate::time::Timestamp;
 
 impl Pass<'_> {
     /// Orders, checks and stores a new generation.
-    ///
-    /// # Errors
-    /// The failure that kept it from being stored; the record notes it.
-    pub(super) async fn order_with_fallback(&mut self, plan: Plan) -> Result<(), ManageError> {
+    pub(super) async fn order_with_fallback(&mut self, plan: Plan) -> Result<Ordered, ManageError> {
         match plan.from {
             Choice::First => self.order_at_first(plan).await,
             Choice::Fallback => self.order_at_fallback(plan).await,
         }
     }
 
-    async fn order_at_first(&mut self, plan: Plan) -> Result<(), ManageError> {
-        let Err(error) = self.order_at_one_ca(plan.clone()).await else {
-            return Ok(());
+    async fn order_at_first(&mut self, plan: Plan) -> Result<Ordered, ManageError> {
+        let error = match self.order_at_one_ca(plan.clone()).await {
+            Err(error) => error,
+            done => return done,
         };
         self.note_attempt(&error).await;
         let now = self.now();
-        let silent = self.unreachable_since(&error).await;
-        if !silent.is_some_and(|since| opens_fallback(&self.record, since, now)) {
+        let unreachable = self.unreachable_since(&error).await;
+        if !unreachable.is_some_and(|since| opens_fallback(&self.record, since, now)) {
             return Err(error);
         }
         tracing::warn!(lineage = %self.lineage(), "{error}; ordering from the fallback CA");
@@ -40,9 +39,10 @@ impl Pass<'_> {
 
     /// Orders from the fallback CA, or from the first CA while the fallback CA is unreachable
     /// or limited.
-    async fn order_at_fallback(&mut self, plan: Plan) -> Result<(), ManageError> {
-        let Err(error) = self.order_at_one_ca(plan.clone()).await else {
-            return Ok(());
+    async fn order_at_fallback(&mut self, plan: Plan) -> Result<Ordered, ManageError> {
+        let mut error = match self.order_at_one_ca(plan.clone()).await {
+            Err(error) => error,
+            done => return done,
         };
         let (ManageError::Unreachable { until, .. } | ManageError::LimitExhausted { until, .. }) =
             &error
@@ -69,13 +69,14 @@ impl Pass<'_> {
                 ended.map_err(|first| sooner(first, error))
             }
             Ok(Choice::Fallback) => Err(error),
-            Err(wait) if matches!(error, ManageError::Unreachable { .. }) => {
-                Err(probed_by(error, wait))
+            Err(wait) => {
+                let last = error.to_string();
+                let ManageError::Unreachable { until, .. } = &mut error else {
+                    return Err(ManageError::BackingOff { until: wait, last });
+                };
+                *until = wait.min(*until);
+                Err(error)
             }
-            Err(until) => Err(ManageError::BackingOff {
-                until,
-                last: error.to_string(),
-            }),
         }
     }
 
@@ -98,28 +99,11 @@ impl Pass<'_> {
             ManageError::Unreachable { since, .. } => Some(*since),
             error if error.is_outage() && self.trigger != Trigger::Scheduled => {
                 let (known, _) = self.services.store.ca_state(&self.record.ca).await.ok()?;
-                known.outage.map(|outage| outage.since)
+                let outage = known.outage.filter(|outage| !outage.windows_only);
+                outage.map(|outage| outage.since)
             }
             _ => None,
         }
-    }
-}
-
-/// The same outage, with the next probe at `wait` at the latest.
-fn probed_by(error: ManageError, wait: Timestamp) -> ManageError {
-    match error {
-        ManageError::Unreachable {
-            ca,
-            since,
-            until,
-            last,
-        } => ManageError::Unreachable {
-            ca,
-            since,
-            until: until.min(wait),
-            last,
-        },
-        other => other,
     }
 }
 

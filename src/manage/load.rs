@@ -2,34 +2,28 @@
 //! configuration, the files on disk, and the servers' endpoints. Nothing is ordered or
 //! deployed here.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::collections::BTreeMap;
 
-use super::ca_state::settle_failed;
-use super::clock::{self, CorrectedClock};
+use super::ca_state::refund;
+use super::clock::PassClock;
 use super::concurrency::Permit;
-use super::deploy::{FILES, on_disk, places};
+use super::deploy::{FILES, endpoints_to_verify, on_disk};
 use super::error::ManageError;
 use super::partial;
 use super::services::{Certificate, Services, Wanted};
 use super::session::{Pass, Trigger};
 use crate::record::{Failures, Fallback, Generation, PendingOrder, Record, Revision, Served};
+use crate::renew::policy::{CLOCK_READING, OLDEST_ORDER};
 use crate::time::{Clock, Timestamp};
-
-/// The age up to which an order is resumed. Let's Encrypt's orders expire after seven days.
-const OLDEST_ORDER: Duration = Duration::from_secs(3 * 86_400);
 
 impl<'p> Pass<'p> {
     /// Begins a pass; the caller holds its lease.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub(super) async fn load(
         services: &'p Services,
         certificate: &'p Certificate,
         trigger: Trigger,
         permit: Permit,
-        clock: &CorrectedClock,
+        clock: &PassClock,
     ) -> Result<Self, ManageError> {
         let (record, revision) = stored_or_new(services, &certificate.wanted).await?;
         clock.use_evidence(&record);
@@ -45,7 +39,7 @@ impl<'p> Pass<'p> {
         let now = age_at(&pass.record, certificate, clock).await;
         let order = &mut pass.record.order;
         let dropped = order.take_if(|order| !is_resumable(order, certificate, now));
-        pass.clear_backoff();
+        clear_backoff(&mut pass.record, trigger);
         pass.check_deployments(now).await;
         pass.sync_endpoints().await;
         if changed || dropped.is_some() {
@@ -54,8 +48,7 @@ impl<'p> Pass<'p> {
         }
         if let Some(order) = dropped {
             // After the save, so that the order is refunded only once.
-            let (nothing, now) = (BTreeSet::new(), services.clock.now());
-            Box::pin(settle_failed(services, &order, &nothing, now)).await;
+            Box::pin(refund(services, &order)).await;
         }
         Ok(pass)
     }
@@ -63,45 +56,11 @@ impl<'p> Pass<'p> {
     /// Copies the wanted settings into the record, and returns whether they have changed.
     fn adopt_wanted(&mut self) -> bool {
         let (record, wanted) = (&mut self.record, &self.certificate.wanted);
-        let changed = !wanted.matches(record);
-        if changed {
-            // The failures belong to the previous settings.
-            record.failures = Failures::default();
-        }
-        record.identifiers.clone_from(&wanted.identifiers);
-        record.ca.clone_from(&wanted.ca);
+        let changed = adopt(record, wanted);
         record.profile.clone_from(&wanted.profile);
         record.fallback = fallback_of(record, self.certificate, changed);
         partial::reconcile(record, wanted);
         changed
-    }
-
-    /// Clears backoff and maintenance window for a pass that a user requested. A pause that
-    /// the CA itself asked for stays.
-    fn clear_backoff(&mut self) {
-        let record = &mut self.record;
-        if self.trigger == Trigger::Scheduled {
-            return;
-        }
-        record.deployment_failures.retry_at = None;
-        if self.trigger.never_orders() {
-            return;
-        }
-        let fallback = record
-            .fallback
-            .as_mut()
-            .map(|fallback| &mut fallback.failures);
-        let tries = record.excluded.as_mut().map(|excluded| &mut excluded.tries);
-        let all = [&mut record.failures]
-            .into_iter()
-            .chain(fallback)
-            .chain(tries);
-        for failures in all.filter(|failures| !failures.asked_to_wait) {
-            failures.retry_at = None;
-        }
-        if let Some(issued) = record.issued.as_mut() {
-            issued.deploy_at = None;
-        }
     }
 
     /// Compares the record with the targets and the files on disk: copies that were removed
@@ -118,30 +77,26 @@ impl<'p> Pass<'p> {
         let to_be_served = self.record.to_be_served(now);
         let files = on_disk(self.services, &lineage, to_be_served).await;
         let noted = self.record.deployed.get(FILES) == Some(&files);
-        if to_be_served.is_some_and(|(generation, _)| generation != files) && !noted {
+        let differ = to_be_served.is_some_and(|(generation, _)| generation != files);
+        self.record.deployed = deployed;
+        if differ && !noted {
             // A server may have loaded the changed files.
-            deployed
-                .values_mut()
-                .for_each(|on| *on = Generation::default());
-            for served in self.record.served.values_mut() {
-                served.generation = Generation::default();
-            }
+            self.mark_unverified();
         }
         // Files that the record does not know are deployed again: their writer was killed,
         // perhaps before the files were flushed.
         let files = if noted { files } else { Generation::default() };
-        deployed.insert(FILES.to_owned(), files);
-        self.record.deployed = deployed;
+        self.record.deployed.insert(FILES.to_owned(), files);
     }
 
     /// Updates the endpoints to verify: old ones are dropped, and new ones are unverified.
     async fn sync_endpoints(&mut self) {
-        let places = places(self.certificate).await;
-        let places: Vec<String> = places.iter().map(ToString::to_string).collect();
+        let endpoints = endpoints_to_verify(self.certificate).await;
+        let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
         let (served, now) = (&mut self.record.served, self.services.clock.now());
-        served.retain(|place, _| places.contains(place));
-        for place in places {
-            served.entry(place).or_insert_with(|| Served {
+        served.retain(|endpoint, _| endpoints.contains(endpoint));
+        for endpoint in endpoints {
+            served.entry(endpoint).or_insert_with(|| Served {
                 generation: Generation::default(),
                 at: now,
                 not_after: None,
@@ -150,7 +105,8 @@ impl<'p> Pass<'p> {
     }
 }
 
-async fn stored_or_new(
+/// The stored record of `wanted`, or a new one.
+pub(crate) async fn stored_or_new(
     services: &Services,
     wanted: &Wanted,
 ) -> Result<(Record, Revision), ManageError> {
@@ -160,6 +116,42 @@ async fn stored_or_new(
         let fresh = Record::new(lineage, names, wanted.ca.clone());
         (fresh, Revision::default())
     }))
+}
+
+/// Copies the wanted names and CA into `record`, and returns whether they have changed.
+pub(super) fn adopt(record: &mut Record, wanted: &Wanted) -> bool {
+    let changed = !wanted.matches(record);
+    if changed {
+        // The failures belong to the previous settings.
+        record.failures = Failures::default();
+    }
+    record.identifiers.clone_from(&wanted.identifiers);
+    record.ca.clone_from(&wanted.ca);
+    changed
+}
+
+/// Clears backoff and maintenance window for a pass that a user requested. A pause that
+/// the CA itself asked for stays.
+pub(super) fn clear_backoff(record: &mut Record, trigger: Trigger) {
+    if trigger == Trigger::Scheduled {
+        return;
+    }
+    record.deployment_failures.retry_at = None;
+    if trigger.never_orders() {
+        return;
+    }
+    let fallback = record.fallback.iter_mut();
+    let tries = record.excluded.iter_mut();
+    let all = [&mut record.failures]
+        .into_iter()
+        .chain(fallback.map(|fallback| &mut fallback.failures))
+        .chain(tries.map(|excluded| &mut excluded.tries));
+    for failures in all.filter(|failures| !failures.asked_to_wait) {
+        failures.retry_at = None;
+    }
+    if let Some(issued) = record.issued.as_mut() {
+        issued.deploy_at = None;
+    }
 }
 
 /// The fallback CA, with its failures so far if the CA and the names are unchanged.
@@ -173,23 +165,23 @@ fn fallback_of(record: &Record, certificate: &Certificate, changed: bool) -> Opt
     }))
 }
 
-/// The time by which the age of the pending order is judged: the CA's, if the order looks
-/// old, since a clock that is ahead must not drop an order that may be issued already.
-async fn age_at(record: &Record, certificate: &Certificate, ours: &dyn Clock) -> Timestamp {
-    let now = ours.now();
-    match &record.order {
-        Some(order) if now.since(order.begun) >= OLDEST_ORDER => {
-            clock::ca_time(certificate.issuer.as_ref(), ours).await
-        }
-        _ => now,
+/// The time by which the age of the pending order is judged. If the order looks old, the
+/// CA's clock is read again, since a clock that is ahead must not drop an order that may
+/// be issued already.
+async fn age_at(record: &Record, certificate: &Certificate, clock: &PassClock) -> Timestamp {
+    let begun = record.order.as_ref().map(|order| order.begun);
+    if begun.is_some_and(|begun| clock.now().since(begun) >= OLDEST_ORDER)
+        && let Err(error) = certificate.issuer.time(CLOCK_READING).await
+    {
+        tracing::debug!("the CA's time is unknown: {error}");
     }
+    clock.now()
 }
 
 /// Whether a pending order matches the wanted names and CA, and is recent enough to be
 /// resumed.
 fn is_resumable(order: &PendingOrder, certificate: &Certificate, now: Timestamp) -> bool {
-    let (wanted, age) = (&certificate.wanted, now.since(order.begun));
-    let fallback = certificate.fallback.as_ref();
-    let known = order.ca == wanted.ca || fallback.is_some_and(|fallback| fallback.ca == order.ca);
-    wanted.allows(&order.identifiers) && known && age < OLDEST_ORDER
+    let is_recent = now.since(order.begun) < OLDEST_ORDER;
+    let is_allowed = certificate.wanted.allows(&order.identifiers);
+    is_allowed && is_recent && certificate.cas().any(|(ca, _)| *ca == order.ca)
 }

@@ -4,24 +4,30 @@
 
 mod failure;
 mod journal;
-mod plan;
+mod source;
 mod store;
 mod window;
 
-pub(super) use self::plan::Plan;
-
-use std::collections::BTreeSet;
-
 use self::journal::RecordJournal;
-use self::plan::Source;
-use super::ca_state::{self, reach};
-use super::clock;
+use self::source::Source;
+use super::ca_state::{self, Intended, Operation, reach};
+use super::clock::ca_time;
 use super::error::ManageError;
 use super::session::{Pass, Trigger};
 use crate::acme::{AcmeError, Cause};
 use crate::certificate::{Bundle, Facts, Freshness, Secret};
 use crate::record::{PendingOrder, Record};
+use crate::renew::clock::signed_at;
+use crate::renew::decide::{Plan, is_due};
+use crate::renew::policy::CLOCK_READING;
 use crate::time::Timestamp;
+
+/// The result of an order that has not failed.
+pub(super) enum Ordered {
+    Issued,
+    /// Nothing was ordered: the order is due by our clock alone.
+    NotDue,
+}
 
 type Sent = Result<(Bundle, Timestamp), ManageError>;
 
@@ -30,9 +36,12 @@ impl Pass<'_> {
     ///
     /// # Errors
     /// The failure that kept it from being stored; the record notes it.
-    pub(super) async fn order_at_one_ca(&mut self, plan: Plan) -> Result<(), ManageError> {
+    pub(super) async fn order_at_one_ca(&mut self, plan: Plan) -> Result<Ordered, ManageError> {
         let source = Source::of(self.certificate, plan.from);
         self.wait_for_ca(&source, &plan).await?;
+        if !self.is_due_at_ca(&source, plan.only_excluded).await? {
+            return Ok(Ordered::NotDue);
+        }
         self.drop_order_at_other_ca(source.ca).await?;
         let only_excluded = plan.only_excluded;
         let pending = self.pending(&source, plan).await?;
@@ -45,49 +54,61 @@ impl Pass<'_> {
         let services = self.services;
         services.metrics.issuance(source.ca, ended.is_ok());
         if ended.as_ref().err().is_none_or(ManageError::is_verdict) {
-            ca_state::note_available(services, source.ca).await;
+            let operation = Operation::Order(None);
+            ca_state::note_available(services, source.ca, operation).await;
         }
         match ended {
             Ok((bundle, signed)) => {
-                let there = clock::ca_time(source.issuer, services.clock.as_ref()).await;
+                let there = ca_time(source.issuer, services.clock.as_ref());
                 let sent = self.record.order.as_ref();
                 ca_state::settle_issued(services, &pending, sent, there).await;
                 self.store_generation(&source, &bundle, signed).await?;
-                services.known.accept(self.lineage(), &bundle);
-                self.refresh_window().await
+                services.bundles.accept(self.lineage(), &bundle);
+                self.refresh_window().await?;
+                Ok(Ordered::Issued)
             }
             Err(error) => {
-                let now = self.now();
-                // The CA counted the order by its own clock only if it judged the order.
-                let there = match error.is_verdict() {
-                    true => clock::ca_time(source.issuer, services.clock.as_ref()).await,
-                    false => now,
-                };
-                let when = (now, there);
-                self.note_failure(&pending, &error, only_excluded, when)
+                self.note_failure(&source, &pending, &error, only_excluded)
                     .await;
                 Err(error)
             }
         }
     }
 
-    /// Fails while the CA is unreachable, and while the order is due by our clock alone.
+    /// Fails while the CA is unreachable, unless a user requested the order.
     async fn wait_for_ca(&mut self, source: &Source<'_>, plan: &Plan) -> Result<(), ManageError> {
-        if self.trigger == Trigger::Scheduled {
-            let begun = self.record.order.as_ref();
-            let begun = begun.is_some_and(|order| order.ca == source.ca);
-            let intended = (!begun).then(|| plan.intended(&self.record, self.trigger));
-            reach(self.services, source.ca, source.issuer, intended).await?;
+        if self.trigger != Trigger::Scheduled {
+            return Ok(());
         }
-        if self.trigger != Trigger::Forced {
-            let (ca, issuer) = (source.ca, source.issuer);
-            let due = clock::check_due_at_ca(self.services, ca, issuer, &self.record).await;
-            if let Err(error @ ManageError::Acme(_)) = &due {
-                self.note_unsent(ca, error, plan.only_excluded).await;
-            }
-            due?;
-        }
+        let pending = self.record.order.as_ref();
+        let pending = pending.is_some_and(|order| order.ca == source.ca);
+        let intended = (!pending).then(|| Intended::of(plan, &self.record, self.trigger));
+        let operation = Operation::Order(intended);
+        reach(self.services, source.ca, source.issuer, operation).await?;
         Ok(())
+    }
+
+    /// Whether the order is due by the CA's current clock too, in case ours is ahead.
+    ///
+    /// # Errors
+    /// The CA's error if it does not tell the time: an order stored now would be resumed
+    /// after the outage, due or not.
+    async fn is_due_at_ca(
+        &mut self,
+        source: &Source<'_>,
+        only_excluded: bool,
+    ) -> Result<bool, ManageError> {
+        let record = &self.record;
+        let due_anyway = record.issued.is_none() || record.order.is_some();
+        if due_anyway || self.trigger == Trigger::Forced {
+            return Ok(true);
+        }
+        if let Err(error) = source.issuer.time(CLOCK_READING).await {
+            let error = error.into();
+            self.note_unsent(source.ca, &error, only_excluded).await;
+            return Err(error);
+        }
+        Ok(self.record.excluded.is_some() || is_due(&self.record, self.now()))
     }
 
     /// Drops a pending order at another CA: a record holds one order at a time.
@@ -96,8 +117,7 @@ impl Pass<'_> {
             return Ok(());
         };
         self.save(None).await?;
-        let (nothing, now) = (BTreeSet::new(), self.now());
-        ca_state::settle_failed(self.services, &other, &nothing, now).await;
+        ca_state::refund(self.services, &other).await;
         Ok(())
     }
 
@@ -125,15 +145,15 @@ impl Pass<'_> {
         plan: Plan,
     ) -> Result<PendingOrder, ManageError> {
         let (services, wanted) = (self.services, &self.certificate.wanted);
-        let key_pem = match self.kept_key().await? {
-            Some(_) if is_urgent(&self.record) => {
+        let key_pem = match self.key_to_reuse().await? {
+            Some(_) if announces_revocation(&self.record) => {
                 tracing::warn!(lineage = %wanted.lineage, "the CA's window is past, perhaps since the key leaked: this order ignores reuse_key");
                 services.keys.make(wanted.key).await?
             }
             Some(key) => key,
             None => services.keys.make(wanted.key).await?,
         };
-        let intended = plan.intended(&self.record, self.trigger);
+        let intended = Intended::of(&plan, &self.record, self.trigger);
         let counted = ca_state::spend(services, source.ca, source.issuer, intended).await?;
         let pending = PendingOrder {
             ca: source.ca.to_owned(),
@@ -147,15 +167,14 @@ impl Pass<'_> {
         };
         self.record.order = Some(pending.clone());
         if let Err(error) = self.save(None).await {
-            let (nothing, now) = (BTreeSet::new(), services.clock.now());
-            ca_state::settle_failed(services, &pending, &nothing, now).await;
+            ca_state::refund(services, &pending).await;
             return Err(error);
         }
         Ok(pending)
     }
 
     /// The newest certificate's key, if the user wants to reuse it.
-    async fn kept_key(&self) -> Result<Option<Secret>, ManageError> {
+    async fn key_to_reuse(&self) -> Result<Option<Secret>, ManageError> {
         let wanted = &self.certificate.wanted;
         let (true, Some(issued)) = (wanted.reuse_key, &self.record.issued) else {
             return Ok(None);
@@ -177,16 +196,16 @@ impl Pass<'_> {
             return (pending, ended);
         }
         match self.with_another_key(&pending).await {
-            Ok(Some(pending)) => {
-                let ended = self.send(source, &pending).await;
-                (pending, ended)
+            Ok(Some(second)) => {
+                let ended = self.send(source, &second).await;
+                return (second, ended);
             }
-            Ok(None) => (pending, ended),
+            Ok(None) => {}
             Err(error) => {
                 tracing::error!(lineage = %self.lineage(), "{error}; hint: {}", error.hint());
-                (pending, ended)
             }
         }
+        (pending, ended)
     }
 
     /// The stored order with a new key; `None` if no order is pending.
@@ -201,9 +220,8 @@ impl Pass<'_> {
         };
         tracing::warn!(lineage = %wanted.lineage, "{} rejected the key; retrying once with a new key", order.ca);
         another.key_pem = key_pem;
-        let another = another.clone();
         self.save(None).await?;
-        Ok(Some(another))
+        Ok(self.record.order.clone())
     }
 
     /// Completes `order`, and returns the checked certificate and when it was signed.
@@ -211,9 +229,9 @@ impl Pass<'_> {
         let mut journal = RecordJournal::new(self, source.ca);
         let answered = source.issuer.issue(order.clone(), &mut journal).await;
         let chain = answered.map_err(unwrap_limit)?;
-        let facts = Facts::of_chain(&chain).ok();
+        let begin = Facts::of_chain(&chain).ok().map(|facts| facts.not_before);
         let clock = self.services.clock.as_ref();
-        let signed = clock::when_signed(source.issuer, &self.record, clock, facts.as_ref());
+        let signed = signed_at(begin, clock.wall(), ca_time(source.issuer, clock));
         let (key, names) = (order.key_pem.clone(), &order.identifiers);
         match Bundle::new(key, &chain, names, signed, Freshness::Issued) {
             Ok(bundle) => Ok((bundle, signed)),
@@ -242,13 +260,10 @@ fn unwrap_limit(error: AcmeError) -> ManageError {
 
 /// Whether the window was past already when the renewal was drawn: a CA announces a
 /// revocation that way (RFC 9773).
-fn is_urgent(record: &Record) -> bool {
-    let renewal = record
-        .issued
-        .as_ref()
-        .and_then(|issued| issued.renewal.as_ref());
-    renewal.is_some_and(|renewal| {
-        let window = renewal.window.as_ref();
-        window.is_some_and(|window| window.end <= renewal.at)
-    })
+fn announces_revocation(record: &Record) -> bool {
+    let issued = record.issued.as_ref();
+    let renewal = issued.and_then(|issued| issued.renewal.as_ref());
+    let window = renewal.and_then(|renewal| renewal.window.as_ref());
+    let drawn = window.zip(renewal);
+    drawn.is_some_and(|(window, renewal)| window.end <= renewal.at)
 }

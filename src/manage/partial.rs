@@ -3,31 +3,28 @@
 //! that delay nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use super::error::ManageError;
-use super::order::Plan;
+use super::order::Ordered;
 use super::services::Wanted;
 use super::session::Pass;
 use crate::identifier::Identifier;
 use crate::record::{Excluded, Record};
 use crate::renew::backoff::{FailureKind, after_failure};
-use crate::renew::decide;
+use crate::renew::decide::{self, Plan};
 use crate::renew::partial;
+use crate::renew::policy::{LONGEST_RECHECK, RECHECK};
 use crate::time::Timestamp;
-
-/// The pause after a failure without a time of its own.
-const LATER: Duration = Duration::from_secs(3600);
-const LATEST: Duration = Duration::from_secs(86_400);
 
 impl Pass<'_> {
     /// Orders, checks and stores a new generation, if necessary without the names that fail.
-    ///
-    /// # Errors
-    /// The failure that kept it from being stored; the record notes it.
-    pub(super) async fn order_with_exclusions(&mut self, plan: Plan) -> Result<(), ManageError> {
-        let Err(error) = self.order_with_fallback(plan.clone()).await else {
-            return Ok(());
+    pub(super) async fn order_with_exclusions(
+        &mut self,
+        plan: Plan,
+    ) -> Result<Ordered, ManageError> {
+        let error = match self.order_with_fallback(plan.clone()).await {
+            Err(error) => error,
+            done => return done,
         };
         let healthy = if self.certificate.wanted.partial {
             let now = self.now();
@@ -105,7 +102,7 @@ impl Pass<'_> {
             && let Some(excluded) = &mut self.record.excluded
         {
             let until = error.waits_until().filter(|until| *until > now);
-            let until = until.unwrap_or(now + LATER).min(now + LATEST);
+            let until = until.unwrap_or(now + RECHECK).min(now + LONGEST_RECHECK);
             excluded.tries.retry_at = Some(until);
             self.save(None).await?;
         }

@@ -3,17 +3,17 @@
 
 use std::sync::Arc;
 
-use super::clock::{CorrectedClock, is_slight_skew};
+use super::clock::PassClock;
 use super::concurrency::Permit;
 use super::error::ManageError;
-use super::order::Plan;
+use super::order::Ordered;
 use super::rollback::rollback_pause;
 use super::services::{Certificate, Outcome, Services};
 use super::session::{Pass, Trigger};
 use super::status::{excluded, last_failure};
 use crate::record::{Record, Renewal};
 use crate::renew::backoff::after_deployment_failure;
-use crate::renew::decide::{self, HeldUp, Next, next};
+use crate::renew::decide::{self, HeldUp, Next, Plan, next};
 use crate::renew::fallback::Choice;
 use crate::time::Timestamp;
 
@@ -40,7 +40,7 @@ async fn under_lease(
     trigger: Trigger,
     permit: Permit,
 ) -> Result<(Outcome, Record), ManageError> {
-    let clock = Arc::new(CorrectedClock::new(services.clock.clone(), certificate));
+    let clock = Arc::new(PassClock::new(services.clock.clone(), certificate));
     let services = &Services {
         clock: clock.clone(),
         ..services.clone()
@@ -52,15 +52,6 @@ async fn under_lease(
         false => pass.work().await?,
     };
     Ok((outcome, pass.record))
-}
-
-/// The result of a due order.
-enum Ordered {
-    Issued,
-    /// It was for excluded names alone, failed, and is retried later.
-    Postponed,
-    /// It is not due yet by the CA's clock, which is a little behind ours.
-    Waits(Timestamp),
 }
 
 impl Pass<'_> {
@@ -82,26 +73,7 @@ impl Pass<'_> {
                 Next::Issue { .. } if issued => {
                     return stuck.map_or_else(|| self.outcome(issued, now, now), Err);
                 }
-                Next::Issue {
-                    from,
-                    names,
-                    only_excluded,
-                    replaces,
-                    urgent,
-                } => {
-                    let plan = Plan {
-                        from,
-                        names,
-                        only_excluded,
-                        replaces,
-                        urgent,
-                    };
-                    match self.order_due(plan, stuck.as_ref(), now).await? {
-                        Ordered::Issued => issued = true,
-                        Ordered::Postponed => {}
-                        Ordered::Waits(until) => return self.outcome(issued, now, until),
-                    }
-                }
+                Next::Issue(plan) => issued = self.order_due(plan, stuck.as_ref(), now).await?,
                 Next::RefreshWindow => self.ask_for_window().await?,
                 // The process that stored the certificate was killed before it requested a window.
                 Next::Draw(_) if has_a_window(&self.record) => self.ask_for_window().await?,
@@ -114,7 +86,7 @@ impl Pass<'_> {
                         (None, None) => self.outcome(issued, now, until),
                     };
                 }
-                Next::Halt(reason) => return Err(ManageError::Halted(format!("{reason:?}"))),
+                Next::Halt => return Err(ManageError::Halted("the record has no names".into())),
             }
         }
     }
@@ -131,31 +103,29 @@ impl Pass<'_> {
         }
     }
 
-    /// Places a due order; `stuck` is the error of an earlier deployment.
+    /// Places a due order, and returns whether it was issued; `stuck` is the error of an
+    /// earlier deployment. An order for excluded names alone may fail.
     async fn order_due(
         &mut self,
         plan: Plan,
         stuck: Option<&ManageError>,
         now: Timestamp,
-    ) -> Result<Ordered, ManageError> {
+    ) -> Result<bool, ManageError> {
         let only_excluded = plan.only_excluded;
         self.permit.reacquire().await;
         // Boxed: few passes order, and the others must stay small.
-        let ordered = Box::pin(self.order_with_exclusions(plan)).await;
-        let Err(error) = ordered else {
-            return Ok(Ordered::Issued);
+        let error = match Box::pin(self.order_with_exclusions(plan)).await {
+            Ok(ordered) => return Ok(matches!(ordered, Ordered::Issued)),
+            Err(error) => error,
         };
         if let Some(stuck) = stuck {
             tracing::error!(lineage = %self.lineage(), "{stuck}; hint: {}", stuck.hint());
-        }
-        if is_slight_skew(&error) {
-            return Ok(Ordered::Waits(error.waits_until().unwrap_or(now)));
         }
         if !only_excluded {
             return Err(error);
         }
         Box::pin(self.postpone_excluded(error, now)).await?;
-        Ok(Ordered::Postponed)
+        Ok(false)
     }
 
     async fn ask_for_window(&mut self) -> Result<(), ManageError> {
@@ -180,6 +150,7 @@ impl Pass<'_> {
             Trigger::Rollback(to) => self.pin(to).await?,
             _ => self.record.pinned = None,
         }
+        self.record.deployment_failures.retry_at = None;
         self.mark_unverified();
         self.save(None).await?;
         if self.record.issued.is_some()
@@ -248,11 +219,11 @@ fn has_a_window(record: &Record) -> bool {
 /// nothing can be done now.
 fn waiting(record: &Record, held_up: HeldUp) -> ManageError {
     match held_up {
-        HeldUp::Issuance { until } => ManageError::BackingOff {
+        HeldUp::Issuance(until) => ManageError::BackingOff {
             until,
             last: last_failure(record).unwrap_or_default(),
         },
-        HeldUp::Deployment { until } => ManageError::NotDeployed {
+        HeldUp::Deployment(until) => ManageError::NotDeployed {
             until,
             last: record.deployment_failures.last.clone().unwrap_or_default(),
         },

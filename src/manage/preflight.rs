@@ -1,18 +1,14 @@
 //! Tells before a pass whether it may order and so needs the services of an order: while
 //! nothing is due, port 80 may belong to another process. Nothing is opened here.
 
-use std::time::Duration;
-
+use super::load::{adopt, clear_backoff};
 use super::services::Wanted;
 use super::session::Trigger;
 use crate::random::Random;
 use crate::record::Record;
 use crate::renew::decide::{Next, next};
+use crate::renew::policy::PREFLIGHT_MARGIN;
 use crate::time::Timestamp;
-
-/// A deployment takes time: a renewal due within this margin may become due before the
-/// pass ends.
-const MARGIN: Duration = Duration::from_secs(300);
 
 /// Whether a pass over `record` may order; in doubt, it may.
 #[must_use]
@@ -30,20 +26,8 @@ pub(crate) fn may_order(
         return true;
     };
     let mut record = record.clone();
-    if !wanted.matches(&record) {
-        record.failures.retry_at = None;
-    }
-    record.identifiers.clone_from(&wanted.identifiers);
-    record.ca.clone_from(&wanted.ca);
-    if trigger == Trigger::Requested {
-        record.failures.retry_at = None;
-        if let Some(excluded) = &mut record.excluded {
-            excluded.tries.retry_at = None;
-        }
-        if let Some(fallback) = &mut record.fallback {
-            fallback.failures.retry_at = None;
-        }
-    }
+    adopt(&mut record, wanted);
+    clear_backoff(&mut record, trigger);
     // The step that matters is the one after all deployments.
     if let Some(issued) = &record.issued {
         let generation = issued.generation;
@@ -53,8 +37,8 @@ pub(crate) fn may_order(
         }
     }
     match next(&record, now, random) {
-        Next::Wait(until) => until <= now + MARGIN,
-        Next::Halt(_) => false,
+        Next::Wait(until) => until <= now + PREFLIGHT_MARGIN,
+        Next::Halt => false,
         _ => true,
     }
 }
@@ -62,6 +46,7 @@ pub(crate) fn may_order(
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::time::Duration;
 
     use super::*;
     use crate::certificate::{Facts, KeyType};

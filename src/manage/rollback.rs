@@ -4,30 +4,15 @@
 
 use std::time::Duration;
 
-use super::deploy::{FILES, stored};
+use super::deploy::stored;
 use super::error::ManageError;
 use super::session::Pass;
 use crate::certificate::Facts;
 use crate::record::{Failures, Generation, Pinned, Record};
+use crate::renew::policy::{MOST_ROLLBACK_PAUSES, ROLLBACK_PAUSE};
 use crate::renew::window::latest;
 
 impl Pass<'_> {
-    /// Resets what each server has loaded and serves, so that all targets are deployed and
-    /// verified again.
-    pub(super) fn mark_unverified(&mut self) {
-        let record = &mut self.record;
-        record.deployment_failures.retry_at = None;
-        for on in record.deployed.values_mut() {
-            *on = Generation::default();
-        }
-        record
-            .deployed
-            .insert(FILES.to_owned(), Generation::default());
-        for served in record.served.values_mut() {
-            served.generation = Generation::default();
-        }
-    }
-
     /// Abandons a failed rollback: the generation from before it is to be served again, at
     /// once.
     pub(super) async fn unpin(&mut self, earlier: (Option<Pinned>, Failures)) {
@@ -83,8 +68,6 @@ impl Pass<'_> {
 /// The shortest pause after repeated rollbacks for one cause: each attempt costs two
 /// reloads, and it should still recover soon after the cause is gone.
 pub(super) fn rollback_pause(record: &Record) -> Option<Duration> {
-    const STEP: Duration = Duration::from_secs(300);
-    const LONGEST: u32 = 3;
     let times = record.rolled_back.as_ref()?.times;
-    (times > 1).then(|| STEP * (times - 1).min(LONGEST))
+    (times > 1).then(|| ROLLBACK_PAUSE * (times - 1).min(MOST_ROLLBACK_PAUSES))
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::error::ManageError;
 use super::probes::Probes;
 use crate::acme::Issuer;
-use crate::certificate::{KeyType, Known, Secret};
+use crate::certificate::{BundleCache, KeyType, Secret};
 use crate::deploy::endpoint::Endpoint;
 use crate::deploy::verify::Verifier;
 use crate::deploy::{Outlet, Target};
@@ -22,15 +22,6 @@ use crate::random::Random;
 use crate::record::{Generation, Record};
 use crate::store::Store;
 use crate::time::{Clock, Timestamp};
-
-/// The default of [`Services::spacing`].
-pub(crate) const SPACING: Duration = Duration::from_secs(3600);
-/// [`Services::spread`] for up to [`MANY`] certificates.
-pub(crate) const SPREAD: Duration = Duration::from_secs(300);
-/// The number of certificates above which [`SPREAD_OF_MANY`] applies.
-pub(crate) const MANY: usize = 100;
-/// [`Services::spread`] for more than [`MANY`] certificates.
-pub(crate) const SPREAD_OF_MANY: Duration = Duration::from_secs(3600);
 
 /// The services that all flows share, built once by the command line.
 #[derive(Clone)]
@@ -43,8 +34,8 @@ pub(crate) struct Services {
     pub verifier: Arc<dyn Verifier>,
     /// Generates private keys.
     pub keys: Arc<dyn Keys>,
-    /// Stored pairs that were validated before.
-    pub known: Known,
+    /// Stored pairs that were checked before.
+    pub bundles: BundleCache,
     /// The failed probes of this process.
     pub probes: Probes,
     /// The clock.
@@ -136,6 +127,15 @@ pub(crate) trait Maintenance: Send + Sync {
 }
 
 impl Certificate {
+    /// Its CAs, first and fallback, by directory URL, with their clients.
+    pub(crate) fn cas(&self) -> impl Iterator<Item = (&String, &Arc<dyn Issuer>)> {
+        let fallback = self.fallback.iter();
+        let fallback = fallback.map(|fallback| (&fallback.ca, &fallback.issuer));
+        [(&self.wanted.ca, &self.issuer)]
+            .into_iter()
+            .chain(fallback)
+    }
+
     /// The targets with their names in records; a second target of the same name gets a
     /// number.
     pub(crate) fn named_targets(&self) -> impl Iterator<Item = (String, &Arc<dyn Target>)> {

@@ -81,6 +81,17 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// Resets what each server has loaded and serves, so that all targets are deployed and
+    /// verified again.
+    pub(super) fn mark_unverified(&mut self) {
+        for on in self.record.deployed.values_mut() {
+            *on = Generation::default();
+        }
+        for served in self.record.served.values_mut() {
+            served.generation = Generation::default();
+        }
+    }
+
     /// Saves a failure. If that fails too, it only warns, since the user must see the first
     /// failure.
     pub(super) async fn save_or_warn(&mut self) {

@@ -4,8 +4,9 @@
 use crate::observe::status::{Action, ExcludedName, Status};
 use crate::random::Random;
 use crate::record::{Issued, Record};
-use crate::renew::decide::{Next, due, is_proven, next};
+use crate::renew::decide::{Next, due, is_verified, next};
 use crate::renew::partial::is_covered;
+use crate::renew::policy::OVERDUE_PART;
 use crate::renew::window::critical;
 use crate::time::Timestamp;
 
@@ -29,7 +30,7 @@ pub(crate) fn status(record: &Record, now: Timestamp, random: &dyn Random) -> St
             is_covered(record, issued) || issued.facts.identifiers.is_superset(&record.identifiers)
         }),
         excluded: excluded(record),
-        verified: issued.is_some() && is_proven(record, now),
+        verified: issued.is_some() && is_verified(record, now),
         overdue: issued.is_some_and(|issued| is_overdue(issued, now)),
         critical: issued.is_some_and(|issued| critical(&issued.facts) <= now),
         last_error: last_error(record),
@@ -71,11 +72,11 @@ fn upcoming(record: &Record, now: Timestamp, random: &dyn Random) -> (Action, Ti
         Next::Issue { .. } => (Action::Issue, now),
         Next::Deploy => (Action::Deploy, now),
         Next::RefreshWindow | Next::Draw(_) => (Action::Refresh, now),
-        Next::Halt(_) => (Action::Halt, now),
+        Next::Halt => (Action::Halt, now),
         Next::Wait(until) => match next(record, until, random) {
             Next::Issue { .. } => (Action::Issue, until),
             Next::Deploy => (Action::Deploy, until),
-            Next::Halt(_) => (Action::Halt, until),
+            Next::Halt => (Action::Halt, until),
             // The operator wants to see the renewal, not the requests for windows before it.
             Next::RefreshWindow | Next::Draw(_) | Next::Wait(_) => {
                 let renewal = record.issued.as_ref().and_then(|issued| {
@@ -92,7 +93,7 @@ fn upcoming(record: &Record, now: Timestamp, random: &dyn Random) -> (Action, Ti
 }
 
 fn is_overdue(issued: &Issued, now: Timestamp) -> bool {
-    let grace = issued.facts.lifetime() / 20;
+    let grace = issued.facts.lifetime() / OVERDUE_PART;
     let overdue = issued
         .renewal
         .as_ref()

@@ -4,9 +4,8 @@
 use std::time::Duration;
 
 use super::policy::{
-    DEPLOYMENT_PAUSE, FLEET_TOLERANCE, LATE_ORDER_PAUSE, LATE_PART, LONGEST_DEPLOYMENT_PAUSE,
-    LONGEST_RATE_LIMIT, ORDER_PAUSES, RATE_LIMIT_PAUSE, REFUSED_PAUSE, SHORTEST_RATE_LIMIT,
-    UNREACHABLE_PAUSE,
+    CLOCK_ALARM, LATE_ORDER_PAUSE, LATE_PART, LOCAL_PAUSE, LONGEST_LOCAL_PAUSE, LONGEST_RATE_LIMIT,
+    ORDER_PAUSES, RATE_LIMIT_PAUSE, REFUSED_PAUSE, SHORTEST_RATE_LIMIT, UNREACHABLE_PAUSE,
 };
 use crate::certificate::Facts;
 use crate::random::Random;
@@ -67,24 +66,33 @@ pub(crate) fn after_failure(
     }
 }
 
-/// The failures to store after one more failed deployment. The pause is 15 s and
-/// doubles up to 5 minutes: a deployment should recover soon after its cause.
+/// The failures to store after one more failed deployment, which should recover soon
+/// after its cause.
 #[must_use]
 pub(crate) fn after_deployment_failure(
     failures: &Failures,
     message: String,
     now: Timestamp,
 ) -> Failures {
-    let doublings = failures.count.min(5);
-    let pause = (DEPLOYMENT_PAUSE * (1 << doublings)).min(LONGEST_DEPLOYMENT_PAUSE);
     Failures {
         count: failures.count.saturating_add(1),
-        retry_at: Some(now + pause),
+        retry_at: Some(now + local_pause(failures.count)),
         asked_to_wait: false,
         since: failures.since.or(Some(now)),
         noted: Some(now),
         last: Some(message),
     }
+}
+
+/// The pause after a failure that costs no CA anything, and follows `earlier` others.
+#[must_use]
+pub(crate) fn local_pause(earlier: u32) -> Duration {
+    doubled(LOCAL_PAUSE, earlier, LONGEST_LOCAL_PAUSE)
+}
+
+/// `pause`, doubled `times`, and at most `longest`.
+pub(super) fn doubled(pause: Duration, times: u32, longest: Duration) -> Duration {
+    pause.saturating_mul(1 << times.min(16)).min(longest)
 }
 
 /// The end of the pause, while it lasts. A pause that is longer than any, or
@@ -98,7 +106,7 @@ pub(super) fn pause_end(failures: &Failures, now: Timestamp) -> Option<Timestamp
 
 /// Whether the clock that wrote `noted` was ahead of the one that shows `now`.
 pub(super) fn is_from_the_future(noted: Option<Timestamp>, now: Timestamp) -> bool {
-    noted.is_some_and(|noted| noted > now + FLEET_TOLERANCE)
+    noted.is_some_and(|noted| noted > now + CLOCK_ALARM)
 }
 
 /// The pause after `count` failures; shorter when little lifetime is left.

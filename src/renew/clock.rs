@@ -1,10 +1,15 @@
-//! Clock skew: which of two clocks decides whether a certificate is due. A clock
-//! of ours that is years ahead must not make a certificate expired, one that is
-//! behind must not make it fresh, and a CA's wrong clock must not cause an order.
+//! The rule for the clock, in one place. Each reply of a CA shows its clock beside ours,
+//! and either may be wrong.
+//!
+//! - A pass decides by [`decided_at`]: by our clock where the two agree, else by the CA's,
+//!   unless the newest certificate or a lead of more than a day speaks against it.
+//! - Before an order replaces a certificate, the pass reads the CA's clock again and
+//!   decides again, so that a clock of ours that is ahead orders nothing early.
+//! - A new certificate is dated by [`signed_at`], a rate limit by the CA's own clock.
+//! - Clocks that are more than five minutes apart raise an alarm. After a start, a jump or
+//!   a suspend the supervisor probes the CAs for their time, and decides again.
 
-use super::decide::is_wanted;
-use super::policy::{CLOCK_TOLERANCE, LONGEST_CLOCK_LEAD};
-use super::window::due;
+use super::policy::{CLOCK_ALARM, CLOCK_TOLERANCE, LONGEST_BACKDATING, LONGEST_CLOCK_LEAD};
 use crate::record::Record;
 use crate::time::Timestamp;
 
@@ -37,39 +42,38 @@ pub(crate) fn decided_at(
     ours: Timestamp,
     theirs: Timestamp,
 ) -> Timestamp {
-    if ours.since(theirs).max(theirs.since(ours)) <= CLOCK_TOLERANCE {
-        return ours;
-    }
-    let Some(Evidence { not_before, stored }) = evidence else {
-        return theirs;
+    let is_wrong = |Evidence { not_before, stored }| match theirs < ours {
+        true => theirs < not_before,
+        false => {
+            let is_ours_behind = ours + CLOCK_TOLERANCE < stored.min(not_before);
+            theirs.since(ours) > LONGEST_CLOCK_LEAD && !is_ours_behind
+        }
     };
-    if theirs < ours {
-        // A CA's clock before the CA's own certificate is wrong.
-        return if theirs < not_before { ours } else { theirs };
-    }
-    let is_behind = ours + CLOCK_TOLERANCE < stored.min(not_before);
-    if is_behind || theirs.since(ours) <= LONGEST_CLOCK_LEAD {
-        theirs
-    } else {
+    if ours.apart(theirs) <= CLOCK_TOLERANCE || evidence.is_some_and(is_wrong) {
         ours
+    } else {
+        theirs
     }
 }
 
-/// Whether an order for `record` is due at `at`.
-///
-/// # Errors
-/// The instant at which it will be due.
-pub(crate) fn is_due_at(record: &Record, at: Timestamp) -> Result<(), Timestamp> {
-    let Some(issued) = record.issued.as_ref().filter(|_| record.order.is_none()) else {
-        return Ok(());
+/// When a certificate that is valid from `not_before` was signed: by the CA's clock, unless
+/// only our clock fits its first day. The date of a reply may come from a wrong proxy.
+#[must_use]
+pub(crate) fn signed_at(
+    not_before: Option<Timestamp>,
+    ours: Timestamp,
+    theirs: Timestamp,
+) -> Timestamp {
+    let fits = |clock: Timestamp| {
+        not_before.is_some_and(|begin| {
+            begin <= clock + CLOCK_ALARM && clock.since(begin) <= LONGEST_BACKDATING
+        })
     };
-    if !is_wanted(record, issued) || record.excluded.is_some() {
-        return Ok(());
+    if fits(ours) && !fits(theirs) {
+        ours
+    } else {
+        theirs
     }
-    let end = issued.facts.not_after;
-    let renewal = issued.renewal.as_ref();
-    let due = renewal.map_or(end, |renewal| due(issued, renewal).min(end));
-    if due <= at { Ok(()) } else { Err(due) }
 }
 
 #[cfg(test)]
@@ -82,6 +86,7 @@ mod tests {
     use crate::identifier::Identifier;
     use crate::lineage::Lineage;
     use crate::record::{Generation, Issued, Renewal};
+    use crate::renew::decide::is_due;
 
     const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
     const HOUR: Duration = Duration::from_secs(3600);
@@ -124,10 +129,10 @@ mod tests {
         for ahead in [HOUR, DAY, DAY * 31, TEN_YEARS] {
             let at = decided_at(Evidence::of(&record), NOW + ahead, NOW);
             assert_eq!(at, NOW);
-            assert_eq!(is_due_at(&record, at), Err(NOW + DAY * 30));
+            assert!(!is_due(&record, at));
         }
         let at = decided_at(Evidence::of(&record), NOW + DAY * 31, NOW + DAY * 31);
-        assert_eq!(is_due_at(&record, at), Ok(()));
+        assert!(is_due(&record, at));
     }
 
     #[test]
@@ -163,6 +168,25 @@ mod tests {
         let mut record = record();
         let other = Identifier::parse("www.example.com").unwrap();
         record.identifiers.insert(other);
-        assert_eq!(is_due_at(&record, NOW - TEN_YEARS), Ok(()));
+        assert!(is_due(&record, NOW - TEN_YEARS));
+    }
+
+    #[test]
+    fn signed_at_follows_the_clock_that_fits_the_certificate() {
+        // Let's Encrypt's backdating, a CA that dates from midnight, and a signer slightly ahead.
+        for begin in [NOW - HOUR, NOW - HOUR * 20, NOW + Duration::from_secs(2)] {
+            for wrong in [DAY * 3, DAY * 40, TEN_YEARS] {
+                for wrong in [NOW + wrong, NOW - wrong] {
+                    let signed = [(wrong, NOW), (NOW, wrong)]
+                        .map(|(ours, theirs)| signed_at(Some(begin), ours, theirs));
+                    assert_eq!(signed, [NOW; 2], "{begin}: {wrong}");
+                }
+            }
+        }
+        // Backdated by an hour: a clock that is an hour behind must not lengthen a lifetime.
+        assert_eq!(signed_at(Some(NOW - HOUR), NOW - HOUR, NOW), NOW);
+        // A certificate that fits neither clock is dated by the CA's.
+        assert_eq!(signed_at(Some(NOW - DAY * 80), NOW - HOUR, NOW), NOW);
+        assert_eq!(signed_at(None, NOW - HOUR, NOW), NOW);
     }
 }

@@ -24,30 +24,39 @@ pub(crate) enum Next {
     /// Request the renewal window from the CA.
     RefreshWindow,
     /// Order a certificate, or finish the pending order.
-    Issue {
-        /// The CA to order from.
-        from: Choice,
-        /// The names to order.
-        names: BTreeSet<Identifier>,
-        /// The order only retries excluded names: the newest certificate is good
-        /// and stays, even if the order fails.
-        only_excluded: bool,
-        /// The RFC 9773 identifier of the predecessor, if this CA issued it.
-        replaces: Option<String>,
-        /// Whether the order may spend the reserved tokens.
-        urgent: bool,
-    },
+    Issue(Plan),
     /// Deploy the newest generation and verify that it is served.
     Deploy,
-    /// Nothing can be done without the operator.
-    Halt(Reason),
+    /// Nothing can be done without the operator: the record names no identifier.
+    Halt,
 }
 
-/// Why nothing can be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reason {
-    /// The record names no identifier.
-    NoIdentifiers,
+/// An order before it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// The CA to order from.
+    pub from: Choice,
+    /// The names to order.
+    pub names: BTreeSet<Identifier>,
+    /// The order only retries excluded names: the newest certificate is good and
+    /// stays, even if the order fails.
+    pub only_excluded: bool,
+    /// The RFC 9773 identifier of the predecessor, if this CA issued it.
+    pub replaces: Option<String>,
+    /// Whether the order may spend the reserved tokens.
+    pub urgent: bool,
+}
+
+impl Plan {
+    /// The same order at `from`, where it replaces nothing.
+    #[must_use]
+    pub(crate) fn at(self, from: Choice) -> Self {
+        Self {
+            from,
+            replaces: None,
+            ..self
+        }
+    }
 }
 
 /// Decides for `record` at `now`. Total: any record has an answer, and a
@@ -55,7 +64,7 @@ pub(crate) enum Reason {
 #[must_use]
 pub(crate) fn next(record: &Record, now: Timestamp, random: &dyn Random) -> Next {
     if record.identifiers.is_empty() {
-        return Next::Halt(Reason::NoIdentifiers);
+        return Next::Halt;
     }
     let Some(issued) = &record.issued else {
         return order(record, now);
@@ -66,7 +75,7 @@ pub(crate) fn next(record: &Record, now: Timestamp, random: &dyn Random) -> Next
     };
     let wanted = record.to_be_served(now);
     let expired = wanted.is_none_or(|(_, facts)| facts.not_after <= now);
-    if expired || is_proven(record, now) {
+    if expired || is_verified(record, now) {
         return renewal;
     }
     // A stored certificate is deployed before another is ordered: it may already
@@ -123,7 +132,8 @@ fn is_only_for_excluded(record: &Record, now: Timestamp) -> bool {
 
 /// Whether the newest certificate is missing, expired, due for renewal, or not
 /// the wanted one.
-fn is_due(record: &Record, now: Timestamp) -> bool {
+#[must_use]
+pub(crate) fn is_due(record: &Record, now: Timestamp) -> bool {
     let Some(issued) = &record.issued else {
         return true;
     };
@@ -136,7 +146,7 @@ fn is_due(record: &Record, now: Timestamp) -> bool {
 
 /// Whether `issued` covers the wanted names and comes from the wanted CA, or
 /// from the fallback CA on its behalf.
-pub(super) fn is_wanted(record: &Record, issued: &Issued) -> bool {
+fn is_wanted(record: &Record, issued: &Issued) -> bool {
     let by_fallback = issued.instead_of.as_ref() == Some(&record.ca);
     partial::is_covered(record, issued) && (issued.ca == record.ca || by_fallback)
 }
@@ -150,16 +160,10 @@ fn deployment_pause(record: &Record, issued: &Issued, now: Timestamp) -> Option<
 /// A step that is due and backs off after a failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum HeldUp {
-    /// The order.
-    Issuance {
-        /// The next attempt.
-        until: Timestamp,
-    },
-    /// The deployment.
-    Deployment {
-        /// The next attempt.
-        until: Timestamp,
-    },
+    /// The order, and its next attempt.
+    Issuance(Timestamp),
+    /// The deployment, and its next attempt.
+    Deployment(Timestamp),
 }
 
 /// The step of `record` that is due at `now` and backs off, if any: it tells a
@@ -169,18 +173,18 @@ pub(crate) fn held_up(record: &Record, now: Timestamp) -> Option<HeldUp> {
     if needs_order(record, now)
         && let Err(until) = fallback::choose(record, now)
     {
-        return Some(HeldUp::Issuance { until });
+        return Some(HeldUp::Issuance(until));
     }
     record.issued.as_ref()?;
-    if is_proven(record, now) {
+    if is_verified(record, now) {
         return None;
     }
-    pause_end(&record.deployment_failures, now).map(|until| HeldUp::Deployment { until })
+    pause_end(&record.deployment_failures, now).map(HeldUp::Deployment)
 }
 
 /// Whether every target and endpoint serves the wanted generation.
 #[must_use]
-pub(crate) fn is_proven(record: &Record, now: Timestamp) -> bool {
+pub(crate) fn is_verified(record: &Record, now: Timestamp) -> bool {
     let Some((wanted, _)) = record.to_be_served(now) else {
         return true;
     };
@@ -208,16 +212,7 @@ pub(crate) fn replaces(
 /// The order that is due, or the end of its backoff.
 fn order(record: &Record, now: Timestamp) -> Next {
     match fallback::choose(record, now) {
-        Ok(from) => {
-            let names = partial::target(record, now);
-            Next::Issue {
-                from,
-                only_excluded: false,
-                replaces: replaces(record, from.ca(record), &names, now),
-                urgent: is_urgent(record, now),
-                names,
-            }
-        }
+        Ok(from) => Next::Issue(plan(record, from, now)),
         Err(until) => Next::Wait(until),
     }
 }
@@ -225,12 +220,20 @@ fn order(record: &Record, now: Timestamp) -> Next {
 /// An order for all wanted names, to retry the excluded ones. The fallback CA is
 /// not used for it.
 fn order_excluded(record: &Record, now: Timestamp) -> Next {
-    let names = partial::target(record, now);
-    Next::Issue {
-        from: Choice::First,
+    Next::Issue(Plan {
         only_excluded: true,
-        replaces: replaces(record, &record.ca, &names, now),
         urgent: false,
+        ..plan(record, Choice::First, now)
+    })
+}
+
+fn plan(record: &Record, from: Choice, now: Timestamp) -> Plan {
+    let names = partial::target(record, now);
+    Plan {
+        from,
+        only_excluded: false,
+        replaces: replaces(record, from.ca(record), &names, now),
+        urgent: is_urgent(record, now),
         names,
     }
 }
@@ -240,12 +243,9 @@ fn order_excluded(record: &Record, now: Timestamp) -> Next {
 #[must_use]
 pub(crate) fn is_urgent(record: &Record, now: Timestamp) -> bool {
     record.issued.as_ref().is_some_and(|issued| {
-        let window_is_past = issued
-            .renewal
-            .as_ref()
-            .and_then(|r| r.window.as_ref())
-            .is_some_and(|w| w.end <= now);
-        window_is_past || critical(&issued.facts) <= now
+        let renewal = issued.renewal.as_ref();
+        let window = renewal.and_then(|renewal| renewal.window.as_ref());
+        window.is_some_and(|window| window.end <= now) || critical(&issued.facts) <= now
     })
 }
 

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::backoff::pause_end;
-use super::policy::EXCLUSION_PART;
+use super::policy::OVERDUE_PART;
 use super::window::due;
 use crate::identifier::Identifier;
 use crate::record::{Issued, Record};
@@ -63,7 +63,7 @@ pub(crate) fn may_be_excluded(record: &Record, name: &Identifier, now: Timestamp
     let Some(issued) = serving.filter(|issued| issued.facts.identifiers.contains(name)) else {
         return true;
     };
-    let grace = issued.facts.lifetime() / EXCLUSION_PART;
+    let grace = issued.facts.lifetime() / OVERDUE_PART;
     let renewal = issued.renewal.as_ref();
     renewal.is_some_and(|renewal| due(issued, renewal) + grace <= now)
 }
@@ -85,7 +85,7 @@ mod tests {
     use crate::lineage::Lineage;
     use crate::random::SeededRandom;
     use crate::record::{Excluded, Failures, Generation, Renewal};
-    use crate::renew::decide::{Next, held_up, next};
+    use crate::renew::decide::{Next, Plan, held_up, next};
 
     const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
     const DAY: Duration = Duration::from_secs(86_400);
@@ -137,12 +137,12 @@ mod tests {
         let mut record = record(Some(at));
         assert_eq!(next(&record, NOW, &random), Next::Wait(at));
         assert_eq!(held_up(&record, NOW), None);
-        let Next::Issue {
+        let Next::Issue(Plan {
             names,
             only_excluded,
             replaces,
             ..
-        } = next(&record, at, &random)
+        }) = next(&record, at, &random)
         else {
             panic!("it is time");
         };
@@ -152,12 +152,12 @@ mod tests {
         // A renewal that is due meanwhile orders the other names.
         let due = NOW + DAY * 60;
         record.excluded.as_mut().unwrap().tries.retry_at = Some(due + DAY);
-        let Next::Issue {
+        let Next::Issue(Plan {
             names,
             only_excluded,
             replaces,
             ..
-        } = next(&record, due, &random)
+        }) = next(&record, due, &random)
         else {
             panic!("it is due");
         };
@@ -180,11 +180,11 @@ mod tests {
     fn missing_name_is_ordered_at_once_without_exclusions() {
         let mut record = record(None);
         record.excluded = None;
-        let Next::Issue {
+        let Next::Issue(Plan {
             only_excluded,
             names,
             ..
-        } = next(&record, NOW, &SeededRandom::new(1))
+        }) = next(&record, NOW, &SeededRandom::new(1))
         else {
             panic!("a name is missing");
         };

@@ -16,6 +16,8 @@ use crate::record::Record;
 use crate::time::Timestamp;
 
 const HOUR: Duration = Duration::from_secs(3600);
+const THREE_HOURS: Duration = HOUR.saturating_mul(3);
+const WEEK: Duration = HOUR.saturating_mul(7 * 24);
 
 /// One limit of one CA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,45 +35,26 @@ pub struct Rule {
 /// The limits of Let's Encrypt. Source: its rate-limits page of 2026-08-05; the
 /// reserve, a fifth of each and two of the five duplicates, is ours.
 pub const LETS_ENCRYPT: &[Rule] = &[
-    rule(Limit::NewOrders, 300, Duration::from_secs(3 * 3600), 60),
-    rule(
-        Limit::CertificatesPerDomain,
-        50,
-        Duration::from_secs(7 * 86_400),
-        10,
-    ),
-    rule(
-        Limit::DuplicateCertificates,
-        5,
-        Duration::from_secs(7 * 86_400),
-        2,
-    ),
+    rule(Limit::NewOrders, 300, THREE_HOURS, 60),
+    rule(Limit::CertificatesPerDomain, 50, WEEK, 10),
+    rule(Limit::DuplicateCertificates, 5, WEEK, 2),
     rule(Limit::FailedValidations, 5, HOUR, 1),
+    // One token a day.
     rule(
         Limit::ConsecutiveFailures,
         1152,
-        Duration::from_secs(1152 * 86_400),
+        HOUR.saturating_mul(24 * 1152),
         230,
     ),
     // No reserve: without an account there is no certificate at all.
-    rule(Limit::NewAccounts, 10, Duration::from_secs(3 * 3600), 0),
+    rule(Limit::NewAccounts, 10, THREE_HOURS, 0),
 ];
 
 /// The limits of Let's Encrypt's staging directory, from the same source.
 const STAGING: &[Rule] = &[
-    rule(Limit::NewOrders, 1500, Duration::from_secs(3 * 3600), 300),
-    rule(
-        Limit::CertificatesPerDomain,
-        30_000,
-        Duration::from_secs(7 * 86_400),
-        6000,
-    ),
-    rule(
-        Limit::DuplicateCertificates,
-        30_000,
-        Duration::from_secs(7 * 86_400),
-        6000,
-    ),
+    rule(Limit::NewOrders, 1500, THREE_HOURS, 300),
+    rule(Limit::CertificatesPerDomain, 30_000, WEEK, 6000),
+    rule(Limit::DuplicateCertificates, 30_000, WEEK, 6000),
     rule(Limit::FailedValidations, 200, HOUR, 40),
 ];
 
@@ -106,6 +89,17 @@ impl Rule {
         let missing = full_at.since(now).as_millis().div_ceil(interval);
         self.capacity
             .saturating_sub(u32::try_from(missing).unwrap_or(u32::MAX))
+    }
+
+    fn remaining(&self, subject: String, full_at: Option<Timestamp>, now: Timestamp) -> Left {
+        let full_at = full_at.filter(|full_at| *full_at > now);
+        Left {
+            limit: self.limit,
+            subject,
+            tokens: full_at.map_or(self.capacity, |full_at| self.left(full_at, now)),
+            capacity: self.capacity,
+            full_at,
+        }
     }
 
     /// When the bucket has a token above `reserve`.
@@ -319,34 +313,21 @@ pub fn left(
     now: Timestamp,
 ) -> Vec<Left> {
     let charges = charges(rules, identifiers, Counted::New).into_iter();
-    let left = charges
-        .chain(validations(rules, identifiers))
+    let charges = charges.chain(validations(rules, identifiers));
+    charges
         .map(|(rule, subject)| {
-            let full_at = full_at(state, rule, &subject, now).filter(|full_at| *full_at > now);
-            Left {
-                limit: rule.limit,
-                tokens: full_at.map_or(rule.capacity, |full_at| rule.left(full_at, now)),
-                capacity: rule.capacity,
-                subject,
-                full_at,
-            }
-        });
-    left.collect()
+            let full_at = full_at(state, rule, &subject, now);
+            rule.remaining(subject, full_at, now)
+        })
+        .collect()
 }
 
 /// The remaining tokens of each bucket that is not full.
 #[must_use]
 pub fn standing(state: &CaState, rules: &[Rule], now: Timestamp) -> Vec<Left> {
-    let rules = rules.iter();
-    let spent = rules.flat_map(|rule| {
+    let spent = rules.iter().flat_map(|rule| {
         let subjects = state.spent.get(&rule.limit).into_iter().flatten();
-        subjects.map(move |(subject, full_at)| Left {
-            limit: rule.limit,
-            subject: subject.clone(),
-            tokens: rule.left(*full_at, now),
-            capacity: rule.capacity,
-            full_at: Some(*full_at).filter(|full_at| *full_at > now),
-        })
+        subjects.map(move |(subject, full_at)| rule.remaining(subject.clone(), Some(*full_at), now))
     });
     spent.collect()
 }

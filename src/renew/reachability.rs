@@ -3,8 +3,7 @@
 
 use std::time::Duration;
 
-use super::backoff::spread;
-pub(crate) use super::policy::LONGEST_PROBE_PAUSE as LONGEST_PAUSE;
+use super::backoff::{doubled, spread};
 use super::policy::{LONGEST_OUTAGE_RETRY_AFTER, LONGEST_PROBE_PAUSE, PROBE_PAUSE};
 use crate::ca_state::Outage;
 use crate::random::Random;
@@ -19,12 +18,15 @@ pub(crate) fn after_failed_probe(
     random: &dyn Random,
 ) -> Outage {
     let probes = before.map_or(0, |outage| outage.probes.saturating_add(1));
+    // 1, 2, 4, then 5 minutes, give or take a fifth.
+    let pause = doubled(PROBE_PAUSE, probes, LONGEST_PROBE_PAUSE);
     Outage {
         since: before.map_or(now, |outage| outage.since),
         probes,
-        probe_at: now + pause(probes, random),
+        probe_at: now + spread(pause, 20, random),
         asked: false,
         answered: false,
+        windows_only: before.is_some_and(|outage| outage.windows_only),
         last,
     }
 }
@@ -44,19 +46,11 @@ pub(crate) fn is_waited_for(outage: &Outage, now: Timestamp) -> bool {
 #[must_use]
 pub(crate) fn after_retry_after(outage: Outage, retry_after: Duration, now: Timestamp) -> Outage {
     let retry_at = now + retry_after.min(LONGEST_OUTAGE_RETRY_AFTER);
-    let probe_at = outage.probe_at.max(retry_at);
-    let asked = true;
     Outage {
-        probe_at,
-        asked,
+        probe_at: outage.probe_at.max(retry_at),
+        asked: true,
         ..outage
     }
-}
-
-/// 1, 2, 4, then 5 minutes, give or take a fifth.
-fn pause(probes: u32, random: &dyn Random) -> Duration {
-    let pause = PROBE_PAUSE * (1 << probes.min(3));
-    spread(pause.min(LONGEST_PROBE_PAUSE), 20, random)
 }
 
 #[cfg(test)]

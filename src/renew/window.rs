@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::backoff::doubled;
 use super::policy::{
     CRITICAL_PART, LATEST_PART, LONGEST_RECHECK, SHORT_LIFETIME, SHORTEST_RECHECK,
 };
@@ -83,13 +84,12 @@ pub(crate) fn renewable_from(
     spacing: Duration,
     early: u32,
 ) -> Timestamp {
-    let pause = spacing.saturating_mul(1 << early.min(16));
     let life = facts.lifetime();
     let least = match early {
         0 | 1 => spacing,
         _ => (life / 20).min(spacing.saturating_mul(100)),
     };
-    now + pause.min(life / 3).max(spacing).max(least)
+    now + doubled(spacing, early, life / 3).max(spacing).max(least)
 }
 
 /// The renewal instant without a window: two thirds of the lifetime (half of a

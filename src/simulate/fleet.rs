@@ -17,7 +17,7 @@ use super::script::Script;
 use super::store::{NodeStore, SharedStore};
 use super::tally::Tally;
 use super::{DAY, HOUR, MINUTE, Plan, START, Scenario, Score, SimulationError, Timeline, lock};
-use crate::certificate::{KeyType, Known, Secret};
+use crate::certificate::{BundleCache, KeyType, Secret};
 use crate::deploy::endpoint::Endpoint;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
@@ -46,7 +46,7 @@ pub(super) struct World {
     pub(super) store: Arc<SharedStore>,
     pub(super) nodes: Vec<Arc<Node>>,
     keys: Arc<KeyPool>,
-    known: Known,
+    bundles: BundleCache,
     endpoint: Endpoint,
     timeline: Mutex<Timeline>,
     pub(super) lineages: Vec<(Lineage, BTreeSet<Identifier>, Duration)>,
@@ -96,7 +96,7 @@ impl World {
             lineages: lineages(&plan)?,
             endpoint: "127.0.0.1:443".parse().map_err(SimulationError::Name)?,
             store: Arc::default(),
-            known: Known::default(),
+            bundles: BundleCache::default(),
             timeline: Mutex::default(),
             clock,
             ca,
@@ -225,7 +225,7 @@ impl World {
             output: node.clone(),
             verifier: node.clone(),
             keys: self.keys.clone(),
-            known: self.known.clone(),
+            bundles: self.bundles.clone(),
             probes: Probes::default(),
             clock: node.clone(),
             random: random.clone(),

@@ -277,7 +277,7 @@ impl Clock for Node {
         if ahead < 0 { now - by } else { now + by }
     }
 
-    fn steady(&self) -> Option<Duration> {
+    fn monotonic(&self) -> Option<Duration> {
         Some(self.world.now().since(START))
     }
 

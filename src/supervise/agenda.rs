@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -11,13 +10,9 @@ use super::handle::Ended;
 use crate::certificate::KeyType;
 use crate::lineage::Lineage;
 use crate::manage::{Certificate, ManageError, Trigger};
+use crate::renew::policy::RECHECK;
 use crate::renew::rate_limits::Line;
 use crate::time::Timestamp;
-
-/// How often the wall clock is read: it may jump, and the machine may be suspended.
-pub(super) const SWEEP: Duration = Duration::from_secs(60);
-/// The longest pause after a failure, since the record may be older than the settings.
-pub(super) const RECHECK: Duration = Duration::from_secs(3600);
 
 /// A certificate and the state of its passes.
 pub(super) struct Entry {
@@ -62,12 +57,18 @@ impl Entry {
             waiting: VecDeque::new(),
         }
     }
+
+    /// Makes a pass due `now`, also if one is in progress.
+    pub(super) fn restart(&mut self, now: Timestamp) {
+        self.due = now;
+        self.stale = self.busy;
+    }
 }
 
 /// All entries. Each change goes through the agenda, so that the indexes stay correct.
 #[derive(Default)]
 pub(super) struct Agenda {
-    kept: BTreeMap<Lineage, Entry>,
+    entries: BTreeMap<Lineage, Entry>,
     /// Managed and idle, by due instant. Certificates whose orders met an outage come
     /// after the others.
     idle: BTreeSet<(Timestamp, u32, Lineage)>,
@@ -81,20 +82,20 @@ pub(super) struct Agenda {
 
 impl Agenda {
     pub(super) fn get(&self, lineage: &Lineage) -> Option<&Entry> {
-        self.kept.get(lineage)
+        self.entries.get(lineage)
     }
 
-    pub(super) fn insert(&mut self, kept: Entry) {
-        let lineage = kept.certificate.wanted.lineage.clone();
+    pub(super) fn insert(&mut self, entry: Entry) {
+        let lineage = entry.certificate.wanted.lineage.clone();
         self.remove(&lineage);
-        self.enter(&lineage, Position::of(&kept));
-        self.kept.insert(lineage, kept);
+        self.index(&lineage, Position::of(&entry), true);
+        self.entries.insert(lineage, entry);
     }
 
     pub(super) fn remove(&mut self, lineage: &Lineage) {
         self.leave_queues(lineage);
-        if let Some(kept) = self.kept.remove(lineage) {
-            self.leave(lineage, Position::of(&kept));
+        if let Some(entry) = self.entries.remove(lineage) {
+            self.index(lineage, Position::of(&entry), false);
         }
     }
 
@@ -104,13 +105,13 @@ impl Agenda {
         lineage: &Lineage,
         change: impl FnOnce(&mut Entry) -> T,
     ) -> Option<T> {
-        let kept = self.kept.get_mut(lineage)?;
-        let before = Position::of(kept);
-        let changed = change(kept);
-        let after = Position::of(kept);
+        let entry = self.entries.get_mut(lineage)?;
+        let before = Position::of(entry);
+        let changed = change(entry);
+        let after = Position::of(entry);
         if before != after {
-            self.leave(lineage, before);
-            self.enter(lineage, after);
+            self.index(lineage, before, false);
+            self.index(lineage, after, true);
         }
         Some(changed)
     }
@@ -118,20 +119,28 @@ impl Agenda {
     /// Changes each entry, and keeps those for which `change` returns true. All queues for
     /// tokens are cleared, since every certificate may be due at once now.
     pub(super) fn retain(&mut self, mut change: impl FnMut(&Lineage, &mut Entry) -> bool) {
-        self.kept.retain(|lineage, kept| change(lineage, kept));
+        self.entries.retain(|lineage, entry| change(lineage, entry));
         (self.idle, self.requested, self.waiting_for_ca) = Default::default();
         self.queues.clear();
-        for (lineage, kept) in std::mem::take(&mut self.kept) {
-            self.enter(&lineage, Position::of(&kept));
-            self.kept.insert(lineage, kept);
+        for (lineage, entry) in std::mem::take(&mut self.entries) {
+            self.index(&lineage, Position::of(&entry), true);
+            self.entries.insert(lineage, entry);
         }
+    }
+
+    /// Makes a pass over every certificate due `now`.
+    pub(super) fn restart(&mut self, now: Timestamp) {
+        self.retain(|_, entry| {
+            entry.restart(now);
+            true
+        });
     }
 
     /// The next certificate for a pass: first one with a user waiting.
     pub(super) fn ready(&self, now: Timestamp) -> Option<Lineage> {
         let order = |lineage: &&Lineage| {
-            let kept = self.kept.get(*lineage);
-            kept.map(|kept| (kept.due, kept.outages))
+            let entry = self.entries.get(*lineage);
+            entry.map(|entry| (entry.due, entry.outages))
         };
         let requested = self.requested.iter().min_by_key(order);
         let due = || self.idle.first().filter(|(due, ..)| *due <= now);
@@ -152,15 +161,15 @@ impl Agenda {
 
     /// The managed certificates.
     pub(super) fn managed(&self) -> impl Iterator<Item = &Arc<Certificate>> {
-        let managed = self.kept.values().filter(|kept| kept.managed);
-        managed.map(|kept| &kept.certificate)
+        let managed = self.entries.values().filter(|entry| entry.managed);
+        managed.map(|entry| &entry.certificate)
     }
 
     /// The managed certificates that are deployed and idle.
     pub(super) fn deployed(&self) -> impl Iterator<Item = &Arc<Certificate>> {
-        let kept = self.kept.values();
-        let at_rest = kept.filter(|kept| kept.managed && kept.deployed && !kept.busy);
-        at_rest.map(|kept| &kept.certificate)
+        let entry = self.entries.values();
+        let at_rest = entry.filter(|entry| entry.managed && entry.deployed && !entry.busy);
+        at_rest.map(|entry| &entry.certificate)
     }
 
     /// When `lineage`, which met `error` and waits for `until`, is checked again: within an
@@ -200,27 +209,22 @@ impl Agenda {
         });
     }
 
-    fn enter(&mut self, lineage: &Lineage, position: Position) {
+    /// Enters `lineage` into the indexes at `position`, or removes it.
+    fn index(&mut self, lineage: &Lineage, position: Position, enters: bool) {
+        fn set<T: Ord>(index: &mut BTreeSet<T>, value: T, enters: bool) {
+            let _ = match enters {
+                true => index.insert(value),
+                false => index.remove(&value),
+            };
+        }
         if let Some((due, outages)) = position.idle {
-            self.idle.insert((due, outages, lineage.clone()));
+            set(&mut self.idle, (due, outages, lineage.clone()), enters);
         }
         if position.requested {
-            self.requested.insert(lineage.clone());
+            set(&mut self.requested, lineage.clone(), enters);
         }
         if position.waiting_for_ca {
-            self.waiting_for_ca.insert(lineage.clone());
-        }
-    }
-
-    fn leave(&mut self, lineage: &Lineage, position: Position) {
-        if let Some((due, outages)) = position.idle {
-            self.idle.remove(&(due, outages, lineage.clone()));
-        }
-        if position.requested {
-            self.requested.remove(lineage);
-        }
-        if position.waiting_for_ca {
-            self.waiting_for_ca.remove(lineage);
+            set(&mut self.waiting_for_ca, lineage.clone(), enters);
         }
     }
 }
@@ -234,53 +238,57 @@ struct Position {
 }
 
 impl Position {
-    fn of(kept: &Entry) -> Self {
-        let (due, outages) = (kept.due, kept.outages);
+    fn of(entry: &Entry) -> Self {
+        let (due, outages) = (entry.due, entry.outages);
         Self {
-            idle: (kept.managed && !kept.busy).then_some((due, outages)),
-            requested: !kept.busy && !kept.waiting.is_empty(),
-            waiting_for_ca: kept.waits_for_ca,
+            idle: (entry.managed && !entry.busy).then_some((due, outages)),
+            requested: !entry.busy && !entry.waiting.is_empty(),
+            waiting_for_ca: entry.waits_for_ca,
         }
     }
 }
 
-/// The setting of `kept` that differs from the command's, in words. Settings that the
+/// The setting of `current` that differs from the command's, in words. Settings that the
 /// command leaves out do not differ.
-pub(super) fn difference(kept: &Certificate, requested: &Certificate) -> Option<String> {
-    let (one, other) = (&kept.wanted, &requested.wanted);
+pub(super) fn difference(current: &Certificate, requested: &Certificate) -> Option<String> {
+    let (one, other) = (&current.wanted, &requested.wanted);
+    let list = |words: Vec<String>| words.join(", ");
     if one.identifiers != other.identifiers || one.ca != other.ca {
-        let names: Vec<String> = one.identifiers.iter().map(ToString::to_string).collect();
-        return Some(format!("for {} from {}", names.join(", "), one.ca));
+        let names = list(one.identifiers.iter().map(ToString::to_string).collect());
+        return Some(format!("for {names} from {}", one.ca));
     }
     if other.profile.is_some() && one.profile != other.profile {
         let profile = one.profile.as_deref().unwrap_or("none");
         return Some(format!("with the profile {profile}"));
     }
     let fallback = |one: &Certificate| one.fallback.as_ref().map(|fallback| fallback.ca.clone());
-    if let (here, Some(there)) = (fallback(kept), fallback(requested))
-        && here.as_ref() != Some(&there)
-    {
+    let (here, there) = (fallback(current), fallback(requested));
+    if there.is_some() && here != there {
         let here = here.unwrap_or_else(|| "none".into());
         return Some(format!("with the fallback {here}"));
     }
     if other.key != KeyType::default() && one.key != other.key {
         return Some(format!("with a key of the kind {}", one.key));
     }
-    let (here, there) = (&kept.endpoints, &requested.endpoints);
+    let (here, there) = (&current.endpoints, &requested.endpoints);
     if !there.is_empty() && here != there {
-        let here: Vec<String> = here.iter().map(ToString::to_string).collect();
-        return Some(format!("verified at [{}]", here.join(", ")));
+        let here = list(here.iter().map(ToString::to_string).collect());
+        return Some(format!("verified at [{here}]"));
     }
-    let named = |certificate: &Certificate| -> Vec<String> {
-        let targets = certificate.targets.iter();
-        targets.map(|target| target.name().to_owned()).collect()
+    let named = |one: &Certificate| -> Vec<String> {
+        one.targets
+            .iter()
+            .map(|target| target.name().to_owned())
+            .collect()
     };
-    let (here, there) = (named(kept), named(requested));
-    (!there.is_empty() && here != there).then(|| format!("for [{}]", here.join(", ")))
+    let (here, there) = (named(current), named(requested));
+    (!there.is_empty() && here != there).then(|| format!("for [{}]", list(here)))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::ca_state::Limit;
     use crate::renew::rate_limits::Priority;

@@ -8,20 +8,18 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::agenda::{Agenda, SWEEP};
+use super::agenda::Agenda;
 use crate::acme::Issuer;
-use crate::manage::clock::{ALARM, query_time};
-use crate::manage::{Certificate, Services};
+use crate::manage::Services;
+use crate::manage::clock::query_time;
 use crate::renew::clock::decided_at;
+use crate::renew::policy::{CLOCK_ALARM, CLOCK_READING, FIRST_TIME_PROBE};
 use crate::time::{Clock, Timestamp};
-
-/// The pause before the first probe: after a start, due steps contact the CAs anyway.
-const FIRST_CHECK_AFTER: Duration = Duration::from_secs(5);
 
 /// The state of the clock, and the CAs to probe for their time.
 pub(super) struct Watch {
-    /// A past reading of the wall clock and the steady clock, which advance together.
-    seen: Option<Seen>,
+    /// A past reading of the wall clock and the monotonic clock, which advance together.
+    seen: Option<(Timestamp, Duration)>,
     /// When the CAs that have not replied since the start are probed.
     first_check_at: Option<Duration>,
     /// Whether the clock has jumped, so that decisions must be repeated.
@@ -33,70 +31,28 @@ pub(super) struct Watch {
     probes: JoinSet<TimeReply>,
 }
 
-/// Two clocks at one instant.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Seen {
-    wall: Timestamp,
-    steady: Duration,
-}
-
 struct TimeReply {
     ca: String,
-    since: Seen,
+    issuer: Arc<dyn Issuer>,
     answered: bool,
-    /// Whether the CA's time replaces ours in decisions.
-    corrects: bool,
-}
-
-impl Seen {
-    fn now(clock: &dyn Clock) -> Option<Self> {
-        let steady = clock.steady()?;
-        let wall = clock.wall();
-        Some(Self { wall, steady })
-    }
-
-    /// How far the wall clock jumped ahead, by being set or by a suspend; and how far it
-    /// was set back.
-    fn jumps(&self, now: &Self) -> [Duration; 2] {
-        let wanted = self.wall + now.steady.saturating_sub(self.steady);
-        [now.wall.since(wanted), wanted.since(now.wall)]
-    }
-}
-
-/// The first and fallback CAs of all managed certificates, with their clients.
-fn cas(agenda: &Agenda) -> impl Iterator<Item = (&String, &Arc<dyn Issuer>)> {
-    agenda.managed().flat_map(|one| {
-        let fallback = one.fallback.as_ref();
-        let fallback = fallback.map(|fallback| (&fallback.ca, &fallback.issuer));
-        [Some((&one.wanted.ca, &one.issuer)), fallback]
-            .into_iter()
-            .flatten()
-    })
 }
 
 /// The first CAs that have not sent a date yet. A fallback CA needs no probe before it is
 /// used.
 fn without_reply(agenda: &Agenda) -> BTreeSet<String> {
-    let has_reply = |one: &&Arc<Certificate>| one.issuer.clocks().is_some();
-    let (with, without): (Vec<_>, Vec<_>) = agenda.managed().partition(has_reply);
-    let [with, without] = [with, without].map(|some| {
-        let cas = some.into_iter().map(|one| one.wanted.ca.clone());
-        cas.collect::<BTreeSet<_>>()
-    });
-    &without - &with
-}
-
-/// Whether decisions follow the clock of the CA behind `issuer`, since ours differs.
-fn corrects(issuer: &dyn Issuer, clock: &dyn Clock) -> bool {
-    let ours = clock.wall();
-    let there = issuer.clocks().map(|reading| reading.at_ca(ours));
-    there.is_some_and(|theirs| decided_at(None, ours, theirs) != ours)
+    let replied = |replied: bool| {
+        let some = agenda.managed();
+        let some = some.filter(move |one| one.issuer.clocks().is_some() == replied);
+        some.map(|one| one.wanted.ca.clone())
+            .collect::<BTreeSet<_>>()
+    };
+    &replied(false) - &replied(true)
 }
 
 impl Watch {
     pub(super) fn new(clock: &dyn Clock) -> Self {
         Self {
-            seen: Seen::now(clock),
+            seen: clock.monotonic().map(|monotonic| (clock.wall(), monotonic)),
             first_check_at: None,
             jumped: false,
             pending: BTreeSet::new(),
@@ -107,78 +63,84 @@ impl Watch {
 
     /// Schedules the first probe, when the loop starts.
     pub(super) fn begin(&mut self, clock: &dyn Clock) {
-        self.first_check_at = clock.steady().map(|now| now + FIRST_CHECK_AFTER);
+        self.first_check_at = clock.monotonic().map(|now| now + FIRST_TIME_PROBE);
     }
 
     /// The time until the next probe, or until the next check for jumps.
     pub(super) fn pause(&self, clock: &dyn Clock) -> Duration {
-        let asks = !self.pending.is_empty() && self.probes.is_empty();
-        let next = self.first_check_at.or(asks.then_some(self.next_at));
-        match (next, clock.steady()) {
+        let probes = !self.pending.is_empty() && self.probes.is_empty();
+        let next = self.first_check_at.or(probes.then_some(self.next_at));
+        match (next, clock.monotonic()) {
             (Some(next), Some(now)) => next.saturating_sub(now),
-            _ => SWEEP,
+            _ => CLOCK_READING,
         }
     }
 
     /// Detects jumps, and probes the pending CAs at most once a minute.
     pub(super) fn look(&mut self, services: &Arc<Services>, agenda: &Agenda) {
-        let (Some(before), Some(now)) = (self.seen, Seen::now(services.clock.as_ref())) else {
+        let clock = services.clock.as_ref();
+        let (Some((wall, before)), Some(monotonic)) = (self.seen, clock.monotonic()) else {
             return;
         };
-        if self
-            .first_check_at
-            .is_some_and(|begins| begins <= now.steady)
-        {
+        if self.first_check_at.is_some_and(|at| at <= monotonic) {
             self.first_check_at = None;
             self.pending = without_reply(agenda);
         }
-        let [ahead, back] = before.jumps(&now);
-        if ahead > ALARM {
+        let (now, expected) = (clock.wall(), wall + monotonic.saturating_sub(before));
+        let cas = || -> BTreeMap<_, _> { agenda.managed().flat_map(|one| one.cas()).collect() };
+        if now.apart(expected) > CLOCK_ALARM {
             // The supervisor reports a clock that was set back.
-            tracing::warn!(
-                "the clock jumped ahead, to {}: it was set, or the machine was suspended; probing the CA for its time",
-                now.wall
-            );
-        }
-        if ahead.max(back) > ALARM {
-            self.seen = Some(now);
+            if now > expected {
+                tracing::warn!(
+                    "the clock jumped ahead, to {now}: it was set, or the machine was suspended; probing the CA for its time"
+                );
+            }
+            self.seen = Some((now, monotonic));
             (self.first_check_at, self.jumped) = (None, true);
-            self.pending = cas(agenda).map(|(ca, _)| ca.clone()).collect();
+            self.pending = cas().into_keys().cloned().collect();
+            // The reply to an earlier probe says nothing about this clock.
+            self.probes = JoinSet::new();
+            services.probes.restart();
         }
-        if self.pending.is_empty() || !self.probes.is_empty() || now.steady < self.next_at {
+        if self.pending.is_empty() || !self.probes.is_empty() || monotonic < self.next_at {
             return;
         }
-        self.next_at = now.steady + SWEEP;
-        for (ca, issuer) in cas(agenda).collect::<BTreeMap<_, _>>() {
-            if let (true, Some(since)) = (self.pending.contains(ca), self.seen) {
+        self.next_at = monotonic + CLOCK_READING;
+        for (ca, issuer) in cas() {
+            if self.pending.contains(ca) {
                 let (services, ca, issuer) = (services.clone(), ca.clone(), issuer.clone());
                 self.probes.spawn(async move {
                     let answered = query_time(&services, &ca, issuer.as_ref()).await;
                     TimeReply {
                         ca,
-                        since,
+                        issuer,
                         answered,
-                        corrects: corrects(issuer.as_ref(), services.clock.as_ref()),
                     }
                 });
             }
         }
     }
 
-    /// Waits for the end of a probe, and returns whether decisions must be repeated; `None`
-    /// without a probe in progress.
-    pub(super) async fn answered(&mut self) -> Option<bool> {
-        let answer = match self.probes.join_next().await? {
-            Ok(answer) => answer,
+    /// Waits for the end of a probe, and returns whether decisions must be repeated: after a
+    /// jump, and when the CA's clock decides instead of ours. `None` without a probe in
+    /// progress.
+    pub(super) async fn answered(&mut self, clock: &dyn Clock) -> Option<bool> {
+        let reply = match self.probes.join_next().await? {
+            Ok(reply) => reply,
             Err(error) => {
                 tracing::error!("the time probe of a CA failed unexpectedly: {error}");
                 return Some(false);
             }
         };
-        let holds = answer.answered && self.seen == Some(answer.since);
-        if holds && self.pending.remove(&answer.ca) {
-            tracing::info!("the time probe of {} succeeded", answer.ca);
+        if reply.answered && self.pending.remove(&reply.ca) {
+            tracing::info!("the time probe of {} succeeded", reply.ca);
         }
-        Some(holds && (self.jumped || answer.corrects))
+        let ours = clock.wall();
+        let theirs = reply
+            .issuer
+            .clocks()
+            .map_or(ours, |dated| dated.at_ca(ours));
+        let corrects = decided_at(None, ours, theirs) != ours;
+        Some(reply.answered && (self.jumped || corrects))
     }
 }

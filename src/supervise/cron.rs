@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use super::Handle;
-use super::agenda::SWEEP;
+
 use crate::manage::Maintenance;
 use crate::manage::schedule::Schedule;
+use crate::renew::policy::CLOCK_READING;
 use crate::time::Clock;
 
 /// Starts a pass over every certificate at each instant of `schedule`, and never returns.
@@ -20,7 +21,7 @@ pub(crate) async fn run(schedule: Schedule, handle: Handle, clock: Arc<dyn Clock
         } else {
             // After the clock is set back, the instants from there on come again.
             last = last.min(now);
-            clock.sleep(next.since(now).min(SWEEP)).await;
+            clock.sleep(next.since(now).min(CLOCK_READING)).await;
         }
     }
     std::future::pending().await
@@ -32,7 +33,7 @@ mod tests {
 
     use super::super::handle::Command;
     use super::*;
-    use crate::time::set::SetClock;
+    use crate::time::fake::SetClock;
     use crate::time::{Timestamp, VirtualClock};
 
     /// The instants of the passes in the next `minutes`, in seconds.

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-use super::agenda::{Agenda, SWEEP};
+use super::agenda::Agenda;
 use crate::deploy::Outlet;
 use crate::lineage::Lineage;
 use crate::manage::Certificate;
+use crate::renew::policy::CLOCK_READING;
 use crate::time::Timestamp;
 
 /// The checks in progress.
@@ -30,7 +31,7 @@ impl Files {
     /// Starts a check of the deployed files, if one is due.
     pub(super) fn look(&mut self, agenda: &Agenda, output: &Arc<dyn Outlet>, now: Timestamp) {
         let looked = self.looked.get_or_insert(now);
-        let recently = *looked <= now && now < *looked + SWEEP;
+        let recently = *looked <= now && now < *looked + CLOCK_READING;
         if !self.any || recently || !self.looking.is_empty() {
             return;
         }

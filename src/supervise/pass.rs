@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::handle::Ended;
 use crate::acme::AcmeError;
 use crate::lineage::Lineage;
-use crate::manage::clock::CorrectedClock;
+use crate::manage::clock::PassClock;
 use crate::manage::concurrency::Permit;
 use crate::manage::pass::pass;
 use crate::manage::{Certificate, ManageError, Services, Trigger};
@@ -28,11 +28,6 @@ pub(super) struct Finished {
 }
 
 impl Finished {
-    /// Whether another process holds the lease, which is normal in a fleet.
-    pub(super) fn is_elsewhere(&self) -> bool {
-        is_elsewhere(&self.ended)
-    }
-
     /// The CA that the result shows to be working.
     pub(super) fn answering_ca(&self) -> Option<String> {
         let record = self.record.as_ref()?;
@@ -54,7 +49,26 @@ impl Finished {
     }
 }
 
-fn is_elsewhere(ended: &Ended) -> bool {
+/// When the next pass over a certificate is due.
+#[derive(Default)]
+pub(super) struct Recheck {
+    /// The instant; `None` after a failure without a stored time for the retry.
+    pub(super) at: Option<Timestamp>,
+    /// Whether it is due at the end of its CA's outage, if that is earlier.
+    pub(super) waits_for_ca: bool,
+}
+
+impl Recheck {
+    pub(super) fn at(instant: Timestamp) -> Self {
+        Self {
+            at: Some(instant),
+            waits_for_ca: false,
+        }
+    }
+}
+
+/// Whether another process holds the lease, which is normal in a fleet.
+pub(super) fn is_elsewhere(ended: &Ended) -> bool {
     matches!(ended, Err(ManageError::Store(StoreError::Leased { .. })))
 }
 
@@ -67,20 +81,17 @@ pub(super) async fn one_pass(
     reply: Option<oneshot::Sender<Ended>>,
 ) -> Finished {
     let ended = pass(&services, &certificate, trigger, permit).await;
-    let clock = CorrectedClock::new(services.clock.clone(), &certificate);
     let lineage = certificate.wanted.lineage.clone();
     let (ended, record) = match ended {
         Ok((outcome, record)) => (Ok(outcome), Some(record)),
-        Err(error) => {
-            let ended = Err(error);
-            // The process that holds the lease shows the record.
-            let record = match is_elsewhere(&ended) {
-                true => None,
-                false => as_stored(&services, &lineage).await,
-            };
-            (ended, record)
-        }
+        Err(error) => (Err(error), None),
     };
+    // The process that holds the lease shows the record.
+    let record = match &record {
+        None if !is_elsewhere(&ended) => as_stored(&services, &lineage).await,
+        _ => record,
+    };
+    let clock = PassClock::new(services.clock.clone(), &certificate);
     if let Some(record) = &record {
         clock.use_evidence(record);
     }
@@ -102,4 +113,8 @@ async fn as_stored(services: &Services, lineage: &Lineage) -> Option<Record> {
             None
         }
     }
+}
+
+pub(super) fn log_failure(lineage: &Lineage, error: &ManageError) {
+    tracing::error!(%lineage, "{error}; hint: {}", error.hint());
 }

@@ -8,27 +8,20 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 
-use super::agenda::{Agenda, Entry, SWEEP, difference};
+use super::agenda::{Agenda, Entry, difference};
 use super::clock::Watch;
 use super::files::Files;
 use super::handle::{Command, Ended, Handle};
-use super::pass::{Finished, one_pass};
-use super::report::{Recheck, log_failure, report};
+use super::pass::{Finished, Recheck, log_failure, one_pass};
 use crate::lineage::Lineage;
 use crate::manage::ca_state::show_stored;
-use crate::manage::concurrency::{Concurrency, SIDE_BY_SIDE};
+use crate::manage::concurrency::Concurrency;
 use crate::manage::status::status;
-use crate::manage::{Certificate, MANY, ManageError, SPREAD_OF_MANY, Services, Trigger, stored};
+use crate::manage::{Certificate, ManageError, Services, Trigger, stored, stored_or_new};
 use crate::observe::Board;
-use crate::record::Record;
+use crate::renew::backoff::local_pause;
+use crate::renew::policy::{CLOCK_READING, MANY, SIDE_BY_SIDE, SPREAD_OF_MANY, STOP_GRACE};
 use crate::time::Timestamp;
-
-/// The pause after a failure without a stored time for the retry, such as a full disk. It
-/// doubles with each failure in a row, up to the longest pause.
-const AFTER_FAILURE: Duration = Duration::from_secs(15);
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// How long passes in progress may take to end at a stop.
-const GRACE: Duration = Duration::from_secs(8);
 
 /// Manages certificates until it is stopped.
 pub(crate) struct Supervisor {
@@ -78,9 +71,9 @@ impl Supervisor {
             .iter()
             .map(|certificate| certificate.wanted.lineage.clone())
             .collect();
-        self.agenda.retain(|lineage, kept| {
-            kept.managed = lineages.contains(lineage);
-            kept.managed || kept.busy || !kept.waiting.is_empty()
+        self.agenda.retain(|lineage, entry| {
+            entry.managed = lineages.contains(lineage);
+            entry.managed || entry.busy || !entry.waiting.is_empty()
         });
         self.board.retain(&lineages);
         self.files
@@ -89,10 +82,8 @@ impl Supervisor {
             let spread = self.services.spread.max(SPREAD_OF_MANY);
             Arc::make_mut(&mut self.services).spread = spread;
         }
-        let fallbacks = certificates.iter().filter_map(|one| one.fallback.as_ref());
-        let cas = certificates.iter().map(|one| &one.wanted.ca);
-        let cas: BTreeSet<&String> = cas.chain(fallbacks.map(|fallback| &fallback.ca)).collect();
-        for ca in cas {
+        let cas = certificates.iter().flat_map(Certificate::cas);
+        for ca in cas.map(|(ca, _)| ca).collect::<BTreeSet<_>>() {
             show_stored(&self.services, ca).await;
         }
         let (mut first, mut prepared) = (None, certificates.is_empty());
@@ -115,34 +106,21 @@ impl Supervisor {
     fn adopt(&mut self, certificate: Certificate) {
         let now = self.services.clock.now();
         let lineage = certificate.wanted.lineage.clone();
-        let kept = self.agenda.get(&lineage).is_some();
-        if !kept {
-            self.agenda
-                .insert(Entry::new(Arc::new(certificate), now, true));
-            return;
-        }
-        self.agenda.change(&lineage, |kept| {
-            kept.certificate = Arc::new(certificate);
-            kept.managed = true;
-            kept.due = now;
-            kept.stale = kept.busy;
+        let certificate = Arc::new(certificate);
+        let known = self.agenda.change(&lineage, |entry| {
+            entry.certificate = certificate.clone();
+            entry.managed = true;
+            entry.restart(now);
         });
+        if known.is_none() {
+            self.agenda.insert(Entry::new(certificate, now, true));
+        }
     }
 
     async fn prepare(&self, certificate: &Certificate) -> Result<(), ManageError> {
         let wanted = &certificate.wanted;
         let (lineage, now) = (&wanted.lineage, self.services.clock.now());
-        let loaded = self.services.store.load(lineage).await?;
-        let record = loaded.map_or_else(
-            || {
-                Record::new(
-                    lineage.clone(),
-                    wanted.identifiers.clone(),
-                    wanted.ca.clone(),
-                )
-            },
-            |(record, _)| record,
-        );
+        let (record, _) = stored_or_new(&self.services, wanted).await?;
         let random = self.services.random.as_ref();
         self.board.post(status(&record, now, random));
         let output = &self.services.output;
@@ -181,7 +159,7 @@ impl Supervisor {
                 () = self.concurrency.released() => {}
                 gone = self.files.gone() => self.requeue(&gone),
                 // Decisions made by a wrong clock are repeated.
-                Some(repeat) = self.watch.answered() => if repeat {
+                Some(repeat) = self.watch.answered(self.services.clock.as_ref()) => if repeat {
                     self.obey(Command::Sweep).await;
                 },
                 () = self.services.clock.sleep(pause) => {}
@@ -192,14 +170,7 @@ impl Supervisor {
 
     async fn obey(&mut self, command: Command) {
         match command {
-            Command::Sweep => {
-                let now = self.services.clock.now();
-                self.agenda.retain(|_, kept| {
-                    kept.due = now;
-                    kept.stale = kept.busy;
-                    true
-                });
-            }
+            Command::Sweep => self.agenda.restart(self.services.clock.now()),
             Command::Replace(certificates) => {
                 // Each failure was logged; the passes retry.
                 let _ = self.keep(certificates).await;
@@ -208,8 +179,8 @@ impl Supervisor {
                 self.enqueue(*certificate, trigger, reply)
             }
             Command::Manages(lineage, reply) => {
-                let kept = self.agenda.get(&lineage);
-                let _ = reply.send(kept.is_some_and(|kept| kept.managed));
+                let entry = self.agenda.get(&lineage);
+                let _ = reply.send(entry.is_some_and(|entry| entry.managed));
             }
             Command::Ping(reply) => {
                 let _ = reply.send(());
@@ -225,24 +196,24 @@ impl Supervisor {
         reply: oneshot::Sender<Ended>,
     ) {
         let (lineage, certificate) = (certificate.wanted.lineage.clone(), Arc::new(certificate));
-        let due = self.services.clock.now() + SWEEP;
+        let due = self.services.clock.now() + CLOCK_READING;
         if self.agenda.get(&lineage).is_none() {
             self.agenda
                 .insert(Entry::new(certificate.clone(), due, false));
         }
-        self.agenda.change(&lineage, |kept| {
-            if !kept.managed {
-                kept.waiting.push_back((certificate, trigger, reply));
+        self.agenda.change(&lineage, |entry| {
+            if !entry.managed {
+                entry.waiting.push_back((certificate, trigger, reply));
                 return;
             }
             // Two different settings for one certificate would order in turn.
-            match difference(&kept.certificate, &certificate) {
+            match difference(&entry.certificate, &certificate) {
                 Some(current) => {
                     let _ = reply.send(Err(ManageError::ConfiguredDifferently { current }));
                 }
                 None => {
-                    let certificate = kept.certificate.clone();
-                    kept.waiting.push_back((certificate, trigger, reply));
+                    let certificate = entry.certificate.clone();
+                    entry.waiting.push_back((certificate, trigger, reply));
                 }
             }
         });
@@ -251,13 +222,9 @@ impl Supervisor {
     /// Launches due passes while permits are free, first those with a user waiting.
     fn launch(&mut self) {
         let now = self.services.clock.now();
-        if now + SWEEP < self.latest {
+        if now + CLOCK_READING < self.latest {
             tracing::warn!("the clock was set back, from {} to {now}", self.latest);
-            self.agenda.retain(|_, kept| {
-                kept.due = now;
-                kept.stale = kept.busy;
-                true
-            });
+            self.agenda.restart(now);
             self.latest = now;
         }
         self.latest = self.latest.max(now);
@@ -268,11 +235,11 @@ impl Supervisor {
             let Some(permit) = self.concurrency.try_acquire() else {
                 return;
             };
-            let begun = self.agenda.change(&lineage, |kept| {
-                kept.busy = true;
-                match kept.waiting.pop_front() {
+            let begun = self.agenda.change(&lineage, |entry| {
+                entry.busy = true;
+                match entry.waiting.pop_front() {
                     Some((certificate, trigger, reply)) => (certificate, trigger, Some(reply)),
-                    None => (kept.certificate.clone(), Trigger::Scheduled, None),
+                    None => (entry.certificate.clone(), Trigger::Scheduled, None),
                 }
             });
             let Some((certificate, trigger, reply)) = begun else {
@@ -288,10 +255,10 @@ impl Supervisor {
     fn pause(&self) -> Duration {
         let now = self.services.clock.now();
         if self.passes.len() >= SIDE_BY_SIDE || !self.concurrency.any() {
-            return SWEEP;
+            return CLOCK_READING;
         }
         let due = self.agenda.first_due();
-        due.map_or(SWEEP, |due| due.since(now).min(SWEEP))
+        due.map_or(CLOCK_READING, |due| due.since(now).min(CLOCK_READING))
     }
 
     fn settle(&mut self, ended: Result<(tokio::task::Id, Finished), JoinError>) {
@@ -302,34 +269,29 @@ impl Supervisor {
                     self.wake_waiting(&ca);
                 }
                 let lineage = pass.lineage.clone();
-                let recheck = report(&self.services, &self.board, &mut self.agenda, pass);
-                (Some(lineage), recheck)
+                (Some(lineage), self.report(pass))
             }
             Err(error) => {
                 tracing::error!("a pass failed unexpectedly: {error}");
-                (self.lineages.remove(&error.id()), Recheck::Undated)
+                (self.lineages.remove(&error.id()), Recheck::default())
             }
         };
         let Some(lineage) = lineage else { return };
         let now = self.services.clock.now();
-        let forgotten = self.agenda.change(&lineage, |kept| {
-            kept.busy = false;
-            kept.waits_for_ca = matches!(recheck, Recheck::WhenAnswered(_));
-            (kept.due, kept.undated) = match recheck {
-                Recheck::At(instant) | Recheck::WhenAnswered(instant) => (instant, 0),
-                Recheck::Undated => {
-                    let pause = AFTER_FAILURE * (1 << kept.undated.min(5));
-                    (
-                        now + pause.min(LONGEST_PAUSE),
-                        kept.undated.saturating_add(1),
-                    )
+        let forgotten = self.agenda.change(&lineage, |entry| {
+            entry.busy = false;
+            entry.waits_for_ca = recheck.waits_for_ca;
+            (entry.due, entry.undated) = match recheck.at {
+                Some(instant) => (instant, 0),
+                None => {
+                    let undated = entry.undated;
+                    (now + local_pause(undated), undated.saturating_add(1))
                 }
-                Recheck::Elsewhere(pause) => (now + pause, kept.undated),
             };
-            if std::mem::take(&mut kept.stale) {
-                kept.due = now;
+            if std::mem::take(&mut entry.stale) {
+                entry.due = now;
             }
-            !kept.managed && kept.waiting.is_empty()
+            !entry.managed && entry.waiting.is_empty()
         });
         if forgotten == Some(true) {
             self.agenda.remove(&lineage);
@@ -339,7 +301,7 @@ impl Supervisor {
     fn requeue(&mut self, lineages: &[Lineage]) {
         let now = self.services.clock.now();
         for lineage in lineages {
-            self.agenda.change(lineage, |kept| kept.due = now);
+            self.agenda.change(lineage, |entry| entry.due = now);
         }
     }
 
@@ -347,12 +309,9 @@ impl Supervisor {
     fn wake_waiting(&mut self, ca: &str) {
         let now = self.services.clock.now();
         for lineage in self.agenda.waiting_for_a_ca() {
-            self.agenda.change(&lineage, |kept| {
-                let certificate = &kept.certificate;
-                let fallback = certificate.fallback.as_ref();
-                let fallback = fallback.is_some_and(|fallback| fallback.ca == ca);
-                if fallback || certificate.wanted.ca == ca {
-                    (kept.waits_for_ca, kept.due) = (false, now);
+            self.agenda.change(&lineage, |entry| {
+                if entry.certificate.cas().any(|(known, _)| known == ca) {
+                    (entry.waits_for_ca, entry.due) = (false, now);
                 }
             });
         }
@@ -362,7 +321,7 @@ impl Supervisor {
     /// its intent is stored.
     async fn finish(mut self) {
         let clock = self.services.clock.clone();
-        let mut over = clock.sleep(GRACE);
+        let mut over = clock.sleep(STOP_GRACE);
         while !self.passes.is_empty() {
             tokio::select! {
                 biased;

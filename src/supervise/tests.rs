@@ -8,19 +8,19 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
-use super::agenda::{Agenda, Entry, SWEEP};
+use super::agenda::{Agenda, Entry};
 use super::handle::Ended;
 use super::pass::Finished;
-use super::report::{alarm, alarm_level, report};
+use super::report::{alarm, alarm_level};
 use super::*;
 use crate::acme::{self, AcmeError, Cause, Journal, Phase};
-use crate::certificate::{Bundle, Freshness, KeyType, Known, Secret};
+use crate::certificate::{Bundle, BundleCache, Freshness, KeyType, Secret};
 use crate::deploy::output::Output;
 use crate::deploy::verify::Handshake;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
-use crate::manage::concurrency::{ORDERING, Permit};
-use crate::manage::probes::Operation;
+use crate::manage::ca_state::Operation;
+use crate::manage::concurrency::Permit;
 use crate::manage::status::status;
 use crate::manage::{
     Certificate, Keys, ManageError, Probes, SPACING, SPREAD, Services, Trigger, Wanted,
@@ -28,6 +28,7 @@ use crate::manage::{
 use crate::observe::{Board, Metrics, Status};
 use crate::random::SeededRandom;
 use crate::record::{Generation, PendingOrder, Record, Window};
+use crate::renew::policy::{CLOCK_READING, ORDERING};
 use crate::store::fs::FileStore;
 use crate::time::{Clock, Timestamp, VirtualClock};
 
@@ -311,7 +312,7 @@ impl Fixture {
             output: Arc::new(Output::new(directory.path().join("out"))),
             verifier: Arc::new(Handshake),
             keys: Arc::new(KeysAtOnce),
-            known: Known::default(),
+            bundles: BundleCache::default(),
             probes: Probes::default(),
             clock: clock.clone(),
             random: Arc::new(SeededRandom::new(1)),

@@ -137,7 +137,7 @@ impl JumpKills {
     fn is_outage_stored(&self) -> bool {
         let (store, ca) = (self.store(), self.ca.server.directory_url());
         let known = runtime().block_on(store.ca_state(&ca));
-        known.is_ok_and(|(state, _)| state.windowless.is_some())
+        known.is_ok_and(|(state, _)| state.outage.is_some())
     }
 
     /// Each case begins with the same files, since they decide whether a window is requested too.

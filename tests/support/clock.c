@@ -28,12 +28,12 @@ __attribute__((constructor)) static void map(void) {
 
 int clock_gettime(clockid_t clock, struct timespec *shown) {
     int failed = syscall(SYS_clock_gettime, clock, shown);
-    int steady = clock == CLOCK_MONOTONIC || clock == CLOCK_MONOTONIC_COARSE ||
+    int monotonic = clock == CLOCK_MONOTONIC || clock == CLOCK_MONOTONIC_COARSE ||
                  clock == CLOCK_MONOTONIC_RAW;
     int wall = clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE;
-    if (!failed && numbers && (wall || steady)) {
-        shown->tv_sec += __atomic_load_n(&numbers[steady], __ATOMIC_SEQ_CST);
-        __atomic_fetch_add(&numbers[2 + steady], 1, __ATOMIC_SEQ_CST);
+    if (!failed && numbers && (wall || monotonic)) {
+        shown->tv_sec += __atomic_load_n(&numbers[monotonic], __ATOMIC_SEQ_CST);
+        __atomic_fetch_add(&numbers[2 + monotonic], 1, __ATOMIC_SEQ_CST);
     }
     return failed;
 }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
-use crate::time::set::SetClock;
+use crate::time::fake::SetClock;
 use crate::time::{SystemClock, Timestamp, VirtualClock};
 
 fn made() -> (Arc<ServerConfig>, Fingerprint) {

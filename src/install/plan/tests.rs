@@ -27,7 +27,7 @@ fn run(site: &str, is_issued: bool) -> Result<(String, Plan, bool), Failure> {
         let plan = plan(&tree, "example.com", &options, &pair)?;
         let edits = plan.edits.values().next();
         let made = edits.map_or(text.to_vec(), |edits| apply(text, edits));
-        Ok((made, plan))
+        Ok::<_, Failure>((made, plan))
     };
     let (made, plan) = once(site.as_bytes())?;
     let (_, again) = once(&made)?;

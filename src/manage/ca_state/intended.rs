@@ -5,23 +5,35 @@ use std::collections::BTreeSet;
 
 use crate::ca_state::{CaState, Counted};
 use crate::identifier::Identifier;
+use crate::manage::session::Trigger;
 use crate::record::Record;
+use crate::renew::decide::Plan;
 use crate::renew::rate_limits::{self, Priority, Refusal};
 use crate::time::Timestamp;
 
 /// An order as the rate limiter sees it, before it is stored.
 pub(crate) struct Intended<'o> {
-    /// The record of its certificate.
-    pub(in crate::manage) record: &'o Record,
-    /// The names to order.
-    pub(in crate::manage) names: &'o BTreeSet<Identifier>,
-    /// The renewal identifier of the certificate to replace (RFC 9773).
-    pub(in crate::manage) replaces: Option<&'o str>,
-    /// Its share of the reserve.
-    pub(in crate::manage) priority: Priority,
+    record: &'o Record,
+    names: &'o BTreeSet<Identifier>,
+    replaces: Option<&'o str>,
+    pub(super) priority: Priority,
 }
 
-impl Intended<'_> {
+impl<'o> Intended<'o> {
+    /// The order of `plan` for `record`.
+    pub(in crate::manage) fn of(plan: &'o Plan, record: &'o Record, trigger: Trigger) -> Self {
+        Self {
+            record,
+            names: &plan.names,
+            replaces: plan.replaces.as_deref(),
+            priority: match (trigger, plan.urgent) {
+                (Trigger::Scheduled, false) => Priority::Routine,
+                (Trigger::Scheduled, true) => Priority::Urgent,
+                _ => Priority::Forced,
+            },
+        }
+    }
+
     pub(super) fn counts_as(&self, ca: &str, now: Timestamp) -> Counted {
         rate_limits::counts_as(self.record, ca, self.names, self.replaces, now)
     }

@@ -1,256 +1,196 @@
-//! The outage of a CA: one certificate probes it on behalf of all, and the others wait.
-//! Orders and windows are not sent here.
-
-use std::time::Duration;
+//! The outage of a CA: one request probes it on behalf of all, and the others wait. The
+//! requests themselves are not sent here.
 
 use super::intended::Intended;
 use super::shared::change;
 use crate::acme::{AcmeError, Cause, Issuer};
-use crate::ca_state::Outage;
+use crate::ca_state::{CaState, Outage};
 use crate::manage::error::ManageError;
-use crate::manage::probes::{OPERATIONS, Operation, STEP_BACK};
 use crate::manage::services::Services;
-use crate::renew::reachability::{
-    LONGEST_PAUSE, after_failed_probe, after_retry_after, is_waited_for,
-};
+use crate::renew::policy::{ORDERS_FIRST, STEP_BACK};
+use crate::renew::reachability::{after_failed_probe, after_retry_after, is_waited_for};
 use crate::time::{Timestamp, length};
 
-/// A certificate with an order probes within minutes; after this time no order is waiting.
-const NO_ORDERS_AFTER: Duration = Duration::from_secs(3600);
+/// A request that an outage may stop.
+pub(crate) enum Operation<'o> {
+    /// An order; `None` if it is pending at the CA already.
+    Order(Option<Intended<'o>>),
+    /// A renewal window, or the CA's time.
+    Window,
+}
 
-/// For this time a certificate with a token for its order probes before those without.
-const OTHERS_FIRST: Duration = Duration::from_secs(300);
+impl Operation<'_> {
+    /// Whether it may be sent during `outage`. Orders go on while only windows are
+    /// unavailable, and windows once the directory answers.
+    fn passes(&self, outage: &Outage) -> bool {
+        match self {
+            Self::Order(_) => outage.windows_only,
+            Self::Window => !outage.windows_only && outage.answered,
+        }
+    }
 
-/// Lets one certificate probe an unreachable CA when a probe is due. A certificate whose
-/// `order` is pending already or has a token comes first, since only an order shows that
-/// the CA issues again.
+    /// Until when another request should probe first: only an order shows that the CA
+    /// issues again, and an order needs a token.
+    fn yields_until(
+        &self,
+        outage: &Outage,
+        state: &CaState,
+        ca: &str,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        let latest = outage.probe_at + ORDERS_FIRST;
+        let until = match self {
+            // A probe that a wrong clock has dated is no reason to wait.
+            _ if outage.probe_at > now || latest <= now => None,
+            Self::Order(intended) => intended.as_ref()?.refused_until(state, ca, now),
+            Self::Window => (!outage.windows_only).then_some(latest),
+        };
+        until.map(|until| until.min(latest))
+    }
+}
+
+/// Lets `operation` go to the CA, unless an outage stops it. When a probe is due, this
+/// request probes the CA for all others; then it returns true.
 ///
 /// # Errors
-/// [`ManageError::Unreachable`] during the outage.
+/// [`ManageError::Unreachable`] during the outage, and those of the store: while an outage
+/// cannot be stored, no certificate could be stored either.
 pub(crate) async fn reach(
     services: &Services,
     ca: &str,
     issuer: &dyn Issuer,
-    order: Option<Intended<'_>>,
-) -> Result<(), ManageError> {
-    store_unsaved(services, ca).await?;
-    claim(services, ca, issuer, Operation::Orders, order).await?;
-    Ok(())
-}
-
-/// Lets one certificate request a renewal window on behalf of all while windows are
-/// unavailable, and none while orders meet an outage or their probe is less than an hour
-/// overdue. Returns whether this certificate probes for all.
-///
-/// # Errors
-/// [`ManageError::Unreachable`] while no window may be requested.
-pub(crate) async fn reach_windows(
-    services: &Services,
-    ca: &str,
-    issuer: &dyn Issuer,
+    operation: Operation<'_>,
 ) -> Result<bool, ManageError> {
-    store_unsaved(services, ca).await?;
-    let (known, _) = services.store.ca_state(ca).await?;
-    let now = services.clock.now();
-    if let Some(outage) = &known.outage
-        && !outage.answered
-        && (is_waited_for(outage, now) || is_recently_due(outage, now))
-    {
-        return Err(unreachable(ca, outage, outage.probe_at));
+    if let Some(unsaved) = services.probes.of(ca, |known| known.unsaved.clone()) {
+        change(services, ca, |state| {
+            state.outage.get_or_insert_with(|| unsaved.clone());
+        })
+        .await?;
+        services.probes.of(ca, |known| known.unsaved = None);
     }
-    if known.windowless.is_none() {
-        return Ok(false);
-    }
-    claim(services, ca, issuer, Operation::Windows, None).await
-}
-
-/// Stores an outage that could not be stored before. While the store fails, no certificate
-/// could be stored either.
-///
-/// # Errors
-/// Those of the store; the CA is not contacted then.
-async fn store_unsaved(services: &Services, ca: &str) -> Result<(), ManageError> {
-    let unsaved = services.probes.unsaved(ca);
-    if unsaved == [None, None] {
-        return Ok(());
-    }
-    let saved = change(services, ca, |state| {
-        for (work, outage) in OPERATIONS.into_iter().zip(&unsaved) {
-            if let (known @ None, Some(outage)) = (work.of(state), outage) {
-                *known = Some(outage.clone());
-            }
-        }
-    });
-    saved.await?;
-    let saved = OPERATIONS.into_iter().zip(&unsaved);
-    let saved = saved.filter_map(|(work, outage)| outage.as_ref().map(|_| work));
-    services.probes.forget(ca, &saved.collect::<Vec<_>>());
-    Ok(())
-}
-
-/// Whether an order may still be about to probe.
-fn is_recently_due(outage: &Outage, now: Timestamp) -> bool {
-    outage.probe_at <= now && now.since(outage.probe_at) < NO_ORDERS_AFTER
-}
-
-/// Claims and sends the due probe, and returns whether this certificate has probed.
-async fn claim(
-    services: &Services,
-    ca: &str,
-    issuer: &dyn Issuer,
-    work: Operation,
-    order: Option<Intended<'_>>,
-) -> Result<bool, ManageError> {
     let (now, random) = (services.clock.now(), services.random.as_ref());
-    let retry_at = services.probes.retry_at(ca);
+    let stopwatch = services.clock.stopwatch();
+    let retry_at = services.probes.of(ca, |known| known.retry_at);
+    let retry_at = now + retry_at.saturating_sub(stopwatch);
     let claimed = change(services, ca, |state| {
-        let Some(outage) = work.of(state).clone() else {
-            return Ok(false);
+        let Some(outage) = state
+            .outage
+            .as_ref()
+            .filter(|outage| !operation.passes(outage))
+        else {
+            return Ok(None);
         };
-        let longest = LONGEST_PAUSE * 6 / 5;
-        let is_sound = outage.probe_at <= now && now.since(outage.probe_at) <= longest;
-        let last = match is_sound {
-            true => outage.probe_at,
-            // The probe was dated by another machine's wrong clock, or our clock is wrong.
-            false => now + longest,
-        };
-        let steps_back = retry_at > now && retry_at <= last + STEP_BACK;
-        if is_waited_for(&outage, now) {
-            let last = outage.probe_at + STEP_BACK;
-            return Err(unreachable(
-                ca,
-                &outage,
-                outage.probe_at.max(retry_at.min(last)),
-            ));
+        if is_waited_for(outage, now) {
+            return Err(unreachable(ca, outage, outage.probe_at.max(retry_at)));
         }
-        if steps_back {
-            return Err(unreachable(ca, &outage, retry_at));
-        }
-        let others_first = outage.probe_at + OTHERS_FIRST;
-        let order = order.as_ref().filter(|_| now < others_first);
-        if let Some(until) = order.and_then(|order| order.refused_until(state, ca, now)) {
-            return Err(unreachable(ca, &outage, until.min(others_first)));
+        let until = operation.yields_until(outage, state, ca, now);
+        if let Some(until) = until.or((retry_at > now).then_some(retry_at)) {
+            return Err(unreachable(ca, outage, until));
         }
         // Another pass meanwhile waits for the probe after this one.
-        let next = after_failed_probe(Some(&outage), outage.last.clone(), now, random);
-        *work.of(state) = Some(next);
-        Ok(true)
+        let next = after_failed_probe(Some(outage), outage.last.clone(), now, random);
+        state.outage = Some(next.clone());
+        Ok(Some(next))
     });
-    if !claimed.await?? {
+    let Some(outage) = claimed.await?? else {
         return Ok(false);
-    }
-    let Err(error) = issuer.probe().await else {
-        // The directory is reachable; only the next request shows whether this operation
-        // works. Until then the others keep waiting.
-        services.probes.succeeded(ca);
-        let there = change(services, ca, |state| {
-            if let Some(outage) = work.of(state) {
-                outage.answered = true;
-            }
-        });
-        there.await?;
-        return Ok(true);
     };
-    Err(note_failed_probe(services, ca, work, error, now).await?)
+    if let Err(error) = issuer.probe().await {
+        return Err(note_failed_probe(services, ca, outage, error, now).await?);
+    }
+    // The directory is reachable; only the next request shows whether this operation
+    // works. Until then the others keep waiting.
+    services.probes.of(ca, |known| known.retry_at = stopwatch);
+    change(services, ca, |state| {
+        if let Some(outage) = &mut state.outage {
+            outage.answered = true;
+        }
+    })
+    .await?;
+    Ok(true)
 }
 
-/// Notes a failed probe, and returns the outage that this process waits for. `now` is the
+/// Notes a failed probe, and returns the `outage` that this process waits for. `now` is the
 /// reading before the probe, which dated the outage.
 async fn note_failed_probe(
     services: &Services,
     ca: &str,
-    work: Operation,
+    mut outage: Outage,
     error: AcmeError,
     now: Timestamp,
 ) -> Result<ManageError, ManageError> {
-    let random = services.random.as_ref();
     tracing::warn!("{ca} is still unreachable: {error}");
-    let asked = match &error.cause {
-        Cause::RateLimited { retry_after, .. } => *retry_after,
-        _ => None,
-    };
-    let outage = change(services, ca, |state| {
-        let outage = work.of(state).take()?;
-        let last = error.to_string();
-        // Another machine with a wrong clock may have dated the probe meanwhile.
-        let outage = match outage.probe_at > now && !is_waited_for(&outage, now) {
-            true => after_failed_probe(Some(&outage), last, now, random),
-            false => Outage { last, ..outage },
-        };
-        let outage = asked.map_or(outage.clone(), |asked| {
-            after_retry_after(outage, asked, now)
-        });
-        let retry_at = outage.probe_at + STEP_BACK;
-        services.probes.failed(ca, outage.probe_at);
-        let down = unreachable(ca, &outage, retry_at);
-        *work.of(state) = Some(outage);
-        Some(down)
-    });
-    Ok(outage.await?.unwrap_or(ManageError::Acme(error)))
+    outage.last = error.to_string();
+    if let Cause::RateLimited {
+        retry_after: Some(asked),
+        ..
+    } = error.cause
+    {
+        outage = after_retry_after(outage, asked, now);
+    }
+    let pause = outage.probe_at.since(now) + STEP_BACK;
+    let retry_at = services.clock.stopwatch() + pause;
+    services.probes.of(ca, |known| known.retry_at = retry_at);
+    change(services, ca, |state| {
+        if let Some(known) = &mut state.outage {
+            known.clone_from(&outage);
+        }
+    })
+    .await?;
+    Ok(unreachable(ca, &outage, now + pause))
 }
 
-/// Notes that the CA has issued or refused: its outage ends, and its windows are probed.
-pub(crate) async fn note_available(services: &Services, ca: &str) {
-    let now = services.clock.now();
-    services.probes.forget(ca, &[Operation::Orders]);
-    let before = change(services, ca, |state| {
-        // The next certificate probes the windows on behalf of all.
-        if let Some(silent) = &mut state.windowless {
-            silent.probe_at = silent.probe_at.min(now);
-        }
-        state.outage.take()
+/// Notes that `operation` got an answer from the CA. An order ends every outage, a window
+/// only one of windows.
+pub(crate) async fn note_available(services: &Services, ca: &str, operation: Operation<'_>) {
+    services.probes.of(ca, |known| known.unsaved = None);
+    let ended = change(services, ca, |state| {
+        let is_order = matches!(operation, Operation::Order(_));
+        state
+            .outage
+            .take_if(|outage| is_order || outage.windows_only)
     });
-    match before.await {
+    match ended.await {
         Ok(None) => {}
         Ok(Some(outage)) => {
-            tracing::info!(
-                "{ca} is reachable again, after {}",
-                lasted(&outage, services)
-            )
+            let lasted = length(services.clock.now().since(outage.since));
+            tracing::info!("{ca} is available again, after {lasted}");
         }
         Err(error) => tracing::warn!("the end of the outage of {ca} could not be stored: {error}"),
     }
 }
 
-/// Notes that the CA has sent a renewal window.
-pub(crate) async fn note_windows(services: &Services, ca: &str) {
-    services.probes.forget(ca, &[Operation::Windows]);
-    let before = change(services, ca, |state| {
-        if let Some(outage) = &mut state.outage {
-            outage.answered = true;
-        }
-        state.windowless.take()
-    });
-    match before.await {
-        Ok(None) => {}
-        Ok(Some(silent)) => {
-            tracing::info!(
-                "{ca} sends renewal windows again, after {}",
-                lasted(&silent, services)
-            );
-        }
-        Err(error) => tracing::warn!("the windows of {ca} could not be noted: {error}"),
-    }
-}
-
-/// Notes that the CA was unreachable for `work`: requests pause until the next probe.
-pub(crate) async fn note_outage(services: &Services, ca: &str, work: Operation, last: &str) {
+/// Notes that the CA was unreachable for `operation`: requests pause until the next probe.
+pub(crate) async fn note_outage(
+    services: &Services,
+    ca: &str,
+    operation: Operation<'_>,
+    last: &str,
+) {
     let (now, random) = (services.clock.now(), services.random.as_ref());
-    let noted = change(services, ca, |state| {
-        let known = work.of(state);
-        let begun = known.as_ref();
-        if begun.is_none_or(|outage| !is_waited_for(outage, now)) {
-            *known = Some(after_failed_probe(begun, last.to_owned(), now, random));
+    let windows_only = matches!(operation, Operation::Window);
+    let begun = |before: Option<&Outage>| Outage {
+        windows_only,
+        ..after_failed_probe(before, last.to_owned(), now, random)
+    };
+    let noted = change(services, ca, |state| match &mut state.outage {
+        // The next windows wait for a probe.
+        Some(outage) if windows_only && !outage.windows_only => outage.answered = false,
+        Some(outage) if outage.windows_only == windows_only => {
+            if !is_waited_for(outage, now) {
+                *outage = begun(Some(outage));
+            }
         }
+        known => *known = Some(begun(None)),
     });
-    match noted.await {
-        Ok(()) => services.probes.forget(ca, &[work]),
+    let unsaved = match noted.await {
+        Ok(()) => None,
         Err(error) => {
             tracing::warn!("the outage of {ca} could not be stored: {error}");
-            let outage = after_failed_probe(None, last.to_owned(), now, random);
-            services.probes.keep_unsaved(ca, work, outage);
+            Some(begun(None))
         }
-    }
+    };
+    services.probes.of(ca, |known| known.unsaved = unsaved);
 }
 
 /// The error of an outage; this process retries at `until`.
@@ -261,8 +201,4 @@ fn unreachable(ca: &str, outage: &Outage, until: Timestamp) -> ManageError {
         until,
         last: outage.last.clone(),
     }
-}
-
-fn lasted(outage: &Outage, services: &Services) -> String {
-    length(services.clock.now().since(outage.since))
 }

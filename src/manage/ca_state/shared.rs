@@ -5,11 +5,9 @@ use crate::ca_state::CaState;
 use crate::manage::error::ManageError;
 use crate::manage::services::Services;
 use crate::observe::Tokens;
+use crate::renew::policy::CONFLICTS;
 use crate::renew::rate_limits;
 use crate::store::StoreError;
-
-/// The number of conflicts with other writers before an update fails.
-const TRIES: usize = 64;
 
 /// Changes the state of `ca`, and repeats on the newest state after a conflict with another
 /// process.
@@ -19,7 +17,7 @@ pub(super) async fn change<T>(
     mut change: impl FnMut(&mut CaState) -> T,
 ) -> Result<T, ManageError> {
     let mut faster = None;
-    for _ in 0..TRIES {
+    for _ in 0..CONFLICTS {
         let (stored, revision) = services.store.ca_state(ca).await?;
         let mut state = stored.clone();
         let answer = change(&mut state);

@@ -2,23 +2,19 @@
 //! has ended. Nothing is sent here but a request for the CA's time.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use super::intended::Intended;
-use super::outage::note_outage;
+use super::outage::{Operation, note_outage};
 use super::shared::change;
 use crate::acme::Issuer;
 use crate::ca_state::Counted;
 use crate::identifier::Identifier;
 use crate::manage::error::ManageError;
-use crate::manage::probes::Operation;
 use crate::manage::services::Services;
 use crate::record::PendingOrder;
+use crate::renew::policy::CLOCK_READING;
 use crate::renew::rate_limits::{self, Line, Priority, Refusal};
 use crate::time::Timestamp;
-
-/// The age up to which a reply shows the CA's current time.
-pub(in crate::manage) const NEWEST: Duration = Duration::from_secs(60);
 
 /// Takes the tokens of an order at `ca`, and returns as what the order counts.
 ///
@@ -36,7 +32,7 @@ pub(in crate::manage) async fn spend(
         // Without rate limits the CA's time is not needed.
         return Ok(order.counts_as(ca, ours));
     }
-    let reply = issuer.time(NEWEST).await.map_err(ManageError::from);
+    let reply = issuer.time(CLOCK_READING).await.map_err(ManageError::from);
     let now = match &reply {
         Ok(Some(reading)) => reading.at_ca(services.clock.wall()),
         Ok(None) | Err(_) => ours,
@@ -52,7 +48,7 @@ pub(in crate::manage) async fn spend(
             return Err(error);
         }
         if error.is_outage() {
-            note_outage(services, ca, Operation::Orders, &error.to_string()).await;
+            note_outage(services, ca, Operation::Order(None), &error.to_string()).await;
         }
     }
     spent.map_err(|refusal| {
@@ -122,12 +118,17 @@ pub(in crate::manage) async fn settle_issued(
     }
 }
 
-/// Settles the rate limits after a failed order; `unproven` are the names whose validation
+/// Refunds the tokens of an order that is dropped.
+pub(in crate::manage) async fn refund(services: &Services, order: &PendingOrder) {
+    settle_failed(services, order, &BTreeSet::new(), services.clock.now()).await;
+}
+
+/// Settles the rate limits after a failed order; `invalid` are the names whose validation
 /// failed, at `now` by the CA's clock.
 pub(in crate::manage) async fn settle_failed(
     services: &Services,
     order: &PendingOrder,
-    unproven: &BTreeSet<Identifier>,
+    invalid: &BTreeSet<Identifier>,
     now: Timestamp,
 ) {
     let rules = rate_limits::rules(&order.ca);
@@ -136,7 +137,7 @@ pub(in crate::manage) async fn settle_failed(
     }
     let settled = change(services, &order.ca, |state| {
         rate_limits::refund(state, rules, &order.identifiers, order.counted);
-        rate_limits::failed(state, rules, unproven, now);
+        rate_limits::failed(state, rules, invalid, now);
     });
     if let Err(error) = settled.await {
         tracing::warn!(

@@ -1,6 +1,6 @@
 //! Stores a checked certificate as the newest generation. Nothing is published here.
 
-use super::plan::Source;
+use super::source::Source;
 use crate::certificate::{Bundle, Facts};
 use crate::manage::error::ManageError;
 use crate::manage::services::Services;

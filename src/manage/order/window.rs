@@ -4,30 +4,13 @@
 use std::time::Duration;
 
 use crate::acme::Issuer;
-use crate::manage::ca_state;
+use crate::manage::ca_state::{Operation, note_available, note_outage, reach};
 use crate::manage::error::ManageError;
-use crate::manage::probes::Operation;
 use crate::manage::session::Pass;
 use crate::record::{Issued, Window};
 use crate::renew::backoff::spread;
+use crate::renew::policy::{RECHECK, WINDOW_PAUSE};
 use crate::renew::window;
-
-/// The CA's reply to a request for a renewal window.
-enum WindowReply {
-    /// The window, and the time until the next request.
-    Window(Window, Duration),
-    /// No valid reply.
-    Unavailable,
-    /// No request was sent, since another certificate probes for all.
-    Skipped,
-    /// The certificate has no renewal identifier.
-    Unsupported,
-}
-
-/// The pause after a temporary error, RFC 9773 section 4.3.3.
-const REFRESH_AFTER_FAILURE: Duration = Duration::from_secs(6 * 3600);
-/// The pause after a request that was skipped during an outage.
-const REFRESH_AFTER_SILENCE: Duration = Duration::from_secs(3600);
 
 impl<'p> Pass<'p> {
     /// Requests the renewal window and stores the instant drawn from it. Without a window the
@@ -36,25 +19,16 @@ impl<'p> Pass<'p> {
         let Some(issued) = self.record.issued.clone() else {
             return Ok(());
         };
-        let reply = match (&issued.facts.renewal_id, self.issuer_of(&issued)) {
+        let (suggested, pause) = match (&issued.facts.renewal_id, self.issuer_of(&issued)) {
             (Some(id), Some(issuer)) => self.window_of(&issued.ca, issuer, id).await,
-            (Some(_), None) => WindowReply::Unavailable,
-            (None, _) => WindowReply::Unsupported,
+            (Some(_), None) => (None, Some(self.spread(WINDOW_PAUSE, 10))),
+            (None, _) => (None, None),
         };
         // By the clock that decides, or the next request would be due at once.
         let now = self.now();
         let (random, facts) = (self.services.random.as_ref(), &issued.facts);
-        let (accepted, again) = match reply {
-            WindowReply::Window(suggested, again) => (
-                window::accept(suggested.start, suggested.end, facts),
-                Some(now + window::clamp_retry_after(again)),
-            ),
-            WindowReply::Unavailable => {
-                (None, Some(now + spread(REFRESH_AFTER_FAILURE, 10, random)))
-            }
-            WindowReply::Skipped => (None, Some(now + spread(REFRESH_AFTER_SILENCE, 50, random))),
-            WindowReply::Unsupported => (None, None),
-        };
+        let accepted = suggested.and_then(|window| window::accept(window.start, window.end, facts));
+        let again = pause.map(|pause| now + pause);
         let spread = self.services.spread;
         let moment = window::Moment { now, spread };
         let before = issued.renewal.as_ref();
@@ -67,39 +41,44 @@ impl<'p> Pass<'p> {
 
     /// The client for the CA that issued the certificate, if that CA is still configured.
     fn issuer_of(&self, issued: &Issued) -> Option<&'p dyn Issuer> {
-        let certificate = self.certificate;
-        let fallback = certificate.fallback.as_ref();
-        match fallback.filter(|fallback| fallback.ca == issued.ca) {
-            Some(fallback) => Some(fallback.issuer.as_ref()),
-            None => Some(certificate.issuer.as_ref()).filter(|_| issued.ca == self.record.ca),
-        }
+        let mut cas = self.certificate.cas();
+        cas.find_map(|(ca, issuer)| (*ca == issued.ca).then_some(issuer.as_ref()))
     }
 
-    async fn window_of(&mut self, ca: &str, issuer: &dyn Issuer, id: &str) -> WindowReply {
+    fn spread(&self, pause: Duration, percent: u32) -> Duration {
+        spread(pause, percent, self.services.random.as_ref())
+    }
+
+    /// The window that the CA suggests, and the pause before the next request.
+    async fn window_of(
+        &mut self,
+        ca: &str,
+        issuer: &dyn Issuer,
+        id: &str,
+    ) -> (Option<Window>, Option<Duration>) {
         let services = self.services;
-        let doubted = match ca_state::reach_windows(services, ca, issuer).await {
-            Ok(doubted) => doubted,
-            Err(ManageError::Unreachable { .. }) => return WindowReply::Skipped,
-            Err(error) => {
+        if let Err(error) = reach(services, ca, issuer, Operation::Window).await {
+            if !matches!(error, ManageError::Unreachable { .. }) {
                 tracing::warn!("no renewal window was requested from {ca}: {error}");
-                return WindowReply::Skipped;
             }
-        };
+            // Another certificate probes for all.
+            return (None, Some(self.spread(RECHECK, 50)));
+        }
         let error = match issuer.renewal_info(id).await {
             Ok(reply) => {
-                if doubted {
-                    ca_state::note_windows(services, ca).await;
-                }
-                return reply.map_or(WindowReply::Unavailable, |(window, again)| {
-                    WindowReply::Window(window, again)
-                });
+                note_available(services, ca, Operation::Window).await;
+                let failed = || (None, self.spread(WINDOW_PAUSE, 10));
+                let reply =
+                    reply.map(|(window, again)| (Some(window), window::clamp_retry_after(again)));
+                let (window, pause) = reply.unwrap_or_else(failed);
+                return (window, Some(pause));
             }
             Err(error) => ManageError::from(error),
         };
         if error.is_outage() {
-            ca_state::note_outage(services, ca, Operation::Windows, &error.to_string()).await;
+            note_outage(services, ca, Operation::Window, &error.to_string()).await;
         }
         tracing::warn!(%error, "no renewal window from the CA; a share of the lifetime decides meanwhile");
-        WindowReply::Unavailable
+        (None, Some(self.spread(WINDOW_PAUSE, 10)))
     }
 }

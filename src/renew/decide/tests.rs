@@ -69,9 +69,9 @@ fn each_lifetime_sees_one_renewal_at_the_right_share() {
             match next(&record, now, &random) {
                 Next::Wait(until) => now = until,
                 Next::Draw(renewal) => record.issued.as_mut().unwrap().renewal = Some(renewal),
-                Next::Issue {
+                Next::Issue(Plan {
                     replaces, urgent, ..
-                } => {
+                }) => {
                     let begun = record.issued.as_ref().unwrap().facts.not_before;
                     let spent = now.since(begun).as_secs_f64()
                         / Duration::from_secs(life).as_secs_f64()
@@ -106,7 +106,7 @@ fn certificate_of_160_hours_is_renewed_inside_its_window() {
         assert!((window.start..window.end).contains(&until), "{round}");
         assert!(matches!(
             next(&record, until, &random),
-            Next::Issue { urgent: false, .. }
+            Next::Issue(Plan { urgent: false, .. })
         ));
     }
 }
@@ -170,7 +170,7 @@ fn past_window_is_urgent_and_expired_certificate_is_ordered_again() {
     let now = START + Duration::from_secs(DAY);
     assert!(matches!(
         next(&past, now, &random),
-        Next::Issue { urgent: true, .. }
+        Next::Issue(Plan { urgent: true, .. })
     ));
     let expired = record(90 * DAY);
     assert!(matches!(
@@ -321,7 +321,7 @@ fn held_up_reports_a_step_that_backs_off() {
         "it is due, and nothing delays it"
     );
     never.failures.retry_at = Some(later);
-    let issuance = Some(HeldUp::Issuance { until: later });
+    let issuance = Some(HeldUp::Issuance(later));
     assert_eq!(held_up(&never, START), issuance);
 
     let mut fresh = record(90 * DAY);
@@ -341,7 +341,7 @@ fn held_up_reports_a_step_that_backs_off() {
         "the deployment window is not a failure"
     );
     unproven.deployment_failures.retry_at = Some(later);
-    let deployment = Some(HeldUp::Deployment { until: later });
+    let deployment = Some(HeldUp::Deployment(later));
     assert_eq!(held_up(&unproven, START), deployment);
     unproven.deployed.clear();
     assert_eq!(held_up(&unproven, START), None);

@@ -1,6 +1,11 @@
-//! The state that all certificates of one CA share: its rate limits and its outages.
+//! The state that all certificates of one CA share: its rate limits and its outage.
 
 use super::*;
+
+/// An order that is pending at the CA.
+fn pending() -> Operation<'static> {
+    Operation::Order(None)
+}
 
 #[tokio::test]
 async fn outage_is_probed_by_one_certificate_for_all() {
@@ -214,7 +219,7 @@ async fn machine_cut_off_from_ca_blocks_no_probe_of_others() {
         probes: Probes::default(),
         ..fixture.services.clone()
     };
-    crate::manage::ca_state::note_outage(&cut_off, &ca, Operation::Orders, "no answer").await;
+    crate::manage::ca_state::note_outage(&cut_off, &ca, Operation::Order(None), "no answer").await;
     let probe_at = async || {
         let known = fixture.services.store.ca_state(&ca).await.unwrap().0;
         known.outage.unwrap().probe_at
@@ -223,23 +228,23 @@ async fn machine_cut_off_from_ca_blocks_no_probe_of_others() {
     // Only the probe of the first machine fails.
     fixture.signer.failed_probes.store(1, Ordering::SeqCst);
     assert!(
-        reach(&cut_off, &ca, fixture.signer.as_ref(), None)
+        reach(&cut_off, &ca, fixture.signer.as_ref(), pending())
             .await
             .is_err()
     );
     fixture.clock.set(probe_at().await);
-    let waits = reach(&cut_off, &ca, fixture.signer.as_ref(), None).await;
+    let waits = reach(&cut_off, &ca, fixture.signer.as_ref(), pending()).await;
     let Err(ManageError::Unreachable { until, .. }) = waits else {
         panic!("it does not step back");
     };
     assert!(until > probe_at().await);
     assert_eq!(fixture.signer.probes.load(Ordering::SeqCst), 1);
-    reach(&other, &ca, fixture.signer.as_ref(), None)
+    reach(&other, &ca, fixture.signer.as_ref(), pending())
         .await
         .unwrap();
     // Without another machine it probes itself a little later.
     fixture.clock.set(until.max(probe_at().await));
-    reach(&cut_off, &ca, fixture.signer.as_ref(), None)
+    reach(&cut_off, &ca, fixture.signer.as_ref(), pending())
         .await
         .unwrap();
     assert_eq!(fixture.signer.probes.load(Ordering::SeqCst), 3);
@@ -251,11 +256,16 @@ async fn step_back_ignores_probe_dated_by_wrong_clock() {
     let ca = fixture.certificate("n0.example.com").wanted.ca;
     let reach = crate::manage::ca_state::reach;
     let known = async || fixture.services.store.ca_state(&ca).await.unwrap();
-    crate::manage::ca_state::note_outage(&fixture.services, &ca, Operation::Orders, "no answer")
-        .await;
+    crate::manage::ca_state::note_outage(
+        &fixture.services,
+        &ca,
+        Operation::Order(None),
+        "no answer",
+    )
+    .await;
     fixture.signer.failed_probes.store(1, Ordering::SeqCst);
     fixture.clock.set(known().await.0.outage.unwrap().probe_at);
-    let probes = reach(&fixture.services, &ca, fixture.signer.as_ref(), None).await;
+    let probes = reach(&fixture.services, &ca, fixture.signer.as_ref(), pending()).await;
     assert!(probes.is_err());
     // A machine whose clock is an hour ahead has had a failed probe since.
     let (mut state, revision) = known().await;
@@ -267,10 +277,10 @@ async fn step_back_ignores_probe_dated_by_wrong_clock() {
     let probes = || fixture.signer.probes.load(Ordering::SeqCst);
     let asked = probes();
     fixture.clock.set(next - Duration::from_secs(40));
-    let waits = reach(&fixture.services, &ca, fixture.signer.as_ref(), None).await;
+    let waits = reach(&fixture.services, &ca, fixture.signer.as_ref(), pending()).await;
     assert!(waits.is_err() && probes() == asked, "it probes too early");
     fixture.clock.set(next);
-    let waits = reach(&fixture.services, &ca, fixture.signer.as_ref(), None).await;
+    let waits = reach(&fixture.services, &ca, fixture.signer.as_ref(), pending()).await;
     let Err(ManageError::Unreachable { until, .. }) = waits else {
         panic!("it does not step back");
     };
@@ -286,7 +296,7 @@ async fn certificate_without_token_does_not_probe_first() {
     crate::manage::ca_state::note_outage(
         &fixture.services,
         LETS_ENCRYPT,
-        Operation::Orders,
+        Operation::Order(None),
         "no answer",
     )
     .await;
@@ -323,8 +333,13 @@ async fn certificate_without_token_does_not_probe_first() {
     assert!(outcome.issued);
     assert_eq!(known().await.0.outage, None);
     // After the others' time it probes itself, and then meets the rate limit.
-    crate::manage::ca_state::note_outage(&fixture.services, LETS_ENCRYPT, Operation::Orders, "no")
-        .await;
+    crate::manage::ca_state::note_outage(
+        &fixture.services,
+        LETS_ENCRYPT,
+        Operation::Order(None),
+        "no",
+    )
+    .await;
     let probe_at = known().await.0.outage.unwrap().probe_at;
     fixture.clock.set(probe_at + Duration::from_secs(300));
     let lacks = pass(&fixture.services, &without, Trigger::Scheduled).await;
@@ -410,7 +425,7 @@ async fn unavailable_windows_are_requested_by_one_certificate_for_all() {
     assert!(asked >= 20 - met, "{asked} of 20, {met} failed");
     let ca = fixture.certificate("n0.example.com").wanted.ca;
     let known = fixture.services.store.ca_state(&ca).await.unwrap().0;
-    assert_eq!(known.windowless, None);
+    assert_eq!(known.outage, None);
 }
 
 #[tokio::test]
@@ -428,8 +443,13 @@ async fn no_window_is_requested_during_an_outage_of_orders() {
     assert_eq!(windows(), 1);
     fixture.clock.set(START + DAY);
     let ca = &certificate.wanted.ca;
-    crate::manage::ca_state::note_outage(&fixture.services, ca, Operation::Orders, "no answer")
-        .await;
+    crate::manage::ca_state::note_outage(
+        &fixture.services,
+        ca,
+        Operation::Order(None),
+        "no answer",
+    )
+    .await;
     let outcome = pass(&fixture.services, &certificate, Trigger::Scheduled)
         .await
         .unwrap();

@@ -1,9 +1,9 @@
-//! A wall clock that is set beside a steady clock: one time probe goes to the CA, and an
+//! A wall clock that is set beside a monotonic clock: one time probe goes to the CA, and an
 //! unreachable CA gets no more probes than during any outage.
 
 use super::fallback::{FOREVER, TwoCas};
 use super::*;
-use crate::time::set::SetClock;
+use crate::time::fake::SetClock;
 
 const MINUTE: Duration = Duration::from_secs(60);
 

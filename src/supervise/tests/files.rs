@@ -35,7 +35,7 @@ async fn removed_copy_is_written_again_without_a_reload() {
                 gone.display()
             );
             // The check and the write run on other threads.
-            fixture.clock.advance(SWEEP);
+            fixture.clock.advance(CLOCK_READING);
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }

@@ -258,13 +258,7 @@ async fn overdue_certificate_raises_one_alarm_and_a_critical_one_later() {
             at: START + DAY * 80,
             reply: None,
         };
-        let board = &supervisor.board;
-        report(
-            &supervisor.services,
-            board,
-            &mut supervisor.agenda,
-            finished,
-        );
+        supervisor.report(finished);
         supervisor.agenda.get(&lineage).unwrap().alarmed
     };
     assert_eq!(alarm_of(&mut supervisor).await, 2);

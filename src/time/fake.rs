@@ -64,7 +64,7 @@ impl Clock for SetClock {
         }
     }
 
-    fn steady(&self) -> Option<Duration> {
+    fn monotonic(&self) -> Option<Duration> {
         Some(self.passes.now().since(self.start))
     }
 
