@@ -23,7 +23,7 @@ impl CaServer {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut lines = lines.map_while(Result::ok);
-        let mut told = |label: &str| {
+        let mut printed = |label: &str| {
             let line = lines.next().unwrap_or_default();
             let value = line.strip_prefix(label);
             value
@@ -31,8 +31,8 @@ impl CaServer {
                 .to_owned()
         };
         Self {
-            directory: told("directory: "),
-            root: told("root: ").into(),
+            directory: printed("directory: "),
+            root: printed("root: ").into(),
             child,
         }
     }
@@ -113,8 +113,8 @@ fn ca_serve_requires_external_account() {
     let mut command = certs(&directory.path().join("client"));
     command.args(["issue", "example.com", "--agree-tos", "--ca", &ca.directory]);
     command.arg("--ca-root").arg(&ca.root);
-    let told = run(command.args(["--http-listen", "127.0.0.1:0"]), 4);
-    assert!(told.contains("externalAccountRequired"), "{told}");
+    let printed = run(command.args(["--http-listen", "127.0.0.1:0"]), 4);
+    assert!(printed.contains("externalAccountRequired"), "{printed}");
 }
 
 #[test]
@@ -144,23 +144,26 @@ fn ca_serve_exits_2_with_hint_for_unusable_options() {
             "/nowhere/root.pem",
         ),
     ] {
-        let told = run(
+        let printed = run(
             certs(directory.path())
                 .args(["ca", "serve"])
                 .args(arguments),
             2,
         );
-        assert!(told.contains(words) && told.contains("hint:"), "{told}");
+        assert!(
+            printed.contains(words) && printed.contains("hint:"),
+            "{printed}"
+        );
     }
-    let told = run(
+    let printed = run(
         certs(directory.path()).args(["ca", "serve", "--lifetime", "soon"]),
         2,
     );
-    assert!(told.contains("a number with s, m, h or d"), "{told}");
+    assert!(printed.contains("a number with s, m, h or d"), "{printed}");
     let _ca = CaServer::start(directory.path(), &["--listen", "127.0.0.1:0"]);
-    let told = run(
+    let printed = run(
         certs(directory.path()).args(["ca", "serve", "--listen", "127.0.0.1:0"]),
         2,
     );
-    assert!(told.contains("in use by another process"), "{told}");
+    assert!(printed.contains("in use by another process"), "{printed}");
 }

@@ -71,7 +71,7 @@ async fn relay(stream: TcpStream, ends: SignallingEnds, reports: Arc<Mutex<Vec<V
         return;
     };
     let (mut out, mut heard) = socket.split();
-    let (sender, mut told) = mpsc::unbounded_channel();
+    let (sender, mut relayed) = mpsc::unbounded_channel();
     ends.lock().unwrap().insert(end.clone(), sender.clone());
     let other = match end.as_str() {
         "0" => Some("1"),
@@ -80,7 +80,7 @@ async fn relay(stream: TcpStream, ends: SignallingEnds, reports: Arc<Mutex<Vec<V
     };
     loop {
         tokio::select! {
-            message = told.recv() => {
+            message = relayed.recv() => {
                 let Some(message) = message else { return };
                 if out.send(message).await.is_err() {
                     return;
@@ -268,15 +268,15 @@ fn browser_call_continues_through_three_renewals() {
             .unwrap()
             .into(),
     ));
-    let told = || signalling.reports();
+    let reports = || signalling.reports();
     let is_live = |report: &Value| report["frames"].as_u64() > Some(0) && report["relayed"] == true;
     until_within("the call", Duration::from_secs(60), || {
-        let told = told();
-        let failed = told.iter().find(|report| report.get("error").is_some());
+        let reports = reports();
+        let failed = reports.iter().find(|report| report.get("error").is_some());
         assert!(failed.is_none(), "{failed:?}");
-        told.last().is_some_and(is_live)
+        reports.last().is_some_and(is_live)
     });
-    let begun = told().len();
+    let begun = reports().len();
     let nginx = format!("--deploy=nginx:{}", pid_file.display());
     let both = [
         format!("--verify=127.0.0.1:{port}"),
@@ -288,13 +288,13 @@ fn browser_call_continues_through_three_renewals() {
             0,
         );
         // The call continues for at least two seconds before the next renewal.
-        let before = told().len();
+        let before = reports().len();
         until_within("the call goes on", Duration::from_secs(20), || {
-            told().len() > before + 2
+            reports().len() > before + 2
         });
         println!("renewal {renewal}: verified on nginx and coturn during the call");
     }
-    let during = told().split_off(begun);
+    let during = reports().split_off(begun);
     let silent = during.iter().filter(|report| !is_live(report)).count();
     let last = during.last().unwrap();
     println!(

@@ -66,8 +66,8 @@ fn sidecar_with_ca_time(ca: &EmbeddedCa, ahead: i64) -> Sidecar {
         assert_eq!(counts()[1], orders, "{ahead}: {}", sidecar.log());
         sidecar.readiness() == 200
     });
-    let told = run(certs(&ca.path("")).arg("renew"), 0);
-    assert!(told.contains("not due"), "{ahead}: {told}");
+    let printed = run(certs(&ca.path("")).arg("renew"), 0);
+    assert!(printed.contains("not due"), "{ahead}: {printed}");
     assert_eq!(counts()[1], orders, "{ahead}: {}", sidecar.log());
     assert_eq!(sidecar.readiness(), 200, "{ahead}: {}", sidecar.log());
     assert!(!sidecar.running.has_ended());
@@ -118,10 +118,10 @@ fn first_certificate_is_issued_when_only_date_header_is_wrong() {
         for ahead in ahead {
             let ca = EmbeddedCa::start();
             ca.script.set_ahead(ahead);
-            let told = run(&mut ca.issue(&[NAME]), 0);
-            assert_eq!(alarms(&told).len(), 1, "{ahead} s: {told}");
-            let told = run(&mut ca.issue(&[NAME]), 0);
-            assert!(told.contains("not due"), "{ahead} s: {told}");
+            let printed = run(&mut ca.issue(&[NAME]), 0);
+            assert_eq!(alarms(&printed).len(), 1, "{ahead} s: {printed}");
+            let printed = run(&mut ca.issue(&[NAME]), 0);
+            assert!(printed.contains("not due"), "{ahead} s: {printed}");
             assert_eq!(ca.script.count(Endpoint::NewOrder), 1, "{ahead} s");
             renews_before_expiry(&ca, ahead);
         }

@@ -19,21 +19,21 @@ fn is_empty(directory: &Path) -> bool {
 
 /// Asserts what every demonstration must print.
 fn successful(output: &Output) -> serde_json::Value {
-    let told = text(output);
-    assert_eq!(output.status.code(), Some(0), "{told}");
+    let printed = text(output);
+    assert_eq!(output.status.code(), Some(0), "{printed}");
     let score: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let number = |key: &str| score[key].as_f64().unwrap();
-    assert_eq!(number("failures"), 0.0, "{told}");
-    assert_eq!(number("certificates"), 2.0, "{told}");
-    assert!(number("renewals") >= 6.0, "{told}");
+    assert_eq!(number("failures"), 0.0, "{printed}");
+    assert_eq!(number("certificates"), 2.0, "{printed}");
+    assert!(number("renewals") >= 6.0, "{printed}");
     // Four generations of three names.
-    assert!(number("proofs") >= 12.0, "{told}");
-    assert!(number("requests") >= 500.0, "{told}");
+    assert!(number("proofs") >= 12.0, "{printed}");
+    assert!(number("requests") >= 500.0, "{printed}");
     // Half of the clients open a connection for each request, the others keep one.
-    assert!(number("handshakes") >= 200.0, "{told}");
-    assert!(number("handshakes") < number("requests"), "{told}");
-    assert!(number("slowest_swap_ms") > 0.0, "{told}");
-    assert!(number("seconds") < 60.0, "{told}");
+    assert!(number("handshakes") >= 200.0, "{printed}");
+    assert!(number("handshakes") < number("requests"), "{printed}");
+    assert!(number("slowest_swap_ms") > 0.0, "{printed}");
+    assert!(number("seconds") < 60.0, "{printed}");
     score
 }
 
@@ -44,8 +44,8 @@ fn demo_fails_no_request_over_three_renewals_under_load_and_cleans_up() {
     let score = successful(&output);
     assert_eq!(score["with"], "front");
     assert_eq!(score["closed_while_idle"], 0, "a swap ended a connection");
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(told.contains("renewed to 0004, verified"), "{told}");
+    let printed = String::from_utf8_lossy(&output.stderr);
+    assert!(printed.contains("renewed to 0004, verified"), "{printed}");
     assert!(is_empty(directory.path()), "something was left behind");
 }
 
@@ -79,12 +79,12 @@ fn demo_cleans_up_and_reports_when_interrupted() {
     });
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     let output = child.wait_with_output().unwrap();
-    let told = text(&output);
-    assert_eq!(output.status.code(), Some(1), "{told}");
-    assert!(told.contains("interrupted"), "{told}");
+    let printed = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{printed}");
+    assert!(printed.contains("interrupted"), "{printed}");
     assert!(
         is_empty(directory.path()),
-        "something was left behind: {told}"
+        "something was left behind: {printed}"
     );
 }
 
@@ -93,8 +93,11 @@ fn demo_reports_missing_path_before_start() {
     let directory = tempfile::tempdir().unwrap();
     let missing = directory.path().join("missing");
     let output = demo(&missing, &[]).output().unwrap();
-    let told = text(&output);
-    assert_eq!(output.status.code(), Some(2), "{told}");
-    assert!(told.contains("hint:") && told.contains("TMPDIR"), "{told}");
+    let printed = text(&output);
+    assert_eq!(output.status.code(), Some(2), "{printed}");
+    assert!(
+        printed.contains("hint:") && printed.contains("TMPDIR"),
+        "{printed}"
+    );
     assert!(!missing.exists());
 }

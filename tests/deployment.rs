@@ -13,10 +13,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncWriteExt;
 use tokio_rustls::client::TlsStream;
 
+use crate::protocols::docker;
 use crate::support::embedded::EmbeddedCa;
 use crate::support::{Nginx, Running, certs, free_port, run, until, until_within};
 use crate::targets::{NAME, generation, issued, live, script, verify};
-use crate::told::docker;
 
 /// The configuration that all these tests share.
 fn config(ca: &EmbeddedCa, more: &str) {
@@ -80,12 +80,12 @@ fn deployments_of_twenty_certificates_coalesce_reloads_of_one_server() {
         more += &format!("[[certificate]]\nnames = ['n{number}.example.com']\n");
     }
     config(&ca, &more);
-    let mut told = 0;
+    let mut printed = 0;
     // Issued a few at a time, then deployed all at once.
     for (verb, most) in [("renew", 10), ("reload", 3)] {
         run(certs(&ca.path("")).arg(verb).current_dir(ca.path("")), 0);
         let now = done.lock().unwrap().len();
-        let reloads = now - std::mem::replace(&mut told, now);
+        let reloads = now - std::mem::replace(&mut printed, now);
         assert!((1..=most).contains(&reloads), "{verb}: {reloads} reloads");
     }
 }
@@ -111,7 +111,7 @@ fn deployment_rolls_back_and_recovers_when_server_ignores_signal() {
     });
     // The workers continue with the pair they have.
     signal(Signal::STOP);
-    let told = run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), 7);
+    let printed = run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), 7);
     for part in [
         "within 30 s",
         "serves another certificate",
@@ -119,12 +119,12 @@ fn deployment_rolls_back_and_recovers_when_server_ignores_signal() {
         "rolled back and verified",
         "hint:",
     ] {
-        assert!(told.contains(part), "no `{part}` in {told}");
+        assert!(printed.contains(part), "no `{part}` in {printed}");
     }
     assert_eq!(generation(&ca), 1);
     signal(Signal::CONT);
-    let told = run(&mut ca.issue(&[NAME, &deploy, &verify]), 0);
-    assert!(told.contains("not due; generation 0002"), "{told}");
+    let printed = run(&mut ca.issue(&[NAME, &deploy, &verify]), 0);
+    assert!(printed.contains("not due; generation 0002"), "{printed}");
 }
 
 #[test]
@@ -148,10 +148,10 @@ fn sidecar_recovers_when_one_of_two_servers_fails() {
     let sidecar = DeployingSidecar::start(&ca, "");
     script(&hook, "echo out of order; exit 1");
     let mut renew = certs(&ca.path(""));
-    let told = run(renew.args(["renew", "--force"]).current_dir(ca.path("")), 7);
+    let printed = run(renew.args(["renew", "--force"]).current_dir(ca.path("")), 7);
     assert!(
-        told.contains("out of order") && told.contains("hint:"),
-        "{told}"
+        printed.contains("out of order") && printed.contains("hint:"),
+        "{printed}"
     );
     // Both servers have their previous pair.
     assert_eq!(generation(&ca), 1);
@@ -219,13 +219,16 @@ fn fourth_reload_waits_for_draining_generations_unless_urgent() {
     }
     until("draining workers", || draining(&nginx) == 3);
     assert_eq!(generation(&ca), 4);
-    let told = renew(7);
+    let printed = renew(7);
     assert!(
-        told.contains("3 generations of its workers still serve old connections"),
-        "{told}"
+        printed.contains("3 generations of its workers still serve old connections"),
+        "{printed}"
     );
     // The error was found before any change, so there is no rollback.
-    assert!(!told.contains("rolling back to the previous"), "{told}");
+    assert!(
+        !printed.contains("rolling back to the previous"),
+        "{printed}"
+    );
     assert_eq!(generation(&ca), 4);
     run(certs(&ca.path("")).args(["reload", NAME]), 7);
     // A rollback has no earlier state to return to, so it does not wait.
@@ -263,16 +266,16 @@ fn old_pair_stays_served_when_hook_hangs_or_floods_output() {
         script(&hook, lines);
         let begun = Instant::now();
         let mut command = ca.issue(&[NAME, "--force", &verify(nginx.port)]);
-        let told = run(command.current_dir(ca.path("")), 7);
+        let printed = run(command.current_dir(ca.path("")), 7);
         assert!(
             begun.elapsed() < Duration::from_secs(60),
             "{:?}",
             begun.elapsed()
         );
         for part in [wanted, "the rollback is not verified", "hint:"] {
-            assert!(told.contains(part), "no `{part}` in {told}");
+            assert!(printed.contains(part), "no `{part}` in {printed}");
         }
-        assert!(told.len() < 100_000);
+        assert!(printed.len() < 100_000);
         assert_eq!(generation(&ca), 1);
     }
 }
@@ -292,8 +295,11 @@ fn messages_distinguish_two_servers_of_one_kind() {
     }
     let gone = deploy[1].strip_prefix("--deploy=").unwrap().to_owned();
     drop(other);
-    let told = run(&mut ca.issue(&[NAME, "--force", &deploy[0], &deploy[1]]), 7);
-    assert!(told.contains(&format!("{gone}: no pid file")), "{told}");
+    let printed = run(&mut ca.issue(&[NAME, "--force", &deploy[0], &deploy[1]]), 7);
+    assert!(
+        printed.contains(&format!("{gone}: no pid file")),
+        "{printed}"
+    );
 }
 
 #[test]
@@ -309,8 +315,8 @@ fn sidecar_runs_hook_of_stored_certificate() {
     let copies = format!("file:{}/{{name}}.pem", ca.path("").display());
     let _sidecar = DeployingSidecar::start(&ca, &copies);
     let mut renew = certs(&ca.path(""));
-    let told = renew.args(["renew", "stored.example.com", "--force"]);
-    run(told.current_dir(ca.path("")), 0);
+    let printed = renew.args(["renew", "stored.example.com", "--force"]);
+    run(printed.current_dir(ca.path("")), 0);
     let seen = std::fs::read_to_string(seen).unwrap();
     assert_eq!(seen.lines().collect::<Vec<_>>(), ["stored.example.com"; 2]);
 }

@@ -73,16 +73,16 @@ impl FailingCalls {
         let case = format!("{error} at {point:?}{also}");
         let mut renewal = Renewal::begin(&self.ca, &NAMES, case.clone());
         let output = self.strace.fail_at(&self.renew(), point, error, also);
-        let told = text(&output);
+        let printed = text(&output);
         let code = output.status.code().unwrap_or(-1);
         *self.codes.entry(code).or_default() += 1;
         match code {
             0 => {}
-            8 => reports_error(&case, error, &told),
+            8 => reports_error(&case, error, &printed),
             // The runtime made one more wake-up call than in the traced run, so its own descriptor failed
             // instead of the file.
-            101 if told.contains("failed to wake I/O driver") => {}
-            _ => panic!("{case}: exit {code}: {told}"),
+            101 if printed.contains("failed to wake I/O driver") => {}
+            _ => panic!("{case}: exit {code}: {printed}"),
         }
         renewal.is_whole();
         let orders = renewal.finish();
@@ -90,13 +90,13 @@ impl FailingCalls {
     }
 }
 
-pub(crate) fn reports_error(case: &str, error: &str, told: &str) {
+pub(crate) fn reports_error(case: &str, error: &str, printed: &str) {
     let (_, words) = ERROR_TEXTS.iter().find(|(name, _)| *name == error).unwrap();
     // An error before the first certificate is processed names the store itself.
-    let name = told.contains(NAMES[0]) || told.contains("store: ");
+    let name = printed.contains(NAMES[0]) || printed.contains("store: ");
     assert!(
-        name && told.contains(words) && told.contains("hint:"),
-        "{case}: {told}"
+        name && printed.contains(words) && printed.contains("hint:"),
+        "{case}: {printed}"
     );
 }
 

@@ -55,14 +55,14 @@ fn fallback_ca_issues_after_three_refusals() {
     assert_eq!(second.script.committed(Endpoint::NewOrder), 0);
     run(&mut issue(&first, &second), 0);
     assert_eq!(issued_by(&first), second.server.directory_url());
-    let told = run(certs(&first.path("")).arg("status"), 0);
+    let printed = run(certs(&first.path("")).arg("status"), 0);
     let line = format!("issued by {}", second.server.directory_url());
-    assert!(told.contains(&line), "{told}");
+    assert!(printed.contains(&line), "{printed}");
 
     // The fallback's certificate stays until it is due; then the first CA is used.
     first.script.clear();
-    let told = run(&mut issue(&first, &second), 0);
-    assert!(told.contains("not due; generation 0001"), "{told}");
+    let printed = run(&mut issue(&first, &second), 0);
+    assert!(printed.contains("not due; generation 0001"), "{printed}");
     run(issue(&first, &second).arg("--force"), 0);
     assert_eq!(issued_by(&first), first.server.directory_url());
     assert_eq!(second.script.committed(Endpoint::NewOrder), 1);
@@ -105,9 +105,9 @@ fn fallback_ca_gets_its_own_external_account_key() {
     for _ in 0..3 {
         run(&mut issue(&first, &second), 4);
     }
-    let told = run(&mut issue(&first, &second), 4);
-    assert!(told.contains("externalAccountRequired"), "{told}");
-    assert!(told.contains("--fallback-eab-kid"), "{told}");
+    let printed = run(&mut issue(&first, &second), 4);
+    assert!(printed.contains("externalAccountRequired"), "{printed}");
+    assert!(printed.contains("--fallback-eab-kid"), "{printed}");
     let file = first.path("second.hmac");
     std::fs::write(&file, BASE64_URL_SAFE_NO_PAD.encode(&key)).unwrap();
     let mut bound = issue(&first, &second);
@@ -120,10 +120,10 @@ fn fallback_ca_gets_its_own_external_account_key() {
 fn fallback_ca_with_untrusted_root_is_refused() {
     let ca = EmbeddedCa::start();
     for fallback in ["letsencrypt-staging", "google-staging"] {
-        let told = run(&mut ca.issue(&[NAME, "--fallback-ca", fallback]), 2);
-        assert!(told.contains("is a staging directory"), "{told}");
+        let printed = run(&mut ca.issue(&[NAME, "--fallback-ca", fallback]), 2);
+        assert!(printed.contains("is a staging directory"), "{printed}");
     }
     let same = ca.server.directory_url();
-    let told = run(&mut ca.issue(&[NAME, "--fallback-ca", &same]), 2);
-    assert!(told.contains("is the same as the CA"), "{told}");
+    let printed = run(&mut ca.issue(&[NAME, "--fallback-ca", &same]), 2);
+    assert!(printed.contains("is the same as the CA"), "{printed}");
 }

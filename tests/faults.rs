@@ -48,13 +48,13 @@ fn fails(ca: &EmbeddedCa, endpoint: Endpoint, fault: Fault, code: i32, then: Nex
     ca.script.add(endpoint, Which::Every, fault);
     let arguments = [NAME, "--force"];
     let output = ca.issue(&arguments).output().unwrap();
-    let told = crate::support::text(&output);
-    assert_eq!(output.status.code(), Some(code), "{case}: {told}");
+    let printed = crate::support::text(&output);
+    assert_eq!(output.status.code(), Some(code), "{case}: {printed}");
     assert!(
-        told.contains("hint:") && told.contains(NAME),
-        "{case}: {told}"
+        printed.contains("hint:") && printed.contains(NAME),
+        "{case}: {printed}"
     );
-    assert!(!told.contains('\x1b'), "{case}: {told:?}");
+    assert!(!printed.contains('\x1b'), "{case}: {printed:?}");
     assert_eq!(live(ca), before, "{case}: what was served has changed");
 
     ca.script.clear();
@@ -70,7 +70,7 @@ fn fails(ca: &EmbeddedCa, endpoint: Endpoint, fault: Fault, code: i32, then: Nex
     };
     assert!(wanted.contains(&more), "{more} after {case}: {after}");
     assert_ne!(live(ca), before, "after {case}: nothing new is served");
-    told
+    printed
 }
 
 /// The steps of a renewal, in order. From the authorization on there is an order to resume.
@@ -148,22 +148,22 @@ fn lose_reply(ca: &EmbeddedCa, endpoint: Endpoint, nth: u32, first: &[&str]) -> 
     let before = counts();
     ca.script.add(endpoint, Which::Nth(nth), Fault::DropAfter);
     let output = ca.issue(first).output().unwrap();
-    let told = crate::support::text(&output);
+    let printed = crate::support::text(&output);
     assert!(
         matches!(output.status.code(), Some(0 | 3)),
-        "{case}: {told}"
+        "{case}: {printed}"
     );
     run(&mut ca.issue(&first[..2]), 0);
     ca.script.clear();
     let after = counts();
     let [reached, orders, certificates] = [0, 1, 2].map(|index| after[index] - before[index]);
-    assert_eq!(certificates, 1, "{case}: {told}");
+    assert_eq!(certificates, 1, "{case}: {printed}");
     match endpoint {
         // The URL was lost with the reply.
-        Endpoint::NewOrder => assert_eq!(orders, 2, "{case}: {told}"),
+        Endpoint::NewOrder => assert_eq!(orders, 2, "{case}: {printed}"),
         // The CA may have validated when the listener was gone.
-        Endpoint::Challenge => assert!(orders <= 2, "{case}: {told}"),
-        _ => assert_eq!(orders, 1, "{case}: {told}"),
+        Endpoint::Challenge => assert!(orders <= 2, "{case}: {printed}"),
+        _ => assert_eq!(orders, 1, "{case}: {printed}"),
     }
     let oracle = Oracle::new(&ca.path(""), &first[..2]);
     oracle
@@ -212,8 +212,8 @@ fn lost_registration_reply_finds_or_creates_account() {
     for fault in [Fault::DropBefore, Fault::DropAfter, Fault::html(502)] {
         let ca = EmbeddedCa::start();
         ca.script.add(Endpoint::NewAccount, Which::Every, fault);
-        let told = run(&mut ca.issue(&[NAME]), 3);
-        assert!(told.contains("hint:"), "{told}");
+        let printed = run(&mut ca.issue(&[NAME]), 3);
+        assert!(printed.contains("hint:"), "{printed}");
         assert!(!ca.path("out/live").join(NAME).join("privkey.pem").exists());
         ca.script.clear();
         run(&mut ca.issue(&[NAME]), 0);
@@ -225,7 +225,7 @@ fn lost_registration_reply_finds_or_creates_account() {
 fn failing_ca_exits_3_at_every_step() {
     let ca = issued();
     for (endpoint, then) in STEPS {
-        let told = fails(
+        let printed = fails(
             &ca,
             endpoint,
             Fault::problem(500, "serverInternal", "on fire"),
@@ -233,8 +233,8 @@ fn failing_ca_exits_3_at_every_step() {
             then,
         );
         assert!(
-            told.contains("serverInternal") && told.contains("on fire"),
-            "{told}"
+            printed.contains("serverInternal") && printed.contains("on fire"),
+            "{printed}"
         );
     }
     for status in [500, 502, 504] {
@@ -276,10 +276,10 @@ fn rate_limit_exits_6_with_retry_time() {
         let before = live(&ca);
         ca.script
             .add(endpoint, Which::Every, Fault::rate_limited("7200"));
-        let told = run(&mut ca.issue(&[NAME, "--force"]), 6);
+        let printed = run(&mut ca.issue(&[NAME, "--force"]), 6);
         assert!(
-            told.contains("hint:") && told.contains("rateLimited"),
-            "{told}"
+            printed.contains("hint:") && printed.contains("rateLimited"),
+            "{printed}"
         );
         let now = time::OffsetDateTime::now_utc() + time::Duration::hours(2);
         let near = [now, now - time::Duration::minutes(1)].map(|instant| {
@@ -291,8 +291,8 @@ fn rate_limit_exits_6_with_retry_time() {
             )
         });
         assert!(
-            near.iter().any(|until| told.contains(until)),
-            "{near:?}: {told}"
+            near.iter().any(|until| printed.contains(until)),
+            "{near:?}: {printed}"
         );
         assert_eq!(live(&ca), before);
     }
@@ -304,9 +304,12 @@ fn refusal_exits_4_with_sanitized_message() {
     let hostile = "\x1b[2J\x1b]0;owned\x07\r\n$(reboot) `id` \u{202e}";
     for kind in ["rejectedIdentifier", "caa", "unauthorized"] {
         let fault = Fault::problem(403, kind, hostile);
-        let told = fails(&ca, Endpoint::NewOrder, fault, 4, NextRun::OrdersAgain);
-        assert!(told.contains(kind) && told.contains("\\u{1b}[2J"), "{told}");
-        assert!(!told.contains(['\x07', '\r', '\u{202e}']), "{told:?}");
+        let printed = fails(&ca, Endpoint::NewOrder, fault, 4, NextRun::OrdersAgain);
+        assert!(
+            printed.contains(kind) && printed.contains("\\u{1b}[2J"),
+            "{printed}"
+        );
+        assert!(!printed.contains(['\x07', '\r', '\u{202e}']), "{printed:?}");
     }
 }
 
@@ -316,21 +319,21 @@ fn refused_key_is_replaced_once_within_the_order() {
     let orders = ca.script.count(Endpoint::NewOrder);
     ca.script
         .add(Endpoint::Finalize, Which::Every, Fault::LeakedKey);
-    let told = run(&mut ca.issue(&[NAME, "--force"]), 0);
-    assert!(told.contains("rejected the key"), "{told}");
+    let printed = run(&mut ca.issue(&[NAME, "--force"]), 0);
+    assert!(printed.contains("rejected the key"), "{printed}");
     assert_eq!(ca.script.leaked(), 1);
     ca.script.clear();
     assert_eq!(ca.script.count(Endpoint::NewOrder), orders + 1);
 
     let asked = ca.script.count(Endpoint::Finalize);
-    let told = fails(
+    let printed = fails(
         &ca,
         Endpoint::Finalize,
         Fault::LeakedKeys,
         4,
         NextRun::OrdersAgain,
     );
-    assert!(told.contains("this key has leaked"), "{told}");
+    assert!(printed.contains("this key has leaked"), "{printed}");
     assert_eq!(ca.script.leaked(), 3, "not two keys more");
     // Two refused keys, and the one of the next run.
     assert_eq!(ca.script.count(Endpoint::Finalize), asked + 3);
@@ -347,11 +350,11 @@ fn paused_names_report_url_to_unpause() {
     let detail = format!("temporarily prevented for {NAME}. Please visit: {portal}");
     let fault = Fault::problem(429, "rateLimited", &detail);
     let asked = ca.script.count(Endpoint::NewOrder);
-    let told = fails(&ca, Endpoint::NewOrder, fault, 4, NextRun::OrdersAgain);
-    assert!(told.contains(&portal), "{told}");
+    let printed = fails(&ca, Endpoint::NewOrder, fault, 4, NextRun::OrdersAgain);
+    assert!(printed.contains(&portal), "{printed}");
     // There is no retry without `replaces`; the second order is the next run's.
     assert_eq!(ca.script.count(Endpoint::NewOrder), asked + 2);
-    assert!(told.contains("open the URL"), "{told}");
+    assert!(printed.contains("open the URL"), "{printed}");
 }
 
 #[test]
@@ -369,10 +372,10 @@ fn unanswered_name_exits_5() {
         .arg(ca.path("root.pem"))
         .arg("--webroot")
         .arg(&webroot);
-    let told = run(&mut command, 5);
+    let printed = run(&mut command, 5);
     assert!(
-        told.contains("hint:") && told.contains(":connection"),
-        "{told}"
+        printed.contains("hint:") && printed.contains(":connection"),
+        "{printed}"
     );
     assert_eq!(live(&ca), before);
     run(&mut ca.issue(&[NAME, "--force"]), 0);
@@ -395,8 +398,8 @@ fn hostile_tokens_reach_no_path_and_no_answer() {
         &long,
     ] {
         let fault = Fault::Token(token.to_owned());
-        let told = fails(&ca, Endpoint::Authorization, fault, 3, NextRun::Resumes);
-        assert!(!outside.exists(), "{token}: {told}");
+        let printed = fails(&ca, Endpoint::Authorization, fault, 3, NextRun::Resumes);
+        assert!(!outside.exists(), "{token}: {printed}");
     }
     assert!(!webroot.read_dir().unwrap().any(|_| true));
 }
@@ -411,14 +414,14 @@ fn unknown_challenge_types_are_skipped() {
     );
     run(&mut ca.issue(&[NAME, "--force"]), 0);
     ca.script.clear();
-    let told = fails(
+    let printed = fails(
         &ca,
         Endpoint::Authorization,
         Fault::UnknownChallenges,
         4,
         NextRun::OrdersAgain,
     );
-    assert!(told.contains("telepathy-01"), "{told}");
+    assert!(printed.contains("telepathy-01"), "{printed}");
 }
 
 #[test]
@@ -467,8 +470,8 @@ fn rejected_nonces_delay_order_and_never_repeat_it() {
     ca.script.add(None, Which::Every, Fault::BadNonce(90));
     let ended = (0..50).any(|_| {
         let output = ca.issue(&[NAME]).output().unwrap();
-        let told = crate::support::text(&output);
-        assert!(matches!(output.status.code(), Some(0 | 3)), "{told}");
+        let printed = crate::support::text(&output);
+        assert!(matches!(output.status.code(), Some(0 | 3)), "{printed}");
         output.status.success()
     });
     assert!(ended, "50 runs were not enough");
@@ -567,8 +570,8 @@ fn malformed_renewal_information_never_blocks_issuance() {
         let ca = EmbeddedCa::start();
         ca.script.add(Endpoint::RenewalInfo, Which::Every, fault);
         let output = ca.issue(&[NAME]).output().unwrap();
-        let told = crate::support::text(&output);
-        assert_eq!(output.status.code(), Some(0), "{case}: {told}");
+        let printed = crate::support::text(&output);
+        assert_eq!(output.status.code(), Some(0), "{case}: {printed}");
         assert_eq!(ca.script.count(Endpoint::NewOrder), 1, "{case}");
         assert!(ca.script.count(Endpoint::RenewalInfo) <= 4, "{case}");
     }

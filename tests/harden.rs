@@ -180,13 +180,14 @@ fn helper_process_restarts_after_death() {
         let log = directory.join(seen);
         let deploy = script(
             &directory.join(hook),
-            &format!("echo told >>{}", log.display()),
+            &format!("echo printed >>{}", log.display()),
         );
         command.env("CERTS_DEPLOY", deploy.strip_prefix("--deploy=").unwrap());
     });
     sidecar.until_issued();
-    let told = || std::fs::read_to_string(sidecar.path(seen)).map_or(0, |log| log.lines().count());
-    until("the hook", || told() == 1);
+    let printed =
+        || std::fs::read_to_string(sidecar.path(seen)).map_or(0, |log| log.lines().count());
+    until("the hook", || printed() == 1);
     let keeper = sidecar.helper();
     let first = child_of(keeper).unwrap();
     let pid = rustix::process::Pid::from_raw(i32::try_from(first).unwrap()).unwrap();
@@ -196,15 +197,15 @@ fn helper_process_restarts_after_death() {
     });
     let mut renew = certs(&sidecar.path(""));
     crate::support::run(renew.args(["renew", "--force"]), 0);
-    assert_eq!(told(), 2);
+    assert_eq!(printed(), 2);
     sidecar.until_logged("has ended (signal: 9");
     // When the helper process cannot be restarted, the log says so before it is needed.
     let pid = rustix::process::Pid::from_raw(i32::try_from(keeper).unwrap()).unwrap();
     rustix::process::kill_process(pid, Signal::KILL).unwrap();
     sidecar.until_logged("the helper process is gone; hint: restart certs run");
     let mut renew = certs(&sidecar.path(""));
-    let told = crate::support::run(renew.args(["renew", "--force"]), 7);
-    assert!(told.contains("restart certs run"), "{told}");
+    let printed = crate::support::run(renew.args(["renew", "--force"]), 7);
+    assert!(printed.contains("restart certs run"), "{printed}");
 }
 
 #[test]

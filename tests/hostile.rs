@@ -132,13 +132,13 @@ impl<'a> Issuance<'a> {
 
 /// Asserts that the output holds no control characters and no forged log line.
 fn assert_harmless(case: &str, output: &Output) {
-    let told = text(output);
+    let printed = text(output);
     let steers = |letter: char| {
         letter.is_control() && letter != '\n' || ('\u{202a}'..='\u{2069}').contains(&letter)
     };
-    assert!(!told.contains(steers), "{case}: {told:?}");
-    let forged = told.lines().any(|line| line.starts_with(FORGED));
-    assert!(!forged, "{case}: {told}");
+    assert!(!printed.contains(steers), "{case}: {printed:?}");
+    let forged = printed.lines().any(|line| line.starts_with(FORGED));
+    assert!(!forged, "{case}: {printed}");
 }
 
 /// Issues with those faults under strace. Asserts that only the hook ran, and only after an issuance
@@ -159,16 +159,16 @@ fn issue_with_faults(
     let command = issuance.issue(with_hook);
     let (output, calls, made) = strace.programs(&command);
     issuance.ca.script.clear();
-    let told = text(&output);
+    let printed = text(&output);
     let code = output.status.code().unwrap();
     let issued = code == 0;
-    assert!([0, 3, 4, 5, 6].contains(&code), "{case}: {code}: {told}");
+    assert!([0, 3, 4, 5, 6].contains(&code), "{case}: {code}: {printed}");
     assert_harmless(&case, &output);
     let itself = format!("\"{}\", [", command.get_program().display());
     assert!(calls[0].arguments.starts_with(&itself), "{case}: {calls:?}");
     let more: Vec<_> = calls[1..].iter().map(|call| &call.arguments).collect();
     let wanted = Vec::from_iter((issued && with_hook).then(|| issuance.call()));
-    assert_eq!(more, wanted.iter().collect::<Vec<_>>(), "{case}: {told}");
+    assert_eq!(more, wanted.iter().collect::<Vec<_>>(), "{case}: {printed}");
     // A missing directory is made under a temporary name first.
     let own = ["data", "out", ".out.new-"];
     let mut allowed: Vec<_> = own.map(|name| issuance.directory.join(name)).into();
@@ -185,7 +185,7 @@ fn issue_with_faults(
         let inside = is_about(&call, &allowed) && !rest.contains("..");
         assert!(inside, "{case}: {call:?}");
     }
-    assert!(!issuance.ca.path(MARKER).exists(), "{case}: {told}");
+    assert!(!issuance.ca.path(MARKER).exists(), "{case}: {printed}");
     code
 }
 

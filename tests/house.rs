@@ -181,8 +181,8 @@ fn crate_types_stay_in_their_rooms() {
 #[test]
 fn simulated_code_reads_no_real_time_or_randomness() {
     let house = read_house();
-    let told = house.iter().filter(|source| source.room() == "simulate");
-    let faults: Vec<_> = told.flat_map(pace_at_fault).collect();
+    let printed = house.iter().filter(|source| source.room() == "simulate");
+    let faults: Vec<_> = printed.flat_map(pace_at_fault).collect();
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
     let wrong = "fn f() { tokio::task::spawn_blocking(g); }";
     assert_eq!(pace_at_fault(&Source::new("simulate/f.rs", wrong)).len(), 1);
@@ -659,10 +659,10 @@ fn mutants_match_documented_count_and_name_their_tests() {
         .map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap())
         .collect();
     let page = std::fs::read_to_string(root.join("docs/reliability.md")).unwrap();
-    let told = format!("`tests/mutate`: {} ways", mutants.len());
+    let printed = format!("`tests/mutate`: {} ways", mutants.len());
     assert!(
-        page.contains(&told),
-        "docs/reliability.md does not say: {told}"
+        page.contains(&printed),
+        "docs/reliability.md does not say: {printed}"
     );
     for mutant in mutants {
         assert!(mutant.contains("\ncaught by: cargo test --"), "{mutant}");

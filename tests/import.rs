@@ -98,26 +98,26 @@ async fn imports(
         let all = [&["import"], arguments, more].concat();
         run(&mut certs_here(pebble, &all), code)
     };
-    let told = import(&["--dry-run"], 0);
+    let printed = import(&["--dry-run"], 0);
     assert!(
-        told.contains(&format!("would take  certificate {name}: ")),
-        "{told}"
+        printed.contains(&format!("would take  certificate {name}: ")),
+        "{printed}"
     );
     assert!(!pebble.path("data").exists() && !pebble.path("out").exists());
 
-    let told = import(&[], 0);
+    let printed = import(&[], 0);
     assert!(
-        told.contains(&format!("taken       certificate {name}: generation 0001")),
-        "{told}"
+        printed.contains(&format!("taken       certificate {name}: generation 0001")),
+        "{printed}"
     );
-    assert!(told.contains(account_url), "{told}");
+    assert!(printed.contains(account_url), "{printed}");
     let (imported, known) = (unchanged_by_repetition(pebble), account(pebble));
-    let told = import(&[], 0);
+    let printed = import(&[], 0);
     assert!(
-        told.contains(&format!("here        certificate {name}: generation 0001")),
-        "{told}"
+        printed.contains(&format!("here        certificate {name}: generation 0001")),
+        "{printed}"
     );
-    assert!(!told.contains("\ntaken"), "{told}");
+    assert!(!printed.contains("\ntaken"), "{printed}");
     assert_eq!(
         unchanged_by_repetition(pebble),
         imported,
@@ -140,10 +140,10 @@ async fn imports(
         (&json!(false), &json!("deploy"))
     );
 
-    let told = run(&mut certs_here(pebble, &["renew"]), 0);
+    let printed = run(&mut certs_here(pebble, &["renew"]), 0);
     assert!(
-        told.contains(&format!("{name}: not due; generation 0001")),
-        "{told}"
+        printed.contains(&format!("{name}: not due; generation 0001")),
+        "{printed}"
     );
     let drawn = record(pebble, name)["issued"]["renewal"].clone();
     assert!(
@@ -151,10 +151,10 @@ async fn imports(
         "the CA was not asked for its window: {drawn}"
     );
 
-    let told = run(&mut certs_here(pebble, &["renew", "--force"]), 0);
+    let printed = run(&mut certs_here(pebble, &["renew", "--force"]), 0);
     assert!(
-        told.contains(&format!("{name}: issued; generation 0002")),
-        "{told}"
+        printed.contains(&format!("{name}: issued; generation 0002")),
+        "{printed}"
     );
     assert_eq!(
         account(pebble),
@@ -299,8 +299,8 @@ async fn certbot_import_renews_with_its_rsa_account() {
         return;
     };
     let hook = pebble.path("hook");
-    let told = format!("echo $RENEWED_DOMAINS >>{}.log", hook.display());
-    make_script(&hook, &told);
+    let printed = format!("echo $RENEWED_DOMAINS >>{}.log", hook.display());
+    make_script(&hook, &printed);
     let hook = hook.display().to_string();
     certbot.issue(&[
         "--standalone",
@@ -327,14 +327,14 @@ async fn certbot_import_renews_with_its_rsa_account() {
         json!([format!("127.0.0.1:{}", pebble.http_port)])
     );
     // The hook ran for certbot, for the pass that deployed the import, and for the renewal.
-    let told = std::fs::read_to_string(format!("{hook}.log")).unwrap();
-    assert_eq!(told, "example.com www.example.com\n".repeat(3));
+    let printed = std::fs::read_to_string(format!("{hook}.log")).unwrap();
+    assert_eq!(printed, "example.com www.example.com\n".repeat(3));
     // A command about it does not take it from `certs run`.
     assert_eq!(settings["imported"], "certbot");
     let ca = pebble.directory_url();
     let arguments = ["issue", "example.com", "www.example.com", "--ca", &ca];
-    let told = run(&mut certs_here(&pebble, &arguments), 0);
-    assert!(told.contains("not due"), "{told}");
+    let printed = run(&mut certs_here(&pebble, &arguments), 0);
+    assert!(printed.contains("not due"), "{printed}");
     assert_eq!(options(&pebble, "example.com")["deploy"], json!([]));
     assert_eq!(options(&pebble, "example.com")["imported"], "certbot");
 }
@@ -389,11 +389,14 @@ async fn sidecar_keeps_imported_certificate_and_renews_it_when_ca_asks() {
     health.env("CERTS_ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
     until("readiness", || health.output().unwrap().status.success());
     // The output names the process that manages them.
-    let told = run(&mut certs_here(&pebble, &["import", "certbot", &path]), 0);
-    assert!(told.contains("by hand     certs run: restart"), "{told}");
+    let printed = run(&mut certs_here(&pebble, &["import", "certbot", &path]), 0);
     assert!(
-        told.contains("here        certificate example.com: a newer one"),
-        "{told}"
+        printed.contains("by hand     certs run: restart"),
+        "{printed}"
+    );
+    assert!(
+        printed.contains("here        certificate example.com: a newer one"),
+        "{printed}"
     );
     sidecar.signal(rustix::process::Signal::TERM);
 }
@@ -429,13 +432,13 @@ async fn lego_import_succeeds_once_its_ca_is_named() {
         .unwrap();
     assert!(output.status.success(), "{}", text(&output));
     let (path, url) = (directory.display().to_string(), pebble.directory_url());
-    let told = run(
+    let printed = run(
         &mut certs_here(&pebble, &["import", "lego", &path, "--dry-run"]),
         8,
     );
     assert!(
-        told.contains("name its directory with --ca https://localhost:"),
-        "{told}"
+        printed.contains("name its directory with --ca https://localhost:"),
+        "{printed}"
     );
     let accounts = snapshot(&directory.join("accounts"));
     let file = accounts
@@ -560,8 +563,11 @@ async fn acme_sh_import_succeeds() {
     std::fs::copy(live.join("fullchain.pem"), own.join("fullchain.cer")).unwrap();
     // The state is found at its default path.
     let mut command = certs_here(&pebble, &["import", "acme.sh", "--dry-run"]);
-    let told = run(command.env("HOME", pebble.path("")), 0);
-    assert!(told.contains("import again with --deploy nginx"), "{told}");
+    let printed = run(command.env("HOME", pebble.path("")), 0);
+    assert!(
+        printed.contains("import again with --deploy nginx"),
+        "{printed}"
+    );
     let path = home.display().to_string();
     imports(&pebble, &["acme.sh", &path], &home, name, &url).await;
     assert_eq!(options(&pebble, name)["reuse_key"], true);

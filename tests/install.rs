@@ -185,12 +185,12 @@ fn install_adds_tls_once_and_undo_restores_every_byte() {
     machine.start();
     let before = machine.files();
     let former = machine.workers();
-    let told = run(&mut machine.install(&["--domain", "www.example.com"]), 0);
+    let printed = run(&mut machine.install(&["--domain", "www.example.com"]), 0);
     assert!(
-        told.contains("certs issue www.example.com example.com --webroot"),
-        "{told}"
+        printed.contains("certs issue www.example.com example.com --webroot"),
+        "{printed}"
     );
-    assert!(told.contains("was reloaded"), "{told}");
+    assert!(printed.contains("was reloaded"), "{printed}");
     let after = machine.site();
     for kept in [
         "# The team's site.\n",
@@ -230,8 +230,8 @@ fn install_adds_tls_once_and_undo_restores_every_byte() {
     );
     assert!(answer.ends_with("token.thumb"), "{answer}");
 
-    let told = run(&mut machine.install(&["--domain", "www.example.com"]), 0);
-    assert!(told.contains("nothing to change"), "{told}");
+    let printed = run(&mut machine.install(&["--domain", "www.example.com"]), 0);
+    assert!(printed.contains("nothing to change"), "{printed}");
     assert_eq!(machine.site(), after);
 
     run(&mut machine.install(&["--undo"]), 0);
@@ -241,8 +241,8 @@ fn install_adds_tls_once_and_undo_restores_every_byte() {
             .ask("http://www.example.com:HTTP/", &[])
             .ends_with("hello")
     });
-    let told = run(&mut machine.install(&["--undo"]), 0);
-    assert!(told.contains("nothing to undo"), "{told}");
+    let printed = run(&mut machine.install(&["--undo"]), 0);
+    assert!(printed.contains("nothing to undo"), "{printed}");
 }
 
 #[test]
@@ -252,9 +252,12 @@ fn install_refuses_impossible_requests_and_loses_nothing() {
     };
     let before = machine.files();
     let refused = |arguments: &[&str], words: &[&str]| {
-        let told = run(&mut machine.install(arguments), 2);
+        let printed = run(&mut machine.install(arguments), 2);
         for word in words {
-            assert!(told.contains(word), "{arguments:?}: no {word} in {told}");
+            assert!(
+                printed.contains(word),
+                "{arguments:?}: no {word} in {printed}"
+            );
         }
         assert_eq!(machine.files(), before, "{arguments:?}");
     };
@@ -272,10 +275,10 @@ fn install_refuses_impossible_requests_and_loses_nothing() {
     machine
         .write_site("server { listen 127.0.0.1:HTTP; server_name www.example.com; nonsense on; }");
     let broken = machine.files();
-    let told = run(&mut machine.install(&["--domain", "www.example.com"]), 2);
+    let printed = run(&mut machine.install(&["--domain", "www.example.com"]), 2);
     assert!(
-        told.contains("unknown directive \"nonsense\"") && told.contains("as it is"),
-        "{told}"
+        printed.contains("unknown directive \"nonsense\"") && printed.contains("as it is"),
+        "{printed}"
     );
     assert_eq!(machine.files(), broken);
 }
@@ -288,9 +291,9 @@ fn install_never_activates_what_nginx_refuses() {
         return;
     };
     let before = machine.files();
-    let told = run(&mut machine.install(&[]), 2);
+    let printed = run(&mut machine.install(&[]), 2);
     for word in ["nothing was changed", "conflicts", "sites-available/site:"] {
-        assert!(told.contains(word), "{word}: {told}");
+        assert!(printed.contains(word), "{word}: {printed}");
     }
     assert_eq!(machine.files(), before);
     assert!(!machine.path("data/install/0001").exists());
@@ -306,8 +309,8 @@ fn next_command_recovers_from_crash_between_writes() {
     let installed = machine.site();
     // The state after a crash behind the last rename.
     std::fs::remove_file(machine.path("data/install/0001/done")).unwrap();
-    let told = run(&mut machine.install(&["--domain", "www.example.com"]), 0);
-    assert!(told.contains("cut off"), "{told}");
+    let printed = run(&mut machine.install(&["--domain", "www.example.com"]), 0);
+    assert!(printed.contains("cut off"), "{printed}");
     assert_eq!(machine.site(), installed);
     std::fs::remove_file(machine.path("data/install/0001/done")).unwrap();
     let conf = machine.path("nginx.conf");
@@ -323,8 +326,8 @@ fn undo_keeps_manual_edit_and_names_original() {
     run(&mut machine.install(&["--domain", "www.example.com"]), 0);
     let edited = machine.site() + "# mine\n";
     machine.write_site(&edited);
-    let told = run(&mut machine.install(&["--undo"]), 2);
-    assert!(told.contains("data/install/0001/0"), "{told}");
+    let printed = run(&mut machine.install(&["--undo"]), 2);
+    assert!(printed.contains("data/install/0001/0"), "{printed}");
     assert_eq!(machine.site(), edited);
 }
 
@@ -346,13 +349,13 @@ fn install_as_nobody(machine: &Machine) {
     }
     let mut whole = machine.install(&["--domain", "example.com"]);
     whole.env("CERTS_DATA_DIR", machine.path("data"));
-    let told = run(&mut as_nobody(&whole, machine.directory.path()), 2);
+    let printed = run(&mut as_nobody(&whole, machine.directory.path()), 2);
     for word in [
         "sites-available/site: cannot be written",
         "nothing was changed",
         "hint: run as a user who may write the file",
     ] {
-        assert!(told.contains(word), "{word}: {told}");
+        assert!(printed.contains(word), "{word}: {printed}");
     }
     std::fs::remove_file(machine.path("certs")).unwrap();
     for made in ["data", "data-webroot"] {
@@ -419,8 +422,8 @@ fn certbot_certificate_stays_until_replaced() {
     );
     machine.write_site(&site);
     let before = machine.site();
-    let told = run(&mut machine.install(&[]), 0);
-    assert!(told.contains("it keeps its certificate"), "{told}");
+    let printed = run(&mut machine.install(&[]), 0);
+    assert!(printed.contains("it keeps its certificate"), "{printed}");
     let once = machine.site();
     assert!(
         once.contains("/.well-known/acme-challenge/") && once.contains(&live),
@@ -446,12 +449,12 @@ fn certbot_certificate_stays_until_replaced() {
     };
     std::fs::remove_file(&link).unwrap();
     std::os::unix::fs::symlink(format!("../archive/www.example.com/{number}"), &link).unwrap();
-    let told = run(&mut machine.install(&[]), 0);
-    assert!(told.contains("certbot delete"), "{told}");
+    let printed = run(&mut machine.install(&[]), 0);
+    assert!(printed.contains("certbot delete"), "{printed}");
     assert!(!machine.site().contains(&live), "{}", machine.site());
     assert!(machine.site().contains("# managed by Certbot"));
-    let told = run(&mut machine.install(&[]), 0);
-    assert!(told.contains("nothing to change"), "{told}");
+    let printed = run(&mut machine.install(&[]), 0);
+    assert!(printed.contains("nothing to change"), "{printed}");
     run(&mut machine.install(&["--undo"]), 0);
     assert_eq!(machine.site(), before);
 }
@@ -517,10 +520,10 @@ fn site_serves_front_end_and_back_end() {
         "--cors-origin",
         "https://app.example.org",
     ];
-    let told = run(&mut machine.install(&site), 0);
+    let printed = run(&mut machine.install(&site), 0);
     assert!(
-        told.contains("sites-available/www.example.com.conf"),
-        "{told}"
+        printed.contains("sites-available/www.example.com.conf"),
+        "{printed}"
     );
     assert!(
         machine
@@ -647,9 +650,9 @@ fn site_with_invalid_options_is_refused() {
             more,
         ]
         .concat();
-        let told = run(&mut machine.install(&all), 2);
+        let printed = run(&mut machine.install(&all), 2);
         assert_eq!(machine.files(), before);
-        told
+        printed
     };
     assert!(site(&["--cors-origin", "*"]).contains("invalid origin"));
     assert!(site(&["--cors-origin", "https://a.example/path"]).contains("invalid origin"));

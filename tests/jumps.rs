@@ -80,8 +80,8 @@ impl<'t> ClockedSidecar<'t> {
 
     /// Asserts that the sidecar finds its certificate not due and says so.
     fn finds_nothing_due(&self, case: &str) {
-        let told = run(certs(&self.ca.path("")).arg("renew"), 0);
-        assert!(told.contains("not due"), "{case}: {told}");
+        let printed = run(certs(&self.ca.path("")).arg("renew"), 0);
+        assert!(printed.contains("not due"), "{case}: {printed}");
     }
 
     /// Moves all clocks to the time of the renewal, and expects exactly one.
@@ -124,10 +124,10 @@ fn clock_jump_under_sidecar_raises_alarm_and_no_order() {
     let clocked = ClockedSidecar::start(&ca, &clocks);
     for ahead in JUMPS {
         let case = format!("{ahead} s");
-        let (ordered, pair, told) = (orders(&ca), live(&ca), clocked.alarm_count());
+        let (ordered, pair, printed) = (orders(&ca), live(&ca), clocked.alarm_count());
         clocks.set_ahead(ahead);
         clocked.a_minute_passes();
-        until(&case, || clocked.alarm_count() > told);
+        until(&case, || clocked.alarm_count() > printed);
         // With a clock that is years wrong, only a connection from before the jump reaches the CA.
         let is_far = ahead.abs() == TEN_YEARS;
         if !is_far {
@@ -147,7 +147,7 @@ fn clock_jump_under_sidecar_raises_alarm_and_no_order() {
         clocked.finds_nothing_due(&case);
         clocked.is_ready(&case);
         let log = clocked.sidecar.log();
-        assert_eq!(clocked.alarm_count(), told + 1, "{case}: {log}");
+        assert_eq!(clocked.alarm_count(), printed + 1, "{case}: {log}");
         assert_eq!(orders(&ca), ordered, "{case}: {log}");
         assert_eq!(live(&ca), pair, "{case}");
         run(certs(&ca.path("")).args(["renew", "--force"]), 0);
@@ -249,7 +249,7 @@ fn clock_jump_in_pending_order_costs_no_second_certificate() {
     ] {
         for ahead in JUMPS {
             let renewal = Renewal::begin(&ca, &[NAME], format!("{at:?}, {ahead} s"));
-            let (before, told) = (ca.script.count(at), clocked.alarm_count());
+            let (before, printed) = (ca.script.count(at), clocked.alarm_count());
             ca.script.add(at, Which::Every, Fault::Held);
             let mut force = certs(&ca.path(""));
             let force = force.args(["renew", "--force"]).stderr(Stdio::piped());
@@ -257,22 +257,22 @@ fn clock_jump_in_pending_order_costs_no_second_certificate() {
             until("the order", || ca.script.count(at) > before);
             clocks.set_ahead(ahead);
             clocked.a_minute_passes();
-            until("an alarm", || clocked.alarm_count() > told);
+            until("an alarm", || clocked.alarm_count() > printed);
             ca.script.clear();
             renewal.finish_by(|case| {
                 let ended = force.wait_with_output().unwrap();
-                let mut told = text(&ended);
+                let mut printed = text(&ended);
                 clocked.set_clock_right();
                 // With a clock that is ten years wrong only a kept connection to the CA works. Where that has
                 // ended, the order is resumed.
                 if ended.status.code() == Some(3) && ahead.abs() >= TEN_YEARS {
-                    told += &run(certs(&ca.path("")).args(["renew", "--force"]), 0);
+                    printed += &run(certs(&ca.path("")).args(["renew", "--force"]), 0);
                 } else {
-                    assert_eq!(ended.status.code(), Some(0), "{case}: {told}");
+                    assert_eq!(ended.status.code(), Some(0), "{case}: {printed}");
                 }
                 clocked.finds_nothing_due(case);
                 clocked.is_ready(case);
-                told
+                printed
             });
             renews_before_expiry(&ca, ahead);
         }
@@ -334,16 +334,16 @@ fn renew_with_wrong_clock_orders_nothing_not_due() {
         // waits before it retries.
         let [first, then] = if ahead == TEN_YEARS { [3, 6] } else { [0, 0] };
         for (command, code) in [(&mut ca.issue(&[NAME]), first), (&mut renew, then)] {
-            let told = run(clocks.preload(command), code);
+            let printed = run(clocks.preload(command), code);
             let fit = match code {
-                0 => told.contains("not due"),
-                _ => told.contains("this machine's clock shows"),
+                0 => printed.contains("not due"),
+                _ => printed.contains("this machine's clock shows"),
             };
-            assert!(fit, "{ahead} s: {told}");
+            assert!(fit, "{ahead} s: {printed}");
         }
         clocks.set_ahead(0);
-        let told = run(clocks.preload(&mut renew), 0);
-        assert!(told.contains("not due"), "{ahead} s: {told}");
+        let printed = run(clocks.preload(&mut renew), 0);
+        assert!(printed.contains("not due"), "{ahead} s: {printed}");
         assert_eq!((orders(&ca), live(&ca)), (1, pair.clone()), "{ahead} s");
         renews_before_expiry(&ca, ahead);
     }
@@ -359,13 +359,13 @@ fn first_certificate_with_wrong_clock_is_issued_or_explained() {
         clocks.set_ahead(ahead);
         let is_trusted = ahead.abs() < TEN_YEARS;
         let code = if is_trusted { 0 } else { 3 };
-        let told = run(clocks.preload(&mut ca.issue(&[NAME])), code);
-        assert_eq!(alarms(&told).len(), 1, "{ahead} s: {told}");
+        let printed = run(clocks.preload(&mut ca.issue(&[NAME])), code);
+        assert_eq!(alarms(&printed).len(), 1, "{ahead} s: {printed}");
         assert!(
-            told.contains("hint: set this machine's clock, best by NTP"),
-            "{told}"
+            printed.contains("hint: set this machine's clock, best by NTP"),
+            "{printed}"
         );
-        assert_eq!(orders(&ca), u32::from(is_trusted), "{ahead} s: {told}");
+        assert_eq!(orders(&ca), u32::from(is_trusted), "{ahead} s: {printed}");
         for ahead in [ahead, 0] {
             clocks.set_ahead(ahead);
             // Once the clock is right, the first certificate is issued.

@@ -367,7 +367,7 @@ fn api_faults_remove_no_certificate() {
     let sidecar = DiscoverySidecar::start(&ca, &docker.host(), |_| ());
     sidecar.until_issued("a.example.com");
     sidecar.until_logged("watching the labels of containers");
-    for (behaviour, told) in [
+    for (behaviour, printed) in [
         (ApiBehaviour::Refuses, "refused /containers/json: 403"),
         (ApiBehaviour::ServerError, "503"),
         (ApiBehaviour::Garbage, "invalid list of containers"),
@@ -379,7 +379,7 @@ fn api_faults_remove_no_certificate() {
     ] {
         docker.behaves(behaviour);
         docker.state.lock().unwrap().asked.clear();
-        sidecar.until_logged(told);
+        sidecar.until_logged(printed);
         docker.behaves(ApiBehaviour::Valid);
         // A successful try resets the backoff, so the next one is at most a few seconds away.
         let lists = || docker.was_asked("GET /events");
@@ -552,13 +552,15 @@ fn invalid_label_is_reported_and_affects_only_its_container() {
     sidecar.until_issued("configured.example.com");
     sidecar.until_logged("container odd, certs.domains");
     let log = sidecar.log();
-    let told = log
+    let printed = log
         .lines()
         .filter_map(|line| Some(line[line.find("container ")?..].to_owned()));
-    let told: BTreeSet<String> = told.filter(|line| line.contains("hint: ")).collect();
-    let told: Vec<_> = told.into_iter().collect();
-    let told = told.join("\n").replace(&ran.display().to_string(), "/ran");
-    insta::assert_snapshot!("labels-that-are-refused", told);
+    let printed: BTreeSet<String> = printed.filter(|line| line.contains("hint: ")).collect();
+    let printed: Vec<_> = printed.into_iter().collect();
+    let printed = printed
+        .join("\n")
+        .replace(&ran.display().to_string(), "/ran");
+    insta::assert_snapshot!("labels-that-are-refused", printed);
     let shown = sidecar.status(&[]);
     for name in [
         "runs",

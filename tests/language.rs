@@ -28,10 +28,21 @@ const RETIRED: &[(&str, &str)] = &[
     ("errands", "requests"),
     ("stranger", "peer, other user"),
     ("strangers", "peers, other users"),
+    ("told", "shown, printed, refused"),
+    ("quarantine", "excluded"),
+    ("dead name", "excluded name"),
+    ("heals", "is validated again"),
+    ("steady", "monotonic"),
 ];
 
 /// Keys of stored records: a stored format keeps its words.
-const STORED: [&str; 3] = ["\"handover\"", "\"handover_at\"", "\"taken_back\""];
+const STORED: [&str; 5] = [
+    "\"handover\"",
+    "\"handover_at\"",
+    "\"quarantine\"",
+    "\"taken_back\"",
+    "\"told\"",
+];
 
 /// What is read, from the root of the repository.
 const READ: [&str; 14] = [
@@ -75,10 +86,10 @@ fn retired_in(path: &PathBuf) -> Vec<String> {
     let text = String::from_utf8_lossy(&bytes);
     let numbered = text.lines().enumerate();
     let found = numbered.flat_map(|(at, line)| retired(line).map(move |words| (at + 1, words)));
-    let told = |(line, (retired, instead))| {
+    let shown = |(line, (retired, instead))| {
         format!("{}:{line}: `{retired}`; say: {instead}", path.display())
     };
-    found.map(told).collect()
+    found.map(shown).collect()
 }
 
 fn retired(line: &str) -> impl Iterator<Item = (&'static str, &'static str)> {

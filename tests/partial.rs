@@ -40,17 +40,20 @@ fn status(ca: &EmbeddedCa) -> Value {
 #[test]
 fn failing_name_blocks_the_rest_only_without_partial() {
     let ca = ca();
-    let told = run(&mut issue(&ca, false), 5);
-    assert!(told.contains(DEAD), "{told}");
-    let told = run(&mut issue(&ca, true), 0);
+    let printed = run(&mut issue(&ca, false), 5);
+    assert!(printed.contains(DEAD), "{printed}");
+    let printed = run(&mut issue(&ca, true), 0);
     let line = format!("both: excluded for now: {DEAD}: urn:ietf:params:acme:error:connection");
-    assert!(told.contains(&line), "{told}");
+    assert!(printed.contains(&line), "{printed}");
     let shown = status(&ca);
     assert_eq!(shown["left_out"][0]["identifier"], DEAD, "{shown}");
     assert_eq!(shown["identifiers"].as_array().unwrap().len(), 2);
     assert_eq!(shown["complete"], true);
-    let told = run(certs(&ca.path("")).arg("status"), 0);
-    assert!(told.contains(&format!("  excluded: {DEAD}: ")), "{told}");
+    let printed = run(certs(&ca.path("")).arg("status"), 0);
+    assert!(
+        printed.contains(&format!("  excluded: {DEAD}: ")),
+        "{printed}"
+    );
     let pem = std::fs::read_to_string(ca.path("out/live/both/cert.pem")).unwrap();
     let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
     let leaf = pem.parse_x509().unwrap();
@@ -58,9 +61,9 @@ fn failing_name_blocks_the_rest_only_without_partial() {
     assert_eq!(names.value.general_names.len(), 1);
 
     // A request by a user tries the name at once; it still fails, and nothing changes.
-    let told = run(&mut issue(&ca, true), 0);
-    assert!(told.contains("not due; generation 0001"), "{told}");
-    assert!(told.contains(&line), "{told}");
+    let printed = run(&mut issue(&ca, true), 0);
+    assert!(printed.contains("not due; generation 0001"), "{printed}");
+    assert!(printed.contains(&line), "{printed}");
     // Without `--partial` the missing name is a failure again.
     run(&mut issue(&ca, false), 5);
 }

@@ -31,8 +31,8 @@ fn issued_renewed_and_served(rejected: u8) {
         format!("127.0.0.1:{}", nginx.port),
     );
     let served = ["--deploy", &deploy, "--verify", &verify];
-    let told = run(pebble.issue(&names).arg("--force").args(served), 0);
-    assert!(told.contains("issued; generation 0002"), "{told}");
+    let printed = run(pebble.issue(&names).arg("--force").args(served), 0);
+    assert!(printed.contains("issued; generation 0002"), "{printed}");
     assert_ne!(read(&live.join("fullchain.pem")), first);
     let status = run(
         certs(pebble.path("").as_path()).args(["status", "--json"]),
@@ -64,8 +64,11 @@ fn hundred_orders_succeed_when_half_the_nonces_are_rejected() {
         return;
     };
     for order in 1..=100 {
-        let told = run(&mut pebble.issue(&["example.com", "--force"]), 0);
-        assert!(told.contains(&format!("generation {order:04}")), "{told}");
+        let printed = run(&mut pebble.issue(&["example.com", "--force"]), 0);
+        assert!(
+            printed.contains(&format!("generation {order:04}")),
+            "{printed}"
+        );
     }
 }
 
@@ -90,16 +93,16 @@ fn certificate_not_served_is_reported_and_not_ordered_twice() {
         format!("127.0.0.1:{}", nginx.port),
     );
     let served = ["--deploy", &deploy, "--verify", &verify];
-    let told = run(pebble.issue(&["example.com", "--force"]).args(served), 7);
+    let printed = run(pebble.issue(&["example.com", "--force"]).args(served), 7);
     assert!(
-        told.contains("serves another certificate") && told.contains("hint:"),
-        "{told}"
+        printed.contains("serves another certificate") && printed.contains("hint:"),
+        "{printed}"
     );
     // The previous pair is live again, and stays until the server is repaired.
     std::fs::remove_dir_all(&copy).unwrap();
     std::os::unix::fs::symlink(&live, &copy).unwrap();
-    let told = run(pebble.issue(&["example.com"]).args(served), 0);
-    assert!(told.contains("not due; generation 0002"), "{told}");
+    let printed = run(pebble.issue(&["example.com"]).args(served), 0);
+    assert!(printed.contains("not due; generation 0002"), "{printed}");
 }
 
 #[test]
@@ -116,7 +119,7 @@ fn unanswered_challenge_exits_5_and_loses_nothing() {
     let issue = pebble.issue(&[]);
     let directory: Vec<_> = issue.get_args().skip(2).take(4).collect();
     // No server answers for this webroot.
-    let told = run(
+    let printed = run(
         command
             .args(["issue", "example.com", "--force", "--webroot"])
             .arg(&webroot)
@@ -124,8 +127,8 @@ fn unanswered_challenge_exits_5_and_loses_nothing() {
         5,
     );
     assert!(
-        told.contains("example.com: urn:ietf:params:acme:error:") && told.contains("hint:"),
-        "{told}"
+        printed.contains("example.com: urn:ietf:params:acme:error:") && printed.contains("hint:"),
+        "{printed}"
     );
     assert_eq!(read(&live), before);
     assert!(
@@ -174,15 +177,15 @@ fn unreachable_or_untrusted_ca_exits_3() {
     let port = crate::support::free_port();
     let ca = format!("https://127.0.0.1:{port}/dir");
     let listen = ["--http-listen", "127.0.0.1:0"];
-    let told = run(
+    let printed = run(
         certs(directory.path())
             .args(["issue", "example.com", "--ca", &ca])
             .args(listen),
         3,
     );
     assert!(
-        told.contains("reading the directory") && told.contains("hint:"),
-        "{told}"
+        printed.contains("reading the directory") && printed.contains("hint:"),
+        "{printed}"
     );
     let Some(pebble) = Pebble::start(5) else {
         return;
@@ -194,8 +197,8 @@ fn unreachable_or_untrusted_ca_exits_3() {
         .take(4)
         .collect();
     untrusted = certs(directory.path());
-    let told = run(untrusted.args(arguments).arg("example.com").args(listen), 3);
-    assert!(told.contains("certificate"), "{told}");
+    let printed = run(untrusted.args(arguments).arg("example.com").args(listen), 3);
+    assert!(printed.contains("certificate"), "{printed}");
 }
 
 /// Counts requests by their endpoint.

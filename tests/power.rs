@@ -216,11 +216,11 @@ fn continues_from(ca: &EmbeddedCa, tree: &Tree, case: &str) {
     let orders = ca.script.committed(Endpoint::NewOrder);
     let certificates = ca.script.committed(Endpoint::Finalize);
     let output = ca.issue_below(directory.path(), &NAMES).output().unwrap();
-    let told = crate::support::text(&output);
-    assert_eq!(output.status.code(), Some(0), "{case}: {told}");
+    let printed = crate::support::text(&output);
+    assert_eq!(output.status.code(), Some(0), "{case}: {printed}");
     oracle
         .settled()
-        .unwrap_or_else(|why| panic!("{case}: {why}: {told}"));
+        .unwrap_or_else(|why| panic!("{case}: {why}: {printed}"));
     // The CA is at the end of the recorded run: an order or certificate that the store knows must not be
     // requested again.
     let known = record.is_some_and(|record| match &record.order {
@@ -231,9 +231,9 @@ fn continues_from(ca: &EmbeddedCa, tree: &Tree, case: &str) {
     let certificates = ca.script.committed(Endpoint::Finalize) - certificates;
     assert!(
         orders <= u32::from(!known),
-        "{case}: {orders} orders: {told}"
+        "{case}: {orders} orders: {printed}"
     );
-    assert_eq!(orders, certificates, "{case}: {told}");
+    assert_eq!(orders, certificates, "{case}: {printed}");
 }
 
 /// The flushes whose absence loses something, and the others.

@@ -50,14 +50,15 @@ fn race(ca: &EmbeddedCa, name: &str, number: u64, command: impl Fn() -> Command)
     let mut successes = 0;
     for child in racing {
         let output = child.wait_with_output().unwrap();
-        let told = text(&output);
+        let printed = text(&output);
         match output.status.code() {
             Some(0) => successes += 1,
             Some(8) => assert!(
-                told.contains("is being worked on by another process") && told.contains("hint:"),
-                "{told}"
+                printed.contains("is being worked on by another process")
+                    && printed.contains("hint:"),
+                "{printed}"
             ),
-            code => panic!("{code:?}: {told}"),
+            code => panic!("{code:?}: {printed}"),
         }
     }
     assert!(successes > 0, "{name}: no process succeeded");
@@ -143,10 +144,10 @@ fn process_without_port_80_reports_it_and_orders_nothing() {
     let mut codes = Vec::new();
     for child in racing {
         let output = child.wait_with_output().unwrap();
-        let told = text(&output);
+        let printed = text(&output);
         let code = output.status.code().unwrap();
-        assert!([0, 2, 8].contains(&code), "{code}: {told}");
-        assert!(code == 0 || told.contains("hint:"), "{told}");
+        assert!([0, 2, 8].contains(&code), "{code}: {printed}");
+        assert!(code == 0 || printed.contains("hint:"), "{printed}");
         codes.push(code);
     }
     assert!(codes.contains(&0), "{codes:?}");
@@ -265,9 +266,9 @@ impl StoppedProcess {
     fn continue_to_end(&mut self, code: i32) -> String {
         self.child.signal(Signal::CONT);
         until("the process's end", || self.child.has_ended());
-        let told = std::fs::read_to_string(&self.log).unwrap();
-        assert_eq!(self.child.exit_code(), Some(code), "{told}");
-        told
+        let printed = std::fs::read_to_string(&self.log).unwrap();
+        assert_eq!(self.child.exit_code(), Some(code), "{printed}");
+        printed
     }
 }
 
@@ -281,10 +282,10 @@ fn settled_with_one_order(ca: &EmbeddedCa) {
 #[test]
 fn stopped_process_keeps_lease_and_finishes() {
     let mut stopped = StoppedProcess::in_the_middle_of_an_order();
-    let told = run(&mut issue(&stopped.ca, &["example.com"]), 8);
+    let printed = run(&mut issue(&stopped.ca, &["example.com"]), 8);
     assert!(
-        told.contains("is being worked on by another process"),
-        "{told}"
+        printed.contains("is being worked on by another process"),
+        "{printed}"
     );
     // In the full form longer than any request deadline.
     std::thread::sleep(Duration::from_secs(by_depth(0, 0, 60)));
@@ -297,13 +298,13 @@ fn process_with_lost_lease_is_refused_when_it_continues() {
     let mut stopped = StoppedProcess::in_the_middle_of_an_order();
     // Imitates an operator that deletes the lock of a stopped process as stale.
     std::fs::remove_file(stopped.ca.path("data/leases/example.com")).unwrap();
-    let told = run(&mut issue(&stopped.ca, &["example.com"]), 0);
+    let printed = run(&mut issue(&stopped.ca, &["example.com"]), 0);
     let oracle = Oracle::new(&stopped.ca.path(""), &["example.com"]);
     let before = oracle.settled();
-    let before = before.unwrap_or_else(|why| panic!("{why}: {told}"));
-    let told = stopped.continue_to_end(8);
-    let is_told = told.contains("was changed by another process") && told.contains("hint:");
-    assert!(is_told, "{told}");
+    let before = before.unwrap_or_else(|why| panic!("{why}: {printed}"));
+    let printed = stopped.continue_to_end(8);
+    let is_named = printed.contains("was changed by another process") && printed.contains("hint:");
+    assert!(is_named, "{printed}");
     settled_with_one_order(&stopped.ca);
     let after = oracle.settled().unwrap();
     assert_eq!(after, before, "the late process has overwritten the record");

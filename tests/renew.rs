@@ -20,13 +20,13 @@ fn renew_uses_options_of_first_issue() {
     // another process may use port 80.
     let taken = std::net::TcpListener::bind(("127.0.0.1", pebble.http_port)).unwrap();
     let mut renew = certs(&pebble.path(""));
-    let told = run(renew.current_dir("/").arg("renew"), 0);
-    assert!(told.contains("not due; generation 0001"), "{told}");
-    let told = run(certs_here(&pebble).args(["renew", "--force"]), 2);
-    assert!(told.contains("cannot listen"), "{told}");
+    let printed = run(renew.current_dir("/").arg("renew"), 0);
+    assert!(printed.contains("not due; generation 0001"), "{printed}");
+    let printed = run(certs_here(&pebble).args(["renew", "--force"]), 2);
+    assert!(printed.contains("cannot listen"), "{printed}");
     drop(taken);
-    let told = run(certs_here(&pebble).args(["renew", "--force"]), 0);
-    assert!(told.contains("issued; generation 0002"), "{told}");
+    let printed = run(certs_here(&pebble).args(["renew", "--force"]), 0);
+    assert!(printed.contains("issued; generation 0002"), "{printed}");
     let key = pebble.path("out/live/example.com/privkey.pem");
     let key = rcgen::KeyPair::from_pem(&std::fs::read_to_string(key).unwrap()).unwrap();
     assert!(key.is_compatible(&rcgen::PKCS_RSA_SHA256));
@@ -47,20 +47,20 @@ fn renew_continues_past_failed_certificate_and_exits_with_its_code() {
         pebble.http_port
     );
     std::fs::write(pebble.path("certs.toml"), file).unwrap();
-    let told = run(certs_here(&pebble).args(["renew", "--force"]), 3);
+    let printed = run(certs_here(&pebble).args(["renew", "--force"]), 3);
     for line in [
         "a.example.com: issued; generation 0002",
         "b.example.com: failed (exit code 3)",
         "c.example.com: issued; generation 0002",
     ] {
-        assert!(told.contains(line), "no `{line}` in {told}");
+        assert!(printed.contains(line), "no `{line}` in {printed}");
     }
-    let told = run(
+    let printed = run(
         certs_here(&pebble).args(["renew", "a.example.com", "--force"]),
         0,
     );
-    assert!(told.contains("a.example.com: issued; generation 0003"));
-    assert!(!told.contains("c.example.com"), "{told}");
+    assert!(printed.contains("a.example.com: issued; generation 0003"));
+    assert!(!printed.contains("c.example.com"), "{printed}");
 }
 
 #[test]
@@ -75,13 +75,13 @@ fn issue_of_configured_certificate_needs_only_its_name() {
         pebble.http_port
     );
     std::fs::write(pebble.path("certs.toml"), file).unwrap();
-    let told = run(
+    let printed = run(
         certs_here(&pebble).args(["issue", "example.com", "--json"]),
         0,
     );
-    let told: serde_json::Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
+    let printed: serde_json::Value = serde_json::from_str(printed.lines().last().unwrap()).unwrap();
     assert_eq!(
-        (&told["name"], &told["issued"]),
+        (&printed["name"], &printed["issued"]),
         (&"example.com".into(), &true.into())
     );
     let status = run(certs_here(&pebble).args(["status", "--json"]), 0);
@@ -94,10 +94,10 @@ fn dry_run_writes_nothing() {
     let Some(pebble) = Pebble::start(5) else {
         return;
     };
-    let told = run(&mut pebble.issue(&["example.com", "--dry-run"]), 0);
+    let printed = run(&mut pebble.issue(&["example.com", "--dry-run"]), 0);
     assert!(
-        told.contains("dry run: example.com would be issued"),
-        "{told}"
+        printed.contains("dry run: example.com would be issued"),
+        "{printed}"
     );
     for name in ["data", "out"] {
         assert!(!pebble.path(name).exists(), "{name} was written");
@@ -116,8 +116,8 @@ fn dry_run_writes_nothing() {
         &webroot,
     ]);
     command.args(["--ca", &pebble.directory_url(), "--ca-root", "root.pem"]);
-    let told = run(&mut command, 5);
-    assert!(told.contains("dry run: example.com: "), "{told}");
+    let printed = run(&mut command, 5);
+    assert!(printed.contains("dry run: example.com: "), "{printed}");
     assert_eq!(
         std::fs::read_dir(pebble.path("webroot/.well-known/acme-challenge"))
             .map_or(0, Iterator::count),
@@ -152,8 +152,8 @@ fn inherited_socket_answers_challenge() {
         .env("LISTEN_FDS", "1")
         .env("LISTEN_FDNAMES", "http")
         .stdin(OwnedFd::from(socket));
-    let told = run(&mut command, 0);
-    assert!(told.contains("issued; generation 0001"), "{told}");
+    let printed = run(&mut command, 0);
+    assert!(printed.contains("issued; generation 0001"), "{printed}");
 }
 
 #[test]
@@ -175,20 +175,20 @@ fn damaged_certificate_affects_no_other() {
     settings["challenge"] = serde_json::json!({"webroot": pebble.path("gone")});
     std::fs::write(&options, settings.to_string()).unwrap();
 
-    let told = run(certs_here(&pebble).args(["renew", "--force"]), 2);
+    let printed = run(certs_here(&pebble).args(["renew", "--force"]), 2);
     for line in [
         "b.example.com: failed (exit code 2)",
         "a.example.com: failed (exit code 8)",
         "c.example.com: issued; generation 0002",
         "restore that file from a backup",
     ] {
-        assert!(told.contains(line), "no `{line}` in {told}");
+        assert!(printed.contains(line), "no `{line}` in {printed}");
     }
-    let told = run(certs_here(&pebble).args(["renew", "c.example.com"]), 0);
-    assert!(told.contains("not due; generation 0002"), "{told}");
-    let told = run(certs_here(&pebble).arg("status"), 8);
-    assert!(told.contains("a.example.com: "), "{told}");
-    assert!(told.contains("c.example.com  "), "{told}");
+    let printed = run(certs_here(&pebble).args(["renew", "c.example.com"]), 0);
+    assert!(printed.contains("not due; generation 0002"), "{printed}");
+    let printed = run(certs_here(&pebble).arg("status"), 8);
+    assert!(printed.contains("a.example.com: "), "{printed}");
+    assert!(printed.contains("c.example.com  "), "{printed}");
 }
 
 #[test]
@@ -197,9 +197,12 @@ fn issue_with_some_names_selects_whole_stored_certificate() {
         return;
     };
     run(&mut pebble.issue(&["example.com", "www.example.com"]), 0);
-    let told = run(&mut pebble.issue(&["example.com"]), 0);
-    assert!(told.contains("not due; generation 0001"), "{told}");
-    assert!(told.contains("it keeps www.example.com too"), "{told}");
+    let printed = run(&mut pebble.issue(&["example.com"]), 0);
+    assert!(printed.contains("not due; generation 0001"), "{printed}");
+    assert!(
+        printed.contains("it keeps www.example.com too"),
+        "{printed}"
+    );
     let names = || {
         let status = run(certs_here(&pebble).args(["status", "--json"]), 0);
         let status: serde_json::Value = serde_json::from_str(&status).unwrap();
@@ -220,12 +223,12 @@ fn issue_with_some_names_selects_whole_stored_certificate() {
     ]);
     more.args(["--ca", &pebble.directory_url(), "--ca-root", "root.pem"]);
     run(more.arg("--webroot").arg(&webroot), 5);
-    let told = run(&mut pebble.issue(&["example.com", "www.example.com"]), 0);
-    assert!(told.contains("not due; generation 0002"), "{told}");
+    let printed = run(&mut pebble.issue(&["example.com", "www.example.com"]), 0);
+    assert!(printed.contains("not due; generation 0002"), "{printed}");
     assert_eq!(names(), 2);
     let smaller = ["example.com", "--name", "example.com"];
-    let told = run(&mut pebble.issue(&smaller), 0);
-    assert!(told.contains("issued; generation 0003"), "{told}");
+    let printed = run(&mut pebble.issue(&smaller), 0);
+    assert!(printed.contains("issued; generation 0003"), "{printed}");
     assert_eq!(names(), 1);
 }
 
@@ -236,11 +239,14 @@ fn renew_in_backoff_is_not_success() {
     };
     // No server listens there.
     let verify = format!("127.0.0.1:{}", free_port());
-    let told = run(&mut pebble.issue(&["example.com", "--verify", &verify]), 7);
-    assert!(told.contains("is not verified"), "{told}");
-    let told = run(certs_here(&pebble).arg("renew"), 7);
-    assert!(told.contains("not deployed; the next try is at"), "{told}");
-    assert!(told.contains("hint: "), "{told}");
+    let printed = run(&mut pebble.issue(&["example.com", "--verify", &verify]), 7);
+    assert!(printed.contains("is not verified"), "{printed}");
+    let printed = run(certs_here(&pebble).arg("renew"), 7);
+    assert!(
+        printed.contains("not deployed; the next try is at"),
+        "{printed}"
+    );
+    assert!(printed.contains("hint: "), "{printed}");
     let webroot = pebble.path("webroot");
     std::fs::create_dir(&webroot).unwrap();
     let other = format!(
@@ -250,6 +256,6 @@ fn renew_in_backoff_is_not_success() {
     );
     std::fs::write(pebble.path("certs.toml"), other).unwrap();
     run(certs_here(&pebble).args(["issue", "other.example.com"]), 5);
-    let told = run(certs_here(&pebble).args(["renew", "other.example.com"]), 6);
-    assert!(told.contains("the next try is at"), "{told}");
+    let printed = run(certs_here(&pebble).args(["renew", "other.example.com"]), 6);
+    assert!(printed.contains("the next try is at"), "{printed}");
 }

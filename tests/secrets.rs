@@ -49,19 +49,19 @@ impl Key {
         forms
     }
 
-    fn count(&self, told: &[u8]) -> usize {
+    fn count(&self, printed: &[u8]) -> usize {
         // PEM has line breaks, which JSON escapes.
-        let escaped = replace(told, b"\\n", b"");
+        let escaped = replace(printed, b"\\n", b"");
         let joined: Vec<u8> = escaped
             .iter()
             .copied()
             .filter(|byte| *byte != b'\n')
             .collect();
         let forms = self.forms();
-        let in_each = [told, &joined].map(|told| {
+        let in_each = [printed, &joined].map(|printed| {
             forms
                 .iter()
-                .map(|form| occurrences(told, form))
+                .map(|form| occurrences(printed, form))
                 .sum::<usize>()
         });
         in_each[0].max(in_each[1])
@@ -136,7 +136,7 @@ fn key_search_finds_every_encoding() {
     };
     let (_, scalar) = key.scalar();
     let hexadecimal: String = scalar.iter().map(|byte| format!("{byte:02x}")).collect();
-    for told in [
+    for printed in [
         key.der.clone(),
         serde_json::json!({ "key": pem }).to_string().into(),
         format!("{pem:?}").into(),
@@ -150,12 +150,12 @@ fn key_search_finds_every_encoding() {
             .to_string()
             .into(),
     ] {
-        let surrounded = [b"before ", told.as_slice(), b" after"].concat();
+        let surrounded = [b"before ", printed.as_slice(), b" after"].concat();
         assert_eq!(
             key.count(&surrounded),
             1,
             "{}",
-            String::from_utf8_lossy(&told)
+            String::from_utf8_lossy(&printed)
         );
     }
     let public = pair.public_key_pem() + &format!("{:?}", pair.public_key_raw());
@@ -223,9 +223,9 @@ impl Installation {
     fn with_damaged_file(&self, file: &Path, content: &str, command: &mut Command) -> String {
         let sound = std::fs::read(file).unwrap();
         std::fs::write(file, content).unwrap();
-        let told = text(&command.output().unwrap());
+        let printed = text(&command.output().unwrap());
         std::fs::write(file, sound).unwrap();
-        told
+        printed
     }
 }
 
@@ -245,7 +245,7 @@ fn send_request(mut stream: impl Read + Write, request: &str, body: &str) -> Str
 
 fn all_output(installation: &Installation) -> String {
     let running = installation.start();
-    let mut told = String::new();
+    let mut printed = String::new();
     for path in [
         "/",
         "/metrics",
@@ -254,8 +254,8 @@ fn all_output(installation: &Installation) -> String {
         "/readyz",
         "/x",
     ] {
-        told += &installation.ask(&format!("GET {path}"));
-        told += &installation.ask(&format!("POST {path}"));
+        printed += &installation.ask(&format!("GET {path}"));
+        printed += &installation.ask(&format!("POST {path}"));
     }
     for (request, body) in [
         ("GET /", ""),
@@ -264,7 +264,7 @@ fn all_output(installation: &Installation) -> String {
         ("POST /v1/work", "{\"certificate\": {}, \"task\": 1}"),
     ] {
         let socket = UnixStream::connect(installation.path("data/admin.sock")).unwrap();
-        told += &send_request(socket, request, body);
+        printed += &send_request(socket, request, body);
     }
     for arguments in [
         &["status"][..],
@@ -276,15 +276,15 @@ fn all_output(installation: &Installation) -> String {
         &["issue", "other.example.com", "--reuse-key"],
         &["renew", "--force", "--json"],
     ] {
-        told += &text(&installation.command(arguments).output().unwrap());
+        printed += &text(&installation.command(arguments).output().unwrap());
     }
     drop(running);
-    told += &std::fs::read_to_string(installation.path("log")).unwrap();
-    told
+    printed += &std::fs::read_to_string(installation.path("log")).unwrap();
+    printed
 }
 
 fn all_output_with_damage(installation: &Installation) -> String {
-    let mut told = String::new();
+    let mut printed = String::new();
     let records = installation.path("data/records");
     let other = records.join("other.example.com/0001/privkey.pem");
     let other = std::fs::read_to_string(other).unwrap();
@@ -304,7 +304,7 @@ fn all_output_with_damage(installation: &Installation) -> String {
         let sound = std::fs::read_to_string(&file).unwrap();
         for content in [&sound[..sound.len() / 2], &sound.replace('M', "!"), &other] {
             for arguments in [&["issue"], forced] {
-                told += &installation.with_damaged_file(
+                printed += &installation.with_damaged_file(
                     &file,
                     content,
                     &mut installation.command(arguments),
@@ -316,17 +316,17 @@ fn all_output_with_damage(installation: &Installation) -> String {
     let key = newest.join("privkey.pem");
     let half = other.split_at(other.len() / 2).0;
     std::fs::write(key, half).unwrap();
-    told += &text(&installation.command(of_key).output().unwrap());
-    told
+    printed += &text(&installation.command(of_key).output().unwrap());
+    printed
 }
 
 #[test]
 fn keys_never_appear_in_any_output() {
     for format in ["text", "json"] {
         let installation = Installation::new(format);
-        let mut told = all_output(&installation);
+        let mut printed = all_output(&installation);
         let mut keys = keys(&installation.path("data"));
-        told += &all_output_with_damage(&installation);
+        printed += &all_output_with_damage(&installation);
         keys.extend(self::keys(&installation.path("data")));
         for kind in ["records", "accounts", "ca"] {
             let of_kind = installation.path("data").join(kind);
@@ -342,13 +342,13 @@ fn keys_never_appear_in_any_output() {
             "generation_served",
             "hint",
         ] {
-            assert!(told.contains(words), "nothing said `{words}`: {told}");
+            assert!(printed.contains(words), "nothing said `{words}`: {printed}");
         }
         for key in &keys {
             assert_eq!(
-                key.count(told.as_bytes()),
+                key.count(printed.as_bytes()),
                 0,
-                "{}: {told}",
+                "{}: {printed}",
                 key.from.display()
             );
         }

@@ -174,9 +174,9 @@ fn sidecar_replaces_placeholder_with_verified_certificate_and_keeps_it_over_a_re
         "/api/v1/certificates",
     ] {
         for method in ["POST", "PUT", "PATCH", "DELETE"] {
-            let (status, told) = sidecar.ask(method, path);
+            let (status, printed) = sidecar.ask(method, path);
             let refused = [404, 405].contains(&status);
-            assert!(refused, "{method} {path}: {status} {told}");
+            assert!(refused, "{method} {path}: {status} {printed}");
         }
     }
 
@@ -186,10 +186,10 @@ fn sidecar_replaces_placeholder_with_verified_certificate_and_keeps_it_over_a_re
         0o660
     );
     // The sidecar has port 80, so the command delegates the order to it.
-    let told = run(&mut pebble.issue(&["example.com", "--force"]), 0);
-    assert!(told.contains("issued; generation 0002"), "{told}");
-    let told = run(&mut pebble.issue(&["example.com"]), 0);
-    assert!(told.contains("not due; generation 0002"), "{told}");
+    let printed = run(&mut pebble.issue(&["example.com", "--force"]), 0);
+    assert!(printed.contains("issued; generation 0002"), "{printed}");
+    let printed = run(&mut pebble.issue(&["example.com"]), 0);
+    assert!(printed.contains("not due; generation 0002"), "{printed}");
     sidecar.terminate();
     assert!(!socket.exists());
 
@@ -343,23 +343,29 @@ fn command_reports_running_sidecar() {
     let sidecar = PebbleSidecar::start(&pebble, |_| {});
     sidecar.until_ready();
     // A dry run needs port 80 too.
-    let told = run(&mut pebble.issue(&["new.example.com", "--dry-run"]), 0);
-    assert!(told.contains("dry run: new.example.com would be issued"));
+    let printed = run(&mut pebble.issue(&["new.example.com", "--dry-run"]), 0);
+    assert!(printed.contains("dry run: new.example.com would be issued"));
     assert!(!pebble.path("data/records/new.example.com").exists());
     // The files are in the sidecar's output directory.
     let other = pebble.path("other");
     let mut command = pebble.issue(&["new.example.com", "--output-dir"]);
-    let told = run(command.arg(&other), 0);
+    let printed = run(command.arg(&other), 0);
     let path = pebble.path("out/live/new.example.com");
     let there = format!("in {}, valid", path.display());
-    assert!(told.contains(&there) && path.exists(), "{told}");
-    assert!(told.contains("the running `certs run` writes to"), "{told}");
+    assert!(printed.contains(&there) && path.exists(), "{printed}");
+    assert!(
+        printed.contains("the running `certs run` writes to"),
+        "{printed}"
+    );
     assert!(!other.exists());
     // A command cannot change a certificate that the sidecar's configuration names.
     let more = ["example.com", "www.example.com"];
-    let told = run(&mut pebble.issue(&more), 2);
-    assert!(told.contains("manages it for example.com from"), "{told}");
-    assert!(told.contains("SIGHUP"), "{told}");
+    let printed = run(&mut pebble.issue(&more), 2);
+    assert!(
+        printed.contains("manages it for example.com from"),
+        "{printed}"
+    );
+    assert!(printed.contains("SIGHUP"), "{printed}");
     sidecar.terminate();
 }
 
@@ -400,10 +406,10 @@ fn renew_skips_certificates_not_due_beside_sidecar_without_listener() {
     });
     until("the sidecar", || pebble.path("data/admin.sock").exists());
     let mut renew = certs(&pebble.path(""));
-    let told = run(renew.arg("renew"), 0);
-    assert!(told.contains("not due; generation 0001"), "{told}");
-    let told = run(renew.arg("--force"), 2);
-    assert!(told.contains("has no challenge listener"), "{told}");
+    let printed = run(renew.arg("renew"), 0);
+    assert!(printed.contains("not due; generation 0001"), "{printed}");
+    let printed = run(renew.arg("--force"), 2);
+    assert!(printed.contains("has no challenge listener"), "{printed}");
     sidecar.terminate();
 }
 
@@ -443,25 +449,25 @@ fn sidecar_notifies_service_manager() {
     socket
         .set_read_timeout(Some(std::time::Duration::from_secs(20)))
         .unwrap();
-    let told = || {
+    let printed = || {
         let mut buffer = [0; 512];
         let length = socket.recv(&mut buffer).unwrap();
         String::from_utf8_lossy(&buffer[..length]).into_owned()
     };
-    let until_told = |what: &str| while !told().lines().any(|line| line == what) {};
+    let until_printed = |what: &str| while !printed().lines().any(|line| line == what) {};
     let sidecar = PebbleSidecar::start(&pebble, |command| {
         command
             .env("NOTIFY_SOCKET", &path)
             .env("WATCHDOG_USEC", "400000");
     });
-    until_told("READY=1");
-    until_told("WATCHDOG=1");
-    until_told("WATCHDOG=1");
+    until_printed("READY=1");
+    until_printed("WATCHDOG=1");
+    until_printed("WATCHDOG=1");
     sidecar.signal(Signal::HUP);
-    until_told("RELOADING=1");
-    until_told("READY=1");
+    until_printed("RELOADING=1");
+    until_printed("READY=1");
     sidecar.signal(Signal::TERM);
-    until_told("STOPPING=1");
+    until_printed("STOPPING=1");
     sidecar.terminate();
 }
 
@@ -483,10 +489,10 @@ fn second_sidecar_on_same_data_directory_is_refused() {
         ])
         .args(["--ca", &pebble.directory_url()])
         .env("CERTS_ADMIN_LISTEN", "off");
-    let told = run(&mut second, 2);
+    let printed = run(&mut second, 2);
     assert!(
-        told.contains("another `certs run`") && told.contains("hint:"),
-        "{told}"
+        printed.contains("another `certs run`") && printed.contains("hint:"),
+        "{printed}"
     );
     assert_eq!(first.ask("GET", "/readyz").0, 200);
     first.terminate();

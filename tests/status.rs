@@ -47,7 +47,7 @@ async fn status_shows_ca_limits_and_reachability() {
     let saved = store.save_ca_state(CA, &state, Revision(0));
     saved.await.unwrap();
 
-    let told = run(certs(directory.path()).arg("status"), 0);
+    let printed = run(certs(directory.path()).arg("status"), 0);
     for words in [
         "297 of 300 new orders, all at ",
         "47 of 50 certificates per registered domain of example.co.uk, all at ",
@@ -56,7 +56,7 @@ async fn status_shows_ca_limits_and_reachability() {
         "; next probe at ",
         "Z (in ",
     ] {
-        assert!(told.contains(words), "no `{words}` in {told}");
+        assert!(printed.contains(words), "no `{words}` in {printed}");
     }
     let json = run(certs(directory.path()).args(["status", "--json"]), 0);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -73,10 +73,10 @@ async fn status_shows_ca_limits_and_reachability() {
         (outage.windows_only, outage.answered) = (true, answered);
         let saved = store.save_ca_state(CA, &state, revision);
         revision = saved.await.unwrap();
-        let told = run(certs(directory.path()).arg("status"), 0);
+        let printed = run(certs(directory.path()).arg("status"), 0);
         let words = "its CA has not provided renewal windows or the time since ";
-        assert_eq!(told.contains(words), shown, "{told}");
-        assert!(!told.contains("has been unreachable"), "{told}");
+        assert_eq!(printed.contains(words), shown, "{printed}");
+        assert!(!printed.contains("has been unreachable"), "{printed}");
     }
 }
 
@@ -105,19 +105,19 @@ async fn own_rate_limit_exits_6_with_retry_time() {
     }
     command.args(["issue", "example.com", "--agree-tos", "--ca", CA]);
     command.arg("--webroot").arg(directory.path());
-    let told = run(&mut command, 6);
+    let printed = run(&mut command, 6);
     let near = [0, 36, 37].map(|seconds| {
         let until = SystemClock.now() + std::time::Duration::from_secs(seconds);
         until.to_string()[.."2026-01-01T00:00".len()].to_owned()
     });
     assert!(
-        told.contains(
+        printed.contains(
             "the rate limit for new orders is used up (as counted here): no order before "
-        ) && near.iter().any(|until| told.contains(until)),
-        "{near:?}: {told}"
+        ) && near.iter().any(|until| printed.contains(until)),
+        "{near:?}: {printed}"
     );
     assert!(
-        told.contains("Z (in 3") && told.contains("hint: "),
-        "{told}"
+        printed.contains("Z (in 3") && printed.contains("hint: "),
+        "{printed}"
     );
 }

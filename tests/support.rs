@@ -310,9 +310,9 @@ pub(crate) fn as_nobody(command: &Command, directory: &Path) -> Command {
 /// Runs the command, asserts its exit code, and returns its output.
 pub(crate) fn run(command: &mut Command, code: i32) -> String {
     let output = command.output().unwrap();
-    let told = text(&output);
-    assert_eq!(output.status.code(), Some(code), "{told}");
-    told
+    let printed = text(&output);
+    assert_eq!(output.status.code(), Some(code), "{printed}");
+    printed
 }
 
 /// Asserts that the key, chain and names of the live pair agree.

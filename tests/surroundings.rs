@@ -55,12 +55,15 @@ fn output_fails(break_it: impl FnOnce(&Tmpfs), message: &str, mend: impl FnOnce(
     let live = pebble.path("out/live/example.com");
     let before = pair(&live);
     break_it(&tmpfs);
-    let told = run(&mut pebble.issue(&["example.com", "--force"]), 8);
-    assert!(told.contains(message) && told.contains("hint:"), "{told}");
+    let printed = run(&mut pebble.issue(&["example.com", "--force"]), 8);
+    assert!(
+        printed.contains(message) && printed.contains("hint:"),
+        "{printed}"
+    );
     assert_eq!(pair(&live), before);
     mend(&tmpfs);
-    let told = run(&mut pebble.issue(&["example.com"]), 0);
-    assert!(told.contains("not due; generation 0002"), "{told}");
+    let printed = run(&mut pebble.issue(&["example.com"]), 0);
+    assert!(printed.contains("not due; generation 0002"), "{printed}");
     assert_ne!(pair(&live), before);
 }
 
@@ -105,16 +108,19 @@ fn wrong_pid_file_exits_7_and_signals_no_process() {
         if let Some(content) = content {
             std::fs::write(&file, content).unwrap();
         }
-        let told = run(&mut pebble.issue(&arguments), 7);
-        assert!(told.contains(message) && told.contains("hint:"), "{told}");
+        let printed = run(&mut pebble.issue(&arguments), 7);
+        assert!(
+            printed.contains(message) && printed.contains("hint:"),
+            "{printed}"
+        );
     }
     let live = pebble.path("out/live/example.com");
     let Some(nginx) = Nginx::start(&live) else {
         return;
     };
     let deploy = format!("nginx:{}", nginx.pid_file.display());
-    let told = run(&mut pebble.issue(&["example.com", "--deploy", &deploy]), 0);
-    assert!(told.contains("not due; generation 0001"), "{told}");
+    let printed = run(&mut pebble.issue(&["example.com", "--deploy", &deploy]), 0);
+    assert!(printed.contains("not due; generation 0001"), "{printed}");
 }
 
 #[test]
@@ -123,8 +129,8 @@ fn data_directory_exits_8_when_it_is_a_file() {
         return;
     };
     std::fs::write(pebble.path("data"), "").unwrap();
-    let told = run(&mut pebble.issue(&["example.com"]), 8);
-    assert!(told.contains("hint:"), "{told}");
+    let printed = run(&mut pebble.issue(&["example.com"]), 8);
+    assert!(printed.contains("hint:"), "{printed}");
 }
 
 #[test]

@@ -277,19 +277,19 @@ fn coturn_calls_survive_every_renewal() {
         run(&mut ca.issue(&[NAME, "--force", &turn.deploy, &verify]), 0);
     }
     let ended = calls.wait_with_output().unwrap();
-    let told = String::from_utf8_lossy(&ended.stdout);
-    let total = told
+    let printed = String::from_utf8_lossy(&ended.stdout);
+    let total = printed
         .lines()
         .rev()
         .find(|line| line.contains("tot_send_msgs"));
-    let total = total.unwrap_or_else(|| panic!("no total in {told}"));
+    let total = total.unwrap_or_else(|| panic!("no total in {printed}"));
     println!("coturn: {sessions} sessions over TLS, {renewals} renewals: {total}");
     // The client leaves before the answers to its last messages arrive, the earlier the busier the machine is.
     // A reload that ends the sessions loses all the rest.
     let [sent, received] = ["tot_send_msgs=", "tot_recv_msgs="].map(|key| number(total, key));
     let lost = sent - received;
     let late = by_depth(sent / 10, 2 * sessions, 2 * sessions);
-    assert!(sent >= sessions * messages && lost <= late, "{told}");
+    assert!(sent >= sessions * messages && lost <= late, "{printed}");
 }
 
 fn number(line: &str, key: &str) -> usize {

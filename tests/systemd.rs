@@ -55,18 +55,20 @@ fn systemd_accepts_units() {
         let Some(output) = analyze(&["verify"], &directory.path().join(name)) else {
             return;
         };
-        let told = text(&output);
+        let printed = text(&output);
         assert!(
-            output.status.success() && !told.contains("certs.") && !told.contains("certs-renew."),
-            "{name}: {told}"
+            output.status.success()
+                && !printed.contains("certs.")
+                && !printed.contains("certs-renew."),
+            "{name}: {printed}"
         );
     }
     // An unknown key is reported.
     let service = directory.path().join("certs.service");
     let unit = std::fs::read_to_string(&service).unwrap();
     std::fs::write(&service, unit.replace("UMask=", "Umask=")).unwrap();
-    let told = text(&analyze(&["verify"], &service).unwrap());
-    assert!(told.contains("Umask"), "{told}");
+    let printed = text(&analyze(&["verify"], &service).unwrap());
+    assert!(printed.contains("Umask"), "{printed}");
 }
 
 #[test]

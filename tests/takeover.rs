@@ -40,16 +40,16 @@ fn letsencrypt(root: &Path, lineages: &[(&str, &str, &(String, String))]) {
 }
 
 /// The output without parts that differ from run to run.
-fn without_run_details(told: &str, root: &Path) -> String {
-    let told = told.replace(&root.display().to_string(), "ROOT");
-    let parts = told.split(" (in ").enumerate();
+fn without_run_details(printed: &str, root: &Path) -> String {
+    let printed = printed.replace(&root.display().to_string(), "ROOT");
+    let parts = printed.split(" (in ").enumerate();
     let parts = parts.map(|(at, part)| match (at, part.split_once(" days)")) {
         (0, _) => part.to_owned(),
         (_, Some((_, rest))) => format!(" (in N days){rest}"),
         (_, None) => format!(" (in {part}"),
     });
-    let told = parts.collect::<String>();
-    let words = told.split(' ').map(|word| {
+    let printed = parts.collect::<String>();
+    let words = printed.split(' ').map(|word| {
         let is_date = word.len() > 19 && word.starts_with("20") && word.as_bytes()[10] == b'T';
         match (is_date, word.split_once('\n')) {
             (true, Some((_, rest))) => format!("DATE\n{rest}"),
@@ -108,9 +108,12 @@ fn import_takes_valid_lineages_and_names_invalid_ones() {
     let key = std::fs::read_to_string(root.join("out/live/good.example.com/privkey.pem")).unwrap();
     assert_eq!(key, good.0);
     // Without an account, no user has agreed to the CA's terms.
-    let told = run(certs(root).current_dir(root).arg("renew"), 2);
-    assert!(told.contains("terms of service"), "{told}");
-    assert!(told.contains("HTTP-01 cannot prove a wildcard"), "{told}");
+    let printed = run(certs(root).current_dir(root).arg("renew"), 2);
+    assert!(printed.contains("terms of service"), "{printed}");
+    assert!(
+        printed.contains("HTTP-01 cannot prove a wildcard"),
+        "{printed}"
+    );
 }
 
 #[test]
@@ -134,8 +137,8 @@ fn import_applies_options_to_stored_certificates() {
         options["deploy"].clone()
     };
     assert_eq!(deploy(), json!([]));
-    let told = import(&["--deploy", "nginx"]);
-    assert!(told.contains("this command's options"), "{told}");
+    let printed = import(&["--deploy", "nginx"]);
+    assert!(printed.contains("this command's options"), "{printed}");
     assert_eq!(deploy(), json!(["nginx"]));
     assert!(!import(&[]).contains("this command's options"));
     assert_eq!(deploy(), json!(["nginx"]));
@@ -143,8 +146,11 @@ fn import_applies_options_to_stored_certificates() {
     command
         .current_dir(root)
         .args(["import", "certbot", "--deploy", "apache"]);
-    let told = run(command.arg(&source), 2);
-    assert!(told.contains("unknown deploy target `apache`"), "{told}");
+    let printed = run(command.arg(&source), 2);
+    assert!(
+        printed.contains("unknown deploy target `apache`"),
+        "{printed}"
+    );
 }
 
 #[test]
@@ -157,7 +163,7 @@ fn import_writes_nothing_for_wrong_path_or_client() {
         &[("a.example.com", "", &pair(&["a.example.com"], 60))],
     );
     let path = source.display().to_string();
-    let mut told = String::new();
+    let mut printed = String::new();
     for arguments in [
         vec!["lego", &path],
         vec!["caddy", &path],
@@ -169,9 +175,9 @@ fn import_writes_nothing_for_wrong_path_or_client() {
     ] {
         let mut command = certs(root);
         command.current_dir(root).arg("import").args(&arguments);
-        told.push_str(&without_run_details(&run(&mut command, 2), root));
+        printed.push_str(&without_run_details(&run(&mut command, 2), root));
     }
-    insta::assert_snapshot!("import-wrong", told);
+    insta::assert_snapshot!("import-wrong", printed);
     assert!(!root.join("data").exists() && !root.join("out").exists());
 }
 
@@ -198,9 +204,9 @@ fn import_reports_unreadable_files() {
     } else {
         mode(&source.join("renewal"), 0);
     }
-    let told = run(&mut command, 8);
+    let printed = run(&mut command, 8);
     mode(&source.join("renewal"), 0o700);
-    assert!(told.contains("renewal: Permission denied"), "{told}");
+    assert!(printed.contains("renewal: Permission denied"), "{printed}");
 }
 
 /// `certs run` starts first. After SIGHUP it manages the imported certificate too, by the configuration of

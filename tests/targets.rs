@@ -77,8 +77,11 @@ fn haproxy_serves_new_pair_from_memory_and_after_restart() {
     run(&mut ca.issue(&[NAME, "--force", &socket, &verify(port)]), 0);
     assert_eq!(generation(&ca), 2);
     // Without `--verify` the program asks HAProxy for its addresses.
-    let told = run(&mut ca.issue(&[NAME, "--force", &socket]), 0);
-    assert!(!told.contains("the deployment is not verified"), "{told}");
+    let printed = run(&mut ca.issue(&[NAME, "--force", &socket]), 0);
+    assert!(
+        !printed.contains("the deployment is not verified"),
+        "{printed}"
+    );
     drop(running);
     let _again = haproxy(&directory, port, &crt);
     run(&mut ca.issue(&[NAME, &socket, &verify(port)]), 0);
@@ -148,13 +151,13 @@ fn haproxy_unknown_certificate_is_reported_with_known_ones() {
         "--deploy=haproxy:{}",
         directory.join("admin.sock").display()
     );
-    let told = run(&mut ca.issue(&[NAME, "--force", &socket]), 7);
+    let printed = run(&mut ca.issue(&[NAME, "--force", &socket]), 7);
     assert!(
-        told.contains("other.pem") && told.contains("hint:"),
-        "{told}"
+        printed.contains("other.pem") && printed.contains("hint:"),
+        "{printed}"
     );
-    let told = run(&mut ca.issue(&["other.example", "--force", &socket]), 7);
-    assert!(told.contains("certificate = "), "{told}");
+    let printed = run(&mut ca.issue(&["other.example", "--force", &socket]), 7);
+    assert!(printed.contains("certificate = "), "{printed}");
     // The error was found before any change.
     assert_eq!(generation(&ca), 1);
 }
@@ -200,8 +203,11 @@ fn coturn_loads_new_pair() {
     };
     let verify = verify(turn.port);
     run(&mut ca.issue(&[NAME, "--force", &turn.deploy, &verify]), 0);
-    let told = run(&mut ca.issue(&[NAME, "--force", &turn.deploy]), 0);
-    assert!(!told.contains("the deployment is not verified"), "{told}");
+    let printed = run(&mut ca.issue(&[NAME, "--force", &turn.deploy]), 0);
+    assert!(
+        !printed.contains("the deployment is not verified"),
+        "{printed}"
+    );
     assert_eq!(generation(&ca), 3);
 }
 
@@ -217,7 +223,7 @@ fn failed_hook_leaves_previous_pair_on_every_server_and_recovers() {
     let seen = format!("echo $RENEWED_LINEAGE $RENEWED_DOMAINS >>{}", log.display());
     let exec = script(&hook, &format!("{seen}; echo out of order >&2; exit 1"));
     let verify = verify(nginx.port);
-    let told = run(
+    let printed = run(
         &mut ca.issue(&[NAME, "--force", &deploy, &exec, &verify]),
         7,
     );
@@ -227,7 +233,7 @@ fn failed_hook_leaves_previous_pair_on_every_server_and_recovers() {
         "rolling back to the previous",
         "the rollback is not verified",
     ] {
-        assert!(told.contains(part), "no `{part}` in {told}");
+        assert!(printed.contains(part), "no `{part}` in {printed}");
     }
     assert_eq!(generation(&ca), 1);
     // nginx serves the live generation, which is the first one again.
@@ -287,15 +293,15 @@ fn invalid_server_configuration_is_found_before_switch() {
     let sound = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, format!("{sound}\nnonsense;\n")).unwrap();
     let verify = verify(nginx.port);
-    let told = run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), 7);
+    let printed = run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), 7);
     assert!(
-        told.contains("nonsense") && told.contains("the server's configuration is invalid"),
-        "{told}"
+        printed.contains("nonsense") && printed.contains("the server's configuration is invalid"),
+        "{printed}"
     );
     assert_eq!(generation(&ca), 1);
     std::fs::write(&config, sound).unwrap();
-    let told = run(&mut ca.issue(&[NAME, &deploy, &verify]), 0);
-    assert!(told.contains("not due; generation 0002"), "{told}");
+    let printed = run(&mut ca.issue(&[NAME, &deploy, &verify]), 0);
+    assert!(printed.contains("not due; generation 0002"), "{printed}");
 }
 
 #[test]
@@ -308,18 +314,30 @@ fn rollback_serves_earlier_generation_until_undone() {
     let verify = verify(nginx.port);
     run(&mut ca.issue(&[NAME, "--force", &deploy, &verify]), 0);
     let certs = || crate::support::certs(&ca.path(""));
-    let told = run(certs().args(["rollback", NAME]), 0);
-    assert!(told.contains("deployed again; generation 0001"), "{told}");
+    let printed = run(certs().args(["rollback", NAME]), 0);
+    assert!(
+        printed.contains("deployed again; generation 0001"),
+        "{printed}"
+    );
     assert_eq!(generation(&ca), 1);
     // The rollback stays; a renewal of due certificates keeps it.
     run(certs().args(["renew"]), 0);
     assert_eq!(generation(&ca), 1);
-    let told = run(certs().args(["rollback", NAME, "--to", "9"]), 2);
-    assert!(told.contains("generation 0009 is not stored"), "{told}");
-    let told = run(certs().args(["rollback", NAME]), 2);
-    assert!(told.contains("generation 0000 is not stored"), "{told}");
-    let told = run(certs().args(["reload", NAME]), 0);
-    assert!(told.contains("deployed again; generation 0002"), "{told}");
+    let printed = run(certs().args(["rollback", NAME, "--to", "9"]), 2);
+    assert!(
+        printed.contains("generation 0009 is not stored"),
+        "{printed}"
+    );
+    let printed = run(certs().args(["rollback", NAME]), 2);
+    assert!(
+        printed.contains("generation 0000 is not stored"),
+        "{printed}"
+    );
+    let printed = run(certs().args(["reload", NAME]), 0);
+    assert!(
+        printed.contains("deployed again; generation 0002"),
+        "{printed}"
+    );
     assert_eq!(generation(&ca), 2);
     run(certs().args(["rollback", NAME, "--to", "1"]), 0);
     // The next certificate ends the rollback.
@@ -438,10 +456,10 @@ impl Postfix {
             .arg(verb)
             .output()
             .unwrap();
-        let told = crate::support::text(&output);
+        let printed = crate::support::text(&output);
         assert!(
             output.status.success() || std::thread::panicking(),
-            "postfix {verb}: {told}"
+            "postfix {verb}: {printed}"
         );
     }
 }

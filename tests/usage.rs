@@ -21,11 +21,14 @@ fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (Output, bool) {
 
 fn refused_in(environment: &[(&str, &str)], arguments: &[&str], words: &[&str]) {
     let (output, wrote) = run(arguments, environment);
-    let told = text(&output);
-    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {told}");
-    assert!(output.stdout.is_empty(), "{arguments:?}: {told}");
+    let printed = text(&output);
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {printed}");
+    assert!(output.stdout.is_empty(), "{arguments:?}: {printed}");
     for word in words {
-        assert!(told.contains(word), "{arguments:?}: no `{word}` in: {told}");
+        assert!(
+            printed.contains(word),
+            "{arguments:?}: no `{word}` in: {printed}"
+        );
     }
     assert!(!wrote, "{arguments:?} wrote something");
 }
@@ -118,9 +121,13 @@ fn read_only_commands_write_nothing() {
     ] {
         let (output, wrote) = run(&arguments, &[]);
         assert!(output.status.success(), "{}", text(&output));
-        let told = String::from_utf8_lossy(&output.stdout);
-        assert!(told.trim().starts_with(said), "{arguments:?}: {told}");
-        assert_eq!(told.is_empty(), said.is_empty(), "{arguments:?}: {told}");
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert!(printed.trim().starts_with(said), "{arguments:?}: {printed}");
+        assert_eq!(
+            printed.is_empty(),
+            said.is_empty(),
+            "{arguments:?}: {printed}"
+        );
         assert!(!wrote, "{arguments:?} wrote something");
     }
     // A data directory that cannot be created is no error either.
@@ -165,8 +172,8 @@ fn mistakes_of_all_sources_are_reported_together() {
         .env("CERTS_HTTP_LISTEN", "nowhere")
         .output()
         .unwrap();
-    let told = text(&output);
-    assert_eq!(output.status.code(), Some(2), "{told}");
+    let printed = text(&output);
+    assert_eq!(output.status.code(), Some(2), "{printed}");
     for place in [
         "certs.toml:1: ",
         "certs.toml:2: ",
@@ -174,7 +181,7 @@ fn mistakes_of_all_sources_are_reported_together() {
         "--key: ",
         "NAME: ",
     ] {
-        assert_eq!(told.matches(place).count(), 1, "{place}: {told}");
+        assert_eq!(printed.matches(place).count(), 1, "{place}: {printed}");
     }
     assert!(!directory.path().join("data").exists());
 }
@@ -318,7 +325,7 @@ fn invalid_configuration_is_reported_whole() {
 
 #[test]
 fn usage_errors_match_snapshot() {
-    let mut told = String::new();
+    let mut printed = String::new();
     for arguments in [
         vec!["issue"],
         vec!["issue", "example.com"],
@@ -354,9 +361,9 @@ fn usage_errors_match_snapshot() {
         let (output, _) = run(&arguments, &[]);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        told.push_str(&format!("$ certs {}\n{error}\n", arguments.join(" ")));
+        printed.push_str(&format!("$ certs {}\n{error}\n", arguments.join(" ")));
     }
-    insta::assert_snapshot!("usage", told);
+    insta::assert_snapshot!("usage", printed);
 }
 
 fn resolved(command: &mut Command) -> serde_json::Value {

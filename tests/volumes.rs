@@ -79,13 +79,13 @@ fn failed_renewal_recovers(
 ) -> String {
     let mut renewal = Renewal::begin(ca, &NAMES, case.to_owned());
     disturb();
-    let told = run(&mut ca.issue(&[NAMES[0], "--force"]), 8);
-    assert!(told.contains("hint:"), "{case}: {told}");
+    let printed = run(&mut ca.issue(&[NAMES[0], "--force"]), 8);
+    assert!(printed.contains("hint:"), "{case}: {printed}");
     renewal.is_whole();
     mend();
     let orders = renewal.finish();
-    assert!(orders.placed <= 1, "{case}: {orders:?}: {told}");
-    told
+    assert!(orders.placed <= 1, "{case}: {orders:?}: {printed}");
+    printed
 }
 
 #[test]
@@ -98,11 +98,11 @@ fn issue_exits_8_on_full_or_read_only_volume_and_next_run_recovers() {
         };
         run(&mut ca.issue(&NAMES), 0);
         let (fill, empty) = (|| volume.fill(), || volume.empty());
-        let told = failed_renewal_recovers(&ca, &format!("{place} is full"), fill, empty);
-        assert!(told.contains("No space left on device"), "{told}");
+        let printed = failed_renewal_recovers(&ca, &format!("{place} is full"), fill, empty);
+        assert!(printed.contains("No space left on device"), "{printed}");
         let (shut, open) = (|| volume.remount("ro"), || volume.remount("rw"));
-        let told = failed_renewal_recovers(&ca, &format!("{place} is read-only"), shut, open);
-        assert!(told.contains("Read-only file system"), "{told}");
+        let printed = failed_renewal_recovers(&ca, &format!("{place} is read-only"), shut, open);
+        assert!(printed.contains("Read-only file system"), "{printed}");
     }
 }
 

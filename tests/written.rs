@@ -173,11 +173,11 @@ impl WrittenTargets {
         let command = self.renew(&["--force"]);
         let mut failing = self.strace.fail_at_path(&command, aimed, newest, error);
         let output = failing.output().unwrap();
-        let (code, told) = (output.status.code().unwrap_or(-1), text(&output));
+        let (code, printed) = (output.status.code().unwrap_or(-1), text(&output));
         match code {
             0 => {}
-            7 => reports_error(&case, error, &told),
-            _ => panic!("{case}: exit {code}: {told}"),
+            7 => reports_error(&case, error, &printed),
+            _ => panic!("{case}: exit {code}: {printed}"),
         }
         renewal.is_whole();
         self.targets_are_whole(&[&before, &self.live()], &case);
@@ -283,9 +283,9 @@ fn recorded_in(tree: &Tree) -> Result<[Generation; 3], String> {
     let Some(Node::File { bytes, .. }) = record else {
         return Err(format!("the record is {record:?}"));
     };
-    let told = |error: serde_json::Error| format!("the record: {error}");
-    let mut stored: serde_json::Value = serde_json::from_slice(bytes).map_err(told)?;
-    let record: Record = serde_json::from_value(stored["record"].take()).map_err(told)?;
+    let printed = |error: serde_json::Error| format!("the record: {error}");
+    let mut stored: serde_json::Value = serde_json::from_slice(bytes).map_err(printed)?;
+    let record: Record = serde_json::from_value(stored["record"].take()).map_err(printed)?;
     Ok(["file:", "directory:", "traefik:"].map(|kind| {
         let mut deployed = record.deployed.iter();
         let found = deployed.find(|(target, _)| target.starts_with(kind));

@@ -160,11 +160,14 @@ mod tests {
         let ours = Timestamp::from_seconds(1_800_000_000);
         let minutes = |n: u64| Duration::from_secs(60 * n);
         assert_eq!(skew.observe(ours, ours + minutes(5)), None);
-        let told = skew.observe(ours, ours + minutes(6)).unwrap();
-        assert!(told.contains("6 minutes behind the CA's"), "{told}");
+        let printed = skew.observe(ours, ours + minutes(6)).unwrap();
+        assert!(printed.contains("6 minutes behind the CA's"), "{printed}");
         assert_eq!(skew.observe(ours + minutes(59), ours), None);
-        let told = skew.observe(ours + minutes(60), ours).unwrap();
-        assert!(told.contains("60 minutes ahead of the CA's"), "{told}");
+        let printed = skew.observe(ours + minutes(60), ours).unwrap();
+        assert!(
+            printed.contains("60 minutes ahead of the CA's"),
+            "{printed}"
+        );
         assert_eq!(skew.observe(ours, ours), None);
         assert!(skew.observe(ours, ours - minutes(30)).is_some());
         // Set back by a year, the clock is still wrong, and the hour starts again.
@@ -176,8 +179,11 @@ mod tests {
             begin: ours + minutes(1),
         };
         assert_eq!(skew.outside(not_yet(back)), None);
-        let told = skew.outside(not_yet(back + minutes(60))).unwrap();
-        assert!(told.contains("this machine's clock or the CA's"), "{told}");
+        let printed = skew.outside(not_yet(back + minutes(60))).unwrap();
+        assert!(
+            printed.contains("this machine's clock or the CA's"),
+            "{printed}"
+        );
         assert_eq!(skew.observe(back + minutes(61), ours), None);
     }
 }

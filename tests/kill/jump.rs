@@ -190,9 +190,9 @@ impl JumpKills {
         let orders = renewal.finish_by(|case| {
             let sidecar = self.ready_sidecar();
             self.finds_nothing_due(case);
-            let told = sidecar.log();
+            let printed = sidecar.log();
             sidecar.stop();
-            told
+            printed
         });
         assert_eq!(orders.placed, 0, "{jump:?}, {point:?}");
     }
@@ -208,8 +208,8 @@ impl JumpKills {
         let strace = &self.strace;
         let tracer = strace.fail_at_path_from_now(process, aimed, GENERATION, error, &file);
         let has_failed = || {
-            let told = std::fs::read_to_string(&file).unwrap();
-            told.contains("(INJECTED)")
+            let printed = std::fs::read_to_string(&file).unwrap();
+            printed.contains("(INJECTED)")
         };
         let asked = sidecar.time_requests();
         self.jumps(&mut sidecar, jump, has_failed);
@@ -226,17 +226,17 @@ impl JumpKills {
             });
             self.finds_nothing_due(case);
             until(case, || sidecar.readiness() == 200);
-            let told = sidecar.log();
+            let printed = sidecar.log();
             sidecar.stop();
-            told
+            printed
         });
         assert_eq!(orders.placed, 0, "{jump:?}, {aimed:?}");
         has_failed
     }
 
     fn finds_nothing_due(&self, case: &str) {
-        let told = run(certs(&self.ca.path("")).arg("renew"), 0);
-        assert!(told.contains("not due"), "{case}: {told}");
+        let printed = run(certs(&self.ca.path("")).arg("renew"), 0);
+        assert!(printed.contains("not due"), "{case}: {printed}");
     }
 }
 

@@ -103,9 +103,9 @@ impl SidecarKills {
         let mut command = self.command();
         let sidecar = Sidecar::start_as(&self.ca, &mut command, self.admin);
         until_within(case, 2 * MINUTE, || sidecar.readiness() == 200);
-        let told = sidecar.log();
+        let printed = sidecar.log();
         sidecar.stop();
-        told
+        printed
     }
 }
 

@@ -1,4 +1,4 @@
-"""A back end on port 8080: answers with the path and the scheme it was told, and echoes a WebSocket's texts."""
+"""A back end on port 8080: answers with the path and the scheme of the request, and echoes a WebSocket's texts."""
 
 import base64
 import hashlib

@@ -24,7 +24,7 @@ pub(crate) struct Clocks {
 #[derive(Clone, Copy)]
 enum Slot {
     Wall,
-    Steady,
+    Monotonic,
     WallReadings,
     SteadyReadings,
 }
@@ -92,7 +92,7 @@ impl Clocks {
         mut has_ended: impl FnMut() -> bool,
     ) {
         let seconds = i64::try_from(time.as_secs()).unwrap();
-        for number in [Slot::Wall, Slot::Steady] {
+        for number in [Slot::Wall, Slot::Monotonic] {
             self.write(number, self.read(number) + seconds);
         }
         let readings = [Slot::WallReadings, Slot::SteadyReadings];

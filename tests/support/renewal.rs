@@ -86,18 +86,18 @@ impl<'a> Renewal<'a> {
         let mut command = self.ca.issue(self.names);
         self.finish_by(|case| {
             let output = command.output().unwrap();
-            let told = text(&output);
-            assert_eq!(output.status.code(), Some(0), "after {case}: {told}");
-            told
+            let printed = text(&output);
+            assert_eq!(output.status.code(), Some(0), "after {case}: {printed}");
+            printed
         })
     }
 
     /// The same with `finish` in place of the command; it returns the output.
     pub(crate) fn finish_by(self, finish: impl FnOnce(&str) -> String) -> Orders {
         let case = &self.case;
-        let told = finish(case);
+        let printed = finish(case);
         let after = self.oracle.settled();
-        let after = after.unwrap_or_else(|why| panic!("after {case}: {why}: {told}"));
+        let after = after.unwrap_or_else(|why| panic!("after {case}: {why}: {printed}"));
         let (now, before) = (Counts::of(self.ca), self.counts);
         let orders = Orders {
             placed: now.orders - before.orders,
@@ -105,13 +105,13 @@ impl<'a> Renewal<'a> {
             invalid_orders: now.invalid_orders - before.invalid_orders,
         };
         let allowed = 1 + orders.lost_urls + orders.invalid_orders;
-        assert!(orders.placed <= allowed, "{case}: {orders:?}: {told}");
+        assert!(orders.placed <= allowed, "{case}: {orders:?}: {printed}");
         let certificates = now.certificates - before.certificates;
         assert!(certificates <= 1, "{case}: {certificates} certificates");
         // The ordered certificate is live, and nothing else is new.
         let renewed = self.before.as_ref() != Some(&after);
-        assert_eq!(renewed, orders.placed > 0, "{case}: {told}");
-        assert_eq!(renewed, certificates == 1, "{case}: {told}");
+        assert_eq!(renewed, orders.placed > 0, "{case}: {printed}");
+        assert_eq!(renewed, certificates == 1, "{case}: {printed}");
         orders
     }
 }

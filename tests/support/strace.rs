@@ -391,7 +391,7 @@ fn unfinished_and_resumed_call_is_counted_once() {
 7  write(4, \"y\", 1)                 = 1
 ";
     let calls = calls(trace);
-    let told: Vec<_> = calls
+    let printed: Vec<_> = calls
         .iter()
         .map(|call| (call.name.as_str(), call.nth, call.returned))
         .collect();
@@ -401,7 +401,7 @@ fn unfinished_and_resumed_call_is_counted_once() {
         ("write", 1, Some(1)),
         ("write", 2, Some(1)),
     ];
-    assert_eq!(told, wanted);
+    assert_eq!(printed, wanted);
     assert_eq!(calls[2].arguments, "3</a>, \"x\", 1");
     assert_eq!(
         points(&calls, |call| is_about(call, &[Path::new("/a")])).len(),

@@ -131,16 +131,19 @@ fn systemd_target_reloads_unit_over_bus_and_reports_its_failure() {
     let keys = |unit: &str| format!("kind = 'systemd'\nunit = '{unit}'\nbus = '{address}'");
     renew(&ca, &keys("web"), 0);
     assert_eq!(*done.lock().unwrap(), ["web.service replace"]);
-    let told = renew(&ca, &keys("absent"), 7);
-    assert!(told.contains("no unit absent.service"), "{told}");
+    let printed = renew(&ca, &keys("absent"), 7);
+    assert!(printed.contains("no unit absent.service"), "{printed}");
 
     let ca = issued();
     let Some((_daemon, _runtime, address, _)) = bus(&ca, "failed") else {
         return;
     };
     let keys = format!("kind = 'systemd'\nunit = 'web'\nbus = '{address}'");
-    let told = renew(&ca, &keys, 7);
-    assert!(told.contains("its reload ended with `failed`"), "{told}");
+    let printed = renew(&ca, &keys, 7);
+    assert!(
+        printed.contains("its reload ended with `failed`"),
+        "{printed}"
+    );
     assert_eq!(generation(&ca), 1);
 }
 
@@ -225,12 +228,15 @@ fn systemd_target_refuses_bus_that_is_not_a_socket() {
         "tcp:host=localhost,port=1",
         "unix:path=/a;unixexec:path=/b",
     ] {
-        let told = renew(
+        let printed = renew(
             &ca,
             &format!("kind = 'systemd'\nunit = 'web'\nbus = '{bus}'"),
             2,
         );
-        assert!(told.contains("a bus is one `unix:` address"), "{told}");
+        assert!(
+            printed.contains("a bus is one `unix:` address"),
+            "{printed}"
+        );
     }
     assert_eq!(generation(&ca), 1);
 }
@@ -244,19 +250,19 @@ fn docker_target_signals_container_through_filtered_api_only() {
     run(command.env("DOCKER_HOST", &host), 0);
     assert_eq!(*done.lock().unwrap(), ["kill web USR1"]);
     let keys = |more: &str| format!("kind = 'docker'\nhost = '{host}'\n{more}");
-    let told = renew(&ca, &keys("container = 'other'"), 7);
-    assert!(told.contains("No such container: other"), "{told}");
+    let printed = renew(&ca, &keys("container = 'other'"), 7);
+    assert!(printed.contains("No such container: other"), "{printed}");
     let program = "container = 'web'\ncommand = ['nginx', '-s', 'reload']";
     renew(&ca, &keys(program), 0);
     assert_eq!(done.lock().unwrap()[1], "run [\"nginx\",\"-s\",\"reload\"]");
 
     let (_runtime, host, _) = docker(&ca, 403, 3);
-    let told = renew(
+    let printed = renew(
         &ca,
         &format!("kind = 'docker'\nhost = '{host}'\n{program}"),
         7,
     );
-    assert!(told.contains("ended with 3"), "{told}");
+    assert!(printed.contains("ended with 3"), "{printed}");
 }
 
 #[test]
@@ -264,10 +270,10 @@ fn docker_target_uses_unfiltered_api_only_when_configured() {
     let ca = issued();
     let (_runtime, host, done) = docker(&ca, 400, 0);
     let keys = format!("kind = 'docker'\ncontainer = 'web'\nhost = '{host}'");
-    let told = renew(&ca, &keys, 7);
+    let printed = renew(&ca, &keys, 7);
     assert!(
-        told.contains("root on the host") && told.contains("accept_raw_socket"),
-        "{told}"
+        printed.contains("root on the host") && printed.contains("accept_raw_socket"),
+        "{printed}"
     );
     assert!(done.lock().unwrap().is_empty());
     assert_eq!(generation(&ca), 1);
@@ -357,15 +363,15 @@ fn copies_are_written_before_reloads_and_rolled_back_with_them() {
         command
             .args(["pkcs12", "-nodes", "-passin", "pass:changeit", "-in"])
             .arg(&store);
-        let told = run(&mut command, 0);
+        let printed = run(&mut command, 0);
         assert!(
-            told.contains("BEGIN PRIVATE KEY") && told.contains(NAME),
-            "{told}"
+            printed.contains("BEGIN PRIVATE KEY") && printed.contains(NAME),
+            "{printed}"
         );
     }
     std::fs::remove_file(&password).unwrap();
-    let told = renew(7);
-    assert!(told.contains("password"), "{told}");
+    let printed = renew(7);
+    assert!(printed.contains("password"), "{printed}");
 }
 
 #[test]
@@ -408,8 +414,8 @@ fn sandboxed_sidecar_reloads_every_target() {
     let _sidecar = Running::start_logging(&mut command, said.into());
     until("the control socket", || ca.path("data/admin.sock").exists());
     let mut renew = certs(&ca.path(""));
-    let told = run(renew.current_dir(ca.path("")).args(["renew", "--force"]), 0);
-    assert!(told.contains("generation 0002"), "{told}");
+    let printed = run(renew.current_dir(ca.path("")).args(["renew", "--force"]), 0);
+    assert!(printed.contains("generation 0002"), "{printed}");
     assert_eq!(generation(&ca), 2);
     let combined = std::fs::read(live(&ca).join("combined.pem")).unwrap();
     for copy in [file, ca.path(&format!("copies/{NAME}.pem"))] {
@@ -420,8 +426,11 @@ fn sandboxed_sidecar_reloads_every_target() {
     assert!(std::fs::read_to_string(log).unwrap().contains(NAME));
     assert_eq!(done.lock().unwrap().last().unwrap(), "kill web HUP");
     let mut reload = certs(&ca.path(""));
-    let told = run(reload.current_dir(ca.path("")).args(["reload"]), 0);
-    assert!(told.contains("deployed again; generation 0002"), "{told}");
+    let printed = run(reload.current_dir(ca.path("")).args(["reload"]), 0);
+    assert!(
+        printed.contains("deployed again; generation 0002"),
+        "{printed}"
+    );
 }
 
 #[test]
