@@ -3,6 +3,7 @@
 //! scoreboard shows the result. It needs no network, no root and no configuration,
 //! and leaves no file behind.
 
+mod front;
 mod load;
 mod nginx;
 mod score;

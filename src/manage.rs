@@ -10,7 +10,6 @@ pub(crate) mod concurrency;
 mod deploy;
 mod error;
 mod fallback;
-pub(crate) mod front;
 pub(crate) mod import;
 mod load;
 mod order;

@@ -38,10 +38,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("challenge", &[]),
     ("tls", &[]),
     ("acme", &["challenge"]),
-    (
-        "manage",
-        &["renew", "store", "acme", "deploy", "tls", "observe"],
-    ),
+    ("manage", &["renew", "store", "acme", "deploy", "observe"]),
     (
         "supervise",
         &["manage", "renew", "store", "acme", "deploy", "observe"],

@@ -6,12 +6,13 @@
 #![allow(clippy::too_many_lines)]
 
 mod ca;
-mod calls;
 mod clocks;
+mod copies;
 mod crash;
 mod demo;
 mod deployment;
 mod docs;
+mod environment;
 mod errno;
 mod fallback;
 mod faults;
@@ -37,11 +38,10 @@ mod sidecar;
 mod simulate;
 mod status;
 mod support;
-mod surroundings;
 mod swaps;
 mod systemd;
 mod takeover;
 mod targets;
 mod usage;
 mod volumes;
-mod written;
+mod webrtc;

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
+use super::front::Front;
 use super::load::IdlePolicy;
 use super::nginx::Nginx;
 use super::tally::Tally;
@@ -29,7 +30,6 @@ use crate::deploy::{Delivery, DeployCause, Outlet, Target};
 use crate::failure::Failure;
 use crate::identifier::Identifier;
 use crate::lineage::Lineage;
-use crate::manage::front::Front;
 use crate::manage::{Certificate, FreshKeys, Probes, Services, Wanted};
 use crate::observe::Metrics;
 use crate::random::SystemRandom;
