@@ -52,7 +52,7 @@ def bounded(seconds):
 def programs():
     """The paths that tests/lab names, as CERTS_LAB_…; those in the environment win."""
     found = {name: value for name, value in os.environ.items() if name.startswith("CERTS_LAB_")}
-    lab = subprocess.run([ROOT / "tests/lab", "--peers", "--env"], stdout=subprocess.PIPE, text=True, check=True)
+    lab = subprocess.run([ROOT / "tests/lab", "--env"], stdout=subprocess.PIPE, text=True, check=True)
     for line in lab.stdout.splitlines():
         name, _, value = line.removeprefix("export ").partition("=")
         found.setdefault(name, shlex.split(value)[0])
