@@ -83,7 +83,7 @@
 //! | stage | when a target is deployed, and whether certificates share its reload ([`deploy::target_settings::DeployStage`]) |
 //! | rights | what a target may read, write, connect to and control ([`deploy::target_settings::Rights`]) |
 //! | delivery | a published pair, as a target gets it ([`deploy::Delivery`]) |
-//! | front | our own TLS listener as a target ([`manage::front::Front`]) |
+//! | front | our own TLS listener as a target ([`demo`]) |
 //! | deploy | publish a pair, reload the targets, and verify ([`deploy`]) |
 //! | endpoint | the host, port and protocol at which a server is verified ([`deploy::endpoint`]) |
 //! | verify | see by TLS handshakes that an endpoint serves the new leaf ([`deploy::verify`]) |
