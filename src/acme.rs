@@ -1,4 +1,4 @@
-//! Talking to a CA (RFC 8555, ARI by RFC 9773). Only this room names
+//! Talking to a CA (RFC 8555, ARI by RFC 9773). Only this module names
 //! instant-acme's types; callers get our own types, parsed and bounded.
 //!
 //! instant-acme supplies the vocabulary: orders, authorizations, challenges and
@@ -7,7 +7,7 @@
 //! key only at registration, answer authorizations one by one and try a nonce
 //! only three times.
 //!
-//! This room never decides whether to order, never stores anything itself (a
+//! This module never decides whether to order, never stores anything itself (a
 //! [`Journal`] does) and trusts no reply of the CA.
 
 mod account;

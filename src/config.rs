@@ -2,7 +2,7 @@
 //! environment, then the file, then the defaults. It is read whole, every error
 //! of all three sources is reported at once with its origin and a hint, and only
 //! then is anything done. A value is checked where its type is defined; this
-//! room knows which keys exist (`keys.rs`) and which settings contradict others.
+//! module knows which keys exist (`keys.rs`) and which settings contradict others.
 //!
 //! It reads files and never writes one; a secret is named by its file and never
 //! held here. The result is [`Settings`], which one process can pass to another

@@ -11,10 +11,10 @@
 //! - Correctness rests on compare-and-swap, never on the timing of a lease.
 //! - No text from a CA reaches a path, a shell or a log line unparsed.
 //!
-//! # The rooms
+//! # The modules
 //! - [`identifier`], [`lineage`], [`fingerprint`], [`certificate`], [`record`],
 //!   [`ca_state`], [`failure`], [`time`], [`random`], [`files`], [`net`], [`text`]: the
-//!   vocabulary. It imports no other room.
+//!   vocabulary. It imports no other module.
 //! - [`renew`]: pure decisions: the next step, its instant, the backoff, and what the
 //!   rate limits of a CA still allow.
 //! - [`store`]: the durable truth: records, pairs, accounts, leases, and the state of
@@ -27,8 +27,8 @@
 //! - [`tls`]: our own TLS listener, and the pairs it serves.
 //! - [`ca`]: the embedded CA, itself an ACME server.
 //! - [`observe`]: the operator's view: status, metrics, read-only endpoints.
-//! - [`manage`]: flows that join the services, a ladder: a pass, an order, a
-//!   deployment, a rollback.
+//! - [`manage`]: flows that join the services: a pass, an order, a deployment, a
+//!   rollback.
 //! - [`supervise`]: the sidecar's loop: which pass runs when.
 //! - [`discovery`]: the certificates that containers request by their labels.
 //! - [`sandbox`]: the rights that a process gives up.
@@ -37,8 +37,9 @@
 //! - [`demo`]: the whole story on loopback, with the embedded CA.
 //! - [`config`]: the file, the environment and the command line, combined and checked.
 //! - [`cli`]: the only composition root; arguments, output and one file for each verb.
+//! - `fuzzing`: for tests only: the functions that the fuzz targets call.
 //!
-//! `tests/house.rs` has a table of the imports that each room may have, and checks the
+//! `tests/house.rs` has a table of the imports that each module may have, and checks the
 //! code against it.
 //!
 //! # The words
@@ -47,7 +48,7 @@
 //! | word | meaning here |
 //! |---|---|
 //! | identifier | a DNS name or an IP address to certify ([`identifier::Identifier`]) |
-//! | lineage | one certificate through all its renewals, and its name ([`lineage::Lineage`]) |
+//! | lineage | one certificate through all its renewals, and its name ([`lineage::Lineage`]); texts for users say "name" |
 //! | record | the stored state of a lineage: order, generation, failures ([`record::Record`]) |
 //! | revision | the version of a record that compare-and-swap compares ([`record::Revision`]) |
 //! | generation | the number of an issued pair in its lineage; it never changes ([`record::Generation`]) |
@@ -70,6 +71,7 @@
 //! | pending | started and not yet ended |
 //! | trigger | why a pass runs: scheduled, requested, forced, redeploy, rollback ([`manage::Trigger`]) |
 //! | pass | one look at a certificate, and all the steps it needs now |
+//! | settle | take in the result of a pass and plan the next one; for an order, wait until the CA has changed its status |
 //! | session | a record, locked by its lease, during a pass |
 //! | lease | a time-limited lock on a record; it saves work, and is never needed for correctness |
 //! | services | the injected parts: store, output, verifier, keys, clock ([`manage::Services`]) |
@@ -77,7 +79,11 @@
 //! | permit | the right to run one of a bounded number of passes at once |
 //! | output | the directory with the live pairs for consumers ([`deploy::output`]) |
 //! | publish | make a generation the live one in the output |
-//! | target | a server or a copy to deploy to ([`deploy::target::DeployTarget`]) |
+//! | target | a server or a copy to deploy to ([`deploy::target::DeployTarget`]); a variable `spec` holds one as it was configured |
+//! | stage | when a target is deployed, and whether certificates share its reload ([`deploy::target_settings::DeployStage`]) |
+//! | rights | what a target may read, write, connect to and control ([`deploy::target_settings::Rights`]) |
+//! | delivery | a published pair, as a target gets it ([`deploy::Delivery`]) |
+//! | front | our own TLS listener as a target ([`demo`]) |
 //! | deploy | publish a pair, reload the targets, and verify ([`deploy`]) |
 //! | endpoint | the host, port and protocol at which a server is verified ([`deploy::endpoint`]) |
 //! | verify | see by TLS handshakes that an endpoint serves the new leaf ([`deploy::verify`]) |
@@ -88,7 +94,7 @@
 //! | sidecar | the long-running process, `certs run` |
 //! | discovery | finds the certificates that containers request ([`discovery`]) |
 //!
-//! # The walk of `example.com`
+//! # The path of one issuance: `example.com`
 //! [`cli::args`] reads the arguments. [`config`] parses the name to an
 //! [`identifier::Identifier`] and resolves the settings; no later code sees a string.
 //! The verb's factory builds the [`manage::Services`]. [`manage::pass::pass`] takes the lease, loads the record under
@@ -128,7 +134,7 @@
 //! - Passes that wait for the tokens of a CA's rate limit queue in the supervisor's
 //!   agenda: each token starts one pass, not all of them.
 
-// The map links to private rooms: this documentation is built with private items.
+// The map links to private modules: this documentation is built with private items.
 #![allow(rustdoc::private_intra_doc_links)]
 // A test may be one long sequence of steps.
 #![cfg_attr(any(test, feature = "fuzzing"), allow(clippy::too_many_lines))]

@@ -10,7 +10,9 @@ use zeroizing_alloc::ZeroAlloc;
 #[global_allocator]
 static WIPING: ZeroAlloc<System> = ZeroAlloc(System);
 
-#[allow(clippy::disallowed_methods)] // the one place that reads the environment
+// All settings in the environment. Variables of others are read where they are used: the
+// bus of D-Bus (`deploy::dbus`), and those that a hook inherits (`deploy::targets::exec`).
+#[allow(clippy::disallowed_methods)]
 fn main() -> ExitCode {
     let environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))

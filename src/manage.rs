@@ -2,7 +2,7 @@
 //! next step, does that step, stores the result, and asks again. Flows decide nothing
 //! themselves.
 //!
-//! The modules form a ladder: no two of them use each other, not even in a circle.
+//! The modules use each other in one direction only, without a cycle.
 
 pub(crate) mod ca_state;
 pub(crate) mod clock;

@@ -1,5 +1,5 @@
 //! Untrusted text, made safe to show: it must not be able to steer a terminal, forge a
-//! line of a log, or flood either. Also the readers of text that several rooms share.
+//! line of a log, or flood either. Also the readers of text that several modules share.
 
 use std::time::Duration;
 

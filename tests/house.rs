@@ -1,6 +1,6 @@
-//! Which rooms may import which, as data. Reads the sources without comments, strings and test code, and
-//! checks every path into another room against the table. A room is a module at the root of the crate with
-//! all below it. Also: which rooms may name certain crates, and the form of every file.
+//! Which modules may import which, as data. Reads the sources without comments, strings and test code, and
+//! checks every path into another module against the table. A module at the root of the crate, with all below
+//! it, is a `room` in the names of this file. Also: which modules may name certain crates, and the form of files.
 
 mod circles;
 
@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-/// These rooms import only each other, and every room may import them.
+/// These modules import only each other, and every module may import them.
 const VOCABULARY: &[&str] = &[
     "identifier",
     "lineage",
@@ -25,13 +25,13 @@ const VOCABULARY: &[&str] = &[
     "text",
 ];
 
-/// The rooms that a room may import besides itself and the vocabulary.
+/// The modules that a module may import besides itself and the vocabulary.
 const ROOMS: &[(&str, &[&str])] = &[
     ("renew", &[]),
     ("store", &[]),
     ("deploy", &[]),
     ("install", &[]),
-    // Reads a foreign directory only; other rooms act on the result.
+    // Reads a foreign directory only; other modules act on the result.
     ("import", &[]),
     ("observe", &[]),
     ("ca", &[]),
@@ -293,10 +293,10 @@ fn allowed(room: &str) -> Option<Vec<&'static str>> {
     Some([VOCABULARY, more].concat())
 }
 
-/// The rooms that the code names, each with its line.
+/// The modules at the root that the code names, each with its line.
 fn rooms_named(source: &Source) -> Vec<(usize, String)> {
     let depth = source.path.components().count();
-    // main.rs names the crate `certs`, and `super` leads to rooms too.
+    // main.rs names the crate `certs`, and `super` leads to modules at the root too.
     let upward = vec!["super"; depth].join("::");
     let roots = ["crate", "certs", &upward];
     let mut named = Vec::new();

@@ -1,4 +1,4 @@
-//! A CA for the tests of this room. It issues by RFC 8555 without delay, unless a
+//! A CA for the tests of this module. It issues by RFC 8555 without delay, unless a
 //! test scripts another reply. It never checks signatures: the tests of
 //! [`super::jws`] and real CAs do.
 

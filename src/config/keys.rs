@@ -164,7 +164,7 @@ layer! {
             => .harden;
         "renew.schedule", schedule: Schedule, parsed, TEXT
             .hint("for example 30 3 * * * for 3:30 every night")
-            .doc("A sweep beside the exact timers, and the maintenance window: a cron expression of 5 fields, or 6 with the seconds first")
+            .doc("One more pass over all certificates, and the maintenance window: a cron expression of 5 fields, or 6 with the seconds first")
             => .renew.schedule;
         "renew.deploy", deploy_when: DeployWhen, parsed, choice(|| vec!["at-once", "on-schedule"])
             .doc("When a renewed certificate is deployed").default("at-once")

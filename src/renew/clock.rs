@@ -1,8 +1,9 @@
 //! The rule for the clock, in one place. Each reply of a CA shows its clock beside ours,
 //! and either may be wrong.
 //!
-//! - A pass decides by [`decided_at`]: by our clock where the two agree, else by the CA's,
-//!   unless the newest certificate or a lead of more than a day speaks against it.
+//! - A pass decides by [`decided_at`]: by our clock where the two agree, else by the CA's.
+//!   Ours decides also where the CA's clock is behind the newest certificate, or more than
+//!   a day ahead while the certificate does not show that ours is behind.
 //! - Before an order replaces a certificate, the pass reads the CA's clock again and
 //!   decides again, so that a clock of ours that is ahead orders nothing early.
 //! - A new certificate is dated by [`signed_at`], a rate limit by the CA's own clock.

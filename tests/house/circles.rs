@@ -1,5 +1,5 @@
 //! The modules of a folder name each other in one direction only, so that each can be read with the modules
-//! below it. A folder and its own modules are no pair, since it declares them. Also: the table of the rooms
+//! below it. A folder and its own modules are no pair, since it declares them. Also: the table of imports
 //! permits only imports that are used.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -86,7 +86,7 @@ fn siblings(from: &str, to: &str) -> Option<(String, (String, String))> {
     let (from, to): (Vec<&str>, Vec<&str>) = (from.split('/').collect(), to.split('/').collect());
     let same = from.iter().zip(&to).take_while(|(one, other)| one == other);
     let depth = same.count();
-    // A parent declares its child, and rooms have a table of their own.
+    // A parent declares its child, and the modules at the root have a table of their own.
     let (one, other) = (from.get(depth)?, to.get(depth)?);
     let folder = from[..depth].join("/");
     (depth > 0).then(|| (folder, ((*one).to_owned(), (*other).to_owned())))

@@ -16,7 +16,7 @@ use crate::import::{ImportedAccount, ImportedKey};
 use crate::store::{Store, StoreError};
 use crate::text::printable;
 
-/// The accounts found, and after [`Accounts::take`] those in the store.
+/// The accounts found, and after [`Accounts::import_pair`] those in the store.
 #[derive(Default)]
 pub(super) struct Accounts {
     found: Vec<(Directory, ImportedAccount)>,

@@ -16,7 +16,7 @@ const INTRODUCTION: &str = "\
 Every key can be set in three sources. The command line wins, then the environment, then the file; a key
 that no source sets has its default. `certs config check` reports every error of all three at once, and
 `certs config schema` prints the file's JSON Schema. [config/certs.toml](../config/certs.toml) is an
-annotated example with every key.
+annotated example with every key of this page. The keys of deploy targets are in [targets.md](targets.md).
 
 - **File**: TOML, named by `--config FILE`, else `$CERTS_CONFIG`, `./certs.toml` or `/etc/certs/certs.toml`.
   A relative path in it starts at the file.
