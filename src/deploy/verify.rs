@@ -34,8 +34,8 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Half a second in all, and few enough for a server that limits connections.
-const STEADY_LOOKS: u32 = 5;
-const STEADY_PAUSE: Duration = Duration::from_millis(100);
+const REPEATED_HANDSHAKES: u32 = 5;
+const HANDSHAKE_PAUSE: Duration = Duration::from_millis(100);
 
 /// The endpoint did not serve the certificate in time.
 #[derive(Debug, Error)]
@@ -181,7 +181,7 @@ impl Verification<'_> {
                 }
             }
             if found.is_ok() {
-                found = self.steadily(place, first).await;
+                found = self.repeatedly(place, first).await;
             }
             let Err(found) = found else { return Ok(()) };
             flaps = true;
@@ -226,14 +226,14 @@ impl Verification<'_> {
     /// After a reload, old and new workers serve side by side for a moment: with nginx both
     /// accept connections for at least 100 ms, and a balancer has several servers. One
     /// connection that sees the new pair does not show what the next one sees.
-    async fn steadily(&self, place: &ServedAt, name: &Identifier) -> Result<(), String> {
+    async fn repeatedly(&self, place: &ServedAt, name: &Identifier) -> Result<(), String> {
         let begun = self.clock.stopwatch();
-        for _ in 0..STEADY_LOOKS {
-            self.clock.sleep(STEADY_PAUSE).await;
+        for _ in 0..REPEATED_HANDSHAKES {
+            self.clock.sleep(HANDSHAKE_PAUSE).await;
             self.verifier.look(place, name, self.wanted).await?;
             // If one look takes seconds, it is enough.
             let passed = self.clock.stopwatch().saturating_sub(begun);
-            if passed > STEADY_PAUSE * STEADY_LOOKS {
+            if passed > HANDSHAKE_PAUSE * REPEATED_HANDSHAKES {
                 break;
             }
         }

@@ -154,7 +154,7 @@ fn verify_takes_no_longer_when_the_clock_is_set_back() {
 
 #[test]
 fn verify_needs_every_connection_of_half_a_second() {
-    const EVERY: usize = 1 + STEADY_LOOKS as usize;
+    const EVERY: usize = 1 + REPEATED_HANDSHAKES as usize;
     assert_eq!(with(|_| false), (Ok(()), EVERY, 500));
     // A connection that sees the old pair starts the count again.
     let (ended, looks, _) = with(|look| look == 2);
