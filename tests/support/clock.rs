@@ -26,7 +26,7 @@ enum Slot {
     Wall,
     Monotonic,
     WallReadings,
-    SteadyReadings,
+    MonotonicReadings,
 }
 
 impl Clocks {
@@ -60,7 +60,7 @@ impl Clocks {
         let directory = tempfile::tempdir().unwrap();
         let mut status = certs(directory.path());
         let status = self.preload(&mut status).arg("status").output().unwrap();
-        if self.read(Slot::SteadyReadings) == 0 {
+        if self.read(Slot::MonotonicReadings) == 0 {
             return Err(format!("nothing is preloaded: {}", text(&status)));
         }
         Ok(())
@@ -95,7 +95,7 @@ impl Clocks {
         for number in [Slot::Wall, Slot::Monotonic] {
             self.write(number, self.read(number) + seconds);
         }
-        let readings = [Slot::WallReadings, Slot::SteadyReadings];
+        let readings = [Slot::WallReadings, Slot::MonotonicReadings];
         let before = readings.map(|number| self.read(number));
         wake();
         until("a reading of the clocks", || {
